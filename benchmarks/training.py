@@ -105,7 +105,7 @@ def _train(contender: str, seed: int, epochs: int, first: int | None) -> list[Ro
             scores, spikes = net(pixels[indices])
             loss = functional.cross_entropy(scores, classes[indices])
             if not contender.startswith("relu"):
-                total = hb.events.total if contender.startswith("hibana") else Tensor.sum
+                total = Tensor.sum
                 loss = loss + _PENALTY * sum(total(layer) / layer.numel() for layer in spikes)
             loss.backward()
             optimizer.step()

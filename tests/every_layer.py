@@ -87,7 +87,6 @@ def made(case: str) -> tuple[nn.Module, Tensor]:
         x = (x > 1.2).float() if how == "of spikes" else x
         if hasattr(layer, "mode"):
             layer.mode = "events"
-        layer.of_spikes = name == "MaxPool2d"  # which has a gradient of its own then
     return Above(layer) if how == "above IF" else layer, x
 
 

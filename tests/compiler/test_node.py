@@ -19,7 +19,6 @@ from hibana.compiler.cpu import kernels as cpu
 from hibana.compiler.cpu import node
 from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE
 from hibana.compiler.cpu.walk import ALIASING_FROM
-from hibana.spikes.totals import total
 
 pytestmark = [
     pytest.mark.skipif(shutil.which("c++") is None, reason="there is no C++ compiler"),
@@ -417,45 +416,6 @@ def test_the_command_builds_what_later_processes_find(kept, monkeypatch, capsys)
     monkeypatch.setattr(node, "_loaded", loaded.append)
     node.built()
     assert loaded == [built]
-
-
-@pytest.mark.cover(1)
-@pytest.mark.parametrize("batch", [3, 4096])  # of which long ones are recomputed
-@pytest.mark.parametrize("kind", [hb.IFCell, hb.LIFCell, hb.ALIFCell, hb.EIFCell])
-def test_a_gradient_that_is_one_number_is_added(kind, batch, monkeypatch):
-    found, before = [], torch.randn(5, 1, 64)
-    given = drive(kind(surrogate=Box()), (5, batch, 64))
-    for native in (True, False):
-        if not native:
-            in_python(monkeypatch)
-        cell = kind(surrogate=Box())
-        for function in (total, Tensor.sum):
-            inputs = given.clone().requires_grad_()
-            outputs, _ = emitted(cell, inputs, of_a_layer=True)
-            assert is_native(outputs) is native
-            loss = function(outputs) * 0.25
-            ((outputs * before).sum() + loss).backward(retain_graph=True)
-            loss.backward()
-            found.append(inputs.grad)
-    assert all(torch.equal(one, found[0]) for one in found)
-    assert found[0].any()
-
-
-def test_what_it_is_handed_is_of_one_backward():
-    inputs = torch.rand(5, 3, 64).requires_grad_()
-    outputs, _ = emitted(hb.IFCell(1.0, Box()), inputs, of_a_layer=True)
-    assert outputs.grad_fn.scalar_gradient is None
-    outputs.grad_fn.scalar_gradient = 7, torch.tensor(2.0)
-    task, number = outputs.grad_fn.scalar_gradient
-    assert (task, number.item()) == (7, 2.0)
-    (grad,) = torch.autograd.grad(outputs.sum(), inputs, retain_graph=True)
-    with pytest.raises(TypeError, match="a pair"):
-        outputs.grad_fn.scalar_gradient = None
-    with pytest.raises(TypeError, match="a tensor"):
-        outputs.grad_fn.scalar_gradient = 7, 2.0
-    other = inputs.detach().requires_grad_()
-    again, _ = emitted(hb.IFCell(1.0, Box()), other, of_a_layer=True)
-    assert torch.equal(grad, torch.autograd.grad(again.sum(), other)[0])
 
 
 @pytest.mark.parametrize("create", [False, True])

@@ -213,7 +213,7 @@ def test_a_second_derivative(case: tuple[nn.Module, Tensor]) -> None:
 
 def differentiated_once(part: nn.Module) -> bool:
     over_time = isinstance(part, hb.OverTime | hb.Recurrent | hb.DelayedRecurrent)
-    return over_time or getattr(part, "mode", "") == "events" or getattr(part, "of_spikes", False)
+    return over_time or getattr(part, "mode", "") == "events"
 
 
 def test_a_second_derivative_is_never_left_out_in_silence() -> None:

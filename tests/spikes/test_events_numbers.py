@@ -11,8 +11,14 @@ from torch import nn
 import hibana as hb
 from hibana import surrogate
 from hibana.spikes.planes import whole_numbers
-from hibana.spikes.provenance import lookup_mask
+from hibana.spikes.provenance import lookup
 from selection import examples
+
+
+def _restricted(tensor):
+    """What is known of `tensor`, if its gradient is needed in some places only."""
+    found = lookup(tensor)
+    return None if found is None or found.observers is None else found
 
 
 def _numbers(*shape, density, most, factor=1.0):
@@ -242,20 +248,20 @@ def test_a_summand_without_a_gradient_does_not_widen_the_support():
     _, (spikes, _), layer = _two_layers()
     given_ = (torch.rand(5, 3, 64) < 0.5).float()
     for total in (hb.events.add(spikes, given_), hb.events.add(given_, spikes)):
-        below = lookup_mask(total)
+        below = _restricted(total)
         assert below is not None
-        assert torch.equal(below.bits, lookup_mask(spikes).spikes)
-    assert lookup_mask(hb.events.add(given_, given_)) is None
+        assert torch.equal(below.mask, lookup(spikes).spikes)
+    assert _restricted(hb.events.add(given_, given_)) is None
     assert layer(total).shape == (5, 3, 7)
 
 
 def test_what_is_unknown_below_a_sum_is_everywhere():
     _, (spikes, _), _ = _two_layers()
     other = torch.rand(5, 3, 64, requires_grad=True)
-    assert lookup_mask(hb.events.add(spikes, other * 2)) is None
-    assert lookup_mask(hb.events.add(spikes, other.transpose(0, 1).reshape(5, 3, 64))) is None
-    assert lookup_mask(hb.events.add(spikes[:, :1], spikes)) is None
-    assert lookup_mask(spikes + spikes) is None
+    assert _restricted(hb.events.add(spikes, other * 2)) is None
+    assert _restricted(hb.events.add(spikes, other.transpose(0, 1).reshape(5, 3, 64))) is None
+    assert _restricted(hb.events.add(spikes[:, :1], spikes)) is None
+    assert _restricted(spikes + spikes) is None
 
 
 @pytest.mark.parametrize("channels", [16, 5])
@@ -266,7 +272,7 @@ def test_sums_of_pooled_spikes_know_what_stands_below(channels):
         for threshold in (1.0, 1.2)
     ]
     total = hb.events.add(*pooled)
-    assert lookup_mask(total) is not None
+    assert _restricted(total) is not None
     conv = hb.Conv2d(channels, 4, 3)
     conv.mode = "events"
     conv(total.flatten(0, 1)).sum().backward()
@@ -317,7 +323,7 @@ def test_one_number_of_many_that_is_written_to_is_seen():
 
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [0, 1, 3, 4, 2]])
-@pytest.mark.parametrize("shape", [(3, 2, 8, 4, 4), (2, 1, 5, 3, 3)])
+@pytest.mark.parametrize("shape", [(3, 2, 8, 4, 4), (2, 3, 5, 3, 3)])
 def test_sums_of_sums_are_known_as_bits_up_to_fifteen(order, shape):
     back = [order.index(dimension) for dimension in range(5)]
     currents = [
@@ -329,9 +335,9 @@ def test_sums_of_sums_are_known_as_bits_up_to_fifteen(order, shape):
         total, wanted = hb.events.add(total, each), wanted + each.detach()
         assert torch.equal(total, wanted)
         assert total.stride() == spikes[0].stride()
-        below = lookup_mask(total)
-        assert (below.planes is not None) == (i < 16 and below.length % 64 == 0)
-        if below.planes is not None:
+        below = _restricted(total)
+        assert (below.planes is not None) == (i < 16)
+        if below.planes is not None and below.length % 64 == 0:
             rows = below.rows(below.planes[0], below.length)
             words = below.planes.view(torch.int64).view(len(below.planes), *rows.shape)
             shifted = (words[..., None] >> torch.arange(64)) & 1
@@ -344,23 +350,6 @@ def test_sums_of_sums_are_known_as_bits_up_to_fifteen(order, shape):
     ]
     for x, gradient in zip(currents, surrogates, strict=True):
         torch.testing.assert_close(x.grad, gradient)
-
-
-def test_the_gradient_of_a_sum_is_handed_on_as_the_sum_lies():
-    shape, order, back = (3, 2, 8, 4, 4), [0, 1, 3, 4, 2], [0, 1, 4, 2, 3]
-    currents = [
-        torch.rand(shape).permute(order).contiguous().permute(back).requires_grad_() for _ in range(2)
-    ]
-    spikes = [hb.IF(0.4)(x) for x in currents]
-    got = []
-    for each in spikes:
-        each.register_hook(got.append)
-    total, wanted = hb.events.add(*spikes), torch.randn(shape)
-    assert total.stride() != wanted.stride()
-    total.backward(wanted)
-    for gradient in got:
-        assert torch.equal(gradient, wanted)
-        assert gradient.stride() == total.stride()
 
 
 def test_spikes_added_to_themselves_are_twice_as_many():

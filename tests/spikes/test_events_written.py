@@ -212,7 +212,6 @@ READERS = {
     "Window": lambda: hb.Window(16, 8, 2),
     "DelayedLinear": lambda: nn.Sequential(_Rows(), hb.DelayedLinear(64, 8, 2)),
     "delays of two steps": lambda: nn.Sequential(_Rows(), hb.DelayedLinear(64, 8, 2, sigma=0.0)),
-    "total": lambda: _Total(),
 }
 
 
@@ -224,11 +223,6 @@ class _Rows(nn.Module):
 class _Doubled(nn.Module):
     def forward(self, spikes):
         return hb.events.add(spikes, spikes)
-
-
-class _Total(nn.Module):
-    def forward(self, spikes):
-        return hb.events.total(spikes)
 
 
 class _Apart(nn.Module):
@@ -299,24 +293,6 @@ def test_one_number_that_somebody_wrote_in_evaluation_is_seen(reader, mode):
                 ONE_NUMBER[write](spikes, drawn.randrange(spikes.numel()), drawn.choice([0.0, 1.0, 0.5]))
             got, wanted = reads(spikes), _Apart(reads)(spikes.clone())
             torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-
-
-def test_an_attribute_of_another_node_is_not_taken_for_bits():
-    class Pruned(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, values):
-            ctx.support, ctx.spikes = torch.zeros(1), torch.zeros(1)
-            return values.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad
-
-    layer = hb.Linear(64, 8)
-    layer.mode = "events"
-    values = (torch.rand(4, 8, 64) < 0.5).float().requires_grad_()
-    layer(Pruned.apply(values)).sum().backward()
-    torch.testing.assert_close(values.grad, layer.weight.sum(0).expand(4, 8, 64))
 
 
 @pytest.mark.parametrize("layer", [hb.IF(), hb.LIF(surrogate=hb.surrogate.ATan())], ids=repr)

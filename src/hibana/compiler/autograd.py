@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler import programs
-from hibana.compiler.attached import RUNS, attach
+from hibana.compiler.attached import attach
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, Producer
 from hibana.compiler.derivatives import applied, are_batched, differentiated_once, scalar_gradient
 from hibana.compiler.draws import new_seed
@@ -81,9 +81,6 @@ class RunSpecification(NamedTuple):
     """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
 
 
-RUNS.add(RunSpecification)
-
-
 def specified(
     program: "Program", inputs: Tensor, ends: bool, begun: int = 0, *, alone: bool
 ) -> RunSpecification | None:
@@ -113,11 +110,14 @@ def go(
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """:func:`run` with its specification; `tensors` are the initial states and those of the cell."""
     if spec.launch is not None:
-        return spec.launch(inputs, spec)
+        outputs, last = spec.launch(inputs, spec)
+        _attach_bits(outputs)
+        return outputs, last
     if torch.is_grad_enabled() and (
         inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
     ):
         outputs, *last = _apply(spec, inputs, *tensors)
+        _attach_bits(outputs)
         return outputs, last
     kernels = spec.program.kernels
     given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
@@ -137,6 +137,22 @@ def go_over(
     given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
     outputs, _ = _known(partial(kernels.forward_over, producer), given)
     return outputs if order is None else outputs.permute(inverse(order)).detach()
+
+
+FEWEST = 256
+"""Outputs below which no bits are attached: products of so few numbers are torch's."""
+
+
+def _attach_bits(outputs: Tensor) -> None:
+    """Attaches the bits that the node of `outputs` saved, and the mask of where it needs their gradient."""
+    node: Any = outputs.grad_fn
+    if node is None or outputs.numel() < FEWEST:
+        return
+    spikes, mask = node.spikes, node.support
+    if spikes is not None or mask is not None:
+        planes, length = None if spikes is None else spikes[None], outputs.shape[1:].numel()
+        observers = None if mask is None else ()
+        attach(outputs, planes, length, mask=None if mask is spikes else mask, observers=observers)
 
 
 def _arguments(

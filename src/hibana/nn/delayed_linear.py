@@ -183,8 +183,8 @@ def _at_few_places(inputs: Tensor, below: Provenance | None) -> bool:
     batch, features = inputs.shape[1:]
     if below is None or below.observers is None or not inputs.is_contiguous() or features % 64:
         return False
-    wanted = below.spikes if below.bits is None else below.bits
-    rows = None if wanted is None else below.rows(wanted, batch * features)
+    mask = below.explicit_mask
+    rows = None if mask is None else below.rows(mask, batch * features)
     return rows is not None and density_of(rows, batch * features) <= ONE_BY_ONE_UP_TO
 
 

@@ -11,7 +11,7 @@ from hibana.nn.deferred import Deferred, deferred
 from hibana.nn.over_steps import FUSING, OVER_STEPS, normalised_again
 from hibana.nn.running import Stateful, check_knows_no_time
 from hibana.spikes.checks import alike_each_step
-from hibana.spikes.provenance import attach_view
+from hibana.spikes.provenance import pass_on
 
 __all__ = ["EachStep"]
 
@@ -60,7 +60,7 @@ class EachStep(nn.Module):
             once: Tensor = self.module(inputs[0])
             return repeated(once, steps)
         try:
-            outputs: Tensor = self.module(inputs.flatten(0, 1))
+            outputs: Tensor = self.module(pass_on(inputs, inputs.flatten(0, 1)))
         except (RuntimeError, ValueError) as error:
             joined = [steps * batch, *inputs.shape[2:]]
             error.add_note(
@@ -68,7 +68,7 @@ class EachStep(nn.Module):
                 f"[T, batch, ...], and called {type(self.module).__name__} with {joined}"
             )
             raise
-        return attach_view(outputs.reshape(steps, batch, *outputs.shape[1:]))
+        return pass_on(outputs, outputs.reshape(steps, batch, *outputs.shape[1:]))
 
     def computed_again(self, inputs: Tensor) -> Tensor:
         """The same once more, of what ends in a normalisation, whose running statistics have counted it."""

@@ -26,7 +26,7 @@ from hibana.compiler.torch_layers import OF_IMAGES
 from hibana.nn.deferred import Deferred, deferred
 from hibana.nn.running import Stateful
 from hibana.runtime.torch_internals import tree_map
-from hibana.spikes.provenance import attach_view
+from hibana.spikes.provenance import pass_on
 
 __all__ = [
     "FUSING",
@@ -67,8 +67,8 @@ class OverSteps(nn.Module):
         call: Any = super().forward  # of the layer of torch.nn
         if input.ndim != self.dimensions + 3:
             return cast(Tensor, call(input))
-        outputs: Tensor = call(input.flatten(0, 1))
-        return attach_view(outputs.reshape(*input.shape[:2], *outputs.shape[1:]))
+        outputs: Tensor = call(pass_on(input, input.flatten(0, 1)))
+        return pass_on(outputs, outputs.reshape(*input.shape[:2], *outputs.shape[1:]))
 
     def computed_again(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
         """The same once more."""
@@ -127,8 +127,8 @@ class FlattenOverSteps(spikes.Flatten):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
         if is_name(input) or input.ndim != 5 or (self.start_dim, self.end_dim) != (1, -1):
             return super().forward(input)
-        joined = super().forward(input.flatten(0, 1))
-        return attach_view(joined.reshape(*input.shape[:2], *joined.shape[1:]))
+        joined = super().forward(pass_on(input, input.flatten(0, 1)))
+        return pass_on(joined, joined.reshape(*input.shape[:2], *joined.shape[1:]))
 
 
 OVER_STEPS: dict[type[nn.Module], Any] = {
@@ -229,10 +229,10 @@ class JoinedNetwork(_Made):
                     f"net must return [T * batch, ...], {steps * batch} rows, for images of all steps, got "
                     f"shape {tuple(found.shape)}"
                 )
-            return attach_view(found.reshape(steps, batch, *found.shape[1:]))
+            return pass_on(found, found.reshape(steps, batch, *found.shape[1:]))
 
         with joining(steps):
-            found = super().forward(inputs.flatten(0, 1))
+            found = super().forward(pass_on(inputs, inputs.flatten(0, 1)))
         return tree_map(split_steps, found)
 
 
@@ -253,7 +253,7 @@ class JoinedNeurons(_Made):
             if emitted is not None:
                 return emitted
             inputs = inputs.call.read()
-        over_time = attach_view(inputs.reshape(steps, -1, *inputs.shape[1:]))
+        over_time = pass_on(inputs, inputs.reshape(steps, -1, *inputs.shape[1:]))
         with joining(None):
             emitted = super().__call__(over_time)
-        return attach_view(emitted.flatten(0, 1))
+        return pass_on(emitted, emitted.flatten(0, 1))

@@ -7,7 +7,6 @@ from torch import Tensor, distributed
 from torch.nn import functional
 
 from hibana.nn import lengths as padding
-from hibana.spikes.totals import total
 
 __all__ = ["rate_penalty", "silence_penalty"]
 
@@ -70,7 +69,7 @@ def _mean(values: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
     count = values.numel() if dim is None else math.prod(values.shape[d] for d in dim)
     if values.dtype in (torch.float16, torch.bfloat16):  # which do not count so far
         return (values.sum(dim, dtype=torch.float32) / count).to(values.dtype)
-    return (total(values) if dim is None else values.sum(dim)) / count
+    return values.sum(dim) / count
 
 
 def _over_processes(mean: Tensor, weight: Tensor | None) -> Tensor:

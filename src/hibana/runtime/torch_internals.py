@@ -4,6 +4,7 @@ All other files use public names only. Most entries are plain aliases, so that c
 ``torch.compile`` recognizes the functions. Nothing here computes anything.
 """
 
+from collections import OrderedDict
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "delayed_error",
     "dispatch_mode_count",
     "has_global_module_hooks",
+    "hooks_of",
     "is_fake",
     "is_forward_mode",
     "is_legacy_batched",
@@ -116,6 +118,17 @@ def run_backward(
     return engine.run_backward(
         outputs, grads, keep_graph, False, inputs, allow_unreachable=True, accumulate_grad=False
     )
+
+
+def hooks_of(tensor: Tensor) -> "OrderedDict[int, Any]":
+    """The dictionary that every hook put on `tensor`, now or later, enters. No public equivalent."""
+    hooks = tensor._backward_hooks
+    if hooks is None:  # as Tensor.register_hook creates it
+        hooks = tensor._backward_hooks = OrderedDict()
+        if tensor.grad_fn is not None:
+            tensor.grad_fn._register_hook_dict(tensor)
+    assert isinstance(hooks, OrderedDict)
+    return hooks
 
 
 def saved_tensor_hooks() -> Any:

@@ -18,7 +18,6 @@ from hibana.spikes.torchs import (
     ConvTranspose2d,
     Upsample,
 )
-from hibana.spikes.totals import total
 
 __all__ = [
     "AdaptiveAvgPool2d",
@@ -35,5 +34,4 @@ __all__ = [
     "add",
     "adopt",
     "adopted",
-    "total",
 ]

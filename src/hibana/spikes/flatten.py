@@ -1,6 +1,6 @@
-"""``hb.events.Flatten``: a copy in another memory order that keeps the provenance of spikes."""
+"""``hb.events.Flatten``: a flattening, or a copy in another memory order, that keeps the bits of spikes."""
 
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -9,10 +9,9 @@ from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.attached import attach
 from hibana.spikes.bits import bits_of
 from hibana.spikes.checks import plain
-from hibana.spikes.layer import learns
-from hibana.spikes.provenance import Provenance, lookup
+from hibana.spikes.provenance import lookup, pass_on
 
-__all__ = ["Flatten"]
+__all__ = ["Flatten", "attach_copy"]
 
 
 class Flatten(nn.Flatten):
@@ -26,41 +25,24 @@ class Flatten(nn.Flatten):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
-        if not torch.compiler.is_compiling() and plain(input) and not input.is_contiguous():
-            flat = _flattened(input, self.start_dim, self.end_dim)
-            if flat is not None:
-                return flat
-        return super().forward(input)
+        flat = super().forward(input)
+        if torch.compiler.is_compiling() or not plain(input):
+            return flat
+        if flat.data_ptr() == input.data_ptr():
+            return pass_on(input, flat)
+        return attach_copy(input, flat, flat.shape[-1])
 
 
-def _flattened(spikes: Tensor, start: int, end: int) -> Tensor | None:
-    """Flattened `spikes` with their bits attached, where flattening copies them; else None."""
-    under = lookup(spikes)
-    if under is None or under.spikes is None or not spikes.numel():
-        return None
-    copied = spikes.detach().flatten(start, end)
-    if copied.untyped_storage() is spikes.untyped_storage():
-        return None  # a view, through which a layer sees anyhow
-    length = copied.shape[-1]
-    attach(copied, bits_of(copied.view(-1, length))[0].view(torch.uint8)[None], length)
-    if not learns(spikes):
-        return copied
-    exact = under.bits is None and under.observers is not None
-    support = Provenance(None, length, under.observers) if exact else None
-    apply: Any = _Flatten.apply  # torch leaves it without types
-    flat: Tensor = apply(spikes, copied, support)
-    return flat
+def attach_copy(spikes: Tensor, copied: Tensor, length: int) -> Tensor:
+    """Attaches to `copied`, spikes taken from `spikes`, their bits, `length` a piece; returns it.
 
-
-class _Flatten(torch.autograd.Function):
-    """The node of a flattening that copies: its gradient is reshaped; it carries the spikes' provenance."""
-
-    @staticmethod
-    def forward(ctx: Any, spikes: Tensor, copied: Tensor, support: Provenance | None) -> Tensor:
-        """`copied`, the flattened copy of `spikes`; `support` is what :func:`lookup` finds at the node."""
-        ctx.shape, ctx.support = spikes.shape, support
-        return copied.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        return grad.reshape(ctx.shape), None, None
+    Nothing is attached if `spikes` are not known to be spikes. Where their gradient is needed where they
+    fired, that of `copied` is too; other masks are not copied.
+    """
+    below = lookup(spikes)
+    if below is not None and below.spikes is not None and copied.numel():
+        rows = copied.detach().as_strided((copied.numel() // length, length), (length, 1))
+        bits = bits_of(rows)[0].view(torch.uint8)[None]
+        observers = below.observers if below.mask is None and copied.requires_grad else None
+        attach(copied, bits, length, observers=observers)
+    return copied

@@ -196,6 +196,6 @@ def usable(below: Provenance | None, length: int, in_order: bool, input_: Planes
     """`below`, if the input gradient may be restricted to its mask, in rows of `length`; else None."""
     if below is None or below.observers is None:
         return None
-    if below.bits is None:  # the mask is the spikes themselves
+    if below.mask is None:  # the mask is the spikes themselves
         return below if input_.bits.shape[0] == 1 else None
-    return below if in_order and below.rows(below.bits, length) is not None else None
+    return below if in_order and below.rows(below.mask, length) is not None else None

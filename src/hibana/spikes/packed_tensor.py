@@ -8,7 +8,7 @@ from torch import Tensor
 from hibana.compiler.attached import attach
 from hibana.spikes.checks import plain
 from hibana.spikes.layer import numbers_as_bits
-from hibana.spikes.provenance import fills_memory, lookup_numbers
+from hibana.spikes.provenance import fills_memory, lookup
 
 __all__ = ["PackedTensor"]
 
@@ -33,8 +33,8 @@ class PackedTensor(NamedTuple):
         count = tensor.numel()
         if count < SMALLEST or not plain(tensor) or not fills_memory(tensor):
             return tensor
-        known = lookup_numbers(tensor)
-        if known is not None:
+        known = lookup(tensor)
+        if known is not None and known.planes is not None:
             return cls(known.planes, 1.0, tensor.shape, tensor.stride(), known.most)
         if count % 64:
             return tensor

@@ -104,7 +104,7 @@ def _wanted(below: Provenance | None, bits: Tensor, sizes: dict[str, int]) -> Te
     """The bits of where the input gradient is computed, in the backward that runs now."""
     inputs = sizes["inputs"]
     if below is not None and below.has_no_observer():
-        known = bits if below.bits is None else below.rows(below.bits, sizes["rows"] * inputs)
+        known = bits if below.mask is None else below.rows(below.mask, sizes["rows"] * inputs)
         if known is not None:
             return known.view_as(bits)
     everywhere = torch.full_like(bits, -1)

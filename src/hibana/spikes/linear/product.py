@@ -308,7 +308,7 @@ def used_bits(support: Provenance | None, bits: Tensor, length: int, density: fl
     """
     if support is None or not support.has_no_observer():
         return None
-    if support.bits is None:
+    if support.mask is None:
         return Used(bits, density)
-    found = support.rows(support.bits, length)
+    found = support.rows(support.mask, length)
     return None if found is None else Used(found, density_of(found, length))

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.spikes.checks import check_no_time, pair, plain
-from hibana.spikes.pooling.autograd import max_pooled
+from hibana.spikes.flatten import attach_copy
 
 __all__ = ["MaxPool2d"]
 
@@ -17,10 +17,9 @@ __all__ = ["MaxPool2d"]
 class MaxPool2d(nn.MaxPool2d):
     """``torch.nn.MaxPool2d``; pooled spikes are spikes, and a layer above knows what stands below.
 
-    Without overlap, padding or dilation, over spikes that lie channels last, of each output only the
-    place that it came from is kept, in one byte. All else is torch's; where a dilated window lies in the
-    padding alone, -inf is put around the image first, which gives the same numbers: torch itself keeps a
-    place outside of the image for such a window, and writes there in the backward.
+    Where a dilated window lies in the padding alone, -inf is put around the image first, which gives the same
+    numbers: torch itself keeps a place outside of the image for such a window, and writes there in the
+    backward.
 
     Raises:
         ValueError: if indices are asked for and a window lies in the padding alone, which has none.
@@ -30,35 +29,21 @@ class MaxPool2d(nn.MaxPool2d):
     torch.Size([1, 8, 3, 3])
     """
 
-    _reason = "not called yet"
-
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.MaxPool2d's name for it
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
-        window = pair(self.kernel_size)
-        if (
-            not torch.compiler.is_compiling()
-            and plain(input)
-            and input.ndim == 4
-            and input.numel()
-            and input.is_contiguous(memory_format=torch.channels_last)
-            and (self.stride is None or pair(self.stride) == window)
-            and pair(self.padding) == (0, 0)
-            and pair(self.dilation) == (1, 1)
-            and not (self.ceil_mode or self.return_indices)
-            and window[0] * window[1] <= 256
-            and 0 < window[0] <= input.shape[2]
-            and 0 < window[1] <= input.shape[3]
-        ):
-            pooled = max_pooled(input, window)
-            if pooled is not None:
-                self.__dict__["_reason"] = "events: of each window the first spike"
-                return pooled
         check_no_time(self, input, 2)
         if self._has_windows_of_padding(input):
             return self._of_padded(input)
-        self.__dict__["_reason"] = "torch's: not spikes that lie channels last, under windows without overlap"
         out: Tensor = super().forward(input)
+        if (
+            not torch.compiler.is_compiling()
+            and isinstance(out, Tensor)
+            and out.ndim == 4
+            and plain(input)
+            and out.is_contiguous(memory_format=torch.channels_last)
+        ):
+            attach_copy(input, out, out.shape[1] * out.shape[3])
         return out
 
     def _has_windows_of_padding(self, input: Tensor) -> bool:  # noqa: A002
@@ -87,7 +72,6 @@ class MaxPool2d(nn.MaxPool2d):
                 f"return_indices must be False for an input of shape {tuple(input.shape)}: with padding "
                 f"{self.padding} and dilation {self.dilation} some windows hold no pixel"
             )
-        self.__dict__["_reason"] = "torch's: a window lies in the padding alone"
         kernel, stride = self._kernel_and_stride()
         padding, dilation = pair(self.padding), pair(self.dilation)
         around: list[int] = []
@@ -98,8 +82,8 @@ class MaxPool2d(nn.MaxPool2d):
         return functional.max_pool2d(padded, kernel, stride, 0, dilation)
 
     def explain(self) -> str:
-        """How the last call was computed, and why."""
-        return self._reason
+        """That it is torch's, and what a layer above makes of it."""
+        return "torch's: of each window the largest, a spike to the layer above if it was one"
 
 
 def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool) -> int:
