@@ -1,7 +1,9 @@
 """Learning online: gradients against backpropagation through time, each rule against its formula by hand."""
 
+import copy
 import gc
 import itertools
+import pickle
 
 import pytest
 import torch
@@ -704,3 +706,89 @@ def test_a_network_that_was_optimised_learns_as_before():
     for one, other in zip(*found, strict=True):
         assert one.abs().sum() > 0
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+class Late(hb.Cell):
+    """Emits from its state before the step, so a step's output does not depend on its input."""
+
+    def forward(self, x, u_previous, s_previous):
+        return 0.9 * u_previous + x, hb.spike(u_previous - 0.5, 1 / (1 + (u_previous - 0.5) ** 2))
+
+
+@pytest.mark.parametrize("rule", ["d-rtrl", "e-prop", "pp-prop"])
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_later_layer_may_emit_before_it_uses_its_input(rule, backend):
+    torch.manual_seed(0)
+    x, found = torch.rand(12, 2, 3), []
+    layers = nn.Linear(3, 8), hb.LIF(threshold=0.2), nn.Linear(8, 4), hb.OverTime(Late(), backend=backend)
+    net = nn.Sequential(*layers)
+    for weights in net.parameters():
+        nn.init.uniform_(weights, 0.1, 0.5)
+    learner = hb.learn.online(net, rule)
+    for way in ("step", "steps", "sequence"):
+        net.zero_grad()
+        learner.reset()
+        if way == "sequence":
+            learner.sequence(x, lambda _, y: y.square().sum(), chunk=5)
+        for part in x.split(1 if way == "step" else 5) if way != "sequence" else ():
+            learner.steps(part).square().sum().backward()
+        found.append(layers[2].weight.grad.clone())
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(found[1], found[0])
+    torch.testing.assert_close(found[2], found[0])
+
+
+SAVED = {
+    "recurrent": lambda: [nn.Linear(3, 8), hb.Recurrent(hb.LIFCell(threshold=0.2), 8)],
+    "learned": lambda: [nn.Linear(3, 8), hb.PLIF(threshold=0.2)],
+    "subtracted": lambda: [nn.Linear(3, 8), hb.LIF(threshold=0.2, reset="subtract", detach_reset=False)],
+    "alike": lambda: [nn.Linear(3, 8), hb.IF(0.2, detach_reset=True, reset="subtract")],
+}
+
+
+def saved_and_loaded(learner, tmp_path):
+    torch.save(learner.state_dict(), tmp_path / "state.pt")
+    new = hb.learn.online(copy.deepcopy(learner.net), learner.rule)
+    new.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    return new
+
+
+@pytest.mark.cover(1)
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", SAVED)
+@pytest.mark.parametrize("how", ["state", "pickle", "deepcopy"])
+@pytest.mark.parametrize("chunk", [1, 4])
+def test_a_learner_that_is_saved_and_loaded_goes_on_as_before(rule, name, how, chunk, tmp_path):
+    torch.manual_seed(0)
+    learner = hb.learn.online(nn.Sequential(*SAVED[name](), nn.Linear(8, 2), hb.LI(tau=5.0)), rule)
+    x = torch.rand(16, 2, 3)
+
+    def learn(one, steps):
+        for part in steps.split(chunk):
+            one.steps(part).square().sum().backward()
+
+    learn(learner, x[:8])
+    learner.net.zero_grad()
+    if how == "state":
+        other = saved_and_loaded(learner, tmp_path)
+    else:
+        other = pickle.loads(pickle.dumps(learner)) if how == "pickle" else copy.deepcopy(learner)
+    assert other.net is not learner.net
+    for one in (learner, other):
+        learn(one, x[8:])
+    for here, there in zip(learner.net.parameters(), other.net.parameters(), strict=True):
+        assert here.grad.abs().max() > 0
+        assert torch.equal(here.grad, there.grad)
+    fresh = hb.learn.online(copy.deepcopy(learner.net), rule)
+    fresh.net.zero_grad()
+    learn(fresh, x[8:])
+    assert not torch.equal(fresh.net[0].weight.grad, learner.net[0].weight.grad)
+
+
+def test_the_state_of_another_learner_is_refused():
+    learner = hb.learn.online(nn.Sequential(nn.Linear(3, 8), hb.LIF()))
+    with pytest.raises(ValueError, match="by rule 'd-rtrl', got 'e-prop'"):
+        learner.load_state_dict(hb.learn.online(learner.net, "e-prop").state_dict())
+    other = hb.learn.online(nn.Sequential(nn.Linear(3, 8), hb.LIF(), nn.Linear(8, 2), hb.LI()))
+    with pytest.raises(ValueError, match="state must be that of layers"):
+        learner.load_state_dict(other.state_dict())

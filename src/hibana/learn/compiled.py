@@ -101,7 +101,9 @@ class InstantSystem:
         """As :meth:`System.backward`."""
         if signal is None:
             return self.alike.backward(None, end, None)
-        (factors,) = torch.autograd.grad(self.outputs, self.drive, signal, retain_graph=True)
+        (factors,) = torch.autograd.grad(
+            self.outputs, self.drive, signal, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
         ((decay,),), (to_input,) = self.alike.transition, self.alike.to_input
         assert to_input is not None
         scan([factors], [[decay]], [None], back=True)
@@ -157,7 +159,8 @@ class Kernels:
 
         def instant(signal: Tensor) -> Tensor:
             outputs, _, leaf, _ = self._with_graph("instant", drive, state)
-            return torch.autograd.grad(outputs, leaf, signal)[0]
+            # zeros of a step that emits before it uses its input
+            return torch.autograd.grad(outputs, leaf, signal, allow_unused=True, materialize_grads=True)[0]
 
         if isinstance(self.rule, PPProp) and not at_rest.is_alike:
             emitted, last = unrolled(self.layer.step, drive, state)

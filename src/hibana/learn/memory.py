@@ -1,6 +1,6 @@
 """What a layer of neurons carries from chunk to chunk, and one chunk of it with its gradient."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +49,32 @@ class Memory:
         """The neuron's side of a trace of rank one: what its states, and a readout, have of it."""
         self.pending: Chunk | None = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the states and traces, after the last chunk was taken into the traces."""
+        with torch.no_grad():
+            self._advance()
+            sums = None if self.of_sums is None else [self.of_sums.of_states, self.of_sums.of_readout]
+            held = {"state": self.state, "last": self.last, "sums": sums, "effects": self.effects}
+            traces = {name: self.traces[one].state() for name, one in self._sets() if one in self.traces}
+            return {**{name: _copied(value) for name, value in held.items()}, "traces": _copied(traces)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Replaces the states and traces by copies of those of :meth:`state_dict`."""
+        self.reset()
+        state = _copied(state)
+        self.state, self.last, self.effects = state["state"], state["last"], state["effects"]
+        if state["sums"] is not None:
+            self.of_sums = ParameterTraces(*state["sums"])
+        for name, synapses in self._sets():
+            if name in state["traces"]:
+                self.traces[synapses] = self._new_traces(bool(self.effects))
+                self.traces[synapses].load(state["traces"][name])
+
+    def _sets(self) -> list[tuple[str, Synapses]]:
+        """The layer's sets of synapses, by name."""
+        sets = (("feeds", self.layer.synapses), ("recurrent", self.layer.recurrent))
+        return [(name, one) for name, one in sets if one is not None]
+
     @property
     def learned(self) -> list[nn.Parameter]:
         """All parameters of the layer that have a gradient."""
@@ -77,15 +103,15 @@ class Memory:
         for synapses, inputs in self._synapses(chunk):
             if synapses.learns:
                 if synapses not in self.traces:
-                    self.traces[synapses] = self._new_traces(chunk)
+                    self.traces[synapses] = self._new_traces(chunk.effect is not None)
                 self.traces[synapses].advance(synapses, inputs, chunk.system)
         self.state = chunk.state
         if chunk.at_last:
             drive, *before = (one[None] for one in chunk.at_last)
             self._keep_last(self._linearised(drive, before)[0])
 
-    def _new_traces(self, chunk: Chunk) -> Traces:
-        if chunk.effect is None:
+    def _new_traces(self, rank_one: bool) -> Traces:
+        if not rank_one:
             return SynapseTraces()
         assert isinstance(self.rule, PPProp)
         return InputTraces(self.rule.decay)
@@ -289,6 +315,15 @@ class Memory:
             if isinstance(tensor, nn.Parameter) and grad is not None
         ]
         _add(found, [parameter for parameter, _ in there], [grad for _, grad in there])
+
+
+def _copied(value: Any) -> Any:
+    """A copy of nested mappings and sequences of tensors."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {name: _copied(one) for name, one in value.items()}
+    return type(value)(map(_copied, value)) if isinstance(value, list | tuple) else value
 
 
 def _add(

@@ -1,8 +1,8 @@
 """``hb.learn.online``: a network that is learned while it runs, step by step."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
-from typing import final
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -125,15 +125,48 @@ class Online:
 
     def reset(self) -> None:
         """At rest, without traces: before a sequence that has nothing to do with the last."""
-        for layer in self.layers:
-            if isinstance(layer, Memory):
-                layer.reset()
+        for layer in self._memories:
+            layer.reset()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The states and traces that :meth:`step` goes on from, by layer: tensors in lists and dictionaries.
+
+        Weights are not among them: they are in ``net.state_dict()``. The last step is taken into the traces,
+        so its backward must have run. Pickling and copying a learner keep the same, and the network.
+        """
+        layers = {one.layer.name: one.state_dict() for one in self._memories}
+        return {"rule": self.rule.name, "layers": layers}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` returned.
+
+        Raises:
+            ValueError: if it is that of another rule, or of other layers.
+        """
+        names = [one.layer.name for one in self._memories]
+        if not isinstance(state, Mapping) or state.get("rule") != self.rule.name:
+            got = state.get("rule") if isinstance(state, Mapping) else type(state).__name__
+            raise ValueError(f"state must be that of a learner by rule {self.rule.name!r}, got {got!r}")
+        if list(state["layers"]) != names:
+            raise ValueError(f"state must be that of layers {names}, got {list(state['layers'])}")
+        for one in self._memories:
+            one.load_state_dict(state["layers"][one.layer.name])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"net": self.net, "rule": self.rule, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["net"], state["rule"])
+        self.load_state_dict(state["state"])
+
+    @property
+    def _memories(self) -> list[Memory]:
+        return [layer for layer in self.layers if isinstance(layer, Memory)]
 
     @property
     def trace_numbers(self) -> dict[str, int]:
         """How many numbers the traces of each layer of neurons are now, by its name."""
-        memories = [layer for layer in self.layers if isinstance(layer, Memory)]
-        return {one.layer.name: one.trace_numbers for one in memories if one.trace_numbers}
+        return {one.layer.name: one.trace_numbers for one in self._memories if one.trace_numbers}
 
     def _run(self, x: Tensor) -> Tensor:
         for layer in self.layers:

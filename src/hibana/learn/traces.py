@@ -52,6 +52,14 @@ class Traces(ABC):
     def numbers(self) -> int:
         """How many numbers are kept."""
 
+    @abstractmethod
+    def state(self) -> list[Tensor | None]:
+        """The traces as tensors."""
+
+    @abstractmethod
+    def load(self, state: Sequence[Tensor | None]) -> None:
+        """Replaces the traces by those of :meth:`state`."""
+
 
 class Due(NamedTuple):
     """A step that is yet to be taken into traces of a number a synapse."""
@@ -196,6 +204,14 @@ class SynapseTraces(Traces):
     def numbers(self) -> int:
         return sum(part.numel() for part in self.parts if part is not None)
 
+    def state(self) -> list[Tensor | None]:
+        if self.due is not None:
+            self._pass(self.due, [None] * len(self.parts))
+        return list(self.parts)
+
+    def load(self, state: Sequence[Tensor | None]) -> None:
+        self.parts, self.whole, self.due = list(state), None, None
+
 
 def _of_neurons(synapses: Synapses, c: Tensor) -> Tensor:
     """What a trace is multiplied by: a number, or ``[rows, neurons, 1]``."""
@@ -290,3 +306,9 @@ class InputTraces(Traces):
     @property
     def numbers(self) -> int:
         return 0 if self.part is None else self.part.numel()
+
+    def state(self) -> list[Tensor | None]:
+        return [self.part]
+
+    def load(self, state: Sequence[Tensor | None]) -> None:
+        (self.part,) = state
