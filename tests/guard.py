@@ -119,15 +119,15 @@ def repeated(block, count):
     return {page + copy * period for page in block.pages for copy in range(count)}
 
 
-def run(net, example, inputs, at_end=True):
-    """What the guarded program of `net` gives on `inputs`: over the sequence, and step by step.
+def run(net, example, sequences, at_end=True):
+    """What the guarded program of `net` gives on each of `sequences`, all of it at once and step by step.
 
     The scratch memory is shared by all threads, so torch must have one.
     """
     with Guards(at_end) as guards:
         program = hb.compile(net, example)
     results = []
-    for lengths in ([len(inputs)], [1] * len(inputs)):
+    for inputs, chunks_of in [(x, n) for x in sequences for n in ([len(x)], [1] * len(x))]:
         stream = program.stream(inputs.shape[1])
         rest = stream._block
         stream._block = mapped(rest.numel()).view(rest.shape)
@@ -135,7 +135,7 @@ def run(net, example, inputs, at_end=True):
         protect(stream._block, repeated(guards.emitters[-1].state, stream.batch))
         stream._bind(program._native)
         chunks = []
-        for chunk in inputs.split(lengths):
+        for chunk in inputs.split(chunks_of):
             outputs = guarded(torch.zeros(len(chunk), *stream._blank.shape, dtype=stream._number), at_end)
             stream._run(len(chunk), outputs, guarded(chunk, at_end), stride=stream._stride)
             chunks.append(outputs.clone())

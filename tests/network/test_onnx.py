@@ -70,6 +70,12 @@ NETWORKS = {
         ),
         (6,),
     ),
+    "windows of one pixel": (
+        lambda: nn.Sequential(
+            nn.Unflatten(2, (6, 1)), hb.Window(6, 4, 1), hb.IF(0.2), hb.Window(4, 3, 2), hb.LI()
+        ),
+        (6,),
+    ),
     "windows and delays of images": (
         lambda: nn.Sequential(
             hb.Window(1, 4, 3), hb.IF(0.2), hb.Delay(torch.tensor([0.0, 1, 2, 1]).view(4, 1, 1)),

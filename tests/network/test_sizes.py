@@ -27,11 +27,11 @@ from hibana.network.native import emitter
 
 torch.set_num_threads(1)
 net, x = torch.nn.Sequential(torch.nn.Linear(5, 40), hb.LIF()), torch.rand(6, 2, 5)
-results = guard.run(net, x, x, True)
+results = guard.run(net, x, [x], True)
 print(all(torch.equal(result, hb.compile(net, x)(x)) for result in results), flush=True)
 temporary = emitter.Emitter.temporary
 emitter.Emitter.temporary = lambda self, count, kind=None: temporary(self, count - 1, kind)
-guard.run(net, x, x, True)
+guard.run(net, x, [x], True)
 """
 
 

@@ -60,14 +60,15 @@ def _window(body: Body, node: Node, at: int, given: str) -> str:
             taps = whole(range(0, module.reach + 1, module.dilation))
             steps = body.op("Gather", [steps, body.constant(taps)], axis=2)
         flat = body.op("Flatten", [steps], axis=1)
-        return body.op("Gemm", [flat, body.constant(weight.flatten(1)), *bias], transB=1)
-    made = body.op(
-        "Conv",
-        [steps, body.constant(weight[..., None]), *bias],
-        kernel_shape=[kernel, 1],
-        dilations=[module.dilation, 1],
-        group=module.groups,
-    )
+        made = body.op("Gemm", [flat, body.constant(weight.flatten(1)), *bias], transB=1)
+    else:
+        made = body.op(
+            "Conv",
+            [steps, body.constant(weight[..., None]), *bias],
+            kernel_shape=[kernel, 1],
+            dilations=[module.dilation, 1],
+            group=module.groups,
+        )
     return body.op("Reshape", [made, body.constant(whole([-1, *node.shape]))])
 
 
