@@ -86,7 +86,6 @@ if TYPE_CHECKING:
     from hibana.cli import demo as demo
     from hibana.cli import play as play
     from hibana.network import from_ann, quantize
-    from hibana.network import neurobench as neurobench
     from hibana.network import nir as nir
     from hibana.network.fold import fold_batchnorm
     from hibana.network.native import compile  # noqa: A004 - as torch.compile
@@ -118,7 +117,6 @@ _PUBLIC = {
     "loss": "nn.loss",
     "metrics": "nn.metrics",
     "models": "nn.models",
-    "neurobench": "network.neurobench",
     "nir": "network.nir",
     "play": "cli.play",
     "plot": "plot",

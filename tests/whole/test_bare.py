@@ -164,7 +164,6 @@ CALLS = {
     "hb.metrics.SynOps": "train",
     "from hibana.train import load": "train",
     "from hibana import plot": "train",
-    "import hibana.network.neurobench": "neurobench",
 }
 CALLED = """
 import json, pathlib, torch
