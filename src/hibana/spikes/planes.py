@@ -6,7 +6,7 @@ Each plane is spikes, so a product with whole numbers is one with spikes and as 
 """
 
 from collections.abc import Sequence
-from functools import lru_cache, reduce
+from functools import reduce
 from operator import or_
 from typing import NamedTuple
 
@@ -40,17 +40,12 @@ class Planes(NamedTuple):
     @property
     def scales(self) -> tuple[float, ...]:
         """The factor of each plane."""
-        return _scales(self.factor, self.bits.shape[0])
+        return tuple(self.factor * 2.0**k for k in range(self.bits.shape[0]))
 
     @property
     def joint(self) -> Tensor:
         """``[rows, planes * words]``."""
         return joined(self.bits.unbind())
-
-
-@lru_cache
-def _scales(factor: float, planes: int) -> tuple[float, ...]:
-    return tuple(factor * 2.0**k for k in range(planes))
 
 
 def joined(planes: Sequence[Tensor]) -> Tensor:

@@ -6,8 +6,7 @@ certain that only the layer that emitted the spikes receives it. A hook put on a
 (``Node.register_prehook``) is not noticed.
 """
 
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,10 +65,12 @@ class Provenance(NamedTuple):
             tensor = tensor_ref()
             if hooks_ref() or (tensor is not None and tensor.retains_grad):
                 return False
-        return bool(torch_internals.will_execute(_probe_node()))
+        return bool(torch_internals.will_execute(_PROBE_NODE))
 
 
 _PROBE = torch.zeros((), dtype=torch.float32, device="cpu", requires_grad=True)
+_PROBE_NODE = torch.autograd.graph.get_gradient_edge(_PROBE).node
+"""The node that accumulates the probe's gradient."""
 
 
 def probe() -> Tensor:
@@ -79,12 +80,6 @@ def probe() -> Tensor:
     for (``torch.autograd.grad``, ``inputs=``), any of them may be one that would be left out.
     """
     return _PROBE
-
-
-@cache
-def _probe_node() -> Any:
-    """The node that accumulates the probe's gradient."""
-    return torch.autograd.graph.get_gradient_edge(_PROBE).node
 
 
 def lookup(tensor: Tensor) -> Provenance | None:

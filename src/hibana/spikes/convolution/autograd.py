@@ -11,7 +11,6 @@ from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.convolution import dense, kernels, pixels
 from hibana.spikes.convolution.geometry import Geometry
-from hibana.spikes.convolution.strided import stride_phases
 from hibana.spikes.layer import Found, numbers_as_bits
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes, joined
@@ -94,38 +93,21 @@ def _under_windows(
 
 
 def input_gradient(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry) -> Tensor:
-    """The gradient ``[N, channels, height, width]``, channels last, where `support` has bits; 0 elsewhere."""
-    shape = support.shape[0] // geometry.image[0], *geometry.image, geometry.channels
-    if geometry.stride == (1, 1):
-        out = torch.empty(shape, dtype=torch.float32, device="cpu")
-        _on_support(support, weight, grad, geometry, out)
-        return out.permute(0, 3, 1, 2)
-    parts = stride_phases(geometry)
-    covered = sum(part.geometry.image[0] * part.geometry.image[1] for part in parts)
-    made = torch.empty if covered == geometry.image[0] * geometry.image[1] else torch.zeros
-    out = made(shape, dtype=torch.float32, device="cpu")
-    for part in parts:
-        given = part.bits(support, geometry), part.weight(weight), grad, part.geometry
-        _on_support(*given, part.image(out))
-    return out.permute(0, 3, 1, 2)
-
-
-def _on_support(support: Tensor, weight: Tensor, grad: Tensor, geometry: Geometry, target: Tensor) -> None:
-    """Writes the input gradient at stride 1 to `target`, ``[N, height, width, channels]``."""
+    """The gradient ``[N, channels, height, width]`` at stride 1, channels last, where `support` has bits; 0
+    elsewhere.
+    """
+    height, width = geometry.image
+    images = support.shape[0] // height
+    out = torch.empty(images, height, width, geometry.channels, dtype=torch.float32, device="cpu")
     outputs = weight.shape[0]
     row = panel(outputs)
-    height, width = geometry.image
     table = product.packed(weight.reshape(outputs, -1), row)
     per_tile, deep, wide = geometry.tile(kernels.TILE)
-    images = target.shape[0]
     pieces = -(-images // per_tile) * -(-height // deep) * -(-width // wide)
-    given = {"bits": support, "table": table, "gradient": grad, "target": target, "outputs": outputs}
+    given = {"bits": support, "table": table, "gradient": grad, "target": out, "outputs": outputs}
     tiles = {"images": images, "per_tile": per_tile, "deep": deep, "wide": wide}
-    image, line, pixel, _ = target.stride()
-    lies = {"target_image": image, "target_row": line, "target_pixel": pixel}
-    kernels.input_gradient(
-        pieces, 1, **given, **geometry.sizes, **tiles, **lies, row=row, unrolled=geometry.unrolled
-    )
+    kernels.input_gradient(pieces, 1, **given, **geometry.sizes, **tiles, row=row, unrolled=geometry.unrolled)
+    return out.permute(0, 3, 1, 2)
 
 
 KEPT = 0.5
@@ -219,7 +201,9 @@ _apply = applied(_Convolution)
 
 
 def _used(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor, geometry: Geometry) -> product.Used | None:
-    """Where the input gradient is computed; None if everywhere, by torch."""
+    """Where the input gradient is computed; None if everywhere, by torch, as at any stride but 1."""
+    if geometry.stride != (1, 1):
+        return None
     used = product.used_bits(ctx.below, bits[0], geometry.channels * geometry.image[1], ctx.density)
     if used is None:
         return None

@@ -64,7 +64,13 @@ class Geometry(NamedTuple):
     @property
     def sizes(self) -> dict[str, int]:
         """The sizes as arguments of the kernels."""
-        return _sizes(self)
+        sizes = {"channels": self.channels, "height": self.image[0], "width": self.image[1]}
+        for name, (height, width) in (("kernel", self.kernel), ("out", self.output)):
+            sizes |= {f"{name}_height": height, f"{name}_width": width}
+        steps = ("stride", self.stride), ("padding", self.padding), ("dilation", self.dilation)
+        for name, (down, across) in steps:
+            sizes |= {f"{name}_down": down, f"{name}_across": across}
+        return sizes
 
 
 @lru_cache(maxsize=256)
@@ -78,19 +84,6 @@ def _output(of: Geometry) -> Pair:
     return down, across
 
 
-@lru_cache(maxsize=256)
-def _sizes(of: Geometry) -> dict[str, int]:
-    pairs = {"kernel": of.kernel, "out": of.output}
-    sizes = {"channels": of.channels, "height": of.image[0], "width": of.image[1]}
-    for name, (height, width) in pairs.items():
-        sizes |= {f"{name}_height": height, f"{name}_width": width}
-    steps = {"stride": of.stride, "padding": of.padding, "dilation": of.dilation}
-    for name, (down, across) in steps.items():
-        sizes |= {f"{name}_down": down, f"{name}_across": across}
-    return sizes
-
-
-@lru_cache(maxsize=256)
 def meets(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
     """Whether some window meets one of `size` pixels in a row, and not the padding alone."""
     last = size + 2 * padding - dilation * (kernel - 1)

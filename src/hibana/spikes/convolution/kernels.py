@@ -129,9 +129,6 @@ def input_gradient(
     per_tile: Value,
     deep: Value,
     wide: Value,
-    target_image: Value,
-    target_row: Value,
-    target_pixel: Value,
     row: Row,
     unrolled: int,
 ) -> None:
@@ -142,8 +139,7 @@ def input_gradient(
     panel, the output gradient around the tile is copied to a block, padded with zeros, and each channel's
     weights are multiplied with eight listed pixels at a time. The table holds, for each panel of outputs,
     ``[channels][kernel height][kernel width][panel]``. With a vertical dilation, `deep` is 1. `unrolled`
-    places of a row of the window are computed at a time: all, or 1. The strides of the target are
-    `target_image`, `target_row` and `target_pixel` floats.
+    places of a row of the window are computed at a time: all, or 1.
     """
     channels, width = sizes.channels, sizes.width
     words, blocks = words_of(width * channels), words_of(channels)
@@ -154,7 +150,8 @@ def input_gradient(
     pitch = (wide + reach_across) * row.floats
     tall = deep + reach_down
     tiles_down, tiles_across = (sizes.height + deep - 1) // deep, (width + wide - 1) // wide
-    joined = target_pixel.equals(channels)
+    line_floats = width * channels
+    image_floats = sizes.height * line_floats
     with code.scratch(
         (Floats, per_tile * tall * pitch),
         (Longs, blocks * TILE),
@@ -168,20 +165,16 @@ def input_gradient(
         with code.loop(0, per_tile) as k, code.loop(0, deep) as down, code.loop(0, wide) as across:
             pixel = (k * deep + down) * wide + across
             places[pixel] = (k * tall + down) * pitch + across * row.floats
-            into[pixel] = k * target_image + down * target_row + across * target_pixel
+            into[pixel] = k * image_floats + down * line_floats + across * channels
         with code.loop(begin, end) as item:
             image, tile = item // (tiles_down * tiles_across) * per_tile, item % (tiles_down * tiles_across)
             count = (images - image).smaller(per_tile)
             top, left = tile // tiles_across * deep, tile % tiles_across * wide
             height, across = (sizes.height - top).smaller(deep), (width - left).smaller(wide)
-            out = target + (image * target_image + top * target_row + left * target_pixel)
+            out = target + (image * image_floats + top * line_floats + left * channels)
             wanted.clear(blocks * TILE)
             with code.loop(0, count) as k, code.loop(0, height) as y:
-                of_row = out + (k * target_image + y * target_row)
-                with code.when(joined):
-                    of_row.clear(across * channels)
-                with code.when(~joined), code.loop(0, across) as x:
-                    (of_row + x * target_pixel).clear(channels)
+                (out + (k * image_floats + y * line_floats)).clear(across * channels)
                 line = (image + k) * sizes.height + top + y
                 pixels.copy(bits + words * line, words)
                 with code.loop(0, blocks) as block, code.loop(0, across) as x:

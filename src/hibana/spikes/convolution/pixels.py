@@ -55,7 +55,6 @@ def is_pixelwise(geometry: Geometry, outputs: int, density: float) -> bool:
     return counted and density <= product.crossover(outputs) and _by_pixels(geometry)
 
 
-@lru_cache(maxsize=256)
 def _by_pixels(geometry: Geometry) -> bool:
     """Whether the spikes of each pixel are listed by themselves, and added to every window over the pixel.
 
@@ -90,7 +89,6 @@ def is_pixelwise_for_weights(geometry: Geometry, density: float) -> bool:
     return density <= product.gradient_crossover() and _by_pixels_for_weights(geometry)
 
 
-@lru_cache(maxsize=256)
 def _by_pixels_for_weights(geometry: Geometry) -> bool:
     (height, width), (down, across) = geometry.image, geometry.output
     most = height * width <= WASTED * down * across and geometry.channels >= FEWEST

@@ -68,13 +68,8 @@ def crossover(outputs: int) -> float:
     the panels alone. Constants from measurements of 784 x 512, 288 x 64 and 288 x 32 weights (Zen 4, with and
     without ``vpcompressw``).
     """
-    return _crossover(outputs, compresses())
-
-
-@lru_cache(maxsize=256)
-def _crossover(outputs: int, cheap: bool) -> float:
     panels = _up(outputs, panel(outputs).floats)
-    return 0.29 * panels / (panels + 0.1) if cheap else 0.30 * panels / (panels + 0.69)
+    return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
 class Explained(NamedTuple):

@@ -6,7 +6,6 @@ last.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import NamedTuple
 
 from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Pointer, Value, Variable, compresses
@@ -86,12 +85,7 @@ class Row(NamedTuple):
 
 def panel(outputs: int) -> Row:
     """The row size of packed weights for a layer of so many outputs."""
-    return _panel(outputs, compresses())
-
-
-@lru_cache(maxsize=256)
-def _panel(outputs: int, by_instruction: bool) -> Row:
-    return Row(vectors(outputs), by_instruction)
+    return Row(vectors(outputs), compresses())
 
 
 def vectors(outputs: int) -> int:
