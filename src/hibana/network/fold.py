@@ -5,9 +5,8 @@ is a scale and a shift.
 """
 
 import copy
-import unicodedata
+import re
 from collections.abc import Collection
-from functools import cache
 from inspect import signature
 from keyword import iskeyword
 from typing import Any, TypeVar, cast
@@ -25,7 +24,7 @@ from hibana.nn.over_steps import JoinedNetwork
 from hibana.nn.running import Stateful
 from hibana.nn.window import Window
 
-__all__ = ["fold_batchnorm", "folded_calls", "is_writable", "layer_name"]
+__all__ = ["fold_batchnorm", "folded_calls", "layer_name"]
 
 Normalised = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Window
@@ -205,41 +204,27 @@ def _inherits(module: nn.Module) -> bool:
 _OURS = {events.Conv1d, events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
 
 
-@cache
-def _bare() -> tuple[nn.Module, nn.Module]:
-    """A traced network and a module that hold nothing, but what every one of them has."""
-    return fx.GraphModule({}, fx.Graph()), nn.Module()
-
-
-def is_writable(path: str) -> bool:
-    """Whether code that torch generates can name what lies at `path`, ``layer.layer.parameter``.
-
-    torch writes ``self.name`` for an identifier, also for a keyword, and ``getattr(self, "name")`` for any
-    other text, without escapes. What every traced module has itself, such as ``graph``, can be no layer.
-    """
-    for depth, name in enumerate(path.split(".")):
-        spelled = unicodedata.normalize("NFKC", name) == name and not iskeyword(name)
-        quoted = name.isprintable() and not {'"', "\\"} & {*name}
-        if not name or not (spelled if name.isidentifier() else quoted) or hasattr(_bare()[depth > 0], name):
-            return False
-    return True
+_RESERVED = frozenset(dir(fx.GraphModule({}, fx.Graph())))
+"""Attributes of every traced network, which no layer may replace."""
 
 
 def layer_name(path: str, taken: Collection[str]) -> str:
-    """A name for a layer of an ``fx.GraphModule``, as near to `path` as can be, beside those `taken`."""
-    plain = unicodedata.normalize("NFKC", path)
-    name = "".join(c if c.isalnum() or c in "._" else "_" for c in plain)
-    if not all(name.split(".")) or _holds(name, taken):
-        name = name.replace(".", "_") or "_"
-    name = ".".join(part if is_writable(part) else f"{part}_" for part in name.split("."))
-    while not is_writable(name) or name in taken or _holds(name, taken):
+    """A name for a layer of an ``fx.GraphModule``, as near to `path` as can be, beside those `taken`.
+
+    torch writes names into code: all but ASCII letters, digits, ``_`` and ``.`` become ``_``.
+    """
+    parts = re.sub(r"[^A-Za-z0-9_.]", "_", path).split(".")
+    parts = [f"{part}_" if iskeyword(part) or part in _RESERVED else part for part in parts]
+    name = ".".join(parts) if all(parts) else "_".join(parts) or "_"
+
+    def is_free(name: str) -> bool:
+        within = any(other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in taken)
+        return name not in taken and not within
+
+    name = name if is_free(name) else name.replace(".", "_")
+    while not is_free(name):
         name += "_"
     return name
-
-
-def _holds(name: str, taken: Collection[str]) -> bool:
-    """Whether a layer of that name would hold one of those `taken`, or one of them it."""
-    return any(other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in taken)
 
 
 def _each_channel(module: nn.BatchNorm2d) -> nn.Conv2d:

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler import reference
-from hibana.network.fold import is_writable
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.over_steps import OverSteps
@@ -34,14 +33,10 @@ def export(
             ``torch.compile`` compiled before is compiled anew after it.
 
     Raises:
-        ValueError: if `net` holds something of hibana's that has no plain form, or a layer under a name that
-            torch.export can't write, such as ``a"b``; or `example` has one step or
+        ValueError: if `net` holds something of hibana's that has no plain form, or `example` has one step or
             one sample where any number is to be taken, from which torch would conclude that it is always one.
     """
     plain = _plain(copy.deepcopy(net).eval(), _Scan if dynamic_time else _Loop)
-    held = (*plain.named_parameters(), *plain.named_buffers())
-    if unwritable := next((path for path, _ in held if not is_writable(path)), None):
-        raise ValueError(f"net holds {unwritable!r}, a name that torch.export can't write; rename the layer")
     moving = [axis for axis, moves in enumerate((dynamic_time, dynamic_batch)) if moves]
     if any(example.shape[axis] < 2 for axis in moving):
         raise ValueError(f"example must have two steps and samples where any are taken, got {example.shape}")
