@@ -33,7 +33,7 @@ def test_a_module_is_loaded_when_it_is_touched_and_says_which_extra_it_misses():
     loaded, said, has = alone(code).splitlines()
     assert loaded == "True [] FiringRate"
     assert "hibana.plot needs matplotlib" in said
-    assert "pip install 'hibana[train]'" in said
+    assert "pip install '.[train]'" in said
     assert has == "False"
 
 

@@ -52,7 +52,7 @@ def test_without_triton_it_says_what_to_install() -> None:
         "try: hb.unroll(hb.IFCell(), torch.rand(3, 2), backend='triton')\n"
         "except RuntimeError as error: print(error)"
     )
-    assert "Triton is not installed: pip install 'hibana[gpu]'" in program(code)
+    assert "Triton is not installed: pip install '.[gpu]'" in program(code)
 
 
 @interpreted

@@ -5,7 +5,7 @@ over time is not decided here. A data set is a subclass of :class:`DataSet` with
 :data:`DATA_SETS`. Nothing is downloaded unless that is asked for, and nobody tunes on a test set.
 
 Importing this module needs PyTorch alone; scikit-learn, torchvision and tonic are imported by the data sets
-that need them (``pip install hibana[train]``, ``hibana[data]``).
+that need them (``pip install '.[train]'``, ``'.[data]'``).
 
 Data of one's own are a :class:`Table`, :class:`Images`, :class:`Arrays`, :class:`Sequences` or
 :class:`Events`: a file, a folder, or what is in memory.

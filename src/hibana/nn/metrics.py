@@ -3,7 +3,7 @@
 Each is a torchmetrics metric that counts in integers, so sums over batches and over processes are exact and
 the mean is the mean over all samples, whatever the sizes of the parts. Nothing here takes a gradient.
 
-Importing this module needs torchmetrics (``pip install hibana[train]``).
+Importing this module needs torchmetrics (``pip install '.[train]'``).
 """
 
 import warnings

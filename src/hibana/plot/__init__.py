@@ -9,7 +9,7 @@ Nothing here keeps global state (no pyplot) or, but for :func:`animate`, touches
 
 Where a function takes `dt`, it is the length of a step in milliseconds; without it time is counted in steps.
 
-Importing this module needs Matplotlib (``pip install hibana[train]``).
+Importing this module needs Matplotlib (``pip install '.[train]'``).
 """
 
 from hibana.runtime.extras import needing

@@ -44,7 +44,7 @@ def missing(error: ImportError) -> str | None:
     module, extra = error.name.partition(".")[0], brought_by(error.name)
     if module == "hibana":
         return None
-    package = f"'hibana[{extra}]'" if extra else module if module in _OF_NO_EXTRA else None
+    package = f"'.[{extra}]' in a clone of hibana" if extra else module if module in _OF_NO_EXTRA else None
     return f"needs {error.name}, which is not installed" + (
         f"; pip install {package} brings it" if package else ""
     )

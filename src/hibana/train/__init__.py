@@ -4,7 +4,7 @@ Nothing here draws, prints or knows the command line.
 
 What a training loop of one's own uses (`activity`, `scale_to_rate`, `fluctuation_driven_`, `decayed`,
 `spiking_layers`) needs PyTorch alone; all else is loaded when it is first touched, and needs
-``pip install hibana[train]``: what trains (`fit`, `made`, `Classifier`) needs Lightning, what opens a network
+``pip install '.[train]'``: what trains (`fit`, `made`, `Classifier`) needs Lightning, what opens a network
 that was trained (`load`, `predict`, `Network`) does not.
 """
 

@@ -160,7 +160,7 @@ def _usage(name: str) -> str:
     return f"""
 ## Use
 
-`pip install 'hibana[train,hub]'`, then, for a folder or a name on the Hub:
+`pip install '.[train,hub]'` in a clone of hibana, then, for a folder or a name on the Hub:
 
 ```python
 import hibana as hb

@@ -21,7 +21,7 @@ lacks three, and NiceGUI 49. Bokeh serves its own scripts, so no network is need
 websocket, sends arrays as bytes, and its plots zoom and can be saved.
 
 Nothing here is imported by the rest of hibana, and Bokeh only by ``view`` and ``server``
-(``pip install hibana[play]``).
+(``pip install '.[play]'``).
 """
 
 __all__: list[str] = []

@@ -127,7 +127,7 @@ def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Network"
         samples.setup()
     except ModuleNotFoundError as error:
         raise Trouble(
-            f"opening a checkpoint needs {error.name}; pip install 'hibana[train,data]' brings it"
+            f"opening a checkpoint needs {error.name}; pip install '.[train,data]' brings it"
         ) from error
     except (ValueError, FileNotFoundError) as error:
         raise Trouble(str(error)) from error

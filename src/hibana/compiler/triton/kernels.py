@@ -30,7 +30,7 @@ def refusal(device: str) -> str:
     try:
         import triton
     except ImportError:
-        return "Triton is not installed: pip install 'hibana[gpu]'"
+        return "Triton is not installed: pip install '.[gpu]'"
     if triton.knobs.runtime.interpret:
         return "" if device == "cpu" else "TRITON_INTERPRET=1 is set: Triton serves the CPU alone"
     if device != "cuda":
