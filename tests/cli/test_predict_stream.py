@@ -297,3 +297,28 @@ def test_an_answer_comes_before_the_next_line_and_an_end_of_reading_is_no_error(
         assert "steps; from a line" in (err := process.stderr.read())
         assert "Error" not in err
     assert process.returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("redirection", "status", "sentence"),
+    [
+        ("<&-", 2, "hibana predict: --stream needs an open standard input and output"),
+        (">&-", 2, "hibana predict: --stream needs an open standard input and output"),
+        (">/dev/full", 1, "hibana predict: output can't be written: No space left on device"),
+    ],
+)
+def test_closed_and_full_files_are_answered_by_one_sentence(runs, redirection, status, sentence):
+    command = f"'{sys.executable}' -m hibana predict '{runs / 'waves'}' --stream {redirection}"
+    process = subprocess.run(command, shell=True, input="0.5,0.25\n", capture_output=True, text=True)
+    assert process.returncode == status
+    assert sentence in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_answered_by_one_sentence_without_a_stream(runs):
+    command = f"'{sys.executable}' -m hibana predict '{runs / 'waves'}' '{runs / 'waves.npz'}' >/dev/full"
+    process = subprocess.run(command, shell=True, capture_output=True, text=True)
+    assert process.returncode == 1
+    assert process.stderr.endswith("hibana predict: output can't be written: No space left on device\n")

@@ -178,4 +178,6 @@ def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch, capsys):
     folder = written(tmp_path / "tones", count=4)
     monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
     assert main(["train", "--data", str(folder), *SMALL]) == 2
-    assert "pip install '.[sound]' in a clone of hibana brings it" in " ".join("".join(capsys.readouterr()).split())
+    assert "pip install '.[sound]' in a clone of hibana brings it" in " ".join(
+        "".join(capsys.readouterr()).split()
+    )

@@ -13,7 +13,9 @@ from packaging.requirements import Requirement
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-SAYS = re.compile(r"needs \S+, which is not installed; pip install '\.\[[a-z]+\]' in a clone of hibana brings it")
+SAYS = re.compile(
+    r"needs \S+, which is not installed; pip install '\.\[[a-z]+\]' in a clone of hibana brings it"
+)
 HIDE = """
 import sys
 

@@ -6,7 +6,9 @@ says what went wrong, in a sentence; it computes nothing, and imports what is he
 """
 
 import difflib
+import errno
 import itertools
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -57,6 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _check_command(tokens)
         run, bound, _ = _APP.parse_args(tokens, exit_on_error=False, print_error=False)
         run(*bound.args, **bound.kwargs)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
     except CycloptsError as error:
         return _said(name, _sentence(error), 2)
     except Refusal as refusal:
@@ -70,6 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _said(name, said, 2)
     except KeyboardInterrupt as interruption:
         return _said(name, f"interrupted{interruption}", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _discard_output()
+        return _said(name, f"output can't be written: {error.strerror}", 1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
             raise
@@ -77,6 +88,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             name, "needs more memory than there is; fewer layers or a smaller batch_size need less", 1
         )
     return 0
+
+
+def _discard_output() -> None:
+    """Redirects standard output to nothing, so that Python does not fail again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _check_command(tokens: list[str]) -> None:

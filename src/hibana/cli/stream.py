@@ -1,7 +1,6 @@
 """``hibana predict --stream``: steps from standard input, an answer a line as each is taken."""
 
 import math
-import os
 import sys
 import time
 from collections import Counter
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from hibana.cli.lines import steps_of
+from hibana.cli.lines import Steps, steps_of
 from hibana.cli.pcm import RATE, Samples
 from hibana.cli.saying import Failure, Refusal, doing, refusing
 from hibana.cli.tables import said_step, step_heading
@@ -39,63 +38,62 @@ def stream(model: "Network", window: float | None, form: str, rate: int | None =
         rate: samples of sound in a second.
 
     Raises:
-        Refusal: if the network can't be run step by step, its data give no steps, or an option is for others.
+        Refusal: if the network can't be run step by step, its data give no steps, an option is for others, or
+            standard input or output is closed.
         Failure: at the end, if lines were left out.
     """
+    if None in (sys.stdin, sys.stdout):
+        raise Refusal("--stream needs an open standard input and output; one of them is closed")
     inputs = None if model.description is None else model.description.inputs
+    steps: Samples | Steps
     if isinstance(inputs, SoundInputs):
         if window is not None:
             raise Refusal(f"--window is of events of a camera; {model.settings.title} has none")
-        _listen(Samples(model, inputs, RATE if rate is None else rate), model, form)
-        return
-    if rate is not None:
-        raise Refusal(f"--rate is of sound; {model.settings.title} is {model.settings.what}")
-    steps = steps_of(model, window)
+        steps = Samples(model, inputs, RATE if rate is None else rate)
+    else:
+        if rate is not None:
+            raise Refusal(f"--rate is of sound; {model.settings.title} is {model.settings.what}")
+        steps = steps_of(model, window)
     running = _Running(model, form, steps.dtype)
-    number, refused = 0, 0
     try:
-        for number, line in enumerate(sys.stdin.buffer, start=1):
-            begun = time.perf_counter()
-            try:
-                text = _text(line)
-                ends = not text.strip()
-                given = steps.end() if ends else steps.read(text)
-            except ValueError as error:
-                print(f"hibana predict: line {number} is left out: it {error}", file=sys.stderr)
-                refused += 1
-                continue
-            running.answer(given, begun)
-            if ends:
-                running.reset()
-        running.answer(steps.end(), time.perf_counter())
-    except BrokenPipeError:
-        _close()
+        if isinstance(steps, Samples):
+            _listen(steps, running)
+        else:
+            _read(steps, running)
     finally:
-        print(running.summary(), file=sys.stderr)
+        print(running.summary("a frame" if isinstance(steps, Samples) else "a line"), file=sys.stderr)
+
+
+def _read(steps: Steps, running: "_Running") -> None:
+    """Answers the lines of standard input."""
+    number, refused = 0, 0
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        begun = time.perf_counter()
+        try:
+            text = _text(line)
+            ends = not text.strip()
+            values = steps.end() if ends else steps.read(text)
+        except ValueError as error:
+            print(f"hibana predict: line {number} is left out: it {error}", file=sys.stderr)
+            refused += 1
+            continue
+        running.answer(values, begun)
+        if ends:
+            running.reset()
+    running.answer(steps.end(), time.perf_counter())
     if refused:
         raise Failure(f"{refused} of {number} lines could not be read")
 
 
-def _listen(steps: Samples, model: "Network", form: str) -> None:
-    """Takes the samples of standard input until it ends."""
-    running = _Running(model, form, steps.dtype)
-    try:
-        for piece in steps.pieces(sys.stdin.buffer):
-            begun = time.perf_counter()
-            try:
-                given = steps.take(piece)
-            except ValueError as error:
-                raise Failure(f"standard input {error}") from None
-            running.answer(given, begun)
-    except BrokenPipeError:
-        _close()
-    finally:
-        print(running.summary("a frame"), file=sys.stderr)
-
-
-def _close() -> None:
-    """Lets output go nowhere: who read the answers has ended, and Python would say so again as it ends."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _listen(steps: Samples, running: "_Running") -> None:
+    """Answers the samples of sound of standard input."""
+    for piece in steps.pieces(sys.stdin.buffer):
+        begun = time.perf_counter()
+        try:
+            values = steps.take(piece)
+        except ValueError as error:
+            raise Failure(f"standard input {error}") from None
+        running.answer(values, begun)
 
 
 def _text(line: bytes) -> str:
@@ -152,7 +150,7 @@ class _Running:
         self.stream.reset()
         self.count = 0
 
-    def summary(self, of: str = "a line") -> str:
+    def summary(self, of: str) -> str:
         """How many steps there were, and how long they took; each is made `of` something."""
         if not self.whole.count:
             return "no steps"
