@@ -1,7 +1,8 @@
 """Networks in which sizes coincide: width, channels, steps and samples are all 1 or all the same number.
 
 Each network runs in PyTorch, as a native program whose buffers lie between protected pages, as C with the
-address and undefined-behaviour sanitizers, and in onnxruntime. Weights and inputs are multiples of 1/8, so
+address and undefined-behaviour sanitizers, in onnxruntime, as what NIR reads of it, and some of them in whole
+numbers. Weights and inputs are multiples of 1/8, so
 every sum is exact and all results must be equal.
 """
 
@@ -253,6 +254,9 @@ def run(number: int, count: int, counts: Counts, state: Callable[[Net], None]) -
             programs.append((net, to_c(net.layers, net.example, name=f"net{seed}"), expected))
         except Unsupported:
             counts.refused += 1
+        results |= _through_nir(net)
+        if seed % 4 == 0:
+            findings += _in_whole_numbers(net)
         for name, result in results.items():
             right = other if name.endswith("sizes") else expected
             if right is None or not torch.equal(result, right):
@@ -268,6 +272,29 @@ def _outputs(net: nn.Module, inputs: Tensor) -> Tensor | None:
     except (RuntimeError, ValueError, IndexError):
         return None
     return outputs if outputs.shape[:2] == inputs.shape[:2] else None
+
+
+def _through_nir(net: Net) -> dict[str, Tensor]:
+    """The outputs of what is read from the network's NIR graph; nothing if NIR cannot say what it does."""
+    try:
+        again = hb.nir.read(hb.nir.write(net.layers, input_shape=tuple(net.example.shape[2:])))
+    except ValueError:
+        return {}
+    with torch.no_grad():
+        return {"NIR": again(net.example), "NIR, other sizes": again(net.other)}
+
+
+def _in_whole_numbers(net: Net) -> list[str]:
+    """Findings about the network in whole numbers: as a native program and in PyTorch."""
+    try:
+        whole, _ = hb.quantize(net.layers, net.example)
+    except Unsupported:
+        return []
+    native, steps = guard.run(whole.net, whole.whole_input(net.example), [whole.whole_input(net.example)])
+    with torch.no_grad():
+        expected = whole.net(whole.whole_input(net.example))
+    same = torch.equal(native, expected) and torch.equal(steps, expected)
+    return [] if same else [f"whole numbers differ: {net}"]
 
 
 _MAIN = """
