@@ -17,7 +17,6 @@ from hibana.network.quantized.leak import Leak
 from hibana.network.straight import rounded_down
 
 __all__ = [
-    "HELD",
     "Scale",
     "Spikes",
     "IntALIFCell",

@@ -21,12 +21,9 @@ from hibana.network.quantized.cells import (
     Spikes,
 )
 from hibana.network.quantized.leak import FRACTION, Leak
-from hibana.network.quantized.upstroke import IntIzhikevichCell, IntUpstrokeCell, Lines
 from hibana.network.straight import doubles, straight_through
 
 __all__ = ["whole_cell"]
-
-Curve = Callable[[Tensor], Tensor]
 
 
 def whole_cell(name: str, cell: Cell, scale: Scale, training: bool = False) -> Cell:
@@ -150,76 +147,6 @@ def _li(cell: Any, units: _Units) -> Cell:
     return IntLICell(Leak(_one("tau", cell.tau)))
 
 
-def _check_hard(cell: Any) -> None:
-    if cell.reset == "subtract":
-        raise ValueError("reset='subtract' leaves an upstroke above its threshold, where nothing bounds it")
-
-
-def _eif(cell: Any, units: _Units) -> Cell:
-    _check_hard(cell)
-    tau, sharpness, rheobase = (_one(n, getattr(cell, n)) for n in ("tau", "sharpness", "rheobase"))
-
-    def curve(u: Tensor) -> Tensor:
-        return u + (sharpness * torch.exp((u - rheobase) / sharpness) - u) / tau
-
-    top = _number(_one("threshold", cell.threshold))
-    low = min(_number(rheobase - 6 * sharpness), top - _number(sharpness))
-    return IntUpstrokeCell(units.spikes(cell), _lines(curve, low, top, units), None, units.whole(top))
-
-
-def _qif(cell: Any, units: _Units) -> Cell:
-    _check_hard(cell)
-    tau, curvature, critical = (_one(n, getattr(cell, n)) for n in ("tau", "curvature", "critical"))
-    if _number(curvature) <= 0:
-        raise ValueError(f"curvature must be positive in whole numbers, got {_number(curvature):g}")
-
-    def curve(u: Tensor) -> Tensor:
-        return u + u * (u - critical) * curvature / tau
-
-    top = _number(_one("threshold", cell.threshold))
-    turns = _number((critical - tau / curvature) / 2)  # below which a step goes up, the further down the more
-    low = max(min(turns, 0.0), -8 * top)
-    return IntUpstrokeCell(
-        units.spikes(cell), _lines(curve, low, top, units), units.whole(low), units.whole(top)
-    )
-
-
-def _izhikevich(cell: Any, units: _Units) -> Cell:
-    a, b, c, d = (_one(n, getattr(cell, n)) for n in "abcd")
-    dt, top = _one("dt", cell.dt), _number(_one("threshold", cell.threshold))
-    of_v = units.by(1 / dt)  # v in units of what a step adds to it, u in those of the input
-
-    def curve(v: Tensor) -> Tensor:
-        return v + (v * v * 0.04 + v * 5 + 140) * dt
-
-    low = min(_number((-5 - 1 / dt) / 0.08), -65.0, _number(c))  # below which a step goes up
-    low = max(low, -65.0 - 3 * (top + 65.0))
-    return IntIzhikevichCell(
-        of_v.spikes(cell, c),
-        _lines(curve, low, top, of_v),
-        (of_v.whole(low), of_v.whole(top)),
-        Leak(1 / (a * dt)),
-        _factor(a * b * dt * dt),
-        units.whole(d),
-        (units.whole(-65.0 * b), of_v.whole(-65.0)),
-    )
-
-
-def _lines(curve: Curve, low: float, top: float, units: _Units) -> Lines:
-    """`curve`, which bends upwards, as the largest of straight lines from `low` to `top`, and on beyond."""
-    ends = torch.linspace(low, top, LINES + 1, dtype=torch.float64, device="cpu")
-    values, middles = curve(ends), curve((ends[1:] + ends[:-1]) / 2)
-    slopes = values.diff() / ends.diff()
-    above = (values[1:] + values[:-1]) / 2 - middles  # a line lies so much above it, at most
-    factors = [_factor(slope) for slope in slopes]
-    return [
-        (factor, units.whole(value - factor * end - much / 2))
-        for factor, value, end, much in zip(factors, values[:-1], ends[:-1], above, strict=True)
-    ]
-
-
-LINES = 32
-"""What stands for a curve that bends upwards."""
 _MADE: dict[type[Cell], Callable[[Any, _Units], Cell]] = {
     cells.IFCell: _if,
     cells.LIFCell: _lif,
@@ -228,8 +155,5 @@ _MADE: dict[type[Cell], Callable[[Any, _Units], Cell]] = {
     cells.ALIFCell: _alif,
     cells.AdLIFCell: _adlif,
     cells.RefractoryLIFCell: _refractory,
-    cells.EIFCell: _eif,
-    cells.QIFCell: _qif,
-    cells.IzhikevichCell: _izhikevich,
     cells.LICell: _li,
 }
