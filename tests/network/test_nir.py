@@ -577,6 +577,13 @@ def test_any_name_of_a_node_is_a_layer(names):
     assert {*again.nodes} >= {*names} & {*IN_FILES}
 
 
+def test_a_normalisation_that_takes_samples_for_channels_is_not_written():
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), hb.IF()).eval()
+    with pytest.raises(ValueError, match="layer '0': the batch normalisation after it takes samples"):
+        write(net)
+    write(nn.Sequential(hb.EachStep(nn.Sequential(*net[:2])), hb.IF()), input_shape=(3,))
+
+
 def test_names_of_nodes_come_back_from_a_file(tmp_path):
     graph, _ = named(IN_FILES)
     write(read(graph), tmp_path / "one.nir")

@@ -125,6 +125,8 @@ class _Walk:
         if not isinstance(source, fx.Node):
             what = f"{called} of something that is no value of the network"
             raise ValueError(f"{what} cannot be written")  # noqa: TRY004 - as the others here
+        if line.meta.get("normalised") and line.meta["leading"] != 1:
+            raise ValueError("the batch normalisation after it takes samples for channels; use EachStep")
         sources = self.sources[source]
         shape = self.shapes[sources[0]]
         flat = _flattened(line, self.module(line) if line.op == "call_module" else None)
