@@ -20,7 +20,6 @@ def main() -> int:
     paths = [str(_CHECKOUT / "src"), str(_CHECKOUT), os.environ.get("PYTHONPATH", "")]
     search = os.pathsep.join(path for path in paths if path)
     variables = {**os.environ, "PYTHONPATH": search, "HIBANA_BENCH_ENV": str(folder)}
-    environment.build_node(python, variables)
     return subprocess.run(
         [python, "-m", "benchmarks.run", *sys.argv[1:]], env=variables, check=False
     ).returncode

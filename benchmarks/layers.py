@@ -4,21 +4,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
 import hibana as hb
 from benchmarks import agreement, measure, peers
-from hibana.compiler.cpu import kernels as cpu
-from hibana.compiler.cpu import node
 
-__all__ = ["IN_PYTHON", "SIZES", "in_python", "jobs"]
+__all__ = ["SIZES", "jobs"]
 
 SIZES = {"16x65536": (16, 65536), "32x262144": (32, 262144), "100x12800": (100, 12800)}
-IN_PYTHON = "hibana-python"
-"""hibana without its node in C++: what it costs where there is no compiler."""
 _QUICK = {"4x1000": (4, 1000)}
 
 Call = Callable[[], object]
@@ -62,20 +57,13 @@ def contender(name: str, case: peers.Case) -> tuple[Callable[[Tensor], Tensor], 
     """What `name` makes of a sequence, and what exactly that is."""
     if name == "relu":
         return torch.relu, "torch.relu"
-    if name in ("hibana", IN_PYTHON):
+    if name == "hibana":
         layer = hb.OverTime(cell(case))
         return layer, f"hibana.OverTime({layer.cell!r})"
     built = peers.PEERS[name.removesuffix(peers.COMPILED)].layer(case)
     if name.endswith(peers.COMPILED):
         return torch.compile(built.module), f"torch.compile({built.described})"
     return built.module, built.described
-
-
-def in_python(layer: Callable[[Tensor], Tensor], *inputs: Tensor) -> None:
-    """Has hibana's `layer` run sequences like `inputs` through the node in Python from now on."""
-    with mock.patch.object(cpu, "built", return_value=None):
-        for sequence in inputs:
-            layer(sequence)
 
 
 def forward_backward(layer: Callable[[Tensor], Tensor], inputs: Tensor, grad_outputs: Tensor) -> Call:
@@ -122,8 +110,7 @@ def _compared(about: Row, shape: tuple[int, int], others: list[str], budget_s: f
     inputs, grad_outputs = sequence(shape)
     red = agreement.disagreement(cell(case), inputs, grad_outputs)
     rows: list[Row] = [{**about, "contender": "hibana", "error": red}] if red else []
-    ours = [] if red else ["hibana", *([] if node.built() is None else [IN_PYTHON])]
-    names = ["relu", *ours, *others]
+    names = ["relu", *([] if red else ["hibana"]), *others]
     return rows + [{**about, **row} for row in _rows(case, names, inputs, grad_outputs, budget_s)]
 
 
@@ -137,8 +124,6 @@ def _rows(
     }
     for kind, call in passes.items():
         layers = {name: contender(name, case) for name in contenders}
-        if IN_PYTHON in layers:
-            in_python(layers[IN_PYTHON][0], inputs, wanted)
         budget = budget_s if kind == "forward+backward" else budget_s / 2
         seconds = measure.rounds(
             {name: call(layer) for name, (layer, _) in layers.items()}, budget_s=budget, at_least=3

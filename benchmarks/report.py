@@ -134,8 +134,6 @@ def _provenance(results: _Results) -> Iterable[str]:
         yield f"Other programs used the processor during {', '.join(disturbed)}.\n"
     if any(about["quick"] for about in abouts):
         yield "**Quick runs are among these: they show that it works, not how fast it is.**\n"
-    if any(about.get("node") == "Python" for about in abouts):
-        yield "**The node in C++ was not built for some of these:** hibana ran through the one in Python.\n"
     missing = {peer: why for about in abouts for peer, why in about["missing"].items()}
     yield from (f"**{TITLES[peer]} is missing:** {why}\n" for peer, why in missing.items())
 

@@ -162,7 +162,6 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
 
     import hibana
     from benchmarks import peers
-    from hibana.compiler.cpu import node
 
     _, reasons = peers.available()
     pip = environment.not_installed(Path(os.environ["HIBANA_BENCH_ENV"]))
@@ -171,7 +170,6 @@ def _about(options: argparse.Namespace) -> dict[str, Any]:
         "quick": options.quick,
         "threads": torch.get_num_threads(),
         "processor": _processor(),
-        "node": "Python" if node.built() is None else "C++",
         "versions": {
             "hibana": f"{hibana.__version__} ({_commit()})",
             "torch": torch.__version__,

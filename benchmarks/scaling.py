@@ -9,7 +9,6 @@ import torch
 import hibana as hb
 from benchmarks import agreement, layers, measure, peers
 from benchmarks.promises import OPERATIONS_PER_CALL
-from hibana.compiler.cpu import node
 
 __all__ = ["jobs"]
 
@@ -71,12 +70,5 @@ def _call() -> list[Row]:
         "hibana, no gradient wanted": layers.inference(layer, x),
         "hibana, a gradient wanted": lambda: layer(wanted),
     }
-    if node.built() is not None:
-        other = hb.IF(1.0, hb.surrogate.Step(), detach_reset=True)
-        layers.in_python(other, x, wanted)
-        calls |= {
-            "hibana, node in Python, no gradient wanted": layers.inference(other, x),
-            "hibana, node in Python, a gradient wanted": lambda: other(wanted),
-        }
     seconds = measure.rounds(calls, budget_s=2.0, at_most=200, stretch_s=0.001)
     return [{"contender": name, **measure.summary(taken)} for name, taken in seconds.items()]

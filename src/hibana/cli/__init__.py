@@ -24,7 +24,7 @@ from hibana.runtime import extras
 __all__ = ["Failure", "Refusal", "main"]
 
 _COMMANDS = {
-    "build": ("looking", "builds the C++ part, once a machine: a call of a layer then takes half the time"),
+    "build": ("looking", "not needed any more, and removed in the next release"),
     "convert": ("using", "takes a network to other platforms and back, and says what was lost"),
     "demo": ("looking", "the article's two demos, printed and drawn"),
     "explain": ("looking", "what a cell is compiled to: its equations, the backend and why, what is kept"),

@@ -1,7 +1,6 @@
 """Commands to look at neurons with: ``demo``, ``explain``, ``build``."""
 
 import importlib
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,16 +69,10 @@ def explain(
 
 
 def build() -> None:
-    """Builds the C++ part, once a machine: a call of a layer then takes half the time."""
-    from hibana.compiler.cpu import node
-
-    begun = time.perf_counter()
-    try:
-        with doing("compiling"):
-            path = node.build()
-    except RuntimeError as reason:
-        raise Refusal(str(reason)) from reason
-    print(f"built in {time.perf_counter() - begun:.0f} s: {path}")
+    """Not needed any more: nothing is left to build. The command is removed in the next release."""
+    print(
+        "hibana build is no longer needed: calls are as fast without a C++ part. Remove it from your scripts."
+    )
 
 
 def _cells() -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.compiler import programs
 from hibana.compiler.attached import attach
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, Producer
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Producer
 from hibana.compiler.derivatives import applied, are_batched, differentiated_once, scalar_gradient
 from hibana.compiler.draws import new_seed
 from hibana.compiler.strides import (
@@ -47,10 +47,10 @@ def run(
     """
     begun = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
-    spec = specified(program, inputs, ends, len(begun), alone=not cell_tensors)
+    spec = specified(program, inputs, ends, len(begun))
     if spec is None:
         inputs, key = inputs.contiguous(), None
-        spec = specified(program, inputs, ends, len(begun), alone=False)
+        spec = specified(program, inputs, ends, len(begun))
         assert spec is not None
     if key is not None:
         programs.attach(cell, key, spec)
@@ -73,21 +73,14 @@ class RunSpecification(NamedTuple):
     """How many initial states are given: all, or none for a run from rest."""
     constant: bool = False
     """Whether the inputs are the same at every step, as their strides say."""
-    launch: Launch | None = None
-    """The run by the node in C++, where there is one: see :mod:`hibana.compiler.cpu.node`."""
     once: bool = False
     """Whether the input is a single step that is repeated, and its gradient that of the single step."""
     deep: bool = False
     """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
 
 
-def specified(
-    program: "Program", inputs: Tensor, ends: bool, begun: int = 0, *, alone: bool
-) -> RunSpecification | None:
-    """A run over inputs with these strides, from `begun` states or from rest; None if they need a copy.
-
-    `alone`: without tensors.
-    """
+def specified(program: "Program", inputs: Tensor, ends: bool, begun: int = 0) -> RunSpecification | None:
+    """A run over inputs with these strides, from `begun` states or from rest; None if they need a copy."""
     order: Order | None = None
     shape = inputs.shape
     # neurons of a sample lie together in memory where a step multiplies them; what they draw depends on order
@@ -98,21 +91,13 @@ def specified(
     elif not steps_contiguous(inputs):
         return None
     constant = inputs.stride(0) == 0 and shape[0] > 1
-    spec = RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun, constant)
-    if begun or not (alone and inputs.is_contiguous()):
-        return spec
-    keeps = torch.is_grad_enabled() and inputs.requires_grad
-    return spec._replace(launch=program.kernels.launch(spec.plan if keeps else None, spec.shape, ends))
+    return RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun, constant)
 
 
 def go(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """:func:`run` with its specification; `tensors` are the initial states and those of the cell."""
-    if spec.launch is not None:
-        outputs, last = spec.launch(inputs, spec)
-        _attach_bits(outputs)
-        return outputs, last
     if torch.is_grad_enabled() and (
         inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
     ):
@@ -159,7 +144,7 @@ def _arguments(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...], plan: "Plan | None"
 ) -> ForwardArguments:
     """The arguments of the forward kernel, in memory order."""
-    program, _, shape, ends, order, begun, _, _, once, _ = spec
+    program, _, shape, ends, order, begun, _, once, _ = spec
     if once:
         inputs = repeated(inputs, shape[0])
     first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
@@ -202,7 +187,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, _, _, order, begun, constant, _, once, _ = spec
+        program, plan, _, _, order, begun, constant, once, _ = spec
         ctx.specification = spec
         if constant and not once:
             ctx.inputs = inputs
@@ -236,7 +221,7 @@ class _Run(torch.autograd.Function):
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
     """The gradients of inputs, initial states and cell's tensors, from those of outputs and last states."""
-    program, plan, shape, _, order, begun, constant, _, once, _ = ctx.specification
+    program, plan, shape, _, order, begun, constant, once, _ = ctx.specification
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     tensors = iter(saved_tensors(ctx))
     saved = _Saved(*[tuple(islice(tensors, count)) for count in ctx.counts])

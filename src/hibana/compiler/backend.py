@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from math import inf, prod
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -26,7 +26,6 @@ __all__ = [
     "BackwardArguments",
     "ForwardArguments",
     "Kernels",
-    "Launch",
     "Producer",
     "check_backend",
     "kernels_of",
@@ -35,9 +34,6 @@ __all__ = [
     "refusal",
     "register",
 ]
-
-Launch = Callable[[Tensor, Any], tuple[Tensor, list[Tensor]]]
-"""A run from rest: inputs and the run's specification to the outputs and the last states but the emitted."""
 
 
 class ForwardArguments(NamedTuple):
@@ -194,10 +190,6 @@ class Kernels(ABC):
     def plan_for(self, shape: torch.Size) -> "Plan":
         """The plan for sequences of `shape`."""
         return self.plan
-
-    def launch(self, plan: "Plan | None", shape: torch.Size, ends: bool) -> Launch | None:
-        """A run over sequences of `shape` from rest without Python, with the gradient of `plan`; or None."""
-        return None
 
 
 @dataclass(frozen=True)

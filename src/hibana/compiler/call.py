@@ -238,7 +238,7 @@ def emitted_around(
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
     if plain and programs.is_plain(cell) and made.rests_at_zero():
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
-        spec = autograd.specified(program, inputs, False, alone=False)
+        spec = autograd.specified(program, inputs, False)
         if spec is not None:
             place = {id(tensor): i for i, tensor in enumerate(own)}
             spec = spec._replace(once=steps > 0, deep=True)

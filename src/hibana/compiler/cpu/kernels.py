@@ -12,11 +12,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Launch, Producer
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Producer
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.fused import Fusion, Produced, fuse
-from hibana.compiler.cpu.node import built, called, launch
 from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputation
 from hibana.compiler.cpu.row_walk import PATTERNS
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
@@ -32,7 +31,6 @@ from hibana.compiler.cpu.walk import (
 )
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
-from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import assemble
 
 CPU = torch.device("cpu")
@@ -50,8 +48,7 @@ REPEATED_FROM = 1 << 17
 _Argument = TypeVar("_Argument", int, str)
 
 SHAPES = 256
-"""Shapes of sequences that kernels are kept bound to, of all steps of one structure, and of one step."""
-LAUNCHES = 64
+"""Maximum shapes of sequences that the kernels of all steps of one structure stay bound to."""
 
 
 class CpuKernels(NativeKernels):
@@ -70,10 +67,6 @@ class CpuKernels(NativeKernels):
         self._fusion = lru_cache(SHAPES)(self._make_fusion)
         self._backward = lru_cache(SHAPES)(self._make_backward)
         self._recomputing = lru_cache(SHAPES)(self._make_recomputing)
-
-    def _take(self, step: Step) -> None:
-        super()._take(step)
-        self._launch = lru_cache(LAUNCHES)(self._make_launch)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
         if direction == "forward":
@@ -225,36 +218,6 @@ class CpuKernels(NativeKernels):
     def _drawn(self, seed: _Argument) -> tuple[_Argument, ...]:
         """The seed, if a step draws random numbers."""
         return (seed,) if self.step.draws else ()
-
-    def launch(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Launch | None:
-        """A run from rest by the autograd node in C++; None if that is not built.
-
-        None too for a step that has parameters or draws random numbers: the node passes neither.
-        """
-        if built() is None or self.step.parameters or self.step.draws:
-            return None
-        return self._launch(plan, shape, ends, torch.get_num_threads())
-
-    def _make_launch(self, plan: Plan | None, shape: torch.Size, ends: bool, threads: int) -> Launch:
-        given = {"constants": self.constants_at, "scalar_gradient_at": self.no_scalar_gradient_at}
-        kept = plan.names if plan else ()
-        *carried, _ = self.step.states
-        forward = self._forward(shape, plan, True, threads, ())
-        groups = {"last": [f"{name}_last" for name in carried], "residuals": kept}
-        calls = {"forward": called(forward.work, forward.binding, given, FORWARD, groups)}
-        if plan is not None:
-            variant = _Variant(shape, True, False, True, threads, (), ())
-            groups = {"last_grads": [f"{name}_last_grad" for name in carried], "residuals": kept}
-            if plan.recomputed is None:
-                backward = self._backward(variant)
-                calls["backward"] = called(backward.work, backward.binding, given, BACKWARD, groups)
-            else:
-                calls |= self._recomputing(plan.recomputed, variant).called(given, groups)
-        steps, neurons = _sizes(shape)
-        facts = {"ends": ends, "states": len(self.step.states), "bits": (steps, row_bytes(neurons))}
-        facts |= {"booleans": tuple(value.boolean for value in plan.stored) if plan else ()}
-        facts |= {"nontemporal": self._nontemporal(steps, neurons)}
-        return launch(built(), plan, calls | facts)
 
     def _make_forward(
         self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int, patterns: tuple[int, ...]

@@ -8,15 +8,13 @@ import ctypes
 from array import array
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from hibana.compiler.cpu.binding import Binding, Pack, in_memory
 from hibana.compiler.cpu.body import LINE
-from hibana.compiler.cpu.node import called
 from hibana.compiler.cpu.row_walk import BUFFER_OFFSET, PAGE, ROW
-from hibana.compiler.cpu.schedule import BACKWARD
 from hibana.compiler.cpu.walk import REVERSED, SHORTEST, Bound, pattern_sizes, split_rows
 from hibana.runtime.kernels import LONG, Bytes, Code, Function, Longs, Pointer, Value, Work, kernel, ready
 
@@ -88,13 +86,10 @@ class Recomputation(NamedTuple):
 
     work: Work
     pack: Pack
-    bindings: tuple[Binding, Binding]
-    """Of the forward and of the backward."""
     packs: tuple[Pack, Pack]
+    """Of the forward's and of the backward's arguments."""
     tables: tuple["array[int]", ...]
-    """The arrays whose addresses are among `known`."""
-    known: Mapping[str, int]
-    """The kernel's arguments that are the same at each launch."""
+    """The arrays whose addresses `pack` holds."""
     buffer: int
     """Bytes of all buffers, one for each work item."""
     repeated: bool
@@ -109,21 +104,6 @@ class Recomputation(NamedTuple):
         shift = (read + BUFFER_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
         held = in_memory(arguments)
         self.work.go(self.pack((*map(ctypes.addressof, held), buffer.data_ptr() + shift)))
-
-    def called(self, given: Mapping[str, int], groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-        """The backward and the recomputation as ``node.cpp`` takes them."""
-        forward, backward = self.bindings
-        none = Work(0, 0, 0, self.work.go)  # the kernel of the recomputation calls them
-        call = called(self.work, Binding(recompute.arguments.order, self.known), {}, ALTERNATELY, {})
-        return {
-            "backward": called(none, backward, given, BACKWARD, groups),
-            "recomputation": {
-                "call": call,
-                "forward": called(none, forward, given, ("input", "input_step"), {}),
-                "buffer": self.buffer,
-                "tables": self.tables,
-            },
-        }
 
 
 def fits_tiles(bits: Sequence[int], steps: int) -> bool:
@@ -169,10 +149,8 @@ def recomputation(
     return Recomputation(
         ready(recompute.built().address, pieces),
         Binding(recompute.arguments.order, known).pack_named(ALTERNATELY),
-        (forward, backward),
         (forward.pack_named(names[0]), backward.pack_named(names[1])),
         (starts, each, *at),
-        known,
         pieces * ends[-1],
         *(repeated, rows, tuple(reduced) if repeated else ()),
     )

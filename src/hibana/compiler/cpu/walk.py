@@ -46,7 +46,6 @@ class Walk(NamedTuple):
     """A kernel bound to sequences of one shape: all of its arguments but addresses."""
 
     work: Work
-    binding: Binding
     pack: Pack
     repeated: bool
     """Whether parameters that repeat are passed once; else they are expanded."""
@@ -80,7 +79,7 @@ def walk(
     binding = Binding(bound.arguments, bound.fixed | sizes)
     work = ready(bound.kernel.address, count, grain)
     repeating = (repeated, count, tuple(reduced) if repeated else ())
-    return Walk(work, binding, binding.pack_named(names), *repeating)
+    return Walk(work, binding.pack_named(names), *repeating)
 
 
 def reduced_length(length: int) -> int:
