@@ -194,6 +194,71 @@ def test_training_has_six_panels_that_can_be_saved(tmp_path):
     figure.savefig(tmp_path / "training.png")
 
 
+def test_a_training_in_closed_form_has_no_empty_panels(tmp_path):
+    history = {"training/accuracy": [0.9], "validation/accuracy": [0.8]}
+    figure = plot.training(
+        history, ("linear", 0.75), torch.rand(8, 8), {"if1": torch.ones(4, 6)}, torch.rand(4, 10), 3
+    )
+    assert figure.get_suptitle() == "Accuracy: training 90.0%, validation 80.0%, linear (test) 75.0%"
+    assert all(axes.has_data() and axes.axison for axes in figure.axes)
+    assert len(figure.axes) == 3
+    figure.savefig(tmp_path / "training.png")
+
+
+def test_labels_of_very_negative_potentials_do_not_overlap():
+    potentials = torch.linspace(-80, 1, 60).reshape(20, 3)
+    axes = plot.membrane(potentials, torch.zeros(20, 3), 1.0)
+    axes.figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
+    assert len(boxes) == 3
+    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
+    assert len(plot.membrane(potentials.clamp(min=-1), torch.zeros(20, 3), 1.0).get_yticklabels()) == 6
+
+
+def test_names_are_drawn_in_a_font_that_has_their_letters(caplog):
+    names, label = ["Ж", "Щ"], torch.tensor([0, 1])
+    with mpl.rc_context({"font.family": ["cmr10"], "axes.formatter.use_mathtext": True}):  # without Cyrillic
+        axes = plot.confusion_matrix(label, label, names)
+        assert [each.get_text() for each in axes.get_xticklabels()] == names
+        assert axes.get_xticklabels()[0].get_fontfamily()[-1] == "DejaVu Sans"
+        axes.figure.draw_without_rendering()  # missing glyphs are a warning, which fails
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda names: plot.confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 1]), names).figure,
+        lambda names: plot.spike_counts(torch.rand(2), names, label=1).figure,
+        lambda names: plot.output_potentials(torch.rand(5, 2), 1, names).figure,
+        lambda names: plot.animation.scene(
+            {"if1": torch.ones(5, 4)}, torch.rand(8, 8), torch.rand(5, 2), names=names, label=1
+        )[0],
+        lambda names: plot.training(
+            {"training/loss": [1.0], "training/accuracy": [1.0]},
+            ("linear", 0.5),
+            torch.rand(8, 8),
+            {},
+            torch.rand(4, 2),
+            1,
+            names=names,
+        ),
+    ],
+)
+def test_names_that_no_font_can_draw_become_numbers_and_a_sentence(draw, monkeypatch, caplog):
+    fonts = [font for font in mpl.font_manager.fontManager.ttflist if font.name.startswith("DejaVu")]
+    monkeypatch.setattr(mpl.font_manager.fontManager, "ttflist", fonts)
+    figure = draw(["悪い", "良品"])
+    figure.draw_without_rendering()
+    assert caplog.messages
+    assert caplog.messages[0].startswith(
+        "figures show the numbers of the classes 0 悪い, 1 良品: no installed"
+    )
+    texts = [text.get_text() for text in figure.findobj(mpl.text.Text)]
+    assert "1" in "".join(texts)
+    assert not any("悪" in text or "良" in text for text in texts)
+
+
 def test_a_raster_fills_up_frame_by_frame(tmp_path):
     path = plot.animate(layers(steps=9), tmp_path / "raster.gif", fps=4, dpi=50)
     with Image.open(path) as gif:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hibana.plot.outputs import answered
 from hibana.plot.spikes import raster
-from hibana.plot.style import array, background, colours, foreground, new_figure, ramp
+from hibana.plot.style import array, background, colours, drawable, foreground, new_figure, ramp
 
 __all__ = ["animate", "scene"]
 
@@ -168,8 +168,9 @@ def _showing(
     if len(values) not in (1, steps):
         raise ValueError(f"sample must have the {steps} steps of the layers, got {len(values)}")
     image = axes.imshow(values[0], cmap=ramp(axes, foreground(axes)), vmin=0, vmax=values.max() or 1)
-    title = "Input" if label is None else f"Input: {label if names is None else names[label]}"
-    axes.set(title=title, xticks=[], yticks=[], anchor="N")
+    shown, font = ([], {}) if names is None else drawable(names)
+    axes.set(xticks=[], yticks=[], anchor="N")
+    axes.set_title("Input" if label is None else f"Input: {label if names is None else shown[label]}", **font)
 
     def update(step: int) -> None:
         image.set_data(values[step if len(values) > 1 else 0])
@@ -209,7 +210,8 @@ def _answering(
     low, high = min(0.0, float(means.min())), max(0.0, float(means.max()))
     room = 0.05 * (high - low) or 1
     axes.set(xlim=(low - room * (low < 0), high + room), title="Output, mean so far", xticks=[])
-    axes.set_yticks(range(classes), [str(n) for n in range(classes)] if names is None else names)
+    shown, font = drawable([str(n) for n in range(classes)] if names is None else names)
+    axes.set_yticks(range(classes), shown, **font)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "bottom"]].set_visible(False)

@@ -21,6 +21,7 @@ from hibana.plot.style import (
     array,
     background,
     diverging,
+    drawable,
     foreground,
     legend_outside,
     new_axes,
@@ -151,7 +152,7 @@ def confusion_matrix(
     if given.shape != right.shape:
         raise ValueError(f"answers must be one for each of the {len(right)} labels, got {len(given)}")
     most = int(max(given.max(), right.max())) + 1
-    names = [str(n) for n in range(most)] if names is None else names
+    names, font = drawable([str(n) for n in range(most)] if names is None else names)
     classes = len(names)
     if most > classes or min(given.min(), right.min()) < 0:
         raise ValueError(f"answers and labels must lie in 0 to {classes - 1}, the classes named")
@@ -169,8 +170,8 @@ def confusion_matrix(
                 column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, size="small"
             )
         turned = 90 if max(map(len, names)) > 3 else 0
-        axes.set_xticks(range(classes), names, rotation=turned)
-        axes.set_yticks(range(classes), names)
+        axes.set_xticks(range(classes), names, rotation=turned, **font)
+        axes.set_yticks(range(classes), names, **font)
     accuracy = counts.trace() / counts.sum()
     axes.set(title=f"Accuracy {accuracy:.1%}, {counts.sum():,} samples", xlabel="Answer", ylabel="Class")
     axes.tick_params(length=0)

@@ -12,6 +12,7 @@ from hibana.plot.style import (
     GREY,
     array,
     colours,
+    drawable,
     foreground,
     new_axes,
     new_figure,
@@ -48,50 +49,51 @@ def training(
     names: Sequence[str] = (),
     measure: str = "accuracy",
 ) -> Figure:
-    """A training at one look: its curves, and one sample on its way through the trained network.
+    """The curves of a training, and one sample passing through the trained network.
 
     Args:
-        history: values per epoch, by the names that training logs; a panel of what was not logged stays
-            empty.
+        history: values per epoch, by the names that training logs; of a network that was fitted in closed
+            form, which has no losses, the measure stands above the sample instead.
         reference: name and test accuracy of the classifier to compare with.
         image: the sample, ``[height, width]``.
-        spikes: of each layer, ``[T, neurons]``; of a network without such layers their panels stay empty.
+        spikes: of each layer, ``[T, neurons]``; may be empty.
         potentials: of the output neurons, ``[T, classes]``.
-        label: the sample's class, or its quantity where there is one output.
+        label: the sample's class, or its quantity if there is one output.
         names: of the outputs; their numbers if there are none.
-        measure: what the second panel shows: ``accuracy``, or ``explained`` of a quantity's variance.
+        measure: ``accuracy``, or ``explained`` of a quantity's variance.
     """
-    figure = new_figure(13, 7.5)
-    panels = figure.subplot_mosaic(
-        [["loss", "accuracy", "rate"], ["image", "raster", "output"]], width_ratios=[1, 1.25, 1.25]
-    )
     quantity = measure == "explained"
-    learned = "Squared error" if quantity else "Cross-entropy"
-    if losses := _of(history, "loss"):
+    measured = "Variance explained" if quantity else "Accuracy"
+    sample = ["image", "raster", "output"] if spikes else ["image", "output"]
+    losses = _of(history, "loss")
+    rates = {key.rpartition("/")[2]: values for key, values in history.items() if "/rate/" in key}
+    curves = ["loss", "measure", "rate"] if rates and spikes else ["loss", "measure"]
+    rows = [curves, sample] if losses else [sample]
+    figure = new_figure(13, 7.5 if losses else 4.2)
+    panels = figure.subplot_mosaic([[name for name in row for _ in range(6 // len(row))] for row in rows])
+    if losses:
+        learned = "Squared error" if quantity else "Cross-entropy"
         learning_curves(losses, panels["loss"], ylabel=learned, title="Loss")
         panels["loss"].set_yscale("log")
-    else:  # of a network that was fitted in closed form
-        panels["loss"].set_axis_off()
-    shown_as = "Variance explained" if quantity else "Accuracy"
-    learning_curves(_of(history, measure), panels["accuracy"], ylabel=shown_as, title=shown_as)
-    called, accuracy = reference
-    panels["accuracy"].axhline(accuracy, color=GREY, linestyle="dashed", label=f"{called} (test)")
-    panels["accuracy"].legend(frameon=False)
-    rates = {key.rpartition("/")[2]: values for key, values in history.items() if "/rate/" in key}
-    if rates and spikes:
+        learning_curves(_of(history, measure), panels["measure"], ylabel=measured, title=measured)
+        panels["measure"].axhline(
+            reference[1], color=GREY, linestyle="dashed", label=f"{reference[0]} (test)"
+        )
+        panels["measure"].legend(frameon=False)
+    else:
+        values = [f"{part} {values[-1]:.1%}" for part, values in _of(history, measure).items()]
+        figure.suptitle(f"{measured}: {', '.join([*values, f'{reference[0]} (test) {reference[1]:.1%}'])}")
+    if "rate" in panels:
         learning_curves(rates, panels["rate"], ylabel="Spikes per neuron and step", title="Firing rate")
         panels["rate"].set_ylim(bottom=0)
-    else:
-        panels["rate"].set_axis_off()
     if spikes:
         raster(spikes, panels["raster"])
-    else:
-        panels["raster"].set_axis_off()
     shown = panels["image"]
     shown.imshow(array("image", image, ("[height, width]",)), cmap=ramp(shown, foreground(shown)))
-    classes = list(names) or [str(neuron) for neuron in range(potentials.shape[1])]
+    classes, font = drawable(list(names) or [str(neuron) for neuron in range(potentials.shape[1])])
     named = f"{label:.3g}" if quantity else classes[int(label)]
-    shown.set(title=f"A test sample: {named}", xticks=[], yticks=[])
+    shown.set(xticks=[], yticks=[])
+    shown.set_title(f"A test sample: {named}", **font)
     output_potentials(potentials, 0 if quantity else int(label), classes, panels["output"])
     return figure
 

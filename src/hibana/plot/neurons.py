@@ -29,6 +29,9 @@ from hibana.plot.style import (
 
 __all__ = ["current_step", "membrane", "surrogate", "surrogate_gallery"]
 
+LABEL = 12
+"""Points between two tick labels, at least."""
+
 
 def membrane(
     potentials: Tensor,
@@ -75,6 +78,7 @@ def membrane(
     low = min(0.0, float(values.min()))
     lane = 1.25 * (max(float(values.max()), float(thresholds.max())) - low)
     ticks: list[tuple[float, str]] = []
+    points = size_in_points(axes)[1] / (lane * (neurons + 0.08))  # per unit of the potential
     for neuron, colour in enumerate(colours(neurons)):
         zero = lane * (neurons - 1 - neuron) - low
         height = thresholds[neuron]
@@ -82,7 +86,9 @@ def membrane(
         axes.plot(now, zero + values[:, neuron], color=colour, linewidth=1.2, label=names[neuron])
         (at,) = fired[:, neuron].nonzero()
         _mark(axes, now[at], zero + values[at, neuron], color=foreground(axes), markersize=4)
-        ticks += [(zero, "0"), (zero + height, f"{height:g}")]
+        ticks.append((zero, "0"))
+        if height * points > LABEL:  # else the labels would overlap
+            ticks.append((zero + height, f"{height:g}"))
         axes.annotate(
             names[neuron],
             (1, zero),

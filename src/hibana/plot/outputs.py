@@ -6,7 +6,18 @@ from typing import Any
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from hibana.plot.style import BLUE, GREY, RED, array, new_axes, quiet, spread_out, times, whole_numbers
+from hibana.plot.style import (
+    BLUE,
+    GREY,
+    RED,
+    array,
+    drawable,
+    new_axes,
+    quiet,
+    spread_out,
+    times,
+    whole_numbers,
+)
 
 __all__ = ["answered", "output_potentials", "spike_counts"]
 
@@ -24,14 +35,15 @@ def spike_counts(
     """
     counts = array("spikes", spikes, ("[classes]", "[T, classes]"))
     counts = counts if counts.ndim == 1 else counts.sum(0)
-    names = _names(names, len(counts))
+    names, font = _names(names, len(counts))
     best, colour = answered(counts, label)
     axes = axes or new_axes(6, 3.6)
     bars = axes.bar(range(len(counts)), counts, color=colour)
     if len(counts) <= 20:
         axes.bar_label(bars, fmt="{:g}", padding=2, fontsize="small")
-        axes.set_xticks(range(len(counts)), names)
-    axes.set(title=_title("Output spikes", names, label, best), xlabel="Class", ylabel="Spikes")
+        axes.set_xticks(range(len(counts)), names, **font)
+    axes.set(xlabel="Class", ylabel="Spikes")
+    axes.set_title(_title("Output spikes", names, label, best), **font)
     axes.yaxis.set_major_locator(whole_numbers())
     axes.set_ylim(0, 1.1 * max(float(counts.max()), 1))
     return quiet(axes)
@@ -47,7 +59,7 @@ def output_potentials(
 ) -> Axes:
     """The output neurons' potentials over time, ``[T, classes]``: the right class drawn thick."""
     values = array("potentials", potentials, ("[T, classes]",))
-    names = _names(names, values.shape[1])
+    names, font = _names(names, values.shape[1])
     axes = axes or new_axes(6, 4)
     now = times(axes, len(values), dt)
     best = int(values.mean(0).argmax())
@@ -62,8 +74,9 @@ def output_potentials(
             zorder=3 if right or chosen else 2,
         )
     span = float(values.max() - values.min())
-    _name_at_the_end(axes, now[-1], values[-1], span, names, {label, best})
-    axes.set(title=_title("Output neurons", names, label, best), ylabel="Membrane potential")
+    _name_at_the_end(axes, now[-1], values[-1], span, names, {label, best}, font)
+    axes.set_ylabel("Membrane potential")
+    axes.set_title(_title("Output neurons", names, label, best), **font)
     return quiet(axes)
 
 
@@ -74,12 +87,13 @@ def answered(values: Any, label: int | None) -> tuple[int, list[str]]:
     return best, [BLUE if n == right else RED if n == best else GREY for n in range(len(values))]
 
 
-def _names(names: Sequence[str] | None, classes: int) -> Sequence[str]:
+def _names(names: Sequence[str] | None, classes: int) -> tuple[list[str], dict[str, Any]]:
+    """Names that can be drawn, and the properties of their text."""
     if names is None:
-        return [str(number) for number in range(classes)]
+        return [str(number) for number in range(classes)], {}
     if len(names) != classes:
         raise ValueError(f"names must name the {classes} classes, got {len(names)}")
-    return names
+    return drawable(names)
 
 
 def _title(what: str, names: Sequence[str], label: int | None, best: int) -> str:
@@ -88,7 +102,13 @@ def _title(what: str, names: Sequence[str], label: int | None, best: int) -> str
 
 
 def _name_at_the_end(
-    axes: Axes, end: float, last: Any, span: float, names: Sequence[str], bold: set[int]
+    axes: Axes,
+    end: float,
+    last: Any,
+    span: float,
+    names: Sequence[str],
+    bold: set[int],
+    font: dict[str, Any],
 ) -> None:
     """Each line's name right of its end, moved apart where ends lie close; of many, only the `bold`."""
     named = [neuron for neuron in last.argsort().tolist() if len(last) <= 12 or neuron in bold]
@@ -101,4 +121,5 @@ def _name_at_the_end(
             annotation_clip=False,
             va="center",
             weight="bold" if neuron in bold else "normal",
+            **font,
         )

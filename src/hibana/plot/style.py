@@ -1,12 +1,15 @@
 """What all drawings share: colours, figures, the axis of time. Nothing here knows what is drawn."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgb, to_rgba
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,6 +26,7 @@ __all__ = [
     "background",
     "colours",
     "diverging",
+    "drawable",
     "foreground",
     "legend_outside",
     "new_axes",
@@ -105,6 +109,29 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
         pools.append((mean, count))
     means = [mean for mean, count in pools for _ in range(count)]
     return [mean + place * gap for place, mean in enumerate(means)]
+
+
+def drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """`names`, and the properties of a text in a font that has all of their characters.
+
+    If no installed font has them, their numbers instead of the names, and a warning in the log.
+    """
+    characters = {ord(letter) for name in names for letter in name if not letter.isspace()}
+    usual = font_manager.FontProperties()
+    missing = characters - FT2Font(font_manager.findfont(usual)).get_charmap().keys()
+    if not missing:
+        return list(names), {}
+    for font in sorted(
+        font_manager.fontManager.ttflist, key=lambda font: ("Sans" not in font.name, font.name)
+    ):
+        if font.style == "normal" and missing <= FT2Font(font.fname).get_charmap().keys():
+            return list(names), {"fontfamily": [*usual.get_family(), font.name]}
+    logging.getLogger(__name__).warning(
+        "figures show the numbers of the classes %s: no installed font has their characters; install one, "
+        "such as Noto Sans CJK",
+        ", ".join(f"{number} {name}" for number, name in enumerate(names[:10])),
+    )
+    return [str(number) for number in range(len(names))], {}
 
 
 def whole_numbers(bins: int = 9) -> MaxNLocator:
