@@ -40,7 +40,8 @@ if (!window.took) {
   window.took = []
   addEventListener("keydown", () => {
     const begun = performance.now()
-    const answer = Bokeh.documents[0].get_model_by_name("neuron_potential").properties.tags
+    const shown = Bokeh.documents[0].get_model_by_name("neuron_potential")
+    const answer = shown.renderers[0].data_source.properties.data
     const plots = [...Bokeh.index.query((view) => "throttled_paint" in view)]
     const came = () => {
       answer.change.disconnect(came)

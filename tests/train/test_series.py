@@ -198,7 +198,7 @@ def test_the_command_trains_on_masked_sequences(tmp_path, capsys):
     assert "of 30 right" in capsys.readouterr().out
     from hibana.cli.play import network as shown
 
-    number = shown.mistake(str(run), 0)
+    number = shown.next_misclassified(str(run), 0)
     seen = shown.sample(str(run), number)
     assert seen["answer"] != seen["label"]
 

@@ -1,14 +1,11 @@
 """What the playground computes: answers against closed forms, and troubles told instead of raised."""
 
 import math
-import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
-import time
 
 import numpy
 import pytest
@@ -18,7 +15,6 @@ import hibana as hb
 from conformance import suite
 from hibana.cli.play import controls, network, neuron, source
 from hibana.cli.play.source import Trouble
-from hibana.cli.play.worker import Worker
 
 CELLS = sorted(source.built_in())
 OWN = source.EXAMPLE
@@ -42,7 +38,7 @@ def test_every_cell_is_described_and_answers_at_what_it_is_described_with(cell):
         if isinstance(control, controls.Number):
             assert control.low <= min(control.value, control.high)
             for value in (control.low, control.high):
-                controls.made(source.built_in()[cell], {control.name: value})
+                controls.make_cell(source.built_in()[cell], {control.name: value})
         if isinstance(control, controls.Choice):
             values[control.name] = (control.value, {})
     answer = asked(cell, values, told["strength"], 0.0, told["top"])
@@ -81,39 +77,6 @@ def test_potential_and_spikes_are_the_loops_own():
     assert numpy.array_equal(answer["potential"], states["v"].flatten().double().numpy())
     assert numpy.array_equal(answer["spikes"], states["s"].flatten().nonzero().flatten().numpy())
     assert answer["rate"] == pytest.approx(float(states["s"].mean()))
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_states_are_the_reference_loops_whatever_block_they_are_in(cell):
-    made = source.built_in()[cell]()
-    told = neuron.describe(cell)
-    noise = 0.2 * told["top"] * torch.randn([neuron.STEPS, 1], generator=torch.Generator().manual_seed(1))
-    inputs = told["strength"] + noise
-    shown = neuron._blockwise(made, inputs, made.initial_state(inputs[0]))
-    assert shown is not None
-    for name, values in zip(made.state_names(), shown, strict=True):
-        assert torch.equal(values, hb.record(made, inputs)[name])
-
-
-def run_of(term):
-    text = f"class Mine(hb.Cell):\n    def forward(self, input_, v, s): return v + input_ + {term}, s * 0"
-    made = source.found("", text)()
-    inputs = torch.randn([neuron.STEPS, 1], generator=torch.Generator().manual_seed(1))
-    rest = made.initial_state(inputs[0])
-    assert neuron._blockwise(made, inputs, rest) is None
-    return inputs, neuron._states(made, inputs)["v"], neuron._stepwise(made, inputs, rest)[0]
-
-
-def test_states_of_neurons_that_touch_are_gone_through_step_by_step():
-    _, shown, wanted = run_of("v.abs().max() / 100")
-    assert torch.equal(shown, wanted)
-
-
-def test_states_that_are_drawn_at_random_are_those_of_one_run():
-    inputs, shown, _ = run_of("torch.rand_like(v)")
-    drawn = shown - inputs - torch.cat([torch.zeros(1, 1), shown[:-1]])
-    assert drawn.min() > -1e-4
-    assert drawn.max() < 1 + 1e-4
 
 
 def test_the_f_i_curve_is_that_of_integrate_and_fire():
@@ -184,13 +147,12 @@ HEAD = "class Mine(hb.Cell):\n    def forward(self, input_, v, s):\n        "
         ("import nowhere", "line 1: ModuleNotFoundError"),
         ("raise SystemExit", "line 1: SystemExit"),
         ("\x00", "SyntaxError"),
-        (HEAD + "return v", "forward must return (v, s), each like the input; got Tensor"),
-        (HEAD + "return v, v, s", "got 3 of 2"),
-        (HEAD + "return v, 1.0", "s is of type float"),
-        (HEAD + "return v.sum(), s", "v is torch.float32 of shape []"),
-        (HEAD + "return v, v > 1", "s is torch.bool"),
+        (HEAD + "return v", "forward must return (v, s)"),
+        (HEAD + "return v, v, s", "forward must return (v, s)"),
+        (HEAD + "return v, 1.0", "each like the input; s is not"),
+        (HEAD + "return v.sum(), s", "each like the input; v is not"),
+        (HEAD + "return v, v > 1", "each like the input; s is not"),
         (HEAD + "return v / 0 + w, s", "line 3: NameError: name 'w'"),
-        (HEAD + "raise KeyboardInterrupt", "line 3: KeyboardInterrupt"),
         ("class Mine(hb.Cell):\n    def forward(self, *states): return states", "must name each state"),
         (
             "class Mine(hb.Cell):\n    def __init__(self, tau): pass",
@@ -204,9 +166,8 @@ HEAD = "class Mine(hb.Cell):\n    def forward(self, input_, v, s):\n        "
     ],
 )
 def test_what_is_wrong_with_pasted_code_is_told(text, words):
-    with pytest.raises(BaseException) as caught:  # noqa: PT011 - what reaches the worker's own handler
+    with pytest.raises(Trouble, match=re.escape(words)):
         neuron.describe("", text)
-    assert words in source.said(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -232,33 +193,6 @@ def test_what_leaves_the_finite_numbers_is_told_and_not_drawn():
     assert answer["note"].startswith("v leaves the finite numbers at step ")
     drawn = answer["potential"][numpy.isfinite(answer["potential"])]
     assert numpy.abs(drawn).max() < 1e30
-
-
-@pytest.fixture(scope="module")
-def worker():
-    worker = Worker(limit=120)
-    yield worker
-    worker.close()
-
-
-def test_the_worker_answers_and_tells(worker):
-    assert worker.ask("neuron.describe", cell="IF")["cell"] == "IF"
-    with pytest.raises(Trouble, match="cell must be one of"):
-        worker.ask("neuron.describe", cell="HH")
-    with pytest.raises(Trouble, match="line 1: SystemExit: 3"):
-        worker.ask("neuron.describe", cell="", source="raise SystemExit(3)")
-
-
-@pytest.mark.slow
-def test_code_that_ends_or_hangs_the_process_leaves_the_next_question_answered(worker):
-    with pytest.raises(Trouble, match="ended the process"):
-        worker.ask("neuron.describe", cell="", source="import os; os._exit(1)")
-    assert worker.ask("neuron.describe", cell="IF")["cell"] == "IF"
-    worker.limit = 1
-    with pytest.raises(Trouble, match="no answer within 1 s"):
-        worker.ask("neuron.describe", cell="", source="while True: pass")
-    worker.limit = 120
-    assert worker.ask("neuron.describe", cell="IF")["cell"] == "IF"
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +235,7 @@ def test_a_sample_goes_through_the_layers(checkpoint):
 
 
 def test_the_next_mistake_is_one(checkpoint):
-    index = network.mistake(str(checkpoint), 5)
+    index = network.next_misclassified(str(checkpoint), 5)
     shown = network.sample(str(checkpoint), index)
     assert shown["label"] != shown["answer"]
     for between in range(6, index):
@@ -326,34 +260,9 @@ def test_what_is_no_checkpoint_or_sample_is_told(checkpoint, tmp_path):
         network.sample(str(checkpoint), 360)
 
 
-def test_a_worker_that_is_closed_while_it_starts_ends(monkeypatch):
-    starting, go = threading.Event(), threading.Event()
-    before = multiprocessing.active_children()
-    start = multiprocessing.get_context("spawn").Process.start
-
-    def slowly(process):
-        starting.set()
-        go.wait(60)
-        start(process)
-
-    monkeypatch.setattr(multiprocessing.get_context("spawn").Process, "start", slowly)
-    worker = Worker()
-    thread = threading.Thread(target=worker.start)
-    thread.start()
-    assert starting.wait(60)
-    threading.Timer(0.1, go.set).start()
-    worker.close()
-    thread.join(60)
-    assert worker._process is None
-    assert multiprocessing.active_children() == before
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no process is sent Ctrl-C alone there")
-@pytest.mark.parametrize(
-    "after", [0.0, *(pytest.param(s, marks=pytest.mark.exhaustive) for s in (0.003, 0.03)), 0.3]
-)
-def test_ctrl_c_ends_the_playground_from_its_first_word_on(after):
+def test_ctrl_c_ends_the_playground():
     pytest.importorskip("bokeh", reason="the extra play is not installed")
     command = [sys.executable, "-m", "hibana", "play", "--no-browser"]
     with subprocess.Popen(
@@ -365,8 +274,7 @@ def test_ctrl_c_ends_the_playground_from_its_first_word_on(after):
         start_new_session=True,
     ) as playing:
         assert playing.stdout.readline().startswith("http://127.0.0.1:")
-        time.sleep(after)
-        os.killpg(playing.pid, signal.SIGINT)  # as a terminal does: its worker gets it too
+        os.killpg(playing.pid, signal.SIGINT)
         try:
             _, errors = playing.communicate(timeout=600)
         finally:
@@ -386,40 +294,15 @@ def test_the_network_that_comes_with_hibana_is_there_under_its_name(tmp_path, mo
         network.opened("digits")
 
 
-def test_a_sample_that_comes_late_leaves_what_is_said_of_a_number_typed_since(checkpoint):
-    pytest.importorskip("bokeh", reason="the extra play is not installed")
-    from bokeh.document import Document
-
-    from hibana.cli.play.view.look import Look
-    from hibana.cli.play.view.network import NetworkView
-
-    asked = {}
-
-    class Asks:
-        def ask(self, name, then, **about):
-            asked[name] = then, about
-
-    def answered(name):
-        then, about = asked[name]
-        then(getattr(network, name.partition(".")[2])(**about))
-
-    view = NetworkView(Document(), Look(), Asks(), str(checkpoint), [])
-    answered("network.opened")
-    view._index.value = "nonsense"
-    answered("network.sample")
-    assert view._trouble.text.startswith("number must be in 0 to 359")
-    view._index.value = "3"
-    answered("network.sample")
-    assert view._trouble.text == ""
-
-
 @pytest.mark.parametrize("steps", [1, 8, 100])
 @pytest.mark.parametrize(
     "names", [["0", "9"], ["benign", "malignant"], ["Cabernet Sauvignon from Médoc", "Barolo"]]
 )
 def test_names_beside_the_readout_are_neither_cut_nor_over_one_another(steps, names):
     pytest.importorskip("bokeh", reason="the extra play is not installed")
-    from hibana.cli.play.view.drawn import room, short, spread_out
+    from hibana.cli.play.view.network import _room as room
+    from hibana.cli.play.view.network import _short as short
+    from hibana.cli.play.view.network import _spread_out as spread_out
 
     shown = [short(name) for name in names]
     assert all(len(name) <= 16 and name[:15] == whole[:15] for name, whole in zip(shown, names, strict=True))

@@ -1,4 +1,4 @@
-"""A trained network, and one sample on its way through it. Plain values in, NumPy arrays out."""
+"""A trained network, and one sample passing through it. Arguments are plain values, results NumPy arrays."""
 
 from collections.abc import Collection
 from functools import lru_cache
@@ -15,22 +15,21 @@ if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train import Network
 
-__all__ = ["DIGITS", "SHIPPED", "mistake", "opened", "sample"]
+__all__ = ["DIGITS", "SHIPPED", "next_misclassified", "opened", "sample"]
 
 DIGITS = "digits"
-"""In the place of a path: the network that comes with hibana, if nothing else is there under that name."""
+"""Instead of a path: the network that comes with hibana, unless a file has that name."""
 SHIPPED = Path(__file__).with_name("digits.ckpt")
 """That network: ``python -m benchmarks.shipped`` trained it."""
 
 ROWS = 512
-"""Rows of a raster at most; of more neurons, those that lie together share one."""
+"""Rows of a raster at most; in larger layers, adjacent neurons share one."""
 
 
 def opened(path: str, trust: Collection[str] = ()) -> dict[str, Any]:
-    """What a checkpoint holds: ``title``, a line about the network; ``count`` of test samples; ``steps``.
+    """A checkpoint's ``title``, a line about the network; ``count`` of test samples; ``steps``.
 
-    `trust` names the functions that a checkpoint may have run, as :func:`hibana.train.load` says; everywhere
-    below it is the same.
+    `trust` names the functions that a checkpoint may execute, as in :func:`hibana.train.load`.
 
     Raises:
         Trouble: if it is no checkpoint of ``hibana train``, or what it needs is not installed or not there.
@@ -46,13 +45,13 @@ def opened(path: str, trust: Collection[str] = ()) -> dict[str, Any]:
 
 
 def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]:
-    """Test sample `index` on its way through the network at `path`.
+    """Test sample `index` passing through the network at `path`.
 
     Returns:
-        ``picture``, ``[height, width]``, row 0 on top; ``axes``, the names of its axes if they are no
-        pixels; ``layers``: of each spiking layer its name, number of neurons, firing rate and ``raster``,
-        ``[rows, T]``, the share of its neurons that spike; ``potentials`` of the readout, ``[T, classes]``;
-        ``label`` and ``answer``, and ``names``, what the classes are called.
+        ``picture``, ``[height, width]``, row 0 on top; ``axes``, the names of its axes if not pixels;
+        ``layers``: each spiking layer's name, number of neurons, firing rate and ``raster``, ``[rows, T]``,
+        255 if a neuron of the row spikes; ``potentials`` of the readout, ``[T, classes]``; ``label`` and
+        ``answer``, and the ``names`` of the classes.
 
     Raises:
         Trouble: as :func:`opened`, or if there is no such sample.
@@ -80,31 +79,24 @@ def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]
     }
 
 
-def mistake(path: str, after: int, trust: Collection[str] = ()) -> int:
-    """The next test sample after `after`, around the end, that the network at `path` takes for another class.
+def next_misclassified(path: str, after: int, trust: Collection[str] = ()) -> int:
+    """The next misclassified test sample after `after`, wrapping around at the end.
 
     Raises:
         Trouble: as :func:`opened`, or if there is none.
     """
-    model, samples = _load(path, trust)
+    _, samples = _load(path, trust)
     count = len(samples.test)  # type: ignore[arg-type] # as above
-    order = [(after + 1 + offset) % count for offset in range(count)]
-    for begun in range(0, count, 128):
-        part = order[begun : begun + 128]
-        inputs, labels, *lengths = zip(*(samples.test[index] for index in part), strict=True)
-        own = [torch.stack(each) for each in lengths]
-        with torch.inference_mode():
-            pairs = zip(inputs, part, strict=True)
-            encoded = torch.cat([_encoded(model, shown, index) for shown, index in pairs], dim=1)
-            answers = model.objective.scores(model.net(encoded), *own).argmax(1)
-            wrong = answers != torch.as_tensor(labels, dtype=torch.int64, device="cpu")
-        if bool(wrong.any()):
-            return part[int(wrong.nonzero()[0])]
-    raise Trouble("the network takes no test sample for another class")
+    for offset in range(count):
+        index = (after + 1 + offset) % count
+        shown = sample(path, index, trust)
+        if shown["answer"] != shown["label"]:
+            return index
+    raise Trouble("the network classifies all test samples correctly")
 
 
 def _encoded(model: "Network", shown: Tensor, index: int) -> Tensor:
-    """Test sample `index` over time, ``[T, 1, ...]``; of codings that draw, the same each time."""
+    """Test sample `index` over time, ``[T, 1, ...]``, with the same random numbers each time."""
     torch.manual_seed(index)
     return model.encode(shown[None])
 

@@ -1,8 +1,7 @@
-"""One cell under one current: its potential, its spikes, its F-I curve, its surrogate and its gradient.
+"""One cell under one current: its potential, spikes, F-I curve, surrogate and gradient.
 
-Everything is found from the cell's behaviour (its states by name, its steps, autograd), so that a cell that
-was pasted a second ago is answered like a built-in one. Plain values come in and NumPy arrays go out; nothing
-here knows a browser.
+Everything is computed from the cell's behaviour (its named states, its steps, autograd), so pasted cells work
+like built-in ones. Arguments are plain values, results NumPy arrays.
 """
 
 import math
@@ -15,40 +14,39 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.cli.play import controls
-from hibana.cli.play.source import Trouble, found
+from hibana.cli.play.source import Trouble, describe_error, find
 from hibana.compiler import unroll
 
 __all__ = ["SHAPES", "STEPS", "answer", "describe"]
 
 STEPS = 200
-"""Time steps that are shown."""
+"""Time steps."""
 CURRENTS, COPIES = 49, 16
-"""Points of the F-I curve, and neurons with noise of their own at each."""
+"""Points of the F-I curve, and neurons with independent noise at each."""
 SHAPES = ("constant", "pulse", "ramp", "sine")
-"""What the input looks like over time, before noise."""
-
-BLOCK = 20
-"""Steps after which a run is begun anew, so that all blocks are gone through at once."""
+"""The input's course over time, before noise."""
 LARGEST = 1e30
-"""What is larger is not drawn."""
+"""Larger values are not drawn."""
 
 Answer = dict[str, Any]
-State = tuple[Tensor, ...]
 
 
 def describe(cell: str, source: str | None = None) -> Answer:
-    """What can be moved: the cell's controls, and the range of the input, at which it comes to fire.
+    """The cell's controls, and the range of its input.
 
     Raises:
         Trouble: if there is no such cell, or it can't be made.
     """
-    made_of = found(cell, source)
-    moved = controls.of_cell(made_of)
-    strength, top = _range(controls.made(made_of, {}))
+    kind = find(cell, source)
+    of_cell = controls.of_cell(kind)
+    try:
+        strength, top = _range(controls.make_cell(kind, {}))
+    except Exception as error:  # of a pasted cell
+        raise Trouble(describe_error(error)) from error
     return {
-        "cell": made_of.__name__.removesuffix("Cell"),
-        "summary": (made_of.__doc__ or "").strip().partition("\n")[0],
-        "controls": moved,
+        "cell": kind.__name__.removesuffix("Cell"),
+        "summary": (kind.__doc__ or "").strip().partition("\n")[0],
+        "controls": of_cell,
         "top": top,
         "strength": strength,
     }
@@ -67,20 +65,20 @@ def answer(
     """One neuron at rest, then :data:`STEPS` steps of ``input_t = strength * shape_t + noise * N(0, 1)``.
 
     Args:
-        cell: the name of a built-in cell; of no matter if `source` is given.
-        values: of its hyper-parameters; of a surrogate ``(name, {parameter: value})``.
+        cell: the name of a built-in cell, if `source` is ``None``.
+        values: its hyper-parameters; of a surrogate ``(name, {parameter: value})``.
         strength: of the input.
-        noise: standard deviation of what is added to it at each step; the draw is always the same one.
+        noise: standard deviation of the noise; the draw is always the same.
         top: the largest current of the F-I curve.
         shape: one of :data:`SHAPES`.
-        source: the text of a cell of one's own.
+        source: the text of the user's cell.
 
     Returns:
         ``time, input, potential, emitted``, ``[STEPS]``; ``others``, the further states by name;
-        ``gradient``, d(sum of what is emitted)/d(input_t); ``spiking``; ``spikes``, their steps; ``rate``;
-        ``currents, rates``: the F-I curve, what is emitted per step under a constant current with that noise,
-        the mean over neurons; ``threshold``, ``step``: see :func:`_one_step`; ``name`` of the potential; and
-        ``note``, a sentence where there is something to say.
+        ``gradient``, d(sum of the outputs)/d(input_t); ``spiking``; ``spikes``, their steps; ``rate``;
+        ``currents, rates``: the F-I curve, the mean output per step under a constant current with that noise;
+        ``threshold``, ``step``: see :func:`_one_step`; ``name`` of the potential; and ``note``, a warning or
+        an empty text.
 
     Raises:
         Trouble: if a value is refused, or the cell fails.
@@ -92,13 +90,23 @@ def answer(
         raise Trouble(f"input noise must be at least 0, got {noise!r}")
     if not (math.isfinite(top) and top > 0):
         raise Trouble(f"the range of the current must be positive and finite, got {top!r}")
-    made = controls.made(found(cell, source), values)
+    made = controls.make_cell(find(cell, source), values)
+    try:
+        return _answer(made, strength, noise, top, shape)
+    except (Trouble, KeyboardInterrupt):
+        raise
+    except Exception as error:  # of a pasted cell
+        raise Trouble(describe_error(error)) from error
+
+
+def _answer(made: Cell, strength: float, noise: float, top: float, shape: str) -> Answer:
     draw = _draw()
     currents = torch.linspace(0, top, CURRENTS, dtype=torch.float32, device="cpu")
     constant = currents.repeat_interleave(COPIES) + noise * draw[:, 1:]
     inputs = (strength * _shape(shape)[:, None] + noise * draw[:, :1]).requires_grad_()
 
-    states = _states(made, inputs.detach())
+    with torch.no_grad():
+        states = _states(made, inputs)
     emitted = _emitted(made, inputs)
     gradient = _gradient(emitted.sum(), inputs)[:, 0]
     with torch.no_grad():
@@ -128,7 +136,7 @@ def answer(
 
 
 class _Step(NamedTuple):
-    """One step from rest around the threshold: the potential, the spike, and ds/dv as autograd has it."""
+    """One step from rest around the threshold: the potential, the spike, and ds/dv of autograd."""
 
     threshold: float
     v: np.ndarray[Any, Any]
@@ -137,14 +145,10 @@ class _Step(NamedTuple):
 
 
 def _one_step(cell: Cell) -> _Step | None:
-    """How a spike depends on the potential in one step from rest, and what is called its derivative.
+    """The spike and its derivative over the potential in one step from rest; None if it never spikes.
 
-    The smallest single input that makes the cell spike is found on a geometric grid that is refined twice;
-    the potential that it leads to is the threshold (at rest, if it moves). Around it
-
-        ds/dv = (ds/dinput) / (dv/dinput)
-
-    is the surrogate: no cell is asked for its threshold or its surrogate. None if there is no such input.
+    The threshold is the potential after the smallest single input that makes the cell spike, found on a
+    geometric grid that is refined twice. Around it, ``ds/dv = (ds/dinput) / (dv/dinput)`` is the surrogate.
     """
     grid = torch.cat(
         [
@@ -186,57 +190,22 @@ def _stepped(cell: Cell, input_: Tensor) -> tuple[Tensor, ...]:
 
 
 def _states(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
-    """Every state of one neuron over time."""
-    state = _rest(cell, inputs[0])
-    with torch.no_grad():
-        values = _blockwise(cell, inputs, state) or _stepwise(cell, inputs, state)
-    return dict(zip(cell.state_names(), values, strict=True))
-
-
-def _rest(cell: Cell, input_: Tensor) -> State:
-    """The state at rest of a cell whose step gives what it should.
+    """Every state of the reference loop over time, each ``[T, N]``.
 
     Raises:
-        Trouble: if it gives another number of states, another shape, or anything but tensors.
+        Trouble: if the step returns a state that is not like the input.
     """
-    state = cell.initial_state(input_)
-    given = cell(input_, *state)
-    wanted = f"forward must return ({', '.join(cell.state_names())}), each like the input"
-    if not isinstance(given, tuple | list):
-        raise Trouble(f"{wanted}; got {type(given).__name__}")
-    if len(given) != len(cell.state_names()):
-        raise Trouble(f"{wanted}; got {len(given)} of {len(cell.state_names())}")
-    for name, value in zip(cell.state_names(), given, strict=True):
-        if not isinstance(value, Tensor):
-            raise Trouble(f"{wanted}; {name} is of type {type(value).__name__}")
-        if value.shape != input_.shape or not value.is_floating_point():
-            raise Trouble(f"{wanted}; {name} is {value.dtype} of shape {list(value.shape)}")
-    return state
-
-
-def _stepwise(cell: Cell, inputs: Tensor, state: State) -> list[Tensor]:
-    """Every state at every step, each ``[T, N]``."""
-    steps = []
-    for input_ in inputs.unbind(0):  # hibana.record gives the same, and takes twice as long
-        _, state = unroll(cell, input_[None], state)
+    state, steps = cell.initial_state(inputs[0]), []
+    for input_ in inputs.unbind(0):
+        state = cell(input_, *state)
         steps.append(state)
-    return [torch.stack(each) for each in zip(*steps, strict=True)]
-
-
-def _blockwise(cell: Cell, inputs: Tensor, state: State) -> list[Tensor] | None:
-    """The same of one neuron in fewer calls: from block to block, then the steps of all blocks at once.
-
-    None of a cell for which it is not the same, as it draws at random or lets neurons touch.
-    """
-    starts = [state]
-    for block in inputs.reshape(-1, BLOCK, 1).unbind(0):
-        _, state = unroll(cell, block, state)
-        starts.append(state)
-    begun = tuple(torch.cat(each) for each in zip(*starts, strict=True))
-    steps = _stepwise(cell, inputs.reshape(-1, BLOCK).T, tuple(each[:-1] for each in begun))
-    if not all(torch.equal(each[-1], ends[1:]) for each, ends in zip(steps, begun, strict=True)):
-        return None
-    return [each.T.reshape(inputs.shape) for each in steps]
+    names = cell.state_names()
+    if not isinstance(state, tuple | list) or len(state) != len(names):
+        raise Trouble(f"forward must return ({', '.join(names)})")
+    for name, value in zip(names, state, strict=True):
+        if not isinstance(value, Tensor) or value.shape != inputs[0].shape or not value.is_floating_point():
+            raise Trouble(f"forward must return ({', '.join(names)}), each like the input; {name} is not")
+    return {name: torch.stack(values) for name, values in zip(names, zip(*steps, strict=True), strict=True)}
 
 
 def _emitted(cell: Cell, inputs: Tensor, backend: str = "auto") -> Tensor:
@@ -248,7 +217,7 @@ def _emitted(cell: Cell, inputs: Tensor, backend: str = "auto") -> Tensor:
 
 
 def _gradient(total: Tensor, inputs: Tensor) -> Tensor:
-    """d(total)/d(inputs), zero where nothing connects them."""
+    """d(total)/d(inputs), zero if they are not connected."""
     if not total.requires_grad:
         return torch.zeros_like(inputs)
     (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
@@ -256,20 +225,21 @@ def _gradient(total: Tensor, inputs: Tensor) -> Tensor:
 
 
 def _potential(cell: Cell) -> str:
-    """The state to show as the potential: ``v``, or the one before what is emitted."""
+    """The state that is shown as the potential: ``v``, or the last but one."""
     return "v" if "v" in cell.state_names() else cell.state_names()[max(len(cell.state_names()) - 2, 0)]
 
 
 def _range(cell: Cell) -> tuple[float, float]:
-    """Where the input begins and how far it goes: just above firing in 20 steps, and where curves are bent.
+    """The first strength and the range of the input.
 
-    It ends at five times the current that gives a spike in 20 steps, or a quarter above the one that gives
-    half of the largest rate if that is less; (0.5, 1) for a cell that never fires.
+    The range is five times the current that causes a spike in 20 steps, or 1.25 times the current that causes
+    half of the largest rate if that is less; the strength is 1.25 times the former current. A cell that never
+    fires has (0.5, 1).
     """
     currents = torch.logspace(-3, 3, 121, dtype=torch.float32, device="cpu")
     inputs = currents.expand(STEPS, -1)
     with torch.no_grad():
-        _rest(cell, inputs[0, :1])
+        _states(cell, inputs[:1, :1])
         emitted = _emitted(cell, inputs, backend="reference")
     rates = emitted.mean(dim=0)
     firing = (rates >= 0.05) & ((emitted == 0) | (emitted == 1)).all(dim=0)
@@ -285,13 +255,13 @@ def _range(cell: Cell) -> tuple[float, float]:
 
 @cache
 def _draw() -> Tensor:
-    """The noise: of the neuron that is shown, then of those of the F-I curve."""
+    """The noise of the neuron, and of those of the F-I curve."""
     generator = torch.Generator().manual_seed(0)
     return torch.randn(STEPS, 1 + CURRENTS * COPIES, generator=generator, dtype=torch.float32, device="cpu")
 
 
 def _shape(shape: str) -> Tensor:
-    """The course of the input over the steps, its largest value 1."""
+    """The input's course over time, at most 1."""
     t = torch.arange(STEPS, dtype=torch.float32, device="cpu")
     match shape:
         case "constant":
@@ -317,7 +287,7 @@ def _note(states: dict[str, Tensor], gradient: Tensor) -> str:
 
 
 def _array(values: Tensor) -> np.ndarray[Any, Any]:
-    """`values` as floats to draw: what is not finite, or beyond drawing, is NaN."""
+    """`values` as floats; NaN if they are too large to draw or not finite."""
     array = values.detach().double().numpy().copy()
     array[~(np.abs(array) < LARGEST)] = np.nan
     return array

@@ -1,7 +1,4 @@
-"""From pasted text to a cell, and from whatever goes wrong in it to a sentence.
-
-The text is run as Python, by the person who typed it, in the worker's process. Nothing here knows a browser.
-"""
+"""From pasted text to a cell, and from errors in it to a message. The text is executed."""
 
 import linecache
 import traceback
@@ -12,7 +9,7 @@ import torch
 import hibana
 from hibana import cells
 
-__all__ = ["EXAMPLE", "Trouble", "built_in", "found", "said"]
+__all__ = ["EXAMPLE", "Trouble", "built_in", "describe_error", "find"]
 
 NAME = "<your cell>"
 EXAMPLE = '''\
@@ -32,8 +29,8 @@ class Adaptive(hb.Cell):
 '''
 
 
-class Trouble(Exception):  # noqa: N818 - what a person reads, not an error of the program
-    """What can't be answered, in a sentence for the person who asked."""
+class Trouble(Exception):  # noqa: N818 - shown to the user, not an error of the program
+    """A message for the user about input that can't be used."""
 
 
 def built_in() -> dict[str, type[cells.Cell]]:
@@ -46,41 +43,41 @@ def built_in() -> dict[str, type[cells.Cell]]:
     return {name.removesuffix("Cell"): getattr(cells, name) for name in names}
 
 
-def found(name: str, source: str | None = None) -> type[cells.Cell]:
-    """The cell called `name`, or the last one that `source` defines.
+def find(name: str, source: str | None = None) -> type[cells.Cell]:
+    """The built-in cell called `name`, or the last cell that `source` defines.
 
     Raises:
-        Trouble: if there is none, or the text fails; naming the error and the line.
+        Trouble: if there is none, or executing the text fails; naming the error and the line.
     """
     if source is not None:
-        return _run(source)
-    known = built_in()
-    if name not in known:
-        raise Trouble(f"cell must be one of {', '.join(known)}; got {name!r}")
-    return known[name]
+        return _execute(source)
+    cells_by_name = built_in()
+    if name not in cells_by_name:
+        raise Trouble(f"cell must be one of {', '.join(cells_by_name)}; got {name!r}")
+    return cells_by_name[name]
 
 
 @lru_cache(maxsize=8)
-def _run(source: str) -> type[cells.Cell]:
+def _execute(source: str) -> type[cells.Cell]:
     linecache.cache[NAME] = (len(source), None, source.splitlines(keepends=True), NAME)
     namespace = {"__name__": NAME, "hb": hibana, "hibana": hibana, "nn": torch.nn, "torch": torch}
     try:
-        exec(compile(source, NAME, "exec"), namespace)  # noqa: S102 - that is what it is for
-    except BaseException as error:  # anything at all may be raised by what a person types
-        raise Trouble(said(error)) from error
+        exec(compile(source, NAME, "exec"), namespace)  # noqa: S102 - the purpose of the text field
+    except (Exception, SystemExit) as error:
+        raise Trouble(describe_error(error)) from error
     classes = [each for each in namespace.values() if isinstance(each, type) and each.__module__ == NAME]
-    made = [each for each in classes if issubclass(each, cells.Cell)]
-    if not made:
+    own_cells = [each for each in classes if issubclass(each, cells.Cell)]
+    if not own_cells:
         names = ", ".join(each.__name__ for each in classes) or "no class"
         raise Trouble(f"the code must define a class that derives from hb.Cell; it defines {names}")
-    return made[-1]
+    return own_cells[-1]
 
 
-def said(error: BaseException) -> str:
-    r"""The error's name and message, and the line of the pasted text that it comes from, if it does.
+def describe_error(error: BaseException) -> str:
+    r"""The error's name and message, and the line of the pasted text that raised it.
 
     >>> try:
-    ...     found("", "x = 1\ny = missing")
+    ...     find("", "x = 1\ny = missing")
     ... except Trouble as trouble:
     ...     print(trouble)
     line 2: NameError: name 'missing' is not defined

@@ -1,129 +1,97 @@
-"""One control as a row: its name, a field to type in, a slider to drag; and what it says."""
+"""Controls as rows of the page: a name, a field, and a slider."""
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-from bokeh.models import Checkbox, Column, Div, Row, Select, Slider, TextInput, UIElement
+from bokeh.models import Checkbox, Column, Row, Select, Slider, TextInput, UIElement
 
 from hibana.cli.play import controls
 from hibana.cli.play.source import Trouble
-from hibana.cli.play.view.look import BLUE, WIDGET
+from hibana.cli.play.view.look import BLUE, WIDGET, WIDTH, text
 
-__all__ = ["ChoiceField", "Field", "NumberField", "SwitchField", "chooser", "field", "label"]
-
-WIDTH = 272
-"""Of the controls, in pixels."""
+__all__ = ["ChoiceField", "Field", "NumberField", "SwitchField", "chooser", "field", "slider"]
 
 
 class NumberField:
-    """A number: dragged within its range, or typed, beyond it too; nonsense stays there, and is told."""
+    """A number: chosen by a slider within its range, or typed."""
 
     def __init__(self, control: controls.Number, changed: Callable[[], None]) -> None:
-        self.control, self._changed, self._setting = control, changed, False
-        self._class = f"text-{slug(control.name)}"
-        shown = f"{control.name} or “{control.words[0]}”" if control.words else control.name
+        self.control, self._changed = control, changed
+        self._class = f"text-{_slug(control.name)}"
+        name = f"{control.name} or “{control.words[0]}”" if control.words else control.name
         self._text = TextInput(
-            value=_written(control.value), width=92, css_classes=[self._class], margin=0, stylesheets=[WIDGET]
+            value=f"{control.value:.6g}", width=92, css_classes=[self._class], margin=0, stylesheets=[WIDGET]
         )
-        self._slider = Slider(
-            start=control.low,
-            end=control.high,
-            step=control.step,
-            value=self._within(control.value),
-            show_value=False,
-            title=None,
-            bar_color=BLUE,
-            width=WIDTH - 16,
-            margin=(4, 8, 8, 8),
-            css_classes=[f"slider-{slug(control.name)}"],
-            stylesheets=[WIDGET],
-        )
+        self._slider = slider(f"slider-{_slug(control.name)}", control.low, control.high, control.step)
+        self._slider.value = self._within(control.value)
         self._text.on_change("value", self._typed)
         self._slider.on_change("value", self._dragged)
-        self.element = Column(
-            Row(label(shown, WIDTH - 92), self._text, width=WIDTH, margin=0), self._slider, margin=0
-        )
+        row = Row(_label(name, WIDTH - 92), self._text, width=WIDTH, margin=0)
+        self.element = Column(row, self._slider, margin=0)
 
     def value(self) -> float | str:
-        """What the field says.
+        """The number, or one of the control's words.
 
         Raises:
-            Trouble: if that is neither a number nor one of the words.
+            Trouble: if the field contains another text.
         """
-        text: str = self._text.value.strip()
-        if text in self.control.words:
-            return text
+        written: str = self._text.value.strip()
+        if written in self.control.words:
+            return written
         try:
-            return float(text)
+            return float(written)
         except ValueError:
             words = "".join(f" or {word}" for word in self.control.words)
-            shown = text if len(text) <= 40 else f"{text[:40]}…"
-            raise Trouble(f"{self.control.name} must be a number{words}, got {shown!r}") from None
+            raise Trouble(f"{self.control.name} must be a number{words}, got {written[:40]!r}") from None
 
     def _within(self, value: float) -> float:
         return min(max(value, self.control.low), self.control.high)
 
     def _dragged(self, attribute: str, old: Any, new: Any) -> None:
-        if not self._setting:
-            self._set(lambda: setattr(self._text, "value", _written(float(new))))
+        written = self._text.value.strip()
+        if written in self.control.words or self._as_slider(written) != new:  # not moved by the text
+            self._text.value = f"{float(new):.6g}"
+
+    def _as_slider(self, written: str) -> float | None:
+        try:
+            return self._within(float(written))
+        except ValueError:
+            return None
 
     def _typed(self, attribute: str, old: Any, new: Any) -> None:
-        if self._setting:
-            return
-        try:
-            value = self.value()
-        except Trouble:
-            value = math.nan
-        if isinstance(value, float) and not math.isnan(value):
-            self._set(lambda: setattr(self._slider, "value", self._within(value)))
-        else:
-            self._set(lambda: None)
-
-    def _set(self, change: Callable[[], None]) -> None:
-        self._setting = True
-        try:
-            change()
-            self._text.css_classes = [self._class] if self._speaks() else [self._class, "wrong"]
-        finally:
-            self._setting = False
+        place = self._as_slider(new)
+        wrong = place is None and new.strip() not in self.control.words
+        self._text.css_classes = [self._class, "wrong"] if wrong else [self._class]
+        if place is not None and place == place:  # not NaN
+            self._slider.value = place
         self._changed()
-
-    def _speaks(self) -> bool:
-        try:
-            self.value()
-        except Trouble:
-            return False
-        return True
 
 
 class SwitchField:
-    """Yes or no."""
+    """A truth value."""
 
     def __init__(self, control: controls.Switch, changed: Callable[[], None]) -> None:
         self.control = control
-        self._box = Checkbox(
+        self.element = Checkbox(
             label=control.name.replace("_", " "),
             active=control.value,
-            css_classes=[f"switch-{slug(control.name)}"],
+            css_classes=[f"switch-{_slug(control.name)}"],
             margin=(2, 0, 8, 0),
             stylesheets=[WIDGET],
         )
-        self._box.on_change("active", lambda attribute, old, new: changed())
-        self.element = self._box
+        self.element.on_change("active", lambda attribute, old, new: changed())
 
     def value(self) -> bool:
-        return bool(self._box.active)
+        return bool(self.element.active)
 
 
 class ChoiceField:
-    """A surrogate, and below it the numbers that shape it."""
+    """A surrogate, and below it its shape parameters."""
 
     def __init__(self, control: controls.Choice, changed: Callable[[], None]) -> None:
         self.control, self._changed = control, changed
-        self._select = _select(control.name, control.value, controls.surrogates())
+        self._row, self._select = chooser(control.name, control.value, controls.surrogates())
         self._select.on_change("value", self._chosen)
-        self._shapes: list[Field] = []
         self.element = Column(margin=0)
         self._show()
 
@@ -135,16 +103,17 @@ class ChoiceField:
         self._changed()
 
     def _show(self) -> None:
-        self._shapes = [field(each, self._changed) for each in controls.of_surrogate(self._select.value)]
-        row = Row(label(self.control.name, WIDTH - 172), self._select, width=WIDTH, margin=(0, 0, 8, 0))
-        self.element.children = [row, *(each.element for each in self._shapes)]
+        self._shapes = [
+            NumberField(each, self._changed) for each in controls.of_surrogate(self._select.value)
+        ]
+        self.element.children = [self._row, *(each.element for each in self._shapes)]
 
 
 Field = NumberField | SwitchField | ChoiceField
 
 
 def field(control: controls.Control, changed: Callable[[], None]) -> Field:
-    """The row of a control; `changed` is called when it says something else."""
+    """The row of a control; `changed` is called after each change."""
     match control:
         case controls.Number():
             return NumberField(control, changed)
@@ -156,36 +125,38 @@ def field(control: controls.Control, changed: Callable[[], None]) -> Field:
 
 def chooser(name: str, value: str, options: list[str]) -> tuple[UIElement, Select]:
     """A row with a name and a choice, and the choice."""
-    select = _select(name, value, options)
-    return Row(label(name, WIDTH - 172), select, width=WIDTH, margin=(0, 0, 8, 0)), select
-
-
-def label(text: str, width: int) -> Div:
-    """A name beside a field, as text."""
-    return Div(
-        text=text.replace("_", " "),
-        render_as_text=True,
-        width=width,
-        margin=(6, 0, 0, 0),
-        stylesheets=[WIDGET],
-    )
-
-
-def slug(name: str) -> str:
-    """`name` as a class of CSS, by which an element of the page is found."""
-    return name.replace("_", "-").replace(" ", "-")
-
-
-def _select(name: str, value: str, options: list[str]) -> Select:
-    return Select(
+    select = Select(
         value=value,
-        options=list(options),
+        options=options,
         width=172,
         margin=0,
-        css_classes=[f"select-{slug(name)}"],
+        css_classes=[f"select-{_slug(name)}"],
+        stylesheets=[WIDGET],
+    )
+    return Row(_label(name, WIDTH - 172), select, width=WIDTH, margin=(0, 0, 8, 0)), select
+
+
+def slider(name: str, low: float = 0, high: float = 1, step: float = 1, width: int = WIDTH - 16) -> Slider:
+    """A slider without a title and a number."""
+    return Slider(
+        start=low,
+        end=high,
+        step=step,
+        value=low,
+        title=None,
+        show_value=False,
+        bar_color=BLUE,
+        width=width,
+        margin=(4, 8, 8, 8),
+        css_classes=[name],
         stylesheets=[WIDGET],
     )
 
 
-def _written(value: float) -> str:
-    return f"{value:.6g}"
+def _label(name: str, width: int) -> UIElement:
+    return text(name.replace("_", " "), width=width, margin=(6, 0, 0, 0))
+
+
+def _slug(name: str) -> str:
+    """`name` as a CSS class."""
+    return name.replace("_", "-").replace(" ", "-")
