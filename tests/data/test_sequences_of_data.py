@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from hibana import data
-from hibana.data.cached import AsBits
 
 
 @pytest.mark.slow
@@ -36,7 +35,9 @@ def test_mnist_1d_is_made_by_its_authors_package_from_its_seed():
 
 def test_mnist_1d_without_its_package_gets_a_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "mnist1d", None)
-    with pytest.raises(ModuleNotFoundError, match=r"MNIST1D needs mnist1d, .*pip install 'hibana\[data\]'"):
+    with pytest.raises(
+        ModuleNotFoundError, match=r"MNIST1D needs mnist1d, .*pip install '\.\[data\]' in a clone"
+    ):
         data.MNIST1D().setup()
 
 
@@ -142,24 +143,27 @@ def test_recordings_that_are_no_second_of_speech_get_a_sentence(words):
         data.SpeechCommands(root=words / "word00").setup()
 
 
-def test_bits_on_disk_are_the_spikes_and_are_read_once(tmp_path):
-    class Counted(list):
-        reads = 0
+def test_binned_recordings_are_cached(tmp_path):
+    pytest.importorskip("tonic", reason="the extra data is not installed")
+
+    class Reader(list):
+        sensor_size, reads = (700, 1, 1), 0
 
         def __getitem__(self, index):
             self.reads += 1
             return super().__getitem__(index)
 
-    spikes = [((torch.rand(7, 2, 5) < 0.3).float(), torch.tensor(n)) for n in range(4)]
-    samples = Counted(spikes)
-    kept = AsBits(samples, (7, 2, 5), tmp_path, {"steps": 7})
+    fields = {"names": ["t", "x", "p"], "formats": [int, int, int]}
+    events = np.array([(0, 5, 1), (350_000, 699, 1), (999_999, 0, 1)], dtype=fields)
+    reader = Reader([(events, 3), (events[1:], 7)])
+    direct, cached = (
+        data.SHD(root=tmp_path, steps=10, cache=each)._binned(reader, "test") for each in (None, tmp_path)
+    )
+    assert direct[0][0].nonzero().tolist() == [[0, 5], [3, 699], [9, 0]]
+    reader.reads = 0
     for _ in range(2):
-        for (found, label), (wanted, n) in zip((kept[i] for i in range(4)), spikes, strict=True):
-            assert torch.equal(found, wanted)
-            assert label == n
-    assert samples.reads == 4
-    assert sum(file.stat().st_size for file in kept.folder.glob("0*")) == 4 * (8 + 9)
-    (kept.folder / "0000002").write_bytes(b"cut short")
-    assert torch.equal(kept[2][0], spikes[2][0])
-    AsBits(samples, (7, 2, 5), tmp_path, {"steps": 8})[0]
-    assert samples.reads == 6
+        for index in range(2):
+            for one, other in zip(cached[index], direct[index], strict=True):
+                assert torch.equal(one, other)
+                assert one.dtype == other.dtype
+    assert reader.reads == 2 + 4

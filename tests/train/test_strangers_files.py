@@ -249,26 +249,22 @@ def npy(path, header, numbers=bytes(80), version=1):
 
 
 @pytest.mark.parametrize(
-    ("header", "words"),
+    "header",
     [
-        (
-            b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 8, 8), }",
-            "speaks of 51,199,999,999",
-        ),
-        (
-            b"{'descr': '<f8', 'fortran_order': False, 'shape': (1, 3, 3), }",
-            "speaks of 72 bytes, and it holds 80",
-        ),
-        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -10), }", "says no type of numbers, order"),
-        (b"{'descr': '|O', 'fortran_order': False, 'shape': (10,), }", r"must be numbers, got '\|O'"),
-        (b"{'descr': '<f3', 'fortran_order': False, 'shape': (10,), }", "the type '<f3', which there is not"),
-        (b"(" * 9_999, "says no type of numbers, order"),
-        (b"9" * 60_000, "its header has 60,000 bytes, more than 10,000"),
-        (b"{'descr': '<f8', 'fortran_order': False, 'shape': (" + b"1, " * 99 + b"), }", "says 99 axes"),
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 8, 8), }",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (11,), }",
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -10), }",
+        b"{'descr': '|O', 'fortran_order': False, 'shape': (10,), }",
+        b"{'descr': '<f3', 'fortran_order': False, 'shape': (10,), }",
+        b"{'descr': '<U2', 'fortran_order': False, 'shape': (10,), }",
+        b"(" * 9_999,
+        b"9" * 60_000,
+        b"{'descr': '<f8', 'fortran_order': False, 'shape': (" + b"1, " * 99 + b"), }",
+        b"{'descr': [('a', '<f4', (1000000, 1000000))], 'fortran_order': False, 'shape': (5,), }",
     ],
 )
-def test_an_array_that_is_not_what_its_header_says_is_refused(tmp_path, header, words):
-    with pytest.raises(ValueError, match=words):
+def test_an_array_that_is_not_what_its_header_says_is_refused(tmp_path, header):
+    with pytest.raises(ValueError, match=r"inputs in .*a\.npy"):
         arrays.read(npy(tmp_path / "a.npy", header))
 
 

@@ -96,9 +96,14 @@ def _sound(path: Path) -> Tensor:
             form = file.getnchannels(), file.getsampwidth(), file.getframerate()
             if form != (1, 2, RATE):
                 raise ValueError(f"{path} must be one channel of 16 bits at {RATE} Hz, got {form}")
-            frames = file.readframes(RATE)
+            frames, declared = file.readframes(RATE), min(file.getnframes(), RATE)
     except (EOFError, wave.Error) as error:
         raise ValueError(f"{path} is not a whole WAV file: {error or 'it ends early'}") from error
+    if len(frames) < 2 * declared:
+        raise ValueError(
+            f"{path} is not a whole WAV file: its header declares {declared} samples, it has "
+            f"{len(frames) // 2}"
+        )
     sound = torch.zeros(RATE, dtype=torch.float32, device="cpu")
     values = np.frombuffer(frames, "<i2").astype(np.float32) / 32768
     sound[: len(values)] = torch.from_numpy(values)

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from hibana.data.base import DataSet, Samples
-from hibana.data.cached import AsBits
 from hibana.runtime.extras import needing
 
 __all__ = ["CIFAR10DVS", "NMNIST", "SHD", "SSC", "DVSGesture"]
@@ -21,17 +20,17 @@ __all__ = ["CIFAR10DVS", "NMNIST", "SHD", "SSC", "DVSGesture"]
 class _Recordings(DataSet):
     """Recordings on disk, read one at a time as spikes ``[steps, *shape]``.
 
-    Time from the start of a recording to `duration` is cut into `steps` bins of equal width; a bin is 1
-    where at least one event fell into it. Later events are left out. With `cache`, what was read and binned
-    once is kept there as bits.
+    Time from the start of a recording to `duration` is cut into `steps` bins of equal width; a bin is 1 if it
+    has at least one event. Later events are ignored. With `cache`, binned recordings are stored there, one
+    file each, by :class:`tonic.DiskCachedDataset`.
 
     Args:
         batch_size: samples in a batch, over all processes together.
-        root: the folder that holds the folder of the data set, unpacked or in the archives it comes in.
+        root: the folder that contains the folder of the data set, unpacked or in its archives.
         steps: length in time, in bins, at least 1.
-        download: fetch the archives into `root` through tonic if they are not there.
+        download: download the archives into `root` through tonic if they are not there.
         workers: processes that read.
-        cache: a folder to keep the spikes in as bits, one for each neuron and step; none if ``None``.
+        cache: a folder for binned recordings; none if ``None``.
 
     Raises:
         FileNotFoundError: on :meth:`setup`, if there are no recordings and `download` is off.
@@ -82,11 +81,13 @@ class _Recordings(DataSet):
 
     def _binned(self, reader: Any, part: str) -> Samples:
         """The recordings of `reader` as spikes, through the cache if there is one."""
-        binned = _Binned(reader, self)
-        if self.cache is None:
-            return binned
-        key = {"data": type(self).__name__, "part": part, "duration": self.duration, "count": len(reader)}
-        return AsBits(binned, binned.shape, self.cache, key)
+        samples = _Binned(reader, self)
+        if self.cache is not None:
+            import tonic
+
+            folder = self.cache / f"{type(self).__name__}-{part}-{len(reader)}-{self.steps}"
+            return _Spikes(tonic.DiskCachedDataset(samples, str(folder)))
+        return _Spikes(samples)
 
     @abstractmethod
     def held_out(self, official: Any) -> list[int]:
@@ -267,16 +268,16 @@ class CIFAR10DVS(_Recordings):
 
 
 def _tenths(labels: list[int]) -> list[int]:
-    """Of each sample, in which tenth of its class it is, 0 to 9."""
-    counts, seen, found = Counter(labels), Counter[int](), []
+    """For each sample, which tenth of its class it belongs to, 0 to 9."""
+    counts, before, tenths = Counter(labels), Counter[int](), []
     for label in labels:
-        found.append(10 * seen[label] // counts[label])
-        seen[label] += 1
-    return found
+        tenths.append(10 * before[label] // counts[label])
+        before[label] += 1
+    return tenths
 
 
-class _Binned(Dataset[tuple[Tensor, ...]]):
-    """A reader's recordings as ``(spikes [steps, *shape], label)``, read when asked for."""
+class _Binned(Dataset[Any]):
+    """A reader's recordings as ``(spikes [steps, *shape], label)`` in NumPy, read on access."""
 
     def __init__(self, reader: Any, data: _Recordings) -> None:
         import tonic
@@ -291,11 +292,22 @@ class _Binned(Dataset[tuple[Tensor, ...]]):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, index: int) -> tuple[Any, int]:
         events, label = self.reader[index]
         if self.from_first:
             events["t"] -= events["t"].min()
-        counts = torch.from_numpy(self.frames(events))
-        return (counts > 0).float().reshape(self.shape), torch.tensor(
-            int(label), dtype=torch.int64, device="cpu"
-        )
+        return (self.frames(events) > 0).reshape(self.shape), int(label)
+
+
+class _Spikes(Dataset[tuple[Tensor, ...]]):
+    """:class:`_Binned` recordings, cached or not, as tensors."""
+
+    def __init__(self, binned: Any) -> None:
+        self.binned = binned
+
+    def __len__(self) -> int:
+        return len(self.binned)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        spikes, label = self.binned[index]
+        return torch.from_numpy(spikes).float(), torch.tensor(int(label), dtype=torch.int64, device="cpu")

@@ -1,6 +1,7 @@
 """How training went."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -67,10 +68,10 @@ def training(
     sample = ["image", "raster", "output"] if spikes else ["image", "output"]
     losses = _of(history, "loss")
     rates = {key.rpartition("/")[2]: values for key, values in history.items() if "/rate/" in key}
-    curves = ["loss", "measure", "rate"] if rates and spikes else ["loss", "measure"]
-    rows = [curves, sample] if losses else [sample]
+    curves = ["loss", "measure", *(["rate" if rates else "."] if spikes else [])]
     figure = new_figure(13, 7.5 if losses else 4.2)
-    panels = figure.subplot_mosaic([[name for name in row for _ in range(6 // len(row))] for row in rows])
+    rows: Any = [curves, sample] if losses else [sample]
+    panels = figure.subplot_mosaic(rows, width_ratios=[1, 1.25, 1.25][: len(sample)])
     if losses:
         learned = "Squared error" if quantity else "Cross-entropy"
         learning_curves(losses, panels["loss"], ylabel=learned, title="Loss")

@@ -87,8 +87,10 @@ def membrane(
         (at,) = fired[:, neuron].nonzero()
         _mark(axes, now[at], zero + values[at, neuron], color=foreground(axes), markersize=4)
         ticks.append((zero, "0"))
-        if height * points > LABEL:  # else the labels would overlap
+        if height * points > LABEL:
             ticks.append((zero + height, f"{height:g}"))
+        else:  # the labels would overlap
+            ticks.append((zero + low, f"{low:.3g}"))
         axes.annotate(
             names[neuron],
             (1, zero),

@@ -26,7 +26,7 @@ __all__ = ["IN_MEMORY", "OF_FILES", "Settings", "read"]
 IN_MEMORY = "in memory"
 """Value of `data` for samples that no file holds."""
 _READING = ("label", "columns", "dates", "group", "task", "test", "missing", "lengths")
-_READING += ("bins", "split_by", "denoise", "event_columns", "size")  # type: ignore[assignment] # a longer tuple
+_READING += ("bins", "split_by", "denoise", "event_columns", "size", "encoding")  # type: ignore[assignment] # a longer tuple
 OF_FILES = ("kind", "class_weights", *_READING)
 """Options of files and folders."""
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:\w+")
@@ -51,6 +51,8 @@ class Settings:
         test: a file or folder to test with; a fifth of the data, drawn by the seed, if ``None``.
         missing: missing values are replaced by the ``median`` of the training part, dropped with their
             samples (``drop``), or refused (``refuse``).
+        encoding: encoding of text files, also of those that are shown to the network later, such as
+            ``cp932``; detected if ``None``.
         lengths: how sequences get one length: ``stretch``; ``pad`` with zeros, and cut; ``mask``: padded, and
             steps after a sequence's end do not count.
         bins: value of a bin of events: ``spikes``, 1 if it contains an event, or ``counts``.
@@ -58,7 +60,7 @@ class Settings:
         denoise: drop events without an event in the eight pixels around in that time before, in the
             recordings' unit of time (microseconds for most cameras); 0 keeps all.
         event_columns: order of the columns of events in files that do not name them, such as ``xytp``;
-            detected from their values if ``None``.
+            ``txyp`` if ``None``.
         size: pixels that images are scaled to, or of a sensor: ``32`` or ``28x34``, height first.
         class_weights: ``balanced`` weights all classes equally, however many samples they have; ``none``.
         root: folder of the data set's files, if it needs one.
@@ -123,6 +125,7 @@ class Settings:
     task: str | None = None
     test: str | None = None
     missing: str = "median"
+    encoding: str | None = None
     lengths: str = "stretch"
     bins: str = "spikes"
     split_by: str = "time"
@@ -220,6 +223,8 @@ class Settings:
         loss.named(self.loss, self.smoothing)
         architecture.check(self.layers)
         own.check_denoise(self.denoise)
+        if self.encoding is not None:
+            own.check_encoding(self.encoding)
         if self.event_columns is not None:
             own.check_event_columns(self.event_columns)
         _sides(self.size)

@@ -119,7 +119,8 @@ def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Network"
         samples.setup()
     except ModuleNotFoundError as error:
         raise Trouble(
-            f"opening a checkpoint needs {error.name}; pip install '.[train,data]' brings it"
+            f"opening a checkpoint needs {error.name}; "
+            f"pip install '.[train,data]' in a clone of hibana brings it"
         ) from error
     except (ValueError, FileNotFoundError) as error:
         raise Trouble(str(error)) from error

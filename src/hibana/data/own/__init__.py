@@ -1,4 +1,4 @@
-"""Data of one's own: what a file or folder is, is seen from it (:func:`kind_of`), and can be said instead."""
+"""Data of the user: the kind of a file or folder is detected by :func:`kind_of`, unless the user names it."""
 
 from collections import Counter
 from pathlib import Path
@@ -8,13 +8,14 @@ import numpy as np
 
 from hibana.data.own import plain
 from hibana.data.own.base import MISSING, Description, Inputs, Own, Raw
-from hibana.data.own.columns import check as check_event_columns
 from hibana.data.own.datasets import gathered
 from hibana.data.own.dates import DATES
+from hibana.data.own.event_files import check_columns as check_event_columns
 from hibana.data.own.event_files import is_headed
 from hibana.data.own.events import BINS, SPLITS, EventInputs, Events, check_denoise
 from hibana.data.own.events import SUFFIXES as RECORDINGS
 from hibana.data.own.folders import TEST, TRAINING, first_listed, lists, readable, shown
+from hibana.data.own.opening import check_encoding
 from hibana.data.own.pictures import SUFFIXES as PICTURES
 from hibana.data.own.pictures import ImageInputs, Images
 from hibana.data.own.series import LENGTHS, TRAIN_TS, SequenceInputs, Sequences
@@ -47,6 +48,7 @@ __all__ = [
     "Table",
     "are_pictures",
     "check_denoise",
+    "check_encoding",
     "check_event_columns",
     "described",
     "kind_of",
@@ -77,80 +79,87 @@ _OTHERS = {
     **dict.fromkeys((".m4a", ".aac", ".wma"), "is sound that can't be read; save it as .flac, .ogg or .wav"),
     **dict.fromkeys(SOUND, "is one recording; give a folder, of recordings in folders by class"),
 }
-"""What is known, and not read."""
+"""Files that are not read, and what to do with them."""
 
 
-def described(given: Any) -> Description:
-    """The description whose :meth:`Description.said` is `given`.
+def described(plain_values: Any) -> Description:
+    """The description whose :meth:`Description.said` is `plain_values`.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if there is none.
     """
     if (
-        not isinstance(given, dict)
-        or set(given) != {"kind", "inputs", "target"}
-        or given["kind"] not in KINDS
+        not isinstance(plain_values, dict)
+        or set(plain_values) != {"kind", "inputs", "target"}
+        or plain_values["kind"] not in KINDS
     ):
         raise ValueError("a description must have a kind, inputs and a target")
-    inputs = plain.made(_INPUTS[given["kind"]], given["inputs"])
-    target = plain.made(Target, given["target"])
+    inputs = plain.made(_INPUTS[plain_values["kind"]], plain_values["inputs"])
+    target = plain.made(Target, plain_values["target"])
     if len(target.counts) != len(target.classes) or not all(0 < side < 1 << 24 for side in inputs.shape):
         raise ValueError("a description must have a count for each class, and a shape")
-    return Description(given["kind"], inputs, target)
+    return Description(plain_values["kind"], inputs, target)
 
 
 def kind_of(path: Path, *, grouped: bool = False) -> str:
-    """What kind of data lies at `path`, by the names of its files, and of the columns of a CSV by class.
+    """The kind of the data at `path`, from file names, the types of arrays, and the columns of CSV by class.
 
-    Of files of several kinds it is that of most of them; of files and folders that are hidden, no kind.
+    A folder is of the kind of most of its files; hidden files do not count.
 
     Args:
         path: a file or folder.
         grouped: whether a table's rows are the steps of sequences.
 
     Raises:
-        ValueError: if there is nothing, nothing of a kind that is known, or what can't be read.
+        ValueError: if there is nothing at `path`, or nothing of a known kind.
     """
     with readable(path):
-        return _kind_of(path, grouped)
+        if path.is_file():
+            return _kind_of_file(path, grouped)
+        if not path.is_dir():
+            raise ValueError(f"data must be a file or folder, there is no {path}")
+        return _kind_of_folder(path)
 
 
-def _kind_of(path: Path, grouped: bool) -> str:
+def _kind_of_file(path: Path, grouped: bool) -> str:
     suffix = path.suffix.lower()
-    if path.is_file():
-        if suffix == ".ts":
-            return "sequences"
-        if suffix in (".npz", ".npy"):
-            return "sequences" if are_series(path) else "arrays"
-        if suffix in _TABLES:
-            named = None if grouped else first_listed(path)
-            return _most([named], path) if named else "sequences" if grouped else "table"
-        other = _OTHERS.get(suffix, f"ends in {suffix or 'nothing'}; say which: kind")
-        raise ValueError(f"data must be one of a known kind, {path} {other}")
-    if not path.is_dir():
-        raise ValueError(f"data must be a file or folder, there is no {path}")
-    below = [each for each in shown(path) if each.is_dir()]
-    parts = [each for each in below if each.name.lower() in (*TRAINING, *TEST)]
-    listing = lists(path)
-    for inside in ([each for part in parts for each in shown(part) if each.is_dir()], below):
-        files = [each for folder in inside for each in shown(folder) if each.is_file()]
+    if suffix == ".ts":
+        return "sequences"
+    if suffix in (".npz", ".npy"):
+        return "sequences" if are_series(path) else "arrays"
+    if suffix in _TABLES:
+        listed = None if grouped else first_listed(path)
+        return _most([listed], path) if listed else "sequences" if grouped else "table"
+    other = _OTHERS.get(suffix, f"ends in {suffix or 'nothing'}; name its kind (--kind)")
+    raise ValueError(f"data must be one of a known kind, {path} {other}")
+
+
+def _kind_of_folder(path: Path) -> str:
+    entries, listing = shown(path), lists(path)
+    below = [each for each in entries if each.is_dir()]
+    in_parts = [
+        each
+        for part in below
+        if part.name.lower() in (*TRAINING, *TEST)
+        for each in shown(part)
+        if each.is_dir()
+    ]
+    for folders in (in_parts, below):
+        files = [each for folder in folders for each in shown(folder) if each.is_file()]
         if not listing and _kinds(files):
             return _most(files, path)
-    pairs = [each.name for each in shown(path) if each.name.endswith(TRAIN_TS)]
-    for several, kind in (([each.name for each in listing], "list of files"), (pairs, f"*{TRAIN_TS}")):
+    pairs = [each for each in entries if each.name.endswith(TRAIN_TS)]
+    for several, what in ((listing, "list of files"), (pairs, f"*{TRAIN_TS}")):
         if len(several) > 1:
             raise ValueError(
-                f"data must hold one {kind}, {path} has {len(several)}; name one of them: "
-                f"{', '.join(several[:5])}"
+                f"data must hold one {what}, {path} has {len(several)}; name one of them: "
+                f"{', '.join(each.name for each in several[:5])}"
             )
-    if listing:
-        named = first_listed(listing[0])
-        assert named is not None
-        return _most([named], path)
+    if listing and (listed := first_listed(listing[0])):
+        return _most([listed], path)
     if pairs:
         return "sequences"
-    direct = [each for each in shown(path) if each.is_file()]
-    if any(each.suffix == ".npy" for each in direct):
+    if any(each.suffix == ".npy" for each in entries):
         return "sequences" if are_series(path) else "arrays"
     raise ValueError(
         f"data must be files by class, such as {path}/CLASS/NAME.png, a list of files with a label each, "
@@ -159,44 +168,39 @@ def _kind_of(path: Path, grouped: bool) -> str:
 
 
 def _most(files: list[Path], path: Path) -> str:
-    """The kind of most of the `files`, those of `path`."""
+    """The kind of most of the `files`, which `path` contains or names."""
     kinds = _kinds(files)
     if not kinds:
         raise ValueError(f"data must be one of a known kind, {path} names {files[0].name}, which is none")
     return max(kinds, key=kinds.__getitem__)
 
 
+def _kinds(files: list[Path]) -> Counter[str]:
+    """How many of the `files` are of each kind; all tables are of the kind of the first."""
+    kinds: Counter[str] = Counter()
+    tables = None
+    for each in files:
+        suffix = each.suffix.lower()
+        if suffix in (".csv", ".tsv", ".parquet"):
+            tables = tables or ("events" if suffix == ".csv" and is_headed(each) else "sequences")
+            kinds[tables] += 1
+        for kind, suffixes in (("images", PICTURES), ("events", RECORDINGS), ("sound", SOUND)):
+            kinds[kind] += suffix in suffixes and suffix != ".csv"
+    return +kinds
+
+
 def of_samples(source: Any, **options: Any) -> Own:
-    """A map-style dataset of ``(x, y)`` as data of one's own: series as they are in files, else arrays.
+    """A map-style dataset of ``(x, y)``: :class:`Sequences` if its samples are series, else :class:`Arrays`.
 
     Raises:
-        ValueError: if it gives no samples by number, or they are no pairs.
+        ValueError: if it does not give samples by number, or they are no pairs.
     """
     inputs, labels = gathered(source)
-    shapes = {each.shape for each in inputs}
-    if len(shapes) == 1 and not are_series(inputs):
+    if len({each.shape for each in inputs}) == 1 and not are_series(inputs):
         return Arrays(np.stack(inputs), labels=labels, **options)
     return Sequences(inputs, labels=labels, **options)
 
 
 def usual_steps(kind: str | None, source: Any) -> int | None:
-    """For how many steps data of this `kind` are shown, where they decide that: those of spike trains."""
+    """The default number of steps if the data determine it: the length of spike trains."""
     return spike_steps(source) if kind == "sequences" and is_array(source) else None
-
-
-def _kinds(files: list[Path]) -> Counter[str]:
-    """How many of the `files` are of each kind; those by class in CSV are as the first of them."""
-    kinds: Counter[str] = Counter()
-    tables = None
-    for each in files:
-        ends = each.suffix.lower()
-        if ends in PICTURES:
-            kinds["images"] += 1
-        elif ends in (".csv", ".tsv", ".parquet"):
-            tables = tables or ("events" if ends == ".csv" and is_headed(each) else "sequences")
-            kinds[tables] += 1
-        elif ends in RECORDINGS:
-            kinds["events"] += 1
-        elif ends in SOUND:
-            kinds["sound"] += 1
-    return kinds

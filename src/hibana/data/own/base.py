@@ -1,8 +1,8 @@
-"""What data of one's own has in common: it is read, told apart, scaled on its training part, and described.
+"""What all kinds of user data share: they are read, split, scaled on the training part, and described.
 
-A kind of data is a file beside this one: a subclass of :class:`Own` that reads a file into :class:`Raw`, and
-one of :class:`Inputs`, which says in plain values how what was read becomes what a network is shown. The
-description (:class:`Description`) travels in the checkpoint, and is all that is needed to read more.
+A kind of data is a file next to this one: a subclass of :class:`Own` that reads a file into :class:`Raw`, and
+a subclass of :class:`Inputs`, which stores in plain values how the file's contents become network inputs. The
+description (:class:`Description`) is stored in the checkpoint, and suffices to read more data of the kind.
 """
 
 from abc import ABC, abstractmethod
@@ -17,23 +17,22 @@ from torch import Tensor
 from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.own import plain, target
 from hibana.data.own.folders import readable
+from hibana.data.own.opening import check_encoding
 from hibana.data.own.parts import Parts, drawn
 from hibana.data.own.target import Target, text_of
 
 __all__ = ["MISSING", "Description", "Inputs", "Own", "Raw", "called", "listed"]
 
 MISSING = ("median", "drop", "refuse")
-"""What is done about missing values: filled with the training part's median, left out with their samples,
-refused.
-"""
+"""Missing values are replaced by the training part's median, dropped with their samples, or refused."""
 
 
 @dataclass
 class Raw:
-    """What was read from a file: `values` as the kind has them, and of each sample its label and its name.
+    """What was read from a file: `values` as the kind stores them, and the label and name of each sample.
 
-    `labels` are as they are written, or ``None`` where there are none, and called `label`; `parts` are those
-    that the file gives; `how` is what to say of how its text was read, where that is not as usual.
+    `labels` are texts, or ``None`` if there are none; `label` is their name. `parts` is ``None`` unless the
+    file gives a split. `how` are notes on how the text was parsed.
     """
 
     values: Any
@@ -45,53 +44,53 @@ class Raw:
     how: Sequence[str] = ()
 
     def said(self, name: str) -> str:
-        """What the file called `name` holds, and before it how it was read."""
+        """The line about the file called `name`: how it was parsed, and its summary."""
         return f"{name}: {', '.join([*self.how, *([self.summary] if self.summary else [])])}"
 
     def only(self, kept: Sequence[int]) -> "Raw":
-        """Those samples alone, of `values` that are a list; given parts are then no more."""
+        """The samples `kept`, for `values` in a list; a given split is dropped."""
         labels = None if self.labels is None else [self.labels[index] for index in kept]
         values, names = ([each[index] for index in kept] for each in (self.values, self.names))
         return Raw(values, labels, names, self.summary, None, self.label, self.how)
 
 
 class Inputs(ABC):
-    """How what was read becomes what a network is shown, in plain values: a frozen dataclass."""
+    """How the contents of a file become network inputs, in plain values: a frozen dataclass."""
 
     sequential: ClassVar[bool] = False
     shape: tuple[int, ...]
 
     @abstractmethod
     def read(self, source: Any, label: str | None = None) -> Raw:
-        """More of the kind, as :class:`Own` reads it; labels, which are called `label`, may be missing."""
+        """More data of the kind; labels, which are called `label`, may be missing."""
 
     @abstractmethod
     def tensor(self, values: Any) -> Tensor:
-        """What was read, ``[N, *shape]`` or ``[N, T, *shape]``."""
+        """The inputs, ``[N, *shape]`` or ``[N, T, *shape]``."""
 
     def own_steps(self, values: Any) -> Tensor | None:
-        """How many steps of each sequence are its own, ``[N]``, where those after it do not count."""
+        """The length of each sequence, ``[N]``, if the steps after its end do not count."""
         return None
 
     @abstractmethod
     def unlike(self, values: Any) -> str:
-        """In what this is not like what was trained on, in a sentence's part; empty if it is.
+        """How `values` differ from the training data, as a clause; empty if they do not.
 
         Raises:
-            ValueError: if it is of another shape.
+            ValueError: if they have another shape.
         """
 
 
 @dataclass(frozen=True)
 class Description:
-    """All that is needed to show a network more of its kind, and to say what it answers."""
+    """All that is needed to read more data of a kind, and to name the network's outputs."""
 
     kind: str
     inputs: Inputs
     target: Target
 
     def read(self, source: Any) -> Raw:
-        """More of the kind that was trained on, whose labels may be missing."""
+        """More data of the kind that was trained on; labels may be missing."""
         with readable(source):
             return self.inputs.read(source, self.target.name)
 
@@ -101,22 +100,23 @@ class Description:
 
 
 class Own(DataSet):
-    """Data of one's own.
+    """Data in files or memory of the user.
 
     Args:
-        source: a file or folder, or what the kind takes in memory.
-        label: the name of what is to be learned, where there are several.
-        task: ``classification`` or ``regression``; seen from the labels if ``None``.
+        source: a file or folder, or data in memory as the kind takes them.
+        label: the name of the column or array to learn, if there are several.
+        task: ``classification`` or ``regression``; inferred from the labels if ``None``.
         test: samples to test with, as `source`; a fifth of `source` if ``None``.
-        missing: what is done about missing values, one of :data:`MISSING`.
-        unit: scale to [0, 1] instead of mean 0 and deviation 1, as codings into spikes need it.
-        steps: length in time, of what has a time axis.
+        missing: how missing values are handled, one of :data:`MISSING`.
+        encoding: of text files, such as ``cp932``; detected if ``None``.
+        unit: scale to [0, 1] instead of mean 0 and deviation 1, for codings into spikes.
+        steps: length in time, if there is a time axis.
         batch_size: samples in a batch, over all processes together.
-        seed: of the draw of the parts, and of the order of the training samples.
-        description: what was trained on, to read the same again.
+        seed: of the random split, and of the order of the training samples.
+        description: of the data that were trained on, to read them the same way.
 
     Raises:
-        ValueError: on :meth:`setup`, saying what can't be read, and where.
+        ValueError: on :meth:`setup`, if the data can't be read.
     """
 
     kind: ClassVar[str]
@@ -130,6 +130,7 @@ class Own(DataSet):
         task: str | None = None,
         test: Any = None,
         missing: str = "median",
+        encoding: str | None = None,
         unit: bool = False,
         steps: int = 64,
         batch_size: int = 64,
@@ -144,17 +145,18 @@ class Own(DataSet):
             raise ValueError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
         self.source = Path(source).expanduser() if isinstance(source, str | Path) else source
         self.given_test = Path(test).expanduser() if isinstance(test, str | Path) else test
+        self.encoding = None if encoding is None else check_encoding(encoding)
         self.label, self.task, self.missing, self.unit, self.steps = label, task, missing, unit, steps
         self.description = description
         self.summary = ""
 
     @abstractmethod
     def read(self, source: Any) -> Raw:
-        """What is in `source`."""
+        """The contents of `source`."""
 
     @abstractmethod
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
-        """How `raw` becomes inputs, with scales learned on the training part."""
+        """How `raw` becomes inputs, with scales computed on the training part."""
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
         with readable(self.source):

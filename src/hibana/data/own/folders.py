@@ -1,13 +1,12 @@
-"""Folders of files by class, and of parts by name; and lists of files with a label each."""
+"""Files in folders by class or by part, and lists of files with a label each."""
 
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hibana.data.own.opening import opened
+from hibana.data.own.opening import decode, read_table
 from hibana.data.own.parts import Parts
 from hibana.data.own.target import text_of
 
@@ -15,13 +14,15 @@ __all__ = ["Found", "by_class", "first_listed", "lists", "readable", "shown"]
 
 TRAINING, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 LISTS = (".csv", ".tsv", ".txt")
-"""Endings of tables that may list files."""
+"""Suffixes of tables that may list files."""
+LISTED = 1 << 12
+"""Bytes at the start of a table in which a list names its first file."""
 EACH = 10
-"""Every how manieth of the training files validates, where others are given to test with alone."""
+"""Every 10th training file validates if only a test part is given."""
 
 
 class Found(NamedTuple):
-    """Files, in order of class and name, with their classes, if they lie in folders, and given parts."""
+    """Files sorted by class and name, their labels or ``None``, their names, and the given parts."""
 
     files: list[Path]
     labels: list[str] | None
@@ -30,48 +31,43 @@ class Found(NamedTuple):
 
 
 def by_class(folder: Path, suffixes: tuple[str, ...], what: str) -> Found:
-    """The files in `folder`: ``class/name``, ``train/class/name`` beside ``test/class/name``, or ``name``.
+    """The files in `folder`: ``class/name``, ``train/class/name`` next to ``test/class/name``, or ``name``.
 
-    Where `folder` is a list of files, or holds one, the files and labels are those of the list.
+    If `folder` is a list of files, or contains one, the files and labels are those of the list. A single file
+    is returned without a label.
 
     Raises:
-        ValueError: if there are none, or a class of the test part is not in the training part.
+        ValueError: if there are none, or `folder` is a file of another kind.
     """
     if first_listed(folder) is not None:
         return _listed(folder, suffixes, what)
-    if folder.is_file() and folder.suffix.lower() in suffixes:
+    if folder.is_file():
+        if folder.suffix.lower() not in suffixes:
+            raise ValueError(f"{what} must be files of type {', '.join(suffixes)}; got {folder}")
         return Found([folder], None, [folder.name], None)
     if not folder.is_dir():
-        raise ValueError(f"{what} must lie in a folder, {folder} is none")
+        raise ValueError(f"{what} must be a file or a folder of files; there is no {folder}")
     below = {each.name.lower(): each for each in shown(folder) if each.is_dir()}
-    given = [
+    parts = [
         next((below[name] for name in names if name in below), None) for names in (TRAINING, VALIDATION, TEST)
     ]
-    if given[0] is not None and given[2] is not None:
-        found = [None if part is None else by_class(part, suffixes, what) for part in given]
-        return _joined(folder, found)
+    if parts[0] is not None and parts[2] is not None:
+        return _joined(folder, [None if part is None else by_class(part, suffixes, what) for part in parts])
     if len(listing := lists(folder)) == 1:
         return _listed(listing[0], suffixes, what)
-    direct = _files(folder, suffixes)
-    if direct:
+    if direct := _files(folder, suffixes):
         return Found(direct, None, [path.name for path in direct], None)
-    files, labels = [], []
-    for name in sorted(below):
-        inside = _files(below[name], suffixes)
-        files += inside
-        labels += [below[name].name] * len(inside)
+    files = [path for name in sorted(below) for path in _files(below[name], suffixes)]
     if not files:
         raise ValueError(f"{what} must lie in {folder}, as class/name{suffixes[0]}; there are none")
-    return Found(files, labels, [str(path.relative_to(folder)) for path in files], None)
+    return Found(
+        files, [path.parent.name for path in files], [str(path.relative_to(folder)) for path in files], None
+    )
 
 
 @contextmanager
 def readable(source: Any) -> Iterator[None]:
-    """Says of an entry in `source` that the operating system does not let us read which it is, and why.
-
-    Raises:
-        ValueError: in the place of an ``OSError``.
-    """
+    """Within it, an ``OSError`` becomes a ``ValueError`` that names the file or folder and the reason."""
     try:
         yield
     except OSError as error:
@@ -80,7 +76,7 @@ def readable(source: Any) -> Iterator[None]:
 
 
 def shown(folder: Path) -> list[Path]:
-    """What lies in a folder, in order of its names, less what is hidden, as systems and editors leave it."""
+    """The entries of a folder by name, without hidden ones."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -90,22 +86,27 @@ def lists(folder: Path) -> list[Path]:
 
 
 def first_listed(path: Path) -> Path | None:
-    """The first file that a table of a name and a label in each line names; ``None`` of other files.
+    """First path in a ``filename,label`` table, with or without a header, or ``None`` for other files.
 
-    Names are relative to the table's folder. The first two lines are looked at, of which one may be a header.
+    File names are relative to the table's folder.
     """
     if path.suffix.lower() not in LISTS or not path.is_file():
         return None
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        rows = [re.split(r"[,;\t]", file.readline(1 << 12).strip()) for _ in range(2)]
+    with path.open("rb") as file:
+        lines = file.read(LISTED).splitlines()[:2]
+    try:
+        text, _ = decode(b"\n".join(lines))
+    except ValueError:
+        return None
+    rows = [line.replace(";", ",").replace("\t", ",").split(",") for line in text.splitlines()]
     cells = [cell.strip(" \"'") for row in rows if len(row) <= 2 for cell in row]
-    return next((path.parent / cell for cell in cells if _names_file(path.parent, cell)), None)
+    return next((path.parent / cell for cell in cells if _is_file(path.parent, cell)), None)
 
 
-def _names_file(folder: Path, name: str) -> bool:
+def _is_file(folder: Path, name: str) -> bool:
     try:
         return Path(name).suffix != "" and (folder / name).is_file()
-    except (OSError, ValueError):  # a text that can't be a file's name
+    except (OSError, ValueError):  # the text can't be a file name
         return False
 
 
@@ -113,17 +114,17 @@ def _listed(path: Path, suffixes: tuple[str, ...], what: str) -> Found:
     """The files and labels in a list.
 
     Raises:
-        ValueError: naming the row whose file is not there or no file of this kind, or that has no label.
+        ValueError: naming a row whose file does not exist or has another type, or whose label is empty.
     """
-    table, _ = opened(path)
+    table, _ = read_table(path)
     rows = table.astype(object).where(table.notna(), "").to_numpy().tolist()
-    if any(_names_file(path.parent, name) for name in table.columns):  # no header
+    if any(_is_file(path.parent, name) for name in table.columns):  # no header
         rows.insert(0, list(table.columns))
-    place = next(k for k, cell in enumerate(rows[0]) if _names_file(path.parent, str(cell)))
+    place = next(k for k, cell in enumerate(rows[0]) if _is_file(path.parent, str(cell)))
     names = [str(row[place]).strip() for row in rows]
     labels = [text_of(row[1 - place]) for row in rows] if len(rows[0]) == 2 else None
     for number, name in enumerate(names, start=1):
-        if not _names_file(path.parent, name) or Path(name).suffix.lower() not in suffixes:
+        if not _is_file(path.parent, name) or Path(name).suffix.lower() not in suffixes:
             raise ValueError(f"{what} must lie beside {path}; row {number} names {name!r}, which is none")
     if labels and "" in labels:
         raise ValueError(f"labels must be in each row of {path}, row {labels.index('') + 1} has none")
@@ -131,15 +132,16 @@ def _listed(path: Path, suffixes: tuple[str, ...], what: str) -> Found:
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    found = [path for path in shown(folder) if path.suffix.lower() in suffixes]
-    return [path for path in found if stat.S_ISREG(path.stat().st_mode)]  # a broken link raises
+    paths = [path for path in shown(folder) if path.suffix.lower() in suffixes]
+    return [path for path in paths if stat.S_ISREG(path.stat().st_mode)]  # a broken link raises
 
 
-def _joined(folder: Path, found: list[Found | None]) -> Found:
+def _joined(folder: Path, parts: list[Found | None]) -> Found:
+    """The files of the parts; every 10th training file validates if there is no validation part."""
     files: list[Path] = []
     labels: list[str] = []
-    parts: Parts = ([], [], [])
-    for part, each in zip(parts, found, strict=True):
+    indices: Parts = ([], [], [])
+    for part, each in zip(indices, parts, strict=True):
         if each is None:
             continue
         if each.labels is None:
@@ -147,8 +149,7 @@ def _joined(folder: Path, found: list[Found | None]) -> Found:
         part += range(len(files), len(files) + len(each.files))
         files += each.files
         labels += each.labels
-    if not parts[1]:
-        held = parts[0][EACH - 1 :: EACH] or parts[0][-1:]
-        parts[1].extend(held)
-        parts[0][:] = [index for index in parts[0] if index not in set(held)]
-    return Found(files, labels, [str(path.relative_to(folder)) for path in files], parts)
+    if not indices[1]:
+        indices[1].extend(indices[0][EACH - 1 :: EACH] or indices[0][-1:])
+        indices[0][:] = [index for index in indices[0] if index not in set(indices[1])]
+    return Found(files, labels, [str(path.relative_to(folder)) for path in files], indices)

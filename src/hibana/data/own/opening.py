@@ -1,46 +1,50 @@
-"""A table from a file: in what text it is written, what separates its columns, whether it names them."""
+"""Read tables from files: encoding, separator, decimal mark and header are detected from the content."""
 
 import codecs
 import csv
+import io
 import math
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["PLAIN", "Layout", "opened"]
+__all__ = ["PLAIN", "Layout", "check_encoding", "decode", "read_table"]
 
 PLAIN = "column "
-"""Before the number of a column in a table without a header."""
+"""Prefix of the column names of a table without a header; the column's number follows."""
 SAMPLE = 1 << 16
-"""Bytes of a text file that its layout is seen from."""
+"""Characters at the start of a text from which its layout is detected."""
 LINES = 50
-"""and lines of them, at most."""
+"""Lines from which the layout is detected, at most."""
 COUNTED = 5
-"""Numbers that count on by 1 by no accident."""
+"""A first row with this many numbers that increase by 1 is a header."""
 _MISSING = ("", "?", "-", "na", "n/a", "nan", "none", "null")
-"""What stands in the place of a number, and names no column."""
 _WITH_POINT, _WITH_COMMA = (re.compile(rf"[+-]?\d*{mark}\d+(e[+-]?\d+)?", re.I) for mark in (r"\.", ","))
+_JAPANESE = re.compile(r"([A-Za-z]?)([\u3041-\u30ff\u4e00-\u9fff])")
+"""A kana or kanji, and a Latin letter before it."""
 
 
 class Layout(NamedTuple):
-    """How the numbers and names of a text file stand in it."""
+    """How a text file separates its columns, whether it names them, and its decimal mark."""
 
     separator: str
     header: bool
     decimal: str
 
 
-def opened(source: Any) -> "tuple[DataFrame, list[str]]":
-    """The table in a file, or `source` itself; and what to say of how it was read.
+def read_table(source: Any, encoding: str | None = None) -> "tuple[DataFrame, list[str]]":
+    """The table in a file, or `source` itself if it is a DataFrame, with notes on how it was parsed.
 
-    Text is UTF-8, or UTF-16 with a byte order mark; what is neither is read as cp1252, which says what
-    Latin-1 says of all its letters.
+    Args:
+        source: a text or Parquet file, or a ``pandas.DataFrame``.
+        encoding: of a text file; detected by :func:`decode` if ``None``.
 
     Raises:
-        ValueError: if it can't be read as one.
+        ValueError: if the file can't be read as a table.
     """
     import pandas
 
@@ -49,75 +53,115 @@ def opened(source: Any) -> "tuple[DataFrame, list[str]]":
     path = Path(source)
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
-            import pyarrow  # noqa: F401 - pandas says of its absence what is no ModuleNotFoundError
+            import pyarrow  # noqa: F401 - if it is missing, pandas does not raise ModuleNotFoundError
 
-            table, summary = pandas.read_parquet(path), list[str]()
+            table, notes = pandas.read_parquet(path), list[str]()
         else:
-            table, summary = _of_text(path)
+            table, notes = _parse(path.read_bytes(), encoding)
     except OSError as error:
         raise ValueError(f"table {path} can't be read: {error.strerror or error}") from error
     except (ValueError, csv.Error) as error:
         raise ValueError(f"table {path} can't be read: {' '.join(str(error).split())[:200]}") from error
-    table = table.copy()  # makes one block per type; as read, each column is a block, which is slow
+    table = table.copy()  # consolidates the columns into one block per type, which is faster
     if len(table) == 0:
         raise ValueError(f"table {path} must have rows, it has none")
     if all(isinstance(name, int) for name in table.columns):
         table.columns = [f"{PLAIN}{number}" for number in range(1, len(table.columns) + 1)]
-    return table.rename(columns=str), summary
+    return table.rename(columns=str), notes
 
 
-def _of_text(path: Path) -> "tuple[DataFrame, list[str]]":
-    with path.open("rb") as file:
-        start = file.read(SAMPLE)
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return _in(path, "utf-16")
-    if b"\0" in start:
-        raise ValueError("it holds bytes that are 0, which no text does")
-    try:
-        return _in(path, "utf-8-sig")
-    except UnicodeDecodeError:
+def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
+    """The text in `content`, and its encoding.
+
+    Without `encoding`, text is UTF-16 if it starts with that byte order mark, else UTF-8 if that is valid.
+    Otherwise it is cp932 (Shift-JIS) if all of it decodes to text with kana or kanji that are not misread
+    Western letters. The rest is cp1252.
+
+    Raises:
+        ValueError: if the content is no text in that encoding, or in none of these.
+
+    >>> decode("番号,良品".encode("cp932"))[1], decode("Mädchen,année".encode("cp1252"))[1]
+    ('cp932', 'cp1252')
+    """
+    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not encoding and not marked and b"\0" in content:
+        raise ValueError("it contains zero bytes, so it is not a text file")
+    for name in [encoding] if encoding else ["utf-16"] if marked else ["utf-8-sig", "cp932", "cp1252"]:
         try:
-            table, summary = _in(path, "cp1252")
-        except UnicodeDecodeError:
-            raise ValueError("its text is neither UTF-8 nor cp1252; save it as UTF-8") from None
-        return table, ["not UTF-8, read as cp1252", *summary]
+            text = content.decode(name)
+        except UnicodeDecodeError as error:
+            if encoding:
+                raise ValueError(f"it is not text in the encoding {encoding}: {error.reason}") from error
+            continue
+        if name != "cp932" or encoding or _is_japanese(text):
+            return text, name
+    raise ValueError("its text is neither UTF-8 nor cp932 nor cp1252; give its encoding (--encoding)")
 
 
-def _in(path: Path, encoding: str) -> "tuple[DataFrame, list[str]]":
+def check_encoding(encoding: str) -> str:
+    """`encoding`, if Python knows a text encoding of that name.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise ValueError(
+            f"encoding must be a text encoding that Python knows, such as cp932; got {encoding!r}"
+        ) from None
+    return encoding
+
+
+def _is_japanese(text: str) -> bool:
+    """Whether `text`, decoded as cp932, has kana or kanji that are not misread Western letters.
+
+    Accented lowercase letters are first bytes of rare kanji, from 0xE0 on; an apostrophe inside of a word is
+    0x92.
+    """
+    letters = [(before, letter.encode("cp932")[0]) for before, letter in _JAPANESE.findall(text)]
+    western = [first for before, first in letters if first >= 0xE0 or (before and first == 0x92)]
+    return 2 * len(western) < len(letters)
+
+
+def _parse(content: bytes, encoding: str | None) -> "tuple[DataFrame, list[str]]":
     import pandas
 
-    with path.open(encoding=encoding, newline="") as file:
-        layout = _layout(file.read(SAMPLE))
+    text, used = decode(content, encoding)
+    text = text.removeprefix("\ufeff")
+    layout = _layout(text[:SAMPLE])
     table = pandas.read_csv(
-        path,
+        io.StringIO(text),
         sep=layout.separator,
         header=0 if layout.header else None,
         decimal=layout.decimal,
         na_values=["?"],
         skipinitialspace=True,
-        encoding=encoding,
-        low_memory=False,  # in parts, a column is guessed and joined once for each part
+        low_memory=False,  # or the type of a column is inferred separately for each chunk
     )
-    return table, ["numbers with a decimal comma"] if layout.decimal == "," else []
+    notes = [f"read as {used}"] if encoding else []
+    if used in ("cp932", "cp1252") and not encoding:
+        notes.append(f"not UTF-8, read as {used}")
+    return table, [*notes, "numbers with a decimal comma"] if layout.decimal == "," else notes
 
 
 def _layout(sample: str) -> Layout:
-    """The layout of a text file that begins so."""
+    """The layout of a text file that starts with `sample`."""
     if not sample.strip():
         raise ValueError("it is empty")
     lines = [line for line in sample.splitlines() if line.strip()][:LINES]
     separator = _separator(lines)
     rows = [line.split() for line in lines] if separator == r"\s+" else csv.reader(lines, delimiter=separator)
-    cells = [[cell.strip() for cell in row] for row in rows]
-    numbers = [cell for row in cells for cell in row]
-    commas = separator != "," and any(map(_WITH_COMMA.fullmatch, numbers))
-    decimal = "," if commas and not any(map(_WITH_POINT.fullmatch, numbers)) else "."
-    pointed = [[cell.replace(decimal, ".") for cell in row] for row in cells]
-    return Layout(separator, not any(map(_is_numeral, pointed[0])) or _is_counted(pointed), decimal)
+    rows = [[cell.strip() for cell in row] for row in rows]
+    cells = [cell for row in rows for cell in row]
+    commas = separator != "," and any(map(_WITH_COMMA.fullmatch, cells))
+    decimal = "," if commas and not any(map(_WITH_POINT.fullmatch, cells)) else "."
+    rows = [[cell.replace(decimal, ".") for cell in row] for row in rows]
+    return Layout(separator, not any(map(_is_number, rows[0])) or _is_counted(rows), decimal)
 
 
 def _separator(lines: list[str]) -> str:
-    """What separates columns: a mark that is as often in each line before commas, which decimals have too."""
+    """The column separator; commas come last, because they may be decimal marks."""
     for mark in ";\t|":
         if len({line.count(mark) for line in lines}) == 1 and mark in lines[0]:
             return mark
@@ -128,33 +172,29 @@ def _separator(lines: list[str]) -> str:
 
 
 def _is_counted(rows: list[list[str]]) -> bool:
-    """Whether the first of these `rows` are names of columns though some are numbers: they count on by 1.
+    """Whether the numbers in the first row are column names: 0, 1, 2, ... as pandas names columns, or years.
 
-    So pandas calls columns without names. Beside them must stand a text where all else is numbers, as the
-    name of a label does, or they are so many that no numbers happen to be.
+    They increase by 1, and either there are many of them, or next to them stands a text above a column of
+    numbers, such as the label's name.
     """
     first, rest = rows[0], rows[1:]
-    numbers = [cell for cell in first if _is_numeral(cell)]
-    counted = all(cell.isdecimal() for cell in numbers) and [
-        int(cell) - int(numbers[0]) for cell in numbers
-    ] == list(range(len(numbers)))
-    if not counted or (int(numbers[0]) > 1 and len(numbers) < COUNTED):
+    numbers = [cell for cell in first if _is_number(cell)]
+    if not all(cell.isdecimal() for cell in numbers) or any(
+        int(b) - int(a) != 1 for a, b in pairwise(numbers)
+    ):
         return False
-    named = any(
-        name.lower() not in _MISSING
-        and not _is_numeral(name)
-        and (
-            below := [
-                row[column] for row in rest if len(row) > column and row[column].lower() not in _MISSING
-            ]
-        )
-        and all(map(_is_numeral, below))
-        for column, name in enumerate(first)
+    if len(numbers) >= COUNTED:
+        return True
+    columns = [
+        [row[k] for row in rest if len(row) > k and row[k].lower() not in _MISSING] for k in range(len(first))
+    ]
+    return int(numbers[0]) <= 1 and any(
+        name.lower() not in _MISSING and not _is_number(name) and bool(below) and all(map(_is_number, below))
+        for name, below in zip(first, columns, strict=True)
     )
-    return named or len(numbers) >= COUNTED
 
 
-def _is_numeral(cell: str) -> bool:
+def _is_number(cell: str) -> bool:
     try:
         return not math.isnan(float(cell))
     except ValueError:

@@ -17,10 +17,6 @@ __all__ = ["dat", "raw"]
 Array = np.ndarray[Any, Any]
 MOST_HEADER = 1 << 16
 """Bytes of a header at most."""
-_EVT2 = {0x0: "off", 0x1: "on", 0x8: "time", 0xA: "trigger", 0xE: "other", 0xF: "continued"}
-_EVT3 = {0x0: "y", 0x2: "x", 0x3: "base", 0x4: "12", 0x5: "8", 0x6: "low", 0x7: "continued", 0x8: "high"}
-_EVT3 |= {0xA: "trigger", 0xE: "other", 0xF: "continued"}
-"""Types of words, in their upper four bits."""
 
 
 def raw(path: Path) -> Array:
@@ -45,8 +41,7 @@ def raw(path: Path) -> Array:
     size = 4 if version == "2" else 2
     if len(body) % size:
         raise ValueError(f"it was cut short, its last word has {len(body) % size} of {size} bytes")
-    events = _evt2(np.frombuffer(body, "<u4")) if version == "2" else _evt3(np.frombuffer(body, "<u2"))
-    return _inside(events, header)
+    return _evt2(np.frombuffer(body, "<u4")) if version == "2" else _evt3(np.frombuffer(body, "<u2"))
 
 
 def dat(path: Path) -> Array:
@@ -70,7 +65,7 @@ def dat(path: Path) -> Array:
     place = words[:, 1].astype(np.int64)
     x, y = place & ((1 << bits_x) - 1), (place >> bits_x) & ((1 << bits_y) - 1)
     time = _going_on(words[:, 0].astype(np.int64), 1 << 32)
-    return _inside(_events(time, x, y, (place >> (bits_x + bits_y)) & 1), header)
+    return _events(time, x, y, (place >> (bits_x + bits_y)) & 1)
 
 
 def _parts(content: bytes) -> tuple[str, bytes]:
@@ -94,31 +89,6 @@ def _events(*columns: Array) -> Array:
     return np.stack([each.astype(np.float64) for each in columns], axis=1)
 
 
-def _inside(events: Array, header: str) -> Array:
-    """`events`, if all lie on the sensor that the header names, if it names one."""
-    sides = re.search(r"^% geometry (\d+)x(\d+)", header, re.M)
-    if sides is None:
-        named = [re.search(rf"(?im)(?:;|^% ){name}[= ]+(\d+)", header) for name in ("width", "height")]
-        size = [int(each[1]) for each in named if each is not None]
-    else:
-        size = [int(each) for each in sides.groups()]
-    if len(size) == 2:
-        outside = np.flatnonzero((events[:, 1] >= size[0]) | (events[:, 2] >= size[1]))
-        if len(outside):
-            _, x, y, _ = events[outside[0]]
-            raise ValueError(
-                f"event {outside[0] + 1} lies at ({x:.0f}, {y:.0f}), outside of the sensor of "
-                f"{size[0]}x{size[1]} pixels in the header"
-            )
-    return events
-
-
-def _checked_types(types: Array, known: dict[int, str], version: str) -> None:
-    wrong = np.flatnonzero(~np.isin(types, list(known)))
-    if len(wrong):
-        raise ValueError(f"word {wrong[0] + 1} is of type {types[wrong[0]]:#x}, which {version} has not")
-
-
 def _going_on(times: Array, period: int) -> Array:
     """`times` of a counter that begins again after `period`, as if it did not."""
     if not len(times):
@@ -138,7 +108,6 @@ def _evt2(words: Array) -> Array:
     """Events are words of their own: 6 bits of time, 11 of column, 11 of row; the rest of time is others."""
     words = words.astype(np.int64)
     types = words >> 28
-    _checked_types(types, _EVT2, "EVT 2.0")
     is_time = types == 0x8
     counters = np.zeros(len(words), np.int64)
     counters[is_time] = _going_on(words[is_time] & 0xFFFFFFF, 1 << 28)
@@ -153,7 +122,6 @@ def _evt3(words: Array) -> Array:
     """Time, row and column come when they change; a word may hold 12 or 8 columns in a row, a bit each."""
     words = words.astype(np.int64)
     types = words >> 12
-    _checked_types(types, _EVT3, "EVT 3.0")
     time = _evt3_times(words, types)
     of_y, of_base = _last(types == 0x0), _last(types == 0x3)
     widths = np.where(types == 0x4, 12, np.where(types == 0x5, 8, 0))

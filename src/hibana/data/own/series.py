@@ -1,4 +1,4 @@
-"""Sequences of unequal length: a folder of tables by class, a long table, or ``.ts`` files."""
+"""Sequences of variable length: a folder of tables by class, a long table, arrays, or ``.ts`` files."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,59 +14,58 @@ from hibana.data.own import scale, series_arrays, ts
 from hibana.data.own.base import Inputs, Own, Raw, listed
 from hibana.data.own.datasets import is_dataset
 from hibana.data.own.folders import by_class, readable
-from hibana.data.own.opening import opened
-from hibana.data.own.table import TIMES, _is_number, _numbers, named_label
+from hibana.data.own.opening import read_table
+from hibana.data.own.table import TIMES, is_row_number, named_label, numbers_of, numeric
 from hibana.data.own.tensors import are_spikes
 
 __all__ = ["LENGTHS", "SequenceInputs", "Sequences"]
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 TRAIN_TS = "_TRAIN.ts"
-"""Ends the name of a ``.ts`` file beside which lies one to test with."""
+"""Suffix of a ``.ts`` file next to which lies a ``_TEST.ts`` file."""
 LENGTHS = ("stretch", "pad", "mask")
-"""How sequences come to one length: stretched linearly; or cut, and filled with zeros after their end, which
-count as steps (``pad``) or do not (``mask``)."""
-
+"""How sequences get one length: linear interpolation; or cutting and padding with zeros, which count as steps
+(``pad``) or do not (``mask``)."""
 HOW = {"stretch": "stretched", "pad": "cut or padded", "mask": "cut, or padded and masked,"}
-"""What is said of it."""
 
 Frames = list["np.ndarray[Any, Any]"]
+Features = tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class SequenceInputs(Inputs):
-    """The features of a sequence, what fills the missing ones, their scale, and the length that all get."""
+    """The features of a sequence, their fill values and scale, and the length of all inputs."""
 
     sequential = True
-    features: tuple[str, ...]
+    features: Features
     fill: tuple[float, ...]
     scale: scale.Scale
     steps: int
     lengths: str
     missing: str
     group: str | None
+    encoding: str = ""
+    """Of text files; detected if empty."""
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
-        """The features."""
+        """The number of features."""
         return (len(self.features),)
 
     def read(self, source: Any, label: str | None = None) -> Raw:
-        raw, _ = _read(source, self.group, label, self.features)
+        raw, _ = _read(source, self.group, label, self.features, self.encoding)
         _check(raw)
         return raw
 
     def tensor(self, values: Frames) -> Tensor:
-        return torch.stack([self._of_one_length(frames) for frames in values])
+        return torch.stack([self._resized(frames) for frames in values])
 
     def scaled(self, frames: "np.ndarray[Any, Any]") -> Tensor:
-        """Frames ``[..., F]`` on the scale that was trained on; NaN is a missing value, which is filled."""
+        """Frames ``[..., F]`` after filling missing values (NaN) and scaling."""
         return self.scale(torch.from_numpy(np.where(np.isnan(frames), np.array(self.fill), frames)))
 
-    def _of_one_length(self, frames: "np.ndarray[Any, Any]") -> Tensor:
+    def _resized(self, frames: "np.ndarray[Any, Any]") -> Tensor:
         """A sequence ``[frames, F]`` as ``[steps, F]``, scaled."""
-        if frames.shape[1] != len(self.features):
-            raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
         scaled = self.scaled(frames)
         if self.lengths != "stretch":
             return functional.pad(scaled[: self.steps], (0, 0, 0, max(0, self.steps - len(scaled))))
@@ -81,35 +80,33 @@ class SequenceInputs(Inputs):
         return torch.tensor(steps, dtype=torch.int64, device="cpu")
 
     def unlike(self, values: Frames) -> str:
-        names = [f"feature {name!r}" for name in self.features]
         for frames in values:
-            if frames.shape[1] != len(names):
-                raise ValueError(f"sequences must have {len(names)} features, got {frames.shape[1]}")
-        if self.missing == "refuse" and any(np.isnan(frames).any() for frames in values):
-            raise ValueError("sequences must have no missing values")
+            if frames.shape[1] != len(self.features):
+                raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
         joined = np.concatenate(values)
-        return self.scale.unlike(
-            torch.from_numpy(np.where(np.isnan(joined), np.array(self.fill), joined)), names
-        )
+        if self.missing == "refuse" and np.isnan(joined).any():
+            raise ValueError("sequences must have no missing values")
+        filled = torch.from_numpy(np.where(np.isnan(joined), np.array(self.fill), joined))
+        return self.scale.unlike(filled, [f"feature {name!r}" for name in self.features])
 
 
 class Sequences(Own):
-    """Time series of unequal length, ``[frames, F]`` each.
+    """Time series of variable length, ``[frames, F]`` each.
 
-    A folder of tables by class, ``class/name.csv``, a row a frame; a long table, whose column `group` says
-    which rows are of one sequence, and whose label is the same in all of them; a ``.ts`` file of aeon and
-    sktime (beside ``NAME_TRAIN.ts``, ``NAME_TEST.ts`` is what is tested with), or a folder that holds one
-    pair of them; arrays ``[N, T, F]`` or ``[N, T]`` in an ``.npz`` file, with
-    ``lengths`` beside them where they are padded; or arrays in memory. Columns
-    that say the time are left out; rows are put in its order where it says one, and taken in theirs else.
+    A folder of tables by class, ``class/name.csv``, one row per frame; a long table, whose column `group`
+    says which sequence a row belongs to, and whose label is the same in all rows of a sequence; a ``.ts``
+    file of aeon and sktime (next to ``NAME_TRAIN.ts``, ``NAME_TEST.ts`` is the test part), or a folder with
+    one such pair; arrays ``[N, T, F]`` or ``[N, T]`` in an ``.npz`` file, with ``lengths`` if they are
+    padded; or arrays in memory. Columns that hold the time or number the rows of a long table are left out;
+    rows are sorted by time if there is such a column.
 
     Args:
         source: a folder, a file, a list of arrays ``[frames, F]``, or a map-style dataset of ``(x, y)``.
-        labels: one for each, with arrays in memory.
-        group: the column of a long table that says which sequence a row is of.
-        lengths: ``stretch``: interpolated to `steps`; ``pad``: cut at `steps`, and zeros after the end;
-            ``mask``: the same, where batches say how long each is, and what follows its end does not count.
-        steps: the length in time that all get; 64 if ``None``, of spike trains their own.
+        labels: one per sequence, for arrays in memory.
+        group: the column of a long table that says which sequence a row belongs to.
+        lengths: ``stretch``: interpolated to `steps`; ``pad``: cut at `steps`, and padded with zeros;
+            ``mask``: the same, and steps after a sequence's end do not count.
+        steps: the length of all inputs; 64 if ``None``, for spike trains their own.
         options: see :class:`Own`.
 
     >>> samples = Sequences([np.ones([n, 2]) * n for n in range(4, 24)], labels=["a", "b"] * 10, steps=8)
@@ -122,7 +119,8 @@ class Sequences(Own):
     usual_steps = 64
     shortest: int
     longest: int
-    """Steps of the shortest and of the longest training series, as they were read."""
+    """Frames of the shortest and of the longest training sequence before resizing."""
+    _features: Features = ()
     _spikes = False
 
     def __init__(
@@ -136,119 +134,98 @@ class Sequences(Own):
         **options: Any,
     ) -> None:
         super().__init__(source, steps=self.usual_steps if steps is None else steps, **options)
-        self._of_any_length = steps is None
+        self._default_steps = steps is None
         if lengths not in LENGTHS:
             raise ValueError(f"lengths must be one of {', '.join(LENGTHS)}; got {lengths!r}")
         self.labels, self.group, self.lengths = labels, group, lengths
         if isinstance(self.source, Path):
             with readable(self.source):
-                pairs = sorted(self.source.glob(f"*{TRAIN_TS}"))  # of a folder that holds one
+                pairs = sorted(self.source.glob(f"*{TRAIN_TS}"))
             self.source = pairs[0] if len(pairs) == 1 else self.source
             test_file = self.source.with_name(self.source.name.replace(TRAIN_TS, "_TEST.ts"))
             if self.given_test is None and test_file != self.source and test_file.exists():
                 self.given_test = test_file
 
     def read(self, source: Any) -> Raw:
+        described = None if self.description is None else self.description.inputs
+        assert described is None or isinstance(described, SequenceInputs)
         if self.labels is not None:
-            raw = _in_memory(source)
+            raw, self._features = _in_memory(source), ()
             raw.labels = listed(list(self.labels))
-            self._features: tuple[str, ...] = ()
         else:
-            self._check_columns(source)
-            learned = None if self.description is None else self.description.target.name
-            raw, self._features = _read(source, self.group, self.label or learned, self._known_features())
+            label = self.label or (None if self.description is None else self.description.target.name)
+            features = () if described is None else described.features
+            raw, self._features = _read(source, self.group, label, features, self.encoding)
         _check(raw)
         self._features = self._features or tuple(str(k) for k in range(1, 1 + raw.values[0].shape[1]))
-        gaps = [bool(np.isnan(frames).any()) for frames in raw.values]
-        if any(gaps) and self.missing == "refuse":
-            raise ValueError(f"sequences must have no missing values, {raw.names[gaps.index(True)]} has")
-        summary = ""
-        if any(gaps) and self.missing == "drop":
-            kept = [index for index, gap in enumerate(gaps) if not gap]
-            raw = raw.only(kept)
-            summary = f", {sum(gaps)} sequences with missing values left out"
-        elif any(gaps):
-            share = np.isnan(np.concatenate(raw.values)).mean()
-            summary = f", {share:.1%} missing, filled with the median"
+        raw, note = self._without_gaps(raw)
         lengths = [len(frames) for frames in raw.values]
-        known = None if self.description is None else self.description.inputs
-        if isinstance(known, SequenceInputs):
-            self.steps, self.lengths = known.steps, known.lengths
-        elif self._in_arrays(source) and are_spikes(*raw.values):
-            self.steps = max(lengths) if self._of_any_length else self.steps
+        in_arrays = not isinstance(source, str | Path) or series_arrays.is_array(source)
+        if described is not None:
+            self.steps, self.lengths = described.steps, described.lengths
+        elif in_arrays and are_spikes(*raw.values):
+            self.steps = max(lengths) if self._default_steps else self.steps
             self._spikes, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
         spread = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
-        how = HOW[self.lengths]
         count = len(self._features)
         raw.summary = (
             f"{len(lengths):,} {'trains of spikes, 0 and 1,' if self._spikes else 'sequences'} of {count} "
-            f"{'feature' if count == 1 else 'features'}, {spread} steps, {how} to {self.steps}{summary}"
+            f"{'feature' if count == 1 else 'features'}, {spread} steps, {HOW[self.lengths]} to "
+            f"{self.steps}{note}"
         )
         if self.labels is None and series_arrays.is_array(source):
             raw.summary += " (--kind arrays if they have no time axis)"
         return raw
 
-    def _in_arrays(self, source: Any) -> bool:
-        """Whether the numbers lie in arrays, as spike trains do, and not in text."""
-        return not isinstance(source, str | Path) or series_arrays.is_array(source)
-
-    def _check_columns(self, source: Any) -> None:
-        """Refuses a column to be named where classes and sequences are told apart otherwise."""
-        named = [name for name in ("label", "group") if getattr(self, name) is not None]
-        if (
-            named
-            and not _is_long(source, self.group)
-            and not (series_arrays.is_array(source) and self.group is None)
-        ):
-            raise ValueError(
-                f"{named[0]} is a column of a long table, a file in which `group` says which rows are of one "
-                f"sequence; leave it out: {self.called} has them one by one, with their classes"
-            )
-
-    def _known_features(self) -> tuple[str, ...]:
-        known = None if self.description is None else self.description.inputs
-        return known.features if isinstance(known, SequenceInputs) else ()
+    def _without_gaps(self, raw: Raw) -> tuple[Raw, str]:
+        """`raw` with missing values handled as `missing` says, and a note on them."""
+        gaps = [bool(np.isnan(frames).any()) for frames in raw.values]
+        if not any(gaps):
+            return raw, ""
+        if self.missing == "refuse":
+            raise ValueError(f"sequences must have no missing values, {raw.names[gaps.index(True)]} has")
+        if self.missing == "drop":
+            complete = [index for index, gap in enumerate(gaps) if not gap]
+            return raw.only(complete), f", {sum(gaps)} sequences with missing values left out"
+        return raw, f", {np.isnan(np.concatenate(raw.values)).mean():.1%} missing, filled with the median"
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         part = np.concatenate([raw.values[index] for index in training])
         lengths = [len(raw.values[index]) for index in training]
         self.shortest, self.longest = min(lengths), max(lengths)
-        known = [column[~np.isnan(column)] for column in part.T]
-        fill = np.array([np.median(column) if len(column) else 0.0 for column in known])
-        whole = torch.from_numpy(np.where(np.isnan(part), fill, part))
-        learned = scale.learned_from(whole, unit=False)
+        present = [column[~np.isnan(column)] for column in part.T]
+        fill = np.array([np.median(column) if len(column) else 0.0 for column in present])
+        learned = scale.learned_from(torch.from_numpy(np.where(np.isnan(part), fill, part)), unit=False)
         if self._spikes:
             zeros, ones = (0.0,) * part.shape[1], (1.0,) * part.shape[1]
             learned = scale.Scale(zeros, ones, zeros, ones, clipped=False)
-        given = self.labels is not None
-        group = None if given else self.group
         return SequenceInputs(
-            *(self._features, tuple(fill.tolist()), learned, self.steps, self.lengths, self.missing, group)
+            features=self._features,
+            fill=tuple(fill.tolist()),
+            scale=learned,
+            steps=self.steps,
+            lengths=self.lengths,
+            missing=self.missing,
+            group=None if self.labels is not None else self.group,
+            encoding=self.encoding or "",
         )
 
 
 def _in_memory(source: Any) -> Raw:
-    names = [f"sequence {number}" for number in range(1, len(source) + 1)]
-    return _as_frames(Raw(list(source), None, names))
+    return _as_frames(Raw(list(source), None, [f"sequence {number}" for number in range(1, len(source) + 1)]))
 
 
 def _as_frames(raw: Raw) -> Raw:
-    """`raw`, whose values are as ``[frames, F]`` in double precision."""
+    """`raw` with values ``[frames, F]`` in double precision."""
     frames = [np.asarray(each, np.float64) for each in raw.values]
     raw.values = [each[:, None] if each.ndim == 1 else each for each in frames]
     return raw
 
 
-def _is_long(source: Any, group: str | None) -> bool:
-    """Whether `source` is one table of many sequences."""
-    path = Path(source) if isinstance(source, str | Path) else None
-    return path is not None and path.suffix != ".ts" and path.is_file() and group is not None
-
-
 def _read(
-    source: Any, group: str | None, label: str | None, features: tuple[str, ...]
-) -> tuple[Raw, tuple[str, ...]]:
-    """Sequences, and the names of their features: `features`, unless there are none yet."""
+    source: Any, group: str | None, label: str | None, features: Features, encoding: str | None
+) -> tuple[Raw, Features]:
+    """Sequences, and the names of their features: `features`, or all columns of numbers if that is empty."""
     if is_dataset(source) or series_arrays.is_array(source):
         return _as_frames(series_arrays.read(source, label)), features
     if not isinstance(source, str | Path):
@@ -257,60 +234,66 @@ def _read(
     if path.suffix == ".ts":
         values, labels = ts.read(path)
         return Raw(values, labels, [f"sequence {number}" for number in range(1, len(values) + 1)]), features
-    if group is not None and _is_long(path, group):
-        return _grouped(path, group, label, features)
-    found = by_class(path, SUFFIXES, "sequences")
+    if group is not None and path.is_file():
+        return _grouped(path, group, label, features, encoding)
+    files = by_class(path, SUFFIXES, "sequences")
     values, how = [], list[str]()
-    for file in found.files:
-        table, of_file = opened(file)
+    for file in files.files:
+        table, notes = read_table(file, encoding)
         table, order = _in_time(table)
-        how += (each for each in (*of_file, *order) if each not in how)
+        how += (each for each in (*notes, *order) if each not in how)
         features = features or _columns(table, ())
         values.append(_frames(table, features, file.name))
-    return Raw(values, found.labels, found.names, parts=found.parts, how=how), features
+    return Raw(values, files.labels, files.names, parts=files.parts, how=how), features
 
 
 def _grouped(
-    path: Path, group: str, label: str | None, features: tuple[str, ...]
-) -> tuple[Raw, tuple[str, ...]]:
+    path: Path, group: str, label: str | None, features: Features, encoding: str | None
+) -> tuple[Raw, Features]:
     """The sequences of a long table."""
-    table, how = opened(path)
+    table, how = read_table(path, encoding)
     names = [str(name) for name in table.columns]
     for argument, name in (("group", group), ("label", label)):
         if name is not None and name not in names and not (argument == "label" and features):
             raise ValueError(f"{argument} must be a column of {path.name}: {', '.join(names)}; got {name!r}")
-    chosen = label or ""
-    if not chosen:  # the last one that is the same in all rows of a sequence, one that is called so first
+    if not label:  # of the columns that are constant within sequences, one with a usual name, or the last
         others = [name for name in names if name != group and name not in features]
-        alike = [name for name in others if int(table.groupby(group)[name].nunique(dropna=False).max()) == 1]
-        chosen = named_label(alike) or (alike[-1] if alike else "")
-    if features and chosen not in names:
-        chosen = ""  # samples to name, which have no label
-    features = features or _columns(table, (group, chosen))
+        constant = [
+            name for name in others if int(table.groupby(group)[name].nunique(dropna=False).max()) == 1
+        ]
+        label = named_label(constant) or (constant[-1] if constant else "")
+    if features and label not in names:
+        label = ""
+    if not features:
+        numbering = [name for name in names if name not in (group, label) and _counts_rows(table, name)]
+        features = _columns(table, (group, label, *numbering))
+        shown = ", ".join(f"`{name}`" for name in numbering)
+        how += [f"left out as they number the rows: {shown}"] if numbering else []
     labels: list[str] = []
-    values, known = [], []
+    values, sequences = [], []
     for value, rows in table.groupby(group, sort=False):
-        known.append(f"{group} {value}")
+        sequences.append(f"{group} {value}")
         rows, order = _in_time(rows)
         how = [*how, *(each for each in order if each not in how)]
-        values.append(_frames(rows, features, known[-1]))
-        written = set(listed(rows[chosen].tolist()) or ()) if chosen else {""}
+        values.append(_frames(rows, features, sequences[-1]))
+        written = set(listed(rows[label].tolist()) or ()) if label else {""}
         if len(written) != 1:
             raise ValueError(
-                f"label {chosen!r} must be the same in all rows of a sequence, {known[-1]} has "
+                f"label {label!r} must be the same in all rows of a sequence, {sequences[-1]} has "
                 f"{', '.join(sorted(written)[:3])}"
             )
         labels += written
-    return Raw(values, labels if chosen else None, known, label=chosen or "class", how=how), features
+    return Raw(values, labels if label else None, sequences, label=label or "class", how=how), features
+
+
+def _counts_rows(table: Any, name: str) -> bool:
+    return bool(numeric(table[[name]])[0]) and name.lower() not in TIMES and is_row_number(table[name])
 
 
 def _in_time(table: Any) -> tuple[Any, list[str]]:
-    """The rows of a sequence, in the order of the numbers in a column that says their time; and what to say.
-
-    Left as they are where no time is before the one above, or one stands twice.
-    """
-    for name in table.columns:
-        if name.lower() in TIMES and _is_number(table[name]):
+    """The rows of a sequence sorted by its time column, if it has one without repeated times; and notes."""
+    for name, is_number in zip(table.columns, numeric(table), strict=True):
+        if is_number and name.lower() in TIMES:
             times = table[name]
             if times.is_monotonic_increasing or not times.is_unique or times.isna().any():
                 return table, []
@@ -318,23 +301,23 @@ def _in_time(table: Any) -> tuple[Any, list[str]]:
     return table, []
 
 
-def _columns(table: Any, without: Sequence[str]) -> tuple[str, ...]:
-    kept = [
+def _columns(table: Any, without: Sequence[str]) -> Features:
+    columns = tuple(
         name
-        for name in table.columns
-        if name not in without and name.lower() not in TIMES and _is_number(table[name])
-    ]
-    if not kept:
+        for name, is_number in zip(table.columns, numeric(table), strict=True)
+        if is_number and name not in without and name.lower() not in TIMES
+    )
+    if not columns:
         raise ValueError(f"sequences must have columns of numbers, got {', '.join(table.columns)}")
-    return tuple(kept)
+    return columns
 
 
-def _frames(table: Any, features: Sequence[str], where: str) -> "np.ndarray[Any, Any]":
+def _frames(table: Any, features: Features, where: str) -> "np.ndarray[Any, Any]":
     unknown = [name for name in features if name not in table.columns]
     if unknown:
         raise ValueError(f"{where} must have the columns {', '.join(features)}; it has no {unknown[0]!r}")
     try:
-        return np.stack([_numbers(name, table[name]) for name in features], axis=1)
+        return np.stack([numbers_of(name, table[name]) for name in features], axis=1)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 

@@ -1,5 +1,6 @@
 """Sound in folders by class: recordings of any rate and length as sequences of log-mel frames."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -30,6 +31,8 @@ LONGEST = 600.0
 """Seconds of a recording, at most."""
 AT_ONCE = 1024
 """Frames that are transformed together."""
+_SIZES = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.M)
+"""The declared and the present size of the sound, in libsndfile's log."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
     try:
         with soundfile.SoundFile(path) as file:
+            _check_complete(file, path)
             if file.frames <= 0:
                 raise ValueError(f"recording {path} holds no sound")
             if file.frames > LONGEST * file.samplerate:
@@ -186,15 +190,30 @@ def _frames(path: Path, highest: float) -> Numbers:
     """The levels in a file.
 
     Raises:
-        ValueError: if it holds nothing, or numbers that are not finite.
+        ValueError: if the file is truncated, empty, or contains numbers that are not finite.
     """
     with _opened(path) as file:
         samples, rate = file.read(dtype="float64", always_2d=True), file.samplerate
+        if len(samples) < file.frames and file.format != "MP3":  # whose length is an estimate
+            raise ValueError(f"recording {path} can't be read as sound: it is truncated")
     if len(samples) == 0:
         raise ValueError(f"recording {path} holds no sound")
     if not np.isfinite(samples).all():
         raise ValueError(f"recording {path} holds numbers that are not finite")
     return log_mel(samples.mean(axis=1), rate, highest)
+
+
+def _check_complete(file: Any, path: Path) -> None:
+    """Refuse a WAV or AIFF file that is shorter than its header declares, which only libsndfile's log says.
+
+    A program that writes to a pipe can't know the length, and declares about 2^31 or 2^32 bytes.
+    """
+    sizes = _SIZES.search(file.extra_info)
+    if sizes and int(sizes[2]) < int(sizes[1]) < 0x7FFF0000:
+        raise ValueError(
+            f"recording {path} can't be read as sound: it is truncated, its header declares "
+            f"{int(sizes[1]):,} bytes of sound and the file has {int(sizes[2]):,}"
+        )
 
 
 def _reason(error: Exception, path: Path) -> str:

@@ -1,7 +1,8 @@
-"""Tables: a row a sample, a column a number or a category, one of them to be learned."""
+"""Tables: one row per sample, columns of numbers or categories, one of which is learned."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -11,38 +12,30 @@ from torch import Tensor
 from hibana.data.own import scale
 from hibana.data.own.base import Inputs, Own, Raw, called, listed
 from hibana.data.own.dates import DATES, lookup_numbers, parts, without_part
-from hibana.data.own.opening import PLAIN, opened
+from hibana.data.own.opening import PLAIN, read_table
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Column", "Table", "TableInputs"]
+__all__ = ["Column", "Table", "TableInputs", "is_row_number", "named_label", "numbers_of", "numeric"]
 
 LABELS = ("label", "labels", "target", "class", "classes", "diagnosis", "species", "outcome", "y")
-"""What columns that are to be learned are often called, the surest first."""
+"""Usual names of the column to learn, the most specific first."""
 TIMES = ("time", "t", "step", "timestamp", "frame", "seconds")
-"""What columns that say the time are called,"""
-GROUPS = (
-    "case",
-    "group",
-    "sequence",
-    "series",
-    "subject",
-    "patient",
-    "trial",
-    "sample",
-    "recording",
-    "session",
+"""Usual names of columns that hold the time."""
+SEQUENCES = (
+    *("", "case", "group", "sequence", "series", "subject", "patient"),
+    *("trial", "sample", "recording", "session"),
 )
-"""and what may stand before ``id`` in the name of one that says which sequence a row is of."""
+"""Usual prefixes of ``id`` in the name of a column that says which sequence a row belongs to."""
 MOST_CATEGORIES = 100
-NAMES = ("id", "index", "unnamed: 0", "row", "no", "nr")
-"""What columns that number the rows are called."""
+IDENTIFIERS = ("id", "index", "unnamed: 0", "row", "no", "nr")
+"""Usual names of columns that identify rows; one whose values all differ is left out."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: numbers, whose missing ones are `fill`; or `categories`, of which a row has one or none."""
+    """A column: numbers, whose missing values are replaced by `fill`, or `categories`."""
 
     name: str
     categories: tuple[str, ...]
@@ -51,20 +44,22 @@ class Column:
 
 @dataclass(frozen=True)
 class TableInputs(Inputs):
-    """A table's columns, and the scale of their features: a number each, or one for each category."""
+    """A table's columns, and the scale of its features: one per number column, one per category."""
 
     columns: tuple[Column, ...]
     scale: scale.Scale
     missing: str
     label: str
+    encoding: str = ""
+    """Of text files; detected if empty."""
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
-        """The features, each a number or a category."""
+        """The number of features."""
         return (sum(len(column.categories) or 1 for column in self.columns),)
 
     def read(self, source: Any, label: str | None = None) -> Raw:
-        table, how = opened(source)
+        table, how = read_table(source, self.encoding)
         inputs = self.chosen(table)
         labels = None
         if self.label in table.columns:
@@ -73,21 +68,19 @@ class TableInputs(Inputs):
         return Raw(inputs, labels, _rows(table), label=self.label, how=how)
 
     def chosen(self, table: "DataFrame") -> "DataFrame":
-        """The columns that were trained on; of a `table` without names that has these alone, all, in order.
+        """The columns to learn from; a `table` without a header that has as many columns is taken in order.
 
         Raises:
-            ValueError: if one is not there.
+            ValueError: if one is missing.
         """
         import pandas
 
         names = [column.name for column in self.columns]
-        there = set(table.columns)
-        written = list(dict.fromkeys(name if name in there else without_part(name) for name in names))
-        if _unnamed(table) and len(table.columns) == len(written):
-            table.columns = written
-            there = set(written)
-        whole = [name for name in written if name in there and name not in names]  # dates, of which parts are
-        table = pandas.concat([table, *(parts(name, table[name]) for name in whole)], axis=1)
+        sources = list(dict.fromkeys(name if name in table.columns else without_part(name) for name in names))
+        if str(table.columns[0]) == f"{PLAIN}1" and len(table.columns) == len(sources):
+            table.columns = sources
+        dates = [name for name in sources if name in table.columns and name not in names]
+        table = pandas.concat([table, *(parts(name, table[name]) for name in dates)], axis=1)
         unknown = [name for name in names if name not in table.columns]
         if unknown:
             raise ValueError(
@@ -103,26 +96,25 @@ class TableInputs(Inputs):
         """The features before scaling, ``[rows, F]``.
 
         Raises:
-            ValueError: naming row and column of what is infinite, no number, or missing and refused.
+            ValueError: naming row and column of a value that is infinite, no number, or missing and refused.
         """
-        made = np.empty((len(values), *self.shape))
-        widths = np.array([len(column.categories) or 1 for column in self.columns])
-        places = np.cumsum(widths) - widths  # of a column's first feature
-        for column, place in zip(self.columns, places, strict=True):
+        numbers = _matrix(values[[column.name for column in self.columns if not column.categories]])
+        features = iter(numbers.T)
+        made = []
+        for column in self.columns:
             if column.categories:
                 written = np.array(listed(values[column.name].tolist()))
-                for k, category in enumerate(column.categories):
-                    made[:, place + k] = written == category
-        numeric = np.array([not column.categories for column in self.columns])
-        chosen = [column for column in self.columns if not column.categories]
-        numbers = _matrix(values[[column.name for column in chosen]])
-        gaps = np.isnan(numbers)
-        if self.missing == "refuse" and gaps.any():
-            at = int(gaps.any(axis=0).argmax())
-            row = int(gaps[:, at].argmax()) + 1
-            raise ValueError(f"table must have no missing values, row {row} has none in {chosen[at].name!r}")
-        made[:, places[numeric]] = np.where(gaps, [column.fill for column in chosen], numbers)
-        return torch.from_numpy(made)
+                made += [(written == category).astype(np.float64) for category in column.categories]
+                continue
+            number = next(features)
+            gaps = np.isnan(number)
+            if self.missing == "refuse" and gaps.any():
+                raise ValueError(
+                    f"table must have no missing values, row {int(gaps.argmax()) + 1} has none in "
+                    f"{column.name!r}"
+                )
+            made.append(np.where(gaps, column.fill, number))
+        return torch.from_numpy(np.stack(made, axis=1))
 
     def unlike(self, values: "DataFrame") -> str:
         names = [
@@ -135,20 +127,22 @@ class TableInputs(Inputs):
 class Table(Own):
     """A table: a CSV or Parquet file, or a ``pandas.DataFrame``.
 
-    Whether the file has a header, what separates its columns, which are numbers and which categories, and
-    which is to be learned is seen from it, and said in :attr:`summary`. Numbers are brought to mean 0 and
-    deviation 1 by the training part; categories become one number each; a column of another text in each row,
-    or that numbers the rows, is left out. Rows without a label are left out.
+    Whether the file has a header, its encoding, its separator, which columns are numbers and which are
+    categories, and which is to be learned is detected, and reported in :attr:`summary`. Numbers are scaled to
+    mean 0 and deviation 1 on the training part; each category becomes one number. Columns that number or
+    identify the rows, and columns of text that differs from row to row, are left out: the number of a row
+    tells its class if the file is sorted by class. Rows without a label are left out.
 
     Args:
         source: a file, or a ``pandas.DataFrame``.
         columns: those to learn from; all others if ``None``.
-        dates: what is done about columns of dates: ``refuse``; ``drop``, which leaves them out; ``parts``,
+        dates: how columns of dates are used: ``refuse``; ``drop``, which leaves them out; ``parts``,
             which makes numbers of them: days, day of year, day of week, hour.
-        options: see :class:`Own`; `label` is the column to be learned, one that is called so, or the last.
+        options: see :class:`Own`; `label` is the column to be learned: by default one with a usual name, or
+            the last.
 
     >>> import pandas
-    >>> frame = pandas.DataFrame({"size": range(20), "kind": ["a", "b"] * 10})
+    >>> frame = pandas.DataFrame({"size": [k % 7 for k in range(20)], "kind": ["a", "b"] * 10})
     >>> table = Table(frame, label="kind")
     >>> table.setup()
     >>> print(table.summary)
@@ -167,10 +161,10 @@ class Table(Own):
         self.columns = None if columns is None else list(columns)
 
     def read(self, source: Any) -> Raw:
-        table, how = opened(source)
-        known = None if self.description is None else self.description.inputs
-        assert known is None or isinstance(known, TableInputs)
-        label = self._found(table) if known is None else known.label
+        table, how = read_table(source, self.encoding)
+        inputs = None if self.description is None else self.description.inputs
+        assert inputs is None or isinstance(inputs, TableInputs)
+        label = self._label_of(table) if inputs is None else inputs.label
         name = called(source, type(self).__name__)
         if label not in table.columns:
             raise ValueError(f"{name} must have a column {label!r}, the label that was trained on")
@@ -181,90 +175,122 @@ class Table(Own):
         if unlabelled.any() and table[label].nunique() == 1:
             raise ValueError(
                 f"label {label!r} must have at least two classes, got {table[label].iloc[0]}; "
-                f"{int(unlabelled.sum()):,} rows of {name} have none: NA, N/A, None, nan, ? and nothing are "
-                f"read so"
+                f"{int(unlabelled.sum()):,} rows of {name} have none: NA, N/A, None, nan, ? and empty cells "
+                f"are missing values"
             )
-        inputs, left = self._inputs(table, label) if known is None else (known.chosen(table), [])
-        gaps = inputs.isna()
-        share = float(gaps.to_numpy().mean()) if inputs.size else 0.0
-        summary = [f"{len(table):,} rows", *_counted(inputs)]
+        chosen, left = self._inputs(table, label) if inputs is None else (inputs.chosen(table), [])
+        gaps = chosen.isna()
+        share = float(gaps.to_numpy().mean()) if chosen.size else 0.0
+        summary = [f"{len(table):,} rows", *_counted(chosen)]
         if share and self.missing == "drop":
-            whole = ~gaps.any(axis=1)
-            inputs, table = inputs[whole].reset_index(drop=True), table[whole].reset_index(drop=True)
-            summary.append(f"{int((~whole).sum()):,} rows with missing values left out")
+            complete = ~gaps.any(axis=1)
+            chosen, table = chosen[complete].reset_index(drop=True), table[complete].reset_index(drop=True)
+            summary.append(f"{int((~complete).sum()):,} rows with missing values left out")
         elif share:
             summary.append(f"{share:.1%} missing, filled with the median")
         if unlabelled.any():
             summary.append(f"{int(unlabelled.sum()):,} rows without a label left out")
-        summary += left
-        summary += _grouping(table)
+        summary += left + _grouping(table)
         labels = listed(table[label].tolist())
-        return Raw(inputs, labels, _rows(table), ", ".join(summary), label=label, how=how)
+        return Raw(chosen, labels, _rows(table), ", ".join(summary), label=label, how=how)
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
-        frame = raw.values
-        part = frame.iloc[list(training)]
-        are_numbers = _are_numbers(frame)
+        part = raw.values.iloc[list(training)]
+        are_numbers = numeric(part)
         numbers = _matrix(part.loc[:, are_numbers])
-        numbers[:, np.isnan(numbers).all(axis=0)] = 0.0  # nothing is known that fills them
+        numbers[:, np.isnan(numbers).all(axis=0)] = 0.0
         medians = iter(np.nanmedian(numbers, axis=0).tolist())
-        columns = []
-        for name, is_number in zip(frame.columns, are_numbers, strict=True):
-            if is_number:
-                columns.append(Column(name, (), next(medians)))
-            else:
-                found = sorted(set(listed(part[name].dropna().tolist()) or []))
-                columns.append(Column(name, tuple(found), 0.0))
+        columns = tuple(
+            Column(name, (), next(medians))
+            if is_number
+            else Column(name, tuple(sorted(set(listed(part[name].dropna().tolist()) or []))), 0.0)
+            for name, is_number in zip(part.columns, are_numbers, strict=True)
+        )
         blank = scale.Scale((), (), (), (), clipped=False)
-        made = TableInputs(tuple(columns), blank, self.missing, raw.label)
-        learned = scale.learned_from(made._features(part), unit=self.unit)
-        return TableInputs(tuple(columns), learned, self.missing, raw.label)
+        unscaled = TableInputs(columns, blank, self.missing, raw.label)
+        learned = scale.learned_from(unscaled._features(part), unit=self.unit)
+        return TableInputs(columns, learned, self.missing, raw.label, self.encoding or "")
 
-    def _found(self, table: "DataFrame") -> str:
-        """The column to be learned."""
+    def _label_of(self, table: "DataFrame") -> str:
+        """The column to learn."""
         names = [str(name) for name in table.columns]
         if self.label is not None:
-            named = PLAIN + self.label if self.label.isdigit() and self.label not in names else self.label
-            if named not in names:
-                known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+            label = PLAIN + self.label if self.label.isdigit() and self.label not in names else self.label
+            if label not in names:
                 several = "; several labels of a sample (multi-label) are not learned yet"
-                hint = several if set(self.label.split(",")) <= set(names) else ""
+                hint = several if set(self.label.split(",")) <= set(names) else _similar(label, names)
                 raise ValueError(
-                    f"label must be a column of {self.called}: {known}; got {self.label!r}{hint}"
+                    f"label must be a column of {self.called}: {_some(names)}; got {self.label!r}{hint}"
                 )
-            return named
-        called = named_label(names)
-        if called is not None:
-            return called
-        few = [name for name in table.columns[~_are_numbers(table)] if table[name].nunique() <= 50]
+            return label
+        usual = named_label(names)
+        if usual is not None:
+            return usual
+        few = [name for name in table.columns[~numeric(table)] if table[name].nunique() <= 50]
         return few[0] if len(few) == 1 and few[0] == names[0] else names[-1]
 
     def _inputs(self, table: "DataFrame", label: str) -> tuple["DataFrame", list[str]]:
-        """The columns to learn from, and what to say of others."""
+        """The columns to learn from, and notes on the others."""
+        names = [name for name in table.columns if name != label]
         if self.columns is not None:
-            unknown = [name for name in self.columns if name not in table.columns]
-            if unknown or label in self.columns:
-                raise ValueError(
-                    f"columns must be others than the label of {self.called}, got {unknown or label}"
-                )
-        names = [name for name in table.columns if name != label] if self.columns is None else self.columns
+            for name in self.columns:
+                if name not in names:
+                    hint = "; that is the label" if name == label else _similar(name, names)
+                    raise ValueError(
+                        f"columns must name columns of {self.called}: {_some(names)}; got {name!r}{hint}"
+                    )
+            return lookup_numbers(table[self.columns], self.dates, self.called)
         chosen, summary = lookup_numbers(table[names], self.dates, self.called)
-        if self.columns is not None:
-            return chosen, summary
-        kept, left = [], []
-        empty = chosen.isna().all().to_numpy()
-        most = min(MOST_CATEGORIES, len(table) // 2)
-        for name, is_number, is_empty in zip(chosen.columns, _are_numbers(chosen), empty, strict=True):
-            numbering = name.lower() in NAMES and chosen[name].nunique() == len(table)
-            if is_empty or numbering or (not is_number and chosen[name].nunique() > most):
-                left.append(f"`{name}`")
-            else:
-                kept.append(name)
-        if not kept:
-            why = "; left out, as empty, numbers of rows or text that differs from row to row: "
-            shown = why + ", ".join(left) if left else ""
-            raise ValueError(f"{self.called} must have columns to learn from beside {label!r}{shown}")
-        return chosen[kept], summary + ([f"left out: {', '.join(left)}"] if left else [])
+        identifiers, other, most = [], [], min(MOST_CATEGORIES, len(table) // 2)
+        are_numbers, are_empty = numeric(chosen), chosen.isna().all()
+        for place, name in enumerate(chosen.columns):
+            column = chosen.iloc[:, place]
+            is_identifier = name.lower() in IDENTIFIERS and column.nunique() == len(table)
+            if is_identifier or (are_numbers[place] and is_row_number(column)):
+                identifiers.append(name)
+            elif are_empty.iloc[place] or (not are_numbers[place] and column.nunique() > most):
+                other.append(name)
+        notes = [
+            f"{why}: {', '.join(f'`{name}`' for name in left)}"
+            for why, left in (
+                ("left out as they identify rows (--columns uses them)", identifiers),
+                ("left out", other),
+            )
+            if left
+        ]
+        chosen = chosen.drop(columns=[*identifiers, *other])
+        if not len(chosen.columns):
+            raise ValueError(
+                f"{self.called} must have columns to learn from beside {label!r}; "
+                f"{'; '.join(notes) or 'it has none'}"
+            )
+        return chosen, summary + notes
+
+
+def is_row_number(column: Any) -> bool:
+    """Whether a column's numbers count or identify rows, and so leak the label of a file sorted by class.
+
+    They are different whole numbers without gaps, in any order, or increase or decrease from row to row.
+
+    >>> import pandas
+    >>> [is_row_number(pandas.Series(each)) for each in ([3, 1, 2], [101, 105, 240], [4, 9, 1])]
+    [True, True, False]
+    """
+    values = column.to_numpy(np.float64, na_value=np.nan)
+    if len(values) < 2 or not (values == np.floor(values)).all():
+        return False
+    steps = np.diff(values)
+    without_gaps = bool((np.diff(np.sort(values)) == 1).all())
+    return without_gaps or bool((steps > 0).all() or (steps < 0).all())
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def _similar(name: str, names: Sequence[str]) -> str:
+    similar = get_close_matches(name, names, 1)
+    return f"; did you mean {similar[0]!r}?" if similar else ""
 
 
 def _rows(table: "DataFrame") -> list[str]:
@@ -272,60 +298,50 @@ def _rows(table: "DataFrame") -> list[str]:
 
 
 def named_label(names: Sequence[str]) -> str | None:
-    """The column whose name says that it is to be learned; ``y`` beside ``z`` is a place's."""
+    """The column with a usual name of a label; ``y`` next to ``z`` is a coordinate."""
     lower = [name.lower() for name in names]
-    known = [label for label in LABELS if label in lower and not (label == "y" and "z" in lower)]
-    return names[lower.index(known[0])] if known else None
+    labels = [label for label in LABELS if label in lower and not (label == "y" and "z" in lower)]
+    return names[lower.index(labels[0])] if labels else None
 
 
 def _grouping(table: "DataFrame") -> list[str]:
-    """What to say where rows look like steps of sequences: there is a time, and an id that comes again."""
+    """A note if rows look like steps of sequences: there is a time, and an id that repeats."""
     names = [str(name) for name in table.columns]
-    if not any(name.lower() in TIMES for name in names):
-        return []
-    for name in names:
-        before = name.lower().removesuffix("id").rstrip("_ -")
-        if before in ("", *GROUPS) and 1 < table[name].nunique() <= len(table) // 2:
-            return [f"rows of one `{name}` may be the steps of a sequence (--group {name})"]
+    if any(name.lower() in TIMES for name in names):
+        for name in names:
+            prefix = name.lower().removesuffix("id").rstrip("_ -")
+            if prefix in SEQUENCES and 1 < table[name].nunique() <= len(table) // 2:
+                return [f"rows of one `{name}` may be the steps of a sequence (--group {name})"]
     return []
 
 
-def _unnamed(table: "DataFrame") -> bool:
-    return str(table.columns[0]) == f"{PLAIN}1"
+def numeric(table: "DataFrame") -> "np.ndarray[Any, Any]":
+    """Which columns have a numeric type."""
+    from pandas.api.types import is_numeric_dtype
 
-
-def _is_number(series: Any) -> bool:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    return bool(is_numeric_dtype(series) or is_bool_dtype(series))
-
-
-def _are_numbers(table: "DataFrame") -> "np.ndarray[Any, Any]":
-    """Of each column whether it holds numbers, by its type alone."""
-    known = {dtype: _is_number(dtype) for dtype in set(table.dtypes)}
-    return np.array([known[dtype] for dtype in table.dtypes], bool)
+    return np.array([is_numeric_dtype(dtype) for dtype in table.dtypes], bool)
 
 
 def _matrix(table: "DataFrame") -> "np.ndarray[Any, Any]":
-    """The numbers of all columns, missing ones NaN; all columns of numbers are converted at once.
+    """The numbers of all columns, missing ones NaN; columns of a numeric type are converted together.
 
     Raises:
-        ValueError: naming row and column of what is infinite or no number.
+        ValueError: naming row and column of a value that is infinite or no number.
     """
     made = np.empty(table.shape)
-    are_numbers = _are_numbers(table)
+    are_numbers = numeric(table)
     made[:, are_numbers] = table.loc[:, are_numbers].to_numpy(np.float64, na_value=np.nan)
     finite = ~np.isinf(made).any(axis=0)
     for column in np.flatnonzero(~(are_numbers & finite)):
-        made[:, column] = _numbers(table.columns[column], table.iloc[:, column])
+        made[:, column] = numbers_of(table.columns[column], table.iloc[:, column])
     return made
 
 
-def _numbers(name: str, series: Any) -> "np.ndarray[Any, Any]":
+def numbers_of(name: str, series: Any) -> "np.ndarray[Any, Any]":
     """A column's numbers, missing ones NaN.
 
     Raises:
-        ValueError: naming the row of what is infinite or no number.
+        ValueError: naming the row of a value that is infinite or no number.
     """
     import pandas
 
@@ -342,6 +358,6 @@ def _numbers(name: str, series: Any) -> "np.ndarray[Any, Any]":
 
 
 def _counted(table: "DataFrame") -> list[str]:
-    numbers = int(_are_numbers(table).sum())
+    numbers = int(numeric(table).sum())
     kinds = ((numbers, "number", "numbers"), (len(table.columns) - numbers, "category", "categories"))
     return [f"{count} {one if count == 1 else many}" for count, one, many in kinds if count]

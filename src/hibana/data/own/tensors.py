@@ -183,37 +183,20 @@ def _is_channels_last(shape: tuple[int, ...]) -> bool:
 
 
 def contents(source: Any) -> dict[str, "np.ndarray[Any, Any]"]:
-    """The arrays in an ``.npz`` or ``.npy`` file or a folder of these, or `source` itself, by name.
+    """The arrays in a file or folder, or `source` itself, by name.
 
     Raises:
         ValueError: if it can't be read.
     """
-    if not isinstance(source, str | Path):
-        if is_dataset(source):
-            inputs, labels = gathered(source)
-            shapes = sorted({each.shape for each in inputs})
-            if len(shapes) != 1:
-                raise ValueError(
-                    f"samples must be arrays of one shape, got {', '.join(map(str, shapes[:3]))}"
-                )
-            return {"inputs": np.stack(inputs), "labels": np.array(labels)}
+    if isinstance(source, str | Path):
+        return arrays.contents(Path(source))
+    if not is_dataset(source):
         return {"inputs": np.asarray(source)}
-    path = Path(source)
-    if path.is_dir():
-        found = {each.stem: arrays.array(each) for each in sorted(path.glob("*.npy"))}
-        if not found:
-            raise ValueError(f"folder {path} must hold .npy files, it has none")
-        return found
-    if path.suffix == ".npy":
-        return {"inputs": arrays.array(path)}
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (*arrays.UNREADABLE, ValueError, KeyError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        if "allow_pickle" in reason:
-            reason = "it holds objects; of series of unequal length, pad x to one and give their `lengths`"
-        raise ValueError(f"inputs must be an .npz file of numbers, {path} is none: {reason}") from error
+    inputs, labels = gathered(source)
+    shapes = sorted({each.shape for each in inputs})
+    if len(shapes) != 1:
+        raise ValueError(f"samples must be arrays of one shape, got {', '.join(map(str, shapes[:3]))}")
+    return {"inputs": np.stack(inputs), "labels": np.array(labels)}
 
 
 Arrays3 = tuple["np.ndarray[Any, Any]", "np.ndarray[Any, Any]", Parts | None]

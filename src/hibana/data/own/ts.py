@@ -1,4 +1,4 @@
-"""The ``.ts`` files of aeon and sktime: lines of ``@names``, then a sequence a line, a label at its end.
+"""The ``.ts`` files of aeon and sktime: lines of ``@names``, then one sequence per line, its label last.
 
 Dimensions are separated by ``:``, values by ``,``; a missing value is ``?``.
 
@@ -10,57 +10,69 @@ from typing import Any
 
 import numpy as np
 
+from hibana.data.own.opening import decode
+
 __all__ = ["read"]
 
 
 def read(path: Path) -> tuple[list["np.ndarray[Any, Any]"], list[str] | None]:
-    """The sequences in a file, ``[frames, dimensions]`` each, and their labels, if it says that it has some.
+    """The sequences in a file, ``[frames, dimensions]`` each, and their labels, if it has some.
 
     Raises:
-        ValueError: if it can't be read, naming the line.
+        ValueError: if the file can't be read, naming the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text, _ = decode(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"sequences {path} can't be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise ValueError(f"sequences {path} can't be read: {error}") from error
-    said: dict[str, str] = {}
+    header: dict[str, str] = {}
     values, labels = [], []
-    begun = False
-    for number, line in enumerate(lines, start=1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line or line.startswith("#"):
             continue
-        if not begun:
-            name, _, rest = text.partition(" ")
-            begun = name.lower() == "@data"
-            said[name.lower()] = rest.strip().lower()
+        if "@data" not in header:
+            name, _, rest = line.partition(" ")
             if not name.startswith("@"):
                 raise ValueError(f"sequences {path} must be a .ts file; line {number} is before @data")
-            if name.lower() == "@timestamps" and said["@timestamps"] == "true":
+            header[name.lower()] = rest.strip()
+            if name.lower() == "@timestamps" and rest.strip().lower() == "true":
                 raise ValueError(f"sequences {path} must be without timestamps, which are not read")
             continue
-        dimensions = text.split(":")
-        if _is_labelled(said):
-            labels.append(dimensions.pop().strip())
+        dimensions = line.split(":")
+        if _is_labelled(header):
+            labels.append(_label(dimensions.pop().strip(), header, f"{path.name}, line {number}"))
         values.append(_frames(dimensions, f"{path.name}, line {number}"))
     if not values:
         raise ValueError(f"sequences {path} must be a .ts file with lines after @data")
-    return values, labels if _is_labelled(said) else None
+    return values, labels if _is_labelled(header) else None
 
 
-def _is_labelled(said: dict[str, str]) -> bool:
-    return any(said.get(name, "false").startswith("true") for name in ("@classlabel", "@targetlabel"))
+def _is_labelled(header: dict[str, str]) -> bool:
+    return any(header.get(name, "").lower().startswith("true") for name in ("@classlabel", "@targetlabel"))
+
+
+def _label(label: str, header: dict[str, str], where: str) -> str:
+    """`label`, if ``@classLabel`` lists it or lists no classes."""
+    classes = header.get("@classlabel", "").split()[1:]
+    if classes and label not in classes:
+        raise ValueError(
+            f"{where}: label {label!r} must be one of those that @classLabel lists: {', '.join(classes[:20])}"
+        )
+    return label
 
 
 def _frames(dimensions: list[str], where: str) -> "np.ndarray[Any, Any]":
     try:
-        read = [
+        numbers = [
             [np.nan if cell.strip() in ("?", "NaN") else float(cell) for cell in each.split(",")]
             for each in dimensions
         ]
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
-    lengths = sorted({len(each) for each in read})
+    lengths = sorted({len(each) for each in numbers})
     if len(lengths) != 1:
         raise ValueError(f"{where}: dimensions must be of one length, got {', '.join(map(str, lengths))}")
-    return np.array(read).T
+    return np.array(numbers).T
