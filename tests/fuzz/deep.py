@@ -20,7 +20,7 @@ from fuzz.contexts import called, parametrized
 from fuzz.differ import Counts, Different
 from hibana import surrogate
 from hibana.compiler.strides import inverse
-from hibana.nn.normalized import layer as normalized
+from hibana.nn import normalized
 from hibana.spikes.convolution import dense
 from hibana.spikes.convolution import layer as convolution
 

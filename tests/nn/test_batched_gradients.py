@@ -29,12 +29,6 @@ OTHERS = {
         lambda: nn.Sequential(hb.IF(surrogate=box), hb.DelayedLinear(64, 8, 4, sigma=0.0)),
         lambda: torch.rand(9, 4, 64),
     ),
-    "normalised": large(
-        lambda: hb.Normalized(
-            hb.EachStep(nn.Sequential(hb.Conv2d(8, 16, 3), nn.BatchNorm2d(16))), hb.IF(surrogate=smooth)
-        ),
-        lambda: torch.rand(4, 8, 8, 48, 48),
-    ),
     "normalised, running": large(
         lambda: hb.Normalized(
             hb.EachStep(nn.Sequential(hb.Conv2d(8, 16, 3), nn.BatchNorm2d(16))), hb.IF(surrogate=smooth)

@@ -10,7 +10,8 @@ from torch import nn
 import hibana as hb
 from hibana.compiler.torch_layers import faster_layers
 from hibana.nn import normalized
-from hibana.nn.optimize import Planned
+from hibana.nn.normalized import NormalizingSequential
+from hibana.nn.optimize import table
 
 X = torch.rand(4, 3, 2, 16, 16)
 
@@ -66,13 +67,28 @@ def same(found, wanted, share=2e-4):
     assert found.keys() == wanted.keys()
     for name, value in found.items():
         scale = wanted[name].abs().max().item()  # of sums over a batch some are near zero
-        torch.testing.assert_close(value, wanted[name], rtol=0, atol=share * scale + 1e-6)
+        torch.testing.assert_close(value, wanted[name], rtol=0, atol=share * scale + min(share, 1e-6))
+
+
+def test_the_network_itself_is_returned():
+    net = plain()
+    assert hb.optimize(net, verbose=False) is net
+    assert hb.optimize(net, X, verbose=False) is net
+    assert hb.optimize(net, undo=True) is net
+    assert type(net) is nn.Sequential
+
+
+def test_the_table_is_printed_and_explain_names_the_changed_layers(capsys):
+    net = hb.optimize(plain())
+    assert capsys.readouterr().out == table(net) + "\n"
+    assert "0      Conv2d       per spike, over time" in table(net)
+    assert "Conv2d, optimized" in hb.explain(net, X)
+    hb.optimize(net, undo=True)
+    assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("fused", [True, False])
-def test_outputs_gradients_and_statistics_are_those_of_each_step(training, fused, monkeypatch):
-    monkeypatch.setattr(normalized.layer, "FUSED_FROM", 0 if fused else 1 << 40)
+def test_outputs_gradients_and_statistics_are_those_of_each_step(training):
     net = plain()
     reference = wrapped(net).train(training)
     names = [*net.state_dict()]
@@ -83,16 +99,33 @@ def test_outputs_gradients_and_statistics_are_those_of_each_step(training, fused
         same(results(net, X), results(reference, X))
     assert [*net.state_dict()] == names
     assert [id(p) for p in (*net.parameters(), *net.buffers())] == tensors
-    assert any(call is not None for call, _ in net._calls())
 
 
-def test_the_neurons_and_the_normalisation_before_them_are_one_pass(monkeypatch):
-    monkeypatch.setattr(normalized.layer, "FUSED_FROM", 0)
-    net = plain()
-    hb.optimize(net, verbose=False)
-    net(X)
-    fused = [group.normalized for group, _ in net._calls() if group is not None]
-    assert [call.explain() for call in fused] == ["normalised in the neurons' own pass"] * 2
+@pytest.mark.parametrize("in_each_step", [True, False])
+def test_inference_normalizes_in_the_neurons_pass_with_the_same_result(in_each_step, monkeypatch):
+    monkeypatch.setattr(normalized, "FUSED_FROM", 0)
+    calls = []
+    counted = normalized.emitted_around
+    monkeypatch.setattr(normalized, "emitted_around", lambda *args: calls.append(args) or counted(*args))
+    net = wrapped(plain()) if in_each_step else plain()
+    net = hb.optimize(net, verbose=False).eval()
+    assert table(net).count("in the neurons' pass in inference") == 2
+    separately = net(X)
+    assert not calls
+    with torch.no_grad():
+        torch.testing.assert_close(net(X), separately)
+    assert len(calls) == 2
+
+
+def test_an_image_shown_at_each_step_is_computed_once():
+    net = hb.optimize(plain(), verbose=False)
+    image, seen = torch.rand(3, 2, 16, 16), []
+    convolution = net[0]._conv_forward
+    net[0]._conv_forward = lambda images, *rest: seen.append(len(images)) or convolution(images, *rest)
+    once = net(image.expand(4, *image.shape))
+    written_out = net(image.expand(4, *image.shape).contiguous())
+    assert seen == [3, 12]
+    torch.testing.assert_close(once, written_out, rtol=1e-4, atol=1e-4)
 
 
 def test_it_is_undone_byte_for_byte():
@@ -100,13 +133,13 @@ def test_it_is_undone_byte_for_byte():
     own = hb.Linear(10, 4)
     net.append(nn.Sequential(own, nn.Linear(4, 2)))
     before = [(type(m), {k: v for k, v in vars(m).items() if k != "_reason"}.keys()) for m in net.modules()]
-    report = hb.optimize(net, verbose=False)
-    assert "10     Linear       per spike" in str(report)
+    hb.optimize(net, verbose=False)
+    assert "10     Linear       per spike" in table(net)
     hb.optimize(net, undo=True, verbose=False)
     assert [type(m) for m in net.modules()] == [kind for kind, _ in before]
     assert type(own) is hb.Linear
     for module, (_, names) in zip(net.modules(), before, strict=True):
-        assert not {name for name in vars(module) if "was" in name or "plan" in name}
+        assert not {name for name in vars(module) if "was" in name}
         assert {*names} <= {*vars(module)}
 
 
@@ -136,14 +169,12 @@ def test_a_network_without_images_is_what_it_was(capsys):
     assert "2      BatchNorm1d  left: takes axis 1 for features" in capsys.readouterr().out
 
 
-def test_what_is_in_each_step_stays_so_and_is_fused_with_the_neurons_behind():
+def test_what_is_in_each_step_stays_so():
     each = hb.EachStep(nn.Sequential(nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)))
     net = nn.Sequential(each, hb.IF())
     reference = copy.deepcopy(net)
     hb.optimize(net, X, verbose=False)
     same(results(net, X), results(reference, X))
-    ((group, _),) = net._calls()
-    assert isinstance(group.normalized, hb.Normalized)
 
 
 def test_images_without_time_go_through_as_before():
@@ -162,9 +193,9 @@ def test_subclasses_and_hooks_are_kept():
 
     net, seen = nn.Sequential(nn.Linear(3, 4), hb.IF(), Mine(4, 2)), []
     net[0].register_forward_hook(lambda *_: seen.append(1))
-    report = hb.optimize(net, verbose=False)
+    hb.optimize(net, verbose=False)
     assert type(net[2]) is Mine
-    assert "left: a subclass of Linear" in str(report)
+    assert "left: a subclass of Linear" in table(net)
     net(torch.rand(2, 5, 3))
     assert seen
 
@@ -174,7 +205,7 @@ def test_it_is_copied_and_pickled():
     hb.optimize(net, verbose=False)
     net(X)
     for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert type(again) is Planned
+        assert type(again) is NormalizingSequential
         torch.testing.assert_close(again.eval()(X), net.eval()(X))
     modules = dict(net.named_modules())
     assert [*modules] == ["", *map(str, range(12)), *(f"{i}.cell" for i in (2, 6, 11))] or len(modules) == 16
@@ -204,38 +235,19 @@ def test_what_a_changed_network_raises_is_raised_and_nothing_is_changed():
     assert [type(module) for module in net] == [nn.Conv2d, hb.IF, nn.Flatten, nn.Linear]
 
 
-def test_hooks_of_the_neurons_run_and_the_pass_stays_one(monkeypatch):
-    monkeypatch.setattr(normalized.layer, "FUSED_FROM", 0)
-    net = plain()
-    reference = wrapped(net)
-    hb.optimize(net, verbose=False)
-    seen = []
-    for each in (net, reference):
-        each[2].register_forward_hook(lambda _, args, out: seen.append((args[0].mean(), out.mean())))
-        each.train()
-        each(X)
-    torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-5)
-    groups = [group for group, _ in net._calls() if group is not None]
-    assert groups[0].within_neurons.explain() == "normalised in the neurons' own pass"
-    same(results(net, X), results(reference, X))
-
-
-def test_hibana_train_optimises_its_network(monkeypatch):
+def test_hibana_train_optimises_its_network():
     from hibana.train import Settings, architecture
     from hibana.train.network import Network
     from hibana.train.start import activity
 
-    monkeypatch.setattr(normalized.layer, "FUSED_FROM", 0)
     model = Network(Settings(layers="8c3b-p2-16c3b-32", data="digits"), (8, 8), 10)
     reference = architecture.build("8c3b-p2-16c3b-32", (8, 8), 10, hb.IFCell)
     assert [*model.net.state_dict()] == [*reference.state_dict()]
     reference.load_state_dict(model.net.state_dict())
-    assert type(model.net) is Planned
+    assert type(model.net) is NormalizingSequential
     x = torch.rand(4, 3, 8, 8)
     outputs, spikes = activity(model.net, x)
     assert [*spikes] == [*activity(reference, x)[1]]
-    groups = [group for group, _ in model.net._calls() if group is not None]
-    assert [group.within_neurons.explain() for group in groups] == ["normalised in the neurons' own pass"] * 2
     torch.testing.assert_close(outputs, model.net(x), rtol=1e-3, atol=1e-4)
 
 
@@ -249,7 +261,7 @@ class Drawing(hb.Cell):
 def test_a_network_that_draws_is_changed_and_the_generator_is_left():
     net = nn.Sequential(nn.Linear(8, 16), hb.OverTime(Drawing()), nn.Linear(16, 3))
     example, before = torch.rand(4, 3, 8), torch.get_rng_state()
-    assert "per spike" in str(hb.optimize(net, example, verbose=False))
+    assert "per spike" in table(hb.optimize(net, example, verbose=False))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -266,8 +278,7 @@ def test_synapses_within_a_step_stay_a_part_of_it():
     x = torch.rand(5, 2, 6)
     before = net(x)
     assert list(faster_layers(net)) == ["2"]
-    table = str(hb.optimize(net, x, verbose=False))
-    assert "recurrent" not in table
+    assert "recurrent" not in table(hb.optimize(net, x, verbose=False))
     assert type(net[1].recurrent) is nn.Linear
     assert type(net[2]) is hb.Linear
     torch.testing.assert_close(net(x), before)

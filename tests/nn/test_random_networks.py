@@ -217,5 +217,5 @@ def check(seed):
     "seed", [pytest.param(seed, marks=pytest.mark.exhaustive if seed >= 10 else ()) for seed in range(30)]
 )
 def test_optimised_and_undone(seed, monkeypatch):
-    monkeypatch.setattr(normalized.layer, "FUSED_FROM", 0)
+    monkeypatch.setattr(normalized, "FUSED_FROM", 0)
     check(seed)

@@ -689,11 +689,9 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
 @pytest.fixture
 def _all_weights_lie_far(monkeypatch):
     monkeypatch.setattr(pixels, "BEYOND_L2", 0)
-    for made in (pixels._ready, pixels._ready_for_steps):
-        made.cache_clear()
+    pixels._ready.cache_clear()
     yield
-    for made in (pixels._ready, pixels._ready_for_steps):
-        made.cache_clear()
+    pixels._ready.cache_clear()
 
 
 @pytest.mark.cover(1)
@@ -723,24 +721,6 @@ def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
         assert torch.equal(pixels.forward(input_, weight, bias, geometry), one_by_one)
     finally:
         torch.set_num_threads(count)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_images_that_are_summed_together_are_normalised_alike(training, request, monkeypatch):
-    from hibana.nn.normalized import layer as normalized
-
-    monkeypatch.setattr(normalized, "FUSED_FROM", 0)
-    convolution = hb.Conv2d(64, 64, 3, padding=1, bias=False)
-    convolution.mode = "events"
-    net = hb.Normalized(hb.EachStep(nn.Sequential(convolution, nn.BatchNorm2d(64))), hb.IF()).train(training)
-    spikes = (torch.rand(4, 12, 64, 8, 8) < 0.2).float()
-    found = [net(spikes)]
-    request.getfixturevalue("_all_weights_lie_far")
-    assert pixels._images_per_tile(1, 64, Geometry(64, (8, 8), (3, 3), (1, 1), (1, 1), (1, 1))) > 1
-    found.append(net(spikes))
-    assert net.explain() == "normalised in the neurons' own pass"
-    assert found[0].any()
-    assert torch.equal(*found)
 
 
 @pytest.mark.cover(1)

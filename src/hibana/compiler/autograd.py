@@ -1,7 +1,6 @@
 """The node of autograd of a cell over a whole sequence, for kernels of every backend."""
 
 from collections.abc import Callable, Hashable, Sequence
-from functools import partial
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.compiler import programs
 from hibana.compiler.attached import attach
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Producer
+from hibana.compiler.backend import BackwardArguments, ForwardArguments
 from hibana.compiler.derivatives import applied, are_batched, differentiated_once, scalar_gradient
 from hibana.compiler.draws import new_seed
 from hibana.compiler.strides import (
@@ -20,7 +19,6 @@ from hibana.compiler.strides import (
     in_callers_order,
     inverse,
     memory_order,
-    repeated,
     step_back,
     step_in,
     steps_contiguous,
@@ -73,8 +71,6 @@ class RunSpecification(NamedTuple):
     """How many initial states are given: all, or none for a run from rest."""
     constant: bool = False
     """Whether the inputs are the same at every step, as their strides say."""
-    once: bool = False
-    """Whether the input is a single step that is repeated, and its gradient that of the single step."""
     deep: bool = False
     """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
 
@@ -114,16 +110,6 @@ def go(
     return outputs.detach(), [value.detach() for value in last]
 
 
-def go_over(
-    spec: RunSpecification, producer: Producer, inputs: Tensor, tensors: tuple[Tensor, ...]
-) -> Tensor:
-    """A layer's outputs, without a gradient; its `inputs` are memory that `producer` fills piece by piece."""
-    kernels, order = spec.program.kernels, spec.order
-    given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
-    outputs, _ = _known(partial(kernels.forward_over, producer), given)
-    return outputs if order is None else outputs.permute(inverse(order)).detach()
-
-
 FEWEST = 256
 """Outputs below which no bits are attached: products of so few numbers are torch's."""
 
@@ -144,9 +130,7 @@ def _arguments(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...], plan: "Plan | None"
 ) -> ForwardArguments:
     """The arguments of the forward kernel, in memory order."""
-    program, _, shape, ends, order, begun, _, once, _ = spec
-    if once:
-        inputs = repeated(inputs, shape[0])
+    program, _, _, ends, order, begun, *_ = spec
     first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(tensors[begun:], inputs, order)
@@ -187,9 +171,9 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, _, _, order, begun, constant, once, _ = spec
+        program, plan, _, _, order, begun, constant, *_ = spec
         ctx.specification = spec
-        if constant and not once:
+        if constant:
             ctx.inputs = inputs
         given = _arguments(spec, inputs, tensors, plan)
         inputs, first, parameters, *_ = given
@@ -221,7 +205,7 @@ class _Run(torch.autograd.Function):
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
     """The gradients of inputs, initial states and cell's tensors, from those of outputs and last states."""
-    program, plan, shape, _, order, begun, constant, once, _ = ctx.specification
+    program, plan, shape, _, order, begun, constant, *_ = ctx.specification
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     tensors = iter(saved_tensors(ctx))
     saved = _Saved(*[tuple(islice(tensors, count)) for count in ctx.counts])
@@ -242,7 +226,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         grads = [None if g is None else step_in(order, g) for g in last_grads]
     wants_input, wants_first = wanted[0], any(wanted[1 : 1 + begun])
     scalar = scalar_gradient(ctx) if program.kernels.takes_scalar_gradient else None
-    constant = constant and wants_input and (once or _only_summed(ctx.inputs))
+    constant = constant and wants_input and _only_summed(ctx.inputs)
     given = BackwardArguments(
         plan,
         shape,
@@ -260,14 +244,12 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         seed=ctx.seed,
     )
     grad_input, first_grads, sums = program.kernels.backward(given)
-    if grad_input is not None and once and not constant:
-        grad_input = grad_input.sum(0)
-    elif grad_input is not None and constant and not once:
+    if grad_input is not None and constant:
         grad_input = grad_input.div_(shape[0]).expand(shape[0], *grad_input.shape)
     if order is not None:
         back = inverse(order)
         if grad_input is not None:
-            grad_input = step_back(back, grad_input) if once else grad_input.permute(back)
+            grad_input = grad_input.permute(back)
         first_grads, sums = (
             [None if g is None else step_back(back, g) for g in some] for some in (first_grads, sums)
         )

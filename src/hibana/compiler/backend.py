@@ -19,14 +19,12 @@ from hibana.compiler.strides import row_bytes
 if TYPE_CHECKING:
     from hibana.compiler.graph.plan import Plan
     from hibana.compiler.graph.step import Step
-    from hibana.runtime.kernels import Call
 
 __all__ = [
     "Backend",
     "BackwardArguments",
     "ForwardArguments",
     "Kernels",
-    "Producer",
     "check_backend",
     "kernels_of",
     "names",
@@ -89,28 +87,6 @@ class BackwardArguments(NamedTuple):
     """That of the forward."""
 
 
-class Producer(NamedTuple):
-    """A kernel that computes the inputs of a run a piece at a time, so that they are read from the cache.
-
-    A piece is a stretch of the numbers of one step. Pieces are numbered as they lie in memory, those of one
-    step before those of the next.
-    """
-
-    call: "Call"
-    target: int
-    """Which of its arguments says where the sequence begins."""
-    pieces: int
-    """Of a step."""
-    length: int
-    """Numbers of a piece."""
-    into: Tensor
-    """The sequence, or its steps joined; nothing was written to its memory yet."""
-
-    def finish(self) -> None:
-        """Computes the whole sequence, every piece of every step."""
-        self.call.run(self.into.numel() // self.length)
-
-
 class Kernels(ABC):
     """A step's kernels in one dtype."""
 
@@ -156,13 +132,6 @@ class Kernels(ABC):
     @abstractmethod
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The outputs ``[T, ...]``, the last states but the emitted if `ends`, the residuals of `plan`."""
-
-    def forward_over(
-        self, producer: Producer, given: ForwardArguments
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The same, over inputs that a `producer` has yet to compute."""
-        producer.finish()
-        return self.forward(given)
 
     @abstractmethod
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:

@@ -15,12 +15,11 @@ from hibana.cells import Cell
 from hibana.cells.surrogate import forwards
 from hibana.compiler import ambient, autograd, programs, reference
 from hibana.compiler.ambient import is_traced, is_watched
-from hibana.compiler.backend import Producer, check_backend, of_device, refusal
+from hibana.compiler.backend import check_backend, of_device, refusal
 from hibana.compiler.checks import check_batch, check_inputs, checked_state, said_once
 from hibana.compiler.draws import Drawing
 from hibana.compiler.first_call import check_first_call, check_neighbours
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.strides import repeated
 from hibana.compiler.tensors import computed_once, computing_once, tensors_of
 from hibana.runtime import torch_internals
 
@@ -203,46 +202,29 @@ def _run_in_full(
 
 
 def emitted_around(
-    cell: Cell,
-    around: Callable[..., Cell],
-    tensors: tuple[Tensor, ...],
-    inputs: Tensor,
-    producer: Producer | None = None,
-    steps: int = 0,
+    cell: Cell, around: Callable[..., Cell], tensors: tuple[Tensor, ...], inputs: Tensor
 ) -> Tensor:
     """What the cell ``around(cell, *tensors)`` emits over `inputs`, ``[T, ...]``, from rest, on the CPU.
 
-    What is compiled for it is kept with `cell`. With a `producer`, `inputs` are memory that it has yet to
-    fill. With `steps`, `inputs` are one step, which stands for so many.
+    The compiled run is kept with `cell`. The outputs' bits are attached to them, without a gradient too.
 
     Raises:
         Unsupported: if there is no kernel for it.
     """
-    learning = tuple([tensor.requires_grad for tensor in tensors])
-    key = around, steps, learning, _key("cpu", inputs, False)
+    key = around, _key("cpu", inputs, False)
     own = (*tensors, *tensors_of(cell).values())
-    plain = not is_watched(inputs)
-    if plain and not inputs.is_neg():
-        known = programs.known(cell, key)
-        if known is not None:
-            spec, places = known
-            given = tuple([own[i] for i in places])
-            if producer is None:
-                return autograd.go(spec, inputs, given)[0]
-            if not (_is_grad_enabled() and any(tensor.requires_grad for tensor in (inputs, *given))):
-                return autograd.go_over(spec, producer, inputs, given)
-    if producer is not None:
-        producer.finish()
+    if (known := programs.known(cell, key)) is not None:
+        spec, places = known
+        return autograd.go(spec, inputs, tuple([own[i] for i in places]))[0]
     made = around(cell, *tensors)
-    inputs = repeated(inputs, steps) if steps else inputs
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
-    if plain and programs.is_plain(cell) and made.rests_at_zero():
+    if programs.is_plain(cell) and made.rests_at_zero():
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
         spec = autograd.specified(program, inputs, False)
         if spec is not None:
             place = {id(tensor): i for i, tensor in enumerate(own)}
-            spec = spec._replace(once=steps > 0, deep=True)
-            programs.attach(cell, key, (spec, [place[id(t)] for t in tensors_of(made).values()]))
+            places = [place[id(tensor)] for tensor in tensors_of(made).values()]
+            programs.attach(cell, key, (spec._replace(deep=True), places))
     return outputs
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler.torch_layers import MANY, add_hint, faster_layers, gain, named, work_of
+from hibana.compiler.torch_layers import MANY, WAS, add_hint, faster_layers, gain, named, work_of
 
 if TYPE_CHECKING:
     from hibana.compiler.equations import Report
@@ -192,7 +192,8 @@ def _table(net: nn.Module, reports: "dict[str, Report]", calls: dict[str, _Call]
         report, call = reports.get(name), calls.get(name)
         if report is None and call is None:
             continue
-        row = [name or "-", type(module).__name__]
+        was = vars(module).get(WAS)
+        row = [name or "-", f"{was.__name__}, optimized" if was else type(module).__name__]
         if call is not None:
             share = f"{_share(call.input)} -> {_share(call.output)}"
             time = f"{call.seconds / seconds:.0%}"

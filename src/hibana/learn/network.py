@@ -18,8 +18,8 @@ from hibana.compiler.tensors import is_computed, tensors_of
 from hibana.learn.derivatives import StepDerivatives
 from hibana.learn.synapses import Synapses, is_synapses
 from hibana.nn.each_step import EachStep
-from hibana.nn.fusing import Planned
 from hibana.nn.layers import OverTime, Recurrent
+from hibana.nn.normalized import NormalizingSequential
 from hibana.nn.running import Stateful
 
 __all__ = ["Leak", "Layer", "Neurons", "Plain", "layers_of"]
@@ -110,7 +110,7 @@ def layers_of(net: nn.Module, keeps_readout: bool) -> list[Layer]:
 
 def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that run one after the other, by name."""
-    if type(module) in (nn.Sequential, Planned):
+    if type(module) in (nn.Sequential, NormalizingSequential):
         for inner, child in module.named_children():
             yield from _chain(f"{name}.{inner}" if name else inner, child)
     else:

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from hibana.compiler.ambient import as_leaf, is_name
+from hibana.nn.over_steps import BatchNorm2dOverSteps
 from hibana.runtime import torch_internals
 from hibana.spikes.packed_tensor import PackedTensor
 
@@ -61,14 +62,13 @@ class StepsDropout(nn.Module):
 
 
 @final
-class ThresholdBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation over time and batch to a neuron's threshold (tdBN), of ``[N, channels, H, W]``.
+class ThresholdBatchNorm2d(BatchNorm2dOverSteps):
+    """Batch normalization over time and batch to a neuron's threshold (tdBN).
 
         y = alpha * threshold * (x - mean) / sqrt(variance + eps)
 
-    to begin with: ``nn.BatchNorm2d`` whose weight starts there. In :class:`hibana.EachStep` the N are all
-    steps of the batch, so that mean and variance are over time too. It folds into the convolution before it
-    (:func:`hibana.fold_batchnorm`) as any other does.
+    initially: ``nn.BatchNorm2d`` whose weight starts at this factor, over ``[T, batch, channels, H, W]`` or
+    ``[N, channels, H, W]``. It folds into the convolution before it (:func:`hibana.fold_batchnorm`).
 
     Args:
         features: channels.
@@ -99,9 +99,6 @@ class ThresholdBatchNorm2d(nn.BatchNorm2d):
                 raise ValueError(f"{name} must be positive, got {value!r}")
         self.threshold, self.alpha = threshold, alpha
         super().__init__(features, eps, momentum)
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.BatchNorm2d's name for it
-        return cast(Tensor, as_leaf(self, input) if is_name(input) else super().forward(input))
 
     def reset_parameters(self) -> None:
         super().reset_parameters()

@@ -1,14 +1,13 @@
 """``hb.EachStep``: applies a module without time to all steps of a sequence, as one batch."""
 
-from typing import Any, cast
+from typing import cast
 
 from torch import Tensor, nn
 
 from hibana import spikes as events
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.strides import repeated
-from hibana.nn.deferred import Deferred, deferred
-from hibana.nn.over_steps import FUSING, OVER_STEPS, normalised_again
+from hibana.nn.over_steps import OVER_STEPS
 from hibana.nn.running import Stateful, check_knows_no_time
 from hibana.spikes.checks import alike_each_step
 from hibana.spikes.provenance import pass_on
@@ -44,13 +43,6 @@ class EachStep(nn.Module):
         """What `module` makes of each step of `inputs`, ``[T, batch, ...]``."""
         if is_name(inputs):
             return cast(Tensor, as_leaf(self, inputs))
-        fusing: Any = self.__dict__.get(FUSING)
-        if fusing is not None and fusing.takes(self, inputs):
-            return deferred(self, inputs, fusing, None)
-        return self.computed(inputs.call.read(type(self).__name__) if type(inputs) is Deferred else inputs)
-
-    def computed(self, inputs: Tensor) -> Tensor:
-        """The output, now."""
         if inputs.ndim < 3:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
         if self.module._modules or isinstance(self.module, Stateful):
@@ -69,14 +61,6 @@ class EachStep(nn.Module):
             )
             raise
         return pass_on(outputs, outputs.reshape(steps, batch, *outputs.shape[1:]))
-
-    def computed_again(self, inputs: Tensor) -> Tensor:
-        """The same once more, of what ends in a normalisation, whose running statistics have counted it."""
-        modules = [*self.module] if type(self.module) is nn.Sequential else [self.module]
-        images = inputs.flatten(0, 1)
-        for module in modules[:-1]:
-            images = module(images)
-        return normalised_again(modules[-1], images).reshape(*inputs.shape[:2], *images.shape[1:])
 
     def runs_once(self, inputs: Tensor) -> bool:
         """Whether one call serves all steps of `inputs`, ``[T, batch, ...]``, which are the same."""

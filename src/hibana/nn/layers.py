@@ -18,7 +18,6 @@ from hibana.compiler import State, ambient, check_backend, check_batch, emitted,
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.tensors import computed_once, computing_once
 from hibana.nn import running
-from hibana.nn.deferred import Deferred
 from hibana.nn.running import Stateful, check_knows_no_time, run
 from hibana.runtime import torch_internals
 
@@ -70,15 +69,8 @@ class OverTime(Stateful):
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
-        if type(inputs) is not Tensor:
-            if is_name(inputs):
-                return as_leaf(self, inputs, state, return_state=return_state)
-            if type(inputs) is Deferred:
-                alone = state is None and not return_state
-                outputs = inputs.call.fuses.emitted(inputs.call, self) if alone else None
-                if outputs is not None:
-                    return outputs
-                inputs = inputs.call.read()
+        if type(inputs) is not Tensor and is_name(inputs):
+            return as_leaf(self, inputs, state, return_state=return_state)
         if ambient.active:
             return running.served(self, inputs, state, return_state)
         if return_state:

@@ -17,19 +17,17 @@ from functools import cache
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hibana import spikes
 from hibana.compiler.ambient import as_leaf, is_name
-from hibana.compiler.graph.watch import hooked
+from hibana.compiler.strides import repeated
 from hibana.compiler.torch_layers import OF_IMAGES
-from hibana.nn.deferred import Deferred, deferred
 from hibana.nn.running import Stateful
 from hibana.runtime.torch_internals import tree_map
+from hibana.spikes.checks import alike_each_step
 from hibana.spikes.provenance import pass_on
 
 __all__ = [
-    "FUSING",
     "OVER_STEPS",
     "BatchNorm2dOverSteps",
     "Conv2dOverSteps",
@@ -38,14 +36,9 @@ __all__ = [
     "JoinedNeurons",
     "OverSteps",
     "joined_kind",
-    "joined_steps",
     "joining",
     "may_be_joined",
-    "normalised_again",
 ]
-
-FUSING = "_fusing"
-"""Of a layer's ``__dict__``: the :class:`hibana.nn.deferred.Fuses` that its output is left to."""
 
 
 class OverSteps(nn.Module):
@@ -57,44 +50,28 @@ class OverSteps(nn.Module):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
-        fusing: Any = self.__dict__.get(FUSING)
-        if fusing is not None and fusing.takes(self, input):
-            return deferred(self, input, fusing, joined_steps())
-        return self.computed(input.call.read(type(self).__name__) if type(input) is Deferred else input)
-
-    def computed(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
-        """The output, now."""
         call: Any = super().forward  # of the layer of torch.nn
         if input.ndim != self.dimensions + 3:
             return cast(Tensor, call(input))
+        if self.runs_once(input) and alike_each_step(input):
+            return repeated(call(input[0]), input.shape[0])
         outputs: Tensor = call(pass_on(input, input.flatten(0, 1)))
         return pass_on(outputs, outputs.reshape(*input.shape[:2], *outputs.shape[1:]))
 
-    def computed_again(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
-        """The same once more."""
-        return self.computed(input)
+    def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
+        """Whether one call serves all steps of an `input` that is the same at each step."""
+        return True
 
 
 class Conv2dOverSteps(OverSteps, spikes.Conv2d):
     """``nn.Conv2d``."""
 
-    in_pieces = True
-
-
-def normalised_again(norm: Any, images: Tensor) -> Tensor:
-    """What the batch normalisation `norm` made of `images`; its running statistics stay what they are."""
-    if not norm.training:
-        return cast(Tensor, norm(images))
-    return functional.batch_norm(images, None, None, norm.weight, norm.bias, True, 0.0, norm.eps)
-
 
 class BatchNorm2dOverSteps(OverSteps, nn.BatchNorm2d):
     """``nn.BatchNorm2d``: mean and variance are over time and batch."""
 
-    def computed_again(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
-        """The same once more; running statistics have counted the batch."""
-        images = input.flatten(0, 1) if input.ndim == 5 else input
-        return normalised_again(self, images).reshape(input.shape)
+    def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
+        return not self.training or input.shape[1] > 1  # torch refuses a single sample of one pixel
 
 
 class MaxPool2dOverSteps(OverSteps, spikes.MaxPool2d):
@@ -119,6 +96,9 @@ class UpsampleOverSteps(OverSteps, spikes.Upsample):
 
 class Dropout2dOverSteps(OverSteps, nn.Dropout2d):
     """``nn.Dropout2d``: a mask for each step."""
+
+    def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
+        return not self.training
 
 
 class FlattenOverSteps(spikes.Flatten):
@@ -145,11 +125,7 @@ OVER_STEPS: dict[type[nn.Module], Any] = {
 """Which class a layer of ``torch.nn`` takes."""
 
 _STEPS: ContextVar[int | None] = ContextVar("hibana.joined", default=None)
-
-
-def joined_steps() -> int | None:
-    """T, within the call of a network whose steps are joined; else None."""
-    return _STEPS.get()
+"""T, within the call of a network whose steps are joined; else None."""
 
 
 @contextmanager
@@ -240,7 +216,7 @@ class JoinedNeurons(_Made):
     """A layer over time, in a network whose steps are joined."""
 
     def __call__(self, inputs: Any, *rest: Any, **named: Any) -> Any:
-        steps = joined_steps()
+        steps = _STEPS.get()
         if steps is None:
             return super().__call__(inputs, *rest, **named)
         if rest or named:
@@ -248,11 +224,6 @@ class JoinedNeurons(_Made):
                 f"{type(self).__name__} must be called with its input alone in a network that "
                 "hibana.optimize calls with time and batch joined: use hibana.run for states"
             )
-        if type(inputs) is Deferred:
-            emitted = None if hooked(self) else inputs.call.fuses.emitted(inputs.call, self)
-            if emitted is not None:
-                return emitted
-            inputs = inputs.call.read()
         over_time = pass_on(inputs, inputs.reshape(steps, -1, *inputs.shape[1:]))
         with joining(None):
             emitted = super().__call__(over_time)

@@ -60,19 +60,6 @@ class Arguments:
         return self._pack(*[0 if tensor is None else tensor.data_ptr() for tensor in tensors])
 
 
-class Call(NamedTuple):
-    """A kernel bound to all of its arguments."""
-
-    address: int
-    arguments: bytes
-    tensors: tuple[Tensor | None, ...]
-    """Kept alive for the call, which reads and writes their memory."""
-
-    def run(self, pieces: int, grain: int = 1) -> None:
-        """Runs the work items ``range(pieces)``, split among torch's threads."""
-        run(self.address, pieces, self.arguments, grain)
-
-
 class Sized(NamedTuple):
     """A kernel bound to its integers and options; each call gives the tensors alone."""
 
@@ -82,21 +69,14 @@ class Sized(NamedTuple):
 
     def __call__(self, pieces: int, grain: int = 1, /, **tensors: Tensor | None) -> None:
         """Runs the kernel as :class:`Launcher` does."""
-        run(self.address, pieces, self._packed(tensors)[0], grain)
-
-    def call(self, **tensors: Tensor | None) -> Call:
-        """Binds the tensors without running the kernel."""
-        return Call(self.address, *self._packed(tensors))
-
-    def _packed(self, given: Mapping[str, Tensor | None]) -> tuple[bytes, tuple[Tensor | None, ...]]:
         arguments = self.launcher.arguments
         try:
-            tensors = arguments.tensors(given)
+            ordered = arguments.tensors(tensors)
         except KeyError:
-            raise self.launcher.refusal(given, arguments.addresses.keys()) from None
-        if len(given) != len(tensors):
-            raise self.launcher.refusal(given, arguments.addresses.keys())
-        return arguments.packed(tensors) + self.numbers, tensors
+            raise self.launcher.refusal(tensors, arguments.addresses.keys()) from None
+        if len(tensors) != len(ordered):
+            raise self.launcher.refusal(tensors, arguments.addresses.keys())
+        run(self.address, pieces, arguments.packed(ordered) + self.numbers, grain)
 
 
 class Launcher:
@@ -139,10 +119,6 @@ class Launcher:
         if fixed.keys() != names:
             raise self.refusal(fixed, names)
         return self._made_ready(arguments.fixed(fixed))
-
-    def place(self, name: str) -> int:
-        """The position of argument `name` in the argument block."""
-        return self.arguments.order.index(name)
 
     def source(self, **options: Hashable) -> str:
         """The LLVM IR of the kernel."""

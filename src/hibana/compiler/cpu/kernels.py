@@ -12,10 +12,9 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Producer
+from hibana.compiler.backend import BackwardArguments, ForwardArguments
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
-from hibana.compiler.cpu.fused import Fusion, Produced, fuse
 from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputation
 from hibana.compiler.cpu.row_walk import PATTERNS
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
@@ -64,7 +63,6 @@ class CpuKernels(NativeKernels):
         self._built: dict[object, Bound] = {}
         self._kept = lru_cache(SHAPES)(self.residual_shapes)
         self._forward = lru_cache(SHAPES)(self._make_forward)
-        self._fusion = lru_cache(SHAPES)(self._make_fusion)
         self._backward = lru_cache(SHAPES)(self._make_backward)
         self._recomputing = lru_cache(SHAPES)(self._make_recomputing)
 
@@ -106,30 +104,6 @@ class CpuKernels(NativeKernels):
             *self._drawn(seed),
         )
         return outputs, last, residuals
-
-    def forward_over(
-        self, producer: Producer, given: ForwardArguments
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        inputs, first, parameters, plan, ends, _, seed = given
-        shape, (address, packed, _), target = inputs.shape, producer.call, producer.target
-        outputs = torch.empty(shape, dtype=self.dtype, device=CPU)
-        place = outputs.data_ptr()
-        patterns = patterns_of(parameters, shape[1:].numel())
-        produced = Produced(address, len(packed) // 8, target, producer.pieces, producer.length)
-        fusion = self._fusion(shape, plan, produced, place % LINE == 0, patterns, torch.get_num_threads())
-        if fusion is None or ends:
-            return super().forward_over(producer, given)
-        last = (None,) * (len(first) - 1)
-        residuals = self._residuals(plan, shape)
-        fusion.run(
-            packed,  # then as self._forward_names has them, but for the input's step
-            (
-                *(self.constants_at, 0, place, *_addresses(*parameters, *first, *last, *residuals)),
-                *self._drawn(seed),
-            ),
-            place,
-        )
-        return outputs, [], residuals
 
     def _residuals(self, plan: Plan | None, shape: torch.Size) -> list[Tensor]:
         """New tensors for what `plan` keeps of a sequence of `shape`."""
@@ -225,19 +199,6 @@ class CpuKernels(NativeKernels):
         steps, neurons = _sizes(shape)
         bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
         return walk(bound, self._forward_names(plan), steps, neurons, threads, patterns)
-
-    def _make_fusion(
-        self,
-        shape: torch.Size,
-        plan: Plan | None,
-        produced: Produced,
-        aligned: bool,
-        patterns: tuple[int, ...],
-        threads: int,
-    ) -> Fusion | None:
-        steps, neurons = _sizes(shape)
-        bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
-        return fuse(bound, self._forward_names(plan), produced, steps, neurons, patterns)
 
     def _make_backward(self, of: "_Variant") -> Walk:
         names = [*self._backward_names(), *self.plan.names]

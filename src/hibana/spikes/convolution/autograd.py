@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import Producer
 from hibana.compiler.derivatives import applied
 from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
@@ -24,7 +23,6 @@ __all__ = [
     "convolution",
     "forward",
     "input_gradient",
-    "producer",
     "rows_of",
     "windows_of",
 ]
@@ -62,17 +60,6 @@ def forward(
 ) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
     return _sums(input_, weight, bias, geometry, choice)[0]
-
-
-def producer(
-    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, choice: Choice, steps: int
-) -> Producer | None:
-    """The result of :func:`forward`, to be computed tile by tile by its reader; None where it can't be."""
-    if not (steps and choice.forward):
-        return None
-    if pixels.is_pixelwise(geometry, weight.shape[0], input_.density):
-        return pixels.producer(input_, weight, bias, geometry, steps)
-    return None
 
 
 def _sums(
@@ -150,18 +137,15 @@ class _Convolution(torch.autograd.Function):
         support: Provenance | None,
         geometry: Geometry,
         choice: Choice,
-        left: Producer | None,
     ) -> Tensor:
         ctx.density, ctx.scales, ctx.below = input_.density, input_.scales, support
-        ctx.geometry, ctx.whole, ctx.choice, ctx.of_weight = geometry, images.shape, choice, weight.shape
-        images = images.flatten(0, -4)
-        ctx.shape = images.shape
+        ctx.geometry, ctx.shape, ctx.choice, ctx.of_weight = geometry, images.shape, choice, weight.shape
         kernel = as_kernel(weight)
         numbers = images if choice.weights is False else None
         if not choice.forward:
             ctx.save_for_backward(input_.bits, weight, None, numbers)
             return dense.convolution(images, kernel, bias, geometry)
-        out, windows = _sums(input_, kernel, bias, geometry, choice) if left is None else (left.into, None)
+        out, windows = _sums(input_, kernel, bias, geometry, choice)
         used = choice.weights and not pixels.is_pixelwise_for_weights(geometry, input_.density)
         if windows is not None and (not used or windows.nbytes > KEPT * images.nbytes):
             windows = None
@@ -191,10 +175,10 @@ class _Convolution(torch.autograd.Function):
         elif to_biases:
             to_bias = rows.sum(0)
         if to_images is not None:  # not a view, so that autograd may accumulate in place
-            to_images = to_images.view(ctx.whole).detach()
+            to_images = to_images.detach()
         if to_weight is not None and len(ctx.of_weight) == 3:
             to_weight = to_weight.reshape(ctx.of_weight)
-        return to_images, to_weight, to_bias, None, None, None, None, None, None
+        return to_images, to_weight, to_bias, None, None, None, None, None
 
 
 _apply = applied(_Convolution)
@@ -256,13 +240,11 @@ def convolution(
     support: Provenance | None,
     geometry: Geometry,
     choice: Choice = ALL,
-    left: Producer | None = None,
 ) -> Tensor:
     """The convolution of images whose planes of bits are known, ``[N, outputs, height, width]``.
 
-    Of `images`, ``[..., channels, height, width]``, the dimensions before the last three are joined. `weight`
-    is as :func:`as_kernel` takes it. What is `left` has yet to compute it; whoever gives that runs it.
+    `weight` is as :func:`as_kernel` takes it.
     """
     leaf = probe() if support is not None else None
-    out: Tensor = _apply(images, weight, bias, leaf, input_, support, geometry, choice, left)
+    out: Tensor = _apply(images, weight, bias, leaf, input_, support, geometry, choice)
     return out

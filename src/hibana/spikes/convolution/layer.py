@@ -2,14 +2,12 @@
 
 from functools import lru_cache
 from math import prod
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.compiler.backend import Producer
-from hibana.compiler.graph.watch import hooked
 from hibana.spikes import select
 from hibana.spikes.checks import check_no_time, misfit, pair, plain
 from hibana.spikes.convolution import autograd, dense
@@ -28,7 +26,7 @@ from hibana.spikes.layer import (
 from hibana.spikes.linear import product
 from hibana.spikes.provenance import lookup
 
-__all__ = ["Conv1d", "Conv2d", "over_steps"]
+__all__ = ["Conv1d", "Conv2d"]
 
 
 class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
@@ -37,13 +35,6 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
     dimensions: int
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
-        return cast(Tensor, self._convolved(input, 0))
-
-    def _convolved(self, input: Tensor, steps: int, sequence: Tensor | None = None) -> Tensor | Producer:  # noqa: A002
-        """The convolution; or, of images of so many steps, what has yet to compute it, if that can be.
-
-        With a `sequence`, ``[T, batch, ...]``, that `input` is a view of, its gradient is computed as such.
-        """
         if torch.compiler.is_compiling():
             return self._compiled(input)
         weight, bias = self._tensors()
@@ -82,11 +73,10 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         images = functional.pad(input, around, sizes.mode) if around else input
         if self.dimensions == 1:  # a view through which a layer still sees what stands below
             images = images.view(*images.shape[:2], 1, images.shape[2])
-        whole = sequence if images is input and sequence is not None else images
-        found = self._by_windows(images, whole, weight, bias, sizes.geometry, steps)
+        found = self._by_windows(images, weight, bias, sizes.geometry)
         if isinstance(found, str):
             return self._densely(input, weight, bias, found)
-        return found.squeeze(2) if self.dimensions == 1 and isinstance(found, Tensor) else found
+        return found.squeeze(2) if self.dimensions == 1 else found
 
     def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
         """Torch's convolution, after a check that `input` has no time axis; `reason` is for ``explain``."""
@@ -133,23 +123,14 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         )
 
     def _by_windows(
-        self,
-        images: Tensor,
-        whole: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        geometry: Geometry,
-        steps: int,
-    ) -> Tensor | Producer | str:
-        """The convolution of `images`, ``[N, channels, height, width]``; or why it is torch's.
-
-        They are those of `whole`, whatever its shape, which gets the gradient.
-        """
+        self, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    ) -> Tensor | str:
+        """The convolution of `images`, ``[N, channels, height, width]``; or the reason to use torch's."""
         if bias is not None:
             bias = bias.contiguous()
         outputs = weight.shape[0]
         learning, auto = learns(weight), self.mode == "auto"
-        under = lookup(whole)
+        under = lookup(images)
         length = geometry.channels * geometry.image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
         sizes = images.shape[0] * prod(geometry.output), weight[0].numel(), outputs
@@ -166,12 +147,10 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
         weight_ = weight.detach() if learning else weight
         given = found, autograd.as_kernel(weight_), bias, geometry
-        left = autograd.producer(*given, chosen, steps)
-        if not (learning or learns(whole, bias)):
-            return left or autograd.forward(*given, chosen)
-        support = usable(under, length, in_order, found) if whole.requires_grad else None
-        out = autograd.convolution(whole, weight, bias, found, support, geometry, chosen, left)
-        return out if left is None else left._replace(into=out)
+        if not (learning or learns(images, bias)):
+            return autograd.forward(*given, chosen)
+        support = usable(under, length, in_order, found) if images.requires_grad else None
+        return autograd.convolution(images, weight, bias, found, support, geometry, chosen)
 
     def _skips(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:  # noqa: A002
         """Whether only the pixels that are met are given to torch, whose backward is not safe with all."""
@@ -273,8 +252,6 @@ class Conv2d(_ByWindows, nn.Conv2d):
     """
 
     dimensions = 2
-    in_pieces = True
-    """Whether :func:`over_steps` may leave the sums to who reads them; a subclass says so anew."""
 
     def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
         if input.ndim != 4 or input.layout != torch.strided:
@@ -284,29 +261,6 @@ class Conv2d(_ByWindows, nn.Conv2d):
             sampled = dense.sampled(input, _pair(self.stride, self.dimensions, 1))
             return functional.conv2d(sampled, weight, bias, groups=self.groups)
         return super()._densely(dense.channels_last(input), weight, bias, reason)
-
-
-def over_steps(
-    layer: nn.Module, images: Tensor, steps: int, sequence: Tensor | None = None
-) -> tuple[Tensor, Producer | None]:
-    """What `layer` makes of the joined images of so many steps, and what has yet to compute it, if anything.
-
-    The latter of a :class:`Conv2d`: whoever reads the sums first then reads them from the cache, a piece of
-    each step at a time. The layer is called where something watches that.
-
-    Args:
-        layer: any module of images.
-        images: ``[steps * batch, channels, ...]``.
-        steps: of which a piece of each is read at a time; 0, if what is made is wanted at once.
-        sequence: whose steps the images are, ``[steps, batch, channels, ...]``, for its gradient; None if
-            they are of none.
-    """
-    if "in_pieces" not in vars(type(layer)) or hooked(layer) or "forward" in vars(layer):
-        return layer(images), None
-    if sequence is not None and sequence.data_ptr() != images.data_ptr():
-        sequence = None  # a copy lies in another order, and what is known below a sequence is of its memory
-    found = cast(Conv2d, layer)._convolved(images, steps, sequence)
-    return (found, None) if isinstance(found, Tensor) else (found.into, found)
 
 
 class Conv1d(_ByWindows, nn.Conv1d):

@@ -6,12 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import Producer
-from hibana.runtime.kernels import Call, Sized, float_bits
+from hibana.runtime.kernels import Sized, float_bits
 from hibana.spikes.convolution import pixel_kernels as kernels
 from hibana.spikes.convolution import window_kernels as windows
 from hibana.spikes.convolution.geometry import Geometry
-from hibana.spikes.convolution.pieces import rows_per_tile
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes
 from hibana.spikes.simd.lists import HALF, PLACES, WORD
@@ -23,7 +21,6 @@ __all__ = [
     "parts",
     "is_pixelwise",
     "is_pixelwise_for_weights",
-    "producer",
     "slides",
     "weight_gradient",
     "full_window",
@@ -107,24 +104,7 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
     height, width = geometry.output
     parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
     ready = _ready(*_about(input_, weight, geometry), -(-height // parts))
-    call, out = ready.call(input_, weight, bias)
-    call.run(ready.pieces)
-    return out
-
-
-def producer(
-    input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry, steps: int
-) -> Producer | None:
-    """The result of :func:`forward` for images of so many steps, to be computed tile by tile by its reader.
-
-    None where a tile of all steps would not fit into the cache, or most pixels would be listed more than
-    once.
-    """
-    ready = _ready_for_steps(*_about(input_, weight, geometry), steps, torch.get_num_threads())
-    if ready is None:
-        return None
-    call, out = ready.call(input_, weight, bias)
-    return Producer(call, ready.target, ready.pieces // steps, ready.length, out)
+    return ready(input_, weight, bias)
 
 
 class _Ready(NamedTuple):
@@ -138,20 +118,16 @@ class _Ready(NamedTuple):
     """Of the output, channels last."""
     pieces: int
     """Number of work items."""
-    length: int
-    """Output numbers of a work item."""
-    target: int
-    """Position of the kernel's argument ``target``."""
 
-    def call(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> tuple[Call, Tensor]:
-        """The prepared call, and the tensor that it writes."""
+    def __call__(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Runs the kernel; the result is ``[N, outputs, height, width]``, channels last."""
         out = torch.empty(self.shape, dtype=torch.float32, device="cpu")
         if self.slides:
             table = product.packed(weight.flatten(1), self.row, input_.scales)
         else:
             table = product.packed(weight, self.row, input_.scales, self.sized.launcher is windows.forward)
-        call = self.sized.call(bits=input_.bits, table=table, bias=bias, target=out)
-        return call, out.permute(0, 3, 1, 2)
+        self.sized(self.pieces, bits=input_.bits, table=table, bias=bias, target=out)
+        return out.permute(0, 3, 1, 2)
 
 
 def _about(input_: Planes, weight: Tensor, geometry: Geometry) -> tuple[torch.Size, int, Geometry, Row, bool]:
@@ -162,20 +138,6 @@ def _about(input_: Planes, weight: Tensor, geometry: Geometry) -> tuple[torch.Si
 
 
 @lru_cache(maxsize=256)
-def _ready_for_steps(
-    bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: bool, steps: int, threads: int
-) -> _Ready | None:
-    """The kernel for tiles of rows whose sums at all `steps` fit into the cache; None if there are none."""
-    images = bits[1] // geometry.image[0] // steps
-    deep = rows_per_tile(images, outputs, geometry, steps, threads)
-    if deep < max(1, min(geometry.output[0], geometry.reach[0])):
-        return None
-    if steps > 1 and not whole and _images_per_tile(bits[0], outputs, geometry) > 1:
-        return None  # a tile is of one image
-    return _ready(bits, outputs, geometry, row, whole, deep)
-
-
-@lru_cache(maxsize=256)
 def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: bool, deep: int) -> _Ready:
     """The kernel for `bits` of this shape, with work items of `deep` rows of the output."""
     (planes, rows, _), (height, width) = bits, geometry.output
@@ -183,14 +145,12 @@ def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: 
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep, **geometry.sizes}
     sliding = whole and slides(geometry, row)
     if whole:
-        chosen = windows.forward
-        sized = chosen.sized(**sizes, row=row, unrolled=geometry.unrolled if sliding else 0)
+        sized = windows.forward.sized(**sizes, row=row, unrolled=geometry.unrolled if sliding else 0)
     else:
-        chosen = kernels.forward
         per_tile = _images_per_tile(planes, outputs, geometry) if deep == height else 1
-        sized = chosen.sized(**sizes, per_tile=per_tile, row=row)
+        sized = kernels.forward.sized(**sizes, per_tile=per_tile, row=row)
     pieces, shape = images * -(-height // deep), (images, height, width, outputs)
-    return _Ready(sized, row, sliding, shape, pieces, deep * width * outputs, chosen.place("target"))
+    return _Ready(sized, row, sliding, shape, pieces)
 
 
 def _images_per_tile(planes: int, outputs: int, geometry: Geometry) -> int:
