@@ -219,6 +219,18 @@ def _layer_and_pooling(currents, pooling, written=False):
     return pooled.detach(), currents.grad
 
 
+@pytest.mark.parametrize("window", [2, 3, (1, 2), (4, 3), (2, 5)])
+@pytest.mark.parametrize("channels", [16, 48, 5])
+def test_spikes_kept_as_bits_are_pooled_from_these(window, channels):
+    currents = torch.rand(4, 3, channels, 9, 8).mul(1.5).permute(0, 1, 3, 4, 2).contiguous()
+    currents = currents.permute(0, 1, 4, 2, 3)  # channels last
+    wanted, pooling = _layer_and_pooling(currents, nn.MaxPool2d(window)), hb.events.MaxPool2d(window)
+    for got, want in zip(_layer_and_pooling(currents, pooling), wanted, strict=True):
+        assert torch.equal(got, want)
+    served = channels % 16 == 0 and window != (2, 5)
+    assert pooling.explain().startswith("events: " if served else "torch's: ")
+
+
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
 @pytest.mark.parametrize("write", [None, "in place", "has_no_observer"])
 def test_what_is_pooled_is_known_as_bits_until_it_is_written_to(sigma, write):

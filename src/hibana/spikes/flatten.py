@@ -11,7 +11,7 @@ from hibana.spikes.bits import bits_of
 from hibana.spikes.checks import plain
 from hibana.spikes.provenance import lookup, pass_on
 
-__all__ = ["Flatten", "attach_copy"]
+__all__ = ["Flatten"]
 
 
 class Flatten(nn.Flatten):
@@ -30,19 +30,19 @@ class Flatten(nn.Flatten):
             return flat
         if flat.data_ptr() == input.data_ptr():
             return pass_on(input, flat)
-        return attach_copy(input, flat, flat.shape[-1])
+        return _attach_copy(input, flat)
 
 
-def attach_copy(spikes: Tensor, copied: Tensor, length: int) -> Tensor:
-    """Attaches to `copied`, spikes taken from `spikes`, their bits, `length` a piece; returns it.
+def _attach_copy(spikes: Tensor, copied: Tensor) -> Tensor:
+    """Attaches to `copied`, flattened `spikes`, their bits; returns it.
 
     Nothing is attached if `spikes` are not known to be spikes. Where their gradient is needed where they
     fired, that of `copied` is too; other masks are not copied.
     """
     below = lookup(spikes)
     if below is not None and below.spikes is not None and copied.numel():
-        rows = copied.detach().as_strided((copied.numel() // length, length), (length, 1))
-        bits = bits_of(rows)[0].view(torch.uint8)[None]
+        length = copied.shape[-1]
+        bits = bits_of(copied.detach().view(-1, length))[0].view(torch.uint8)[None]
         observers = below.observers if below.mask is None and copied.requires_grad else None
         attach(copied, bits, length, observers=observers)
     return copied

@@ -1,21 +1,36 @@
 """``hb.events.MaxPool2d``."""
 
 import math
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.compiler.ambient import as_leaf, is_name
-from hibana.spikes.checks import check_no_time, pair, plain
-from hibana.spikes.flatten import attach_copy
+from hibana.compiler.attached import attach
+from hibana.compiler.derivatives import applied
+from hibana.spikes import pooling_kernels as kernels
+from hibana.spikes.bits import bits_of
+from hibana.spikes.checks import check_no_time, dense_for_more, pair, plain
+from hibana.spikes.layer import learns
+from hibana.spikes.provenance import Provenance, lookup
 
 __all__ = ["MaxPool2d"]
+
+Pair = tuple[int, int]
+GRAIN = 4
+"""Rows of output pixels per thread, at least."""
+WIDEST = 4
+"""Height and width of a window up to which bits are pooled."""
 
 
 class MaxPool2d(nn.MaxPool2d):
     """``torch.nn.MaxPool2d``; pooled spikes are spikes, and a layer above knows what stands below.
+
+    Without overlap, padding or dilation, spikes of a layer below that lie channels last are pooled as the
+    bits that it kept, and of each output the place that it came from is saved in one byte; the gradient below
+    is restricted for the surrogate ``Step``. Everything else is torch's.
 
     Where a dilated window lies in the padding alone, -inf is put around the image first, which gives the same
     numbers: torch itself keeps a place outside of the image for such a window, and writes there in the
@@ -29,21 +44,25 @@ class MaxPool2d(nn.MaxPool2d):
     torch.Size([1, 8, 3, 3])
     """
 
+    _reason = "not called yet"
+
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.MaxPool2d's name for it
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
         check_no_time(self, input, 2)
         if self._has_windows_of_padding(input):
             return self._of_padded(input)
+        if not torch.compiler.is_compiling() and plain(input) and _lies_last(input):
+            kernel, stride = self._kernel_and_stride()
+            below = lookup(input)
+            if below is not None and below.spikes is not None:
+                without_overlap = kernel == stride and pair(self.padding) == (0, 0)
+                ordinary = pair(self.dilation) == (1, 1) and not (self.ceil_mode or self.return_indices)
+                if without_overlap and ordinary and _fits(input, kernel, below):
+                    self.__dict__["_reason"] = "events: of each window the first spike"
+                    return _pooled(input, kernel, below)
+        self.__dict__["_reason"] = "torch's: no layer below keeps these spikes as bits, or windows overlap"
         out: Tensor = super().forward(input)
-        if (
-            not torch.compiler.is_compiling()
-            and isinstance(out, Tensor)
-            and out.ndim == 4
-            and plain(input)
-            and out.is_contiguous(memory_format=torch.channels_last)
-        ):
-            attach_copy(input, out, out.shape[1] * out.shape[3])
         return out
 
     def _has_windows_of_padding(self, input: Tensor) -> bool:  # noqa: A002
@@ -78,12 +97,13 @@ class MaxPool2d(nn.MaxPool2d):
         for size, k, s, p, d in zip(input.shape[-2:], kernel, stride, padding, dilation, strict=True):
             windows = _windows(size, k, s, p, d, ceil=self.ceil_mode)
             around = [p, (windows - 1) * s + d * (k - 1) + 1 - size - p, *around]
+        self.__dict__["_reason"] = "torch's: a window lies in the padding alone"
         padded = functional.pad(input, around, value=-math.inf)
         return functional.max_pool2d(padded, kernel, stride, 0, dilation)
 
     def explain(self) -> str:
-        """That it is torch's, and what a layer above makes of it."""
-        return "torch's: of each window the largest, a spike to the layer above if it was one"
+        """How the last call was computed, and why."""
+        return self._reason
 
 
 def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool) -> int:
@@ -98,3 +118,60 @@ def _meets_nothing(size: int, kernel: int, stride: int, padding: int, dilation: 
     """Whether some window over `size` pixels in a row meets none of them: one that begins in the padding."""
     begins = range(-padding, 0, stride)[: _windows(size, kernel, stride, padding, dilation, ceil=ceil)]
     return not all(any(0 <= begin + tap * dilation < size for tap in range(kernel)) for begin in begins)
+
+
+def _lies_last(images: Tensor) -> bool:
+    return images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last)
+
+
+def _fits(images: Tensor, window: Pair, below: Provenance) -> bool:
+    """Whether the kernels can pool these `images`, of known bits."""
+    _, channels, height, width = images.shape
+    fits = max(window) <= WIDEST and window[0] <= height and window[1] <= width
+    return fits and channels % kernels.VECTOR == 0 and below.length % images[0].numel() == 0
+
+
+def _pooled(images: Tensor, window: Pair, below: Provenance) -> Tensor:
+    """The max-pooled spikes, ``[N, channels, height / window, width / window]``, with their bits."""
+    count, channels, height, width = images.shape
+    out_height, out_width = height // window[0], width // window[1]
+    sizes = {"channels": channels, "height": height, "width": width, "out_height": out_height}
+    sizes |= {"window_height": window[0], "window_width": window[1], "out_width": out_width}
+    rows, length = count * out_height, out_width * channels
+    out = torch.empty(count, out_height, out_width, channels, dtype=torch.float32, device="cpu")
+    learning = learns(images)
+    which = torch.empty(out.shape, dtype=torch.uint8, device="cpu") if learning else None
+    planes = None if length % 64 else torch.empty(1, rows, length // 8, dtype=torch.uint8, device="cpu")
+    kernels.forward(rows, GRAIN, bits=below.spikes, target=out, pooled=planes, which=which, **sizes)
+    if planes is None:
+        planes = bits_of(out.view(rows, length))[0].view(torch.uint8)[None]
+    pooled = out.permute(0, 3, 1, 2)
+    if learning:
+        pooled = _apply(images, pooled, which, sizes)
+    attach(pooled, planes, length, observers=below.observers if below.mask is None and learning else None)
+    return pooled
+
+
+class _MaxPool(torch.autograd.Function):
+    """Saves which pixel of each window was taken."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, pooled: Tensor, which: Tensor, sizes: dict[str, int]) -> Tensor:
+        ctx.sizes, ctx.shape = sizes, images.shape
+        ctx.save_for_backward(which)
+        return pooled.detach()
+
+    @staticmethod
+    @dense_for_more
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (which,) = ctx.saved_tensors
+        count, channels, height, width = ctx.shape
+        gradient = grad.resolve_neg().permute(0, 2, 3, 1).contiguous()
+        out = torch.empty(count, height, width, channels, dtype=torch.float32, device="cpu")
+        pieces, columns = count * ctx.sizes["out_height"], ctx.sizes["window_width"]
+        given = {"gradient": gradient, "target": out, "which": which}
+        kernels.backward(pieces, GRAIN, **given, **ctx.sizes, columns=columns)
+        return out.permute(0, 3, 1, 2), None, None, None
+
+
+_apply = applied(_MaxPool)
