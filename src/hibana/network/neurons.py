@@ -16,7 +16,7 @@ from hibana.network.sliding import channels_last
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent, RecurrentCell
 
-__all__ = ["Layer", "layer"]
+__all__ = ["Layer", "layer", "traced"]
 
 
 @dataclass
@@ -74,8 +74,8 @@ class Layer:
         return self.emits_spikes and any(p.state == len(self.step.states) - 1 for p in self.products)
 
 
-def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
-    """The layer of neurons `node`, whose input lies as `places` says.
+def traced(node: Node, dtype: torch.dtype) -> tuple[Step, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """The step of a layer of neurons on one sample, its states at rest, and the tensors that it reads.
 
     Raises:
         Unsupported: naming the layer, if its step can't be read.
@@ -84,19 +84,29 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
     assert isinstance(module, OverTime | Recurrent | DelayedRecurrent)
     cell = module.cell
     if isinstance(module, Recurrent):
-        cell = RecurrentCell(cell, module.recurrent, 1.0)  # which scales no gradient, for there is none
+        cell = RecurrentCell(cell, module.recurrent, 1.0)  # the gradient, which it scales, is not needed
     one = torch.zeros(1, *node.shape, dtype=dtype, device="cpu")
     try:
         step = trace(cell, one.shape, dtype)
     except Unsupported as refused:
         raise Unsupported(f"layer {node.name!r}: {refused}") from refused
+    with torch.no_grad():
+        rest = tuple(state.detach().expand_as(one) for state in cell.initial_state(one))
+        return step, rest, step.prologue(*tensors_of(cell).values())
+
+
+def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
+    """The layer of neurons `node`, whose input lies as `places` says.
+
+    Raises:
+        Unsupported: naming the layer, if its step can't be read.
+    """
+    step, rest, given = traced(node, dtype)
 
     def lying(values: Tensor) -> Tensor:
-        return values.detach().to(dtype).expand_as(one).flatten()[places]
+        return values.detach().to(dtype).expand(1, *node.shape).flatten()[places]
 
-    with torch.no_grad():
-        begun = tuple(lying(state) for state in cell.initial_state(one))
-        given = step.prologue(*tensors_of(cell).values())
+    begun = tuple(lying(state) for state in rest)
     channels = node.shape[0] if len(node.shape) > 1 and torch.equal(places, channels_last(node.shape)) else 0
 
     def kept(values: Tensor) -> Tensor:

@@ -10,14 +10,12 @@ from hibana.compiler.graph.ops import OPERATIONS, Unsupported
 from hibana.compiler.graph.passes import forward_pass, leaves
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.graph.trace import trace
-from hibana.compiler.tensors import tensors_of
 from hibana.network.graph import Network, Node
+from hibana.network.neurons import traced
 from hibana.network.reading import read
 from hibana.network.scan_past import Body, looking_back
 from hibana.network.sliding import whole
 from hibana.network.whole import Quantized
-from hibana.nn.layers import OverTime, Recurrent, RecurrentCell
 from hibana.runtime.extras import needing
 
 __all__ = ["to_onnx"]
@@ -165,28 +163,22 @@ class _Model(Body):
         return self.op("Mul", [mean, self._number(area)])
 
     def _neurons(self, node: Node, at: int, given: str) -> str:
-        module = node.module
-        assert isinstance(module, OverTime | Recurrent)
-        cell = module.cell
-        if isinstance(module, Recurrent):
-            cell = RecurrentCell(cell, module.recurrent, 1.0)
-        one = torch.zeros(1, *node.shape, dtype=self.network.dtype, device="cpu")
+        step, rest, held = traced(node, self.network.dtype)
         try:
-            step = trace(cell, one.shape, self.network.dtype)
-            return self._step(step, at, given, cell, one)
+            return self._step(step, at, given, rest, held)
         except Unsupported as refused:
             raise Unsupported(f"layer {node.name!r}: {refused}") from refused
 
-    def _step(self, step: Step, at: int, given: str, cell: Any, one: Tensor) -> str:
-        held = step.prologue(*tensors_of(cell).values())
+    def _step(
+        self, step: Step, at: int, given: str, rest: tuple[Tensor, ...], held: tuple[Tensor, ...]
+    ) -> str:
         names = {"x": given}
-        begun = cell.initial_state(one)
-        for i, (state, first) in enumerate(zip(step.states, begun, strict=True)):
+        for i, (state, first) in enumerate(zip(step.states, rest, strict=True)):
             before = f"{state}{at}_before"
             names["emitted_before" if i == len(step.states) - 1 else state] = before
-            self.states.append((before, f"{state}{at}", tuple(one.shape[1:])))
-            begun_at = first.detach().expand_as(one).contiguous().numpy()
-            self.constants.append(self.onnx.numpy_helper.from_array(begun_at, f"{before}_first"))
+            self.states.append((before, f"{state}{at}", tuple(first.shape[1:])))
+            begun = first.contiguous().numpy()
+            self.constants.append(self.onnx.numpy_helper.from_array(begun, f"{before}_first"))
         stores = forward_pass(step, None)
         for name, leaf in leaves(stores).items():
             if leaf.op == "scalar" and name[0] == "c":
