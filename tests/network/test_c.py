@@ -15,7 +15,8 @@ from c_programs import compiled, needs_cc, outputs_of
 from hibana import events
 from hibana.compiler.c.source import dialect
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported
-from hibana.network import in_order, quantize, to_c
+from hibana.network import quantize, to_c
+from ordered import in_order
 from selection import examples
 
 

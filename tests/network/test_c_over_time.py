@@ -13,8 +13,9 @@ import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana import loss
 from hibana.cli import main, using
-from hibana.network import in_order, quantize, to_c
+from hibana.network import quantize, to_c
 from hibana.train import activity, load
+from ordered import in_order
 from selection import examples
 
 
@@ -64,6 +65,15 @@ NETWORKS = {
         (2, 4, 4),
     ),
 }  # fmt: skip
+
+
+def test_an_image_in_an_order_that_c_does_not_read_is_refused():
+    layers = hb.EachStep(nn.Conv2d(1, 2, 1)), nn.Flatten(2), nn.Unflatten(2, (1, 8)), hb.Window(1, 1, 2)
+    net, x = nn.Sequential(*layers).eval(), torch.rand(3, 2, 1, 2, 2)
+    with torch.no_grad():
+        torch.testing.assert_close(hb.compile(net, x)(x), net(x))
+    with pytest.raises(RuntimeError, match=r"layer '0\\.module' are in no order that C reads an image in"):
+        to_c(net, x)
 
 
 def check(net, inputs, folder, **how):

@@ -5,7 +5,8 @@ from torch import nn
 
 import hibana as hb
 from c_targets import in_qemu, in_wasmtime, needs_qemu, needs_wasmtime, needs_zig
-from hibana.network import in_order, to_c
+from hibana.network import to_c
+from ordered import in_order
 
 
 def network():

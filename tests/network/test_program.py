@@ -15,8 +15,9 @@ from torch import nn
 
 import hibana as hb
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network import in_order, to_c
+from hibana.network import to_c
 from network.test_c import CELLS, NETWORKS
+from ordered import in_order
 from selection import examples
 
 

@@ -7,7 +7,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrizations, prune
 
 import hibana as hb
-from hibana.network import in_order
+from ordered import in_order
 
 
 class Net(nn.Module):

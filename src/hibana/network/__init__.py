@@ -13,7 +13,7 @@ from hibana.network.report import Conversion, LayerReport, accuracy_over_time
 from hibana.network.torch_export import export
 
 if TYPE_CHECKING:
-    from hibana.network.c import CProgram, in_order, to_c
+    from hibana.network.c import CProgram, to_c
     from hibana.network.quantized import (
         Quantization,
         QuantizationAware,
@@ -33,7 +33,6 @@ __all__ = [
     "accuracy_over_time",
     "export",
     "from_ann",
-    "in_order",
     "quantization_aware",
     "quantize",
     "to_c",
@@ -41,7 +40,7 @@ __all__ = [
 ]
 
 _LAZY = {
-    **dict.fromkeys(("CProgram", "in_order", "to_c"), "c"),
+    **dict.fromkeys(("CProgram", "to_c"), "c"),
     **dict.fromkeys(("Quantization", "QuantizationAware", "quantization_aware", "quantize"), "quantized"),
     "Quantized": "whole",
     "to_onnx": "scan",

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node
 from hibana.network.sliding import channels_last
 
@@ -47,13 +48,13 @@ class Held:
         """Whether an image of `shape` lies so, rather than channel by channel.
 
         Raises:
-            ValueError: if it lies in neither way.
+            Unsupported: if it lies in neither way.
         """
         if torch.equal(self.places, channels_last(shape)):
             return True
         if torch.equal(self.places, torch.arange(self.node.size, dtype=torch.int64, device="cpu")):
             return False
-        raise ValueError(f"the numbers of layer {self.node.name!r} lie in no order that an image does")
+        raise Unsupported(f"the numbers of layer {self.node.name!r} are in no order that C reads an image in")
 
 
 @dataclass

@@ -10,13 +10,12 @@ from torch import Tensor, nn
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c.costs import Cost, Spiking
 from hibana.network.c.numbers import Floating, Numbers, Whole
-from hibana.network.c.ordered import ordered
 from hibana.network.c.unit import Unit
 from hibana.network.c.writing import Writing
 from hibana.network.reading import read
 from hibana.network.whole import Quantized
 
-__all__ = ["CProgram", "Cost", "in_order", "proved", "to_c"]
+__all__ = ["CProgram", "Cost", "proved", "to_c"]
 
 SCORES = ("sum", "max", "last", "first")
 
@@ -63,7 +62,7 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
     for each that is not.
 
     Spikes equal PyTorch's bit for bit where all operations are those that IEEE 754 determines, and sums are
-    taken in the program's order, as :func:`in_order` does.
+    taken in the program's order, as :func:`hibana.compile` takes them.
 
     Args:
         net: a network over ``[T, batch, ...]`` of linear layers, convolutions, pooling, flatten, batch
@@ -130,22 +129,3 @@ def _written(net: nn.Module, example: Tensor, name: str, scores: str) -> Writing
         network = read(net, example)
         numbers = Floating(network.dtype)
     return Writing(network, numbers, name, scores, len(example))
-
-
-def in_order(net: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of `net` in evaluation that takes its sums in the order of the program in C.
-
-        y_o = ((w_o1 x_1 + w_o2 x_2) + w_o3 x_3) + ... + b_o
-
-    One input after the other, over time what the earliest step gave first: slow, for comparisons. Linear
-    layers, convolutions, windows and delayed synapses are followed, in a cell too; a product that a cell
-    writes itself (``x @ w``) is not. `example` and what is raised are as in :func:`to_c`.
-
-    >>> import torch, hibana as hb
-    >>> net, x = torch.nn.Sequential(torch.nn.Linear(4, 3), hb.IF()), torch.rand(8, 2, 4)
-    >>> hb.convert.in_order(net, x)(x).shape
-    torch.Size([8, 2, 3])
-    """
-    network = read(net, example)
-    written = Writing(network, Floating(network.dtype), "net", "sum", len(example))
-    return ordered(network.net, written.held)

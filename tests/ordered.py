@@ -1,4 +1,4 @@
-"""A network in PyTorch that takes its sums in the order in which the program in C does."""
+"""The specification of programs: a network in PyTorch that takes its sums in their order."""
 
 from typing import Any
 
@@ -6,14 +6,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.network.c.memory import Held
+from hibana.network.c.numbers import Floating
+from hibana.network.c.writing import Writing
 from hibana.network.graph import Node
+from hibana.network.reading import read
 from hibana.network.sliding import image_of, sliding_of
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.window import Window
 
-__all__ = ["ordered"]
+__all__ = ["in_order"]
 
 
 class OrderedLinear(nn.Module):
@@ -106,27 +108,28 @@ class OrderedWindow(nn.Module):
         return total.movedim(-1, 2)
 
 
-def ordered(net: nn.Module, held: dict[Node, Held]) -> nn.Module:
-    """`net`, of which the nodes of `held` are layers, with sums in their order; it is changed."""
+def in_order(net: nn.Module, example: Tensor) -> nn.Module:
+    """A copy of `net` in evaluation that adds inputs one by one, the earliest step first, the bias last.
+
+    A product that a cell writes itself (``x @ w``) is not followed.
+    """
+    network = read(net, example)
+    held = Writing(network, Floating(network.dtype), "net", "sum", len(example)).held
+    net = network.net
     for node in held:
-        read = held[node.inputs[0]] if node.inputs else None
-        if read is None:
+        if not node.inputs:
             continue
+        source = held[node.inputs[0]]
         if node.kind == "linear":
-            net.set_submodule(node.name, OrderedLinear(_layer(node), read.places))
+            net.set_submodule(node.name, OrderedLinear(node.module, source.places))
         elif node.kind == "convolution":
-            last = read.channels_last(node.seen[0]) and image_of(node.seen[0])[0] > 1
+            last = source.channels_last(node.seen[0]) and image_of(node.seen[0])[0] > 1
             net.set_submodule(node.name, OrderedConvolution(node, last))
         elif isinstance(node.module, Window | DelayedLinear):
-            net.set_submodule(node.name, OrderedWindow(node.module, read.places))
+            net.set_submodule(node.name, OrderedWindow(node.module, source.places))
         elif isinstance(node.module, OverTime | Recurrent):
             node.module.backend = "reference"
             for name, inner in list(node.module.named_modules()):
                 if isinstance(inner, nn.Linear):
-                    node.module.set_submodule(name, OrderedLinear(inner, read.places))
+                    node.module.set_submodule(name, OrderedLinear(inner, source.places))
     return net.eval()
-
-
-def _layer(node: Node) -> nn.Linear:
-    assert isinstance(node.module, nn.Linear)
-    return node.module
