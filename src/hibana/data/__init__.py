@@ -20,7 +20,7 @@ from hibana.data.own import Arrays, Description, Events, Images, Own, Sequences,
 from hibana.data.ragged import Ragged, padded
 from hibana.data.recordings import CIFAR10DVS, NMNIST, SHD, SSC, DVSGesture
 from hibana.data.sequences import MNIST1D, FashionPixels, FashionRows
-from hibana.data.speech import PaddedSpokenDigits, SpokenDigits
+from hibana.data.speech import SpokenDigits
 
 __all__ = [
     "CIFAR10DVS",
@@ -42,7 +42,6 @@ __all__ = [
     "Images",
     "InMemory",
     "Own",
-    "PaddedSpokenDigits",
     "Ragged",
     "Samples",
     "Sequences",
@@ -63,7 +62,6 @@ DATA_SETS: dict[str, type[DataSet]] = {
     "mnist-1d": MNIST1D,
     "speech-commands": SpeechCommands,
     "spoken-digits": SpokenDigits,
-    "spoken-digits-padded": PaddedSpokenDigits,
     "n-mnist": NMNIST,
     "shd": SHD,
     "ssc": SSC,

@@ -3,31 +3,20 @@
 import tokenize
 import zipfile
 import zlib
-from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["FIRST", "UNREADABLE", "Start", "contents", "read", "starts"]
+__all__ = ["UNREADABLE", "contents", "read"]
 
-FIRST = 1 << 16
-"""Bytes at the start of an array from which its kind is detected."""
 UNREADABLE = (
     *(OSError, EOFError, MemoryError, OverflowError, RuntimeError, SyntaxError, TypeError),
     *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
 )
 """Exceptions of NumPy for damaged files, next to ``ValueError``; a ``RuntimeError`` asks for a password."""
-
-
-class Start(NamedTuple):
-    """Shape and type of an array, and its first values."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    values: np.ndarray[Any, Any]
 
 
 def contents(path: Path) -> dict[str, np.ndarray[Any, Any]]:
@@ -68,31 +57,3 @@ def read(path: Path) -> Tensor:
     if not bool(numbers.isfinite().all()):
         raise ValueError(f"inputs must be finite numbers, {path} holds some that are not")
     return numbers
-
-
-def starts(path: Path) -> dict[str, Start]:
-    """The starts of the arrays in an ``.npz`` file or a folder of ``.npy`` files, by name.
-
-    Damaged arrays are left out; :func:`contents` refuses them.
-    """
-    arrays: dict[str, Start] = {}
-    with suppress(*UNREADABLE):
-        if path.is_dir():
-            for each in path.glob("*.npy"):
-                with each.open("rb") as file, suppress(ValueError):
-                    arrays[each.stem] = _start(file)
-        elif path.is_file():
-            with zipfile.ZipFile(path) as archive:
-                for name in archive.namelist():
-                    with archive.open(name) as member, suppress(ValueError):
-                        arrays[name.removesuffix(".npy")] = _start(member)
-    return arrays
-
-
-def _start(file: IO[bytes]) -> Start:
-    version = np.lib.format.read_magic(file)
-    header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = header(file)
-    content = file.read(FIRST)
-    values = np.frombuffer(content[: len(content) // dtype.itemsize * dtype.itemsize], dtype)
-    return Start(shape, dtype, values)

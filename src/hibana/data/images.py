@@ -1,12 +1,11 @@
 """Still images: scikit-learn's embedded digits, MNIST and Fashion-MNIST."""
 
 import gzip
-import shutil
-import tempfile
-from collections.abc import Callable
+import zlib
 from pathlib import Path
 from typing import ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,20 +52,7 @@ class Digits(DataSet):
 
 
 class _IDX(DataSet):
-    """28x28 grey pixels in [0, 1], 60,000 to train and 10,000 to test, in torchvision's layout or packed.
-
-    The test set is the official one; validation is the last 5,000 of the official training set in its own
-    order; training the 55,000 before them.
-
-    Args:
-        batch_size: samples in a batch, over all processes together.
-        root: a folder that holds the four idx files, packed (``.gz``) or not, or torchvision's layout of
-            them; looked for in ``/usr/share/datasets`` if none is given.
-        download: fetch them into `root` through torchvision if they are not there.
-
-    Raises:
-        FileNotFoundError: on :meth:`setup`, if there are no files and `download` is off.
-    """
+    """28x28 grey pixels in [0, 1]; see :class:`FashionMNIST`."""
 
     shape = (28, 28)
     classes = 10
@@ -156,22 +142,14 @@ class FashionMNIST(_IDX):
 
 
 def _read(path: Path) -> Tensor:
-    """One idx file, images as bytes and labels as int64, by torchvision's reader.
-
-    A packed file is unpacked to a temporary one, because that reader opens paths only.
-    """
-    from torchvision.datasets.mnist import read_image_file, read_label_file
-
-    read: Callable[[str], Tensor] = read_image_file if "images" in path.name else read_label_file
+    """One idx file, packed or not: images as bytes, labels as int64."""
     packed = path.with_name(f"{path.name}.gz")
+    name = path if path.is_file() else packed
     try:
-        if path.is_file():
-            return read(str(path))
-        with tempfile.TemporaryDirectory() as folder:
-            unpacked = Path(folder, path.name)
-            with gzip.open(packed) as source, unpacked.open("wb") as target:
-                shutil.copyfileobj(source, target)
-            return read(str(unpacked))  # closed by now: Windows opens no file twice
-    except (EOFError, gzip.BadGzipFile, AssertionError, RuntimeError, ValueError, KeyError) as error:
-        named = path if path.is_file() else packed
-        raise ValueError(f"{named} is not a whole idx file: {error or type(error).__name__}") from error
+        content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
+        sides = np.frombuffer(content, ">i4", content[3], offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(sides)).reshape(sides)
+    except (EOFError, gzip.BadGzipFile, zlib.error, IndexError, ValueError) as error:
+        raise ValueError(f"{name} is not a whole idx file: {error or type(error).__name__}") from error
+    read = torch.from_numpy(values.copy())
+    return read if read.ndim > 1 else read.long()

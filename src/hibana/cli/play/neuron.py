@@ -5,7 +5,6 @@ like built-in ones. Arguments are plain values, results NumPy arrays.
 """
 
 import math
-from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -253,7 +252,6 @@ def _range(cell: Cell) -> tuple[float, float]:
     return float(f"{1.25 * first:.2g}"), top
 
 
-@cache
 def _draw() -> Tensor:
     """The noise of the neuron, and of those of the F-I curve."""
     generator = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hibana.data.own.opening import decode, read_table
-from hibana.data.own.parts import Parts
+from hibana.data.own.parts import Parts, with_validation
 from hibana.data.own.target import text_of
 
 __all__ = ["Found", "by_class", "first_listed", "lists", "readable", "shown"]
@@ -17,8 +17,6 @@ LISTS = (".csv", ".tsv", ".txt")
 """Suffixes of tables that may list files."""
 LISTED = 1 << 12
 """Bytes at the start of a table in which a list names its first file."""
-EACH = 10
-"""Every 10th training file validates if only a test part is given."""
 
 
 class Found(NamedTuple):
@@ -137,19 +135,15 @@ def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 
 def _joined(folder: Path, parts: list[Found | None]) -> Found:
-    """The files of the parts; every 10th training file validates if there is no validation part."""
+    """The files of the training, validation and test folders."""
     files: list[Path] = []
     labels: list[str] = []
     indices: Parts = ([], [], [])
     for part, each in zip(indices, parts, strict=True):
-        if each is None:
-            continue
-        if each.labels is None:
-            raise ValueError(f"files in the parts of {folder} must lie in folders by class")
-        part += range(len(files), len(files) + len(each.files))
-        files += each.files
-        labels += each.labels
-    if not indices[1]:
-        indices[1].extend(indices[0][EACH - 1 :: EACH] or indices[0][-1:])
-        indices[0][:] = [index for index in indices[0] if index not in set(indices[1])]
-    return Found(files, labels, [str(path.relative_to(folder)) for path in files], indices)
+        if each is not None:
+            if each.labels is None:
+                raise ValueError(f"files in the parts of {folder} must lie in folders by class")
+            part += range(len(files), len(files) + len(each.files))
+            files += each.files
+            labels += each.labels
+    return Found(files, labels, [str(path.relative_to(folder)) for path in files], with_validation(indices))

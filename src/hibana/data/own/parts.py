@@ -1,24 +1,26 @@
-"""Which samples train, which validate and which test."""
+"""The split into training, validation and test samples."""
 
 from collections.abc import Sequence
 
 import torch
 
-__all__ = ["drawn"]
+__all__ = ["Parts", "drawn", "with_validation"]
 
 Parts = tuple[list[int], list[int], list[int]]
 TEST, VALIDATION = 0.2, 0.1
-"""Shares of the samples, where no parts are given."""
+"""Shares of the samples, if no split is given."""
+EACH = 10
+"""Every 10th training sample validates if only a test part is given."""
 
 
 def drawn(labels: Sequence[str], seed: int, *, stratified: bool, tested: bool = True) -> Parts:
-    """Training, validation and test: a fifth to test, a tenth to validate, each in its own order.
+    """A random split: a fifth to test, a tenth to validate; the same for the same labels and seed.
 
     Args:
         labels: of all samples.
-        seed: of the draw; the same labels and seed give the same parts.
-        stratified: give each part its share of each class; a class of three and more is in all of them.
-        tested: whether a part is to test; if not, samples to test with were given.
+        seed: of the draw.
+        stratified: give each part its share of each class, and of a class of three or more at least one.
+        tested: whether to draw a test part.
 
     Raises:
         ValueError: if there are too few samples.
@@ -36,12 +38,19 @@ def drawn(labels: Sequence[str], seed: int, *, stratified: bool, tested: bool = 
         for place, position in enumerate(order):
             part = parts[2] if place < test else parts[1] if place < held else parts[0]
             part.append(members[position])
-    wanted = parts if tested else parts[:2]
-    if not all(wanted):
+    if not all(parts if tested else parts[:2]):
         raise ValueError(f"samples must be enough to train, validate and test on, got {len(labels)}")
     return sorted(parts[0]), sorted(parts[1]), sorted(parts[2])
 
 
+def with_validation(parts: Parts) -> Parts:
+    """`parts` with every 10th training sample for validation, if none validates."""
+    training, validation, test = parts
+    validation = validation or training[EACH - 1 :: EACH] or training[-1:]
+    held = set(validation)
+    return [index for index in training if index not in held], validation, test
+
+
 def _share(count: int, share: float) -> int:
-    """How many of `count`: `share`, rounded, at least one of three."""
+    """The rounded `share` of `count`, and at least one of three."""
     return min(max(round(count * share), 1 if count >= 3 else 0), count)

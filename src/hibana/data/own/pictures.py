@@ -16,7 +16,7 @@ __all__ = ["SUFFIXES", "Images", "ImageInputs"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 SIDE = 32
-"""Pixels of the longer side that pictures are brought to, if they are not all alike and no larger."""
+"""Pixels of the longer side of resized pictures."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,20 @@ class ImageInputs(Inputs):
             for path in values:
                 with _open(path) as picture:
                     if _is_colour(picture):
-                        return f"{path.name} is in colour; what was trained on is grey"
+                        return f"{path.name} is in colour; the training data are grey"
         return ""
 
 
 @final
 class Images(Own):
-    """Pictures in a folder: ``class/name.png``, or ``train/class/name.png`` beside ``test`` (and ``val``).
+    """Pictures in a folder: ``class/name.png``, or ``train/class/name.png`` next to ``test`` (and ``val``).
 
-    Each is turned upright, what is transparent becomes white, and all are brought to one size; they are grey
-    if all of them are.
+    Pictures are rotated upright, drawn on white, resized to one size, and grey if all of them are.
 
     Args:
         source: the folder.
-        size: height and width, or one for both; their own if they are alike and at most 32 pixels, else
-            the longer side of the usual picture becomes 32.
+        size: height and width, or one number for both; by default their own if all have the same of at most
+            32 pixels, else the longer side of the median picture becomes 32.
         options: see :class:`Own`.
     """
 

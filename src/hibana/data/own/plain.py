@@ -1,4 +1,4 @@
-"""Between dataclasses and the plain values that a checkpoint holds: nothing is made of a file but these."""
+"""Conversion between dataclasses and the plain values in a checkpoint."""
 
 import math
 import types
@@ -9,44 +9,41 @@ __all__ = ["made", "said"]
 
 Kind = TypeVar("Kind")
 MOST = 1_000_000
-"""Entries of a list at most."""
+"""Entries of a list, at most."""
 
 
 def said(value: Any) -> Any:
-    """`value`, a frozen dataclass, as dictionaries, lists, text and numbers."""
+    """`value`, a frozen dataclass, as dictionaries, lists, texts and numbers."""
     if is_dataclass(value):
         return {field.name: said(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, tuple):
-        return [said(each) for each in value]
-    return value
+    return [said(each) for each in value] if isinstance(value, tuple) else value
 
 
-def made(wanted: type[Kind], given: Any) -> Kind:
-    """The `wanted` dataclass whose :func:`said` is `given`.
+def made(kind: type[Kind], plain: Any) -> Kind:
+    """The dataclass of type `kind` whose :func:`said` is `plain`.
 
     Raises:
-        ValueError: naming the entry, if there is one too many or too few, or of another type.
+        ValueError: naming the entry, if an entry is missing, unknown, or of another type.
     """
-    value = _made(wanted, given, wanted.__name__.lower())
-    assert isinstance(value, wanted)
+    value = _made(kind, plain, kind.__name__.lower())
+    assert isinstance(value, kind)
     return value
 
 
-def _made(wanted: Any, given: Any, name: str) -> Any:
-    if is_dataclass(wanted):
-        types_of = get_type_hints(wanted)
-        needed = {field.name for field in fields(wanted) if field.default is MISSING}  # others came later
-        names = {field.name for field in fields(wanted)}
-        if not isinstance(given, dict) or not needed <= set(given) <= names:
-            raise ValueError(f"{name} must have the entries {', '.join(types_of)}")
-        return wanted(**{key: _made(types_of[key], given[key], f"{name}.{key}") for key in given})  # type: ignore[operator]
-    origin = get_origin(wanted)
-    if origin in (Union, types.UnionType):
-        return None if given is None else _made(get_args(wanted)[0], given, name)
-    if origin is tuple:
-        if not isinstance(given, list) or len(given) > MOST:
+def _made(kind: Any, plain: Any, name: str) -> Any:
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        names = {field.name: field.default is MISSING for field in fields(kind)}  # others were added later
+        required = {name for name, is_required in names.items() if is_required}
+        if not isinstance(plain, dict) or not required <= set(plain) <= set(names):
+            raise ValueError(f"{name} must have the entries {', '.join(hints)}")
+        return kind(**{key: _made(hints[key], plain[key], f"{name}.{key}") for key in plain})  # type: ignore[operator]
+    if get_origin(kind) in (Union, types.UnionType):
+        return None if plain is None else _made(get_args(kind)[0], plain, name)
+    if get_origin(kind) is tuple:
+        if not isinstance(plain, list) or len(plain) > MOST:
             raise ValueError(f"{name} must be a list of at most {MOST:,}")
-        return tuple(_made(get_args(wanted)[0], each, name) for each in given)
-    if type(given) is not wanted or (wanted is float and not math.isfinite(given)):
-        raise ValueError(f"{name} must be a finite {wanted.__name__}, got a {type(given).__name__}")
-    return given
+        return tuple(_made(get_args(kind)[0], each, name) for each in plain)
+    if type(plain) is not kind or (kind is float and not math.isfinite(plain)):
+        raise ValueError(f"{name} must be a finite {kind.__name__}, got a {type(plain).__name__}")
+    return plain

@@ -1,4 +1,4 @@
-"""Numbers brought to a common scale, learned on the training part, which says what was trained on."""
+"""Scaling of numbers, learned on the training part, and comparison of other numbers with its range."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +9,19 @@ from torch import Tensor
 __all__ = ["Scale", "learned_from"]
 
 FAR, OFTEN = 1.0, 0.05
-"""Widths of the training range beyond it, and the share of values there, that make inputs unlike it."""
+"""Inputs differ from the training data if this share of values is this many widths outside of their range."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A shift and a factor for each feature, the last axis; one for all where there is one.
+    """A shift and a factor for each feature, the last axis, or one for all.
 
     Args:
-        shift: what is subtracted.
-        factor: what is multiplied with then.
-        low: the least value of the training part.
+        shift: is subtracted first.
+        factor: multiplies the difference.
+        low: the smallest value of the training part.
         high: the largest.
-        clipped: whether what comes out is kept in [0, 1].
+        clipped: whether results are clipped to [0, 1].
     """
 
     shift: tuple[float, ...]
@@ -39,7 +39,7 @@ class Scale:
         return scaled.clamp(0, 1) if self.clipped else scaled
 
     def unlike(self, values: Tensor, names: Sequence[str]) -> str:
-        """In what `values`, ``[..., F]``, are not like those trained on; empty if they are.
+        """How `values`, ``[..., F]``, differ from the training data, as a clause; empty if they do not.
 
         `names` are those of the features, or one for all.
         """
@@ -50,7 +50,7 @@ class Scale:
         for index in (beyond > OFTEN).nonzero().flatten().tolist():
             name, column = names[index], flat[:, index]
             return (
-                f"{name} goes from {column.min():.4g} to {column.max():.4g}; what was trained on goes "
+                f"{name} goes from {column.min():.4g} to {column.max():.4g}; the training data go "
                 f"from {self.low[index]:.4g} to {self.high[index]:.4g}"
             )
         return ""

@@ -14,7 +14,7 @@ from hibana.data.own.base import Inputs, Raw
 from hibana.data.own.folders import by_class
 from hibana.data.own.series import HOW, Frames, SequenceInputs, Sequences
 
-__all__ = ["SUFFIXES", "Sound", "SoundInputs", "band_energies", "levels", "log_mel"]
+__all__ = ["SUFFIXES", "Sound", "SoundInputs", "band_energies", "levels", "log_mel", "read_levels"]
 
 Numbers: TypeAlias = "np.ndarray[Any, Any]"
 
@@ -43,12 +43,12 @@ class SoundInputs(SequenceInputs):
 
     def read(self, source: Any, label: str | None = None) -> Raw:
         found = by_class(Path(source), SUFFIXES, "recordings of sound")
-        return Raw([_frames(path, self.highest) for path in found.files], found.labels, found.names)
+        return Raw([read_levels(path, self.highest) for path in found.files], found.labels, found.names)
 
     def unlike(self, values: Frames) -> str:
         if self.scale.high[-1] > -RANGE and all((frames[:, -1] <= -RANGE).all() for frames in values):
             edge = _edges(self.highest)[BANDS - 1]
-            return f"there is no sound above {edge:,.0f} Hz, as of a lower rate; what was trained on has some"
+            return f"there is no sound above {edge:,.0f} Hz, as of a lower rate; the training data have some"
         return super().unlike(values)
 
 
@@ -93,7 +93,7 @@ class Sound(Sequences):
         if isinstance(known, SoundInputs):
             self._highest, self.steps, self.lengths = known.highest, known.steps, known.lengths
         self._highest = self._highest or min(HIGHEST, rates[0] / 2)
-        values = [_frames(path, self._highest) for path in found.files]
+        values = [read_levels(path, self._highest) for path in found.files]
         self._features = tuple(f"{edge:.0f} Hz" for edge in _edges(self._highest)[1:-1])
         spread = _span(f"{min(seconds):.2f}", f"{max(seconds):.2f}")
         at = _span(f"{rates[0]:,}", f"{rates[-1]:,}")
@@ -140,7 +140,6 @@ def _span(least: str, most: str) -> str:
     return least if least == most else f"{least} to {most}"
 
 
-@lru_cache(maxsize=64)
 def _edges(highest: float) -> tuple[float, ...]:
     """Lower end, peaks and upper end of the bands, in Hz; a band reaches from one neighbour to the other."""
     low, high = (2595 * np.log10(1 + f / 700) for f in (min(LOWEST, highest / 2), highest))
@@ -186,7 +185,7 @@ def _about(path: Path) -> tuple[int, float]:
         return file.samplerate, file.frames / file.samplerate
 
 
-def _frames(path: Path, highest: float) -> Numbers:
+def read_levels(path: Path, highest: float) -> Numbers:
     """The levels in a file.
 
     Raises:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hibana.data.own import scale
 from hibana.data.own.base import Inputs, Own, Raw, called, listed
-from hibana.data.own.dates import DATES, lookup_numbers, parts, without_part
+from hibana.data.own.dates import DATES, converted, parts, without_part
 from hibana.data.own.opening import PLAIN, read_table
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ SEQUENCES = (
 )
 """Usual prefixes of ``id`` in the name of a column that says which sequence a row belongs to."""
 MOST_CATEGORIES = 100
+LEAST = 5
+"""Rows from which on their order tells whether a column counts them."""
 IDENTIFIERS = ("id", "index", "unnamed: 0", "row", "no", "nr")
 """Usual names of columns that identify rows; one whose values all differ is left out."""
 
@@ -239,8 +241,8 @@ class Table(Own):
                     raise ValueError(
                         f"columns must name columns of {self.called}: {_some(names)}; got {name!r}{hint}"
                     )
-            return lookup_numbers(table[self.columns], self.dates, self.called)
-        chosen, summary = lookup_numbers(table[names], self.dates, self.called)
+            return converted(table[self.columns], self.dates, self.called)
+        chosen, summary = converted(table[names], self.dates, self.called)
         identifiers, other, most = [], [], min(MOST_CATEGORIES, len(table) // 2)
         are_numbers, are_empty = numeric(chosen), chosen.isna().all()
         for place, name in enumerate(chosen.columns):
@@ -260,9 +262,11 @@ class Table(Own):
         ]
         chosen = chosen.drop(columns=[*identifiers, *other])
         if not len(chosen.columns):
+            left = ", ".join(f"`{name}`" for name in (*identifiers, *other))
+            why = "as empty, as identifiers of rows or as text that differs from row to row"
             raise ValueError(
-                f"{self.called} must have columns to learn from beside {label!r}; "
-                f"{'; '.join(notes) or 'it has none'}"
+                f"{self.called} must have columns to learn from beside {label!r}"
+                + (f"; left out {why}: {left} (--columns uses them)" if left else "")
             )
         return chosen, summary + notes
 
@@ -270,14 +274,15 @@ class Table(Own):
 def is_row_number(column: Any) -> bool:
     """Whether a column's numbers count or identify rows, and so leak the label of a file sorted by class.
 
-    They are different whole numbers without gaps, in any order, or increase or decrease from row to row.
+    They are at least five different whole numbers without gaps, in any order, or that increase or decrease
+    from row to row.
 
     >>> import pandas
-    >>> [is_row_number(pandas.Series(each)) for each in ([3, 1, 2], [101, 105, 240], [4, 9, 1])]
+    >>> [is_row_number(pandas.Series(each)) for each in ([3, 1, 2, 5, 4], [1, 3, 4, 8, 9], [4, 9, 1, 2, 8])]
     [True, True, False]
     """
     values = column.to_numpy(np.float64, na_value=np.nan)
-    if len(values) < 2 or not (values == np.floor(values)).all():
+    if len(values) < LEAST or not (np.isfinite(values) & (values == np.floor(values))).all():
         return False
     steps = np.diff(values)
     without_gaps = bool((np.diff(np.sort(values)) == 1).all())

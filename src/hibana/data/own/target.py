@@ -1,4 +1,4 @@
-"""What is to be learned: a class by name, or a quantity."""
+"""The label: a class by name, or a quantity."""
 
 import math
 from collections import Counter
@@ -12,7 +12,7 @@ __all__ = ["TASKS", "Target", "learned_from", "text_of"]
 
 TASKS = ("classification", "regression")
 FEW = 20
-"""Different numbers of a label up to which they are taken for classes."""
+"""Labels with at most this many different numbers are classes."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +35,32 @@ class Target:
 
     @property
     def outputs(self) -> int:
-        """How many numbers the network puts out."""
+        """Number of the network's outputs."""
         return len(self.classes) or 1
 
     def encoded(self, labels: Sequence[str]) -> Tensor:
-        """`labels`, as they are written, as ``int64`` classes, or as numbers of mean 0 and deviation 1.
+        """`labels`, texts, as ``int64`` classes, or as numbers scaled to mean 0 and deviation 1.
 
         Raises:
-            ValueError: if one is of no class that was trained on, or no number.
+            ValueError: if one is an unknown class, or no number.
         """
         if not self.classes:
             numbers = torch.tensor(_numbers(self.name, labels), dtype=torch.float64, device="cpu")
             return ((numbers - self.mean) / self.deviation).float()
-        known = {name: index for index, name in enumerate(self.classes)}
-        unknown = sorted(set(labels) - set(known))
+        indices = {name: index for index, name in enumerate(self.classes)}
+        unknown = sorted(set(labels) - set(indices))
         if unknown:
             raise ValueError(
                 f"label {self.name!r} must be one of {', '.join(self.classes[:20])}; got {unknown[0]!r}"
             )
-        return torch.tensor([known[label] for label in labels], dtype=torch.int64, device="cpu")
+        return torch.tensor([indices[label] for label in labels], dtype=torch.int64, device="cpu")
 
     def decoded(self, scores: Tensor) -> list[float]:
-        """A quantity's predictions, ``[N, 1]``, in its own units."""
+        """Predictions of a quantity, ``[N, 1]``, in its units."""
         return [float(score) * self.deviation + self.mean for score in scores[:, 0].tolist()]
 
     def weights(self) -> tuple[float, ...]:
-        """What a sample of each class counts for the classes to count alike; 1 on average over samples."""
+        """Weights of the classes' samples that balance the classes; 1 on average over samples."""
         total = sum(self.counts)
         return tuple(total / (len(self.counts) * max(1, count)) for count in self.counts)
 
@@ -74,10 +74,10 @@ class Target:
 
 
 def learned_from(name: str, labels: Sequence[str], training: Sequence[int], task: str | None) -> Target:
-    """The target of `labels`, as they are written, whose scale and counts are those of the training part.
+    """The target of `labels`, texts, with the scale and counts of the training part.
 
     Raises:
-        ValueError: if there is nothing to tell apart, or a quantity holds no numbers.
+        ValueError: if there are too few or too many classes, or a quantity is no number.
     """
     if (task or _guessed(labels)) == "regression":
         numbers = torch.tensor(_numbers(name, labels), dtype=torch.float64, device="cpu")[list(training)]
@@ -93,12 +93,12 @@ def learned_from(name: str, labels: Sequence[str], training: Sequence[int], task
             f"label {name!r} has {len(classes)} classes in {len(labels)} samples; is it a quantity "
             f"(task regression), or another column's (label)?"
         )
-    counted = Counter(labels[index] for index in training)
-    return Target(name, classes, tuple(counted[each] for each in classes), 0.0, 1.0)
+    counts = Counter(labels[index] for index in training)
+    return Target(name, classes, tuple(counts[each] for each in classes), 0.0, 1.0)
 
 
 def text_of(value: object) -> str:
-    """A label as it is written: whole numbers without a point.
+    """A label as text: whole numbers without a point.
 
     >>> text_of(1.0), text_of(2.5), text_of("cat ")
     ('1', '2.5', 'cat')
