@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import hibana as hb
+from hibana.compiler.graph import recorder
 from hibana.compiler.graph.fingerprint import followed
-from hibana.compiler.programs import is_plain
 from hibana.runtime.kernels import assemble
 
 THREADS = 8
@@ -102,7 +102,7 @@ def test_independent_networks_in_threads_share_nothing_that_a_run_changes():
 
 
 class Waiting(hb.Cell):
-    """Calls ``torch.relu``, which the test has wait."""
+    """Calls ``torch.relu``, at which the test has a trace wait."""
 
     def __init__(self):
         super().__init__()
@@ -116,15 +116,15 @@ class Waiting(hb.Cell):
 
 
 def test_what_is_put_in_place_of_tensors_for_a_trace_is_seen_by_no_other_thread(monkeypatch):
-    reached, go_on, relu = threading.Event(), threading.Event(), torch.relu
+    reached, go_on, recorded = threading.Event(), threading.Event(), recorder._Recorder._recorded
 
-    def waiting(x):
-        if threading.current_thread() is not threading.main_thread():
+    def waiting(self, func, args, kwargs):
+        if func is torch.ops.aten.relu.default:
             reached.set()
             go_on.wait(60)
-        return relu(x)
+        return recorded(self, func, args, kwargs)
 
-    monkeypatch.setattr(torch, "relu", waiting)
+    monkeypatch.setattr(recorder._Recorder, "_recorded", waiting)
     cell, x = Waiting(), 4 * torch.rand(6, 3)
     expected, _ = hb.unroll(cell, x, backend="reference")
     assert 0 < expected.mean() < 1
@@ -155,7 +155,6 @@ def test_a_cell_is_looked_at_while_another_thread_sets_an_attribute():
         try:
             for _ in range(300):
                 followed(cell)
-                assert is_plain(cell)
                 copy.copy(cell)
         finally:
             ended.set()

@@ -76,6 +76,12 @@ class Cell(nn.Module):
             del known[name]
         super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        internal = self.__dict__.get(INTERNAL)
+        if internal is not None:
+            internal.calls = internal.followed = None
+        super().__delattr__(name)
+
     @abstractmethod
     def forward(self, input_: Tensor, /, *state: Tensor) -> tuple[Tensor, ...]:
         """The next state, from one step of input and the previous state, all of one shape."""

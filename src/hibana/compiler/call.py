@@ -218,7 +218,7 @@ def emitted_around(
         return autograd.go(spec, inputs, tuple([own[i] for i in places]))[0]
     made = around(cell, *tensors)
     outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
-    if programs.is_plain(cell) and made.rests_at_zero():
+    if made.rests_at_zero():
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
         spec = autograd.specified(program, inputs, False)
         if spec is not None:

@@ -53,14 +53,14 @@ def known(cell: Cell, call: Hashable) -> Any:
 
 
 def attach(cell: Cell, call: Hashable, what: Any) -> None:
-    """Lets :func:`known` find `what` while the step of `cell` reads the same, if `cell` is plain."""
-    if is_plain(cell):
-        own = getattr(cell, INTERNAL)
-        if own.calls is None:
-            own.calls = Bounded(CALLS)
-        found = own.followed
-        own.outside = (found.items, found.watched) if found.items or found.watched else None
-        own.calls[_of(cell, call)] = what
+    """Lets :func:`known` find `what` while the step of `cell` reads the same, if `cell` is bare."""
+    if _is_bare(cell):
+        read = followed(cell)
+        internal: Internal = getattr(cell, INTERNAL)
+        if internal.calls is None:
+            internal.calls = Bounded(CALLS)
+        internal.outside = (read.items, read.watched) if read.items or read.watched else None
+        internal.calls[_of(cell, call)] = what
 
 
 CALLS = 128
@@ -69,11 +69,6 @@ PROGRAMS = 1024
 
 _Place = tuple[str, torch.Size, torch.dtype]
 _SHARED: "dict[Hashable, Program | str]" = Bounded(PROGRAMS)
-
-
-def is_plain(cell: Cell) -> bool:
-    """Whether nothing but setting an attribute can change what `cell` computes."""
-    return _is_bare(cell) and followed(cell).plain
 
 
 def _is_bare(cell: Cell) -> bool:

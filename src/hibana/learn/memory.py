@@ -213,7 +213,7 @@ class Memory:
         """The steps linearised as they are (`whole`, or what the rule needs), and as the rule has them."""
         layer, cell = self.layer, self.layer.cell
         try:
-            made_for = (followed(cell), drive.shape[2:], drive.dtype)
+            made_for = (followed(cell).key, drive.shape[2:], drive.dtype)
             if self.derivatives is None or self.made_for != made_for:
                 self.derivatives = StepDerivatives(cell, drive.shape[1:], drive.dtype)
                 self.made_for = made_for

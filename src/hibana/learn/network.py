@@ -187,7 +187,7 @@ class Leak:
         if any(tensor.numel() > 1 for tensor in tensors_of(self.layer.cell).values()):
             raise self._refusal("it holds a value for each neuron")
         try:
-            key = followed(self.layer.cell), like.dtype
+            key = followed(self.layer.cell).key, like.dtype
             if self.made is None or self.made[0] != key:
                 self.made = key, StepDerivatives(self.layer.cell, torch.Size([1, 1]), like.dtype)
         except Unsupported as reason:

@@ -1,67 +1,39 @@
-"""Which values, types, functions and packages are constant, so that a step may read them freely."""
+"""Which values, functions, classes and packages do not change, so that a step may read them freely."""
 
 import sys
 import types
 from collections import namedtuple
-from decimal import Decimal
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import nn
 
-from hibana.compiler.graph.watch import PLAIN
-
+PLAIN = frozenset({float, int, bool, str, types.NoneType})
+"""Types whose values are constants."""
 CONSTANT = PLAIN | {
-    *(complex, bytes, range, types.EllipsisType, types.NotImplementedType, types.CodeType, Decimal),
+    *(complex, bytes, range, types.EllipsisType, types.NotImplementedType),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
-}
-DESCRIPTORS = (
-    *(types.ClassMethodDescriptorType, types.GetSetDescriptorType, types.MemberDescriptorType),
-    *(types.MethodDescriptorType, types.WrapperDescriptorType),
     type(vars(namedtuple("_Named", "field"))["field"]),
-)
+}
 UNCHANGED_PACKAGES = {
-    *(
-        "hibana",
-        "numpy",
-        "torch",
-        "_collections",
-        "_collections_abc",
-        "_functools",
-        "_operator",
-        "abc",
-        "cmath",
-    ),
-    *("collections", "contextlib", "dataclasses", "enum", "fractions", "functools", "itertools", "math"),
-    *("numbers", "operator", "reprlib", "types", "typing"),
+    *("hibana", "numpy", "torch", "_collections_abc", "_functools", "_operator", "abc", "cmath"),
+    *("collections", "contextlib", "dataclasses", "enum", "functools", "itertools", "math", "numbers"),
+    *("operator", "reprlib", "types", "typing"),
 }
 """Packages whose functions and classes do the same at each call."""
-READS_STATE = {
+_READS_STATE = {
     *("are_deterministic_algorithms_enabled", "get_autocast_dtype", "get_default_device"),
     *("get_default_dtype", "get_float32_matmul_precision", "get_num_interop_threads", "get_num_threads"),
     *("get_rng_state", "initial_seed", "is_anomaly_enabled", "is_autocast_enabled", "is_grad_enabled"),
     *("is_inference_mode_enabled", "seed"),
     *("_get_extobj_dict", "getbufsize", "geterr", "geterrcall", "get_printoptions"),
+    *("__import__", "breakpoint", "compile", "eval", "exec", "globals", "id", "input", "open"),
 }
-"""Functions of torch and NumPy that do not."""
-
-
-class Same:
-    """An object by identity, which it keeps alive."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Same) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
-
-
-def exact(value: Any) -> Any:
-    """`value`, or for zeros and NaN their text: it distinguishes signs, and is equal for NaN."""
-    return repr(value) if isinstance(value, float | complex) and (value == 0 or value != value) else value
+"""Functions of torch, NumPy and Python that do not."""
+_OPERATIONS = {"OpOverload", "OpOverloadPacket", "ScriptFunction", "_ArrayFunctionDispatcher", "ufunc"}
+"""Types of functions of torch and NumPy."""
+_DESCRIPTORS = types.ClassMethodDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType
 
 
 def root(name: object) -> str:
@@ -70,19 +42,32 @@ def root(name: object) -> str:
 
 
 def does_not_change(value: Any) -> bool:
-    """Whether `value`, a function or a class, does the same at each call."""
-    where = value.__module__ if isinstance(value, type) else value.__globals__.get("__name__")
-    if isinstance(value, types.FunctionType) and value.__name__ in READS_STATE:
-        return False
-    return root(where) in UNCHANGED_PACKAGES or (where == "builtins" and isinstance(value, type))
+    """Whether `value` is a function, a class or a module that does the same at each call."""
+    kind: type = type(value)
+    where: Any = None
+    if isinstance(value, types.ModuleType):
+        where = value.__name__
+    elif isinstance(value, types.FunctionType):
+        where = value.__globals__.get("__name__")
+    elif isinstance(value, types.BuiltinFunctionType):
+        owner = value.__self__
+        if isinstance(owner, types.ModuleType):
+            where = owner.__name__
+        elif owner is None or isinstance(owner, type):
+            where = getattr(owner, "__module__", None) or value.__module__
+    elif isinstance(value, type):
+        where = value.__module__
+    elif isinstance(value, _DESCRIPTORS):
+        where = value.__objclass__.__module__
+    elif kind.__name__ in _OPERATIONS:
+        where = kind.__module__
+    known = where == "builtins" or root(where) in UNCHANGED_PACKAGES
+    return known and getattr(value, "__name__", "") not in _READS_STATE
 
 
-def is_code_of_package(module: types.ModuleType, value: Any) -> bool:
-    """Whether `value`, of `module`, is code that does the same at each call."""
-    if getattr(value, "__name__", "") in READS_STATE or root(module.__name__) not in UNCHANGED_PACKAGES:
-        return False
-    kinds = types.ModuleType, types.FunctionType, types.BuiltinFunctionType, type
-    return isinstance(value, kinds) or is_operation(type(value))
+def exact(value: Any) -> Any:
+    """`value`, or for zeros and NaN their text: it distinguishes signs, and is equal for NaN."""
+    return repr(value) if isinstance(value, float | complex) and (value == 0 or value != value) else value
 
 
 def is_read_by_torch(kind: type) -> bool:
@@ -90,28 +75,32 @@ def is_read_by_torch(kind: type) -> bool:
     return any(root(base.__module__) == "torch" and base is not nn.Module for base in kind.__mro__)
 
 
-def is_operation(kind: type) -> bool:
-    """Whether objects of `kind` are functions of NumPy or torch, which have types of their own."""
-    functions = "ufunc", "_ArrayFunctionDispatcher", "ScriptFunction"
-    return kind.__module__ == "torch._ops" or (
-        kind.__name__ in functions and root(kind.__module__) in ("numpy", "torch")
-    )
-
-
-def is_array(value: Any) -> bool:
-    """Whether `value` is a NumPy array, not of a subclass."""
-    numpy = sys.modules.get("numpy")
-    return numpy is not None and type(value) is numpy.ndarray
-
-
 def is_scalar_of_numpy(value: Any) -> bool:
     """Whether `value` is a NumPy scalar, which is immutable."""
-    numpy = sys.modules.get("numpy")
-    return (
-        numpy is not None
-        and isinstance(value, numpy.generic)
-        and not isinstance(value, numpy.void | numpy.object_)
-    )
+    numpy: Any = sys.modules.get("numpy")
+    mutable = numpy and (numpy.void, numpy.object_)
+    return numpy is not None and isinstance(value, numpy.generic) and not isinstance(value, mutable)
+
+
+class _Plain:
+    pass
+
+
+def holds_attributes_only(value: Any) -> bool:
+    """Whether `value` is a dictionary of attributes and nothing else, or a member of an enum."""
+    layouts = [
+        (kind.__basicsize__, kind.__itemsize__, kind.__dictoffset__, kind.__weakrefoffset__)
+        for kind in (type(value), _Plain)
+    ]
+    return layouts[0] == layouts[1] or isinstance(value, Enum)
+
+
+def is_frozen(value: Any) -> bool:
+    """Whether `value` is a frozen dataclass of hibana's, with constants only, as most surrogates are."""
+    kind: Any = type(value)
+    rules = getattr(kind, "__dataclass_params__", None)
+    frozen = rules is not None and rules.frozen and root(kind.__module__) == "hibana"
+    return frozen and all(type(each) in PLAIN for each in vars(value).values())
 
 
 def traced_kind(module: nn.Module) -> type[nn.Module]:

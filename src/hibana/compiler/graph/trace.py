@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.graph.fingerprint import follow, random_state
+from hibana.compiler.graph.fingerprint import random_state
 from hibana.compiler.graph.kinds import traced_kind
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.reading import Reading
 from hibana.compiler.graph.recorder import joint_graph
 from hibana.compiler.graph.step import Step
+from hibana.compiler.graph.walk import Walk
 from hibana.compiler.tensors import shape_class, tensors_of
 
 
@@ -51,7 +52,8 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> St
         graph, sizes = joint_graph(alone, tensors, one, dtype, "cpu")
         graphs.append(graph)
         looked = looked or sizes
-        seen.append((follow(alone)[:2], random_state() == drawn))
+        walk = Walk(alone)
+        seen.append(((walk.key, walk.refused), random_state() == drawn))
     if seen[0][0] != seen[1][0]:
         raise Unsupported("the step changes what it holds besides its states, as a counter does")
     if not any(same for _, same in seen):
@@ -70,7 +72,7 @@ def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
     Layers that choose a kernel by their input are those of torch in it.
     """
     try:
-        same = [*tensors.values(), *follow(cell).uncopied]
+        same = [*tensors.values(), *Walk(cell).uncopied()]
         copied = deepcopy(cell, {id(value): value for value in same})
     except Exception:  # what can't be copied, for whatever reason of its own, is read where it is
         return cell
