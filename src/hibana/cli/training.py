@@ -18,9 +18,9 @@ with doing("loading PyTorch"):
     from hibana.cli.numbers import Whole
     from hibana.cli.options import with_settings
     from hibana.data import Own
-    from hibana.train import Settings, read, results, resumed
+    from hibana.train import Settings, elastic, read, results, resumed
     from hibana.train.architecture import check_trust
-    from hibana.train.folder import Folder, identity, own
+    from hibana.train.folder import SETTINGS, Folder, identity, own
     from hibana.train.threads import check as check_threads
     from hibana.train.threads import choose
 
@@ -62,6 +62,13 @@ def train(  # noqa: D417 - the settings have docstrings of their own
             check_threads(threads)
         check_trust(None, trust, "the command")
         chosen, checkpoint = _chosen(settings, resume, trust, given)
+        where = out or RUNS / f"{chosen.title}-{chosen.seed}"
+        if resume is not None and out is None:
+            where = resume if resume.is_dir() else resume.parent
+        if resume is None and (written := elastic.before_restart(where, SETTINGS)) is not None:
+            chosen, checkpoint = resumed(written, trust=trust)
+            where = resume = written
+        chosen = elastic.with_devices(chosen)
         with doing("loading PyTorch Lightning"):
             from hibana.train import made
             from hibana.train.series import recipe
@@ -73,9 +80,6 @@ def train(  # noqa: D417 - the settings have docstrings of their own
         model = made(chosen, samples, checkpoint)  # refuses layers that do not fit
         if chosen.accelerator not in ("cpu", "auto"):
             _check_accelerator(chosen.accelerator)
-    where = out or RUNS / f"{chosen.title}-{chosen.seed}"
-    if resume is not None and out is None:
-        where = resume if resume.is_dir() else resume.parent
     with _owned(where, resume, overwrite) as folder:
         if folder.path != where:
             print(f"{where} holds another run, which stays; this one goes to {folder.path}", flush=True)
@@ -178,7 +182,7 @@ def _trained(settings: Settings, folder: Folder, samples: "DataSet", checkpoint:
     except SystemExit as stopped:  # what Lightning makes of Ctrl-C
         hint = f"; `hibana train --resume {kept}` goes on from the last whole epoch" if kept.exists() else ""
         raise KeyboardInterrupt(hint) from stopped
-    except FloatingPointError as error:
+    except (FloatingPointError, elastic.NotJoinedError) as error:
         raise Failure(str(error)) from error
     except OSError as error:
         held = f"; {kept} is the last whole epoch" if kept.exists() else ""

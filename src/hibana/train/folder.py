@@ -16,7 +16,7 @@ from types import TracebackType
 from filelock import BaseFileLock, FileLock, Timeout
 
 from hibana.runtime import files
-from hibana.train import checkpoint, record
+from hibana.train import checkpoint, elastic, record
 from hibana.train.settings import Settings
 
 __all__ = ["BEST", "LAST", "RESULT", "SETTINGS", "Folder", "checkpoint_of", "identity", "own"]
@@ -89,7 +89,7 @@ def own(path: Path, *, run: str | None = None, overwrite: bool = False) -> Folde
             continue
         if wanted or not _holds_run(candidate):  # another process may have written to it before it was locked
             files.sweep(candidate, age=0)
-            return Folder(candidate, run or secrets.token_hex(8), lock)
+            return Folder(candidate, run or secrets.token_hex(8) + elastic.job(), lock)
         lock.release()
     raise AssertionError("there is always a next number")
 

@@ -19,11 +19,12 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from hibana import data
 from hibana.data.base import memory
 from hibana.nn.models.rocket import Rocket
-from hibana.train import augment, checkpoint, finite, results, series
+from hibana.train import augment, checkpoint, elastic, finite, results, series
 from hibana.train.baseline import first
 from hibana.train.card import Facts
 from hibana.train.choices import UNIT
@@ -102,6 +103,7 @@ def fit(
         progress: show a progress bar.
 
     Raises:
+        NotJoinedError: if ``torchrun`` started several processes and one does not join.
         FloatingPointError: if a loss, a gradient or a weight is no longer finite, or an input of data that
             are not held in memory is not; it says where.
         OSError: if a checkpoint can't be written. The one before is still there.
@@ -115,6 +117,7 @@ def fit(
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
         samples = data.own.of_samples(samples, unit=settings.coding in UNIT, **options)
+    settings = elastic.with_devices(settings)
     lightning.seed_everything(settings.seed, verbose=False)
     origin = folder.run if resume is None else identity(resume)
     samples = samples or settings.samples(None if resume is None else described(resume))
@@ -140,6 +143,9 @@ def fit(
     if progress:
         callbacks.append(Line())
     board = importlib.util.find_spec("tensorboard") is not None
+    processes = settings.devices * settings.nodes
+    if processes > 1 and elastic.is_launched():
+        elastic.join(settings.accelerator)
     with warnings.catch_warnings():
         _quiet()
         trainer = lightning.Trainer(
@@ -148,7 +154,7 @@ def fit(
             accelerator=settings.accelerator,
             devices=settings.devices,
             num_nodes=settings.nodes,
-            strategy="ddp" if settings.devices * settings.nodes > 1 else "auto",
+            strategy=DDPStrategy(timeout=elastic.TIMEOUT) if processes > 1 else "auto",
             precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
             callbacks=callbacks,
             plugins=[Files(folder.run, origin)],
