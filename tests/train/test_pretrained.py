@@ -307,6 +307,24 @@ def test_each_flipped_bit_of_the_weights_is_refused(tmp_path):
         assert "its digest is another" in said(tmp_path)
 
 
+def test_share_writes_over_nothing_but_what_it_wrote(tmp_path, capsys):
+    untrained().save_pretrained(tmp_path / "network")
+    other = tmp_path / "other"
+    other.mkdir()
+    share = ["share", str(tmp_path / "network")]
+    (other / "config.json").write_text('{"mine": 1}')
+    assert main([*share, str(other)]) == 2
+    assert "folder must be empty or one that hibana share wrote" in capsys.readouterr().err
+    assert (other / "config.json").read_text() == '{"mine": 1}'
+    assert [main([*share, str(other), *more]) for more in (["--overwrite"], [])] == [0, 0]
+    (tmp_path / "runs" / "digits-0").mkdir(parents=True)
+    train.Settings().write(tmp_path / "runs" / "digits-0" / "settings.yaml")
+    for runs in ("runs", "runs/digits-0"):
+        assert main([*share, str(tmp_path / runs), "--overwrite"]) == 2
+        assert "must not hold runs of hibana train" in capsys.readouterr().err
+        assert not (tmp_path / runs / "config.json").exists()
+
+
 def test_files_that_are_missing_or_no_files_are_refused(tmp_path):
     assert "has no config.json" in said(tmp_path)
     assert "there is no folder ./nowhere" in said("./nowhere")

@@ -19,6 +19,7 @@ def share(
     *,
     hub: str | None = None,
     private: bool = False,
+    overwrite: bool = False,
     trust: tuple[str, ...] = (),
 ) -> None:
     """Writes a trained network for others, with a model card: to a folder, or to the Hugging Face Hub.
@@ -30,6 +31,7 @@ def share(
         checkpoint: a checkpoint of hibana train, a run's folder, or a folder that this command wrote.
         folder: where model.safetensors, config.json and README.md go.
         hub: USER/NAME on the Hub, to whose account you are logged in (hf auth login).
+        overwrite: write to a folder that holds other files, too.
         private: make that repository for you alone, if it is not there yet.
         trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
     """
@@ -39,13 +41,13 @@ def share(
     if private and hub is None:
         raise Refusal("--private is of a repository that --hub names")
     with doing("opening the network"), refusing():
-        from hibana.train import load
+        from hibana.train import load, pretrained
 
+        if folder is not None:
+            pretrained.check_folder(folder, overwrite=overwrite)
         model = load(checkpoint, trust=trust)
     samples = _samples(model)
     if folder is not None:
-        if folder.exists() and not folder.is_dir():
-            raise Refusal(f"folder must be a folder, and {folder} is a file")
         try:
             with doing("measuring on the test part"):
                 model.save_pretrained(folder, samples=samples)

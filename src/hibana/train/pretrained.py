@@ -21,13 +21,25 @@ from hibana import __version__
 from hibana.runtime import files
 from hibana.runtime.extras import needing
 from hibana.train import card, record
+from hibana.train.folder import SETTINGS
 from hibana.train.settings import Settings
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train.network import Network
 
-__all__ = ["CARD", "CONFIG", "WEIGHTS", "Commit", "content", "fetched", "is_pretrained", "push", "write"]
+__all__ = [
+    "CARD",
+    "CONFIG",
+    "WEIGHTS",
+    "Commit",
+    "check_folder",
+    "content",
+    "fetched",
+    "is_pretrained",
+    "push",
+    "write",
+]
 
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
 FORMAT = 1
@@ -49,6 +61,33 @@ class Commit(NamedTuple):
 def is_pretrained(path: Path) -> bool:
     """Whether `path` is a folder with a configuration, which a run's folder has not."""
     return path.is_dir() and (path / CONFIG).is_file()
+
+
+def check_folder(folder: Path, *, overwrite: bool = False) -> None:
+    """Refuses to write a network to a folder that holds something else.
+
+    Args:
+        folder: may be missing.
+        overwrite: also take a folder that hibana did not write.
+
+    Raises:
+        ValueError: if it holds runs, or is neither empty nor written by :func:`write` without `overwrite`.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder must be a folder, and {folder} is a file")
+    if any(True for pattern in (SETTINGS, f"*/{SETTINGS}") for _ in folder.glob(pattern)):
+        raise ValueError(f"folder must not hold runs of hibana train, {folder} does; choose another folder")
+    if overwrite or not folder.exists() or not any(folder.iterdir()):
+        return
+    try:
+        config = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        config = None
+    if not isinstance(config, dict) or config.get("library_name") != "hibana":
+        raise ValueError(
+            f"folder must be empty or one that hibana share wrote, {folder} holds other files; "
+            f"choose another folder, or replace {WEIGHTS} and {CONFIG} in it with --overwrite"
+        )
 
 
 def write(model: "Network", folder: Path, samples: "DataSet | None" = None, *, name: str = "") -> None:
