@@ -90,6 +90,8 @@ MISTAKES = {
     "a length": (lambda: hb.QIF(num_steps=10), "time is the first axis of the input"),
     "a mode": (lambda: hb.IF(step_mode="m"), "always takes a whole sequence"),
     "a readout": (lambda: hb.LI(beta=0.9), "hibana's is tau, in time steps"),
+    "time": (lambda: hb.LIF(batch_first=True), "time is the first axis of the input"),
+    "arguments": (lambda: hb.encode.constant(8, torch.rand(3)), "got int; the arguments are values, steps"),
     "a letter": (lambda: hb.ALIF(treshold=1.0), "did you mean 'threshold'?"),
     "a word": (lambda: hb.Izhikevich(colour=1), "it takes a, b, c, d, dt, threshold"),
     "a coding's length": (lambda: hb.encode.poisson(torch.rand(3), num_steps=10), "hibana's is steps"),

@@ -229,7 +229,7 @@ def test_samples_that_do_not_fit_are_refused(trained, tmp_path, capsys):
         "flat.npy": "inputs must have the shape [N, 8, 8], got (3, 64)",
         "words.npy": "must be one array of numbers",
         "text.npy": "text.npy can't be read: it is not a NumPy file of numbers",
-        "missing.npy": "missing.npy can't be read: No such file or directory",
+        "missing.npy": "samples must be in a file or folder, there is no",
     }.items():
         assert words in refused(capsys, "predict", folder / "checkpoint.ckpt", tmp_path / name)
 

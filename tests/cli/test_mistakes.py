@@ -178,7 +178,8 @@ MISTAKES = [
     ("predict good.csv", "checkpoint must be a file that `hibana train` wrote"),
     ("predict own.ckpt fewer.csv", "it has 1, and no 'b'"),
     ("predict own.ckpt text.csv", "column 'b' must be finite numbers, row 1 has 'one'"),
-    ("predict own.ckpt nowhere.csv", "table nowhere.csv can't be read: No such file"),
+    ("predict own.ckpt nowhere.csv", "samples must be in a file or folder, there is no nowhere.csv"),
+    ("predict own.ckpt half.npz", "(the network was trained on data of kind table)"),
     ("predict own.ckpt --json", "--csv and --json need samples to name"),
     (
         "predict digits.ckpt pixels.npy",

@@ -740,3 +740,17 @@ def test_few_threads_for_little_work(tmp_path, monkeypatch):
     finally:
         monkeypatch.undo()
         torch.set_num_threads(before)
+
+
+def test_the_error_of_quantities_is_printed_for_samples_with_labels(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = "".join(f"{i / 3:.3f},{i % 7},{i / 9:.3f}\n" for i in range(60))
+    (tmp_path / "slope.csv").write_text(f"a,b,y\n{rows}")
+    settings = train.Settings(data="slope.csv", layers="4", epochs=1, steps=2)
+    train.fit(settings, tmp_path / "run")
+    assert main(["predict", "run", "slope.csv"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    answers = np.array(train.predict("run", "slope.csv").answers)
+    error = np.mean((answers - np.round(np.arange(60) / 9, 3)) ** 2)
+    assert last.startswith(f"y: 60 samples, mean squared error {error:.4g}, ")
+    assert "of the variance explained" in last

@@ -316,13 +316,15 @@ def test_runs_are_listed_in_80_columns_with_the_linear_models_result(tmp_path, m
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
     runs = Path("hibana-runs")
-    assert main(["train", *QUICK, "--surrogate", "ATan", "--smoothing", "0.125"]) == 0
+    options = ["--surrogate", "ATan", "--layers", "16c3b-p2-32c3b-p2-128", "--smoothing", "0.125"]
+    assert main(["train", *QUICK[2:], *options]) == 0
     train.fit(train.Settings(layers="4", epochs=1), runs / "quantity", samples=rows())
     capsys.readouterr()
     assert main(["runs"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert max(len(line) for line in lines) <= 80
-    assert lines[0].split() == ["run", "data", "result", "linear", "when", "settings"]
+    assert lines[0].split() == ["run", "data", "result", "linear", "when"]
+    assert "layers 16c3b-p2-32c3b-p2-128, surrogate ATan" in lines[2]
     said = json.loads((runs / "digits-0" / "result.json").read_text())
     (digits,) = (line.split() for line in lines if line.startswith("digits-0"))
     assert digits[1:4] == ["digits", f"{said['value']:.1%}", f"{said['linear']['accuracy']:.1%}"]

@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from sklearn.metrics import r2_score
@@ -334,3 +335,58 @@ def test_r_squared_of_all_batches_is_what_scikit_learn_says_of_all_samples():
     assert metric.compute().item() == pytest.approx(expected, rel=1e-5)
     assert loss.r_squared(answers, targets) == pytest.approx(expected, rel=1e-6)
     assert math.isnan(loss.r_squared(torch.ones(3), torch.zeros(3)))  # which do not differ
+
+
+class Every(lightning.Callback):
+    """The validation accuracy of each epoch, up to `most` epochs."""
+
+    def __init__(self, most):
+        self.most, self.accuracies = most, []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.accuracies.append(trainer.callback_metrics["validation/accuracy"].item())
+        trainer.should_stop = len(self.accuracies) == self.most
+
+
+def test_callbacks_see_each_epoch_and_can_stop_training(tmp_path):
+    callback = Every(2)
+    _, outcome = train.fit(small(epochs=4), tmp_path / "run", callbacks=[callback])
+    assert callback.accuracies == outcome.history["validation/accuracy"]
+    assert len(callback.accuracies) == 2
+
+
+class PrunedError(Exception):
+    pass
+
+
+def test_a_callback_that_raises_ends_the_run_and_gives_the_folder_back(tmp_path):
+    class Prune(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            raise PrunedError
+
+    with pytest.raises(PrunedError):
+        train.fit(small(), tmp_path / "run", callbacks=[Prune()])
+    assert train.fit(small(), tmp_path / "run", overwrite=True)[1].checkpoint.parent == tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "words"),
+    [
+        (
+            "digits",
+            {},
+            r"settings must be hb.train.Settings, such as Settings\('digits'\), got 'digits'",
+        ),
+        (None, {}, "settings must be hb.train.Settings, .* got None"),
+        (train.Settings(), {"samples": ([[1.0]], [0])}, r"got a tuple; .* hb.data.Arrays\(X, labels=y\)"),
+    ],
+)
+def test_arguments_of_other_types_are_answered_with_the_right_ones(tmp_path, settings, options, words):
+    with pytest.raises(TypeError, match=words):
+        train.fit(settings, tmp_path / "run", **options)
+
+
+def test_an_outcome_is_shown_in_a_line(tmp_path):
+    _, outcome = train.fit(small(), tmp_path / "run")
+    assert f"accuracy={outcome.accuracy}" in repr(outcome)
+    assert len(repr(outcome)) < 200 + len(str(tmp_path))

@@ -134,7 +134,33 @@ def said(answers: "Answers", form: str) -> str:
     right = [row["right"] for row in rows if "right" in row]
     if right:
         lines.append(f"{sum(right)} of {len(right)} right, {sum(right) / len(right):.1%}")
+    if answers.labels and not answers.classes:
+        lines += _errors(answers)
     return "\n".join(lines) + "\n"
+
+
+def _errors(answers: "Answers") -> list[str]:
+    """The error of quantities, in a line, unless no sample has a number as its label."""
+    import torch
+
+    from hibana.nn.loss import r_squared
+
+    labels = torch.tensor([_number(label) for label in answers.labels or ()], dtype=torch.float64)
+    given = labels.isfinite()
+    if not bool(given.any()):
+        return []
+    answered, labels = torch.tensor(answers.answers, dtype=torch.float64)[given], labels[given]
+    error = (answered - labels).square().mean().item()
+    explained = r_squared(answered, labels)
+    shown = "" if math.isnan(explained) else f", {explained:.1%} of the variance explained"
+    return [f"{answers.label}: {len(labels)} samples, mean squared error {error:.4g}{shown}"]
+
+
+def _number(label: str) -> float:
+    try:
+        return float(label)
+    except ValueError:
+        return math.nan
 
 
 def said_step(answers: "Answers", form: str) -> str:

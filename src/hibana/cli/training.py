@@ -1,6 +1,7 @@
 """Commands that train: ``train``, and ``runs``, which lists what was trained."""
 
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -228,19 +229,14 @@ def runs(folder: Path = RUNS, /) -> None:
     Args:
         folder: where the runs' folders are.
     """
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
     if not folder.is_dir():
         raise Refusal(f"there is no folder {folder}; hibana train writes its runs to {RUNS}, or to --out")
     found = results.found(folder)
     if not found:
         raise Refusal(f"folder must hold runs of hibana train, {folder} holds none")
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for heading in results.Run._fields:
-        whole = heading in ("result", "linear", "when")
-        table.add_column(heading.replace("name", "run"), overflow="fold", no_wrap=whole)
-    for run in found:
-        table.add_row(*run)
-    Console().print(table)
+    rows = [("run", *results.Run._fields[1:-1]), *(run[:-1] for run in found)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row, settings in zip(rows, ["", *(run.settings for run in found)], strict=True):
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        for line in textwrap.wrap(settings, 76, break_long_words=False, break_on_hyphens=False):
+            print(f"    {line}")

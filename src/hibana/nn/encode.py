@@ -238,7 +238,8 @@ def _kind(value: object) -> str:
 
 def _check(values: Tensor, steps: int) -> None:
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        raise TypeError(f"values must be a floating-point tensor, got {_kind(values)}; use values.float()")
+        hint = "use values.float()" if isinstance(values, Tensor) else "the arguments are values, steps"
+        raise TypeError(f"values must be a floating-point tensor, got {_kind(values)}; {hint}")
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
 

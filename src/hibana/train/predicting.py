@@ -84,12 +84,17 @@ def samples_of(model: Network, source: Any) -> Given:
     Raises:
         ValueError: as of :func:`predict`.
     """
+    if isinstance(source, str | Path) and not Path(source).exists():
+        raise ValueError(f"samples must be in a file or folder, there is no {source}")
     description = model.description
     if description is None:
         inputs, warning = _plain(model, source)
         names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
         return Given(inputs, (), names, None, warning, "")
-    raw, known = description.read(source), description.inputs
+    try:
+        raw, known = description.read(source), description.inputs
+    except ValueError as error:
+        raise ValueError(f"{error} (the network was trained on data of kind {description.kind})") from error
     name = called(Path(source) if isinstance(source, str) else source, "samples")
     lengths = length_arguments(known.own_steps(raw.values))
     warning = known.unlike(raw.values)

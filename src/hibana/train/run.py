@@ -11,6 +11,7 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -49,17 +50,17 @@ class Outcome:
     spiked there; `started` are the rates before training; `history` has one value per epoch and name.
     """
 
-    settings: Settings
+    settings: Settings = field(repr=False)
     checkpoint: Path
-    logs: Path | None
+    logs: Path | None = field(repr=False)
     accuracy: float
-    rates: dict[str, float]
-    silent: dict[str, int]
-    started: dict[str, float]
+    rates: dict[str, float] = field(repr=False)
+    silent: dict[str, int] = field(repr=False)
+    started: dict[str, float] = field(repr=False)
     seconds: float
-    history: dict[str, list[float]]
+    history: dict[str, list[float]] = field(repr=False)
     measure: str = "accuracy"
-    recalls: dict[str, float] = field(default_factory=dict)
+    recalls: dict[str, float] = field(default_factory=dict, repr=False)
     error: float | None = None
 
     @property
@@ -85,6 +86,7 @@ def fit(
     resume: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
+    callbacks: Sequence[Callback] = (),
 ) -> tuple[Classifier, Outcome]:
     """Trains a network, keeps what :mod:`hibana.train.run` names in a folder, and tests it once at the end.
 
@@ -101,6 +103,7 @@ def fit(
         resume: a checkpoint to go on from.
         overwrite: replace the run that `folder` holds.
         progress: show a progress bar.
+        callbacks: of Lightning, called beside hibana's own: for values of each epoch, and to stop early.
 
     Raises:
         NotJoinedError: if ``torchrun`` started several processes and one does not join.
@@ -109,11 +112,18 @@ def fit(
         OSError: if a checkpoint can't be written. The one before is still there.
         ValueError: if `resume` is no checkpoint, the folder is in use, or an input or label is not finite.
     """
+    if not isinstance(settings, Settings):
+        raise TypeError(f"settings must be hb.train.Settings, such as Settings('digits'), got {settings!r}")
+    if isinstance(samples, tuple):
+        raise TypeError(
+            "samples must be a data set, got a tuple; arrays X and y become one by "
+            "hb.data.Arrays(X, labels=y), sequences by hb.data.Sequences(X, labels=y)"
+        )
     resume = None if resume is None else Path(resume)
     if not isinstance(folder, Folder):
         run = None if resume is None else identity(resume)
         with own(Path(folder), run=run, overwrite=overwrite) as held:
-            return fit(settings, held, samples=samples, resume=resume, progress=progress)
+            return fit(settings, held, samples=samples, resume=resume, progress=progress, callbacks=callbacks)
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
         samples = data.own.of_samples(samples, unit=settings.coding in UNIT, **options)
@@ -137,11 +147,11 @@ def fit(
         if resume is None:
             history.values[f"validation/{measure}"] = [series.fitted(model, samples)]
     started = {} if resume else model.prepare(*first(samples))
-    callbacks: list[Callback] = [history, keeper]
+    called: list[Callback] = [history, keeper, *callbacks]
     if resume is not None and settings.patience > 0:
         _bring_best(resume.parent, folder)
     if progress:
-        callbacks.append(Line())
+        called.append(Line())
     board = importlib.util.find_spec("tensorboard") is not None
     processes = settings.devices * settings.nodes
     if processes > 1 and elastic.is_launched():
@@ -156,7 +166,7 @@ def fit(
             num_nodes=settings.nodes,
             strategy=DDPStrategy(timeout=elastic.TIMEOUT) if processes > 1 else "auto",
             precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
-            callbacks=callbacks,
+            callbacks=called,
             plugins=[Files(folder.run, origin)],
             default_root_dir=folder.path,
             logger=TensorBoardLogger(folder.path, name="tensorboard", version="") if board else False,
