@@ -279,22 +279,6 @@ def test_shd_from_its_file(tmp_path):
     assert [label.item() for _, label in events.validation] == [9, 19]
 
 
-def test_recordings_are_kept_as_bits(tmp_path, monkeypatch):
-    shd(tmp_path)
-    fresh = data.SHD(root=tmp_path, steps=4)
-    kept = data.SHD(root=tmp_path, steps=4, cache=tmp_path / "bits")
-    for _ in range(2):
-        for events in (fresh, kept):
-            events.setup()
-        for part in ("training", "validation", "test"):
-            wanted, found = (inputs_and_labels(getattr(events, part)) for events in (fresh, kept))
-            assert torch.equal(found[0], wanted[0])
-            assert found[1].tolist() == wanted[1].tolist()
-        monkeypatch.setattr("tonic.transforms.ToFrame.__call__", None)  # read no more
-        kept = data.SHD(root=tmp_path, steps=4, cache=tmp_path / "bits")
-        fresh = data.SHD(root=tmp_path, steps=4, cache=tmp_path / "bits")
-
-
 def test_ssc_in_its_three_parts(tmp_path):
     (tmp_path / "SSC").mkdir()
     for part, count in (("train", 3), ("valid", 2), ("test", 1)):

@@ -144,29 +144,3 @@ def test_speech_commands_that_are_damaged_or_missing_get_a_sentence(words):
         FileNotFoundError, match=r"root must hold validation_list\.txt, testing_list\.txt and the"
     ):
         data.SpeechCommands(root=words / "word00").setup()
-
-
-def test_binned_recordings_are_cached(tmp_path):
-    pytest.importorskip("tonic", reason="the extra data is not installed")
-
-    class Reader(list):
-        sensor_size, reads = (700, 1, 1), 0
-
-        def __getitem__(self, index):
-            self.reads += 1
-            return super().__getitem__(index)
-
-    fields = {"names": ["t", "x", "p"], "formats": [int, int, int]}
-    events = np.array([(0, 5, 1), (350_000, 699, 1), (999_999, 0, 1)], dtype=fields)
-    reader = Reader([(events, 3), (events[1:], 7)])
-    direct, cached = (
-        data.SHD(root=tmp_path, steps=10, cache=each)._binned(reader, "test") for each in (None, tmp_path)
-    )
-    assert direct[0][0].nonzero().tolist() == [[0, 5], [3, 699], [9, 0]]
-    reader.reads = 0
-    for _ in range(2):
-        for index in range(2):
-            for one, other in zip(cached[index], direct[index], strict=True):
-                assert torch.equal(one, other)
-                assert one.dtype == other.dtype
-    assert reader.reads == 2 + 4

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 from hibana.data.ragged import Ragged, padded
 from hibana.runtime.extras import needing
 
-__all__ = ["DataSet", "InMemory", "Samples", "memory"]
+__all__ = ["DataSet", "InMemory", "Samples", "check_steps", "memory"]
 
 Samples = Dataset[tuple[Tensor, ...]]
 """A split: ``(input, label)`` by index."""
@@ -109,6 +109,17 @@ class DataSet:
             persistent_workers=self.workers > 0,
             collate_fn=_collate(samples),
         )
+
+
+def check_steps(steps: int, least: int) -> int:
+    """`steps`, if it is an integer of at least `least`.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
+        raise ValueError(f"steps must be an integer of at least {least}, got {steps!r}")
+    return steps
 
 
 def memory() -> int:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from hibana.data.base import DataSet, Samples
+from hibana.data.base import DataSet, Samples, check_steps
 from hibana.data.own.sound import BANDS, HIGHEST, HOP, RANGE, WINDOW, read_levels
 
 __all__ = ["SpeechCommands"]
@@ -46,9 +46,7 @@ class SpeechCommands(DataSet):
         self, batch_size: int = 64, *, root: str | Path, steps: int = 100, seed: int = 0, workers: int = 0
     ) -> None:
         super().__init__(batch_size, seed=seed, workers=workers)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-            raise ValueError(f"steps must be an integer of at least 2, got {steps!r}")
-        self.root, self.steps = Path(root).expanduser(), steps
+        self.root, self.steps = Path(root).expanduser(), check_steps(steps, 2)
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
         lists = [self.root / f"{name}_list.txt" for name in ("validation", "testing")]

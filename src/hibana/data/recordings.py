@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from hibana.data.base import DataSet, Samples
+from hibana.data.base import DataSet, Samples, check_steps
 from hibana.runtime.extras import needing
 
 __all__ = ["CIFAR10DVS", "NMNIST", "SHD", "SSC", "DVSGesture"]
@@ -21,8 +21,7 @@ class _Recordings(DataSet):
     """Recordings on disk, read one at a time as spikes ``[steps, *shape]``.
 
     Time from the start of a recording to `duration` is cut into `steps` bins of equal width; a bin is 1 if it
-    has at least one event. Later events are ignored. With `cache`, binned recordings are stored there, one
-    file each, by :class:`tonic.DiskCachedDataset`.
+    has at least one event. Later events are ignored.
 
     Args:
         batch_size: samples in a batch, over all processes together.
@@ -30,7 +29,6 @@ class _Recordings(DataSet):
         steps: length in time, in bins, at least 1.
         download: download the archives into `root` through tonic if they are not there.
         workers: processes that read.
-        cache: a folder for binned recordings; none if ``None``.
 
     Raises:
         FileNotFoundError: on :meth:`setup`, if there are no recordings and `download` is off.
@@ -57,14 +55,9 @@ class _Recordings(DataSet):
         download: bool = False,
         seed: int = 0,
         workers: int = 0,
-        cache: str | Path | None = None,
     ) -> None:
         super().__init__(batch_size, seed=seed, workers=workers)
-        self.cache = None if cache is None else Path(cache).expanduser()
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps must be an integer of at least 1, got {steps!r}")
-        self.root = Path(root).expanduser()
-        self.steps = steps
+        self.root, self.steps = Path(root).expanduser(), check_steps(steps, 1)
         self.download = download
 
     def prepare_data(self) -> None:
@@ -76,18 +69,8 @@ class _Recordings(DataSet):
         official, test = map(self._open, self.parts)
         held_out = self.held_out(official)
         kept = sorted(set(range(len(official))) - set(held_out))
-        binned = self._binned(official, "official")
-        return Subset(binned, kept), Subset(binned, held_out), self._binned(test, "test")
-
-    def _binned(self, reader: Any, part: str) -> Samples:
-        """The recordings of `reader` as spikes, through the cache if there is one."""
-        samples = _Binned(reader, self)
-        if self.cache is not None:
-            import tonic
-
-            folder = self.cache / f"{type(self).__name__}-{part}-{len(reader)}-{self.steps}"
-            return _Spikes(tonic.DiskCachedDataset(samples, str(folder)))
-        return _Spikes(samples)
+        binned = _Binned(official, self)
+        return Subset(binned, kept), Subset(binned, held_out), _Binned(test, self)
 
     @abstractmethod
     def held_out(self, official: Any) -> list[int]:
@@ -200,7 +183,7 @@ class SSC(_Recordings):
     parts = ({"split": "train"}, {"split": "valid"}, {"split": "test"})
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
-        training, validation, test = (self._binned(self._open(part), part["split"]) for part in self.parts)
+        training, validation, test = (_Binned(self._open(part), self) for part in self.parts)
         return training, validation, test
 
     def held_out(self, official: Any) -> list[int]:
@@ -256,7 +239,7 @@ class CIFAR10DVS(_Recordings):
     def splits(self) -> tuple[Samples, Samples, Samples]:
         reader = self._open(*self.parts)
         tenths = _tenths(reader.targets)
-        binned = self._binned(reader, "all")
+        binned = _Binned(reader, self)
         kept, validation, test = (
             [index for index, tenth in enumerate(tenths) if tenth in part]
             for part in (range(8), range(8, 9), range(9, 10))
@@ -276,8 +259,8 @@ def _tenths(labels: list[int]) -> list[int]:
     return tenths
 
 
-class _Binned(Dataset[Any]):
-    """A reader's recordings as ``(spikes [steps, *shape], label)`` in NumPy, read on access."""
+class _Binned(Dataset[tuple[Tensor, ...]]):
+    """A reader's recordings as ``(spikes [steps, *shape], label)``, read on access."""
 
     def __init__(self, reader: Any, data: _Recordings) -> None:
         import tonic
@@ -292,22 +275,9 @@ class _Binned(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.reader)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         events, label = self.reader[index]
         if self.from_first:
             events["t"] -= events["t"].min()
-        return (self.frames(events) > 0).reshape(self.shape), int(label)
-
-
-class _Spikes(Dataset[tuple[Tensor, ...]]):
-    """:class:`_Binned` recordings, cached or not, as tensors."""
-
-    def __init__(self, binned: Any) -> None:
-        self.binned = binned
-
-    def __len__(self) -> int:
-        return len(self.binned)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        spikes, label = self.binned[index]
-        return torch.from_numpy(spikes).float(), torch.tensor(int(label), dtype=torch.int64, device="cpu")
+        spikes = torch.from_numpy(self.frames(events)) > 0
+        return spikes.float().reshape(self.shape), torch.tensor(int(label), dtype=torch.int64, device="cpu")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hibana.data.base import DataSet, InMemory, Samples
+from hibana.data.base import DataSet, InMemory, Samples, check_steps
 from hibana.data.images import FashionMNIST
 
 __all__ = ["MNIST1D", "FashionPixels", "FashionRows"]
@@ -40,7 +40,7 @@ class MNIST1D(DataSet):
 
     def __init__(self, batch_size: int = 64, *, steps: int = 40, seed: int = 0, workers: int = 0) -> None:
         super().__init__(batch_size, seed=seed, workers=workers)
-        self.steps = _checked(steps, 2)
+        self.steps = check_steps(steps, 2)
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
         made = _mnist1d()
@@ -154,9 +154,3 @@ class FashionPixels(_FashionOverTime):
     def sequence(images: Tensor) -> Tensor:
         small = functional.avg_pool2d(images[:, None].float() / 255, 2)  # [N, 1, 14, 14]
         return small.flatten(1)[..., None]
-
-
-def _checked(steps: int, least: int) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
-        raise ValueError(f"steps must be an integer of at least {least}, got {steps!r}")
-    return steps

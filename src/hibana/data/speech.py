@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hibana.data.base import DataSet, InMemory, Samples
+from hibana.data.base import DataSet, InMemory, Samples, check_steps
 
 __all__ = ["SpokenDigits"]
 
@@ -45,9 +45,7 @@ class SpokenDigits(DataSet):
 
     def __init__(self, batch_size: int = 64, *, steps: int = 64, seed: int = 0, workers: int = 0) -> None:
         super().__init__(batch_size, seed=seed, workers=workers)
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
-            raise ValueError(f"steps must be an integer of at least 2, got {steps!r}")
-        self.steps = steps
+        self.steps = check_steps(steps, 2)
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
         recordings, labels = _recordings()
