@@ -1,5 +1,6 @@
 """Runs through Lightning: repeated, stopped and gone on with, and shared by two processes."""
 
+import functools
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from sklearn.metrics import r2_score
 from hibana import data, loss, train
 from hibana.train import finite
 from hibana.train.classifier import RSquared
+from hibana.train.keeping import Keeper
 
 PATIENCE = 600
 """Seconds for what a loaded machine may take; nothing here says how long anything should."""
@@ -140,6 +142,41 @@ def test_one_process_of_two_killed_ends_the_run_with_an_error(tmp_path):
     assert process.returncode != 0
     model = train.load(checkpoint)
     assert model(torch.rand(3, 8, 8)).shape == (3, 10)
+
+
+def test_a_run_on_data_in_memory_is_resumed(tmp_path, monkeypatch):
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.randn(80, 4, generator=drawn)
+    samples = torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long())
+    fit = functools.partial(train.fit, samples=samples)
+    settings = train.Settings(layers="4", epochs=2)
+    _, undisturbed = fit(settings, tmp_path / "undisturbed")
+    keep = Keeper.on_train_epoch_end
+
+    def keep_and_fail(self, *arguments):
+        keep(self, *arguments)
+        raise RuntimeError("stopped here")
+
+    monkeypatch.setattr(Keeper, "on_train_epoch_end", keep_and_fail)
+    with pytest.raises(RuntimeError, match="stopped here"):
+        fit(settings, tmp_path / "run")
+    monkeypatch.undo()
+    checkpoint = tmp_path / "run" / "checkpoint.ckpt"
+    with pytest.raises(ValueError, match=r"settings must have the layers of .*checkpoint.ckpt, '4', got '8'"):
+        fit(train.Settings(layers="8"), tmp_path / "run", resume=checkpoint)
+    kept = checkpoint.read_bytes()
+    for again, resume in (
+        (settings, checkpoint),
+        (undisturbed.settings, checkpoint),
+        (None, checkpoint.parent),
+    ):
+        checkpoint.write_bytes(kept)
+        _, outcome = fit(again, tmp_path / "run", resume=resume)
+        once, twice = parameters(undisturbed.checkpoint), parameters(checkpoint)
+        assert all(torch.equal(once[name], twice[name]) for name in once)
+        assert outcome.settings == undisturbed.settings
+    with pytest.raises(ValueError, match="settings must be given where no run is resumed"):
+        fit(None, tmp_path / "other")
 
 
 def test_training_stops_early_and_tests_the_best(tmp_path):

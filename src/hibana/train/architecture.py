@@ -95,6 +95,11 @@ def period(description: str) -> int:
     return int(found["period"] or 0) if found else 0
 
 
+def is_function(name: str) -> bool:
+    """Whether `name` is the ``module:function`` of a user."""
+    return _FUNCTION.fullmatch(name) is not None
+
+
 def check_trust(description: object, trust: Collection[str], where: str) -> None:
     """Refuses a function or class that a file names, and that nobody said to run.
 

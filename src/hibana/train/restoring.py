@@ -1,7 +1,7 @@
 """What a run is gone on from, and a network read back from: a checkpoint that another process wrote."""
 
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -15,7 +15,7 @@ from hibana.train.network import Network
 from hibana.train.settings import Settings, read
 from hibana.train.start import decayed
 
-__all__ = ["check_groups", "described", "load", "resumed"]
+__all__ = ["CHANGEABLE", "check_groups", "continued", "described", "load", "resumed"]
 
 _WANTED = "checkpoint must be a file that `hibana train` wrote"
 _STATES: dict[str, type] = {
@@ -23,6 +23,19 @@ _STATES: dict[str, type] = {
     **{"optimizer_states": list, "lr_schedulers": list},
 }
 """What a run goes on from."""
+CHANGEABLE = {
+    "epochs",
+    "patience",
+    "devices",
+    "nodes",
+    "accelerator",
+    "precision",
+    "data",
+    "test",
+    "root",
+    "download",
+}
+"""Options that may differ when a run is resumed."""
 
 
 def resumed(path: Path | str, *, trust: Collection[str] = ()) -> tuple[Settings, Path | None]:
@@ -50,6 +63,33 @@ def resumed(path: Path | str, *, trust: Collection[str] = ()) -> tuple[Settings,
             f"`hibana train --settings {path / SETTINGS}` begins a run from it"
         )
     return read(path / SETTINGS, trust=trust), None
+
+
+def continued(settings: Settings | None, resume: Path) -> tuple[Settings, Path | None]:
+    """The settings of a run that :func:`hibana.train.fit` resumes, and the checkpoint, if there is one yet.
+
+    Args:
+        settings: whose :data:`CHANGEABLE` options replace the checkpoint's; ``None`` replaces none.
+        resume: a checkpoint, or a run's folder.
+
+    Raises:
+        ValueError: as of :func:`resumed`, or if another option differs from the checkpoint's.
+    """
+    if settings is None:
+        return resumed(resume)
+    trust = [name for name in (settings.layers, settings.data) if architecture.is_function(name)]
+    kept, checkpoint_path = resumed(resume, trust=trust)
+    changes = {
+        name: getattr(settings, name)
+        for name in settings.explicit
+        if getattr(settings, name) != getattr(kept, name)
+    }
+    for name in changes.keys() - CHANGEABLE:
+        raise ValueError(
+            f"settings must have the {name} of {resume}, {getattr(kept, name)!r}, got {changes[name]!r}; "
+            f"give settings=None to take all settings from there"
+        )
+    return replace(kept, **changes), checkpoint_path
 
 
 def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:

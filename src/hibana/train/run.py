@@ -33,7 +33,7 @@ from hibana.train.classifier import Classifier
 from hibana.train.folder import BEST, LAST, Folder, identity, own
 from hibana.train.keeping import Files, History, Keeper
 from hibana.train.progress import Line
-from hibana.train.restoring import check_groups, described
+from hibana.train.restoring import check_groups, continued, described
 from hibana.train.settings import Settings
 
 __all__ = ["Outcome", "fit", "made"]
@@ -79,7 +79,7 @@ class MapStyle(Protocol):
 
 
 def fit(
-    settings: Settings,
+    settings: Settings | None,
     folder: str | Path | Folder,
     *,
     samples: "data.DataSet | MapStyle | None" = None,
@@ -95,12 +95,13 @@ def fit(
     (:meth:`Settings.on`); the outcome has those that were used.
 
     Args:
-        settings: of the run; those in the checkpoint if it goes on from one.
+        settings: of the run. When it is resumed they may change :data:`~hibana.train.restoring.CHANGEABLE`
+            options; ``None`` takes all from the checkpoint.
         folder: for the settings, the checkpoints and, where TensorBoard is installed, its logs. Where it
             holds another run, the next number is taken: ``NAME-1``; the outcome says which.
         samples: the data, if they are at hand already, or in memory, or a map-style dataset of ``(x, y)``,
             such as torch's ``TensorDataset``; else those that the settings name.
-        resume: a checkpoint to go on from.
+        resume: a checkpoint, or a run's folder, to go on from.
         overwrite: replace the run that `folder` holds.
         progress: show a progress bar.
         callbacks: of Lightning, called beside hibana's own: for values of each epoch, and to stop early.
@@ -124,6 +125,10 @@ def fit(
         run = None if resume is None else identity(resume)
         with own(Path(folder), run=run, overwrite=overwrite) as held:
             return fit(settings, held, samples=samples, resume=resume, progress=progress, callbacks=callbacks)
+    if resume is not None:
+        settings, resume = continued(settings, resume)
+    if settings is None:
+        raise ValueError("settings must be given where no run is resumed, got None")
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
         samples = data.own.of_samples(samples, unit=settings.coding in UNIT, **options)
