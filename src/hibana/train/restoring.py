@@ -13,9 +13,8 @@ from hibana.train import architecture, card, checkpoint, pretrained, record
 from hibana.train.folder import BEST, LAST, SETTINGS, checkpoint_of, identity
 from hibana.train.network import Network
 from hibana.train.settings import Settings, read
-from hibana.train.start import decayed
 
-__all__ = ["CHANGEABLE", "check_groups", "continued", "described", "load", "resumed"]
+__all__ = ["CHANGEABLE", "continued", "described", "load", "resumed"]
 
 _WANTED = "checkpoint must be a file that `hibana train` wrote"
 _STATES: dict[str, type] = {
@@ -57,11 +56,6 @@ def resumed(path: Path | str, *, trust: Collection[str] = ()) -> tuple[Settings,
         return _opened(kept, trust, whole=True)[0], kept
     if not (path / SETTINGS).exists():
         raise ValueError(f"{_WANTED}; folder {path} holds no run of hibana train")
-    if not record.read(path / SETTINGS).unchanged:
-        raise ValueError(
-            f"{path / SETTINGS} was changed since the run began, and there is no epoch to go on from; "
-            f"`hibana train --settings {path / SETTINGS}` begins a run from it"
-        )
     return read(path / SETTINGS, trust=trust), None
 
 
@@ -172,17 +166,3 @@ def _description(path: Path, content: dict[str, Any]) -> data.Description | None
         return own.described(content["description"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"{_WANTED}; {path} describes its inputs otherwise: {record.line(error)}") from error
-
-
-def check_groups(model: Network, path: Path) -> None:
-    """Refuses to go on with a training whose optimizer held the parameters in other groups."""
-    try:
-        (state,) = checkpoint.read(path)["optimizer_states"]
-        kept = [len(group["params"]) for group in state["param_groups"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{_WANTED}; {path} holds an optimizer otherwise: {record.line(error)}") from error
-    if kept != [len(group["params"]) for group in decayed(model, model.settings.weight_decay)]:
-        raise ValueError(
-            f"{path} can't be gone on with: its training was begun by another version of hibana, "
-            f"by which other parameters decayed; the network can be used"
-        )

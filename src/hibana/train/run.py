@@ -33,7 +33,7 @@ from hibana.train.classifier import Classifier
 from hibana.train.folder import BEST, LAST, Folder, identity, own
 from hibana.train.keeping import Files, History, Keeper
 from hibana.train.progress import Line
-from hibana.train.restoring import check_groups, continued, described
+from hibana.train.restoring import continued, described
 from hibana.train.settings import Settings
 
 __all__ = ["Outcome", "fit", "made"]
@@ -242,8 +242,7 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
     Raises:
         ValueError: if the accelerator has not the precision, the samples can't be augmented so,
             or the layers do not fit, or have more weights than this machine can train, or nothing of a chosen
-            coding is left of the samples, or the checkpoint's training decayed other parameters, as versions
-            before this one did.
+            coding is left of the samples.
     """
     if settings.precision == "16-mixed" and settings.accelerator == "cpu":  # Lightning would take another
         raise ValueError(
@@ -255,8 +254,6 @@ def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = 
     series.check(model, samples)
     if resume is None:
         augment.check(settings.augment, model.shape, sequential=settings.is_sequential)
-    else:
-        check_groups(model, Path(resume))
     return model
 
 

@@ -2,7 +2,6 @@
 
 import difflib
 import importlib
-import logging
 import math
 import os
 import re
@@ -373,12 +372,10 @@ def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Se
         changes: options that replace those of the file.
 
     Raises:
-        ValueError: if the file can't be read, was cut short, is not YAML, has an option that does not exist
+        ValueError: if the file can't be read, is not YAML, has an option that does not exist
             or a value that is not accepted, or names a function that is not in `trust`.
     """
     file = record.read(Path(path))
-    if not file.unchanged:
-        logging.getLogger(__name__).warning("settings %s were changed since a run wrote them", path)
     for name, value in file.content.items():
         if name not in Settings.__dataclass_fields__:
             raise ValueError(f"settings {path}: {_unknown(str(name))}")
