@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
+from examples import deep_networks
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import to_c
 from network.test_c import CELLS, NETWORKS
@@ -203,7 +204,9 @@ def test_networks_of_all_sorts_spike_as_in_pytorch(data):
 @pytest.mark.parametrize("name", ["spiking_vgg", "sew_resnet"])
 def test_deep_models_are_compiled(name):
     torch.manual_seed(0)
-    net = getattr(hb.models, name)((2, 16, 16), 5, depth={"spiking_vgg": 8, "sew_resnet": 10}[name], width=8)
+    net = getattr(deep_networks, name)(
+        (2, 16, 16), 5, depth={"spiking_vgg": 8, "sew_resnet": 10}[name], width=8
+    )
     inputs = (torch.rand(5, 2, 2, 16, 16) < 0.3).float()
     with torch.no_grad():
         for _ in range(30):

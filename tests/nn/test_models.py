@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.nn.models import sew_resnet, spikformer, spiking_vgg
+from examples.deep_networks import sew_resnet, spikformer, spiking_vgg
 from hibana.train import architecture
 
 SMALL = {
@@ -112,6 +112,6 @@ def test_what_can_not_be_is_refused(call, message):
 
 
 def test_hibana_train_builds_them_by_name():
-    net = architecture.build("hibana.nn.models:spiking_vgg", (1, 8, 8), 4, hb.LIFCell)
+    net = architecture.build("examples.deep_networks:spiking_vgg", (1, 8, 8), 4, hb.LIFCell)
     assert net(torch.rand(1, 2, 1, 8, 8)).shape == (1, 2, 4)
     assert all(isinstance(m.cell, hb.LIFCell) for m in net.modules() if type(m) is hb.OverTime)

@@ -3,8 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[2]
 
 SEEN = """
 import resource, torch, hibana as hb
@@ -36,7 +39,7 @@ def test_freed_memory_is_found_again_without_the_kernel():
 PEAK = """
 import sys, torch, hibana as hb
 from torch import nn
-from hibana.nn.models.parts import convolved, neuron
+from examples.deep_networks import convolved, neuron
 
 def mark():
     (line,) = (line for line in open("/proc/self/status") if line.startswith("VmHWM:"))
@@ -62,7 +65,7 @@ def test_checkpointed_blocks_take_less_than_half_the_memory():
     megabytes = []
     for kind in ("plain", "checkpointed"):
         given = [sys.executable, "-W", "ignore", "-c", PEAK, kind]
-        done = subprocess.run(given, capture_output=True, text=True, check=True, env=environment)
+        done = subprocess.run(given, capture_output=True, text=True, check=True, env=environment, cwd=ROOT)
         megabytes.append(float(done.stdout))
     plain, checkpointed = megabytes
     assert plain > 90

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import cast, final
 
@@ -16,7 +16,6 @@ from hibana import spikes as events
 from hibana.cells import surrogate
 from hibana.nn import layers
 from hibana.nn import lengths as padding
-from hibana.nn.models.parts import MakeCell
 from hibana.nn.models.ridge import ridge
 from hibana.nn.window import Window
 
@@ -50,7 +49,7 @@ def _neuron(period: int) -> cells.Cell:
 def rocket(
     shape: tuple[int, ...],
     classes: int,
-    make_cell: MakeCell | None = None,
+    make_cell: Callable[[], cells.Cell] | None = None,
     *,
     steps: int,
     neurons: int = NEURONS,
@@ -134,7 +133,7 @@ class Rocket(nn.Module):
         self,
         channels: int,
         classes: int,
-        make_cell: MakeCell,
+        make_cell: Callable[[], cells.Cell],
         spans: list[int],
         neurons: int,
         low: float,

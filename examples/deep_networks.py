@@ -1,0 +1,305 @@
+"""Deep spiking networks of the literature, built of public parts: SEW-ResNet, spiking VGG, Spikformer.
+
+Each is a function of the shape of one step of input, the number of classes and a function that makes a cell.
+Each returns a network ``[T, batch, channels, height, width] -> [T, batch, classes]``. In this folder
+``hibana train --layers deep_networks:sew_resnet`` trains one.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+import hibana as hb
+
+MakeCell = Callable[[], hb.Cell]
+
+
+def neuron() -> hb.Cell:
+    """The neuron of these networks where no other is asked for: an IF whose surrogate has an end."""
+    return hb.IFCell(surrogate=hb.surrogate.Triangle(), detach_reset=True)
+
+
+def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Channels, height and width of one step of input.
+
+    Raises:
+        ValueError: if `shape` is of no image.
+    """
+    if len(shape) == 2:
+        return 1, shape[0], shape[1]
+    if len(shape) != 3:
+        raise ValueError(f"shape must be (height, width) or (channels, height, width), got {shape}")
+    return shape[0], shape[1], shape[2]
+
+
+def convolved(inputs: int, outputs: int, kernel: int, stride: int, make_cell: MakeCell) -> nn.Sequential:
+    """Convolution, batch normalisation over time and batch, neurons: ``[T, B, inputs, H, W]`` to spikes."""
+    convolution = hb.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    below = hb.EachStep(nn.Sequential(convolution, nn.BatchNorm2d(outputs)))
+    return hb.Normalized(below, hb.OverTime(make_cell()))
+
+
+def read_out(features: int, classes: int) -> nn.Sequential:
+    """The mean over the image, a linear layer, its sum over time: ``[T, B, features, H, W]`` to classes."""
+    return nn.Sequential(_Mean(), hb.Linear(features, classes), hb.LI())
+
+
+class _Mean(nn.Module):
+    """Over height and width."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.mean((-2, -1))
+
+
+BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+BOTTLENECK_FROM = 50
+"""The depth from which a block is three convolutions with a narrow one in the middle."""
+SMALL = 64
+"""Images less high or wide keep their size in the first layer."""
+
+
+def sew_resnet(
+    shape: tuple[int, ...],
+    classes: int,
+    make_cell: MakeCell = neuron,
+    *,
+    depth: int = 18,
+    width: int = 64,
+) -> nn.Module:
+    """SEW-ResNet of so many layers, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
+
+        y = SN(BN(conv(SN(BN(conv(x)))))) + x
+
+    with SN spiking neurons; x goes through convolution, normalisation and neurons of its own where the size
+    changes. From depth 50 on a path has three convolutions: 1x1, 3x3, and 1x1 to four times the channels.
+    Images below 64 pixels begin with a 3x3 convolution instead of 7x7, stride 2, and pooling.
+
+    Args:
+        shape: of one step of input, ``(channels, height, width)`` or ``(height, width)``.
+        classes: outputs.
+        make_cell: makes the cell of a layer; called once for each.
+        depth: 10, 18, 34, 50, 101 or 152.
+        width: channels of the first stage; each further one has twice as many.
+
+    Raises:
+        ValueError: if `depth` is another, or `shape` is of no image.
+
+    Source: Fang, Yu, Chen, Huang, Masquelier & Tian (2021), *Deep residual learning in spiking neural
+    networks*; He et al. (2016), *Deep residual learning for image recognition*, for the sizes.
+
+    >>> import torch
+    >>> net = sew_resnet((3, 32, 32), 10, depth=10, width=8)
+    >>> net(torch.rand(4, 2, 3, 32, 32)).shape
+    torch.Size([4, 2, 10])
+    """
+    if depth not in BLOCKS:
+        raise ValueError(f"depth must be one of {', '.join(map(str, BLOCKS))}, got {depth!r}")
+    channels, height, across = image(shape)
+    stack: list[nn.Module] = [] if len(shape) == 3 else [nn.Unflatten(2, (1, height))]
+    if min(height, across) < SMALL:
+        stack.append(convolved(channels, width, 3, 1, make_cell))
+    else:
+        stack += [convolved(channels, width, 7, 2, make_cell), hb.EachStep(nn.MaxPool2d(3, 2, 1))]
+    inputs = width
+    for stage, blocks in enumerate(BLOCKS[depth]):
+        for block in range(blocks):
+            stride = 2 if stage > 0 and block == 0 else 1
+            inner = width << stage
+            stack.append(_Block(inputs, inner, stride, depth >= BOTTLENECK_FROM, make_cell))
+            inputs = 4 * inner if depth >= BOTTLENECK_FROM else inner
+    return nn.Sequential(*stack, read_out(inputs, classes))
+
+
+class _Block(nn.Module):
+    """Adds the spikes of two or three convolutions to their input."""
+
+    def __init__(self, inputs: int, inner: int, stride: int, bottleneck: bool, make_cell: MakeCell) -> None:
+        super().__init__()
+        outputs = 4 * inner if bottleneck else inner
+        if bottleneck:
+            sizes = [(inputs, inner, 1, 1), (inner, inner, 3, stride), (inner, outputs, 1, 1)]
+        else:
+            sizes = [(inputs, inner, 3, stride), (inner, inner, 3, 1)]
+        self.path = nn.Sequential(*(convolved(*size, make_cell) for size in sizes))
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = convolved(inputs, outputs, 1, stride, make_cell)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return hb.events.add(self.path(spikes), self.shortcut(spikes))
+
+
+STAGES = {
+    8: (1, 1, 2, 2),
+    11: (1, 1, 2, 2, 2),
+    13: (2, 2, 2, 2, 2),
+    16: (2, 2, 3, 3, 3),
+    19: (2, 2, 4, 4, 4),
+}
+"""Convolutions between two poolings."""
+WIDEST = 8
+"""Times the channels of the first stage."""
+
+
+def spiking_vgg(
+    shape: tuple[int, ...],
+    classes: int,
+    make_cell: MakeCell = neuron,
+    *,
+    depth: int = 11,
+    width: int = 64,
+) -> nn.Module:
+    """VGG of spiking neurons, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
+
+    Each 3x3 convolution has batch normalisation over time and batch; after each stage the image is pooled to
+    half its size, as long as it is more than a pixel. The mean over what is left, one linear layer and its
+    sum over time read out the classes, instead of the three wide linear layers of the original.
+
+    Args:
+        shape: of one step of input, ``(channels, height, width)`` or ``(height, width)``.
+        classes: outputs.
+        make_cell: makes the cell of a layer; called once for each.
+        depth: 8, 11, 13, 16 or 19 layers, as the original counts them.
+        width: channels of the first stage; further ones have twice as many, up to eight times.
+
+    Raises:
+        ValueError: if `depth` is another, or `shape` is of no image.
+
+    Source: Sengupta, Ye, Wang, Liu & Roy (2019), *Going deeper in spiking neural networks: VGG and residual
+    architectures*; Simonyan & Zisserman (2015), *Very deep convolutional networks for large-scale image
+    recognition*, for the sizes.
+
+    >>> import torch
+    >>> net = spiking_vgg((28, 28), 10, depth=8, width=8)
+    >>> net(torch.rand(4, 2, 28, 28)).shape
+    torch.Size([4, 2, 10])
+    """
+    if depth not in STAGES:
+        raise ValueError(f"depth must be one of {', '.join(map(str, STAGES))}, got {depth!r}")
+    channels, height, across = image(shape)
+    stack: list[nn.Module] = [] if len(shape) == 3 else [nn.Unflatten(2, (1, height))]
+    side = min(height, across)
+    for stage, convolutions in enumerate(STAGES[depth]):
+        outputs = width * min(1 << stage, WIDEST)
+        for _ in range(convolutions):
+            stack.append(convolved(channels, outputs, 3, 1, make_cell))
+            channels = outputs
+        if side > 1:
+            stack.append(hb.EachStep(hb.events.MaxPool2d(2)))
+            side //= 2
+    return nn.Sequential(*stack, read_out(channels, classes))
+
+
+SCALE = 0.25
+"""Of the attention's sums: the paper's 0.125 before a threshold of 0.5, here before one of 1."""
+SMALLEST = 4
+"""Patches high and wide, at least, where the image has as many pixels."""
+
+
+def spikformer(
+    shape: tuple[int, ...],
+    classes: int,
+    make_cell: MakeCell = neuron,
+    *,
+    depth: int = 2,
+    width: int = 128,
+    heads: int = 4,
+    poolings: int = 2,
+) -> nn.Module:
+    """Spikformer, small, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
+
+    Four convolutions, some of them pooled, make of each patch of the image a token of `width` spikes, to
+    which those of another convolution, its place among its neighbours, are added. Then `depth` times
+
+        x = x + SN(BN(W SSA(x))),   SSA = SN(Q K^T V * scale),   Q, K, V = SN(BN(W x))
+        x = x + SN(BN(W SN(BN(W x))))
+
+    with SN spiking neurons. Q, K and V are spikes, so their products are whole numbers that need no softmax.
+    A map W of tokens is a 1x1 convolution.
+
+    Args:
+        shape: of one step of input, ``(channels, height, width)`` or ``(height, width)``.
+        classes: outputs.
+        make_cell: makes the cell of a layer; called once for each.
+        depth: blocks of attention and two more layers.
+        width: spikes of a token, a multiple of 8 and of `heads`.
+        heads: of the attention.
+        poolings: 0 to 4, how often the image is halved to patches, while it has 4 x 4 of them left.
+
+    Raises:
+        ValueError: if `width` is no multiple of 8 and of `heads`, or `shape` is of no image.
+
+    Source: Zhou, Zhu, He, Wang, Yan, Tian & Yuan (2023), *Spikformer: when spiking neural network meets
+    transformer*.
+
+    >>> import torch
+    >>> net = spikformer((3, 16, 16), 10, depth=1, width=16)
+    >>> net(torch.rand(4, 2, 3, 16, 16)).shape
+    torch.Size([4, 2, 10])
+    """
+    if width % 8 or width % heads:
+        raise ValueError(f"width must be a multiple of 8 and of heads, {heads}, got {width!r}")
+    channels, height, across = image(shape)
+    stack: list[nn.Module] = [] if len(shape) == 3 else [nn.Unflatten(2, (1, height))]
+    side = min(height, across)
+    for stage in range(4):
+        outputs = width >> (3 - stage)
+        stack.append(convolved(channels, outputs, 3, 1, make_cell))
+        channels = outputs
+        if stage >= 4 - poolings and side >= 2 * SMALLEST:
+            stack.append(hb.EachStep(hb.events.MaxPool2d(2)))
+            side //= 2
+    stack.append(_Added(convolved(width, width, 3, 1, make_cell)))
+    for _ in range(depth):
+        stack.append(_Added(_Attention(width, heads, make_cell)))
+        inner = 4 * width
+        stack.append(
+            _Added(
+                nn.Sequential(
+                    convolved(width, inner, 1, 1, make_cell), convolved(inner, width, 1, 1, make_cell)
+                )
+            )
+        )
+    return nn.Sequential(*stack, read_out(width, classes))
+
+
+class _Added(nn.Module):
+    """Adds the spikes of `path` to its input."""
+
+    def __init__(self, path: nn.Module) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        return hb.events.add(spikes, self.path(spikes))
+
+
+class _Attention(nn.Module):
+    """Spiking self-attention: ``[T, B, C, H, W] -> [T, B, C, H, W]``."""
+
+    def __init__(self, width: int, heads: int, make_cell: MakeCell) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (convolved(width, width, 1, 1, make_cell) for _ in range(3))
+        self.neurons = hb.OverTime(make_cell())
+        self.projection = convolved(width, width, 1, 1, make_cell)
+
+    def forward(self, spikes: Tensor) -> Tensor:
+        query, key, value = (
+            part(spikes).flatten(3).unflatten(2, (self.heads, -1))  # [T, B, heads, C / heads, tokens]
+            for part in (self.query, self.key, self.value)
+        )
+        if query.shape[-1] > query.shape[-2]:  # the product is the same in either order
+            attended = torch.matmul(value @ key.mT, query)
+        else:
+            attended = torch.matmul(value, key.mT @ query)
+        projected: Tensor = self.projection(self.neurons(attended.flatten(2, 3).view(spikes.shape) * SCALE))
+        return projected
