@@ -20,7 +20,7 @@ from hibana.runtime.kernels import (
     float_bits,
     kernel,
 )
-from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, bits_from, first_bits, words_of
+from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, words_of
 from hibana.spikes.simd.rows import VECTOR
 
 __all__ = ["agree", "bits_of", "density_of", "sampled_density"]
@@ -181,16 +181,11 @@ def _scan(
 ) -> None:
     """Rows of floats to rows of bits; for each part, its spikes and whether any value is neither 0 nor 1.
 
-    Without floats the bits are known, and their ones are counted. Rows that lie together, but not each on
-    lines of the cache, are read as one, and their bits cut out: a vector across two lines takes two loads.
+    Without floats the bits are known, and their ones are counted.
     """
     whole, rest = inputs // WORD, inputs % WORD
     words = words_of(inputs)
-    cut = source.given() & ((inputs & (VECTOR - 1)) > 0) & step.equals(1)
-    with (
-        code.scratch((Floats, WORD), (Longs, inputs + 3)) as (tail, bytes_of_rows),
-        code.loop(begin, end) as part,
-    ):
+    with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
         tail.clear(WORD)
         spikes, strange = code.variable(0), code.variable(0, INT.of(VECTOR))
         one = code.constant(1.0, FLOAT.of(WORD)).integer()
@@ -207,22 +202,7 @@ def _scan(
             target.store(word)
             spikes.value += word.ones()
 
-        with code.when(cut), code.loop(first, last, WORD) as top:
-            block = (last - top).smaller(WORD)
-            position, stop = top * inputs, (top + block) * inputs
-            from_word, full = position // WORD, stop // WORD
-            with code.loop(from_word, full) as w:
-                bytes_of_rows[w - from_word] = seen((source + WORD * w).load(WORD))
-            with code.when(stop > full * WORD):
-                tail.copy(source + full * WORD, stop - full * WORD)
-                bytes_of_rows[full - from_word] = seen(tail.load(WORD))
-            with code.loop(0, block) as i:
-                begun, out = position + inputs * i - from_word * WORD, bits + words * (top + i)
-                with code.loop(0, whole) as w:
-                    put(out + w, bits_from(bytes_of_rows + w, begun))
-                with code.when(rest > 0):
-                    put(out + whole, bits_from(bytes_of_rows + whole, begun) & first_bits(code, rest))
-        with code.when(source.given() & ~cut), code.loop(first, last) as row:
+        with code.when(source.given()), code.loop(first, last) as row:
             at, out = source + inputs * row * step, bits + words * row
             with code.loop(0, whole) as w:
                 put(out + w, seen((at + WORD * w).load(WORD)))
