@@ -86,7 +86,7 @@ def _least(calls: dict[str, Callable[[], None]], quick: bool) -> dict[str, float
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     began = clock()
     for call in calls.values():
-        call()  # may compile, and choose by timing
+        call()  # may compile kernels
     for call in calls.values():
         began = clock()
         call()

@@ -159,6 +159,21 @@ def test_the_gradient_of_a_convolutions_input_is_computed_on_the_support_only(si
     torch.testing.assert_close(seen[0][0][inside[0]], dense[inside[0]], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("flat", [False, True], ids=["each step", "a view"])
+def test_a_view_of_ones_own_takes_the_whole_gradient_and_one_of_hibana_does_not(flat):
+    currents = torch.rand(4, 3, 30, 16).movedim(-1, 2).requires_grad_()  # [T, batch, channels, length]
+    spikes, layer = hb.IF(detach_reset=True)(currents), hb.events.Conv1d(16, 8, 3)
+    layer.mode = "events"
+    seen = []
+    spikes.grad_fn.register_prehook(lambda grads: seen.append(grads[0]))
+    out = layer(spikes.flatten(0, 1)) if flat else hb.EachStep(layer)(spikes)
+    out.sum().backward()
+    assert layer.explain().startswith("events")
+    silent = spikes.detach() == 0
+    assert 0.1 < silent.float().mean() < 0.9
+    assert seen[0][silent].any() == flat
+
+
 @pytest.mark.parametrize("where", [1, 2])
 @pytest.mark.parametrize("how", ["retain", "hook", "forward hook"])
 def test_who_looks_at_a_gradient_below_sees_all_of_it(where, how):

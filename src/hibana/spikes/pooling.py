@@ -58,7 +58,7 @@ class MaxPool2d(nn.MaxPool2d):
             if below is not None and below.spikes is not None:
                 without_overlap = kernel == stride and pair(self.padding) == (0, 0)
                 ordinary = pair(self.dilation) == (1, 1) and not (self.ceil_mode or self.return_indices)
-                if without_overlap and ordinary and _fits(input, kernel, below):
+                if without_overlap and ordinary and _fits(input, kernel, below.spikes, below.length):
                     self.__dict__["_reason"] = "events: of each window the first spike"
                     return _pooled(input, kernel, below)
         self.__dict__["_reason"] = "torch's: no layer below keeps these spikes as bits, or windows overlap"
@@ -124,11 +124,11 @@ def _lies_last(images: Tensor) -> bool:
     return images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last)
 
 
-def _fits(images: Tensor, window: Pair, below: Provenance) -> bool:
-    """Whether the kernels can pool these `images`, of known bits."""
+def _fits(images: Tensor, window: Pair, spikes: Tensor, length: int) -> bool:
+    """Whether the kernels can pool these `images` by `spikes`, their bits in pieces of `length`."""
     _, channels, height, width = images.shape
     fits = max(window) <= WIDEST and window[0] <= height and window[1] <= width
-    return fits and channels % kernels.VECTOR == 0 and below.length % images[0].numel() == 0
+    return fits and channels % kernels.VECTOR == 0 and spikes.shape[-1] * 8 == length
 
 
 def _pooled(images: Tensor, window: Pair, below: Provenance) -> Tensor:

@@ -24,7 +24,7 @@ from hibana.spikes.layer import (
     usable,
 )
 from hibana.spikes.linear import product
-from hibana.spikes.provenance import lookup
+from hibana.spikes.provenance import lookup, pass_on
 
 __all__ = ["Conv1d", "Conv2d"]
 
@@ -71,8 +71,8 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             return self._densely(input, weight, bias, TINY)
         around = sizes.around
         images = functional.pad(input, around, sizes.mode) if around else input
-        if self.dimensions == 1:  # a view through which a layer still sees what stands below
-            images = images.view(*images.shape[:2], 1, images.shape[2])
+        if self.dimensions == 1:
+            images = pass_on(images, images.view(*images.shape[:2], 1, images.shape[2]))
         found = self._by_windows(images, weight, bias, sizes.geometry)
         if isinstance(found, str):
             return self._densely(input, weight, bias, found)
