@@ -4,7 +4,6 @@ import json
 import math
 import os
 import random
-import re
 import sys
 from pathlib import Path
 
@@ -86,7 +85,6 @@ def test_series_that_a_rocket_reads_are_opened_too(tmp_path, monkeypatch):
     model.save_pretrained("shared")
     again = train.Network.from_pretrained("shared")
     assert train.predict(again, "waves.npz") == train.predict(model, "waves.npz")
-    assert card.command(model.settings) == "hibana train --data ./waves.npz --kind sequences"
 
 
 def test_precision_and_time_constants_come_back(tmp_path):
@@ -120,11 +118,6 @@ def test_a_card_says_what_the_run_came_to(flowers):
     assert "| operations | not counted |" in written
     assert "| answers | `kind`: `rose??x?`, `tulip` |" in written
     assert 'from_pretrained("shared")' in written
-    commands = re.findall(r"^hibana train .*", written, re.MULTILINE)
-    assert commands == [
-        "hibana train --data ./flowers.csv --kind table --label kind --columns long,wide,old --epochs 2 "
-        "--seed 1"
-    ]
     again = train.load("run")
     assert again.result == model.result
     Path("run/result.json").write_text("[]")
@@ -168,39 +161,6 @@ def test_what_people_write_on_a_card_stays(tmp_path):
     readme.write_text("# All mine\n")
     model.save_pretrained(tmp_path)
     assert readme.read_text() == "# All mine\n"
-
-
-def test_data_that_were_in_memory_have_no_command():
-    settings = train.Settings(data="in memory", kind="arrays")
-    assert card.command(settings) is None
-    assert card.portable(settings)["data"] == "in memory"
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"data": "digits"},
-        {"data": "digits", "layers": "8c3-p2-10", "coding": "poisson", "steps": 11, "detach_reset": False},
-        {"data": "mnist-1d", "cell": "ALIF", "readout_tau": 9.0, "download": True},
-        {"data": "a folder/it's.csv", "kind": "table", "label": "a b", "epochs": 3},
-    ],
-)
-def test_a_command_says_the_settings_again(options, tmp_path, monkeypatch):
-    import shlex
-
-    import hibana.cli.training as training
-
-    monkeypatch.chdir(tmp_path)
-    settings = train.Settings(**options)
-    seen = {}
-    monkeypatch.setattr(training, "_chosen", lambda *given: seen.update(given[3]) or sys.exit(0))
-    with pytest.raises(SystemExit):
-        main(shlex.split(card.command(settings))[1:])
-    assert {name: seen[name] for name in options if name not in ("data", "download")} == {
-        name: value for name, value in options.items() if name not in ("data", "download")
-    }
-    others = train.Settings(**seen)
-    assert {**card.portable(others), "data": ""} == {**card.portable(settings), "data": ""}
 
 
 def damaged(folder, **changes):

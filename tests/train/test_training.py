@@ -175,7 +175,7 @@ def test_a_run_on_data_in_memory_is_resumed(tmp_path, monkeypatch):
         once, twice = parameters(undisturbed.checkpoint), parameters(checkpoint)
         assert all(torch.equal(once[name], twice[name]) for name in once)
         assert outcome.settings == undisturbed.settings
-    with pytest.raises(ValueError, match="settings must be given where no run is resumed"):
+    with pytest.raises(TypeError, match=r"settings must be .*, got None"):
         fit(None, tmp_path / "other")
 
 

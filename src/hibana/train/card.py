@@ -4,7 +4,6 @@ What was measured comes from a run's result, or from :func:`measured`. Nothing h
 """
 
 import json
-import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import yaml
 
-from hibana.data import DATA_SETS
 from hibana.nn import loss
-from hibana.train import architecture
 from hibana.train.folder import RESULT
-from hibana.train.recipes import usual
 from hibana.train.settings import IN_MEMORY, Settings
 from hibana.train.start import activity
 
@@ -24,7 +20,7 @@ if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train.network import Network
 
-__all__ = ["Facts", "command", "kept", "measured", "portable", "text"]
+__all__ = ["Facts", "kept", "measured", "portable", "text"]
 
 MOST_BYTES = 1 << 16
 _BEGIN, _END = "<!-- written by hibana -->", "<!-- end of what hibana wrote -->"
@@ -106,7 +102,7 @@ def portable(settings: Settings) -> dict[str, Any]:
 
 def text(model: "Network", facts: Facts | None, name: str, before: str = "") -> str:
     """The card of `model`, called `name`; of a card `before` it, what hibana did not write stays."""
-    part = f"{_BEGIN}\n{_rows(model, facts)}\n{_usage(name)}\n{_again(model.settings)}{_END}"
+    part = f"{_BEGIN}\n{_rows(model, facts)}\n{_usage(name)}{_END}"
     head, begin, rest = before.partition(_BEGIN)
     if begin and _END in rest:
         return f"{head}{part}{rest.partition(_END)[2]}"
@@ -169,44 +165,6 @@ model = hb.train.Network.from_pretrained("{_plain(name)}")
 answers = hb.train.predict(model, "samples")  # a file or folder of the kind that was trained on
 ```
 """
-
-
-def _again(settings: Settings) -> str:
-    said = command(settings)
-    return "" if said is None else f"## Train again\n\n```sh\n{said}\n```\n"
-
-
-def command(settings: Settings) -> str | None:
-    """The command that trains with `settings`; of data that were in memory there is none.
-
-    >>> command(Settings(data="digits", layers="32", tau=None, seed=3))
-    'hibana train --data digits --layers 32 --seed 3'
-    """
-    if settings.data == IN_MEMORY:
-        return None
-    words = ["hibana", "train"]
-    for name, value in portable(settings).items():
-        if name != "data" and value in _usual_values(settings, name):
-            continue
-        option = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
-            words.append(option if value else f"--no-{option[2:]}")
-        else:
-            words += [option, str(value)]
-    return shlex.join(words)
-
-
-def _usual_values(settings: Settings, name: str) -> list[Any]:
-    """Values of the option `name` in runs for which it was not chosen."""
-    match name:
-        case "steps":
-            span = architecture.span(settings.layers)
-            return [settings.data_set.usual_steps] if span is None else [span]
-        case "coding":
-            return [settings.data_set.coding or ("none" if settings.is_sequential else "constant")]
-    default = getattr(Settings, name)
-    recipes = usual(settings.kind, DATA_SETS.get(settings.data), settings.steps)
-    return [recipe.get(name, default) for recipe in recipes]
 
 
 def _plain(text: object) -> str:

@@ -198,7 +198,8 @@ class Classifier(Network, lightning.LightningModule):
             total, count = before + total, samples + count
         self._sums[name] = total, count
         if self.trainer.is_last_batch:
-            self.log(name, total / count, on_epoch=True, on_step=False, batch_size=count, sync_dist=True)
+            options: dict[str, Any] = {"prog_bar": True, "batch_size": count, "sync_dist": True}
+            self.log(name, total / count, on_epoch=True, on_step=False, **options)
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(

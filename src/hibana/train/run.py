@@ -32,7 +32,6 @@ from hibana.train.choices import UNIT
 from hibana.train.classifier import Classifier
 from hibana.train.folder import BEST, LAST, Folder, identity, own
 from hibana.train.keeping import Files, History, Keeper
-from hibana.train.progress import Line
 from hibana.train.restoring import continued, described
 from hibana.train.settings import Settings
 
@@ -113,7 +112,7 @@ def fit(
         OSError: if a checkpoint can't be written. The one before is still there.
         ValueError: if `resume` is no checkpoint, the folder is in use, or an input or label is not finite.
     """
-    if not isinstance(settings, Settings):
+    if not isinstance(settings, Settings) and (settings is not None or resume is None):
         raise TypeError(f"settings must be hb.train.Settings, such as Settings('digits'), got {settings!r}")
     if isinstance(samples, tuple):
         raise TypeError(
@@ -127,8 +126,7 @@ def fit(
             return fit(settings, held, samples=samples, resume=resume, progress=progress, callbacks=callbacks)
     if resume is not None:
         settings, resume = continued(settings, resume)
-    if settings is None:
-        raise ValueError("settings must be given where no run is resumed, got None")
+    assert settings is not None
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
         samples = data.own.of_samples(samples, unit=settings.coding in UNIT, **options)
@@ -155,8 +153,6 @@ def fit(
     called: list[Callback] = [history, keeper, *callbacks]
     if resume is not None and settings.patience > 0:
         _bring_best(resume.parent, folder)
-    if progress:
-        called.append(Line())
     board = importlib.util.find_spec("tensorboard") is not None
     processes = settings.devices * settings.nodes
     if processes > 1 and elastic.is_launched():

@@ -5,7 +5,6 @@ below it by the penalty; both are avoided by starting on it.
 """
 
 import copy
-import math
 import warnings
 from typing import Any
 
@@ -135,8 +134,7 @@ def scale_to_rate(
         can't fire, and keeps its weights.
 
     Warns:
-        UserWarning: if there is no spiking layer; or if a readout sums its input over so many steps that its
-            potentials are far apart, and their cross-entropy begins far above that of guessing.
+        UserWarning: if there is no spiking layer.
 
     Raises:
         ValueError: if `rate` is not in (0, 1); or, with `each_neuron`, if a layer's cell has no potential
@@ -165,7 +163,6 @@ def scale_to_rate(
         for parameter in () if below is None else below.parameters(recurse=False):
             parameter.mul_(factor)
         started[name] = _mean(layer(current * factor), lengths).item()
-    _warn_of_far_potentials(net, net(inputs), lengths)
     net.train(training)
     return started
 
@@ -186,30 +183,6 @@ def decayed(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         groups[parameter.ndim > 1 and name.rpartition(".")[2] != "delay"].append(parameter)
     decays = {True: weight_decay, False: 0.0}
     return [{"params": held, "weight_decay": decays[is_]} for is_, held in groups.items() if held]
-
-
-FAR = 5.0
-"""Deviation between classes' potentials, from which on a cross-entropy of ten begins at eight and more."""
-
-
-def _warn_of_far_potentials(net: nn.Module, outputs: Tensor, lengths: Tensor | None) -> None:
-    readouts = [
-        layer.cell.tau
-        for layer in net.modules()
-        if isinstance(layer, layers.OverTime) and isinstance(layer.cell, cells.LICell)
-    ]
-    summing = bool(readouts) and not isinstance(readouts[-1], Tensor) and readouts[-1] == math.inf
-    if not summing or outputs.ndim != 3 or outputs.shape[2] < 2:
-        return
-    potentials = padding.masked(outputs, lengths).mean(dim=0)
-    spread = potentials.std(dim=1).mean().item()
-    if spread > FAR:
-        warnings.warn(
-            f"the readout LI() sums its input over {len(outputs)} steps, so that its potentials differ by "
-            f"{spread:.0f} between classes before training, and a cross-entropy of them begins far above "
-            "that of guessing; a time constant, such as LI(tau=20), bounds them",
-            stacklevel=3,
-        )
 
 
 def _mean(spikes: Tensor, lengths: Tensor | None) -> Tensor:
