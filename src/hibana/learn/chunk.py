@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from hibana.learn.compiled import InstantSystem, KernelSystem
+from hibana.learn.compiled import AnySystem
 from hibana.learn.system import System
 
 __all__ = ["Block", "Chunk"]
@@ -22,7 +22,7 @@ class Chunk:
     """What the weights made of it, with that graph."""
     spikes_before: Tensor | None
     """What recurrent synapses were given: what the neurons emitted one step earlier."""
-    system: System | KernelSystem | InstantSystem
+    system: AnySystem
     sums: list[Tensor]
     """Of each sum for the cell's parameters: what a learning signal is multiplied by, like the chunk."""
     effect: Tensor | None

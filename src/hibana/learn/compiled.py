@@ -19,7 +19,7 @@ from hibana.learn.rule_cells import Around, EffectCell, RuleCell
 from hibana.learn.rules import PPProp, Rule
 from hibana.learn.system import System, filtered_by, first_of
 
-__all__ = ["InstantSystem", "KernelSystem", "Kernels", "Ran"]
+__all__ = ["AnySystem", "Kernels", "Ran"]
 
 
 @dataclass
@@ -47,11 +47,6 @@ class KernelSystem:
     def count(self) -> int:
         """How many components there are."""
         return len(self.at)
-
-    @property
-    def is_alike(self) -> bool:
-        """As :attr:`System.is_alike`."""
-        return self.alike is not None and self.leak is None
 
     def backward(
         self, signal: Tensor | None, end: Sequence[Coefficient], end_readout: Coefficient
@@ -89,7 +84,6 @@ class InstantSystem:
     alike: System
     count = 1
     leak = None
-    is_alike = True
 
     @property
     def shape(self) -> torch.Size:
@@ -110,13 +104,17 @@ class InstantSystem:
         return factors, [None if decay is None else factors[0] * (decay / to_input)], None
 
 
+AnySystem = System | KernelSystem | InstantSystem
+"""The recursion of a layer's traces over a chunk."""
+
+
 class Ran(NamedTuple):
     """A chunk of a layer, run by kernels."""
 
     emitted: Tensor
     state: tuple[Tensor, ...]
     """The neurons' states after the chunk."""
-    system: "System | KernelSystem | InstantSystem"
+    system: "AnySystem"
     effect: Tensor | None = None
     """The neuron's side of a trace of rank one."""
     effects: tuple[Tensor, ...] = ()
@@ -174,7 +172,7 @@ class Kernels:
             if alike is None or at_rest.count != 1 or not _is_number(whole.to_input[0], at_rest.to_input[0]):
                 return None
             outputs, last, leaf, _ = self._with_graph("instant", drive, state)
-            system: KernelSystem | InstantSystem = InstantSystem(outputs, leaf, alike)
+            system: AnySystem = InstantSystem(outputs, leaf, alike)
         else:
             places = [_place_of(j, whole.to_cut) for j in range(at_rest.count)]
             at = [place for place in places if place is not None]

@@ -2,35 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from hibana.learn.coefficients import Coefficient, at, dot, scan, times
 
-__all__ = ["Recursion", "System", "filtered_by", "first_of"]
-
-
-class Recursion(Protocol):
-    """The linear recursion of a layer's trace over a chunk, as far as traces ask for it."""
-
-    @property
-    def count(self) -> int:
-        """How many components there are."""
-
-    @property
-    def leak(self) -> Tensor | None:
-        """Of a readout that remembers what is emitted."""
-
-    @property
-    def shape(self) -> torch.Size:
-        """Of the chunk."""
-
-    def backward(
-        self, signal: Tensor | None, end: Sequence[Coefficient], end_readout: Coefficient
-    ) -> tuple[Coefficient, list[Coefficient], Coefficient]:
-        """As :meth:`System.backward`."""
+__all__ = ["System", "filtered_by", "first_of"]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from hibana.learn import trace_kernel
 from hibana.learn.coefficients import Coefficient
+from hibana.learn.compiled import AnySystem
 from hibana.learn.synapses import Synapses
-from hibana.learn.system import Recursion
 from hibana.runtime import available
 
 __all__ = ["InputTraces", "Signals", "SynapseTraces", "Traces"]
@@ -40,7 +40,7 @@ class Traces(ABC):
     """The traces of one set of synapses."""
 
     @abstractmethod
-    def advance(self, synapses: Synapses, inputs: Tensor, system: Recursion) -> None:
+    def advance(self, synapses: Synapses, inputs: Tensor, system: AnySystem) -> None:
         """Takes the chunk's `inputs`, ``[T, batch, ...]``, into the traces."""
 
     @abstractmethod
@@ -87,7 +87,7 @@ class SynapseTraces(Traces):
         """All parts, where a kernel goes through them."""
         self.due: Due | None = None
 
-    def advance(self, synapses: Synapses, inputs: Tensor, system: Recursion) -> None:
+    def advance(self, synapses: Synapses, inputs: Tensor, system: AnySystem) -> None:
         if self.due is not None:
             self._pass(self.due, [None] * len(self.parts))
         count = system.count
@@ -291,7 +291,7 @@ class InputTraces(Traces):
         self.decay = decay
         self.part: Tensor | None = None
 
-    def advance(self, synapses: Synapses, inputs: Tensor, system: Recursion) -> None:
+    def advance(self, synapses: Synapses, inputs: Tensor, system: AnySystem) -> None:
         rows = synapses.rows(inputs)
         ages = torch.arange(len(rows) - 1, -1, -1, dtype=rows.dtype, device=rows.device)
         added = torch.einsum("t,trm->rm", self.decay**ages, rows)
