@@ -1,7 +1,7 @@
 """The node of autograd of a cell over a whole sequence, for kernels of every backend."""
 
 from collections.abc import Callable, Hashable, Sequence
-from itertools import chain, islice
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -10,8 +10,8 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.compiler import programs
 from hibana.compiler.attached import attach
-from hibana.compiler.backend import BackwardArguments, ForwardArguments
-from hibana.compiler.derivatives import applied, are_batched, differentiated_once, scalar_gradient
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Prepared
+from hibana.compiler.derivatives import applied, are_batched, differentiated_once
 from hibana.compiler.draws import new_seed
 from hibana.compiler.strides import (
     Order,
@@ -50,6 +50,9 @@ def run(
         inputs, key = inputs.contiguous(), None
         spec = specified(program, inputs, ends, len(begun))
         assert spec is not None
+    if not (begun or cell_tensors or spec.order) and inputs.is_contiguous():
+        plan = spec.plan if torch.is_grad_enabled() and inputs.requires_grad else None
+        spec = spec._replace(prepared=program.kernels.prepare(plan, spec.shape, ends))
     if key is not None:
         programs.attach(cell, key, spec)
     return go(spec, inputs, (*begun, *cell_tensors))
@@ -73,6 +76,8 @@ class RunSpecification(NamedTuple):
     """Whether the inputs are the same at every step, as their strides say."""
     deep: bool = False
     """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
+    prepared: Prepared | None = None
+    """Kernels bound to all of this, for a small run from rest of a cell without tensors."""
 
 
 def specified(program: "Program", inputs: Tensor, ends: bool, begun: int = 0) -> RunSpecification | None:
@@ -100,6 +105,9 @@ def go(
         outputs, *last = _apply(spec, inputs, *tensors)
         _attach_bits(outputs)
         return outputs, last
+    if spec.prepared is not None:
+        outputs, last, _ = spec.prepared.forward(inputs)
+        return outputs, last
     kernels = spec.program.kernels
     given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
     outputs, last = _known(kernels.forward, given)
@@ -116,8 +124,8 @@ FEWEST = 256
 
 def _attach_bits(outputs: Tensor) -> None:
     """Attaches the bits that the node of `outputs` saved, and the mask of where it needs their gradient."""
-    node: Any = outputs.grad_fn
-    if node is None or outputs.numel() < FEWEST:
+    node: Any = None if outputs.numel() < FEWEST else outputs.grad_fn
+    if node is None:
         return
     spikes, mask = node.spikes, node.support
     if spikes is not None or mask is not None:
@@ -150,47 +158,41 @@ def _known(
     return outputs, last
 
 
-class _Saved(NamedTuple):
-    """What a run saves for its backward: the inputs and initial states only if the plan reads them."""
-
-    inputs: Sequence[Tensor]
-    first: Sequence[Tensor | None]
-    cell_tensors: Sequence[Tensor]
-    parameters: Sequence[Tensor]
-    residuals: Sequence[Tensor]
-
-
 class _Run(torch.autograd.Function):
     """The whole sequence as one node.
 
     Other modules read `specification`, how it was run, `support`, the surrogate's mask as bits
     ``[T, ceil(N/8)]`` in memory order, lowest bit first (None: everywhere), and `spikes`, the bits of the
-    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`). They write
-    `scalar_gradient`, one number for all outputs (:mod:`hibana.compiler.derivatives`), where it exists.
+    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`).
+
+    It saves, in this order: the inputs and the initial states that the plan reads, the cell's tensors, the
+    kernels' parameters, and the residuals.
     """
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, _, _, order, begun, constant, *_ = spec
+        program, plan, _, _, order, begun, constant, _, prepared = spec
         ctx.specification = spec
-        if constant:
-            ctx.inputs = inputs
-        given = _arguments(spec, inputs, tensors, plan)
-        inputs, first, parameters, *_ = given
-        ctx.seed = given.seed
-        outputs, last, residuals = program.kernels.forward(given)
-        # of a leaf what it is now, whatever ``inputs.data`` is set to
-        read = (inputs if inputs.grad_fn else inputs.detach(),) if plan.reads_input else ()
-        needed = [first[i] for i in plan.first] if begun else ()
-        saved = _Saved(read, needed, tensors[begun:], parameters, residuals)
-        ctx.save_for_backward(*chain(*saved))
-        ctx.counts = [len(each) for each in saved]
         ctx.set_materialize_grads(False)
+        if prepared is not None:
+            outputs, last, residuals = prepared.forward(inputs)
+            other: Sequence[Tensor | None] = ()
+        else:
+            if constant:
+                ctx.inputs = inputs
+            given = _arguments(spec, inputs, tensors, plan)
+            inputs, first, parameters, *_ = given
+            ctx.seed = given.seed
+            outputs, last, residuals = program.kernels.forward(given)
+            needed = [first[i] for i in plan.first] if begun else ()
+            other = (*needed, *tensors[begun:], *parameters)
+        if plan.reads_input:
+            # a leaf as it is now, whatever ``inputs.data`` is set to
+            other = (inputs if inputs.grad_fn else inputs.detach(), *other)
+        ctx.save_for_backward(*other, *residuals)
         known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
         ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
-        if program.kernels.takes_scalar_gradient:
-            ctx.scalar_gradient = None
         if order is not None:
             outputs, last = in_callers_order(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one
@@ -198,22 +200,35 @@ class _Run(torch.autograd.Function):
         return outputs, *last
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+    def backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
         # the check for second derivatives is expensive, and only they need it
-        return (_once if torch.is_grad_enabled() or are_batched(grads) else _backward)(ctx, *grads)
+        if torch.is_grad_enabled() or are_batched((grad_outputs, *last_grads)):
+            return _once(ctx, grad_outputs, *last_grads)
+        prepared = ctx.specification.prepared
+        if (
+            prepared is None
+            or grad_outputs is None
+            or not grad_outputs.is_contiguous()
+            or grad_outputs.is_neg()
+            or any(grad is not None for grad in last_grads)
+        ):
+            return _backward(ctx, grad_outputs, *last_grads)
+        return None, prepared.backward(saved_tensors(ctx), grad_outputs)
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
     """The gradients of inputs, initial states and cell's tensors, from those of outputs and last states."""
-    program, plan, shape, _, order, begun, constant, *_ = ctx.specification
+    spec = ctx.specification
+    program, plan, shape, _, order, begun, constant, *_ = spec
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
-    tensors = iter(saved_tensors(ctx))
-    saved = _Saved(*[tuple(islice(tensors, count)) for count in ctx.counts])
-    inputs, needed, cell_tensors, parameters, residuals = saved
+    saved = iter(saved_tensors(ctx))
+    inputs = next(saved) if plan.reads_input else None
     first: Sequence[Tensor | None] = program.at_rest
     if begun:
-        by_state = dict(zip(plan.first, needed, strict=True))
+        by_state = dict(zip(plan.first, islice(saved, len(plan.first)), strict=True))
         first = [by_state.get(i) for i in range(begun)]
+    cell_tensors = tuple(islice(saved, len(wanted) - 1 - begun))
+    parameters = tuple(islice(saved, program.step.parameters + program.step.matrices))
     if grad_outputs is not None:
         if order is not None:
             grad_outputs = grad_outputs.permute(order)
@@ -225,23 +240,21 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     if last_grads:
         grads = [None if g is None else step_in(order, g) for g in last_grads]
     wants_input, wants_first = wanted[0], any(wanted[1 : 1 + begun])
-    scalar = scalar_gradient(ctx) if program.kernels.takes_scalar_gradient else None
     constant = constant and wants_input and _only_summed(ctx.inputs)
     given = BackwardArguments(
         plan,
         shape,
-        inputs[0] if inputs else None,
+        inputs,
         first,
         parameters,
-        residuals,
+        tuple(saved),
         grad_outputs,
         grads,
         wants_input=wants_input,
         constant=constant,
         wants_first=wants_first,
         reduced=program.reduced(order, len(shape) - 1) if program.step.grad_sums else (),
-        scalar_gradient=scalar,
-        seed=ctx.seed,
+        seed=0 if spec.prepared else ctx.seed,
     )
     grad_input, first_grads, sums = program.kernels.backward(given)
     if grad_input is not None and constant:

@@ -25,6 +25,7 @@ __all__ = [
     "BackwardArguments",
     "ForwardArguments",
     "Kernels",
+    "Prepared",
     "check_backend",
     "kernels_of",
     "names",
@@ -81,10 +82,21 @@ class BackwardArguments(NamedTuple):
     """For each sum over time, how many of a step's first dimensions it may be reduced over, to size 1."""
     may_offset: bool = True
     """Whether the gradient of the input may begin after the start of its storage."""
-    scalar_gradient: Tensor | None = None
-    """A scalar that is added to all of `grad_outputs`: only for kernels that take it."""
     seed: int = 0
     """That of the forward."""
+
+
+class Prepared(NamedTuple):
+    """Kernels of a step bound to one shape, for runs from rest of a step without parameters.
+
+    A call packs addresses and launches: around small kernels, checks cost more than the kernels.
+    """
+
+    forward: Callable[[Tensor], tuple[Tensor, list[Tensor], list[Tensor]]]
+    """From contiguous inputs to what :meth:`Kernels.forward` returns."""
+    backward: Callable[[Sequence[Tensor], Tensor], Tensor]
+    """From the inputs, if they are a residual, with the other residuals, and the contiguous gradient of the
+    outputs to the gradient of the inputs; the last states have no gradient."""
 
 
 class Kernels(ABC):
@@ -94,8 +106,6 @@ class Kernels(ABC):
     """The backend, in one line."""
     takes_half: ClassVar[bool] = False
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
-    takes_scalar_gradient: ClassVar[bool] = False
-    """Whether the backward takes a scalar gradient."""
     takes_draws: ClassVar[bool] = False
     """Whether steps may draw random numbers, by :mod:`hibana.compiler.draws` from the seed of a call."""
     patterns_from: float = inf
@@ -136,6 +146,10 @@ class Kernels(ABC):
     @abstractmethod
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the initial states, and the sums over time."""
+
+    def prepare(self, plan: "Plan | None", shape: torch.Size, ends: bool) -> Prepared | None:
+        """Kernels bound to sequences of `shape`, with the residuals of `plan`; None if that gains nothing."""
+        return None
 
     @abstractmethod
     def source(self, direction: str, *, keep: bool = True) -> str:

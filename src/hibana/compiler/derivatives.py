@@ -1,9 +1,4 @@
-"""Nodes of autograd: differentiated once, one gradient of a batch at a time, scalar gradients.
-
-A *scalar gradient* is one number for all elements of a tensor, passed to the node that made the tensor.
-Expanded, such a gradient, as of a sum, would be added to the others in a pass over memory; the node's kernel
-adds it to what it reads anyway. It is valid only in the backward that passed it.
-"""
+"""Autograd nodes that can be differentiated once, and take one gradient of a batch at a time."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -123,26 +118,3 @@ def _leaves(node: Any) -> list[Tensor]:
                 if (leaf := getattr(above, "variable", None)) is not None:
                     found[id(leaf)] = leaf
     return list(found.values())
-
-
-def takes_scalar_gradient(node: Any) -> bool:
-    """Whether `node` takes a scalar gradient."""
-    return hasattr(node, "scalar_gradient")
-
-
-def add_scalar_gradient(node: Any, grad: Tensor) -> None:
-    """Adds the 0-dimensional `grad` to the scalar gradient of `node`, which the running backward reaches."""
-    before = scalar_gradient(node)
-    node.scalar_gradient = running_backward(), grad if before is None else before + grad
-
-
-def scalar_gradient(node: Any) -> Tensor | None:
-    """The scalar gradient of `node` in the running backward."""
-    found: tuple[int, Tensor] | None = node.scalar_gradient
-    return found[1] if found is not None and found[0] == running_backward() else None
-
-
-def running_backward() -> int:
-    """The number of the backward that runs now, -1 if none does."""
-    task: int = torch_internals.backward_id()
-    return task

@@ -77,8 +77,7 @@ class NamedKernels(Kernels):
         sums = [like.new_empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
         named: Named = {} if read is None else {"input": read, "input_step": read.stride(0)}
         named |= {"grad_outputs": arriving, "grad_outputs_step": arriving.stride(0), "grad_input": grad_input}
-        named |= {"scalar_gradient_at": given.scalar_gradient, "wants_first": int(given.wants_first)}
-        named["seed"] = given.seed
+        named |= {"wants_first": int(given.wants_first), "seed": given.seed}
         named |= self._by_state(first=first, last_grad=last_grads, first_grad=first_grads)
         named |= {f"sum{i}_all": t for i, t in enumerate(sums)}
         named |= dict(zip(self.plan.names, residuals, strict=False))

@@ -19,7 +19,6 @@ __all__ = [
     "TorchDispatchMode",
     "add_batch_dim",
     "are_transforms_active",
-    "backward_id",
     "current_transform",
     "delayed_error",
     "dispatch_mode_count",
@@ -95,9 +94,6 @@ def vmap_level() -> int:
 
 
 # --- The autograd engine. -----------------------------------------------------------------------------
-
-backward_id = torch._C._current_graph_task_id
-"""Number of the running backward pass, -1 outside of one. No public equivalent."""
 
 will_execute = torch._C._will_engine_execute_node
 """Whether the running backward pass executes a node. No public equivalent."""

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 
-from hibana.compiler.backend import BackwardArguments, Kernels
+from hibana.compiler.backend import Kernels
 from hibana.compiler.cpu.libraries import approximate, vector_functions
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
@@ -18,7 +18,6 @@ class NativeKernels(Kernels):
         Unsupported: if the step computes a function that can't be had here within 2 ulp.
     """
 
-    takes_scalar_gradient: ClassVar = True
     takes_draws: ClassVar = True
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
@@ -27,8 +26,6 @@ class NativeKernels(Kernels):
         self.real = str(dtype).removeprefix("torch.")
         self.size = dtype.itemsize
         self.number = ctypes.c_double if dtype == torch.float64 else ctypes.c_float
-        self.no_scalar_gradient = self.number(-0.0)  # added, it changes no bit
-        self.no_scalar_gradient_at = ctypes.addressof(self.no_scalar_gradient)
         self.functions = vector_functions(step, dtype)
         self.calls = frozenset(self.functions)
         self.approximate = approximate(step, dtype)
@@ -38,9 +35,3 @@ class NativeKernels(Kernels):
         super()._take(step)
         self.constants = (self.number * len(step.constants))(*step.constants)
         self.constants_at = ctypes.addressof(self.constants)
-
-    def scalar_gradient_at(self, given: BackwardArguments) -> int:
-        """The address of the scalar gradient."""
-        return (
-            self.no_scalar_gradient_at if given.scalar_gradient is None else given.scalar_gradient.data_ptr()
-        )

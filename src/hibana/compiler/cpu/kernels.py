@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from hibana.compiler.backend import BackwardArguments, ForwardArguments
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Prepared
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputation
@@ -43,6 +43,9 @@ RECOMPUTED_FROM = 4 << 20
 
 REPEATED_FROM = 1 << 17
 """Neurons from which on a parameter that repeats is not expanded, nor is its gradient: fewer fit in L2."""
+
+PREPARED_UP_TO = 64 << 10
+"""Bytes of a sequence up to which calls are prepared; a longer one takes longer than what that saves."""
 
 _Argument = TypeVar("_Argument", int, str)
 
@@ -147,7 +150,6 @@ class CpuKernels(NativeKernels):
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         values = [  # as self._backward_names has them
             *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
-            self.scalar_gradient_at(given),
             *_addresses(*parameters, *first, *given.last_grads, *first_grads),
             *(*sums_at, *self._drawn(given.seed)),
         ]
@@ -163,6 +165,39 @@ class CpuKernels(NativeKernels):
         if back.reduced:
             sums = _summed(of_rows, [torch.Size((1,) * over + one[over:]) for over in given.reduced])
         return grad_input, first_grads, sums
+
+    def prepare(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Prepared | None:
+        step, threads = self.step, torch.get_num_threads()
+        recomputes = plan is not None and plan.recomputed is not None
+        if step.parameters or step.draws or recomputes or shape.numel() * self.size > PREPARED_UP_TO:
+            return None
+        neurons, states, empty_like = shape[1:].numel(), len(step.states), torch.empty_like
+        forward = self._forward(shape, plan, False, threads, ())
+        backward = self._backward(_Variant(shape, True, False, False, threads, (), ()))
+        last = [torch.empty(shape[1:], dtype=self.dtype, device=CPU)] * (states - 1 if ends else 0)
+        templates, ended = [*last, *self._residuals(plan, shape)], len(last)
+        go, pack, go_back, pack_back = forward.work.go, forward.pack, backward.work.go, backward.pack
+        constants = self.constants_at
+        none = (0,) * (2 * states - 1 - ended)  # the initial states, and last states that are not wanted
+        none_back = (0,) * (3 * states - 1)  # the initial states, and gradients of initial and last states
+        unread = [] if plan is not None and plan.reads_input else [0]
+
+        def run(inputs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            outputs, new = empty_like(inputs), [empty_like(template) for template in templates]
+            at = [tensor.data_ptr() for tensor in new]
+            # as self._forward_names has them
+            go(pack((constants, inputs.data_ptr(), neurons, outputs.data_ptr(), *none, *at)))
+            return outputs, new[:ended], new[ended:]
+
+        def run_back(saved: Sequence[Tensor], grad_outputs: Tensor) -> Tensor:
+            grad_input = empty_like(grad_outputs)
+            read, *at = [*unread, *[tensor.data_ptr() for tensor in saved]]
+            of_outputs, of_input = grad_outputs.data_ptr(), grad_input.data_ptr()
+            # as self._backward_names has them, and the residuals
+            go_back(pack_back((constants, read, neurons, of_outputs, neurons, of_input, *none_back, *at)))
+            return grad_input
+
+        return Prepared(run, run_back)
 
     def _forward_names(self, plan: Plan | None) -> list[str]:
         """The arguments of a forward that keeps the residuals of `plan`, in the order of their values."""

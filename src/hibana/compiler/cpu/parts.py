@@ -45,15 +45,6 @@ def moving_back(
     return moving, sums
 
 
-def with_scalar_gradient(once: Stores) -> Stores:
-    """A backward step, with the number ``scalar_gradient[0]`` added to the gradient of the output."""
-    arriving = leaves(once).get("emitted_grad")
-    if arriving is None:
-        return once
-    scalar_gradient = Value("scalar", data="scalar_gradient[0]")
-    return substitute(once, {arriving: Value("add", (arriving, scalar_gradient))})
-
-
 def _residual(name: str, boolean: bool, kept: str) -> Moving:
     return Moving(f"{name}_all", "row_bytes" if boolean else kept, boolean)
 

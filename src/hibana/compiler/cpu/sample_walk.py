@@ -83,7 +83,6 @@ class SampleWalk(Schedule):
             "workspace",
             *dict.fromkeys([*moving, *self.edge.values(), *self.begun.values(), *self.ends.values()]),
             *(f"p{i}_at" for i in parameters),
-            *(["scalar_gradient_at"] if "scalar_gradient[0]" in self.leaves else []),
             "constants",
             *(["seed"] if self.step.draws else []),
             *tables,

@@ -50,8 +50,6 @@ class SampleKernels(NamedKernels, NativeKernels):
         names = self._kernel(direction, variant)[1].arguments
         schedule = self._schedule(direction, variant, shape, torch.get_num_threads())
         memory = torch.empty(schedule.bytes, dtype=torch.uint8, device="cpu")
-        if given.get("scalar_gradient_at") is None:
-            given["scalar_gradient_at"] = self.no_scalar_gradient_at
         given |= {"workspace": memory, "constants": self.constants_at}
         given |= {f"p{i}_at": t for i, t in enumerate(parameters[: self.step.parameters])}
         given |= {f"{op}_at": address for op, address in self.functions.items()}

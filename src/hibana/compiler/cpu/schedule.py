@@ -23,7 +23,7 @@ from hibana.runtime.kernels import (
 
 FORWARD = ("input", "input_step", "outputs")
 """Arguments of every forward over rows, and of every backward, that change at each launch."""
-BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input", "scalar_gradient_at")
+BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input")
 
 ACCURATE = 0x2 | 0x100 | 0x140000
 """The mode in which PyTorch calls MKL: high accuracy, errors ignored, denormals kept."""

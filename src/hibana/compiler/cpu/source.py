@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from hibana.compiler.cpu.body import NUMBERS
-from hibana.compiler.cpu.parts import Parts, moving_back, moving_forward, with_scalar_gradient
+from hibana.compiler.cpu.parts import Parts, moving_back, moving_forward
 from hibana.compiler.cpu.row_walk import SIZES, RowWalk
 from hibana.compiler.cpu.sample_walk import SampleWalk
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source, own
@@ -99,9 +99,7 @@ def backward_source(
         nontemporal: whether sequences are written by non-temporal stores.
         reduces: whether sums over time are reduced to a few neurons that repeat in a row.
     """
-    once = with_scalar_gradient(
-        backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
-    )
+    once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
     before = before_pass(step, plan)
     *carried, emitted = step.states
     moving, sums = moving_back(step, plan, once, constant_input=constant_input, **_OVER_ROWS)
@@ -139,9 +137,7 @@ def backward_over_samples(
 ) -> Source:
     """:func:`backward_source` of a step with matrix products."""
     step, gates = gated(step)
-    once = with_scalar_gradient(
-        backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
-    )
+    once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
     before = before_pass(step, plan)
     moving, sums = moving_back(step, plan, once, constant_input=constant_input, **_OVER_SAMPLES)
     inner = before | {

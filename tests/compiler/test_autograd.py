@@ -1,0 +1,151 @@
+"""The autograd node of a compiled run, for prepared small calls and for all others."""
+
+import sys
+import threading
+
+import pytest
+import torch
+
+import hibana as hb
+from conformance.suite import CELLS, takes
+from hibana.compiler import emitted
+from hibana.compiler.cpu import kernels as cpu
+from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE
+from hibana.compiler.cpu.walk import ALIASING_FROM
+
+GRADIENTS = {
+    "contiguous": lambda shape: torch.randn(shape),
+    "expanded": lambda shape: torch.ones(()).expand(shape),
+    "constant over time": lambda shape: torch.randn(shape[1:]).expand(shape),
+    "transposed": lambda shape: torch.randn(shape[::-1]).permute(2, 1, 0),
+    "every other step": lambda shape: torch.randn(2 * shape[0], *shape[1:])[::2],
+    "negated": lambda shape: torch._neg_view(torch.randn(shape)),
+}
+
+
+def run(cell, inputs, grad_outputs, grad_last=None):
+    """Outputs, last states and the gradient of the inputs, by the second of two equal calls."""
+    for _ in range(2):
+        x = inputs.detach().clone().requires_grad_()
+        outputs, last = emitted(cell, x, of_a_layer=grad_last is None)
+    roots = [outputs] if grad_last is None else [outputs, *last]
+    grads = [grad_outputs] if grad_last is None else [grad_outputs, *[grad_last] * len(last)]
+    (grad,) = torch.autograd.grad(roots, x, grads)
+    return outputs, last, grad
+
+
+def is_prepared(outputs):
+    return outputs.grad_fn.specification.prepared is not None
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CELLS if not list(kind().parameters())])
+@pytest.mark.parametrize("ends", [False, True])
+def test_prepared_calls_give_the_bits_of_other_calls(kind, ends, monkeypatch):
+    torch.manual_seed(0)
+    inputs, grad, of_last = 3 * torch.rand(9, 4, 5), torch.randn(9, 4, 5), torch.randn(4, 5) if ends else None
+    options = {"surrogate": "ATan"} if takes(kind, "surrogate") else {}
+    found = run(kind(**options), inputs, grad, of_last)
+    assert is_prepared(found[0]) == kind().rests_at_zero()
+    monkeypatch.setattr(cpu, "PREPARED_UP_TO", 0)
+    wanted = run(kind(**options), inputs, grad, of_last)
+    assert not is_prepared(wanted[0])
+    assert torch.equal(found[0], wanted[0])
+    assert all(map(torch.equal, found[1], wanted[1]))
+    assert torch.equal(found[2], wanted[2])
+    assert found[2].any()
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("shape", [(6, 4, 5), (16, 8, 8192)], ids=str)
+def test_gradients_of_any_layout(name, shape):
+    torch.manual_seed(0)
+    inputs, grad = torch.rand(shape), GRADIENTS[name](shape)
+    cell = hb.IFCell(surrogate="ATan")
+    _, _, found = run(cell, inputs, grad)
+    _, _, wanted = run(cell, inputs, grad.clone(memory_format=torch.contiguous_format).resolve_neg())
+    assert torch.equal(found, wanted)
+
+
+def test_only_the_last_state_has_a_gradient():
+    inputs = torch.rand(9, 70, requires_grad=True)
+    cell = hb.LIFCell()
+    wanted, *found = (
+        torch.autograd.grad(hb.unroll(cell, inputs, backend=name)[1][0].square().sum(), inputs)[0]
+        for name in ("reference", "cpu", "cpu")
+    )
+    assert wanted.count_nonzero() > 0
+    for grad in found:
+        torch.testing.assert_close(grad, wanted)
+
+
+@pytest.mark.parametrize("shape", [(6, 70), (16, 65536)], ids=str)
+def test_hooks_see_and_may_replace_what_is_saved(shape):
+    def grad_with(pack):
+        x = torch.rand(shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs, _ = emitted(hb.IFCell(surrogate="ATan"), x, of_a_layer=True)
+        outputs.sum().backward()
+        return x.grad
+
+    assert not torch.equal(grad_with(torch.clone), grad_with(torch.zeros_like))
+
+
+def test_a_second_derivative_is_refused_where_it_is_asked_for():
+    inputs, weight = torch.rand(5, 70, requires_grad=True), torch.rand(5, 70, requires_grad=True)
+    cell = hb.IFCell()
+    for _ in range(2):
+        outputs, _ = emitted(cell, inputs)
+        (grad,) = torch.autograd.grad((outputs * weight).sum(), inputs, create_graph=True)
+        with pytest.raises(RuntimeError, match='backend="reference"'):
+            torch.autograd.grad((grad * inputs).sum(), inputs)
+
+
+def test_saved_inputs_must_not_be_written_to():
+    copy = torch.rand(16, 65536, requires_grad=True).clone()
+    outputs, _ = emitted(hb.IFCell(surrogate="ATan"), copy)
+    assert outputs.grad_fn.specification.plan.reads_input
+    with torch.no_grad():
+        copy.add_(1.0)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        outputs.sum().backward()
+
+
+def test_large_outputs_lie_apart_from_what_they_are_computed_from():
+    inputs = torch.rand(8, 8192 + 128, requires_grad=True)
+    outputs, _ = emitted(hb.IFCell(), inputs)
+    weight = torch.rand_like(outputs)
+    (grad,) = torch.autograd.grad(outputs, inputs, weight)
+    for written, read in ((outputs, inputs), (grad, weight)):
+        assert inputs.numel() * inputs.element_size() >= ALIASING_FROM
+        assert (written.data_ptr() - read.data_ptr() - OUTPUT_OFFSET) % PAGE < 64
+        assert written._base is None
+        assert written.data_ptr() % 64 == 0
+
+
+def test_nodes_let_go_of_everything_whichever_thread_ends_them():
+    cell = hb.IFCell()
+    inputs = torch.rand(5, 70, requires_grad=True)
+    emitted(cell, inputs)
+    specification = emitted(cell, inputs)[0].grad_fn.specification
+    before = sys.getrefcount(specification)
+    held = [emitted(cell, inputs)[0] for _ in range(10)]
+    assert sys.getrefcount(specification) == before + 10
+    thread = threading.Thread(target=held.clear)
+    thread.start()
+    thread.join()
+    assert sys.getrefcount(specification) == before
+
+
+def test_a_changed_setting_and_another_number_of_threads_are_seen():
+    inputs = torch.full((4, 3), 0.6, requires_grad=True)
+    cell = hb.IFCell()
+    for _ in range(2):
+        assert emitted(cell, inputs)[0][:, 0].tolist() == [0, 1, 0, 1]
+    cell.threshold = 0.5
+    assert emitted(cell, inputs)[0][:, 0].tolist() == [1, 1, 1, 1]
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert emitted(cell, inputs)[0][:, 0].tolist() == [1, 1, 1, 1]
+    finally:
+        torch.set_num_threads(threads)
