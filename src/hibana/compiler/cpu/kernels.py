@@ -168,8 +168,8 @@ class CpuKernels(NativeKernels):
 
     def prepare(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Prepared | None:
         step, threads = self.step, torch.get_num_threads()
-        recomputes = plan is not None and plan.recomputed is not None
-        if step.parameters or step.draws or recomputes or shape.numel() * self.size > PREPARED_UP_TO:
+        small = shape.numel() * self.size <= PREPARED_UP_TO
+        if plan is None or plan.recomputed or step.parameters or step.draws or not small:
             return None
         neurons, states, empty_like = shape[1:].numel(), len(step.states), torch.empty_like
         forward = self._forward(shape, plan, False, threads, ())
@@ -180,7 +180,7 @@ class CpuKernels(NativeKernels):
         constants = self.constants_at
         none = (0,) * (2 * states - 1 - ended)  # the initial states, and last states that are not wanted
         none_back = (0,) * (3 * states - 1)  # the initial states, and gradients of initial and last states
-        unread = [] if plan is not None and plan.reads_input else [0]
+        unread = [] if plan.reads_input else [0]
 
         def run(inputs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
             outputs, new = empty_like(inputs), [empty_like(template) for template in templates]
