@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 import hibana as hb
 from conformance.compare import assert_conforms
@@ -118,3 +119,41 @@ def test_a_state_that_is_passed_on_over_one_step_and_several_rows(kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_state_that_is_passed_on_is_explained(kind):
     assert "residuals " in hb.explain(kind(), (6,))
+
+
+class Delayed(hb.Cell):
+    """Synapses that read the spikes of two, or three, steps before."""
+
+    def __init__(self, states):
+        super().__init__()
+        self.synapses = nn.Linear(8, 8, bias=False)
+        with torch.no_grad():
+            self.synapses.weight.copy_((self.synapses.weight * 64).round() / 64)
+        self.names = tuple(f"s{i}" for i in range(states))
+        self._enter()
+
+    def forward(self, input_, *state):
+        spikes = hb.surrogate.ATan()(input_ + self.synapses(state[0]) - 0.5)
+        return *state[1:], spikes
+
+    def state_names(self):
+        return self.__dict__.get("names", ())
+
+
+@pytest.mark.parametrize("states", [2, 3])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_matrix_multiplies_a_state_that_is_passed_on(states, begun):
+    torch.manual_seed(0)
+    cell, inputs = Delayed(states), (torch.rand(12, 3, 8) * 64).round() / 64
+    first = [(torch.rand(3, 8) * 4).round() / 4 for _ in range(states if begun else 0)]
+    found = []
+    for backend in ("reference", "cpu"):
+        x, state = inputs.clone().requires_grad_(), [value.clone().requires_grad_() for value in first]
+        outputs, last = hb.unroll(cell, x, tuple(state) or None, backend=backend)
+        loss = (outputs * torch.arange(8.0)).sum() + last[0].sum()
+        found.append(((outputs, *last), torch.autograd.grad(loss, [x, *state, *cell.parameters()])))
+    (values, grads), (compiled, compiled_grads) = found
+    assert 0.1 < values[0].mean() < 0.9
+    assert all(map(torch.equal, compiled, values))
+    for one, other in zip(compiled_grads, grads, strict=True):
+        torch.testing.assert_close(one, other)

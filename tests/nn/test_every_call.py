@@ -294,8 +294,11 @@ class Random(hb.Cell):
 def test_a_fall_back_is_said_once_with_its_reason() -> None:
     layer, x = hb.OverTime(Random()), torch.rand(3, 2)
     hb.compiler.checks._SAID.clear()
-    with pytest.warns(hb.SlowPathWarning, match="Random is run by the reference loop.*draws random numbers"):
+    with pytest.warns(hb.SlowPathWarning, match="Random is run by the reference loop.*to fix it") as found:
         layer(x)
+    assert "draws random numbers" in str(found[0].message)
+    step = Random.forward.__code__
+    assert (found[0].filename, found[0].lineno) == (step.co_filename, step.co_firstlineno)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layer(x)

@@ -50,9 +50,9 @@ def run(
         inputs, key = inputs.contiguous(), None
         spec = specified(program, inputs, ends, len(begun))
         assert spec is not None
-    if not (begun or cell_tensors or spec.order) and inputs.is_contiguous():
-        plan = spec.plan if torch.is_grad_enabled() and inputs.requires_grad else None
-        spec = spec._replace(prepared=program.kernels.prepare(plan, spec.shape, ends))
+    learns = torch.is_grad_enabled() and inputs.requires_grad
+    if learns and not (begun or cell_tensors) and inputs.is_contiguous():
+        spec = spec._replace(prepared=program.kernels.prepare(spec.plan, spec.shape, ends))
     if key is not None:
         programs.attach(cell, key, spec)
     return go(spec, inputs, (*begun, *cell_tensors))
@@ -77,7 +77,7 @@ class RunSpecification(NamedTuple):
     deep: bool = False
     """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
     prepared: Prepared | None = None
-    """Kernels bound to all of this, for a small run from rest of a cell without tensors."""
+    """Kernels bound to all of this, for a small run with a gradient, from rest, of a cell without tensors."""
 
 
 def specified(program: "Program", inputs: Tensor, ends: bool, begun: int = 0) -> RunSpecification | None:
@@ -104,9 +104,6 @@ def go(
     ):
         outputs, *last = _apply(spec, inputs, *tensors)
         _attach_bits(outputs)
-        return outputs, last
-    if spec.prepared is not None:
-        outputs, last, _ = spec.prepared.forward(inputs)
         return outputs, last
     kernels = spec.program.kernels
     given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)

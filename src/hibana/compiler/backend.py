@@ -147,8 +147,8 @@ class Kernels(ABC):
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the initial states, and the sums over time."""
 
-    def prepare(self, plan: "Plan | None", shape: torch.Size, ends: bool) -> Prepared | None:
-        """Kernels bound to sequences of `shape`, with the residuals of `plan`; None if that gains nothing."""
+    def prepare(self, plan: "Plan", shape: torch.Size, ends: bool) -> Prepared | None:
+        """Kernels bound to sequences of `shape`, with the residuals of `plan`; None if not worthwhile."""
         return None
 
     @abstractmethod

@@ -16,7 +16,7 @@ from hibana.cells.surrogate import forwards
 from hibana.compiler import ambient, autograd, programs, reference
 from hibana.compiler.ambient import is_traced, is_watched
 from hibana.compiler.backend import check_backend, of_device, refusal
-from hibana.compiler.checks import check_batch, check_inputs, checked_state, said_once
+from hibana.compiler.checks import check_batch, check_inputs, checked_state, warn_slow
 from hibana.compiler.draws import Drawing
 from hibana.compiler.first_call import check_first_call, check_neighbours
 from hibana.compiler.graph.ops import Unsupported
@@ -145,7 +145,7 @@ def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hasha
     device, dtype = inputs.device.type, reference.carried(inputs.dtype)
     chosen = of_device(device) if backend == "auto" else backend
     run: Executable | None = None
-    warned = ""  # which cells a warning names; none where torch or the tracer says it
+    warned: str | None = None  # cells that a warning names, "" this one; None if torch or the tracer warns
     if reason := _elsewhere(cell, inputs):
         pass
     elif is_traced(inputs):
@@ -165,7 +165,7 @@ def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hasha
         except Unsupported as refused:
             if backend != "auto":
                 raise
-            reason, warned = str(refused), type(cell).__name__
+            reason, warned = str(refused), ""
         else:
             run = partial(autograd.run, program, cell, ends, key if inputs.dtype == dtype else None)
             if program.kernels.takes_half:
@@ -174,8 +174,8 @@ def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hasha
         return run if inputs.dtype == dtype else partial(_run_in_full, run, dtype, len(cell._hibana.states))
     if backend != "auto":
         raise Unsupported(f"backend {backend!r} can't serve this call: {reason}")
-    if warned:
-        said_once(warned, reason)
+    if warned is not None:
+        warn_slow(cell, reason, warned)
     return loop
 
 

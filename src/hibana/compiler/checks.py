@@ -1,7 +1,13 @@
 """Checks of the arguments of a call, and the warning where only the reference loop runs it."""
 
+import inspect
+import os
+import sys
 import warnings
+from pathlib import Path
+from types import FrameType
 
+import torch
 from torch import Tensor
 
 from hibana.cells import Cell
@@ -71,14 +77,64 @@ class SlowPathWarning(RuntimeWarning):
 _SAID: set[str] = set()
 
 
-def said_once(cell: str, reason: str) -> None:
-    """Warns, once for each `reason`, that the reference loop runs cells of the class called `cell`."""
-    text = f"{cell} is run by the reference loop, step by step and many times slower, because {reason}"
-    warn_once(text, text)
+_FIXES = {
+    "draws random numbers of": "draw them by torch functions such as torch.rand_like",
+    "changes the shape": "put layers that mix neurons outside of the cell, or into hb.Recurrent",
+    "sum over neurons": "put layers that mix neurons outside of the cell, or into hb.Recurrent",
+    "multiplies neurons with one another": "put layers that mix neurons outside of the cell",
+    "changes what it holds": "return the value as one of the states",
+    "no step computes": "multiply by a state or by the input",
+    "takes several from one operation": "use an operation for each result",
+    "computes in": "keep the dtype of the input, by .to(input_.dtype)",
+    "not a pointwise operation": "use element-wise operations of torch",
+    "can change unseen": "make it an attribute of the cell, or a constant of its module",
+}
+"""By a part of the reason: what to change in a step."""
+
+
+def warn_slow(cell: Cell, reason: str, name: str = "") -> None:
+    """Warns, once for each `reason`, that the reference loop runs `cell`, or all cells called `name`.
+
+    The warning points to the user's step, or to the user's call of a cell of hibana.
+    """
+    fix = "" if name else next((fix for part, fix in _FIXES.items() if part in reason), _FIX)
+    name = name or type(cell).__name__
+    text = f"{name} is run by the reference loop, step by step and many times slower, because {reason}"
+    if text not in _SAID:
+        file, line = _step_of_user(cell) or _call_of_user()
+        warnings.warn_explicit(f"{text}; to fix it, {fix}" if fix else text, SlowPathWarning, file, line)
+        _SAID.add(text)  # not before: if warnings are errors, each call raises one
+
+
+_FIX = 'write it in element-wise operations of torch, or accept the loop by backend="reference"'
+_PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, Path(__file__).parent))
+"""The folders of torch and hibana."""
+
+
+def _step_of_user(cell: Cell) -> tuple[str, int] | None:
+    """File and line of the first step in `cell` that is not a part of hibana."""
+    for module in cell.modules():
+        code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+        if isinstance(module, Cell) and code is not None and not _is_library(code.co_filename):
+            return code.co_filename, code.co_firstlineno
+    return None
+
+
+def _call_of_user() -> tuple[str, int]:
+    """File and line of the innermost call that is neither in hibana nor in torch."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_back is not None and _is_library(frame.f_code.co_filename):
+        frame = frame.f_back
+    return ("<unknown>", 0) if frame is None else (frame.f_code.co_filename, frame.f_lineno)
+
+
+def _is_library(file: str) -> bool:
+    """Whether `file` is part of hibana or torch."""
+    return file.startswith(_PACKAGES)
 
 
 def warn_once(key: str, text: str) -> None:
     """Warns of `text`, unless a warning of this `key` was given before."""
     if key not in _SAID:
         warnings.warn(text, SlowPathWarning, stacklevel=3)
-        _SAID.add(key)  # not before: who makes warnings errors has each one
+        _SAID.add(key)  # not before: if warnings are errors, each call raises one

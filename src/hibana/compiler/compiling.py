@@ -15,7 +15,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import SUM, Part, places_in
 from hibana.compiler.graph.plan import Plan, make_plan, reachable
 from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.graph.synapses import needed
+from hibana.compiler.graph.synapses import computed_operands, needed
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.shared import Bounded
 from hibana.compiler.strides import Order, inverse, order_of_step, step_in
@@ -137,7 +137,8 @@ def program_of(step: Step, kernels: Kernels) -> Program:
 
 def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
     """The step of `cell`, and its kernels, which steps share that differ in their constants alone."""
-    step = guard_products(trace(cell, shape, dtype, kernels_of(backend).device(), draws=True))
+    traced = trace(cell, shape, dtype, kernels_of(backend).device(), draws=True)
+    step = computed_operands(guard_products(traced))
     alike = (backend, dtype, structure(step))
     found = _BY_STRUCTURE.get(alike)
     if found is None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, kernels_of, refusal
-from hibana.compiler.checks import said_once
+from hibana.compiler.checks import warn_slow
 from hibana.compiler.compiling import Program, program_of
 from hibana.compiler.draws import new_seed
 from hibana.compiler.graph import serial
@@ -71,7 +71,7 @@ def _written(
     except Unsupported as refused:
         reason = str(refused)
     if auto and device != "meta":
-        said_once(type(cell).__name__, reason)
+        warn_slow(cell, reason)
     return "", reason
 
 

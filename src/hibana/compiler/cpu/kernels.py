@@ -166,10 +166,10 @@ class CpuKernels(NativeKernels):
             sums = _summed(of_rows, [torch.Size((1,) * over + one[over:]) for over in given.reduced])
         return grad_input, first_grads, sums
 
-    def prepare(self, plan: Plan | None, shape: torch.Size, ends: bool) -> Prepared | None:
+    def prepare(self, plan: Plan, shape: torch.Size, ends: bool) -> Prepared | None:
         step, threads = self.step, torch.get_num_threads()
         small = shape.numel() * self.size <= PREPARED_UP_TO
-        if plan is None or plan.recomputed or step.parameters or step.draws or not small:
+        if plan.recomputed or step.parameters or step.draws or not small:
             return None
         neurons, states, empty_like = shape[1:].numel(), len(step.states), torch.empty_like
         forward = self._forward(shape, plan, False, threads, ())

@@ -51,6 +51,19 @@ def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
     return Operand(value, state, gradient, turned)
 
 
+def computed_operands(step: Step) -> Step:
+    """`step` with states that it passes on unchanged multiplied by 1 if a matrix multiplies them.
+
+    The operand of a matrix is a residual, which a step must compute; the product with 1 is the same number.
+    """
+    multiplied = {int(side.data) for side in step.sides if side.op == "previous"}
+    nexts = list(step.nexts)
+    for i in multiplied:
+        if nexts[i].op == "previous":
+            nexts[i] = Value("mul", (nexts[i], Value("number", data=1)))
+    return replace(step, nexts=tuple(nexts))
+
+
 def needed(step: Step) -> list[Value]:
     """The values that products need as residuals whatever the plan: operands and masks."""
     if not step.matrices:

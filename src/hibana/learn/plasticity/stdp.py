@@ -6,7 +6,7 @@ from typing import Literal, final, overload
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.checks import said_once
+from hibana.compiler.checks import warn_slow
 from hibana.compiler.graph.ops import Unsupported
 from hibana.learn.plasticity.base import PairRule, check_spikes, checked_pairs
 from hibana.learn.plasticity.native import Native
@@ -159,6 +159,6 @@ class STDP(PairRule):
                     f"backend 'cpu' runs float32 on the CPU, got {inputs.dtype} on {inputs.device}"
                 )
         if refused:
-            said_once(type(cell).__name__, refused)
+            warn_slow(cell, refused)
         check_spikes(inputs)
         return self.pairs.run(weight, self.linear.bias, cell, inputs, state)
