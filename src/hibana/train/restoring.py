@@ -1,9 +1,9 @@
 """What a run is gone on from, and a network read back from: a checkpoint that another process wrote."""
 
 from collections.abc import Collection
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
@@ -17,11 +17,8 @@ from hibana.train.settings import Settings, read
 __all__ = ["CHANGEABLE", "continued", "described", "load", "resumed"]
 
 _WANTED = "checkpoint must be a file that `hibana train` wrote"
-_STATES: dict[str, type] = {
-    **{"epoch": int, "global_step": int, "loops": dict, "callbacks": dict},
-    **{"optimizer_states": list, "lr_schedulers": list},
-}
-"""What a run goes on from."""
+_STATES = {"epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
+"""Contents that a run is resumed from."""
 CHANGEABLE = {
     "epochs",
     "patience",
@@ -99,8 +96,8 @@ def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
     """
     path = checkpoint_of(Path(path))
     settings, shape, classes, weights, description = _opened(path, trust)
-    most = sum(weight.numel() for weight in weights.values())
     try:
+        most = sum(weight.numel() for weight in weights.values())
         model = Network(settings, shape, classes, description=description, most_weights=most)
         model.load_state_dict(weights)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
@@ -118,13 +115,12 @@ def _opened(
     `whole` ones have what a run goes on from, too.
     """
     content = pretrained.content(path) if pretrained.is_pretrained(path) else checkpoint.read(path)
-    hyper, weights = content.get("hyper_parameters"), content.get("state_dict")
-    known = {field.name for field in fields(Settings)}
-    if not (isinstance(hyper, dict) and {"shape", "classes"} <= set(hyper) <= known | {"shape", "classes"}):
-        raise ValueError(f"{_WANTED}; {path} holds something else")
-    if not _is_state(weights):
-        raise ValueError(f"{_WANTED}; {path} holds something else")
-    if whole and any(type(content.get(name)) is not kind for name, kind in _STATES.items()):
+    try:
+        hyper, weights = dict(content["hyper_parameters"]), dict(content["state_dict"])
+        shape, classes = hyper.pop("shape"), hyper.pop("classes")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{_WANTED}; {path} holds something else") from error
+    if whole and not content.keys() >= _STATES:
         raise ValueError(f"{_WANTED}; {path} holds a network, and nothing that a training goes on from")
     for name in ("layers", "data"):
         architecture.check_trust(hyper.get(name), trust, f"checkpoint {path}")
@@ -132,26 +128,14 @@ def _opened(
     if hyper.get("kind") != (None if description is None else description.kind):
         raise ValueError(f"{_WANTED}; {path} does not say how its inputs are read")
     try:
-        chosen = {name: value for name, value in hyper.items() if name in known}
-        settings = Settings(**chosen)
-    except ValueError as error:
+        settings = Settings(**hyper)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{_WANTED}; {path} holds other settings: {error}") from error
-    if description is not None:
-        shape, classes = tuple(description.inputs.shape), description.target.outputs
-    else:
-        shape, classes = tuple(settings.data_set.shape), settings.data_set.classes
-    given = hyper["shape"], hyper["classes"]
-    # a function of the user's is called with these
-    if given != (list(shape), classes):
+    made = settings.data_set if description is None else description.inputs
+    outputs = settings.data_set.classes if description is None else description.target.outputs
+    if (shape, classes) != (list(made.shape), outputs):  # a function of the user is called with these
         raise ValueError(f"{_WANTED}; {path} is of other inputs than {settings.data}")
-    return settings, shape, classes, weights, description
-
-
-def _is_state(weights: object) -> TypeGuard[dict[str, torch.Tensor]]:
-    """Whether `weights` are parameters by name."""
-    return isinstance(weights, dict) and all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()
-    )
+    return settings, tuple(shape), classes, weights, description
 
 
 def described(path: Path) -> data.Description | None:
