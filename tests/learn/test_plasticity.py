@@ -158,6 +158,16 @@ def test_any_cell_and_size(kind, inputs, outputs, batch):
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_inputs_of_turned_sign_are_read_as_they_are(backend):
+    changed = []
+    for inputs in (spikes(30, 2, 20), torch._neg_view(-spikes(30, 2, 20))):
+        linear = layer(20, 5)
+        emitted = hb.learn.STDP(linear, hb.LIF(tau=5.0), **RULE, backend=backend)(inputs)
+        changed.append((emitted, linear.weight))
+    assert all(map(torch.equal, *changed))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_sequence_in_two_calls(backend):
     x = spikes(40, 2, 20)
     whole, parts = layer(20, 9), layer(20, 9)

@@ -435,3 +435,13 @@ def test_what_others_compile_in_this_process_is_as_before() -> None:
     with pytest.raises(RuntimeError):
         build._compiled("nonsense", ("sum",))
     assert others() == before
+
+
+def test_a_view_whose_memory_holds_the_negatives_of_its_numbers_is_refused():
+    @kernel
+    def first(code: Code, begin: Value, end: Value, *, source: Floats, target: Floats) -> None:
+        target[0] = source[0]
+
+    numbers, target = torch.tensor([2.0]), torch.zeros(1)
+    with pytest.raises(ValueError, match=r"call resolve_neg\(\)"):
+        first(1, source=torch.complex(numbers, numbers).conj().imag, target=target)

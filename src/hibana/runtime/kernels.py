@@ -8,7 +8,7 @@ the first kernel that is built.
 from hibana.runtime.build import COMPILING, Kernel, assemble, compresses, kept_in
 from hibana.runtime.code import Code, Variable
 from hibana.runtime.functions import Function, declared, function, source
-from hibana.runtime.launcher import Launcher, Sized, kernel
+from hibana.runtime.launcher import Launcher, Sized, address_of, kernel
 from hibana.runtime.pointers import Bytes, Doubles, Floats, Ints, Kind, Longs, Pointer, Shorts
 from hibana.runtime.threads import Work, arguments, ready, run
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type

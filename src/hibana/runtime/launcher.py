@@ -57,7 +57,18 @@ class Arguments:
 
     def packed(self, tensors: Iterable[Tensor | None]) -> bytes:
         """The addresses of `tensors` in declared order, as bytes; 0 for None."""
-        return self._pack(*[0 if tensor is None else tensor.data_ptr() for tensor in tensors])
+        return self._pack(*[0 if tensor is None else address_of(tensor) for tensor in tensors])
+
+
+def address_of(tensor: Tensor) -> int:
+    """The address of a tensor's memory.
+
+    Raises:
+        ValueError: if the memory holds the negatives of the tensor's numbers, as of ``z.conj().imag``.
+    """
+    if tensor.is_neg():
+        raise ValueError("kernels read memory, which holds the negatives of this view: call resolve_neg()")
+    return tensor.data_ptr()
 
 
 class Sized(NamedTuple):

@@ -21,7 +21,7 @@ from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
 from hibana.compiler.named_kernels import Named, NamedKernels, Variant
 from hibana.compiler.strides import row_bytes
-from hibana.runtime.kernels import Kernel, Work, arguments, assemble, ready
+from hibana.runtime.kernels import Kernel, Work, address_of, arguments, assemble, ready
 
 NEAR = 256 << 10
 """Maximum bytes of rows of the samples that a thread works on at a time: a part of L2."""
@@ -108,7 +108,7 @@ class _Schedule(NamedTuple):
 
 def _address(value: Any) -> int:
     if isinstance(value, Tensor):
-        return value.data_ptr()
+        return address_of(value)
     return 0 if value is None else int(value)
 
 

@@ -82,12 +82,12 @@ class Native:
         lower, upper = pairs.bounds or (-math.inf, math.inf)
         launcher(
             1,
-            inputs=inputs.contiguous(),
+            inputs=inputs.resolve_neg().contiguous(),
             outputs=outputs,
             weights=rows,
             bias=added,
             states_at=states,
-            before=before.contiguous(),
+            before=before.resolve_neg().contiguous(),
             pre=traces,
             post=of_outputs,
             status=status,
