@@ -207,7 +207,7 @@ class _Run(torch.autograd.Function):
             or grad_outputs is None
             or not grad_outputs.is_contiguous()
             or grad_outputs.is_neg()
-            or any(grad is not None for grad in last_grads)
+            or (last_grads and any(grad is not None for grad in last_grads))
         ):
             return _backward(ctx, grad_outputs, *last_grads)
         return None, prepared.backward(saved_tensors(ctx), grad_outputs)

@@ -1,6 +1,5 @@
 """The memory layout of a sequence: the order of its dimensions, and truth values as bits."""
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -27,7 +26,6 @@ def same_each_step(sequence: Tensor) -> Tensor | None:
     return first if torch.equal(sequence[1:-1], sequence[:-2]) else None
 
 
-@lru_cache
 def inverse(order: Order) -> Order:
     """The permutation that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
@@ -44,7 +42,6 @@ def step_back(back: Order, value: Tensor) -> Tensor:
     return value.permute(order_of_step(back))
 
 
-@lru_cache
 def order_of_step(order: Order) -> Order:
     """The order of a step's dimensions, from that of a sequence's, whose first is time."""
     return tuple(dimension - 1 for dimension in order[1:])

@@ -64,7 +64,6 @@ class CpuKernels(NativeKernels):
         self.emitting = emitting(step)
         self.patterns_from = REPEATED_FROM if step.parameters <= PATTERNS else inf
         self._built: dict[object, Bound] = {}
-        self._kept = lru_cache(SHAPES)(self.residual_shapes)
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._backward = lru_cache(SHAPES)(self._make_backward)
         self._recomputing = lru_cache(SHAPES)(self._make_recomputing)
@@ -112,7 +111,7 @@ class CpuKernels(NativeKernels):
         """New tensors for what `plan` keeps of a sequence of `shape`."""
         if plan is None:
             return []
-        kept = self._kept(shape[0], shape[1:], plan)
+        kept = self.residual_shapes(shape[0], shape[1:], plan)
         return [torch.empty(size, dtype=dtype, device=CPU) for size, dtype in kept]
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
