@@ -187,14 +187,6 @@ def test_encodings_and_decimal_marks_hold_the_same_numbers(tmp_path, encoding, s
     assert raw.tolist() == [[float(f"{k % 7 - 3}.{k % 10}"), k + 0.5] for k in range(40)]
 
 
-def test_a_mark_after_the_first_block_is_no_utf_8_either(tmp_path):
-    path = tmp_path / "long.csv"
-    path.write_bytes(("a,label\n" + "1,x\n2,y\n" * 20_000 + "1,é\n2,é\n1,é\n").encode("latin-1"))
-    made = read(path)
-    assert made.summary.startswith("long.csv: not UTF-8, read as cp1252, 40,003 rows")
-    assert "é" in made.names
-
-
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_sequences_say_how_their_files_are_read(tmp_path, encoding):
     for k in range(20):
@@ -439,39 +431,6 @@ def test_a_column_is_not_named_where_there_are_none(tmp_path):
     np.save(tmp_path / "single.npy", np.arange(60.0).reshape(20, 3))
     with pytest.raises(ValueError, match="the last column is the label"):
         read(tmp_path / "single.npy", label="x")
-
-
-@pytest.mark.parametrize(
-    ("columns", "label", "group"),
-    [
-        ("id,time,value,class", "class", "id"),
-        ("id,time,x,y,class", "class", "id"),
-        ("Subject_ID,t,x,y,z,kind", "kind", "Subject_ID"),
-        ("frame,y,case", "y", "case"),
-        ("time,kind,value", "value", None),  # rows of their own
-        ("id,kind,value", "value", None),  # without a time
-        ("row,time,x,y", "y", None),  # a number of each row
-    ],
-)
-def test_a_long_table_without_group_says_what_it_may_be_and_learns_what_is_named(
-    tmp_path, columns, label, group
-):
-    names = columns.split(",")
-    rows = ["time", "t", "frame"]
-    lines = [columns]
-    for number in range(200):
-        cells = dict.fromkeys(names, f"{number * 37 % 101 / 10}")
-        cells |= dict.fromkeys(("class", "kind"), "ab"[number // 10 % 2]) | {"row": f"{number}"}
-        cells |= dict.fromkeys(("id", "Subject_ID", "case"), f"{number // 10}")
-        cells |= dict.fromkeys(rows, f"{number % 10}")
-        lines.append(",".join(cells[name] for name in names))
-    path = tmp_path / "long.csv"
-    path.write_text("\n".join(lines))
-    summary = read(path).summary
-    assert f"label `{label}`: " in summary
-    hint = f"rows of one `{group}` may be the steps of a sequence (--group {group})"
-    assert (hint in summary) is (group is not None)
-    assert ("--group" in summary) is (group is not None)
 
 
 def test_sequences_are_stretched_or_padded():

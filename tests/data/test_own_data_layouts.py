@@ -115,26 +115,6 @@ def test_a_folder_of_someone_else_is_named(capsys):
             (folder / "a").chmod(0o755)
 
 
-def test_wide_tables_are_read_by_blocks_and_not_column_by_column(tmp_path, monkeypatch):
-    wide = pandas.DataFrame(np.random.default_rng(0).normal(size=(30, 500)))
-    wide.columns = [f"gene {number}" for number in range(500)]
-    wide["label"] = ["a", "b"] * 15
-    wide.to_csv(tmp_path / "wide.csv", index=False)
-    looked, before = [], pandas.DataFrame.__getitem__
-
-    def counted(frame, key):
-        looked.append(key)
-        return before(frame, key)
-
-    monkeypatch.setattr(pandas.DataFrame, "__getitem__", counted)
-    made = read(tmp_path / "wide.csv")
-    assert made.summary.startswith(
-        "wide.csv: 30 rows, 500 numbers, label `label`: 2 classes (training part: "
-    )
-    assert len(looked) < 50
-    assert torch.allclose(made.training.inputs.mean(0), torch.zeros(500), atol=1e-6)
-
-
 def test_numbers_of_a_table_are_filled_and_refused_as_column_by_column(tmp_path):
     rows = [f"{k % 9},{k % 3 if k % 4 else ''},,{'xy'[k % 2]},{k % 2}" for k in range(40)]
     (tmp_path / "gaps.csv").write_text("\n".join(["a,b,empty,c,label", *rows]))
@@ -153,16 +133,6 @@ def test_numbers_of_a_table_are_filled_and_refused_as_column_by_column(tmp_path)
     refusing = own.Table(frame, missing="refuse")
     with pytest.raises(ValueError, match="row 1 has none in 'b'"):
         refusing.setup()
-
-
-def test_counts_in_the_line_are_said_to_be_those_of_the_training_part(tmp_path):
-    x = np.random.default_rng(0).normal(size=(50, 3))
-    for y, words in (
-        (np.arange(50) % 2, "50 arrays of 3, label `class`: 2 classes (training part: 0 18, 1 18)"),
-        (x[:, 0], "50 arrays of 3, label `class`: a quantity (training part: "),
-    ):
-        np.savez(tmp_path / "some.npz", x=x, y=y)
-        assert words in read(tmp_path / "some.npz").summary
 
 
 def events(folder, columns, *, side=34, length=3000, count=20, **given):

@@ -189,6 +189,17 @@ def test_a_typo_in_columns_is_answered_with_the_names(tmp_path):
         read(path, label="kinds")
 
 
+@pytest.mark.parametrize(
+    ("names", "label"),
+    [("class,time,value", "class"), ("x,y,kind", "y"), ("x,y,z,kind", "kind"), ("y,Target,kind", "Target")],
+)
+def test_the_label_is_a_column_with_a_usual_name_or_the_last(names, label):
+    frame = pandas.DataFrame({name: [k % 3 for k in range(30)] for name in names.split(",")})
+    made = data.Table(frame)
+    made.setup()
+    assert f"label `{label}`: 3 classes" in made.summary
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """A run on sound, one on a table, and one on arrays."""
@@ -210,11 +221,9 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize(
     ("run", "file", "words"),
     [
-        ("tones", "missing.wav", "recordings of sound must be a file or a folder of files; there is no "),
+        ("tones", "missing.wav", "samples must be in a file or folder, there is no "),
         ("tones", "table.csv", "recordings of sound must be files of type .wav, .flac, .ogg, .opus, .mp3, "),
-        ("table", "missing.csv", "can't be read: No such file or directory"),
         ("table", "picture.png", "can't be read: it contains zero bytes, so it is not a text file"),
-        ("arrays", "missing.npz", "missing.npz can't be read: No such file or directory"),
         ("arrays", "table.csv", "table.csv can't be read: it is not a NumPy file of numbers"),
     ],
 )

@@ -23,11 +23,6 @@ LABELS = ("label", "labels", "target", "class", "classes", "diagnosis", "species
 """Usual names of the column to learn, the most specific first."""
 TIMES = ("time", "t", "step", "timestamp", "frame", "seconds")
 """Usual names of columns that hold the time."""
-SEQUENCES = (
-    *("", "case", "group", "sequence", "series", "subject", "patient"),
-    *("trial", "sample", "recording", "session"),
-)
-"""Usual prefixes of ``id`` in the name of a column that says which sequence a row belongs to."""
 MOST_CATEGORIES = 100
 LEAST = 5
 """Rows from which on their order tells whether a column counts them."""
@@ -192,9 +187,8 @@ class Table(Own):
             summary.append(f"{share:.1%} missing, filled with the median")
         if unlabelled.any():
             summary.append(f"{int(unlabelled.sum()):,} rows without a label left out")
-        summary += left + _grouping(table)
         labels = listed(table[label].tolist())
-        return Raw(chosen, labels, _rows(table), ", ".join(summary), label=label, how=how)
+        return Raw(chosen, labels, _rows(table), ", ".join(summary + left), label=label, how=how)
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         part = raw.values.iloc[list(training)]
@@ -307,17 +301,6 @@ def named_label(names: Sequence[str]) -> str | None:
     lower = [name.lower() for name in names]
     labels = [label for label in LABELS if label in lower and not (label == "y" and "z" in lower)]
     return names[lower.index(labels[0])] if labels else None
-
-
-def _grouping(table: "DataFrame") -> list[str]:
-    """A note if rows look like steps of sequences: there is a time, and an id that repeats."""
-    names = [str(name) for name in table.columns]
-    if any(name.lower() in TIMES for name in names):
-        for name in names:
-            prefix = name.lower().removesuffix("id").rstrip("_ -")
-            if prefix in SEQUENCES and 1 < table[name].nunique() <= len(table) // 2:
-                return [f"rows of one `{name}` may be the steps of a sequence (--group {name})"]
-    return []
 
 
 def numeric(table: "DataFrame") -> "np.ndarray[Any, Any]":
