@@ -52,18 +52,22 @@ class MaxPool2d(nn.MaxPool2d):
         check_no_time(self, input, 2)
         if self._has_windows_of_padding(input):
             return self._of_padded(input)
-        if not torch.compiler.is_compiling() and plain(input) and _lies_last(input):
-            kernel, stride = self._kernel_and_stride()
+        window = pair(self.kernel_size)
+        if not torch.compiler.is_compiling() and self._is_without_overlap() and _fits(input, window):
             below = lookup(input)
-            if below is not None and below.spikes is not None:
-                without_overlap = kernel == stride and pair(self.padding) == (0, 0)
-                ordinary = pair(self.dilation) == (1, 1) and not (self.ceil_mode or self.return_indices)
-                if without_overlap and ordinary and _fits(input, kernel, below.spikes, below.length):
-                    self.__dict__["_reason"] = "events: of each window the first spike"
-                    return _pooled(input, kernel, below)
+            spikes = None if below is None else below.spikes
+            # bits in pieces without padding are those of contiguous images
+            if below is not None and spikes is not None and spikes.shape[-1] * 8 == below.length:
+                self.__dict__["_reason"] = "events: of each window the first spike"
+                return _pooled(input, window, spikes, below)
         self.__dict__["_reason"] = "torch's: no layer below keeps these spikes as bits, or windows overlap"
         out: Tensor = super().forward(input)
         return out
+
+    def _is_without_overlap(self) -> bool:
+        kernel, stride = self._kernel_and_stride()
+        plain_window = pair(self.padding) == (0, 0) and pair(self.dilation) == (1, 1)
+        return kernel == stride and plain_window and not (self.ceil_mode or self.return_indices)
 
     def _has_windows_of_padding(self, input: Tensor) -> bool:  # noqa: A002
         """Whether some window meets no pixel of `input`, as only a dilated one can."""
@@ -120,19 +124,18 @@ def _meets_nothing(size: int, kernel: int, stride: int, padding: int, dilation: 
     return not all(any(0 <= begin + tap * dilation < size for tap in range(kernel)) for begin in begins)
 
 
-def _lies_last(images: Tensor) -> bool:
-    return images.ndim == 4 and images.is_contiguous(memory_format=torch.channels_last)
-
-
-def _fits(images: Tensor, window: Pair, spikes: Tensor, length: int) -> bool:
-    """Whether the kernels can pool these `images` by `spikes`, their bits in pieces of `length`."""
+def _fits(images: Tensor, window: Pair) -> bool:
+    """Whether the kernels can pool these `images`, if they are spikes."""
+    if images.ndim != 4 or not plain(images):
+        return False
     _, channels, height, width = images.shape
-    fits = max(window) <= WIDEST and window[0] <= height and window[1] <= width
-    return fits and channels % kernels.VECTOR == 0 and spikes.shape[-1] * 8 == length
+    lies_last = images.is_contiguous(memory_format=torch.channels_last)
+    inside = 0 < window[0] <= min(height, WIDEST) and 0 < window[1] <= min(width, WIDEST)
+    return lies_last and inside and channels % kernels.VECTOR == 0
 
 
-def _pooled(images: Tensor, window: Pair, below: Provenance) -> Tensor:
-    """The max-pooled spikes, ``[N, channels, height / window, width / window]``, with their bits."""
+def _pooled(images: Tensor, window: Pair, spikes: Tensor, below: Provenance) -> Tensor:
+    """Max-pooled `spikes`, bits of `images`: ``[N, channels, height / window, width / window]``."""
     count, channels, height, width = images.shape
     out_height, out_width = height // window[0], width // window[1]
     sizes = {"channels": channels, "height": height, "width": width, "out_height": out_height}
@@ -142,7 +145,7 @@ def _pooled(images: Tensor, window: Pair, below: Provenance) -> Tensor:
     learning = learns(images)
     which = torch.empty(out.shape, dtype=torch.uint8, device="cpu") if learning else None
     planes = None if length % 64 else torch.empty(1, rows, length // 8, dtype=torch.uint8, device="cpu")
-    kernels.forward(rows, GRAIN, bits=below.spikes, target=out, pooled=planes, which=which, **sizes)
+    kernels.forward(rows, GRAIN, bits=spikes, target=out, pooled=planes, which=which, **sizes)
     if planes is None:
         planes = bits_of(out.view(rows, length))[0].view(torch.uint8)[None]
     pooled = out.permute(0, 3, 1, 2)
