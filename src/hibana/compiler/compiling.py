@@ -45,7 +45,8 @@ class Program:
 
     def reduced(self, order: Order | None, ndim: int) -> tuple[int, ...]:
         """For each of the sums: over how many of a step's first dimensions in memory it may be reduced."""
-        return _reduced(self.summed, tuple(range(ndim)) if order is None else order_of_step(order))
+        dimensions = tuple(range(ndim)) if order is None else order_of_step(order)
+        return tuple(next((i for i, d in enumerate(dimensions) if d not in one), ndim) for one in self.summed)
 
     def parameters(
         self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: Order | None = None
@@ -80,11 +81,6 @@ class Program:
                     value = step_in(order, value.expand(_shape(one, order)))
             found.append(value)
         return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
-
-
-@lru_cache(maxsize=256)
-def _reduced(summed: tuple[frozenset[int], ...], lying: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(next((i for i, d in enumerate(lying) if d not in one), len(lying)) for one in summed)
 
 
 def _once(value: Tensor, one: torch.Size, order: Order | None) -> Tensor:

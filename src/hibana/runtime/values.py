@@ -6,7 +6,6 @@ operations are never contracted or reassociated, except by :meth:`Value.fused`.
 
 import struct
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from typing import ClassVar
 
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, Type
@@ -262,7 +261,6 @@ def constant(writer: Writer, type_: Type, number: float) -> Value:
     return Value(writer, type_, text if type_.width == 1 else f"splat ({type_.element} {text})")
 
 
-@lru_cache(maxsize=256)
 def float_bits(number: float) -> int:
     """The bits of `number` as float32, to pass it to a kernel, which reads ``value.to(INT).number()``.
 

@@ -6,7 +6,6 @@ kernel calls all of them alike.
 
 import ctypes
 from collections.abc import Callable
-from functools import cache
 
 import torch
 
@@ -20,6 +19,7 @@ from hibana.runtime.kernels import (
     Code,
     Doubles,
     Floats,
+    Kernel,
     Kind,
     Pointer,
     Value,
@@ -31,7 +31,6 @@ from hibana.runtime.kernels import (
 from hibana.runtime.threads import libtorch
 
 
-@cache
 def own_function(name: str, dtype: torch.dtype) -> int:
     """The address of hibana's own function, or 0 if there is none."""
     single = dtype != torch.float64
@@ -45,7 +44,6 @@ def own_function(name: str, dtype: torch.dtype) -> int:
     return _row(name, dtype, VECTOR, computed)
 
 
-@cache
 def library_function(name: str, dtype: torch.dtype) -> int:
     """The address of a function that applies the C library's, or 0 if it has none; 64 bits serve 32."""
     libm = OPERATIONS[name].libm
@@ -73,7 +71,6 @@ _WIDTHS = {"AVX512": 64, "AVX2": 32}
 """Bytes of PyTorch's vectors."""
 
 
-@cache
 def sleef_function(name: str, dtype: torch.dtype) -> int:
     """The address of a function that applies Sleef's, as PyTorch does; 0 if libtorch has none."""
     kind = _numbers(dtype).element
@@ -87,8 +84,8 @@ def sleef_function(name: str, dtype: torch.dtype) -> int:
     return _row(name, dtype, width, function)
 
 
-_ROWS: list[object] = []
-"""Kernels that live as long as the process, since their addresses do."""
+_ROWS: dict[str, Kernel] = {}
+"""Row functions by their code; they live as long as the process, since their addresses do."""
 
 
 def _row(name: str, dtype: torch.dtype, width: int, computed: Callable[..., Value]) -> int:
@@ -104,6 +101,7 @@ def _row(name: str, dtype: torch.dtype, width: int, computed: Callable[..., Valu
 
     kinds: dict[str, Kind] = {"count": INT, **dict.fromkeys((*sources, "target"), real), "mode": LONG}
     row = function(f"{name}_row", body, kinds, exported=True)
-    (kernel,) = assemble(source(row.texts), (f"{name}_row",))
-    _ROWS.append(kernel)
-    return kernel.address
+    text = source(row.texts)
+    if text not in _ROWS:
+        (_ROWS[text],) = assemble(text, (f"{name}_row",))
+    return _ROWS[text].address

@@ -75,7 +75,6 @@ def _vector_function(op: str, dtype: torch.dtype) -> int:
     return 0
 
 
-@cache
 def _sample(dtype: torch.dtype) -> Tensor:
     """Numbers of every size and sign, dense where functions bend."""
     even = torch.linspace(-20.0, 20.0, 4097, dtype=dtype, device=CPU)
