@@ -356,6 +356,8 @@ def _in_c(programs: list[tuple[Net, CProgram, Tensor]]) -> list[str]:
     for (net, _, expected), line in zip(programs, lines, strict=False):
         outputs = torch.tensor([float.fromhex(word) for word in line.split()])
         steps, batch = expected.shape[:2]
-        if not torch.equal(outputs.view(batch, steps, -1).transpose(0, 1), expected.flatten(2)):
+        if not torch.equal(
+            outputs.view(batch, steps, -1).transpose(0, 1), expected.reshape(steps, batch, -1)
+        ):
             findings.append(f"C differs: {net}")
     return findings
