@@ -115,14 +115,22 @@ def go(
     return outputs.detach(), [value.detach() for value in last]
 
 
+def go_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    """:func:`go` with prepared kernels, which only a call that wants the gradient of `inputs` has."""
+    outputs, *last = _apply(spec, inputs)
+    if outputs.numel() >= FEWEST:
+        _attach_bits(outputs)
+    return outputs, last
+
+
 FEWEST = 256
 """Outputs below which no bits are attached: products of so few numbers are torch's."""
 
 
 def _attach_bits(outputs: Tensor) -> None:
     """Attaches the bits that the node of `outputs` saved, and the mask of where it needs their gradient."""
-    node: Any = None if outputs.numel() < FEWEST else outputs.grad_fn
-    if node is None:
+    node: Any = outputs.grad_fn
+    if node is None or outputs.numel() < FEWEST:
         return
     spikes, mask = node.spikes, node.support
     if spikes is not None or mask is not None:
@@ -173,20 +181,19 @@ class _Run(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         if prepared is not None:
             outputs, last, residuals = prepared.forward(inputs)
-            other: Sequence[Tensor | None] = ()
-        else:
-            if constant:
-                ctx.inputs = inputs
-            given = _arguments(spec, inputs, tensors, plan)
-            inputs, first, parameters, *_ = given
-            ctx.seed = given.seed
-            outputs, last, residuals = program.kernels.forward(given)
-            needed = [first[i] for i in plan.first] if begun else ()
-            other = (*needed, *tensors[begun:], *parameters)
-        if plan.reads_input:
-            # a leaf as it is now, whatever ``inputs.data`` is set to
-            other = (inputs if inputs.grad_fn else inputs.detach(), *other)
-        ctx.save_for_backward(*other, *residuals)
+            ctx.save_for_backward(*([_as_read(inputs)] if plan.reads_input else ()), *residuals)
+            ctx.support = None if plan.support_at is None else residuals[plan.support_at]
+            ctx.spikes = None if plan.spikes_at is None else residuals[plan.spikes_at]
+            return outputs, *last
+        if constant:
+            ctx.inputs = inputs
+        given = _arguments(spec, inputs, tensors, plan)
+        inputs, first, parameters, *_ = given
+        ctx.seed = given.seed
+        outputs, last, residuals = program.kernels.forward(given)
+        read = (_as_read(inputs),) if plan.reads_input else ()
+        needed = [first[i] for i in plan.first] if begun else ()
+        ctx.save_for_backward(*read, *needed, *tensors[begun:], *parameters, *residuals)
         known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
         ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
@@ -211,6 +218,11 @@ class _Run(torch.autograd.Function):
         ):
             return _backward(ctx, grad_outputs, *last_grads)
         return None, prepared.backward(saved_tensors(ctx), grad_outputs)
+
+
+def _as_read(inputs: Tensor) -> Tensor:
+    """`inputs` to save: a leaf as it is now, whatever ``inputs.data`` is set to."""
+    return inputs if inputs.grad_fn else inputs.detach()
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:

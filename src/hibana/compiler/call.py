@@ -110,6 +110,8 @@ def emitted(
         key = _key(backend, inputs, ends, state is not None)
         spec = programs.known(cell, key)
         if spec is not None and (state is None or _is_plain(cell, inputs, state)):
+            if spec.prepared is not None:
+                return autograd.go_prepared(spec, inputs)
             return autograd.go(spec, inputs, (*(state or ()), *tensors_of(cell).values()))
     check_inputs(cell, inputs)
     cell = computed_once(cell)
