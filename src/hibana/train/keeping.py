@@ -17,15 +17,10 @@ __all__ = ["Files", "History", "Keeper"]
 
 
 class Files(CheckpointIO):
-    """Lightning's way to checkpoints, through :mod:`hibana.train.checkpoint`, of one run alone.
+    """Reads and writes checkpoints by :mod:`hibana.train.checkpoint`; they hold the name of the run `run`."""
 
-    Args:
-        run: whose they are; ``None`` in a process that only helps, and writes none.
-        origin: whose the one is that the run goes on from, which has no name in files of older versions.
-    """
-
-    def __init__(self, run: str | None, origin: str | None) -> None:
-        self.run, self.origin = run, origin
+    def __init__(self, run: str | None) -> None:
+        self.run = run
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write({**checkpoint, "run": self.run}, Path(path))
@@ -33,10 +28,7 @@ class Files(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        content = read(Path(path))
-        if self.run is not None and content.get("run") not in (self.run, self.origin):
-            raise ValueError(f"checkpoint {path} must be of the run {self.run}; another has replaced it")
-        return content
+        return read(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         """Nothing: a checkpoint is replaced, never removed."""

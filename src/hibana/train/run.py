@@ -132,7 +132,6 @@ def fit(
         samples = data.own.of_samples(samples, unit=settings.coding in UNIT, **options)
     settings = elastic.with_devices(settings)
     lightning.seed_everything(settings.seed, verbose=False)
-    origin = folder.run if resume is None else identity(resume)
     samples = samples or settings.samples(None if resume is None else described(resume))
     samples.prepare_data()
     samples.setup()
@@ -168,7 +167,7 @@ def fit(
             strategy=DDPStrategy(timeout=elastic.TIMEOUT) if processes > 1 else "auto",
             precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
             callbacks=called,
-            plugins=[Files(folder.run, origin)],
+            plugins=[Files(folder.run)],
             default_root_dir=folder.path,
             logger=TensorBoardLogger(folder.path, name="tensorboard", version="") if board else False,
             enable_progress_bar=progress,
