@@ -11,10 +11,10 @@ import hibana as hb
 from conformance.suite import CELLS as KINDS
 from conformance.suite import drive, few
 from hibana.cells.surrogate import ATan, Box, Step, Triangle
-from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.plan import gradients, has_gradient, reachable
 from hibana.compiler.graph.synapses import gated
 from hibana.compiler.graph.trace import trace
+from hibana.compiler.graph.walk import followed
 
 SPIKING = [kind for kind in KINDS if kind is not hb.LICell]
 CELLS = [hb.IFCell(), hb.LIFCell(tau=3.0), hb.CubaLIFCell(), hb.ALIFCell(), hb.LICell()]

@@ -10,7 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.compiler.graph import recorder
-from hibana.compiler.graph.fingerprint import followed
+from hibana.compiler.graph.walk import followed
 from hibana.runtime.kernels import assemble
 
 THREADS = 8

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.walk import followed
 
 
 def guard(cell: Cell, one: Tensor) -> None:

@@ -17,8 +17,8 @@ import torch
 from hibana.cells import Cell
 from hibana.cells.base import INTERNAL, Internal
 from hibana.compiler.backend import Backend, Kernels, register
-from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.walk import followed
 from hibana.compiler.graph.watch import held, hooked, unchanged
 from hibana.compiler.shared import Bounded
 from hibana.compiler.tensors import shape_class, tensors_of

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.walk import followed
 from hibana.runtime.torch_internals import TorchDispatchMode, tree_leaves
 
 _KNOWN: "WeakKeyDictionary[Cell, tuple[Hashable, bool]]" = WeakKeyDictionary()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.walk import followed
 from hibana.compiler.tensors import tensors_of
 from hibana.learn.chunk import Block, Chunk
 from hibana.learn.coefficients import Coefficient, like_chunk, scaled, scan

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler import emits_spikes
-from hibana.compiler.graph.fingerprint import followed
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.walk import followed
 from hibana.compiler.reference import carried
 from hibana.compiler.tensors import is_computed, tensors_of
 from hibana.learn.derivatives import StepDerivatives

@@ -4,6 +4,9 @@ The cell's ``forward`` and its gradient run on small tensors while their ATen op
 (:mod:`hibana.compiler.graph.recorder`) and read as a :class:`Step` (:mod:`hibana.compiler.graph.reading`).
 """
 
+import random
+import sys
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
@@ -12,7 +15,6 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.graph.fingerprint import random_state
 from hibana.compiler.graph.kinds import traced_kind
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.reading import Reading
@@ -48,12 +50,12 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> St
     alone = _copied(cell, tensors)
     graphs, looked, seen = [], False, []
     for one in small:
-        drawn = random_state()
+        drawn = _random_state()
         graph, sizes = joint_graph(alone, tensors, one, dtype, "cpu")
         graphs.append(graph)
         looked = looked or sizes
         walk = Walk(alone)
-        seen.append(((walk.key, walk.refused), random_state() == drawn))
+        seen.append(((walk.key, walk.refused), _random_state() == drawn))
     if seen[0][0] != seen[1][0]:
         raise Unsupported("the step changes what it holds besides its states, as a counter does")
     if not any(same for _, same in seen):
@@ -85,3 +87,11 @@ def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
 def _of_any_size(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:
     """`shape` with each dimension replaced by `size` that no tensor of the cell has a say in."""
     return torch.Size(size if n < 0 else n for n in shape_class(tensors, shape))
+
+
+def _random_state() -> Hashable:
+    """The state of the global random generators of Python and NumPy."""
+    # NumPy loads them when they are first touched: until then nobody has drawn any.
+    numbers = sys.modules.get("numpy.random")
+    drawn = numbers.get_state()[1:3] if numbers else ((), 0)
+    return random.getstate(), tuple(drawn[0]), drawn[1]

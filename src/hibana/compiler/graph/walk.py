@@ -14,7 +14,8 @@ from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, nn
 
-from hibana.cells.base import INTERNAL
+from hibana.cells import Cell
+from hibana.cells.base import INTERNAL, Internal
 from hibana.compiler.graph import watch
 from hibana.compiler.graph.code import names_in
 from hibana.compiler.graph.kinds import (
@@ -31,7 +32,7 @@ from hibana.compiler.graph.kinds import (
     traced_kind,
 )
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.watch import MISSING, Item, Look, Watch
+from hibana.compiler.graph.watch import MISSING, Item, Look, Watch, unchanged
 from hibana.compiler.shared import Bounded
 
 NOT_HYPER = frozenset(vars(nn.Module())) | {INTERNAL}
@@ -338,3 +339,19 @@ class Walk:
         where = f"{kind.__module__}.{kind.__qualname__}"
         hint = ": make it a tensor" if where == "numpy.ndarray" else ""
         raise Unsupported(f"the step may read {path.text}, of type {where}, which can change unseen{hint}")
+
+
+def followed(cell: Cell) -> Walk:
+    """All that the step of `cell` can read, cached until any of it changes.
+
+    Raises:
+        Unsupported: if it can read what can change unseen, or has hooks.
+    """
+    internal: Internal = getattr(cell, INTERNAL)
+    last: Walk | None = internal.followed
+    if last is None or last.look(cell) != last.snapshot or not unchanged(last.items, last.watched):
+        last = internal.followed = Walk(cell)
+        internal.calls = None
+    if last.refused:
+        raise Unsupported(last.refused)
+    return last
