@@ -257,7 +257,7 @@ def test_a_number_outside_the_cell_is_seen_by_a_compiled_graph_when_it_changes(
     kind: type[hb.Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cell: hb.Cell = kind()
-    monkeypatch.setattr("hibana.compiler.operator.said_once", lambda *_: None)
+    monkeypatch.setattr("hibana.compiler.operator.warn_slow", lambda *_: None)
     monkeypatch.setattr(OfItsClass, "factor", 1.0)
     compiled_layer = torch.compile(hb.OverTime(cell), backend="eager")
     for value in (1.0, 2.0, 5.0, 9.0):
