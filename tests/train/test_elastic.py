@@ -11,6 +11,7 @@ from hibana import train
 from hibana.cli import main
 from hibana.train import elastic
 from hibana.train.folder import SETTINGS, own
+from hibana.train.keeping import Keeper
 
 
 @pytest.fixture
@@ -59,6 +60,27 @@ def test_a_restart_finds_the_folder_of_the_same_torchrun(torchrun, tmp_path):
     assert begin() == found() == tmp_path / "run-1"
     assert found(TORCHELASTIC_RESTART_COUNT="0") is None
     assert found(TORCHELASTIC_ERROR_FILE="/tmp/torchelastic_c/none_d/attempt_1/0/error.json") is None
+
+
+def test_fit_resumes_after_a_restart(torchrun, tmp_path, monkeypatch):
+    settings = train.Settings(layers="12", epochs=2, steps=4, batch_size=130)
+    _, undisturbed = train.fit(settings, tmp_path / "undisturbed")
+    keep = Keeper.on_train_epoch_end
+
+    def keep_and_fail(self, *arguments):
+        keep(self, *arguments)
+        raise RuntimeError("stopped here")
+
+    torchrun(WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+    with monkeypatch.context() as patched:
+        patched.setattr(Keeper, "on_train_epoch_end", keep_and_fail)
+        with pytest.raises(RuntimeError, match="stopped here"):
+            train.fit(settings, tmp_path / "run")
+    torchrun(WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", TORCHELASTIC_RESTART_COUNT="1")
+    _, outcome = train.fit(settings, tmp_path / "run")
+    assert outcome.checkpoint == tmp_path / "run" / "checkpoint.ckpt"
+    assert outcome.history == undisturbed.history
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "undisturbed"]
 
 
 def test_a_process_that_does_not_join_is_an_error(torchrun, monkeypatch):

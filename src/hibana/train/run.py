@@ -30,7 +30,7 @@ from hibana.train.baseline import first
 from hibana.train.card import Facts
 from hibana.train.choices import UNIT
 from hibana.train.classifier import Classifier
-from hibana.train.folder import BEST, LAST, Folder, identity, own
+from hibana.train.folder import BEST, LAST, SETTINGS, Folder, identity, own
 from hibana.train.keeping import Files, History, Keeper
 from hibana.train.restoring import continued, described
 from hibana.train.settings import Settings
@@ -121,8 +121,11 @@ def fit(
         )
     resume = None if resume is None else Path(resume)
     if not isinstance(folder, Folder):
+        where = Path(folder)
+        if resume is None and (written := elastic.before_restart(where, SETTINGS)) is not None:
+            where = resume = written
         run = None if resume is None else identity(resume)
-        with own(Path(folder), run=run, overwrite=overwrite) as held:
+        with own(where, run=run, overwrite=overwrite) as held:
             return fit(settings, held, samples=samples, resume=resume, progress=progress, callbacks=callbacks)
     if resume is not None:
         settings, resume = continued(settings, resume)
