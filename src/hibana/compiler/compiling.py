@@ -58,29 +58,17 @@ class Program:
         """
         if not (self.step.parameters or self.step.matrices):
             return []
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                return self._parameters(cell_tensors, inputs.shape[1:], order)
-        return self._parameters(cell_tensors, inputs.shape[1:], order)
-
-    def _parameters(
-        self, cell_tensors: Sequence[Tensor], one: torch.Size, order: Order | None
-    ) -> list[Tensor]:
-        """:meth:`parameters`, where autograd records nothing."""
-        values = self.step.prologue(*cell_tensors)
-        dtype, count = self.kernels.dtype, self.step.parameters
-        repeated = one.numel() >= self.kernels.patterns_from
-        found = []
-        for value in values[:count]:
-            if value.dtype != dtype or value.is_neg():
-                value = value.to(dtype).resolve_neg()
-            if value.numel() > 1:
-                if repeated:
-                    value = _once(value, one, order)
-                else:
-                    value = step_in(order, value.expand(_shape(one, order)))
-            found.append(value)
-        return found + [matrix.detach().resolve_neg() for matrix in values[count:]]
+        one, dtype, count = inputs.shape[1:], self.kernels.dtype, self.step.parameters
+        once = one.numel() >= self.kernels.patterns_from
+        with torch.no_grad():
+            values = self.step.prologue(*cell_tensors)
+            parameters = [value.to(dtype).resolve_neg() for value in values[:count]]
+            for i, value in enumerate(parameters):
+                if value.numel() > 1 and once:
+                    parameters[i] = _once(value, one, order)
+                elif value.numel() > 1:
+                    parameters[i] = step_in(order, value.expand(_shape(one, order)))
+            return parameters + [matrix.detach().resolve_neg() for matrix in values[count:]]
 
 
 def _once(value: Tensor, one: torch.Size, order: Order | None) -> Tensor:

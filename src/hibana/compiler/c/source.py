@@ -11,18 +11,13 @@ from dataclasses import dataclass
 import torch
 
 from hibana.compiler.graph.emit import Dialect, statements
-from hibana.compiler.graph.ops import OPERATIONS
+from hibana.compiler.graph.ops import CALLS, OPERATIONS
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
 from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Step, Value
 
 Truths = frozenset[int]
 """The states that are zeros and ones, by number."""
-
-IEEE_FUNCTIONS = frozenset(
-    {"abs", "root", "sqrt", "floor", "ceil", "trunc", "round", "copysign", "fma", "fmod"}
-)
-"""Functions of math.h whose result IEEE 754 and C99 determine to the last bit."""
 
 
 def dialect(real: str) -> Dialect:
@@ -120,8 +115,8 @@ def neuron_statements(
 
 def functions(stores: Stores) -> set[str]:
     """The operations in `stores` whose last bits depend on the C library."""
-    found = {value.op for value in evaluated(stores.values(), ())}
-    return {op for op in found if op in OPERATIONS and "@(" in OPERATIONS[op].c} - IEEE_FUNCTIONS
+    used = {value.op for value in evaluated(stores.values(), ())}
+    return {op for op in used & CALLS if op != "sqrt" and OPERATIONS[op].c}
 
 
 def operations(stores: Stores) -> int:

@@ -1,6 +1,5 @@
 """The arguments of a kernel by name: sizes are bound once a shape, addresses packed at each launch."""
 
-import ctypes
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
@@ -43,8 +42,3 @@ class Binding:
             ValueError: if the kernel declares none of that name.
         """
         return [self.arguments.index(name) for name in names]
-
-
-def in_memory(arguments: Sequence[bytes]) -> list["ctypes.Array[ctypes.c_char]"]:
-    """Argument blocks at addresses that are valid while the result lives."""
-    return [(ctypes.c_char * len(each)).from_buffer_copy(each) for each in arguments]

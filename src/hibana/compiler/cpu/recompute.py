@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from hibana.compiler.cpu.binding import Binding, Pack, in_memory
+from hibana.compiler.cpu.binding import Binding, Pack
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.row_walk import BUFFER_OFFSET, PAGE, ROW
 from hibana.compiler.cpu.walk import REVERSED, SHORTEST, Bound, pattern_sizes, split_rows
@@ -102,7 +102,7 @@ class Recomputation(NamedTuple):
         arguments = [pack(given) for pack, given in zip(self.packs, (forward, backward), strict=True)]
         buffer = torch.empty(self.buffer + PAGE, dtype=torch.uint8, device="cpu")
         shift = (read + BUFFER_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
-        held = in_memory(arguments)
+        held = [(ctypes.c_char * len(each)).from_buffer_copy(each) for each in arguments]
         self.work.go(self.pack((*map(ctypes.addressof, held), buffer.data_ptr() + shift)))
 
 

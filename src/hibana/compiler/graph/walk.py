@@ -330,7 +330,7 @@ class Walk:
             self._refuse(path, kind)
         self._entries.append((index, self._kind(kind, path), *inner))
         if kind in (list, set, dict):
-            self._watch(watch.at_dict if kind is dict else watch.at_sequence, value)
+            self._watch(watch.at_dict if kind is dict else watch.ids, value)
 
     def _watch(self, look: Look, value: Any) -> None:
         self.watched.append((look, value, look(value)))

@@ -55,7 +55,7 @@ def at_module(names: list[str]) -> Look:
         about = type(module), module.training, hooked(module)
         tensors = held(module._parameters), held(module._buffers)
         values = [id(attributes.get(name, MISSING)) for name in names]
-        return *about, *attributes, *values, *tensors, *inner, _ids(inner.values())
+        return *about, *attributes, *values, *tensors, *inner, ids(inner.values())
 
     return look
 
@@ -63,7 +63,7 @@ def at_module(names: list[str]) -> Look:
 def at_function(function: types.FunctionType) -> Hashable:
     """The look at a function: its code, its defaults, the names of its attributes, and what it encloses."""
     parts = function.__code__, id(function.__defaults__), id(function.__kwdefaults__), *vars(function)
-    return (*parts, *_ids(enclosed_by(function))) if function.__closure__ else parts
+    return (*parts, *ids(enclosed_by(function))) if function.__closure__ else parts
 
 
 def at_class(kind: type) -> Hashable:
@@ -86,19 +86,14 @@ def at_tensor(tensor: Tensor) -> Hashable:
     return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, *vars(tensor)
 
 
-def at_sequence(parts: Iterable[Any]) -> Hashable:
-    """The look at a list or a set."""
-    return _ids(parts)
-
-
 def at_dict(table: dict[Any, Any]) -> Hashable:
     """The look at a dictionary, its order included."""
-    return _ids(chain.from_iterable(table.items()))
+    return ids(chain.from_iterable(table.items()))
 
 
 def at_object(value: Any) -> Hashable:
     """The look at an object that holds nothing but attributes."""
-    return type(value), *vars(value), _ids(vars(value).values())
+    return type(value), *vars(value), ids(vars(value).values())
 
 
 def enclosed_by(function: types.FunctionType) -> list[Any]:
@@ -108,5 +103,6 @@ def enclosed_by(function: types.FunctionType) -> list[Any]:
     ]
 
 
-def _ids(values: Iterable[Any]) -> tuple[int, ...]:
+def ids(values: Iterable[Any]) -> tuple[int, ...]:
+    """The identities of `values`: the look at a list or a set."""
     return tuple(map(id, values))
