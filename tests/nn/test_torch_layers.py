@@ -74,35 +74,6 @@ def test_nothing_is_said_where_nothing_is_gained():
         network()(X)
 
 
-def test_the_gain_that_is_said_is_that_of_the_priors_at_the_density_seen():
-    assert torch_layers.gain(1.0) == torch_layers.gain(0.05, work=1000) == 1.0
-    gains = [torch_layers.gain(density) for density in (0.3, 0.2, 0.1, 0.05, 0.02, 0.0)]
-    assert gains == sorted(gains)
-    assert 1.5 < gains[0] < gains[-1] == torch_layers.MOST_GAIN
-    net = nn.Sequential(nn.Linear(36, 64), hb.IF(), nn.Linear(64, 64), hb.IF())
-    nn.init.zeros_(net[0].bias)
-    with pytest.warns(hb.SlowPathWarning) as found:
-        net(torch.rand(4, 9, 36))
-    density = net[1](net[0](torch.rand(4, 9, 36))).mean().item()
-    said = re.search(r"about 1/([\d.]+) of the time at the (\d+)% that spiked here", str(found[0].message))
-    assert abs(int(said[2]) / 100 - density) < 0.1
-    assert float(said[1]) == pytest.approx(torch_layers.gain(int(said[2]) / 100), rel=0.15)
-
-
-def test_explain_says_how_many_times_as_fast(monkeypatch):
-    net = nn.Sequential(nn.Linear(36, 64), nn.Linear(64, 512))
-    monkeypatch.setattr(torch_layers, "SMALLEST_WORK", 0)
-    x = (torch.rand(4, 9, 64) < 0.05).float()
-    call = explain._Call(x, net[1](x), 2.0)
-    density = x.mean().item()
-    saving = explain._saving(net[1], call, None)
-    assert saving == pytest.approx(1 - 1 / torch_layers.gain(density, torch_layers.SMALLEST_WORK))
-    assert explain._saving(net[1], call._replace(input=torch.rand(4, 9, 64)), None) == 0
-    monkeypatch.setattr(explain, "MANY", 1)
-    text = hb.explain(network(), X)
-    assert re.search(r"by the densities seen a call would be about [\d.]+ times as fast", text)
-
-
 def spiking_first(*layers):
     return nn.Sequential(hb.IF(), *layers)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler.torch_layers import MANY, WAS, add_hint, faster_layers, gain, named, work_of
+from hibana.compiler.torch_layers import WAS, add_hint, faster_layers, named
 
 if TYPE_CHECKING:
     from hibana.compiler.equations import Report
@@ -38,7 +38,7 @@ def explain(
             gradient and leaving its buffers as they were, and the table also has the shapes, how many values
             are not zero, each layer's share of the time of the second call, layer by layer, and what ran;
             below it stands which layers were silent, where NaN or infinity is, which layers
-            :func:`hibana.optimize` would change, and how many times as fast that is expected to be.
+            :func:`hibana.optimize` would change.
         dtype: of the input.
         backend: ``"cpu"`` or ``"triton"``.
         code: whether the generated code follows, of each cell of a network once.
@@ -77,8 +77,6 @@ def explain(
     return f"{name}: {text}" if name else text
 
 
-WORTH_SAYING = 0.05
-"""Share of a call's time that is expected to be saved, from which on it is said."""
 _HINT = "hb.explain of one layer has its equations; code=True adds the code"
 
 
@@ -228,53 +226,18 @@ def _remarks(inputs: Tensor, calls: dict[str, _Call]) -> Iterator[str]:
 
 
 def _faster(net: nn.Module, calls: dict[str, _Call]) -> Iterator[str]:
-    """Which layers have a faster form, what they take now, and what that form is expected to gain."""
-    found = faster_layers(net)
-    if found:
+    """Which layers have a faster form, and their share of the time."""
+    if layers := faster_layers(net):
         seconds = sum(call.seconds for call in calls.values())
         taken = sum(
             call.seconds
             for name, call in calls.items()
-            if any(f"{other}.".startswith(f"{name}.") or not name for other in found)
-        )
-        saved = sum(
-            calls[name].seconds * _saving(layer, *_with_neurons(net, calls, name))
-            for name, layer in found.items()
-            if name in calls
-        )
-        expected = (
-            f"; by the densities seen a call would be about {seconds / (seconds - saved):.2g} times as fast"
-            if saved > WORTH_SAYING * seconds
-            else ""
+            if any(f"{other}.".startswith(f"{name}.") or not name for other in layers)
         )
         yield (
-            f"hb.optimize(net, x) would change {named(found)}, {taken / seconds:.0%} of the time here, to "
-            f"layers that add weights per spike and normalise in the neurons' pass{expected}"
+            f"hb.optimize(net, x) would change {named(layers)}, {taken / seconds:.0%} of the time here, to "
+            f"layers that add weights per spike and normalise in the neurons' pass"
         )
-
-
-def _with_neurons(net: nn.Module, calls: dict[str, _Call], name: str) -> tuple[_Call, _Call | None]:
-    """The call of a layer, and the next one if it is of neurons."""
-    names = list(calls)
-    following = names[names.index(name) + 1 :][:1]
-    neurons = [
-        n for n in following if any(isinstance(part, Cell) for part in net.get_submodule(n).children())
-    ]
-    return calls[name], calls[neurons[0]] if neurons else None
-
-
-def _saving(layer: nn.Module, call: _Call, following: _Call | None) -> float:
-    """The share of its time that a layer is expected to save in its faster form."""
-    if isinstance(layer, nn.BatchNorm2d):
-        numbers, normalised = call.output.numel(), call.output.flatten()
-        fused = following is not None and torch.equal(following.input.flatten(), normalised)
-        enough = numbers >= (MANY if layer.training else MANY // 2)
-        return (2 / 3 if layer.training else 1.0) * (fused and enough)
-    given = call.input
-    if not bool(((given == 0) | (given == 1)).all()):
-        return 0.0
-    density = given.count_nonzero().item() / max(1, given.numel())
-    return 1 - 1 / gain(density, work_of(layer, call.output))
 
 
 def _neurons(over_time: Tensor) -> str:

@@ -96,7 +96,7 @@ def check_first_call(cell: Cell, inputs: Tensor, outputs: Tensor, backend: str) 
     _CHECKED.add(checked)
     called = _being_called()
     layer = _layer_called(cell, called)
-    suggest(called, layer, inputs, outputs)
+    suggest(called, layer, inputs)
     if mistake := axis_mistake(inputs, called[-1] if called else None):
         _warn(f"{layer}: {mistake}")
     node: Any = outputs.grad_fn

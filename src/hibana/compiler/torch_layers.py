@@ -4,7 +4,6 @@ Nothing here changes a network; this is a hint to an error of torch's, a warning
 """
 
 import itertools
-import math
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any
@@ -23,12 +22,10 @@ __all__ = [
     "add_hint",
     "faster_layers",
     "first_of_images",
-    "gain",
     "made_of_channels",
     "named",
     "refuse_next",
     "suggest",
-    "work_of",
 ]
 
 CALL = nn.Module._call_impl.__code__
@@ -38,12 +35,6 @@ MANY = 1 << 20
 _WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 SMALLEST_WORK = 12_000_000
 """Multiplications below which a product always goes to torch: packing bits alone would take longer."""
-MOST_GAIN = 10.0
-"""Largest gain that is expected: below 2% density the calls themselves decide."""
-FACTOR, EXPONENT = 0.9, -0.62
-"""``gain = FACTOR * density ** EXPONENT``: a line, both axes logarithmic, through the medians of 1,100 timed
-sums of linear layers and convolutions of half a millisecond and more (AMD EPYC, Zen 3; half of them lie
-within a factor of 1.6)."""
 WAS = "_hibana_was"
 """Key, in the ``__dict__`` of a module that :func:`hibana.optimize` has changed, of its class before."""
 OF_IMAGES: tuple[Any, ...] = (
@@ -74,55 +65,26 @@ def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
     return found
 
 
-def gain(density: float, work: int = SMALLEST_WORK) -> float:
-    """How many times as fast as torch's a product of spikes is expected to be, by the faster candidate.
-
-    Args:
-        density: share of the input that spiked.
-        work: multiplications of the dense product.
-    """
-    if work < SMALLEST_WORK:
-        return 1.0  # computed by torch
-    return min(MOST_GAIN, max(1.0, FACTOR * math.pow(max(density, 1e-6), EXPONENT)))
-
-
-def suggest(called: list[nn.Module], layer: str, inputs: Tensor, outputs: Tensor) -> None:
-    """Warns once that the network runs beside layers of torch that have a faster form, and of the gain.
+def suggest(called: list[nn.Module], layer: str, inputs: Tensor) -> None:
+    """Warns once that the network runs beside layers of torch that have a faster form.
 
     Args:
         called: the modules that are being called, the innermost first.
         layer: of neurons, as it is called in a sentence.
         inputs: its own.
-        outputs: what it emitted.
     """
     if not called or inputs.numel() < MANY or not inputs.is_cpu or inputs.dtype != torch.float32:
         return
     found = faster_layers(called[-1])
     if not found:
         return
-    density = outputs.count_nonzero().item() / outputs.numel()
-    sums, gains = gain(density), []
-    if any(isinstance(module, _WEIGHTED) for module in found.values()) and sums > 1:
-        gains.append(
-            f"sums of weights take about 1/{sums:.2g} of the time at the {density:.0%} that spiked here"
-        )
-    if any(isinstance(module, nn.BatchNorm2d) for module in found.values()):
-        gains.append("a normalisation before neurons reads its input once, where it took three passes")
-    expected = f": {', and '.join(gains)}" if gains else ""
     warn_once(
         "hibana.optimize",
         f"{layer} takes {inputs.numel():,} numbers over time beside {named(found)} of torch.nn, which "
         "multiply zeros too and normalise in a pass of their own. Before training, write "
         "hibana.optimize(net, x): it changes them in place to layers that add weights per spike and "
-        f"normalise in the neurons' pass{expected}",
+        "normalise in the neurons' pass",
     )
-
-
-def work_of(layer: nn.Module, outputs: Tensor) -> int:
-    """Multiplications of the dense product of a linear layer or convolution that gave `outputs`."""
-    weight = layer._parameters["weight"]
-    assert weight is not None
-    return outputs.numel() * math.prod(weight.shape[1:])
 
 
 def named(layers: dict[str, nn.Module], most: int = 4) -> str:
