@@ -1,12 +1,11 @@
-"""Mistakes in a network that raise nothing by themselves, NaN, no gradient, axes: said once, by layer."""
-
-import warnings
+"""``hb.check``: NaN, missing gradients and wrong axes, by layer; and the warning about derivatives."""
 
 import pytest
 import torch
 from torch import nn
 
 import hibana as hb
+from hibana.nn import checking
 
 pytestmark = pytest.mark.filterwarnings("error::hibana.NetworkWarning")  # those of silent layers too
 
@@ -39,29 +38,31 @@ class ComparedInPython(Compared):
 @pytest.mark.parametrize("cell", [Compared(), ComparedInPython()], ids=["compiled", "reference"])
 def test_a_step_without_a_derivative_is_named_once(cell):
     net, x = over_time(hb.OverTime(cell), nn.Linear(8, 3))
-    with pytest.warns(hb.NetworkWarning, match=r"layer '1' \(OverTime\) passes no gradient on.*hb.Heaviside"):
+    with pytest.warns(hb.NetworkWarning, match=rf"{type(cell).__name__} passes no gradient on.*hb.Heaviside"):
         net(x).sum().backward()
     assert net[0].weight.grad is None or not net[0].weight.grad.any()
     net(x).sum().backward()  # a warning would be an error
+    with pytest.warns(hb.NetworkWarning, match=r"layer '1' \(OverTime\) passes no gradient on"):
+        assert "layer '1' (OverTime) passes no gradient on" in repr(hb.check(net, x))
 
 
 @pytest.mark.parametrize("surrogate", [hb.surrogate.Step(), hb.surrogate.Triangle()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_threshold_that_is_never_reached_is_named_once(surrogate, dtype):
+def test_check_reports_a_threshold_that_is_never_reached(surrogate, dtype):
     net, x = over_time(hb.IF(threshold=100.0, surrogate=surrogate), nn.Linear(8, 3))
     net, x = net.to(dtype), x.to(dtype)
-    with pytest.warns(
-        hb.NetworkWarning, match=r"layer '1' \(IF\) passed no gradient on.*lower the threshold"
-    ):
-        net(x).sum().backward()
-    assert not net[0].weight.grad.any()
-    net(x).sum().backward()
+    net(x).sum().backward()  # a warning would be an error
+    for _ in range(2):
+        with pytest.warns(
+            hb.NetworkWarning, match=r"layer '1' \(IF\) passed no gradient on.*lower the threshold"
+        ):
+            hb.check(net, x)
 
 
 def test_neurons_of_a_tensor_of_thresholds_are_named():
     net, x = over_time(hb.LIF(tau=2.0, threshold=torch.full([8], 100.0)), nn.Linear(8, 3))
     with pytest.warns(hb.NetworkWarning, match=r"layer '1' \(LIF\) passed no gradient on"):
-        net(x).sum().backward()
+        hb.check(net, x)
 
 
 @pytest.mark.parametrize(
@@ -79,83 +80,19 @@ def test_of_a_layer_that_passes_a_gradient_on_nothing_is_said(layer):
     net, x = over_time(layer, nn.Linear(8, 3))
     net(x).sum().backward()
     assert net[0].weight.grad.any()
-
-
-def test_of_a_gradient_that_is_zero_above_nothing_is_said():
-    net, x = over_time(hb.IF(), nn.Linear(8, 3))
-    (0 * net(x)).sum().backward()
+    assert not hb.check(net, x).hints
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_few_steps_from_rest_say_nothing_of_the_gradient(steps):
     net, x = over_time(hb.IF(threshold=100.0))
-    outputs, _ = hb.run(net, x[:steps])
-    outputs.sum().backward()
-
-
-def test_a_batch_of_gradients_is_left_to_a_later_backward():
-    class Passes(torch.autograd.Function):
-        """A node whose backward takes a batch of gradients, as a layer's may."""
-
-        @staticmethod
-        def forward(ctx, x):
-            ctx.support = None
-            return x.clone()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad
-
-    cell, x = hb.IFCell(), torch.ones(6, 2, 4, requires_grad=True)
-    outputs = Passes.apply(x)
-    hb.compiler.first_call.check_first_call(cell, x, outputs, "cpu")
-    grads = torch.rand(3, 6, 2, 4)
-    (got,) = torch.autograd.grad(outputs, x, grads, is_grads_batched=True)
-    assert torch.equal(got, grads)
+    assert not hb.check(net, x[:steps]).hints
 
 
 def test_of_no_sample_nothing_is_said():
     net, x = over_time(hb.IF())
     net(x[:, :0]).sum().backward()
-
-
-def test_a_normalisation_over_the_batch_is_seen_where_it_raises_nothing():
-    net, _ = over_time(nn.BatchNorm1d(8), hb.IF())
-    with pytest.warns(hb.NetworkWarning, match=r"layer '2' \(IF\).*axis 1 is channels.*hb.EachStep"):
-        net(torch.rand(4, 8, 5))
-    apart, _ = over_time(hb.EachStep(nn.BatchNorm1d(8)), hb.IF())
-    apart(torch.rand(4, 8, 5))
-
-
-@pytest.mark.parametrize("gradient", [True, False])
-def test_a_normalisation_behind_neurons_is_seen_where_it_raises_nothing(gradient):
-    with torch.set_grad_enabled(gradient):
-        net, _ = over_time(hb.IF(), nn.BatchNorm1d(8), nn.Linear(8, 3), hb.LI())
-        with pytest.warns(hb.NetworkWarning, match=r"layer '2' \(BatchNorm1d\).*takes no time.*EachStep"):
-            net(torch.rand(4, 8, 5))
-        net(torch.rand(4, 8, 5))  # a warning would be an error
-        apart, _ = over_time(hb.IF(), hb.EachStep(nn.BatchNorm1d(8)), nn.Linear(8, 3), hb.LI())
-        apart(torch.rand(4, 8, 5))
-
-
-def test_a_normalisation_of_groups_of_channels_is_seen():
-    net = nn.Sequential(nn.GroupNorm(2, 8), hb.IF())
-    with pytest.warns(hb.NetworkWarning, match=r"layer '1' \(IF\).*a group normalisation whose axis 1 is"):
-        net(torch.rand(4, 8, 5, 5))
-    nn.Sequential(hb.EachStep(nn.GroupNorm(2, 8)), hb.IF())(torch.rand(4, 3, 8, 5, 5))
-
-
-@pytest.mark.parametrize("convolution", [nn.Conv2d, hb.Conv2d])
-def test_images_without_time_are_seen(convolution):
-    net = nn.Sequential(convolution(3, 4, 3), hb.IF())
-    with pytest.warns(hb.NetworkWarning, match=r"layer '1' \(IF\).*axis 1 is channels.*hb.encode.constant"):
-        net(torch.rand(4, 3, 8, 8))
-
-
-def test_features_without_time_are_seen():
-    net, _ = over_time(hb.IF())
-    with pytest.warns(hb.NetworkWarning, match=r"layer '1' \(IF\).*axis 1 is features"):
-        net(torch.rand(16, 5))
+    assert "read as 6 steps of 0 samples" in repr(hb.check(net, x[:, :0]))
 
 
 IMAGES = torch.rand(4, 2, 3, 8, 8)
@@ -224,18 +161,16 @@ def test_check_of_a_sound_network_says_nothing_and_changes_nothing():
     net = convolutional()
     before = {name: value.clone() for name, value in net.state_dict().items()}
     drawn = torch.get_rng_state()
-    hb.check(net, IMAGES)
+    checked = hb.check(net, IMAGES)
+    assert repr(checked).splitlines() == [
+        "<hb.check of Sequential>",
+        "read as 4 steps of 2 samples: time is the first axis, the batch the second",
+        "nothing is wrong",
+    ]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
     assert torch.equal(torch.get_rng_state(), drawn)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
-
-
-def test_check_names_every_layer_that_passes_no_gradient_on_though_it_was_said_before():
-    net, x = over_time(hb.IF(threshold=100.0), nn.Linear(8, 3))
-    for _ in range(2):
-        with pytest.warns(hb.NetworkWarning, match=r"layer '1' \(IF\) passed no gradient on"):
-            hb.check(net, x)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -299,23 +234,18 @@ def test_another_error_within_check_says_in_which_layer():
     assert raised.value.__notes__ == ["in layer '1' (Linear) of the network, given [3, 2, 5]"]
 
 
-def test_no_call_but_the_first_with_a_gradient_is_checked(monkeypatch):
-    calls = []
-    monkeypatch.setattr(
-        hb.compiler.first_call, "_layer_called", lambda cell, _: calls.append(cell) or "layer"
-    )
-    net, x = over_time(hb.IF())
-    with torch.no_grad():
-        net(x)
-    assert not calls
-    for _ in range(3):
-        net(x).sum().backward()
-    net(x[:4]).sum().backward()
-    assert len(calls) == 1
+def test_check_names_the_layers_that_optimize_would_make_faster(monkeypatch):
+    monkeypatch.setattr(checking, "MANY", 1)
+    net, x = over_time(hb.IF(), nn.Linear(8, 3), hb.LI())
+    assert hb.check(net, x).hints == ["hb.optimize(net, x) would make 2 (Linear) faster"]
+    assert not hb.check(hb.optimize(net, verbose=False), x).hints
 
 
-def test_what_is_warned_of_may_be_ignored():
-    net, x = over_time(hb.IF(threshold=100.0))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", hb.NetworkWarning)
-        net(x).sum().backward()
+def test_check_takes_an_optimized_network_of_images():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), hb.IF())
+    assert "nothing is wrong" in repr(hb.check(hb.optimize(net, verbose=False), IMAGES))
+
+
+def test_a_layer_in_place_of_a_cell_is_refused_with_a_hint():
+    with pytest.raises(TypeError, match=r"cell must be a hibana.Cell, .* got IF; pass its cell, layer\.cell"):
+        hb.record(hb.IF(), torch.rand(3, 2))

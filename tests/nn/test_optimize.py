@@ -282,3 +282,15 @@ def test_synapses_within_a_step_stay_a_part_of_it():
     assert type(net[1].recurrent) is nn.Linear
     assert type(net[2]) is hb.Linear
     torch.testing.assert_close(net(x), before)
+
+
+def test_under_torch_compile_an_optimized_network_keeps_its_layers_per_spike():
+    net = hb.optimize(nn.Sequential(nn.Linear(6, 8), hb.IF(), nn.Linear(8, 3)), verbose=False)
+    net[2].mode = "events"
+    x = torch.rand(5, 2, 6)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(net, backend="aot_eager")(x), net(x))
+    net[2].__dict__.pop("_reason")
+    torch.compile(net, backend="aot_eager")(x).sum().backward()
+    assert net[2].explain().startswith("events")
+    assert net[0].weight.grad is not None

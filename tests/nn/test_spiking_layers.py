@@ -180,3 +180,28 @@ def test_training_knows_a_layer_of_ones_own():
     assert rates["1"] == pytest.approx(0.1, abs=0.01)
     _, spikes = train.activity(ours, inputs)
     assert spikes["1"].mean().item() == pytest.approx(rates["1"])
+
+
+def test_autocast_adds_weights_per_spike_and_leaves_dense_products_to_torch():
+    net = nn.Sequential(hb.Linear(256, 512), hb.IF(threshold=0.5, detach_reset=True), hb.Linear(512, 64))
+    net[2].mode = "events"
+    x = torch.rand(20, 32, 256)
+
+    def gradients():
+        net.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            currents = net[0](x)
+            spikes = net[1](currents)
+            outputs = net[2](spikes)
+            outputs.square().mean().backward()  # within the region, too
+        return currents, spikes, outputs, [p.grad.clone() for p in net.parameters()]
+
+    currents, spikes, outputs, grads = gradients()
+    assert currents.dtype == torch.bfloat16
+    assert net[0].explain().startswith("dense")
+    assert spikes.dtype == outputs.dtype == torch.float32
+    assert net[2].explain().startswith("events")
+    torch.testing.assert_close(outputs, nn.functional.linear(spikes, net[2].weight, net[2].bias))
+    net[2].mode = "dense"
+    for found, wanted in zip(grads, gradients()[3], strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=0.02 * float(wanted.abs().max()))

@@ -161,7 +161,8 @@ def check_cell(cell: object) -> None:
     """
     if not isinstance(cell, Cell):
         got = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
-        raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {got}")
+        hint = "; pass its cell, layer.cell" if isinstance(getattr(cell, "cell", None), Cell) else ""
+        raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {got}{hint}")
     if INTERNAL not in vars(cell):
         raise TypeError(f"{type(cell).__name__}.__init__ must call super().__init__() before anything else")
 

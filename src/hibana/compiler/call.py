@@ -18,7 +18,7 @@ from hibana.compiler.ambient import is_traced, is_watched
 from hibana.compiler.backend import check_backend, of_device, refusal
 from hibana.compiler.checks import check_batch, check_inputs, checked_state, warn_slow
 from hibana.compiler.draws import Drawing
-from hibana.compiler.first_call import check_first_call, check_neighbours
+from hibana.compiler.first_call import warn_without_derivative
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import computed_once, computing_once, tensors_of
 from hibana.runtime import torch_internals
@@ -114,12 +114,14 @@ def emitted(
                 return autograd.go_prepared(spec, inputs)
             return autograd.go(spec, inputs, (*(state or ()), *tensors_of(cell).values()))
     check_inputs(cell, inputs)
+    full = reference.carried(inputs.dtype)
+    if inputs.dtype != full and inputs.is_cpu and torch.is_autocast_enabled("cpu"):
+        # as torch's float32 operations do, so that the layer above gets spikes that it can add weights for
+        return emitted(cell, inputs.to(full), state, backend=backend, of_a_layer=of_a_layer)
     cell = computed_once(cell)
     if of_a_layer:
         check_batch(inputs)
     if not is_traced(inputs):
-        if of_a_layer:
-            check_neighbours(cell, inputs)
         inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
     if state is not None:
         state = checked_state(cell, inputs, state)
@@ -127,8 +129,7 @@ def emitted(
         state, key = cell.initial_state(_one_step(inputs)), None
     outputs, last = _executable(cell, inputs, backend, ends, key)(inputs, state)
     if inputs.requires_grad and _is_grad_enabled() and not watched:
-        chosen = of_device(inputs.device.type) if backend == "auto" else backend
-        check_first_call(cell, inputs, outputs, chosen)
+        warn_without_derivative(cell, outputs)
     return outputs, last
 
 

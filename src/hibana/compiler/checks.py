@@ -67,11 +67,7 @@ def checked_state(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tupl
 
 
 class SlowPathWarning(RuntimeWarning):
-    """A call that runs slower than it could, and why.
-
-    Either the reference loop runs it, step by step, since no compiled backend serves it; or the network has
-    layers of ``torch.nn`` that :func:`hibana.optimize` would change.
-    """
+    """A call that the reference loop runs, step by step, since no compiled backend serves it, and why."""
 
 
 _SAID: set[str] = set()
@@ -131,10 +127,3 @@ def _call_of_user() -> tuple[str, int]:
 def _is_library(file: str) -> bool:
     """Whether `file` is part of hibana or torch."""
     return file.startswith(_PACKAGES)
-
-
-def warn_once(key: str, text: str) -> None:
-    """Warns of `text`, unless a warning of this `key` was given before."""
-    if key not in _SAID:
-        warnings.warn(text, SlowPathWarning, stacklevel=3)
-        _SAID.add(key)  # not before: if warnings are errors, each call raises one

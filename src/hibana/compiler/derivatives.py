@@ -1,6 +1,7 @@
 """Autograd nodes that can be differentiated once, and take one gradient of a batch at a time."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +30,9 @@ def differentiated_once(backward: Callable[..., Any], instead: str) -> Callable[
     """
 
     def once(ctx: Any, *grads: Tensor | None) -> Any:
+        if torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):
+                return once(ctx, *grads)
         if are_batched(grads):
             return _one_by_one(once, ctx, grads)
         if not torch.is_grad_enabled():
@@ -43,6 +47,14 @@ def differentiated_once(backward: Callable[..., Any], instead: str) -> Callable[
         return tuple(next(hanging) if isinstance(g, Tensor) else g for g in found)
 
     return once
+
+
+def without_autocast() -> AbstractContextManager[None]:
+    """A context in which torch's operations keep float32, as the kernels around them do."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else _NOTHING
+
+
+_NOTHING = nullcontext()
 
 
 def are_batched(grads: Sequence[Tensor | None]) -> bool:

@@ -14,7 +14,7 @@ from hibana.compiler.torch_layers import WAS, add_hint, faster_layers, named
 if TYPE_CHECKING:
     from hibana.compiler.equations import Report
 
-__all__ = ["explain", "left_as_it_was"]
+__all__ = ["explain", "left_as_it_was", "read_as"]
 
 
 def explain(
@@ -37,8 +37,8 @@ def explain(
             Or the inputs ``[T, batch, ...]`` of a network: it is then called with them twice, without a
             gradient and leaving its buffers as they were, and the table also has the shapes, how many values
             are not zero, each layer's share of the time of the second call, layer by layer, and what ran;
-            below it stands which layers were silent, where NaN or infinity is, which layers
-            :func:`hibana.optimize` would change.
+            below it stands which layers were silent, where NaN or infinity is, and which layers
+            :func:`hibana.optimize` would make faster.
         dtype: of the input.
         backend: ``"cpu"`` or ``"triton"``.
         code: whether the generated code follows, of each cell of a network once.
@@ -70,7 +70,7 @@ def explain(
     if inputs is not None or len(reports) > 1:
         lines = _table(module, reports, calls)
         if inputs is not None:
-            lines = [_read_as(inputs), *lines, *_remarks(inputs, calls), *_faster(module, calls)]
+            lines = [read_as(inputs), *lines, *_remarks(inputs, calls), *_faster(module, calls)]
         return "\n".join([*lines, *(_code(reports) if code else [_HINT])]) + "\n"
     ((name, report),) = reports.items()
     text = f"{report.text}\n{report.source}" if code and report.source else report.text
@@ -174,7 +174,8 @@ def left_as_it_was(net: nn.Module, inputs: Tensor) -> Iterator[None]:
                 buffer.copy_(buffers[name])
 
 
-def _read_as(inputs: Tensor) -> str:
+def read_as(inputs: Tensor) -> str:
+    """How many steps and samples hibana reads in `inputs`."""
     steps, batch = (*inputs.shape, 1, 1)[:2]
     of = f"{batch} sample{'s' * (batch != 1)}"
     return f"read as {steps} step{'s' * (steps != 1)} of {of}: time is the first axis, the batch the second"
@@ -226,18 +227,13 @@ def _remarks(inputs: Tensor, calls: dict[str, _Call]) -> Iterator[str]:
 
 
 def _faster(net: nn.Module, calls: dict[str, _Call]) -> Iterator[str]:
-    """Which layers have a faster form, and their share of the time."""
-    if layers := faster_layers(net):
+    """Which layers have a faster form, and their share of the time of a call."""
+    layers = faster_layers(net)
+    if layers:
         seconds = sum(call.seconds for call in calls.values())
-        taken = sum(
-            call.seconds
-            for name, call in calls.items()
-            if any(f"{other}.".startswith(f"{name}.") or not name for other in layers)
-        )
-        yield (
-            f"hb.optimize(net, x) would change {named(layers)}, {taken / seconds:.0%} of the time here, to "
-            f"layers that add weights per spike and normalise in the neurons' pass"
-        )
+        inside = [name for name in calls if any(f"{o}.".startswith(f"{name}.") or not name for o in layers)]
+        share = sum(calls[name].seconds for name in inside) / seconds
+        yield f"hb.optimize(net, x) would make {named(layers)} faster, {share:.0%} of the time here"
 
 
 def _neurons(over_time: Tensor) -> str:

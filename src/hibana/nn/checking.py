@@ -3,6 +3,7 @@
 Hooks look at each call of each module, so what runs within is slow; nothing is looked at otherwise.
 """
 
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, NamedTuple, NoReturn, Self
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler import ambient, record
-from hibana.compiler.explain import left_as_it_was
-from hibana.compiler.first_call import features_first, forget
+from hibana.compiler import NetworkWarning, ambient, record
+from hibana.compiler.explain import left_as_it_was, read_as
+from hibana.compiler.first_call import NO_DERIVATIVE, has_derivative
+from hibana.compiler.torch_layers import faster_layers, named
 from hibana.nn.each_step import EachStep
-from hibana.nn.layers import Recurrent
+from hibana.nn.over_steps import OverSteps
 from hibana.nn.running import Stateful
 from hibana.runtime.torch_internals import tree_leaves
 
@@ -27,15 +29,16 @@ def check(net: nn.Module, inputs: Tensor | None = None) -> "Checking":
 
     As ``with hb.check(net): ...`` it looks at every call of `net` within the block. With `inputs` it calls
     `net` with them once, forward and backward, and leaves parameters, gradients, buffers and the state of
-    the random generator as they were.
+    the random generator as they were. The result's text then says how many steps and samples were read, which
+    layers pass no gradient on, and which layers :func:`hibana.optimize` would make faster.
 
     A spiking neuron that was once given NaN never spikes again, and its output is a finite 0. So the inputs
     and outputs of every layer are looked at, and the states of its neurons, which run again from rest, step
     by step. Of axes it finds a module of ``torch.nn`` that takes axis 1 for channels and is called with
     ``[T, batch, ...]`` outside of :class:`hibana.EachStep`, an ``nn.Flatten`` that joins the batch, and a
     layer over time behind a linear layer whose input has two dimensions. It can't see a batch that stands
-    before time: its errors and :func:`hibana.explain` say how many steps of how many samples were read. NaN
-    in gradients is left to ``torch.autograd.detect_anomaly``.
+    before time: compare the number of steps and samples that it reports. NaN in gradients is left to
+    ``torch.autograd.detect_anomaly``.
 
     Args:
         net: any module that takes ``[T, batch, ...]``.
@@ -50,8 +53,10 @@ def check(net: nn.Module, inputs: Tensor | None = None) -> "Checking":
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), hb.IF())
     >>> x = torch.ones(5, 3, 2)
-    >>> hb.check(net, x)  # nothing is wrong
+    >>> hb.check(net, x)
     <hb.check of Sequential>
+    read as 5 steps of 3 samples: time is the first axis, the batch the second
+    nothing is wrong
     >>> x[2, 0, 1] = torch.nan
     >>> with hb.check(net):
     ...     net(x)
@@ -85,8 +90,17 @@ class Checking:
         self._axes: tuple[int, ...] = ()
         """The sizes of time and batch."""
 
+        self._layers: list[tuple[str, Cell, Tensor, Tensor]] = []
+        """The calls of layers of neurons: their description, cell, input and output."""
+        self._read_as = ""
+        self.hints: list[str] = []
+        """What can be improved, after a call with inputs: one sentence for each layer."""
+
     def __repr__(self) -> str:
-        return f"<hb.check of {type(self._net).__name__}>"
+        lines = [f"<hb.check of {type(self._net).__name__}>"]
+        if self._read_as:
+            lines += [self._read_as, *(self.hints or ["nothing is wrong"])]
+        return "\n".join(lines)
 
     def __enter__(self) -> Self:
         of_cells = {part for cell in self._net.modules() if isinstance(cell, Cell) for part in cell.modules()}
@@ -106,14 +120,29 @@ class Checking:
         self._calls.clear()
 
     def call(self, inputs: Tensor) -> None:
-        """Calls the network once, forward and backward, and undoes what that changes."""
+        """Calls the network once, forward and backward, undoes the changes, and notes the hints."""
         learned = [parameter for parameter in self._net.parameters() if parameter.requires_grad]
-        forget(self._net)
-        with left_as_it_was(self._net, inputs), self, torch.enable_grad():
+        self._read_as = read_as(inputs)
+        with left_as_it_was(self._net, inputs), self, torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NetworkWarning)  # hints name the layer too
             made = self._net(inputs.detach().requires_grad_(inputs.is_floating_point()))
             sums = [t.sum() for t in tree_leaves(made) if isinstance(t, Tensor) and t.requires_grad]
-            if sums and learned:
-                torch.autograd.grad(torch.stack(sums).sum(), learned, allow_unused=True)
+            ends = [t for *_, given, made in self._layers for t in (given, made) if t.requires_grad]
+            grads: dict[int, Tensor | None] = {}
+            if sums and (learned or ends):
+                found = torch.autograd.grad(torch.stack(sums).sum(), [*learned, *ends], allow_unused=True)
+                grads = dict(zip(map(id, ends), found[len(learned) :], strict=True))
+        self.hints = [
+            f"{layer} {hint}"
+            for layer, cell, given, made in self._layers
+            if (hint := _without_gradient(cell, given, made, grads))
+        ]
+        for hint in self.hints:
+            warnings.warn(hint, NetworkWarning, stacklevel=4)
+        faster = faster_layers(self._net)
+        if faster and any(given.numel() >= MANY for *_, given, _ in self._layers):
+            self.hints.append(f"hb.optimize(net, x) would make {named(faster)} faster")
+        self._layers.clear()
 
     def _entering(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def enter(module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -136,7 +165,10 @@ class Checking:
         bad = next((n for n, parameter in module.named_parameters() if not _is_finite(parameter)), None)
         why = "made of finite numbers" if bad is None else f"whose {bad} holds it"
         self._check_finite(tensors, f"the output of {_said(module, name)}, {why}")
-        cell = module.step() if isinstance(module, Recurrent) else getattr(module, "cell", None)
+        step = getattr(module, "step", None)
+        cell = step() if callable(step) else getattr(module, "cell", None)
+        if self._read_as and isinstance(cell, Cell) and given and tensors:
+            self._layers.append((_said(module, name), cell, given[0], tensors[0]))
         if isinstance(cell, Cell) and len(args) == 1 and not ambient.active:
             with torch.no_grad():
                 states = record(cell, given[0])
@@ -159,7 +191,12 @@ class Checking:
     def _check_axes(self, module: nn.Module, name: str, given: Tensor) -> None:
         """Raises if `module`, outside of EachStep, takes the batch for features or channels."""
         if isinstance(module, Stateful) and given is self._of_linear and given.ndim == 2:
-            self._refuse(f"{_said(module, name)}: {features_first('a linear layer', given)}")
+            self._refuse(
+                f"{_said(module, name)}: axis 1 of its input {[*given.shape]} is the features of a linear "
+                "layer, but a layer over time takes [T, batch, ...]: hb.encode.constant(x, T) shows samples "
+                "for T steps, x[:, None] is a batch of one sample over time; hb.EachStep(module) calls a "
+                "module without time at each step"
+            )
         if len(self._axes) < 2 or tuple(given.shape[:2]) != self._axes or given.ndim < 3:
             return
         read = f"was given {[*given.shape]}, {self._axes[0]} steps of {self._axes[1]} samples"
@@ -168,7 +205,9 @@ class Checking:
                 f"{_said(module, name)} joins the batch with what follows: it {read}; use nn.Flatten(2)"
             )
         kind = type(module).__name__
-        if not isinstance(module, _KNOW_NO_TIME) or (self._axes[1] == 1 and str(given.ndim - 2) in kind):
+        if not isinstance(module, _KNOW_NO_TIME) or isinstance(module, OverSteps):
+            return
+        if self._axes[1] == 1 and str(given.ndim - 2) in kind:
             return  # of one sample, time may have been joined with the batch, and there be one channel
         self._refuse(
             f"{_said(module, name)} knows no time and takes axis 1 for channels: it {read}; "
@@ -188,6 +227,31 @@ _KNOW_NO_TIME = (
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
 )
 """Modules whose axis 1 is channels. (Those of three dimensions may take time for one of them.)"""
+
+
+MANY = 1 << 20
+"""Numbers of a layer's input, over all steps, from which on a call takes milliseconds."""
+ENOUGH_STEPS = 4
+"""Minimum steps for a layer to be reported as silent: networks train on 4 and more."""
+
+
+def _without_gradient(cell: Cell, given: Tensor, made: Tensor, grads: dict[int, Tensor | None]) -> str | None:
+    """Why no gradient came from the output `made` of a layer to its input `given`; None if one did."""
+    if not given.requires_grad:
+        return None
+    if not has_derivative(made):
+        return f"passes no gradient on: {NO_DERIVATIVE}"
+    arrived, passed = (grads.get(id(tensor)) for tensor in (made, given))
+    if arrived is None or not arrived.any() or (passed is not None and passed.any()):
+        return None
+    if given.shape[0] < ENOUGH_STEPS or not given.numel():
+        return None
+    return (
+        f"passed no gradient on: in {given.shape[0]} steps no neuron came to where the surrogate of "
+        f"{cell.state_names()[-1]} has a slope; lower the threshold, scale the weights with "
+        "hibana.train.scale_to_rate, or take a surrogate with a slope below the threshold too, such as "
+        "hb.surrogate.ATan()"
+    )
 
 
 def _said(module: nn.Module, name: str) -> str:

@@ -116,7 +116,9 @@ class DelayedLinear(Weighted, Delayed):
         None if the kernels are wider, the gradient of the input is wanted at many places, the input is
         dense, or no spikes, or the tensors have other shapes or sizes than the kernel takes.
         """
-        if torch.compiler.is_compiling() or not plain(inputs, weight, bias, delay):
+        if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+            return None
+        if not plain(inputs, weight, bias, delay):
             return None
         of_bias = None if bias is None else bias.shape
         fits = not misfit(weight.shape, of_bias, self.in_features, 2) and delay.shape == weight.shape

@@ -1,9 +1,8 @@
 """Encodings: values to currents or spikes over time, ``[T, batch, ...]``.
 
-Each coding is one function ``(values, steps, ...) -> [steps, *values.shape]``, except :func:`delta` and
-:func:`cochlea`, which take a signal that has a time axis already. Output is on the device and in the dtype of
-the input, and what is random takes a ``torch.Generator``. Nothing here has parameters, keeps state or knows a
-data set.
+Each coding is one function ``(values, steps, ...) -> [steps, *values.shape]``, except :func:`delta`, which
+takes a signal that has a time axis already. Output is on the device and in the dtype of the input, and random
+codings take a ``torch.Generator``. Nothing here has parameters, keeps state or knows a data set.
 
 >>> import torch
 >>> from hibana import encode
@@ -20,9 +19,8 @@ import torch
 from torch import Tensor
 
 from hibana.cells.peer_aliases import answered
-from hibana.nn.cochlea import cochlea
 
-__all__ = ["cochlea", "constant", "delta", "latency", "named", "poisson", "population"]
+__all__ = ["constant", "delta", "latency", "named", "poisson", "population"]
 
 Coding = Callable[[Tensor, int], Tensor]
 """A coding with its options bound: ``(values, steps) -> [steps, *values.shape]``."""

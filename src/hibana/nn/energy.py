@@ -2,7 +2,7 @@
 
 The counts are of a machine that keeps each layer's weights, states and activations in memories of their own,
 as large as these need, and works per spike where a layer's input is spikes. They are an estimate for
-comparisons, with its assumptions in the result. What a processor really takes is measured where it says so.
+comparisons, with its assumptions in the result; nothing is measured.
 
 Source: Lemaire et al. (2022), *An analytical estimation of spiking neural networks energy efficiency*, for
 what is read and written; Yan, Bai & Wong (2024), *Reconsidering the energy efficiency of spiking neural
@@ -17,7 +17,6 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from hibana.nn import rapl
 from hibana.nn.ledger import ARITHMETIC, LEVELS, Account, Arithmetic, Ledger
 from hibana.nn.operations import watching
 from hibana.nn.running import evaluating
@@ -34,13 +33,11 @@ class Energy:
         network: of the network.
         against: of the dense network beside it, if one was given.
         arithmetic: the numbers that both compute with.
-        unmeasured: why nothing was measured; empty if it was.
     """
 
     network: Account
     against: Account | None
     arithmetic: str
-    unmeasured: str
 
     def __str__(self) -> str:
         accounts = [each for each in (self.network, self.against) if each is not None]
@@ -58,7 +55,6 @@ class Energy:
         add("energy of operations", (_joules(each.arithmetic) for each in accounts))
         add("energy of memory", (_joules(each.memory) for each in accounts))
         add("energy, estimated", (_joules(each.joules) for each in accounts))
-        add("energy, measured", ("-" if e.measured is None else _joules(e.measured) for e in accounts))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = [
             "  ".join(
@@ -88,10 +84,6 @@ class Energy:
         ]
         if missed:
             said.append(f"not counted: {', '.join(missed)}")
-        if self.unmeasured:
-            said.append(f"not measured: {self.unmeasured}")
-        else:
-            said.append("measured is the whole processor, with all that runs on it, by its counters (RAPL)")
         return said
 
 
@@ -108,8 +100,7 @@ def energy(
         joules = additions * e_add + multiplications * e_mul + sum over levels of accesses * e_level
 
     Both networks run in evaluation mode, and are left in the mode that they were in. The estimate's
-    assumptions are printed with it (:meth:`Energy.assumptions`). Where the processor shows its energy
-    counters (RAPL, on Linux), each network also runs for a second, and what they count stands beside it.
+    assumptions are printed with it (:meth:`Energy.assumptions`).
 
     Args:
         net: called with ``[T, batch, ...]``.
@@ -135,15 +126,14 @@ def energy(
     if arithmetic not in ARITHMETIC:
         raise ValueError(f"arithmetic must be one of {', '.join(ARITHMETIC)}, got {arithmetic!r}")
     batches = _batches(data)
-    unmeasured = rapl.why_not()
     price = ARITHMETIC[arithmetic]
-    network = _account(net, batches, price, dense=False, measured=not unmeasured)
+    network = _account(net, batches, price, dense=False)
     other = None
     if against is not None:
         dense, theirs = against if isinstance(against, tuple) else (against, data)
         their_batches = batches if theirs is data else _batches(theirs)
-        other = _account(dense, their_batches, price, dense=True, measured=not unmeasured)
-    return Energy(network, other, arithmetic, unmeasured)
+        other = _account(dense, their_batches, price, dense=True)
+    return Energy(network, other, arithmetic)
 
 
 def _batches(data: Tensor | Iterable[Any]) -> list[Tensor]:
@@ -154,17 +144,13 @@ def _batches(data: Tensor | Iterable[Any]) -> list[Tensor]:
     return batches
 
 
-def _account(
-    net: nn.Module, batches: list[Tensor], price: Arithmetic, *, dense: bool, measured: bool
-) -> Account:
+def _account(net: nn.Module, batches: list[Tensor], price: Arithmetic, *, dense: bool) -> Account:
     """What `net` does for a sample of `batches`."""
     ledger, samples = Ledger(price, dense), sum(each.shape[1] for each in batches)
-    with evaluating(net):
-        with watching(net, ledger.synapses, ledger.others):
-            for each in batches:
-                net(each)
-        taken = rapl.joules_taken(lambda: [net(each) for each in batches]) / samples if measured else None
-    return ledger.account(samples, taken)
+    with evaluating(net), watching(net, ledger.synapses, ledger.others):
+        for each in batches:
+            net(each)
+    return ledger.account(samples)
 
 
 def _order(key: tuple[str, str]) -> tuple[str, int]:

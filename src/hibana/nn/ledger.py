@@ -62,7 +62,6 @@ class Account:
         memory: joules of reads and writes.
         layers: joules by layer.
         uncounted: classes of layers that were called, and of which nothing is counted.
-        measured: joules of the whole processor a sample, by its own counters; ``None`` where it shows none.
     """
 
     additions: float
@@ -73,7 +72,6 @@ class Account:
     memory: float
     layers: dict[str, float]
     uncounted: tuple[str, ...]
-    measured: float | None
 
     @property
     def joules(self) -> float:
@@ -158,7 +156,7 @@ class Ledger:
             if count:
                 self.accesses[layer, verb, what, level] += count
 
-    def account(self, samples: int, measured: float | None) -> Account:
+    def account(self, samples: int) -> Account:
         """What was counted, of one sample."""
         counts: dict[str, Counter[tuple[str, str]]] = {"reads": Counter(), "writes": Counter()}
         layers: defaultdict[str, float] = defaultdict(float)
@@ -180,7 +178,6 @@ class Ledger:
             memory,
             dict(layers),
             tuple(sorted(self.uncounted)),
-            measured,
         )
 
 

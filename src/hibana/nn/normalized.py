@@ -12,7 +12,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import hooked
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime
-from hibana.nn.over_steps import BatchNorm2dOverSteps
+from hibana.nn.over_steps import BatchNorm2dOverSteps, call_eagerly
 from hibana.runtime import torch_internals
 from hibana.spikes.checks import plain
 
@@ -92,8 +92,10 @@ class NormalizingSequential(nn.Sequential):
 
     def forward(self, input: Any) -> Any:  # noqa: A002 - torch.nn.Sequential's name for it
         """The output of the last module."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_name(input):
+        if is_name(input):
             return super().forward(input)  # type: ignore[no-untyped-call] # torch's own
+        if torch.compiler.is_compiling() or torch.is_grad_enabled():
+            return call_eagerly(super().forward, input)
         modules: list[Any] = [*self._modules.values(), None]
         place = 0
         while place < len(modules) - 1:

@@ -21,6 +21,7 @@ __all__ = [
     "are_transforms_active",
     "current_transform",
     "delayed_error",
+    "disable_dynamo",
     "dispatch_mode_count",
     "has_global_module_hooks",
     "hooks_of",
@@ -74,6 +75,9 @@ def is_fake(tensor: Tensor) -> bool:
 
     return is_fake_tensor(tensor)
 
+
+disable_dynamo: Any = torch._disable_dynamo  # type: ignore[attr-defined]
+"""``torch.compiler.disable`` as a decorator that does not load torch's compiler until a call is compiled."""
 
 # --- Batches of gradients (``is_grads_batched=True``). No public equivalents. ---------------------------
 

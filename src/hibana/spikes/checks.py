@@ -22,12 +22,11 @@ dense_for_more = partial(
 
 
 def plain(*tensors: Tensor | None) -> bool:
-    """Whether all are float32 on the CPU, no transform, dispatch mode or autocast is active, and native code
-    can be compiled in this process.
+    """Whether all are float32 on the CPU, no transform or dispatch mode is active, and native code can be
+    compiled in this process.
     """
     if (
-        torch.is_autocast_enabled("cpu")
-        or torch_internals.dispatch_mode_count()
+        torch_internals.dispatch_mode_count()
         or torch_internals.are_transforms_active()
         or torch_internals.is_forward_mode()
         or torch_internals.jit_trace() is not None  # of torch.jit.trace

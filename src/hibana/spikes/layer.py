@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.ambient import as_leaf, is_name
-from hibana.compiler.torch_layers import SMALLEST_WORK
 from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import bits_of, sampled_density
@@ -34,13 +33,16 @@ __all__ = [
 
 Mode = Literal["auto", "dense", "events"]
 
+SMALLEST_WORK = 12_000_000
+"""Multiplications below which a product always goes to torch: packing bits alone would take longer."""
+
 TINY = "at these sizes torch is sooner done at any density"
 LEFT = f"dense: {TINY}"
 """The text of a layer whose product goes to torch for its size. It is written to the layer's ``__dict__``,
 since ``Module.__setattr__`` takes a microsecond, which is measurable for such a product."""
 SAMPLE = 128
 """Words of 64 numbers that are sampled before all numbers are scanned."""
-NOT_PLAIN = "compiled, transformed, under autocast, or not float32 on the CPU"
+NOT_PLAIN = "compiled, transformed, or not float32 on the CPU"
 NO_EVENTS = "the input is neither spikes nor small whole numbers"
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.compiler.derivatives import applied
+from hibana.compiler.derivatives import applied, without_autocast
 from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.convolution import dense, kernels, pixels
@@ -246,5 +246,6 @@ def convolution(
     `weight` is as :func:`as_kernel` takes it.
     """
     leaf = probe() if support is not None else None
-    out: Tensor = _apply(images, weight, bias, leaf, input_, support, geometry, choice)
+    with without_autocast():
+        out: Tensor = _apply(images, weight, bias, leaf, input_, support, geometry, choice)
     return out

@@ -63,7 +63,7 @@ def causal(
 
 
 def _unserved(inputs: Tensor, weight: Tensor, bias: Tensor | None, mode: Mode) -> str | None:
-    if torch.compiler.is_compiling() or not plain(inputs, weight, bias):
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not plain(inputs, weight, bias):
         return "compiled, transformed, under autocast, or not float32 on the CPU"
     if mode == "dense":
         return "asked for"

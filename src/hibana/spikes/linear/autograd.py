@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.compiler.derivatives import applied
+from hibana.compiler.derivatives import applied, without_autocast
 from hibana.compiler.strides import same_each_step
 from hibana.spikes import select
 from hibana.spikes.checks import dense_for_more
@@ -35,7 +35,8 @@ def linear(
     one.
     """
     leaf = probe() if support is not None else None
-    out: Tensor = _apply(input, weight, bias, leaf, planes, support, choice)
+    with without_autocast():
+        out: Tensor = _apply(input, weight, bias, leaf, planes, support, choice)
     return out
 
 
