@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Facts", "kept", "measured", "portable", "text"]
 
-MOST_BYTES = 1 << 16
 _BEGIN, _END = "<!-- written by hibana -->", "<!-- end of what hibana wrote -->"
 _TAGS = ["hibana", "spiking-neural-network", "pytorch"]
 _LISTED = 40
@@ -49,8 +48,7 @@ class Facts:
 def kept(folder: Path) -> Facts | None:
     """The result that the run in `folder` kept; ``None`` where there is none that can be read."""
     try:
-        with (folder / RESULT).open("rb") as file:
-            said = json.loads(file.read(MOST_BYTES))
+        said = json.loads((folder / RESULT).read_bytes())
         rates = {str(name): float(rate) for name, rate in said["rates"].items()}
         return Facts(str(said["measure"]), float(said["value"]), rates)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

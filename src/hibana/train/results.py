@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Run", "found", "write"]
 
-MOST_BYTES = 1 << 16
-
 
 class Run(NamedTuple):
     """A run in words: its folder's name, data, result, a linear model's, time, settings not usual."""
@@ -84,8 +82,7 @@ def _run(path: Path) -> Run:
 def _result(path: Path) -> tuple[str, str]:
     """A run's result, and a linear model's if one was fitted."""
     try:
-        with (path / RESULT).open("rb") as file:
-            said = json.loads(file.read(MOST_BYTES))
+        said = json.loads((path / RESULT).read_bytes())
         explained, baseline = said["measure"] == "explained", said["linear"] or {}
         return _shown(explained, said["value"]), _shown(explained, baseline.get("accuracy"))
     except FileNotFoundError:
