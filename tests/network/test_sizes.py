@@ -1,8 +1,10 @@
 """Networks in which sizes coincide, on buffers between protected pages: ``python -m fuzz --only sizes``."""
 
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +14,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+TESTS = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])}
+
+
+def _run(*arguments):
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
 def test_sizes_that_coincide_give_the_same_and_nothing_is_read_outside_a_buffer():
-    command = [sys.executable, "-m", "fuzz", "--only", "sizes", "--cases", "20", "--seed", "0"]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    ran = _run("-m", "fuzz", "--only", "sizes", "--cases", "20", "--seed", "0")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert int(ran.stdout.split(": ")[1].split(" compared")[0]) >= 20, ran.stdout
 
@@ -37,6 +47,6 @@ guard.run(net, x, [x], True)
 
 def test_a_program_that_writes_one_number_too_many_ends():
     """The guard itself: the same network runs, and crashes if each array is a number short."""
-    ran = subprocess.run([sys.executable, "-c", GUARDED], capture_output=True, text=True, check=False)
+    ran = _run("-c", GUARDED)
     assert ran.stdout == "True\n", ran.stderr
     assert ran.returncode < 0
