@@ -13,7 +13,7 @@ from hibana.compiler.derivatives import applied
 from hibana.spikes import pooling_kernels as kernels
 from hibana.spikes.bits import bits_of
 from hibana.spikes.checks import check_no_time, dense_for_more, pair, plain
-from hibana.spikes.layer import learns
+from hibana.spikes.layer import binary_bits, learns
 from hibana.spikes.provenance import Provenance, lookup
 
 __all__ = ["MaxPool2d"]
@@ -28,9 +28,9 @@ WIDEST = 4
 class MaxPool2d(nn.MaxPool2d):
     """``torch.nn.MaxPool2d``; pooled spikes are spikes, and a layer above knows what stands below.
 
-    Without overlap, padding or dilation, spikes of a layer below that lie channels last are pooled as the
-    bits that it kept, and of each output the place that it came from is saved in one byte; the gradient below
-    is restricted for the surrogate ``Step``. Everything else is torch's.
+    Without overlap, padding or dilation, spikes that lie channels last are pooled as bits, and of each output
+    the place that it came from is saved in one byte; the gradient below is restricted for the surrogate
+    ``Step``. Everything else is torch's.
 
     Where a dilated window lies in the padding alone, -inf is put around the image first, which gives the same
     numbers: torch itself keeps a place outside of the image for such a window, and writes there in the
@@ -55,12 +55,11 @@ class MaxPool2d(nn.MaxPool2d):
         window = pair(self.kernel_size)
         if not torch.compiler.is_compiling() and self._is_without_overlap() and _fits(input, window):
             below = lookup(input)
-            spikes = None if below is None else below.spikes
-            # bits in pieces without padding are those of contiguous images
-            if below is not None and spikes is not None and spikes.shape[-1] * 8 == below.length:
+            spikes = _bits(input, below)
+            if spikes is not None:
                 self.__dict__["_reason"] = "events: of each window the first spike"
                 return _pooled(input, window, spikes, below)
-        self.__dict__["_reason"] = "torch's: no layer below keeps these spikes as bits, or windows overlap"
+        self.__dict__["_reason"] = "torch's: not spikes that lie channels last, or windows overlap"
         out: Tensor = super().forward(input)
         return out
 
@@ -134,7 +133,16 @@ def _fits(images: Tensor, window: Pair) -> bool:
     return lies_last and inside and channels % kernels.VECTOR == 0
 
 
-def _pooled(images: Tensor, window: Pair, spikes: Tensor, below: Provenance) -> Tensor:
+def _bits(images: Tensor, below: Provenance | None) -> Tensor | None:
+    """The bits of `images` as they lie, without padding; None if they are no spikes, or rows are padded."""
+    if below is not None and below.spikes is not None:
+        return below.spikes if below.spikes.shape[-1] * 8 == below.length else None
+    length = images.shape[3] * images.shape[1]
+    planes = None if length % 64 else binary_bits(images.detach().permute(0, 2, 3, 1).view(-1, length))
+    return None if planes is None else planes.bits[0].view(torch.uint8)
+
+
+def _pooled(images: Tensor, window: Pair, spikes: Tensor, below: Provenance | None) -> Tensor:
     """Max-pooled `spikes`, bits of `images`: ``[N, channels, height / window, width / window]``."""
     count, channels, height, width = images.shape
     out_height, out_width = height // window[0], width // window[1]
@@ -151,7 +159,8 @@ def _pooled(images: Tensor, window: Pair, spikes: Tensor, below: Provenance) -> 
     pooled = out.permute(0, 3, 1, 2)
     if learning:
         pooled = _apply(images, pooled, which, sizes)
-    attach(pooled, planes, length, observers=below.observers if below.mask is None and learning else None)
+    exact = learning and below is not None and below.mask is None
+    attach(pooled, planes, length, observers=below.observers if below is not None and exact else None)
     return pooled
 
 

@@ -1,12 +1,12 @@
 """``hb.tune``: times kernel candidates on an example, as ``torch.backends.cudnn.benchmark`` does."""
 
 import copy
-from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from hibana.runtime import torch_internals
 from hibana.spikes import select
 
 __all__ = ["tune"]
@@ -44,15 +44,6 @@ def tune(net: Net, *inputs: Any) -> Net:
 
 def _backward(outputs: Any) -> None:
     """Computes all gradients of `outputs`, for a random gradient of each."""
-    tensors = [each for each in _tensors(outputs) if each.requires_grad]
+    leaves = torch_internals.tree_leaves(outputs)
+    tensors = [each for each in leaves if isinstance(each, Tensor) and each.requires_grad]
     torch.autograd.backward(tensors, [torch.randn_like(each) for each in tensors])
-
-
-def _tensors(outputs: Any) -> Iterable[Tensor]:
-    if isinstance(outputs, Tensor):
-        yield outputs
-    elif isinstance(outputs, dict):
-        yield from _tensors(tuple(outputs.values()))
-    elif isinstance(outputs, list | tuple):
-        for each in outputs:
-            yield from _tensors(each)
