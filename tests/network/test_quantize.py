@@ -191,6 +191,17 @@ def test_readouts_have_one_scale_and_what_spikes_a_scale_a_channel():
     assert torch.allclose(small(torch.ones(4, 2, 3)), net(torch.ones(4, 2, 3)), rtol=0.2, atol=2)
 
 
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_numbers_in_another_shape_have_one_scale(recurrent):
+    torch.manual_seed(0)
+    neurons = hb.Recurrent(hb.IFCell(0.4), 8) if recurrent else hb.IF(0.4)
+    net = nn.Sequential(hb.EachStep(nn.Conv2d(1, 2, 3, padding=1)), nn.Flatten(2), neurons).eval()
+    x = torch.rand(5, 3, 1, 2, 2)
+    small, report = hb.quantize(net, x)
+    assert report.layers[-1].agreement > 0.9
+    assert torch.equal(hb.compile(small, x)(x), small(x))
+
+
 def test_what_has_no_form_in_whole_numbers_is_refused_by_name():
     x = torch.rand(2, 1, 3)
     for cell, says in (

@@ -293,6 +293,8 @@ def _reaches_spikes(node: Node, output: Node) -> bool:
     """Whether what `node` gives goes to neurons that spike, and nowhere else."""
 
     def below(user: Node) -> bool:
+        if user.seen[user.inputs.index(node)] != node.shape:
+            return False  # numbers in another shape have no channels, each with its scale
         if user.kind in ("maximum", "average", "delay"):
             return _reaches_spikes(user, output)
         cell = getattr(user.module, "cell", None)
