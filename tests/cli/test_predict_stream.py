@@ -16,7 +16,6 @@ pytest.importorskip("pandas", reason="the extra train is not installed")
 from hibana import train
 from hibana.cli import main
 from hibana.cli.lines import MOST_EMPTY
-from hibana.cli.stream import _Times
 
 SMALL = {"layers": "16", "epochs": 1, "batch_size": 8, "patience": 0}
 
@@ -269,17 +268,6 @@ def test_what_gives_no_steps_is_refused(runs, streamed, capsys):
     assert "--window is of events that come by --stream" in capsys.readouterr().err
     assert main(["predict", str(runs / "waves"), str(runs / "waves.npz"), "--stream"]) == 2
     assert "--stream reads standard input; leave" in capsys.readouterr().err
-
-
-def test_durations_are_counted_in_little_memory():
-    times = _Times()
-    for number in range(1, 1001):
-        times.add(number * 1e-6)
-    assert (times.quantile(0.5), times.quantile(0.99)) == (500e-6, 990e-6)
-    assert str(times) == "median 500 µs, 99th percentile 990 µs"
-    for number in range(100_000):
-        times.add(1 + number / 1e5)
-    assert len(times.counted) < 1200
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """What commands say: refusals and failures, files that can't be written, and what takes a while."""
 
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,25 +33,15 @@ def refusing() -> Iterator[None]:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Says on the screen, if it is one, what takes a while and how long it has; gone when that is done."""
+    """Shows `what` on standard error while the body runs, if that is a terminal."""
     if not sys.stderr.isatty():
         yield
         return
-    done, begun = threading.Event(), time.monotonic()
+    from rich.console import Console
+    from rich.text import Text
 
-    def count() -> None:
-        while not done.wait(1.0):
-            print(f"\r{what} … {time.monotonic() - begun:.0f} s", end="", file=sys.stderr, flush=True)
-
-    print(f"{what} …", end="", file=sys.stderr, flush=True)
-    counting = threading.Thread(target=count, daemon=True)
-    counting.start()
-    try:
+    with Console(stderr=True).status(Text(f"{what} …")):
         yield
-    finally:
-        done.set()
-        counting.join()
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 def writable(folder: Path) -> Path:

@@ -1,11 +1,11 @@
 """``hibana predict --stream``: steps from standard input, an answer a line as each is taken."""
 
-import math
 import sys
 import time
-from collections import Counter
+from collections import deque
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from hibana.train import Network
 
 __all__ = ["stream"]
+
+LATEST = 100_000
+"""Steps whose durations are summarized."""
 
 
 @torch.no_grad()
@@ -117,19 +120,23 @@ class _Running:
         """Of the last steps twice over, so that those in order lie together: ``[2 * most, 1, classes]``."""
         self.count = 0
         """Steps of this sequence."""
-        self.whole, self.alone = _Times(), _Times()
+        self.steps = 0
+        """Steps of all sequences."""
+        self.durations: deque[float] = deque(maxlen=LATEST)
+        self.of_network: deque[float] = deque(maxlen=LATEST)
 
     def answer(self, steps: list[Tensor], begun: float) -> None:
         """Takes `steps`, of a line that was read at the time `begun`, and prints an answer for each."""
         for x in steps:
             called = time.perf_counter()
             outputs = self.stream.step(x.contiguous())
-            self.alone.add(time.perf_counter() - called)
+            self.of_network.append(time.perf_counter() - called)
             answers = answered(self.model, self._scores(outputs), [str(self.count)])
-            if self.form == "csv" and self.whole.count == 0:
+            if self.form == "csv" and self.steps == 0:
                 sys.stdout.write(step_heading(answers.label, answers.classes))
             self._say(answers)
-            self.whole.add(time.perf_counter() - begun)
+            self.durations.append(time.perf_counter() - begun)
+            self.steps += 1
 
     def _say(self, answers: Answers) -> None:
         sys.stdout.write(said_step(answers, self.form))
@@ -152,36 +159,17 @@ class _Running:
 
     def summary(self, of: str) -> str:
         """How many steps there were, and how long they took; each is made `of` something."""
-        if not self.whole.count:
+        if not self.steps:
             return "no steps"
         return (
-            f"{self.whole.count:,} steps; from {of} to its answer {self.whole}; the network alone "
-            f"{self.alone}"
+            f"{self.steps:,} steps; from {of} to its answer {_quantiles(self.durations)}; the network alone "
+            f"{_quantiles(self.of_network)}"
         )
 
 
-class _Times:
-    """How often each duration came, to three digits, so that memory does not grow with their number."""
-
-    def __init__(self) -> None:
-        self.counted: Counter[float] = Counter()
-        self.count = 0
-
-    def add(self, seconds: float) -> None:
-        self.counted[float(f"{seconds:.3g}")] += 1
-        self.count += 1
-
-    def quantile(self, part: float) -> float:
-        """The duration that `part` of all do not exceed."""
-        left = math.ceil(part * self.count)
-        for seconds in sorted(self.counted):
-            left -= self.counted[seconds]
-            if left <= 0:
-                return seconds
-        raise ValueError("there are no durations")
-
-    def __str__(self) -> str:
-        return f"median {_shown(self.quantile(0.5))}, 99th percentile {_shown(self.quantile(0.99))}"
+def _quantiles(durations: deque[float]) -> str:
+    median, late = np.quantile(durations, [0.5, 0.99], method="inverted_cdf").tolist()
+    return f"median {_shown(median)}, 99th percentile {_shown(late)}"
 
 
 def _shown(seconds: float) -> str:

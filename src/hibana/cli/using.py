@@ -199,7 +199,6 @@ def convert(
             raise ValueError(f"target must be a file, and {target} is a folder")
         if target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2"):
             raise ValueError(f"target must end in .c, .html, .nir, .onnx or .pt2, got {target}")
-        _check_serving(source, target, {"dt": dt, "steps": steps, "bits": bits, "ram": ram, "flash": flash})
         with doing(f"reading {source}"):
             net, shape, trained, model = _network(source, dt, trust)
         if target.suffix == ".nir":
@@ -215,22 +214,6 @@ def convert(
     for warning in lost:
         print(f"lost: {warning.message}")
     print(f"{target}  {target.stat().st_size:,} bytes")
-
-
-def _check_serving(source: Path, target: Path, given: dict[str, float | None]) -> None:
-    """Refuses options that would change nothing."""
-    graph = source.suffix == ".nir"
-    serving = {
-        "dt": (graph or target.suffix == ".nir", "files of NIR"),
-        "steps": (target.suffix == ".pt2" or (graph and target.suffix == ".c"), "programs (.pt2)"),
-        "bits": (target.suffix in (".c", ".html", ".onnx"), "C, pages and ONNX"),
-        "ram": (target.suffix == ".c", "C"),
-        "flash": (target.suffix == ".c", "C"),
-    }
-    for option, value in given.items():
-        serves, what = serving[option]
-        if value is not None and not serves:
-            raise ValueError(f"--{option} is for {what}, and changes nothing from {source} to {target}")
 
 
 def _network(

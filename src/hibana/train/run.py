@@ -152,7 +152,6 @@ def fit(
         if resume is None:
             history.values[f"validation/{measure}"] = [series.fitted(model, samples)]
     started = {} if resume else model.prepare(*first(samples))
-    called: list[Callback] = [history, keeper, *callbacks]
     if resume is not None and settings.patience > 0:
         _bring_best(resume.parent, folder)
     board = importlib.util.find_spec("tensorboard") is not None
@@ -169,7 +168,7 @@ def fit(
             num_nodes=settings.nodes,
             strategy=DDPStrategy(timeout=elastic.TIMEOUT) if processes > 1 else "auto",
             precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
-            callbacks=called,
+            callbacks=[history, keeper, *callbacks],
             plugins=[Files(folder.run)],
             default_root_dir=folder.path,
             logger=TensorBoardLogger(folder.path, name="tensorboard", version="") if board else False,
