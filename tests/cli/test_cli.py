@@ -105,39 +105,6 @@ def test_resume_goes_on_where_it_was(trained, tmp_path, capsys):
     assert len(curves["validation/accuracy"]) == 3
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--data", "cifar"], "data must be one of digits"),
-        (["--data", "absent.csv"], "there is no file absent.csv"),
-        (["--surrogate", "relu"], "surrogate must be one of Step, ATan"),
-        (["--learning-rate", "-1"], "learning_rate must be positive and finite, got -1.0"),
-        (["--learning-rate", "nan"], "learning_rate must be positive and finite, got nan"),
-        (["--steps", "0"], "steps must be at least 1, got 0"),
-        (["--epochs", "0"], "epochs must be at least 1, got 0"),
-        (["--batch-size", "-5"], "batch_size must be at least 1, got -5"),
-        (["--rate-target", "1.5"], "rate_target must be in (0, 1]"),
-        (["--rate-penalty", "-0.1"], "rate_penalty must be finite and at least 0, got -0.1"),
-        (["--layers", "16,0"], "layers must be a row such as 512,512"),
-        (["--layers", "16,a"], "'a' of '16,a' means nothing"),
-        (["--layers", "p9"], "'p9' must fit on 8x8"),
-        (["--layers", "absent:net"], "layers 'absent:net' can't be found"),
-        (["--cell", "HH"], "cell must be one of IF, LIF"),
-        (["--tau", "3"], "IF has no argument 'tau'"),
-        (["--coding", "delta"], "coding of digits must be one of constant, poisson"),
-        (["--root", "somewhere"], "unexpected keyword argument 'root'"),
-        (["--data", "mnist", "--root", "nowhere"], "root must hold MNIST's four idx files"),
-        (["--data", "shd"], "root must hold SHD unpacked or as shd_train.h5.zip"),
-        (["--devices", "5"], "devices must be such that devices times nodes divides batch_size, got 5"),
-        (["--settings", "absent.yaml"], "settings absent.yaml can't be read"),
-        (["--seed", "-1"], "seed must be in [0, 2^32), got -1"),
-    ],
-)
-def test_train_refuses_bad_settings(options, words, capsys, tmp_path):
-    assert words in refused(capsys, "train", *options, "--out", tmp_path / "none")
-    assert not (tmp_path / "none").exists()
-
-
 def test_a_module_of_the_folder_that_one_is_in_is_found_where_it_is_named(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine_here.py").write_text(
         "from hibana.train import architecture\n"
