@@ -1,6 +1,5 @@
-"""Lines of text as the steps of a network's input: rows of numbers, JSON, or events in windows of time."""
+"""Lines of text as the steps of a network's input: rows of numbers, or events in windows of time."""
 
-import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -205,7 +204,7 @@ class _Windows(Steps):
 
 
 class _Rows:
-    """Lines as rows of numbers: separated, under a header or without, or JSON, by name or in order.
+    """Rows of numbers from lines, separated by commas, semicolons, tabs or spaces, with or without a header.
 
     Args:
         names: of the numbers; none if they have none.
@@ -220,8 +219,6 @@ class _Rows:
     def read(self, text: str) -> Any:
         """The row, flat, NaN where a value is missing; ``None`` of a header."""
         text = text.strip().removeprefix("\ufeff")
-        if text[:1] in "[{":
-            return self._of_json(text)
         cells, first = _cells(text), not self.begun
         self.begun = True
         if first and self.names and not any(map(_is_number, cells)):
@@ -237,27 +234,6 @@ class _Rows:
         if self.header is not None:
             cells = [cells[self.header.index(name)] for name in self.names]
         return np.array([_number(cell) for cell in cells])
-
-    def _of_json(self, text: str) -> Any:
-        try:
-            said = json.loads(text)
-        except RecursionError:
-            raise ValueError("must be JSON of fewer levels") from None
-        except ValueError as error:
-            raise ValueError(f"must be JSON: {error}") from None
-        if isinstance(said, dict):
-            if missing := [name for name in self.names if name not in said]:
-                raise ValueError(f"must have {missing[0]!r}, one of {', '.join(self.names)}")
-            if not self.names:
-                raise ValueError("must be a list of numbers, whose places have no names")
-            said = [said[name] for name in self.names]
-        try:
-            row = np.array(said, dtype=np.float64)
-        except (TypeError, ValueError, OverflowError):
-            raise ValueError("must be a list of numbers") from None
-        if row.shape not in (self.shape, (math.prod(self.shape),)):
-            raise ValueError(f"must be a list of {_sides(self.shape)} numbers, got {_sides(row.shape)}")
-        return row.flatten()
 
 
 def _cells(text: str) -> list[str]:
@@ -279,7 +255,3 @@ def _number(cell: str) -> float:
     if cell and not _is_number(cell):
         raise ValueError(f"must hold numbers, got {cell[:40]!r}")
     return float(cell or "nan")
-
-
-def _sides(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "1"

@@ -37,8 +37,8 @@ def predict(
             .npy file, [N, ...]. The test set if there are none.
         csv: print a line a sample, values separated by commas.
         json: print a list of samples; of a stream an object a line.
-        stream: read steps from standard input, a line each: numbers separated by commas or spaces, JSON, or
-            events t x y p; print a line as each is taken, and at the end how long they took. An empty line
+        stream: read steps from standard input, a line each: numbers separated by commas or spaces, or events
+            t x y p; print a line as each is taken, and at the end how long they took. An empty line
             ends a sequence. Sound comes as raw samples, signed 16-bit little-endian of one channel.
         window: of a stream of events, the milliseconds that make a step, for times in microseconds; as long
             as in training if there is none.
