@@ -36,7 +36,6 @@ def test_a_card_says_where_the_data_are_from_and_how_to_open_it(name):
     assert f'hb.pretrained("{name}")' in written
     assert "from_pretrained" not in written
     assert re.search(r"CC BY|Apache", written)
-    assert f"hibana train --data {name}" in written
 
 
 def test_they_are_small_and_nothing_else_lies_beside_them():
