@@ -126,6 +126,7 @@ def test_a_layer_learns_its_time_constant_past_the_bound_and_back():
         assert abs(layer.cell.tau - wanted) < 0.1
 
 
+@pytest.mark.dynamo
 def test_a_frozen_and_a_compiled_layer_have_the_value_in_range():
     layer = hb.LIF(tau=nn.Parameter(torch.tensor(2.0)), surrogate=ATan())
     with torch.no_grad():
@@ -138,6 +139,7 @@ def test_a_frozen_and_a_compiled_layer_have_the_value_in_range():
     assert torch.allclose(layer(inputs), expected)
 
 
+@pytest.mark.dynamo
 def test_what_was_written_down_in_range_holds_beyond_it():
     cell = hb.LICell(tau=nn.Parameter(torch.tensor(2.0)))
     layer, inputs = hb.OverTime(cell), torch.rand(8, 2, 5)

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import hibana as hb
+from conformance.suite import interpreted
 
 
 class Rising(hb.Cell):
@@ -60,9 +61,9 @@ def test_the_compiled_step_is_the_references(cell, dtype):
     cell.to(torch.float32)
 
 
+@interpreted
 @cells
 def test_triton_serves_it_too(cell):
-    pytest.importorskip("triton", reason="Triton is not installed")
     inputs = torch.rand(12, 2, 5)
     served, reference = (_gradients(cell, inputs, backend) for backend in ("triton", "reference"))
     for got, wanted in zip(served, reference, strict=True):
@@ -106,6 +107,7 @@ def test_one_number_broadcasts_and_forward_derivatives_and_batches_are_right():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")  # torch uses its own deprecated functions
+@pytest.mark.dynamo
 def test_the_layer_compiles_and_exports():
     layer, x = hb.OverTime(Rising()), torch.rand(6, 2, 5)
     assert torch.equal(torch.compile(layer, backend="aot_eager", fullgraph=True)(x), layer(x))

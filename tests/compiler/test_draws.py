@@ -474,6 +474,7 @@ def test_dropout_keeps_its_share_and_the_mean():
 # --- where a run is written down ----------------------------------------------------------------------------
 
 
+@pytest.mark.dynamo
 def test_torch_compile_draws_what_a_call_draws():
     net = nn.Sequential(hb.OverTime(Escape()), hb.OverTime(Escape()), hb.OverTime(Diffusing()))
     written = torch.compile(net, backend="aot_eager", fullgraph=True)
@@ -489,6 +490,7 @@ def test_torch_compile_draws_what_a_call_draws():
         torch.testing.assert_close(results[1][1:], results[0][1:])
 
 
+@pytest.mark.dynamo
 def test_two_equal_calls_in_a_graph_draw_twice():
     net = hb.OverTime(Drawn())
     one, other = torch.compile(lambda x: (net(x), net(x)), backend="aot_eager", fullgraph=True)(

@@ -118,6 +118,7 @@ def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 @interpreted
+@pytest.mark.dynamo
 def test_compiled_by_torch_it_goes_through_the_operator() -> None:
     class Layer(nn.Module):
         def __init__(self) -> None:

@@ -56,6 +56,7 @@ def gradients(net: nn.Module, inputs: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.dynamo
 def test_compile_in_one_graph_equals_eager(dynamic: bool) -> None:
     net = network()
     compiled_net = torch.compile(net, fullgraph=True, dynamic=dynamic, backend="aot_eager")
@@ -67,6 +68,7 @@ def test_compile_in_one_graph_equals_eager(dynamic: bool) -> None:
             torch.testing.assert_close(found, wanted)
 
 
+@pytest.mark.dynamo
 def test_compiled_inference_keeps_nothing() -> None:
     net = network().eval()
     compiled_net = torch.compile(net, fullgraph=True, backend="aot_eager")
@@ -75,6 +77,7 @@ def test_compiled_inference_keeps_nothing() -> None:
         assert torch.equal(compiled_net(inputs), net(inputs))
 
 
+@pytest.mark.dynamo
 def test_a_changed_hyper_parameter_is_used_by_a_compiled_graph() -> None:
     layer = hb.IF(threshold=1.0)
     compiled_net = torch.compile(layer, fullgraph=True, backend="aot_eager")
@@ -188,6 +191,7 @@ class FromElsewhere(hb.Cell):
         return (v * _SOMEWHERE + input_,)
 
 
+@pytest.mark.dynamo
 def test_a_tensor_from_elsewhere_is_not_written_down_and_still_compiles() -> None:
     with pytest.raises(hb.compiler.graph.ops.Unsupported, match="takes from elsewhere"):
         written(FromElsewhere())
@@ -224,6 +228,7 @@ class Gained(hb.Cell):
         return (0.5 * v + self.gain(input_),)
 
 
+@pytest.mark.dynamo
 def test_a_setting_that_lies_deep_is_seen_by_a_compiled_graph_when_it_changes() -> None:
     gain, values = Gain(1.0), [1.0]
     inputs = torch.rand(4, 2)

@@ -3,6 +3,7 @@
 A new backend is one more name in ``BACKENDS``; a new cell or surrogate edits nothing here.
 """
 
+import importlib.metadata
 import importlib.util
 import inspect
 import os
@@ -46,6 +47,8 @@ TRITON = Backend("triton", many=301)
 def _no_interpreter() -> str:
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
+    if importlib.metadata.version("triton").startswith("3.6."):
+        return "the interpreter of Triton 3.6 fails with NumPy 2.4"
     return "" if os.environ.get("TRITON_INTERPRET") == "1" else "TRITON_INTERPRET=1 is not set"
 
 

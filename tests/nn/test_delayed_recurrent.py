@@ -130,6 +130,7 @@ def test_nir_refuses_it_by_name():
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("moving", [False, True])
 @pytest.mark.parametrize("longest", [0, 3])
+@pytest.mark.dynamo
 def test_an_exported_program_computes_what_it_does(moving, longest):
     net = nn.Sequential(nn.Linear(3, NEURONS), made(longest)).eval()
     hb.fix_delays(net)
@@ -140,6 +141,7 @@ def test_an_exported_program_computes_what_it_does(moving, longest):
         torch.testing.assert_close(program(inputs), net(inputs))
 
 
+@pytest.mark.dynamo
 def test_it_is_copied_kept_and_compiled(tmp_path):
     net = nn.Sequential(nn.Linear(3, NEURONS), made()).eval()
     x = torch.rand(9, 4, 3) * 3

@@ -145,11 +145,13 @@ def _errors(answers: "Answers") -> list[str]:
 
     from hibana.nn.loss import r_squared
 
-    labels = torch.tensor([_number(label) for label in answers.labels or ()], dtype=torch.float64)
-    given = labels.isfinite()
-    if not bool(given.any()):
+    numbers = [_number(label) for label in answers.labels or ()]
+    labels = torch.tensor(numbers, dtype=torch.float64, device="cpu")
+    finite = labels.isfinite()
+    if not bool(finite.any()):
         return []
-    answered, labels = torch.tensor(answers.answers, dtype=torch.float64)[given], labels[given]
+    answered = torch.tensor(answers.answers, dtype=torch.float64, device="cpu")[finite]
+    labels = labels[finite]
     error = (answered - labels).square().mean().item()
     explained = r_squared(answered, labels)
     shown = "" if math.isnan(explained) else f", {explained:.1%} of the variance explained"

@@ -103,6 +103,8 @@ def emitted(
 
     Of a layer, whose inputs are ``[T, batch, ...]``, the state that it ends in may be missing altogether.
     """
+    if not torch_internals.DYNAMO_COMPILES_CELLS and torch.compiler.is_dynamo_compiling():
+        return torch_2_12_compiles_layers(cell, inputs, state, backend, of_a_layer)  # type: ignore[no-any-return]
     ends, watched = not of_a_layer, is_watched(inputs)
     key: Hashable | None = None
     if isinstance(cell, Cell) and not watched and not inputs.is_neg():
@@ -131,6 +133,17 @@ def emitted(
     if inputs.requires_grad and _is_grad_enabled() and not watched:
         warn_without_derivative(cell, outputs)
     return outputs, last
+
+
+@torch_internals.disable_dynamo  # type: ignore[untyped-decorator] # an alias without a type
+def torch_2_12_compiles_layers(
+    cell: Cell, inputs: Tensor, state: State | None, backend: str, of_a_layer: bool
+) -> tuple[Tensor, Sequence[Tensor]]:
+    """Break the graph of an older torch's ``torch.compile`` and run the layer eagerly.
+
+    With ``fullgraph=True`` Dynamo's error shows the name of this function.
+    """
+    return emitted(cell, inputs, state, backend=backend, of_a_layer=of_a_layer)
 
 
 def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hashable | None) -> Executable:

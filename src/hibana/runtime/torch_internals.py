@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 __all__ = [
+    "DYNAMO_COMPILES_CELLS",
     "OpNamespace",
     "OpOverload",
     "TorchDispatchMode",
@@ -75,6 +76,9 @@ def is_fake(tensor: Tensor) -> bool:
 
     return is_fake_tensor(tensor)
 
+
+DYNAMO_COMPILES_CELLS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)
+"""Whether Dynamo calls functions marked ``assume_constant_result`` with a module (torch 2.12 and newer)."""
 
 disable_dynamo: Any = torch._disable_dynamo  # type: ignore[attr-defined]
 """``torch.compiler.disable`` as a decorator that does not load torch's compiler until a call is compiled."""

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
+from hibana.runtime import torch_internals
+
 
 @dataclass(frozen=True)
 class Place:
@@ -118,7 +120,7 @@ def guarded_part(part: Part, first: int) -> Part:
         used = {place.at for place in places_in((args, kwargs))}
         places[i] = add(function, *_moved(args, places), **_moved(kwargs, places))
         gradients = used & flowing
-        name = function._schema.name if isinstance(function, torch._ops.OpOverload) else ""
+        name = function._schema.name if isinstance(function, torch_internals.OpOverload) else ""
         if gradients:
             flowing.add(i)
         elif used <= finite and name in _BOUNDED:
