@@ -1,11 +1,10 @@
 """Runs the gallery's code and writes its pictures: ``python docs/gallery.py``.
 
-Below a block stands a picture of what it left in `figure` or `axes`, or a file that it wrote.
+Below a block stands a picture of what it left in `figure` or `axes`.
 """
 
 import os
 import re
-import shutil
 import tempfile
 from pathlib import Path
 
@@ -29,14 +28,11 @@ def main() -> None:
                 exec(compile(part["code"], "gallery.md", "exec"), space)  # noqa: S102 - it runs the page
                 continue
             target = DOCS / part["picture"]
-            if Path(target.name).exists():
-                shutil.copy(target.name, target)
-            else:
-                drawn = space.pop("figure", None) or space["axes"]
-                drawn = drawn if hasattr(drawn, "figure") else drawn[0]
-                drawn.figure.savefig(target, dpi=160)  # twice what a column of the site shows
-                with Image.open(target) as picture:
-                    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
+            drawn = space.pop("figure", None) or space["axes"]
+            drawn = drawn if hasattr(drawn, "figure") else drawn[0]
+            drawn.figure.savefig(target, dpi=160)  # twice what a column of the site shows
+            with Image.open(target) as picture:
+                picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(target, optimize=True)
             print(f"{target.name}  {target.stat().st_size:,} bytes")
 
 

@@ -1,15 +1,12 @@
 """Drawings show what they are given, on the axes they are given."""
 
 import re
-from pathlib import Path
 
 import matplotlib as mpl
-import numpy as np
 import pytest
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from PIL import Image, ImageSequence
 
 from hibana import plot, surrogate
 from hibana.plot.style import GREY, PALETTE, RED, background
@@ -231,9 +228,6 @@ def test_names_are_drawn_in_a_font_that_has_their_letters(caplog):
         lambda names: plot.confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 1]), names).figure,
         lambda names: plot.spike_counts(torch.rand(2), names, label=1).figure,
         lambda names: plot.output_potentials(torch.rand(5, 2), 1, names).figure,
-        lambda names: plot.animation.scene(
-            {"if1": torch.ones(5, 4)}, torch.rand(8, 8), torch.rand(5, 2), names=names, label=1
-        )[0],
         lambda names: plot.training(
             {"training/loss": [1.0], "training/accuracy": [1.0]},
             ("linear", 0.5),
@@ -259,50 +253,6 @@ def test_names_that_no_font_can_draw_become_numbers_and_a_sentence(draw, monkeyp
     assert not any("悪" in text or "良" in text for text in texts)
 
 
-def test_a_raster_fills_up_frame_by_frame(tmp_path):
-    path = plot.animate(layers(steps=9), tmp_path / "raster.gif", fps=4, dpi=50)
-    with Image.open(path) as gif:
-        frames = [np.array(frame.convert("RGB"), dtype=int) for frame in ImageSequence.Iterator(gif)]
-    assert len(frames) >= 9
-    coloured = [int((np.ptp(frame, axis=2) > 60).sum()) for frame in frames[:9]]
-    assert coloured == sorted(coloured)
-    assert coloured[-1] > 5 * coloured[0] > 0
-
-
-def test_a_sample_goes_through_a_network(tmp_path):
-    fired = {"if1": torch.zeros(4, 9)}
-    fired["if1"][2, 4] = 1
-    outputs = torch.tensor([[0.0, 1.0], [0.0, 1.0], [9.0, 1.0], [9.0, 1.0]])
-    figure, show, steps = plot.animation.scene(fired, gabors(1)[0], outputs, label=0)
-    sample, layer, bars, _ = figure.axes
-    assert steps == 4
-    seen = []
-    for step in range(steps):
-        show(step)
-        block = layer.images[0].get_array()
-        seen.append((round(float(block[1, 1]), 3), [bar.get_width() for bar in bars.patches]))
-    assert seen[1] == (0.08, [0, 1])
-    assert seen[2] == (1.0, [3, 1])
-    assert seen[3] == (0.632, [4.5, 1])
-    assert torch.equal(torch.tensor(sample.images[0].get_array()), gabors(1)[0])
-
-
-def test_without_ffmpeg_an_mp4_says_so(tmp_path):
-    with (
-        mpl.rc_context({"animation.ffmpeg_path": str(tmp_path / "none")}),
-        pytest.raises(RuntimeError, match=r"spikes.mp4 needs ffmpeg, which was not found; install it, or"),
-    ):
-        plot.animate(layers(), tmp_path / "spikes.mp4")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_with_ffmpeg_an_mp4_is_written(tmp_path):
-    if not mpl.animation.FFMpegWriter.isAvailable():
-        pytest.skip("ffmpeg is not installed")
-    path = plot.animate(layers(steps=3), tmp_path / "spikes.mp4", fps=2, dpi=50)
-    assert path.read_bytes()[4:8] == b"ftyp"
-
-
 WRONG = {
     "spikes must have the shape of potentials, (3,), got (2,)": lambda: plot.membrane(
         torch.rand(3), torch.rand(2), 1.0
@@ -326,10 +276,6 @@ WRONG = {
         torch.tensor([1]), torch.tensor([0]), ["a"]
     ),
     "axes must be one for each of the 12 functions, got 0": lambda: plot.surrogate_gallery(axes=[]),
-    "path must end in .gif or .mp4, got 'spikes.avi'": lambda: plot.animate(layers(), Path("spikes.avi")),
-    "outputs must have the 100 steps of the layers, got 3": lambda: plot.animate(
-        layers(), "never.gif", outputs=torch.rand(3, 2)
-    ),
 }
 
 

@@ -12,7 +12,6 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from hibana import plot
-from hibana.plot.animation import scene
 from scenes import gabors, layers, moving_edges, recorded, spikes, uniform
 
 DRAWN_WITH = "3.11"
@@ -120,21 +119,7 @@ def training():
     return plot.training(history, ("linear", 0.9), gabors(1)[0], layers(steps=8), uniform(8, 10).cumsum(0), 3)
 
 
-def animation_raster():
-    figure, show, _ = scene(layers(), sort="first")
-    show(40)
-    return figure
-
-
-def animation_network():
-    figure, show, _ = scene(layers(steps=20), gabors(1)[0], uniform(20, 10).cumsum(0), label=3)
-    show(12)
-    return figure
-
-
 DRAWINGS = [
-    animation_raster,
-    animation_network,
     membrane,
     membrane_of_several,
     raster,
@@ -179,6 +164,5 @@ def test_every_picture_is_compared():
 
 def test_every_drawing_has_a_picture():
     names = [drawing.__name__ for drawing in DRAWINGS]
-    computes, moves = "gradient_norms", "animate"
-    drawings = set(plot.__all__) - {computes, moves}
+    drawings = set(plot.__all__) - {"gradient_norms"}  # which computes
     assert [drawing for drawing in drawings if not any(name.startswith(drawing) for name in names)] == []

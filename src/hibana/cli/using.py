@@ -26,7 +26,6 @@ def predict(
     stream: bool = False,
     window: float | None = None,
     rate: Whole | None = None,
-    animate: Path | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
     """Uses a trained network: on samples of your own, on the test set of its data, or step by step.
@@ -43,7 +42,6 @@ def predict(
         window: of a stream of events, the milliseconds that make a step, for times in microseconds; as long
             as in training if there is none.
         rate: of a stream of sound, samples in a second; 16,000 if there is none.
-        animate: also write one sample on its way through the network: a .gif, or an .mp4.
         trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
     """
     reachable(trust)
@@ -55,9 +53,6 @@ def predict(
         raise Refusal("--window is of events that come by --stream")
     if rate is not None and not stream:
         raise Refusal("--rate is of sound that comes by --stream; files say their own")
-    if animate is not None and (inputs is None or animate.suffix not in (".gif", ".mp4")):
-        wanted = "a .gif or .mp4" if inputs is not None else "a sample to show"
-        raise Refusal(f"--animate needs {wanted}, got {animate if inputs is not None else 'none'}")
     with doing("opening the network"), refusing():
         from hibana.train import load
         from hibana.train import predict as answer
@@ -81,10 +76,6 @@ def predict(
     if answers.warning:
         print(f"hibana predict: the samples are unlike those trained on: {answers.warning}", file=sys.stderr)
     print(said(answers, form), end="")
-    if animate is not None:
-        from hibana.cli.animating import animated
-
-        animated(model, inputs, animate)
 
 
 def _tested(model: "Network") -> None:

@@ -4,7 +4,7 @@ Each function takes the axes to draw on, or makes a figure with axes of its own,
 has several panels returns the figure or all of its axes. Text, grids and backgrounds follow Matplotlib's
 style in force (``plt.style.use("dark_background")``), and the data's colours read on light and on dark.
 
-Nothing here keeps global state (no pyplot) or, but for :func:`animate`, touches a file:
+Nothing here keeps global state (no pyplot) or touches a file:
 ``axes.figure.savefig(path)`` writes a picture. Only :func:`gradient_norms` computes what is shown.
 
 Where a function takes `dt`, it is the length of a step in milliseconds; without it time is counted in steps.
@@ -15,7 +15,6 @@ Importing this module needs Matplotlib (``pip install '.[train]'``).
 from hibana.runtime.extras import needing
 
 with needing("hibana.plot"):
-    from hibana.plot.animation import animate
     from hibana.plot.gradients import gradient_flow, gradient_norms
     from hibana.plot.images import confusion_matrix, event_frames, receptive_fields
     from hibana.plot.learning import learning_curves, training
@@ -25,7 +24,6 @@ with needing("hibana.plot"):
     from hibana.plot.spikes import raster
 
 __all__ = [
-    "animate",
     "confusion_matrix",
     "current_step",
     "event_frames",
