@@ -115,14 +115,6 @@ def test_surrogate_draws_the_step_and_its_derivative():
     assert torch.equal(torch.tensor(derivative.lines[0].get_ydata()), surrogate.ATan().derivative(x))
 
 
-def test_the_gallery_shows_every_surrogate():
-    titles = [axes.get_title().partition("\n")[0] for axes in plot.surrogate_gallery()]
-    assert titles == [name for name in surrogate.__all__ if name not in _NOT_SURROGATES]
-
-
-_NOT_SURROGATES = ("Formula", "Heaviside", "Surrogate", "named")
-
-
 def test_receptive_fields_hold_the_weights():
     fields = gabors(3, 6)
     (image,) = plot.receptive_fields(fields, columns=2).images
@@ -275,7 +267,6 @@ WRONG = {
     "answers and labels must lie in 0 to 0, the classes named": lambda: plot.confusion_matrix(
         torch.tensor([1]), torch.tensor([0]), ["a"]
     ),
-    "axes must be one for each of the 12 functions, got 0": lambda: plot.surrogate_gallery(axes=[]),
 }
 
 

@@ -60,10 +60,6 @@ def firing_rates():
     return plot.firing_rates(layers(batch=4), dt=1.0)
 
 
-def surrogate_gallery():
-    return plot.surrogate_gallery()[0]
-
-
 def receptive_fields():
     return plot.receptive_fields(gabors().flatten(1))
 
@@ -129,7 +125,6 @@ DRAWINGS = [
     raster_density,
     layer_activity,
     firing_rates,
-    surrogate_gallery,
     surrogate,
     current_step,
     receptive_fields,

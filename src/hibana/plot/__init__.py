@@ -18,7 +18,7 @@ with needing("hibana.plot"):
     from hibana.plot.gradients import gradient_flow, gradient_norms
     from hibana.plot.images import confusion_matrix, event_frames, receptive_fields
     from hibana.plot.learning import learning_curves, training
-    from hibana.plot.neurons import current_step, membrane, surrogate, surrogate_gallery
+    from hibana.plot.neurons import current_step, membrane, surrogate
     from hibana.plot.outputs import output_potentials, spike_counts
     from hibana.plot.rates import firing_rates, layer_activity
     from hibana.plot.spikes import raster
@@ -38,6 +38,5 @@ __all__ = [
     "receptive_fields",
     "spike_counts",
     "surrogate",
-    "surrogate_gallery",
     "training",
 ]

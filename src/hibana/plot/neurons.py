@@ -1,7 +1,6 @@
 """Single neurons: their potential over time, one step of many, and what the step's derivative is called."""
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -10,11 +9,9 @@ from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 from torch import Tensor
 
-from hibana.cells import surrogate as surrogates
 from hibana.cells.surrogate import Surrogate
 from hibana.plot.style import (
     BLUE,
-    GREY,
     ORANGE,
     RED,
     array,
@@ -27,7 +24,7 @@ from hibana.plot.style import (
     times,
 )
 
-__all__ = ["current_step", "membrane", "surrogate", "surrogate_gallery"]
+__all__ = ["current_step", "membrane", "surrogate"]
 
 LABEL = 12
 """Points between two tick labels, at least."""
@@ -167,64 +164,3 @@ def surrogate(function: Surrogate, x: Tensor, axes: Sequence[Axes] | None = None
         each.xaxis.set_major_locator(MaxNLocator(5))
         quiet(each)
     return axes
-
-
-def surrogate_gallery(
-    functions: Sequence[Surrogate] | None = None,
-    axes: Sequence[Axes] | None = None,
-    *,
-    reach: float = 1.5,
-) -> Sequence[Axes]:
-    """What each surrogate calls the derivative of the step, a panel each, the step itself behind it.
-
-    Args:
-        functions: which; all of :mod:`hibana.cells.surrogate` at their defaults if ``None``.
-        axes: one for each of them.
-        reach: drawn from ``-reach`` to ``reach``.
-
-    Raises:
-        ValueError: if there are not as many axes as functions.
-    """
-    functions = _built_in() if functions is None else functions
-    own = axes is None
-    if axes is None:
-        columns = min(4, len(functions))
-        rows = -(-len(functions) // columns)
-        grid = new_figure(2.4 * columns, 0.5 + 1.9 * rows).subplots(
-            rows, columns, sharex=True, sharey=True, squeeze=False
-        )
-        axes = list(grid.flat[: len(functions)])
-        for unused in grid.flat[len(functions) :]:
-            unused.remove()
-    if len(axes) != len(functions):
-        raise ValueError(f"axes must be one for each of the {len(functions)} functions, got {len(axes)}")
-    x = torch.linspace(-reach, reach, 601, dtype=torch.float32, device="cpu")
-    for each, function in zip(axes, functions, strict=True):
-        derivative = array("derivative", function.derivative(x), ("[points]",))
-        each.plot(x.numpy(), (x > 0).numpy(), color=GREY, linewidth=1, label="$H(x)$")
-        each.plot(x.numpy(), derivative, color=ORANGE, label="$dH/dx$")
-        each.fill_between(x.numpy(), derivative, color=ORANGE, alpha=0.25, linewidth=0)
-        each.set_title(_described(function), fontsize="medium")
-        each.set(xlabel="$x$", ylabel="$dH/dx$")
-        quiet(each)
-    if own:
-        for each in axes:
-            each.label_outer()
-    axes[0].legend(frameon=False, loc="upper left", fontsize="small", borderaxespad=0, handlelength=1.2)
-    return axes
-
-
-def _built_in() -> list[Surrogate]:
-    kinds = [getattr(surrogates, name) for name in surrogates.__all__]
-    without = (surrogates.Surrogate, surrogates.Formula)
-    return [
-        kind()
-        for kind in kinds
-        if isinstance(kind, type) and issubclass(kind, Surrogate) and kind not in without
-    ]
-
-
-def _described(function: Surrogate) -> str:
-    """Its name, and below it its parameters."""
-    given = ", ".join(f"{f.name} {getattr(function, f.name):g}" for f in fields(function) if f.type is float)
-    return f"{type(function).__name__}\n{given}" if given else type(function).__name__
