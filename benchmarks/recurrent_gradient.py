@@ -5,10 +5,8 @@
 1-128-10, LIF with recurrent weights, trained on 3,600 sequences for 12 epochs; prints the accuracy on the 400
 that validate, the firing rate, and the norm of the gradient before it is clipped to 1. ``--spread`` gives
 each neuron a time constant of its own, spread over 2 to 50 steps and learned; ``--width`` draws recurrent
-weights from a normal distribution of ``width / sqrt(128)`` instead of torch's even one (0.58); ``--part``
-draws them so that they make this part of the potential's variance, the threshold ``--xi`` deviations above
-its mean. ``--spikes`` takes spoken digits instead, delta-coded, and with ``--part`` draws the weights below
-so that they make the rest, where they are scaled to a firing rate otherwise.
+weights from a normal distribution of ``width / sqrt(128)`` instead of torch's even one (0.58). ``--spikes``
+takes spoken digits instead, delta-coded.
 """
 
 import argparse
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 import hibana as hb
 from hibana.data import MNIST1D, SpokenDigits
 from hibana.nn.encode import delta
-from hibana.train import activity, fluctuation_driven_, scale_to_rate
+from hibana.train import activity, scale_to_rate
 
 NEURONS, EPOCHS, BATCH, RATE = 128, 12, 64, 3e-3
 START = 0.1
@@ -37,8 +35,6 @@ def network(asked: argparse.Namespace) -> nn.Module:
     recurrent = hb.Recurrent(cell, NEURONS, gradient_scale=asked.scale)
     if asked.width is not None:
         nn.init.normal_(recurrent.recurrent.weight, 0.0, asked.width / math.sqrt(NEURONS))
-    if asked.part is not None:
-        fluctuation_driven_(recurrent.recurrent.weight, cell, START, xi=asked.xi, part=asked.part)
     return nn.Sequential(
         nn.Linear(26 if asked.spikes else 1, NEURONS), recurrent, hb.Linear(NEURONS, 10), hb.LI(tau=20.0)
     )
@@ -50,8 +46,6 @@ def main() -> None:
     options.add_argument("--surrogate", default="ATan")
     options.add_argument("--spread", action="store_true")
     options.add_argument("--width", type=float)
-    options.add_argument("--part", type=float)
-    options.add_argument("--xi", type=float, default=2.0)
     options.add_argument("--spikes", action="store_true")
     options.add_argument("--seed", type=int, default=0)
     asked = options.parse_args()
@@ -66,12 +60,7 @@ def main() -> None:
 
     inputs, labels = coded(samples.training.inputs).flatten(2), samples.training.labels
     net, objective = network(asked), hb.loss.MembraneMean()
-    if asked.spikes and asked.part is not None:
-        given = {"rate": inputs.mean().item(), "xi": asked.xi, "part": 1 - asked.part}
-        fluctuation_driven_(net[0].weight, net[1].cell, **given)
-        nn.init.zeros_(net[0].bias)
-    else:
-        scale_to_rate(net, inputs[:, :256], START)
+    scale_to_rate(net, inputs[:, :256], START)
     _, begun = activity(net, inputs[:, :256])
     optimizer = torch.optim.AdamW(net.parameters(), RATE)
     steps = EPOCHS * -(-len(labels) // BATCH)

@@ -2,17 +2,16 @@
 
 Nothing here draws, prints or knows the command line.
 
-What a training loop of one's own uses (`activity`, `scale_to_rate`, `fluctuation_driven_`, `decayed`,
-`spiking_layers`) needs PyTorch alone; all else is loaded when it is first touched, and needs
-``pip install '.[train]'``: what trains (`fit`, `made`, `Classifier`) needs Lightning, what opens a network
-that was trained (`load`, `predict`, `Network`) does not.
+What a training loop of one's own uses (`activity`, `scale_to_rate`, `decayed`, `spiking_layers`) needs
+PyTorch alone; all else is loaded when it is first touched, and needs ``pip install '.[train]'``: what trains
+(`fit`, `made`, `Classifier`) needs Lightning, what opens a network that was trained (`load`, `predict`,
+`Network`) does not.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from hibana.runtime.extras import needing
-from hibana.train.fluctuations import fluctuation_driven_
 from hibana.train.start import Activity, activity, decayed, scale_to_rate, spiking_layers
 
 if TYPE_CHECKING:
@@ -35,7 +34,6 @@ __all__ = [
     "activity",
     "decayed",
     "fit",
-    "fluctuation_driven_",
     "linear",
     "linear_accuracy",
     "load",
