@@ -459,18 +459,6 @@ class Modular(hb.Cell):
         return v, ATan()(v - 1)
 
 
-def test_dropout_keeps_its_share_and_the_mean():
-    torch.manual_seed(0)
-
-    class Shown(hb.Cell):
-        def forward(self, input_, out):
-            return (functional.dropout(input_, 0.25),)
-
-    kept = hb.unroll(Shown(), torch.ones(100, 2000), backend="cpu")[0]
-    assert set(kept.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert abs(kept.count_nonzero() / kept.numel() - 0.75) < 4 * math.sqrt(0.75 * 0.25 / kept.numel())
-
-
 # --- where a run is written down ----------------------------------------------------------------------------
 
 
@@ -574,12 +562,6 @@ def test_what_kernels_do_not_draw_is_refused_and_drawn_by_the_reference(draw, wh
     assert torch.equal(*emitted)
 
 
-def test_a_backend_that_draws_nothing_refuses():
-    from torch_backend import TorchKernels
-
-    assert not TorchKernels.takes_draws
-
-
 def test_a_cell_that_draws_is_pickled_and_runs():
     net = hb.OverTime(Several())
     other = pickle.loads(pickle.dumps(net))
@@ -587,40 +569,6 @@ def test_a_cell_that_draws_is_pickled_and_runs():
     one = net(drive())
     torch.manual_seed(1)
     assert torch.equal(other(drive()), one)
-
-
-def test_the_layers_around_cells():
-    """Recurrent weights and weights that produce the inputs piece by piece."""
-    torch.manual_seed(0)
-    for net in (
-        hb.Recurrent(NoisyThreshold(), 24),
-        nn.Sequential(hb.Linear(24, 24), hb.OverTime(NoisyThreshold())),
-        nn.Sequential(nn.Linear(24, 24), hb.OverTime(NoisyThreshold())),
-    ):
-        spikes = (torch.rand(6, 3, 24) < 0.3).float()
-        results = []
-        for _ in range(2):
-            torch.manual_seed(2)
-            results.append(net(spikes))
-        assert torch.equal(*results)
-        assert 0 < results[0].mean() < 1
-
-
-def test_optimize_takes_networks_that_draw():
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        hb.EachStep(nn.Linear(24, 24)), hb.EachStep(nn.BatchNorm1d(24)), hb.OverTime(NoisyThreshold())
-    )
-    x = 3 * torch.rand(6, 3, 24)
-    net[1].module.running_mean.uniform_()
-    plain, state = [], torch.get_rng_state()
-    for _ in range(2):
-        torch.manual_seed(2)
-        plain.append(net.eval()(x))
-        torch.set_rng_state(state)
-        hb.optimize(net, x)
-        assert torch.equal(torch.get_rng_state(), state)
-    assert (plain[0] != plain[1]).float().mean() < 0.01  # sums in another order
 
 
 def test_the_way_back_of_a_recurrent_layer_is_part_of_a_step_that_draws():

@@ -1,15 +1,11 @@
 """Every kind of object that a step can read is followed or refused: none goes stale."""
 
-import ast
 import builtins
 import collections
-import contextlib
 import contextvars
 import dataclasses
 import enum
 import functools
-import importlib
-import inspect
 import logging
 import multiprocessing
 import operator
@@ -19,7 +15,6 @@ import threading
 import time
 import types
 import warnings
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,7 +26,6 @@ import hibana as hb
 from conformance.suite import CELLS, SURROGATES, made
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.walk import Walk
-from whole import test_markdown
 
 INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
 SLOPE = 0.5
@@ -262,13 +256,6 @@ def replaced_code():
     return reading(read, lambda: setattr(read, "__code__", other.__code__))
 
 
-class WithItems:
-    store = [0.5]  # noqa: RUF012 - it is to change
-
-    def __class_getitem__(cls, index):
-        return cls.store[index]
-
-
 class WithSlope:
     slope = 0.5
 
@@ -469,7 +456,6 @@ def restored(monkeypatch):
     monkeypatch.setattr(WithClassAttribute, "slope", 0.5)
     monkeypatch.setattr(ReadsGlobal, "slope", vars(ReadsGlobal)["slope"])
     monkeypatch.setitem(globals(), "WEIGHT", torch.tensor(0.5))
-    monkeypatch.setattr(WithItems, "store", [0.5])
     monkeypatch.setattr(builtins, "abs", abs)
     monkeypatch.setattr(named_slope, "__name__", "named_slope")
     monkeypatch.setattr(Matched, "__match_args__", ("slope", "other"))
@@ -638,45 +624,3 @@ def test_every_cell_of_the_package_is_followed_and_costs_a_call_nothing(kind):
     found = Walk(kind())
     assert found.refused == ""
     assert found.watched == []
-
-
-TESTS = Path(__file__).parent.parent
-
-
-@pytest.mark.parametrize("path", sorted(TESTS.glob("**/test_*.py")), ids=lambda path: path.stem)
-def test_every_cell_of_the_tests_is_followed(path):
-    if "(hb.Cell)" not in path.read_text(encoding="utf-8"):
-        pytest.skip("there is none")
-    module = importlib.import_module(".".join(path.relative_to(TESTS).with_suffix("").parts))
-    for found in map(Walk, made_without_arguments(vars(module), module.__name__)):
-        assert found.refused == ""
-
-
-@pytest.mark.parametrize("page", test_markdown.PAGES, ids=test_markdown.name)
-def test_every_cell_of_a_page_is_followed(page):
-    code = "\n".join(code for code, _ in test_markdown.blocks(page, "python") if ">>>" not in code)
-    if "Cell)" not in code or test_markdown.needed(page):
-        pytest.skip("there is none")
-    definitions = ast.Import | ast.ImportFrom | ast.ClassDef | ast.FunctionDef
-    tree = ast.parse(code)
-    tree.body = [line for line in tree.body if isinstance(line, definitions)]
-    namespace = {"__name__": "a_page"}
-    exec(compile(tree, page.name, "exec"), namespace)
-    for found in map(Walk, made_without_arguments(namespace, "a_page")):
-        assert found.refused == ""
-
-
-DRAWING = ("Draws",)
-"""Those that are to be refused for reading a generator of random numbers."""
-
-
-def made_without_arguments(namespace, module):
-    """Each cell of `module` that takes none."""
-    for kind in list(namespace.values()):
-        if isinstance(kind, type) and issubclass(kind, hb.Cell) and kind.__module__ == module:
-            parameters = inspect.signature(kind).parameters.values()
-            if all(one.default is not one.empty for one in parameters) and not inspect.isabstract(kind):
-                with contextlib.suppress(TypeError):  # a test's own, that is refused when it is made
-                    cell = kind()
-                    if hasattr(cell, "_hibana") and kind.__name__ not in DRAWING:
-                        yield cell

@@ -199,25 +199,6 @@ def test_sequences_say_how_their_files_are_read(tmp_path, encoding):
     )
 
 
-def test_whoever_reads_a_text_says_how_in_the_same_words(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in ("fruit", "more", "plain"):
-        encoding = "utf-8" if name == "plain" else "latin-1"
-        (tmp_path / f"{name}.csv").write_bytes(FRUIT.encode(encoding))
-    how = "not UTF-8, read as cp1252, numbers with a decimal comma"
-    assert main(["train", "--data", "fruit.csv", "--test", "more.csv", "--out", "run", *SMALL]) == 0
-    first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first.startswith(f"fruit.csv: {how}, 40 rows, 2 numbers, label `klasse`")
-    assert second == f"more.csv: {how}, 40 rows, 2 numbers"
-    for form in ([], ["--csv"], ["--json"]):
-        assert main(["predict", "run", "more.csv", *form]) == 0
-        out, err = capsys.readouterr()
-        assert err == f"more.csv: {how}\n"
-        assert "cp1252" not in out
-    assert main(["predict", "run", "plain.csv"]) == 0
-    assert capsys.readouterr().err == "plain.csv: numbers with a decimal comma\n"
-
-
 @pytest.mark.parametrize("missing", ["median", "drop"])
 def test_what_is_left_out_of_a_table_is_left_out_when_it_is_read_again(tmp_path, missing):
     path = table(tmp_path / "plants.csv", gaps=True)
@@ -573,21 +554,6 @@ def test_five_lines_of_python_do_the_same(tmp_path):
     assert outcome.balanced == pytest.approx(sum(outcome.recalls.values()) / 2)
 
 
-def test_what_is_in_memory_is_trained_on_and_its_checkpoint_names_more(tmp_path):
-    frames, kinds = waves()
-    series = hb.data.Sequences(frames, labels=kinds, steps=10)
-    settings = hb.train.Settings(layers="16", epochs=3, batch_size=8)
-    _, outcome = hb.train.fit(settings, tmp_path / "run", samples=series)
-    assert (outcome.settings.kind, outcome.settings.steps, outcome.settings.coding) == (
-        "sequences",
-        10,
-        "none",
-    )
-    answers = hb.train.predict(outcome.checkpoint, frames[:3])
-    assert len(answers.answers) == 3
-    assert answers.classes == ("fast", "slow")
-
-
 def test_balanced_weights_have_a_rare_class_count_as_much():
     target = own.target.learned_from("kind", ["a"] * 30 + ["b"] * 10, range(40), None)
     assert target.weights() == pytest.approx((2 / 3, 2.0))
@@ -647,17 +613,6 @@ def test_a_class_that_a_file_names_needs_consent(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="'newcomer:Data'"):
         train.read(tmp_path / "theirs.yaml")
     assert train.read(tmp_path / "theirs.yaml", trust=["newcomer:Data"]).data_set.classes == 2
-
-
-def test_runs_are_listed_with_what_is_not_usual(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert main(["train", "--data", table(tmp_path / "plants.csv").name, *SMALL]) == 0
-    capsys.readouterr()
-    assert main(["runs"]) == 0
-    printed = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for words in ("plants-0", "plants.csv", "layers 16", "epochs 3", "result linear"):
-        assert words in printed
-    assert "learning_rate" not in printed
 
 
 def test_a_class_of_which_nothing_is_tested_has_no_recall_and_no_share_in_the_balanced_accuracy(tmp_path):

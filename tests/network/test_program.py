@@ -381,20 +381,6 @@ def test_weights_are_those_that_were_compiled_until_they_are_updated(net, progra
         assert not torch.equal(program(inputs), before)
 
 
-def test_the_graph_is_printed_as_a_table():
-    net = nn.Sequential(nn.Linear(4, 6), hb.IF(1e-9), nn.Linear(6, 2), hb.LI()).eval()
-    nn.init.ones_(net[0].weight)
-    nn.init.zeros_(net[0].bias)
-    net[0].weight.data[3:] = -1  # half of the neurons spike at each step
-    inputs = torch.tensor([0.5, 0, 0, 0]).expand(2, 1, 4)
-    found = [line.split() for line in str(hb.compile(net, inputs).graph).splitlines()]
-    assert [row[0] for row in found] == ["layer", "input", "0", "1", "2", "3", "in"]
-    assert found[2] == ["0", "linear", "6", "30", "100.0%", "24", "6"]
-    assert found[3] == ["1", "IF", "6", "0", "50.0%", "30", "30"]
-    assert found[4] == ["2", "linear", "2", "14", "100.0%", "12", "6"]
-    assert found[6][:5] == ["in", "all", "2", "44", str(24 + 30 + 12 + int(found[5][5]))]
-
-
 def test_streams_in_threads_are_independent(program):
     inputs = (torch.rand(6, 400, 1, 6) < 0.4).float()
     wanted, found = [program(x) for x in inputs], [None] * len(inputs)

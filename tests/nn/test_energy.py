@@ -1,7 +1,5 @@
 """What an inference takes: every count by hand on small networks; prices, levels of memory, counters."""
 
-import re
-
 import pytest
 import torch
 from torch import nn
@@ -225,19 +223,6 @@ def test_an_optimised_network_counts_as_the_plain_one():
     after = energy(plain, x).network
     assert after.reads == before.reads
     assert after.additions == before.additions
-
-
-def test_the_table_says_what_it_stands_on():
-    dense = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
-    x = torch.rand(6, 3)
-    text = str(energy(network(), x.expand(4, 6, 3), against=(dense, x[None])))
-    head, *rows = text.split("\n\n")[0].splitlines()
-    assert head.split() == ["network", "dense"]
-    assert re.search(r"^additions +\d+ +32$", text, re.M)
-    assert re.search(r"^reads, weights in 8 KiB SRAM +\d+ +32$", text, re.M)
-    assert re.search(r"^energy, estimated +[\d.]+ nJ +[\d.]+ nJ$|pJ$", text, re.M)
-    assert len({len(row) for row in rows}) == 1
-    assert "0.9 pJ an addition, 3.7 pJ a multiplication (45 nm, Horowitz 2014)" in text
 
 
 def test_spikes_reach_as_many_outputs_as_another_library_counts():

@@ -1,8 +1,6 @@
 """`run`: the state travels with the call, into threads, checkpoints, graphs and runs within runs."""
 
-import contextvars
 import copy
-import inspect
 import threading
 
 import pytest
@@ -97,24 +95,6 @@ def test_a_run_within_a_checkpointed_function_begins_at_its_state_again(use_reen
     outputs = checkpoint(lambda x: hb.run(net, x, state)[0], x, use_reentrant=use_reentrant)
     outputs.square().sum().backward()
     torch.testing.assert_close(x.grad, expected)
-
-
-@pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_checkpoint_that_decorates_is_computed_again_from_the_state_it_began_in(use_reentrant):
-    if inspect.signature(checkpoint).parameters["function"].default is inspect.Parameter.empty:
-        pytest.skip("this release of torch has no checkpoint that decorates")
-    net, x = network(), (4 * torch.rand(9, 2, 3)).requires_grad_()
-    _, state = hb.run(net, 4 * torch.rand(5, 2, 3))
-    state = {name: tuple(v.detach() for v in values) for name, values in state.items()}
-    found = []
-    for kept in (net, copy.deepcopy(net)):
-        if kept is not net:
-            kept.forward = checkpoint(use_reentrant=use_reentrant)(kept.forward)
-        outputs, _ = hb.run(kept, x, state)
-        outputs.square().sum().backward()
-        found.append([p.grad for p in kept.parameters()])
-    for value, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
@@ -425,12 +405,3 @@ def test_a_state_that_is_like_no_earlier_one_is_looked_at():
     assert torch.equal(hb.run(layer, x, state)[0], wanted)
     layer.cell.threshold = 1e-3
     assert hb.run(layer, x, state)[0].all()
-
-
-def test_a_block_that_is_left_in_another_context_is_left_nonetheless():
-    within = ambient.Within(object())
-    contextvars.copy_context().run(within.__enter__)
-    assert ambient.active
-    with pytest.raises(ValueError, match="different Context"):
-        within.__exit__()
-    assert not ambient.active

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 import hibana
-import hibana as hb
 from hibana.runtime import build as module
 from hibana.runtime import files
 from hibana.runtime.kernels import Code, Longs, Value, arguments, assemble, kernel, run
@@ -186,19 +185,6 @@ def test_what_stands_in_a_files_place_is_replaced(folder, put):
     assert kept.stat().st_size < 1 << 20
 
 
-def test_a_folder_in_a_files_place_is_said_once(folder):
-    _counts()
-    (kept,) = _files(folder)
-    kept.unlink()
-    (kept / "full").mkdir(parents=True)
-    with pytest.warns(RuntimeWarning, match="compiled kernels are not kept: .*; set HIBANA_CACHE"):
-        assert _counts()[1] == 3
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert _counts()[1] == 3
-    assert sorted(path.name for path in kept.parent.iterdir()) == [kept.name], "nothing unfinished is left"
-
-
 def test_a_full_disk_is_said_once_and_leaves_nothing_behind(folder, monkeypatch):
     _counts(TWICE)
     before = _files(folder)
@@ -322,42 +308,6 @@ def test_another_toolchain_uses_no_old_kernel(folder, monkeypatch, change):
     assert _counts()[1] == 3
     _, after = sorted(_files(folder), key=lambda path: path != before)
     assert after.parent != before.parent
-
-
-class Own(hb.Cell):
-    """A cell whose step no other test has: what was linked for an equal one would be used again."""
-
-    def __init__(self, threshold: float):
-        super().__init__()
-        self.threshold = threshold
-
-    def forward(self, input_, v_previous, s_previous):
-        v = v_previous * (1 - s_previous) * 0.9375 + input_ * 1.0625
-        return v, (v > self.threshold).float()
-
-
-def test_another_value_of_a_hyper_parameter_compiles_nothing(folder):
-    x = torch.full([4, 3], 0.4)
-    hb.unroll(Own(threshold=1.0), x, backend="cpu")
-    before = _files(folder)
-    assert len(before) == 1
-    spikes, _ = hb.unroll(Own(threshold=0.5), x, backend="cpu")
-    assert spikes.sum() == 6
-    assert _files(folder) == before
-
-
-def test_one_thread_gives_the_bits_of_two_and_one_openmp_runs():
-    x = torch.rand(8, 70_001, requires_grad=True)
-    found = []
-    before = torch.get_num_threads()
-    for threads in (1, 2):
-        torch.set_num_threads(threads)
-        spikes, (v, _) = hb.unroll(hb.IFCell(1.0, hb.surrogate.ATan()), x, backend="cpu")
-        (g,) = torch.autograd.grad((spikes * x.detach()).sum() + v.sum(), x)
-        found.append((spikes, v, g))
-    torch.set_num_threads(before)
-    for one, two in zip(*found, strict=True):
-        assert torch.equal(one, two)
 
 
 @pytest.mark.slow

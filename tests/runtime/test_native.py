@@ -8,7 +8,6 @@ import torch
 
 from hibana.runtime import build
 from hibana.runtime.kernels import (
-    BIT,
     BYTE,
     DOUBLE,
     FLOAT,
@@ -220,18 +219,6 @@ def test_arguments_are_bound_by_name():
         sized(1, source=x, count=x)
 
 
-def test_what_cannot_be_meant_is_refused_while_the_kernel_is_written():
-    code = Code()
-    with pytest.raises(TypeError, match="not known while the kernel is built"):
-        max(code.constant(1), code.constant(2))
-    with pytest.raises(TypeError, match="must have one type, got i64 and float"):
-        code.constant(1) + code.constant(1.0, FLOAT)
-    with pytest.raises(TypeError, match="a variable of i64 cannot become i1"):
-        code.variable(0).value = code.constant(1, BIT)
-    with pytest.raises(TypeError, match="one of the two must be a value"):
-        code.constant(1, BIT).select(1, 2)
-
-
 def test_a_kernel_is_split_among_threads_and_each_piece_is_done_once():
     @kernel
     def counted(code: Code, begin: Value, end: Value, *, out: Ints) -> None:
@@ -302,14 +289,6 @@ def test_functions_are_called_by_name_and_by_address():
     assert calling.source().count("declare double @sqrt(double)") == 1
 
 
-def test_a_function_is_given_what_it_takes():
-    code = Code()
-    with pytest.raises(TypeError, match=r"@norm takes \['ptr', 'double'\], got \['ptr', 'i64'\]"):
-        NORM(code, code.array(Doubles, 1), code.constant(1))
-    with pytest.raises(TypeError, match="@doubled returns nothing"):
-        DOUBLED(code, code.array(Doubles, 1))
-
-
 @kernel
 def listed(code: Code, begin: Value, end: Value, *, words: Longs, out: Longs) -> None:
     n = code.variable(0)
@@ -323,42 +302,6 @@ def test_each_bit_that_is_set_is_met_once_from_the_lowest():
     words, out = torch.tensor([0, 0b1001, -(2**63), 0]), torch.empty(9, dtype=torch.int64)
     listed(4, 8, words=words, out=out)
     assert out[:4].tolist() == [0, 3, 63, -1]
-
-
-def _lines(body, *names) -> list[str]:
-    """Of the function that `body` writes of whole numbers called `names`."""
-    return function("written", body, dict.fromkeys(names, LONG)).texts[-1].split("\n")
-
-
-def _between(lines: list[str], said: str, first: str, last: str) -> bool:
-    """Whether the only line that computes `said` lies between those that begin two blocks."""
-    (at,) = [i for i, line in enumerate(lines) if f" = {said}" in line]
-    return lines.index(f"{first}:") < at < lines.index(f"{last}:")
-
-
-def test_what_a_loop_does_not_change_is_computed_before_it():
-    def body(code: Code, count: Value, by: Value) -> Value:
-        total = code.variable(0)
-        with code.loop(0, count) as i, code.loop(0, i) as j:
-            total.value += (by * by + i * by) ^ j
-        return total.value
-
-    lines = [line.strip() for line in _lines(body, "count", "by")]
-    assert _between(lines, "mul i64 %by, %by", "i2.enter", "i2.test")
-    assert _between(lines, "mul i64 %i2, %by", "i3.enter", "i3.test")
-    assert _between(lines, "xor i64", "i3.body", "i3.again")
-
-
-def test_what_may_fail_or_may_have_changed_stays_in_its_loop():
-    def body(code: Code, count: Value, by: Value) -> Value:
-        total = code.variable(by)
-        with code.loop(0, count):
-            total.value += count // by + total.value * by
-        return total.value
-
-    lines = [line.strip() for line in _lines(body, "count", "by")]
-    assert _between(lines, "udiv i64 %count, %by", "i2.body", "i2.again")
-    assert _between(lines, "mul i64", "i2.body", "i2.again")
 
 
 def test_loops_within_and_after_loops_and_conditions():

@@ -175,22 +175,6 @@ def meant(code):
     return [(ast.dump(ast.parse(each.source)), each.want) for each in said]
 
 
-def test_the_search_tells_words_apart_in_both_languages():
-    (separator,) = re.findall(
-        r"^ +separator: '(.*)'$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE
-    )
-    found = {
-        word
-        for word in re.split(separator, "`tau=20.0`: 膜電位がテンソルの閾値、hb.LIFは（代理勾配）")
-        if word
-    }
-    assert {"tau", "20.0", "膜電位", "テンソル", "閾値", "LIF", "代理勾配"} <= found
-
-
-def test_the_readmes_hold_two_commands():
-    assert len(list(blocks(ROOT / "README.md", "sh"))) == 2
-
-
 @pytest.mark.parametrize("page", sorted(str(p.relative_to(ROOT / "docs")) for p in ROOT.glob("docs/**/*.md")))
 def test_every_page_has_one_place_in_the_site(page):
     """Of a translation its original has; the language switch and the original lead to it."""

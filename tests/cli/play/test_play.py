@@ -292,23 +292,3 @@ def test_the_network_that_comes_with_hibana_is_there_under_its_name(tmp_path, mo
     (tmp_path / "digits").write_text("a file of that name is the user's")
     with pytest.raises(Trouble, match="checkpoint must be a file that `hibana train` wrote"):
         network.opened("digits")
-
-
-@pytest.mark.parametrize("steps", [1, 8, 100])
-@pytest.mark.parametrize(
-    "names", [["0", "9"], ["benign", "malignant"], ["Cabernet Sauvignon from Médoc", "Barolo"]]
-)
-def test_names_beside_the_readout_are_neither_cut_nor_over_one_another(steps, names):
-    pytest.importorskip("bokeh", reason="the extra play is not installed")
-    from hibana.cli.play.view.network import _room as room
-    from hibana.cli.play.view.network import _short as short
-    from hibana.cli.play.view.network import _spread_out as spread_out
-
-    shown = [short(name) for name in names]
-    assert all(len(name) <= 16 and name[:15] == whole[:15] for name, whole in zip(shown, names, strict=True))
-    end = steps - 0.5 + room(steps, shown)
-    pixels = 250 * (end - (steps - 1)) / (end + 0.5)  # from the last step to the edge of the narrowest figure
-    assert pixels >= min(6 + 7 * max(map(len, shown)), 125)
-    ends = numpy.array([0.0, 0.01, -0.01, 1.0, 0.02])
-    places = numpy.sort(spread_out(ends, 0.06))
-    assert numpy.diff(places).min() >= 0.06 - 1e-12
