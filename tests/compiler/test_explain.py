@@ -30,34 +30,6 @@ def test_what_is_kept_is_said_by_the_state_after_the_step(cell, lines):
     assert kept(cell) == lines
 
 
-@pytest.mark.parametrize(
-    ("cell", "recomputes"),
-    [
-        (hb.IFCell(detach_reset=True), False),
-        (hb.IFCell(), True),
-        (hb.IFCell(surrogate=hb.surrogate.ATan(), detach_reset=True), True),
-        (hb.EIFCell(), False),
-        (hb.LICell(), False),
-    ],
-)
-def test_who_recomputes_is_said(cell, recomputes):
-    assert ("\nlong " in hb.explain(cell)) == recomputes
-
-
-class Two(hb.Cell):
-    """A cell whose surrogate's derivative has a part that is used twice."""
-
-    def forward(self, input_, u_previous, v_previous, s_previous):
-        u = 0.5 * u_previous + input_
-        v = (v_previous + u) * (1 - s_previous.detach())
-        return u, v, hb.surrogate.ATan()(v - 1)
-
-
-def test_every_name_in_what_is_kept_is_a_state():
-    for line in kept(Two()):
-        assert set(re.findall(r"[a-z]+\d*'?", line.removeprefix("whether "))) <= {"u'", "v'", "s", "is"}
-
-
 def test_the_default_shape_is_that_of_tensors_per_neuron():
     cell = hb.LIFCell(torch.tensor([[2.0, 3.0, 4.0], [2.0, 5.0, 6.0]]))
     assert "one native kernel" in hb.explain(cell)
@@ -102,17 +74,6 @@ def test_where_what_is_emitted_can_matter_is_said():
     assert line(hb.explain(hb.IFCell()), "gradient ") == "of what is emitted matters only where s is 1"
     smooth = hb.explain(hb.IFCell(surrogate=hb.surrogate.ATan()))
     assert line(smooth, "gradient ") == "of what is emitted can matter everywhere"
-
-
-class Doubled(hb.Cell):
-    """The gradient of its input needs the input."""
-
-    def forward(self, input_, v_previous):
-        return (0.5 * v_previous + input_ * input_,)
-
-
-def test_that_the_input_is_kept_is_said():
-    assert kept(Doubled()) == ["the input itself"]
 
 
 def test_equations_have_the_numbers_that_the_cell_has():

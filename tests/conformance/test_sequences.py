@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
 from conformance.compare import assert_conforms, assert_same, assert_same_values, on_its_device, reference
@@ -195,12 +194,3 @@ def test_who_looks_at_each_step_of_a_constant_current_sees_it(run, look):
             outputs.sum().backward()
         seen.append(kept[0] if kept else inputs.grad)
     torch.testing.assert_close(*seen)
-
-
-@each_backend
-def test_checkpointed(run):
-    cell, (inputs,) = on_its_device(run, hb.LIFCell(surrogate=ATan()), torch.rand(6, 40))
-    ours, theirs = (inputs.clone().requires_grad_() for _ in range(2))
-    checkpoint(lambda given: run(cell, given, None)[0], ours, use_reentrant=False).sum().backward()
-    run(cell, theirs, None)[0].sum().backward()
-    assert torch.equal(ours.grad, theirs.grad)

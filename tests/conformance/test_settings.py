@@ -47,18 +47,8 @@ def times(x, factor):
     return x * factor
 
 
-def by_first(held, x):
-    return x * next(iter(held))
-
-
 def by_call(held, x):
     return held(x)
-
-
-def test_what_cannot_be_followed_is_refused_by_name():
-    reason = r"the step may read self\.held, of type builtins\.bytearray, which can change unseen"
-    with pytest.raises(RuntimeError, match=reason):
-        hb.unroll(Scaled(bytearray([1]), by_first), INPUTS, backend="cpu")
 
 
 def test_functions_that_differ_only_in_what_they_hold_are_different():
@@ -113,15 +103,6 @@ def test_an_attribute_that_is_deleted_gives_way_to_its_class_s():
     assert_same_values(CPU, cell, INPUTS)
     del cell.factor
     assert_same_values(CPU, cell, INPUTS)
-
-
-def test_a_parameter_that_is_frozen_later_gets_no_gradient():
-    cell = hb.PLIFCell(surrogate=ATan())
-    assert_same_gradients(auto, cell, INPUTS, None, "outputs only")
-    cell.w.requires_grad_(False)
-    assert_same_gradients(auto, cell, INPUTS, None, "outputs only")
-    cell.w.requires_grad_(True)
-    assert_same_gradients(auto, cell, INPUTS, None, "outputs only")
 
 
 def test_a_cell_in_training_may_differ_from_one_in_evaluation():

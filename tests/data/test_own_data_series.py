@@ -170,16 +170,6 @@ def test_fit_takes_datasets_of_series_and_of_spike_trains(tmp_path):
         assert len(hb.train.predict(model, samples).answers) == 40
 
 
-def test_arrays_of_a_dataset_are_its_inputs_and_labels():
-    samples = TensorDataset(torch.rand(40, 3), torch.from_numpy(LABELS))
-    made = own.Arrays(samples)
-    made.setup()
-    wanted = own.Arrays(samples.tensors[0], labels=LABELS)
-    wanted.setup()
-    assert torch.equal(made.training.inputs, wanted.training.inputs)
-    assert torch.equal(made.test.labels, wanted.test.labels)
-
-
 class _Stream(IterableDataset):
     def __iter__(self):
         return iter([])

@@ -31,16 +31,6 @@ def test_the_gradient_of_dropped_neurons_is_nothing():
     torch.testing.assert_close(x.grad, out.detach() / x.detach())
 
 
-def test_dropped_spikes_are_events_to_the_layer_above():
-    spikes = (torch.rand(4, 80, 64) < 0.3).float()
-    layer = hb.Linear(64, 10)
-    layer.mode = "events"
-    dropped = hb.StepsDropout(0.3)(spikes)
-    wanted = nn.functional.linear(dropped, layer.weight, layer.bias)
-    torch.testing.assert_close(layer(dropped), wanted, rtol=1e-4, atol=1e-5)
-    assert layer.explain().startswith("events")
-
-
 def test_normalisation_to_a_threshold_is_that_of_torch_with_another_weight():
     ours, theirs = hb.ThresholdBatchNorm2d(5, threshold=0.5, alpha=0.7), nn.BatchNorm2d(5)
     nn.init.constant_(theirs.weight, 0.35)

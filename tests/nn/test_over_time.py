@@ -99,16 +99,6 @@ def test_the_last_state_is_emitted():
     assert torch.equal(hb.unroll(Trace(), inputs)[0], hb.record(Trace(), inputs)["v"])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_carries_its_state_in_float32(dtype):
-    inputs = (torch.rand(40, 8) / 3).to(dtype)
-    outputs, (v, s) = hb.unroll(hb.IFCell(), inputs)
-    exact, _ = hb.unroll(hb.IFCell(), inputs.float())
-    assert outputs.dtype == dtype
-    assert v.dtype == s.dtype == torch.float32
-    assert torch.equal(outputs.float(), exact)
-
-
 def test_float64_stays_float64():
     outputs, state = hb.unroll(hb.IFCell(), torch.rand(4, 3, dtype=torch.float64))
     assert {outputs.dtype, *(value.dtype for value in state)} == {torch.float64}

@@ -42,11 +42,6 @@ def counted(module):
     return found
 
 
-def own_name(name):
-    """Of a parameter that a parametrisation holds, or of another."""
-    return name.replace("parametrizations.", "").replace(".original", "")
-
-
 OTHERS = {
     "small sizes left to torch": lambda: (hb.Linear(8, 8), torch.rand(4, 8)),
     "a large dense product": lambda: (hb.Linear(512, 512), torch.rand(128, 512)),
@@ -171,41 +166,6 @@ def test_recording_reads_each_tensor_of_a_cell_once():
     found = counted(cell)
     hb.record(cell, torch.rand(7, 2, 4))
     assert [each.calls.item() for each in found.values()] == [1]
-
-
-@pytest.mark.parametrize("make", [lambda kind: kind.Linear(16, 16), lambda kind: kind.Conv2d(3, 8, 3)])
-def test_spectral_norm_iterates_once_a_call(make):
-    torch.manual_seed(0)
-    layer, dense = make(hb), make(nn)
-    dense.load_state_dict(layer.state_dict())
-    for each in (layer, dense):
-        torch.manual_seed(1)
-        parametrizations.spectral_norm(each)
-    x = torch.rand(2, 3, 8, 8) if isinstance(dense, nn.Conv2d) else torch.rand(2, 16)
-    for _ in range(3):
-        torch.testing.assert_close(layer(x), dense(x))
-
-
-def test_spectral_norm_of_recurrent_synapses_iterates_once_a_call():
-    torch.manual_seed(0)
-    layer = hb.Recurrent(hb.LIFCell(threshold=0.3, surrogate=smooth), 16)
-    parametrizations.spectral_norm(layer.recurrent)
-    looped, alone = copy.deepcopy(layer), copy.deepcopy(layer.recurrent)
-    looped.backend = "reference"
-    x = torch.rand(7, 2, 16)
-    for _ in range(3):
-        outputs, wanted = layer(x), looped(x)
-        torch.testing.assert_close(outputs, wanted)
-        alone.weight  # one iteration  # noqa: B018 - reading it runs it
-        for each in (layer, looped):
-            u = each.recurrent.parametrizations.weight[0]._u
-            torch.testing.assert_close(u, alone.parametrizations.weight[0]._u)
-        found = []
-        for each, out in ((layer, outputs), (looped, wanted)):
-            each.zero_grad()
-            out.square().sum().backward()
-            found.append(each.recurrent.parametrizations.weight.original.grad)
-        torch.testing.assert_close(*found)
 
 
 @pytest.mark.slow

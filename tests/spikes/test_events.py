@@ -243,18 +243,6 @@ def test_a_constant_current_runs_forward_hooks_once():
     assert calls == [1]
 
 
-def test_steps_that_do_not_fill_whole_words_of_bits():
-    sigma = surrogate.Box()
-    current = torch.rand(16, 60).requires_grad_()
-    layer = hb.Linear(64, 7)
-    layer.mode = "events"
-    layer(hb.IF(1.0, sigma)(current).view(15, 64)).sum().backward()
-    again = current.detach().requires_grad_()
-    spikes, _ = hb.unroll(hb.IFCell(1.0, sigma), again, backend="reference")
-    nn.functional.linear(spikes.view(15, 64), layer.weight, layer.bias).sum().backward()
-    torch.testing.assert_close(current.grad, again.grad, rtol=1e-4, atol=1e-4)
-
-
 def _above(currents, layer, sigma, written=False):
     """What `layer` makes of the spikes of a layer, and the gradients of its input and its own."""
     currents = currents.clone().requires_grad_()
@@ -336,17 +324,6 @@ def test_an_unknown_mode_is_refused():
     layer.mode = "sparse"
     with pytest.raises(ValueError, match=r"mode must be .* got .sparse."):
         layer(torch.zeros(2, 4))
-
-
-def test_other_dtypes_and_a_second_derivative():
-    layer = hb.Linear(8, 4).double()
-    assert layer(torch.ones(3, 8).double()).dtype == torch.float64
-    layer = hb.Linear(8, 4)
-    layer.mode = "events"
-    x = _spikes(5, 8, density=0.5).requires_grad_()
-    (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

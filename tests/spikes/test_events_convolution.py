@@ -531,15 +531,6 @@ def test_spikes_are_listed_alike_by_one_instruction_and_in_fours(density, monkey
             torch.testing.assert_close(got, wanted)
 
 
-def test_a_second_derivative_asks_for_the_dense_product():
-    layer = hb.Conv2d(2, 4, 3)
-    layer.mode = "events"
-    x = _spikes(3, 2, 9, 9, density=0.3).requires_grad_()
-    (g,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        g.sum().backward()
-
-
 def test_a_layer_of_weights_is_not_taken_for_a_layer_of_spikes():
     spikes = hb.IF()(torch.rand(4, 3, 64, requires_grad=True))
     layer, above = hb.Linear(64, 64, bias=False), hb.Linear(64, 8)
@@ -784,21 +775,6 @@ def test_windows_that_slide_have_the_same_sums_to_the_bit(
             found.append(pixels.forward(input_, weight, torch.arange(outputs) / 7, geometry))
         pixels._ready.cache_clear()
         assert torch.equal(*found)
-
-
-def test_windows_whose_weights_lie_farther_away_are_summed_whole_of_few_spikes():
-    row = panel(64)
-    for stride, few, many in ((1, 0.1, 0.2), (2, 0.2, 0.3)):
-        geometry = Geometry(32, (9, 9), (3, 3), (stride, stride), (1, 1), (1, 1))
-        assert pixels.full_window(geometry, row, 1, few)
-        assert not pixels.full_window(geometry, row, 1, many)
-        numbers = torch.rand(2 * 9, 9 * 32) < 0.1
-        weight = torch.randn(64, 32, 3, 3)
-        found = [
-            pixels.forward(Planes(bits_of(numbers.float())[0][None], density), weight, None, geometry)
-            for density in (few, many)
-        ]
-        torch.testing.assert_close(*found)
 
 
 @pytest.mark.cover(1)

@@ -148,15 +148,6 @@ def test_products_of_few_rows_inputs_or_outputs_are_dense(layer, shape, by_spike
     assert layer.explain().startswith("events: ")
 
 
-def test_a_sample_of_the_input_is_of_all_columns(monkeypatch):
-    seen = []
-    scan = shared_layer.bits_of
-    monkeypatch.setattr(shared_layer, "bits_of", lambda *given: seen.append(scan(*given)) or seen[-1])
-    rows = torch.ones(1024, 512)
-    rows[:, :64] = 0.0  # a word of each row, of eight
-    assert 0.8 < shared_layer._density(rows) < 0.95
-
-
 def test_what_takes_torch_no_time_asks_nothing(monkeypatch):
     monkeypatch.setattr(shared_layer, "bits_of", lambda *_: pytest.fail("it was looked at"))
     layer = hb.Linear(128, 70)

@@ -114,44 +114,6 @@ def test_the_report_shows_ratios_what_was_promised_and_what_was_not_timed(tmp_pa
     assert "**Not timed:** 16x65536, box, hibana: s differ" in page
 
 
-def test_the_grid_counts_what_is_slower_than_torch(tmp_path: Path):
-    report = pytest.importorskip("benchmarks.report")
-    cell = {"size": "linear 64", "batch": 1, "said": "dense: why"}
-    times = {("forward", 0.1): 0.5, ("forward", 1.0): 1.04, ("training", 0.1): 1.06, ("training", 1.0): 2.0}
-    rows = [
-        {**cell, "pass": kind, "density": density, "contender": who, "ms": ms}
-        for (kind, density), ratio in times.items()
-        for who, ms in (("torch", 2.0), ("hibana", 2.0 * ratio))
-    ]
-    _written(tmp_path, {"grid/linear/64": rows})
-    page = report.write(tmp_path)
-    assert "| forward | 2 | 0 (0%) | 0.50 |" in page
-    assert "| training | 2 | 2 (100%) | 1.06 |" in page
-    assert "| linear 64 | 1 | 100% | training | 2.00 | dense: why |" in page
-    assert (tmp_path / "benchmarks" / "grid.png").stat().st_size > 1000
-
-
-def test_the_small_layers_that_are_slower_than_torch_are_counted():
-    cells = pytest.importorskip("benchmarks.cells")
-    about = {"layer": "linear", "rows": 64, "channels": 16, "said": ""}
-    times = {
-        ("inference", 0.02): 1.04,
-        ("inference", 1.0): 1.2,
-        ("training", 0.02): 2.0,
-        ("training", 1.0): 0.5,
-    }
-    rows = [
-        {**about, "pass": kind, "density": density, "contender": who, "ms": ms}
-        for (kind, density), ratio in times.items()
-        for who, ms in (("torch", 0.01), ("hibana", 0.01 * ratio))
-    ]
-    page = "\n".join(cells.section(rows))
-    assert "2 of 4 cells take 1.05 and more of torch's time, 1 of them by more than 3 µs a call" in page
-    assert "| linear | 64 | 16 | inference | 1.04 | 1.20 | +2.0 |" in page
-    assert "| linear | 64 | 16 | training | 2.00 | 0.50 | +10.0 |" in page
-    assert len(cells.jobs(quick=False)) * len(cells.DENSITIES) * 2 == 120
-
-
 def test_a_small_cell_times_both_layers():
     cells = pytest.importorskip("benchmarks.cells")
     for name in ("cells/linear-64x16", "cells/convolution-64x16"):
@@ -352,19 +314,6 @@ def test_a_python_without_spyx_is_said_and_not_swallowed(monkeypatch):
     monkeypatch.setenv(recurrent_spyx.VARIABLE, "/nowhere/python")
     (row,) = recurrent_spyx.measured(5, 4, 16, 700, 20, 0.02, 20.0, 1, True)
     assert "/nowhere/python" in row["error"]
-
-
-def test_learning_online_is_shown_beside_backpropagation_and_spikingjelly():
-    rows = [
-        {"kind": "sequence", "contender": "backpropagation", "least_ms": 40.0},
-        {"kind": "sequence", "contender": "d-rtrl, chunk=100", "least_ms": 30.0},
-        {"kind": "step", "contender": "d-rtrl", "least_ms": 20.0},
-        {"kind": "memory", "contender": "d-rtrl", "steps": 10_000, "mb": 30.0, "baseline_mb": 370.0},
-    ]
-    page = "\n".join(online.section(rows))
-    assert "| d-rtrl, chunk=100 | 30.0 | 0.75 |" in page
-    assert "| d-rtrl | 20.0 |" in page
-    assert "| d-rtrl | 10,000 | 400 | 370 |" in page
 
 
 def test_every_rule_takes_the_benchmarks_sequence_and_its_loss(monkeypatch):
