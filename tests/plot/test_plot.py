@@ -158,13 +158,6 @@ def test_event_frames_sum_their_part_of_the_time():
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0–3", "4–7", "8–11"]
 
 
-def test_confusion_matrix_counts():
-    axes = plot.confusion_matrix(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 1, 1, 2]), ["a", "b", "c"])
-    counts = {text.get_position(): text.get_text() for text in axes.texts}
-    assert counts == {(0, 0): "1", (0, 1): "1", (1, 1): "1", (2, 2): "1"}
-    assert axes.get_title() == "Accuracy 75.0%, 4 samples"
-
-
 def test_training_has_six_panels_that_can_be_saved(tmp_path):
     history = {"training/loss": [2.0, 1.0], "validation/loss": [2.1, 1.2]}
     history |= {
@@ -205,9 +198,9 @@ def test_labels_of_very_negative_potentials_do_not_overlap():
 
 
 def test_names_are_drawn_in_a_font_that_has_their_letters(caplog):
-    names, label = ["Ж", "Щ"], torch.tensor([0, 1])
+    names = ["Ж", "Щ"]
     with mpl.rc_context({"font.family": ["cmr10"], "axes.formatter.use_mathtext": True}):  # without Cyrillic
-        axes = plot.confusion_matrix(label, label, names)
+        axes = plot.spike_counts(torch.tensor([1.0, 2.0]), names)
         assert [each.get_text() for each in axes.get_xticklabels()] == names
         assert axes.get_xticklabels()[0].get_fontfamily()[-1] == "DejaVu Sans"
         axes.figure.draw_without_rendering()  # missing glyphs are a warning, which fails
@@ -217,7 +210,6 @@ def test_names_are_drawn_in_a_font_that_has_their_letters(caplog):
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda names: plot.confusion_matrix(torch.tensor([0, 1]), torch.tensor([0, 1]), names).figure,
         lambda names: plot.spike_counts(torch.rand(2), names, label=1).figure,
         lambda names: plot.output_potentials(torch.rand(5, 2), 1, names).figure,
         lambda names: plot.training(
@@ -261,12 +253,6 @@ WRONG = {
     "names must name the 3 classes, got 1": lambda: plot.spike_counts(torch.ones(3), ["a"]),
     "shape must hold the 7 inputs, got (2, 2)": lambda: plot.receptive_fields(torch.rand(4, 7), (2, 2)),
     "frames must have two channels, on and off, got 3": lambda: plot.event_frames(torch.rand(5, 3, 4, 4)),
-    "answers must be one for each of the 2 labels, got 1": lambda: plot.confusion_matrix(
-        torch.tensor([1]), torch.tensor([1, 0])
-    ),
-    "answers and labels must lie in 0 to 0, the classes named": lambda: plot.confusion_matrix(
-        torch.tensor([1]), torch.tensor([0]), ["a"]
-    ),
 }
 
 

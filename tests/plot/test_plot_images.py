@@ -81,12 +81,6 @@ def event_frames():
     return plot.event_frames(moving_edges())
 
 
-def confusion_matrix():
-    labels = torch.arange(200) % 10
-    answers = torch.where(uniform(200) < 0.85, labels, (uniform(200, seed=1) * 10).long())
-    return plot.confusion_matrix(answers, labels)
-
-
 def learning_curves():
     falling = {"training": [1.2, 0.6, 0.4, 0.3], "validation": [1.3, 0.8, 0.6, 0.55]}
     return plot.learning_curves(falling, ylabel="Cross-entropy", title="Loss")
@@ -132,7 +126,6 @@ DRAWINGS = [
     spike_counts,
     output_potentials,
     event_frames,
-    confusion_matrix,
     learning_curves,
     gradient_flow,
     training,

@@ -16,7 +16,7 @@ from hibana.runtime.extras import needing
 
 with needing("hibana.plot"):
     from hibana.plot.gradients import gradient_flow, gradient_norms
-    from hibana.plot.images import confusion_matrix, event_frames, receptive_fields
+    from hibana.plot.images import event_frames, receptive_fields
     from hibana.plot.learning import learning_curves, training
     from hibana.plot.neurons import current_step, membrane, surrogate
     from hibana.plot.outputs import output_potentials, spike_counts
@@ -24,7 +24,6 @@ with needing("hibana.plot"):
     from hibana.plot.spikes import raster
 
 __all__ = [
-    "confusion_matrix",
     "current_step",
     "event_frames",
     "firing_rates",

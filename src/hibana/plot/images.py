@@ -1,7 +1,6 @@
-"""What is best seen as an image: weights, events, and which classes are taken for which."""
+"""Drawings as images: weights and events."""
 
 import math
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -17,18 +16,14 @@ from hibana.plot.style import (
     BLUE,
     GREY,
     ORANGE,
-    RED,
     array,
     background,
     diverging,
-    drawable,
-    foreground,
     legend_outside,
     new_axes,
-    ramp,
 )
 
-__all__ = ["confusion_matrix", "event_frames", "receptive_fields"]
+__all__ = ["event_frames", "receptive_fields"]
 
 
 def receptive_fields(
@@ -128,56 +123,6 @@ def event_frames(
         patches = [Patch(color=colour, label=name) for colour, name in ((BLUE, "on"), (ORANGE, "off"))]
         legend_outside(axes, handles=patches)
     return _frameless(axes)
-
-
-def confusion_matrix(
-    answers: Tensor, labels: Tensor, names: Sequence[str] | None = None, axes: Axes | None = None
-) -> Axes:
-    """Which class was taken for which: a row for each class, its samples by answer; blue right, red wrong.
-
-    The shade is the share of the class; numbers, up to twenty classes, count samples.
-
-    Args:
-        answers: classes answered, ``[N]`` whole numbers.
-        labels: right classes, ``[N]``.
-        names: of the classes; their numbers if ``None``.
-        axes: to draw on.
-
-    Raises:
-        ValueError: if there are not as many answers as labels, or more classes than names.
-    """
-    given, right = (
-        array(n, t, ("[samples]",)).astype(np.int64) for n, t in (("answers", answers), ("labels", labels))
-    )
-    if given.shape != right.shape:
-        raise ValueError(f"answers must be one for each of the {len(right)} labels, got {len(given)}")
-    most = int(max(given.max(), right.max())) + 1
-    names, font = drawable([str(n) for n in range(most)] if names is None else names)
-    classes = len(names)
-    if most > classes or min(given.min(), right.min()) < 0:
-        raise ValueError(f"answers and labels must lie in 0 to {classes - 1}, the classes named")
-    counts = np.bincount(right * classes + given, minlength=classes**2).reshape(classes, classes)
-    shares = counts / counts.sum(1, keepdims=True).clip(1)
-    axes = axes or new_axes(0.8 + 0.42 * min(classes, 20), 0.9 + 0.42 * min(classes, 20))
-    diagonal = np.eye(classes, dtype=bool)
-    seen = np.where(counts > 0, 0.25 + 0.75 * shares, 0)
-    picture = np.where(diagonal[..., None], ramp(axes, BLUE)(seen), ramp(axes, RED)(seen))
-    axes.imshow(picture, interpolation="nearest")
-    if classes <= 20:
-        for row, column in np.argwhere(counts > 0):
-            colour = "white" if seen[row, column] > 0.6 else foreground(axes)
-            axes.text(
-                column, row, f"{counts[row, column]}", ha="center", va="center", color=colour, size="small"
-            )
-        turned = 90 if max(map(len, names)) > 3 else 0
-        axes.set_xticks(range(classes), names, rotation=turned, **font)
-        axes.set_yticks(range(classes), names, **font)
-    accuracy = counts.trace() / counts.sum()
-    axes.set(title=f"Accuracy {accuracy:.1%}, {counts.sum():,} samples", xlabel="Answer", ylabel="Class")
-    axes.tick_params(length=0)
-    axes.spines[:].set(color=GREY, linewidth=0.5)
-    axes.grid(visible=False)
-    return axes
 
 
 def _span(first: int, last: int, dt: float | None) -> str:
