@@ -66,7 +66,7 @@ def main() -> None:
         step = trace(cell, torch.Size([5]), torch.float32, "cuda")
         plan, language = make_plan(step), Language("float32", False)
         bits = {f"residual{i}_all" for i, value in enumerate(plan.residuals) if value.boolean}
-        back = backward_source(step, plan, language, wants_input=True, constant_input=False)
+        back = backward_source(step, plan, language, wants_input=True)
         roots = [*step.nexts, *step.grad_sums, *(g for g in (step.grad_input, *step.grad_states) if g)]
         for name, text in {"forward": forward_source(step, plan, language), "backward": back}.items():
             cells[f"{title}, {name}"] = arithmetic(text, name, language, bits)
@@ -91,7 +91,7 @@ def products() -> dict[str, list[str]]:
         step = trace(layer.step(), torch.Size([2, 5]), dtype, "cuda")
         plan = make_plan(step, needed(step))
         bits = {f"residual{i}_all" for i, value in enumerate(plan.residuals) if value.boolean}
-        back = backward_source(step, plan, language, wants_input=True, constant_input=False)
+        back = backward_source(step, plan, language, wants_input=True)
         for name, text in {"forward": forward_source(step, plan, language), "backward": back}.items():
             found[f"{language.real}, {name}"] = arithmetic(text, name, language, bits)
     return found

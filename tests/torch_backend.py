@@ -38,16 +38,16 @@ class TorchKernels(Kernels):
         return torch.stack(emitted), last, [torch.stack(steps) for steps in residuals.values()]
 
     def backward(self, given):
-        plan, inputs, parameters, constant = given.plan, given.inputs, given.parameters, given.constant
+        plan, inputs, parameters = given.plan, given.inputs, given.parameters
         names, one = self.step.states, given.shape[1:]
         zeros = torch.zeros(one, dtype=self.dtype)
         before = before_pass(self.step, plan)
-        stores = backward_pass(self.step, plan, wants_input=given.wants_input, constant_input=constant)
+        stores = backward_pass(self.step, plan, wants_input=given.wants_input)
         places = [i for i, value in enumerate(plan.residuals) if value.op != "input"]
         residuals = [self._read(t, one) if t.dtype == torch.uint8 else t for t in given.residuals]
         grads = {f"{n}_grad": g for n, g in zip(names, [*given.last_grads, None], strict=True)}
         left = {name: zeros if g is None else g for name, g in grads.items()}
-        left |= {name: zeros for name in stores if name.startswith("sum") or (constant and name == "x_grad")}
+        left |= {name: zeros for name in stores if name.startswith("sum")}
         to_input = torch.zeros(given.shape, dtype=self.dtype)
         for t in reversed(range(given.shape[0])):
             leaves = self._shared(parameters) | {
@@ -67,7 +67,7 @@ class TorchKernels(Kernels):
             left |= {name: value for name, value in new.items() if name in left}
         sums = [left[f"sum{i}"] for i in range(len(self.step.grad_sums))]
         first_grads = [left[f"{n}_grad"] if given.wants_first else None for n in names]
-        return (left["x_grad"] if constant else to_input) if given.wants_input else None, first_grads, sums
+        return to_input if given.wants_input else None, first_grads, sums
 
     def _read(self, bits, one):
         return unpacked(bits, one.numel()).view(-1, *one).bool()

@@ -75,7 +75,7 @@ def test_nothing_is_as_deep_as_a_step_is_long():
     try:
         step = trace(Euler(limit), torch.Size([5]), torch.float32)
         plan = make_plan(step)
-        source = backward_source(step, plan, "float32", frozenset(), wants_input=True, constant_input=False)
+        source = backward_source(step, plan, "float32", frozenset(), wants_input=True)
     finally:
         sys.setrecursionlimit(before)
     assert source.text.count("fmul") > limit
@@ -84,9 +84,7 @@ def test_nothing_is_as_deep_as_a_step_is_long():
 def test_what_a_kernel_computes_with_lies_on_a_small_stack():
     step = trace(HodgkinHuxley(12), torch.Size([5]), torch.float32)
     plan = make_plan(step)
-    source = backward_source(
-        step, plan, "float32", frozenset({"exp"}), wants_input=True, constant_input=False
-    )
+    source = backward_source(step, plan, "float32", frozenset({"exp"}), wants_input=True)
     rooms = [line.split("[")[1].split(" x ") for line in source.text.splitlines() if "alloca" in line]
     assert sum(4 * int(count) for count, _ in rooms) < 2 << 20
     assert source.row >= 64

@@ -171,26 +171,3 @@ def test_a_constant_current(run, detach):
     for one, other in zip(seen[0][1], seen[1][1], strict=True):
         assert_same(one, other, "last state")
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-@each_backend
-@pytest.mark.parametrize("look", ["retain_grad", "hook", "grad", "leaf"])
-def test_who_looks_at_each_step_of_a_constant_current_sees_it(run, look):
-    cell, (once,) = on_its_device(run, hb.IFCell(surrogate=ATan()), 0.8 * torch.rand(1, 21))
-    seen = []
-    for call in (run, reference):
-        inputs = once.detach().requires_grad_().expand(6, 21)
-        if look == "leaf":
-            inputs = inputs.detach().requires_grad_()
-        kept = []
-        if look == "retain_grad":
-            inputs.retain_grad()
-        if look == "hook":
-            inputs.register_hook(kept.append)
-        outputs, _ = call(cell, inputs, None)
-        if look == "grad":
-            kept.append(torch.autograd.grad(outputs.sum(), inputs)[0])
-        else:
-            outputs.sum().backward()
-        seen.append(kept[0] if kept else inputs.grad)
-    torch.testing.assert_close(*seen)

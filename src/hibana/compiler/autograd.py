@@ -15,7 +15,6 @@ from hibana.compiler.derivatives import applied, are_batched, differentiated_onc
 from hibana.compiler.draws import new_seed
 from hibana.compiler.strides import (
     Order,
-    expansion,
     in_callers_order,
     inverse,
     memory_order,
@@ -24,7 +23,6 @@ from hibana.compiler.strides import (
     steps_contiguous,
 )
 from hibana.compiler.tensors import tensors_of
-from hibana.runtime import torch_internals
 
 if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
@@ -72,8 +70,6 @@ class RunSpecification(NamedTuple):
     """The memory order of the dimensions, if it is another than theirs."""
     begun: int = 0
     """How many initial states are given: all, or none for a run from rest."""
-    constant: bool = False
-    """Whether the inputs are the same at every step, as their strides say."""
     deep: bool = False
     """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
     prepared: Prepared | None = None
@@ -91,8 +87,7 @@ def specified(program: "Program", inputs: Tensor, ends: bool, begun: int = 0) ->
         shape = torch.Size(inputs.shape[d] for d in order)
     elif not steps_contiguous(inputs):
         return None
-    constant = inputs.stride(0) == 0 and shape[0] > 1
-    return RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun, constant)
+    return RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun)
 
 
 def go(
@@ -176,7 +171,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, _, _, order, begun, constant, _, prepared = spec
+        program, plan, _, _, order, begun, _, prepared = spec
         ctx.specification = spec
         ctx.set_materialize_grads(False)
         if prepared is not None:
@@ -185,8 +180,6 @@ class _Run(torch.autograd.Function):
             ctx.support = None if plan.support_at is None else residuals[plan.support_at]
             ctx.spikes = None if plan.spikes_at is None else residuals[plan.spikes_at]
             return outputs, *last
-        if constant:
-            ctx.inputs = inputs
         given = _arguments(spec, inputs, tensors, plan)
         inputs, first, parameters, *_ = given
         ctx.seed = given.seed
@@ -228,7 +221,7 @@ def _as_read(inputs: Tensor) -> Tensor:
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
     """The gradients of inputs, initial states and cell's tensors, from those of outputs and last states."""
     spec = ctx.specification
-    program, plan, shape, _, order, begun, constant, *_ = spec
+    program, plan, shape, _, order, begun, *_ = spec
     wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     saved = iter(saved_tensors(ctx))
     inputs = next(saved) if plan.reads_input else None
@@ -249,7 +242,6 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     if last_grads:
         grads = [None if g is None else step_in(order, g) for g in last_grads]
     wants_input, wants_first = wanted[0], any(wanted[1 : 1 + begun])
-    constant = constant and wants_input and _only_summed(ctx.inputs)
     given = BackwardArguments(
         plan,
         shape,
@@ -260,14 +252,11 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         grad_outputs,
         grads,
         wants_input=wants_input,
-        constant=constant,
         wants_first=wants_first,
         reduced=program.reduced(order, len(shape) - 1) if program.step.grad_sums else (),
         seed=0 if spec.prepared else ctx.seed,
     )
     grad_input, first_grads, sums = program.kernels.backward(given)
-    if grad_input is not None and constant:
-        grad_input = grad_input.div_(shape[0]).expand(shape[0], *grad_input.shape)
     if order is not None:
         back = inverse(order)
         if grad_input is not None:
@@ -303,28 +292,3 @@ _once = differentiated_once(
     'layer.backend = "reference", or hibana.unroll(..., backend="reference"), has derivatives of every order',
 )
 _apply = applied(_Run)
-
-
-def _only_summed(inputs: Tensor) -> bool:
-    """Whether the gradient of `inputs`, expanded over time, is only summed over time.
-
-    Not so if a hook, `retain_grad` or ``torch.autograd.grad`` reads the gradient of each step. (Asked for
-    `inputs` and for their source at once, ``torch.autograd.grad`` gives `inputs` the mean over time.)
-    """
-    node = expansion(inputs)
-    return (
-        node is not None
-        and not inputs.retains_grad
-        and not inputs._backward_hooks
-        and any(_is_reached(n) for n, _ in node.next_functions if n is not None)
-    )
-
-
-def _is_reached(node: Any) -> bool:
-    """Whether the backward that runs now goes on to `node`."""
-    try:
-        return torch_internals.will_execute(node)
-    except RuntimeError:
-        if node.name() != "torch::autograd::AccumulateGrad":
-            raise
-        return True  # torch won't say it of a leaf that torch.autograd.grad was asked for

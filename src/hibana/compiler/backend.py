@@ -73,9 +73,7 @@ class BackwardArguments(NamedTuple):
     last_grads: Sequence[Tensor | None]
     """Gradients of the last states but the emitted one; None for zeros."""
     wants_input: bool
-    """Whether the gradient of the input is wanted,"""
-    constant: bool
-    """and summed over time."""
+    """Whether the gradient of the input is wanted."""
     wants_first: bool
     """Whether the gradients of the initial states are wanted."""
     reduced: Sequence[int] = ()

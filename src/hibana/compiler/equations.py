@@ -90,7 +90,7 @@ def explain_cell(
         *_equations(step, forward_pass(step, None)),
         "",
         "its gradient, from after the step to before it",
-        *_equations(step, backward_pass(step, plan, wants_input=True, constant_input=False)),
+        *_equations(step, backward_pass(step, plan, wants_input=True)),
     ]
     source = [
         "source, forward",

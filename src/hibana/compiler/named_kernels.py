@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 by_bits: Callable[[Tensor, Tensor], Tensor] | None = None
 """``rows^T B`` for rows of float32 and rows B of as many bits, in whole words of 64; the package sets it."""
 
-Variant = tuple[bool, bool]
-"""Of a forward, whether it keeps residuals; of a backward, whether the gradient of the input is wanted, and
-whether that is summed over time."""
 Named = dict[str, Any]
 """Tensors, numbers and addresses by the names of a kernel's arguments."""
 
@@ -38,9 +35,13 @@ class NamedKernels(Kernels):
 
     @abstractmethod
     def _launch(
-        self, direction: str, variant: Variant, shape: torch.Size, parameters: Sequence[Tensor], given: Named
+        self, direction: str, variant: bool, shape: torch.Size, parameters: Sequence[Tensor], given: Named
     ) -> None:
-        """Runs a kernel over sequences of `shape` with the arguments `given`; all others are null."""
+        """Run a kernel over sequences of `shape` with the arguments `given`; all others are null.
+
+        `variant` says of a forward whether it keeps residuals, of a backward whether the gradient of the
+        input is needed.
+        """
 
     def _readable(self, sequence: Tensor) -> Tensor:
         """`sequence` in a dtype that kernels read and write."""
@@ -59,7 +60,7 @@ class NamedKernels(Kernels):
         residuals = [inputs.new_empty(size, dtype=dtype) for size, dtype in kept]
         named: Named = {"input": read, "input_step": read.stride(0), "outputs": outputs, "seed": seed}
         named |= self._by_state(first=first, last=last) | dict(zip(self.plan.names, residuals, strict=False))
-        self._launch("forward", (plan is not None, False), inputs.shape, parameters, named)
+        self._launch("forward", plan is not None, inputs.shape, parameters, named)
         return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
@@ -72,7 +73,7 @@ class NamedKernels(Kernels):
         read = None if inputs is None else self._readable(inputs)
         grad_input = None
         if given.wants_input:
-            grad_input = like.new_empty(one if given.constant else shape, dtype=arriving.dtype)
+            grad_input = like.new_empty(shape, dtype=arriving.dtype)
         first_grads = [like.new_empty(one, dtype=self.dtype) if given.wants_first else None for _ in first]
         sums = [like.new_empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
         named: Named = {} if read is None else {"input": read, "input_step": read.stride(0)}
@@ -81,11 +82,11 @@ class NamedKernels(Kernels):
         named |= self._by_state(first=first, last_grad=last_grads, first_grad=first_grads)
         named |= {f"sum{i}_all": t for i, t in enumerate(sums)}
         named |= dict(zip(self.plan.names, residuals, strict=False))
-        at = {} if grad_input is None or given.constant else {self.step.grad_input: grad_input}
+        at = {} if grad_input is None else {self.step.grad_input: grad_input}
         for i, operand in enumerate(self.operands):
             if operand.gradient not in at:  # written once for all products that want it
                 at[operand.gradient] = named[f"outer{i}_all"] = like.new_empty(shape, dtype=self.dtype)
-        self._launch("backward", (given.wants_input, given.constant), shape, parameters, named)
+        self._launch("backward", given.wants_input, shape, parameters, named)
         if grad_input is not None:
             grad_input = grad_input.to(grad_outputs.dtype)
         kept = dict(zip(plan.stored, residuals, strict=True))

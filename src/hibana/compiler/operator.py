@@ -213,7 +213,6 @@ def _backward(
         _stepwise(grad_outputs),
         [g.contiguous() for g in last_grads],
         wants_input=True,
-        constant=False,
         wants_first=True,
         may_offset=False,
         seed=0 if seed is None else int(seed),

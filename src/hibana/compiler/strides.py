@@ -1,7 +1,5 @@
 """The memory layout of a sequence: the order of its dimensions, and truth values as bits."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -73,25 +71,7 @@ def repeated(once: Tensor, steps: int) -> Tensor:
     if order is None:
         return once.expand(steps, *once.shape)
     lying = once.permute(order_of_step(order))
-    out = lying.expand(steps, *lying.shape).permute(inverse(order))
-    node: Any = out.grad_fn
-    if node is not None:
-        node.metadata[_REPEATED] = True
-    return out
-
-
-def expansion(inputs: Tensor) -> Any:
-    """The autograd node ``ExpandBackward0`` that repeated one step over time to `inputs`; None if none did.
-
-    The permutation that :func:`repeated` puts behind it is looked through.
-    """
-    node: Any = inputs.grad_fn
-    if node is not None and node.name() == "PermuteBackward0" and _REPEATED in node.metadata:
-        node = node.next_functions[0][0]
-    return node if node is not None and node.name() == "ExpandBackward0" else None
-
-
-_REPEATED = "hibana: of an expansion over time, in order"
+    return lying.expand(steps, *lying.shape).permute(inverse(order))
 
 
 def row_bytes(count: int) -> int:

@@ -71,7 +71,7 @@ class CpuKernels(NativeKernels):
     def source(self, direction: str, *, keep: bool = True) -> str:
         if direction == "forward":
             return self._forward_source(self.plan if keep else None).text
-        return self._backward_source(True, False).text
+        return self._backward_source(True).text
 
     def plan_for(self, shape: torch.Size) -> Plan:
         """The plan for sequences of `shape`: long ones are recomputed where numbers would have to be kept."""
@@ -117,13 +117,13 @@ class CpuKernels(NativeKernels):
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """As the base says; sums over time are reduced, each row of neurons by itself, where rows fit."""
         plan, shape, inputs, first, parameters, residuals = given[:6]
-        grad_outputs, wants_input, constant = given.grad_outputs, given.wants_input, given.constant
+        grad_outputs, wants_input = given.grad_outputs, given.wants_input
         one, dtype = shape[1:], self.dtype
         if grad_outputs is None:
             grad_outputs = torch.zeros(one, dtype=dtype, device=CPU).expand(shape)
         grad_input, place = None, 0
         if wants_input:
-            grad_input = unaliased(grad_outputs, one if constant else shape, given.may_offset)
+            grad_input = unaliased(grad_outputs, shape, given.may_offset)
             place = grad_input.data_ptr()
         first_grads: list[Tensor | None] = [None] * len(first)
         if given.wants_first:
@@ -135,7 +135,7 @@ class CpuKernels(NativeKernels):
             if given.reduced and one.numel() >= self.patterns_from:
                 reduced = tuple([reduced_length(one[over:].numel()) for over in given.reduced])
         aligned, threads = place % LINE == 0, torch.get_num_threads()
-        variant = _Variant(shape, wants_input, constant, aligned, threads, patterns, reduced)
+        variant = _Variant(shape, wants_input, aligned, threads, patterns, reduced)
         again = plan.recomputed
         back = self._backward(variant) if again is None else self._recomputing(again, variant)
         if any(patterns) and not back.repeated:
@@ -172,7 +172,7 @@ class CpuKernels(NativeKernels):
             return None
         neurons, states, empty_like = shape[1:].numel(), len(step.states), torch.empty_like
         forward = self._forward(shape, plan, False, threads, ())
-        backward = self._backward(_Variant(shape, True, False, False, threads, (), ()))
+        backward = self._backward(_Variant(shape, True, False, threads, (), ()))
         last = [torch.empty(shape[1:], dtype=self.dtype, device=CPU)] * (states - 1 if ends else 0)
         templates, ended = [*last, *self._residuals(plan, shape)], len(last)
         go, pack, go_back, pack_back = forward.work.go, forward.pack, backward.work.go, backward.pack
@@ -255,9 +255,9 @@ class CpuKernels(NativeKernels):
         return _if_they_fit(make, of.reduced)
 
     def _backward_kernel(self, of: "_Variant", reduced: bool) -> Bound:
-        written = of.wants_input and not of.constant and of.aligned
+        written = of.wants_input and of.aligned
         nontemporal = written and self._nontemporal(*_sizes(of.shape))
-        return self._kernel("backward", of.wants_input, of.constant, nontemporal, reduced)
+        return self._kernel("backward", of.wants_input, nontemporal, reduced)
 
     def _nontemporal(self, steps: int, neurons: int) -> bool:
         """Whether a sequence is too long for the cache, and its steps are aligned to cache lines."""
@@ -288,8 +288,6 @@ class _Variant(NamedTuple):
 
     shape: torch.Size
     wants_input: bool
-    constant: bool
-    """Whether the input's gradient is summed over time."""
     aligned: bool
     """Whether the input's gradient is aligned to a cache line."""
     threads: int

@@ -30,7 +30,7 @@ def moving_forward(step: Step, once: Stores, *, whole: str, kept: str) -> dict[s
 
 
 def moving_back(
-    step: Step, plan: Plan, once: Stores, *, constant_input: bool, whole: str, kept: str
+    step: Step, plan: Plan, once: Stores, *, whole: str, kept: str
 ) -> tuple[dict[str, Moving], dict[str, str]]:
     """The same of a backward, and by name the arguments that sums over time are written to."""
     moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
@@ -38,9 +38,7 @@ def moving_back(
     moving |= {name: _residual(name, boolean, kept) for name, boolean in residuals.items()}
     moving |= {name: Moving(f"{name}_all", whole) for name in once if name.startswith("outer")}
     sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
-    if "x_grad" in once and constant_input:
-        sums["x_grad"] = "grad_input"
-    elif "x_grad" in once:
+    if "x_grad" in once:
         moving["x_grad"] = Moving("grad_input", whole)
     return moving, sums
 

@@ -19,7 +19,7 @@ from hibana.compiler.cpu.source import backward_over_samples, forward_over_sampl
 from hibana.compiler.graph import synapses
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
-from hibana.compiler.named_kernels import Named, NamedKernels, Variant
+from hibana.compiler.named_kernels import Named, NamedKernels
 from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import Kernel, Work, address_of, arguments, assemble, ready
 
@@ -42,10 +42,10 @@ class SampleKernels(NamedKernels, NativeKernels):
         self._schedule = lru_cache(SHAPES)(self._make_schedule)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
-        return self._source(direction, (keep, False)).text
+        return self._source(direction, keep).text
 
     def _launch(
-        self, direction: str, variant: Variant, shape: torch.Size, parameters: Sequence[Tensor], given: Named
+        self, direction: str, variant: bool, shape: torch.Size, parameters: Sequence[Tensor], given: Named
     ) -> None:
         names = self._kernel(direction, variant)[1].arguments
         schedule = self._schedule(direction, variant, shape, torch.get_num_threads())
@@ -60,22 +60,17 @@ class SampleKernels(NamedKernels, NativeKernels):
         values = schedule.sizes | given
         schedule.work.go(arguments([_address(values.get(name, 0)) for name in names]))
 
-    def _make_kernel(self, direction: str, variant: Variant) -> tuple[Kernel, Source]:
+    def _make_kernel(self, direction: str, variant: bool) -> tuple[Kernel, Source]:
         source = self._source(direction, variant)
         (kernel,) = assemble(source.text, (direction,))
         return kernel, source
 
-    def _source(self, direction: str, variant: Variant) -> Source:
-        one, other = variant
+    def _source(self, direction: str, variant: bool) -> Source:
         if direction == "forward":
-            return forward_over_samples(self.step, self.plan if one else None, self.real, self.calls)
-        return backward_over_samples(
-            self.step, self.plan, self.real, self.calls, wants_input=one, constant_input=other
-        )
+            return forward_over_samples(self.step, self.plan if variant else None, self.real, self.calls)
+        return backward_over_samples(self.step, self.plan, self.real, self.calls, wants_input=variant)
 
-    def _make_schedule(
-        self, direction: str, variant: Variant, shape: torch.Size, threads: int
-    ) -> "_Schedule":
+    def _make_schedule(self, direction: str, variant: bool, shape: torch.Size, threads: int) -> "_Schedule":
         kernel, source = self._kernel(direction, variant)
         steps, neurons = shape[0], shape[-1]
         samples = shape[1:-1].numel()

@@ -83,7 +83,6 @@ def backward_source(
     real: str,
     calls: frozenset[str],
     wants_input: bool,
-    constant_input: bool,
     nontemporal: bool = False,
     reduces: bool = False,
 ) -> Source:
@@ -95,14 +94,13 @@ def backward_source(
         real: the dtype of all numbers.
         calls: the operations computed by vector functions.
         wants_input: whether the gradient of the input is computed.
-        constant_input: whether that gradient is summed over time.
         nontemporal: whether sequences are written by non-temporal stores.
         reduces: whether sums over time are reduced to a few neurons that repeat in a row.
     """
-    once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
+    once = backward_pass(step, plan, wants_input=wants_input)
     before = before_pass(step, plan)
     *carried, emitted = step.states
-    moving, sums = moving_back(step, plan, once, constant_input=constant_input, **_OVER_ROWS)
+    moving, sums = moving_back(step, plan, once, **_OVER_ROWS)
     rows = [*(f"{name}_grad" for name in step.states), *sums]
     left = {name: name for name in rows}
     parts = Parts("backward", once, moving, left, before, NUMBERS[real], calls, nontemporal, earlier=1)
@@ -133,13 +131,13 @@ def backward_source(
 
 
 def backward_over_samples(
-    step: Step, plan: Plan, real: str, calls: frozenset[str], *, wants_input: bool, constant_input: bool
+    step: Step, plan: Plan, real: str, calls: frozenset[str], *, wants_input: bool
 ) -> Source:
     """:func:`backward_source` of a step with matrix products."""
     step, gates = gated(step)
-    once = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
+    once = backward_pass(step, plan, wants_input=wants_input)
     before = before_pass(step, plan)
-    moving, sums = moving_back(step, plan, once, constant_input=constant_input, **_OVER_SAMPLES)
+    moving, sums = moving_back(step, plan, once, **_OVER_SAMPLES)
     inner = before | {
         f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(gate)}_earlier")
         for state, gate in gates.items()

@@ -61,11 +61,8 @@ def before_pass(step: Step, plan: Plan) -> Stores:
     return _named(stores, leaf)
 
 
-def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: bool) -> Stores:
-    """One step back: the gradients of the input and of the states before it, and the sums over time.
-
-    `constant_input` makes the gradient of the input one of these sums.
-    """
+def backward_pass(step: Step, plan: Plan, *, wants_input: bool) -> Stores:
+    """One step back: the gradients of the input and of the states before it, and the sums over time."""
     residuals = {value: _residual(value, f"residual{i}") for i, value in enumerate(plan.residuals)}
     emitted = len(step.states) - 1
     given: dict[int, Value] = {}
@@ -84,7 +81,7 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
             given[index] = both if index == emitted else carried
         return given[index] if value.op == "gradient" else _shared(value)
 
-    written = {step.grad_input} if wants_input and not constant_input else set()
+    written = {step.grad_input} if wants_input else set()
     outer: Stores = {}
     for i, side in enumerate(arriving(step)):
         if side not in written:
@@ -94,7 +91,7 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool, constant_input: 
     sums: Stores = {f"sum{i}": value for i, value in enumerate(step.grad_sums)}
     stores: Stores = {}
     if wants_input:
-        (sums if constant_input else stores)["x_grad"] = step.grad_input or zero
+        stores["x_grad"] = step.grad_input or zero
     for i, (name, grad) in enumerate(zip(step.states, step.grad_states, strict=True)):
         if grad is not None or i != emitted:
             stores[f"{name}_grad"] = grad or zero

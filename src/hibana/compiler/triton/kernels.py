@@ -18,7 +18,7 @@ from hibana.compiler.graph.ops import CALLS, OPERATIONS, Unsupported
 from hibana.compiler.graph.plan import Plan, gradients, reachable
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.synapses import operands
-from hibana.compiler.named_kernels import Named, NamedKernels, Variant
+from hibana.compiler.named_kernels import Named, NamedKernels
 from hibana.compiler.strides import row_bytes
 from hibana.compiler.triton.language import Language
 from hibana.compiler.triton.running import exact, is_interpreted, kernel_of, over_neurons, started
@@ -76,19 +76,18 @@ class GpuKernels(NamedKernels):
         return "cpu" if is_interpreted() else "cuda"
 
     def source(self, direction: str, *, keep: bool = True) -> str:
-        return self._source(direction, (keep, False))
+        return self._source(direction, keep)
 
     def _readable(self, sequence: Tensor) -> Tensor:
         return exact(sequence)
 
-    def _source(self, direction: str, variant: Variant) -> str:
-        one, other = variant
+    def _source(self, direction: str, variant: bool) -> str:
         if direction == "forward":
-            return forward_source(self.step, self.plan if one else None, self.language)
-        return backward_source(self.step, self.plan, self.language, wants_input=one, constant_input=other)
+            return forward_source(self.step, self.plan if variant else None, self.language)
+        return backward_source(self.step, self.plan, self.language, wants_input=variant)
 
     def _launch(
-        self, direction: str, variant: Variant, shape: torch.Size, parameters: Sequence[Tensor], given: Named
+        self, direction: str, variant: bool, shape: torch.Size, parameters: Sequence[Tensor], given: Named
     ) -> None:
         key = (direction, variant)
         if key not in self._built:

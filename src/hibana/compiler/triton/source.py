@@ -74,12 +74,10 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
     return program("forward", arguments, rows, bits, body, language)
 
 
-def backward_source(
-    step: Step, plan: Plan, language: Language, *, wants_input: bool, constant_input: bool
-) -> str:
+def backward_source(step: Step, plan: Plan, language: Language, *, wants_input: bool) -> str:
     """The kernel that runs the gradient of `step` back over time; see :func:`backward_pass`."""
     before = before_pass(step, plan)
-    stores = backward_pass(step, plan, wants_input=wants_input, constant_input=constant_input)
+    stores = backward_pass(step, plan, wants_input=wants_input)
     now, then = leaves(stores), leaves(before)
     drawing = [*_times("steps - 1 - back", language), *draws({**now, **then}, language)] if step.draws else []
     rebuilding, rebuilt = statements(before, _standing(then), language.dialect)
@@ -90,8 +88,7 @@ def backward_source(
     streams += [_Stream(n, f"{n}_all", _stride(value), value.boolean) for n, value in residuals.items()]
     streams = [s for s in streams if s.name in now or s.earlier in then]
     both = [s for s in streams if s.name in now and s.earlier in then]
-    writes_input = wants_input and not constant_input
-    written = [f"tl.store(grad_input + j, {results.pop('x_grad')}, there)"] if writes_input else []
+    written = [f"tl.store(grad_input + j, {results.pop('x_grad')}, there)"] if wants_input else []
     firsts, last_grads, first_grads = (
         [f"{name}_{end}" for name in step.states] for end in ("first", "last_grad", "first_grad")
     )
@@ -114,7 +111,7 @@ def backward_source(
         f"{emitted}_grad = {language.number(0)}",
         *(f"{name} = {language.number(0)}" for name in results if not name.endswith("_state_grad")),
         *("last = (steps - 1).to(tl.int64)", "grad_outputs += last * grad_outputs_step"),
-        *(["grad_input += last * neurons"] if writes_input else []),
+        *(["grad_input += last * neurons"] if wants_input else []),
         *(f"{name}_all += last * neurons" for name in outer),
         *(f"{s.base} += last * {s.stride}" for s in streams),
         *(f"{s.name} = {s.loaded('there', language)}" for s in both),
@@ -140,13 +137,12 @@ def backward_source(
                 *_renewed(results),
                 *(f"{s.name} = {s.earlier}" for s in both),
                 "grad_outputs -= grad_outputs_step",
-                *(["grad_input -= neurons"] if writes_input else []),
+                *(["grad_input -= neurons"] if wants_input else []),
                 *(f"{name}_all -= neurons" for name in outer),
             ]
         ),
         *(_given_back(f"{name}_first_grad", f"{name}_grad") for name in step.states),
         *(_given_back(f"{name}_all", name) for name in sums),
-        *([_given_back("grad_input", "x_grad")] if wants_input and constant_input else []),
     ]
     rows += _parameter_rows({**then, **now})
     return program("backward", arguments, rows, bits, body, language)
