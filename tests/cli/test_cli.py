@@ -215,12 +215,10 @@ def test_the_command_line_is_a_process_that_refuses_in_a_sentence():
 
 
 def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path, capsys, monkeypatch):
-    for kind in ("train", "t10k"):
-        for content in ("images-idx3", "labels-idx1"):
-            (tmp_path / f"{kind}-{content}-ubyte").write_bytes(b"")
-    monkeypatch.setitem(sys.modules, "torchvision.datasets.mnist", None)
-    error = refused(capsys, "train", "--data", "fashion-mnist", "--root", tmp_path, "--out", tmp_path / "run")
-    assert "needs torchvision" in error
+    monkeypatch.setitem(sys.modules, "mnist1d", None)
+    monkeypatch.setitem(sys.modules, "mnist1d.data", None)
+    error = refused(capsys, "train", "--data", "mnist-1d", "--out", tmp_path / "run")
+    assert "needs mnist1d" in error
     assert "'.[data]'" in error
 
 
