@@ -31,15 +31,6 @@ def layers(steps=100, batch=None):
     return {"if1": even, "if2": uneven}
 
 
-def moving_edges(steps=12, side=16):
-    """What an event camera sees of a bright bar that moves right: on at its front, off at its back."""
-    frames = torch.zeros(steps, 2, side, side)
-    for step in range(steps):
-        frames[step, 0, 3:-3, (step + 3) % side] = 1
-        frames[step, 1, 3:-3, step % side] = 1
-    return frames
-
-
 def gabors(count=9, side=12):
     y, x = torch.meshgrid(torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij")
     angles = torch.arange(count)[:, None, None] * torch.pi / count

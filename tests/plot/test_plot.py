@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from hibana import plot, surrogate
 from hibana.plot.style import GREY, PALETTE, RED, background
-from scenes import gabors, layers, moving_edges, spikes, uniform
+from scenes import layers, spikes, uniform
 
 
 def drawn(axes, label):
@@ -115,15 +115,6 @@ def test_surrogate_draws_the_step_and_its_derivative():
     assert torch.equal(torch.tensor(derivative.lines[0].get_ydata()), surrogate.ATan().derivative(x))
 
 
-def test_receptive_fields_hold_the_weights():
-    fields = gabors(3, 6)
-    (image,) = plot.receptive_fields(fields, columns=2).images
-    picture = torch.tensor(image.get_array())
-    assert torch.equal(picture[:6, :6], fields[0].double())
-    assert torch.equal(picture[7:, :6], fields[2].double())
-    assert image.norm.vmin == -image.norm.vmax
-
-
 def test_spike_counts_and_their_colours():
     fired = torch.tensor([[1, 0, 1], [0, 0, 1]]).float()
     axes = plot.spike_counts(fired, ["x", "y", "z"], label=0)
@@ -145,17 +136,6 @@ def test_names_that_would_cover_one_another_move_apart_as_little_as_they_can():
     axes = plot.output_potentials(torch.stack([ends, ends]), 0, list("abcde"))
     heights = {text.get_text(): round(text.xy[1], 3) for text in axes.texts}
     assert heights == {"a": 0.0, "b": 0.55, "c": 1.0, "d": 1.45, "e": 10.0}
-
-
-def test_event_frames_sum_their_part_of_the_time():
-    axes = plot.event_frames(moving_edges(steps=12, side=16), count=3)
-    (image,) = axes.images
-    picture = torch.tensor(image.get_array())
-    blue, orange = (torch.tensor(to_rgb(colour), dtype=torch.float64) for colour in PALETTE[:2])
-    assert torch.allclose(picture[8, 4], blue)  # on, once in steps 0 to 3
-    assert torch.allclose(picture[8, 2], orange)
-    assert torch.equal(picture[0, 0], torch.ones(3, dtype=torch.float64))
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0–3", "4–7", "8–11"]
 
 
 def test_training_has_six_panels_that_can_be_saved(tmp_path):
@@ -251,8 +231,6 @@ WRONG = {
     ),
     "layers must have spikes over the same steps, got T of none": lambda: plot.raster({}),
     "names must name the 3 classes, got 1": lambda: plot.spike_counts(torch.ones(3), ["a"]),
-    "shape must hold the 7 inputs, got (2, 2)": lambda: plot.receptive_fields(torch.rand(4, 7), (2, 2)),
-    "frames must have two channels, on and off, got 3": lambda: plot.event_frames(torch.rand(5, 3, 4, 4)),
 }
 
 

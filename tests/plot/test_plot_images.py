@@ -12,7 +12,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from hibana import plot
-from scenes import gabors, layers, moving_edges, recorded, spikes, uniform
+from scenes import gabors, layers, recorded, spikes, uniform
 
 DRAWN_WITH = "3.11"
 """Of Matplotlib: another draws letters a little otherwise."""
@@ -60,14 +60,6 @@ def firing_rates():
     return plot.firing_rates(layers(batch=4), dt=1.0)
 
 
-def receptive_fields():
-    return plot.receptive_fields(gabors().flatten(1))
-
-
-def receptive_fields_of_convolution():
-    return plot.receptive_fields(gabors(12, 5).reshape(6, 2, 5, 5))
-
-
 def spike_counts():
     return plot.spike_counts(spikes(30, 10, rate=0.3), label=4)
 
@@ -75,10 +67,6 @@ def spike_counts():
 def output_potentials():
     potentials = (uniform(40, 5) - 0.45).cumsum(0)
     return plot.output_potentials(potentials, 0, ["cat", "dog", "cow", "hen", "pig"])
-
-
-def event_frames():
-    return plot.event_frames(moving_edges())
 
 
 def learning_curves():
@@ -121,11 +109,8 @@ DRAWINGS = [
     firing_rates,
     surrogate,
     current_step,
-    receptive_fields,
-    receptive_fields_of_convolution,
     spike_counts,
     output_potentials,
-    event_frames,
     learning_curves,
     gradient_flow,
     training,

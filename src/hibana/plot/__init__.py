@@ -16,7 +16,6 @@ from hibana.runtime.extras import needing
 
 with needing("hibana.plot"):
     from hibana.plot.gradients import gradient_flow, gradient_norms
-    from hibana.plot.images import event_frames, receptive_fields
     from hibana.plot.learning import learning_curves, training
     from hibana.plot.neurons import current_step, membrane, surrogate
     from hibana.plot.outputs import output_potentials, spike_counts
@@ -25,7 +24,6 @@ with needing("hibana.plot"):
 
 __all__ = [
     "current_step",
-    "event_frames",
     "firing_rates",
     "gradient_flow",
     "gradient_norms",
@@ -34,7 +32,6 @@ __all__ = [
     "membrane",
     "output_potentials",
     "raster",
-    "receptive_fields",
     "spike_counts",
     "surrogate",
     "training",

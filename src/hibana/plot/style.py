@@ -25,7 +25,6 @@ __all__ = [
     "array",
     "background",
     "colours",
-    "diverging",
     "drawable",
     "foreground",
     "legend_outside",
@@ -88,11 +87,6 @@ def foreground(axes: Axes) -> Any:
 def ramp(axes: Axes, colour: Any) -> LinearSegmentedColormap:
     """From the background to `colour`."""
     return LinearSegmentedColormap.from_list("ramp", [background(axes), to_rgb(colour)])
-
-
-def diverging(axes: Axes) -> LinearSegmentedColormap:
-    """Orange below zero, the background at zero, blue above."""
-    return LinearSegmentedColormap.from_list("diverging", [to_rgb(ORANGE), background(axes), to_rgb(BLUE)])
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
