@@ -72,19 +72,6 @@ def test_parameters_can_be_set_anew_after_to_empty():
 
 @pytest.mark.cover(1)
 @each_cell
-@pytest.mark.parametrize("copied", [copy.deepcopy, lambda cell: pickle.loads(pickle.dumps(cell))])
-def test_a_copy_of_a_cell_is_the_same_cell(kind, copied):
-    for cell in (kind(), learned(kind)):
-        other = copied(cell)
-        inputs = drive(cell, SHAPE)
-        assert torch.equal(hb.OverTime(other)(inputs), hb.OverTime(cell)(inputs))
-        assert {k: v.shape for k, v in other.state_dict().items()} == {
-            k: v.shape for k, v in cell.state_dict().items()
-        }
-
-
-@pytest.mark.cover(1)
-@each_cell
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_another_default_dtype_changes_no_number(kind, dtype):
     expected = kind()
@@ -100,15 +87,6 @@ def test_another_default_dtype_changes_no_number(kind, dtype):
             assert torch.equal(outputs, hb.unroll(expected, inputs, backend="reference")[0])
     finally:
         torch.set_default_dtype(torch.float32)
-
-
-@each_cell
-def test_another_default_device_changes_no_number(kind):
-    cell = kind()
-    inputs = drive(cell, SHAPE)
-    expected = hb.unroll(cell, inputs, backend="reference")[0]
-    with torch.device("meta"):
-        assert torch.equal(hb.unroll(cell, inputs, backend="reference")[0], expected)
 
 
 @pytest.fixture

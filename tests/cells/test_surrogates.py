@@ -155,11 +155,3 @@ def test_bad_surrogates_get_a_sentence():
         Formula(3.0)
     with pytest.raises(TypeError, match=r"surrogate must be a hibana.surrogate.Surrogate or its name, got 3"):
         hb.IFCell(surrogate=3)
-
-
-def test_only_gradients_differ_between_surrogates():
-    inputs = torch.rand(20, 4, 6)
-    expected = hb.IF()(inputs)
-    for (function,) in (each.values for each in ALL):
-        outputs, _ = hb.unroll(hb.IFCell(surrogate=function), inputs, backend="reference")
-        assert torch.equal(outputs, expected)

@@ -198,7 +198,6 @@ MISTAKES = [
     ("convert own.ckpt out.tflite", "target must end in .c, .html, .nir, .onnx or .pt2"),
     ("play nothere.ckpt", "there is no nothere.ckpt"),
     ("play --port 70000", "port must be in 0 to 65535, got 70000"),
-    ("play --port 70000 --trust mine", "trust must name functions, MODULE:FUNCTION, got 'mine'"),
     ("predict own.ckpt good.csv --trust mine", "trust must name functions, MODULE:FUNCTION, got 'mine'"),
     ("explain Leaky", "cell must be one of ALIF"),
     ("explain cell:NoCell", "or MODULE:CLASS of your own"),

@@ -66,16 +66,6 @@ def test_no_set_of_up_to_three_values_is_better(kind, surrogate):
     assert sum(map(cost_in_bits, found)) <= sum(map(cost_in_bits, few))
 
 
-@pytest.mark.parametrize("kind", CELLS, ids=lambda kind: kind.__name__)
-def test_a_cut_alone_keeps_hardly_more(kind):
-    """What is used where there are too many sets to try: within a bit for each truth value of a step."""
-    step = trace(kind(), torch.Size([5]), torch.float32)
-    roots = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
-    split = _Split(step, roots)
-    cut = min(map(split.price, split.rounds()))
-    assert cut <= split.price(cheapest_residuals(step, roots)) + 2
-
-
 def test_four_truth_values_are_kept_instead_of_a_number():
     cell = hb.RefractoryLIFCell(surrogate=hb.surrogate.Box(), detach_reset=True)
     assert make_plan(trace(cell, torch.Size([5]), torch.float32)).bits() == 4

@@ -106,8 +106,3 @@ def test_a_tensor_of_the_cell_on_another_device():
     cell = hb.IFCell(torch.ones(3)).to("meta")
     with pytest.raises(RuntimeError, match="threshold of IFCell is on meta, inputs on cpu"):
         CPU(cell, torch.rand(4, 3), None)
-
-
-def test_a_backend_that_there_is_not():
-    with pytest.raises(ValueError, match=r"backend must be one of auto, reference, cpu, triton.*'cuda'"):
-        hb.unroll(hb.IFCell(), torch.rand(4, 3), backend="cuda")

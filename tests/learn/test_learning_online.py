@@ -600,30 +600,6 @@ def test_ottt_needs_one_leak(cell):
         learner.step(torch.rand(4, 6))
 
 
-def test_what_a_rule_leaves_out_is_said():
-    net = nn.Sequential(
-        nn.Linear(6, 5),
-        hb.Recurrent(hb.ALIFCell(), 5),
-        nn.Linear(5, 5),
-        hb.LIF(tau=torch.rand(5) + 2),
-        nn.Linear(5, 3),
-        hb.LI(),
-    )
-    said = hb.learn.explain(net, "d-rtrl")
-    assert "layer '1', ALIFCell: 3 numbers for each sample and synapse, 1 of them" in said
-    assert "left out: how its neurons act on one another over time" in said
-    assert "left out: what the neurons of '3' remember of earlier steps" in said
-    assert said.count("nothing is left out") == 2  # the last layer of spikes, and the readout
-    said = hb.learn.explain(net[:2], "ottt")
-    assert "left out: the reset" in said
-    assert "all that goes through recurrent synapses over time" in said
-    said = hb.learn.explain(net, "pp-prop")
-    assert "left out: which input met which state" in said
-    assert "layer '5', LICell: 1 number for each sample and input" in said
-    with pytest.raises(ValueError, match="layer '3', LIFCell: rule 'ottt' keeps one trace"):
-        hb.learn.explain(net, "ottt")
-
-
 def test_a_wrong_call_is_named():
     learner = hb.learn.online(sequential(nn.Linear(5, 3)))
     with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch.int64"):

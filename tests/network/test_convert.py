@@ -275,16 +275,6 @@ def test_wrong_arguments(arguments, says):
 # ---- folding, layers at each step, an initial potential --------------------------------------------
 
 
-def test_folded_normalisation_computes_the_same():
-    x = torch.randn(64, 2, 6, 6)
-    model = settled(Residual(), x)
-    folded = fold_batchnorm(torch.fx.symbolic_trace(model))
-    called = [folded.get_submodule(n.target) for n in folded.graph.nodes if n.op == "call_module"]
-    assert called
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in called)
-    torch.testing.assert_close(folded(x), model(x), rtol=1e-4, atol=1e-5)
-
-
 def test_a_layer_with_two_uses_is_not_folded_into():
     class Shared(nn.Module):
         def __init__(self):

@@ -223,23 +223,3 @@ def test_an_optimised_network_counts_as_the_plain_one():
     after = energy(plain, x).network
     assert after.reads == before.reads
     assert after.additions == before.additions
-
-
-def test_spikes_reach_as_many_outputs_as_another_library_counts():
-    counting = pytest.importorskip("spikingjelly.activation_based.op_counter")
-    from spikingjelly.activation_based import layer, neuron
-
-    torch.manual_seed(0)
-    first, second = nn.Conv2d(2, 8, 3, padding=1, stride=2, bias=False), nn.Linear(512, 10, bias=False)
-    for each in (first, second):
-        each.requires_grad_(False).weight.mul_(3)
-    mine = nn.Sequential(hb.EachStep(first), hb.IF(), nn.Flatten(2), second, hb.IF())
-    fires = [neuron.IFNode(v_reset=0.0, step_mode="m") for _ in range(2)]
-    over_time = [layer.SeqToANNContainer(each) for each in (first, second)]
-    theirs = nn.Sequential(over_time[0], fires[0], nn.Flatten(2), over_time[1], fires[1])
-    x, counter = spikes(6, 4, 2, 16, 16, rate=0.15), counting.SynOpCounter()
-    with counting.DispatchCounterMode([counter]):
-        expected = theirs(x)
-    assert torch.equal(mine(x), expected)
-    words = sum(count for (what, _), count in energy(mine, x).network.reads.items() if what == "weights")
-    assert words == counter.get_total() / 4

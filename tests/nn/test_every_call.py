@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
@@ -342,8 +341,3 @@ def test_compiled_exported_saved_and_loaded_elsewhere(which: str, tmp_path: Path
             timeout=3600,  # a machine may be busy
         )
         assert done.returncode == 0, done.stderr
-
-
-def test_functional_is_what_the_reference_of_a_linear_layer_is() -> None:
-    layer, x = made("Linear")
-    assert torch.equal(reference(layer, x), functional.linear(x, layer.weight, layer.bias))

@@ -91,12 +91,6 @@ def test_values_cost_as_much_as_spikes_everywhere(name):
     assert (kind, int(count)) == ("macs", int(everywhere))
 
 
-def test_a_constant_current_is_multiplied_once():
-    layer = nn.Linear(6, 4)
-    _, once = operations(layer, hb.encode.constant(torch.rand(3, 6), 8))
-    assert int(once) == 3 * 6 * 4
-
-
 def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, 5), hb.IF(0.1), nn.Linear(5, 2), hb.LI())

@@ -126,15 +126,6 @@ def test_results_are_those_of_each_step(kind):
     assert [id(t) for t in (*net.parameters(), *net.buffers())] == tensors
 
 
-def test_it_is_undone_byte_for_byte():
-    for net in (Chain(), Post(), Image()):
-        before = pickle.dumps(net)
-        hb.optimize(net, X, verbose=False)
-        assert type(net.conv1) is not nn.Conv2d
-        hb.optimize(net, undo=True, verbose=False)
-        assert pickle.dumps(net) == before
-
-
 def test_each_step_in_a_forward_of_its_own():
     net = Wrapped()
     reference = copy.deepcopy(net)

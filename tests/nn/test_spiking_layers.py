@@ -1,7 +1,5 @@
 """What emits spikes is read from a cell's step, whatever its states are called."""
 
-import threading
-
 import pytest
 import torch
 from torch import nn
@@ -154,17 +152,6 @@ def test_where_tensors_lie_does_not_matter():
     assert emits_spikes(own.to("meta"))
     with torch.device("meta"), torch.autocast("cpu"):
         assert emits_spikes(hb.IFCell(torch.ones(3)))
-
-
-def test_threads_read_one_cell():
-    own = [cell(SPIKING["of each neuron"], leak=nn.Parameter(torch.rand(5))) for _ in range(20)]
-    wrong = []
-    threads = [
-        threading.Thread(target=lambda: wrong.extend(c for c in own if not emits_spikes(c))) for _ in "1234"
-    ]
-    [each.start() for each in threads]
-    [each.join() for each in threads]
-    assert not wrong
 
 
 def test_training_knows_a_layer_of_ones_own():

@@ -304,6 +304,29 @@ def test_each_bit_that_is_set_is_met_once_from_the_lowest():
     assert out[:4].tolist() == [0, 3, 63, -1]
 
 
+def _lines(body, *names) -> list[str]:
+    """Of the function that `body` writes of whole numbers called `names`."""
+    return function("written", body, dict.fromkeys(names, LONG)).texts[-1].split("\n")
+
+
+def _between(lines: list[str], said: str, first: str, last: str) -> bool:
+    """Whether the only line that computes `said` lies between those that begin two blocks."""
+    (at,) = [i for i, line in enumerate(lines) if f" = {said}" in line]
+    return lines.index(f"{first}:") < at < lines.index(f"{last}:")
+
+
+def test_what_may_fail_or_may_have_changed_stays_in_its_loop():
+    def body(code: Code, count: Value, by: Value) -> Value:
+        total = code.variable(by)
+        with code.loop(0, count):
+            total.value += count // by + total.value * by
+        return total.value
+
+    lines = [line.strip() for line in _lines(body, "count", "by")]
+    assert _between(lines, "udiv i64 %count, %by", "i2.body", "i2.again")
+    assert _between(lines, "mul i64", "i2.body", "i2.again")
+
+
 def test_loops_within_and_after_loops_and_conditions():
     @kernel
     def computed(code: Code, begin: Value, end: Value, *, x: Longs, out: Longs, by: Value) -> None:

@@ -19,6 +19,7 @@ from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import lookup
 from hibana.spikes.simd.rows import panel
 from selection import examples
+from spikes.test_events import gradients
 
 
 def _spikes(*shape, density, last=True):
@@ -26,18 +27,10 @@ def _spikes(*shape, density, last=True):
     return spikes.contiguous(memory_format=torch.channels_last) if last else spikes
 
 
-def _restricted(tensor):
+def restricted(tensor):
     """What is known of `tensor`, if its gradient is needed in some places only."""
     found = lookup(tensor)
     return None if found is None or found.observers is None else found
-
-
-def _gradients(layer, x, weights):
-    layer.zero_grad()  # of the call before, in which a gradient would be summed with this one
-    x = x.clone().requires_grad_()
-    out = layer(x)
-    out.mul(weights).sum().backward()
-    return [out.detach(), x.grad, *(p.grad for p in layer.parameters())]
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own
@@ -71,7 +64,7 @@ def test_outputs_and_gradients_are_those_of_torch(
     layer.load_state_dict(dense.state_dict())
     layer.mode = "events"
     weights = torch.randn(shape) * (torch.rand(shape) < values)  # the gradient of the output
-    found, alike = _gradients(layer, x, weights), _gradients(dense, x.contiguous(), weights)
+    found, alike = gradients(layer, x, weights), gradients(dense, x.contiguous(), weights)
     for got, wanted in zip(found, alike, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert layer.explain().startswith("events") or "no window meets the image" in layer.explain()
@@ -94,7 +87,7 @@ def _network(sigma, channels):
     )
 
 
-def _adopted(net):
+def adopted(net):
     sparse = hb.events.adopt(copy.deepcopy(net))
     for inner in sparse.modules():
         if isinstance(inner, hb.Linear | hb.Conv2d):
@@ -102,7 +95,7 @@ def _adopted(net):
     return sparse
 
 
-def _referenced(net):
+def referenced(net):
     """The same network, dense, through the reference loop."""
     dense = copy.deepcopy(net)
     for inner in dense.modules():
@@ -121,7 +114,7 @@ def test_a_network_has_the_gradients_of_the_dense_one_through_the_reference_loop
         for p in net.parameters():
             p.copy_((p * scale * 1024).round() / 1024)  # sums are exact in any order
     x = _spikes(4 * 2, 2, 12, 16, density=0.3, last=False).view(4, 2, 2, 12, 16)
-    sparse, dense = _adopted(net), _referenced(net)
+    sparse, dense = adopted(net), referenced(net)
     weights = torch.randn(4, 2, 3)
     for each in (sparse, dense):
         each(x).mul(weights).sum().backward()
@@ -131,12 +124,12 @@ def test_a_network_has_the_gradients_of_the_dense_one_through_the_reference_loop
 
 
 def test_what_stands_below_is_known_through_pooling_and_flattening():
-    net = _adopted(_network(surrogate.Step(), 16))
+    net = adopted(_network(surrogate.Step(), 16))
     x = _spikes(4 * 2, 2, 12, 16, density=0.3, last=False).view(4, 2, 2, 12, 16)
     known = []
     for layer in net:
         x = layer(x)
-        known.append(x.requires_grad and _restricted(x) is not None)
+        known.append(x.requires_grad and restricted(x) is not None)
     assert known == [False, True, True, False, True, True, True, False, True, False]
 
 
@@ -188,7 +181,7 @@ def test_who_looks_at_a_gradient_below_sees_all_of_it(where, how):
             out.register_hook(lambda g: seen.append(g.clone()))
 
     found = []
-    for each in (_adopted(net), copy.deepcopy(net)):
+    for each in (adopted(net), copy.deepcopy(net)):
         seen.clear()
         x = _spikes(4 * 2, 2, 12, 16, density=0.3, last=False).view(4, 2, 2, 12, 16)
         torch.manual_seed(1)
@@ -221,13 +214,10 @@ def test_max_pooling_of_spikes_is_torchs_to_the_last_place_that_gets_a_gradient(
     assert torch.equal(ours.grad, theirs.grad)
 
 
-def _layer_and_pooling(currents, pooling, written=False):
+def _layer_and_pooling(currents, pooling):
     """What is pooled of the spikes of a layer, all steps at once, and the gradient of its input."""
     currents = currents.detach().clone().requires_grad_()
     spikes = hb.IF(detach_reset=True)(currents)
-    if written:
-        with torch.no_grad():
-            spikes[:, 0].zero_()
     pooled = hb.EachStep(pooling)(spikes)
     torch.manual_seed(1)
     pooled.mul(torch.randn(pooled.shape)).sum().backward()
@@ -262,19 +252,8 @@ def test_what_is_pooled_is_known_as_bits_until_it_is_written_to(sigma, write):
         assert torch.equal(found.spikes.view(torch.int64), bits_of(rows)[0])
         assert found.ones == pooled.sum()
     else:
-        assert _restricted(pooled) is None
+        assert restricted(pooled) is None
         assert (found is None) == (write != "in place")
-
-
-@pytest.mark.parametrize("channels", [16, 12])
-def test_spikes_that_were_written_to_are_pooled_as_they_are(channels):
-    currents = torch.rand(4, 3, channels, 4, 4).mul(1.5).permute(0, 1, 3, 4, 2).contiguous()
-    currents = currents.permute(0, 1, 4, 2, 3)
-    got, _ = _layer_and_pooling(currents, hb.events.MaxPool2d(2), written=True)
-    wanted, _ = _layer_and_pooling(currents, nn.MaxPool2d(2), written=True)
-    assert torch.equal(got, wanted)
-    assert not got[:, 0].any()
-    assert got.any()
 
 
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
@@ -362,7 +341,7 @@ def test_what_is_padded_otherwise_is_padded_before(arguments, dimensions):
     x = _spikes(3, 5, 9, 8, density=0.3)
     x = x[:, :, 0] if dimensions == 1 else x
     weights = torch.randn(dense(x).shape)
-    found, alike = _gradients(layer, x, weights), _gradients(dense, x.contiguous(), weights)
+    found, alike = gradients(layer, x, weights), gradients(dense, x.contiguous(), weights)
     for got, wanted in zip(found, alike, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert layer.explain().startswith("events") or "no window meets the image" in layer.explain()
@@ -475,10 +454,10 @@ def test_more_channels_than_a_list_counts_are_summed_too(channels, outputs, kern
     layer.mode = "events"
     weights = torch.rand(layer(x).shape)
     weights *= weights < share
-    found = _gradients(layer, x, weights)
+    found = gradients(layer, x, weights)
     assert layer.explain().startswith("events")
     layer.mode = "dense"
-    for got, wanted in zip(found, _gradients(layer, x, weights), strict=True):
+    for got, wanted in zip(found, gradients(layer, x, weights), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -525,7 +504,7 @@ def test_spikes_are_listed_alike_by_one_instruction_and_in_fours(density, monkey
             layer.mode = "events"
             out = layer(x)
             weights = torch.linspace(-1, 1, out.numel()).view_as(out)
-            found.append(_gradients(layer, x, weights * (weights.abs() < 0.2)))
+            found.append(gradients(layer, x, weights * (weights.abs() < 0.2)))
     for once, again in zip(found[:3], found[3:], strict=True):
         for got, wanted in zip(once, again, strict=True):
             torch.testing.assert_close(got, wanted)
@@ -538,7 +517,7 @@ def test_a_layer_of_weights_is_not_taken_for_a_layer_of_spikes():
     with torch.no_grad():
         layer.weight.copy_(torch.eye(64))
     middle = layer(spikes)  # not spikes, though all 0 and 1
-    assert _restricted(middle) is None
+    assert restricted(middle) is None
     above(middle).sum().backward()
     torch.testing.assert_close(
         layer.weight.grad, above.weight.detach().sum(0)[:, None] * spikes.detach().sum((0, 1))
@@ -574,7 +553,7 @@ def test_a_convolution_of_one_dimension_is_torchs(
     layer.mode = "events"
     x = (torch.rand(3, channels, length) < density).float()
     weights = torch.randn(dense(x).shape)
-    found, alike = _gradients(layer, x, weights), _gradients(dense, x.contiguous(), weights)
+    found, alike = gradients(layer, x, weights), gradients(dense, x.contiguous(), weights)
     for got, wanted in zip(found, alike, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert layer.explain().startswith("events") or "no window meets the image" in layer.explain()
@@ -599,7 +578,7 @@ def test_a_network_of_one_dimension_has_the_gradients_of_the_dense_one():
     x = torch.rand(4, 2, 3, 12)
     weights = torch.randn(4, 2, 8, 12)
     found = []
-    for each in (_adopted(net), net):
+    for each in (adopted(net), net):
         for inner in each.modules():
             if isinstance(inner, hb.events.Conv1d):
                 inner.mode = "events"

@@ -1,7 +1,5 @@
 """Small whole numbers are events: sums of spikes, averages, dropout; and what stands below a sum is known."""
 
-import copy
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,15 +8,10 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.spikes.planes import whole_numbers
 from hibana.spikes.provenance import lookup
 from selection import examples
-
-
-def _restricted(tensor):
-    """What is known of `tensor`, if its gradient is needed in some places only."""
-    found = lookup(tensor)
-    return None if found is None or found.observers is None else found
+from spikes.test_events import gradients
+from spikes.test_events_convolution import adopted, referenced, restricted
 
 
 def _numbers(*shape, density, most, factor=1.0):
@@ -28,19 +21,11 @@ def _numbers(*shape, density, most, factor=1.0):
     return numbers
 
 
-def _gradients(layer, x, weights):
-    layer.zero_grad()  # of the call before, in which a gradient would be summed with this one
-    x = x.clone().requires_grad_()
-    out = layer(x)
-    out.mul(weights).sum().backward()
-    return [out.detach(), x.grad, *(p.grad for p in layer.parameters())]
-
-
 def _assert_alike(layer, dense, x):
     layer.load_state_dict(dense.state_dict())
     layer.mode = "events"
     weights = torch.randn(dense(x).shape)
-    for got, wanted in zip(_gradients(layer, x, weights), _gradients(dense, x, weights), strict=True):
+    for got, wanted in zip(gradients(layer, x, weights), gradients(dense, x, weights), strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=3e-4)
     assert layer.explain().startswith("events")
     with torch.no_grad():
@@ -81,24 +66,6 @@ def test_a_convolution_of_whole_numbers_is_torchs(
     x = _numbers(3, channels, 6, 7, density=density, most=most, factor=factor)
     arguments = (channels, outputs, kernel, stride, padding)
     _assert_alike(hb.Conv2d(*arguments), nn.Conv2d(*arguments), x)
-
-
-@pytest.mark.parametrize("most", [1, 3, 4, 15])
-@pytest.mark.parametrize("inputs", [64, 70])
-def test_planes_say_the_numbers(most, inputs):
-    x = _numbers(9, inputs, density=0.3, most=most, factor=0.75)
-    x[3, 5] = 0.75 * most
-    x[2, 1] = 0.75
-    found = whole_numbers(x)
-    planes = [_bits(plane, inputs) for plane in found.bits]
-    assert len(planes) == most.bit_length()
-    assert torch.equal(sum(plane * scale for plane, scale in zip(planes, found.scales, strict=True)), x)
-    assert found.density == pytest.approx(torch.stack(planes).mean().item())
-
-
-def _bits(words, inputs):
-    shifts = torch.arange(64)
-    return ((words[..., None] >> shifts) & 1).flatten(1)[:, :inputs].float()
 
 
 @pytest.mark.parametrize("value", [-1.0, 16.0, 0.4, 1e30, -0.25, 2**24 + 2, float("nan"), float("inf")])
@@ -155,22 +122,6 @@ def _network(sigma, add, channels):
     )
 
 
-def _reference(net):
-    dense = copy.deepcopy(net)
-    for inner in dense.modules():
-        if isinstance(inner, hb.OverTime):
-            inner.forward = lambda x, cell=inner.cell: hb.unroll(cell, x, backend="reference")[0]
-    return dense
-
-
-def _adopted(net):
-    sparse = hb.events.adopt(copy.deepcopy(net))
-    for inner in sparse.modules():
-        if isinstance(inner, hb.Linear | hb.Conv2d):
-            inner.mode = "events"
-    return sparse
-
-
 SIGMAS = [surrogate.Step(), surrogate.Box(), surrogate.ATan()]
 
 
@@ -185,7 +136,7 @@ def test_a_residual_network_has_the_gradients_of_the_dense_one(sigma, channels, 
             p.copy_((p * 4096).round() / 1024)  # sums are exact in any order
     x = _numbers(4, 2, 2, 5, 6, density=0.3, most=1)
     weights = torch.randn(4, 2, 3)
-    sparse, dense = _adopted(net), _reference(net)
+    sparse, dense = adopted(net), referenced(net)
     for each in (sparse, dense):
         each(x).mul(weights).sum().backward()
     assert torch.equal(sparse(x), dense(x))
@@ -248,20 +199,20 @@ def test_a_summand_without_a_gradient_does_not_widen_the_support():
     _, (spikes, _), layer = _two_layers()
     given_ = (torch.rand(5, 3, 64) < 0.5).float()
     for total in (hb.events.add(spikes, given_), hb.events.add(given_, spikes)):
-        below = _restricted(total)
+        below = restricted(total)
         assert below is not None
         assert torch.equal(below.mask, lookup(spikes).spikes)
-    assert _restricted(hb.events.add(given_, given_)) is None
+    assert restricted(hb.events.add(given_, given_)) is None
     assert layer(total).shape == (5, 3, 7)
 
 
 def test_what_is_unknown_below_a_sum_is_everywhere():
     _, (spikes, _), _ = _two_layers()
     other = torch.rand(5, 3, 64, requires_grad=True)
-    assert _restricted(hb.events.add(spikes, other * 2)) is None
-    assert _restricted(hb.events.add(spikes, other.transpose(0, 1).reshape(5, 3, 64))) is None
-    assert _restricted(hb.events.add(spikes[:, :1], spikes)) is None
-    assert _restricted(spikes + spikes) is None
+    assert restricted(hb.events.add(spikes, other * 2)) is None
+    assert restricted(hb.events.add(spikes, other.transpose(0, 1).reshape(5, 3, 64))) is None
+    assert restricted(hb.events.add(spikes[:, :1], spikes)) is None
+    assert restricted(spikes + spikes) is None
 
 
 @pytest.mark.parametrize("channels", [16, 5])
@@ -272,7 +223,7 @@ def test_sums_of_pooled_spikes_know_what_stands_below(channels):
         for threshold in (1.0, 1.2)
     ]
     total = hb.events.add(*pooled)
-    assert (_restricted(total) is not None) == (channels == 16)
+    assert (restricted(total) is not None) == (channels == 16)
     conv = hb.Conv2d(channels, 4, 3)
     conv.mode = "events"
     conv(total.flatten(0, 1)).sum().backward()
@@ -313,15 +264,6 @@ def test_a_sum_that_is_written_to_keeps_the_gradients_of_autograd(write, shape):
         torch.testing.assert_close(got, wanted)
 
 
-def test_one_number_of_many_that_is_written_to_is_seen():
-    _, spikes, layer = _two_layers(shape=(4, 16, 1024))
-    total = hb.events.add(*spikes)
-    with torch.no_grad():
-        total[0, 0, 67] = 5.0  # not among those that are compared
-    wanted = nn.functional.linear(total, layer.weight, layer.bias)
-    torch.testing.assert_close(layer(total), wanted, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("order", [[0, 1, 2, 3, 4], [0, 1, 3, 4, 2]])
 @pytest.mark.parametrize("shape", [(3, 2, 8, 4, 4), (2, 3, 5, 3, 3)])
 def test_sums_of_sums_are_known_as_bits_up_to_fifteen(order, shape):
@@ -335,7 +277,7 @@ def test_sums_of_sums_are_known_as_bits_up_to_fifteen(order, shape):
         total, wanted = hb.events.add(total, each), wanted + each.detach()
         assert torch.equal(total, wanted)
         assert total.stride() == spikes[0].stride()
-        below = _restricted(total)
+        below = restricted(total)
         assert (below.planes is not None) == (i < 16)
         if below.planes is not None and below.length % 64 == 0:
             rows = below.rows(below.planes[0], below.length)

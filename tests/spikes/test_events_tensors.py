@@ -17,10 +17,6 @@ def _spikes(*shape):
     return (torch.rand(shape) < 0.2).float()
 
 
-def _parameter(tensor):
-    return nn.Parameter(tensor.detach().clone() if tensor.is_contiguous() else tensor.detach())
-
-
 def _strided(tensor):
     """The same numbers, every other one in memory."""
     room = tensor.new_zeros(*tensor.shape[:-1], 2 * tensor.shape[-1])

@@ -210,24 +210,6 @@ def _written(
     (folder / name / "results.json").write_text(json.dumps(kept))
 
 
-def test_shares_are_of_what_a_copy_moves():
-    inputs, cell = torch.rand(8, 512), hb.IFCell(detach_reset=True)
-    wanted = inputs.clone().requires_grad_()
-    calls = {
-        "copy": lambda: torch.empty_like(inputs).copy_(inputs),
-        "hibana": lambda: hb.unroll(cell, wanted)[0].sum().backward(),
-        "broken": lambda: torch.rand(2) @ torch.rand(3),
-    }
-    rows = {row["contender"]: row for row in gpu._timed(calls, cell, inputs, "forward+backward", 0.0)}
-    assert rows["broken"]["error"].startswith("RuntimeError: ")
-    assert rows["copy"]["of_copy"] == pytest.approx(1.0)
-    sequence = inputs.numel() * 4
-    assert gpu._bytes("hibana", cell, inputs, "forward+backward") == 4 * sequence + 2 * inputs.numel() / 8
-    assert gpu._bytes("hibana", cell, inputs, "inference") == 2 * sequence
-    share = rows["hibana"]["gb_s"] / rows["copy"]["gb_s"]
-    assert rows["hibana"]["of_copy"] == pytest.approx(share)
-
-
 @pytest.fixture
 def small() -> recurrent.Size:
     return recurrent.Size(12, 4, 24, 100)

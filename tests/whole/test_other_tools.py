@@ -73,23 +73,6 @@ def test_skorch_fits_a_network():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_optuna_chooses_settings():
-    pytest.importorskip("lightning", reason="the extra train is not installed")
-    optuna = pytest.importorskip("optuna", reason="optuna is not installed")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    tried = []
-
-    def objective(trial):
-        tau = trial.suggest_float("tau", 2.0, 20.0)
-        tried.append(hb.train.Settings(cell="LIF", tau=tau))
-        return abs(tried[-1].tau - 7)
-
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    study.optimize(objective, n_trials=5)
-    assert study.best_params["tau"] == min(tried, key=lambda settings: abs(settings.tau - 7)).tau
-
-
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("linear", [nn.Linear, hb.Linear])
 def test_peft_adds_low_rank_matrices_that_are_trained_alone(linear):
     peft = pytest.importorskip("peft", reason="peft is not installed")
