@@ -89,6 +89,7 @@ def kernel_of(text: str, name: str, language: Language) -> Any:
     return triton.autotune(tried, key=["size"])(kernel)
 
 
+@cache
 def _pytorchs_library() -> SimpleNamespace:
     """The interpreter's library of functions: PyTorch's."""
     import triton.language as tl
