@@ -51,7 +51,8 @@ def check(net: nn.Module, inputs: Tensor | None = None) -> "Checking":
         NetworkWarning: with `inputs`, of each layer that passes no gradient on.
 
     >>> import torch, hibana as hb
-    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4), hb.IF())
+    >>> net = torch.nn.Sequential(torch.nn.Linear(2, 4, bias=False), hb.IF())
+    >>> _ = torch.nn.init.ones_(net[0].weight)
     >>> x = torch.ones(5, 3, 2)
     >>> hb.check(net, x)
     <hb.check of Sequential>
