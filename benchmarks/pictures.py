@@ -5,7 +5,9 @@ from typing import Any
 
 import matplotlib as mpl
 from matplotlib import pyplot as plt
+from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator
@@ -46,7 +48,6 @@ NETWORK_TITLES = {"mlp": "MLP 784-512-512-10", "conv": "conv net 32c3-64c3-512-1
 _WITH_SURROGATE = {**TITLES, "hibana": "hibana, Step"}
 """The same where hibana stands with several surrogates."""
 _COLOURS = {
-    "relu": "#222222",
     "hibana": "#e4572e",
     "hibana-dense": "#c9b037",
     "snntorch": "#4c78a8",
@@ -57,12 +58,13 @@ _COLOURS = {
     "norse+compile": "#d7c4b7",
     "hibana-box": "#ec8363",
     "hibana-atan": "#f3a97f",
-    "gru": "#222222",
     "gru-equal": "#7a7a9c",
     "lstm": "#5a5a5a",
     "rnn": "#8f8f8f",
     "spyx": "#eeca3b",
 }
+_DARK = ("networks",)
+"""Pictures that README.md shows, which are also drawn for GitHub's dark mode, as ``NAME-dark.png``."""
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "font.size": 9,
@@ -85,11 +87,22 @@ def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
                 rows += [row for row in parts.get("networks/compiled", []) if _is_compiled(row)]
             rows = [row for row in rows if row["contender"] != "hibana-python"]
             if rows:
-                figure = picture(rows)
-                figure.savefig(folder / f"{name}.png", bbox_inches="tight")
-                plt.close(figure)
+                _save(picture(rows), folder / f"{name}.png")
+                if name in _DARK:
+                    with mpl.rc_context({**style.library["dark_background"], "savefig.transparent": True}):
+                        _save(picture(rows), folder / f"{name}-dark.png")
                 drawn.append(name)
     return drawn
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, bbox_inches="tight")
+    plt.close(figure)
+
+
+def _colour(contender: str) -> str:
+    """Colour of a contender; the colour of text for the baselines ReLU and GRU."""
+    return _COLOURS.get(contender) or str(mpl.rcParams["text.color"])
 
 
 def _is_compiled(row: Row) -> bool:
@@ -115,9 +128,9 @@ def _layers(rows: list[Row]) -> Any:
         line[0].set_ylabel("time / ReLU's")
     names = [name for name in TITLES if any(row["contender"] == name for row in rows)]
     handles = [
-        Line2D([], [], color=_COLOURS[name], lw=1.2, ls="--")
+        Line2D([], [], color=_colour(name), lw=1.2, ls="--")
         if name == "relu"
-        else Rectangle((0, 0), 1, 1, color=_COLOURS[name])
+        else Rectangle((0, 0), 1, 1, color=_colour(name))
         for name in names
     ]
     labels = [TITLES[name] for name in names]
@@ -134,23 +147,23 @@ def _bars(axes: Axes, rows: list[Row]) -> None:
         if row["contender"] != "relu":
             at = cases.index(row["case"]) + (names.index(row["contender"]) - (len(names) - 1) / 2) * width
             ratio = row["ms"] / relu[row["case"]]
-            axes.bar(at, ratio, width * 0.92, color=_COLOURS[row["contender"]])
+            axes.bar(at, ratio, width * 0.92, color=_colour(row["contender"]))
             if row["contender"] == "hibana":
                 edge = (at + width / 2, max(ratio, 1.0))  # above ReLU's line
-                style: dict[str, Any] = {
+                text: dict[str, Any] = {
                     "ha": "right",
                     "fontsize": 7,
                     "fontweight": "bold",
-                    "color": _COLOURS["hibana"],
+                    "color": _colour("hibana"),
                 }
                 axes.annotate(
                     f"{ratio:.2f}" if ratio < 0.995 else f"{ratio:.1f}",
                     edge,
                     (0, 2),
                     textcoords="offset points",
-                    **style,
+                    **text,
                 )
-    axes.axhline(1, color=_COLOURS["relu"], lw=1.2, ls="--")
+    axes.axhline(1, color=_colour("relu"), lw=1.2, ls="--")
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
@@ -215,7 +228,7 @@ def _recurrent(rows: list[Row]) -> Any:
             ]
             if bars:
                 axes.bar(
-                    *zip(*bars, strict=True), width * 0.92, color=_COLOURS[name], label=_WITH_SURROGATE[name]
+                    *zip(*bars, strict=True), width * 0.92, color=_colour(name), label=_WITH_SURROGATE[name]
                 )
         axes.set_title(f"700 → H recurrent → 20, {kind}")
         axes.set_ylabel("ms")
@@ -266,7 +279,7 @@ def _line(axes: Axes, name: str, points: list[tuple[float, float]], label: str) 
     ours = name.startswith("hibana")
     axes.plot(
         *zip(*points, strict=True),
-        color=_COLOURS[name],
+        color=_colour(name),
         label=label,
         marker=None if name == "relu" else "o",
         ms=4.5 if ours else 3.5,

@@ -14,19 +14,32 @@ import tempfile
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib import style
 
 DOCS = Path(__file__).parent
 BLOCK = re.compile(r"^```python\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def draw(page: Path) -> list[str]:
-    code = "\n".join(block["code"] for block in BLOCK.finditer(page.read_text(encoding="utf-8")))
+def draw(page: Path, until: str = "") -> list[str]:
+    """Runs a page's code, up to the block that contains `until`; returns the names of its pictures."""
+    code = ""
+    for block in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        code += block["code"]
+        if until and until in block["code"]:
+            break
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         exec(compile(code, str(page), "exec"), {"__name__": "__main__"})  # noqa: S102 # our own pages
         drawn = sorted(Path(folder).glob("*.png"))
-        for picture in drawn:
-            shutil.copy(picture, DOCS / "pictures" / picture.name)
-    return [picture.name for picture in drawn]
+        names = [f"{path.stem}-dark.png" if until else path.name for path in drawn]
+        for picture, name in zip(drawn, names, strict=True):
+            shutil.copy(picture, DOCS / "pictures" / name)
+    return names
+
+
+def draw_dark() -> list[str]:
+    """Draws the picture at the top of README.md for GitHub's dark mode: light text, no background."""
+    with mpl.rc_context({**style.library["dark_background"], "savefig.transparent": True}):
+        return draw(DOCS / "start.md", until="one-neuron.png")
 
 
 def main() -> None:
@@ -35,6 +48,7 @@ def main() -> None:
     asked = [DOCS / name for name in sys.argv[1:]]
     for page in asked or [DOCS / "start.md", *sorted(DOCS.glob("tutorials/*.md"))]:
         print(page.name, *draw(page), flush=True)
+    print("README.md", *draw_dark(), flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from hibana import plot
-from scenes import gabors, layers, recorded, spikes, uniform
+from scenes import gabors, layers, recorded, uniform
 
 DRAWN_WITH = "3.11"
 """Of Matplotlib: another draws letters a little otherwise."""
@@ -50,18 +50,6 @@ def raster_density():
     step, neuron = torch.arange(400)[:, None], torch.arange(600)
     long = torch.where(neuron < 300, 10, 4)
     return plot.raster(((step + neuron // 4) % 20 < long).float(), rates=True)
-
-
-def layer_activity():
-    return plot.layer_activity(layers(steps=40, batch=16))
-
-
-def firing_rates():
-    return plot.firing_rates(layers(batch=4), dt=1.0)
-
-
-def spike_counts():
-    return plot.spike_counts(spikes(30, 10, rate=0.3), label=4)
 
 
 def output_potentials():
@@ -105,11 +93,8 @@ DRAWINGS = [
     raster_sorted_with_rates,
     raster_layers_with_rates,
     raster_density,
-    layer_activity,
-    firing_rates,
     surrogate,
     current_step,
-    spike_counts,
     output_potentials,
     learning_curves,
     gradient_flow,

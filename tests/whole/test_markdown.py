@@ -22,6 +22,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 import hibana as hb
 
@@ -154,11 +155,26 @@ def outline(page):
     prose = FENCE.sub("", page.read_text(encoding="utf-8"))
     links = {place.replace(".ja.md", ".md") for place in re.findall(r"(?<!!)\[[^\]]*\]\(([^)]+)\)", prose)}
     return {
-        "pictures": re.findall(r"!\[[^\]]+\]\(([^)]+)\)", prose),
+        "pictures": re.findall(r"!\[[^\]]+\]\(([^)]+)\)|(?:src|srcset)=\"([^\"]+)\"", prose),
         "headings": re.findall(r"^#+(?= )", prose, re.MULTILINE),
         "rows": len(re.findall(r"^\|", prose, re.MULTILINE)),
         "links": links,
     }
+
+
+@pytest.mark.parametrize("page", ["README.md", "README.ja.md"])
+def test_pictures_of_the_readme_have_a_dark_variant(page):
+    """GitHub shows the second picture in dark mode: without background, its pixels mostly light."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert "](docs/" not in re.sub(r"(?<!!)\[[^\]]*\]\([^)]+\)", "", text)  # no picture without variants
+    pairs = re.findall(r'dark\)" srcset="([^"]+)">\n  <img alt="[^"]+" src="([^"]+)">', text)
+    assert len(pairs) == 2
+    for dark, light in pairs:
+        assert (ROOT / light).exists()
+        image = imread(ROOT / dark)
+        visible = image[image[..., 3] > 0.5]
+        assert 0 < len(visible) < image[..., 3].size / 2
+        assert visible[:, :3].mean() > 0.5
 
 
 def test_every_tutorial_is_there_in_japanese():

@@ -18,21 +18,17 @@ with needing("hibana.plot"):
     from hibana.plot.gradients import gradient_flow, gradient_norms
     from hibana.plot.learning import learning_curves, training
     from hibana.plot.neurons import current_step, membrane, surrogate
-    from hibana.plot.outputs import output_potentials, spike_counts
-    from hibana.plot.rates import firing_rates, layer_activity
+    from hibana.plot.outputs import output_potentials
     from hibana.plot.spikes import raster
 
 __all__ = [
     "current_step",
-    "firing_rates",
     "gradient_flow",
     "gradient_norms",
-    "layer_activity",
     "learning_curves",
     "membrane",
     "output_potentials",
     "raster",
-    "spike_counts",
     "surrogate",
     "training",
 ]

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from hibana.nn.layers import OverTime, Recurrent
-from hibana.plot.style import array, colours, legend_outside, new_axes, quiet, times
+from hibana.plot.style import array, colours, new_axes, times, without_frame
 
 __all__ = ["gradient_flow", "gradient_norms"]
 
@@ -106,5 +106,5 @@ def gradient_flow(norms: Mapping[str, Tensor], axes: Axes | None = None, *, dt: 
         axes.plot(now, np.where(values > 0, values, np.nan), color=colour, label=name, marker=marker)
     axes.set_yscale("log")
     axes.set(title="Gradient at each layer", ylabel="Norm of the gradient")
-    legend_outside(axes)
-    return quiet(axes)
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.2, handlelength=1.5)
+    return without_frame(axes)

@@ -14,12 +14,10 @@ from hibana.plot.style import (
     array,
     colours,
     drawable,
-    foreground,
+    integer_ticks,
     new_axes,
     new_figure,
-    quiet,
-    ramp,
-    whole_numbers,
+    without_frame,
 )
 
 __all__ = ["learning_curves", "training"]
@@ -34,9 +32,9 @@ def learning_curves(
         marker = "." if len(values) <= 20 else None
         axes.plot(range(1, len(values) + 1), values, label=name, color=colour, marker=marker)
     axes.set(title=title, xlabel="Epoch", ylabel=ylabel)
-    axes.xaxis.set_major_locator(whole_numbers())
+    axes.xaxis.set_major_locator(integer_ticks())
     axes.legend(frameon=False)
-    return quiet(axes)
+    return without_frame(axes)
 
 
 def training(
@@ -90,7 +88,7 @@ def training(
     if spikes:
         raster(spikes, panels["raster"])
     shown = panels["image"]
-    shown.imshow(array("image", image, ("[height, width]",)), cmap=ramp(shown, foreground(shown)))
+    shown.imshow(array("image", image, ("[height, width]",)))
     classes, font = drawable(list(names) or [str(neuron) for neuron in range(potentials.shape[1])])
     named = f"{label:.3g}" if quantity else classes[int(label)]
     shown.set(xticks=[], yticks=[])

@@ -16,12 +16,11 @@ from hibana.plot.style import (
     RED,
     array,
     colours,
-    foreground,
     new_axes,
     new_figure,
-    quiet,
     size_in_points,
     times,
+    without_frame,
 )
 
 __all__ = ["current_step", "membrane", "surrogate"]
@@ -82,7 +81,7 @@ def membrane(
         axes.axhline(zero + height, color=RED, linestyle="dotted", linewidth=1)
         axes.plot(now, zero + values[:, neuron], color=colour, linewidth=1.2, label=names[neuron])
         (at,) = fired[:, neuron].nonzero()
-        _mark(axes, now[at], zero + values[at, neuron], color=foreground(axes), markersize=4)
+        _mark(axes, now[at], zero + values[at, neuron], color=axes.title.get_color(), markersize=4)
         ticks.append((zero, "0"))
         if height * points > LABEL:
             ticks.append((zero + height, f"{height:g}"))
@@ -100,7 +99,7 @@ def membrane(
     axes.set(title="Potentials and spikes", ylabel="Membrane potential")
     axes.margins(x=0.01)
     axes.set_ylim(-0.08 * lane, lane * neurons)
-    return quiet(axes)
+    return without_frame(axes)
 
 
 def _mark(axes: Axes, times: Any, heights: Any, **how: Any) -> None:
@@ -122,45 +121,39 @@ def _one_membrane(values: Any, fired: Any, threshold: float, axes: Axes | None, 
     narrow = size_in_points(axes)[0] < 360  # the axis says what the line is
     handles = [axes.collections[-1], axes.lines[-1]] if narrow else None
     axes.legend(handles=handles, frameon=False, loc="upper center", ncols=3)
-    return quiet(axes)
+    return without_frame(axes)
 
 
 def current_step(
     potentials: Tensor, spikes: Tensor, gradient: Tensor, threshold: float, axes: Sequence[Axes] | None = None
 ) -> Sequence[Axes]:
-    """One step of many neurons: their spikes and derivatives against their potentials; two axes."""
-    if axes is None:
-        axes = list(new_figure(9, 3.4).subplots(1, 2))
+    """One step of many neurons: spikes and derivatives against potentials, each ``[neurons]``; two axes."""
     at = array("potentials", potentials, ("[neurons]",))
-    for each, values, colour, title, label in zip(
-        axes,
-        (spikes, gradient),
-        (BLUE, ORANGE),
-        ("Spikes", "Derivative"),
-        ("Spike $s$", r"$\partial s / \partial v$"),
-        strict=True,
-    ):
-        each.axvline(threshold, color=RED, linestyle="dotted", label="threshold")
-        each.plot(at, array(title.lower(), values, ("[neurons]",)), ".-", color=colour, linewidth=0.8)
-        each.set(title=title, xlabel="Membrane potential", ylabel=label)
+    values = array("spikes", spikes, ("[neurons]",)), array("gradient", gradient, ("[neurons]",))
+    axes = _two_panels(at, values, ".-", axes)
+    labels = ("Spikes", "Spike $s$"), ("Derivative", r"$\partial s / \partial v$")
+    for each, (title, ylabel) in zip(axes, labels, strict=True):
+        each.axvline(threshold, color=RED, linestyle="dotted", label="threshold", zorder=1)
+        each.set(title=title, xlabel="Membrane potential", ylabel=ylabel)
         each.legend(frameon=False, loc="upper left")
-        quiet(each)
     return axes
 
 
 def surrogate(function: Surrogate, x: Tensor, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
-    """The Heaviside step over `x`, and beside it what `function` calls its derivative; two axes."""
-    if axes is None:
-        axes = list(new_figure(9, 3.4).subplots(1, 2))
-    step, derivative = axes
+    """The Heaviside step at `x`, ``[points]``, and its derivative according to `function`; two axes."""
     at = array("x", x, ("[points]",))
-    step.plot(at, array("spikes", function(x), ("[points]",)), color=BLUE)
-    step.set(title="Heaviside step", xlabel="$x$", ylabel="$H(x)$")
-    derivative.plot(at, array("derivative", function.derivative(x), ("[points]",)), color=ORANGE)
-    derivative.set(
-        title=f"Its derivative, as {type(function).__name__} has it", xlabel="$x$", ylabel="$dH/dx$"
-    )
+    axes = _two_panels(at, (function(x).detach().cpu(), function.derivative(x).detach().cpu()), "-", axes)
+    axes[0].set(title="Heaviside step", xlabel="$x$", ylabel="$H(x)$")
+    axes[1].set(title=f"Its derivative, as {type(function).__name__} has it", xlabel="$x$", ylabel="$dH/dx$")
     for each in axes:
         each.xaxis.set_major_locator(MaxNLocator(5))
-        quiet(each)
+    return axes
+
+
+def _two_panels(at: Any, values: Sequence[Any], marker: str, axes: Sequence[Axes] | None) -> Sequence[Axes]:
+    """Two axes with one of the two `values` each, plotted against `at`."""
+    axes = list(new_figure(9, 3.4).subplots(1, 2)) if axes is None else axes
+    for each, heights, colour in zip(axes, values, (BLUE, ORANGE), strict=True):
+        each.plot(at, heights, marker, color=colour, linewidth=0.8 if "." in marker else None)
+        without_frame(each)
     return axes

@@ -13,13 +13,12 @@ from hibana.plot.style import (
     GREY,
     array,
     colours,
+    integer_ticks,
     new_axes,
-    quiet,
-    rate_label,
     size_in_points,
     spread_out,
     times,
-    whole_numbers,
+    without_frame,
 )
 
 __all__ = ["raster"]
@@ -85,7 +84,7 @@ def raster(
     _name_rows(axes, list(spikes), flat, sort, size_in_points(axes)[1] * (1 - HISTOGRAM * rates))
     if rates:
         _rates_above(axes, dict(zip(spikes, flat, strict=True)), dt)
-    return quiet(axes)
+    return without_frame(axes)
 
 
 def _sorted(spikes: Any, sort: str | None) -> tuple[Any, Any]:
@@ -145,7 +144,7 @@ def _name_rows(axes: Axes, names: list[str], spikes: list[Any], sort: str | None
     order = {None: "", "first": ", by first spike", "rate": ", by rate"}[sort]
     if names == [""]:
         neurons = spikes[0].shape[1]
-        ticks = whole_numbers(5).tick_values(0, max(neurons - 1, 1))
+        ticks = integer_ticks(5).tick_values(0, max(neurons - 1, 1))
         axes.set_yticks([tick for tick in ticks if 0 <= tick < neurons])
         axes.set(title="Spikes", ylabel=f"Neuron{order}")
         return
@@ -167,12 +166,12 @@ def _rates_above(axes: Axes, spikes: Mapping[str, Any], dt: float | None) -> Non
     axes.spines["left"].set_bounds(low, high)
     axes.yaxis.label.set_y((1 - HISTOGRAM) / 2)
     above = axes.inset_axes((0, 1 - HISTOGRAM + 0.03, 1, HISTOGRAM - 0.03), sharex=axes)
-    _, unit = rate_label(dt)
+    per_second = 1.0 if dt is None else 1000.0 / dt
     for (name, s), colour in zip(spikes.items(), colours(len(spikes)), strict=True):
         bins = min(100, len(s))
         edges = np.linspace(0, len(s), bins + 1).round().astype(int)
         counts = np.add.reduceat(s.sum(1), edges[:-1])
-        heights = counts / np.diff(edges) / s.shape[1] * unit
+        heights = counts / np.diff(edges) / s.shape[1] * per_second
         at = (edges - 0.5) * (dt or 1)
         above.stairs(heights, at, color=colour, fill=len(spikes) == 1, label=name or None)
     above.set_ylim(bottom=0)
@@ -181,4 +180,4 @@ def _rates_above(axes: Axes, spikes: Mapping[str, Any], dt: float | None) -> Non
     unit_named = "Rate\n(per step)" if dt is None else "Rate\n(Hz)"
     room = HISTOGRAM * size_in_points(axes)[1]
     above.set_ylabel(unit_named if room > 50 else "Rate", fontsize="small")
-    quiet(above)
+    without_frame(above)
