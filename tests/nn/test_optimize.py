@@ -256,13 +256,31 @@ def test_synapses_within_a_step_stay_a_part_of_it():
     torch.testing.assert_close(net(x), before)
 
 
-def test_under_torch_compile_an_optimized_network_keeps_its_layers_per_spike():
-    net = hb.optimize(nn.Sequential(nn.Linear(6, 8), hb.IF(), nn.Linear(8, 3)), verbose=False)
-    net[2].mode = "events"
+class OwnForward(nn.Module):
+    """Two layers, called in a `forward` of the user's."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 8), hb.IF(), nn.Linear(8, 3)])
+
+    def forward(self, x):
+        first, neurons, last = self.layers
+        return last(neurons(first(x)))
+
+
+@pytest.mark.parametrize("own_forward", [False, True])
+def test_under_torch_compile_an_optimized_network_keeps_its_layers_per_spike(own_forward):
+    net = OwnForward() if own_forward else nn.Sequential(nn.Linear(6, 8), hb.IF(), nn.Linear(8, 3))
+    assert hb.optimize(net, verbose=False) is net
+    first, _, last = net.layers if own_forward else net
+    last.mode = "events"
     x = torch.rand(5, 2, 6)
     torch._dynamo.reset()
     assert torch.equal(torch.compile(net, backend="aot_eager")(x), net(x))
-    net[2].__dict__.pop("_reason")
+    last.__dict__.pop("_reason")
     torch.compile(net, backend="aot_eager")(x).sum().backward()
-    assert net[2].explain().startswith("events")
-    assert net[0].weight.grad is not None
+    assert last.explain().startswith("events")
+    assert first.weight.grad is not None
+    copied = pickle.loads(pickle.dumps(net))
+    assert torch.equal(copied(x), net(x))
+    assert type(hb.optimize(net, undo=True)) in (OwnForward, nn.Sequential)

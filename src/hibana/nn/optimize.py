@@ -12,6 +12,7 @@ from hibana.nn.each_step import EachStep
 from hibana.nn.normalized import NormalizingSequential, is_normalized
 from hibana.nn.over_steps import (
     OVER_STEPS,
+    EagerNetwork,
     FlattenOverSteps,
     JoinedNetwork,
     JoinedNeurons,
@@ -94,6 +95,8 @@ def optimize(
         except BaseException:
             _undo(net)
             raise
+    if WAS not in net.__dict__ and any(WAS in module.__dict__ for module in net.modules()):
+        _change(net, joined_kind(EagerNetwork, type(net)))
     if verbose:
         print(table(net))
     return net
@@ -199,7 +202,7 @@ def _row(module: nn.Module, in_pass: bool) -> tuple[str, str] | None:
     kind, was = type(module), module.__dict__.get(WAS)
     if isinstance(module, JoinedNetwork):
         return _name(was), "called with time and batch joined"
-    if kind is NormalizingSequential:
+    if kind is NormalizingSequential or isinstance(module, EagerNetwork):
         return None
     normalizes = ["in the neurons' pass in inference"] if in_pass and isinstance(module, _NORMS) else []
     if was is not None:

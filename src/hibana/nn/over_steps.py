@@ -33,6 +33,7 @@ __all__ = [
     "OVER_STEPS",
     "BatchNorm2dOverSteps",
     "Conv2dOverSteps",
+    "EagerNetwork",
     "FlattenOverSteps",
     "JoinedNetwork",
     "JoinedNeurons",
@@ -226,6 +227,17 @@ class JoinedNetwork(_Made):
         with joining(steps):
             found = call_eagerly(super().forward, pass_on(inputs, inputs.flatten(0, 1)))
         return tree_map(split_steps, found)
+
+
+class EagerNetwork(_Made):
+    """A network with a ``forward`` of its own, which ``torch.compile`` does not look into on the CPU."""
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        call: Any = super().forward
+        first = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor)), None)
+        if first is None:
+            return call(*inputs, **named)
+        return call_eagerly(lambda _: call(*inputs, **named), first)
 
 
 class JoinedNeurons(_Made):
