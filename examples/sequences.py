@@ -62,6 +62,27 @@ class GRU(nn.Module):
         return self.readout(self.gru(inputs)[0][-1:])
 
 
+class Clothes(data.DataSet):
+    """Fashion-MNIST as 28 rows of 28 pixels, or pixel by pixel, each the mean of 2x2: 196 steps of one."""
+
+    classes, sequential = 10, True
+
+    def __init__(self, name: str, root: str | None) -> None:
+        super().__init__()
+        self.shape = (28,) if name.endswith("rows") else (1,)
+        self.images = data.FashionMNIST(root=root)
+
+    def splits(self) -> tuple[data.Samples, data.Samples, data.Samples]:
+        """The splits of the pictures."""
+        return tuple(data.InMemory(self.over_time(part.inputs), part.labels) for part in self.images.splits())
+
+    def over_time(self, images: Tensor) -> Tensor:
+        """``[N, T, *shape]`` of pictures ``[N, 28, 28]``."""
+        if self.shape == (28,):
+            return images
+        return nn.functional.avg_pool2d(images[:, None].float() / 255, 2).flatten(1)[..., None]
+
+
 def dilation(steps: int) -> int:
     """The largest d for which windows of five steps, dilated by 1, d and d², see at most `steps` steps."""
     return max(d for d in range(1, steps) if d == 1 or 4 * (1 + d + d * d) <= steps)
@@ -92,8 +113,7 @@ def run(name: str, kind: str, seed: int, epochs: int | None, width: int | None, 
     """Trains once, and says what came of it."""
     task = TASKS[name]
     epochs, width = epochs or task.epochs, width or task.width
-    options = {"root": root} if name.startswith("fashion") else {}
-    samples = data.load(name, steps=task.steps, **options)
+    samples = Clothes(name, root) if name.startswith("fashion") else data.load(name, steps=task.steps)
     samples.setup()
     training, validation, test = samples.training, samples.validation, samples.test
     torch.manual_seed(seed)

@@ -3,10 +3,8 @@
 Format: https://docs.inivation.com, *AEDAT 4.0*: a line, a header and packets, each a FlatBuffer.
 """
 
-import shutil
 import struct
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -81,45 +79,3 @@ def test_what_reads_it_is_named_where_it_is_missing(tmp_path, monkeypatch):
     with pytest.raises(ModuleNotFoundError) as error:
         recording(tmp_path / "class" / "one.aedat4")
     assert extras.missing(error.value) == "needs aedat, which is not installed; pip install aedat brings it"
-
-
-def pictures_of_cifar(folder, packed):
-    """Ten recordings of each of two classes, as tonic has them: archives of classes in an archive."""
-    folder.mkdir(parents=True)
-    for label in ("cat", "airplane"):
-        (folder / label).mkdir()
-        for number in range(10):
-            start = 1_700_000_000_000_000  # a camera's clock
-            events = [(start, number, 5, 1), (start + 700_000, 127, 0, 0), (start + 1_300_000, 1, 1, 1)]
-            written(folder / label / f"cifar10_{label}_{number}.aedat4", events)
-    if packed:
-        for label in ("cat", "airplane"):
-            with zipfile.ZipFile(folder / f"{label}.zip", "w") as archive:
-                for path in (folder / label).iterdir():
-                    archive.write(path, f"{label}/{path.name}")
-            shutil.rmtree(folder / label)
-        for label in data.CIFAR10DVS().names:
-            if label not in ("cat", "airplane"):
-                zipfile.ZipFile(folder / f"{label}.zip", "w").close()
-        with zipfile.ZipFile(folder / "CIFAR10DVS.zip", "w") as archive:
-            for path in folder.glob("*.zip"):
-                if path.name != "CIFAR10DVS.zip":
-                    archive.write(path, path.name)
-                    path.unlink()
-
-
-@pytest.mark.parametrize("packed", [False, True])
-def test_cifar10_dvs_from_its_files(tmp_path, packed):
-    pytest.importorskip("aedat", reason="aedat is not installed")
-    pytest.importorskip("tonic", reason="the extra data is not installed")
-    pictures_of_cifar(tmp_path / "CIFAR10DVS", packed)
-    samples = data.load("cifar10-dvs", root=tmp_path, steps=3)
-    samples.prepare_data()
-    samples.setup()
-    assert [len(part) for part in (samples.training, samples.validation, samples.test)] == [16, 2, 2]
-    for part, number in ((samples.validation, 8), (samples.test, 9)):
-        assert [samples.names[label] for _, label in part] == ["airplane", "cat"]
-        for spikes, _ in part:
-            wanted = torch.zeros(3, 2, 128, 128)
-            wanted[0, 1, 5, number] = wanted[1, 0, 0, 127] = 1  # the third is after 1.2 seconds
-            assert torch.equal(spikes, wanted)

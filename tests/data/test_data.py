@@ -323,7 +323,7 @@ def test_gestures_from_their_archives_held_out_by_user(tmp_path):
     assert held_out[:, 0].nonzero()[:, -1].tolist() == [21, 21]
 
 
-@pytest.mark.parametrize("kind", ["n-mnist", "shd", "ssc", "dvs-gesture", "cifar10-dvs"])
+@pytest.mark.parametrize("kind", ["n-mnist", "shd", "ssc", "dvs-gesture"])
 def test_no_recordings_gets_a_sentence_and_no_download(tmp_path, kind):
     with pytest.raises(FileNotFoundError, match=f"root must hold .* looked in {tmp_path}.*or ask for"):
         data.load(kind, root=tmp_path).setup()

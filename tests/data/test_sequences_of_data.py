@@ -1,6 +1,5 @@
 """Sequences at hand, recordings kept as bits, and samples of unequal length in batches."""
 
-import gzip
 import random
 import wave
 
@@ -39,38 +38,6 @@ def test_mnist_1d_without_its_package_gets_a_sentence(monkeypatch):
         ModuleNotFoundError, match=r"MNIST1D needs mnist1d, .*pip install '\.\[data\]' in a clone"
     ):
         data.MNIST1D().setup()
-
-
-@pytest.fixture
-def clothes(tmp_path):
-    """Fashion-MNIST's four files with 5,003 and 2 images."""
-    made = {}
-    for part, count in (("train", 5003), ("t10k", 2)):
-        images = np.random.default_rng(count).integers(0, 256, (count, 28, 28), dtype=np.uint8)
-        labels = np.arange(count, dtype=np.uint8) % 10
-        made[part] = torch.from_numpy(images)
-        for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-            head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-            with gzip.open(tmp_path / f"{part}-{kind}-ubyte.gz", "wb") as file:
-                file.write(head + array.tobytes())
-    return tmp_path, made
-
-
-def test_fashion_mnist_row_by_row_and_pixel_by_pixel(clothes):
-    root, images = clothes
-    rows, pixels = data.FashionRows(root=root), data.load("fashion-mnist-pixels", root=root, steps=196)
-    for sequences in (rows, pixels):
-        sequences.setup()
-        assert [len(sequences.training), len(sequences.validation), len(sequences.test)] == [3, 5000, 2]
-    inputs, labels = rows.test.__getitems__([0, 1])
-    torch.testing.assert_close(inputs, images["t10k"].float() / 255)
-    assert labels.tolist() == [0, 1]
-    inputs, _ = pixels.test.__getitems__([0, 1])
-    assert inputs.shape == (2, 196, 1)
-    corner = images["t10k"][1, 26:28, 26:28].float().mean() / 255
-    torch.testing.assert_close(inputs[1, -1, 0], corner)
-    with pytest.raises(ValueError, match="steps must be 28, one for each of them, got 14"):
-        data.FashionRows(root=root, steps=14)
 
 
 def test_samples_of_unequal_length_are_padded_and_their_lengths_told():

@@ -18,12 +18,11 @@ from hibana.data.commands import SpeechCommands
 from hibana.data.images import MNIST, Digits, FashionMNIST
 from hibana.data.own import Arrays, Description, Events, Images, Own, Sequences, Sound, Table
 from hibana.data.ragged import Ragged, padded
-from hibana.data.recordings import CIFAR10DVS, NMNIST, SHD, SSC, DVSGesture
-from hibana.data.sequences import MNIST1D, FashionPixels, FashionRows
+from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
+from hibana.data.sequences import MNIST1D
 from hibana.data.speech import SpokenDigits
 
 __all__ = [
-    "CIFAR10DVS",
     "DATA_SETS",
     "MNIST",
     "MNIST1D",
@@ -37,8 +36,6 @@ __all__ = [
     "Digits",
     "Events",
     "FashionMNIST",
-    "FashionPixels",
-    "FashionRows",
     "Images",
     "InMemory",
     "Own",
@@ -56,8 +53,6 @@ __all__ = [
 DATA_SETS: dict[str, type[DataSet]] = {
     "digits": Digits,
     "fashion-mnist": FashionMNIST,
-    "fashion-mnist-rows": FashionRows,
-    "fashion-mnist-pixels": FashionPixels,
     "mnist": MNIST,
     "mnist-1d": MNIST1D,
     "speech-commands": SpeechCommands,
@@ -66,7 +61,6 @@ DATA_SETS: dict[str, type[DataSet]] = {
     "shd": SHD,
     "ssc": SSC,
     "dvs-gesture": DVSGesture,
-    "cifar10-dvs": CIFAR10DVS,
 }
 
 

@@ -3,7 +3,6 @@
 import tarfile
 import zipfile
 from abc import abstractmethod
-from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -14,7 +13,7 @@ from torch.utils.data import Dataset, Subset
 from hibana.data.base import DataSet, Samples, check_steps
 from hibana.runtime.extras import needing
 
-__all__ = ["CIFAR10DVS", "NMNIST", "SHD", "SSC", "DVSGesture"]
+__all__ = ["NMNIST", "SHD", "SSC", "DVSGesture"]
 
 
 class _Recordings(DataSet):
@@ -41,8 +40,6 @@ class _Recordings(DataSet):
     """What is used of a recording, in microseconds."""
     suffix: ClassVar[str]
     """What the names of its files end in."""
-    from_first: ClassVar[bool] = False
-    """Whether a recording starts with its first event, whatever the clock of the camera says of it."""
     parts: ClassVar[tuple[dict[str, Any], ...]] = ({"train": True}, {"train": False})
     """The official training and test set, as tonic is asked for them."""
 
@@ -209,56 +206,6 @@ class DVSGesture(_Recordings):
         return [index for index, user in enumerate(official.users) if user >= 21]
 
 
-@final
-class CIFAR10DVS(_Recordings):
-    """CIFAR10-DVS: 10,000 pictures of CIFAR-10, moved before an event camera, 128x128 pixels, on and off.
-
-    1.2 seconds of each recording from its first event on, the six loops of the movement. There is no official
-    test set; here it is the last tenth of each class in order of name, validation the tenth before it, and
-    training the first eight. Most published accuracies are of nine tenths to train and the epoch that was
-    best on the tenth left; here nothing is chosen on the test set. Read as tonic keeps it (``.aedat4``), by
-    the package ``aedat``.
-
-    Raises:
-        ModuleNotFoundError: when a recording is read, if `aedat` is not installed.
-
-    Source: Li, Liu, Ji, Li & Shi (2017), *CIFAR10-DVS: an event-stream dataset for object classification*.
-    """
-
-    shape = (2, 128, 128)
-    classes = 10
-    duration = 1_200_000
-    suffix = ".aedat4"
-    parts = ({},)
-    from_first = True
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-    def splits(self) -> tuple[Samples, Samples, Samples]:
-        reader = self._open(*self.parts)
-        tenths = _tenths(reader.targets)
-        binned = _Binned(reader, self)
-        kept, validation, test = (
-            [index for index, tenth in enumerate(tenths) if tenth in part]
-            for part in (range(8), range(8, 9), range(9, 10))
-        )
-        return Subset(binned, kept), Subset(binned, validation), Subset(binned, test)
-
-    def held_out(self, official: Any) -> list[int]:
-        return []
-
-
-def _tenths(labels: list[int]) -> list[int]:
-    """For each sample, which tenth of its class it belongs to, 0 to 9."""
-    counts, before, tenths = Counter(labels), Counter[int](), []
-    for label in labels:
-        tenths.append(10 * before[label] // counts[label])
-        before[label] += 1
-    return tenths
-
-
 class _Binned(Dataset[tuple[Tensor, ...]]):
     """A reader's recordings as ``(spikes [steps, *shape], label)``, read on access."""
 
@@ -266,7 +213,6 @@ class _Binned(Dataset[tuple[Tensor, ...]]):
         import tonic
 
         width = data.duration // data.steps
-        self.from_first = data.from_first
         self.reader, self.shape = reader, (data.steps, *data.shape)
         self.frames = tonic.transforms.ToFrame(
             reader.sensor_size, time_window=width, start_time=0, end_time=width * data.steps
@@ -277,7 +223,5 @@ class _Binned(Dataset[tuple[Tensor, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         events, label = self.reader[index]
-        if self.from_first:
-            events["t"] -= events["t"].min()
         spikes = torch.from_numpy(self.frames(events)) > 0
         return spikes.float().reshape(self.shape), torch.tensor(int(label), dtype=torch.int64, device="cpu")

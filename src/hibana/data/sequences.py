@@ -1,19 +1,15 @@
-"""Sequences that are always at hand: MNIST-1D, and Fashion-MNIST row by row and pixel by pixel."""
+"""MNIST-1D: short sequences that its authors' package generates."""
 
-from abc import abstractmethod
-from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from hibana.data.base import DataSet, InMemory, Samples, check_steps
-from hibana.data.images import FashionMNIST
 
-__all__ = ["MNIST1D", "FashionPixels", "FashionRows"]
+__all__ = ["MNIST1D"]
 
 
 @final
@@ -68,89 +64,3 @@ def _mnist1d() -> dict[str, Any]:
         random.setstate(kept[1])
         torch.set_rng_state(kept[2])
     return made
-
-
-class _FashionOverTime(DataSet):
-    """Fashion-MNIST as a sequence; its files, splits and arguments are those of :class:`FashionMNIST`."""
-
-    classes = 10
-    sequential = True
-    length: ClassVar[int]
-
-    def __init__(
-        self,
-        batch_size: int = 64,
-        *,
-        steps: int | None = None,
-        root: str | Path | None = None,
-        download: bool = False,
-        seed: int = 0,
-        workers: int = 0,
-    ) -> None:
-        super().__init__(batch_size, seed=seed, workers=workers)
-        if steps not in (None, self.length):
-            raise ValueError(f"steps must be {self.length}, one for each of them, got {steps!r}")
-        self.images = FashionMNIST(batch_size, root=root, download=download)
-
-    def prepare_data(self) -> None:
-        """Downloads, if that was asked for and is needed; once on each machine."""
-        self.images.prepare_data()
-
-    def splits(self) -> tuple[Samples, Samples, Samples]:
-        training, validation, test = (self._over_time(split) for split in self.images.splits())
-        return training, validation, test
-
-    @staticmethod
-    @abstractmethod
-    def sequence(images: Tensor) -> Tensor:
-        """``[N, T, *shape]`` of images ``[N, 28, 28]``, bytes or numbers."""
-
-    def _over_time(self, images: Samples) -> InMemory:
-        assert isinstance(images, InMemory)
-        return InMemory(self.sequence(images.inputs), images.labels)
-
-
-@final
-class FashionRows(_FashionOverTime):
-    """Fashion-MNIST row by row: 28 steps of 28 grey values in [0, 1], without augmentation.
-
-    Args:
-        batch_size: samples in a batch, over all processes together.
-        steps: 28.
-        root: as of :class:`FashionMNIST`.
-        download: as of :class:`FashionMNIST`.
-
-    Source: Xiao, Rasul & Vollgraf (2017), *Fashion-MNIST*; by rows after Le, Jaitly & Hinton (2015), *A
-    simple way to initialize recurrent networks of rectified linear units*, who went pixel by pixel.
-    """
-
-    shape = (28,)
-    length = usual_steps = 28
-    unit = True
-
-    @staticmethod
-    def sequence(images: Tensor) -> Tensor:
-        return images
-
-
-@final
-class FashionPixels(_FashionOverTime):
-    """Fashion-MNIST pixel by pixel, each the mean of 2x2: 196 steps of one grey value in [0, 1].
-
-    Args:
-        batch_size: samples in a batch, over all processes together.
-        steps: 196.
-        root: as of :class:`FashionMNIST`.
-        download: as of :class:`FashionMNIST`.
-
-    Source: as of :class:`FashionRows`.
-    """
-
-    shape = (1,)
-    length = usual_steps = 196
-    unit = True
-
-    @staticmethod
-    def sequence(images: Tensor) -> Tensor:
-        small = functional.avg_pool2d(images[:, None].float() / 255, 2)  # [N, 1, 14, 14]
-        return small.flatten(1)[..., None]
