@@ -28,7 +28,7 @@ SIDE, FINE, FRAMES = 32, 2, 40
 LAST = 100_000
 MISSED, NOISE = 0.3, 0.2
 """Share of events that do not come, and share of noise in all."""
-WAYS = ("none", "flip-roll", "flip-roll-drop", "flip-roll-drop-mix")
+WAYS = ("none", "flip", "flip-roll")
 STEPS, EPOCHS = 10, 60
 
 

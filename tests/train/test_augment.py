@@ -8,7 +8,7 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 
 from hibana import data, train
 from hibana.train import augment
-from hibana.train.augment import augmented, mixed
+from hibana.train.augment import augmented
 
 SHAPE = (60, 6, 2, 16, 24)
 
@@ -50,74 +50,22 @@ def test_flips_mirror_half_of_the_recordings(recordings):
         assert was or torch.equal(a, b)
 
 
-def test_what_is_dropped_is_bins_time_or_a_rectangle():
-    ones = torch.ones(400, 6, 2, 16, 24)
-    ways = {"nothing": 0, "time": 0, "rectangle": 0, "bins": 0}
-    for each in augmented(ones, "drop"):
-        gone = each == 0
-        assert gone.float().mean() <= 0.6
-        if not gone.any():
-            ways["nothing"] += 1
-        elif torch.equal(gone, gone.any(-1, keepdim=True).any(-2, keepdim=True).expand_as(gone)):
-            steps = gone.flatten(1).all(1).nonzero()[:, 0]
-            assert torch.equal(steps, torch.arange(steps[0], steps[-1] + 1))
-            assert len(steps) <= 4
-            ways["time"] += 1
-        elif torch.equal(gone, gone[:1, :1].expand_as(gone)):
-            rows, columns = gone[0, 0].any(1), gone[0, 0].any(0)
-            assert torch.equal(gone[0, 0], rows[:, None] & columns)
-            assert rows.sum() <= 9
-            assert columns.sum() <= 13
-            ways["rectangle"] += 1
-        else:
-            ways["bins"] += 1
-    assert min(ways.values()) > 60
-
-
-def test_what_is_mixed_comes_from_two_and_is_called_as_often_as_its_events_are_of_either():
-    torch.manual_seed(1)
-    labels = torch.arange(40) % 4
-    inputs = (labels + 1.0).view(-1, 1, 1, 1, 1).expand(40, 5, 2, 8, 8)  # what a bin holds says whose it is
-    shares, called, mixes = [], [], 0
-    for _ in range(60):
-        result, answers = mixed(inputs, labels)
-        for own, recording, answer in zip(labels.tolist(), result, answers.tolist(), strict=True):
-            kinds = [int(kind) - 1 for kind in recording.unique().tolist()]
-            assert len(kinds) <= 2
-            assert own in kinds or (recording == recording.flatten()[0]).all()
-            assert answer in kinds
-            alike = recording[:, :1].expand_as(recording)
-            assert torch.equal(recording, alike)  # both polarities of a place come from one
-            if len(kinds) == 2:
-                mixes += 1
-                mass = recording[recording == own + 1].sum() / recording.sum()
-                shares.append(mass.item())
-                called.append(answer == own)
-    assert 0.25 < mixes / 2400 < 0.45  # half, less those whose partner has their own label
-    assert np.mean(called) == pytest.approx(np.mean(shares), abs=0.05)
-    half = np.array(shares) > 0.5
-    assert np.mean(np.array(called)[half]) > 0.65 > 0.35 > np.mean(np.array(called)[~half])
-
-
 def test_one_seed_gives_one_batch(recordings):
-    labels = torch.arange(60)
     results = []
     for _ in range(2):
         torch.manual_seed(7)
-        results.append((augmented(recordings, "flip-shift-roll-drop"), *mixed(recordings, labels)))
-    for first, second in zip(*results, strict=True):
-        assert torch.equal(first, second)
+        results.append(augmented(recordings, "flip-shift-roll"))
+    assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("how", ["none", "mix"])
-def test_what_does_nothing_gives_the_recordings_themselves(recordings, how):
-    assert augmented(recordings, how) is recordings
+def test_none_gives_the_recordings_themselves(recordings):
+    assert augmented(recordings, "none") is recordings
 
 
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"augment": "flip-spin"}, "augment must be one of none, flip, shift, roll, drop, mix; got 'spin'"),
+        ({"augment": "flip-spin"}, "augment must be one of none, flip, shift, roll; got 'spin'"),
         ({"augment": ""}, "augment must be one of none"),
     ],
 )
@@ -130,10 +78,9 @@ def test_words_that_mean_nothing_are_refused(settings, words):
     ("how", "shape", "sequential", "words"),
     [
         ("roll", (8, 8), False, "augment must be none, flip or shift for images without time, got 'roll'"),
-        ("flip-drop", (8, 8), False, "for images without time"),
-        ("mix", (8, 8), False, "for images without time"),
+        ("flip-roll", (8, 8), False, "for images without time"),
         ("flip", (3,), False, "augment must be none for inputs that are no images, got 'flip'"),
-        ("mix", (3,), True, "for inputs that are no images"),
+        ("roll", (3,), True, "for inputs that are no images"),
     ],
 )
 def test_samples_that_cannot_be_augmented_are_refused(how, shape, sequential, words):

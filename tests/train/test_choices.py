@@ -66,7 +66,7 @@ KIND_OF = {
         "dates": "table",
     },
     **{"bins": "events", "split_by": "events", "delta": "sequences", "coding none": "sequences"},
-    **dict.fromkeys(("roll", "drop", "mix"), "events"),
+    "roll": "events",
 }
 """What data an option, a coding or an augmentation is of; the digits unless it is named here."""
 QUICK = ("precision",)

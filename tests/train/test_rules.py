@@ -9,7 +9,7 @@ import torch
 
 from hibana import data, learn, train
 from hibana.learn import rules
-from hibana.train import choices
+from hibana.train import settings as options
 
 
 class Lines(data.DataSet):
@@ -92,6 +92,6 @@ def test_what_no_rule_knows_is_refused_by_name(settings):
 
 @pytest.mark.slow
 def test_the_settings_know_every_rule_and_load_none():
-    assert choices.CHOICES["rule"] == rules.NAMES
+    assert options.CHOICES["rule"] == rules.NAMES
     code = "import sys, hibana.cli.options, hibana.train.classifier; assert 'hibana.learn' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

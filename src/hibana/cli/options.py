@@ -10,8 +10,7 @@ import cyclopts
 from docstring_parser import parse
 
 from hibana.cli.numbers import Whole
-from hibana.train.choices import CHOICES
-from hibana.train.settings import OF_FILES, Settings
+from hibana.train.settings import CHOICES, OF_FILES, Settings
 
 __all__ = ["with_settings"]
 

@@ -17,15 +17,14 @@ A description is a row of layers, joined by ``-`` or ``,``:
             rest for 3 steps after a spike
 =========== ====================================================================================
 
-A linear layer and a non-spiking integrator that reads out the classes come last by themselves. Nothing here
-trains, and no data set is known.
+A linear layer and a non-spiking integrator, which reads out the classes, are added at the end.
 """
 
 import importlib
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,58 +40,51 @@ __all__ = ["build", "check", "check_trust", "period", "span"]
 
 Shape = tuple[int, ...]
 
-_TOKEN = re.compile(
-    r"(?P<channels>\d{1,8})c(?P<kernel>\d{1,8})(?:s(?P<stride>\d{1,8}))?(?P<norm>b)?"
-    r"|(?P<pool>[pa])(?P<window>\d{1,8})"
-    r"|(?P<seen>\d{1,8})w(?P<taps>\d{1,4})(?:d(?P<dilation>\d{1,4}))?(?P<seen_norm>b)?"
-    r"|(?P<size>\d{1,8})(?P<recurrent>r)?"
-    r"|(?P<skip>skip)"
-)
+_WORDS = {
+    "linear": re.compile(r"(?P<size>\d{1,8})(?P<recurrent>r)?"),
+    "window": re.compile(r"(?P<size>\d{1,8})w(?P<taps>\d{1,4})(?:d(?P<dilation>\d{1,4}))?(?P<norm>b)?"),
+    "convolution": re.compile(r"(?P<size>\d{1,8})c(?P<kernel>\d{1,8})(?:s(?P<stride>\d{1,8}))?(?P<norm>b)?"),
+    "pooling": re.compile(r"(?P<pool>[pa])(?P<size>\d{1,8})"),
+    "skip": re.compile(r"skip"),
+}
 _ROCKET = re.compile(r"rocket(?P<span>[1-9]\d{0,5})(?:r(?P<period>[1-9]\d{0,2}))?")
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 LONGEST = 2_000
-"""Characters of a description at most."""
-
-
-class _Part(NamedTuple):
-    """One word of a description, and what it says."""
-
-    word: str
-    says: dict[str, str | None]
+"""Maximum number of characters of a description."""
 
 
 def check(description: str) -> None:
-    """Reads a description without building anything.
+    """Checks a description without building anything.
 
     >>> check("32c3-p2-64c3s2b-128r")
 
     Raises:
-        ValueError: if a word of it means nothing; the message names it.
+        ValueError: naming the first word that has no meaning.
     """
     if len(description) > LONGEST:
         raise ValueError(f"layers must be at most {LONGEST:,} characters, got {len(description):,}")
-    if not _FUNCTION.fullmatch(description) and not _ROCKET.fullmatch(description):
-        _parts(description)
+    if not is_function(description) and not _ROCKET.fullmatch(description):
+        _parsed(description)
 
 
 def span(description: str | None) -> int | None:
-    """The steps that the windows of a Rocket span, if that is what `description` describes.
+    """Steps that the windows of a Rocket span; ``None`` for other descriptions.
 
     >>> span("rocket150r3"), span("256,256")
     (150, None)
     """
-    found = None if description is None else _ROCKET.fullmatch(description)
-    return None if found is None else int(found["span"])
+    match = None if description is None else _ROCKET.fullmatch(description)
+    return None if match is None else int(match["span"])
 
 
 def period(description: str) -> int:
-    """The steps that neurons of a Rocket rest after a spike; 0 of other descriptions.
+    """Steps that neurons of a Rocket rest after a spike; 0 for other descriptions.
 
     >>> period("rocket150r3"), period("rocket150")
     (3, 0)
     """
-    found = _ROCKET.fullmatch(description)
-    return int(found["period"] or 0) if found else 0
+    match = _ROCKET.fullmatch(description)
+    return int(match["period"] or 0) if match else 0
 
 
 def is_function(name: str) -> bool:
@@ -101,20 +93,20 @@ def is_function(name: str) -> bool:
 
 
 def check_trust(description: object, trust: Collection[str], where: str) -> None:
-    """Refuses a function or class that a file names, and that nobody said to run.
+    """Refuses a function or class that a file names, unless the user allows it.
 
     Args:
-        description: of layers or data, as it stands in the file.
-        trust: the functions that may be run, ``module:function``.
-        where: what the file is, for the sentence.
+        description: layers or data that the file names.
+        trust: functions that may be run, ``module:function``.
+        where: the file, for the message.
 
     Raises:
         ValueError: if `description` names a function that is not in `trust`, or `trust` names none.
     """
     for name in trust:
-        if not _FUNCTION.fullmatch(name):
+        if not is_function(name):
             raise ValueError(f"trust must name functions, MODULE:FUNCTION, got {name!r}")
-    if isinstance(description, str) and _FUNCTION.fullmatch(description) and description not in trust:
+    if isinstance(description, str) and is_function(description) and description not in trust:
         raise ValueError(
             f"{where} names a function to run, {description!r}; if you know that function, allow it: "
             f"--trust {description}, or trust=[{description!r}]"
@@ -135,187 +127,167 @@ def build(
     Args:
         description: a row of layers, or ``module:function``: a function that builds the network from
             ``(shape, classes, cell)``.
-        shape: of one step of one input.
-        classes: outputs.
-        cell: makes the cell of a layer; called once for each.
-        readout_tau: time constant of the integrator that reads out, in steps; infinite sums its input.
-        most_weights: what the layers of a description may have together; nothing larger is made.
+        shape: shape of one step of one input.
+        classes: number of outputs.
+        cell: makes the cell of a layer; called once per layer.
+        readout_tau: time constant of the readout in steps; with infinity it sums its input.
+        most_weights: maximum number of weights, checked before any is allocated.
 
     Raises:
-        ValueError: if the description means nothing, a layer does not fit on the one before, or they have
+        ValueError: if a word has no meaning, a layer does not fit on the previous one, or the layers have
             more than `most_weights`.
         TypeError: if the function returns anything but a module.
 
     The readout of a description with ``skip`` sums two currents: that of the layers and that of one linear
-    map of the input. Both start at zero, so that training begins at no answer and the map, which is
-    convex to learn, comes first.
+    map of the input. Both start at zero, so that training begins with equal scores and the map, which is
+    convex to learn, is learned first.
 
     >>> import torch, hibana as hb
     >>> net = build("8c3-p2-32", (28, 28), 10, hb.IFCell)
     >>> net(torch.rand(4, 2, 28, 28)).shape
     torch.Size([4, 2, 10])
     """
-    if _FUNCTION.fullmatch(description):
+    if is_function(description):
         return _from_function(description, shape, classes, cell)
     if (steps := span(description)) is not None:
-        return _rocket(steps, period(description), shape, classes, most_weights)
-    words = _parts(description)
-    parts = [part for part in words if part.says["skip"] is None]
-    given = shape
-    stack: OrderedDict[str, nn.Module] = OrderedDict()
-    if any(part.says["channels"] or part.says["pool"] for part in parts):
-        if len(shape) == 2:
-            stack["channel"] = nn.Unflatten(2, (1, shape[0]))
-            shape = (1, *shape)
-        if len(shape) != 3:
-            raise ValueError(f"layers {description!r} needs images, [channels, height, width], got {shape}")
-    spend = _allowance(most_weights)
-    for number, part in enumerate(parts, start=1):
-        shape = _add(stack, number, part, shape, cell, spend)
-    features = _flat(stack, "flatten", shape)
-    spend(features * classes)
-    stack["linear"] = events.Linear(features, classes)
-    if len(parts) == len(words):
-        stack["readout"] = layers.LI(readout_tau)
-        return nn.Sequential(stack)
-    direct: OrderedDict[str, nn.Module] = OrderedDict()
-    inputs = _flat(direct, "flatten", given)
-    spend(inputs * classes)
-    direct["linear"] = events.Linear(inputs, classes, bias=False)
-    for parameter in (*stack["linear"].parameters(), *direct["linear"].parameters()):
-        nn.init.zeros_(parameter)
-    return _Skipping(OrderedDict(**stack, skip=nn.Sequential(direct), readout=layers.LI(readout_tau)))
+        if len(shape) != 1:
+            raise ValueError(f"layers 'rocket{steps}' needs series of numbers, [channels], got {shape}")
+        _check_weights(size(shape[0], classes, steps), most_weights)
+        seed = int(torch.randint(1 << 31, (), dtype=torch.int64, device="cpu"))
+        return rocket(shape, classes, steps=steps, period=period(description), seed=seed).requires_grad_()
+    if most_weights is not None:
+        with torch.device("meta"):
+            sizes = _layers(description, shape, classes, cell, readout_tau)
+        _check_weights(sum(weight.numel() for weight in sizes.parameters()), most_weights)
+    return _layers(description, shape, classes, cell, readout_tau)
 
 
-def _rocket(steps: int, resting: int, shape: Shape, classes: int, most_weights: int | None) -> nn.Module:
-    """The spiking Rocket over so many `steps`, its seed drawn by torch."""
-    if len(shape) != 1:
-        raise ValueError(f"layers 'rocket{steps}' needs series of numbers, [channels], got {shape}")
-    _allowance(most_weights)(size(shape[0], classes, steps))
-    seed = int(torch.randint(1 << 31, (), dtype=torch.int64, device="cpu"))
-    return rocket(shape, classes, steps=steps, period=resting, seed=seed).requires_grad_()
+def _check_weights(count: int, most: int | None) -> None:
+    if most is not None and count > most:
+        raise ValueError(f"layers must have at most {most:,} weights together, got {count:,}")
+
+
+def _layers(
+    description: str, shape: Shape, classes: int, cell: Callable[[], Cell], readout_tau: float
+) -> nn.Module:
+    """The network of a row of layers."""
+    words = _parsed(description)
+    stack = _Stack(shape, cell)
+    if any(kind in ("convolution", "pooling") for _, kind, _ in words):
+        stack.add_channel_axis(description)
+    hidden = [word for word in words if word[1] != "skip"]
+    for number, (word, kind, options) in enumerate(hidden, start=1):
+        if kind in ("convolution", "pooling") and len(stack.shape) != 3:
+            raise ValueError(f"{word!r} needs [channels, height, width], but stands after a linear layer")
+        getattr(stack, f"add_{kind}")(number, word, options)
+    stack.modules["linear"] = events.Linear(stack.flatten("flatten"), classes)
+    readout = layers.LI(readout_tau)
+    if len(hidden) == len(words):
+        return nn.Sequential(OrderedDict(**stack.modules, readout=readout))
+    direct = _Stack(shape, cell)
+    direct.modules["linear"] = events.Linear(direct.flatten("flatten"), classes, bias=False)
+    for part in (stack, direct):
+        for parameter in part.modules["linear"].parameters():
+            nn.init.zeros_(parameter)
+    return _Skipping(OrderedDict(**stack.modules, skip=nn.Sequential(direct.modules), readout=readout))
 
 
 class _Skipping(nn.Sequential):
-    """Layers, and beside all of them a linear path: the last two modules are that path and the readout."""
+    """Layers, and a linear path beside all of them: the last two modules are this path and the readout."""
 
     def forward(self, inputs: Tensor) -> Tensor:
         *path, skip, readout = self
         currents = inputs
         for layer in path:
             currents = layer(currents)
-        read: Tensor = readout(currents + skip(inputs))
-        return read
+        outputs: Tensor = readout(currents + skip(inputs))
+        return outputs
 
 
-def _allowance(most: int | None) -> Callable[[int], None]:
-    """To be called with the weights of each layer before it is made; refuses those beyond `most`."""
-    spent = 0
-
-    def spend(weights: int) -> None:
-        nonlocal spent
-        spent += weights
-        if most is not None and spent > most:
-            raise ValueError(f"layers must have at most {most:,} weights together, got {spent:,} and more")
-
-    return spend
-
-
-def _parts(description: str) -> list[_Part]:
-    parts = []
+def _parsed(description: str) -> list[tuple[str, str, dict[str, str]]]:
+    """Word, kind and options of each layer; options that a word omits are missing."""
+    parsed = []
     for word in re.split("[-,]", description):
-        match = _TOKEN.fullmatch(word)
-        if match is None or any(value == 0 for value in map(int, re.findall(r"\d+", word))):
+        matches = [(kind, pattern.fullmatch(word)) for kind, pattern in _WORDS.items()]
+        layer = next(((word, kind, match.groupdict()) for kind, match in matches if match), None)
+        if layer is None or any(number == 0 for number in map(int, re.findall(r"\d+", word))):
             raise ValueError(
                 f"layers must be a row such as 512,512 or 32c3-p2-64c3-p2-512, or "
                 f"module:function; {word!r} of {description!r} means nothing"
             )
-        parts.append(_Part(word, match.groupdict()))
-    return parts
+        parsed.append((*layer[:2], {name: value for name, value in layer[2].items() if value is not None}))
+    return parsed
 
 
-def _add(
-    stack: OrderedDict[str, nn.Module],
-    number: int,
-    part: _Part,
-    shape: Shape,
-    cell: Callable[[], Cell],
-    spend: Callable[[int], None],
-) -> Shape:
-    """Adds the modules of one part, and says what shape comes out of it."""
-    says = part.says
-    if (size := says["size"]) is not None:
-        features = _flat(stack, f"flatten{number}", shape)
-        recurrent = says["recurrent"] is not None
-        spend(int(size) * (features + int(size) * recurrent))
-        stack[f"linear{number}"] = events.Linear(features, int(size))
-        neuron = cell()
-        stack[f"{_kind(neuron)}{number}"] = (
-            layers.Recurrent(neuron, int(size)) if recurrent else layers.OverTime(neuron)
+class _Stack:
+    """The modules of a network under construction, and the shape that comes out of the last."""
+
+    def __init__(self, shape: Shape, cell: Callable[[], Cell]) -> None:
+        self.modules: OrderedDict[str, nn.Module] = OrderedDict()
+        self.shape, self.cell = shape, cell
+
+    def add_channel_axis(self, description: str) -> None:
+        if len(self.shape) == 2:
+            self.modules["channel"] = nn.Unflatten(2, (1, self.shape[0]))
+            self.shape = (1, *self.shape)
+        if len(self.shape) != 3:
+            raise ValueError(
+                f"layers {description!r} needs images, [channels, height, width], got {self.shape}"
+            )
+
+    def flatten(self, name: str) -> int:
+        """Flattens all axes after time and batch; returns the number of features."""
+        if len(self.shape) != 1:
+            self.modules[name] = events.Flatten(2)
+        return math.prod(self.shape)
+
+    def add_neurons(self, number: int, recurrent: int | None = None) -> None:
+        cell = self.cell()
+        name = type(cell).__name__.removesuffix("Cell").lower()
+        layer = layers.OverTime(cell) if recurrent is None else layers.Recurrent(cell, recurrent)
+        self.modules[f"{name}{number}"] = layer
+
+    def add_linear(self, number: int, word: str, options: dict[str, str]) -> None:
+        width = int(options["size"])
+        self.modules[f"linear{number}"] = events.Linear(self.flatten(f"flatten{number}"), width)
+        self.add_neurons(number, width if "recurrent" in options else None)
+        self.shape = (width,)
+
+    def add_window(self, number: int, word: str, options: dict[str, str]) -> None:
+        width, normalized, features = (
+            int(options["size"]),
+            "norm" in options,
+            self.flatten(f"flatten{number}"),
         )
-        return (int(size),)
-    if (seen := says["seen"]) is not None:
-        return _add_window(
-            stack, number, says, int(seen), _flat(stack, f"flatten{number}", shape), cell, spend
-        )
-    if len(shape) != 3:
-        raise ValueError(f"{part.word!r} needs [channels, height, width], but stands after a linear layer")
-    channels, height, width = shape
-    if (window := says["window"]) is not None:
-        if int(window) > min(height, width):
-            raise ValueError(f"{part.word!r} must fit on {height}x{width}")
-        pool = events.MaxPool2d if says["pool"] == "p" else events.AvgPool2d
-        stack[f"pool{number}"] = EachStep(pool(int(window)))
-        return channels, height // int(window), width // int(window)
-    made, kernel, stride = int(says["channels"] or 0), int(says["kernel"] or 0), int(says["stride"] or 1)
-    if kernel > min(height, width) + 2 * (kernel // 2):
-        raise ValueError(f"{part.word!r} must fit on {height}x{width}")
-    spend(made * channels * kernel * kernel)
-    convolution: nn.Module = events.Conv2d(
-        channels, made, kernel, stride, kernel // 2, bias=says["norm"] is None
-    )
-    if says["norm"] is not None:
-        convolution = nn.Sequential(convolution, nn.BatchNorm2d(made))
-    stack[f"conv{number}"] = EachStep(convolution)
-    neuron = cell()
-    stack[f"{_kind(neuron)}{number}"] = layers.OverTime(neuron)
-    out = [(side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width)]
-    return made, out[0], out[1]
+        taps, dilation = int(options["taps"]), int(options.get("dilation", 1))
+        self.modules[f"window{number}"] = Window(features, width, taps, dilation, bias=not normalized)
+        if normalized:
+            self.modules[f"norm{number}"] = EachStep(nn.BatchNorm1d(width))
+        self.add_neurons(number)
+        self.shape = (width,)
 
+    def add_convolution(self, number: int, word: str, options: dict[str, str]) -> None:
+        channels, *sides = self.shape
+        size, kernel, stride = int(options["size"]), int(options["kernel"]), int(options.get("stride", 1))
+        padding = kernel // 2
+        if kernel > min(sides) + 2 * padding:
+            raise ValueError(f"{word!r} must fit on {sides[0]}x{sides[1]}")
+        bias = "norm" not in options
+        convolution: nn.Module = events.Conv2d(channels, size, kernel, stride, padding, bias=bias)
+        if not bias:
+            convolution = nn.Sequential(convolution, nn.BatchNorm2d(size))
+        self.modules[f"conv{number}"] = EachStep(convolution)
+        self.add_neurons(number)
+        self.shape = (size, *((side + 2 * padding - kernel) // stride + 1 for side in sides))
 
-def _add_window(
-    stack: OrderedDict[str, nn.Module],
-    number: int,
-    says: dict[str, str | None],
-    size: int,
-    features: int,
-    cell: Callable[[], Cell],
-    spend: Callable[[int], None],
-) -> Shape:
-    """Adds a convolution over time and its neurons."""
-    taps, dilation, norm = int(says["taps"] or 0), int(says["dilation"] or 1), says["seen_norm"] is not None
-    spend(size * features * taps)
-    stack[f"window{number}"] = Window(features, size, taps, dilation, bias=not norm)
-    if norm:
-        stack[f"norm{number}"] = EachStep(nn.BatchNorm1d(size))
-    neuron = cell()
-    stack[f"{_kind(neuron)}{number}"] = layers.OverTime(neuron)
-    return (size,)
-
-
-def _kind(cell: Cell) -> str:
-    """What layers of `cell` are called in a network: ``if`` for ``IFCell``."""
-    return type(cell).__name__.removesuffix("Cell").lower()
-
-
-def _flat(stack: OrderedDict[str, nn.Module], name: str, shape: Shape) -> int:
-    """Features of `shape`, flattened after time and batch if it has more than one axis."""
-    features = 1
-    for side in shape:
-        features *= side
-    if len(shape) != 1:
-        stack[name] = events.Flatten(2)
-    return features
+    def add_pooling(self, number: int, word: str, options: dict[str, str]) -> None:
+        channels, height, width = self.shape
+        window = int(options["size"])
+        if window > min(height, width):
+            raise ValueError(f"{word!r} must fit on {height}x{width}")
+        pool = events.MaxPool2d if options["pool"] == "p" else events.AvgPool2d
+        self.modules[f"pool{number}"] = EachStep(pool(window))
+        self.shape = (channels, height // window, width // window)
 
 
 def _from_function(description: str, shape: Shape, classes: int, cell: Callable[[], Cell]) -> nn.Module:

@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 from hibana.data import Description
 from hibana.nn import loss, metrics
 from hibana.train import finite
-from hibana.train.augment import augmented, mixed
+from hibana.train.augment import augmented
 from hibana.train.network import Network, length_arguments
 from hibana.train.settings import Settings
 from hibana.train.start import Activity, activity, decayed, spiking_layers
@@ -89,10 +89,7 @@ class Classifier(Network, lightning.LightningModule):
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         inputs, labels, lengths = self._parts(batch, "training")
-        how = self.settings.augment or self.settings.data_set.augmentation
-        inputs = augmented(inputs, how)
-        if "mix" in how.split("-"):
-            inputs, labels = mixed(inputs, labels)
+        inputs = augmented(inputs, self.settings.augment or self.settings.data_set.augmentation)
         if self.learner is None:
             outputs, spikes = activity(self.net, self.encode(inputs), lengths)
         else:

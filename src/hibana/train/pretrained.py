@@ -12,6 +12,7 @@ import math
 import re
 from dataclasses import fields
 from pathlib import Path
+from reprlib import repr as short_repr
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -168,8 +169,8 @@ def _config(path: Path) -> dict[str, Any]:
     known = {field.name: field.type for field in fields(Settings)}
     later = [name for name in config["settings"] if name not in known]
     if config["format"] != FORMAT or later:
-        version = record.shown(config.get("hibana_version"))
-        what = record.shown(later[0]) if later else f"format {record.shown(config['format'])}"
+        version = short_repr(config.get("hibana_version"))
+        what = short_repr(later[0]) if later else f"format {short_repr(config['format'])}"
         raise ValueError(f"{CONFIG} of version {version} with {what}, which {__version__} does not know")
     for name, value in config["settings"].items():
         if value == "inf" and known[name] in (float, float | None):

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-__all__ = ["Record", "line", "read", "shown", "text"]
+__all__ = ["Record", "line", "read", "text"]
 
 MOST_BYTES = 1 << 16
 _FIRST = "# Settings of a hibana run: "
@@ -48,17 +48,6 @@ def read(path: Path) -> Record:
     first = written.partition("\n")[0]
     run = first.removeprefix(_FIRST) if first.startswith(_FIRST) else "none"
     return Record(content, None if run == "none" else run)
-
-
-def shown(value: object) -> str:
-    """`value` in a sentence: as Python writes it, if that is short."""
-    if isinstance(value, str | bytes):
-        return repr(value) if len(value) <= 80 else f"{value[:80]!r}… ({len(value):,} characters)"
-    if isinstance(value, int) and abs(value) >= 10**20:
-        return "an integer of more than 20 digits"
-    if value is None or isinstance(value, int | float):
-        return repr(value)
-    return f"a {type(value).__name__}"
 
 
 def line(error: Exception) -> str:

@@ -124,6 +124,9 @@ def _opened(
         raise ValueError(f"{_WANTED}; {path} holds a network, and nothing that a training goes on from")
     for name in ("layers", "data"):
         architecture.check_trust(hyper.get(name), trust, f"checkpoint {path}")
+    if not whole and isinstance(hyper.get("augment"), str):  # version 0.2.0 had two more words
+        words = [word for word in hyper["augment"].split("-") if word not in ("drop", "mix")]
+        hyper["augment"] = "-".join(words) or None
     description = _description(path, content)
     if hyper.get("kind") != (None if description is None else description.kind):
         raise ValueError(f"{_WANTED}; {path} does not say how its inputs are read")

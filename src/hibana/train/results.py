@@ -5,6 +5,7 @@ import math
 from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
+from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, NamedTuple
 
 from hibana.data import DATA_SETS
@@ -69,7 +70,7 @@ def _run(path: Path) -> Run:
     made = DATA_SETS.get(str(content.get("data")))  # a class of the user's is not imported
     recipes = usual(content.get("kind"), made, steps if isinstance(steps, int) else 1)
     differing = [
-        f"{name} {record.shown(value).strip(chr(39))}"
+        f"{name} {short_repr(value).strip(chr(39))}"
         for name, value in content.items()
         if name in known
         and name not in ("data", "kind", "steps", "coding")

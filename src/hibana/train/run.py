@@ -28,12 +28,11 @@ from hibana.nn.models.rocket import Rocket
 from hibana.train import augment, checkpoint, elastic, finite, results, series
 from hibana.train.baseline import first
 from hibana.train.card import Facts
-from hibana.train.choices import UNIT
 from hibana.train.classifier import Classifier
 from hibana.train.folder import BEST, LAST, SETTINGS, Folder, identity, own
 from hibana.train.keeping import Files, History, Keeper
 from hibana.train.restoring import continued, described
-from hibana.train.settings import Settings
+from hibana.train.settings import UNIT, Settings
 
 __all__ = ["Outcome", "fit", "made"]
 

@@ -1,4 +1,4 @@
-"""Options of a training run, their checks, and the YAML file that they are written to."""
+"""Options of a training run, each defined once with its check, and the YAML file that they are written to."""
 
 import difflib
 import importlib
@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Self
+from reprlib import repr as short_repr
+from typing import Any, NamedTuple, Self
 
 from hibana import cells
 from hibana.cells import peer_aliases, surrogate
@@ -17,23 +18,67 @@ from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.nn import loss
 from hibana.runtime import files
 from hibana.train import architecture, record
-from hibana.train.choices import CELLS, CHOICES, CODINGS, UNIT
 from hibana.train.recipes import LEAST_JUDGES, defaults, rocket
 
-__all__ = ["IN_MEMORY", "OF_FILES", "Settings", "read"]
+__all__ = ["CELLS", "CHOICES", "IN_MEMORY", "OF_FILES", "UNIT", "Settings", "read"]
 
+CELLS: dict[str, Callable[..., cells.Cell]] = {
+    name: getattr(cells, f"{name}Cell")
+    for name in ("IF", "LIF", "PLIF", "CubaLIF", "ALIF", "AdLIF", "RefractoryLIF")
+}
+"""Spiking cells with a threshold, a surrogate and a reset."""
+CODINGS = ("constant", "poisson", "latency", "population", "delta", "none")
+"""The first four are for still inputs, the others for sequences."""
+UNIT = ("poisson", "latency", "population")
+"""Codings of values in [0, 1]."""
+RULES = ("d-rtrl", "e-prop", "ottt", "pp-prop")
+"""Names of :mod:`hibana.learn.rules`, which takes a tenth of a second to import."""
 IN_MEMORY = "in memory"
 """Value of `data` for samples that no file holds."""
-_READING = ("label", "columns", "dates", "group", "task", "test", "missing", "lengths")
-_READING += ("bins", "split_by", "denoise", "event_columns", "size", "encoding")  # type: ignore[assignment] # a longer tuple
-OF_FILES = ("kind", "class_weights", *_READING)
-"""Options of files and folders."""
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:\w+")
+
+
+class _Range(NamedTuple):
+    """Numbers that an option accepts: their description in messages, and the test."""
+
+    description: str
+    accepts: Callable[[Any], bool]
+
+
+_COUNT = _Range("at least 1 and below 2^31", lambda value: 1 <= value < 2**31)
+_COUNT_OR_0 = _Range("at least 0 and below 2^31", lambda value: 0 <= value < 2**31)
+_POSITIVE = _Range("positive and finite", lambda value: 0 < value < math.inf)
+_NOT_NEGATIVE = _Range("finite and at least 0", lambda value: 0 <= value < math.inf)
+_RATE = _Range("in (0, 1], spikes per step", lambda value: 0 < value <= 1)
+_START_RATE = _Range("in [0, 1), spikes per step", lambda value: 0 <= value < 1)
+_AT_LEAST_1 = _Range("at least 1 step", lambda value: value >= 1)
+_SEED = _Range("in [0, 2^32)", lambda value: 0 <= value < 2**32)
+
+
+def _option(default: Any, accepted: Any = None, of: str = "training") -> Any:
+    """A field of :class:`Settings`.
+
+    Args:
+        default: the default for still inputs; ``None`` for `steps` and `coding`, which the data decide.
+        accepted: a :class:`_Range`, a tuple of the accepted words, or a function that raises for others.
+        of: ``reading`` for arguments of the data set's class, ``files`` for other options of files and
+            folders.
+    """
+    return field(default=default, metadata={"accepted": accepted, "of": of})
+
+
+def _sides(size: str) -> tuple[int, int]:
+    """Height and width from ``32`` or ``28x34``."""
+    match = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", size)
+    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    if not (min(sides) > 0 and max(sides) <= 4096):
+        raise ValueError(f"size must be pixels such as 32 or 28x34, at most 4096, got {short_repr(size)}")
+    return sides
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options of a training run. Options of the data are accepted by the data that use them.
+    """Options of a training run, with their checks; the command line has an option for each.
 
     The defaults are those for still inputs. :mod:`hibana.train.recipes` has those of sequences, images,
     recordings of events and tables of few rows.
@@ -85,8 +130,8 @@ class Settings:
         smoothing: label smoothing, in [0, 1). Default: 0, for sequences 0.1.
         augment: random changes of training samples. Images: ``flip`` left to right, ``shift`` by up to one
             pixel. Recordings of events: ``shift`` by up to an eighth of each side, ``roll`` as far around the
-            sensor, ``drop`` of a part, ``mix`` of two recordings. Several words are joined by ``-``, such as
-            ``flip-shift``; ``none``; the default of the data set if ``None``.
+            sensor. Several words are joined by ``-``, such as ``flip-shift``; ``none``; the default of the
+            data set if ``None``.
         epochs: passes over the training set. Default: 40; 60 for few rows; 0 for the Rocket, which keeps its
             closed-form solution.
         patience: epochs without a smaller validation loss after which training stops. The epoch with the
@@ -116,54 +161,54 @@ class Settings:
     """
 
     data: str = field(default="digits", kw_only=False)
-    kind: str | None = None
-    label: str | None = None
-    columns: str | None = None
-    dates: str = "refuse"
-    group: str | None = None
-    task: str | None = None
-    test: str | None = None
-    missing: str = "median"
-    encoding: str | None = None
-    lengths: str = "stretch"
-    bins: str = "spikes"
-    split_by: str = "time"
-    denoise: float = 0.0
-    event_columns: str | None = None
-    size: str | None = None
-    class_weights: str = "none"
+    kind: str | None = _option(None, tuple(own.KINDS), of="files")
+    label: str | None = _option(None, of="reading")
+    columns: str | None = _option(None, of="reading")
+    dates: str = _option("refuse", own.DATES, of="reading")
+    group: str | None = _option(None, of="reading")
+    task: str | None = _option(None, own.TASKS, of="reading")
+    test: str | None = _option(None, of="reading")
+    missing: str = _option("median", own.MISSING, of="reading")
+    encoding: str | None = _option(None, own.check_encoding, of="reading")
+    lengths: str = _option("stretch", own.LENGTHS, of="reading")
+    bins: str = _option("spikes", own.BINS, of="reading")
+    split_by: str = _option("time", own.SPLITS, of="reading")
+    denoise: float = _option(0.0, own.check_denoise, of="reading")
+    event_columns: str | None = _option(None, own.check_event_columns, of="reading")
+    size: str | None = _option(None, _sides, of="reading")
+    class_weights: str = _option("none", ("none", "balanced"), of="files")
     root: str | None = None
     download: bool = False
-    layers: str = "256,256"
-    cell: str = "IF"
+    layers: str = _option("256,256", architecture.check)
+    cell: str = _option("IF", tuple(CELLS))
     tau: float | None = None
-    surrogate: str = "Step"
-    rule: str | None = None
-    threshold: float = 1.0
+    surrogate: str = _option("Step", surrogate.NAMES)
+    rule: str | None = _option(None, RULES)
+    threshold: float = _option(1.0, _POSITIVE)
     detach_reset: bool = True
-    readout_tau: float = math.inf
-    steps: int = field(default=None)  # type: ignore[assignment] # set in __post_init__
-    coding: str = field(default=None)  # type: ignore[assignment] # set in __post_init__
-    delta_threshold: float = 0.5
-    loss: str = "membrane-mean"
+    readout_tau: float = _option(math.inf, _AT_LEAST_1)
+    steps: int = _option(None, _COUNT)
+    coding: str = _option(None, CODINGS)
+    delta_threshold: float = _option(0.5, _POSITIVE)
+    loss: str = _option("membrane-mean", loss.NAMES)
     smoothing: float = 0.0
-    augment: str | None = None
-    epochs: int = 40
-    patience: int = 0
-    batch_size: int = 64
-    learning_rate: float = 5e-3
-    weight_decay: float = 1e-2
-    clip: float = 1.0
-    start_rate: float = 0.2
-    rate_target: float = 0.07
-    rate_penalty: float = 0.1
-    least_rate: float = 0.01
-    silence_penalty: float = 0.0
-    seed: int = 0
-    devices: int = 1
-    nodes: int = 1
+    augment: str | None = _option(None, ("none", "flip", "shift", "roll"))
+    epochs: int = _option(40, _COUNT_OR_0)
+    patience: int = _option(0, _NOT_NEGATIVE)
+    batch_size: int = _option(64, _COUNT)
+    learning_rate: float = _option(5e-3, _POSITIVE)
+    weight_decay: float = _option(1e-2, _NOT_NEGATIVE)
+    clip: float = _option(1.0, _POSITIVE)
+    start_rate: float = _option(0.2, _START_RATE)
+    rate_target: float = _option(0.07, _RATE)
+    rate_penalty: float = _option(0.1, _NOT_NEGATIVE)
+    least_rate: float = _option(0.01, _RATE)
+    silence_penalty: float = _option(0.0, _NOT_NEGATIVE)
+    seed: int = _option(0, _SEED)
+    devices: int = _option(1, _COUNT)
+    nodes: int = _option(1, _COUNT)
     accelerator: str = "cpu"
-    precision: str = "32-true"
+    precision: str = _option("32-true", ("32-true", "64-true", "bf16-mixed", "16-mixed"))
 
     explicit = frozenset[str]()
     """Names of the options that the caller passed."""
@@ -190,18 +235,17 @@ class Settings:
             test = None if self.test is None else str(Path(self.test).expanduser().absolute())
             self._set(kind=self.kind or _kind_of(self.data, self.group), data=str(path.absolute()), test=test)
         span = architecture.span(self.layers) if self.is_sequential else None
-        if "steps" not in self.explicit:
-            self._set(steps=span or own.usual_steps(self.kind, self.data) or self.data_set.usual_steps)
-        if "coding" not in self.explicit:
-            self._set(coding=self.data_set.coding or ("none" if self.is_sequential else "constant"))
-        self._set(
-            **{name: value for name, value in self._defaults(self.data).items() if name not in self.explicit}
-        )
+        self._set_default(steps=span or own.usual_steps(self.kind, self.data) or self.data_set.usual_steps)
+        self._set_default(coding=self.data_set.coding or ("none" if self.is_sequential else "constant"))
+        self._set_default(**self._defaults(self.data))
         self._check()
 
     def _set(self, **values: Any) -> None:
         for name, value in values.items():
             object.__setattr__(self, name, value)
+
+    def _set_default(self, **values: Any) -> None:
+        self._set(**{name: value for name, value in values.items() if name not in self.explicit})
 
     def _defaults(self, source: Any, rows: int | None = None) -> dict[str, Any]:
         """Defaults for the data at `source`, with `rows` training samples, that differ from the class's."""
@@ -211,55 +255,39 @@ class Settings:
         return defaults(self.kind, of, self.steps, source=source, rows=rows, rule=rule)
 
     def _check(self) -> None:
-        for name, words in CHOICES.items():
-            if name not in ("augment", "coding", "loss", "surrogate"):
-                _check_choice(name, getattr(self, name), words)
-        for word in () if self.augment is None else self.augment.split("-"):
-            _check_choice("augment", word, CHOICES["augment"])
+        """Checks each option, and options that depend on each other.
+
+        Raises:
+            ValueError: naming the option and what it accepts.
+        """
         codings = CODINGS[4:] if self.is_sequential else CODINGS[:4]
         _check_choice(f"coding of {self.data}", self.coding, codings)
+        for each in fields(self):
+            accepted, value = each.metadata.get("accepted"), getattr(self, each.name)
+            if isinstance(accepted, _Range) and not accepted.accepts(value):
+                raise ValueError(f"{each.name} must be {accepted.description}, got {short_repr(value)}")
+            if type(accepted) is tuple and each.name not in ("surrogate", "loss"):  # checked below
+                for word in value.split("-") if each.name == "augment" and value else [value]:
+                    _check_choice(each.name, word, accepted)
+            elif callable(accepted) and value is not None:
+                accepted(value)
         surrogate.named(self.surrogate)
         loss.named(self.loss, self.smoothing)
-        architecture.check(self.layers)
-        own.check_denoise(self.denoise)
-        if self.encoding is not None:
-            own.check_encoding(self.encoding)
-        if self.event_columns is not None:
-            own.check_event_columns(self.event_columns)
-        _sides(self.size)
-        fewest = 0 if architecture.span(self.layers) is not None else 1
-        counts = ("steps", "epochs", "batch_size", "devices", "nodes")
-        self._check_numbers(("epochs",), f"at least {fewest}", lambda value: value >= fewest)
-        self._check_numbers((*counts[:1], *counts[2:]), "at least 1", lambda value: value >= 1)
-        self._check_numbers(counts, "below 2^31", lambda value: value < 2**31)
-        positive = ("threshold", "learning_rate", "clip", "delta_threshold")
-        self._check_numbers(positive, "positive and finite", lambda value: 0 < value < math.inf)
-        weights = ("weight_decay", "rate_penalty", "silence_penalty", "patience")
-        self._check_numbers(weights, "finite and at least 0", lambda value: 0 <= value < math.inf)
-        rates = ("rate_target", "least_rate")
-        self._check_numbers(rates, "in (0, 1], spikes per step", lambda value: 0 < value <= 1)
-        self._check_numbers(("start_rate",), "in [0, 1), spikes per step", lambda value: 0 <= value < 1)
-        self._check_numbers(("seed",), "in [0, 2^32)", lambda value: 0 <= value < 2**32)
-        self._check_numbers(("readout_tau",), "at least 1 step", lambda value: value >= 1)
+        if self.epochs == 0 and architecture.span(self.layers) is None:
+            raise ValueError("epochs must be at least 1, got 0")
         processes = self.devices * self.nodes
-        divides = "such that devices times nodes divides batch_size"
-        self._check_numbers(("devices",), divides, lambda _: self.batch_size % processes == 0)
-        if self.rule is not None:
-            names, reason = (
-                ("rate_penalty", "silence_penalty"),
-                "its gradient would reach the readout's traces",
+        if self.batch_size % processes:
+            raise ValueError(
+                f"batch_size must be divisible by devices times nodes, {processes}, got {self.batch_size}"
             )
-            self._check_numbers(names, f"0 with rule {self.rule} ({reason})", lambda value: value == 0)
+        for name in ("rate_penalty", "silence_penalty") if self.rule is not None else ():
+            if (value := getattr(self, name)) != 0:
+                reason = f"0 with rule {self.rule} (its gradient would reach the readout's traces)"
+                raise ValueError(f"{name} must be {reason}, got {value}")
         if self.loss == "first-spike" and ":" not in self.layers:
             raise ValueError(
                 f"loss first-spike needs outputs that spike; layers {self.layers} end in potentials"
             )
-
-    def _check_numbers(self, names: tuple[str, ...], accepted: str, accepts: Callable[[Any], bool]) -> None:
-        for name in names:
-            value = getattr(self, name)
-            if not accepts(value):
-                raise ValueError(f"{name} must be {accepted}, got {record.shown(value)}")
 
     @property
     def what(self) -> str:
@@ -308,14 +336,15 @@ class Settings:
 
     def _reading(self) -> dict[str, Any]:
         """Arguments of the data set's class, without those at their default."""
+        names = [each.name for each in fields(self) if each.metadata.get("of") == "reading"]
         default = type(self).__dataclass_fields__
-        options = {name: getattr(self, name) for name in (*_READING, "root", "download")}
+        options = {name: getattr(self, name) for name in (*names, "root", "download")}
         options = {name: value for name, value in options.items() if value != default[name].default}
         if "size" in options:
-            options["size"] = _sides(self.size)
-        if self.columns is not None:
-            options["columns"] = [name.strip() for name in self.columns.split(",")]
-        if self.event_columns is not None:
+            options["size"] = _sides(options["size"])
+        if "columns" in options:
+            options["columns"] = [name.strip() for name in options["columns"].split(",")]
+        if "event_columns" in options:
             options["columns"] = options.pop("event_columns")
         return options
 
@@ -363,6 +392,16 @@ class Settings:
         files.write(Path(path), record.text(asdict(self), run).encode())
 
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    each.name: each.metadata["accepted"]
+    for each in fields(Settings)
+    if type(each.metadata.get("accepted")) is tuple
+}
+"""Words that options accept."""
+OF_FILES = tuple(each.name for each in fields(Settings) if each.metadata.get("of") in ("files", "reading"))
+"""Options of files and folders."""
+
+
 def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Settings:
     """Settings from a YAML file. Options that the file does not name have their defaults.
 
@@ -393,7 +432,7 @@ def _unknown(name: str) -> str:
     alias = peer_aliases.OPTIONS.get(name.replace("_", "-"), "").replace("-", "_")
     near = [alias] if alias in names else difflib.get_close_matches(name[:80], names, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no setting {record.shown(name)}{hint}"
+    return f"there is no setting {short_repr(name)}{hint}"
 
 
 def _kind_of(data: str, group: str | None) -> str:
@@ -407,7 +446,7 @@ def _kind_of(data: str, group: str | None) -> str:
     hint = f"; did you mean {near[0]}?" if near else ""
     names = ", ".join(DATA_SETS)
     raise ValueError(
-        f"data must be one of {names}, or a file or folder of yours; got {record.shown(data)}{hint}"
+        f"data must be one of {names}, or a file or folder of yours; got {short_repr(data)}{hint}"
     )
 
 
@@ -425,26 +464,15 @@ def _imported(data: str) -> type[DataSet]:
     return made
 
 
-def _sides(size: str | None) -> tuple[int, int] | None:
-    """Height and width from ``32`` or ``28x34``."""
-    if size is None:
-        return None
-    match = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", size)
-    sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-    if not (min(sides) > 0 and max(sides) <= 4096):
-        raise ValueError(f"size must be pixels such as 32 or 28x34, at most 4096, got {record.shown(size)}")
-    return sides
-
-
 def _check_choice(name: str, value: str | None, words: tuple[str, ...]) -> None:
     if value is not None and value not in words:
-        raise ValueError(f"{name} must be one of {', '.join(words)}; got {record.shown(value)}")
+        raise ValueError(f"{name} must be one of {', '.join(words)}; got {short_repr(value)}")
 
 
 def _check_type(name: str, value: object, accepted: Any) -> None:
     types = {float: int | float, float | None: int | float | None}.get(accepted, accepted)
     if (isinstance(value, bool) and accepted is not bool) or not isinstance(value, types):
         expected = getattr(accepted, "__name__", accepted)
-        raise ValueError(f"{name} must be of type {expected}, got {record.shown(value)}")
+        raise ValueError(f"{name} must be of type {expected}, got {short_repr(value)}")
     if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{name} must be below 2^63, got {record.shown(value)}")
+        raise ValueError(f"{name} must be below 2^63, got {short_repr(value)}")
