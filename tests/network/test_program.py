@@ -283,7 +283,7 @@ def test_neurons_with_delayed_synapses_to_each_other():
     pieces = [stream.run(inputs[:11])]
     stream.state = stream.state
     assert torch.equal(torch.cat([*pieces, stream.run(inputs[11:])]), wanted)
-    with pytest.raises(Unsupported, match="layer '1': DelayedRecurrent is no layer that can be written"):
+    with pytest.raises(Unsupported, match="layer '1': DelayedRecurrent has no C form"):
         to_c(net, inputs)
 
 

@@ -157,11 +157,11 @@ def test_a_network_of_one_layer_is_read():
     ("net", "says"),
     [
         (nn.Sequential(nn.Linear(3, 3), Branching()), r"layer '1': Branching\.forward cannot be traced: "),
-        (nn.Sequential(nn.Linear(3, 3), Times()), "'sigmoid' in layer '1': sigmoid is no operation"),
+        (nn.Sequential(nn.Linear(3, 3), Times()), "'sigmoid' in layer '1': sigmoid is not supported"),
         (nn.Sequential(nn.Linear(3, 3), Scaled()), r"'1\.gain' is a tensor outside of a layer"),
         (nn.Sequential(nn.Linear(3, 3), Falls()), "'dropout' in layer '1' .*, and drops some in evaluation"),
-        (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "layer '1': LayerNorm is no layer"),
-        (nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3)), "layer '1': GRU is no layer"),
+        (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "layer '1': LayerNorm is not a supported layer"),
+        (nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3)), "layer '1': GRU is not a supported layer"),
         (nn.Sequential(nn.Linear(3, 3), nn.Flatten()), r"layer '1' makes \[5, 6\] of \[5, 2, 3\]"),
         (nn.Sequential(hb.IF(), Held()), r"layer '1': Held\.forward cannot be traced: "),
         (Two(), r"Two\.forward cannot be traced: it takes a second input, 'y'"),
@@ -241,7 +241,7 @@ def test_sizes_that_hold_for_the_example_alone_are_refused():
         hb.compile(Joined(), x)
     with pytest.raises(RuntimeError, match=r"'reshape' in Fixed\.forward: shape"):
         hb.compile(Fixed(), x)
-    with pytest.raises(RuntimeError, match="multiplies by a number that depends on T or batch"):
+    with pytest.raises(RuntimeError, match="computes with a number that depends on T or batch"):
         hb.compile(Scaled(), x)
     for pool, inputs in ((nn.MaxPool2d(2), x[:, :, 0]), (nn.MaxPool1d(2), x[:, :, 0, 0])):
         with pytest.raises(RuntimeError, match="which have no channels"):
@@ -278,7 +278,7 @@ def test_tensors_of_other_sizes_than_the_settings_say_are_refused(name):
         layer.bias = None
     net = nn.Sequential(layer, hb.IF())
     net(ROWS)
-    with pytest.raises(RuntimeError, match="layer '0': the settings of Linear say"):
+    with pytest.raises(RuntimeError, match="layer '0': the settings of Linear imply"):
         hb.compile(net, ROWS)
 
 

@@ -179,5 +179,5 @@ def refusing():
 
 @pytest.mark.parametrize("call", list(refusing()), ids=["c", "quantize", "aware", "onnx"])
 def test_what_has_no_words_for_it_refuses_it_by_name(call):
-    with pytest.raises(Exception, match="layer '1': DelayedRecurrent is no layer that can be written"):
+    with pytest.raises(Exception, match=r"layer '1': DelayedRecurrent has no \w+ form"):
         call()

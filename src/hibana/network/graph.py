@@ -6,89 +6,87 @@ that it was written in, and says which number of PyTorch's lies where.
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from hibana.compiler.graph.ops import Unsupported
+if TYPE_CHECKING:
+    from hibana.network.layers.base import LayerKind
 
-__all__ = ["OVER_TIME", "WEIGHTED", "Kind", "Network", "Node"]
+__all__ = ["Network", "Node", "Shape"]
 
-Kind = Literal[
-    "input", "linear", "convolution", "maximum", "average", "sum", "scale",
-    "neurons", "window", "delay", "delayed", "delayed recurrent",
-]  # fmt: skip
-OVER_TIME = ("neurons", "window", "delay", "delayed", "delayed recurrent")
-"""Layers whose output depends on the steps before, as well as on their input."""
-WEIGHTED = ("linear", "convolution", "window", "delayed")
-"""Layers that add rows of weights."""
+Shape = tuple[int, ...]
 
 
 @dataclass(eq=False)
 class Node:
-    """What one layer gives at each step, for one sample."""
+    """One layer of a network, for one sample and step."""
 
     name: str
-    """The layer's in the network; ``"input"`` of what goes in."""
-    kind: Kind
-    module: nn.Module | None
+    """The layer's path in the network; ``"input"`` for the network's input."""
+    layer: "LayerKind"
+    module: Any
+    """An ``nn.Module``; None for arithmetic in a ``forward``."""
     inputs: tuple["Node", ...]
-    seen: tuple[tuple[int, ...], ...]
-    """The shapes that the layer sees its inputs in."""
-    shape: tuple[int, ...]
+    seen: tuple[Shape, ...]
+    """The shape in which the layer takes one sample of each input."""
+    shape: Shape
     factor: float = 1.0
-    """What a ``scale`` multiplies with."""
+    """The number that a product multiplies by."""
     density: float = 1.0
-    """The part of its numbers that were not zero on the example."""
+    """Fraction of the outputs on the example that are not zero."""
     extremes: tuple[float, float] = (0.0, 0.0)
-    """The least and the largest of its numbers on the example."""
+    """Smallest and largest output on the example."""
     binary: bool = False
-    """Whether its numbers were all 0 or 1 on the example."""
+    """Whether all outputs on the example are 0 or 1."""
     users: list["Node"] = field(default_factory=list)
 
     @property
+    def kind(self) -> str:
+        """The name of the kind of layer."""
+        return self.layer.name
+
+    @property
     def size(self) -> int:
-        """How many numbers it is."""
+        """Number of outputs of one sample."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network over time, read."""
+    """A network over time as a graph of layers."""
 
     nodes: tuple[Node, ...]
-    """In the order they run in; the first is the input."""
+    """In the order of execution; the first is the input."""
     output: Node
-    outputs: tuple[int, ...]
-    """The shape that comes out."""
+    outputs: Shape
+    """Shape of one sample of the network's output."""
     dtype: torch.dtype
     net: nn.Module
-    """The copy of the network, batch normalisation folded, that the layers are of."""
+    """The copy of the network, with batch normalisation folded, that holds the nodes' modules."""
 
     def __str__(self) -> str:
-        from hibana.network.table import table  # which reads neurons, and so this module
+        from hibana.network.table import table  # which imports this module
 
         return table(self)
 
     @property
     def input(self) -> Node:
-        """What goes in."""
+        """The node of the network's input."""
         return self.nodes[0]
 
-    def check_kinds(self, *unknown: Kind) -> None:
-        """Raises Unsupported, naming the first layer of a kind that is `unknown` to who reads the graph."""
+    def check_kinds(self, target: str, *unknown: str) -> None:
+        """Raises Unsupported, naming the layer, if the kind of a node is one that `target` does not have."""
         for node in self.nodes:
             if node.kind in unknown:
-                raise Unsupported(
-                    f"layer {node.name!r}: {type(node.module).__name__} is no layer that can be written"
-                )
+                node.layer.refuse(node, target)
 
     @property
     def still(self) -> tuple[Node, ...]:
-        """The nodes before the first that look back: what a constant input need not have computed twice."""
+        """The nodes before the first layer over time: a constant input needs them computed only once."""
         moving: set[Node] = set()
         for node in self.nodes:
-            if node.kind in OVER_TIME or any(other in moving for other in node.inputs):
+            if node.layer.over_time or any(source in moving for source in node.inputs):
                 moving.add(node)
         return tuple(node for node in self.nodes if node not in moving)

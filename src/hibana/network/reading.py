@@ -6,12 +6,11 @@ not mistaken for each other.
 """
 
 import math
-import operator
 import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,46 +19,13 @@ from torch.nn import functional
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import add_hint
 from hibana.network.fold import folded_calls
-from hibana.network.graph import OVER_TIME, Kind, Network, Node
-from hibana.network.sliding import check_sizes
-from hibana.nn.blocks import StepsDropout
-from hibana.nn.delay import Delay
-from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.delayed_recurrent import DelayedRecurrent
-from hibana.nn.layers import OverTime, Recurrent
-from hibana.nn.window import Window
+from hibana.network.graph import Network, Node
+from hibana.network.layers import LAYERS, Call, LayerKind, kind_of, kind_of_function
 
 __all__ = ["read"]
 
-_KINDS: tuple[tuple[Any, Kind], ...] = (
-    (nn.Linear, "linear"),
-    ((nn.Conv1d, nn.Conv2d), "convolution"),
-    ((nn.MaxPool1d, nn.MaxPool2d), "maximum"),
-    ((nn.AvgPool1d, nn.AvgPool2d), "average"),
-    ((OverTime, Recurrent), "neurons"),
-    (Window, "window"),
-    (Delay, "delay"),
-    (DelayedLinear, "delayed"),
-    (DelayedRecurrent, "delayed recurrent"),
-)
-_MOVES = (
-    *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-    StepsDropout,
-)
-_RESHAPED: tuple[Any, ...] = (
-    *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten, functional.dropout),
-    *("flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten", "contiguous", "detach", "clone"),
-)
 _SIZES: tuple[Any, ...] = (getattr, "size", "dim", "numel")
-_SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
-_PRODUCTS: tuple[Any, ...] = (operator.mul, torch.mul, "mul")
-_MEANS: tuple[Any, ...] = (torch.mean, "mean")
 _RUNS = ("example", "probe")
-_KNOWN = (*_RESHAPED, *_SIZES, *_SUMS, *_PRODUCTS, *_MEANS)
-
-
-class Mean(nn.AvgPool2d):
-    """The mean over an image or a sequence: a pooling whose window is all of it."""
 
 
 def read(net: nn.Module, example: Tensor) -> Network:
@@ -131,7 +97,7 @@ class _Reading:
         """The graph."""
         for line in self.lines.nodes:
             if line.op == "placeholder":
-                node = Node("input", "input", None, (), (), tuple(self.runs[0].shape[2:]))
+                node = Node("input", LAYERS["input"], None, (), (), tuple(self.runs[0].shape[2:]))
                 self._add(line, node, self.runs, 2)
             elif line.op == "output":
                 (out,) = line.args
@@ -172,16 +138,13 @@ class _Reading:
             raise Unsupported(
                 f"{is_a}: batch normalisation after it takes samples for channels: use EachStep"
             )
-        kind = next((kind for of, kind in _KINDS if isinstance(module, of)), None)
-        mean = isinstance(module, nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d)
-        if kind is None and not mean and not isinstance(module, _MOVES):
-            raise Unsupported(f"{is_a} is no layer that can be written")
-        if kind in OVER_TIME and self.calls[name] > 1:
+        kind = kind_of(module)
+        if kind is None:
+            raise Unsupported(f"{is_a} is not a supported layer")
+        if kind.over_time and self.calls[name] > 1:
             raise Unsupported(f"layer {name!r} is called {self.calls[name]} times, with a state for each")
-        if kind in OVER_TIME and value.leading == 1:
+        if kind.over_time and value.leading == 1:
             raise Unsupported(f"{is_a} is called with time and batch joined")
-        if kind is not None:
-            self._check(name, kind, module, value.shape)
         try:
             result = module(value.example)
         except (RuntimeError, ValueError) as error:
@@ -193,43 +156,16 @@ class _Reading:
             raise Unsupported(f"{is_a} takes no other number of steps or samples: {error}") from error
         if not all(isinstance(result, Tensor) for result in results):
             raise Unsupported(f"{is_a} gives something else than one tensor")
-        shape = tuple(results[0].shape[value.leading :])
-        if kind is not None:
-            node = Node(name, kind, module, (value.node,), (value.shape,), shape)
-            check_sizes(node)
-            self._add(line, node, results, value.leading)
-        elif not mean:
-            self.values[line] = self._moved(line, value, results)
-        elif {*shape[1:]} == {1}:
-            self._mean(line, name, value, results)
-        else:
-            raise Unsupported(f"{is_a} is written where it leaves one pixel, not {shape}")
-
-    def _check(self, name: str, kind: Kind, module: Any, seen: tuple[int, ...]) -> None:
-        """Refuses settings of a layer, and inputs, that no program computes."""
-        reason = ""
-        if kind == "linear" and len(seen) != 1:
-            reason = f"a linear layer on the last dimension of {seen}; flatten first"
-        elif kind in ("convolution", "maximum", "average"):
-            sides = 1 if isinstance(module, nn.Conv1d | nn.MaxPool1d | nn.AvgPool1d) else 2
-            if len(seen) != sides + 1:
-                reason = f"{type(module).__name__} on samples of shape {seen}, which have no channels"
-            elif kind == "convolution" and module.padding_mode != "zeros":
-                reason = f"padding by {module.padding_mode}"
-            elif kind != "convolution" and module.ceil_mode:
-                reason = "ceil_mode"
-            elif kind == "maximum" and (module.return_indices or module.dilation not in (1, (1,), (1, 1))):
-                reason = "return_indices or dilation"
-        if reason:
-            raise Unsupported(f"layer {name!r}: {reason} is nothing that can be written")
+        self._read(line, kind, module, [value], results)
 
     def _function(self, line: fx.Node) -> None:
         target: Any = line.target
+        kind = kind_of_function(target)
         given = {source: self._given(line, source) for source in line.all_input_nodes}
         args: Any = [given.get(arg) if isinstance(arg, fx.Node) else arg for arg in line.args]
         values = [value for value in args if isinstance(value, _Value)]
         elsewhere = sum(isinstance(value, _Value) for value in given.values())
-        if elsewhere > len(values) or (values and target not in _KNOWN):
+        if elsewhere > len(values) or (values and kind is None and target not in _SIZES):
             raise self._refused(line)
         run = [self._arguments(line, {s: getattr(v, of) for s, v in given.items()}) for of in _RUNS]
         try:
@@ -241,30 +177,35 @@ class _Reading:
             ]
         except Exception as error:  # whatever the operation makes of these
             raise Unsupported(f"{self._where(line)}: {str(error).partition(chr(10))[0]}") from error
-        others = [other for arg, other in zip(args, run[0][0], strict=True) if not isinstance(arg, _Value)]
-        named = run[0][1]
         if not isinstance(results[0], Tensor):
             self.values[line] = _Sizes(*results)
-        elif target in _SUMS and len(values) == 2 and not others and not named:
-            one, two = values
-            if one.shape != two.shape or one.leading != two.leading:
-                raise Unsupported(f"{self._where(line)} adds {one.shape} and {two.shape}")
-            node = Node(line.name, "sum", None, (one.node, two.node), (one.shape, two.shape), one.shape)
-            self._add(line, node, results, one.leading)
-        elif len(values) != 1:
+            return
+        if kind is None or not values or len({value.leading for value in values}) > 1:
             raise self._refused(line)
-        elif target in _PRODUCTS and isinstance(others[0], int | float):
-            if any(isinstance(value, _Sizes) and value.example != value.probe for value in given.values()):
-                raise Unsupported(f"{self._where(line)} multiplies by a number that depends on T or batch")
-            (value,) = values
-            node = Node(line.name, "scale", None, (value.node,), (value.shape,), value.shape, others[0])
-            self._add(line, node, results, value.leading)
-        elif target in _MEANS and self._is_of_images(values[0], others, named):
-            self._mean(line, line.name, values[0], results)
-        elif target in _RESHAPED:
+        others = [other for arg, other in zip(args, run[0][0], strict=True) if not isinstance(arg, _Value)]
+        self._read(line, kind, None, values, results, tuple(others), run[0][1])
+        sizes = [value for value in given.values() if isinstance(value, _Sizes)]
+        if self.nodes[-1].name == line.name and any(size.example != size.probe for size in sizes):
+            raise Unsupported(f"{self._where(line)} computes with a number that depends on T or batch")
+
+    def _read(
+        self,
+        line: fx.Node,
+        kind: LayerKind,
+        module: nn.Module | None,
+        values: list[_Value],
+        results: Sequence[Tensor],
+        *arguments: Any,
+    ) -> None:
+        """Has `kind` read the call `line`, whose `results` in both runs are tensors."""
+        inputs, seen = tuple(value.node for value in values), tuple(value.shape for value in values)
+        leading, name = values[0].leading, line.name if module is None else str(line.target)
+        shape = tuple(results[0].shape[leading:])
+        node = kind.read(Call(name, self._where(line), module, inputs, seen, shape, leading, *arguments))
+        if node in inputs:
             self.values[line] = self._moved(line, values[0], results)
         else:
-            raise self._refused(line)
+            self._add(line, node, results, leading)
 
     @staticmethod
     def _arguments(line: fx.Node, values: dict[fx.Node, Any]) -> tuple[Any, Any]:
@@ -272,23 +213,6 @@ class _Reading:
         args: Any = fx.node.map_arg(line.args, values.get)
         named: Any = fx.node.map_arg(line.kwargs, values.get)
         return args, named
-
-    def _mean(self, line: fx.Node, name: str, value: _Value, results: Sequence[Tensor]) -> None:
-        """The mean over all but the channels."""
-        channels, *sides = value.shape
-        shape = channels, *(1 for _ in sides)
-        window = Mean(cast(Any, tuple(sides)))  # of one side for a sequence
-        node = Node(name, "average", window, (value.node,), (value.shape,), shape)
-        check_sizes(node)
-        self._add(line, node, results, value.leading)
-
-    def _is_of_images(self, value: _Value, arguments: list[Any], named: dict[str, Any]) -> bool:
-        """Whether a mean is over height and width, and these alone."""
-        if len(value.shape) not in (2, 3) or not (arguments or "dim" in named):
-            return False
-        blank = torch.empty([2] * value.example.ndim, dtype=torch.float32, device="meta")
-        kept = torch.mean(blank, *cast(Any, arguments), **{**named, "keepdim": True}).shape
-        return tuple(kept) == (*[2] * (value.leading + 1), *(1 for _ in value.shape[1:]))
 
     def _moved(self, line: fx.Node, value: _Value, results: Sequence[Tensor]) -> _Value:
         """The numbers of `value` in another shape, or with time and batch joined or apart."""
@@ -303,8 +227,7 @@ class _Reading:
 
     def _refused(self, line: fx.Node) -> Unsupported:
         called = getattr(line.target, "__name__", line.target)
-        but = ", but for one over all of an image" if line.target in _MEANS else ""
-        return Unsupported(f"{self._where(line)}: {called} is no operation that can be written{but}")
+        return Unsupported(f"{self._where(line)}: {called} is not supported")
 
     def _where(self, line: fx.Node) -> str:
         """The operation `line`, and what calls it, for messages."""

@@ -1,6 +1,5 @@
 """A network as ONNX, with the loop over time in it: a graph whose size does not grow with T."""
 
-import math
 from typing import Any
 
 import torch
@@ -13,12 +12,11 @@ from hibana.compiler.graph.step import Step, Value
 from hibana.network.graph import Network, Node
 from hibana.network.neurons import traced
 from hibana.network.reading import read
-from hibana.network.scan_past import Body, looking_back
-from hibana.network.sliding import whole
+from hibana.network.sliding import indices
 from hibana.network.whole import Quantized
 from hibana.runtime.extras import needing
 
-__all__ = ["to_onnx"]
+__all__ = ["OnnxStep", "to_onnx"]
 
 OPSET = 17
 
@@ -47,12 +45,11 @@ def to_onnx(net: nn.Module, example: Tensor) -> Any:
         return to_onnx(net.net, net.whole_input(example))
     with torch.no_grad():
         network = read(net, example)
-        network.check_kinds("delayed recurrent")
-        return _Model(network).written()
+        return OnnxStep(network).written()
 
 
-class _Model(Body):
-    """The writing of one model."""
+class OnnxStep:
+    """An ONNX model under construction: its layers write one step."""
 
     def __init__(self, network: Network) -> None:
         import onnx
@@ -72,11 +69,11 @@ class _Model(Body):
         """The model."""
         helper = self.onnx.helper
         values: dict[Node, str] = {self.network.input: "x"}
-        for at, node in enumerate(self.network.nodes[1:], start=1):
+        for node in self.network.nodes[1:]:
             given = [
                 self._shaped(values[s], s.shape, seen) for s, seen in zip(node.inputs, node.seen, strict=True)
             ]
-            values[node] = self._layer(node, at, given)
+            values[node] = node.layer.to_onnx(node, given, self)
         out = self._shaped(values[self.network.output], self.network.output.shape, self.network.outputs)
         self.op("Identity", [out], name="y")
         befores = [self._info(before, shape) for before, _, shape in self.states]
@@ -102,20 +99,24 @@ class _Model(Body):
         return self.onnx.helper.make_tensor_value_info(name, self.kind, ["T", *sides] if over_time else sides)
 
     def constant(self, values: Tensor) -> str:
+        """The name of a constant tensor."""
         name = f"c{len(self.constants)}"
         self.constants.append(self.onnx.numpy_helper.from_array(values.detach().contiguous().numpy(), name))
         return name
 
-    def _number(self, number: float) -> str:
+    def number(self, number: float) -> str:
+        """The name of a constant number."""
         return self.constant(torch.tensor(number, dtype=self.network.dtype, device="cpu"))
 
     def op(self, op: str, given: list[str], name: str = "", outer: bool = False, **settings: Any) -> str:
+        """Writes an operation; the name of its result."""
         self.count += 1
         name = name or f"v{self.count}"
         (self.outer if outer else self.body).append(self.onnx.helper.make_node(op, given, [name], **settings))
         return name
 
     def state(self, name: str, shape: tuple[int, ...]) -> tuple[str, str]:
+        """The names before and after the step of a state that starts as zeros, ``[batch, *shape]``."""
         before, after = f"{name}_before", name
         self.states.append((before, after, shape))
         zero = torch.zeros((1, *(1 for _ in shape)), dtype=self.network.dtype, device="cpu")
@@ -125,47 +126,24 @@ class _Model(Body):
     def _shaped(self, value: str, shape: tuple[int, ...], seen: tuple[int, ...]) -> str:
         if shape == seen:
             return value
-        return self.op("Reshape", [value, self.constant(whole([-1, *seen]))])
+        return self.op("Reshape", [value, self.constant(indices([-1, *seen]))])
 
-    def _layer(self, node: Node, at: int, given: list[str]) -> str:
-        module: Any = node.module
-        if node.kind == "neurons":
-            return self._neurons(node, at, given[0])
-        if node.kind == "sum":
-            return self.op("Add", given)
-        if node.kind == "scale":
-            return self.op("Mul", [given[0], self._number(node.factor)])
-        if node.kind == "linear":
-            bias = [] if module.bias is None else [self.constant(module.bias)]
-            return self.op("Gemm", [given[0], self.constant(module.weight), *bias], transB=1)
-        if node.kind in ("window", "delay", "delayed"):
-            return looking_back(self, node, at, given[0])
-        rank = len(node.shape) - 1
-        names = ("kernel_size", "stride", "dilation")
-        sizes = {n: _each(getattr(module, n), rank) for n in names if hasattr(module, n)}
-        named: dict[str, Any] = {"kernel_shape": sizes["kernel_size"], "strides": sizes["stride"]}
-        if module.padding == "same":
-            total = [d * (k - 1) for d, k in zip(sizes["dilation"], sizes["kernel_size"], strict=True)]
-            named["pads"] = [t // 2 for t in total] + [t - t // 2 for t in total]
-        else:
-            named["pads"] = _each(0 if module.padding == "valid" else module.padding, rank) * 2
-        if node.kind == "convolution":
-            bias = [] if module.bias is None else [self.constant(module.bias)]
-            named |= {"dilations": sizes["dilation"], "group": module.groups}
-            return self.op("Conv", [given[0], self.constant(module.weight), *bias], **named)
-        if node.kind == "maximum":
-            return self.op("MaxPool", given, **named)
-        mean = self.op("AveragePool", given, count_include_pad=int(module.count_include_pad), **named)
-        divisor = getattr(module, "divisor_override", None)
-        if divisor is None:
-            return mean
-        area = math.prod(named["kernel_shape"]) / divisor
-        return self.op("Mul", [mean, self._number(area)])
+    def past(self, value: str, channels: int, pixels: int, reach: int) -> str:
+        """`value` at the last steps, ``[batch, channels, reach + 1, pixels]``, the earliest step first."""
+        now = self.op("Reshape", [value, self.constant(indices([-1, channels, 1, pixels]))])
+        if reach == 0:
+            return now
+        before, after = self.state(f"past{len(self.states)}", (channels, reach, pixels))
+        steps = self.op("Concat", [before, now], axis=2)
+        one, end, axis = (self.constant(indices([number])) for number in (1, reach + 1, 2))
+        self.op("Slice", [steps, one, end, axis], name=after)
+        return steps
 
-    def _neurons(self, node: Node, at: int, given: str) -> str:
+    def neurons(self, node: Node, value: str) -> str:
+        """A layer of neurons that reads `value`; the name of what it emits."""
         step, rest, held = traced(node, self.network.dtype)
         try:
-            return self._step(step, at, given, rest, held)
+            return self._step(step, len(self.states), value, rest, held)
         except Unsupported as refused:
             raise Unsupported(f"layer {node.name!r}: {refused}") from refused
 
@@ -182,7 +160,7 @@ class _Model(Body):
         stores = forward_pass(step, None)
         for name, leaf in leaves(stores).items():
             if leaf.op == "scalar" and name[0] == "c":
-                names[name] = self._number(step.constants[int(name[2:-1])])
+                names[name] = self.number(step.constants[int(name[2:-1])])
             elif name[0] == "p" and name not in names:
                 names[name] = self.constant(held[int(name[1:].partition("[")[0])].to(self.network.dtype))
         done: dict[Value, str] = {}
@@ -194,7 +172,7 @@ class _Model(Body):
 
     def _value(self, value: Value, args: list[str], names: dict[str, str], matrices: Any) -> str:
         if value.op == "number":
-            return self._number(float(value.data))
+            return self.number(float(value.data))
         if not value.args:
             return names[str(value.data)]
         if value.op == "product":
@@ -216,15 +194,11 @@ class _Model(Body):
         """The states at rest, for as many samples as there are."""
         if not self.states:
             return []
-        one = self.constant(whole([1]))
+        one = self.constant(indices([1]))
         sides = self.op("Shape", ["input"], outer=True)
-        batch = self.op("Slice", [sides, one, self.constant(whole([2]))], outer=True)
+        batch = self.op("Slice", [sides, one, self.constant(indices([2]))], outer=True)
         firsts = []
         for before, _, shape in self.states:
-            sizes = self.op("Concat", [batch, self.constant(whole(shape))], outer=True, axis=0)
+            sizes = self.op("Concat", [batch, self.constant(indices(shape))], outer=True, axis=0)
             firsts.append(self.op("Expand", [f"{before}_first", sizes], outer=True))
         return firsts
-
-
-def _each(sizes: int | tuple[int, ...], rank: int) -> list[int]:
-    return [sizes] * rank if isinstance(sizes, int) else list(sizes)

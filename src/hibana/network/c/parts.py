@@ -8,7 +8,6 @@ from hibana.network.c.memory import FOREVER, Held, Memory, index_kind
 from hibana.network.c.numbers import Numbers
 from hibana.network.c.text import array as array_of
 from hibana.network.graph import Network, Node
-from hibana.network.weights import delays_of
 
 __all__ = ["Parts"]
 
@@ -44,7 +43,7 @@ class Parts:
 
     def delays(self, node: Node, read: Held, kind: str) -> tuple[str, Ring]:
         """What stands for the delay of number i, or of synapse i, o; and a ring for the longest."""
-        steps = delays_of(node, read.places)
+        steps = node.layer.delays(node, read.places)
         longest = int(steps.max())
         name = f"{self.name}_d{self.at[node]}"
         if node.kind == "delay" and bool((steps == longest).all()):

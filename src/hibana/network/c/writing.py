@@ -14,11 +14,9 @@ from hibana.network.c.numbers import Numbers
 from hibana.network.c.parts import Parts
 from hibana.network.c.rows import Active, Rows
 from hibana.network.c.text import block, commented, each
-from hibana.network.graph import WEIGHTED, Network, Node
+from hibana.network.graph import Network, Node
 from hibana.network.neurons import layer
 from hibana.network.sliding import channels_last, sliding_of
-from hibana.network.table import operations_of, what
-from hibana.network.weights import weights_of
 
 __all__ = ["Writing"]
 
@@ -43,7 +41,7 @@ class Writing:
         """what only a new input has computed again;"""
         self.go: list[str] = []
         """and what every step does."""
-        network.check_kinds("delayed recurrent")
+        network.check_kinds("C", "delayed recurrent")
         for node in network.nodes:
             self._node(node)
         self.go += self._scored()
@@ -82,8 +80,8 @@ class Writing:
         return copied, [*cleared, *block(over.head, [*over.begins, f"{held.numbers}[i] = 1;"])]
 
     def _titled(self, node: Node, lines: list[str]) -> list[str]:
-        sides = "x".join(map(str, node.shape))
-        return [*block("", [f"/* {commented(f'{node.name}: {what(node)}')}, gives {sides} */", *lines])]
+        sides, title = "x".join(map(str, node.shape)), f"{node.name}: {node.layer.title(node)}"
+        return [*block("", [f"/* {commented(title)}, gives {sides} */", *lines])]
 
     def _layer(self, node: Node, over: Active | None = None) -> list[str]:
         """One layer; `over` is what it goes over, if that lies not in the struct."""
@@ -94,7 +92,7 @@ class Writing:
         if written is None:
             written = self.held[node] = self._blank(node, reads)
         kind = self.numbers.kind
-        if node.kind in WEIGHTED:
+        if node.layer.weighted:
             return self._weighted(node, reads[0], written, over)
         if node.kind == "sum":
             if not torch.equal(reads[0].places, reads[1].places):
@@ -142,7 +140,7 @@ class Writing:
                 f"spikes{self.parts.at[node]}", self.parts.index, node.size
             )
             held.count = self.parts.memory.counter(f"count{self.parts.at[node]}", self.parts.index)
-        elif any(user.kind in (*WEIGHTED, "maximum") for user in node.users):
+        elif any(user.layer.weighted or user.kind == "maximum" for user in node.users):
             held.spikes = self.parts.array(node, "spikes", self.parts.index, node.size)
             held.count = self.parts.memory.counter(f"count{self.parts.at[node]}", self.parts.index)
 
@@ -155,7 +153,7 @@ class Writing:
         return ["size_t count = 0;", *each_one, f"{held.count} = ({self.parts.index})count;"]
 
     def _weighted(self, node: Node, read: Held, written: Held, over: Active | None) -> list[str]:
-        weights, bias = weights_of(node, read.places)
+        weights, bias = node.layer.weights(node, read.places)
         names = (
             f"{self.name}_w{self.parts.at[node]}",
             "" if bias is None else f"{self.name}_b{self.parts.at[node]}",
@@ -207,7 +205,7 @@ class Writing:
         held = self.held[node] = Held(node, read.places, self.numbers.kind, writer.states[-1])
         if made.emits_spikes:
             held.kind, held.truths = "uint8_t", True
-            self.spiking.append(Spiking(node.name, what(node), node.size, held.numbers))
+            self.spiking.append(Spiking(node.name, node.layer.title(node), node.size, held.numbers))
             self._list(held, made.reads_spikes())
         writer.prepare()
         self.parts.resets += writer.reset()
@@ -221,12 +219,12 @@ class Writing:
         return lines
 
     def _cost(self, node: Node, valued: bool = False) -> None:
-        most, seen, dense = operations_of(node, self.network.dtype)
+        most, seen, dense = node.layer.operations(node, self.network.dtype)
         source, size = (
             (node, node.size) if node.kind == "neurons" else (neurons_below(node), node.inputs[0].size)
         )
         self.costs.append(
-            Cost(node.name, what(node), node.size, most, seen, valued, dense, source.name, size)
+            Cost(node.name, node.layer.title(node), node.size, most, seen, valued, dense, source.name, size)
         )
 
     def _scored(self) -> list[str]:

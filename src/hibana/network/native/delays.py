@@ -14,7 +14,6 @@ from hibana.network.native.emitter import Emitter, Held, times
 from hibana.network.native.layers import bias_of
 from hibana.network.native.neurons import neurons
 from hibana.network.sliding import channels_last
-from hibana.network.weights import delays_of, weights_of
 from hibana.runtime.kernels import LONG, Longs, Pointer
 
 __all__ = ["delay", "delayed", "delayed_recurrent", "window"]
@@ -67,7 +66,7 @@ def window(emitter: Emitter, node: Node) -> Held:
     """A causal convolution over time."""
     module = _module(node)
     read, places = emitter.held[node.inputs[0]], channels_last(node.shape)
-    weights, bias = weights_of(node, read.places)
+    weights, bias = node.layer.weights(node, read.places)
     rows, added = emitter.constant(weights), bias_of(emitter, bias)
     channels, outputs, taps = module.in_channels, module.out_channels, module.kernel_size
     of_group, pixels = outputs // module.groups, node.size // outputs
@@ -94,8 +93,8 @@ def window(emitter: Emitter, node: Node) -> Held:
 def delayed(emitter: Emitter, node: Node) -> Held:
     """A linear layer with a delay for each synapse."""
     read, places = emitter.held[node.inputs[0]], torch.arange(node.size, dtype=torch.int64, device="cpu")
-    weights, bias = weights_of(node, read.places)
-    steps = delays_of(node, read.places)
+    weights, bias = node.layer.weights(node, read.places)
+    steps = node.layer.delays(node, read.places)
     rows, added, late = emitter.constant(weights), bias_of(emitter, bias), emitter.indices(steps)
     ring = _Ring(emitter, node, places, _module(node).reach + 1)
     ring.scatter(read, rows, late)
@@ -105,7 +104,7 @@ def delayed(emitter: Emitter, node: Node) -> Held:
 def delay(emitter: Emitter, node: Node) -> Held:
     """What was given as many steps ago as each number is late."""
     read = emitter.held[node.inputs[0]]
-    steps = delays_of(node, read.places)
+    steps = node.layer.delays(node, read.places)
     numbers, out = emitter.numbers(read), emitter.temporary(node.size)
     late = emitter.indices(steps)
     ring = _Ring(emitter, node, read.places, _module(node).reach + 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.graph import Kind, Network, Node
+from hibana.network.graph import Network, Node
 from hibana.network.native import delays, layers
 from hibana.network.native.blocks import Array
 from hibana.network.native.emitter import Emitter, Held
@@ -44,7 +44,7 @@ CHECK, RUN = 1, 2
 NAN, OUT_OF_RANGE = 1, 2
 """What ``status`` is after a call whose input was refused; the state is then as it was."""
 
-_LAYERS: dict[Kind, Callable[[Emitter, Any], Held]] = {
+_LAYERS: dict[str, Callable[[Emitter, Any], Held]] = {
     "linear": layers.linear,
     "convolution": layers.convolution,
     "maximum": layers.maximum,

@@ -14,7 +14,6 @@ from torch import Tensor
 from hibana.network.graph import Node
 from hibana.network.native.emitter import Emitter, Held, parts_of, spread
 from hibana.network.sliding import channels_last, image_of, sliding_of
-from hibana.network.weights import weights_of
 from hibana.runtime.kernels import Bytes, Pointer, Value
 
 __all__ = ["average", "bias_of", "convolution", "linear", "maximum", "place_of", "scale", "total"]
@@ -23,7 +22,7 @@ __all__ = ["average", "bias_of", "convolution", "linear", "maximum", "place_of",
 def linear(emitter: Emitter, node: Node) -> Held:
     """``W x + b``."""
     read = emitter.held[node.inputs[0]]
-    packed = emitter.packed[node] = emitter.pack(*weights_of(node, read.places))
+    packed = emitter.packed[node] = emitter.pack(*node.layer.weights(node, read.places))
     out = emitter.temporary(node.size)
     emitter.add_rows(read, packed, out)
     return Held(node, torch.arange(node.size, dtype=torch.int64, device="cpu"), out)
@@ -38,7 +37,7 @@ def convolution(emitter: Emitter, node: Node) -> Held:
     """A convolution: each input that is not zero adds its weights to the pixels that see it."""
     code, module, window = emitter.code, _module(node), sliding_of(node)
     read, last = emitter.image(emitter.held[node.inputs[0]], node.seen[0])
-    weights, bias = weights_of(node, read.places)
+    weights, bias = node.layer.weights(node, read.places)
     rows, added = emitter.constant(weights), bias_of(emitter, bias)
     outputs, _, width = image_of(node.shape)
     of_group, inner = outputs // module.groups, module.in_channels // module.groups

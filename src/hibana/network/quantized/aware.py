@@ -12,7 +12,8 @@ from hibana.cells import Cell
 from hibana.compiler import emits_spikes
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c import proved
-from hibana.network.graph import WEIGHTED, Network, Node
+from hibana.network.graph import Network, Node
+from hibana.network.layers import LAYERS
 from hibana.network.quantized.cells import Scale
 from hibana.network.quantized.making import whole_cell
 from hibana.network.quantized.scales import added, unit
@@ -51,7 +52,7 @@ class QuantizationAware(nn.Module):
 
     def __init__(self, network: Network, bits: int) -> None:
         super().__init__()
-        network.check_kinds("delayed recurrent")
+        network.check_kinds("integer", "delayed recurrent")
         self.bits, self.limit = bits, check_bits(bits)
         self.plain = network.net
         fix_delays(self.plain)
@@ -254,7 +255,7 @@ def _line(node: Node, output: Node, at: dict[Node, int]) -> _Line:
         node.kind,
         tuple(at[source] for source in node.inputs),
         len(node.shape),
-        node.kind in WEIGHTED and _reaches_spikes(node, output),
+        node.layer.weighted and _reaches_spikes(node, output),
         node.kind == "neurons" and emits_spikes(module.cell),
         _area_of(node) if average else 1,
     )
@@ -267,7 +268,7 @@ def _without_weights(plain: nn.Module, lines: tuple[_Line, ...]) -> nn.Module:
         layer: Any = net.get_submodule(line.name) if line.kind not in ("input", "sum", "scale") else None
         if line.kind == "average":
             layer.divisor_override = 1
-        weighted: Any = layer if line.kind in WEIGHTED else getattr(layer, "recurrent", None)
+        weighted: Any = layer if LAYERS[line.kind].weighted else getattr(layer, "recurrent", None)
         for name in ("weight", "bias") if weighted is not None else ():
             if (values := getattr(weighted, name)) is not None:
                 delattr(weighted, name)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler import emits_spikes
-from hibana.network.graph import WEIGHTED, Node
+from hibana.network.graph import Node
 
 __all__ = ["added", "unit"]
 
@@ -17,7 +17,7 @@ def added(nodes: tuple[Node, ...]) -> dict[str, tuple[str, ...]]:
     for node in nodes:
         if node.kind == "sum" and not any(user.kind == "sum" for user in node.users):
             terms = _terms(node)
-            if all(term.kind in WEIGHTED and _are_spikes(term.inputs[0]) for term in terms):
+            if all(term.layer.weighted and _are_spikes(term.inputs[0]) for term in terms):
                 names = tuple(term.name for term in terms)
                 groups.update(dict.fromkeys(names, names))
     return groups

@@ -1,0 +1,58 @@
+"""The input of a network, sums of two values, and products with a number."""
+
+import operator
+from typing import TYPE_CHECKING
+
+import torch
+
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network.graph import Node
+from hibana.network.layers.base import Call, LayerKind, Operations
+
+if TYPE_CHECKING:
+    from hibana.network.scan import OnnxStep
+
+__all__ = ["Input", "Scale", "Sum"]
+
+
+class Input(LayerKind):
+    """The input of the network."""
+
+    name = "input"
+
+    def operations(self, node: Node, dtype: torch.dtype) -> Operations:
+        return Operations(0, 0, 0)
+
+
+class Sum(LayerKind):
+    """The sum of two values of the network."""
+
+    name = "sum"
+    functions = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+    def read(self, call: Call) -> Node:
+        if len(call.inputs) != 2 or call.arguments or call.named or call.seen[0] != call.seen[1]:
+            terms = " and ".join(map(str, (*call.seen, *call.arguments)))
+            raise Unsupported(f"{call.where} must add two values of one shape, got {terms}")
+        return super().read(call)
+
+    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+        return step.op("Add", inputs)
+
+
+class Scale(LayerKind):
+    """A value times a number."""
+
+    name = "scale"
+    functions = (operator.mul, torch.mul, "mul")
+
+    def read(self, call: Call) -> Node:
+        node = super().read(call)
+        number = call.arguments[0] if len(call.inputs) == len(call.arguments) == 1 else None
+        if not isinstance(number, int | float):
+            raise Unsupported(f"{call.where} must multiply one value of the network by a number")
+        node.factor = number
+        return node
+
+    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+        return step.op("Mul", [*inputs, step.number(node.factor)])

@@ -1,0 +1,48 @@
+"""What convolutions and poolings share: a kernel that slides over an image or a sequence."""
+
+from typing import Any
+
+from torch import nn
+
+from hibana.network.graph import Node
+from hibana.network.layers.base import LayerKind
+from hibana.network.sliding import sliding_of
+
+__all__ = ["SlidingKind", "each_side"]
+
+_OVER_SEQUENCES = nn.Conv1d | nn.MaxPool1d | nn.AvgPool1d
+
+
+class SlidingKind(LayerKind):
+    """A kernel over samples ``[channels, width]`` or ``[channels, height, width]``."""
+
+    def check(self, node: Node) -> None:
+        (seen,), module = node.seen, node.module
+        sides = 1 if isinstance(module, _OVER_SEQUENCES) else 2
+        if len(seen) != sides + 1:
+            kind = type(module).__name__
+            self.refuse_setting(node, f"{kind} on samples of shape {seen}, which have no channels,")
+
+    def output_sides(self, node: Node) -> tuple[int, ...]:
+        """Height and width, or the length of a sequence, that the layer's settings imply."""
+        window, module = sliding_of(node), node.module
+        reach = [d * (k - 1) for d, k in zip(window.dilation, window.kernel, strict=True)]
+        padding = reach if module.padding == "same" else [2 * p for p in window.padding]
+        each = zip(window.image, padding, reach, window.stride, strict=True)
+        return tuple((i + p - r - 1) // s + 1 for i, p, r, s in each)[3 - len(node.shape) :]
+
+    def onnx_settings(self, node: Node) -> dict[str, Any]:
+        """Kernel, strides and pads as ONNX has them."""
+        module, rank = node.module, len(node.shape) - 1
+        kernel, stride = each_side(module.kernel_size, rank), each_side(module.stride, rank)
+        if module.padding == "same":
+            total = [d * (k - 1) for d, k in zip(each_side(module.dilation, rank), kernel, strict=True)]
+            pads = [t // 2 for t in total] + [t - t // 2 for t in total]
+        else:
+            pads = each_side(0 if module.padding == "valid" else module.padding, rank) * 2
+        return {"kernel_shape": kernel, "strides": stride, "pads": pads}
+
+
+def each_side(size: int | tuple[int, ...], rank: int) -> list[int]:
+    """A setting of torch, one number or one per side, as one per side."""
+    return [size] * rank if isinstance(size, int) else list(size)

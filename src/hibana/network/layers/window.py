@@ -1,0 +1,65 @@
+"""Convolutions over time."""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from hibana.network.graph import Node
+from hibana.network.layers.base import LayerKind, Operations
+from hibana.network.layers.convolution import rows_of_channels
+from hibana.network.layers.linear import dense_operations
+from hibana.network.sliding import indices
+from hibana.nn.window import Window
+
+if TYPE_CHECKING:
+    from hibana.network.scan import OnnxStep
+
+__all__ = ["OverWindow"]
+
+
+class OverWindow(LayerKind):
+    """:class:`hibana.Window`."""
+
+    name = "window"
+    types = (Window,)
+    over_time = weighted = True
+
+    def check(self, node: Node) -> None:
+        module = node.module
+        channels, *sides = node.seen[0]
+        inner = channels // module.groups if channels == module.in_channels else -1
+        weight = (module.out_channels, inner, module.kernel_size)
+        self.require(node, (module.out_channels, *sides), {"weight": weight})
+
+    def operations(self, node: Node, dtype: torch.dtype) -> Operations:
+        module = node.module
+        per_input = module.kernel_size * module.out_channels // module.groups
+        return dense_operations(node, node.inputs[0].size * per_input)
+
+    def weights(self, node: Node, places: Tensor) -> tuple[Tensor, Tensor | None]:
+        module = node.module
+        return rows_of_channels(module.weight.detach(), module.groups), module.bias
+
+    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+        module = node.module
+        channels, outputs, kernel = module.in_channels, module.out_channels, module.kernel_size
+        pixels = node.size // outputs
+        steps = step.past(inputs[0], channels, pixels, module.reach)
+        bias = [] if module.bias is None else [step.constant(module.bias)]
+        weight = module.weight.detach()
+        if module.groups == 1 and pixels == 1:
+            if module.dilation > 1:
+                taps = indices(range(0, module.reach + 1, module.dilation))
+                steps = step.op("Gather", [steps, step.constant(taps)], axis=2)
+            flat = step.op("Flatten", [steps], axis=1)
+            sums = step.op("Gemm", [flat, step.constant(weight.flatten(1)), *bias], transB=1)
+        else:
+            sums = step.op(
+                "Conv",
+                [steps, step.constant(weight[..., None]), *bias],
+                kernel_shape=[kernel, 1],
+                dilations=[module.dilation, 1],
+                group=module.groups,
+            )
+        return step.op("Reshape", [sums, step.constant(indices([-1, *node.shape]))])
