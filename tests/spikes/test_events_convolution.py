@@ -17,7 +17,6 @@ from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import lookup
-from hibana.spikes.simd.rows import panel
 from selection import examples
 from spikes.test_events import gradients
 
@@ -667,7 +666,6 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         patch.setattr(pixels, "NEAR", near)
         patch.setattr(product, "LONG", 1)  # parts of the rows, where there are as many images
         found = pixels.forward(input_, weight, bias, geometry)
-        whole = pixels.full_window(geometry, panel(outputs), planes)
         of_weights = pixels.weight_gradient(input_, gradient, geometry) if stride == (1, 1) else None
         patch.setattr(product, "LONG", 1 << 40)
         flat, _ = product.weight_gradient(windows, 0.1, gradient, inputs, False, input_.scales)
@@ -679,16 +677,16 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
     )
     wanted = wanted.view(images, *geometry.output, outputs).permute(0, 3, 1, 2)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    if channels <= 64 and not whole:  # the same order of sums
+    if channels <= 64:  # the same order of sums
         assert torch.equal(found, wanted)
 
 
 @pytest.fixture
 def _all_weights_lie_far(monkeypatch):
     monkeypatch.setattr(pixels, "BEYOND_L2", 0)
-    pixels._ready.cache_clear()
+    pixels._bound.cache_clear()
     yield
-    pixels._ready.cache_clear()
+    pixels._bound.cache_clear()
 
 
 @pytest.mark.cover(1)
@@ -709,7 +707,6 @@ def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
     numbers = torch.rand(planes, images * image[0], image[1] * channels) < 0.2
     input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in numbers]), 0.2)
     weight, bias = torch.randn(outputs, channels, *kernel), torch.randn(outputs)
-    assert not pixels.full_window(geometry, panel(outputs), planes)
     one_by_one = pixels.forward(input_, weight, bias, geometry)
     request.getfixturevalue("_all_weights_lie_far")
     count = torch.get_num_threads()
@@ -720,66 +717,9 @@ def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
         torch.set_num_threads(count)
 
 
-@pytest.mark.cover(1)
-@pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(
-    ("channels", "outputs", "image", "kernel", "down", "padding", "planes"),
-    [
-        (8, 16, (9, 20), (3, 3), 1, (1, 1), 1),
-        (31, 30, (6, 7), (5, 2), 2, (0, 1), 2),
-        (32, 17, (5, 6), (3, 3), 1, (1, 3), 3),  # windows in the padding alone, on both sides
-        (9, 33, (4, 12), (2, 5), 1, (2, 0), 1),
-        (16, 5, (3, 3), (3, 3), 2, (2, 2), 2),
-        (8, 70, (1, 4), (1, 4), 1, (0, 2), 1),
-    ],
-)
-def test_windows_that_slide_have_the_same_sums_to_the_bit(
-    channels, outputs, image, kernel, down, padding, planes, lies, monkeypatch
-):
-    from hibana.spikes.simd import rows
-
-    geometry = Geometry(channels, image, kernel, (down, 1), padding, (1, 1))
-    numbers = torch.rand(planes, 2 * image[0], image[1] * channels) < 0.3
-    input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in numbers]), 0.3, 0.7)
-    weight = torch.randn(outputs, channels, *kernel).to(memory_format=lies)
-    slide = pixels.slides
-    for compresses in (rows.compresses(), False):
-        monkeypatch.setattr(rows, "compresses", lambda there=compresses: there)
-        assert pixels.full_window(geometry, panel(outputs), planes)
-        assert slide(geometry, panel(outputs)) or not compresses
-        found = []
-        for slides in (slide, lambda *of: False):
-            monkeypatch.setattr(pixels, "slides", slides)
-            pixels._ready.cache_clear()
-            found.append(pixels.forward(input_, weight, torch.arange(outputs) / 7, geometry))
-        pixels._ready.cache_clear()
-        assert torch.equal(*found)
-
-
-@pytest.mark.cover(1)
-@pytest.mark.parametrize("lies", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize(
-    ("channels", "image", "kernel", "stride", "planes", "whole"),
-    [
-        (8, (9, 20), (3, 3), (1, 1), 1, True),
-        (31, (6, 7), (5, 2), (2, 1), 2, True),
-        (32, (3, 600), (3, 3), (1, 1), 1, True),
-        (32, (3, 683), (3, 3), (1, 1), 1, False),  # an entry of a list has 16 bits
-        (33, (5, 6), (3, 3), (1, 1), 1, False),
-    ],
-)
-def test_windows_of_few_channels_are_summed_whole(channels, image, kernel, stride, planes, whole, lies):
-    geometry = Geometry(channels, image, kernel, stride, (1, 1), (1, 1))
-    assert pixels.full_window(geometry, panel(24), planes) is whole
-    rows = torch.rand(planes, 2 * image[0], image[1] * channels) < 0.2
-    input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in rows]), 0.2)
-    weight = torch.randn(24, channels, *kernel).to(memory_format=lies)
-    numbers = sum(2.0**k * plane.view(2, *image, channels) for k, plane in enumerate(rows))
-    wanted = torch.nn.functional.conv2d(
-        numbers.permute(0, 3, 1, 2).double(), weight.double(), None, stride, 1
-    )
-    found = pixels.forward(input_, weight, None, geometry)
-    torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-4)
+def test_rows_of_pixels_too_long_for_the_entries_of_a_list_are_not_listed():
+    geometry = [Geometry(32, (3, width), (1, 3), (1, 1), (0, 1), (1, 1)) for width in (2048, 2049)]
+    assert [pixels.is_pixelwise(each, 24, 0.1) for each in geometry] == [True, False]
 
 
 def test_padding_that_is_set_between_calls_is_met_alone():

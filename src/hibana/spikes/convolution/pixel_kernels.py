@@ -3,8 +3,7 @@
 The list of a row of pixels is in the order of its pixels and channels, and so are the weights of a kernel's
 row, ``[kernel width][channels]``. So the spikes under one row of a window are a contiguous part of that list,
 and the rows of weights that they select are the listed numbers plus an offset. In the weight gradient, all
-places of a window likewise share one list per channel, with another offset into the gradient each. Windows of
-few channels are summed as a whole by :mod:`hibana.spikes.convolution.window_kernels`.
+places of a window likewise share one list per channel, with another offset into the gradient each.
 """
 
 from typing import NamedTuple

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from hibana.runtime.kernels import Sized, float_bits
 from hibana.spikes.convolution import pixel_kernels as kernels
-from hibana.spikes.convolution import window_kernels as windows
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes
-from hibana.spikes.simd.lists import HALF, PLACES, WORD
+from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, panel
 
 __all__ = [
@@ -21,9 +20,7 @@ __all__ = [
     "parts",
     "is_pixelwise",
     "is_pixelwise_for_weights",
-    "slides",
     "weight_gradient",
-    "full_window",
 ]
 
 FEWEST = 8
@@ -38,8 +35,6 @@ BEYOND_L2 = 1 << 19
 """Number of float32 weights from which on they exceed the L2 cache."""
 NEAR = 1 << 14
 """Float32 values of weights, or of a gradient, that stay in the L1 and L2 caches."""
-SPARSE = 0.13
-"""Density of spikes per unit of stride up to which a full window may have twice NEAR weights."""
 GRAIN = 8
 """Outputs per thread, at least, where the parts of a weight gradient are added up."""
 MOST = 1 << 18
@@ -63,24 +58,6 @@ def _by_pixels(geometry: Geometry) -> bool:
     return in_one and _overlap(geometry)
 
 
-def slides(geometry: Geometry, row: Row) -> bool:
-    """Whether windows are summed column by column: each is added to all windows over it, in registers."""
-    return geometry.stride[1] == 1 < _unrolled(geometry, row)
-
-
-def full_window(geometry: Geometry, row: Row, planes: int, density: float = 1.0) -> bool:
-    """Whether the sum of a whole window is computed at once, and not row by row of the window.
-
-    The weights of a window must fit into the cache; at low density larger windows gain too.
-    """
-    column = geometry.kernel[0] * geometry.channels
-    inputs = geometry.kernel[1] * column
-    places = planes * -(-inputs // WORD) * WORD + geometry.image[1] * column
-    most = NEAR if density > SPARSE * geometry.stride[1] else 2 * NEAR
-    few = geometry.channels <= HALF and inputs * row.floats <= most
-    return few and geometry.dilation[1] == 1 and places <= PLACES
-
-
 def is_pixelwise_for_weights(geometry: Geometry, density: float) -> bool:
     """:func:`is_pixelwise` for the weights' gradient, to which each pixel adds."""
     return density <= product.gradient_crossover() and _by_pixels_for_weights(geometry)
@@ -101,56 +78,34 @@ def _overlap(geometry: Geometry) -> bool:
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """``[N, outputs, height, width]``, channels last."""
-    height, width = geometry.output
-    parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
-    ready = _ready(*_about(input_, weight, geometry), -(-height // parts))
-    return ready(input_, weight, bias)
+    row = panel(weight.shape[0])
+    bound = _bound(input_.bits.shape, weight.shape[0], geometry, row)
+    out = torch.empty(bound.shape, dtype=torch.float32, device="cpu")
+    table = product.packed(weight, row, input_.scales)
+    bound.kernel(bound.work_items, bits=input_.bits, table=table, bias=bias, target=out)
+    return out.permute(0, 3, 1, 2)
 
 
-class _Ready(NamedTuple):
+class _Bound(NamedTuple):
     """A forward kernel with its sizes bound."""
 
-    sized: Sized
-    row: Row
-    slides: bool
-    """Whether windows are summed column by column, for which weights are packed in their own order."""
+    kernel: Sized
     shape: tuple[int, ...]
     """Of the output, channels last."""
-    pieces: int
-    """Number of work items."""
-
-    def __call__(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Runs the kernel; the result is ``[N, outputs, height, width]``, channels last."""
-        out = torch.empty(self.shape, dtype=torch.float32, device="cpu")
-        if self.slides:
-            table = product.packed(weight.flatten(1), self.row, input_.scales)
-        else:
-            table = product.packed(weight, self.row, input_.scales, self.sized.launcher is windows.forward)
-        self.sized(self.pieces, bits=input_.bits, table=table, bias=bias, target=out)
-        return out.permute(0, 3, 1, 2)
-
-
-def _about(input_: Planes, weight: Tensor, geometry: Geometry) -> tuple[torch.Size, int, Geometry, Row, bool]:
-    """The arguments of :func:`_ready`, for its cache."""
-    bits, row = input_.bits.shape, panel(weight.shape[0])
-    whole = full_window(geometry, row, bits[0], input_.density)
-    return bits, weight.shape[0], geometry, row, whole
+    work_items: int
 
 
 @lru_cache(maxsize=256)
-def _ready(bits: torch.Size, outputs: int, geometry: Geometry, row: Row, whole: bool, deep: int) -> _Ready:
-    """The kernel for `bits` of this shape, with work items of `deep` rows of the output."""
+def _bound(bits: torch.Size, outputs: int, geometry: Geometry, row: Row) -> _Bound:
+    """The kernel for `bits` of this shape."""
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
-    sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep, **geometry.sizes}
-    sliding = whole and slides(geometry, row)
-    if whole:
-        sized = windows.forward.sized(**sizes, row=row, unrolled=geometry.unrolled if sliding else 0)
-    else:
-        per_tile = _images_per_tile(planes, outputs, geometry) if deep == height else 1
-        sized = kernels.forward.sized(**sizes, per_tile=per_tile, row=row)
-    pieces, shape = images * -(-height // deep), (images, height, width, outputs)
-    return _Ready(sized, row, sliding, shape, pieces)
+    parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
+    deep = -(-height // parts)
+    per_tile = _images_per_tile(planes, outputs, geometry) if deep == height else 1
+    sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep, "per_tile": per_tile}
+    kernel = kernels.forward.sized(**sizes, **geometry.sizes, row=row)
+    return _Bound(kernel, (images, height, width, outputs), images * -(-height // deep))
 
 
 def _images_per_tile(planes: int, outputs: int, geometry: Geometry) -> int:

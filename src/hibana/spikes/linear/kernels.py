@@ -48,7 +48,6 @@ def pack_planes(
     outputs: Value,
     inputs: Value,
     places: Value,
-    down: Value,
     factor: Value,
     row: Row,
     planes: int,
@@ -56,16 +55,14 @@ def pack_planes(
     """:func:`pack` for each plane of bits, ``[panels][planes][words * 64][panel]``.
 
     Weights are multiplied by the `factor`, the bits of a float32, times 1, 2, 4, …; those of the `places` of
-    a window, ``[outputs][channels][places]``, come in the order ``[places][channels]``, the places column by
-    column of so many `down`: 1, row by row.
+    a window, ``[outputs][channels][places]``, come in the order ``[places][channels]``.
     """
     words, channels = words_of(inputs), inputs // places
     unit = factor.to(INT).number().spread(VECTOR)
     with code.scratch((Floats, WORD * row.floats)) as (block,), code.loop(begin, end) as item:
         panel, word = item // words, item % words
         deep = _turned(code, row, block, source, panel, word, outputs, inputs)
-        channel, across, first = code.variable(word * WORD // places), places // down, word * WORD % places
-        place = code.variable(first % across * down + first // across)
+        channel, place = code.variable(word * WORD // places), code.variable(word * WORD % places)
         with code.loop(0, WORD) as k:
             to = (k < deep).select(place.value * channels + channel.value, word * WORD + k)
             out = target + (panel * planes * words * WORD + to) * row.floats
@@ -75,8 +72,7 @@ def pack_planes(
                 out = out + words * (WORD * row.floats)
             last = (place.value + 1).equals(places)
             channel.value += last.select(code.constant(1), 0)
-            following = place.value + down
-            place.value = last.select(0, (following < places).select(following, following - (places - 1)))
+            place.value = last.select(0, place.value + 1)
 
 
 def _turned(

@@ -113,21 +113,21 @@ def _up(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def packed(weight: Tensor, row: Row, scales: Scales = ONE, columns: bool = False) -> Tensor:
+def packed(weight: Tensor, row: Row, scales: Scales = ONE) -> Tensor:
     """`weight`, ``[outputs, inputs]``, as ``[panels][scales][inputs, padded to whole words][row]``.
 
     The inputs of a convolution's weight, ``[outputs, channels, height, width]``, are in the order
-    ``[height][width][channels]``, with `columns` ``[width][height][channels]``. There is one copy of the
-    weights, multiplied by it, for each of the `scales`, which are 1, 2, 4, … times the first.
+    ``[height][width][channels]``. There is one copy of the weights, multiplied by it, for each of the
+    `scales`, which are 1, 2, 4, … times the first.
     """
-    places = down = 1
+    places = 1
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
-        weight = weight.permute(0, 3, 2, 1) if columns else weight.permute(0, 2, 3, 1)
+        weight = weight.permute(0, 2, 3, 1)
     elif weight.ndim == 4:
-        places, down = weight.shape[2] * weight.shape[3], weight.shape[2] if columns else 1
+        places = weight.shape[2] * weight.shape[3]
     weight = weight.contiguous()
     outputs = weight.shape[0]
-    pieces, shape, pack = _packing(outputs, weight.numel() // outputs, places, down, row, scales)
+    pieces, shape, pack = _packing(outputs, weight.numel() // outputs, places, row, scales)
     table = torch.empty(shape, dtype=torch.float32, device="cpu")
     pack(pieces, source=weight, target=table)
     return table
@@ -135,7 +135,7 @@ def packed(weight: Tensor, row: Row, scales: Scales = ONE, columns: bool = False
 
 @lru_cache(maxsize=256)
 def _packing(
-    outputs: int, inputs: int, places: int, down: int, row: Row, scales: Scales
+    outputs: int, inputs: int, places: int, row: Row, scales: Scales
 ) -> tuple[int, tuple[int, ...], Sized]:
     """Pieces of work, the shape of the table, and the kernel for :func:`packed`."""
     words, panels, planes = _up(inputs, WORD), _up(outputs, row.floats), len(scales)
@@ -143,7 +143,7 @@ def _packing(
     sizes = {"outputs": outputs, "inputs": inputs, "row": row}
     if places == 1 and scales == ONE:
         return panels * words, shape, kernels.pack.sized(**sizes)
-    scaled = {"places": places, "down": down, "factor": float_bits(scales[0]), "planes": planes}
+    scaled = {"places": places, "factor": float_bits(scales[0]), "planes": planes}
     return panels * words, shape, kernels.pack_planes.sized(**sizes, **scaled)
 
 

@@ -4,7 +4,6 @@ from hibana.runtime.kernels import SHORT, Code, Pointer, Value
 from hibana.spikes.simd.rows import Row
 
 __all__ = [
-    "HALF",
     "PLACES",
     "SHIFT",
     "SHIFT_BITS",
@@ -21,7 +20,7 @@ __all__ = [
 
 WORD = 64
 """Bits of a word."""
-HALF = 32
+_HALF = 32
 """Bits that one ``vpcompressw`` lists."""
 SLACK = 64
 """Entries that may be written beyond the end of a list."""
@@ -38,30 +37,16 @@ def words_of(bits: Value) -> Value:
     return (bits + (WORD - 1)) // WORD
 
 
-def listed(
-    code: Code,
-    row: Row,
-    word: Value,
-    base: Value,
-    index: Pointer,
-    n: Value,
-    width: int = WORD,
-    times: Value | None = None,
-) -> Value:
-    """Appends `base` + `times` * the position of each set bit of `word` to ``index[n:]``; returns the new
-    length.
+def listed(code: Code, row: Row, word: Value, base: Value, index: Pointer, n: Value) -> Value:
+    """Appends `base` + the position of each set bit of `word` to ``index[n:]``; returns the new length.
 
-    Entries must be less than :data:`PLACES`. Up to SLACK entries more are written. Bits from `width` (WORD or
-    HALF) on must be zero.
+    Entries must be less than :data:`PLACES`. Up to SLACK entries more are written.
     """
-    if row.compresses:
-        return _listed_at_once(code, word, base, index, n, width, times)
-    return _listed_in_fours(code, word, base, index, n, times)
+    append = _listed_at_once if row.compresses else _listed_in_fours
+    return append(code, word, base, index, n)
 
 
-def _listed_in_fours(
-    code: Code, word: Value, base: Value, index: Pointer, n: Value, times: Value | None
-) -> Value:
+def _listed_in_fours(code: Code, word: Value, base: Value, index: Pointer, n: Value) -> Value:
     """Appends the positions of a word's set bits to `index`, four per iteration; the new count.
 
     Four at once, so that few branches depend on the number of bits.
@@ -69,28 +54,19 @@ def _listed_in_fours(
     stop, left, at = n + word.ones(), code.variable(word), code.variable(n)
     with code.repeat() as again:
         for ahead in range(4):
-            position = left.value.lowest()
-            index[at.value + ahead] = (base + (position if times is None else position * times)).to(SHORT)
+            index[at.value + ahead] = (base + left.value.lowest()).to(SHORT)
             left.value &= left.value - 1
         at.value += 4
         again(at.value < stop)
     return stop
 
 
-def _listed_at_once(
-    code: Code, word: Value, base: Value, index: Pointer, n: Value, width: int, times: Value | None
-) -> Value:
+def _listed_at_once(code: Code, word: Value, base: Value, index: Pointer, n: Value) -> Value:
     """Appends the positions of a word's set bits to `index`, 32 by one ``vpcompressw``; the new count."""
-
-    def places(first: int) -> Value:
-        counted = code.counted(SHORT.of(HALF)) + first
-        more = counted if times is None else counted * times.to(SHORT).spread(HALF)
-        return base.to(SHORT).spread(HALF) + more
-
-    (index + n).store(places(0).compressed(word.mask(HALF)))
-    if width == WORD:
-        count = (word & 0xFFFFFFFF).ones()
-        (index + n + count).store(places(HALF).compressed((word >> HALF).mask(HALF)))
+    places = base.to(SHORT).spread(_HALF) + code.counted(SHORT.of(_HALF))
+    (index + n).store(places.compressed(word.mask(_HALF)))
+    count = (word & 0xFFFFFFFF).ones()
+    (index + n + count).store((places + _HALF).compressed((word >> _HALF).mask(_HALF)))
     return n + word.ones()
 
 

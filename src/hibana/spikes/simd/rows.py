@@ -8,12 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Pointer, Value, Variable, compresses
+from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Pointer, Value, compresses
 
 __all__ = [
     "VECTOR",
     "Row",
-    "add_listed",
     "add_rows",
     "begin_with",
     "compresses",
@@ -27,6 +26,8 @@ __all__ = [
 
 VECTOR = 16
 """Floats of a vector."""
+UNROLLED = 4
+"""Rows that are added per iteration of a loop."""
 
 
 class Row(NamedTuple):
@@ -116,36 +117,19 @@ def add_rows(
     """
     wide = row._replace(vectors=row.vectors * unrolled)
     sums = [code.variable(value) for value in wide.load(start)]
-    add_listed(code, sums, table, row.floats, index, count)
-    wide.store([total.value for total in sums], target)
-
-
-def add_listed(
-    code: Code,
-    sums: Sequence[Variable],
-    table: Pointer,
-    floats: int,
-    index: Pointer,
-    count: Value,
-    ahead: int = 4,
-) -> None:
-    """``sums += table[floats * index[k]:]`` for each k < `count`, vector by vector.
-
-    The loop is unrolled `ahead` times.
-    """
 
     def add(position: Value) -> None:
-        at = table + index[position].to(LONG) * floats
+        at = table + index[position].to(LONG) * row.floats
         for v, total in enumerate(sums):
             total.value += (at + VECTOR * v).load(VECTOR)
 
-    whole = count & -ahead
-    with code.loop(0, whole, ahead) as i:
-        for more in range(ahead):
+    whole = count & -UNROLLED
+    with code.loop(0, whole, UNROLLED) as i:
+        for more in range(UNROLLED):
             add(i + more)
-    if ahead > 1:
-        with code.loop(whole, count) as i:
-            add(i)
+    with code.loop(whole, count) as i:
+        add(i)
+    wide.store([total.value for total in sums], target)
 
 
 def dots(
