@@ -342,13 +342,13 @@ def test_a_graph_in_a_graph_in_a_graph():
         (hb.RefractoryLIF(), "RefractoryLIFCell"),
         (hb.Izhikevich(), "IzhikevichCell"),
         (hb.Recurrent(hb.IFCell(), 4, nn.Sequential(nn.Linear(4, 4), nn.ReLU())), "way back"),
-        (nn.ReLU(), "no node for ReLU"),
+        (nn.ReLU(), "ReLU is not a supported layer"),
         (hb.CubaLIF(float("inf")), "finite time constants"),
-        (hb.IF(torch.ones(3)), "does not broadcast"),
+        (hb.IF(torch.ones(3)), "must match the size"),
     ],
 )
 def test_what_nir_cannot_say_names_the_layer(layer, says):
-    with pytest.raises(ValueError, match=rf"layer '1'.*{re.escape(says)}"):
+    with pytest.raises(ValueError, match=rf"layer '1['.].*{re.escape(says)}"):
         write(nn.Sequential(nn.Linear(2, 4), layer))
 
 
@@ -361,7 +361,7 @@ def test_what_nir_cannot_say_names_the_layer(layer, says):
         (nn.AvgPool2d(2, divisor_override=3), "divisor_override"),
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "padding_mode"),
         (nn.Conv2d(2, 1, 3), "channels"),
-        (nn.Flatten(0), "time or batch"),
+        (nn.Flatten(0), "time and batch"),
     ],
 )
 def test_what_nir_cannot_say_of_images_names_the_layer(layer, says):
@@ -374,7 +374,7 @@ def test_a_layer_with_a_forward_of_its_own_is_not_written_as_what_it_inherits():
         def forward(self, inputs):
             return 2 * super().forward(inputs)
 
-    with pytest.raises(ValueError, match="cannot be written"):
+    with pytest.raises(ValueError, match="outside of a layer"):
         write(nn.Sequential(Doubled(2, 3), hb.IF()), input_shape=(2,))
 
     class Same(nn.Linear):
@@ -422,7 +422,7 @@ def test_an_old_nir_has_no_reset_potential():
     ("graph", "says"),
     [
         (lambda: ports(nir.Linear(np.eye(4))), r"node 'n1' \(Linear\): takes 4 inputs.*\(3,\)"),
-        (lambda: ports(nir.Affine(np.eye(3), np.ones(2))), r"node 'n1' \(Affine\): bias"),
+        (lambda: ports(nir.Affine(np.eye(3), np.ones(2))), r"node 'n1' \(Affine\): (.|\n)*bias"),
         (lambda: ports(lif(4)), r"node 'n1' \(LIF\): has the shape \(4,\)"),
         (lambda: ports(lif(3, threshold=0.0)), r"node 'n1' \(LIF\): threshold"),
         (lambda: ports(lif(3, tau=1e-4)), r"node 'n1' \(LIF\): tau is in time steps"),
@@ -579,7 +579,7 @@ def test_any_name_of_a_node_is_a_layer(names):
 
 def test_a_normalisation_that_takes_samples_for_channels_is_not_written():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), hb.IF()).eval()
-    with pytest.raises(ValueError, match="layer '0': the batch normalisation after it takes samples"):
+    with pytest.raises(ValueError, match="layer '0': Linear: batch normalisation after it takes samples"):
         write(net)
     write(nn.Sequential(hb.EachStep(nn.Sequential(*net[:2])), hb.IF()), input_shape=(3,))
 

@@ -123,7 +123,7 @@ def test_what_can_not_be_is_refused(call, message):
 def test_nir_refuses_it_by_name():
     pytest.importorskip("nir", reason="the extra nir is not installed")
     net = nn.Sequential(nn.Linear(3, NEURONS), made())
-    with pytest.raises(ValueError, match="no node for DelayedRecurrent"):
+    with pytest.raises(ValueError, match="DelayedRecurrent has no NIR form"):
         hb.nir.write(net)
 
 

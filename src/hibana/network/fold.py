@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from hibana import spikes as events
+from hibana.network.layers import has_known_class
 from hibana.nn.blocks import Checkpointed
 from hibana.nn.each_step import EachStep
 from hibana.nn.over_steps import JoinedNetwork
@@ -58,11 +58,11 @@ def fold_batchnorm(net: NetworkT) -> NetworkT:
     return cast(NetworkT, folded[0] if one_layer else folded)
 
 
-def folded_calls(net: nn.Module, *leaves: type[nn.Module]) -> tuple[nn.Module, fx.Graph]:
+def folded_calls(net: nn.Module) -> tuple[nn.Module, fx.Graph]:
     """A copy of `net` as :func:`fold_batchnorm` has it, and the calls of its layers, without those folded.
 
-    :class:`EachStep` and :class:`Checkpointed` are seen through; spiking layers and `leaves` are taken as
-    they are. ``meta["leading"]`` of a call is the number of dimensions before those of a sample, time and
+    :class:`EachStep` and :class:`Checkpointed` are seen through; layers of a known kind are taken
+    as they are. ``meta["leading"]`` of a call is the number of dimensions before those of a sample, time and
     batch or both joined, ``meta["within"]`` the path of the module whose ``forward`` calls,
     ``meta["normalised"]`` whether batch normalisation over dimension 1 was folded into the layer, which is
     right only if time and batch are joined when it is called. A network of one layer is put in an
@@ -77,7 +77,7 @@ def folded_calls(net: nn.Module, *leaves: type[nn.Module]) -> tuple[nn.Module, f
             "which can't be traced; write its forward for [T, batch, ...]"
         )
     folded = _copied(net)
-    tracer = _Tracer(_OURS | {*leaves})
+    tracer = _Tracer()
     if isinstance(net, EachStep) or (tracer.is_leaf_module(net, "") and not isinstance(net, nn.DataParallel)):
         folded = nn.Sequential(folded)
     try:
@@ -160,9 +160,7 @@ def _replace(net: nn.Module, old: nn.Module | None, new: nn.Module) -> None:
 class _Tracer(fx.Tracer):
     """As :func:`folded_calls` says."""
 
-    def __init__(self, leaves: set[type[nn.Module]]) -> None:
-        super().__init__()
-        self.leaves, self.leading = leaves, 2
+    leading = 2
 
     def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         """A name for the first argument of ``forward`` alone: others have their defaults."""
@@ -173,7 +171,7 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", arguments[0].name, (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, Stateful) or type(m) in self.leaves or _inherits(m)
+        known = isinstance(m, Stateful) or has_known_class(m) or _inherits(m)
         return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
@@ -199,9 +197,6 @@ def _inherits(module: nn.Module) -> bool:
             return False
         kind = kind.__bases__[0] if len(kind.__bases__) == 1 else nn.Module
     return kind not in (nn.Module, nn.Sequential)
-
-
-_OURS = {events.Conv1d, events.Conv2d, events.Flatten, events.Linear, events.MaxPool2d}
 
 
 _RESERVED = frozenset(dir(fx.GraphModule({}, fx.Graph())))

@@ -76,12 +76,6 @@ class Network:
         """The node of the network's input."""
         return self.nodes[0]
 
-    def check_kinds(self, target: str, *unknown: str) -> None:
-        """Raises Unsupported, naming the layer, if the kind of a node is one that `target` does not have."""
-        for node in self.nodes:
-            if node.kind in unknown:
-                node.layer.refuse(node, target)
-
     @property
     def still(self) -> tuple[Node, ...]:
         """The nodes before the first layer over time: a constant input needs them computed only once."""

@@ -28,8 +28,10 @@ _SIZES: tuple[Any, ...] = (getattr, "size", "dim", "numel")
 _RUNS = ("example", "probe")
 
 
-def read(net: nn.Module, example: Tensor) -> Network:
+def read(net: nn.Module, example: Tensor, *, shares_state: bool = False) -> Network:
     """`net` as a graph, batch normalisation folded, with what it showed on `example`, ``[T, batch, ...]``.
+
+    `shares_state` admits layers over time that are called several times, each call with a state of its own.
 
     Raises:
         TypeError: if `example` is no floating-point tensor.
@@ -48,7 +50,7 @@ def read(net: nn.Module, example: Tensor) -> Network:
             folded, lines = folded_calls(net)
         except ValueError as error:
             raise Unsupported(str(error)) from error
-        return _Reading(folded, lines, example).network()
+        return _Reading(folded, lines, example, shares_state).network()
 
 
 class _Sizes(NamedTuple):
@@ -80,8 +82,8 @@ class _Value:
 class _Reading:
     """One reading of a traced network, whose calls run on the example and on the probe as they are read."""
 
-    def __init__(self, net: nn.Module, lines: fx.Graph, example: Tensor) -> None:
-        self.net, self.lines = net, lines
+    def __init__(self, net: nn.Module, lines: fx.Graph, example: Tensor, shares_state: bool) -> None:
+        self.net, self.lines, self.shares_state = net, lines, shares_state
         steps, batch = example.shape[:2]
         other_steps = 3 if steps == 2 else 2
         other_batch = next(
@@ -141,7 +143,7 @@ class _Reading:
         kind = kind_of(module)
         if kind is None:
             raise Unsupported(f"{is_a} is not a supported layer")
-        if kind.over_time and self.calls[name] > 1:
+        if kind.over_time and self.calls[name] > 1 and not self.shares_state:
             raise Unsupported(f"layer {name!r} is called {self.calls[name]} times, with a state for each")
         if kind.over_time and value.leading == 1:
             raise Unsupported(f"{is_a} is called with time and batch joined")

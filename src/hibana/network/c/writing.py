@@ -41,7 +41,6 @@ class Writing:
         """what only a new input has computed again;"""
         self.go: list[str] = []
         """and what every step does."""
-        network.check_kinds("C", "delayed recurrent")
         for node in network.nodes:
             self._node(node)
         self.go += self._scored()
@@ -106,6 +105,8 @@ class Writing:
             return layers.scaled(node, reads[0], written.numbers, kind, factor)
         if node.kind == "delay":
             return self._delay(node, reads[0], written)
+        if node.kind not in ("maximum", "average"):
+            node.layer.refuse(node, "C")
         self._cost(node)
         average = node.kind == "average"
         self.numbers.passed(node, math.prod(sliding_of(node).kernel) if average else 1)

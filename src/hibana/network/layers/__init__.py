@@ -11,7 +11,16 @@ from torch import nn
 
 from hibana.network.layers.base import Call, LayerKind, Operations
 
-__all__ = ["LAYERS", "Call", "LayerKind", "Operations", "kind_of", "kind_of_function", "register"]
+__all__ = [
+    "LAYERS",
+    "Call",
+    "LayerKind",
+    "Operations",
+    "is_exactly",
+    "kind_of",
+    "kind_of_function",
+    "register",
+]
 
 LAYERS: dict[str, LayerKind] = {}
 """Each kind by its name."""
@@ -36,6 +45,12 @@ def kind_of(module: nn.Module | None) -> LayerKind | None:
 def kind_of_function(target: Any) -> LayerKind | None:
     """The kind of a function, or of the method of tensors with this name; None if no kind has it."""
     return next((kind for kind in LAYERS.values() if target in kind.functions), None)
+
+
+def has_known_class(module: nn.Module) -> bool:
+    """Whether the class of `module` is that of a kind, or hibana's own subclass of it."""
+    kind = kind_of(module)
+    return kind is not None and (type(module) in kind.types or type(module).__module__.startswith("hibana."))
 
 
 for _file in pkgutil.iter_modules(__path__):

@@ -8,6 +8,7 @@ import torch
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node
 from hibana.network.layers.base import Call, LayerKind, Operations
+from hibana.network.nir_node import NirNode, filled
 
 if TYPE_CHECKING:
     from hibana.network.scan import OnnxStep
@@ -56,3 +57,6 @@ class Scale(LayerKind):
 
     def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
         return step.op("Mul", [*inputs, step.number(node.factor)])
+
+    def to_nir(self, node: Node, dt: float) -> NirNode:
+        return NirNode("Scale", {"scale": filled(node.factor, node.shape, "scale")})

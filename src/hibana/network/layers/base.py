@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node, Shape
+from hibana.network.nir_node import NirNode
 
 if TYPE_CHECKING:
     from hibana.network.scan import OnnxStep
@@ -59,6 +60,8 @@ class LayerKind:
     """Modules of this kind; subclasses are included."""
     functions: tuple[Any, ...] = ()
     """Functions, or names of methods of tensors, that do the same."""
+    nir_types: tuple[str, ...] = ()
+    """NIR nodes that become a layer of this kind."""
     over_time = False
     """Whether the output depends on earlier steps."""
     weighted = False
@@ -96,6 +99,30 @@ class LayerKind:
     def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
         """Writes `node` into an ONNX `step`; the name of its output."""
         self.refuse(node, "ONNX")
+
+    def to_nir(self, node: Node, dt: float) -> NirNode:
+        """The NIR node of `node`, with `dt` seconds per step.
+
+        Raises:
+            ValueError: if NIR can't express a setting; the message does not name the layer, the caller does.
+        """
+        self.refuse(node, "NIR")
+
+    def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        """The module over ``[T, batch, ...]`` that runs `node` on samples of `shape`.
+
+        Raises:
+            ValueError: if no layer does; the message does not name the node, the caller does.
+        """
+        raise NotImplementedError
+
+    def input_shape(self, module: nn.Module) -> Shape | None:
+        """The shape of one sample that `module` takes, if its settings fix it."""
+        return None
+
+    def lost_in_nir(self, module: nn.Module) -> str:
+        """Settings of `module` that NIR can't express and that only training needs."""
+        return ""
 
     def refuse(self, node: Node, target: str) -> NoReturn:
         """Raises Unsupported: this kind has no form for `target`."""

@@ -1,15 +1,18 @@
 """Convolutions over images and sequences."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hibana.network.graph import Node
+from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Operations
 from hibana.network.layers.linear import dense_operations
 from hibana.network.layers.sliding import SlidingKind, each_side
+from hibana.network.nir_node import NirNode, array, load_weights, pair
 from hibana.network.sliding import sliding_of
+from hibana.nn.each_step import EachStep
 
 if TYPE_CHECKING:
     from hibana.network.scan import OnnxStep
@@ -22,6 +25,7 @@ class Convolution(SlidingKind):
 
     name = "convolution"
     types = (nn.Conv1d, nn.Conv2d)
+    nir_types = ("Conv1d", "Conv2d")
     weighted = True
 
     def check(self, node: Node) -> None:
@@ -51,6 +55,39 @@ class Convolution(SlidingKind):
         dilations = each_side(module.dilation, len(node.shape) - 1)
         arrays = [*inputs, step.constant(module.weight), *bias]
         return step.op("Conv", arrays, **settings, dilations=dilations, group=module.groups)
+
+    def to_nir(self, node: Node, dt: float) -> NirNode:
+        module, (_, *sides) = node.module, node.seen[0]
+        bias = module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias
+        total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        padding = (0,) * len(total) if module.padding == "valid" else module.padding
+        if padding == "same" and not any(n % 2 for n in total):  # in numbers, which every nir version takes
+            padding = tuple(n // 2 for n in total)
+        sizes = {
+            "input_shape": sides,
+            "stride": module.stride,
+            "padding": padding,
+            "dilation": module.dilation,
+        }
+        fields = {
+            name: size if isinstance(size, str) else int(size[0]) if len(sides) == 1 else tuple(size)
+            for name, size in {"input_shape": sides, **sizes}.items()
+        }
+        arrays = {"weight": array(module.weight), "bias": array(bias)}
+        return NirNode(f"Conv{len(sides)}d", {**arrays, **fields, "groups": module.groups})
+
+    def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        fields, sides = node.fields, int(node.type[4])
+        self.check_sample(shape, sides)
+        outputs, inner, *kernel = np.shape(fields["weight"])
+        (groups,) = pair(fields, "groups", dimensions=1)
+        sizes: dict[str, Any] = {
+            name: fields[name] if isinstance(fields[name], str) else pair(fields, name, dimensions=sides)
+            for name in ("stride", "padding", "dilation")
+        }
+        kind: Any = nn.Conv1d if sides == 1 else nn.Conv2d
+        layer = kind(inner * groups, outputs, tuple(kernel), groups=groups, device="meta", **sizes)
+        return EachStep(load_weights(layer, fields))
 
 
 def rows_of_channels(weight: Tensor, groups: int) -> Tensor:

@@ -1,13 +1,15 @@
 """Delays of single values, and linear layers with a delay per synapse."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hibana.network.graph import Node
+from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
-from hibana.network.layers.linear import dense_operations
+from hibana.network.layers.linear import dense_operations, linear_node
+from hibana.network.nir_node import NirNode, check_broadcasts, filled
 from hibana.network.sliding import indices
 from hibana.nn.delay import Delay
 from hibana.nn.delayed_linear import DelayedLinear
@@ -15,7 +17,12 @@ from hibana.nn.delayed_linear import DelayedLinear
 if TYPE_CHECKING:
     from hibana.network.scan import OnnxStep
 
-__all__ = ["DelayedSynapses", "Delays"]
+__all__ = ["DelayedSynapses", "Delays", "sum_of_delays"]
+
+_LONGEST = 2**24
+"""Steps of a delay read from NIR: float32 holds every whole number up to this."""
+_ROUNDING = 1e-6
+"""Relative rounding of a delay in seconds."""
 
 
 class Delays(LayerKind):
@@ -23,6 +30,7 @@ class Delays(LayerKind):
 
     name = "delay"
     types = (Delay,)
+    nir_types = ("Delay",)
     over_time = True
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
@@ -40,6 +48,21 @@ class Delays(LayerKind):
         steps = self.delays(node, torch.arange(node.size, dtype=torch.int64, device="cpu")).detach()
         late = _delayed(steps, step.past(inputs[0], node.size, 1, int(steps.max())), step)
         return step.op("Reshape", [late, step.constant(indices([-1, *node.shape]))])
+
+    def to_nir(self, node: Node, dt: float) -> NirNode:
+        return _delay_node(node.module.steps, node.shape, dt)
+
+    def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        check_broadcasts(node.fields["delay"], shape)
+        steps = torch.as_tensor(node.in_steps("delay", dt), dtype=torch.float64, device="cpu")
+        whole = steps.round()
+        if bool(((steps - whole).abs() > _ROUNDING * whole.clamp(min=1)).any()) or bool((steps < 0).any()):
+            raise ValueError(
+                f"delay must be whole steps of dt, 0 or more, got {steps} steps; give another dt"
+            )
+        if bool((whole > _LONGEST).any()):
+            raise ValueError(f"delay must be at most {_LONGEST:,} steps of dt, got {steps} steps")
+        return Delay(float(whole) if whole.ndim == 0 else whole.float())
 
 
 class DelayedSynapses(LayerKind):
@@ -74,6 +97,44 @@ class DelayedSynapses(LayerKind):
         # MatMul, because OpenVINO 2026.4 computes ReduceSum of one number and a bias added to it wrongly
         total = step.op("MatMul", [products, step.constant(torch.ones_like(module.weight[0]))])
         return total if module.bias is None else step.op("Add", [total, step.constant(module.bias)])
+
+    def input_shape(self, module: nn.Module) -> Shape | None:
+        return (cast(DelayedLinear, module).in_features,)
+
+    def to_nir(self, node: Node, dt: float) -> NirNode:
+        module = node.module
+        lags = sorted({*module.steps.flatten().tolist()})
+        weights = {int(lag): module.weight * (module.steps == lag) for lag in lags}
+        return sum_of_delays(weights, module.bias, node.seen[0], dt)
+
+
+def sum_of_delays(lags: dict[int, Tensor], bias: Tensor | None, shape: Shape, dt: float) -> NirNode:
+    """Weights ``[outputs, inputs]`` by their lag in steps, as a graph within the graph: a branch for each.
+
+    NIR's own convolutions go over the axes of a sample, not over time.
+    """
+    outputs, inputs = next(iter(lags.values())).shape
+    if shape != (inputs,):
+        raise ValueError(f"only samples of one axis, ({inputs},), can be written, got the shape {shape}")
+    last = max(lags)
+    if last == 0:
+        return linear_node(lags[0], bias)
+    nodes, edges = {"input": NirNode("Input", {"shape": np.array(shape)})}, []
+    for lag, weight in lags.items():
+        source, name = "input", f"weight{lag}"
+        if lag:
+            source = f"delay{lag}"
+            nodes[source] = _delay_node(torch.tensor(lag, dtype=torch.int64, device="cpu"), shape, dt)
+            edges.append(("input", source))
+        nodes[name] = linear_node(weight, bias if lag == last else None)
+        edges += [(source, name), (name, "output")]
+    nodes["output"] = NirNode("Output", {"shape": np.array([outputs])})
+    return NirNode("NIRGraph", {"nodes": nodes, "edges": edges})
+
+
+def _delay_node(steps: Tensor, shape: Shape, dt: float) -> NirNode:
+    in_steps = filled(steps.double(), shape, "delay")
+    return NirNode("Delay", {"delay": in_steps.astype(np.float64) * dt}, {"delay_steps": in_steps})
 
 
 def _delayed(steps: Tensor, past: str, step: "OnnxStep") -> str:

@@ -1,12 +1,14 @@
 """Linear layers: ``W x + b`` of one-dimensional samples."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hibana.network.graph import Node
+from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
+from hibana.network.nir_node import NirNode, array, load_weights
 
 if TYPE_CHECKING:
     from hibana.network.scan import OnnxStep
@@ -19,6 +21,7 @@ class Linear(LayerKind):
 
     name = "linear"
     types = (nn.Linear,)
+    nir_types = ("Linear", "Affine")
     weighted = True
 
     def check(self, node: Node) -> None:
@@ -39,6 +42,26 @@ class Linear(LayerKind):
         module = node.module
         bias = [] if module.bias is None else [step.constant(module.bias)]
         return step.op("Gemm", [*inputs, step.constant(module.weight), *bias], transB=1)
+
+    def input_shape(self, module: nn.Module) -> Shape | None:
+        return (cast(nn.Linear, module).in_features,)
+
+    def to_nir(self, node: Node, dt: float) -> NirNode:
+        return linear_node(node.module.weight, node.module.bias)
+
+    def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        outputs, inputs = np.shape(node.fields["weight"])
+        if shape != (inputs,):
+            raise ValueError(f"takes {inputs} inputs in one dimension, but gets the shape {shape}")
+        layer = nn.Linear(inputs, outputs, bias="bias" in node.fields, device="meta")
+        return load_weights(layer, node.fields)
+
+
+def linear_node(weight: Tensor, bias: Tensor | None) -> NirNode:
+    """The NIR node of ``weight x + bias``."""
+    if bias is None:
+        return NirNode("Linear", {"weight": array(weight)})
+    return NirNode("Affine", {"weight": array(weight), "bias": array(bias)})
 
 
 def dense_operations(node: Node, products: int) -> Operations:

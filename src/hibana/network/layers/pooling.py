@@ -3,6 +3,7 @@
 import math
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -10,7 +11,9 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, Operations
 from hibana.network.layers.sliding import SlidingKind
+from hibana.network.nir_node import NirNode, pair
 from hibana.network.sliding import image_of, sliding_of
+from hibana.nn.each_step import EachStep
 
 if TYPE_CHECKING:
     from hibana.network.scan import OnnxStep
@@ -54,6 +57,9 @@ class Maximum(Pooling):
     def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
         return step.op("MaxPool", inputs, **self.onnx_settings(node))
 
+    def to_nir(self, node: Node, dt: float) -> NirNode:
+        raise ValueError("NIR has no max-pooling; train with average pooling, or stride the convolution")
+
 
 class Average(Pooling):
     """``nn.AvgPool1d`` and ``nn.AvgPool2d``, and a mean over all but the channels."""
@@ -61,6 +67,7 @@ class Average(Pooling):
     name = "average"
     types = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
     functions = (torch.mean, "mean")
+    nir_types = ("SumPool2d", "AvgPool2d")
 
     def read(self, call: Call) -> Node:
         if isinstance(call.module, nn.AvgPool1d | nn.AvgPool2d):
@@ -88,6 +95,21 @@ class Average(Pooling):
         if divisor is None:
             return mean
         return step.op("Mul", [mean, step.number(math.prod(settings["kernel_shape"]) / divisor)])
+
+    def to_nir(self, node: Node, dt: float) -> NirNode:
+        module = node.module
+        self.check_sample(node.seen[0], 2)
+        sizes = {k: np.broadcast_to(getattr(module, k), 2) for k in ("kernel_size", "stride", "padding")}
+        if module.divisor_override not in (None, 1):
+            raise ValueError(f"NIR sums or averages, got divisor_override={module.divisor_override}")
+        if module.divisor_override is None and not module.count_include_pad and sizes["padding"].any():
+            raise ValueError("NIR averages over the padding too, got count_include_pad=False")
+        return NirNode("SumPool2d" if module.divisor_override else "AvgPool2d", sizes)
+
+    def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        self.check_sample(shape, 2)
+        sizes: Any = {key: pair(node.fields, key) for key in ("kernel_size", "stride", "padding")}
+        return EachStep(nn.AvgPool2d(**sizes, divisor_override=1 if node.type == "SumPool2d" else None))
 
 
 def _is_over_sides(call: Call) -> bool:

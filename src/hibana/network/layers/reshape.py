@@ -4,9 +4,11 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from hibana.network.graph import Node
+from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, LayerKind
+from hibana.network.nir_node import NirNode
 from hibana.nn.blocks import StepsDropout
+from hibana.nn.each_step import EachStep
 
 __all__ = ["Reshape"]
 
@@ -24,5 +26,14 @@ class Reshape(LayerKind):
         *("flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten", "contiguous", "detach", "clone"),
     )
 
+    nir_types = ("Flatten",)
+
     def read(self, call: Call) -> Node:
         return call.inputs[0]
+
+    def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        start, end = (range(len(shape))[int(node.fields[key])] for key in ("start_dim", "end_dim"))
+        return EachStep(nn.Flatten(start + 1, end + 1))
+
+    def lost_in_nir(self, module: nn.Module) -> str:
+        return repr(module) if hasattr(module, "p") else ""  # a dropout

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from hibana.network.graph import Node
+from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind
 from hibana.network.sliding import sliding_of
 
@@ -22,6 +22,11 @@ class SlidingKind(LayerKind):
         if len(seen) != sides + 1:
             kind = type(module).__name__
             self.refuse_setting(node, f"{kind} on samples of shape {seen}, which have no channels,")
+
+    def check_sample(self, shape: Shape, sides: int) -> None:
+        """Raises ValueError unless samples have channels and as many `sides`."""
+        if len(shape) != sides + 1:
+            raise ValueError(f"takes channels in {sides} dimensions, but gets the shape {shape}")
 
     def output_sides(self, node: Node) -> tuple[int, ...]:
         """Height and width, or the length of a sequence, that the layer's settings imply."""

@@ -8,7 +8,9 @@ from torch import Tensor
 from hibana.network.graph import Node
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.convolution import rows_of_channels
+from hibana.network.layers.delay import sum_of_delays
 from hibana.network.layers.linear import dense_operations
+from hibana.network.nir_node import NirNode
 from hibana.network.sliding import indices
 from hibana.nn.window import Window
 
@@ -63,3 +65,11 @@ class OverWindow(LayerKind):
                 group=module.groups,
             )
         return step.op("Reshape", [sums, step.constant(indices([-1, *node.shape]))])
+
+    def to_nir(self, node: Node, dt: float) -> NirNode:
+        module = node.module
+        weight, groups = module.weight.detach(), module.groups
+        diagonals = [torch.block_diag(*tap.chunk(groups)) for tap in weight.unbind(2)]  # type: ignore[no-untyped-call] # torch leaves it so
+        dense = torch.stack(diagonals, 2)
+        taps = enumerate(dense.flip(2).unbind(2))
+        return sum_of_delays({k * module.dilation: w for k, w in taps}, module.bias, node.seen[0], dt)

@@ -116,8 +116,10 @@ def _write(emitter: Emitter, node: Node, index: int, inputs: Pointer) -> None:
         made = neurons(emitter, node, index, emitter.held[node.inputs[0]])
     elif node.kind == "delayed recurrent":
         made = delays.delayed_recurrent(emitter, node, index)
-    else:
+    elif node.kind in _LAYERS:
         made = _LAYERS[node.kind](emitter, node)
+    else:
+        node.layer.refuse(node, "native")
     emitter.held[node] = made
 
 

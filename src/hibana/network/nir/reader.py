@@ -7,17 +7,22 @@ from operator import add
 from typing import Any
 
 import numpy as np
+import torch
 from torch import fx, nn
 
 from hibana.network.fold import layer_name
+from hibana.network.graph import Shape
+from hibana.network.layers import LAYERS
+from hibana.network.layers.neurons import with_feedback
 from hibana.network.nir.file import load
-from hibana.network.nir.layer_of import to_layer
-from hibana.network.nir.nodes import LINEAR, NEURONS, Node, Shape, output_shape
+from hibana.network.nir_node import NirNode as Node
+from hibana.nn.each_step import EachStep
 from hibana.nn.window import LooksBack
 
 __all__ = ["read"]
 
 PORTS = ("Input", "Output")
+LINEAR, NEURONS = LAYERS["linear"].nir_types, LAYERS["neurons"].nir_types
 
 
 def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.GraphModule:
@@ -175,9 +180,9 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
             raise ValueError(f"node {name!r} ({node.type}) adds inputs of different shapes: {given}")
         try:
             shape = given[sources[0]]
-            shapes[name] = output_shape(node, shape)
+            layer = None if node.type in PORTS else _layer(node, shape, dt, graph.feedback.get(name))
+            shapes[name] = shape if layer is None else _output_shape(layer, shape)
             _check_size("one sample of its output", shapes[name], max_bytes)
-            layer = None if node.type in PORTS else to_layer(node, dt, graph.feedback.get(name))
             if isinstance(layer, LooksBack):
                 _check_size("the input that it keeps", (layer.reach, *shape), max_bytes)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -201,6 +206,29 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
     network.recompile()
     network.meta.update(input_shape=shapes[begin], dt=dt, **({"nodes": renamed} if renamed else {}))
     return network
+
+
+def _layer(node: Node, shape: Shape, dt: float | None, feedback: Node | None) -> nn.Module:
+    """The layer that runs `node`; with `feedback`, a linear node from its output to its input, recurrent."""
+    kind = next((kind for kind in LAYERS.values() if node.type in kind.nir_types), None)
+    if kind is None:
+        raise ValueError("hibana has no such node")
+    layer = kind.from_nir(node, shape, dt)
+    if feedback is None:
+        return layer
+    linear: Any = LAYERS["linear"].from_nir(feedback, shape, dt)
+    if linear.out_features != linear.in_features:
+        raise ValueError(f"feedback must have as many outputs as inputs, got {linear}")
+    return with_feedback(layer, linear)
+
+
+def _output_shape(layer: nn.Module, shape: Shape) -> Shape:
+    """The shape of one sample of the output of `layer`, of which nothing is allocated."""
+    if not isinstance(layer, nn.Linear | EachStep):
+        return shape
+    weights = {name: weight.to("meta") for name, weight in layer.named_parameters()}
+    sample = torch.empty(1, 1, *shape, dtype=torch.float32, device="meta")
+    return tuple(torch.func.functional_call(layer, weights, (sample,)).shape[2:])
 
 
 def _outermost(graph: _Graph, kind: str) -> str:

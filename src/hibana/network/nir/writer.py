@@ -1,25 +1,24 @@
-"""From a network to a NIR graph: traced with torch.fx, batch normalisation folded, shapes followed."""
+"""From a network, read as a graph of layers, to a NIR graph."""
 
 import io
+import math
 import os
 import re
 import warnings
 from dataclasses import fields
 from inspect import signature
-from operator import add, iadd
 from pathlib import Path
 from typing import Any
 
 import nir
 import numpy as np
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from hibana.network.fold import folded_calls
-from hibana.network.nir.node_of import lost_in_training, to_node
-from hibana.network.nir.nodes import Node, Scale, Shape, output_shape
-from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.over_steps import FlattenOverSteps
+from hibana.network.graph import Network, Node, Shape
+from hibana.network.layers import kind_of
+from hibana.network.nir_node import NirNode
+from hibana.network.reading import read
 from hibana.runtime import files
 
 __all__ = ["write"]
@@ -59,9 +58,16 @@ def write(
     dt = next(x for x in (dt, noted.get("dt"), 1e-4) if x is not None)
     if not (np.isfinite(dt) and dt > 0):
         raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
-    folded, calls = folded_calls(net, Scale)
-    shape = input_shape or noted.get("input_shape") or _taken_by_the_first(folded, calls)
-    nodes, edges = _Walk(folded, calls, dt, noted.get("nodes", {})).graph(tuple(shape))
+    example = _example(net, input_shape or noted.get("input_shape"))
+    try:
+        network = read(net, example, shares_state=True)
+        nodes, edges = _Graph(noted.get("nodes", {}), dt).add(network)
+    except RuntimeError as error:  # Unsupported, or torch's own, which notes name the layer of
+        raise ValueError(": ".join([*getattr(error, "__notes__", ()), str(error)])) from error
+    layers = [(name, layer, kind_of(layer)) for name, layer in network.net.named_modules()]
+    lost = [f"{name} ({what})" for name, layer, kind in layers if kind and (what := kind.lost_in_nir(layer))]
+    if lost:
+        warnings.warn(f"NIR cannot say what matters only in training: {'; '.join(lost)}", stacklevel=2)
     graph = _graph({name: _nir_node(node, name) for name, node in nodes.items()}, edges, {"dt": dt})
     if path is not None:
         contents = io.BytesIO()
@@ -70,120 +76,79 @@ def write(
     return graph
 
 
-def _taken_by_the_first(net: nn.Module, calls: fx.Graph) -> Shape:
-    first = next((node for node in calls.nodes if node.op == "call_module"), None)
-    layer = None if first is None else net.get_submodule(str(first.target))
-    if isinstance(layer, nn.Linear | DelayedLinear):
-        return (layer.in_features,)
-    raise ValueError("input_shape must be given, the shape of one sample, unless the first layer is linear")
+def _example(net: nn.Module, shape: Shape | None) -> Tensor:
+    """Two steps of a sample of `shape`, or of the shape that the first layer of `net` takes."""
+    if shape is None:
+        kinds = ((module, kind_of(module)) for module in net.modules())
+        first, kind = next(((module, kind) for module, kind in kinds if kind is not None), (None, None))
+        shape = None if kind is None or first is None else kind.input_shape(first)
+    if shape is None:
+        raise ValueError(
+            "input_shape must be the shape of one sample unless the first layer is linear, got None"
+        )
+    like = next((p for p in net.parameters() if p.is_floating_point()), None)
+    dtype, device = (torch.float32, "cpu") if like is None else (like.dtype, like.device)
+    return torch.ones(2, 1, *shape, dtype=dtype, device=device)
 
 
-class _Walk:
-    """Walks over a traced network once and makes its nodes and edges; additions become several edges."""
+class _Graph:
+    """Nodes and edges of NIR under construction; additions become several edges."""
 
-    def __init__(self, net: nn.Module, calls: fx.Graph, dt: float, names: dict[str, str]) -> None:
-        self.net, self.calls, self.dt, self.names = net, calls, dt, names
-        self.nodes: dict[str, Node] = {}
+    def __init__(self, names: dict[str, str], dt: float) -> None:
+        self.names, self.dt = names, dt
+        self.nodes: dict[str, NirNode] = {}
         self.edges: list[tuple[str, str]] = []
-        self.shapes: dict[str, Shape] = {}
-        self.sources: dict[fx.Node, list[str]] = {}
+        self.sources: dict[Node, list[str]] = {}
+        """The NIR nodes whose sum is the value of a node."""
 
-    def graph(self, shape: Shape) -> tuple[dict[str, Node], list[tuple[str, str]]]:
-        lost = []
-        for line in self.calls.nodes:
-            where = f"layer {line.target if line.op == 'call_module' else line.name!r}"
+    def add(self, network: Network) -> tuple[dict[str, NirNode], list[tuple[str, str]]]:
+        """The nodes and edges of `network`."""
+        shape = np.array(network.input.shape)
+        self.sources[network.input] = [self._put("input", NirNode("Input", {"shape": shape}), [])]
+        for node in network.nodes[1:]:
+            sources = [
+                name
+                for source, seen in zip(node.inputs, node.seen, strict=True)
+                for name in self._shaped(source, seen, node.name)
+            ]
+            if node.kind == "sum":
+                if len({*sources}) != len(sources):
+                    raise ValueError(f"layer {node.name!r}: adds a value to itself; NIR has no such edge")
+                self.sources[node] = sources
+                continue
             try:
-                self.line(line, shape)
+                made = node.layer.to_nir(node, self.dt)
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from error
-            if line.op == "call_module" and (what := lost_in_training(self.module(line))):
-                lost.append(f"{line.target} ({what})")
-        if lost:
-            warnings.warn(f"NIR cannot say what matters only in training: {'; '.join(lost)}", stacklevel=3)
+                raise ValueError(f"layer {node.name!r}: {error}") from error
+            self.sources[node] = [self._put(self.names.get(node.name, node.name), made, sources)]
+        shape = np.array(network.outputs)
+        last = self._shaped(network.output, network.outputs, "output")
+        self._put("output", NirNode("Output", {"shape": shape}), last)
         return self.nodes, self.edges
 
-    def module(self, line: fx.Node) -> nn.Module:
-        return self.net.get_submodule(str(line.target))
+    def _shaped(self, source: Node, shape: Shape, user: str) -> list[str]:
+        """The nodes whose sum is `source` in the `shape` in which `user` takes it."""
+        if shape == source.shape:
+            return self.sources[source]
+        dims = range(len(source.shape))
+        ends = ((start, end) for start in dims for end in dims[start + 1 :])
+        for start, end in ends:
+            joined = math.prod(source.shape[start : end + 1])
+            if (*source.shape[:start], joined, *source.shape[end + 1 :]) == shape:
+                fields = {"start_dim": start, "end_dim": end, "input_type": {"input": np.array(source.shape)}}
+                return [self._put(f"{user}_flatten", NirNode("Flatten", fields), self.sources[source])]
+        raise ValueError(f"layer {user!r}: NIR flattens, but has no reshape of {source.shape} to {shape}")
 
-    def line(self, line: fx.Node, shape: Shape) -> None:
-        if line.op == "placeholder":
-            self.sources[line] = [self.put("input", Node("Input", {"shape": np.array(shape)}), [], shape)]
-        elif line.op == "output":
-            if not isinstance(line.args[0], fx.Node):
-                raise ValueError("a network must return one tensor to be written")
-            sources = self.sources[line.args[0]]
-            shape = self.shapes[sources[0]]
-            self.put("output", Node("Output", {"shape": np.array(shape)}), sources, shape)
-        elif line.op != "call_module" and line.target in (add, iadd, torch.add, "add", "add_"):
-            self.sources[line] = self.added(line)
-        else:
-            self.layer(line)
-
-    def layer(self, line: fx.Node) -> None:
-        called = getattr(line.target, "__name__", line.target)
-        source, *_ = *line.args, *line.kwargs.values(), None
-        if not isinstance(source, fx.Node):
-            what = f"{called} of something that is no value of the network"
-            raise ValueError(f"{what} cannot be written")  # noqa: TRY004 - as the others here
-        if line.meta.get("normalised") and line.meta["leading"] != 1:
-            raise ValueError("the batch normalisation after it takes samples for channels; use EachStep")
-        sources = self.sources[source]
-        shape = self.shapes[sources[0]]
-        flat = _flattened(line, self.module(line) if line.op == "call_module" else None)
-        if flat is not None:
-            node: Node | None = Node("Flatten", _without(flat, line.meta["leading"], shape))
-        elif line.op == "call_module":
-            node = to_node(self.module(line), shape, self.dt)
-        else:
-            raise ValueError(f"NIR has no node for {called}")
-        name = line.name
-        if line.op == "call_module":
-            name = self.names.get(str(line.target), str(line.target))
-        self.sources[line] = sources if node is None else [self.put(name, node, sources, shape)]
-
-    def added(self, line: fx.Node) -> list[str]:
-        both = [self.sources[arg] for arg in line.args if isinstance(arg, fx.Node)]
-        if len(both) != 2 or len(line.args) != 2:
-            raise ValueError(f"only two values of the network can be added, got {line.args}")
-        sources = both[0] + both[1]
-        if len(set(sources)) != len(sources):
-            raise ValueError("the same value is added twice; NIR has no such edge")
-        if len({self.shapes[source] for source in sources}) != 1:
-            raise ValueError(f"adds different shapes: { ({s: self.shapes[s] for s in sources}) }")
-        return sources
-
-    def put(self, name: str, node: Node, sources: list[str], shape: Shape) -> str:
+    def _put(self, name: str, node: NirNode, sources: list[str]) -> str:
         name = re.sub(r"[/\0]|^\.?$", "_", name)  # HDF5 takes these for paths
         while name in self.nodes:
             name += "_"
         self.nodes[name] = node
-        self.shapes[name] = output_shape(node, shape)
-        if node.type == "Flatten":
-            node.fields["input_type"] = {"input": np.array(shape)}
         self.edges += [(source, name) for source in sources]
         return name
 
 
-def _flattened(line: fx.Node, module: nn.Module | None) -> tuple[int, int] | None:
-    """The dimensions that `line` flattens, if that is what it does."""
-    if isinstance(module, nn.Flatten):
-        over_steps = isinstance(module, FlattenOverSteps) and (module.start_dim, module.end_dim) == (1, -1)
-        return 2 if over_steps else module.start_dim, module.end_dim
-    if line.op == "call_module" or line.target not in (torch.flatten, "flatten"):
-        return None
-    named: Any = dict(zip(("start_dim", "end_dim"), line.args[1:], strict=False)) | line.kwargs
-    return named.get("start_dim", 0), named.get("end_dim", -1)
-
-
-def _without(ends: tuple[int, int], leading: int, shape: Shape) -> dict[str, int]:
-    """`ends` counted without the dimensions of time and batch."""
-    start, end = (n + len(shape) if n < 0 else n - leading for n in ends)
-    if start < 0 or end < start:
-        raise ValueError(f"flattens dimensions {ends}, time or batch among them")
-    return {"start_dim": start, "end_dim": end}
-
-
-def _nir_node(node: Node, name: str) -> Any:
+def _nir_node(node: NirNode, name: str) -> Any:
     if node.type in ("Input", "Output"):
         return getattr(nir, node.type)(node.fields["shape"])
     if node.type == "NIRGraph":

@@ -52,7 +52,6 @@ class QuantizationAware(nn.Module):
 
     def __init__(self, network: Network, bits: int) -> None:
         super().__init__()
-        network.check_kinds("integer", "delayed recurrent")
         self.bits, self.limit = bits, check_bits(bits)
         self.plain = network.net
         fix_delays(self.plain)
@@ -243,6 +242,8 @@ def check_bits(bits: int) -> int:
 
 def _line(node: Node, output: Node, at: dict[Node, int]) -> _Line:
     module: Any = node.module
+    if not hasattr(QuantizationAware, f"_{node.kind}"):
+        node.layer.refuse(node, "integer")
     average = node.kind == "average"
     padded = average and any(sliding_of(node).padding) and not module.count_include_pad
     if average and (padded or type(module) is not nn.AvgPool2d):
