@@ -14,8 +14,9 @@ from triton.compiler import ASTSource
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES
 from conformance.suite import made as kind_made
-from hibana.compiler.graph.ops import CALLS, OPERATIONS
-from hibana.compiler.graph.plan import make_plan, reachable
+from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.ops import OPERATIONS
+from hibana.compiler.graph.plan import make_plan
 from hibana.compiler.graph.synapses import needed
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.triton.language import Language
@@ -73,10 +74,11 @@ def main() -> None:
             if title == "PLIFCell":
                 for half in ("*fp16", "*bf16"):
                     arithmetic(text, name, language, bits, half)
-            calls[f"{title}, {name}"] = bool({value.op for value in reachable(roots)} & CALLS)
+            calls[f"{title}, {name}"] = any(value.is_call for value in reachable(roots))
     for real in ("float32", "float64"):
         said = Language(real, False).dialect.operations
-        for op in sorted(w for w in {*CALLS, "root"} if w in said and OPERATIONS[w].arity == 1):
+        calls_of_one = (op for op, row in OPERATIONS.items() if row.call and row.arity == 1)
+        for op in sorted({*calls_of_one, "root"} & said.keys()):
             text = function_source(Language(real, False), op)
             functions[f"{op}, {real}"] = arithmetic(text, "function", Language(real, False), set())
     print(json.dumps({"cells": cells, "functions": functions, "calls": calls, "products": products()}))

@@ -3,8 +3,8 @@
 import torch
 from torch.nn.functional import pad
 
+from hibana.compiler.analysis.eager import Eager
 from hibana.compiler.backend import Backend, Kernels
-from hibana.compiler.eager import in_torch
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass
 from hibana.compiler.strides import unpacked
@@ -77,12 +77,22 @@ class TorchKernels(Kernels):
         return constants | {n: p for i, p in enumerate(parameters) for n in (f"p{i}", f"p{i}[0]")}
 
     def _values(self, stores, leaves, like):
-        def leaf(value):
-            number = value.op == "number"
-            found = torch.tensor(float(value.data), dtype=self.dtype) if number else leaves[value.data]
-            return found.expand(like.shape)
+        results = Neurons(leaves, like.shape, self.dtype).run(stores.values())
+        return dict(zip(stores, results, strict=True))
 
-        return dict(zip(stores, in_torch(list(stores.values()), {}, leaf, self.dtype), strict=True))
+
+class Neurons(Eager):
+    """Tensors of all neurons, given those of the leaves by name."""
+
+    def __init__(self, leaves, shape, dtype):
+        super().__init__(dtype)
+        self.leaves, self.shape = leaves, shape
+
+    def on_number(self, value):
+        return torch.tensor(float(value.data), dtype=self.dtype).expand(self.shape)
+
+    def leaf(self, value):
+        return self.leaves[value.data].expand(self.shape)
 
 
 def _packed(truths):

@@ -15,7 +15,7 @@ from conformance.suite import CELLS, SURROGATES, TRITON, interpreted
 from hibana.cells.surrogate import ATan
 from hibana.compiler import operator, programs
 from hibana.compiler.graph import serial
-from hibana.compiler.graph.plan import reachable
+from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.trace import trace
 
 triton = pytest.importorskip("triton")

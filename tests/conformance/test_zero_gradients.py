@@ -11,7 +11,7 @@ from torch import nn
 
 import hibana as hb
 from conformance.suite import CELLS, each_backend
-from hibana.compiler.graph.bounds import guard_products
+from hibana.compiler.analysis.bounds import guard_products
 from hibana.compiler.graph.plan import gradients
 from hibana.compiler.graph.trace import trace
 

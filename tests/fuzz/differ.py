@@ -12,7 +12,7 @@ import hibana as hb
 from conformance.compare import TOLERANCE, assert_close, assert_same
 from fuzz.steps import SETTINGS, Step
 from fuzz.variations import Variation, variations
-from hibana.compiler.graph.bounds import guard_products
+from hibana.compiler.analysis.bounds import guard_products
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import gradients
 from hibana.compiler.graph.trace import trace

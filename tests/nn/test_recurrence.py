@@ -11,7 +11,8 @@ import hibana as hb
 from conformance.suite import CELLS as KINDS
 from conformance.suite import drive, few
 from hibana.cells.surrogate import ATan, Box, Step, Triangle
-from hibana.compiler.graph.plan import gradients, has_gradient, reachable
+from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.plan import gradients, has_gradient
 from hibana.compiler.graph.synapses import gated
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.graph.walk import followed

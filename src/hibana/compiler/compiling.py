@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
+from hibana.compiler.analysis.bounds import guard_products
 from hibana.compiler.backend import Kernels, kernels_of
-from hibana.compiler.graph.bounds import guard_products
+from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import SUM, Part, places_in
-from hibana.compiler.graph.plan import Plan, make_plan, reachable
+from hibana.compiler.graph.plan import Plan, make_plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import computed_operands, needed
 from hibana.compiler.graph.trace import trace

@@ -9,10 +9,10 @@ import torch
 
 from hibana.cells import Cell
 from hibana.compiler import programs
+from hibana.compiler.analysis.text import Dialect, statements, templates
 from hibana.compiler.backend import of_device, refusal
 from hibana.compiler.first_call import NO_DERIVATIVE
-from hibana.compiler.graph.emit import Dialect, statements
-from hibana.compiler.graph.ops import OPERATIONS, Unsupported
+from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import backward_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan, cost_in_bits, passes_gradient
 from hibana.compiler.graph.step import Step, Value
@@ -21,11 +21,7 @@ from hibana.compiler.tensors import computed_once, is_computed, tensors_of
 
 REFERENCE = "backend    reference loop, because "
 
-MATHEMATICS = Dialect(
-    "mathematics",
-    {**{name: row.said for name, row in OPERATIONS.items()}, "product": "({0} @ {matrix})"},
-    number="{0}",
-)
+MATHEMATICS = Dialect("text", {**templates("text"), "product": "({0} @ {matrix})"}, number="{0}")
 
 
 class Report(NamedTuple):
@@ -153,9 +149,9 @@ def _kept(step: Step, value: Value) -> str:
         name = name.removesuffix("_state")  # as the cell calls it
         if value is next_:
             return f"{name} after the step"
-        if next_.op == "to_float" and value is next_.args[0]:
+        if value is next_.converted:
             return f"whether {name} is 1"
-    if value.op == "input":
+    if value.is_input:
         return "the input itself"
     stores = forward_pass(step, Plan((value,), (), (), None, None))
     lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, MATHEMATICS)

@@ -91,7 +91,7 @@ class NamedKernels(Kernels):
             grad_input = grad_input.to(grad_outputs.dtype)
         kept = dict(zip(plan.stored, residuals, strict=True))
         for o in self.operands:
-            residual = inputs if o.residual.op == "input" else kept[o.residual]
+            residual = inputs if o.residual.is_input else kept[o.residual]
             assert residual is not None
             sums.append(over_time(o, residual, None if o.state is None else first[o.state], at[o.gradient]))
         return grad_input, first_grads, sums

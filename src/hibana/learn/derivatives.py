@@ -7,21 +7,21 @@ states before the step are ``kappa^T d`` and ``S^T d``. A trace needs as many nu
 ``d``. Nothing here knows of rules or layers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.eager import in_torch
+from hibana.compiler.analysis.eager import Eager
+from hibana.compiler.graph.analysis import Analysis, dependents, reachable
 from hibana.compiler.graph.cut import INFINITE, Network
-from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.plan import reachable
+from hibana.compiler.graph.ops import Operation, Unsupported
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
-from hibana.learn.coefficients import Coefficient, plus, times
+from hibana.learn.coefficients import Coefficient
 
 __all__ = ["Linearised", "StepDerivatives", "smallest_cut"]
 
@@ -98,107 +98,105 @@ class StepDerivatives:
         with torch.no_grad():
             parameters = self.step.prologue(*tensors) if self.step.parameters else ()
 
-        def leaf(value: Value) -> Tensor:
-            if value.op == "input":
-                return input_
-            if value.op == "previous":
-                return previous[int(value.data)]
-            if value.op == "parameter":
-                found: Tensor = parameters[int(value.data)].to(self.dtype)
-                return found.reshape(()) if found.numel() == 1 else found
-            number = self.step.constants[int(value.data)] if value.op == "constant" else value.data
-            return torch.tensor(float(number), dtype=self.dtype, device=input_.device)
-
-        factors = list(dict.fromkeys(factor for one in maps for factor in one.factors))
-        known = dict(zip(factors, in_torch(factors, {}, leaf, self.dtype), strict=True))
+        eager = _AtState(self.step, self.dtype, input_, previous, parameters)
         unit = torch.ones((), dtype=self.dtype, device=input_.device)
-        return [one.forms(known, unit) for one in maps]
+        return [one.forms(eager, unit) for one in maps]
+
+
+class _AtState(Eager):
+    """Tensors of a step's values, given its input, the states before it, and its parameters."""
+
+    def __init__(
+        self,
+        step: Step,
+        dtype: torch.dtype,
+        input_: Tensor,
+        previous: Sequence[Tensor],
+        parameters: Sequence[Tensor],
+    ) -> None:
+        super().__init__(dtype)
+        self.step, self.input, self.previous, self.parameters = step, input_, previous, parameters
+
+    def on_input(self, value: Value) -> Tensor:
+        return self.input
+
+    def on_previous(self, value: Value) -> Tensor:
+        return self.previous[int(value.data)]
+
+    def on_parameter(self, value: Value) -> Tensor:
+        parameter = self.parameters[int(value.data)].to(self.dtype)
+        return parameter.reshape(()) if parameter.numel() == 1 else parameter
+
+    def on_constant(self, value: Value) -> Tensor:
+        return self._number(self.step.constants[int(value.data)])
+
+    def on_number(self, value: Value) -> Tensor:
+        return self._number(float(value.data))
+
+    def _number(self, number: float) -> Tensor:
+        return torch.tensor(number, dtype=self.dtype, device=self.input.device)
 
 
 class _LinearMap:
-    """What `roots` are of `sources`, which they are linear in."""
+    """The map from `sources` to `roots`, which are linear in them."""
 
     def __init__(self, sources: Sequence[Value], roots: Sequence[Value | None]) -> None:
         self.sources, self.roots = sources, roots
-        first = {*sources}
-        carrying = _linear_in(sources, [root for root in roots if root is not None])
-        self.values = [value for value in carrying if value not in first]
-        """Those that a source is a part of, each after its arguments."""
-        within = {*carrying}
-        self.factors = list(dict.fromkeys(a for v in self.values for a in v.args if a not in within))
-        """What they are multiplied by, or choose by."""
+        values = reachable(root for root in roots if root is not None)
+        self.linear = dependents(values, sources)
 
-    def forms(self, known: dict[Value, Tensor], unit: Tensor) -> list[list[Coefficient]]:
-        """For each of the roots, its coefficient of each of the sources, where the factors are `known`."""
-        zero: list[Coefficient] = [None] * len(self.sources)
-        forms: dict[Value, list[Coefficient]] = {
-            source: [unit if i == j else None for j in range(len(self.sources))]
-            for i, source in enumerate(self.sources)
-        }
-        for value in self.values:
-            forms[value] = _form(value, forms, known, zero)
-        return [zero if root is None else forms.get(root, zero) for root in self.roots]
+    def forms(self, eager: Eager, unit: Tensor) -> list[list[Coefficient]]:
+        """For each of the roots, its coefficient of each of the sources."""
+        count = len(self.sources)
+        units = {s: [unit if i == j else None for j in range(count)] for i, s in enumerate(self.sources)}
+        linearity = _Linearity(units, self.linear, eager)
+        return [[None] * count if root is None else linearity.of(root) for root in self.roots]
 
 
-def _form(
-    value: Value, forms: dict[Value, list[Coefficient]], known: dict[Value, Tensor], zero: list[Coefficient]
-) -> list[Coefficient]:
-    """The coefficients of `value`, which is linear in those of its arguments that are in `forms`."""
-    args = [forms.get(argument, zero) for argument in value.args]
-    carrying = [argument in forms for argument in value.args]
-    if value.op in ("add", "sub"):
-        signed = args[1] if value.op == "add" else [_negative(b) for b in args[1]]
-        return [plus(a, b) for a, b in zip(args[0], signed, strict=True)]
-    if value.op == "neg":
-        return [_negative(a) for a in args[0]]
-    if value.op == "to_float":
-        return args[0]
-    if value.op == "mul" and carrying.count(True) == 1:
-        at = carrying.index(True)
-        return [times(known[value.args[1 - at]], a) for a in args[at]]
-    if value.op == "div" and carrying == [True, False]:
-        return [None if a is None else a / known[value.args[1]] for a in args[0]]
-    if value.op == "where" and not carrying[0]:
-        condition = known[value.args[0]]
-        return [_where(condition, a, b) for a, b in zip(args[1], args[2], strict=True)]
-    if value.op == "fma" and carrying[:2].count(True) == 1:
-        at = carrying.index(True)
-        scaled = [times(known[value.args[1 - at]], a) for a in args[at]]
-        return [plus(a, b) for a, b in zip(scaled, args[2], strict=True)]
-    raise Unsupported(f"a gradient goes through {value.op!r}, which is not linear here")
+class _Linearity(Analysis[list[Coefficient]]):
+    """Coefficients of each of some sources, for values that are linear in these."""
 
+    def __init__(
+        self, sources: dict[Value, list[Coefficient]], linear: Container[Value], eager: Eager
+    ) -> None:
+        super().__init__(sources)
+        self.count = len(sources)
+        self.linear, self.eager = linear, eager
 
-def _negative(a: Coefficient) -> Coefficient:
-    return None if a is None else -a
+    def leaf(self, value: Value) -> list[Coefficient]:
+        return [None] * self.count
 
+    def operation(self, value: Value, row: Operation, args: list[list[Coefficient]]) -> list[Coefficient]:
+        if value not in self.linear:
+            return self.leaf(value)
+        carrying = {i for i, argument in enumerate(value.args) if argument in self.linear}
+        together = next((each for each in row.linear if carrying <= set(each)), None)
+        if together is None:
+            raise Unsupported(f"a gradient goes through {value.op!r}, which is not linear here")
+        fixed = {i: self.eager.of(a) for i, a in enumerate(value.args) if i not in together}
+        return [self._coefficient(row, fixed, coefficients) for coefficients in zip(*args, strict=True)]
 
-def _where(condition: Tensor, a: Coefficient, b: Coefficient) -> Coefficient:
-    if a is None and b is None:
-        return None
-    some = a if a is not None else b
-    assert some is not None
-    zero = torch.zeros((), dtype=some.dtype, device=some.device)
-    return torch.where(condition, zero if a is None else a, zero if b is None else b)
+    def _coefficient(
+        self, row: Operation, fixed: dict[int, Tensor], coefficients: Sequence[Coefficient]
+    ) -> Coefficient:
+        """The coefficient of one source: `row` of the arguments' coefficients, the others `fixed`."""
+        there = [c for c in coefficients if c is not None]
+        if not there:
+            return None
+        zero = torch.zeros((), dtype=there[0].dtype, device=there[0].device)
+        args = [fixed.get(i, zero if c is None else c) for i, c in enumerate(coefficients)]
+        return row.function(*args)
 
 
 def _gradient_leaves(step: Step) -> list[Value]:
     roots = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
-    leaves = [value for value in reachable(roots) if value.op == "gradient"]
+    leaves = [value for value in reachable(roots) if value.is_gradient]
     return sorted(leaves, key=lambda leaf: int(leaf.data))
-
-
-def _linear_in(gradients: Sequence[Value], roots: Sequence[Value]) -> list[Value]:
-    """What `roots` are made of that one of `gradients` is a part of, each after its arguments."""
-    carrying = dict.fromkeys(gradients)
-    for value in reachable(roots):
-        if any(argument in carrying for argument in value.args):
-            carrying[value] = None
-    return list(carrying)
 
 
 def smallest_cut(sources: Sequence[Value], outputs: Sequence[Value]) -> list[Value]:
     """The fewest values through which all that `outputs` are of `sources` goes, in order of evaluation."""
-    values = _linear_in(sources, outputs)
+    values = list(dependents(reachable(outputs), sources))
     place = {value: 2 * i for i, value in enumerate(values)}
     begin, end = 2 * len(values), 2 * len(values) + 1
     network = Network(2 * len(values) + 2)

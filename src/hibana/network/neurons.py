@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hibana.compiler.c.source import Product, Truths, operations, staged, truths
+from hibana.compiler.analysis.binary import States, binary_states
+from hibana.compiler.c.source import Product, operations, staged
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
 from hibana.compiler.graph.step import Step, Value
@@ -32,7 +33,7 @@ class Layer:
     """Numbers, or a number for each neuron in that order, or one for each channel."""
     matrices: tuple[Tensor, ...]
     """``[from, to]``, in that order."""
-    known: Truths
+    known: States
     products: list[Product]
     stores: Stores
     places: Tensor
@@ -53,7 +54,7 @@ class Layer:
 
     def standing(self, name: str, leaf: Value) -> str | float:
         """What stands for a leaf of the step: a name, or its number if it is one for all neurons."""
-        if leaf.op != "scalar":
+        if not leaf.is_scalar:
             return name
         if name[0] == "c":
             return self.step.constants[int(name[2:-1])]
@@ -125,6 +126,6 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
             )
     matrices = tuple(m.detach().reshape(node.size, -1)[places][:, places] for m in given[step.parameters :])
     start = frozenset(i for i, state in enumerate(begun) if bool(((state == 0) | (state == 1)).all()))
-    known = truths(step, start)
+    known = binary_states(step, start)
     products, stores = staged(step, known)
     return Layer(node, index, step, begun, parameters, matrices, known, products, stores, places)

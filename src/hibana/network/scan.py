@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.graph.ops import OPERATIONS, Unsupported
-from hibana.compiler.graph.passes import forward_pass, leaves
-from hibana.compiler.graph.plan import evaluated
+from hibana.compiler.graph.analysis import Analysis
+from hibana.compiler.graph.ops import Operation, Unsupported, row_of
+from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.step import Step, Value
 from hibana.network.graph import Network, Node
 from hibana.network.neurons import traced
@@ -158,37 +158,10 @@ class OnnxStep:
             begun = first.contiguous().numpy()
             self.constants.append(self.onnx.numpy_helper.from_array(begun, f"{before}_first"))
         stores = forward_pass(step, None)
-        for name, leaf in leaves(stores).items():
-            if leaf.op == "scalar" and name[0] == "c":
-                names[name] = self.number(step.constants[int(name[2:-1])])
-            elif name[0] == "p" and name not in names:
-                names[name] = self.constant(held[int(name[1:].partition("[")[0])].to(self.network.dtype))
-        done: dict[Value, str] = {}
-        for value in evaluated(stores.values(), ()):
-            done[value] = self._value(value, [done[a] for a in value.args], names, held[step.parameters :])
-        for name, value in stores.items():
-            self.op("Identity", [done[value]], name=f"{name}{at}")
+        results = _Writing(self, step, names, held).run(stores.values())
+        for name, result in zip(stores, results, strict=True):
+            self.op("Identity", [result], name=f"{name}{at}")
         return f"{step.states[-1]}{at}"
-
-    def _value(self, value: Value, args: list[str], names: dict[str, str], matrices: Any) -> str:
-        if value.op == "number":
-            return self.number(float(value.data))
-        if not value.args:
-            return names[str(value.data)]
-        if value.op == "product":
-            index, turned = divmod(int(value.data), 2)
-            matrix = matrices[index].reshape(matrices[index].shape[-2:])
-            return self.op("MatMul", [args[0], self.constant(matrix.T if turned else matrix)])
-        if value.op == "ne":
-            return self.op("Not", [self.op("Equal", args)])
-        if value.op == "to_float":
-            return self.op("Cast", args, to=self.kind)
-        if value.op == "to_bool":
-            return self.op("Cast", args, to=self.onnx.TensorProto.BOOL)
-        op = OPERATIONS[value.op].onnx
-        if not op:
-            raise Unsupported(f"{value.op} is nothing that hibana says in ONNX")
-        return self.op(op, args)
 
     def _at_rest(self) -> list[str]:
         """The states at rest, for as many samples as there are."""
@@ -202,3 +175,36 @@ class OnnxStep:
             sizes = self.op("Concat", [batch, self.constant(indices(shape))], outer=True, axis=0)
             firsts.append(self.op("Expand", [f"{before}_first", sizes], outer=True))
         return firsts
+
+
+class _Writing(Analysis[str]):
+    """The names of a step's values in an ONNX model; `rows` has those of the input and the states."""
+
+    def __init__(self, model: OnnxStep, step: Step, rows: dict[str, str], held: tuple[Tensor, ...]) -> None:
+        super().__init__()
+        self.model, self.step, self.rows, self.held = model, step, rows, held
+
+    def on_number(self, value: Value) -> str:
+        return self.model.number(float(value.data))
+
+    def on_row(self, value: Value) -> str:
+        return self.rows.get(str(value.data)) or self.on_scalar(value)
+
+    def on_scalar(self, value: Value) -> str:
+        kind, index = str(value.data)[0], int(str(value.data)[1:].strip("[]").partition("[")[0])
+        if kind == "c":
+            return self.model.number(self.step.constants[index])
+        return self.model.constant(self.held[index].to(self.model.network.dtype))
+
+    def product(self, value: Value, args: list[str]) -> str:
+        index, transposed = value.matrix
+        matrix = self.held[self.step.parameters + index]
+        matrix = matrix.reshape(matrix.shape[-2:])
+        return self.model.op("MatMul", [*args, self.model.constant(matrix.T if transposed else matrix)])
+
+    def operation(self, value: Value, row: Operation, args: list[str]) -> str:
+        for op in row_of(row.name, "onnx").onnx.split():
+            kind = self.model.onnx.TensorProto.BOOL if row.boolean else self.model.kind
+            settings: dict[str, Any] = {"to": kind} if op == "Cast" else {}
+            args = [self.model.op(op, args, **settings)]
+        return args[0]

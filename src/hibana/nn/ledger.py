@@ -11,8 +11,8 @@ from typing import NamedTuple, final
 from torch import Tensor, nn
 
 from hibana.compiler import emits_spikes
-from hibana.compiler.graph.ops import CALLS, Unsupported
-from hibana.compiler.graph.plan import reachable
+from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.operations import Neurons, Weighted, are_spikes, operations
@@ -42,8 +42,6 @@ LEVELS = {
     "DRAM": (math.inf, 1.3e-9),
 }
 """Levels of memory: bytes, and joules of an access of 64 bits."""
-_ADDITIONS = frozenset({"add", "sub", "maximum", "minimum"})
-_MULTIPLICATIONS = frozenset({"mul", "div", "root", "fmod", "fma"}) | CALLS
 _FREE: tuple[type[nn.Module], ...] = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
 _FREE += (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
@@ -145,8 +143,8 @@ class Ledger:
         except Unsupported:
             self.uncounted.add(f"the step of {type(layer.cell).__name__}")
             return 0, 0
-        found = [value.op for value in reachable(step.nexts)]
-        return sum(op in _ADDITIONS for op in found), sum(op in _MULTIPLICATIONS for op in found)
+        counts = Counter(v.operation.energy for v in reachable(step.nexts) if v.operation is not None)
+        return counts["addition"], counts["multiplication"]
 
     def _touch(self, layer: str, what: str, words: int, *, reads: int = 0, writes: int = 0) -> None:
         """Enters accesses of the memory that holds so many `words` of a layer."""

@@ -5,27 +5,24 @@ stages; a later stage computes other values again, with the same bits.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from hibana.compiler.graph.emit import Dialect, statements
-from hibana.compiler.graph.ops import CALLS, OPERATIONS
+from hibana.compiler.analysis.binary import Integers, States
+from hibana.compiler.analysis.text import Dialect, statements, templates
+from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
-from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Step, Value
-
-Truths = frozenset[int]
-"""The states that are zeros and ones, by number."""
 
 
 def dialect(real: str) -> Dialect:
     """How C says each operation on numbers of `real`, ``"float"`` or ``"double"``."""
     suffix = "f" if real == "float" else ""
-    said = {n: row.c.replace("REAL", real).replace("@", suffix) for n, row in OPERATIONS.items() if row.c}
+    said = {n: c.replace("REAL", real).replace("@", suffix) for n, c in templates("c").items()}
     return Dialect(
-        "C", said, f"{{0}}.0{suffix}", f"const {real} {{name}} = {{said}};", "const int {name} = {said};"
+        "C", said, f"{{0}}.0{suffix}", f"const {real} {{name}} = {{text}};", "const int {name} = {text};"
     )
 
 
@@ -58,51 +55,20 @@ class Product:
     """Whether the operand is zeros and ones."""
 
 
-def staged(step: Step, known: Truths) -> tuple[list[Product], Stores]:
+def staged(step: Step, binary: States) -> tuple[list[Product], Stores]:
     """The products of a step in order, and its next states; product i is then the leaf ``product{i}``."""
     stores = forward_pass(step, None)
-    found = [value for value in evaluated(stores.values(), ()) if value.op == "product"]
+    found = [value for value in reachable(stores.values()) if value.is_product]
     read = {value: Value("row", data=f"product{i}") for i, value in enumerate(found)}
-    names = {name: i for i, name in enumerate(step.states)} | {"emitted_before": len(step.states) - 1}
+    states = {name: i for i, name in enumerate(step.states)} | {"emitted_before": len(step.states) - 1}
+    integers = Integers(states, binary)
     products = []
     for value in found:
-        index, turned = divmod(int(value.data), 2)
         (argument,) = value.args
         operand = substitute({"operand": argument}, read)["operand"]
-        state = names.get(str(argument.data)) if argument.op == "row" else None
-        truth = state in known if state is not None else is_truth(argument, known, names)
-        products.append(Product(index, bool(turned), operand, state, truth))
+        state = states.get(str(argument.data)) if argument.is_row else None
+        products.append(Product(*value.matrix, operand, state, integers.is_binary(argument)))
     return products, substitute(stores, read)
-
-
-def truths(step: Step, begun: Truths) -> Truths:
-    """The states that are zeros and ones after every step, if those of `begun` are initially."""
-    names = {f"{i}": i for i in range(len(step.states))}
-    known = begun
-    while True:
-        kept = frozenset(i for i in known if is_truth(step.nexts[i], known, names))
-        if kept == known:
-            return known
-        known = kept
-
-
-def is_truth(value: Value, known: Truths, names: Mapping[str, int]) -> bool:
-    """Whether `value` is zeros and ones if the states `known` are."""
-    if value.boolean or value.op == "to_float":
-        return True
-    if value.op == "number":
-        return value.data in (0, 1)
-    if value.op in ("previous", "row"):
-        return names.get(str(value.data)) in known
-    rest = value.args[1:] if value.op == "where" else value.args
-    if (value.op == "sub" and value.args[0].is_number(1)) or value.op in (
-        "mul",
-        "where",
-        "maximum",
-        "minimum",
-    ):
-        return all(is_truth(argument, known, names) for argument in rest)
-    return False
 
 
 def neuron_statements(
@@ -114,12 +80,12 @@ def neuron_statements(
 
 
 def functions(stores: Stores) -> set[str]:
-    """The operations in `stores` whose last bits depend on the C library."""
-    used = {value.op for value in evaluated(stores.values(), ())}
-    return {op for op in used & CALLS if op != "sqrt" and OPERATIONS[op].c}
+    """The operations in `stores` whose last bits depend on the C library: all but the square root."""
+    rows = (value.operation for value in reachable(stores.values()) if value.is_call)
+    return {row.name for row in rows if row is not None and row.c and row.libm != "sqrt"}
 
 
 def operations(stores: Stores) -> int:
-    """The operations of `stores` per neuron and step: arithmetic, comparisons, selects, functions."""
-    free = ("to_float", "to_bool", "not", "number")
-    return sum(bool(v.args) and v.op not in free for v in evaluated(stores.values(), ()))
+    """The operations of `stores` per neuron and step; conversions and negations of truth values are free."""
+    rows = [value.operation for value in reachable(stores.values())]
+    return sum(row is not None and not (row.takes_booleans and row.arity == 1) for row in rows)

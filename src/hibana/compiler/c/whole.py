@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
+from hibana.compiler.graph.analysis import evaluated
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, leaves
-from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
 
 Bounds = tuple[int, int]

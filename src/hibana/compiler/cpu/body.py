@@ -11,9 +11,9 @@ from typing import Any
 from hibana.compiler.cpu.draws import Block, Draws
 from hibana.compiler.cpu.own import exp_of_float32
 from hibana.compiler.graph import step as graph
-from hibana.compiler.graph.ops import row_of
+from hibana.compiler.graph.analysis import Analysis
+from hibana.compiler.graph.ops import Operation, row_of
 from hibana.compiler.graph.passes import Stores, leaves
-from hibana.compiler.graph.plan import evaluated
 from hibana.runtime.kernels import (
     BIT,
     LONG,
@@ -45,17 +45,38 @@ AHEAD = 512
 NUMBERS: dict[str, type[Pointer]] = {"float32": Floats, "float64": Doubles}
 """The pointer type of each dtype that kernels compute in."""
 
+IN_LOOP = "in loop"
+"""The data of an ``exp`` of float32 that is computed within the loop, not by a function of rows."""
+
 Rows = Mapping[str, Pointer]
 """The addresses of rows of numbers or, as bytes, of bits."""
 
 
-class _Block:
+class _Block(Analysis[Value]):
     """One block of neurons: reads leaves, computes values, stores results."""
 
-    def __init__(self, code: Code, rows: Rows, number: type[Pointer], at: Value, count: Value | None) -> None:
+    def __init__(
+        self,
+        code: Code,
+        rows: Rows,
+        number: type[Pointer],
+        at: Value,
+        count: Value | None,
+        ahead: frozenset[str],
+        names: Mapping[graph.Value, str],
+        scalars: Mapping[str, Value],
+        draws: Draws | None,
+    ) -> None:
+        super().__init__()
         self.code = code
         self.rows = rows
-        self.vector = number.element.of(VECTOR)
+        self.ahead = ahead
+        self.names = names
+        """The names of results in the code."""
+        self.scalars = scalars
+        self.drawn: Block | None = draws.block(at) if draws else None
+        self.element = number.element
+        self.vector = self.element.of(VECTOR)
         self.at = at
         self.octet = at >> 3
         self.there = self.octets_there = None
@@ -73,14 +94,6 @@ class _Block:
             self.places[name] = row + (self.octet if isinstance(row, Bytes) else self.at)
         return self.places[name]
 
-    def read(self, name: str) -> Value:
-        place = self.place(name)
-        if not isinstance(place, Bytes):
-            return place.load(VECTOR, self.there)
-        if self.octets_there is None:
-            return place.of(Ints).load(align=1).mask(VECTOR)
-        return place.load(OCTETS, self.octets_there).word().mask(VECTOR)
-
     def fetch(self, name: str, *, to_write: bool) -> None:
         """Prefetches a later block of the row `name`."""
         for line in range(AHEAD, AHEAD + VECTOR * self.vector.size, LINE):
@@ -95,16 +108,37 @@ class _Block:
         else:
             place.store((value & self.there).word().octets(), self.octets_there)
 
-    def compute(self, value: graph.Value, arguments: list[Value], name: str) -> Value:
-        if value.op == "number":
-            return self.code.constant(float(value.data), self.vector)
-        if value.op == "inline_exp":
-            return exp_of_float32(arguments[0])
-        *before, last = row_of(value.op, "llvm").llvm
-        texts, types, writer = [argument.text for argument in arguments], dict(self.types), self.code.writer
+    def on_number(self, value: graph.Value) -> Value:
+        return self.code.constant(float(value.data), self.vector)
+
+    def on_scalar(self, value: graph.Value) -> Value:
+        return self.scalars[str(value.data)]
+
+    def on_draw(self, value: graph.Value) -> Value:
+        assert self.drawn is not None
+        return self.drawn.drawn(str(value.data), self.element)
+
+    def on_row(self, value: graph.Value) -> Value:
+        if str(value.data) in self.ahead:
+            self.fetch(str(value.data), to_write=False)
+        return self.on_bits(value)
+
+    def on_bits(self, value: graph.Value) -> Value:
+        place = self.place(str(value.data))
+        if not isinstance(place, Bytes):
+            return place.load(VECTOR, self.there)
+        if self.octets_there is None:
+            return place.of(Ints).load(align=1).mask(VECTOR)
+        return place.load(OCTETS, self.octets_there).word().mask(VECTOR)
+
+    def operation(self, value: graph.Value, row: Operation, args: list[Value]) -> Value:
+        if value.data == IN_LOOP:
+            return exp_of_float32(args[0])
+        *before, last = row_of(row.name, "llvm").llvm
+        texts, types, writer = [argument.text for argument in args], dict(self.types), self.code.writer
         for i, instruction in enumerate(before):
             types[f"t{i}"] = writer.let("", instruction.format(*texts, **types))
-        text = writer.let(name, last.format(*texts, **types))
+        text = writer.let(self.names.get(value, ""), last.format(*texts, **types))
         return Value(writer, MASK if value.boolean else self.vector, text)
 
 
@@ -125,8 +159,8 @@ def row_function(
     `short`, all blocks run through the masked code: a third of the instructions.
     """
     read = leaves(stores)
-    scalars = [name for name, leaf in read.items() if leaf.op == "scalar"]
-    drawn = [name for name, leaf in read.items() if leaf.op == "draw"]
+    scalars = [name for name, leaf in read.items() if leaf.is_scalar]
+    drawn = [name for name, leaf in read.items() if leaf.is_draw]
     rows: dict[str, type[Pointer]] = {
         name: Bytes if value.boolean else number
         for name, value in (read | stores).items()
@@ -195,37 +229,17 @@ def _block(
         nontemporal: the rows that are written by non-temporal stores, aligned to cache lines.
         ahead: the rows that are prefetched.
     """
-    block = _Block(code, rows, number, at, count)
-    drawn: Block | None = draws.block(at) if draws else None
-    done: dict[graph.Value, Value] = {}
-    read = dict(scalars)
     names: dict[graph.Value, str] = {}
     for name, value in stores.items():
         names.setdefault(value, f"{name}.{at.text[1:]}")
-
-    def computed(value: graph.Value) -> Value:
-        for one in evaluated([value], done):
-            if one.op in ("row", "bits", "scalar"):
-                name = str(one.data)
-                if name not in read:
-                    if name in ahead and one.op == "row":
-                        block.fetch(name, to_write=False)
-                    read[name] = block.read(name)
-                done[one] = read[name]
-            elif one.op == "draw":
-                assert drawn is not None
-                done[one] = drawn.drawn(str(one.data), number.element)
-            else:
-                done[one] = block.compute(one, [done[a] for a in one.args], names.get(one, ""))
-        return done[value]
-
+    block = _Block(code, rows, number, at, count, ahead, names, scalars, draws)
     rewritten = leaves(stores)
     for name, value in stores.items():
-        said = computed(value)
+        result = block.of(value)
         if name not in rewritten:
             if name in ahead - nontemporal and not value.boolean:
                 block.fetch(name, to_write=True)
-            block.store(name, said, nontemporal=name in nontemporal)
+            block.store(name, result, nontemporal=name in nontemporal)
     for name, value in stores.items():
         if name in rewritten:
-            block.store(name, done[value], nontemporal=name in nontemporal)
+            block.store(name, block.of(value), nontemporal=name in nontemporal)

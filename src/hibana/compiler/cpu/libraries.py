@@ -9,8 +9,9 @@ from torch import Tensor
 from hibana.compiler.cpu.functions import library_function, own_function, sleef_function
 from hibana.compiler.cpu.rows import kernel_says
 from hibana.compiler.cpu.schedule import ACCURATE
-from hibana.compiler.graph.ops import CALLS, OPERATIONS, Unsupported
-from hibana.compiler.graph.plan import gradients, reachable
+from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.ops import OPERATIONS, Unsupported
+from hibana.compiler.graph.plan import gradients
 from hibana.compiler.graph.step import Step
 from hibana.runtime.threads import libtorch
 
@@ -27,9 +28,9 @@ def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
     Raises:
         Unsupported: if there is none.
     """
-    forward = {value.op for value in reachable(step.nexts)} & CALLS
+    forward = {value.op for value in reachable(step.nexts) if value.is_call}
     found = {}
-    for op in sorted(forward.union(v.op for v in reachable(gradients(step))) & CALLS):
+    for op in sorted(forward.union(v.op for v in reachable(gradients(step)) if v.is_call)):
         if op == "exp" and op not in forward and dtype != torch.float64:
             continue
         address = _vector_function(op, dtype)
@@ -46,7 +47,7 @@ def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
 
 def approximate(step: Step, dtype: torch.dtype) -> tuple[str, ...]:
     """The operations in the forward of `step` that are not computed to this torch's own bits."""
-    called = {value.op for value in reachable(step.nexts)} & CALLS
+    called = {value.op for value in reachable(step.nexts) if value.is_call}
     return tuple(op for op in sorted(called) if not _vector_function(op, dtype))
 
 

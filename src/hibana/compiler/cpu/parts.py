@@ -1,12 +1,13 @@
 """The passes of a loop over time: one step or several unrolled, at the ends of the sequence or inside."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
 from hibana.compiler.cpu.rows import Pass, is_long
-from hibana.compiler.graph.passes import Stores, leaves, substitute
-from hibana.compiler.graph.plan import Plan, evaluated
+from hibana.compiler.graph.analysis import Rewriting
+from hibana.compiler.graph.passes import Stores, leaves
+from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.runtime.kernels import Pointer
 
@@ -34,7 +35,7 @@ def moving_back(
 ) -> tuple[dict[str, Moving], dict[str, str]]:
     """The same of a backward, and by name the arguments that sums over time are written to."""
     moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
-    residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if v.op != "input"}
+    residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if not v.is_input}
     moving |= {name: _residual(name, boolean, kept) for name, boolean in residuals.items()}
     moving |= {name: Moving(f"{name}_all", whole) for name in once if name.startswith("outer")}
     sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
@@ -74,7 +75,7 @@ class Parts:
         """For a long step, a pass that computes `inner`, so that the step itself is the same at the edge."""
         if not self.inner or not is_long(self._merged(1, edge=False)):
             return None
-        inner = _replaced(self.inner, {}, self._standing(0, {}, {}))
+        inner = _AtStep(self, 0, {}, {}).rewrite(self.inner)
         made = Pass(f"{self.name}_before", inner, self.number, self.calls, aligned=self.aligned)
         made.scratch += self.inner
         return made
@@ -123,49 +124,46 @@ class Parts:
 
         A row of a sequence is called ``{name}.0`` at the first step done, ``{name}.1`` at the second.
         """
-        known: dict[tuple[str, str], Value] = {}
+        renamed: dict[tuple[str, str], Value] = {}
         merged: Stores = {}
         now: Stores = {}
-        passed: dict[str, Value] = {}
+        passed: Stores = {}
         at_edge = (0 if self.earlier < 0 else count - 1) if edge else None
         for i in range(count):
-            standing = self._standing(i, passed, known)
             inside = {} if i == at_edge else {k: v for k, v in self.inner.items() if k not in passed}
-            now = _replaced(self.once, _replaced(inside, {}, standing), standing)
+            known = passed | _AtStep(self, i, passed, renamed).rewrite(inside)
+            now = _AtStep(self, i, known, renamed).rewrite(self.once)
             merged |= {f"{name}.{i}": v for name, v in now.items() if name in self.moving}
             passed = {leaf: now[store] for leaf, store in self.left.items() if store in now}
         return merged | {name: v for name, v in now.items() if name not in self.moving}
 
-    def _standing(
-        self, ahead: int, passed: Mapping[str, Value], known: dict[tuple[str, str], Value]
-    ) -> Callable[[Value], Value | None]:
-        """Renames the rows of a step for the one done `ahead` steps after the first."""
 
-        def standing(value: Value) -> Value | None:
-            if value.op not in ("row", "bits", "draw"):
-                return None
-            name = str(value.data)
-            if name in passed:
-                return passed[name]
-            own = name.removesuffix("_earlier")
-            if value.op == "draw":  # called after how many steps later in time than the first one done
-                later = -self.earlier * (ahead if own == name else ahead + self.earlier)
-                name = f"{own}.{later}"
-            elif own in self.moving:
-                name = f"{own}.{ahead if own == name else ahead + self.earlier}"
-            return known.setdefault((value.op, name), Value(value.op, data=name))
+class _AtStep(Rewriting):
+    """Renames the leaves of a step for the step done `ahead` steps after the first; some are `known` values.
 
-        return standing
+    A draw is named by how many steps later in time it is made than at the first step done.
+    """
 
+    def __init__(
+        self, parts: Parts, ahead: int, known: Mapping[str, Value], renamed: dict[tuple[str, str], Value]
+    ) -> None:
+        super().__init__()
+        self.parts, self.ahead, self.known, self.renamed = parts, ahead, known, renamed
 
-def _replaced(
-    stores: Stores, named: Mapping[str, Value], standing: Callable[[Value], Value | None]
-) -> Stores:
-    """`stores` with each leaf replaced by the one of `named`, or by what `standing` says."""
-    found = {}
-    for value in evaluated(stores.values(), ()):
-        other = named.get(str(value.data)) if value.op in ("row", "bits") else None
-        other = other or standing(value)
-        if other is not None:
-            found[value] = other
-    return substitute(stores, found)
+    def on_row(self, value: Value) -> Value:
+        name = str(value.data)
+        moves = name.removesuffix("_earlier") in self.parts.moving
+        return self.known.get(name) or self._renamed(value, self._when(name) if moves else None)
+
+    on_bits = on_row
+
+    def on_draw(self, value: Value) -> Value:
+        return self._renamed(value, -self.parts.earlier * self._when(str(value.data)))
+
+    def _when(self, name: str) -> int:
+        return self.ahead + (self.parts.earlier if name.endswith("_earlier") else 0)
+
+    def _renamed(self, value: Value, when: int | None) -> Value:
+        name = str(value.data)
+        name = name if when is None else f"{name.removesuffix('_earlier')}.{when}"
+        return self.renamed.setdefault((value.op, name), Value(value.op, data=name))

@@ -4,13 +4,13 @@ A pass (``graph.passes``) becomes a function of rows, cut where it calls a libra
 product: there a row of numbers goes through memory.
 """
 
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
 
-from hibana.compiler.cpu.body import row_function
-from hibana.compiler.graph.ops import CALLS, OPERATIONS, Written
+from hibana.compiler.cpu.body import IN_LOOP, row_function
+from hibana.compiler.graph.analysis import Rewriting, dependents, reachable
+from hibana.compiler.graph.ops import OPERATIONS, Operation, Written
 from hibana.compiler.graph.passes import Stores, leaves, substitute
-from hibana.compiler.graph.plan import evaluated
 from hibana.compiler.graph.step import Value
 from hibana.runtime.kernels import Floats, Function, Pointer
 
@@ -47,7 +47,7 @@ class Pass:
 
     def __post_init__(self) -> None:
         self.leaves = leaves(self.stores)
-        stores = _spelled_out(self.stores, self.calls, inline=self.number is Floats)
+        stores = _SpelledOut(self.calls, in_loop=self.number is Floats).rewrite(self.stores)
         self.long = is_long(stores)
         while ready := _ready(stores):
             operands = [(value, operand) for value in ready for operand in _operands(value)]
@@ -78,7 +78,7 @@ class Pass:
     def _call(self, rows: list[str], value: Value) -> str:
         """Adds the call that computes `value` from `rows`, and returns the result's row."""
         name = rows[0]
-        if value.op != "product":
+        if not value.is_product:
             self.called.add(value.op)
             self.does.append(Call(value.op, rows))
             return name
@@ -120,14 +120,14 @@ class Call:
 
 def is_long(stores: Stores) -> bool:
     """Whether `stores` take :data:`LONG` values or more."""
-    return len(evaluated(stores.values(), ())) >= LONG
+    return len(reachable(stores.values())) >= LONG
 
 
 def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
     """The values behind `roots` that the rest of `stores` uses too, and reads rather than recomputes."""
-    here = [value for value in evaluated(roots, ()) if value.args]
+    here = [value for value in reachable(roots) if value.args]
     inside = set(here)
-    everything = evaluated(stores.values(), ())
+    everything = reachable(stores.values())
     wanted = {*stores.values(), *(a for v in everything if v not in inside for a in v.args)}
     recomputed: dict[Value, int] = {}
     """How many values recomputing this one takes."""
@@ -140,37 +140,41 @@ def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
     return handed
 
 
-def _spelled_out(stores: Stores, calls: Container[str], *, inline: bool) -> Stores:
-    """`stores` in operations that LLVM or a vector function knows.
+class _SpelledOut(Rewriting):
+    """Rewrites values in operations that LLVM or a vector function computes.
 
-    What no function of `calls` computes is written out, as its row of the table says, and ``exp`` within the
-    loop if `inline`. A product with a truth value becomes a select: ``x * s`` is ``x`` where s holds and
-    ``x * 0`` elsewhere, to the last bit, and that product does not wait for the comparison.
+    An operation that no function of `calls` computes is written out, as its row of the table says, and
+    ``exp`` is computed within the loop if `in_loop`. A product with a truth value becomes a select: ``x * s``
+    is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit, and that product does not wait for the
+    comparison.
     """
-    new: dict[Value, Value] = {}
-    names = {"exp": "inline_exp"} if inline and "exp" not in calls else {}
-    zero = Value("number")
-    for value in evaluated(stores.values(), ()):
-        args = tuple(new[a] for a in value.args)
-        if value.op not in calls and (row := OPERATIONS.get(value.op)) and row.written:
-            new[value] = _written(row.written, args, names)
-        elif value.op in names:
-            new[value] = Value(names[value.op], args)
-        elif value.op == "sub" and args[0].is_number(1) and args[1].op == "to_float":
-            new[value] = Value("to_float", (Value("not", args[1].args),))
-        elif value.op == "mul" and any(a.op == "to_float" for a in args):
-            gate, other = args if args[0].op == "to_float" else args[::-1]
-            new[value] = Value("where", (gate.args[0], other, Value("mul", (other, zero))))
-        else:
-            new[value] = replace(value, args=args) if args else value
-    return {name: new[value] for name, value in stores.items()}
 
+    def __init__(self, calls: Container[str], *, in_loop: bool) -> None:
+        super().__init__()
+        self.calls = calls
+        self.in_loop = in_loop and "exp" not in calls
+        self.zero = Value("number")
 
-def _written(how: Written, args: tuple[Value, ...], names: Mapping[str, str]) -> Value:
-    """:attr:`Operation.written` applied to `args`, its operations renamed by `names`."""
-    if isinstance(how, tuple):
-        return Value(names.get(how[0], how[0]), tuple(_written(part, args, names) for part in how[1:]))
-    return args[int(how[1:-1])] if how.startswith("{") else Value("number", data=int(how))
+    def operation(self, value: Value, row: Operation, args: Sequence[Value]) -> Value:
+        if row.written and value.op not in self.calls:
+            return self._written(row.written, args)
+        if value.op == "exp" and self.in_loop:
+            return Value("exp", tuple(args), IN_LOOP)
+        if value.op == "sub" and args[0].is_number(1) and args[1].converted:
+            return Value("to_float", (Value("not", (args[1].converted,)),))
+        if value.op == "mul":
+            first, second = args
+            gate, other = (first.converted, second) if first.converted else (second.converted, first)
+            if gate:
+                return Value("where", (gate, other, Value("mul", (other, self.zero))))
+        return super().operation(value, row, list(args))
+
+    def _written(self, how: Written, args: Sequence[Value]) -> Value:
+        """:attr:`Operation.written` applied to `args`."""
+        if not isinstance(how, tuple):
+            return args[int(how[1:-1])] if how.startswith("{") else Value("number", data=int(how))
+        value = Value(how[0], tuple(self._written(part, args) for part in how[1:]))
+        return self.operation(value, OPERATIONS[how[0]], value.args)
 
 
 def kernel_says(op: str) -> bool:
@@ -181,26 +185,17 @@ def kernel_says(op: str) -> bool:
 
 def _operands(value: Value) -> tuple[Value, ...]:
     """The arguments that are rows of numbers; a product's others are masks."""
-    return value.args[:1] if value.op == "product" else value.args
-
-
-_CUTS = CALLS | {"product"}
-"""What is computed a whole row at a time."""
+    return value.args[:1] if value.is_product else value.args
 
 
 def _ready(stores: Stores) -> list[Value]:
     """The vector calls and products in `stores` that depend on no other one."""
-    behind: set[Value] = set()
-    found: list[Value] = []
-    for value in evaluated(stores.values(), ()):
-        if any(argument in behind for argument in value.args):
-            behind.add(value)
-        elif value.op in _CUTS:
-            found.append(value)
-            behind.add(value)
-    return found
+    values = reachable(stores.values())
+    cuts = [v for v in values if v.is_product or (v.is_call and v.data != IN_LOOP)]
+    behind = dependents(values, cuts)
+    return [value for value in cuts if not any(argument in behind for argument in value.args)]
 
 
 def _is_read(value: Value) -> bool:
     """Whether a product's operand is a row already in memory."""
-    return value.op == "product" and len(value.args) == 1 and value.args[0].op == "row"
+    return value.is_product and len(value.args) == 1 and value.args[0].is_row

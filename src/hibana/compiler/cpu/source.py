@@ -40,8 +40,8 @@ def forward_source(
     moving = moving_forward(step, once, **_OVER_ROWS)
     left = {**{name: name for name in carried}, "emitted_before": emitted}
     inner = _emitted_before(step, once)
-    if inner and once[emitted].op == "to_float":  # a bit is less to read again than a number
-        once["fired"] = once[emitted].args[0]
+    if inner and (spikes := once[emitted].converted):  # a bit is less to read again than a number
+        once["fired"] = spikes
         inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
     if not emits:
         del once[emitted], moving[emitted]

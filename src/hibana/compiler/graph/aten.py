@@ -1,7 +1,8 @@
-"""Rules that turn operations of ATen into operations of the table (:mod:`hibana.compiler.graph.ops`).
+"""ATen operations in terms of the table of operations (:mod:`hibana.compiler.graph.ops`).
 
-Each operation of the table has one meaning, the one IEEE and PyTorch give it; an emitter must say it without
-contraction or reassociation. Serving another of PyTorch's means adding a line to ``_RULES``.
+A row of the table names the ATen operations that are the same; ``COMPOSED`` has the others, as expressions of
+several rows. Each row has one meaning, the one IEEE and PyTorch give it; a backend must compute it without
+contraction or reassociation.
 """
 
 import math
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 
 from hibana.compiler.graph.activations import ACTIVATIONS
-from hibana.compiler.graph.ops import CALLS, COMPARISONS, Unsupported
+from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 from hibana.compiler.graph.step import Value
 from hibana.compiler.graph.terms import Rule, Term, apply, times, where
 from hibana.runtime import torch_internals
@@ -40,10 +41,11 @@ def translate(
         Unsupported: if there is no rule for `target`, or not for these arguments.
     """
     name = target._schema.name.removeprefix("aten::").removesuffix("_")
-    rule = _RULES.get(name)
-    if boolean and name in _ARITHMETIC:
-        rule = _logical(_ARITHMETIC[name])
-    elif boolean and name not in _BOOLEAN_RULES:
+    rule = COMPOSED.get(name)
+    row = None if rule else next((row for row in OPERATIONS.values() if name in row.aten), None)
+    if row is not None:
+        rule = _direct(OPERATIONS[row.on_booleans] if boolean and row.on_booleans else row)
+    if boolean and not (row.boolean or row.on_booleans if row else name in _MAY_BE_BOOLEAN):
         raise Unsupported(f"{target._schema.name} of truth values")
     if rule is None:
         raise Unsupported(f"{target._schema.name} is not a pointwise operation that hibana compiles")
@@ -59,31 +61,21 @@ def translate(
     return make("to_bool" if boolean else "to_float", value)
 
 
-def _operation(op: str) -> Rule:
-    return lambda *args: apply(op, *args)
+def _direct(row: Operation) -> Rule:
+    """The rule of an operation that `row` is; arguments beyond its own, such as ``alpha``, must be 1."""
+
+    def rule(*args: Any) -> Any:
+        if any(factor != 1 for factor in args[row.arity :]):
+            raise Unsupported(f"{row.name} with alpha={args[row.arity]}")
+        term = next(a for a in args if isinstance(a, Term))
+        given = [term.lift(argument) for argument in args[: row.arity]]
+        return apply(row.name, *([apply("to_bool", a) for a in given] if row.takes_booleans else given))
+
+    return rule
 
 
 def _same(x: Any, *_: Any) -> Any:
     return x
-
-
-def _plain(op: str) -> Rule:
-    """An operation of two arguments; a third, PyTorch's ``alpha``, must be one."""
-
-    def rule(x: Any, y: Any, alpha: Any = 1) -> Any:
-        if alpha != 1:
-            raise Unsupported(f"{op} with alpha={alpha}")
-        return apply(op, x, y)
-
-    return rule
-
-
-def _logical(op: str) -> Rule:
-    def rule(*args: Any) -> Any:
-        term = next(a for a in args if isinstance(a, Term))
-        return apply(op, *[apply("to_bool", term.lift(a)) for a in args])
-
-    return rule
 
 
 _POWERS: dict[float, Rule] = {
@@ -195,10 +187,7 @@ _SAID_BY_NAME = {
 }
 _OF_NO_MATTER = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "implicit")
 
-_RULES: dict[str, Rule] = {
-    **{op: _operation(op) for op in (*COMPARISONS, *CALLS)},
-    **{op: _operation(op) for op in ("neg", "abs", "mul", "maximum", "minimum", "floor", "ceil", "trunc")},
-    **{op: _operation(op) for op in ("sign", "copysign", "fmod")},
+COMPOSED: dict[str, Rule] = {
     **ACTIVATIONS,
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "positive"), _same),
     **dict.fromkeys(("view", "_unsafe_view", "expand", "reshape", "contiguous"), _same),
@@ -206,10 +195,7 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(("zeros_like", "empty_like"), lambda *_: 0),
     "ones_like": lambda *_: 1,
     **dict.fromkeys(("fill", "full_like"), lambda _, fill: fill),
-    "add": _plain("add"),
-    "sub": _plain("sub"),
-    "rsub": lambda x, y, alpha=1: _plain("sub")(y, x, alpha),
-    "sgn": _operation("sign"),
+    "rsub": lambda x, y, alpha=1: _direct(OPERATIONS["sub"])(y, x, alpha),
     "square": lambda x: x * x,
     "reciprocal": lambda x: 1 / x,
     "pow": _power,
@@ -219,7 +205,6 @@ _RULES: dict[str, Rule] = {
     "clamp_max": lambda x, high: _clamp(x, None, high),
     "where": _where,
     "masked_fill": lambda x, mask, fill: _where(mask, fill, x),
-    **{f"{kind}_{op}": _logical(op) for kind in ("logical", "bitwise") for op in ("and", "or", "xor", "not")},
     "div": _div,
     "remainder": _remainder,
     "round": _round,
@@ -237,14 +222,10 @@ _RULES: dict[str, Rule] = {
     "addcdiv": lambda x, y, z, *, value=1: x + times(y, value) / z,
 }
 
-_ARITHMETIC = {"add": "or", "mul": "and", "maximum": "or", "minimum": "and"}
-"""Arithmetic of truth values alone: one plus one is one."""
-_BOOLEAN_RULES = frozenset(
+_MAY_BE_BOOLEAN = frozenset(
     {
-        *COMPARISONS,
         *("isnan", "isinf", "signbit", "zeros_like", "ones_like", "full_like", "where", "masked_fill"),
-        *(name for name, rule in _RULES.items() if rule is _same),
-        *(name for name in _RULES if name.startswith(("logical_", "bitwise_"))),
+        *(name for name, rule in COMPOSED.items() if rule is _same),
     }
 )
-"""What can give a truth value, and has a rule that does."""
+"""Composed operations that can give a truth value, and have a rule that does."""

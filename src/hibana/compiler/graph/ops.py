@@ -1,12 +1,18 @@
-"""The table of operations: one row for each, with its C, LLVM and Triton forms.
+"""The table of operations: one row for each, with its forms in every target language and its properties.
 
-A row without an entry for a language can't be emitted in it, and raises :class:`Unsupported`.
-:mod:`hibana.compiler.graph.aten` turns PyTorch's operations into these.
+A row without an entry for a language can't be emitted in it, and raises :class:`Unsupported`. Operations of
+PyTorch that are compositions of rows are in :mod:`hibana.compiler.graph.aten`.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import MappingProxyType
-from typing import Any
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
 
 
 class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
@@ -14,7 +20,12 @@ class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, an
 
 
 Written = str | tuple[Any, ...]
-"""A number, an argument, or the name of an operation and what it is of."""
+"""An expression: a digit, an argument such as ``"{0}"``, or an operation's name and its arguments."""
+
+Interval = tuple[float, float]
+"""The least and the greatest number that a value may be."""
+
+ANY: Interval = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -23,21 +34,33 @@ class Operation:
 
     name: str
     arity: int
-    said: str
-    """In equations, a template with ``{0}``, ``{1}``, … for its arguments, as the other templates."""
+    text: str
+    """Its form in equations: a template with ``{0}``, ``{1}``, … for the arguments, like the others."""
     llvm: tuple[str, ...] = ()
-    """LLVM's instructions: ``{V}`` is the vector's type, ``{T}`` the number's, ``{M}`` a mask's, ``{K}`` an
-    intrinsic's suffix, ``{t0}`` the first instruction's result; none if a function computes it."""
+    """LLVM instructions: ``{V}`` is the vector type, ``{T}`` the number type, ``{M}`` a mask type, ``{K}`` an
+    intrinsic's suffix, ``{t0}`` the first instruction's result; empty if a function computes it."""
     triton: str = ""
-    """``REAL`` is the number's type, ``DIVIDED`` and ``ROOT`` round as IEEE requires."""
+    """``REAL`` is the number type, ``DIVIDED`` and ``ROOT`` round as IEEE requires."""
     c: str = ""
-    """C99; ``REAL`` is the number's type, ``@`` the suffix of its literals and functions."""
+    """C99; ``REAL`` is the number type, ``@`` the suffix of its literals and functions."""
+    onnx: str = ""
+    """ONNX's operator, or two of which the second is applied to the result of the first."""
+    aten: tuple[str, ...] = ()
+    """The ATen operations that are this operation, applied to their arguments in order."""
+    eager: Callable[..., Tensor] | None = None
+    """PyTorch's function of tensors, if it is not called `name`."""
     boolean: bool = False
     """Whether the result is a truth value."""
+    takes_booleans: bool = False
+    """Whether truth values among its arguments remain truth values; other operations take them as 0 and 1."""
+    on_booleans: str = ""
+    """The operation that PyTorch computes in its place if all arguments are truth values."""
     call: bool = False
     """Whether a function computes it, a row at a time, since IEEE does not determine it."""
     effort: float = 0.1
-    """The price of recomputing it, in bits kept."""
+    """The cost of recomputing it, in stored bits."""
+    energy: Literal["", "addition", "multiplication"] = ""
+    """The operation as which an energy estimate counts it."""
     mkl: str = ""
     """The functions that may compute it: of MKL, Sleef and the C library."""
     sleef: str = ""
@@ -45,41 +68,112 @@ class Operation:
     own: bool = False
     """Whether hibana has a function of its own (:mod:`hibana.compiler.cpu.own`)."""
     written: Written = ""
-    """Its form in other operations where no function computes it, to more than 2 ulp, for gradients alone.
-    ``"{0}"`` is an argument, a digit a number."""
-    within: tuple[float, float] | None = None
-    """Bounds of the result, whatever the arguments."""
+    """Its form in other operations where no function computes it, to more than 2 ulp, for gradients alone."""
+    bounds: Interval | Callable[..., Interval | None] = lambda *_: None
+    """Bounds of the result: constant, or a function of the arguments' bounds; None if it may be infinite or
+    NaN."""
+    range: Interval | None = ANY
+    """Bounds of a result that is known to be finite; None if that does not count."""
+    keeps_finite: tuple[int, ...] = ()
+    """The arguments that are finite if the result is."""
+    integer: bool = False
+    """Whether integers give an integer."""
+    zero_at_zero: bool = False
+    """Whether the result is zero if any argument is zero and the others are finite."""
+    linear: tuple[tuple[int, ...], ...] = ()
+    """Sets of arguments that it is linear in together, the others fixed."""
 
     @property
-    def onnx(self) -> str:
-        """ONNX's operator, or ``""``."""
-        return _IN_ONNX.get(self.name, "")
+    def function(self) -> Callable[..., Tensor]:
+        """PyTorch's function of tensors."""
+        found: Any = self.eager or getattr(torch, self.name, None) or getattr(functional, self.name)
+        return found  # type: ignore[no-any-return]
 
 
-_MASKED = "{M} {0}, {1}"
+LEAST = 1e-30
+"""A quotient by a number at least this far from zero counts as finite."""
+LARGEST_EXPONENT = 80.0
+"""Up to here ``exp`` is finite in float32."""
 
 
-def _binary(name: str, sign: str, *, effort: float = 0.1, triton: str = "") -> Operation:
-    said = f"({{0}} {sign} {{1}})"
-    llvm = (f"f{name} {{V}} {{0}}, {{1}}",)
-    return Operation(name, 2, said, llvm, triton or said, said, effort=effort)
+def _same(x: Any) -> Any:
+    return x
 
 
-def _comparison(name: str, sign: str, order: str) -> Operation:
-    said = f"({{0}} {sign} {{1}})"
-    return Operation(name, 2, said, (f"fcmp {order} {{V}} {{0}}, {{1}}",), said, said, boolean=True)
+def _first_if(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    return torch.where(condition | x.isnan(), x, y)
 
 
-def _logical(name: str, sign: str, c: str) -> Operation:
-    said, triton = f"({{0}} {name} {{1}})", f"({{0}} {sign} {{1}})"
-    return Operation(name, 2, said, (f"{name} {_MASKED}",), triton, f"({{0}} {c} {{1}})", boolean=True)
+def _fma(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+    return torch.addcmul(z, x, y)
 
 
-def _extreme(name: str, said: str, order: str, sign: str) -> Operation:
-    """The table's row of ``maximum`` or ``minimum``: of two numbers, NaN if either is, as torch has it.
+def _sum(a: Interval, b: Interval) -> Interval:
+    return a[0] + b[0], a[1] + b[1]
 
-    `order` is LLVM's predicate by which the first is taken, `sign` that of Triton and C, `said` its name in
-    mathematics.
+
+def _product(a: Interval, b: Interval | None) -> Interval | None:
+    if b is None:
+        return None
+    ends = [0.0 if 0 in (x, y) else x * y for x in a for y in b]
+    return min(ends), max(ends)
+
+
+def reciprocal(a: Interval | None) -> Interval | None:
+    """Bounds of ``1 / a``; None if that may be infinite or NaN."""
+    return None if a is None or not (a[0] >= LEAST or a[1] <= -LEAST) else (1 / a[1], 1 / a[0])
+
+
+def _opposite(a: Interval) -> Interval:
+    return -a[1], -a[0]
+
+
+def _absolute(a: Interval) -> Interval:
+    return max(0.0, a[0], -a[1]), max(-a[0], a[1])
+
+
+def _either(_: Interval, a: Interval, b: Interval) -> Interval:
+    return min(a[0], b[0]), max(a[1], b[1])
+
+
+def _root(a: Interval) -> Interval | None:
+    return (math.sqrt(a[0]), math.sqrt(a[1])) if a[0] >= 0 else None
+
+
+def _exponential(a: Interval) -> Interval | None:
+    return (math.exp(a[0]), math.exp(a[1])) if a[1] <= LARGEST_EXPONENT else None
+
+
+def _logarithm(a: Interval) -> Interval | None:
+    return ANY if a[0] >= LEAST else None
+
+
+def _rounded(a: Interval) -> Interval:
+    return a[0] - 1, a[1] + 1
+
+
+def _binary(name: str, sign: str, **columns: Any) -> Operation:
+    text = f"({{0}} {sign} {{1}})"
+    columns = {"llvm": (f"f{name} {{V}} {{0}}, {{1}}",), "triton": text, "c": text, **columns}
+    return Operation(name, 2, text, onnx=name.capitalize(), **columns)
+
+
+def _comparison(name: str, sign: str, order: str, onnx: str) -> Operation:
+    text, llvm = f"({{0}} {sign} {{1}})", (f"fcmp {order} {{V}} {{0}}, {{1}}",)
+    return Operation(name, 2, text, llvm, text, text, onnx, (name,), boolean=True)
+
+
+def _logical(name: str, text: str, llvm: str, triton: str, c: str) -> Operation:
+    aten, eager = (f"logical_{name}", f"bitwise_{name}"), getattr(torch, f"logical_{name}")
+    row = Operation(name, text.count("{"), text, (llvm,), triton, c, name.capitalize(), aten, eager)
+    return replace(row, boolean=True, takes_booleans=True)
+
+
+def _extreme(name: str, order: str, sign: str, **columns: Any) -> Operation:
+    """The row of ``maximum`` or ``minimum`` of two numbers: NaN if either is, as in torch.
+
+    The first number is taken if LLVM's predicate `order`, `sign` in other languages, holds. So of zeros with
+    two signs it is the second; in torch that depends on their place in the tensor.
     """
     llvm = (
         f"fcmp {order} {{V}} {{0}}, {{1}}",
@@ -87,15 +181,19 @@ def _extreme(name: str, said: str, order: str, sign: str) -> Operation:
         "or {M} {t0}, {t1}",
         "select {M} {t2}, {V} {0}, {V} {1}",
     )
-    passing_nan = f"tl.where(({{0}} {sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
-    c = f"({{0}} {sign} {{1}} || {{0}} != {{0}} ? {{0}} : {{1}})"
-    return Operation(name, 2, f"{said}({{0}}, {{1}})", llvm, passing_nan, c)
+    triton = f"tl.where(({{0}} {sign} {{1}}) | ({{0}} != {{0}}), {{0}}, {{1}})"
+    c, short = f"({{0}} {sign} {{1}} || {{0}} != {{0}} ? {{0}} : {{1}})", name[:3]
+    row = Operation(name, 2, f"{short}({{0}}, {{1}})", llvm, triton, c, short.capitalize(), (name,))
+    pick = max if name == "maximum" else min
+    bounds: Any = lambda a, b: (pick(a[0], b[0]), pick(a[1], b[1]))  # noqa: E731
+    return replace(row, energy="addition", integer=True, bounds=bounds, **columns)
 
 
-def _intrinsic(name: str, intrinsic: str, triton: str, said: str = "", c: str = "", n: int = 1) -> Operation:
-    given, typed = (", ".join(f"{kind}{{{i}}}" for i in range(n)) for kind in ("", "{V} "))
+def _intrinsic(name: str, intrinsic: str, triton: str, n: int = 1, **columns: Any) -> Operation:
+    plain, typed = (", ".join(f"{kind}{{{i}}}" for i in range(n)) for kind in ("", "{V} "))
     llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({typed})",)
-    return Operation(name, n, f"{said or name}({given})", llvm, triton, f"{c or intrinsic}@({given})")
+    row = Operation(name, n, f"{name}({plain})", llvm, triton, f"{intrinsic}@({plain})", aten=(name,))
+    return replace(row, **columns)
 
 
 _ROUGH_ON_CUDA = ("acosh", "asinh")
@@ -103,140 +201,145 @@ _ROUGH_ON_CUDA = ("acosh", "asinh")
 
 
 def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns: Any) -> Operation:
-    said = f"{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
-    if (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA:
-        columns = {"triton": f"libdevice.{said}", **columns}
-    if libm:
-        columns = {"c": said.replace(name, f"{libm}@", 1), **columns}
-    return Operation(name, arity, said, call=True, effort=8.0, mkl=mkl, libm=libm, **columns)
+    text = f"{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
+    triton = f"libdevice.{text}" if (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA else ""
+    c = text.replace(name, f"{libm}@", 1) if libm else ""
+    row = Operation(name, arity, text, (), triton, c, aten=(name,), call=True, mkl=mkl, libm=libm)
+    return replace(row, effort=8.0, energy="multiplication", **columns)
+
+
+def _own(name: str, arity: int = 1, c: str = "", **columns: Any) -> Operation:
+    return _call(name, arity, own=True, c=c, **columns)
+
+
+def _with(row: Operation, **columns: Any) -> Operation:
+    return replace(row, **columns)
 
 
 _NE = "({0} != 0)"
 _ONE = "select {{M}} {0}, {{V}} splat ({{T}} 1.0), {{V}} zeroinitializer"
-
-OPERATIONS = MappingProxyType(
-    {
-        row.name: row
-        for row in (
-            _comparison("gt", ">", "ogt"),
-            _comparison("ge", ">=", "oge"),
-            _comparison("lt", "<", "olt"),
-            _comparison("le", "<=", "ole"),
-            _comparison("eq", "==", "oeq"),
-            _comparison("ne", "!=", "une"),
-            _logical("and", "&", "&&"),
-            _logical("or", "|", "||"),
-            _logical("xor", "^", "!="),
-            Operation(
-                "not", 1, "(not {0})", ("xor {M} {0}, splat (i1 true)",), "(~{0})", "(!{0})", boolean=True
-            ),
-            Operation("to_bool", 1, _NE, ("fcmp une {V} {0}, splat ({T} 0.0)",), _NE, _NE, boolean=True),
-            Operation("to_float", 1, "[{0}]", (_ONE.format("{0}"),), "{0}.to(tl.REAL)", "(REAL)({0})"),
-            _binary("add", "+"),
-            _binary("sub", "-"),
-            _binary("mul", "*"),
-            _binary("div", "/", effort=0.5, triton="DIVIDED"),
-            Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})"),
-            _intrinsic("abs", "fabs", "tl.abs({0})"),
-            replace(_intrinsic("root", "sqrt", "ROOT", "sqrt"), effort=0.5),
-            _intrinsic("floor", "floor", "tl.floor({0})"),
-            _intrinsic("ceil", "ceil", "tl.ceil({0})"),
-            _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))"),
-            _intrinsic("round", "roundeven", "", c="rint"),
-            _extreme("maximum", "max", "ogt", ">"),
-            _extreme("minimum", "min", "olt", "<"),
-            Operation(
-                "sign",
-                1,
-                "sign({0})",
-                (
-                    "fcmp ogt {V} {0}, zeroinitializer",
-                    _ONE.format("{t0}"),
-                    "fcmp olt {V} {0}, zeroinitializer",
-                    _ONE.format("{t2}"),
-                    "fsub {V} {t1}, {t3}",
-                ),
-                "(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
-                "(REAL)(({0} > 0) - ({0} < 0))",
-                within=(-1.0, 1.0),
-            ),
-            _intrinsic("copysign", "copysign", "", n=2),
-            _intrinsic("fma", "fma", "", n=3),
-            Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),
-            Operation(
-                "where",
-                3,
-                "({1} if {0} else {2})",
-                ("select {M} {0}, {V} {1}, {V} {2}",),
-                "tl.where({0}, {1}, {2})",
-                "({0} ? {1} : {2})",
-            ),
-            _call("exp", mkl="Exp", libm="exp"),
-            _call("log", mkl="Ln", libm="log"),
-            _call("log2", mkl="Log2", libm="log2"),
-            _call("log10", mkl="Log10", libm="log10"),
-            _call("tanh", mkl="Tanh", libm="tanh", within=(-1.0, 1.0)),
-            _call("sin", mkl="Sin", libm="sin", within=(-1.0, 1.0)),
-            _call("cos", mkl="Cos", libm="cos", within=(-1.0, 1.0)),
-            _call("tan", mkl="Tan", libm="tan"),
-            _call("asin", mkl="Asin", libm="asin"),
-            _call("acos", mkl="Acos", libm="acos"),
-            _call("atan", mkl="Atan", libm="atan", within=(-2.0, 2.0)),
-            _call("erf", mkl="Erf", libm="erf", within=(-1.0, 1.0)),
-            _call("erfc", mkl="Erfc", libm="erfc", within=(0.0, 2.0)),
-            _call("erfinv", mkl="ErfInv"),
-            _call("sqrt", mkl="Sqrt", libm="sqrt", triton="ROOT"),
-            _call("exp2", sleef="exp2", libm="exp2"),
-            _call("expm1", sleef="expm1", libm="expm1"),
-            _call("log1p", sleef="log1p", libm="log1p"),
-            _call("sinh", sleef="sinh", libm="sinh"),
-            _call("cosh", sleef="cosh", libm="cosh"),
-            _call("asinh", sleef="asinh", libm="asinh"),
-            _call("acosh", sleef="acosh", libm="acosh"),
-            _call("atanh", sleef="atanh", libm="atanh"),
-            _call("pow", 2, sleef="pow", libm="pow"),
-            _call("atan2", 2, sleef="atan2", libm="atan2"),
-            _call("hypot", 2, sleef="hypot", libm="hypot"),
-            _call(
-                "sigmoid",
-                own=True,
-                c="(1.0@ / (1.0@ + exp@(-{0})))",
-                written=("div", "1", ("add", "1", ("exp", ("neg", "{0}")))),
-                within=(0.0, 1.0),
-            ),
-            _call("silu", own=True, c="({0} / (1.0@ + exp@(-{0})))"),
-            _call("softplus", own=True, c="log1p@(exp@({0}))"),
-            _call("mish", own=True, c="({0} * tanh@(log1p@(exp@({0}))))"),
-            _call("gelu", own=True, c="({0} * 0.5@ * (1.0@ + erf@({0} * 0.70710678118654752440@)))"),
-            _call("gelu_tanh", own=True),
-            _call("logit", own=True),
-            _call("logaddexp", 2, own=True),
-            _call("xlogy", 2, own=True),
-            _call("elu", own=True, c="expm1@({0})"),
-        )
-    }
+_SIGN = (
+    *("fcmp ogt {V} {0}, zeroinitializer", _ONE.format("{t0}"), "fcmp olt {V} {0}, zeroinitializer"),
+    *(_ONE.format("{t2}"), "fsub {V} {t1}, {t3}"),
 )
-_IN_ONNX = {
-    **{"gt": "Greater", "ge": "GreaterOrEqual", "lt": "Less", "le": "LessOrEqual", "eq": "Equal"},
-    **{"root": "Sqrt", "maximum": "Max", "minimum": "Min"},
-    **{n: n.capitalize() for n in ("and", "or", "xor", "not", "add", "sub", "mul", "div", "neg", "abs")},
-    **{n: n.capitalize() for n in ("floor", "ceil", "round", "sign", "where", "exp", "log", "sqrt", "tanh")},
-    **{n: n.capitalize() for n in ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "asinh")},
-    **{n: n.capitalize() for n in ("acosh", "atanh", "erf", "sigmoid", "softplus", "pow")},
+_ONES = (_ONE.format("{0}"),)
+_CHOICE = ("select {M} {0}, {V} {1}, {V} {2}",)
+_ADDITION: Any = {"energy": "addition", "integer": True, "keeps_finite": (0, 1), "linear": ((0, 1),)}
+_PRODUCT: Any = {"energy": "multiplication"}
+_KEPT: Any = {"keeps_finite": (0,), "integer": True}
+
+OPERATIONS: dict[str, Operation] = {
+    row.name: row
+    for row in (
+        _comparison("gt", ">", "ogt", "Greater"),
+        _comparison("ge", ">=", "oge", "GreaterOrEqual"),
+        _comparison("lt", "<", "olt", "Less"),
+        _comparison("le", "<=", "ole", "LessOrEqual"),
+        _comparison("eq", "==", "oeq", "Equal"),
+        _comparison("ne", "!=", "une", "Equal Not"),
+        _logical("and", "({0} and {1})", "and {M} {0}, {1}", "({0} & {1})", "({0} && {1})"),
+        _logical("or", "({0} or {1})", "or {M} {0}, {1}", "({0} | {1})", "({0} || {1})"),
+        _logical("xor", "({0} xor {1})", "xor {M} {0}, {1}", "({0} ^ {1})", "({0} != {1})"),
+        _logical("not", "(not {0})", "xor {M} {0}, splat (i1 true)", "(~{0})", "(!{0})"),
+        _with(
+            Operation("to_bool", 1, _NE, ("fcmp une {V} {0}, splat ({T} 0.0)",), _NE, _NE, "Cast"),
+            **{"eager": lambda x: x != 0, "boolean": True, "takes_booleans": True},
+        ),
+        _with(
+            Operation("to_float", 1, "[{0}]", _ONES, "{0}.to(tl.REAL)", "(REAL)({0})", "Cast"),
+            **{"eager": _same, "takes_booleans": True, "bounds": _same, "integer": True, "linear": ((0,),)},
+        ),
+        _binary("add", "+", bounds=_sum, aten=("add",), on_booleans="or", **_ADDITION),
+        _binary("sub", "-", bounds=lambda a, b: _sum(a, _opposite(b)), aten=("sub",), **_ADDITION),
+        _with(
+            _binary("mul", "*", bounds=_product, aten=("mul",), on_booleans="and", **_PRODUCT),
+            **{"keeps_finite": (0, 1), "integer": True, "zero_at_zero": True, "linear": ((0,), (1,))},
+        ),
+        _with(
+            _binary("div", "/", triton="DIVIDED", effort=0.5, linear=((0,),), **_PRODUCT),
+            **{"bounds": lambda a, b: _product(a, reciprocal(b)), "range": None, "keeps_finite": (0,)},
+        ),
+        _with(
+            Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})", "Neg", ("neg",)),
+            **{"bounds": _opposite, "zero_at_zero": True, "linear": ((0,),)} | _KEPT,
+        ),
+        _intrinsic("abs", "fabs", "tl.abs({0})", onnx="Abs", bounds=_absolute, **_KEPT),
+        _with(
+            _intrinsic("root", "sqrt", "ROOT", text="sqrt({0})", onnx="Sqrt", aten=(), eager=torch.sqrt),
+            **{"effort": 0.5, "bounds": _root} | _PRODUCT,
+        ),
+        _intrinsic("floor", "floor", "tl.floor({0})", onnx="Floor", bounds=_rounded),
+        _intrinsic("ceil", "ceil", "tl.ceil({0})", onnx="Ceil", bounds=_rounded),
+        _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))", bounds=_rounded),
+        _intrinsic("round", "roundeven", "", c="rint@({0})", onnx="Round", aten=()),
+        _extreme("maximum", "ogt", ">", on_booleans="or", eager=lambda x, y: _first_if(x > y, x, y)),
+        _extreme("minimum", "olt", "<", on_booleans="and", eager=lambda x, y: _first_if(x < y, x, y)),
+        _with(
+            Operation("sign", 1, "sign({0})", _SIGN, onnx="Sign", aten=("sign", "sgn"), bounds=(-1.0, 1.0)),
+            triton="(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
+            c="(REAL)(({0} > 0) - ({0} < 0))",
+        ),
+        _intrinsic("copysign", "copysign", "", 2),
+        _intrinsic("fma", "fma", "", 3, aten=(), eager=_fma, linear=((0, 2), (1, 2)), **_PRODUCT),
+        _with(
+            Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),
+            **{"aten": ("fmod",)} | _PRODUCT,
+        ),
+        _with(
+            Operation("where", 3, "({1} if {0} else {2})", _CHOICE, c="({0} ? {1} : {2})", onnx="Where"),
+            **{"triton": "tl.where({0}, {1}, {2})", "takes_booleans": True, "bounds": _either},
+            **{"integer": True, "linear": ((1, 2),)},
+        ),
+        _call("exp", mkl="Exp", libm="exp", onnx="Exp", bounds=_exponential, range=(0.0, math.inf)),
+        _call("log", mkl="Ln", libm="log", onnx="Log", bounds=_logarithm),
+        _call("log2", mkl="Log2", libm="log2", bounds=_logarithm),
+        _call("log10", mkl="Log10", libm="log10"),
+        _call("tanh", mkl="Tanh", libm="tanh", onnx="Tanh", bounds=(-1.0, 1.0)),
+        _call("sin", mkl="Sin", libm="sin", onnx="Sin", bounds=(-1.0, 1.0)),
+        _call("cos", mkl="Cos", libm="cos", onnx="Cos", bounds=(-1.0, 1.0)),
+        _call("tan", mkl="Tan", libm="tan", onnx="Tan"),
+        _call("asin", mkl="Asin", libm="asin", onnx="Asin"),
+        _call("acos", mkl="Acos", libm="acos", onnx="Acos"),
+        _call("atan", mkl="Atan", libm="atan", onnx="Atan", bounds=(-2.0, 2.0)),
+        _call("erf", mkl="Erf", libm="erf", onnx="Erf", bounds=(-1.0, 1.0)),
+        _call("erfc", mkl="Erfc", libm="erfc", bounds=(0.0, 2.0)),
+        _call("erfinv", mkl="ErfInv"),
+        _call("sqrt", mkl="Sqrt", libm="sqrt", triton="ROOT", onnx="Sqrt", bounds=_root),
+        _call("exp2", sleef="exp2", libm="exp2"),
+        _call("expm1", sleef="expm1", libm="expm1"),
+        _call("log1p", sleef="log1p", libm="log1p"),
+        _call("sinh", sleef="sinh", libm="sinh", onnx="Sinh"),
+        _call("cosh", sleef="cosh", libm="cosh", onnx="Cosh"),
+        _call("asinh", sleef="asinh", libm="asinh", onnx="Asinh"),
+        _call("acosh", sleef="acosh", libm="acosh", onnx="Acosh"),
+        _call("atanh", sleef="atanh", libm="atanh", onnx="Atanh"),
+        _call("pow", 2, sleef="pow", libm="pow", onnx="Pow", aten=()),
+        _call("atan2", 2, sleef="atan2", libm="atan2"),
+        _call("hypot", 2, sleef="hypot", libm="hypot"),
+        _with(
+            _own("sigmoid", c="(1.0@ / (1.0@ + exp@(-{0})))", onnx="Sigmoid", bounds=(0.0, 1.0)),
+            written=("div", "1", ("add", "1", ("exp", ("neg", "{0}")))),
+        ),
+        _own("silu", c="({0} / (1.0@ + exp@(-{0})))"),
+        _own("softplus", c="log1p@(exp@({0}))", onnx="Softplus", aten=()),
+        _own("mish", c="({0} * tanh@(log1p@(exp@({0}))))"),
+        _own("gelu", c="({0} * 0.5@ * (1.0@ + erf@({0} * 0.70710678118654752440@)))", aten=()),
+        _own("gelu_tanh", aten=(), eager=partial(functional.gelu, approximate="tanh")),
+        _own("logit", aten=()),
+        _own("logaddexp", 2),
+        _own("xlogy", 2, aten=()),
+        _own("elu", c="expm1@({0})", aten=()),
+    )
 }
-COMPARISONS = ("gt", "ge", "lt", "le", "eq", "ne")
-BOOLEAN = frozenset({name for name, row in OPERATIONS.items() if row.boolean} | {"bits"})
-CALLS = frozenset(name for name, row in OPERATIONS.items() if row.call)
-"""Operations that nobody rounds correctly, which functions compute a row at a time."""
 
 
 def row_of(name: str, column: str) -> Operation:
-    """How the operation `name` is written in each target language, the columns of the table of operations.
+    """The row of the operation `name`, which has an entry in `column`.
 
     Raises:
-        Unsupported: if it can't be written in the language of `column`.
+        Unsupported: if it has none.
     """
     row = OPERATIONS.get(name)
     if row is None or not getattr(row, column):
-        raise Unsupported(f"{name} is nothing that hibana says in {column}")
+        raise Unsupported(f"operation {name!r} has no {column} implementation")
     return row

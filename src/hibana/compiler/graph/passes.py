@@ -22,65 +22,33 @@ per neuron).
 ======================  ========================================================================
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 
-from hibana.compiler.graph.plan import Plan, evaluated, has_gradient
+from hibana.compiler.graph.analysis import Rewriting, evaluated, substitute
+from hibana.compiler.graph.plan import Plan, has_gradient
 from hibana.compiler.graph.step import Step, Value
 
+__all__ = ["Stores", "arriving", "backward_pass", "before_pass", "forward_pass", "leaves", "substitute"]
+
 Stores = dict[str, Value]
-Leaf = Callable[[Value], Value | None]
 
 
 def forward_pass(step: Step, plan: Plan | None) -> Stores:
     """One step forward: the next states, and the residuals of `plan` if it is given."""
     stores = dict(zip(step.states, step.nexts, strict=True))
     if plan is not None:
-        stores |= {f"residual{i}": value for i, value in enumerate(plan.residuals) if value.op != "input"}
-    emitted = len(step.states) - 1
-
-    def leaf(value: Value) -> Value | None:
-        if value.op == "previous":
-            index = int(value.data)
-            return Value("row", data="emitted_before" if index == emitted else step.states[index])
-        return _shared(value)
-
-    return _named(stores, leaf)
+        stores |= {f"residual{i}": value for i, value in enumerate(plan.residuals) if not value.is_input}
+    return _Forward(step).rewrite(stores)
 
 
 def before_pass(step: Step, plan: Plan) -> Stores:
     """The previous states that the backward uses, from the residuals of the step before."""
-    residuals = {value: _residual(value, f"residual{i}_earlier") for i, value in enumerate(plan.residuals)}
     stores = {f"{step.states[i]}_before": step.nexts[i] for i in plan.before}
-
-    def leaf(value: Value) -> Value | None:
-        if value.op == "draw":
-            return replace(value, data=f"{value.data}_earlier")
-        return residuals.get(value) or _shared(value)
-
-    return _named(stores, leaf)
+    return _Before(step, _residuals(plan, "_earlier")).rewrite(stores)
 
 
 def backward_pass(step: Step, plan: Plan, *, wants_input: bool) -> Stores:
     """One step back: the gradients of the input and of the states before it, and the sums over time."""
-    residuals = {value: _residual(value, f"residual{i}") for i, value in enumerate(plan.residuals)}
-    emitted = len(step.states) - 1
-    given: dict[int, Value] = {}
-
-    def leaf(value: Value) -> Value | None:
-        if value in residuals:
-            return residuals[value]
-        index = int(value.data) if value.op in ("previous", "gradient") else 0
-        if value.op == "previous":
-            return Value("row", data=f"{step.states[index]}_before")
-        if value.op == "gradient" and index not in given:
-            carried = Value("row", data=f"{step.states[index]}_grad")
-            arriving = Value("row", data="emitted_grad")
-            fed_back = step.grad_states[emitted] is not None
-            both = Value("add", (arriving, carried)) if fed_back else arriving
-            given[index] = both if index == emitted else carried
-        return given[index] if value.op == "gradient" else _shared(value)
-
     written = {step.grad_input} if wants_input else set()
     outer: Stores = {}
     for i, side in enumerate(arriving(step)):
@@ -93,9 +61,9 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool) -> Stores:
     if wants_input:
         stores["x_grad"] = step.grad_input or zero
     for i, (name, grad) in enumerate(zip(step.states, step.grad_states, strict=True)):
-        if grad is not None or i != emitted:
+        if grad is not None or i != len(step.states) - 1:
             stores[f"{name}_grad"] = grad or zero
-    named = _named(stores | sums | outer, leaf)
+    named = _Backward(step, _residuals(plan)).rewrite(stores | sums | outer)
     for name in sums:
         named[name] = Value("add", (Value("row", data=name), named[name]))
     return named
@@ -107,48 +75,63 @@ def arriving(step: Step) -> list[Value]:
 
 
 def leaves(stores: Mapping[str, Value]) -> dict[str, Value]:
-    """The named leaves that `stores` are made of."""
-    values = evaluated(stores.values(), ())
-    return {str(v.data): v for v in values if v.op in _NAMED}
+    """The named leaves that `stores` depend on."""
+    return {str(value.data): value for value in evaluated(stores.values(), ()) if value.is_named}
 
 
-def substitute(stores: Mapping[str, Value], replacements: Mapping[Value, Value]) -> Stores:
-    """The expressions `stores`, by name, with each key of `replacements` in them replaced by its value."""
-    return _named(stores, replacements.get)
+def _residuals(plan: Plan, suffix: str = "") -> dict[Value, Value]:
+    """The leaf that each residual of `plan` is read as."""
+    names = ("x" if value.is_input else f"residual{i}" for i, value in enumerate(plan.residuals))
+    return {
+        value: Value("bits" if value.boolean else "row", data=f"{name}{suffix}")
+        for name, value in zip(names, plan.residuals, strict=True)
+    }
 
 
-_NAMED = ("row", "bits", "scalar", "draw")
+class _Pass(Rewriting):
+    """Replaces the leaves of a step by the named leaves of a pass, one object for each name."""
 
+    def __init__(self, step: Step, residuals: Mapping[Value, Value] | None = None) -> None:
+        super().__init__(residuals)
+        self.step = step
+        self.emitted = len(step.states) - 1
+        self.named: dict[tuple[str, str], Value] = {}
 
-def _shared(value: Value) -> Value | None:
-    if value.op == "gate":
-        return Value("bits", data=f"gate{value.data}")
-    if value.op == "input":
-        return Value("row", data="x")
-    if value.op == "parameter":
+    def _leaf(self, op: str, name: str) -> Value:
+        return self.named.setdefault((op, name), Value(op, data=name))
+
+    def on_input(self, value: Value) -> Value:
+        return self._leaf("row", "x")
+
+    def on_gate(self, value: Value) -> Value:
+        return self._leaf("bits", f"gate{value.data}")
+
+    def on_constant(self, value: Value) -> Value:
+        return self._leaf("scalar", f"c[{value.data}]")
+
+    def on_parameter(self, value: Value) -> Value:
         name = f"p{value.data}"
-        return Value("scalar", data=f"{name}[0]") if value.scalar else Value("row", data=name)
-    if value.op == "draw":
-        return value
-    return Value("scalar", data=f"c[{value.data}]") if value.op == "constant" else None
+        return self._leaf("scalar", f"{name}[0]") if value.scalar else self._leaf("row", name)
 
 
-def _residual(value: Value, name: str) -> Value:
-    if value.op == "input":
-        name = name.replace(name.partition("_")[0], "x")
-    return Value("bits" if value.boolean else "row", data=name)
+class _Forward(_Pass):
+    def on_previous(self, value: Value) -> Value:
+        is_emitted = value.data == self.emitted
+        return self._leaf("row", "emitted_before" if is_emitted else self.step.states[int(value.data)])
 
 
-def _named(stores: Mapping[str, Value], leaf: Leaf) -> Stores:
-    """`stores` with each value replaced for which `leaf` gives another; equal leaves become one object."""
-    done: dict[Value, Value] = {}
-    known: dict[tuple[str, int | str], Value] = {}
-    for value in evaluated(stores.values(), ()):
-        found = leaf(value)
-        if found is None:
-            done[value] = Value(value.op, tuple(done[a] for a in value.args), value.data, value.scalar)
-        elif found.op in _NAMED:
-            done[value] = known.setdefault((found.op, found.data), found)
-        else:
-            done[value] = found
-    return {name: done[value] for name, value in stores.items()}
+class _Before(_Pass):
+    def on_draw(self, value: Value) -> Value:
+        return self._leaf("draw", f"{value.data}_earlier")
+
+
+class _Backward(_Pass):
+    def on_previous(self, value: Value) -> Value:
+        return self._leaf("row", f"{self.step.states[int(value.data)]}_before")
+
+    def on_gradient(self, value: Value) -> Value:
+        carried = self._leaf("row", f"{self.step.states[int(value.data)]}_grad")
+        if value.data != self.emitted:
+            return carried
+        arriving = self._leaf("row", "emitted_grad")
+        return arriving if self.step.grad_states[-1] is None else Value("add", (arriving, carried))

@@ -4,12 +4,12 @@ A forward value that the backward uses is kept at every step, as a *residual*, o
 this step or the one before. The plan is the cheapest choice.
 """
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from hibana.compiler.graph.ops import CALLS
-from hibana.compiler.graph.residuals import cheapest_residuals, cost_in_bits, evaluated
+from hibana.compiler.graph.analysis import evaluated, reachable, users_of
+from hibana.compiler.graph.residuals import cheapest_residuals, cost_in_bits
 from hibana.compiler.graph.step import Step, Value
 
 
@@ -33,17 +33,17 @@ class Plan:
     @cached_property
     def reads_input(self) -> bool:
         """Whether the input itself is a residual."""
-        return any(value.op == "input" for value in self.residuals)
+        return any(value.is_input for value in self.residuals)
 
     @cached_property
     def stored(self) -> tuple[Value, ...]:
         """The residuals besides the input, each with a tensor of its own."""
-        return tuple(value for value in self.residuals if value.op != "input")
+        return tuple(value for value in self.residuals if not value.is_input)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
         """The kernels' arguments that are the tensors of `stored`."""
-        return tuple(f"residual{i}_all" for i, value in enumerate(self.residuals) if value.op != "input")
+        return tuple(f"residual{i}_all" for i, value in enumerate(self.residuals) if not value.is_input)
 
     @cached_property
     def support_at(self) -> int | None:
@@ -69,17 +69,16 @@ def make_plan(step: Step, needed: Sequence[Value] = ()) -> Plan:
         support = None
     elif support is not None and support not in residuals:
         residuals = (*residuals, support)
-    before = tuple(sorted({int(v.data) for v in evaluated(roots, set(residuals)) if v.op == "previous"}))
-    multiplied = {int(side.data) for side in step.sides if side.op == "previous"}
-    return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, _spikes(step, residuals))
+    before = tuple(sorted({int(v.data) for v in evaluated(roots, set(residuals)) if v.is_previous}))
+    multiplied = {int(side.data) for side in step.sides if side.is_previous}
+    spikes = step.spikes if step.spikes in residuals else None
+    return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, spikes)
 
 
 def emitting(step: Step) -> Plan | None:
     """The plan of a forward without a backward that keeps the bits of its spikes; None if it emits none."""
-    emitted = step.nexts[-1]
-    if emitted.op != "to_float" or not emitted.args[0].args:
-        return None
-    return Plan((emitted.args[0],), (), (), None, emitted.args[0])
+    spikes = step.spikes
+    return None if spikes is None or not spikes.args else Plan((spikes,), (), (), None, spikes)
 
 
 def recomputing(step: Step, plan: Plan) -> Plan | None:
@@ -89,20 +88,15 @@ def recomputing(step: Step, plan: Plan) -> Plan | None:
     are neither written nor read.
     """
     forward = reachable([*step.nexts, *plan.residuals])
-    dear = any(value.op in CALLS or value.op in ("product", "draw") for value in forward)
-    input_ = next((value for value in forward if value.op == "input"), None)
-    if dear or input_ is None or step.nexts[-1].op != "to_float":
+    is_expensive = any(value.is_call or value.is_product or value.is_draw for value in forward)
+    input_ = next((value for value in forward if value.is_input), None)
+    if is_expensive or input_ is None or step.spikes is None:
         return None
     if all(value.boolean for value in plan.stored):
         return None
     residuals = (input_,) if plan.support is None else (input_, plan.support)
     all_ = tuple(range(len(step.states)))
-    return Plan(residuals, all_, all_, plan.support, _spikes(step, residuals), plan)
-
-
-def reachable(roots: Iterable[Value]) -> list[Value]:
-    """Every value that `roots` are made of, each after its arguments."""
-    return evaluated(roots, ())
+    return Plan(residuals, all_, all_, plan.support, step.spikes if step.spikes in residuals else None, plan)
 
 
 def gradients(step: Step) -> list[Value]:
@@ -113,7 +107,7 @@ def gradients(step: Step) -> list[Value]:
 
 def has_gradient(value: Value) -> bool:
     """Whether `value` depends on a gradient."""
-    return any(other.op == "gradient" for other in reachable([value]))
+    return any(other.is_gradient for other in reachable([value]))
 
 
 def passes_gradient(step: Step) -> bool:
@@ -121,26 +115,11 @@ def passes_gradient(step: Step) -> bool:
     reaching: set[int | str] = set()  # states after the step whose gradient does
     roots = [root for root in (step.grad_input, *step.grad_sums, *step.sides) if root is not None]
     while roots:
-        states = {v.data for v in reachable(roots) if v.op == "gradient"} - reaching
+        states = {v.data for v in reachable(roots) if v.is_gradient} - reaching
         reaching |= states
         before = (step.grad_states[int(state)] for state in states)
         roots = [root for root in before if root is not None]
     return len(step.nexts) - 1 in reaching
-
-
-def users_of(values: Iterable[Value]) -> dict[Value, list[Value]]:
-    """For each argument of `values`, those that use it."""
-    users: dict[Value, list[Value]] = {}
-    for value in values:
-        for argument in value.args:
-            users.setdefault(argument, []).append(value)
-    return users
-
-
-def _spikes(step: Step, residuals: Container[Value]) -> Value | None:
-    """The truth value that `step` emits as 1 or 0, if it is in `residuals`."""
-    emitted = step.nexts[-1]
-    return emitted.args[0] if emitted.op == "to_float" and emitted.args[0] in residuals else None
 
 
 def gate_of(step: Step, state: int) -> Value | None:
@@ -152,20 +131,16 @@ def gate_of(step: Step, state: int) -> Value | None:
     for value in reversed(order):
         found = {_gate_at(value, user, gate[user]) for user in users.get(value, ())}
         gate[value] = found.pop() if len(found) == 1 and value not in roots else None
-    gates = {gate[v] for v in order if v.op == "gradient" and v.data == state}
+    gates = {gate[v] for v in order if v.is_gradient and v.data == state}
     return gates.pop() if len(gates) == 1 else None
 
 
 def _gate_at(value: Value, user: Value, later: Value | None) -> Value | None:
     """The gate of `value` where `user` uses it, which has the gate `later`."""
-    if later is not None and user.op in ("mul", "neg"):
-        return later
-    if user.op == "mul" and user.args[0] is not user.args[1]:
-        (other,) = (a for a in user.args if a is not value)
-        return zero_outside(other)
-    if user.op == "where" and user.args[1] is value and user.args[2].is_number(0):
-        return user.args[0]
-    return None
+    if user.operation is not None and user.operation.zero_at_zero:
+        factors = [argument for argument in user.args if argument is not value]
+        return later or (zero_outside(factors[0]) if factors else None)
+    return user.gate if value in user.args[1:2] else None
 
 
 def zero_outside(factor: Value) -> Value | None:
@@ -173,8 +148,8 @@ def zero_outside(factor: Value) -> Value | None:
     waiting = [factor]
     while waiting:
         value = waiting.pop()
-        if value.op == "to_float" or (value.op == "where" and value.args[2].is_number(0)):
-            return value.args[0]
-        if value.op == "mul":
+        if value.gate is not None:
+            return value.gate
+        if value.operation is not None and value.operation.zero_at_zero:
             waiting += reversed(value.args)
     return None

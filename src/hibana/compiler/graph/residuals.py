@@ -11,23 +11,17 @@ single cut can express that, so the price is split between the copies and moved,
 is not paid already (a Lagrangian relaxation); the best round counts.
 """
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from math import inf
 
+from hibana.compiler.graph.analysis import dependents, evaluated
 from hibana.compiler.graph.cut import INFINITE, Network
-from hibana.compiler.graph.ops import OPERATIONS
 from hibana.compiler.graph.step import Step, Value
-
-FREE = frozenset({"constant", "number", "parameter", "gradient"})
-"""Leaves that are always available."""
 
 DRAW = 4.0
 """The price of drawing a number again, in bits: more than the truth value that is made of it, less than a
 number, which is never kept if it is made of draws alone."""
-
-ONCE = ("input", "product")
-"""What can't be recomputed: the input, and products, which are too expensive."""
 
 ROUNDS = 8
 """Maximum rounds."""
@@ -47,23 +41,9 @@ def cost_in_bits(value: Value, number_bits: int = 32) -> int:
     return 1 if value.boolean else number_bits
 
 
-def evaluated(roots: Iterable[Value], known: Container[Value]) -> list[Value]:
-    """What must be evaluated or read for `roots` where `known` are available; each after its arguments."""
-    order: dict[Value, None] = {}
-    for root in roots:
-        waiting = [root]
-        while waiting:
-            value = waiting[-1]
-            if value in order or value in known:
-                waiting.pop()
-                continue
-            missing = [a for a in value.args if a not in order and a not in known]
-            if missing:
-                waiting += reversed(missing)
-            else:
-                order[value] = None
-                waiting.pop()
-    return list(order)
+def _is_read_once(value: Value) -> bool:
+    """Whether `value` can't be recomputed: the input, and products, which are too expensive."""
+    return value.is_input or value.is_product
 
 
 def cheapest_residuals(step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> tuple[Value, ...]:
@@ -95,9 +75,9 @@ class _Split:
         self.roots = _used(roots)
         self.now = _wanted(self.roots)
         self.earlier = _wanted(self._sources(self.now))
-        last_first = reversed([v for v in evaluated([*step.nexts, *roots], ()) if v.op not in FREE])
+        last_first = reversed([v for v in evaluated([*step.nexts, *roots], ()) if not v.is_available])
         self.values = [v for v in last_first if v in self.now or v in self.earlier]
-        self.passed_on = frozenset(v for v in step.nexts if v.op == "previous")
+        self.passed_on = frozenset(v for v in step.nexts if v.is_previous)
         """States before the step that are states after it, unchanged."""
         both = self.now & self.earlier
         self.drawn = _drawn(self.values)
@@ -106,7 +86,7 @@ class _Split:
 
     def _sources(self, values: Iterable[Value]) -> list[Value]:
         """The states after the step before that the previous states in `values` are."""
-        indices = sorted({int(v.data) for v in values if v.op == "previous"})
+        indices = sorted({int(v.data) for v in values if v.is_previous})
         return [self.nexts[i] for i in indices]
 
     def rounds(self) -> Iterator[tuple[Value, ...]]:
@@ -123,16 +103,16 @@ class _Split:
     def price(self, kept: tuple[Value, ...]) -> float:
         """Bits kept, plus the effort of recomputing the rest; infinite if impossible."""
         known = self.needed.union(kept)
-        now = [v for v in evaluated(self.roots, known) if v.op not in FREE]
+        now = [v for v in evaluated(self.roots, known) if not v.is_available]
         earlier = evaluated(self._sources(now), known)
-        if any(v.op in ONCE for v in now) or any(v.op in ("previous", *ONCE) for v in earlier):
+        if any(map(_is_read_once, now)) or any(v.is_previous or _is_read_once(v) for v in earlier):
             return inf
         return self.bits(kept) + sum(map(_effort, (*now, *earlier)))
 
     def bits(self, kept: Iterable[Value]) -> int:
         """The price of `kept` besides what is needed anyway; the input is not written, which saves one."""
         price = sum(cost_in_bits(value) for value in kept if value not in self.needed)
-        return price - any(value.op == "input" and value not in self.needed for value in kept)
+        return price - any(value.is_input and value not in self.needed for value in kept)
 
     def small_set(self) -> tuple[Value, ...] | None:
         """The cheapest set of at most :data:`SMALL` values, by exhaustive search."""
@@ -156,9 +136,9 @@ class _Split:
             effort = int(_effort(value) * UNIT)
             mine = int(price * self.share[value])
             if value in self.now:
-                if value.op in ONCE:
+                if _is_read_once(value):
                     network.add(source, at, INFINITE)
-                elif value.op == "previous":
+                elif value.is_previous:
                     before = self.nexts[int(value.data)]
                     if before in places:
                         network.add(places[before] + 3, at, INFINITE)
@@ -168,7 +148,7 @@ class _Split:
                     if argument in places:
                         network.add(places[argument] + 1, at, INFINITE)
             if value in self.earlier:
-                if value.op in ("previous", *ONCE):
+                if value.is_previous or _is_read_once(value):
                     network.add(source, at + 2, INFINITE)
                 network.add(source, at + 2, effort)
                 network.add(at + 2, at + 3, price - mine if self._may_be_kept(value) else INFINITE)
@@ -187,32 +167,30 @@ class _Split:
 
     def _may_be_kept(self, value: Value) -> bool:
         """Whether `value` may be a residual: no draw, and no previous state that the step changes."""
-        return value not in self.drawn and (value.op != "previous" or value in self.passed_on)
+        return value not in self.drawn and (not value.is_previous or value in self.passed_on)
 
 
 def _used(roots: Sequence[Value]) -> list[Value]:
     """The forward values that `roots` are, or that the backward uses."""
     everything = evaluated(roots, ())
-    behind: set[Value] = set()
-    for value in everything:
-        if value.op == "gradient" or any(argument in behind for argument in value.args):
-            behind.add(value)
+    behind = dependents(everything, (value for value in everything if value.is_gradient))
     ends = [*roots, *(a for v in everything if v in behind for a in v.args)]
-    return list(dict.fromkeys(v for v in ends if v not in behind and v.op not in FREE))
+    return list(dict.fromkeys(v for v in ends if v not in behind and not v.is_available))
 
 
 def _drawn(values: Iterable[Value]) -> set[Value]:
     """Those of `values` that are numbers made of draws alone."""
     found: set[Value] = set()
     for value in evaluated(values, ()):
-        of_draws = any(a in found for a in value.args) and all(a in found or a.op in FREE for a in value.args)
-        if value.op == "draw" or (of_draws and not value.boolean):
+        drawn = any(a in found for a in value.args)
+        drawn &= all(a in found or a.is_available for a in value.args)
+        if value.is_draw or (drawn and not value.boolean):
             found.add(value)
     return found
 
 
 def _wanted(roots: Iterable[Value]) -> set[Value]:
-    return {v for v in evaluated(roots, ()) if v.op not in FREE}
+    return {v for v in evaluated(roots, ()) if not v.is_available}
 
 
 def _taken(values: Iterable[Value], roots: Iterable[Value]) -> set[Value]:
@@ -223,6 +201,5 @@ def _taken(values: Iterable[Value], roots: Iterable[Value]) -> set[Value]:
 def _effort(value: Value) -> float:
     """The price of recomputing `value`, in bits."""
     if not value.args:
-        return DRAW if value.op == "draw" else 0.0
-    row = OPERATIONS.get(value.op)
-    return 0.1 if row is None else row.effort
+        return DRAW if value.is_draw else 0.0
+    return 0.1 if value.operation is None else value.operation.effort

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import Part, Place
-from hibana.compiler.graph.plan import Plan, reachable
+from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.recorder import foreign
 from hibana.compiler.graph.step import Step, Value
 from hibana.runtime import torch_internals

@@ -1,14 +1,15 @@
 """The :class:`Step` and its values: the data structure that all passes work on."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hibana.compiler.graph.ops import BOOLEAN, COMPARISONS, OPERATIONS, Unsupported
+from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,8 +17,8 @@ class Value:
     """One number (or truth value) per neuron and step.
 
     `op` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``, ``draw``),
-    one of ``ops.OPERATIONS``, or ``product``; `data` is a leaf's index, a ``number`` itself, or what a
-    ``draw`` is called (:func:`hibana.compiler.draws.numbers`). The product of a row of neurons with matrix j
+    one of ``ops.OPERATIONS``, or ``product``; `data` is a leaf's index, a ``number`` itself, or the name of a
+    ``draw`` (:func:`hibana.compiler.draws.numbers`). The product of a row of neurons with matrix j
     has `data` ``2 j``, with it transposed ``2 j + 1``. The passes (``graph.passes``) have leaves of their
     own: ``row``, ``bits`` and ``scalar``, by name.
     """
@@ -28,13 +29,82 @@ class Value:
     scalar: bool = False
     """A parameter that is one number for all neurons."""
 
-    @property
+    @cached_property
+    def operation(self) -> Operation | None:
+        """The row of the table of operations; None for leaves and products."""
+        return OPERATIONS.get(self.op)
+
+    @cached_property
     def boolean(self) -> bool:
-        """A truth value rather than a number."""
-        return self.op in BOOLEAN
+        """Whether it is a truth value rather than a number."""
+        return self.op == "bits" if self.operation is None else self.operation.boolean
+
+    @property
+    def is_input(self) -> bool:
+        return self.op == "input"
+
+    @property
+    def is_previous(self) -> bool:
+        """Whether it is a state before the step."""
+        return self.op == "previous"
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether it is the gradient of a state after the step."""
+        return self.op == "gradient"
+
+    @property
+    def is_draw(self) -> bool:
+        return self.op == "draw"
+
+    @property
+    def is_row(self) -> bool:
+        """Whether it is a number per neuron that a pass reads from memory."""
+        return self.op == "row"
+
+    @property
+    def is_scalar(self) -> bool:
+        """Whether it is one number for all neurons that a pass reads from memory."""
+        return self.op == "scalar"
+
+    @property
+    def is_named(self) -> bool:
+        """Whether it is a leaf of a pass, which `data` names."""
+        return self.op in ("row", "bits", "scalar", "draw")
+
+    @property
+    def is_available(self) -> bool:
+        """Whether it is a leaf that costs nothing to read."""
+        return self.op in ("constant", "number", "parameter", "gradient")
+
+    @property
+    def is_product(self) -> bool:
+        return self.op == "product"
+
+    @property
+    def matrix(self) -> tuple[int, bool]:
+        """The matrix of a product, and whether it is transposed."""
+        return int(self.data) // 2, bool(int(self.data) % 2)
+
+    @property
+    def is_call(self) -> bool:
+        """Whether a function computes it, a row at a time."""
+        return self.operation is not None and self.operation.call
+
+    @property
+    def converted(self) -> "Value | None":
+        """The truth value that this number is, as 1 or 0; None for other numbers."""
+        return self.args[0] if self.op == "to_float" else None
+
+    @property
+    def gate(self) -> "Value | None":
+        """The truth value outside which it is zero, for a conversion or a choice between a number and 0."""
+        if self.op == "where" and not self.args[2].is_number(0):
+            return None
+        return self.args[0] if self.op in ("to_float", "where") else None
 
     def is_number(self, number: int) -> bool:
-        """Whether it is this whole number, wherever it is read."""
+        """Whether it is this integer, written into the code."""
         return self.op == "number" and self.data == number
 
 
@@ -71,6 +141,23 @@ class Step:
         """Both of each pair of :attr:`outer`."""
         return [side for pair in self.outer for side in pair]
 
+    @property
+    def spikes(self) -> Value | None:
+        """The truth value that the step emits as 1 or 0, if it emits one."""
+        return self.nexts[-1].converted
+
+    def with_gradients(
+        self, changed: Callable[[Value], Value], outer: Iterable[tuple[Value, Value]]
+    ) -> "Step":
+        """The step with each gradient `changed`, and with other pairs :attr:`outer`."""
+        return replace(
+            self,
+            grad_input=None if self.grad_input is None else changed(self.grad_input),
+            grad_states=tuple(None if grad is None else changed(grad) for grad in self.grad_states),
+            grad_sums=tuple(map(changed, self.grad_sums)),
+            outer=tuple(outer),
+        )
+
 
 LARGE = 1 << 24
 """Whole numbers below it are held by every dtype that a kernel computes in."""
@@ -100,13 +187,12 @@ class Values:
 
     def make(self, op: str, *args: Value, data: int | str = 0) -> Value:
         """The value ``op(*args)``, the same object whenever it is the same value."""
-        if op == "to_float" and not args[0].boolean:
+        if op in ("to_float", "to_bool") and args[0].boolean == (op == "to_bool"):
             return args[0]
-        if op == "to_bool" and args[0].boolean:
-            return args[0]
-        if op == "to_bool" and args[0].op == "to_float":
-            return args[0].args[0]
-        if op in COMPARISONS or (op not in BOOLEAN and op not in ("to_float", "number", "where")):
+        if op == "to_bool" and args[0].converted is not None:
+            return args[0].converted
+        row = OPERATIONS.get(op)
+        if row is None or not row.takes_booleans:
             args = tuple(self.make("to_float", a) for a in args)
         key = (op, args, data)
         if key not in self.known:

@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
+from hibana.compiler.graph.analysis import Rewriting, reachable, users_of
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.plan import gate_of, gradients, has_gradient, reachable, users_of, zero_outside
+from hibana.compiler.graph.plan import gate_of, gradients, has_gradient, zero_outside
 from hibana.compiler.graph.step import Step, Value
 
 
@@ -41,12 +42,11 @@ def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
     if has_gradient(pair[0]) == turned:
         raise Unsupported("a product of neurons with one another, in the gradient of a matrix")
     value, gradient = pair if turned else pair[::-1]
-    state = int(value.data) if value.op == "previous" else None
+    state = int(value.data) if value.is_previous else None
     if state is not None:
         value = step.nexts[state]
-    if value.op == "to_float":
-        (value,) = value.args
-    if value.op in ("previous", "number", "constant", "parameter", "draw"):
+    value = value.converted or value
+    if value.is_previous or value.is_draw or value.is_available:
         raise Unsupported(f"a matrix is multiplied with a {value.op} that no step computes")
     return Operand(value, state, gradient, turned)
 
@@ -56,10 +56,10 @@ def computed_operands(step: Step) -> Step:
 
     The operand of a matrix is a residual, which a step must compute; the product with 1 is the same number.
     """
-    multiplied = {int(side.data) for side in step.sides if side.op == "previous"}
+    multiplied = {int(side.data) for side in step.sides if side.is_previous}
     nexts = list(step.nexts)
     for i in multiplied:
-        if nexts[i].op == "previous":
+        if nexts[i].is_previous:
             nexts[i] = Value("mul", (nexts[i], Value("number", data=1)))
     return replace(step, nexts=tuple(nexts))
 
@@ -79,41 +79,26 @@ def gated(step: Step) -> tuple[Step, dict[int, Value]]:
     state was a step earlier. A product without one has one argument.
     """
     found = _gates(step)
-    changed = {
-        product: Value(
-            "product", (*product.args, gate if state is None else Value("gate", data=state)), product.data
-        )
-        for product, (gate, state) in found.items()
-    }
-    grads = {"x": step.grad_input, **{f"state{i}": g for i, g in enumerate(step.grad_states)}}
-    grads |= {f"sum{i}": g for i, g in enumerate(step.grad_sums)}
-    grads |= {f"outer{i}": o.gradient for i, o in enumerate(operands(step))}
-    new = _substituted({name: g for name, g in grads.items() if g is not None}, changed)
-    pairs = [
-        (left, new[f"outer{i}"]) if o.turned else (new[f"outer{i}"], right)
-        for i, (o, (left, right)) in enumerate(zip(operands(step), step.outer, strict=True))
+    masks = {p: gate if state is None else Value("gate", data=state) for p, (gate, state) in found.items()}
+    masking = _Masking(masks)
+    outer = [
+        (left, masking.of(right)) if o.turned else (masking.of(left), right)
+        for o, (left, right) in zip(operands(step), step.outer, strict=True)
     ]
-    return replace(
-        step,
-        grad_input=new.get("x"),
-        grad_states=tuple(new.get(f"state{i}") for i in range(len(step.grad_states))),
-        grad_sums=tuple(new[f"sum{i}"] for i in range(len(step.grad_sums))),
-        outer=tuple(pairs),
-    ), {state: gate for gate, state in found.values() if state is not None}
+    earlier = {state: gate for gate, state in found.values() if state is not None}
+    return step.with_gradients(masking.of, outer), earlier
 
 
-def _substituted(grads: Mapping[str, Value], changed: Mapping[Value, Value]) -> dict[str, Value]:
-    """The gradients `grads`, where each product that is a key of `changed` has the gate that its value names.
+class _Masking(Rewriting):
+    """Adds a mask of the neurons whose result is needed to each product that has one."""
 
-    The gate, a mask of where the result is needed, becomes the product's last argument.
-    """
-    done: dict[Value, Value] = {}
-    for value in reachable(grads.values()):
-        args = tuple(done[a] for a in value.args)
-        if value in changed:
-            args = (*args, *changed[value].args[1:])
-        done[value] = value if args == value.args else replace(value, args=args)
-    return {name: done[value] for name, value in grads.items()}
+    def __init__(self, masks: Mapping[Value, Value]) -> None:
+        super().__init__()
+        self.masks = masks
+
+    def product(self, value: Value, args: list[Value]) -> Value:
+        mask = self.masks.get(value)
+        return super().product(value, args if mask is None else [*args, mask])
 
 
 def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
@@ -124,7 +109,7 @@ def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
     forward = set(reachable(step.nexts))
     found = {}
     for product in reachable(roots):
-        if product.op == "product" and product not in forward:
+        if product.is_product and product not in forward:
             gates = set(_matters(product, step, users, of_state))
             gate, state = gates.pop() if len(gates) == 1 else (None, None)
             if gate is not None and not has_gradient(gate):
@@ -145,14 +130,11 @@ def _matters(
         if value is grad:
             yield of_state[i], i
     for user in users.get(value, []):
-        if user.op in ("add", "sub", "neg"):
-            yield from _matters(user, step, users, of_state)
-        elif user.op == "mul" and user.args[0] is not user.args[1]:
-            (other,) = (a for a in user.args if a is not value)
-            gate = zero_outside(other)
-            if gate is not None:
-                yield gate, None
-            else:
-                yield from _matters(user, step, users, of_state)
-        else:
+        row = user.operation
+        factors = [argument for argument in user.args if argument is not value]
+        if row is None or not row.linear:
             yield None, None
+        elif row.zero_at_zero and factors and (gate := zero_outside(factors[0])) is not None:
+            yield gate, None
+        else:
+            yield from _matters(user, step, users, of_state)

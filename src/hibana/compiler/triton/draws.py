@@ -92,7 +92,7 @@ def draws(read: Mapping[str, Value], language: Language) -> list[str]:
     lines: list[str] = []
     first = "lo * features" if language.by_samples else "lo"
     element = _Said(lines, f"({first} + j).to(tl.uint32)")
-    for name in (name for name, leaf in read.items() if leaf.op == "draw"):
+    for name in (name for name, leaf in read.items() if leaf.is_draw):
         drawn = name.removesuffix("_earlier")
         kind = drawn.rstrip("0123456789")
         low, high = (

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from hibana.compiler import draws
-from hibana.compiler.graph.ops import CALLS, OPERATIONS, Unsupported
-from hibana.compiler.graph.plan import Plan, gradients, reachable
+from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.plan import Plan, gradients
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.synapses import operands
 from hibana.compiler.named_kernels import Named, NamedKernels
@@ -56,12 +57,12 @@ class GpuKernels(NamedKernels):
         self.dtype = dtype
         self.operands = operands(step)
         self.language = Language(str(dtype).removeprefix("torch."), is_interpreted(), bool(step.matrices))
-        said = self.language.dialect.operations
-        roots = [*step.nexts, *gradients(step)]
-        missing = [v.op for v in reachable(roots) if v.op in OPERATIONS and v.op not in said]
-        if missing:
-            raise Unsupported(f"{missing[0]} is nothing that hibana says in Triton")
-        for op in sorted({value.op for value in reachable(step.nexts)} & {*CALLS, "root"}):
+        served = self.language.dialect.operations
+        for value in reachable([*step.nexts, *gradients(step)]):
+            if value.operation is not None and value.op not in served:
+                raise Unsupported(f"operation {value.op!r} has no triton implementation")
+        rows = {v.op: v.operation for v in reachable(step.nexts) if v.operation is not None}
+        for op in sorted(name for name, row in rows.items() if row.call or name in FUNCTION_OF):
             if not agrees(op, replace(self.language, by_samples=False)):
                 raise Unsupported(f"{op} can't be had here to the last bit of PyTorch's own")
         self._built: dict[object, Callable[..., object]] = {}

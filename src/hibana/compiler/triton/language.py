@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from hibana.compiler.graph.emit import Dialect
+from hibana.compiler.analysis.text import Dialect, templates
 from hibana.compiler.graph.ops import OPERATIONS, Written
 
 
@@ -37,9 +37,8 @@ class Language:
             ("tl.div_rn({0}, {1})", "tl.sqrt_rn({0})") if single else ("({0} / {1})", "tl.sqrt({0})")
         )
         operations = {
-            name: row.triton.replace("REAL", self.real).replace("DIVIDED", divided).replace("ROOT", root)
-            for name, row in OPERATIONS.items()
-            if row.triton
+            name: text.replace("REAL", self.real).replace("DIVIDED", divided).replace("ROOT", root)
+            for name, text in templates("triton").items()
         }
         if self.interpreted:
             operations |= {name: f"libdevice.{name}({{0}})" for name in interpreted()}

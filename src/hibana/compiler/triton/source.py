@@ -9,9 +9,10 @@ sizes overflows. The branches of a pointer that is None are left out.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hibana.compiler.graph.emit import statements
+from hibana.compiler.analysis.text import statements
+from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass, leaves
-from hibana.compiler.graph.plan import Plan, evaluated
+from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.triton.draws import draws
 from hibana.compiler.triton.language import Language, block, program
@@ -83,7 +84,7 @@ def backward_source(step: Step, plan: Plan, language: Language, *, wants_input: 
     rebuilding, rebuilt = statements(before, _standing(then), language.dialect)
     lines, results = statements(stores, _standing(now), language.dialect)
     emitted = step.states[-1]
-    residuals = {f"residual{i}": value for i, value in enumerate(plan.residuals) if value.op != "input"}
+    residuals = {f"residual{i}": value for i, value in enumerate(plan.residuals) if not value.is_input}
     streams = [_Stream("x", "input", "input_step", False)]
     streams += [_Stream(n, f"{n}_all", _stride(value), value.boolean) for n, value in residuals.items()]
     streams = [s for s in streams if s.name in now or s.earlier in then]
@@ -170,7 +171,7 @@ class _Stream:
 
 def _standing(read: Mapping[str, Value]) -> dict[str, str]:
     """The variable of each leaf: of ``c[0]`` and ``p0[0]``, ``c0`` and ``p0``."""
-    return {name: _spread_name(name) if leaf.op == "scalar" else name for name, leaf in read.items()}
+    return {name: _spread_name(name) if leaf.is_scalar else name for name, leaf in read.items()}
 
 
 def _spread_name(scalar: str) -> str:
@@ -181,20 +182,20 @@ def _spread(read: Mapping[str, Value], language: Language) -> list[str]:
     places = {
         name: f"{_spread_name(name)}_at" if name[0] == "p" else f"constants + {name[2:-1]}"
         for name, leaf in read.items()
-        if leaf.op == "scalar"
+        if leaf.is_scalar
     }
     scalars = [f"{_spread_name(n)} = {language.number(f'tl.load({at})')}" for n, at in places.items()]
     return scalars + [f"{at[:-3]} = tl.load({at} + j, there)" for at in _parameter_rows(read)]
 
 
 def _parameter_rows(read: Mapping[str, Value]) -> list[str]:
-    rows = [name for name, leaf in read.items() if leaf.op == "row" and name[0] == "p"]
+    rows = [name for name, leaf in read.items() if leaf.is_row and name[0] == "p"]
     return [f"{name}_at" for name in rows if name[1:].isdigit()]
 
 
 def _shared(step: Step, stores: Mapping[str, Value]) -> tuple[str, ...]:
     """The arguments of both directions: constants, the cell's tensors, and the matrices of `stores`."""
-    factors = {int(v.data) for v in evaluated(stores.values(), ()) if v.op == "product"}
+    factors = {int(v.data) for v in reachable(stores.values()) if v.is_product}
     matrices = (f"M{i // 2}{'_transposed' if i % 2 else ''}_at" for i in sorted(factors))
     seed = ("seed_low", "seed_high") if step.draws else ()
     return ("constants", *(f"p{i}_at" for i in range(step.parameters)), *matrices, *seed)

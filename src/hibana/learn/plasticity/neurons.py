@@ -99,7 +99,7 @@ class NeuronStep:
         """
         rows = dict(given)
         for name, leaf in self._pass.leaves.items():
-            if leaf.op == "row" and name not in rows:
+            if leaf.is_row and name not in rows:
                 rows[name] = at.parameters + size * int(name[1:])
         for i, name in enumerate(self._rows):
             rows[name] = at.scratch + stride * i

@@ -56,7 +56,7 @@ class Writer:
         made = self.made
         lines = [line for i, product in enumerate(made.products) for line in self._product(i, product)]
         stores = {
-            name: value.args[0] if j in made.known and value.op == "to_float" else value
+            name: (value.converted or value) if j in made.known else value
             for j, (name, value) in enumerate(made.stores.items())
         }
         body, results = self.numbers.statements(made, stores, made.standing)
@@ -79,7 +79,7 @@ class Writer:
                 lines.append(f"const {kind} {name} = {_cast(self.states[names[name]], given, kind)};")
             elif name.startswith("product"):
                 lines.append(f"const {kind} {name} = net->{name}_{self.made.index}[j];")
-            elif leaf.op == "row":
+            elif leaf.is_row:
                 array = f"{self.prefix}_{name}_{self.made.index}"
                 lines.append(f"const {kind} {name} = {array}[{self.made.place(name)}];")
         return lines

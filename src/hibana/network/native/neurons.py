@@ -34,7 +34,7 @@ def neurons(emitter: Emitter, node: Node, index: int, read: Held) -> Held:
     last = emitter.lasting("bits" if spikes else "numbers", rest, node, read.places, node.shape)
     rows["fired" if spikes else emitted] = last if spikes else last.of(emitter.number)
     for name, leaf in written.leaves.items():
-        if leaf.op == "row" and name not in rows:
+        if leaf.is_row and name not in rows:
             values = made.parameters[int(name[1:])]
             rows[name] = emitter.constant(values.repeat(node.size // len(values)))
     for name in (*written.scratch, *written.products):
@@ -65,11 +65,12 @@ def neurons(emitter: Emitter, node: Node, index: int, read: Held) -> Held:
 def _stores(made: Layer) -> tuple[Stores, bool]:
     """What a step stores, and whether it emits spikes, which are stored as the bits ``fired``."""
     stores, emitted = forward_pass(made.step, None), made.step.states[-1]
-    spikes = made.emits_spikes and stores[emitted].op == "to_float" and bool(stores[emitted].args[0].args)
+    bits = stores[emitted].converted
+    spikes = made.emits_spikes and bits is not None and bool(bits.args)
     before = leaves(stores).get("emitted_before")
     if before is not None:  # by the name that it is stored by, so that it is read before it is written
-        bits = GraphValue("to_float", (GraphValue("bits", data="fired"),))
-        stores = substitute(stores, {before: bits if spikes else GraphValue("row", data=emitted)})
+        fired = GraphValue("to_float", (GraphValue("bits", data="fired"),))
+        stores = substitute(stores, {before: fired if spikes else GraphValue("row", data=emitted)})
     if spikes:
         stores["fired"] = stores.pop(emitted).args[0]
     return stores, spikes

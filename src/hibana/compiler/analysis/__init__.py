@@ -1,0 +1,1 @@
+"""Questions about a step, each answered by one small subclass of :class:`graph.analysis.Analysis`."""

@@ -1,0 +1,58 @@
+"""Which values of a step are zeros and ones: integers between 0 and 1."""
+
+from collections.abc import Mapping
+
+from hibana.compiler.graph.analysis import Analysis
+from hibana.compiler.graph.ops import Interval, Operation
+from hibana.compiler.graph.step import Step, Value
+
+States = frozenset[int]
+"""Indices of states."""
+
+
+def binary_states(step: Step, initially: States) -> States:
+    """The states that are zeros and ones after every step, if those of `initially` are at the start."""
+    names = {str(i): i for i in range(len(step.states))}
+    binary = initially
+    while True:
+        integers = Integers(names, binary)
+        still = frozenset(i for i in binary if integers.is_binary(step.nexts[i]))
+        if still == binary:
+            return binary
+        binary = still
+
+
+class Integers(Analysis[Interval | None]):
+    """Bounds of integers; None for numbers that may be others."""
+
+    def __init__(self, states: Mapping[str, int], binary: States) -> None:
+        """`states` has the indices of states by the names of the leaves that read them."""
+        super().__init__()
+        self.states, self.binary = states, binary
+
+    def is_binary(self, value: Value) -> bool:
+        """Whether `value` is zeros and ones if the states `binary` are."""
+        bounds = self.of(value)
+        return bounds is not None and bounds[0] >= 0 and bounds[1] <= 1
+
+    def leaf(self, value: Value) -> Interval | None:
+        return (0.0, 1.0) if value.boolean else None
+
+    def on_previous(self, value: Value) -> Interval | None:
+        return (0.0, 1.0) if self.states.get(str(value.data)) in self.binary else None
+
+    on_row = on_previous
+
+    def on_number(self, value: Value) -> Interval | None:
+        return float(value.data), float(value.data)
+
+    def product(self, value: Value, args: list[Interval | None]) -> Interval | None:
+        return None
+
+    def operation(self, value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
+        if row.boolean:
+            return 0.0, 1.0
+        integers = [bounds for bounds in args if bounds is not None]
+        if len(integers) < len(args) or not row.integer or isinstance(row.bounds, tuple):
+            return None
+        return row.bounds(*integers)

@@ -1,0 +1,117 @@
+"""Bounds of a step's values, and the rule that zero times an unbounded derivative is zero.
+
+Autograd multiplies nothing by a gradient that is None, and kernels take zeros for it. The product with a
+derivative is the same unless that is infinite or NaN, as the derivative of ``sqrt`` at zero. So values are
+bounded, given that the states before and after the step are finite; a quotient that may divide by zero may be
+infinite.
+"""
+
+import math
+from dataclasses import replace
+
+from hibana.compiler.generator import LARGEST_NORMAL
+from hibana.compiler.graph.analysis import Analysis, Rewriting, dependents, reachable
+from hibana.compiler.graph.ops import ANY, Interval, Operation, reciprocal
+from hibana.compiler.graph.part import Part, guarded_part
+from hibana.compiler.graph.plan import gradients, has_gradient
+from hibana.compiler.graph.step import Step, Value
+
+LARGEST = 3.4028234663852886e38
+"""The largest float32."""
+
+
+def guard_products(step: Step) -> Step:
+    """`step` with gradients in which zero times an unbounded derivative is zero.
+
+    Products and quotients of a gradient and a value that is not surely finite are selected by whether the
+    gradient is zero. The number zero, as the gradient of ``floor``, stays zero.
+    """
+    guarding = _Guarding(step)
+    outer = [guarding.of(side) if has_gradient(side) else side for side in step.sides]
+    guarded = step.with_gradients(guarding.of, zip(outer[::2], outer[1::2], strict=True))
+    epilogue = step.epilogue
+    if isinstance(epilogue, Part):
+        epilogue = guarded_part(epilogue, epilogue.takes - len(step.grad_sums) - len(step.outer))
+    return replace(guarded, epilogue=epilogue)
+
+
+class _Guarding(Rewriting):
+    """Replaces products and quotients in the gradients of a step."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.bounds = Bounds(step)
+        self.forward = set(reachable(step.nexts))
+        backward = reachable(gradients(step))
+        self.flowing = dependents(backward, (value for value in backward if value.is_gradient))
+
+    def operation(self, value: Value, row: Operation, args: list[Value]) -> Value:
+        changed = super().operation(value, row, args)
+        if value in self.forward or row.name not in ("mul", "div"):
+            return changed
+        first, second = value.args
+        flowing = [new for old, new in zip(value.args, args, strict=True) if old in self.flowing]
+        if first.is_number(0) or (second.is_number(0) and row.zero_at_zero):
+            return changed if flowing else Value("number")
+        if len(flowing) != 1 or self._is_finite_factor(value):
+            return changed
+        return Value("where", (Value("to_bool", (flowing[0],)), changed, Value("number")))
+
+    def _is_finite_factor(self, value: Value) -> bool:
+        """Whether a product or quotient multiplies a gradient by a finite number."""
+        first, second = value.args
+        if value.op == "div":
+            return first in self.flowing and reciprocal(self.bounds.of(second)) is not None
+        return self.bounds.of(second if first in self.flowing else first) is not None
+
+
+class Bounds(Analysis[Interval | None]):
+    """Bounds of values; None for values that may be infinite or NaN."""
+
+    def __init__(self, step: Step) -> None:
+        super().__init__()
+        self.constants = step.constants
+        self.finite: set[Value] = set()
+        """Values that are finite since the states after the step are."""
+        waiting = list(step.nexts)
+        while waiting:
+            value = waiting.pop()
+            if value not in self.finite:
+                self.finite.add(value)
+                if value.operation is not None:
+                    waiting += [value.args[i] for i in value.operation.keeps_finite]
+
+    def leaf(self, value: Value) -> Interval | None:
+        return ANY
+
+    def on_number(self, value: Value) -> Interval | None:
+        return float(value.data), float(value.data)
+
+    def on_constant(self, value: Value) -> Interval | None:
+        number = self.constants[int(value.data)]
+        return (number, number) if abs(number) <= LARGEST else None
+
+    def on_draw(self, value: Value) -> Interval | None:
+        is_normal = str(value.data).startswith("normal")
+        return (-LARGEST_NORMAL, LARGEST_NORMAL) if is_normal else (0.0, 1.0)
+
+    def product(self, value: Value, args: list[Interval | None]) -> Interval | None:
+        return ANY
+
+    def operation(self, value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
+        if row.boolean:
+            return 0.0, 1.0
+        bounds = self._of_operation(value, row, args)
+        if bounds is None or any(LARGEST < abs(end) < math.inf for end in bounds):
+            return row.range if value in self.finite else None
+        return bounds
+
+    @staticmethod
+    def _of_operation(value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
+        known = [bounds for bounds in args if bounds is not None]
+        if len(known) < len(args):
+            return None
+        if row.name == "mul" and value.args[0] is value.args[1]:
+            low, high = sorted(end * end for end in known[0])
+            return 0.0 if known[0][0] <= 0 <= known[0][1] else low, high
+        return row.bounds if isinstance(row.bounds, tuple) else row.bounds(*known)

@@ -1,0 +1,20 @@
+"""Values of a step in PyTorch, one operation at a time, where compiling would not pay."""
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.graph.analysis import Analysis
+from hibana.compiler.graph.ops import Operation
+from hibana.compiler.graph.step import Value
+
+
+class Eager(Analysis[Tensor]):
+    """Tensors of values, with numbers of `dtype`; a subclass gives those of leaves."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def operation(self, value: Value, row: Operation, args: list[Tensor]) -> Tensor:
+        result = row.function(*args)
+        return result if row.boolean else result.to(self.dtype)
