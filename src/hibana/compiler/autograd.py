@@ -253,7 +253,6 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         grads,
         wants_input=wants_input,
         wants_first=wants_first,
-        reduced=program.reduced(order, len(shape) - 1) if program.step.grad_sums else (),
         seed=0 if spec.prepared else ctx.seed,
     )
     grad_input, first_grads, sums = program.kernels.backward(given)

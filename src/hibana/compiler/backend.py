@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from math import inf, prod
+from math import prod
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 
 import torch
@@ -43,8 +43,7 @@ class ForwardArguments(NamedTuple):
     first: Sequence[Tensor | None]
     """The initial states; None for zeros."""
     parameters: Sequence[Tensor]
-    """Of the step: a number, or one per neuron; then its matrices. Contiguous; from `patterns_from` neurons
-    on, one that repeats may have one period."""
+    """Of the step: a number, or one per neuron; then its matrices. Contiguous."""
     plan: "Plan | None"
     """The residuals to write, if any."""
     ends: bool = True
@@ -76,8 +75,6 @@ class BackwardArguments(NamedTuple):
     """Whether the gradient of the input is wanted."""
     wants_first: bool
     """Whether the gradients of the initial states are wanted."""
-    reduced: Sequence[int] = ()
-    """For each sum over time, how many of a step's first dimensions it may be reduced over, to size 1."""
     may_offset: bool = True
     """Whether the gradient of the input may begin after the start of its storage."""
     seed: int = 0
@@ -106,8 +103,6 @@ class Kernels(ABC):
     """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
     takes_draws: ClassVar[bool] = False
     """Whether steps may draw random numbers, by :mod:`hibana.compiler.draws` from the seed of a call."""
-    patterns_from: float = inf
-    """Neurons from which on a parameter that repeats may have one period."""
     approximate: tuple[str, ...] = ()
     """Operations that the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
     step: "Step"

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from hibana.compiler.analysis.bounds import guard_products
 from hibana.compiler.backend import Kernels, kernels_of
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.part import SUM, Part, places_in
 from hibana.compiler.graph.plan import Plan, make_plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import computed_operands, needed
@@ -35,84 +33,28 @@ class Program:
     at_rest: tuple[None, ...]
     """Initial states that are zeros."""
 
-    @cached_property
-    def summed(self) -> tuple[frozenset[int], ...]:
-        """For each of the sums over time: the dimensions of a step over which the epilogue sums it first."""
-        epilogue = self.step.epilogue
-        if not isinstance(epilogue, Part):
-            return (frozenset(),) * len(self.step.grad_sums)
-        first = epilogue.takes - len(self.step.grad_sums) - len(self.step.outer)
-        return tuple(_summed(epilogue, first + i) for i in range(len(self.step.grad_sums)))
-
-    def reduced(self, order: Order | None, ndim: int) -> tuple[int, ...]:
-        """For each of the sums: over how many of a step's first dimensions in memory it may be reduced."""
-        dimensions = tuple(range(ndim)) if order is None else order_of_step(order)
-        return tuple(next((i for i, d in enumerate(dimensions) if d not in one), ndim) for one in self.summed)
-
     def parameters(
         self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: Order | None = None
     ) -> list[Tensor]:
         """The kernels' parameters, a number or one per neuron, and matrices, from the cell's tensors.
 
-        `inputs` and results have the memory `order`. What repeats over the first dimensions, samples or
-        pixels, has one period if the kernels take that.
+        `inputs` and results have the memory `order`.
         """
         if not (self.step.parameters or self.step.matrices):
             return []
         one, dtype, count = inputs.shape[1:], self.kernels.dtype, self.step.parameters
-        once = one.numel() >= self.kernels.patterns_from
         with torch.no_grad():
             values = self.step.prologue(*cell_tensors)
             parameters = [value.to(dtype).resolve_neg() for value in values[:count]]
             for i, value in enumerate(parameters):
-                if value.numel() > 1 and once:
-                    parameters[i] = _once(value, one, order)
-                elif value.numel() > 1:
+                if value.numel() > 1:
                     parameters[i] = step_in(order, value.expand(_shape(one, order)))
             return parameters + [matrix.detach().resolve_neg() for matrix in values[count:]]
-
-
-def _once(value: Tensor, one: torch.Size, order: Order | None) -> Tensor:
-    """One period of `value` expanded to `one` step, if it repeats in memory; else all of it."""
-    length = _repeats(value.shape, value.stride(), one, order)
-    if not length:
-        return _lying(value.expand(_shape(one, order)), order).contiguous()
-    return value if value.numel() == length else value.as_strided((length,), (1,))
-
-
-@lru_cache(maxsize=1024)
-def _repeats(size: torch.Size, stride: tuple[int, ...], one: torch.Size, order: Order | None) -> int:
-    """The period of a tensor that is expanded to `one` step, in elements; 0 if it does not repeat."""
-    value = torch.empty_strided(size, stride, dtype=torch.float32, device="meta")
-    lying = _lying(value.expand(_shape(one, order)), order)
-    first = 0
-    while first < lying.ndim and (lying.stride(first) == 0 or lying.shape[first] == 1):
-        first += 1
-    row = lying[(0,) * first]
-    return row.numel() if row.is_contiguous() and row.numel() > 1 else 0
 
 
 def _shape(one: torch.Size, order: Order | None) -> torch.Size:
     """The shape in the caller's order of dimensions of `one` step that is in memory `order`."""
     return one if order is None else torch.Size([one[d] for d in order_of_step(inverse(order))])
-
-
-def _lying(step: Tensor, order: Order | None) -> Tensor:
-    """One `step` in memory `order`."""
-    return step if order is None else step.permute(order_of_step(order))
-
-
-def _summed(part: Part, at: int) -> frozenset[int]:
-    """The dimensions over which every use in `part` of the value at a place sums it first."""
-    found: list[frozenset[int]] = []
-    for function, args, kwargs in part.calls:
-        for place in places_in([args, kwargs]):
-            if place.at != at:
-                continue
-            kept = len(args) > 2 and args[2] is True and not kwargs
-            found.append(frozenset(args[1]) if function is SUM and kept else frozenset())
-    found += [frozenset() for end in part.ends if end == at]
-    return frozenset.intersection(*found) if found else frozenset()
 
 
 def program_of(step: Step, kernels: Kernels) -> Program:

@@ -66,10 +66,6 @@ class Pointer:
         size = self._size(count)
         self.writer.do(f"call void @llvm.memset.p0.i64(ptr {self.text}, i8 {byte}, {size}, i1 false)")
 
-    def fetch(self, *, to_write: bool) -> None:
-        """Prefetches the cache line of this address."""
-        self.writer.do(f"call void @llvm.prefetch.p0(ptr {self.text}, i32 {int(to_write)}, i32 3, i32 1)")
-
     def copy(self, source: "Pointer", count: Operand) -> None:
         """Copies `count` elements from `source`, which must not overlap."""
         size = self._size(count)

@@ -4,9 +4,8 @@ A sequence is ``[T, ...]`` whose single steps are contiguous, with any stride ov
 input that is the same at each step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
-from math import inf
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import torch
@@ -16,18 +15,9 @@ from hibana.compiler.backend import BackwardArguments, ForwardArguments, Prepare
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputation
-from hibana.compiler.cpu.row_walk import PATTERNS
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.compiler.cpu.source import backward_source, forward_source
-from hibana.compiler.cpu.walk import (
-    Bound,
-    Walk,
-    patterns_of,
-    reduced_length,
-    unaliased,
-    walk,
-    written_out,
-)
+from hibana.compiler.cpu.walk import Bound, Walk, unaliased, walk
 from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import assemble
@@ -40,9 +30,6 @@ it until it is read."""
 
 RECOMPUTED_FROM = 4 << 20
 """Bytes from which on a sequence is recomputed in the backward: shorter ones stay in a core's own caches."""
-
-REPEATED_FROM = 1 << 17
-"""Neurons from which on a parameter that repeats is not expanded, nor is its gradient: fewer fit in L2."""
 
 PREPARED_UP_TO = 64 << 10
 """Bytes of a sequence up to which calls are prepared; a longer one takes longer than what that saves."""
@@ -62,7 +49,6 @@ class CpuKernels(NativeKernels):
         super().__init__(step, plan, dtype)
         self.recomputing = recomputing(step, plan)
         self.emitting = emitting(step)
-        self.patterns_from = REPEATED_FROM if step.parameters <= PATTERNS else inf
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._backward = lru_cache(SHAPES)(self._make_backward)
@@ -89,10 +75,7 @@ class CpuKernels(NativeKernels):
         shape, dtype = inputs.shape, self.dtype
         outputs = unaliased(inputs, shape, may_offset)
         place = outputs.data_ptr()
-        patterns = patterns_of(parameters, shape[1:].numel()) if parameters else ()
-        ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads(), patterns)
-        if any(patterns) and not ready.repeated:
-            parameters = written_out(parameters, patterns, shape[1:].numel())
+        ready = self._forward(shape, plan, place % LINE == 0, torch.get_num_threads())
         last = []
         if ends:  # like the states begun with, where there are: sizes that come from Python take longer
             last = [
@@ -115,7 +98,6 @@ class CpuKernels(NativeKernels):
         return [torch.empty(size, dtype=dtype, device=CPU) for size, dtype in kept]
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        """As the base says; sums over time are reduced, each row of neurons by itself, where rows fit."""
         plan, shape, inputs, first, parameters, residuals = given[:6]
         grad_outputs, wants_input = given.grad_outputs, given.wants_input
         one, dtype = shape[1:], self.dtype
@@ -128,29 +110,16 @@ class CpuKernels(NativeKernels):
         first_grads: list[Tensor | None] = [None] * len(first)
         if given.wants_first:
             first_grads = [torch.empty(one, dtype=dtype, device=CPU) for _ in first]
-        patterns: tuple[int, ...] = ()
-        reduced: tuple[int, ...] = ()
-        if parameters:
-            patterns = patterns_of(parameters, one.numel())
-            if given.reduced and one.numel() >= self.patterns_from:
-                reduced = tuple([reduced_length(one[over:].numel()) for over in given.reduced])
-        aligned, threads = place % LINE == 0, torch.get_num_threads()
-        variant = _Variant(shape, wants_input, aligned, threads, patterns, reduced)
+        variant = _Variant(shape, wants_input, place % LINE == 0, torch.get_num_threads())
         again = plan.recomputed
         back = self._backward(variant) if again is None else self._recomputing(again, variant)
-        if any(patterns) and not back.repeated:
-            parameters = written_out(parameters, patterns, one.numel())
-        of_rows: Tensor | list[Tensor] = []
-        if back.reduced:
-            of_rows, sums_at = _of_rows(back.rows, back.reduced, dtype)
-        else:
-            sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
-            sums_at = _addresses(*sums)
+        sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         values = [  # as self._backward_names has them
             *(self.constants_at, *read, grad_outputs.data_ptr(), grad_outputs.stride(0), place),
             *_addresses(*parameters, *first, *given.last_grads, *first_grads),
-            *(*sums_at, *self._drawn(given.seed)),
+            *_addresses(*sums),
+            *self._drawn(given.seed),
         ]
         if isinstance(back, Walk):
             back.run(*values, *_addresses(*residuals))
@@ -161,8 +130,6 @@ class CpuKernels(NativeKernels):
                 *self._drawn(given.seed),
             ]
             back.run(forward, values, grad_outputs.data_ptr())
-        if back.reduced:
-            sums = _summed(of_rows, [torch.Size((1,) * over + one[over:]) for over in given.reduced])
         return grad_input, first_grads, sums
 
     def prepare(self, plan: Plan, shape: torch.Size, ends: bool) -> Prepared | None:
@@ -171,8 +138,8 @@ class CpuKernels(NativeKernels):
         if plan.recomputed or step.parameters or step.draws or not small:
             return None
         neurons, states, empty_like = shape[1:].numel(), len(step.states), torch.empty_like
-        forward = self._forward(shape, plan, False, threads, ())
-        backward = self._backward(_Variant(shape, True, False, threads, (), ()))
+        forward = self._forward(shape, plan, False, threads)
+        backward = self._backward(_Variant(shape, True, False, threads))
         last = [torch.empty(shape[1:], dtype=self.dtype, device=CPU)] * (states - 1 if ends else 0)
         templates, ended = [*last, *self._residuals(plan, shape)], len(last)
         go, pack, go_back, pack_back = forward.work.go, forward.pack, backward.work.go, backward.pack
@@ -227,37 +194,26 @@ class CpuKernels(NativeKernels):
         """The seed, if a step draws random numbers."""
         return (seed,) if self.step.draws else ()
 
-    def _make_forward(
-        self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int, patterns: tuple[int, ...]
-    ) -> Walk:
+    def _make_forward(self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int) -> Walk:
         steps, neurons = _sizes(shape)
         bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
-        return walk(bound, self._forward_names(plan), steps, neurons, threads, patterns)
+        return walk(bound, self._forward_names(plan), steps, neurons, threads)
 
     def _make_backward(self, of: "_Variant") -> Walk:
         names = [*self._backward_names(), *self.plan.names]
-
-        def make(reduced: tuple[int, ...]) -> Walk:
-            bound = self._backward_kernel(of, bool(reduced))
-            return walk(bound, names, *_sizes(of.shape), of.threads, of.patterns, reduced)
-
-        return _if_they_fit(make, of.reduced)
+        return walk(self._backward_kernel(of), names, *_sizes(of.shape), of.threads)
 
     def _make_recomputing(self, recomputed: Plan, of: "_Variant") -> Recomputation:
         forward = self._kernel("forward", recomputed, False, False)
         names = (self._forward_names(None), self._backward_names())
         bits = dict(zip(recomputed.names, self._residual_bits(recomputed), strict=True))
+        both = (forward, self._backward_kernel(of))
+        return recomputation(both, names, bits, *_sizes(of.shape), of.threads)
 
-        def make(reduced: tuple[int, ...]) -> Recomputation:
-            both = (forward, self._backward_kernel(of, bool(reduced)))
-            return recomputation(both, names, bits, *_sizes(of.shape), of.threads, of.patterns, reduced)
-
-        return _if_they_fit(make, of.reduced)
-
-    def _backward_kernel(self, of: "_Variant", reduced: bool) -> Bound:
+    def _backward_kernel(self, of: "_Variant") -> Bound:
         written = of.wants_input and of.aligned
         nontemporal = written and self._nontemporal(*_sizes(of.shape))
-        return self._kernel("backward", of.wants_input, nontemporal, reduced)
+        return self._kernel("backward", of.wants_input, nontemporal)
 
     def _nontemporal(self, steps: int, neurons: int) -> bool:
         """Whether a sequence is too long for the cache, and its steps are aligned to cache lines."""
@@ -284,44 +240,13 @@ class CpuKernels(NativeKernels):
 
 
 class _Variant(NamedTuple):
-    """All that the choice and binding of a backward kernel depends on; see :func:`walk`."""
+    """All that the choice and binding of a backward kernel depends on."""
 
     shape: torch.Size
     wants_input: bool
     aligned: bool
     """Whether the input's gradient is aligned to a cache line."""
     threads: int
-    patterns: tuple[int, ...]
-    reduced: tuple[int, ...]
-
-
-_Made = TypeVar("_Made", Walk, Recomputation)
-
-
-def _if_they_fit(make: Callable[[tuple[int, ...]], _Made], reduced: tuple[int, ...]) -> _Made:
-    """A binding with sums `reduced`, or without if rows don't fit them."""
-    made = make(reduced)
-    return made if made.reduced == reduced else make(())
-
-
-def _of_rows(
-    rows: int, reduced: tuple[int, ...], dtype: torch.dtype
-) -> tuple[Tensor | list[Tensor], Sequence[int]]:
-    """Memory for each row's part of each sum, ``[sums, rows, length]`` if of one length, and addresses."""
-    if len(set(reduced)) == 1:
-        stacked = torch.empty(len(reduced), rows, reduced[0], dtype=dtype, device=CPU)
-        size, at = rows * reduced[0] * dtype.itemsize, stacked.data_ptr()
-        return stacked, range(at, at + len(reduced) * size, size)
-    separate = [torch.empty(rows, length, dtype=dtype, device=CPU) for length in reduced]
-    return separate, _addresses(*separate)
-
-
-def _summed(of_rows: Tensor | list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
-    """Sums of these `shapes` over the rows' parts."""
-    if isinstance(of_rows, Tensor) and len(set(shapes)) == 1:
-        totals = of_rows.view(len(shapes), -1, shapes[0].numel()).sum(1)
-        return list(totals.view(-1, *shapes[0]).unbind())
-    return [part.view(-1, s.numel()).sum(0).view(s) for part, s in zip(of_rows, shapes, strict=True)]
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:

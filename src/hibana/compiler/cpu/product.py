@@ -71,7 +71,7 @@ def product(number: type[Pointer]) -> Function:
     """For each sample, ``y = x M``.
 
     ``x_step`` and ``y_step`` are strides of samples; `y` has whole panels; `places`, `values` and `counts`
-    are scratch memory for the lists of all samples, the first two with a line to spare.
+    are scratch memory for the lists of all samples.
     """
     kinds: dict[str, Kind] = {"x": number, "x_step": LONG, "table": number, "y": number, **_SIZES}
     return function("product", _product, {**kinds, "places": Ints, "values": number, "counts": Longs})
@@ -80,7 +80,7 @@ def product(number: type[Pointer]) -> Function:
 def product_at(number: type[Pointer]) -> Function:
     """For each sample, ``y = g M^T`` where its `bits` are set, and zero elsewhere; the table is that of M.
 
-    ``g`` has whole panels that end in zeros; `indices` is scratch memory with a line to spare.
+    ``g`` has whole panels that end in zeros; `indices` is scratch memory.
     """
     kinds: dict[str, Kind] = {"g": number, "g_step": LONG, "table": number}
     kinds |= {"bits": Bytes, "bits_step": LONG, "y": number}
@@ -135,7 +135,7 @@ def _product(code: Code, **given: Pointer | Value) -> None:
     p = _Product(code, **given)  # type: ignore[arg-type] # by name, as `product` has them
     number = type(p.x)
     kinds: dict[str, Kind] = {"x": number, "inputs": LONG, "places": Ints, "values": number}
-    listed = function("listed", _listed_at_once if compresses() else _listed, kinds)
+    listed = function("listed", _listed, kinds)
     total = code.variable(0)
 
     def are_few() -> Value:  # of those listed so far; once they are many, no more are listed
@@ -171,19 +171,6 @@ def _listed(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer
             values[n.value] = x[place]
             places[n.value] = place.to(INT)
             n.value += 1
-    return n.value
-
-
-def _listed_at_once(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
-    """The same by the compress instruction; it writes up to a line beyond the lists."""
-    n, width = code.variable(0), LINE // x.element.size
-    here = code.counted(INT.of(width))
-    for at, there in code.vectors(inputs, width):
-        vector = (x + at).load(width, there)
-        some = vector.differs(0)
-        (values + n.value).store(vector.compressed(some))
-        (places + n.value).store((at.to(INT).spread(width) + here).compressed(some))
-        n.value += some.word().ones().to(LONG)
     return n.value
 
 
@@ -234,7 +221,7 @@ def _product_at(
     indices: Longs,
 ) -> None:
     kinds: dict[str, Kind] = {"bits": Bytes, "inputs": LONG, "indices": Longs}
-    bits_listed = function("bits_listed", _bits_listed_at_once if compresses() else _bits_listed, kinds)
+    bits_listed = function("bits_listed", _bits_listed, kinds)
     row = _bytes_of_a_row(table, outputs)
     tile = ((code.constant(NEAR) // row) & -64).larger(64)
     with code.loop(0, (inputs + tile) // tile) as i, code.loop(0, samples) as s:
@@ -281,16 +268,6 @@ def _bits_listed(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Valu
     with code.loop(0, inputs, 8) as i, code.each_bit(bits[i >> 3]) as bit:
         indices[n.value] = i + bit.to(LONG)
         n.value += 1
-    return n.value
-
-
-def _bits_listed_at_once(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
-    """The same by the compress instruction; it writes up to a line beyond the list."""
-    n, here = code.variable(0), code.counted(LONG.of(8))
-    with code.loop(0, inputs, 8) as i:
-        octet = bits[i >> 3]
-        (indices + n.value).store((i.spread(8) + here).compressed(octet.mask(8)))
-        n.value += octet.ones().to(LONG)
     return n.value
 
 

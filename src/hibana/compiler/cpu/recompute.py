@@ -15,7 +15,7 @@ import torch
 from hibana.compiler.cpu.binding import Binding, Pack
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.row_walk import BUFFER_OFFSET, PAGE, ROW
-from hibana.compiler.cpu.walk import REVERSED, SHORTEST, Bound, pattern_sizes, split_rows
+from hibana.compiler.cpu.walk import REVERSED, SHORTEST, Bound, split_rows
 from hibana.runtime.kernels import LONG, Bytes, Code, Function, Longs, Pointer, Value, Work, kernel, ready
 
 BUFFER = 256 << 10
@@ -92,10 +92,6 @@ class Recomputation(NamedTuple):
     """The arrays whose addresses `pack` holds."""
     buffer: int
     """Bytes of all buffers, one for each work item."""
-    repeated: bool
-    """This and what follows: as of a :class:`Walk`."""
-    rows: int
-    reduced: tuple[int, ...]
 
     def run(self, forward: Sequence[int], backward: Sequence[int], read: int) -> None:
         """Runs both with the values of their `names`; `read` is the address of the gradients."""
@@ -118,8 +114,6 @@ def recomputation(
     steps: int,
     neurons: int,
     threads: int,
-    patterns: Sequence[int] = (),
-    reduced: Sequence[int] = (),
 ) -> Recomputation:
     """Binds a forward and a backward to alternate over `steps` of `neurons`; as :func:`walk`.
 
@@ -127,11 +121,10 @@ def recomputation(
     """
     bits = list(residuals.values())
     longest = min(_widest(bits, steps), *(bound.row for bound in kernels))
-    rows, width, _, repeated = split_rows(steps, neurons, threads, longest, [*patterns, *reduced])
+    rows, width, _ = split_rows(steps, neurons, threads, longest)
     pieces = max(1, min(rows, threads))
     sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": 0}
     sizes |= {"row_bytes": width // 8, "residual_step": width, **dict.fromkeys(residuals, 0)}
-    sizes |= pattern_sizes(patterns, reduced, repeated)
     ends = list(accumulate((-(-steps * width * b // (8 * LINE)) * LINE for b in bits), initial=0))
     forward, backward = (Binding(bound.arguments, bound.fixed | sizes) for bound in kernels)
     starts, each = array("q", ends[:-1]), array("q", bits)
@@ -152,7 +145,6 @@ def recomputation(
         (forward.pack_named(names[0]), backward.pack_named(names[1])),
         (starts, each, *at),
         pieces * ends[-1],
-        *(repeated, rows, tuple(reduced) if repeated else ()),
     )
 
 

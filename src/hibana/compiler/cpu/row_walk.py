@@ -17,12 +17,6 @@ from hibana.runtime.kernels import Bytes, Pointer, Value
 ROW = 4096
 """Maximum neurons in a row, a multiple of 64: its state fits in L1, and the prefetcher gets going."""
 
-REDUCTION_WIDTH = 16
-"""Neurons per vector where a row is summed over its period."""
-
-PATTERNS = 16
-"""Maximum number of parameters that may be one row for all rows: each is copied to a thread's stack."""
-
 MANY = 32
 """Scratch rows from which on rows are made narrower, so that all of them fit on a thread's stack."""
 
@@ -80,23 +74,16 @@ class RowWalk(Schedule):
     def read(self, step: Step, own: Iterable[str], *arguments: Iterable[str]) -> None:
         """Reads the kernel's arguments and constants, and allocates the rows called `own`."""
         names = [name for names in arguments for name in names]
-        repeated = [f"p{i}_length" for i in range(step.parameters)]
-        names += [*(f"p{i}_at" for i in range(step.parameters)), *repeated, "constants"]
+        names += [*(f"p{i}_at" for i in range(step.parameters)), "constants"]
         names += ["seed"] if step.draws else []
         bits = [row.base for row in self.moving.values() if row.bits]
-        reduced = [name for name in names if name.endswith("_period")]
-        self.take(names, (*SIZES, "input_step", "grad_outputs_step", "seed", *repeated, *reduced), bits)
+        self.take(names, (*SIZES, "input_step", "grad_outputs_step", "seed"), bits)
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         page = PAGE // self.number.element.size
         if len(scratch) > MANY:  # a stack is small
             self.row = max(64, ROW * MANY // len(scratch) // 64 * 64)
         for name in scratch:
             self.rows[name] = self.code.array(self.number, ROW + page if self.row == ROW else self.row)
-        self.patterns = {
-            f"p{i}": self.code.array(self.number, ROW + page)
-            for i in range(step.parameters)
-            if f"p{i}" in self.leaves and step.parameters <= PATTERNS
-        }
         self.own = list(own)
         self.buffers = {name: self.code.array(self.number, ROW + page) for name in [*self.own, "zeros"]}
         self.buffers["zeros"].clear(ROW)
@@ -105,7 +92,6 @@ class RowWalk(Schedule):
     def each_row(self) -> Iterator[None]:
         """Loops over the rows around the code that is written inside the ``with`` statement."""
         size = self.size
-        self._place_patterns()
         with self.code.loop(self.begin, self.end) as row:
             self.row_at = row
             self.lo = row * size["width"]
@@ -115,24 +101,6 @@ class RowWalk(Schedule):
             yield
         if any(pass_.nontemporal for pass_ in self.passes):
             self.code.fence()  # non-temporal stores are otherwise not ordered before others'
-
-    def _place_patterns(self) -> None:
-        """Fills a row with each parameter that repeats, at the page offset of what is read."""
-        read = (
-            self.at["input" if self.forwards else "grad_outputs"] + self.begin * self.size["width"]
-        ).address()
-        for name, buffer in self.patterns.items():
-            place = (buffer.of(Bytes) + ((read - buffer.address()) & (PAGE - LINE))).of(self.number)
-            length, width = self.size[f"{name}_length"], self.size["width"]
-            with self.code.when(length > 0):
-                place.copy(self.at[f"{name}_at"], length)
-                filled = self.code.variable(length)
-                with self.code.repeat() as again:
-                    more = filled.value.smaller(width - filled.value)
-                    (place + filled.value).copy(place, more)
-                    filled.value += more
-                    again(filled.value < width)
-            self.patterns[name] = place
 
     def _place_own(self) -> None:
         """Offsets the kernel's own rows against 4K aliasing."""
@@ -153,25 +121,11 @@ class RowWalk(Schedule):
         self.rows[name] = self.either(base, self.rows[own(name)]) if base else self.rows[own(name)]
         self.rows[name].copy(begun, self.n)
 
-    def reduce(self, name: str, base: str, length: str) -> None:
-        """Sums the row `name`, whose neurons repeat every `length`, to `length` numbers."""
-        again, row = self.size[length], self.rows[name]
-        there = self.at[base] + self.row_at * again
-        (row + self.n).clear((again - self.n % again) % again)
-        for at, present in self.code.vectors(again, REDUCTION_WIDTH):
-            total = self.code.variable(0.0, self.number.element.of(REDUCTION_WIDTH))
-            with self.code.loop(at, self.n, again) as i:
-                total.value += (row + i).load(REDUCTION_WIDTH, present)
-            (there + at).store(total.value, present)
-
     def parameters(self, step: Step) -> None:
-        """The rows of the per-neuron parameters: the current part, or the same row for all."""
+        """The current rows of the parameters."""
         for name in (f"p{i}" for i in range(step.parameters)):
             if name in self.leaves:
                 self.rows[name] = self.at[f"{name}_at"] + self.lo
-            if name in self.patterns:
-                one = self.size[f"{name}_length"] > 0
-                self.rows[name] = self.rows[name].instead(one, self.patterns[name])
 
     def steps(self, parts: Parts, begun: Mapping[str, Pointer]) -> None:
         """All steps of a row, unrolled where it is whole; `begun` are the states before time 0."""

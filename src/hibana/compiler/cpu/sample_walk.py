@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
-from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.parts import Moving, Parts
 from hibana.compiler.cpu.product import product, product_at
 from hibana.compiler.cpu.rows import Call, Pass
@@ -106,7 +105,7 @@ class SampleWalk(Schedule):
         self.zeros = taken(self.number, padded)
         self.all_bits, self.no_bits = taken(Bytes, octets), taken(Bytes, octets)
         lists = (self.number, numbers), (Ints, numbers), (Longs, padded)
-        self.values, self.places, self.indices = [taken(k, n + LINE // k.element.size) for k, n in lists]
+        self.values, self.places, self.indices = [taken(kind, count) for kind, count in lists]
         self.counts = taken(Longs, per_tile)
         self.all_bits.clear(octets, 0xFF)
 

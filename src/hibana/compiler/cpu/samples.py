@@ -82,7 +82,7 @@ class SampleKernels(NamedKernels, NativeKernels):
         pieces = min(blocks, threads)
         blocks_each = -(-blocks // pieces) if pieces else 0
         # as SampleWalk lays it out: its rows, a row of zeros, lists of spikes, and rows of bits
-        lists = per_tile * wide * (4 + self.size) + 3 * LINE + 8 * per_tile + 8 * wide
+        lists = per_tile * wide * (4 + self.size) + 8 * per_tile + 8 * wide
         bytes_ = (source.rows * per_tile + 1) * wide * self.size + lists + wide // 4
         bytes_ = -(-bytes_ // LINE) * LINE
         sizes = {

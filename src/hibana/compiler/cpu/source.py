@@ -84,7 +84,6 @@ def backward_source(
     calls: frozenset[str],
     wants_input: bool,
     nontemporal: bool = False,
-    reduces: bool = False,
 ) -> Source:
     """The kernel that runs the gradient of `step` back over time; as :func:`forward_source`.
 
@@ -95,7 +94,6 @@ def backward_source(
         calls: the operations computed by vector functions.
         wants_input: whether the gradient of the input is computed.
         nontemporal: whether sequences are written by non-temporal stores.
-        reduces: whether sums over time are reduced to a few neurons that repeat in a row.
     """
     once = backward_pass(step, plan, wants_input=wants_input)
     before = before_pass(step, plan)
@@ -105,11 +103,10 @@ def backward_source(
     left = {name: name for name in rows}
     parts = Parts("backward", once, moving, left, before, NUMBERS[real], calls, nontemporal, earlier=1)
     walk = RowWalk("backward", NUMBERS[real], parts.all(), calls, moving, forwards=False)
-    reduced = {f"sum{i}": f"sum{i}_period" for i in range(len(step.grad_sums))} if reduces else {}
     walk.read(
         step,
         map(own, rows),
-        [*SIZES, *reduced.values()],
+        SIZES,
         BACKWARD,
         [f"{name}_first" for name in step.states],
         [f"{name}_last_grad" for name in carried],
@@ -122,11 +119,9 @@ def backward_source(
             walk.carried(f"{name}_grad", f"{name}_first_grad", f"{name}_last_grad")
         walk.carried(f"{emitted}_grad", f"{emitted}_first_grad")
         for name, base in sums.items():
-            walk.carried(name, "" if name in reduced else base)
+            walk.carried(name, base)
         walk.parameters(step)
         walk.steps(parts, {name: walk.either(first) for name, first in _firsts(before).items()})
-        for name, period in reduced.items():
-            walk.reduce(name, sums[name], period)
     return walk.made()
 
 

@@ -38,7 +38,7 @@ class Part:
             if kwargs:
                 values.append(function(*given, **filled(kwargs, values)))
             else:
-                values.append(given[0] + 0.0 if function is SUM and _is_of_one(given) else function(*given))
+                values.append(function(*given))
         return tuple([None if end is None else values[end] for end in self.ends])
 
     @cached_property
@@ -60,17 +60,6 @@ class _Call(NamedTuple):
         open_ = [(i, argument) for i, argument in enumerate(args) if places_in(argument)]
         constant = [None if places_in(argument) else filled(argument, []) for argument in args]
         return cls(function, constant, open_, kwargs)
-
-
-def _is_of_one(summed: list[Any]) -> bool:
-    """Whether a sum is over dimensions of size one, as of what a kernel reduced: the value itself, plus 0."""
-    if len(summed) < 3 or summed[2] is not True or not summed[1]:
-        return False
-    value, shape = summed[0], summed[0].shape
-    return len(shape) > 0 and value.is_floating_point() and {shape[d] for d in summed[1]} == {1}
-
-
-SUM = torch.ops.aten.sum.dim_IntList
 
 
 def part_between(
