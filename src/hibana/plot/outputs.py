@@ -56,7 +56,7 @@ def output_potentials(
             textcoords="offset points",
             annotation_clip=False,
             va="center",
-            weight="bold" if neuron in (label, answer) else "normal",
+            weight="bold" if neuron in (label, answer) and not font else "normal",  # others may lack bold
             **font,
         )
     axes.set_ylabel("Membrane potential")
