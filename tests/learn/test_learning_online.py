@@ -141,7 +141,6 @@ def test_what_a_cell_learns_has_its_traces(readout, rule):
 @pytest.mark.parametrize("readout", ["linear", "leaky"])
 def test_traces_larger_than_a_block_are_the_same(readout, reset, monkeypatch):
     monkeypatch.setattr(hb.learn.traces, "BLOCK", 16)
-    monkeypatch.setattr(hb.learn.memory, "BLOCK", 32)
     layer = hb.LIF(surrogate=ATan(), reset=reset, detach_reset=True)
     x = spikes(15, 4, 6)
     net = strong(network(layer, readout), x)
@@ -304,20 +303,10 @@ CHAINS = {
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("chunk", [3, 30])
-def test_chunks_that_kernels_run_are_their_steps(name, rule, chunk, monkeypatch):
+def test_chunks_are_their_steps(name, rule, chunk):
     x = spikes(17, 4, 6)
     net = strong(CHAINS[name]().double(), x)
     exact = by_steps(net, x, loss_of(x, 3), rule)
-    linearised = hb.learn.memory.Memory._by_steps
-
-    def by_steps_alone(memory, own, drive):
-        few = rule == "ottt" and type(memory.layer.cell) in (hb.CubaLIFCell, hb.ALIFCell)
-        assert (
-            len(drive) == 1 or few
-        )  # traces of several components, where a signal meets them, are no kernel's
-        return linearised(memory, own, drive)
-
-    monkeypatch.setattr(hb.learn.memory.Memory, "_by_steps", by_steps_alone)
     check_exact(by_sequence(net, x, loss_of(x, 3), rule, chunk), exact)
 
 

@@ -156,7 +156,7 @@ class PLIFCell(Spiking):
     def _k(self) -> Tensor:
         k = torch.sigmoid(self.w)  # whose size no step may ask for, or it is one for that size
         alone = not isinstance(self.start, list) or len(self.start) == 1
-        return k.reshape(()) if alone else k
+        return k.squeeze(0) if alone else k
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if (w := state_dict.get(f"{prefix}w")) is not None and w.ndim == 0:

@@ -1,214 +1,286 @@
-"""The derivatives of one step of a cell, read from its traced graph: what traces are made of.
+"""Derivatives of one step of a cell: which there are, which are constants, and how many numbers a trace has.
 
-The graph of a step gives its gradients as expressions that are linear in the gradients ``g`` of the states
-after the step. They depend on ``g`` through few values ``d``, a smallest cut of the graph (one for LIF,
-whose spike is a function of its potential): so ``d = C^T g``, and the gradients of the input and of the
-states before the step are ``kappa^T d`` and ``S^T d``. A trace needs as many numbers a synapse as there are
-``d``. Nothing here knows of rules or layers.
+The trace of a synapse has one number for each *component*: a state that the input reaches and that is not a
+function of other states of the same step. LIF has one, the potential; the spike is a function of it.
 """
 
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler.analysis.eager import Eager
-from hibana.compiler.graph.analysis import Analysis, dependents, reachable
-from hibana.compiler.graph.cut import INFINITE, Network
-from hibana.compiler.graph.ops import Operation, Unsupported
-from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.plan import reachable
+from hibana.compiler.graph.step import Value
 from hibana.compiler.graph.trace import trace
+from hibana.compiler.graph.walk import followed
 from hibana.compiler.tensors import tensors_of
-from hibana.learn.coefficients import Coefficient
+from hibana.runtime.torch_internals import run_backward
 
-__all__ = ["Linearised", "StepDerivatives", "smallest_cut"]
+__all__ = ["INPUT", "FollowedStep", "Recursion", "Structure", "couplings", "derivatives"]
+
+INPUT = -1
+"""Index of a step's input, where states have 0, 1, ..."""
+
+Pair = tuple[int, int]
+"""A state after the step, and what it is differentiated with respect to."""
+
+
+class Recursion(NamedTuple):
+    """The recursion of a trace, ``e_t = A e_(t-1) + k x_t``, that is the same for all neurons and steps."""
+
+    transition: Tensor
+    """A, ``[components, components]``."""
+    to_input: Tensor
+    """k, ``[components]``."""
 
 
 @dataclass(frozen=True)
-class Linearised:
-    """A step linearised where it was taken: ``d = C^T g``, gradients ``kappa^T d``, ``S^T d`` and ``P^T g``.
+class Structure:
+    """Which derivatives a step has; each with whether it is one constant for all neurons and steps."""
 
-    ``g`` are the gradients of the states after the step, ``d`` the values of the cut.
+    over_step: dict[Pair, bool]
+    """Of the states after the step by :data:`INPUT` and by the states before."""
+    within: dict[Pair, bool]
+    """Of states that are functions of other states after the step, by each of these alone."""
+    chained: tuple[Pair, ...]
+    """Of these by one another: a component may be a function of another one of the same step."""
+    components: tuple[int, ...]
+    states: int
+    """How many states there are."""
+
+    def recursion(self, cell: Cell, like: Tensor) -> Recursion | None:
+        """The recursion of the trace with the cell's current values; None if it differs between neurons.
+
+        Args:
+            cell: the cell of this structure.
+            like: one step of its input, ``[batch, ...]``.
+        """
+        place = {state: i for i, state in enumerate(self.components)}
+        sources = {INPUT, *place, *(state for state, _ in self.within)}
+        over = [pair for pair in self.over_step if pair[0] in place and pair[1] in sources]
+        inner = [pair for pair in self.within if pair[1] in place and any(pair[0] == j for _, j in over)]
+        if not all(self.over_step[pair] for pair in over) or not all(self.within[pair] for pair in inner):
+            return None
+        nexts, by_step = derivatives(cell, [_one_sample(like)] * (1 + self.states), over)
+        coupled = couplings(nexts, inner, self.chained)
+        transition, to_input = like.new_zeros(len(place), len(place)), like.new_zeros(len(place))
+        for i, j in over:
+            value = by_step[i, j].flatten()[0]
+            if j == INPUT:
+                to_input[place[i]] = value
+            elif j in place:
+                transition[place[i], place[j]] += value
+            for state, component in inner:
+                if state == j:
+                    transition[place[i], place[component]] += value * coupled[state, component].flatten()[0]
+        return Recursion(transition, to_input)
+
+    def of_components(
+        self, of_states: Sequence[Tensor | None], coupling: Sequence[Tensor]
+    ) -> list[Tensor | None]:
+        """The gradients of the components, from those of all states.
+
+        Args:
+            of_states: the gradient of each state.
+            coupling: the derivatives of :attr:`within` in the step of these states, none at rest.
+        """
+        found = {i: of_states[i] for i in self.components}
+        for (state, i), factor in zip(self.within, coupling, strict=False):
+            grad, before = of_states[state], found[i]
+            if grad is not None:
+                found[i] = grad * factor if before is None else before + grad * factor
+        return list(found.values())
+
+
+@final
+class FollowedStep:
+    """The structure of a cell's step and the recursion of its traces, computed again when the cell changes.
+
+    Args:
+        cell: the cell.
+        inner: the cell within it that may change; `cell` itself by default.
     """
 
-    to_cut: list[list[Coefficient]]
-    """C: of each state after the step, of each value of the cut."""
-    to_input: list[Coefficient]
-    """kappa: of each value of the cut."""
-    to_states: list[list[Coefficient]]
-    """S: of each value of the cut, of each state before the step."""
-    to_sums: list[list[Coefficient]]
-    """P: of each state after the step, of each sum that gradients of the cell's tensors are made of."""
+    def __init__(self, cell: Cell, inner: Cell | None = None) -> None:
+        self.cell, self.inner = cell, cell if inner is None else inner
+        self.key: Any = None
+        self._structure: Structure | None = None
+        self._recursion: Recursion | None = None
+        self._is_current = False
+
+    def structure(self, like: Tensor) -> Structure:
+        """The structure for steps of input like `like`; raises Unsupported as :func:`structure_of` does."""
+        key = followed(self.inner).key, like.shape[1:], like.dtype, like.device
+        if self._structure is None or self.key != key:
+            self._structure, self.key, self._is_current = structure_of(self.cell, like), key, False
+        return self._structure
+
+    def recursion(self, like: Tensor) -> Recursion | None:
+        """As :meth:`Structure.recursion`."""
+        structure = self.structure(like)
+        if not self._is_current:
+            self._recursion = structure.recursion(self.cell, like)
+            self._is_current = not tensors_of(self.inner)  # whose values change without notice
+        return self._recursion
 
 
-class StepDerivatives:
-    """The derivatives of a step of `cell` on an input of `shape` and `dtype`.
+def structure_of(cell: Cell, like: Tensor) -> Structure:
+    """The structure of a step of `cell` on inputs like `like`, ``[batch, ...]``.
 
     Raises:
-        Unsupported: if the step can't be followed, or multiplies neurons by matrices.
+        Unsupported: if the step can't be traced, multiplies neurons by matrices, or ignores its input.
     """
-
-    def __init__(self, cell: Cell, shape: torch.Size, dtype: torch.dtype) -> None:
-        self.step = trace(cell, shape, dtype)
-        if self.step.matrices:
-            raise Unsupported("the step multiplies its states by matrices; use hibana.Recurrent for these")
-        self.dtype = dtype
-        self.gradients = _gradient_leaves(self.step)
-        after = [self.step.grad_input, *self.step.grad_states]
-        self.cut = smallest_cut(self.gradients, [g for g in after if g is not None])
-        self._to_cut = _LinearMap(self.gradients, [*self.cut, *self.step.grad_sums])
-        self._from_cut = _LinearMap(self.cut, after)
-        self._between_states = _LinearMap(self.cut, after[:-1])
-
-    def at(self, cell: Cell, input_: Tensor, previous: Sequence[Tensor], *, whole: bool = True) -> Linearised:
-        """The step linearised at each of many: `input_` and `previous` states ``[..., batch, neurons]``.
-
-        Without `whole`, ``to_input`` and ``to_states`` are left empty.
-        """
-        maps = [self._to_cut, self._from_cut] if whole else [self._to_cut]
-        before, *rest = self._forms(maps, cell, input_, previous)
-        after: list[list[Coefficient]] = rest[0] if rest else [[]]
-        count = len(self.cut)
-        place = {int(leaf.data): i for i, leaf in enumerate(self.gradients)}
-        rows: list[list[Coefficient]] = [
-            [form[place[i]] if i in place else None for form in before] for i in range(len(self.step.states))
-        ]
-        return Linearised(
-            [row[:count] for row in rows],
-            after[0],
-            [[form[j] for form in after[1:]] for j in range(count)] if whole else [],
-            [row[count:] for row in rows],
-        )
-
-    def at_silent(
-        self, cell: Cell, input_: Tensor, previous: Sequence[Tensor]
-    ) -> tuple[list[Coefficient], list[list[Coefficient]]]:
-        """``to_input`` and ``to_states`` of neurons that had emitted zero, without what goes through that."""
-        zero = torch.zeros((), dtype=self.dtype, device=input_.device)
-        (after,) = self._forms([self._between_states], cell, input_, [*previous[:-1], zero])
-        return after[0], [[*(form[j] for form in after[1:]), None] for j in range(len(self.cut))]
-
-    def _forms(
-        self, maps: "list[_LinearMap]", cell: Cell, input_: Tensor, previous: Sequence[Tensor]
-    ) -> list[list[list[Coefficient]]]:
-        """The coefficients of each of `maps`: of each of its roots, of each of its sources."""
-        tensors = tensors_of(cell).values()
-        with torch.no_grad():
-            parameters = self.step.prologue(*tensors) if self.step.parameters else ()
-
-        eager = _AtState(self.step, self.dtype, input_, previous, parameters)
-        unit = torch.ones((), dtype=self.dtype, device=input_.device)
-        return [one.forms(eager, unit) for one in maps]
+    if trace(cell, like.shape, like.dtype).matrices:
+        raise Unsupported("the step multiplies its states by matrices; use hibana.Recurrent for these")
+    with torch.enable_grad():
+        leaves = [_one_sample(like).requires_grad_() for _ in range(1 + len(cell.state_names()))]
+        nexts = cell(*leaves)
+    over = [
+        (i, j - 1)
+        for i, state in enumerate(nexts)
+        if state.requires_grad
+        for j, found in enumerate(_gradients(state, leaves))
+        if found is not None
+    ]
+    within, chained = _within(nexts, leaves)
+    reached = {INPUT}
+    for _ in nexts:
+        reached |= {i for i, j in over if j in reached}
+    if len(nexts) - 1 not in reached:
+        raise Unsupported("the step's output does not depend on its input")
+    dependent = {state for state, _ in within}
+    components = tuple(i for i in range(len(nexts)) if i in reached and i not in dependent)
+    inner = [(i, j) for i, j in within if j in components]
+    values = trace(_Derivatives(cell, over, inner, chained), like.shape, like.dtype).nexts
+    constant = [_is_constant(value) for value in values]
+    return Structure(
+        dict(zip(over, constant, strict=False)),
+        dict(zip(inner, constant[len(over) :], strict=False)),
+        tuple(chained),
+        components,
+        len(nexts),
+    )
 
 
-class _AtState(Eager):
-    """Tensors of a step's values, given its input, the states before it, and its parameters."""
+def derivatives(
+    cell: Cell, arguments: Sequence[Tensor], over_step: Iterable[Pair]
+) -> tuple[Sequence[Tensor], dict[Pair, Tensor]]:
+    """The states after a step, with their graph, and derivatives of them, neuron by neuron.
 
-    def __init__(
-        self,
-        step: Step,
-        dtype: torch.dtype,
-        input_: Tensor,
-        previous: Sequence[Tensor],
-        parameters: Sequence[Tensor],
-    ) -> None:
-        super().__init__(dtype)
-        self.step, self.input, self.previous, self.parameters = step, input_, previous, parameters
-
-    def on_input(self, value: Value) -> Tensor:
-        return self.input
-
-    def on_previous(self, value: Value) -> Tensor:
-        return self.previous[int(value.data)]
-
-    def on_parameter(self, value: Value) -> Tensor:
-        parameter = self.parameters[int(value.data)].to(self.dtype)
-        return parameter.reshape(()) if parameter.numel() == 1 else parameter
-
-    def on_constant(self, value: Value) -> Tensor:
-        return self._number(self.step.constants[int(value.data)])
-
-    def on_number(self, value: Value) -> Tensor:
-        return self._number(float(value.data))
-
-    def _number(self, number: float) -> Tensor:
-        return torch.tensor(number, dtype=self.dtype, device=self.input.device)
+    Args:
+        cell: one step.
+        arguments: its input, and the states before.
+        over_step: pairs as in :attr:`Structure.over_step`.
+    """
+    with torch.enable_grad():
+        leaves = [one.detach().requires_grad_() for one in arguments]
+        nexts: Sequence[Tensor] = cell(*leaves)
+    found = _values(nexts, leaves, [(i, j - INPUT) for i, j in over_step])
+    return nexts, {(i, j + INPUT): value for (i, j), value in found.items()}
 
 
-class _LinearMap:
-    """The map from `sources` to `roots`, which are linear in them."""
-
-    def __init__(self, sources: Sequence[Value], roots: Sequence[Value | None]) -> None:
-        self.sources, self.roots = sources, roots
-        values = reachable(root for root in roots if root is not None)
-        self.linear = dependents(values, sources)
-
-    def forms(self, eager: Eager, unit: Tensor) -> list[list[Coefficient]]:
-        """For each of the roots, its coefficient of each of the sources."""
-        count = len(self.sources)
-        units = {s: [unit if i == j else None for j in range(count)] for i, s in enumerate(self.sources)}
-        linearity = _Linearity(units, self.linear, eager)
-        return [[None] * count if root is None else linearity.of(root) for root in self.roots]
+def couplings(nexts: Sequence[Tensor], within: Iterable[Pair], chained: Sequence[Pair]) -> dict[Pair, Tensor]:
+    """The derivatives of :attr:`Structure.within`, from the states after a step with their graph."""
+    within = list(within)
+    total = _values(nexts, nexts, [*within, *(chained if within else ())])
+    found: dict[Pair, Tensor] = {}
+    for state, j in sorted(within, key=lambda pair: -sum(i == pair[1] for i, _ in chained)):
+        value = total[state, j]
+        for i, other in chained:  # less what goes through other components
+            if other == j and (state, i) in found:
+                value = value - found[state, i] * total[i, j]
+        found[state, j] = value
+    return found
 
 
-class _Linearity(Analysis[list[Coefficient]]):
-    """Coefficients of each of some sources, for values that are linear in these."""
+def _values(nexts: Sequence[Tensor], sources: Sequence[Tensor], pairs: Iterable[Pair]) -> dict[Pair, Tensor]:
+    """The derivative of each pair: of one of `nexts` by one of `sources`, which it depends on."""
+    wanted: dict[int, list[int]] = {}
+    for i, j in pairs:
+        wanted.setdefault(i, []).append(j)
+    return {
+        (i, j): value
+        for i, indices in wanted.items()
+        for j, value in zip(indices, _gradients(nexts[i], [sources[j] for j in indices]), strict=True)
+    }
 
-    def __init__(
-        self, sources: dict[Value, list[Coefficient]], linear: Container[Value], eager: Eager
-    ) -> None:
-        super().__init__(sources)
-        self.count = len(sources)
-        self.linear, self.eager = linear, eager
 
-    def leaf(self, value: Value) -> list[Coefficient]:
-        return [None] * self.count
+def _gradients(state: Tensor, sources: Sequence[Tensor]) -> Any:
+    ones = torch.ones_like(state).detach()
+    return run_backward((state,), (ones,), tuple(sources), keep_graph=True)
 
-    def operation(self, value: Value, row: Operation, args: list[list[Coefficient]]) -> list[Coefficient]:
-        if value not in self.linear:
-            return self.leaf(value)
-        carrying = {i for i, argument in enumerate(value.args) if argument in self.linear}
-        together = next((each for each in row.linear if carrying <= set(each)), None)
-        if together is None:
-            raise Unsupported(f"a gradient goes through {value.op!r}, which is not linear here")
-        fixed = {i: self.eager.of(a) for i, a in enumerate(value.args) if i not in together}
-        return [self._coefficient(row, fixed, coefficients) for coefficients in zip(*args, strict=True)]
 
-    def _coefficient(
-        self, row: Operation, fixed: dict[int, Tensor], coefficients: Sequence[Coefficient]
-    ) -> Coefficient:
-        """The coefficient of one source: `row` of the arguments' coefficients, the others `fixed`."""
-        there = [c for c in coefficients if c is not None]
-        if not there:
+def _within(nexts: Sequence[Tensor], arguments: Sequence[Tensor]) -> tuple[list[Pair], list[Pair]]:
+    """The pairs of :attr:`Structure.within` and of :attr:`Structure.chained`, of all states."""
+    within: list[Pair] = []
+    for i, state in enumerate(nexts):
+        others = {
+            other.grad_fn: j
+            for j, other in reversed([*enumerate(nexts)])
+            if j != i and other.grad_fn is not None and all(j != dependent for dependent, _ in within)
+            if other.grad_fn is not state.grad_fn or j < i
+        }
+        passed = _first_passed(state, {*others}, arguments) if state.requires_grad else None
+        if passed is not None:
+            within += [(i, others[node]) for node in passed]
+    sources = {j for _, j in within}
+    chained = [
+        (i, j)
+        for i in sources
+        for j, value in enumerate(_gradients(nexts[i], nexts))
+        if j != i and j in sources and value is not None
+    ]
+    return within, chained
+
+
+def _first_passed(state: Tensor, nodes: set[Any], arguments: Sequence[Tensor]) -> set[Any] | None:
+    """Those of `nodes` that the graph of `state` meets first; None if a path reaches one of `arguments`."""
+    passed, seen, waiting = set(), set(), [state.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or any(getattr(node, "variable", None) is one for one in arguments):
             return None
-        zero = torch.zeros((), dtype=there[0].dtype, device=there[0].device)
-        args = [fixed.get(i, zero if c is None else c) for i, c in enumerate(coefficients)]
-        return row.function(*args)
+        if node in nodes:
+            passed.add(node)
+        elif node not in seen:
+            seen.add(node)
+            waiting += [before for before, _ in node.next_functions if before is not None]
+    return passed
 
 
-def _gradient_leaves(step: Step) -> list[Value]:
-    roots = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
-    leaves = [value for value in reachable(roots) if value.is_gradient]
-    return sorted(leaves, key=lambda leaf: int(leaf.data))
+def _one_sample(like: Tensor) -> Tensor:
+    return like.new_zeros(1, *like.shape[1:])
 
 
-def smallest_cut(sources: Sequence[Value], outputs: Sequence[Value]) -> list[Value]:
-    """The fewest values through which all that `outputs` are of `sources` goes, in order of evaluation."""
-    values = list(dependents(reachable(outputs), sources))
-    place = {value: 2 * i for i, value in enumerate(values)}
-    begin, end = 2 * len(values), 2 * len(values) + 1
-    network = Network(2 * len(values) + 2)
-    for value in values:
-        network.add(place[value], place[value] + 1, 1)
-        for argument in value.args:
-            if argument in place:
-                network.add(place[argument] + 1, place[value], INFINITE)
-    for source in sources:
-        network.add(begin, place[source], INFINITE)
-    for output in outputs:
-        if output in place:
-            network.add(place[output] + 1, end, INFINITE)
-    inside = network.source_side(begin, end)
-    return [value for value in values if inside[place[value]] and not inside[place[value] + 1]]
+def _is_constant(value: Value) -> bool:
+    leaves = [leaf for leaf in reachable([value]) if not leaf.args]
+    return all(leaf.op in ("number", "constant") or leaf.scalar for leaf in leaves)
+
+
+class _Derivatives(Cell):
+    """A step whose states are derivatives of that of `cell`, for a trace of them."""
+
+    cell: Cell
+
+    def __init__(self, cell: Cell, over_step: list[Pair], within: list[Pair], chained: list[Pair]) -> None:
+        nn.Module.__init__(self)
+        self.cell, self.over_step, self.within, self.chained = cell, over_step, within, chained
+        self._enter()
+
+    def forward(self, input_: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+        before = carried[len(self.over_step) + len(self.within) :]
+        nexts, over = derivatives(self.cell, (input_, *before), self.over_step)
+        inner = couplings(nexts, self.within, self.chained)
+        ends = [*(over[pair] for pair in self.over_step), *(inner[pair] for pair in self.within)]
+        return (*ends, *(one.detach() for one in nexts))
+
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # of the derivatives, then of the cell
+        return (
+            *(f"by_step_{i}_{j - INPUT}" for i, j in self.over_step),
+            *(f"within_{i}_{j}" for i, j in self.within),
+            *self.cell.state_names(),
+        )

@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hibana.compiler.tensors import tensors_of
-from hibana.learn.memory import Memory
+from hibana.learn.memory import Memory, Plan
 from hibana.learn.network import Layer, Neurons, Plain, layers_of
-from hibana.learn.rules import PPProp, Rule, named
-from hibana.learn.system import System
+from hibana.learn.rules import Rule, named
 from hibana.nn.each_step import EachStep
 
 __all__ = ["explain"]
@@ -54,17 +53,17 @@ def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
     layers = [one for one in chain if isinstance(one, Neurons)]
     lines = [f"rule {chosen.name}"]
     for i, layer in enumerate(layers):
-        system = _system(layer, chosen)
-        lines.append(f"layer {layer.name!r}, {type(layer.cell).__name__}: {_traces(system, chosen)}")
-        left_out = [*_left_out(layer, layers[i + 1 :], system, chosen), *_changing(layer, chain)]
+        plan = _plan(layer, chosen)
+        lines.append(f"layer {layer.name!r}, {type(layer.cell).__name__}: {_traces(layer, plan)}")
+        left_out = [*_left_out(layer, layers[i + 1 :], plan, chosen), *_changing(layer, chain)]
         lines += [f"  left out: {one}" for one in left_out]
         if not left_out:
             lines.append("  nothing is left out: the gradient of backpropagation through time")
     return "\n".join(lines)
 
 
-def _system(layer: Neurons, rule: Rule) -> System:
-    """The recursion of the layer's traces at rest, for one neuron or as many as the cell holds values for."""
+def _plan(layer: Neurons, rule: Rule) -> Plan:
+    """How the traces of one sample are computed."""
     cell = layer.cell
     held = list(tensors_of(cell).values())
     one: torch.Size = torch.broadcast_shapes(*(tensor.shape for tensor in held))  # type: ignore[no-untyped-call] # torch leaves it so
@@ -72,34 +71,29 @@ def _system(layer: Neurons, rule: Rule) -> System:
         one = torch.Size([layer.synapses.parameters[0].shape[0]])
     dtype = next((tensor.dtype for tensor in held if tensor.is_floating_point()), torch.float32)
     device = held[0].device if held else torch.device("cpu")
-    blank: Tensor = torch.zeros(1, 1, *one, dtype=dtype, device=device)
-    memory = Memory(layer, rule)
-    return memory.linearised_at(blank, [blank] * len(cell.state_names()))
+    return Memory(layer, rule).plan(torch.zeros(1, *one, dtype=dtype, device=device))
 
 
-def _traces(system: System, rule: Rule) -> str:
-    count = len(system.to_input)
-    if system.is_alike:
-        return f"{_numbers(count)} for each sample and input"
-    if isinstance(rule, PPProp):
-        kept = count + (system.leak is not None)
-        return f"1 number for each sample and input, {kept} for each sample and neuron"
-    if system.leak is None:
-        return f"{_numbers(count)} for each sample and synapse"
-    total = _numbers(count + 1)
-    return f"{total} for each sample and synapse, 1 of them for what the readout remembers"
+def _traces(layer: Neurons, plan: Plan) -> str:
+    count, leaky = len(plan.structure.components), layer.readout is not None
+    if not plan.components:
+        return f"1 number for each sample and input, {count + leaky} for each sample and neuron"
+    if plan.recursion is not None:
+        return f"{_numbers(len(plan.components))} for each sample and input"
+    remembered = ", 1 of them for what the readout remembers" if leaky else ""
+    return f"{_numbers(count + leaky)} for each sample and synapse{remembered}"
 
 
 def _numbers(count: int) -> str:
     return f"{count} number{'' if count == 1 else 's'}"
 
 
-def _left_out(layer: Neurons, behind: list[Neurons], system: System, rule: Rule) -> Iterator[str]:
+def _left_out(layer: Neurons, behind: list[Neurons], plan: Plan, rule: Rule) -> Iterator[str]:
     if layer.recurrent is not None:
         yield rule.of_recurrence
     if not rule.through_spikes and layer.spikes:
         yield "the reset, and what else its spikes change in its own later states"
-    if isinstance(rule, PPProp) and not system.is_alike:
+    if not plan.components:
         yield "which input met which state of the neuron"
     spiking = [repr(one.name) for one in behind if one.spikes]
     if spiking:

@@ -1,31 +1,70 @@
-"""What a layer of neurons carries from chunk to chunk, and one chunk of it with its gradient."""
+"""What a layer of neurons carries from chunk to chunk, and one chunk of it with its gradient.
+
+A chunk is some steps that run together, by a cell whose gradient over time is that of the rule
+(:mod:`hibana.learn.rule_cells`): its gradients are those of automatic differentiation. The steps before the
+chunk are in traces. What a chunk adds to them is differentiated in the same way, from the states after it.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from hibana.compiler import unrolled
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.walk import followed
-from hibana.compiler.tensors import tensors_of
-from hibana.learn.chunk import Block, Chunk
-from hibana.learn.coefficients import Coefficient, like_chunk, scaled, scan
-from hibana.learn.compiled import Kernels
-from hibana.learn.derivatives import Linearised, StepDerivatives
+from hibana.learn import parameters
+from hibana.learn.derivatives import FollowedStep, Recursion, Structure
 from hibana.learn.network import Neurons
-from hibana.learn.recursions import ParameterTraces, effect_of, system_of, with_own_synapse
+from hibana.learn.rule_cells import Around, EffectCell, InputTraceCell, NeuronTraceCell, Silent
 from hibana.learn.rules import PPProp, Rule
-from hibana.learn.states import States
+from hibana.learn.runs import Run, filtered, run
 from hibana.learn.synapses import Synapses
-from hibana.learn.system import System
-from hibana.learn.traces import InputTraces, Signals, SynapseTraces, Traces
+from hibana.learn.traces import End, InputTraces, SynapseTraces
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "Plan"]
 
-BLOCK = 1 << 18
-"""Neurons times steps that are linearised together, some dozens of operations each: what a cache holds."""
+
+class Plan(NamedTuple):
+    """How the traces of a layer's synapses are computed."""
+
+    structure: Structure
+    components: Sequence[int]
+    """States with a number in a trace; () for a trace of rank one."""
+    recursion: Recursion | None
+    """That of a trace of an input; None if each synapse has a trace."""
+
+
+@dataclass(eq=False)
+class Chunk:
+    """Some steps of a layer, run."""
+
+    plan: Plan
+    leak: Tensor | None
+    """The factor of a readout behind the layer."""
+    inputs: Tensor
+    """The inputs of the layer, ``[T, batch, ...]``, a leaf of their own graph."""
+    drive: Tensor
+    """The product of inputs and weights, with that graph."""
+    before: tuple[Tensor, ...]
+    """The states before the first step."""
+    outputs: Tensor
+    state: tuple[Tensor, ...]
+    """The states after the last step."""
+    of_weights: Run | None
+    """The run that has the gradients of weights; None for a trace of rank one."""
+    of_neurons: Run | None
+    """The run that has those of the cell's parameters."""
+    effect: Tensor | None
+    """The neuron's side of a trace of rank one, ``[T, batch, ...]``."""
+    effects: tuple[Tensor, ...]
+    """What it goes on from."""
+
+    @property
+    def spikes_before(self) -> Tensor:
+        """The inputs of recurrent synapses: the outputs of the step before each."""
+        return torch.cat([self.before[-1][None], self.outputs[:-1]])
 
 
 class Memory:
@@ -33,47 +72,41 @@ class Memory:
 
     def __init__(self, layer: Neurons, rule: Rule) -> None:
         self.layer, self.rule = layer, rule
-        self.derivatives: StepDerivatives | None = None
-        self.made_for: Any = None
-        self.states, self.kernels = States(layer), Kernels(layer, rule)
+        self.step = FollowedStep(layer.cell)
+        silent = layer.spikes and not rule.through_spikes
+        self.silent = FollowedStep(Silent(layer), layer.cell) if silent else None
+        self.expanded: parameters.Expanded | None = None
+        self._cells: dict[str, Around] = {}
+        self._cells_key: Any = None
         self.reset()
 
     def reset(self) -> None:
         """At rest, without traces."""
         self.state: tuple[Tensor, ...] | None = None
-        self.last: list[list[Coefficient]] | None = None
-        """C of the last step."""
-        self.traces: dict[Synapses, Traces] = {}
-        self.of_sums: ParameterTraces | None = None
+        self.coupling: list[Tensor] = []
+        """The derivatives of :attr:`Structure.within` in the last step."""
+        self.traces: dict[str, InputTraces | SynapseTraces] = {}
+        self.of_parameters: parameters.ParameterTraces = []
         self.effects: tuple[Tensor, ...] = ()
         """The neuron's side of a trace of rank one: what its states, and a readout, have of it."""
         self.pending: Chunk | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the states and traces, after the last chunk was taken into the traces."""
-        with torch.no_grad():
-            self._advance()
-            sums = None if self.of_sums is None else [self.of_sums.of_states, self.of_sums.of_readout]
-            held = {"state": self.state, "last": self.last, "sums": sums, "effects": self.effects}
-            traces = {name: self.traces[one].state() for name, one in self._sets() if one in self.traces}
-            return {**{name: _copied(value) for name, value in held.items()}, "traces": _copied(traces)}
+        self._advance()
+        held = {name: getattr(self, name) for name in ("state", "coupling", "of_parameters", "effects")}
+        traces = {name: (type(one) is InputTraces, one.tensor()) for name, one in self.traces.items()}
+        copied: dict[str, Any] = _copied({**held, "traces": traces})
+        return copied
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replaces the states and traces by copies of those of :meth:`state_dict`."""
         self.reset()
         state = _copied(state)
-        self.state, self.last, self.effects = state["state"], state["last"], state["effects"]
-        if state["sums"] is not None:
-            self.of_sums = ParameterTraces(*state["sums"])
-        for name, synapses in self._sets():
-            if name in state["traces"]:
-                self.traces[synapses] = self._new_traces(bool(self.effects))
-                self.traces[synapses].load(state["traces"][name])
-
-    def _sets(self) -> list[tuple[str, Synapses]]:
-        """The layer's sets of synapses, by name."""
-        sets = (("feeds", self.layer.synapses), ("recurrent", self.layer.recurrent))
-        return [(name, one) for name, one in sets if one is not None]
+        self.state, self.coupling = state["state"], state["coupling"]
+        self.of_parameters, self.effects = state["of_parameters"], state["effects"]
+        for name, (of_inputs, tensor) in state["traces"].items():
+            self.traces[name] = InputTraces(tensor) if of_inputs else SynapseTraces(tensor)
 
     @property
     def learned(self) -> list[nn.Parameter]:
@@ -86,43 +119,45 @@ class Memory:
     @property
     def trace_numbers(self) -> int:
         """How many numbers the traces of its synapses are."""
-        return sum(traces.numbers for traces in self.traces.values())
+        tensors = [one.tensor() for one in self.traces.values()]
+        return sum(tensor.numel() for tensor in tensors if tensor is not None)
+
+    def plan(self, step: Tensor) -> Plan:
+        """How the traces are computed, for steps of input like `step`, ``[batch, ...]``.
+
+        Raises:
+            ValueError: naming the layer, if its step can't be followed or does not suit the rule.
+        """
+        layer, kind = self.layer, type(self.layer.cell).__name__
+        by_synapse = layer.readout is not None or (layer.recurrent is not None and self.rule.own_synapse)
+        try:
+            structure = self.step.structure(step)
+            if self.step.key != self._cells_key:
+                self._cells_key, self._cells = self.step.key, {}
+                self.expanded = parameters.Expanded(layer.cell, step) if layer.learned else None
+            if self.silent is not None:
+                components = self.silent.structure(step).components
+                recursion = self.silent.recursion(step)
+            else:
+                components = structure.components
+                recursion = None if by_synapse else self.step.recursion(step)
+        except Unsupported as reason:
+            raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {reason}") from reason
+        if recursion is None and self.silent is not None:
+            raise ValueError(
+                f"layer {layer.name!r}, {kind}: rule {self.rule.name!r} keeps one trace for each input, "
+                'so the leak must be one number for all neurons at all times; use "d-rtrl", or "pp-prop"'
+            )
+        if recursion is None and isinstance(self.rule, PPProp):
+            decay = torch.full([1, 1], self.rule.decay, dtype=step.dtype, device=step.device)
+            return Plan(structure, (), Recursion(decay, torch.ones_like(decay[0])))
+        return Plan(structure, components, recursion)
 
     def run(self, inputs: Tensor) -> Tensor:
-        """What the layer emits over a chunk, with a gradient for its parameters and for `inputs`."""
+        """The outputs of the layer over a chunk, with a gradient for its parameters and for `inputs`."""
         self._advance()
-        learned = self.learned
-        emitted: Tensor = _Layer.apply(self, torch.is_grad_enabled(), inputs, *learned)  # type: ignore[no-untyped-call] # torch leaves it so
+        emitted: Tensor = _Layer.apply(self, torch.is_grad_enabled(), inputs, *self.learned)  # type: ignore[no-untyped-call] # torch leaves it so
         return emitted
-
-    def _advance(self) -> None:
-        """Takes the last chunk into the traces."""
-        chunk, self.pending = self.pending, None
-        if chunk is None:
-            return
-        for synapses, inputs in self._synapses(chunk):
-            if synapses.learns:
-                if synapses not in self.traces:
-                    self.traces[synapses] = self._new_traces(chunk.effect is not None)
-                self.traces[synapses].advance(synapses, inputs, chunk.system)
-        self.state = chunk.state
-        if chunk.at_last:
-            drive, *before = (one[None] for one in chunk.at_last)
-            self._keep_last(self._linearised(drive, before)[0])
-
-    def _new_traces(self, rank_one: bool) -> Traces:
-        if not rank_one:
-            return SynapseTraces()
-        assert isinstance(self.rule, PPProp)
-        return InputTraces(self.rule.decay)
-
-    def _synapses(self, chunk: Chunk) -> list[tuple[Synapses, Tensor]]:
-        found = []
-        if self.layer.synapses is not None:
-            found.append((self.layer.synapses, chunk.inputs.detach()))
-        if self.layer.recurrent is not None and chunk.spikes_before is not None:
-            found.append((self.layer.recurrent, chunk.spikes_before))
-        return found
 
     def begin(self, inputs: Tensor, with_graph: bool) -> Tensor:
         """Runs a chunk and keeps what its gradient needs."""
@@ -137,184 +172,177 @@ class Memory:
                 f"got {drive.dtype}"
             )
         with torch.no_grad():
-            by_kernels = len(drive) > 1 and not layer.learned
-            emitted = self._by_kernels(own, drive) if by_kernels else None
-            return self._by_steps(own, drive) if emitted is None else emitted
+            self.pending = self._chunk(own, drive)
+        return self.pending.outputs
 
-    def _by_kernels(self, own: Tensor, drive: Tensor) -> Tensor | None:
-        """A chunk by compiled kernels; None where they can't give what the rule needs."""
-        given, state = drive.detach(), self.state
-        if state is None:
-            state = self.layer.cell.initial_state(given[0])
-        self.states.check(given[0], state)
-        blank = given.new_zeros(1, 1, *given.shape[2:])
-        whole, kept = self._linearised(blank, [blank] * len(state), whole=True)
-        at_rest = system_of(kept, None, self._leak(given), blank.shape)
-        ran = self.kernels.run(given, self.state, self.effects, self.last or [], whole, at_rest)
-        if ran is None:
-            return None
-        spikes = self.states.spikes_before(state[-1], ran.emitted)
-        self.effects = ran.effects
-        if not ran.at_last:
-            self._keep_last(whole)
-        self.pending = Chunk(
-            own, drive, spikes, ran.system, [], ran.effect, ran.state, ran.at_last, ran.instant
-        )
-        return ran.emitted
-
-    def _by_steps(self, own: Tensor, drive: Tensor) -> Tensor:
-        """A chunk of one step, or of a cell that learns: each step linearised."""
-        total = drive.detach()
-        ran = self.states.after(total, self.state)
-        if ran.fed_back is not None:
-            total = total + ran.fed_back
-        steps = max(1, BLOCK // total[0].numel())
-        blocks = [
-            self._block(total[first : first + steps], ran.before(first, min(first + steps, len(total))))
-            for first in range(0, len(total), steps)
-        ]
-        system = System.joined([block.system for block in blocks])
-        sums = [torch.cat(parts) for parts in zip(*(block.sums for block in blocks), strict=True)]
-        effects = [block.effect for block in blocks if block.effect is not None]
-        effect = torch.cat(effects) if effects else None
-        self.pending = Chunk(own, drive, ran.spikes_before, system, sums, effect, ran.last())
-        return ran.after[-1]
-
-    def _block(self, drive: Tensor, previous: list[Tensor]) -> Block:
-        """The recursions over some steps; traces of neurons go on to the steps after them."""
-        layer = self.layer
-        whole, kept = self._linearised(drive, previous)
-        system = system_of(kept, self.last, self._leak(drive), drive.shape)
-        sums, effect = list[Tensor](), None
-        if layer.learned:
-            sums, self.of_sums = ParameterTraces.after(self.of_sums, whole, system, drive)
-        if isinstance(self.rule, PPProp) and not system.is_alike:
-            effect, self.effects = effect_of(self.effects, kept, system, self.rule.decay, drive)
-        self._keep_last(whole)
-        return Block(system, sums, effect)
-
-    def _keep_last(self, whole: Linearised) -> None:
-        """Keeps C of the last of the steps that were linearised."""
-        self.last = [[c if c is None or c.ndim == 0 else c[-1].clone() for c in row] for row in whole.to_cut]
-
-    def linearised_at(self, drive: Tensor, previous: list[Tensor]) -> System:
-        """The recursion of the traces over steps of that input, from those states."""
-        with torch.no_grad():
-            _, kept = self._linearised(drive, previous)
-            return system_of(kept, self.last, self._leak(drive), drive.shape)
-
-    def _leak(self, like: Tensor) -> Tensor | None:
-        readout = self.layer.readout
-        return None if readout is None else readout.factor(like)
-
-    def _linearised(
-        self, drive: Tensor, previous: list[Tensor], *, whole: bool = False
-    ) -> tuple[Linearised, Linearised]:
-        """The steps linearised as they are (`whole`, or what the rule needs), and as the rule has them."""
-        layer, cell = self.layer, self.layer.cell
-        try:
-            made_for = (followed(cell).key, drive.shape[2:], drive.dtype)
-            if self.derivatives is None or self.made_for != made_for:
-                self.derivatives = StepDerivatives(cell, drive.shape[1:], drive.dtype)
-                self.made_for = made_for
-            silent = layer.spikes and not self.rule.through_spikes
-            whole = whole or not silent or bool(layer.learned)
-            step = self.derivatives.at(cell, drive, previous, whole=whole)
-            if silent:
-                return step, self._silent(step, drive, previous)
-        except Unsupported as reason:
-            kind = type(cell).__name__
-            raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {reason}") from reason
-        if layer.recurrent is not None and self.rule.own_synapse:
-            weights = layer.recurrent.parameters[0].detach() * layer.gradient_scale
-            step = with_own_synapse(step, weights)
-        return step, step
-
-    def _silent(self, whole: Linearised, drive: Tensor, previous: list[Tensor]) -> Linearised:
-        """`whole`, with what a silent neuron's states and input do, and nothing through its spike."""
-        assert self.derivatives is not None
-        to_input, to_states = self.derivatives.at_silent(self.layer.cell, drive, previous)
-        if any(c is not None and c.ndim for row in (*to_states, to_input) for c in row):
+    def _chunk(self, inputs: Tensor, drive: Tensor) -> Chunk:
+        layer, given, step = self.layer, drive.detach(), drive[0].detach()
+        before = layer.cell.initial_state(step) if self.state is None else self.state
+        if before[0].shape != step.shape:
             raise ValueError(
-                f"layer {self.layer.name!r}, {type(self.layer.cell).__name__}: rule {self.rule.name!r} keeps "
-                "one trace for each input, so the leak must be one number for all neurons at all times; "
-                'use "d-rtrl", or "pp-prop"'
+                f"layer {layer.name!r} carries a state of shape {tuple(before[0].shape)}, but this step "
+                f"is of {tuple(step.shape)}; call reset() before a batch of another size"
             )
-        return replace(whole, to_input=to_input, to_states=to_states)
+        plan = self.plan(step)
+        leak = None if layer.readout is None else layer.readout.factor(step)
+        exact = plan.components and self.silent is None
+        of_weights, of_neurons, effect = None, None, None
+        effects: tuple[Tensor, ...] = ()
+        if exact or layer.learned:
+            values = [] if self.expanded is None else self.expanded.values(step)
+            of_neurons = run(self._neuron_cell(plan), given, before, values)
+        if not plan.components:
+            effect, effects = self._effect(plan, given, before, leak)
+            outputs, state = unrolled(layer.step, given, before)
+        else:
+            of_weights = of_neurons if exact else run(self._input_cell(plan, step), given, before, [])
+            assert of_weights is not None
+            outputs = of_weights.outputs.detach()
+            state = tuple([one.detach() for one in of_weights.last])
+        graphs = of_weights, of_neurons
+        return Chunk(plan, leak, inputs, drive, before, outputs, state, *graphs, effect, effects)
 
-    def signals(self, chunk: Chunk, signal: Tensor) -> Signals:
-        """What a learning signal over `chunk`, like it, comes to for the weights."""
-        system = chunk.system
-        if chunk.effect is None:
-            none: list[Coefficient] = [None] * system.count
-            factor, before, of_readout = system.backward(signal, none, None)
-            return Signals(like_chunk(factor, signal), [*before, of_readout])
+    def _neuron_cell(self, plan: Plan) -> Around:
+        if "neurons" not in self._cells:
+            cell = self.layer.cell if self.expanded is None else self.expanded.cell
+            own = self.rule.own_synapse
+            self._cells["neurons"] = NeuronTraceCell(self.layer, cell, plan.structure, own_synapse=own)
+        return self._cells["neurons"]
+
+    def _input_cell(self, plan: Plan, step: Tensor) -> Around:
+        cell = self._cells.get("inputs") or InputTraceCell(self.layer, plan.structure, plan.components, step)
+        assert isinstance(cell, InputTraceCell)
+        assert plan.recursion is not None
+        cell.transition.copy_(plan.recursion.transition)
+        cell.to_input.copy_(plan.recursion.to_input)
+        self._cells["inputs"] = cell
+        return cell
+
+    def _effect(
+        self, plan: Plan, drive: Tensor, before: tuple[Tensor, ...], leak: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The neuron's side of a trace of rank one over a chunk, and what it goes on from."""
         assert isinstance(self.rule, PPProp)
-        filtered = signal * chunk.effect
-        decay = torch.tensor(self.rule.decay, dtype=filtered.dtype, device=filtered.device)
-        scan([filtered], [[decay]], [None], back=True)
-        return Signals(filtered, [filtered[0] * decay])
+        cell = self._cells.get("effect") or EffectCell(self.layer, plan.structure, self.rule.decay, drive)
+        assert isinstance(cell, EffectCell)
+        self._cells["effect"] = cell
+        cell.leak.copy_(torch.zeros_like(cell.leak) if leak is None else leak)
+        cell.take_weights()
+        state = (*before, *self.effects) if self.effects else cell.from_state(before)
+        effect, last = unrolled(cell, drive, state)
+        return effect, last[len(before) :]
+
+    @torch.no_grad()
+    def _advance(self) -> None:
+        """Takes the last chunk into the traces."""
+        chunk, self.pending = self.pending, None
+        if chunk is None:
+            return
+        for name, synapses, inputs in self._synapses(chunk):
+            rows = synapses.rows(inputs)
+            if chunk.plan.recursion is not None:
+                of_inputs = self.traces.setdefault(name, InputTraces())
+                assert isinstance(of_inputs, InputTraces)
+                of_inputs.advance(rows, chunk.plan.recursion)
+            else:
+                of_synapses = self.traces.setdefault(name, SynapseTraces())
+                assert isinstance(of_synapses, SynapseTraces)
+                of_synapses.advance(rows, self._ends(synapses, chunk))
+        if chunk.of_neurons is not None:
+            if self.layer.learned:
+                self.of_parameters = parameters.after(self.of_parameters, chunk.of_neurons, chunk.leak)
+            self.coupling = [one.detach() for one in chunk.of_neurons.extra]
+        self.state, self.effects = chunk.state, chunk.effects
+
+    def _synapses(self, chunk: Chunk) -> list[tuple[str, Synapses, Tensor]]:
+        """The sets of synapses that learn, by name, with their inputs over the chunk."""
+        found = []
+        if self.layer.synapses is not None and self.layer.synapses.learns:
+            found.append(("feeds", self.layer.synapses, chunk.inputs.detach()))
+        if self.layer.recurrent is not None and self.layer.recurrent.learns:
+            found.append(("recurrent", self.layer.recurrent, chunk.spikes_before))
+        return found
+
+    def _ends(self, synapses: Synapses, chunk: Chunk) -> list[End]:
+        """What each part of a trace is made of after the chunk: each component, the memory of a readout."""
+        assert chunk.of_weights is not None
+        leak, steps = chunk.leak, len(chunk.outputs)
+        ends: list[int | None] = [*chunk.plan.components, *([] if leak is None else [None])]
+        found = []
+        for end in ends:
+            grads = chunk.of_weights.at_end(end, leak)
+            before = chunk.plan.structure.of_components(grads.of_states, self.coupling)
+            of_parts = [None if one is None else synapses.neurons(one[None])[0] for one in before]
+            if leak is not None:
+                of_parts.append(leak**steps if end is None else None)
+            found.append(End(synapses.neurons(grads.of_drive), of_parts))
+        return found
 
     def gradients(
         self, chunk: Chunk, signal: Tensor, *, to_inputs: bool
     ) -> tuple[Tensor | None, dict[nn.Parameter, Tensor]]:
-        """The gradient of the chunk's input within each step, if wanted, and those of the parameters."""
+        """The gradient of the chunk's input within each step, if asked for, and those of the parameters."""
         layer, found = self.layer, dict[nn.Parameter, Tensor]()
         if chunk is not self.pending:
             raise RuntimeError(
                 f"layer {layer.name!r} is past the step that this backward is of: call backward for each "
                 "step's loss before the next step, or use Online.sequence"
             )
-        signals = self.signals(chunk, signal)
-        if layer.synapses is not None and layer.synapses.learns:
-            learned = [p for p in layer.synapses.parameters if p.requires_grad]
-            grads = torch.autograd.grad(chunk.drive, learned, signals.of_input, retain_graph=True)
+        of_input, before = self._of_weights(chunk, signal)
+        for name, synapses, inputs in self._synapses(chunk):
+            if name == "recurrent":
+                scale, learned = layer.gradient_scale, synapses.parameters
+                grads: Sequence[Tensor] = synapses.of_product(inputs, of_input * scale)
+            else:
+                scale, learned = 1.0, [p for p in synapses.parameters if p.requires_grad]
+                grads = torch.autograd.grad(chunk.drive, learned, of_input, retain_graph=True)
             _add(found, learned, grads)
-            self._add_before(found, layer.synapses, signals, chunk)
-        if layer.recurrent is not None and layer.recurrent.learns:
-            of_input = signals.of_input * layer.gradient_scale
-            assert chunk.spikes_before is not None
-            of_weights = layer.recurrent.of_product(chunk.spikes_before, of_input)
-            _add(found, layer.recurrent.parameters, of_weights)
-            before = [scaled(layer.gradient_scale, c) for c in signals.before]
-            self._add_before(found, layer.recurrent, Signals(of_input, before), chunk)
-        if layer.learned:
-            self._add_sums(found, chunk, signal)
+            if name in self.traces:
+                factors = [synapses.neurons(one[None])[0] * scale for one in before]
+                of_rows = self.traces[name].gradient(factors)
+                _add(found, synapses.parameters, synapses.gradients(of_rows))
+        if chunk.of_neurons is not None and self.expanded is not None:
+            through = filtered(signal, chunk.leak)
+            of_readout = None if chunk.leak is None else chunk.leak * through[0]
+            at_signal = chunk.of_neurons.gradients(chunk.of_neurons.outputs, through)
+            each = parameters.gradients(self.of_parameters, at_signal, of_readout)
+            for parameter, grad in zip(self.expanded.parameters, each, strict=True):
+                _add(found, [parameter], [grad.sum_to_size(parameter.shape)])
         return self._within_step(chunk, signal) if to_inputs else None, found
 
+    def _of_weights(self, chunk: Chunk, signal: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The gradient of the neurons' input at each step, and of each part of a trace before the chunk."""
+        if chunk.of_weights is None:
+            assert chunk.effect is not None
+            assert chunk.plan.recursion is not None
+            decay = chunk.plan.recursion.transition[0, 0]
+            of_input = filtered(signal * chunk.effect, decay)
+            return of_input, [of_input[0] * decay]
+        through = filtered(signal, chunk.leak)
+        grads = chunk.of_weights.gradients(chunk.of_weights.outputs, through)
+        before = grads.of_extra
+        if self.silent is None:
+            before = chunk.plan.structure.of_components(grads.of_states, self.coupling)
+        found = [torch.zeros_like(signal[0]) if one is None else one for one in before]
+        if chunk.leak is not None:
+            found.append(chunk.leak * through[0])
+        return grads.of_drive, found
+
     def _within_step(self, chunk: Chunk, signal: Tensor) -> Tensor:
-        """The gradient of each step's input, of what is emitted in that step."""
-        if chunk.instant is not None:
-            grad = chunk.instant(signal)
+        """The gradient of each step's input, from that of the outputs of the step."""
+        components, recursion = chunk.plan.components, chunk.plan.recursion
+        if recursion is not None and components and components[-1] == len(chunk.state) - 1:
+            grad = signal * recursion.to_input[-1]
         else:
-            assert isinstance(chunk.system, System)
-            instant = chunk.system.instant
-            grad = torch.zeros_like(signal) if instant is None else signal * instant
+            cell = self._cells.get("step") or NeuronTraceCell(self.layer, self.layer.cell, None)
+            self._cells["step"] = cell
+            one_by_one = run(cell, chunk.drive, chunk.before, [])
+            grad = one_by_one.gradients(one_by_one.outputs, signal).of_drive
         if self.layer.synapses is not None and self.layer.synapses.is_linear:
             return grad @ self.layer.synapses.parameters[0].detach()
         if self.layer.feeds is not None:
             (grad,) = torch.autograd.grad(chunk.drive, chunk.inputs, grad, retain_graph=True)
         return grad
-
-    def _add_before(
-        self, found: dict[nn.Parameter, Tensor], synapses: Synapses, signals: Signals, chunk: Chunk
-    ) -> None:
-        if synapses in self.traces:
-            of_rows = self.traces[synapses].gradient(synapses, signals.before, chunk.system.shape)
-            if of_rows is not None:
-                _add(found, synapses.parameters, synapses.gradients(of_rows))
-
-    def _add_sums(self, found: dict[nn.Parameter, Tensor], chunk: Chunk, signal: Tensor) -> None:
-        assert self.derivatives is not None
-        sums = [(signal * one).sum(0) for one in chunk.sums]
-        tensors = tensors_of(self.layer.cell)
-        grads = self.derivatives.step.epilogue(*(t.detach() for t in tensors.values()), *sums)
-        there = [
-            (tensor, grad.reshape(tensor.shape))
-            for tensor, grad in zip(tensors.values(), grads, strict=True)
-            if isinstance(tensor, nn.Parameter) and grad is not None
-        ]
-        _add(found, [parameter for parameter, _ in there], [grad for _, grad in there])
 
 
 def _copied(value: Any) -> Any:
@@ -336,7 +364,7 @@ def _add(
 
 
 class _Layer(torch.autograd.Function):
-    """A chunk of a layer, to autograd: within a step its derivative, over time its rule."""
+    """A chunk of a layer: within a step its derivative, over time that of its rule."""
 
     @staticmethod
     def forward(ctx: Any, memory: Memory, with_graph: bool, inputs: Tensor, *learned: nn.Parameter) -> Tensor:

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from hibana.cells import Cell
 from hibana.compiler import emits_spikes
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.walk import followed
 from hibana.compiler.reference import carried
 from hibana.compiler.tensors import is_computed, tensors_of
-from hibana.learn.derivatives import StepDerivatives
+from hibana.learn.derivatives import FollowedStep
 from hibana.learn.synapses import Synapses, is_synapses
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime, Recurrent
@@ -169,39 +168,29 @@ def _find_readouts(neurons: list[Neurons]) -> None:
 
 
 class Leak:
-    """The factor by which what a leaky readout remembers decays in a step: ``1 - 1/tau`` of LI.
+    """The factor by which the memory of a leaky readout decays in a step: ``1 - 1/tau`` of LI.
 
     Raises:
-        ValueError: if it is not one number for all neurons at all times.
+        ValueError: if it is not one constant for all neurons.
     """
 
     def __init__(self, layer: Neurons) -> None:
         self.name, self.layer = layer.name, layer
-        self.made: tuple[object, StepDerivatives] | None = None
+        self._step = FollowedStep(layer.cell)
         if layer.recurrent is not None:
             raise self._refusal("it has recurrent synapses")
         self.factor(_example(layer.cell))
 
     def factor(self, like: Tensor) -> Tensor:
         """The factor now, of the dtype and on the device of a tensor."""
-        if any(tensor.numel() > 1 for tensor in tensors_of(self.layer.cell).values()):
-            raise self._refusal("it holds a value for each neuron")
+        one_step = like.new_zeros(1, 1)
         try:
-            key = followed(self.layer.cell).key, like.dtype
-            if self.made is None or self.made[0] != key:
-                self.made = key, StepDerivatives(self.layer.cell, torch.Size([1, 1]), like.dtype)
+            recursion = self._step.recursion(one_step)
         except Unsupported as reason:
             raise self._refusal(f"its step can't be followed: {reason}") from reason
-        derivatives = self.made[1]
-        blank = torch.zeros(1, 1, 1, dtype=like.dtype, device=like.device)
-        step = derivatives.at(self.layer.cell, blank, [blank] * len(self.layer.cell.state_names()))
-        if len(derivatives.cut) == 1 and len(step.to_states[0]) == 1:
-            (emitted,), leak, of_input = step.to_cut[0], step.to_states[0][0], step.to_input[0]
-            if all(c is not None and c.ndim == 0 for c in (emitted, leak, of_input)):
-                assert emitted is not None
-                assert leak is not None
-                return emitted * leak
-        raise self._refusal("its derivative changes with its state or input, or it has several states")
+        if recursion is None or self._step.structure(one_step).states > 1:
+            raise self._refusal("its derivative changes with its state or input, or it has several states")
+        return recursion.transition[0, 0]
 
     def _refusal(self, reason: str) -> ValueError:
         return ValueError(
@@ -213,7 +202,7 @@ class Leak:
 
 
 def _example(cell: Cell) -> Tensor:
-    """A number of the dtype, and on the device, that `cell` holds its tensors in."""
+    """A tensor of the dtype and device of the tensors of `cell`."""
     found = (tensor for tensor in tensors_of(cell).values() if tensor.is_floating_point())
     own = next(found, torch.zeros((), dtype=torch.float32, device="cpu"))
     return torch.zeros((), dtype=carried(own.dtype), device=own.device)

@@ -1,7 +1,7 @@
 """The weights that feed neurons: their inputs and gradients as rows, and those of a convolution's windows."""
 
 import math
-from typing import cast, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from hibana.compiler.tensors import is_computed
 from hibana.runtime import available
-from hibana.spikes import Linear
 from hibana.spikes.layer import SMALLEST_WORK
 
 __all__ = ["Synapses", "is_synapses"]
@@ -32,7 +31,6 @@ class Synapses:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.module = module
-        self._by_spikes: Linear | None = None
         if is_computed(module):
             raise ValueError(
                 f"layer {name!r} has parametrisations; rules know the weights of layers as they are"
@@ -48,17 +46,6 @@ class Synapses:
                     f"layer {name!r}: a convolution must have groups=1 and a padding in numbers, of zeros, "
                     f"to be learned online; got {reason}"
                 )
-
-    def product(self, spikes: Tensor) -> Tensor:
-        """What the weights of a linear layer make of spikes, per spike where :class:`hibana.Linear` would."""
-        if type(self.module) is not nn.Linear:
-            return cast(Tensor, self.module(spikes))
-        if self._by_spikes is None:
-            self._by_spikes = Linear(1, 1, bias=False, device="meta")
-        for name, parameter in self.module._parameters.items():
-            self._by_spikes.register_parameter(name, parameter)
-        self._by_spikes.in_features, self._by_spikes.out_features = spikes.shape[-1], spikes.shape[-1]
-        return cast(Tensor, self._by_spikes(spikes))
 
     def of_product(self, spikes: Tensor, signal: Tensor) -> list[Tensor]:
         """The gradients of weight and bias of a linear layer, of a `signal` at what it made of `spikes`."""

@@ -1,4 +1,4 @@
-"""The kernel that takes a step into the traces of synapses, and their gradient, in one pass over them."""
+"""The kernel that takes a step into the traces of synapses and sums their gradient, in one pass over them."""
 
 from typing import NamedTuple
 
@@ -11,23 +11,19 @@ VECTOR = 16
 
 
 class Terms(NamedTuple):
-    """Which coefficients there are, each for each row and neuron; the others are zero."""
+    """What a pass does."""
 
     parts: int
-    """How many numbers a synapse has."""
+    """Numbers of a synapse."""
     moves: bool
-    """Whether a step is taken into the traces; else they are read alone, for the gradient."""
-    transition: tuple[tuple[int, int], ...]
-    """Which part (first) has a share of which one before the step."""
-    to_input: tuple[int, ...]
-    """Which part the input goes into."""
-    gradient: tuple[int, ...]
-    """Which part, after the step, is a part of the gradient."""
+    """Whether it takes a step into the traces."""
+    reads: bool
+    """Whether it sums the gradient."""
 
     @property
     def coefficients(self) -> int:
-        """How many coefficients there are."""
-        return len(self.transition) + len(self.to_input) + len(self.gradient)
+        """Rows of coefficients."""
+        return self.parts * ((self.parts + 1) * self.moves + self.reads)
 
 
 @kernel
@@ -36,51 +32,50 @@ def move(
     begin: Value,
     end: Value,
     *,
-    parts: Floats,
+    traces: Floats,
     coefficients: Floats,
     inputs: Floats,
-    found: Floats,
+    gradient: Floats,
     rows: Value,
     neurons: Value,
     count: Value,
     terms: Terms,
 ) -> None:
-    """Of neurons `begin` to `end` the traces after a step, in place, and the sum over rows for the gradient.
+    """Take a step into the traces of neurons `begin` to `end`, in place, and sum their gradient over rows.
 
-        e_i = sum_j A_ij e_j + k_i x,   found += sum_i b_i e_i
+        e_i = sum_j A_ij e_j + k_i x,   gradient += sum_i b_i e_i
 
     Args:
         code: the function.
         begin: the first neuron.
         end: the one after the last.
-        parts: e, ``[parts, rows, neurons, count]``.
-        coefficients: A, k and b in the order of `terms`, ``[terms.coefficients, rows, neurons]``.
+        traces: e, ``[parts, rows, neurons, count]``.
+        coefficients: A, k and b, those that `terms` needs, ``[terms.coefficients, rows, neurons]``.
         inputs: x, ``[rows, count]``.
-        found: the gradient, ``[neurons, count]``; not read where `terms` has none.
+        gradient: ``[neurons, count]``.
         rows: samples, or windows of a convolution.
         neurons: outputs.
         count: inputs.
-        terms: which coefficients there are.
+        terms: what to do.
     """
     each = rows * neurons
     with code.loop(begin, end) as j, code.loop(0, rows) as row:
         at = row * neurons + j
         numbers = [coefficients[each * k + at].spread(VECTOR) for k in range(terms.coefficients)]
-        here = [parts + (each * i + at) * count for i in range(terms.parts)]
+        here = [traces + (each * i + at) * count for i in range(terms.parts)]
         for v, there in code.vectors(count, VECTOR):
-            before = [(part + v).load(VECTOR, there) for part in here]
-            given, after = iter(numbers), before
+            values = [(part + v).load(VECTOR, there) for part in here]
+            rest = iter(numbers)
             if terms.moves:
                 x = (inputs + row * count + v).load(VECTOR, there)
-                after = [x.constant(x.type, 0.0) for _ in here]
-                for i, other in terms.transition:
-                    after[i] = after[i] + next(given) * before[other]
-                for i in terms.to_input:
-                    after[i] = after[i] + next(given) * x
-                for part, value in zip(here, after, strict=True):
+                before, values = values, [next(rest) * values[0] for _ in here]
+                for old in before[1:]:
+                    values = [value + next(rest) * old for value in values]
+                values = [value + next(rest) * x for value in values]
+                for part, value in zip(here, values, strict=True):
                     (part + v).store(value, there)
-            if terms.gradient:
-                total = (found + j * count + v).load(VECTOR, there)
-                for i in terms.gradient:
-                    total = total + next(given) * after[i]
-                (found + j * count + v).store(total, there)
+            if terms.reads:
+                total = (gradient + j * count + v).load(VECTOR, there)
+                for value in values:
+                    total = total + next(rest) * value
+                (gradient + j * count + v).store(total, there)
