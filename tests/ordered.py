@@ -10,7 +10,7 @@ from hibana.network.c.numbers import Floating
 from hibana.network.c.writing import Writing
 from hibana.network.graph import Node
 from hibana.network.reading import read
-from hibana.network.sliding import image_of, sliding_of
+from hibana.network.sliding import channels_last, image_of, sliding_of
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.window import Window
@@ -114,7 +114,7 @@ def in_order(net: nn.Module, example: Tensor) -> nn.Module:
     A product that a cell writes itself (``x @ w``) is not followed.
     """
     network = read(net, example)
-    held = Writing(network, Floating(network.dtype), "net", "sum", len(example)).held
+    held = Writing(network, Floating(network.dtype), "net", "sum", len(example)).parts.held
     net = network.net
     for node in held:
         if not node.inputs:
@@ -123,7 +123,7 @@ def in_order(net: nn.Module, example: Tensor) -> nn.Module:
         if node.kind == "linear":
             net.set_submodule(node.name, OrderedLinear(node.module, source.places))
         elif node.kind == "convolution":
-            last = source.channels_last(node.seen[0]) and image_of(node.seen[0])[0] > 1
+            last = torch.equal(source.places, channels_last(node.seen[0])) and image_of(node.seen[0])[0] > 1
             net.set_submodule(node.name, OrderedConvolution(node, last))
         elif isinstance(node.module, Window | DelayedLinear):
             net.set_submodule(node.name, OrderedWindow(node.module, source.places))

@@ -122,6 +122,10 @@ NETWORKS = {
     "residual": (Residual, (2, 6, 6)),
     "means": (Means, (2, 4, 4)),
     "nothing but neurons": (lambda: nn.Sequential(hb.IF(0.5)), (5,)),
+    "delayed recurrent": (
+        lambda: nn.Sequential(nn.Linear(6, 9), hb.DelayedRecurrent(hb.LIFCell(threshold=0.2), 9, 5), hb.LI()),
+        (6,),
+    ),
     "double": (lambda: nn.Sequential(nn.Linear(5, 4), hb.LIF()).double(), (5,)),
 }  # fmt: skip
 

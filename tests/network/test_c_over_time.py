@@ -56,6 +56,13 @@ NETWORKS = {
         ),
         (5,),
     ),
+    "an image in the order of neither a convolution nor PyTorch": (
+        lambda: nn.Sequential(
+            each(nn.Conv2d(1, 2, 2)), hb.IF(0.2), nn.Flatten(2), nn.Unflatten(2, (1, 24)), hb.Window(1, 1, 2),
+            hb.IF(1.0), nn.Flatten(2), nn.Linear(24, 3),
+        ),
+        (1, 5, 4),
+    ),
     "delays": (
         lambda: nn.Sequential(
             hb.Delay(torch.rand(2, 4, 4) * 3), each(nn.Conv2d(2, 3, 2)),
@@ -65,15 +72,6 @@ NETWORKS = {
         (2, 4, 4),
     ),
 }  # fmt: skip
-
-
-def test_an_image_in_an_order_that_c_does_not_read_is_refused():
-    layers = hb.EachStep(nn.Conv2d(1, 2, 1)), nn.Flatten(2), nn.Unflatten(2, (1, 8)), hb.Window(1, 1, 2)
-    net, x = nn.Sequential(*layers).eval(), torch.rand(3, 2, 1, 2, 2)
-    with torch.no_grad():
-        torch.testing.assert_close(hb.compile(net, x)(x), net(x))
-    with pytest.raises(RuntimeError, match=r"layer '0\.module' are in no order that C reads an image in"):
-        to_c(net, x)
 
 
 def check(net, inputs, folder, **how):

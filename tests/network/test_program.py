@@ -16,7 +16,6 @@ from torch import nn
 import hibana as hb
 from examples import deep_networks
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network import to_c
 from network.test_c import CELLS, NETWORKS
 from ordered import in_order
 from selection import examples
@@ -283,8 +282,6 @@ def test_neurons_with_delayed_synapses_to_each_other():
     pieces = [stream.run(inputs[:11])]
     stream.state = stream.state
     assert torch.equal(torch.cat([*pieces, stream.run(inputs[11:])]), wanted)
-    with pytest.raises(Unsupported, match="layer '1': DelayedRecurrent has no C form"):
-        to_c(net, inputs)
 
 
 @pytest.fixture

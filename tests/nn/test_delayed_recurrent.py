@@ -171,13 +171,12 @@ def test_its_synapses_are_counted_as_those_of_the_recurrent_layer():
 
 def refusing():
     net, x = nn.Sequential(nn.Linear(3, NEURONS), made()).eval(), torch.rand(4, 2, 3)
-    yield lambda: hb.convert.to_c(net, x)
     yield lambda: hb.quantize(net, x)
     yield lambda: hb.convert.quantization_aware(net, x)
     yield lambda: hb.convert.to_onnx(net, x)
 
 
-@pytest.mark.parametrize("call", list(refusing()), ids=["c", "quantize", "aware", "onnx"])
+@pytest.mark.parametrize("call", list(refusing()), ids=["quantize", "aware", "onnx"])
 def test_what_has_no_words_for_it_refuses_it_by_name(call):
     with pytest.raises(Exception, match=r"layer '1': DelayedRecurrent has no \w+ form"):
         call()

@@ -26,8 +26,7 @@ class Variable:
     @property
     def value(self) -> Value:
         """The current value."""
-        text = self._writer.let("", f"load {self._type}, ptr {self._name}")
-        return Value(self._writer, self._type, text)
+        return Value(self._writer, self._type, self._writer.load(self._type, self._name, ""))
 
     @value.setter
     def value(self, value: Operand) -> None:
@@ -35,23 +34,21 @@ class Variable:
             value = constant(self._writer, self._type, value)
         if value.type != self._type:
             raise TypeError(f"a variable of {self._type} cannot become {value.type}")
-        self._writer.do(f"store {value}, ptr {self._name}")
+        self._writer.store(value.type, value.text, self._name, "")
 
 
 class Code:
     """Builds one function."""
 
-    def __init__(self) -> None:
-        self.writer = Writer()
+    def __init__(self, writer: Writer | None = None) -> None:
+        self.writer = writer or Writer()
         self.texts: dict[str, None] = {}
         """Definitions and declarations of the functions that this one calls, in order."""
-        self._variables: list[str] = []
-        self._named = 0
 
     def text(self, head: str, result: Value | None = None) -> str:
         """The IR of the whole function: `head`, the body, and a return of `result`."""
         end = f"  ret {'void' if result is None else result}"
-        return "\n".join([f"{head} {{", *self._variables, *self.writer.lines, end, "}"])
+        return "\n".join([f"{head} {{", *self.writer.variables, *self.writer.lines, end, "}"])
 
     def arguments(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
         """Loads a kernel's arguments from ``%args``: each is an address or an integer of 64 bits."""
@@ -74,45 +71,27 @@ class Code:
         """A new variable, initialised with `value`."""
         if not isinstance(value, Value):
             value = self.constant(value, type_)
-        name = f"%{self._name('v')}"
-        self._variables.append(f"  {name} = alloca {value.type}")
-        made = Variable(self.writer, value.type, name)
-        made.value = value
-        return made
+        return Variable(self.writer, value.type, self.writer.variable(value.type, value.text))
 
     def array(self, kind: type[_Pointer], count: int) -> _Pointer:
         """Memory for `count` elements on the stack, aligned to a cache line."""
-        name = f"%{self._name('m')}"
-        self._variables.append(f"  {name} = alloca [{count} x {kind.element}], align {LINE}")
-        return kind(self.writer, name)
+        return kind(self.writer, self.writer.allocate("m", f"[{count} x {kind.element}], align {LINE}"))
 
     @contextmanager
-    def loop(self, start: Operand, stop: Operand, step: Operand = 1) -> Iterator[Value]:
-        """``for i in range(start, stop, step)`` around the body of the ``with`` statement."""
+    def loop(self, start: Operand, stop: Operand, step: Operand = 1, name: str = "") -> Iterator[Value]:
+        """``for i in range(start, stop, step)`` around the body of the ``with`` statement.
+
+        The index is called `name` where the loop is printed as C.
+        """
         first, last, by = (x.text if isinstance(x, Value) else str(x) for x in (start, stop, step))
-        name = self._name("i")
-        self._begin(f"{name}.enter")
-        with self.writer.loop():
-            self._begin(f"{name}.test")
-            text = self.writer.let(
-                name, f"phi i64 [ {first}, %{name}.enter ], [ %{name}.next, %{name}.again ]"
-            )
-            i = Value(self.writer, LONG, text)
-            self.writer.let(f"{name}.more", f"icmp slt {i}, {last}")
-            with self._inside(name, f"%{name}.more"):
-                yield i
-            self._begin(f"{name}.again")
-            self.writer.let(f"{name}.next", f"add {i}, {by}")
-            self.writer.do(f"br label %{name}.test")
-        self.writer.label(f"{name}.done")
+        with self.writer.loop(first, last, by, name) as text:
+            yield Value(self.writer, LONG, text)
 
     @contextmanager
     def when(self, condition: Value) -> Iterator[None]:
         """``if condition`` around the body of the ``with`` statement."""
-        name = self._name("w")
-        with self._inside(name, condition.text):
+        with self.writer.when(condition.text):
             yield
-        self._begin(f"{name}.done")
 
     def fence(self) -> None:
         """A sequentially consistent memory fence."""
@@ -121,11 +100,11 @@ class Code:
     @contextmanager
     def each_bit(self, word: Value) -> Iterator[Value]:
         """A loop over the positions of the set bits of `word`, lowest first."""
-        left, name = self.variable(word), self._name("b")
-        with self.writer.loop():
-            self._begin(f"{name}.test")
+        left, name = self.variable(word), self.writer.fresh("b")
+        with self.writer.region():
+            self.writer.begin(f"{name}.test")
             bits = left.value
-            with self._inside(name, bits.differs(0).text):
+            with self.writer.inside(name, bits.differs(0).text):
                 yield bits.call("cttz", constant(self.writer, BIT, 1))
                 left.value = bits & (bits - 1)
             self.writer.do(f"br label %{name}.test")
@@ -134,9 +113,9 @@ class Code:
     @contextmanager
     def repeat(self) -> Iterator[Callable[[Value], None]]:
         """``do ... while``: the body passes its condition to the function that this yields."""
-        name, conditions = self._name("r"), list[Value]()
-        with self.writer.loop():
-            self._begin(f"{name}.body")
+        name, conditions = self.writer.fresh("r"), list[Value]()
+        with self.writer.region():
+            self.writer.begin(f"{name}.body")
             yield conditions.append
             (condition,) = conditions
             self.writer.do(f"br i1 {condition.text}, label %{name}.body, label %{name}.done")
@@ -173,21 +152,3 @@ class Code:
         block = whole + ((0 - whole.address()) & (LINE - 1))
         yield tuple((block + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
         self.writer.do(f"call void @free(ptr {whole.text})")
-
-    def _begin(self, block: str) -> None:
-        """Ends the current basic block with a branch to a new one."""
-        self.writer.do(f"br label %{block}")
-        self.writer.label(block)
-
-    @contextmanager
-    def _inside(self, name: str, condition: str) -> Iterator[None]:
-        """A block that is entered if `condition` is true; otherwise control goes to ``NAME.done``."""
-        self.writer.do(f"br i1 {condition}, label %{name}.body, label %{name}.done")
-        self.writer.label(f"{name}.body")
-        self.writer.depth += 1
-        yield
-        self.writer.depth -= 1
-
-    def _name(self, kind: str) -> str:
-        self._named += 1
-        return f"{kind}{self._named}"

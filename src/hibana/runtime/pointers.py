@@ -21,11 +21,11 @@ class Pointer:
 
     def __add__(self, count: Operand) -> Self:
         """The address `count` elements after this one."""
-        return self._moved(self.element.element, count)
+        return self._moved(self.element, count)
 
     def bytes(self, count: Operand) -> Self:
         """The address `count` bytes after this one."""
-        return self._moved("i8", count)
+        return self._moved(BYTE, count)
 
     def of(self, kind: "type[_Pointer]") -> "_Pointer":
         """The same address, cast to the pointer type `kind`."""
@@ -42,7 +42,7 @@ class Pointer:
         type_ = self.element.of(width)
         align = align or self.element.size
         if there is None:
-            return Value(self.writer, type_, self._let(f"load {type_}, ptr {self.text}, align {align}"))
+            return Value(self.writer, type_, self.writer.load(type_, self.text, f", align {align}"))
         rest = f"i32 {align}, {there}, {constant(self.writer, type_, other)}"
         call = f"call {type_} @llvm.masked.load.{type_.mangled}.p0(ptr {self.text}, {rest})"
         return Value(self.writer, type_, self._let(call))
@@ -59,19 +59,19 @@ class Pointer:
             self.writer.do(f"call void {name}({value}, ptr {self.text}, i32 {align}, {there})")
             return
         hint = ", !nontemporal !0" if nontemporal else ""
-        self.writer.do(f"store {value}, ptr {self.text}, align {align}{hint}")
+        self.writer.store(value.type, value.text, self.text, f", align {align}{hint}")
 
     def clear(self, count: Operand, byte: int = 0) -> None:
         """Sets all bytes of `count` elements to `byte`."""
-        size = self._size(count)
-        self.writer.do(f"call void @llvm.memset.p0.i64(ptr {self.text}, i8 {byte}, {size}, i1 false)")
+        self.writer.clear(self.text, self.element.size, self._long(count).text, byte)
 
     def copy(self, source: "Pointer", count: Operand) -> None:
         """Copies `count` elements from `source`, which must not overlap."""
-        size = self._size(count)
-        self.writer.do(
-            f"call void @llvm.memcpy.p0.p0.i64(ptr {self.text}, ptr {source.text}, {size}, i1 false)"
-        )
+        self.writer.copy(self.text, source.text, self.element.size, self._long(count).text)
+
+    def named(self, name: str) -> Self:
+        """This address, as a constant called `name` where it is printed as C."""
+        return type(self)(self.writer, self.writer.name(None, self.text, name))
 
     def instead(self, condition: Value, other: "Pointer") -> Self:
         """`other` if `condition` is true, else this address."""
@@ -91,15 +91,11 @@ class Pointer:
         """Whether this is not the null pointer, which stands for a tensor that is None."""
         return Value(self.writer, BIT, self._let(f"icmp ne ptr {self.text}, null"))
 
-    def _size(self, count: Operand) -> Value:
-        if isinstance(count, Value):
-            return count * self.element.size
-        return constant(self.writer, LONG, count * self.element.size)
+    def _long(self, count: Operand) -> Value:
+        return count if isinstance(count, Value) else constant(self.writer, LONG, count)
 
-    def _moved(self, kind: str, count: Operand) -> Self:
-        if not isinstance(count, Value):
-            count = constant(self.writer, LONG, count)
-        return type(self)(self.writer, self._let(f"getelementptr {kind}, ptr {self.text}, {count}"))
+    def _moved(self, element: Type, count: Operand) -> Self:
+        return type(self)(self.writer, self.writer.offset(element, self.text, self._long(count).text))
 
     def _let(self, said: str) -> str:
         return self.writer.let("", said)

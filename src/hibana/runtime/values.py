@@ -83,15 +83,16 @@ class Value:
             if not isinstance(no, Value):
                 raise TypeError(f"one of the two must be a value of the kernel, got {yes!r} and {no!r}")
             yes = no.lift(yes)
-        return yes.new(yes.type, f"select {self.type} {self.text}, {yes}, {yes.lift(no)}")
+        text = self.writer.select(self.type, self.text, yes.type, yes.text, yes.lift(no).text)
+        return Value(self.writer, yes.type, text)
 
     def smaller(self, other: "Operand") -> "Value":
         """The smaller of two integers."""
-        return self.call("smin", self.lift(other))
+        return (self < other).select(self, other)
 
     def larger(self, other: "Operand") -> "Value":
         """The larger of two integers."""
-        return self.call("smax", self.lift(other))
+        return (self > other).select(self, other)
 
     def ones(self) -> "Value":
         """The number of set bits of each element."""
@@ -119,17 +120,15 @@ class Value:
         if target.bits == self.type.bits:
             return self
         more, fewer = ("fpext", "fptrunc") if self.type.real else ("zext", "trunc")
-        return self.new(target, f"{more if target.bits > self.type.bits else fewer} {self} to {target}")
+        return self._converted(more if target.bits > self.type.bits else fewer, target)
 
     def signed_to(self, type_: Type) -> "Value":
         """This signed integer, sign-extended to `type_`."""
-        target = type_.of(self.type.width)
-        return self.new(target, f"sext {self} to {target}")
+        return self._converted("sext", type_.of(self.type.width))
 
     def real(self, type_: Type) -> "Value":
         """This signed integer, converted to the nearest float of `type_`."""
-        target = type_.of(self.type.width)
-        return self.new(target, f"sitofp {self} to {target}")
+        return self._converted("sitofp", type_.of(self.type.width))
 
     def integer(self) -> "Value":
         """The bits of each float, reinterpreted as an integer of the same width."""
@@ -231,13 +230,21 @@ class Value:
         """The result of the instruction `said`."""
         return Value(self.writer, type_, self.writer.let("", said))
 
+    def named(self, name: str) -> "Value":
+        """This value, as a constant called `name` where it is printed as C."""
+        return Value(self.writer, self.type, self.writer.name(self.type, self.text, name))
+
     def _computed(self, name: str, other: "Operand") -> "Value":
-        name = f"f{name}" if self.type.real else name
-        return self.new(self.type, f"{name} {self}, {self.lift(other).text}")
+        text = self.writer.arithmetic(name, self.type, self.text, self.lift(other).text)
+        return Value(self.writer, self.type, text)
 
     def _compared(self, real: str, whole: str, other: "Operand") -> "Value":
-        name = f"fcmp {real}" if self.type.real else f"icmp {whole}"
-        return self.new(BIT.of(self.type.width), f"{name} {self}, {self.lift(other).text}")
+        name = real if self.type.real else whole
+        text = self.writer.comparison(name, self.type, self.text, self.lift(other).text)
+        return Value(self.writer, BIT.of(self.type.width), text)
+
+    def _converted(self, how: str, target: Type) -> "Value":
+        return Value(self.writer, target, self.writer.convert(how, self.type, target, self.text))
 
     def __str__(self) -> str:
         return f"{self.type} {self.text}"
@@ -249,16 +256,7 @@ _Operator = Callable[[Value, Operand], Value]
 
 def constant(writer: Writer, type_: Type, number: float) -> Value:
     """The constant `number` of `type_`, in each lane."""
-    if type_.real:
-        if type_.bits == 32:
-            (number,) = struct.unpack("<f", struct.pack("<f", number))
-        exact = abs(number) < 1 << 24 and number == int(number)
-        text = f"{number:.1f}" if exact else f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
-    elif type_.bits == 1:
-        text = "true" if number else "false"
-    else:
-        text = str(int(number))
-    return Value(writer, type_, text if type_.width == 1 else f"splat ({type_.element} {text})")
+    return Value(writer, type_, writer.constant(type_, number))
 
 
 def float_bits(number: float) -> int:

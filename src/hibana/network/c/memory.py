@@ -3,14 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from hibana.compiler.graph.ops import Unsupported
-from hibana.network.graph import Node
-from hibana.network.sliding import channels_last
-
-__all__ = ["SIZES", "Held", "Memory", "index_kind"]
+__all__ = ["FOREVER", "SIZES", "Memory", "index_kind"]
 
 SIZES = {
     **{"double": 8, "int64_t": 8, "float": 4, "int32_t": 4, "uint32_t": 4},
@@ -24,37 +17,6 @@ FOREVER = 1 << 30
 def index_kind(count: int) -> str:
     """C's smallest type that holds the numbers below `count`."""
     return next(kind for kind in ("uint8_t", "uint16_t", "uint32_t") if count <= 1 << 8 * SIZES[kind])
-
-
-@dataclass
-class Held:
-    """A node's numbers in the program."""
-
-    node: Node
-    places: Tensor
-    """Which number of PyTorch's lies at each place."""
-    kind: str = ""
-    """C's type of its numbers."""
-    numbers: str = ""
-    """The array of them; of spikes, of their flags, which are 0 and 1."""
-    spikes: str = ""
-    """The array of the places that spiked, in rising order; empty if they are no spikes."""
-    count: str = ""
-    """How many spiked."""
-    truths: bool = False
-    """Whether they are all 0 or 1."""
-
-    def channels_last(self, shape: tuple[int, ...]) -> bool:
-        """Whether an image of `shape` lies so, rather than channel by channel.
-
-        Raises:
-            Unsupported: if it lies in neither way.
-        """
-        if torch.equal(self.places, channels_last(shape)):
-            return True
-        if torch.equal(self.places, torch.arange(self.node.size, dtype=torch.int64, device="cpu")):
-            return False
-        raise Unsupported(f"the numbers of layer {self.node.name!r} are in no order that C reads an image in")
 
 
 @dataclass

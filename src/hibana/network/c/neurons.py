@@ -1,133 +1,114 @@
 """A layer of neurons in C: its states, and a loop over neurons for each stage of its step."""
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
 from hibana.compiler.c.source import Product
 from hibana.compiler.graph.passes import Stores, leaves
-from hibana.network.c.layers import numbers
-from hibana.network.c.memory import Held, Memory
-from hibana.network.c.numbers import Numbers
-from hibana.network.c.rows import Active
-from hibana.network.c.text import array, block, each
+from hibana.network.c.text import each
+from hibana.network.lowering import Held
 from hibana.network.neurons import Layer
+from hibana.runtime.kernels import Pointer
 
-__all__ = ["Writer"]
+if TYPE_CHECKING:
+    from hibana.network.c.emitter import Emitter
+
+__all__ = ["neurons"]
 
 
-class Writer:
-    """Writes a layer: its constants, its part of the struct, its reset and its step."""
+def neurons(to: "Emitter", made: Layer, read: Held) -> Held:
+    """Writes a step of the layer `made` on `read`, its constants, its part of the struct and its reset."""
+    writer = _Writer(to, made, read)
+    to.resets += writer.reset()
+    held = Held(made.node, read.places, writer.states[-1], truths=made.emits_spikes)
+    if made.emits_spikes:
+        to.allocate_list(held, always=made.reads_spikes())
+    for i, product in enumerate(made.products):
+        writer.product(i, product, held)
+    writer.step()
+    return held
 
-    def __init__(self, made: Layer, read: Held, numbers: Numbers, memory: Memory, prefix: str) -> None:
-        self.made, self.read, self.numbers, self.prefix = made, read, numbers, prefix
-        self.constants: list[str] = []
-        self.constant_bytes = 0
-        step, size = made.step, made.node.size
-        truth, kind = "uint8_t", numbers.kind
-        self.states = [
-            memory.lasting(made.state(i), truth if i in made.known else kind, size)
-            for i in range(len(step.states))
-        ]
-        self.memory = memory
+
+class _Writer:
+    """The code of one layer."""
+
+    def __init__(self, to: "Emitter", made: Layer, read: Held) -> None:
+        self.to, self.made, self.read = to, made, read
+        self.kind, self.size = to.numbers_of.kind, made.node.size
+        self.states = [self._lasting(made.state(i), i in made.known) for i in range(len(made.step.states))]
+
+    def _lasting(self, name: str, truths: bool) -> Pointer:
+        kind = "uint8_t" if truths else self.kind
+        return self.to.pointer(self.to.memory.lasting(name, kind, self.size), kind)
+
+    def _array(self, name: str, values: Tensor) -> Pointer:
+        """A constant array."""
+        kind = self.to.numbers_of.of(self.made.node.name, values)
+        return self.to.array(f"{self.to.name}_{name}_{self.made.index}", kind, values)
 
     def reset(self) -> list[str]:
-        """The states at rest."""
+        """Sets the states to rest."""
         lines = []
         for i, (state, begun) in enumerate(zip(self.states, self.made.begun, strict=True)):
-            kind = "uint8_t" if i in self.made.known else self.numbers.kind
-            given = self._each_neuron(f"{self.made.state(i)}_begun", kind, begun)
-            lines.append(f"{state}[j] = {given};")
-        return each("j", self.made.node.size, lines)
+            if bool((begun == begun[0]).all()):
+                kind = "uint8_t" if i in self.made.known else self.kind
+                value = self.to.numbers_of.literal(float(begun[0]), kind)
+            else:
+                kind = self.to.numbers_of.of(self.made.node.name, begun)
+                name = f"{self.to.name}_{self.made.state(i)}_begun"
+                value = self.to.element(self.to.array(name, kind, begun), "j")
+            lines.append(f"{self.to.element(state, 'j')} = {value};")
+        return each("j", self.size, lines)
 
-    def _each_neuron(self, name: str, kind: str, values: Tensor) -> str:
-        """What stands for neuron j's number: a literal if all are the same, else an array's element."""
-        if bool((values == values[0]).all()):
-            return self.numbers.literal(float(values[0]), kind)
-        return f"{self.array(name, values)}[j]"
-
-    def array(self, name: str, values: Tensor) -> str:
-        """A constant array; gives its name."""
-        whole, kind = f"{self.prefix}_{name}", self.numbers.of(self.made.node.name, values)
-        self.constants += array(whole, kind, values)
-        self.constant_bytes += self.numbers.bytes(kind) * values.numel()
-        return whole
-
-    def step(self) -> list[str]:
-        """One step."""
+    def step(self) -> None:
+        """The loop over neurons that computes the next states."""
         made = self.made
-        lines = [line for i, product in enumerate(made.products) for line in self._product(i, product)]
         stores = {
             name: (value.converted or value) if j in made.known else value
             for j, (name, value) in enumerate(made.stores.items())
         }
-        body, results = self.numbers.statements(made, stores, made.standing)
-        for j, name in enumerate(made.step.states):
-            truth = j in made.known and not stores[name].boolean
-            body.append(f"{self.states[j]}[j] = {f'({results[name]}) != 0' if truth else results[name]};")
-        return [*lines, *each("j", made.node.size, [*self._reads(stores), *body])]
+        lines = []
+        body, results = self.to.numbers_of.statements(made, stores, made.standing)
+        for j, (state, value) in enumerate(zip(self.states, stores.values(), strict=True)):
+            result = results[made.step.states[j]]
+            truth = j in made.known and not value.boolean
+            lines.append(f"{self.to.element(state, 'j')} = {f'({result}) != 0' if truth else result};")
+        self.to.writer.write(each("j", self.size, [*self._reads(stores), *body, *lines]))
 
     def _reads(self, stores: Stores) -> list[str]:
-        """Gives what is read at neuron j a name."""
-        lines = []
-        names = {name: i for i, name in enumerate(self.made.step.states)}
+        """Declares what is read at neuron j."""
+        made, element, kind = self.made, self.to.element, self.kind
+        names = {name: i for i, name in enumerate(made.step.states)}
         names["emitted_before"] = len(names) - 1
-        kind = self.numbers.kind
+        found = {}
         for name, leaf in leaves(stores).items():
             if name == "x":
-                lines.append(f"const {kind} x = {_cast(self.read.numbers, self.read.kind, kind)};")
+                found[name] = element(self.to.numbers(self.read), "j", kind)
             elif name in names:
-                given = "uint8_t" if names[name] in self.made.known else kind
-                lines.append(f"const {kind} {name} = {_cast(self.states[names[name]], given, kind)};")
+                found[name] = element(self.states[names[name]], "j", kind)
             elif name.startswith("product"):
-                lines.append(f"const {kind} {name} = net->{name}_{self.made.index}[j];")
+                found[name] = f"net->{name}_{made.index}[j]"
             elif leaf.is_row:
-                array = f"{self.prefix}_{name}_{self.made.index}"
-                lines.append(f"const {kind} {name} = {array}[{self.made.place(name)}];")
-        return lines
+                values = made.parameters[int(name[1:])]
+                found[name] = element(self._array(name, values), made.place(name), kind)
+        return [f"const {kind} {name} = {read};" for name, read in found.items()]
 
-    def prepare(self) -> None:
-        """The parameters that are a number for each neuron, the matrices, and what its products need."""
-        for i, values in enumerate(self.made.parameters):
-            if values.numel() > 1:
-                self.array(f"p{i}_{self.made.index}", values)
-        for product in {(p.matrix, p.turned): p for p in self.made.products}.values():
-            name = f"m{product.matrix}{'t' * product.turned}_{self.made.index}"
-            self.array(name, self.made.weights(product))
-        size, kind = self.made.node.size, self.numbers.kind
-        for i, product in enumerate(self.made.products):
-            self.memory.lasting(f"product{i}_{self.made.index}", kind, size)
-            if product.state is None:
-                given = "uint8_t" if product.truth else kind
-                self.memory.lasting(f"operand{i}_{self.made.index}", given, size)
-
-    def _product(self, i: int, product: Product) -> list[str]:
-        """The product i of the step, into an array of its own."""
-        made, size, kind = self.made, self.made.node.size, self.numbers.kind
-        out = f"net->product{i}_{made.index}"
-        lines: list[str] = []
+    def product(self, i: int, product: Product, before: Held) -> None:
+        """The product `i` of the step, into an array of its own; `before` are the last step's spikes."""
+        made, to = self.made, self.to
+        out = self._lasting(f"product{i}_{made.index}", False)
         if product.state is None:
-            name = f"operand{i}_{made.index}"
-            body, results = self.numbers.statements(made, {"operand": product.operand}, made.standing)
+            operand = self._lasting(f"operand{i}_{made.index}", product.truth)
+            body, results = to.numbers_of.statements(made, {"operand": product.operand}, made.standing)
             value = f"({results['operand']}) != 0" if product.truth else results["operand"]
-            operand = f"net->{name}"
-            lines += each(
-                "j", size, [*self._reads({"operand": product.operand}), *body, f"{operand}[j] = {value};"]
-            )
+            lines = [*self._reads({"operand": product.operand}), *body]
+            to.writer.write(each("j", self.size, [*lines, f"{to.element(operand, 'j')} = {value};"]))
         else:
             operand = self.states[product.state]
-        weights = f"{self.prefix}_m{product.matrix}{'t' * product.turned}_{made.index}"
-        if made.reads_spikes() and product.state == len(made.step.states) - 1:
-            begins = (f"const size_t i = net->spikes{made.index}[k];",)
-            over = Active(f"for (size_t k = 0; k < net->count{made.index}; k++)", begins, False)
-        elif product.truth:
-            over = Active(
-                f"for (size_t i = 0; i < {size}; i++)", (f"if (!{operand}[i])", "    continue;"), False
-            )
-        else:
-            over = numbers(operand, size, kind)
-        added = f"x * {weights}[i][o]" if over.valued else f"{weights}[i][o]"
-        lines += each("o", size, [f"{out}[o] = 0;"])
-        return lines + block(over.head, [*over.begins, *each("o", size, [f"{out}[o] += {added};"])])
-
-
-def _cast(array: str, given: str, kind: str) -> str:
-    return f"{array}[j]" if given == kind else f"({kind}){array}[j]"
+        source = before
+        if product.state != len(made.step.states) - 1 or not made.reads_spikes():
+            source = Held(made.node, before.places, operand, truths=product.truth)
+        name = f"m{product.matrix}{'t' * product.turned}"
+        out.clear(self.size)
+        to.add_rows(source, self._array(name, made.weights(product)), self.size, out)

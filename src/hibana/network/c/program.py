@@ -102,8 +102,8 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
         written.parts.constant_bytes,
         written.parts.memory.bytes(),
         tuple(written.costs),
-        tuple(written.spiking),
-        tuple(sorted(written.functions)),
+        tuple(written.parts.spiking),
+        tuple(sorted(written.parts.functions)),
     )
 
 

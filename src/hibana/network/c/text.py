@@ -1,7 +1,7 @@
 """Lines of C: blocks, loops, and arrays of constants."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from textwrap import wrap
 
 from torch import Tensor
@@ -36,22 +36,13 @@ def number_text(values: Tensor, kind: str) -> list[str]:
 
 
 def array(name: str, kind: str, values: Tensor) -> list[str]:
-    """A constant array with the numbers and the shape of `values`."""
-    sides = "".join(f"[{side}]" for side in values.shape)
-    head = f"static const {kind} {name}{sides} = {{"
-    return [head, *_nested(number_text(values, kind), values.shape[1:]), "};"]
-
-
-def _nested(numbers: Sequence[str], inner: Sequence[int]) -> list[str]:
-    if not inner:
-        return _wrapped(", ".join(numbers))
-    size = 1
-    for side in inner:
-        size *= side
-    parts = [numbers[at : at + size] for at in range(0, len(numbers), size)]
-    if len(inner) == 1:
-        return [line for part in parts for line in _wrapped(f"{{{', '.join(part)}}},")]
-    return [line for part in parts for line in ("    {", *_nested(part, inner[1:]), "    },")]
+    """A constant array with the numbers of `values`, and their shape in a comment."""
+    shape = "".join(f"[{side}]" for side in values.shape) if values.ndim > 1 else ""
+    numbers = number_text(values, kind)
+    width = values.shape[-1]
+    rows = [", ".join(numbers[at : at + width]) + "," for at in range(0, len(numbers), width)]
+    head = f"static const {kind} {name}[{len(numbers)}] = {{{shape and f' /* {shape} */'}"
+    return [head, *(line for row in rows for line in _wrapped(row)), "};"]
 
 
 def _wrapped(text: str) -> list[str]:

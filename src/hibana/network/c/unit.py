@@ -57,7 +57,7 @@ class Unit:
             "",
             *block(
                 f"void {name}_output(const {state}, {kind} output[{outputs}])",
-                each("i", outputs, [f"output[i] = {self.written.out('i')};"]),
+                each("i", outputs, [f"output[i] = {self.written.parts.output('i')};"]),
             ),
             "",
             *block(
@@ -153,8 +153,8 @@ class Unit:
         if len(self.network.still) > 1:
             names = ", ".join(commented(node.name) for node in self.network.still[1:])
             lines += ["", f"   An input that stays the same (0 given) costs nothing again in {names}."]
-        if self.written.functions:
-            names = ", ".join(sorted(self.written.functions))
+        if self.written.parts.functions:
+            names = ", ".join(sorted(self.written.parts.functions))
             lines += [
                 "",
                 f"   {names}: no standard says the last bit of these, so spikes",

@@ -8,6 +8,7 @@ import torch
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node
 from hibana.network.layers.base import Call, LayerKind, Operations
+from hibana.network.lowering import Held, Lowering, spread
 from hibana.network.nir_node import NirNode, filled
 
 if TYPE_CHECKING:
@@ -40,6 +41,14 @@ class Sum(LayerKind):
     def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
         return step.op("Add", inputs)
 
+    def lower(self, node: Node, to: Lowering) -> Held:
+        one, two = (to.held[source] for source in node.inputs)
+        two = to.ordered(two, one.places)
+        left, right, out = to.numbers(one), to.numbers(two), to.temporary(node.size)
+        for at, width in to.vectors(node.size):
+            (out + at).store((left + at).load(width) + (right + at).load(width))
+        return Held(node, one.places, out)
+
 
 class Scale(LayerKind):
     """A value times a number."""
@@ -57,6 +66,14 @@ class Scale(LayerKind):
 
     def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
         return step.op("Mul", [*inputs, step.number(node.factor)])
+
+    def lower(self, node: Node, to: Lowering) -> Held:
+        read = to.held[node.inputs[0]]
+        numbers, out = to.numbers(read), to.temporary(node.size)
+        factor = to.factor(node.factor)
+        for at, width in to.vectors(node.size):
+            (out + at).store((numbers + at).load(width) * spread(factor, width))
+        return Held(node, read.places, out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         return NirNode("Scale", {"scale": filled(node.factor, node.shape, "scale")})

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node, Shape
+from hibana.network.lowering import Held, Lowering
 from hibana.network.nir_node import NirNode
 
 if TYPE_CHECKING:
@@ -95,6 +96,10 @@ class LayerKind:
     def delays(self, node: Node, places: Tensor) -> Tensor:
         """Delays in steps of synapses ``[inputs, outputs]``, or of the inputs, in the order `places`."""
         self.refuse(node, "delays")
+
+    def lower(self, node: Node, to: Lowering) -> Held:
+        """Builds the loops of `node` for one step of one sample; they read ``to.held`` of its inputs."""
+        self.refuse(node, to.target)
 
     def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
         """Writes `node` into an ONNX `step`; the name of its output."""

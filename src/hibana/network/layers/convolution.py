@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Operations
 from hibana.network.layers.linear import dense_operations
-from hibana.network.layers.sliding import SlidingKind, each_side
+from hibana.network.layers.sliding import SlidingKind, each_side, seen_by
+from hibana.network.lowering import Held, Lowering
 from hibana.network.nir_node import NirNode, array, load_weights, pair
-from hibana.network.sliding import sliding_of
+from hibana.network.sliding import channels_last, image_of, sliding_of
 from hibana.nn.each_step import EachStep
 
 if TYPE_CHECKING:
@@ -55,6 +56,27 @@ class Convolution(SlidingKind):
         dilations = each_side(module.dilation, len(node.shape) - 1)
         arrays = [*inputs, step.constant(module.weight), *bias]
         return step.op("Conv", arrays, **settings, dilations=dilations, group=module.groups)
+
+    def lower(self, node: Node, to: Lowering) -> Held:
+        module = node.module
+        read, last = to.image(to.held[node.inputs[0]], node.seen[0])
+        weights, bias = self.weights(node, read.places)
+        rows = to.constant(weights)
+        channels, _, width = image_of(node.shape)
+        of_group = channels // module.groups
+        kernel = sliding_of(node).kernel
+        out = to.temporary(node.size)
+        out.clear(node.size)
+        with to.each_active(read) as (i, x), seen_by(to, node, i, last) as (c, ky, kx, oy, ox):
+            pixel = oy * (width * channels) + ox * channels
+            if module.groups > 1:
+                pixel = pixel + c // (module.in_channels // module.groups) * of_group
+            tap = c * (kernel[0] * kernel[1]) + ky * kernel[1] + kx
+            target, row = (out + pixel).named("target"), (rows + tap * of_group).named("weights")
+            to.accumulate(target, row, of_group, x)
+        if bias is not None:
+            to.add_bias(out, bias, node.size)
+        return Held(node, channels_last(node.shape), out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module, (_, *sides) = node.module, node.seen[0]

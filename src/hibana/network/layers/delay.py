@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.linear import dense_operations, linear_node
+from hibana.network.layers.ring import Ring
+from hibana.network.lowering import Held, Lowering, in_order
 from hibana.network.nir_node import NirNode, check_broadcasts, filled
 from hibana.network.sliding import indices
 from hibana.nn.delay import Delay
 from hibana.nn.delayed_linear import DelayedLinear
+from hibana.runtime.kernels import LONG, Value
 
 if TYPE_CHECKING:
     from hibana.network.scan import OnnxStep
@@ -48,6 +51,24 @@ class Delays(LayerKind):
         steps = self.delays(node, torch.arange(node.size, dtype=torch.int64, device="cpu")).detach()
         late = _delayed(steps, step.past(inputs[0], node.size, 1, int(steps.max())), step)
         return step.op("Reshape", [late, step.constant(indices([-1, *node.shape]))])
+
+    def lower(self, node: Node, to: Lowering) -> Held:
+        module = node.module
+        read = to.held[node.inputs[0]]
+        numbers, out = to.numbers(read), to.temporary(node.size, truths=read.truths)
+        steps = self.delays(node, read.places)
+        uniform = bool((steps == steps[0]).all())
+        late = None if uniform else to.indices(steps, "d")
+        ring = Ring(to, node, read.places, module.reach + 1, truths=read.truths)
+        (ring.numbers + ring.now * node.size).copy(numbers, node.size)
+        before: Value | int = ring.steps - int(steps[0]) if uniform and steps[0] else 0
+        with to.code.loop(0, node.size, name="o") as o:
+            if late is not None:
+                ago = late[o].to(LONG).named("ago")
+                before = ago.equals(0).select(ago, ring.steps - ago)
+            (out + o).copy(ring.step(before) + o, 1)
+        ring.advance()
+        return Held(node, read.places, out, truths=read.truths)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         return _delay_node(node.module.steps, node.shape, dt)
@@ -97,6 +118,15 @@ class DelayedSynapses(LayerKind):
         # MatMul, because OpenVINO 2026.4 computes ReduceSum of one number and a bias added to it wrongly
         total = step.op("MatMul", [products, step.constant(torch.ones_like(module.weight[0]))])
         return total if module.bias is None else step.op("Add", [total, step.constant(module.bias)])
+
+    def lower(self, node: Node, to: Lowering) -> Held:
+        module = node.module
+        read = to.held[node.inputs[0]]
+        weights, bias = self.weights(node, read.places)
+        rows, late = to.constant(weights), to.indices(self.delays(node, read.places), "d")
+        ring = Ring(to, node, in_order(node.size), module.reach + 1)
+        ring.scatter(read, rows, late)
+        return Held(node, in_order(node.size), ring.taken(bias))
 
     def input_shape(self, module: nn.Module) -> Shape | None:
         return (cast(DelayedLinear, module).in_features,)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
+from hibana.network.lowering import Held, Lowering, in_order
 from hibana.network.nir_node import NirNode, array, load_weights
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class Linear(LayerKind):
         module = node.module
         bias = [] if module.bias is None else [step.constant(module.bias)]
         return step.op("Gemm", [*inputs, step.constant(module.weight), *bias], transB=1)
+
+    def lower(self, node: Node, to: Lowering) -> Held:
+        read, out = to.held[node.inputs[0]], to.temporary(node.size)
+        to.product(node, read, *self.weights(node, read.places), out)
+        return Held(node, in_order(node.size), out)
 
     def input_shape(self, module: nn.Module) -> Shape | None:
         return (cast(nn.Linear, module).in_features,)

@@ -14,6 +14,8 @@ from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.gain import Scale
 from hibana.network.layers.linear import linear_node
+from hibana.network.layers.ring import Ring
+from hibana.network.lowering import Held, Lowering, in_order
 from hibana.network.neurons import layer
 from hibana.network.nir_node import NirNode, array, check_broadcasts, filled, is_infinite, value
 from hibana.nn.delayed_recurrent import DelayedRecurrent
@@ -55,6 +57,9 @@ class Neurons(LayerKind):
     def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
         return step.neurons(node, inputs[0])
 
+    def lower(self, node: Node, to: Lowering) -> Held:
+        return to.neurons(node, to.held[node.inputs[0]])
+
     def to_nir(self, node: Node, dt: float) -> NirNode:
         neurons, module = _to_nir(node.module.cell, node.shape, dt), node.module
         return neurons if isinstance(module, OverTime) else _recurrent_node(module, neurons, node.shape)
@@ -87,6 +92,20 @@ class DelayedRecurrentNeurons(Neurons):
 
     def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
         self.refuse(node, "ONNX")
+
+    def lower(self, node: Node, to: Lowering) -> Held:
+        module = node.module
+        read = to.ordered(to.held[node.inputs[0]], in_order(node.size))
+        synapses = module.recurrent
+        rows, late = to.constant(synapses.weight.T), to.indices(synapses.steps.T, "d")
+        ring = Ring(to, node, read.places, synapses.reach + 1)
+        numbers, driven = to.numbers(read), ring.taken(None)
+        for at, width in to.vectors(node.size):
+            place = driven + at
+            place.store((numbers + at).load(width) + place.load(width))
+        held = to.neurons(node, Held(node, read.places, driven))
+        ring.scatter(held, rows, late)
+        return held
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         self.refuse(node, "NIR")

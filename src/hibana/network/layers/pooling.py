@@ -1,6 +1,7 @@
 """Max and average pooling over images and sequences; means over a whole image."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -10,10 +11,12 @@ from torch import nn
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, Operations
-from hibana.network.layers.sliding import SlidingKind
+from hibana.network.layers.sliding import SlidingKind, seen_by
+from hibana.network.lowering import Held, Lowering, in_order, spread
 from hibana.network.nir_node import NirNode, pair
-from hibana.network.sliding import image_of, sliding_of
+from hibana.network.sliding import channels_last, image_of, sliding_of
 from hibana.nn.each_step import EachStep
+from hibana.runtime.kernels import BYTE, Pointer, Value
 
 if TYPE_CHECKING:
     from hibana.network.scan import OnnxStep
@@ -57,6 +60,25 @@ class Maximum(Pooling):
     def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
         return step.op("MaxPool", inputs, **self.onnx_settings(node))
 
+    def lower(self, node: Node, to: Lowering) -> Held:
+        read, last = to.image(to.held[node.inputs[0]], node.seen[0])
+        channels, _, width = image_of(node.shape)
+        if read.bits is not None and last and channels % 8 == 0:
+            return _any(to, node, read, channels // 8)
+        if not read.truths:
+
+            def larger(found: Value, there: Value) -> Value:
+                above = there > found
+                return (above | there.differs(there) if there.type.real else above).select(there, found)
+
+            return _pooled(to, node, read, last, to.lowest(), larger, lambda found, _: found)
+        out = to.temporary(node.size, truths=True)
+        out.clear(node.size)
+        with to.each_active(read) as (i, _), seen_by(to, node, i, last) as (c, _ky, _kx, oy, ox):
+            image = node.size // channels
+            out[(oy * width + ox) * channels + c if last else c * image + oy * width + ox] = 1
+        return Held(node, channels_last(node.shape) if last else in_order(node.size), out, truths=True)
+
     def to_nir(self, node: Node, dt: float) -> NirNode:
         raise ValueError("NIR has no max-pooling; train with average pooling, or stride the convolution")
 
@@ -96,6 +118,22 @@ class Average(Pooling):
             return mean
         return step.op("Mul", [mean, step.number(math.prod(settings["kernel_shape"]) / divisor)])
 
+    def lower(self, node: Node, to: Lowering) -> Held:
+        module = node.module
+        window = sliding_of(node)
+        read, last = to.image(to.held[node.inputs[0]], node.seen[0])
+        divisor = getattr(module, "divisor_override", None)
+        area = divisor or window.kernel[0] * window.kernel[1]
+        counted = not (divisor or module.count_include_pad) and any(window.padding)
+        element = to.number.element
+
+        def divided(found: Value, count: Value) -> Value:
+            by = count.real(element) if counted else to.code.constant(area, element)
+            return found if area == 1 else found / spread(by, found.type.width)
+
+        zero = to.code.constant(0, element)
+        return _pooled(to, node, read, last, zero, lambda found, there: found + there, divided)
+
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module = node.module
         self.check_sample(node.seen[0], 2)
@@ -120,3 +158,72 @@ def _is_over_sides(call: Call) -> bool:
     blank = torch.empty([2] * (call.leading + len(seen)), dtype=torch.float32, device="meta")
     kept = torch.mean(blank, *call.arguments, **{**call.named, "keepdim": True}).shape
     return tuple(kept) == (*[2] * (call.leading + 1), *(1 for _ in seen[1:]))
+
+
+def _any(to: Lowering, node: Node, read: Held, octets: int) -> Held:
+    """Max pooling of spikes as bits; a pixel consists of `octets` whole bytes."""
+    assert read.bits is not None
+    out = to.bits(node.size)
+    out.clear(-(-node.size // 64) * 8)
+    zero = to.code.constant(0, BYTE)
+    with to.registers(octets) as parts:
+        _fold(to, node, read.bits, out, octets, parts, zero, lambda a, b: a | b, lambda found, _: found)
+    return Held(node, channels_last(node.shape), bits=out, truths=True)
+
+
+def _pooled(to: Lowering, node: Node, read: Held, last: bool, first: Value, folded: Any, result: Any) -> Held:
+    """Folds the numbers under each window, starting with `first`."""
+    window, (channels, height, width) = sliding_of(node), image_of(node.shape)
+    numbers, out = to.numbers(read), to.temporary(node.size)
+    if last:
+        with to.registers(channels) as parts:
+            _fold(to, node, numbers, out, channels, parts, first, folded, result)
+        return Held(node, channels_last(node.shape), out)
+    with to.code.loop(0, channels, name="c") as c:
+        image = (numbers + c * (window.image[0] * window.image[1])).named("image")
+        pixels = (out + c * (height * width)).named("pixels")
+        _fold(to, node, image, pixels, 1, [(0, 1)], first, folded, result)
+    return Held(node, in_order(node.size), out)
+
+
+def _fold(
+    to: Lowering,
+    node: Node,
+    source: Pointer,
+    target: Pointer,
+    stride: int,
+    parts: list[tuple[Any, int]],
+    first: Value,
+    folded: Callable[[Value, Value], Value],
+    result: Callable[[Value, Value], Value],
+) -> None:
+    """Folds the pixels under each window of `node`.
+
+    Args:
+        to: the code of the step.
+        node: a pooling layer.
+        source: the image; pixels are `stride` elements apart.
+        target: the pooled image, of which likewise.
+        stride: elements of a pixel.
+        parts: the vectors of a pixel.
+        first: what each fold begins with.
+        folded: a fold's next value, from its last one and a pixel under the window.
+        result: the number that is stored, from a fold's last value and the number of pixels.
+    """
+    code, window, width = to.code, sliding_of(node), image_of(node.shape)[2]
+    with code.loop(0, window.outputs[0], name="oy") as oy, code.loop(0, window.outputs[1], name="ox") as ox:
+        ranges = []
+        for axis, (at, low, high) in enumerate(((oy, "top", "bottom"), (ox, "left", "right"))):
+            begin = at * window.stride[axis] - window.padding[axis]
+            end = (begin + window.kernel[axis]).smaller(code.constant(window.image[axis]))
+            ranges.append((begin.larger(code.constant(0)).named(low), end.named(high)))
+        totals = [(at, n, code.variable(spread(first, n))) for at, n in parts]
+        with code.loop(*ranges[0], name="y") as y, code.loop(*ranges[1], name="x") as x:
+            pixel = source + (y * window.image[1] + x) * stride
+            for at, n, found in totals:
+                there = (pixel + at).load(n).named("there")
+                found.value = folded(found.value, there)
+        (top, bottom), (left, right) = ranges
+        count = (bottom - top) * (right - left)
+        for at, _, found in totals:
+            (target + ((oy * width + ox) * stride + at)).store(result(found.value, count))

@@ -1,14 +1,18 @@
 """What convolutions and poolings share: a kernel that slides over an image or a sequence."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind
-from hibana.network.sliding import sliding_of
+from hibana.network.lowering import Lowering
+from hibana.network.sliding import image_of, sliding_of
+from hibana.runtime.kernels import Value
 
-__all__ = ["SlidingKind", "each_side"]
+__all__ = ["SlidingKind", "each_side", "seen_by"]
 
 _OVER_SEQUENCES = nn.Conv1d | nn.MaxPool1d | nn.AvgPool1d
 
@@ -51,3 +55,38 @@ class SlidingKind(LayerKind):
 def each_side(size: int | tuple[int, ...], rank: int) -> list[int]:
     """A setting of torch, one number or one per side, as one per side."""
     return [size] * rank if isinstance(size, int) else list(size)
+
+
+@contextmanager
+def seen_by(
+    to: Lowering, node: Node, i: Value, last: bool
+) -> Iterator[tuple[Value, Value, Value, Value, Value]]:
+    """A loop over the output pixels that see place `i` of the input image, channels `last` or first.
+
+    Yields the channel of `i`, the row and column of the tap, and the row and column of the output.
+    """
+    window = sliding_of(node)
+    channels, height, width = image_of(node.seen[0])
+    if last:
+        c, row, column = i % channels, i // channels // width, i // channels % width
+    else:
+        c, row, column = i // (height * width), i // width % height, i % width
+    c, row, column = c.named("c"), row.named("row"), column.named("column")
+
+    @contextmanager
+    def output(tap: Value, pixel: Value, axis: int, name: str) -> Iterator[Value]:
+        """The output at which `tap` is on `pixel`, if there is one."""
+        stride = window.stride[axis]
+        offset = (pixel + window.padding[axis] - tap * window.dilation[axis]).named(name)
+        at = offset // stride
+        inside = (offset >= 0) & (at < window.outputs[axis])
+        with to.code.when(inside if stride == 1 else inside & (offset % stride).equals(0)):
+            yield at
+
+    with (
+        to.code.loop(0, window.kernel[0], name="ky") as ky,
+        output(ky, row, 0, "y") as oy,
+        to.code.loop(0, window.kernel[1], name="kx") as kx,
+        output(kx, column, 1, "x") as ox,
+    ):
+        yield c, ky, kx, oy, ox

@@ -10,9 +10,12 @@ from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.convolution import rows_of_channels
 from hibana.network.layers.delay import sum_of_delays
 from hibana.network.layers.linear import dense_operations
+from hibana.network.layers.ring import Ring
+from hibana.network.lowering import Held, Lowering, in_order
 from hibana.network.nir_node import NirNode
-from hibana.network.sliding import indices
+from hibana.network.sliding import channels_last, indices
 from hibana.nn.window import Window
+from hibana.runtime.kernels import LONG
 
 if TYPE_CHECKING:
     from hibana.network.scan import OnnxStep
@@ -65,6 +68,31 @@ class OverWindow(LayerKind):
                 group=module.groups,
             )
         return step.op("Reshape", [sums, step.constant(indices([-1, *node.shape]))])
+
+    def lower(self, node: Node, to: Lowering) -> Held:
+        module = node.module
+        read, places = to.held[node.inputs[0]], channels_last(node.shape)
+        weights, bias = self.weights(node, read.places)
+        channels, outputs, taps = module.in_channels, module.out_channels, module.kernel_size
+        of_group, pixels = outputs // module.groups, node.size // outputs
+        order, last, rows = None, False, to.constant(weights)
+        if pixels > 1:
+            read, last = to.image(read, node.seen[0])
+        elif not torch.equal(read.places, in_order(len(read.places))):
+            order = to.indices(read.places, "order")
+        ring = Ring(to, node, places, module.reach + 1)
+        with to.each_active(read) as (i, x):
+            c, pixel = i if order is None else order[i].to(LONG).named("c"), to.code.constant(0)
+            if pixels > 1:
+                c, pixel = (i % channels, i // channels) if last else (i // pixels, i % pixels)
+            first = pixel * outputs
+            if module.groups > 1:
+                first = first + c // (channels // module.groups) * of_group
+            with to.code.loop(0, taps, name="k") as k:
+                target = ring.step((to.code.constant(taps - 1) - k) * module.dilation) + first
+                row = rows + (c * taps + k) * of_group
+                to.accumulate(target.named("target"), row.named("weights"), of_group, x)
+        return Held(node, places, ring.taken(bias))
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module = node.module

@@ -1,16 +1,14 @@
 """Blocks of memory that a step reads and writes: arrays one after the other, each on its own cache lines."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hibana.network.lowering import Kind
 from hibana.runtime.code import LINE
 
 __all__ = ["Array", "Block", "pack_bits", "unpack_bits"]
-
-Kind = Literal["numbers", "bits", "ring", "counter"]
 
 
 @dataclass(frozen=True, eq=False)

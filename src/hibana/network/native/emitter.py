@@ -10,31 +10,17 @@ import torch
 from torch import Tensor
 
 from hibana.network.graph import Node
-from hibana.network.native.blocks import Array, Block, Kind
-from hibana.network.sliding import channels_last
+from hibana.network.lowering import Held, Kind, Lowering, spread, times
+from hibana.network.native.blocks import Array, Block
+from hibana.network.native.neurons import neurons
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Doubles, Floats, Ints, Longs, Pointer, Value
 
-__all__ = ["VECTOR", "Emitter", "Held", "Packed", "parts_of", "spread", "times"]
+__all__ = ["VECTOR", "Emitter", "Packed", "parts_of"]
 
 VECTOR = 32
 """Numbers that an element-wise loop takes at a time."""
 CHUNK = 64
 """Sums that are kept in registers while rows are added: four registers of AVX-512, eight of AVX2."""
-
-
-@dataclass(eq=False)
-class Held:
-    """What a node gives at this step: numbers, or spikes as bits, and a list of what is not zero."""
-
-    node: Node
-    places: Tensor
-    """Which number of PyTorch's lies at each place."""
-    numbers: Pointer | None = None
-    bits: Bytes | None = None
-    truths: bool = False
-    """Whether its numbers are all 0 or 1."""
-    active: tuple[Ints, Value] | None = None
-    """The places of what is not zero, in rising order, and how many they are; once a layer has asked."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +34,14 @@ class Packed:
     """Where it begins, in bytes."""
 
 
-class Emitter:
+class Emitter(Lowering):
     """Writes a function that computes layers of one step of one sample.
 
     Constants and the state lie in blocks, at offsets that the code has in it; so does what lives for a step
     only, in scratch memory. Another function of the same step has the constants and the state of `before`.
     """
+
+    target = "native"
 
     def __init__(
         self, code: Code, dtype: torch.dtype, at: dict[str, Any], before: "Emitter | None" = None
@@ -81,12 +69,16 @@ class Emitter:
         """Addresses of numbers of `dtype`."""
         return Doubles if dtype == torch.float64 else Floats
 
-    def constant(self, values: Tensor) -> Pointer:
-        """An array of constants, in the step's dtype."""
+    def constant(self, values: Tensor, name: str = "") -> Pointer:
         return (self.weights_at + self._place(values)).of(self.number)
 
-    def indices(self, values: Tensor) -> Ints:
-        """An array of constant indices."""
+    def factor(self, number: float) -> Value:
+        return self.constant(torch.tensor([number], dtype=torch.float64, device="cpu"))[0]
+
+    def lowest(self) -> Value:
+        return self.code.constant(-torch.inf, self.number.element)
+
+    def indices(self, values: Tensor, name: str = "") -> Ints:
         return (self.weights_at + self.weights.add(values.to(torch.int32))).of(Ints)
 
     def function(self, address: int) -> Pointer:
@@ -95,8 +87,10 @@ class Emitter:
             self.functions.append(address)
         return Pointer.at(self.functions_at[self.functions.index(address)])
 
-    def temporary(self, count: int, kind: type[Pointer] | None = None) -> Pointer:
-        """An array that lives for this step."""
+    def bits(self, count: int) -> Bytes:
+        return self.temporary(-(-count // 64) * 8, Bytes).of(Bytes)
+
+    def temporary(self, count: int, kind: type[Pointer] | None = None, *, truths: bool = False) -> Pointer:
         kind = kind or self.number
         offset = self.scratch.reserve(count * kind.element.size)
         made = (self.scratch_at + offset).of(kind)
@@ -107,14 +101,21 @@ class Emitter:
         """Where an array that :meth:`temporary` gave lies in scratch memory, in bytes."""
         return self._offsets[temporary.text]
 
-    def lasting(self, kind: Kind, rest: Tensor, of: Node, places: Tensor, shape: tuple[int, ...]) -> Bytes:
-        """An array of the state, which begins as `rest`."""
+    def lasting(
+        self,
+        kind: Kind,
+        rest: Tensor,
+        of: Node,
+        places: Tensor,
+        shape: tuple[int, ...],
+        *,
+        truths: bool = False,
+    ) -> Bytes:
         offset = self.state.add(rest)
         self.arrays.append(Array(of.name, kind, offset, shape, places))
         return self.state_at + offset
 
     def vectors(self, count: int) -> Iterator[tuple[Any, int]]:
-        """Offsets of vectors that cover `count` elements, and the width of each."""
         whole = count - count % VECTOR
         if whole:
             with self.code.loop(0, whole, VECTOR) as at:
@@ -122,8 +123,11 @@ class Emitter:
         for first, vector_width in parts_of(count - whole):
             yield whole + first, vector_width
 
+    @contextmanager
+    def registers(self, count: int) -> Iterator[list[tuple[Any, int]]]:
+        yield parts_of(count)
+
     def numbers(self, held: Held) -> Pointer:
-        """Its numbers; of bits, 0 and 1."""
         if held.numbers is None:
             held.numbers = self.temporary(held.node.size)
             self.expand(held, held.numbers)
@@ -140,7 +144,7 @@ class Emitter:
             one = self.code.constant(1, self.number.element.of(vector_width))
             (target + at).store(mask.select(one, 0))
 
-    def listed(self, held: Held) -> tuple[Ints, Value]:
+    def listed(self, held: Held) -> tuple[Pointer, Value]:
         """The places of what is not zero, and how many there are."""
         if held.active is None:
             size, found = held.node.size, self.code.variable(0)
@@ -164,7 +168,6 @@ class Emitter:
 
     @contextmanager
     def each_active(self, held: Held) -> Iterator[tuple[Value, Value | None]]:
-        """A loop over the places of what is not zero; with its number, unless all are 0 or 1."""
         places, count = self.listed(held)
         with self.code.loop(0, count) as k:
             i = places[k].to(LONG)
@@ -203,39 +206,12 @@ class Emitter:
         bias = (self.weights_at + packed.bias).of(self.number)
         return sums + (bias + place).load(sums.type.width)
 
-    def accumulate(self, target: Pointer, row: Pointer, count: int, x: Value | None) -> None:
-        """``target += x row``, of `count` numbers."""
-        for at, vector_width in parts_of(count):
-            place = target + at
-            place.store(place.load(vector_width) + times((row + at).load(vector_width), x))
+    def product(self, node: Node, read: Held, weights: Tensor, bias: Tensor | None, out: Pointer) -> None:
+        packed = self.packed[node] = self.pack(weights, bias)
+        self.add_rows(read, packed, out)
 
-    def ordered(self, held: Held, places: Tensor) -> Held:
-        """The same value, with its numbers as `places` says."""
-        if torch.equal(held.places, places):
-            return held
-        found = torch.empty_like(places)
-        found[held.places] = torch.arange(len(places), dtype=torch.int64, device="cpu")
-        source, order = self.numbers(held), self.indices(found[places])
-        target = self.temporary(held.node.size)
-        with self.code.loop(0, held.node.size) as j:
-            target[j] = source[order[j].to(LONG)]
-        return Held(held.node, places, target, truths=held.truths)
-
-    def image(self, held: Held, shape: tuple[int, ...]) -> tuple[Held, bool]:
-        """The same value as an image of `shape`, and whether channels are last in memory."""
-        if torch.equal(held.places, channels_last(shape)):
-            return held, True
-        return self.ordered(held, torch.arange(held.node.size, dtype=torch.int64, device="cpu")), False
-
-
-def spread(value: Value, vector_width: int) -> Value:
-    """`value` in each of so many lanes."""
-    return value if vector_width == 1 else value.spread(vector_width)
-
-
-def times(row: Value, x: Value | None) -> Value:
-    """`row` times a number, where there is one."""
-    return row if x is None else spread(x, row.type.width) * row
+    def neurons(self, node: Node, read: Held) -> Held:
+        return neurons(self, node, len(self.held), read)
 
 
 def parts_of(count: int) -> list[tuple[int, int]]:

@@ -1,6 +1,5 @@
 """A network as one native function: all layers of a step, over the steps and samples that a call has."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +8,9 @@ from torch import Tensor
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Network, Node
-from hibana.network.native import delays, layers
+from hibana.network.lowering import Held, in_order
 from hibana.network.native.blocks import Array
-from hibana.network.native.emitter import Emitter, Held
-from hibana.network.native.neurons import neurons
+from hibana.network.native.emitter import Emitter
 from hibana.network.native.still import KINDS, Still
 from hibana.runtime import available
 from hibana.runtime.functions import source
@@ -43,18 +41,6 @@ CHECK, RUN = 1, 2
 """Bits of ``mode``: whether a call checks its input first, and whether it goes on to run the network."""
 NAN, OUT_OF_RANGE = 1, 2
 """What ``status`` is after a call whose input was refused; the state is then as it was."""
-
-_LAYERS: dict[str, Callable[[Emitter, Any], Held]] = {
-    "linear": layers.linear,
-    "convolution": layers.convolution,
-    "maximum": layers.maximum,
-    "average": layers.average,
-    "sum": layers.total,
-    "scale": layers.scale,
-    "window": delays.window,
-    "delay": delays.delay,
-    "delayed": delays.delayed,
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,9 +77,9 @@ def build(network: Network) -> Native:
         emitter = Emitter(code, network.dtype, blocks, still.emitter)
         made.append(emitter)
         emitter.held = still.held(results, number)
-        for index, node in enumerate(network.nodes):
+        for node in network.nodes:
             if node not in emitter.held:
-                _write(emitter, node, index, inputs)
+                _write(emitter, node, inputs)
         _give(emitter, network, outputs)
 
     kinds = {"inputs": number, "results": Bytes, "outputs": number, **KINDS}
@@ -108,25 +94,19 @@ def build(network: Network) -> Native:
     return Native(network, kernel, emitter.weights.packed(), rest, tuple(emitter.arrays), functions)
 
 
-def _write(emitter: Emitter, node: Node, index: int, inputs: Pointer) -> None:
-    """The layer `node`, which is number `index`."""
+def _write(emitter: Emitter, node: Node, inputs: Pointer) -> None:
+    """Writes the layer `node`."""
     if node.kind == "input":
-        made = Held(node, torch.arange(node.size, dtype=torch.int64, device="cpu"), inputs)
-    elif node.kind == "neurons":
-        made = neurons(emitter, node, index, emitter.held[node.inputs[0]])
-    elif node.kind == "delayed recurrent":
-        made = delays.delayed_recurrent(emitter, node, index)
-    elif node.kind in _LAYERS:
-        made = _LAYERS[node.kind](emitter, node)
+        held = Held(node, in_order(node.size), inputs)
     else:
-        node.layer.refuse(node, "native")
-    emitter.held[node] = made
+        held = node.layer.lower(node, emitter)
+    emitter.held[node] = held
 
 
 def _give(emitter: Emitter, network: Network, outputs: Pointer) -> None:
     """What the last layer gives goes to `outputs`, in PyTorch's order."""
     held = emitter.held[network.output]
-    size, order = held.node.size, torch.arange(held.node.size, dtype=torch.int64, device="cpu")
+    size, order = held.node.size, in_order(held.node.size)
     if held.bits is not None and torch.equal(held.places, order):
         emitter.expand(held, outputs)
     else:

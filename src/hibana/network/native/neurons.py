@@ -1,5 +1,7 @@
 """A layer of neurons in a native step: the passes that the compiler makes of its cell, over one sample."""
 
+from typing import TYPE_CHECKING
+
 import torch
 
 from hibana.compiler.cpu.libraries import vector_functions
@@ -9,17 +11,22 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
 from hibana.compiler.graph.step import Value as GraphValue
 from hibana.network.graph import Node
+from hibana.network.lowering import Held
 from hibana.network.native.blocks import pack_bits
-from hibana.network.native.emitter import Emitter, Held
 from hibana.network.neurons import Layer, layer
 from hibana.runtime.kernels import Pointer
+
+if TYPE_CHECKING:
+    from hibana.network.native.emitter import Emitter
 
 __all__ = ["neurons"]
 
 
-def neurons(emitter: Emitter, node: Node, index: int, read: Held) -> Held:
+def neurons(emitter: "Emitter", node: Node, index: int, read: Held) -> Held:
     """One step of the layer `node` on `read`; its states lie in the block of the state."""
     made = layer(node, index, read.places, emitter.dtype)
+    rings = [array for array in emitter.arrays if array.layer == node.name]
+    emitter.arrays[:] = [array for array in emitter.arrays if array not in rings]
     stores, spikes = _stores(made)
     try:
         functions = vector_functions(made.step, emitter.dtype)
@@ -57,6 +64,7 @@ def neurons(emitter: Emitter, node: Node, index: int, read: Held) -> Held:
             emitter.add_rows(Held(node, read.places, given[0]), emitter.pack(weights), given[-1])
         else:
             write_call(code, call, given, scalars, addresses, code.constant(node.size), code.constant(0))
+    emitter.arrays += rings  # of delayed synapses, last as in the state of hibana.run
     if spikes:
         return Held(node, read.places, bits=last, truths=True)
     return Held(node, read.places, last.of(emitter.number), truths=made.emits_spikes)

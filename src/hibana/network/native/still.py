@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from hibana.network.graph import Network, Node
-from hibana.network.native.emitter import Emitter, Held, Packed, spread
+from hibana.network.lowering import Held, spread
+from hibana.network.native.emitter import Emitter, Packed
 from hibana.runtime.kernels import LONG, Bytes, Code, Function, Longs, Pointer, Value, function
 
 __all__ = ["KINDS", "Still"]
@@ -56,8 +57,8 @@ class Still:
         def body(code: Code, inputs: Any, **blocks: Any) -> None:
             emitter = Emitter(code, network.dtype, blocks)
             made.append(emitter)
-            for index, node in enumerate(self.nodes):
-                write(emitter, node, index, inputs)
+            for node in self.nodes:
+                write(emitter, node, inputs)
 
         self._step = function("still", body, {"inputs": number, **KINDS})
         (self.emitter,) = made
