@@ -17,7 +17,7 @@ from hibana.compiler.graph.passes import backward_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan, cost_in_bits, passes_gradient
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.reference import carried
-from hibana.compiler.tensors import computed_once, is_computed, tensors_of
+from hibana.compiler.tensors import computed_once, fitting_shape, is_computed
 
 REFERENCE = "backend    reference loop, because "
 
@@ -48,7 +48,7 @@ def explain_cell(
     if is_computed(cell):
         cell = computed_once(copy.deepcopy(cell))  # which may iterate
     if shape is None:
-        shape = _fitting(cell)
+        shape = fitting_shape(cell)
     unserved = f"{name}\n{REFERENCE}"
     on_cpu, on_cuda = (refusal(backend, device) for device in ("cpu", "cuda"))
     if on_cpu and on_cuda:
@@ -102,17 +102,6 @@ def _drawn(step: Step) -> list[str]:
         return []
     count = f"{step.draws} random number{'s' * (step.draws != 1)}"
     return [f"draws      {count} per neuron and step, of one seed a call; no number drawn is kept"]
-
-
-def _fitting(cell: Cell) -> tuple[int, ...]:
-    """A shape of inputs that the tensors of `cell` can be broadcast with; ``(8,)`` if it has none."""
-    sizes = [tensor.shape for tensor in tensors_of(cell).values() if tensor.numel() > 1]
-    if not sizes:
-        return (8,)
-    try:
-        return tuple(torch.broadcast_shapes(*sizes))  # type: ignore[no-untyped-call] # torch leaves it so
-    except RuntimeError:  # matrices, or parts of them: of as many neurons as their longest side
-        return (max(size for shape in sizes for size in shape),)
 
 
 def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:

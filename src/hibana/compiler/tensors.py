@@ -76,6 +76,17 @@ def tensors_of(cell: Cell) -> dict[str, Tensor]:
     }
 
 
+def fitting_shape(cell: Cell) -> tuple[int, ...]:
+    """A shape of inputs that the tensors of `cell` can be broadcast with; ``(8,)`` if it has none."""
+    sizes = [tensor.shape for tensor in tensors_of(cell).values() if tensor.numel() > 1]
+    if not sizes:
+        return (8,)
+    try:
+        return tuple(torch.broadcast_shapes(*sizes))  # type: ignore[no-untyped-call] # torch leaves it so
+    except RuntimeError:  # matrices, or parts of them: of as many neurons as their longest side
+        return (max(size for shape in sizes for size in shape),)
+
+
 def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...]:
     """`shape` with -1 for each dimension that no tensor of the cell determines.
 

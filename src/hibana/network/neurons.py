@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hibana.compiler.analysis.binary import States, binary_states
+from hibana.compiler.analysis.binary import States, binary_states, is_binary
 from hibana.compiler.c.source import Product, operations, staged
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
@@ -125,7 +125,7 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
                 f"{list(matrix.shape)} and not [{node.size}, {node.size}]"
             )
     matrices = tuple(m.detach().reshape(node.size, -1)[places][:, places] for m in given[step.parameters :])
-    start = frozenset(i for i, state in enumerate(begun) if bool(((state == 0) | (state == 1)).all()))
+    start = frozenset(i for i, state in enumerate(begun) if is_binary(state))
     known = binary_states(step, start)
     products, stores = staged(step, known)
     return Layer(node, index, step, begun, parameters, matrices, known, products, stores, places)

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 
+from torch import Tensor
+
 from hibana.compiler.graph.analysis import Analysis
 from hibana.compiler.graph.ops import Interval, Operation
 from hibana.compiler.graph.step import Step, Value
@@ -10,12 +12,17 @@ States = frozenset[int]
 """Indices of states."""
 
 
+def is_binary(values: Tensor) -> bool:
+    """Whether `values` are all zeros and ones."""
+    return bool(((values == 0) | (values == 1)).all())
+
+
 def binary_states(step: Step, initially: States) -> States:
     """The states that are zeros and ones after every step, if those of `initially` are at the start."""
     names = {str(i): i for i in range(len(step.states))}
     binary = initially
     while True:
-        integers = Integers(names, binary)
+        integers = Integers(step, names, binary)
         still = frozenset(i for i in binary if integers.is_binary(step.nexts[i]))
         if still == binary:
             return binary
@@ -25,10 +32,10 @@ def binary_states(step: Step, initially: States) -> States:
 class Integers(Analysis[Interval | None]):
     """Bounds of integers; None for numbers that may be others."""
 
-    def __init__(self, states: Mapping[str, int], binary: States) -> None:
+    def __init__(self, step: Step, states: Mapping[str, int], binary: States) -> None:
         """`states` has the indices of states by the names of the leaves that read them."""
         super().__init__()
-        self.states, self.binary = states, binary
+        self.step, self.states, self.binary = step, states, binary
 
     def is_binary(self, value: Value) -> bool:
         """Whether `value` is zeros and ones if the states `binary` are."""
@@ -45,6 +52,10 @@ class Integers(Analysis[Interval | None]):
 
     def on_number(self, value: Value) -> Interval | None:
         return float(value.data), float(value.data)
+
+    def on_constant(self, value: Value) -> Interval | None:
+        number = self.step.constants[int(value.data)]
+        return (number, number) if number.is_integer() else None
 
     def product(self, value: Value, args: list[Interval | None]) -> Interval | None:
         return None

@@ -61,7 +61,7 @@ def staged(step: Step, binary: States) -> tuple[list[Product], Stores]:
     found = [value for value in reachable(stores.values()) if value.is_product]
     read = {value: Value("row", data=f"product{i}") for i, value in enumerate(found)}
     states = {name: i for i, name in enumerate(step.states)} | {"emitted_before": len(step.states) - 1}
-    integers = Integers(states, binary)
+    integers = Integers(step, states, binary)
     products = []
     for value in found:
         (argument,) = value.args

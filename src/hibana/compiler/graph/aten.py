@@ -194,7 +194,7 @@ COMPOSED: dict[str, Rule] = {
     "_to_copy": _same,  # a change of dtype shows in the result's, by which it becomes a truth value or not
     **dict.fromkeys(("zeros_like", "empty_like"), lambda *_: 0),
     "ones_like": lambda *_: 1,
-    **dict.fromkeys(("fill", "full_like"), lambda _, fill: fill),
+    **dict.fromkeys(("copy", "fill", "full_like"), lambda _, fill, *__: fill),
     "rsub": lambda x, y, alpha=1: _direct(OPERATIONS["sub"])(y, x, alpha),
     "square": lambda x: x * x,
     "reciprocal": lambda x: 1 / x,
