@@ -1,17 +1,14 @@
 """The contexts in which a network is called: plainly, or by a transform of PyTorch around each layer."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["BATCHED", "CONTEXTS", "called", "gradients", "parametrized"]
+__all__ = ["CONTEXTS", "called", "parametrized"]
 
-BATCHED = "batched gradients"
 PARAMETRIZED = "parametrized"
-CONTEXTS = ["functional_call", "checkpoint", "reentrant checkpoint", PARAMETRIZED, BATCHED]
+CONTEXTS = ["functional_call", "checkpoint", "reentrant checkpoint", PARAMETRIZED]
 
 
 class _Halved(nn.Module):
@@ -43,17 +40,3 @@ def called(layer: nn.Module, h: Tensor, context: str) -> Tensor:
         case _:
             out = layer(h)
     return out
-
-
-def gradients(out: Tensor, loss: Tensor, leaves: list[Tensor], *, batched: bool) -> list[Any]:
-    """The gradients of `leaves` for two gradients of `out`, ``[2, ...]`` each: batched, or one by one.
-
-    The first is that of `loss`, as far as it goes through `out`.
-    """
-    (first,) = torch.autograd.grad(loss, [out], retain_graph=True, allow_unused=True)
-    first = torch.zeros_like(out) if first is None else first
-    both = torch.stack([first, first * 0.25])
-    if batched:
-        return list(torch.autograd.grad(out, leaves, both, allow_unused=True, is_grads_batched=True))
-    each = [torch.autograd.grad(out, leaves, one, allow_unused=True, retain_graph=True) for one in both]
-    return [None if one is None else torch.stack([one, other]) for one, other in zip(*each, strict=True)]

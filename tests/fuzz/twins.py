@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import hibana as hb
-from fuzz.contexts import BATCHED, called, gradients, parametrized
+from fuzz.contexts import called, parametrized
 from fuzz.differ import Counts, Different
 from fuzz.networks import WRITES, Network, built, inputs
 
@@ -28,7 +28,7 @@ def compare(network: Network, counts: Counts) -> None:
         Different: if outputs or gradients are not those of the dense twin.
     """
     torch.manual_seed(network.seed)
-    if _writes_to_what_is_kept(network) or _looks_at_a_batch(network):
+    if _writes_to_what_is_kept(network):
         counts.invalid += 1
         return
     images = any("2d" in word or word == "Flatten" for word in network.layers)
@@ -54,15 +54,12 @@ def compare(network: Network, counts: Counts) -> None:
     outcomes = []
     for net in (sparse, dense):
         try:
-            outcomes.append(_run(net, network, x, batched=net is sparse))
+            outcomes.append(_run(net, network, x))
         except Exception as error:
             outcomes.append(error)
     found, wanted = outcomes
     if isinstance(wanted, Exception):
         counts.invalid += 1
-        return
-    if isinstance(found, RuntimeError) and network.context == BATCHED and "is_grads_batched" in str(found):
-        counts.refused += 1
         return
     counts.compared += 1
     if isinstance(found, Exception):
@@ -92,12 +89,6 @@ def _writes_to_what_is_kept(network: Network) -> bool:
         how == "data" and place and words[place].startswith("Flatten") and words[place - 1] == "ReLU"
         for place, how in network.touched.items()
     )
-
-
-def _looks_at_a_batch(network: Network) -> bool:
-    """Whether a hook would get a batch of gradients, which nothing outside of the backward can read."""
-    looks = {"hook", "retain", "total and hook"}
-    return network.context == BATCHED and not looks.isdisjoint(network.touched.values())
 
 
 def _exact(network: Network) -> bool:
@@ -153,10 +144,8 @@ def _assert_near(
         raise Different(f"{name}: off by {off:.3g} where the largest is {scale:.3g}\n{network}")
 
 
-def _run(
-    net: nn.Sequential, network: Network, x: Tensor, *, batched: bool = False
-) -> dict[str, Tensor | None]:
-    """The output, what was looked at, and every gradient; of batched ones each alone unless `batched`."""
+def _run(net: nn.Sequential, network: Network, x: Tensor) -> dict[str, Tensor | None]:
+    """The output, what was looked at, and every gradient."""
     torch.manual_seed(network.seed + 1)
     x = x.detach().requires_grad_()
     h, results, extra, looked, views = x, {}, [], [], set()
@@ -181,9 +170,7 @@ def _run(
     if loss.requires_grad:
         leaves = [x, *net.parameters()]
         asked = [value for _, value in looked]
-        if network.context == BATCHED:
-            grads = gradients(h, _loss(h, network), [*leaves, *asked], batched=batched)
-        elif asked:
+        if asked:
             grads = torch.autograd.grad(loss, [*leaves, *asked], allow_unused=True)
         else:
             loss.backward()

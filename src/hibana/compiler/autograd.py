@@ -11,7 +11,7 @@ from hibana.cells import Cell
 from hibana.compiler import programs
 from hibana.compiler.attached import attach
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Prepared
-from hibana.compiler.derivatives import applied, are_batched, differentiated_once
+from hibana.compiler.derivatives import applied, check_unbatched, differentiated_once
 from hibana.compiler.draws import new_seed
 from hibana.compiler.strides import (
     Order,
@@ -199,8 +199,9 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
         # the check for second derivatives is expensive, and only they need it
-        if torch.is_grad_enabled() or are_batched((grad_outputs, *last_grads)):
+        if torch.is_grad_enabled():
             return _once(ctx, grad_outputs, *last_grads)
+        check_unbatched((grad_outputs, *last_grads))
         prepared = ctx.specification.prepared
         if (
             prepared is None

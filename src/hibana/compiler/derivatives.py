@@ -1,4 +1,4 @@
-"""Autograd nodes that can be differentiated once, and take one gradient of a batch at a time."""
+"""Autograd nodes that can be differentiated once, and take one gradient at a time."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -33,8 +33,7 @@ def differentiated_once(backward: Callable[..., Any], instead: str) -> Callable[
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return once(ctx, *grads)
-        if are_batched(grads):
-            return _one_by_one(once, ctx, grads)
+        check_unbatched(grads)
         if not torch.is_grad_enabled():
             return backward(ctx, *grads)
         with torch.no_grad():
@@ -57,50 +56,14 @@ def without_autocast() -> AbstractContextManager[None]:
 _NOTHING = nullcontext()
 
 
-def are_batched(grads: Sequence[Tensor | None]) -> bool:
-    """Whether `grads` are a batch of gradients, of ``is_grads_batched=True``.
-
-    Raises:
-        RuntimeError: if :func:`torch.vmap` made the batch.
-    """
+def check_unbatched(grads: Sequence[Tensor | None]) -> None:
+    """Raises RuntimeError if one of `grads` is a batch of gradients, which kernels can't read."""
     for grad in grads:
-        if grad is not None:
-            if _is_batched(grad):
-                return True
-            if _are_transforms_active() and _is_transformed(grad):
-                raise RuntimeError(
-                    "layers of hibana take no batch of gradients from torch.vmap: give it to "
-                    "torch.autograd.grad(..., is_grads_batched=True) instead"
-                )
-    return False
-
-
-def _one_by_one(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor | None]) -> Any:
-    """The batch of what `backward` gives for each gradient of a batch."""
-    level = torch_internals.vmap_level()
-    opened = [_opened(grad, level) for grad in grads]
-    size = next(len(part) for part, of_batch in opened if part is not None and of_batch)
-    found = []
-    for i in range(size):
-        # a backward may write to what it is given
-        one = backward(ctx, *[p if p is None else p[i] if of_batch else p.clone() for p, of_batch in opened])
-        found.append(one if isinstance(one, tuple) else (one,))
-    return tuple(
-        torch_internals.add_batch_dim(torch.stack(each), 0, level) if isinstance(each[0], Tensor) else None
-        for each in zip(*found, strict=True)
-    )
-
-
-def _opened(grad: Tensor | None, level: int) -> tuple[Tensor | None, bool]:
-    """`grad` with the batch as its first dimension, and whether it is of a batch."""
-    if grad is None or not _is_batched(grad):
-        return grad, False
-    opened: Tensor = torch_internals.remove_batch_dim(grad, level, 1, 0)
-    if _is_batched(opened):
-        raise RuntimeError(
-            "layers of hibana take no batch of batches of gradients: flatten them to one batch"
-        )
-    return opened, True
+        if grad is not None and (_is_batched(grad) or (_are_transforms_active() and _is_transformed(grad))):
+            raise RuntimeError(
+                "layers of hibana take one gradient at a time, got a batch of them (is_grads_batched=True, "
+                "vectorize=True, or torch.vmap): call torch.autograd.grad for each"
+            )
 
 
 class _Refused(torch.autograd.Function):

@@ -18,7 +18,6 @@ __all__ = [
     "OpNamespace",
     "OpOverload",
     "TorchDispatchMode",
-    "add_batch_dim",
     "are_transforms_active",
     "current_transform",
     "delayed_error",
@@ -32,14 +31,12 @@ __all__ = [
     "is_transformed",
     "is_vmap_active",
     "jit_trace",
-    "remove_batch_dim",
     "run_backward",
     "saved_tensor_hooks",
     "scan",
     "to_dtype",
     "tree_leaves",
     "tree_map",
-    "vmap_level",
     "will_execute",
     "without_torch_function",
 ]
@@ -90,16 +87,6 @@ is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 
 is_transformed = torch._C._functorch.is_batchedtensor
 """Whether a tensor is a batch of ``torch.vmap``."""
-
-add_batch_dim, remove_batch_dim = torch._add_batch_dim, torch._remove_batch_dim
-
-
-def vmap_level() -> int:
-    """Nesting depth of the running batch of gradients."""
-    level: int = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    return level
-
 
 # --- The autograd engine. -----------------------------------------------------------------------------
 
