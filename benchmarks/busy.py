@@ -85,7 +85,7 @@ def threads(options: tuple[str, ...], folder: Path) -> int:
     samples.setup()
     before = torch.get_num_threads()
     try:
-        return choose(made(settings, samples), samples)
+        return choose(made(settings, samples))
     finally:
         torch.set_num_threads(before)  # the next one may choose more
 

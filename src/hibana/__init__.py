@@ -104,7 +104,7 @@ if TYPE_CHECKING:
     from hibana.runtime.heap import keep_memory
     from hibana.spikes import Conv2d, Linear
     from hibana.spikes.tune import tune
-    from hibana.train.shipped import pretrained
+    from hibana.train.pretrained import pretrained
 
 _PUBLIC = {
     "convert": "network",
@@ -140,7 +140,7 @@ _MODULES = {
     "runtime.heap": ("keep_memory",),
     "spikes": ("Conv2d", "Linear"),
     "spikes.tune": ("tune",),
-    "train.shipped": ("pretrained",),
+    "train.pretrained": ("pretrained",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 """Of each name that is loaded when it is first touched, the module that it is in."""

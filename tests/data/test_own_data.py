@@ -649,7 +649,7 @@ def test_few_threads_for_little_work(tmp_path, monkeypatch):
             samples.setup()
             monkeypatch.setattr(torch, "set_num_threads", chosen.append)
             monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-            threads.choose(train.made(settings, samples), samples)
+            threads.choose(train.made(settings, samples))
         assert chosen == [1, 2]
     finally:
         monkeypatch.undo()

@@ -10,7 +10,7 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 from hibana import train
 from hibana.cli import main
 from hibana.train import elastic
-from hibana.train.folder import SETTINGS, own
+from hibana.train.folder import SETTINGS, claim
 from hibana.train.keeping import Keeper
 
 
@@ -46,7 +46,7 @@ def test_torchrun_says_how_many_processes_there_are(torchrun, tmp_path, capsys):
 
 def test_a_restart_finds_the_folder_of_the_same_torchrun(torchrun, tmp_path):
     def begin():
-        with own(tmp_path / "run") as folder:
+        with claim(tmp_path / "run") as folder:
             folder.begin(train.Settings())
             return folder.path
 

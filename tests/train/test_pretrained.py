@@ -21,7 +21,7 @@ import safetensors.torch
 import hibana
 from hibana import train
 from hibana.cli import main
-from hibana.train import card
+from hibana.train import card, results
 
 FROZEN = Path(__file__).with_name("pretrained")
 """A folder that version 0.1.0 wrote, and what its network answers to the first test samples."""
@@ -151,7 +151,7 @@ def test_what_people_write_on_a_card_stays(tmp_path):
     model.save_pretrained(tmp_path, name="mine")
     written = readme.read_text()
     readme.write_text(written.replace("- pytorch", "- pytorch\nlicense: mit") + "\nMy own words.\n")
-    model.result = card.Facts("accuracy", 0.5, {})
+    model.result = results.Facts("accuracy", 0.5, {})
     model.save_pretrained(tmp_path, name="mine")
     again = readme.read_text()
     assert again.endswith("\nMy own words.\n")
@@ -323,108 +323,43 @@ def test_what_a_version_before_wrote_is_opened():
     torch.testing.assert_close(scores, torch.tensor(expected))
 
 
-class _Hub:
-    """A Hub that keeps repositories in a folder."""
-
-    def __init__(self, folder, calls):
-        self.folder, self.calls = folder, calls
-
-    def __call__(self, token=None):
-        self.calls.append(("token", token))
-        return self
-
-    def create_repo(self, repo_id, private=None, exist_ok=False):
-        self.calls.append(("create", repo_id, private))
-        assert exist_ok
-        (self.folder / repo_id).mkdir(parents=True, exist_ok=True)
-        return huggingface_hub.RepoUrl(f"https://huggingface.co/{repo_id}")
-
-    def create_branch(self, repo_id, *, branch, exist_ok=False):
-        self.calls.append(("branch", branch))
-
-    def file_exists(self, repo_id, filename, revision=None):
-        return (self.folder / repo_id / filename).exists()
-
-    def hf_hub_download(self, repo_id, filename, revision=None, local_dir=None):
-        Path(local_dir, filename).write_bytes((self.folder / repo_id / filename).read_bytes())
-
-    def upload_folder(self, *, repo_id, folder_path, commit_message, revision, create_pr, allow_patterns):
-        self.calls.append(("upload", commit_message, revision, create_pr))
-        for name in allow_patterns:
-            (self.folder / repo_id / name).write_bytes(Path(folder_path, name).read_bytes())
-        return f"https://huggingface.co/{repo_id}/tree/main/"
-
-
 @pytest.fixture
-def served(tmp_path, monkeypatch):
-    """A Hub in a folder, in the place of the one on the network; and what was asked of it."""
+def fetched(tmp_path, monkeypatch):
+    """Calls of ``huggingface_hub.snapshot_download``, which finds repositories in a folder."""
     calls = []
-    fake = _Hub(tmp_path / "hub", calls)
-    monkeypatch.setattr(huggingface_hub, "HfApi", fake)
 
     def snapshot(repo_id, **options):
-        calls.append(("fetch", repo_id, options))
+        calls.append((repo_id, options))
         return str(tmp_path / "hub" / repo_id)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.chdir(tmp_path)
-    return tmp_path / "hub", calls
+    return calls
 
 
-def test_the_hub_in_a_folder_takes_what_the_real_one_does():
-    import inspect
-
-    for name in ("create_repo", "create_branch", "file_exists", "hf_hub_download", "upload_folder"):
-        mine, real = (
-            inspect.signature(getattr(each, name)).parameters for each in (_Hub, huggingface_hub.HfApi)
-        )
-        assert set(mine) <= set(real), name
-    asked = {"allow_patterns", "revision", "token", "cache_dir", "force_download", "local_files_only"}
-    assert asked <= set(inspect.signature(huggingface_hub.snapshot_download).parameters)
-
-
-def test_a_network_goes_to_the_hub_and_comes_back(served):
-    folder, calls = served
+def test_a_network_comes_from_the_hub(fetched):
     model = untrained()
-    address = model.push_to_hub("me/digits", private=True, token="t", branch="v1", create_pr=True)
-    assert address == "https://huggingface.co/me/digits/tree/main/"
-    assert calls == [
-        ("token", "t"),
-        ("create", "me/digits", True),
-        ("branch", "v1"),
-        ("upload", "Push network of hibana", "v1", True),
-    ]
-    readme = folder / "me/digits" / "README.md"
-    assert "# digits\n" in readme.read_text()
-    readme.write_text(readme.read_text() + "My own words.\n")
-    model.push_to_hub("me/digits")
-    assert readme.read_text().endswith("My own words.\n")
+    model.save_pretrained("hub/me/digits")
     again = train.Network.from_pretrained("me/digits", revision="v1", local_files_only=True)
     inputs = torch.rand(5, 8, 8)
     assert torch.equal(again(inputs), model(inputs))
-    name, asked, options = calls[-1]
-    assert (name, asked) == ("fetch", "me/digits")
-    assert options == {
-        "allow_patterns": ["config.json", "model.safetensors"],
-        **{"revision": "v1", "token": None, "cache_dir": None},
-        **{"force_download": False, "local_files_only": True},
-    }
+    options = {"revision": "v1", "local_files_only": True}
+    assert fetched == [("me/digits", {"allow_patterns": ["config.json", "model.safetensors"], **options})]
 
 
-def test_names_that_the_hub_can_t_have_are_not_asked_for(served):
+def test_names_that_the_hub_can_t_have_are_not_asked_for(fetched):
     for name in ("../me", "me/digits/more", "me digits", "/me", "-me/digits"):
         assert "name must be a folder, or USER/NAME on the Hub" in said(name)
-    assert served[1] == []
+    assert fetched == []
 
 
-def test_the_command_shares_and_others_use_the_folder(flowers, served, capsys):
+def test_the_command_shares_and_others_use_the_folder(flowers, capsys):
     os.chdir(flowers.parents[1] / "elsewhere")
     fitted(flowers)
-    assert main(["share", "run", "shared", "--hub", "me/flowers", "--private"]) == 0
-    assert capsys.readouterr().out.split() == ["shared", "https://huggingface.co/me/flowers/tree/main/"]
+    assert main(["share", "run", "shared"]) == 0
+    assert capsys.readouterr().out.split() == ["shared"]
     written = Path("shared/README.md").read_text()
     assert "additions" in written
-    assert ("create", "me/flowers", True) in served[1]
     answers = []
     for checkpoint in ("run", "shared"):
         assert main(["predict", checkpoint, str(flowers), "--csv"]) == 0
@@ -441,8 +376,7 @@ def test_the_command_shares_and_others_use_the_folder(flowers, served, capsys):
     ("arguments", "words"),
     [
         (["nowhere", "there"], "there is no file or folder"),
-        (["{folder}"], "needs a folder to write, or --hub USER/NAME"),
-        (["{folder}", "there", "--private"], "--private is of a repository that --hub names"),
+        (["{folder}"], "parameter FOLDER requires an argument"),
         (["{folder}", "{folder}/config.json"], "and {folder}/config.json is a file"),
     ],
 )

@@ -25,7 +25,7 @@ from hibana import data, train
 from hibana.cli import main, tables
 from hibana.runtime import files
 from hibana.train import checkpoint
-from hibana.train.folder import identity, own
+from hibana.train.folder import claim
 
 QUICK = ["--layers", "12", "--epochs", "1", "--steps", "4", "--batch-size", "130"]
 
@@ -45,9 +45,6 @@ def test_a_run_leaves_those_before_it_alone(tmp_path, monkeypatch, capsys):
     assert (
         "hibana-runs/digits-0 holds another run, which stays; this one goes to hibana-runs/digits-0-2" in said
     )
-    names = [identity(folder) for folder in folders]
-    assert len(set(names)) == 4
-    assert names == [identity(folder / "checkpoint.ckpt") for folder in folders]
     before = [(folder / "checkpoint.ckpt").read_bytes() for folder in folders]
     assert main(["train", *QUICK, "--overwrite", "--out", str(folders[1])]) == 0
     after = [(folder / "checkpoint.ckpt").read_bytes() for folder in folders]
@@ -65,35 +62,33 @@ def test_folders_and_files_may_be_named_by_text(tmp_path):
     assert train.read(f"{folder}/other.yaml").seed == 3
 
 
-def test_a_run_that_replaces_another_never_goes_on_from_that(tmp_path):
-    _, first = train.fit(quick(patience=5), tmp_path / "run")
-    with own(tmp_path / "run", overwrite=True) as folder:
-        quick(seed=9).write(folder.path / "settings.yaml", folder.run)  # and is killed here
-    assert train.resumed(tmp_path / "run") == (quick(seed=9), None)
-    with own(tmp_path / "run", run=identity(tmp_path / "run")) as folder:
+def test_a_run_that_replaces_another_never_resumes_from_its_files(tmp_path, monkeypatch):
+    train.fit(quick(patience=5), tmp_path / "run")
+    with monkeypatch.context() as patched, claim(tmp_path / "run", overwrite=True) as folder:
+        patched.setattr(train.Settings, "write", lambda *_: (_ for _ in ()).throw(OSError("killed here")))
+        with pytest.raises(OSError, match="killed here"):
+            folder.begin(quick(seed=9))
+    with pytest.raises(ValueError, match="holds no run of hibana train"):
+        train.resumed(tmp_path / "run")
+    with claim(tmp_path / "run") as folder:
         folder.begin(quick(seed=9))
     assert train.resumed(tmp_path / "run") == (quick(seed=9), None)
-    assert first.checkpoint == tmp_path / "run" / "best.ckpt"
-    with own(tmp_path / "again", overwrite=True) as folder:
-        folder.begin(quick(seed=3))
-        checkpoint.write({"run": "another"}, folder.path / "checkpoint.ckpt")
-        (folder.path / "best.ckpt").touch()
-    with own(tmp_path / "again", overwrite=True) as folder:
-        folder.begin(quick(seed=4))
-    assert sorted(path.name for path in (tmp_path / "again").iterdir()) == [".lock", "settings.yaml"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "settings.yaml"]
 
 
 def test_two_runs_at_once_have_two_folders(tmp_path):
-    with own(tmp_path / "run") as first, own(tmp_path / "run") as second:
+    with claim(tmp_path / "run") as first, claim(tmp_path / "run") as second:
         assert (first.path.name, second.path.name) == ("run", "run-1")
-        assert first.run != second.run
         first.begin(quick())
         with pytest.raises(ValueError, match="must be free, another training is using it"):
-            own(tmp_path / "run", run=first.run)
+            claim(tmp_path / "run", resume=tmp_path / "run")
         with pytest.raises(ValueError, match="must be free, another training is using it"):
-            own(tmp_path / "run", overwrite=True)
-    with own(tmp_path / "run", run=first.run) as again:
+            claim(tmp_path / "run", overwrite=True)
+    with claim(tmp_path / "run", resume=tmp_path / "run" / "checkpoint.ckpt") as again:
         assert again.path == first.path
+        assert again.continues
+    with claim(tmp_path / "run", resume=tmp_path / "elsewhere" / "checkpoint.ckpt") as other:
+        assert other.path == second.path  # run holds another run, and run-1 none
 
 
 @pytest.mark.slow
@@ -101,8 +96,8 @@ def test_a_process_that_is_killed_leaves_its_folder_free(tmp_path):
     script = f"""
 import time
 from pathlib import Path
-from hibana.train.folder import own
-held = own(Path({str(tmp_path / "run")!r}))
+from hibana.train.folder import claim
+held = claim(Path({str(tmp_path / "run")!r}))
 print("held", flush=True)
 time.sleep(60)
 """
@@ -114,12 +109,12 @@ time.sleep(60)
         text=True,
     )
     assert process.stdout.readline() == "held\n"
-    with own(tmp_path / "run") as other:
+    with claim(tmp_path / "run") as other:
         assert other.path.name == "run-1"
     (tmp_path / "run" / "unfinished-0123456789abcdef").write_bytes(bytes(10))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    with own(tmp_path / "run") as folder:
+    with claim(tmp_path / "run") as folder:
         assert folder.path.name == "run"
         assert [path.name for path in folder.path.iterdir()] == [".lock"]
 

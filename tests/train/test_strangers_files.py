@@ -225,8 +225,8 @@ def test_settings_that_would_take_long_get_a_short_sentence(tmp_path, text, word
 
 def test_settings_may_be_changed_by_hand(tmp_path):
     path = tmp_path / "settings.yaml"
-    train.Settings(epochs=3, layers="12-12r").write(path, "a run")
-    assert record.read(path) == (asdict(train.Settings(epochs=3, layers="12-12r")), "a run")
+    train.Settings(epochs=3, layers="12-12r").write(path, "a job")
+    assert record.read(path) == (asdict(train.Settings(epochs=3, layers="12-12r")), "a job")
     path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
     assert train.resumed(tmp_path) == (train.Settings(epochs=4, layers="12-12r"), None)
 

@@ -4,7 +4,6 @@ import copy
 import pickle
 import sys
 import types
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +13,16 @@ import torch
 import hibana as hb
 from hibana import data, loss
 from hibana.data import DATA_SETS
-from hibana.train import Classifier, Settings, architecture, fit, linear, results
-from hibana.train.recipes import Sequences
+from hibana.train import Classifier, Settings, architecture, fit, linear, recipes, results
 
 SEQUENCES = ["mnist-1d", "spoken-digits", "shd", "ssc"]
 OTHERS = ["digits", "fashion-mnist", "n-mnist", "dvs-gesture"]
 
 
-SERIES = [each.name for each in fields(Sequences)]
+SERIES = [*recipes.SEQUENCES, "layers"]
 
 
-@pytest.mark.parametrize("name", [name for name in SERIES if name != "layers"])
+@pytest.mark.parametrize("name", recipes.SEQUENCES)
 def test_sequences_of_numbers_share_what_is_not_said_and_nothing_else_has_it(name):
     (found,) = {getattr(Settings(data=each), name) for each in SEQUENCES}
     assert found not in {getattr(Settings(data=each), name) for each in OTHERS}
@@ -150,7 +148,10 @@ def test_a_run_on_few_rows_is_listed_without_what_is_usual_for_them(tmp_path):
     for name, said in (("usual", {}), ("other", {"patience": 3})):
         (tmp_path / name).mkdir()
         Settings(**said).on(rows(200)).write(tmp_path / name / "settings.yaml")
-    assert {run.name: run.settings for run in results.found(tmp_path)} == {"usual": "", "other": "patience 3"}
+    assert {run.name: run.settings for run in results.list_runs(tmp_path)} == {
+        "usual": "",
+        "other": "patience 3",
+    }
 
 
 @pytest.mark.slow
@@ -210,7 +211,7 @@ def test_a_run_is_listed_with_what_is_not_usual_for_its_data(tmp_path):
     ):
         (tmp_path / str(number)).mkdir()
         Settings(data=name, **said).write(tmp_path / str(number) / "settings.yaml")
-    assert {run.data: run.settings for run in results.found(tmp_path)} == {
+    assert {run.data: run.settings for run in results.list_runs(tmp_path)} == {
         "mnist-1d": "",
         "shd": "cell ALIF",
         "digits": "tau 3.0",

@@ -31,7 +31,7 @@ _COMMANDS = {
     "play": ("using", "moves a neuron, or a trained network, by hand: a page in the browser"),
     "predict": ("using", "uses a trained network: on samples of your own, or on the test set of its data"),
     "runs": ("training", "lists the runs in a folder: data, result, a linear model's, when, settings"),
-    "share": ("sharing", "writes a trained network for others, with a model card, or puts it on the Hub"),
+    "share": ("sharing", "writes a trained network to a folder for others, with a model card"),
     "train": ("training", "trains a spiking network, and says how it did beside a linear model"),
 }
 """Each command, the module that it lies in, and what it does."""

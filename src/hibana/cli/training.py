@@ -18,16 +18,16 @@ from hibana.cli.saying import Failure, Refusal, doing, refusing, saved, unwritab
 with doing("loading PyTorch"):
     from hibana.cli.numbers import Whole
     from hibana.cli.options import with_settings
-    from hibana.data import Own
     from hibana.train import Settings, elastic, read, results, resumed
     from hibana.train.architecture import check_trust
-    from hibana.train.folder import SETTINGS, Folder, identity, own
+    from hibana.train.folder import LAST, PICTURE, SETTINGS, Folder, claim
     from hibana.train.threads import check as check_threads
     from hibana.train.threads import choose
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train import Classifier, Outcome
+    from hibana.train.run import Prepared
 
 RUNS = Path("hibana-runs")
 
@@ -69,25 +69,19 @@ def train(  # noqa: D417 - the settings have docstrings of their own
         if resume is None and (written := elastic.before_restart(where, SETTINGS)) is not None:
             chosen, checkpoint = resumed(written, trust=trust)
             where = resume = written
-        chosen = elastic.with_devices(chosen)
         with doing("loading PyTorch Lightning"):
-            from hibana.train import made
-            from hibana.train.series import recipe
+            from hibana.train.run import prepare
         with doing(f"reading {chosen.title}"):
-            samples = _samples(chosen, checkpoint)
-        if resume is None and isinstance(samples, Own):
-            with doing("choosing a network"):
-                chosen, samples = recipe(chosen, samples)
-        model = made(chosen, samples, checkpoint)  # refuses layers that do not fit
+            prepared = prepare(chosen, resume=checkpoint)
         if chosen.accelerator not in ("cpu", "auto"):
             _check_accelerator(chosen.accelerator)
-    with _owned(where, resume, overwrite) as folder:
+    with _claimed(where, resume, overwrite) as folder:
         if folder.path != where:
             print(f"{where} holds another run, which stays; this one goes to {folder.path}", flush=True)
-        if summary := getattr(samples, "summary", ""):
+        if summary := getattr(prepared.samples, "summary", ""):
             print(summary, flush=True)
-        choose(model, samples, threads)
-        _trained(chosen, folder, samples, checkpoint)
+        choose(prepared.model, threads)
+        _complete(prepared, folder)
 
 
 def _chosen(
@@ -111,17 +105,6 @@ def _chosen(
     return settings, checkpoint
 
 
-def _samples(settings: Settings, checkpoint: Path | None) -> "DataSet":
-    from hibana.train import finite
-    from hibana.train.restoring import described
-
-    samples = settings.samples(None if checkpoint is None else described(checkpoint))
-    samples.prepare_data()
-    samples.setup()
-    finite.check(samples)
-    return samples
-
-
 def _check_accelerator(name: str) -> None:
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
@@ -135,12 +118,11 @@ def _check_accelerator(name: str) -> None:
         )
 
 
-def _owned(out: Path, resume: Path | None, overwrite: bool) -> Folder:
-    """The folder that a training goes to, and that nobody else writes to meanwhile."""
+def _claimed(out: Path, resume: Path | None, overwrite: bool) -> Folder:
+    """The folder of the training, locked."""
     with refusing():
-        run = None if resume is None else identity(resume)
         try:
-            return own(out, run=run, overwrite=overwrite)
+            return claim(out, resume=resume, overwrite=overwrite)
         except OSError as error:
             raise unwritable(out, error) from error
 
@@ -161,16 +143,16 @@ def _writers_quiet() -> Iterator[None]:
         threading.excepthook = before
 
 
-def _trained(settings: Settings, folder: Folder, samples: "DataSet", checkpoint: Path | None) -> None:
-    from hibana.train import fit, linear
+def _complete(prepared: "Prepared", folder: Folder) -> None:
+    """Trains, compares with a linear model, draws, and prints the result."""
+    from hibana.train import linear
+    from hibana.train.run import complete
 
-    begun = time.perf_counter()
-    kept = folder.path / "checkpoint.ckpt"
+    start = time.perf_counter()
+    last, samples = folder.path / LAST, prepared.samples
     try:
         with _writers_quiet():
-            model, outcome = fit(
-                settings, folder, samples=samples, resume=checkpoint, progress=sys.stdout.isatty()
-            )
+            model, outcome = complete(prepared, folder, progress=sys.stdout.isatty())
         if model.global_rank > 0:
             return
         with doing("fitting a linear model to compare with"):
@@ -178,17 +160,17 @@ def _trained(settings: Settings, folder: Folder, samples: "DataSet", checkpoint:
         results.write(folder.path, outcome, baseline)
         with doing("drawing"):
             picture = _drawn(
-                model, outcome, samples, (baseline.name, baseline.accuracy), folder.path / "training.png"
+                model, outcome, samples, (baseline.name, baseline.accuracy), folder.path / PICTURE
             )
     except SystemExit as stopped:  # what Lightning makes of Ctrl-C
-        hint = f"; `hibana train --resume {kept}` goes on from the last whole epoch" if kept.exists() else ""
+        hint = f"; `hibana train --resume {last}` goes on from the last whole epoch" if last.exists() else ""
         raise KeyboardInterrupt(hint) from stopped
     except (FloatingPointError, elastic.NotJoinedError) as error:
         raise Failure(str(error)) from error
     except OSError as error:
-        held = f"; {kept} is the last whole epoch" if kept.exists() else ""
+        held = f"; {last} is the last whole epoch" if last.exists() else ""
         raise Failure(f"{folder.path} can't be written: {error.strerror or error}{held}") from error
-    rows = [("time", f"{time.perf_counter() - begun:.1f} s, {outcome.seconds:.1f} s of them training")]
+    rows = [("time", f"{time.perf_counter() - start:.1f} s, {outcome.seconds:.1f} s of them training")]
     rows += [("checkpoint", str(outcome.checkpoint)), ("picture", str(picture))]
     if outcome.logs is not None:
         rows.append(("TensorBoard", str(outcome.logs)))
@@ -231,7 +213,7 @@ def runs(folder: Path = RUNS, /) -> None:
     """
     if not folder.is_dir():
         raise Refusal(f"there is no folder {folder}; hibana train writes its runs to {RUNS}, or to --out")
-    found = results.found(folder)
+    found = results.list_runs(folder)
     if not found:
         raise Refusal(f"folder must hold runs of hibana train, {folder} holds none")
     rows = [("run", *results.Run._fields[1:-1]), *(run[:-1] for run in found)]

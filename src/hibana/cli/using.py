@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,10 +129,15 @@ def play(
         from hibana.cli.play.network import DIGITS
         from hibana.cli.play.server import serve
         from hibana.train.architecture import check_trust
+        from hibana.train.folder import checkpoint_of
+        from hibana.train.pretrained import is_pretrained
 
         check_trust(None, trust, "the command")
-        shipped = checkpoint == Path(DIGITS) and not checkpoint.exists()
-        opened = None if checkpoint is None else DIGITS if shipped else str(_kept(checkpoint))
+        path = checkpoint
+        if checkpoint is not None and (checkpoint != Path(DIGITS) or checkpoint.exists()):
+            path = checkpoint_of(checkpoint)
+            if not (path.is_file() or is_pretrained(path)):
+                raise ValueError(f"checkpoint must be a file that `hibana train` wrote, there is no {path}")
 
     def ready(address: str) -> None:
         print(f"{address}\nCtrl-C ends it.", flush=True)
@@ -139,18 +145,7 @@ def play(
             webbrowser.open(address)
 
     with refusing():
-        serve(opened, port, ready, trust=list(trust))
-
-
-def _kept(path: Path) -> Path:
-    """The checkpoint at `path`, or in that run's folder."""
-    from hibana.train.folder import checkpoint_of
-    from hibana.train.pretrained import is_pretrained
-
-    found = checkpoint_of(path)
-    if not (found.is_file() or is_pretrained(found)):
-        raise ValueError(f"checkpoint must be a file that `hibana train` wrote, there is no {path}")
-    return found
+        serve(None if path is None else str(path), port, ready, trust=list(trust))
 
 
 def convert(
@@ -179,8 +174,6 @@ def convert(
         flash: refuse C that has more bytes of constants.
         trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
     """
-    import warnings
-
     reachable(trust)
     with refusing(), warnings.catch_warnings(record=True) as lost:
         warnings.simplefilter("always", UserWarning)
@@ -191,138 +184,135 @@ def convert(
         if target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2"):
             raise ValueError(f"target must end in .c, .html, .nir, .onnx or .pt2, got {target}")
         with doing(f"reading {source}"):
-            net, shape, trained, model = _network(source, dt, trust)
+            network = _Source(source, dt, trust)
         if target.suffix == ".nir":
-            _write_nir(net, target, dt, shape)
+            from hibana.network import nir
+
+            nir.write(network.net, target, dt=dt, input_shape=network.shape)
         elif target.suffix == ".pt2":
-            _write_program(net, target, shape, trained if steps is None else steps)
+            _write_program(network, target, steps)
         elif target.suffix == ".onnx":
-            _write_onnx(net, model, target, shape, bits)
+            _write_onnx(network, target, bits)
         elif target.suffix == ".html":
-            _write_page(model, target, bits)
+            _write_page(network, target, 8 if bits is None else bits)
         else:
-            _write_c(net, model, target, shape, steps, bits, (ram, flash))
+            _write_c(network, target, steps, bits, ram, flash)
     for warning in lost:
         print(f"lost: {warning.message}")
     print(f"{target}  {target.stat().st_size:,} bytes")
-
-
-def _network(
-    source: Path, dt: float | None, trust: tuple[str, ...]
-) -> "tuple[Any, tuple[int, ...], int | None, Network | None]":
-    """The network in a file, the shape of one sample at a step, the steps as trained, and its training."""
-    if source.suffix == ".nir":
-        from hibana.network import nir
-
-        net = nir.read(source, dt=dt)
-        return net, net.meta["input_shape"], None, None
-    from hibana.train import load
-
-    model = load(source, trust=trust)
-    return model.net, model.shape, model.settings.steps, model
 
 
 _SCORES = {
     **dict.fromkeys(("rate", "count", "membrane-mean", "tet"), "sum"),
     **{"membrane-max": "max", "membrane-last": "last", "first-spike": "first"},
 }
-"""What a program does with its outputs over time to decide as the loss of that name does."""
+"""Reduction of the outputs over time that a program uses in place of the loss of that name."""
 SHOWN = 64
-"""Samples of the training set that rates are counted on."""
+"""Samples of the training set on which rates and ranges are measured."""
+
+
+class _Source:
+    """A network to convert: from a checkpoint, or from a NIR file, which has no samples and no settings."""
+
+    def __init__(self, path: Path, dt: float | None, trust: tuple[str, ...]) -> None:
+        self.model: Network | None = None
+        self.scores = "sum"
+        if path.suffix == ".nir":
+            from hibana.network import nir
+
+            self.net: Any = nir.read(path, dt=dt)
+            self.shape: tuple[int, ...] = self.net.meta["input_shape"]
+            return
+        from hibana.train import load
+
+        self.model = load(path, trust=trust)
+        self.net, self.shape = self.model.net, self.model.shape
+        self.scores = _SCORES[self.model.settings.loss]
+
+    def silence(self, steps: int, batch: int = 1) -> "Tensor":
+        """An input of zeros."""
+        import torch
+
+        return torch.zeros(steps, batch, *self.shape, dtype=torch.float32, device="cpu")
+
+    def samples(self, purpose: str) -> "Tensor":
+        """Samples of the training set, encoded.
+
+        Raises:
+            ValueError: naming the `purpose`, if the source is a NIR file.
+        """
+        import torch
+
+        if self.model is None:
+            raise ValueError(f"{purpose}, and a NIR file has none; pass a checkpoint")
+        samples = self.model.settings.samples(self.model.description)
+        samples.prepare_data()
+        samples.setup()
+        count = min(SHOWN, len(samples.training))  # type: ignore[arg-type] # all splits have a length
+        self.model.seed_evaluation()
+        return self.model.encode(torch.stack([samples.training[i][0] for i in range(count)]))
+
+    def quantized(self, bits: int) -> Any:
+        """The network in whole numbers; prints how well it agrees."""
+        from hibana.network import quantize
+
+        samples = self.samples("--bits needs samples to see the range of inputs")
+        small, report = quantize(self.net, samples, bits)
+        print(report)
+        return small
 
 
 def _write_c(
-    net: Any,
-    model: "Network | None",
-    target: Path,
-    shape: tuple[int, ...],
-    steps: int | None,
-    bits: int | None,
-    most: tuple[int | None, int | None],
+    network: _Source, target: Path, steps: int | None, bits: int | None, ram: int | None, flash: int | None
 ) -> None:
-    import torch
-
     from hibana.network.files import write_c
 
-    if model is None:
-        print("rates seen are those of a silent input: a graph has no samples")
-        example = torch.zeros(steps or 1, 1, *shape, dtype=torch.float32, device="cpu")
-        scores = "sum"
+    if network.model is None:
+        print("firing rates are those of a silent input: a NIR file has no samples")
+        example = network.silence(steps or 1)
     else:
-        example, scores = _shown(model), _SCORES[model.settings.loss]
-    if bits is not None:
-        net = _in_whole_numbers(net, model, bits)
-    program = write_c(net, target, example, scores=scores, ram=most[0], flash=most[1])
+        example = network.samples("")
+    net = network.net if bits is None else network.quantized(bits)
+    program = write_c(net, target, example, scores=network.scores, ram=ram, flash=flash)
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} that change")
     print(f"{target.with_suffix('.h')}  says what a step costs")
 
 
-def _in_whole_numbers(net: Any, model: "Network | None", bits: int) -> Any:
-    from hibana.network import quantize
-
-    if model is None:
-        raise ValueError("--bits needs samples to see the range of inputs, which a graph has none of")
-    small, report = quantize(net, _shown(model), bits)
-    print(report)
-    return small
-
-
-def _write_onnx(
-    net: Any, model: "Network | None", target: Path, shape: tuple[int, ...], bits: int | None
-) -> None:
-    import torch
-
+def _write_onnx(network: _Source, target: Path, bits: int | None) -> None:
     from hibana.network import to_onnx
     from hibana.runtime import files
 
-    example = torch.zeros(1, 1, *shape, dtype=torch.float32, device="cpu")
-    takes = "currents or spikes at each step"
+    net = network.net if bits is None else network.quantized(bits)
+    files.write(target, to_onnx(net, network.silence(1)).SerializeToString())
+    values = "currents or spikes at each step"
     if bits is not None:
-        net = _in_whole_numbers(net, model, bits)
         low, high = net.input_range
-        takes = f"x / {net.input_scale:.9g}, rounded, from {low} to {high}, as {str(net.dtype)[6:]}"
-    files.write(target, to_onnx(net, example).SerializeToString())
-    print(f"takes [T, batch, {', '.join(map(str, shape))}]: {takes}")
+        values = f"x / {net.input_scale:.9g}, rounded, from {low} to {high}, as {str(net.dtype)[6:]}"
+    print(f"takes [T, batch, {', '.join(map(str, network.shape))}]: {values}")
     if bits is not None:
         print(f"an output times {net.output_scale:.9g} is the network's")
 
 
-def _write_page(model: "Network | None", target: Path, bits: int | None) -> None:
+def _write_page(network: _Source, target: Path, bits: int) -> None:
     from hibana.network.page import to_page
     from hibana.runtime import files
 
-    if model is None:
-        raise ValueError("a page needs samples to show, which a graph has none of; take a checkpoint")
-    title, scores = f"hibana: {model.settings.data}", _SCORES[model.settings.loss]
-    page = to_page(model.net, _shown(model), title=title, scores=scores, bits=8 if bits is None else bits)
+    samples = network.samples("a page needs samples to show")
+    assert network.model is not None
+    title = f"hibana: {network.model.settings.data}"
+    page = to_page(network.net, samples, title=title, scores=network.scores, bits=bits)
     files.write(target, page.encode())
 
 
-def _shown(model: "Network") -> "Tensor":
-    """Samples of the training set, as the network is shown them."""
-    import torch
-
-    samples = model.settings.samples(model.description)
-    samples.prepare_data()
-    samples.setup()
-    count = min(SHOWN, len(samples.training))  # type: ignore[arg-type] # all splits have a length
-    model.seed_evaluation()
-    return model.encode(torch.stack([samples.training[i][0] for i in range(count)]))
-
-
-def _write_nir(net: Any, target: Path, dt: float | None, shape: tuple[int, ...]) -> None:
-    from hibana.network import nir
-
-    nir.write(net, target, dt=dt, input_shape=shape)
-
-
-def _write_program(net: Any, target: Path, shape: tuple[int, ...], steps: int | None) -> None:
+def _write_program(network: _Source, target: Path, steps: int | None) -> None:
     import torch
 
     from hibana.network import export
 
+    if steps is None and network.model is not None:
+        steps = network.model.settings.steps
     if steps is None or steps < 1:
         raise ValueError(f"--steps must be given, at least 1: a program runs a fixed number, got {steps}")
-    inputs = torch.zeros(steps, 2, *shape, dtype=torch.float32, device="cpu")
-    torch.export.save(export(net, inputs, dynamic_batch=True), target)
-    print(f"takes [{steps}, batch, {', '.join(map(str, shape))}], currents or spikes at each step")
+    torch.export.save(export(network.net, network.silence(steps, 2), dynamic_batch=True), target)
+    shape = ", ".join(map(str, network.shape))
+    print(f"takes [{steps}, batch, {shape}], currents or spikes at each step")

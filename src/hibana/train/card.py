@@ -1,10 +1,6 @@
-"""The model card of a network: what it learned, how well, at what firing and operations, and how to use it.
+"""The model card of a network: data, accuracy, firing rates, operations, and how to use it."""
 
-What was measured comes from a run's result, or from :func:`measured`. Nothing here writes a file.
-"""
-
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +8,7 @@ import torch
 import yaml
 
 from hibana.nn import loss
-from hibana.train.folder import RESULT
+from hibana.train.results import Facts
 from hibana.train.settings import IN_MEMORY, Settings
 from hibana.train.start import activity
 
@@ -20,44 +16,17 @@ if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train.network import Network
 
-__all__ = ["Facts", "kept", "measured", "portable", "text"]
+__all__ = ["measured", "portable", "text"]
 
 _BEGIN, _END = "<!-- written by hibana -->", "<!-- end of what hibana wrote -->"
 _TAGS = ["hibana", "spiking-neural-network", "pytorch"]
 _LISTED = 40
-"""Classes that a card names."""
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a network came to on samples that it was not trained on.
-
-    `measure` is what `value` is: ``accuracy``, or of a quantity ``explained``, the part of its variance;
-    `rates` are spikes per neuron and step by layer; `samples` how many there were, where that is known;
-    `acs` and `macs` additions and multiply-accumulates per sample, where they were counted.
-    """
-
-    measure: str
-    value: float
-    rates: dict[str, float]
-    samples: int | None = None
-    acs: float | None = None
-    macs: float | None = None
-
-
-def kept(folder: Path) -> Facts | None:
-    """The result that the run in `folder` kept; ``None`` where there is none that can be read."""
-    try:
-        said = json.loads((folder / RESULT).read_bytes())
-        rates = {str(name): float(rate) for name, rate in said["rates"].items()}
-        return Facts(str(said["measure"]), float(said["value"]), rates)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+"""Most classes that a card names."""
 
 
 @torch.no_grad()
 def measured(model: "Network", samples: "DataSet") -> Facts:
-    """Accuracy, firing and operations of `model` on the test part of `samples`."""
+    """Accuracy, firing rates and operations of `model` on the test part of `samples`."""
     from hibana.nn import metrics
 
     samples.prepare_data()
@@ -65,42 +34,41 @@ def measured(model: "Network", samples: "DataSet") -> Facts:
     was_training = model.training
     model.eval().seed_evaluation()
     operations, rates = metrics.SynOps(), dict[str, metrics.FiringRate]()
-    scores, labels = [], []
-    for inputs, wanted, *lengths in samples.test_dataloader():
+    batches = []
+    for inputs, labels, *lengths in samples.test_dataloader():
         with operations.watch(model.net, *lengths):
             outputs, spikes = activity(model.net, model.encode(inputs), *lengths)
         for name, layer in spikes.items():
             rates.setdefault(name, metrics.FiringRate()).update(layer, *lengths)
-        scores.append(model.objective.scores(outputs, *lengths))
-        labels.append(wanted)
+        batches.append((model.objective.scores(outputs, *lengths), labels))
     model.train(was_training)
-    answers, right = torch.cat(scores), torch.cat(labels)
+    scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
     if model.is_regression:
-        measure, value = "explained", loss.r_squared(answers[:, 0], right)
+        measure, value = "explained", loss.r_squared(scores[:, 0], labels)
     else:
-        measure, value = "accuracy", float((answers.argmax(1) == right).float().mean())
-    each = {name: rate.compute().item() for name, rate in rates.items()}
-    counted = operations.compute()
-    return Facts(measure, value, each, len(right), counted["acs"].item(), counted["macs"].item())
+        measure, value = "accuracy", float((scores.argmax(1) == labels).float().mean())
+    counts = operations.compute()
+    by_layer = {name: rate.compute().item() for name, rate in rates.items()}
+    return Facts(measure, value, by_layer, len(labels), counts["acs"].item(), counts["macs"].item())
 
 
 def portable(settings: Settings) -> dict[str, Any]:
-    """`settings` by name, without the folders of the machine that they were used on.
+    """`settings` by name, without the folders of this machine.
 
     >>> portable(Settings(data="/home/me/flowers.csv", kind="table"))["data"]
     './flowers.csv'
     """
-    said = {**asdict(settings), "root": None}
+    options = {**asdict(settings), "root": None}
     if settings.kind is not None:
         for name in ("data", "test"):
-            if said[name] not in (None, IN_MEMORY):
-                said[name] = f"./{Path(said[name]).name}"
-    return said
+            if options[name] not in (None, IN_MEMORY):
+                options[name] = f"./{Path(options[name]).name}"
+    return options
 
 
 def text(model: "Network", facts: Facts | None, name: str, before: str = "") -> str:
-    """The card of `model`, called `name`; of a card `before` it, what hibana did not write stays."""
-    part = f"{_BEGIN}\n{_rows(model, facts)}\n{_usage(name)}{_END}"
+    """The card of `model`, called `name`; text that hibana did not write in the card `before` is kept."""
+    part = f"{_BEGIN}\n{_table(model, facts)}\n{_usage(name)}{_END}"
     head, begin, rest = before.partition(_BEGIN)
     if begin and _END in rest:
         return f"{head}{part}{rest.partition(_END)[2]}"
@@ -110,32 +78,29 @@ def text(model: "Network", facts: Facts | None, name: str, before: str = "") -> 
     return f"---\n{front}---\n# {name}\n\n{part}\n"
 
 
-def _rows(model: "Network", facts: Facts | None) -> str:
-    """A table of what is known of the network."""
+def _table(model: "Network", facts: Facts | None) -> str:
     settings = model.settings
     data = _plain(portable(settings)["data"])
-    count = sum(parameter.numel() for parameter in model.parameters())
-    each = "x".join(map(str, model.hyper["shape"]))
-    rows = [
-        ("data", f"`{data}`, {settings.what}, {each} at each of {settings.steps} steps"),
-        ("answers", _answers(model)),
-        ("network", f"`{_plain(settings.layers)}` of {settings.cell}, {settings.coding} coding"),
-        ("parameters", f"{count:,}"),
-    ]
-    if facts is None:
-        rows.append(("accuracy", "not measured"))
-    else:
-        on = "its test part" if facts.samples is None else f"{facts.samples:,} samples of its test part"
+    shape = "x".join(map(str, model.hyper["shape"]))
+    rows = {
+        "data": f"`{data}`, {settings.what}, {shape} at each of {settings.steps} steps",
+        "answers": _answers(model),
+        "network": f"`{_plain(settings.layers)}` of {settings.cell}, {settings.coding} coding",
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "accuracy": "not measured",
+        "operations": "not counted",
+    }
+    if facts is not None:
+        part = "its test part" if facts.samples is None else f"{facts.samples:,} samples of its test part"
         right = "of the variance explained" if facts.measure == "explained" else "right"
-        rows.append(("accuracy", f"{facts.value:.1%} {right}, on {on}"))
+        rows["accuracy"] = f"{facts.value:.1%} {right}, on {part}"
         rates = ", ".join(f"`{name}` {rate:.1%}" for name, rate in facts.rates.items())
-        rows.append(("firing", f"{rates} (spikes per neuron and step)" if rates else "no layer spikes"))
-    if facts is not None and facts.acs is not None and facts.macs is not None:
-        counted = f"{facts.acs:,.0f} additions, {facts.macs:,.0f} multiply-accumulates a sample"
-        rows.append(("operations", counted))
-    else:
-        rows.append(("operations", "not counted"))
-    lines = [f"| {what} | {_cell(said)} |" for what, said in rows]
+        rows["firing"] = f"{rates} (spikes per neuron and step)" if rates else "no layer spikes"
+        if facts.acs is not None and facts.macs is not None:
+            rows["operations"] = (
+                f"{facts.acs:,.0f} additions, {facts.macs:,.0f} multiply-accumulates a sample"
+            )
+    lines = [f"| {title} | {value} |" for title, value in rows.items()]
     return "\n".join(["A spiking network for PyTorch, trained by hibana.", "", "| | |", "|---|---|", *lines])
 
 
@@ -145,9 +110,9 @@ def _answers(model: "Network") -> str:
         return f"{model.hyper['classes']} classes"
     if not target.classes:
         return f"a quantity, `{_plain(target.name)}`"
-    named = ", ".join(f"`{_plain(each)}`" for each in target.classes[:_LISTED])
+    names = ", ".join(f"`{_plain(each)}`" for each in target.classes[:_LISTED])
     more = len(target.classes) - _LISTED
-    return f"`{_plain(target.name)}`: {named}{f' and {more} more' if more > 0 else ''}"
+    return f"`{_plain(target.name)}`: {names}{f' and {more} more' if more > 0 else ''}"
 
 
 def _usage(name: str) -> str:
@@ -166,9 +131,5 @@ answers = hb.train.predict(model, "samples")  # a file or folder of the kind tha
 
 
 def _plain(text: object) -> str:
-    """`text` without what Markdown and Python would take for more than letters."""
+    """`text` with a question mark for each character that Markdown or Python would interpret."""
     return "".join(each if each.isprintable() and each not in '`"|<>\\' else "?" for each in str(text))
-
-
-def _cell(said: str) -> str:
-    return said.replace("\n", " ")

@@ -9,11 +9,11 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.utilities import dim_zero_cat
 
-from hibana.data import Description
+from hibana.data import DataSet, Description
 from hibana.nn import loss, metrics
 from hibana.train import finite
 from hibana.train.augment import augmented
-from hibana.train.network import Network, length_arguments
+from hibana.train.network import Network
 from hibana.train.settings import Settings
 from hibana.train.start import Activity, activity, decayed, spiking_layers
 
@@ -55,7 +55,9 @@ class Classifier(Network, lightning.LightningModule):
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
-        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._sums: dict[str, tuple[Tensor | int, int]] = {}
+        self.samples: DataSet | None = None
+        """Data of the training, for messages."""
 
     def _online(self, rule: str) -> "Online":
         from hibana.learn import online
@@ -88,31 +90,27 @@ class Classifier(Network, lightning.LightningModule):
         super().seed_evaluation(mine if rank is None else rank)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        inputs, labels, lengths = self._parts(batch, "training")
-        inputs = augmented(inputs, self.settings.augment or self.settings.data_set.augmentation)
+        inputs, labels, *lengths = self._checked(batch, "training")
+        settings = self.settings
+        inputs = self.encode(augmented(inputs, settings.augment or settings.data_set.augmentation))
         if self.learner is None:
-            outputs, spikes = activity(self.net, self.encode(inputs), lengths)
+            outputs, spikes = activity(self.net, inputs, *lengths)
         else:
-            outputs, spikes = self.learner(self.encode(inputs)), Activity()
-        extra = length_arguments(lengths)
-        error = self.objective(outputs, labels, *extra)
-        self._check("the loss", error, batch_idx)
+            outputs, spikes = self.learner(inputs), Activity()
+        error = self.objective(outputs, labels, *lengths)
+        self._check_finite("the loss", error, batch_idx)
         self._log("training/loss", error, labels)
-        self._log(
-            f"training/{self.objective.measure}",
-            self.objective.accuracy(outputs, labels, *extra),
-            labels,
-        )
+        accuracy = self.objective.accuracy(outputs, labels, *lengths)
+        self._log(f"training/{self.objective.measure}", accuracy, labels)
         total = error
-        if self.settings.rate_penalty > 0 and spikes:
-            target = self.settings.rate_target
-            excess = [loss.rate_penalty(layer, target, lengths) for layer in spikes.values()]
-            total = total + self.settings.rate_penalty * torch.stack(excess).sum()
-        if self.settings.silence_penalty > 0 and spikes:
-            least = self.settings.least_rate
-            lack = [loss.silence_penalty(layer, least, lengths) for layer in spikes.values()]
-            total = total + self.settings.silence_penalty * torch.stack(lack).sum()
-        self._check("the loss with its penalties", total, batch_idx)
+        for penalty, target, weight in (
+            (loss.rate_penalty, settings.rate_target, settings.rate_penalty),
+            (loss.silence_penalty, settings.least_rate, settings.silence_penalty),
+        ):
+            if weight > 0 and spikes:
+                each = [penalty(layer, target, *lengths) for layer in spikes.values()]
+                total = total + weight * torch.stack(each).sum()
+        self._check_finite("the loss with its penalties", total, batch_idx)
         return total
 
     def configure_gradient_clipping(
@@ -122,22 +120,21 @@ class Classifier(Network, lightning.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.settings.clip)
-        if self.settings.precision != "16-mixed":  # whose scaler passes over steps that overflow
-            self._check("the gradient's norm", norm, self.trainer.fit_loop.batch_idx)
+        if self.settings.precision != "16-mixed":  # its scaler skips steps that overflow
+            self._check_finite("the gradient's norm", norm, self.trainer.fit_loop.batch_idx)
 
-    def _check(self, name: str, value: Tensor, batch: int) -> None:
-        """Ends a training that nothing can come of.
+    def _check_finite(self, name: str, value: Tensor, batch: int) -> None:
+        """Stops a training whose numbers overflowed.
 
         Raises:
             FloatingPointError: if `value` is not finite.
         """
-        if bool(value.isfinite()):
-            return
-        epoch = f"epoch {self.current_epoch + 1} of {self.settings.epochs}"
-        raise FloatingPointError(
-            f"training stopped in {epoch}, batch {batch + 1} of {self.trainer.num_training_batches}: {name} "
-            f"is {value.item()}; a smaller learning_rate may help"
-        )
+        if not bool(value.isfinite()):
+            epoch = f"epoch {self.current_epoch + 1} of {self.settings.epochs}"
+            raise FloatingPointError(
+                f"training stopped in {epoch}, batch {batch + 1} of {self.trainer.num_training_batches}: "
+                f"{name} is {value.item()}; a smaller learning_rate may help"
+            )
 
     def validation_step(self, batch: tuple[Tensor, ...]) -> None:
         self._evaluate(batch, "validation")
@@ -146,70 +143,60 @@ class Classifier(Network, lightning.LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: tuple[Tensor, ...], part: str) -> None:
-        inputs, labels, lengths = self._parts(batch, part)
-        outputs, spikes = activity(self.net, self.encode(inputs), lengths)
-        size, extra = len(labels), length_arguments(lengths)
+        inputs, labels, *lengths = self._checked(batch, part)
+        outputs, spikes = activity(self.net, self.encode(inputs), *lengths)
+        scores = self.objective.scores(outputs, *lengths)
         measured: Tensor | RSquared
         if self.explained is None:
-            measured = self.objective.accuracy(outputs, labels, *extra)
+            measured = self.objective.accuracy(outputs, labels, *lengths)
         else:  # the variance is that of the whole part, not of a batch
             measured = self.explained
-            measured.update(self.objective.scores(outputs, *extra)[:, 0], labels)
+            measured.update(scores[:, 0], labels)
         if part == "test" and self.recall is not None:
-            self.recall.update(self.objective.scores(outputs, *extra), labels)
-        error = self.objective(outputs, labels, *extra)
+            self.recall.update(scores, labels)
+        error = self.objective(outputs, labels, *lengths)
         if not bool(error.isfinite()):
             raise FloatingPointError(
                 f"training stopped after epoch {self.current_epoch + 1}: the {part} loss is {error.item()}"
             )
-        self.log(f"{part}/loss", error, batch_size=size, sync_dist=True)
-        name = f"{part}/{self.objective.measure}"
-        self.log(name, measured, batch_size=size, prog_bar=True, sync_dist=True)
+        options: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True}
+        self.log(f"{part}/loss", error, **options)
+        self.log(f"{part}/{self.objective.measure}", measured, prog_bar=True, **options)
         for name, layer in spikes.items():
             for what, counts in (("rate", self.rates), ("silent", self.silent)):
                 count = counts[_key(name)]
                 assert isinstance(count, metrics.FiringRate | metrics.SilentNeurons)
-                count.update(layer, lengths)
-                self.log(f"{part}/{what}/{name}", count, batch_size=size)
+                count.update(layer, *lengths)
+                self.log(f"{part}/{what}/{name}", count, batch_size=len(labels))
 
-    def _parts(self, batch: tuple[Tensor, ...], part: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Inputs, labels, and the lengths of samples that are padded.
+    def _checked(self, batch: tuple[Tensor, ...], part: str) -> tuple[Tensor, ...]:
+        """`batch`: inputs, labels, and lengths of samples that are padded.
 
         Raises:
             FloatingPointError: naming sample and column of an input or label that is not finite.
         """
-        samples = getattr(getattr(self.trainer, "datamodule", None), "samples", None)
         try:
-            finite.check_batch(batch, getattr(samples, part, None), part)
+            finite.check_batch(batch, getattr(self.samples, part, None), part)
         except ValueError as error:
             epoch = self.current_epoch + 1
             raise FloatingPointError(f"training stopped in epoch {epoch}: {error}") from error
-        inputs, labels, *lengths = batch
-        return inputs, labels, lengths[0] if lengths else None
+        return batch
 
     def _log(self, name: str, value: Tensor, labels: Tensor) -> None:
-        """Logs the mean over an epoch's samples with its last batch: each log takes a good part of a step."""
-        total, count = value.detach() * len(labels), len(labels)
-        if name in self._sums:
-            before, samples = self._sums[name]
-            total, count = before + total, samples + count
+        """Logs the mean over an epoch's samples once, with its last batch: logging is slow."""
+        total, count = self._sums.get(name, (0, 0))
+        total, count = total + value.detach() * len(labels), count + len(labels)
         self._sums[name] = total, count
         if self.trainer.is_last_batch:
             options: dict[str, Any] = {"prog_bar": True, "batch_size": count, "sync_dist": True}
             self.log(name, total / count, on_epoch=True, on_step=False, **options)
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(
-            decayed(self, self.settings.weight_decay),
-            self.settings.learning_rate,
-            fused=self.settings.precision
-            != "16-mixed",  # whose gradients it would scale back itself, unclipped
-        )
-        schedule = _Cycle(
-            optimizer,
-            self.settings.learning_rate,
-            total_steps=max(1, int(self.trainer.estimated_stepping_batches)),
-        )
+        rate = self.settings.learning_rate
+        fused = self.settings.precision != "16-mixed"  # fused, it would unscale gradients after clipping
+        optimizer = torch.optim.AdamW(decayed(self, self.settings.weight_decay), rate, fused=fused)
+        steps = max(1, int(self.trainer.estimated_stepping_batches))
+        schedule = _Cycle(optimizer, rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -50,13 +50,13 @@ def with_devices(settings: Settings) -> Settings:
 
 
 def job() -> str:
-    """The end of the names of all runs that this ``torchrun`` starts; empty without ``torchrun``."""
+    """Identifies all processes that this ``torchrun`` starts and restarts; empty without ``torchrun``."""
     if not is_launched():
         return ""
     identifier = os.environ["TORCHELASTIC_RUN_ID"]
     if os.environ["GROUP_WORLD_SIZE"] == "1":  # the user may repeat an identifier, but not this random folder
         identifier += str(Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents[2:3])
-    return f"-{hashlib.sha256(identifier.encode()).hexdigest()[:8]}"
+    return hashlib.sha256(identifier.encode()).hexdigest()[:8]
 
 
 def before_restart(path: Path, settings_name: str) -> Path | None:
@@ -71,7 +71,7 @@ def before_restart(path: Path, settings_name: str) -> Path | None:
     written: list[Path] = []
     for file in path.parent.glob(f"{path.name}*/{settings_name}"):
         with suppress(ValueError):  # another run's settings that can't be read
-            if (record.read(file).run or "").endswith(job()):
+            if record.read(file).job == job():
                 written.append(file)
     return max(written, key=lambda file: file.stat().st_mtime).parent if written else None
 

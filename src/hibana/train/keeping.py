@@ -1,7 +1,6 @@
-"""What a run keeps while it goes: its curves, its checkpoints, and when to stop."""
+"""Callbacks of a run: values per epoch, checkpoints, and early stopping."""
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,32 +9,29 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
-from hibana.train.checkpoint import read, write
+from hibana.train import checkpoint
 from hibana.train.folder import BEST, LAST
 
 __all__ = ["Files", "History", "Keeper"]
 
 
 class Files(CheckpointIO):
-    """Reads and writes checkpoints by :mod:`hibana.train.checkpoint`; they hold the name of the run `run`."""
+    """Reads and writes Lightning's checkpoints with :mod:`hibana.train.checkpoint`."""
 
-    def __init__(self, run: str | None) -> None:
-        self.run = run
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        write({**checkpoint, "run": self.run}, Path(path))
+    def save_checkpoint(self, content: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        checkpoint.write(content, Path(path))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        return read(Path(path))
+        return checkpoint.read(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Nothing: a checkpoint is replaced, never removed."""
+        """Does nothing: checkpoints are replaced, never removed."""
 
 
 class History(Callback):
-    """What was logged, one value per epoch and name; it travels with the checkpoint."""
+    """Logged values by name, one per epoch; stored in the checkpoint."""
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -45,30 +41,24 @@ class History(Callback):
             self.values.setdefault(name, []).append(value.item())
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "values": {
-                name: torch.tensor(v, dtype=torch.float64, device="cpu") for name, v in self.values.items()
-            }
+        tensors = {
+            name: torch.tensor(v, dtype=torch.float64, device="cpu") for name, v in self.values.items()
         }
+        return {"values": tensors}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.values = {
-            name: torch.as_tensor(v, dtype=torch.float64, device="cpu").tolist()
-            for name, v in state_dict["values"].items()
-        }
+        self.values = {name: values.tolist() for name, values in state_dict["values"].items()}
 
 
 class Keeper(Checkpoint):
-    """Keeps each epoch as it ends; with `patience` also the one of least validation loss, and ends the run.
+    """Writes each epoch's checkpoint; with `patience` also the best epoch's, and stops early.
 
-    The loss tells epochs apart that name the same samples right, as most do where few validate.
-
-    The best is kept before the last: a run that is killed between the two goes on from the epoch before, and
-    comes to the same.
+    The best epoch has the least validation loss: few validation samples give many epochs one accuracy. The
+    best is written before the last, so that a run killed in between repeats the epoch with the same result.
 
     Args:
-        folder: where they are kept.
-        patience: epochs without a smaller validation loss after which training ends; 0 is never.
+        folder: where checkpoints are written.
+        patience: epochs without a smaller validation loss after which training stops; 0 never stops.
     """
 
     def __init__(self, folder: Path, patience: int) -> None:
@@ -76,23 +66,26 @@ class Keeper(Checkpoint):
         self.least, self.waited = math.inf, 0
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # the first process chose it
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # chosen by the first process
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._judge(trainer)  # a run that had ended when it was gone on with
+        self._stop_if_due(trainer)  # the resumed run may have stopped early
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        _check_finite(pl_module.state_dict().items(), trainer.current_epoch)
+        for name, value in pl_module.state_dict().items():
+            if value.is_floating_point() and not bool(value.isfinite().all()):
+                epoch = trainer.current_epoch + 1
+                raise FloatingPointError(f"training stopped after epoch {epoch}: {name} is not finite")
         if self.patience > 0:
             loss = trainer.callback_metrics["validation/loss"].item()
             self.waited += 1
             if loss < self.least:
                 self.least, self.waited = loss, 0
                 trainer.save_checkpoint(self.folder / BEST)
-            self._judge(trainer)
+            self._stop_if_due(trainer)
         trainer.save_checkpoint(self.folder / LAST)
 
-    def _judge(self, trainer: lightning.Trainer) -> None:
+    def _stop_if_due(self, trainer: lightning.Trainer) -> None:
         if 0 < self.patience <= self.waited:
             trainer.should_stop = True
 
@@ -100,16 +93,5 @@ class Keeper(Checkpoint):
         return {"least": self.least, "waited": self.waited}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.least = state_dict.get("least", math.inf)  # older versions kept the best accuracy
+        self.least = state_dict.get("least", math.inf)  # older versions stored the best accuracy
         self.waited = state_dict["waited"]
-
-
-def _check_finite(state: Iterable[tuple[str, torch.Tensor]], epoch: int) -> None:
-    """Refuses to keep weights that nothing can go on from.
-
-    Raises:
-        FloatingPointError: if one is not finite.
-    """
-    for name, value in state:
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise FloatingPointError(f"training stopped after epoch {epoch + 1}: {name} is not finite")

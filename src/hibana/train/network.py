@@ -18,9 +18,9 @@ from hibana.train.start import scale_to_rate
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
-    from hibana.train.card import Facts
+    from hibana.train.results import Facts
 
-__all__ = ["Network", "length_arguments"]
+__all__ = ["Network"]
 
 
 class Network(nn.Module):
@@ -81,7 +81,7 @@ class Network(nn.Module):
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The classes' scores, ``[batch, classes]``, for `inputs`, ``[batch, ...]``, of their `lengths`."""
-        return self.objective.scores(self.net(self.encode(inputs)), *length_arguments(lengths))
+        return self.objective.scores(self.net(self.encode(inputs)), *(() if lengths is None else (lengths,)))
 
     def encode(self, inputs: Tensor) -> Tensor:
         """`inputs`, ``[batch, ...]``, as currents or spikes over time, ``[T, batch, ...]``.
@@ -107,98 +107,44 @@ class Network(nn.Module):
     def save_pretrained(
         self, save_directory: str | Path, *, samples: "DataSet | None" = None, name: str = ""
     ) -> None:
-        """Writes a folder that :meth:`from_pretrained` opens, as ``huggingface_hub`` lays it out.
+        """Writes ``model.safetensors``, ``config.json`` and a model card, ``README.md``, to a folder.
 
-        It holds ``model.safetensors``; ``config.json``: the settings, how inputs are read and what the
-        answers are called, without folders of this machine; and ``README.md``, a model card. Of a card that
-        is there, only the part that hibana wrote is replaced.
+        :meth:`from_pretrained` opens it. The configuration has the settings, how inputs are read and the
+        names of the classes, without folders of this machine. In an existing card, only hibana's part is
+        replaced.
 
         Args:
-            save_directory: made if it is not there.
-            samples: data whose test part the card's accuracy, firing and operations are measured on; the
-                result of the run, without operations, if ``None``.
-            name: what the card calls the network; the folder's name if empty.
+            save_directory: created if it is missing.
+            samples: data whose test part gives the card's accuracy, firing rates and operations; by default
+                the card has the result of the run, without operations.
+            name: the network's name in the card; the folder's name if empty.
 
         Raises:
             ModuleNotFoundError: if the extra ``hub`` is not installed.
-            OSError: if it can't be written.
+            OSError: if a file can't be written.
         """
         from hibana.train import pretrained
 
         pretrained.write(self, Path(save_directory), samples, name=name)
 
     @staticmethod
-    def from_pretrained(
-        name: str | Path,
-        *,
-        trust: Collection[str] = (),
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | Path | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-    ) -> "Network":
+    def from_pretrained(name: str | Path, *, trust: Collection[str] = (), **options: Any) -> "Network":
         """The network in a folder that :meth:`save_pretrained` wrote, or on the Hugging Face Hub.
-
-        Nothing that is read is run; it is refused as a checkpoint is, see :func:`hibana.train.load`.
 
         Args:
             name: a folder, or ``USER/NAME`` on the Hub.
             trust: functions that it may name as its layers, ``module:function``. They will be run.
-            revision: branch, tag or commit on the Hub.
-            token: of an account of the Hub; the one that is logged in if ``None``.
-            cache_dir: where files of the Hub are kept.
-            force_download: fetch them also if they are there.
-            local_files_only: fetch nothing.
+            options: options of ``huggingface_hub.snapshot_download``, such as ``revision``.
 
         Raises:
             ModuleNotFoundError: if the extra ``hub`` is not installed.
             ValueError: if there is no network of that name, or it is damaged, or of a later version, or names
-                a function that is not in `trust`. What the Hub refuses, ``huggingface_hub`` raises.
+                a function that is not in `trust`. Errors of the Hub are those of ``huggingface_hub``.
         """
         from hibana.train import pretrained
         from hibana.train.restoring import load
 
-        folder = pretrained.fetched(
-            name,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-        )
-        return load(folder, trust=trust)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        samples: "DataSet | None" = None,
-        commit_message: str = "Push network of hibana",
-        private: bool | None = None,
-        token: str | bool | None = None,
-        branch: str | None = None,
-        create_pr: bool = False,
-    ) -> str:
-        """Writes what :meth:`save_pretrained` does to the Hugging Face Hub, and returns where it is.
-
-        Args:
-            repo_id: ``USER/NAME``; made if it is not there.
-            samples: as of :meth:`save_pretrained`.
-            commit_message: of the commit.
-            private: of a repository that is made; as the account has them if ``None``.
-            token: of an account that may write; the one that is logged in if ``None``.
-            branch: to write to; the main one if ``None``.
-            create_pr: propose the commit instead of making it.
-
-        Raises:
-            ModuleNotFoundError: if the extra ``hub`` is not installed. What the Hub refuses,
-                ``huggingface_hub`` raises.
-        """
-        from hibana.train import pretrained
-
-        commit = pretrained.Commit(commit_message, private, token, branch, create_pr)
-        return pretrained.push(self, repo_id, commit, samples)
+        return load(pretrained.download(name, **options), trust=trust)
 
     def seed_evaluation(self, rank: int = 0) -> None:
         """Starts the random numbers of codings that draw, so that one network gives one accuracy."""
@@ -216,8 +162,3 @@ def _objective(settings: Settings, description: Description | None) -> loss.Obje
         )
     weights = target.weights() if target is not None and settings.class_weights == "balanced" else None
     return loss.named(settings.loss, settings.smoothing, weights)
-
-
-def length_arguments(lengths: Tensor | None) -> tuple[Tensor, ...]:
-    """`lengths` as arguments: an objective of one's own that knows of none is called without."""
-    return () if lengths is None else (lengths,)

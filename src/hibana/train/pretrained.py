@@ -1,9 +1,9 @@
 """A trained network as a folder for others: weights in safetensors, a JSON configuration and a model card.
 
 Files and verbs are those of ``huggingface_hub``: ``model.safetensors``, ``config.json`` and ``README.md``;
-``save_pretrained``, ``from_pretrained`` and ``push_to_hub`` of :class:`hibana.train.Network`. Nothing in such
-a folder is run. It is read as a stranger's: sizes are bounded, and what it says of a network is held to all
-that :mod:`hibana.train.restoring` asks of a checkpoint. What the card says is in :mod:`hibana.train.card`.
+``save_pretrained`` and ``from_pretrained`` of :class:`hibana.train.Network`. ``hf upload USER/NAME FOLDER``
+publishes such a folder. Nothing in it is run. Its contents are checked like those of a checkpoint, see
+:mod:`hibana.train.restoring`.
 """
 
 import hashlib
@@ -13,8 +13,7 @@ import re
 from dataclasses import fields
 from pathlib import Path
 from reprlib import repr as short_repr
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -30,46 +29,69 @@ if TYPE_CHECKING:
     from hibana.train.network import Network
 
 __all__ = [
-    "CARD",
-    "CONFIG",
-    "WEIGHTS",
-    "Commit",
+    "NAMES",
+    "SHIPPED",
     "check_folder",
     "content",
-    "fetched",
+    "download",
     "is_pretrained",
-    "push",
+    "pretrained",
     "write",
 ]
 
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
 FORMAT = 1
-"""Version of ``config.json``; a change that older versions of hibana would misread raises it."""
-_WANTED = "folder must be one that save_pretrained wrote"
+"""Version of ``config.json``; increased by changes that older versions of hibana would misread."""
+SHIPPED = Path(__file__).with_name("networks")
+"""Folder of the networks that come with hibana, which ``examples/pretrained.py`` trained."""
+NAMES = ("digits", "mnist-1d", "spoken-digits")
+_EXPECTED = "folder must be one that save_pretrained wrote"
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-class Commit(NamedTuple):
-    """What :meth:`hibana.train.Network.push_to_hub` asks the Hub for, as ``huggingface_hub`` names it."""
+@needing("hibana.pretrained")
+def pretrained(name: str) -> "Network":
+    """A small trained network that comes with hibana; nothing is downloaded.
 
-    message: str
-    private: bool | None = None
-    token: str | bool | None = None
-    branch: str | None = None
-    create_pr: bool = False
+    ``digits`` names handwritten digits of 8x8 pixels, ``mnist-1d`` shapes in series of 40 values, and
+    ``spoken-digits`` digits in 40 frames of 13 cepstral coefficients: the data sets of the same names, see
+    :mod:`hibana.data`. Its card, ``README.md`` in ``hibana.train.pretrained.SHIPPED / name``, has its
+    accuracy on the test part.
+
+    Args:
+        name: ``digits``, ``mnist-1d`` or ``spoken-digits``.
+
+    Returns:
+        The network, in evaluation: ``net(inputs)`` gives scores ``[N, classes]`` for ``[N, ...]``, and
+        :func:`hibana.train.predict` answers by name.
+
+    Raises:
+        ModuleNotFoundError: if the extras ``train`` and ``hub`` are not installed.
+        ValueError: if there is no network of that name; the message lists all names.
+
+    >>> import torch
+    >>> net = pretrained("digits")
+    >>> net(torch.zeros(2, 8, 8)).shape
+    torch.Size([2, 10])
+    """
+    if name not in NAMES:
+        raise ValueError(f"name must be one of {', '.join(NAMES)}; got {name!r}")
+    from hibana.train.restoring import load
+
+    return load(SHIPPED / name)
 
 
 def is_pretrained(path: Path) -> bool:
-    """Whether `path` is a folder with a configuration, which a run's folder has not."""
+    """Whether `path` is a folder with a configuration; a run's folder has none."""
     return path.is_dir() and (path / CONFIG).is_file()
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Refuses to write a network to a folder that holds something else.
+    """Checks that a network may be written to a folder.
 
     Args:
         folder: may be missing.
-        overwrite: also take a folder that hibana did not write.
+        overwrite: also accept a folder that hibana did not write.
 
     Raises:
         ValueError: if it holds runs, or is neither empty nor written by :func:`write` without `overwrite`.
@@ -92,68 +114,49 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
 
 
 def write(model: "Network", folder: Path, samples: "DataSet | None" = None, *, name: str = "") -> None:
-    """Writes `model` to `folder`: weights, configuration and card.
-
-    Args:
-        model: a trained network.
-        folder: made if it is not there. Of a card that is there, only the part that hibana wrote is replaced.
-        samples: data whose test part the card's accuracy, firing and operations are measured on; those of
-            the run, without operations, if ``None``.
-        name: what the card calls the network; the folder's name if empty.
-
-    Raises:
-        ModuleNotFoundError: if safetensors is not installed.
-        OSError: if it can't be written.
-    """
+    """Writes weights, configuration and card, see :meth:`hibana.train.Network.save_pretrained`."""
     with needing("save_pretrained"):
         from safetensors.torch import save
 
     facts = model.result if samples is None else card.measured(model, samples)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     weights = save(tensors, {"format": "pt"})
-    said = _said(model, hashlib.sha256(weights).hexdigest())
-    text = json.dumps(said, indent=2, ensure_ascii=False, allow_nan=False)
+    settings = {
+        key: "inf" if value == math.inf else value for key, value in card.portable(model.settings).items()
+    }
+    config = {
+        "library_name": "hibana",
+        "hibana_version": __version__,
+        "format": FORMAT,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "settings": settings,
+        "shape": model.hyper["shape"],
+        "classes": model.hyper["classes"],
+        **({} if model.description is None else {"description": model.description.said()}),
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / WEIGHTS, weights)
     files.write(folder / CONFIG, f"{text}\n".encode())
     before = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
-    written = card.text(model, facts, name or folder.absolute().name, before)
-    files.write(folder / CARD, written.encode())
-
-
-def _said(model: "Network", digest: str) -> dict[str, Any]:
-    """The configuration, in values of JSON; infinity is the text ``inf``."""
-    settings = card.portable(model.settings)
-    settings = {name: "inf" if value == math.inf else value for name, value in settings.items()}
-    description = {} if model.description is None else {"description": model.description.said()}
-    return {
-        "library_name": "hibana",
-        "hibana_version": __version__,
-        "format": FORMAT,
-        "weights_sha256": digest,
-        "settings": settings,
-        "shape": model.hyper["shape"],
-        "classes": model.hyper["classes"],
-        **description,
-    }
+    files.write(folder / CARD, card.text(model, facts, name or folder.absolute().name, before).encode())
 
 
 def content(folder: Path) -> dict[str, Any]:
-    """What `folder` says of a network, as :func:`hibana.train.checkpoint.read` gives it.
+    """Contents of `folder`, in the form of :func:`hibana.train.checkpoint.read`.
 
     Raises:
         ModuleNotFoundError: if safetensors is not installed.
-        ValueError: if a file is missing, damaged, too large, of a later format, or holds something else.
+        ValueError: if a file is missing, damaged, of a later format, or holds something else.
     """
     try:
         config = _config(folder / CONFIG)
         weights = _weights(folder / WEIGHTS, config["weights_sha256"])
     except OSError as error:
-        raise ValueError(f"{_WANTED}; {error.filename} can't be read: {error.strerror}") from error
+        raise ValueError(f"{_EXPECTED}; {error.filename} can't be read: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{_WANTED}; {folder} has a {record.line(error)}") from error
-    settings = config["settings"]
-    hyper = {**settings, "shape": config["shape"], "classes": config["classes"]}
+        raise ValueError(f"{_EXPECTED}; {folder} has a {record.line(error)}") from error
+    hyper = {**config["settings"], "shape": config["shape"], "classes": config["classes"]}
     described = {"description": config["description"]} if "description" in config else {}
     return {"hyper_parameters": hyper, "state_dict": weights, **described}
 
@@ -163,17 +166,17 @@ def _config(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_bytes())
     except (RecursionError, ValueError) as error:
         raise ValueError(f"{CONFIG} that is no JSON: {error}") from error
-    wanted = {"format": int, "weights_sha256": str, "settings": dict, "shape": list, "classes": int}
-    if not isinstance(config, dict) or any(type(config.get(name)) is not of for name, of in wanted.items()):
-        raise ValueError(f"{CONFIG} without {', '.join(wanted)} of the right types")
-    known = {field.name: field.type for field in fields(Settings)}
-    later = [name for name in config["settings"] if name not in known]
-    if config["format"] != FORMAT or later:
+    types = {"format": int, "weights_sha256": str, "settings": dict, "shape": list, "classes": int}
+    if not isinstance(config, dict) or any(type(config.get(name)) is not of for name, of in types.items()):
+        raise ValueError(f"{CONFIG} without {', '.join(types)} of the right types")
+    options = {field.name: field.type for field in fields(Settings)}
+    unknown = [name for name in config["settings"] if name not in options]
+    if config["format"] != FORMAT or unknown:
         version = short_repr(config.get("hibana_version"))
-        what = short_repr(later[0]) if later else f"format {short_repr(config['format'])}"
+        what = short_repr(unknown[0]) if unknown else f"format {short_repr(config['format'])}"
         raise ValueError(f"{CONFIG} of version {version} with {what}, which {__version__} does not know")
     for name, value in config["settings"].items():
-        if value == "inf" and known[name] in (float, float | None):
+        if value == "inf" and options[name] in (float, float | None):
             config["settings"][name] = math.inf
     return config
 
@@ -193,58 +196,14 @@ def _weights(path: Path, digest: str) -> dict[str, Tensor]:
     return weights
 
 
-def fetched(
-    name: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | Path | None = None,
-    force_download: bool = False,
-    local_files_only: bool = False,
-) -> Path:
-    """The folder `name`, or the one that the Hub has under that name, through ``huggingface_hub``'s cache.
-
-    Raises:
-        ModuleNotFoundError: if it is no folder, and huggingface_hub is not installed.
-        ValueError: if it is neither a folder with a network nor a name on the Hub.
-    """
+def download(name: str | Path, **options: Any) -> Path:
+    """The folder `name`, or of that name on the Hub, see :meth:`hibana.train.Network.from_pretrained`."""
     if Path(name).exists():
         if not is_pretrained(Path(name)):
-            raise ValueError(f"{_WANTED}; {name} has no {CONFIG}")
+            raise ValueError(f"{_EXPECTED}; {name} has no {CONFIG}")
         return Path(name)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"name must be a folder, or USER/NAME on the Hub; there is no folder {name}")
     with needing("from_pretrained"):
         from huggingface_hub import snapshot_download
-    options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
-    options |= {"force_download": force_download, "local_files_only": local_files_only}
     return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **options))
-
-
-def push(model: "Network", name: str, commit: Commit, samples: "DataSet | None" = None) -> str:
-    """Writes `model` to the repository `name` of the Hub, which is made if it is not there; its address.
-
-    Raises:
-        ModuleNotFoundError: if huggingface_hub or safetensors is not installed.
-    """
-    with needing("push_to_hub"):
-        from huggingface_hub import HfApi
-
-    api = HfApi(token=commit.token)
-    repository = api.create_repo(name, private=commit.private, exist_ok=True).repo_id
-    if commit.branch is not None:
-        api.create_branch(repository, branch=commit.branch, exist_ok=True)
-    with TemporaryDirectory() as folder:
-        if api.file_exists(repository, CARD, revision=commit.branch):
-            api.hf_hub_download(repository, CARD, revision=commit.branch, local_dir=folder)
-        write(model, Path(folder), samples, name=repository.rpartition("/")[2])
-        return str(
-            api.upload_folder(
-                repo_id=repository,
-                folder_path=folder,
-                commit_message=commit.message,
-                revision=commit.branch,
-                create_pr=commit.create_pr,
-                allow_patterns=[CARD, CONFIG, WEIGHTS],
-            )
-        )

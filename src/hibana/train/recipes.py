@@ -1,82 +1,62 @@
-"""Defaults of a run that differ from those for still inputs, which are the defaults of ``Settings``."""
+"""Defaults of a run that differ from those for still inputs, which are the defaults of ``Settings``.
+
+The values for tables of few rows were chosen on training rows of eight tables: docs/results.md.
+"""
 
 import math
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from hibana.data import DataSet, own
 
-__all__ = ["FEW_ROWS", "LEAST_JUDGES", "PERIODS", "FewRows", "Rocket", "defaults", "rocket", "usual"]
+__all__ = [
+    "FEW_ROWS",
+    "LEAST_JUDGES",
+    "OPTIONS_OF_FEW_ROWS",
+    "PERIODS",
+    "SEQUENCES",
+    "defaults",
+    "rocket",
+    "usual",
+]
 
 FEW_ROWS = 2_000
-"""Training rows of a table below which :class:`FewRows` applies."""
+"""Training rows of a table below which :data:`OPTIONS_OF_FEW_ROWS` apply."""
+OPTIONS_OF_FEW_ROWS = {
+    "layers": "32-skip",
+    "epochs": 60,
+    "patience": 30,
+    "batch_size": 16,
+    "weight_decay": 2.0,
+}
+"""Options for tables of few rows."""
 LEAST_JUDGES = 10
 """Validation rows below which early stopping is off."""
+IMAGES = {"layers": "16c3b-p2-32c3b-p2-128"}
+"""Options for images: two convolutions with normalization and pooling."""
+EVENTS = {"layers": "16c5s2b-32c5s2b-128"}
+"""Options for recordings of event cameras: two convolutions with stride 2."""
+ONLINE_RULE = {"layers": "128", "rate_penalty": 0.0}
+"""Options for training with an online learning rule, where penalties on spikes must be 0."""
+SEQUENCES = {
+    "cell": "LIF",
+    "surrogate": "ATan",
+    "readout_tau": 20.0,
+    "loss": "membrane-last",
+    "smoothing": 0.1,
+    "learning_rate": 3e-3,
+    "weight_decay": 0.1,
+    "start_rate": 0.15,
+    "rate_target": 0.15,
+}
+"""Options for sequences of numbers, beside the layers of :func:`windows`."""
+ROCKET = {**SEQUENCES, "epochs": 0, "loss": "membrane-mean", "smoothing": 0.0, "start_rate": 0.0}
+"""Options for the spiking Rocket, :func:`hibana.models.rocket`, which is fitted in closed form."""
 PERIODS = (0, 3)
 """Refractory periods of the Rocket's neurons, in steps. Validation chooses one."""
 TAPS, WIDTH = 5, 96
 """Steps under a window, and neurons above it."""
 LARGEST_DILATION = 99
 """Its square still fits into a description of layers."""
-
-
-@dataclass(frozen=True)
-class FewRows:
-    """Tables of few rows. Values were chosen on training rows of eight tables: docs/results.md."""
-
-    layers: str = "32-skip"
-    epochs: int = 60
-    patience: int = 30
-    batch_size: int = 16
-    weight_decay: float = 2.0
-
-
-@dataclass(frozen=True)
-class Images:
-    """Images: two convolutions with normalization and pooling."""
-
-    layers: str = "16c3b-p2-32c3b-p2-128"
-
-
-@dataclass(frozen=True)
-class Events:
-    """Recordings of event cameras: two convolutions with stride 2."""
-
-    layers: str = "16c5s2b-32c5s2b-128"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sequences:
-    """Sequences of numbers: three windows over time, see :func:`windows`."""
-
-    layers: str
-    cell: str = "LIF"
-    surrogate: str = "ATan"
-    readout_tau: float = 20.0
-    loss: str = "membrane-last"
-    smoothing: float = 0.1
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.1
-    start_rate: float = 0.15
-    rate_target: float = 0.15
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rocket(Sequences):
-    """The spiking Rocket, :func:`hibana.models.rocket`, which is fitted in closed form."""
-
-    epochs: int = 0
-    loss: str = "membrane-mean"
-    smoothing: float = 0.0
-    start_rate: float = 0.0
-
-
-@dataclass(frozen=True)
-class OnlineRule:
-    """Training with an online learning rule, where penalties on spikes must be 0."""
-
-    layers: str = "128"
-    rate_penalty: float = 0.0
 
 
 def defaults(
@@ -98,29 +78,29 @@ def defaults(
         rows: number of training samples, if it is known.
         rule: whether an online learning rule trains the network.
     """
-    recipe: Any = None
+    options: dict[str, Any] = {}
     shape = vars(data_set).get("shape") if kind is None and data_set is not None else None
     of_numbers = data_set is not None and data_set.sequential and isinstance(shape, tuple) and len(shape) == 1
     if of_numbers or kind in ("sequences", "sound"):
-        recipe = Sequences(layers=windows(steps))
+        options = {**SEQUENCES, "layers": windows(steps)}
     elif kind == "images" or (kind == "arrays" and source is not None and own.are_pictures(source)):
-        recipe = Images()
+        options = IMAGES
     elif kind == "events":
-        recipe = Events()
+        options = EVENTS
     elif kind is not None and rows is not None and rows < FEW_ROWS:
-        recipe = FewRows()
-    return {**(asdict(recipe) if recipe else {}), **(asdict(OnlineRule()) if rule else {})}
+        options = OPTIONS_OF_FEW_ROWS
+    return {**options, **(ONLINE_RULE if rule else {})}
 
 
 def usual(kind: str | None, data_set: type[DataSet] | None, steps: int) -> list[dict[str, Any]]:
-    """All that :func:`defaults` returns for data of which only this is known, and the Rocket of sequences."""
+    """All that :func:`defaults` returns for such data, for any number of rows, and the Rocket's options."""
     fitted = [rocket(steps)] if kind in ("sequences", "sound") else []
     return [defaults(kind, data_set, steps, rows=rows) for rows in (None, 1)] + fitted
 
 
 def rocket(steps: int, period: int = 0) -> dict[str, Any]:
     """Options of a Rocket over `steps`, whose neurons rest for `period` steps after a spike."""
-    return asdict(Rocket(layers=f"rocket{steps}{f'r{period}' if period else ''}"))
+    return {**ROCKET, "layers": f"rocket{steps}{f'r{period}' if period else ''}"}
 
 
 def windows(steps: int) -> str:

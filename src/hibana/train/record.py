@@ -1,4 +1,4 @@
-"""Settings files: YAML after a comment that names the run; and values in error messages."""
+"""Settings files: YAML after a comment line that names the ``torchrun`` job; and errors on one line."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,15 +12,15 @@ _FIRST = "# Settings of a hibana run: "
 
 
 class Record(NamedTuple):
-    """Contents of a settings file, and the run that wrote it, if one did."""
+    """Contents of a settings file, and the job that wrote it; empty without ``torchrun``."""
 
     content: dict[str, Any]
-    run: str | None
+    job: str
 
 
-def text(content: dict[str, Any], run: str | None = None) -> str:
-    """A settings file with `content`, written by `run`."""
-    return f"{_FIRST}{run or 'none'}\n{yaml.safe_dump(content, sort_keys=False)}"
+def text(content: dict[str, Any], job: str = "") -> str:
+    """A settings file with `content`, written by `job`."""
+    return f"{_FIRST}{job or 'none'}\n{yaml.safe_dump(content, sort_keys=False)}"
 
 
 def read(path: Path) -> Record:
@@ -45,9 +45,8 @@ def read(path: Path) -> Record:
         raise ValueError(  # noqa: TRY004 - it is the file's content that is wrong, not an argument's type
             f"settings {path} must hold names and values, got {type(content).__name__}"
         )
-    first = written.partition("\n")[0]
-    run = first.removeprefix(_FIRST) if first.startswith(_FIRST) else "none"
-    return Record(content, None if run == "none" else run)
+    job = written.partition("\n")[0].partition(_FIRST)[2]
+    return Record(content, "" if job == "none" else job)
 
 
 def line(error: Exception) -> str:

@@ -1,11 +1,10 @@
-"""What a run came to, kept in its folder as ``result.json``, and the list of the runs in a folder."""
+"""Results of runs: ``result.json`` in a run's folder, and the list of the runs in a folder."""
 
 import json
 import math
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, NamedTuple
 
 from hibana.data import DATA_SETS
@@ -19,11 +18,32 @@ if TYPE_CHECKING:
     from hibana.train.baseline import Linear
     from hibana.train.run import Outcome
 
-__all__ = ["Run", "found", "write"]
+__all__ = ["Facts", "Run", "list_runs", "read", "write"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Measurements of a network on test samples.
+
+    Attributes:
+        measure: ``accuracy``, or for a quantity ``explained``, the share of its variance.
+        value: that measure.
+        rates: spikes per neuron and step by layer.
+        samples: number of samples; ``None`` if unknown.
+        acs: additions per sample; ``None`` if not counted.
+        macs: multiply-accumulates per sample; ``None`` if not counted.
+    """
+
+    measure: str
+    value: float
+    rates: dict[str, float]
+    samples: int | None = None
+    acs: float | None = None
+    macs: float | None = None
 
 
 class Run(NamedTuple):
-    """A run in words: its folder's name, data, result, a linear model's, time, settings not usual."""
+    """A run as text: name of its folder, data, results, time, and settings that differ from the defaults."""
 
     name: str
     data: str
@@ -34,29 +54,33 @@ class Run(NamedTuple):
 
 
 def write(folder: Path, outcome: "Outcome", linear: "Linear | None" = None) -> None:
-    """Keeps what a run came to, beside a linear model if one was fitted."""
+    """Writes a run's outcome, and that of the linear model it is compared with."""
     content = {
         "measure": outcome.measure,
-        "value": _known(outcome.accuracy),
+        "value": _number(outcome.accuracy),
         "error": outcome.error,
         "balanced": outcome.balanced,
-        "recalls": {name: _known(value) for name, value in outcome.recalls.items()},
+        "recalls": {name: _number(value) for name, value in outcome.recalls.items()},
         "rates": outcome.rates,
-        "linear": linear and {**linear._asdict(), "accuracy": _known(linear.accuracy)},
+        "linear": linear and {**linear._asdict(), "accuracy": _number(linear.accuracy)},
         "seconds": outcome.seconds,
     }
     files.write(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
-def found(folder: Path) -> list[Run]:
-    """The runs in `folder`, the latest last.
+def read(folder: Path) -> Facts | None:
+    """The result of the run in `folder`; ``None`` if it is missing or unreadable."""
+    try:
+        content = json.loads((folder / RESULT).read_bytes())
+        rates = {str(name): float(rate) for name, rate in content["rates"].items()}
+        return Facts(str(content["measure"]), float(content["value"]), rates)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
-    Raises:
-        ValueError: if there is no such folder.
-    """
-    if not folder.is_dir():
-        return []
-    paths = [each for each in folder.iterdir() if (each / SETTINGS).is_file()]
+
+def list_runs(folder: Path) -> list[Run]:
+    """The runs in `folder`, the latest last; empty if there is no such folder."""
+    paths = [each for each in folder.glob("*") if (each / SETTINGS).is_file()]
     return [_run(each) for each in sorted(paths, key=lambda path: (path / SETTINGS).stat().st_mtime)]
 
 
@@ -66,38 +90,34 @@ def _run(path: Path) -> Run:
         content = record.read(path / SETTINGS).content
     except ValueError as error:
         return Run(path.name, "", "", "", when, record.line(error)[:60])
-    known, steps = {each.name: each.default for each in fields(Settings)}, content.get("steps")
-    made = DATA_SETS.get(str(content.get("data")))  # a class of the user's is not imported
-    recipes = usual(content.get("kind"), made, steps if isinstance(steps, int) else 1)
+    options = {each.name: each.default for each in fields(Settings)}
+    data_set, steps = DATA_SETS.get(str(content.get("data"))), content.get("steps")  # imports no user's class
+    recipes = usual(content.get("kind"), data_set, steps if isinstance(steps, int) else 1)
     differing = [
-        f"{name} {short_repr(value).strip(chr(39))}"
+        f"{name} {value}"
         for name, value in content.items()
-        if name in known
+        if name in options
         and name not in ("data", "kind", "steps", "coding")
-        and all(value != each.get(name, known[name]) for each in recipes)
+        and all(value != recipe.get(name, options[name]) for recipe in recipes)
     ]
-    result, linear = _result(path)
+    result, linear = _shown(path)
     return Run(path.name, Path(str(content.get("data"))).name, result, linear, when, ", ".join(differing))
 
 
-def _result(path: Path) -> tuple[str, str]:
-    """A run's result, and a linear model's if one was fitted."""
+def _shown(path: Path) -> tuple[str, str]:
+    """A run's result and that of the linear model, as text."""
     try:
-        said = json.loads((path / RESULT).read_bytes())
-        explained, baseline = said["measure"] == "explained", said["linear"] or {}
-        return _shown(explained, said["value"]), _shown(explained, baseline.get("accuracy"))
+        content = json.loads((path / RESULT).read_bytes())
+        form = "R² {:.3f}" if content["measure"] == "explained" else "{:.1%}"
+        values = content["value"], (content["linear"] or {}).get("accuracy")
+        result, linear = ("" if value is None else form.format(float(value)) for value in values)
     except FileNotFoundError:
         return "not finished" if (path / LAST).exists() else "not begun", ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "unreadable", ""
+    return result, linear
 
 
-def _shown(explained: bool, value: float | None) -> str:
-    if value is None:
-        return ""
-    return f"R² {float(value):.3f}" if explained else f"{float(value):.1%}"
-
-
-def _known(value: float) -> float | None:
-    """`value`, or nothing where it is NaN, which JSON has not."""
+def _number(value: float) -> float | None:
+    """`value`, or ``None`` for NaN, which JSON has no word for."""
     return None if math.isnan(value) else value

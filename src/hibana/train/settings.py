@@ -387,9 +387,9 @@ class Settings:
         options |= {"threshold": self.threshold, "detach_reset": self.detach_reset}
         return CELLS[self.cell](surrogate=surrogate.named(self.surrogate), **options)
 
-    def write(self, path: Path | str, run: str | None = None) -> None:
-        """Writes a YAML file from which :func:`read` gives an equal object; `run` identifies its writer."""
-        files.write(Path(path), record.text(asdict(self), run).encode())
+    def write(self, path: Path | str, job: str = "") -> None:
+        """Writes a YAML file from which :func:`read` gives an equal object; `job` identifies its writer."""
+        files.write(Path(path), record.text(asdict(self), job).encode())
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
