@@ -16,7 +16,7 @@ from PIL import Image
 
 from hibana import train
 from hibana.cli import _APP, _COMMANDS, main
-from hibana.cli.numbers import _whole
+from hibana.cli.saying import _whole
 from hibana.train import checkpoint
 
 HEADER = "a,b,label\n"

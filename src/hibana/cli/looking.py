@@ -1,12 +1,9 @@
 """Commands to look at neurons with: ``demo``, ``explain``, ``build``."""
 
-import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibana.cli.code import reachable
-from hibana.cli.numbers import Whole
-from hibana.cli.saying import Refusal, doing, refusing, saved, writable
+from hibana.cli.saying import Refusal, Whole, doing, reachable, refusing, writable
 
 if TYPE_CHECKING:
     from hibana.cells import Cell
@@ -43,8 +40,11 @@ def demo(*, out: Path = Path("hibana-demo"), seed: Whole = 0) -> None:
 
     step = plot.surrogate(surrogates.Step(), torch.linspace(-1, 1, 401, dtype=torch.float32, device="cpu"))
     print("\nPictures")
-    for axes, name in ((step[0], "heaviside"), (one[0], "demo1"), (two, "demo2")):
-        print(f"  {saved(axes.figure, folder / f'{name}.png')}")
+    figures: dict[str, Any] = {"heaviside": step[0].figure, "demo1": one[0].figure, "demo2": two.figure}
+    for name, figure in figures.items():
+        path = folder / f"{name}.png"
+        figure.savefig(path)
+        print(f"  {path}")
 
 
 def explain(
@@ -75,28 +75,15 @@ def build() -> None:
     )
 
 
-def _cells() -> list[str]:
-    """The names of hibana's own cells."""
-    from hibana import cells
-
-    return [name for name in cells.__all__ if name.endswith("Cell") and name != "Cell"]
-
-
 def _cell(name: str) -> "type[Cell]":
     """The class of the cell called `name`, with or without its ending, or at ``module:class``."""
     from hibana import cells
+    from hibana.train.architecture import imported
 
-    module, _, own = name.rpartition(":")
-    if module:
-        reachable([name])
-        try:
-            found = getattr(importlib.import_module(module), own, None)
-        except ModuleNotFoundError as error:
-            raise Refusal(f"cell must be a cell of hibana or MODULE:CLASS; {error}") from error
-    else:
-        known = {n.removesuffix("Cell").lower(): getattr(cells, n) for n in _cells()}
-        found = known.get(name.removesuffix("Cell").lower())
-    if not (isinstance(found, type) and issubclass(found, cells.Cell)):
-        names = ", ".join(n.removesuffix("Cell") for n in _cells())
-        raise Refusal(f"cell must be one of {names}, or MODULE:CLASS of your own; got {name!r}")
-    return found
+    names = [each.removesuffix("Cell") for each in cells.__all__ if each.endswith("Cell") and each != "Cell"]
+    known = {each.lower(): getattr(cells, f"{each}Cell") for each in names}
+    reachable([name])
+    cell = imported(name, "cell") if ":" in name else known.get(name.removesuffix("Cell").lower())
+    if not (isinstance(cell, type) and issubclass(cell, cells.Cell)):
+        raise Refusal(f"cell must be one of {', '.join(names)}, or MODULE:CLASS of your own; got {name!r}")
+    return cell

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import cyclopts
 from docstring_parser import parse
 
-from hibana.cli.numbers import Whole
+from hibana.cli.saying import Whole
 from hibana.train.settings import CHOICES, OF_FILES, Settings
 
 __all__ = ["with_settings"]

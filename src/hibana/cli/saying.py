@@ -1,26 +1,28 @@
-"""What commands say: refusals and failures, files that can't be written, and what takes a while."""
+"""Errors of commands, progress on the terminal, and code that the user names."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Annotated
 
-__all__ = ["Failure", "Refusal", "doing", "refusing", "saved", "unwritable", "writable"]
+import cyclopts
+
+__all__ = ["Failure", "Refusal", "Whole", "doing", "reachable", "refusing", "unwritable", "writable"]
 
 
 class Refusal(Exception):  # noqa: N818 - not an error of the program: something it won't do
-    """What a command won't do, in a sentence for the person who asked."""
+    """Why a command does not start, as a sentence; exit status 2."""
 
 
 class Failure(Exception):  # noqa: N818 - beside Refusal
-    """Why a command that had begun could not finish, in a sentence."""
+    """Why a command could not finish, as a sentence; exit status 1."""
 
 
 @contextmanager
 def refusing() -> Iterator[None]:
-    """What the library refuses inside, the command refuses, in the same words."""
+    """Turns errors of the library about arguments and files into a :class:`Refusal` with the same message."""
     try:
         yield
     except (TypeError, ValueError, FileNotFoundError) as error:
@@ -33,7 +35,7 @@ def refusing() -> Iterator[None]:
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Shows `what` on standard error while the body runs, if that is a terminal."""
+    """Shows `what` on standard error, if that is a terminal, while the body runs."""
     if not sys.stderr.isatty():
         yield
         return
@@ -45,10 +47,10 @@ def doing(what: str) -> Iterator[None]:
 
 
 def writable(folder: Path) -> Path:
-    """`folder`, made if it is not there.
+    """`folder`, created if it is missing.
 
     Raises:
-        Refusal: if nothing can be written to it.
+        Refusal: if no file can be written to it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,11 +61,27 @@ def writable(folder: Path) -> Path:
 
 
 def unwritable(folder: Path, error: OSError) -> Refusal:
-    """What to say of a folder that can't be written."""
+    """The refusal of a folder that can't be written."""
     return Refusal(f"--out must be a folder that can be written, got {folder}: {error.strerror}")
 
 
-def saved(figure: Any, path: Path) -> Path:
-    """`path`, at which the figure now is."""
-    figure.savefig(path)
-    return path
+def reachable(names: Iterable[str | None]) -> None:
+    """Lets Python import from the current folder if one of `names` is ``MODULE:NAME``.
+
+    Otherwise it must not: a file there could have the name of a package that is not installed.
+    """
+    if any(name is not None and ":" in name for name in names) and "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def _whole(kind: object, tokens: Sequence[cyclopts.Token]) -> int:
+    """An integer; cyclopts itself would round a number with a fraction."""
+    (text,) = (token.value for token in tokens)
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"it must be a whole number, got {text}") from None
+
+
+Whole = Annotated[int, cyclopts.Parameter(converter=_whole)]
+"""An option that takes an integer."""

@@ -12,11 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hibana import keep_memory
 from hibana.cli import tables
-from hibana.cli.code import reachable
-from hibana.cli.saying import Failure, Refusal, doing, refusing, saved, unwritable
+from hibana.cli.saying import Failure, Refusal, Whole, doing, reachable, refusing, unwritable
 
 with doing("loading PyTorch"):
-    from hibana.cli.numbers import Whole
     from hibana.cli.options import with_settings
     from hibana.train import Settings, elastic, read, results, resumed
     from hibana.train.architecture import check_trust
@@ -159,9 +157,8 @@ def _complete(prepared: "Prepared", folder: Folder) -> None:
             baseline = linear(model, samples)
         results.write(folder.path, outcome, baseline)
         with doing("drawing"):
-            picture = _drawn(
-                model, outcome, samples, (baseline.name, baseline.accuracy), folder.path / PICTURE
-            )
+            picture = folder.path / PICTURE
+            _draw(model, outcome, samples, (baseline.name, baseline.accuracy), picture)
     except SystemExit as stopped:  # what Lightning makes of Ctrl-C
         hint = f"; `hibana train --resume {last}` goes on from the last whole epoch" if last.exists() else ""
         raise KeyboardInterrupt(hint) from stopped
@@ -178,10 +175,10 @@ def _complete(prepared: "Prepared", folder: Folder) -> None:
     tables.report(outcome, baseline, rows, deviation)
 
 
-def _drawn(
+def _draw(
     model: "Classifier", outcome: "Outcome", samples: "DataSet", baseline: tuple[str, float], path: Path
-) -> Path:
-    """The picture of a training, with the first test sample on its way through the network."""
+) -> None:
+    """Draws a training, with the first test sample on its way through the network."""
     import torch
 
     from hibana import plot
@@ -202,7 +199,7 @@ def _drawn(
         names=samples.names or ("answer",),
         measure=outcome.measure,
     )
-    return saved(figure, path)
+    figure.savefig(path)
 
 
 def runs(folder: Path = RUNS, /) -> None:

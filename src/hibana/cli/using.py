@@ -6,9 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibana.cli.code import reachable
-from hibana.cli.numbers import Whole
-from hibana.cli.saying import Refusal, doing, refusing
+from hibana.cli.saying import Refusal, Whole, doing, reachable, refusing
 from hibana.cli.tables import confusions, said
 
 if TYPE_CHECKING:

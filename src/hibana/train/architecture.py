@@ -25,6 +25,7 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ from hibana.nn.each_step import EachStep
 from hibana.nn.models.rocket import rocket, size
 from hibana.nn.window import Window
 
-__all__ = ["build", "check", "check_trust", "period", "span"]
+__all__ = ["build", "check", "check_trust", "imported", "is_function", "period", "span"]
 
 Shape = tuple[int, ...]
 
@@ -90,6 +91,19 @@ def period(description: str) -> int:
 def is_function(name: str) -> bool:
     """Whether `name` is the ``module:function`` of a user."""
     return _FUNCTION.fullmatch(name) is not None
+
+
+def imported(reference: str, option: str) -> Any:
+    """The object at ``module:name``, which `option` names.
+
+    Raises:
+        ValueError: if there is no such module or name.
+    """
+    module, _, name = reference.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{option} {reference!r} can't be found: {error}") from error
 
 
 def check_trust(description: object, trust: Collection[str], where: str) -> None:
@@ -291,12 +305,7 @@ class _Stack:
 
 
 def _from_function(description: str, shape: Shape, classes: int, cell: Callable[[], Cell]) -> nn.Module:
-    module, _, name = description.partition(":")
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"layers {description!r} can't be found: {error}") from error
-    net = function(shape, classes, cell)
+    net = imported(description, "layers")(shape, classes, cell)
     if not isinstance(net, nn.Module):
         raise TypeError(f"layers {description!r} must return a torch.nn.Module, got {type(net).__name__}")
     return net

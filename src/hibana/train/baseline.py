@@ -1,4 +1,4 @@
-"""What a linear model makes of the same data: the least that a network should do."""
+"""A linear model on the same data: a network should be at least as good."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 __all__ = ["Linear", "first", "linear", "linear_accuracy"]
 
 ENOUGH = 10_000
-"""Samples that it is fitted to at most."""
+"""Most training samples of a linear model."""
 
 
 class Linear(NamedTuple):
-    """A linear model's accuracy, or of a quantity the part of its variance explained (R²), on the test set.
+    """Result of a linear model on the test set.
 
-    `balanced` is the mean of the classes' recalls; `error` is the mean squared error of a quantity, in units
-    of its variance in the training part.
+    Attributes:
+        name: kind of the model.
+        accuracy: share that is classified correctly; for a quantity the share of its variance explained (R²).
+        balanced: mean recall of the classes.
+        error: mean squared error of a quantity, in units of its variance in the training part.
     """
 
     name: str
@@ -35,10 +38,10 @@ class Linear(NamedTuple):
 @torch.no_grad()
 @needing("hibana.train.linear")
 def linear(model: "Network", samples: data.DataSet) -> Linear:
-    """Logistic regression, or of a quantity a ridge, on the input; of spikes on their counts, without timing.
+    """Logistic regression, or a ridge for a quantity, on the input; for spikes on their counts.
 
-    Fitted to at most the first 10,000 training samples, without augmentation, by one thread: products so
-    small take several that wait for one another, beside torch's that wait too, twice as long and more.
+    It is fitted to at most 10,000 training samples, without augmentation, with one thread: several threads
+    take more than twice as long for such small products.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from threadpoolctl import threadpool_limits
@@ -54,17 +57,16 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
         elif model.settings.coding == "delta" or (model.settings.coding == "none" and _are_spikes(inputs)):
             inputs = model.encode(inputs).sum(dim=0)
         parts += [inputs.flatten(1).numpy(), labels.numpy()]
+    *training, inputs, targets = parts
     if model.is_regression:
-        answers = Ridge().fit(*parts[:2]).predict(parts[2])
-        explained = loss.r_squared(torch.from_numpy(answers), torch.from_numpy(parts[3]))
-        return Linear("ridge regression", explained, None, float(((answers - parts[3]) ** 2).mean()))
+        answers = Ridge().fit(*training).predict(inputs)
+        explained = loss.r_squared(torch.from_numpy(answers), torch.from_numpy(targets))
+        return Linear("ridge regression", explained, None, float(((answers - targets) ** 2).mean()))
     weights = "balanced" if model.settings.class_weights == "balanced" else None
     with threadpool_limits(1, user_api="blas"):
-        fitted = LogisticRegression(max_iter=1000, class_weight=weights).fit(*parts[:2])
-    answers = fitted.predict(parts[2])
-    right = answers == parts[3]
-    recalls = [right[parts[3] == label].mean() for label in sorted(set(parts[3].tolist()))]
-    return Linear("linear classifier", float(right.mean()), float(sum(recalls) / len(recalls)))
+        answers = LogisticRegression(max_iter=1000, class_weight=weights).fit(*training).predict(inputs)
+    recalls = [(answers[targets == label] == label).mean() for label in sorted(set(targets.tolist()))]
+    return Linear("linear classifier", float((answers == targets).mean()), float(sum(recalls) / len(recalls)))
 
 
 def linear_accuracy(model: "Network", samples: data.DataSet) -> float:
@@ -73,7 +75,7 @@ def linear_accuracy(model: "Network", samples: data.DataSet) -> float:
 
 
 def first(samples: data.DataSet) -> tuple[torch.Tensor, ...]:
-    """The first inputs of the training set, 512 or as many as there are, and lengths if they are padded."""
+    """The first 512 inputs of the training set, and lengths if they are padded."""
     count = min(512, len(samples.training))  # type: ignore[arg-type]
     inputs, _, *lengths = gathered(samples.training, count)
     return inputs, *lengths

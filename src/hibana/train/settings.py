@@ -1,7 +1,6 @@
 """Options of a training run, each defined once with its check, and the YAML file that they are written to."""
 
 import difflib
-import importlib
 import math
 import os
 import re
@@ -304,7 +303,14 @@ class Settings:
         """Class of the data set; imports the module of ``module:class``."""
         if self.data in DATA_SETS:
             return DATA_SETS[self.data]
-        return own.KINDS[self.kind] if self.kind is not None else _imported(self.data)
+        if self.kind is not None:
+            return own.KINDS[self.kind]
+        data_set = architecture.imported(self.data, "data")
+        if not (isinstance(data_set, type) and issubclass(data_set, DataSet)):
+            raise ValueError(  # noqa: TRY004 - it is a value of the settings
+                f"data {self.data!r} must be a class that derives from hibana.data.DataSet, got {data_set!r}"
+            )
+        return data_set
 
     @property
     def is_sequential(self) -> bool:
@@ -448,20 +454,6 @@ def _kind_of(data: str, group: str | None) -> str:
     raise ValueError(
         f"data must be one of {names}, or a file or folder of yours; got {short_repr(data)}{hint}"
     )
-
-
-def _imported(data: str) -> type[DataSet]:
-    """The class at ``module:class``."""
-    module, _, name = data.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"data {data!r} can't be found: {error}") from error
-    if not (isinstance(made, type) and issubclass(made, DataSet)):
-        raise ValueError(  # noqa: TRY004 - it is a value of the settings
-            f"data {data!r} must be a class that derives from hibana.data.DataSet, got {made!r}"
-        )
-    return made
 
 
 def _check_choice(name: str, value: str | None, words: tuple[str, ...]) -> None:
