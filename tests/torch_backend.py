@@ -38,7 +38,7 @@ class TorchKernels(Kernels):
         return torch.stack(emitted), last, [torch.stack(steps) for steps in residuals.values()]
 
     def backward(self, given):
-        plan, inputs, parameters = given.plan, given.inputs, given.parameters
+        plan, inputs, parameters = self.plan, given.inputs, given.parameters
         names, one = self.step.states, given.shape[1:]
         zeros = torch.zeros(one, dtype=self.dtype)
         before = before_pass(self.step, plan)

@@ -176,7 +176,7 @@ def test_shapes(run, shape):
 
 
 @pytest.mark.parametrize("cell", [Escape, Diffusing, Dropped])
-def test_long_sequences_that_the_backward_recomputes(cell):
+def test_long_sequences(cell):
     assert_equal(cell(), drive((16, 70001)), tolerance=1e-4)
 
 

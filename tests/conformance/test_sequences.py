@@ -10,7 +10,7 @@ from hibana import surrogate
 from hibana.cells.surrogate import ATan
 from hibana.compiler import programs
 from hibana.compiler.cpu import kernels as cpu
-from hibana.compiler.cpu import libraries, recompute
+from hibana.compiler.cpu import libraries
 
 SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (300, 3), (4, 0), (3, 2, 2, 3)]
 
@@ -46,34 +46,6 @@ def test_several_steps_at_once(kind, steps, nontemporal, monkeypatch):
     inputs = drive(cell, (steps, 2, 64))
     assert_same_values(CPU, cell, inputs)
     assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states"])
-
-
-@pytest.mark.cover(1)
-@pytest.mark.parametrize("kind", CELLS)
-@pytest.mark.parametrize("shape", [(11, 2, 64), (6, 5001), (1, 7)], ids=str)
-def test_a_backward_that_runs_forward_again(kind, shape, monkeypatch):
-    monkeypatch.setattr(programs, "_SHARED", {})
-    monkeypatch.setattr(cpu, "RECOMPUTED_FROM", 0)
-    monkeypatch.setattr(recompute, "BUFFER", 8 * 4 * 1024 * shape[0])  # several rows of the longest
-    cell = kind()
-    inputs = drive(cell, shape)
-    assert_conforms(CPU, cell, inputs, uses=["outputs only", "outputs and states", "states only"])
-
-
-@pytest.mark.parametrize("kind", [ATan(), surrogate.Triangle()], ids=str)
-@pytest.mark.parametrize("detached", [True, False])
-def test_a_long_sequence_keeps_its_input(kind, detached, monkeypatch):
-    inputs = torch.rand(16, 70_000, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    results = []
-    for least in (cpu.RECOMPUTED_FROM, 1 << 60):
-        monkeypatch.setattr(cpu, "RECOMPUTED_FROM", least)
-        cell, kept = hb.IFCell(surrogate=kind, detach_reset=detached), []
-        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
-            outputs, _ = CPU(cell, inputs, None)
-        numbers = [t for t in kept if t.dtype == torch.float32]
-        assert [t is inputs or t.data_ptr() == inputs.data_ptr() for t in numbers] == [not results]
-        results.append((outputs, torch.autograd.grad(outputs.sum(), inputs)[0]))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.cover(1)

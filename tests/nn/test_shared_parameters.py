@@ -16,7 +16,6 @@ CASES = {  # the shape of a sequence, how it lies in memory, the shape of the pa
     "each row of an image": ((3, 500, 30, 10), None, (30, 1)),
     "each pixel": ((3, 500, 30, 10), None, (30, 10)),
     "each sample": ((3, 500, 300), None, (500, 1)),
-    "so long that the backward runs forward again": ((40, 300, 512), None, (512,)),
 }
 
 

@@ -87,7 +87,7 @@ def specified(program: "Program", inputs: Tensor, ends: bool, begun: int = 0) ->
         shape = torch.Size(inputs.shape[d] for d in order)
     elif not steps_contiguous(inputs):
         return None
-    return RunSpecification(program, program.kernels.plan_for(shape), shape, ends, order, begun)
+    return RunSpecification(program, program.plan, shape, ends, order, begun)
 
 
 def go(
@@ -244,7 +244,6 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         grads = [None if g is None else step_in(order, g) for g in last_grads]
     wants_input, wants_first = wanted[0], any(wanted[1 : 1 + begun])
     given = BackwardArguments(
-        plan,
         shape,
         inputs,
         first,

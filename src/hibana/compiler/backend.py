@@ -57,7 +57,6 @@ class ForwardArguments(NamedTuple):
 class BackwardArguments(NamedTuple):
     """The arguments of a backward."""
 
-    plan: "Plan"
     shape: torch.Size
     """Of the sequences, ``[T, ...]``."""
     inputs: Tensor | None
@@ -107,8 +106,6 @@ class Kernels(ABC):
     """Operations that the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
     step: "Step"
     plan: "Plan"
-    recomputing: "Plan | None" = None
-    """The plan for long sequences, which the backward recomputes in tiles; None if there is none."""
     emitting: "Plan | None" = None
     """The plan of a forward without a backward that keeps the bits of the outputs; None if it can't."""
     dtype: torch.dtype
@@ -162,10 +159,6 @@ class Kernels(ABC):
 
     def check(self, shape: torch.Size) -> None:  # noqa: B027 # most serve all
         """Raises ``Unsupported`` if steps of `shape` can't be served."""
-
-    def plan_for(self, shape: torch.Size) -> "Plan":
-        """The plan for sequences of `shape`."""
-        return self.plan
 
 
 @dataclass(frozen=True)

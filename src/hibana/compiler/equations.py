@@ -74,11 +74,6 @@ def explain_cell(
             f"           {_bits(cost_in_bits(v, torch.finfo(dtype).bits))}: {_kept(step, v)}"
             for v in plan.residuals
         ),
-        *(
-            ["long       of sequences of 4 MB and more the input instead: the backward recomputes, in tiles"]
-            if made.kernels.recomputing
-            else []
-        ),
         *_drawn(step),
         f"gradient   {sentence}",
         "",

@@ -64,7 +64,7 @@ class NamedKernels(Kernels):
         return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        plan, shape, inputs, first, parameters, residuals, grad_outputs, last_grads = given[:8]
+        shape, inputs, first, parameters, residuals, grad_outputs, last_grads = given[:7]
         one = shape[1:]
         like = next(t for t in (*residuals, grad_outputs, *last_grads, *parameters) if t is not None)
         if grad_outputs is None:
@@ -89,7 +89,7 @@ class NamedKernels(Kernels):
         self._launch("backward", given.wants_input, shape, parameters, named)
         if grad_input is not None:
             grad_input = grad_input.to(grad_outputs.dtype)
-        kept = dict(zip(plan.stored, residuals, strict=True))
+        kept = dict(zip(self.plan.stored, residuals, strict=True))
         for o in self.operands:
             residual = inputs if o.residual.is_input else kept[o.residual]
             assert residual is not None

@@ -204,7 +204,6 @@ def _backward(
     """The gradients of inputs and initial states, and of the cell's tensors that are `learned`."""
     made = _program(step, backend, inputs, real=True)
     given = BackwardArguments(
-        made.plan,
         inputs.shape,
         _stepwise(inputs),
         _begun(made, first),

@@ -34,11 +34,3 @@ class Binding:
         chosen = itemgetter(*(place[name] for name in self.arguments))
         pack = struct.Struct(f"{len(self.arguments)}q").pack
         return lambda values: pack(*chosen((*known, *values)))
-
-    def places(self, names: Sequence[str]) -> list[int]:
-        """The positions of `names` among the arguments.
-
-        Raises:
-            ValueError: if the kernel declares none of that name.
-        """
-        return [self.arguments.index(name) for name in names]

@@ -6,7 +6,7 @@ input that is the same at each step.
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,11 +14,10 @@ from torch import Tensor
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Prepared
 from hibana.compiler.cpu.base import NativeKernels
 from hibana.compiler.cpu.body import LINE
-from hibana.compiler.cpu.recompute import Recomputation, fits_tiles, recomputation
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.compiler.cpu.source import backward_source, forward_source
 from hibana.compiler.cpu.walk import Bound, Walk, unaliased, walk
-from hibana.compiler.graph.plan import Plan, cost_in_bits, emitting, recomputing
+from hibana.compiler.graph.plan import Plan, emitting
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import assemble
 
@@ -27,9 +26,6 @@ CPU = torch.device("cpu")
 NONTEMPORAL_FROM = 8 << 20
 """Bytes from which on a sequence is written by non-temporal stores: the last-level cache would keep little of
 it until it is read."""
-
-RECOMPUTED_FROM = 4 << 20
-"""Bytes from which on a sequence is recomputed in the backward: shorter ones stay in a core's own caches."""
 
 PREPARED_UP_TO = 64 << 10
 """Bytes of a sequence up to which calls are prepared; a longer one takes longer than what that saves."""
@@ -47,28 +43,15 @@ class CpuKernels(NativeKernels):
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         super().__init__(step, plan, dtype)
-        self.recomputing = recomputing(step, plan)
         self.emitting = emitting(step)
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._backward = lru_cache(SHAPES)(self._make_backward)
-        self._recomputing = lru_cache(SHAPES)(self._make_recomputing)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
         if direction == "forward":
             return self._forward_source(self.plan if keep else None).text
         return self._backward_source(True).text
-
-    def plan_for(self, shape: torch.Size) -> Plan:
-        """The plan for sequences of `shape`: long ones are recomputed where numbers would have to be kept."""
-        longer = self.recomputing
-        if longer is None or shape.numel() * self.size < RECOMPUTED_FROM:
-            return self.plan
-        return longer if fits_tiles(self._residual_bits(self.plan), shape[0]) else self.plan
-
-    def _residual_bits(self, plan: Plan) -> list[int]:
-        """Bits per neuron and step of each residual of `plan`."""
-        return [cost_in_bits(value, 8 * self.size) for value in plan.stored]
 
     def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         inputs, first, parameters, plan, ends, may_offset, seed = given
@@ -98,7 +81,7 @@ class CpuKernels(NativeKernels):
         return [torch.empty(size, dtype=dtype, device=CPU) for size, dtype in kept]
 
     def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        plan, shape, inputs, first, parameters, residuals = given[:6]
+        shape, inputs, first, parameters, residuals = given[:5]
         grad_outputs, wants_input = given.grad_outputs, given.wants_input
         one, dtype = shape[1:], self.dtype
         if grad_outputs is None:
@@ -110,9 +93,7 @@ class CpuKernels(NativeKernels):
         first_grads: list[Tensor | None] = [None] * len(first)
         if given.wants_first:
             first_grads = [torch.empty(one, dtype=dtype, device=CPU) for _ in first]
-        variant = _Variant(shape, wants_input, place % LINE == 0, torch.get_num_threads())
-        again = plan.recomputed
-        back = self._backward(variant) if again is None else self._recomputing(again, variant)
+        back = self._backward(shape, wants_input, place % LINE == 0, torch.get_num_threads())
         sums = [torch.empty(one, dtype=dtype, device=CPU) for _ in self.step.grad_sums]
         read = (0, 0) if inputs is None else (inputs.data_ptr(), inputs.stride(0))
         values = [  # as self._backward_names has them
@@ -120,26 +101,19 @@ class CpuKernels(NativeKernels):
             *_addresses(*parameters, *first, *given.last_grads, *first_grads),
             *_addresses(*sums),
             *self._drawn(given.seed),
+            *_addresses(*residuals),
         ]
-        if isinstance(back, Walk):
-            back.run(*values, *_addresses(*residuals))
-        else:
-            forward = [  # as self._forward_names has them
-                *(self.constants_at, *read, 0),
-                *_addresses(*parameters, *first, *(None,) * (len(first) - 1)),
-                *self._drawn(given.seed),
-            ]
-            back.run(forward, values, grad_outputs.data_ptr())
+        back.run(*values)
         return grad_input, first_grads, sums
 
     def prepare(self, plan: Plan, shape: torch.Size, ends: bool) -> Prepared | None:
         step, threads = self.step, torch.get_num_threads()
         small = shape.numel() * self.size <= PREPARED_UP_TO
-        if plan.recomputed or step.parameters or step.draws or not small:
+        if step.parameters or step.draws or not small:
             return None
         neurons, states, empty_like = shape[1:].numel(), len(step.states), torch.empty_like
         forward = self._forward(shape, plan, False, threads)
-        backward = self._backward(_Variant(shape, True, False, threads))
+        backward = self._backward(shape, True, False, threads)
         last = [torch.empty(shape[1:], dtype=self.dtype, device=CPU)] * (states - 1 if ends else 0)
         templates, ended = [*last, *self._residuals(plan, shape)], len(last)
         go, pack, go_back, pack_back = forward.work.go, forward.pack, backward.work.go, backward.pack
@@ -178,7 +152,7 @@ class CpuKernels(NativeKernels):
         ]
 
     def _backward_names(self) -> list[str]:
-        """The arguments of a backward, in order, before the residuals."""
+        """The arguments of a backward, in the order of their values."""
         *carried, _ = states = self.step.states
         return [
             *("constants", *BACKWARD),
@@ -188,6 +162,7 @@ class CpuKernels(NativeKernels):
             *(f"{name}_first_grad" for name in states),
             *(f"sum{i}_all" for i in range(len(self.step.grad_sums))),
             *self._drawn("seed"),
+            *self.plan.names,
         ]
 
     def _drawn(self, seed: _Argument) -> tuple[_Argument, ...]:
@@ -196,24 +171,14 @@ class CpuKernels(NativeKernels):
 
     def _make_forward(self, shape: torch.Size, plan: Plan | None, aligned: bool, threads: int) -> Walk:
         steps, neurons = _sizes(shape)
-        bound = self._kernel("forward", plan, True, aligned and self._nontemporal(steps, neurons))
+        bound = self._kernel("forward", plan, aligned and self._nontemporal(steps, neurons))
         return walk(bound, self._forward_names(plan), steps, neurons, threads)
 
-    def _make_backward(self, of: "_Variant") -> Walk:
-        names = [*self._backward_names(), *self.plan.names]
-        return walk(self._backward_kernel(of), names, *_sizes(of.shape), of.threads)
-
-    def _make_recomputing(self, recomputed: Plan, of: "_Variant") -> Recomputation:
-        forward = self._kernel("forward", recomputed, False, False)
-        names = (self._forward_names(None), self._backward_names())
-        bits = dict(zip(recomputed.names, self._residual_bits(recomputed), strict=True))
-        both = (forward, self._backward_kernel(of))
-        return recomputation(both, names, bits, *_sizes(of.shape), of.threads)
-
-    def _backward_kernel(self, of: "_Variant") -> Bound:
-        written = of.wants_input and of.aligned
-        nontemporal = written and self._nontemporal(*_sizes(of.shape))
-        return self._kernel("backward", of.wants_input, nontemporal)
+    def _make_backward(self, shape: torch.Size, wants_input: bool, aligned: bool, threads: int) -> Walk:
+        steps, neurons = _sizes(shape)
+        nontemporal = wants_input and aligned and self._nontemporal(steps, neurons)
+        bound = self._kernel("backward", wants_input, nontemporal)
+        return walk(bound, self._backward_names(), steps, neurons, threads)
 
     def _nontemporal(self, steps: int, neurons: int) -> bool:
         """Whether a sequence is too long for the cache, and its steps are aligned to cache lines."""
@@ -237,16 +202,6 @@ class CpuKernels(NativeKernels):
 
     def _backward_source(self, *options: bool) -> Source:
         return backward_source(self.step, self.plan, self.real, self.calls, *options)
-
-
-class _Variant(NamedTuple):
-    """All that the choice and binding of a backward kernel depends on."""
-
-    shape: torch.Size
-    wants_input: bool
-    aligned: bool
-    """Whether the input's gradient is aligned to a cache line."""
-    threads: int
 
 
 def _addresses(*tensors: Tensor | None) -> list[int]:

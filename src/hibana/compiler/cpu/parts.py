@@ -24,28 +24,28 @@ class Moving:
     bits: bool = False
 
 
-def moving_forward(step: Step, once: Stores, *, whole: str, kept: str) -> dict[str, Moving]:
-    """The rows of a forward that differ at each step; strides are `whole` of outputs, `kept` of residuals."""
-    moving = {"x": Moving("input", "input_step"), step.states[-1]: Moving("outputs", whole)}
-    return moving | {n: _residual(n, v.boolean, kept) for n, v in once.items() if n not in step.states}
+def moving_forward(step: Step, once: Stores, stride: str) -> dict[str, Moving]:
+    """The rows of a forward that differ at each step; `stride` is that of numbers over time."""
+    moving = {"x": Moving("input", "input_step"), step.states[-1]: Moving("outputs", stride)}
+    return moving | {n: _residual(n, v.boolean, stride) for n, v in once.items() if n not in step.states}
 
 
 def moving_back(
-    step: Step, plan: Plan, once: Stores, *, whole: str, kept: str
+    step: Step, plan: Plan, once: Stores, stride: str
 ) -> tuple[dict[str, Moving], dict[str, str]]:
     """The same of a backward, and by name the arguments that sums over time are written to."""
     moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
     residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if not v.is_input}
-    moving |= {name: _residual(name, boolean, kept) for name, boolean in residuals.items()}
-    moving |= {name: Moving(f"{name}_all", whole) for name in once if name.startswith("outer")}
+    moving |= {name: _residual(name, boolean, stride) for name, boolean in residuals.items()}
+    moving |= {name: Moving(f"{name}_all", stride) for name in once if name.startswith("outer")}
     sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
     if "x_grad" in once:
-        moving["x_grad"] = Moving("grad_input", whole)
+        moving["x_grad"] = Moving("grad_input", stride)
     return moving, sums
 
 
-def _residual(name: str, boolean: bool, kept: str) -> Moving:
-    return Moving(f"{name}_all", "row_bytes" if boolean else kept, boolean)
+def _residual(name: str, boolean: bool, stride: str) -> Moving:
+    return Moving(f"{name}_all", "row_bytes" if boolean else stride, boolean)
 
 
 @dataclass(frozen=True)

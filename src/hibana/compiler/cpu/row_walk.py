@@ -31,15 +31,12 @@ OUTPUT_OFFSET = 2816
 time. With a third of a page to the kernel's own rows, and another to what is written, no load follows a store
 so closely, even where steps begin in either half of a page."""
 
-BUFFER_OFFSET = 3200
-"""Offset of a recomputation's buffers from the gradients that are read, within a page."""
-
 ROW_SPACING = 448
 """Offset between the kernel's own rows, within a page."""
 
-SIZES = ("steps", "neurons", "width", "row_bytes", "residual_step", "reversed")
-"""Steps, neurons, neurons of a row, strides over time of residuals that are bits (bytes) and numbers, and how
-many neurons of the last row are walked in reverse."""
+SIZES = ("steps", "neurons", "width", "row_bytes", "reversed")
+"""Steps, neurons, neurons of a row, bytes from step to step of residuals that are bits, and how many neurons
+of the last row are walked in reverse."""
 
 
 class RowWalk(Schedule):

@@ -12,9 +12,8 @@ from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import gated
 
-_OVER_ROWS = {"whole": "neurons", "kept": "residual_step"}
-"""The arguments that are strides over time of outputs and residuals, of kernels over rows and samples."""
-_OVER_SAMPLES = {"whole": "step", "kept": "step"}
+_OVER_ROWS, _OVER_SAMPLES = "neurons", "step"
+"""The arguments that are strides over time of numbers, of kernels over rows and over samples."""
 
 
 def forward_source(
@@ -22,7 +21,6 @@ def forward_source(
     plan: Plan | None,
     real: str,
     calls: frozenset[str],
-    emits: bool = True,
     nontemporal: bool = False,
 ) -> Source:
     """The kernel that runs `step` over time and writes the residuals of `plan`, if it is given.
@@ -32,20 +30,16 @@ def forward_source(
         plan: the residuals.
         real: the dtype of all numbers.
         calls: the operations computed by vector functions.
-        emits: whether the output is written; only spikes can be left out.
         nontemporal: whether sequences are written by non-temporal stores.
     """
     once = forward_pass(step, plan)
     *carried, emitted = step.states
-    moving = moving_forward(step, once, **_OVER_ROWS)
+    moving = moving_forward(step, once, _OVER_ROWS)
     left = {**{name: name for name in carried}, "emitted_before": emitted}
     inner = _emitted_before(step, once)
     if inner and (spikes := once[emitted].converted):  # a bit is less to read again than a number
         once["fired"] = spikes
         inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
-    if not emits:
-        del once[emitted], moving[emitted]
-        left["fired"] = "fired"
     parts = Parts("forward", once, moving, left, inner, NUMBERS[real], calls, nontemporal, earlier=-1)
     walk = RowWalk("forward", NUMBERS[real], parts.all(), calls, moving, forwards=True)
     walk.read(
@@ -69,7 +63,7 @@ def forward_over_samples(step: Step, plan: Plan | None, real: str, calls: frozen
     """The forward kernel of a step with matrix products: one work item computes some samples, all neurons."""
     once = forward_pass(step, plan)
     *carried, emitted = step.states
-    moving, inner = moving_forward(step, once, **_OVER_SAMPLES), _emitted_before(step, once)
+    moving, inner = moving_forward(step, once, _OVER_SAMPLES), _emitted_before(step, once)
     parts = Parts("forward", once, moving, {}, inner, NUMBERS[real], calls, False, earlier=-1, aligned=False)
     walk = SampleWalk("forward", step, parts, calls, carried, {"emitted_before": f"{emitted}_first"})
     walk.begun = {name: f"{name}_first" for name in carried}
@@ -98,7 +92,7 @@ def backward_source(
     once = backward_pass(step, plan, wants_input=wants_input)
     before = before_pass(step, plan)
     *carried, emitted = step.states
-    moving, sums = moving_back(step, plan, once, **_OVER_ROWS)
+    moving, sums = moving_back(step, plan, once, _OVER_ROWS)
     rows = [*(f"{name}_grad" for name in step.states), *sums]
     left = {name: name for name in rows}
     parts = Parts("backward", once, moving, left, before, NUMBERS[real], calls, nontemporal, earlier=1)
@@ -132,7 +126,7 @@ def backward_over_samples(
     step, gates = gated(step)
     once = backward_pass(step, plan, wants_input=wants_input)
     before = before_pass(step, plan)
-    moving, sums = moving_back(step, plan, once, **_OVER_SAMPLES)
+    moving, sums = moving_back(step, plan, once, _OVER_SAMPLES)
     inner = before | {
         f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(gate)}_earlier")
         for state, gate in gates.items()

@@ -52,8 +52,8 @@ class Walk(NamedTuple):
 def walk(bound: Bound, names: Sequence[str], steps: int, neurons: int, threads: int) -> Walk:
     """Binds a kernel to `steps` of `neurons`, split among `threads`; each launch passes `names`."""
     count, width, grain = split_rows(steps, neurons, threads, bound.row)
-    sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
-    sizes |= {"row_bytes": row_bytes(neurons), "residual_step": neurons}
+    sizes = {"steps": steps, "neurons": neurons, "width": width}
+    sizes |= {"row_bytes": row_bytes(neurons), "reversed": REVERSED}
     binding = Binding(bound.arguments, bound.fixed | sizes)
     return Walk(ready(bound.kernel.address, count, grain), binding.pack_named(names))
 

@@ -27,8 +27,6 @@ class Plan:
     """The surrogate's mask (one of `residuals`): outside it the output's gradient is not used; or None."""
     spikes: Value | None
     """The truth value that is emitted as 1 or 0, if it is one of `residuals`."""
-    recomputed: "Plan | None" = None
-    """The residuals of a row's recomputation, where the backward recomputes."""
 
     @cached_property
     def reads_input(self) -> bool:
@@ -79,24 +77,6 @@ def emitting(step: Step) -> Plan | None:
     """The plan of a forward without a backward that keeps the bits of its spikes; None if it emits none."""
     spikes = step.spikes
     return None if spikes is None or not spikes.args else Plan((spikes,), (), (), None, spikes)
-
-
-def recomputing(step: Step, plan: Plan) -> Plan | None:
-    """The plan of a backward that recomputes what `plan` keeps from the input; None if it is not faster.
-
-    It is where `plan` keeps numbers and the step is cheap and spikes: the input is read twice, but residuals
-    are neither written nor read.
-    """
-    forward = reachable([*step.nexts, *plan.residuals])
-    is_expensive = any(value.is_call or value.is_product or value.is_draw for value in forward)
-    input_ = next((value for value in forward if value.is_input), None)
-    if is_expensive or input_ is None or step.spikes is None:
-        return None
-    if all(value.boolean for value in plan.stored):
-        return None
-    residuals = (input_,) if plan.support is None else (input_, plan.support)
-    all_ = tuple(range(len(step.states)))
-    return Plan(residuals, all_, all_, plan.support, step.spikes if step.spikes in residuals else None, plan)
 
 
 def gradients(step: Step) -> list[Value]:
