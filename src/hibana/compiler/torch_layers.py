@@ -1,4 +1,4 @@
-"""Layers of ``torch.nn`` that :func:`hibana.optimize` would change, and notes at errors of torch.
+"""Roles of the layers of ``torch.nn``, the layers that :func:`hibana.optimize` would change, notes at errors.
 
 Nothing here changes a network.
 """
@@ -10,23 +10,60 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "OF_IMAGES",
-    "WAS",
-    "add_hint",
-    "faster_layers",
-    "named",
+    *("TORCH_LAYERS", "WAS", "add_hint", "faster_layers", "has_own_forward", "named", "role_of", "sides_of"),
+    "takes_channels",
 ]
 
 CALL = nn.Module._call_impl.__code__
 """Code of the frame in which torch calls a module."""
-_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 WAS = "_hibana_was"
 """Key, in the ``__dict__`` of a module that :func:`hibana.optimize` has changed, of its class before."""
-OF_IMAGES: tuple[Any, ...] = (
-    *(nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm1d, nn.BatchNorm2d, nn.GroupNorm),
-    *(nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d),
-)
-"""Layers that take images without a time axis."""
+TORCH_LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
+    "linear": (nn.Linear,),
+    "convolution": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+    "transposed convolution": (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    "maximum": (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+    "average": (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
+    "batch normalization": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    "normalization": (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.GroupNorm),
+    "upsampling": (nn.Upsample,),
+    "reshape": (nn.Flatten, nn.Unflatten, nn.Identity),
+    "dropout": (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout),
+    "rectifier": (nn.ReLU, nn.ReLU6),
+    "recurrent": (nn.RNNBase, nn.RNNCellBase),
+    "sequence": (nn.Sequential,),
+}
+"""The role of each class of torch's layers that hibana distinguishes. This is the only such table."""
+
+
+def role_of(module: object) -> str:
+    """The role of a module whose class is, or inherits from, one of torch's; empty if it has none."""
+    return next((role for role, classes in TORCH_LAYERS.items() if isinstance(module, classes)), "")
+
+
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether the class of `module` is neither torch's nor hibana's, so that its role may mislead."""
+    return not type(module).__module__.startswith(("torch.nn.", "hibana."))
+
+
+def sides_of(module: nn.Module) -> int:
+    """Dimensions of a sample of `module` besides channels, by the name of torch's class; 2 if it has none."""
+    classes = TORCH_LAYERS[role_of(module)]
+    digits = next(kind for kind in classes if isinstance(module, kind)).__name__[-2:-1]
+    return int(digits) if digits.isdigit() else 2
+
+
+def takes_channels(module: object) -> bool:
+    """Whether `module` takes axis 1 for channels, and so knows no time."""
+    roles = (
+        "convolution",
+        "transposed convolution",
+        "maximum",
+        "average",
+        "batch normalization",
+        "normalization",
+    )
+    return role_of(module) in roles
 
 
 def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
@@ -41,11 +78,14 @@ def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
     found = {}
     weighted = 0
     for name, module in net.named_modules():
-        if isinstance(module, _WEIGHTED):
+        has_weights = role_of(module) in ("linear", "convolution")
+        if has_weights:
             weighted += 1  # the first one mostly takes numbers that are no spikes
         if module in described or not isinstance(module._parameters.get("weight"), nn.Parameter):
             continue
-        if (type(module) in _WEIGHTED and weighted > 1) or type(module) is nn.BatchNorm2d:
+        plain = type(module).__module__.startswith("torch.nn.")
+        norm = role_of(module) == "batch normalization" and sides_of(module) == 2
+        if plain and (norm or (has_weights and weighted > 1 and sides_of(module) < 3)):
             found[name] = module
     return found
 
@@ -63,15 +103,10 @@ def add_hint(net: nn.Module, error: BaseException) -> None:
     name = next((name for name, inner in net.named_modules() if inner is module), "")
     if not isinstance(given, Tensor):
         return
-    if isinstance(module, OF_IMAGES) and given.ndim == _dimensions(module) + 1:
+    if takes_channels(module) and given.ndim == sides_of(module) + 3:
         error.add_note(takes_no_time(net, module, given.shape))
     elif name:
         error.add_note(f"layer {name!r} ({type(module).__name__}) was given the shape {list(given.shape)}")
-
-
-def _dimensions(layer: nn.Module) -> int:
-    """Of a batch of what the layer of images `layer` takes."""
-    return 3 if isinstance(layer, nn.Conv1d | nn.BatchNorm1d) else 4
 
 
 def takes_no_time(net: nn.Module, layer: nn.Module, shape: torch.Size) -> str:

@@ -6,26 +6,13 @@ import torch
 from torch import nn
 
 from hibana.compiler.tensors import tensors_of
+from hibana.compiler.torch_layers import role_of
 from hibana.learn.memory import Memory, Plan
 from hibana.learn.network import Layer, Neurons, Plain, layers_of
 from hibana.learn.rules import Rule, named
 from hibana.nn.each_step import EachStep
 
 __all__ = ["explain"]
-
-_LINEAR = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.AvgPool1d,
-    nn.AvgPool2d,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.Identity,
-)
-"""Modules whose derivative is the same at all steps."""
 
 
 def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
@@ -118,8 +105,9 @@ def _is_linear(module: nn.Module) -> bool:
     """Whether the derivative of `module` is known to be the same at all steps."""
     if isinstance(module, EachStep):
         return _is_linear(module.module)
-    if isinstance(module, nn.Sequential):
-        return all(_is_linear(child) for child in module)
-    if isinstance(module, nn.modules.batchnorm._NormBase | nn.modules.dropout._DropoutNd):
+    role = role_of(module)
+    if role == "sequence":
+        return all(_is_linear(child) for child in module.children())
+    if role in ("batch normalization", "dropout"):
         return not module.training
-    return isinstance(module, _LINEAR)
+    return role in ("linear", "convolution", "average", "reshape")

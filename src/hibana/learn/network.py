@@ -14,6 +14,7 @@ from hibana.compiler import emits_spikes
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.reference import carried
 from hibana.compiler.tensors import is_computed, tensors_of
+from hibana.compiler.torch_layers import role_of
 from hibana.learn.derivatives import FollowedStep
 from hibana.learn.synapses import Synapses, is_synapses
 from hibana.nn.each_step import EachStep
@@ -98,7 +99,7 @@ def layers_of(net: nn.Module, keeps_readout: bool) -> list[Layer]:
         if isinstance(layer, Plain) and any(p.requires_grad for p in layer.module.parameters()):
             raise ValueError(
                 f"layer {layer.name!r}, {type(layer.module).__name__}, has parameters to learn but does not "
-                "feed neurons directly; only nn.Linear, nn.Conv1d and nn.Conv2d right before a layer of "
+                "feed neurons directly; only a linear layer, Conv1d or Conv2d right before a layer of "
                 "neurons, and layers behind the last one, can be learned online: freeze it "
                 "(requires_grad_(False))"
             )
@@ -123,7 +124,7 @@ def _neurons(
     if is_computed(layer.cell):
         raise ValueError(f"layer {name!r}: its cell has parametrisations, which rules don't see through")
     if isinstance(layer, Recurrent):
-        if not isinstance(layer.recurrent, nn.Linear):
+        if role_of(layer.recurrent) != "linear":
             kind = type(layer.recurrent).__name__
             raise TypeError(
                 f"layer {name!r}: recurrent must be an nn.Linear to be learned online, got {kind}"
@@ -144,9 +145,9 @@ def _check_plain(name: str, module: nn.Module) -> None:
                 f"layer {name or 'net'!r}: no rule knows {kind}; net must be an nn.Sequential of layers "
                 "without time, hibana.OverTime (hibana.LIF, ...) and hibana.Recurrent"
             )
-        if isinstance(inner, nn.RNNBase | nn.RNNCellBase):
+        if role_of(inner) == "recurrent":
             raise TypeError(f"layer {name!r}: no rule knows {kind}; use hibana.Recurrent")
-        if isinstance(inner, nn.modules.batchnorm._NormBase) and inner.training:
+        if role_of(inner) == "batch normalization" and inner.training:
             raise ValueError(
                 f"layer {name!r}: {kind} in training takes its statistics of all steps; "
                 "fold it into the weights (hibana.fold_batchnorm) or set it to eval()"

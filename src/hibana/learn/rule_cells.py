@@ -29,8 +29,7 @@ class Around(Cell):
 
     def __init__(self, layer: Neurons, cell: Cell, extra: Sequence[str]) -> None:
         nn.Module.__init__(self)
-        module = None if layer.recurrent is None else layer.recurrent.module
-        assert module is None or isinstance(module, nn.Linear)
+        module: Any = None if layer.recurrent is None else layer.recurrent.module
         self.cell, self.gradient_scale, self.extra = cell, layer.gradient_scale, tuple(extra)
         self.is_recurrent = module is not None
         self._recurrent = (module,)  # a tuple, so that its parameters are not those of this module

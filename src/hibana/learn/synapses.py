@@ -1,24 +1,24 @@
 """The weights that feed neurons: their inputs and gradients as rows, and those of a convolution's windows."""
 
 import math
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.compiler.tensors import is_computed
+from hibana.compiler.torch_layers import role_of, sides_of
 from hibana.runtime import available
 from hibana.spikes.layer import SMALLEST_WORK
 
 __all__ = ["Synapses", "is_synapses"]
 
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
-
 
 def is_synapses(module: nn.Module) -> bool:
-    """Whether `module` is a linear layer or convolution that :class:`Synapses` can be made of."""
-    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
+    """Whether :class:`Synapses` supports `module`: linear layers, Conv1d and Conv2d."""
+    role = role_of(module)
+    return role == "linear" or (role == "convolution" and sides_of(module) < 3)
 
 
 @final
@@ -35,7 +35,7 @@ class Synapses:
             raise ValueError(
                 f"layer {name!r} has parametrisations; rules know the weights of layers as they are"
             )
-        if isinstance(module, _CONVOLUTIONS):
+        if not self.is_linear:
             reason = ""
             if module.groups != 1:
                 reason = f"groups={module.groups}"
@@ -64,7 +64,7 @@ class Synapses:
     @property
     def is_linear(self) -> bool:
         """Whether it is a linear layer."""
-        return isinstance(self.module, nn.Linear)
+        return role_of(self.module) == "linear"
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -80,7 +80,7 @@ class Synapses:
     def rows(self, inputs: Tensor) -> Tensor:
         """What meets the weights of a neuron: ``[T, batch, ...]`` as ``[T, rows, inputs]``; 1 for a bias."""
         module = self.module
-        if isinstance(module, _CONVOLUTIONS):
+        if not self.is_linear:
             windows = _windows(module, inputs.flatten(0, 1))  # [T * batch, inputs, pixels]
             found = windows.transpose(1, 2).reshape(inputs.shape[0], -1, windows.shape[1])
         else:
@@ -91,7 +91,7 @@ class Synapses:
 
     def neurons(self, values: Tensor) -> Tensor:
         """Numbers of neurons, ``[T, batch, ...]``, as ``[T, rows, outputs]``."""
-        if isinstance(self.module, _CONVOLUTIONS):
+        if not self.is_linear:
             moved = values.movedim(2, -1)
             return moved.reshape(values.shape[0], -1, values.shape[2])
         return values.reshape(values.shape[0], -1, values.shape[-1])
@@ -103,10 +103,10 @@ class Synapses:
         return [*found, of_rows[:, -1]] if self.module.bias is not None else found
 
 
-def _windows(module: nn.Conv1d | nn.Conv2d, images: Tensor) -> Tensor:
+def _windows(module: Any, images: Tensor) -> Tensor:
     """What is under each window of a convolution, ``[images, channels * window, pixels]``."""
-    sizes = (module.kernel_size, module.dilation, module.padding, module.stride)
-    if isinstance(module, nn.Conv1d):
+    sizes: Any = (module.kernel_size, module.dilation, module.padding, module.stride)
+    if sides_of(module) == 1:
         images = images.unsqueeze(2)
-        sizes = tuple((neutral, *size) for neutral, size in zip((1, 1, 0, 1), sizes, strict=True))  # type: ignore[assignment] # two sizes each
-    return functional.unfold(images, *sizes)  # type: ignore[arg-type] # padding is in numbers
+        sizes = tuple((neutral, *size) for neutral, size in zip((1, 1, 0, 1), sizes, strict=True))
+    return functional.unfold(images, *sizes)

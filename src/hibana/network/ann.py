@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional
 
 from hibana.cells import Cell
+from hibana.compiler.torch_layers import role_of
 from hibana.network.fold import folded_calls, layer_name
 from hibana.network.report import Batch, Conversion, Watch, batches_of, report
 from hibana.nn.each_step import EachStep
@@ -18,11 +19,6 @@ from hibana.nn.layers import IF, LI, OverTime
 
 __all__ = ["from_ann"]
 
-Averaging = (
-    nn.AvgPool1d | nn.AvgPool2d | nn.AvgPool3d | nn.AdaptiveAvgPool1d | nn.AdaptiveAvgPool2d | nn.Flatten
-)
-Maximum = nn.MaxPool1d | nn.MaxPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d
-Nothing = nn.Identity | nn.Dropout | nn.Dropout1d | nn.Dropout2d
 FUNCTIONS: dict[Any, type[nn.Module]] = {
     functional.relu: nn.ReLU,
     functional.relu6: nn.ReLU6,
@@ -251,21 +247,21 @@ def _layer(
     module: nn.Module, scale: float, threshold: float | None, path: str
 ) -> tuple[nn.Module | None, float]:
     """The spiking network's layer for `module`, whose input is `scale` times too small, and its own scale."""
-    match module:
-        case nn.Linear() | nn.Conv1d() | nn.Conv2d() | nn.Conv3d():
-            scaled = copy.deepcopy(module)
+    match role_of(module):
+        case "linear" | "convolution" as role:
+            scaled: Any = copy.deepcopy(module)
             scaled.weight.mul_(scale)
-            return (scaled if isinstance(scaled, nn.Linear) else EachStep(scaled)), 1.0
-        case nn.ReLU() | nn.ReLU6():
+            return (scaled if role == "linear" else EachStep(scaled)), 1.0
+        case "rectifier":
             assert threshold is not None
             start = threshold / scale
             return IF(start, reset="subtract", initial=start / 2), threshold
-        case _ if isinstance(module, Averaging):
-            return EachStep(copy.deepcopy(module)), scale
-        case _ if isinstance(module, Maximum):
-            return nn.Sequential(LI(), EachStep(copy.deepcopy(module)), OverTime(_Difference())), scale
-        case _ if isinstance(module, Nothing):
+        case "dropout":
             return None, scale
+        case "average" | "reshape":
+            return EachStep(copy.deepcopy(module)), scale
+        case "maximum":
+            return nn.Sequential(LI(), EachStep(copy.deepcopy(module)), OverTime(_Difference())), scale
     raise ValueError(
         f"layer {path!r}: {type(module).__name__} cannot be converted; use ReLU, linear layers, "
         "convolutions, batch normalisation, pooling, flatten, additions and concatenations"

@@ -17,6 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from hibana.compiler.torch_layers import role_of, sides_of
 from hibana.network.layers import has_known_class
 from hibana.nn.blocks import Checkpointed
 from hibana.nn.each_step import EachStep
@@ -25,10 +26,6 @@ from hibana.nn.running import Stateful
 from hibana.nn.window import Window
 
 __all__ = ["fold_batchnorm", "folded_calls", "layer_name"]
-
-Normalised = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d | Window
-
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -54,7 +51,7 @@ def fold_batchnorm(net: NetworkT) -> NetworkT:
     ['Conv2d', 'Identity']
     """
     folded: Any = folded_calls(net)[0]
-    one_layer = type(folded) is nn.Sequential and not isinstance(net, nn.Sequential)
+    one_layer = role_of(folded) == "sequence" and role_of(net) != "sequence"
     return cast(NetworkT, folded[0] if one_layer else folded)
 
 
@@ -87,7 +84,7 @@ def folded_calls(net: nn.Module) -> tuple[nn.Module, fx.Graph]:
         where, why = f"layer {path!r}: " * bool(path), str(error).partition("\n")[0].partition(". ")[0]
         raise ValueError(f"{where}{kind.__name__}.forward cannot be traced: {why}") from error
     for called in dict.fromkeys(_called(folded, node) for node in calls.nodes):
-        if isinstance(called, Normalised):
+        if role_of(called) == "batch normalization":
             _fold(folded, calls, called)
     return folded, calls
 
@@ -112,7 +109,7 @@ def _copied(net: nn.Module) -> nn.Module:
     return copied
 
 
-def _fold(net: nn.Module, calls: fx.Graph, module: Normalised) -> None:
+def _fold(net: nn.Module, calls: fx.Graph, module: Any) -> None:
     """Folds `module` into the layers before all of its calls, or makes it a convolution."""
     nodes = [node for node in calls.nodes if _called(net, node) is module]
     if module.running_mean is None or module.running_var is None:
@@ -124,12 +121,12 @@ def _fold(net: nn.Module, calls: fx.Graph, module: Normalised) -> None:
     if None not in layers:
         for node, layer in zip(nodes, layers, strict=True):
             node.args[0].meta["normalised"] = not isinstance(layer, Window)
-            fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+            fuse: Any = fuse_linear_bn_eval if role_of(layer) == "linear" else fuse_conv_bn_eval
             _replace(net, layer, fuse(layer, module))
             node.replace_all_uses_with(node.args[0])
             calls.erase_node(node)
         _replace(net, module, nn.Identity())
-    elif isinstance(module, nn.BatchNorm2d):
+    elif sides_of(module) == 2:
         _replace(net, module, fuse_conv_bn_eval(_each_channel(module), module))
     else:
         raise ValueError(f"layer {nodes[0].target}: no linear layer or convolution before it to fold it into")
@@ -138,7 +135,8 @@ def _fold(net: nn.Module, calls: fx.Graph, module: Normalised) -> None:
 def _sole_layer(net: nn.Module, calls: fx.Graph, node: Any) -> nn.Module | None:
     """The linear layer or convolution that `node` calls, if nothing else uses it or its result."""
     module = _called(net, node)
-    if not isinstance(module, Convolution | nn.Linear) or len(node.users) != 1:
+    has_weights = isinstance(module, Window) or role_of(module) in ("linear", "convolution")
+    if not has_weights or len(node.users) != 1:
         return None
     if isinstance(module, Window) and next(iter(node.users)).meta["leading"] != 1:
         return None  # the normalisation would take the samples of a step for channels

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from hibana.compiler import State
+from hibana.compiler.torch_layers import role_of
 from hibana.nn.layers import run
 
 __all__ = ["Batch", "Conversion", "LayerReport", "Watch", "accuracy_over_time", "batches_of", "report"]
@@ -122,7 +123,7 @@ class Watch(fx.Interpreter):
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
-        if n.op == "call_module" and isinstance(self.module.get_submodule(str(n.target)), nn.ReLU | nn.ReLU6):
+        if n.op == "call_module" and role_of(self.module.get_submodule(str(n.target))) == "rectifier":
             self.activations[str(n.target)] = result
         return result
 

@@ -9,8 +9,8 @@ from hibana.cells import Cell
 from hibana.compiler import reference
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
-from hibana.nn.over_steps import OverSteps
 from hibana.runtime.torch_internals import scan
+from hibana.spikes.adopt import ADOPTED
 
 __all__ = ["export"]
 
@@ -124,9 +124,8 @@ def _plain(module: nn.Module, loop: type[_Loop]) -> nn.Module:
         return loop(module.cell, _plain(module.recurrent, loop))
     if isinstance(module, DelayedRecurrent):
         return loop(_FedBackLater(module))
-    for kind in (nn.Linear, nn.Conv2d):
-        ours = type(module).__module__.startswith("hibana.") and not isinstance(module, OverSteps)
-        if isinstance(module, kind) and ours:
+    for kind, ours in ADOPTED.items():
+        if type(module) is ours:
             module.__class__ = kind  # the same parameters, multiplied densely
     for name, child in module.named_children():
         setattr(module, name, _plain(child, loop))

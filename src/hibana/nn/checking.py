@@ -15,7 +15,7 @@ from hibana.cells import Cell
 from hibana.compiler import NetworkWarning, ambient, record
 from hibana.compiler.explain import left_as_it_was, read_as
 from hibana.compiler.first_call import NO_DERIVATIVE, has_derivative
-from hibana.compiler.torch_layers import faster_layers, named
+from hibana.compiler.torch_layers import faster_layers, named, role_of, sides_of, takes_channels
 from hibana.nn.each_step import EachStep
 from hibana.nn.over_steps import OverSteps
 from hibana.nn.running import Stateful
@@ -176,7 +176,7 @@ class Checking:
             for state, values in states.items():
                 self._check_finite([values], f"state {state} of {_said(module, name)}")
         self._calls.pop()
-        if isinstance(module, nn.Linear) and not in_each_step and tensors:
+        if role_of(module) == "linear" and not in_each_step and tensors:
             self._of_linear = tensors[0]
 
     def _check_finite(self, tensors: list[Tensor], where: str) -> None:
@@ -201,14 +201,14 @@ class Checking:
         if len(self._axes) < 2 or tuple(given.shape[:2]) != self._axes or given.ndim < 3:
             return
         read = f"was given {[*given.shape]}, {self._axes[0]} steps of {self._axes[1]} samples"
-        if isinstance(module, nn.Flatten) and module.start_dim in (0, 1):
+        if role_of(module) == "reshape" and getattr(module, "start_dim", None) in (0, 1):
             self._refuse(
                 f"{_said(module, name)} joins the batch with what follows: it {read}; use nn.Flatten(2)"
             )
         kind = type(module).__name__
-        if not isinstance(module, _KNOW_NO_TIME) or isinstance(module, OverSteps):
-            return
-        if self._axes[1] == 1 and str(given.ndim - 2) in kind:
+        if not takes_channels(module) or sides_of(module) == 3 or isinstance(module, OverSteps):
+            return  # a layer of three dimensions may take time for one of them
+        if self._axes[1] == 1 and given.ndim - 2 == sides_of(module):
             return  # of one sample, time may have been joined with the batch, and there be one channel
         self._refuse(
             f"{_said(module, name)} knows no time and takes axis 1 for channels: it {read}; "
@@ -219,15 +219,6 @@ class Checking:
     def _refuse(self, reason: str) -> NoReturn:
         self._calls.clear()
         raise ValueError(reason)
-
-
-_KNOW_NO_TIME = (
-    *(nn.Conv1d, nn.Conv2d, nn.ConvTranspose1d, nn.ConvTranspose2d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.GroupNorm),
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
-    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
-)
-"""Modules whose axis 1 is channels. (Those of three dimensions may take time for one of them.)"""
 
 
 MANY = 1 << 20

@@ -4,10 +4,9 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from hibana import spikes as events
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.strides import repeated
-from hibana.nn.over_steps import OVER_STEPS
+from hibana.compiler.torch_layers import has_own_forward, role_of
 from hibana.nn.running import Stateful, check_knows_no_time
 from hibana.spikes.checks import alike_each_step
 from hibana.spikes.provenance import pass_on
@@ -70,12 +69,14 @@ class EachStep(nn.Module):
 
 def _may_run_once(module: nn.Module, batch: int) -> bool:
     """Whether `module`, in training, makes the same of a batch as of a batch and copies of it."""
-    return all(type(inner) in _PURE or (type(inner) in _NORMS and batch > 1) for inner in module.modules())
+    return all(not has_own_forward(inner) and _is_alike(inner, batch) for inner in module.modules())
 
 
-_PURE = {nn.AvgPool2d, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Flatten, nn.Linear, nn.MaxPool2d, nn.Sequential}
-_PURE |= {events.AvgPool2d, events.Conv1d, events.Conv2d, events.Conv3d}
-_PURE |= {events.Flatten, events.Linear, events.MaxPool2d}
-_PURE |= {OVER_STEPS[kind] for kind in (nn.AvgPool2d, nn.Conv2d, nn.Flatten, nn.MaxPool2d)}
-_NORMS = {nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, OVER_STEPS[nn.BatchNorm2d]}
-"""Raise for a single sample in training, where they may not for its copies."""
+def _is_alike(layer: nn.Module, batch: int) -> bool:
+    """Whether `layer` gives the same for copies; a normalization refuses one sample, but not its copies."""
+    role = role_of(layer)
+    return role in _OF_ONE_SAMPLE or (role == "batch normalization" and batch > 1)
+
+
+_OF_ONE_SAMPLE = ("linear", "convolution", "maximum", "average", "reshape", "sequence")
+"""Roles of layers that compute each sample by itself, also in training."""

@@ -6,7 +6,7 @@ Nothing here decides what is run, or prints.
 import math
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from torch import Tensor, nn
 
@@ -14,6 +14,7 @@ from hibana.compiler import emits_spikes
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
+from hibana.compiler.torch_layers import role_of
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.operations import Neurons, Weighted, are_spikes, operations
 from hibana.nn.window import Window
@@ -42,8 +43,7 @@ LEVELS = {
     "DRAM": (math.inf, 1.3e-9),
 }
 """Levels of memory: bytes, and joules of an access of 64 bits."""
-_FREE: tuple[type[nn.Module], ...] = (nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout2d)
-_FREE += (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_FREE = ("reshape", "dropout", "batch normalization")
 
 
 @final
@@ -93,7 +93,7 @@ class Ledger:
         """Counts a layer without weights that gave `outputs`."""
         if isinstance(layer, Neurons):
             self.neurons(name, layer, outputs)
-        elif not isinstance(layer, _FREE):
+        elif role_of(layer) not in _FREE:
             self.uncounted.add(type(layer).__name__)
 
     def synapses(self, name: str, layer: Weighted, inputs: Tensor, outputs: Tensor) -> None:
@@ -117,7 +117,7 @@ class Ledger:
             self._touch(name, "states", given * _slots(layer), reads=count, writes=count)
             return
         self.multiplications[name] += count
-        reads = inputs.numel() if isinstance(layer, nn.Linear) else count
+        reads = inputs.numel() if role_of(layer) == "linear" else count
         self._touch(name, "activations", taken, reads=reads)
         self._touch(name, "activations", given, writes=outputs.numel())
 
@@ -179,12 +179,12 @@ class Ledger:
         )
 
 
-def _taken(layer: Weighted, inputs: Tensor) -> int:
+def _taken(layer: Any, inputs: Tensor) -> int:
     """Numbers that `layer` takes of one sample and step."""
-    if isinstance(layer, nn.Linear | DelayedLinear):
-        return layer.in_features
+    if hasattr(layer, "in_features"):
+        return int(layer.in_features)
     sides = inputs.shape[3:] if isinstance(layer, Window) else inputs.shape[-len(layer.kernel_size) :]
-    return layer.in_channels * math.prod(sides)
+    return int(layer.in_channels * math.prod(sides))
 
 
 def _slots(layer: Weighted) -> int:

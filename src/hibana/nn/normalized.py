@@ -10,6 +10,7 @@ from hibana.compiler import ambient, emitted_around
 from hibana.compiler.ambient import is_name
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import hooked
+from hibana.compiler.torch_layers import TORCH_LAYERS, sides_of
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime
 from hibana.nn.over_steps import BatchNorm2dOverSteps, call_eagerly
@@ -22,7 +23,7 @@ FUSED_FROM = 1 << 19
 """Minimum size of the normalized sequence, in numbers: preparing smaller calls costs more than it saves."""
 
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = TORCH_LAYERS["batch normalization"]
 _FORWARDS = (nn.BatchNorm2d.forward, BatchNorm2dOverSteps.forward)
 """The methods of layers that normalize and do nothing else."""
 
@@ -174,7 +175,11 @@ def _normalized(norm: Norm, neurons: OverTime, currents: Tensor) -> tuple[Tensor
     if not plain(currents, *tensors):
         return None, _NOT_PLAIN
     sizes = {tuple(tensor.shape) for tensor in tensors if tensor is not None}
-    if currents.ndim - 1 not in _dimensions(norm) or sizes != {(currents.shape[2],)} or norm.eps < 0:
+    if (
+        currents.ndim - 3 not in {sides_of(norm), sides_of(norm) - (sides_of(norm) == 1)}
+        or sizes != {(currents.shape[2],)}
+        or norm.eps < 0
+    ):
         return None, "the input does not fit the normalization, and torch raises an error"
     weight, bias, mean, variance = cast(tuple[Tensor, ...], tensors)
     scale = (variance + norm.eps).rsqrt()  # correctly rounded, which torch.sqrt is not
@@ -186,11 +191,6 @@ def _normalized(norm: Norm, neurons: OverTime, currents: Tensor) -> tuple[Tensor
     except Unsupported as refused:
         return None, str(refused)
     return outputs, ""
-
-
-def _dimensions(norm: Norm) -> tuple[int, ...]:
-    """Dimensions of a batch of images that `norm` takes."""
-    return (2, 3) if isinstance(norm, nn.BatchNorm1d) else (5,) if isinstance(norm, nn.BatchNorm3d) else (4,)
 
 
 class _Scaled(cells.Cell):

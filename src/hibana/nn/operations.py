@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hibana.compiler.torch_layers import role_of
 from hibana.nn import lengths as padding
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.delayed_recurrent import DelayedRecurrent
@@ -35,7 +36,7 @@ def operations(
         ValueError: if a convolution pads with anything but zeros.
     """
     if not isinstance(layer, Weighted):
-        raise TypeError(f"layer must be nn.Linear or nn.Conv1d to nn.Conv3d, got {type(layer).__name__}")
+        raise TypeError(f"layer must be a linear layer or a convolution, got {type(layer).__name__}")
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         raise ValueError(f"padding_mode must be 'zeros', got {layer.padding_mode!r}")
     spiking = are_spikes(inputs)
@@ -43,17 +44,22 @@ def operations(
         return ("acs" if spiking else "macs"), _reached_later(layer, inputs, lengths, spiking)
     if not spiking and inputs.stride(0) == 0:
         inputs = inputs[:1]
-    if isinstance(layer, nn.Linear):
+    weighted: Any = layer
+    if role_of(layer) == "linear":
         reached = inputs.count_nonzero() if spiking else inputs.new_tensor(inputs.numel(), dtype=torch.int64)
-        return ("acs", reached * layer.out_features) if spiking else ("macs", reached * layer.out_features)
+        return (
+            ("acs", reached * weighted.out_features) if spiking else ("macs", reached * weighted.out_features)
+        )
     # a product for each input and weight that meet, over an output channel of each group
-    rank = len(layer.kernel_size)
+    rank = len(weighted.kernel_size)
     seen = inputs.ne(0) if spiking else inputs.new_ones(()).expand(inputs.shape)
     total = seen.reshape(-1, *inputs.shape[-rank - 1 :]).sum(0, keepdim=True, dtype=torch.float64)
-    ones = torch.ones_like(layer.weight[: layer.groups], dtype=torch.float64)
+    ones = torch.ones_like(weighted.weight[: weighted.groups], dtype=torch.float64)
     convolution = getattr(nn.functional, f"conv{rank}d")
-    met = convolution(total, ones, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-    count = met.sum().round().to(torch.int64) * (len(layer.weight) // layer.groups)
+    met = convolution(
+        total, ones, None, weighted.stride, weighted.padding, weighted.dilation, weighted.groups
+    )
+    count = met.sum().round().to(torch.int64) * (len(weighted.weight) // weighted.groups)
     return ("acs" if spiking else "macs"), count
 
 
@@ -101,11 +107,8 @@ def watching(
 
 def _feedback(layer: nn.Module) -> Weighted | None:
     """The synapses by which the spikes of `layer` come back to it, if they are a layer of weights."""
-    if isinstance(layer, DelayedRecurrent):
-        return layer.recurrent
-    if isinstance(layer, Recurrent) and isinstance(layer.recurrent, nn.Linear):
-        return layer.recurrent
-    return None
+    recurrent = layer.recurrent if isinstance(layer, DelayedRecurrent | Recurrent) else None
+    return recurrent if isinstance(recurrent, Weighted) else None
 
 
 def are_spikes(inputs: Tensor) -> bool:

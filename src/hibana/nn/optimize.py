@@ -1,13 +1,13 @@
 """``hb.optimize``: changes a network of plain ``torch.nn`` in place to the layers that run fast over time."""
 
 import itertools
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hibana import spikes
-from hibana.compiler.torch_layers import WAS
+from hibana.compiler.torch_layers import WAS, role_of
 from hibana.nn.each_step import EachStep
 from hibana.nn.normalized import NormalizingSequential, is_normalized
 from hibana.nn.over_steps import (
@@ -22,19 +22,17 @@ from hibana.nn.over_steps import (
 )
 from hibana.nn.running import Stateful, evaluating
 from hibana.runtime.torch_internals import tree_leaves
+from hibana.spikes.adopt import ADOPTED
 
 __all__ = ["optimize", "table"]
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
-_LAYERS: dict[type[nn.Module], Any] = {
-    nn.Linear: spikes.Linear,
-    nn.Conv1d: spikes.Conv1d,
-    **OVER_STEPS,
-}
+_LAYERS = {kind: ours for kind, ours in ADOPTED.items() if ours in (spikes.Linear, spikes.Conv1d)}
+_LAYERS |= OVER_STEPS
 _LEFT = {
-    nn.BatchNorm1d: "takes axis 1 for features, also over time: wrap it in hibana.EachStep",
-    nn.Conv3d: "a window over three dimensions is torch's",
+    "BatchNorm1d": "takes axis 1 for features, also over time: wrap it in hibana.EachStep",
+    "Conv3d": "a window over three dimensions is torch's",
 }
 """Layers that stay, and why."""
 
@@ -129,7 +127,7 @@ def _change_layers(net: nn.Module) -> None:
         if kind is nn.Sequential and id(module) not in within:
             _change(module, NormalizingSequential)
         elif kind in _LAYERS:
-            _change(module, spikes.adopted(kind) if id(module) in within else _LAYERS[kind])
+            _change(module, (ADOPTED if id(module) in within else _LAYERS).get(kind, kind))
 
 
 def _change_for(net: nn.Module, example: Tensor) -> None:
@@ -204,21 +202,20 @@ def _row(module: nn.Module, in_pass: bool) -> tuple[str, str] | None:
         return _name(was), "called with time and batch joined"
     if kind is NormalizingSequential or isinstance(module, EagerNetwork):
         return None
-    normalizes = ["in the neurons' pass in inference"] if in_pass and isinstance(module, _NORMS) else []
+    normalizes = (
+        ["in the neurons' pass in inference"] if in_pass and role_of(module) == "batch normalization" else []
+    )
     if was is not None:
         changes = ["per spike"] if isinstance(module, spikes.Linear | spikes.Conv1d | spikes.Conv2d) else []
         over_time = isinstance(module, OverSteps | FlattenOverSteps | JoinedNeurons)
         changes += (["over time"] if over_time else []) + normalizes
         return _name(was), ", ".join(changes or ["passes spikes on as bits"])
-    if kind in _LEFT and not normalizes:
-        return kind.__name__, f"left: {_LEFT[kind]}"
+    if kind.__name__ in _LEFT and kind.__module__.startswith("torch.nn.") and not normalizes:
+        return kind.__name__, f"left: {_LEFT[kind.__name__]}"
     bases = [base.__name__ for base in kind.__mro__[1:] if base in _LAYERS]
     if bases and kind.__module__.partition(".")[0] != "hibana":
         return kind.__name__, f"left: a subclass of {bases[0]}"
     return (kind.__name__, normalizes[0]) if normalizes else None
-
-
-_NORMS = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 
 
 def _name(kind: type | None) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from hibana import spikes
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.strides import repeated
-from hibana.compiler.torch_layers import OF_IMAGES
+from hibana.compiler.torch_layers import role_of
 from hibana.nn.running import Stateful
 from hibana.runtime import torch_internals
 from hibana.runtime.torch_internals import tree_map
@@ -116,15 +116,12 @@ class FlattenOverSteps(spikes.Flatten):
 
 
 OVER_STEPS: dict[type[nn.Module], Any] = {
-    nn.Conv2d: Conv2dOverSteps,
-    nn.BatchNorm2d: BatchNorm2dOverSteps,
-    nn.MaxPool2d: MaxPool2dOverSteps,
-    nn.AvgPool2d: AvgPool2dOverSteps,
-    nn.AdaptiveAvgPool2d: AdaptiveAvgPool2dOverSteps,
-    nn.AdaptiveMaxPool2d: AdaptiveMaxPool2dOverSteps,
-    nn.Upsample: UpsampleOverSteps,
-    nn.Dropout2d: Dropout2dOverSteps,
-    nn.Flatten: FlattenOverSteps,
+    getattr(nn, kind.__name__.removesuffix("OverSteps")): kind
+    for kind in (
+        *(Conv2dOverSteps, BatchNorm2dOverSteps, MaxPool2dOverSteps, AvgPool2dOverSteps),
+        *(AdaptiveAvgPool2dOverSteps, AdaptiveMaxPool2dOverSteps, UpsampleOverSteps, Dropout2dOverSteps),
+        FlattenOverSteps,
+    )
 }
 """Which class a layer of ``torch.nn`` takes."""
 
@@ -163,15 +160,11 @@ def may_be_joined(net: nn.Module, example: Tensor) -> bool:
     within = {inner for module in over_time for inner in module.modules()}
     others = [module for module in net.modules() if module not in within]
     takes_time = any(
-        isinstance(module, nn.RNNBase)
-        or (type(module).__module__.startswith("hibana.") and not isinstance(module, _WITHOUT_TIME))
+        role_of(module) == "recurrent"
+        or (type(module).__module__.startswith("hibana.") and not role_of(module))
         for module in others
     )
     return bool(over_time) and not takes_time
-
-
-_WITHOUT_TIME = (*OF_IMAGES, nn.modules.conv._ConvNd, nn.Linear, nn.Flatten, nn.Upsample)
-"""Layers of hibana's that take no time axis, as torch's of the same names."""
 
 
 class _Made(nn.Module):

@@ -17,7 +17,7 @@ from hibana.cells import peer_aliases as foreign
 from hibana.compiler import State, ambient
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.recomputation import Checkpoint, around
-from hibana.compiler.torch_layers import add_hint
+from hibana.compiler.torch_layers import TORCH_LAYERS, add_hint
 from hibana.runtime.torch_internals import delayed_error
 
 __all__ = ["Stateful", "check_knows_no_time", "evaluating", "run"]
@@ -122,9 +122,6 @@ def run(
     return outputs, going.ended
 
 
-_RECURRENT = (nn.RNNBase, nn.RNNCellBase)
-
-
 def _names(net: nn.Module) -> dict[Stateful, str]:
     """The layers over time in `net`, named as by ``named_modules``, in a fifth of its time.
 
@@ -141,7 +138,7 @@ def _names(net: nn.Module) -> dict[Stateful, str]:
         seen.add(module)
         if isinstance(module, Stateful):
             found[module] = name
-        elif isinstance(module, _RECURRENT):
+        elif isinstance(module, TORCH_LAYERS["recurrent"]):
             raise ValueError(  # noqa: TRY004 - the net is of the right type, and holds one that is refused
                 f"net must hold no recurrent layer of torch: the state of {name or 'net'!r}, "
                 f"{type(module).__name__}, would be lost; call it outside of the network that is run, "

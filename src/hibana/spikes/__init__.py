@@ -4,7 +4,7 @@ What stands below a layer is read from autograd's graph; nothing here knows a ne
 when a kernel is built.
 """
 
-from hibana.spikes.adopt import adopt, adopted
+from hibana.spikes.adopt import adopt
 from hibana.spikes.convolution import Conv1d, Conv2d
 from hibana.spikes.flatten import Flatten
 from hibana.spikes.linear import Linear
@@ -33,5 +33,4 @@ __all__ = [
     "Upsample",
     "add",
     "adopt",
-    "adopted",
 ]

@@ -8,26 +8,16 @@ from hibana.spikes.flatten import Flatten
 from hibana.spikes.linear import Linear
 from hibana.spikes.pooling import MaxPool2d
 
-__all__ = ["adopt", "adopted"]
+__all__ = ["ADOPTED", "adopt"]
 
-_ADOPTED: dict[type, type] = {
-    nn.Linear: Linear,
-    nn.Conv1d: Conv1d,
-    nn.Conv2d: Conv2d,
-    nn.MaxPool2d: MaxPool2d,
-    nn.Flatten: Flatten,
-    nn.Conv3d: torchs.Conv3d,
-    nn.ConvTranspose2d: torchs.ConvTranspose2d,
-    nn.AvgPool2d: torchs.AvgPool2d,
-    nn.AdaptiveAvgPool2d: torchs.AdaptiveAvgPool2d,
-    nn.AdaptiveMaxPool2d: torchs.AdaptiveMaxPool2d,
-    nn.Upsample: torchs.Upsample,
+ADOPTED: dict[type[nn.Module], type[nn.Module]] = {
+    getattr(nn, kind.__name__): kind
+    for kind in (
+        *(Linear, Conv1d, Conv2d, MaxPool2d, Flatten, torchs.Conv3d, torchs.ConvTranspose2d),
+        *(torchs.AvgPool2d, torchs.AdaptiveAvgPool2d, torchs.AdaptiveMaxPool2d, torchs.Upsample),
+    )
 }
-
-
-def adopted(kind: type[nn.Module]) -> type[nn.Module]:
-    """The class that a layer of class `kind` gets."""
-    return _ADOPTED.get(kind, kind)
+"""The class that takes the place of each class of torch's."""
 
 
 def adopt(module: nn.Module) -> nn.Module:
@@ -43,6 +33,6 @@ def adopt(module: nn.Module) -> nn.Module:
     Linear(in_features=2, out_features=3, bias=True)
     """
     for inner in module.modules():
-        if type(inner) in _ADOPTED:
-            inner.__class__ = _ADOPTED[type(inner)]
+        if type(inner) in ADOPTED:
+            inner.__class__ = ADOPTED[type(inner)]
     return module

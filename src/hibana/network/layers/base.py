@@ -65,6 +65,8 @@ class LayerKind:
     """NIR nodes that become a layer of this kind."""
     over_time = False
     """Whether the output depends on earlier steps."""
+    elementwise = False
+    """Whether a sample of the output has the shape of the input whatever that is."""
     weighted = False
     """Whether the layer adds a row of weights for each input that is not zero."""
 

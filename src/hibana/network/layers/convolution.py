@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Operations
 from hibana.network.layers.linear import dense_operations
@@ -25,7 +26,7 @@ class Convolution(SlidingKind):
     """``nn.Conv1d`` and ``nn.Conv2d``, padded with zeros."""
 
     name = "convolution"
-    types = (nn.Conv1d, nn.Conv2d)
+    types = TORCH_LAYERS["convolution"]
     nir_types = ("Conv1d", "Conv2d")
     weighted = True
 

@@ -34,7 +34,7 @@ class Delays(LayerKind):
     name = "delay"
     types = (Delay,)
     nir_types = ("Delay",)
-    over_time = True
+    over_time = elementwise = True
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         return Operations(0, 0, 0)

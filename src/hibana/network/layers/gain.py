@@ -38,6 +38,7 @@ class Gain(LayerKind):
     name = "gain"
     types = (Scale,)
     nir_types = ("Scale",)
+    elementwise = True
 
     def check(self, node: Node) -> None:
         self.require(node, node.seen[0], {})

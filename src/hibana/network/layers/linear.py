@@ -1,11 +1,12 @@
 """Linear layers: ``W x + b`` of one-dimensional samples."""
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.lowering import Held, Lowering, in_order
@@ -21,13 +22,12 @@ class Linear(LayerKind):
     """``nn.Linear`` and :class:`hibana.Linear`."""
 
     name = "linear"
-    types = (nn.Linear,)
+    types = TORCH_LAYERS["linear"]
     nir_types = ("Linear", "Affine")
     weighted = True
 
     def check(self, node: Node) -> None:
         (seen,), module = node.seen, node.module
-        assert isinstance(module, nn.Linear)
         if len(seen) != 1:
             self.refuse_setting(node, f"a linear layer on the last dimension of {seen} (flatten first)")
         self.require(node, (module.out_features,), {"weight": (module.out_features, seen[0])})
@@ -50,7 +50,7 @@ class Linear(LayerKind):
         return Held(node, in_order(node.size), out)
 
     def input_shape(self, module: nn.Module) -> Shape | None:
-        return (cast(nn.Linear, module).in_features,)
+        return (int(cast(Any, module).in_features),)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         return linear_node(node.module.weight, node.module.bias)

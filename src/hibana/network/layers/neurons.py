@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hibana import cells
 from hibana.cells import Cell
 from hibana.cells.surrogate import Step
+from hibana.compiler.torch_layers import role_of
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.gain import Scale
@@ -38,7 +39,7 @@ class Neurons(LayerKind):
     name = "neurons"
     types: tuple[type[nn.Module], ...] = (OverTime, Recurrent)
     nir_types = ("IF", "LIF", "CubaLIF", "LI", "I")
-    over_time = True
+    over_time = elementwise = True
     feedback = 0
     """Matrices that the layer multiplies with besides those of its step."""
 
@@ -147,12 +148,10 @@ def _to_nir(cell: Cell, shape: Shape, dt: float) -> NirNode:
 
 def _recurrent_node(module: Recurrent, neurons: NirNode, shape: Shape) -> NirNode:
     """A graph within the graph, as the field writes a recurrent layer."""
-    back = module.recurrent
-    if not isinstance(back, nn.Linear):
+    back: Any = module.recurrent
+    if role_of(back) != "linear":
         kind = type(back).__name__
-        raise ValueError(  # noqa: TRY004 - a network that NIR can't express, like the others here
-            f"only a linear layer can be written as the way back to the input, not a {kind}"
-        )
+        raise ValueError(f"only a linear layer can be written as the way back to the input, not a {kind}")
     nodes = {
         "input": NirNode("Input", {"shape": np.array(shape)}),
         "neuron": neurons,

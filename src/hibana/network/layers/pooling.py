@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, Operations
 from hibana.network.layers.sliding import SlidingKind, seen_by
@@ -47,12 +48,12 @@ class Maximum(Pooling):
     """``nn.MaxPool1d`` and ``nn.MaxPool2d``, without dilation."""
 
     name = "maximum"
-    types = (nn.MaxPool1d, nn.MaxPool2d)
+    types = TORCH_LAYERS["maximum"]
 
     def check(self, node: Node) -> None:
+        super().check(node)
         if node.module.dilation not in (1, (1,), (1, 1)):
             self.refuse_setting(node, "dilation")
-        super().check(node)
 
     def title(self, node: Node) -> str:
         return "max-pooling"
@@ -87,12 +88,12 @@ class Average(Pooling):
     """``nn.AvgPool1d`` and ``nn.AvgPool2d``, and a mean over all but the channels."""
 
     name = "average"
-    types = (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d)
+    types = TORCH_LAYERS["average"]
     functions = (torch.mean, "mean")
     nir_types = ("SumPool2d", "AvgPool2d")
 
     def read(self, call: Call) -> Node:
-        if isinstance(call.module, nn.AvgPool1d | nn.AvgPool2d):
+        if hasattr(call.module, "kernel_size"):
             return super().read(call)
         (seen,) = call.seen
         if call.module is None and not _is_over_sides(call):

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, LayerKind
 from hibana.network.nir_node import NirNode
@@ -17,10 +18,7 @@ class Reshape(LayerKind):
     """Flatten and its inverse, identities, dropout."""
 
     name = "reshape"
-    types = (
-        *(nn.Flatten, nn.Unflatten, nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d),
-        StepsDropout,
-    )
+    types = (*TORCH_LAYERS["reshape"], *TORCH_LAYERS["dropout"], StepsDropout)
     functions = (
         *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten, functional.dropout),
         *("flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten", "contiguous", "detach", "clone"),

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
-
+from hibana.compiler.torch_layers import sides_of
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind
 from hibana.network.lowering import Lowering
@@ -14,17 +13,16 @@ from hibana.runtime.kernels import Value
 
 __all__ = ["SlidingKind", "each_side", "seen_by"]
 
-_OVER_SEQUENCES = nn.Conv1d | nn.MaxPool1d | nn.AvgPool1d
-
 
 class SlidingKind(LayerKind):
     """A kernel over samples ``[channels, width]`` or ``[channels, height, width]``."""
 
     def check(self, node: Node) -> None:
         (seen,), module = node.seen, node.module
-        sides = 1 if isinstance(module, _OVER_SEQUENCES) else 2
+        sides, kind = sides_of(module), type(module).__name__
+        if sides > 2 or not hasattr(module, "kernel_size"):
+            self.refuse_setting(node, kind)
         if len(seen) != sides + 1:
-            kind = type(module).__name__
             self.refuse_setting(node, f"{kind} on samples of shape {seen}, which have no channels,")
 
     def check_sample(self, shape: Shape, sides: int) -> None:

@@ -12,11 +12,10 @@ from torch import fx, nn
 
 from hibana.network.fold import layer_name
 from hibana.network.graph import Shape
-from hibana.network.layers import LAYERS
+from hibana.network.layers import LAYERS, LayerKind
 from hibana.network.layers.neurons import with_feedback
 from hibana.network.nir.file import load
 from hibana.network.nir_node import NirNode as Node
-from hibana.nn.each_step import EachStep
 from hibana.nn.window import LooksBack
 
 __all__ = ["read"]
@@ -51,7 +50,7 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
     if isinstance(source, str | os.PathLike):
         content = load(source, max_bytes)
     elif hasattr(source, "nodes") and hasattr(source, "edges"):
-        content = _in_memory(source)
+        content = source.to_dict()
     else:
         raise TypeError(f"source must be a path or a nir.NIRGraph, got {type(source).__name__}")
     graph = _Graph()
@@ -180,8 +179,11 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
             raise ValueError(f"node {name!r} ({node.type}) adds inputs of different shapes: {given}")
         try:
             shape = given[sources[0]]
-            layer = None if node.type in PORTS else _layer(node, shape, dt, graph.feedback.get(name))
-            shapes[name] = shape if layer is None else _output_shape(layer, shape)
+            kind = None if node.type in PORTS else _kind(node)
+            layer = None if kind is None else _layer(kind, node, shape, dt, graph.feedback.get(name))
+            shapes[name] = shape
+            if kind is not None and layer is not None and not kind.elementwise:
+                shapes[name] = _output_shape(layer, shape)
             _check_size("one sample of its output", shapes[name], max_bytes)
             if isinstance(layer, LooksBack):
                 _check_size("the input that it keeps", (layer.reach, *shape), max_bytes)
@@ -208,11 +210,15 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
     return network
 
 
-def _layer(node: Node, shape: Shape, dt: float | None, feedback: Node | None) -> nn.Module:
-    """The layer that runs `node`; with `feedback`, a linear node from its output to its input, recurrent."""
+def _kind(node: Node) -> LayerKind:
     kind = next((kind for kind in LAYERS.values() if node.type in kind.nir_types), None)
     if kind is None:
         raise ValueError("hibana has no such node")
+    return kind
+
+
+def _layer(kind: LayerKind, node: Node, shape: Shape, dt: float | None, feedback: Node | None) -> nn.Module:
+    """The layer that runs `node`; with `feedback`, a linear node from its output to its input, recurrent."""
     layer = kind.from_nir(node, shape, dt)
     if feedback is None:
         return layer
@@ -223,9 +229,7 @@ def _layer(node: Node, shape: Shape, dt: float | None, feedback: Node | None) ->
 
 
 def _output_shape(layer: nn.Module, shape: Shape) -> Shape:
-    """The shape of one sample of the output of `layer`, of which nothing is allocated."""
-    if not isinstance(layer, nn.Linear | EachStep):
-        return shape
+    """The shape of one sample of the output of `layer`, computed without allocating it."""
     weights = {name: weight.to("meta") for name, weight in layer.named_parameters()}
     sample = torch.empty(1, 1, *shape, dtype=torch.float32, device="meta")
     return tuple(torch.func.functional_call(layer, weights, (sample,)).shape[2:])
@@ -266,20 +270,6 @@ def _warn_of_dead_ends(graph: _Graph, end: str) -> None:
         ahead += new
     if dead := [name for name in graph.nodes if name not in used]:
         warnings.warn(f"nodes that lead to no output are left out: {', '.join(dead)}", stacklevel=4)
-
-
-def _in_memory(graph: Any) -> dict[str, Any]:
-    """A ``nir.NIRGraph`` as a file would hold it."""
-    nodes = {}
-    for name, node in graph.nodes.items():
-        if hasattr(node, "nodes") and hasattr(node, "edges"):
-            nodes[name] = _in_memory(node)
-            continue
-        nodes[name] = {**vars(node), "type": type(node).__name__}
-        if nodes[name]["type"] == "Input":
-            nodes[name]["shape"] = node.input_type["input"]
-    metadata = graph.metadata if isinstance(graph.metadata, dict) else {}
-    return {"type": "NIRGraph", "nodes": nodes, "edges": list(graph.edges), "metadata": metadata}
 
 
 def _pairs(edges: Any, where: str) -> Any:
