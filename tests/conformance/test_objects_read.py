@@ -292,13 +292,6 @@ def with_other_bases():
     return kind(Derived(), slope_of, lambda _: setattr(Derived, "__bases__", (OtherSlope,)))
 
 
-def with_another_name():
-    class Named:
-        pass
-
-    return Named, lambda held: len(held.__name__) / 16, set_attribute(Named, "__name__", "Another")
-
-
 class Matched:
     __match_args__ = ("slope", "other")
 
@@ -312,30 +305,14 @@ def matched(held):
             return slope
 
 
-def named_slope():
-    return 0.5
-
-
 def of_absolute():
     return abs(-0.5)
 
 
 FOLLOWED = {
-    "the name of a function": lambda: kind(
-        named_slope,
-        lambda held: len(held.__name__) / 16,
-        lambda held: setattr(held, "__name__", "other"),
-    ),
-    "the name of a class": with_another_name,
     "the bases of a class": with_other_bases,
-    "the attributes that a pattern matches": lambda: kind(
-        Matched(), matched, lambda _: setattr(Matched, "__match_args__", ("other", "slope"))
-    ),
     "a built-in function": lambda: reading(
         of_absolute, set_attribute(builtins, "abs", lambda x, true=abs: 0.25 if x == -0.5 else true(x))
-    ),
-    "the documentation of a function": lambda: kind(
-        documented, lambda held: float(held.__doc__), lambda held: setattr(held, "__doc__", "0.25")
     ),
     "a list": lambda: kind([0.5], first_of, lambda held: held.insert(0, 0.25)),
     "a dict": lambda: kind({"a": 0.5}, lambda held: held["a"], lambda held: held.update(a=0.25)),
@@ -387,6 +364,12 @@ FOLLOWED = {
     ),
 }
 REFUSED = {
+    "the attributes that a pattern matches": lambda: kind(
+        Matched(), matched, lambda _: setattr(Matched, "__match_args__", ("other", "slope"))
+    ),
+    "the documentation of a function": lambda: kind(
+        documented, lambda held: float(held.__doc__), lambda held: setattr(held, "__doc__", "0.25")
+    ),
     "the global variables of a function": lambda: kind(
         of_global, lambda held: held.__globals__["SLOPE"], lambda _: set_global("SLOPE")()
     ),
@@ -457,7 +440,6 @@ def restored(monkeypatch):
     monkeypatch.setattr(ReadsGlobal, "slope", vars(ReadsGlobal)["slope"])
     monkeypatch.setitem(globals(), "WEIGHT", torch.tensor(0.5))
     monkeypatch.setattr(builtins, "abs", abs)
-    monkeypatch.setattr(named_slope, "__name__", "named_slope")
     monkeypatch.setattr(Matched, "__match_args__", ("slope", "other"))
     monkeypatch.setattr(builtins, "slope_of_builtins", 0.5, raising=False)
     monkeypatch.setattr(documented, "__doc__", "0.5")

@@ -12,6 +12,10 @@ _COMPUTED = {
     *("__dict__", "__getattribute__", "attrgetter", "dir", "getattr", "hasattr", "methodcaller", "vars")
 }
 """Functions and attributes with which code can read attributes by names that it computes."""
+_UNSEEN = {"__annotations__", "__builtins__", "__doc__", "__globals__", "__subclasses__", "__type_params__"}
+"""Attributes of functions and classes that are not compared."""
+_UNSEEN_BY = {"IMPORT_NAME": "a module that is imported", "MATCH_CLASS": "what a class pattern matches"}
+"""By the name of an instruction: what it reads that is not compared."""
 _NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
@@ -24,8 +28,8 @@ class Names(NamedTuple):
     """Attributes, and string constants that may be the name of one."""
     computes_names: bool
     """Whether the code may read attributes by computed names."""
-    imports: bool
-    """Whether the code contains an import statement."""
+    unseen: frozenset[str]
+    """What the code reads that is not compared."""
 
 
 @lru_cache(maxsize=4096)
@@ -38,13 +42,12 @@ def names_in(code: types.CodeType) -> Names:
     }
     attributes.update(part for text in _texts(code.co_consts) for part in text.split("."))
     inner = [names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)]
+    unseen = (attributes & _UNSEEN) | {_UNSEEN_BY[line.opname] for line in lines if line.opname in _UNSEEN_BY}
     return Names(
         frozenset(variables).union(*(names.variables for names in inner)),
         frozenset(attributes).union(*(names.attributes for names in inner)),
-        any(line.opname == "MATCH_CLASS" for line in lines)
-        or not _COMPUTED.isdisjoint(attributes | variables)
-        or any(names.computes_names for names in inner),
-        any(line.opname == "IMPORT_NAME" for line in lines) or any(names.imports for names in inner),
+        not _COMPUTED.isdisjoint(attributes | variables) or any(names.computes_names for names in inner),
+        frozenset(unseen).union(*(names.unseen for names in inner)),
     )
 
 

@@ -3,7 +3,9 @@
 import sys
 import types
 from collections import namedtuple
+from collections.abc import Hashable
 from enum import Enum
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 PLAIN = frozenset({float, int, bool, str, types.NoneType})
 """Types whose values are constants."""
 CONSTANT = PLAIN | {
-    *(complex, bytes, range, types.EllipsisType, types.NotImplementedType),
+    *(complex, bytes, range, types.CodeType, types.EllipsisType, types.NotImplementedType),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
     type(vars(namedtuple("_Named", "field"))["field"]),
 }
@@ -93,6 +95,41 @@ def holds_attributes_only(value: Any) -> bool:
         for kind in (type(value), _Plain)
     ]
     return layouts[0] == layouts[1] or isinstance(value, Enum)
+
+
+_PARTS = {
+    partial: ("func", "args", "keywords"),
+    types.MethodType: ("__func__", "__self__"),
+    **dict.fromkeys((classmethod, staticmethod), ("__func__",)),
+    property: ("fget",),
+    cached_property: ("func",),
+}
+"""The attributes that make up objects of exactly these types, which never change."""
+
+
+def parts_of(value: Any) -> dict[Hashable, Any] | None:
+    """What `value` consists of, by attribute, index or key; None if it may hold more than can be compared."""
+    kind: type = type(value)
+    if kind in _PARTS:
+        return {name: getattr(value, name) for name in _PARTS[kind]}
+    if kind is types.FunctionType:
+        names, cells = value.__code__.co_freevars, value.__closure__ or ()
+        empty = types.CellType()
+        enclosed = {n: c.cell_contents for n, c in zip(names, cells, strict=True) if c != empty}
+        own = {"code": value.__code__, "defaults": value.__defaults__, "by keyword": value.__kwdefaults__}
+        return {**own, **enclosed, **vars(value)}
+    if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(kind, "_fields")):
+        return dict(enumerate(value))
+    if kind in (set, frozenset):
+        return dict(enumerate(sorted(value, key=repr)))
+    if kind is dict:
+        return value.copy() if all(type(key) in CONSTANT for key in value) else None
+    return vars(value).copy() if holds_attributes_only(value) else None
+
+
+def never_changes(value: Any) -> bool:
+    """Whether the parts of `value` stay: tuples, methods, and the surrogates of hibana."""
+    return isinstance(value, tuple) or type(value) in _PARTS or is_frozen(value)
 
 
 def is_frozen(value: Any) -> bool:

@@ -7,9 +7,7 @@ reach; of other objects every attribute does. Everything else is refused.
 import builtins
 from collections import deque
 from collections.abc import Hashable, Mapping
-from enum import EnumType
-from functools import cached_property, partial
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any, NamedTuple, NoReturn
 
 from torch import Tensor, nn
@@ -24,10 +22,10 @@ from hibana.compiler.graph.kinds import (
     UNCHANGED_PACKAGES,
     does_not_change,
     exact,
-    holds_attributes_only,
-    is_frozen,
     is_read_by_torch,
     is_scalar_of_numpy,
+    never_changes,
+    parts_of,
     root,
     traced_kind,
 )
@@ -41,9 +39,6 @@ PROGRAMS = 16
 """Maximum programs per cell, which differ in backend, shape or dtype."""
 MOST = 5000
 """Maximum objects that are followed from one cell."""
-_UNSEEN = {"__annotations__", "__builtins__", "__globals__", "__subclasses__", "__type_params__"}
-"""Attributes of functions and classes that are not compared."""
-_TEXTS = {"__doc__", "__module__", "__name__", "__qualname__"}
 _CALLED_BY_NAME = {"__getattr__", "backward", "forward", "jvp", "keep", "restore", "setup_context", "vmap"}
 """Methods that Python, torch and :mod:`hibana.cells.surrogate` call while a step runs."""
 _NOT_IN_A_STEP = {
@@ -51,14 +46,6 @@ _NOT_IN_A_STEP = {
     *("__getstate__", "__init_subclass__", "__reduce__", "__reduce_ex__", "__set_name__", "__setstate__"),
 }
 _CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
-_PARTS = {
-    partial: ("func", "args", "keywords"),
-    MethodType: ("__func__", "__self__"),
-    **dict.fromkeys((classmethod, staticmethod), ("__func__",)),
-    property: ("fget",),
-    cached_property: ("func",),
-}
-"""The attributes that make up objects of exactly these types, which never change."""
 
 
 class Path(NamedTuple):
@@ -67,14 +54,10 @@ class Path(NamedTuple):
     text: str
     steps: tuple[tuple[str, Any], ...] | None = None
 
-    def attribute(self, name: str) -> "Path":
-        """The path of an attribute."""
-        steps = None if self.steps is None else (*self.steps, ("attribute", name))
-        return Path(f"{self.text}.{name}", steps)
-
-    def item(self, key: Any) -> "Path":
-        """The path of an item."""
-        return Path(f"{self.text}[{key!r}]", None if self.steps is None else (*self.steps, ("item", key)))
+    def to(self, how: str, name: Any) -> "Path":
+        """The path of an ``"attribute"`` or an ``"item"``."""
+        text = f"{self.text}.{name}" if how == "attribute" else f"{self.text}[{name!r}]"
+        return Path(text, None if self.steps is None else (*self.steps, (how, name)))
 
 
 class _Names:
@@ -162,12 +145,8 @@ class Walk:
                 self._watch(watch.at_module(list(names.read)), of)
                 continue
             self.items += [(vars(of).get, name, value) for name, value in names.read.items()]
-            if isinstance(of, type | FunctionType) and (self._computes_names or self._names & _TEXTS):
-                self._watch(watch.at_texts, of)
-            if isinstance(of, type):
-                self._watch(watch.at_class, of)
-            elif isinstance(of, ModuleType) and root(of.__name__) not in UNCHANGED_PACKAGES:
-                self._watch(watch.at_python_module, of)
+            if isinstance(of, type) or root(of.__name__) not in UNCHANGED_PACKAGES:
+                self._watch(watch.at_names, of)
 
     def _follow_names(self) -> None:
         for names in self._attributes:
@@ -175,10 +154,12 @@ class Walk:
                 value = names.values[name]
                 if self._reads(names.of, name, value):
                     names.read[name] = value
-                    self._entries.append((names.index, name, self._refer(value, names.path.attribute(name))))
+                    self._entries.append(
+                        (names.index, name, self._refer(value, names.path.to("attribute", name)))
+                    )
 
     def _reads(self, of: Any, name: str, value: Any) -> bool:
-        """Whether the step may read the attribute `name` of a module, class, function or Python module."""
+        """Whether the step may read the attribute `name` of a module, class or Python module."""
         if name in self._names:
             return True
         if isinstance(of, nn.Module):
@@ -187,7 +168,7 @@ class Walk:
             return self._computes_names and root(of.__name__) not in UNCHANGED_PACKAGES
         if name in _CONSTRUCTORS:
             return self._any_class or of in self._instantiated
-        if name.startswith("__") and name != "__match_args__":
+        if name.startswith("__"):
             method = callable(value) or isinstance(value, classmethod | staticmethod)
             return method and name not in _NOT_IN_A_STEP
         return self._computes_names and name != "_abc_impl"
@@ -231,8 +212,6 @@ class Walk:
             attributes = {n: v for n, v in vars(value).copy().items() if not does_not_change(v)}
             self._entries.append((index, Same(value)))
             self._attributes.append(_Names(index, Path(value.__name__), attributes, value))
-        elif isinstance(value, FunctionType):
-            self._function(value, index)
         elif isinstance(value, type):
             self._class(value, path, index)
         elif type(value) in (Tensor, nn.Parameter) and not vars(value):
@@ -240,7 +219,7 @@ class Walk:
             self._watch(watch.at_tensor, value)
             self._entries.append((index, Same(value), watch.at_tensor(value)))
         else:
-            self._object(value, path, index)
+            self._parts(value, path, index)
 
     def _module(self, module: nn.Module, path: Path, index: int) -> None:
         kind = traced_kind(module)  # another one than its own reads tensors alone
@@ -251,33 +230,36 @@ class Walk:
             raise Unsupported(f"hooks on {type(module).__name__} are to run at each step")
         # apart: AtLeast tells a parameter from a buffer
         tensors = watch.held(module._parameters), watch.held(module._buffers)
-        inner = [(name, self._refer(part, path.attribute(name))) for name, part in module._modules.items()]
+        inner = [
+            (name, self._refer(part, path.to("attribute", name))) for name, part in module._modules.items()
+        ]
         self._entries.append((index, self._kind(kind, path), module.training, *tensors, *inner))
 
-    def _function(self, function: FunctionType, index: int) -> None:
-        code, name = function.__code__, function.__qualname__
-        enclosed: list[Hashable] = []
-        self._watch(watch.at_function, function)
-        for variable, value in zip(code.co_freevars, watch.enclosed_by(function), strict=True):
-            path = Path(f"{variable}, which {name} encloses,")
-            if variable == "__class__":  # of `super()`, which makes no object of it
-                enclosed.append(self._kind(value, path))
-            elif value is not MISSING:
-                enclosed.append(self._refer(value, path))
-        defaults = function.__defaults__, function.__kwdefaults__
-        default = Path(f"a default of {name}")
-        texts = watch.at_texts(function)
-        self._entries.append(
-            (index, code, *texts, *(self._refer(each, default) for each in defaults), *enclosed)
-        )
-        if does_not_change(function):
-            return
-        self._attributes.append(_Names(index, Path(name), vars(function), function))
-        names, outer = names_in(code), function.__globals__
-        if unseen := sorted(_UNSEEN & names.attributes):
-            raise Unsupported(f"the step may read {unseen[0]} in {name}, which can change unseen")
-        if names.imports:
-            raise Unsupported(f"the step may read a module that {name} imports, which can change unseen")
+    def _parts(self, value: Any, path: Path, index: int) -> None:
+        kind, parts = type(value), parts_of(value)
+        if parts is None:
+            self._refuse(path, kind)
+        if isinstance(value, FunctionType):
+            path = Path(value.__qualname__)
+            if not does_not_change(value):
+                self._code(value, index)
+        how = "item" if isinstance(value, list | tuple | dict) else "attribute"
+        entries: list[Hashable] = []
+        for label, part in parts.items():
+            place = path.to(how, label)
+            # `__class__` is that of `super()`, which makes no object of it
+            entry = self._kind(part, place) if label == "__class__" else self._refer(part, place)
+            entries.append((exact(label), entry))
+        self._entries.append((index, self._kind(kind, path), *entries))
+        if not never_changes(value):
+            self._watch(watch.at_parts, value)
+
+    def _code(self, function: FunctionType, index: int) -> None:
+        """What the code of `function` reads by name."""
+        names, outer = names_in(function.__code__), function.__globals__
+        if names.unseen:
+            where = f"{min(names.unseen)} in {function.__qualname__}"
+            raise Unsupported(f"the step may read {where}, which can change unseen")
         self._names |= names.attributes
         self._computes_names = self._computes_names or names.computes_names
         self._any_class = self._any_class or "type" in names.variables or "__class__" in names.attributes
@@ -303,34 +285,9 @@ class Walk:
 
     def _class(self, kind: type, path: Path, index: int) -> None:
         bases = [self._kind(base, path) for base in (*kind.__mro__[1:], type(kind))]
-        members: list[Any] = list(kind) if isinstance(kind, EnumType) else []
-        inner = [self._refer(member, Path(f"{path.text}.{member.name}")) for member in members]
-        self._entries.append((index, Same(kind), *watch.at_texts(kind), *bases, *inner))
+        self._entries.append((index, Same(kind), *bases))
         attributes = {n: v for n, v in vars(kind).items() if n not in ("__dict__", "__weakref__")}
         self._attributes.append(_Names(index, path, attributes, kind))
-
-    def _object(self, value: Any, path: Path, index: int) -> None:
-        kind = type(value)
-        if holds_attributes_only(value):
-            inner = [(name, self._refer(v, path.attribute(name))) for name, v in vars(value).copy().items()]
-            self._entries.append((index, self._kind(kind, path), *inner))
-            if not is_frozen(value):
-                self._watch(watch.at_object, value)
-            return
-        if kind in _PARTS:
-            inner = [(name, self._refer(getattr(value, name), path.attribute(name))) for name in _PARTS[kind]]
-        elif kind in (tuple, list) or (isinstance(value, tuple) and hasattr(kind, "_fields")):
-            inner = [(i, self._refer(part, path.item(i))) for i, part in enumerate(value)]
-        elif kind in (set, frozenset):
-            parts = sorted(value, key=repr)
-            inner = [(i, self._refer(part, Path(path.text))) for i, part in enumerate(parts)]
-        elif kind is dict and all(type(key) in CONSTANT for key in value):
-            inner = [(exact(key), self._refer(part, path.item(key))) for key, part in value.copy().items()]
-        else:
-            self._refuse(path, kind)
-        self._entries.append((index, self._kind(kind, path), *inner))
-        if kind in (list, set, dict):
-            self._watch(watch.at_dict if kind is dict else watch.ids, value)
 
     def _watch(self, look: Look, value: Any) -> None:
         self.watched.append((look, value, look(value)))

@@ -1,14 +1,14 @@
-"""Snapshots of what an object holds, by type, and whether it has changed since.
+"""Snapshots of the objects that a step reads, and whether they have changed since.
 
 A snapshot (a *look*) holds the identities of an object's parts, which must be kept alive with it.
 """
 
-import types
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
+
+from hibana.compiler.graph.kinds import parts_of
 
 Look = Callable[[Any], Hashable]
 """A snapshot function."""
@@ -55,30 +55,14 @@ def at_module(names: list[str]) -> Look:
         about = type(module), module.training, hooked(module)
         tensors = held(module._parameters), held(module._buffers)
         values = [id(attributes.get(name, MISSING)) for name in names]
-        return *about, *attributes, *values, *tensors, *inner, ids(inner.values())
+        return *about, *attributes, *values, *tensors, *inner, *map(id, inner.values())
 
     return look
 
 
-def at_function(function: types.FunctionType) -> Hashable:
-    """The look at a function: its code, its defaults, the names of its attributes, and what it encloses."""
-    parts = function.__code__, id(function.__defaults__), id(function.__kwdefaults__), *vars(function)
-    return (*parts, *ids(enclosed_by(function))) if function.__closure__ else parts
-
-
-def at_class(kind: type) -> Hashable:
-    """The look at a class: its bases and the names of its attributes."""
-    return kind.__mro__, *vars(kind)
-
-
-def at_texts(value: types.FunctionType | type) -> tuple[Hashable, ...]:
-    """The look at the names and the documentation of a function or a class."""
-    return value.__name__, value.__qualname__, value.__module__, value.__doc__
-
-
-def at_python_module(module: types.ModuleType) -> Hashable:
-    """The look at a Python module: the names of its attributes."""
-    return tuple(vars(module))
+def at_names(value: Any) -> Hashable:
+    """The look at a class or a Python module: the names of its attributes, and the bases of a class."""
+    return getattr(value, "__mro__", None), *vars(value)
 
 
 def at_tensor(tensor: Tensor) -> Hashable:
@@ -86,23 +70,7 @@ def at_tensor(tensor: Tensor) -> Hashable:
     return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, *vars(tensor)
 
 
-def at_dict(table: dict[Any, Any]) -> Hashable:
-    """The look at a dictionary, its order included."""
-    return ids(chain.from_iterable(table.items()))
-
-
-def at_object(value: Any) -> Hashable:
-    """The look at an object that holds nothing but attributes."""
-    return type(value), *vars(value), ids(vars(value).values())
-
-
-def enclosed_by(function: types.FunctionType) -> list[Any]:
-    """The values of the variables that `function` encloses; MISSING for those without a value."""
-    return [
-        MISSING if cell == types.CellType() else cell.cell_contents for cell in function.__closure__ or ()
-    ]
-
-
-def ids(values: Iterable[Any]) -> tuple[int, ...]:
-    """The identities of `values`: the look at a list or a set."""
-    return tuple(map(id, values))
+def at_parts(value: Any) -> Hashable:
+    """The look at an object that :func:`parts_of` takes apart."""
+    parts = parts_of(value)
+    return None if parts is None else (type(value), *parts, *map(id, parts.values()))
