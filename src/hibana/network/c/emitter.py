@@ -197,7 +197,6 @@ class Emitter(Lowering):
 
     def neurons(self, node: Node, read: Held) -> Held:
         traced = layer(node, self.at[node], read.places, self.dtype)
-        self.numbers_of.settle(traced)
         held = neurons(self, traced, read)
         if held.truths:
             array = self.writer.expression(self.numbers(held).text)

@@ -1,8 +1,9 @@
 """What a program computes with: the types of its numbers, how they are written, and how a step is said."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -12,11 +13,10 @@ from hibana.compiler.c.whole import Bounds, Said, in_whole_numbers
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
 from hibana.compiler.graph.step import Value
-from hibana.network.c.memory import SIZES
-from hibana.network.graph import Node
-
-if TYPE_CHECKING:
-    from hibana.network.neurons import Layer
+from hibana.network.graph import Network, Node
+from hibana.network.lowering import in_order
+from hibana.network.neurons import Layer, layer
+from hibana.network.sliding import sliding_of
 
 __all__ = ["Floating", "Numbers", "Whole"]
 
@@ -40,9 +40,7 @@ class Numbers(ABC):
     """What is to be said of the numbers."""
 
     @abstractmethod
-    def statements(
-        self, made: "Layer", stores: Stores, standing: Standing
-    ) -> tuple[list[str], dict[str, str]]:
+    def statements(self, made: Layer, stores: Stores, standing: Standing) -> tuple[list[str], dict[str, str]]:
         """The body of a loop over neurons that computes `stores`, and what stands for each.
 
         Raises:
@@ -56,22 +54,6 @@ class Numbers(ABC):
         Raises:
             ValueError: if they are no such numbers.
         """
-
-    def settle(self, made: "Layer") -> None:  # noqa: B027 - only some look
-        """Looks at a layer of neurons before its step is written."""
-
-    def added(self, node: Node, source: Node, weights: Tensor, bias: Tensor | None) -> None:  # noqa: B027 - only some look
-        """Looks at a layer of weights ``[inputs, ..., outputs]``."""
-
-    def passed(self, node: Node, taps: int) -> None:  # noqa: B027 - only some look
-        """Looks at a layer without weights, of whose numbers each is of so many."""
-
-    def summed(self, node: Node, steps: int) -> None:  # noqa: B027 - only some look
-        """Looks at what is summed over time."""
-
-    def bytes(self, kind: str) -> int:
-        """Of a number of a type."""
-        return SIZES[kind]
 
     def literal(self, number: float, kind: str) -> str:
         """A number as a literal of a type."""
@@ -89,9 +71,7 @@ class Floating(Numbers):
         self.lowest = "(-INFINITY)"
         self.guards = _GUARDS
 
-    def statements(
-        self, made: "Layer", stores: Stores, standing: Standing
-    ) -> tuple[list[str], dict[str, str]]:
+    def statements(self, made: Layer, stores: Stores, standing: Standing) -> tuple[list[str], dict[str, str]]:
         try:
             return source.neuron_statements(
                 stores, lambda name, leaf: self._said(standing(name, leaf)), source.dialect(self.kind)
@@ -112,8 +92,29 @@ class Floating(Numbers):
 class Whole(Numbers):
     """Whole numbers of 32 bits, with bounds that prove that none overflows in so many steps."""
 
-    def __init__(self, range_: Bounds, steps: int, input_scale: float, output_scale: float) -> None:
+    def __init__(
+        self,
+        network: Network,
+        range_: Bounds,
+        scales: tuple[float, float],
+        steps: int,
+        *,
+        summed: int = 1,
+    ) -> None:
+        """Bounds the numbers of `network`.
+
+        Args:
+            network: with integer weights.
+            range_: the smallest and the largest input.
+            scales: the factors between inputs, or outputs, and PyTorch's.
+            steps: for which no number may overflow.
+            summed: how many outputs are added up.
+
+        Raises:
+            Unsupported: naming the layer, if a number may not fit in 32 bits, or is not an integer.
+        """
         self.range, self.steps = range_, steps
+        input_scale, output_scale = scales
         self.runs = "at most, from a reset on: a number may overflow beyond"
         self.remarks = (
             f"Whole numbers: an input is x / {input_scale:.9g}, rounded, from {range_[0]} to {range_[1]};",
@@ -124,7 +125,12 @@ class Whole(Numbers):
         self.bounds: dict[Node, Bounds] = {}
         self.states: dict[Node, dict[str, Bounds]] = {}
         self.largest = 0
-        """The largest number on any way."""
+        """The largest number in any computation."""
+        for node in network.nodes[1:]:
+            self.bounds[node] = self._bounds(node, network.dtype)
+            self._check(node, "a sum", self.bounds[node])
+        low, high = self.bounds.get(network.output, range_)
+        self._check(network.output, "the sum over time", (low * summed, high * summed))
 
     def of(self, name: str, values: Tensor) -> str:
         if not bool((values == values.round()).all()):
@@ -132,27 +138,37 @@ class Whole(Numbers):
         largest = float(values.abs().max()) if values.numel() else 0.0
         return "int8_t" if largest < 2**7 else "int16_t" if largest < 2**15 else "int32_t"
 
-    def statements(
-        self, made: "Layer", stores: Stores, standing: Standing
-    ) -> tuple[list[str], dict[str, str]]:
+    def statements(self, made: Layer, stores: Stores, standing: Standing) -> tuple[list[str], dict[str, str]]:
         lines, said, _ = self._said(made, stores, standing, self.states[made.node])
-        for name, value in said.items():
-            if value.exponent:
-                what = name.removesuffix("_state")
-                raise Unsupported(f"layer {made.node.name!r}: {what} is no whole number after a step")
         return lines, {name: value.text for name, value in said.items()}
 
     def _said(
-        self, made: "Layer", stores: Stores, standing: Standing, bounds: dict[str, Bounds]
+        self, made: Layer, stores: Stores, standing: Standing, bounds: dict[str, Bounds]
     ) -> tuple[list[str], dict[str, Said], int]:
         try:
             return in_whole_numbers(stores, standing, bounds)
         except Unsupported as refused:
             raise Unsupported(f"layer {made.node.name!r}: {refused}") from refused
 
-    def settle(self, made: "Layer") -> None:
-        bounds = {f"p{i}": _ends(values) for i, values in enumerate(made.parameters)}
-        bounds["x"] = self._of(made.node.inputs[0])
+    def _bounds(self, node: Node, dtype: torch.dtype) -> Bounds:
+        """The bounds of a layer's output."""
+        inputs = [self.bounds.get(source, self.range) for source in node.inputs]
+        places = in_order(node.inputs[0].size)
+        if node.layer.weighted:
+            weights, bias = node.layer.weights(node, places)
+            groups = getattr(node.module, "groups", 1)
+            self._check(node, "a sum", self._sum(weights, None, inputs[0], groups))
+            return self._sum(weights, bias, inputs[0], groups)
+        if node.kind == "neurons":
+            return self._state_bounds(layer(node, 0, places, dtype), inputs[0])
+        taps = math.prod(sliding_of(node).kernel) if node.kind == "average" else 1
+        low, high = (sum(end[i] for end in inputs) * taps for i in (0, 1))
+        zeros = taps > 1 or node.kind == "delay"  # pixels beyond the image, steps before the first
+        return (min(0, low), max(0, high)) if zeros else (low, high)
+
+    def _state_bounds(self, made: Layer, x: Bounds) -> Bounds:
+        """Bounds all states over the steps; those of the spikes, or of the last state."""
+        bounds = {f"p{i}": _ends(values) for i, values in enumerate(made.parameters)} | {"x": x}
         names = [*made.step.states[:-1], "emitted_before"]
         bounds |= {name: _ends(begun) for name, begun in zip(names, made.begun, strict=True)}
         for _ in range(self.steps):
@@ -164,33 +180,16 @@ class Whole(Numbers):
             _, said, largest = self._said(made, made.stores, made.standing, bounds)
             self.largest = max(self.largest, largest)
             for j, (name, value) in enumerate(zip(names, said.values(), strict=True)):
+                state = made.step.states[j].removesuffix("_state")
+                if value.exponent:
+                    raise Unsupported(f"layer {made.node.name!r}: {state} is no whole number after a step")
                 low, high = (0, 1) if j in made.known else (value.low, value.high)
                 bounds[name] = min(bounds[name][0], low), max(bounds[name][1], high)
-                self._check(made.node, f"state {made.step.states[j].removesuffix('_state')}", bounds[name])
+                self._check(made.node, f"state {state}", bounds[name])
             if bounds == before:
                 break
         self.states[made.node] = bounds
-        self.bounds[made.node] = bounds["emitted_before"]
-
-    def added(self, node: Node, source: Node, weights: Tensor, bias: Tensor | None) -> None:
-        groups = getattr(node.module, "groups", 1)
-        self._check(node, "a sum", self._sum(weights, None, self._of(source), groups))
-        self.bounds[node] = self._sum(weights, bias, self._of(source), groups)
-        self._check(node, "a sum", self.bounds[node])
-
-    def passed(self, node: Node, taps: int) -> None:
-        ends = [self._of(source) for source in node.inputs]
-        low, high = (sum(end[i] for end in ends) * taps for i in (0, 1))
-        none = taps > 1 or node.kind == "delay"  # pixels beyond the image, steps before the first
-        self.bounds[node] = (min(0, low), max(0, high)) if none else (low, high)
-        self._check(node, "a sum", self.bounds[node])
-
-    def summed(self, node: Node, steps: int) -> None:
-        low, high = self._of(node)
-        self._check(node, "the sum over time", (low * steps, high * steps))
-
-    def _of(self, node: Node) -> Bounds:
-        return self.range if node.kind == "input" else self.bounds[node]
+        return bounds["emitted_before"]
 
     def _sum(self, weights: Tensor, bias: Tensor | None, of: Bounds, groups: int = 1) -> Bounds:
         """The bounds of sums of numbers, of which some may be left out, times weights ``[..., outputs]``.

@@ -12,6 +12,7 @@ from hibana.network.c.costs import Cost, Spiking
 from hibana.network.c.numbers import Floating, Numbers, Whole
 from hibana.network.c.unit import Unit
 from hibana.network.c.writing import Writing
+from hibana.network.graph import Network
 from hibana.network.reading import read
 from hibana.network.whole import Quantized
 
@@ -113,8 +114,7 @@ def proved(net: Quantized, example: Tensor) -> torch.dtype:
     Raises:
         Unsupported: naming the layer, if a number may not fit in 32 bits, or is no whole one.
     """
-    numbers = _written(net, example, "net", "sum").numbers
-    assert isinstance(numbers, Whole)
+    numbers = _whole(net, read(net.net, net.whole_input(example)), len(example), "sum")
     if numbers.largest >= 2**53:
         raise Unsupported("net computes with numbers that no dtype of PyTorch holds exactly")
     return torch.float32 if numbers.largest < 2**24 else torch.float64
@@ -124,8 +124,13 @@ def _written(net: nn.Module, example: Tensor, name: str, scores: str) -> Writing
     """The layers of `net`, in whole numbers if it computes so."""
     if isinstance(net, Quantized):
         network = read(net.net, net.whole_input(example))
-        numbers: Numbers = Whole(net.input_range, len(example), net.input_scale, net.output_scale)
+        numbers: Numbers = _whole(net, network, len(example), scores)
     else:
         network = read(net, example)
         numbers = Floating(network.dtype)
     return Writing(network, numbers, name, scores, len(example))
+
+
+def _whole(net: Quantized, network: Network, steps: int, scores: str) -> Whole:
+    scales = net.input_scale, net.output_scale
+    return Whole(network, net.input_range, scales, steps, summed=steps if scores == "sum" else 1)

@@ -1,14 +1,11 @@
 """A network layer by layer: the constants, the struct and the lines of C that each layer comes to."""
 
-import math
-
 from hibana.network.c.costs import Cost, neurons_below
 from hibana.network.c.emitter import Emitter
 from hibana.network.c.numbers import Numbers
 from hibana.network.c.text import block, commented, each
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Held, in_order
-from hibana.network.sliding import sliding_of
 
 __all__ = ["Writing"]
 
@@ -42,8 +39,8 @@ class Writing:
             self.parts.events = False
         else:
             (self.still_lines if node in self.parts.still else self.go).extend(self._layer(node))
-        if node.kind != "input":
-            self._look(node)
+        if node.kind not in ("input", "delay"):
+            self._count(node)
 
     def _keeps_input(self) -> bool:
         """Whether the input must lie in the struct: something else than weights reads it."""
@@ -76,19 +73,12 @@ class Writing:
         title = f"/* {commented(title)}, gives {sides} */"
         return block("", [title, *parts.writer.take()])
 
-    def _look(self, node: Node) -> None:
-        """Takes note of what a layer costs, and of the bounds of its numbers."""
-        read = self.parts.held[node.inputs[0]]
-        if node.layer.weighted:
-            self.numbers.added(node, node.inputs[0], *node.layer.weights(node, read.places))
-        elif node.kind not in ("neurons", "delayed recurrent"):
-            self.numbers.passed(node, math.prod(sliding_of(node).kernel) if node.kind == "average" else 1)
-        if node.kind == "delay":
-            return
+    def _count(self, node: Node) -> None:
+        """Counts the operations of a layer."""
         most, seen, dense = node.layer.operations(node, self.network.dtype)
         stateful = node.kind in ("neurons", "delayed recurrent")
         source, size = (node, node.size) if stateful else (neurons_below(node), node.inputs[0].size)
-        valued = node.layer.weighted and not read.truths
+        valued = node.layer.weighted and not self.parts.held[node.inputs[0]].truths
         self.costs.append(
             Cost(node.name, node.layer.title(node), node.size, most, seen, valued, dense, source.name, size)
         )
@@ -97,7 +87,6 @@ class Writing:
         """Adds what the network put out to the scores."""
         size, out = self.network.output.size, self.parts.output("i")
         scores = self.parts.memory.lasting("scores", self.numbers.kind, size)
-        self.numbers.summed(self.network.output, self.steps if self.scores == "sum" else 1)
         lowest = self.numbers.lowest if self.scores == "max" else "0"
         self.parts.resets += each("i", size, [f"{scores}[i] = {lowest};"])
         if self.scores == "first":

@@ -27,7 +27,10 @@ class Ring:
     def step(self, later: Any) -> Pointer:
         """The numbers of the step that is `later` than the current one, by fewer than the ring has."""
         at = (self.now + later).named("at")
-        row: Pointer = self.numbers + (at < self.steps).select(at, at - self.steps) * self.size
+        ahead = (at < self.steps).select(
+            0, self.to.code.constant(self.steps)
+        )  # compilers make no branch of it
+        row: Pointer = self.numbers + (at - ahead) * self.size
         return row
 
     def scatter(self, held: Held, rows: Pointer, late: Pointer) -> None:
