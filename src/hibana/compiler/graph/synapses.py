@@ -109,7 +109,7 @@ def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
     forward = set(reachable(step.nexts))
     found = {}
     for product in reachable(roots):
-        if product.is_product and product not in forward:
+        if product.is_product and product not in forward and has_gradient(product):
             gates = set(_matters(product, step, users, of_state))
             gate, state = gates.pop() if len(gates) == 1 else (None, None)
             if gate is not None and not has_gradient(gate):

@@ -136,6 +136,8 @@ class Whole(Numbers):
         if not bool((values == values.round()).all()):
             raise ValueError(f"layer {name!r}: its weights must be whole numbers, and some are not")
         largest = float(values.abs().max()) if values.numel() else 0.0
+        if largest >= 2**31:
+            raise Unsupported(f"layer {name!r}: a constant of {largest:,.0f} does not fit in 32 bits")
         return "int8_t" if largest < 2**7 else "int16_t" if largest < 2**15 else "int32_t"
 
     def statements(self, made: Layer, stores: Stores, standing: Standing) -> tuple[list[str], dict[str, str]]:
@@ -177,6 +179,7 @@ class Whole(Numbers):
                 operand = self._said(made, {"operand": product.operand}, made.standing, bounds)[1]["operand"]
                 low, high = (0, 1) if product.truth else (operand.low, operand.high)
                 bounds[f"product{i}"] = self._sum(made.weights(product), None, (low, high))
+                self._check(made.node, "a sum", bounds[f"product{i}"])
             _, said, largest = self._said(made, made.stores, made.standing, bounds)
             self.largest = max(self.largest, largest)
             for j, (name, value) in enumerate(zip(names, said.values(), strict=True)):

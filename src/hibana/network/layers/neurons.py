@@ -45,7 +45,7 @@ class Neurons(LayerKind):
 
     def title(self, node: Node) -> str:
         module = node.module
-        cell = type(module.cell).__name__.removesuffix("Cell")
+        cell = module.cell._get_name().removesuffix("Cell")
         return f"recurrent {cell}" if isinstance(module, Recurrent) else cell
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:

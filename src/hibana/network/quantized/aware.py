@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler import emits_spikes
+from hibana.compiler.analysis.fixed_point import Range, RangesNeeded
+from hibana.compiler.analysis.units import row_units
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c import proved
 from hibana.network.graph import Network, Node
 from hibana.network.layers import LAYERS
-from hibana.network.quantized.cells import Scale
-from hibana.network.quantized.making import whole_cell
-from hibana.network.quantized.scales import added, unit
+from hibana.network.quantized.cell import FixedCell, fixed_cell, ranges_of
 from hibana.network.reading import read
 from hibana.network.sliding import sliding_of
 from hibana.network.straight import doubles, straight_through
@@ -26,6 +26,9 @@ from hibana.nn.layers import OverTime, Recurrent
 
 __all__ = ["QuantizationAware", "check_bits", "quantization_aware"]
 
+Scale = float | Tensor
+"""Of a layer's numbers, or one for each channel."""
+
 
 @dataclass(frozen=True)
 class _Line:
@@ -34,11 +37,10 @@ class _Line:
     name: str
     kind: str
     sources: tuple[int, ...]
-    sides: int
-    """Dimensions of a sample."""
+    shape: tuple[int, ...]
+    """Of a sample."""
     of_channels: bool
     """Whether each output channel has a scale of its own."""
-    spikes: bool
     area: int
     """What an average divides by."""
 
@@ -50,14 +52,14 @@ class QuantizationAware(nn.Module):
     `net` holds the whole numbers, made anew at each call: weights, biases, thresholds, leaks and potentials.
     """
 
-    def __init__(self, network: Network, bits: int) -> None:
+    def __init__(self, network: Network, bits: int, calibration: Tensor) -> None:
         super().__init__()
         self.bits, self.limit = bits, check_bits(bits)
         self.plain = network.net
         fix_delays(self.plain)
         at = {node: k for k, node in enumerate(network.nodes)}
         self.lines = tuple(_line(node, network.output, at) for node in network.nodes)
-        self.added = added(network.nodes)
+        self.added = _added(network.nodes)
         self.output = at[network.output]
         self.input_scale, self.input_range = _input_range(network.input)
         self.dtype = torch.float64
@@ -67,8 +69,15 @@ class QuantizationAware(nn.Module):
         """What a whole number of each line stands for, since the last call."""
         self.units: dict[str, Tensor] = {}
         """What a whole number of each layer's weights stands for."""
+        self.ranges: dict[str, list[Range]] = {}
+        """Of the values of a step whose form depends on them, by layer."""
         with torch.no_grad():
-            self.refresh()
+            for _ in self.lines:
+                try:
+                    self.refresh()
+                    break
+                except RangesNeeded:
+                    self._measure(self.lines[len(self.scales)], calibration)
         if isinstance(self.scales[self.output], Tensor):
             raise Unsupported(f"layer {network.output.name!r} puts out numbers of different scales")
 
@@ -91,6 +100,9 @@ class QuantizationAware(nn.Module):
             self.refresh()
         net = copy.deepcopy(self.net).eval().to(torch.float64)
         for module in list(net.modules()):
+            if isinstance(module, FixedCell):
+                module.for_inference()
+                continue
             for name in [n for n in module._non_persistent_buffers_set if n in ("weight", "bias")]:
                 numbers = module._buffers[name]
                 delattr(module, name)
@@ -127,13 +139,13 @@ class QuantizationAware(nn.Module):
         plain: Any = self.plain.get_submodule(line.name)
         weights = plain.weight.detach().double().flatten(1)
         if line.of_channels:
-            of_weights = unit(weights, self.limit)
+            of_weights = row_units(weights, self.limit)
         else:
             of_all = [self._weights(name) for name in self.added.get(line.name, (line.name,))]
-            of_weights = unit(torch.cat(of_all)[None], self.limit).expand(len(weights))
+            of_weights = row_units(torch.cat(of_all)[None], self.limit).expand(len(weights))
         whole = of_weights * _one(line, scale)
         self._put(line.name, of_weights, whole)
-        return whole.view([-1] + [1] * (line.sides - 1)) if line.of_channels else float(whole[0])
+        return whole.view([-1] + [1] * (len(line.shape) - 1)) if line.of_channels else float(whole[0])
 
     _convolution = _window = _delayed = _linear
 
@@ -164,17 +176,36 @@ class QuantizationAware(nn.Module):
         raise Unsupported(f"layer {line.name!r} multiplies by a number, which gives no whole ones")
 
     def _neurons(self, line: _Line, scale: Scale) -> Scale:
-        plain, layer = self.plain.get_submodule(line.name), self.net.get_submodule(line.name)
-        assert isinstance(plain, OverTime | Recurrent)
-        if isinstance(plain, Recurrent):
-            assert isinstance(plain.recurrent, nn.Linear)
-            by = doubles(scale).reshape(-1).to(plain.recurrent.weight.device)
-            self._put(f"{line.name}.recurrent", by, by)
-        cell = whole_cell(line.name, plain.cell, scale, torch.is_grad_enabled())
-        for module in cell.modules():
-            module._non_persistent_buffers_set.update(module._buffers)
+        training = torch.is_grad_enabled()
+        cell = fixed_cell(
+            line.name,
+            self._cell(line),
+            line.shape,
+            doubles(scale),
+            self.limit,
+            self.ranges.get(line.name),
+            training,
+        )
+        layer: Any = self.net.get_submodule(line.name)
         layer.cell = cell.to(self.dtype)
-        return 1.0 if line.spikes else scale
+        return cell.unit.double() if cell.unit.numel() > 1 else float(cell.unit)
+
+    def _cell(self, line: _Line) -> Cell:
+        """The cell of a layer of neurons; its synapses are a part of its step."""
+        plain = self.plain.get_submodule(line.name)
+        assert isinstance(plain, OverTime | Recurrent)
+        return plain.step() if isinstance(plain, Recurrent) else plain.cell
+
+    def _measure(self, line: _Line, calibration: Tensor) -> None:
+        """Measures the ranges in the step of a layer of neurons on `calibration`."""
+        inputs: list[Tensor] = []
+        layer = self.plain.get_submodule(line.name)
+        hook = layer.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+        try:
+            self.plain(calibration)
+        finally:
+            hook.remove()
+        self.ranges[line.name] = ranges_of(line.name, self._cell(line), line.shape, inputs[0])
 
     def _put(self, name: str, of_weights: Tensor, of_bias: Tensor) -> None:
         """The weight and the bias of layer `name` as whole numbers, in these units."""
@@ -223,7 +254,7 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
     """
     with torch.no_grad():
         check_bits(bits)
-        aware = QuantizationAware(read(net, calibration), bits)
+        aware = QuantizationAware(read(net, calibration), bits, calibration)
         if not aware.learns_values():  # a leak that is a shift now may be a product after a step
             aware.dtype = proved(aware.whole(), calibration)
     return aware.train(net.training)
@@ -255,9 +286,8 @@ def _line(node: Node, output: Node, at: dict[Node, int]) -> _Line:
         node.name,
         node.kind,
         tuple(at[source] for source in node.inputs),
-        len(node.shape),
+        node.shape,
         node.layer.weighted and _reaches_spikes(node, output),
-        node.kind == "neurons" and emits_spikes(module.cell),
         _area_of(node) if average else 1,
     )
 
@@ -269,12 +299,37 @@ def _without_weights(plain: nn.Module, lines: tuple[_Line, ...]) -> nn.Module:
         layer: Any = net.get_submodule(line.name) if line.kind not in ("input", "sum", "scale") else None
         if line.kind == "average":
             layer.divisor_override = 1
-        weighted: Any = layer if LAYERS[line.kind].weighted else getattr(layer, "recurrent", None)
-        for name in ("weight", "bias") if weighted is not None else ():
-            if (values := getattr(weighted, name)) is not None:
-                delattr(weighted, name)
-                weighted.register_buffer(name, values.detach(), persistent=False)
+        if isinstance(layer, Recurrent):
+            net.set_submodule(line.name, OverTime(layer.cell))
+        for name in ("weight", "bias") if LAYERS[line.kind].weighted else ():
+            if (values := getattr(layer, name)) is not None:
+                delattr(layer, name)
+                layer.register_buffer(name, values.detach(), persistent=False)
     return net
+
+
+def _added(nodes: tuple[Node, ...]) -> dict[str, tuple[str, ...]]:
+    """Of layers that read spikes and whose outputs are added: by name, all that share a scale."""
+    groups = {}
+    for node in nodes:
+        if node.kind == "sum" and not any(user.kind == "sum" for user in node.users):
+            terms = _terms(node)
+            if all(term.layer.weighted and _are_spikes(term.inputs[0]) for term in terms):
+                names = tuple(term.name for term in terms)
+                groups.update(dict.fromkeys(names, names))
+    return groups
+
+
+def _terms(node: Node) -> list[Node]:
+    """The terms of a sum of sums."""
+    if node.kind != "sum":
+        return [node]
+    return [term for source in node.inputs for term in _terms(source)]
+
+
+def _are_spikes(node: Node) -> bool:
+    cell = getattr(node.module, "cell", None)
+    return node.kind == "neurons" and cell is not None and emits_spikes(cell)
 
 
 def _input_range(node: Node) -> tuple[float, tuple[int, int]]:

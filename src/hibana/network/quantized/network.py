@@ -85,13 +85,15 @@ def _errors(nodes: list[Node], aware: QuantizationAware, whole: Quantized) -> di
     """What the weights of each layer changed by, over the weights, root mean squares."""
     errors = {}
     for node in nodes:
-        name = node.name if node.name in aware.units else f"{node.name}.recurrent"
-        if name in aware.units:
-            plain: Any = aware.plain.get_submodule(name)
-            held: Any = whole.net.get_submodule(name)
-            weight, unit = plain.weight.double(), aware.units[name]
-            changed = held.weight.double() * unit.view([-1] + [1] * (weight.ndim - 1)) - weight
+        layer: Any = whole.net.get_submodule(node.name)
+        if node.name in aware.units:
+            plain: Any = aware.plain.get_submodule(node.name)
+            weight, unit = plain.weight.double(), aware.units[node.name]
+            changed = layer.weight.double() * unit.view([-1] + [1] * (weight.ndim - 1)) - weight
             errors[node] = float(changed.norm() / weight.norm().clamp(min=1e-30))
+        elif node.kind == "neurons":
+            of_matrices = [e for what, e in layer.cell.errors.items() if what.startswith("matrix")]
+            errors[node] = max(of_matrices, default=0.0)
     return errors
 
 
