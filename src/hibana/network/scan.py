@@ -11,7 +11,6 @@ from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.step import Step, Value
 from hibana.network.graph import Network, Node
 from hibana.network.neurons import traced
-from hibana.network.reading import read
 from hibana.network.sliding import indices
 from hibana.network.whole import Quantized
 from hibana.runtime.extras import needing
@@ -41,6 +40,8 @@ def to_onnx(net: nn.Module, example: Tensor) -> Any:
         ModuleNotFoundError: if onnx is not installed.
         Unsupported: naming the layer, if ONNX does not say it.
     """
+    from hibana.network.reading import read  # which imports the kinds of layers, and these this module
+
     if isinstance(net, Quantized):
         return to_onnx(net.net, net.whole_input(example))
     with torch.no_grad():

@@ -1,7 +1,6 @@
 """The input of a network, sums of two values, and products with a number."""
 
 import operator
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -10,9 +9,7 @@ from hibana.network.graph import Node
 from hibana.network.layers.base import Call, LayerKind, Operations
 from hibana.network.lowering import Held, Lowering, spread
 from hibana.network.nir_node import NirNode, filled
-
-if TYPE_CHECKING:
-    from hibana.network.scan import OnnxStep
+from hibana.network.scan import OnnxStep
 
 __all__ = ["Input", "Scale", "Sum"]
 
@@ -38,7 +35,7 @@ class Sum(LayerKind):
             raise Unsupported(f"{call.where} must add two values of one shape, got {terms}")
         return super().read(call)
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.op("Add", inputs)
 
     def lower(self, node: Node, to: Lowering) -> Held:
@@ -64,7 +61,7 @@ class Scale(LayerKind):
         node.factor = number
         return node
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.op("Mul", [*inputs, step.number(node.factor)])
 
     def lower(self, node: Node, to: Lowering) -> Held:

@@ -5,7 +5,7 @@ A target that a kind does not define is refused in one sentence that names the l
 
 import operator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node, Shape
 from hibana.network.lowering import Held, Lowering
 from hibana.network.nir_node import NirNode
-
-if TYPE_CHECKING:
-    from hibana.network.scan import OnnxStep
+from hibana.network.scan import OnnxStep
 
 __all__ = ["Call", "LayerKind", "Operations"]
 
@@ -103,7 +101,7 @@ class LayerKind:
         """Builds the loops of `node` for one step of one sample; they read ``to.held`` of its inputs."""
         self.refuse(node, to.target)
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes `node` into an ONNX `step`; the name of its output."""
         self.refuse(node, "ONNX")
 

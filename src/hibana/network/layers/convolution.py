@@ -1,6 +1,6 @@
 """Convolutions over images and sequences."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +13,9 @@ from hibana.network.layers.linear import dense_operations
 from hibana.network.layers.sliding import SlidingKind, each_side, seen_by
 from hibana.network.lowering import Held, Lowering
 from hibana.network.nir_node import NirNode, array, load_weights, pair
+from hibana.network.scan import OnnxStep
 from hibana.network.sliding import channels_last, image_of, sliding_of
 from hibana.nn.each_step import EachStep
-
-if TYPE_CHECKING:
-    from hibana.network.scan import OnnxStep
 
 __all__ = ["Convolution", "rows_of_channels"]
 
@@ -50,7 +48,7 @@ class Convolution(SlidingKind):
         image = weight if weight.ndim == 4 else weight[:, :, None]
         return rows_of_channels(image, module.groups), module.bias
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         module = node.module
         bias = [] if module.bias is None else [step.constant(module.bias)]
         settings = self.onnx_settings(node)

@@ -1,6 +1,6 @@
 """Delays of single values, and linear layers with a delay per synapse."""
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,13 +12,11 @@ from hibana.network.layers.linear import dense_operations, linear_node
 from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Held, Lowering, in_order
 from hibana.network.nir_node import NirNode, check_broadcasts, filled
+from hibana.network.scan import OnnxStep
 from hibana.network.sliding import indices
 from hibana.nn.delay import Delay
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.runtime.kernels import LONG, Value
-
-if TYPE_CHECKING:
-    from hibana.network.scan import OnnxStep
 
 __all__ = ["DelayedSynapses", "Delays", "sum_of_delays"]
 
@@ -47,7 +45,7 @@ class Delays(LayerKind):
         steps: Tensor = module.steps
         return steps.expand(node.shape).flatten()[places]
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         steps = self.delays(node, torch.arange(node.size, dtype=torch.int64, device="cpu")).detach()
         late = _delayed(steps, step.past(inputs[0], node.size, 1, int(steps.max())), step)
         return step.op("Reshape", [late, step.constant(indices([-1, *node.shape]))])
@@ -110,7 +108,7 @@ class DelayedSynapses(LayerKind):
         delays: Tensor = module.steps.T[places].contiguous()
         return delays
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         module = node.module
         steps: Tensor = module.steps.detach()  # [outputs, inputs]
         late = _delayed(steps, step.past(inputs[0], steps.shape[1], 1, int(steps.max())), step)
@@ -167,7 +165,7 @@ def _delay_node(steps: Tensor, shape: Shape, dt: float) -> NirNode:
     return NirNode("Delay", {"delay": in_steps.astype(np.float64) * dt}, {"delay_steps": in_steps})
 
 
-def _delayed(steps: Tensor, past: str, step: "OnnxStep") -> str:
+def _delayed(steps: Tensor, past: str, step: OnnxStep) -> str:
     """The value of each input in `past` as many `steps` ago; inputs are the last dimension of `steps`."""
     inputs, reach = steps.shape[-1], int(steps.max())
     first = torch.arange(inputs, dtype=torch.int64, device="cpu") * (reach + 1)

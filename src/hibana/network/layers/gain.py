@@ -1,15 +1,11 @@
 """Products with a tensor, element by element."""
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor, nn
 
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind
 from hibana.network.nir_node import NirNode, check_broadcasts, filled, tensor
-
-if TYPE_CHECKING:
-    from hibana.network.scan import OnnxStep
+from hibana.network.scan import OnnxStep
 
 __all__ = ["Gain", "Scale"]
 
@@ -43,7 +39,7 @@ class Gain(LayerKind):
     def check(self, node: Node) -> None:
         self.require(node, node.seen[0], {})
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.op("Mul", [*inputs, step.constant(node.module.scale)])
 
     def to_nir(self, node: Node, dt: float) -> NirNode:

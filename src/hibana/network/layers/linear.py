@@ -1,6 +1,6 @@
 """Linear layers: ``W x + b`` of one-dimensional samples."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -11,9 +11,7 @@ from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.lowering import Held, Lowering, in_order
 from hibana.network.nir_node import NirNode, array, load_weights
-
-if TYPE_CHECKING:
-    from hibana.network.scan import OnnxStep
+from hibana.network.scan import OnnxStep
 
 __all__ = ["Linear", "dense_operations"]
 
@@ -39,7 +37,7 @@ class Linear(LayerKind):
         module = node.module
         return module.weight.detach().T[places].contiguous(), module.bias
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         module = node.module
         bias = [] if module.bias is None else [step.constant(module.bias)]
         return step.op("Gemm", [*inputs, step.constant(module.weight), *bias], transB=1)

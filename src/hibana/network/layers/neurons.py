@@ -1,7 +1,7 @@
 """Layers of neurons: any cell over time, with or without synapses back to itself."""
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,11 +19,9 @@ from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Held, Lowering, in_order
 from hibana.network.neurons import layer
 from hibana.network.nir_node import NirNode, array, check_broadcasts, filled, is_infinite, value
+from hibana.network.scan import OnnxStep
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import IF, LI, LIF, CubaLIF, OverTime, Recurrent
-
-if TYPE_CHECKING:
-    from hibana.network.scan import OnnxStep
 
 __all__ = ["DelayedRecurrentNeurons", "Neurons", "with_feedback"]
 
@@ -55,7 +53,7 @@ class Neurons(LayerKind):
         at_rates = neurons + products * (node.density if traced.emits_spikes else 1.0)
         return Operations(neurons + products, at_rates, products)
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.neurons(node, inputs[0])
 
     def lower(self, node: Node, to: Lowering) -> Held:
@@ -91,7 +89,7 @@ class DelayedRecurrentNeurons(Neurons):
     def title(self, node: Node) -> str:
         return f"delayed recurrent {super().title(node)}"
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         self.refuse(node, "ONNX")
 
     def lower(self, node: Node, to: Lowering) -> Held:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,12 +15,10 @@ from hibana.network.layers.base import Call, Operations
 from hibana.network.layers.sliding import SlidingKind, seen_by
 from hibana.network.lowering import Held, Lowering, in_order, spread
 from hibana.network.nir_node import NirNode, pair
+from hibana.network.scan import OnnxStep
 from hibana.network.sliding import channels_last, image_of, sliding_of
 from hibana.nn.each_step import EachStep
 from hibana.runtime.kernels import BYTE, Pointer, Value
-
-if TYPE_CHECKING:
-    from hibana.network.scan import OnnxStep
 
 __all__ = ["Average", "Maximum", "Mean"]
 
@@ -58,7 +56,7 @@ class Maximum(Pooling):
     def title(self, node: Node) -> str:
         return "max-pooling"
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.op("MaxPool", inputs, **self.onnx_settings(node))
 
     def lower(self, node: Node, to: Lowering) -> Held:
@@ -110,7 +108,7 @@ class Average(Pooling):
     def title(self, node: Node) -> str:
         return "avg-pooling"
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         module = node.module
         settings = self.onnx_settings(node)
         mean = step.op("AveragePool", inputs, count_include_pad=int(module.count_include_pad), **settings)

@@ -1,7 +1,5 @@
 """Convolutions over time."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
@@ -13,12 +11,10 @@ from hibana.network.layers.linear import dense_operations
 from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Held, Lowering, in_order
 from hibana.network.nir_node import NirNode
+from hibana.network.scan import OnnxStep
 from hibana.network.sliding import channels_last, indices
 from hibana.nn.window import Window
 from hibana.runtime.kernels import LONG
-
-if TYPE_CHECKING:
-    from hibana.network.scan import OnnxStep
 
 __all__ = ["OverWindow"]
 
@@ -46,7 +42,7 @@ class OverWindow(LayerKind):
         module = node.module
         return rows_of_channels(module.weight.detach(), module.groups), module.bias
 
-    def to_onnx(self, node: Node, inputs: list[str], step: "OnnxStep") -> str:
+    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         module = node.module
         channels, outputs, kernel = module.in_channels, module.out_channels, module.kernel_size
         pixels = node.size // outputs

@@ -3,6 +3,7 @@
 import os
 import warnings
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from operator import add
 from typing import Any
 
@@ -135,29 +136,14 @@ class _Graph:
 
     def ordered(self) -> list[str]:
         """The nodes, each after all that it takes its input from."""
-        waiting = {name: set(sources) for name, sources in self.sources.items()}
-        order: list[str] = []
-        while ready := [name for name, sources in waiting.items() if not sources]:
-            for name in ready:
-                del waiting[name]
-            order += ready
-            for sources in waiting.values():
-                sources.difference_update(ready)
-        if waiting:
-            raise ValueError(self._about_a_cycle(waiting))
-        return order
-
-    def _about_a_cycle(self, waiting: dict[str, set[str]]) -> str:
-        cycle = [next(iter(waiting))]
-        while (before := next(iter(waiting[cycle[-1]] & waiting.keys()))) not in cycle:
-            cycle.append(before)
-        cycle = cycle[cycle.index(before) :][::-1]
-        shown = " -> ".join([*cycle, cycle[0]])
-        if not any(self.nodes[name].type in NEURONS for name in cycle):
-            return f"the cycle {shown} holds no neuron, so nothing delays it"
-        return (
-            f"the cycle {shown} is more than one neuron layer with one {' or '.join(LINEAR)} back to itself"
-        )
+        try:
+            return [*TopologicalSorter(self.sources).static_order()]
+        except CycleError as error:
+            cycle = error.args[1]
+            problem = f"is more than one neuron layer with one {' or '.join(LINEAR)} back to itself"
+            if not any(self.nodes[name].type in NEURONS for name in cycle):
+                problem = "holds no neuron, so nothing delays it"
+            raise ValueError(f"the cycle {' -> '.join(cycle)} {problem}") from error
 
 
 def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
@@ -181,9 +167,8 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
             shape = given[sources[0]]
             kind = None if node.type in PORTS else _kind(node)
             layer = None if kind is None else _layer(kind, node, shape, dt, graph.feedback.get(name))
-            shapes[name] = shape
-            if kind is not None and layer is not None and not kind.elementwise:
-                shapes[name] = _output_shape(layer, shape)
+            keeps_shape = kind is None or kind.elementwise
+            shapes[name] = shape if layer is None or keeps_shape else _output_shape(layer, shape)
             _check_size("one sample of its output", shapes[name], max_bytes)
             if isinstance(layer, LooksBack):
                 _check_size("the input that it keeps", (layer.reach, *shape), max_bytes)
