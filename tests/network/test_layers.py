@@ -1,0 +1,107 @@
+"""A kind of layer added from outside is read, compiled, exported and counted; a gap is refused by name."""
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from c_programs import compiled, needs_cc, outputs_of
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network.layers import LAYERS, LayerKind, register
+from hibana.network.lowering import Held
+from ordered import in_order
+
+
+class PReLU(LayerKind):
+    """``nn.PReLU``: ``x`` if positive, else ``weight * x``, with one weight or one per channel."""
+
+    name = "prelu"
+    types = (nn.PReLU,)
+    elementwise = True
+
+    def check(self, node):
+        self.require(node, node.seen[0], {})
+
+    def slopes(self, node):
+        return node.module.weight.detach().view(-1, *[1] * (len(node.shape) - 1))
+
+    def to_onnx(self, node, inputs, step):
+        return step.op("PRelu", [*inputs, step.constant(self.slopes(node))])
+
+    def lower(self, node, to):
+        read = to.held[node.inputs[0]]
+        numbers, out = to.numbers(read), to.temporary(node.size)
+        slopes = to.constant(self.slopes(node).expand(node.shape).flatten()[read.places])
+        for at, width in to.vectors(node.size):
+            x = (numbers + at).load(width)
+            (out + at).store((x > 0).select(x, x * (slopes + at).load(width)))
+        return Held(node, read.places, out)
+
+
+@pytest.fixture
+def prelu():
+    register(PReLU())
+    yield
+    del LAYERS["prelu"]
+
+
+def dense():
+    return nn.Sequential(nn.Linear(5, 40), nn.PReLU(), hb.LIF(threshold=0.1)), torch.randn(6, 2, 5)
+
+
+def images():
+    slopes = nn.PReLU(4)
+    nn.init.uniform_(slopes.weight)
+    layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), slopes)
+    return nn.Sequential(hb.EachStep(layers), nn.Flatten(2), hb.LI()), torch.randn(6, 2, 1, 4, 5)
+
+
+@needs_cc
+@pytest.mark.usefixtures("prelu")
+@pytest.mark.parametrize("network", [dense, images])
+def test_a_kind_from_outside_is_compiled_and_exported(network, tmp_path):
+    torch.manual_seed(0)
+    net, x = network()
+    expected = in_order(net, x)(x)
+    assert 0 < expected.count_nonzero() < expected.numel() or network is images
+    compiled_net = hb.compile(net, x)
+    assert torch.equal(compiled_net(x), expected)
+    program = hb.convert.to_c(net, x)
+    outputs, *_ = outputs_of(compiled(program, tmp_path, len(x)), program, x)
+    assert torch.equal(outputs.view(expected.shape).float(), expected)
+    node = compiled_net.graph.nodes[2]
+    row = next(line.split() for line in str(compiled_net.graph).splitlines() if line.startswith(node.name))
+    assert row[1] == "prelu"
+    assert int(row[-2]) == node.size
+
+
+@pytest.mark.usefixtures("prelu")
+@pytest.mark.parametrize("network", [dense, images])
+def test_a_kind_from_outside_is_written_as_onnx(network):
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    torch.manual_seed(0)
+    net, x = network()
+    model = hb.convert.to_onnx(net, x).SerializeToString()
+    session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    (outputs,) = session.run(None, {"input": x.numpy()})
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(outputs), net(x))
+
+
+@pytest.mark.usefixtures("prelu")
+def test_a_target_that_a_kind_does_not_define_is_named():
+    net, x = dense()
+    with pytest.raises(Unsupported, match=r"layer '1': PReLU has no integer form"):
+        hb.quantize(net, x)
+    pytest.importorskip("nir", reason="the extra nir is not installed")
+    with pytest.raises(ValueError, match=r"layer '1': PReLU has no NIR form"):
+        hb.nir.write(net)
+
+
+def test_a_layer_of_no_kind_and_a_name_that_is_taken_are_refused():
+    net, x = dense()
+    with pytest.raises(Unsupported, match=r"layer '1': PReLU is not a supported layer"):
+        hb.compile(net, x)
+    with pytest.raises(ValueError, match="name must be new among kinds of layers, got 'sum'"):
+        register(LAYERS["sum"])
