@@ -103,6 +103,8 @@ def test_resume_goes_on_where_it_was(trained, tmp_path, capsys):
     assert further["global_step"] == content["global_step"] * 3 // 2
     (curves,) = [state["values"] for state in further["callbacks"].values() if "values" in state]
     assert len(curves["validation/accuracy"]) == 3
+    words = f"steps must be 4, as in {folder}, which is resumed, got 5; only accelerator, data,"
+    assert words in refused(capsys, "train", "--resume", folder, "--steps", "5")
 
 
 def test_a_module_of_the_folder_that_one_is_in_is_found_where_it_is_named(tmp_path, monkeypatch, capsys):

@@ -176,7 +176,7 @@ MISTAKES = [
     ("train --settings theirs.yaml", "there is no setting 'learnin_rate'; did you mean learning_rate?"),
     ("train --settings list.yaml", "must hold names and values, got list"),
     ("train --resume nowhere", "there is no file or folder nowhere"),
-    ("train --resume own.ckpt --steps 3", "leave out --steps"),
+    ("train --resume own.ckpt --steps 3", "nothing that a training goes on from"),
     ("runs", "there is no folder hibana-runs"),
     ("runs pictures", "folder must hold runs of hibana train, pictures holds none"),
     ("train --data nowhere.csv", "there is no file nowhere.csv"),

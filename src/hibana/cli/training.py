@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,24 +82,14 @@ def train(  # noqa: D417 - the settings have docstrings of their own
 
 
 def _chosen(
-    begun: Path | None, resume: Path | None, trust: tuple[str, ...], given: dict[str, Any]
+    file: Path | None, resume: Path | None, trust: tuple[str, ...], given: dict[str, Any]
 ) -> tuple[Settings, Path | None]:
-    """The settings of the run, and the checkpoint that it goes on from."""
+    """Settings of the run, and the checkpoint that it is resumed from."""
     if resume is None:
-        return read(begun, trust=trust, **given) if begun else Settings(**given), None
-    others = [name for name in given if name != "epochs"] + ["settings"] * (begun is not None)
-    if others:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in others)
-        raise ValueError(f"--resume takes its settings from the checkpoint; leave out {names}")
-    settings, checkpoint = resumed(resume, trust=trust)
-    if "epochs" in given:
-        if given["epochs"] < settings.epochs:
-            raise ValueError(
-                f"--epochs must be at least the {settings.epochs} that the run was to have, "
-                f"got {given['epochs']}"
-            )
-        settings = replace(settings, epochs=given["epochs"])
-    return settings, checkpoint
+        return read(file, trust=trust, **given) if file else Settings(**given), None
+    if file is not None:
+        raise ValueError("--resume takes its settings from the checkpoint; leave out --settings")
+    return resumed(resume, trust=trust, **given)
 
 
 def _check_accelerator(name: str) -> None:

@@ -14,7 +14,7 @@ from hibana.train.folder import BEST, LAST, SETTINGS, checkpoint_of
 from hibana.train.network import Network
 from hibana.train.settings import Settings, read
 
-__all__ = ["CHANGEABLE", "continued", "described", "load", "resumed"]
+__all__ = ["CHANGEABLE", "described", "load", "resumed"]
 
 _EXPECTED = "checkpoint must be a file that `hibana train` wrote"
 _STATES = {"epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
@@ -24,47 +24,38 @@ CHANGEABLE |= {"data", "test", "root", "download"}
 """Options that may differ when a run is resumed."""
 
 
-def resumed(path: Path | str, *, trust: Collection[str] = ()) -> tuple[Settings, Path | None]:
+def resumed(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> tuple[Settings, Path | None]:
     """Settings and checkpoint to resume a run from; no checkpoint if it stopped before its first epoch ended.
 
     Args:
         path: a checkpoint, or a run's folder.
         trust: functions that the file may name as its layers, ``module:function``. They will be run.
+        changes: options that replace the run's, if they are among :data:`CHANGEABLE`.
 
     Raises:
-        ValueError: if `path` holds neither, or names a function that is not in `trust`.
+        ValueError: if `path` holds neither, or names a function that is not in `trust`, or if another option
+            differs, or there would be fewer epochs.
     """
     path = Path(path)
-    if path.is_dir() and not (path / LAST).exists():
-        if not (path / SETTINGS).exists():
-            raise ValueError(f"{_EXPECTED}; folder {path} holds no run of hibana train")
-        return read(path / SETTINGS, trust=trust), None
-    path = path / LAST if path.is_dir() else path
-    return _opened(path, trust, resume=True).settings, path
-
-
-def continued(settings: Settings | None, resume: Path) -> tuple[Settings, Path | None]:
-    """Settings and checkpoint of a run that :func:`hibana.train.fit` resumes.
-
-    Args:
-        settings: whose :data:`CHANGEABLE` options replace the checkpoint's; ``None`` replaces none.
-        resume: a checkpoint, or a run's folder.
-
-    Raises:
-        ValueError: see :func:`resumed`; or if another option differs from the checkpoint's.
-    """
-    if settings is None:
-        return resumed(resume)
-    trust = [name for name in (settings.layers, settings.data) if architecture.is_function(name)]
-    before, path = resumed(resume, trust=trust)
-    values = {name: getattr(settings, name) for name in settings.explicit}
-    changes = {name: value for name, value in values.items() if value != getattr(before, name)}
-    for name in changes.keys() - CHANGEABLE:
+    checkpoint_path: Path | None = path / LAST if path.is_dir() else path
+    if checkpoint_path is not None and (checkpoint_path == path or checkpoint_path.exists()):
+        settings = _opened(checkpoint_path, trust, resume=True).settings
+    elif (path / SETTINGS).exists():
+        settings, checkpoint_path = read(path / SETTINGS, trust=trust), None
+    else:
+        raise ValueError(f"{_EXPECTED}; folder {path} holds no run of hibana train")
+    for name, value in changes.items():
+        before = getattr(settings, name)
+        if name not in CHANGEABLE and value != before:
+            raise ValueError(
+                f"{name} must be {before!r}, as in {path}, which is resumed, got {value!r}; "
+                f"only {', '.join(sorted(CHANGEABLE))} may change"
+            )
+    if changes.get("epochs", settings.epochs) < settings.epochs:
         raise ValueError(
-            f"settings must have the {name} of {resume}, {getattr(before, name)!r}, got {changes[name]!r}; "
-            f"give settings=None to take all settings from there"
+            f"epochs must be at least the {settings.epochs} of the resumed run, got {changes['epochs']}"
         )
-    return replace(before, **changes), path
+    return replace(settings, **changes), checkpoint_path
 
 
 def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:

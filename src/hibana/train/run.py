@@ -27,11 +27,12 @@ from hibana.data.base import memory
 from hibana.nn.models.rocket import Rocket
 from hibana.runtime import files
 from hibana.train import augment, checkpoint, elastic, finite, results, series
+from hibana.train.architecture import is_function
 from hibana.train.baseline import first
 from hibana.train.classifier import Classifier
 from hibana.train.folder import BEST, LAST, LOGS, SETTINGS, Folder, claim
 from hibana.train.keeping import Files, History, Keeper
-from hibana.train.restoring import continued, described
+from hibana.train.restoring import described, resumed
 from hibana.train.settings import UNIT, Settings
 
 __all__ = ["Outcome", "Prepared", "complete", "fit", "made", "prepare"]
@@ -140,20 +141,24 @@ def fit(
     if resume is None and (written := elastic.before_restart(path, SETTINGS)) is not None:
         path = resume = written
     with claim(path, resume=resume, overwrite=overwrite) as claimed:
-        prepared = prepare(settings, samples=samples, resume=resume)
+        checkpoint_path = None
+        if resume is not None:
+            explicit = frozenset[str]() if settings is None else settings.explicit
+            changes = {name: getattr(settings, name) for name in explicit}
+            trust = [changes[name] for name in explicit & {"layers", "data"} if is_function(changes[name])]
+            settings, checkpoint_path = resumed(resume, trust=trust, **changes)
+        assert settings is not None
+        prepared = prepare(settings, samples=samples, resume=checkpoint_path)
         return complete(prepared, claimed, progress=progress, callbacks=callbacks)
 
 
 def prepare(
-    settings: Settings | None,
+    settings: Settings,
     *,
     samples: "data.DataSet | MapStyle | None" = None,
     resume: Path | None = None,
 ) -> Prepared:
-    """Reads the data of a run, chooses the remaining settings, and builds the network; see :func:`fit`."""
-    if resume is not None:
-        settings, resume = continued(settings, resume)
-    assert settings is not None
+    """Reads the data, chooses the remaining settings, and builds the network; `resume` is a checkpoint."""
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
         samples = data.own.of_samples(samples, unit=settings.coding in UNIT, **options)
