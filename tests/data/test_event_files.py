@@ -5,12 +5,10 @@ import re
 
 import numpy as np
 import pytest
-import torch
 
 from data import prophesee_files as files
 from hibana import data
 from hibana.data import own
-from hibana.data.own import denoise
 from hibana.data.own.events import recording
 
 
@@ -125,32 +123,6 @@ def or_sentence(path):
         return str(error)
 
 
-def supported(events, within):
-    """The filter as it is written in its paper: each event writes its time to the pixels around."""
-    last, kept = {}, []
-    for t, x, y, _ in events.tolist():
-        kept.append(t - last.get((x, y), -np.inf) <= within)
-        for dx in (-1, 0, 1):
-            for dy in (-1, 0, 1):
-                if dx or dy:
-                    last[x + dx, y + dy] = t
-    return kept
-
-
-@pytest.mark.parametrize("within", [0.5, 3.0, 40.0, 1e9])
-def test_the_filter_of_noise_is_that_of_its_paper(within):
-    random = np.random.default_rng(1)
-    count = 600
-    events = np.stack([np.sort(random.integers(0, 300, count)), *random.integers(0, 9, (2, count)),
-                       random.integers(0, 2, count)], axis=1).astype(float)  # fmt: skip
-    expected = supported(events, within)
-    assert 0 < sum(expected) < count
-    assert denoise.supported(events, within).tolist() == expected
-    one_by_one = denoise.Filter(9, 9, within)
-    assert [one_by_one.keeps(t, int(x), int(y)) for t, x, y, _ in events.tolist()] == expected
-    assert denoise.supported(events[:0], within).tolist() == []
-
-
 def folder(tmp_path, count=12, ending="npy"):
     """Recordings of blocks that move right or left, among events of noise, by class."""
     random = np.random.default_rng(0)
@@ -181,60 +153,7 @@ def test_folders_of_such_files_are_events(tmp_path, ending):
     assert made.summary.startswith("moves: 24 recordings, 5,280 events on 13x13 pixels, 5 bins of")
 
 
-def test_bins_of_equally_many_events(tmp_path):
-    source = folder(tmp_path)
-    made = data.Events(source, steps=7, bins="counts", split_by="number")
-    made.setup()
-    assert "13x13 pixels, 7 bins of equally many" in made.summary
-    inputs = torch.cat([part.inputs for part in (made.training, made.validation, made.test)])
-    each = inputs.sum(dim=(2, 3, 4))
-    assert (each.sum(1) == 220).all()
-    assert set(each.flatten().tolist()) == {31.0, 32.0}
-    events = recording(next(iter((source / "left").iterdir())))
-    binned = made.trained.inputs.tensor([events])[0]
-    for step in range(7):
-        part = events[[n for n in range(220) if n * 7 // 220 == step]]
-        expected = torch.zeros(2, 13, 13)
-        for _, x, y, p in part.astype(int).tolist():
-            expected[p, y, x] += 1
-        assert torch.equal(binned[step], expected)
-
-
-def test_noise_is_left_out_and_said(tmp_path):
-    source = folder(tmp_path)
-    whole, clean = (data.Events(source, steps=5, bins="counts", denoise=each) for each in (0, 5_000))
-    whole.setup()
-    clean.setup()
-    share = float(re.search(r", ([\d.]+)% left out as noise", clean.summary)[1])
-    assert 15 < share < 35  # 60 of 220 events are noise, of which some lie beside others
-    assert clean.training.inputs.sum() < whole.training.inputs.sum()
-    assert clean.trained.inputs.denoise == 5_000
-    again = clean.trained.read(source)
-    assert sum(map(len, again.values)) == pytest.approx(24 * 220 * (1 - share / 100), abs=3)
-    (tmp_path / "few" / "a").mkdir(parents=True)
-    np.save(tmp_path / "few" / "a" / "1.npy", np.array([[0.0, 1, 1, 0], [5, 9, 9, 1]]))
-    with pytest.raises(ValueError, match=r"recording .* denoise 3 leaves none of its events"):
-        data.Events(tmp_path / "few", denoise=3, columns="txyp").setup()
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"split_by": "count"}, "split_by must be one of time, number; got 'count'"),
-        ({"denoise": -1.0}, "denoise must be a time, finite and at least 0, got -1.0"),
-        ({"denoise": float("nan")}, "denoise must be a time, finite and at least 0, got nan"),
-    ],
-)
-def test_options_of_events_that_mean_nothing_are_refused(tmp_path, options, words):
-    from hibana import train
-
-    with pytest.raises(ValueError, match=re.escape(words)):
-        data.Events(tmp_path, **options)
-    with pytest.raises(ValueError, match=re.escape(words)):
-        train.Settings(data=str(tmp_path), kind="events", **options)
-
-
-def test_a_run_keeps_how_events_were_cut_and_its_stream_is_filtered_too(tmp_path, monkeypatch, capsys):
+def test_events_of_a_stream_are_answered_as_those_of_a_file(tmp_path, monkeypatch, capsys):
     pytest.importorskip("lightning", reason="the extra train is not installed")
     from hibana import train
     from hibana.cli import main
@@ -242,26 +161,26 @@ def test_a_run_keeps_how_events_were_cut_and_its_stream_is_filtered_too(tmp_path
     source = folder(tmp_path)
     monkeypatch.chdir(tmp_path)
     options = ["--layers", "8", "--steps", "5", "--epochs", "1"]
-    given = ["train", "--data", str(source), *options, "--denoise", "5000", "--out", "run"]
-    assert main(given) == 0
-    assert "% left out as noise" in capsys.readouterr().out
-    model = train.load("run")
-    path = source / "right" / "3.npy"
-    events = recording(path)
+    assert main(["train", "--data", str(source), *options, "--out", "run"]) == 0
+    events = recording(source / "right" / "3.npy")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(_lines(events))))
+    capsys.readouterr()
     assert main(["predict", "run", "--stream", "--csv"]) == 0
     streamed = capsys.readouterr().out.splitlines()
-    (tmp_path / "one").mkdir()
-    np.save(tmp_path / "one" / "clean.npy", events)
-    answers = train.predict(model, tmp_path / "one")
-    assert len(streamed) == 1 + 5
+    answers = train.predict(train.load("run"), source / "right" / "3.npy")
     chances = [float(each) for each in streamed[-1].split(",")[-2:]]
     assert chances == pytest.approx(answers.probabilities[0], abs=1e-3)
-    assert main([*given[:-4], "--split-by", "number", "--out", "other"]) == 0
-    assert train.load("other").description.inputs.split_by == "number"
-    capsys.readouterr()
-    assert main(["predict", "other", "--stream"]) == 2
-    assert "bins of equally many events need whole recordings" in capsys.readouterr().err
+
+
+def test_descriptions_with_removed_options_are_read_unless_the_options_matter(tmp_path):
+    made = data.Events(folder(tmp_path), steps=5)
+    made.setup()
+    said = made.description.said()
+    earlier = {**said, "inputs": {**said["inputs"], "split_by": "time", "denoise": 0.0}}
+    assert own.described(earlier) == made.description
+    for name, value in (("split_by", "number"), ("denoise", 5000.0)):
+        with pytest.raises(ValueError, match="must have the entries"):
+            own.described({**earlier, "inputs": {**earlier["inputs"], name: value}})
 
 
 def _lines(events):

@@ -13,7 +13,6 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("pandas", reason="the extra train is not installed")
 
 import pandas
-from PIL import Image
 
 from hibana import train
 from hibana.cli import main
@@ -131,7 +130,7 @@ def test_numbers_of_a_table_are_filled_and_refused_as_column_by_column(tmp_path)
         with pytest.raises(ValueError, match=words):
             made.description.inputs.tensor(made.description.read(broken).values)
     refusing = own.Table(frame, missing="refuse")
-    with pytest.raises(ValueError, match="row 1 has none in 'b'"):
+    with pytest.raises(ValueError, match="row 1 has one in 'b'"):
         refusing.setup()
 
 
@@ -188,56 +187,6 @@ def test_a_description_from_before_a_field_was_there_is_read(tmp_path):
         own.described({**said, "inputs": {**said["inputs"], "sequential": True}})
 
 
-def test_pictures_recordings_and_sequences_may_be_listed_with_their_labels(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    drawn = np.random.default_rng(0)
-    for folder in ("images", "series"):
-        (tmp_path / folder / "files").mkdir(parents=True)
-    rows = []
-    for number in range(24):
-        pixels = drawn.integers(0, 60, [8, 8]) + 190 * (number % 2)
-        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / "files" / f"{number}.png")
-        np.savetxt(tmp_path / "series" / "files" / f"{number}.csv", np.ones([5, 2]) * number, delimiter=",")
-        rows.append((number, "ab"[number % 2]))
-    for folder, ends in (("images", "png"), ("series", "csv")):
-        for header in ("filename,label\n", ""):
-            text = header + "".join(f"files/{number}.{ends},{label}\n" for number, label in rows)
-            (tmp_path / folder / "labels.csv").write_text(text)
-            for source in (tmp_path / folder, tmp_path / folder / "labels.csv"):
-                made = read(source)
-                assert made.names == ("a", "b")
-                assert sum(map(len, (made.training, made.validation, made.test))) == 24
-                assert made.kind == ("images" if folder == "images" else "sequences")
-    assert main(["train", "--data", "images/labels.csv", "--out", "run", "--steps", "4", *SMALL]) == 0
-    (tmp_path / "images" / "new.csv").write_text("filename\nfiles/3.png\nfiles/4.png\n")
-    capsys.readouterr()
-    assert main(["predict", "run", "images/new.csv", "--csv"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["sample", "files/3.png", "files/4.png"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("filename,label\n1.png,a\n9.png,b\n", "row 2 names '9.png', which is none"),
-        ("filename,label\n1.png,a\nnotes.md,b\n", "row 2 names 'notes.md', which is none"),
-        ("filename,label\n1.png,a\n1.png,\n", "labels must be in each row of"),
-        ("filename,label\nnotes.md,a\n", "names notes.md, which is none"),
-    ],
-)
-def test_a_list_that_names_what_is_not_there_is_refused(tmp_path, capsys, text, words):
-    Image.fromarray(np.zeros([4, 4], np.uint8)).save(tmp_path / "1.png")
-    (tmp_path / "notes.md").write_text("notes")
-    (tmp_path / "list.csv").write_text(text)
-    assert words in refusal(capsys, "--data", tmp_path / "list.csv")
-
-
-def test_a_table_with_names_of_files_among_other_columns_stays_a_table(tmp_path):
-    Image.fromarray(np.zeros([4, 4], np.uint8)).save(tmp_path / "1.png")
-    (tmp_path / "table.csv").write_text("filename,size,label\n" + "1.png,3,a\n1.png,4,b\n" * 10)
-    assert own.kind_of(tmp_path / "table.csv") == "table"
-
-
 def ts_file(path, count):
     lines = [f"{k},{k + 1},{k}:{'ab'[k % 2]}" for k in range(count)]
     path.write_text("@classLabel true a b\n@data\n" + "\n".join(lines) + "\n")
@@ -256,68 +205,6 @@ def test_a_folder_with_one_pair_of_ts_files_is_that_pair(tmp_path):
     ts_file(tmp_path / "Gait" / "Other_TRAIN.ts", 20)
     with pytest.raises(ValueError, match=r"must hold one \*_TRAIN.ts, .* has 2; name one of them: Gait_"):
         own.kind_of(tmp_path / "Gait")
-
-
-def dated(path, write, rows=60):
-    days = pandas.date_range("2021-01-03 04:00", periods=rows, freq="37h")
-    label = np.where(days.day_of_week >= 5, "weekend", "week")
-    frame = pandas.DataFrame({"when": write(days), "size": np.arange(rows) % 7, "label": label})
-    frame.to_csv(path, index=False)
-    return days
-
-
-@pytest.mark.parametrize(
-    "form",
-    [
-        *("%Y-%m-%d %H:%M:%S", "%Y/%m/%d %H:%M", "%Y-%m-%dT%H:%M:%SZ"),
-        *("%d.%m.%Y %H:%M", "%m/%d/%Y %H:%M", "%d %b %Y %H:%M"),
-    ],
-)
-def test_dates_in_a_table_are_refused_left_out_or_made_numbers(tmp_path, capsys, form):
-    path = tmp_path / "dated.csv"
-    days = dated(path, lambda days: days.strftime(form))
-    said = refusal(capsys, "--data", path)
-    assert f"`when` holds dates such as {days[0].strftime(form)}; --dates parts makes numbers of them" in said
-    assert "--dates drop leaves them out" in said
-    assert "60 rows, 1 number, dates left out: `when`, label" in read(path, dates="drop").summary
-    made = read(path, dates="parts")
-    assert "60 rows, 6 numbers, dates as numbers: `when`, label" in made.summary
-    numbers = made.description.read(path).values
-    assert [name.removeprefix("when: ") for name in numbers.columns[:5]] == list(own.dates.PARTS)
-    seconds = np.array([day.timestamp() for day in days])
-    assert numbers["when: days"].to_numpy() == pytest.approx(seconds / 86_400)
-    assert numbers["when: hour"].tolist() == pytest.approx(days.hour.tolist())
-    assert numbers["when: day of week"].tolist() == days.day_of_week.tolist()
-    angle = 2 * np.pi * (days.day_of_year.to_numpy() - 1) / 365.25
-    assert numbers["when: day of year, sine"].to_numpy() == pytest.approx(np.sin(angle))
-    assert numbers["when: day of year, cosine"].to_numpy() == pytest.approx(np.cos(angle))
-
-
-def test_a_table_of_dates_is_trained_on_and_its_checkpoint_names_more(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    dated(tmp_path / "dated.csv", lambda days: days)
-    assert main(["train", "--data", "dated.csv", "--dates", "parts", "--out", "run", *SMALL]) == 0
-    frame = pandas.read_csv("dated.csv")
-    frame.loc[3, "when"] = None
-    frame.drop(columns="label").to_csv("new.csv", index=False)
-    capsys.readouterr()
-    assert main(["predict", "run", "new.csv", "--csv"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 61
-    frame.assign(when=["soon", *frame["when"][1:]]).to_csv("wrong.csv", index=False)
-    assert main(["predict", "run", "wrong.csv"]) == 2
-    assert "column 'when' must be dates, row 1 has 'soon'" in capsys.readouterr().err
-
-
-def test_dates_of_which_the_month_is_not_seen_and_text_that_is_none(tmp_path):
-    rows = [f"0{1 + k % 9}/0{1 + k % 7}/2024,{k},{'ab'[k % 2]}" for k in range(40)]
-    (tmp_path / "either.csv").write_text("\n".join(["when,size,label", *rows]))
-    with pytest.raises(ValueError, match="column 'when' must say which number is the month"):
-        read(tmp_path / "either.csv", dates="parts")
-    rows = [f"{k % 3}-4-x,192.168.0.{k},{k % 9},{'ab'[k % 2]}" for k in range(40)]
-    (tmp_path / "none.csv").write_text("\n".join(["part,address,size,label", *rows]))
-    assert "1 number, 1 category, left out: `address`, label" in read(tmp_path / "none.csv").summary
-    with pytest.raises(ValueError, match="dates must be one of refuse, drop, parts; got 'some'"):
-        train.Settings(data=str(tmp_path / "none.csv"), dates="some")
 
 
 def test_several_columns_are_no_label(tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
 pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("pandas", reason="the extra train is not installed")
@@ -83,7 +83,7 @@ def test_rows_of_numbers_are_series_where_that_is_asked_for(tmp_path):
     _, made = made_of(tmp_path / "rows.npz", kind="sequences")
     assert "40 sequences of 1 feature, 30 steps, stretched to 64" in made.summary
     np.savez(tmp_path / "video.npz", x=np.zeros([40, 5, 3, 4]), y=LABELS)
-    with pytest.raises(ValueError, match=r"series in arrays must be \[N, T, F\] or \[N, T\], got the shape"):
+    with pytest.raises(ValueError, match=r"must be numbers \[N, T, F\] or \[N, T\], got float64"):
         made_of(tmp_path / "video.npz", kind="sequences")
 
 
@@ -132,26 +132,11 @@ def test_one_command_trains_on_series_in_arrays_and_names_more(tmp_path, capsys,
         assert capsys.readouterr().out.startswith("sample,class,")
 
 
-class _Named:
-    """Samples by the names of their columns, as Hugging Face's datasets give them."""
-
-    def __init__(self, inputs, labels, names=("label", "features")):
-        self.inputs, self.labels, self.column_names = inputs, labels, list(names)
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return dict(zip(self.column_names, (self.labels[index], self.inputs[index].tolist()), strict=False))
-
-
-@pytest.mark.parametrize("kind", ["tensors", "subset", "named"])
+@pytest.mark.parametrize("kind", ["tensors", "subset"])
 def test_fit_takes_map_style_datasets(tmp_path, kind):
     x, y = torch.from_numpy(waves()[:, 0] + LABELS[:, None]).float(), torch.from_numpy(LABELS)
     tensors = TensorDataset(x, y)
-    samples = {"tensors": tensors, "subset": Subset(tensors, range(40)), "named": _Named(x, LABELS.tolist())}[
-        kind
-    ]
+    samples = tensors if kind == "tensors" else Subset(tensors, range(40))
     settings = train.Settings(layers="8", epochs=1, steps=3, batch_size=8)
     model, outcome = train.fit(settings, tmp_path / "run", samples=samples)
     assert (outcome.settings.kind, model.description.target.classes) == ("arrays", ("0", "1"))
@@ -170,6 +155,16 @@ def test_fit_takes_datasets_of_series_and_of_spike_trains(tmp_path):
         assert len(hb.train.predict(model, samples).answers) == 40
 
 
+class _Rows(Dataset):
+    """Samples as dictionaries."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return {"x": [0.0], "y": index}
+
+
 class _Stream(IterableDataset):
     def __iter__(self):
         return iter([])
@@ -179,14 +174,11 @@ class _Stream(IterableDataset):
     ("samples", "words"),
     [
         (_Stream(), "must be a map-style dataset of \\(x, y\\), got _Stream"),
-        (DataLoader(TensorDataset(torch.zeros(4, 2), torch.zeros(4))), "got DataLoader; give its dataset"),
-        ({"train": [1], "test": [2]}, "got dict; give one of its parts"),
-        (TensorDataset(torch.zeros(4, 2)), "must be pairs \\(x, y\\), sample 1 of TensorDataset is none"),
-        (
-            TensorDataset(torch.zeros(4, 2), torch.zeros(4, 3)),
-            "sample 1 of TensorDataset has 3; several labels",
-        ),
-        (_Named([], [], ("a", "b", "c")), "must have two columns, inputs and labels; got a, b, c"),
+        (DataLoader(TensorDataset(torch.zeros(4, 2), torch.zeros(4))), "got DataLoader; give the dataset"),
+        ({"train": [1], "test": [2]}, "got dict; .* or one part of several"),
+        (TensorDataset(torch.zeros(4, 2)), "must be pairs .*, sample 1 of TensorDataset is not"),
+        (TensorDataset(torch.zeros(4, 2), torch.zeros(4, 3)), "sample 1 of TensorDataset is not"),
+        (_Rows(), "sample 1 of .* is not; hb.data.Arrays takes inputs and labels"),
     ],
 )
 def test_what_is_no_dataset_of_pairs_is_refused(tmp_path, samples, words):
@@ -200,7 +192,7 @@ def test_what_is_no_dataset_of_pairs_is_refused(tmp_path, samples, words):
 
 def test_several_labels_of_a_sample_are_said_not_to_be_learned_yet(tmp_path):
     np.savez(tmp_path / "many.npz", x=np.zeros([40, 3]), y=np.zeros([40, 2]))
-    with pytest.raises(ValueError, match=r"labels must be \[N\], got \(40, 2\); several labels of a sample"):
+    with pytest.raises(ValueError, match=r"labels must be \[N\], .* \(40, 2\); several labels of a sample"):
         made_of(tmp_path / "many.npz")
     np.savez(tmp_path / "ragged.npz", x=np.array([np.zeros(3), np.zeros(4)], object), y=[0, 1])
     with pytest.raises(ValueError, match="pad series of unequal length to one, and store their `lengths`"):

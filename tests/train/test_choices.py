@@ -63,9 +63,8 @@ KIND_OF = {
         "missing": "table",
         "class_weights": "table",
         "lengths": "sequences",
-        "dates": "table",
     },
-    **{"bins": "events", "split_by": "events", "delta": "sequences", "coding none": "sequences"},
+    **{"bins": "events", "delta": "sequences", "coding none": "sequences"},
     "roll": "events",
 }
 """What data an option, a coding or an augmentation is of; the digits unless it is named here."""

@@ -16,7 +16,7 @@ from hibana.cli import main
 pytest.importorskip("lightning", reason="the extra train is not installed")
 
 from hibana import train
-from hibana.data import arrays
+from hibana.data.own.arrays import read_numbers
 from hibana.train import checkpoint, record
 
 
@@ -256,7 +256,7 @@ def npy(path, header, numbers=bytes(80), version=1):
 )
 def test_an_array_that_is_not_what_its_header_says_is_refused(tmp_path, header):
     with pytest.raises(ValueError, match=r"inputs in .*a\.npy"):
-        arrays.read(npy(tmp_path / "a.npy", header))
+        read_numbers(npy(tmp_path / "a.npy", header))
 
 
 def test_arrays_are_read_as_numpy_reads_them(tmp_path):
@@ -268,7 +268,7 @@ def test_arrays_are_read_as_numpy_reads_them(tmp_path):
             numbers[:0].astype(kind),
         ):
             numpy.save(path, array)
-            assert torch.equal(arrays.read(path), torch.tensor(array.astype("float32")))
+            assert torch.equal(read_numbers(path), torch.tensor(array.astype("float32")))
     numpy.save(path, numpy.full([2], numpy.nan))
     with pytest.raises(ValueError, match="must be finite numbers"):
-        arrays.read(path)
+        read_numbers(path)

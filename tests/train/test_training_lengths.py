@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import hibana as hb
 from hibana import data, train
 
 SHAPE = {"layers": "12w3-8r", "cell": "LIF", "surrogate": "ATan", "loss": "membrane-mean", "readout_tau": 5.0}
@@ -25,7 +26,8 @@ class Short(data.DataSet):
             lengths = torch.randint(3, 13, (count,), generator=generator)
             lines = [torch.linspace(0, 1, int(length)) for length in lengths]
             lines = [line.flip(0) if label else line for line, label in zip(lines, labels, strict=True)]
-            parts.append(data.Ragged([torch.stack([line, 1 - line], 1) for line in lines], labels))
+            padded, lengths = hb.lengths.pad([torch.stack([line, 1 - line], 1) for line in lines])
+            parts.append(data.InMemory(padded.transpose(0, 1), labels, lengths))
         return tuple(parts)
 
 
@@ -44,11 +46,11 @@ def test_sequences_of_unequal_length_are_trained_on_and_tested(settings, tmp_pat
     samples = Short()
     samples.setup()
     with torch.no_grad():
-        alone = [model(sequence[None]).argmax(1).item() == label for sequence, label in samples.test]
+        alone = [model(x[None, :length]).argmax(1).item() == label for x, label, length in samples.test]
     assert outcome.accuracy == pytest.approx(sum(alone) / len(alone))
     assert 0.3 < train.linear_accuracy(model, samples) < 0.7  # means over time tell nothing
     again = train.load(outcome.checkpoint)
-    inputs, labels, lengths = data.padded([samples.test[n] for n in range(30)])
+    inputs, labels, lengths = samples.test.__getitems__(range(30))
     with torch.no_grad():
         found = again(inputs, lengths).argmax(1)
     assert (found == labels).float().mean().item() == pytest.approx(outcome.accuracy)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from hibana.cli.saying import Failure, Refusal
 from hibana.data.own import ArrayInputs, EventInputs, SequenceInputs
-from hibana.data.own.denoise import Filter
 from hibana.data.own.sound import HOP, WINDOW, SoundInputs, band_energies, levels
 from hibana.nn import encode
 
@@ -56,12 +55,8 @@ def steps_of(model: "Network", window: float | None, rate: int | None) -> "Steps
             f"--stream needs an input at each step, and {settings.coding} coding spreads one over all steps"
         )
     if isinstance(inputs, EventInputs):
-        if inputs.split_by == "number":
-            raise Refusal(
-                "--stream needs bins of time, and bins of equally many events need whole recordings"
-            )
         width = inputs.duration / inputs.steps if window is None else window * 1000
-        return _Windows(model, shape, width, counts=inputs.bins == "counts", denoise=inputs.denoise)
+        return _Windows(model, shape, width, counts=inputs.bins == "counts")
     if window is not None:
         if inputs is not None or len(shape) != 3 or shape[0] > 2 or not settings.is_sequential:
             raise Refusal(f"--window is of events of a camera; {settings.title} has none")
@@ -202,8 +197,7 @@ class _Numbers(_Text):
 class _Windows(_Text):
     """Lines are events `t x y p` in order of time; a step holds the events of one window of time.
 
-    The first window of a sequence begins at its first event, as in training. Events that the noise filter
-    removes do not count.
+    The first window of a sequence begins at its first event, as in training.
     """
 
     def __init__(
@@ -213,19 +207,17 @@ class _Windows(_Text):
         width: float,
         *,
         counts: bool = False,
-        denoise: float = 0.0,
     ) -> None:
         super().__init__(model, _EVENT, 4)
         if not (math.isfinite(width) and width > 0):
             raise Refusal(f"--window must be positive and finite, got {width / 1000:g}")
-        self.width, self.counts, self.shape, self.denoise = width, counts, shape, denoise
+        self.width, self.counts, self.shape = width, counts, shape
         self._reset()
 
     def _reset(self) -> None:
         self.start: float | None = None
         self.index = 0  # of the current window
         self.window = np.zeros(self.shape)
-        self.filter = Filter(self.shape[1], self.shape[2], self.denoise)
 
     def read(self, piece: bytes) -> list[Tensor]:
         row = self.row(piece)
@@ -235,8 +227,6 @@ class _Windows(_Text):
         x, y, polarity = (self._place(*each) for each in zip(_EVENT[1:], place, strict=True))
         if not math.isfinite(t):
             raise ValueError(f"must have a finite time, got {t:g}")
-        if self.denoise and not self.filter.keeps(t, x, y):
-            return []
         start = t if self.start is None else self.start
         windows = (t - start) / self.width
         if windows < self.index:

@@ -14,10 +14,8 @@ Data of one's own are a :class:`Table`, :class:`Images`, :class:`Arrays`, :class
 from typing import Any
 
 from hibana.data.base import DataSet, InMemory, Samples
-from hibana.data.commands import SpeechCommands
 from hibana.data.images import MNIST, Digits, FashionMNIST
 from hibana.data.own import Arrays, Description, Events, Images, Own, Sequences, Sound, Table
-from hibana.data.ragged import Ragged, padded
 from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
 from hibana.data.sequences import MNIST1D
 from hibana.data.speech import SpokenDigits
@@ -39,15 +37,12 @@ __all__ = [
     "Images",
     "InMemory",
     "Own",
-    "Ragged",
     "Samples",
     "Sequences",
     "Sound",
-    "SpeechCommands",
     "SpokenDigits",
     "Table",
     "load",
-    "padded",
 ]
 
 DATA_SETS: dict[str, type[DataSet]] = {
@@ -55,7 +50,6 @@ DATA_SETS: dict[str, type[DataSet]] = {
     "fashion-mnist": FashionMNIST,
     "mnist": MNIST,
     "mnist-1d": MNIST1D,
-    "speech-commands": SpeechCommands,
     "spoken-digits": SpokenDigits,
     "n-mnist": NMNIST,
     "shd": SHD,

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from hibana.data.ragged import Ragged, padded
 from hibana.runtime.extras import needing
 
 __all__ = ["DataSet", "InMemory", "Samples", "check_steps", "memory"]
@@ -107,7 +106,7 @@ class DataSet:
             ),  # or each epoch would draw from the global one
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            collate_fn=_collate(samples),
+            collate_fn=_as_is if isinstance(samples, InMemory) else None,
         )
 
 
@@ -148,13 +147,6 @@ class _Share(Sampler[int]):
 
 def _as_is(batch: Any) -> Any:
     return batch
-
-
-def _collate(samples: Samples) -> Any:
-    """What makes a batch of some `samples`: nothing, padding, or torch's own if ``None``."""
-    if isinstance(samples, Ragged):
-        return padded
-    return _as_is if isinstance(samples, InMemory) else None
 
 
 class InMemory(Dataset[tuple[Tensor, ...]]):

@@ -1,7 +1,5 @@
 """Recordings of event cameras and event cochleas, through tonic, as spikes in time bins."""
 
-import tarfile
-import zipfile
 from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -24,7 +22,7 @@ class _Recordings(DataSet):
 
     Args:
         batch_size: samples in a batch, over all processes together.
-        root: the folder that contains the folder of the data set, unpacked or in its archives.
+        root: the folder that contains the unpacked folder of the data set.
         steps: length in time, in bins, at least 1.
         download: download the archives into `root` through tonic if they are not there.
         workers: processes that read.
@@ -89,16 +87,13 @@ class _Recordings(DataSet):
             return next(folder.rglob(f"*{suffix}"), None) is not None
 
         def fetch(reader: Any) -> None:
-            archive = Path(reader.location_on_system, reader.filename)
-            if archive.is_file():
-                _unpack(archive)
-            elif asked:
-                base.download(reader)
-            else:
+            place = Path(reader.location_on_system)
+            if not asked:
                 raise FileNotFoundError(
-                    f"root must hold {kind} unpacked or as {archive.name}; looked in {archive.parent}. "
-                    f"Give the folder that holds {archive.parent.name} as root, or ask for the download"
+                    f"root must hold the unpacked files of {kind}, {place} holds none; give the folder that "
+                    f"holds {place.name}, or ask for the download"
                 )
+            base.download(reader)
 
         base = getattr(tonic.datasets, kind)
         local = type(kind, (base,), {"_check_exists": present, "download": fetch})
@@ -108,15 +103,6 @@ class _Recordings(DataSet):
             if getattr(reader, each, None):
                 setattr(reader, each, [getattr(reader, each)[index] for index in by_name])
         return reader
-
-
-def _unpack(archive: Path) -> None:
-    import tonic
-
-    try:
-        tonic.download_utils.extract_archive(str(archive), str(archive.parent))
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
-        raise ValueError(f"{archive} is not a whole archive: {error}") from error
 
 
 @final

@@ -84,7 +84,7 @@ def first(samples: data.DataSet) -> tuple[torch.Tensor, ...]:
 def gathered(split: data.Samples, count: int) -> tuple[torch.Tensor, ...]:
     """The first `count` inputs and labels, and lengths if they are padded."""
     samples = [split[index] for index in range(count)]
-    return data.padded(samples) if isinstance(split, data.Ragged) else tuple(default_collate(samples))  # type: ignore[arg-type]
+    return tuple(default_collate(samples))
 
 
 def _are_spikes(inputs: torch.Tensor) -> bool:

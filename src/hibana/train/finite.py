@@ -24,8 +24,6 @@ def check(samples: data.DataSet) -> None:
         split = getattr(samples, part)
         if isinstance(split, data.InMemory):
             _check((split.inputs, split.labels), split, part)
-        elif isinstance(split, data.Ragged):
-            _check((*split.sequences, split.labels), split, part)
 
 
 def check_batch(batch: tuple[Tensor, ...], split: Any, part: str) -> None:
@@ -34,7 +32,7 @@ def check_batch(batch: tuple[Tensor, ...], split: Any, part: str) -> None:
     Raises:
         ValueError: see :func:`check`.
     """
-    if not isinstance(split, data.InMemory | data.Ragged):
+    if not isinstance(split, data.InMemory):
         _check(batch, split, part)
 
 

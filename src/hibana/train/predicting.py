@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from hibana.data import arrays
-from hibana.data.own.base import called
+from hibana.data.own.arrays import read_numbers
+from hibana.data.own.base import source_name
 from hibana.runtime.extras import needing
 from hibana.train.network import Network
 from hibana.train.restoring import load
@@ -77,7 +77,8 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
         steps = known.own_steps(raw.values)
         lengths = () if steps is None else (steps,)
         details = {"labels": raw.labels, "warning": known.unlike(raw.values)}
-        details["summary"] = raw.said(called(source, "samples")) if raw.how else ""
+        name = source_name(source, "samples")
+        details["summary"] = f"{name}: {', '.join(raw.notes)}" if raw.notes else ""
         values, names = known.tensor(raw.values), raw.names
     model.seed_evaluation()
     scores = []
@@ -124,7 +125,7 @@ def _plain(model: Network, source: Any) -> torch.Tensor:
         ValueError: if they have another shape or range.
     """
     settings = model.settings
-    array = arrays.read(source) if isinstance(source, Path) else np.asarray(source, dtype=np.float32)
+    array = read_numbers(source) if isinstance(source, Path) else np.asarray(source, dtype=np.float32)
     inputs = torch.as_tensor(array)
     shape = (*([settings.steps] if settings.is_sequential else []), *model.hyper["shape"])
     if inputs.shape[1:] != shape or not len(inputs):

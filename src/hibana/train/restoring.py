@@ -98,7 +98,7 @@ def _opened(path: Path, trust: Collection[str], *, resume: bool = False) -> _Sav
     """The checkpoint at `path`; to `resume` from it, it needs the state of the training."""
     content = pretrained.content(path) if pretrained.is_pretrained(path) else checkpoint.read(path)
     try:
-        hyper, weights = dict(content["hyper_parameters"]), dict(content["state_dict"])
+        hyper, weights = own.without_removed(content["hyper_parameters"]), dict(content["state_dict"])
         shape, classes = hyper.pop("shape"), hyper.pop("classes")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{_EXPECTED}; {path} holds something else") from error

@@ -87,8 +87,6 @@ class Settings:
         kind: kind of a file or folder: table, images, arrays, sequences, events, sound. Detected if ``None``.
         label: the column or array to learn; detected if ``None``.
         columns: columns of a table to learn from, separated by commas; all others if ``None``.
-        dates: dates in a table: ``refuse``; ``drop`` their columns; ``parts``, which turns them into numbers:
-            days, day of year, day of week, hour.
         group: the column of a long table that names the sequence of a row.
         task: classification or regression; detected from the labels if ``None``.
         test: a file or folder to test with; a fifth of the data, drawn by the seed, if ``None``.
@@ -99,9 +97,6 @@ class Settings:
         lengths: how sequences get one length: ``stretch``; ``pad`` with zeros, and cut; ``mask``: padded, and
             steps after a sequence's end do not count.
         bins: value of a bin of events: ``spikes``, 1 if it contains an event, or ``counts``.
-        split_by: what bins of events have in common: their ``time``, or the ``number`` of their events.
-        denoise: drop events without an event in the eight pixels around in that time before, in the
-            recordings' unit of time (microseconds for most cameras); 0 keeps all.
         event_columns: order of the columns of events in files that do not name them, such as ``xytp``;
             ``txyp`` if ``None``.
         size: pixels that images are scaled to, or of a sensor: ``32`` or ``28x34``, height first.
@@ -163,7 +158,6 @@ class Settings:
     kind: str | None = _option(None, tuple(own.KINDS), of="files")
     label: str | None = _option(None, of="reading")
     columns: str | None = _option(None, of="reading")
-    dates: str = _option("refuse", own.DATES, of="reading")
     group: str | None = _option(None, of="reading")
     task: str | None = _option(None, own.TASKS, of="reading")
     test: str | None = _option(None, of="reading")
@@ -171,8 +165,6 @@ class Settings:
     encoding: str | None = _option(None, own.check_encoding, of="reading")
     lengths: str = _option("stretch", own.LENGTHS, of="reading")
     bins: str = _option("spikes", own.BINS, of="reading")
-    split_by: str = _option("time", own.SPLITS, of="reading")
-    denoise: float = _option(0.0, own.check_denoise, of="reading")
     event_columns: str | None = _option(None, own.check_event_columns, of="reading")
     size: str | None = _option(None, _sides, of="reading")
     class_weights: str = _option("none", ("none", "balanced"), of="files")
@@ -421,16 +413,17 @@ def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Se
             or a value that is not accepted, or names a function that is not in `trust`.
     """
     file = record.read(Path(path))
-    for name, value in file.content.items():
+    content = own.without_removed(file.content)
+    for name, value in content.items():
         if name not in Settings.__dataclass_fields__:
             raise ValueError(f"settings {path}: {_unknown(str(name))}")
         if Settings.__dataclass_fields__[name].type in (float, float | None) and isinstance(value, str):
             with suppress(ValueError):  # YAML 1.1 reads 1e-3, a float without a point, as text
-                file.content[name] = float(value)
+                content[name] = float(value)
     for name in ("layers", "data"):
         if name not in changes:
-            architecture.check_trust(file.content.get(name), trust, f"settings {path}")
-    return Settings(**{**file.content, **changes})
+            architecture.check_trust(content.get(name), trust, f"settings {path}")
+    return Settings(**{**content, **changes})
 
 
 def _unknown(name: str) -> str:

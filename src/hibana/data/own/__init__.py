@@ -6,33 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from hibana.data.own import plain
-from hibana.data.own.base import MISSING, Description, Inputs, Own, Raw
-from hibana.data.own.datasets import gathered
-from hibana.data.own.dates import DATES
+from hibana.data.own.arrays import ArrayInputs, Arrays, are_pictures, are_series, dataset_samples
+from hibana.data.own.base import KINDS, MISSING, Description, Own, described, without_removed
 from hibana.data.own.event_files import check_columns as check_event_columns
 from hibana.data.own.event_files import is_headed
-from hibana.data.own.events import BINS, SPLITS, EventInputs, Events, check_denoise
+from hibana.data.own.events import BINS, EventInputs, Events
 from hibana.data.own.events import SUFFIXES as RECORDINGS
-from hibana.data.own.folders import TEST, TRAINING, first_listed, lists, readable, shown
+from hibana.data.own.folders import TEST, TRAINING, readable, visible
 from hibana.data.own.opening import check_encoding
 from hibana.data.own.pictures import SUFFIXES as PICTURES
-from hibana.data.own.pictures import ImageInputs, Images
-from hibana.data.own.series import LENGTHS, TRAIN_TS, SequenceInputs, Sequences
-from hibana.data.own.series_arrays import are_series, is_array, spike_steps
+from hibana.data.own.pictures import Images
+from hibana.data.own.series import LENGTHS, TRAIN_TS, SequenceInputs, Sequences, is_array, spike_steps
 from hibana.data.own.sound import SUFFIXES as SOUND
-from hibana.data.own.sound import Sound, SoundInputs
-from hibana.data.own.table import Table, TableInputs
-from hibana.data.own.target import TASKS, Target
-from hibana.data.own.tensors import ArrayInputs, Arrays, are_pictures
+from hibana.data.own.sound import Sound
+from hibana.data.own.table import Table
+from hibana.data.own.target import TASKS
 
 __all__ = [
     "BINS",
-    "DATES",
     "KINDS",
     "LENGTHS",
     "MISSING",
-    "SPLITS",
     "TASKS",
     "ArrayInputs",
     "Arrays",
@@ -41,37 +35,20 @@ __all__ = [
     "Events",
     "Images",
     "Own",
-    "Raw",
     "SequenceInputs",
     "Sequences",
     "Sound",
     "Table",
     "are_pictures",
-    "check_denoise",
     "check_encoding",
     "check_event_columns",
     "described",
     "kind_of",
     "of_samples",
     "usual_steps",
+    "without_removed",
 ]
 
-KINDS: dict[str, type[Own]] = {
-    "table": Table,
-    "images": Images,
-    "arrays": Arrays,
-    "sequences": Sequences,
-    "events": Events,
-    "sound": Sound,
-}
-_INPUTS: dict[str, type[Inputs]] = {
-    "table": TableInputs,
-    "images": ImageInputs,
-    "arrays": ArrayInputs,
-    "sequences": SequenceInputs,
-    "events": EventInputs,
-    "sound": SoundInputs,
-}
 _TABLES = (".csv", ".tsv", ".txt", ".data", ".parquet", ".pq")
 _OTHERS = {
     **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".7z", ".tar", ".tgz"), "is packed; unpack it first"),
@@ -80,25 +57,6 @@ _OTHERS = {
     **dict.fromkeys(SOUND, "is one recording; give a folder, of recordings in folders by class"),
 }
 """Files that are not read, and what to do with them."""
-
-
-def described(plain_values: Any) -> Description:
-    """The description whose :meth:`Description.said` is `plain_values`.
-
-    Raises:
-        ValueError: if there is none.
-    """
-    if (
-        not isinstance(plain_values, dict)
-        or set(plain_values) != {"kind", "inputs", "target"}
-        or plain_values["kind"] not in KINDS
-    ):
-        raise ValueError("a description must have a kind, inputs and a target")
-    inputs = plain.made(_INPUTS[plain_values["kind"]], plain_values["inputs"])
-    target = plain.made(Target, plain_values["target"])
-    if len(target.counts) != len(target.classes) or not all(0 < side < 1 << 24 for side in inputs.shape):
-        raise ValueError("a description must have a count for each class, and a shape")
-    return Description(plain_values["kind"], inputs, target)
 
 
 def kind_of(path: Path, *, grouped: bool = False) -> str:
@@ -128,51 +86,33 @@ def _kind_of_file(path: Path, grouped: bool) -> str:
     if suffix in (".npz", ".npy"):
         return "sequences" if are_series(path) else "arrays"
     if suffix in _TABLES:
-        listed = None if grouped else first_listed(path)
-        return _most([listed], path) if listed else "sequences" if grouped else "table"
+        return "sequences" if grouped else "table"
     other = _OTHERS.get(suffix, f"ends in {suffix or 'nothing'}; name its kind (--kind)")
     raise ValueError(f"data must be one of a known kind, {path} {other}")
 
 
 def _kind_of_folder(path: Path) -> str:
-    entries, listing = shown(path), lists(path)
+    entries = visible(path)
     below = [each for each in entries if each.is_dir()]
-    in_parts = [
-        each
-        for part in below
-        if part.name.lower() in (*TRAINING, *TEST)
-        for each in shown(part)
-        if each.is_dir()
-    ]
+    parts = [each for each in below if each.name.lower() in (*TRAINING, *TEST)]
+    in_parts = [each for part in parts for each in visible(part) if each.is_dir()]
     for folders in (in_parts, below):
-        files = [each for folder in folders for each in shown(folder) if each.is_file()]
-        if not listing and _kinds(files):
-            return _most(files, path)
-    pairs = [each for each in entries if each.name.endswith(TRAIN_TS)]
-    for several, what in ((listing, "list of files"), (pairs, f"*{TRAIN_TS}")):
-        if len(several) > 1:
-            raise ValueError(
-                f"data must hold one {what}, {path} has {len(several)}; name one of them: "
-                f"{', '.join(each.name for each in several[:5])}"
-            )
-    if listing and (listed := first_listed(listing[0])):
-        return _most([listed], path)
+        if kinds := _kinds([each for folder in folders for each in visible(folder) if each.is_file()]):
+            return max(kinds, key=kinds.__getitem__)
+    pairs = [each.name for each in entries if each.name.endswith(TRAIN_TS)]
+    if len(pairs) > 1:
+        raise ValueError(
+            f"data must hold one *{TRAIN_TS}, {path} has {len(pairs)}; name one of them: "
+            f"{', '.join(pairs[:5])}"
+        )
     if pairs:
         return "sequences"
     if any(each.suffix == ".npy" for each in entries):
         return "sequences" if are_series(path) else "arrays"
     raise ValueError(
-        f"data must be files by class, such as {path}/CLASS/NAME.png, a list of files with a label each, "
-        f"such as {path}/labels.csv, or inputs.npy and labels.npy; {path} holds none"
+        f"data must be files by class, such as {path}/CLASS/NAME.png, or inputs.npy and labels.npy; {path} "
+        f"holds none"
     )
-
-
-def _most(files: list[Path], path: Path) -> str:
-    """The kind of most of the `files`, which `path` contains or names."""
-    kinds = _kinds(files)
-    if not kinds:
-        raise ValueError(f"data must be one of a known kind, {path} names {files[0].name}, which is none")
-    return max(kinds, key=kinds.__getitem__)
 
 
 def _kinds(files: list[Path]) -> Counter[str]:
@@ -195,7 +135,7 @@ def of_samples(source: Any, **options: Any) -> Own:
     Raises:
         ValueError: if it does not give samples by number, or they are no pairs.
     """
-    inputs, labels = gathered(source)
+    inputs, labels = dataset_samples(source)
     if len({each.shape for each in inputs}) == 1 and not are_series(inputs):
         return Arrays(np.stack(inputs), labels=labels, **options)
     return Sequences(inputs, labels=labels, **options)

@@ -1,8 +1,8 @@
-"""What all kinds of user data share: they are read, split, scaled on the training part, and described.
+"""What all kinds of user data share: samples are read, split, scaled on the training part, and described.
 
-A kind of data is a file next to this one: a subclass of :class:`Own` that reads a file into :class:`Raw`, and
-a subclass of :class:`Inputs`, which stores in plain values how the file's contents become network inputs. The
-description (:class:`Description`) is stored in the checkpoint, and suffices to read more data of the kind.
+A kind of data is a file next to this one: a subclass of :class:`Own` that reads a source into a :class:`Raw`,
+and a subclass of :class:`Inputs`, which stores how values become network inputs. The :class:`Description` is
+stored in the checkpoint, and suffices to read more data of the kind.
 """
 
 from abc import ABC, abstractmethod
@@ -18,51 +18,26 @@ from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.own import plain, target
 from hibana.data.own.folders import readable
 from hibana.data.own.opening import check_encoding
-from hibana.data.own.parts import Parts, drawn
-from hibana.data.own.target import Target, text_of
+from hibana.data.own.samples import Raw, draw_parts
+from hibana.data.own.target import Target
 
-__all__ = ["MISSING", "Description", "Inputs", "Own", "Raw", "called", "listed"]
+__all__ = ["KINDS", "MISSING", "Description", "Inputs", "Own", "described", "source_name"]
+__all__ += ["without_removed"]
 
 MISSING = ("median", "drop", "refuse")
 """Missing values are replaced by the training part's median, dropped with their samples, or refused."""
+KINDS: dict[str, type["Own"]] = {}
+"""The classes of user data by kind; each registers itself."""
 
-
-@dataclass
-class Raw:
-    """What was read from a file: `values` as the kind stores them, and the label and name of each sample.
-
-    `labels` are texts, or ``None`` if there are none; `label` is their name. `parts` is ``None`` unless the
-    file gives a split. `how` are notes on how the text was parsed.
-    """
-
-    values: Any
-    labels: list[str] | None
-    names: list[str]
-    summary: str = ""
-    parts: Parts | None = None
-    label: str = "class"
-    how: Sequence[str] = ()
-
-    def said(self, name: str) -> str:
-        """The line about the file called `name`: how it was parsed, and its summary."""
-        return f"{name}: {', '.join([*self.how, *([self.summary] if self.summary else [])])}"
-
-    def only(self, kept: Sequence[int]) -> "Raw":
-        """The samples `kept`, for `values` in a list; a given split is dropped."""
-        labels = None if self.labels is None else [self.labels[index] for index in kept]
-        values, names = ([each[index] for index in kept] for each in (self.values, self.names))
-        return Raw(values, labels, names, self.summary, None, self.label, self.how)
+REMOVED = {"dates": ("refuse", "drop"), "denoise": (0.0,), "split_by": ("time",)}
+"""Options of earlier versions, and the values with which what they wrote is still read."""
 
 
 class Inputs(ABC):
-    """How the contents of a file become network inputs, in plain values: a frozen dataclass."""
+    """How values become network inputs: a frozen dataclass of plain values, stored in the checkpoint."""
 
     sequential: ClassVar[bool] = False
     shape: tuple[int, ...]
-
-    @abstractmethod
-    def read(self, source: Any, label: str | None = None) -> Raw:
-        """More data of the kind; labels, which are called `label`, may be missing."""
 
     @abstractmethod
     def tensor(self, values: Any) -> Tensor:
@@ -90,13 +65,40 @@ class Description:
     target: Target
 
     def read(self, source: Any) -> Raw:
-        """More data of the kind that was trained on; labels may be missing."""
-        with readable(source):
-            return self.inputs.read(source, self.target.name)
+        """More data of the kind that was trained on; labels may be missing.
+
+        Raises:
+            ValueError: if it can't be read, or has missing values that the training data must not have.
+        """
+        return KINDS[self.kind](source, description=self).read_checked(source)
 
     def said(self) -> dict[str, Any]:
         """The description in plain values."""
         return {"kind": self.kind, "inputs": plain.said(self.inputs), "target": plain.said(self.target)}
+
+
+def described(plain_values: Any) -> Description:
+    """The description whose :meth:`Description.said` is `plain_values`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if (
+        not isinstance(plain_values, dict)
+        or set(plain_values) != {"kind", "inputs", "target"}
+        or plain_values["kind"] not in KINDS
+    ):
+        raise ValueError("a description must have a kind, inputs and a target")
+    inputs = plain.made(KINDS[plain_values["kind"]].inputs, without_removed(plain_values["inputs"]))
+    outputs = plain.made(Target, plain_values["target"])
+    if len(outputs.counts) != len(outputs.classes) or not all(0 < side < 1 << 24 for side in inputs.shape):
+        raise ValueError("a description must have a count for each class, and a shape")
+    return Description(plain_values["kind"], inputs, outputs)
+
+
+def without_removed(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` without those of earlier versions that change nothing."""
+    return {name: value for name, value in options.items() if value not in REMOVED.get(name, ())}
 
 
 class Own(DataSet):
@@ -113,14 +115,14 @@ class Own(DataSet):
         steps: length in time, if there is a time axis.
         batch_size: samples in a batch, over all processes together.
         seed: of the random split, and of the order of the training samples.
-        description: of the data that were trained on, to read them the same way.
+        description: of the data that were trained on, to read `source` the same way.
 
     Raises:
         ValueError: on :meth:`setup`, if the data can't be read.
     """
 
     kind: ClassVar[str]
-    trained: Description
+    inputs: ClassVar[type[Inputs]]
 
     def __init__(
         self,
@@ -139,96 +141,119 @@ class Own(DataSet):
         description: Description | None = None,
     ) -> None:
         super().__init__(batch_size, seed=seed, workers=workers)
-        if task is not None and task not in target.TASKS:
-            raise ValueError(f"task must be one of {', '.join(target.TASKS)}; got {task!r}")
-        if missing not in MISSING:
-            raise ValueError(f"missing must be one of {', '.join(MISSING)}; got {missing!r}")
+        for name, value, words in (("task", task, target.TASKS), ("missing", missing, MISSING)):
+            if value is not None and value not in words:
+                raise ValueError(f"{name} must be one of {', '.join(words)}; got {value!r}")
         self.source = Path(source).expanduser() if isinstance(source, str | Path) else source
-        self.given_test = Path(test).expanduser() if isinstance(test, str | Path) else test
+        self.test_source = Path(test).expanduser() if isinstance(test, str | Path) else test
         self.encoding = None if encoding is None else check_encoding(encoding)
         self.label, self.task, self.missing, self.unit, self.steps = label, task, missing, unit, steps
         self.description = description
         self.summary = ""
 
+    def __init_subclass__(cls) -> None:
+        KINDS[cls.kind] = cls
+
     @abstractmethod
     def read(self, source: Any) -> Raw:
-        """The contents of `source`."""
+        """The contents of `source`, read with the options of the description if there is one."""
 
     @abstractmethod
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         """How `raw` becomes inputs, with scales computed on the training part."""
 
+    def option(self, name: str) -> Any:
+        """An option of reading: that of the training data if there is a description which stores it."""
+        described = None if self.description is None else self.description.inputs
+        return getattr(described if hasattr(described, name) else self, name)
+
+    def read_checked(self, source: Any) -> Raw:
+        """As :meth:`read`; missing values are refused if `missing` says so.
+
+        Raises:
+            ValueError: if the data can't be read, or have missing values that are refused.
+        """
+        with readable(source):
+            raw = self.read(source)
+        incomplete = [index for index, feature in enumerate(raw.gaps) if feature]
+        if incomplete and self.option("missing") == "refuse":
+            name, feature = raw.names[incomplete[0]], raw.gaps[incomplete[0]]
+            raise ValueError(
+                f"{self.kind} must have no missing values, {name} has one in {feature!r}; --missing median "
+                f"fills them, --missing drop leaves out their samples"
+            )
+        return raw
+
     def splits(self) -> tuple[Samples, Samples, Samples]:
-        with readable(self.source):
-            raw = self.read(self.source)
-        if raw.labels is None:
-            raise ValueError(f"{self.called} must have labels to learn from; {raw.summary or 'it has none'}")
-        guessed = target.learned_from(raw.label, raw.labels, range(len(raw.labels)), self.task)
-        split = raw.parts or drawn(
-            raw.labels, self.seed, stratified=bool(guessed.classes), tested=self.given_test is None
+        raw = self._usable(self.source, self.called)
+        assert raw.labels is not None
+        task = self.task or target.guess_task(raw.labels)
+        target.learned_from(
+            raw.label, raw.labels, range(len(raw.labels)), task
+        )  # refuse before drawing parts
+        parts = raw.parts or draw_parts(
+            raw.labels, self.seed, stratified=task == "classification", tested=self.test_source is None
         )
         if self.description is None:
-            learned = target.learned_from(raw.label, raw.labels, split[0], self.task)
-            self.description = Description(self.kind, self.learn(raw, split[0]), learned)
-        self.trained = self.description
-        made = self._samples(raw)
-        self.summary = f"{raw.said(self.called)}, {self.trained.target}"
-        if self.given_test is None:
-            return _part(made, split[0]), _part(made, split[1]), _part(made, split[2])
-        with readable(self.given_test):
-            held = self.read(self.given_test)  # as the training part was described
-        self.summary += f"\n{held.said(called(self.given_test, 'test'))}"
-        return _part(made, split[0]), _part(made, split[1]), self._samples(held)
+            outputs = target.learned_from(raw.label, raw.labels, parts[0], task)
+            self.description = Description(self.kind, self.learn(raw, parts[0]), outputs)
+        samples = self._samples(raw)
+        self.summary = f"{raw.describe(self.called)}, {self.description.target}"
+        training, validation, test = (_select(samples, part) for part in parts)
+        if self.test_source is not None:
+            name = source_name(self.test_source, "test")
+            raw = self._usable(self.test_source, name)
+            test = self._samples(raw)
+            self.summary += f"\n{raw.describe(name)}"
+        return training, validation, test
+
+    def _usable(self, source: Any, name: str) -> Raw:
+        return self.read_checked(source).usable(name, drop_gaps=self.option("missing") == "drop")
 
     def _samples(self, raw: Raw) -> InMemory:
-        if raw.labels is None:
-            raise ValueError(f"{self.called}: samples to test with must have labels")
-        known = self.trained.inputs
-        labels = self.trained.target.encoded(raw.labels)
-        return InMemory(known.tensor(raw.values), labels, known.own_steps(raw.values))
+        assert self.description is not None
+        assert raw.labels is not None
+        inputs, labels = self.description.inputs, self.description.target.encoded(raw.labels)
+        return InMemory(inputs.tensor(raw.values), labels, inputs.own_steps(raw.values))
 
     @property
     def called(self) -> str:
-        """What to call the source in a sentence."""
-        return called(self.source, type(self).__name__)
+        """The name of the source in sentences."""
+        return source_name(self.source, type(self).__name__)
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # known once it is read
-        """Of one step of one input."""
-        return self._known.inputs.shape
-
-    @property
-    def classes(self) -> int:  # type: ignore[override] # as above
-        """Numbers that a network is to put out."""
-        return self._known.target.outputs
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return self._known.target.classes
-
-    @property
-    def sequential(self) -> bool:  # type: ignore[override] # as above
-        return self._known.inputs.sequential
-
-    @property
-    def _known(self) -> Description:
+    def trained(self) -> Description:
+        """The description of the data; reads them if that was not done yet."""
         if self.description is None:
             self.setup()
         assert self.description is not None
         return self.description
 
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # depends on the data
+        """Of one step of one input."""
+        return self.trained.inputs.shape
 
-def called(source: Any, otherwise: str) -> str:
-    """A file's name, or `otherwise` of what is in memory."""
+    @property
+    def classes(self) -> int:  # type: ignore[override] # as above
+        """Number of the network's outputs."""
+        return self.trained.target.outputs
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.trained.target.classes
+
+    @property
+    def sequential(self) -> bool:  # type: ignore[override] # as above
+        return self.trained.inputs.sequential
+
+
+def source_name(source: Any, otherwise: str) -> str:
+    """A file's name, or `otherwise` for data in memory."""
     return source.name if isinstance(source, Path) else otherwise
 
 
-def _part(samples: InMemory, indices: Sequence[int]) -> InMemory:
+def _select(samples: InMemory, indices: Sequence[int]) -> InMemory:
     chosen = torch.tensor(indices, dtype=torch.int64, device="cpu")
     lengths = None if samples.lengths is None else samples.lengths[chosen]
     return InMemory(samples.inputs[chosen], samples.labels[chosen], lengths)
-
-
-def listed(labels: Sequence[object] | None) -> list[str] | None:
-    """Labels as they are written."""
-    return None if labels is None else [text_of(label) for label in labels]

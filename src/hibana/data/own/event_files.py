@@ -52,26 +52,13 @@ def ordered(events: "np.ndarray[Any, Any]", columns: str) -> "np.ndarray[Any, An
 
 
 def is_headed(path: Path) -> bool:
-    """Whether the first line of a text file names the four columns of a recording, and no others.
-
-    Coordinates and polarity in the next line must be whole numbers: tables may have columns x, y and p too.
-    """
+    """Whether the first line of a text file names the four columns of a recording, and no others."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
-            first, second = (_cells(file.readline(1 << 10)) for _ in range(2))
+            names = [name.lower() for name in _cells(file.readline(1 << 10))]
     except OSError:  # reported when the file is read
         return False
-    names = [name.lower() for name in first]
-    if not len(names) == len(second) == 4 or not all(set(each) & set(names) for each in NAMES.values()):
-        return False
-    return all(_is_whole(cell) for name, cell in zip(names, second, strict=True) if name not in NAMES["t"])
-
-
-def _is_whole(cell: str) -> bool:
-    try:
-        return float(cell).is_integer()
-    except ValueError:
-        return False
+    return len(names) == 4 and all(set(usual) & set(names) for usual in NAMES.values())
 
 
 def _cells(line: str) -> list[str]:

@@ -10,19 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.data import arrays
-from hibana.data.own.base import Inputs, Own, Raw
-from hibana.data.own.denoise import supported
+from hibana.data.own.arrays import UNREADABLE
+from hibana.data.own.base import Inputs, Own
 from hibana.data.own.event_files import MOST_SIDE, OF_SUFFIX, check_columns, is_headed, ordered
-from hibana.data.own.folders import by_class
+from hibana.data.own.folders import labelled_files
+from hibana.data.own.samples import Raw
 
-__all__ = ["BINS", "SPLITS", "SUFFIXES", "EventInputs", "Events", "check_denoise", "recording"]
+__all__ = ["BINS", "SUFFIXES", "EventInputs", "Events", "recording"]
 
 SUFFIXES = tuple(OF_SUFFIX)
 BINS = ("spikes", "counts")
 """A bin is 1 if it has at least one event, or holds their number."""
-SPLITS = ("time", "number")
-"""Bins have the same length in time, or the same number of events."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +36,11 @@ class EventInputs(Inputs):
     bins: str
     columns: str = ""
     """The order of columns without names; ``txyp`` if empty."""
-    split_by: str = "time"
-    denoise: float = 0.0
-    """The longest time since a neighbour's event, in the file's unit; 0 keeps all events."""
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
         """The shape of one bin."""
         return (self.polarities, self.height, self.width)
-
-    def read(self, source: Any, label: str | None = None) -> Raw:
-        found = by_class(Path(source), SUFFIXES, "recordings")
-        values = [_denoised(path, recording(path, self.columns), self.denoise) for path in found.files]
-        return Raw(values, found.labels, found.names)
 
     def tensor(self, values: Sequence[Any]) -> Tensor:
         dtype = torch.bool if self.bins == "spikes" else torch.float32
@@ -62,11 +52,8 @@ class EventInputs(Inputs):
     def _binned(self, events: Any) -> Tensor:
         """One recording, ``[steps, polarities, height, width]``, without events after `duration`."""
         t, x, y, p = events.T
-        if self.split_by == "number":
-            step = np.arange(len(t)) * self.steps // len(t)
-        else:
-            step = np.floor((t - t.min()) / self.duration * self.steps).astype(np.int64)
-            step = np.where(t - t.min() == self.duration, self.steps - 1, step)
+        step = np.floor((t - t.min()) / self.duration * self.steps).astype(np.int64)
+        step = np.where(t - t.min() == self.duration, self.steps - 1, step)
         kept = (step < self.steps) & (x < self.width) & (y < self.height) & (p < self.polarities)
         place = (((step * self.polarities + p) * self.height + y) * self.width + x)[kept].astype(np.int64)
         counted = torch.from_numpy(np.bincount(place, minlength=self.steps * math.prod(self.shape)))
@@ -82,7 +69,7 @@ class EventInputs(Inputs):
                     f"got an event at ({int(x.max())}, {int(y.max())})"
                 )
             length = float(t.max() - t.min())
-            if self.split_by == "time" and not self.duration / 20 < length < self.duration * 20:
+            if not self.duration / 20 < length < self.duration * 20:
                 return f"it lasts {length:g}; the network was trained for recordings of {self.duration:g}"
         return ""
 
@@ -94,21 +81,18 @@ class Events(Own):
     Columns without names in the file are t, x, y and p, unless `columns` gives another order.
 
     Each recording starts at its first event and lasts as long as nine tenths of the training part do; this
-    time is cut into `steps` bins of equal width. Split by number, all of a recording is cut into bins with
-    equally many events. The sensor is as large as the largest coordinate.
+    time is cut into `steps` bins of equal width. The sensor is as large as the largest coordinate.
 
     Args:
         source: the folder.
         bins: ``spikes``: 1 if a bin has at least one event; ``counts``: their number.
         size: height and width of the sensor, or one number for both; the largest coordinates if ``None``.
         columns: order of columns without names, such as ``xytp``; ``txyp`` if ``None``.
-        split_by: ``time``: bins of equal width; ``number``: of equally many events.
-        denoise: remove events if none of the eight neighbouring pixels had one at most this time before, in
-            the file's unit of time (:class:`hibana.data.own.denoise.Filter`); 0 keeps all.
         options: see :class:`Own`; `steps` is the number of bins.
     """
 
     kind = "events"
+    inputs = EventInputs
     usual_steps = 25
 
     def __init__(
@@ -118,32 +102,23 @@ class Events(Own):
         bins: str = "spikes",
         size: int | tuple[int, int] | None = None,
         columns: str | None = None,
-        split_by: str = "time",
-        denoise: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(source, **options)
         if bins not in BINS:
             raise ValueError(f"bins must be one of {', '.join(BINS)}; got {bins!r}")
-        if split_by not in SPLITS:
-            raise ValueError(f"split_by must be one of {', '.join(SPLITS)}; got {split_by!r}")
-        self.bins, self.split_by, self.denoise = bins, split_by, check_denoise(denoise)
+        self.bins = bins
         self.size = (size, size) if isinstance(size, int) else size
         self.columns = "" if columns is None else check_columns(columns)
 
     def read(self, source: Any) -> Raw:
-        found = by_class(Path(source), SUFFIXES, "recordings")
-        recorded = [recording(path, self.columns) for path in found.files]
-        values = [
-            _denoised(path, events, self.denoise) for path, events in zip(found.files, recorded, strict=True)
-        ]
-        count, kept = sum(map(len, recorded)), sum(map(len, values))
-        summary = f"{len(values):,} recordings, {kept:,} events"
-        if found.files[0].suffix.lower() == ".csv" and is_headed(found.files[0]):
-            summary += " by the names of their columns (--kind sequences if they are none)"
-        if self.denoise:
-            summary += f", {(count - kept) / count:.1%} left out as noise"
-        return Raw(values, found.labels, found.names, summary, found.parts)
+        raw = labelled_files(Path(source), SUFFIXES, "recordings")
+        first = raw.values[0]
+        raw.values = [recording(path, self.option("columns")) for path in raw.values]
+        raw.summary = f"{len(raw.values):,} recordings, {sum(map(len, raw.values)):,} events"
+        if first.suffix.lower() == ".csv" and is_headed(first):
+            raw.summary += " by the names of their columns (--kind sequences if they are none)"
+        return raw
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         lengths = sorted(float(np.ptp(raw.values[index][:, 0])) for index in training)
@@ -158,21 +133,8 @@ class Events(Own):
                 f"recordings must have at most {MOST_SIDE:,} pixels a side, unless the size of the sensor is "
                 f"given; got events on {height}x{width}"
             )
-        each = f"bins of {duration / self.steps:.4g}" if self.split_by == "time" else "bins of equally many"
-        raw.summary += f" on {height}x{width} pixels, {self.steps} {each}"
-        shape, bins = (height, width, min(last, 2)), (self.steps, self.bins, self.columns)
-        return EventInputs(*shape, duration, *bins, self.split_by, self.denoise)
-
-
-def check_denoise(denoise: float) -> float:
-    """`denoise`, if it is a time.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if not (math.isfinite(denoise) and denoise >= 0):
-        raise ValueError(f"denoise must be a time, finite and at least 0, got {denoise!r}")
-    return float(denoise)
+        raw.summary += f" on {height}x{width} pixels, {self.steps} bins of {duration / self.steps:.4g}"
+        return EventInputs(height, width, min(last, 2), duration, self.steps, self.bins, self.columns)
 
 
 def recording(path: Path, columns: str = "") -> "np.ndarray[Any, Any]":
@@ -193,7 +155,7 @@ def recording(path: Path, columns: str = "") -> "np.ndarray[Any, Any]":
         events = events if has_names else ordered(events, columns)
     except ValueError as error:
         raise ValueError(f"recording {path} must hold events t, x, y, p: {error}") from error
-    except (*arrays.UNREADABLE, KeyError) as error:
+    except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"recording {path} can't be read: {reason}") from error
     wrong = ~np.isfinite(events) | (np.arange(4) > 0) & (events < 0)
@@ -206,10 +168,3 @@ def recording(path: Path, columns: str = "") -> "np.ndarray[Any, Any]":
         )
     in_order: np.ndarray[Any, Any] = events[np.argsort(events[:, 0], kind="stable")]
     return in_order
-
-
-def _denoised(path: Path, events: "np.ndarray[Any, Any]", denoise: float) -> "np.ndarray[Any, Any]":
-    kept: np.ndarray[Any, Any] = events[supported(events, denoise)] if denoise else events
-    if not len(kept):
-        raise ValueError(f"recording {path}: denoise {denoise:g} leaves none of its events")
-    return kept

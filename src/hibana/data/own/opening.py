@@ -20,9 +20,8 @@ SAMPLE = 1 << 16
 """Characters at the start of a text from which its layout is detected."""
 LINES = 50
 """Lines from which the layout is detected, at most."""
-COUNTED = 5
+COUNTED = 3
 """A first row with this many numbers that increase by 1 is a header."""
-_MISSING = ("", "?", "-", "na", "n/a", "nan", "none", "null")
 _WITH_POINT, _WITH_COMMA = (re.compile(rf"[+-]?\d*{mark}\d+(e[+-]?\d+)?", re.I) for mark in (r"\.", ","))
 _JAPANESE = re.compile(r"([A-Za-z]?)([\u3041-\u30ff\u4e00-\u9fff])")
 """A kana or kanji, and a Latin letter before it."""
@@ -157,7 +156,7 @@ def _layout(sample: str) -> Layout:
     commas = separator != "," and any(map(_WITH_COMMA.fullmatch, cells))
     decimal = "," if commas and not any(map(_WITH_POINT.fullmatch, cells)) else "."
     rows = [[cell.replace(decimal, ".") for cell in row] for row in rows]
-    return Layout(separator, not any(map(_is_number, rows[0])) or _is_counted(rows), decimal)
+    return Layout(separator, _is_header(rows[0]), decimal)
 
 
 def _separator(lines: list[str]) -> str:
@@ -171,27 +170,16 @@ def _separator(lines: list[str]) -> str:
     return r"\s+" if len(lines[0].split()) > 1 else ","
 
 
-def _is_counted(rows: list[list[str]]) -> bool:
-    """Whether the numbers in the first row are column names: 0, 1, 2, ... as pandas names columns, or years.
+def _is_header(row: list[str]) -> bool:
+    """Whether the first row names the columns: it has no numbers, or numbers that count up, such as 0, 1, 2.
 
-    They increase by 1, and either there are many of them, or next to them stands a text above a column of
-    numbers, such as the label's name.
+    pandas names columns so which have no names; years are another example.
     """
-    first, rest = rows[0], rows[1:]
-    numbers = [cell for cell in first if _is_number(cell)]
-    if not all(cell.isdecimal() for cell in numbers) or any(
-        int(b) - int(a) != 1 for a, b in pairwise(numbers)
-    ):
-        return False
-    if len(numbers) >= COUNTED:
+    numbers = [cell for cell in row if _is_number(cell)]
+    if not numbers:
         return True
-    columns = [
-        [row[k] for row in rest if len(row) > k and row[k].lower() not in _MISSING] for k in range(len(first))
-    ]
-    return int(numbers[0]) <= 1 and any(
-        name.lower() not in _MISSING and not _is_number(name) and bool(below) and all(map(_is_number, below))
-        for name, below in zip(first, columns, strict=True)
-    )
+    counts_up = all(map(str.isdecimal, numbers)) and all(int(b) - int(a) == 1 for a, b in pairwise(numbers))
+    return counts_up and len(numbers) >= COUNTED
 
 
 def _is_number(cell: str) -> bool:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.data.own.base import Inputs, Own, Raw
-from hibana.data.own.folders import by_class
+from hibana.data.own.base import Inputs, Own
+from hibana.data.own.folders import labelled_files
+from hibana.data.own.samples import Raw, span
 
 __all__ = ["SUFFIXES", "Images", "ImageInputs"]
 
@@ -31,10 +32,6 @@ class ImageInputs(Inputs):
     def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
         """Of one picture."""
         return (3, self.height, self.width) if self.colour else (self.height, self.width)
-
-    def read(self, source: Any, label: str | None = None) -> Raw:
-        found = by_class(Path(source), SUFFIXES, "pictures")
-        return Raw(found.files, found.labels, found.names)
 
     def tensor(self, values: Sequence[Path]) -> Tensor:
         pixels = [_pixels(path, self.height, self.width, self.colour) for path in values]
@@ -63,14 +60,16 @@ class Images(Own):
     """
 
     kind = "images"
+    inputs = ImageInputs
 
     def __init__(self, source: Any, *, size: int | tuple[int, int] | None = None, **options: Any) -> None:
         super().__init__(source, **options)
         self.size = (size, size) if isinstance(size, int) else size
 
     def read(self, source: Any) -> Raw:
-        found = by_class(Path(source), SUFFIXES, "pictures")
-        return Raw(found.files, found.labels, found.names, f"{len(found.files):,} pictures", found.parts)
+        raw = labelled_files(Path(source), SUFFIXES, "pictures")
+        raw.summary = f"{len(raw.values):,} pictures"
+        return raw
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         sizes, colour = set(), False
@@ -78,15 +77,15 @@ class Images(Own):
             with _open(path) as picture:
                 sizes.add((picture.height, picture.width))
                 colour = colour or _is_colour(picture)
-        height, width = self.size or _usual(sorted(sizes))
-        least, most = min(sizes), max(sizes)
-        came = f"{least[0]}x{least[1]}" + (f" to {most[0]}x{most[1]}" if least != most else "")
-        brought = "" if sizes == {(height, width)} else f" brought to {height}x{width}"
-        raw.summary += f", {'colour' if colour else 'grey'}, {came} pixels{brought}"
+        height, width = self.size or _default_size(sorted(sizes))
+        least, most = (f"{rows}x{columns}" for rows, columns in (min(sizes), max(sizes)))
+        raw.summary += f", {'colour' if colour else 'grey'}, {span(least, most)} pixels"
+        raw.summary += "" if sizes == {(height, width)} else f" resized to {height}x{width}"
         return ImageInputs(height, width, colour)
 
 
-def _usual(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+def _default_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """Height and width: those of all pictures if they are small, else such that the median one fits 32x32."""
     height, width = sizes[len(sizes) // 2]
     if len(sizes) == 1 and max(height, width) <= SIDE:
         return height, width

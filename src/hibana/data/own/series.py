@@ -3,22 +3,30 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hibana.data.own import scale, series_arrays, ts
-from hibana.data.own.base import Inputs, Own, Raw, listed
-from hibana.data.own.datasets import is_dataset
-from hibana.data.own.folders import by_class, readable
+from hibana.data.own import scale, ts
+from hibana.data.own.arrays import (
+    are_spikes,
+    contents,
+    dataset_samples,
+    input_arrays,
+    is_dataset,
+    pair,
+)
+from hibana.data.own.base import Inputs, Own
+from hibana.data.own.folders import labelled_files, readable
 from hibana.data.own.opening import read_table
-from hibana.data.own.table import TIMES, is_row_number, named_label, numbers_of, numeric
-from hibana.data.own.tensors import are_spikes
+from hibana.data.own.samples import Raw, span
+from hibana.data.own.table import TIMES, column_texts, is_row_number, named_label, numbers_of, numeric
+from hibana.data.own.target import texts
 
-__all__ = ["LENGTHS", "SequenceInputs", "Sequences"]
+__all__ = ["LENGTHS", "SequenceInputs", "Sequences", "is_array", "spike_steps"]
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 TRAIN_TS = "_TRAIN.ts"
@@ -27,8 +35,10 @@ LENGTHS = ("stretch", "pad", "mask")
 """How sequences get one length: linear interpolation; or cutting and padding with zeros, which count as steps
 (``pad``) or do not (``mask``)."""
 HOW = {"stretch": "stretched", "pad": "cut or padded", "mask": "cut, or padded and masked,"}
+_LENGTHS = "lengths"
+"""Name of the array of lengths in a file; of parts ``lengths_train`` and so on."""
 
-Frames = list["np.ndarray[Any, Any]"]
+Array = np.ndarray[Any, Any]
 Features = tuple[str, ...]
 
 
@@ -52,19 +62,17 @@ class SequenceInputs(Inputs):
         """The number of features."""
         return (len(self.features),)
 
-    def read(self, source: Any, label: str | None = None) -> Raw:
-        raw, _ = _read(source, self.group, label, self.features, self.encoding)
-        _check(raw)
-        return raw
-
-    def tensor(self, values: Frames) -> Tensor:
+    def tensor(self, values: list[Array]) -> Tensor:
         return torch.stack([self._resized(frames) for frames in values])
 
-    def scaled(self, frames: "np.ndarray[Any, Any]") -> Tensor:
+    def scaled(self, frames: Array) -> Tensor:
         """Frames ``[..., F]`` after filling missing values (NaN) and scaling."""
-        return self.scale(torch.from_numpy(np.where(np.isnan(frames), np.array(self.fill), frames)))
+        return self.scale(torch.from_numpy(self._filled(frames)))
 
-    def _resized(self, frames: "np.ndarray[Any, Any]") -> Tensor:
+    def _filled(self, frames: Array) -> Array:
+        return np.where(np.isnan(frames), np.array(self.fill), frames)
+
+    def _resized(self, frames: Array) -> Tensor:
         """A sequence ``[frames, F]`` as ``[steps, F]``, scaled."""
         scaled = self.scaled(frames)
         if self.lengths != "stretch":
@@ -73,20 +81,17 @@ class SequenceInputs(Inputs):
             return scaled.expand(self.steps, -1)
         return functional.interpolate(scaled.T[None], size=self.steps, mode="linear", align_corners=True)[0].T
 
-    def own_steps(self, values: Frames) -> Tensor | None:
+    def own_steps(self, values: list[Array]) -> Tensor | None:
         if self.lengths != "mask":
             return None
         steps = [min(len(frames), self.steps) for frames in values]
         return torch.tensor(steps, dtype=torch.int64, device="cpu")
 
-    def unlike(self, values: Frames) -> str:
+    def unlike(self, values: list[Array]) -> str:
         for frames in values:
             if frames.shape[1] != len(self.features):
                 raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
-        joined = np.concatenate(values)
-        if self.missing == "refuse" and np.isnan(joined).any():
-            raise ValueError("sequences must have no missing values")
-        filled = torch.from_numpy(np.where(np.isnan(joined), np.array(self.fill), joined))
+        filled = torch.from_numpy(self._filled(np.concatenate(values)))
         return self.scale.unlike(filled, [f"feature {name!r}" for name in self.features])
 
 
@@ -116,6 +121,7 @@ class Sequences(Own):
     """
 
     kind = "sequences"
+    inputs: ClassVar[type[Inputs]] = SequenceInputs
     usual_steps = 64
     shortest: int
     longest: int
@@ -143,51 +149,103 @@ class Sequences(Own):
                 pairs = sorted(self.source.glob(f"*{TRAIN_TS}"))
             self.source = pairs[0] if len(pairs) == 1 else self.source
             test_file = self.source.with_name(self.source.name.replace(TRAIN_TS, "_TEST.ts"))
-            if self.given_test is None and test_file != self.source and test_file.exists():
-                self.given_test = test_file
+            if self.test_source is None and test_file != self.source and test_file.exists():
+                self.test_source = test_file
 
     def read(self, source: Any) -> Raw:
-        described = None if self.description is None else self.description.inputs
-        assert described is None or isinstance(described, SequenceInputs)
-        if self.labels is not None:
-            raw, self._features = _in_memory(source), ()
-            raw.labels = listed(list(self.labels))
-        else:
-            label = self.label or (None if self.description is None else self.description.target.name)
-            features = () if described is None else described.features
-            raw, self._features = _read(source, self.group, label, features, self.encoding)
+        raw = self._read(source)
+        raw.values = [each[:, None] if each.ndim == 1 else each for each in raw.values]
         _check(raw)
         self._features = self._features or tuple(str(k) for k in range(1, 1 + raw.values[0].shape[1]))
-        raw, note = self._without_gaps(raw)
-        lengths = [len(frames) for frames in raw.values]
-        in_arrays = not isinstance(source, str | Path) or series_arrays.is_array(source)
-        if described is not None:
-            self.steps, self.lengths = described.steps, described.lengths
+        missing = ""
+        if np.isnan(joined := np.concatenate(raw.values)).any():
+            columns = [np.isnan(frames).any(axis=0) for frames in raw.values]
+            raw.gaps = [self._features[each.argmax()] if each.any() else "" for each in columns]
+            filled = self.option("missing") == "median"
+            missing = f", {np.isnan(joined).mean():.1%} missing, filled with the median" if filled else ""
+        steps = [len(frames) for frames in raw.values]
+        in_arrays = not isinstance(source, str | Path) or is_array(source)
+        if self.description is not None:
+            self.steps, self.lengths = self.option("steps"), self.option("lengths")
         elif in_arrays and are_spikes(*raw.values):
-            self.steps = max(lengths) if self._default_steps else self.steps
+            self.steps = max(steps) if self._default_steps else self.steps
             self._spikes, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
-        spread = f"{min(lengths)} to {max(lengths)}" if min(lengths) < max(lengths) else f"{lengths[0]}"
         count = len(self._features)
         raw.summary = (
-            f"{len(lengths):,} {'trains of spikes, 0 and 1,' if self._spikes else 'sequences'} of {count} "
-            f"{'feature' if count == 1 else 'features'}, {spread} steps, {HOW[self.lengths]} to "
-            f"{self.steps}{note}"
+            f"{len(steps):,} {'trains of spikes, 0 and 1,' if self._spikes else 'sequences'} of {count} "
+            f"{'feature' if count == 1 else 'features'}, {span(min(steps), max(steps))} steps, "
+            f"{HOW[self.lengths]} to {self.steps}{missing}"
         )
-        if self.labels is None and series_arrays.is_array(source):
+        if self.labels is None and is_array(source):
             raw.summary += " (--kind arrays if they have no time axis)"
         return raw
 
-    def _without_gaps(self, raw: Raw) -> tuple[Raw, str]:
-        """`raw` with missing values handled as `missing` says, and a note on them."""
-        gaps = [bool(np.isnan(frames).any()) for frames in raw.values]
-        if not any(gaps):
-            return raw, ""
-        if self.missing == "refuse":
-            raise ValueError(f"sequences must have no missing values, {raw.names[gaps.index(True)]} has")
-        if self.missing == "drop":
-            complete = [index for index, gap in enumerate(gaps) if not gap]
-            return raw.only(complete), f", {sum(gaps)} sequences with missing values left out"
-        return raw, f", {np.isnan(np.concatenate(raw.values)).mean():.1%} missing, filled with the median"
+    def _read(self, source: Any) -> Raw:
+        """The sequences in `source`; sets the names of their features if they have names."""
+        described = None if self.description is None else self.description
+        self._features = () if described is None else self.option("features")
+        if self.labels is not None or not (isinstance(source, str | Path) or is_dataset(source)):
+            written = None if self.labels is None else texts(list(self.labels))
+            return _numbered(list(source), written)
+        label = self.label or (None if described is None else described.target.name)
+        if is_dataset(source):
+            return _numbered(*dataset_samples(source))
+        if is_array(source):
+            return _in_arrays(source, label)
+        path = Path(source)
+        if path.suffix == ".ts":
+            return _numbered(*ts.read(path))
+        if self.option("group") is not None and path.is_file():
+            return self._grouped(path, self.option("group"), label)
+        raw = labelled_files(path, SUFFIXES, "sequences")
+        notes = dict[str, None]()
+        frames = []
+        for file in raw.values:
+            table, parsed = read_table(file, self.option("encoding"))
+            table, order = _in_time(table)
+            notes.update(dict.fromkeys((*parsed, *order)))
+            self._features = self._features or _columns(table, ())
+            frames.append(_frames(table, self._features, file.name))
+        raw.values, raw.notes = frames, list(notes)
+        return raw
+
+    def _grouped(self, path: Path, group: str, label: str | None) -> Raw:
+        """The sequences of a long table."""
+        table, notes = read_table(path, self.option("encoding"))
+        names, features = list(table.columns), self._features
+        for argument, name in (("group", group), ("label", None if features else label)):
+            if name is not None and name not in names:
+                raise ValueError(
+                    f"{argument} must be a column of {path.name}: {', '.join(names)}; got {name!r}"
+                )
+        sequences = table.groupby(group, sort=False)
+        if not label:  # of the columns that are constant within sequences, one with a usual name, or the last
+            most = sequences[[name for name in names if name != group]].nunique(dropna=False).max()
+            constant = [str(name) for name in most[most == 1].index]
+            label = named_label(constant) or (constant[-1] if constant else "")
+        if not features:
+            numbering = [name for name in names if name not in (group, label) and _counts_rows(table, name)]
+            self._features = features = _columns(table, (group, label, *numbering))
+            shown = ", ".join(f"`{name}`" for name in numbering)
+            notes += [f"left out as they number the rows: {shown}"] if numbering else []
+        raw = Raw([], [] if label in names else None, [], label=label or "class")
+        for value, unsorted in sequences:
+            where = f"{group} {value}"
+            rows, order = _in_time(unsorted)
+            notes += (each for each in order if each not in notes)
+            raw.names.append(where)
+            raw.values.append(_frames(rows, features, where))
+            if raw.labels is None:
+                continue
+            written = sorted(set(column_texts(rows[label])))
+            if len(written) != 1:
+                raise ValueError(
+                    f"label {label!r} must be the same in all rows of a sequence, {where} has "
+                    f"{', '.join(written[:3])}"
+                )
+            raw.labels += written
+        raw.notes = notes
+        return raw
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         part = np.concatenate([raw.values[index] for index in training])
@@ -211,79 +269,55 @@ class Sequences(Own):
         )
 
 
-def _in_memory(source: Any) -> Raw:
-    return _as_frames(Raw(list(source), None, [f"sequence {number}" for number in range(1, len(source) + 1)]))
-
-
-def _as_frames(raw: Raw) -> Raw:
-    """`raw` with values ``[frames, F]`` in double precision."""
-    frames = [np.asarray(each, np.float64) for each in raw.values]
-    raw.values = [each[:, None] if each.ndim == 1 else each for each in frames]
-    return raw
-
-
-def _read(
-    source: Any, group: str | None, label: str | None, features: Features, encoding: str | None
-) -> tuple[Raw, Features]:
-    """Sequences, and the names of their features: `features`, or all columns of numbers if that is empty."""
-    if is_dataset(source) or series_arrays.is_array(source):
-        return _as_frames(series_arrays.read(source, label)), features
+def is_array(source: Any) -> bool:
+    """Whether `source` is a file of arrays, or a folder of them."""
     if not isinstance(source, str | Path):
-        return _in_memory(source), features
+        return False
     path = Path(source)
-    if path.suffix == ".ts":
-        values, labels = ts.read(path)
-        return Raw(values, labels, [f"sequence {number}" for number in range(1, len(values) + 1)]), features
-    if group is not None and path.is_file():
-        return _grouped(path, group, label, features, encoding)
-    files = by_class(path, SUFFIXES, "sequences")
-    values, how = [], list[str]()
-    for file in files.files:
-        table, notes = read_table(file, encoding)
-        table, order = _in_time(table)
-        how += (each for each in (*notes, *order) if each not in how)
-        features = features or _columns(table, ())
-        values.append(_frames(table, features, file.name))
-    return Raw(values, files.labels, files.names, parts=files.parts, how=how), features
+    return path.suffix.lower() in (".npz", ".npy") or (path.is_dir() and any(path.glob("*.npy")))
 
 
-def _grouped(
-    path: Path, group: str, label: str | None, features: Features, encoding: str | None
-) -> tuple[Raw, Features]:
-    """The sequences of a long table."""
-    table, how = read_table(path, encoding)
-    names = [str(name) for name in table.columns]
-    for argument, name in (("group", group), ("label", label)):
-        if name is not None and name not in names and not (argument == "label" and features):
-            raise ValueError(f"{argument} must be a column of {path.name}: {', '.join(names)}; got {name!r}")
-    if not label:  # of the columns that are constant within sequences, one with a usual name, or the last
-        others = [name for name in names if name != group and name not in features]
-        constant = [
-            name for name in others if int(table.groupby(group)[name].nunique(dropna=False).max()) == 1
-        ]
-        label = named_label(constant) or (constant[-1] if constant else "")
-    if features and label not in names:
-        label = ""
-    if not features:
-        numbering = [name for name in names if name not in (group, label) and _counts_rows(table, name)]
-        features = _columns(table, (group, label, *numbering))
-        shown = ", ".join(f"`{name}`" for name in numbering)
-        how += [f"left out as they number the rows: {shown}"] if numbering else []
-    labels: list[str] = []
-    values, sequences = [], []
-    for value, rows in table.groupby(group, sort=False):
-        sequences.append(f"{group} {value}")
-        rows, order = _in_time(rows)
-        how = [*how, *(each for each in order if each not in how)]
-        values.append(_frames(rows, features, sequences[-1]))
-        written = set(listed(rows[label].tolist()) or ()) if label else {""}
-        if len(written) != 1:
-            raise ValueError(
-                f"label {label!r} must be the same in all rows of a sequence, {sequences[-1]} has "
-                f"{', '.join(sorted(written)[:3])}"
-            )
-        labels += written
-    return Raw(values, labels if label else None, sequences, label=label or "class", how=how), features
+def spike_steps(source: Any) -> int | None:
+    """The steps of the spike trains in a file; ``None`` for other files."""
+    inputs = input_arrays(source)
+    trains = bool(inputs) and all(each.ndim in (2, 3) and are_spikes(each) for each in inputs)
+    return max(each.shape[1] for each in inputs) if trains else None
+
+
+def _numbered(frames: Sequence[Any], labels: list[str] | None) -> Raw:
+    values = [np.asarray(each, np.float64) for each in frames]
+    return Raw(values, labels, [f"sequence {number}" for number in range(1, len(values) + 1)])
+
+
+def _in_arrays(source: str | Path, label: str | None) -> Raw:
+    """The series in a file or folder of arrays.
+
+    Raises:
+        ValueError: if they are no series, or their lengths do not fit.
+    """
+    arrays = contents(source)
+    parts = labels = lengths = None
+    if any(name.startswith(_LENGTHS) for name in arrays):
+        inputs, lengths, parts = pair(arrays, _LENGTHS)
+        arrays = {name: values for name, values in arrays.items() if not name.startswith(_LENGTHS)}
+    if len(arrays) == 1:
+        (inputs,) = arrays.values()
+    else:
+        inputs, classes, parts = pair(arrays, label if label in arrays else None)
+        labels = texts(classes.tolist())
+    if inputs.ndim not in (2, 3) or inputs.dtype.kind not in "biuf":
+        raise ValueError(
+            f"series in arrays must be numbers [N, T, F] or [N, T], got {inputs.dtype} {inputs.shape}"
+        )
+    frames = list(inputs)
+    if lengths is not None:
+        steps = inputs.shape[1]
+        if not (np.isin(lengths, np.arange(1, steps + 1))).all():
+            raise ValueError(f"lengths must be whole numbers of 1 to {steps} steps, got {lengths}")
+        frames = [each[: int(length)] for each, length in zip(frames, lengths, strict=True)]
+    raw = _numbered(frames, labels)
+    raw.parts, raw.label = parts, label or "class"
+    return raw
 
 
 def _counts_rows(table: Any, name: str) -> bool:
@@ -312,7 +346,8 @@ def _columns(table: Any, without: Sequence[str]) -> Features:
     return columns
 
 
-def _frames(table: Any, features: Features, where: str) -> "np.ndarray[Any, Any]":
+def _frames(table: Any, features: Features, where: str) -> Array:
+    """The numbers of a sequence, ``[frames, F]``; `where` names it in messages."""
     unknown = [name for name in features if name not in table.columns]
     if unknown:
         raise ValueError(f"{where} must have the columns {', '.join(features)}; it has no {unknown[0]!r}")
@@ -323,6 +358,7 @@ def _frames(table: Any, features: Features, where: str) -> "np.ndarray[Any, Any]
 
 
 def _check(raw: Raw) -> None:
+    """Refuse sequences that are empty, infinite, or have different features."""
     for name, frames in zip(raw.names, raw.values, strict=True):
         if frames.ndim != 2 or frames.size == 0:
             raise ValueError(f"sequences must be [frames, features], {name} has the shape {frames.shape}")

@@ -6,13 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeAlias, final
+from typing import Any, ClassVar, TypeAlias, final
 
 import numpy as np
 
-from hibana.data.own.base import Inputs, Raw
-from hibana.data.own.folders import by_class
-from hibana.data.own.series import HOW, Frames, SequenceInputs, Sequences
+from hibana.data.own.base import Inputs
+from hibana.data.own.folders import labelled_files
+from hibana.data.own.samples import Raw, span
+from hibana.data.own.series import HOW, SequenceInputs, Sequences
 
 __all__ = ["SUFFIXES", "Sound", "SoundInputs", "band_energies", "levels", "log_mel", "read_levels"]
 
@@ -37,15 +38,11 @@ _SIZES = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.M)
 
 @dataclass(frozen=True)
 class SoundInputs(SequenceInputs):
-    """As of sequences, and the upper end of the last band in Hz."""
+    """As for sequences, and the upper end of the last band in Hz."""
 
     highest: float = HIGHEST
 
-    def read(self, source: Any, label: str | None = None) -> Raw:
-        found = by_class(Path(source), SUFFIXES, "recordings of sound")
-        return Raw([read_levels(path, self.highest) for path in found.files], found.labels, found.names)
-
-    def unlike(self, values: Frames) -> str:
+    def unlike(self, values: list[Numbers]) -> str:
         if self.scale.high[-1] > -RANGE and all((frames[:, -1] <= -RANGE).all() for frames in values):
             edge = _edges(self.highest)[BANDS - 1]
             return f"there is no sound above {edge:,.0f} Hz, as of a lower rate; the training data have some"
@@ -80,36 +77,31 @@ class Sound(Sequences):
     """
 
     kind = "sound"
-    _highest = 0.0
+    inputs: ClassVar[type[Inputs]] = SoundInputs
+    highest = 0.0
 
     def __init__(self, source: Any, *, lengths: str = "stretch", **options: Any) -> None:
         super().__init__(source, lengths=lengths, **options)
 
     def read(self, source: Any) -> Raw:
-        found = by_class(Path(source), SUFFIXES, "recordings of sound")
-        about = [_about(path) for path in found.files]
-        rates, seconds = sorted({rate for rate, _ in about}), [length for _, length in about]
-        known = None if self.description is None else self.description.inputs
-        if isinstance(known, SoundInputs):
-            self._highest, self.steps, self.lengths = known.highest, known.steps, known.lengths
-        self._highest = self._highest or min(HIGHEST, rates[0] / 2)
-        values = [read_levels(path, self._highest) for path in found.files]
-        self._features = tuple(f"{edge:.0f} Hz" for edge in _edges(self._highest)[1:-1])
-        spread = _span(f"{min(seconds):.2f}", f"{max(seconds):.2f}")
-        at = _span(f"{rates[0]:,}", f"{rates[-1]:,}")
-        how = HOW[self.lengths]
-        frames = [len(each) for each in values]
-        of_frames = _span(str(min(frames)), str(max(frames)))
-        summary = (
-            f"{len(values):,} recordings of sound, {spread} s at {at} Hz, {BANDS} mel bands to "
-            f"{self._highest:,.0f} Hz every 10 ms, {of_frames} frames, {how} to {self.steps}"
+        raw = labelled_files(Path(source), SUFFIXES, "recordings of sound")
+        rates, seconds = (sorted(each) for each in zip(*map(_rate_and_seconds, raw.values), strict=True))
+        self.highest = self.option("highest") or min(HIGHEST, rates[0] / 2)
+        self.steps, self.lengths = self.option("steps"), self.option("lengths")
+        raw.values = [read_levels(path, self.highest) for path in raw.values]
+        frames = sorted(map(len, raw.values))
+        self._features = tuple(f"{edge:.0f} Hz" for edge in _edges(self.highest)[1:-1])
+        raw.summary = (
+            f"{len(frames):,} recordings of sound, {span(f'{seconds[0]:.2f}', f'{seconds[-1]:.2f}')} s at "
+            f"{span(f'{rates[0]:,}', f'{rates[-1]:,}')} Hz, {BANDS} mel bands to {self.highest:,.0f} Hz "
+            f"every 10 ms, {span(frames[0], frames[-1])} frames, {HOW[self.lengths]} to {self.steps}"
         )
-        return Raw(values, found.labels, found.names, summary, found.parts)
+        return raw
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         learned = super().learn(raw, training)
-        as_of_sequences = {each.name: getattr(learned, each.name) for each in fields(SequenceInputs)}
-        return SoundInputs(**as_of_sequences, highest=self._highest)
+        fields_of_sequences = {each.name: getattr(learned, each.name) for each in fields(SequenceInputs)}
+        return SoundInputs(**fields_of_sequences, highest=self.highest)
 
 
 def log_mel(samples: Numbers, rate: int, highest: float = HIGHEST) -> Numbers:
@@ -134,10 +126,6 @@ def levels(energies: Numbers, loudest: float) -> Numbers:
         return np.full(energies.shape, -RANGE)
     found: Numbers = 10 * np.log10(np.maximum(energies / loudest, 10 ** (-RANGE / 10)))
     return found
-
-
-def _span(least: str, most: str) -> str:
-    return least if least == most else f"{least} to {most}"
 
 
 def _edges(highest: float) -> tuple[float, ...]:
@@ -179,7 +167,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise ValueError(f"recording {path} can't be read as sound: {_reason(error, path)}") from error
 
 
-def _about(path: Path) -> tuple[int, float]:
+def _rate_and_seconds(path: Path) -> tuple[int, float]:
     """Rate in Hz and length in seconds of a file."""
     with _opened(path) as file:
         return file.samplerate, file.frames / file.samplerate

@@ -1,7 +1,7 @@
 """Tables: one row per sample, columns of numbers or categories, one of which is learned."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, final
 
@@ -10,14 +10,24 @@ import torch
 from torch import Tensor
 
 from hibana.data.own import scale
-from hibana.data.own.base import Inputs, Own, Raw, called, listed
-from hibana.data.own.dates import DATES, converted, parts, without_part
+from hibana.data.own.base import Inputs, Own
 from hibana.data.own.opening import PLAIN, read_table
+from hibana.data.own.samples import Raw
+from hibana.data.own.target import texts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["Column", "Table", "TableInputs", "is_row_number", "named_label", "numbers_of", "numeric"]
+__all__ = [
+    "Column",
+    "Table",
+    "TableInputs",
+    "column_texts",
+    "is_row_number",
+    "named_label",
+    "numbers_of",
+    "numeric",
+]
 
 LABELS = ("label", "labels", "target", "class", "classes", "diagnosis", "species", "outcome", "y")
 """Usual names of the column to learn, the most specific first."""
@@ -55,29 +65,15 @@ class TableInputs(Inputs):
         """The number of features."""
         return (sum(len(column.categories) or 1 for column in self.columns),)
 
-    def read(self, source: Any, label: str | None = None) -> Raw:
-        table, how = read_table(source, self.encoding)
-        inputs = self.chosen(table)
-        labels = None
-        if self.label in table.columns:
-            written = table[self.label]
-            labels = listed(written.astype(object).where(written.notna(), "").tolist())
-        return Raw(inputs, labels, _rows(table), label=self.label, how=how)
-
     def chosen(self, table: "DataFrame") -> "DataFrame":
         """The columns to learn from; a `table` without a header that has as many columns is taken in order.
 
         Raises:
             ValueError: if one is missing.
         """
-        import pandas
-
         names = [column.name for column in self.columns]
-        sources = list(dict.fromkeys(name if name in table.columns else without_part(name) for name in names))
-        if str(table.columns[0]) == f"{PLAIN}1" and len(table.columns) == len(sources):
-            table.columns = sources
-        dates = [name for name in sources if name in table.columns and name not in names]
-        table = pandas.concat([table, *(parts(name, table[name]) for name in dates)], axis=1)
+        if str(table.columns[0]) == f"{PLAIN}1" and len(table.columns) == len(names):
+            table.columns = names
         unknown = [name for name in names if name not in table.columns]
         if unknown:
             raise ValueError(
@@ -93,25 +89,17 @@ class TableInputs(Inputs):
         """The features before scaling, ``[rows, F]``.
 
         Raises:
-            ValueError: naming row and column of a value that is infinite, no number, or missing and refused.
+            ValueError: naming row and column of a value that is infinite or no number.
         """
-        numbers = _matrix(values[[column.name for column in self.columns if not column.categories]])
-        features = iter(numbers.T)
-        made = []
+        features: list[np.ndarray[Any, Any]] = []
         for column in self.columns:
             if column.categories:
-                written = np.array(listed(values[column.name].tolist()))
-                made += [(written == category).astype(np.float64) for category in column.categories]
-                continue
-            number = next(features)
-            gaps = np.isnan(number)
-            if self.missing == "refuse" and gaps.any():
-                raise ValueError(
-                    f"table must have no missing values, row {int(gaps.argmax()) + 1} has none in "
-                    f"{column.name!r}"
-                )
-            made.append(np.where(gaps, column.fill, number))
-        return torch.from_numpy(np.stack(made, axis=1))
+                written = np.array(texts(values[column.name].tolist()))
+                features += [(written == category).astype(np.float64) for category in column.categories]
+            else:
+                numbers = numbers_of(column.name, values[column.name])
+                features.append(np.where(np.isnan(numbers), column.fill, numbers))
+        return torch.from_numpy(np.stack(features, axis=1))
 
     def unlike(self, values: "DataFrame") -> str:
         names = [
@@ -133,8 +121,6 @@ class Table(Own):
     Args:
         source: a file, or a ``pandas.DataFrame``.
         columns: those to learn from; all others if ``None``.
-        dates: how columns of dates are used: ``refuse``; ``drop``, which leaves them out; ``parts``,
-            which makes numbers of them: days, day of year, day of week, hour.
         options: see :class:`Own`; `label` is the column to be learned: by default one with a usual name, or
             the last.
 
@@ -147,65 +133,51 @@ class Table(Own):
     """
 
     kind = "table"
+    inputs = TableInputs
 
-    def __init__(
-        self, source: Any, *, columns: Sequence[str] | None = None, dates: str = "refuse", **options: Any
-    ) -> None:
+    def __init__(self, source: Any, *, columns: Sequence[str] | None = None, **options: Any) -> None:
         super().__init__(source, **options)
-        if dates not in DATES:
-            raise ValueError(f"dates must be one of {', '.join(DATES)}; got {dates!r}")
-        self.dates = dates
         self.columns = None if columns is None else list(columns)
 
     def read(self, source: Any) -> Raw:
-        table, how = read_table(source, self.encoding)
-        inputs = None if self.description is None else self.description.inputs
-        assert inputs is None or isinstance(inputs, TableInputs)
-        label = self._label_of(table) if inputs is None else inputs.label
-        name = called(source, type(self).__name__)
-        if label not in table.columns:
-            raise ValueError(f"{name} must have a column {label!r}, the label that was trained on")
-        unlabelled = table[label].isna()
-        table = table[~unlabelled].reset_index(drop=True)
-        if len(table) == 0:
-            raise ValueError(f"{name} must have rows with a label; {label!r} is empty in all")
-        if unlabelled.any() and table[label].nunique() == 1:
-            raise ValueError(
-                f"label {label!r} must have at least two classes, got {table[label].iloc[0]}; "
-                f"{int(unlabelled.sum()):,} rows of {name} have none: NA, N/A, None, nan, ? and empty cells "
-                f"are missing values"
-            )
-        chosen, left = self._inputs(table, label) if inputs is None else (inputs.chosen(table), [])
-        gaps = chosen.isna()
-        share = float(gaps.to_numpy().mean()) if chosen.size else 0.0
+        table, notes = read_table(source, self.option("encoding"))
+        if self.description is None:
+            label = self._label_of(table)
+            chosen, left_out = self._inputs(table, label)
+        else:
+            assert isinstance(self.description.inputs, TableInputs)
+            label = self.description.inputs.label
+            chosen, left_out = self.description.inputs.chosen(table), []
+        missing = chosen.isna().to_numpy()
+        gaps: list[str] = []
         summary = [f"{len(table):,} rows", *_counted(chosen)]
-        if share and self.missing == "drop":
-            complete = ~gaps.any(axis=1)
-            chosen, table = chosen[complete].reset_index(drop=True), table[complete].reset_index(drop=True)
-            summary.append(f"{int((~complete).sum()):,} rows with missing values left out")
-        elif share:
-            summary.append(f"{share:.1%} missing, filled with the median")
-        if unlabelled.any():
-            summary.append(f"{int(unlabelled.sum()):,} rows without a label left out")
-        labels = listed(table[label].tolist())
-        return Raw(chosen, labels, _rows(table), ", ".join(summary + left), label=label, how=how)
+        if missing.any():
+            gaps = np.where(missing.any(axis=1), chosen.columns[missing.argmax(axis=1)], "").tolist()
+            if self.option("missing") == "median":
+                summary.append(f"{missing.mean():.1%} missing, filled with the median")
+        return Raw(
+            chosen,
+            column_texts(table[label]) if label in table.columns else None,
+            [f"row {row}" for row in range(1, len(table) + 1)],
+            ", ".join(summary + left_out),
+            label=label,
+            notes=notes,
+            gaps=gaps,
+        )
 
     def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
         part = raw.values.iloc[list(training)]
-        are_numbers = numeric(part)
-        numbers = _matrix(part.loc[:, are_numbers])
-        numbers[:, np.isnan(numbers).all(axis=0)] = 0.0
-        medians = iter(np.nanmedian(numbers, axis=0).tolist())
-        columns = tuple(
-            Column(name, (), next(medians))
-            if is_number
-            else Column(name, tuple(sorted(set(listed(part[name].dropna().tolist()) or []))), 0.0)
-            for name, is_number in zip(part.columns, are_numbers, strict=True)
-        )
+        columns = []
+        for name, is_number in zip(part.columns, numeric(part), strict=True):
+            present = part[name].dropna()
+            if is_number:
+                fill = float(np.median(numbers_of(name, present))) if len(present) else 0.0
+                columns.append(Column(name, (), fill))
+            else:
+                columns.append(Column(name, tuple(sorted(set(texts(present.tolist())))), 0.0))
         blank = scale.Scale((), (), (), (), clipped=False)
-        unscaled = TableInputs(columns, blank, self.missing, raw.label)
-        learned = scale.learned_from(unscaled._features(part), unit=self.unit)
-        return TableInputs(columns, learned, self.missing, raw.label, self.encoding or "")
+        inputs = TableInputs(tuple(columns), blank, self.missing, raw.label, self.encoding or "")
+        return replace(inputs, scale=scale.learned_from(inputs._features(part), unit=self.unit))
 
     def _label_of(self, table: "DataFrame") -> str:
         """The column to learn."""
@@ -235,8 +207,8 @@ class Table(Own):
                     raise ValueError(
                         f"columns must name columns of {self.called}: {_some(names)}; got {name!r}{hint}"
                     )
-            return converted(table[self.columns], self.dates, self.called)
-        chosen, summary = converted(table[names], self.dates, self.called)
+            return table[self.columns], []
+        chosen = table[names]
         identifiers, other, most = [], [], min(MOST_CATEGORIES, len(table) // 2)
         are_numbers, are_empty = numeric(chosen), chosen.isna().all()
         for place, name in enumerate(chosen.columns):
@@ -262,7 +234,7 @@ class Table(Own):
                 f"{self.called} must have columns to learn from beside {label!r}"
                 + (f"; left out {why}: {left} (--columns uses them)" if left else "")
             )
-        return chosen, summary + notes
+        return chosen, notes
 
 
 def is_row_number(column: Any) -> bool:
@@ -292,8 +264,9 @@ def _similar(name: str, names: Sequence[str]) -> str:
     return f"; did you mean {similar[0]!r}?" if similar else ""
 
 
-def _rows(table: "DataFrame") -> list[str]:
-    return [f"row {row}" for row in range(1, len(table) + 1)]
+def column_texts(column: Any) -> list[str]:
+    """The values of a column as text, missing ones empty."""
+    return texts(column.astype(object).where(column.notna(), "").tolist())
 
 
 def named_label(names: Sequence[str]) -> str | None:
@@ -308,21 +281,6 @@ def numeric(table: "DataFrame") -> "np.ndarray[Any, Any]":
     from pandas.api.types import is_numeric_dtype
 
     return np.array([is_numeric_dtype(dtype) for dtype in table.dtypes], bool)
-
-
-def _matrix(table: "DataFrame") -> "np.ndarray[Any, Any]":
-    """The numbers of all columns, missing ones NaN; columns of a numeric type are converted together.
-
-    Raises:
-        ValueError: naming row and column of a value that is infinite or no number.
-    """
-    made = np.empty(table.shape)
-    are_numbers = numeric(table)
-    made[:, are_numbers] = table.loc[:, are_numbers].to_numpy(np.float64, na_value=np.nan)
-    finite = ~np.isinf(made).any(axis=0)
-    for column in np.flatnonzero(~(are_numbers & finite)):
-        made[:, column] = numbers_of(table.columns[column], table.iloc[:, column])
-    return made
 
 
 def numbers_of(name: str, series: Any) -> "np.ndarray[Any, Any]":

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["TASKS", "Target", "learned_from", "text_of"]
+__all__ = ["TASKS", "Target", "guess_task", "learned_from", "text_of", "texts"]
 
 TASKS = ("classification", "regression")
 FEW = 20
@@ -73,13 +73,13 @@ class Target:
         )
 
 
-def learned_from(name: str, labels: Sequence[str], training: Sequence[int], task: str | None) -> Target:
+def learned_from(name: str, labels: Sequence[str], training: Sequence[int], task: str) -> Target:
     """The target of `labels`, texts, with the scale and counts of the training part.
 
     Raises:
         ValueError: if there are too few or too many classes, or a quantity is no number.
     """
-    if (task or _guessed(labels)) == "regression":
+    if task == "regression":
         numbers = torch.tensor(_numbers(name, labels), dtype=torch.float64, device="cpu")[list(training)]
         deviation = float(numbers.std(correction=0))
         if deviation == 0:
@@ -110,7 +110,13 @@ def text_of(value: object) -> str:
     return str(value).strip()
 
 
-def _guessed(labels: Sequence[str]) -> str:
+def texts(labels: Sequence[object]) -> list[str]:
+    """Labels as text."""
+    return [text_of(label) for label in labels]
+
+
+def guess_task(labels: Sequence[str]) -> str:
+    """``regression`` if the labels are many different numbers, else ``classification``."""
     values = set(labels)
     numbers = [_number(value) for value in values]
     if any(math.isnan(number) for number in numbers):
