@@ -13,7 +13,7 @@ from conformance.functions import FUNCTIONS, ONE, Applied, refusals
 from conformance.suite import CPU
 from hibana.compiler.cpu.functions import _row
 from hibana.compiler.cpu.libraries import approximate
-from hibana.compiler.cpu.own import FLOAT32_ONLY, exp_of_float32
+from hibana.compiler.cpu.own import exp_of_float32
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported, row_of
 from hibana.compiler.graph.trace import trace
@@ -40,13 +40,6 @@ def test_each_function_conforms(name, dtype):
     cell = Applied(FUNCTIONS[name])
     inputs = torch.rand((5, 3, 23), generator=torch.Generator().manual_seed(3), dtype=dtype)
     step = trace(cell, torch.Size([23]), dtype)
-    if dtype == torch.float64 and FLOAT32_ONLY & {value.op for value in reachable(step.nexts)}:
-        with pytest.raises(
-            Unsupported, match=r"is nothing that hibana computes in torch\.float64 within 2 ulp"
-        ):
-            CPU(cell, inputs, None)
-        assert "reference loop" in hb.explain(cell, dtype=dtype)
-        return
     if not approximate(step, dtype):
         assert_conforms(CPU, cell, inputs, uses=list(USES)[:1])
         return
@@ -98,40 +91,18 @@ def test_derivatives_made_of_exp_vanish_far_from_the_threshold(kind):
     assert (found[0][[0, -1]] == 0).all()
 
 
-def test_what_is_computed_in_64_bits_besides_powers_is_refused_by_name():
+def test_what_is_computed_in_64_bits_is_refused_by_name():
     class Wide(hb.Cell):
         def forward(self, x, v):
             return ((x.double() + v).to(x.dtype),)
 
-    class Carried(hb.Cell):
-        def forward(self, x, v):
-            return (torch.float_power(x, v),)
-
-    for cell in (Wide(), Carried()):
-        with pytest.raises(Unsupported, match=r"computes in torch\.float64, not in torch\.float32"):
-            hb.unroll(cell, torch.rand(3, 4), backend="cpu")
-
-
-@pytest.mark.parametrize("exponent", [0.0, 1.0, 2.0, 3.0, 0.5, -0.5, -1.0, -2.0, 2.5])
-def test_a_power_in_64_bits_is_within_two_units_in_32(exponent):
     class Power(hb.Cell):
         def forward(self, x, v):
-            return (torch.float_power(x, exponent).to(x.dtype),)
+            return (torch.float_power(x, v).to(x.dtype),)
 
-    inputs = 3 * torch.rand((4, 500), generator=torch.Generator().manual_seed(1)) + 0.1
-    found, wanted = (run(Power(), inputs, None)[0] for run in (CPU, reference))
-    assert ((found - wanted).abs() <= 2 * torch.finfo(torch.float32).eps * wanted.abs()).all()
-
-
-@pytest.mark.parametrize("name", sorted(OPERATIONS.keys() - {"to_bool", "to_float"}))
-def test_every_operation_can_be_evaluated_in_pytorch(name):
-    """Derivatives of learning rules are (:mod:`hibana.compiler.analysis.eager`)."""
-    row = OPERATIONS[name]
-    logical = name in ("and", "or", "xor", "not")
-    kinds = [logical or (name == "where" and i == 0) for i in range(row.arity)]
-    found = row.function(*(torch.rand(3) < 0.5 if truth else torch.rand(3) + 1 for truth in kinds))
-    assert found.shape == (3,)
-    assert (found.dtype == torch.bool) == row.boolean
+    for cell in (Wide(), Power()):
+        with pytest.raises(Unsupported, match=r"computes in torch\.float64, not in torch\.float32"):
+            hb.unroll(cell, torch.rand(3, 4), backend="cpu")
 
 
 def test_a_gap_in_the_table_is_named():
@@ -145,7 +116,7 @@ def test_32_bits_are_within_two_units_in_the_last_place(name):
 
 
 @pytest.mark.skipif(not EXTENDED, reason="numpy has no numbers of more than 64 bits here")
-@pytest.mark.parametrize("name", sorted(TRUTH.keys() - FLOAT32_ONLY))
+@pytest.mark.parametrize("name", TRUTH)
 def test_64_bits_are_within_two_units_in_the_last_place(name):
     assert distance(name, *sample(name, 1 << 18, torch.float64)) <= 2
 
@@ -233,8 +204,7 @@ EXTREMES = (0.0, 0.1, 0.5, 1.0, 3.0, 6.0, 20.0, 88.0, 100.0, 1e38, 3e38, 1e-40, 
 def test_a_function_alone_in_a_step_is_pytorchs_at_the_ends_of_the_numbers_too(name):
     """Each number fills vectors of PyTorch's, whose tails have other gradients of NaN."""
     of = ONE[name].of
-    beyond = (torch.inf, 3e38) if name == "functional.gelu" else ()  # of which PyTorch's are NaN and infinite
-    numbers = [n for number in EXTREMES for n in (number, -number) if n not in beyond]
+    numbers = [n for number in EXTREMES for n in (number, -number)]
     found = []
     for run in (lambda x: hb.unroll(Alone(of), x[None], backend="cpu")[0][0], of):
         x = torch.tensor(numbers).repeat_interleave(64).requires_grad_()

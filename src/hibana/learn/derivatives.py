@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
+from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.plan import reachable
 from hibana.compiler.graph.step import Value
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.graph.walk import followed
@@ -257,8 +257,7 @@ def _one_sample(like: Tensor) -> Tensor:
 
 
 def _is_constant(value: Value) -> bool:
-    leaves = [leaf for leaf in reachable([value]) if not leaf.args]
-    return all(leaf.op in ("number", "constant") or leaf.scalar for leaf in leaves)
+    return all(leaf.args or leaf.is_uniform for leaf in reachable([value]))
 
 
 class _Derivatives(Cell):

@@ -78,9 +78,10 @@ class _Writing(Analysis[str]):
         return self._named(value, self._template(value).format(*args, matrix=matrix))
 
     def _template(self, value: Value) -> str:
-        if value.op not in self.dialect.operations:
+        template = self.dialect.operations.get(value.op)
+        if template is None:
             raise Unsupported(f"operation {value.op!r} has no {self.dialect.name} implementation")
-        return self.dialect.operations[value.op]
+        return template
 
     def _named(self, value: Value, text: str) -> str:
         """`text`, or a variable that is assigned it if it is long or used more than once."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from hibana.compiler.cpu.own import FLOAT32_ONLY, OWN, VECTOR, Numbers, lane_by_lane
+from hibana.compiler.cpu.own import OWN, VECTOR, Numbers, lane_by_lane
 from hibana.compiler.cpu.schedule import libm_function
 from hibana.compiler.graph.ops import OPERATIONS
 from hibana.runtime.kernels import (
@@ -34,7 +34,7 @@ from hibana.runtime.threads import libtorch
 def own_function(name: str, dtype: torch.dtype) -> int:
     """The address of hibana's own function, or 0 if there is none."""
     single = dtype != torch.float64
-    if name not in OWN or (name in FLOAT32_ONLY and not single):
+    if name not in OWN:
         return 0
 
     def computed(code: Code, *given: Value) -> Value:

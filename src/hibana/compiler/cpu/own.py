@@ -100,53 +100,9 @@ def _softplus(n: Numbers, x: Value) -> Value:
     return (x > 0).select(x, 0) + n.log1p_of_part(n.decay(x))
 
 
-def _mish(n: Numbers, x: Value) -> Value:
-    """``x tanh(log(1 + exp(x)))`` as a quotient of polynomials in ``exp(-|x|)``."""
-    part = n.decay(x)
-    twice = part + part
-    above, more = part.fma(part, twice), twice + 1
-    below, most = above + 2, twice.fma(part, more)
-    return x * ((x < 0).select(above, more) / (x < 0).select(below, most))
-
-
-def _gelu(n: Numbers, x: Value) -> Value:
-    return x * 0.5 * n.library("erfc", x * -math.sqrt(0.5))
-
-
-def _gelu_tanh(n: Numbers, x: Value) -> Value:
-    cube = x * x * (x * 0.044715)
-    return x * _sigmoid(n, (x + cube) * (2 * math.sqrt(2 / math.pi)))
-
-
-def _logit(n: Numbers, x: Value) -> Value:
-    rest = 1 - x
-    if n.single:
-        return n.library("log", x / rest)
-    away = abs(x - 0.5)
-    lesser = (x < 0.5).select(x, rest)
-    near = n.library("log1p", (away + away) / lesser)  # of numbers that are exact there
-    near = (x < 0.5).select(-near, near)
-    return (away < 0.25).select(near, n.library("log", x / rest))
-
-
-def _logaddexp(n: Numbers, x: Value, y: Value) -> Value:
-    difference = x.equals(y).select(0, x - y)  # infinities, too
-    return (x > y).select(x, y) + n.log1p_of_part(n.decay(difference))
-
-
 OWN: dict[str, Callable[..., Value]] = {
     "sigmoid": _sigmoid,
-    "silu": lambda n, x: x * _sigmoid(n, x),
     "softplus": _softplus,
-    "mish": _mish,
-    "gelu": _gelu,
-    "gelu_tanh": _gelu_tanh,
-    "logit": _logit,
-    "logaddexp": _logaddexp,
     "elu": lambda n, x: (x < 0).select(n.library("expm1", x), x),
-    "xlogy": lambda n, x, y: x * n.library("log", y),
 }
 """How each operation is computed of vectors."""
-
-FLOAT32_ONLY = frozenset({"silu", "mish", "gelu", "gelu_tanh", "logaddexp"})
-"""Operations whose formulas above lose more than 2 ulp in float64."""

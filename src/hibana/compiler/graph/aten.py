@@ -2,7 +2,8 @@
 
 A row of the table names the ATen operations that are the same; ``COMPOSED`` has the others, as expressions of
 several rows. Each row has one meaning, the one IEEE and PyTorch give it; a backend must compute it without
-contraction or reassociation.
+contraction or reassociation. Compositions do what PyTorch's kernels do (ATen/native/cpu), in their order, so
+that what IEEE determines is the same to the last bit.
 """
 
 import math
@@ -11,7 +12,6 @@ from typing import Any
 
 import torch
 
-from hibana.compiler.graph.activations import ACTIVATIONS
 from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 from hibana.compiler.graph.step import Value
 from hibana.compiler.graph.terms import Rule, Term, apply, times, where
@@ -161,12 +161,6 @@ def _passing_numbers(order: str) -> Rule:
     return lambda x, y: where(apply(order, x, y) | y.ne(y), x, y)
 
 
-def _xlogy(x: Any, y: Any) -> Any:
-    term = x if isinstance(x, Term) else y
-    x, y = term.lift(x), term.lift(y)
-    return where(y.ne(y), y, where(x.eq(0), 0, apply("xlogy", x, y)))
-
-
 def _lerp(start: Any, end: Any, weight: Any) -> Any:
     weight, difference = start.lift(weight), end - start
     near = abs(weight) < 0.5
@@ -177,10 +171,41 @@ def _addcmul(x: Any, y: Any, z: Any, *, value: Any = 1) -> Any:
     return apply("fma", times(y, value), z, x)  # as it is compiled
 
 
+def _hardtanh(x: Any, low: Any = -1, high: Any = 1) -> Any:
+    high = x.lift(high)
+    return apply("minimum", high, apply("maximum", low, x))
+
+
+def _elu(x: Any, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Any:
+    below = times(apply("elu", times(x, input_scale)), alpha * scale)
+    return where(x < 0, below, times(x, scale))
+
+
+def _elu_backward(grad: Any, alpha: Any, scale: Any, input_scale: Any, is_result: Any, x: Any) -> Any:
+    below = times(grad, input_scale)
+    if is_result:
+        below = below * (x + float(alpha * scale))
+    else:
+        below = below * times(apply("exp", times(x, input_scale)), alpha * scale)
+    return where(x > 0, times(grad, scale), below)  # of NaN, NaN
+
+
+def _softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
+    """The expression of ``log(1 + exp(beta x)) / beta``, and of `x` where ``beta x > threshold``."""
+    scaled = times(x, beta)
+    smooth = apply("softplus", scaled)
+    smooth = smooth if beta == 1 else smooth / float(beta)
+    return where(scaled > threshold, x, smooth)
+
+
+def _softplus_backward(grad: Any, x: Any, beta: Any, threshold: Any) -> Any:
+    scaled = times(x, beta)
+    smooth = grad * apply("sigmoid", scaled)
+    return where(scaled > threshold, grad, smooth)
+
+
 _SAID_BY_NAME = {
     "div": ("rounding_mode",),
-    "gelu": ("approximate",),
-    "gelu_backward": ("approximate",),
     "addcmul": ("value",),
     "addcdiv": ("value",),
     "round": ("decimals",),
@@ -188,7 +213,22 @@ _SAID_BY_NAME = {
 _OF_NO_MATTER = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "implicit")
 
 COMPOSED: dict[str, Rule] = {
-    **ACTIVATIONS,
+    **dict.fromkeys(("leaky_relu", "_prelu_kernel"), lambda x, slope=0.01: where(x > 0, x, x * slope)),
+    "leaky_relu_backward": lambda grad, x, slope, is_result: where(x > 0, grad, grad * slope),
+    "hardtanh": _hardtanh,
+    "hardtanh_backward": lambda grad, x, low, high: where((x > low) & (x < high), grad, 0),
+    "relu6": lambda x: _hardtanh(x, 0, 6),
+    "threshold": lambda x, threshold, other: where(x <= threshold, other, x),
+    "threshold_backward": lambda grad, x, threshold: where(x <= threshold, 0, grad),
+    "elu": _elu,
+    "elu_backward": _elu_backward,
+    "celu": lambda x, alpha=1.0: _elu(x, alpha, 1.0, 1.0 / alpha),
+    "softplus": _softplus,
+    "softplus_backward": _softplus_backward,
+    "log_sigmoid": lambda x: -apply("softplus", -x),
+    "log_sigmoid_backward": lambda grad, x, buffer: grad * apply("sigmoid", -x),
+    "sigmoid_backward": lambda grad, y: grad * ((1 - y) * y),
+    "tanh_backward": lambda grad, y: grad * (1 - y * y),
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "positive"), _same),
     **dict.fromkeys(("view", "_unsafe_view", "expand", "reshape", "contiguous"), _same),
     "_to_copy": _same,  # a change of dtype shows in the result's, by which it becomes a truth value or not
@@ -216,7 +256,6 @@ COMPOSED: dict[str, Rule] = {
     "signbit": lambda x: apply("copysign", 1, x) < 0,
     "fmax": _passing_numbers("gt"),
     "fmin": _passing_numbers("lt"),
-    "xlogy": _xlogy,
     "lerp": _lerp,
     "addcmul": _addcmul,
     "addcdiv": lambda x, y, z, *, value=1: x + times(y, value) / z,

@@ -7,7 +7,6 @@ PyTorch that are compositions of rows are in :mod:`hibana.compiler.graph.aten`.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -80,14 +79,14 @@ class Operation:
     """Whether integers give an integer."""
     zero_at_zero: bool = False
     """Whether the result is zero if any argument is zero and the others are finite."""
-    linear: tuple[tuple[int, ...], ...] = ()
-    """Sets of arguments that it is linear in together, the others fixed."""
+    linear: bool = False
+    """Whether it is linear in some of its arguments, the others fixed."""
 
     @property
     def function(self) -> Callable[..., Tensor]:
         """PyTorch's function of tensors."""
-        found: Any = self.eager or getattr(torch, self.name, None) or getattr(functional, self.name)
-        return found  # type: ignore[no-any-return]
+        function: Callable[..., Tensor] = self.eager or getattr(torch, self.name)
+        return function
 
 
 LEAST = 1e-30
@@ -165,8 +164,8 @@ def _comparison(name: str, sign: str, order: str, onnx: str) -> Operation:
 
 def _logical(name: str, text: str, llvm: str, triton: str, c: str) -> Operation:
     aten, eager = (f"logical_{name}", f"bitwise_{name}"), getattr(torch, f"logical_{name}")
-    row = Operation(name, text.count("{"), text, (llvm,), triton, c, name.capitalize(), aten, eager)
-    return replace(row, boolean=True, takes_booleans=True)
+    columns: Any = {"boolean": True, "takes_booleans": True, "eager": eager}
+    return Operation(name, text.count("{"), text, (llvm,), triton, c, name.capitalize(), aten, **columns)
 
 
 def _extreme(name: str, order: str, sign: str, **columns: Any) -> Operation:
@@ -208,10 +207,6 @@ def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns
     return replace(row, effort=8.0, energy="multiplication", **columns)
 
 
-def _own(name: str, arity: int = 1, c: str = "", **columns: Any) -> Operation:
-    return _call(name, arity, own=True, c=c, **columns)
-
-
 def _with(row: Operation, **columns: Any) -> Operation:
     return replace(row, **columns)
 
@@ -224,9 +219,9 @@ _SIGN = (
 )
 _ONES = (_ONE.format("{0}"),)
 _CHOICE = ("select {M} {0}, {V} {1}, {V} {2}",)
-_ADDITION: Any = {"energy": "addition", "integer": True, "keeps_finite": (0, 1), "linear": ((0, 1),)}
+_ADDITION: Any = {"energy": "addition", "integer": True, "keeps_finite": (0, 1), "linear": True}
 _PRODUCT: Any = {"energy": "multiplication"}
-_KEPT: Any = {"keeps_finite": (0,), "integer": True}
+_PRESERVING: Any = {"keeps_finite": (0,), "integer": True}
 
 OPERATIONS: dict[str, Operation] = {
     row.name: row
@@ -247,23 +242,23 @@ OPERATIONS: dict[str, Operation] = {
         ),
         _with(
             Operation("to_float", 1, "[{0}]", _ONES, "{0}.to(tl.REAL)", "(REAL)({0})", "Cast"),
-            **{"eager": _same, "takes_booleans": True, "bounds": _same, "integer": True, "linear": ((0,),)},
+            **{"eager": _same, "takes_booleans": True, "bounds": _same, "integer": True, "linear": True},
         ),
         _binary("add", "+", bounds=_sum, aten=("add",), on_booleans="or", **_ADDITION),
         _binary("sub", "-", bounds=lambda a, b: _sum(a, _opposite(b)), aten=("sub",), **_ADDITION),
         _with(
             _binary("mul", "*", bounds=_product, aten=("mul",), on_booleans="and", **_PRODUCT),
-            **{"keeps_finite": (0, 1), "integer": True, "zero_at_zero": True, "linear": ((0,), (1,))},
+            **{"keeps_finite": (0, 1), "integer": True, "zero_at_zero": True, "linear": True},
         ),
         _with(
-            _binary("div", "/", triton="DIVIDED", effort=0.5, linear=((0,),), **_PRODUCT),
+            _binary("div", "/", triton="DIVIDED", effort=0.5, linear=True, **_PRODUCT),
             **{"bounds": lambda a, b: _product(a, reciprocal(b)), "range": None, "keeps_finite": (0,)},
         ),
         _with(
             Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})", "Neg", ("neg",)),
-            **{"bounds": _opposite, "zero_at_zero": True, "linear": ((0,),)} | _KEPT,
+            **{"bounds": _opposite, "zero_at_zero": True, "linear": True} | _PRESERVING,
         ),
-        _intrinsic("abs", "fabs", "tl.abs({0})", onnx="Abs", bounds=_absolute, **_KEPT),
+        _intrinsic("abs", "fabs", "tl.abs({0})", onnx="Abs", bounds=_absolute, **_PRESERVING),
         _with(
             _intrinsic("root", "sqrt", "ROOT", text="sqrt({0})", onnx="Sqrt", aten=(), eager=torch.sqrt),
             **{"effort": 0.5, "bounds": _root} | _PRODUCT,
@@ -280,7 +275,7 @@ OPERATIONS: dict[str, Operation] = {
             c="(REAL)(({0} > 0) - ({0} < 0))",
         ),
         _intrinsic("copysign", "copysign", "", 2),
-        _intrinsic("fma", "fma", "", 3, aten=(), eager=_fma, linear=((0, 2), (1, 2)), **_PRODUCT),
+        _intrinsic("fma", "fma", "", 3, aten=(), eager=_fma, linear=True, **_PRODUCT),
         _with(
             Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),
             **{"aten": ("fmod",)} | _PRODUCT,
@@ -288,7 +283,7 @@ OPERATIONS: dict[str, Operation] = {
         _with(
             Operation("where", 3, "({1} if {0} else {2})", _CHOICE, c="({0} ? {1} : {2})", onnx="Where"),
             **{"triton": "tl.where({0}, {1}, {2})", "takes_booleans": True, "bounds": _either},
-            **{"integer": True, "linear": ((1, 2),)},
+            **{"integer": True, "linear": True},
         ),
         _call("exp", mkl="Exp", libm="exp", onnx="Exp", bounds=_exponential, range=(0.0, math.inf)),
         _call("log", mkl="Ln", libm="log", onnx="Log", bounds=_logarithm),
@@ -317,18 +312,13 @@ OPERATIONS: dict[str, Operation] = {
         _call("atan2", 2, sleef="atan2", libm="atan2"),
         _call("hypot", 2, sleef="hypot", libm="hypot"),
         _with(
-            _own("sigmoid", c="(1.0@ / (1.0@ + exp@(-{0})))", onnx="Sigmoid", bounds=(0.0, 1.0)),
+            _call("sigmoid", own=True, c="(1.0@ / (1.0@ + exp@(-{0})))", onnx="Sigmoid", bounds=(0.0, 1.0)),
             written=("div", "1", ("add", "1", ("exp", ("neg", "{0}")))),
         ),
-        _own("silu", c="({0} / (1.0@ + exp@(-{0})))"),
-        _own("softplus", c="log1p@(exp@({0}))", onnx="Softplus", aten=()),
-        _own("mish", c="({0} * tanh@(log1p@(exp@({0}))))"),
-        _own("gelu", c="({0} * 0.5@ * (1.0@ + erf@({0} * 0.70710678118654752440@)))", aten=()),
-        _own("gelu_tanh", aten=(), eager=partial(functional.gelu, approximate="tanh")),
-        _own("logit", aten=()),
-        _own("logaddexp", 2),
-        _own("xlogy", 2, aten=()),
-        _own("elu", c="expm1@({0})", aten=()),
+        _call(
+            "softplus", own=True, c="log1p@(exp@({0}))", onnx="Softplus", aten=(), eager=functional.softplus
+        ),
+        _call("elu", own=True, c="expm1@({0})", aten=(), eager=functional.elu),
     )
 }
 

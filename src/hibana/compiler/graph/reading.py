@@ -18,7 +18,6 @@ from hibana.compiler.graph.nodes import (
     MOVES,
     PRODUCTS,
     Matrices,
-    Wide,
     as_computed,
     columns,
     is_step,
@@ -73,7 +72,6 @@ class Reading:
         self.behind: set[fx.Node] = set()
         """Nodes that depend on gradients."""
         self.draws = 0
-        self.wide = Wide(graph, len(self.names), dtype)
 
     def step(self) -> Step:
         leaves = [node for node in self.graph.nodes if node.op == "placeholder"]
@@ -263,7 +261,7 @@ class Reading:
         if is_draw(node.target):
             self._check_draw(node)
         self._check_layout(node, node.all_input_nodes)
-        if result.dtype not in (self.dtype, torch.bool) and not self.wide.serves(node):
+        if result.dtype not in (self.dtype, torch.bool):
             raise Unsupported(f"{node.target} computes in {result.dtype}, not in {self.dtype}")
         target, args = as_computed(node, self.dtype, self.device)
         boolean = result.dtype == torch.bool
@@ -273,8 +271,6 @@ class Reading:
         if is_draw(target):
             value = drawn(target, args, node.kwargs, self.draws, self._argument, self.make)
             self.draws += 1
-        elif self.wide.is_power(node):
-            value = self.make("pow", *map(self._argument, args))
         else:
             value = translate(target, args, node.kwargs, self._argument, self.make, boolean=boolean)
         if writes(node):

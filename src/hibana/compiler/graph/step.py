@@ -78,6 +78,11 @@ class Value:
         return self.op in ("constant", "number", "parameter", "gradient")
 
     @property
+    def is_uniform(self) -> bool:
+        """Whether it is a leaf that is one number for all neurons and steps."""
+        return self.scalar or self.op in ("number", "constant")
+
+    @property
     def is_product(self) -> bool:
         return self.op == "product"
 

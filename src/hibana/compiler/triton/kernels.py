@@ -59,7 +59,7 @@ class GpuKernels(NamedKernels):
         self.language = Language(str(dtype).removeprefix("torch."), is_interpreted(), bool(step.matrices))
         served = self.language.dialect.operations
         for value in reachable([*step.nexts, *gradients(step)]):
-            if value.operation is not None and value.op not in served:
+            if value.operation is not None and not served.get(value.op):
                 raise Unsupported(f"operation {value.op!r} has no triton implementation")
         rows = {v.op: v.operation for v in reachable(step.nexts) if v.operation is not None}
         for op in sorted(name for name, row in rows.items() if row.call or name in FUNCTION_OF):
