@@ -18,17 +18,14 @@ INTERNAL = "_hibana"
 class Internal:
     """The compiler's caches of one cell, its attribute ``_hibana``, which copies of the cell don't share."""
 
-    __slots__ = ("calls", "followed", "outside", "states")
+    __slots__ = ("followed", "states")
 
     def __init__(self, states: tuple[str, ...]) -> None:
         self.states = states
         """:meth:`Cell.state_names`, looked up once."""
-        self.calls: dict[Any, Any] | None = None
-        """Specifications of calls; None as soon as an attribute is set."""
         self.followed: Any = None
-        """All that the step can read, when it was last followed."""
-        self.outside: Any = None
-        """Snapshots of the part of that which is not in the cell; `calls` are valid while they hold."""
+        """All that the step can read, with the programs and calls that this determines; None as soon as an
+        attribute is set."""
 
 
 class Cell(nn.Module):
@@ -59,7 +56,7 @@ class Cell(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         own = self.__dict__.get(INTERNAL)
         if own is not None and self.__dict__.get(name, own) is not value:  # the same object changes nothing
-            own.calls = own.followed = None
+            own.followed = None
         if isinstance(range_ := getattr(type(self), name, None), Range):
             self.__dict__.get("_parameters", {}).pop(range_.learned, None)
         elif name == INTERNAL:
@@ -79,7 +76,7 @@ class Cell(nn.Module):
     def __delattr__(self, name: str) -> None:
         internal = self.__dict__.get(INTERNAL)
         if internal is not None:
-            internal.calls = internal.followed = None
+            internal.followed = None
         super().__delattr__(name)
 
     @abstractmethod

@@ -111,10 +111,11 @@ def emitted(
         # key and attributes of the cell determine a call; setting an attribute clears what it remembers
         key = _key(backend, inputs, ends, state is not None)
         spec = programs.known(cell, key)
-        if spec is not None and (state is None or _is_plain(cell, inputs, state)):
-            if spec.prepared is not None:
-                return autograd.go_prepared(spec, inputs)
-            return autograd.go(spec, inputs, (*(state or ()), *tensors_of(cell).values()))
+        if spec is not None and spec.prepared is not None:
+            return autograd.go_prepared(spec, inputs)
+        if spec is not None:
+            begun = () if state is None else checked_state(cell, inputs, state)
+            return autograd.go(spec, inputs, (*begun, *tensors_of(cell).values()))
     check_inputs(cell, inputs)
     full = reference.carried(inputs.dtype)
     if inputs.dtype != full and inputs.is_cpu and torch.is_autocast_enabled("cpu"):
@@ -269,19 +270,6 @@ def _key(backend: str, inputs: Tensor, ends: bool, goes_on: bool = False) -> Has
     learns = inputs.requires_grad and _is_grad_enabled()
     shape, strides = inputs.shape, inputs.stride()
     return backend, shape, strides, inputs.dtype, inputs.device, ends, goes_on, learns, _get_num_threads()
-
-
-def _is_plain(cell: Cell, inputs: Tensor, state: State) -> bool:
-    """Whether `state` is one that :func:`checked_state` would return as it is."""
-    if type(state) is not tuple or len(state) != len(cell._hibana.states):
-        return False
-    shape, dtype, device = inputs.shape[1:], inputs.dtype, inputs.device
-    for value in state:
-        if type(value) is not Tensor or value.shape != shape:
-            return False
-        if value.dtype != dtype or value.device != device:
-            return False
-    return True
 
 
 def _elsewhere(cell: Cell, inputs: Tensor) -> str:

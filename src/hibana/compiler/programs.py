@@ -1,7 +1,8 @@
 """The cache of calls, on three levels, each of them bounded.
 
-- a cell remembers its calls (:func:`known`, :func:`attach`): backend, shape, strides, dtype, threads and so
-  on lead to the specification of a run, while what the step reads is unchanged;
+- a cell remembers its calls and programs in one dictionary while everything that its step reads is unchanged
+  (:func:`known`, :func:`attach`): backend, shape, strides, dtype, threads and so on lead to the specification
+  of a run;
 - cells of one fingerprint share programs (:func:`program`), a step's trace and plan with a backend's kernels:
   cells of one class, with equal hyper-parameters and tensors of equal shapes;
 - steps that differ in constants alone share kernels (:mod:`hibana.compiler.compiling`).
@@ -18,7 +19,7 @@ from hibana.cells import Cell
 from hibana.cells.base import INTERNAL, Internal
 from hibana.compiler.backend import Backend, Kernels, register
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.walk import followed
+from hibana.compiler.graph.walk import Walk, followed
 from hibana.compiler.graph.watch import held, hooked, unchanged
 from hibana.compiler.shared import Bounded
 from hibana.compiler.tensors import shape_class, tensors_of
@@ -37,7 +38,7 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
     read = followed(cell)
     found: Program | str | None = read.served.get(place)
     if found is None:
-        found = read.served[place] = _SHARED.get((read.key, place)) or _shared_program(cell, read.key, place)
+        found = read.served[place] = _shared_program(cell, read.key, place)
     if isinstance(found, str):
         raise Unsupported(found)
     return found
@@ -45,26 +46,21 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
 
 def known(cell: Cell, call: Hashable) -> Any:
     """What was attached to `call`, unless anything that the step of `cell` reads has changed."""
-    own: Internal | None = cell.__dict__.get(INTERNAL)
-    if own is None or not (calls := own.calls) or not _is_bare(cell):
+    internal: Internal | None = cell.__dict__.get(INTERNAL)
+    read: Walk | None = None if internal is None else internal.followed
+    if read is None or not _is_bare(cell):
         return None
-    outside = own.outside
-    return None if outside is not None and not unchanged(*outside) else calls.get(_of(cell, call))
+    if (read.items or read.watched) and not unchanged(read.items, read.watched):
+        return None
+    return read.served.get(_of(cell, call))
 
 
 def attach(cell: Cell, call: Hashable, what: Any) -> None:
     """Lets :func:`known` find `what` while the step of `cell` reads the same, if `cell` is bare."""
     if _is_bare(cell):
-        read = followed(cell)
-        internal: Internal = getattr(cell, INTERNAL)
-        if internal.calls is None:
-            internal.calls = Bounded(CALLS)
-        internal.outside = (read.items, read.watched) if read.items or read.watched else None
-        internal.calls[_of(cell, call)] = what
+        followed(cell).served[_of(cell, call)] = what
 
 
-CALLS = 128
-"""Maximum calls per cell, which differ in shape, dtype, threads, …"""
 PROGRAMS = 1024
 
 _Place = tuple[str, torch.Size, torch.dtype]
@@ -92,7 +88,7 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> "Program | st
     """The program of cells with the fingerprint `alike` for this shape or for any size, else a new one."""
     backend, shape, dtype = place
     anywhere = (backend, shape_class(tensors_of(cell), shape), dtype)
-    found: Program | str | None = _SHARED.get((alike, anywhere))
+    found: Program | str | None = _SHARED.get((alike, place)) or _SHARED.get((alike, anywhere))
     if found:
         return found
     from hibana.compiler import compiling

@@ -35,8 +35,8 @@ from hibana.compiler.shared import Bounded
 
 NOT_HYPER = frozenset(vars(nn.Module())) | {INTERNAL}
 """Attributes of a module that no step computes with."""
-PROGRAMS = 16
-"""Maximum programs per cell, which differ in backend, shape or dtype."""
+SERVED = 128
+"""Maximum programs and calls per cell, which differ in backend, shape, dtype or threads."""
 MOST = 5000
 """Maximum objects that are followed from one cell."""
 _CALLED_BY_NAME = {"__getattr__", "backward", "forward", "jvp", "keep", "restore", "setup_context", "vmap"}
@@ -94,8 +94,8 @@ class Walk:
         """With :attr:`items`, snapshots of everything but the module itself."""
         self.items: list[Item] = []
         """Global variables, and attributes of classes, functions and Python modules, that were followed."""
-        self.served: dict[Hashable, Any] = Bounded(PROGRAMS)
-        """Programs that have served the module while it was like that, found without the key."""
+        self.served: dict[Hashable, Any] = Bounded(SERVED)
+        """Programs and calls of the module while it was like that, found without the key."""
         self._places: dict[int, int] = {}
         self._alive: list[object] = []
         """Objects that are kept alive, since snapshots hold identities."""
@@ -308,7 +308,6 @@ def followed(cell: Cell) -> Walk:
     last: Walk | None = internal.followed
     if last is None or last.look(cell) != last.snapshot or not unchanged(last.items, last.watched):
         last = internal.followed = Walk(cell)
-        internal.calls = None
     if last.refused:
         raise Unsupported(last.refused)
     return last
