@@ -99,7 +99,7 @@ def test_a_damaged_file_is_compiled_anew_and_replaced(folder, damage):
     whole = kept.read_bytes()
     kept.write_bytes(damage(whole))
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
-    assert module._Object.unpacked(kept.read_bytes()) is not None
+    assert module._read(kept) is not None
     assert _files(folder) == [kept]
 
 

@@ -26,7 +26,7 @@ import hibana as hb
 from hibana.runtime import build
 
 sources, compiled = [], build._compiled
-build._compiled = lambda source, names: (sources.append(source), compiled(source, names))[1]
+build._compiled = lambda source: (sources.append(source), compiled(source))[1]
 linear = hb.Linear(256, 64)
 linear.mode = "events"
 net = nn.Sequential(linear, hb.IF(), hb.Linear(64, 10), hb.LI())

@@ -1,12 +1,11 @@
 """Compiles LLVM IR to native functions, with a cache of object code on disk.
 
 A cache file is named by a hash of the IR and of the versions of hibana, LLVM, torch, Python and processor. It
-is used only if its digest and key are right, and no other user can have written it. ``HIBANA_CACHE`` names
+is used only if its digest is right, and no other user can have written it. ``HIBANA_CACHE`` names
 another folder; ``off`` disables the cache.
 """
 
 import hashlib
-import json
 import os
 import platform
 import sys
@@ -29,6 +28,9 @@ if hasattr(os, "register_at_fork"):  # or a forked child could inherit the lock 
     )
 
 
+_DIGEST = hashlib.sha256().digest_size
+
+
 @dataclass(frozen=True)
 class Kernel:
     """A native function ``void (int64 begin, int64 end, void *args)`` and its LLVM IR."""
@@ -38,31 +40,6 @@ class Kernel:
     source: str
     code: Any = field(repr=False)
     """Keeps the code alive."""
-
-
-@dataclass(frozen=True)
-class _Object:
-    """Object code and the names of the kernels in it."""
-
-    code: bytes
-    names: tuple[str, ...]
-    key: str = ""
-    """The value of :func:`_key` when the file was written."""
-
-    def packed(self, key: str) -> bytes:
-        head = json.dumps({"key": key, "names": self.names}).encode()
-        body = len(head).to_bytes(8, "little") + head + self.code
-        return hashlib.sha256(body).digest() + body
-
-    @classmethod
-    def unpacked(cls, data: bytes) -> "_Object | None":
-        """Parses `data`; None if its digest does not match."""
-        digest, body = data[:32], data[32:]
-        if hashlib.sha256(body).digest() != digest:
-            return None
-        end = 8 + int.from_bytes(body[:8], "little")
-        head = json.loads(body[8:end])
-        return cls(body[end:], tuple(head["names"]), head["key"])
 
 
 def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
@@ -88,40 +65,37 @@ _LINKED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
 
 def _linked_source(source: str, names: tuple[str, ...]) -> _Code:
     """The code of `source`, loaded once in the process however many threads ask for it."""
-    text = "\n".join((*names, source))
-    key = hashlib.sha256(text.encode()).hexdigest()
+    key = hashlib.sha256("\n".join((*names, source)).encode()).hexdigest()
     with COMPILING:
         code = _LINKED.get(key)
         if code is None:
-            path = _file(text)
+            folder = kept_in()
+            path = None if folder is None else folder / f"{key[:40]}.kernel"
             found = None if path is None else _read(path)
             if found is None:
-                found = _compiled(source, names)
+                found = _compiled(source)
                 if path is not None:
-                    _write(path, found.packed(_key(path)))
-            code = _LINKED[key] = _linked(found)
+                    _write(path, found)
+            code = _LINKED[key] = _linked(found, names)
         return code
 
 
-def _file(text: str) -> Path | None:
-    folder = kept_in()
-    return None if folder is None else folder / f"{hashlib.sha256(text.encode()).hexdigest()[:40]}.kernel"
+def _digest(path: Path, code: bytes) -> bytes:
+    """The first bytes of a cache file; they depend on its name, so that a renamed file is not used."""
+    return hashlib.sha256(f"{path.parent.name}/{path.name}".encode() + code).digest()
 
 
-def _key(path: Path) -> str:
-    """The key stored in a cache file: its folder and name, so that a renamed file is not used."""
-    return f"{path.parent.name}/{path.name}"
-
-
-def _read(path: Path) -> _Object | None:
+def _read(path: Path) -> bytes | None:
+    """The object code in a cache file; None if it is missing or damaged."""
     data = files.read(path)
-    found = None if data is None else _Object.unpacked(data)
-    return found if found is not None and found.key == _key(path) else None
+    if data is None or data[:_DIGEST] != _digest(path, data[_DIGEST:]):
+        return None
+    return data[_DIGEST:]
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write(path: Path, code: bytes) -> None:
     try:
-        files.write(path, data, mode=0o600, durable=False)
+        files.write(path, _digest(path, code) + code, mode=0o600, durable=False)
     except OSError as error:
         if isinstance(error, PermissionError) and path.is_file():
             return  # Windows: another process has it open, and equal names mean equal kernels
@@ -139,7 +113,7 @@ def _say_not_kept(reason: str) -> None:
 _said_once = cache(_say_not_kept)
 
 
-def _compiled(source: str, names: tuple[str, ...]) -> _Object:
+def _compiled(source: str) -> bytes:
     """Compiles a module to object code; vectors and hoisting are explicit, and need no passes of LLVM's."""
     llvm, machine = host()
     module = llvm.parse_assembly(source)
@@ -157,7 +131,7 @@ def _compiled(source: str, names: tuple[str, ...]) -> _Object:
     passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
     llvm.set_option("", "-disable-lsr=true")  # no search for the cheapest way to count through addresses
     try:
-        return _Object(machine.emit_object(module), names)
+        return bytes(machine.emit_object(module))
     finally:
         llvm.set_option("", "-disable-lsr=false")  # it holds for the process, in which others compile too
 
@@ -180,12 +154,12 @@ def host() -> tuple[Any, Any]:
     return llvm, machine
 
 
-def _linked(found: _Object) -> _Code:
+def _linked(code: bytes, names: tuple[str, ...]) -> _Code:
     llvm, machine = host()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(found.code))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
     engine.finalize_object()
-    return _Code({name: engine.get_function_address(name) for name in found.names}, engine)
+    return _Code({name: engine.get_function_address(name) for name in names}, engine)
 
 
 @cache

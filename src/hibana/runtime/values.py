@@ -235,13 +235,15 @@ class Value:
         return Value(self.writer, self.type, self.writer.name(self.type, self.text, name))
 
     def _computed(self, name: str, other: "Operand") -> "Value":
-        text = self.writer.arithmetic(name, self.type, self.text, self.lift(other).text)
-        return Value(self.writer, self.type, text)
+        return self._binary(f"f{name}" if self.type.real else name, self.type, other)
 
     def _compared(self, real: str, whole: str, other: "Operand") -> "Value":
-        name = real if self.type.real else whole
-        text = self.writer.comparison(name, self.type, self.text, self.lift(other).text)
-        return Value(self.writer, BIT.of(self.type.width), text)
+        name = f"fcmp {real}" if self.type.real else f"icmp {whole}"
+        return self._binary(name, BIT.of(self.type.width), other)
+
+    def _binary(self, name: str, result: Type, other: "Operand") -> "Value":
+        text = self.writer.binary(name, self.type, self.text, self.lift(other).text)
+        return Value(self.writer, result, text)
 
     def _converted(self, how: str, target: Type) -> "Value":
         return Value(self.writer, target, self.writer.convert(how, self.type, target, self.text))

@@ -60,13 +60,9 @@ class Writer:
         """A value of `type_`, or an address, as a constant called `name`: LLVM's values all are."""
         return text
 
-    def arithmetic(self, name: str, type_: Type, one: str, other: str) -> str:
-        """The result of an operation on two values of `type_`: ``add``, ``sub``, ``udiv``, ``and``, ..."""
-        return self.let("", f"{'f' if type_.real else ''}{name} {type_} {one}, {other}")
-
-    def comparison(self, name: str, type_: Type, one: str, other: str) -> str:
-        """Whether `one` and `other` are in LLVM's order `name`: ``olt`` of floats, ``slt`` of integers."""
-        return self.let("", f"{'f' if type_.real else 'i'}cmp {name} {type_} {one}, {other}")
+    def binary(self, name: str, type_: Type, one: str, other: str) -> str:
+        """The result of LLVM's instruction `name` on two values of `type_`: ``fadd``, ``icmp slt``, ..."""
+        return self.let("", f"{name} {type_} {one}, {other}")
 
     def select(self, kind: Type, condition: str, type_: Type, yes: str, no: str) -> str:
         """`yes` where `condition` is true, `no` elsewhere."""

@@ -18,10 +18,10 @@ __all__ = ["CWriter"]
 _LEVELS = (
     {"mul": "*", "div": "/", "udiv": "/", "urem": "%"},
     {"add": "+", "sub": "-"},
-    {"olt": "<", "ole": "<=", "ogt": ">", "oge": ">=", "slt": "<", "sle": "<=", "sgt": ">", "sge": ">="},
-    {"oeq": "==", "eq": "==", "une": "!=", "ne": "!="},
+    {"lt": "<", "le": "<=", "gt": ">", "ge": ">="},
+    {"eq": "==", "ne": "!="},
 )
-"""C's sign of each operation of :class:`Writer`, those that bind most tightly first."""
+"""C's sign of each instruction, those that bind most tightly first."""
 _SIGNS = {name: (sign, level) for level, signs in enumerate(_LEVELS, 1) for name, sign in signs.items()}
 ATOM, SUM, COMPARISON, AND, OR, CHOICE = 0, 2, 4, 5, 6, 7
 """How tightly an expression binds."""
@@ -88,18 +88,17 @@ class CWriter(Writer):
         self.write([f"{f'{kind} *const' if type_ is None else f'const {kind}'} {name} = {expression};"])
         return self._new(name, kind)
 
-    def arithmetic(self, name: str, type_: Type, one: str, other: str) -> str:
+    def binary(self, name: str, type_: Type, one: str, other: str) -> str:
         if type_ == BIT:
             level, most = {"and": (AND, AND), "or": (OR, COMPARISON)}[name]
             return self._join("int", "&&" if name == "and" else "||", level, (one, most), (other, COMPARISON))
         if not type_.real and (simple := _simplified(name, one, other)):
             return simple
-        sign, level = _SIGNS[name]
+        if name[1:4] == "cmp":
+            sign, level = _SIGNS[name[-2:]]
+            return self._join("int", sign, level, (one, SUM), (other, SUM))
+        sign, level = _SIGNS[name.removeprefix("f") if type_.real else name]
         return self._join(_kind_of(type_), sign, level, (one, level), (other, level - 1))
-
-    def comparison(self, name: str, type_: Type, one: str, other: str) -> str:
-        sign, level = _SIGNS[name]
-        return self._join("int", sign, level, (one, SUM), (other, SUM))
 
     def select(self, kind: Type, condition: str, type_: Type, yes: str, no: str) -> str:
         first, second, third = (self._text(text, OR) for text in (condition, yes, no))

@@ -4,10 +4,7 @@ They are a function of their own, so that a sequence can compute them for severa
 an input that stays the same. Sums are taken in the same order either way.
 """
 
-from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Held, spread
@@ -32,15 +29,6 @@ KINDS = {"state": Bytes, "weights": Bytes, "scratch": Bytes, "functions": Longs}
 """Where a function of a step finds what it reads and writes, besides its input and output."""
 
 
-@dataclass(frozen=True)
-class _Value:
-    """What the layers give to those after them."""
-
-    offset: int
-    places: Tensor
-    truths: bool
-
-
 class Still:
     """The layers of `network` that need no step before, as functions; their results lie in scratch memory.
 
@@ -62,7 +50,10 @@ class Still:
 
         self._step = function("still", body, {"inputs": number, **KINDS})
         (self.emitter,) = made
-        self._values = {node: self._value(node) for node in self.nodes[1:]}
+        held = self.emitter.held
+        self._offsets = {
+            node: self.emitter.offset(self.emitter.numbers(held[node])) for node in self.nodes[1:]
+        }
         self.size = self.emitter.scratch.size
         """Of the results of a step, in bytes."""
         self.steps = 1
@@ -71,17 +62,14 @@ class Still:
         if [node.kind for node in self.nodes] == ["input", "linear"]:
             self.steps = STEPS * max(1, min(GROUPS, RESULTS // (STEPS * self.size)))
             (packed,) = self.emitter.packed.values()
-            self._block = self._blocked(packed, self._values[self.nodes[1]].offset)
-
-    def _value(self, node: Node) -> _Value:
-        held = self.emitter.held[node]
-        return _Value(self.emitter.offset(self.emitter.numbers(held)), held.places, held.truths)
+            self._block = self._blocked(packed, self._offsets[self.nodes[1]])
 
     def held(self, results: Bytes, number: type[Pointer]) -> dict[Node, Held]:
         """The layers' values, of which `results` are those of a step."""
         return {
-            node: Held(node, value.places, (results + value.offset).of(number), truths=value.truths)
-            for node, value in self._values.items()
+            node: Held(node, one.places, (results + self._offsets[node]).of(number), truths=one.truths)
+            for node, one in self.emitter.held.items()
+            if node in self._offsets
         }
 
     def compute(
