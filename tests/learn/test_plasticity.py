@@ -6,7 +6,6 @@ from torch import nn
 
 import hibana as hb
 from hibana.compiler.graph.ops import Unsupported
-from hibana.learn.plasticity import native
 
 RULE = {"tau_pre": 8.0, "tau_post": 5.0, "a_plus": 0.004, "a_minus": 0.005}
 
@@ -123,8 +122,7 @@ OPTIONS = {
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_weights_follow_the_rule(options, batch, backend, monkeypatch):
-    monkeypatch.setattr(native, "CHUNK", 16)  # rows take what they have missed several times
+def test_weights_follow_the_rule(options, batch, backend):
     linear, x = layer(37, 21), spikes(50, batch, 37)
     if "bounds" in options:
         linear.weight.data.clamp_(*options["bounds"])
@@ -167,14 +165,17 @@ def test_inputs_of_turned_sign_are_read_as_they_are(backend):
     assert all(map(torch.equal, *changed))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_a_sequence_in_two_calls(backend):
-    x = spikes(40, 2, 20)
+def test_a_sequence_in_two_calls(backend, batch):
+    x = spikes(40, batch, 20)
     whole, parts = layer(20, 9), layer(20, 9)
     expected = hb.learn.STDP(whole, hb.LIF(tau=5.0), backend=backend, **RULE)(x)
     rule = hb.learn.STDP(parts, hb.LIF(tau=5.0), backend=backend, **RULE)
     first, state = rule(x[:15], return_state=True)
+    before = [one.clone() for one in state]
     second = rule(x[15:], state)
+    assert all(map(torch.equal, state, before))
     torch.testing.assert_close(torch.cat([first, second]), expected)
     close(parts.weight, whole.weight)
 

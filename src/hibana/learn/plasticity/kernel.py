@@ -1,21 +1,14 @@
 """The kernel that runs neurons over a sequence while a pair rule changes their weights.
 
-Weights lie as ``[inputs, outputs]``: what an input spike adds to the neurons is one row, which depression
-changes as well. Potentiation at a neuron's spike would change a column; instead the spikes of the neurons are
-kept, as bits of a block of neurons at a step (an *event*), and a row takes those that it has missed when its
-input spikes next, or at the end of a chunk of steps. Each weight sees the same changes in the same order.
+Weights lie as ``[inputs, outputs]``: an input spike adds one row to the neurons, and depression changes the
+same row. Potentiation at a neuron's spike would change a column; instead a row takes the potentiation of the
+steps that it has missed when its input spikes next, or at the end. Each weight sees the same changes in the
+same order.
 """
 
-from hibana.learn.plasticity.neurons import NeuronStep, Numbers
-from hibana.learn.plasticity.rows import (
-    BLOCK,
-    GROUP,
-    Events,
-    Rule,
-    RuleNumbers,
-    catch_up_of,
-    spiked_of,
-)
+from dataclasses import dataclass
+
+from hibana.learn.plasticity.neurons import VECTOR, NeuronStep, Numbers
 from hibana.runtime.kernels import (
     BYTE,
     FLOAT,
@@ -30,11 +23,15 @@ from hibana.runtime.kernels import (
     Longs,
     Pointer,
     Value,
-    Variable,
     kernel,
 )
 
-__all__ = ["build"]
+__all__ = ["BLOCK", "build"]
+
+BLOCK = 2 * VECTOR
+"""Outputs that are computed at once; a row of weights is padded to a multiple of it."""
+NEVER = -1
+"""In place of the steps that a row has taken in: its input has not spiked."""
 
 
 class Sizes(Group):
@@ -42,14 +39,10 @@ class Sizes(Group):
 
     steps: Value
     batch: Value
-    groups: Value
-    """Groups of samples; an input has a trace for each of their samples, also those beyond the batch."""
     inputs_count: Value
     outputs_count: Value
     stride: Value
     """Numbers of a row of weights, a multiple of BLOCK."""
-    chunk: Value
-    """Steps after which all rows take what they have missed."""
 
 
 class Change(Group):
@@ -63,11 +56,39 @@ class Change(Group):
     upper: Value
 
 
+@dataclass(frozen=True)
+class Rule:
+    """How traces and weights change."""
+
+    clipped: bool
+    soft: bool
+    nearest: bool
+
+    def traced(self, trace: Value, decay: Value, spikes: Value) -> Value:
+        """The trace after a step."""
+        faded = trace * decay
+        return (spikes > faded).select(spikes, faded) if self.nearest else faded + spikes
+
+    def changed(self, weight: Value, plus: Value, minus: Value | None, numbers: Change) -> Value:
+        """The weights after a step, from the two sums over pairs."""
+        lower, upper, a_plus, a_minus = (
+            bits.to(INT).number().spread(BLOCK)
+            for bits in (numbers.lower, numbers.upper, numbers.a_plus, numbers.a_minus)
+        )
+        plus = plus * a_plus
+        total = weight + (plus * (upper - weight) if self.soft else plus)
+        if minus is not None:
+            minus = minus * a_minus
+            total = total - (minus * (weight - lower) if self.soft else minus)
+        if not self.clipped:
+            return total
+        total = (total < lower).select(lower, total)
+        return (total > upper).select(upper, total)
+
+
 def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> Launcher:
     """The kernel for these neurons and this kind of rule."""
-    rule = Rule(clipped, soft, nearest)
-    catch_up, spiked = catch_up_of(rule), spiked_of(rule)
-    states = neurons.states
+    rule, states = Rule(clipped, soft, nearest), neurons.states
 
     def stdp(
         code: Code,
@@ -91,112 +112,110 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
         change: Change,
     ) -> None:
         batch, ins, outs, stride = sizes.batch, sizes.inputs_count, sizes.outputs_count, sizes.stride
-        tiles, chunk, groups = (outs + (BLOCK - 1)) // BLOCK, sizes.chunk, sizes.groups
-        traces = groups * GROUP
-        numbers = RuleNumbers(*[getattr(change, name).to(INT).number() for name in RuleNumbers.NAMES])
-        wrong = _others_than_spikes(code, inputs, sizes.steps * batch * ins)
+        decay_pre, decay_post = (x.to(INT).number() for x in (change.decay_pre, change.decay_post))
+        wrong = _has_other_than_spikes(code, inputs, sizes.steps * batch * ins)
         with code.when(wrong):
             status[0] = 1
         steps = wrong.select(0, sizes.steps)
         with code.scratch(
             (Floats, stride),
-            (Floats, stride),
-            (Floats, stride),
             (Floats, stride * neurons.scratch),
-            (Floats, chunk * groups * 2**GROUP),
-            (Bytes, chunk * tiles * groups * BLOCK),
-            (Ints, chunk * tiles),
-            (Ints, chunk * tiles),
-            (Longs, chunk + 1),
+            (Bytes, steps * batch * stride),
+            (Ints, steps),
             (Ints, batch * ins),
             (Longs, batch),
             (Ints, ins + 1),
             (Ints, ins),
             (Ints, ins),
-            (Ints, ins),
-        ) as (current, plus, minus, scratch, table, bits, tile_of, step_of, first, lists, counts, *of_inputs):
-            rows, seen, alive, done = of_inputs
+        ) as (current, scratch, spikes, any_spike, lists, counts, rows, seen, done):
             assert isinstance(scratch, Floats)
             at = Numbers(parameters, constants, matrices, functions, scratch)
-            events = Events(tile_of, step_of, bits, first, table)  # type: ignore[arg-type] # as they were asked for
-            plus.clear(stride)
             seen.clear(ins)
             with code.loop(0, ins) as i:
-                alive[i] = 0
-                with code.loop(0, batch) as b, code.when(pre[i * traces + b].differs(0)):
-                    alive[i] = 1
+                done[i] = NEVER
+                with code.loop(0, batch) as b, code.when(pre[i * batch + b].differs(0)):
+                    done[i] = 0
+
+            def move(i: Value, step: Value, sent: Pointer | None) -> None:
+                """Takes a step into row `i` and the traces of its input, which spiked if it has `sent`."""
+                trace, fired = pre + i * batch, spikes + step * (batch * stride)
+                with code.loop(0, batch) as b:
+                    spike = code.constant(0, FLOAT) if sent is None else sent[b * ins]
+                    trace[b] = rule.traced(trace[b], decay_pre, spike)
+                given = code, rule, weights + i * stride, trace, fired, sent, post, sizes, change
+                if sent is not None:
+                    _change(*given)
+                else:
+                    with code.when(any_spike[step].differs(0)):
+                        _change(*given)
 
             def take_missed(i: Value, until: Value) -> None:
-                with code.when(alive[i].differs(0)):
-                    given = (weights + i * stride, pre + i * traces, *events.all)
-                    catch_up.do(code, *given, done[i].to(LONG), until, groups, *numbers.all)
+                with code.when(done[i].differs(NEVER)), code.loop(done[i].to(LONG), until) as step:
+                    move(i, step, None)
 
-            with code.loop(0, steps, chunk) as top:
-                length = (steps - top).smaller(chunk)
-                done.clear(ins)
-                first[0] = 0
-                count = code.variable(0)
-                with code.loop(0, length) as step:
-                    t = top + step
-                    sent, fired = inputs + t * (batch * ins), outputs + t * (batch * outs)
-                    spiking = _listed(code, sent, batch, ins, t, lists, counts, rows, seen)
-                    with code.loop(0, spiking) as k:
-                        i = rows[k].to(LONG)
-                        take_missed(i, step)
-                    with code.loop(0, batch) as b:
-                        _summed(code, current, weights, bias, lists + b * ins, counts[b], stride)
-                        earlier = (fired + (0 - batch * outs)).instead(t.equals(0), before)
-                        given = {"x": current, "emitted_before": earlier + b * outs}
-                        for s, name in enumerate(states[:-1]):
-                            given[name] = states_at + (batch * s + b) * outs
-                        given[states[-1]] = fired + b * outs
-                        neurons.emit(code, given, at, outs, stride)
-                    _keep_events(code, rule, fired, post, events, count, step, sizes, numbers)
-                    first[step + 1] = count.value
-                    with code.loop(0, spiking) as k:
-                        i = rows[k].to(LONG)
-                        given_row = (weights + i * stride, pre + i * traces, sent + i, post, plus, minus)
-                        counts_of = (step, batch, groups, ins, stride)
-                        spiked.do(code, *given_row, *events.all, *counts_of, *numbers.all)
-                        alive[i] = 1
-                        done[i] = (step + 1).to(INT)
-                with code.loop(0, ins) as i:
-                    take_missed(i, length)
+            with code.loop(0, steps) as t:
+                sent, fired = inputs + t * (batch * ins), outputs + t * (batch * outs)
+                spiking = _listed(code, sent, batch, ins, t, lists, counts, rows, seen)
+                with code.loop(0, spiking) as k:
+                    take_missed(rows[k].to(LONG), t)
+                with code.loop(0, batch) as b:
+                    _summed(code, current, weights, bias, lists + b * ins, counts[b], stride)
+                    earlier = (fired + (0 - batch * outs)).instead(t.equals(0), before)
+                    given = {"x": current, "emitted_before": earlier + b * outs}
+                    for s, name in enumerate(states[:-1]):
+                        given[name] = states_at + (batch * s + b) * outs
+                    given[states[-1]] = fired + b * outs
+                    neurons.emit(code, given, at, outs, stride)
+                kept = spikes + t * (batch * stride)
+                any_spike[t] = _trace_neurons(code, rule, fired, kept, post, sizes, decay_post)
+                with code.loop(0, spiking) as k:
+                    i = rows[k].to(LONG)
+                    move(i, t, sent + i)
+                    done[i] = (t + 1).to(INT)
+            with code.loop(0, ins) as i:
+                take_missed(i, steps)
 
     return kernel(stdp)
 
 
-def _keep_events(
+def _change(
     code: Code,
     rule: Rule,
-    fired: Floats,
-    post: Floats,
-    events: Events,
-    count: Variable,
-    step: Value,
+    row: Pointer,
+    trace: Pointer,
+    fired: Pointer,
+    sent: Pointer | None,
+    post: Pointer,
     sizes: Sizes,
-    numbers: RuleNumbers,
+    change: Change,
 ) -> None:
-    """Appends the events of a step, and takes its spikes into the traces of the neurons."""
-    decay = numbers.decay_post.spread(BLOCK)
-    batch, outs, stride = sizes.batch, sizes.outputs_count, sizes.stride
-    with code.loop(0, outs, BLOCK) as j:
-        there = code.first((outs - j).smaller(BLOCK), BLOCK)
-        place, any_spike = count.value, code.variable(0, INT)
-        with code.loop(0, sizes.groups) as group:
-            bits, begin = code.variable(0, BYTE.of(BLOCK)), group * GROUP
-            with code.loop(begin, batch.smaller(begin + GROUP)) as b:
-                spikes = (fired + (b * outs + j)).load(BLOCK, there)
-                spiked = spikes.differs(0)
-                bit = (code.constant(1, BYTE) << (b - begin).to(BYTE)).spread(BLOCK)
-                bits.value = bits.value | spiked.select(bit, 0)
-                any_spike.value = any_spike.value | spiked.word()
-                trace = post + (b * stride + j)
-                trace.store(rule.traced(trace.load(BLOCK) * decay, spikes))
-            (events.bits + (place * sizes.groups + group) * BLOCK).store(bits.value)
-        events.tiles[place] = (j // BLOCK).to(INT)
-        events.at_step[place] = step.to(INT)
-        count.value = place + any_spike.value.differs(0).select(code.constant(1), 0)
+    """Changes a row of weights by a step: by the spikes of the neurons, and of its input if it has `sent`."""
+    with code.loop(0, sizes.outputs_count, BLOCK) as j:
+        plus, minus = code.variable(0, FLOAT.of(BLOCK)), code.variable(0, FLOAT.of(BLOCK))
+        with code.loop(0, sizes.batch) as b:
+            spikes = (fired + (b * sizes.stride + j)).load(BLOCK).differs(0)
+            plus.value = plus.value + spikes.select(trace[b].spread(BLOCK), 0)
+            if sent is not None:
+                spike = sent[b * sizes.inputs_count].spread(BLOCK)
+                minus.value = minus.value + spike * (post + (b * sizes.stride + j)).load(BLOCK)
+        lost = None if sent is None else minus.value
+        (row + j).store(rule.changed((row + j).load(BLOCK), plus.value, lost, change))
+
+
+def _trace_neurons(
+    code: Code, rule: Rule, fired: Pointer, kept: Pointer, post: Pointer, sizes: Sizes, decay: Value
+) -> Value:
+    """Takes the spikes of a step into the traces of the neurons, keeps them as bytes; 0 if there are none."""
+    found = code.variable(0, INT)
+    with code.loop(0, sizes.batch) as b, code.loop(0, sizes.outputs_count, BLOCK) as j:
+        there = code.first((sizes.outputs_count - j).smaller(BLOCK), BLOCK)
+        spikes = (fired + (b * sizes.outputs_count + j)).load(BLOCK, there)
+        spiked = spikes.differs(0)
+        found.value = found.value | spiked.word()
+        (kept + (b * sizes.stride + j)).store(spiked.select(code.constant(1, BYTE.of(BLOCK)), 0))
+        trace = post + (b * sizes.stride + j)
+        trace.store(rule.traced(trace.load(BLOCK), decay.spread(BLOCK), spikes))
+    return found.value
 
 
 def _listed(
@@ -245,7 +264,7 @@ def _summed(
         (target + j).store(total.value)
 
 
-def _others_than_spikes(code: Code, inputs: Floats, count: Value) -> Value:
+def _has_other_than_spikes(code: Code, inputs: Floats, count: Value) -> Value:
     """Whether any of `count` numbers is neither 0 nor 1."""
     found, none = code.variable(0, BYTE.of(BLOCK)), code.constant(0, BYTE.of(BLOCK))
     for at, there in code.vectors(count, BLOCK):

@@ -8,17 +8,13 @@ from torch import Tensor, nn
 from hibana.cells import Cell
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.walk import followed
-from hibana.learn.plasticity.kernel import build
+from hibana.learn.plasticity.kernel import BLOCK, build
 from hibana.learn.plasticity.neurons import NeuronStep
 from hibana.learn.plasticity.pairs import Pairs
-from hibana.learn.plasticity.rows import BLOCK, GROUP
 from hibana.runtime import available
 from hibana.runtime.kernels import Launcher, float_bits
 
 __all__ = ["Native"]
-
-CHUNK = 256
-"""Steps after which all rows of weights take what they have missed, by which memory stays bounded."""
 
 
 class Native:
@@ -72,9 +68,7 @@ class Native:
         if bias is not None:
             added[:outs] = bias.detach()
         states = torch.stack(carried) if carried else weight.new_zeros(0)
-        groups = -(-batch // GROUP)
-        traces = weight.new_zeros(ins, groups * GROUP)
-        traces[:, :batch] = pre.T
+        traces = pre.T.clone(memory_format=torch.contiguous_format)
         of_outputs = weight.new_zeros(batch, stride)
         of_outputs[:, :outs] = post
         outputs = weight.new_empty(steps, batch, outs)
@@ -94,11 +88,9 @@ class Native:
             **neurons.numbers(cell),
             steps=steps,
             batch=batch,
-            groups=groups,
             inputs_count=ins,
             outputs_count=outs,
             stride=stride,
-            chunk=min(CHUNK, steps),
             decay_pre=float_bits(1 - 1 / pairs.tau_pre),
             decay_post=float_bits(1 - 1 / pairs.tau_post),
             a_plus=float_bits(pairs.a_plus),
@@ -113,6 +105,6 @@ class Native:
         return outputs, (
             *states.unbind(),
             last,
-            traces[:, :batch].T.contiguous(),
+            traces.T.contiguous(),
             of_outputs[:, :outs].clone(),
         )
