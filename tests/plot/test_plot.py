@@ -62,25 +62,6 @@ def test_raster_is_sorted_by_first_spike_and_by_rate():
     assert by_rate == {(2, 1), (0, 2), (1, 2), (1, 3), (2, 3), (3, 3)}
 
 
-@pytest.mark.parametrize(("steps", "neurons"), [(400, 390), (1700, 900)])
-def test_a_raster_too_full_for_marks_is_opaque_as_it_is_busy(steps, neurons):
-    half = neurons // 2
-    population = torch.cat([spikes(steps, half, rate=0.6), spikes(steps, neurons - half, rate=0.15)], 1)
-    population[: steps // 2, -1] = 0
-    axes = plot.raster(population, dt=0.1)
-    assert marks(axes) == []
-    (image,) = axes.images
-    opacity = torch.tensor(image.get_array()[..., 3])
-    rows = len(opacity)
-    assert opacity[: rows // 2 - 1].mean() > 2 * opacity[rows // 2 + 1 :].mean()
-    if steps == 400:
-        assert torch.equal(opacity > 0, population.T > 0)
-    left, right, bottom, top = image.get_extent()
-    assert (left, bottom) == (-0.05, -0.5)
-    assert right >= steps * 0.1 - 0.05 - 1e-9
-    assert top >= neurons - 0.5
-
-
 def test_rates_above_a_raster_count_its_spikes():
     population = spikes(1000, 7)
     (above,) = plot.raster(population, rates=True, dt=2.0).child_axes

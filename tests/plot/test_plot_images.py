@@ -46,12 +46,6 @@ def raster_layers_with_rates():
     return plot.raster(layers(), sort="rate", rates=True)
 
 
-def raster_density():
-    step, neuron = torch.arange(400)[:, None], torch.arange(600)
-    long = torch.where(neuron < 300, 10, 4)
-    return plot.raster(((step + neuron // 4) % 20 < long).float(), rates=True)
-
-
 def output_potentials():
     potentials = (uniform(40, 5) - 0.45).cumsum(0)
     return plot.output_potentials(potentials, 0, ["cat", "dog", "cow", "hen", "pig"])
@@ -60,11 +54,6 @@ def output_potentials():
 def learning_curves():
     falling = {"training": [1.2, 0.6, 0.4, 0.3], "validation": [1.3, 0.8, 0.6, 0.55]}
     return plot.learning_curves(falling, ylabel="Cross-entropy", title="Loss")
-
-
-def gradient_flow():
-    steps = torch.arange(30)
-    return plot.gradient_flow({f"if{n}": torch.exp(-0.1 * n * (30 - steps)) for n in (1, 2, 3)})
 
 
 def current_step():
@@ -92,12 +81,10 @@ DRAWINGS = [
     raster_short,
     raster_sorted_with_rates,
     raster_layers_with_rates,
-    raster_density,
     surrogate,
     current_step,
     output_potentials,
     learning_curves,
-    gradient_flow,
     training,
 ]
 

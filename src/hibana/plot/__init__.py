@@ -15,7 +15,7 @@ Importing this module needs Matplotlib (``pip install '.[train]'``).
 from hibana.runtime.extras import needing
 
 with needing("hibana.plot"):
-    from hibana.plot.gradients import gradient_flow, gradient_norms
+    from hibana.plot.gradients import gradient_norms
     from hibana.plot.learning import learning_curves, training
     from hibana.plot.neurons import current_step, membrane, surrogate
     from hibana.plot.outputs import output_potentials
@@ -23,7 +23,6 @@ with needing("hibana.plot"):
 
 __all__ = [
     "current_step",
-    "gradient_flow",
     "gradient_norms",
     "learning_curves",
     "membrane",

@@ -1,17 +1,14 @@
-"""How gradients reach the layers: recorded from one batch, and drawn over time."""
+"""Size of the gradient at each layer and step, recorded from one batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from matplotlib.axes import Axes
 from torch import Tensor, nn
 
 from hibana.nn.layers import OverTime, Recurrent
-from hibana.plot.style import array, colours, new_axes, times, without_frame
 
-__all__ = ["gradient_flow", "gradient_norms"]
+__all__ = ["gradient_norms"]
 
 
 def gradient_norms(
@@ -86,25 +83,3 @@ def gradient_norms(
         name: tensor.new_zeros(len(tensor)) if grad is None else grad.flatten(1).norm(dim=1)
         for (name, tensor), grad in zip(seen.items(), grads, strict=True)
     }
-
-
-def gradient_flow(norms: Mapping[str, Tensor], axes: Axes | None = None, *, dt: float | None = None) -> Axes:
-    """The size of the gradient at each layer over time, as :func:`gradient_norms` records it.
-
-    The scale is logarithmic: a step without gradient is a gap.
-
-    Args:
-        norms: ``[T]`` by layer.
-        axes: to draw on.
-        dt: length of a step in milliseconds.
-    """
-    axes = axes or new_axes(6.5, 3.6)
-    for (name, tensor), colour in zip(norms.items(), colours(len(norms)), strict=True):
-        values = array(f"norms {name}", tensor, ("[T]",)).astype(np.float64)
-        now = times(axes, len(values), dt)
-        marker = "." if len(values) <= 50 else None
-        axes.plot(now, np.where(values > 0, values, np.nan), color=colour, label=name, marker=marker)
-    axes.set_yscale("log")
-    axes.set(title="Gradient at each layer", ylabel="Norm of the gradient")
-    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1), borderaxespad=0.2, handlelength=1.5)
-    return without_frame(axes)

@@ -1,11 +1,10 @@
-"""The raster: who spiked when."""
+"""The raster: a mark for each spike."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
@@ -23,12 +22,10 @@ from hibana.plot.style import (
 
 __all__ = ["raster"]
 
-MARKS = 50_000
-"""More spikes than this are drawn as a density: marks would cover one another."""
 VECTORS = 5_000
-"""More marks than this are pixels in a PDF or SVG too."""
+"""Number of marks above which they are pixels in a PDF or SVG too."""
 HISTOGRAM = 0.22
-"""The part of the axes' height that the rates take."""
+"""Share of the axes' height that the rates take."""
 
 
 def raster(
@@ -41,8 +38,7 @@ def raster(
 ) -> Axes:
     """Who spiked when: a mark for each spike of one sample, layers stacked, the first at the bottom.
 
-    Above 50,000 spikes the picture is a density instead: each cell of a fine grid is as opaque as its
-    neurons spiked often while it lasts, the 99th percentile of such cells fully.
+    Above some 50,000 spikes the marks cover each other: ``axes.imshow(spikes.T, aspect="auto")`` shows more.
 
     Args:
         layers: spikes ``[T, ...]`` of each layer by name, or of one population.
@@ -72,11 +68,8 @@ def raster(
     many = sum(len(time) for time, _ in where)
     for s, (time, neuron), colour in zip(flat, where, colours(len(flat)), strict=True):
         neurons = s.shape[1]
-        if many > MARKS:
-            _density(axes, time, neuron, below, s.shape, colour, dt or 1)
-        else:
-            marks = _marks(axes, steps, total, rates)
-            axes.plot(now[time], below + neuron, color=colour, rasterized=many > VECTORS, **marks)
+        marks = _marks(axes, steps, total, rates)
+        axes.plot(now[time], below + neuron, color=colour, rasterized=many > VECTORS, **marks)
         below += neurons
         axes.axhline(below - 0.5, color=GREY, linewidth=0.5)
     step = dt or 1
@@ -88,7 +81,7 @@ def raster(
 
 
 def _sorted(spikes: Any, sort: str | None) -> tuple[Any, Any]:
-    """The step of each spike, ascending, and its neuron's place in the order wanted."""
+    """Step of each spike, ascending, and row of its neuron in the order of `sort`."""
     time, neuron = spikes.nonzero()
     neurons = spikes.shape[1]
     if sort is None:
@@ -104,7 +97,7 @@ def _sorted(spikes: Any, sort: str | None) -> tuple[Any, Any]:
 
 
 def _marks(axes: Axes, steps: int, rows: int, rates: bool) -> dict[str, Any]:
-    """Marks as large as a step and a neuron leave room for, in points."""
+    """Marks that fill the room of a step and a neuron."""
     width, height = size_in_points(axes)
     row, column = height * (1 - HISTOGRAM * rates) / rows, width / steps
     if steps <= 50:
@@ -117,30 +110,8 @@ def _marks(axes: Axes, steps: int, rows: int, rates: bool) -> dict[str, Any]:
     }
 
 
-def _density(
-    axes: Axes, time: Any, neuron: Any, below: int, shape: tuple[int, ...], colour: str, dt: float
-) -> None:
-    """The share of ones in each cell of a grid of at most 800 by 400, as opacity."""
-    steps, neurons = shape
-    wide, high = -(-steps // 800), -(-neurons // 400)
-    columns, rows = -(-steps // wide), -(-neurons // high)
-    counts = np.bincount(neuron // high * columns + time // wide, minlength=rows * columns)
-    sizes = np.outer(np.diff(_edges(rows, high, neurons)), np.diff(_edges(columns, wide, steps)))
-    shares = counts.reshape(rows, columns) / sizes
-    image = np.empty((rows, columns, 4), dtype=np.float32)
-    image[..., :3] = to_rgb(colour)
-    full = np.percentile(shares[shares > 0], 99) if len(time) else 1.0
-    image[..., 3] = np.where(shares > 0, np.clip(shares / full, 0.12, 1), 0)
-    extent = (-0.5 * dt, (columns * wide - 0.5) * dt, below - 0.5, below + rows * high - 0.5)
-    axes.imshow(image, extent=extent, origin="lower", aspect="auto", interpolation="antialiased")
-
-
-def _edges(count: int, size: int, end: int) -> Any:
-    return np.minimum(np.arange(count + 1) * size, end)
-
-
 def _name_rows(axes: Axes, names: list[str], spikes: list[Any], sort: str | None, height: float) -> None:
-    """Numbers of the neurons of one population; names of layers, moved apart where layers are thin."""
+    """Labels the rows: neurons of one population, or names of layers, moved apart if layers are thin."""
     order = {None: "", "first": ", by first spike", "rate": ", by rate"}[sort]
     if names == [""]:
         neurons = spikes[0].shape[1]
@@ -160,7 +131,7 @@ def _name_rows(axes: Axes, names: list[str], spikes: list[Any], sort: str | None
 
 
 def _rates_above(axes: Axes, spikes: Mapping[str, Any], dt: float | None) -> None:
-    """Makes room at the top of `axes` and draws the layers' rates there."""
+    """Draws the layers' rates at the top of `axes`."""
     low, high = axes.get_ylim()
     axes.set_ylim(low, low + (high - low) / (1 - HISTOGRAM))
     axes.spines["left"].set_bounds(low, high)
