@@ -18,29 +18,16 @@ import sys
 import tempfile
 import time
 
-SLIDERS = ("threshold", "tau", "input-strength", "input-noise")
+SLIDERS = ("threshold", "tau", "input strength", "input noise")
 SETUP = """
-const deep = (selector, from = document) => {
-  const found = [...from.querySelectorAll(selector)]
-  for (const each of from.querySelectorAll("*")) {
-    if (each.shadowRoot) found.push(...deep(selector, each.shadowRoot))
-  }
-  return found
-}
-window.handle = (name) => {
-  const hosts = deep(".slider-" + name)
-  return hosts.length ? hosts[0].shadowRoot.querySelector(".noUi-handle") : null
-}
-window.choose = (cell) => {
-  const field = deep(".select-cell")[0].shadowRoot.querySelector("select")
-  field.value = cell
-  field.dispatchEvent(new Event("change", {bubbles: true}))
-}
+window.view = (name) => [...Bokeh.index.query((view) => view.model.name === name)].at(-1)
+window.handle = (name) => view(name + " slider")?.shadow_el.querySelector(".noUi-handle") ?? null
+window.choose = (cell) => { view("cell").model.value = cell }
 if (!window.took) {
   window.took = []
   addEventListener("keydown", () => {
     const begun = performance.now()
-    const shown = Bokeh.documents[0].get_model_by_name("neuron_potential")
+    const shown = view("potential").model
     const answer = shown.renderers[0].data_source.properties.data
     const plots = [...Bokeh.index.query((view) => "throttled_paint" in view)]
     const came = () => {
@@ -95,7 +82,7 @@ def measured(address: str, cells: list[str], repeats: int):
                     continue
                 times = presses(driver, handle, repeats)
                 everything += times
-                yield row(cell, name.replace("-", " "), times)
+                yield row(cell, name, times)
         yield row("all", "", everything)
         yield json.dumps({"presses": len(everything), "chromium": driver.capabilities["browserVersion"]})
     finally:

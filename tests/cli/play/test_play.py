@@ -13,8 +13,10 @@ import torch
 
 import hibana as hb
 from conformance import suite
-from hibana.cli.play import controls, network, neuron, source
+from hibana.cli.play import network, neuron, source
 from hibana.cli.play.source import Trouble
+
+SURROGATES = ("ATan", "Step", "Triangle", "FastSigmoid")
 
 CELLS = sorted(source.built_in())
 OWN = source.EXAMPLE
@@ -28,20 +30,18 @@ def test_the_cells_to_choose_from_are_all_cells_and_no_more():
     assert {f"{name}Cell" for name in source.built_in()} == {kind.__name__ for kind in suite.CELLS}
 
 
+def fields_of(kind, defaults=None):
+    fields = pytest.importorskip("hibana.cli.play.fields", reason="the extra play is not installed")
+    return {each.name: each for each in fields.of_cell(kind, lambda: None, defaults or {})}
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_every_cell_is_described_and_answers_at_what_it_is_described_with(cell):
-    told = neuron.describe(cell)
-    assert told["cell"] == cell
-    assert 0 < told["strength"] <= told["top"]
-    values = {control.name: control.value for control in told["controls"]}
-    for control in told["controls"]:
-        if isinstance(control, controls.Number):
-            assert control.low <= min(control.value, control.high)
-            for value in (control.low, control.high):
-                controls.make_cell(source.built_in()[cell], {control.name: value})
-        if isinstance(control, controls.Choice):
-            values[control.name] = (control.value, {})
-    answer = asked(cell, values, told["strength"], 0.0, told["top"])
+    described = neuron.describe(cell)
+    assert described["kind"].__name__ == f"{cell}Cell"
+    assert 0 < described["strength"] <= described["top"]
+    values = {name: field.value() for name, field in fields_of(described["kind"]).items()}
+    answer = asked(cell, values, described["strength"], 0.0, described["top"])
     assert (len(answer["spikes"]) > 0) == (cell != "LI")
     explodes = not numpy.isfinite(answer["gradient"]).all()
     assert answer["note"].startswith("the gradient explodes") == explodes == (cell == "Izhikevich")
@@ -50,25 +50,45 @@ def test_every_cell_is_described_and_answers_at_what_it_is_described_with(cell):
         assert numpy.isfinite(answer[name]).all()
 
 
-def test_controls_follow_the_signature():
-    (tau, threshold, step, detach, reset, *_) = controls.of_cell(hb.LIFCell)
-    assert (tau.low, tau.value, tau.high) == (1.0, 2.0, 20.0)
-    assert threshold.low > 0
-    assert step == controls.Choice("surrogate", "Step")
-    assert detach == controls.Switch("detach_reset", False)
-    assert reset.words == ("subtract",)
-    (coupling,) = [c for c in controls.of_cell(hb.AdLIFCell) if c.name == "coupling"]
-    assert coupling.high == 1.0
-    (period,) = [c for c in controls.of_cell(hb.RefractoryLIFCell) if c.name == "period"]
-    assert (period.low, period.step) == (0.0, 1.0)
+def test_fields_follow_the_signature():
+    fields = fields_of(hb.LIFCell, {"tau": 3.0})
+    names = [
+        "tau",
+        "threshold",
+        "surrogate",
+        "detach_reset",
+        "reset",
+        "rest",
+        "decay_input",
+        "leak_first",
+        "most_spikes",
+    ]
+    assert list(fields) == names
+    spinner, slider = fields["tau"].element.children
+    assert (slider.start, slider.value, slider.end, fields["tau"].value()) == (0, 3.0, 30.0, 3.0)
+    assert fields["surrogate"].value() == ("Step", {})
+    assert fields["detach_reset"].value() is False
+    assert fields["most_spikes"].value() == 1
+    fields["reset"].element.value = "subtract"
+    assert fields["reset"].value() == "subtract"
+    fields["reset"].element.value = "spam"
+    with pytest.raises(Trouble, match="reset must be a number or subtract, got 'spam'"):
+        fields["reset"].value()
+    spinner.value = None
+    with pytest.raises(Trouble, match="tau must be a number"):
+        fields["tau"].value()
+    with pytest.raises(Trouble, match="each argument of Mine must have a default; tau has none"):
+        fields_of(source.find("", "class Mine(hb.Cell):\n    def __init__(self, tau): pass"))
 
 
 def test_every_surrogate_is_offered_with_its_shape():
-    kinds = {type(hb.surrogate.named(name)) for name in controls.surrogates()}
-    assert {kind.__name__ for kind in kinds} == set(controls.surrogates())
+    choice = fields_of(hb.LIFCell)["surrogate"]
+    select = choice.element.children[0]
+    kinds = {type(hb.surrogate.named(name)) for name in select.options}
+    assert {kind.__name__ for kind in kinds} == set(select.options)
     assert len(kinds) == len(hb.surrogate.__all__) - 4  # Surrogate, Formula, Heaviside, named
-    assert [c.name for c in controls.of_surrogate("Triangle")] == ["width", "height"]
-    assert controls.of_surrogate("Step") == []
+    select.value = "Triangle"
+    assert list(choice.value()[1]) == ["width", "height"]
 
 
 def test_potential_and_spikes_are_the_loops_own():
@@ -95,7 +115,7 @@ def test_noise_makes_a_neuron_fire_below_its_threshold():
     assert numpy.array_equal(noisy["input"], asked("LIF", strength=0.3, noise=0.3)["input"])
 
 
-@pytest.mark.parametrize("name", [name for name in controls.surrogates() if name != "StraightThrough"])
+@pytest.mark.parametrize("name", SURROGATES)
 def test_the_surrogate_is_found_from_one_step(name):
     answer = asked("LIF", {"threshold": 1.5, "surrogate": (name, {})})
     assert answer["threshold"] == pytest.approx(1.5, rel=1e-4)
@@ -115,23 +135,11 @@ def test_the_gradient_is_autograds():
 
 
 def test_a_cell_of_ones_own_is_answered_like_a_built_in_one():
-    told = neuron.describe("", OWN)
-    assert [c.name for c in told["controls"]] == ["threshold", "decay", "rise"]
+    assert list(fields_of(neuron.describe("", OWN)["kind"])) == ["threshold", "decay", "rise"]
     answer = asked("", {"threshold": 2.0, "rise": 0.0}, 0.3, source=OWN)
     assert numpy.array_equal(answer["spikes"], asked("IF", {"threshold": 2.0}, 0.3)["spikes"])
     assert answer["threshold"] == pytest.approx(2.0, rel=1e-4)
     assert list(answer["others"]) == ["a"]
-
-
-def test_the_palette_is_that_of_plot():
-    pytest.importorskip("bokeh", reason="the extra play is not installed")
-    pytest.importorskip("matplotlib", reason="the extra train is not installed")
-    from hibana.cli.play.view import look
-    from hibana.plot import style
-
-    assert style.PALETTE == look.LAYERS
-    for name in ("BLUE", "GREEN", "GREY", "ORANGE", "RED"):
-        assert getattr(look, name) == getattr(style, name)
 
 
 HEAD = "class Mine(hb.Cell):\n    def forward(self, input_, v, s):\n        "
@@ -154,10 +162,6 @@ HEAD = "class Mine(hb.Cell):\n    def forward(self, input_, v, s):\n        "
         (HEAD + "return v, v > 1", "each like the input; s is not"),
         (HEAD + "return v / 0 + w, s", "line 3: NameError: name 'w'"),
         ("class Mine(hb.Cell):\n    def forward(self, *states): return states", "must name each state"),
-        (
-            "class Mine(hb.Cell):\n    def __init__(self, tau): pass",
-            "each argument of Mine must have a default",
-        ),
         (
             "class Mine(hb.Cell):\n    def __init__(self): 1 / 0",
             "line 2: ZeroDivisionError: division by zero",
@@ -230,7 +234,7 @@ def test_a_sample_goes_through_the_layers(checkpoint):
         outputs, spikes = activity(model.net, model.encode(inputs[None]))
     assert shown["label"] == int(label)
     assert numpy.allclose(shown["potentials"], outputs[:, 0])
-    assert numpy.array_equal(shown["layers"][1]["raster"], spikes["if2"][:, 0].T * 255)
+    assert numpy.array_equal(shown["layers"][1]["raster"], spikes["if2"][:, 0].T)
     assert shown["layers"][1]["rate"] == pytest.approx(float(spikes["if2"][:, 0].mean()))
 
 
@@ -241,14 +245,6 @@ def test_the_next_mistake_is_one(checkpoint):
     for between in range(6, index):
         right = network.sample(str(checkpoint), between)
         assert right["label"] == right["answer"]
-
-
-def test_layers_of_many_neurons_share_rows(tmp_path):
-    pytest.importorskip("lightning", reason="the extra train is not installed")
-    path = untrained(tmp_path / "wide.ckpt", layers="12c3-700", coding="poisson")
-    first, second = network.sample(str(path), 0), network.sample(str(path), 0)
-    assert [each["raster"].shape for each in first["layers"]] == [(384, 5), (350, 5)]
-    assert numpy.array_equal(first["potentials"], second["potentials"])
 
 
 def test_what_is_no_checkpoint_or_sample_is_told(checkpoint, tmp_path):

@@ -1,17 +1,8 @@
 """The playground: neurons and networks in a browser, changed by hand.
 
-``hibana play`` starts :func:`hibana.cli.play.server.serve`. Computing is separate from the page:
-
-============  ===========================================================================
-``source``    pasted text -> a cell, or an error message with its line
-``controls``  the hyper-parameters of a cell, from its signature
-``neuron``    one cell's potential, spikes, F-I curve, surrogate and gradient
-``network``   a checkpoint of ``hibana train``, and one sample passing through it
-``view``      the two views, of Bokeh's widgets and figures
-``server``    Bokeh's server on this machine, at an address that others can't guess
-============  ===========================================================================
-
-Nothing here is imported by the rest of hibana, and Bokeh only by ``view`` and ``server``
+``hibana play`` starts :func:`hibana.cli.play.server.serve`, a Bokeh server on this machine. ``source`` turns
+pasted text into a cell, ``fields`` a cell's signature into widgets; ``neuron`` and ``network`` compute what
+``neuron_view`` and ``network_view`` show. Bokeh is imported by the views, the fields and the server only
 (``pip install '.[play]'``).
 """
 

@@ -22,9 +22,6 @@ DIGITS = "digits"
 SHIPPED = Path(__file__).with_name("digits.ckpt")
 """That network: ``python -m benchmarks.shipped`` trained it."""
 
-ROWS = 512
-"""Rows of a raster at most; in larger layers, adjacent neurons share one."""
-
 
 def opened(path: str, trust: Collection[str] = ()) -> dict[str, Any]:
     """A checkpoint's ``title``, a line about the network; ``count`` of test samples; ``steps``.
@@ -49,9 +46,9 @@ def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]
 
     Returns:
         ``picture``, ``[height, width]``, row 0 on top; ``axes``, the names of its axes if not pixels;
-        ``layers``: each spiking layer's name, number of neurons, firing rate and ``raster``, ``[rows, T]``,
-        255 if a neuron of the row spikes; ``potentials`` of the readout, ``[T, classes]``; ``label`` and
-        ``answer``, and the ``names`` of the classes.
+        ``layers``: each spiking layer's name, number of neurons, firing rate and ``raster``,
+        ``[neurons, T]``, 1 if a neuron spikes; ``potentials`` of the readout, ``[T, classes]``; ``label``
+        and ``answer``, and the ``names`` of the classes.
 
     Raises:
         Trouble: as :func:`opened`, or if there is no such sample.
@@ -71,7 +68,15 @@ def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]
     return {
         "picture": picture,
         "axes": axes,
-        "layers": [_layer(name, layer[:, 0].flatten(1)) for name, layer in spikes.items()],
+        "layers": [
+            {
+                "name": name,
+                "neurons": layer[0, 0].numel(),
+                "rate": float(layer.mean()),
+                "raster": layer[:, 0].flatten(1).T.byte().numpy(),
+            }
+            for name, layer in spikes.items()
+        ],
         "potentials": potentials[:, 0].numpy(),
         "label": int(label),
         "answer": answer,
@@ -136,16 +141,3 @@ def _picture(shown: Tensor, sequential: bool) -> tuple[np.ndarray[Any, Any], tup
     if shown.ndim < 2:
         return shown.reshape(1, -1).numpy(), ("Feature", "")
     return shown.reshape(-1, *shown.shape[-2:]).mean(dim=0).numpy(), None
-
-
-def _layer(name: str, spikes: Tensor) -> dict[str, Any]:
-    neurons = spikes.shape[1]
-    share = -(-neurons // ROWS)
-    padded = torch.nn.functional.pad(spikes, (0, -neurons % share))
-    raster = padded.reshape(len(spikes), -1, share).amax(dim=2).T
-    return {
-        "name": name,
-        "neurons": neurons,
-        "rate": float(spikes.mean()),
-        "raster": (raster * 255).byte().numpy(),
-    }

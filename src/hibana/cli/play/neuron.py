@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.cli.play import controls
-from hibana.cli.play.source import Trouble, describe_error, find
+from hibana.cli.play.source import Trouble, describe_error, find, make_cell
 from hibana.compiler import unroll
 
 __all__ = ["SHAPES", "STEPS", "answer", "describe"]
@@ -31,24 +30,20 @@ Answer = dict[str, Any]
 
 
 def describe(cell: str, source: str | None = None) -> Answer:
-    """The cell's controls, and the range of its input.
+    """The cell's class, the first line of its description, and the range of its input.
 
     Raises:
-        Trouble: if there is no such cell, or it can't be made.
+        Trouble: if there is no such cell, or it can't be made with its defaults.
     """
     kind = find(cell, source)
-    of_cell = controls.of_cell(kind)
     try:
-        strength, top = _range(controls.make_cell(kind, {}))
+        strength, top = _range(make_cell(kind, {}))
+    except Trouble:
+        raise
     except Exception as error:  # of a pasted cell
         raise Trouble(describe_error(error)) from error
-    return {
-        "cell": kind.__name__.removesuffix("Cell"),
-        "summary": (kind.__doc__ or "").strip().partition("\n")[0],
-        "controls": of_cell,
-        "top": top,
-        "strength": strength,
-    }
+    summary = (kind.__doc__ or "").strip().partition("\n")[0]
+    return {"kind": kind, "summary": summary, "top": top, "strength": strength}
 
 
 def answer(
@@ -89,7 +84,7 @@ def answer(
         raise Trouble(f"input noise must be at least 0, got {noise!r}")
     if not (math.isfinite(top) and top > 0):
         raise Trouble(f"the range of the current must be positive and finite, got {top!r}")
-    made = controls.make_cell(find(cell, source), values)
+    made = make_cell(find(cell, source), values)
     try:
         return _answer(made, strength, noise, top, shape)
     except (Trouble, KeyboardInterrupt):
@@ -147,7 +142,8 @@ def _one_step(cell: Cell) -> _Step | None:
     """The spike and its derivative over the potential in one step from rest; None if it never spikes.
 
     The threshold is the potential after the smallest single input that makes the cell spike, found on a
-    geometric grid that is refined twice. Around it, ``ds/dv = (ds/dinput) / (dv/dinput)`` is the surrogate.
+    geometric grid that is refined twice. For inputs up to twice as large, ``(ds/dinput) / (dv/dinput)`` is
+    the surrogate, ``ds/dv``.
     """
     grid = torch.cat(
         [
@@ -162,24 +158,17 @@ def _one_step(cell: Cell) -> _Step | None:
         if not bool(((s == 0) | (s == 1)).all()) or not len(on) or on[0] == 0:
             return None
         first = int(on[0])
-        grid = torch.linspace(
-            float(grid[first - 1]), float(grid[first]), 257, dtype=torch.float64, device="cpu"
-        )
-    onset = grid[-1:].clone().requires_grad_()
+        lower, upper = grid[first - 1 : first + 1].tolist()
+        grid = torch.linspace(lower, upper, 257, dtype=torch.float64, device="cpu")
+    onset = float(grid[-1])
     index = cell.state_names().index(_potential(cell))
-    (slope,) = torch.autograd.grad(_stepped(cell, onset)[index].sum(), onset, allow_unused=True)
-    if slope is None or not bool(slope.isfinite()) or not slope:
-        return None
-    inputs = (
-        (onset + torch.linspace(-2, 2, 401, dtype=torch.float32, device="cpu").double() / slope)
-        .detach()
-        .requires_grad_()
-    )
+    inputs = torch.linspace(0, 2 * onset, 401, dtype=torch.float64, device="cpu").requires_grad_()
     states = _stepped(cell, inputs)
-    dv = _gradient(states[index].sum(), inputs)
-    ds = _gradient(states[-1].sum(), inputs)
+    dv, ds = (_gradient(states[each].sum(), inputs) for each in (index, -1))
+    if not bool(dv.any()):
+        return None
     with torch.no_grad():
-        threshold = float(_stepped(cell, onset)[index])
+        threshold = float(_stepped(cell, grid[-1:])[index])
     return _Step(threshold, _array(states[index]), _array(states[-1]), _array(ds / dv))
 
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Collection
 
 import torch
 from bokeh.document import Document
+from bokeh.models import TabPanel, Tabs
 from bokeh.server.server import Server
 
-from hibana.cli.play.view import page
+from hibana.cli.play.network_view import NetworkView
+from hibana.cli.play.neuron_view import NeuronView
 
 __all__ = ["serve"]
 
@@ -38,7 +40,14 @@ def serve(
         raise ValueError(f"port must be in 0 to 65535, got {port}")
 
     def fill(document: Document) -> None:
-        page(document, checkpoint, list(trust))
+        views = {
+            "One neuron": NeuronView(document).layout,
+            "A trained network": NetworkView(checkpoint, list(trust)).layout,
+        }
+        document.title = "hibana play"
+        tabs = [TabPanel(child=layout, title=title) for title, layout in views.items()]
+        active = 1 if checkpoint else 0
+        document.add_root(Tabs(tabs=tabs, active=active, name="tabs", sizing_mode="stretch_width"))
 
     for name in ("tornado.access", "bokeh"):
         logging.getLogger(name).setLevel(logging.ERROR)

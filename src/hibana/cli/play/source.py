@@ -3,13 +3,15 @@
 import linecache
 import traceback
 from functools import lru_cache
+from typing import Any
 
 import torch
 
 import hibana
 from hibana import cells
+from hibana.cells import surrogate
 
-__all__ = ["EXAMPLE", "Trouble", "built_in", "describe_error", "find"]
+__all__ = ["EXAMPLE", "Trouble", "built_in", "describe_error", "find", "make_cell"]
 
 NAME = "<your cell>"
 EXAMPLE = '''\
@@ -71,6 +73,24 @@ def _execute(source: str) -> type[cells.Cell]:
         names = ", ".join(each.__name__ for each in classes) or "no class"
         raise Trouble(f"the code must define a class that derives from hb.Cell; it defines {names}")
     return own_cells[-1]
+
+
+def make_cell(kind: type[cells.Cell], values: dict[str, Any]) -> cells.Cell:
+    """The cell with hyper-parameters `values`; a surrogate is ``(name, {parameter: value})``.
+
+    Raises:
+        Trouble: with the message of the cell, or the surrogate, for a value that it refuses.
+    """
+    try:
+        return kind(
+            **{
+                name: type(surrogate.named(value[0]))(**value[1]) if isinstance(value, tuple) else value
+                for name, value in values.items()
+            }
+        )
+    except Exception as error:  # a pasted cell may raise any
+        plain = isinstance(error, ValueError | TypeError) and kind.__module__.startswith("hibana.")
+        raise Trouble(str(error) if plain else describe_error(error)) from error
 
 
 def describe_error(error: BaseException) -> str:

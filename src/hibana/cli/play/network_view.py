@@ -1,0 +1,144 @@
+"""A trained network: a sample, the spikes of each layer, and the readout, with a movable time."""
+
+from typing import Any
+
+import numpy as np
+from bokeh.models import Button, Column, ColumnDataSource, CustomJS, Row, Slider, Spinner, TextInput, Toggle
+
+from hibana.cli.play import network
+from hibana.cli.play.fields import WIDTH
+from hibana.cli.play.figures import BLUE, COLOURS, GREY, RED, Figure, empty, message, new_figure
+from hibana.cli.play.source import Trouble
+
+__all__ = ["NetworkView"]
+
+PLAY = """
+clearInterval(window.playing)
+if (cb_obj.active) {
+  step.value = step.start
+  window.playing = setInterval(() => {
+    if (step.value >= step.end) { cb_obj.active = false } else { step.value = step.value + 1 }
+  }, Math.max(60, Math.min(400, 5000 / (step.end - step.start + 1))))
+}
+"""
+
+
+class NetworkView:
+    """The view of a checkpoint on a page."""
+
+    def __init__(self, checkpoint: str | None, trust: list[str]) -> None:
+        self._trust, self._path, self._shown = trust, "", -1
+        self._where = TextInput(
+            title="Checkpoint", value=checkpoint or network.DIGITS, width=WIDTH, name="checkpoint"
+        )
+        opening = Button(label="Open", button_type="primary", width=WIDTH, name="open")
+        opening.on_click(self._open)
+        self._trouble, self._title = message("network trouble", RED), message("network title")
+        self._index = Spinner(title="Test sample", value=0, low=0, step=1, width=WIDTH, name="sample")
+        self._index.on_change("value", lambda attribute, old, new: self._show())
+        mistake = Button(label="Next mistake", width=WIDTH, name="mistake")
+        mistake.on_click(self._next_mistake)
+        self._step = Slider(title="Time step", start=0, end=1, value=0, width=WIDTH, name="step")
+        self._now = ColumnDataSource({"x": [0]})
+        move = CustomJS(args={"now": self._now}, code="now.data = {x: [cb_obj.value]}")
+        self._step.js_on_change("value", move)
+        play = Toggle(label="▶ Play", width=WIDTH, name="play")
+        play.js_on_change("active", CustomJS(args={"step": self._step}, code=PLAY))
+        self._rest = Column(self._title, self._index, mistake, self._step, play, visible=False)
+        self._make_figures()
+        widgets = Column(self._where, opening, self._trouble, self._rest)
+        pictures = Column(self._input, self._readout, sizing_mode="stretch_width")
+        self._layers = Column(name="layers", sizing_mode="stretch_width")
+        self.layout = Row(widgets, pictures, self._layers, sizing_mode="stretch_width")
+        if checkpoint:
+            self._open()
+
+    def _make_figures(self) -> None:
+        self._picture = empty("image", "dw", "dh")
+        self._input = new_figure("Input", height=320, name="input")
+        self._input.image("image", x=0, y=0, dw="dw", dh="dh", source=self._picture, palette="Viridis256")
+        self._input.y_range.flipped = True
+        self._input.grid.visible = False
+        self._lines = empty("xs", "ys", "colour", "width", "name")
+        self._readout = new_figure("Readout", x="Time step", y="Potential", height=320, name="readout")
+        self._readout.multi_line(
+            "xs", "ys", source=self._lines, color="colour", line_width="width", legend_field="name"
+        )
+        self._readout.add_layout(self._readout.legend[0], "right")
+        self._mark_time(self._readout)
+
+    def _mark_time(self, shown: Figure) -> None:
+        """A line in a figure at the time step of the slider."""
+        shown.vspan("x", source=self._now, color=GREY, line_dash="dashed")
+
+    def _open(self) -> None:
+        path = self._where.value.strip()
+        try:
+            opened = network.opened(path, self._trust)
+        except Trouble as trouble:
+            self._trouble.text = str(trouble)
+            return
+        self._path, self._shown = path, -1
+        self._title.text = opened["title"]
+        self._index.high = opened["count"] - 1
+        self._rest.visible = True
+        self._index.value = 0
+        self._show()
+
+    def _show(self) -> None:
+        """Show the chosen sample, unless it is shown already."""
+        index = self._index.value
+        if index is None or index == self._shown:
+            return
+        self._shown, self._trouble.text = index, ""
+        try:
+            sample = network.sample(self._path, index, self._trust)
+        except Trouble as trouble:
+            self._trouble.text = str(trouble)
+            return
+        self._show_picture(sample)
+        self._show_layers(sample["layers"])
+        self._show_readout(sample)
+
+    def _next_mistake(self) -> None:
+        try:
+            self._index.value = network.next_misclassified(self._path, self._shown, self._trust)
+        except Trouble as trouble:
+            self._trouble.text = str(trouble)
+
+    def _show_picture(self, sample: dict[str, Any]) -> None:
+        picture, axes = sample["picture"], sample["axes"]
+        self._picture.data = {"image": [picture], "dw": [picture.shape[1]], "dh": [picture.shape[0]]}
+        self._input.axis.visible = axes is not None
+        self._input.xaxis.axis_label, self._input.yaxis.axis_label = axes or (None, None)
+        self._input.match_aspect = axes is None
+        self._input.title.text = f"Input: {sample['names'][sample['label']]}"
+
+    def _show_layers(self, layers: list[dict[str, Any]]) -> None:
+        steps = layers[0]["raster"].shape[1] if layers else 1
+        self._step.update(end=max(steps - 1, 1), value=steps - 1)
+        self._now.data = {"x": [steps - 1]}
+        rasters: list[Figure] = []
+        for layer, colour in zip(layers, COLOURS * len(layers), strict=False):
+            title = f"{layer['name']}: {layer['neurons']:,} neurons, {layer['rate']:.1%} spike a step"
+            raster = new_figure(title, x="Time step", y="Neuron", x_range=(-0.5, steps - 0.5))
+            raster.image(
+                [layer["raster"]], x=-0.5, y=0, dw=steps, dh=layer["neurons"], palette=["#00000000", colour]
+            )
+            raster.grid.visible = False
+            self._mark_time(raster)
+            rasters.append(raster)
+        self._layers.children = rasters
+
+    def _show_readout(self, sample: dict[str, Any]) -> None:
+        potentials, label, answer, names = (sample[key] for key in ("potentials", "label", "answer", "names"))
+        steps, classes = potentials.shape
+        self._lines.data = {
+            "xs": [np.arange(steps)] * classes,
+            "ys": list(potentials.T),
+            "colour": [BLUE if n == label else RED if n == answer else GREY for n in range(classes)],
+            "width": [2.5 if n in (label, answer) else 1.0 for n in range(classes)],
+            "name": names,
+        }
+        wrong = "" if answer == label else f", label {names[label]}"
+        self._readout.title.text = f"Readout: {names[answer]}{wrong}"
