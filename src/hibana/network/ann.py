@@ -4,7 +4,7 @@ import copy
 import math
 from collections.abc import Iterable
 from operator import add, iadd, mul
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, fx, nn
@@ -13,7 +13,7 @@ from torch.nn import functional
 from hibana.cells import Cell
 from hibana.compiler.torch_layers import role_of
 from hibana.network.fold import folded_calls, layer_name
-from hibana.network.report import Batch, Conversion, Watch, batches_of, report
+from hibana.network.report import Batch, Conversion, batches_of, outputs_of, report
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import IF, LI, OverTime
 
@@ -102,40 +102,58 @@ def from_ann(
 
 
 def _trace(model: nn.Module) -> fx.GraphModule:
-    """`model` in evaluation as calls of modules, one module a call, and additions; without batch norm."""
+    """`model` in evaluation, batch normalisation folded: calls of one module each, sums, and concatenations.
+
+    It rewrites traced calls rather than the graph of `hibana.network.reading`, because a network without time
+    has layers that no program computes (pooling to several pixels, three dimensions, concatenations).
+    """
     evaluated, calls = folded_calls(model)
     layers: dict[str, nn.Module] = {}
     for node in list(calls.nodes):
         name = layer_name(node.name, layers)
+        if node.op in ("placeholder", "output"):
+            continue
         if node.op == "call_module":
-            layers[name] = evaluated.get_submodule(str(node.target))
+            module = evaluated.get_submodule(str(node.target))
+            layers[name] = copy.deepcopy(module) if role_of(module) == "rectifier" else module  # one per call
             if type(layers[name]) in NO_SPIKING_FORM:
                 raise ValueError(_refusal(str(node.target), type(layers[name])))
             node.meta["path"], node.target = node.target, name
-            continue
-        if node.target in CONCATENATIONS:
-            _parts_and_axis(node)
-        if node.op in ("placeholder", "output") or node.target in (*ADDITIONS, *CONCATENATIONS):
-            continue
-        arguments = node.args[1:]
-        if node.target in FLATTEN:
-            start = arguments[0] if arguments else node.kwargs.get("start_dim", 0)
-            module: nn.Module = nn.Flatten(start, *arguments[1:])
-        elif node.target in FUNCTIONS:
-            kind = FUNCTIONS[node.target]
-            named = {
-                k: v for k, v in node.kwargs.items() if k not in ("inplace", "training", "return_indices")
-            }
-            module = kind() if kind in (nn.ReLU, nn.ReLU6, nn.Identity) else kind(*arguments, **named)
+        elif node.target in CONCATENATIONS:
+            parts, axis = (*node.args, *node.kwargs.values(), 0)[:2]
+            sequence = isinstance(parts, tuple | list) and all(isinstance(part, fx.Node) for part in parts)
+            if not sequence or not isinstance(axis, int) or axis == 0:
+                raise ValueError(
+                    f"layer {node.name!r}: values of the network can be concatenated along any axis but "
+                    f"the batch, got {node.args} {dict(node.kwargs)}"
+                )
+            node.args, node.kwargs = (parts, axis), {}
+        elif node.target in ADDITIONS:
+            if len(node.args) != 2 or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
+                raise ValueError(
+                    f"layer {node.name!r}: only two values of the network can be added, got {node.args}"
+                )
         else:
-            raise ValueError(_refusal(node.name, node.target))
-        layers[name] = module
-        with calls.inserting_after(node):
-            call = calls.call_module(name, (node.args[0],))
-        call.meta["path"] = name
-        node.replace_all_uses_with(call)
-        calls.erase_node(node)
+            layers[name] = _module(node)
+            with calls.inserting_after(node):
+                call = calls.call_module(name, (node.args[0],))
+            call.meta["path"] = name
+            node.replace_all_uses_with(call)
+            calls.erase_node(node)
     return fx.GraphModule(layers, calls)
+
+
+def _module(node: fx.Node) -> nn.Module:
+    """The module that computes what the function called by `node` does."""
+    arguments: Any = node.args[1:]
+    if node.target in FLATTEN:
+        start = arguments[0] if arguments else node.kwargs.get("start_dim", 0)
+        return nn.Flatten(start, *arguments[1:])  # type: ignore[arg-type] # a number
+    kind: Any = FUNCTIONS.get(node.target)
+    if kind is None:
+        raise ValueError(_refusal(node.name, node.target))
+    named = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "training", "return_indices")}
+    return kind() if kind in (nn.ReLU, nn.ReLU6, nn.Identity) else kind(*arguments, **named)  # type: ignore[no-any-return]
 
 
 def _refusal(name: str, target: Any) -> str:
@@ -147,10 +165,11 @@ def _calibrate(traced: fx.GraphModule, batches: list[Batch], percentile: float) 
     """The threshold of each ReLU: its k-th largest activation, of which only the k largest are kept."""
     samples = sum(len(x) for x, _ in batches)
     largest: dict[str, Tensor] = {}
+    rectifiers = [name for name, module in traced.named_modules() if role_of(module) == "rectifier"]
     for x, _ in batches:
-        watch = Watch(traced)
-        watch.run(x)
-        for name, activation in watch.activations.items():
+        with outputs_of(traced, rectifiers) as activations:
+            traced(x)
+        for name, activation in activations.items():
             values = activation.flatten()
             k = math.floor(values.numel() / len(x) * samples * (100 - percentile) / 100) + 1
             known = torch.cat([largest.get(name, values[:0]), values])
@@ -177,70 +196,44 @@ class _Difference(Cell):
 
 def _spiking(traced: fx.GraphModule, thresholds: dict[str, float]) -> fx.GraphModule:
     """`traced` with neurons for ReLUs. A value of `traced` is `scale` times the mean of the new one."""
+    graph = copy.deepcopy(traced.graph)
     layers: dict[str, nn.Module] = {}
-    lines = fx.Graph()
-    values: dict[fx.Node, tuple[fx.Node, float]] = {}
+    scales: dict[fx.Node, float] = {}
 
-    def whole(node: fx.Node) -> fx.Node:
-        value, scale = values[node]
-        return value if scale == 1.0 else lines.call_function(mul, (value, scale))
+    def unscale(node: fx.Node) -> None:
+        """Multiplies the inputs of `node` by their scales."""
+        for source in node.all_input_nodes:
+            if scales[source] != 1:
+                node.replace_input_with(source, graph.call_function(mul, (source, scales[source])))
 
-    for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            values[node] = lines.placeholder(node.name), 1.0
-        elif node.op == "output":
-            if not isinstance(node.args[0], fx.Node):
-                raise ValueError("model must return one tensor")
-            layers[readout := layer_name("readout", layers)] = LI()
-            lines.output(lines.call_module(readout, (whole(node.args[0]),)))
-        elif node.op == "call_module":
-            name = str(node.target)
-            value, scale = values[node.args[0]]
-            layer, scale = _layer(traced.get_submodule(name), scale, thresholds.get(name), node.meta["path"])
-            if layer is not None:
-                layers[name] = layer
-                value = lines.call_module(name, (value,))
-            values[node] = value, scale
-        elif node.target in CONCATENATIONS:
-            values[node] = _concatenated(node, values, lines, whole)
-        else:
-            values[node] = _sum(node, values, lines, whole)
-    return fx.GraphModule(layers, lines, class_name="SpikingNetwork")
-
-
-def _sum(
-    node: fx.Node, values: dict[fx.Node, tuple[fx.Node, float]], lines: fx.Graph, whole: Any
-) -> tuple[fx.Node, float]:
-    both = [arg for arg in node.args if isinstance(arg, fx.Node)]
-    if len(both) != 2 or node.kwargs:
-        raise ValueError(f"layer {node.name!r}: only two values of the network can be added, got {node.args}")
-    scales = {values[arg][1] for arg in both}
-    if len(scales) == 1:
-        return lines.call_function(add, tuple(values[arg][0] for arg in both)), scales.pop()
-    return lines.call_function(add, tuple(whole(arg) for arg in both)), 1.0
-
-
-def _parts_and_axis(node: fx.Node) -> tuple[list[fx.Node], int]:
-    """What `node` concatenates, and along which axis."""
-    parts, axis = (*node.args, *node.kwargs.values(), 0)[:2]
-    nodes = [part for part in parts if isinstance(part, fx.Node)] if isinstance(parts, tuple | list) else []
-    if not nodes or len(nodes) < len(cast(Any, parts)) or not isinstance(axis, int) or axis == 0:
-        raise ValueError(
-            f"layer {node.name!r}: values of the network can be concatenated, along another axis than the "
-            f"batch, got {node.args} {dict(node.kwargs)}"
-        )
-    return nodes, axis
-
-
-def _concatenated(
-    node: fx.Node, values: dict[fx.Node, tuple[fx.Node, float]], lines: fx.Graph, whole: Any
-) -> tuple[fx.Node, float]:
-    parts, axis = _parts_and_axis(node)
-    over_time = axis + (axis > 0)  # behind time
-    scales = {values[part][1] for part in parts}
-    same = len(scales) == 1
-    found = [values[part][0] if same else whole(part) for part in parts]
-    return lines.call_function(torch.cat, (found, over_time)), scales.pop() if same else 1.0
+    for node in list(graph.nodes):
+        with graph.inserting_before(node):
+            if node.op == "placeholder":
+                scales[node] = 1.0
+            elif node.op == "call_module":
+                module, source = traced.get_submodule(str(node.target)), node.args[0]
+                threshold = thresholds.get(str(node.target))
+                layer, scales[node] = _layer(module, scales[source], threshold, node.meta["path"])
+                if layer is None:
+                    node.replace_all_uses_with(source)
+                    graph.erase_node(node)
+                else:
+                    layers[str(node.target)] = layer
+            elif node.op == "output":
+                if not isinstance(node.args[0], fx.Node):
+                    raise ValueError("model must return one tensor")
+                unscale(node)
+                layers[readout := layer_name("readout", layers)] = LI()
+                node.args = (graph.call_module(readout, node.args),)
+            else:
+                common = {scales[source] for source in node.all_input_nodes}
+                scales[node] = common.pop() if len(common) == 1 else 1.0
+                if common:
+                    unscale(node)
+                if node.target in CONCATENATIONS:
+                    parts, axis = node.args
+                    node.args = parts, axis + (axis > 0)  # behind time
+    return fx.GraphModule(layers, graph, class_name="SpikingNetwork")
 
 
 def _layer(

@@ -1,6 +1,7 @@
 """What a conversion did: firing rates against activations, accuracy against time."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,10 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from hibana.compiler import State
-from hibana.compiler.torch_layers import role_of
 from hibana.nn.layers import run
 
-__all__ = ["Batch", "Conversion", "LayerReport", "Watch", "accuracy_over_time", "batches_of", "report"]
+__all__ = ["Batch", "Conversion", "LayerReport", "accuracy_over_time", "batches_of", "outputs_of", "report"]
 
 Batch = tuple[Tensor, Tensor | None]
 STEPS_AT_ONCE = 16
@@ -114,18 +114,24 @@ def _few(data: Tensor) -> tuple[Tensor, ...]:
     return torch.split(data, SAMPLES_AT_ONCE)
 
 
-class Watch(fx.Interpreter):
-    """Runs a traced network and keeps what its ReLUs return."""
+@contextmanager
+def outputs_of(
+    net: nn.Module, names: Iterable[str], *, over_time: bool = False
+) -> Iterator[dict[str, Tensor]]:
+    """The sum of what each of the layers `names` returns within it, over calls, and steps if `over_time`."""
+    totals: dict[str, Tensor] = {}
 
-    def __init__(self, traced: fx.GraphModule) -> None:
-        super().__init__(traced)
-        self.activations: dict[str, Tensor] = {}
+    def hook(name: str) -> Any:
+        def add(module: nn.Module, args: Any, result: Any) -> None:
+            outputs = result[0] if isinstance(result, tuple) else result
+            totals[name] = totals.get(name, 0) + (outputs.sum(0) if over_time else outputs)
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        if n.op == "call_module" and role_of(self.module.get_submodule(str(n.target))) == "rectifier":
-            self.activations[str(n.target)] = result
-        return result
+        return add
+
+    with ExitStack() as hooks:
+        for name in names:
+            hooks.callback(net.get_submodule(name).register_forward_hook(hook(name)).remove)
+        yield totals
 
 
 def report(
@@ -141,39 +147,25 @@ def report(
     neurons: dict[str, int] = {}
     right = torch.zeros(steps, dtype=torch.float32, device="cpu")
     right_ann, samples = 0, 0
-    spikes: dict[str, Tensor] = {}
-    hooks = [network.get_submodule(name).register_forward_hook(_counter(spikes, name)) for name in thresholds]
-    try:
-        for x, labels in batches:
-            watch = Watch(traced)
-            classes = watch.run(x).flatten(1).argmax(1)
-            wanted = classes if labels is None else labels
-            spikes.clear()
+    for x, labels in batches:
+        with outputs_of(traced, thresholds) as activations:
+            classes = traced(x).flatten(1).argmax(1)
+        wanted = classes if labels is None else labels
+        with outputs_of(network, thresholds, over_time=True) as spikes:
             right += torch.cat([_right(part, wanted) for part in _in_parts(network, x, steps)]).cpu()
-            right_ann += int((classes == wanted).sum())
-            samples += len(x)
-            for name, threshold in thresholds.items():
-                activation, rate = watch.activations[name] / threshold, spikes[name] / steps
-                neurons[name] = activation[0].numel()
-                means = [activation, rate, (activation - rate).abs(), (activation > 1).float()]
-                sums[name] += torch.stack([m.double().mean() for m in means]).cpu() * len(x)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        right_ann += int((classes == wanted).sum())
+        samples += len(x)
+        for name, threshold in thresholds.items():
+            activation, rate = activations[name] / threshold, spikes[name] / steps
+            neurons[name] = activation[0].numel()
+            means = [activation, rate, (activation - rate).abs(), (activation > 1).float()]
+            sums[name] += torch.stack([m.double().mean() for m in means]).cpu() * len(x)
     layers = tuple(
         LayerReport(name, neurons[name], threshold, *(sums[name] / samples).tolist())
         for name, threshold in thresholds.items()
     )
     accuracy = {t: float(right[t - 1] / samples) for t in points}
     return Conversion(layers, right_ann / samples, accuracy, batches[0][1] is not None)
-
-
-def _counter(spikes: dict[str, Tensor], name: str) -> Any:
-    def hook(module: nn.Module, args: Any, result: Any) -> None:
-        emitted = result[0] if isinstance(result, tuple) else result
-        spikes[name] = spikes.get(name, 0) + emitted.sum(0)
-
-    return hook
 
 
 def _right(outputs: Tensor, wanted: Tensor) -> Tensor:
