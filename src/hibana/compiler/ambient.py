@@ -55,11 +55,6 @@ def _counted(change: int) -> None:
         active = _count > 0
 
 
-def saved_tensor_hooks() -> Any:
-    """The innermost hooks on the tensors that autograd saves, as a checkpoint sets them, or None."""
-    return torch_internals.saved_tensor_hooks()
-
-
 def is_traced(inputs: Tensor) -> bool:
     """Whether a call on `inputs` is being written down rather than run."""
     return _is_dynamo_compiling() or type(inputs) not in (Tensor, nn.Parameter) or _modes() > 0

@@ -6,19 +6,20 @@ network may be run in several threads at once, called plainly beside that, and r
 
 import sys
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import checkpoint
 
 from hibana.cells import peer_aliases as foreign
 from hibana.compiler import State, ambient
 from hibana.compiler.ambient import as_leaf, is_name
-from hibana.compiler.recomputation import Checkpoint, around
 from hibana.compiler.torch_layers import TORCH_LAYERS, add_hint
-from hibana.runtime.torch_internals import delayed_error
+from hibana.runtime.torch_internals import saved_tensor_hooks
 
 __all__ = ["Stateful", "check_knows_no_time", "evaluating", "run"]
 
@@ -81,8 +82,8 @@ def run(
     The state is that of this call alone: other calls of `net`, in this thread or others, begin at rest. It
     has its gradient's graph: where each call has a backward of its own, detach it between them (torch says
     "backward through the graph a second time" otherwise).
-    Checkpointed parts (``torch.utils.checkpoint``) begin at it again when they are computed again; with
-    ``use_reentrant=True`` no gradient comes back through the state that they end in.
+    Parts of `net` can't be checkpointed (``torch.utils.checkpoint``) in a run that is differentiated, since
+    their state would be lost when they are computed again.
 
     Args:
         net: any module; it is called as ``net(inputs)``.
@@ -110,7 +111,7 @@ def run(
     """
     if "torch._dynamo" in sys.modules:
         _leave_to_python()
-    going = _Run(_names(net), state, {}, torch.is_grad_enabled())
+    going = _Run(_names(net), state, torch.is_grad_enabled())
     try:
         with ambient.Within(going):
             outputs = net(inputs)
@@ -157,16 +158,14 @@ class _Run:
         self,
         names: dict[Stateful, str],
         state: dict[str, State] | None,
-        calls: dict[str, int],
         differentiable: bool,
     ) -> None:
         self.names = names
         self.state = state
-        self.calls = calls
         self.differentiable = differentiable
+        self.hooks = saved_tensor_hooks()
+        self.calls: dict[str, int] = {}
         self.ended: dict[str, State] = {}
-        self.checkpoints: list[Any] = []
-        """Those that begin again where they began: their handles, kept so that none is taken for another."""
 
     def serve(self, layer: Stateful, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """One call of `layer`, from this run's state."""
@@ -181,9 +180,11 @@ class _Run:
                 f"layer {name!r} was given a state within hibana.run, which carries the states of layers "
                 "itself; leave the state out, or run the layer by a hibana.run of its own"
             )
-        checkpoints = around(_ENDS)
-        for checkpoint in checkpoints:
-            self._recompute_from_here(checkpoint)
+        if self.differentiable and self._is_checkpointed():
+            raise RuntimeError(
+                f"layer {name!r} was called in a checkpoint within hibana.run, which would compute it again "
+                "without its state; call hibana.run within the checkpointed function instead"
+            )
         call = self.calls[name] = self.calls.get(name, -1) + 1
         key = name if call == 0 else f"{name}#{call}"
         if self.state is not None and key not in self.state:
@@ -191,34 +192,19 @@ class _Run:
             raise ValueError(f"state has no entry for layer {key!r}; it has {there}")
         with ambient.Within(None):
             outputs, ended = layer.over_time(inputs, None if self.state is None else self.state[key])
-        cut = self.differentiable and any(c.reentrant for c in checkpoints) and not torch.is_grad_enabled()
-        self.ended[key] = tuple(map(_without_gradient, ended)) if cut else ended
+        self.ended[key] = ended
         return outputs, ended
 
-    def _recompute_from_here(self, checkpoint: Checkpoint) -> None:
-        """Has the recomputation of `checkpoint`, if this is its first call, begin after the calls so far."""
-        if any(checkpoint.handle is known for known in self.checkpoints):
-            return
-        self.checkpoints.append(checkpoint.handle)
-        calls = dict(self.calls)
-        checkpoint.replace(lambda function: _Again(function, self, calls))
-
-
-class _Again:
-    """The function of a checkpoint within the run that it was first called in, as that was then."""
-
-    def __init__(self, function: Callable[..., Any], first: _Run, calls: dict[str, int]) -> None:
-        self.function = function
-        self.given = first.names, first.state
-        self.calls = calls
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with ambient.Within(_Run(*self.given, dict(self.calls), False)):
-            return self.function(*args, **kwargs)
-
-
-_ENDS = frozenset({run.__code__, _Again.__call__.__code__})
-"""Where a run begins: checkpoints further out begin it themselves."""
+    def _is_checkpointed(self) -> bool:
+        """Whether a layer is called within a checkpoint of torch that was entered during this run."""
+        if (hooks := saved_tensor_hooks()) is not None and hooks != self.hooks:  # of torch.distributed, too
+            return getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook.")
+        frame: FrameType | None = sys._getframe(1)
+        while frame is not None and frame.f_code is not run.__code__:
+            if frame.f_code.co_filename == checkpoint.__file__:
+                return True
+            frame = frame.f_back
+        return False
 
 
 def served(layer: Stateful, inputs: Tensor, state: State | None, return_state: bool) -> Any:
@@ -235,15 +221,6 @@ def _leave_to_python() -> None:
     if not getattr(served, "_torchdynamo_disable", False):
         reason = "hibana.run carries the states of layers"
         served = torch.compiler.disable(served, reason=reason)  # type: ignore[no-untyped-call] # torch's own
-
-
-def _without_gradient(tensor: Tensor) -> Tensor:
-    """`tensor`, through which a gradient can't go back: asked to, it says so."""
-    message = (
-        "hibana.run: no gradient comes back through the state that a checkpoint with use_reentrant=True "
-        "ends in; detach the state between calls, or checkpoint with use_reentrant=False"
-    )
-    return delayed_error(tensor.detach().requires_grad_(), message)
 
 
 def check_knows_no_time(argument: str, module: nn.Module) -> None:

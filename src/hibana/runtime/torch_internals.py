@@ -20,7 +20,6 @@ __all__ = [
     "TorchDispatchMode",
     "are_transforms_active",
     "current_transform",
-    "delayed_error",
     "disable_dynamo",
     "dispatch_mode_count",
     "has_global_module_hooks",
@@ -125,13 +124,6 @@ def hooks_of(tensor: Tensor) -> "OrderedDict[int, Any]":
 def saved_tensor_hooks() -> Any:
     """Innermost hooks on tensors saved for the backward (as set by a checkpoint), or None."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True)
-
-
-def delayed_error(tensor: Tensor, message: str) -> Tensor:
-    """`tensor`, whose gradient raises `message`. Public: a ``torch.autograd.Function``, with more lines."""
-    error: Any = torch._C._functions.DelayedError(message.encode(), 1)
-    result: Tensor = error(tensor)
-    return result
 
 
 # --- Operators and modules. ----------------------------------------------------------------------------
