@@ -17,6 +17,7 @@ from hibana.cells.surrogate import forwards
 from hibana.compiler import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.tensors import computed_once, computing_once
+from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.nn import running
 from hibana.nn.running import Stateful, check_knows_no_time, run
 from hibana.runtime import torch_internals
@@ -173,12 +174,12 @@ class Recurrent(Stateful):
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the cell emits over `inputs`, ``[T, B, F]``, from `state`, and its last state."""
-        flat = isinstance(self.recurrent, nn.Linear)
+        flat = isinstance(self.recurrent, TORCH_LAYERS["linear"])
         wrong = inputs.ndim != 3 if flat else inputs.ndim < 3
         if wrong or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
                 f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}; "
-                f"weights to the {self.features} neurons, such as an nn.Linear, are a layer of their own"
+                f"weights to the {self.features} neurons, such as a linear layer, are a layer of their own"
             )
         step = computed_once(self.step())
         whole = unrolled_whole(step, inputs, state, backend=self.backend)

@@ -140,7 +140,7 @@ def _parts(module: Any) -> tuple[nn.Sequential | None, Norm] | None:
     if isinstance(module, BatchNorm2dOverSteps) and _is_norm(module):
         return None, module
     inner: Any = module._modules["module"] if isinstance(module, EachStep) else None
-    last: Any = inner[-1] if type(inner) is nn.Sequential and len(inner) > 1 else None
+    last: Any = inner[-1] if type(inner) in TORCH_LAYERS["sequence"] and len(inner) > 1 else None
     if _is_norm(last):
         return inner[:-1], last
     return (None, inner) if _is_norm(inner) else None
