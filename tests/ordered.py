@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.network.c.numbers import Floating
-from hibana.network.c.writing import Writing
+from hibana.network.c.unit import Unit
 from hibana.network.graph import Node
 from hibana.network.reading import read
 from hibana.network.sliding import channels_last, image_of, sliding_of
@@ -114,7 +114,7 @@ def in_order(net: nn.Module, example: Tensor) -> nn.Module:
     A product that a cell writes itself (``x @ w``) is not followed.
     """
     network = read(net, example)
-    held = Writing(network, Floating(network.dtype), "net", "sum", len(example)).parts.held
+    held = Unit(network, Floating(network.dtype), "net", "sum", len(example)).held
     net = network.net
     for node in held:
         if not node.inputs:

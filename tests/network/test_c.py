@@ -324,7 +324,7 @@ def test_what_is_given_is_checked():
 def test_functions_whose_last_bit_no_standard_says_are_named():
     program = to_c(nn.Sequential(hb.EIF()), torch.rand(2, 1, 3))
     assert program.functions == ("exp",)
-    assert "exp: no standard says" in program.header
+    assert "exp: no standard defines" in program.header
     assert to_c(nn.Sequential(hb.OverTime(Own())), torch.rand(2, 1, 3)).functions == ()
 
 

@@ -11,7 +11,6 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c.costs import Cost, Spiking
 from hibana.network.c.numbers import Floating, Numbers, Whole
 from hibana.network.c.unit import Unit
-from hibana.network.c.writing import Writing
 from hibana.network.graph import Network
 from hibana.network.reading import read
 from hibana.network.whole import Quantized
@@ -90,21 +89,21 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
         raise ValueError(f"name must be letters, digits and _, and begin with a letter, got {name!r}")
     if scores not in SCORES:
         raise ValueError(f"scores must be one of {', '.join(SCORES)}, got {scores!r}")
-    written = _written(net, example, name, scores)
-    unit = Unit(written, str(net))
+    unit = _written(net, example, name, scores)
+    about = str(net)
     return CProgram(
         name,
-        "\n".join(unit.source()) + "\n",
-        "\n".join(unit.header()) + "\n",
-        written.numbers.kind,
-        written.numbers.input,
-        written.network.input.size,
-        written.network.output.size,
-        written.parts.constant_bytes,
-        written.parts.memory.bytes(),
-        tuple(written.costs),
-        tuple(written.parts.spiking),
-        tuple(sorted(written.parts.functions)),
+        unit.source(about),
+        unit.header(about),
+        unit.numbers_of.kind,
+        unit.numbers_of.input,
+        unit.network.input.size,
+        unit.network.output.size,
+        unit.constant_bytes,
+        unit.memory.bytes(),
+        tuple(unit.costs),
+        tuple(unit.spiking),
+        tuple(sorted(unit.functions)),
     )
 
 
@@ -120,7 +119,7 @@ def proved(net: Quantized, example: Tensor) -> torch.dtype:
     return torch.float32 if numbers.largest < 2**24 else torch.float64
 
 
-def _written(net: nn.Module, example: Tensor, name: str, scores: str) -> Writing:
+def _written(net: nn.Module, example: Tensor, name: str, scores: str) -> Unit:
     """The layers of `net`, in whole numbers if it computes so."""
     if isinstance(net, Quantized):
         network = read(net.net, net.whole_input(example))
@@ -128,7 +127,7 @@ def _written(net: nn.Module, example: Tensor, name: str, scores: str) -> Writing
     else:
         network = read(net, example)
         numbers = Floating(network.dtype)
-    return Writing(network, numbers, name, scores, len(example))
+    return Unit(network, numbers, name, scores, len(example))
 
 
 def _whole(net: Quantized, network: Network, steps: int, scores: str) -> Whole:

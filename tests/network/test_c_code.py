@@ -1,0 +1,85 @@
+"""The C of loops that are built by a Code, beside what LLVM makes of the same loops."""
+
+import ctypes
+import subprocess
+
+import pytest
+
+from c_programs import needs_cc
+from hibana.network.c.code import CWriter
+from hibana.runtime.kernels import Code, Longs, Value, arguments, assemble, kernel, run
+
+
+def fill(code: Code, out: Longs, count: int) -> None:
+    """Loops, branches, variables and every operation on indices, with operands that need parentheses."""
+    with code.loop(0, count, name="i") as i:
+        total = code.variable(1)
+        with (
+            code.loop(i // 2, i + 3, name="j") as j,
+            code.when((j % 2).equals(0) | ((j > i) & j.differs(7))),
+        ):
+            total.value = total.value + (i - (j - 3)) * (j + 1)
+        row = (out + i * 2).named("row")
+        low = (i - 4).smaller(code.constant(2)).named("low")
+        row[0] = total.value - (low - i.larger(code.constant(5)))
+        before = row[0].named("before")
+        row[1] = 0
+        row[1] = row[1] + (i < 4).select(before * (i + 1), before - 7)
+
+
+@kernel
+def filled(code: Code, begin: Value, end: Value, *, out: Longs) -> None:
+    fill(code, out, 11)
+
+
+@needs_cc
+def test_loops_give_in_c_what_they_do_in_llvm(tmp_path):
+    native = (ctypes.c_int64 * 22)()
+    (built,) = assemble(filled.source(), ("filled",))
+    run(built.address, 1, arguments([ctypes.addressof(native)]))
+    writer = CWriter()
+    fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)
+    printed = 'for (int i = 0; i < 22; i++) printf("%ld ", (long)out[i]);'
+    main = "\n".join(["static int64_t out[22];", *writer.take(), printed])
+    file, binary = tmp_path / "loops.c", tmp_path / "loops"
+    file.write_text(f"#include <stdint.h>\n#include <stdio.h>\nint main(void) {{\n{main}\n}}\n")
+    command = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-o", binary, file]
+    subprocess.run(command, check=True)
+    said = subprocess.run([binary], capture_output=True, text=True, check=True).stdout
+    assert [int(number) for number in said.split()] == list(native)
+    assert len(set(native)) > 15
+
+
+def test_c_is_written_as_people_write_it():
+    writer = CWriter()
+    fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)
+    lines = [line.strip() for line in writer.take()]
+    for line in (
+        "for (int j = i / 2; j < i + 3; j++) {",
+        "if (j % 2 == 0 || (j > i && j != 7)) {",
+        "found += (i - (j - 3)) * (j + 1);",
+        "int64_t *const row = out + i * 2;",
+        "const int before = row[0];",
+    ):
+        assert line in lines
+
+
+def test_a_value_that_was_read_before_a_change_needs_a_name():
+    writer = CWriter()
+    code, out = Code(writer), Longs(writer, writer.array("out", "int32_t"))
+    first = out[0]
+    out[0] = 5
+    with pytest.raises(RuntimeError, match=r"out\[0\] was read before a statement that may change it"):
+        out[1] = first
+    with pytest.raises(RuntimeError, match=r"the loop's end out\[0\] is read"), code.loop(0, out[0]):
+        pass
+
+
+def test_names_are_not_those_of_an_outer_block():
+    writer = CWriter()
+    code = Code(writer)
+    for _ in range(2):
+        with code.loop(0, 3, name="i") as outer, code.loop(0, outer, name="i"):
+            pass
+    loops = [line.strip() for line in writer.take() if "for" in line]
+    assert loops == [*["for (int i = 0; i < 3; i++) {", "for (int i2 = 0; i2 < i; i2++) {"] * 2]
