@@ -1,7 +1,8 @@
-"""Every surrogate, discovered: adding one edits no test."""
+"""Every surrogate, discovered: a new one needs an entry in PRIMITIVES only."""
 
 import dataclasses
 import inspect
+import math
 import pickle
 import re
 
@@ -53,24 +54,34 @@ def test_all_are_public_and_found_by_name():
             assert surrogate.named(kind.__name__.upper()) == kind()
 
 
+def triangle(x):
+    inner = x.clamp(-1, 1)
+    return inner - inner * inner.abs() / 2
+
+
+PRIMITIVES = {
+    surrogate.ATan: lambda f, x: torch.atan(x * (math.pi / 2 * f.alpha)) / math.pi,
+    surrogate.Box: lambda f, x: (x / f.width).clamp(-0.5, 0.5),
+    surrogate.Erfc: lambda f, x: torch.erfc(-x * f.alpha) / 2,
+    surrogate.FastSigmoid: lambda f, x: x / (x.abs() * f.slope + 1),
+    surrogate.Gaussian: lambda f, x: torch.erfc(-x / (f.sigma * math.sqrt(2))) / 2,
+    surrogate.LeakyReLU: lambda f, x: torch.nn.functional.leaky_relu(x, f.leak),
+    surrogate.PiecewiseExponential: lambda f, x: x.sign() * (1 - torch.exp(x.abs() * -f.alpha)) / 2,
+    surrogate.PiecewiseQuadratic: lambda f, x: triangle(x * f.alpha),
+    surrogate.Sigmoid: lambda f, x: torch.sigmoid(x * f.alpha),
+    surrogate.Step: lambda f, x: torch.relu(x),
+    surrogate.StraightThrough: lambda f, x: x.clone(),
+    surrogate.Triangle: lambda f, x: triangle(x / f.width) * f.height * f.width,
+    Formula: lambda f, x: torch.erf(x) * math.sqrt(math.pi) / 2,
+}
+"""A function with the derivative of each surrogate."""
+
+
 @each_surrogate
-def test_the_derivative_is_that_of_the_primitive(function):
-    if isinstance(function, Formula):
-        x = points()
-        assert torch.equal(function.derivative(x), gaussian_like(x))
-        with pytest.raises(NotImplementedError, match="Formula has no primitive"):
-            function.primitive(points())
-        return
+def test_the_derivative_is_that_of_a_primitive(function):
     x = points().requires_grad_()
-    (expected,) = torch.autograd.grad(function.primitive(x).sum(), x)
-    torch.testing.assert_close(function.derivative(x.detach()), expected, rtol=1e-12, atol=1e-14)
-    step = 1e-6
-    difference = (function.primitive(x + step) - function.primitive(x - step)) / (2 * step)
-    smooth = (function.derivative(x - step) - function.derivative(x + step)).abs() < 1e-3
-    assert smooth.float().mean() > 0.9
-    torch.testing.assert_close(
-        function.derivative(x.detach())[smooth], difference.detach()[smooth], rtol=1e-3, atol=1e-6
-    )
+    (expected,) = torch.autograd.grad(PRIMITIVES[type(function)](function, x).sum(), x)
+    torch.testing.assert_close(function.derivative(x.detach()), expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.cover(1)

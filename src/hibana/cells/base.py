@@ -113,6 +113,9 @@ class Cell(nn.Module):
 class BuiltIn(Cell):
     """A cell of hibana's own, which answers the arguments that other libraries' neurons take."""
 
+    rare: tuple[str, ...] = ()
+    """Options that few ask for."""
+
     def _learn(self, names: str | Sequence[str]) -> None:
         """Makes parameters of the values called `names`.
 
@@ -148,6 +151,14 @@ class BuiltIn(Cell):
                 f"from its input: leave it out, or write threshold={args[0]} if that is meant"
             )
         return super().__new__(cls)
+
+    def extra_repr(self) -> str:
+        """The hyper-parameters that are not parameters, as they were given; rare ones if they were."""
+        shown = {**vars(self), **self._buffers}
+        given = inspect.signature(type(self)).parameters
+        rare = [name for name, one in given.items() if name in self.rare and shown.get(name) is one.default]
+        names = [name for name in given if name in shown and name not in rare]
+        return ", ".join(f"{name}={shown[name]!r}" for name in names)
 
 
 def check_cell(cell: object) -> None:

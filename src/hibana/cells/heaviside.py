@@ -54,22 +54,14 @@ def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
     # sizes are no numbers while torch.jit.trace runs
     tracing = torch_internals.jit_trace() is not None and not torch.compiler.is_dynamo_compiling()
     if not tracing and derivative.shape != x.shape:
-        _check_broadcast(derivative.shape, x.shape)
-        derivative = derivative.expand(x.shape)
+        try:
+            derivative = derivative.expand(x.shape)
+        except RuntimeError:
+            shapes = f"{tuple(x.shape)}, got shape {tuple(derivative.shape)}"
+            raise ValueError(f"derivative must broadcast to the shape of x, {shapes}") from None
     spikes: Tensor = Heaviside.apply(x, derivative)
     return spikes
 
 
 def _said(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-
-
-def _check_broadcast(shape: torch.Size, wanted: torch.Size) -> None:
-    try:
-        fits = torch.broadcast_shapes(shape, wanted) == wanted  # type: ignore[no-untyped-call] # torch leaves it so
-    except RuntimeError:
-        fits = False
-    if not fits:
-        raise ValueError(
-            f"derivative must broadcast to the shape of x, {tuple(wanted)}, got shape {tuple(shape)}"
-        )

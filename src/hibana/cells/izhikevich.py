@@ -5,14 +5,14 @@ from typing import final
 import torch
 from torch import Tensor
 
-from hibana.cells.base import BuiltIn
 from hibana.cells.ranges import AtLeast
+from hibana.cells.spiking import Spiking
 from hibana.cells.surrogate import Step, Surrogate
-from hibana.cells.values import Learn, Value, checked_surrogate, positive
+from hibana.cells.values import Learn, Value, positive
 
 
 @final
-class IzhikevichCell(BuiltIn):
+class IzhikevichCell(Spiking):
     """Izhikevich's simple model, with potentials in millivolts and steps of `dt` milliseconds.
 
         v0, u0 = (c, u_previous + d)  where s_previous, else  (v_previous, u_previous)
@@ -37,7 +37,6 @@ class IzhikevichCell(BuiltIn):
     """
 
     dt = AtLeast(0.0)
-    threshold = AtLeast(0.0)
 
     def __init__(
         self,
@@ -52,12 +51,9 @@ class IzhikevichCell(BuiltIn):
         *,
         learn: Learn = (),
     ) -> None:
-        super().__init__()
+        super().__init__(threshold, 0.0, surrogate, detach_reset)
         self.a, self.b, self.c, self.d = a, b, c, d
         self.dt = positive("dt", dt)
-        self.threshold = positive("threshold", threshold)
-        self.surrogate = checked_surrogate(surrogate)
-        self.detach_reset = detach_reset
         self._learn(learn)
 
     def forward(  # type: ignore[override]

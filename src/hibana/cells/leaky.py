@@ -287,8 +287,5 @@ class LICell(BuiltIn):
         self.tau = time_constant("tau", tau)
         self._learn(learn)
 
-    def extra_repr(self) -> str:
-        return f"tau={self.tau!r}"
-
     def forward(self, input_: Tensor, v_previous: Tensor) -> tuple[Tensor]:  # type: ignore[override]
         return (v_previous * decay(self.tau) + input_,)

@@ -17,11 +17,9 @@ class Range(ABC):
     and of a value that the cell was asked to learn a function of the parameter :attr:`learned`.
     """
 
+    name: str
     prefix: str
     """Of the name of the parameter of a learned value."""
-
-    def __init__(self) -> None:
-        self.name = ""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -117,7 +115,6 @@ class AtLeast(Range):
     prefix = "log"
 
     def __init__(self, least: float) -> None:
-        super().__init__()
         self.least = least
 
     def __str__(self) -> str:
@@ -153,7 +150,6 @@ class Between(Range):
     prefix = "logit"
 
     def __init__(self, least: float, most: float) -> None:
-        super().__init__()
         self.least, self.most = least, most
 
     def __str__(self) -> str:

@@ -6,24 +6,14 @@ from typing import Any, Self, final
 import torch
 from torch import Tensor
 
-from hibana.cells.base import BuiltIn
 from hibana.cells.ranges import AtLeast, Between
 from hibana.cells.spiking import Spiking, decay
 from hibana.cells.surrogate import Step, Surrogate
-from hibana.cells.values import (
-    Learn,
-    Reset,
-    Value,
-    between,
-    checked_surrogate,
-    log_uniform,
-    positive,
-    time_constant,
-)
+from hibana.cells.values import Learn, Reset, Value, between, log_uniform, time_constant
 
 
 @final
-class ResonateAndFireCell(BuiltIn):
+class ResonateAndFireCell(Spiking):
     """Balanced resonate-and-fire: it answers to one frequency, and keeps its rhythm after a spike.
 
         q = (1 - 1/tau_refractory) * q_previous + s_previous
@@ -58,7 +48,6 @@ class ResonateAndFireCell(BuiltIn):
     damping = Between(0.0, 1.0)
     refractory = Between(0.0, 1.0)
     tau_refractory = AtLeast(1.0)
-    threshold = AtLeast(0.0)
 
     def __init__(
         self,
@@ -72,14 +61,11 @@ class ResonateAndFireCell(BuiltIn):
         *,
         learn: Learn = (),
     ) -> None:
-        super().__init__()
+        super().__init__(threshold, 0.0, surrogate, detach_reset)
         self.omega = between("omega", omega, 0.0, 0.99)
         self.damping = between("damping", damping, 0.0, 1.0)
         self.refractory = between("refractory", refractory, 0.0, 1.0)
         self.tau_refractory = time_constant("tau_refractory", tau_refractory)
-        self.threshold = positive("threshold", threshold)
-        self.surrogate = checked_surrogate(surrogate)
-        self.detach_reset = detach_reset
         self._learn(learn)
 
     @classmethod

@@ -1,7 +1,5 @@
 """What neurons that spike have in common: a threshold, a reset, a surrogate."""
 
-import inspect
-
 import torch
 from torch import Tensor
 
@@ -15,8 +13,6 @@ class Spiking(BuiltIn):
     """A cell with a threshold, a reset and a surrogate."""
 
     threshold = AtLeast(0.0)
-    rare: tuple[str, ...] = ()
-    """Options that few ask for."""
 
     def __init__(
         self, threshold: Value, reset: Reset, surrogate: Surrogate | str, detach_reset: bool
@@ -29,14 +25,6 @@ class Spiking(BuiltIn):
 
     def _rested(self, v_previous: Tensor, s_previous: Tensor) -> Tensor:
         return after_reset(v_previous, s_previous, self.threshold, self.reset, self.detach_reset)
-
-    def extra_repr(self) -> str:
-        """The hyper-parameters that are not parameters, as they were given; rare ones if they were."""
-        shown = {**vars(self), **self._buffers}
-        given = inspect.signature(type(self)).parameters
-        rare = [name for name, one in given.items() if name in self.rare and shown.get(name) is one.default]
-        names = [name for name in given if name in shown and name not in rare]
-        return ", ".join(f"{name}={shown[name]!r}" for name in names)
 
 
 def after_reset(v: Tensor, spikes: Tensor, threshold: Value, reset: Reset, detach: bool) -> Tensor:

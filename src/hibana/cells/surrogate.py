@@ -72,14 +72,6 @@ class Surrogate(ABC):
     def derivative(self, x: Tensor) -> Tensor:
         """The value used for ``dH/dx`` at `x`; same shape and dtype as `x`."""
 
-    def primitive(self, x: Tensor) -> Tensor:
-        """A function of which :meth:`derivative` is the derivative.
-
-        Raises:
-            NotImplementedError: if this surrogate has none in closed form.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no primitive in closed form")
-
     def __call__(self, x: Tensor) -> Tensor:
         """``H(x)``, differentiated as this surrogate says."""
         spikes: Tensor = Heaviside.apply(x, self)
@@ -126,14 +118,11 @@ class _Window(Surrogate):
 class Step(_Window):
     """The article's derivative: ``dH/dx = H(x)``; 1 where the neuron spiked, 0 elsewhere.
 
-    Its primitive is ``max(0, x)``. Source: the article hibana starts from.
+    Source: the article hibana starts from.
     """
 
     def window(self, x: Tensor) -> Tensor:
         return x > 0
-
-    def primitive(self, x: Tensor) -> Tensor:
-        return torch.relu(x)
 
 
 @final
@@ -154,14 +143,11 @@ class Box(_Window):
     def height(self) -> float:
         return 1.0 / self.width
 
-    def primitive(self, x: Tensor) -> Tensor:
-        return torch.clamp(x / self.width + 0.5, 0.0, 1.0)
-
 
 @final
 @dataclass(frozen=True)
 class ATan(Surrogate):
-    """``dH/dx = (alpha/2) / (1 + (pi/2 * alpha * x)^2)``; primitive ``arctan(pi/2 * alpha * x)/pi + 1/2``.
+    """``dH/dx = (alpha/2) / (1 + (pi/2 * alpha * x)^2)``, the derivative of ``arctan(pi/2 * alpha * x)/pi``.
 
     Source: Fang, Yu, Chen, Masquelier, Huang & Tian (2021), *Incorporating learnable membrane time
     constant to enhance learning of spiking neural networks*.
@@ -172,9 +158,6 @@ class ATan(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         scaled = x * (0.5 * math.pi * self.alpha)
         return (0.5 * self.alpha) / (scaled * scaled + 1.0)
-
-    def primitive(self, x: Tensor) -> Tensor:
-        return torch.atan(x * (0.5 * math.pi * self.alpha)) / math.pi + 0.5
 
 
 @final
@@ -192,9 +175,6 @@ class FastSigmoid(Surrogate):
         root = x.abs() * self.slope + 1.0
         return 1.0 / (root * root)
 
-    def primitive(self, x: Tensor) -> Tensor:
-        return x / (x.abs() * self.slope + 1.0)
-
 
 @final
 @dataclass(frozen=True)
@@ -209,9 +189,6 @@ class Sigmoid(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         logistic = torch.sigmoid(x * self.alpha)
         return logistic * (1.0 - logistic) * self.alpha
-
-    def primitive(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(x * self.alpha)
 
 
 @final
@@ -230,9 +207,6 @@ class Triangle(Surrogate):
         distance = x.abs()
         return torch.where(distance < self.width, (1.0 - distance / self.width) * self.height, 0.0)
 
-    def primitive(self, x: Tensor) -> Tensor:
-        return _triangle_area(x / self.width) * (self.height * self.width)
-
 
 @final
 @dataclass(frozen=True)
@@ -248,15 +222,6 @@ class PiecewiseQuadratic(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         distance = x.abs() * self.alpha
         return torch.where(distance < 1.0, (1.0 - distance) * self.alpha, 0.0)
-
-    def primitive(self, x: Tensor) -> Tensor:
-        return _triangle_area(x * self.alpha)
-
-
-def _triangle_area(x: Tensor) -> Tensor:
-    """The integral of ``max(0, 1 - |x|)`` from minus infinity."""
-    inner = x.clamp(-1.0, 1.0)
-    return 0.5 + inner - 0.5 * inner * inner.abs()
 
 
 @final
@@ -274,14 +239,11 @@ class Gaussian(Surrogate):
         scaled = x / self.sigma
         return torch.exp(scaled * scaled * -0.5) / (self.sigma * math.sqrt(2.0 * math.pi))
 
-    def primitive(self, x: Tensor) -> Tensor:
-        return 0.5 * torch.erfc(-x / (self.sigma * math.sqrt(2.0)))
-
 
 @final
 @dataclass(frozen=True)
 class Erfc(Surrogate):
-    """``dH/dx = alpha/sqrt(pi) * exp(-(alpha*x)^2)``; primitive ``erfc(-alpha*x)/2``.
+    """``dH/dx = alpha/sqrt(pi) * exp(-(alpha*x)^2)``, the derivative of ``erfc(-alpha*x)/2``.
 
     Source: Fang et al. (2023), *SpikingJelly: an open-source machine learning infrastructure platform
     for spike-based intelligence* (there ``Erf``).
@@ -292,9 +254,6 @@ class Erfc(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         scaled = x * self.alpha
         return torch.exp(-(scaled * scaled)) * (self.alpha / math.sqrt(math.pi))
-
-    def primitive(self, x: Tensor) -> Tensor:
-        return 0.5 * torch.erfc(-x * self.alpha)
 
 
 @final
@@ -310,10 +269,6 @@ class PiecewiseExponential(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.exp(x.abs() * -self.alpha) * (0.5 * self.alpha)
 
-    def primitive(self, x: Tensor) -> Tensor:
-        tail = 0.5 * torch.exp(x.abs() * -self.alpha)
-        return torch.where(x > 0, 1.0 - tail, tail)
-
 
 @final
 @dataclass(frozen=True)
@@ -328,9 +283,6 @@ class LeakyReLU(Surrogate):
     def derivative(self, x: Tensor) -> Tensor:
         return torch.where(x > 0, torch.ones_like(x), torch.full_like(x, self.leak))
 
-    def primitive(self, x: Tensor) -> Tensor:
-        return torch.nn.functional.leaky_relu(x, self.leak)
-
 
 @final
 @dataclass(frozen=True)
@@ -343,9 +295,6 @@ class StraightThrough(Surrogate):
 
     def derivative(self, x: Tensor) -> Tensor:
         return torch.ones_like(x)
-
-    def primitive(self, x: Tensor) -> Tensor:
-        return x.clone()
 
 
 @final

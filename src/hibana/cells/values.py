@@ -43,12 +43,8 @@ def log_uniform(least: float, most: float, *shape: int) -> Tensor:
     """
     if not (0 < least <= most and math.isfinite(most)):
         raise ValueError(f"least and most must be 0 < least <= most, finite, got {least!r} and {most!r}")
-    return (
-        torch.empty(shape, dtype=torch.get_default_dtype(), device=None)
-        .uniform_(math.log(least), math.log(most))
-        .exp()
-        .clamp(least, most)
-    )
+    logarithms = torch.empty(shape, dtype=torch.get_default_dtype(), device=None)
+    return logarithms.uniform_(math.log(least), math.log(most)).exp().clamp(least, most)
 
 
 def between(name: str, value: Value, least: float, most: float) -> Value:
