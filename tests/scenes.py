@@ -14,20 +14,17 @@ def spikes(*shape, rate=0.1, seed=0):
     return (uniform(*shape, seed=seed) < rate).float()
 
 
-def recorded(steps=100, neurons=None):
-    """Potentials and spikes of leaky neurons, ``[T]`` or ``[T, neurons]``."""
-    shape = [steps] if neurons is None else [steps, neurons]
-    threshold = 1.0 if neurons is None else torch.linspace(1, 1.2, neurons)
-    states = hb.record(hb.LIFCell(tau=20.0, threshold=threshold), uniform(*shape) / 6)
+def recorded(steps=100):
+    """Potential and spikes of a leaky neuron, ``[T]``."""
+    states = hb.record(hb.LIFCell(tau=20.0), uniform(steps) / 6)
     return states["v"], states["s"]
 
 
-def layers(steps=100, batch=None):
+def layers(steps=100):
     """Two layers, the second with neurons of unlike rates."""
     first, second = (60, 30)
-    some = () if batch is None else (batch,)
-    even = spikes(steps, *some, first, rate=0.08)
-    uneven = (uniform(steps, *some, second, seed=1) < torch.linspace(0, 0.2, second)).float()
+    even = spikes(steps, first, rate=0.08)
+    uneven = (uniform(steps, second, seed=1) < torch.linspace(0, 0.2, second)).float()
     return {"if1": even, "if2": uneven}
 
 

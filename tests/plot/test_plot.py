@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from hibana import plot, surrogate
 from hibana.plot.style import GREY, PALETTE, RED
-from scenes import layers, spikes, uniform
+from scenes import layers, spikes
 
 
 def drawn(axes, label):
@@ -33,17 +33,6 @@ def test_membrane_marks_each_spike_on_the_potential():
     assert (axes.get_title(), axes.get_xlabel()) == ("Potential and spikes", "Timestep")
     (threshold,) = axes.collections
     assert threshold.get_segments()[0].tolist() == [[0.0, 1.0], [4.0, 1.0]]
-
-
-def test_membranes_of_several_neurons_keep_their_shape_and_say_their_thresholds():
-    potentials = uniform(20, 3)
-    axes = plot.membrane(potentials, (potentials > 0.9).float(), torch.tensor([0.9, 0.9, 2.0]), dt=0.5)
-    for neuron in range(3):
-        line = drawn(axes, f"neuron {neuron}")
-        assert torch.allclose(line[:, 1].diff().float(), potentials[:, neuron].diff(), atol=1e-6)
-        assert line[1, 0] == 0.5
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0", "0.9", "0", "0.9", "0", "2"]
-    assert axes.get_xlabel() == "Time (ms)"
 
 
 def test_raster_has_a_dot_for_each_spike_and_stacks_the_layers():
@@ -121,16 +110,6 @@ def test_a_training_in_closed_form_has_no_empty_panels(tmp_path):
     figure.savefig(tmp_path / "training.png")
 
 
-def test_labels_of_very_negative_potentials_do_not_overlap():
-    potentials = torch.linspace(-80, 1, 60).reshape(20, 3)
-    axes = plot.membrane(potentials, torch.zeros(20, 3), 1.0)
-    axes.figure.draw_without_rendering()
-    boxes = [label.get_window_extent() for label in axes.get_yticklabels()]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["0", "-80"] * 3
-    assert not any(one.overlaps(other) for k, one in enumerate(boxes) for other in boxes[:k])
-    assert len(plot.membrane(potentials.clamp(min=-1), torch.zeros(20, 3), 1.0).get_yticklabels()) == 6
-
-
 def test_names_are_drawn_in_a_font_that_has_their_letters(caplog):
     names = ["Ж", "Щ"]
     with mpl.rc_context({"font.family": ["cmr10"], "axes.formatter.use_mathtext": True}):  # without Cyrillic
@@ -174,8 +153,8 @@ WRONG = {
     "spikes must have the shape of potentials, (3,), got (2,)": lambda: plot.membrane(
         torch.rand(3), torch.rand(2), 1.0
     ),
-    "potentials must be [T] or [T, neurons], not empty, got shape (2, 2, 2)": lambda: plot.membrane(
-        torch.rand(2, 2, 2), torch.rand(2, 2, 2), 1.0
+    "potentials must be [T], not empty, got shape (2, 2)": lambda: plot.membrane(
+        torch.rand(2, 2), torch.rand(2, 2), 1.0
     ),
     "dt must be the positive length of a step in milliseconds, got 0": lambda: plot.raster(layers(), dt=0),
     "sort must be 'first', 'rate' or None, got 'last'": lambda: plot.raster(layers(), sort="last"),

@@ -25,11 +25,6 @@ def membrane():
     return plot.membrane(*recorded(), 1.0)
 
 
-def membrane_of_several():
-    potentials, fired = recorded(neurons=3)
-    return plot.membrane(potentials, fired, torch.linspace(1, 1.2, 3), names=["a", "b", "c"], dt=0.5)
-
-
 def raster():
     return plot.raster(layers())
 
@@ -76,7 +71,6 @@ def training():
 
 DRAWINGS = [
     membrane,
-    membrane_of_several,
     raster,
     raster_short,
     raster_sorted_with_rates,

@@ -1,11 +1,10 @@
-"""The article's two demos: one neuron model at one moment, and over time.
+"""The article's two demos: many neurons at one moment, and one neuron over time.
 
-Both run the package's own neuron. What they show is returned as plain tensors; drawing is
-:mod:`hibana.plot`'s, files and paths are the command line's.
+Both run :class:`hibana.IFCell`. Results are plain tensors; :mod:`hibana.plot` draws them.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,8 +15,7 @@ from hibana.compiler import record
 __all__ = ["OneStep", "OverTime", "one_step", "over_time"]
 
 
-@dataclass(frozen=True)
-class OneStep:
+class OneStep(NamedTuple):
     """Demo 1: forty neurons at one moment, each ``[40]``."""
 
     potentials: Tensor
@@ -26,8 +24,7 @@ class OneStep:
     threshold: float
 
 
-@dataclass(frozen=True)
-class OverTime:
+class OverTime(NamedTuple):
     """Demo 2: one neuron over time, each ``[T]``."""
 
     potentials: Tensor
@@ -36,15 +33,13 @@ class OverTime:
 
 
 def one_step(show: Callable[[str], None] = print) -> OneStep:
-    """Demo 1: forty neurons whose potentials are ``arange(0, 2, 0.05)``, at one moment, without input.
+    """Demo 1: forty neurons with potentials ``arange(0, 2, 0.05)``, at one moment, without input.
 
-    Shows the potentials, the spikes, and the gradient before and after the backward, as the article does.
+    Shows the potentials, the spikes, and the gradient before and after the backward, like the article.
     """
-    input_ = torch.zeros(int(2 / 0.05), dtype=torch.float32, device="cpu", requires_grad=True)
-    s_previous = torch.zeros(int(2 / 0.05), dtype=torch.float32, device="cpu", requires_grad=True)
     vt = torch.arange(0, 2, 0.05, dtype=torch.float32, device="cpu", requires_grad=True)
-    cell = IFCell()
-    _, o = cell(input_, vt, s_previous)
+    input_, s_previous = torch.zeros_like(vt), torch.zeros_like(vt)
+    _, o = IFCell()(input_, vt, s_previous)
     show(f"{vt = }")
     show(f"{o = }")
     show(f"{vt.grad = }")
@@ -56,9 +51,9 @@ def one_step(show: Callable[[str], None] = print) -> OneStep:
 
 
 def over_time(timesteps: int = 100) -> OverTime:
-    """Demo 2: one neuron from potential 0, threshold 1, under an input uniform in [0, 1/15), drawn anew.
+    """Demo 2: one neuron from potential 0, threshold 1, with random inputs uniform in [0, 1/15).
 
-    The first of the `timesteps` is the start itself, so the last input drawn is not used, as in the article.
+    The first of the `timesteps` is the start itself, so the last input is not used, like in the article.
     """
     x_input = torch.rand(timesteps, dtype=torch.float32, device="cpu") / 15
     states = record(IFCell(threshold=1.0), x_input[:-1])

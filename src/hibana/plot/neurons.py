@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
@@ -15,7 +14,6 @@ from hibana.plot.style import (
     ORANGE,
     RED,
     array,
-    colours,
     new_axes,
     new_figure,
     size_in_points,
@@ -25,9 +23,6 @@ from hibana.plot.style import (
 
 __all__ = ["current_step", "membrane", "surrogate"]
 
-LABEL = 12
-"""Points between two tick labels, at least."""
-
 
 def membrane(
     potentials: Tensor,
@@ -35,90 +30,37 @@ def membrane(
     threshold: float | Tensor,
     axes: Axes | None = None,
     *,
-    names: Sequence[str] | None = None,
     dt: float | None = None,
 ) -> Axes:
-    """Potentials over time, spikes marked, thresholds dotted: of one neuron, ``[T]``, or several, ``[T, N]``.
+    """The potential of one neuron over time, with its spikes and its threshold.
 
-    Several neurons stand above one another, the first on top, on one scale; ticks show zero and the
-    threshold of each.
+    Several neurons go to several axes, such as ``figure.subplots(neurons, sharex=True)``.
 
     Args:
-        potentials: before the reset, as :func:`hibana.record` gives them.
+        potentials: before the reset, as :func:`hibana.record` gives them, ``[T]``.
         spikes: of the same shape.
-        threshold: one for all, or one for each neuron, ``[N]``.
+        threshold: of the neuron.
         axes: to draw on.
-        names: of several neurons.
         dt: length of a step in milliseconds.
 
     Raises:
-        ValueError: if shapes do not fit.
+        ValueError: if the shapes do not fit.
     """
-    values, fired = (
-        array(name, tensor, ("[T]", "[T, neurons]"))
-        for name, tensor in (("potentials", potentials), ("spikes", spikes))
-    )
+    values, fired = array("potentials", potentials, ("[T]",)), array("spikes", spikes, ("[T]",)) > 0
     if values.shape != fired.shape:
         raise ValueError(f"spikes must have the shape of potentials, {values.shape}, got {fired.shape}")
-    if values.ndim == 1:
-        return _one_membrane(values, fired > 0, float(threshold), axes, dt)
-    steps, neurons = values.shape
-    names = [f"neuron {neuron}" for neuron in range(neurons)] if names is None else names
-    if len(names) != neurons:
-        raise ValueError(f"names must name the {neurons} neurons, got {len(names)}")
-    thresholds = (
-        torch.as_tensor(threshold, dtype=torch.float32, device="cpu").detach().cpu().expand(neurons).numpy()
-    )
-    axes = axes or new_axes(9, 1.2 + 0.9 * neurons)
-    now = times(axes, steps, dt)
-    low = min(0.0, float(values.min()))
-    lane = 1.25 * (max(float(values.max()), float(thresholds.max())) - low)
-    ticks: list[tuple[float, str]] = []
-    points = size_in_points(axes)[1] / (lane * (neurons + 0.08))  # per unit of the potential
-    for neuron, colour in enumerate(colours(neurons)):
-        zero = lane * (neurons - 1 - neuron) - low
-        height = thresholds[neuron]
-        axes.axhline(zero + height, color=RED, linestyle="dotted", linewidth=1)
-        axes.plot(now, zero + values[:, neuron], color=colour, linewidth=1.2, label=names[neuron])
-        (at,) = fired[:, neuron].nonzero()
-        _mark(axes, now[at], zero + values[at, neuron], color=axes.title.get_color(), markersize=4)
-        ticks.append((zero, "0"))
-        if height * points > LABEL:
-            ticks.append((zero + height, f"{height:g}"))
-        else:  # the labels would overlap
-            ticks.append((zero + low, f"{low:.3g}"))
-        axes.annotate(
-            names[neuron],
-            (1, zero),
-            (6, 2),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            color=colour,
-        )
-    axes.set_yticks([y for y, _ in ticks], [label for _, label in ticks])
-    axes.set(title="Potentials and spikes", ylabel="Membrane potential")
-    axes.margins(x=0.01)
-    axes.set_ylim(-0.08 * lane, lane * neurons)
-    return without_frame(axes)
-
-
-def _mark(axes: Axes, times: Any, heights: Any, **how: Any) -> None:
-    """Triangles that stand on the points."""
-    rise = ScaledTranslation(0, (how.get("markersize", 6) / 2 + 1) / 72, axes.figure.dpi_scale_trans)
-    axes.plot(times, heights, "v", transform=axes.transData + rise, **how)
-
-
-def _one_membrane(values: Any, fired: Any, threshold: float, axes: Axes | None, dt: float | None) -> Axes:
+    threshold = float(threshold)
     axes = axes or new_axes(9, 4)
     now = times(axes, len(values), dt)
     axes.plot(now, values, color=BLUE, label="membrane potential")
     axes.hlines(threshold, now[0], now[-1], color=RED, linestyles="dotted", label="threshold")
-    _mark(axes, now[fired], values[fired], color=ORANGE, label="spike")
+    above = axes.transData + ScaledTranslation(0, 4 / 72, axes.figure.dpi_scale_trans)  # stands on the point
+    axes.plot(now[fired], values[fired], "v", transform=above, color=ORANGE, label="spike")
     axes.set(title="Potential and spikes", ylabel="Membrane potential")
     axes.margins(x=0.01)
     peak = max(threshold, float(values.max()))
     axes.set_ylim(top=peak + 0.25 * (peak - float(values.min())))
-    narrow = size_in_points(axes)[0] < 360  # the axis says what the line is
+    narrow = size_in_points(axes)[0] < 360  # the axis label says what the line is
     handles = [axes.collections[-1], axes.lines[-1]] if narrow else None
     axes.legend(handles=handles, frameon=False, loc="upper center", ncols=3)
     return without_frame(axes)
