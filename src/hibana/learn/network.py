@@ -1,6 +1,6 @@
 """A network as a chain of layers of neurons, each with its weights; what can't be learned online.
 
-What rules make of it is not here.
+What rules make of it is not here. A chain of modules suffices, so that no example is needed to read a graph.
 """
 
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Reads a network, traced and run on an example, as a graph of layers.
+"""The one reader of networks: traces a network, and runs its calls on an example, to a graph of layers.
 
 Each call runs twice: on the example, and on zeros with another number of steps and samples. A dimension
 counts as time or batch only if its size follows theirs in both runs, so sizes that happen to coincide are
@@ -29,14 +29,17 @@ _RUNS = ("example", "probe")
 
 
 def read(net: nn.Module, example: Tensor, *, shares_state: bool = False) -> Network:
-    """`net` as a graph, batch normalisation folded, with what it showed on `example`, ``[T, batch, ...]``.
+    """`net` as a graph, batch normalisation folded, with statistics of its values on `example`.
 
-    `shares_state` admits layers over time that are called several times, each call with a state of its own.
+    Args:
+        net: a network over ``[T, batch, ...]``; it is left as it is.
+        example: an input of it.
+        shares_state: whether a layer over time may be called several times, each time with its own state.
 
     Raises:
-        TypeError: if `example` is no floating-point tensor.
+        TypeError: if `example` is not a floating-point tensor.
         ValueError: if it is not ``[T, batch, ...]``.
-        Unsupported: if `net` can't be traced; naming the layer, if one is not known here.
+        Unsupported: if `net` can't be traced, or naming a layer that has no kind.
     """
     if not isinstance(example, Tensor) or not example.is_floating_point():
         kind = example.dtype if isinstance(example, Tensor) else type(example).__name__
@@ -54,7 +57,7 @@ def read(net: nn.Module, example: Tensor, *, shares_state: bool = False) -> Netw
 
 
 class _Sizes(NamedTuple):
-    """What a call returned that is no tensor of the network, such as sizes, in both runs."""
+    """A result that is not a tensor, such as a size, in both runs."""
 
     example: Any
     probe: Any
@@ -71,7 +74,7 @@ class _Value:
     leading: int
     """The number of dimensions before those of a sample: 2, or 1."""
     node: Node
-    """The node whose numbers these are, in the same order."""
+    """The node with the same numbers in the same order."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,7 +83,7 @@ class _Value:
 
 
 class _Reading:
-    """One reading of a traced network, whose calls run on the example and on the probe as they are read."""
+    """Runs each call of a traced network on the example and on the probe, and makes nodes of the calls."""
 
     def __init__(self, net: nn.Module, lines: fx.Graph, example: Tensor, shares_state: bool) -> None:
         self.net, self.lines, self.shares_state = net, lines, shares_state
@@ -92,18 +95,18 @@ class _Reading:
         self.runs = example, example.new_zeros(other_steps, other_batch, *example.shape[2:])
         self.nodes: list[Node] = []
         self.values: dict[fx.Node, _Value | _Sizes] = {}
-        """What each call returned."""
+        """The result of each call."""
         self.calls = Counter(line.target for line in lines.nodes if line.op == "call_module")
 
     def network(self) -> Network:
-        """The graph."""
+        """The graph of layers."""
         for line in self.lines.nodes:
             if line.op == "placeholder":
                 node = Node("input", LAYERS["input"], None, (), (), tuple(self.runs[0].shape[2:]))
                 self._add(line, node, self.runs, 2)
             elif line.op == "output":
                 (out,) = line.args
-                result = self._given(line, out) if isinstance(out, fx.Node) else None
+                result = self._input(line, out) if isinstance(out, fx.Node) else None
                 if not isinstance(result, _Value) or result.leading != 2:
                     raise Unsupported("net must return one tensor, [T, batch, ...], computed of its input")
                 dtype = self.runs[0].dtype
@@ -116,8 +119,8 @@ class _Reading:
                 self._function(line)
         raise Unsupported("net returns nothing")
 
-    def _given(self, line: fx.Node, source: fx.Node) -> _Value | _Sizes:
-        """The value of `source` as `line` takes it: time and batch are joined within :class:`EachStep`."""
+    def _input(self, line: fx.Node, source: fx.Node) -> _Value | _Sizes:
+        """The result of `source` as an input of `line`, with time and batch joined in :class:`EachStep`."""
         value, leading = self.values[source], line.meta["leading"]
         if not isinstance(value, _Value) or leading == source.meta["leading"]:
             return value
@@ -132,10 +135,10 @@ class _Reading:
     def _layer(self, line: fx.Node, name: str) -> None:
         module: Any = self.net.get_submodule(name)
         is_a = f"layer {name!r}: {type(module).__name__}"
-        values = [self._given(line, source) for source in line.all_input_nodes]
+        values = [self._input(line, source) for source in line.all_input_nodes]
         value = values[0] if len(values) == 1 and len((*line.args, *line.kwargs)) == 1 else None
         if not isinstance(value, _Value):
-            raise Unsupported(f"{is_a} is called with something else than one tensor")
+            raise Unsupported(f"{is_a} must be called with one tensor")
         if line.meta.get("normalised") and value.leading != 1:
             raise Unsupported(
                 f"{is_a}: batch normalisation after it takes samples for channels: use EachStep"
@@ -157,19 +160,19 @@ class _Reading:
         except (RuntimeError, ValueError) as error:
             raise Unsupported(f"{is_a} takes no other number of steps or samples: {error}") from error
         if not all(isinstance(result, Tensor) for result in results):
-            raise Unsupported(f"{is_a} gives something else than one tensor")
+            raise Unsupported(f"{is_a} must return one tensor")
         self._read(line, kind, module, [value], results)
 
     def _function(self, line: fx.Node) -> None:
         target: Any = line.target
         kind = kind_of_function(target)
-        given = {source: self._given(line, source) for source in line.all_input_nodes}
-        args: Any = [given.get(arg) if isinstance(arg, fx.Node) else arg for arg in line.args]
+        inputs = {source: self._input(line, source) for source in line.all_input_nodes}
+        args: Any = [inputs.get(arg) if isinstance(arg, fx.Node) else arg for arg in line.args]
         values = [value for value in args if isinstance(value, _Value)]
-        elsewhere = sum(isinstance(value, _Value) for value in given.values())
-        if elsewhere > len(values) or (values and kind is None and target not in _SIZES):
+        count = sum(isinstance(value, _Value) for value in inputs.values())
+        if count > len(values) or (values and kind is None and target not in _SIZES):
             raise self._refused(line)
-        run = [self._arguments(line, {s: getattr(v, of) for s, v in given.items()}) for of in _RUNS]
+        run = [self._arguments(line, {s: getattr(v, of) for s, v in inputs.items()}) for of in _RUNS]
         try:
             results = [
                 getattr(tensors[0], target)(*tensors[1:], **named)
@@ -185,9 +188,10 @@ class _Reading:
         if kind is None or not values or len({value.leading for value in values}) > 1:
             raise self._refused(line)
         others = [other for arg, other in zip(args, run[0][0], strict=True) if not isinstance(arg, _Value)]
+        before = len(self.nodes)
         self._read(line, kind, None, values, results, tuple(others), run[0][1])
-        sizes = [value for value in given.values() if isinstance(value, _Sizes)]
-        if self.nodes[-1].name == line.name and any(size.example != size.probe for size in sizes):
+        sizes = [value for value in inputs.values() if isinstance(value, _Sizes)]
+        if len(self.nodes) > before and any(size.example != size.probe for size in sizes):
             raise Unsupported(f"{self._where(line)} computes with a number that depends on T or batch")
 
     def _read(
@@ -205,7 +209,7 @@ class _Reading:
         shape = tuple(results[0].shape[leading:])
         node = kind.read(Call(name, self._where(line), module, inputs, seen, shape, leading, *arguments))
         if node in inputs:
-            self.values[line] = self._moved(line, values[0], results)
+            self.values[line] = self._reshaped(line, values[0], results)
         else:
             self._add(line, node, results, leading)
 
@@ -216,23 +220,23 @@ class _Reading:
         named: Any = fx.node.map_arg(line.kwargs, values.get)
         return args, named
 
-    def _moved(self, line: fx.Node, value: _Value, results: Sequence[Tensor]) -> _Value:
+    def _reshaped(self, line: fx.Node, value: _Value, results: Sequence[Tensor]) -> _Value:
         """The numbers of `value` in another shape, or with time and batch joined or apart."""
         example = results[0]
         dropped = line.target is functional.dropout and not torch.equal(example, value.example)
         for leading in (value.leading, 3 - value.leading) if not dropped else ():
-            if moved := self._value(value.node, results, leading):
-                return moved
+            if reshaped := self._value(value.node, results, leading):
+                return reshaped
         why = ", and drops some in evaluation" if dropped else "; time and batch must stay: nn.Flatten(2)"
-        made = f"{list(example.shape)} of {list(value.example.shape)}"
-        raise Unsupported(f"{self._where(line)} makes {made}{why}")
+        shapes = f"{list(example.shape)} of {list(value.example.shape)}"
+        raise Unsupported(f"{self._where(line)} makes {shapes}{why}")
 
     def _refused(self, line: fx.Node) -> Unsupported:
         called = getattr(line.target, "__name__", line.target)
         return Unsupported(f"{self._where(line)}: {called} is not supported")
 
     def _where(self, line: fx.Node) -> str:
-        """The operation `line`, and what calls it, for messages."""
+        """The call `line` and the module that contains it, for messages."""
         if line.op == "call_module":
             return f"layer {line.target!r}"
         layer = f"layer {line.meta['within']!r}"
@@ -241,8 +245,8 @@ class _Reading:
     def _add(self, line: fx.Node, node: Node, results: Sequence[Tensor], leading: int) -> None:
         value = self._value(node, results, leading)
         if value is None or math.prod(value.shape) != node.size:
-            made = f"{list(results[0].shape)} of samples {node.shape}"
-            raise Unsupported(f"{self._where(line)} makes {made}; time and batch must stay in front")
+            shapes = f"{list(results[0].shape)} of samples {node.shape}"
+            raise Unsupported(f"{self._where(line)} makes {shapes}; time and batch must stay in front")
         example = value.example
         node.density = float(example.count_nonzero()) / example.numel()
         node.extremes = float(example.amin()), float(example.amax())

@@ -1,4 +1,7 @@
-"""A network as a program of plain PyTorch operations, for inference where hibana is not installed."""
+"""A network as a program of plain PyTorch operations, for inference where hibana is not installed.
+
+Layers are replaced in the tree of modules; the calls are traced by ``torch.export``.
+"""
 
 import copy
 

@@ -1,6 +1,7 @@
 """``hb.check``: at which layer of a network NaN, infinity or a wrong axis comes in, for debugging.
 
-Hooks look at each call of each module, so what runs within is slow; nothing is looked at otherwise.
+Hooks look at each call of each module, so what runs within is slow; nothing is looked at otherwise. Hooks
+rather than a graph of layers: the networks to check include those that can't be traced.
 """
 
 import warnings

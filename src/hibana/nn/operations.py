@@ -1,6 +1,7 @@
 """The synaptic operations of a layer, and where in a running network its inputs are.
 
-Spikes cause additions, values multiplications. Nothing here knows what an operation costs.
+Spikes cause additions, values multiplications. Nothing here knows what an operation costs. Layers are found
+by hooks rather than in a graph, because networks that can't be traced, and dense ones, are counted too.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,4 +1,7 @@
-"""``hb.optimize``: changes a network of plain ``torch.nn`` in place to the layers that run fast over time."""
+"""``hb.optimize``: changes a network of plain ``torch.nn`` in place to the layers that run fast over time.
+
+It walks over the modules rather than over a graph of calls: a class changes whatever calls the module.
+"""
 
 import itertools
 from typing import TypeVar
