@@ -4,11 +4,10 @@ A stage is the body of a loop over neurons. Only operands and results of matrix 
 stages; a later stage computes other values again, with the same bits.
 """
 
+import ctypes
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
 
 from hibana.compiler.analysis.binary import Integers, States
 from hibana.compiler.analysis.text import Dialect, statements, templates
@@ -32,7 +31,7 @@ def literal(number: float, real: str) -> str:
         return "NAN"
     suffix = "f" if real == "float" else ""
     if real == "float":
-        number = float(torch.tensor(number, dtype=torch.float32, device="cpu"))
+        number = ctypes.c_float(number).value
     if math.isinf(number):
         return "INFINITY" if number > 0 else "(-INFINITY)"
     text = f"{number:.9g}" if real == "float" else repr(number)

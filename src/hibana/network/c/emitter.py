@@ -114,16 +114,23 @@ class Emitter(Lowering):
         *,
         truths: bool = False,
     ) -> Pointer:
-        at = self.at[of]
-        if kind == "counter":
-            now = self.memory.counter(f"now{at}", self._counter)
-            self.resets.append(f"{now} = 0;")
-            return Longs(self.writer, self.writer.number(now, self._counter))
-        number = "uint8_t" if truths else self.numbers_of.kind
-        name = self.memory.lasting(f"{kind}{at}", number, rest.numel())
-        self.resets += each("o", rest.numel(), [f"{name}[o] = 0;"])
-        self._counter = index_kind(shape[0])
-        return self.pointer(name, number)
+        if kind != "counter":
+            self._counter = index_kind(shape[0])
+            return self.state(f"{kind}{self.at[of]}", rest, truths=truths)
+        counter = self.memory.lasting(f"now{self.at[of]}", self._counter)
+        self.resets.append(f"{counter} = 0;")
+        return Longs(self.writer, self.writer.number(counter, self._counter))
+
+    def state(self, name: str, rest: Tensor, *, truths: bool = False) -> Pointer:
+        """An array in the struct, which ``NAME_reset`` sets to `rest`."""
+        kind = "uint8_t" if truths else self.numbers_of.kind
+        array = self.pointer(self.memory.lasting(name, kind, rest.numel()), kind)
+        value = self.numbers_of.literal(float(rest[0]), kind)
+        if not bool((rest == rest[0]).all()):
+            initial = self.numbers_of.of(self._node.name, rest)
+            value = self.element(self.array(f"{self.name}_{name}_begun", initial, rest), "j")
+        self.resets += each("j", rest.numel(), [f"{self.element(array, 'j')} = {value};"])
+        return array
 
     def numbers(self, held: Held) -> Pointer:
         assert held.numbers is not None
@@ -214,7 +221,7 @@ class Emitter(Lowering):
             spikes = self.living(name, self.index, node.size)
         else:
             return
-        count = self.memory.counter(f"count{self.at[node]}", self.index)
+        count = self.memory.lasting(f"count{self.at[node]}", self.index)
         array, number = self.writer.array(spikes, self.index), self.writer.number(count, self.index)
         self._lists[held] = Longs(self.writer, array), Longs(self.writer, number)
         if always:

@@ -1,17 +1,14 @@
-"""Where a network's numbers lie while it runs: a struct, in which what lives at other times shares."""
+"""The memory of a program in C: a struct, in which arrays share unions."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-__all__ = ["FOREVER", "SIZES", "Memory", "index_kind"]
+__all__ = ["SIZES", "Memory", "index_kind"]
 
 SIZES = {
     **{"double": 8, "int64_t": 8, "float": 4, "int32_t": 4, "uint32_t": 4},
     **{"int16_t": 2, "uint16_t": 2, "int8_t": 1, "uint8_t": 1},
 }
-"""Bytes of C's types, which are their alignment too."""
-
-FOREVER = 1 << 30
+"""Bytes of C's types, and their alignment."""
 
 
 def index_kind(count: int) -> str:
@@ -19,13 +16,14 @@ def index_kind(count: int) -> str:
     return next(kind for kind in ("uint8_t", "uint16_t", "uint32_t") if count <= 1 << 8 * SIZES[kind])
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Array:
     name: str
     kind: str
     size: int
-    born: int
-    last: int
+    """Number of elements; 0 for a number that is not in an array."""
+    last: int = 0
+    """The last node of a step that reads it."""
 
     @property
     def bytes(self) -> int:
@@ -33,55 +31,48 @@ class _Array:
 
     @property
     def declared(self) -> str:
-        """Its declaration."""
         return f"{self.kind} {self.name};" if self.size == 0 else f"{self.kind} {self.name}[{self.size}];"
 
 
-@dataclass
 class Memory:
-    """The arrays of the struct; those that live from one node to another share their memory."""
+    """The arrays of the struct; arrays that are needed at different times of a step share a union."""
 
-    arrays: list[_Array] = field(default_factory=list)
-    shared: list[list[_Array]] = field(default_factory=list)
+    def __init__(self) -> None:
+        self._lasting: list[_Array] = []
+        self._unions: list[list[_Array]] = []
 
-    def lasting(self, name: str, kind: str, size: int) -> str:
-        """An array that keeps its numbers from step to step; gives its expression."""
-        self.arrays.append(_Array(name, kind, size, -1, FOREVER))
+    def lasting(self, name: str, kind: str, size: int = 0) -> str:
+        """An array, or a single number, that is kept from step to step; returns its expression."""
+        self._lasting.append(_Array(name, kind, size))
         return f"net->{name}"
 
-    def counter(self, name: str, kind: str) -> str:
-        """One number; gives its expression."""
-        self.arrays.append(_Array(name, kind, 0, -1, FOREVER))
-        return f"net->{name}"
+    def between(self, name: str, kind: str, size: int, first: int, last: int) -> str:
+        """An array that is needed from node `first` to node `last` of a step; returns its expression."""
+        fitting = [at for at, union in enumerate(self._unions) if all(other.last < first for other in union)]
+        at = fitting[0] if fitting else len(self._unions)
+        self._unions += [] if fitting else [[]]
+        self._unions[at].append(_Array(name, kind, size, last))
+        return f"net->shared{at}.{name}"
 
-    def between(self, name: str, kind: str, size: int, born: int, last: int) -> str:
-        """An array that is needed from node `born` to node `last` of a step; gives its expression."""
-        array = _Array(name, kind, size, born, last)
-        for at, sharing in enumerate(self.shared):
-            if all(other.last < born for other in sharing):
-                sharing.append(array)
-                return f"net->shared{at}.{name}"
-        self.shared.append([array])
-        return f"net->shared{len(self.shared) - 1}.{name}"
+    def _fields(self) -> list[tuple[int, int, list[str]]]:
+        """Alignment, bytes and lines of each field, the widest first."""
+        fields = [(SIZES[array.kind], array.bytes, [array.declared]) for array in self._lasting]
+        for at, union in enumerate(self._unions):
+            lines = ["union {", *(f"    {array.declared}" for array in union), f"}} shared{at};"]
+            size = max(array.bytes for array in union)
+            fields.append((max(SIZES[array.kind] for array in union), size, lines))
+        return sorted(fields, key=lambda field: -field[0])
 
     def fields(self) -> list[str]:
-        """The fields of the struct, the widest first."""
-        found = [(max(SIZES[a.kind] for a in s), self._union(i, s)) for i, s in enumerate(self.shared)]
-        found += [(SIZES[a.kind], [a.declared]) for a in self.arrays]
-        return [line for _, lines in sorted(found, key=lambda f: -f[0]) for line in lines]
+        """The fields of the struct."""
+        return [line for _, _, lines in self._fields() for line in lines]
 
     def bytes(self) -> int:
         """The size of the struct."""
-        parts = [(max(SIZES[a.kind] for a in s), max(a.bytes for a in s)) for s in self.shared]
-        parts += [(SIZES[a.kind], a.bytes) for a in self.arrays]
-        total, widest = 0, max(alignment for alignment, _ in parts)
-        for alignment, size in sorted(parts, key=lambda part: -part[0]):
+        fields, total = self._fields(), 0
+        for alignment, size, _ in fields:
             total = _up(total, alignment) + _up(size, alignment)
-        return _up(total, widest)
-
-    @staticmethod
-    def _union(at: int, arrays: Sequence[_Array]) -> list[str]:
-        return ["union {", *(f"    {a.declared}" for a in arrays), f"}} shared{at};"]
+        return _up(total, fields[0][0])
 
 
 def _up(size: int, alignment: int) -> int:

@@ -18,9 +18,8 @@ __all__ = ["neurons"]
 
 
 def neurons(to: "Emitter", made: Layer, read: Held) -> Held:
-    """Writes a step of the layer `made` on `read`, its constants, its part of the struct and its reset."""
+    """Writes a step of the layer `made` on `read`."""
     writer = _Writer(to, made, read)
-    to.resets += writer.reset()
     held = Held(made.node, read.places, writer.states[-1], truths=made.emits_spikes)
     if made.emits_spikes:
         to.allocate_list(held, always=made.reads_spikes())
@@ -36,7 +35,9 @@ class _Writer:
     def __init__(self, to: "Emitter", made: Layer, read: Held) -> None:
         self.to, self.made, self.read = to, made, read
         self.kind, self.size = to.numbers_of.kind, made.node.size
-        self.states = [self._lasting(made.state(i), i in made.known) for i in range(len(made.step.states))]
+        self.states = [
+            to.state(made.state(i), begun, truths=i in made.known) for i, begun in enumerate(made.begun)
+        ]
 
     def _lasting(self, name: str, truths: bool) -> Pointer:
         kind = "uint8_t" if truths else self.kind
@@ -46,20 +47,6 @@ class _Writer:
         """A constant array."""
         kind = self.to.numbers_of.of(self.made.node.name, values)
         return self.to.array(f"{self.to.name}_{name}_{self.made.index}", kind, values)
-
-    def reset(self) -> list[str]:
-        """Sets the states to rest."""
-        lines = []
-        for i, (state, begun) in enumerate(zip(self.states, self.made.begun, strict=True)):
-            if bool((begun == begun[0]).all()):
-                kind = "uint8_t" if i in self.made.known else self.kind
-                value = self.to.numbers_of.literal(float(begun[0]), kind)
-            else:
-                kind = self.to.numbers_of.of(self.made.node.name, begun)
-                name = f"{self.to.name}_{self.made.state(i)}_begun"
-                value = self.to.element(self.to.array(name, kind, begun), "j")
-            lines.append(f"{self.to.element(state, 'j')} = {value};")
-        return each("j", self.size, lines)
 
     def step(self) -> None:
         """The loop over neurons that computes the next states."""
