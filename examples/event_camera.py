@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hibana as hb
-from hibana.data.own.events import recording
+from hibana.data.own.event_files import recording
 
 SIDE, CONTRAST, NOISE, FRAME = 32, 0.25, 0.3, 4
 """Pixels, the change of brightness of an event (from 0 to 1), events a millisecond that mean nothing, and the

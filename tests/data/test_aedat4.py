@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hibana import data, extras
-from hibana.data.own.events import recording
+from hibana.data.own.event_files import recording
 
 XML = """<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">
 <node name="0" path="/mainloop/Recorder/outInfo/0/">

@@ -9,7 +9,7 @@ import pytest
 from data import prophesee_files as files
 from hibana import data
 from hibana.data import own
-from hibana.data.own.events import recording
+from hibana.data.own.event_files import recording
 
 
 def read(tmp_path, name, content):

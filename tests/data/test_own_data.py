@@ -479,7 +479,10 @@ def test_a_recording_whose_columns_have_other_names_is_refused_and_remarks_are_l
     with pytest.raises(ValueError, match="must hold events t, x, y, p: there is no 't' among x, y, p, when"):
         read(tmp_path)
     (tmp_path / "a" / "one.txt").write_text("# 240 180\n5 1 2 0\n# 1 2 3 4\n6 3 2 1\n")
-    assert own.events.recording(tmp_path / "a" / "one.txt", "txyp").tolist() == [[5, 1, 2, 0], [6, 3, 2, 1]]
+    assert own.event_files.recording(tmp_path / "a" / "one.txt", "txyp").tolist() == [
+        [5, 1, 2, 0],
+        [6, 3, 2, 1],
+    ]
 
 
 @pytest.mark.parametrize("kind", ["table", "images", "sequences", "events", "arrays"])

@@ -13,6 +13,7 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("pandas", reason="the extra train is not installed")
 
 import pandas
+from PIL import Image
 
 from hibana import train
 from hibana.cli import main
@@ -211,3 +212,52 @@ def test_several_columns_are_no_label(tmp_path):
     (tmp_path / "two.csv").write_text("a,b,c\n" + "1,2,3\n" * 20)
     with pytest.raises(ValueError, match="got 'b,c'; several labels of a sample"):
         read(tmp_path / "two.csv", label="b,c")
+
+
+def test_pictures_recordings_and_sequences_may_be_listed_with_their_labels(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    drawn = np.random.default_rng(0)
+    for folder in ("images", "series"):
+        (tmp_path / folder / "files").mkdir(parents=True)
+    rows = []
+    for number in range(24):
+        pixels = drawn.integers(0, 60, [8, 8]) + 190 * (number % 2)
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "images" / "files" / f"{number}.png")
+        np.savetxt(tmp_path / "series" / "files" / f"{number}.csv", np.ones([5, 2]) * number, delimiter=",")
+        rows.append((number, "ab"[number % 2]))
+    for folder, ends in (("images", "png"), ("series", "csv")):
+        for header in ("filename,label\n", ""):
+            text = header + "".join(f"files/{number}.{ends},{label}\n" for number, label in rows)
+            (tmp_path / folder / "labels.csv").write_text(text)
+            for source in (tmp_path / folder, tmp_path / folder / "labels.csv"):
+                made = read(source)
+                assert made.names == ("a", "b")
+                assert sum(map(len, (made.training, made.validation, made.test))) == 24
+                assert made.kind == ("images" if folder == "images" else "sequences")
+    assert main(["train", "--data", "images/labels.csv", "--out", "run", "--steps", "4", *SMALL]) == 0
+    (tmp_path / "images" / "new.csv").write_text("filename\nfiles/3.png\nfiles/4.png\n")
+    capsys.readouterr()
+    assert main(["predict", "run", "images/new.csv", "--csv"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["sample", "files/3.png", "files/4.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("filename,label\n1.png,a\n9.png,b\n", "row 2 names '9.png', which is none"),
+        ("filename,label\n1.png,a\nnotes.md,b\n", "row 2 names 'notes.md', which is none"),
+        ("filename,label\nnotes.md,a\n", "names notes.md, which is none"),
+    ],
+)
+def test_a_list_that_names_what_is_not_there_is_refused(tmp_path, capsys, text, words):
+    Image.fromarray(np.zeros([4, 4], np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "notes.md").write_text("notes")
+    (tmp_path / "list.csv").write_text(text)
+    assert words in refusal(capsys, "--data", tmp_path / "list.csv")
+
+
+def test_a_table_with_names_of_files_among_other_columns_stays_a_table(tmp_path):
+    Image.fromarray(np.zeros([4, 4], np.uint8)).save(tmp_path / "1.png")
+    (tmp_path / "table.csv").write_text("filename,size,label\n" + "1.png,3,a\n1.png,4,b\n" * 10)
+    assert own.kind_of(tmp_path / "table.csv") == "table"

@@ -219,3 +219,13 @@ def test_predict_says_what_is_wrong_with_a_file(runs, capsys, run, file, words):
     assert out == ""
     assert err.count("\n") == 1
     assert words in err
+
+
+def test_a_list_of_files_may_be_in_cp932(tmp_path):
+    rows = []
+    for number in range(20):
+        np.savetxt(tmp_path / f"試料{number}.csv", np.ones([5, 2]) * number, delimiter=",")
+        rows.append(f"試料{number}.csv,{('良品', '悪い')[number % 2]}")
+    (tmp_path / "一覧.csv").write_bytes("\n".join(rows).encode("cp932"))
+    made = read(tmp_path / "一覧.csv")
+    assert (made.kind, made.names) == ("sequences", ("悪い", "良品"))

@@ -11,7 +11,7 @@ pytest.importorskip("sklearn", reason="the extra train is not installed")
 
 import hibana as hb
 from examples import event_camera
-from hibana.data.own.events import recording
+from hibana.data.own.event_files import recording
 
 
 def test_what_moves_on_is_brighter_before_it_and_darker_behind(monkeypatch):

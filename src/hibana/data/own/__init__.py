@@ -8,11 +8,11 @@ import numpy as np
 
 from hibana.data.own.arrays import ArrayInputs, Arrays, are_pictures, are_series, dataset_samples
 from hibana.data.own.base import KINDS, MISSING, Description, Own, described, without_removed
+from hibana.data.own.event_files import SUFFIXES as RECORDINGS
 from hibana.data.own.event_files import check_columns as check_event_columns
 from hibana.data.own.event_files import is_headed
 from hibana.data.own.events import BINS, EventInputs, Events
-from hibana.data.own.events import SUFFIXES as RECORDINGS
-from hibana.data.own.folders import TEST, TRAINING, readable, visible
+from hibana.data.own.folders import TEST, TRAINING, first_listed, lists, readable, visible
 from hibana.data.own.opening import check_encoding
 from hibana.data.own.pictures import SUFFIXES as PICTURES
 from hibana.data.own.pictures import Images
@@ -86,33 +86,45 @@ def _kind_of_file(path: Path, grouped: bool) -> str:
     if suffix in (".npz", ".npy"):
         return "sequences" if are_series(path) else "arrays"
     if suffix in _TABLES:
-        return "sequences" if grouped else "table"
+        listed = None if grouped else first_listed(path)
+        return _kind_of_list(listed) if listed else "sequences" if grouped else "table"
     other = _OTHERS.get(suffix, f"ends in {suffix or 'nothing'}; name its kind (--kind)")
     raise ValueError(f"data must be one of a known kind, {path} {other}")
 
 
 def _kind_of_folder(path: Path) -> str:
-    entries = visible(path)
+    entries, listing = visible(path), lists(path)
     below = [each for each in entries if each.is_dir()]
     parts = [each for each in below if each.name.lower() in (*TRAINING, *TEST)]
     in_parts = [each for part in parts for each in visible(part) if each.is_dir()]
-    for folders in (in_parts, below):
+    for folders in () if listing else (in_parts, below):
         if kinds := _kinds([each for folder in folders for each in visible(folder) if each.is_file()]):
             return max(kinds, key=kinds.__getitem__)
-    pairs = [each.name for each in entries if each.name.endswith(TRAIN_TS)]
-    if len(pairs) > 1:
-        raise ValueError(
-            f"data must hold one *{TRAIN_TS}, {path} has {len(pairs)}; name one of them: "
-            f"{', '.join(pairs[:5])}"
-        )
+    pairs = [each for each in entries if each.name.endswith(TRAIN_TS)]
+    for several, what in ((listing, "list of files"), (pairs, f"*{TRAIN_TS}")):
+        if len(several) > 1:
+            names = ", ".join(each.name for each in several[:5])
+            raise ValueError(
+                f"data must hold one {what}, {path} has {len(several)}; name one of them: {names}"
+            )
+    if listing and (listed := first_listed(listing[0])):
+        return _kind_of_list(listed)
     if pairs:
         return "sequences"
     if any(each.suffix == ".npy" for each in entries):
         return "sequences" if are_series(path) else "arrays"
     raise ValueError(
-        f"data must be files by class, such as {path}/CLASS/NAME.png, or inputs.npy and labels.npy; {path} "
-        f"holds none"
+        f"data must be files by class, such as {path}/CLASS/NAME.png, a list of files with a label each, "
+        f"such as {path}/labels.csv, or inputs.npy and labels.npy; {path} holds none"
     )
+
+
+def _kind_of_list(first: Path) -> str:
+    """The kind of a list of files whose first is `first`."""
+    kinds = _kinds([first])
+    if not kinds:
+        raise ValueError(f"data must be one of a known kind, a list names {first.name}, which is none")
+    return next(iter(kinds))
 
 
 def _kinds(files: list[Path]) -> Counter[str]:

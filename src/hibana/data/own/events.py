@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.data.own.arrays import UNREADABLE
 from hibana.data.own.base import Inputs, Own
-from hibana.data.own.event_files import MOST_SIDE, OF_SUFFIX, check_columns, is_headed, ordered
+from hibana.data.own.event_files import MOST_SIDE, SUFFIXES, check_columns, is_headed, recording
 from hibana.data.own.folders import labelled_files
 from hibana.data.own.samples import Raw
 
-__all__ = ["BINS", "SUFFIXES", "EventInputs", "Events", "recording"]
+__all__ = ["BINS", "EventInputs", "Events"]
 
-SUFFIXES = tuple(OF_SUFFIX)
 BINS = ("spikes", "counts")
 """A bin is 1 if it has at least one event, or holds their number."""
 
@@ -135,36 +133,3 @@ class Events(Own):
             )
         raw.summary += f" on {height}x{width} pixels, {self.steps} bins of {duration / self.steps:.4g}"
         return EventInputs(height, width, min(last, 2), duration, self.steps, self.bins, self.columns)
-
-
-def recording(path: Path, columns: str = "") -> "np.ndarray[Any, Any]":
-    """The events in a file, ``[events, 4]``: time, column, row, polarity 0 or 1; in order of time.
-
-    Args:
-        path: of the file.
-        columns: order of columns without names; ``txyp`` if empty.
-
-    Raises:
-        ValueError: if it can't be read as events.
-        ModuleNotFoundError: if the library for its format is not installed.
-    """
-    try:
-        events, has_names = OF_SUFFIX[path.suffix.lower()](path)
-        if events.ndim != 2 or events.shape[1] != 4 or len(events) == 0:
-            raise ValueError(f"it has the shape {events.shape}")  # noqa: TRY301 - completed below
-        events = events if has_names else ordered(events, columns)
-    except ValueError as error:
-        raise ValueError(f"recording {path} must hold events t, x, y, p: {error}") from error
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"recording {path} can't be read: {reason}") from error
-    wrong = ~np.isfinite(events) | (np.arange(4) > 0) & (events < 0)
-    wrong[:, 3] = ~np.isfinite(events[:, 3])
-    events[:, 3] = events[:, 3] > 0  # some files write -1 for off
-    if wrong.any():
-        row, column = (int(axis[0]) for axis in np.nonzero(wrong))
-        raise ValueError(
-            f"recording {path}: event {row + 1} has {events[row, column]} as its {'txyp'[column]}"
-        )
-    in_order: np.ndarray[Any, Any] = events[np.argsort(events[:, 0], kind="stable")]
-    return in_order

@@ -15,12 +15,14 @@ import numpy as np
 __all__ = ["dat", "raw"]
 
 Array = np.ndarray[Any, Any]
+Columns = dict[str, Array]
+"""Microseconds, column, row, and polarity 0 or 1 of each event: t, x, y, p."""
 MOST_HEADER = 1 << 16
 """Bytes of a header at most."""
 
 
-def raw(path: Path) -> Array:
-    """The events in a ``.raw`` file, ``[events, 4]``: microseconds, column, row, polarity 0 or 1.
+def raw(path: Path) -> Columns:
+    """The events in a ``.raw`` file.
 
     Words before the first that says the time (and, of EVT 3.0, the row) are left out, as cameras begin
     anywhere. Times go on where their counter begins again.
@@ -44,7 +46,7 @@ def raw(path: Path) -> Array:
     return _evt2(np.frombuffer(body, "<u4")) if version == "2" else _evt3(np.frombuffer(body, "<u2"))
 
 
-def dat(path: Path) -> Array:
+def dat(path: Path) -> Columns:
     """The events in a ``.dat`` file, as :func:`raw` gives them.
 
     Raises:
@@ -83,10 +85,10 @@ def _parts(content: bytes) -> tuple[str, bytes]:
     return content[:end].decode("ascii", errors="replace").replace("\r", ""), content[end:]
 
 
-def _events(*columns: Array) -> Array:
+def _events(*columns: Array) -> Columns:
     if not len(columns[0]):
         raise ValueError("there is none")
-    return np.stack([each.astype(np.float64) for each in columns], axis=1)
+    return dict(zip("txyp", columns, strict=True))
 
 
 def _going_on(times: Array, period: int) -> Array:
@@ -104,7 +106,7 @@ def _last(where: Array) -> Array:
     return found
 
 
-def _evt2(words: Array) -> Array:
+def _evt2(words: Array) -> Columns:
     """Events are words of their own: 6 bits of time, 11 of column, 11 of row; the rest of time is others."""
     words = words.astype(np.int64)
     types = words >> 28
@@ -118,7 +120,7 @@ def _evt2(words: Array) -> Array:
     return _events(time, (word >> 11) & 0x7FF, word & 0x7FF, types[at])
 
 
-def _evt3(words: Array) -> Array:
+def _evt3(words: Array) -> Columns:
     """Time, row and column come when they change; a word may hold 12 or 8 columns in a row, a bit each."""
     words = words.astype(np.int64)
     types = words >> 12

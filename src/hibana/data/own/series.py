@@ -23,8 +23,8 @@ from hibana.data.own.base import Inputs, Own
 from hibana.data.own.folders import labelled_files, readable
 from hibana.data.own.opening import read_table
 from hibana.data.own.samples import Raw, span
-from hibana.data.own.table import TIMES, column_texts, is_row_number, named_label, numbers_of, numeric
-from hibana.data.own.target import texts
+from hibana.data.own.table import TIMES, is_row_number, named_label, numbers_of, numeric
+from hibana.data.own.target import column_texts, texts
 
 __all__ = ["LENGTHS", "SequenceInputs", "Sequences", "is_array", "spike_steps"]
 

@@ -13,7 +13,7 @@ from hibana.data.own import scale
 from hibana.data.own.base import Inputs, Own
 from hibana.data.own.opening import PLAIN, read_table
 from hibana.data.own.samples import Raw
-from hibana.data.own.target import texts
+from hibana.data.own.target import column_texts, texts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -22,7 +22,6 @@ __all__ = [
     "Column",
     "Table",
     "TableInputs",
-    "column_texts",
     "is_row_number",
     "named_label",
     "numbers_of",
@@ -262,11 +261,6 @@ def _some(names: Sequence[str]) -> str:
 def _similar(name: str, names: Sequence[str]) -> str:
     similar = get_close_matches(name, names, 1)
     return f"; did you mean {similar[0]!r}?" if similar else ""
-
-
-def column_texts(column: Any) -> list[str]:
-    """The values of a column as text, missing ones empty."""
-    return texts(column.astype(object).where(column.notna(), "").tolist())
 
 
 def named_label(names: Sequence[str]) -> str | None:

@@ -4,11 +4,12 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["TASKS", "Target", "guess_task", "learned_from", "text_of", "texts"]
+__all__ = ["TASKS", "Target", "column_texts", "guess_task", "learned_from", "text_of", "texts"]
 
 TASKS = ("classification", "regression")
 FEW = 20
@@ -113,6 +114,11 @@ def text_of(value: object) -> str:
 def texts(labels: Sequence[object]) -> list[str]:
     """Labels as text."""
     return [text_of(label) for label in labels]
+
+
+def column_texts(column: Any) -> list[str]:
+    """The values of a column as text, missing ones empty."""
+    return texts(column.astype(object).where(column.notna(), "").tolist())
 
 
 def guess_task(labels: Sequence[str]) -> str:
