@@ -449,6 +449,9 @@ def test_where_all_neurons_leak_alike_an_input_has_one_trace():
         learner.step(one)
     assert learner.trace_numbers == {"1": 4 * 7}
     net[1].cell.detach_reset = False
+    learner.step(x[0])
+    with pytest.raises(ValueError, match=r"layer '1' has the traces of a cell .* call reset\(\)"):
+        learner.step(x[1])
     learner.reset()
     for one in x:
         learner.step(one)

@@ -65,19 +65,16 @@ class Structure:
         inner = [pair for pair in self.within if pair[1] in place and any(pair[0] == j for _, j in over)]
         if not all(self.over_step[pair] for pair in over) or not all(self.within[pair] for pair in inner):
             return None
-        nexts, by_step = derivatives(cell, [_one_sample(like)] * (1 + self.states), over)
-        coupled = couplings(nexts, inner, self.chained)
-        transition, to_input = like.new_zeros(len(place), len(place)), like.new_zeros(len(place))
-        for i, j in over:
-            value = by_step[i, j].flatten()[0]
-            if j == INPUT:
-                to_input[place[i]] = value
-            elif j in place:
-                transition[place[i], place[j]] += value
-            for state, component in inner:
-                if state == j:
-                    transition[place[i], place[component]] += value * coupled[state, component].flatten()[0]
-        return Recursion(transition, to_input)
+        nexts, over_values = derivatives(cell, [_one_sample(like)] * (1 + self.states), over)
+        by_argument = like.new_zeros(self.states, 1 + self.states)
+        for (i, j), value in over_values.items():
+            by_argument[i, j - INPUT] = value.flatten()[0]
+        by_component = like.new_zeros(self.states, len(place))
+        by_component[list(place), list(place.values())] = 1
+        for (i, j), value in couplings(nexts, inner, self.chained).items():
+            by_component[i, place[j]] = value.flatten()[0]
+        rows = by_argument[list(place)]
+        return Recursion(rows[:, 1:] @ by_component, rows[:, 0])
 
     def of_components(
         self, of_states: Sequence[Tensor | None], coupling: Sequence[Tensor]

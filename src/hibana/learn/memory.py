@@ -7,7 +7,7 @@ chunk are in traces. What a chunk adds to them is differentiated in the same way
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +17,15 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.learn import parameters
 from hibana.learn.derivatives import FollowedStep, Recursion, Structure
 from hibana.learn.network import Neurons
-from hibana.learn.rule_cells import Around, EffectCell, InputTraceCell, NeuronTraceCell, Silent
+from hibana.learn.rule_cells import EffectCell, InputTraceCell, NeuronTraceCell, Silent
 from hibana.learn.rules import PPProp, Rule
 from hibana.learn.runs import Run, filtered, run
 from hibana.learn.synapses import Synapses
 from hibana.learn.traces import End, InputTraces, SynapseTraces
 
 __all__ = ["Memory", "Plan"]
+
+TracesT = TypeVar("TracesT", InputTraces, SynapseTraces)
 
 
 class Plan(NamedTuple):
@@ -76,7 +78,10 @@ class Memory:
         silent = layer.spikes and not rule.through_spikes
         self.silent = FollowedStep(Silent(layer), layer.cell) if silent else None
         self.expanded: parameters.Expanded | None = None
-        self._cells: dict[str, Around] = {}
+        self.step_cell: NeuronTraceCell | None = None
+        self.neuron_cell: NeuronTraceCell | None = None
+        self.input_cell: InputTraceCell | None = None
+        self.effect_cell: EffectCell | None = None
         self._cells_key: Any = None
         self.reset()
 
@@ -132,15 +137,14 @@ class Memory:
         by_synapse = layer.readout is not None or (layer.recurrent is not None and self.rule.own_synapse)
         try:
             structure = self.step.structure(step)
-            if self.step.key != self._cells_key:
-                self._cells_key, self._cells = self.step.key, {}
-                self.expanded = parameters.Expanded(layer.cell, step) if layer.learned else None
             if self.silent is not None:
                 components = self.silent.structure(step).components
                 recursion = self.silent.recursion(step)
             else:
                 components = structure.components
                 recursion = None if by_synapse else self.step.recursion(step)
+            if self.step.key != self._cells_key:
+                self._make_cells(structure, components, step)
         except Unsupported as reason:
             raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {reason}") from reason
         if recursion is None and self.silent is not None:
@@ -152,6 +156,17 @@ class Memory:
             decay = torch.full([1, 1], self.rule.decay, dtype=step.dtype, device=step.device)
             return Plan(structure, (), Recursion(decay, torch.ones_like(decay[0])))
         return Plan(structure, components, recursion)
+
+    def _make_cells(self, structure: Structure, components: Sequence[int], step: Tensor) -> None:
+        layer, rule, self._cells_key = self.layer, self.rule, self.step.key
+        self.expanded = parameters.Expanded(layer.cell, step) if layer.learned else None
+        cell = layer.cell if self.expanded is None else self.expanded.cell
+        self.step_cell = NeuronTraceCell(layer, layer.cell, None)
+        self.neuron_cell = NeuronTraceCell(layer, cell, structure, own_synapse=rule.own_synapse)
+        if self.silent is not None:
+            self.input_cell = InputTraceCell(layer, structure, components, step)
+        if isinstance(rule, PPProp):
+            self.effect_cell = EffectCell(layer, structure, rule.decay, step)
 
     def run(self, inputs: Tensor) -> Tensor:
         """The outputs of the layer over a chunk, with a gradient for its parameters and for `inputs`."""
@@ -185,47 +200,32 @@ class Memory:
             )
         plan = self.plan(step)
         leak = None if layer.readout is None else layer.readout.factor(step)
-        exact = plan.components and self.silent is None
+        assert self.neuron_cell is not None
         of_weights, of_neurons, effect = None, None, None
         effects: tuple[Tensor, ...] = ()
-        if exact or layer.learned:
+        if layer.learned or (plan.components and self.input_cell is None):
             values = [] if self.expanded is None else self.expanded.values(step)
-            of_neurons = run(self._neuron_cell(plan), given, before, values)
+            of_neurons = run(self.neuron_cell, given, before, values)
         if not plan.components:
-            effect, effects = self._effect(plan, given, before, leak)
+            effect, effects = self._effect(given, before, leak)
             outputs, state = unrolled(layer.step, given, before)
         else:
-            of_weights = of_neurons if exact else run(self._input_cell(plan, step), given, before, [])
+            of_weights = of_neurons
+            if self.input_cell is not None and plan.recursion is not None:
+                self.input_cell.take(plan.recursion)
+                of_weights = run(self.input_cell, given, before, [])
             assert of_weights is not None
             outputs = of_weights.outputs.detach()
             state = tuple([one.detach() for one in of_weights.last])
         graphs = of_weights, of_neurons
         return Chunk(plan, leak, inputs, drive, before, outputs, state, *graphs, effect, effects)
 
-    def _neuron_cell(self, plan: Plan) -> Around:
-        if "neurons" not in self._cells:
-            cell = self.layer.cell if self.expanded is None else self.expanded.cell
-            own = self.rule.own_synapse
-            self._cells["neurons"] = NeuronTraceCell(self.layer, cell, plan.structure, own_synapse=own)
-        return self._cells["neurons"]
-
-    def _input_cell(self, plan: Plan, step: Tensor) -> Around:
-        cell = self._cells.get("inputs") or InputTraceCell(self.layer, plan.structure, plan.components, step)
-        assert isinstance(cell, InputTraceCell)
-        assert plan.recursion is not None
-        cell.transition.copy_(plan.recursion.transition)
-        cell.to_input.copy_(plan.recursion.to_input)
-        self._cells["inputs"] = cell
-        return cell
-
     def _effect(
-        self, plan: Plan, drive: Tensor, before: tuple[Tensor, ...], leak: Tensor | None
+        self, drive: Tensor, before: tuple[Tensor, ...], leak: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The neuron's side of a trace of rank one over a chunk, and what it goes on from."""
-        assert isinstance(self.rule, PPProp)
-        cell = self._cells.get("effect") or EffectCell(self.layer, plan.structure, self.rule.decay, drive)
-        assert isinstance(cell, EffectCell)
-        self._cells["effect"] = cell
+        cell = self.effect_cell
+        assert cell is not None
         cell.leak.copy_(torch.zeros_like(cell.leak) if leak is None else leak)
         cell.take_weights()
         state = (*before, *self.effects) if self.effects else cell.from_state(before)
@@ -241,18 +241,22 @@ class Memory:
         for name, synapses, inputs in self._synapses(chunk):
             rows = synapses.rows(inputs)
             if chunk.plan.recursion is not None:
-                of_inputs = self.traces.setdefault(name, InputTraces())
-                assert isinstance(of_inputs, InputTraces)
-                of_inputs.advance(rows, chunk.plan.recursion)
+                self._traces(name, InputTraces).advance(rows, chunk.plan.recursion)
             else:
-                of_synapses = self.traces.setdefault(name, SynapseTraces())
-                assert isinstance(of_synapses, SynapseTraces)
-                of_synapses.advance(rows, self._ends(synapses, chunk))
+                self._traces(name, SynapseTraces).advance(rows, self._ends(synapses, chunk))
         if chunk.of_neurons is not None:
             if self.layer.learned:
                 self.of_parameters = parameters.after(self.of_parameters, chunk.of_neurons, chunk.leak)
             self.coupling = [one.detach() for one in chunk.of_neurons.extra]
         self.state, self.effects = chunk.state, chunk.effects
+
+    def _traces(self, name: str, kind: type[TracesT]) -> TracesT:
+        found = self.traces.setdefault(name, kind())
+        if not isinstance(found, kind):
+            raise ValueError(  # noqa: TRY004 - no argument has a wrong type
+                f"layer {self.layer.name!r} has the traces of a cell with other derivatives: call reset()"
+            )
+        return found
 
     def _synapses(self, chunk: Chunk) -> list[tuple[str, Synapses, Tensor]]:
         """The sets of synapses that learn, by name, with their inputs over the chunk."""
@@ -334,9 +338,8 @@ class Memory:
         if recursion is not None and components and components[-1] == len(chunk.state) - 1:
             grad = signal * recursion.to_input[-1]
         else:
-            cell = self._cells.get("step") or NeuronTraceCell(self.layer, self.layer.cell, None)
-            self._cells["step"] = cell
-            one_by_one = run(cell, chunk.drive, chunk.before, [])
+            assert self.step_cell is not None
+            one_by_one = run(self.step_cell, chunk.drive, chunk.before, [])
             grad = one_by_one.gradients(one_by_one.outputs, signal).of_drive
         if self.layer.synapses is not None and self.layer.synapses.is_linear:
             return grad @ self.layer.synapses.parameters[0].detach()

@@ -62,10 +62,6 @@ def after(before: ParameterTraces, run: Run, leak: Tensor | None) -> ParameterTr
     ends: list[int | None] = [*range(len(run.last)), *([] if leak is None else [None])]
     found: ParameterTraces = [[] for _ in run.leaves[1 + len(run.extra) + len(run.last) :]]
     for end in ends:
-        if end is not None and not run.last[end].requires_grad:
-            for traces in found:
-                traces.append(torch.zeros_like(run.last[end]))
-            continue
         grads = run.at_end(end, leak)
         factors = list(grads.of_states)
         if end is None and leak is not None:

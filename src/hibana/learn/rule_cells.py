@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.cells import Cell
-from hibana.learn.derivatives import INPUT, Structure, couplings, derivatives
+from hibana.learn.derivatives import INPUT, Recursion, Structure, couplings, derivatives
 from hibana.learn.network import Neurons
 
 __all__ = ["Around", "EffectCell", "InputTraceCell", "NeuronTraceCell", "Silent"]
@@ -119,6 +119,11 @@ class InputTraceCell(Around):
         self.places = tuple([list(components).index(i) for _, i in self.within])
         self.transition = like.new_zeros(len(components), len(components))
         self.to_input = like.new_zeros(len(components))
+
+    def take(self, recursion: Recursion) -> None:
+        """Takes the constants of the trace."""
+        self.transition.copy_(recursion.transition)
+        self.to_input.copy_(recursion.to_input)
 
     def forward(self, input_: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
         count = len(self.extra)

@@ -40,6 +40,8 @@ class Run:
 
     def gradients(self, of: Tensor, grad: Tensor) -> Gradients:
         """Gradients of the outputs, or of a state after the chunk, from the gradient there."""
+        if not of.requires_grad:  # a state that depends on nothing by a derivative
+            of = of + 0 * self.leaves[0].sum()
         found = torch.autograd.grad(of, self.leaves, grad, retain_graph=True, allow_unused=True)
         drive, *rest = list[Tensor | None](found)
         drive = torch.zeros_like(self.leaves[0]) if drive is None else drive

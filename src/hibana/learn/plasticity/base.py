@@ -1,6 +1,5 @@
 """What pair rules have in common: a linear layer, neurons behind it, checked arguments, and a state."""
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +11,7 @@ from hibana.compiler.tensors import computed_once, is_computed, tensors_of
 from hibana.learn.plasticity.pairs import Pairs
 from hibana.nn.layers import OverTime
 
-__all__ = ["PairRule", "check_rate", "check_spikes", "checked_pairs", "time_constant"]
+__all__ = ["PairRule", "check_spikes"]
 
 
 class PairRule:
@@ -94,63 +93,10 @@ class PairRule:
             ]
 
 
-def checked_pairs(
-    tau_pre: float,
-    tau_post: float,
-    a_plus: float,
-    a_minus: float,
-    bounds: tuple[float, float] | None,
-    soft: bool,
-    nearest: bool,
-) -> Pairs:
-    """The arguments of a rule.
-
-    Raises:
-        TypeError: if one is of another type.
-        ValueError: if a time constant is below 1, a rate negative, or the bounds are no interval.
-    """
-    rates = {"a_plus": a_plus, "a_minus": a_minus}
-    for name, rate in rates.items():
-        check_rate(name, rate)
-    if bounds is not None:
-        try:
-            lower, upper = bounds
-        except (TypeError, ValueError):
-            raise TypeError(f"bounds must be two numbers (lower, upper), or None, got {bounds!r}") from None
-        if not (_is_number(lower) and _is_number(upper) and lower < upper):
-            raise ValueError(f"bounds must be two numbers, the lower first, got {bounds!r}")
-        bounds = (float(lower), float(upper))
-    if soft and (bounds is None or not all(map(math.isfinite, bounds))):
-        raise ValueError(f"bounds must be two finite numbers where soft is True, got {bounds!r}")
-    times = time_constant("tau_pre", tau_pre), time_constant("tau_post", tau_post)
-    return Pairs(*times, float(a_plus), float(a_minus), bounds, bool(soft), bool(nearest))
-
-
-def check_rate(name: str, rate: float) -> None:
-    """Raises ``ValueError`` if `rate`, called `name`, is not finite and at least 0."""
-    if not _is_number(rate) or not (math.isfinite(rate) and rate >= 0):
-        raise ValueError(f"{name} must be finite and at least 0, got {rate!r}")
-
-
-def time_constant(name: str, tau: float) -> float:
-    """`tau`, in steps.
-
-    Raises:
-        ValueError: if it is not at least 1.
-    """
-    if not _is_number(tau) or not tau >= 1:
-        raise ValueError(f"{name} must be a number of time steps, at least 1, got {tau!r}")
-    return float(tau)
-
-
 def check_spikes(inputs: Tensor) -> None:
     """Raises ``ValueError`` if a number is neither 0 nor 1."""
     if not bool(((inputs == 0) | (inputs == 1)).all()):
         raise ValueError("inputs must be spikes, 0 or 1")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _said(value: object) -> str:

@@ -122,15 +122,11 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
             (Floats, stride * neurons.scratch),
             (Bytes, steps * batch * stride),
             (Ints, steps),
-            (Ints, batch * ins),
-            (Longs, batch),
-            (Ints, ins + 1),
             (Ints, ins),
             (Ints, ins),
-        ) as (current, scratch, spikes, any_spike, lists, counts, rows, seen, done):
+        ) as (current, scratch, spikes, any_spike, spiking, done):
             assert isinstance(scratch, Floats)
             at = Numbers(parameters, constants, matrices, functions, scratch)
-            seen.clear(ins)
             with code.loop(0, ins) as i:
                 done[i] = NEVER
                 with code.loop(0, batch) as b, code.when(pre[i * batch + b].differs(0)):
@@ -155,11 +151,14 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
 
             with code.loop(0, steps) as t:
                 sent, fired = inputs + t * (batch * ins), outputs + t * (batch * outs)
-                spiking = _listed(code, sent, batch, ins, t, lists, counts, rows, seen)
-                with code.loop(0, spiking) as k:
-                    take_missed(rows[k].to(LONG), t)
+                with code.loop(0, ins) as i:
+                    spiking[i] = 0
+                    with code.loop(0, batch) as b, code.when(sent[b * ins + i].differs(0)):
+                        spiking[i] = 1
+                    with code.when(spiking[i].differs(0)):
+                        take_missed(i, t)
                 with code.loop(0, batch) as b:
-                    _summed(code, current, weights, bias, lists + b * ins, counts[b], stride)
+                    _add_rows(code, current, weights, bias, sent + b * ins, ins, stride)
                     earlier = (fired + (0 - batch * outs)).instead(t.equals(0), before)
                     given = {"x": current, "emitted_before": earlier + b * outs}
                     for s, name in enumerate(states[:-1]):
@@ -168,8 +167,7 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
                     neurons.emit(code, given, at, outs, stride)
                 kept = spikes + t * (batch * stride)
                 any_spike[t] = _trace_neurons(code, rule, fired, kept, post, sizes, decay_post)
-                with code.loop(0, spiking) as k:
-                    i = rows[k].to(LONG)
+                with code.loop(0, ins) as i, code.when(spiking[i].differs(0)):
                     move(i, t, sent + i)
                     done[i] = (t + 1).to(INT)
             with code.loop(0, ins) as i:
@@ -218,50 +216,16 @@ def _trace_neurons(
     return found.value
 
 
-def _listed(
-    code: Code,
-    sent: Floats,
-    batch: Value,
-    ins: Value,
-    t: Value,
-    lists: Pointer,
-    counts: Pointer,
-    rows: Pointer,
-    seen: Pointer,
-) -> Value:
-    """Lists the inputs that spike in each sample, and in `rows` those that do in any; how many these are."""
-    found, mark = code.variable(0), (t + 1).to(INT)
-    with code.loop(0, batch) as b:
-        own = code.variable(0)
-        for j, there in code.vectors(ins, BLOCK):
-            word = (sent + (b * ins + j)).load(BLOCK, there).differs(0).word().to(LONG)
-            with code.each_bit(word) as bit:
-                i = j + bit
-                lists[b * ins + own.value] = i.to(INT)
-                own.value = own.value + 1
-                rows[found.value] = i.to(INT)
-                found.value = found.value + seen[i].differs(mark).select(code.constant(1), 0)
-                seen[i] = mark
-        counts[b] = own.value
-    return found.value
-
-
-def _summed(
-    code: Code,
-    target: Pointer,
-    weights: Floats,
-    bias: Floats,
-    listed: Pointer,
-    count: Value,
-    stride: Value,
+def _add_rows(
+    code: Code, current: Pointer, weights: Floats, bias: Floats, sent: Pointer, ins: Value, stride: Value
 ) -> None:
-    """``target = bias`` and the rows of the inputs that spike."""
-    with code.loop(0, stride, BLOCK) as j:
-        total = code.variable(0, FLOAT.of(BLOCK))
-        total.value = (bias + j).load(BLOCK)
-        with code.loop(0, count) as k:
-            total.value = total.value + (weights + (listed[k].to(LONG) * stride + j)).load(BLOCK)
-        (target + j).store(total.value)
+    """Writes the bias and the rows of the inputs that spike, added up, to `current`."""
+    for j, _ in code.vectors(stride, BLOCK):
+        (current + j).store((bias + j).load(BLOCK))
+    with code.loop(0, ins) as i, code.when(sent[i].differs(0)):
+        for j, _ in code.vectors(stride, BLOCK):
+            at = current + j
+            at.store(at.load(BLOCK) + (weights + (i * stride + j)).load(BLOCK))
 
 
 def _has_other_than_spikes(code: Code, inputs: Floats, count: Value) -> Value:

@@ -6,7 +6,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from hibana.learn.plasticity.base import PairRule, check_rate, checked_pairs
+from hibana.learn.plasticity.base import PairRule
+from hibana.learn.plasticity.pairs import Pairs, check_rate
 from hibana.nn.layers import OverTime
 
 __all__ = ["Oja"]
@@ -51,7 +52,7 @@ class Oja(PairRule):
         self, linear: nn.Linear, neurons: OverTime, *, tau_pre: float, tau_post: float, rate: float = 0.01
     ) -> None:
         check_rate("rate", rate)
-        super().__init__(linear, neurons, checked_pairs(tau_pre, tau_post, 1.0, 0.0, None, False, False))
+        super().__init__(linear, neurons, Pairs(tau_pre, tau_post, 1.0, 0.0, None, False, False))
         self.rate = float(rate)
 
     def __repr__(self) -> str:

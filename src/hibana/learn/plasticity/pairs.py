@@ -1,10 +1,7 @@
-"""The pair rule in plain PyTorch: the specification of the kernel, and what runs where that can't.
+"""The pair rule in plain PyTorch: the specification of the kernel, and what runs where that can't."""
 
-How arguments are checked is not here.
-"""
-
+import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -13,9 +10,8 @@ from torch.nn import functional
 from hibana.cells import Cell
 from hibana.cells.base import check_states
 from hibana.cells.spiking import decay
-from hibana.compiler import unrolled
 
-__all__ = ["Pairs"]
+__all__ = ["Pairs", "check_rate", "check_time_constant"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +26,20 @@ class Pairs:
     soft: bool
     nearest: bool
 
+    def __post_init__(self) -> None:
+        check_time_constant("tau_pre", self.tau_pre)
+        check_time_constant("tau_post", self.tau_post)
+        check_rate("a_plus", self.a_plus)
+        check_rate("a_minus", self.a_minus)
+        bounds = self.bounds
+        if bounds is not None:
+            if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+                raise TypeError(f"bounds must be two numbers (lower, upper), or None, got {bounds!r}")
+            if not (all(map(_is_number, bounds)) and bounds[0] < bounds[1]):
+                raise ValueError(f"bounds must be two numbers, the lower first, got {bounds!r}")
+        if self.soft and (bounds is None or not all(map(math.isfinite, bounds))):
+            raise ValueError(f"bounds must be two finite numbers where soft is True, got {bounds!r}")
+
     def traced(self, trace: Tensor, spikes: Tensor, tau: float) -> Tensor:
         """The trace after a step with these spikes."""
         faded = trace * decay(tau)
@@ -37,7 +47,10 @@ class Pairs:
 
     def traces(self, spikes: Tensor, tau: float) -> Tensor:
         """The trace after each step, ``[T, batch, neurons]``, from zero."""
-        return unrolled(_trace_cell(self.nearest, tau), spikes)[0]
+        found = [spikes[0]]
+        for one in spikes[1:]:
+            found.append(self.traced(found[-1], one, tau))
+        return torch.stack(found)
 
     def changed(self, weight: Tensor, potentiation: Tensor, depression: Tensor) -> Tensor:
         """The change of the weights, from the two sums over pairs, ``[outputs, inputs]``."""
@@ -100,21 +113,17 @@ class Pairs:
         return self.changed(weight, potentiation, depression)
 
 
-class _Trace(Cell):
-    """A trace of spikes as a cell, so that it is compiled over time."""
-
-    emits_spikes = False
-
-    def __init__(self, nearest: bool, tau: float) -> None:
-        super().__init__()
-        self.nearest, self.kept = nearest, decay(tau)
-
-    def forward(self, input_: Tensor, trace: Tensor) -> tuple[Tensor]:  # type: ignore[override]
-        faded = trace * self.kept
-        return (torch.maximum(faded, input_) if self.nearest else faded + input_,)
+def check_rate(name: str, rate: float) -> None:
+    """Raises ``ValueError`` if `rate`, called `name`, is not finite and at least 0."""
+    if not _is_number(rate) or not (math.isfinite(rate) and rate >= 0):
+        raise ValueError(f"{name} must be finite and at least 0, got {rate!r}")
 
 
-@lru_cache(maxsize=64)
-def _trace_cell(nearest: bool, tau: float) -> Cell:
-    """One object for each kind of trace, for a cell remembers its kernels."""
-    return _Trace(nearest, tau)
+def check_time_constant(name: str, tau: float) -> None:
+    """Raises ``ValueError`` if `tau`, called `name`, is not at least 1."""
+    if not _is_number(tau) or not tau >= 1:
+        raise ValueError(f"{name} must be a number of time steps, at least 1, got {tau!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

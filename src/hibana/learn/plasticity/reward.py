@@ -5,7 +5,10 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from hibana.learn.plasticity.base import PairRule, checked_pairs, time_constant
+from hibana.cells.spiking import decay
+from hibana.learn.plasticity.base import PairRule
+from hibana.learn.plasticity.pairs import Pairs, check_time_constant
+from hibana.learn.runs import filtered
 from hibana.nn.layers import OverTime
 
 __all__ = ["RewardModulatedSTDP"]
@@ -68,10 +71,10 @@ class RewardModulatedSTDP(PairRule):
         soft: bool = False,
         nearest: bool = False,
     ) -> None:
-        pairs = checked_pairs(tau_pre, tau_post, a_plus, a_minus, bounds, soft, nearest)
+        pairs = Pairs(tau_pre, tau_post, a_plus, a_minus, bounds, soft, nearest)
         super().__init__(linear, neurons, pairs)
         if tau_eligibility is not None:
-            tau_eligibility = time_constant("tau_eligibility", tau_eligibility)
+            check_time_constant("tau_eligibility", tau_eligibility)
         self.tau_eligibility = tau_eligibility
         self._ran: tuple[Tensor, Tensor] | None = None
 
@@ -121,15 +124,7 @@ class RewardModulatedSTDP(PairRule):
         weight = self.linear.weight.detach()
         with torch.no_grad():
             if self.tau_eligibility is not None:
-                gain = _followed(gain, self.tau_eligibility)
+                kept = torch.tensor(decay(self.tau_eligibility), dtype=gain.dtype, device=gain.device)
+                gain = filtered(gain / self.tau_eligibility, kept)
             self.pairs.apply(weight, self.pairs.summed(weight, inputs, spikes, gain))
         self._ran = None
-
-
-def _followed(reward: Tensor, tau: float) -> Tensor:
-    """The rewards that follow each step, faded by the eligibility traces, ``[T, batch]``."""
-    found, total = torch.empty_like(reward), torch.zeros_like(reward[0])
-    for t in reversed(range(len(reward))):
-        total = total * (1 - 1 / tau) + reward[t] / tau
-        found[t] = total
-    return found

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from hibana.compiler.checks import warn_slow
 from hibana.compiler.graph.ops import Unsupported
-from hibana.learn.plasticity.base import PairRule, check_spikes, checked_pairs
+from hibana.learn.plasticity.base import PairRule, check_spikes
 from hibana.learn.plasticity.native import Native
+from hibana.learn.plasticity.pairs import Pairs
 from hibana.nn.layers import OverTime
 
 __all__ = ["STDP"]
@@ -77,7 +78,7 @@ class STDP(PairRule):
         nearest: bool = False,
         backend: str = "auto",
     ) -> None:
-        pairs = checked_pairs(tau_pre, tau_post, a_plus, a_minus, bounds, soft, nearest)
+        pairs = Pairs(tau_pre, tau_post, a_plus, a_minus, bounds, soft, nearest)
         super().__init__(linear, neurons, pairs)
         if backend not in _BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}; got {backend!r}")
