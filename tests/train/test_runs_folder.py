@@ -193,7 +193,7 @@ def ended(folder):
     ("name", "value", "words"),
     [
         ("objective", float("nan"), "epoch 1 of 1, batch 2 of 10: the loss is nan"),
-        ("penalty", float("inf"), "epoch 1 of 1, batch 2 of 10: the loss with its penalties is inf"),
+        ("penalty", float("inf"), "epoch 1 of 1, batch 2 of 10: the loss with its penalty is inf"),
         ("gradient", float("nan"), "epoch 1 of 1, batch 2 of 10: the gradient's norm is nan"),
         ("weight", float("inf"), "after epoch 1: net.linear.bias is not finite"),
     ],

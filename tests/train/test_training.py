@@ -120,8 +120,8 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "
 @pytest.mark.slow
 @pytest.mark.parametrize("through", [(), TORCHRUN], ids=["lightning", "torchrun"])
 def test_two_processes_train_what_one_does(tmp_path, through):
-    penalties = {"rate_target": 0.02, "silence_penalty": 0.1, "least_rate": 0.1}
-    settings = {**penalties, "surrogate": "atan", "augment": "none"}  # what is random differs by process
+    # augmentations differ by process
+    settings = {"rate_target": 0.02, "surrogate": "atan", "augment": "none"}
     one, two = tmp_path / "one", tmp_path / "two"
     train.fit(small(**settings), one)
     finished(begun(two, small(**settings, devices=2), through=through))

@@ -1,6 +1,6 @@
 """The module that Lightning trains: a network, what is asked of it, and what is counted meanwhile."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning
 import torch
@@ -15,10 +15,7 @@ from hibana.train import finite
 from hibana.train.augment import augmented
 from hibana.train.network import Network
 from hibana.train.settings import Settings
-from hibana.train.start import Activity, activity, decayed, spiking_layers
-
-if TYPE_CHECKING:
-    from hibana.learn import Online
+from hibana.train.start import activity, decayed, spiking_layers
 
 __all__ = ["Classifier"]
 
@@ -27,9 +24,6 @@ class Classifier(Network, lightning.LightningModule):
     """A :class:`Network` that is trained to name the class of what it is shown.
 
         L = objective(outputs, labels) + rate_penalty * sum_layers max(0, r/target - 1)^2
-                                       + silence_penalty * sum_layers mean_n max(0, 1 - r_n/least)^2
-
-    With a `rule` the gradient is that of :func:`hibana.learn.online`, without penalties.
 
     Before the first step the weights are scaled so that each layer fires at `start_rate` on a batch of the
     training set: from there the article's derivative neither runs away nor dies.
@@ -51,22 +45,12 @@ class Classifier(Network, lightning.LightningModule):
         self.save_hyperparameters(self.hyper)
         self.explained = RSquared() if self.is_regression else None
         self.recall = None if self.is_regression else MulticlassStatScores(max(2, classes), average=None)
-        self.learner = None if settings.rule is None else self._online(settings.rule)
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
         self._sums: dict[str, tuple[Tensor | int, int]] = {}
         self.samples: DataSet | None = None
         """Data of the training, for messages."""
-
-    def _online(self, rule: str) -> "Online":
-        from hibana.learn import online
-
-        try:
-            return online(self.net, rule)
-        except (TypeError, ValueError) as error:
-            layers = self.settings.layers
-            raise ValueError(f"layers {layers!r} can't be learned by rule {rule}: {error}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the description of the data beside the weights."""
@@ -93,24 +77,17 @@ class Classifier(Network, lightning.LightningModule):
         inputs, labels, *lengths = self._checked(batch, "training")
         settings = self.settings
         inputs = self.encode(augmented(inputs, settings.augment or settings.data_set.augmentation))
-        if self.learner is None:
-            outputs, spikes = activity(self.net, inputs, *lengths)
-        else:
-            outputs, spikes = self.learner(inputs), Activity()
+        outputs, spikes = activity(self.net, inputs, *lengths)
         error = self.objective(outputs, labels, *lengths)
         self._check_finite("the loss", error, batch_idx)
         self._log("training/loss", error, labels)
         accuracy = self.objective.accuracy(outputs, labels, *lengths)
         self._log(f"training/{self.objective.measure}", accuracy, labels)
         total = error
-        for penalty, target, weight in (
-            (loss.rate_penalty, settings.rate_target, settings.rate_penalty),
-            (loss.silence_penalty, settings.least_rate, settings.silence_penalty),
-        ):
-            if weight > 0 and spikes:
-                each = [penalty(layer, target, *lengths) for layer in spikes.values()]
-                total = total + weight * torch.stack(each).sum()
-        self._check_finite("the loss with its penalties", total, batch_idx)
+        if settings.rate_penalty > 0 and spikes:
+            excess = [loss.rate_penalty(each, settings.rate_target, *lengths) for each in spikes.values()]
+            total = total + settings.rate_penalty * torch.stack(excess).sum()
+        self._check_finite("the loss with its penalty", total, batch_idx)
         return total
 
     def configure_gradient_clipping(

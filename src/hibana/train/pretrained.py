@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hibana import __version__
+from hibana.data import own
 from hibana.runtime import files
 from hibana.runtime.extras import needing
 from hibana.train import card, record
@@ -170,6 +171,7 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or any(type(config.get(name)) is not of for name, of in types.items()):
         raise ValueError(f"{CONFIG} without {', '.join(types)} of the right types")
     options = {field.name: field.type for field in fields(Settings)}
+    config["settings"] = own.without_removed(config["settings"])
     unknown = [name for name in config["settings"] if name not in options]
     if config["format"] != FORMAT or unknown:
         version = short_repr(config.get("hibana_version"))

@@ -35,8 +35,6 @@ IMAGES = {"layers": "16c3b-p2-32c3b-p2-128"}
 """Options for images: two convolutions with normalization and pooling."""
 EVENTS = {"layers": "16c5s2b-32c5s2b-128"}
 """Options for recordings of event cameras: two convolutions with stride 2."""
-ONLINE_RULE = {"layers": "128", "rate_penalty": 0.0}
-"""Options for training with an online learning rule, where penalties on spikes must be 0."""
 SEQUENCES = {
     "cell": "LIF",
     "surrogate": "ATan",
@@ -66,7 +64,6 @@ def defaults(
     *,
     source: Any = None,
     rows: int | None = None,
-    rule: bool = False,
 ) -> dict[str, Any]:
     """Options whose default differs from that of ``Settings``.
 
@@ -76,7 +73,6 @@ def defaults(
         steps: length of a sequence.
         source: arrays, or their file, to detect images among them.
         rows: number of training samples, if it is known.
-        rule: whether an online learning rule trains the network.
     """
     options: dict[str, Any] = {}
     shape = vars(data_set).get("shape") if kind is None and data_set is not None else None
@@ -89,7 +85,7 @@ def defaults(
         options = EVENTS
     elif kind is not None and rows is not None and rows < FEW_ROWS:
         options = OPTIONS_OF_FEW_ROWS
-    return {**options, **(ONLINE_RULE if rule else {})}
+    return dict(options)
 
 
 def usual(kind: str | None, data_set: type[DataSet] | None, steps: int) -> list[dict[str, Any]]:

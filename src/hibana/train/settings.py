@@ -30,8 +30,6 @@ CODINGS = ("constant", "poisson", "latency", "population", "delta", "none")
 """The first four are for still inputs, the others for sequences."""
 UNIT = ("poisson", "latency", "population")
 """Codings of values in [0, 1]."""
-RULES = ("d-rtrl", "e-prop", "ottt", "pp-prop")
-"""Names of :mod:`hibana.learn.rules`, which takes a tenth of a second to import."""
 IN_MEMORY = "in memory"
 """Value of `data` for samples that no file holds."""
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:\w+")
@@ -110,9 +108,6 @@ class Settings:
         cell: cell of the hidden neurons. Default: IF, for sequences LIF.
         tau: membrane time constant of the hidden neurons in steps; the cell's default if ``None``.
         surrogate: derivative of the step function. Default: Step, for sequences ATan.
-        rule: learning rule of :func:`hibana.learn.online`; backpropagation through time if ``None``. With a
-            rule, `layers` default to 128 and the penalties on spikes must be 0, because their gradient would
-            reach the traces of the readout.
         threshold: threshold of the hidden neurons.
         detach_reset: stop the gradient at the reset.
         readout_tau: time constant of the readout in steps. Default: infinite, which sums the input; for
@@ -139,9 +134,7 @@ class Settings:
             scaling. Default: 0.2, for sequences 0.15.
         rate_target: spikes per neuron and step above which a layer is penalised. Default: 0.07, for sequences
             0.15.
-        rate_penalty: weight of that penalty; 0 disables it. Default: 0.1, with a `rule` 0.
-        least_rate: spikes per neuron and step below which a neuron is penalised as silent.
-        silence_penalty: weight of that penalty; 0 disables it.
+        rate_penalty: weight of that penalty; 0 disables it.
         seed: seed of all random numbers.
         devices: number of processes on each machine.
         nodes: number of machines.
@@ -174,7 +167,6 @@ class Settings:
     cell: str = _option("IF", tuple(CELLS))
     tau: float | None = None
     surrogate: str = _option("Step", surrogate.NAMES)
-    rule: str | None = _option(None, RULES)
     threshold: float = _option(1.0, _POSITIVE)
     detach_reset: bool = True
     readout_tau: float = _option(math.inf, _AT_LEAST_1)
@@ -193,8 +185,6 @@ class Settings:
     start_rate: float = _option(0.2, _START_RATE)
     rate_target: float = _option(0.07, _RATE)
     rate_penalty: float = _option(0.1, _NOT_NEGATIVE)
-    least_rate: float = _option(0.01, _RATE)
-    silence_penalty: float = _option(0.0, _NOT_NEGATIVE)
     seed: int = _option(0, _SEED)
     devices: int = _option(1, _COUNT)
     nodes: int = _option(1, _COUNT)
@@ -242,8 +232,7 @@ class Settings:
         """Defaults for the data at `source`, with `rows` training samples, that differ from the class's."""
         if self.is_sequential and architecture.span(self.layers) is not None:
             return rocket(self.steps)
-        rule, of = self.rule is not None, self.data_set
-        return defaults(self.kind, of, self.steps, source=source, rows=rows, rule=rule)
+        return defaults(self.kind, self.data_set, self.steps, source=source, rows=rows)
 
     def _check(self) -> None:
         """Checks each option, and options that depend on each other.
@@ -271,10 +260,6 @@ class Settings:
             raise ValueError(
                 f"batch_size must be divisible by devices times nodes, {processes}, got {self.batch_size}"
             )
-        for name in ("rate_penalty", "silence_penalty") if self.rule is not None else ():
-            if (value := getattr(self, name)) != 0:
-                reason = f"0 with rule {self.rule} (its gradient would reach the readout's traces)"
-                raise ValueError(f"{name} must be {reason}, got {value}")
         if self.loss == "first-spike" and ":" not in self.layers:
             raise ValueError(
                 f"loss first-spike needs outputs that spike; layers {self.layers} end in potentials"

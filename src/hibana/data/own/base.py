@@ -29,7 +29,8 @@ MISSING = ("median", "drop", "refuse")
 KINDS: dict[str, type["Own"]] = {}
 """The classes of user data by kind; each registers itself."""
 
-REMOVED = {"dates": ("refuse", "drop"), "denoise": (0.0,), "split_by": ("time",)}
+REMOVED: dict[str, tuple[Any, ...]] = {"dates": ("refuse", "drop"), "denoise": (0.0,), "split_by": ("time",)}
+REMOVED |= {"rule": (None,), "least_rate": (0.01,), "silence_penalty": (0.0,)}  # options of the training
 """Options of earlier versions, and the values with which what they wrote is still read."""
 
 
