@@ -105,16 +105,15 @@ def _weight_gradient(
     input_: Planes,
     windows: Tensor | None,
     rows: Tensor,
-    weight: Tensor,
     geometry: Geometry,
     biases: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradient of the `weight`, and if asked for that of the `biases`.
+    """The gradient of the weight, and if asked for that of the `biases`.
 
     From `rows`, the gradient of the output; `windows` are the bits under each, if they were kept.
     """
     if pixels.is_pixelwise_for_weights(geometry, input_.density):
-        found = pixels.weight_gradient(input_, rows, geometry, not weight.is_contiguous())
+        found = pixels.weight_gradient(input_, rows, geometry)
         return found, rows.sum(0) if biases else None
     inputs = geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     if windows is None:
@@ -171,7 +170,7 @@ class _Convolution(torch.autograd.Function):
             to_images = input_gradient(used.bits, weight, rows, geometry)
         if to_weights and numbers is None:
             input_ = Planes(bits, ctx.density, ctx.scales[0])
-            to_weight, to_bias = _weight_gradient(input_, windows, rows, weight, geometry, to_biases)
+            to_weight, to_bias = _weight_gradient(input_, windows, rows, geometry, to_biases)
         elif to_biases:
             to_bias = rows.sum(0)
         if to_images is not None:  # not a view, so that autograd may accumulate in place
@@ -216,7 +215,7 @@ def chosen(found: Found, images: Tensor, weight: Tensor, bias: Tensor | None, ge
         if found.key.learning:
             rows = out.permute(0, 2, 3, 1).contiguous().view(-1, kernel.shape[0])
             candidates += [
-                lambda: _weight_gradient(planes, None, rows, kernel, geometry, False),
+                lambda: _weight_gradient(planes, None, rows, geometry, False),
                 lambda: dense.gradients(numbers.shape, numbers, kernel, rows, geometry, (False, True)),
             ]
         return [*candidates, lambda: numbers_as_bits(rows_of(numbers))] if scanned else candidates

@@ -8,7 +8,7 @@ places of a window likewise share one list per channel, with another offset into
 
 from typing import NamedTuple
 
-from hibana.runtime.kernels import FLOAT, INT, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
+from hibana.runtime.kernels import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.convolution.kernels import Sizes, brought_near
 from hibana.spikes.simd.lists import (
     SLACK,
@@ -19,9 +19,9 @@ from hibana.spikes.simd.lists import (
     transposed_bits,
     words_of,
 )
-from hibana.spikes.simd.rows import VECTOR, Row, add_rows, begin_with, transposed, transposed_square
+from hibana.spikes.simd.rows import Row, add_rows, begin_with, transposed
 
-__all__ = ["Input", "Words", "forward", "per_tile", "weight_gradient"]
+__all__ = ["Input", "Words", "forward", "weight_gradient"]
 
 
 class Input(Group):
@@ -264,55 +264,3 @@ def weight_gradient(
             there = (outputs - output).smaller(row.floats)
             done = done + (sizes.kernel_width - 1 - j) * row.floats
             transposed(code, into, inputs, done, sizes.kernel_width * row.floats, inside, there)
-
-
-@kernel
-def per_tile(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    source: Floats,
-    target: Floats,
-    parts: Value,
-    outputs: Value,
-    channels: Value,
-    taps: Value,
-    factor: Value,
-    channels_last: Value,
-    planes: int,
-) -> None:
-    """Adds up the `parts` of a weight gradient, ``[parts][outputs][planes][taps][channels]``, in order.
-
-    Plane k is multiplied by 2^k times `factor`, the bits of a float32. The result is
-    ``[outputs][channels][taps]``, or ``[outputs][taps][channels]`` if `channels_last`. One work item is one
-    output.
-    """
-    each = taps * channels
-    unit = factor.to(INT).number().spread(VECTOR)
-    whole = (taps + VECTOR) * channels + VECTOR  # transposed squares read beyond the end
-    with code.scratch((Floats, whole)) as (sums,), code.loop(begin, end) as output:
-        to = target + output * each
-        summed = sums.instead(channels_last > 0, to)
-        for at, there in code.vectors(each, VECTOR):
-            of_planes = []
-            for plane in range(planes):
-                total = code.variable(0.0, FLOAT.of(VECTOR))
-                with code.loop(0, parts) as part:
-                    place = source + ((part * outputs + output) * planes + plane) * each + at
-                    total.value += place.load(VECTOR, there)
-                of_planes.append(total.value * (unit * 2.0**plane))
-            value = of_planes[0]
-            for more in of_planes[1:]:
-                value += more
-            (summed + at).store(value, there)
-        with (
-            code.when(channels_last.equals(0)),
-            code.loop(0, taps, VECTOR) as tap,
-            code.loop(0, channels, VECTOR) as channel,
-        ):
-            count = (taps - tap).smaller(VECTOR)
-            left = channels - channel
-            inside = [code.first((left > k).select(count, 0), VECTOR) for k in range(VECTOR)]
-            square = sums + tap * channels + channel
-            transposed_square(to + channel * taps + tap, taps, square, channels, inside)

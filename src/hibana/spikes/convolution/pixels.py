@@ -6,17 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.runtime.kernels import Sized, float_bits
+from hibana.runtime.kernels import Sized
 from hibana.spikes.convolution import pixel_kernels as kernels
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.linear import product
-from hibana.spikes.planes import Planes
+from hibana.spikes.planes import ONE, Planes
 from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, panel
 
 __all__ = [
     "forward",
-    "near",
     "parts",
     "is_pixelwise",
     "is_pixelwise_for_weights",
@@ -35,8 +34,6 @@ BEYOND_L2 = 1 << 19
 """Number of float32 weights from which on they exceed the L2 cache."""
 NEAR = 1 << 14
 """Float32 values of weights, or of a gradient, that stay in the L1 and L2 caches."""
-GRAIN = 8
-"""Outputs per thread, at least, where the parts of a weight gradient are added up."""
 MOST = 1 << 18
 """Most numbers in the rows of pixels that a window spans, channels padded to 64."""
 
@@ -123,14 +120,6 @@ def _unrolled(geometry: Geometry, row: Row) -> int:
     return geometry.unrolled if row.vectors * geometry.unrolled <= most else 1
 
 
-def near(density: float) -> int:
-    """How many floats of the output gradient a kernel takes at a time, for a density of spikes.
-
-    ``NEAR``, and twice as many at a density of at most ``product.NEAR_FROM``.
-    """
-    return NEAR if density > product.NEAR_FROM else 2 * NEAR
-
-
 def parts(rows: int, outputs: int, planes: int, geometry: Geometry, threads: int) -> product.Parts:
     """The parallel parts of :func:`weight_gradient`, divided by rows of the kernel."""
     units = planes * -(-geometry.channels // 64) * geometry.kernel[0]
@@ -139,21 +128,20 @@ def parts(rows: int, outputs: int, planes: int, geometry: Geometry, threads: int
     return split._replace(down=min(split.down, units))
 
 
-def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_last: bool = False) -> Tensor:
+def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
     """The weight gradient ``[outputs, channels, *kernel]`` at stride 1.
 
     Args:
         input_: bits of the images.
         rows: gradient of the output, ``[pixels, outputs]``.
         geometry: of the convolution.
-        channels_last: memory format of the result.
     """
     outputs, planes = rows.shape[1], input_.bits.shape[0]
     row = panel(outputs)
     images = input_.bits.shape[1] // geometry.image[0]
     down, across = geometry.reach
     pitch = geometry.image[1] + across
-    places = near(input_.density) // row.floats
+    places = NEAR // row.floats
     pieces = -(-geometry.image[0] // max(1, places // pitch))
     deep = -(-geometry.image[0] // pieces)
     per_tile = max(1, places // (pitch * (deep + down))) if pieces == 1 else 1
@@ -177,23 +165,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry, channels_l
         row=row,
         unrolled=_unrolled(geometry, row),
     )
-    if channels_last and split.rows == planes == input_.factor == 1:
-        found = out
-    else:
-        found = torch.empty(outputs, inputs // planes, dtype=torch.float32, device="cpu")
-        kernels.per_tile(
-            outputs,
-            GRAIN,
-            source=out,
-            target=found,
-            parts=split.rows,
-            outputs=outputs,
-            channels=geometry.channels,
-            taps=geometry.kernel[0] * geometry.kernel[1],
-            factor=float_bits(input_.factor),
-            channels_last=int(channels_last),
-            planes=planes,
-        )
-    if channels_last:
-        return found.view(outputs, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
-    return found.view(outputs, geometry.channels, *geometry.kernel)
+    summed = out[0] if split.rows == 1 else out.sum(0)
+    if input_.scales != ONE:
+        summed = product.of_numbers(summed.view(outputs, planes, -1), input_.scales)
+    return summed.view(outputs, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)

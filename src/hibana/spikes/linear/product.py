@@ -26,6 +26,7 @@ __all__ = [
     "forward",
     "gradient_crossover",
     "input_gradient",
+    "of_numbers",
     "over_bits",
     "packed",
     "parts",
@@ -224,10 +225,10 @@ def weight_gradient(
     if scales == ONE:
         return _bits_gradient(bits, density, grad, inputs, bias)
     of_planes, summed = _bits_gradient(bits, density, grad, 64 * bits.shape[1], bias)
-    return _of_numbers(of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs], scales), summed
+    return of_numbers(of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs], scales), summed
 
 
-def _of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
+def of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
     """The weights' gradient ``[outputs, inputs]``, from that of each plane, ``[outputs, planes, inputs]``."""
     return torch.stack([of_planes[:, k] * scale for k, scale in enumerate(scales)]).sum(0)
 

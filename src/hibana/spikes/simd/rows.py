@@ -20,7 +20,6 @@ __all__ = [
     "horizontal_sums",
     "panel",
     "transposed",
-    "transposed_square",
     "vectors",
 ]
 
@@ -213,21 +212,20 @@ def transposed(
         to, at = target + target_pitch * j + i, source + source_pitch * i + j
         square = (i + VECTOR <= rows) & (j + VECTOR <= columns)
         with code.when(square):
-            transposed_square(to, target_pitch, at, source_pitch)
+            _transposed_square(to, target_pitch, at, source_pitch)
         with code.when(~square):
             down, across = (rows - i).smaller(VECTOR), (columns - j).smaller(VECTOR)
             with code.loop(0, down) as k, code.loop(0, across) as m:
                 to[target_pitch * m + k] = at[source_pitch * k + m]
 
 
-def transposed_square(
+def _transposed_square(
     to: Pointer,
     target_pitch: Value,
     at: Pointer,
     source_pitch: Value,
-    written: Sequence[Value | None] = (None,) * VECTOR,
 ) -> None:
-    """Transposes VECTOR x VECTOR floats from `at` to `to`; row i only where the mask ``written[i]`` is set.
+    """Transposes VECTOR x VECTOR floats from `at` to `to`.
 
     Each shuffle stays within quads of lanes, or moves whole quads: one instruction of the processor.
     """
@@ -248,5 +246,5 @@ def transposed_square(
             if not i & distance:
                 one, two = rows[i], rows[i + distance]
                 rows[i], rows[i + distance] = one.shuffled(two, low), one.shuffled(two, high)
-    for i, (row, there) in enumerate(zip(rows, written, strict=True)):
-        (to + target_pitch * i).store(row, there)
+    for i, row in enumerate(rows):
+        (to + target_pitch * i).store(row)
