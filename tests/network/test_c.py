@@ -121,6 +121,7 @@ NETWORKS = {
     ),
     "residual": (Residual, (2, 6, 6)),
     "means": (Means, (2, 4, 4)),
+    "nothing but delays": (lambda: nn.Sequential(hb.Delay(2.0), hb.Delay(1.0)), (3,)),
     "nothing but neurons": (lambda: nn.Sequential(hb.IF(0.5)), (5,)),
     "delayed recurrent": (
         lambda: nn.Sequential(nn.Linear(6, 9), hb.DelayedRecurrent(hb.LIFCell(threshold=0.2), 9, 5), hb.LI()),

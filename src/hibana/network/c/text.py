@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from textwrap import wrap
 
 from torch import Tensor
 
@@ -39,11 +38,8 @@ def array(name: str, kind: str, values: Tensor) -> list[str]:
     """A constant array with the numbers of `values`, and their shape in a comment."""
     shape = "".join(f"[{side}]" for side in values.shape) if values.ndim > 1 else ""
     numbers = number_text(values, kind)
-    width = values.shape[-1]
-    rows = [", ".join(numbers[at : at + width]) + "," for at in range(0, len(numbers), width)]
-    head = f"static const {kind} {name}[{len(numbers)}] = {{{shape and f' /* {shape} */'}"
-    return [head, *(line for row in rows for line in _wrapped(row)), "};"]
-
-
-def _wrapped(text: str) -> list[str]:
-    return wrap(text, 110, initial_indent="    ", subsequent_indent="    ")
+    width, longest = values.shape[-1], max(map(len, numbers), default=0)
+    fitting = max(1, 104 // (longest + 2))
+    rows = (numbers[at : at + width] for at in range(0, len(numbers), width))
+    lines = [f"    {', '.join(row[at : at + fitting])}," for row in rows for at in range(0, width, fitting)]
+    return [f"static const {kind} {name}[{len(numbers)}] = {{{shape and f' /* {shape} */'}", *lines, "};"]

@@ -204,9 +204,7 @@ size_t {name}_class(const {name}_state *net);
             row = f"{commented(cost.name):16.16} {commented(cost.what):12} {cost.numbers:8,}"
             products = "  with as many products" if cost.multiplies else ""
             rows.append(f"{row} {cost.additions:14,} {round(cost.seen):14,}{products}")
-        most, at_rates = (
-            sum(costs) for costs in zip(*((c.additions, c.seen) for c in self.costs), strict=True)
-        )
+        most, at_rates = sum(cost.additions for cost in self.costs), sum(cost.seen for cost in self.costs)
         lines = [
             *map(commented, about.splitlines()),
             "",
