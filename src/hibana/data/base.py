@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from hibana.runtime.extras import needing
 
-__all__ = ["DataSet", "InMemory", "Samples", "check_steps", "memory"]
+__all__ = ["DataSet", "InMemory", "Samples", "check_steps", "memory", "stretched"]
 
 Samples = Dataset[tuple[Tensor, ...]]
 """A split: ``(input, label)`` by index."""
@@ -119,6 +120,13 @@ def check_steps(steps: int, least: int) -> int:
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
         raise ValueError(f"steps must be an integer of at least {least}, got {steps!r}")
     return steps
+
+
+def stretched(sequence: Tensor, steps: int) -> Tensor:
+    """`sequence`, ``[T, F]``, interpolated linearly to ``[steps, F]``; a single step is repeated."""
+    if len(sequence) == 1:
+        return sequence.expand(steps, -1)
+    return functional.interpolate(sequence.T[None], size=steps, mode="linear", align_corners=True)[0].T
 
 
 def memory() -> int:

@@ -76,14 +76,14 @@ class _IDX(DataSet):
 
     def prepare_data(self) -> None:
         """Downloads, if that was asked for and is needed; once on each machine."""
-        if self.download and self._found() is None:
+        if self.download and self._folder() is None:
             with needing("the download"):
                 import torchvision
 
             getattr(torchvision.datasets, type(self).__name__)(self.root, download=True)
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
-        folder = self._found()
+        folder = self._folder()
         if folder is None:
             raise FileNotFoundError(
                 f"root must hold {type(self).__name__}'s four idx files, such as "
@@ -99,11 +99,9 @@ class _IDX(DataSet):
             return [DEBIAN / self.folder]
         return [self.root, self.root / type(self).__name__ / "raw"]
 
-    def _found(self) -> Path | None:
-        def holds(place: Path) -> bool:
-            return any((place / f"train-images-idx3-ubyte{end}").is_file() for end in ("", ".gz"))
-
-        return next((place for place in self._places() if holds(place)), None)
+    def _folder(self) -> Path | None:
+        """The first place that holds the files, packed or not."""
+        return next((place for place in self._places() if any(place.glob("train-images-idx3-ubyte*"))), None)
 
 
 @final

@@ -1,6 +1,5 @@
 """Recordings of event cameras and event cochleas, through tonic, as spikes in time bins."""
 
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -61,15 +60,17 @@ class _Recordings(DataSet):
             self._open(part)
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
-        official, test = map(self._open, self.parts)
-        held_out = self.held_out(official)
-        kept = sorted(set(range(len(official))) - set(held_out))
-        binned = _Binned(official, self)
-        return Subset(binned, kept), Subset(binned, held_out), _Binned(test, self)
+        training, *others = map(self._open, self.parts)
+        if len(others) == 2:
+            return _Binned(training, self), _Binned(others[0], self), _Binned(others[1], self)
+        held_out = self.held_out(training)
+        kept = sorted(set(range(len(training))) - set(held_out))
+        binned = _Binned(training, self)
+        return Subset(binned, kept), Subset(binned, held_out), _Binned(others[0], self)
 
-    @abstractmethod
     def held_out(self, official: Any) -> list[int]:
-        """The indices into the official training set that validate."""
+        """The indices into the official training set that validate: every tenth."""
+        return list(range(9, len(official), 10))
 
     def _open(self, part: dict[str, Any]) -> Any:
         """Tonic's own reader of one of the official parts."""
@@ -121,9 +122,6 @@ class NMNIST(_Recordings):
     duration = 300_000
     suffix = ".bin"
 
-    def held_out(self, official: Any) -> list[int]:
-        return list(range(9, len(official), 10))
-
 
 @final
 class SHD(_Recordings):
@@ -144,9 +142,6 @@ class SHD(_Recordings):
     duration = 1_000_000
     suffix = ".h5"
 
-    def held_out(self, official: Any) -> list[int]:
-        return list(range(9, len(official), 10))
-
 
 @final
 class SSC(_Recordings):
@@ -164,13 +159,6 @@ class SSC(_Recordings):
     duration = 1_000_000
     suffix = ".h5"
     parts = ({"split": "train"}, {"split": "valid"}, {"split": "test"})
-
-    def splits(self) -> tuple[Samples, Samples, Samples]:
-        training, validation, test = (_Binned(self._open(part), self) for part in self.parts)
-        return training, validation, test
-
-    def held_out(self, official: Any) -> list[int]:
-        return []
 
 
 @final

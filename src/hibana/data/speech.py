@@ -8,9 +8,8 @@ from typing import final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from hibana.data.base import DataSet, InMemory, Samples, check_steps
+from hibana.data.base import DataSet, InMemory, Samples, check_steps, stretched
 
 __all__ = ["SpokenDigits"]
 
@@ -49,7 +48,7 @@ class SpokenDigits(DataSet):
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
         recordings, labels = _recordings()
-        inputs = torch.stack([_stretched(recording, self.steps) for recording in recordings])  # [N, T, 13]
+        inputs = torch.stack([stretched(recording, self.steps) for recording in recordings])  # [N, T, 13]
         training, validation, test = (InMemory(inputs[part], labels[part]) for part in _PARTS)
         return training, validation, test
 
@@ -66,12 +65,6 @@ def _recordings() -> tuple[Sequence[Tensor], Tensor]:
         lengths = contents["lengths"].tolist()
     deviation, mean = torch.std_mean(frames[: sum(lengths[:2100])], dim=0)
     return torch.split((frames - mean) / deviation, lengths), labels
-
-
-def _stretched(recording: Tensor, steps: int) -> Tensor:
-    """`recording`, ``[frames, F]``, interpolated linearly to ``[steps, F]``."""
-    channels = recording.T[None]  # [1, F, frames]
-    return functional.interpolate(channels, size=steps, mode="linear", align_corners=True)[0].T
 
 
 def _file() -> Path:

@@ -5,7 +5,7 @@ like built-in ones. Arguments are plain values, results NumPy arrays.
 """
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -82,8 +82,6 @@ def answer(
             raise Trouble(f"{name} must be finite, got {value!r}")
     if noise < 0:
         raise Trouble(f"input noise must be at least 0, got {noise!r}")
-    if not (math.isfinite(top) and top > 0):
-        raise Trouble(f"the range of the current must be positive and finite, got {top!r}")
     made = make_cell(find(cell, source), values)
     try:
         return _answer(made, strength, noise, top, shape)
@@ -105,7 +103,7 @@ def _answer(made: Cell, strength: float, noise: float, top: float, shape: str) -
     gradient = _gradient(emitted.sum(), inputs)[:, 0]
     with torch.no_grad():
         responses = _emitted(made, constant)
-    step = _one_step(made)
+    threshold, step = _one_step(made)
     potential = _potential(made)
     shown = emitted.detach()[:, 0]
     fires = all(bool(((each == 0) | (each == 1)).all()) for each in (shown, responses))
@@ -123,40 +121,26 @@ def _answer(made: Cell, strength: float, noise: float, top: float, shape: str) -
         "rate": float(shown.mean()),
         "currents": _array(currents),
         "rates": _array(responses.reshape(STEPS, CURRENTS, COPIES).mean(dim=(0, 2))),
-        "threshold": None if step is None else step.threshold,
-        "step": None if step is None else {"v": step.v, "s": step.s, "derivative": step.derivative},
+        "threshold": threshold,
+        "step": step,
         "note": _note(states, gradient),
     }
 
 
-class _Step(NamedTuple):
-    """One step from rest around the threshold: the potential, the spike, and ds/dv of autograd."""
-
-    threshold: float
-    v: np.ndarray[Any, Any]
-    s: np.ndarray[Any, Any]
-    derivative: np.ndarray[Any, Any]
-
-
-def _one_step(cell: Cell) -> _Step | None:
-    """The spike and its derivative over the potential in one step from rest; None if it never spikes.
+def _one_step(cell: Cell) -> tuple[float, Answer] | tuple[None, None]:
+    """The threshold, and ``v``, ``s`` and ``derivative``, ds/dv, in one step from rest; None without spikes.
 
     The threshold is the potential after the smallest single input that makes the cell spike, found on a
     geometric grid that is refined twice. For inputs up to twice as large, ``(ds/dinput) / (dv/dinput)`` is
     the surrogate, ``ds/dv``.
     """
-    grid = torch.cat(
-        [
-            torch.zeros(1, dtype=torch.float32, device="cpu"),
-            torch.logspace(-3, 4, 141, dtype=torch.float32, device="cpu"),
-        ]
-    ).double()
+    grid = torch.from_numpy(np.concatenate([[0.0], np.logspace(-3, 4, 141)]))
     for _ in range(3):
         with torch.no_grad():
             s = _stepped(cell, grid)[-1]
         on = ((s != 0) & s.isfinite()).nonzero().flatten()
         if not bool(((s == 0) | (s == 1)).all()) or not len(on) or on[0] == 0:
-            return None
+            return None, None
         first = int(on[0])
         lower, upper = grid[first - 1 : first + 1].tolist()
         grid = torch.linspace(lower, upper, 257, dtype=torch.float64, device="cpu")
@@ -166,10 +150,10 @@ def _one_step(cell: Cell) -> _Step | None:
     states = _stepped(cell, inputs)
     dv, ds = (_gradient(states[each].sum(), inputs) for each in (index, -1))
     if not bool(dv.any()):
-        return None
+        return None, None
     with torch.no_grad():
         threshold = float(_stepped(cell, grid[-1:])[index])
-    return _Step(threshold, _array(states[index]), _array(states[-1]), _array(ds / dv))
+    return threshold, {"v": _array(states[index]), "s": _array(states[-1]), "derivative": _array(ds / dv)}
 
 
 def _stepped(cell: Cell, input_: Tensor) -> tuple[Tensor, ...]:

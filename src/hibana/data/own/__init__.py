@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hibana.data.own.arrays import ArrayInputs, Arrays, are_pictures, are_series, dataset_samples
+from hibana.data.own.arrays import ArrayInputs, Arrays, are_pictures, are_series
 from hibana.data.own.base import KINDS, MISSING, Description, Own, described, without_removed
 from hibana.data.own.event_files import SUFFIXES as RECORDINGS
 from hibana.data.own.event_files import check_columns as check_event_columns
@@ -145,9 +145,16 @@ def of_samples(source: Any, **options: Any) -> Own:
     """A map-style dataset of ``(x, y)``: :class:`Sequences` if its samples are series, else :class:`Arrays`.
 
     Raises:
-        ValueError: if it does not give samples by number, or they are no pairs.
+        ValueError: if its samples are no pairs of an array and one label.
     """
-    inputs, labels = dataset_samples(source)
+    try:
+        pairs = [(np.asarray(x), np.asarray(y).item()) for x, y in (source[k] for k in range(len(source)))]
+    except (TypeError, ValueError, KeyError, NotImplementedError) as error:
+        raise ValueError(
+            f"samples must be a map-style dataset of pairs (x, y) with one label each, got "
+            f"{type(source).__name__}; hb.data.Arrays and hb.data.Sequences take inputs and labels"
+        ) from error
+    inputs, labels = zip(*pairs, strict=True)
     if len({each.shape for each in inputs}) == 1 and not are_series(inputs):
         return Arrays(np.stack(inputs), labels=labels, **options)
     return Sequences(inputs, labels=labels, **options)

@@ -1,9 +1,9 @@
-"""Arrays of numbers: inputs and labels in ``.npz`` or ``.npy`` files, in memory, or in a dataset."""
+"""Arrays of numbers: inputs and labels in ``.npz`` or ``.npy`` files, or in memory."""
 
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -11,15 +11,14 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset
 
 from hibana.data.own import scale
 from hibana.data.own.base import Inputs, Own
 from hibana.data.own.samples import Parts, Raw, with_validation
-from hibana.data.own.target import text_of, texts
+from hibana.data.own.target import texts
 
 __all__ = ["UNREADABLE", "ArrayInputs", "Arrays", "are_pictures", "are_series", "are_spikes", "contents"]
-__all__ += ["dataset_samples", "input_arrays", "is_dataset", "pair", "read_numbers"]
+__all__ += ["input_arrays", "pair", "read_numbers"]
 
 NAMES = (
     *(("inputs", "labels"), ("x", "y"), ("X", "y"), ("data", "target")),
@@ -67,7 +66,7 @@ class ArrayInputs(Inputs):
 
 @final
 class Arrays(Own):
-    """Arrays: inputs and labels in an ``.npz`` file, a folder of ``.npy`` files, in memory, or a dataset.
+    """Arrays: inputs and labels in an ``.npz`` file, a folder of ``.npy`` files, or memory.
 
     In a file their names are ``inputs`` and ``labels``, ``x`` and ``y``, ``data`` and ``target``, or
     ``x_train``, ``y_train``, ``x_test``, ``y_test`` (and ``x_val``, ``y_val``); the last column of a single
@@ -76,7 +75,7 @@ class Arrays(Own):
     last, ``[N, H, W, 3]``, become ``[N, 3, H, W]``.
 
     Args:
-        source: a file, a folder, the inputs, ``[N, ...]``, or a map-style dataset of ``(x, y)``.
+        source: a file, a folder, or the inputs, ``[N, ...]``.
         labels: ``[N]``, for inputs in memory.
         options: see :class:`Own`.
 
@@ -146,17 +145,11 @@ class Arrays(Own):
 
 
 def contents(source: Any) -> dict[str, Array]:
-    """The arrays in an ``.npz`` file, folder of ``.npy`` files, dataset or memory; one alone is ``inputs``.
+    """The arrays in an ``.npz`` file, folder of ``.npy`` files or memory; one alone is ``inputs``.
 
     Raises:
         ValueError: if a file can't be read, or holds other things than arrays of numbers.
     """
-    if is_dataset(source):
-        inputs, labels = dataset_samples(source)
-        shapes = sorted({each.shape for each in inputs})
-        if len(shapes) != 1:
-            raise ValueError(f"samples must be arrays of one shape, got {', '.join(map(str, shapes[:3]))}")
-        return {"inputs": np.stack(inputs), "labels": np.array(labels)}
     if not isinstance(source, str | Path):
         return {"inputs": np.asarray(source)}
     path = Path(source)
@@ -242,7 +235,7 @@ def _check_finite(values: Array) -> None:
 def input_arrays(source: Any) -> list[Array]:
     """The arrays of inputs in an ``.npz`` file or folder, or in memory; none of files that can't be read."""
     if not isinstance(source, str | Path):
-        return [np.asarray(dataset_samples(source)[0] if is_dataset(source) else source)]
+        return [np.asarray(source)]
     try:
         arrays = {} if Path(source).suffix == ".npy" else contents(source)
     except ValueError:  # reported when the data are read
@@ -282,35 +275,3 @@ def _is_picture(values: Array) -> bool:
 
 def _is_channels_last(shape: tuple[int, ...]) -> bool:
     return len(shape) == 4 and shape[1] not in CHANNELS and shape[-1] in CHANNELS
-
-
-def is_dataset(source: Any) -> bool:
-    """Whether `source` is a dataset of samples, and not a file, an array, or a list."""
-    others = isinstance(source, str | Path | Tensor | np.ndarray | list | tuple) or hasattr(source, "dtypes")
-    indexed = hasattr(source, "__getitem__") and hasattr(source, "__len__")
-    return not others and (indexed or isinstance(source, IterableDataset | DataLoader))
-
-
-def dataset_samples(source: Any) -> tuple[list[Array], list[str]]:
-    """The inputs of all samples of a map-style dataset, and their labels as text.
-
-    Raises:
-        ValueError: if `source` does not give samples by number, or they are no pairs.
-    """
-    kind = type(source).__name__
-    if isinstance(source, IterableDataset | DataLoader | Mapping):
-        raise ValueError(  # noqa: TRY004 - as for all samples that can't be read
-            f"samples must be a map-style dataset of (x, y), got {kind}; give the dataset of a "
-            f"DataLoader, or one part of several"
-        )
-    inputs, labels = [], []
-    for number in range(len(source)):
-        sample = source[number]
-        if not isinstance(sample, tuple | list) or len(sample) != 2 or np.asarray(sample[1]).size != 1:
-            raise ValueError(
-                f"samples must be pairs (x, y) with one label each, sample {number + 1} of {kind} is not; "
-                f"hb.data.Arrays takes inputs and labels in two arrays"
-            )
-        inputs.append(np.asarray(sample[0]))
-        labels.append(text_of(np.asarray(sample[1]).item()))
-    return inputs, labels

@@ -10,15 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hibana.data.base import stretched
 from hibana.data.own import scale, ts
-from hibana.data.own.arrays import (
-    are_spikes,
-    contents,
-    dataset_samples,
-    input_arrays,
-    is_dataset,
-    pair,
-)
+from hibana.data.own.arrays import are_spikes, contents, input_arrays, pair
 from hibana.data.own.base import Inputs, Own
 from hibana.data.own.folders import labelled_files, readable
 from hibana.data.own.opening import read_table
@@ -77,9 +71,7 @@ class SequenceInputs(Inputs):
         scaled = self.scaled(frames)
         if self.lengths != "stretch":
             return functional.pad(scaled[: self.steps], (0, 0, 0, max(0, self.steps - len(scaled))))
-        if len(scaled) == 1:
-            return scaled.expand(self.steps, -1)
-        return functional.interpolate(scaled.T[None], size=self.steps, mode="linear", align_corners=True)[0].T
+        return stretched(scaled, self.steps)
 
     def own_steps(self, values: list[Array]) -> Tensor | None:
         if self.lengths != "mask":
@@ -106,7 +98,7 @@ class Sequences(Own):
     rows are sorted by time if there is such a column.
 
     Args:
-        source: a folder, a file, a list of arrays ``[frames, F]``, or a map-style dataset of ``(x, y)``.
+        source: a folder, a file, or a list of arrays ``[frames, F]``.
         labels: one per sequence, for arrays in memory.
         group: the column of a long table that says which sequence a row belongs to.
         lengths: ``stretch``: interpolated to `steps`; ``pad``: cut at `steps`, and padded with zeros;
@@ -184,12 +176,10 @@ class Sequences(Own):
         """The sequences in `source`; sets the names of their features if they have names."""
         described = None if self.description is None else self.description
         self._features = () if described is None else self.option("features")
-        if self.labels is not None or not (isinstance(source, str | Path) or is_dataset(source)):
+        if self.labels is not None or not isinstance(source, str | Path):
             written = None if self.labels is None else texts(list(self.labels))
             return _numbered(list(source), written)
         label = self.label or (None if described is None else described.target.name)
-        if is_dataset(source):
-            return _numbered(*dataset_samples(source))
         if is_array(source):
             return _in_arrays(source, label)
         path = Path(source)
