@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Network", "Node", "Shape"]
 
 Shape = tuple[int, ...]
+_HEAD = ("layer", "kind", "gives", "parameters", "not zero", "operations", "at these rates")
 
 
 @dataclass(eq=False)
@@ -67,9 +68,31 @@ class Network:
     """The copy of the network, with batch normalisation folded, that holds the nodes' modules."""
 
     def __str__(self) -> str:
-        from hibana.network.table import table  # which imports this module
+        """A table of the layers: the shape of an output, and operations for one sample and step.
 
-        return table(self)
+        Operations are additions of weights, and arithmetic of neurons; in the last column those for inputs
+        that were not zero on the example.
+        """
+        rows, at_most, seen = [_HEAD], 0, 0
+        for node in self.nodes:
+            most, active, _ = node.layer.operations(node, self.dtype)
+            at_most, seen = at_most + most, seen + round(active)
+            count = sum(p.numel() for p in node.module.parameters()) if node.module is not None else 0
+            sides = "x".join(map(str, node.shape))
+            numbers = f"{count:,}", f"{node.density:.1%}", f"{most:,}", f"{round(active):,}"
+            rows.append((node.name, node.layer.title(node), sides, *numbers))
+        count = sum(p.numel() for p in self.net.parameters())
+        sides = "x".join(map(str, self.outputs))
+        rows.append(("in all", "", sides, f"{count:,}", "", f"{at_most:,}", f"{seen:,}"))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+        def line(row: tuple[str, ...]) -> str:
+            cells = [
+                c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            ]
+            return "  ".join(cells).rstrip()
+
+        return "\n".join(map(line, rows))
 
     @property
     def input(self) -> Node:

@@ -1,4 +1,4 @@
-"""What a convolution or a pooling slides over an image: kernel, padding, stride, and what comes out."""
+"""The window that a convolution or a pooling slides over an image; the order of images in memory."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -15,55 +15,56 @@ __all__ = ["Sliding", "channels_last", "image_of", "indices", "sliding_of"]
 Pair = tuple[int, int]
 
 
-def _pair(size: Any, sequence: bool) -> tuple[int, int]:
-    """What torch has for both dimensions, or of one of a sequence, which is an image of height 1."""
-    sizes = (size,) if isinstance(size, int) else tuple(size)
-    if sequence:
-        return (1, sizes[0])
-    return (sizes[0], sizes[-1])
-
-
 @dataclass(frozen=True)
 class Sliding:
-    """What a convolution or a pooling slides over an image, rows first."""
+    """A window over an image, rows first; a sequence is an image of height 1."""
 
     kernel: Pair
-    padding: Pair
     stride: Pair
     dilation: Pair
+    padding: Pair
+    """Pixels before the first row and column."""
+    after: Pair
+    """Pixels behind the last row and column."""
     image: Pair
     outputs: Pair
+
+    @property
+    def expected_outputs(self) -> Pair:
+        """The height and width of the output that the settings imply."""
+        padded = (sum(sides) for sides in zip(self.image, self.padding, self.after, strict=True))
+        sizes = zip(padded, self.dilation, self.kernel, self.stride, strict=True)
+        height, width = ((side - d * (k - 1) - 1) // s + 1 for side, d, k, s in sizes)
+        return height, width
 
     @property
     def taps(self) -> int:
         """How many taps lie within the image, over all output pixels of a channel."""
         count = 1
         for axis in (0, 1):
-            begins = range(
-                -self.padding[axis],
-                self.outputs[axis] * self.stride[axis] - self.padding[axis],
-                self.stride[axis],
-            )
-            reach = range(0, self.kernel[axis] * self.dilation[axis], self.dilation[axis])
-            count *= sum(0 <= begin + tap < self.image[axis] for begin in begins for tap in reach)
+            firsts = (at * self.stride[axis] - self.padding[axis] for at in range(self.outputs[axis]))
+            reach = [tap * self.dilation[axis] for tap in range(self.kernel[axis])]
+            count *= sum(0 <= first + tap < self.image[axis] for first in firsts for tap in reach)
         return count
 
 
 def sliding_of(node: Node) -> Sliding:
-    """That of `node`."""
-    module: Any = node.module
-    (seen,) = node.seen
-    sequence = len(seen) == 2
-    dilation = _pair(getattr(module, "dilation", 1), sequence)
-    kernel = _pair(module.kernel_size, sequence)
-    stride = _pair(module.stride if module.stride is not None else module.kernel_size, sequence)
+    """The window of `node`, a convolution or a pooling."""
+    module, (seen,) = node.module, node.seen
+
+    def pair(size: Any, of_height: int = 1) -> Pair:
+        """A setting of torch, one number or one per side; `of_height` is the height's in a sequence."""
+        sizes = (size,) if isinstance(size, int) else tuple(size)
+        return (of_height if len(seen) == 2 else sizes[0], sizes[-1])
+
+    kernel, dilation = pair(module.kernel_size), pair(getattr(module, "dilation", 1))
+    height, width = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
     if module.padding == "same":
-        first, second = (d * (k - 1) // 2 for d, k in zip(dilation, kernel, strict=True))
-        padding = first, second
+        before, after = (height // 2, width // 2), (height - height // 2, width - width // 2)
     else:
-        padding = _pair(0 if module.padding == "valid" else module.padding, sequence)
-    padding = (0 if sequence else padding[0], padding[1])
-    return Sliding(kernel, padding, stride, dilation, image_of(seen)[1:], image_of(node.shape)[1:])
+        before = after = pair(0 if module.padding == "valid" else module.padding, 0)
+    stride = pair(module.kernel_size if module.stride is None else module.stride)
+    return Sliding(kernel, stride, dilation, before, after, image_of(seen)[1:], image_of(node.shape)[1:])
 
 
 def image_of(shape: Sequence[int]) -> tuple[int, int, int]:
@@ -73,7 +74,7 @@ def image_of(shape: Sequence[int]) -> tuple[int, int, int]:
 
 
 def channels_last(shape: Sequence[int]) -> Tensor:
-    """Which number of PyTorch's lies where, in channels, or an image of them, that lie channels last."""
+    """PyTorch's index of the number at each place of an image that lies channels last in memory."""
     size = math.prod(shape)
     return torch.arange(size, dtype=torch.int64, device="cpu").view(shape[0], -1).T.flatten()
 

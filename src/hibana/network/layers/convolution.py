@@ -10,7 +10,7 @@ from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Operations
 from hibana.network.layers.linear import dense_operations
-from hibana.network.layers.sliding import SlidingKind, each_side, seen_by
+from hibana.network.layers.sliding import SlidingKind, seen_by
 from hibana.network.lowering import Held, Lowering
 from hibana.network.nir_node import NirNode, array, load_weights, pair
 from hibana.network.scan import OnnxStep
@@ -35,7 +35,7 @@ class Convolution(SlidingKind):
             self.refuse_setting(node, f"padding_mode={module.padding_mode!r}")
         inner = node.seen[0][0] // module.groups if node.seen[0][0] == module.in_channels else -1
         weight = (module.out_channels, inner, *module.kernel_size)
-        self.require(node, (module.out_channels, *self.output_sides(node)), {"weight": weight})
+        self.require(node, self.expected_shape(node, module.out_channels), {"weight": weight})
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         module = node.module
@@ -52,7 +52,7 @@ class Convolution(SlidingKind):
         module = node.module
         bias = [] if module.bias is None else [step.constant(module.bias)]
         settings = self.onnx_settings(node)
-        dilations = each_side(module.dilation, len(node.shape) - 1)
+        dilations = sliding_of(node).dilation[3 - len(node.shape) :]
         arrays = [*inputs, step.constant(module.weight), *bias]
         return step.op("Conv", arrays, **settings, dilations=dilations, group=module.groups)
 

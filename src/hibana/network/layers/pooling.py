@@ -35,7 +35,7 @@ class Pooling(SlidingKind):
             super().check(node)
         if node.module.ceil_mode:
             self.refuse_setting(node, "ceil_mode")
-        self.require(node, (node.seen[0][0], *self.output_sides(node)), {})
+        self.require(node, self.expected_shape(node, node.seen[0][0]), {})
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         taps = sliding_of(node).taps * image_of(node.shape)[0]

@@ -11,7 +11,7 @@ from hibana.network.lowering import Lowering
 from hibana.network.sliding import image_of, sliding_of
 from hibana.runtime.kernels import Value
 
-__all__ = ["SlidingKind", "each_side", "seen_by"]
+__all__ = ["SlidingKind", "seen_by"]
 
 
 class SlidingKind(LayerKind):
@@ -30,29 +30,16 @@ class SlidingKind(LayerKind):
         if len(shape) != sides + 1:
             raise ValueError(f"takes channels in {sides} dimensions, but gets the shape {shape}")
 
-    def output_sides(self, node: Node) -> tuple[int, ...]:
-        """Height and width, or the length of a sequence, that the layer's settings imply."""
-        window, module = sliding_of(node), node.module
-        reach = [d * (k - 1) for d, k in zip(window.dilation, window.kernel, strict=True)]
-        padding = reach if module.padding == "same" else [2 * p for p in window.padding]
-        each = zip(window.image, padding, reach, window.stride, strict=True)
-        return tuple((i + p - r - 1) // s + 1 for i, p, r, s in each)[3 - len(node.shape) :]
+    def expected_shape(self, node: Node, channels: int) -> Shape:
+        """The shape of one sample of the output that the layer's settings imply."""
+        height, width = sliding_of(node).expected_outputs
+        return (channels, width) if len(node.shape) == 2 else (channels, height, width)
 
     def onnx_settings(self, node: Node) -> dict[str, Any]:
         """Kernel, strides and pads as ONNX has them."""
-        module, rank = node.module, len(node.shape) - 1
-        kernel, stride = each_side(module.kernel_size, rank), each_side(module.stride, rank)
-        if module.padding == "same":
-            total = [d * (k - 1) for d, k in zip(each_side(module.dilation, rank), kernel, strict=True)]
-            pads = [t // 2 for t in total] + [t - t // 2 for t in total]
-        else:
-            pads = each_side(0 if module.padding == "valid" else module.padding, rank) * 2
-        return {"kernel_shape": kernel, "strides": stride, "pads": pads}
-
-
-def each_side(size: int | tuple[int, ...], rank: int) -> list[int]:
-    """A setting of torch, one number or one per side, as one per side."""
-    return [size] * rank if isinstance(size, int) else list(size)
+        window, sides = sliding_of(node), slice(3 - len(node.shape), None)
+        pads = [*window.padding][sides] + [*window.after][sides]
+        return {"kernel_shape": window.kernel[sides], "strides": window.stride[sides], "pads": pads}
 
 
 @contextmanager
