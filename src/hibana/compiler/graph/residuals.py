@@ -1,14 +1,8 @@
-"""Chooses the residuals of a step, and what is recomputed from them, by a minimum cut.
+"""Chooses the residuals of a step: the values that its backward reads, instead of recomputing them.
 
-A forward value that the backward uses is kept at every step, or recomputed from what is kept. Keeping costs
-its bits, recomputing an effort in the same unit. In a flow network the input and the states before the step
-are sources, the values that the backward uses are sinks, and keeping a value cuts it: the cheapest choice is
-a minimum cut.
-
-The network has two copies of the step, since the states before a step can come from the residuals of the step
-before: the states after the second copy feed the first. A value that is cut in both copies costs once. No
-single cut can express that, so the price is split between the copies and moved, in a few rounds, to where it
-is not paid already (a Lagrangian relaxation); the best round counts.
+A forward value that the backward uses is kept at every step, or recomputed from residuals of this step and of
+the step before. Keeping costs its bits, recomputing an effort in the same unit. The choice is found by local
+search, from several starts; small sets are all tried.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,24 +10,20 @@ from itertools import combinations
 from math import inf
 
 from hibana.compiler.graph.analysis import dependents, evaluated
-from hibana.compiler.graph.cut import INFINITE, Network
 from hibana.compiler.graph.step import Step, Value
 
 DRAW = 4.0
 """The price of drawing a number again, in bits: more than the truth value that is made of it, less than a
 number, which is never kept if it is made of draws alone."""
 
-ROUNDS = 8
-"""Maximum rounds."""
-MOST = 1600
-"""Maximum values that are cut in all rounds together, after the first."""
+MOST = 1 << 16
+"""Values that are visited by a local search, at most; about 200 sets of a step of 300 values."""
 
 FEW = 32
 """Up to as many values, every set of up to :data:`SMALL` is tried as well: 5,489 sets at most."""
 SMALL = 3
 
-UNIT = 1 << 20
-"""The price of a bit in integers: fine enough for the least effort, and for the order to break a tie."""
+Kept = tuple[Value, ...]
 
 
 def cost_in_bits(value: Value, number_bits: int = 32) -> int:
@@ -46,61 +36,41 @@ def _is_read_once(value: Value) -> bool:
     return value.is_input or value.is_product
 
 
-def cheapest_residuals(step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> tuple[Value, ...]:
-    """What to keep of each step to compute its gradients `roots`; `needed` is kept anyway."""
-    kept = _cheapest(step, roots, needed)
-    return (*needed, *(value for value in kept if value not in needed))
+def cheapest_residuals(step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> Kept:
+    """The values to keep of each step to compute its gradients `roots`; `needed` is kept anyway."""
+    choice = Choice(step, roots, needed)
+    kept = min(map(choice.improved, choice.starts()), key=choice.price)
+    few = choice.small_set()
+    if few is not None and not (
+        choice.price(kept) < choice.price(few) and choice.bits(kept) <= choice.bits(few)
+    ):
+        kept = few
+    return (*needed, *(value for value in sorted(kept, key=cost_in_bits) if value not in needed))
 
 
-def _cheapest(step: Step, roots: Sequence[Value], needed: Sequence[Value]) -> tuple[Value, ...]:
-    split = _Split(step, roots, needed)
-    found = min(split.rounds(), key=split.price)
-    for value in found:  # what is kept for one copy may make needless what was kept for the other
-        without = tuple(v for v in found if v is not value)
-        if split.price(without) < split.price(found):
-            found = without
-    found = tuple(sorted(found, key=cost_in_bits))
-    few = split.small_set()
-    if few is None or (split.price(found) < split.price(few) and split.bits(found) <= split.bits(few)):
-        return found
-    return few
-
-
-class _Split:
-    """Two copies of a step's values, of the step itself and of the one before, and how prices are split."""
+class Choice:
+    """The values that may be kept for the gradients `roots` of a step, and the price of keeping some."""
 
     def __init__(self, step: Step, roots: Sequence[Value], needed: Sequence[Value] = ()) -> None:
         self.nexts = step.nexts
         self.needed = frozenset(needed)
         self.roots = _used(roots)
-        self.now = _wanted(self.roots)
-        self.earlier = _wanted(self._sources(self.now))
-        last_first = reversed([v for v in evaluated([*step.nexts, *roots], ()) if not v.is_available])
-        self.values = [v for v in last_first if v in self.now or v in self.earlier]
-        self.passed_on = frozenset(v for v in step.nexts if v.is_previous)
-        """States before the step that are states after it, unchanged."""
-        both = self.now & self.earlier
-        self.drawn = _drawn(self.values)
-        self.share = {v: 0.5 if v in both else float(v in self.now) for v in self.values}
-        """The part of a value's price that the step itself pays; the rest, the step before."""
+        now = evaluated(self.roots, ())
+        used = {*now, *evaluated(self._sources(now), ())}
+        drawn = _drawn(used)
+        last_first = reversed(evaluated([*step.nexts, *roots], ()))
+        self.values = [v for v in last_first if v in used and v not in drawn and self._may_be_kept(v)]
+
+    def _may_be_kept(self, value: Value) -> bool:
+        """Whether `value` is neither available anyway nor a previous state that the step changes."""
+        return not value.is_available and (not value.is_previous or value in self.nexts)
 
     def _sources(self, values: Iterable[Value]) -> list[Value]:
         """The states after the step before that the previous states in `values` are."""
         indices = sorted({int(v.data) for v in values if v.is_previous})
         return [self.nexts[i] for i in indices]
 
-    def rounds(self) -> Iterator[tuple[Value, ...]]:
-        """The choice of each round."""
-        for i in range(max(1, min(ROUNDS, MOST // (1 + len(self.values))))):
-            now, earlier = self._kept()
-            yield tuple(v for v in self.values if v in now or v in earlier)
-            unequal = [v for v in now ^ earlier if v in self.now and v in self.earlier]
-            if not unequal:
-                return
-            for value in unequal:  # it costs more where it is kept, and less where it would then be free
-                self.share[value] += (float(value in now) - self.share[value]) / (1 + i)
-
-    def price(self, kept: tuple[Value, ...]) -> float:
+    def price(self, kept: Kept) -> float:
         """Bits kept, plus the effort of recomputing the rest; infinite if impossible."""
         known = self.needed.union(kept)
         now = [v for v in evaluated(self.roots, known) if not v.is_available]
@@ -114,60 +84,46 @@ class _Split:
         price = sum(cost_in_bits(value) for value in kept if value not in self.needed)
         return price - any(value.is_input and value not in self.needed for value in kept)
 
-    def small_set(self) -> tuple[Value, ...] | None:
+    def starts(self) -> Iterator[Kept]:
+        """Sets from which everything can be computed: the states, the values used, and all values."""
+        for some in (self.nexts, [*self.roots, *self.nexts], [v for v in self.values if v.boolean]):
+            yield tuple(v for v in self.values if v in some or _is_read_once(v))
+
+    def improved(self, kept: Kept) -> Kept:
+        """`kept` with values left out, replaced or added, as long as that lowers the price."""
+        least, left = self.price(kept), MOST
+        while True:
+            for other in self._neighbours(kept):
+                left -= len(self.values)
+                if self.bits(other) < least and (price := self.price(other)) < least:
+                    kept, least = other, price
+                    break
+                if left < 0:
+                    return kept
+            else:
+                return kept
+
+    def _neighbours(self, kept: Kept) -> Iterator[Kept]:
+        for value in sorted(kept, key=cost_in_bits, reverse=True):
+            yield tuple(v for v in kept if v is not value)
+        others = [value for value in self.values if value not in kept]
+        for value in others:
+            yield (*kept, value)
+        for new in others:
+            for value in kept:
+                yield tuple(new if v is value else v for v in kept)
+
+    def small_set(self) -> Kept | None:
         """The cheapest set of at most :data:`SMALL` values, by exhaustive search."""
-        values = sorted((v for v in self.values if self._may_be_kept(v)), key=cost_in_bits)
+        values = sorted(self.values, key=cost_in_bits)
         if len(values) > FEW:
             return None
-        best: tuple[Value, ...] | None = None
+        best: Kept | None = None
         least = inf
         for kept in (kept for size in range(SMALL + 1) for kept in combinations(values, size)):
             if self.bits(kept) < least and (price := self.price(kept)) < least:
                 best, least = kept, price
         return best
-
-    def _kept(self) -> tuple[set[Value], set[Value]]:
-        """The values that a minimum cut keeps for the step itself, and for the step before."""
-        places = {v: 2 + 4 * i for i, v in enumerate(self.values)}
-        source, sink = 0, 1
-        network = Network(2 + 4 * len(places))
-        for order, (value, at) in enumerate(places.items()):
-            price = self.bits([value]) * UNIT + order  # of one price, what is computed last is kept
-            effort = int(_effort(value) * UNIT)
-            mine = int(price * self.share[value])
-            if value in self.now:
-                if _is_read_once(value):
-                    network.add(source, at, INFINITE)
-                elif value.is_previous:
-                    before = self.nexts[int(value.data)]
-                    if before in places:
-                        network.add(places[before] + 3, at, INFINITE)
-                network.add(source, at, effort)
-                network.add(at, at + 1, mine if self._may_be_kept(value) else INFINITE)
-                for argument in value.args:
-                    if argument in places:
-                        network.add(places[argument] + 1, at, INFINITE)
-            if value in self.earlier:
-                if value.is_previous or _is_read_once(value):
-                    network.add(source, at + 2, INFINITE)
-                network.add(source, at + 2, effort)
-                network.add(at + 2, at + 3, price - mine if self._may_be_kept(value) else INFINITE)
-                for argument in value.args:
-                    if argument in places:
-                        network.add(places[argument] + 3, at + 2, INFINITE)
-        for value in self.roots:
-            network.add(places[value] + 1, sink, INFINITE)
-        near = network.source_side(source, sink)
-        now, earlier = (
-            {v for v, at in places.items() if near[at + copy] and not near[at + copy + 1]} for copy in (0, 2)
-        )
-        recomputed = evaluated(self.roots, now)  # what is free may be cut where nobody wants it
-        sources = self._sources(recomputed)
-        return now & _taken(recomputed, self.roots), earlier & _taken(evaluated(sources, earlier), sources)
-
-    def _may_be_kept(self, value: Value) -> bool:
-        """Whether `value` may be a residual: no draw, and no previous state that the step changes."""
-        return value not in self.drawn and (not value.is_previous or value in self.passed_on)
 
 
 def _used(roots: Sequence[Value]) -> list[Value]:
@@ -187,15 +143,6 @@ def _drawn(values: Iterable[Value]) -> set[Value]:
         if value.is_draw or (drawn and not value.boolean):
             found.add(value)
     return found
-
-
-def _wanted(roots: Iterable[Value]) -> set[Value]:
-    return {v for v in evaluated(roots, ()) if not v.is_available}
-
-
-def _taken(values: Iterable[Value], roots: Iterable[Value]) -> set[Value]:
-    """`roots`, and the arguments of `values`."""
-    return {*roots, *(argument for value in values for argument in value.args)}
 
 
 def _effort(value: Value) -> float:
