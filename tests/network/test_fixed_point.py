@@ -137,6 +137,15 @@ CELLS = [
 ]
 
 
+class Compared(hb.Cell):
+    """Each comparison with a constant that is no multiple of the input's unit, and one that is."""
+
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * (1 - s_previous) + input_
+        low = ((v >= 0.3) & (v < 0.7)) | (v == 1.5)
+        return v, (low | ((v > 0.9) & (v <= 1.3)) | (v != v.floor()) & (v < -0.25)).to(v.dtype)
+
+
 def network(cell):
     torch.manual_seed(CELLS.index(cell))
     net = nn.Sequential(nn.Linear(5, N), hb.OverTime(cell()), nn.Linear(N, 3), hb.LI())
@@ -162,6 +171,18 @@ def test_cells_with_synapses_are_the_same_in_c(cell, tmp_path):
     for name, state in zip(cell.state_names(), hb.run(small.net[:2], whole)[1]["1"], strict=True):
         assert torch.equal(state, state.round()), name
     assert report.layers[1].agreement > 0.93
+
+
+def test_comparisons_with_constants_are_exact():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 50, bias=False), hb.OverTime(Compared()))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.randint(-6, 7, (50, 4)) / 8)
+        net[0].weight[:, 0] = 7 / 8
+    inputs = (torch.rand(30, 8, 4) < 0.5).float()
+    expected = net(inputs)
+    assert 0.1 < expected.mean() < 0.9
+    assert torch.equal(hb.quantize(net, inputs, bits=4)[0](inputs), expected)
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.c import source
-from hibana.compiler.c.whole import Bounds, Said, in_whole_numbers
+from hibana.compiler.c.integers import Bounds, Integer, integer_statements
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
 from hibana.compiler.graph.step import Value
@@ -146,9 +146,9 @@ class Whole(Numbers):
 
     def _said(
         self, made: Layer, stores: Stores, standing: Standing, bounds: dict[str, Bounds]
-    ) -> tuple[list[str], dict[str, Said], int]:
+    ) -> tuple[list[str], dict[str, Integer], int]:
         try:
-            return in_whole_numbers(stores, standing, bounds)
+            return integer_statements(stores, standing, bounds)
         except Unsupported as refused:
             raise Unsupported(f"layer {made.node.name!r}: {refused}") from refused
 

@@ -1,0 +1,183 @@
+"""The forward of a step in C's integers, with bounds that prove that nothing overflows.
+
+Each value is an integer times a power of two, ``n * 2^-e``, between two bounds. Sums align exponents, a
+product with a power of two changes only the exponent, ``floor`` shifts: bit for bit what PyTorch computes in
+floating point, where such numbers are exact.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from hibana.compiler.graph.analysis import Analysis
+from hibana.compiler.graph.ops import Operation, Unsupported
+from hibana.compiler.graph.passes import Stores, leaves
+from hibana.compiler.graph.step import Value
+
+Bounds = tuple[int, int]
+"""The least and the greatest integer that a number may be."""
+
+FINEST = 24
+"""Numbers are multiples of 2^-24 at the finest."""
+_TEXT = {
+    "maximum": "({0} > {1} ? {0} : {1})",
+    "minimum": "({0} < {1} ? {0} : {1})",
+    "abs": "({0} < 0 ? -{0} : {0})",
+    "to_float": "{0}",
+    "ge 0": "({0} >> {1})",
+    "lt 0": "({0} < 0 ? ~(~{0} >> {1}) : {0} >> {1})",
+}
+"""Forms of operations that differ from those of floating point. C99 does not define shifts of negative
+integers; their complement is not negative."""
+_LONGEST_TRUTH = 60
+"""Longer truth values become variables."""
+
+
+@dataclass(frozen=True)
+class Integer:
+    """A value in C: an integer expression, its bounds and its exponent."""
+
+    text: str
+    low: int
+    high: int
+    exponent: int = 0
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether 32 bits do not hold it."""
+        return self.low <= -(2**31) or self.high >= 2**31
+
+    @property
+    def is_truth(self) -> bool:
+        """Whether it is 0 or 1."""
+        return self.exponent == 0 and self.low >= 0 and self.high <= 1
+
+    @property
+    def number(self) -> Fraction | None:
+        """The number that it is, if it is a constant."""
+        return Fraction(self.low, 2**self.exponent) if self.low == self.high else None
+
+    def with_exponent(self, exponent: int) -> "Integer":
+        """The same number with a larger exponent."""
+        factor = 1 << (exponent - self.exponent)
+        if factor == 1:
+            return self
+        scaled = Integer("", self.low * factor, self.high * factor, exponent)
+        text = f"({'(int64_t)' if scaled.is_wide else ''}{self.text} * {factor})"
+        return replace(scaled, text=f"({scaled.low})" if self.low == self.high else text)
+
+
+def integer_statements(
+    stores: Stores, standing: Callable[[str, Value], str | float], bounds: Mapping[str, Bounds]
+) -> tuple[list[str], dict[str, Integer], int]:
+    """The body of a loop over neurons that computes `stores`, their values, and the largest integer in it.
+
+    `standing` gives the name of a leaf, or its number if it is one for all neurons; `bounds` are of named
+    leaves.
+
+    Raises:
+        Unsupported: if an operation is not available, a number is no multiple of 2^-24, or an integer does
+            not fit in 64 bits.
+    """
+    writing = _Writing({name: standing(name, leaf) for name, leaf in leaves(stores).items()}, bounds)
+    results = dict(zip(stores, writing.run(stores.values()), strict=True))
+    largest = max((max(-value.low, value.high) for value in writing.results.values()), default=0)
+    return writing.lines, results, largest
+
+
+class _Writing(Analysis[Integer]):
+    """The statements of one body."""
+
+    def __init__(self, read: Mapping[str, str | float], bounds: Mapping[str, Bounds]) -> None:
+        super().__init__()
+        self.read, self.bounds = read, bounds
+        self.lines: list[str] = []
+
+    def on_number(self, value: Value) -> Integer:
+        return _constant(float(value.data))
+
+    def leaf(self, value: Value) -> Integer:
+        name = str(value.data)
+        read = self.read[name]
+        return Integer(read, *self.bounds[name]) if isinstance(read, str) else _constant(read)
+
+    def operation(self, value: Value, row: Operation, args: list[Integer]) -> Integer:
+        if row.name == "floor":
+            return self._floor(args[0])
+        if row.name == "mul":
+            return self._named(self._product(row, *args))
+        if not (row.integer or row.boolean) or not callable(row.bounds):
+            raise Unsupported(f"operation {row.name!r} has no form in integers")
+        if row.name == "sub" and args[0].number == 1 and args[1].is_truth:
+            return replace(args[1], text=f"(!{args[1].text})", low=0, high=1)
+        exponent = max(arg.exponent for arg in args[-2:])
+        args = [*args[:-2], *(arg.with_exponent(exponent) for arg in args[-2:])]
+        result = self._result(row, args, exponent)
+        if (left := self._left_of_a_leak(value, result)) is not None:
+            result = replace(result, low=left[0], high=left[1])
+        return self._named(result)
+
+    def _result(self, row: Operation, args: list[Integer], exponent: int) -> Integer:
+        bounds = (
+            (0, 1)
+            if row.boolean or not callable(row.bounds)
+            else row.bounds(*((a.low, a.high) for a in args))
+        )
+        assert bounds is not None
+        result = Integer("", int(bounds[0]), int(bounds[1]), 0 if row.boolean else exponent)
+        cast = "(int64_t)" if result.is_wide and row.name in ("add", "sub", "mul") else ""
+        texts = [f"{cast}{args[0].text}", *(arg.text for arg in args[1:])]
+        return replace(result, text=_TEXT.get(row.name, row.c).format(*texts))
+
+    def _product(self, row: Operation, one: Integer, other: Integer) -> Integer:
+        exponent = one.exponent + other.exponent
+        result = self._result(row, [one, other], exponent)
+        for first, second in ((one, other), (other, one)):
+            if first.is_truth and first.number is None:
+                return replace(result, text=f"({first.text} ? {second.text} : 0)")
+            if first.low == first.high == 1:
+                return replace(second, exponent=exponent)
+        return result
+
+    def _floor(self, one: Integer) -> Integer:
+        if one.exponent <= 0:
+            return one
+        text = _TEXT["lt 0" if one.low < 0 else "ge 0"].format(self._named(one).text, one.exponent)
+        return self._named(Integer(text, one.low >> one.exponent, one.high >> one.exponent))
+
+    def _left_of_a_leak(self, value: Value, result: Integer) -> Bounds | None:
+        """The bounds of ``v - floor(v c + h)``, c from 0 to 1, which increases with v; else None."""
+        if value.op != "sub" or value.args[1].op != "floor" or result.exponent:
+            return None
+        (inner,) = value.args[1].args
+        product, *added = inner.args if inner.op == "add" else (inner,)
+        if product.op != "mul" or value.args[0] not in product.args:
+            return None
+        numbers = [self.of(a).number for a in (*product.args, *added) if a is not value.args[0]]
+        factor, half = (*numbers, Fraction(0))[:2]
+        if factor is None or half is None or not 0 <= factor <= 1:
+            return None
+        before = self.of(value.args[0])
+        low, high = (end - math.floor(end * factor + half) for end in (before.low, before.high))
+        return low, high
+
+    def _named(self, result: Integer) -> Integer:
+        """`result` as a variable, unless it is a name, a number or a short truth value."""
+        if result.low <= -(2**63) or result.high >= 2**63:
+            raise Unsupported("a number of the step does not fit in 64 bits")
+        is_short = result.is_truth and len(result.text) <= _LONGEST_TRUTH
+        if is_short or result.text.isidentifier() or result.text.strip("(-)").isdecimal():
+            return result
+        name = f"a{len(self.lines)}"
+        self.lines.append(f"const {'int64_t' if result.is_wide else 'int32_t'} {name} = {result.text};")
+        return replace(result, text=name)
+
+
+def _constant(number: float) -> Integer:
+    exact = Fraction(number)
+    exponent = exact.denominator.bit_length() - 1
+    if exponent > FINEST:
+        raise Unsupported(f"{number:g} is no integer, nor a multiple of 2^-{FINEST}")
+    text = f"{exact.numerator}" if number >= 0 else f"({exact.numerator})"
+    return Integer(text, exact.numerator, exact.numerator, exponent)
