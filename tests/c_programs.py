@@ -12,8 +12,8 @@ CC = shutil.which("cc")
 needs_cc = pytest.mark.skipif(CC is None, reason="no C compiler, cc")
 
 
-def main_of(program, steps, events, again):
-    """A program that reads samples and writes what the network puts out at each step, then the scores."""
+def main_of(program, steps, events, again, fields):
+    """A program that reads samples and writes outputs and `fields` of the struct each step, then scores."""
     name, upper = program.name, program.name.upper()
     form = "%a" if program.kind in ("float", "double") else "%ld"
     cast = "(double)" if form == "%a" else "(long)"
@@ -22,6 +22,11 @@ def main_of(program, steps, events, again):
         f"{name}_step_events(&net, list, count)"
         if events
         else f"{name}_step(&net, {'t ? 0 : input' if again else 'input'})"
+    )
+    each = "\n".join(
+        f"            for (size_t i = 0; i < sizeof net.{field} / sizeof *net.{field}; i++)\n"
+        f'                printf("{form} ", {cast}net.{field}[i]);'
+        for field in fields
     )
     return f"""
 #include "{name}.h"
@@ -47,6 +52,7 @@ int main(void) {{
             {call};
             {name}_output(&net, output);
             for (size_t i = 0; i < {upper}_OUTPUTS; i++) printf("{form} ", {cast}output[i]);
+{each}
         }}
         {name}_scores(&net, output);
         for (size_t i = 0; i < {upper}_OUTPUTS; i++) printf("{form} ", {cast}output[i]);
@@ -64,13 +70,14 @@ def compiled(
     *,
     events=False,
     again=False,
+    fields=(),
     compiler=("cc",),
     flags=(*WARNINGS, *SANITIZERS, "-O1"),
 ):
     """The path of a program that runs `program` on what it reads."""
     source, _ = program.write(folder / f"{program.name}.c")
     whole = folder / "main.c"
-    whole.write_text(main_of(program, steps, events, again))
+    whole.write_text(main_of(program, steps, events, again, fields))
     binary = folder / "run"
     made = subprocess.run(
         [*compiler, *flags, "-o", binary, source, whole, "-lm"], capture_output=True, text=True, check=False
@@ -80,7 +87,7 @@ def compiled(
 
 
 def outputs_of(binary, program, inputs, runner=()):
-    """What the program puts out for `inputs` ``[T, batch, ...]``: outputs, scores, classes."""
+    """Outputs (and fields of the struct), scores, classes of `program` for `inputs` ``[T, batch, ...]``."""
     steps, batch = inputs.shape[:2]
     numbers = inputs.transpose(0, 1).flatten(1).double()
     text = f"{batch}\n" + "\n".join(" ".join(f"{n:.17g}" for n in row) for row in numbers.tolist())
@@ -89,5 +96,5 @@ def outputs_of(binary, program, inputs, runner=()):
     rows = [line.split() for line in run.stdout.splitlines()]
     read = float.fromhex if program.kind in ("float", "double") else int
     values = torch.tensor([[read(n) for n in row[:-1]] for row in rows], dtype=torch.float64)
-    outputs = values.view(batch, steps + 1, -1)
-    return outputs[:, :-1].transpose(0, 1), outputs[:, -1], [int(row[-1]) for row in rows]
+    at_steps, scores = values[:, : -program.outputs], values[:, -program.outputs :]
+    return at_steps.view(batch, steps, -1).transpose(0, 1), scores, [int(row[-1]) for row in rows]
