@@ -121,10 +121,6 @@ class LayerKind:
         """
         raise NotImplementedError
 
-    def input_shape(self, module: nn.Module) -> Shape | None:
-        """The shape of one sample that `module` takes, if its settings fix it."""
-        return None
-
     def lost_in_nir(self, module: nn.Module) -> str:
         """Settings of `module` that NIR can't express and that only training needs."""
         return ""

@@ -1,7 +1,5 @@
 """Delays of single values, and linear layers with a delay per synapse."""
 
-from typing import cast
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -125,9 +123,6 @@ class DelayedSynapses(LayerKind):
         ring = Ring(to, node, in_order(node.size), module.reach + 1)
         ring.scatter(read, rows, late)
         return Held(node, in_order(node.size), ring.taken(bias))
-
-    def input_shape(self, module: nn.Module) -> Shape | None:
-        return (cast(DelayedLinear, module).in_features,)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module = node.module

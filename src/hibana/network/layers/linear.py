@@ -1,7 +1,5 @@
 """Linear layers: ``W x + b`` of one-dimensional samples."""
 
-from typing import Any, cast
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -46,9 +44,6 @@ class Linear(LayerKind):
         read, out = to.held[node.inputs[0]], to.temporary(node.size)
         to.product(node, read, *self.weights(node, read.places), out)
         return Held(node, in_order(node.size), out)
-
-    def input_shape(self, module: nn.Module) -> Shape | None:
-        return (int(cast(Any, module).in_features),)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         return linear_node(node.module.weight, node.module.bias)

@@ -8,7 +8,7 @@ import warnings
 from dataclasses import fields
 from inspect import signature
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import nir
 import numpy as np
@@ -78,13 +78,12 @@ def write(
 
 def _example(net: nn.Module, shape: Shape | None) -> Tensor:
     """Two steps of a sample of `shape`, or of the shape that the first layer of `net` takes."""
-    if shape is None:
-        kinds = ((module, kind_of(module)) for module in net.modules())
-        first, kind = next(((module, kind) for module, kind in kinds if kind is not None), (None, None))
-        shape = None if kind is None or first is None else kind.input_shape(first)
+    first = next((module for module in net.modules() if kind_of(module) is not None), None)
+    if shape is None and hasattr(first, "in_features"):
+        shape = (int(cast(Any, first).in_features),)
     if shape is None:
         raise ValueError(
-            "input_shape must be the shape of one sample unless the first layer is linear, got None"
+            "input_shape must be given, the shape of one sample, as the first layer is not linear"
         )
     like = next((p for p in net.parameters() if p.is_floating_point()), None)
     dtype, device = (torch.float32, "cpu") if like is None else (like.dtype, like.device)
