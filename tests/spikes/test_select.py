@@ -302,6 +302,7 @@ def test_tune_takes_a_network_without_gradients_and_several_outputs(tuned):
     assert {key.learning for key in tuned} == {False}
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_in_other_processes(tmp_path):
     """With an empty and a warm cache, and beside a busy process."""
     program = """
