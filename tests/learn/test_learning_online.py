@@ -129,7 +129,16 @@ class AfterReset(hb.Cell):
         return v - s, s
 
 
+class Repeating(hb.Cell):
+    """It emits a state, and keeps one that has no derivative."""
+
+    def forward(self, input_, s_previous, v_previous, y_previous):
+        v = torch.sigmoid(0.7 * v_previous + input_)
+        return y_previous.detach(), v, v
+
+
 SPECIFIED = {
+    "Repeating": Repeating,
     "LIF": lambda: hb.LIFCell(tau=3.0, surrogate=ATan()),
     "ALIF": lambda: hb.ALIFCell(surrogate=ATan()),
     "ResonateAndFire": lambda: hb.ResonateAndFireCell(surrogate=ATan()),
@@ -468,6 +477,25 @@ def test_a_hyper_parameter_may_change():
     net.zero_grad()
     learner.sequence(x, loss_of(x, 3))
     check_exact(grads(net), exact)
+
+
+class Hard(hb.Cell):
+    """A spike without a derivative."""
+
+    def forward(self, input_, v_previous, s_previous):
+        v = 0.8 * v_previous * (1 - s_previous) + input_
+        return v, (v > 0.5).to(v.dtype)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_layer_whose_spikes_have_no_derivative_learns_nothing(rule):
+    x = spikes(10, 4, 6)
+    net = strong(network(hb.OverTime(Hard()), "leaky"), x)
+    exact = through_time(net, x, loss_of(x, 3))
+    found = by_sequence(net, x, loss_of(x, 3), rule, 4)
+    check_exact(found, {name: one for name, one in exact.items() if name[0] == "2"}, names=False)
+    assert not exact["0.weight"].any()
+    assert not found["0.weight"].any()
 
 
 def test_frozen_layers_may_stand_before():

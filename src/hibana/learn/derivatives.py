@@ -129,7 +129,7 @@ def structure_of(cell: Cell, like: Tensor) -> Structure:
     """The structure of a step of `cell` on inputs like `like`, ``[batch, ...]``.
 
     Raises:
-        Unsupported: if the step can't be traced, multiplies neurons by matrices, or ignores its input.
+        Unsupported: if the step can't be traced, or multiplies neurons by matrices.
     """
     if trace(cell, like.shape, like.dtype).matrices:
         raise Unsupported("the step multiplies its states by matrices; use hibana.Recurrent for these")
@@ -147,8 +147,6 @@ def structure_of(cell: Cell, like: Tensor) -> Structure:
     reached = {INPUT}
     for _ in nexts:
         reached |= {i for i, j in over if j in reached}
-    if len(nexts) - 1 not in reached:
-        raise Unsupported("the step's output does not depend on its input")
     dependent = {state for state, _ in within}
     components = tuple(i for i in range(len(nexts)) if i in reached and i not in dependent)
     inner = [(i, j) for i, j in within if j in components]
@@ -224,12 +222,12 @@ def _within(nexts: Sequence[Tensor], arguments: Sequence[Tensor]) -> tuple[list[
         passed = _first_passed(state, {*others}, arguments) if state.requires_grad else None
         if passed is not None:
             within += [(i, others[node]) for node in passed]
-    sources = {j for _, j in within}
+    sources = sorted({j for _, j in within})
     chained = [
         (i, j)
         for i in sources
-        for j, value in enumerate(_gradients(nexts[i], nexts))
-        if j != i and j in sources and value is not None
+        for j, value in zip(sources, _gradients(nexts[i], [nexts[j] for j in sources]), strict=True)
+        if j != i and value is not None
     ]
     return within, chained
 

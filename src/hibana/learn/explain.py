@@ -63,7 +63,7 @@ def _plan(layer: Neurons, rule: Rule) -> Plan:
 
 def _traces(layer: Neurons, plan: Plan) -> str:
     count, leaky = len(plan.structure.components), layer.readout is not None
-    if not plan.components:
+    if plan.is_rank_one:
         return f"1 number for each sample and input, {count + leaky} for each sample and neuron"
     if plan.recursion is not None:
         return f"{_numbers(len(plan.components))} for each sample and input"
@@ -80,7 +80,7 @@ def _left_out(layer: Neurons, behind: list[Neurons], plan: Plan, rule: Rule) -> 
         yield rule.of_recurrence
     if not rule.through_spikes and layer.spikes:
         yield "the reset, and what else its spikes change in its own later states"
-    if not plan.components:
+    if plan.is_rank_one:
         yield "which input met which state of the neuron"
     spiking = [repr(one.name) for one in behind if one.spikes]
     if spiking:

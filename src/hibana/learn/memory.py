@@ -33,9 +33,11 @@ class Plan(NamedTuple):
 
     structure: Structure
     components: Sequence[int]
-    """States with a number in a trace; () for a trace of rank one."""
+    """States with a number in a trace."""
     recursion: Recursion | None
     """That of a trace of an input; None if each synapse has a trace."""
+    is_rank_one: bool = False
+    """Whether a trace is the product of one of an input and one of a neuron."""
 
 
 @dataclass(eq=False)
@@ -154,7 +156,7 @@ class Memory:
             )
         if recursion is None and isinstance(self.rule, PPProp):
             decay = torch.full([1, 1], self.rule.decay, dtype=step.dtype, device=step.device)
-            return Plan(structure, (), Recursion(decay, torch.ones_like(decay[0])))
+            return Plan(structure, (), Recursion(decay, torch.ones_like(decay[0])), is_rank_one=True)
         return Plan(structure, components, recursion)
 
     def _make_cells(self, structure: Structure, components: Sequence[int], step: Tensor) -> None:
@@ -203,10 +205,10 @@ class Memory:
         assert self.neuron_cell is not None
         of_weights, of_neurons, effect = None, None, None
         effects: tuple[Tensor, ...] = ()
-        if layer.learned or (plan.components and self.input_cell is None):
+        if layer.learned or not (plan.is_rank_one or self.input_cell is not None):
             values = [] if self.expanded is None else self.expanded.values(step)
             of_neurons = run(self.neuron_cell, given, before, values)
-        if not plan.components:
+        if plan.is_rank_one:
             effect, effects = self._effect(given, before, leak)
             outputs, state = unrolled(layer.step, given, before)
         else:
@@ -238,7 +240,8 @@ class Memory:
         chunk, self.pending = self.pending, None
         if chunk is None:
             return
-        for name, synapses, inputs in self._synapses(chunk):
+        has_traces = chunk.plan.components or chunk.plan.is_rank_one
+        for name, synapses, inputs in self._synapses(chunk) if has_traces else ():
             rows = synapses.rows(inputs)
             if chunk.plan.recursion is not None:
                 self._traces(name, InputTraces).advance(rows, chunk.plan.recursion)
