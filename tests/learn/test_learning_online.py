@@ -565,6 +565,35 @@ def test_a_cell_that_no_rule_can_follow_is_named():
         learner.step(torch.rand(4, 6))
 
 
+class Shared(hb.Cell):
+    """A learned parameter of which each neuron uses more than its own number."""
+
+    emits_spikes = True
+
+    def __init__(self, numbers, read):
+        super().__init__()
+        self.read, self.leak = read, nn.Parameter(torch.linspace(0.5, 0.9, numbers))
+
+    def forward(self, input_, v_previous, s_previous):
+        v = self.read(self.leak) * v_previous + input_
+        return v, ATan()(v - 1)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "read", "said"),
+    [
+        (5, torch.mean, "is not used neuron by neuron"),
+        (5, lambda leak: leak[0], "is not used neuron by neuron"),
+        (5, lambda leak: torch.softmax(leak, -1), "can't be learned online"),
+        (2, lambda leak: leak[0], "does not broadcast to its neurons"),
+    ],
+)
+def test_a_learned_parameter_that_neurons_share_is_refused(numbers, read, said):
+    learner = hb.learn.online(nn.Sequential(nn.Linear(6, 5), hb.OverTime(Shared(numbers, read))))
+    with pytest.raises(ValueError, match=f"layer '1', Shared, .*{said}"):
+        learner.step(torch.rand(4, 6))
+
+
 @pytest.mark.parametrize("cell", [hb.LIFCell(tau=torch.rand(5) + 2), hb.QIFCell()], ids=["tau", "QIF"])
 def test_ottt_needs_one_leak(cell):
     learner = hb.learn.online(nn.Sequential(nn.Linear(6, 5), hb.OverTime(cell), nn.Linear(5, 3)), "ottt")
