@@ -16,7 +16,7 @@ from PIL import Image
 
 from hibana import train
 from hibana.cli import _APP, _COMMANDS, main
-from hibana.cli.saying import _whole
+from hibana.cli.saying import _integer
 from hibana.train import checkpoint
 
 HEADER = "a,b,label\n"
@@ -240,7 +240,7 @@ def test_memory_that_there_is_not_is_one_sentence(capsys, monkeypatch):
 def test_no_command_rounds_a_number(command):
     for argument in _APP[command].assemble_argument_collection():
         if argument.hint is int:
-            assert argument.parameter.converter is _whole, argument.name
+            assert argument.parameter.converter is _integer, argument.name
 
 
 @pytest.mark.parametrize(

@@ -64,27 +64,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _discard_output()
     except CycloptsError as error:
-        return _said(name, _sentence(error), 2)
+        return _print_error(name, _sentence(error), 2)
     except Refusal as refusal:
-        return _said(name, str(refusal), 2)
+        return _print_error(name, str(refusal), 2)
     except Failure as failure:
-        return _said(name, str(failure), 1)
+        return _print_error(name, str(failure), 1)
     except ImportError as error:
-        said = extras.missing(error)
-        if said is None:
+        message = extras.missing(error)
+        if message is None:
             raise
-        return _said(name, said, 2)
+        return _print_error(name, message, 2)
     except KeyboardInterrupt as interruption:
-        return _said(name, f"interrupted{interruption}", 130)
+        return _print_error(name, f"interrupted{interruption}", 130)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _discard_output()
-        return _said(name, f"output can't be written: {error.strerror}", 1)
+        return _print_error(name, f"output can't be written: {error.strerror}", 1)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
             raise
-        return _said(
+        return _print_error(
             name, "needs more memory than there is; fewer layers or a smaller batch_size need less", 1
         )
     return 0
@@ -102,28 +102,28 @@ def _check_command(tokens: list[str]) -> None:
         near = difflib.get_close_matches(tokens[0], _COMMANDS, 1)
         hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(_COMMANDS)}"
         raise Refusal(f"there is no command {tokens[0]!r}{hint}")
-    for option, given in itertools.pairwise(tokens):
-        if not given or (given.startswith("--") and given.endswith("=")):
-            named = (given[:-1] if given else option).split("=")[0]
+    for option, value in itertools.pairwise(tokens):
+        if not value or (value.startswith("--") and value.endswith("=")):
+            named = (value[:-1] if value else option).split("=")[0]
             raise Refusal(f"{named if named.startswith('--') else 'an argument'} must not be empty")
 
 
-def _said(name: str, sentence: str, status: int) -> int:
+def _print_error(name: str, sentence: str, status: int) -> int:
     print(f"{name}: {sentence}", file=sys.stderr)
     return status
 
 
 def _sentence(error: CycloptsError) -> str:
-    """What an option was mistaken in, on one line, and the near one, also where others call it so."""
+    """The message of a wrong option, with the closest one, also by its name in other libraries."""
     if isinstance(error, UnknownOptionError):
-        given = error.token.keyword or error.token.value
-        called = given.partition("=")[0].lstrip("-").replace("_", "-")
-        collection = error.argument_collection
-        known = [name for each in collection or () for name in each.names if name.startswith("--")]
-        near = f"--{foreign.OPTIONS.get(called)}"
-        found = [near] if near in known else difflib.get_close_matches(f"--{called}", known, 1)
-        hint = f"did you mean {found[0]}?" if found else "--help lists them all"
-        return f"there is no option {given}; {hint}"
+        option = error.token.keyword or error.token.value
+        name = option.partition("=")[0].lstrip("-").replace("_", "-")
+        arguments = error.argument_collection or ()
+        options = [each for argument in arguments for each in argument.names if each.startswith("--")]
+        alias = f"--{foreign.OPTIONS.get(name)}"
+        near = [alias] if alias in options else difflib.get_close_matches(f"--{name}", options, 1)
+        hint = f"did you mean {near[0]}?" if near else "--help lists them all"
+        return f"there is no option {option}; {hint}"
     if isinstance(error, UnusedCliTokensError):
         return f"{' '.join(error.unused_tokens or ())} belongs to no option; --help lists them all"
     return " ".join(str(error).split())

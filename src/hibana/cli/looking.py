@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibana.cli.saying import Refusal, Whole, doing, reachable, refusing, writable
+from hibana.cli.saying import Integer, Refusal, doing, reachable, refusing, writable
 
 if TYPE_CHECKING:
     from hibana.cells import Cell
 
 
-def demo(*, out: Path = Path("hibana-demo"), seed: Whole = 0) -> None:
+def demo(*, out: Path = Path("hibana-demo"), seed: Integer = 0) -> None:
     """The article's two demos, printed and drawn.
 
     Args:
@@ -62,10 +62,10 @@ def explain(
     from hibana.cells.surrogate import named
 
     with refusing():
-        given: dict[str, Any] = {} if surrogate is None else {"surrogate": named(surrogate)}
+        options: dict[str, Any] = {} if surrogate is None else {"surrogate": named(surrogate)}
         if detach_reset:
-            given["detach_reset"] = True
-        print(hibana.explain(_cell(cell)(**given), code=code), end="")
+            options["detach_reset"] = True
+        print(hibana.explain(_cell(cell)(**options), code=code), end="")
 
 
 def build() -> None:
@@ -81,9 +81,9 @@ def _cell(name: str) -> "type[Cell]":
     from hibana.train.architecture import imported
 
     names = [each.removesuffix("Cell") for each in cells.__all__ if each.endswith("Cell") and each != "Cell"]
-    known = {each.lower(): getattr(cells, f"{each}Cell") for each in names}
+    by_name = {each.lower(): getattr(cells, f"{each}Cell") for each in names}
     reachable([name])
-    cell = imported(name, "cell") if ":" in name else known.get(name.removesuffix("Cell").lower())
+    cell = imported(name, "cell") if ":" in name else by_name.get(name.removesuffix("Cell").lower())
     if not (isinstance(cell, type) and issubclass(cell, cells.Cell)):
         raise Refusal(f"cell must be one of {', '.join(names)}, or MODULE:CLASS of your own; got {name!r}")
     return cell

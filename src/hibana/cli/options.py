@@ -1,4 +1,4 @@
-"""Options made of the settings: their names, types, defaults and meanings stand in ``Settings`` alone."""
+"""Options of the train command, generated from the fields and the docstring of ``Settings``."""
 
 import inspect
 import re
@@ -9,16 +9,16 @@ from typing import Annotated, Any
 import cyclopts
 from docstring_parser import parse
 
-from hibana.cli.saying import Whole
+from hibana.cli.saying import Integer
 from hibana.train.settings import CHOICES, OF_FILES, Settings
 
 __all__ = ["with_settings"]
 
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """`command`, whose parameter ``**given`` takes each of the settings as an option."""
+    """`command` with an option for each of the settings, in place of its parameter ``**options``."""
     signature = inspect.signature(command)
-    kept = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+    parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
     descriptions = {each.arg_name: each.description or "" for each in parse(Settings.__doc__ or "").params}
     groups = {
         False: cyclopts.Group("Settings", sort_key=1),
@@ -32,15 +32,15 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
             group=groups[field.name in OF_FILES],
         )
         default = None if "Default:" in words else field.default  # of other recipes, too
-        kind: Any = Whole if field.type is int else field.type
+        kind: Any = Integer if field.type is int else field.type
         if default is None:
             kind = kind | None  # a default is held against its type, where pydantic is loaded
         annotation = Annotated[kind, option]
-        kept.append(
+        parameters.append(
             inspect.Parameter(
                 field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
             )
         )
-    command.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    command.__annotations__ = {each.name: each.annotation for each in kept} | {"return": None}
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {each.name: each.annotation for each in parameters} | {"return": None}
     return command

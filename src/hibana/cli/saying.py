@@ -9,7 +9,7 @@ from typing import Annotated
 
 import cyclopts
 
-__all__ = ["Failure", "Refusal", "Whole", "doing", "reachable", "refusing", "unwritable", "writable"]
+__all__ = ["Failure", "Refusal", "Integer", "doing", "reachable", "refusing", "unwritable", "writable"]
 
 
 class Refusal(Exception):  # noqa: N818 - not an error of the program: something it won't do
@@ -74,7 +74,7 @@ def reachable(names: Iterable[str | None]) -> None:
         sys.path.insert(0, "")
 
 
-def _whole(kind: object, tokens: Sequence[cyclopts.Token]) -> int:
+def _integer(kind: object, tokens: Sequence[cyclopts.Token]) -> int:
     """An integer; cyclopts itself would round a number with a fraction."""
     (text,) = (token.value for token in tokens)
     try:
@@ -83,5 +83,5 @@ def _whole(kind: object, tokens: Sequence[cyclopts.Token]) -> int:
         raise ValueError(f"it must be a whole number, got {text}") from None
 
 
-Whole = Annotated[int, cyclopts.Parameter(converter=_whole)]
+Integer = Annotated[int, cyclopts.Parameter(converter=_integer)]
 """An option that takes an integer."""

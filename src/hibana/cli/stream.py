@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hibana.cli.saying import Failure, Refusal, doing, refusing
 from hibana.cli.steps import steps_of
-from hibana.cli.tables import said_step, step_heading
+from hibana.cli.tables import formatted_step, step_heading
 from hibana.network import native
 from hibana.train.predicting import answered
 
@@ -94,7 +94,7 @@ class _Running:
             answers = answered(self.model, self._scores(outputs), [str(self.count)])
             if self.form == "csv" and self.steps == 0:
                 sys.stdout.write(step_heading(answers.label, answers.classes))
-            sys.stdout.write(said_step(answers, self.form))
+            sys.stdout.write(formatted_step(answers, self.form))
             sys.stdout.flush()
             self.durations.append(time.perf_counter() - start)
             self.steps += 1

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from hibana.train import Answers, Linear, Outcome
 
-__all__ = ["confusions", "report", "said", "said_step", "step_heading"]
+__all__ = ["confusions", "report", "formatted", "formatted_step", "step_heading"]
 
 MOST_LAYERS = 12
 """Spiking layers that have a line each."""
@@ -111,7 +111,7 @@ def confusions(answers: "Tensor", labels: "Tensor", names: tuple[str, ...]) -> N
     Console().print(table)
 
 
-def said(answers: "Answers", form: str) -> str:
+def formatted(answers: "Answers", form: str) -> str:
     """Answers as a ``table``, as ``csv`` or as ``json``."""
     rows = _rows(answers)
     if form == "json":
@@ -155,7 +155,7 @@ def _number(label: str) -> float:
         return math.nan
 
 
-def said_step(answers: "Answers", form: str) -> str:
+def formatted_step(answers: "Answers", form: str) -> str:
     """The answer at one step, on one line of a ``table``, of ``csv``, or of ``json``."""
     (row,) = _rows(answers, "step")
     row["step"] = int(row["step"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hibana import keep_memory
 from hibana.cli import tables
-from hibana.cli.saying import Failure, Refusal, Whole, doing, reachable, refusing, unwritable
+from hibana.cli.saying import Failure, Integer, Refusal, doing, reachable, refusing, unwritable
 
 with doing("loading PyTorch"):
     from hibana.cli.options import with_settings
@@ -36,11 +36,11 @@ def train(  # noqa: D417 - the settings have docstrings of their own
     out: Path | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
-    threads: Whole | None = None,
+    threads: Integer | None = None,
     trust: tuple[str, ...] = (),
-    **given: Any,
+    **options: Any,
 ) -> None:
-    """Trains a spiking network, and says how it did beside a linear model; `given` are the settings.
+    """Trains a spiking network, and says how it did beside a linear model; `options` are the settings.
 
     Args:
         settings: a run's settings.yaml to start from; options change single settings of it.
@@ -52,14 +52,14 @@ def train(  # noqa: D417 - the settings have docstrings of their own
     """
     import torch
 
-    reachable([given.get("layers"), given.get("data"), *trust])
+    reachable([options.get("layers"), options.get("data"), *trust])
     keep_memory()
     torch.set_flush_denormal(True)  # before torch's threads begin: they take it over
     with refusing():
         if threads is not None:
             check_threads(threads)
         check_trust(None, trust, "the command")
-        chosen, checkpoint = _chosen(settings, resume, trust, given)
+        chosen, checkpoint = _chosen(settings, resume, trust, options)
         where = out or RUNS / f"{chosen.title}-{chosen.seed}"
         if resume is not None and out is None:
             where = resume if resume.is_dir() else resume.parent
@@ -82,24 +82,23 @@ def train(  # noqa: D417 - the settings have docstrings of their own
 
 
 def _chosen(
-    file: Path | None, resume: Path | None, trust: tuple[str, ...], given: dict[str, Any]
+    file: Path | None, resume: Path | None, trust: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[Settings, Path | None]:
     """Settings of the run, and the checkpoint that it is resumed from."""
     if resume is None:
-        return read(file, trust=trust, **given) if file else Settings(**given), None
+        return read(file, trust=trust, **options) if file else Settings(**options), None
     if file is not None:
         raise ValueError("--resume takes its settings from the checkpoint; leave out --settings")
-    return resumed(resume, trust=trust, **given)
+    return resumed(resume, trust=trust, **options)
 
 
 def _check_accelerator(name: str) -> None:
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
-    known = ["auto", *AcceleratorRegistry]
-    wanted = {"gpu": "cuda"}.get(name, name)
-    if name != "gpu" and name not in known:
-        raise ValueError(f"accelerator must be one of cpu, gpu, {', '.join(known)}; got {name!r}")
-    if not AcceleratorRegistry[wanted]["accelerator"].is_available():
+    names = ["auto", *AcceleratorRegistry]
+    if name != "gpu" and name not in names:
+        raise ValueError(f"accelerator must be one of cpu, gpu, {', '.join(names)}; got {name!r}")
+    if not AcceleratorRegistry["cuda" if name == "gpu" else name]["accelerator"].is_available():
         raise ValueError(
             f"accelerator must be one that this machine has, it has no {name}; cpu is always there"
         )
@@ -199,12 +198,12 @@ def runs(folder: Path = RUNS, /) -> None:
     """
     if not folder.is_dir():
         raise Refusal(f"there is no folder {folder}; hibana train writes its runs to {RUNS}, or to --out")
-    found = results.list_runs(folder)
-    if not found:
+    listed = results.list_runs(folder)
+    if not listed:
         raise Refusal(f"folder must hold runs of hibana train, {folder} holds none")
-    rows = [("run", *results.Run._fields[1:-1]), *(run[:-1] for run in found)]
+    rows = [("run", *results.Run._fields[1:-1]), *(run[:-1] for run in listed)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row, settings in zip(rows, ["", *(run.settings for run in found)], strict=True):
+    for row, settings in zip(rows, ["", *(run.settings for run in listed)], strict=True):
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
         for line in textwrap.wrap(settings, 76, break_long_words=False, break_on_hyphens=False):
             print(f"    {line}")

@@ -6,8 +6,8 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibana.cli.saying import Refusal, Whole, doing, reachable, refusing
-from hibana.cli.tables import confusions, said
+from hibana.cli.saying import Integer, Refusal, doing, reachable, refusing
+from hibana.cli.tables import confusions, formatted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,7 +24,7 @@ def predict(
     json: bool = False,
     stream: bool = False,
     window: float | None = None,
-    rate: Whole | None = None,
+    rate: Integer | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
     """Uses a trained network: on samples of your own, on the test set of its data, or step by step.
@@ -74,7 +74,7 @@ def predict(
         print(answers.summary, file=sys.stderr)
     if answers.warning:
         print(f"hibana predict: the samples are unlike those trained on: {answers.warning}", file=sys.stderr)
-    print(said(answers, form), end="")
+    print(formatted(answers, form), end="")
 
 
 def _tested(model: "Network") -> None:
@@ -107,7 +107,7 @@ def play(
     checkpoint: Path | None = None,
     /,
     *,
-    port: Whole = 0,
+    port: Integer = 0,
     browser: bool = True,
     trust: tuple[str, ...] = (),
 ) -> None:
@@ -152,10 +152,10 @@ def convert(
     /,
     *,
     dt: float | None = None,
-    steps: Whole | None = None,
-    bits: Whole | None = None,
-    ram: Whole | None = None,
-    flash: Whole | None = None,
+    steps: Integer | None = None,
+    bits: Integer | None = None,
+    ram: Integer | None = None,
+    flash: Integer | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
     """Takes a network to other platforms and back, and says what was lost.

@@ -50,7 +50,7 @@ def gradient_norms(
     """
     if of not in ("outputs", "inputs"):
         raise ValueError(f"of must be 'outputs' or 'inputs', got {of!r}")
-    seen: dict[str, Tensor] = {}
+    recorded: dict[str, Tensor] = {}
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: Any, named: Any, outputs: Any) -> None:
@@ -58,8 +58,8 @@ def gradient_norms(
                 tensor = args[0] if args else named["inputs"]
             else:
                 tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-            calls = sum(key.partition("#")[0] == name for key in seen)
-            seen[name if calls == 0 else f"{name}#{calls}"] = tensor
+            calls = sum(key.partition("#")[0] == name for key in recorded)
+            recorded[name if calls == 0 else f"{name}#{calls}"] = tensor
 
         return hook
 
@@ -74,12 +74,12 @@ def gradient_norms(
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen:
+    if not recorded:
         raise ValueError("net must call at least one layer of hibana (OverTime, IF, ..., Recurrent)")
-    for tensor in seen.values():
+    for tensor in recorded.values():
         tensor.retain_grad()  # says that someone looks: nothing is left out, or summed over time, on the way
-    grads = torch.autograd.grad(loss, list(seen.values()), allow_unused=True)
+    grads = torch.autograd.grad(loss, list(recorded.values()), allow_unused=True)
     return {
         name: tensor.new_zeros(len(tensor)) if grad is None else grad.flatten(1).norm(dim=1)
-        for (name, tensor), grad in zip(seen.items(), grads, strict=True)
+        for (name, tensor), grad in zip(recorded.items(), grads, strict=True)
     }

@@ -98,6 +98,6 @@ def training(
 
 
 def _of(history: Mapping[str, Sequence[float]], what: str) -> dict[str, Sequence[float]]:
-    """The curves of one quantity by part, in the order of their names: training before validation."""
-    found = {key.partition("/")[0]: values for key, values in history.items() if key.endswith(f"/{what}")}
-    return dict(sorted(found.items()))
+    """Curves of one quantity by part of the data, training before validation."""
+    curves = {key.partition("/")[0]: values for key, values in history.items() if key.endswith(f"/{what}")}
+    return dict(sorted(curves.items()))

@@ -48,8 +48,8 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
 
     samples.setup()
     parts: list[Any] = []
-    for split, count in ((samples.training, ENOUGH), (samples.test, len(samples.test))):  # type: ignore[arg-type]
-        inputs, labels, *lengths = gathered(split, min(count, len(split)))  # type: ignore[arg-type]
+    for split, count in ((samples.training, ENOUGH), (samples.test, len(samples.test))):  # type: ignore[arg-type] # all splits have a length
+        inputs, labels, *lengths = first(split, count)
         if lengths:  # of unequal length: their means over time
             inputs = padding.masked(inputs.transpose(0, 1), lengths[0]).sum(0) / lengths[0].view(
                 -1, *[1] * (inputs.ndim - 2)
@@ -74,17 +74,9 @@ def linear_accuracy(model: "Network", samples: data.DataSet) -> float:
     return linear(model, samples).accuracy
 
 
-def first(samples: data.DataSet) -> tuple[torch.Tensor, ...]:
-    """The first 512 inputs of the training set, and lengths if they are padded."""
-    count = min(512, len(samples.training))  # type: ignore[arg-type]
-    inputs, _, *lengths = gathered(samples.training, count)
-    return inputs, *lengths
-
-
-def gathered(split: data.Samples, count: int) -> tuple[torch.Tensor, ...]:
-    """The first `count` inputs and labels, and lengths if they are padded."""
-    samples = [split[index] for index in range(count)]
-    return tuple(default_collate(samples))
+def first(split: data.Samples, count: int) -> tuple[torch.Tensor, ...]:
+    """The first inputs and labels, at most `count`, and lengths if they are padded."""
+    return tuple(default_collate([split[index] for index in range(min(count, len(split)))]))  # type: ignore[arg-type]
 
 
 def _are_spikes(inputs: torch.Tensor) -> bool:

@@ -68,22 +68,22 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
         values = _plain(model, source)
         names = [f"sample {number}" for number in range(1, len(values) + 1)]
     else:
-        known = model.description.inputs
+        inputs = model.description.inputs
         try:
             raw = model.description.read(source)
         except ValueError as error:
             kind = model.description.kind
             raise ValueError(f"{error} (the network was trained on data of kind {kind})") from error
-        steps = known.own_steps(raw.values)
+        steps = inputs.own_steps(raw.values)
         lengths = () if steps is None else (steps,)
-        details = {"labels": raw.labels, "warning": known.unlike(raw.values)}
+        details = {"labels": raw.labels, "warning": inputs.unlike(raw.values)}
         name = source_name(source, "samples")
         details["summary"] = f"{name}: {', '.join(raw.notes)}" if raw.notes else ""
-        values, names = known.tensor(raw.values), raw.names
+        values, names = inputs.tensor(raw.values), raw.names
     model.seed_evaluation()
     scores = []
-    for part, *own in zip(*(torch.split(each, AT_ONCE) for each in (values, *lengths)), strict=True):
-        scores.append(model(part.float() / 255 if part.dtype == torch.uint8 else part.float(), *own))
+    for part, *of_part in zip(*(torch.split(each, AT_ONCE) for each in (values, *lengths)), strict=True):
+        scores.append(model(part.float() / 255 if part.dtype == torch.uint8 else part.float(), *of_part))
     return answered(model, torch.cat(scores), names)._replace(**details)
 
 

@@ -186,7 +186,8 @@ def complete(
         samples.evaluated_at_once = series.at_once(model.net, settings.steps)
         if resume is None:
             history.values[f"validation/{model.objective.measure}"] = [series.fitted(model, samples)]
-    started = {} if resume else model.prepare(*first(samples))
+    inputs, _, *lengths = first(samples.training, 512)
+    started = {} if resume else model.prepare(inputs, *lengths)
     if resume is not None and settings.patience > 0 and folder.is_main and not (folder.path / BEST).exists():
         checkpoint.read(resume.parent / BEST)  # raises a ValueError if it is missing or damaged
         files.write(folder.path / BEST, (resume.parent / BEST).read_bytes())

@@ -79,12 +79,12 @@ def activity(net: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> t
 
 
 def _spiking_or_warned(net: nn.Module, what: str) -> dict[str, nn.Module]:
-    found = spiking_layers(net)
-    if not found:
+    spiking = spiking_layers(net)
+    if not spiking:
         kinds = ", ".join(dict.fromkeys(type(module).__name__ for module in net.modules()))
         message = f"net has no spiking layer of hibana, so that no {what}; it is made of {kinds}"
         warnings.warn(message, stacklevel=3)
-    return found
+    return spiking
 
 
 def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
@@ -238,7 +238,7 @@ def _reaching(net: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Tensor,
         if not currents:
             called.append(module)
 
-    def reached(module: nn.Module, args: Any) -> None:
+    def record_current(module: nn.Module, args: Any) -> None:
         currents.append(args[0])
 
     inner = set(layer.modules())
@@ -247,7 +247,7 @@ def _reaching(net: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Tensor,
         for module in net.modules()
         if module not in inner and isinstance(getattr(module, "weight", None), nn.Parameter)
     ]
-    hooks.append(layer.register_forward_pre_hook(reached))
+    hooks.append(layer.register_forward_pre_hook(record_current))
     try:
         net(inputs)
     finally:
