@@ -114,8 +114,8 @@ def play(
     """Moves a neuron, or a trained network, by hand: a page in the browser, on this machine alone.
 
     Args:
-        checkpoint: a network to open: a checkpoint of hibana train, or a run's folder; digits is one that
-            comes with hibana.
+        checkpoint: a network to open: a checkpoint of hibana train, or a run's folder; digits, mnist-1d and
+            spoken-digits come with hibana.
         port: on this machine; a free one if 0.
         browser: open a browser; else the address is printed.
         trust: MODULE:FUNCTION of yours that the file may name, and that is then run; may be repeated.
@@ -124,15 +124,14 @@ def play(
 
     reachable(trust)
     with doing("loading the page"), refusing():
-        from hibana.cli.play.network import DIGITS
         from hibana.cli.play.server import serve
         from hibana.train.architecture import check_trust
         from hibana.train.folder import checkpoint_of
-        from hibana.train.pretrained import is_pretrained
+        from hibana.train.pretrained import NAMES, is_pretrained
 
         check_trust(None, trust, "the command")
         path = checkpoint
-        if checkpoint is not None and (checkpoint != Path(DIGITS) or checkpoint.exists()):
+        if checkpoint is not None and (str(checkpoint) not in NAMES or checkpoint.exists()):
             path = checkpoint_of(checkpoint)
             if not (path.is_file() or is_pretrained(path)):
                 raise ValueError(f"checkpoint must be a file that `hibana train` wrote, there is no {path}")

@@ -10,23 +10,21 @@ import torch
 from torch import Tensor
 
 from hibana.cli.play.source import Trouble
+from hibana.runtime.extras import missing
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train import Network
 
-__all__ = ["DIGITS", "SHIPPED", "next_misclassified", "opened", "sample"]
-
-DIGITS = "digits"
-"""Instead of a path: the network that comes with hibana, unless a file has that name."""
-SHIPPED = Path(__file__).with_name("digits.ckpt")
-"""That network: ``python -m benchmarks.shipped`` trained it."""
+__all__ = ["next_misclassified", "opened", "sample"]
 
 
 def opened(path: str, trust: Collection[str] = ()) -> dict[str, Any]:
     """A checkpoint's ``title``, a line about the network; ``count`` of test samples; ``steps``.
 
-    `trust` names the functions that a checkpoint may execute, as in :func:`hibana.train.load`.
+    Args:
+        path: of the checkpoint, or the name of a network of :func:`hibana.pretrained`.
+        trust: functions that a checkpoint may execute, as in :func:`hibana.train.load`.
 
     Raises:
         Trouble: if it is no checkpoint of ``hibana train``, or what it needs is not installed or not there.
@@ -62,7 +60,8 @@ def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]
     shown, label, *lengths = samples.test[index]
     shown = shown[: int(lengths[0])] if lengths else shown
     with torch.inference_mode():
-        potentials, spikes = activity(model.net, _encoded(model, shown, index))
+        torch.manual_seed(index)  # the same random numbers each time
+        potentials, spikes = activity(model.net, model.encode(shown[None]))
         answer = int(model.objective.scores(potentials).argmax(1))
     picture, axes = _picture(shown, samples.sequential)
     return {
@@ -100,33 +99,23 @@ def next_misclassified(path: str, after: int, trust: Collection[str] = ()) -> in
     raise Trouble("the network classifies all test samples correctly")
 
 
-def _encoded(model: "Network", shown: Tensor, index: int) -> Tensor:
-    """Test sample `index` over time, ``[T, 1, ...]``, with the same random numbers each time."""
-    torch.manual_seed(index)
-    return model.encode(shown[None])
-
-
 def _load(path: str, trust: Collection[str]) -> tuple["Network", "DataSet"]:
     where = Path(path).expanduser()
-    if path == DIGITS and not where.exists():
-        where = SHIPPED
-    changed = where.stat().st_mtime_ns if where.is_file() else 0
-    return _loaded(where, changed, tuple(trust))
+    return _loaded(where, where.stat().st_mtime_ns if where.is_file() else 0, tuple(trust))
 
 
 @lru_cache(maxsize=2)
 def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Network", "DataSet"]:
     try:
         from hibana.train import load
+        from hibana.train.pretrained import NAMES, SHIPPED
 
-        model = load(path, trust=trust)
+        is_shipped = str(path) in NAMES and not path.exists()
+        model = load(SHIPPED / path if is_shipped else path, trust=trust)
         samples = model.settings.samples(model.description)
         samples.setup()
     except ModuleNotFoundError as error:
-        raise Trouble(
-            f"opening a checkpoint needs {error.name}; "
-            f"pip install '.[train,data]' in a clone of hibana brings it"
-        ) from error
+        raise Trouble(f"opening the checkpoint {missing(error) or error}") from error
     except (ValueError, FileNotFoundError) as error:
         raise Trouble(str(error)) from error
     if model.is_regression:

@@ -29,7 +29,7 @@ class NetworkView:
     def __init__(self, checkpoint: str | None, trust: list[str]) -> None:
         self._trust, self._path, self._shown = trust, "", -1
         self._where = TextInput(
-            title="Checkpoint", value=checkpoint or network.DIGITS, width=WIDTH, name="checkpoint"
+            title="Checkpoint", value=checkpoint or "digits", width=WIDTH, name="checkpoint"
         )
         opening = Button(label="Open", button_type="primary", width=WIDTH, name="open")
         opening.on_click(self._open)

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.cli.play.source import Trouble, describe_error, find, make_cell
+from hibana.cli.play.source import Trouble, describe_error, make_cell
 from hibana.compiler import unroll
 
-__all__ = ["SHAPES", "STEPS", "answer", "describe"]
+__all__ = ["SHAPES", "STEPS", "answer", "input_range"]
 
 STEPS = 200
 """Time steps."""
@@ -29,43 +29,38 @@ LARGEST = 1e30
 Answer = dict[str, Any]
 
 
-def describe(cell: str, source: str | None = None) -> Answer:
-    """The cell's class, the first line of its description, and the range of its input.
+def input_range(kind: type[Cell]) -> tuple[float, float]:
+    """The first strength and the range of the input of a cell; see :func:`_range`.
 
     Raises:
-        Trouble: if there is no such cell, or it can't be made with its defaults.
+        Trouble: if the cell can't be made with its defaults, or fails.
     """
-    kind = find(cell, source)
     try:
-        strength, top = _range(make_cell(kind, {}))
+        return _range(make_cell(kind, {}))
     except Trouble:
         raise
     except Exception as error:  # of a pasted cell
         raise Trouble(describe_error(error)) from error
-    summary = (kind.__doc__ or "").strip().partition("\n")[0]
-    return {"kind": kind, "summary": summary, "top": top, "strength": strength}
 
 
 def answer(
-    cell: str,
+    kind: type[Cell],
     values: dict[str, Any],
     *,
     strength: float,
     noise: float,
     top: float,
     shape: str = "constant",
-    source: str | None = None,
 ) -> Answer:
     """One neuron at rest, then :data:`STEPS` steps of ``input_t = strength * shape_t + noise * N(0, 1)``.
 
     Args:
-        cell: the name of a built-in cell, if `source` is ``None``.
+        kind: the class of the cell.
         values: its hyper-parameters; of a surrogate ``(name, {parameter: value})``.
         strength: of the input.
         noise: standard deviation of the noise; the draw is always the same.
         top: the largest current of the F-I curve.
         shape: one of :data:`SHAPES`.
-        source: the text of the user's cell.
 
     Returns:
         ``time, input, potential, emitted``, ``[STEPS]``; ``others``, the further states by name;
@@ -82,7 +77,7 @@ def answer(
             raise Trouble(f"{name} must be finite, got {value!r}")
     if noise < 0:
         raise Trouble(f"input noise must be at least 0, got {noise!r}")
-    made = make_cell(find(cell, source), values)
+    made = make_cell(kind, values)
     try:
         return _answer(made, strength, noise, top, shape)
     except (Trouble, KeyboardInterrupt):

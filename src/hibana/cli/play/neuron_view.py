@@ -80,21 +80,21 @@ class NeuronView:
     def _choose(self, defaults: dict[str, float]) -> None:
         """Make the widgets of the chosen or pasted cell; `defaults` replace those of its signature."""
         self._own.visible = self._cell.value == OWN
-        code = self._code.value if self._own.visible else None
         try:
-            described = neuron.describe(self._cell.value, code)
-            self._fields = fields.of_cell(described["kind"], self._show_soon, defaults)
+            kind = source.find(self._cell.value, self._code.value if self._own.visible else None)
+            strength, top = neuron.input_range(kind)
+            self._fields = fields.of_cell(kind, self._show_soon, defaults)
         except Trouble as trouble:
             self._trouble.text = str(trouble)
             return
-        self._source, self._top, strength = code, described["top"], described["strength"]
-        self._summary.text = described["summary"]
+        self._kind, self._top = kind, top
+        self._summary.text = (kind.__doc__ or "").strip().partition("\n")[0]
         self._numbers.children = [each.element for each in self._fields]
         self._input = [
             fields.number(name, defaults.get(name, value), self._show_soon, largest=largest)
             for name, value, largest in (
-                ("input strength", strength, self._top),
-                ("input noise", 0.0, self._top / 2),
+                ("input strength", strength, top),
+                ("input noise", 0.0, top / 2),
             )
         ]
         self._currents.children = [each.element for each in self._input]
@@ -112,13 +112,12 @@ class NeuronView:
         try:
             strength, noise = (float(each.value()) for each in self._input)
             answer = neuron.answer(
-                self._cell.value,
+                self._kind,
                 {each.name: each.value() for each in self._fields},
                 strength=strength,
                 noise=noise,
                 top=self._top,
                 shape=self._course.value,
-                source=self._source,
             )
         except Trouble as trouble:
             self._trouble.text = str(trouble)

@@ -2,7 +2,6 @@
 
 import linecache
 import traceback
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,7 +58,6 @@ def find(name: str, source: str | None = None) -> type[cells.Cell]:
     return cells_by_name[name]
 
 
-@lru_cache(maxsize=8)
 def _execute(source: str) -> type[cells.Cell]:
     linecache.cache[NAME] = (len(source), None, source.splitlines(keepends=True), NAME)
     namespace = {"__name__": NAME, "hb": hibana, "hibana": hibana, "nn": torch.nn, "torch": torch}

@@ -7,12 +7,12 @@ import math
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["PLAIN", "Layout", "check_encoding", "decode", "read_table"]
+__all__ = ["PLAIN", "check_encoding", "decode", "read_table"]
 
 PLAIN = "column "
 """Prefix of the column names of a table without a header; the column's number follows."""
@@ -25,14 +25,6 @@ COUNTED = 3
 _WITH_POINT, _WITH_COMMA = (re.compile(rf"[+-]?\d*{mark}\d+(e[+-]?\d+)?", re.I) for mark in (r"\.", ","))
 _JAPANESE = re.compile(r"([A-Za-z]?)([\u3041-\u30ff\u4e00-\u9fff])")
 """A kana or kanji, and a Latin letter before it."""
-
-
-class Layout(NamedTuple):
-    """How a text file separates its columns, whether it names them, and its decimal mark."""
-
-    separator: str
-    header: bool
-    decimal: str
 
 
 def read_table(source: Any, encoding: str | None = None) -> "tuple[DataFrame, list[str]]":
@@ -131,9 +123,7 @@ def _parse(content: bytes, encoding: str | None) -> "tuple[DataFrame, list[str]]
     layout = _layout(text[:SAMPLE])
     table = pandas.read_csv(
         io.StringIO(text),
-        sep=layout.separator,
-        header=0 if layout.header else None,
-        decimal=layout.decimal,
+        **layout,
         na_values=["?"],
         skipinitialspace=True,
         low_memory=False,  # or the type of a column is inferred separately for each chunk
@@ -141,11 +131,11 @@ def _parse(content: bytes, encoding: str | None) -> "tuple[DataFrame, list[str]]
     notes = [f"read as {used}"] if encoding else []
     if used in ("cp932", "cp1252") and not encoding:
         notes.append(f"not UTF-8, read as {used}")
-    return table, [*notes, "numbers with a decimal comma"] if layout.decimal == "," else notes
+    return table, [*notes, "numbers with a decimal comma"] if layout["decimal"] == "," else notes
 
 
-def _layout(sample: str) -> Layout:
-    """The layout of a text file that starts with `sample`."""
+def _layout(sample: str) -> dict[str, Any]:
+    """Separator, header and decimal mark of a text file that starts with `sample`, as pandas names them."""
     if not sample.strip():
         raise ValueError("it is empty")
     lines = [line for line in sample.splitlines() if line.strip()][:LINES]
@@ -156,7 +146,7 @@ def _layout(sample: str) -> Layout:
     commas = separator != "," and any(map(_WITH_COMMA.fullmatch, cells))
     decimal = "," if commas and not any(map(_WITH_POINT.fullmatch, cells)) else "."
     rows = [[cell.replace(decimal, ".") for cell in row] for row in rows]
-    return Layout(separator, _is_header(rows[0]), decimal)
+    return {"sep": separator, "header": 0 if _is_header(rows[0]) else None, "decimal": decimal}
 
 
 def _separator(lines: list[str]) -> str:

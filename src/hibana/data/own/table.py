@@ -217,23 +217,19 @@ class Table(Own):
                 identifiers.append(name)
             elif are_empty.iloc[place] or (not are_numbers[place] and column.nunique() > most):
                 other.append(name)
-        notes = [
-            f"{why}: {', '.join(f'`{name}`' for name in left)}"
-            for why, left in (
-                ("left out as they identify rows (--columns uses them)", identifiers),
-                ("left out", other),
-            )
-            if left
-        ]
+        identifying, left_out = (", ".join(f"`{name}`" for name in left) for left in (identifiers, other))
         chosen = chosen.drop(columns=[*identifiers, *other])
         if not len(chosen.columns):
-            left = ", ".join(f"`{name}`" for name in (*identifiers, *other))
+            left = ", ".join(each for each in (identifying, left_out) if each)
             why = "as empty, as identifiers of rows or as text that differs from row to row"
             raise ValueError(
                 f"{self.called} must have columns to learn from beside {label!r}"
                 + (f"; left out {why}: {left} (--columns uses them)" if left else "")
             )
-        return chosen, notes
+        notes = (
+            [f"left out as they identify rows (--columns uses them): {identifying}"] if identifiers else []
+        )
+        return chosen, [*notes, f"left out: {left_out}"] if other else notes
 
 
 def is_row_number(column: Any) -> bool:
