@@ -1,6 +1,7 @@
 """Learning online: gradients against backpropagation through time, each rule against its formula by hand."""
 
 import copy
+import functools
 import gc
 import itertools
 import pickle
@@ -132,8 +133,12 @@ class AfterReset(hb.Cell):
 class Repeating(hb.Cell):
     """It emits a state, and keeps one that has no derivative."""
 
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.7))
+
     def forward(self, input_, s_previous, v_previous, y_previous):
-        v = torch.sigmoid(0.7 * v_previous + input_)
+        v = torch.sigmoid(self.gain * v_previous + input_)
         return y_previous.detach(), v, v
 
 
@@ -477,6 +482,16 @@ def test_a_hyper_parameter_may_change():
     net.zero_grad()
     learner.sequence(x, loss_of(x, 3))
     check_exact(grads(net), exact)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_kernels_the_gradients_are_the_same(rule, monkeypatch):
+    x = spikes(12, 4, 6)
+    net = strong(network(hb.Recurrent(Repeating(), 5), "leaky"), x)
+    exact = by_sequence(net, x, loss_of(x, 3), rule, 5)
+    for module in (hb.learn.runs, hb.learn.memory):
+        monkeypatch.setattr(module, "unrolled", functools.partial(module.unrolled, backend="reference"))
+    check_exact(by_sequence(net, x, loss_of(x, 3), rule, 5), exact)
 
 
 class Hard(hb.Cell):

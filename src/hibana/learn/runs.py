@@ -1,5 +1,6 @@
 """Runs of a cell over a chunk of steps with a graph, and gradients of what they give."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -40,10 +41,10 @@ class Run:
 
     def gradients(self, of: Tensor, grad: Tensor) -> Gradients:
         """Gradients of the outputs, or of a state after the chunk, from the gradient there."""
-        if not of.requires_grad:  # a state that depends on nothing by a derivative
-            of = of + 0 * self.leaves[0].sum()
-        found = torch.autograd.grad(of, self.leaves, grad, retain_graph=True, allow_unused=True)
-        drive, *rest = list[Tensor | None](found)
+        found: Sequence[Tensor | None] = [None] * len(self.leaves)
+        if of.requires_grad:  # else it is a state without a derivative
+            found = torch.autograd.grad(of, self.leaves, grad, retain_graph=True, allow_unused=True)
+        drive, *rest = found
         drive = torch.zeros_like(self.leaves[0]) if drive is None else drive
         first, end = len(self.extra), len(self.extra) + len(self.last)
         return Gradients(drive, rest[:first], rest[first:end], rest[end:])
