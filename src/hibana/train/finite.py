@@ -42,7 +42,7 @@ def _check(tensors: tuple[Tensor, ...], split: Any, part: str) -> None:
         return
     for number in range(0 if split is None else len(split)):
         for name, value in zip(("inputs", "labels"), split[number], strict=False):
-            tensor = torch.as_tensor(value)
+            tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu")
             if bool(tensor.isfinite().all()):
                 continue
             place = (~tensor.isfinite()).nonzero()[0].tolist()

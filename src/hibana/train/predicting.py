@@ -4,7 +4,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 from hibana.data.own.arrays import read_numbers
@@ -125,8 +124,10 @@ def _plain(model: Network, source: Any) -> torch.Tensor:
         ValueError: if they have another shape or range.
     """
     settings = model.settings
-    array = read_numbers(source) if isinstance(source, Path) else np.asarray(source, dtype=np.float32)
-    inputs = torch.as_tensor(array)
+    if isinstance(source, Path):
+        inputs = read_numbers(source)
+    else:
+        inputs = torch.as_tensor(source, dtype=torch.float32, device="cpu")
     shape = (*([settings.steps] if settings.is_sequential else []), *model.hyper["shape"])
     if inputs.shape[1:] != shape or not len(inputs):
         sides = ", ".join(map(str, shape))
