@@ -141,25 +141,19 @@ class QuantizationAware(nn.Module):
         if line.of_channels:
             of_weights = row_units(weights, self.limit)
         else:
-            of_all = [self._weights(name) for name in self.added.get(line.name, (line.name,))]
-            of_weights = row_units(torch.cat(of_all)[None], self.limit).expand(len(weights))
+            layers: list[Any] = [self.plain.get_submodule(n) for n in self.added.get(line.name, (line.name,))]
+            together = torch.cat([layer.weight.detach().double().flatten() for layer in layers])
+            of_weights = row_units(together[None], self.limit).expand(len(weights))
         whole = of_weights * _one(line, scale)
         self._put(line.name, of_weights, whole)
         return whole.view([-1] + [1] * (len(line.shape) - 1)) if line.of_channels else float(whole[0])
 
     _convolution = _window = _delayed = _linear
 
-    def _weights(self, name: str) -> Tensor:
-        """The weights of layer `name`, flat."""
-        layer: Any = self.plain.get_submodule(name)
-        weights: Tensor = layer.weight.detach().double().flatten()
-        return weights
-
     def _maximum(self, line: _Line, scale: Scale) -> Scale:
         return scale
 
-    def _delay(self, line: _Line, scale: Scale) -> Scale:
-        return scale
+    _delay = _maximum
 
     def _average(self, line: _Line, scale: Scale) -> Scale:
         return scale / line.area
@@ -176,18 +170,13 @@ class QuantizationAware(nn.Module):
         raise Unsupported(f"layer {line.name!r} multiplies by a number, which gives no whole ones")
 
     def _neurons(self, line: _Line, scale: Scale) -> Scale:
-        training = torch.is_grad_enabled()
+        plain, ranges = self._cell(line), self.ranges.get(line.name)
         cell = fixed_cell(
-            line.name,
-            self._cell(line),
-            line.shape,
-            doubles(scale),
-            self.limit,
-            self.ranges.get(line.name),
-            training,
+            line.name, plain, line.shape, doubles(scale), self.limit, ranges, torch.is_grad_enabled()
         )
         layer: Any = self.net.get_submodule(line.name)
-        layer.cell = cell.to(self.dtype)
+        if not isinstance(layer.cell, FixedCell) or not layer.cell.takes(cell.to(self.dtype)):
+            layer.cell = cell.to(self.dtype)
         return cell.unit.double() if cell.unit.numel() > 1 else float(cell.unit)
 
     def _cell(self, line: _Line) -> Cell:

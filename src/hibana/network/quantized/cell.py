@@ -132,6 +132,14 @@ class FixedCell(Cell):
         unit: Tensor = self._read("u", len(self.names))
         return unit
 
+    def takes(self, other: "FixedCell") -> bool:
+        """Takes the numbers of `other` and returns True, if the compiled step of this cell serves both."""
+        alike = ("program", "ends", "fractions", "of", "at_rest", "errors")
+        same = all(getattr(self, name) == getattr(other, name) for name in alike)
+        if same:
+            self._buffers.update(other._buffers)
+        return same
+
     def for_inference(self) -> None:
         """Drops what only training needs."""
         for i in range(len(self.learned)):

@@ -27,13 +27,14 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
     and whose outputs are added. Weights of which each is a multiple of the smallest, at most 2^(bits-1) - 1
     times it, are represented exactly. Inputs become bytes, unless all are 0 or 1; batch normalisation is
     folded. A leak is a shift where tau is a power of two, else a product that is rounded. With neurons that
-    do not leak, on spikes, nothing is multiplied.
+    do not leak, on spikes, nothing is multiplied. Cells of any kind get the fixed-point form of their step
+    (:mod:`hibana.compiler.analysis.fixed_point`), with matrices of `bits` bits.
 
     Args:
         net: a trained network, as :func:`to_c` takes it, or one that :func:`quantization_aware` made, which
             is taken as it computes; it is left as it is.
-        calibration: inputs ``[T, batch, ...]``, such as training samples: they say what range inputs have,
-            for how many steps nothing may overflow, and what the report compares.
+        calibration: inputs ``[T, batch, ...]``, such as training samples: they say what range inputs, and the
+            states of some cells, have, for how many steps nothing may overflow, and what the report compares.
         bits: of a weight, from 2 to 8; 8 if none are given, or those that `net` was trained with.
 
     Returns:
@@ -41,7 +42,8 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
 
     Raises:
         ValueError: if `bits` is none of these, or not what `net` was trained with.
-        Unsupported: naming the layer, if it has no form in whole numbers, or a number does not fit.
+        Unsupported: naming the layer, if it or an operation in its step has no form in whole numbers, or a
+            number does not fit.
 
     Source: Jacob et al. (2018), *Quantization and training of neural networks for efficient
     integer-arithmetic-only inference*, for scales per channel and integer sums; that a threshold takes the
