@@ -384,3 +384,11 @@ def test_a_program_includes_its_header_whatever_the_file_is_called(tmp_path):
     source, header = to_c(net, torch.rand(4, 1, 3), name="own").write(tmp_path / "other.c")
     assert (source.name, header.name) == ("other.c", "other.h")
     subprocess.run(["cc", "-c", "-o", tmp_path / "other.o", source], check=True)
+
+
+def test_costs_name_the_neurons_whose_spikes_a_layer_reads():
+    net = nn.Sequential(
+        nn.Linear(3, 4), hb.IF(), nn.Linear(4, 5), hb.DelayedRecurrent(hb.LIFCell(), 5, 3), nn.Linear(5, 2)
+    )
+    costs = to_c(net, torch.rand(2, 1, 3)).costs
+    assert [cost.source for cost in costs] == ["input", "1", "1", "3", "3"]

@@ -43,4 +43,4 @@ class Spiking:
 def neurons_below(node: Node) -> Node:
     """The nearest neurons, or the input, that `node` reads."""
     below = node.inputs[0]
-    return below if below.kind in ("neurons", "input") else neurons_below(below)
+    return below if below.kind in ("neurons", "delayed recurrent", "input") else neurons_below(below)

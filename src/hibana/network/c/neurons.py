@@ -56,7 +56,7 @@ class _Writer:
             for j, (name, value) in enumerate(made.stores.items())
         }
         lines = []
-        body, results = self.to.numbers_of.statements(made, stores, made.standing)
+        body, results = self.to.numbers_of.statements(made, stores)
         for j, (state, value) in enumerate(zip(self.states, stores.values(), strict=True)):
             result = results[made.step.states[j]]
             truth = j in made.known and not value.boolean
@@ -87,7 +87,7 @@ class _Writer:
         out = self._lasting(f"product{i}_{made.index}", False)
         if product.state is None:
             operand = self._lasting(f"operand{i}_{made.index}", product.truth)
-            body, results = to.numbers_of.statements(made, {"operand": product.operand}, made.standing)
+            body, results = to.numbers_of.statements(made, {"operand": product.operand})
             value = f"({results['operand']}) != 0" if product.truth else results["operand"]
             lines = [*self._reads({"operand": product.operand}), *body]
             to.writer.write(each("j", self.size, [*lines, f"{to.element(operand, 'j')} = {value};"]))

@@ -2,7 +2,6 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import final
 
 import torch
@@ -12,15 +11,12 @@ from hibana.compiler.c import source
 from hibana.compiler.c.integers import Bounds, Integer, integer_statements
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
-from hibana.compiler.graph.step import Value
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import in_order
 from hibana.network.neurons import Layer, layer
 from hibana.network.sliding import sliding_of
 
 __all__ = ["Floating", "Numbers", "Whole"]
-
-Standing = Callable[[str, Value], str | float]
 
 
 class Numbers(ABC):
@@ -40,7 +36,7 @@ class Numbers(ABC):
     """What is to be said of the numbers."""
 
     @abstractmethod
-    def statements(self, made: Layer, stores: Stores, standing: Standing) -> tuple[list[str], dict[str, str]]:
+    def statements(self, made: Layer, stores: Stores) -> tuple[list[str], dict[str, str]]:
         """The body of a loop over neurons that computes `stores`, and what stands for each.
 
         Raises:
@@ -71,10 +67,10 @@ class Floating(Numbers):
         self.lowest = "(-INFINITY)"
         self.guards = _GUARDS
 
-    def statements(self, made: Layer, stores: Stores, standing: Standing) -> tuple[list[str], dict[str, str]]:
+    def statements(self, made: Layer, stores: Stores) -> tuple[list[str], dict[str, str]]:
         try:
             return source.neuron_statements(
-                stores, lambda name, leaf: self._said(standing(name, leaf)), source.dialect(self.kind)
+                stores, lambda name, leaf: self._said(made.standing(name, leaf)), source.dialect(self.kind)
             )
         except Unsupported as refused:
             raise Unsupported(f"layer {made.node.name!r}: {refused}") from refused
@@ -140,15 +136,15 @@ class Whole(Numbers):
             raise Unsupported(f"layer {name!r}: a constant of {largest:,.0f} does not fit in 32 bits")
         return "int8_t" if largest < 2**7 else "int16_t" if largest < 2**15 else "int32_t"
 
-    def statements(self, made: Layer, stores: Stores, standing: Standing) -> tuple[list[str], dict[str, str]]:
-        lines, said, _ = self._said(made, stores, standing, self.states[made.node])
+    def statements(self, made: Layer, stores: Stores) -> tuple[list[str], dict[str, str]]:
+        lines, said, _ = self._said(made, stores, self.states[made.node])
         return lines, {name: value.text for name, value in said.items()}
 
     def _said(
-        self, made: Layer, stores: Stores, standing: Standing, bounds: dict[str, Bounds]
+        self, made: Layer, stores: Stores, bounds: dict[str, Bounds]
     ) -> tuple[list[str], dict[str, Integer], int]:
         try:
-            return integer_statements(stores, standing, bounds)
+            return integer_statements(stores, made.standing, bounds)
         except Unsupported as refused:
             raise Unsupported(f"layer {made.node.name!r}: {refused}") from refused
 
@@ -176,11 +172,11 @@ class Whole(Numbers):
         for _ in range(self.steps):
             before = dict(bounds)
             for i, product in enumerate(made.products):
-                operand = self._said(made, {"operand": product.operand}, made.standing, bounds)[1]["operand"]
+                operand = self._said(made, {"operand": product.operand}, bounds)[1]["operand"]
                 low, high = (0, 1) if product.truth else (operand.low, operand.high)
                 bounds[f"product{i}"] = self._sum(made.weights(product), None, (low, high))
                 self._check(made.node, "a sum", bounds[f"product{i}"])
-            _, said, largest = self._said(made, made.stores, made.standing, bounds)
+            _, said, largest = self._said(made, made.stores, bounds)
             self.largest = max(self.largest, largest)
             for j, (name, value) in enumerate(zip(names, said.values(), strict=True)):
                 state = made.step.states[j].removesuffix("_state")
