@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
-from hibana.network.layers.linear import dense_operations, linear_node
+from hibana.network.layers.linear import Linear, linear_node
 from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Held, Lowering, in_order
 from hibana.network.nir_node import NirNode, check_broadcasts, filled
@@ -82,24 +82,18 @@ class Delays(LayerKind):
         return Delay(float(whole) if whole.ndim == 0 else whole.float())
 
 
-class DelayedSynapses(LayerKind):
+class DelayedSynapses(Linear):
     """:class:`hibana.DelayedLinear`: a linear layer with a delay for each synapse."""
 
     name = "delayed"
     types = (DelayedLinear,)
-    over_time = weighted = True
+    nir_types = ()
+    over_time = True
 
     def check(self, node: Node) -> None:
         module = node.module
         synapses = (module.out_features, node.seen[0][0])
         self.require(node, (module.out_features,), {"weight": synapses, "delay": synapses})
-
-    def operations(self, node: Node, dtype: torch.dtype) -> Operations:
-        return dense_operations(node, node.inputs[0].size * node.size)
-
-    def weights(self, node: Node, places: Tensor) -> tuple[Tensor, Tensor | None]:
-        module = node.module
-        return module.weight.detach().T[places].contiguous(), module.bias
 
     def delays(self, node: Node, places: Tensor) -> Tensor:
         module = node.module
