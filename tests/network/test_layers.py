@@ -7,7 +7,7 @@ from torch import nn
 import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.layers import LAYERS, LayerKind, register
+from hibana.network.layers import LAYERS, LayerKind, kind_of, register
 from hibana.network.lowering import Held
 from ordered import in_order
 
@@ -105,3 +105,21 @@ def test_a_layer_of_no_kind_and_a_name_that_is_taken_are_refused():
         hb.compile(net, x)
     with pytest.raises(ValueError, match="name must be new among kinds of layers, got 'sum'"):
         register(LAYERS["sum"])
+
+
+def test_a_kind_of_a_subclass_comes_before_the_kind_of_its_base():
+    class Doubled(nn.Linear):
+        def forward(self, inputs):
+            return 2 * super().forward(inputs)
+
+    class Doubling(LayerKind):
+        name, types = "doubling", (Doubled,)
+
+    register(Doubling())
+    try:
+        assert kind_of(Doubled(2, 3)) is LAYERS["doubling"]
+        assert kind_of(nn.Linear(2, 3)) is LAYERS["linear"]
+        with pytest.raises(Unsupported, match="layer '0': Doubled has no native form"):
+            hb.compile(nn.Sequential(Doubled(5, 3), hb.IF()), torch.rand(4, 1, 5))
+    finally:
+        del LAYERS["doubling"]

@@ -38,8 +38,8 @@ def register(kind: LayerKind) -> None:
 
 
 def kind_of(module: nn.Module | None) -> LayerKind | None:
-    """The kind of `module`; None if no kind has its class."""
-    return next((kind for kind in LAYERS.values() if isinstance(module, kind.types)), None)
+    """The kind of `module`, of several the one registered last; None if no kind has its class."""
+    return next((kind for kind in reversed(LAYERS.values()) if isinstance(module, kind.types)), None)
 
 
 def kind_of_function(target: Any) -> LayerKind | None:
