@@ -376,8 +376,13 @@ def test_training_in_whole_numbers_learns_and_is_quantised_as_it_is():
     net = nn.Sequential(nn.Linear(20, 30), hb.LIF(3.0, 0.5), hb.Linear(30, 4), hb.LI())
     x, y = (torch.rand(4, 64, 20) < 0.3).float(), torch.randint(4, (64,))
     aware = hb.convert.quantization_aware(net, x, bits=3)
+    cell = aware.net[1].cell
     losses = trained(aware, x, y)
     assert losses[-1] < losses[0] - 0.2
+    assert aware.net[1].cell is not cell  # its gradients came at the first step,
+    cell = aware.net[1].cell
+    trained(aware, x, y, steps=1)
+    assert aware.net[1].cell is cell  # and what is compiled for it serves all others
     assert aware.plain[0].bias.abs().max() > 0.01
     small, report = hb.quantize(aware, x)
     assert small.bits == 3
