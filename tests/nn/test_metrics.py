@@ -150,7 +150,7 @@ def test_watching_ends_with_the_block():
 
 
 def test_a_layer_that_is_not_counted_is_an_error():
-    with pytest.raises(TypeError, match=r"nn\.Linear .* got ReLU"):
+    with pytest.raises(TypeError, match="a linear layer or a convolution, got ReLU"):
         operations(nn.ReLU(), torch.ones(1))
     with pytest.raises(ValueError, match="padding_mode"):
         operations(nn.Conv2d(1, 1, 3, padding_mode="circular"), torch.ones(1, 1, 4, 4))
