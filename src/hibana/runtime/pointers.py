@@ -65,6 +65,10 @@ class Pointer:
         """Sets all bytes of `count` elements to `byte`."""
         self.writer.clear(self.text, self.element.size, self._long(count).text, byte)
 
+    def fetch(self, *, to_write: bool) -> None:
+        """Prefetches the cache line of this address."""
+        self.writer.do(f"call void @llvm.prefetch.p0(ptr {self.text}, i32 {int(to_write)}, i32 3, i32 1)")
+
     def copy(self, source: "Pointer", count: Operand) -> None:
         """Copies `count` elements from `source`, which must not overlap."""
         self.writer.copy(self.text, source.text, self.element.size, self._long(count).text)

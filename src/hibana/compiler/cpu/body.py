@@ -39,6 +39,10 @@ OCTETS = VECTOR // 8
 LINE = 64
 """Bytes of a line of a cache."""
 
+AHEAD = 512
+"""Bytes ahead of a block that are prefetched. Without it a training step of a recurrent network takes 1.12 to
+1.16 of the time, inference of a SEW ResNet 1.04 to 1.07 (Intel Xeon)."""
+
 NUMBERS: dict[str, type[Pointer]] = {"float32": Floats, "float64": Doubles}
 """The pointer type of each dtype that kernels compute in."""
 
@@ -59,6 +63,7 @@ class _Block(Analysis[Value]):
         number: type[Pointer],
         at: Value,
         count: Value | None,
+        ahead: frozenset[str],
         names: Mapping[graph.Value, str],
         scalars: Mapping[str, Value],
         draws: Draws | None,
@@ -66,6 +71,7 @@ class _Block(Analysis[Value]):
         super().__init__()
         self.code = code
         self.rows = rows
+        self.ahead = ahead
         self.names = names
         """The names of results in the code."""
         self.scalars = scalars
@@ -89,6 +95,11 @@ class _Block(Analysis[Value]):
             self.places[name] = row + (self.octet if isinstance(row, Bytes) else self.at)
         return self.places[name]
 
+    def fetch(self, name: str, *, to_write: bool) -> None:
+        """Prefetches a later block of the row `name`."""
+        for line in range(AHEAD, AHEAD + VECTOR * self.vector.size, LINE):
+            self.place(name).bytes(line).fetch(to_write=to_write)
+
     def store(self, name: str, value: Value, *, nontemporal: bool) -> None:
         place = self.place(name)
         if not isinstance(place, Bytes):
@@ -109,14 +120,17 @@ class _Block(Analysis[Value]):
         return self.drawn.drawn(str(value.data), self.element)
 
     def on_row(self, value: graph.Value) -> Value:
+        if str(value.data) in self.ahead:
+            self.fetch(str(value.data), to_write=False)
+        return self.on_bits(value)
+
+    def on_bits(self, value: graph.Value) -> Value:
         place = self.place(str(value.data))
         if not isinstance(place, Bytes):
             return place.load(VECTOR, self.there)
         if self.octets_there is None:
             return place.of(Ints).load(align=1).mask(VECTOR)
         return place.load(OCTETS, self.octets_there).word().mask(VECTOR)
-
-    on_bits = on_row
 
     def operation(self, value: graph.Value, row: Operation, args: list[Value]) -> Value:
         if value.data == IN_LOOP:
@@ -137,6 +151,7 @@ def row_function(
     short: bool,
     aligned: bool,
     nontemporal: frozenset[str],
+    ahead: frozenset[str],
 ) -> tuple[Function, list[str], list[str], bool]:
     """A function that computes `stores` for `n` neurons, the last `in_reverse` of them last to first.
 
@@ -165,7 +180,7 @@ def row_function(
         whole = n & -VECTOR
         turn = (whole - in_reverse).larger(0)
         with code.loop(0, turn, VECTOR) as at:
-            block(at, nontemporal=nontemporal)
+            block(at, nontemporal=nontemporal, ahead=ahead)
         with code.loop(0, whole - turn, VECTOR) as back:
             block(whole - VECTOR - back, nontemporal=nontemporal)
         left = n - whole
@@ -199,6 +214,7 @@ def _block(
     count: Value | None = None,
     *,
     nontemporal: frozenset[str] = frozenset(),
+    ahead: frozenset[str] = frozenset(),
 ) -> None:
     """Computes `stores` for the block of neurons at index `at`.
 
@@ -212,15 +228,18 @@ def _block(
         at: the index of the block's first neuron.
         count: how many neurons the block has, if it is not whole.
         nontemporal: the rows that are written by non-temporal stores, aligned to cache lines.
+        ahead: the rows that are prefetched.
     """
     names: dict[graph.Value, str] = {}
     for name, value in stores.items():
         names.setdefault(value, f"{name}.{at.text[1:]}")
-    block = _Block(code, rows, number, at, count, names, scalars, draws)
+    block = _Block(code, rows, number, at, count, ahead, names, scalars, draws)
     rewritten = leaves(stores)
     for name, value in stores.items():
         result = block.of(value)
         if name not in rewritten:
+            if name in ahead - nontemporal and not value.boolean:
+                block.fetch(name, to_write=True)
             block.store(name, result, nontemporal=name in nontemporal)
     for name, value in stores.items():
         if name in rewritten:

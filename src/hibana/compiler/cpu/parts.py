@@ -6,7 +6,7 @@ from functools import cached_property
 
 from hibana.compiler.cpu.rows import Pass, is_long
 from hibana.compiler.graph.analysis import Rewriting
-from hibana.compiler.graph.passes import Stores
+from hibana.compiler.graph.passes import Stores, leaves
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.runtime.kernels import Pointer
@@ -114,9 +114,10 @@ class Parts:
 
     def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
         stores = self._merged(count, edge=edge)
-        moving = frozenset(row for row in stores if row.rpartition(".")[0] in self.moving)
-        nontemporal = moving if self.nontemporal and count > 1 else frozenset()
-        return Pass(f"{self.name}_{name}", stores, self.number, self.calls, nontemporal, self.aligned)
+        ahead = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.moving)
+        nontemporal = ahead & stores.keys() if self.nontemporal and count > 1 else frozenset()
+        options = nontemporal, ahead, self.aligned
+        return Pass(f"{self.name}_{name}", stores, self.number, self.calls, *options)
 
     def _merged(self, count: int, *, edge: bool) -> Stores:
         """`count` successive steps as one, with the state passed on as values.

@@ -33,6 +33,8 @@ class Pass:
     """Operations whose vector functions are arguments of the kernel; the others call the C library."""
     nontemporal: frozenset[str] = frozenset()
     """Rows that are written by non-temporal stores."""
+    ahead: frozenset[str] = frozenset()
+    """Rows that are prefetched."""
     aligned: bool = True
     """Whether rows begin at neurons whose numbers are multiples of a vector's."""
     functions: int = 0
@@ -97,6 +99,7 @@ class Pass:
             short=self.long,
             aligned=self.aligned,
             nontemporal=self.nontemporal,
+            ahead=self.ahead,
         )
         self.functions += 1
         self.does.append(Call(function, rows, scalars, draws=draws))
