@@ -1,6 +1,7 @@
 """Each function that is served: PyTorch's bits, or within two units in the last place of the true value."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hibana.compiler.cpu.own import exp_of_float32
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported, row_of
 from hibana.compiler.graph.trace import trace
+from hibana.network import to_c
 
 SERVED = list(FUNCTIONS)
 CONFORMING = [
@@ -103,6 +105,23 @@ def test_what_is_computed_in_64_bits_is_refused_by_name():
     for cell in (Wide(), Power()):
         with pytest.raises(Unsupported, match=r"computes in torch\.float64, not in torch\.float32"):
             hb.unroll(cell, torch.rand(3, 4), backend="cpu")
+
+
+def test_an_operation_is_added_by_one_row(monkeypatch):
+    columns = {"aten": ("lgamma",), "text": "lgamma({0})", "libm": "lgamma", "c": "lgamma@({0})"}
+    row = replace(OPERATIONS["sinh"], name="lgamma", sleef="", onnx="", **columns)
+    monkeypatch.setitem(OPERATIONS, "lgamma", row)
+
+    class Gamma(hb.Cell):
+        def forward(self, x, v):
+            return (torch.lgamma(x.detach() + 1.5) + 0.5 * v,)
+
+    inputs = torch.rand(5, 3, 23)
+    found, expected = (run(Gamma(), inputs, None)[0] for run in (CPU, reference))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    assert "lgamma((x + 1.5))" in hb.explain(Gamma())
+    program = to_c(nn.Sequential(nn.Linear(3, 2), hb.OverTime(Gamma())), torch.rand(2, 1, 3))
+    assert "lgammaf(" in program.source
 
 
 def test_a_gap_in_the_table_is_named():

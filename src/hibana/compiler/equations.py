@@ -21,7 +21,10 @@ from hibana.compiler.tensors import computed_once, fitting_shape, is_computed
 
 REFERENCE = "backend    reference loop, because "
 
-MATHEMATICS = Dialect("text", {**templates("text"), "product": "({0} @ {matrix})"}, number="{0}")
+
+def mathematics() -> Dialect:
+    """The language of equations."""
+    return Dialect("text", {**templates("text"), "product": "({0} @ {matrix})"}, number="{0}")
 
 
 class Report(NamedTuple):
@@ -101,7 +104,7 @@ def _drawn(step: Step) -> list[str]:
 
 def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
     standing = {name: _spoken(name, step) for name in leaves(stores)}
-    lines, results = statements(stores, standing, MATHEMATICS)
+    lines, results = statements(stores, standing, mathematics())
     said = [_as_written(line) for line in lines]
     named = {line.partition(" = ")[0] for line in said}
     rest = [_as_written(f"{store}' = {result}") for store, result in results.items()]
@@ -138,7 +141,7 @@ def _kept(step: Step, value: Value) -> str:
     if value.is_input:
         return "the input itself"
     stores = forward_pass(step, Plan((value,), (), (), None, None))
-    lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, MATHEMATICS)
+    lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, mathematics())
     text = results["residual0"]
     for line in reversed(lines):  # what has a name of its own is written out, but for the next states
         name, _, said = line.partition(" = ")

@@ -107,7 +107,7 @@ def guarded_part(part: Part, first: int) -> Part:
 
     for i, (function, args, kwargs) in enumerate(part.calls, part.takes):
         used = {place.at for place in places_in((args, kwargs))}
-        places[i] = add(function, *_moved(args, places), **_moved(kwargs, places))
+        places[i] = add(function, *filled(args, places), **filled(kwargs, places))
         gradients = used & flowing
         name = function._schema.name if isinstance(function, torch_internals.OpOverload) else ""
         if gradients:
@@ -132,19 +132,7 @@ _BOUNDED = {
 """Functions whose result counts as finite for finite arguments."""
 
 
-def _moved(argument: Any, places: dict[int, Place]) -> Any:
-    """`argument` with its places renumbered."""
-    if isinstance(argument, Place):
-        return places[argument.at]
-    if isinstance(argument, tuple | list):
-        moved = [_moved(part, places) for part in argument]
-        return tuple(moved) if isinstance(argument, tuple) else moved
-    if isinstance(argument, dict):
-        return {name: _moved(part, places) for name, part in argument.items()}
-    return argument
-
-
-def filled(argument: Any, values: list[Any]) -> Any:
+def filled(argument: Any, values: Any) -> Any:
     """`argument` with the value at each place in it."""
     if isinstance(argument, Place):
         return values[argument.at]
@@ -157,9 +145,4 @@ def filled(argument: Any, values: list[Any]) -> Any:
 
 def places_in(argument: Any) -> list[Place]:
     """The places of which :func:`filled` takes the values."""
-    if isinstance(argument, Place):
-        return [argument]
-    if isinstance(argument, dict):
-        argument = list(argument.values())
-    inner = argument if isinstance(argument, tuple | list) else ()
-    return [place for part in inner for place in places_in(part)]
+    return [leaf for leaf in torch_internals.tree_leaves(argument) if isinstance(leaf, Place)]

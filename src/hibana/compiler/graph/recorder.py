@@ -29,7 +29,7 @@ def joint_graph(
         return recorder.leaf(blank)
 
     recorder = _Recorder(device)
-    looking = _Looking(recorder.shared_or_not)
+    looking = _Looking(recorder)
     one = torch.empty(shape, dtype=dtype, device="meta")
     count = len(cell.state_names())
     input_, *state = (leaf(one, True) for _ in range(1 + count))
@@ -101,10 +101,10 @@ _MAY_COPY |= {Tensor.contiguous, Tensor.reshape_as}
 class _Looking(TorchFunctionMode):
     """Sees which attributes of tensors a step reads; raises Unsupported for those that a trace changes."""
 
-    def __init__(self, shared_or_not: set[int]) -> None:
+    def __init__(self, recorder: "_Recorder") -> None:
         super().__init__()
         self.at_sizes = False
-        self.shared_or_not = shared_or_not
+        self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _SIZES:
@@ -117,8 +117,7 @@ class _Looking(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if func in _MAY_COPY or (func is Tensor.to and "memory_format" in kwargs):
-            given = args[0] if args else kwargs["input"]
-            self.shared_or_not |= {t.untyped_storage()._cdata for t in (given, result)}
+            self.recorder.may_copy = True
         return result
 
 
@@ -155,8 +154,8 @@ class _Recorder(TorchDispatchMode):
         self.nodes: dict[int, fx.Node] = {}
         self.storages: dict[int, fx.Node] = {}
         """The last node of each storage."""
-        self.shared_or_not: set[int] = set()
-        """Storages that tensors share or not, depending on the strides of the inputs."""
+        self.may_copy = False
+        """Whether the step calls a function that gives a view or a copy, depending on strides."""
         self.alive: list[Any] = []
         """Every tensor seen, since they are known by id."""
 
@@ -192,8 +191,11 @@ class _Recorder(TorchDispatchMode):
             return _IN_SEVERAL[func](lambda part, *given: self._recorded(part, given, {}), *args)
         if func is _ATEN._efficientzerotensor.default:  # the derivative of `torch.sgn`
             func = _ATEN.zeros.default  # zeros that have memory, which a kernel reads
-        if self.shared_or_not and func._schema.is_mutable:
-            self._check_write(func, args, kwargs)
+        if self.may_copy and func._schema.is_mutable:
+            raise Unsupported(
+                f"{func} writes in place after `contiguous` or `reshape`, which give a view or a copy, "
+                "depending on how the inputs lie"
+            )
         result = blank(func, args, kwargs, self.device) if drawn else func(*args, **kwargs)
         several = isinstance(result, tuple | list) and all(isinstance(part, Tensor) for part in result)
         if isinstance(result, Tensor) or several:
@@ -207,21 +209,6 @@ class _Recorder(TorchDispatchMode):
         elif result is not None:
             raise Unsupported(f"{func}: the step looks at a value")
         return result
-
-    def _check_write(self, func: Any, args: Any, kwargs: Any) -> None:
-        """Raises Unsupported if `func` writes to a tensor that is a view or a copy, depending on strides."""
-        arguments = func._schema.arguments
-        given = {**{a.name: value for a, value in zip(arguments, args, strict=False)}, **kwargs}
-        for argument in arguments:
-            if argument.alias_info is None or not argument.alias_info.is_write:
-                continue
-            written = given.get(argument.name)
-            for tensor in written if isinstance(written, tuple | list) else [written]:
-                if tensor is not None and tensor.untyped_storage()._cdata in self.shared_or_not:
-                    raise Unsupported(
-                        f"{func} writes to what `contiguous` or `reshape` gave, or was given: whether these "
-                        "are one tensor or two depends on how the inputs lie"
-                    )
 
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
         node.meta["val"] = tensor

@@ -16,12 +16,11 @@ from torch import Tensor
 
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.part import Part, Place
+from hibana.compiler.graph.part import Part, Place, places_in
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.recorder import foreign
 from hibana.compiler.graph.step import Step, Value
 from hibana.runtime import torch_internals
-from hibana.runtime.torch_internals import tree_leaves
 
 FORMAT = "hibana step"
 _NAMED = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
@@ -138,7 +137,7 @@ def _operation(part: Part, index: int) -> str:
     target = part.calls[index][0]
     if target is foreign:
         at = part.takes + index
-        users = [function for function, *arguments in part.calls if at in _places(arguments)]
+        users = [function for function, *arguments in part.calls if Place(at) in places_in(arguments)]
         if at not in part.ends and all(function in _FRESH for function in users):
             return "literal"  # a number that the step itself wrote as a tensor
         raise Unsupported("a tensor that the step takes from elsewhere than its cell can't be written down")
@@ -147,10 +146,6 @@ def _operation(part: Part, index: int) -> str:
     if not isinstance(target, torch_internals.OpOverload) or target.namespace != "aten":
         raise Unsupported(f"{target} is no operation of ATen, and can't be written down")
     return f"{target._schema.name.removeprefix('aten::')}.{target._overloadname}"
-
-
-def _places(arguments: Any) -> set[int]:
-    return {leaf.at for leaf in tree_leaves(arguments) if isinstance(leaf, Place)}
 
 
 _FRESH = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
