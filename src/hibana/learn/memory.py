@@ -207,32 +207,30 @@ class Memory:
         effects: tuple[Tensor, ...] = ()
         if layer.learned or not (plan.is_rank_one or self.input_cell is not None):
             values = [] if self.expanded is None else self.expanded.values(step)
-            of_neurons = run(self.neuron_cell, given, before, values)
+            of_neurons = run(self.neuron_cell, given, self.state, values)
         if plan.is_rank_one:
-            effect, effects = self._effect(given, before, leak)
-            outputs, state = unrolled(layer.step, given, before)
+            effect, effects = self._effect(given, leak)
+            outputs, state = unrolled(layer.step, given, self.state)
         else:
             of_weights = of_neurons
             if self.input_cell is not None and plan.recursion is not None:
                 self.input_cell.take(plan.recursion)
-                of_weights = run(self.input_cell, given, before, [])
+                of_weights = run(self.input_cell, given, self.state, [])
             assert of_weights is not None
             outputs = of_weights.outputs.detach()
             state = tuple([one.detach() for one in of_weights.last])
         graphs = of_weights, of_neurons
         return Chunk(plan, leak, inputs, drive, before, outputs, state, *graphs, effect, effects)
 
-    def _effect(
-        self, drive: Tensor, before: tuple[Tensor, ...], leak: Tensor | None
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _effect(self, drive: Tensor, leak: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The neuron's side of a trace of rank one over a chunk, and what it goes on from."""
         cell = self.effect_cell
         assert cell is not None
         cell.leak.copy_(torch.zeros_like(cell.leak) if leak is None else leak)
         cell.take_weights()
-        state = (*before, *self.effects) if self.effects else cell.from_state(before)
+        state = None if self.state is None else (*self.state, *self.effects)
         effect, last = unrolled(cell, drive, state)
-        return effect, last[len(before) :]
+        return effect, last[len(last) // 2 :]
 
     @torch.no_grad()
     def _advance(self) -> None:
@@ -299,7 +297,8 @@ class Memory:
         for name, synapses, inputs in self._synapses(chunk):
             if name == "recurrent":
                 scale, learned = layer.gradient_scale, synapses.parameters
-                grads: Sequence[Tensor] = synapses.of_product(inputs, of_input * scale)
+                through = of_input if scale == 1 else of_input * scale
+                grads: Sequence[Tensor] = synapses.of_product(inputs, through)
             else:
                 scale, learned = 1.0, [p for p in synapses.parameters if p.requires_grad]
                 grads = torch.autograd.grad(chunk.drive, learned, of_input, retain_graph=True)

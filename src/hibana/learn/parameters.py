@@ -60,7 +60,7 @@ class Expanded:
 def after(before: ParameterTraces, run: Run, leak: Tensor | None) -> ParameterTraces:
     """The traces after a chunk, from those `before` it, none at rest."""
     ends: list[int | None] = [*range(len(run.last)), *([] if leak is None else [None])]
-    found: ParameterTraces = [[] for _ in run.leaves[1 + len(run.extra) + len(run.last) :]]
+    found: ParameterTraces = [[] for _ in run.parameters]
     for end in ends:
         grads = run.at_end(end, leak)
         factors = list(grads.of_states)

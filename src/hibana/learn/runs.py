@@ -35,19 +35,25 @@ class Run:
     """The cell's own states after the chunk."""
     last: tuple[Tensor, ...]
     """The neurons' states after the chunk."""
-    leaves: list[Tensor]
-    """The drive; the cell's own states before the chunk, those of the neurons, and their parameters."""
+    drive: Tensor
+    before: tuple[Tensor, ...]
+    """The cell's own states before the chunk, and those of the neurons; none at rest."""
+    parameters: list[Tensor]
+    """The neurons' parameters, for each sample and neuron."""
     _ends: dict[int | None, Gradients] = field(default_factory=dict)
 
     def gradients(self, of: Tensor, grad: Tensor) -> Gradients:
         """Gradients of the outputs, or of a state after the chunk, from the gradient there."""
-        found: Sequence[Tensor | None] = [None] * len(self.leaves)
+        leaves = [self.drive, *self.before, *self.parameters]
+        found: Sequence[Tensor | None] = [None] * len(leaves)
         if of.requires_grad:  # else it is a state without a derivative
-            found = torch.autograd.grad(of, self.leaves, grad, retain_graph=True, allow_unused=True)
+            found = torch.autograd.grad(of, leaves, grad, retain_graph=True, allow_unused=True)
         drive, *rest = found
-        drive = torch.zeros_like(self.leaves[0]) if drive is None else drive
-        first, end = len(self.extra), len(self.extra) + len(self.last)
-        return Gradients(drive, rest[:first], rest[first:end], rest[end:])
+        drive = torch.zeros_like(self.drive) if drive is None else drive
+        first, count = len(self.extra), len(self.extra) + len(self.last)
+        if not self.before:
+            rest = [*(None for _ in range(count)), *rest]
+        return Gradients(drive, rest[:first], rest[first:count], rest[count:])
 
     def at_end(self, state: int | None, leak: Tensor | None) -> Gradients:
         """Gradients of a state of the neurons after the chunk; None: of the memory of a readout."""
@@ -61,15 +67,16 @@ class Run:
         return self._ends[state]
 
 
-def run(cell: Around, drive: Tensor, state: tuple[Tensor, ...], parameters: list[Tensor]) -> Run:
-    """Runs `cell` over ``[T, batch, ...]`` from a state of its neurons; `parameters` are theirs."""
+def run(cell: Around, drive: Tensor, state: tuple[Tensor, ...] | None, parameters: list[Tensor]) -> Run:
+    """Runs `cell` over ``[T, batch, ...]`` from a state of its neurons, at rest if None."""
     cell.take_weights()
     with torch.enable_grad():
         leaf = drive.detach().requires_grad_()
-        begun = tuple([one.detach().requires_grad_() for one in cell.from_state(state)])
-        outputs, last = unrolled(cell, leaf, begun)
-    count = len(last) - len(state)
-    return Run(outputs, last[:count], last[count:], [leaf, *begun, *parameters])
+        before = () if state is None else cell.from_state(state)
+        before = tuple([one.detach().requires_grad_() for one in before])
+        outputs, last = unrolled(cell, leaf, before or None)
+    count = len(cell.extra)
+    return Run(outputs, last[:count], last[count:], leaf, before, parameters)
 
 
 def filtered(signal: Tensor, leak: Tensor | None) -> Tensor:
