@@ -24,6 +24,7 @@ def new_figure(title: str, x: str = "", y: str = "", height: int = 200, **settin
         y_axis_label=y or None,
         height=height,
         sizing_mode="stretch_width",
+        min_width=340,
         tools="pan,box_zoom,wheel_zoom,save,reset",
         min_border_left=60,
         **settings,

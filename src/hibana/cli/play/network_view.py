@@ -47,9 +47,11 @@ class NetworkView:
         self._rest = Column(self._title, self._index, mistake, self._step, play, visible=False)
         self._make_figures()
         widgets = Column(self._where, opening, self._trouble, self._rest)
-        pictures = Column(self._input, self._readout, sizing_mode="stretch_width")
-        self._layers = Column(name="layers", sizing_mode="stretch_width")
-        self.layout = Row(widgets, pictures, self._layers, sizing_mode="stretch_width")
+        pictures = Column(self._input, self._readout, sizing_mode="stretch_width", min_width=340)
+        self._layers = Column(name="layers", sizing_mode="stretch_width", min_width=340)
+        self.layout = Row(
+            widgets, pictures, self._layers, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"}
+        )
         if checkpoint:
             self._open()
 

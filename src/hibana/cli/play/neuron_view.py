@@ -38,10 +38,17 @@ class NeuronView:
             *(self._course, self._currents, self._numbers),
         )
         over_time = Column(
-            self._potential, self._further, self._current, self._gradient, sizing_mode="stretch_width"
+            self._potential,
+            self._further,
+            self._current,
+            self._gradient,
+            sizing_mode="stretch_width",
+            min_width=340,
         )
-        aside = Column(self._firing, self._surrogate, sizing_mode="stretch_width")
-        self.layout = Row(widgets, over_time, aside, sizing_mode="stretch_width")
+        aside = Column(self._firing, self._surrogate, sizing_mode="stretch_width", min_width=340)
+        self.layout = Row(
+            widgets, over_time, aside, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"}
+        )
         self._choose(FIRST)
 
     def _make_figures(self) -> None:

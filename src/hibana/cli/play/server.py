@@ -13,6 +13,7 @@ import torch
 from bokeh.document import Document
 from bokeh.models import TabPanel, Tabs
 from bokeh.server.server import Server
+from jinja2 import Template
 
 from hibana.cli.play.network_view import NetworkView
 from hibana.cli.play.neuron_view import NeuronView
@@ -20,6 +21,12 @@ from hibana.cli.play.neuron_view import NeuronView
 __all__ = ["serve"]
 
 ADDRESS = "127.0.0.1"
+PAGE = Template(
+    "{% extends base %}{% block postamble %}<style>@media (prefers-color-scheme: dark) "
+    "{html {background: #111; filter: invert(0.9) hue-rotate(180deg)} body {background: white}}"
+    "</style>{% endblock %}"
+)
+"""Bokeh's page, with inverted lightness where the system is dark."""
 
 
 def serve(
@@ -44,7 +51,7 @@ def serve(
             "One neuron": NeuronView(document).layout,
             "A trained network": NetworkView(checkpoint, list(trust)).layout,
         }
-        document.title = "hibana play"
+        document.title, document.template = "hibana play", PAGE
         tabs = [TabPanel(child=layout, title=title) for title, layout in views.items()]
         active = 1 if checkpoint else 0
         document.add_root(Tabs(tabs=tabs, active=active, name="tabs", sizing_mode="stretch_width"))
