@@ -174,6 +174,28 @@ def test_what_cannot_be_read_is_named(net, says):
         hb.compile(net, ROWS)
 
 
+class Unpacked(nn.Module):
+    """A forward that unpacks all sizes of its input, however many these are."""
+
+    def __init__(self, sliced):
+        super().__init__()
+        self.linear, self.sliced = nn.Linear(3, 2), sliced
+
+    def forward(self, x):
+        steps, batch, *_ = x.shape[:2] if self.sliced else x.shape
+        return self.linear(x.reshape(steps * batch, 3)).reshape(steps, batch, 2)
+
+
+def test_sizes_are_unpacked_or_the_forward_is_refused_as_unsupported():
+    net = Unpacked(sliced=False)
+    with pytest.raises(RuntimeError, match=r"Unpacked\.forward cannot be traced") as raised:
+        hb.compile(net, ROWS)
+    assert type(raised.value).__name__ == "Unsupported"
+    with pytest.raises(RuntimeError) as raised:
+        hb.compile(Unpacked(sliced=True), ROWS)
+    assert type(raised.value).__name__ == "Unsupported"
+
+
 def test_joined_steps_are_refused_where_they_would_be_taken_for_time():
     with pytest.raises(RuntimeError, match="layer 'neurons': IF is called with time and batch joined"):
         hb.compile(Joining(), IMAGES)
