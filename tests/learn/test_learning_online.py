@@ -404,7 +404,7 @@ def test_nothing_of_earlier_steps_is_kept(rule):
 
     def live():
         gc.collect()
-        return sum(one.numel() for one in gc.get_objects() if isinstance(one, torch.Tensor))
+        return sum(one.numel() for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter))
 
     counts = []
     for _ in range(4):
@@ -413,7 +413,7 @@ def test_nothing_of_earlier_steps_is_kept(rule):
             optimizer.step()
             optimizer.zero_grad()
         counts.append(live())
-    assert counts[2] == counts[3]
+    assert counts[3] <= counts[2]  # less where tensors of other tests were released meanwhile
 
 
 def test_where_all_neurons_leak_alike_an_input_has_one_trace():

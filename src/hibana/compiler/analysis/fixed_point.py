@@ -351,8 +351,10 @@ class _FixedPoint(Analysis[_Fixed]):
         if (unit := self.units.of(value)) is None:
             together = self.units.together(value, self.order)
             sizes = [max(map(abs, self._range(v))) / self.units.ratio(v, value) for v in together]
-            largest = max(float(torch.as_tensor(size).max()) for size in sizes)
-            unit = torch.tensor((largest or 1.0) / 2**FRACTION, dtype=torch.float64)
+            largest = max(
+                float(torch.as_tensor(size, dtype=torch.float64, device="cpu").max()) for size in sizes
+            )
+            unit = torch.tensor((largest or 1.0) / 2**FRACTION, dtype=torch.float64, device="cpu")
             self.units.set(value, unit)
         return unit
 
@@ -416,7 +418,8 @@ class _FixedPoint(Analysis[_Fixed]):
 
     def _saturated(self, value: Value, edge: float) -> Value:
         """`value`, or the nearest of -edge and edge."""
-        low, high = (self._constant(torch.tensor(end, dtype=torch.float64)) for end in (-edge, edge))
+        edges = torch.tensor([-edge, edge], dtype=torch.float64, device="cpu")
+        low, high = map(self._constant, edges)
         return self.make("minimum", self.make("maximum", value, low), high)
 
     def _edge(self, range_: Range, unit: Tensor) -> float:
@@ -576,8 +579,13 @@ def _knots(
         raise Unsupported(f"{name} is not finite everywhere from {low:g} to {high:g}, its argument's range")
     bend = y.diff(n=2).abs().sqrt()
     share = (bend + bend.mean() / 4 + 1e-30).cumsum(0)
-    inner = torch.searchsorted(share, share[-1] * torch.arange(1, PIECES, device="cpu") / PIECES) + 1
-    at = torch.tensor(sorted({0, len(x) - 1, *inner.tolist()}), device="cpu")
+    inner = (
+        torch.searchsorted(
+            share, share[-1] * torch.arange(1, PIECES, dtype=torch.float64, device="cpu") / PIECES
+        )
+        + 1
+    )
+    at = torch.tensor(sorted({0, len(x) - 1, *inner.tolist()}), dtype=torch.int64, device="cpu")
     knots, heights = x[at], y[at]
     middle = function((knots[1:] + knots[:-1]) / 2) - (heights[1:] + heights[:-1]) / 2
     return knots, heights, float(middle.abs().max())
