@@ -106,7 +106,9 @@ def elastic(quick: bool) -> Iterator[Tally]:
             yield _failed("a training of two processes that nobody disturbs", undisturbed)
             return
         expected = _weights(folder / "undisturbed")
-        for trial in range(1 if quick else 10):
+        for trial in range(3 if quick else 30):
+            if tally.tries == (1 if quick else 10):
+                break
             out, began = folder / f"killed-{trial}", time.perf_counter()
             agent = begun([*TORCHRUN, *_training(out, epochs)])
             time.sleep(undisturbed.seconds * chance.uniform(0.2, 0.9))
@@ -122,7 +124,7 @@ def elastic(quick: bool) -> Iterator[Tally]:
                 else None
             )
             if fault is None and not workers:
-                fault = "there was no process to kill"
+                continue  # the training ended before its kill: another moment
             if fault is None and not _equal(_weights(out), expected):
                 fault = "the weights differ"
             if fault is None and len(list(folder.glob(f"{out.name}*"))) != 1:
