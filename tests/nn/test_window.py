@@ -164,6 +164,7 @@ def test_batch_normalisation_is_folded_into_it():
     torch.testing.assert_close(folded[0](x), net[:2].eval()(x))
 
 
+@pytest.mark.dynamo
 def test_it_is_compiled_with_its_network():
     net, x = network(), torch.rand(12, 2, 3)
     torch.testing.assert_close(torch.compile(net, backend="eager", fullgraph=True)(x), net(x))
