@@ -131,19 +131,19 @@ def _add_products(sums: Sequence[Variable], factor: Value, vectors: Sequence[Val
         one.value = factor.fma(vector, one.value)
 
 
-def _product(code: Code, **given: Pointer | Value) -> None:
-    p = _Product(code, **given)  # type: ignore[arg-type] # by name, as `product` has them
+def _product(code: Code, **arguments: Pointer | Value) -> None:
+    p = _Product(code, **arguments)  # type: ignore[arg-type] # by name, as `product` has them
     number = type(p.x)
     kinds: dict[str, Kind] = {"x": number, "inputs": LONG, "places": Ints, "values": number}
-    listed = function("listed", _listed, kinds)
+    list_nonzero = function("listed", _listed, kinds)
     total = code.variable(0)
 
-    def are_few() -> Value:  # of those listed so far; once they are many, no more are listed
+    def are_few() -> Value:  # numbers listed so far; listing stops once they are many
         return total.value * DENSE_FROM < p.samples * p.inputs
 
     with code.loop(0, p.samples) as s, code.when(are_few()):
         at = s * p.inputs
-        n = listed(code, p.x + s * p.x_step, p.inputs, p.places + at, p.values + at)
+        n = list_nonzero(code, p.x + s * p.x_step, p.inputs, p.places + at, p.values + at)
         p.counts[s] = n
         total.value += n
     few = are_few()
@@ -153,12 +153,12 @@ def _product(code: Code, **given: Pointer | Value) -> None:
         _by_list(p, tile.panels, 0, wide)
         if tile.panels > 1:
             _by_list(p, 1, wide, p.outputs)
-    whole = p.samples & -tile.samples
+    in_tiles = p.samples & -tile.samples
     with code.when(~few):
         with code.loop(0, p.outputs, tile.vectors * p.width) as first:
-            _through(p, first, tile.vectors, tile.samples, 0, whole)
+            _through(p, first, tile.vectors, tile.samples, 0, in_tiles)
         with code.loop(0, p.outputs, PANEL) as first:
-            _through(p, first, PANEL // p.width, 1, whole, p.samples)
+            _through(p, first, PANEL // p.width, 1, in_tiles, p.samples)
 
 
 def _listed(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
