@@ -187,17 +187,6 @@ class Value:
         """This vector with one element replaced."""
         return self.new(self.type, f"insertelement {self}, {value}, i32 {lane}")
 
-    def looked_up(self, index: "Value") -> "Value":
-        """For each integer of `index`, below the width of this vector, the lane of that number.
-
-        LLVM makes it one permutation where the processor has one for vectors of `index`'s width.
-        """
-        found = self.undefined(self.type.of(index.type.width))
-        for lane in range(index.type.width):
-            number = self.new(self.type.of(1), f"extractelement {self}, {index.lane(lane)}")
-            found = found.with_lane(lane, number)
-        return found
-
     def total(self) -> "Value":
         """The sum of the elements; of floats in an unspecified order."""
         one = self.type.of(1)

@@ -2,18 +2,27 @@
 
 from typing import Any
 
-from bokeh.models import ColumnDataSource, Div
+from bokeh.models import Column, ColumnDataSource, Div
 from bokeh.plotting import figure
 
 from hibana.cli.play.fields import WIDTH
 
-__all__ = ["BLUE", "COLOURS", "GREY", "ORANGE", "RED", "Figure", "empty", "message", "new_figure"]
+__all__ = ["BLUE", "COLOURS", "GREY", "ORANGE", "RED", "Figure", "column", "empty", "message", "new_figure"]
 
 Figure = Any
 """A figure of Bokeh, which is Any to mypy (see pyproject.toml)."""
 BLUE, ORANGE, RED, GREY = "#3b7dd8", "#d9731a", "#e0403f", "#888888"
 COLOURS = (BLUE, ORANGE, "#2e9a5a", "#a362c6", "#1a9a9a", "#c0508f", "#9a7b1c")
 """Of lines and layers, as in :mod:`hibana.plot`, which would load Matplotlib."""
+
+
+NARROWEST = 340
+"""Width of a figure in pixels below which its column wraps below the others."""
+
+
+def column(*figures: Any, **settings: Any) -> Column:
+    """A column of figures that shares the width of the page with others."""
+    return Column(*figures, sizing_mode="stretch_width", min_width=NARROWEST, **settings)
 
 
 def new_figure(title: str, x: str = "", y: str = "", height: int = 200, **settings: Any) -> Figure:
@@ -24,7 +33,7 @@ def new_figure(title: str, x: str = "", y: str = "", height: int = 200, **settin
         y_axis_label=y or None,
         height=height,
         sizing_mode="stretch_width",
-        min_width=340,
+        min_width=NARROWEST,
         tools="pan,box_zoom,wheel_zoom,save,reset",
         min_border_left=60,
         **settings,

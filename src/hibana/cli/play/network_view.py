@@ -7,7 +7,7 @@ from bokeh.models import Button, Column, ColumnDataSource, CustomJS, Row, Slider
 
 from hibana.cli.play import network
 from hibana.cli.play.fields import WIDTH
-from hibana.cli.play.figures import BLUE, COLOURS, GREY, RED, Figure, empty, message, new_figure
+from hibana.cli.play.figures import BLUE, COLOURS, GREY, RED, Figure, column, empty, message, new_figure
 from hibana.cli.play.source import Trouble
 
 __all__ = ["NetworkView"]
@@ -47,8 +47,8 @@ class NetworkView:
         self._rest = Column(self._title, self._index, mistake, self._step, play, visible=False)
         self._make_figures()
         widgets = Column(self._where, opening, self._trouble, self._rest)
-        pictures = Column(self._input, self._readout, sizing_mode="stretch_width", min_width=340)
-        self._layers = Column(name="layers", sizing_mode="stretch_width", min_width=340)
+        pictures = column(self._input, self._readout)
+        self._layers = column(name="layers")
         self.layout = Row(
             widgets, pictures, self._layers, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"}
         )

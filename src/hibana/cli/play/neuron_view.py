@@ -7,7 +7,7 @@ from bokeh.document import Document
 from bokeh.models import Button, Column, Row, Select, TextAreaInput
 
 from hibana.cli.play import fields, neuron, source
-from hibana.cli.play.figures import BLUE, COLOURS, ORANGE, RED, empty, message, new_figure
+from hibana.cli.play.figures import BLUE, COLOURS, ORANGE, RED, column, empty, message, new_figure
 from hibana.cli.play.source import Trouble
 
 __all__ = ["NeuronView"]
@@ -37,15 +37,8 @@ class NeuronView:
             *(self._cell, self._own, self._trouble, self._summary),
             *(self._course, self._currents, self._numbers),
         )
-        over_time = Column(
-            self._potential,
-            self._further,
-            self._current,
-            self._gradient,
-            sizing_mode="stretch_width",
-            min_width=340,
-        )
-        aside = Column(self._firing, self._surrogate, sizing_mode="stretch_width", min_width=340)
+        over_time = column(self._potential, self._further, self._current, self._gradient)
+        aside = column(self._firing, self._surrogate)
         self.layout = Row(
             widgets, over_time, aside, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"}
         )
