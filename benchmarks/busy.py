@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.tables import number, table
-from hibana.train import Settings, made
+from hibana.train import Settings, build_classifier
 from hibana.train.threads import choose
 
 AT_MOST = 2.5
@@ -85,7 +85,7 @@ def threads(options: tuple[str, ...], folder: Path) -> int:
     samples.setup()
     before = torch.get_num_threads()
     try:
-        return choose(made(settings, samples))
+        return choose(build_classifier(settings, samples))
     finally:
         torch.set_num_threads(before)  # the next one may choose more
 

@@ -32,8 +32,8 @@ from torch.nn import functional
 from training import accuracy, descend, keep
 
 import hibana as hb
-from hibana.train import activity, decayed
-from hibana.train.augment import augmented
+from hibana.train import activity, weight_decay_groups
+from hibana.train.augment import augment_batch
 
 STEPS, BATCH, HELD_BACK, CLASSES = 4, 128, 5000, 10
 MOST_ACTIVE = 0.12
@@ -126,7 +126,7 @@ def varied(x: Tensor) -> Tensor:
         (torch.arange(side) - torch.randint(side, (len(x), 1))).abs() <= HOLE // 2 for side in x.shape[2:]
     )
     lacking = rows[:, None, :, None] & columns[:, None, None, :] & (torch.rand(len(x), 1, 1, 1) < 0.5)
-    return augmented(x, "flip-shift").masked_fill(lacking, 0.0)
+    return augment_batch(x, "flip-shift").masked_fill(lacking, 0.0)
 
 
 def train(
@@ -145,7 +145,7 @@ def train(
         for chosen in torch.randperm(len(x))[: count * BATCH].view(-1, BATCH):
             yield varied(x[chosen]), y[chosen]
 
-    groups = [{**group, "lr": learning_rate} for group in decayed(net, 0.05)]
+    groups = [{**group, "lr": learning_rate} for group in weight_decay_groups(net, 0.05)]
     cycle = {"pct_start": 0.2, "div_factor": 5, "final_div_factor": 100}
     descend(net, loss_of, batches, count, groups, epochs=epochs, each_epoch=each_epoch, **cycle)
 

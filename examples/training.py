@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import hibana as hb
-from hibana.train import activity, decayed, spiking_layers
+from hibana.train import activity, spiking_layers, weight_decay_groups
 
 Batch = tuple[Tensor, Tensor]
 """Inputs ``[T, batch, features]`` and labels ``[batch]``."""
@@ -48,7 +48,7 @@ def train(
     known = {id(p) for p in delays}
     groups = [
         {**group, "params": [p for p in group["params"] if id(p) not in known], "lr": learning_rate}
-        for group in decayed(net, weight_decay)
+        for group in weight_decay_groups(net, weight_decay)
     ]
     if delays:
         groups.append({"params": delays, "lr": delay_rate, "weight_decay": 0.0})

@@ -228,7 +228,7 @@ def test_an_interrupted_training_says_how_to_go_on(batches, tmp_path, capsys, mo
             raise KeyboardInterrupt
         return inputs
 
-    monkeypatch.setattr("hibana.train.classifier.augmented", interrupted)
+    monkeypatch.setattr("hibana.train.classifier.augment_batch", interrupted)
     assert main(["train", *SMALL, "--out", str(tmp_path)]) == 130
     said = capsys.readouterr().err
     assert said.startswith("hibana train: interrupted")
@@ -333,9 +333,9 @@ def test_convert_refuses_what_it_would_not_follow(trained, target, option, says,
 
 
 def test_what_takes_a_while_is_shown_on_a_terminal(monkeypatch, capsys):
-    from hibana.cli import saying
+    from hibana.cli import common
 
-    monkeypatch.setattr(saying.sys.stderr, "isatty", lambda: True)
-    with saying.doing("reading a table [1]"):
+    monkeypatch.setattr(common.sys.stderr, "isatty", lambda: True)
+    with common.doing("reading a table [1]"):
         pass
     assert "reading a table [1] …" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from PIL import Image
 
 from hibana import train
 from hibana.cli import _APP, _COMMANDS, main
-from hibana.cli.saying import _integer
+from hibana.cli.common import _integer
 from hibana.train import checkpoint
 
 HEADER = "a,b,label\n"
@@ -73,7 +73,7 @@ def folder(tmp_path_factory):
         settings = train.Settings(data=data if data == "digits" else str(where / data), layers="4", steps=2)
         samples = settings.samples()
         samples.setup()
-        model = train.made(settings, samples)
+        model = train.build_classifier(settings, samples)
         described = {} if data == "digits" else {"description": model.description.said()}
         content = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict(), **described}
         checkpoint.write(content, where / f"{name}.ckpt")
@@ -229,7 +229,7 @@ def test_memory_that_there_is_not_is_one_sentence(capsys, monkeypatch):
     def asks_for_too_much(*_, **__):
         torch.empty(1 << 60, dtype=torch.uint8, device="cpu")
 
-    monkeypatch.setattr("hibana.train.run.made", asks_for_too_much)
+    monkeypatch.setattr("hibana.train.run.build_classifier", asks_for_too_much)
     assert main(["train"]) == 1
     assert capsys.readouterr().err == (
         "hibana train: needs more memory than there is; fewer layers or a smaller batch_size need less\n"

@@ -15,7 +15,7 @@ pytest.importorskip("pandas", reason="the extra train is not installed")
 
 from hibana import train
 from hibana.cli import main
-from hibana.cli.steps import MOST_EMPTY
+from hibana.cli.input_steps import MOST_EMPTY
 
 SMALL = {"layers": "16", "epochs": 1, "batch_size": 8, "patience": 0}
 

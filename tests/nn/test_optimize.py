@@ -209,8 +209,8 @@ def test_what_a_changed_network_raises_is_raised_and_nothing_is_changed():
 
 def test_hibana_train_optimises_its_network():
     from hibana.train import Settings, architecture
+    from hibana.train.firing_rates import activity
     from hibana.train.network import Network
-    from hibana.train.start import activity
 
     model = Network(Settings(layers="8c3b-p2-16c3b-32", data="digits"), (8, 8), 10)
     reference = architecture.build("8c3b-p2-16c3b-32", (8, 8), 10, hb.IFCell)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 import hibana as hb
 from hibana import surrogate
-from hibana.train.start import scale_to_rate
+from hibana.train.firing_rates import scale_to_rate
 from selection import examples
 
 

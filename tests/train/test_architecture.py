@@ -9,7 +9,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.train import architecture
-from hibana.train.start import scale_to_rate, spiking_layers
+from hibana.train.firing_rates import scale_to_rate, spiking_layers
 
 
 def sizes(net):

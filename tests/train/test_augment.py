@@ -8,7 +8,7 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 
 from hibana import data, train
 from hibana.train import augment
-from hibana.train.augment import augmented
+from hibana.train.augment import augment_batch
 
 SHAPE = (60, 6, 2, 16, 24)
 
@@ -21,7 +21,7 @@ def recordings():
 
 def test_recordings_roll_around_the_sensor_by_up_to_an_eighth(recordings):
     ways = set()
-    for before, after in zip(recordings, augmented(recordings, "roll"), strict=True):
+    for before, after in zip(recordings, augment_batch(recordings, "roll"), strict=True):
         ((dy, dx),) = [
             (dy, dx)
             for dy in range(-2, 3)
@@ -35,15 +35,15 @@ def test_recordings_roll_around_the_sensor_by_up_to_an_eighth(recordings):
 
 
 def test_recordings_shift_by_up_to_an_eighth_and_zeros_come_in(recordings):
-    ones = augmented(torch.ones_like(recordings), "shift")
+    ones = augment_batch(torch.ones_like(recordings), "shift")
     sides = {(int(each[0, 0].any(1).sum()), int(each[0, 0].any(0).sum())) for each in ones}
     assert {height for height, _ in sides} == {14, 15, 16}
     assert {width for _, width in sides} == {21, 22, 23, 24}
-    assert (augmented(recordings, "shift").sum() < recordings.sum()).item()
+    assert (augment_batch(recordings, "shift").sum() < recordings.sum()).item()
 
 
 def test_flips_mirror_half_of_the_recordings(recordings):
-    after = augmented(recordings, "flip")
+    after = augment_batch(recordings, "flip")
     mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(after, recordings, strict=True)]
     assert 15 < sum(mirrored) < 45
     for b, a, was in zip(recordings, after, mirrored, strict=True):
@@ -54,12 +54,12 @@ def test_one_seed_gives_one_batch(recordings):
     results = []
     for _ in range(2):
         torch.manual_seed(7)
-        results.append(augmented(recordings, "flip-shift-roll"))
+        results.append(augment_batch(recordings, "flip-shift-roll"))
     assert torch.equal(*results)
 
 
 def test_none_gives_the_recordings_themselves(recordings):
-    assert augmented(recordings, "none") is recordings
+    assert augment_batch(recordings, "none") is recordings
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 from hibana import train
 from hibana.cli import main
 from hibana.train import elastic
-from hibana.train.folder import SETTINGS, claim
-from hibana.train.keeping import Keeper
+from hibana.train.callbacks import Keeper
+from hibana.train.run_folder import SETTINGS, claim
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ import safetensors.torch
 import hibana
 from hibana import train
 from hibana.cli import main
-from hibana.train import card, results
+from hibana.train import model_card, results
 
 FROZEN = Path(__file__).with_name("pretrained")
 """A folder that version 0.1.0 wrote, and what its network answers to the first test samples."""
@@ -128,7 +128,7 @@ def test_a_card_is_measured_on_samples(flowers):
 
     model, outcome = fitted(flowers)
     samples = model.settings.samples(model.description)
-    found = card.measured(model, samples)
+    found = model_card.measure(model, samples)
     assert found.measure == "accuracy"
     assert found.value == pytest.approx(outcome.accuracy)
     assert found.rates == pytest.approx(outcome.rates)
@@ -280,7 +280,7 @@ def test_files_that_are_missing_or_no_files_are_refused(tmp_path):
     assert "model.safetensors can't be read: No such file" in said(tmp_path)
     assert main(["predict", str(tmp_path)]) == 2
     with pytest.raises(ValueError, match="holds no run of hibana train"):
-        train.resumed(tmp_path)
+        train.resume_settings(tmp_path)
 
 
 def test_a_folder_names_no_function_that_is_run_unasked(tmp_path, monkeypatch):

@@ -25,7 +25,7 @@ from hibana import data, train
 from hibana.cli import main, tables
 from hibana.runtime import files
 from hibana.train import checkpoint
-from hibana.train.folder import claim
+from hibana.train.run_folder import claim
 
 QUICK = ["--layers", "12", "--epochs", "1", "--steps", "4", "--batch-size", "130"]
 
@@ -55,7 +55,7 @@ def test_folders_and_files_may_be_named_by_text(tmp_path):
     folder = str(tmp_path / "run")
     train.fit(quick(), folder)
     assert train.read(f"{folder}/settings.yaml") == quick()
-    settings, checkpoint_ = train.resumed(folder)
+    settings, checkpoint_ = train.resume_settings(folder)
     _, outcome = train.fit(replace(settings, epochs=2), folder, resume=str(checkpoint_))
     assert outcome.checkpoint == tmp_path / "run" / "checkpoint.ckpt"
     quick(seed=3).write(f"{folder}/other.yaml")
@@ -69,10 +69,10 @@ def test_a_run_that_replaces_another_never_resumes_from_its_files(tmp_path, monk
         with pytest.raises(OSError, match="killed here"):
             folder.begin(quick(seed=9))
     with pytest.raises(ValueError, match="holds no run of hibana train"):
-        train.resumed(tmp_path / "run")
+        train.resume_settings(tmp_path / "run")
     with claim(tmp_path / "run") as folder:
         folder.begin(quick(seed=9))
-    assert train.resumed(tmp_path / "run") == (quick(seed=9), None)
+    assert train.resume_settings(tmp_path / "run") == (quick(seed=9), None)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [".lock", "settings.yaml"]
 
 
@@ -96,7 +96,7 @@ def test_a_process_that_is_killed_leaves_its_folder_free(tmp_path):
     script = f"""
 import time
 from pathlib import Path
-from hibana.train.folder import claim
+from hibana.train.run_folder import claim
 held = claim(Path({str(tmp_path / "run")!r}))
 print("held", flush=True)
 time.sleep(60)
@@ -225,7 +225,7 @@ def test_a_training_of_which_nothing_can_come_stops_and_says_where(tmp_path, mon
                 return error * value
             return Poisoned.apply(error) if name == "gradient" and len(steps) == 2 else error
 
-    augmented, penalty = classifier.augmented, classifier.loss.rate_penalty
+    augmented, penalty = classifier.augment_batch, classifier.loss.rate_penalty
     configured = Classifier.configure_optimizers
 
     def counted(inputs, how):
@@ -242,7 +242,7 @@ def test_a_training_of_which_nothing_can_come_stops_and_says_where(tmp_path, mon
             self.on_train_epoch_end = lambda: self.net.linear.bias.data.fill_(value)
         return configured(self)
 
-    monkeypatch.setattr(classifier, "augmented", counted)
+    monkeypatch.setattr(classifier, "augment_batch", counted)
     monkeypatch.setattr(classifier.loss, "rate_penalty", penalised)
     monkeypatch.setattr(Classifier, "configure_optimizers", spoiling)
     status, said = ended(tmp_path / "run")
@@ -275,7 +275,7 @@ def test_a_run_that_ended_early_stays_as_it_ended(tmp_path):
     before = checkpoint.read(last)
     assert before["epoch"] < 29
     (tmp_path / "run").rename(tmp_path / "moved")
-    resumed, kept = train.resumed(tmp_path / "moved")
+    resumed, kept = train.resume_settings(tmp_path / "moved")
     _, again = train.fit(resumed, tmp_path / "moved", resume=kept)
     assert again.accuracy == outcome.accuracy
     assert again.checkpoint == tmp_path / "moved" / "best.ckpt"

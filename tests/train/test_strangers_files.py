@@ -17,7 +17,7 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 
 from hibana import train
 from hibana.data.own.arrays import read_numbers
-from hibana.train import checkpoint, record
+from hibana.train import checkpoint, settings_file
 
 
 def content(**changes):
@@ -77,7 +77,7 @@ def test_a_checkpoint_names_no_function_that_is_run_unasked(stranger, capsys):
     with pytest.raises(ValueError, match=r"'stranger:net'.*--trust stranger:net"):
         train.load(path)
     with pytest.raises(ValueError, match="'stranger:net'"):
-        train.resumed(path)
+        train.resume_settings(path)
     assert not (stranger / "trace").exists()
 
 
@@ -149,7 +149,7 @@ def test_checkpoints_of_version_0_2_0_are_read(tmp_path):
     scores = torch.cat([model(inputs) for inputs, _ in samples.test_dataloader()])
     right = scores.argmax(1) == torch.cat([labels for _, labels in samples.test_dataloader()])
     assert right.float().mean().item() == pytest.approx(0.161111)
-    settings, resumed = train.resumed(path)
+    settings, resumed = train.resume_settings(path)
     _, outcome = train.fit(replace(settings, epochs=11), tmp_path / "run", resume=resumed)
     assert len(outcome.history["training/loss"]) == 11
 
@@ -158,7 +158,7 @@ def test_a_network_trained_with_augmentations_of_earlier_versions_opens_and_does
     checkpoint.write(content(augment="shift-drop-mix"), tmp_path / "earlier.ckpt")
     assert train.load(tmp_path / "earlier.ckpt").settings.augment == "shift"
     with pytest.raises(ValueError, match="augment must be one of none, flip, shift, roll; got 'drop'"):
-        train.resumed(tmp_path / "earlier.ckpt")
+        train.resume_settings(tmp_path / "earlier.ckpt")
 
 
 class Calls:
@@ -175,7 +175,7 @@ def test_a_checkpoint_that_calls_a_function_is_refused_and_calls_nothing(tmp_pat
     path = tmp_path / "crafted.ckpt"
     for hostile in ({**content(), "callbacks": {"a": Calls(tmp_path / "trace")}}, Calls(tmp_path / "trace")):
         checkpoint.write(hostile, path)
-        for load in (train.load, train.resumed):
+        for load in (train.load, train.resume_settings):
             with pytest.raises(ValueError, match="holds more than tensors and plain values"):
                 load(path)
     assert not (tmp_path / "trace").exists()
@@ -226,9 +226,9 @@ def test_settings_that_would_take_long_get_a_short_sentence(tmp_path, text, word
 def test_settings_may_be_changed_by_hand(tmp_path):
     path = tmp_path / "settings.yaml"
     train.Settings(epochs=3, layers="12-12r").write(path, "a job")
-    assert record.read(path) == (asdict(train.Settings(epochs=3, layers="12-12r")), "a job")
+    assert settings_file.read(path) == (asdict(train.Settings(epochs=3, layers="12-12r")), "a job")
     path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
-    assert train.resumed(tmp_path) == (train.Settings(epochs=4, layers="12-12r"), None)
+    assert train.resume_settings(tmp_path) == (train.Settings(epochs=4, layers="12-12r"), None)
 
 
 def npy(path, header, numbers=bytes(80), version=1):

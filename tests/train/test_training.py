@@ -17,8 +17,8 @@ from sklearn.metrics import r2_score
 
 from hibana import data, loss, train
 from hibana.train import finite
+from hibana.train.callbacks import Keeper
 from hibana.train.classifier import RSquared
-from hibana.train.keeping import Keeper
 
 PATIENCE = 600
 """Seconds for what a loaded machine may take; nothing here says how long anything should."""
@@ -285,12 +285,12 @@ def test_the_linear_classifier_sees_counts_and_no_timing():
 
 @pytest.mark.parametrize("how", ["none", "flip", "shift", "flip-shift"])
 def test_augmented_images_are_theirs_moved_or_mirrored(how):
-    from hibana.train.augment import augmented
+    from hibana.train.augment import augment_batch
 
     torch.manual_seed(0)
     images = torch.zeros(400, 5, 6)
     images[:, 2, 1] = 1.0
-    places = {tuple(place[1:].tolist()) for place in augmented(images, how).nonzero()}
+    places = {tuple(place[1:].tolist()) for place in augment_batch(images, how).nonzero()}
     columns = {1, 4} if "flip" in how else {1}
     moves = (-1, 0, 1) if "shift" in how else (0,)
     assert places == {(2 + i, column + j) for column in columns for i in moves for j in moves}

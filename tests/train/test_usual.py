@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import hibana as hb
-from hibana import data, loss
+from hibana import data, loss, train
 from hibana.data import DATA_SETS
 from hibana.train import Classifier, Settings, architecture, fit, linear, recipes, results
 
@@ -247,3 +247,9 @@ def test_settings_are_copied_with_the_options_that_were_passed():
     settings = pickle.loads(pickle.dumps(copy.deepcopy(Settings(epochs=3))))
     assert settings == Settings(epochs=3)
     assert settings.explicit == {"epochs"}
+
+
+def test_deprecated_names_are_the_new_ones():
+    for old, new in train._RENAMED.items():
+        with pytest.warns(DeprecationWarning, match=f"use hibana.train.{new}"):
+            assert getattr(train, old) is getattr(train, new)

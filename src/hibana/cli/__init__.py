@@ -18,21 +18,30 @@ from cyclopts.exceptions import CycloptsError, UnknownOptionError, UnusedCliToke
 
 from hibana import __version__
 from hibana.cells import peer_aliases as foreign
-from hibana.cli.saying import Failure, Refusal
+from hibana.cli.common import Failure, Refusal
 from hibana.runtime import extras
 
 __all__ = ["Failure", "Refusal", "main"]
 
 _COMMANDS = {
-    "build": ("looking", "not needed any more, and removed in the next release"),
-    "convert": ("using", "takes a network to other platforms and back, and says what was lost"),
-    "demo": ("looking", "the article's two demos, printed and drawn"),
-    "explain": ("looking", "what a cell is compiled to: its equations, the backend and why, what is kept"),
-    "play": ("using", "moves a neuron, or a trained network, by hand: a page in the browser"),
-    "predict": ("using", "uses a trained network: on samples of your own, or on the test set of its data"),
-    "runs": ("training", "lists the runs in a folder: data, result, a linear model's, when, settings"),
-    "share": ("sharing", "writes a trained network to a folder for others, with a model card"),
-    "train": ("training", "trains a spiking network, and says how it did beside a linear model"),
+    "build": (
+        "cell_commands",
+        "Does nothing: compiled code needs no build step any more. Removed in the next release.",
+    ),
+    "convert": (
+        "network_commands",
+        "Converts a network to NIR, C, ONNX, a web page or a PyTorch program, or from NIR.",
+    ),
+    "demo": ("cell_commands", "Runs the article's two demos, prints them and draws them."),
+    "explain": ("cell_commands", "Prints a cell's equations, the kernels it is compiled to, and why."),
+    "play": (
+        "network_commands",
+        "Opens a page in the browser to change a neuron or watch a trained network.",
+    ),
+    "predict": ("network_commands", "Classifies samples, the test set or a stream with a trained network."),
+    "runs": ("train_commands", "Lists the runs in a folder with their data, results and settings."),
+    "share": ("sharing", "Writes a trained network to a folder for other people, with a model card."),
+    "train": ("train_commands", "Trains a spiking network and compares it with a linear model."),
 }
 """Each command, the module that it lies in, and what it does."""
 

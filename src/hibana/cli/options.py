@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import cyclopts
 from docstring_parser import parse
 
-from hibana.cli.saying import Integer
+from hibana.cli.common import Integer
 from hibana.train.settings import CHOICES, OF_FILES, Settings
 
 __all__ = ["with_settings"]

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hibana.cli.saying import Failure, doing, reachable, refusing
+from hibana.cli.common import Failure, doing, reachable, refusing
 
 if TYPE_CHECKING:
     from hibana.data import DataSet

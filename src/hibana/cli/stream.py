@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.cli.saying import Failure, Refusal, doing, refusing
-from hibana.cli.steps import steps_of
+from hibana.cli.common import Failure, Refusal, doing, refusing
+from hibana.cli.input_steps import steps_of
 from hibana.cli.tables import formatted_step, step_heading
 from hibana.network import native
-from hibana.train.predicting import answered
+from hibana.train.prediction import answered
 
 if TYPE_CHECKING:
     from hibana.train import Network

@@ -23,7 +23,7 @@ class DataSet:
 
     A subclass says what one input is (`shape` of one step, number of `classes`, and whether it is
     `sequential`: ``[T, *shape]`` rather than ``shape``), what its training batches bear (`augmentation`, as
-    :func:`hibana.train.augment.augmented` knows it), how it is shown unless that is asked for otherwise
+    :func:`hibana.train.augment.augment_batch` knows it), how it is shown unless that is asked for otherwise
     (`coding`, for `usual_steps`), and gives :meth:`splits`.
 
     The order of the training samples follows from `seed` and the epoch alone, so a run that goes on from a

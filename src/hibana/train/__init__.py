@@ -1,26 +1,26 @@
-"""Training: the settings of a run, the network they describe, and the run itself through Lightning.
+"""Training runs: settings, the network they describe, training and testing with Lightning, and predictions.
 
-Nothing here draws, prints or knows the command line.
+Nothing here draws, prints or depends on the command line.
 
-What a training loop of one's own uses (`activity`, `scale_to_rate`, `decayed`, `spiking_layers`) needs
-PyTorch alone; all else is loaded when it is first touched, and needs ``pip install '.[train]'``: what trains
-(`fit`, `made`, `Classifier`) needs Lightning, what opens a network that was trained (`load`, `predict`,
-`Network`) does not.
+`activity`, `scale_to_rate`, `spiking_layers` and `weight_decay_groups` need PyTorch only. All other names are
+imported on first use and need ``pip install '.[train]'``. `fit`, `build_classifier` and `Classifier` also
+import Lightning; `load`, `predict` and `Network` do not.
 """
 
 import importlib
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from hibana.runtime.extras import needing
-from hibana.train.start import Activity, activity, decayed, scale_to_rate, spiking_layers
+from hibana.train.firing_rates import Activity, activity, scale_to_rate, spiking_layers, weight_decay_groups
 
 if TYPE_CHECKING:
     from hibana.train.baseline import Linear, linear, linear_accuracy
     from hibana.train.classifier import Classifier
+    from hibana.train.loading import load, resume_settings
     from hibana.train.network import Network
-    from hibana.train.predicting import Answers, predict
-    from hibana.train.restoring import load, resumed
-    from hibana.train.run import Outcome, fit, made
+    from hibana.train.prediction import Answers, predict
+    from hibana.train.run import Outcome, build_classifier, fit
     from hibana.train.settings import Settings, read
 
 __all__ = [
@@ -32,28 +32,31 @@ __all__ = [
     "Outcome",
     "Settings",
     "activity",
-    "decayed",
+    "build_classifier",
     "fit",
     "linear",
     "linear_accuracy",
     "load",
-    "made",
     "predict",
     "read",
-    "resumed",
+    "resume_settings",
     "scale_to_rate",
     "spiking_layers",
+    "weight_decay_groups",
 ]
 
-_PLACES = {
-    "classifier": ("Classifier",),
-    "network": ("Network",),
+_MODULES = {
     "baseline": ("Linear", "linear", "linear_accuracy"),
-    "predicting": ("Answers", "predict"),
-    "restoring": ("load", "resumed"),
-    "run": ("Outcome", "fit", "made"),
+    "classifier": ("Classifier",),
+    "loading": ("load", "resume_settings"),
+    "network": ("Network",),
+    "prediction": ("Answers", "predict"),
+    "run": ("Outcome", "build_classifier", "fit"),
     "settings": ("Settings", "read"),
 }
+"""Public names by the module that defines them."""
+_RENAMED = {"decayed": "weight_decay_groups", "made": "build_classifier", "resumed": "resume_settings"}
+"""New names of deprecated ones, which the next release removes."""
 
 
 def __dir__() -> list[str]:
@@ -61,13 +64,19 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """What needs the extra ``train``, loaded now.
+    """The attribute `name`, from a module that is imported now.
 
     Raises:
-        ModuleNotFoundError: if that is not installed.
+        ModuleNotFoundError: if the extra ``train`` is not installed.
     """
-    for place, names in _PLACES.items():
+    if name in _RENAMED:
+        message = f"hibana.train.{name} is deprecated; use hibana.train.{_RENAMED[name]}"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        name = _RENAMED[name]
+        if name in globals():
+            return globals()[name]
+    for module, names in _MODULES.items():
         if name in names:
             with needing(f"hibana.train.{name}"):
-                return getattr(importlib.import_module(f"hibana.train.{place}"), name)
+                return getattr(importlib.import_module(f"hibana.train.{module}"), name)
     raise AttributeError(f"module 'hibana.train' has no attribute {name!r}")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["augmented", "check"]
+__all__ = ["augment_batch", "check"]
 
 REACH = 8
 """Recordings move by at most the side divided by this."""
@@ -17,7 +17,7 @@ def check(how: str | None, shape: tuple[int, ...], *, sequential: bool) -> None:
     """Checks that samples can be augmented.
 
     Args:
-        how: see :func:`augmented`; ``None`` checks nothing.
+        how: see :func:`augment_batch`; ``None`` checks nothing.
         shape: shape of one step of a sample.
         sequential: whether samples have a time axis.
 
@@ -31,7 +31,7 @@ def check(how: str | None, shape: tuple[int, ...], *, sequential: bool) -> None:
         raise ValueError(f"augment must be none, flip or shift for images without time, got {how!r}")
 
 
-def augmented(images: Tensor, how: str) -> Tensor:
+def augment_batch(images: Tensor, how: str) -> Tensor:
     """`images`, ``[batch, ..., height, width]``, each changed at random; recordings are ``[batch, T, ...]``.
 
     ``flip`` mirrors left and right with probability 1/2; ``shift`` moves images by -1, 0 or 1 pixel along

@@ -12,10 +12,10 @@ from torchmetrics.utilities import dim_zero_cat
 from hibana.data import DataSet, Description
 from hibana.nn import loss, metrics
 from hibana.train import finite
-from hibana.train.augment import augmented
+from hibana.train.augment import augment_batch
+from hibana.train.firing_rates import activity, spiking_layers, weight_decay_groups
 from hibana.train.network import Network
 from hibana.train.settings import Settings
-from hibana.train.start import activity, decayed, spiking_layers
 
 __all__ = ["Classifier"]
 
@@ -76,7 +76,7 @@ class Classifier(Network, lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         inputs, labels, *lengths = self._checked(batch, "training")
         settings = self.settings
-        inputs = self.encode(augmented(inputs, settings.augment or settings.data_set.augmentation))
+        inputs = self.encode(augment_batch(inputs, settings.augment or settings.data_set.augmentation))
         outputs, spikes = activity(self.net, inputs, *lengths)
         error = self.objective(outputs, labels, *lengths)
         self._check_finite("the loss", error, batch_idx)
@@ -171,7 +171,9 @@ class Classifier(Network, lightning.LightningModule):
     def configure_optimizers(self) -> Any:
         rate = self.settings.learning_rate
         fused = self.settings.precision != "16-mixed"  # fused, it would unscale gradients after clipping
-        optimizer = torch.optim.AdamW(decayed(self, self.settings.weight_decay), rate, fused=fused)
+        optimizer = torch.optim.AdamW(
+            weight_decay_groups(self, self.settings.weight_decay), rate, fused=fused
+        )
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = _Cycle(optimizer, rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import distributed
 
-from hibana.train import record
+from hibana.train import settings_file
 from hibana.train.settings import Settings
 
 __all__ = ["TIMEOUT", "NotJoinedError", "before_restart", "is_launched", "job", "join", "with_devices"]
@@ -71,7 +71,7 @@ def before_restart(path: Path, settings_name: str) -> Path | None:
     written: list[Path] = []
     for file in path.parent.glob(f"{path.name}*/{settings_name}"):
         with suppress(ValueError):  # another run's settings that can't be read
-            if record.read(file).job == job():
+            if settings_file.read(file).job == job():
                 written.append(file)
     return max(written, key=lambda file: file.stat().st_mtime).parent if written else None
 
@@ -99,5 +99,5 @@ def join(accelerator: str) -> None:
         seconds = TIMEOUT.total_seconds()
         raise NotJoinedError(
             f"process {rank} of {world_size} could not join the others within {seconds:.0f} seconds: "
-            f"{record.line(error)}"
+            f"{settings_file.line(error)}"
         ) from error

@@ -13,8 +13,8 @@ from hibana.data import Description
 from hibana.nn import encode, loss
 from hibana.nn.optimize import optimize
 from hibana.train import architecture
+from hibana.train.firing_rates import scale_to_rate
 from hibana.train.settings import Settings
-from hibana.train.start import scale_to_rate
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
@@ -142,7 +142,7 @@ class Network(nn.Module):
                 a function that is not in `trust`. Errors of the Hub are those of ``huggingface_hub``.
         """
         from hibana.train import pretrained
-        from hibana.train.restoring import load
+        from hibana.train.loading import load
 
         return load(pretrained.download(name, **options), trust=trust)
 

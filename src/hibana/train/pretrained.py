@@ -3,7 +3,7 @@
 Files and verbs are those of ``huggingface_hub``: ``model.safetensors``, ``config.json`` and ``README.md``;
 ``save_pretrained`` and ``from_pretrained`` of :class:`hibana.train.Network`. ``hf upload USER/NAME FOLDER``
 publishes such a folder. Nothing in it is run. Its contents are checked like those of a checkpoint, see
-:mod:`hibana.train.restoring`.
+:mod:`hibana.train.loading`.
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from hibana import __version__
 from hibana.data import own
 from hibana.runtime import files
 from hibana.runtime.extras import needing
-from hibana.train import card, record
-from hibana.train.folder import SETTINGS
+from hibana.train import model_card, settings_file
+from hibana.train.run_folder import SETTINGS
 from hibana.train.settings import Settings
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def pretrained(name: str) -> "Network":
     """
     if name not in NAMES:
         raise ValueError(f"name must be one of {', '.join(NAMES)}; got {name!r}")
-    from hibana.train.restoring import load
+    from hibana.train.loading import load
 
     return load(SHIPPED / name)
 
@@ -119,11 +119,12 @@ def write(model: "Network", folder: Path, samples: "DataSet | None" = None, *, n
     with needing("save_pretrained"):
         from safetensors.torch import save
 
-    facts = model.result if samples is None else card.measured(model, samples)
+    facts = model.result if samples is None else model_card.measure(model, samples)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     weights = save(tensors, {"format": "pt"})
     settings = {
-        key: "inf" if value == math.inf else value for key, value in card.portable(model.settings).items()
+        key: "inf" if value == math.inf else value
+        for key, value in model_card.portable(model.settings).items()
     }
     config = {
         "library_name": "hibana",
@@ -140,7 +141,7 @@ def write(model: "Network", folder: Path, samples: "DataSet | None" = None, *, n
     files.write(folder / WEIGHTS, weights)
     files.write(folder / CONFIG, f"{text}\n".encode())
     before = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
-    files.write(folder / CARD, card.text(model, facts, name or folder.absolute().name, before).encode())
+    files.write(folder / CARD, model_card.text(model, facts, name or folder.absolute().name, before).encode())
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -156,7 +157,7 @@ def content(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{_EXPECTED}; {error.filename} can't be read: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{_EXPECTED}; {folder} has a {record.line(error)}") from error
+        raise ValueError(f"{_EXPECTED}; {folder} has a {settings_file.line(error)}") from error
     hyper = {**config["settings"], "shape": config["shape"], "classes": config["classes"]}
     described = {"description": config["description"]} if "description" in config else {}
     return {"hyper_parameters": hyper, "state_dict": weights, **described}

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from hibana.data import DATA_SETS
 from hibana.runtime import files
-from hibana.train import record
-from hibana.train.folder import LAST, RESULT, SETTINGS
+from hibana.train import settings_file
 from hibana.train.recipes import usual
+from hibana.train.run_folder import LAST, RESULT, SETTINGS
 from hibana.train.settings import Settings
 
 if TYPE_CHECKING:
@@ -87,9 +87,9 @@ def list_runs(folder: Path) -> list[Run]:
 def _run(path: Path) -> Run:
     when = datetime.fromtimestamp((path / SETTINGS).stat().st_mtime).strftime("%Y-%m-%d %H:%M")
     try:
-        content = record.read(path / SETTINGS).content
+        content = settings_file.read(path / SETTINGS).content
     except ValueError as error:
-        return Run(path.name, "", "", "", when, record.line(error)[:60])
+        return Run(path.name, "", "", "", when, settings_file.line(error)[:60])
     options = {each.name: each.default for each in fields(Settings)}
     data_set, steps = DATA_SETS.get(str(content.get("data"))), content.get("steps")  # imports no user's class
     recipes = usual(content.get("kind"), data_set, steps if isinstance(steps, int) else 1)

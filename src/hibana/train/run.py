@@ -29,13 +29,13 @@ from hibana.runtime import files
 from hibana.train import augment, checkpoint, elastic, finite, results, series
 from hibana.train.architecture import is_function
 from hibana.train.baseline import first
+from hibana.train.callbacks import Files, History, Keeper
 from hibana.train.classifier import Classifier
-from hibana.train.folder import BEST, LAST, LOGS, SETTINGS, Folder, claim
-from hibana.train.keeping import Files, History, Keeper
-from hibana.train.restoring import described, resumed
+from hibana.train.loading import described, resume_settings
+from hibana.train.run_folder import BEST, LAST, LOGS, SETTINGS, Folder, claim
 from hibana.train.settings import UNIT, Settings
 
-__all__ = ["Outcome", "Prepared", "complete", "fit", "made", "prepare"]
+__all__ = ["Outcome", "Prepared", "complete", "fit", "build_classifier", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def fit(
 
     Args:
         settings: of the run. When a run is resumed they may change
-            :data:`~hibana.train.restoring.CHANGEABLE` options; ``None`` takes all from the checkpoint.
+            :data:`~hibana.train.loading.CHANGEABLE` options; ``None`` takes all from the checkpoint.
         folder: for the settings, the checkpoints and, if TensorBoard is installed, its logs. If it holds
             another run, the next number is used: ``NAME-1``; the outcome says which.
         samples: the data, if they are in memory; also a map-style dataset of ``(x, y)``, such as torch's
@@ -146,7 +146,7 @@ def fit(
             explicit = frozenset[str]() if settings is None else settings.explicit
             changes = {name: getattr(settings, name) for name in explicit}
             trust = [changes[name] for name in explicit & {"layers", "data"} if is_function(changes[name])]
-            settings, checkpoint_path = resumed(resume, trust=trust, **changes)
+            settings, checkpoint_path = resume_settings(resume, trust=trust, **changes)
         assert settings is not None
         prepared = prepare(settings, samples=samples, resume=checkpoint_path)
         return complete(prepared, claimed, progress=progress, callbacks=callbacks)
@@ -171,7 +171,7 @@ def prepare(
         settings, samples = series.recipe(settings, samples) if resume is None else (settings, samples)
         samples.batch_size = settings.batch_size
     lightning.seed_everything(settings.seed, verbose=False)
-    return Prepared(settings, samples, made(settings, samples, resume), resume)
+    return Prepared(settings, samples, build_classifier(settings, samples, resume), resume)
 
 
 def complete(
@@ -257,7 +257,9 @@ def _trainer(
     )
 
 
-def made(settings: Settings, samples: data.DataSet, resume: str | Path | None = None) -> Classifier:
+def build_classifier(
+    settings: Settings, samples: data.DataSet, resume: str | Path | None = None
+) -> Classifier:
     """The network for `samples`, before it is trained or resumed.
 
     Raises:

@@ -15,10 +15,10 @@ from hibana import data
 from hibana.nn import loss
 from hibana.nn.models.rocket import Rocket
 from hibana.train import architecture
+from hibana.train.firing_rates import activity, weight_decay_groups
 from hibana.train.network import Network
 from hibana.train.recipes import PERIODS, rocket
 from hibana.train.settings import OF_FILES, Settings
-from hibana.train.start import activity, decayed
 
 __all__ = ["at_once", "check", "fitted", "recipe"]
 
@@ -186,7 +186,7 @@ def _trained(
     batches = -(-len(labels) // settings.batch_size)
     epochs = max(1, min(settings.epochs, MOST_STEPS // batches))
     rate = settings.learning_rate
-    optimizer = torch.optim.AdamW(decayed(model, settings.weight_decay), rate, fused=True)
+    optimizer = torch.optim.AdamW(weight_decay_groups(model, settings.weight_decay), rate, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=epochs * batches)
     for _ in range(epochs):
         order = torch.randperm(len(labels), generator=generator, dtype=torch.int64, device="cpu")

@@ -16,7 +16,7 @@ from hibana.cells import peer_aliases, surrogate
 from hibana.data import DATA_SETS, DataSet, Description, Own, own
 from hibana.nn import loss
 from hibana.runtime import files
-from hibana.train import architecture, record
+from hibana.train import architecture, settings_file
 from hibana.train.recipes import LEAST_JUDGES, defaults, rocket
 
 __all__ = ["CELLS", "CHOICES", "IN_MEMORY", "OF_FILES", "UNIT", "Settings", "read"]
@@ -372,7 +372,7 @@ class Settings:
 
     def write(self, path: Path | str, job: str = "") -> None:
         """Writes a YAML file from which :func:`read` gives an equal object; `job` identifies its writer."""
-        files.write(Path(path), record.text(asdict(self), job).encode())
+        files.write(Path(path), settings_file.text(asdict(self), job).encode())
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -397,7 +397,7 @@ def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Se
         ValueError: if the file can't be read, is not YAML, has an option that does not exist
             or a value that is not accepted, or names a function that is not in `trust`.
     """
-    file = record.read(Path(path))
+    file = settings_file.read(Path(path))
     content = own.without_removed(file.content)
     for name, value in content.items():
         if name not in Settings.__dataclass_fields__:

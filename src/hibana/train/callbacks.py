@@ -10,7 +10,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from hibana.train import checkpoint
-from hibana.train.folder import BEST, LAST
+from hibana.train.run_folder import BEST, LAST
 
 __all__ = ["Files", "History", "Keeper"]
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibana.cli.saying import Integer, Refusal, doing, reachable, refusing, writable
+from hibana.cli.common import Integer, Refusal, doing, reachable, refusing, writable
 
 if TYPE_CHECKING:
     from hibana.cells import Cell

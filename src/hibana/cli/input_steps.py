@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.cli.saying import Failure, Refusal
+from hibana.cli.common import Failure, Refusal
 from hibana.data.own import ArrayInputs, EventInputs, SequenceInputs
 from hibana.data.own.sound import HOP, WINDOW, SoundInputs, band_energies, levels
 from hibana.nn import encode

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from hibana import keep_memory
 from hibana.cli import tables
-from hibana.cli.saying import Failure, Integer, Refusal, doing, reachable, refusing, unwritable
+from hibana.cli.common import Failure, Integer, Refusal, doing, reachable, refusing, unwritable
 
 with doing("loading PyTorch"):
     from hibana.cli.options import with_settings
-    from hibana.train import Settings, elastic, read, results, resumed
+    from hibana.train import Settings, elastic, read, results, resume_settings
     from hibana.train.architecture import check_trust
-    from hibana.train.folder import LAST, PICTURE, SETTINGS, Folder, claim
+    from hibana.train.run_folder import LAST, PICTURE, SETTINGS, Folder, claim
     from hibana.train.threads import check as check_threads
     from hibana.train.threads import choose
 
@@ -64,7 +64,7 @@ def train(  # noqa: D417 - the settings have docstrings of their own
         if resume is not None and out is None:
             where = resume if resume.is_dir() else resume.parent
         if resume is None and (written := elastic.before_restart(where, SETTINGS)) is not None:
-            chosen, checkpoint = resumed(written, trust=trust)
+            chosen, checkpoint = resume_settings(written, trust=trust)
             where = resume = written
         with doing("loading PyTorch Lightning"):
             from hibana.train.run import prepare
@@ -89,7 +89,7 @@ def _chosen(
         return read(file, trust=trust, **options) if file else Settings(**options), None
     if file is not None:
         raise ValueError("--resume takes its settings from the checkpoint; leave out --settings")
-    return resumed(resume, trust=trust, **options)
+    return resume_settings(resume, trust=trust, **options)
 
 
 def _check_accelerator(name: str) -> None:

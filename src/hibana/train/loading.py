@@ -9,12 +9,12 @@ import torch
 
 from hibana import data
 from hibana.data import own
-from hibana.train import architecture, checkpoint, pretrained, record, results
-from hibana.train.folder import BEST, LAST, SETTINGS, checkpoint_of
+from hibana.train import architecture, checkpoint, pretrained, results, settings_file
 from hibana.train.network import Network
+from hibana.train.run_folder import BEST, LAST, SETTINGS, checkpoint_of
 from hibana.train.settings import Settings, read
 
-__all__ = ["CHANGEABLE", "described", "load", "resumed"]
+__all__ = ["CHANGEABLE", "described", "load", "resume_settings"]
 
 _EXPECTED = "checkpoint must be a file that `hibana train` wrote"
 _STATES = {"epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
@@ -24,7 +24,9 @@ CHANGEABLE |= {"data", "test", "root", "download"}
 """Options that may differ when a run is resumed."""
 
 
-def resumed(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> tuple[Settings, Path | None]:
+def resume_settings(
+    path: Path | str, *, trust: Collection[str] = (), **changes: Any
+) -> tuple[Settings, Path | None]:
     """Settings and checkpoint to resume a run from; no checkpoint if it stopped before its first epoch ended.
 
     Args:
@@ -78,7 +80,7 @@ def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
         )
         model.load_state_dict(saved.weights)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{_EXPECTED}; {path} holds something else: {record.line(error)}") from error
+        raise ValueError(f"{_EXPECTED}; {path} holds something else: {settings_file.line(error)}") from error
     if path.name in (BEST, LAST) and checkpoint_of(path.parent) == path:
         model.result = results.read(path.parent)
     return model.eval()
@@ -134,5 +136,5 @@ def _description(path: Path, content: dict[str, Any]) -> data.Description | None
     try:
         return own.described(content["description"])
     except (ValueError, TypeError) as error:
-        message = f"{path} describes its inputs otherwise: {record.line(error)}"
+        message = f"{path} describes its inputs otherwise: {settings_file.line(error)}"
         raise ValueError(f"{_EXPECTED}; {message}") from error

@@ -9,8 +9,8 @@ import torch
 from hibana.data.own.arrays import read_numbers
 from hibana.data.own.base import source_name
 from hibana.runtime.extras import needing
+from hibana.train.loading import load
 from hibana.train.network import Network
-from hibana.train.restoring import load
 
 __all__ = ["Answers", "answered", "predict"]
 

@@ -18,7 +18,7 @@ from hibana.nn import layers
 from hibana.nn import lengths as padding
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 
-__all__ = ["Activity", "activity", "decayed", "scale_to_rate", "spiking_layers"]
+__all__ = ["Activity", "activity", "weight_decay_groups", "scale_to_rate", "spiking_layers"]
 
 
 class Activity(dict[str, Tensor]):
@@ -167,7 +167,7 @@ def scale_to_rate(
     return started
 
 
-def decayed(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def weight_decay_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Groups of parameters for an optimiser such as AdamW: weights decay, all else does not.
 
     What has one axis (biases, gains of a normalisation, time constants, thresholds) and delays are not
@@ -175,7 +175,7 @@ def decayed(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
 
     >>> import hibana as hb
     >>> net = nn.Sequential(hb.Linear(4, 8), hb.PLIF(), hb.DelayedLinear(8, 2, max_delay=5))
-    >>> [(len(group["params"]), group["weight_decay"]) for group in decayed(net, 0.1)]
+    >>> [(len(group["params"]), group["weight_decay"]) for group in weight_decay_groups(net, 0.1)]
     [(2, 0.1), (4, 0.0)]
     """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}

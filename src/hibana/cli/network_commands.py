@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibana.cli.saying import Integer, Refusal, doing, reachable, refusing
+from hibana.cli.common import Integer, Refusal, doing, reachable, refusing
 from hibana.cli.tables import confusions, formatted
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ def play(
     with doing("loading the page"), refusing():
         from hibana.cli.play.server import serve
         from hibana.train.architecture import check_trust
-        from hibana.train.folder import checkpoint_of
         from hibana.train.pretrained import NAMES, is_pretrained
+        from hibana.train.run_folder import checkpoint_of
 
         check_trust(None, trust, "the command")
         path = checkpoint

@@ -8,15 +8,15 @@ import torch
 import yaml
 
 from hibana.nn import loss
+from hibana.train.firing_rates import activity
 from hibana.train.results import Facts
 from hibana.train.settings import IN_MEMORY, Settings
-from hibana.train.start import activity
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train.network import Network
 
-__all__ = ["measured", "portable", "text"]
+__all__ = ["measure", "portable", "text"]
 
 _BEGIN, _END = "<!-- written by hibana -->", "<!-- end of what hibana wrote -->"
 _TAGS = ["hibana", "spiking-neural-network", "pytorch"]
@@ -25,7 +25,7 @@ _LISTED = 40
 
 
 @torch.no_grad()
-def measured(model: "Network", samples: "DataSet") -> Facts:
+def measure(model: "Network", samples: "DataSet") -> Facts:
     """Accuracy, firing rates and operations of `model` on the test part of `samples`."""
     from hibana.nn import metrics
 
