@@ -219,7 +219,7 @@ def _by_bits(rows: "Tensor", words: "Tensor") -> "Tensor":
     """``rows^T B``, as :mod:`hibana.spikes` has it, which is loaded at the first of them."""
     from hibana.spikes.linear import product
 
-    return product.over_bits(rows, words)
+    return product.product_with_bits(rows, words)
 
 
 named_kernels.by_bits = _by_bits

@@ -581,7 +581,7 @@ def test_what_a_step_does_not_read_is_not_refused(name, kind):
     cell = kind() if kind is hb.LIFCell else kind(UNREAD[name]())
     cell.kept = UNREAD[name]()
     hb.unroll(cell, INPUTS, backend="cpu")
-    assert cell._hibana.followed.served, "nothing was remembered"
+    assert cell._hibana.walk.served, "nothing was remembered"
     _, said = both(cell)
     assert not said
 

@@ -18,7 +18,7 @@ from conformance.compare import (
     on_its_device,
 )
 from conformance.suite import CPU, SHAPE, drive, each_backend
-from hibana.cells.base import Internal
+from hibana.cells.base import CellCache
 from hibana.cells.surrogate import ATan, Box, Sigmoid
 from hibana.compiler.graph.trace import trace
 
@@ -308,7 +308,7 @@ SOURCES = Path(hb.__file__).parent.rglob("*.py")
 PUT = re.compile(r'(?:__dict__|vars\(\w+\))(?:\.\w+\(|\[)"(\w+)"')
 INTERNAL = {name for path in SOURCES for name in PUT.findall(path.read_text(encoding="utf-8"))}
 OTHERS = {"called", "cell", "kept", "known", "log_tau", "made", "program", "step", "support", "uniform"}
-NAMES = [name for name in sorted({*INTERNAL, *Internal.__slots__, *OTHERS}) if not name.startswith("__")]
+NAMES = [name for name in sorted({*INTERNAL, *CellCache.__slots__, *OTHERS}) if not name.startswith("__")]
 
 
 class Named(hb.Cell):

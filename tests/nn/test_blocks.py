@@ -191,11 +191,11 @@ def test_a_checkpoint_is_computed_again_as_it_was_whatever_the_sizes(way, draw):
 
 
 def test_what_is_kept_at_a_border_are_bits():
-    kept, of = [], PackedTensor.of
+    kept, pack = [], PackedTensor.pack
     spikes = (torch.rand(4, 2, 16, 8, 8) < 0.2).float().requires_grad_()
     block = hb.Checkpointed(_blocks()[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PackedTensor, "of", lambda tensor: kept.append(of(tensor)) or kept[-1])
+        patch.setattr(PackedTensor, "pack", lambda tensor: kept.append(pack(tensor)) or kept[-1])
         block(spikes)
     (border,) = (each for each in kept if isinstance(each, PackedTensor))
     assert border.shape == spikes.shape
@@ -208,9 +208,9 @@ def test_what_is_kept_at_a_border_are_bits():
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1)])
 def test_a_tensor_comes_back_from_bits_as_it_was(factor, most, order):
     x = (torch.randint(0, most + 1, (4, 16, 8, 10)) * factor).permute(order)
-    kept = PackedTensor.of(x)
+    kept = PackedTensor.pack(x)
     assert isinstance(kept, PackedTensor)
-    back = PackedTensor.numbers(kept)
+    back = PackedTensor.unpack(kept)
     assert torch.equal(back, x)
     assert back.stride() == x.stride()
 
@@ -219,5 +219,5 @@ def test_a_tensor_comes_back_from_bits_as_it_was(factor, most, order):
     "x", [torch.rand(80, 64), torch.ones(2, 64), torch.ones(80, 64)[:, ::2]], ids=range(3)
 )
 def test_what_bits_can_not_say_or_need_not_is_kept_as_it_is(x):
-    assert PackedTensor.of(x) is x
-    assert PackedTensor.numbers(x) is x
+    assert PackedTensor.pack(x) is x
+    assert PackedTensor.unpack(x) is x

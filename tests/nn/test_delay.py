@@ -10,7 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.spikes import select
-from hibana.spikes.convolution.scattered import scattered
+from hibana.spikes.convolution.synapse_delays import delayed_product_forward
 
 
 def later(x, steps):
@@ -339,4 +339,4 @@ def test_kernels_refuse_places_outside_their_rows():
     weight = torch.rand(1, 4, 2)
     for lags in (torch.full((4, 2), -1), torch.zeros(2, 4, dtype=torch.int64), torch.full((4, 2), 1 << 30)):
         with pytest.raises(ValueError, match="lags must be"):
-            scattered(bits, weight, lags, None, 3, 0)
+            delayed_product_forward(bits, weight, lags, None, 3, 0)

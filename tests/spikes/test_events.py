@@ -13,7 +13,7 @@ import hibana as hb
 from hibana import surrogate
 from hibana.compiler.strides import same_each_step
 from hibana.spikes import layer as shared_layer
-from hibana.spikes.bits import agree, bits_of
+from hibana.spikes.bits import agree, pack_bits
 from hibana.spikes.linear import product
 from selection import examples
 
@@ -34,7 +34,7 @@ def gradients(layer, x, weights):
 @pytest.mark.parametrize("rows", [1, 63, 64, 131])
 def test_rows_of_any_length_become_bits(rows, inputs):
     spikes = _spikes(rows, inputs, density=0.3)
-    found, density = bits_of(spikes)
+    found, density = pack_bits(spikes)
     seen = found.view(torch.uint8)[:, :, None] >> torch.arange(8, dtype=torch.uint8) & 1
     wanted = torch.nn.functional.pad(spikes, (0, -inputs % 64)).to(torch.uint8)
     assert torch.equal(seen.reshape(rows, -1), wanted)
@@ -42,7 +42,7 @@ def test_rows_of_any_length_become_bits(rows, inputs):
     for place in (0, rows * inputs - 1):
         other = spikes.clone()
         other.view(-1)[place] = 0.5
-        assert bits_of(other)[1] is None
+        assert pack_bits(other)[1] is None
 
 
 @pytest.mark.parametrize("neurons", [1, 7, 64, 100, 8 * 1000 + 3, 64 * 3000])
@@ -51,7 +51,7 @@ def test_the_ones_of_bits_that_agree_with_their_numbers_are_counted(neurons, thr
     request.addfinalizer(partial(torch.set_num_threads, torch.get_num_threads()))
     torch.set_num_threads(threads)
     spikes = _spikes(3, neurons, density=0.4)
-    bits = bits_of(spikes)[0].view(torch.uint8)[:, : -(-neurons // 8)].contiguous()
+    bits = pack_bits(spikes)[0].view(torch.uint8)[:, : -(-neurons // 8)].contiguous()
     assert agree(spikes, bits[None]) == spikes.count_nonzero()
     assert agree(spikes + spikes, torch.stack([torch.zeros_like(bits), bits])) == spikes.count_nonzero()
     spikes[0, 0] = 3.0
@@ -85,7 +85,7 @@ def test_outputs_and_gradients_are_those_of_torch(rows, inputs, outputs, density
 @pytest.mark.parametrize(("rows", "inputs", "outputs"), [(700, 600, 70), (33, 1100, 16), (300, 130, 300)])
 def test_what_is_kept_near_changes_no_bit(rows, inputs, outputs, density, monkeypatch):
     x = _spikes(rows, inputs, density=density)
-    bits, _ = bits_of(x)
+    bits, _ = pack_bits(x)
     weight, gradient = torch.randn(outputs, inputs), torch.randn(rows, outputs)
     found = []
     for listed, near, words in ((2, 0, 1), (64, 1 << 17, 3), (product.LISTED, product.DOTS_NEAR, 8)):

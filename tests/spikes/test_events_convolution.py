@@ -11,7 +11,7 @@ from torch import nn
 import hibana as hb
 from hibana import surrogate
 from hibana.spikes import layer as shared_layer
-from hibana.spikes.bits import bits_of
+from hibana.spikes.bits import pack_bits
 from hibana.spikes.convolution import autograd, pixels
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.linear import product
@@ -248,7 +248,7 @@ def test_what_is_pooled_is_known_as_bits_until_it_is_written_to(sigma, write):
     if write is None:
         assert (found.observers is not None) == isinstance(sigma, surrogate.Step)
         rows = pooled.detach().movedim(2, -1).reshape(-1, 64)
-        assert torch.equal(found.spikes.view(torch.int64), bits_of(rows)[0])
+        assert torch.equal(found.spikes.view(torch.int64), pack_bits(rows)[0])
         assert found.ones == pooled.sum()
     else:
         assert restricted(pooled) is None
@@ -429,7 +429,7 @@ def test_a_gradient_on_the_support_is_right_there_and_zero_elsewhere(
         (2, channels, *image), weight, grad.permute(0, 3, 1, 2), 1, padding, dilation
     )
     wanted = torch.where(support.permute(0, 3, 1, 2), wanted, 0)
-    bits, _ = bits_of(support.float().view(2 * image[0], -1))
+    bits, _ = pack_bits(support.float().view(2 * image[0], -1))
     got = autograd.input_gradient(bits, weight, grad.view(-1, outputs), geometry)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item() + 1e-30)
     assert not got[wanted == 0].any()
@@ -483,7 +483,7 @@ def test_a_gradient_on_the_support_is_right_at_every_size(
     out = torch.nn.functional.conv2d(x, weight.double(), None, 1, padding, dilation)
     (wanted,) = torch.autograd.grad(out, x, grad.permute(0, 3, 1, 2).double())
     wanted = torch.where(support.permute(0, 3, 1, 2), wanted, 0).float()
-    bits, _ = bits_of(support.float().view(images * image[0], -1))
+    bits, _ = pack_bits(support.float().view(images * image[0], -1))
     got = autograd.input_gradient(bits, weight, grad.view(-1, outputs), geometry)
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert not got[wanted == 0].any()
@@ -655,7 +655,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
     geometry = Geometry(channels, image, kernel, stride, padding, dilation)
     assume(min(geometry.output) > 0)
     rows = torch.rand(planes, images * image[0], image[1] * channels) < density
-    input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in rows]), density)
+    input_ = Planes(torch.stack([pack_bits(plane.float())[0] for plane in rows]), density)
     weight, bias = torch.randn(outputs, channels, *kernel).to(memory_format=lies), torch.randn(outputs)
     gradient = torch.randn(images * geometry.output[0] * geometry.output[1], outputs)
     inputs = channels * kernel[0] * kernel[1]
@@ -705,7 +705,7 @@ def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
 ):
     geometry = Geometry(channels, image, kernel, (1, 1), padding, dilation)
     numbers = torch.rand(planes, images * image[0], image[1] * channels) < 0.2
-    input_ = Planes(torch.stack([bits_of(plane.float())[0] for plane in numbers]), 0.2)
+    input_ = Planes(torch.stack([pack_bits(plane.float())[0] for plane in numbers]), 0.2)
     weight, bias = torch.randn(outputs, channels, *kernel), torch.randn(outputs)
     one_by_one = pixels.forward(input_, weight, bias, geometry)
     request.getfixturevalue("_all_weights_lie_far")

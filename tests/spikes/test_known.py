@@ -11,7 +11,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.compiler.attached import known
-from hibana.spikes.bits import bits_of
+from hibana.spikes.bits import pack_bits
 from hibana.spikes.convolution import layer as convolution_layer
 from hibana.spikes.layer import as_bits
 from hibana.spikes.linear import layer as linear_layer
@@ -51,7 +51,7 @@ def test_bits_of_spikes_are_known_without_a_gradient(mode, still):
         found = lookup(spikes.flatten(0, 1))
     assert 0.02 < spikes.mean() < 0.5
     rows = spikes.movedim(2, -1).reshape(SHAPE[0], -1)
-    assert torch.equal(found.spikes.view(torch.int64), bits_of(rows)[0])
+    assert torch.equal(found.spikes.view(torch.int64), pack_bits(rows)[0])
     assert found.ones == spikes.sum()
     assert found.observers is None
 
@@ -84,7 +84,7 @@ def test_the_layer_above_takes_the_bits_and_looks_at_no_number(mode, monkeypatch
         again = hb.events.MaxPool2d(2)(pooled)
         assert torch.equal(again, nn.functional.max_pool2d(pooled, 2))
         assert torch.equal(
-            lookup(again).spikes.view(torch.int64), bits_of(again.movedim(1, -1).flatten(1))[0].view(-1, 2)
+            lookup(again).spikes.view(torch.int64), pack_bits(again.movedim(1, -1).flatten(1))[0].view(-1, 2)
         )
 
 

@@ -149,7 +149,7 @@ def test_products_of_few_rows_inputs_or_outputs_are_dense(layer, shape, by_spike
 
 
 def test_what_takes_torch_no_time_asks_nothing(monkeypatch):
-    monkeypatch.setattr(shared_layer, "bits_of", lambda *_: pytest.fail("it was looked at"))
+    monkeypatch.setattr(shared_layer, "pack_bits", lambda *_: pytest.fail("it was looked at"))
     layer = hb.Linear(128, 70)
     layer((torch.rand(30, 128) < 0.1).float())
     assert layer.explain() == "dense: at these sizes torch is sooner done at any density"

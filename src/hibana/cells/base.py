@@ -8,22 +8,22 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from hibana.cells.peer_aliases import no_argument
+from hibana.cells.peer_aliases import unknown_argument_error
 from hibana.cells.ranges import Range
 
-INTERNAL = "_hibana"
+CACHE_ATTRIBUTE = "_hibana"
 """The one name of a cell's attributes that is not the user's."""
 
 
-class Internal:
+class CellCache:
     """The compiler's caches of one cell, its attribute ``_hibana``, which copies of the cell don't share."""
 
-    __slots__ = ("followed", "states")
+    __slots__ = ("states", "walk")
 
     def __init__(self, states: tuple[str, ...]) -> None:
         self.states = states
         """:meth:`Cell.state_names`, looked up once."""
-        self.followed: Any = None
+        self.walk: Any = None
         """All that the step can read, with the programs and calls that this determines; None as soon as an
         attribute is set."""
 
@@ -37,7 +37,7 @@ class Cell(nn.Module):
 
     emits_spikes: bool | None = None
     """Whether it emits only zeros and ones. None: as its step says (:func:`hibana.compiler.emits_spikes`)."""
-    _hibana: Internal
+    _hibana: CellCache
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,18 +48,18 @@ class Cell(nn.Module):
         self._enter()
 
     def __getstate__(self) -> dict[str, object]:
-        return {name: value for name, value in self.__dict__.copy().items() if name != INTERNAL}
+        return {name: value for name, value in self.__dict__.copy().items() if name != CACHE_ATTRIBUTE}
 
     def _enter(self, states: tuple[str, ...] | None = None) -> None:
-        self.__dict__[INTERNAL] = Internal(self.state_names() if states is None else states)
+        self.__dict__[CACHE_ATTRIBUTE] = CellCache(self.state_names() if states is None else states)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        own = self.__dict__.get(INTERNAL)
+        own = self.__dict__.get(CACHE_ATTRIBUTE)
         if own is not None and self.__dict__.get(name, own) is not value:  # the same object changes nothing
-            own.followed = None
+            own.walk = None
         if isinstance(range_ := getattr(type(self), name, None), Range):
             self.__dict__.get("_parameters", {}).pop(range_.learned, None)
-        elif name == INTERNAL:
+        elif name == CACHE_ATTRIBUTE:
             raise AttributeError(
                 f"{name} is what hibana keeps of a cell; choose another name for the attribute"
             )
@@ -74,9 +74,9 @@ class Cell(nn.Module):
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        internal = self.__dict__.get(INTERNAL)
+        internal = self.__dict__.get(CACHE_ATTRIBUTE)
         if internal is not None:
-            internal.followed = None
+            internal.walk = None
         super().__delattr__(name)
 
     @abstractmethod
@@ -143,7 +143,7 @@ class BuiltIn(Cell):
         code = cls.__init__.__code__
         known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
         name = cls.__name__.removesuffix("Cell")
-        if error := no_argument(name, kwargs, known):
+        if error := unknown_argument_error(name, kwargs, known):
             raise error
         if args and type(args[0]) is int and args[0] > 1 and known[0] == "threshold":
             raise TypeError(
@@ -171,7 +171,7 @@ def check_cell(cell: object) -> None:
         got = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
         hint = "; pass its cell, layer.cell" if isinstance(getattr(cell, "cell", None), Cell) else ""
         raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {got}{hint}")
-    if INTERNAL not in vars(cell):
+    if CACHE_ATTRIBUTE not in vars(cell):
         raise TypeError(f"{type(cell).__name__}.__init__ must call super().__init__() before anything else")
 
 

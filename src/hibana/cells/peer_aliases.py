@@ -100,7 +100,7 @@ OPTIONS = {
 """What options of ``hibana train`` are, by the names that other programs give them."""
 
 
-def no_argument(called: str, given: Iterable[str], known: Sequence[str]) -> TypeError | None:
+def unknown_argument_error(called: str, given: Iterable[str], known: Sequence[str]) -> TypeError | None:
     """What to raise where `called` is given arguments by names that are not among `known`.
 
     >>> print(no_argument("LIF", ["beta"], ["tau", "threshold"]))
@@ -122,13 +122,13 @@ def no_argument(called: str, given: Iterable[str], known: Sequence[str]) -> Type
     return None
 
 
-def answered(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def check_argument_names(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """`function`, which answers arguments by foreign names with its own."""
     known = list(inspect.signature(function).parameters)
 
     @wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if error := no_argument(function.__name__, kwargs, known):
+        if error := unknown_argument_error(function.__name__, kwargs, known):
             raise error
         return function(*args, **kwargs)
 

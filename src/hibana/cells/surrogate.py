@@ -381,12 +381,12 @@ class Heaviside(_Once):
         if not torch.compiler.is_dynamo_compiling():
             if torch_internals.jit_trace() is not None:
                 return written_out(*args, **kwargs)
-            if forwards():
+            if in_forward_mode():
                 return _BothWays.apply(*args, **kwargs)  # type: ignore[no-untyped-call] # torch leaves it so
         return super().apply(*args, **kwargs)  # type: ignore[no-untyped-call] # as above
 
 
-def forwards() -> bool:
+def in_forward_mode() -> bool:
     """Whether derivatives are taken forwards, or by ``torch.func``."""
     return torch_internals.is_forward_mode() or torch_internals.current_transform() is not None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.cells.surrogate import forwards
+from hibana.cells.surrogate import in_forward_mode
 from hibana.compiler import ambient, autograd, programs, reference
 from hibana.compiler.ambient import is_traced, is_watched
 from hibana.compiler.backend import check_backend, of_device, refusal
@@ -171,7 +171,7 @@ def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hasha
         run, reason = operator.executable(cell, inputs, dtype, chosen, backend == "auto")
     elif torch_internals.jit_trace() is not None:
         reason = "torch.jit.trace writes down PyTorch's own operations; so does convert.export"
-    elif forwards():
+    elif in_forward_mode():
         reason = "transforms of torch.func and forward-mode derivatives are the loop's"
         warned = type(cell).__name__
     elif reason := refusal(chosen, device):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hibana.cells import Cell
-from hibana.cells.base import INTERNAL, Internal
+from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
 from hibana.compiler.backend import Backend, Kernels, register
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.walk import Walk, followed
@@ -46,8 +46,8 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
 
 def known(cell: Cell, call: Hashable) -> Any:
     """What was attached to `call`, unless anything that the step of `cell` reads has changed."""
-    internal: Internal | None = cell.__dict__.get(INTERNAL)
-    read: Walk | None = None if internal is None else internal.followed
+    internal: CellCache | None = cell.__dict__.get(CACHE_ATTRIBUTE)
+    read: Walk | None = None if internal is None else internal.walk
     if read is None or not _is_bare(cell):
         return None
     if (read.items or read.watched) and not unchanged(read.items, read.watched):

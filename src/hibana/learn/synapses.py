@@ -52,10 +52,10 @@ class Synapses:
         rows, given, bias = signal.flatten(0, -2), spikes.flatten(0, -2), self.module.bias is not None
         large = rows.numel() * given.shape[1] >= SMALLEST_WORK
         if large and rows.dtype == torch.float32 and rows.device.type == "cpu" and not available.refusal():
-            from hibana.spikes.bits import bits_of
+            from hibana.spikes.bits import pack_bits
             from hibana.spikes.linear.product import weight_gradient
 
-            bits, density = bits_of(given.contiguous())
+            bits, density = pack_bits(given.contiguous())
             if density is not None:
                 weight, summed = weight_gradient(bits, density, rows.contiguous(), given.shape[1], bias)
                 return [weight] if summed is None else [weight, summed]

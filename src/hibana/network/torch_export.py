@@ -13,7 +13,7 @@ from hibana.compiler import reference
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.runtime.torch_internals import scan
-from hibana.spikes.adopt import ADOPTED
+from hibana.spikes.adopt import EVENT_CLASSES
 
 __all__ = ["export"]
 
@@ -127,7 +127,7 @@ def _plain(module: nn.Module, loop: type[_Loop]) -> nn.Module:
         return loop(module.cell, _plain(module.recurrent, loop))
     if isinstance(module, DelayedRecurrent):
         return loop(_FedBackLater(module))
-    for kind, ours in ADOPTED.items():
+    for kind, ours in EVENT_CLASSES.items():
         if type(module) is ours:
             module.__class__ = kind  # the same parameters, multiplied densely
     for name, child in module.named_children():

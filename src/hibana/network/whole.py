@@ -4,14 +4,14 @@ import torch
 from torch import Tensor, nn
 
 from hibana.network.straight import straight_through
-from hibana.spikes.checks import alike_each_step
+from hibana.spikes.checks import is_constant_over_time
 
 __all__ = ["Quantized", "in_whole_numbers"]
 
 
 def in_whole_numbers(inputs: Tensor, scale: float, range_: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """``clamp(round(x / scale), low, high)`` of ``[T, ...]``, with the gradient of ``x / scale``."""
-    if alike_each_step(inputs):
+    if is_constant_over_time(inputs):
         once = in_whole_numbers(inputs[:1], scale, range_, dtype)
         return once.expand(len(inputs), *once.shape[1:])
     real = inputs.double() / scale

@@ -136,7 +136,7 @@ class Checkpointed(nn.Module):
             return cast(Tensor, as_leaf(self, inputs))
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched():
             return cast(Tensor, self.module(inputs))
-        with torch.autograd.graph.saved_tensors_hooks(PackedTensor.of, PackedTensor.numbers):
+        with torch.autograd.graph.saved_tensors_hooks(PackedTensor.pack, PackedTensor.unpack):
             made: Any = checkpoint(
                 self.module,
                 inputs,

@@ -9,10 +9,10 @@ from hibana.nn.delay import Delayed
 from hibana.nn.window import Weighted, check_sizes
 from hibana.spikes import select
 from hibana.spikes.bits import density_of
-from hibana.spikes.checks import misfit, plain
-from hibana.spikes.convolution.causal import causal
-from hibana.spikes.convolution.scattered import delayed, scattered
-from hibana.spikes.layer import binary_bits, learns
+from hibana.spikes.checks import kernels_accept, shape_error
+from hibana.spikes.convolution.causal import causal_convolution
+from hibana.spikes.convolution.synapse_delays import delayed_product, delayed_product_forward
+from hibana.spikes.layer import needs_gradient, pack_binary
 from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import Provenance, lookup
 
@@ -92,14 +92,14 @@ class DelayedLinear(Weighted, Delayed):
                 f"inputs must be [T, batch, {self.in_features}] with T at least 1, "
                 f"got shape {tuple(inputs.shape)}"
             )
-        known = inputs.requires_grad and not torch.compiler.is_compiling() and plain(inputs)
+        known = inputs.requires_grad and not torch.compiler.is_compiling() and kernels_accept(inputs)
         under = lookup(inputs) if known else None
         synapses = self.weight, self.bias, self.delay  # each read once: reading may run a parametrisation
         if (found := self._one_by_one(inputs, history, under, *synapses)) is not None:
             return found
         weight, bias, delay = synapses
         kernel = weight[..., None] * self._kernel(delay)
-        out, self._reason = causal(inputs, kernel, bias, 1, history, under, self.mode)
+        out, self._reason = causal_convolution(inputs, kernel, bias, 1, history, under, self.mode)
         return out
 
     def _one_by_one(
@@ -118,10 +118,10 @@ class DelayedLinear(Weighted, Delayed):
         """
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return None
-        if not plain(inputs, weight, bias, delay):
+        if not kernels_accept(inputs, weight, bias, delay):
             return None
         of_bias = None if bias is None else bias.shape
-        fits = not misfit(weight.shape, of_bias, self.in_features, 2) and delay.shape == weight.shape
+        fits = not shape_error(weight.shape, of_bias, self.in_features, 2) and delay.shape == weight.shape
         if not fits or 0 in weight.shape:
             return None
         between = self._interpolates(delay)
@@ -132,7 +132,7 @@ class DelayedLinear(Weighted, Delayed):
             return None
         if len(weight) * (len(seen) + self.max_delay + 1) >= 1 << 31:  # places are 32 bits wide
             return None
-        found = binary_bits(seen.detach().reshape(-1, self.in_features).contiguous())
+        found = pack_binary(seen.detach().reshape(-1, self.in_features).contiguous())
         if found is None:
             return None
         self._reason = f"events: {found.density:.0%} of the input spiked; an addition for each synapse, later"
@@ -144,9 +144,9 @@ class DelayedLinear(Weighted, Delayed):
             lags, taps = self._whole(delay), weight[None]
         if self.mode == "auto" and not self._is_faster(seen, found, taps, lags, bias, weight, delay):
             return None
-        if learns(inputs, taps, bias):
-            return delayed(seen, found.bits[0], taps, lags, bias, skip, below)
-        return scattered(found.bits[0], taps, lags, bias, len(seen), skip)
+        if needs_gradient(inputs, taps, bias):
+            return delayed_product(seen, found.bits[0], taps, lags, bias, skip, below)
+        return delayed_product_forward(found.bits[0], taps, lags, bias, len(seen), skip)
 
     def _is_faster(
         self,
@@ -169,8 +169,8 @@ class DelayedLinear(Weighted, Delayed):
             kernel = (weight[..., None] * self._kernel(delay)).detach()
             numbers = seen.detach()
             return [
-                lambda: scattered(spikes.bits[0], taps.detach(), lags, of_bias, steps, 0),
-                lambda: causal(numbers, kernel, of_bias, 1, None, None, "events"),
+                lambda: delayed_product_forward(spikes.bits[0], taps.detach(), lags, of_bias, steps, 0),
+                lambda: causal_convolution(numbers, kernel, of_bias, 1, None, None, "events"),
             ]
 
         return select.prefers_events(key, calls, PER_SYNAPSE * number <= longest)

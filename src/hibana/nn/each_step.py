@@ -8,7 +8,7 @@ from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.strides import repeated
 from hibana.compiler.torch_layers import has_own_forward, role_of
 from hibana.nn.running import Stateful, check_knows_no_time
-from hibana.spikes.checks import alike_each_step
+from hibana.spikes.checks import is_constant_over_time
 from hibana.spikes.provenance import pass_on
 
 __all__ = ["EachStep"]
@@ -64,7 +64,7 @@ class EachStep(nn.Module):
     def runs_once(self, inputs: Tensor) -> bool:
         """Whether one call serves all steps of `inputs`, ``[T, batch, ...]``, which are the same."""
         batch = inputs.shape[1]
-        return alike_each_step(inputs) and (not self.training or _may_run_once(self.module, batch))
+        return is_constant_over_time(inputs) and (not self.training or _may_run_once(self.module, batch))
 
 
 def _may_run_once(module: nn.Module, batch: int) -> bool:

@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hibana.cells.peer_aliases import answered
+from hibana.cells.peer_aliases import check_argument_names
 
 __all__ = ["constant", "delta", "latency", "named", "poisson", "population"]
 
@@ -26,7 +26,7 @@ Coding = Callable[[Tensor, int], Tensor]
 """A coding with its options bound: ``(values, steps) -> [steps, *values.shape]``."""
 
 
-@answered
+@check_argument_names
 def constant(values: Tensor, steps: int) -> Tensor:
     """The same current at each step, ``x_t = values``: direct coding, ``[steps, *values.shape]``.
 
@@ -47,7 +47,7 @@ def constant(values: Tensor, steps: int) -> Tensor:
     return values.expand(steps, *values.shape)
 
 
-@answered
+@check_argument_names
 def poisson(values: Tensor, steps: int, *, generator: torch.Generator | None = None) -> Tensor:
     """Independent spikes at each step with probability `values`: ``P(s_t = 1) = values``.
 
@@ -75,7 +75,7 @@ def poisson(values: Tensor, steps: int, *, generator: torch.Generator | None = N
     return torch.bernoulli(values.detach().expand(steps, *values.shape), generator=generator)
 
 
-@answered
+@check_argument_names
 def latency(values: Tensor, steps: int, *, tau: float | None = None, threshold: float = 0.01) -> Tensor:
     """One spike each, the earlier the larger the value.
 
@@ -112,7 +112,7 @@ def latency(values: Tensor, steps: int, *, tau: float | None = None, threshold: 
     return ((clock == times) & spiking).to(values.dtype)
 
 
-@answered
+@check_argument_names
 def delta(signal: Tensor, threshold: float) -> Tensor:
     """On and off spikes where a signal has moved by `threshold` from what was last said of it.
 
@@ -159,7 +159,7 @@ def delta(signal: Tensor, threshold: float) -> Tensor:
     return torch.stack(spikes)
 
 
-@answered
+@check_argument_names
 def population(
     values: Tensor,
     steps: int,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hibana import cells
 from hibana.cells.base import check_cell
-from hibana.cells.surrogate import forwards
+from hibana.cells.surrogate import in_forward_mode
 from hibana.compiler import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.tensors import computed_once, computing_once
@@ -244,7 +244,7 @@ def damped(current: Tensor, scale: float) -> Tensor:
     """`current`, whose gradient is multiplied by `scale`."""
     if scale == 1:
         return current
-    if torch.compiler.is_compiling() or torch_internals.jit_trace() is not None or forwards():
+    if torch.compiler.is_compiling() or torch_internals.jit_trace() is not None or in_forward_mode():
         return current + (current - current.detach()) * (scale - 1)  # NaN, of an infinite one
     scaled: Tensor = _Damped.apply(current, scale)  # type: ignore[no-untyped-call] # torch leaves it so
     return scaled

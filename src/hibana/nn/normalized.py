@@ -15,7 +15,7 @@ from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime
 from hibana.nn.over_steps import BatchNorm2dOverSteps, call_eagerly
 from hibana.runtime import torch_internals
-from hibana.spikes.checks import plain
+from hibana.spikes.checks import kernels_accept
 
 __all__ = ["Normalized", "NormalizingSequential", "is_normalized"]
 
@@ -122,7 +122,7 @@ def _in_one_pass(module: Any, neurons: Any, input_: Tensor) -> tuple[Tensor | No
         return None, _REPLACED
     before, norm = parts
     reason = _refusal(norm, neurons, module, *module.children())
-    if reason or not plain(input_):
+    if reason or not kernels_accept(input_):
         return None, reason or _NOT_PLAIN
     currents = EachStep(before)(input_) if before else input_
     outputs, reason = _normalized(norm, neurons, currents)
@@ -172,7 +172,7 @@ def _normalized(norm: Norm, neurons: OverTime, currents: Tensor) -> tuple[Tensor
     if currents.numel() < FUSED_FROM:
         return None, f"{currents.numel():,} numbers are too few"
     tensors = norm.weight, norm.bias, norm.running_mean, norm.running_var
-    if not plain(currents, *tensors):
+    if not kernels_accept(currents, *tensors):
         return None, _NOT_PLAIN
     sizes = {tuple(tensor.shape) for tensor in tensors if tensor is not None}
     if (

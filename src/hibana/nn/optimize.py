@@ -25,13 +25,13 @@ from hibana.nn.over_steps import (
 )
 from hibana.nn.running import Stateful, evaluating
 from hibana.runtime.torch_internals import tree_leaves
-from hibana.spikes.adopt import ADOPTED
+from hibana.spikes.adopt import EVENT_CLASSES
 
 __all__ = ["optimize", "table"]
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
-_LAYERS = {kind: ours for kind, ours in ADOPTED.items() if ours in (spikes.Linear, spikes.Conv1d)}
+_LAYERS = {kind: ours for kind, ours in EVENT_CLASSES.items() if ours in (spikes.Linear, spikes.Conv1d)}
 _LAYERS |= OVER_STEPS
 _LEFT = {
     "BatchNorm1d": "takes axis 1 for features, also over time: wrap it in hibana.EachStep",
@@ -130,7 +130,7 @@ def _change_layers(net: nn.Module) -> None:
         if kind is nn.Sequential and id(module) not in within:
             _change(module, NormalizingSequential)
         elif kind in _LAYERS:
-            _change(module, (ADOPTED if id(module) in within else _LAYERS).get(kind, kind))
+            _change(module, (EVENT_CLASSES if id(module) in within else _LAYERS).get(kind, kind))
 
 
 def _change_for(net: nn.Module, example: Tensor) -> None:

@@ -26,7 +26,7 @@ from hibana.compiler.torch_layers import role_of
 from hibana.nn.running import Stateful
 from hibana.runtime import torch_internals
 from hibana.runtime.torch_internals import tree_map
-from hibana.spikes.checks import alike_each_step
+from hibana.spikes.checks import is_constant_over_time
 from hibana.spikes.provenance import pass_on
 
 __all__ = [
@@ -57,7 +57,7 @@ class OverSteps(nn.Module):
         call: Any = super().forward  # of the layer of torch.nn
         if input.ndim != self.dimensions + 3:
             return cast(Tensor, call(input))
-        if self.runs_once(input) and alike_each_step(input):
+        if self.runs_once(input) and is_constant_over_time(input):
             return repeated(call(input[0]), input.shape[0])
         outputs: Tensor = call(pass_on(input, input.flatten(0, 1)))
         return pass_on(outputs, outputs.reshape(*input.shape[:2], *outputs.shape[1:]))

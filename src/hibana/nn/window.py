@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from hibana.compiler import State, ambient
 from hibana.compiler.ambient import is_name
 from hibana.nn.running import Stateful
-from hibana.spikes.checks import plain
-from hibana.spikes.convolution.causal import causal
+from hibana.spikes.checks import kernels_accept
+from hibana.spikes.convolution.causal import causal_convolution
 from hibana.spikes.layer import Mode
 from hibana.spikes.provenance import lookup
 
@@ -172,7 +172,7 @@ class Window(Weighted, LooksBack):
             )
         seen = inputs.requires_grad and not torch.compiler.is_compiling()
         in_order = seen and inputs.movedim(2, -1).is_contiguous()  # as the bits of the layer below lie
-        under = lookup(inputs) if in_order and plain(inputs) else None
+        under = lookup(inputs) if in_order and kernels_accept(inputs) else None
         weight = self.weight
         if history is not None and len(history) != (weight.shape[2] - 1) * self.dilation:
             raise ValueError(
@@ -181,7 +181,9 @@ class Window(Weighted, LooksBack):
             )
         rows = _as_rows(inputs)
         before = None if history is None else _as_rows(history)
-        outputs, self._reason = causal(rows, weight, self.bias, self.dilation, before, under, self.mode)
+        outputs, self._reason = causal_convolution(
+            rows, weight, self.bias, self.dilation, before, under, self.mode
+        )
         return outputs.view(*inputs.shape[:2], *inputs.shape[3:], outputs.shape[2]).movedim(-1, 2)
 
 

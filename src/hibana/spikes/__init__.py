@@ -6,11 +6,7 @@ when a kernel is built.
 
 from hibana.spikes.adopt import adopt
 from hibana.spikes.convolution import Conv1d, Conv2d
-from hibana.spikes.flatten import Flatten
-from hibana.spikes.linear import Linear
-from hibana.spikes.pooling import MaxPool2d
-from hibana.spikes.sums import add
-from hibana.spikes.torchs import (
+from hibana.spikes.dense_layers import (
     AdaptiveAvgPool2d,
     AdaptiveMaxPool2d,
     AvgPool2d,
@@ -18,6 +14,10 @@ from hibana.spikes.torchs import (
     ConvTranspose2d,
     Upsample,
 )
+from hibana.spikes.flatten import Flatten
+from hibana.spikes.linear import Linear
+from hibana.spikes.pooling import MaxPool2d
+from hibana.spikes.sums import add
 
 __all__ = [
     "AdaptiveAvgPool2d",

@@ -2,19 +2,28 @@
 
 from torch import nn
 
-from hibana.spikes import torchs
+from hibana.spikes import dense_layers
 from hibana.spikes.convolution import Conv1d, Conv2d
 from hibana.spikes.flatten import Flatten
 from hibana.spikes.linear import Linear
 from hibana.spikes.pooling import MaxPool2d
 
-__all__ = ["ADOPTED", "adopt"]
+__all__ = ["EVENT_CLASSES", "adopt"]
 
-ADOPTED: dict[type[nn.Module], type[nn.Module]] = {
+EVENT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     getattr(nn, kind.__name__): kind
     for kind in (
-        *(Linear, Conv1d, Conv2d, MaxPool2d, Flatten, torchs.Conv3d, torchs.ConvTranspose2d),
-        *(torchs.AvgPool2d, torchs.AdaptiveAvgPool2d, torchs.AdaptiveMaxPool2d, torchs.Upsample),
+        Linear,
+        Conv1d,
+        Conv2d,
+        MaxPool2d,
+        Flatten,
+        dense_layers.Conv3d,
+        dense_layers.ConvTranspose2d,
+        dense_layers.AvgPool2d,
+        dense_layers.AdaptiveAvgPool2d,
+        dense_layers.AdaptiveMaxPool2d,
+        dense_layers.Upsample,
     )
 }
 """The class that takes the place of each class of torch's."""
@@ -33,6 +42,6 @@ def adopt(module: nn.Module) -> nn.Module:
     Linear(in_features=2, out_features=3, bias=True)
     """
     for inner in module.modules():
-        if type(inner) in ADOPTED:
-            inner.__class__ = ADOPTED[type(inner)]
+        if type(inner) in EVENT_CLASSES:
+            inner.__class__ = EVENT_CLASSES[type(inner)]
     return module

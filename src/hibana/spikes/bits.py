@@ -23,7 +23,7 @@ from hibana.runtime.kernels import (
 from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, words_of
 from hibana.spikes.simd.rows import VECTOR
 
-__all__ = ["agree", "bits_of", "density_of", "sampled_density"]
+__all__ = ["agree", "pack_bits", "density_of", "sampled_density"]
 
 NEAR = 4096
 """Numbers of a row that :func:`agree` compares, at most; rows are divided among threads."""
@@ -31,7 +31,7 @@ OCTET = 8
 """Bits of a byte."""
 
 
-def bits_of(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
+def pack_bits(rows: Tensor, step: int = 1) -> tuple[Tensor, float | None]:
     """The bits ``[rows / step, words]`` of contiguous `rows`, and the density of ones: None if not binary."""
     inputs = rows.shape[1]
     bits = torch.empty(-(-rows.shape[0] // step), -(-inputs // 64), dtype=torch.int64, device="cpu")

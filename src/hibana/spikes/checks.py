@@ -11,7 +11,15 @@ from torch import Tensor, nn
 from hibana.compiler.derivatives import differentiated_once
 from hibana.runtime import available, torch_internals
 
-__all__ = ["alike_each_step", "check_no_time", "check_saved", "dense_for_more", "misfit", "pair", "plain"]
+__all__ = [
+    "check_no_time",
+    "check_saved",
+    "dense_for_more",
+    "is_constant_over_time",
+    "kernels_accept",
+    "pair",
+    "shape_error",
+]
 
 
 dense_for_more = partial(
@@ -21,7 +29,7 @@ dense_for_more = partial(
 """For the backward of a node."""
 
 
-def plain(*tensors: Tensor | None) -> bool:
+def kernels_accept(*tensors: Tensor | None) -> bool:
     """Whether all are float32 on the CPU, no transform or dispatch mode is active, and native code can be
     compiled in this process.
     """
@@ -58,7 +66,7 @@ def check_saved(tensor: Tensor, shape: torch.Size) -> None:
         )
 
 
-def misfit(weight: torch.Size, bias: torch.Size | None, channels: int, dimensions: int) -> str | None:
+def shape_error(weight: torch.Size, bias: torch.Size | None, channels: int, dimensions: int) -> str | None:
     """Why a `weight` of this shape is not one of `dimensions` dimensions for `channels`, with such a `bias`.
 
     The sizes that a layer was made with do not matter: its tensors may have been replaced.
@@ -82,7 +90,7 @@ def check_no_time(layer: nn.Module, inputs: Tensor, dimensions: int) -> None:
         )
 
 
-def alike_each_step(inputs: Tensor) -> bool:
+def is_constant_over_time(inputs: Tensor) -> bool:
     """Whether one step of `inputs`, ``[T, ...]``, does for all: they are expanded over time (stride zero).
 
     Not if the gradient of each step is wanted by itself: by a leaf, or by a hook on `inputs` or

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.attached import attach
-from hibana.spikes.bits import bits_of
-from hibana.spikes.checks import plain
+from hibana.spikes.bits import pack_bits
+from hibana.spikes.checks import kernels_accept
 from hibana.spikes.provenance import lookup, pass_on
 
 __all__ = ["Flatten"]
@@ -26,7 +26,7 @@ class Flatten(nn.Flatten):
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
         flat = super().forward(input)
-        if torch.compiler.is_compiling() or not plain(input):
+        if torch.compiler.is_compiling() or not kernels_accept(input):
             return flat
         if flat.data_ptr() == input.data_ptr():
             return pass_on(input, flat)
@@ -42,7 +42,7 @@ def _attach_copy(spikes: Tensor, copied: Tensor) -> Tensor:
     below = lookup(spikes)
     if below is not None and below.spikes is not None and copied.numel():
         length = copied.shape[-1]
-        bits = bits_of(copied.detach().view(-1, length))[0].view(torch.uint8)[None]
+        bits = pack_bits(copied.detach().view(-1, length))[0].view(torch.uint8)[None]
         observers = below.observers if below.mask is None and copied.requires_grad else None
         attach(copied, bits, length, observers=observers)
     return copied

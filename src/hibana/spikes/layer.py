@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hibana.compiler.ambient import as_leaf, is_name
 from hibana.runtime import available
 from hibana.spikes import select
-from hibana.spikes.bits import bits_of, sampled_density
+from hibana.spikes.bits import pack_bits, sampled_density
 from hibana.spikes.planes import Planes, factors, whole_numbers
 from hibana.spikes.provenance import Provenance, fills_memory
 from hibana.spikes.simd.lists import WORD
@@ -23,10 +23,10 @@ __all__ = [
     "Found",
     "Mode",
     "as_bits",
-    "binary_bits",
+    "pack_binary",
     "check_mode",
     "known_bits",
-    "learns",
+    "needs_gradient",
     "numbers_as_bits",
     "usable",
 ]
@@ -112,7 +112,7 @@ def known_bits(below: Provenance | None, length: int, in_order: bool) -> Planes 
 
 def numbers_as_bits(rows: Tensor) -> Planes | str:
     """Contiguous `rows` of spikes or small whole numbers as bits; or, as text, why the product is dense."""
-    return binary_bits(rows) or whole_numbers(rows) or NO_EVENTS
+    return pack_binary(rows) or whole_numbers(rows) or NO_EVENTS
 
 
 class Found(NamedTuple):
@@ -170,13 +170,13 @@ def _key(key: select.Key, planes: Planes) -> select.Key:
     return key._replace(density=density, planes=planes.bits.shape[0])
 
 
-def binary_bits(rows: Tensor) -> Planes | None:
+def pack_binary(rows: Tensor) -> Planes | None:
     """The bits of contiguous `rows`; None if not all are 0 and 1 (a sample is tested first)."""
     return None if _density(rows) is None else _binary(rows)
 
 
 def _binary(rows: Tensor) -> Planes | None:
-    bits, density = bits_of(rows)
+    bits, density = pack_bits(rows)
     return None if density is None else Planes(bits[None], density)
 
 
@@ -186,10 +186,10 @@ def _density(rows: Tensor) -> float | None:
     The stride of the sample is odd, or all sampled words could be of the same columns.
     """
     words = rows.numel() // WORD
-    return sampled_density(rows, words, words // SAMPLE | 1) if words else bits_of(rows)[1]
+    return sampled_density(rows, words, words // SAMPLE | 1) if words else pack_bits(rows)[1]
 
 
-def learns(*tensors: Tensor | None) -> bool:
+def needs_gradient(*tensors: Tensor | None) -> bool:
     """Whether autograd records a gradient for any of the `tensors`."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.attached import attach
-from hibana.spikes.checks import plain
+from hibana.spikes.checks import kernels_accept
 from hibana.spikes.layer import numbers_as_bits
 from hibana.spikes.provenance import fills_memory, lookup
 
@@ -28,10 +28,10 @@ class PackedTensor(NamedTuple):
     """The largest possible number, if the bits were attached to the tensor; they are attached again then."""
 
     @classmethod
-    def of(cls, tensor: Tensor) -> "PackedTensor | Tensor":
+    def pack(cls, tensor: Tensor) -> "PackedTensor | Tensor":
         """What to save of `tensor`: its bits where it is spikes or small whole numbers, else itself."""
         count = tensor.numel()
-        if count < SMALLEST or not plain(tensor) or not fills_memory(tensor):
+        if count < SMALLEST or not kernels_accept(tensor) or not fills_memory(tensor):
             return tensor
         known = lookup(tensor)
         if known is not None and known.planes is not None:
@@ -44,8 +44,8 @@ class PackedTensor(NamedTuple):
         return cls(found.bits.view(torch.uint8), found.factor, tensor.shape, tensor.stride())
 
     @staticmethod
-    def numbers(kept: "PackedTensor | Tensor") -> Tensor:
-        """The tensor that was given to :meth:`of`, bit for bit."""
+    def unpack(kept: "PackedTensor | Tensor") -> Tensor:
+        """The tensor that was given to :meth:`pack`, bit for bit."""
         if isinstance(kept, Tensor):
             return kept
         shifts = torch.arange(8, dtype=torch.uint8, device="cpu")
@@ -55,7 +55,7 @@ class PackedTensor(NamedTuple):
         for k, plane in enumerate(kept.bits):
             ones = (plane[..., None] >> shifts) & 1
             levels |= ones.view(pieces, -1)[:, :length] << k
-        numbers = levels.to(torch.float32).mul_(kept.factor).as_strided(kept.shape, kept.strides)
+        unpack = levels.to(torch.float32).mul_(kept.factor).as_strided(kept.shape, kept.strides)
         if kept.most:
-            attach(numbers, kept.bits, length, kept.most)
-        return numbers
+            attach(unpack, kept.bits, length, kept.most)
+        return unpack

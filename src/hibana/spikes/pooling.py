@@ -11,9 +11,9 @@ from hibana.compiler.ambient import as_leaf, is_name
 from hibana.compiler.attached import attach
 from hibana.compiler.derivatives import applied
 from hibana.spikes import pooling_kernels as kernels
-from hibana.spikes.bits import bits_of
-from hibana.spikes.checks import check_no_time, dense_for_more, pair, plain
-from hibana.spikes.layer import binary_bits, learns
+from hibana.spikes.bits import pack_bits
+from hibana.spikes.checks import check_no_time, dense_for_more, kernels_accept, pair
+from hibana.spikes.layer import needs_gradient, pack_binary
 from hibana.spikes.provenance import Provenance, lookup
 
 __all__ = ["MaxPool2d"]
@@ -125,7 +125,7 @@ def _meets_nothing(size: int, kernel: int, stride: int, padding: int, dilation: 
 
 def _fits(images: Tensor, window: Pair) -> bool:
     """Whether the kernels can pool these `images`, if they are spikes."""
-    if images.ndim != 4 or not plain(images):
+    if images.ndim != 4 or not kernels_accept(images):
         return False
     _, channels, height, width = images.shape
     lies_last = images.is_contiguous(memory_format=torch.channels_last)
@@ -138,7 +138,7 @@ def _bits(images: Tensor, below: Provenance | None) -> Tensor | None:
     if below is not None and below.spikes is not None:
         return below.spikes if below.spikes.shape[-1] * 8 == below.length else None
     length = images.shape[3] * images.shape[1]
-    planes = None if length % 64 else binary_bits(images.detach().permute(0, 2, 3, 1).view(-1, length))
+    planes = None if length % 64 else pack_binary(images.detach().permute(0, 2, 3, 1).view(-1, length))
     return None if planes is None else planes.bits[0].view(torch.uint8)
 
 
@@ -150,12 +150,12 @@ def _pooled(images: Tensor, window: Pair, spikes: Tensor, below: Provenance | No
     sizes |= {"window_height": window[0], "window_width": window[1], "out_width": out_width}
     rows, length = count * out_height, out_width * channels
     out = torch.empty(count, out_height, out_width, channels, dtype=torch.float32, device="cpu")
-    learning = learns(images)
+    learning = needs_gradient(images)
     which = torch.empty(out.shape, dtype=torch.uint8, device="cpu") if learning else None
     planes = None if length % 64 else torch.empty(1, rows, length // 8, dtype=torch.uint8, device="cpu")
     kernels.forward(rows, GRAIN, bits=spikes, target=out, pooled=planes, which=which, **sizes)
     if planes is None:
-        planes = bits_of(out.view(rows, length))[0].view(torch.uint8)[None]
+        planes = pack_bits(out.view(rows, length))[0].view(torch.uint8)[None]
     pooled = out.permute(0, 3, 1, 2)
     if learning:
         pooled = _apply(images, pooled, which, sizes)

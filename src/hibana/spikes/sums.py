@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.attached import attach
-from hibana.spikes.checks import plain
-from hibana.spikes.layer import learns
+from hibana.spikes.checks import kernels_accept
+from hibana.spikes.layer import needs_gradient
 from hibana.spikes.planes import MOST
 from hibana.spikes.provenance import Provenance, lookup
 from hibana.spikes.simd.lists import WORD
@@ -31,14 +31,14 @@ def add(one: Tensor, other: Tensor) -> Tensor:
     total = one + other
     if (
         torch.compiler.is_compiling()
-        or not plain(one, other, total)
+        or not kernels_accept(one, other, total)
         or one.shape != other.shape
         or not one.stride() == other.stride() == total.stride()
     ):
         return total
     a, b = lookup(one), lookup(other)
     below = [known for each, known in ((one, a), (other, b)) if each.requires_grad]
-    mask = _union(below) if learns(one, other) else None
+    mask = _union(below) if needs_gradient(one, other) else None
     planes = None if a is None or b is None else _added(a, b)
     if a is not None and b is not None and planes is not None:
         bits, observers = (None, None) if mask is None else (mask.mask, mask.observers)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, NoReturn
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.cells.base import INTERNAL, Internal
+from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
 from hibana.compiler.graph import watch
 from hibana.compiler.graph.code import names_in
 from hibana.compiler.graph.kinds import (
@@ -33,7 +33,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.watch import MISSING, Item, Look, Watch, unchanged
 from hibana.compiler.shared import Bounded
 
-NOT_HYPER = frozenset(vars(nn.Module())) | {INTERNAL}
+NOT_HYPER = frozenset(vars(nn.Module())) | {CACHE_ATTRIBUTE}
 """Attributes of a module that no step computes with."""
 SERVED = 128
 """Maximum programs and calls per cell, which differ in backend, shape, dtype or threads."""
@@ -304,10 +304,10 @@ def followed(cell: Cell) -> Walk:
     Raises:
         Unsupported: if it can read what can change unseen, or has hooks.
     """
-    internal: Internal = getattr(cell, INTERNAL)
-    last: Walk | None = internal.followed
+    internal: CellCache = getattr(cell, CACHE_ATTRIBUTE)
+    last: Walk | None = internal.walk
     if last is None or last.look(cell) != last.snapshot or not unchanged(last.items, last.watched):
-        last = internal.followed = Walk(cell)
+        last = internal.walk = Walk(cell)
     if last.refused:
         raise Unsupported(last.refused)
     return last

@@ -15,7 +15,7 @@ from hibana.network.native.kernel import ARGUMENTS, CHECK, NAN, RUN, Native
 from hibana.network.native.state import get, put
 from hibana.network.whole import Quantized
 from hibana.runtime.threads import run
-from hibana.spikes.checks import alike_each_step
+from hibana.spikes.checks import is_constant_over_time
 
 if TYPE_CHECKING:
     from hibana.network.native.program import Program
@@ -186,7 +186,7 @@ class Stream:
 
     def _sequence(self, inputs: Tensor) -> Tensor:
         """The outputs of steps whose inputs were checked."""
-        steps, same = len(inputs), alike_each_step(inputs)
+        steps, same = len(inputs), is_constant_over_time(inputs)
         inputs = (inputs[:1] if same else inputs).resolve_neg().contiguous()
         outputs = torch.empty(steps, *self._blank.shape, dtype=self._number, device="cpu")
         self._run(steps, outputs, inputs, stride=0 if same else self._stride)

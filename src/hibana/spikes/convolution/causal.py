@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.spikes import select
-from hibana.spikes.checks import misfit, plain
+from hibana.spikes.checks import kernels_accept, shape_error
 from hibana.spikes.convolution import autograd
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.layer import (
@@ -17,16 +17,16 @@ from hibana.spikes.layer import (
     Mode,
     as_bits,
     check_mode,
-    learns,
+    needs_gradient,
     usable,
 )
 from hibana.spikes.linear import product
 from hibana.spikes.provenance import Provenance
 
-__all__ = ["causal", "window"]
+__all__ = ["causal_convolution", "window"]
 
 
-def causal(
+def causal_convolution(
     inputs: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -63,8 +63,12 @@ def causal(
 
 
 def _unserved(inputs: Tensor, weight: Tensor, bias: Tensor | None, mode: Mode) -> str | None:
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or not plain(inputs, weight, bias):
-        return "compiled, transformed, under autocast, or not float32 on the CPU"
+    if (
+        torch.compiler.is_compiling()
+        or torch.is_autocast_enabled("cpu")
+        or not kernels_accept(inputs, weight, bias)
+    ):
+        return "transformed, or not float32 on the CPU"
     if mode == "dense":
         return "asked for"
     if weight.shape[1] != inputs.shape[2]:
@@ -73,7 +77,7 @@ def _unserved(inputs: Tensor, weight: Tensor, bias: Tensor | None, mode: Mode) -
         return "nothing to add"
     if mode == "auto" and inputs.shape[0] * inputs.shape[1] * weight.numel() < SMALLEST_WORK:
         return TINY
-    return misfit(weight.shape, None if bias is None else bias.shape, inputs.shape[2], 3)
+    return shape_error(weight.shape, None if bias is None else bias.shape, inputs.shape[2], 3)
 
 
 def _by_spikes(
@@ -87,7 +91,7 @@ def _by_spikes(
 ) -> tuple[Tensor, str] | str:
     """The sums of rows of weights, and how; or why they would be no sooner, or can't be."""
     steps, rows, channels = inputs.shape
-    in_order, length, learning = inputs.is_contiguous(), rows * channels, learns(weight)
+    in_order, length, learning = inputs.is_contiguous(), rows * channels, needs_gradient(weight)
     geometry = window(steps, rows, channels, weight.shape[2], dilation, padding)
     auto = mode == "auto"
     sizes = prod(geometry.output), weight[0].numel(), len(weight)
@@ -106,7 +110,7 @@ def _by_spikes(
     if not chosen.any:
         return chosen.refused(found.density)
     bias = None if bias is None else bias.contiguous()
-    if learns(inputs, weight, bias):
+    if needs_gradient(inputs, weight, bias):
         support = usable(below, length, in_order, found)
         out = autograd.convolution(images, kernel, bias, found, support, geometry, chosen)
     else:

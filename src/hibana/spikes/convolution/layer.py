@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.spikes import select
-from hibana.spikes.checks import check_no_time, misfit, pair, plain
+from hibana.spikes.checks import check_no_time, kernels_accept, pair, shape_error
 from hibana.spikes.convolution import autograd, dense
 from hibana.spikes.convolution.geometry import Geometry, Pair, meets
 from hibana.spikes.layer import (
@@ -20,7 +20,7 @@ from hibana.spikes.layer import (
     Found,
     as_bits,
     check_mode,
-    learns,
+    needs_gradient,
     usable,
 )
 from hibana.spikes.linear import product
@@ -59,7 +59,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
                 self.__dict__["_reason"] = LEFT
                 return self._conv_forward(input, weight, bias)
             return self._densely(input, weight, bias, TINY)
-        if not plain(input, weight, bias):
+        if not kernels_accept(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
         check_mode(self.mode)
         about = input.shape, weight.shape, None if bias is None else bias.shape, self.groups
@@ -129,7 +129,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         if bias is not None:
             bias = bias.contiguous()
         outputs = weight.shape[0]
-        learning, auto = learns(weight), self.mode == "auto"
+        learning, auto = needs_gradient(weight), self.mode == "auto"
         under = lookup(images)
         length = geometry.channels * geometry.image[1]
         in_order = images.is_contiguous(memory_format=torch.channels_last)
@@ -147,7 +147,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         self.__dict__["_reason"] = product.explained(found, outputs, chosen)
         weight_ = weight.detach() if learning else weight
         given = found, autograd.as_kernel(weight_), bias, geometry
-        if not (learning or learns(images, bias)):
+        if not (learning or needs_gradient(images, bias)):
             return autograd.forward(*given, chosen)
         support = usable(under, length, in_order, found) if images.requires_grad else None
         return autograd.convolution(images, weight, bias, found, support, geometry, chosen)
@@ -161,7 +161,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
             and max(_pair(self.stride, self.dimensions, 1)) > 1
             and self.padding in ((0, 0), "valid")
             and weight.shape[2:] == (1, 1)
-            and learns(input, weight, bias)
+            and needs_gradient(input, weight, bias)
         )
 
 
@@ -195,7 +195,7 @@ def _sizes(
         return f"the input is not [N, channels, {'height, width' if dimensions == 2 else 'length'}]"
     if groups != 1:
         return "groups"
-    if reason := misfit(weight, bias, shape[1], dimensions + 2):
+    if reason := shape_error(weight, bias, shape[1], dimensions + 2):
         return reason
     given = stride, dilation, () if isinstance(padding, str) else padding
     if any(isinstance(size, tuple) and len(size) > dimensions for size in given):

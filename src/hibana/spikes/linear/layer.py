@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.spikes import select
-from hibana.spikes.checks import alike_each_step, misfit, plain
+from hibana.spikes.checks import is_constant_over_time, kernels_accept, shape_error
 from hibana.spikes.layer import (
     LEFT,
     SMALLEST_WORK,
@@ -16,7 +16,7 @@ from hibana.spikes.layer import (
     Found,
     as_bits,
     check_mode,
-    learns,
+    needs_gradient,
     numbers_as_bits,
     usable,
 )
@@ -73,9 +73,9 @@ class Linear(BySpikes, nn.Linear):
         return numbers * self.out_features < SMALLEST_WORK
 
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-        if not plain(input, weight, bias):
+        if not kernels_accept(input, weight, bias):
             return self._left_to_torch(input, weight, bias)
-        if input.ndim > 1 and alike_each_step(input):
+        if input.ndim > 1 and is_constant_over_time(input):
             one = input[0]
             if self.mode == "auto" and self._is_small(one.numel()):
                 self._reason, once = LEFT, functional.linear(one, weight, bias)
@@ -91,13 +91,13 @@ class Linear(BySpikes, nn.Linear):
         if self.mode == "dense":
             return self._densely(input, weight, bias, "asked for")
         of_bias, channels = None if bias is None else bias.shape, input.shape[-1] if input.ndim else 0
-        if reason := misfit(weight.shape, of_bias, channels, 2):
+        if reason := shape_error(weight.shape, of_bias, channels, 2):
             return self._densely(input, weight, bias, reason)
         outputs, inputs = weight.shape
         count = input.numel() // max(1, inputs)
         if count == 0 or outputs == 0 or inputs == 0:
             return self._densely(input, weight, bias, "nothing to add")
-        learning, auto = learns(weight), self.mode == "auto"
+        learning, auto = needs_gradient(weight), self.mode == "auto"
         under, in_order = lookup(input), input.is_contiguous()
         numbers = input.detach() if input.requires_grad else input
 
@@ -116,7 +116,7 @@ class Linear(BySpikes, nn.Linear):
                 return self._densely(input, weight, bias, choice.refused(planes.density))
         bias = bias if bias is None else bias.contiguous()
         self.__dict__["_reason"] = product.explained(planes, outputs, choice)
-        if learning or learns(input, bias):
+        if learning or needs_gradient(input, bias):
             support = usable(under, inputs, in_order, planes) if input.requires_grad else None
             return autograd.linear(input, weight, bias, planes, support, choice)
         given = planes.joint, planes.density, weight, bias, planes.scales

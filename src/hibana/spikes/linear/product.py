@@ -27,7 +27,7 @@ __all__ = [
     "gradient_crossover",
     "input_gradient",
     "of_numbers",
-    "over_bits",
+    "product_with_bits",
     "packed",
     "parts",
     "used_bits",
@@ -287,7 +287,7 @@ def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) 
     return Parts(1, across, min(_up(threads, across), words))
 
 
-def over_bits(rows: Tensor, bits: Tensor) -> Tensor:
+def product_with_bits(rows: Tensor, bits: Tensor) -> Tensor:
     """``rows^T B``, ``[N, N]``, for ``[rows, N]`` numbers and as many bits in each row of `bits`."""
     neurons = rows.shape[1]
     return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]

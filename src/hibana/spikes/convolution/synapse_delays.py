@@ -16,7 +16,7 @@ from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.simd.lists import WORD, words_of
 from hibana.spikes.simd.rows import VECTOR, transposed
 
-__all__ = ["delayed", "scattered"]
+__all__ = ["delayed_product", "delayed_product_forward"]
 
 PARTS = 8
 """Parts that the rows are divided into for a weight gradient, whatever the number of threads, so that the
@@ -25,7 +25,7 @@ UNROLLED = 4
 """Synapses per iteration of a loop."""
 
 
-def delayed(
+def delayed_product(
     inputs: Tensor,
     bits: Tensor,
     weight: Tensor,
@@ -34,15 +34,15 @@ def delayed(
     skip: int,
     support: Provenance | None,
 ) -> Tensor:
-    """The result of :func:`scattered`, with gradients of `inputs`, `weight` and `bias`.
+    """The result of :func:`delayed_product_forward`, with gradients of `inputs`, `weight` and `bias`.
 
     Args:
         inputs: spikes ``[steps, rows, inputs]``.
-        bits: as of :func:`scattered`.
-        weight: as of :func:`scattered`.
-        lags: as of :func:`scattered`.
-        bias: as of :func:`scattered`.
-        skip: as of :func:`scattered`.
+        bits: as of :func:`delayed_product_forward`.
+        weight: as of :func:`delayed_product_forward`.
+        lags: as of :func:`delayed_product_forward`.
+        bias: as of :func:`delayed_product_forward`.
+        skip: as of :func:`delayed_product_forward`.
         support: provenance of `inputs`, whose mask restricts their gradient; None for everywhere.
     """
     apply: Any = _Delayed.apply  # torch leaves it without types
@@ -51,7 +51,7 @@ def delayed(
     return out
 
 
-def scattered(
+def delayed_product_forward(
     bits: Tensor, weight: Tensor, lags: Tensor, bias: Tensor | None, steps: int, skip: int
 ) -> Tensor:
     """``y_t,o = bias_o + sum_k,i W_koi s_(t + skip - lag_oi - k),i``, ``[steps - skip, rows, outputs]``.
@@ -130,7 +130,7 @@ class _Delayed(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(bits, weight, lags)
         ctx.skip, ctx.below, ctx.steps = skip, support, len(inputs)
-        return scattered(bits, weight, lags, bias, len(inputs), skip)
+        return delayed_product_forward(bits, weight, lags, bias, len(inputs), skip)
 
     @staticmethod
     @dense_for_more
