@@ -266,7 +266,7 @@ def __getattr__(name: str) -> Any:
     try:
         return importlib.import_module(f"hibana.{_PUBLIC[name]}")
     except ModuleNotFoundError as error:
-        said = extras.missing(error)
+        said = extras.missing_module_message(error)
         if said is None:
             raise
         raise AttributeError(f"hibana.{name} {said}") from error

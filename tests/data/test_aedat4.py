@@ -78,4 +78,7 @@ def test_what_reads_it_is_named_where_it_is_missing(tmp_path, monkeypatch):
     written(tmp_path / "class" / "one.aedat4", [(1, 1, 1, 1)])
     with pytest.raises(ModuleNotFoundError) as error:
         recording(tmp_path / "class" / "one.aedat4")
-    assert extras.missing(error.value) == "needs aedat, which is not installed; pip install aedat brings it"
+    assert (
+        extras.missing_module_message(error.value)
+        == "needs aedat, which is not installed; pip install aedat brings it"
+    )

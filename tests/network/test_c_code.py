@@ -7,7 +7,7 @@ import pytest
 
 from c_programs import needs_cc
 from hibana.network.c.code import CWriter
-from hibana.runtime.kernels import Code, Longs, Value, arguments, assemble, kernel, run
+from hibana.runtime.kernels import Code, Longs, Value, assemble, kernel, pack_arguments, run
 
 
 def fill(code: Code, out: Longs, count: int) -> None:
@@ -36,7 +36,7 @@ def filled(code: Code, begin: Value, end: Value, *, out: Longs) -> None:
 def test_loops_give_in_c_what_they_do_in_llvm(tmp_path):
     native = (ctypes.c_int64 * 22)()
     (built,) = assemble(filled.source(), ("filled",))
-    run(built.address, 1, arguments([ctypes.addressof(native)]))
+    run(built.address, 1, pack_arguments([ctypes.addressof(native)]))
     writer = CWriter()
     fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)
     printed = 'for (int i = 0; i < 22; i++) printf("%ld ", (long)out[i]);'

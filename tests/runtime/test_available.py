@@ -54,12 +54,12 @@ def reason(request, monkeypatch):
     """Nothing can be compiled; a pattern of the reason that is given."""
     request.param(monkeypatch)
     monkeypatch.setattr(checks, "_SAID", set())
-    available.refusal.cache_clear()
+    available.unavailable_reason.cache_clear()
     yield DAMAGES[request.param]
     monkeypatch.undo()
-    available.refusal.cache_clear()
+    available.unavailable_reason.cache_clear()
     threads.parallel_for.cache_clear()
-    assert available.refusal() == ""
+    assert available.unavailable_reason() == ""
 
 
 def _trained(net, inputs):

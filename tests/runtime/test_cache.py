@@ -14,7 +14,7 @@ import torch
 import hibana
 from hibana.runtime import build as module
 from hibana.runtime import files
-from hibana.runtime.kernels import Code, Longs, Value, arguments, assemble, kernel, run
+from hibana.runtime.kernels import Code, Longs, Value, assemble, kernel, pack_arguments, run
 
 
 def _source(factor):
@@ -31,7 +31,7 @@ SOURCE, TWICE = _source(3), _source(6)
 
 def _forget():
     module._LINKED.clear()
-    for function in (module.kept_in, module._toolchain):
+    for function in (module.toolchain_folder, module._toolchain):
         function.cache_clear()
 
 
@@ -61,7 +61,7 @@ def _counts(source=SOURCE):
     module._LINKED.clear()
     (built,) = assemble(source, ("count",))
     out = (ctypes.c_int64 * 8)()
-    run(built.address, 8, arguments([ctypes.addressof(out)]))
+    run(built.address, 8, pack_arguments([ctypes.addressof(out)]))
     return list(out)
 
 
@@ -120,7 +120,7 @@ def test_a_file_of_another_toolchain_is_not_run(folder, monkeypatch):
     (before,) = _files(folder)
     monkeypatch.setattr(torch, "__version__", "2.99.0")
     _forget()
-    there = module.kept_in() / before.name
+    there = module.toolchain_folder() / before.name
     there.write_bytes(before.read_bytes())
     assert module._read(before) is not None
     assert module._read(there) is None

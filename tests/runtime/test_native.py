@@ -25,7 +25,7 @@ from hibana.runtime.kernels import (
     Pointer,
     Shorts,
     Value,
-    declared,
+    external_function,
     function,
     kernel,
 )
@@ -52,8 +52,8 @@ BINARY = {
     "larger": (lambda a, b: a.larger(b), max),
     "select": (lambda a, b: (a < b).select(a, 5), lambda a, b: a if a < b else 5),
     "select a number": (lambda a, b: (a < b).select(5, a), lambda a, b: 5 if a < b else a),
-    "ones": (lambda a, b: a.ones(), lambda a, b: (a & (1 << 64) - 1).bit_count()),
-    "lowest": (lambda a, b: a.lowest(), lambda a, b: (a & -a).bit_length() - 1 if a else 64),
+    "ones": (lambda a, b: a.popcount(), lambda a, b: (a & (1 << 64) - 1).bit_count()),
+    "lowest": (lambda a, b: a.lowest_set_bit(), lambda a, b: (a & -a).bit_length() - 1 if a else 64),
     "narrow": (lambda a, b: a.to(BYTE).to(LONG), lambda a, b: a & 255),
     "narrow with its sign": (
         lambda a, b: a.to(SHORT).signed_to(LONG),
@@ -153,7 +153,7 @@ def sums(code: Code, begin: Value, end: Value, *, out: Longs, n: Value) -> None:
         total, k = code.variable(0), code.variable(0)
         with code.loop(1, n, 2) as odd, code.when((odd % 3).differs(0)):
             total.value += odd
-        with code.repeat() as again:
+        with code.do_while() as again:
             k.value += 3
             again(k.value < n)
         out[2 * i] = total.value
@@ -193,7 +193,7 @@ def test_memory_of_its_own_begins_with_lines_and_does_not_overlap():
 
 @kernel
 def streamed(code: Code, begin: Value, end: Value, *, out: Floats, absent: Floats) -> None:
-    value = absent.given().select(code.constant(2.0, FLOAT), 3.0)
+    value = absent.is_not_null().select(code.constant(2.0, FLOAT), 3.0)
     out.store(value.spread(16), align=64, nontemporal=True)
 
 
@@ -213,8 +213,8 @@ def test_arguments_are_bound_by_name():
     with pytest.raises(TypeError, match=r"missing \['count'\]"):
         copied(1, source=x, target=x, step=1, vector_width=16)
     with pytest.raises(TypeError, match=r"kernel copied: missing \['count'\], not among .* \['many'\]"):
-        copied.sized(many=16, step=1, vector_width=16)
-    sized = copied.sized(count=16, step=1, vector_width=16)
+        copied.bind(many=16, step=1, vector_width=16)
+    sized = copied.bind(count=16, step=1, vector_width=16)
     with pytest.raises(TypeError, match=r"missing \['target'\], not among .* \['count'\]"):
         sized(1, source=x, count=x)
 
@@ -235,9 +235,9 @@ def of_doubles(code: Code, begin: Value, end: Value, *, x: Doubles, out: Doubles
     a, b = x[0], x[1]
     for i, value in enumerate([a / b, 1 / a, -a, abs(-a), a.fma(b, 0.1), a.to(FLOAT).to(DOUBLE)]):
         out[i] = value
-    out[6] = a.whole().number()
+    out[6] = a.truncate().float_from_bits()
     for i in range(5):
-        wholes[i] = x[i].whole()
+        wholes[i] = x[i].truncate()
 
 
 def test_doubles_are_computed_as_python_does():
@@ -252,7 +252,7 @@ def test_doubles_are_computed_as_python_does():
 
 
 def _norm(code: Code, x: Doubles, y: Value) -> Value:
-    return declared("sqrt", DOUBLE, DOUBLE)(code, x[0] * x[0] + y * y)
+    return external_function("sqrt", DOUBLE, DOUBLE)(code, x[0] * x[0] + y * y)
 
 
 def _doubled(code: Code, x: Doubles) -> None:
@@ -337,7 +337,7 @@ def test_loops_within_and_after_loops_and_conditions():
                 with code.loop(0, here) as j, code.loop(0, j) as k:
                     total.value += more * more + (j ^ by) + k
             times = code.variable(0)
-            with code.repeat() as again:
+            with code.do_while() as again:
                 times.value += 1
                 squared = times.value * times.value
                 again(squared < here)

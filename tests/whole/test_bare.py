@@ -197,4 +197,7 @@ def test_what_needs_an_extra_when_it_is_called_names_it(tmp_path):
 def test_a_module_of_nobodys_is_brought_by_no_extra():
     from hibana import extras
 
-    assert extras.missing(ModuleNotFoundError("", name="mine")) == "needs mine, which is not installed"
+    assert (
+        extras.missing_module_message(ModuleNotFoundError("", name="mine"))
+        == "needs mine, which is not installed"
+    )

@@ -79,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Failure as failure:
         return _print_error(name, str(failure), 1)
     except ImportError as error:
-        message = extras.missing(error)
+        message = extras.missing_module_message(error)
         if message is None:
             raise
         return _print_error(name, message, 2)

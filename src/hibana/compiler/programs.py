@@ -117,7 +117,7 @@ def _of_cpu(products: bool) -> type[Kernels]:
 def _cpu_refuses(device: str) -> str:
     from hibana.runtime import available
 
-    return available.refusal() if device == "cpu" else f"it serves cpu, not {device}"
+    return available.unavailable_reason() if device == "cpu" else f"it serves cpu, not {device}"
 
 
 def _of_triton(products: bool) -> type[Kernels]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 
 __all__ = ["DataSet", "InMemory", "Samples", "check_steps", "memory", "stretched"]
 
@@ -77,7 +77,7 @@ class DataSet:
     def setup(self) -> None:
         """Makes the splits, unless they are there."""
         if not hasattr(self, "test"):
-            with needing(f"hibana.data.{type(self).__name__}"):
+            with explain_import_error(f"hibana.data.{type(self).__name__}"):
                 self.training, self.validation, self.test = self.splits()
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:

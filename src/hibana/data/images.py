@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hibana.data.base import DataSet, InMemory, Samples
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 
 __all__ = ["MNIST", "Digits", "FashionMNIST"]
 
@@ -77,7 +77,7 @@ class _IDX(DataSet):
     def prepare_data(self) -> None:
         """Downloads, if that was asked for and is needed; once on each machine."""
         if self.download and self._folder() is None:
-            with needing("the download"):
+            with explain_import_error("the download"):
                 import torchvision
 
             getattr(torchvision.datasets, type(self).__name__)(self.root, download=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from hibana.data.base import DataSet, Samples, check_steps
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 
 __all__ = ["NMNIST", "SHD", "SSC", "DVSGesture"]
 
@@ -75,7 +75,7 @@ class _Recordings(DataSet):
     def _open(self, part: dict[str, Any]) -> Any:
         """Tonic's own reader of one of the official parts."""
         kind = type(self).__name__
-        with needing(f"hibana.data.{kind}"):
+        with explain_import_error(f"hibana.data.{kind}"):
             import tonic
 
         asked, suffix = self.download, self.suffix

@@ -51,7 +51,12 @@ class Synapses:
         """The gradients of weight and bias of a linear layer, of a `signal` at what it made of `spikes`."""
         rows, given, bias = signal.flatten(0, -2), spikes.flatten(0, -2), self.module.bias is not None
         large = rows.numel() * given.shape[1] >= SMALLEST_WORK
-        if large and rows.dtype == torch.float32 and rows.device.type == "cpu" and not available.refusal():
+        if (
+            large
+            and rows.dtype == torch.float32
+            and rows.device.type == "cpu"
+            and not available.unavailable_reason()
+        ):
             from hibana.spikes.bits import pack_bits
             from hibana.spikes.linear.product import weight_gradient
 

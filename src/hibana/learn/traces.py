@@ -113,7 +113,7 @@ class SynapseTraces:
 
     def _has_kernel(self) -> bool:
         assert self.parts is not None
-        return self.parts.dtype == torch.float32 and self.parts.is_cpu and not available.refusal()
+        return self.parts.dtype == torch.float32 and self.parts.is_cpu and not available.unavailable_reason()
 
     def _pass(self, before: Sequence[Tensor]) -> Tensor:
         """Passes over the traces: takes a due step in, and sums the gradient if there is one."""

@@ -13,14 +13,14 @@ from hibana.network.graph import Network, Node
 from hibana.network.neurons import traced
 from hibana.network.sliding import indices
 from hibana.network.whole import Quantized
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 
 __all__ = ["OnnxStep", "to_onnx"]
 
 OPSET = 17
 
 
-@needing("hibana.convert.to_onnx")
+@explain_import_error("hibana.convert.to_onnx")
 def to_onnx(net: nn.Module, example: Tensor) -> Any:
     """`net` as an ONNX model: ``Scan`` over time of one step, so that T and the batch may be any.
 

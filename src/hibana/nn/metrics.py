@@ -19,9 +19,9 @@ from hibana.nn import lengths as padding
 from hibana.nn.energy import Account, Energy, energy
 from hibana.nn.operations import Weighted, are_spikes, operations, watching
 from hibana.nn.window import LooksBack
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 
-with needing("hibana.metrics"):
+with explain_import_error("hibana.metrics"):
     from torchmetrics import Metric
 
 __all__ = [

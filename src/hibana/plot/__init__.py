@@ -12,9 +12,9 @@ Where a function takes `dt`, it is the length of a step in milliseconds; without
 Importing this module needs Matplotlib (``pip install '.[train]'``).
 """
 
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 
-with needing("hibana.plot"):
+with explain_import_error("hibana.plot"):
     from hibana.plot.gradients import gradient_norms
     from hibana.plot.learning import learning_curves, training
     from hibana.plot.neurons import current_step, membrane, surrogate

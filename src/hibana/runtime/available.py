@@ -4,11 +4,11 @@ from functools import cache
 
 from hibana.runtime import build, threads
 
-__all__ = ["refusal"]
+__all__ = ["unavailable_reason"]
 
 
 @cache
-def refusal() -> str:
+def unavailable_reason() -> str:
     """Why no native code can be compiled or run in this process, or ``""``."""
     try:
         build.host()

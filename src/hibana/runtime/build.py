@@ -69,7 +69,7 @@ def _linked_source(source: str, names: tuple[str, ...]) -> _Code:
     with COMPILING:
         code = _LINKED.get(key)
         if code is None:
-            folder = kept_in()
+            folder = toolchain_folder()
             path = None if folder is None else folder / f"{key[:40]}.kernel"
             found = None if path is None else _read(path)
             if found is None:
@@ -192,7 +192,7 @@ def cache_folder() -> Path | None:
 
 
 @cache
-def kept_in() -> Path | None:
+def toolchain_folder() -> Path | None:
     """The cache folder of this toolchain; None, with one warning, if it can't be used."""
     try:
         base = cache_folder()

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from hibana.runtime.pointers import Bytes, Kind, Longs, Pointer, taken
 from hibana.runtime.types import BIT, LONG, Type
-from hibana.runtime.values import Operand, Value, constant, counted
+from hibana.runtime.values import Operand, Value, constant, lane_indices
 from hibana.runtime.writer import Writer
 
 LINE = 64
@@ -63,9 +63,9 @@ class Code:
         """The constant `number`, in each lane of `type_`."""
         return constant(self.writer, type_, number)
 
-    def counted(self, type_: Type) -> Value:
+    def lane_indices(self, type_: Type) -> Value:
         """The vector 0, 1, 2, … of integers."""
-        return counted(self.writer, type_)
+        return lane_indices(self.writer, type_)
 
     def variable(self, value: Operand, type_: Type = LONG) -> Variable:
         """A new variable, initialised with `value`."""
@@ -111,7 +111,7 @@ class Code:
         self.writer.label(f"{name}.done")
 
     @contextmanager
-    def repeat(self) -> Iterator[Callable[[Value], None]]:
+    def do_while(self) -> Iterator[Callable[[Value], None]]:
         """``do ... while``: the body passes its condition to the function that this yields."""
         name, conditions = self.writer.fresh("r"), list[Value]()
         with self.writer.region():
@@ -130,9 +130,9 @@ class Code:
         with self.loop(0, whole, width) as at:
             yield at, None
         with self.when(whole < count):
-            yield whole, self.first(count - whole, width)
+            yield whole, self.first_lanes(count - whole, width)
 
-    def first(self, count: Value, width: int) -> Value:
+    def first_lanes(self, count: Value, width: int) -> Value:
         """A mask of `width` booleans, at most 64, of which the first `count` are true."""
         return (~(self.constant(-1) << count)).mask(width)
 

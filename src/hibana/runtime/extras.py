@@ -22,16 +22,16 @@ _OF_NO_EXTRA = ("aedat",)
 """What few need, and has no wheel for every machine."""
 
 
-def brought_by(module: str) -> str | None:
+def extra_for(module: str) -> str | None:
     """The extra that brings `module`, such as ``lightning.pytorch``; of a module that none brings, ``None``.
 
-    >>> brought_by("tonic")
+    >>> extra_for("tonic")
     'data'
     """
     return _EXTRAS.get(module.partition(".")[0])
 
 
-def missing(error: ImportError) -> str | None:
+def missing_module_message(error: ImportError) -> str | None:
     """What to say of a module that is not installed; of hibana's own, which is a mistake, ``None``.
 
     It may be the cause of `error`, as where the command line could not import a command.
@@ -40,7 +40,7 @@ def missing(error: ImportError) -> str | None:
         error = error.__cause__
     if not isinstance(error, ModuleNotFoundError) or error.name is None:
         return None
-    module, extra = error.name.partition(".")[0], brought_by(error.name)
+    module, extra = error.name.partition(".")[0], extra_for(error.name)
     if module == "hibana":
         return None
     package = f"'.[{extra}]' in a clone of hibana" if extra else module if module in _OF_NO_EXTRA else None
@@ -50,7 +50,7 @@ def missing(error: ImportError) -> str | None:
 
 
 @contextmanager
-def needing(what: str) -> Iterator[None]:
+def explain_import_error(what: str) -> Iterator[None]:
     """Within it, and in a function that it decorates, a missing module is said to be what `what` needs.
 
     Raises:
@@ -59,7 +59,7 @@ def needing(what: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        said = missing(error)
+        said = missing_module_message(error)
         if said is None:
             raise
         raise ModuleNotFoundError(f"{what} {said}", name=error.name) from error

@@ -62,7 +62,7 @@ def function(
     return Function(f"@{name}", tuple(kinds.values()), type_, (*code.texts, text))
 
 
-def declared(name: str, result: Type | None, *kinds: Kind) -> Function:
+def external_function(name: str, result: Type | None, *kinds: Kind) -> Function:
     """Declares the function `name` of another library."""
     given = ", ".join(map(_said, kinds))
     return Function(f"@{name}", kinds, result, (f"declare {result or 'void'} @{name}({given})",))

@@ -71,7 +71,7 @@ def address_of(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-class Sized(NamedTuple):
+class BoundLauncher(NamedTuple):
     """A kernel bound to its integers and options; each call gives the tensors alone."""
 
     launcher: "Launcher"
@@ -101,7 +101,7 @@ class Launcher:
         self.body = body
         self.name = body.__name__
         self._built: dict[tuple[Hashable, ...], Kernel] = {}
-        self._sized: dict[tuple[Hashable, ...], Sized] = {}
+        self._sized: dict[tuple[Hashable, ...], BoundLauncher] = {}
 
     @cached_property
     def arguments(self) -> Arguments:
@@ -123,7 +123,7 @@ class Launcher:
         _, address, numbers = self._sized.get(fixed) or self._made_ready(fixed)
         run(address, pieces, arguments.packed(tensors) + numbers, grain)
 
-    def sized(self, **fixed: Hashable) -> Sized:
+    def bind(self, **fixed: Hashable) -> BoundLauncher:
         """Binds the integers and options."""
         arguments = self.arguments
         names = arguments.names - arguments.addresses.keys()
@@ -149,13 +149,13 @@ class Launcher:
             (self._built[options],) = assemble(text, (self.name,))
         return self._built[options]
 
-    def _made_ready(self, fixed: tuple[Any, ...]) -> Sized:
+    def _made_ready(self, fixed: tuple[Any, ...]) -> BoundLauncher:
         """Compiles the kernel if need be, and packs its integers."""
         options, numbers = fixed[: len(self.arguments.options)], fixed[len(self.arguments.options) :]
         address = self.built(*options).address
         if len(self._sized) >= SHAPES:
             self._sized.clear()
-        found = self._sized[fixed] = Sized(self, address, struct.pack(f"{len(numbers)}q", *numbers))
+        found = self._sized[fixed] = BoundLauncher(self, address, struct.pack(f"{len(numbers)}q", *numbers))
         return found
 
     def refusal(self, given: Mapping[str, object], names: Set[str]) -> TypeError:

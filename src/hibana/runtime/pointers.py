@@ -65,7 +65,7 @@ class Pointer:
         """Sets all bytes of `count` elements to `byte`."""
         self.writer.clear(self.text, self.element.size, self._long(count).text, byte)
 
-    def fetch(self, *, to_write: bool) -> None:
+    def prefetch(self, *, to_write: bool) -> None:
         """Prefetches the cache line of this address."""
         self.writer.do(f"call void @llvm.prefetch.p0(ptr {self.text}, i32 {int(to_write)}, i32 3, i32 1)")
 
@@ -77,7 +77,7 @@ class Pointer:
         """This address, as a constant called `name` where it is printed as C."""
         return type(self)(self.writer, self.writer.name(None, self.text, name))
 
-    def instead(self, condition: Value, other: "Pointer") -> Self:
+    def replace_if(self, condition: Value, other: "Pointer") -> Self:
         """`other` if `condition` is true, else this address."""
         chosen = f"select {condition}, ptr {other.text}, ptr {self.text}"
         return type(self)(self.writer, self._let(chosen))
@@ -91,7 +91,7 @@ class Pointer:
         """The pointer of an integer that :meth:`address` returned."""
         return cls(address.writer, address.writer.let("", f"inttoptr {address} to ptr"))
 
-    def given(self) -> Value:
+    def is_not_null(self) -> Value:
         """Whether this is not the null pointer, which stands for a tensor that is None."""
         return Value(self.writer, BIT, self._let(f"icmp ne ptr {self.text}, null"))
 

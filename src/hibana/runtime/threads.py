@@ -47,7 +47,7 @@ def _serial(address: int) -> "ctypes._CFunctionType":
     return _Serial(address)
 
 
-def arguments(values: Sequence[int]) -> bytes:
+def pack_arguments(values: Sequence[int]) -> bytes:
     """Packs `values` (addresses, sizes) into the argument block of a kernel."""
     return struct.pack(f"{len(values)}q", *values)
 
@@ -66,27 +66,27 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
         raise _failed(count)
 
 
-class Work(NamedTuple):
+class BoundKernel(NamedTuple):
     """A kernel bound to its number of work items; each run gives the argument block alone."""
 
     address: int
     pieces: int
     grain: int
-    go: Callable[[bytes], None]
+    run: Callable[[bytes], None]
     """:func:`run` with the kernel's own arguments."""
 
 
-def ready(address: int, count: int, grain: int = 1) -> Work:
+def bind_kernel(address: int, count: int, grain: int = 1) -> BoundKernel:
     """Prepares :func:`run` for repeated use."""
     if count <= grain:
-        return Work(address, count, grain, partial(_serial(address), 0, count))
+        return BoundKernel(address, count, grain, partial(_serial(address), 0, count))
     parallel = partial(parallel_for(), 0, count, grain, address)
 
     def go(args: bytes) -> None:
         if parallel(args):
             raise _failed(count)
 
-    return Work(address, count, grain, go)
+    return BoundKernel(address, count, grain, go)
 
 
 def _failed(count: int) -> RuntimeError:

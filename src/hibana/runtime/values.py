@@ -94,11 +94,11 @@ class Value:
         """The larger of two integers."""
         return (self > other).select(self, other)
 
-    def ones(self) -> "Value":
+    def popcount(self) -> "Value":
         """The number of set bits of each element."""
         return self.call("ctpop")
 
-    def lowest(self) -> "Value":
+    def lowest_set_bit(self) -> "Value":
         """The position of the lowest set bit; the width of the element if no bit is set."""
         return self.call("cttz", self.constant(BIT, 0))
 
@@ -130,17 +130,17 @@ class Value:
         """This signed integer, converted to the nearest float of `type_`."""
         return self._converted("sitofp", type_.of(self.type.width))
 
-    def integer(self) -> "Value":
+    def float_bits(self) -> "Value":
         """The bits of each float, reinterpreted as an integer of the same width."""
         type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.width)
         return self.new(type_, f"bitcast {self} to {type_}")
 
-    def number(self) -> "Value":
+    def float_from_bits(self) -> "Value":
         """The bits of each integer, reinterpreted as a float of the same width."""
         type_ = {FLOAT.bits: FLOAT, DOUBLE.bits: DOUBLE}[self.type.bits].of(self.type.width)
         return self.new(type_, f"bitcast {self} to {type_}")
 
-    def whole(self) -> "Value":
+    def truncate(self) -> "Value":
         """Each float truncated towards zero to an integer of the same width, saturating."""
         type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.width)
         name = f"llvm.fptosi.sat.{type_.mangled}.{self.type.mangled}"
@@ -187,7 +187,7 @@ class Value:
         """This vector with one element replaced."""
         return self.new(self.type, f"insertelement {self}, {value}, i32 {lane}")
 
-    def total(self) -> "Value":
+    def sum(self) -> "Value":
         """The sum of the elements; of floats in an unspecified order."""
         one = self.type.of(1)
         how, start = ("reassoc", f"{one} -0.0, ") if self.type.real else ("", "")
@@ -251,7 +251,7 @@ def constant(writer: Writer, type_: Type, number: float) -> Value:
 
 
 def float_bits(number: float) -> int:
-    """The bits of `number` as float32, to pass it to a kernel, which reads ``value.to(INT).number()``.
+    """The bits of `number` as float32, for a kernel that reads ``value.to(INT).float_from_bits()``.
 
     Raises:
         OverflowError: if it is finite and too large for float32.
@@ -260,6 +260,6 @@ def float_bits(number: float) -> int:
     return bits
 
 
-def counted(writer: Writer, type_: Type) -> Value:
+def lane_indices(writer: Writer, type_: Type) -> Value:
     """The vector 0, 1, 2, … of integers."""
     return Value(writer, type_, "<" + ", ".join(f"{type_.element} {i}" for i in range(type_.width)) + ">")

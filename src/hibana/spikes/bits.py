@@ -10,12 +10,12 @@ from hibana.runtime.kernels import (
     FLOAT,
     INT,
     LONG,
+    BoundLauncher,
     Bytes,
     Code,
     Floats,
     Longs,
     Pointer,
-    Sized,
     Value,
     float_bits,
     kernel,
@@ -54,8 +54,8 @@ def sampled_density(numbers: Tensor, words: int, step: int) -> float | None:
 
 
 @lru_cache(maxsize=1024)
-def _sampling(count: int, step: int) -> Sized:
-    return _scan.sized(inputs=WORD, rows=count, step=step, parts=1)
+def _sampling(count: int, step: int) -> BoundLauncher:
+    return _scan.bind(inputs=WORD, rows=count, step=step, parts=1)
 
 
 def density_of(bits: Tensor, inputs: int) -> float:
@@ -112,10 +112,10 @@ def _compare(
         def compare(values: Value, at: Bytes, width: int) -> None:
             if planes == 1:
                 set_ = [values.differs(0.0)]
-                strange = set_[0].select(values.integer() ^ float_bits(1.0), 0)
+                strange = set_[0].select(values.float_bits() ^ float_bits(1.0), 0)
             else:
                 shifted = values + SHIFT
-                level, other = shifted.integer() ^ SHIFT_BITS, (shifted - SHIFT).differs(values)
+                level, other = shifted.float_bits() ^ SHIFT_BITS, (shifted - SHIFT).differs(values)
                 set_ = [(level & (1 << k)).differs(0) for k in range(planes)]
                 strange = other.select(level.constant(level.type, -1), level & -(1 << planes))
             for lane in range(0, width, OCTET):
@@ -131,13 +131,13 @@ def _compare(
             with code.loop(0, whole) as word:
                 compare((at + word * WORD).load(WORD), said + word * (WORD // OCTET), WORD)
             with code.loop(whole * WORD, wide, OCTET) as k:
-                there = code.first((wide - k).smaller(OCTET), OCTET)
+                there = code.first_lanes((wide - k).smaller(OCTET), OCTET)
                 compare((at + k).load(OCTET, there), said + k // OCTET, OCTET)
         words = plane * planes // LONG.size
         first, last = _share(words, part, parts)
         spikes = code.variable(_ones(code, kept.of(Longs) + first, last - first))
         with code.when(part.equals(0)), code.loop(words * LONG.size, plane * planes) as k:
-            spikes.value += (kept + k)[0].ones().to(LONG)
+            spikes.value += (kept + k)[0].popcount().to(LONG)
         found[2 * part] = spikes.value
         found[2 * part + 1] = different[0].value | different[1].value.differs(0).word().to(LONG)
 
@@ -152,8 +152,8 @@ def _ones(code: Code, words: Pointer, count: Value) -> Value:
     """How many bits are set in so many `words`, which may begin at any byte."""
     total = code.variable(0, LONG.of(8))
     for word, there in code.vectors(count, 8):
-        total.value += (words + word).load(8, there, align=1).ones()
-    return total.value.total()
+        total.value += (words + word).load(8, there, align=1).popcount()
+    return total.value.sum()
 
 
 def _scanned(source: Tensor | None, bits: Tensor, inputs: int, step: int) -> tuple[int, int]:
@@ -188,28 +188,28 @@ def _scan(
     with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
         tail.clear(WORD)
         spikes, strange = code.variable(0), code.variable(0, INT.of(VECTOR))
-        one = code.constant(1.0, FLOAT.of(WORD)).integer()
+        one = code.constant(1.0, FLOAT.of(WORD)).float_bits()
         first, last = _share(rows, part, parts)
 
         def seen(values: Value) -> Value:
             fired = values.differs(0.0)
-            unlike = fired.select(values.integer() ^ one, 0)
+            unlike = fired.select(values.float_bits() ^ one, 0)
             for lane in range(0, WORD, VECTOR):
                 strange.value |= unlike.part(lane, VECTOR)
             return fired.word()
 
         def put(target: Pointer, word: Value) -> None:
             target.store(word)
-            spikes.value += word.ones()
+            spikes.value += word.popcount()
 
-        with code.when(source.given()), code.loop(first, last) as row:
+        with code.when(source.is_not_null()), code.loop(first, last) as row:
             at, out = source + inputs * row * step, bits + words * row
             with code.loop(0, whole) as w:
                 put(out + w, seen((at + WORD * w).load(WORD)))
             with code.when(rest > 0):
                 tail.copy(at + WORD * whole, rest)
                 put(out + whole, seen(tail.load(WORD)))
-        with code.when(~source.given()):
+        with code.when(~source.is_not_null()):
             spikes.value = _ones(code, bits + words * first, words * (last - first))
         counts[2 * part] = spikes.value
         counts[2 * part + 1] = strange.value.differs(0).word().differs(0).to(LONG)

@@ -50,7 +50,7 @@ def kernels_accept(*tensors: Tensor | None) -> bool:
             and not tensor._is_zerotensor()
         ):
             return False
-    return not available.refusal()
+    return not available.unavailable_reason()
 
 
 def check_saved(tensor: Tensor, shape: torch.Size) -> None:

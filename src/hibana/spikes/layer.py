@@ -83,7 +83,7 @@ class BySpikes(nn.Module):
     def _left_to_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         if is_name(input):
             return cast(Tensor, as_leaf(self, input))
-        return self._densely(input, weight, bias, available.refusal() or NOT_PLAIN)
+        return self._densely(input, weight, bias, available.unavailable_reason() or NOT_PLAIN)
 
     def explain(self) -> str:
         """How the last call was computed, and why."""

@@ -162,7 +162,7 @@ def _scan(
     """
     whole, rest = inputs // WORD, inputs % WORD
     words = words_of(inputs)
-    times, over = (number.to(INT).number().spread(WORD) for number in (factor, inverse))
+    times, over = (number.to(INT).float_from_bits().spread(WORD) for number in (factor, inverse))
     strange = code.constant(_ODD, INT.of(VECTOR))
     with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
         tail.clear(WORD)
@@ -171,14 +171,14 @@ def _scan(
 
         def seen(values: Value, target: Pointer) -> None:
             shifted = values * over + SHIFT
-            level = shifted.integer() ^ SHIFT_BITS
+            level = shifted.float_bits() ^ SHIFT_BITS
             other = ((shifted - SHIFT) * times).differs(values)
             for lane in range(0, WORD, VECTOR):
                 flagged = other.part(lane, VECTOR).select(strange, 0)
                 found.value |= level.part(lane, VECTOR) | flagged
             for plane in range(planes):
                 word = (level & (1 << plane)).differs(0).word()
-                count.value += word.ones()
+                count.value += word.popcount()
                 (target + rows * words * plane).store(word)
 
         with code.loop(first, last) as row:

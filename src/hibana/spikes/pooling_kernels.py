@@ -74,9 +74,9 @@ def forward(
                 found.value |= spiked
             at = (item * sizes.out_width + x) * sizes.channels + channel
             (target + at).store(found.value.mask(VECTOR).select(code.constant(1.0, FLOAT.of(VECTOR)), 0.0))
-            with code.when(pooled.given()):
+            with code.when(pooled.is_not_null()):
                 (pooled + at // 8).of(Shorts).store(found.value, align=1)
-            with code.when(which.given()):
+            with code.when(which.is_not_null()):
                 (which + at).store(places.value)
 
 

@@ -11,7 +11,7 @@ import importlib
 import warnings
 from typing import TYPE_CHECKING, Any
 
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 from hibana.train.firing_rates import Activity, activity, scale_to_rate, spiking_layers, weight_decay_groups
 
 if TYPE_CHECKING:
@@ -77,6 +77,6 @@ def __getattr__(name: str) -> Any:
             return globals()[name]
     for module, names in _MODULES.items():
         if name in names:
-            with needing(f"hibana.train.{name}"):
+            with explain_import_error(f"hibana.train.{name}"):
                 return getattr(importlib.import_module(f"hibana.train.{module}"), name)
     raise AttributeError(f"module 'hibana.train' has no attribute {name!r}")

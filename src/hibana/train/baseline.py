@@ -8,7 +8,7 @@ from torch.utils.data import default_collate
 from hibana import data
 from hibana.nn import lengths as padding
 from hibana.nn import loss
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 
 if TYPE_CHECKING:
     from hibana.train.network import Network
@@ -36,7 +36,7 @@ class Linear(NamedTuple):
 
 
 @torch.no_grad()
-@needing("hibana.train.linear")
+@explain_import_error("hibana.train.linear")
 def linear(model: "Network", samples: data.DataSet) -> Linear:
     """Logistic regression, or a ridge for a quantity, on the input; for spikes on their counts.
 

@@ -8,7 +8,7 @@ import torch
 
 from hibana.data.own.arrays import read_numbers
 from hibana.data.own.base import source_name
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 from hibana.train.loading import load
 from hibana.train.network import Network
 
@@ -43,7 +43,7 @@ class Answers(NamedTuple):
 
 
 @torch.inference_mode()
-@needing("hibana.train.predict")
+@explain_import_error("hibana.train.predict")
 def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] = ()) -> Answers:
     """Answers of a network to samples.
 

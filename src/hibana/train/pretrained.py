@@ -20,7 +20,7 @@ from torch import Tensor
 from hibana import __version__
 from hibana.data import own
 from hibana.runtime import files
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 from hibana.train import model_card, settings_file
 from hibana.train.run_folder import SETTINGS
 from hibana.train.settings import Settings
@@ -50,7 +50,7 @@ _EXPECTED = "folder must be one that save_pretrained wrote"
 _NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
-@needing("hibana.pretrained")
+@explain_import_error("hibana.pretrained")
 def pretrained(name: str) -> "Network":
     """A small trained network that comes with hibana; nothing is downloaded.
 
@@ -116,7 +116,7 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
 
 def write(model: "Network", folder: Path, samples: "DataSet | None" = None, *, name: str = "") -> None:
     """Writes weights, configuration and card, see :meth:`hibana.train.Network.save_pretrained`."""
-    with needing("save_pretrained"):
+    with explain_import_error("save_pretrained"):
         from safetensors.torch import save
 
     facts = model.result if samples is None else model_card.measure(model, samples)
@@ -185,7 +185,7 @@ def _config(path: Path) -> dict[str, Any]:
 
 
 def _weights(path: Path, digest: str) -> dict[str, Tensor]:
-    with needing("from_pretrained"):
+    with explain_import_error("from_pretrained"):
         from safetensors import SafetensorError
         from safetensors.torch import load
 
@@ -207,6 +207,6 @@ def download(name: str | Path, **options: Any) -> Path:
         return Path(name)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"name must be a folder, or USER/NAME on the Hub; there is no folder {name}")
-    with needing("from_pretrained"):
+    with explain_import_error("from_pretrained"):
         from huggingface_hub import snapshot_download
     return Path(snapshot_download(name, allow_patterns=[CONFIG, WEIGHTS], **options))

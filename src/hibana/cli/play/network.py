@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hibana.cli.play.source import Trouble
-from hibana.runtime.extras import missing
+from hibana.runtime.extras import missing_module_message
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
@@ -115,7 +115,7 @@ def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Network"
         samples = model.settings.samples(model.description)
         samples.setup()
     except ModuleNotFoundError as error:
-        raise Trouble(f"opening the checkpoint {missing(error) or error}") from error
+        raise Trouble(f"opening the checkpoint {missing_module_message(error) or error}") from error
     except (ValueError, FileNotFoundError) as error:
         raise Trouble(str(error)) from error
     if model.is_regression:

@@ -82,8 +82,8 @@ class _Block(Analysis[Value]):
         self.octet = at >> 3
         self.there = self.octets_there = None
         if count is not None:
-            self.there = code.counted(LONG.of(VECTOR)) < count.spread(VECTOR)
-            self.octets_there = code.counted(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
+            self.there = code.lane_indices(LONG.of(VECTOR)) < count.spread(VECTOR)
+            self.octets_there = code.lane_indices(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
         self.places: dict[str, Pointer] = {}
         vector = self.vector
         self.types = {"V": str(vector), "T": vector.element, "M": str(MASK), "K": vector.mangled}
@@ -98,7 +98,7 @@ class _Block(Analysis[Value]):
     def fetch(self, name: str, *, to_write: bool) -> None:
         """Prefetches a later block of the row `name`."""
         for line in range(AHEAD, AHEAD + VECTOR * self.vector.size, LINE):
-            self.place(name).bytes(line).fetch(to_write=to_write)
+            self.place(name).bytes(line).prefetch(to_write=to_write)
 
     def store(self, name: str, value: Value, *, nontemporal: bool) -> None:
         place = self.place(name)

@@ -120,7 +120,7 @@ class Block:
         return x.to(LONG).real(DOUBLE) * 2.0**-32 + (y >> 11).real(DOUBLE) * 2.0**-53
 
     def _counted(self) -> Value:
-        return self.draws.code.counted(INT.of(self.draws.width))
+        return self.draws.code.lane_indices(INT.of(self.draws.width))
 
     def _pair(self, group: tuple[_Draw, ...], counter: Value) -> tuple[Value, Value]:
         """The numbers of both neurons of each counter, as float32."""
@@ -150,11 +150,11 @@ class _Numbers:
 
     @staticmethod
     def bits(number: Value) -> Value:
-        return number.integer()
+        return number.float_bits()
 
     @staticmethod
     def number(word: Value) -> Value:
-        return word.number()
+        return word.float_from_bits()
 
     @staticmethod
     def root(number: Value) -> Value:

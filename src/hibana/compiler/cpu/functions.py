@@ -24,7 +24,7 @@ from hibana.runtime.kernels import (
     Pointer,
     Value,
     assemble,
-    declared,
+    external_function,
     function,
     source,
 )
@@ -80,7 +80,7 @@ def sleef_function(name: str, dtype: torch.dtype) -> int:
     if not (width and OPERATIONS[name].sleef and _is_linked(symbol)):
         return 0
     vector = kind.of(width)
-    function = declared(symbol, vector, *[vector] * OPERATIONS[name].arity)
+    function = external_function(symbol, vector, *[vector] * OPERATIONS[name].arity)
     return _row(name, dtype, width, function)
 
 
@@ -95,7 +95,7 @@ def _row(name: str, dtype: torch.dtype, width: int, computed: Callable[..., Valu
     def body(code: Code, count: Value, mode: Value, target: Pointer, **given: Pointer) -> None:
         n = count.signed_to(LONG)
         with code.loop(0, n, width) as j:
-            there = code.counted(LONG.of(width)) < (n - j).spread(width)
+            there = code.lane_indices(LONG.of(width)) < (n - j).spread(width)
             ones = [(given[one] + j).load(width, there, other=0.5) for one in sources]  # of no matter
             (target + j).store(computed(code, *ones), there)
 

@@ -116,7 +116,7 @@ class CpuKernels(NativeKernels):
         backward = self._backward(shape, True, False, threads)
         last = [torch.empty(shape[1:], dtype=self.dtype, device=CPU)] * (states - 1 if ends else 0)
         templates, ended = [*last, *self._residuals(plan, shape)], len(last)
-        go, pack, go_back, pack_back = forward.work.go, forward.pack, backward.work.go, backward.pack
+        go, pack, go_back, pack_back = forward.work.run, forward.pack, backward.work.run, backward.pack
         constants = self.constants_at
         none = (0,) * (2 * states - 1 - ended)  # the initial states, and last states that are not wanted
         none_back = (0,) * (3 * states - 1)  # the initial states, and gradients of initial and last states

@@ -7,7 +7,7 @@ once; the polynomials here are good for that alone, so float64 results come from
 import math
 from collections.abc import Callable, Sequence
 
-from hibana.runtime.kernels import DOUBLE, Code, Function, Value, declared
+from hibana.runtime.kernels import DOUBLE, Code, Function, Value, external_function
 
 VECTOR = 8
 """Numbers that are computed at a time."""
@@ -23,7 +23,7 @@ class Numbers:
 
     def library(self, name: str, *arguments: Value) -> Value:
         """The C library's function of each number."""
-        return lane_by_lane(self.code, declared(name, DOUBLE, *[DOUBLE] * len(arguments)), arguments)
+        return lane_by_lane(self.code, external_function(name, DOUBLE, *[DOUBLE] * len(arguments)), arguments)
 
     def exp(self, x: Value) -> Value:
         if not self.single:
@@ -68,13 +68,13 @@ def exp_of_float32(x: Value) -> Value:
     result = x.lift(1 / math.factorial(7))
     for power in range(6, -1, -1):
         result = result.fused(rest, x.lift(1 / math.factorial(power)))
-    result = (result.integer() + (shifted.integer() << 23)).number()
+    result = (result.float_bits() + (shifted.float_bits() << 23)).float_from_bits()
     result = (x < -86.6).select(0, result)
     return (x <= 88.7).select(result, x * math.inf)  # NaN remains
 
 
 def _power_of_two(count: Value) -> Value:
-    return ((count.whole() + 1023) << 52).number()
+    return ((count.truncate() + 1023) << 52).float_from_bits()
 
 
 def lane_by_lane(code: Code, function: Function, arguments: Sequence[Value]) -> Value:

@@ -259,7 +259,7 @@ def _dots(
             vectors = [(place + j).load(width) for place in places]
             _add_products(sums, (given + j).load(width), vectors)
         for index, one in zip(chosen, sums, strict=True):
-            out[index] = one.value.total()
+            out[index] = one.value.sum()
 
 
 def _bits_listed(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:

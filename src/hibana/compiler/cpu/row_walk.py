@@ -110,7 +110,7 @@ class RowWalk(Schedule):
     def either(self, base: str, other: Pointer | None = None) -> Pointer:
         """The current row of the argument `base`, or if that is null `other`, or a row of zeros."""
         given = self.at[base]
-        return (given + self.lo).instead(~given.given(), other or self.buffers["zeros"])
+        return (given + self.lo).replace_if(~given.is_not_null(), other or self.buffers["zeros"])
 
     def carried(self, name: str, base: str, first: str = "") -> None:
         """A row of state, kept in the argument `base` unless that is null; it starts as `first` or zeros."""

@@ -129,7 +129,7 @@ class SampleWalk(Schedule):
         """
         for name, argument in self.ends.items():
             wanted = self.at[argument]
-            with self.code.when(wanted.given()), self._each_sample() as (s, sample):
+            with self.code.when(wanted.is_not_null()), self._each_sample() as (s, sample):
                 (wanted + self._first_of(sample)).copy(self._own_row(name, s), self.size["neurons"])
 
     def _steps(self) -> None:
@@ -201,7 +201,7 @@ class SampleWalk(Schedule):
             distance = self._sample_step(row)
             return self._at_step(row, t, when) + self.sample * distance, distance
         if edge and name in self.edge:
-            there = self.at[self.edge[name]].given()
+            there = self.at[self.edge[name]].is_not_null()
             return self._given(self.edge[name], self.sample), there.select(self.size["neurons"], 0)
         return self.rows[name], self.size["padded"]
 
@@ -213,7 +213,7 @@ class SampleWalk(Schedule):
             return self.rows[name].of(Bytes), self.size["padded"] * self.number.element.size
         # the step before time 0: it matters where the state begun with gets a gradient
         wanted = self.size["wants_first"].differs(0)
-        return self.no_bits.instead(wanted, self.all_bits), self.code.constant(0)
+        return self.no_bits.replace_if(wanted, self.all_bits), self.code.constant(0)
 
     def _moving(self, name: str) -> tuple[Moving, int] | None:
         """The sequence of the row `name`, and how many steps from the current one."""
@@ -230,7 +230,7 @@ class SampleWalk(Schedule):
     def _given(self, argument: str, sample: Value) -> Pointer:
         """A sample's row of an argument, or of zeros if that is null."""
         base = self.at[argument]
-        return self.zeros.instead(base.given(), base + self._first_of(sample))
+        return self.zeros.replace_if(base.is_not_null(), base + self._first_of(sample))
 
     def _own_row(self, name: str, s: Value) -> Pointer:
         return self.rows[name] + s * self.size["padded"]

@@ -21,7 +21,7 @@ from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
 from hibana.compiler.named_kernels import Named, NamedKernels
 from hibana.compiler.strides import row_bytes
-from hibana.runtime.kernels import Kernel, Work, address_of, arguments, assemble, ready
+from hibana.runtime.kernels import BoundKernel, Kernel, address_of, assemble, bind_kernel, pack_arguments
 
 NEAR = 256 << 10
 """Maximum bytes of rows of the samples that a thread works on at a time: a part of L2."""
@@ -58,7 +58,7 @@ class SampleKernels(NamedKernels, NativeKernels):
                 index, transposed = divmod(int(name[1:-3]), 2)
                 given[name] = _table(parameters[self.step.parameters + index], transposed=bool(transposed))
         values = schedule.sizes | given
-        schedule.work.go(arguments([_address(values.get(name, 0)) for name in names]))
+        schedule.work.run(pack_arguments([_address(values.get(name, 0)) for name in names]))
 
     def _make_kernel(self, direction: str, variant: bool) -> tuple[Kernel, Source]:
         source = self._source(direction, variant)
@@ -90,13 +90,13 @@ class SampleKernels(NamedKernels, NativeKernels):
             **{"per_tile": per_tile, "blocks": blocks, "blocks_each": blocks_each, "workspace_bytes": bytes_},
             **{"sample_bytes": row_bytes(neurons), "row_bytes": samples * row_bytes(neurons)},
         }
-        return _Schedule(ready(kernel.address, pieces), sizes, bytes_ * pieces)
+        return _Schedule(bind_kernel(kernel.address, pieces), sizes, bytes_ * pieces)
 
 
 class _Schedule(NamedTuple):
     """A kernel bound to sequences of one shape, and the bytes of all threads' memory."""
 
-    work: Work
+    work: BoundKernel
     sizes: dict[str, int]
     bytes: int
 

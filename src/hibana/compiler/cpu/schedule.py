@@ -16,7 +16,7 @@ from hibana.runtime.kernels import (
     Pointer,
     Type,
     Value,
-    declared,
+    external_function,
     function,
     source,
 )
@@ -149,7 +149,7 @@ def write_call(
 def libm_function(op: str, number: Type) -> Function:
     """The C library's function of a number for `op`."""
     row = row_of(op, "libm")
-    return declared(f"{row.libm}{'f' if number is FLOAT else ''}", number, *[number] * row.arity)
+    return external_function(f"{row.libm}{'f' if number is FLOAT else ''}", number, *[number] * row.arity)
 
 
 def _libm_row(op: str, kind: type[Pointer]) -> Function:

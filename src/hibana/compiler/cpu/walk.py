@@ -10,7 +10,7 @@ from hibana.compiler.cpu.binding import Binding, Pack
 from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE
 from hibana.compiler.strides import row_bytes
-from hibana.runtime.kernels import Kernel, Work, ready
+from hibana.runtime.kernels import BoundKernel, Kernel, bind_kernel
 
 SHORTEST = 512
 """Minimum neurons in a row."""
@@ -41,12 +41,12 @@ class Bound(NamedTuple):
 class Walk(NamedTuple):
     """A kernel bound to sequences of one shape: all of its arguments but addresses."""
 
-    work: Work
+    work: BoundKernel
     pack: Pack
 
     def run(self, *given: int) -> None:
         """Runs the kernel over all rows, with the values of the `names` of :func:`walk`."""
-        self.work.go(self.pack(given))
+        self.work.run(self.pack(given))
 
 
 def walk(bound: Bound, names: Sequence[str], steps: int, neurons: int, threads: int) -> Walk:
@@ -55,7 +55,7 @@ def walk(bound: Bound, names: Sequence[str], steps: int, neurons: int, threads: 
     sizes = {"steps": steps, "neurons": neurons, "width": width}
     sizes |= {"row_bytes": row_bytes(neurons), "reversed": REVERSED}
     binding = Binding(bound.arguments, bound.fixed | sizes)
-    return Walk(ready(bound.kernel.address, count, grain), binding.pack_named(names))
+    return Walk(bind_kernel(bound.kernel.address, count, grain), binding.pack_named(names))
 
 
 def split_rows(steps: int, neurons: int, threads: int, longest: int) -> tuple[int, int, int]:

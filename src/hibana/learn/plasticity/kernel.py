@@ -72,7 +72,7 @@ class Rule:
     def changed(self, weight: Value, plus: Value, minus: Value | None, numbers: Change) -> Value:
         """The weights after a step, from the two sums over pairs."""
         lower, upper, a_plus, a_minus = (
-            bits.to(INT).number().spread(BLOCK)
+            bits.to(INT).float_from_bits().spread(BLOCK)
             for bits in (numbers.lower, numbers.upper, numbers.a_plus, numbers.a_minus)
         )
         plus = plus * a_plus
@@ -112,7 +112,7 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
         change: Change,
     ) -> None:
         batch, ins, outs, stride = sizes.batch, sizes.inputs_count, sizes.outputs_count, sizes.stride
-        decay_pre, decay_post = (x.to(INT).number() for x in (change.decay_pre, change.decay_post))
+        decay_pre, decay_post = (x.to(INT).float_from_bits() for x in (change.decay_pre, change.decay_post))
         wrong = _has_other_than_spikes(code, inputs, sizes.steps * batch * ins)
         with code.when(wrong):
             status[0] = 1
@@ -159,7 +159,7 @@ def build(neurons: NeuronStep, *, clipped: bool, soft: bool, nearest: bool) -> L
                         take_missed(i, t)
                 with code.loop(0, batch) as b:
                     _add_rows(code, current, weights, bias, sent + b * ins, ins, stride)
-                    earlier = (fired + (0 - batch * outs)).instead(t.equals(0), before)
+                    earlier = (fired + (0 - batch * outs)).replace_if(t.equals(0), before)
                     given = {"x": current, "emitted_before": earlier + b * outs}
                     for s, name in enumerate(states[:-1]):
                         given[name] = states_at + (batch * s + b) * outs
@@ -206,7 +206,7 @@ def _trace_neurons(
     """Takes the spikes of a step into the traces of the neurons, keeps them as bytes; 0 if there are none."""
     found = code.variable(0, INT)
     with code.loop(0, sizes.batch) as b, code.loop(0, sizes.outputs_count, BLOCK) as j:
-        there = code.first((sizes.outputs_count - j).smaller(BLOCK), BLOCK)
+        there = code.first_lanes((sizes.outputs_count - j).smaller(BLOCK), BLOCK)
         spikes = (fired + (b * sizes.outputs_count + j)).load(BLOCK, there)
         spiked = spikes.differs(0)
         found.value = found.value | spiked.word()

@@ -34,7 +34,7 @@ class Native:
         """
         made_for = (type(cell), followed(cell).key, outputs)
         if self._neurons is None or self._kernel is None or self._made_for != made_for:
-            if reason := available.refusal():
+            if reason := available.unavailable_reason():
                 raise Unsupported(reason)
             pairs = self.pairs
             self._neurons = NeuronStep(cell, outputs)

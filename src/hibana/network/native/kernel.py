@@ -67,7 +67,7 @@ def build(network: Network) -> Native:
     """
     if network.dtype not in (torch.float32, torch.float64):
         raise Unsupported(f"numbers of {network.dtype} are none that a native step computes in")
-    if reason := available.refusal():
+    if reason := available.unavailable_reason():
         raise Unsupported(reason)
     still = Still(network, _write)
     made: list[Emitter] = []
@@ -121,7 +121,7 @@ def _calls(code: Code, network: Network, still: Still, step: Function, state: in
     kinds = {name: {**addresses, **blocks}.get(name, LONG) for name in ARGUMENTS}
     at = code.arguments(kinds)
     begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
-    by_events = at["events"].given()
+    by_events = at["events"].is_not_null()
     with code.scratch((number, size), (Bytes, still.size * still.steps), (Bytes, scratch)) as (
         given,
         results,
@@ -147,7 +147,7 @@ def _calls(code: Code, network: Network, still: Still, step: Function, state: in
         runs = wrong.equals(0) & (at["mode"] & RUN).differs(0)
         with code.loop(begin, runs.select(end, begin)) as sample:
             own = {**at, "state": at["state"] + sample * state}
-            first = (at["inputs"] + sample * size).instead(by_events, given)
+            first = (at["inputs"] + sample * size).replace_if(by_events, given)
             with code.loop(0, at["steps"], still.steps) as t:
                 count = (at["steps"] - t).smaller(code.constant(still.steps))
                 row = first + t * at["stride"]

@@ -105,7 +105,7 @@ class Still:
         with code.loop(0, (count >= FEWEST).select(count, 0)) as k:
             for at, there in code.vectors(code.constant(size), width):
                 differs = (row + k * stride + at).load(width, there).differs(0)
-                found.value = found.value + differs.word().ones().to(LONG)
+                found.value = found.value + differs.word().popcount().to(LONG)
         return found.value * 2 > count * size
 
     def _blocked(self, packed: Packed, offset: int) -> Function:

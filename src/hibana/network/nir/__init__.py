@@ -4,9 +4,9 @@ The kinds of layers in ``network/layers`` map layers to nodes and back; this mod
 ``docs/exchange.md`` explains each node. Needs the extra ``nir``.
 """
 
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 
-with needing("hibana.nir"):
+with explain_import_error("hibana.nir"):
     from hibana.network.layers.gain import Scale
     from hibana.network.nir.reader import read
     from hibana.network.nir.writer import write

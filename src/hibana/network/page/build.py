@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hibana.network.c import CProgram, to_c
 from hibana.network.quantized import quantize
 from hibana.network.whole import Quantized
-from hibana.runtime.extras import needing
+from hibana.runtime.extras import explain_import_error
 
 __all__ = ["to_page", "webassembly"]
 
@@ -124,7 +124,7 @@ def _columns(neurons: int) -> int:
     return max(8, math.ceil(math.sqrt(neurons * 4)))
 
 
-@needing("hibana.convert.page")
+@explain_import_error("hibana.convert.page")
 def webassembly(program: CProgram) -> bytes:
     """A program in whole numbers, compiled.
 

@@ -140,7 +140,7 @@ def forward(
                     there = line[(left + across).larger(0).smaller(width)]
                     count = inside.select(there - here, 0)
                     weights = plane + (i * kernel_width + j - left) * channels * row.floats
-                    add_rows(code, row, at, begun.instead(later, at), weights, index + here, count)
+                    add_rows(code, row, at, begun.replace_if(later, at), weights, index + here, count)
 
 
 @kernel

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.runtime.kernels import Sized
+from hibana.runtime.kernels import BoundLauncher
 from hibana.spikes.convolution import pixel_kernels as kernels
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.linear import product
@@ -86,7 +86,7 @@ def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geome
 class _Bound(NamedTuple):
     """A forward kernel with its sizes bound."""
 
-    kernel: Sized
+    kernel: BoundLauncher
     shape: tuple[int, ...]
     """Of the output, channels last."""
     work_items: int
@@ -101,7 +101,7 @@ def _bound(bits: torch.Size, outputs: int, geometry: Geometry, row: Row) -> _Bou
     deep = -(-height // parts)
     per_tile = _images_per_tile(planes, outputs, geometry) if deep == height else 1
     sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep, "per_tile": per_tile}
-    kernel = kernels.forward.sized(**sizes, **geometry.sizes, row=row)
+    kernel = kernels.forward.bind(**sizes, **geometry.sizes, row=row)
     return _Bound(kernel, (images, height, width, outputs), images * -(-height // deep))
 
 

@@ -193,7 +193,7 @@ def _scatter(
         _each_spike(code, bits, sizes, row, spike)
         out, stride = target + row * outputs, sizes.rows * outputs
         transposed(code, out, stride, sums + sizes.skip, columns, outputs, steps)
-        with code.when(bias.given()), code.loop(0, steps) as step:
+        with code.when(bias.is_not_null()), code.loop(0, steps) as step:
             for k, there in code.vectors(outputs, VECTOR):
                 at = out + (step * stride + k)
                 at.store(at.load(VECTOR, there) + (bias + k).load(VECTOR, there), there)

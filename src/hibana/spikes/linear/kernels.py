@@ -58,7 +58,7 @@ def pack_planes(
     a window, ``[outputs][channels][places]``, come in the order ``[places][channels]``.
     """
     words, channels = words_of(inputs), inputs // places
-    unit = factor.to(INT).number().spread(VECTOR)
+    unit = factor.to(INT).float_from_bits().spread(VECTOR)
     with code.scratch((Floats, WORD * row.floats)) as (block,), code.loop(begin, end) as item:
         panel, word = item // words, item % words
         deep = _turned(code, row, block, source, panel, word, outputs, inputs)
@@ -145,7 +145,7 @@ def forward_lists(
                 with code.loop(0, rows) as i:
                     listed_from, listed_to = first[t * rows + i], first[t * rows + i + 1]
                     into_row = out + pitch * i
-                    start = begun.instead(t > 0, into_row)
+                    start = begun.replace_if(t > 0, into_row)
                     add_rows(code, row, into_row, start, tiled, index + listed_from, listed_to - listed_from)
 
 
@@ -180,7 +180,7 @@ def forward_tables(
             def sums(word: Value) -> Iterator[Sum]:
                 with code.loop(0, rows) as i:
                     into_row = out + pitch * i
-                    yield (bits + words * (top + i))[word], begun.instead(word > 0, into_row), into_row
+                    yield (bits + words * (top + i))[word], begun.replace_if(word > 0, into_row), into_row
 
             add_subsets(code, row, tables, table + words * panel * (WORD * row.floats), inputs, sums)
 
@@ -223,7 +223,7 @@ def input_gradient(
             at, narrow = gradient + outputs * i, outputs < panels * row.floats
             with code.when(narrow):
                 padded.copy(at, outputs)
-            at = at.instead(narrow, padded)
+            at = at.replace_if(narrow, padded)
             with code.loop(0, panels) as panel:
                 places[panel] = (at + row.floats * panel).address()
             tiled = table + word * (WORD * row.floats)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.runtime.kernels import Sized, float_bits
+from hibana.runtime.kernels import BoundLauncher, float_bits
 from hibana.spikes.bits import density_of
 from hibana.spikes.linear import kernels, weights
 from hibana.spikes.planes import ONE, Planes
@@ -137,15 +137,15 @@ def packed(weight: Tensor, row: Row, scales: Scales = ONE) -> Tensor:
 @lru_cache(maxsize=256)
 def _packing(
     outputs: int, inputs: int, places: int, row: Row, scales: Scales
-) -> tuple[int, tuple[int, ...], Sized]:
+) -> tuple[int, tuple[int, ...], BoundLauncher]:
     """Pieces of work, the shape of the table, and the kernel for :func:`packed`."""
     words, panels, planes = _up(inputs, WORD), _up(outputs, row.floats), len(scales)
     shape = panels, planes * words * WORD, row.floats
     sizes = {"outputs": outputs, "inputs": inputs, "row": row}
     if places == 1 and scales == ONE:
-        return panels * words, shape, kernels.pack.sized(**sizes)
+        return panels * words, shape, kernels.pack.bind(**sizes)
     scaled = {"places": places, "factor": float_bits(scales[0]), "planes": planes}
-    return panels * words, shape, kernels.pack_planes.sized(**sizes, **scaled)
+    return panels * words, shape, kernels.pack_planes.bind(**sizes, **scaled)
 
 
 def forward(

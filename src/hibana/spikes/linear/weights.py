@@ -98,7 +98,7 @@ def weight_gradient(
                 into = targets + (outputs * inputs * share + output * inputs + input_)
                 inside = (inputs - input_).smaller(WORD)
                 transposed(code, into, inputs, done, code.constant(row.floats), inside, there)
-            with code.when(biases.given() & down.equals(0)):
+            with code.when(biases.is_not_null() & down.equals(0)):
                 (biases + (outputs * share + output)).copy(bias_sums + panel * row.floats, there)
 
 

@@ -51,10 +51,10 @@ def _listed_in_fours(code: Code, word: Value, base: Value, index: Pointer, n: Va
 
     Four at once, so that few branches depend on the number of bits.
     """
-    stop, left, at = n + word.ones(), code.variable(word), code.variable(n)
-    with code.repeat() as again:
+    stop, left, at = n + word.popcount(), code.variable(word), code.variable(n)
+    with code.do_while() as again:
         for ahead in range(4):
-            index[at.value + ahead] = (base + left.value.lowest()).to(SHORT)
+            index[at.value + ahead] = (base + left.value.lowest_set_bit()).to(SHORT)
             left.value &= left.value - 1
         at.value += 4
         again(at.value < stop)
@@ -63,11 +63,11 @@ def _listed_in_fours(code: Code, word: Value, base: Value, index: Pointer, n: Va
 
 def _listed_at_once(code: Code, word: Value, base: Value, index: Pointer, n: Value) -> Value:
     """Appends the positions of a word's set bits to `index`, 32 by one ``vpcompressw``; the new count."""
-    places = base.to(SHORT).spread(_HALF) + code.counted(SHORT.of(_HALF))
+    places = base.to(SHORT).spread(_HALF) + code.lane_indices(SHORT.of(_HALF))
     (index + n).store(places.compressed(word.mask(_HALF)))
-    count = (word & 0xFFFFFFFF).ones()
+    count = (word & 0xFFFFFFFF).popcount()
     (index + n + count).store((places + _HALF).compressed((word >> _HALF).mask(_HALF)))
-    return n + word.ones()
+    return n + word.popcount()
 
 
 def transposed_bits(code: Code, words: Pointer) -> None:

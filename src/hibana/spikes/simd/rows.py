@@ -63,7 +63,8 @@ class Row(NamedTuple):
             yield [None] * self.vectors
         with code.when(wide < self.floats):
             yield [
-                code.first((wide - VECTOR * v).larger(0).smaller(VECTOR), VECTOR) for v in range(self.vectors)
+                code.first_lanes((wide - VECTOR * v).larger(0).smaller(VECTOR), VECTOR)
+                for v in range(self.vectors)
             ]
 
     @contextmanager
@@ -78,7 +79,7 @@ class Row(NamedTuple):
         """
         wide = (outputs - panel * self.floats).smaller(self.floats)
         narrow, into = wide < self.floats, target + panel * self.floats
-        yield into.instead(narrow, block), narrow.select(self.floats, outputs)
+        yield into.replace_if(narrow, block), narrow.select(self.floats, outputs)
         with code.when(narrow), code.loop(0, count) as k:
             (into + outputs * k).copy(block + self.floats * k, wide)
 
@@ -96,7 +97,7 @@ def vectors(outputs: int) -> int:
 def begin_with(code: Code, row: Row, start: Pointer, bias: Pointer, panel: Value, outputs: Value) -> None:
     """Fills `start` with the initial value of the sums: a panel of the bias, or zeros."""
     start.clear(row.floats)
-    with code.when(bias.given()):
+    with code.when(bias.is_not_null()):
         start.copy(bias + row.floats * panel, (outputs - row.floats * panel).smaller(row.floats))
 
 
