@@ -17,7 +17,7 @@ from conformance.suite import made as kind_made
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS
 from hibana.compiler.graph.plan import make_plan
-from hibana.compiler.graph.synapses import needed
+from hibana.compiler.graph.synapses import required_residuals
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.triton.language import Language
 from hibana.compiler.triton.running import kernel_of
@@ -91,7 +91,7 @@ def products() -> dict[str, list[str]]:
         language = Language(str(dtype).removeprefix("torch."), False, by_samples=True)
         layer = hb.Recurrent(hb.IFCell(), 5).to(dtype)
         step = trace(layer.step(), torch.Size([2, 5]), dtype, "cuda")
-        plan = make_plan(step, needed(step))
+        plan = make_plan(step, required_residuals(step))
         bits = {f"residual{i}_all" for i, value in enumerate(plan.residuals) if value.boolean}
         back = backward_source(step, plan, language, wants_input=True)
         for name, text in {"forward": forward_source(step, plan, language), "backward": back}.items():

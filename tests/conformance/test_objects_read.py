@@ -24,8 +24,8 @@ from torch import nn
 
 import hibana as hb
 from conformance.suite import CELLS, SURROGATES, made
+from hibana.compiler.graph.dependencies import Dependencies
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.walk import Walk
 
 INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
 SLOPE = 0.5
@@ -581,7 +581,7 @@ def test_what_a_step_does_not_read_is_not_refused(name, kind):
     cell = kind() if kind is hb.LIFCell else kind(UNREAD[name]())
     cell.kept = UNREAD[name]()
     hb.unroll(cell, INPUTS, backend="cpu")
-    assert cell._hibana.walk.served, "nothing was remembered"
+    assert cell._hibana.dependencies.cache, "nothing was remembered"
     _, said = both(cell)
     assert not said
 
@@ -598,11 +598,11 @@ def test_what_a_step_reads_by_a_name_that_it_computes_counts_whatever_it_is():
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_every_surrogate_is_followed(surrogate):
-    assert Walk(hb.IFCell(surrogate=made(surrogate))).refused == ""
+    assert Dependencies(hb.IFCell(surrogate=made(surrogate))).refusal == ""
 
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_every_cell_of_the_package_is_followed_and_costs_a_call_nothing(kind):
-    found = Walk(kind())
-    assert found.refused == ""
+    found = Dependencies(kind())
+    assert found.refusal == ""
     assert found.watched == []

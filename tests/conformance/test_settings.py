@@ -14,7 +14,7 @@ from conformance.compare import assert_same_gradients, assert_same_values, refer
 from conformance.suite import CPU, each_backend
 from hibana.cells.surrogate import ATan, Formula
 from hibana.compiler import programs
-from hibana.compiler.graph.walk import followed
+from hibana.compiler.graph.dependencies import dependencies_of
 
 INPUTS = torch.linspace(0.1, 1.7, 24).reshape(6, 4)
 
@@ -82,12 +82,12 @@ def test_an_attribute_that_is_set_anew_is_used():
 def test_an_attribute_that_is_set_to_what_it_was_is_not_followed_again():
     cell = hb.LIFCell()
     auto(cell, INPUTS, None)
-    before = followed(cell)
+    before = dependencies_of(cell)
     cell.train(cell.training)  # as a loop that calls `net.train()` at each step does
     cell.surrogate = cell.surrogate
-    assert followed(cell) is before
+    assert dependencies_of(cell) is before
     cell.eval()
-    assert followed(cell) is not before
+    assert dependencies_of(cell) is not before
 
 
 class OfItsClass(hb.Cell):

@@ -12,10 +12,10 @@ from conformance.suite import CELLS as KINDS
 from conformance.suite import drive, few
 from hibana.cells.surrogate import ATan, Box, Step, Triangle
 from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.plan import gradients, has_gradient
-from hibana.compiler.graph.synapses import gated
+from hibana.compiler.graph.synapses import with_masks
 from hibana.compiler.graph.trace import trace
-from hibana.compiler.graph.walk import followed
 
 SPIKING = [kind for kind in KINDS if kind is not hb.LICell]
 CELLS = [hb.IFCell(), hb.LIFCell(tau=3.0), hb.CubaLIFCell(), hb.ALIFCell(), hb.LICell()]
@@ -225,7 +225,7 @@ def test_weights_may_be_made_of_others():
 def test_a_product_gives_its_gradient_only_where_the_surrogate_lets_it_through(surrogate, gates):
     layer = hb.Recurrent(hb.LIFCell(surrogate=surrogate, detach_reset=True), 16)
     step = trace(layer.step(), torch.Size([2, 16]), torch.float32, "cpu")
-    values = reachable(gradients(gated(step)[0]))
+    values = reachable(gradients(with_masks(step)[0]))
     back = [value for value in values if value.op == "product" and has_gradient(value.args[0])]
     assert [len(value.args) - 1 for value in back] == [gates]
 
@@ -308,10 +308,10 @@ def test_calls_of_such_a_layer_by_itself_compile_nothing_anew():
     layer = hb.Recurrent(hb.LIFCell(), 512, hb.Linear(512, 512))
     x = torch.rand(3, 2, 512)
     layer(x)
-    before = followed(layer.step()).key
+    before = dependencies_of(layer.step()).key
     layer.recurrent((torch.rand(256, 512) < 0.05).float())
     assert layer.recurrent.explain() != "not called yet"
-    assert followed(layer.step()).key == before
+    assert dependencies_of(layer.step()).key == before
 
 
 def test_a_forward_of_its_own_is_what_a_linear_layer_does():

@@ -10,7 +10,7 @@ from torch import nn
 
 import hibana as hb
 from hibana.compiler.graph import recorder
-from hibana.compiler.graph.walk import followed
+from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.runtime.kernels import assemble
 
 THREADS = 8
@@ -154,7 +154,7 @@ def test_a_cell_is_looked_at_while_another_thread_sets_an_attribute():
     def look():
         try:
             for _ in range(300):
-                followed(cell)
+                dependencies_of(cell)
                 copy.copy(cell)
         finally:
             ended.set()

@@ -18,12 +18,12 @@ CACHE_ATTRIBUTE = "_hibana"
 class CellCache:
     """The compiler's caches of one cell, its attribute ``_hibana``, which copies of the cell don't share."""
 
-    __slots__ = ("states", "walk")
+    __slots__ = ("dependencies", "states")
 
     def __init__(self, states: tuple[str, ...]) -> None:
         self.states = states
         """:meth:`Cell.state_names`, looked up once."""
-        self.walk: Any = None
+        self.dependencies: Any = None
         """All that the step can read, with the programs and calls that this determines; None as soon as an
         attribute is set."""
 
@@ -56,7 +56,7 @@ class Cell(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         own = self.__dict__.get(CACHE_ATTRIBUTE)
         if own is not None and self.__dict__.get(name, own) is not value:  # the same object changes nothing
-            own.walk = None
+            own.dependencies = None
         if isinstance(range_ := getattr(type(self), name, None), Range):
             self.__dict__.get("_parameters", {}).pop(range_.learned, None)
         elif name == CACHE_ATTRIBUTE:
@@ -76,7 +76,7 @@ class Cell(nn.Module):
     def __delattr__(self, name: str) -> None:
         internal = self.__dict__.get(CACHE_ATTRIBUTE)
         if internal is not None:
-            internal.walk = None
+            internal.dependencies = None
         super().__delattr__(name)
 
     @abstractmethod

@@ -14,7 +14,7 @@ from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import Plan, make_plan
 from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.graph.synapses import computed_operands, needed
+from hibana.compiler.graph.synapses import required_residuals, with_computed_operands
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.shared import Bounded
 from hibana.compiler.strides import Order, inverse, order_of_step, step_in
@@ -65,14 +65,14 @@ def program_of(step: Step, kernels: Kernels) -> Program:
 def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> tuple[Step, Kernels]:
     """The step of `cell`, and its kernels, which steps share that differ in their constants alone."""
     traced = trace(cell, shape, dtype, kernels_of(backend).device(), draws=True)
-    step = computed_operands(guard_products(traced))
+    step = with_computed_operands(guard_products(traced))
     alike = (backend, dtype, structure(step))
     found = _BY_STRUCTURE.get(alike)
     if found is None:
         make = kernels_of(backend, bool(step.matrices))
         if step.draws and not make.takes_draws:
             raise Unsupported(f"the step draws random numbers, and backend {backend!r} draws none")
-        kernels = make(step, make_plan(step, needed(step)), dtype)
+        kernels = make(step, make_plan(step, required_residuals(step)), dtype)
         kernels.check(shape)
         _BY_STRUCTURE[alike] = step, kernels
         return step, kernels

@@ -136,7 +136,7 @@ def _kept(step: Step, value: Value) -> str:
         name = name.removesuffix("_state")  # as the cell calls it
         if value is next_:
             return f"{name} after the step"
-        if value is next_.converted:
+        if value is next_.as_boolean:
             return f"whether {name} is 1"
     if value.is_input:
         return "the input itself"

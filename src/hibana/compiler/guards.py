@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
+from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.walk import followed
 
 
 def guard(cell: Cell, one: Tensor) -> None:
@@ -30,7 +30,7 @@ def settings(cell: Cell) -> tuple[tuple[tuple[tuple[str, Any], ...], float], ...
         Unsupported: if one lies where Dynamo does not look for changes.
     """
     numbers = []
-    for path, number in followed(cell).numbers:
+    for path, number in dependencies_of(cell).numbers:
         if path.steps is None:
             raise Unsupported(
                 f"torch.compile would not see a change of {path.text}; make it an attribute of the cell"

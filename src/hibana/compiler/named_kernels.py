@@ -124,7 +124,7 @@ def over_time(operand: "Operand", residual: Tensor, begun: Tensor | None, gradie
         found = _product(arriving[1:], residual[:-1], operand.residual.boolean)
     if begun is not None:
         found = found + arriving[0].T @ begun.reshape(-1, neurons)
-    return found.T if operand.turned else found
+    return found.T if operand.is_left else found
 
 
 def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:

@@ -18,9 +18,9 @@ import torch
 from hibana.cells import Cell
 from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
 from hibana.compiler.backend import Backend, Kernels, register
+from hibana.compiler.graph.dependencies import Dependencies, dependencies_of
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.walk import Walk, followed
-from hibana.compiler.graph.watch import held, hooked, unchanged
+from hibana.compiler.graph.snapshots import has_hooks, is_unchanged, tensor_properties
 from hibana.compiler.shared import Bounded
 from hibana.compiler.tensors import shape_class, tensors_of
 
@@ -35,10 +35,10 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
         Unsupported: if there can be none, with the reason.
     """
     place = (backend, shape, dtype)
-    read = followed(cell)
-    found: Program | str | None = read.served.get(place)
+    read = dependencies_of(cell)
+    found: Program | str | None = read.cache.get(place)
     if found is None:
-        found = read.served[place] = _shared_program(cell, read.key, place)
+        found = read.cache[place] = _shared_program(cell, read.key, place)
     if isinstance(found, str):
         raise Unsupported(found)
     return found
@@ -47,18 +47,18 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
 def known(cell: Cell, call: Hashable) -> Any:
     """What was attached to `call`, unless anything that the step of `cell` reads has changed."""
     internal: CellCache | None = cell.__dict__.get(CACHE_ATTRIBUTE)
-    read: Walk | None = None if internal is None else internal.walk
+    read: Dependencies | None = None if internal is None else internal.dependencies
     if read is None or not _is_bare(cell):
         return None
-    if (read.items or read.watched) and not unchanged(read.items, read.watched):
+    if (read.items or read.watched) and not is_unchanged(read.items, read.watched):
         return None
-    return read.served.get(_of(cell, call))
+    return read.cache.get(_of(cell, call))
 
 
 def attach(cell: Cell, call: Hashable, what: Any) -> None:
     """Lets :func:`known` find `what` while the step of `cell` reads the same, if `cell` is bare."""
     if _is_bare(cell):
-        followed(cell).served[_of(cell, call)] = what
+        dependencies_of(cell).cache[_of(cell, call)] = what
 
 
 PROGRAMS = 1024
@@ -69,7 +69,7 @@ _SHARED: "dict[Hashable, Program | str]" = Bounded(PROGRAMS)
 
 def _is_bare(cell: Cell) -> bool:
     """Whether `cell` holds no module and has no hook."""
-    return not (cell._modules or hooked(cell))
+    return not (cell._modules or has_hooks(cell))
 
 
 def _of(cell: Cell, call: Hashable) -> Hashable:
@@ -81,7 +81,7 @@ def _of(cell: Cell, call: Hashable) -> Hashable:
     if not (parameters or buffers):
         return call
     devices = [None if t is None else t.device for t in (*parameters.values(), *buffers.values())]
-    return call, held(parameters), held(buffers), *devices
+    return call, tensor_properties(parameters), tensor_properties(buffers), *devices
 
 
 def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> "Program | str":

@@ -4,9 +4,9 @@ import torch
 
 from hibana.cells import Cell
 from hibana.compiler.analysis.binary import binary_states, is_binary
+from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
-from hibana.compiler.graph.walk import followed
 from hibana.compiler.tensors import fitting_shape, tensors_of
 
 
@@ -23,7 +23,7 @@ def emits_spikes(cell: Cell) -> bool:
     if cell.emits_spikes is not None:
         return cell.emits_spikes
     try:
-        results = followed(cell).served
+        results = dependencies_of(cell).cache
     except Unsupported:
         results = {}  # the cell can change unseen
     if emits_spikes not in results:

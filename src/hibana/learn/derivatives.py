@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Value
 from hibana.compiler.graph.trace import trace
-from hibana.compiler.graph.walk import followed
 from hibana.compiler.tensors import tensors_of
 from hibana.runtime.torch_internals import run_backward
 
@@ -111,7 +111,7 @@ class FollowedStep:
 
     def structure(self, like: Tensor) -> Structure:
         """The structure for steps of input like `like`; raises Unsupported as :func:`structure_of` does."""
-        key = followed(self.inner).key, like.shape[1:], like.dtype, like.device
+        key = dependencies_of(self.inner).key, like.shape[1:], like.dtype, like.device
         if self._structure is None or self.key != key:
             self._structure, self.key, self._is_current = structure_of(self.cell, like), key, False
         return self._structure

@@ -97,5 +97,5 @@ def _is_by_neuron(step: Step) -> bool:
     """Whether the gradient of each tensor of a cell is one of the sums of numbers of neurons."""
     part = step.epilogue
     assert isinstance(part, Part)
-    first = part.takes - len(step.grad_sums) - len(step.outer)
-    return all(end is None or first <= end < first + len(step.grad_sums) for end in part.ends)
+    first = part.input_count - len(step.grad_sums) - len(step.outer)
+    return all(end is None or first <= end < first + len(step.grad_sums) for end in part.outputs)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.analysis.binary import States, binary_states, is_binary
-from hibana.compiler.c.source import Product, operations, staged
+from hibana.compiler.c.source import Product, operation_count, split_products
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
 from hibana.compiler.graph.step import Step, Value
@@ -46,7 +46,7 @@ class Layer:
     @property
     def operations(self) -> int:
         """Operations a neuron and step."""
-        return operations(self.stores)
+        return operation_count(self.stores)
 
     def state(self, at: int) -> str:
         """The name of a state in the struct."""
@@ -68,7 +68,7 @@ class Layer:
     def weights(self, product: Product) -> Tensor:
         """The matrix of a product, ``[from, to]``."""
         values = self.matrices[product.matrix]
-        return values.T.contiguous() if product.turned else values
+        return values.T.contiguous() if product.transposed else values
 
     def reads_spikes(self) -> bool:
         """Whether a product reads the list of the spikes of the step before."""
@@ -127,5 +127,5 @@ def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
     matrices = tuple(m.detach().reshape(node.size, -1)[places][:, places] for m in given[step.parameters :])
     start = frozenset(i for i, state in enumerate(begun) if is_binary(state))
     known = binary_states(step, start)
-    products, stores = staged(step, known)
+    products, stores = split_products(step, known)
     return Layer(node, index, step, begun, parameters, matrices, known, products, stores, places)

@@ -9,7 +9,7 @@ from hibana import cells
 from hibana.compiler import ambient, emitted_around
 from hibana.compiler.ambient import is_name
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.watch import hooked
+from hibana.compiler.graph.snapshots import has_hooks
 from hibana.compiler.torch_layers import TORCH_LAYERS, sides_of
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime
@@ -159,7 +159,7 @@ def _refusal(norm: Norm, neurons: OverTime, *around: nn.Module) -> str:
     if neurons.backend not in ("auto", "cpu") or type(neurons).forward is not OverTime.forward:
         return f"the neurons run on backend {neurons.backend!r}"
     modules = (*around, norm, neurons, neurons.cell)
-    if any(map(hooked, modules)) or torch_internals.has_global_module_hooks():
+    if any(map(has_hooks, modules)) or torch_internals.has_global_module_hooks():
         return "hooks must run between the modules"
     return ""
 

@@ -31,7 +31,7 @@ def guard_products(step: Step) -> Step:
     guarded = step.with_gradients(guarding.of, zip(outer[::2], outer[1::2], strict=True))
     epilogue = step.epilogue
     if isinstance(epilogue, Part):
-        epilogue = guarded_part(epilogue, epilogue.takes - len(step.grad_sums) - len(step.outer))
+        epilogue = guarded_part(epilogue, epilogue.input_count - len(step.grad_sums) - len(step.outer))
     return replace(guarded, epilogue=epilogue)
 
 

@@ -45,16 +45,16 @@ class Product:
     """A product of a row of neurons with a matrix of the cell's."""
 
     matrix: int
-    turned: bool
+    transposed: bool
     operand: Value
     """In terms of leaves and earlier products."""
     state: int | None
     """If the operand is a previous state, which one."""
-    truth: bool
+    is_binary: bool
     """Whether the operand is zeros and ones."""
 
 
-def staged(step: Step, binary: States) -> tuple[list[Product], Stores]:
+def split_products(step: Step, binary: States) -> tuple[list[Product], Stores]:
     """The products of a step in order, and its next states; product i is then the leaf ``product{i}``."""
     stores = forward_pass(step, None)
     found = [value for value in reachable(stores.values()) if value.is_product]
@@ -78,13 +78,13 @@ def neuron_statements(
     return statements(stores, {name: standing(name, leaf) for name, leaf in read.items()}, spoken)
 
 
-def functions(stores: Stores) -> set[str]:
+def library_functions(stores: Stores) -> set[str]:
     """The operations in `stores` whose last bits depend on the C library: all but the square root."""
     rows = (value.operation for value in reachable(stores.values()) if value.is_call)
     return {row.name for row in rows if row is not None and row.c and row.libm != "sqrt"}
 
 
-def operations(stores: Stores) -> int:
+def operation_count(stores: Stores) -> int:
     """The operations of `stores` per neuron and step; conversions and negations of truth values are free."""
     rows = [value.operation for value in reachable(stores.values())]
     return sum(row is not None and not (row.takes_booleans and row.arity == 1) for row in rows)

@@ -17,7 +17,7 @@ from hibana.compiler.cpu.body import LINE
 from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
 from hibana.compiler.cpu.source import backward_source, forward_source
 from hibana.compiler.cpu.walk import Bound, Walk, unaliased, walk
-from hibana.compiler.graph.plan import Plan, emitting
+from hibana.compiler.graph.plan import Plan, spikes_plan
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import assemble
 
@@ -43,7 +43,7 @@ class CpuKernels(NativeKernels):
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         super().__init__(step, plan, dtype)
-        self.emitting = emitting(step)
+        self.emitting = spikes_plan(step)
         self._built: dict[object, Bound] = {}
         self._forward = lru_cache(SHAPES)(self._make_forward)
         self._backward = lru_cache(SHAPES)(self._make_backward)

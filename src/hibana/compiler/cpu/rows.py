@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from hibana.compiler.cpu.body import IN_LOOP, row_function
 from hibana.compiler.graph.analysis import Rewriting, dependents, reachable
-from hibana.compiler.graph.ops import OPERATIONS, Operation, Written
+from hibana.compiler.graph.ops import OPERATIONS, Expression, Operation
 from hibana.compiler.graph.passes import Stores, leaves, substitute
 from hibana.compiler.graph.step import Value
 from hibana.runtime.kernels import Floats, Function, Pointer
@@ -156,21 +156,21 @@ class _SpelledOut(Rewriting):
         self.zero = Value("number")
 
     def operation(self, value: Value, row: Operation, args: Sequence[Value]) -> Value:
-        if row.written and value.op not in self.calls:
-            return self._written(row.written, args)
+        if row.expansion and value.op not in self.calls:
+            return self._written(row.expansion, args)
         if value.op == "exp" and self.in_loop:
             return Value("exp", tuple(args), IN_LOOP)
-        if value.op == "sub" and args[0].is_number(1) and args[1].converted:
-            return Value("to_float", (Value("not", (args[1].converted,)),))
+        if value.op == "sub" and args[0].is_number(1) and args[1].as_boolean:
+            return Value("to_float", (Value("not", (args[1].as_boolean,)),))
         if value.op == "mul":
             first, second = args
-            gate, other = (first.converted, second) if first.converted else (second.converted, first)
+            gate, other = (first.as_boolean, second) if first.as_boolean else (second.as_boolean, first)
             if gate:
                 return Value("where", (gate, other, Value("mul", (other, self.zero))))
         return super().operation(value, row, list(args))
 
-    def _written(self, how: Written, args: Sequence[Value]) -> Value:
-        """:attr:`Operation.written` applied to `args`."""
+    def _written(self, how: Expression, args: Sequence[Value]) -> Value:
+        """:attr:`Operation.expansion` applied to `args`."""
         if not isinstance(how, tuple):
             return args[int(how[1:-1])] if how.startswith("{") else Value("number", data=int(how))
         value = Value(how[0], tuple(self._written(part, args) for part in how[1:]))
@@ -180,7 +180,7 @@ class _SpelledOut(Rewriting):
 def kernel_says(op: str) -> bool:
     """Whether a kernel computes `op` without a vector function: written out, or by the C library."""
     row = OPERATIONS[op]
-    return bool(row.written or (row.libm and row.arity == 1))
+    return bool(row.expansion or (row.libm and row.arity == 1))
 
 
 def _operands(value: Value) -> tuple[Value, ...]:

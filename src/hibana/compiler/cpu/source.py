@@ -10,7 +10,7 @@ from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source, own
 from hibana.compiler.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.graph.synapses import gated
+from hibana.compiler.graph.synapses import with_masks
 
 _OVER_ROWS, _OVER_SAMPLES = "neurons", "step"
 """The arguments that are strides over time of numbers, of kernels over rows and over samples."""
@@ -37,7 +37,7 @@ def forward_source(
     moving = moving_forward(step, once, _OVER_ROWS)
     left = {**{name: name for name in carried}, "emitted_before": emitted}
     inner = _emitted_before(step, once)
-    if inner and (spikes := once[emitted].converted):  # a bit is less to read again than a number
+    if inner and (spikes := once[emitted].as_boolean):  # a bit is less to read again than a number
         once["fired"] = spikes
         inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
     parts = Parts("forward", once, moving, left, inner, NUMBERS[real], calls, nontemporal, earlier=-1)
@@ -123,7 +123,7 @@ def backward_over_samples(
     step: Step, plan: Plan, real: str, calls: frozenset[str], *, wants_input: bool
 ) -> Source:
     """:func:`backward_source` of a step with matrix products."""
-    step, gates = gated(step)
+    step, gates = with_masks(step)
     once = backward_pass(step, plan, wants_input=wants_input)
     before = before_pass(step, plan)
     moving, sums = moving_back(step, plan, once, _OVER_SAMPLES)

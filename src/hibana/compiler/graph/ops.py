@@ -18,7 +18,7 @@ class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, an
     """A step, or a call, that a compiled backend can't serve, and why."""
 
 
-Written = str | tuple[Any, ...]
+Expression = str | tuple[Any, ...]
 """An expression: a digit, an argument such as ``"{0}"``, or an operation's name and its arguments."""
 
 Interval = tuple[float, float]
@@ -64,9 +64,9 @@ class Operation:
     """The functions that may compute it: of MKL, Sleef and the C library."""
     sleef: str = ""
     libm: str = ""
-    own: bool = False
+    hibana: bool = False
     """Whether hibana has a function of its own (:mod:`hibana.compiler.cpu.own`)."""
-    written: Written = ""
+    expansion: Expression = ""
     """Its form in other operations where no function computes it, to more than 2 ulp, for gradients alone."""
     bounds: Interval | Callable[..., Interval | None] = lambda *_: None
     """Bounds of the result: constant, or a function of the arguments' bounds; None if it may be infinite or
@@ -312,13 +312,14 @@ OPERATIONS: dict[str, Operation] = {
         _call("atan2", 2, sleef="atan2", libm="atan2"),
         _call("hypot", 2, sleef="hypot", libm="hypot"),
         _with(
-            _call("sigmoid", own=True, c="(1.0@ / (1.0@ + exp@(-{0})))", onnx="Sigmoid", bounds=(0.0, 1.0)),
-            written=("div", "1", ("add", "1", ("exp", ("neg", "{0}")))),
+            _call("sigmoid", hibana=True, c="(1.0@ / (1.0@ + exp@(-{0})))", onnx="Sigmoid"),
+            **{"bounds": (0.0, 1.0), "expansion": ("div", "1", ("add", "1", ("exp", ("neg", "{0}"))))},
         ),
-        _call(
-            "softplus", own=True, c="log1p@(exp@({0}))", onnx="Softplus", aten=(), eager=functional.softplus
+        _with(
+            _call("softplus", hibana=True, c="log1p@(exp@({0}))", onnx="Softplus", aten=()),
+            eager=functional.softplus,
         ),
-        _call("elu", own=True, c="expm1@({0})", aten=(), eager=functional.elu),
+        _call("elu", hibana=True, c="expm1@({0})", aten=(), eager=functional.elu),
     )
 }
 

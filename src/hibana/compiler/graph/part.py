@@ -24,10 +24,10 @@ class Part:
     Unlike ``fx.Interpreter`` it holds nothing between calls, so that threads can share it.
     """
 
-    takes: int
+    input_count: int
     calls: list[tuple[Any, Any, Any]]
     """Functions, their arguments and keyword arguments; each appends a value to those given."""
-    ends: list[int | None]
+    outputs: list[int | None]
 
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
         values: list[Any] = list(tensors)
@@ -39,7 +39,7 @@ class Part:
                 values.append(function(*given, **filled(kwargs, values)))
             else:
                 values.append(function(*given))
-        return tuple([None if end is None else values[end] for end in self.ends])
+        return tuple([None if end is None else values[end] for end in self.outputs])
 
     @cached_property
     def _ready(self) -> "list[_Call]":
@@ -98,14 +98,14 @@ def guarded_part(part: Part, first: int) -> Part:
     The other arguments count as finite, and so does what functions of :data:`_BOUNDED` compute of them.
     """
     calls: list[Any] = []
-    places = {i: Place(i) for i in range(part.takes)}
-    flowing, finite = set(range(first, part.takes)), set(range(first))
+    places = {i: Place(i) for i in range(part.input_count)}
+    flowing, finite = set(range(first, part.input_count)), set(range(first))
 
     def add(function: Any, *args: Any, **kwargs: Any) -> Place:
         calls.append((function, args, kwargs))
-        return Place(part.takes + len(calls) - 1)
+        return Place(part.input_count + len(calls) - 1)
 
-    for i, (function, args, kwargs) in enumerate(part.calls, part.takes):
+    for i, (function, args, kwargs) in enumerate(part.calls, part.input_count):
         used = {place.at for place in places_in((args, kwargs))}
         places[i] = add(function, *filled(args, places), **filled(kwargs, places))
         gradients = used & flowing
@@ -118,7 +118,7 @@ def guarded_part(part: Part, first: int) -> Part:
         if len(gradients) == 1 and (is_divided or (name == "aten::mul" and not used <= finite | gradients)):
             zero = add(torch.ops.aten.eq.Scalar, places[gradients.pop()], 0)
             places[i] = add(torch.ops.aten.masked_fill.Scalar, places[i], zero, 0)
-    return Part(part.takes, calls, [None if end is None else places[end].at for end in part.ends])
+    return Part(part.input_count, calls, [None if end is None else places[end].at for end in part.outputs])
 
 
 _BOUNDED = {

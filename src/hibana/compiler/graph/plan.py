@@ -73,7 +73,7 @@ def make_plan(step: Step, needed: Sequence[Value] = ()) -> Plan:
     return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, spikes)
 
 
-def emitting(step: Step) -> Plan | None:
+def spikes_plan(step: Step) -> Plan | None:
     """The plan of a forward without a backward that keeps the bits of its spikes; None if it emits none."""
     spikes = step.spikes
     return None if spikes is None or not spikes.args else Plan((spikes,), (), (), None, spikes)

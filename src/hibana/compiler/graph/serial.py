@@ -130,15 +130,15 @@ def _written(part: Callable[..., Any]) -> dict[str, Any]:
         [_operation(part, i), _argument(args), _argument(kwargs)]
         for i, (_, args, kwargs) in enumerate(part.calls)
     ]
-    return {"takes": part.takes, "calls": calls, "gives": part.ends}
+    return {"takes": part.input_count, "calls": calls, "gives": part.outputs}
 
 
 def _operation(part: Part, index: int) -> str:
     target = part.calls[index][0]
     if target is foreign:
-        at = part.takes + index
+        at = part.input_count + index
         users = [function for function, *arguments in part.calls if Place(at) in places_in(arguments)]
-        if at not in part.ends and all(function in _FRESH for function in users):
+        if at not in part.outputs and all(function in _FRESH for function in users):
             return "literal"  # a number that the step itself wrote as a tensor
         raise Unsupported("a tensor that the step takes from elsewhere than its cell can't be written down")
     if target is operator.getitem:

@@ -97,7 +97,7 @@ class Value:
         return self.operation is not None and self.operation.call
 
     @property
-    def converted(self) -> "Value | None":
+    def as_boolean(self) -> "Value | None":
         """The truth value that this number is, as 1 or 0; None for other numbers."""
         return self.args[0] if self.op == "to_float" else None
 
@@ -149,7 +149,7 @@ class Step:
     @property
     def spikes(self) -> Value | None:
         """The truth value that the step emits as 1 or 0, if it emits one."""
-        return self.nexts[-1].converted
+        return self.nexts[-1].as_boolean
 
     def with_gradients(
         self, changed: Callable[[Value], Value], outer: Iterable[tuple[Value, Value]]
@@ -194,8 +194,8 @@ class Values:
         """The value ``op(*args)``, the same object whenever it is the same value."""
         if op in ("to_float", "to_bool") and args[0].boolean == (op == "to_bool"):
             return args[0]
-        if op == "to_bool" and args[0].converted is not None:
-            return args[0].converted
+        if op == "to_bool" and args[0].as_boolean is not None:
+            return args[0].as_boolean
         row = OPERATIONS.get(op)
         if row is None or not row.takes_booleans:
             args = tuple(self.make("to_float", a) for a in args)

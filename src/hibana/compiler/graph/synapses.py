@@ -24,7 +24,7 @@ class Operand(NamedTuple):
     """If the operand is a previous state, which one: the residual is then of the step before."""
     gradient: Value
     """The gradient at the product."""
-    turned: bool
+    is_left: bool
     """Whether the operand is the left of the pair."""
 
 
@@ -38,20 +38,20 @@ def operands(step: Step) -> tuple[Operand, ...]:
 
 
 def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
-    turned = has_gradient(pair[1])
-    if has_gradient(pair[0]) == turned:
+    is_left = has_gradient(pair[1])
+    if has_gradient(pair[0]) == is_left:
         raise Unsupported("a product of neurons with one another, in the gradient of a matrix")
-    value, gradient = pair if turned else pair[::-1]
+    value, gradient = pair if is_left else pair[::-1]
     state = int(value.data) if value.is_previous else None
     if state is not None:
         value = step.nexts[state]
-    value = value.converted or value
+    value = value.as_boolean or value
     if value.is_previous or value.is_draw or value.is_available:
         raise Unsupported(f"a matrix is multiplied with a {value.op} that no step computes")
-    return Operand(value, state, gradient, turned)
+    return Operand(value, state, gradient, is_left)
 
 
-def computed_operands(step: Step) -> Step:
+def with_computed_operands(step: Step) -> Step:
     """`step` with states that it passes on unchanged multiplied by 1 if a matrix multiplies them.
 
     The operand of a matrix is a residual, which a step must compute; the product with 1 is the same number.
@@ -64,7 +64,7 @@ def computed_operands(step: Step) -> Step:
     return replace(step, nexts=tuple(nexts))
 
 
-def needed(step: Step) -> list[Value]:
+def required_residuals(step: Step) -> list[Value]:
     """The values that products need as residuals whatever the plan: operands and masks."""
     if not step.matrices:
         return []
@@ -72,7 +72,7 @@ def needed(step: Step) -> list[Value]:
     return list(dict.fromkeys([*(o.residual for o in operands(step)), *gates]))
 
 
-def gated(step: Step) -> tuple[Step, dict[int, Value]]:
+def with_masks(step: Step) -> tuple[Step, dict[int, Value]]:
     """`step` with masks as second arguments of its gradients' products; by state, masks a step earlier.
 
     A mask is a truth value of this step, or a leaf ``gate`` with the number of a state: what the mask of that
@@ -82,7 +82,7 @@ def gated(step: Step) -> tuple[Step, dict[int, Value]]:
     masks = {p: gate if state is None else Value("gate", data=state) for p, (gate, state) in found.items()}
     masking = _Masking(masks)
     outer = [
-        (left, masking.of(right)) if o.turned else (masking.of(left), right)
+        (left, masking.of(right)) if o.is_left else (masking.of(left), right)
         for o, (left, right) in zip(operands(step), step.outer, strict=True)
     ]
     earlier = {state: gate for gate, state in found.values() if state is not None}

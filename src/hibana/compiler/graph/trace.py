@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.graph.kinds import traced_kind
+from hibana.compiler.graph.dependencies import Dependencies
+from hibana.compiler.graph.objects import traced_kind
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.reading import Reading
 from hibana.compiler.graph.recorder import joint_graph
 from hibana.compiler.graph.step import Step
-from hibana.compiler.graph.walk import Walk
 from hibana.compiler.tensors import shape_class, tensors_of
 
 
@@ -54,8 +54,8 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> St
         graph, sizes = joint_graph(alone, tensors, one, dtype, "cpu")
         graphs.append(graph)
         looked = looked or sizes
-        walk = Walk(alone)
-        seen.append(((walk.key, walk.refused), _random_state() == drawn))
+        walk = Dependencies(alone)
+        seen.append(((walk.key, walk.refusal), _random_state() == drawn))
     if seen[0][0] != seen[1][0]:
         raise Unsupported("the step changes what it holds besides its states, as a counter does")
     if not any(same for _, same in seen):
@@ -74,7 +74,7 @@ def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
     Layers that choose a kernel by their input are those of torch in it.
     """
     try:
-        same = [*tensors.values(), *Walk(cell).uncopied()]
+        same = [*tensors.values(), *Dependencies(cell).uncopied()]
         copied = deepcopy(cell, {id(value): value for value in same})
     except Exception:  # what can't be copied, for whatever reason of its own, is read where it is
         return cell

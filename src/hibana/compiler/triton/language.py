@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from hibana.compiler.analysis.text import Dialect, templates
-from hibana.compiler.graph.ops import OPERATIONS, Written
+from hibana.compiler.graph.ops import OPERATIONS, Expression
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,13 @@ class Language:
         if self.interpreted:
             operations |= {name: f"libdevice.{name}({{0}})" for name in interpreted()}
         else:
-            written = {n: row.written for n, row in OPERATIONS.items() if row.written and not row.triton}
+            written = {n: row.expansion for n, row in OPERATIONS.items() if row.expansion and not row.triton}
             operations |= {name: self._template(how, operations) for name, how in written.items()}
         if self.by_samples:
             operations["product"] = _PRODUCT
         return Dialect("Triton", operations, self.number("{0}"), transposed="{0}_transposed")
 
-    def _template(self, how: Written, operations: Mapping[str, str]) -> str:
+    def _template(self, how: Expression, operations: Mapping[str, str]) -> str:
         """A row's entry `written` as a template."""
         if isinstance(how, tuple):
             return operations[how[0]].format(*(self._template(part, operations) for part in how[1:]))

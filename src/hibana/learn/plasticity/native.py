@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
+from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.walk import followed
 from hibana.learn.plasticity.kernel import BLOCK, build
 from hibana.learn.plasticity.neurons import NeuronStep
 from hibana.learn.plasticity.pairs import Pairs
@@ -32,7 +32,7 @@ class Native:
         Raises:
             Unsupported: if the cell can't be compiled.
         """
-        made_for = (type(cell), followed(cell).key, outputs)
+        made_for = (type(cell), dependencies_of(cell).key, outputs)
         if self._neurons is None or self._kernel is None or self._made_for != made_for:
             if reason := available.unavailable_reason():
                 raise Unsupported(reason)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from hibana.compiler.c.source import functions
+from hibana.compiler.c.source import library_functions
 from hibana.network.c.code import CWriter
 from hibana.network.c.costs import Spiking
 from hibana.network.c.memory import SIZES, Memory, index_kind
@@ -208,7 +208,7 @@ class Emitter(Lowering):
         if held.truths:
             array = self.writer.expression(self.numbers(held).text)
             self.spiking.append(Spiking(node.name, node.layer.title(node), node.size, array))
-        self.functions |= functions(traced.stores)
+        self.functions |= library_functions(traced.stores)
         return held
 
     def allocate_list(self, held: Held, *, always: bool = False) -> None:

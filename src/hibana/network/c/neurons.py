@@ -52,7 +52,7 @@ class _Writer:
         """The loop over neurons that computes the next states."""
         made = self.made
         stores = {
-            name: (value.converted or value) if j in made.known else value
+            name: (value.as_boolean or value) if j in made.known else value
             for j, (name, value) in enumerate(made.stores.items())
         }
         lines = []
@@ -86,16 +86,16 @@ class _Writer:
         made, to = self.made, self.to
         out = self._lasting(f"product{i}_{made.index}", False)
         if product.state is None:
-            operand = self._lasting(f"operand{i}_{made.index}", product.truth)
+            operand = self._lasting(f"operand{i}_{made.index}", product.is_binary)
             body, results = to.numbers_of.statements(made, {"operand": product.operand})
-            value = f"({results['operand']}) != 0" if product.truth else results["operand"]
+            value = f"({results['operand']}) != 0" if product.is_binary else results["operand"]
             lines = [*self._reads({"operand": product.operand}), *body]
             to.writer.write(each("j", self.size, [*lines, f"{to.element(operand, 'j')} = {value};"]))
         else:
             operand = self.states[product.state]
         source = before
         if product.state != len(made.step.states) - 1 or not made.reads_spikes():
-            source = Held(made.node, before.places, operand, truths=product.truth)
-        name = f"m{product.matrix}{'t' * product.turned}"
+            source = Held(made.node, before.places, operand, truths=product.is_binary)
+        name = f"m{product.matrix}{'t' * product.transposed}"
         out.clear(self.size)
         to.add_rows(source, self._array(name, made.weights(product)), self.size, out)

@@ -173,7 +173,7 @@ class Whole(Numbers):
             before = dict(bounds)
             for i, product in enumerate(made.products):
                 operand = self._said(made, {"operand": product.operand}, bounds)[1]["operand"]
-                low, high = (0, 1) if product.truth else (operand.low, operand.high)
+                low, high = (0, 1) if product.is_binary else (operand.low, operand.high)
                 bounds[f"product{i}"] = self._sum(made.weights(product), None, (low, high))
                 self._check(made.node, "a sum", bounds[f"product{i}"])
             _, said, largest = self._said(made, made.stores, bounds)

@@ -73,7 +73,7 @@ def neurons(emitter: "Emitter", node: Node, index: int, read: Held) -> Held:
 def _stores(made: Layer) -> tuple[Stores, bool]:
     """What a step stores, and whether it emits spikes, which are stored as the bits ``fired``."""
     stores, emitted = forward_pass(made.step, None), made.step.states[-1]
-    bits = stores[emitted].converted
+    bits = stores[emitted].as_boolean
     spikes = made.emits_spikes and bits is not None and bool(bits.args)
     before = leaves(stores).get("emitted_before")
     if before is not None:  # by the name that it is stored by, so that it is read before it is written

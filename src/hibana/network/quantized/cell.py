@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from hibana.cells import Cell
 from hibana.compiler.analysis.fixed_point import FixedStep, Range, fixed_step, measured_ranges
 from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
-from hibana.compiler.graph.walk import followed
 from hibana.compiler.tensors import tensors_of
 from hibana.network.straight import straight_through
 
@@ -75,7 +75,7 @@ def _traced(name: str, cell: Cell, shape: tuple[int, ...]) -> tuple[Step, list[T
     """The step of `cell` in float64, the tensors that it reads, and its states at rest."""
     one = torch.zeros(1, *shape, dtype=torch.float64, device="cpu")
     try:
-        about = followed(cell).key
+        about = dependencies_of(cell).key
     except Unsupported:
         about = None
     known, step = _TRACED.get(cell, (None, None))

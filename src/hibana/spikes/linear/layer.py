@@ -53,7 +53,7 @@ class Linear(BySpikes, nn.Linear):
     """
 
     traced_as: ClassVar[type[nn.Module]] = nn.Linear
-    """What a trace of a step takes it for: see :func:`hibana.compiler.graph.kinds.traced_kind`."""
+    """What a trace of a step takes it for: see :func:`hibana.compiler.graph.objects.traced_kind`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         if torch.compiler.is_compiling():

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
-from hibana.compiler.graph import watch
-from hibana.compiler.graph.code import names_in
-from hibana.compiler.graph.kinds import (
+from hibana.compiler.graph import snapshots
+from hibana.compiler.graph.names import names_in
+from hibana.compiler.graph.objects import (
     CONSTANT,
     PLAIN,
     UNCHANGED_PACKAGES,
@@ -30,7 +30,7 @@ from hibana.compiler.graph.kinds import (
     traced_kind,
 )
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.watch import MISSING, Item, Look, Watch, unchanged
+from hibana.compiler.graph.snapshots import MISSING, Item, Look, Watch, is_unchanged
 from hibana.compiler.shared import Bounded
 
 NOT_HYPER = frozenset(vars(nn.Module())) | {CACHE_ATTRIBUTE}
@@ -81,12 +81,12 @@ class Same:
         return id(self.value)
 
 
-class Walk:
+class Dependencies:
     """All that a step of `module` can read: each object once."""
 
     def __init__(self, module: nn.Module) -> None:
         self._entries: list[Hashable] = []
-        self.refused = ""
+        self.refusal = ""
         """Why no program can serve the module: the first object that can change unseen; or ``""``."""
         self.numbers: list[tuple[Path, float]] = []
         """Each number that the step can read."""
@@ -94,7 +94,7 @@ class Walk:
         """With :attr:`items`, snapshots of everything but the module itself."""
         self.items: list[Item] = []
         """Global variables, and attributes of classes, functions and Python modules, that were followed."""
-        self.served: dict[Hashable, Any] = Bounded(SERVED)
+        self.cache: dict[Hashable, Any] = Bounded(SERVED)
         """Programs and calls of the module while it was like that, found without the key."""
         self._places: dict[int, int] = {}
         self._alive: list[object] = []
@@ -112,10 +112,10 @@ class Walk:
         try:
             self._run(module)
         except Unsupported as reason:
-            self.refused = str(reason)
+            self.refusal = str(reason)
         self.key = tuple(self._entries)
         """Equal for modules whose steps read the same, but for the values of tensors."""
-        self.look = watch.at_module(list(self._attributes[0].read))
+        self.look = snapshots.at_module(list(self._attributes[0].read))
         """The look at the module itself, and its snapshot."""
         self.snapshot = self.look(module)
         self._watch_attributes()
@@ -142,11 +142,11 @@ class Walk:
         for names in self._attributes[1:]:
             of = names.of
             if isinstance(of, nn.Module):
-                self._watch(watch.at_module(list(names.read)), of)
+                self._watch(snapshots.at_module(list(names.read)), of)
                 continue
             self.items += [(vars(of).get, name, value) for name, value in names.read.items()]
             if isinstance(of, type) or root(of.__name__) not in UNCHANGED_PACKAGES:
-                self._watch(watch.at_names, of)
+                self._watch(snapshots.at_names, of)
 
     def _follow_names(self) -> None:
         for names in self._attributes:
@@ -216,8 +216,8 @@ class Walk:
             self._class(value, path, index)
         elif type(value) in (Tensor, nn.Parameter) and not vars(value):
             self._tensors.append(value)
-            self._watch(watch.at_tensor, value)
-            self._entries.append((index, Same(value), watch.at_tensor(value)))
+            self._watch(snapshots.at_tensor, value)
+            self._entries.append((index, Same(value), snapshots.at_tensor(value)))
         else:
             self._parts(value, path, index)
 
@@ -226,10 +226,13 @@ class Walk:
         own = vars(module).copy() if kind is type(module) else {}  # another thread may set an attribute
         hyper = {name: value for name, value in own.items() if name not in NOT_HYPER}
         self._attributes.append(_Names(index, path, hyper, module))
-        if watch.hooked(module):
+        if snapshots.has_hooks(module):
             raise Unsupported(f"hooks on {type(module).__name__} are to run at each step")
         # apart: AtLeast tells a parameter from a buffer
-        tensors = watch.held(module._parameters), watch.held(module._buffers)
+        tensors = (
+            snapshots.tensor_properties(module._parameters),
+            snapshots.tensor_properties(module._buffers),
+        )
         inner = [
             (name, self._refer(part, path.to("attribute", name))) for name, part in module._modules.items()
         ]
@@ -252,7 +255,7 @@ class Walk:
             entries.append((exact(label), entry))
         self._entries.append((index, self._kind(kind, path), *entries))
         if not never_changes(value):
-            self._watch(watch.at_parts, value)
+            self._watch(snapshots.at_parts, value)
 
     def _code(self, function: FunctionType, index: int) -> None:
         """What the code of `function` reads by name."""
@@ -298,16 +301,16 @@ class Walk:
         raise Unsupported(f"the step may read {path.text}, of type {where}, which can change unseen{hint}")
 
 
-def followed(cell: Cell) -> Walk:
+def dependencies_of(cell: Cell) -> Dependencies:
     """All that the step of `cell` can read, cached until any of it changes.
 
     Raises:
         Unsupported: if it can read what can change unseen, or has hooks.
     """
     internal: CellCache = getattr(cell, CACHE_ATTRIBUTE)
-    last: Walk | None = internal.walk
-    if last is None or last.look(cell) != last.snapshot or not unchanged(last.items, last.watched):
-        last = internal.walk = Walk(cell)
-    if last.refused:
-        raise Unsupported(last.refused)
+    last: Dependencies | None = internal.dependencies
+    if last is None or last.look(cell) != last.snapshot or not is_unchanged(last.items, last.watched):
+        last = internal.dependencies = Dependencies(cell)
+    if last.refusal:
+        raise Unsupported(last.refusal)
     return last

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hibana.compiler.graph.kinds import parts_of
+from hibana.compiler.graph.objects import parts_of
 
 Look = Callable[[Any], Hashable]
 """A snapshot function."""
@@ -20,7 +20,7 @@ Item = tuple[Callable[[str, Any], Any], str, Any]
 MISSING = object()
 
 
-def unchanged(items: Iterable[Item], watched: Iterable[Watch]) -> bool:
+def is_unchanged(items: Iterable[Item], watched: Iterable[Watch]) -> bool:
     """Whether `items` are the same objects, and all snapshots of `watched` are equal."""
     for get, name, value in items:
         if get(name, MISSING) is not value:
@@ -31,7 +31,7 @@ def unchanged(items: Iterable[Item], watched: Iterable[Watch]) -> bool:
     return True
 
 
-def hooked(module: nn.Module) -> bool:
+def has_hooks(module: nn.Module) -> bool:
     """Whether a call of `module` runs hooks of its own."""
     return bool(
         module._forward_hooks
@@ -41,7 +41,7 @@ def hooked(module: nn.Module) -> bool:
     )
 
 
-def held(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
+def tensor_properties(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
     """Names of `tensors`, and all about them that a program depends on but their devices."""
     about = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
     return (*tensors, *about)
@@ -52,8 +52,8 @@ def at_module(names: list[str]) -> Look:
 
     def look(module: nn.Module) -> Hashable:
         attributes, inner = vars(module), module._modules
-        about = type(module), module.training, hooked(module)
-        tensors = held(module._parameters), held(module._buffers)
+        about = type(module), module.training, has_hooks(module)
+        tensors = tensor_properties(module._parameters), tensor_properties(module._buffers)
         values = [id(attributes.get(name, MISSING)) for name in names]
         return *about, *attributes, *values, *tensors, *inner, *map(id, inner.values())
 
