@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 
 import hibana as hb
-from hibana.network.native import blocks, emitter, kernel, still
+from hibana.network.native import blocks, emitter, kernel, static_layers
 from hibana.runtime.kernels import Code
 
 PAGE = mmap.PAGESIZE
@@ -89,7 +89,7 @@ class Guards:
 
         for target, name, value in (
             *((Block, "at_end", self.at_end), (emitter, "Block", Block), (Code, "scratch", scratch)),
-            *((still, "Emitter", Emitter), (kernel, "Emitter", Emitter)),
+            *((static_layers, "Emitter", Emitter), (kernel, "Emitter", Emitter)),
         ):
             self.patches.enter_context(patch.object(target, name, value))
         return self

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.network.c.numbers import Floating
+from hibana.network.c.arithmetic import FloatArithmetic
 from hibana.network.c.unit import Unit
 from hibana.network.graph import Node
 from hibana.network.reading import read
@@ -114,22 +114,25 @@ def in_order(net: nn.Module, example: Tensor) -> nn.Module:
     A product that a cell writes itself (``x @ w``) is not followed.
     """
     network = read(net, example)
-    held = Unit(network, Floating(network.dtype), "net", "sum", len(example)).held
+    held = Unit(network, FloatArithmetic(network.dtype), "net", "sum", len(example)).activations
     net = network.net
     for node in held:
         if not node.inputs:
             continue
         source = held[node.inputs[0]]
         if node.kind == "linear":
-            net.set_submodule(node.name, OrderedLinear(node.module, source.places))
+            net.set_submodule(node.name, OrderedLinear(node.module, source.order))
         elif node.kind == "convolution":
-            last = torch.equal(source.places, channels_last(node.seen[0])) and image_of(node.seen[0])[0] > 1
+            last = (
+                torch.equal(source.order, channels_last(node.input_shapes[0]))
+                and image_of(node.input_shapes[0])[0] > 1
+            )
             net.set_submodule(node.name, OrderedConvolution(node, last))
         elif isinstance(node.module, Window | DelayedLinear):
-            net.set_submodule(node.name, OrderedWindow(node.module, source.places))
+            net.set_submodule(node.name, OrderedWindow(node.module, source.order))
         elif isinstance(node.module, OverTime | Recurrent):
             node.module.backend = "reference"
             for name, inner in list(node.module.named_modules()):
                 if isinstance(inner, nn.Linear):
-                    node.module.set_submodule(name, OrderedLinear(inner, source.places))
+                    node.module.set_submodule(name, OrderedLinear(inner, source.order))
     return net.eval()

@@ -8,7 +8,7 @@ import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.layers import LAYERS, LayerKind, kind_of, register
-from hibana.network.lowering import Held
+from hibana.network.lowering import Activations
 from ordered import in_order
 
 
@@ -20,7 +20,7 @@ class PReLU(LayerKind):
     elementwise = True
 
     def check(self, node):
-        self.require(node, node.seen[0], {})
+        self.require(node, node.input_shapes[0], {})
 
     def slopes(self, node):
         return node.module.weight.detach().view(-1, *[1] * (len(node.shape) - 1))
@@ -29,13 +29,13 @@ class PReLU(LayerKind):
         return step.op("PRelu", [*inputs, step.constant(self.slopes(node))])
 
     def lower(self, node, to):
-        read = to.held[node.inputs[0]]
+        read = to.activations[node.inputs[0]]
         numbers, out = to.numbers(read), to.temporary(node.size)
-        slopes = to.constant(self.slopes(node).expand(node.shape).flatten()[read.places])
+        slopes = to.constant(self.slopes(node).expand(node.shape).flatten()[read.order])
         for at, width in to.vectors(node.size):
             x = (numbers + at).load(width)
             (out + at).store((x > 0).select(x, x * (slopes + at).load(width)))
-        return Held(node, read.places, out)
+        return Activations(node, read.order, out)
 
 
 @pytest.fixture

@@ -183,7 +183,7 @@ def _bounds(small, inputs):
     from hibana.network.c import program
 
     written = program._written(small, inputs, "net", "sum")
-    return next(iter(written.numbers_of.states.values()))
+    return next(iter(written.arithmetic.states.values()))
 
 
 def test_a_leak_bounds_the_potential_for_any_number_of_steps():

@@ -238,7 +238,7 @@ def test_one_channel_of_one_sample_is_not_taken_for_the_batch(batch):
         expected = net(x)
     torch.testing.assert_close(hb.compile(net, x)(x), expected)
     torch.testing.assert_close(in_order(net, x)(x), expected)
-    assert hb.compile(net, x).graph.nodes[1].seen == ((1, 5, 5),)
+    assert hb.compile(net, x).graph.nodes[1].input_shapes == ((1, 5, 5),)
 
 
 def test_sizes_that_hold_for_the_example_alone_are_refused():

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from hibana.compiler.torch_layers import role_of, sides_of
-from hibana.network.layers import has_known_class
+from hibana.network.layers import is_supported_class
 from hibana.nn.blocks import Checkpointed
 from hibana.nn.each_step import EachStep
 from hibana.nn.over_steps import JoinedNetwork
@@ -169,7 +169,7 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", arguments[0].name, (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = isinstance(m, Stateful) or has_known_class(m) or _inherits(m)
+        known = isinstance(m, Stateful) or is_supported_class(m) or _inherits(m)
         return known or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

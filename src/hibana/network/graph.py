@@ -30,7 +30,7 @@ class Node:
     module: Any
     """An ``nn.Module``; None for arithmetic in a ``forward``."""
     inputs: tuple["Node", ...]
-    seen: tuple[Shape, ...]
+    input_shapes: tuple[Shape, ...]
     """The shape in which the layer takes one sample of each input."""
     shape: Shape
     factor: float = 1.0
@@ -100,7 +100,7 @@ class Network:
         return self.nodes[0]
 
     @property
-    def still(self) -> tuple[Node, ...]:
+    def static_nodes(self) -> tuple[Node, ...]:
         """The nodes before the first layer over time: a constant input needs them computed only once."""
         moving: set[Node] = set()
         for node in self.nodes:

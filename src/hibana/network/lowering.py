@@ -13,22 +13,22 @@ from hibana.network.graph import Node
 from hibana.network.sliding import channels_last
 from hibana.runtime.kernels import LONG, Bytes, Code, Pointer, Value
 
-__all__ = ["Held", "Kind", "Lowering", "in_order", "spread", "times"]
+__all__ = ["Activations", "Kind", "Lowering", "in_order", "spread", "times"]
 
 Kind = Literal["numbers", "bits", "ring", "counter"]
 """What an array of the state holds."""
 
 
 @dataclass(eq=False)
-class Held:
+class Activations:
     """The output of a node at the current step: numbers, or spikes as bits, and a list of nonzero places."""
 
     node: Node
-    places: Tensor
+    order: Tensor
     """The index in PyTorch's order of the number at each place."""
     numbers: Pointer | None = None
     bits: Bytes | None = None
-    truths: bool = False
+    binary: bool = False
     """Whether all numbers are 0 or 1."""
     active: tuple[Pointer, Value] | None = None
     """The places of the nonzero numbers, in rising order, and their count, if they are listed."""
@@ -46,7 +46,7 @@ class Lowering(ABC):
     dtype: torch.dtype
     number: type[Pointer]
     """The pointer type of numbers."""
-    held: dict[Node, Held]
+    activations: dict[Node, Activations]
 
     @abstractmethod
     def constant(self, values: Tensor, name: str = "w") -> Pointer:
@@ -61,8 +61,8 @@ class Lowering(ABC):
         """An array of constant indices."""
 
     @abstractmethod
-    def temporary(self, count: int, *, truths: bool = False) -> Pointer:
-        """An array that lives for a step; `truths` if all numbers will be 0 or 1."""
+    def temporary(self, count: int, *, binary: bool = False) -> Pointer:
+        """An array that lives for a step; `binary` if all numbers will be 0 or 1."""
 
     def bits(self, count: int) -> Bytes:
         """An array of `count` bits, in whole words of 64, that lives for a step."""
@@ -77,12 +77,12 @@ class Lowering(ABC):
         places: Tensor,
         shape: tuple[int, ...],
         *,
-        truths: bool = False,
+        binary: bool = False,
     ) -> Pointer:
         """An array of the state, initialised with `rest`."""
 
     @abstractmethod
-    def numbers(self, held: Held) -> Pointer:
+    def numbers(self, held: Activations) -> Pointer:
         """The numbers of a node; 0 and 1 if it holds bits."""
 
     @abstractmethod
@@ -90,7 +90,7 @@ class Lowering(ABC):
         """A number that is less than all others."""
 
     @abstractmethod
-    def each_active(self, held: Held) -> AbstractContextManager[tuple[Value, Value | None]]:
+    def each_active(self, held: Activations) -> AbstractContextManager[tuple[Value, Value | None]]:
         """A loop over the places of nonzero numbers; yields also the number, unless all are 0 or 1."""
 
     @abstractmethod
@@ -102,11 +102,13 @@ class Lowering(ABC):
         """Vectors that cover `count` elements, all in registers: the offset and the width of each."""
 
     @abstractmethod
-    def product(self, node: Node, read: Held, weights: Tensor, bias: Tensor | None, out: Pointer) -> None:
+    def product(
+        self, node: Node, read: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
+    ) -> None:
         """``out = sum_i x_i weights[i] + bias`` over nonzero x, in rising order, the bias last."""
 
     @abstractmethod
-    def neurons(self, node: Node, read: Held) -> Held:
+    def neurons(self, node: Node, read: Activations) -> Activations:
         """One step of the neurons of `node` on the input `read`."""
 
     def accumulate(self, target: Pointer, row: Pointer, count: int, x: Value | None) -> None:
@@ -125,21 +127,21 @@ class Lowering(ABC):
         with self.code.loop(0, size, channels, name="p") as p:
             self.accumulate(out + p, added, channels, None)
 
-    def ordered(self, held: Held, places: Tensor) -> Held:
+    def ordered(self, held: Activations, places: Tensor) -> Activations:
         """The same value, with its numbers in the order `places`."""
-        if torch.equal(held.places, places):
+        if torch.equal(held.order, places):
             return held
         found = torch.empty_like(places)
-        found[held.places] = in_order(len(places))
+        found[held.order] = in_order(len(places))
         source, order = self.numbers(held), self.indices(found[places], "order")
-        target = self.temporary(held.node.size, truths=held.truths)
+        target = self.temporary(held.node.size, binary=held.binary)
         with self.code.loop(0, held.node.size, name="o") as o:
             target[o] = source[order[o].to(LONG)]
-        return Held(held.node, places, target, truths=held.truths)
+        return Activations(held.node, places, target, binary=held.binary)
 
-    def image(self, held: Held, shape: tuple[int, ...]) -> tuple[Held, bool]:
+    def image(self, held: Activations, shape: tuple[int, ...]) -> tuple[Activations, bool]:
         """The same value as an image of `shape`, and whether channels are last in memory."""
-        if torch.equal(held.places, channels_last(shape)):
+        if torch.equal(held.order, channels_last(shape)):
             return held, True
         return self.ordered(held, in_order(held.node.size)), False
 

@@ -72,7 +72,8 @@ class OnnxStep:
         values: dict[Node, str] = {self.network.input: "x"}
         for node in self.network.nodes[1:]:
             given = [
-                self._shaped(values[s], s.shape, seen) for s, seen in zip(node.inputs, node.seen, strict=True)
+                self._shaped(values[s], s.shape, seen)
+                for s, seen in zip(node.inputs, node.input_shapes, strict=True)
             ]
             values[node] = node.layer.to_onnx(node, given, self)
         out = self._shaped(values[self.network.output], self.network.output.shape, self.network.outputs)

@@ -50,7 +50,7 @@ class Sliding:
 
 def sliding_of(node: Node) -> Sliding:
     """The window of `node`, a convolution or a pooling."""
-    module, (seen,) = node.module, node.seen
+    module, (seen,) = node.module, node.input_shapes
 
     def pair(size: Any, of_height: int = 1) -> Pair:
         """A setting of torch, one number or one per side; `of_height` is the height's in a sequence."""

@@ -3,6 +3,6 @@
 What a step comes to in C is :mod:`hibana.compiler.c`; here are layers, memory and the file.
 """
 
-from hibana.network.c.program import Cost, CProgram, proved, to_c
+from hibana.network.c.program import Cost, CProgram, exact_dtype, to_c
 
-__all__ = ["CProgram", "Cost", "proved", "to_c"]
+__all__ = ["CProgram", "Cost", "exact_dtype", "to_c"]

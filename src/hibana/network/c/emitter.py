@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.c.source import library_functions
+from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.code import CWriter
 from hibana.network.c.costs import Spiking
 from hibana.network.c.memory import SIZES, Memory, index_kind
 from hibana.network.c.neurons import neurons
-from hibana.network.c.numbers import Numbers
 from hibana.network.c.rows import merged_rows
 from hibana.network.c.text import array, each
 from hibana.network.graph import Network, Node
-from hibana.network.lowering import Held, Kind, Lowering, in_order
+from hibana.network.lowering import Activations, Kind, Lowering, in_order
 from hibana.network.neurons import layer
 from hibana.runtime.kernels import LONG, Code, Doubles, Floats, Ints, Longs, Pointer, Value
 
@@ -27,15 +27,15 @@ class Emitter(Lowering):
 
     target = "C"
 
-    def __init__(self, network: Network, numbers: Numbers, name: str) -> None:
-        self.network, self.numbers_of, self.name = network, numbers, name
+    def __init__(self, network: Network, numbers: Arithmetic, name: str) -> None:
+        self.network, self.arithmetic, self.name = network, numbers, name
         self.writer = CWriter()
         self.code, self.dtype = Code(self.writer), network.dtype
         self.number = {"float": Floats, "double": Doubles, "int32_t": Ints}[numbers.kind]
         self.index = "uint16_t" if all(node.size < 1 << 16 for node in network.nodes) else "uint32_t"
         self.at = {node: k for k, node in enumerate(network.nodes)}
-        self.still = set(network.still)
-        self.held: dict[Node, Held] = {}
+        self.static_nodes = set(network.static_nodes)
+        self.activations: dict[Node, Activations] = {}
         self.events = False
         """Whether the input is a list of the places that are 1."""
         self.memory = Memory()
@@ -53,7 +53,7 @@ class Emitter(Lowering):
         self._temporaries = 0
         self._counter = ""
         """C's type of the counter of the last ring."""
-        self._lists: dict[Held, tuple[Pointer, Pointer]] = {}
+        self._lists: dict[Activations, tuple[Pointer, Pointer]] = {}
         """The list of the places of spikes, and their count in memory."""
 
     def begin(self, node: Node) -> None:
@@ -73,33 +73,33 @@ class Emitter(Lowering):
         return self._arrays[name]
 
     def constant(self, values: Tensor, name: str = "w") -> Pointer:
-        kind = self.numbers_of.of(self._node.name, values)
+        kind = self.arithmetic.of(self._node.name, values)
         return self.array(f"{self.name}_{name}{self.at[self._node]}", kind, values)
 
     def factor(self, number: float) -> Value:
-        return Value(self.writer, self.number.element, self.numbers_of.literal(number, self.numbers_of.kind))
+        return Value(self.writer, self.number.element, self.arithmetic.literal(number, self.arithmetic.kind))
 
     def lowest(self) -> Value:
-        return Value(self.writer, self.number.element, self.numbers_of.lowest)
+        return Value(self.writer, self.number.element, self.arithmetic.lowest)
 
     def indices(self, values: Tensor, name: str = "i") -> Pointer:
         kind = index_kind(int(values.max()) + 1)
         return self.array(f"{self.name}_{name}{self.at[self._node]}", kind, values).of(Longs)
 
-    def temporary(self, count: int, *, truths: bool = False) -> Pointer:
+    def temporary(self, count: int, *, binary: bool = False) -> Pointer:
         """An array that lives until the last layer has read the current one."""
         self._temporaries += 1
         more = f"_{self._temporaries}" if self._temporaries > 1 else ""
-        name = f"{'flags' if truths else 'current'}{self.at[self._node]}{more}"
+        name = f"{'flags' if binary else 'current'}{self.at[self._node]}{more}"
         if name not in self._arrays:
-            kind = "uint8_t" if truths else self.numbers_of.kind
+            kind = "uint8_t" if binary else self.arithmetic.kind
             self._arrays[name] = self.pointer(self.living(name, kind, count), kind)
         return self._arrays[name]
 
     def living(self, name: str, kind: str, count: int) -> str:
         """The expression of a new array in the struct that lives until the last layer has read this one."""
-        node, later = self._node, any(user not in self.still for user in self._node.users)
-        if node is self.network.output or (node in self.still and later):
+        node, later = self._node, any(user not in self.static_nodes for user in self._node.users)
+        if node is self.network.output or (node in self.static_nodes and later):
             return self.memory.lasting(name, kind, count)
         last = max((self.at[user] for user in node.users), default=self.at[node])
         return self.memory.between(name, kind, count, self.at[node], last)
@@ -112,32 +112,32 @@ class Emitter(Lowering):
         places: Tensor,
         shape: tuple[int, ...],
         *,
-        truths: bool = False,
+        binary: bool = False,
     ) -> Pointer:
         if kind != "counter":
             self._counter = index_kind(shape[0])
-            return self.state(f"{kind}{self.at[of]}", rest, truths=truths)
+            return self.state(f"{kind}{self.at[of]}", rest, binary=binary)
         counter = self.memory.lasting(f"now{self.at[of]}", self._counter)
         self.resets.append(f"{counter} = 0;")
         return Longs(self.writer, self.writer.number(counter, self._counter))
 
-    def state(self, name: str, rest: Tensor, *, truths: bool = False) -> Pointer:
+    def state(self, name: str, rest: Tensor, *, binary: bool = False) -> Pointer:
         """An array in the struct, which ``NAME_reset`` sets to `rest`."""
-        kind = "uint8_t" if truths else self.numbers_of.kind
+        kind = "uint8_t" if binary else self.arithmetic.kind
         array = self.pointer(self.memory.lasting(name, kind, rest.numel()), kind)
-        value = self.numbers_of.literal(float(rest[0]), kind)
+        value = self.arithmetic.literal(float(rest[0]), kind)
         if not bool((rest == rest[0]).all()):
-            initial = self.numbers_of.of(self._node.name, rest)
+            initial = self.arithmetic.of(self._node.name, rest)
             value = self.element(self.array(f"{self.name}_{name}_begun", initial, rest), "j")
         self.resets += each("j", rest.numel(), [f"{self.element(array, 'j')} = {value};"])
         return array
 
-    def numbers(self, held: Held) -> Pointer:
+    def numbers(self, held: Activations) -> Pointer:
         assert held.numbers is not None
         return held.numbers
 
     @contextmanager
-    def each_active(self, held: Held) -> Iterator[tuple[Value, Value | None]]:
+    def each_active(self, held: Activations) -> Iterator[tuple[Value, Value | None]]:
         code, size, numbers = self.code, held.node.size, self.numbers(held)
         if held in self._lists:
             places, count = self._lists[held]
@@ -152,9 +152,9 @@ class Emitter(Lowering):
                 yield places[k].named("i"), None
         else:
             with code.loop(0, size, name="i") as i:
-                x = numbers.of(Longs)[i] if held.truths else numbers[i].named("x")
+                x = numbers.of(Longs)[i] if held.binary else numbers[i].named("x")
                 with code.when(x.differs(0)):
-                    yield i, None if held.truths else x
+                    yield i, None if held.binary else x
 
     def vectors(self, count: int) -> Iterator[tuple[Value | int, int]]:
         with self.code.loop(0, count, name="o") as o:
@@ -165,10 +165,12 @@ class Emitter(Lowering):
         with self.code.loop(0, count, name="o") as o:
             yield [(o, 1)]
 
-    def product(self, node: Node, read: Held, weights: Tensor, bias: Tensor | None, out: Pointer) -> None:
+    def product(
+        self, node: Node, read: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
+    ) -> None:
         rows, size = self.constant(weights), node.size
         added = None if bias is None else self.constant(bias, "b")
-        exact = self.numbers_of.kind == "int32_t"  # in any order
+        exact = self.arithmetic.kind == "int32_t"  # in any order
         if added is not None and exact:
             out.copy(added, size)
         else:
@@ -177,11 +179,11 @@ class Emitter(Lowering):
         if added is not None and not exact:
             self.accumulate(out, added, size, None)
 
-    def add_rows(self, read: Held, rows: Pointer, size: int, out: Pointer, helper: str = "") -> None:
+    def add_rows(self, read: Activations, rows: Pointer, size: int, out: Pointer, helper: str = "") -> None:
         """Adds the row of each nonzero input to `out`, several rows at a time by the function `helper`."""
         events = self.events and read.node is self.network.input
         listed = read in self._lists
-        if not helper or events or (read.truths and not listed) or read.node.size < (4 if listed else 2):
+        if not helper or events or (read.binary and not listed) or read.node.size < (4 if listed else 2):
             with self.each_active(read) as (i, x):
                 self.accumulate(out, (rows + i * size).named("row"), size, x)
             return
@@ -195,23 +197,23 @@ class Emitter(Lowering):
             self.writer.expression(rows.text),
             self.writer.expression(array.text),
             self.writer.place(count.text) if count else None,
-            kinds=(self.numbers_of.kind, weights, values),
+            kinds=(self.arithmetic.kind, weights, values),
             size=size,
             inputs=read.node.size,
         )
         self.helpers += function
         self.writer.write(lines)
 
-    def neurons(self, node: Node, read: Held) -> Held:
-        traced = layer(node, self.at[node], read.places, self.dtype)
+    def neurons(self, node: Node, read: Activations) -> Activations:
+        traced = layer(node, self.at[node], read.order, self.dtype)
         held = neurons(self, traced, read)
-        if held.truths:
+        if held.binary:
             array = self.writer.expression(self.numbers(held).text)
             self.spiking.append(Spiking(node.name, node.layer.title(node), node.size, array))
         self.functions |= library_functions(traced.stores)
         return held
 
-    def allocate_list(self, held: Held, *, always: bool = False) -> None:
+    def allocate_list(self, held: Activations, *, always: bool = False) -> None:
         """Memory for the list of the places of nonzero flags, if a layer reads it, or `always`."""
         node = held.node
         name = f"spikes{self.at[node]}"
@@ -227,7 +229,7 @@ class Emitter(Lowering):
         if always:
             self.resets.append(f"{count} = 0;")
 
-    def list_spikes(self, held: Held) -> None:
+    def list_spikes(self, held: Activations) -> None:
         """Writes the list; without branches, which are mispredicted at spikes."""
         if held not in self._lists:
             return
@@ -244,8 +246,8 @@ class Emitter(Lowering):
 
     def output(self, place: str) -> str:
         """The expression of the output at a `place` in PyTorch's order."""
-        held = self.held[self.network.output]
-        if not torch.equal(held.places, in_order(held.node.size)):
-            order = self.array(f"{self.name}_order", self.index, torch.argsort(held.places))
+        held = self.activations[self.network.output]
+        if not torch.equal(held.order, in_order(held.node.size)):
+            order = self.array(f"{self.name}_order", self.index, torch.argsort(held.order))
             place = self.element(order, place)
-        return self.element(self.numbers(held), place, self.numbers_of.kind)
+        return self.element(self.numbers(held), place, self.arithmetic.kind)

@@ -7,7 +7,7 @@ from torch import Tensor
 from hibana.compiler.c.source import Product
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.network.c.text import each
-from hibana.network.lowering import Held
+from hibana.network.lowering import Activations
 from hibana.network.neurons import Layer
 from hibana.runtime.kernels import Pointer
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["neurons"]
 
 
-def neurons(to: "Emitter", made: Layer, read: Held) -> Held:
+def neurons(to: "Emitter", made: Layer, read: Activations) -> Activations:
     """Writes a step of the layer `made` on `read`."""
     writer = _Writer(to, made, read)
-    held = Held(made.node, read.places, writer.states[-1], truths=made.emits_spikes)
+    held = Activations(made.node, read.order, writer.states[-1], binary=made.emits_spikes)
     if made.emits_spikes:
         to.allocate_list(held, always=made.reads_spikes())
     for i, product in enumerate(made.products):
@@ -32,20 +32,20 @@ def neurons(to: "Emitter", made: Layer, read: Held) -> Held:
 class _Writer:
     """The code of one layer."""
 
-    def __init__(self, to: "Emitter", made: Layer, read: Held) -> None:
+    def __init__(self, to: "Emitter", made: Layer, read: Activations) -> None:
         self.to, self.made, self.read = to, made, read
-        self.kind, self.size = to.numbers_of.kind, made.node.size
+        self.kind, self.size = to.arithmetic.kind, made.node.size
         self.states = [
-            to.state(made.state(i), begun, truths=i in made.known) for i, begun in enumerate(made.begun)
+            to.state(made.state(i), begun, binary=i in made.known) for i, begun in enumerate(made.begun)
         ]
 
-    def _lasting(self, name: str, truths: bool) -> Pointer:
-        kind = "uint8_t" if truths else self.kind
+    def _lasting(self, name: str, binary: bool) -> Pointer:
+        kind = "uint8_t" if binary else self.kind
         return self.to.pointer(self.to.memory.lasting(name, kind, self.size), kind)
 
     def _array(self, name: str, values: Tensor) -> Pointer:
         """A constant array."""
-        kind = self.to.numbers_of.of(self.made.node.name, values)
+        kind = self.to.arithmetic.of(self.made.node.name, values)
         return self.to.array(f"{self.to.name}_{name}_{self.made.index}", kind, values)
 
     def step(self) -> None:
@@ -56,7 +56,7 @@ class _Writer:
             for j, (name, value) in enumerate(made.stores.items())
         }
         lines = []
-        body, results = self.to.numbers_of.statements(made, stores)
+        body, results = self.to.arithmetic.statements(made, stores)
         for j, (state, value) in enumerate(zip(self.states, stores.values(), strict=True)):
             result = results[made.step.states[j]]
             truth = j in made.known and not value.boolean
@@ -81,13 +81,13 @@ class _Writer:
                 found[name] = element(self._array(name, values), made.place(name), kind)
         return [f"const {kind} {name} = {read};" for name, read in found.items()]
 
-    def product(self, i: int, product: Product, before: Held) -> None:
+    def product(self, i: int, product: Product, before: Activations) -> None:
         """The product `i` of the step, into an array of its own; `before` are the last step's spikes."""
         made, to = self.made, self.to
         out = self._lasting(f"product{i}_{made.index}", False)
         if product.state is None:
             operand = self._lasting(f"operand{i}_{made.index}", product.is_binary)
-            body, results = to.numbers_of.statements(made, {"operand": product.operand})
+            body, results = to.arithmetic.statements(made, {"operand": product.operand})
             value = f"({results['operand']}) != 0" if product.is_binary else results["operand"]
             lines = [*self._reads({"operand": product.operand}), *body]
             to.writer.write(each("j", self.size, [*lines, f"{to.element(operand, 'j')} = {value};"]))
@@ -95,7 +95,7 @@ class _Writer:
             operand = self.states[product.state]
         source = before
         if product.state != len(made.step.states) - 1 or not made.reads_spikes():
-            source = Held(made.node, before.places, operand, truths=product.is_binary)
+            source = Activations(made.node, before.order, operand, binary=product.is_binary)
         name = f"m{product.matrix}{'t' * product.transposed}"
         out.clear(self.size)
         to.add_rows(source, self._array(name, made.weights(product)), self.size, out)

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
+from hibana.network.c.arithmetic import Arithmetic, FloatArithmetic, IntegerArithmetic
 from hibana.network.c.costs import Cost, Spiking
-from hibana.network.c.numbers import Floating, Numbers, Whole
 from hibana.network.c.unit import Unit
 from hibana.network.graph import Network
 from hibana.network.reading import read
 from hibana.network.whole import Quantized
 
-__all__ = ["CProgram", "Cost", "proved", "to_c"]
+__all__ = ["CProgram", "Cost", "exact_dtype", "to_c"]
 
 SCORES = ("sum", "max", "last", "first")
 
@@ -95,8 +95,8 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
         name,
         unit.source(about),
         unit.header(about),
-        unit.numbers_of.kind,
-        unit.numbers_of.input,
+        unit.arithmetic.kind,
+        unit.arithmetic.input,
         unit.network.input.size,
         unit.network.output.size,
         unit.constant_bytes,
@@ -107,7 +107,7 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
     )
 
 
-def proved(net: Quantized, example: Tensor) -> torch.dtype:
+def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
     """The dtype that holds all numbers of `net` exactly, for as many steps as `example` has.
 
     Raises:
@@ -123,13 +123,13 @@ def _written(net: nn.Module, example: Tensor, name: str, scores: str) -> Unit:
     """The layers of `net`, in whole numbers if it computes so."""
     if isinstance(net, Quantized):
         network = read(net.net, net.whole_input(example))
-        numbers: Numbers = _whole(net, network, len(example), scores)
+        numbers: Arithmetic = _whole(net, network, len(example), scores)
     else:
         network = read(net, example)
-        numbers = Floating(network.dtype)
+        numbers = FloatArithmetic(network.dtype)
     return Unit(network, numbers, name, scores, len(example))
 
 
-def _whole(net: Quantized, network: Network, steps: int, scores: str) -> Whole:
+def _whole(net: Quantized, network: Network, steps: int, scores: str) -> IntegerArithmetic:
     scales = net.input_scale, net.output_scale
-    return Whole(network, net.input_range, scales, steps, summed=steps if scores == "sum" else 1)
+    return IntegerArithmetic(network, net.input_range, scales, steps, summed=steps if scores == "sum" else 1)

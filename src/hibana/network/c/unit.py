@@ -3,12 +3,12 @@
 import re
 from textwrap import indent
 
+from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.costs import Cost, neurons_below
 from hibana.network.c.emitter import Emitter
-from hibana.network.c.numbers import Numbers
 from hibana.network.c.text import block, commented, each
 from hibana.network.graph import Network, Node
-from hibana.network.lowering import Held, in_order
+from hibana.network.lowering import Activations, in_order
 
 __all__ = ["Unit"]
 
@@ -16,7 +16,7 @@ __all__ = ["Unit"]
 class Unit(Emitter):
     """The layers of a network, written in C."""
 
-    def __init__(self, network: Network, numbers: Numbers, name: str, scores: str, steps: int) -> None:
+    def __init__(self, network: Network, numbers: Arithmetic, name: str, scores: str, steps: int) -> None:
         super().__init__(network, numbers, name)
         self.scores, self.steps = scores, steps
         self.costs: list[Cost] = []
@@ -34,8 +34,8 @@ class Unit(Emitter):
         self.every_step += self._add_scores()
 
     def _add_input(self) -> None:
-        node, kind = self.network.input, self.numbers_of.input
-        users = [user.kind in ("linear", "convolution") and user in self.still for user in node.users]
+        node, kind = self.network.input, self.arithmetic.input
+        users = [user.kind in ("linear", "convolution") and user in self.static_nodes for user in node.users]
         self._keeps_input = not (users and all(users)) or node is self.network.output
         """Whether the input must lie in the struct."""
         array = "input"
@@ -46,23 +46,23 @@ class Unit(Emitter):
             set_one = [f"if (events[k] < {node.size})", f"    {array}[events[k]] = 1;"]
             self.from_events += each("k", "count", set_one)
         pointer = self.pointer(array, kind if self._keeps_input else f"const {kind}")
-        self.held[node] = Held(node, in_order(node.size), pointer)
+        self.activations[node] = Activations(node, in_order(node.size), pointer)
 
     def _add_layer(self, node: Node) -> None:
         """Writes a layer; one that reads the input directly has two forms."""
-        if node in self.still and self.network.input in node.inputs and not self._keeps_input:
+        if node in self.static_nodes and self.network.input in node.inputs and not self._keeps_input:
             self.from_numbers += self._layer(node)
             self.events = True
             self.from_events += self._layer(node)
             self.events = False
         else:
-            (self.still_lines if node in self.still else self.every_step).extend(self._layer(node))
+            (self.still_lines if node in self.static_nodes else self.every_step).extend(self._layer(node))
         if node.kind == "delay":
             return
         most, at_rates, dense = node.layer.operations(node, self.dtype)
         source = node if node.kind in ("neurons", "delayed recurrent") else neurons_below(node)
         size = node.size if source is node else node.inputs[0].size
-        multiplies = node.layer.weighted and not self.held[node.inputs[0]].truths
+        multiplies = node.layer.weighted and not self.activations[node.inputs[0]].binary
         title = node.layer.title(node)
         self.costs.append(
             Cost(node.name, title, node.size, most, at_rates, multiplies, dense, source.name, size)
@@ -70,8 +70,8 @@ class Unit(Emitter):
 
     def _layer(self, node: Node) -> list[str]:
         self.begin(node)
-        held = self.held[node] = node.layer.lower(node, self)
-        if held.truths and node.kind not in ("neurons", "delayed recurrent"):
+        held = self.activations[node] = node.layer.lower(node, self)
+        if held.binary and node.kind not in ("neurons", "delayed recurrent"):
             self.allocate_list(held)
         self.list_spikes(held)
         title = commented(f"{node.name}: {node.layer.title(node)}")
@@ -81,8 +81,8 @@ class Unit(Emitter):
     def _add_scores(self) -> list[str]:
         """Statements that add the output to the scores."""
         size, out = self.network.output.size, self.output("i")
-        scores = self.memory.lasting("scores", self.numbers_of.kind, size)
-        lowest = self.numbers_of.lowest if self.scores == "max" else "0"
+        scores = self.memory.lasting("scores", self.arithmetic.kind, size)
+        lowest = self.arithmetic.lowest if self.scores == "max" else "0"
         self.resets += each("i", size, [f"{scores}[i] = {lowest};"])
         if self.scores == "first":
             seen = self.memory.lasting("seen", "uint8_t", size)
@@ -95,7 +95,7 @@ class Unit(Emitter):
 
     def source(self, about: str) -> str:
         """The file of C."""
-        name, kind, index, given = self.name, self.numbers_of.kind, self.index, self.numbers_of.input
+        name, kind, index, given = self.name, self.arithmetic.kind, self.index, self.arithmetic.input
         inputs, outputs = f"{name.upper()}_INPUTS", f"{name.upper()}_OUTPUTS"
         statements = [
             *self.from_numbers,
@@ -111,7 +111,7 @@ class Unit(Emitter):
         return f"""\
 {self._comment(about)}
 
-{_lines([f'#include "{name}.h"', *library, *self.numbers_of.guards])}
+{_lines([f'#include "{name}.h"', *library, *self.arithmetic.guards])}
 {_lines(self.constants)}
 {_lines(helpers)}
 static void {name}_read_events({name}_state *net, const {index} *events, size_t count) {{
@@ -156,7 +156,7 @@ size_t {name}_class(const {name}_state *net) {{
 
     def header(self, about: str) -> str:
         """The header."""
-        name, upper, kind, index = self.name, self.name.upper(), self.numbers_of.kind, self.index
+        name, upper, kind, index = self.name, self.name.upper(), self.arithmetic.kind, self.index
         return f"""\
 {self._comment(about)}
 
@@ -168,7 +168,7 @@ size_t {name}_class(const {name}_state *net) {{
 
 #define {upper}_INPUTS {self.network.input.size}
 #define {upper}_OUTPUTS {self.network.output.size}
-#define {upper}_STEPS {self.steps} /* {self.numbers_of.runs} */
+#define {upper}_STEPS {self.steps} /* {self.arithmetic.runs} */
 
 typedef struct {{
 {_lines(self.memory.fields(), 1)}}} {name}_state;
@@ -180,7 +180,7 @@ extern "C" {{
 /* Sets the network to rest; call it first. */
 void {name}_reset({name}_state *net);
 /* One step on numbers, in PyTorch's order; 0 repeats the input of the step before. */
-void {name}_step({name}_state *net, const {self.numbers_of.input} input[{upper}_INPUTS]);
+void {name}_step({name}_state *net, const {self.arithmetic.input} input[{upper}_INPUTS]);
 /* One step on the indices of the inputs that are 1. In rising order, sums are the same to the last bit;
    indices beyond the inputs are left out. */
 void {name}_step_events({name}_state *net, const {index} *events, size_t count);
@@ -214,9 +214,9 @@ size_t {name}_class(const {name}_state *net);
             *rows,
             f"{'together':38} {most:14,} {round(at_rates):14,}",
         ]
-        lines += ["", *map(commented, self.numbers_of.remarks)] if self.numbers_of.remarks else []
-        if len(self.network.still) > 1:
-            names = ", ".join(commented(node.name) for node in self.network.still[1:])
+        lines += ["", *map(commented, self.arithmetic.remarks)] if self.arithmetic.remarks else []
+        if len(self.network.static_nodes) > 1:
+            names = ", ".join(commented(node.name) for node in self.network.static_nodes[1:])
             lines += ["", f"An input that stays the same (0 given) costs nothing again in {names}."]
         if self.functions:
             lines += [

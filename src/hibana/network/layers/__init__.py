@@ -47,7 +47,7 @@ def kind_of_function(target: Any) -> LayerKind | None:
     return next((kind for kind in LAYERS.values() if target in kind.functions), None)
 
 
-def has_known_class(module: nn.Module) -> bool:
+def is_supported_class(module: nn.Module) -> bool:
     """Whether the class of `module` is that of a kind, or hibana's own subclass of it."""
     kind = kind_of(module)
     return kind is not None and (type(module) in kind.types or type(module).__module__.startswith("hibana."))

@@ -7,7 +7,7 @@ import torch
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node
 from hibana.network.layers.base import Call, LayerKind, Operations
-from hibana.network.lowering import Held, Lowering, spread
+from hibana.network.lowering import Activations, Lowering, spread
 from hibana.network.nir_node import NirNode, filled
 from hibana.network.scan import OnnxStep
 
@@ -30,21 +30,26 @@ class Sum(LayerKind):
     functions = (operator.add, operator.iadd, torch.add, "add", "add_")
 
     def read(self, call: Call) -> Node:
-        if len(call.inputs) != 2 or call.arguments or call.named or call.seen[0] != call.seen[1]:
-            terms = " and ".join(map(str, (*call.seen, *call.arguments)))
+        if (
+            len(call.inputs) != 2
+            or call.arguments
+            or call.named
+            or call.input_shapes[0] != call.input_shapes[1]
+        ):
+            terms = " and ".join(map(str, (*call.input_shapes, *call.arguments)))
             raise Unsupported(f"{call.where} must add two values of one shape, got {terms}")
         return super().read(call)
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.op("Add", inputs)
 
-    def lower(self, node: Node, to: Lowering) -> Held:
-        one, two = (to.held[source] for source in node.inputs)
-        two = to.ordered(two, one.places)
+    def lower(self, node: Node, to: Lowering) -> Activations:
+        one, two = (to.activations[source] for source in node.inputs)
+        two = to.ordered(two, one.order)
         left, right, out = to.numbers(one), to.numbers(two), to.temporary(node.size)
         for at, width in to.vectors(node.size):
             (out + at).store((left + at).load(width) + (right + at).load(width))
-        return Held(node, one.places, out)
+        return Activations(node, one.order, out)
 
 
 class Scale(LayerKind):
@@ -64,13 +69,13 @@ class Scale(LayerKind):
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.op("Mul", [*inputs, step.number(node.factor)])
 
-    def lower(self, node: Node, to: Lowering) -> Held:
-        read = to.held[node.inputs[0]]
+    def lower(self, node: Node, to: Lowering) -> Activations:
+        read = to.activations[node.inputs[0]]
         numbers, out = to.numbers(read), to.temporary(node.size)
         factor = to.factor(node.factor)
         for at, width in to.vectors(node.size):
             (out + at).store((numbers + at).load(width) * spread(factor, width))
-        return Held(node, read.places, out)
+        return Activations(node, read.order, out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         return NirNode("Scale", {"scale": filled(node.factor, node.shape, "scale")})

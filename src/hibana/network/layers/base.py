@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node, Shape
-from hibana.network.lowering import Held, Lowering
+from hibana.network.lowering import Activations, Lowering
 from hibana.network.nir_node import NirNode
 from hibana.network.scan import OnnxStep
 
@@ -29,7 +29,7 @@ class Call:
     module: Any
     """None for a function."""
     inputs: tuple[Node, ...]
-    seen: tuple[Shape, ...]
+    input_shapes: tuple[Shape, ...]
     """The shape in which the call takes one sample of each input."""
     shape: Shape
     """The shape of one sample of the result."""
@@ -74,7 +74,7 @@ class LayerKind:
         Raises:
             Unsupported: naming the layer, for settings that no target computes.
         """
-        node = Node(call.name, self, call.module, call.inputs, call.seen, call.shape)
+        node = Node(call.name, self, call.module, call.inputs, call.input_shapes, call.shape)
         self.check(node)
         return node
 
@@ -97,8 +97,8 @@ class LayerKind:
         """Delays in steps of synapses ``[inputs, outputs]``, or of the inputs, in the order `places`."""
         self.refuse(node, "delays")
 
-    def lower(self, node: Node, to: Lowering) -> Held:
-        """Builds the loops of `node` for one step of one sample; they read ``to.held`` of its inputs."""
+    def lower(self, node: Node, to: Lowering) -> Activations:
+        """Builds the loops of `node` for one step of one sample; inputs are in ``to.activations``."""
         self.refuse(node, to.target)
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:

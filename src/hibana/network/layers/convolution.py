@@ -11,7 +11,7 @@ from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Operations
 from hibana.network.layers.linear import dense_operations
 from hibana.network.layers.sliding import SlidingKind, seen_by
-from hibana.network.lowering import Held, Lowering
+from hibana.network.lowering import Activations, Lowering
 from hibana.network.nir_node import NirNode, array, load_weights, pair
 from hibana.network.scan import OnnxStep
 from hibana.network.sliding import channels_last, image_of, sliding_of
@@ -33,7 +33,9 @@ class Convolution(SlidingKind):
         module = node.module
         if module.padding_mode != "zeros":
             self.refuse_setting(node, f"padding_mode={module.padding_mode!r}")
-        inner = node.seen[0][0] // module.groups if node.seen[0][0] == module.in_channels else -1
+        inner = (
+            node.input_shapes[0][0] // module.groups if node.input_shapes[0][0] == module.in_channels else -1
+        )
         weight = (module.out_channels, inner, *module.kernel_size)
         self.require(node, self.expected_shape(node, module.out_channels), {"weight": weight})
 
@@ -56,10 +58,10 @@ class Convolution(SlidingKind):
         arrays = [*inputs, step.constant(module.weight), *bias]
         return step.op("Conv", arrays, **settings, dilations=dilations, group=module.groups)
 
-    def lower(self, node: Node, to: Lowering) -> Held:
+    def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module
-        read, last = to.image(to.held[node.inputs[0]], node.seen[0])
-        weights, bias = self.weights(node, read.places)
+        read, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
+        weights, bias = self.weights(node, read.order)
         rows = to.constant(weights)
         channels, _, width = image_of(node.shape)
         of_group = channels // module.groups
@@ -75,10 +77,10 @@ class Convolution(SlidingKind):
             to.accumulate(target, row, of_group, x)
         if bias is not None:
             to.add_bias(out, bias, node.size)
-        return Held(node, channels_last(node.shape), out)
+        return Activations(node, channels_last(node.shape), out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
-        module, (_, *sides) = node.module, node.seen[0]
+        module, (_, *sides) = node.module, node.input_shapes[0]
         bias = module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         padding = (0,) * len(total) if module.padding == "valid" else module.padding

@@ -8,7 +8,7 @@ from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.linear import Linear, linear_node
 from hibana.network.layers.ring import Ring
-from hibana.network.lowering import Held, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.nir_node import NirNode, check_broadcasts, filled
 from hibana.network.scan import OnnxStep
 from hibana.network.sliding import indices
@@ -36,7 +36,7 @@ class Delays(LayerKind):
         return Operations(0, 0, 0)
 
     def check(self, node: Node) -> None:
-        self.require(node, node.seen[0], {})
+        self.require(node, node.input_shapes[0], {})
 
     def delays(self, node: Node, places: Tensor) -> Tensor:
         module = node.module
@@ -48,14 +48,14 @@ class Delays(LayerKind):
         late = _delayed(steps, step.past(inputs[0], node.size, 1, int(steps.max())), step)
         return step.op("Reshape", [late, step.constant(indices([-1, *node.shape]))])
 
-    def lower(self, node: Node, to: Lowering) -> Held:
+    def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module
-        read = to.held[node.inputs[0]]
-        numbers, out = to.numbers(read), to.temporary(node.size, truths=read.truths)
-        steps = self.delays(node, read.places)
+        read = to.activations[node.inputs[0]]
+        numbers, out = to.numbers(read), to.temporary(node.size, binary=read.binary)
+        steps = self.delays(node, read.order)
         uniform = bool((steps == steps[0]).all())
         late = None if uniform else to.indices(steps, "d")
-        ring = Ring(to, node, read.places, module.reach + 1, truths=read.truths)
+        ring = Ring(to, node, read.order, module.reach + 1, binary=read.binary)
         (ring.numbers + ring.now * node.size).copy(numbers, node.size)
         before: Value | int = ring.steps - int(steps[0]) if uniform and steps[0] else 0
         with to.code.loop(0, node.size, name="o") as o:
@@ -64,7 +64,7 @@ class Delays(LayerKind):
                 before = ago.equals(0).select(ago, ring.steps - ago)
             (out + o).copy(ring.step(before) + o, 1)
         ring.advance()
-        return Held(node, read.places, out, truths=read.truths)
+        return Activations(node, read.order, out, binary=read.binary)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         return _delay_node(node.module.steps, node.shape, dt)
@@ -92,7 +92,7 @@ class DelayedSynapses(Linear):
 
     def check(self, node: Node) -> None:
         module = node.module
-        synapses = (module.out_features, node.seen[0][0])
+        synapses = (module.out_features, node.input_shapes[0][0])
         self.require(node, (module.out_features,), {"weight": synapses, "delay": synapses})
 
     def delays(self, node: Node, places: Tensor) -> Tensor:
@@ -109,20 +109,20 @@ class DelayedSynapses(Linear):
         total = step.op("MatMul", [products, step.constant(torch.ones_like(module.weight[0]))])
         return total if module.bias is None else step.op("Add", [total, step.constant(module.bias)])
 
-    def lower(self, node: Node, to: Lowering) -> Held:
+    def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module
-        read = to.held[node.inputs[0]]
-        weights, bias = self.weights(node, read.places)
-        rows, late = to.constant(weights), to.indices(self.delays(node, read.places), "d")
+        read = to.activations[node.inputs[0]]
+        weights, bias = self.weights(node, read.order)
+        rows, late = to.constant(weights), to.indices(self.delays(node, read.order), "d")
         ring = Ring(to, node, in_order(node.size), module.reach + 1)
         ring.scatter(read, rows, late)
-        return Held(node, in_order(node.size), ring.taken(bias))
+        return Activations(node, in_order(node.size), ring.taken(bias))
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module = node.module
         lags = sorted({*module.steps.flatten().tolist()})
         weights = {int(lag): module.weight * (module.steps == lag) for lag in lags}
-        return sum_of_delays(weights, module.bias, node.seen[0], dt)
+        return sum_of_delays(weights, module.bias, node.input_shapes[0], dt)
 
 
 def sum_of_delays(lags: dict[int, Tensor], bias: Tensor | None, shape: Shape, dt: float) -> NirNode:

@@ -37,7 +37,7 @@ class Gain(LayerKind):
     elementwise = True
 
     def check(self, node: Node) -> None:
-        self.require(node, node.seen[0], {})
+        self.require(node, node.input_shapes[0], {})
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.op("Mul", [*inputs, step.constant(node.module.scale)])

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
-from hibana.network.lowering import Held, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.nir_node import NirNode, array, load_weights
 from hibana.network.scan import OnnxStep
 
@@ -23,7 +23,7 @@ class Linear(LayerKind):
     weighted = True
 
     def check(self, node: Node) -> None:
-        (seen,), module = node.seen, node.module
+        (seen,), module = node.input_shapes, node.module
         if len(seen) != 1:
             self.refuse_setting(node, f"a linear layer on the last dimension of {seen} (flatten first)")
         self.require(node, (module.out_features,), {"weight": (module.out_features, seen[0])})
@@ -40,10 +40,10 @@ class Linear(LayerKind):
         bias = [] if module.bias is None else [step.constant(module.bias)]
         return step.op("Gemm", [*inputs, step.constant(module.weight), *bias], transB=1)
 
-    def lower(self, node: Node, to: Lowering) -> Held:
-        read, out = to.held[node.inputs[0]], to.temporary(node.size)
-        to.product(node, read, *self.weights(node, read.places), out)
-        return Held(node, in_order(node.size), out)
+    def lower(self, node: Node, to: Lowering) -> Activations:
+        read, out = to.activations[node.inputs[0]], to.temporary(node.size)
+        to.product(node, read, *self.weights(node, read.order), out)
+        return Activations(node, in_order(node.size), out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         return linear_node(node.module.weight, node.module.bias)

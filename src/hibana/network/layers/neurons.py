@@ -16,7 +16,7 @@ from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.gain import Scale
 from hibana.network.layers.linear import linear_node
 from hibana.network.layers.ring import Ring
-from hibana.network.lowering import Held, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.neurons import layer
 from hibana.network.nir_node import NirNode, array, check_broadcasts, filled, is_infinite, value
 from hibana.network.scan import OnnxStep
@@ -56,8 +56,8 @@ class Neurons(LayerKind):
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.neurons(node, inputs[0])
 
-    def lower(self, node: Node, to: Lowering) -> Held:
-        return to.neurons(node, to.held[node.inputs[0]])
+    def lower(self, node: Node, to: Lowering) -> Activations:
+        return to.neurons(node, to.activations[node.inputs[0]])
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         neurons, module = _to_nir(node.module.cell, node.shape, dt), node.module
@@ -83,8 +83,8 @@ class DelayedRecurrentNeurons(Neurons):
     feedback = 1
 
     def check(self, node: Node) -> None:
-        synapses = node.seen[0] * 2
-        self.require(node, node.seen[0], {"recurrent.weight": synapses, "recurrent.delay": synapses})
+        synapses = node.input_shapes[0] * 2
+        self.require(node, node.input_shapes[0], {"recurrent.weight": synapses, "recurrent.delay": synapses})
 
     def title(self, node: Node) -> str:
         return f"delayed recurrent {super().title(node)}"
@@ -92,17 +92,17 @@ class DelayedRecurrentNeurons(Neurons):
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         self.refuse(node, "ONNX")
 
-    def lower(self, node: Node, to: Lowering) -> Held:
+    def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module
-        read = to.ordered(to.held[node.inputs[0]], in_order(node.size))
+        read = to.ordered(to.activations[node.inputs[0]], in_order(node.size))
         synapses = module.recurrent
         rows, late = to.constant(synapses.weight.T), to.indices(synapses.steps.T, "d")
-        ring = Ring(to, node, read.places, synapses.reach + 1)
+        ring = Ring(to, node, read.order, synapses.reach + 1)
         numbers, driven = to.numbers(read), ring.taken(None)
         for at, width in to.vectors(node.size):
             place = driven + at
             place.store((numbers + at).load(width) + place.load(width))
-        held = to.neurons(node, Held(node, read.places, driven))
+        held = to.neurons(node, Activations(node, read.order, driven))
         ring.scatter(held, rows, late)
         return held
 

@@ -13,7 +13,7 @@ from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, Operations
 from hibana.network.layers.sliding import SlidingKind, seen_by
-from hibana.network.lowering import Held, Lowering, in_order, spread
+from hibana.network.lowering import Activations, Lowering, in_order, spread
 from hibana.network.nir_node import NirNode, pair
 from hibana.network.scan import OnnxStep
 from hibana.network.sliding import channels_last, image_of, sliding_of
@@ -35,7 +35,7 @@ class Pooling(SlidingKind):
             super().check(node)
         if node.module.ceil_mode:
             self.refuse_setting(node, "ceil_mode")
-        self.require(node, self.expected_shape(node, node.seen[0][0]), {})
+        self.require(node, self.expected_shape(node, node.input_shapes[0][0]), {})
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         taps = sliding_of(node).taps * image_of(node.shape)[0]
@@ -59,24 +59,24 @@ class Maximum(Pooling):
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         return step.op("MaxPool", inputs, **self.onnx_settings(node))
 
-    def lower(self, node: Node, to: Lowering) -> Held:
-        read, last = to.image(to.held[node.inputs[0]], node.seen[0])
+    def lower(self, node: Node, to: Lowering) -> Activations:
+        read, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         channels, _, width = image_of(node.shape)
         if read.bits is not None and last and channels % 8 == 0:
             return _any(to, node, read, channels // 8)
-        if not read.truths:
+        if not read.binary:
 
             def larger(found: Value, there: Value) -> Value:
                 above = there > found
                 return (above | there.differs(there) if there.type.real else above).select(there, found)
 
             return _pooled(to, node, read, last, to.lowest(), larger, lambda found, _: found)
-        out = to.temporary(node.size, truths=True)
+        out = to.temporary(node.size, binary=True)
         out.clear(node.size)
         with to.each_active(read) as (i, _), seen_by(to, node, i, last) as (c, _ky, _kx, oy, ox):
             image = node.size // channels
             out[(oy * width + ox) * channels + c if last else c * image + oy * width + ox] = 1
-        return Held(node, channels_last(node.shape) if last else in_order(node.size), out, truths=True)
+        return Activations(node, channels_last(node.shape) if last else in_order(node.size), out, binary=True)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         raise ValueError("NIR has no max-pooling; train with average pooling, or stride the convolution")
@@ -93,7 +93,7 @@ class Average(Pooling):
     def read(self, call: Call) -> Node:
         if hasattr(call.module, "kernel_size"):
             return super().read(call)
-        (seen,) = call.seen
+        (seen,) = call.input_shapes
         if call.module is None and not _is_over_sides(call):
             raise Unsupported(f"{call.where}: mean must be over all sides of an image")
         if call.module is not None and {*call.shape[1:]} != {1}:
@@ -101,7 +101,7 @@ class Average(Pooling):
             raise Unsupported(f"{call.where}: {kind} must leave one pixel, got {call.shape}")
         channels, *sides = seen
         window = Mean(cast(Any, tuple(sides)))  # a sequence has one side
-        node = Node(call.name, self, window, call.inputs, call.seen, (channels, *(1 for _ in sides)))
+        node = Node(call.name, self, window, call.inputs, call.input_shapes, (channels, *(1 for _ in sides)))
         self.check(node)
         return node
 
@@ -117,10 +117,10 @@ class Average(Pooling):
             return mean
         return step.op("Mul", [mean, step.number(math.prod(settings["kernel_shape"]) / divisor)])
 
-    def lower(self, node: Node, to: Lowering) -> Held:
+    def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module
         window = sliding_of(node)
-        read, last = to.image(to.held[node.inputs[0]], node.seen[0])
+        read, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         divisor = getattr(module, "divisor_override", None)
         area = divisor or window.kernel[0] * window.kernel[1]
         counted = not (divisor or module.count_include_pad) and any(window.padding)
@@ -135,7 +135,7 @@ class Average(Pooling):
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module = node.module
-        self.check_sample(node.seen[0], 2)
+        self.check_sample(node.input_shapes[0], 2)
         sizes = {k: np.broadcast_to(getattr(module, k), 2) for k in ("kernel_size", "stride", "padding")}
         if module.divisor_override not in (None, 1):
             raise ValueError(f"NIR sums or averages, got divisor_override={module.divisor_override}")
@@ -151,7 +151,7 @@ class Average(Pooling):
 
 def _is_over_sides(call: Call) -> bool:
     """Whether a mean is over height and width, and these alone."""
-    seen: Shape = call.seen[0]
+    seen: Shape = call.input_shapes[0]
     if len(seen) not in (2, 3) or not (call.arguments or "dim" in call.named):
         return False
     blank = torch.empty([2] * (call.leading + len(seen)), dtype=torch.float32, device="meta")
@@ -159,7 +159,7 @@ def _is_over_sides(call: Call) -> bool:
     return tuple(kept) == (*[2] * (call.leading + 1), *(1 for _ in seen[1:]))
 
 
-def _any(to: Lowering, node: Node, read: Held, octets: int) -> Held:
+def _any(to: Lowering, node: Node, read: Activations, octets: int) -> Activations:
     """Max pooling of spikes as bits; a pixel consists of `octets` whole bytes."""
     assert read.bits is not None
     out = to.bits(node.size)
@@ -167,22 +167,24 @@ def _any(to: Lowering, node: Node, read: Held, octets: int) -> Held:
     zero = to.code.constant(0, BYTE)
     with to.registers(octets) as parts:
         _fold(to, node, read.bits, out, octets, parts, zero, lambda a, b: a | b, lambda found, _: found)
-    return Held(node, channels_last(node.shape), bits=out, truths=True)
+    return Activations(node, channels_last(node.shape), bits=out, binary=True)
 
 
-def _pooled(to: Lowering, node: Node, read: Held, last: bool, first: Value, folded: Any, result: Any) -> Held:
+def _pooled(
+    to: Lowering, node: Node, read: Activations, last: bool, first: Value, folded: Any, result: Any
+) -> Activations:
     """Folds the numbers under each window, starting with `first`."""
     window, (channels, height, width) = sliding_of(node), image_of(node.shape)
     numbers, out = to.numbers(read), to.temporary(node.size)
     if last:
         with to.registers(channels) as parts:
             _fold(to, node, numbers, out, channels, parts, first, folded, result)
-        return Held(node, channels_last(node.shape), out)
+        return Activations(node, channels_last(node.shape), out)
     with to.code.loop(0, channels, name="c") as c:
         image = (numbers + c * (window.image[0] * window.image[1])).named("image")
         pixels = (out + c * (height * width)).named("pixels")
         _fold(to, node, image, pixels, 1, [(0, 1)], first, folded, result)
-    return Held(node, in_order(node.size), out)
+    return Activations(node, in_order(node.size), out)
 
 
 def _fold(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hibana.network.graph import Node
-from hibana.network.lowering import Held, Lowering, times
+from hibana.network.lowering import Activations, Lowering, times
 from hibana.runtime.kernels import LONG, Longs, Pointer
 
 __all__ = ["Ring"]
@@ -15,10 +15,10 @@ __all__ = ["Ring"]
 class Ring:
     """An array of the numbers of several steps in the state; a counter tells which is the current one."""
 
-    def __init__(self, to: Lowering, node: Node, places: Tensor, steps: int, *, truths: bool = False) -> None:
+    def __init__(self, to: Lowering, node: Node, places: Tensor, steps: int, *, binary: bool = False) -> None:
         self.to, self.steps, self.size = to, steps, node.size
         rest = torch.zeros(steps * node.size, dtype=to.dtype, device="cpu")
-        array = to.lasting("ring", rest, node, places, (steps, *node.shape), truths=truths)
+        array = to.lasting("ring", rest, node, places, (steps, *node.shape), binary=binary)
         self.numbers = array.of(to.number)
         zero = torch.zeros(1, dtype=torch.int64, device="cpu")
         self._now = to.lasting("counter", zero, node, places, ()).of(Longs)
@@ -33,7 +33,7 @@ class Ring:
         row: Pointer = self.numbers + (at - ahead) * self.size
         return row
 
-    def scatter(self, held: Held, rows: Pointer, late: Pointer) -> None:
+    def scatter(self, held: Activations, rows: Pointer, late: Pointer) -> None:
         """Adds the weights of each nonzero input, each to the step at which it arrives."""
         with self.to.each_active(held) as (i, x), self.to.code.loop(0, self.size, name="o") as o:
             synapse = i * self.size + o

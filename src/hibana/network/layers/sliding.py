@@ -18,7 +18,7 @@ class SlidingKind(LayerKind):
     """A kernel over samples ``[channels, width]`` or ``[channels, height, width]``."""
 
     def check(self, node: Node) -> None:
-        (seen,), module = node.seen, node.module
+        (seen,), module = node.input_shapes, node.module
         sides, kind = sides_of(module), type(module).__name__
         if sides > 2 or not hasattr(module, "kernel_size"):
             self.refuse_setting(node, kind)
@@ -51,7 +51,7 @@ def seen_by(
     Yields the channel of `i`, the row and column of the tap, and the row and column of the output.
     """
     window = sliding_of(node)
-    channels, height, width = image_of(node.seen[0])
+    channels, height, width = image_of(node.input_shapes[0])
     if last:
         c, row, column = i % channels, i // channels // width, i // channels % width
     else:

@@ -9,7 +9,7 @@ from hibana.network.layers.convolution import rows_of_channels
 from hibana.network.layers.delay import sum_of_delays
 from hibana.network.layers.linear import dense_operations
 from hibana.network.layers.ring import Ring
-from hibana.network.lowering import Held, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.nir_node import NirNode
 from hibana.network.scan import OnnxStep
 from hibana.network.sliding import channels_last, indices
@@ -28,7 +28,7 @@ class OverWindow(LayerKind):
 
     def check(self, node: Node) -> None:
         module = node.module
-        channels, *sides = node.seen[0]
+        channels, *sides = node.input_shapes[0]
         inner = channels // module.groups if channels == module.in_channels else -1
         weight = (module.out_channels, inner, module.kernel_size)
         self.require(node, (module.out_channels, *sides), {"weight": weight})
@@ -65,17 +65,17 @@ class OverWindow(LayerKind):
             )
         return step.op("Reshape", [sums, step.constant(indices([-1, *node.shape]))])
 
-    def lower(self, node: Node, to: Lowering) -> Held:
+    def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module
-        read, places = to.held[node.inputs[0]], channels_last(node.shape)
-        weights, bias = self.weights(node, read.places)
+        read, places = to.activations[node.inputs[0]], channels_last(node.shape)
+        weights, bias = self.weights(node, read.order)
         channels, outputs, taps = module.in_channels, module.out_channels, module.kernel_size
         of_group, pixels = outputs // module.groups, node.size // outputs
         order, last, rows = None, False, to.constant(weights)
         if pixels > 1:
-            read, last = to.image(read, node.seen[0])
-        elif not torch.equal(read.places, in_order(len(read.places))):
-            order = to.indices(read.places, "order")
+            read, last = to.image(read, node.input_shapes[0])
+        elif not torch.equal(read.order, in_order(len(read.order))):
+            order = to.indices(read.order, "order")
         ring = Ring(to, node, places, module.reach + 1)
         with to.each_active(read) as (i, x):
             c, pixel = i if order is None else order[i].to(LONG).named("c"), to.code.constant(0)
@@ -88,7 +88,7 @@ class OverWindow(LayerKind):
                 target = ring.step((to.code.constant(taps - 1) - k) * module.dilation) + first
                 row = rows + (c * taps + k) * of_group
                 to.accumulate(target.named("target"), row.named("weights"), of_group, x)
-        return Held(node, places, ring.taken(bias))
+        return Activations(node, places, ring.taken(bias))
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module = node.module
@@ -96,4 +96,4 @@ class OverWindow(LayerKind):
         diagonals = [torch.block_diag(*tap.chunk(groups)) for tap in weight.unbind(2)]  # type: ignore[no-untyped-call] # torch leaves it so
         dense = torch.stack(diagonals, 2)
         taps = enumerate(dense.flip(2).unbind(2))
-        return sum_of_delays({k * module.dilation: w for k, w in taps}, module.bias, node.seen[0], dt)
+        return sum_of_delays({k * module.dilation: w for k, w in taps}, module.bias, node.input_shapes[0], dt)

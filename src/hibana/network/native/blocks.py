@@ -21,7 +21,7 @@ class Array:
     """In bytes, from the beginning of a sample's block."""
     shape: tuple[int, ...]
     """Of one sample, as PyTorch has it; a ring has its steps first."""
-    places: Tensor
+    order: Tensor
     """Which number of PyTorch's lies at each place, in a step."""
 
 

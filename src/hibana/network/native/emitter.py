@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hibana.network.graph import Node
-from hibana.network.lowering import Held, Kind, Lowering, spread, times
+from hibana.network.lowering import Activations, Kind, Lowering, spread, times
 from hibana.network.native.blocks import Array, Block
 from hibana.network.native.neurons import neurons
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Doubles, Floats, Ints, Longs, Pointer, Value
@@ -59,7 +59,7 @@ class Emitter(Lowering):
         """What the state holds."""
         self.functions: list[int] = before.functions if before else []
         """Addresses of the vector functions that are called."""
-        self.held: dict[Node, Held] = {}
+        self.activations: dict[Node, Activations] = {}
         self.packed: dict[Node, Packed] = {}
         """The weights of linear layers."""
         self._offsets: dict[str, int] = {}
@@ -90,7 +90,7 @@ class Emitter(Lowering):
     def bits(self, count: int) -> Bytes:
         return self.temporary(-(-count // 64) * 8, Bytes).of(Bytes)
 
-    def temporary(self, count: int, kind: type[Pointer] | None = None, *, truths: bool = False) -> Pointer:
+    def temporary(self, count: int, kind: type[Pointer] | None = None, *, binary: bool = False) -> Pointer:
         kind = kind or self.number
         offset = self.scratch.reserve(count * kind.element.size)
         made = (self.scratch_at + offset).of(kind)
@@ -109,7 +109,7 @@ class Emitter(Lowering):
         places: Tensor,
         shape: tuple[int, ...],
         *,
-        truths: bool = False,
+        binary: bool = False,
     ) -> Bytes:
         offset = self.state.add(rest)
         self.arrays.append(Array(of.name, kind, offset, shape, places))
@@ -127,13 +127,13 @@ class Emitter(Lowering):
     def registers(self, count: int) -> Iterator[list[tuple[Any, int]]]:
         yield parts_of(count)
 
-    def numbers(self, held: Held) -> Pointer:
+    def numbers(self, held: Activations) -> Pointer:
         if held.numbers is None:
             held.numbers = self.temporary(held.node.size)
             self.expand(held, held.numbers)
         return held.numbers
 
-    def expand(self, held: Held, target: Pointer) -> None:
+    def expand(self, held: Activations, target: Pointer) -> None:
         """Writes the numbers of bits to `target`."""
         assert held.bits is not None
         for at, vector_width in self.vectors(held.node.size):
@@ -144,7 +144,7 @@ class Emitter(Lowering):
             one = self.code.constant(1, self.number.element.of(vector_width))
             (target + at).store(mask.select(one, 0))
 
-    def listed(self, held: Held) -> tuple[Pointer, Value]:
+    def listed(self, held: Activations) -> tuple[Pointer, Value]:
         """The places of what is not zero, and how many there are."""
         if held.active is None:
             size, found = held.node.size, self.code.variable(0)
@@ -167,11 +167,11 @@ class Emitter(Lowering):
         return held.active
 
     @contextmanager
-    def each_active(self, held: Held) -> Iterator[tuple[Value, Value | None]]:
+    def each_active(self, held: Activations) -> Iterator[tuple[Value, Value | None]]:
         places, count = self.listed(held)
         with self.code.loop(0, count) as k:
             i = places[k].to(LONG)
-            yield i, None if held.truths else self.numbers(held)[i]
+            yield i, None if held.binary else self.numbers(held)[i]
 
     def pack(self, rows: Tensor, bias: Tensor | None = None) -> Packed:
         """Rows ``[inputs, outputs]`` among the constants; the weights of a chunk of outputs lie together."""
@@ -185,7 +185,7 @@ class Emitter(Lowering):
     def _place(self, values: Tensor) -> int:
         return self.weights.add(values.to(self.dtype))
 
-    def add_rows(self, held: Held, packed: Packed, out: Pointer) -> None:
+    def add_rows(self, held: Activations, packed: Packed, out: Pointer) -> None:
         """``out = sum_i x_i rows[i] + bias`` over what is not zero, in rising order, the bias last."""
         zero = self.code.constant(0, self.number.element)
         for first, width, offset in packed.chunks:
@@ -206,12 +206,14 @@ class Emitter(Lowering):
         bias = (self.weights_at + packed.bias).of(self.number)
         return sums + (bias + place).load(sums.type.width)
 
-    def product(self, node: Node, read: Held, weights: Tensor, bias: Tensor | None, out: Pointer) -> None:
+    def product(
+        self, node: Node, read: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
+    ) -> None:
         packed = self.packed[node] = self.pack(weights, bias)
         self.add_rows(read, packed, out)
 
-    def neurons(self, node: Node, read: Held) -> Held:
-        return neurons(self, node, len(self.held), read)
+    def neurons(self, node: Node, read: Activations) -> Activations:
+        return neurons(self, node, len(self.activations), read)
 
 
 def parts_of(count: int) -> list[tuple[int, int]]:

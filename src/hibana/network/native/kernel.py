@@ -8,10 +8,10 @@ from torch import Tensor
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Network, Node
-from hibana.network.lowering import Held, in_order
+from hibana.network.lowering import Activations, in_order
 from hibana.network.native.blocks import Array
 from hibana.network.native.emitter import Emitter
-from hibana.network.native.still import KINDS, Still
+from hibana.network.native.static_layers import KINDS, Still
 from hibana.runtime import available
 from hibana.runtime.functions import source
 from hibana.runtime.kernels import (
@@ -76,9 +76,9 @@ def build(network: Network) -> Native:
     def body(code: Code, inputs: Any, results: Any, outputs: Any, **blocks: Any) -> None:
         emitter = Emitter(code, network.dtype, blocks, still.emitter)
         made.append(emitter)
-        emitter.held = still.held(results, number)
+        emitter.activations = still.activations(results, number)
         for node in network.nodes:
-            if node not in emitter.held:
+            if node not in emitter.activations:
                 _write(emitter, node, inputs)
         _give(emitter, network, outputs)
 
@@ -97,17 +97,17 @@ def build(network: Network) -> Native:
 def _write(emitter: Emitter, node: Node, inputs: Pointer) -> None:
     """Writes the layer `node`."""
     if node.kind == "input":
-        held = Held(node, in_order(node.size), inputs)
+        held = Activations(node, in_order(node.size), inputs)
     else:
         held = node.layer.lower(node, emitter)
-    emitter.held[node] = held
+    emitter.activations[node] = held
 
 
 def _give(emitter: Emitter, network: Network, outputs: Pointer) -> None:
     """What the last layer gives goes to `outputs`, in PyTorch's order."""
-    held = emitter.held[network.output]
+    held = emitter.activations[network.output]
     size, order = held.node.size, in_order(held.node.size)
-    if held.bits is not None and torch.equal(held.places, order):
+    if held.bits is not None and torch.equal(held.order, order):
         emitter.expand(held, outputs)
     else:
         outputs.copy(emitter.numbers(emitter.ordered(held, order)), size)

@@ -11,7 +11,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
 from hibana.compiler.graph.step import Value as GraphValue
 from hibana.network.graph import Node
-from hibana.network.lowering import Held
+from hibana.network.lowering import Activations
 from hibana.network.native.blocks import pack_bits
 from hibana.network.neurons import Layer, layer
 from hibana.runtime.kernels import Pointer
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 __all__ = ["neurons"]
 
 
-def neurons(emitter: "Emitter", node: Node, index: int, read: Held) -> Held:
+def neurons(emitter: "Emitter", node: Node, index: int, read: Activations) -> Activations:
     """One step of the layer `node` on `read`; its states lie in the block of the state."""
-    made = layer(node, index, read.places, emitter.dtype)
+    made = layer(node, index, read.order, emitter.dtype)
     rings = [array for array in emitter.arrays if array.layer == node.name]
     emitter.arrays[:] = [array for array in emitter.arrays if array not in rings]
     stores, spikes = _stores(made)
@@ -36,9 +36,9 @@ def neurons(emitter: "Emitter", node: Node, index: int, read: Held) -> Held:
     rows: dict[str, Pointer] = {"x": emitter.numbers(read)} if "x" in written.leaves else {}
     *carried, emitted = made.step.states
     for name, begun in zip(carried, made.begun[:-1], strict=True):
-        rows[name] = emitter.lasting("numbers", begun, node, read.places, node.shape).of(emitter.number)
+        rows[name] = emitter.lasting("numbers", begun, node, read.order, node.shape).of(emitter.number)
     rest = pack_bits(made.begun[-1]) if spikes else made.begun[-1]
-    last = emitter.lasting("bits" if spikes else "numbers", rest, node, read.places, node.shape)
+    last = emitter.lasting("bits" if spikes else "numbers", rest, node, read.order, node.shape)
     rows["fired" if spikes else emitted] = last if spikes else last.of(emitter.number)
     for name, leaf in written.leaves.items():
         if leaf.is_row and name not in rows:
@@ -61,13 +61,13 @@ def neurons(emitter: "Emitter", node: Node, index: int, read: Held) -> Held:
         if call.function == "product":
             matrix, turned = divmod(call.matrix, 2)
             weights = made.matrices[matrix].T if turned else made.matrices[matrix]
-            emitter.add_rows(Held(node, read.places, given[0]), emitter.pack(weights), given[-1])
+            emitter.add_rows(Activations(node, read.order, given[0]), emitter.pack(weights), given[-1])
         else:
             write_call(code, call, given, scalars, addresses, code.constant(node.size), code.constant(0))
     emitter.arrays += rings  # of delayed synapses, last as in the state of hibana.run
     if spikes:
-        return Held(node, read.places, bits=last, truths=True)
-    return Held(node, read.places, last.of(emitter.number), truths=made.emits_spikes)
+        return Activations(node, read.order, bits=last, binary=True)
+    return Activations(node, read.order, last.of(emitter.number), binary=made.emits_spikes)
 
 
 def _stores(made: Layer) -> tuple[Stores, bool]:

@@ -32,7 +32,7 @@ def get(arrays: Sequence[Array], block: Tensor, dtype: torch.dtype) -> dict[str,
             rows = flat.view(len(flat), steps, -1)
             flat = rows.gather(1, order[..., None].expand_as(rows)).transpose(0, 1)
         values = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        values[..., array.places] = flat
+        values[..., array.order] = flat
         shape = array.shape[1:] if array.kind == "ring" else array.shape
         found[array.layer] = (*found.get(array.layer, ()), values.view(*values.shape[:-1], *shape))
     return found
@@ -62,7 +62,7 @@ def put(arrays: Sequence[Array], block: Tensor, dtype: torch.dtype, state: Mappi
             raise ValueError(f"state of layer {array.layer!r}: spikes must be 0 or 1")
     for array, values in zip(held, given, strict=True):
         inner = len(array.shape) - (array.kind == "ring")
-        flat = values.detach().to("cpu", dtype).flatten(-inner)[..., array.places]
+        flat = values.detach().to("cpu", dtype).flatten(-inner)[..., array.order]
         if array.kind == "bits":
             packed = pack_bits(flat)
             block[:, array.offset : array.offset + packed.shape[1]] = packed

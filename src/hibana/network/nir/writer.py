@@ -107,7 +107,7 @@ class _Graph:
         for node in network.nodes[1:]:
             sources = [
                 name
-                for source, seen in zip(node.inputs, node.seen, strict=True)
+                for source, seen in zip(node.inputs, node.input_shapes, strict=True)
                 for name in self._shaped(source, seen, node.name)
             ]
             if node.kind == "sum":

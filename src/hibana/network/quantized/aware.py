@@ -13,7 +13,7 @@ from hibana.compiler import emits_spikes
 from hibana.compiler.analysis.fixed_point import Range, RangesNeeded
 from hibana.compiler.analysis.units import row_units
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.c import proved
+from hibana.network.c import exact_dtype
 from hibana.network.graph import Network, Node
 from hibana.network.layers import LAYERS
 from hibana.network.quantized.cell import FixedCell, fixed_cell, ranges_of
@@ -245,7 +245,7 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
         check_bits(bits)
         aware = QuantizationAware(read(net, calibration), bits, calibration)
         if not aware.learns_values():  # a leak that is a shift now may be a product after a step
-            aware.dtype = proved(aware.whole(), calibration)
+            aware.dtype = exact_dtype(aware.whole(), calibration)
     return aware.train(net.training)
 
 
@@ -339,7 +339,7 @@ def _reaches_spikes(node: Node, output: Node) -> bool:
     """Whether what `node` gives goes to neurons that spike, and nowhere else."""
 
     def below(user: Node) -> bool:
-        if user.seen[user.inputs.index(node)] != node.shape:
+        if user.input_shapes[user.inputs.index(node)] != node.shape:
             return False  # numbers in another shape have no channels, each with its scale
         if user.kind in ("maximum", "average", "delay"):
             return _reaches_spikes(user, output)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hibana.network.c import proved
+from hibana.network.c import exact_dtype
 from hibana.network.graph import Node
 from hibana.network.quantized.aware import QuantizationAware, quantization_aware
 from hibana.network.quantized.changes import Quantization, change, same_class
@@ -66,7 +66,7 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
         aware = quantization_aware(net, calibration, 8 if bits is None else bits)
     with torch.no_grad():
         whole = aware.whole()
-        whole.steps, whole.dtype = len(calibration), proved(whole, calibration)
+        whole.steps, whole.dtype = len(calibration), exact_dtype(whole, calibration)
         whole.net.to(whole.dtype)
         network = read(aware.plain, calibration)
         nodes = [node for node in network.nodes if node.module is not None]

@@ -16,10 +16,10 @@ from hibana.network.lowering import in_order
 from hibana.network.neurons import Layer, layer
 from hibana.network.sliding import sliding_of
 
-__all__ = ["Floating", "Numbers", "Whole"]
+__all__ = ["FloatArithmetic", "Arithmetic", "IntegerArithmetic"]
 
 
-class Numbers(ABC):
+class Arithmetic(ABC):
     """A kind of numbers."""
 
     kind: str
@@ -57,7 +57,7 @@ class Numbers(ABC):
 
 
 @final
-class Floating(Numbers):
+class FloatArithmetic(Arithmetic):
     """Numbers of IEEE 754, in the order of operations in which the step is written."""
 
     def __init__(self, dtype: torch.dtype) -> None:
@@ -85,7 +85,7 @@ class Floating(Numbers):
 
 
 @final
-class Whole(Numbers):
+class IntegerArithmetic(Arithmetic):
     """Whole numbers of 32 bits, with bounds that prove that none overflows in so many steps."""
 
     def __init__(

@@ -7,7 +7,7 @@ an input that stays the same. Sums are taken in the same order either way.
 from typing import Any
 
 from hibana.network.graph import Network, Node
-from hibana.network.lowering import Held, spread
+from hibana.network.lowering import Activations, spread
 from hibana.network.native.emitter import Emitter, Packed
 from hibana.runtime.kernels import LONG, Bytes, Code, Function, Longs, Pointer, Value, function
 
@@ -38,7 +38,7 @@ class Still:
     """
 
     def __init__(self, network: Network, write: Any) -> None:
-        self.nodes = network.still
+        self.nodes = network.static_nodes
         number = Emitter.number_of(network.dtype)
         made: list[Emitter] = []
 
@@ -50,7 +50,7 @@ class Still:
 
         self._step = function("still", body, {"inputs": number, **KINDS})
         (self.emitter,) = made
-        held = self.emitter.held
+        held = self.emitter.activations
         self._offsets = {
             node: self.emitter.offset(self.emitter.numbers(held[node])) for node in self.nodes[1:]
         }
@@ -64,11 +64,11 @@ class Still:
             (packed,) = self.emitter.packed.values()
             self._block = self._blocked(packed, self._offsets[self.nodes[1]])
 
-    def held(self, results: Bytes, number: type[Pointer]) -> dict[Node, Held]:
+    def activations(self, results: Bytes, number: type[Pointer]) -> dict[Node, Activations]:
         """The layers' values, of which `results` are those of a step."""
         return {
-            node: Held(node, one.places, (results + self._offsets[node]).of(number), truths=one.truths)
-            for node, one in self.emitter.held.items()
+            node: Activations(node, one.order, (results + self._offsets[node]).of(number), binary=one.binary)
+            for node, one in self.emitter.activations.items()
             if node in self._offsets
         }
 
