@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hibana as hb
-from hibana.data.own.event_files import recording
+from hibana.data.user_data.event_files import read_events
 
 SIDE, CONTRAST, NOISE, FRAME = 32, 0.25, 0.3, 4
 """Pixels, the change of brightness of an event (from 0 to 1), events a millisecond that mean nothing, and the
@@ -167,13 +167,13 @@ def main() -> None:
         net = network()
         known = train(net, data, asked.epochs)
         print(f"trained in {time.perf_counter() - begun:.0f} s; knows {known:.0%} of the test recordings")
-        width = data.trained.inputs.duration / WINDOWS
+        width = data.description.inputs.duration / WINDOWS
         each = max(1, round(asked.seconds))
         shown = [list(SHAPES)[index % len(SHAPES)] for index in range(each)]
         length = round(1000 * asked.seconds / each)
         scenes = [filmed(shape, length, drawn, index * length) for index, shape in enumerate(shown)]
         np.save(folder / "scene.npy", np.concatenate(scenes))
-        events = recording(folder / "scene.npy")
+        events = read_events(folder / "scene.npy")
     stream = hb.compile(net, torch.zeros(1, 1, 2, SIDE, SIDE)).stream()
     taken, before = [], None
     for index, answer in enumerate(play(stream, events, width, fast=asked.fast)):

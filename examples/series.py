@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 import hibana as hb
-from hibana.data.own import ts
+from hibana.data.user_data import ts_files
 
 
 def read(path: Path, middle: np.ndarray | None = None, deviation: np.ndarray | None = None):
     """Series ``[T, channels]`` at mean 0 and deviation 1 of the training part, and their labels."""
-    values, labels = ts.read(path)
+    values, labels = ts_files.read_ts(path)
     if labels is None:
         raise SystemExit(f"{path} must have labels")
     if middle is None or deviation is None:

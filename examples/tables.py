@@ -42,7 +42,7 @@ def errors(name: str, seed: int) -> tuple[float, float, float]:
     rate = float(np.mean(list(outcome.rates.values())))
     if outcome.error is None or beside.error is None:
         return 1 - outcome.accuracy, 1 - beside.accuracy, rate
-    unit = samples.trained.target.deviation**2
+    unit = samples.description.target.deviation**2
     return outcome.error * unit, beside.error * unit, rate
 
 

@@ -74,7 +74,7 @@ def folder(tmp_path_factory):
         samples = settings.samples()
         samples.setup()
         model = train.build_classifier(settings, samples)
-        described = {} if data == "digits" else {"description": model.description.said()}
+        described = {} if data == "digits" else {"description": model.description.to_plain()}
         content = {"hyper_parameters": dict(model.hparams), "state_dict": model.state_dict(), **described}
         checkpoint.write(content, where / f"{name}.ckpt")
     return where

@@ -14,7 +14,7 @@ import soundfile
 
 from hibana import train
 from hibana.cli import main
-from hibana.data.own import sound
+from hibana.data.user_data import sound
 
 RATE = 16_000
 

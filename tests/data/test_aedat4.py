@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hibana import data, extras
-from hibana.data.own.event_files import recording
+from hibana.data.user_data.event_files import read_events
 
 XML = """<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">
 <node name="0" path="/mainloop/Recorder/outInfo/0/">
@@ -49,10 +49,10 @@ def test_a_recording_is_read(tmp_path):
     pytest.importorskip("tonic", reason="the extra data is not installed")
     events = [(10, 1, 2, 1), (20, 3, 4, 0), (35, 33, 30, 1)]
     path = written(tmp_path / "one.aedat4", events[:2], events[2:])
-    assert np.array_equal(recording(path), events)
+    assert np.array_equal(read_events(path), events)
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"recording .*one\.aedat4"):
-        recording(path)
+        read_events(path)
 
 
 def test_a_folder_of_recordings_is_a_data_set(tmp_path):
@@ -77,7 +77,7 @@ def test_what_reads_it_is_named_where_it_is_missing(tmp_path, monkeypatch):
     (tmp_path / "class").mkdir()
     written(tmp_path / "class" / "one.aedat4", [(1, 1, 1, 1)])
     with pytest.raises(ModuleNotFoundError) as error:
-        recording(tmp_path / "class" / "one.aedat4")
+        read_events(tmp_path / "class" / "one.aedat4")
     assert (
         extras.missing_module_message(error.value)
         == "needs aedat, which is not installed; pip install aedat brings it"

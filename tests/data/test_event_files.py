@@ -8,14 +8,14 @@ import pytest
 
 from data import prophesee_files as files
 from hibana import data
-from hibana.data import own
-from hibana.data.own.event_files import recording
+from hibana.data import user_data
+from hibana.data.user_data.event_files import read_events
 
 
 def read(tmp_path, name, content):
     path = tmp_path / name
     path.write_bytes(content)
-    return recording(path)
+    return read_events(path)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -118,7 +118,7 @@ def test_noise_in_a_file_is_read_or_refused_and_nothing_else(tmp_path):
 def or_sentence(path):
     """The events in a file, or what it is refused with."""
     try:
-        return recording(path)
+        return read_events(path)
     except ValueError as error:
         return str(error)
 
@@ -147,7 +147,7 @@ def folder(tmp_path, count=12, ending="npy"):
 @pytest.mark.parametrize("ending", ["raw", "dat"])
 def test_folders_of_such_files_are_events(tmp_path, ending):
     source = folder(tmp_path, ending=ending)
-    assert own.kind_of(source) == "events"
+    assert user_data.kind_of(source) == "events"
     made = data.Events(source, steps=5)
     made.setup()
     assert made.summary.startswith("moves: 24 recordings, 5,280 events on 13x13 pixels, 5 bins of")
@@ -162,7 +162,7 @@ def test_events_of_a_stream_are_answered_as_those_of_a_file(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     options = ["--layers", "8", "--steps", "5", "--epochs", "1"]
     assert main(["train", "--data", str(source), *options, "--out", "run"]) == 0
-    events = recording(source / "right" / "3.npy")
+    events = read_events(source / "right" / "3.npy")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(_lines(events))))
     capsys.readouterr()
     assert main(["predict", "run", "--stream", "--csv"]) == 0
@@ -175,12 +175,12 @@ def test_events_of_a_stream_are_answered_as_those_of_a_file(tmp_path, monkeypatc
 def test_descriptions_with_removed_options_are_read_unless_the_options_matter(tmp_path):
     made = data.Events(folder(tmp_path), steps=5)
     made.setup()
-    said = made.description.said()
+    said = made.description.to_plain()
     earlier = {**said, "inputs": {**said["inputs"], "split_by": "time", "denoise": 0.0}}
-    assert own.described(earlier) == made.description
+    assert user_data.description_from_plain(earlier) == made.description
     for name, value in (("split_by", "number"), ("denoise", 5000.0)):
         with pytest.raises(ValueError, match="must have the entries"):
-            own.described({**earlier, "inputs": {**earlier["inputs"], name: value}})
+            user_data.description_from_plain({**earlier, "inputs": {**earlier["inputs"], name: value}})
 
 
 def _lines(events):

@@ -14,8 +14,8 @@ import soundfile
 
 from hibana import data, train
 from hibana.cli import main
-from hibana.data import own
-from hibana.data.own import sound
+from hibana.data import user_data
+from hibana.data.user_data import sound
 
 SMALL = ["--layers", "16", "--epochs", "3", "--batch-size", "8"]
 
@@ -81,7 +81,7 @@ def test_silence_and_less_than_a_frame_are_levels_too():
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
 def test_a_folder_is_told_described_and_trained_on(tmp_path, capsys, ending):
     folder = written(tmp_path / "tones", (16_000, 44_100), ending=ending)
-    assert own.kind_of(folder) == "sound"
+    assert user_data.kind_of(folder) == "sound"
     run = tmp_path / "run"
     assert main(["train", "--data", str(folder), *SMALL, "--seed", "1", "--out", str(run)]) == 0
     printed = " ".join(capsys.readouterr().out.split())
@@ -103,8 +103,8 @@ def test_the_same_levels_are_made_again_from_the_description(tmp_path):
     made.setup()
     assert isinstance(made, data.Sound)
     assert made.shape == (40,)
-    said = json.loads(json.dumps(made.description.said()))
-    again = own.described(said)
+    said = json.loads(json.dumps(made.description.to_plain()))
+    again = user_data.description_from_plain(said)
     assert again.inputs.highest == 4000
     raw = again.read(folder)
     inputs = again.inputs.tensor(raw.values)
@@ -119,12 +119,12 @@ def test_what_takes_a_folder_of_its_own_and_what_is_not_read(tmp_path):
     with pytest.raises(
         ValueError, match=r"one.wav is one recording; give a folder, of recordings in folders"
     ):
-        own.kind_of(path)
+        user_data.kind_of(path)
     path.rename(tmp_path / "one.m4a")
     with pytest.raises(
         ValueError, match=r"one.m4a is sound that can't be read; save it as .flac, .ogg or .wav"
     ):
-        own.kind_of(tmp_path / "one.m4a")
+        user_data.kind_of(tmp_path / "one.m4a")
 
 
 def damaged(path):

@@ -11,7 +11,7 @@ pytest.importorskip("sklearn", reason="the extra train is not installed")
 
 import hibana as hb
 from examples import event_camera
-from hibana.data.own.event_files import recording
+from hibana.data.user_data.event_files import read_events
 
 
 def test_what_moves_on_is_brighter_before_it_and_darker_behind(monkeypatch):
@@ -42,8 +42,8 @@ def test_a_file_played_gives_what_the_network_gives_on_its_recording(tmp_path):
     before = [weights.clone() for weights in net.parameters()]
     event_camera.train(net, data, 1)
     assert not any(map(torch.equal, before, net.parameters()))
-    events = recording(tmp_path / "cross" / "000.npy")
-    width = data.trained.inputs.duration / event_camera.WINDOWS
+    events = read_events(tmp_path / "cross" / "000.npy")
+    width = data.description.inputs.duration / event_camera.WINDOWS
     inputs = torch.zeros(int((events[-1, 0] - events[0, 0]) // width) + 1, 1, 2, 32, 32)
     for t, x, y, p in events.astype(np.int64):
         inputs[int((t - events[0, 0]) // width), 0, p, y, x] = 1

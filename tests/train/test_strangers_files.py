@@ -16,7 +16,7 @@ from hibana.cli import main
 pytest.importorskip("lightning", reason="the extra train is not installed")
 
 from hibana import train
-from hibana.data.own.arrays import read_numbers
+from hibana.data.user_data.arrays import read_numbers
 from hibana.train import checkpoint, settings_file
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hibana.cli.common import Failure, Refusal
-from hibana.data.own import ArrayInputs, EventInputs, SequenceInputs
-from hibana.data.own.sound import HOP, WINDOW, SoundInputs, band_energies, levels
+from hibana.data.user_data import ArrayInputs, EventInputs, SequenceInputs
+from hibana.data.user_data.sound import HOP, WINDOW, SoundInputs, band_energies, levels
 from hibana.nn import encode
 
 if TYPE_CHECKING:

@@ -15,10 +15,10 @@ from typing import Any
 
 from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.images import MNIST, Digits, FashionMNIST
-from hibana.data.own import Arrays, Description, Events, Images, Own, Sequences, Sound, Table
 from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
 from hibana.data.sequences import MNIST1D
 from hibana.data.speech import SpokenDigits
+from hibana.data.user_data import Arrays, Description, Events, Images, Sequences, Sound, Table, UserData
 
 __all__ = [
     "DATA_SETS",
@@ -36,7 +36,7 @@ __all__ = [
     "FashionMNIST",
     "Images",
     "InMemory",
-    "Own",
+    "UserData",
     "Samples",
     "Sequences",
     "Sound",
@@ -56,6 +56,13 @@ DATA_SETS: dict[str, type[DataSet]] = {
     "ssc": SSC,
     "dvs-gesture": DVSGesture,
 }
+
+
+def __getattr__(name: str) -> Any:
+    """The deprecated name ``Own`` of :class:`UserData`."""
+    if name == "Own":
+        return UserData
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(name: str, batch_size: int = 64, **options: Any) -> DataSet:

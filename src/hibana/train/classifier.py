@@ -55,7 +55,7 @@ class Classifier(Network, lightning.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Puts the description of the data beside the weights."""
         if self.description is not None:
-            checkpoint["description"] = self.description.said()
+            checkpoint["description"] = self.description.to_plain()
 
     def on_train_epoch_start(self) -> None:
         """Starts the random numbers of this epoch and process."""

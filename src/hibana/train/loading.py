@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from hibana import data
-from hibana.data import own
+from hibana.data import user_data
 from hibana.train import architecture, checkpoint, pretrained, results, settings_file
 from hibana.train.network import Network
 from hibana.train.run_folder import BEST, LAST, SETTINGS, checkpoint_of
@@ -100,7 +100,8 @@ def _opened(path: Path, trust: Collection[str], *, resume: bool = False) -> _Sav
     """The checkpoint at `path`; to `resume` from it, it needs the state of the training."""
     content = pretrained.content(path) if pretrained.is_pretrained(path) else checkpoint.read(path)
     try:
-        hyper, weights = own.without_removed(content["hyper_parameters"]), dict(content["state_dict"])
+        hyper = user_data.without_removed_options(content["hyper_parameters"])
+        weights = dict(content["state_dict"])
         shape, classes = hyper.pop("shape"), hyper.pop("classes")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{_EXPECTED}; {path} holds something else") from error
@@ -134,7 +135,7 @@ def _description(path: Path, content: dict[str, Any]) -> data.Description | None
     if "description" not in content:
         return None
     try:
-        return own.described(content["description"])
+        return user_data.description_from_plain(content["description"])
     except (ValueError, TypeError) as error:
         message = f"{path} describes its inputs otherwise: {settings_file.line(error)}"
         raise ValueError(f"{_EXPECTED}; {message}") from error

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from hibana.data.own.arrays import read_numbers
-from hibana.data.own.base import source_name
+from hibana.data.user_data.arrays import read_numbers
+from hibana.data.user_data.base import source_name
 from hibana.runtime.extras import explain_import_error
 from hibana.train.loading import load
 from hibana.train.network import Network
@@ -73,9 +73,9 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
         except ValueError as error:
             kind = model.description.kind
             raise ValueError(f"{error} (the network was trained on data of kind {kind})") from error
-        steps = inputs.own_steps(raw.values)
+        steps = inputs.step_counts(raw.values)
         lengths = () if steps is None else (steps,)
-        details = {"labels": raw.labels, "warning": inputs.unlike(raw.values)}
+        details = {"labels": raw.labels, "warning": inputs.difference_from_training(raw.values)}
         name = source_name(source, "samples")
         details["summary"] = f"{name}: {', '.join(raw.notes)}" if raw.notes else ""
         values, names = inputs.tensor(raw.values), raw.names

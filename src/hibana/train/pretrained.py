@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from hibana import __version__
-from hibana.data import own
+from hibana.data import user_data
 from hibana.runtime import files
 from hibana.runtime.extras import explain_import_error
 from hibana.train import model_card, settings_file
@@ -134,7 +134,7 @@ def write(model: "Network", folder: Path, samples: "DataSet | None" = None, *, n
         "settings": settings,
         "shape": model.hyper["shape"],
         "classes": model.hyper["classes"],
-        **({} if model.description is None else {"description": model.description.said()}),
+        **({} if model.description is None else {"description": model.description.to_plain()}),
     }
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def _config(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or any(type(config.get(name)) is not of for name, of in types.items()):
         raise ValueError(f"{CONFIG} without {', '.join(types)} of the right types")
     options = {field.name: field.type for field in fields(Settings)}
-    config["settings"] = own.without_removed(config["settings"])
+    config["settings"] = user_data.without_removed_options(config["settings"])
     unknown = [name for name in config["settings"] if name not in options]
     if config["format"] != FORMAT or unknown:
         version = short_repr(config.get("hibana_version"))

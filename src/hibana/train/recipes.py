@@ -6,7 +6,7 @@ The values for tables of few rows were chosen on training rows of eight tables: 
 import math
 from typing import Any
 
-from hibana.data import DataSet, own
+from hibana.data import DataSet, user_data
 
 __all__ = [
     "FEW_ROWS",
@@ -79,7 +79,7 @@ def defaults(
     of_numbers = data_set is not None and data_set.sequential and isinstance(shape, tuple) and len(shape) == 1
     if of_numbers or kind in ("sequences", "sound"):
         options = {**SEQUENCES, "layers": windows(steps)}
-    elif kind == "images" or (kind == "arrays" and source is not None and own.are_pictures(source)):
+    elif kind == "images" or (kind == "arrays" and source is not None and user_data.are_pictures(source)):
         options = IMAGES
     elif kind == "events":
         options = EVENTS

@@ -23,7 +23,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from hibana import data
-from hibana.data.base import memory
+from hibana.data.base import machine_memory
 from hibana.nn.models.rocket import Rocket
 from hibana.runtime import files
 from hibana.train import augment, checkpoint, elastic, finite, results, series
@@ -161,13 +161,13 @@ def prepare(
     """Reads the data, chooses the remaining settings, and builds the network; `resume` is a checkpoint."""
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
-        samples = data.own.of_samples(samples, unit=settings.coding in UNIT, **options)
+        samples = data.user_data.from_dataset(samples, unit=settings.coding in UNIT, **options)
     settings = elastic.with_devices(settings)
     samples = samples or settings.samples(None if resume is None else described(resume))
     samples.prepare_data()
     samples.setup()
     finite.check(samples)
-    if isinstance(samples, data.Own):
+    if isinstance(samples, data.UserData):
         settings, samples = series.recipe(settings, samples) if resume is None else (settings, samples)
         samples.batch_size = settings.batch_size
     lightning.seed_everything(settings.seed, verbose=False)
@@ -270,8 +270,8 @@ def build_classifier(
         raise ValueError(
             "precision 16-mixed needs a GPU (accelerator gpu); bf16-mixed is what a CPU computes with 16 bits"
         )
-    description = samples.description if isinstance(samples, data.Own) else None
-    most = memory() // 16  # bytes of float32 weights, their gradients and AdamW's two averages
+    description = samples.description if isinstance(samples, data.UserData) else None
+    most = machine_memory() // 16  # bytes of float32 weights, their gradients and AdamW's two averages
     model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
     series.check(model, samples)
     if resume is None:

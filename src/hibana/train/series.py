@@ -34,7 +34,7 @@ VALUES_AT_ONCE = 1 << 26
 """Spikes in memory while a batch is evaluated."""
 
 
-def recipe(settings: Settings, samples: data.Own) -> tuple[Settings, data.Own]:
+def recipe(settings: Settings, samples: data.UserData) -> tuple[Settings, data.UserData]:
     """Settings and samples of a run, with defaults, or with the choice of the validation.
 
     Args:
@@ -74,7 +74,7 @@ def recipe(settings: Settings, samples: data.Own) -> tuple[Settings, data.Own]:
     return best.settings, best.samples
 
 
-def _is_open(settings: Settings, samples: data.Own) -> bool:
+def _is_open(settings: Settings, samples: data.UserData) -> bool:
     """Whether the user passed options of the data only, and the Rocket can read the data."""
     of_data = {*OF_FILES, "data", "steps", "seed"} - {"class_weights"}
     return (
@@ -82,7 +82,7 @@ def _is_open(settings: Settings, samples: data.Own) -> bool:
         and settings.kind in ("sequences", "sound")
         and settings.explicit <= of_data
         and not samples._spikes
-        and bool(samples.trained.target.classes)
+        and bool(samples.description.target.classes)
     )
 
 
@@ -90,17 +90,17 @@ class _Tried(NamedTuple):
     """A fitted Rocket: settings, data, and accuracy and squared error on left-out series."""
 
     settings: Settings
-    samples: data.Own
+    samples: data.UserData
     right: float
     error: float
 
 
-def _tried(settings: Settings, samples: data.Own | None = None) -> _Tried:
+def _tried(settings: Settings, samples: data.UserData | None = None) -> _Tried:
     """Fits the Rocket of `settings` to `samples`, or to those that the settings name."""
     if samples is None:
         read = settings.samples()
         read.setup()
-        assert isinstance(read, data.Own)
+        assert isinstance(read, data.UserData)
         samples = read
     model = _network(settings, samples)
     right = fitted(model, samples)
@@ -142,7 +142,7 @@ def check(model: Network, samples: data.DataSet) -> None:
         )
 
 
-def _network(settings: Settings, samples: data.Own) -> Network:
+def _network(settings: Settings, samples: data.UserData) -> Network:
     torch.manual_seed(settings.seed)
     return Network(settings, samples.shape, samples.classes, description=samples.description)
 
@@ -155,7 +155,7 @@ def _joined(parts: list[data.Samples]) -> tuple[Tensor, ...]:
     return inputs.float(), *rest
 
 
-def _windows(settings: Settings, samples: data.Own) -> float:
+def _windows(settings: Settings, samples: data.UserData) -> float:
     """Accuracy of trained windows on left-out series."""
     inputs, labels, *lengths = _joined([samples.training, samples.validation])
     generator = torch.Generator().manual_seed(settings.seed)
@@ -176,7 +176,7 @@ def _windows(settings: Settings, samples: data.Own) -> float:
 
 
 def _trained(
-    settings: Settings, samples: data.Own, tensors: list[Tensor], generator: torch.Generator
+    settings: Settings, samples: data.UserData, tensors: list[Tensor], generator: torch.Generator
 ) -> Network:
     """Windows trained on inputs, labels and lengths as in a run, for fewer epochs of many batches."""
     inputs, labels, *lengths = tensors

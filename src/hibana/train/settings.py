@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Self
 
 from hibana import cells
 from hibana.cells import peer_aliases, surrogate
-from hibana.data import DATA_SETS, DataSet, Description, Own, own
+from hibana.data import DATA_SETS, DataSet, Description, UserData, user_data
 from hibana.nn import loss
 from hibana.runtime import files
 from hibana.train import architecture, settings_file
@@ -148,17 +148,17 @@ class Settings:
     """
 
     data: str = field(default="digits", kw_only=False)
-    kind: str | None = _option(None, tuple(own.KINDS), of="files")
+    kind: str | None = _option(None, tuple(user_data.KINDS), of="files")
     label: str | None = _option(None, of="reading")
     columns: str | None = _option(None, of="reading")
     group: str | None = _option(None, of="reading")
-    task: str | None = _option(None, own.TASKS, of="reading")
+    task: str | None = _option(None, user_data.TASKS, of="reading")
     test: str | None = _option(None, of="reading")
-    missing: str = _option("median", own.MISSING, of="reading")
-    encoding: str | None = _option(None, own.check_encoding, of="reading")
-    lengths: str = _option("stretch", own.LENGTHS, of="reading")
-    bins: str = _option("spikes", own.BINS, of="reading")
-    event_columns: str | None = _option(None, own.check_event_columns, of="reading")
+    missing: str = _option("median", user_data.MISSING, of="reading")
+    encoding: str | None = _option(None, user_data.check_encoding, of="reading")
+    lengths: str = _option("stretch", user_data.LENGTHS, of="reading")
+    bins: str = _option("spikes", user_data.BINS, of="reading")
+    event_columns: str | None = _option(None, user_data.check_event_columns, of="reading")
     size: str | None = _option(None, _sides, of="reading")
     class_weights: str = _option("none", ("none", "balanced"), of="files")
     root: str | None = None
@@ -216,7 +216,9 @@ class Settings:
             test = None if self.test is None else str(Path(self.test).expanduser().absolute())
             self._set(kind=self.kind or _kind_of(self.data, self.group), data=str(path.absolute()), test=test)
         span = architecture.span(self.layers) if self.is_sequential else None
-        self._set_default(steps=span or own.usual_steps(self.kind, self.data) or self.data_set.usual_steps)
+        self._set_default(
+            steps=span or user_data.default_steps(self.kind, self.data) or self.data_set.usual_steps
+        )
         self._set_default(coding=self.data_set.coding or ("none" if self.is_sequential else "constant"))
         self._set_default(**self._defaults(self.data))
         self._check()
@@ -281,7 +283,7 @@ class Settings:
         if self.data in DATA_SETS:
             return DATA_SETS[self.data]
         if self.kind is not None:
-            return own.KINDS[self.kind]
+            return user_data.KINDS[self.kind]
         data_set = architecture.imported(self.data, "data")
         if not (isinstance(data_set, type) and issubclass(data_set, DataSet)):
             raise ValueError(  # noqa: TRY004 - it is a value of the settings
@@ -331,7 +333,7 @@ class Settings:
             options["columns"] = options.pop("event_columns")
         return options
 
-    def on(self, samples: Own) -> "Settings":
+    def on(self, samples: UserData) -> "Settings":
         """These settings with the defaults for `samples`, which depend on their kind and number.
 
         Settings without a kind become settings of `samples`, which may be in memory. If `layers` were passed,
@@ -398,7 +400,7 @@ def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Se
             or a value that is not accepted, or names a function that is not in `trust`.
     """
     file = settings_file.read(Path(path))
-    content = own.without_removed(file.content)
+    content = user_data.without_removed_options(file.content)
     for name, value in content.items():
         if name not in Settings.__dataclass_fields__:
             raise ValueError(f"settings {path}: {_unknown(str(name))}")
@@ -423,7 +425,7 @@ def _kind_of(data: str, group: str | None) -> str:
     """Kind of the file or folder `data`."""
     path = Path(data).expanduser()
     if os.path.exists(path) or (path.parent != Path() and len(data) <= 255):  # noqa: PTH110 - Path.exists raises for impossible names
-        return own.kind_of(path, grouped=group is not None)
+        return user_data.kind_of(path, grouped=group is not None)
     if path.suffix and len(data) <= 255:
         raise ValueError(f"data must be a data set's name, a file or folder: there is no file {data}")
     near = difflib.get_close_matches(data[:80], DATA_SETS, 1)

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.data.own import scale
-from hibana.data.own.base import Inputs, Own
-from hibana.data.own.opening import PLAIN, read_table
-from hibana.data.own.samples import Raw
-from hibana.data.own.target import column_texts, texts
+from hibana.data.user_data import scale
+from hibana.data.user_data.base import Inputs, UserData
+from hibana.data.user_data.samples import Raw
+from hibana.data.user_data.table_files import PLAIN, read_table
+from hibana.data.user_data.target import column_texts, texts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -100,15 +100,15 @@ class TableInputs(Inputs):
                 features.append(np.where(np.isnan(numbers), column.fill, numbers))
         return torch.from_numpy(np.stack(features, axis=1))
 
-    def unlike(self, values: "DataFrame") -> str:
+    def difference_from_training(self, values: "DataFrame") -> str:
         names = [
             f"column {column.name!r}" for column in self.columns for _ in range(len(column.categories) or 1)
         ]
-        return self.scale.unlike(self._features(values), names)
+        return self.scale.difference_from_training(self._features(values), names)
 
 
 @final
-class Table(Own):
+class Table(UserData):
     """A table: a CSV or Parquet file, or a ``pandas.DataFrame``.
 
     Whether the file has a header, its encoding, its separator, which columns are numbers and which are
@@ -120,8 +120,8 @@ class Table(Own):
     Args:
         source: a file, or a ``pandas.DataFrame``.
         columns: those to learn from; all others if ``None``.
-        options: see :class:`Own`; `label` is the column to be learned: by default one with a usual name, or
-            the last.
+        options: see :class:`UserData`. `label` is the column to predict; by default a column with a usual
+            name, such as ``class``, or the last column.
 
     >>> import pandas
     >>> frame = pandas.DataFrame({"size": [k % 7 for k in range(20)], "kind": ["a", "b"] * 10})
@@ -140,13 +140,13 @@ class Table(Own):
 
     def read(self, source: Any) -> Raw:
         table, notes = read_table(source, self.option("encoding"))
-        if self.description is None:
+        if self._description is None:
             label = self._label_of(table)
             chosen, left_out = self._inputs(table, label)
         else:
-            assert isinstance(self.description.inputs, TableInputs)
-            label = self.description.inputs.label
-            chosen, left_out = self.description.inputs.chosen(table), []
+            assert isinstance(self._description.inputs, TableInputs)
+            label = self._description.inputs.label
+            chosen, left_out = self._description.inputs.chosen(table), []
         missing = chosen.isna().to_numpy()
         gaps: list[str] = []
         summary = [f"{len(table):,} rows", *_counted(chosen)]
@@ -176,7 +176,7 @@ class Table(Own):
                 columns.append(Column(name, tuple(sorted(set(texts(present.tolist())))), 0.0))
         blank = scale.Scale((), (), (), (), clipped=False)
         inputs = TableInputs(tuple(columns), blank, self.missing, raw.label, self.encoding or "")
-        return replace(inputs, scale=scale.learned_from(inputs._features(part), unit=self.unit))
+        return replace(inputs, scale=scale.fit_scale(inputs._features(part), unit=self.unit))
 
     def _label_of(self, table: "DataFrame") -> str:
         """The column to learn."""

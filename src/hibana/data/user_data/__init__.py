@@ -6,21 +6,28 @@ from typing import Any
 
 import numpy as np
 
-from hibana.data.own.arrays import ArrayInputs, Arrays, are_pictures, are_series
-from hibana.data.own.base import KINDS, MISSING, Description, Own, described, without_removed
-from hibana.data.own.event_files import SUFFIXES as RECORDINGS
-from hibana.data.own.event_files import check_columns as check_event_columns
-from hibana.data.own.event_files import is_headed
-from hibana.data.own.events import BINS, EventInputs, Events
-from hibana.data.own.folders import TEST, TRAINING, first_listed, lists, readable, visible
-from hibana.data.own.opening import check_encoding
-from hibana.data.own.pictures import SUFFIXES as PICTURES
-from hibana.data.own.pictures import Images
-from hibana.data.own.series import LENGTHS, TRAIN_TS, SequenceInputs, Sequences, is_array, spike_steps
-from hibana.data.own.sound import SUFFIXES as SOUND
-from hibana.data.own.sound import Sound
-from hibana.data.own.table import Table
-from hibana.data.own.target import TASKS
+from hibana.data.user_data.arrays import ArrayInputs, Arrays, are_pictures, are_series
+from hibana.data.user_data.base import (
+    KINDS,
+    MISSING,
+    Description,
+    UserData,
+    description_from_plain,
+    without_removed_options,
+)
+from hibana.data.user_data.event_files import SUFFIXES as RECORDINGS
+from hibana.data.user_data.event_files import check_columns as check_event_columns
+from hibana.data.user_data.event_files import is_headed
+from hibana.data.user_data.events import BINS, EventInputs, Events
+from hibana.data.user_data.folders import TEST, TRAINING, first_listed, lists, readable, visible
+from hibana.data.user_data.pictures import SUFFIXES as PICTURES
+from hibana.data.user_data.pictures import Images
+from hibana.data.user_data.series import LENGTHS, TRAIN_TS, SequenceInputs, Sequences, is_array, spike_steps
+from hibana.data.user_data.sound import SUFFIXES as SOUND
+from hibana.data.user_data.sound import Sound
+from hibana.data.user_data.table import Table
+from hibana.data.user_data.table_files import check_encoding
+from hibana.data.user_data.target import TASKS
 
 __all__ = [
     "BINS",
@@ -34,7 +41,7 @@ __all__ = [
     "EventInputs",
     "Events",
     "Images",
-    "Own",
+    "UserData",
     "SequenceInputs",
     "Sequences",
     "Sound",
@@ -42,11 +49,11 @@ __all__ = [
     "are_pictures",
     "check_encoding",
     "check_event_columns",
-    "described",
+    "description_from_plain",
     "kind_of",
-    "of_samples",
-    "usual_steps",
-    "without_removed",
+    "from_dataset",
+    "default_steps",
+    "without_removed_options",
 ]
 
 _TABLES = (".csv", ".tsv", ".txt", ".data", ".parquet", ".pq")
@@ -141,7 +148,7 @@ def _kinds(files: list[Path]) -> Counter[str]:
     return +kinds
 
 
-def of_samples(source: Any, **options: Any) -> Own:
+def from_dataset(source: Any, **options: Any) -> UserData:
     """A map-style dataset of ``(x, y)``: :class:`Sequences` if its samples are series, else :class:`Arrays`.
 
     Raises:
@@ -160,6 +167,6 @@ def of_samples(source: Any, **options: Any) -> Own:
     return Sequences(inputs, labels=labels, **options)
 
 
-def usual_steps(kind: str | None, source: Any) -> int | None:
+def default_steps(kind: str | None, source: Any) -> int | None:
     """The default number of steps if the data determine it: the length of spike trains."""
     return spike_steps(source) if kind == "sequences" and is_array(source) else None

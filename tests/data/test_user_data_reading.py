@@ -12,8 +12,8 @@ import pandas
 
 from hibana import data, train
 from hibana.cli import main
-from hibana.data import own
-from hibana.data.own.opening import decode
+from hibana.data import user_data
+from hibana.data.user_data.table_files import decode
 
 SMALL = ["--layers", "16", "--epochs", "2", "--batch-size", "8", "--steps", "4"]
 JAPANESE = "番号,長さ,重さ,判定\n" + "".join(
@@ -23,7 +23,7 @@ JAPANESE = "番号,長さ,重さ,判定\n" + "".join(
 
 def read(path, **options):
     """The data set at `path`, read."""
-    made = own.KINDS[own.kind_of(path, grouped="group" in options)](path, **options)
+    made = user_data.KINDS[user_data.kind_of(path, grouped="group" in options)](path, **options)
     made.setup()
     return made
 
@@ -149,7 +149,7 @@ def test_labels_that_a_ts_file_does_not_declare_are_refused(tmp_path):
 @pytest.mark.parametrize("ending", ["wav", "aiff", "flac"])
 def test_truncated_recordings_of_sound_are_refused(tmp_path, ending):
     soundfile = pytest.importorskip("soundfile", reason="the extra sound is not installed")
-    from hibana.data.own.sound import read_levels
+    from hibana.data.user_data.sound import read_levels
 
     path = tmp_path / f"cut.{ending}"
     soundfile.write(path, np.random.default_rng(0).normal(size=16_000) / 10, 16_000)

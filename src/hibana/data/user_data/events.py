@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.data.own.base import Inputs, Own
-from hibana.data.own.event_files import MOST_SIDE, SUFFIXES, check_columns, is_headed, recording
-from hibana.data.own.folders import labelled_files
-from hibana.data.own.samples import Raw
+from hibana.data.user_data.base import Inputs, UserData
+from hibana.data.user_data.event_files import MOST_SIDE, SUFFIXES, check_columns, is_headed, read_events
+from hibana.data.user_data.folders import labelled_files
+from hibana.data.user_data.samples import Raw
 
 __all__ = ["BINS", "EventInputs", "Events"]
 
@@ -58,7 +58,7 @@ class EventInputs(Inputs):
         shaped = counted.reshape(self.steps, *self.shape)
         return shaped > 0 if self.bins == "spikes" else shaped.float()
 
-    def unlike(self, values: Sequence[Any]) -> str:
+    def difference_from_training(self, values: Sequence[Any]) -> str:
         for events in values:
             t, x, y, _ = events.T
             if x.max() >= self.width or y.max() >= self.height:
@@ -73,7 +73,7 @@ class EventInputs(Inputs):
 
 
 @final
-class Events(Own):
+class Events(UserData):
     """Recordings of an event camera: ``class/name`` as ``.raw``, ``.dat``, ``.aedat4``, ``.npy``, ``.h5``.
 
     Columns without names in the file are t, x, y and p, unless `columns` gives another order.
@@ -86,7 +86,7 @@ class Events(Own):
         bins: ``spikes``: 1 if a bin has at least one event; ``counts``: their number.
         size: height and width of the sensor, or one number for both; the largest coordinates if ``None``.
         columns: order of columns without names, such as ``xytp``; ``txyp`` if ``None``.
-        options: see :class:`Own`; `steps` is the number of bins.
+        options: see :class:`UserData`; `steps` is the number of bins.
     """
 
     kind = "events"
@@ -112,7 +112,7 @@ class Events(Own):
     def read(self, source: Any) -> Raw:
         raw = labelled_files(Path(source), SUFFIXES, "recordings")
         first = raw.values[0]
-        raw.values = [recording(path, self.option("columns")) for path in raw.values]
+        raw.values = [read_events(path, self.option("columns")) for path in raw.values]
         raw.summary = f"{len(raw.values):,} recordings, {sum(map(len, raw.values)):,} events"
         if first.suffix.lower() == ".csv" and is_headed(first):
             raw.summary += " by the names of their columns (--kind sequences if they are none)"

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hibana.data.own.opening import decode, read_table
-from hibana.data.own.samples import Parts, Raw, with_validation
-from hibana.data.own.target import column_texts
+from hibana.data.user_data.samples import Parts, Raw, with_validation
+from hibana.data.user_data.table_files import decode, read_table
+from hibana.data.user_data.target import column_texts
 
 __all__ = ["TEST", "TRAINING", "first_listed", "labelled_files", "lists", "readable", "visible"]
 

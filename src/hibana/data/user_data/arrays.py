@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.data.own import scale
-from hibana.data.own.base import Inputs, Own
-from hibana.data.own.samples import Parts, Raw, with_validation
-from hibana.data.own.target import texts
+from hibana.data.user_data import scale
+from hibana.data.user_data.base import Inputs, UserData
+from hibana.data.user_data.samples import Parts, Raw, with_validation
+from hibana.data.user_data.target import texts
 
 __all__ = ["UNREADABLE", "ArrayInputs", "Arrays", "are_pictures", "are_series", "are_spikes", "contents"]
 __all__ += ["input_arrays", "pair", "read_numbers"]
@@ -51,7 +51,7 @@ class ArrayInputs(Inputs):
         joint = len(self.scale.shift) == 1
         return self.scale(numbers[..., None])[..., 0] if joint else self.scale(numbers)
 
-    def unlike(self, values: Array) -> str:
+    def difference_from_training(self, values: Array) -> str:
         if values.shape[1:] != self.shape:
             expected = ", ".join(map(str, self.shape))
             raise ValueError(f"inputs must have the shape [N, {expected}], got {values.shape}")
@@ -61,11 +61,11 @@ class ArrayInputs(Inputs):
             return "it is bytes; the training data are not"
         names = [f"feature {index}" for index in range(1, 1 + len(self.scale.low))]
         numbers = torch.from_numpy(values.astype(np.float64))
-        return self.scale.unlike(numbers, names if len(names) > 1 else ["it"])
+        return self.scale.difference_from_training(numbers, names if len(names) > 1 else ["it"])
 
 
 @final
-class Arrays(Own):
+class Arrays(UserData):
     """Arrays: inputs and labels in an ``.npz`` file, a folder of ``.npy`` files, or memory.
 
     In a file their names are ``inputs`` and ``labels``, ``x`` and ``y``, ``data`` and ``target``, or
@@ -77,7 +77,7 @@ class Arrays(Own):
     Args:
         source: a file, a folder, or the inputs, ``[N, ...]``.
         labels: ``[N]``, for inputs in memory.
-        options: see :class:`Own`.
+        options: see :class:`UserData`.
 
     >>> samples = Arrays(torch.rand(20, 4), labels=[0, 1] * 10)
     >>> samples.setup()
@@ -93,7 +93,7 @@ class Arrays(Own):
         self.labels = labels
 
     def read(self, source: Any) -> Raw:
-        trained = None if self.description is None else self.description.inputs.shape
+        trained = None if self._description is None else self._description.inputs.shape
         inputs, labels, parts = self._arrays(source, trained)
         if 0 in inputs.shape[1:]:
             raise ValueError(f"inputs must have at least one number a sample, got the shape {inputs.shape}")
@@ -140,7 +140,7 @@ class Arrays(Own):
         part = torch.from_numpy(values[list(training)].astype(np.float64))
         flat = part.ndim == 2
         return ArrayInputs(
-            values.shape[1:], scale.learned_from(part, unit=self.unit or not flat, joint=not flat)
+            values.shape[1:], scale.fit_scale(part, unit=self.unit or not flat, joint=not flat)
         )
 
 

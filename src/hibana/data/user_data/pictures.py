@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.data.own.base import Inputs, Own
-from hibana.data.own.folders import labelled_files
-from hibana.data.own.samples import Raw, span
+from hibana.data.user_data.base import Inputs, UserData
+from hibana.data.user_data.folders import labelled_files
+from hibana.data.user_data.samples import Raw, span
 
 __all__ = ["SUFFIXES", "Images", "ImageInputs"]
 
@@ -37,7 +37,7 @@ class ImageInputs(Inputs):
         pixels = [_pixels(path, self.height, self.width, self.colour) for path in values]
         return torch.from_numpy(np.stack(pixels))
 
-    def unlike(self, values: Sequence[Path]) -> str:
+    def difference_from_training(self, values: Sequence[Path]) -> str:
         if not self.colour:
             for path in values:
                 with _open(path) as picture:
@@ -47,7 +47,7 @@ class ImageInputs(Inputs):
 
 
 @final
-class Images(Own):
+class Images(UserData):
     """Pictures in a folder: ``class/name.png``, or ``train/class/name.png`` next to ``test`` (and ``val``).
 
     Pictures are rotated upright, drawn on white, resized to one size, and grey if all of them are.
@@ -56,7 +56,7 @@ class Images(Own):
         source: the folder.
         size: height and width, or one number for both; by default their own if all have the same of at most
             32 pixels, else the longer side of the median picture becomes 32.
-        options: see :class:`Own`.
+        options: see :class:`UserData`.
     """
 
     kind = "images"

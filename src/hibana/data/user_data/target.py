@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TASKS", "Target", "column_texts", "guess_task", "learned_from", "text_of", "texts"]
+__all__ = ["TASKS", "Target", "column_texts", "guess_task", "fit_target", "text_of", "texts"]
 
 TASKS = ("classification", "regression")
 FEW = 20
@@ -74,7 +74,7 @@ class Target:
         )
 
 
-def learned_from(name: str, labels: Sequence[str], training: Sequence[int], task: str) -> Target:
+def fit_target(name: str, labels: Sequence[str], training: Sequence[int], task: str) -> Target:
     """The target of `labels`, texts, with the scale and counts of the training part.
 
     Raises:

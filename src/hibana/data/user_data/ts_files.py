@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from hibana.data.own.opening import decode
+from hibana.data.user_data.table_files import decode
 
-__all__ = ["read"]
+__all__ = ["read_ts"]
 
 
-def read(path: Path) -> tuple[list["np.ndarray[Any, Any]"], list[str] | None]:
+def read_ts(path: Path) -> tuple[list["np.ndarray[Any, Any]"], list[str] | None]:
     """The sequences in a file, ``[frames, dimensions]`` each, and their labels, if it has some.
 
     Raises:

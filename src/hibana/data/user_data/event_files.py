@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from hibana.data.own import prophesee
-from hibana.data.own.arrays import UNREADABLE
+from hibana.data.user_data import prophesee
+from hibana.data.user_data.arrays import UNREADABLE
 
-__all__ = ["MOST_SIDE", "SUFFIXES", "check_columns", "is_headed", "recording"]
+__all__ = ["MOST_SIDE", "SUFFIXES", "check_columns", "is_headed", "read_events"]
 
 NAMES = {"t": ("t", "ts", "time", "timestamp"), "x": ("x",), "y": ("y",), "p": ("p", "pol", "polarity", "on")}
 """Usual names of the columns of a recording."""
@@ -19,7 +19,7 @@ MOST_SIDE = 2048
 Array = np.ndarray[Any, Any]
 
 
-def recording(path: Path, columns: str = "") -> Array:
+def read_events(path: Path, columns: str = "") -> Array:
     """The events in a file, ``[events, 4]``: time, column, row, polarity 0 or 1; in order of time.
 
     Args:

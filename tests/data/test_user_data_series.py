@@ -13,7 +13,7 @@ pytest.importorskip("pandas", reason="the extra train is not installed")
 import hibana as hb
 from hibana import train
 from hibana.cli import main
-from hibana.data import own
+from hibana.data import user_data
 
 LABELS = np.arange(40) % 2
 SMALL = ["--layers", "16", "--epochs", "2", "--batch-size", "8"]
@@ -48,7 +48,7 @@ def test_series_in_arrays_are_series_and_the_line_says_so(tmp_path, dtype):
         "waves.npz: 40 sequences of 2 features, 30 steps, stretched to 64 "
         "(--kind arrays if they have no time axis)"
     )
-    in_memory = own.Sequences(list(x), labels=LABELS)
+    in_memory = user_data.Sequences(list(x), labels=LABELS)
     in_memory.setup()
     assert torch.equal(made.training.inputs, in_memory.training.inputs)
     settings, flat = made_of(tmp_path / "waves.npz", kind="arrays")
@@ -62,7 +62,7 @@ def test_lengths_beside_series_end_them(tmp_path):
     _, made = made_of(tmp_path / "waves.npz")
     assert "40 sequences of 2 features, 20 to 26 steps" in made.summary
     frames = [each[:length] for each, length in zip(x, lengths, strict=True)]
-    in_memory = own.Sequences(frames, labels=LABELS)
+    in_memory = user_data.Sequences(frames, labels=LABELS)
     in_memory.setup()
     assert torch.equal(made.training.inputs, in_memory.training.inputs)
     for wrong in (lengths * 2, lengths * 0, lengths / 3):
@@ -98,12 +98,12 @@ def test_spike_trains_are_shown_as_they_are(tmp_path, dtype):
     wanted = torch.stack(
         [torch.cat([torch.from_numpy(f).float(), torch.zeros(30 - len(f), 5)]) for f in frames]
     )
-    assert torch.equal(made.trained.inputs.tensor(made.read(made.source).values), wanted)
+    assert torch.equal(made.description.inputs.tensor(made.read(made.source).values), wanted)
     assert made_of(tmp_path / "spikes.npz", steps=20)[1].shape == (5,)
-    in_memory = own.Sequences(frames, labels=LABELS)
+    in_memory = user_data.Sequences(frames, labels=LABELS)
     in_memory.setup()
     assert torch.equal(in_memory.training.inputs, made.training.inputs)
-    again = own.described(json.loads(json.dumps(made.description.said())))
+    again = user_data.description_from_plain(json.loads(json.dumps(made.description.to_plain())))
     assert again == made.description
     assert torch.equal(again.inputs.tensor(again.read(tmp_path / "spikes.npz").values), wanted)
 
@@ -140,7 +140,7 @@ def test_fit_takes_map_style_datasets(tmp_path, kind):
     settings = train.Settings(layers="8", epochs=1, steps=3, batch_size=8)
     model, outcome = train.fit(settings, tmp_path / "run", samples=samples)
     assert (outcome.settings.kind, model.description.target.classes) == ("arrays", ("0", "1"))
-    wanted = own.Arrays(x, labels=y.tolist())
+    wanted = user_data.Arrays(x, labels=y.tolist())
     wanted.setup()
     assert model.description == wanted.description
     assert len(hb.train.predict(model, x).answers) == 40

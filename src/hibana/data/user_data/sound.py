@@ -10,10 +10,10 @@ from typing import Any, ClassVar, TypeAlias, final
 
 import numpy as np
 
-from hibana.data.own.base import Inputs
-from hibana.data.own.folders import labelled_files
-from hibana.data.own.samples import Raw, span
-from hibana.data.own.series import HOW, SequenceInputs, Sequences
+from hibana.data.user_data.base import Inputs
+from hibana.data.user_data.folders import labelled_files
+from hibana.data.user_data.samples import Raw, span
+from hibana.data.user_data.series import HOW, SequenceInputs, Sequences
 
 __all__ = ["SUFFIXES", "Sound", "SoundInputs", "band_energies", "levels", "log_mel", "read_levels"]
 
@@ -42,11 +42,11 @@ class SoundInputs(SequenceInputs):
 
     highest: float = HIGHEST
 
-    def unlike(self, values: list[Numbers]) -> str:
+    def difference_from_training(self, values: list[Numbers]) -> str:
         if self.scale.high[-1] > -RANGE and all((frames[:, -1] <= -RANGE).all() for frames in values):
             edge = _edges(self.highest)[BANDS - 1]
             return f"there is no sound above {edge:,.0f} Hz, as of a lower rate; the training data have some"
-        return super().unlike(values)
+        return super().difference_from_training(values)
 
 
 @final
@@ -66,7 +66,7 @@ class Sound(Sequences):
         source: the folder, or a list of files with a label each.
         lengths: how recordings come to one length, as of :class:`Sequences`.
         steps: the length in time that all get; 64 if ``None``.
-        options: see :class:`Own`.
+        options: see :class:`UserData`.
 
     Raises:
         ValueError: on :meth:`setup`, naming the file that can't be read, holds no sound or is too long.

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hibana.data.base import stretched
-from hibana.data.own import scale, ts
-from hibana.data.own.arrays import are_spikes, contents, input_arrays, pair
-from hibana.data.own.base import Inputs, Own
-from hibana.data.own.folders import labelled_files, readable
-from hibana.data.own.opening import read_table
-from hibana.data.own.samples import Raw, span
-from hibana.data.own.table import TIMES, is_row_number, named_label, numbers_of, numeric
-from hibana.data.own.target import column_texts, texts
+from hibana.data.base import stretch
+from hibana.data.user_data import scale, ts_files
+from hibana.data.user_data.arrays import are_spikes, contents, input_arrays, pair
+from hibana.data.user_data.base import Inputs, UserData
+from hibana.data.user_data.folders import labelled_files, readable
+from hibana.data.user_data.samples import Raw, span
+from hibana.data.user_data.table import TIMES, is_row_number, named_label, numbers_of, numeric
+from hibana.data.user_data.table_files import read_table
+from hibana.data.user_data.target import column_texts, texts
 
 __all__ = ["LENGTHS", "SequenceInputs", "Sequences", "is_array", "spike_steps"]
 
@@ -71,23 +71,23 @@ class SequenceInputs(Inputs):
         scaled = self.scaled(frames)
         if self.lengths != "stretch":
             return functional.pad(scaled[: self.steps], (0, 0, 0, max(0, self.steps - len(scaled))))
-        return stretched(scaled, self.steps)
+        return stretch(scaled, self.steps)
 
-    def own_steps(self, values: list[Array]) -> Tensor | None:
+    def step_counts(self, values: list[Array]) -> Tensor | None:
         if self.lengths != "mask":
             return None
         steps = [min(len(frames), self.steps) for frames in values]
         return torch.tensor(steps, dtype=torch.int64, device="cpu")
 
-    def unlike(self, values: list[Array]) -> str:
+    def difference_from_training(self, values: list[Array]) -> str:
         for frames in values:
             if frames.shape[1] != len(self.features):
                 raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
         filled = torch.from_numpy(self._filled(np.concatenate(values)))
-        return self.scale.unlike(filled, [f"feature {name!r}" for name in self.features])
+        return self.scale.difference_from_training(filled, [f"feature {name!r}" for name in self.features])
 
 
-class Sequences(Own):
+class Sequences(UserData):
     """Time series of variable length, ``[frames, F]`` each.
 
     A folder of tables by class, ``class/name.csv``, one row per frame; a long table, whose column `group`
@@ -104,7 +104,7 @@ class Sequences(Own):
         lengths: ``stretch``: interpolated to `steps`; ``pad``: cut at `steps`, and padded with zeros;
             ``mask``: the same, and steps after a sequence's end do not count.
         steps: the length of all inputs; 64 if ``None``, for spike trains their own.
-        options: see :class:`Own`.
+        options: see :class:`UserData`.
 
     >>> samples = Sequences([np.ones([n, 2]) * n for n in range(4, 24)], labels=["a", "b"] * 10, steps=8)
     >>> samples.setup()
@@ -157,7 +157,7 @@ class Sequences(Own):
             missing = f", {np.isnan(joined).mean():.1%} missing, filled with the median" if filled else ""
         steps = [len(frames) for frames in raw.values]
         in_arrays = not isinstance(source, str | Path) or is_array(source)
-        if self.description is not None:
+        if self._description is not None:
             self.steps, self.lengths = self.option("steps"), self.option("lengths")
         elif in_arrays and are_spikes(*raw.values):
             self.steps = max(steps) if self._default_steps else self.steps
@@ -174,7 +174,7 @@ class Sequences(Own):
 
     def _read(self, source: Any) -> Raw:
         """The sequences in `source`; sets the names of their features if they have names."""
-        described = None if self.description is None else self.description
+        described = None if self._description is None else self._description
         self._features = () if described is None else self.option("features")
         if self.labels is not None or not isinstance(source, str | Path):
             written = None if self.labels is None else texts(list(self.labels))
@@ -184,7 +184,7 @@ class Sequences(Own):
             return _in_arrays(source, label)
         path = Path(source)
         if path.suffix == ".ts":
-            return _numbered(*ts.read(path))
+            return _numbered(*ts_files.read_ts(path))
         if self.option("group") is not None and path.is_file():
             return self._grouped(path, self.option("group"), label)
         raw = labelled_files(path, SUFFIXES, "sequences")
@@ -243,7 +243,7 @@ class Sequences(Own):
         self.shortest, self.longest = min(lengths), max(lengths)
         present = [column[~np.isnan(column)] for column in part.T]
         fill = np.array([np.median(column) if len(column) else 0.0 for column in present])
-        learned = scale.learned_from(torch.from_numpy(np.where(np.isnan(part), fill, part)), unit=False)
+        learned = scale.fit_scale(torch.from_numpy(np.where(np.isnan(part), fill, part)), unit=False)
         if self._spikes:
             zeros, ones = (0.0,) * part.shape[1], (1.0,) * part.shape[1]
             learned = scale.Scale(zeros, ones, zeros, ones, clipped=False)

@@ -17,8 +17,8 @@ from PIL import Image
 import hibana as hb
 from hibana import train
 from hibana.cli import main
-from hibana.data import own
-from hibana.data.own.opening import read_table
+from hibana.data import user_data
+from hibana.data.user_data.table_files import read_table
 from hibana.train import checkpoint
 
 SMALL = ["--layers", "16", "--epochs", "3", "--steps", "4", "--batch-size", "8"]
@@ -91,7 +91,7 @@ def recordings(folder, count=24):
 
 def read(path, **options):
     """The data set at `path`, read."""
-    made = own.KINDS[own.kind_of(path, grouped="group" in options)](path, **options)
+    made = user_data.KINDS[user_data.kind_of(path, grouped="group" in options)](path, **options)
     made.setup()
     return made
 
@@ -109,11 +109,11 @@ def test_a_table_is_told_in_a_line(tmp_path):
 
 def test_parts_hold_each_class_in_its_share_and_follow_from_the_seed():
     labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 3
-    first = own.samples.draw_parts(labels, 0, stratified=True)
+    first = user_data.samples.draw_parts(labels, 0, stratified=True)
     assert sorted([*first[0], *first[1], *first[2]]) == list(range(93))
     for part, counts in zip(first, ((42, 21, 1), (6, 3, 1), (12, 6, 1)), strict=True):
         assert tuple([labels[index] for index in part].count(kind) for kind in "abc") == counts
-    again, other = (own.samples.draw_parts(labels, seed, stratified=True) for seed in (0, 1))
+    again, other = (user_data.samples.draw_parts(labels, seed, stratified=True) for seed in (0, 1))
     assert first == again != other
 
 
@@ -300,7 +300,7 @@ def test_what_lies_among_pictures_and_is_none_is_no_class_and_no_picture(tmp_pat
 
 def test_channels_of_arrays_that_come_last_come_first(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, [20, 6, 5, 3], np.uint8)
-    made = [own.Arrays(each, labels=[0, 1] * 10) for each in (images, images.transpose(0, 3, 1, 2))]
+    made = [user_data.Arrays(each, labels=[0, 1] * 10) for each in (images, images.transpose(0, 3, 1, 2))]
     for each in made:
         each.setup()
         assert each.shape == (3, 6, 5)
@@ -310,15 +310,15 @@ def test_channels_of_arrays_that_come_last_come_first(tmp_path):
     read = [description.read(each) for each in (images, images.transpose(0, 3, 1, 2))]
     assert all(np.array_equal(each.values, images.transpose(0, 3, 1, 2)) for each in read)
     with pytest.raises(ValueError, match=r"must have the shape \[N, 3, 6, 5\]"):
-        description.inputs.unlike(description.read(images[:, :5]).values)
+        description.inputs.difference_from_training(description.read(images[:, :5]).values)
 
 
 @pytest.mark.parametrize("shape", [(20, 6, 4), (20,), (20, 6)])
 def test_arrays_that_are_no_pictures_are_never_turned(shape):
-    made = own.Arrays(np.random.default_rng(0).random([20, 4, 6]), labels=[0, 1] * 10)
+    made = user_data.Arrays(np.random.default_rng(0).random([20, 4, 6]), labels=[0, 1] * 10)
     made.setup()
     with pytest.raises(ValueError, match=r"must have the shape \[N, 4, 6\]"):
-        made.description.inputs.unlike(made.description.read(np.zeros(shape)).values)
+        made.description.inputs.difference_from_training(made.description.read(np.zeros(shape)).values)
 
 
 def test_a_folder_is_of_the_kind_of_most_of_its_files(tmp_path):
@@ -328,7 +328,7 @@ def test_a_folder_is_of_the_kind_of_most_of_its_files(tmp_path):
             for number in range(count):
                 (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
                 (folder / "ab"[number % 2] / f"{number}.{ends}").write_text("t,x,y,p\n1,2,3,0\n")
-        return own.kind_of(folder)
+        return user_data.kind_of(folder)
 
     assert kind(png=3, txt=1, npy=1) == "images"
     assert kind(png=2, csv=3) == "events"
@@ -463,14 +463,14 @@ def test_recordings_in_csv_are_known_by_the_names_of_their_columns_in_any_order(
     )
     assert made.shape == (2, 4, 7)
     assert torch.equal(made.training.inputs, plain.training.inputs)
-    assert isinstance(own.Sequences(tmp_path / "txyp").splits()[0].inputs, torch.Tensor)
+    assert isinstance(user_data.Sequences(tmp_path / "txyp").splits()[0].inputs, torch.Tensor)
 
 
 @pytest.mark.parametrize("first", ["x,y,p\n1,2,3", "x,y,p,t,q\n1,2,0,3,4"])
 def test_a_csv_by_class_that_names_no_events_is_a_sequence(tmp_path, first):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "one.csv").write_text(first)
-    assert own.kind_of(tmp_path) == "sequences"
+    assert user_data.kind_of(tmp_path) == "sequences"
 
 
 def test_a_recording_whose_columns_have_other_names_is_refused_and_remarks_are_left_out(tmp_path):
@@ -479,7 +479,7 @@ def test_a_recording_whose_columns_have_other_names_is_refused_and_remarks_are_l
     with pytest.raises(ValueError, match="must hold events t, x, y, p: there is no 't' among x, y, p, when"):
         read(tmp_path)
     (tmp_path / "a" / "one.txt").write_text("# 240 180\n5 1 2 0\n# 1 2 3 4\n6 3 2 1\n")
-    assert own.event_files.recording(tmp_path / "a" / "one.txt", "txyp").tolist() == [
+    assert user_data.event_files.read_events(tmp_path / "a" / "one.txt", "txyp").tolist() == [
         [5, 1, 2, 0],
         [6, 3, 2, 1],
     ]
@@ -558,7 +558,7 @@ def test_five_lines_of_python_do_the_same(tmp_path):
 
 
 def test_balanced_weights_have_a_rare_class_count_as_much():
-    target = own.target.learned_from("kind", ["a"] * 30 + ["b"] * 10, range(40), None)
+    target = user_data.target.fit_target("kind", ["a"] * 30 + ["b"] * 10, range(40), None)
     assert target.weights() == pytest.approx((2 / 3, 2.0))
     objective = hb.loss.named("membrane-mean", weights=target.weights())
     outputs, labels = torch.tensor([[[1.0, 0.0]] * 30 + [[0.0, 3.0]] * 10]), torch.tensor([0] * 30 + [1] * 10)
@@ -572,8 +572,8 @@ def test_what_is_described_comes_back_from_plain_values(tmp_path):
         read(pictures(tmp_path / "tones")),
         read(recordings(tmp_path / "moves"), steps=3),
     ):
-        said = made.description.said()
-        assert own.described(json.loads(json.dumps(said))) == made.description
+        said = made.description.to_plain()
+        assert user_data.description_from_plain(json.loads(json.dumps(said))) == made.description
         for broken in (
             {**said, "kind": "os"},
             {**said, "inputs": {}},
@@ -584,7 +584,7 @@ def test_what_is_described_comes_back_from_plain_values(tmp_path):
             [],
         ):
             with pytest.raises(ValueError, match="must"):
-                own.described(broken)
+                user_data.description_from_plain(broken)
 
 
 def test_a_checkpoint_without_its_description_or_with_another_is_refused(tmp_path):
@@ -593,7 +593,7 @@ def test_a_checkpoint_without_its_description_or_with_another_is_refused(tmp_pat
     samples.setup()
     model = train.made(settings, samples)
     whole = {"hyper_parameters": dict(model.hyper), "state_dict": model.state_dict()}
-    whole["description"] = model.description.said()
+    whole["description"] = model.description.to_plain()
     for broken in (
         {name: value for name, value in whole.items() if name != "description"},
         {**whole, "description": {**whole["description"], "kind": "images"}},

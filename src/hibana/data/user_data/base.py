@@ -1,8 +1,7 @@
-"""What all kinds of user data share: samples are read, split, scaled on the training part, and described.
+"""Base classes of the user's data: :class:`UserData`, :class:`Inputs` and :class:`Description`.
 
-A kind of data is a file next to this one: a subclass of :class:`Own` that reads a source into a :class:`Raw`,
-and a subclass of :class:`Inputs`, which stores how values become network inputs. The :class:`Description` is
-stored in the checkpoint, and suffices to read more data of the kind.
+Each kind of data has a file next to this one. It contains a subclass of :class:`UserData`, which reads a
+source into a :class:`Raw`, and a subclass of :class:`Inputs`, which converts values to network inputs.
 """
 
 from abc import ABC, abstractmethod
@@ -15,18 +14,18 @@ import torch
 from torch import Tensor
 
 from hibana.data.base import DataSet, InMemory, Samples
-from hibana.data.own import plain, target
-from hibana.data.own.folders import readable
-from hibana.data.own.opening import check_encoding
-from hibana.data.own.samples import Raw, draw_parts
-from hibana.data.own.target import Target
+from hibana.data.user_data import plain_values, target
+from hibana.data.user_data.folders import readable
+from hibana.data.user_data.samples import Raw, draw_parts
+from hibana.data.user_data.table_files import check_encoding
+from hibana.data.user_data.target import Target
 
-__all__ = ["KINDS", "MISSING", "Description", "Inputs", "Own", "described", "source_name"]
-__all__ += ["without_removed"]
+__all__ = ["KINDS", "MISSING", "Description", "Inputs", "UserData", "description_from_plain", "source_name"]
+__all__ += ["without_removed_options"]
 
 MISSING = ("median", "drop", "refuse")
 """Missing values are replaced by the training part's median, dropped with their samples, or refused."""
-KINDS: dict[str, type["Own"]] = {}
+KINDS: dict[str, type["UserData"]] = {}
 """The classes of user data by kind; each registers itself."""
 
 REMOVED: dict[str, tuple[Any, ...]] = {"dates": ("refuse", "drop"), "denoise": (0.0,), "split_by": ("time",)}
@@ -44,12 +43,12 @@ class Inputs(ABC):
     def tensor(self, values: Any) -> Tensor:
         """The inputs, ``[N, *shape]`` or ``[N, T, *shape]``."""
 
-    def own_steps(self, values: Any) -> Tensor | None:
+    def step_counts(self, values: Any) -> Tensor | None:
         """The length of each sequence, ``[N]``, if the steps after its end do not count."""
         return None
 
     @abstractmethod
-    def unlike(self, values: Any) -> str:
+    def difference_from_training(self, values: Any) -> str:
         """How `values` differ from the training data, as a clause; empty if they do not.
 
         Raises:
@@ -73,36 +72,40 @@ class Description:
         """
         return KINDS[self.kind](source, description=self).read_checked(source)
 
-    def said(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         """The description in plain values."""
-        return {"kind": self.kind, "inputs": plain.said(self.inputs), "target": plain.said(self.target)}
+        return {
+            "kind": self.kind,
+            "inputs": plain_values.to_plain(self.inputs),
+            "target": plain_values.to_plain(self.target),
+        }
 
 
-def described(plain_values: Any) -> Description:
-    """The description whose :meth:`Description.said` is `plain_values`.
+def description_from_plain(plain: Any) -> Description:
+    """The description whose :meth:`Description.to_plain` is `plain`.
 
     Raises:
         ValueError: if there is none.
     """
     if (
-        not isinstance(plain_values, dict)
-        or set(plain_values) != {"kind", "inputs", "target"}
-        or plain_values["kind"] not in KINDS
+        not isinstance(plain, dict)
+        or set(plain) != {"kind", "inputs", "target"}
+        or plain["kind"] not in KINDS
     ):
         raise ValueError("a description must have a kind, inputs and a target")
-    inputs = plain.made(KINDS[plain_values["kind"]].inputs, without_removed(plain_values["inputs"]))
-    outputs = plain.made(Target, plain_values["target"])
+    inputs = plain_values.from_plain(KINDS[plain["kind"]].inputs, without_removed_options(plain["inputs"]))
+    outputs = plain_values.from_plain(Target, plain["target"])
     if len(outputs.counts) != len(outputs.classes) or not all(0 < side < 1 << 24 for side in inputs.shape):
         raise ValueError("a description must have a count for each class, and a shape")
-    return Description(plain_values["kind"], inputs, outputs)
+    return Description(plain["kind"], inputs, outputs)
 
 
-def without_removed(options: dict[str, Any]) -> dict[str, Any]:
+def without_removed_options(options: dict[str, Any]) -> dict[str, Any]:
     """`options` without those of earlier versions that change nothing."""
     return {name: value for name, value in options.items() if value not in REMOVED.get(name, ())}
 
 
-class Own(DataSet):
+class UserData(DataSet):
     """Data in files or memory of the user.
 
     Args:
@@ -149,7 +152,7 @@ class Own(DataSet):
         self.test_source = Path(test).expanduser() if isinstance(test, str | Path) else test
         self.encoding = None if encoding is None else check_encoding(encoding)
         self.label, self.task, self.missing, self.unit, self.steps = label, task, missing, unit, steps
-        self.description = description
+        self._description = description
         self.summary = ""
 
     def __init_subclass__(cls) -> None:
@@ -165,7 +168,7 @@ class Own(DataSet):
 
     def option(self, name: str) -> Any:
         """An option of reading: that of the training data if there is a description which stores it."""
-        described = None if self.description is None else self.description.inputs
+        described = None if self._description is None else self._description.inputs
         return getattr(described if hasattr(described, name) else self, name)
 
     def read_checked(self, source: Any) -> Raw:
@@ -189,17 +192,15 @@ class Own(DataSet):
         raw = self._usable(self.source, self.called)
         assert raw.labels is not None
         task = self.task or target.guess_task(raw.labels)
-        target.learned_from(
-            raw.label, raw.labels, range(len(raw.labels)), task
-        )  # refuse before drawing parts
+        target.fit_target(raw.label, raw.labels, range(len(raw.labels)), task)  # refuse before drawing parts
         parts = raw.parts or draw_parts(
             raw.labels, self.seed, stratified=task == "classification", tested=self.test_source is None
         )
-        if self.description is None:
-            outputs = target.learned_from(raw.label, raw.labels, parts[0], task)
-            self.description = Description(self.kind, self.learn(raw, parts[0]), outputs)
+        if self._description is None:
+            outputs = target.fit_target(raw.label, raw.labels, parts[0], task)
+            self._description = Description(self.kind, self.learn(raw, parts[0]), outputs)
         samples = self._samples(raw)
-        self.summary = f"{raw.describe(self.called)}, {self.description.target}"
+        self.summary = f"{raw.describe(self.called)}, {self._description.target}"
         training, validation, test = (_select(samples, part) for part in parts)
         if self.test_source is not None:
             name = source_name(self.test_source, "test")
@@ -212,10 +213,10 @@ class Own(DataSet):
         return self.read_checked(source).usable(name, drop_gaps=self.option("missing") == "drop")
 
     def _samples(self, raw: Raw) -> InMemory:
-        assert self.description is not None
+        assert self._description is not None
         assert raw.labels is not None
-        inputs, labels = self.description.inputs, self.description.target.encoded(raw.labels)
-        return InMemory(inputs.tensor(raw.values), labels, inputs.own_steps(raw.values))
+        inputs, labels = self._description.inputs, self._description.target.encoded(raw.labels)
+        return InMemory(inputs.tensor(raw.values), labels, inputs.step_counts(raw.values))
 
     @property
     def called(self) -> str:
@@ -223,30 +224,30 @@ class Own(DataSet):
         return source_name(self.source, type(self).__name__)
 
     @property
-    def trained(self) -> Description:
+    def description(self) -> Description:
         """The description of the data; reads them if that was not done yet."""
-        if self.description is None:
+        if self._description is None:
             self.setup()
-        assert self.description is not None
-        return self.description
+        assert self._description is not None
+        return self._description
 
     @property
     def shape(self) -> tuple[int, ...]:  # type: ignore[override] # depends on the data
         """Of one step of one input."""
-        return self.trained.inputs.shape
+        return self.description.inputs.shape
 
     @property
     def classes(self) -> int:  # type: ignore[override] # as above
         """Number of the network's outputs."""
-        return self.trained.target.outputs
+        return self.description.target.outputs
 
     @property
     def names(self) -> tuple[str, ...]:
-        return self.trained.target.classes
+        return self.description.target.classes
 
     @property
     def sequential(self) -> bool:  # type: ignore[override] # as above
-        return self.trained.inputs.sequential
+        return self.description.inputs.sequential
 
 
 def source_name(source: Any, otherwise: str) -> str:

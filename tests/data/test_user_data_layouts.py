@@ -17,14 +17,14 @@ from PIL import Image
 
 from hibana import train
 from hibana.cli import main
-from hibana.data import own
+from hibana.data import user_data
 
 SMALL = ["--layers", "16", "--epochs", "2", "--batch-size", "8"]
 
 
 def read(path, **options):
     """The data set at `path`, read."""
-    made = own.KINDS[own.kind_of(path, grouped="group" in options)](path, **options)
+    made = user_data.KINDS[user_data.kind_of(path, grouped="group" in options)](path, **options)
     made.setup()
     return made
 
@@ -130,7 +130,7 @@ def test_numbers_of_a_table_are_filled_and_refused_as_column_by_column(tmp_path)
     ):
         with pytest.raises(ValueError, match=words):
             made.description.inputs.tensor(made.description.read(broken).values)
-    refusing = own.Table(frame, missing="refuse")
+    refusing = user_data.Table(frame, missing="refuse")
     with pytest.raises(ValueError, match="row 1 has one in 'b'"):
         refusing.setup()
 
@@ -159,7 +159,7 @@ def test_events_without_names_of_columns_are_txyp_or_as_asked(tmp_path, capsys, 
     assert "on 40x34 pixels" in asked.summary
     named = read(events(tmp_path / "plain", "txyp", length=length), steps=5)
     assert torch.equal(asked.training.inputs, named.training.inputs)
-    again = own.described(asked.description.said())
+    again = user_data.description_from_plain(asked.description.to_plain())
     one = folder / "a" / "0.npy"
     assert again.inputs.columns == columns
     assert np.array_equal(again.read(one).values[0], named.description.read(tmp_path / "plain").values[0])
@@ -181,11 +181,11 @@ def test_a_sensor_larger_than_any_is_refused_unless_its_size_is_given(tmp_path, 
 
 
 def test_a_description_from_before_a_field_was_there_is_read(tmp_path):
-    said = read(events(tmp_path / "mine", "txyp"), steps=2).description.said()
+    said = read(events(tmp_path / "mine", "txyp"), steps=2).description.to_plain()
     del said["inputs"]["columns"]
-    assert own.described(said).inputs.columns == ""
+    assert user_data.description_from_plain(said).inputs.columns == ""
     with pytest.raises(ValueError, match="must have the entries"):
-        own.described({**said, "inputs": {**said["inputs"], "sequential": True}})
+        user_data.description_from_plain({**said, "inputs": {**said["inputs"], "sequential": True}})
 
 
 def ts_file(path, count):
@@ -205,7 +205,7 @@ def test_a_folder_with_one_pair_of_ts_files_is_that_pair(tmp_path):
     assert len(made.test) == 7
     ts_file(tmp_path / "Gait" / "Other_TRAIN.ts", 20)
     with pytest.raises(ValueError, match=r"must hold one \*_TRAIN.ts, .* has 2; name one of them: Gait_"):
-        own.kind_of(tmp_path / "Gait")
+        user_data.kind_of(tmp_path / "Gait")
 
 
 def test_several_columns_are_no_label(tmp_path):
@@ -260,4 +260,4 @@ def test_a_list_that_names_what_is_not_there_is_refused(tmp_path, capsys, text, 
 def test_a_table_with_names_of_files_among_other_columns_stays_a_table(tmp_path):
     Image.fromarray(np.zeros([4, 4], np.uint8)).save(tmp_path / "1.png")
     (tmp_path / "table.csv").write_text("filename,size,label\n" + "1.png,3,a\n1.png,4,b\n" * 10)
-    assert own.kind_of(tmp_path / "table.csv") == "table"
+    assert user_data.kind_of(tmp_path / "table.csv") == "table"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Scale", "learned_from"]
+__all__ = ["Scale", "fit_scale"]
 
 FAR, OFTEN = 1.0, 0.05
 """Inputs differ from the training data if this share of values is this many widths outside of their range."""
@@ -38,7 +38,7 @@ class Scale:
         scaled = ((values.double() - shift) * factor).float()
         return scaled.clamp(0, 1) if self.clipped else scaled
 
-    def unlike(self, values: Tensor, names: Sequence[str]) -> str:
+    def difference_from_training(self, values: Tensor, names: Sequence[str]) -> str:
         """How `values`, ``[..., F]``, differ from the training data, as a clause; empty if they do not.
 
         `names` are those of the features, or one for all.
@@ -56,7 +56,7 @@ class Scale:
         return ""
 
 
-def learned_from(values: Tensor, *, unit: bool, joint: bool = False) -> Scale:
+def fit_scale(values: Tensor, *, unit: bool, joint: bool = False) -> Scale:
     """The scale on which `values`, ``[..., F]``, have mean 0 and deviation 1; with `unit`, reach from 0 to 1.
 
     A feature that never changes becomes 0. `joint` takes one scale for all features.
