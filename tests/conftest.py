@@ -77,8 +77,8 @@ def _nothing_is_compiled_yet():
 def _no_run_is_left():
     """Within a run, each layer's call is one of Python's, which breaks graphs of ``torch.compile``."""
     yield
-    ambient = sys.modules.get("hibana.compiler.ambient")
-    assert ambient is None or not ambient.active, "the test left a hibana.run that did not end"
+    context = sys.modules.get("hibana.compiler.call_context")
+    assert context is None or not context.run_active, "the test left a hibana.run that did not end"
 
 
 @pytest.fixture(autouse=True)

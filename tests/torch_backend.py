@@ -7,7 +7,7 @@ from hibana.compiler.analysis.eager import Eager
 from hibana.compiler.backend import Backend, Kernels
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass
-from hibana.compiler.strides import unpacked
+from hibana.compiler.memory_layout import unpack_bits
 
 
 class TorchKernels(Kernels):
@@ -70,7 +70,7 @@ class TorchKernels(Kernels):
         return to_input if given.wants_input else None, first_grads, sums
 
     def _read(self, bits, one):
-        return unpacked(bits, one.numel()).view(-1, *one).bool()
+        return unpack_bits(bits, one.numel()).view(-1, *one).bool()
 
     def _shared(self, parameters):
         constants = {f"c[{i}]": torch.tensor(c, dtype=self.dtype) for i, c in enumerate(self.step.constants)}

@@ -222,7 +222,7 @@ def _by_bits(rows: "Tensor", words: "Tensor") -> "Tensor":
     return product.product_with_bits(rows, words)
 
 
-named_kernels.by_bits = _by_bits
+named_kernels.bit_product = _by_bits
 
 
 class _PublicModules:

@@ -8,10 +8,10 @@ import torch
 
 import hibana as hb
 from conformance.suite import CELLS, takes
-from hibana.compiler import emitted
-from hibana.compiler.cpu import kernels as cpu
-from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE
-from hibana.compiler.cpu.walk import ALIASING_FROM
+from hibana.compiler import run_cell
+from hibana.compiler.cpu import row_kernels as cpu
+from hibana.compiler.cpu.launch import ALIASING_FROM
+from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
 
 GRADIENTS = {
     "contiguous": lambda shape: torch.randn(shape),
@@ -27,7 +27,7 @@ def run(cell, inputs, grad_outputs, grad_last=None):
     """Outputs, last states and the gradient of the inputs, by the second of two equal calls."""
     for _ in range(2):
         x = inputs.detach().clone().requires_grad_()
-        outputs, last = emitted(cell, x, of_a_layer=grad_last is None)
+        outputs, last = run_cell(cell, x, is_layer=grad_last is None)
     roots = [outputs] if grad_last is None else [outputs, *last]
     grads = [grad_outputs] if grad_last is None else [grad_outputs, *[grad_last] * len(last)]
     (grad,) = torch.autograd.grad(roots, x, grads)
@@ -83,7 +83,7 @@ def test_hooks_see_and_may_replace_what_is_saved(shape):
     def grad_with(pack):
         x = torch.rand(shape, generator=torch.Generator().manual_seed(1), requires_grad=True)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            outputs, _ = emitted(hb.IFCell(surrogate="ATan"), x, of_a_layer=True)
+            outputs, _ = run_cell(hb.IFCell(surrogate="ATan"), x, is_layer=True)
         outputs.sum().backward()
         return x.grad
 
@@ -94,7 +94,7 @@ def test_a_second_derivative_is_refused_where_it_is_asked_for():
     inputs, weight = torch.rand(5, 70, requires_grad=True), torch.rand(5, 70, requires_grad=True)
     cell = hb.IFCell()
     for _ in range(2):
-        outputs, _ = emitted(cell, inputs)
+        outputs, _ = run_cell(cell, inputs)
         (grad,) = torch.autograd.grad((outputs * weight).sum(), inputs, create_graph=True)
         with pytest.raises(RuntimeError, match='backend="reference"'):
             torch.autograd.grad((grad * inputs).sum(), inputs)
@@ -107,7 +107,7 @@ class Squares(hb.Cell):
 
 def test_saved_inputs_must_not_be_written_to():
     copy = torch.rand(16, 70, requires_grad=True).clone()
-    outputs, _ = emitted(Squares(), copy)
+    outputs, _ = run_cell(Squares(), copy)
     assert outputs.grad_fn.specification.plan.reads_input
     with torch.no_grad():
         copy.add_(1.0)
@@ -117,7 +117,7 @@ def test_saved_inputs_must_not_be_written_to():
 
 def test_large_outputs_lie_apart_from_what_they_are_computed_from():
     inputs = torch.rand(8, 8192 + 128, requires_grad=True)
-    outputs, _ = emitted(hb.IFCell(), inputs)
+    outputs, _ = run_cell(hb.IFCell(), inputs)
     weight = torch.rand_like(outputs)
     (grad,) = torch.autograd.grad(outputs, inputs, weight)
     for written, read in ((outputs, inputs), (grad, weight)):
@@ -130,10 +130,10 @@ def test_large_outputs_lie_apart_from_what_they_are_computed_from():
 def test_nodes_let_go_of_everything_whichever_thread_ends_them():
     cell = hb.IFCell()
     inputs = torch.rand(5, 70, requires_grad=True)
-    emitted(cell, inputs)
-    specification = emitted(cell, inputs)[0].grad_fn.specification
+    run_cell(cell, inputs)
+    specification = run_cell(cell, inputs)[0].grad_fn.specification
     before = sys.getrefcount(specification)
-    held = [emitted(cell, inputs)[0] for _ in range(10)]
+    held = [run_cell(cell, inputs)[0] for _ in range(10)]
     assert sys.getrefcount(specification) == before + 10
     thread = threading.Thread(target=held.clear)
     thread.start()
@@ -145,12 +145,12 @@ def test_a_changed_setting_and_another_number_of_threads_are_seen():
     inputs = torch.full((4, 3), 0.6, requires_grad=True)
     cell = hb.IFCell()
     for _ in range(2):
-        assert emitted(cell, inputs)[0][:, 0].tolist() == [0, 1, 0, 1]
+        assert run_cell(cell, inputs)[0][:, 0].tolist() == [0, 1, 0, 1]
     cell.threshold = 0.5
-    assert emitted(cell, inputs)[0][:, 0].tolist() == [1, 1, 1, 1]
+    assert run_cell(cell, inputs)[0][:, 0].tolist() == [1, 1, 1, 1]
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        assert emitted(cell, inputs)[0][:, 0].tolist() == [1, 1, 1, 1]
+        assert run_cell(cell, inputs)[0][:, 0].tolist() == [1, 1, 1, 1]
     finally:
         torch.set_num_threads(threads)

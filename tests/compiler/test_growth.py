@@ -9,9 +9,9 @@ import torch
 
 import hibana as hb
 from hibana.compiler import compiling, programs
-from hibana.compiler.cpu import kernels as cpu
+from hibana.compiler.bounded_dict import BoundedDict
+from hibana.compiler.cpu import row_kernels as cpu
 from hibana.compiler.graph import dependencies
-from hibana.compiler.shared import Bounded
 
 X = 3 * torch.rand(6, 2, 5)
 
@@ -71,8 +71,8 @@ def test_another_value_of_a_hyper_parameter_plans_nothing_and_writes_no_kernel(m
 
 
 def test_what_is_let_go_still_serves_a_backward_that_is_to_come(monkeypatch):
-    monkeypatch.setattr(programs, "_SHARED", Bounded(2))
-    monkeypatch.setattr(compiling, "_BY_STRUCTURE", Bounded(1))
+    monkeypatch.setattr(programs, "_SHARED", BoundedDict(2))
+    monkeypatch.setattr(compiling, "_BY_STRUCTURE", BoundedDict(1))
     monkeypatch.setattr(dependencies, "SERVED", 1)
     monkeypatch.setattr(cpu, "SHAPES", 1)
     cells = [hb.IFCell(0.4), hb.LIFCell(3.0, threshold=0.3), hb.ALIFCell(), hb.IFCell(0.7), hb.QIFCell()]
@@ -88,7 +88,7 @@ def test_what_is_let_go_still_serves_a_backward_that_is_to_come(monkeypatch):
 
 
 def test_a_bounded_dictionary_lets_the_oldest_go():
-    kept = Bounded(2)
+    kept = BoundedDict(2)
     for i in range(4):
         kept[i] = str(i)
     assert kept == {2: "2", 3: "3"}

@@ -14,7 +14,7 @@ from conformance.functions import FUNCTIONS, ONE, Applied, refusals
 from conformance.suite import CPU
 from hibana.compiler.cpu.functions import _row
 from hibana.compiler.cpu.libraries import approximate
-from hibana.compiler.cpu.own import exp_of_float32
+from hibana.compiler.cpu.vector_math import exp_of_float32
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported, row_of
 from hibana.compiler.graph.trace import trace

@@ -7,7 +7,7 @@ from torch import nn
 import hibana as hb
 from conformance.compare import on_its_device, reference
 from conformance.suite import each_backend
-from hibana.compiler.strides import repeated
+from hibana.compiler.memory_layout import expand_over_time
 
 SHAPE = (5, 2, 3, 4, 6)
 
@@ -86,7 +86,7 @@ def test_what_is_repeated_in_the_order_of_its_memory(run):
     seen = []
     for call in (run, reference):
         begun = once.detach().requires_grad_()
-        inputs = repeated(begun, 6)
+        inputs = expand_over_time(begun, 6)
         assert torch.equal(inputs, begun.expand(6, 2, 8, 3, 5))
         assert inputs.stride() == (0, *once.stride())
         outputs, _ = call(cell, inputs, None)
@@ -101,7 +101,7 @@ def test_the_gradient_of_what_is_repeated_lies_as_it_does():
     seen = []
     middle = once * 1
     middle.register_hook(lambda grad: seen.append(grad.stride()))
-    spikes = hb.OverTime(hb.IFCell(detach_reset=True))(repeated(middle, 6))
+    spikes = hb.OverTime(hb.IFCell(detach_reset=True))(expand_over_time(middle, 6))
     spikes.sum().backward()
     assert seen == [once.stride()]
 

@@ -453,7 +453,9 @@ def test_without_kernels_the_gradients_are_the_same(rule, monkeypatch):
     net = strong(network(hb.Recurrent(Repeating(), 5), "leaky"), x)
     exact = by_sequence(net, x, loss_of(x, 3), rule, 5)
     for module in (hb.learn.runs, hb.learn.memory):
-        monkeypatch.setattr(module, "unrolled", functools.partial(module.unrolled, backend="reference"))
+        monkeypatch.setattr(
+            module, "unroll_layer", functools.partial(module.unroll_layer, backend="reference")
+        )
     check_exact(by_sequence(net, x, loss_of(x, 3), rule, 5), exact)
 
 

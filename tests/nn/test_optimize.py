@@ -92,8 +92,8 @@ def test_outputs_gradients_and_statistics_are_those_of_each_step(training):
 def test_inference_normalizes_in_the_neurons_pass_with_the_same_result(in_each_step, monkeypatch):
     monkeypatch.setattr(normalized, "FUSED_FROM", 0)
     calls = []
-    counted = normalized.emitted_around
-    monkeypatch.setattr(normalized, "emitted_around", lambda *args: calls.append(args) or counted(*args))
+    counted = normalized.run_wrapped_cell
+    monkeypatch.setattr(normalized, "run_wrapped_cell", lambda *args: calls.append(args) or counted(*args))
     net = wrapped(plain()) if in_each_step else plain()
     net = hb.optimize(net, verbose=False).eval()
     assert table(net).count("in the neurons' pass in inference") == 2

@@ -9,7 +9,7 @@ from torch.distributed._composable import checkpoint as composable
 from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
-from hibana.compiler import ambient
+from hibana.compiler import call_context
 
 
 def network():
@@ -88,7 +88,7 @@ def test_what_a_layer_calls_by_itself_is_within_no_run():
 
 def test_after_a_run_no_layer_asks_for_one():
     hb.run(network(), torch.rand(4, 2, 3))
-    assert not ambient.active
+    assert not call_context.run_active
 
 
 def test_a_run_and_plain_calls_of_one_network_in_threads_are_independent():

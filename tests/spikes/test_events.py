@@ -11,7 +11,7 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.compiler.strides import same_each_step
+from hibana.compiler.memory_layout import constant_step
 from hibana.spikes import layer as shared_layer
 from hibana.spikes.bits import agree, pack_bits
 from hibana.spikes.linear import product
@@ -209,12 +209,12 @@ def test_a_gradient_that_is_the_same_at_each_step_is_multiplied_for_one(steps, s
 def test_a_gradient_that_is_another_at_one_step_is_not_taken_for_the_same():
     for step in range(6):
         grad = torch.ones(6, 2, 3)
-        assert torch.equal(same_each_step(grad), grad[0])
+        assert torch.equal(constant_step(grad), grad[0])
         grad[step, 1, 2] = 2.0
-        assert same_each_step(grad) is None
-    assert same_each_step(torch.full((5, 2, 3), torch.nan)) is None
-    assert same_each_step(torch.ones(2, 3).expand(5, 2, 3)).shape == (2, 3)
-    assert same_each_step(torch.ones(4, 3)) is None  # rows of one step
+        assert constant_step(grad) is None
+    assert constant_step(torch.full((5, 2, 3), torch.nan)) is None
+    assert constant_step(torch.ones(2, 3).expand(5, 2, 3)).shape == (2, 3)
+    assert constant_step(torch.ones(4, 3)) is None  # rows of one step
 
 
 def test_a_constant_current_is_one_product():

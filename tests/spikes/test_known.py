@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.compiler.attached import known
+from hibana.compiler.spike_metadata import metadata_of
 from hibana.spikes.bits import pack_bits
 from hibana.spikes.convolution import layer as convolution_layer
 from hibana.spikes.layer import as_bits
@@ -154,7 +154,7 @@ def test_nothing_is_remembered_of_spikes_that_are_gone():
     layer, images = _deep()
     with torch.inference_mode():
         spikes = layer(images)
-        view, planes = spikes.flatten(0, 1), ref(known(spikes).planes)
+        view, planes = spikes.flatten(0, 1), ref(metadata_of(spikes).planes)
         del spikes
         assert lookup(view) is not None  # a view keeps the memory, and what is known of it
         assert planes() is not None

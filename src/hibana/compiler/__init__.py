@@ -7,16 +7,16 @@ import torch
 from hibana.compiler.backend import check_backend
 from hibana.compiler.call import (
     State,
-    emitted,
-    emitted_around,
     record,
+    run_cell,
+    run_wrapped_cell,
     unroll,
-    unrolled,
-    unrolled_whole,
+    unroll_compiled,
+    unroll_layer,
 )
 from hibana.compiler.checks import SlowPathWarning, check_batch
 from hibana.compiler.explain import explain
-from hibana.compiler.first_call import NetworkWarning
+from hibana.compiler.gradient_warning import NetworkWarning
 from hibana.compiler.spiking import emits_spikes
 from hibana.runtime import torch_internals
 
@@ -27,13 +27,13 @@ __all__ = [
     "check_backend",
     "check_batch",
     "emits_spikes",
-    "emitted",
-    "emitted_around",
+    "run_cell",
+    "run_wrapped_cell",
     "explain",
     "record",
     "unroll",
-    "unrolled",
-    "unrolled_whole",
+    "unroll_layer",
+    "unroll_compiled",
 ]
 
 

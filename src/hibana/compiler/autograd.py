@@ -9,19 +9,19 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler import programs
-from hibana.compiler.attached import attach
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Prepared
-from hibana.compiler.derivatives import applied, check_unbatched, differentiated_once
+from hibana.compiler.derivatives import check_unbatched, once_differentiable, unwrapped_apply
 from hibana.compiler.draws import new_seed
-from hibana.compiler.strides import (
+from hibana.compiler.memory_layout import (
     Order,
-    in_callers_order,
-    inverse,
+    inverse_order,
     memory_order,
-    step_back,
-    step_in,
+    permute_step,
+    step_to_order,
     steps_contiguous,
+    to_callers_order,
 )
+from hibana.compiler.spike_metadata import attach
 from hibana.compiler.tensors import tensors_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def go(
     outputs, last = _known(kernels.forward, given)
     if spec.order is None:
         return outputs, last
-    outputs, last = in_callers_order(spec.order, outputs, last)
+    outputs, last = to_callers_order(spec.order, outputs, last)
     # not as views, which a checkpoint would give on as such, and that may not be written to then
     return outputs.detach(), [value.detach() for value in last]
 
@@ -139,7 +139,7 @@ def _arguments(
 ) -> ForwardArguments:
     """The arguments of the forward kernel, in memory order."""
     program, _, _, ends, order, begun, *_ = spec
-    first = [step_in(order, t) for t in tensors[:begun]] if begun else program.at_rest
+    first = [step_to_order(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
     parameters = program.parameters(tensors[begun:], inputs, order)
     seed = new_seed() if program.step.draws else 0
@@ -191,7 +191,7 @@ class _Run(torch.autograd.Function):
         ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
         ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
         if order is not None:
-            outputs, last = in_callers_order(order, outputs, last)
+            outputs, last = to_callers_order(order, outputs, last)
             # not as views, or autograd would put a node of its own above this one
             outputs, last = outputs.detach(), [value.detach() for value in last]
         return outputs, *last
@@ -241,7 +241,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
             grad_outputs = grad_outputs.contiguous()
     grads: Sequence[Tensor | None] = program.at_rest[1:]
     if last_grads:
-        grads = [None if g is None else step_in(order, g) for g in last_grads]
+        grads = [None if g is None else step_to_order(order, g) for g in last_grads]
     wants_input, wants_first = wanted[0], any(wanted[1 : 1 + begun])
     given = BackwardArguments(
         shape,
@@ -257,11 +257,11 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     )
     grad_input, first_grads, sums = program.kernels.backward(given)
     if order is not None:
-        back = inverse(order)
+        back = inverse_order(order)
         if grad_input is not None:
             grad_input = grad_input.permute(back)
         first_grads, sums = (
-            [None if g is None else step_back(back, g) for g in some] for some in (first_grads, sums)
+            [None if g is None else permute_step(back, g) for g in some] for some in (first_grads, sums)
         )
     if len(wanted) == 1:
         return None, grad_input
@@ -286,8 +286,8 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
     return found
 
 
-_once = differentiated_once(
+_once = once_differentiable(
     _backward,
     'layer.backend = "reference", or hibana.unroll(..., backend="reference"), has derivatives of every order',
 )
-_apply = applied(_Run)
+_apply = unwrapped_apply(_Run)

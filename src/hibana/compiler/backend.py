@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.compiler.strides import row_bytes
+from hibana.compiler.memory_layout import row_bytes
 
 if TYPE_CHECKING:
     from hibana.compiler.graph.plan import Plan

@@ -1,6 +1,6 @@
 """A call of a cell over a sequence: what runs it, found once and remembered by the cell.
 
-A call is read here from top to bottom: :func:`emitted` looks for an earlier call like it in the cache
+A call is read here from top to bottom: :func:`run_cell` looks for an earlier call like it in the cache
 (:mod:`hibana.compiler.programs`), else checks its arguments and asks :func:`_executable` for what runs it.
 How a compiled run computes is in :mod:`hibana.compiler.autograd`.
 """
@@ -13,24 +13,24 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.cells.surrogate import in_forward_mode
-from hibana.compiler import ambient, autograd, programs, reference
-from hibana.compiler.ambient import is_traced, is_watched
+from hibana.compiler import autograd, call_context, programs, reference
 from hibana.compiler.backend import check_backend, of_device, refusal
+from hibana.compiler.call_context import is_traced, is_traced_or_transformed
 from hibana.compiler.checks import check_batch, check_inputs, checked_state, warn_slow
 from hibana.compiler.draws import Drawing
-from hibana.compiler.first_call import warn_without_derivative
+from hibana.compiler.gradient_warning import warn_without_derivative
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.tensors import computed_once, computing_once, tensors_of
+from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations, tensors_of
 from hibana.runtime import torch_internals
 
 __all__ = [
     "State",
-    "emitted",
-    "emitted_around",
+    "run_cell",
+    "run_wrapped_cell",
     "record",
     "unroll",
-    "unrolled",
-    "unrolled_whole",
+    "unroll_layer",
+    "unroll_compiled",
 ]
 
 State = tuple[Tensor, ...]
@@ -68,44 +68,44 @@ def unroll(
     >>> spikes.flatten()
     tensor([0., 0., 1., 0.])
     """
-    if ambient.active:
+    if call_context.run_active:
         _refuse_within_a_run("unroll")
-    return unrolled(cell, inputs, state, backend=backend)
+    return unroll_layer(cell, inputs, state, backend=backend)
 
 
-def unrolled(
+def unroll_layer(
     cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
 ) -> tuple[Tensor, State]:
     """:func:`unroll` for the layers, whose states a run may carry."""
-    outputs, last = emitted(cell, inputs, state, backend=backend)
+    outputs, last = run_cell(cell, inputs, state, backend=backend)
     if len(last) < len(cell._hibana.states):
         # a view would keep all steps alive, and change when they do
         last = (*last, outputs.select(0, -1).clone())
     return outputs, tuple(last)
 
 
-def unrolled_whole(
+def unroll_compiled(
     cell: Cell, inputs: Tensor, state: State | None, *, backend: str
 ) -> tuple[Tensor, State] | None:
-    """:func:`unrolled`, or None, without a warning, where only the reference loop would serve."""
+    """:func:`unroll_layer`, or None, without a warning, where only the reference loop would serve."""
     check_inputs(cell, inputs)
     chosen = of_device(inputs.device.type) if backend == "auto" else backend
     try:
-        return None if backend == "reference" else unrolled(cell, inputs, state, backend=chosen)
+        return None if backend == "reference" else unroll_layer(cell, inputs, state, backend=chosen)
     except Unsupported:
         return None
 
 
-def emitted(
-    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto", of_a_layer: bool = False
+def run_cell(
+    cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto", is_layer: bool = False
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """As :func:`unroll`, but the last of the states may be missing: it is the last of what was emitted.
 
     Of a layer, whose inputs are ``[T, batch, ...]``, the state that it ends in may be missing altogether.
     """
     if not torch_internals.DYNAMO_COMPILES_CELLS and torch.compiler.is_dynamo_compiling():
-        return torch_2_12_compiles_layers(cell, inputs, state, backend, of_a_layer)  # type: ignore[no-any-return]
-    ends, watched = not of_a_layer, is_watched(inputs)
+        return torch_2_12_compiles_layers(cell, inputs, state, backend, is_layer)  # type: ignore[no-any-return]
+    ends, watched = not is_layer, is_traced_or_transformed(inputs)
     key: Hashable | None = None
     if isinstance(cell, Cell) and not watched and not inputs.is_neg():
         # key and attributes of the cell determine a call; setting an attribute clears what it remembers
@@ -117,12 +117,12 @@ def emitted(
             begun = () if state is None else checked_state(cell, inputs, state)
             return autograd.go(spec, inputs, (*begun, *tensors_of(cell).values()))
     check_inputs(cell, inputs)
-    full = reference.carried(inputs.dtype)
+    full = reference.state_dtype(inputs.dtype)
     if inputs.dtype != full and inputs.is_cpu and torch.is_autocast_enabled("cpu"):
         # as torch's float32 operations do, so that the layer above gets spikes that it can add weights for
-        return emitted(cell, inputs.to(full), state, backend=backend, of_a_layer=of_a_layer)
-    cell = computed_once(cell)
-    if of_a_layer:
+        return run_cell(cell, inputs.to(full), state, backend=backend, is_layer=is_layer)
+    cell = evaluate_parametrizations(cell)
+    if is_layer:
         check_batch(inputs)
     if not is_traced(inputs):
         inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
@@ -138,13 +138,13 @@ def emitted(
 
 @torch_internals.disable_dynamo  # type: ignore[untyped-decorator] # an alias without a type
 def torch_2_12_compiles_layers(
-    cell: Cell, inputs: Tensor, state: State | None, backend: str, of_a_layer: bool
+    cell: Cell, inputs: Tensor, state: State | None, backend: str, is_layer: bool
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """Break the graph of an older torch's ``torch.compile`` and run the layer eagerly.
 
     With ``fullgraph=True`` Dynamo's error shows the name of this function.
     """
-    return emitted(cell, inputs, state, backend=backend, of_a_layer=of_a_layer)
+    return run_cell(cell, inputs, state, backend=backend, is_layer=is_layer)
 
 
 def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hashable | None) -> Executable:
@@ -159,7 +159,7 @@ def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hasha
     if backend == "reference":
         return loop
     check_backend(backend)
-    device, dtype = inputs.device.type, reference.carried(inputs.dtype)
+    device, dtype = inputs.device.type, reference.state_dtype(inputs.dtype)
     chosen = of_device(device) if backend == "auto" else backend
     run: Executable | None = None
     warned: str | None = None  # cells that a warning names, "" this one; None if torch or the tracer warns
@@ -200,7 +200,7 @@ def _run_reference(cell: Cell, inputs: Tensor, state: State | None) -> tuple[Ten
     """The reference loop of `cell` over `inputs`."""
     if state is None:
         state = cell.initial_state(_one_step(inputs))
-    with computing_once():
+    with cached_parametrizations():
         outputs, last = reference.unroll(cell, inputs, state)
     if outputs.shape != inputs.shape:
         raise ValueError(
@@ -218,7 +218,7 @@ def _run_in_full(
     return outputs.to(inputs.dtype), last if len(last) == states else (*last, outputs[-1].clone())
 
 
-def emitted_around(
+def run_wrapped_cell(
     cell: Cell, around: Callable[..., Cell], tensors: tuple[Tensor, ...], inputs: Tensor
 ) -> Tensor:
     """What the cell ``around(cell, *tensors)`` emits over `inputs`, ``[T, ...]``, from rest, on the CPU.
@@ -234,7 +234,7 @@ def emitted_around(
         spec, places = known
         return autograd.go(spec, inputs, tuple([own[i] for i in places]))[0]
     made = around(cell, *tensors)
-    outputs, _ = emitted(made, inputs, backend="cpu", of_a_layer=True)
+    outputs, _ = run_cell(made, inputs, backend="cpu", is_layer=True)
     if made.rests_at_zero():
         program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
         spec = autograd.specified(program, inputs, False)
@@ -252,11 +252,11 @@ def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
     >>> hb.record(hb.IFCell(), torch.full([3, 1], 0.6))["v"].flatten()
     tensor([0.6000, 1.2000, 0.6000])
     """
-    if ambient.active:
+    if call_context.run_active:
         _refuse_within_a_run("record")
     check_inputs(cell, inputs)
     names = cell.state_names()
-    cell = computed_once(cell)
+    cell = evaluate_parametrizations(cell)
     state = cell.initial_state(_one_step(inputs))
     steps, drawing = [], Drawing(type(cell).__name__)
     for input_ in inputs:
@@ -281,7 +281,7 @@ def _elsewhere(cell: Cell, inputs: Tensor) -> str:
 
 
 def _refuse_within_a_run(name: str) -> None:
-    if ambient.current() is not None:
+    if call_context.current_run() is not None:
         raise ValueError(
             f"hibana.{name} was called within hibana.run, which carries the states of layers alone: this one "
             "would be lost; make the cell a layer of the network, hibana.OverTime(cell)"
@@ -289,4 +289,4 @@ def _refuse_within_a_run(name: str) -> None:
 
 
 def _one_step(inputs: Tensor) -> Tensor:
-    return inputs[0].detach().to(reference.carried(inputs.dtype))
+    return inputs[0].detach().to(reference.state_dtype(inputs.dtype))

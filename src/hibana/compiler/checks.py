@@ -50,7 +50,7 @@ def checked_state(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tupl
         raise ValueError(
             f"state must be the tensors ({', '.join(names)}) of {type(cell).__name__}, got {got}"
         )
-    shape, dtype = inputs.shape[1:], reference.carried(inputs.dtype)
+    shape, dtype = inputs.shape[1:], reference.state_dtype(inputs.dtype)
     for name, value in zip(names, state, strict=True):
         if not isinstance(value, Tensor):
             raise TypeError(f"state {name} must be a tensor, got {type(value).__name__}")

@@ -10,17 +10,17 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.compiler.analysis.bounds import guard_products
 from hibana.compiler.backend import Kernels, kernels_of
+from hibana.compiler.bounded_dict import BoundedDict
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import Plan, make_plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import required_residuals, with_computed_operands
 from hibana.compiler.graph.trace import trace
-from hibana.compiler.shared import Bounded
-from hibana.compiler.strides import Order, inverse, order_of_step, step_in
+from hibana.compiler.memory_layout import Order, inverse_order, step_order, step_to_order
 
 STRUCTURES = 256
-_BY_STRUCTURE: Bounded[object, tuple[Step, Kernels]] = Bounded(STRUCTURES)
+_BY_STRUCTURE: BoundedDict[object, tuple[Step, Kernels]] = BoundedDict(STRUCTURES)
 
 
 @dataclass(frozen=True)
@@ -48,13 +48,13 @@ class Program:
             parameters = [value.to(dtype).resolve_neg() for value in values[:count]]
             for i, value in enumerate(parameters):
                 if value.numel() > 1:
-                    parameters[i] = step_in(order, value.expand(_shape(one, order)))
+                    parameters[i] = step_to_order(order, value.expand(_shape(one, order)))
             return parameters + [matrix.detach().resolve_neg() for matrix in values[count:]]
 
 
 def _shape(one: torch.Size, order: Order | None) -> torch.Size:
     """The shape in the caller's order of dimensions of `one` step that is in memory `order`."""
-    return one if order is None else torch.Size([one[d] for d in order_of_step(inverse(order))])
+    return one if order is None else torch.Size([one[d] for d in step_order(inverse_order(order))])
 
 
 def program_of(step: Step, kernels: Kernels) -> Program:

@@ -14,14 +14,14 @@ _is_transformed = torch_internals.is_transformed
 _are_transforms_active = torch_internals.are_transforms_active
 
 
-def applied(node: type[torch.autograd.Function]) -> Callable[..., Any]:
+def unwrapped_apply(node: type[torch.autograd.Function]) -> Callable[..., Any]:
     """``node.apply`` without its support of ``torch.func``, a good part of a small call's time."""
     below: Any = super(torch.autograd.Function, node)
     apply: Callable[..., Any] = below.apply
     return apply
 
 
-def differentiated_once(backward: Callable[..., Any], instead: str) -> Callable[..., Any]:
+def once_differentiable(backward: Callable[..., Any], instead: str) -> Callable[..., Any]:
     """`backward`, whose gradients raise when they are differentiated, with what to do `instead`.
 
     Torch's own ``once_differentiable`` has a fixed message, and is silent where the incoming gradient is a

@@ -11,13 +11,13 @@ from hibana.cells import Cell
 from hibana.compiler import programs
 from hibana.compiler.analysis.text import Dialect, statements, templates
 from hibana.compiler.backend import of_device, refusal
-from hibana.compiler.first_call import NO_DERIVATIVE
+from hibana.compiler.gradient_warning import NO_DERIVATIVE
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import backward_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan, cost_in_bits, passes_gradient
 from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.reference import carried
-from hibana.compiler.tensors import computed_once, fitting_shape, is_computed
+from hibana.compiler.reference import state_dtype
+from hibana.compiler.tensors import evaluate_parametrizations, fitting_shape, is_parametrized
 
 REFERENCE = "backend    reference loop, because "
 
@@ -47,9 +47,9 @@ def explain_cell(
 ) -> Report:
     """The report on `cell` over steps of `shape`."""
     name = type(cell).__name__
-    dtype = carried(dtype)  # what kernels compute in
-    if is_computed(cell):
-        cell = computed_once(copy.deepcopy(cell))  # which may iterate
+    dtype = state_dtype(dtype)  # what kernels compute in
+    if is_parametrized(cell):
+        cell = evaluate_parametrizations(copy.deepcopy(cell))  # which may iterate
     if shape is None:
         shape = fitting_shape(cell)
     unserved = f"{name}\n{REFERENCE}"

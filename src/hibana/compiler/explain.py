@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler.torch_layers import WAS, add_hint, faster_layers, named
+from hibana.compiler.torch_layers import ORIGINAL_CLASS, add_hint, faster_layers, layer_list
 
 if TYPE_CHECKING:
     from hibana.compiler.equations import Report
 
-__all__ = ["explain", "left_as_it_was", "read_as"]
+__all__ = ["explain", "preserve_state", "describe_axes"]
 
 
 def explain(
@@ -70,7 +70,7 @@ def explain(
     if inputs is not None or len(reports) > 1:
         lines = _table(module, reports, calls)
         if inputs is not None:
-            lines = [read_as(inputs), *lines, *_remarks(inputs, calls), *_faster(module, calls)]
+            lines = [describe_axes(inputs), *lines, *_remarks(inputs, calls), *_faster(module, calls)]
         return "\n".join([*lines, *(_code(reports) if code else [_HINT])]) + "\n"
     ((name, report),) = reports.items()
     text = f"{report.text}\n{report.source}" if code and report.source else report.text
@@ -149,7 +149,7 @@ def _called(net: nn.Module, inputs: Tensor) -> dict[str, _Call]:
         for child, part in inner:
             watch(f"{name}.{child}".removeprefix("."), part)
 
-    with ExitStack() as hooks, torch.no_grad(), left_as_it_was(net, inputs):
+    with ExitStack() as hooks, torch.no_grad(), preserve_state(net, inputs):
         watch("", net)
         try:
             net(inputs)  # compiles
@@ -162,7 +162,7 @@ def _called(net: nn.Module, inputs: Tensor) -> dict[str, _Call]:
 
 
 @contextmanager
-def left_as_it_was(net: nn.Module, inputs: Tensor) -> Iterator[None]:
+def preserve_state(net: nn.Module, inputs: Tensor) -> Iterator[None]:
     """Restores the buffers of `net` and the random generator of the device of `inputs`."""
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     try:
@@ -174,7 +174,7 @@ def left_as_it_was(net: nn.Module, inputs: Tensor) -> Iterator[None]:
                 buffer.copy_(buffers[name])
 
 
-def read_as(inputs: Tensor) -> str:
+def describe_axes(inputs: Tensor) -> str:
     """How many steps and samples hibana reads in `inputs`."""
     steps, batch = (*inputs.shape, 1, 1)[:2]
     of = f"{batch} sample{'s' * (batch != 1)}"
@@ -191,7 +191,7 @@ def _table(net: nn.Module, reports: "dict[str, Report]", calls: dict[str, _Call]
         report, call = reports.get(name), calls.get(name)
         if report is None and call is None:
             continue
-        was = vars(module).get(WAS)
+        was = vars(module).get(ORIGINAL_CLASS)
         row = [name or "-", f"{was.__name__}, optimized" if was else type(module).__name__]
         if call is not None:
             share = f"{_share(call.input)} -> {_share(call.output)}"
@@ -233,7 +233,7 @@ def _faster(net: nn.Module, calls: dict[str, _Call]) -> Iterator[str]:
         seconds = sum(call.seconds for call in calls.values())
         inside = [name for name in calls if any(f"{o}.".startswith(f"{name}.") or not name for o in layers)]
         share = sum(calls[name].seconds for name in inside) / seconds
-        yield f"hb.optimize(net, x) would make {named(layers)} faster, {share:.0%} of the time here"
+        yield f"hb.optimize(net, x) would make {layer_list(layers)} faster, {share:.0%} of the time here"
 
 
 def _neurons(over_time: Tensor) -> str:

@@ -2,7 +2,7 @@
 
 The gradient of a matrix in a step is a sum of outer products over samples and time: the matrix product of the
 gradients that arrived with the values that were multiplied. Spikes were kept as bits, and
-:mod:`hibana.spikes` multiplies by bits faster than a dense product: see :data:`by_bits`.
+:mod:`hibana.spikes` multiplies by bits faster than a dense product: see :data:`bit_product`.
 """
 
 import math
@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Kernels
-from hibana.compiler.strides import row_bytes, unpacked
+from hibana.compiler.memory_layout import row_bytes, unpack_bits
 
 if TYPE_CHECKING:
     from hibana.compiler.graph.synapses import Operand
 
-by_bits: Callable[[Tensor, Tensor], Tensor] | None = None
+bit_product: Callable[[Tensor, Tensor], Tensor] | None = None
 """``rows^T B`` for rows of float32 and rows B of as many bits, in whole words of 64; the package sets it."""
 
 Named = dict[str, Any]
@@ -133,7 +133,7 @@ def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
     residual = residual.flatten(0, 1)
     if not is_bits:
         return rows.T @ residual
-    if by_bits is not None and rows.dtype == torch.float32 and len(rows) and rows.device.type == "cpu":
+    if bit_product is not None and rows.dtype == torch.float32 and len(rows) and rows.device.type == "cpu":
         words = pad(residual, (0, -residual.shape[1] % 8)).view(torch.int64)
-        return by_bits(rows, words)
-    return rows.T @ unpacked(residual, neurons).to(rows.dtype)
+        return bit_product(rows, words)
+    return rows.T @ unpack_bits(residual, neurons).to(rows.dtype)

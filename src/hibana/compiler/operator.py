@@ -22,8 +22,8 @@ from hibana.compiler.draws import new_seed
 from hibana.compiler.graph import serial
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.guards import guard, settings
+from hibana.compiler.memory_layout import steps_contiguous
 from hibana.compiler.programs import program
-from hibana.compiler.strides import steps_contiguous
 from hibana.compiler.tensors import tensors_of
 
 Tensors = Sequence[Tensor]

@@ -18,10 +18,10 @@ import torch
 from hibana.cells import Cell
 from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
 from hibana.compiler.backend import Backend, Kernels, register
+from hibana.compiler.bounded_dict import BoundedDict
 from hibana.compiler.graph.dependencies import Dependencies, dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.snapshots import has_hooks, is_unchanged, tensor_properties
-from hibana.compiler.shared import Bounded
 from hibana.compiler.tensors import shape_class, tensors_of
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def attach(cell: Cell, call: Hashable, what: Any) -> None:
 PROGRAMS = 1024
 
 _Place = tuple[str, torch.Size, torch.dtype]
-_SHARED: "dict[Hashable, Program | str]" = Bounded(PROGRAMS)
+_SHARED: "dict[Hashable, Program | str]" = BoundedDict(PROGRAMS)
 
 
 def _is_bare(cell: Cell) -> bool:
@@ -106,10 +106,10 @@ def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> "Program | st
 
 def _of_cpu(products: bool) -> type[Kernels]:
     if products:
-        from hibana.compiler.cpu.samples import SampleKernels
+        from hibana.compiler.cpu.sample_kernels import SampleKernels
 
         return SampleKernels
-    from hibana.compiler.cpu.kernels import CpuKernels
+    from hibana.compiler.cpu.row_kernels import CpuKernels
 
     return CpuKernels
 

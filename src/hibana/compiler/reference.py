@@ -22,7 +22,7 @@ def unroll(
     if not traced:
         drawing = drawing or Drawing(type(cell).__name__)
     for input_ in inputs.unbind():
-        given = input_.to(carried(inputs.dtype))
+        given = input_.to(state_dtype(inputs.dtype))
         if traced or drawing is None:
             state = check_states(cell, cell(given, *state))
         else:
@@ -34,6 +34,6 @@ def unroll(
     return torch.stack(emitted), state
 
 
-def carried(dtype: torch.dtype) -> torch.dtype:
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that state is carried in for an input of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32

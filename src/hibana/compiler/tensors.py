@@ -12,19 +12,19 @@ from hibana.cells import Cell
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
-def computed_once(module: ModuleT) -> ModuleT:
+def evaluate_parametrizations(module: ModuleT) -> ModuleT:
     """`module`, or a copy that holds the tensors that parametrisations compute, once for a whole call.
 
     The copy shares all other parameters and buffers; attributes that a step sets on it are lost. Dynamo can
-    copy no module, and has :func:`computing_once`.
+    copy no module, and has :func:`cached_parametrizations`.
     """
-    if module._modules and is_computed(module) and not torch.compiler.is_dynamo_compiling():
+    if module._modules and is_parametrized(module) and not torch.compiler.is_dynamo_compiling():
         copied: ModuleT = _with_computed(module, {})
         return copied
     return module
 
 
-def computing_once() -> AbstractContextManager[Any]:
+def cached_parametrizations() -> AbstractContextManager[Any]:
     """A context within which each parametrised tensor is computed once, while torch.compile traces.
 
     Outside of a trace it does nothing: ``torch.nn.utils.parametrize.cached`` would change other threads too.
@@ -34,12 +34,12 @@ def computing_once() -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def is_computed(module: nn.Module) -> bool:
+def is_parametrized(module: nn.Module) -> bool:
     """Whether parametrisations compute tensors of `module`, or of a module in it."""
     inner = module._modules
     if isinstance(inner.get("parametrizations"), nn.ModuleDict):
         return True
-    return any(each is not None and each._modules and is_computed(each) for each in inner.values())
+    return any(each is not None and each._modules and is_parametrized(each) for each in inner.values())
 
 
 def _with_computed(module: nn.Module, known: dict[nn.Module, Any]) -> Any:

@@ -10,13 +10,22 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    *("TORCH_LAYERS", "WAS", "add_hint", "faster_layers", "has_own_forward", "named", "role_of", "sides_of"),
-    "takes_channels",
+    *(
+        "TORCH_LAYERS",
+        "ORIGINAL_CLASS",
+        "add_hint",
+        "faster_layers",
+        "is_user_class",
+        "layer_list",
+        "role_of",
+        "spatial_dims",
+    ),
+    "has_channel_axis",
 ]
 
 CALL = nn.Module._call_impl.__code__
 """Code of the frame in which torch calls a module."""
-WAS = "_hibana_was"
+ORIGINAL_CLASS = "_hibana_was"
 """Key, in the ``__dict__`` of a module that :func:`hibana.optimize` has changed, of its class before."""
 TORCH_LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
@@ -41,19 +50,19 @@ def role_of(module: object) -> str:
     return next((role for role, classes in TORCH_LAYERS.items() if isinstance(module, classes)), "")
 
 
-def has_own_forward(module: nn.Module) -> bool:
+def is_user_class(module: nn.Module) -> bool:
     """Whether the class of `module` is neither torch's nor hibana's, so that its role may mislead."""
     return not type(module).__module__.startswith(("torch.nn.", "hibana."))
 
 
-def sides_of(module: nn.Module) -> int:
+def spatial_dims(module: nn.Module) -> int:
     """Dimensions of a sample of `module` besides channels, by the name of torch's class; 2 if it has none."""
     classes = TORCH_LAYERS[role_of(module)]
     digits = next(kind for kind in classes if isinstance(module, kind)).__name__[-2:-1]
     return int(digits) if digits.isdigit() else 2
 
 
-def takes_channels(module: object) -> bool:
+def has_channel_axis(module: object) -> bool:
     """Whether `module` takes axis 1 for channels, and so knows no time."""
     roles = (
         "convolution",
@@ -71,7 +80,7 @@ def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
 
     There are none if the network was optimised, or if a functional call has replaced its parameters.
     """
-    if any(WAS in vars(module) for module in net.modules()):
+    if any(ORIGINAL_CLASS in vars(module) for module in net.modules()):
         return {}
     whole = [m for m in net.modules() if hasattr(m, "explain") or getattr(m, "holds_step", False)]
     described = {inner for module in whole for inner in module.modules()}
@@ -84,13 +93,13 @@ def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
         if module in described or not isinstance(module._parameters.get("weight"), nn.Parameter):
             continue
         plain = type(module).__module__.startswith("torch.nn.")
-        norm = role_of(module) == "batch normalization" and sides_of(module) == 2
-        if plain and (norm or (has_weights and weighted > 1 and sides_of(module) < 3)):
+        norm = role_of(module) == "batch normalization" and spatial_dims(module) == 2
+        if plain and (norm or (has_weights and weighted > 1 and spatial_dims(module) < 3)):
             found[name] = module
     return found
 
 
-def named(layers: dict[str, nn.Module], most: int = 4) -> str:
+def layer_list(layers: dict[str, nn.Module], most: int = 4) -> str:
     """Some of the `layers` by name and class, and how many there are beside those."""
     texts = [f"{name or '-'} ({type(module).__name__})" for name, module in layers.items()]
     rest = f" and {len(texts) - most} more" if len(texts) > most else ""
@@ -103,13 +112,13 @@ def add_hint(net: nn.Module, error: BaseException) -> None:
     name = next((name for name, inner in net.named_modules() if inner is module), "")
     if not isinstance(given, Tensor):
         return
-    if takes_channels(module) and given.ndim == sides_of(module) + 3:
-        error.add_note(takes_no_time(net, module, given.shape))
+    if has_channel_axis(module) and given.ndim == spatial_dims(module) + 3:
+        error.add_note(no_time_axis_message(net, module, given.shape))
     elif name:
         error.add_note(f"layer {name!r} ({type(module).__name__}) was given the shape {list(given.shape)}")
 
 
-def takes_no_time(net: nn.Module, layer: nn.Module, shape: torch.Size) -> str:
+def no_time_axis_message(net: nn.Module, layer: nn.Module, shape: torch.Size) -> str:
     """An error message: `layer`, one of images in `net`, was given a sequence and takes single images."""
     name = next((name for name, inner in net.named_modules() if inner is layer), "")
     kind = type(layer).__name__

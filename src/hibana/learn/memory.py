@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler import unrolled
+from hibana.compiler import unroll_layer
 from hibana.compiler.graph.ops import Unsupported
 from hibana.learn import parameters
 from hibana.learn.derivatives import FollowedStep, Recursion, Structure
@@ -210,7 +210,7 @@ class Memory:
             of_neurons = run(self.neuron_cell, given, self.state, values)
         if plan.is_rank_one:
             effect, effects = self._effect(given, leak)
-            outputs, state = unrolled(layer.step, given, self.state)
+            outputs, state = unroll_layer(layer.step, given, self.state)
         else:
             of_weights = of_neurons
             if self.input_cell is not None and plan.recursion is not None:
@@ -229,7 +229,7 @@ class Memory:
         cell.leak.copy_(torch.zeros_like(cell.leak) if leak is None else leak)
         cell.take_weights()
         state = None if self.state is None else (*self.state, *self.effects)
-        effect, last = unrolled(cell, drive, state)
+        effect, last = unroll_layer(cell, drive, state)
         return effect, last[len(last) // 2 :]
 
     @torch.no_grad()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from hibana.cells import Cell
 from hibana.compiler import emits_spikes
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.reference import carried
-from hibana.compiler.tensors import is_computed, tensors_of
+from hibana.compiler.reference import state_dtype
+from hibana.compiler.tensors import is_parametrized, tensors_of
 from hibana.compiler.torch_layers import role_of
 from hibana.learn.derivatives import FollowedStep
 from hibana.learn.synapses import Synapses, is_synapses
@@ -121,7 +121,7 @@ def _neurons(
     name: str, layer: OverTime | Recurrent, feeds: nn.Module | None, synapses: Synapses | None
 ) -> Neurons:
     recurrent, scale = None, 1.0
-    if is_computed(layer.cell):
+    if is_parametrized(layer.cell):
         raise ValueError(f"layer {name!r}: its cell has parametrisations, which rules don't see through")
     if isinstance(layer, Recurrent):
         if role_of(layer.recurrent) != "linear":
@@ -206,4 +206,4 @@ def _example(cell: Cell) -> Tensor:
     """A tensor of the dtype and device of the tensors of `cell`."""
     found = (tensor for tensor in tensors_of(cell).values() if tensor.is_floating_point())
     own = next(found, torch.zeros((), dtype=torch.float32, device="cpu"))
-    return torch.zeros((), dtype=carried(own.dtype), device=own.device)
+    return torch.zeros((), dtype=state_dtype(own.dtype), device=own.device)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.compiler import unrolled
+from hibana.compiler import unroll_layer
 from hibana.learn.rule_cells import Around
 
 __all__ = ["Gradients", "Run", "filtered", "run"]
@@ -74,7 +74,7 @@ def run(cell: Around, drive: Tensor, state: tuple[Tensor, ...] | None, parameter
         leaf = drive.detach().requires_grad_()
         before = () if state is None else cell.from_state(state)
         before = tuple([one.detach().requires_grad_() for one in before])
-        outputs, last = unrolled(cell, leaf, before or None)
+        outputs, last = unroll_layer(cell, leaf, before or None)
     count = len(cell.extra)
     return Run(outputs, last[:count], last[count:], leaf, before, parameters)
 

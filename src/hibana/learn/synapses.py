@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.compiler.tensors import is_computed
-from hibana.compiler.torch_layers import role_of, sides_of
+from hibana.compiler.tensors import is_parametrized
+from hibana.compiler.torch_layers import role_of, spatial_dims
 from hibana.runtime import available
 from hibana.spikes.layer import SMALLEST_WORK
 
@@ -18,7 +18,7 @@ __all__ = ["Synapses", "is_synapses"]
 def is_synapses(module: nn.Module) -> bool:
     """Whether :class:`Synapses` supports `module`: linear layers, Conv1d and Conv2d."""
     role = role_of(module)
-    return role == "linear" or (role == "convolution" and sides_of(module) < 3)
+    return role == "linear" or (role == "convolution" and spatial_dims(module) < 3)
 
 
 @final
@@ -31,7 +31,7 @@ class Synapses:
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.module = module
-        if is_computed(module):
+        if is_parametrized(module):
             raise ValueError(
                 f"layer {name!r} has parametrisations; rules know the weights of layers as they are"
             )
@@ -111,7 +111,7 @@ class Synapses:
 def _windows(module: Any, images: Tensor) -> Tensor:
     """What is under each window of a convolution, ``[images, channels * window, pixels]``."""
     sizes: Any = (module.kernel_size, module.dilation, module.padding, module.stride)
-    if sides_of(module) == 1:
+    if spatial_dims(module) == 1:
         images = images.unsqueeze(2)
         sizes = tuple((neutral, *size) for neutral, size in zip((1, 1, 0, 1), sizes, strict=True))
     return functional.unfold(images, *sizes)

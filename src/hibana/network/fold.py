@@ -17,7 +17,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from hibana.compiler.torch_layers import role_of, sides_of
+from hibana.compiler.torch_layers import role_of, spatial_dims
 from hibana.network.layers import is_supported_class
 from hibana.nn.blocks import Checkpointed
 from hibana.nn.each_step import EachStep
@@ -126,7 +126,7 @@ def _fold(net: nn.Module, calls: fx.Graph, module: Any) -> None:
             node.replace_all_uses_with(node.args[0])
             calls.erase_node(node)
         _replace(net, module, nn.Identity())
-    elif sides_of(module) == 2:
+    elif spatial_dims(module) == 2:
         _replace(net, module, fuse_conv_bn_eval(_each_channel(module), module))
     else:
         raise ValueError(f"layer {nodes[0].target}: no linear layer or convolution before it to fold it into")

@@ -68,7 +68,7 @@ class _Loop(nn.Module):
         self.cell, self.recurrent = cell, recurrent
 
     def forward(self, inputs: Tensor) -> Tensor:
-        state = self.cell.initial_state(inputs[0].to(reference.carried(inputs.dtype)))
+        state = self.cell.initial_state(inputs[0].to(reference.state_dtype(inputs.dtype)))
         if self.recurrent is None:
             return reference.unroll(self.cell, inputs, state)[0]
         emitted = []
@@ -83,7 +83,7 @@ class _Scan(_Loop):
     """The same as a loop that an export keeps."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        carried = reference.carried(inputs.dtype)
+        carried = reference.state_dtype(inputs.dtype)
 
         def step(state: tuple[Tensor, ...], input_: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
             if self.recurrent is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from hibana.compiler.ambient import as_leaf, is_name
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.nn.over_steps import BatchNorm2dOverSteps
 from hibana.runtime import torch_internals
 from hibana.spikes.packed_tensor import PackedTensor
@@ -49,8 +49,8 @@ class StepsDropout(nn.Module):
         self.p = p
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if is_name(inputs):
-            return cast(Tensor, as_leaf(self, inputs))
+        if is_fx_proxy(inputs):
+            return cast(Tensor, fx_leaf_call(self, inputs))
         if inputs.ndim < 2:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
         if not self.training or self.p == 0:
@@ -132,8 +132,8 @@ class Checkpointed(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the module makes of `inputs`."""
-        if is_name(inputs):
-            return cast(Tensor, as_leaf(self, inputs))
+        if is_fx_proxy(inputs):
+            return cast(Tensor, fx_leaf_call(self, inputs))
         if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched():
             return cast(Tensor, self.module(inputs))
         with torch.autograd.graph.saved_tensors_hooks(PackedTensor.pack, PackedTensor.unpack):

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler import NetworkWarning, ambient, record
-from hibana.compiler.explain import left_as_it_was, read_as
-from hibana.compiler.first_call import NO_DERIVATIVE, has_derivative
-from hibana.compiler.torch_layers import faster_layers, named, role_of, sides_of, takes_channels
+from hibana.compiler import NetworkWarning, call_context, record
+from hibana.compiler.explain import describe_axes, preserve_state
+from hibana.compiler.gradient_warning import NO_DERIVATIVE, has_derivative
+from hibana.compiler.torch_layers import faster_layers, has_channel_axis, layer_list, role_of, spatial_dims
 from hibana.nn.each_step import EachStep
 from hibana.nn.over_steps import OverSteps
 from hibana.nn.running import Stateful
@@ -124,8 +124,8 @@ class Checking:
     def call(self, inputs: Tensor) -> None:
         """Calls the network once, forward and backward, undoes the changes, and notes the hints."""
         learned = [parameter for parameter in self._net.parameters() if parameter.requires_grad]
-        self._read_as = read_as(inputs)
-        with left_as_it_was(self._net, inputs), self, torch.enable_grad(), warnings.catch_warnings():
+        self._read_as = describe_axes(inputs)
+        with preserve_state(self._net, inputs), self, torch.enable_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore", NetworkWarning)  # hints name the layer too
             made = self._net(inputs.detach().requires_grad_(inputs.is_floating_point()))
             sums = [t.sum() for t in tree_leaves(made) if isinstance(t, Tensor) and t.requires_grad]
@@ -143,7 +143,7 @@ class Checking:
             warnings.warn(hint, NetworkWarning, stacklevel=4)
         faster = faster_layers(self._net)
         if faster and any(given.numel() >= MANY for *_, given, _ in self._layers):
-            self.hints.append(f"hb.optimize(net, x) would make {named(faster)} faster")
+            self.hints.append(f"hb.optimize(net, x) would make {layer_list(faster)} faster")
         self._layers.clear()
 
     def _entering(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -171,7 +171,7 @@ class Checking:
         cell = step() if callable(step) else getattr(module, "cell", None)
         if self._read_as and isinstance(cell, Cell) and given and tensors:
             self._layers.append((_said(module, name), cell, given[0], tensors[0]))
-        if isinstance(cell, Cell) and len(args) == 1 and not ambient.active:
+        if isinstance(cell, Cell) and len(args) == 1 and not call_context.run_active:
             with torch.no_grad():
                 states = record(cell, given[0])
             for state, values in states.items():
@@ -207,9 +207,9 @@ class Checking:
                 f"{_said(module, name)} joins the batch with what follows: it {read}; use nn.Flatten(2)"
             )
         kind = type(module).__name__
-        if not takes_channels(module) or sides_of(module) == 3 or isinstance(module, OverSteps):
+        if not has_channel_axis(module) or spatial_dims(module) == 3 or isinstance(module, OverSteps):
             return  # a layer of three dimensions may take time for one of them
-        if self._axes[1] == 1 and given.ndim - 2 == sides_of(module):
+        if self._axes[1] == 1 and given.ndim - 2 == spatial_dims(module):
             return  # of one sample, time may have been joined with the batch, and there be one channel
         self._refuse(
             f"{_said(module, name)} knows no time and takes axis 1 for channels: it {read}; "

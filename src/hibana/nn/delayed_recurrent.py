@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hibana import cells
 from hibana.cells.base import check_cell
-from hibana.compiler import State, check_backend, unrolled
-from hibana.compiler.tensors import computed_once, computing_once
+from hibana.compiler import State, check_backend, unroll_layer
+from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.layers import GRADIENT_SCALE, checked_gradient_scale, damped
 from hibana.nn.running import Stateful
@@ -84,14 +84,14 @@ class DelayedRecurrent(Stateful):
                 f"got {tuple(before.shape)}"
             )
         weights = self.recurrent.kernel().permute(2, 1, 0).flatten(0, 1)  # [steps * F, F], the present last
-        cell, held = computed_once(self.cell), tuple(inner)
+        cell, held = evaluate_parametrizations(self.cell), tuple(inner)
         seen = [*before.to(inputs.dtype).unbind(), held[-1].to(inputs.dtype)]
         emitted = []
-        with computing_once():
+        with cached_parametrizations():
             for input_ in inputs:
                 fed_back = torch.cat(seen[len(seen) - longest - 1 :], dim=1) @ weights
                 driven = input_ + damped(fed_back, self.gradient_scale)
-                outputs, held = unrolled(cell, driven[None], held, backend=self.backend)
+                outputs, held = unroll_layer(cell, driven[None], held, backend=self.backend)
                 emitted.append(outputs)
                 seen.append(outputs[0])
         last = seen[len(seen) - longest - 1 : -1]

@@ -4,12 +4,12 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from hibana.compiler.ambient import as_leaf, is_name
-from hibana.compiler.strides import repeated
-from hibana.compiler.torch_layers import has_own_forward, role_of
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
+from hibana.compiler.memory_layout import expand_over_time
+from hibana.compiler.torch_layers import is_user_class, role_of
 from hibana.nn.running import Stateful, check_knows_no_time
 from hibana.spikes.checks import is_constant_over_time
-from hibana.spikes.provenance import pass_on
+from hibana.spikes.provenance import register_view
 
 __all__ = ["EachStep"]
 
@@ -40,8 +40,8 @@ class EachStep(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What `module` makes of each step of `inputs`, ``[T, batch, ...]``."""
-        if is_name(inputs):
-            return cast(Tensor, as_leaf(self, inputs))
+        if is_fx_proxy(inputs):
+            return cast(Tensor, fx_leaf_call(self, inputs))
         if inputs.ndim < 3:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
         if self.module._modules or isinstance(self.module, Stateful):
@@ -49,9 +49,9 @@ class EachStep(nn.Module):
         steps, batch = inputs.shape[:2]
         if self.runs_once(inputs):
             once: Tensor = self.module(inputs[0])
-            return repeated(once, steps)
+            return expand_over_time(once, steps)
         try:
-            outputs: Tensor = self.module(pass_on(inputs, inputs.flatten(0, 1)))
+            outputs: Tensor = self.module(register_view(inputs, inputs.flatten(0, 1)))
         except (RuntimeError, ValueError) as error:
             joined = [steps * batch, *inputs.shape[2:]]
             error.add_note(
@@ -59,7 +59,7 @@ class EachStep(nn.Module):
                 f"[T, batch, ...], and called {type(self.module).__name__} with {joined}"
             )
             raise
-        return pass_on(outputs, outputs.reshape(steps, batch, *outputs.shape[1:]))
+        return register_view(outputs, outputs.reshape(steps, batch, *outputs.shape[1:]))
 
     def runs_once(self, inputs: Tensor) -> bool:
         """Whether one call serves all steps of `inputs`, ``[T, batch, ...]``, which are the same."""
@@ -69,7 +69,7 @@ class EachStep(nn.Module):
 
 def _may_run_once(module: nn.Module, batch: int) -> bool:
     """Whether `module`, in training, makes the same of a batch as of a batch and copies of it."""
-    return all(not has_own_forward(inner) and _is_alike(inner, batch) for inner in module.modules())
+    return all(not is_user_class(inner) and _is_alike(inner, batch) for inner in module.modules())
 
 
 def _is_alike(layer: nn.Module, batch: int) -> bool:

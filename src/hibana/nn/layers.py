@@ -14,9 +14,17 @@ from torch import Tensor, nn
 from hibana import cells
 from hibana.cells.base import check_cell
 from hibana.cells.surrogate import in_forward_mode
-from hibana.compiler import State, ambient, check_backend, check_batch, emitted, unrolled, unrolled_whole
-from hibana.compiler.ambient import as_leaf, is_name
-from hibana.compiler.tensors import computed_once, computing_once
+from hibana.compiler import (
+    State,
+    call_context,
+    check_backend,
+    check_batch,
+    run_cell,
+    unroll_compiled,
+    unroll_layer,
+)
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
+from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations
 from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.nn import running
 from hibana.nn.running import Stateful, check_knows_no_time, run
@@ -70,21 +78,21 @@ class OverTime(Stateful):
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
-        if type(inputs) is not Tensor and is_name(inputs):
-            return as_leaf(self, inputs, state, return_state=return_state)
-        if ambient.active:
+        if type(inputs) is not Tensor and is_fx_proxy(inputs):
+            return fx_leaf_call(self, inputs, state, return_state=return_state)
+        if call_context.run_active:
             return running.served(self, inputs, state, return_state)
         if return_state:
             return self.over_time(inputs, state)
         # a module takes longer to find its own module than most of what follows
         cell: cells.Cell = self._modules["cell"]  # type: ignore[assignment]
-        return emitted(cell, inputs, state, backend=self.backend, of_a_layer=True)[0]
+        return run_cell(cell, inputs, state, backend=self.backend, is_layer=True)[0]
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """What the cell emits over `inputs`, ``[T, batch, ...]``, from `state`, and its last state."""
         check_batch(inputs)
         cell: cells.Cell = self._modules["cell"]  # type: ignore[assignment] # as above
-        return unrolled(cell, inputs, state, backend=self.backend)
+        return unroll_layer(cell, inputs, state, backend=self.backend)
 
     def is_cell_alone(self) -> bool:
         kind, own = type(self), OverTime
@@ -181,17 +189,19 @@ class Recurrent(Stateful):
                 f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}; "
                 f"weights to the {self.features} neurons, such as a linear layer, are a layer of their own"
             )
-        step = computed_once(self.step())
-        whole = unrolled_whole(step, inputs, state, backend=self.backend)
+        step = evaluate_parametrizations(self.step())
+        whole = unroll_compiled(step, inputs, state, backend=self.backend)
         if whole is not None:
             return whole
         if state is None:
             state = self.cell.initial_state(inputs[0])
         emitted = []
-        with computing_once():
+        with cached_parametrizations():
             for input_ in inputs:
                 fed_back = damped(step.recurrent(state[-1].to(inputs.dtype)), self.gradient_scale)
-                outputs, state = unrolled(step.cell, (input_ + fed_back)[None], state, backend=self.backend)
+                outputs, state = unroll_layer(
+                    step.cell, (input_ + fed_back)[None], state, backend=self.backend
+                )
                 emitted.append(outputs)
         return torch.cat(emitted), state
 

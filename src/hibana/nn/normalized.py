@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from hibana import cells
-from hibana.compiler import ambient, emitted_around
-from hibana.compiler.ambient import is_name
+from hibana.compiler import call_context, run_wrapped_cell
+from hibana.compiler.call_context import is_fx_proxy
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.snapshots import has_hooks
-from hibana.compiler.torch_layers import TORCH_LAYERS, sides_of
+from hibana.compiler.torch_layers import TORCH_LAYERS, spatial_dims
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime
 from hibana.nn.over_steps import BatchNorm2dOverSteps, call_eagerly
@@ -78,7 +78,7 @@ class Normalized(nn.Sequential):
         """The spikes over `input`, ``[T, batch, ...]``."""
         modules: list[Any] = list(self._modules.values())
         outputs, reason = None, _REPLACED
-        if len(modules) == 2 and not is_name(input):
+        if len(modules) == 2 and not is_fx_proxy(input):
             outputs, reason = _in_one_pass(modules[0], modules[1], input)
         self.__dict__["_reason"] = reason
         return cast(Tensor, super().forward(input)) if outputs is None else outputs  # type: ignore[no-untyped-call] # torch's own
@@ -93,7 +93,7 @@ class NormalizingSequential(nn.Sequential):
 
     def forward(self, input: Any) -> Any:  # noqa: A002 - torch.nn.Sequential's name for it
         """The output of the last module."""
-        if is_name(input):
+        if is_fx_proxy(input):
             return super().forward(input)  # type: ignore[no-untyped-call] # torch's own
         if torch.compiler.is_compiling() or torch.is_grad_enabled():
             return call_eagerly(super().forward, input)
@@ -152,7 +152,7 @@ def _is_norm(module: Any) -> bool:
 
 def _refusal(norm: Norm, neurons: OverTime, *around: nn.Module) -> str:
     """The reason to call the modules one after the other, whatever the input; empty if there is none."""
-    if torch.compiler.is_compiling() or ambient.active:
+    if torch.compiler.is_compiling() or call_context.run_active:
         return "the call is compiled, or within hibana.run"
     if torch.is_grad_enabled() or norm.training or norm.running_mean is None:
         return "only evaluation without a gradient normalizes in the neurons' pass"
@@ -176,7 +176,7 @@ def _normalized(norm: Norm, neurons: OverTime, currents: Tensor) -> tuple[Tensor
         return None, _NOT_PLAIN
     sizes = {tuple(tensor.shape) for tensor in tensors if tensor is not None}
     if (
-        currents.ndim - 3 not in {sides_of(norm), sides_of(norm) - (sides_of(norm) == 1)}
+        currents.ndim - 3 not in {spatial_dims(norm), spatial_dims(norm) - (spatial_dims(norm) == 1)}
         or sizes != {(currents.shape[2],)}
         or norm.eps < 0
     ):
@@ -187,7 +187,7 @@ def _normalized(norm: Norm, neurons: OverTime, currents: Tensor) -> tuple[Tensor
     shift = torch.addcmul(torch.zeros_like(mean) if bias is None else bias, -mean, scale)
     shape = -1, *(1,) * (currents.ndim - 3)
     try:
-        outputs = emitted_around(neurons.cell, _Scaled, (scale.view(shape), shift.view(shape)), currents)
+        outputs = run_wrapped_cell(neurons.cell, _Scaled, (scale.view(shape), shift.view(shape)), currents)
     except Unsupported as refused:
         return None, str(refused)
     return outputs, ""

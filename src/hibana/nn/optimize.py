@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana import spikes
-from hibana.compiler.torch_layers import WAS, role_of
+from hibana.compiler.torch_layers import ORIGINAL_CLASS, role_of
 from hibana.nn.each_step import EachStep
 from hibana.nn.normalized import NormalizingSequential, is_normalized
 from hibana.nn.over_steps import (
@@ -96,7 +96,9 @@ def optimize(
         except BaseException:
             _undo(net)
             raise
-    if WAS not in net.__dict__ and any(WAS in module.__dict__ for module in net.modules()):
+    if ORIGINAL_CLASS not in net.__dict__ and any(
+        ORIGINAL_CLASS in module.__dict__ for module in net.modules()
+    ):
         _change(net, joined_kind(EagerNetwork, type(net)))
     if verbose:
         print(table(net))
@@ -194,13 +196,13 @@ _DIMENSIONS = "joined_dimensions"
 
 def _change(module: nn.Module, kind: type[nn.Module]) -> None:
     if type(module) is not kind:
-        module.__dict__.setdefault(WAS, type(module))
+        module.__dict__.setdefault(ORIGINAL_CLASS, type(module))
         module.__class__ = kind
 
 
 def _row(module: nn.Module, in_pass: bool) -> tuple[str, str] | None:
     """The class before and the change of a layer; None if there is nothing to report."""
-    kind, was = type(module), module.__dict__.get(WAS)
+    kind, was = type(module), module.__dict__.get(ORIGINAL_CLASS)
     if isinstance(module, JoinedNetwork):
         return _name(was), "called with time and batch joined"
     if kind is NormalizingSequential or isinstance(module, EagerNetwork):
@@ -227,7 +229,7 @@ def _name(kind: type | None) -> str:
 
 def _undo(net: nn.Module) -> None:
     for module in net.modules():
-        was = module.__dict__.pop(WAS, None)
+        was = module.__dict__.pop(ORIGINAL_CLASS, None)
         module.__dict__.pop(_DIMENSIONS, None)
         if was is not None:
             for noted in ("_reason", "_left", "_refused"):  # by layers per spike, about their last calls

@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from hibana import spikes
-from hibana.compiler.ambient import as_leaf, is_name
-from hibana.compiler.strides import repeated
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
+from hibana.compiler.memory_layout import expand_over_time
 from hibana.compiler.torch_layers import role_of
 from hibana.nn.running import Stateful
 from hibana.runtime import torch_internals
 from hibana.runtime.torch_internals import tree_map
 from hibana.spikes.checks import is_constant_over_time
-from hibana.spikes.provenance import pass_on
+from hibana.spikes.provenance import register_view
 
 __all__ = [
     "OVER_STEPS",
@@ -52,15 +52,15 @@ class OverSteps(nn.Module):
     """Of an image."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
-        if is_name(input):
-            return cast(Tensor, as_leaf(self, input))
+        if is_fx_proxy(input):
+            return cast(Tensor, fx_leaf_call(self, input))
         call: Any = super().forward  # of the layer of torch.nn
         if input.ndim != self.dimensions + 3:
             return cast(Tensor, call(input))
         if self.runs_once(input) and is_constant_over_time(input):
-            return repeated(call(input[0]), input.shape[0])
-        outputs: Tensor = call(pass_on(input, input.flatten(0, 1)))
-        return pass_on(outputs, outputs.reshape(*input.shape[:2], *outputs.shape[1:]))
+            return expand_over_time(call(input[0]), input.shape[0])
+        outputs: Tensor = call(register_view(input, input.flatten(0, 1)))
+        return register_view(outputs, outputs.reshape(*input.shape[:2], *outputs.shape[1:]))
 
     def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
         """Whether one call serves all steps of an `input` that is the same at each step."""
@@ -109,10 +109,10 @@ class FlattenOverSteps(spikes.Flatten):
     """``nn.Flatten()``, which of images over time joins channels, height and width, not the batch."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
-        if is_name(input) or input.ndim != 5 or (self.start_dim, self.end_dim) != (1, -1):
+        if is_fx_proxy(input) or input.ndim != 5 or (self.start_dim, self.end_dim) != (1, -1):
             return super().forward(input)
-        joined = super().forward(pass_on(input, input.flatten(0, 1)))
-        return pass_on(joined, joined.reshape(*input.shape[:2], *joined.shape[1:]))
+        joined = super().forward(register_view(input, input.flatten(0, 1)))
+        return register_view(joined, joined.reshape(*input.shape[:2], *joined.shape[1:]))
 
 
 OVER_STEPS: dict[type[nn.Module], Any] = {
@@ -215,10 +215,10 @@ class JoinedNetwork(_Made):
                     f"net must return [T * batch, ...], {steps * batch} rows, for images of all steps, got "
                     f"shape {tuple(found.shape)}"
                 )
-            return pass_on(found, found.reshape(steps, batch, *found.shape[1:]))
+            return register_view(found, found.reshape(steps, batch, *found.shape[1:]))
 
         with joining(steps):
-            found = call_eagerly(super().forward, pass_on(inputs, inputs.flatten(0, 1)))
+            found = call_eagerly(super().forward, register_view(inputs, inputs.flatten(0, 1)))
         return tree_map(split_steps, found)
 
 
@@ -245,7 +245,7 @@ class JoinedNeurons(_Made):
                 f"{type(self).__name__} must be called with its input alone in a network that "
                 "hibana.optimize calls with time and batch joined: use hibana.run for states"
             )
-        over_time = pass_on(inputs, inputs.reshape(steps, -1, *inputs.shape[1:]))
+        over_time = register_view(inputs, inputs.reshape(steps, -1, *inputs.shape[1:]))
         with joining(None):
             emitted = super().__call__(over_time)
-        return pass_on(emitted, emitted.flatten(0, 1))
+        return register_view(emitted, emitted.flatten(0, 1))

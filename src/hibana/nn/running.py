@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils import checkpoint
 
 from hibana.cells import peer_aliases as foreign
-from hibana.compiler import State, ambient
-from hibana.compiler.ambient import as_leaf, is_name
+from hibana.compiler import State, call_context
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.compiler.torch_layers import TORCH_LAYERS, add_hint
 from hibana.runtime.torch_internals import saved_tensor_hooks
 
@@ -44,9 +44,9 @@ class Stateful(nn.Module):
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What it emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
-        if is_name(inputs):
-            return as_leaf(self, inputs, state, return_state=return_state)
-        if ambient.active:
+        if is_fx_proxy(inputs):
+            return fx_leaf_call(self, inputs, state, return_state=return_state)
+        if call_context.run_active:
             return served(self, inputs, state, return_state)
         outputs, ended = self.over_time(inputs, state)
         return (outputs, ended) if return_state else outputs
@@ -113,7 +113,7 @@ def run(
         _leave_to_python()
     going = _Run(_names(net), state, torch.is_grad_enabled())
     try:
-        with ambient.Within(going):
+        with call_context.RunContext(going):
             outputs = net(inputs)
     except (RuntimeError, ValueError) as error:
         add_hint(net, error)
@@ -190,7 +190,7 @@ class _Run:
         if self.state is not None and key not in self.state:
             there = ", ".join(self.state) or "none"
             raise ValueError(f"state has no entry for layer {key!r}; it has {there}")
-        with ambient.Within(None):
+        with call_context.RunContext(None):
             outputs, ended = layer.over_time(inputs, None if self.state is None else self.state[key])
         self.ended[key] = ended
         return outputs, ended
@@ -209,7 +209,7 @@ class _Run:
 
 def served(layer: Stateful, inputs: Tensor, state: State | None, return_state: bool) -> Any:
     """A call of `layer` while some thread is within a run, perhaps not this one."""
-    going: _Run | None = ambient.current()
+    going: _Run | None = call_context.current_run()
     serve = layer.over_time if going is None else lambda x, begun: going.serve(layer, x, begun)
     outputs, ended = serve(inputs, state)
     return (outputs, ended) if return_state else outputs

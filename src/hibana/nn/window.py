@@ -7,8 +7,8 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler import State, ambient
-from hibana.compiler.ambient import is_name
+from hibana.compiler import State, call_context
+from hibana.compiler.call_context import is_fx_proxy
 from hibana.nn.running import Stateful
 from hibana.spikes.checks import kernels_accept
 from hibana.spikes.convolution.causal import causal_convolution
@@ -36,7 +36,7 @@ class LooksBack(Stateful):
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """What it makes of `inputs`, ``[T, batch, ...]``; with `return_state` also the state it ends in."""
-        if state is None and not (return_state or ambient.active or is_name(inputs)):
+        if state is None and not (return_state or call_context.run_active or is_fx_proxy(inputs)):
             return self.after(None, inputs)
         return super().forward(inputs, state, return_state=return_state)
 

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.derivatives import differentiated_once
+from hibana.compiler.derivatives import once_differentiable
 from hibana.runtime import available, torch_internals
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 
 
 dense_for_more = partial(
-    differentiated_once,
+    once_differentiable,
     instead='mode = "dense" of hb.Linear and hb.Conv2d, and torch.nn.MaxPool2d, have further derivatives',
 )
 """For the backward of a node."""

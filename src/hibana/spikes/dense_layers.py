@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from hibana.compiler.ambient import as_leaf, is_name
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.spikes.checks import check_no_time
 
 __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv3d", "ConvTranspose2d", "Upsample"]
@@ -15,8 +15,8 @@ class _Torchs(nn.Module):
     dimensions: ClassVar[int] = 2
 
     def forward(self, input: Any, *rest: Any, **named: Any) -> Any:  # noqa: A002 - torch.nn's name for it
-        if is_name(input):
-            return as_leaf(self, input, *rest, **named)
+        if is_fx_proxy(input):
+            return fx_leaf_call(self, input, *rest, **named)
         check_no_time(self, input, self.dimensions)
         return super().forward(input, *rest, **named)
 

@@ -5,11 +5,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.ambient import as_leaf, is_name
-from hibana.compiler.attached import attach
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
+from hibana.compiler.spike_metadata import attach
 from hibana.spikes.bits import pack_bits
 from hibana.spikes.checks import kernels_accept
-from hibana.spikes.provenance import lookup, pass_on
+from hibana.spikes.provenance import lookup, register_view
 
 __all__ = ["Flatten"]
 
@@ -23,13 +23,13 @@ class Flatten(nn.Flatten):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
-        if is_name(input):
-            return cast(Tensor, as_leaf(self, input))
+        if is_fx_proxy(input):
+            return cast(Tensor, fx_leaf_call(self, input))
         flat = super().forward(input)
         if torch.compiler.is_compiling() or not kernels_accept(input):
             return flat
         if flat.data_ptr() == input.data_ptr():
-            return pass_on(input, flat)
+            return register_view(input, flat)
         return _attach_copy(input, flat)
 
 

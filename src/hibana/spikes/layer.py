@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler.ambient import as_leaf, is_name
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import pack_bits, sampled_density
@@ -81,8 +81,8 @@ class BySpikes(nn.Module):
         return out
 
     def _left_to_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-        if is_name(input):
-            return cast(Tensor, as_leaf(self, input))
+        if is_fx_proxy(input):
+            return cast(Tensor, fx_leaf_call(self, input))
         return self._densely(input, weight, bias, available.unavailable_reason() or NOT_PLAIN)
 
     def explain(self) -> str:

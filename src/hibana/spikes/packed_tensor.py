@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.compiler.attached import attach
+from hibana.compiler.spike_metadata import attach
 from hibana.spikes.checks import kernels_accept
 from hibana.spikes.layer import numbers_as_bits
 from hibana.spikes.provenance import fills_memory, lookup

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.compiler.ambient import as_leaf, is_name
-from hibana.compiler.attached import attach
-from hibana.compiler.derivatives import applied
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
+from hibana.compiler.derivatives import unwrapped_apply
+from hibana.compiler.spike_metadata import attach
 from hibana.spikes import pooling_kernels as kernels
 from hibana.spikes.bits import pack_bits
 from hibana.spikes.checks import check_no_time, dense_for_more, kernels_accept, pair
@@ -47,8 +47,8 @@ class MaxPool2d(nn.MaxPool2d):
     _reason = "not called yet"
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.MaxPool2d's name for it
-        if is_name(input):
-            return cast(Tensor, as_leaf(self, input))
+        if is_fx_proxy(input):
+            return cast(Tensor, fx_leaf_call(self, input))
         check_no_time(self, input, 2)
         if self._has_windows_of_padding(input):
             return self._of_padded(input)
@@ -186,4 +186,4 @@ class _MaxPool(torch.autograd.Function):
         return out.permute(0, 3, 1, 2), None, None, None
 
 
-_apply = applied(_MaxPool)
+_apply = unwrapped_apply(_MaxPool)

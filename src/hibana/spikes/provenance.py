@@ -1,9 +1,9 @@
 """Provenance of spikes: a tensor's numbers as bits, and where its producer needs the gradient.
 
-Both are attached to the tensor's storage (:mod:`hibana.compiler.attached`). Anything uncertain is treated as
-dense: bits are compared with the numbers at each lookup, and the gradient is computed everywhere unless it is
-certain that only the layer that emitted the spikes receives it. A hook put on a node of autograd itself
-(``Node.register_prehook``) is not noticed.
+Both are attached to the tensor's storage (:mod:`hibana.compiler.spike_metadata`). Anything uncertain is
+treated as dense: bits are compared with the numbers at each lookup, and the gradient is computed everywhere
+unless it is certain that only the layer that emitted the spikes receives it. A hook put on a node of autograd
+itself (``Node.register_prehook``) is not noticed.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.compiler.attached import Observers, known, pass_on, source_of
+from hibana.compiler.spike_metadata import Observers, gradient_region_of, metadata_of, register_view
 from hibana.runtime import torch_internals
 from hibana.spikes.bits import agree
 
-__all__ = ["Provenance", "fills_memory", "lookup", "pass_on", "probe"]
+__all__ = ["Provenance", "fills_memory", "lookup", "probe", "register_view"]
 
 
 class Provenance(NamedTuple):
@@ -84,11 +84,11 @@ def probe() -> Tensor:
 
 def lookup(tensor: Tensor) -> Provenance | None:
     """What is known of `tensor`; None if nothing is."""
-    found = known(tensor)
+    found = metadata_of(tensor)
     if found is None or not fills_memory(tensor):
         return None
     ones = None if found.planes is None else agree(tensor, found.planes)
-    source = source_of(tensor, found)
+    source = gradient_region_of(tensor, found)
     if source is not None and source.mask is None and ones is None:
         source = None  # the mask is the spikes, which were overwritten
     if source is None and ones is None:
@@ -96,7 +96,7 @@ def lookup(tensor: Tensor) -> Provenance | None:
     mask, observers = (None, None) if source is None else (source.mask, source.observers)
     if ones is None:
         return Provenance(found.length, mask=mask, observers=observers)
-    return Provenance(found.length, found.planes, found.most, ones, mask, observers)
+    return Provenance(found.length, found.planes, found.max_value, ones, mask, observers)
 
 
 def fills_memory(tensor: Tensor) -> bool:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from hibana.compiler.attached import attach
+from hibana.compiler.spike_metadata import attach
 from hibana.spikes.checks import kernels_accept
 from hibana.spikes.layer import needs_gradient
 from hibana.spikes.planes import MOST

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from hibana.compiler.cpu.own import OWN, VECTOR, Numbers, lane_by_lane
-from hibana.compiler.cpu.schedule import libm_function
+from hibana.compiler.cpu.kernel_writer import libm_function
+from hibana.compiler.cpu.vector_math import OWN, VECTOR, Numbers, lane_by_lane
 from hibana.compiler.graph.ops import OPERATIONS
 from hibana.runtime.kernels import (
     DOUBLE,

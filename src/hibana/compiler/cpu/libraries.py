@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.cpu.functions import library_function, own_function, sleef_function
-from hibana.compiler.cpu.rows import kernel_says
-from hibana.compiler.cpu.schedule import ACCURATE
+from hibana.compiler.cpu.kernel_writer import ACCURATE
+from hibana.compiler.cpu.row_pass import kernel_says
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported
 from hibana.compiler.graph.plan import gradients

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hibana.compiler.cpu.body import LINE
+from hibana.compiler.cpu.row_function import LINE
 from hibana.runtime.kernels import (
     INT,
     LONG,

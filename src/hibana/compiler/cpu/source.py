@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 
-from hibana.compiler.cpu.body import NUMBERS
-from hibana.compiler.cpu.parts import Parts, moving_back, moving_forward
-from hibana.compiler.cpu.row_walk import SIZES, RowWalk
-from hibana.compiler.cpu.sample_walk import SampleWalk
-from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source, own
+from hibana.compiler.cpu.kernel_writer import BACKWARD, FORWARD, Source, own
+from hibana.compiler.cpu.row_function import NUMBERS
+from hibana.compiler.cpu.row_loops import SIZES, RowWalk
+from hibana.compiler.cpu.sample_loops import SampleWalk
+from hibana.compiler.cpu.time_loop import Parts, moving_back, moving_forward
 from hibana.compiler.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
+from hibana.compiler.bounded_dict import BoundedDict
 from hibana.compiler.graph import snapshots
 from hibana.compiler.graph.names import names_in
 from hibana.compiler.graph.objects import (
@@ -31,7 +32,6 @@ from hibana.compiler.graph.objects import (
 )
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.snapshots import MISSING, Item, Look, Watch, is_unchanged
-from hibana.compiler.shared import Bounded
 
 NOT_HYPER = frozenset(vars(nn.Module())) | {CACHE_ATTRIBUTE}
 """Attributes of a module that no step computes with."""
@@ -94,7 +94,7 @@ class Dependencies:
         """With :attr:`items`, snapshots of everything but the module itself."""
         self.items: list[Item] = []
         """Global variables, and attributes of classes, functions and Python modules, that were followed."""
-        self.cache: dict[Hashable, Any] = Bounded(SERVED)
+        self.cache: dict[Hashable, Any] = BoundedDict(SERVED)
         """Programs and calls of the module while it was like that, found without the key."""
         self._places: dict[int, int] = {}
         self._alive: list[object] = []

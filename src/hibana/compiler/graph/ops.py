@@ -65,7 +65,7 @@ class Operation:
     sleef: str = ""
     libm: str = ""
     hibana: bool = False
-    """Whether hibana has a function of its own (:mod:`hibana.compiler.cpu.own`)."""
+    """Whether hibana has a function of its own (:mod:`hibana.compiler.cpu.vector_math`)."""
     expansion: Expression = ""
     """Its form in other operations where no function computes it, to more than 2 ulp, for gradients alone."""
     bounds: Interval | Callable[..., Interval | None] = lambda *_: None

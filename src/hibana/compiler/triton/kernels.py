@@ -19,8 +19,8 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import Plan, gradients
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.synapses import operands
+from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.named_kernels import Named, NamedKernels
-from hibana.compiler.strides import row_bytes
 from hibana.compiler.triton.language import Language
 from hibana.compiler.triton.running import exact, is_interpreted, kernel_of, over_neurons, started
 from hibana.compiler.triton.source import backward_source, forward_source, function_source

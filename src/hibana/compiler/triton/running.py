@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.compiler.strides import row_bytes
+from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.triton.language import Language, interpreted
 from hibana.compiler.triton.source import ANY_SIZE
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
-from hibana.compiler import emits_spikes, unrolled
-from hibana.compiler.tensors import computed_once, is_computed, tensors_of
+from hibana.compiler import emits_spikes, unroll_layer
+from hibana.compiler.tensors import evaluate_parametrizations, is_parametrized, tensors_of
 from hibana.learn.plasticity.pairs import Pairs
 from hibana.nn.layers import OverTime
 
@@ -20,7 +20,7 @@ class PairRule:
     def __init__(self, linear: nn.Linear, neurons: OverTime, pairs: Pairs) -> None:
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"linear must be a torch.nn.Linear, got {_said(linear)}")
-        if is_computed(linear):
+        if is_parametrized(linear):
             raise ValueError("linear must hold its weight as a parameter, got one with parametrisations")
         if not isinstance(neurons, OverTime):
             raise TypeError(
@@ -36,7 +36,7 @@ class PairRule:
 
     @property
     def _cell(self) -> Cell:
-        return computed_once(self.neurons.cell)
+        return evaluate_parametrizations(self.neurons.cell)
 
     def _checked(self, inputs: Tensor) -> Tensor:
         """`inputs` without a graph.
@@ -88,9 +88,9 @@ class PairRule:
         """The neurons' spikes over a sequence with the weights as they are, from their `state`."""
         check_spikes(inputs)
         with torch.no_grad():
-            return unrolled(self.neurons.cell, self.linear(inputs), None if state is None else tuple(state))[
-                0
-            ]
+            return unroll_layer(
+                self.neurons.cell, self.linear(inputs), None if state is None else tuple(state)
+            )[0]
 
 
 def check_spikes(inputs: Tensor) -> None:

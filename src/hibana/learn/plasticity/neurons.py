@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
+from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
 from hibana.compiler.cpu.libraries import vector_functions
-from hibana.compiler.cpu.rows import Pass
-from hibana.compiler.cpu.schedule import scalars_of, write_call
+from hibana.compiler.cpu.row_pass import Pass
 from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
@@ -46,7 +46,7 @@ class NeuronStep:
         self._functions = vector_functions(self.step, torch.float32)
         self._pass = Pass("neurons", forward_pass(self.step, None), Floats, frozenset(self._functions))
         self._rows = [*self._pass.scratch, *self._pass.products]
-        self._matrices = list(dict.fromkeys(c.matrix for c in self._pass.does if c.function == "product"))
+        self._matrices = list(dict.fromkeys(c.matrix for c in self._pass.sequence if c.function == "product"))
         self._called = sorted(self._pass.called & self._functions.keys())
 
     @property
@@ -103,12 +103,12 @@ class NeuronStep:
                 rows[name] = at.parameters + size * int(name[1:])
         for i, name in enumerate(self._rows):
             rows[name] = at.scratch + stride * i
-        scalars = scalars_of(
+        scalars = scalar_arguments(
             [self._pass],
             lambda array, i: at.constants[i] if array == "c" else (at.parameters + size * int(array[1:]))[0],
         )
         functions = {name: Pointer.at(at.functions[i]) for i, name in enumerate(self._called)}
-        for call in self._pass.does:
+        for call in self._pass.sequence:
             taken = [rows[name] for name in call.rows]
             if call.function == "product":
                 matrix = at.matrices + size * size * self._matrices.index(call.matrix)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from hibana.compiler.torch_layers import sides_of
+from hibana.compiler.torch_layers import spatial_dims
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind
 from hibana.network.lowering import Lowering
@@ -19,7 +19,7 @@ class SlidingKind(LayerKind):
 
     def check(self, node: Node) -> None:
         (seen,), module = node.input_shapes, node.module
-        sides, kind = sides_of(module), type(module).__name__
+        sides, kind = spatial_dims(module), type(module).__name__
         if sides > 2 or not hasattr(module, "kernel_size"):
             self.refuse_setting(node, kind)
         if len(seen) != sides + 1:

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
 from hibana.compiler.cpu.libraries import vector_functions
-from hibana.compiler.cpu.rows import Pass
-from hibana.compiler.cpu.schedule import scalars_of, write_call
+from hibana.compiler.cpu.row_pass import Pass
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
 from hibana.compiler.graph.step import Value as GraphValue
@@ -47,7 +47,7 @@ def neurons(emitter: "Emitter", node: Node, index: int, read: Activations) -> Ac
     for name in (*written.scratch, *written.products):
         rows[name] = emitter.temporary(node.size)
     constants = emitter.constant(torch.tensor(made.step.constants, dtype=torch.float64, device="cpu"))
-    scalars = scalars_of(
+    scalars = scalar_arguments(
         [written],
         lambda array, i: (
             constants[i] if array == "c" else emitter.constant(made.parameters[int(array[1:])])[0]
@@ -56,7 +56,7 @@ def neurons(emitter: "Emitter", node: Node, index: int, read: Activations) -> Ac
     called = sorted(written.called & functions.keys())
     addresses = {name: emitter.function(functions[name]) for name in called}
     code = emitter.code
-    for call in written.does:
+    for call in written.sequence:
         given = [rows[name] for name in call.rows]
         if call.function == "product":
             matrix, turned = divmod(call.matrix, 2)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.compiler.derivatives import applied, without_autocast
+from hibana.compiler.derivatives import unwrapped_apply, without_autocast
 from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.convolution import dense, kernels, pixels
@@ -180,7 +180,7 @@ class _Convolution(torch.autograd.Function):
         return to_images, to_weight, to_bias, None, None, None, None, None
 
 
-_apply = applied(_Convolution)
+_apply = unwrapped_apply(_Convolution)
 
 
 def _used(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor, geometry: Geometry) -> product.Used | None:

@@ -24,7 +24,7 @@ from hibana.spikes.layer import (
     usable,
 )
 from hibana.spikes.linear import product
-from hibana.spikes.provenance import lookup, pass_on
+from hibana.spikes.provenance import lookup, register_view
 
 __all__ = ["Conv1d", "Conv2d"]
 
@@ -72,7 +72,7 @@ class _ByWindows(BySpikes, nn.modules.conv._ConvNd):
         around = sizes.around
         images = functional.pad(input, around, sizes.mode) if around else input
         if self.dimensions == 1:
-            images = pass_on(images, images.view(*images.shape[:2], 1, images.shape[2]))
+            images = register_view(images, images.view(*images.shape[:2], 1, images.shape[2]))
         found = self._by_windows(images, weight, bias, sizes.geometry)
         if isinstance(found, str):
             return self._densely(input, weight, bias, found)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.compiler.derivatives import applied, without_autocast
-from hibana.compiler.strides import same_each_step
+from hibana.compiler.derivatives import unwrapped_apply, without_autocast
+from hibana.compiler.memory_layout import constant_step
 from hibana.spikes import select
 from hibana.spikes.checks import dense_for_more
 from hibana.spikes.linear import product
@@ -86,7 +86,7 @@ class _Linear(torch.autograd.Function):
         return to_input, to_weight, to_bias, None, None, None, None
 
 
-_apply = applied(_Linear)
+_apply = unwrapped_apply(_Linear)
 
 
 def _matrix(input: Tensor) -> Tensor:  # noqa: A002
@@ -110,7 +110,7 @@ def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: 
     the producer's surrogate mask, where that is allowed and faster; else by torch.
     """
     steps = grad.shape[0]
-    once = same_each_step(grad) if steps >= STEPS else None
+    once = constant_step(grad) if steps >= STEPS else None
     if once is not None:
         return (once @ weight).expand(steps, *once.shape[:-1], weight.shape[1])
     restricted = _restricted(ctx, bits, weight, rows)

@@ -7,10 +7,10 @@ is a whole number of blocks, several steps are unrolled, and state passes betwee
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from hibana.compiler.cpu.body import LINE, VECTOR
-from hibana.compiler.cpu.parts import AT_ONCE, Moving, Parts
-from hibana.compiler.cpu.rows import Pass
-from hibana.compiler.cpu.schedule import Schedule, Source, own
+from hibana.compiler.cpu.kernel_writer import Schedule, Source, own
+from hibana.compiler.cpu.row_function import LINE, VECTOR
+from hibana.compiler.cpu.row_pass import Pass
+from hibana.compiler.cpu.time_loop import AT_ONCE, Moving, Parts
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import Bytes, Pointer, Value
 
@@ -177,7 +177,7 @@ class RowWalk(Schedule):
     def _do(self, pass_: Pass, t: Value, begun: Mapping[str, Pointer]) -> None:
         """The calls of `pass_` from step `t` on, with rows taken from `begun` where it has them."""
         places = dict(begun)
-        for call in pass_.does:
+        for call in pass_.sequence:
             for name in call.rows:
                 if name not in places:
                     places[name] = self._place(name, t)

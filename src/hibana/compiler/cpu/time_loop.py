@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
-from hibana.compiler.cpu.rows import Pass, is_long
+from hibana.compiler.cpu.row_pass import Pass, is_long
 from hibana.compiler.graph.analysis import Rewriting
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.compiler.graph.plan import Plan
@@ -88,7 +88,7 @@ class Parts:
     @cached_property
     def steps(self) -> Pass | None:
         """Several steps, if nothing between them passes through memory."""
-        short = len(self.step.does) == 1 and not self.step.long
+        short = len(self.step.sequence) == 1 and not self.step.long
         return self._pass("steps", AT_ONCE, edge=False) if short else None
 
     @cached_property

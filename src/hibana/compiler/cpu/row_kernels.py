@@ -13,10 +13,10 @@ from torch import Tensor
 
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Prepared
 from hibana.compiler.cpu.base import NativeKernels
-from hibana.compiler.cpu.body import LINE
-from hibana.compiler.cpu.schedule import BACKWARD, FORWARD, Source
+from hibana.compiler.cpu.kernel_writer import BACKWARD, FORWARD, Source
+from hibana.compiler.cpu.launch import Bound, Walk, unaliased, walk
+from hibana.compiler.cpu.row_function import LINE
 from hibana.compiler.cpu.source import backward_source, forward_source
-from hibana.compiler.cpu.walk import Bound, Walk, unaliased, walk
 from hibana.compiler.graph.plan import Plan, spikes_plan
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import assemble

@@ -9,7 +9,7 @@ Entry = TypeVar("Entry")
 _CHANGING = RLock()
 
 
-class Bounded(dict[Key, Entry]):
+class BoundedDict(dict[Key, Entry]):
     """A dictionary of at most `size` entries: a new one evicts the oldest. It is read without a lock."""
 
     def __init__(self, size: int) -> None:

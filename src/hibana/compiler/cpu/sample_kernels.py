@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.cpu.base import NativeKernels
-from hibana.compiler.cpu.body import LINE
-from hibana.compiler.cpu.kernels import SHAPES
+from hibana.compiler.cpu.kernel_writer import Source
 from hibana.compiler.cpu.product import padded, table_step
-from hibana.compiler.cpu.schedule import Source
+from hibana.compiler.cpu.row_function import LINE
+from hibana.compiler.cpu.row_kernels import SHAPES
 from hibana.compiler.cpu.source import backward_over_samples, forward_over_samples
 from hibana.compiler.graph import synapses
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
+from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.named_kernels import Named, NamedKernels
-from hibana.compiler.strides import row_bytes
 from hibana.runtime.kernels import BoundKernel, Kernel, address_of, assemble, bind_kernel, pack_arguments
 
 NEAR = 256 << 10

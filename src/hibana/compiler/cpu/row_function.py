@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from hibana.compiler.cpu.draws import Block, Draws
-from hibana.compiler.cpu.own import exp_of_float32
+from hibana.compiler.cpu.vector_math import exp_of_float32
 from hibana.compiler.graph import step as graph
 from hibana.compiler.graph.analysis import Analysis
 from hibana.compiler.graph.ops import Operation, row_of

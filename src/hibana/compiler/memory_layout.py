@@ -12,7 +12,7 @@ def steps_contiguous(tensor: Tensor) -> bool:
     return tensor.is_contiguous() or tensor[0].is_contiguous()
 
 
-def same_each_step(sequence: Tensor) -> Tensor | None:
+def constant_step(sequence: Tensor) -> Tensor | None:
     """One step of a `sequence` whose steps are equal, as of the gradient of a mean over time; else None."""
     if sequence.ndim < 3 or sequence.shape[0] < 2:
         return None
@@ -24,31 +24,31 @@ def same_each_step(sequence: Tensor) -> Tensor | None:
     return first if torch.equal(sequence[1:-1], sequence[:-2]) else None
 
 
-def inverse(order: Order) -> Order:
+def inverse_order(order: Order) -> Order:
     """The permutation that undoes `order`."""
     return tuple(sorted(range(len(order)), key=order.__getitem__))
 
 
-def step_in(order: Order | None, value: Tensor) -> Tensor:
+def step_to_order(order: Order | None, value: Tensor) -> Tensor:
     """One step's `value`, contiguous in the memory `order` of a sequence."""
     value = value.resolve_neg()
-    return value.contiguous() if order is None else value.permute(order_of_step(order)).contiguous()
+    return value.contiguous() if order is None else value.permute(step_order(order)).contiguous()
 
 
-def step_back(back: Order, value: Tensor) -> Tensor:
+def permute_step(back: Order, value: Tensor) -> Tensor:
     """One step's `value`, permuted by the order `back` of a sequence's dimensions."""
-    return value.permute(order_of_step(back))
+    return value.permute(step_order(back))
 
 
-def order_of_step(order: Order) -> Order:
+def step_order(order: Order) -> Order:
     """The order of a step's dimensions, from that of a sequence's, whose first is time."""
     return tuple(dimension - 1 for dimension in order[1:])
 
 
-def in_callers_order(order: Order, outputs: Tensor, last: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def to_callers_order(order: Order, outputs: Tensor, last: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Outputs and last states in memory `order`, permuted to the caller's."""
-    back = inverse(order)
-    return outputs.permute(back), [step_back(back, value) for value in last]
+    back = inverse_order(order)
+    return outputs.permute(back), [permute_step(back, value) for value in last]
 
 
 def memory_order(inputs: Tensor) -> Order | None:
@@ -61,7 +61,7 @@ def memory_order(inputs: Tensor) -> Order | None:
     return order if inputs.permute(order)[0].is_contiguous() else None
 
 
-def repeated(once: Tensor, steps: int) -> Tensor:
+def expand_over_time(once: Tensor, steps: int) -> Tensor:
     """`once` expanded over time, ``[T, ...]``, in memory order.
 
     Torch's sum of the gradient over time then goes through memory in order; in another order, as for
@@ -70,8 +70,8 @@ def repeated(once: Tensor, steps: int) -> Tensor:
     order = None if torch.compiler.is_compiling() else memory_order(once[None])
     if order is None:
         return once.expand(steps, *once.shape)
-    lying = once.permute(order_of_step(order))
-    return lying.expand(steps, *lying.shape).permute(inverse(order))
+    lying = once.permute(step_order(order))
+    return lying.expand(steps, *lying.shape).permute(inverse_order(order))
 
 
 def row_bytes(count: int) -> int:
@@ -79,7 +79,7 @@ def row_bytes(count: int) -> int:
     return (count + 7) // 8
 
 
-def unpacked(bits: Tensor, count: int) -> Tensor:
+def unpack_bits(bits: Tensor, count: int) -> Tensor:
     """The first `count` of each row of bits as 0 and 1, eight to a byte, the lowest bit first."""
     places = torch.arange(8, dtype=torch.uint8, device=bits.device)
     return (bits.unsqueeze(-1) >> places & 1).flatten(-2)[..., :count]

@@ -7,7 +7,7 @@ product: there a row of numbers goes through memory.
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from hibana.compiler.cpu.body import IN_LOOP, row_function
+from hibana.compiler.cpu.row_function import IN_LOOP, row_function
 from hibana.compiler.graph.analysis import Rewriting, dependents, reachable
 from hibana.compiler.graph.ops import OPERATIONS, Expression, Operation
 from hibana.compiler.graph.passes import Stores, leaves, substitute
@@ -38,7 +38,7 @@ class Pass:
     aligned: bool = True
     """Whether rows begin at neurons whose numbers are multiples of a vector's."""
     functions: int = 0
-    does: list["Call"] = field(default_factory=list)
+    sequence: list["Call"] = field(default_factory=list)
     """The calls, in order."""
     scratch: list[str] = field(default_factory=list)
     """Scratch rows of numbers, and those that products are written to."""
@@ -80,13 +80,13 @@ class Pass:
         name = rows[0]
         if not value.is_product:
             self.called.add(value.op)
-            self.does.append(Call(value.op, rows))
+            self.sequence.append(Call(value.op, rows))
             return name
-        result = f"{name}.product{len(self.does)}"
+        result = f"{name}.product{len(self.sequence)}"
         self.products.append(result)
         given = str(value.args[0].data) if _is_read(value) else name
         where = [str(gate.data) for gate in value.args[1:]]
-        self.does.append(Call("product", [given, *where, result], matrix=int(value.data)))
+        self.sequence.append(Call("product", [given, *where, result], matrix=int(value.data)))
         return result
 
     def _function(self, stores: Stores) -> None:
@@ -102,7 +102,7 @@ class Pass:
             ahead=self.ahead,
         )
         self.functions += 1
-        self.does.append(Call(function, rows, scalars, draws=draws))
+        self.sequence.append(Call(function, rows, scalars, draws=draws))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The loop nest over samples, for steps with matrix products, which need all neurons of a sample.
 
 A thread runs all T steps over a few samples at a time; their states, and the lists of their spikes, stay in
-cache. A step is cut at its products: pointwise parts run sample by sample (:mod:`hibana.compiler.cpu.rows`),
-a product takes all current samples at once (:mod:`hibana.compiler.cpu.product`).
+cache. A step is cut at its products: pointwise parts run sample by sample
+(:mod:`hibana.compiler.cpu.row_pass`), a product takes all current samples at once
+(:mod:`hibana.compiler.cpu.product`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,10 +11,10 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
-from hibana.compiler.cpu.parts import Moving, Parts
+from hibana.compiler.cpu.kernel_writer import Schedule, Source
 from hibana.compiler.cpu.product import product, product_at
-from hibana.compiler.cpu.rows import Call, Pass
-from hibana.compiler.cpu.schedule import Schedule, Source
+from hibana.compiler.cpu.row_pass import Call, Pass
+from hibana.compiler.cpu.time_loop import Moving, Parts
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import Bytes, Ints, Longs, Pointer, Value
 
@@ -74,7 +75,9 @@ class SampleWalk(Schedule):
 
     def _arguments(self) -> list[str]:
         moving = [row.base for row in self.parts.moving.values()]
-        tables = sorted({_table(call) for p in self.passes for call in p.does if call.function == "product"})
+        tables = sorted(
+            {_table(call) for p in self.passes for call in p.sequence if call.function == "product"}
+        )
         parameters = [i for i in range(self.step.parameters) if {f"p{i}", f"p{i}[0]"} & self.leaves]
         return [
             *_SIZES,
@@ -153,7 +156,7 @@ class SampleWalk(Schedule):
 
     def _do(self, pass_: Pass, t: Value, *, edge: bool) -> None:
         """The calls of a pass at step `t`: sample by sample, and products for all samples at once."""
-        for products, calls in groupby(pass_.does, key=lambda call: call.function == "product"):
+        for products, calls in groupby(pass_.sequence, key=lambda call: call.function == "product"):
             if products:
                 for call in calls:
                     self._product(call, t, edge=edge)

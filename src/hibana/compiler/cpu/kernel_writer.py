@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from hibana.compiler.cpu.rows import Call, Pass
+from hibana.compiler.cpu.row_pass import Call, Pass
 from hibana.compiler.graph.ops import row_of
 from hibana.runtime.kernels import (
     FLOAT,
@@ -73,7 +73,7 @@ class Schedule:
         kinds |= dict.fromkeys(self.functions, Pointer) | {n: k for n, k in special.items() if n in kinds}
         for name, value in self.code.arguments(kinds).items():
             (self.size if isinstance(value, Value) else self.at)[name] = value
-        self.scalars = scalars_of(
+        self.scalars = scalar_arguments(
             self.passes, lambda array, i: self.at["constants" if array == "c" else f"{array}_at"][i]
         )
 
@@ -100,12 +100,12 @@ class Schedule:
         return Source(source([*self.code.texts, text]), self.arguments, self.functions, rows, row)
 
 
-def scalars_of(passes: Iterable[Pass], read: Callable[[str, int], Value]) -> dict[str, Value]:
+def scalar_arguments(passes: Iterable[Pass], read: Callable[[str, int], Value]) -> dict[str, Value]:
     """The scalar arguments of the calls of `passes`, by name: ``read("c", 3)`` is the constant ``c[3]``,
     ``read("p2", 0)`` the parameter ``p2[0]``.
     """
     found = {}
-    for name in dict.fromkeys(n for pass_ in passes for call in pass_.does for n in call.scalars):
+    for name in dict.fromkeys(n for pass_ in passes for call in pass_.sequence for n in call.scalars):
         array, _, index = name.rstrip("]").partition("[")
         found[name] = read(array, int(index))
     return found
@@ -127,7 +127,7 @@ def write_call(
         code: the kernel.
         call: of a function of the pass, or of an operation.
         rows: the addresses of its rows.
-        scalars: as :func:`scalars_of` gives them.
+        scalars: as :func:`scalar_arguments` gives them.
         functions: the vector functions by operation; others call the C library.
         size: neurons of a row.
         in_reverse: how many of them are walked in reverse.

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.cpu.binding import Binding, Pack
-from hibana.compiler.cpu.body import LINE
-from hibana.compiler.cpu.row_walk import OUTPUT_OFFSET, PAGE
-from hibana.compiler.strides import row_bytes
+from hibana.compiler.cpu.row_function import LINE
+from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
+from hibana.compiler.memory_layout import row_bytes
 from hibana.runtime.kernels import BoundKernel, Kernel, bind_kernel
 
 SHORTEST = 512
