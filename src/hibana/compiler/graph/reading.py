@@ -13,7 +13,6 @@ from torch import Tensor, fx
 
 from hibana.cells import Cell
 from hibana.compiler.graph.aten import translate
-from hibana.compiler.graph.draws import drawn, is_draw
 from hibana.compiler.graph.nodes import (
     MOVES,
     PRODUCTS,
@@ -32,7 +31,7 @@ from hibana.compiler.graph.nodes import (
 )
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import Part, part_between
-from hibana.compiler.graph.recorder import foreign
+from hibana.compiler.graph.recorder import draw, foreign
 from hibana.compiler.graph.step import Step, Value, Values, rounded
 from hibana.runtime import torch_internals
 
@@ -145,6 +144,9 @@ class Reading:
             return
         if writes_to_given(node):
             raise Unsupported(f"{target} writes into a tensor that it was given")
+        if target is draw:
+            self._read_draw(node)
+            return
         name = name_of(target)
         if name in PRODUCTS and any(other in self.values for other in used):
             self._read_product(node, name)
@@ -163,7 +165,7 @@ class Reading:
         elif self._is_narrowed(node):
             self.after.add(node)  # after the sum over time, as PyTorch does after one over neurons
             self._sum(used[0])
-        elif varies or is_draw(target):
+        elif varies:
             self._read_pointwise(node)
         elif target is torch.ops.aten.scalar_tensor.default:
             self.values[node] = self.number(node.args[-1])
@@ -258,8 +260,6 @@ class Reading:
         if any(user.target is operator.getitem for user in node.users):
             raise Unsupported(f"{node.target}: the step takes several from one operation")
         result = node.meta["val"]
-        if is_draw(node.target):
-            self._check_draw(node)
         self._check_layout(node, node.all_input_nodes)
         if result.dtype not in (self.dtype, torch.bool):
             raise Unsupported(f"{node.target} computes in {result.dtype}, not in {self.dtype}")
@@ -268,11 +268,7 @@ class Reading:
         if boolean and all(n.meta["val"].dtype == torch.bool for n in node.all_input_nodes):
             # beside truth values alone, a number is one of the default dtype
             args = tuple(rounded(a, torch.get_default_dtype()) for a in args)
-        if is_draw(target):
-            value = drawn(target, args, node.kwargs, self.draws, self._argument, self.make)
-            self.draws += 1
-        else:
-            value = translate(target, args, node.kwargs, self._argument, self.make, boolean=boolean)
+        value = translate(target, args, node.kwargs, self._argument, self.make, boolean=boolean)
         if writes(node):
             for other in sharing_memory(node):
                 if other in self.once or other.meta["val"].shape != self.shape:
@@ -280,16 +276,19 @@ class Reading:
                 self.values[other] = value
         self.values[node] = value
 
-    def _check_draw(self, node: fx.Node) -> None:
-        """Has `node` draw a number for each neuron, in the order of the neurons."""
-        order, result = step_layout(self.shape), node.meta["val"]
-        used = [self.layouts[n] for n in node.all_input_nodes if n in self.layouts and n.meta["val"].ndim]
-        if result.shape != self.shape or any(not same(layout, order, self.shape) for layout in used):
+    def _read_draw(self, node: fx.Node) -> None:
+        """Reads random numbers: one for each neuron, in the order of the neurons."""
+        order, result, (like,) = step_layout(self.shape), node.meta["val"], node.all_input_nodes
+        if result.shape != self.shape or not same(self.layouts.get(like, order), order, self.shape):
             raise Unsupported(
-                f"the step draws numbers of shape {tuple(result.shape)}, of which not each is one neuron's, "
-                f"as a step has {tuple(self.shape)}"
+                f"draws must have the step's shape {tuple(self.shape)}, in the order of its neurons; got "
+                f"{tuple(result.shape)}"
             )
+        if result.dtype != self.dtype:
+            raise Unsupported(f"random numbers of {result.dtype} in a step that computes in {self.dtype}")
         self.layouts[node] = order
+        self.values[node] = self.make("draw", data=f"{node.args[1]}{self.draws}")
+        self.draws += 1
 
     def _argument(self, argument: Any) -> Value:
         if isinstance(argument, fx.Node):

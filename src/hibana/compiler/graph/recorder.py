@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from hibana.cells import Cell
-from hibana.compiler.graph.draws import blank, is_draw
+from hibana.compiler.draws import Drawing
 from hibana.compiler.graph.ops import Unsupported
 from hibana.runtime import torch_internals
 from hibana.runtime.torch_internals import TorchDispatchMode, tree_map
@@ -38,7 +38,7 @@ def joint_graph(
     wanted = [input_, *state, *(value for value in given.values() if value.requires_grad)]
     try:
         with recorder, torch.enable_grad():
-            with looking:
+            with _RecordedDraws(recorder), looking:
                 nexts = torch.func.functional_call(cell, given, (input_, *state), tie_weights=False)
             _check_step(cell, nexts, shape)
             found = _gradients(nexts, wanted, grads, looking)
@@ -121,6 +121,20 @@ class _Looking(TorchFunctionMode):
         return result
 
 
+class _RecordedDraws(Drawing):
+    """Records the random numbers of a step as nodes that call :func:`draw`; it draws none."""
+
+    def __init__(self, recorder: "_Recorder") -> None:
+        super().__init__("a step")
+        self.recorder = recorder
+
+    def uniform(self, like: Tensor) -> Tensor:
+        return self.recorder.draw(like, "uniform")
+
+    def normal(self, like: Tensor) -> Tensor:
+        return self.recorder.draw(like, "normal")
+
+
 _ATEN = torch.ops.aten
 
 
@@ -168,6 +182,12 @@ class _Recorder(TorchDispatchMode):
         self._name(tensor, self.graph.placeholder(f"a{len(self.alive)}"))
         return tensor
 
+    def draw(self, like: Tensor, distribution: str) -> Tensor:
+        """Zeros with the shape and dtype of `like`, recorded as a call of :func:`draw`."""
+        blank = torch.zeros_like(like, device=self.device)
+        self._name(blank, self.graph.call_function(draw, (self.node(like), distribution)))
+        return blank
+
     def node(self, tensor: Tensor) -> fx.Node:
         if id(tensor) not in self.nodes:
             known = self.storages.get(tensor.untyped_storage()._cdata)
@@ -184,9 +204,8 @@ class _Recorder(TorchDispatchMode):
             return self._recorded(func, args, kwargs or {})
 
     def _recorded(self, func: Any, args: Any, kwargs: Any) -> Any:
-        drawn = is_draw(func)
-        if torch.Tag.nondeterministic_seeded in func.tags and not drawn:
-            raise Unsupported(f"{func} draws random numbers as hibana does not")
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise Unsupported(f"the step draws random numbers by {func}, which no kernel computes")
         if func in _IN_SEVERAL:
             return _IN_SEVERAL[func](lambda part, *given: self._recorded(part, given, {}), *args)
         if func is _ATEN._efficientzerotensor.default:  # the derivative of `torch.sgn`
@@ -196,7 +215,7 @@ class _Recorder(TorchDispatchMode):
                 f"{func} writes in place after `contiguous` or `reshape`, which give a view or a copy, "
                 "depending on how the inputs lie"
             )
-        result = blank(func, args, kwargs, self.device) if drawn else func(*args, **kwargs)
+        result = func(*args, **kwargs)
         several = isinstance(result, tuple | list) and all(isinstance(part, Tensor) for part in result)
         if isinstance(result, Tensor) or several:
             recorded = tree_map(lambda a: self.node(a) if isinstance(a, Tensor) else a, (args, kwargs))
@@ -228,3 +247,8 @@ def _alias_of(tensor: Tensor, known: fx.Node) -> Any:
 def foreign(tensor: Tensor) -> Tensor:
     """A tensor that the step takes from elsewhere than its arguments and the cell's tensors."""
     return tensor
+
+
+def draw(like: Tensor, distribution: str) -> Tensor:
+    """Marks a node whose result is random, ``"uniform"`` or ``"normal"``, with the shape of `like`."""
+    raise NotImplementedError("a traced draw is compiled, and never called")
