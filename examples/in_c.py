@@ -61,7 +61,7 @@ def tested(net: hb.convert.Quantized, model: nn.Module, test: list) -> tuple[Ten
         for at in range(0, len(test), 500):
             images, classes = zip(*(test[i] for i in range(at, min(at + 500, len(test)))), strict=True)
             x = model.encode(torch.stack(images))
-            whole = net.whole_input(x)
+            whole = net.integer_input(x)
             if not torch.equal(whole[:1].expand_as(whole), whole):
                 raise ValueError("inputs change from step to step; this script shows still images")
             labels.append(torch.tensor([int(label) for label in classes]))

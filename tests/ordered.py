@@ -9,8 +9,8 @@ from torch.nn import functional
 from hibana.network.c.arithmetic import FloatArithmetic
 from hibana.network.c.unit import Unit
 from hibana.network.graph import Node
-from hibana.network.reading import read
-from hibana.network.sliding import channels_last, image_of, sliding_of
+from hibana.network.reader import read
+from hibana.network.sliding_window import channels_last, image_shape, sliding_window
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.window import Window
@@ -41,7 +41,7 @@ class OrderedConvolution(nn.Module):
         super().__init__()
         assert node.module is not None
         self.layer: Any = node.module
-        self.window, self.channels_last = sliding_of(node), channels_last
+        self.window, self.channels_last = sliding_window(node), channels_last
 
     def forward(self, inputs: Tensor) -> Tensor:
         window, sequence = self.window, inputs.ndim == 3
@@ -125,7 +125,7 @@ def in_order(net: nn.Module, example: Tensor) -> nn.Module:
         elif node.kind == "convolution":
             last = (
                 torch.equal(source.order, channels_last(node.input_shapes[0]))
-                and image_of(node.input_shapes[0])[0] > 1
+                and image_shape(node.input_shapes[0])[0] > 1
             )
             net.set_submodule(node.name, OrderedConvolution(node, last))
         elif isinstance(node.module, Window | DelayedLinear):

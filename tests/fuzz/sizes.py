@@ -290,9 +290,9 @@ def _in_whole_numbers(net: Net) -> list[str]:
         whole, _ = hb.quantize(net.layers, net.example)
     except Unsupported:
         return []
-    native, steps = guard.run(whole.net, whole.whole_input(net.example), [whole.whole_input(net.example)])
+    native, steps = guard.run(whole.net, whole.integer_input(net.example), [whole.integer_input(net.example)])
     with torch.no_grad():
-        expected = whole.net(whole.whole_input(net.example))
+        expected = whole.net(whole.integer_input(net.example))
     same = torch.equal(native, expected) and torch.equal(steps, expected)
     return [] if same else [f"whole numbers differ: {net}"]
 

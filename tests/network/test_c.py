@@ -211,7 +211,7 @@ def test_rows_are_added_together_whatever_their_number(whole, tmp_path):
     twin = in_order(net, inputs)
     if whole:
         net, _ = quantize(net, inputs)
-        inputs, twin = net.whole_input(inputs), net.net
+        inputs, twin = net.integer_input(inputs), net.net
     with torch.no_grad():
         assert twin[:2](inputs).sum(-1).flatten().tolist() == list(range(12))
         wanted = twin(inputs).double()

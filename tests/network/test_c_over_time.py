@@ -80,7 +80,7 @@ def check(net, inputs, folder, **how):
         assert 0 < rate < 1, layer
     for made, twin in ((net, in_order(net, inputs)), _whole(net, inputs)):
         program = to_c(made, inputs)
-        given_ = made.whole_input(inputs) if made is not net else inputs
+        given_ = made.integer_input(inputs) if made is not net else inputs
         with torch.no_grad():
             wanted = twin(given_).flatten(2).double()
         (folder / program.kind).mkdir()

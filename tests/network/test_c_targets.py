@@ -20,7 +20,7 @@ def network():
 def wanted(net, inputs):
     """The program, what it is given, and what it has to put out, in floats and in whole numbers."""
     small, _ = hb.quantize(net, inputs)
-    whole = small.whole_input(inputs)
+    whole = small.integer_input(inputs)
     with torch.no_grad():
         yield to_c(net, inputs), inputs, in_order(net, inputs)(inputs).double()
         yield to_c(small, inputs), whole, small.net(whole).double()

@@ -161,7 +161,7 @@ def test_cells_with_synapses_are_the_same_in_c(cell, tmp_path):
     small, report = hb.quantize(net, inputs[:, :8])
     assert small.net[1].cell.m0.abs().max() == 127
     program = to_c(small, inputs)
-    whole = small.whole_input(inputs)
+    whole = small.integer_input(inputs)
     with torch.no_grad():
         states = hb.record(small.net[1].cell, small.net[0](whole))
         expected = torch.cat([small.net(whole), *states.values()], -1).double()

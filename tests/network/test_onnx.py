@@ -99,7 +99,7 @@ def test_whole_numbers_are_the_same_elsewhere_for_any_time_and_batch(name, outpu
     small, _ = hb.quantize(make().eval(), inputs)
     model = to_onnx(small, inputs[:2, :1])
     for given in (inputs, inputs[:4, :2]):
-        whole = small.whole_input(given)
+        whole = small.integer_input(given)
         with torch.no_grad():
             wanted = small.net(whole)
         assert wanted.count_nonzero() > 0

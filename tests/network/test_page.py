@@ -145,7 +145,7 @@ def test_a_page_spikes_as_pytorch(browser, tmp_path):
     shown = json.loads(page.execute_script("return JSON.stringify(frames.map((f) => [...f.output]))"))
     spikes = page.execute_script("return frames.map((f) => [...f.layers[0]])")
     small, _ = hb.quantize(net, x)
-    whole = small.whole_input(x)
+    whole = small.integer_input(x)
     with torch.no_grad():
         assert small.net(whole)[:, 0].tolist() == shown
         assert small.net[:3](whole)[:, 0].tolist() == spikes

@@ -79,7 +79,7 @@ def check(net, inputs, folder, **how):
     """The quantised network's outputs in C are those in PyTorch."""
     small, report = hb.quantize(net, inputs)
     program = to_c(small, inputs)
-    whole = small.whole_input(inputs)
+    whole = small.integer_input(inputs)
     with torch.no_grad():
         wanted = small.net(whole).flatten(2).double()
     outputs, scores, classes = outputs_of(compiled(program, folder, len(inputs), **how), program, whole)
@@ -293,18 +293,18 @@ def test_what_is_computed_in_training_is_the_network_in_whole_numbers_bit_for_bi
     outputs = aware(x)
     for hook in hooks:
         hook.remove()
-    in_training = hb.run(aware.net, aware.whole_input(x))[1]
+    in_training = hb.run(aware.net, aware.integer_input(x))[1]
     assert outputs.requires_grad
     assert all(layer.cell.of for layer in aware.net[1::2])
     small, report = hb.quantize(aware, x)
-    given, layers = small.whole_input(x), []
+    given, layers = small.integer_input(x), []
     with torch.no_grad():
         for layer in small.net:
             given = layer(given)
             layers.append(given)
     for whole, computed in zip(layers, seen, strict=True):
         assert torch.equal(whole.double(), computed.detach().double())
-    for name, states in hb.run(small.net, small.whole_input(x))[1].items():
+    for name, states in hb.run(small.net, small.integer_input(x))[1].items():
         for whole, computed in zip(states, in_training[name], strict=True):
             assert torch.equal(whole.double(), computed.detach().double())
             assert torch.equal(whole, whole.round())
@@ -324,9 +324,9 @@ def test_training_computes_in_what_holds_every_product():
     aware = hb.convert.quantization_aware(net, x)
     assert aware.dtype == torch.float64
     aware(x)
-    in_training = hb.run(aware.net, aware.whole_input(x))[1]["1"][0]
+    in_training = hb.run(aware.net, aware.integer_input(x))[1]["1"][0]
     small, _ = hb.quantize(aware, x)
-    assert torch.equal(hb.run(small.net, small.whole_input(x))[1]["1"][0], in_training.detach())
+    assert torch.equal(hb.run(small.net, small.integer_input(x))[1]["1"][0], in_training.detach())
     on_spikes = nn.Sequential(nn.Linear(6, 40), hb.LIF(4.0), nn.Linear(40, 2), hb.LI())
     assert hb.convert.quantization_aware(on_spikes, x.round()).dtype == torch.float32
     on_spikes[1] = hb.LIF(4.0, learn="tau")
@@ -342,12 +342,12 @@ def test_potentials_in_training_are_those_in_whole_numbers_times_their_scale():
     aware = hb.convert.quantization_aware(net, x, bits=3)
     trained(aware, x, torch.randint(2, (5,)), steps=5)
     small, _ = hb.quantize(aware, x)
-    in_training = states(aware.net, aware.whole_input(x))
-    for whole, computed in zip(states(small.net, small.whole_input(x)), in_training, strict=True):
+    in_training = states(aware.net, aware.integer_input(x))
+    for whole, computed in zip(states(small.net, small.integer_input(x)), in_training, strict=True):
         assert torch.equal(whole.double(), computed.double())
     weight, unit = small.net[0].weight.double(), aware.units["0"][:, None]
-    first = hb.run(aware.net, aware.whole_input(x[:1]))[1]["1"][0]
-    wanted = small.whole_input(x[:1])[0].double() * aware.input_scale @ (weight * unit).T
+    first = hb.run(aware.net, aware.integer_input(x[:1]))[1]["1"][0]
+    wanted = small.integer_input(x[:1])[0].double() * aware.input_scale @ (weight * unit).T
     bias = small.net[0].bias.double() * unit[:, 0] * aware.input_scale
     assert torch.allclose(first.double() * aware.scales[1], wanted + bias, rtol=1e-9)
     assert (weight * unit - aware.plain[0].weight).abs().max() <= unit.max() / 2 * 1.001

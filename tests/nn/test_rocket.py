@@ -236,9 +236,9 @@ def test_in_c_in_whole_numbers_it_is_bit_equal(tmp_path: Path) -> None:
     small, _ = hb.quantize(net, inputs, 4)
     program = hb.convert.to_c(small, inputs[:, :2], name="rocket", scores="sum")
     outputs, _, _ = outputs_of(
-        compiled(program, tmp_path, 40, flags=[*WARNINGS, "-O1"]), program, small.whole_input(inputs[:, :4])
+        compiled(program, tmp_path, 40, flags=[*WARNINGS, "-O1"]), program, small.integer_input(inputs[:, :4])
     )
-    assert torch.equal(outputs.double(), small.net(small.whole_input(inputs[:, :4])).double())
+    assert torch.equal(outputs.double(), small.net(small.integer_input(inputs[:, :4])).double())
 
 
 def test_neurons_that_rest_spike_less_and_not_within_their_period() -> None:

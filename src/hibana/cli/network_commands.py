@@ -262,7 +262,7 @@ class _Source:
 def _write_c(
     network: _Source, target: Path, steps: int | None, bits: int | None, ram: int | None, flash: int | None
 ) -> None:
-    from hibana.network.files import write_c
+    from hibana.network.c_files import write_c
 
     if network.model is None:
         print("firing rates are those of a silent input: a NIR file has no samples")

@@ -14,14 +14,14 @@ from hibana.network.torch_export import export
 
 if TYPE_CHECKING:
     from hibana.network.c import CProgram, to_c
+    from hibana.network.integer_network import Quantized
+    from hibana.network.onnx_export import to_onnx
     from hibana.network.quantized import (
         Quantization,
         QuantizationAware,
         quantization_aware,
         quantize,
     )
-    from hibana.network.scan import to_onnx
-    from hibana.network.whole import Quantized
 
 __all__ = [
     "CProgram",
@@ -42,8 +42,8 @@ __all__ = [
 _LAZY = {
     **dict.fromkeys(("CProgram", "to_c"), "c"),
     **dict.fromkeys(("Quantization", "QuantizationAware", "quantization_aware", "quantize"), "quantized"),
-    "Quantized": "whole",
-    "to_onnx": "scan",
+    "Quantized": "integer_network",
+    "to_onnx": "onnx_export",
 }
 """What is loaded when it is first touched, and where it is: for programs of C."""
 

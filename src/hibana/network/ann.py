@@ -104,7 +104,7 @@ def from_ann(
 def _trace(model: nn.Module) -> fx.GraphModule:
     """`model` in evaluation, batch normalisation folded: calls of one module each, sums, and concatenations.
 
-    It rewrites traced calls rather than the graph of `hibana.network.reading`, because a network without time
+    It rewrites traced calls rather than the graph of `hibana.network.reader`, because a network without time
     has layers that no program computes (pooling to several pixels, three dimensions, concatenations).
     """
     evaluated, calls = folded_calls(model)

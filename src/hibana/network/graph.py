@@ -37,7 +37,7 @@ class Node:
     """The number that a product multiplies by."""
     density: float = 1.0
     """Fraction of the outputs on the example that are not zero."""
-    extremes: tuple[float, float] = (0.0, 0.0)
+    value_range: tuple[float, float] = (0.0, 0.0)
     """Smallest and largest output on the example."""
     binary: bool = False
     """Whether all outputs on the example are 0 or 1."""
@@ -61,7 +61,7 @@ class Network:
     nodes: tuple[Node, ...]
     """In the order of execution; the first is the input."""
     output: Node
-    outputs: Shape
+    output_shape: Shape
     """Shape of one sample of the network's output."""
     dtype: torch.dtype
     net: nn.Module
@@ -82,7 +82,7 @@ class Network:
             numbers = f"{count:,}", f"{node.density:.1%}", f"{most:,}", f"{round(active):,}"
             rows.append((node.name, node.layer.title(node), sides, *numbers))
         count = sum(p.numel() for p in self.net.parameters())
-        sides = "x".join(map(str, self.outputs))
+        sides = "x".join(map(str, self.output_shape))
         rows.append(("in all", "", sides, f"{count:,}", "", f"{at_most:,}", f"{seen:,}"))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 

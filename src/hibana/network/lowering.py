@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hibana.network.graph import Node
-from hibana.network.sliding import channels_last
+from hibana.network.sliding_window import channels_last
 from hibana.runtime.kernels import LONG, Bytes, Code, Pointer, Value
 
 __all__ = ["Activations", "Kind", "Lowering", "in_order", "spread", "times"]

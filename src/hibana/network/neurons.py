@@ -1,4 +1,7 @@
-"""A layer of neurons, traced: its step, and its tensors in the order in which its neurons lie in memory."""
+"""A layer of neurons for code that runs without PyTorch: its traced step, and its tensors in memory order.
+
+How the layer is written in a target language does not belong here.
+"""
 
 from dataclasses import dataclass
 
@@ -13,119 +16,135 @@ from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
 from hibana.network.graph import Node
-from hibana.network.sliding import channels_last
+from hibana.network.sliding_window import channels_last
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent, RecurrentCell
 
-__all__ = ["Layer", "layer", "traced"]
+__all__ = ["NeuronLayer", "trace_layer", "trace_step"]
 
 
 @dataclass
-class Layer:
-    """A layer of neurons, traced: what it is made of, and what it is called in C."""
+class NeuronLayer:
+    """A traced layer of neurons."""
 
     node: Node
     index: int
+    """Position in the network; the suffix of the layer's names in C."""
     step: Step
-    begun: tuple[Tensor, ...]
-    """The states at rest, in the order in which neurons lie."""
+    initial_state: tuple[Tensor, ...]
+    """One tensor ``[neurons]`` per state."""
     parameters: tuple[Tensor, ...]
-    """Numbers, or a number for each neuron in that order, or one for each channel."""
+    """Each ``[1]``, ``[channels]`` or ``[neurons]``."""
     matrices: tuple[Tensor, ...]
-    """``[from, to]``, in that order."""
-    known: States
+    """Each ``[from, to]``."""
+    binary_states: States
+    """The states that are 0 or 1 at every step."""
     products: list[Product]
+    """Products of states of the previous step with matrices."""
     stores: Stores
-    places: Tensor
+    """The values that a step computes."""
 
     @property
     def emits_spikes(self) -> bool:
-        """Whether what it emits is zeros and ones at every step."""
-        return len(self.step.states) - 1 in self.known
+        """Whether the output is 0 or 1 at every step."""
+        return self._output_state in self.binary_states
 
     @property
-    def operations(self) -> int:
-        """Operations a neuron and step."""
+    def operation_count(self) -> int:
+        """Scalar operations per neuron and step."""
         return operation_count(self.stores)
 
-    def state(self, at: int) -> str:
-        """The name of a state in the struct."""
-        return f"{self.step.states[at].removesuffix('_state')}_{self.index}"
+    @property
+    def reads_spike_list(self) -> bool:
+        """Whether a product needs the list of neurons that spiked in the previous step."""
+        return self.emits_spikes and any(p.state == self._output_state for p in self.products)
 
-    def standing(self, name: str, leaf: Value) -> str | float:
-        """What stands for a leaf of the step: a name, or its number if it is one for all neurons."""
+    @property
+    def _output_state(self) -> int:
+        return len(self.step.states) - 1
+
+    def state_name(self, state: int) -> str:
+        """The field of `state` in the C struct."""
+        return f"{self.step.states[state].removesuffix('_state')}_{self.index}"
+
+    def leaf_value(self, name: str, leaf: Value) -> str | float:
+        """A leaf of the step: its number if all neurons share it, else its `name`."""
         if not leaf.is_scalar:
             return name
         if name[0] == "c":
             return self.step.constants[int(name[2:-1])]
         return float(self.parameters[int(name[1 : name.index("[")])])
 
-    def place(self, name: str) -> str:
-        """Where the number of neuron j lies in a parameter."""
+    def parameter_index(self, name: str) -> str:
+        """The C expression that indexes a parameter for neuron ``j``."""
         count = len(self.parameters[int(name[1:])])
         return "j" if count == self.node.size else f"j % {count}"
 
     def weights(self, product: Product) -> Tensor:
-        """The matrix of a product, ``[from, to]``."""
-        values = self.matrices[product.matrix]
-        return values.T.contiguous() if product.transposed else values
-
-    def reads_spikes(self) -> bool:
-        """Whether a product reads the list of the spikes of the step before."""
-        return self.emits_spikes and any(p.state == len(self.step.states) - 1 for p in self.products)
+        """The matrix that `product` multiplies with, ``[from, to]``."""
+        matrix = self.matrices[product.matrix]
+        return matrix.T.contiguous() if product.transposed else matrix
 
 
-def traced(node: Node, dtype: torch.dtype) -> tuple[Step, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """The step of a layer of neurons on one sample, its states at rest, and the tensors that it reads.
+def trace_step(node: Node, dtype: torch.dtype) -> tuple[Step, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Traces the neurons of `node` on one sample.
+
+    Returns:
+        The step, its initial states ``[1, *sample]``, and its parameters followed by its matrices.
 
     Raises:
-        Unsupported: naming the layer, if its step can't be read.
+        Unsupported: naming the layer, if its step cannot be traced.
     """
     module = node.module
     assert isinstance(module, OverTime | Recurrent | DelayedRecurrent)
     cell = module.cell
     if isinstance(module, Recurrent):
-        cell = RecurrentCell(cell, module.recurrent, 1.0)  # the gradient, which it scales, is not needed
-    one = torch.zeros(1, *node.shape, dtype=dtype, device="cpu")
+        cell = RecurrentCell(cell, module.recurrent, 1.0)  # there is no gradient to scale
+    example = torch.zeros(1, *node.shape, dtype=dtype, device="cpu")
     try:
-        step = trace(cell, one.shape, dtype)
-    except Unsupported as refused:
-        raise Unsupported(f"layer {node.name!r}: {refused}") from refused
+        step = trace(cell, example.shape, dtype)
+    except Unsupported as error:
+        raise Unsupported(f"layer {node.name!r}: {error}") from error
     with torch.no_grad():
-        rest = tuple(state.detach().expand_as(one) for state in cell.initial_state(one))
-        return step, rest, step.prologue(*tensors_of(cell).values())
+        initial_state = tuple(state.detach().expand_as(example) for state in cell.initial_state(example))
+        return step, initial_state, step.prologue(*tensors_of(cell).values())
 
 
-def layer(node: Node, index: int, places: Tensor, dtype: torch.dtype) -> Layer:
-    """The layer of neurons `node`, whose input lies as `places` says.
+def trace_layer(node: Node, index: int, order: Tensor, dtype: torch.dtype) -> NeuronLayer:
+    """Traces the neurons of `node` and puts their tensors in memory order.
+
+    Args:
+        node: a layer of neurons.
+        index: its position in the network.
+        order: PyTorch's index of the neuron at each place in memory, ``[neurons]``.
+        dtype: of all floating-point tensors.
 
     Raises:
-        Unsupported: naming the layer, if its step can't be read.
+        Unsupported: naming the layer, if its step cannot be traced.
     """
-    step, rest, given = traced(node, dtype)
+    step, states, tensors = trace_step(node, dtype)
+    sample_rank = len(node.shape)
+    is_channels_last = sample_rank > 1 and torch.equal(order, channels_last(node.shape))
+    channels = node.shape[0] if is_channels_last else 0
 
-    def lying(values: Tensor) -> Tensor:
-        return values.detach().to(dtype).expand(1, *node.shape).flatten()[places]
+    def in_order(values: Tensor) -> Tensor:
+        return values.detach().to(dtype).expand(1, *node.shape).flatten()[order]
 
-    begun = tuple(lying(state) for state in rest)
-    channels = node.shape[0] if len(node.shape) > 1 and torch.equal(places, channels_last(node.shape)) else 0
+    def parameter(values: Tensor) -> Tensor:
+        """`values` as one number if all neurons share it, as one per channel, or as one per neuron."""
+        has_channels = values.ndim >= sample_rank  # else the tensor broadcasts over the last dimensions
+        per_channel = has_channels and values.numel() == channels == values.shape[-sample_rank]
+        return values.detach().to(dtype).flatten() if values.numel() == 1 or per_channel else in_order(values)
 
-    def kept(values: Tensor) -> Tensor:
-        rank = len(node.shape)  # a tensor of fewer dimensions broadcasts over the last ones
-        of_channels = values.ndim >= rank and values.numel() == channels == values.shape[-rank]
-        if values.numel() == 1 or of_channels:
-            return values.detach().to(dtype).flatten()
-        return lying(values)
-
-    parameters = tuple(kept(values) for values in given[: step.parameters])
-    for matrix in given[step.parameters :]:
+    for matrix in tensors[step.parameters :]:
         if matrix.numel() != node.size**2:
             raise Unsupported(
                 f"layer {node.name!r}: its step multiplies samples of shape {node.shape} by a matrix that is "
                 f"{list(matrix.shape)} and not [{node.size}, {node.size}]"
             )
-    matrices = tuple(m.detach().reshape(node.size, -1)[places][:, places] for m in given[step.parameters :])
-    start = frozenset(i for i, state in enumerate(begun) if is_binary(state))
-    known = binary_states(step, start)
-    products, stores = split_products(step, known)
-    return Layer(node, index, step, begun, parameters, matrices, known, products, stores, places)
+    initial_state = tuple(in_order(state) for state in states)
+    parameters = tuple(parameter(values) for values in tensors[: step.parameters])
+    matrices = tuple(m.detach().reshape(node.size, -1)[order][:, order] for m in tensors[step.parameters :])
+    binary = binary_states(step, frozenset(i for i, state in enumerate(initial_state) if is_binary(state)))
+    products, stores = split_products(step, binary)
+    return NeuronLayer(node, index, step, initial_state, parameters, matrices, binary, products, stores)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 __all__ = [
     "NirNode",
+    "float_or_tensor",
+    "full_array",
+    "integers",
     "array",
     "check_broadcasts",
-    "filled",
     "is_infinite",
     "load_weights",
-    "pair",
     "tensor",
-    "value",
 ]
 
 Shape = tuple[int, ...]
@@ -42,7 +42,7 @@ class NirNode:
             noted = np.asarray(exact, np.float64)
             if noted.shape in ((), seconds.shape) and bool((noted * dt == seconds).all()):
                 return float(exact) if np.ndim(exact) == 0 else tensor(exact)
-        return value(seconds / self._known(dt), name)
+        return float_or_tensor(seconds / self._known(dt), name)
 
     def gain(self, dt: float | None, weight: str = "r", tau: str = "tau") -> Tensor:
         """What one unit of input adds to a leaky state in one step: ``dt * weight / tau``."""
@@ -56,7 +56,7 @@ class NirNode:
         return dt
 
 
-def pair(fields: dict[str, Any], name: str, *, dimensions: int = 2) -> Shape:
+def integers(fields: dict[str, Any], name: str, *, dimensions: int = 2) -> Shape:
     """The field `name`, a whole number of at least 0 for each of `dimensions`, or one for all."""
     found = np.asarray(fields[name])
     whole = np.issubdtype(found.dtype, np.number) and bool((found == np.floor(found)).all())
@@ -78,7 +78,7 @@ def load_weights(layer: nn.Module, fields: dict[str, Any]) -> nn.Module:
     return layer
 
 
-def value(numbers: Any, name: str) -> float | Tensor:
+def float_or_tensor(numbers: Any, name: str) -> float | Tensor:
     """A float if all neurons have one value, else a tensor of them."""
     found = np.asarray(numbers)
     if found.size == 0 or not np.issubdtype(found.dtype, np.number) or not np.isfinite(found).all():
@@ -87,7 +87,7 @@ def value(numbers: Any, name: str) -> float | Tensor:
     return float(first) if bool((found == first).all()) else tensor(found)
 
 
-def filled(number: Any, shape: Shape, name: str) -> Any:
+def full_array(number: Any, shape: Shape, name: str) -> Any:
     """`number`, one or per neuron, as an array of `shape` in its own precision."""
     found = array(number) if isinstance(number, Tensor) else np.asarray(float(number))
     while found.ndim > len(shape) and found.shape[0] == 1:

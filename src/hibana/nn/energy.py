@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.nn.ledger import ARITHMETIC, LEVELS, Account, Arithmetic, Ledger
-from hibana.nn.operations import watching
+from hibana.nn.operations import watch_layers
 from hibana.nn.running import evaluating
 
 __all__ = ["Account", "Energy", "energy"]
@@ -147,7 +147,7 @@ def _batches(data: Tensor | Iterable[Any]) -> list[Tensor]:
 def _account(net: nn.Module, batches: list[Tensor], price: Arithmetic, *, dense: bool) -> Account:
     """What `net` does for a sample of `batches`."""
     ledger, samples = Ledger(price, dense), sum(each.shape[1] for each in batches)
-    with evaluating(net), watching(net, ledger.synapses, ledger.others):
+    with evaluating(net), watch_layers(net, ledger.synapses, ledger.others):
         for each in batches:
             net(each)
     return ledger.account(samples)

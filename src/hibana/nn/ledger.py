@@ -78,7 +78,7 @@ class Account:
 
 
 class Ledger:
-    """Counts of all layers of a network that is watched, see :func:`hibana.nn.operations.watching`."""
+    """Counts of all layers of a network that is watched, see :func:`hibana.nn.operations.watch_layers`."""
 
     def __init__(self, price: Arithmetic, dense: bool) -> None:
         self.price, self.dense = price, dense

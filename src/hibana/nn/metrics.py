@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hibana.compiler import NetworkWarning
 from hibana.nn import lengths as padding
 from hibana.nn.energy import Account, Energy, energy
-from hibana.nn.operations import Weighted, are_spikes, operations, watching
+from hibana.nn.operations import Weighted, are_spikes, operations, watch_layers
 from hibana.nn.window import LooksBack
 from hibana.runtime.extras import explain_import_error
 
@@ -213,7 +213,7 @@ class SynOps(Metric):
 
         hook = net.register_forward_pre_hook(called)
         try:
-            with watching(net, multiplied):
+            with watch_layers(net, multiplied):
                 yield
         finally:
             hook.remove()

@@ -18,7 +18,7 @@ from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.window import Window
 
-__all__ = ["Neurons", "Weighted", "are_spikes", "operations", "watching"]
+__all__ = ["Neurons", "Weighted", "are_spikes", "operations", "watch_layers"]
 
 Neurons = OverTime | Recurrent | DelayedRecurrent
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Window | DelayedLinear
@@ -65,7 +65,7 @@ def operations(
 
 
 @contextmanager
-def watching(
+def watch_layers(
     net: nn.Module,
     synapses: Callable[[str, Any, Tensor, Tensor], None],
     others: Callable[[str, nn.Module, Tensor], None] | None = None,

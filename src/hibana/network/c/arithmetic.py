@@ -13,8 +13,8 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import in_order
-from hibana.network.neurons import Layer, layer
-from hibana.network.sliding import sliding_of
+from hibana.network.neurons import NeuronLayer, trace_layer
+from hibana.network.sliding_window import sliding_window
 
 __all__ = ["FloatArithmetic", "Arithmetic", "IntegerArithmetic"]
 
@@ -36,7 +36,7 @@ class Arithmetic(ABC):
     """What is to be said of the numbers."""
 
     @abstractmethod
-    def statements(self, made: Layer, stores: Stores) -> tuple[list[str], dict[str, str]]:
+    def statements(self, made: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
         """The body of a loop over neurons that computes `stores`, and what stands for each.
 
         Raises:
@@ -67,10 +67,10 @@ class FloatArithmetic(Arithmetic):
         self.lowest = "(-INFINITY)"
         self.guards = _GUARDS
 
-    def statements(self, made: Layer, stores: Stores) -> tuple[list[str], dict[str, str]]:
+    def statements(self, made: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
         try:
             return source.neuron_statements(
-                stores, lambda name, leaf: self._said(made.standing(name, leaf)), source.dialect(self.kind)
+                stores, lambda name, leaf: self._said(made.leaf_value(name, leaf)), source.dialect(self.kind)
             )
         except Unsupported as refused:
             raise Unsupported(f"layer {made.node.name!r}: {refused}") from refused
@@ -136,15 +136,15 @@ class IntegerArithmetic(Arithmetic):
             raise Unsupported(f"layer {name!r}: a constant of {largest:,.0f} does not fit in 32 bits")
         return "int8_t" if largest < 2**7 else "int16_t" if largest < 2**15 else "int32_t"
 
-    def statements(self, made: Layer, stores: Stores) -> tuple[list[str], dict[str, str]]:
+    def statements(self, made: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
         lines, said, _ = self._said(made, stores, self.states[made.node])
         return lines, {name: value.text for name, value in said.items()}
 
     def _said(
-        self, made: Layer, stores: Stores, bounds: dict[str, Bounds]
+        self, made: NeuronLayer, stores: Stores, bounds: dict[str, Bounds]
     ) -> tuple[list[str], dict[str, Integer], int]:
         try:
-            return integer_statements(stores, made.standing, bounds)
+            return integer_statements(stores, made.leaf_value, bounds)
         except Unsupported as refused:
             raise Unsupported(f"layer {made.node.name!r}: {refused}") from refused
 
@@ -158,17 +158,17 @@ class IntegerArithmetic(Arithmetic):
             self._check(node, "a sum", self._sum(weights, None, inputs[0], groups))
             return self._sum(weights, bias, inputs[0], groups)
         if node.kind == "neurons":
-            return self._state_bounds(layer(node, 0, places, dtype), inputs[0])
-        taps = math.prod(sliding_of(node).kernel) if node.kind == "average" else 1
+            return self._state_bounds(trace_layer(node, 0, places, dtype), inputs[0])
+        taps = math.prod(sliding_window(node).kernel) if node.kind == "average" else 1
         low, high = (sum(end[i] for end in inputs) * taps for i in (0, 1))
         zeros = taps > 1 or node.kind == "delay"  # pixels beyond the image, steps before the first
         return (min(0, low), max(0, high)) if zeros else (low, high)
 
-    def _state_bounds(self, made: Layer, x: Bounds) -> Bounds:
+    def _state_bounds(self, made: NeuronLayer, x: Bounds) -> Bounds:
         """Bounds all states over the steps; those of the spikes, or of the last state."""
         bounds = {f"p{i}": _ends(values) for i, values in enumerate(made.parameters)} | {"x": x}
         names = [*made.step.states[:-1], "emitted_before"]
-        bounds |= {name: _ends(begun) for name, begun in zip(names, made.begun, strict=True)}
+        bounds |= {name: _ends(begun) for name, begun in zip(names, made.initial_state, strict=True)}
         for _ in range(self.steps):
             before = dict(bounds)
             for i, product in enumerate(made.products):
@@ -182,7 +182,7 @@ class IntegerArithmetic(Arithmetic):
                 state = made.step.states[j].removesuffix("_state")
                 if value.exponent:
                     raise Unsupported(f"layer {made.node.name!r}: {state} is no whole number after a step")
-                low, high = (0, 1) if j in made.known else (value.low, value.high)
+                low, high = (0, 1) if j in made.binary_states else (value.low, value.high)
                 bounds[name] = min(bounds[name][0], low), max(bounds[name][1], high)
                 self._check(made.node, f"state {state}", bounds[name])
             if bounds == before:

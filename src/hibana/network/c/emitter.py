@@ -16,7 +16,7 @@ from hibana.network.c.rows import merged_rows
 from hibana.network.c.text import array, each
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Activations, Kind, Lowering, in_order
-from hibana.network.neurons import layer
+from hibana.network.neurons import trace_layer
 from hibana.runtime.kernels import LONG, Code, Doubles, Floats, Ints, Longs, Pointer, Value
 
 __all__ = ["Emitter"]
@@ -205,7 +205,7 @@ class Emitter(Lowering):
         self.writer.write(lines)
 
     def neurons(self, node: Node, read: Activations) -> Activations:
-        traced = layer(node, self.at[node], read.order, self.dtype)
+        traced = trace_layer(node, self.at[node], read.order, self.dtype)
         held = neurons(self, traced, read)
         if held.binary:
             array = self.writer.expression(self.numbers(held).text)

@@ -8,7 +8,7 @@ from hibana.compiler.c.source import Product
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.network.c.text import each
 from hibana.network.lowering import Activations
-from hibana.network.neurons import Layer
+from hibana.network.neurons import NeuronLayer
 from hibana.runtime.kernels import Pointer
 
 if TYPE_CHECKING:
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 __all__ = ["neurons"]
 
 
-def neurons(to: "Emitter", made: Layer, read: Activations) -> Activations:
+def neurons(to: "Emitter", made: NeuronLayer, read: Activations) -> Activations:
     """Writes a step of the layer `made` on `read`."""
     writer = _Writer(to, made, read)
     held = Activations(made.node, read.order, writer.states[-1], binary=made.emits_spikes)
     if made.emits_spikes:
-        to.allocate_list(held, always=made.reads_spikes())
+        to.allocate_list(held, always=made.reads_spike_list)
     for i, product in enumerate(made.products):
         writer.product(i, product, held)
     writer.step()
@@ -32,11 +32,12 @@ def neurons(to: "Emitter", made: Layer, read: Activations) -> Activations:
 class _Writer:
     """The code of one layer."""
 
-    def __init__(self, to: "Emitter", made: Layer, read: Activations) -> None:
+    def __init__(self, to: "Emitter", made: NeuronLayer, read: Activations) -> None:
         self.to, self.made, self.read = to, made, read
         self.kind, self.size = to.arithmetic.kind, made.node.size
         self.states = [
-            to.state(made.state(i), begun, binary=i in made.known) for i, begun in enumerate(made.begun)
+            to.state(made.state_name(i), begun, binary=i in made.binary_states)
+            for i, begun in enumerate(made.initial_state)
         ]
 
     def _lasting(self, name: str, binary: bool) -> Pointer:
@@ -52,14 +53,14 @@ class _Writer:
         """The loop over neurons that computes the next states."""
         made = self.made
         stores = {
-            name: (value.as_boolean or value) if j in made.known else value
+            name: (value.as_boolean or value) if j in made.binary_states else value
             for j, (name, value) in enumerate(made.stores.items())
         }
         lines = []
         body, results = self.to.arithmetic.statements(made, stores)
         for j, (state, value) in enumerate(zip(self.states, stores.values(), strict=True)):
             result = results[made.step.states[j]]
-            truth = j in made.known and not value.boolean
+            truth = j in made.binary_states and not value.boolean
             lines.append(f"{self.to.element(state, 'j')} = {f'({result}) != 0' if truth else result};")
         self.to.writer.write(each("j", self.size, [*self._reads(stores), *body, *lines]))
 
@@ -78,7 +79,7 @@ class _Writer:
                 found[name] = f"net->{name}_{made.index}[j]"
             elif leaf.is_row:
                 values = made.parameters[int(name[1:])]
-                found[name] = element(self._array(name, values), made.place(name), kind)
+                found[name] = element(self._array(name, values), made.parameter_index(name), kind)
         return [f"const {kind} {name} = {read};" for name, read in found.items()]
 
     def product(self, i: int, product: Product, before: Activations) -> None:
@@ -94,7 +95,7 @@ class _Writer:
         else:
             operand = self.states[product.state]
         source = before
-        if product.state != len(made.step.states) - 1 or not made.reads_spikes():
+        if product.state != len(made.step.states) - 1 or not made.reads_spike_list:
             source = Activations(made.node, before.order, operand, binary=product.is_binary)
         name = f"m{product.matrix}{'t' * product.transposed}"
         out.clear(self.size)

@@ -12,8 +12,8 @@ from hibana.network.c.arithmetic import Arithmetic, FloatArithmetic, IntegerArit
 from hibana.network.c.costs import Cost, Spiking
 from hibana.network.c.unit import Unit
 from hibana.network.graph import Network
-from hibana.network.reading import read
-from hibana.network.whole import Quantized
+from hibana.network.integer_network import Quantized
+from hibana.network.reader import read
 
 __all__ = ["CProgram", "Cost", "exact_dtype", "to_c"]
 
@@ -113,7 +113,7 @@ def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
     Raises:
         Unsupported: naming the layer, if a number may not fit in 32 bits, or is no whole one.
     """
-    numbers = _whole(net, read(net.net, net.whole_input(example)), len(example), "sum")
+    numbers = _whole(net, read(net.net, net.integer_input(example)), len(example), "sum")
     if numbers.largest >= 2**53:
         raise Unsupported("net computes with numbers that no dtype of PyTorch holds exactly")
     return torch.float32 if numbers.largest < 2**24 else torch.float64
@@ -122,7 +122,7 @@ def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
 def _written(net: nn.Module, example: Tensor, name: str, scores: str) -> Unit:
     """The layers of `net`, in whole numbers if it computes so."""
     if isinstance(net, Quantized):
-        network = read(net.net, net.whole_input(example))
+        network = read(net.net, net.integer_input(example))
         numbers: Arithmetic = _whole(net, network, len(example), scores)
     else:
         network = read(net, example)

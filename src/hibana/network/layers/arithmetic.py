@@ -8,8 +8,8 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node
 from hibana.network.layers.base import Call, LayerKind, Operations
 from hibana.network.lowering import Activations, Lowering, spread
-from hibana.network.nir_node import NirNode, filled
-from hibana.network.scan import OnnxStep
+from hibana.network.nir_node import NirNode, full_array
+from hibana.network.onnx_export import OnnxStep
 
 __all__ = ["Input", "Scale", "Sum"]
 
@@ -78,4 +78,4 @@ class Scale(LayerKind):
         return Activations(node, read.order, out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
-        return NirNode("Scale", {"scale": filled(node.factor, node.shape, "scale")})
+        return NirNode("Scale", {"scale": full_array(node.factor, node.shape, "scale")})

@@ -14,7 +14,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node, Shape
 from hibana.network.lowering import Activations, Lowering
 from hibana.network.nir_node import NirNode
-from hibana.network.scan import OnnxStep
+from hibana.network.onnx_export import OnnxStep
 
 __all__ = ["Call", "LayerKind", "Operations"]
 

@@ -12,9 +12,9 @@ from hibana.network.layers.base import Operations
 from hibana.network.layers.linear import dense_operations
 from hibana.network.layers.sliding import SlidingKind, seen_by
 from hibana.network.lowering import Activations, Lowering
-from hibana.network.nir_node import NirNode, array, load_weights, pair
-from hibana.network.scan import OnnxStep
-from hibana.network.sliding import channels_last, image_of, sliding_of
+from hibana.network.nir_node import NirNode, array, integers, load_weights
+from hibana.network.onnx_export import OnnxStep
+from hibana.network.sliding_window import channels_last, image_shape, sliding_window
 from hibana.nn.each_step import EachStep
 
 __all__ = ["Convolution", "rows_of_channels"]
@@ -42,7 +42,7 @@ class Convolution(SlidingKind):
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         module = node.module
         per_tap = module.in_channels // module.groups * module.out_channels
-        return dense_operations(node, sliding_of(node).taps * per_tap)
+        return dense_operations(node, sliding_window(node).taps * per_tap)
 
     def weights(self, node: Node, places: Tensor) -> tuple[Tensor, Tensor | None]:
         module = node.module
@@ -54,7 +54,7 @@ class Convolution(SlidingKind):
         module = node.module
         bias = [] if module.bias is None else [step.constant(module.bias)]
         settings = self.onnx_settings(node)
-        dilations = sliding_of(node).dilation[3 - len(node.shape) :]
+        dilations = sliding_window(node).dilation[3 - len(node.shape) :]
         arrays = [*inputs, step.constant(module.weight), *bias]
         return step.op("Conv", arrays, **settings, dilations=dilations, group=module.groups)
 
@@ -63,9 +63,9 @@ class Convolution(SlidingKind):
         read, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         weights, bias = self.weights(node, read.order)
         rows = to.constant(weights)
-        channels, _, width = image_of(node.shape)
+        channels, _, width = image_shape(node.shape)
         of_group = channels // module.groups
-        kernel = sliding_of(node).kernel
+        kernel = sliding_window(node).kernel
         out = to.temporary(node.size)
         out.clear(node.size)
         with to.each_active(read) as (i, x), seen_by(to, node, i, last) as (c, ky, kx, oy, ox):
@@ -103,9 +103,9 @@ class Convolution(SlidingKind):
         fields, sides = node.fields, int(node.type[4])
         self.check_sample(shape, sides)
         outputs, inner, *kernel = np.shape(fields["weight"])
-        (groups,) = pair(fields, "groups", dimensions=1)
+        (groups,) = integers(fields, "groups", dimensions=1)
         sizes: dict[str, Any] = {
-            name: fields[name] if isinstance(fields[name], str) else pair(fields, name, dimensions=sides)
+            name: fields[name] if isinstance(fields[name], str) else integers(fields, name, dimensions=sides)
             for name in ("stride", "padding", "dilation")
         }
         kind: Any = nn.Conv1d if sides == 1 else nn.Conv2d

@@ -9,9 +9,9 @@ from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.linear import Linear, linear_node
 from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Activations, Lowering, in_order
-from hibana.network.nir_node import NirNode, check_broadcasts, filled
-from hibana.network.scan import OnnxStep
-from hibana.network.sliding import indices
+from hibana.network.nir_node import NirNode, check_broadcasts, full_array
+from hibana.network.onnx_export import OnnxStep
+from hibana.network.sliding_window import int64_tensor
 from hibana.nn.delay import Delay
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.runtime.kernels import LONG, Value
@@ -46,7 +46,7 @@ class Delays(LayerKind):
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         steps = self.delays(node, torch.arange(node.size, dtype=torch.int64, device="cpu")).detach()
         late = _delayed(steps, step.past(inputs[0], node.size, 1, int(steps.max())), step)
-        return step.op("Reshape", [late, step.constant(indices([-1, *node.shape]))])
+        return step.op("Reshape", [late, step.constant(int64_tensor([-1, *node.shape]))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module
@@ -150,7 +150,7 @@ def sum_of_delays(lags: dict[int, Tensor], bias: Tensor | None, shape: Shape, dt
 
 
 def _delay_node(steps: Tensor, shape: Shape, dt: float) -> NirNode:
-    in_steps = filled(steps.double(), shape, "delay")
+    in_steps = full_array(steps.double(), shape, "delay")
     return NirNode("Delay", {"delay": in_steps.astype(np.float64) * dt}, {"delay_steps": in_steps})
 
 

@@ -4,8 +4,8 @@ from torch import Tensor, nn
 
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind
-from hibana.network.nir_node import NirNode, check_broadcasts, filled, tensor
-from hibana.network.scan import OnnxStep
+from hibana.network.nir_node import NirNode, check_broadcasts, full_array, tensor
+from hibana.network.onnx_export import OnnxStep
 
 __all__ = ["Gain", "Scale"]
 
@@ -43,7 +43,7 @@ class Gain(LayerKind):
         return step.op("Mul", [*inputs, step.constant(node.module.scale)])
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
-        return NirNode("Scale", {"scale": filled(node.module.scale, node.shape, "scale")})
+        return NirNode("Scale", {"scale": full_array(node.module.scale, node.shape, "scale")})
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
         check_broadcasts(node.fields["scale"], shape)

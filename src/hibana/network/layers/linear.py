@@ -9,7 +9,7 @@ from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.nir_node import NirNode, array, load_weights
-from hibana.network.scan import OnnxStep
+from hibana.network.onnx_export import OnnxStep
 
 __all__ = ["Linear", "dense_operations"]
 

@@ -17,9 +17,9 @@ from hibana.network.layers.gain import Scale
 from hibana.network.layers.linear import linear_node
 from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Activations, Lowering, in_order
-from hibana.network.neurons import layer
-from hibana.network.nir_node import NirNode, array, check_broadcasts, filled, is_infinite, value
-from hibana.network.scan import OnnxStep
+from hibana.network.neurons import trace_layer
+from hibana.network.nir_node import NirNode, array, check_broadcasts, float_or_tensor, full_array, is_infinite
+from hibana.network.onnx_export import OnnxStep
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import IF, LI, LIF, CubaLIF, OverTime, Recurrent
 
@@ -47,9 +47,9 @@ class Neurons(LayerKind):
         return f"recurrent {cell}" if isinstance(module, Recurrent) else cell
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
-        traced = layer(node, 0, torch.arange(node.size, dtype=torch.int64, device="cpu"), dtype)
+        traced = trace_layer(node, 0, torch.arange(node.size, dtype=torch.int64, device="cpu"), dtype)
         products = (len(traced.products) + self.feedback) * node.size**2
-        neurons = traced.operations * node.size
+        neurons = traced.operation_count * node.size
         at_rates = neurons + products * (node.density if traced.emits_spikes else 1.0)
         return Operations(neurons + products, at_rates, products)
 
@@ -118,7 +118,7 @@ class DelayedRecurrentNeurons(Neurons):
 
 def _to_nir(cell: Cell, shape: Shape, dt: float) -> NirNode:
     """The NIR node of `cell`."""
-    one = {"r": filled(1.0, shape, "r")}
+    one = {"r": full_array(1.0, shape, "r")}
     match cell:
         case cells.LICell() if is_infinite(cell.tau):
             return NirNode("I", one)
@@ -132,7 +132,7 @@ def _to_nir(cell: Cell, shape: Shape, dt: float) -> NirNode:
             return NirNode("IF", {**one, **_spiking(cell, shape)})
         case cells.LIFCell():
             node = _leaky("LIF", {"tau": cell.tau}, _spiking(cell, shape), shape, dt)
-            leak = {"v_leak": filled(cell.rest, shape, "rest")}
+            leak = {"v_leak": full_array(cell.rest, shape, "rest")}
             return replace(node, fields={**node.fields, **(one if cell.decay_input else {}), **leak})
         case cells.PLIFCell():
             node = _leaky("LIF", {"tau": 1 / torch.sigmoid(cell.w)}, _spiking(cell, shape), shape, dt)
@@ -163,7 +163,7 @@ def _recurrent_node(module: Recurrent, neurons: NirNode, shape: Shape) -> NirNod
 def _leaky(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape: Shape, dt: float) -> NirNode:
     if any(is_infinite(tau) for tau in taus.values()):
         raise ValueError(f"a NIR {kind} has finite time constants, got {taus}")
-    steps = {name: filled(tau, shape, name) for name, tau in taus.items()}
+    steps = {name: full_array(tau, shape, name) for name, tau in taus.items()}
     seconds = {name: tau.astype(np.float64) * dt for name, tau in steps.items()}
     exact = {
         f"{name}_steps": steps[name] if isinstance(tau, Tensor) else float(tau) for name, tau in taus.items()
@@ -184,8 +184,8 @@ def _spiking(cell: Any, shape: Shape) -> dict[str, Any]:
         if getattr(cell, name, default) is not default and getattr(cell, name) != default:
             raise ValueError(f"NIR has no {name}={getattr(cell, name)!r}")
     return {
-        "v_threshold": filled(cell.threshold, shape, "threshold"),
-        "v_reset": filled(cell.reset, shape, "reset"),
+        "v_threshold": full_array(cell.threshold, shape, "threshold"),
+        "v_reset": full_array(cell.reset, shape, "reset"),
     }
 
 
@@ -196,7 +196,8 @@ def _from_nir(node: NirNode, dt: float | None) -> nn.Module:
 
     def from_leak(name: str) -> float | Tensor:
         potential = fields.get(name)
-        return value(np.asarray(np.zeros(1) if potential is None else potential) - leak, f"{name} - v_leak")
+        potential = np.zeros(1) if potential is None else np.asarray(potential)
+        return float_or_tensor(potential - leak, f"{name} - v_leak")
 
     if node.type in ("I", "LI"):
         if np.any(np.asarray(leak)):
@@ -221,7 +222,7 @@ def _current(fields: dict[str, Any], dt: float | None) -> Tensor:
     Writers do not agree on the meaning of `r`: for most it is what a step adds, for some what a second adds,
     which is ``1 / dt`` for an input of weight one.
     """
-    r = torch.as_tensor(value(fields["r"], "r"), dtype=torch.float64, device="cpu")
+    r = torch.as_tensor(float_or_tensor(fields["r"], "r"), dtype=torch.float64, device="cpu")
     return torch.where((r * (_USUAL_DT if dt is None else dt) - 1).abs() <= _ROUNDING, 1.0, r)
 
 

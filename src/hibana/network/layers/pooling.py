@@ -14,9 +14,9 @@ from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, Operations
 from hibana.network.layers.sliding import SlidingKind, seen_by
 from hibana.network.lowering import Activations, Lowering, in_order, spread
-from hibana.network.nir_node import NirNode, pair
-from hibana.network.scan import OnnxStep
-from hibana.network.sliding import channels_last, image_of, sliding_of
+from hibana.network.nir_node import NirNode, integers
+from hibana.network.onnx_export import OnnxStep
+from hibana.network.sliding_window import channels_last, image_shape, sliding_window
 from hibana.nn.each_step import EachStep
 from hibana.runtime.kernels import BYTE, Pointer, Value
 
@@ -38,7 +38,7 @@ class Pooling(SlidingKind):
         self.require(node, self.expected_shape(node, node.input_shapes[0][0]), {})
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
-        taps = sliding_of(node).taps * image_of(node.shape)[0]
+        taps = sliding_window(node).taps * image_shape(node.shape)[0]
         return Operations(taps, taps, 0)
 
 
@@ -61,7 +61,7 @@ class Maximum(Pooling):
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         read, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
-        channels, _, width = image_of(node.shape)
+        channels, _, width = image_shape(node.shape)
         if read.bits is not None and last and channels % 8 == 0:
             return _any(to, node, read, channels // 8)
         if not read.binary:
@@ -119,7 +119,7 @@ class Average(Pooling):
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module
-        window = sliding_of(node)
+        window = sliding_window(node)
         read, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         divisor = getattr(module, "divisor_override", None)
         area = divisor or window.kernel[0] * window.kernel[1]
@@ -145,7 +145,7 @@ class Average(Pooling):
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
         self.check_sample(shape, 2)
-        sizes: Any = {key: pair(node.fields, key) for key in ("kernel_size", "stride", "padding")}
+        sizes: Any = {key: integers(node.fields, key) for key in ("kernel_size", "stride", "padding")}
         return EachStep(nn.AvgPool2d(**sizes, divisor_override=1 if node.type == "SumPool2d" else None))
 
 
@@ -174,7 +174,7 @@ def _pooled(
     to: Lowering, node: Node, read: Activations, last: bool, first: Value, folded: Any, result: Any
 ) -> Activations:
     """Folds the numbers under each window, starting with `first`."""
-    window, (channels, height, width) = sliding_of(node), image_of(node.shape)
+    window, (channels, height, width) = sliding_window(node), image_shape(node.shape)
     numbers, out = to.numbers(read), to.temporary(node.size)
     if last:
         with to.registers(channels) as parts:
@@ -211,7 +211,7 @@ def _fold(
         folded: a fold's next value, from its last one and a pixel under the window.
         result: the number that is stored, from a fold's last value and the number of pixels.
     """
-    code, window, width = to.code, sliding_of(node), image_of(node.shape)[2]
+    code, window, width = to.code, sliding_window(node), image_shape(node.shape)[2]
     with code.loop(0, window.outputs[0], name="oy") as oy, code.loop(0, window.outputs[1], name="ox") as ox:
         ranges = []
         for axis, (at, low, high) in enumerate(((oy, "top", "bottom"), (ox, "left", "right"))):

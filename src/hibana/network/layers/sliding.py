@@ -8,7 +8,7 @@ from hibana.compiler.torch_layers import spatial_dims
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind
 from hibana.network.lowering import Lowering
-from hibana.network.sliding import image_of, sliding_of
+from hibana.network.sliding_window import image_shape, sliding_window
 from hibana.runtime.kernels import Value
 
 __all__ = ["SlidingKind", "seen_by"]
@@ -32,12 +32,12 @@ class SlidingKind(LayerKind):
 
     def expected_shape(self, node: Node, channels: int) -> Shape:
         """The shape of one sample of the output that the layer's settings imply."""
-        height, width = sliding_of(node).expected_outputs
+        height, width = sliding_window(node).expected_outputs
         return (channels, width) if len(node.shape) == 2 else (channels, height, width)
 
     def onnx_settings(self, node: Node) -> dict[str, Any]:
         """Kernel, strides and pads as ONNX has them."""
-        window, sides = sliding_of(node), slice(3 - len(node.shape), None)
+        window, sides = sliding_window(node), slice(3 - len(node.shape), None)
         pads = [*window.padding][sides] + [*window.after][sides]
         return {"kernel_shape": window.kernel[sides], "strides": window.stride[sides], "pads": pads}
 
@@ -50,8 +50,8 @@ def seen_by(
 
     Yields the channel of `i`, the row and column of the tap, and the row and column of the output.
     """
-    window = sliding_of(node)
-    channels, height, width = image_of(node.input_shapes[0])
+    window = sliding_window(node)
+    channels, height, width = image_shape(node.input_shapes[0])
     if last:
         c, row, column = i % channels, i // channels // width, i // channels % width
     else:

@@ -11,8 +11,8 @@ from hibana.network.layers.linear import dense_operations
 from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.nir_node import NirNode
-from hibana.network.scan import OnnxStep
-from hibana.network.sliding import channels_last, indices
+from hibana.network.onnx_export import OnnxStep
+from hibana.network.sliding_window import channels_last, int64_tensor
 from hibana.nn.window import Window
 from hibana.runtime.kernels import LONG
 
@@ -51,7 +51,7 @@ class OverWindow(LayerKind):
         weight = module.weight.detach()
         if module.groups == 1 and pixels == 1:
             if module.dilation > 1:
-                taps = indices(range(0, module.reach + 1, module.dilation))
+                taps = int64_tensor(range(0, module.reach + 1, module.dilation))
                 steps = step.op("Gather", [steps, step.constant(taps)], axis=2)
             flat = step.op("Flatten", [steps], axis=1)
             sums = step.op("Gemm", [flat, step.constant(weight.flatten(1)), *bias], transB=1)
@@ -63,7 +63,7 @@ class OverWindow(LayerKind):
                 dilations=[module.dilation, 1],
                 group=module.groups,
             )
-        return step.op("Reshape", [sums, step.constant(indices([-1, *node.shape]))])
+        return step.op("Reshape", [sums, step.constant(int64_tensor([-1, *node.shape]))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module

@@ -13,7 +13,7 @@ from hibana.compiler.graph.step import Value as GraphValue
 from hibana.network.graph import Node
 from hibana.network.lowering import Activations
 from hibana.network.native.blocks import pack_bits
-from hibana.network.neurons import Layer, layer
+from hibana.network.neurons import NeuronLayer, trace_layer
 from hibana.runtime.kernels import Pointer
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ __all__ = ["neurons"]
 
 def neurons(emitter: "Emitter", node: Node, index: int, read: Activations) -> Activations:
     """One step of the layer `node` on `read`; its states lie in the block of the state."""
-    made = layer(node, index, read.order, emitter.dtype)
+    made = trace_layer(node, index, read.order, emitter.dtype)
     rings = [array for array in emitter.arrays if array.layer == node.name]
     emitter.arrays[:] = [array for array in emitter.arrays if array not in rings]
     stores, spikes = _stores(made)
@@ -35,9 +35,9 @@ def neurons(emitter: "Emitter", node: Node, index: int, read: Activations) -> Ac
     written = Pass(f"neurons{index}", stores, emitter.number, frozenset(functions))
     rows: dict[str, Pointer] = {"x": emitter.numbers(read)} if "x" in written.leaves else {}
     *carried, emitted = made.step.states
-    for name, begun in zip(carried, made.begun[:-1], strict=True):
+    for name, begun in zip(carried, made.initial_state[:-1], strict=True):
         rows[name] = emitter.lasting("numbers", begun, node, read.order, node.shape).of(emitter.number)
-    rest = pack_bits(made.begun[-1]) if spikes else made.begun[-1]
+    rest = pack_bits(made.initial_state[-1]) if spikes else made.initial_state[-1]
     last = emitter.lasting("bits" if spikes else "numbers", rest, node, read.order, node.shape)
     rows["fired" if spikes else emitted] = last if spikes else last.of(emitter.number)
     for name, leaf in written.leaves.items():
@@ -70,7 +70,7 @@ def neurons(emitter: "Emitter", node: Node, index: int, read: Activations) -> Ac
     return Activations(node, read.order, last.of(emitter.number), binary=made.emits_spikes)
 
 
-def _stores(made: Layer) -> tuple[Stores, bool]:
+def _stores(made: NeuronLayer) -> tuple[Stores, bool]:
     """What a step stores, and whether it emits spikes, which are stored as the bits ``fired``."""
     stores, emitted = forward_pass(made.step, None), made.step.states[-1]
     bits = stores[emitted].as_boolean

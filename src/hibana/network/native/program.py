@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from hibana.network.graph import Network
+from hibana.network.integer_network import Quantized
 from hibana.network.native.kernel import Native, build
 from hibana.network.native.stream import Stream, check_tensor, sides
-from hibana.network.reading import read
-from hibana.network.whole import Quantized
+from hibana.network.reader import read
 
 __all__ = ["Program", "compile"]
 
@@ -118,7 +118,7 @@ class Program:
             raise ValueError(f"example must be on the CPU, where programs run, got {self._example.device}")
         net, example, whole = self._net, self._example, self.whole
         if whole is not None and isinstance(example, Tensor):
-            net, example = whole.net, whole.whole_input(example)
+            net, example = whole.net, whole.integer_input(example)
         native = build(read(net, example))
         if replace:
             self._versions = versions
@@ -129,7 +129,7 @@ class Program:
 
     def __repr__(self) -> str:
         graph = self.graph
-        shapes = f"[T, batch, {sides(graph.input.shape)}] -> [T, batch, {sides(graph.outputs)}]"
+        shapes = f"[T, batch, {sides(graph.input.shape)}] -> [T, batch, {sides(graph.output_shape)}]"
         old = "" if self.is_current else ", net has changed since: call update()"
         return f"Program({shapes}, {self.dtype}{old})"
 

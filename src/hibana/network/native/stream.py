@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, get_num_threads
 
 from hibana.compiler import State
+from hibana.network.integer_network import Quantized
 from hibana.network.native.kernel import ARGUMENTS, CHECK, NAN, RUN, Native
 from hibana.network.native.state import get, put
-from hibana.network.whole import Quantized
 from hibana.runtime.threads import run
 from hibana.spikes.checks import is_constant_over_time
 
@@ -49,7 +49,7 @@ class Stream:
         self._layout: tuple[int, int, bool] | None = None
         """Steps, stride and whether the input is numbers of the last call, as the arguments have them."""
         self._shape = torch.Size((batch, *graph.input.shape))
-        self._blank = torch.empty((batch, *graph.outputs), dtype=graph.dtype, device="cpu")
+        self._blank = torch.empty((batch, *graph.output_shape), dtype=graph.dtype, device="cpu")
         """Of the shape of what a step gives: ``empty_like`` takes a quarter of the time of ``empty``."""
         self._block = native.rest.repeat(batch, 1)
         self._work = sum(node.size for node in graph.nodes)
@@ -200,7 +200,7 @@ class Stream:
                 f"a network in whole numbers may take {net.steps} steps from rest, within which nothing "
                 f"overflows, got {taken}; reset the stream, or quantize on longer inputs"
             )
-        outputs = self._sequence(net.whole_input(inputs))
+        outputs = self._sequence(net.integer_input(inputs))
         self._taken = taken
         return (outputs.double() * net.output_scale).to(self._dtype)
 

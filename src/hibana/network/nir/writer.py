@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from hibana.network.graph import Network, Node, Shape
 from hibana.network.layers import kind_of
 from hibana.network.nir_node import NirNode
-from hibana.network.reading import read
+from hibana.network.reader import read
 from hibana.runtime import files
 
 __all__ = ["write"]
@@ -120,8 +120,8 @@ class _Graph:
             except ValueError as error:
                 raise ValueError(f"layer {node.name!r}: {error}") from error
             self.sources[node] = [self._put(self.names.get(node.name, node.name), made, sources)]
-        shape = np.array(network.outputs)
-        last = self._shaped(network.output, network.outputs, "output")
+        shape = np.array(network.output_shape)
+        last = self._shaped(network.output, network.output_shape, "output")
         self._put("output", NirNode("Output", {"shape": shape}), last)
         return self.nodes, self.edges
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.network.c import CProgram, to_c
+from hibana.network.integer_network import Quantized
 from hibana.network.quantized import quantize
-from hibana.network.whole import Quantized
 from hibana.runtime.extras import explain_import_error
 
 __all__ = ["to_page", "webassembly"]
@@ -91,7 +91,7 @@ def _described(program: CProgram, net: Quantized, example: Tensor, same: float) 
     """What the page has to know of its network."""
     height, width = example.shape[-2:]
     spiking = {layer.name: i for i, layer in enumerate(program.spiking)}
-    samples = net.whole_input(example[0, :12]).flatten(1).to(torch.int64)
+    samples = net.integer_input(example[0, :12]).flatten(1).to(torch.int64)
     return {
         "height": height,
         "width": width,

@@ -15,12 +15,12 @@ from hibana.compiler.analysis.units import row_units
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c import exact_dtype
 from hibana.network.graph import Network, Node
+from hibana.network.integer_network import Quantized, integer_input
 from hibana.network.layers import LAYERS
 from hibana.network.quantized.cell import FixedCell, fixed_cell, ranges_of
-from hibana.network.reading import read
-from hibana.network.sliding import sliding_of
+from hibana.network.reader import read
+from hibana.network.sliding_window import sliding_window
 from hibana.network.straight import doubles, straight_through
-from hibana.network.whole import Quantized, in_whole_numbers
 from hibana.nn.delay import fix_delays
 from hibana.nn.layers import OverTime, Recurrent
 
@@ -85,16 +85,18 @@ class QuantizationAware(nn.Module):
         """What the network puts out for ``[T, batch, ...]``, in the units that it was written in."""
         self.refresh()
         try:
-            outputs: Tensor = self.net(self.whole_input(inputs))
+            outputs: Tensor = self.net(self.integer_input(inputs))
         finally:
             self._let_go()
         return (outputs.double() * self.scales[self.output]).to(inputs.dtype)
 
-    def whole_input(self, inputs: Tensor) -> Tensor:
+    def integer_input(self, inputs: Tensor) -> Tensor:
         """`inputs` as the whole numbers that go in."""
-        return in_whole_numbers(inputs, self.input_scale, self.input_range, self.dtype)
+        return integer_input(inputs, self.input_scale, self.input_range, self.dtype)
 
-    def whole(self) -> Quantized:
+    whole_input = integer_input  # deprecated name, for one release
+
+    def quantized(self) -> Quantized:
         """The network in whole numbers, as it is now."""
         with torch.no_grad():
             self.refresh()
@@ -111,6 +113,8 @@ class QuantizationAware(nn.Module):
             module._non_persistent_buffers_set.clear()
         scale = self.scales[self.output]
         return Quantized(net, self.input_scale, self.input_range, float(scale), self.bits)
+
+    whole = quantized  # deprecated name, for one release
 
     def learns_values(self) -> bool:
         """Whether thresholds, time constants or their like are learned."""
@@ -245,7 +249,7 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
         check_bits(bits)
         aware = QuantizationAware(read(net, calibration), bits, calibration)
         if not aware.learns_values():  # a leak that is a shift now may be a product after a step
-            aware.dtype = exact_dtype(aware.whole(), calibration)
+            aware.dtype = exact_dtype(aware.quantized(), calibration)
     return aware.train(net.training)
 
 
@@ -265,7 +269,7 @@ def _line(node: Node, output: Node, at: dict[Node, int]) -> _Line:
     if not hasattr(QuantizationAware, f"_{node.kind}"):
         node.layer.refuse(node, "integer")
     average = node.kind == "average"
-    padded = average and any(sliding_of(node).padding) and not module.count_include_pad
+    padded = average and any(sliding_window(node).padding) and not module.count_include_pad
     if average and (padded or type(module) is not nn.AvgPool2d):
         raise Unsupported(f"layer {node.name!r}: only nn.AvgPool2d that counts its padding is a whole sum")
     if isinstance(module, Recurrent) and not isinstance(module.recurrent, nn.Linear):
@@ -323,7 +327,7 @@ def _are_spikes(node: Node) -> bool:
 
 def _input_range(node: Node) -> tuple[float, tuple[int, int]]:
     """What a unit of the input stands for, and the least and the largest that it may be."""
-    low, high = node.extremes
+    low, high = node.value_range
     if node.binary or low == high == 0:
         return 1.0, (0, 1)
     return (high / 255, (0, 255)) if low >= 0 else (max(-low, high) / 127, (-127, 127))
@@ -331,7 +335,7 @@ def _input_range(node: Node) -> tuple[float, tuple[int, int]]:
 
 def _area_of(node: Node) -> int:
     """What an average divides by."""
-    kernel = sliding_of(node).kernel
+    kernel = sliding_window(node).kernel
     return int(getattr(node.module, "divisor_override", None) or kernel[0] * kernel[1])
 
 

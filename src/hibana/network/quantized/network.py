@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from hibana.network.c import exact_dtype
 from hibana.network.graph import Node
+from hibana.network.integer_network import Quantized
 from hibana.network.quantized.aware import QuantizationAware, quantization_aware
 from hibana.network.quantized.changes import Quantization, change, same_class
-from hibana.network.reading import read
+from hibana.network.reader import read
 from hibana.network.straight import doubles
-from hibana.network.whole import Quantized
 
 __all__ = ["quantize"]
 
@@ -65,16 +65,16 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
     else:
         aware = quantization_aware(net, calibration, 8 if bits is None else bits)
     with torch.no_grad():
-        whole = aware.whole()
+        whole = aware.quantized()
         whole.steps, whole.dtype = len(calibration), exact_dtype(whole, calibration)
         whole.net.to(whole.dtype)
         network = read(aware.plain, calibration)
         nodes = [node for node in network.nodes if node.module is not None]
         scales = dict(zip(network.nodes, map(doubles, aware.scales), strict=True))
-        now = _outputs(nodes, network.output, whole.net, whole.whole_input(calibration))
+        now = _outputs(nodes, network.output, whole.net, whole.integer_input(calibration))
         if trained:
             net = copy.deepcopy(aware.net).eval()
-            given = _outputs(nodes, network.output, net, aware.whole_input(calibration))
+            given = _outputs(nodes, network.output, net, aware.integer_input(calibration))
             was = {node: values * scales[node] for node, values in given.items()}
         else:
             was = _outputs(nodes, network.output, aware.plain, calibration)

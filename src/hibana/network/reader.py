@@ -249,7 +249,7 @@ class _Reading:
             raise Unsupported(f"{self._where(line)} makes {shapes}; time and batch must stay in front")
         example = value.example
         node.density = float(example.count_nonzero()) / example.numel()
-        node.extremes = float(example.amin()), float(example.amax())
+        node.value_range = float(example.amin()), float(example.amax())
         node.binary = bool(((example == 0) | (example == 1)).all())
         for source in node.inputs:
             source.users.append(node)

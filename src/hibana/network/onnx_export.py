@@ -10,9 +10,9 @@ from hibana.compiler.graph.ops import Operation, Unsupported, row_of
 from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.step import Step, Value
 from hibana.network.graph import Network, Node
-from hibana.network.neurons import traced
-from hibana.network.sliding import indices
-from hibana.network.whole import Quantized
+from hibana.network.integer_network import Quantized
+from hibana.network.neurons import trace_step
+from hibana.network.sliding_window import int64_tensor
 from hibana.runtime.extras import explain_import_error
 
 __all__ = ["OnnxStep", "to_onnx"]
@@ -26,7 +26,7 @@ def to_onnx(net: nn.Module, example: Tensor) -> Any:
 
     Layers are ONNX's own (``Gemm``, ``Conv``, ``MaxPool``, ``AveragePool``), and take sums in the order
     that the runtime likes: spikes are equal where every sum is exact, as those of :func:`hibana.quantize`
-    are. A quantised network is given whole numbers (``whole_input``) and puts out whole numbers; they are
+    are. A quantised network is given whole numbers (``integer_input``) and puts out whole numbers; they are
     float64 where float32 does not hold them all, of which onnxruntime has no convolutions.
 
     Args:
@@ -40,10 +40,10 @@ def to_onnx(net: nn.Module, example: Tensor) -> Any:
         ModuleNotFoundError: if onnx is not installed.
         Unsupported: naming the layer, if ONNX does not say it.
     """
-    from hibana.network.reading import read  # which imports the kinds of layers, and these this module
+    from hibana.network.reader import read  # which imports the kinds of layers, and these this module
 
     if isinstance(net, Quantized):
-        return to_onnx(net.net, net.whole_input(example))
+        return to_onnx(net.net, net.integer_input(example))
     with torch.no_grad():
         network = read(net, example)
         return OnnxStep(network).written()
@@ -76,11 +76,11 @@ class OnnxStep:
                 for s, seen in zip(node.inputs, node.input_shapes, strict=True)
             ]
             values[node] = node.layer.to_onnx(node, given, self)
-        out = self._shaped(values[self.network.output], self.network.output.shape, self.network.outputs)
+        out = self._shaped(values[self.network.output], self.network.output.shape, self.network.output_shape)
         self.op("Identity", [out], name="y")
         befores = [self._info(before, shape) for before, _, shape in self.states]
         afters = [self._info(after, shape) for _, after, shape in self.states]
-        into, out_of = self._info("x", self.network.input.shape), self._info("y", self.network.outputs)
+        into, out_of = self._info("x", self.network.input.shape), self._info("y", self.network.output_shape)
         step = helper.make_graph(self.body, "step", [*befores, into], [*afters, out_of])
         firsts = self._at_rest()
         lasts = [f"{after}_last" for _, after, _ in self.states]
@@ -89,7 +89,7 @@ class OnnxStep:
             [*self.outer, scan],
             "network",
             [self._info("input", self.network.input.shape, over_time=True)],
-            [self._info("output", self.network.outputs, over_time=True)],
+            [self._info("output", self.network.output_shape, over_time=True)],
             self.constants,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
@@ -128,22 +128,22 @@ class OnnxStep:
     def _shaped(self, value: str, shape: tuple[int, ...], seen: tuple[int, ...]) -> str:
         if shape == seen:
             return value
-        return self.op("Reshape", [value, self.constant(indices([-1, *seen]))])
+        return self.op("Reshape", [value, self.constant(int64_tensor([-1, *seen]))])
 
     def past(self, value: str, channels: int, pixels: int, reach: int) -> str:
         """`value` at the last steps, ``[batch, channels, reach + 1, pixels]``, the earliest step first."""
-        now = self.op("Reshape", [value, self.constant(indices([-1, channels, 1, pixels]))])
+        now = self.op("Reshape", [value, self.constant(int64_tensor([-1, channels, 1, pixels]))])
         if reach == 0:
             return now
         before, after = self.state(f"past{len(self.states)}", (channels, reach, pixels))
         steps = self.op("Concat", [before, now], axis=2)
-        one, end, axis = (self.constant(indices([number])) for number in (1, reach + 1, 2))
+        one, end, axis = (self.constant(int64_tensor([number])) for number in (1, reach + 1, 2))
         self.op("Slice", [steps, one, end, axis], name=after)
         return steps
 
     def neurons(self, node: Node, value: str) -> str:
         """A layer of neurons that reads `value`; the name of what it emits."""
-        step, rest, held = traced(node, self.network.dtype)
+        step, rest, held = trace_step(node, self.network.dtype)
         try:
             return self._step(step, len(self.states), value, rest, held)
         except Unsupported as refused:
@@ -169,12 +169,12 @@ class OnnxStep:
         """The states at rest, for as many samples as there are."""
         if not self.states:
             return []
-        one = self.constant(indices([1]))
+        one = self.constant(int64_tensor([1]))
         sides = self.op("Shape", ["input"], outer=True)
-        batch = self.op("Slice", [sides, one, self.constant(indices([2]))], outer=True)
+        batch = self.op("Slice", [sides, one, self.constant(int64_tensor([2]))], outer=True)
         firsts = []
         for before, _, shape in self.states:
-            sizes = self.op("Concat", [batch, self.constant(indices(shape))], outer=True, axis=0)
+            sizes = self.op("Concat", [batch, self.constant(int64_tensor(shape))], outer=True, axis=0)
             firsts.append(self.op("Expand", [f"{before}_first", sizes], outer=True))
         return firsts
 

@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from hibana.network.straight import straight_through
 from hibana.spikes.checks import is_constant_over_time
 
-__all__ = ["Quantized", "in_whole_numbers"]
+__all__ = ["Quantized", "integer_input"]
 
 
-def in_whole_numbers(inputs: Tensor, scale: float, range_: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def integer_input(inputs: Tensor, scale: float, range_: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """``clamp(round(x / scale), low, high)`` of ``[T, ...]``, with the gradient of ``x / scale``."""
     if is_constant_over_time(inputs):
-        once = in_whole_numbers(inputs[:1], scale, range_, dtype)
+        once = integer_input(inputs[:1], scale, range_, dtype)
         return once.expand(len(inputs), *once.shape[1:])
     real = inputs.double() / scale
     return straight_through(real, real.detach().round().clamp(*range_)).to(dtype)
@@ -39,9 +39,11 @@ class Quantized(nn.Module):
         self.dtype = torch.float64
         """In which every number is exact."""
 
-    def whole_input(self, inputs: Tensor) -> Tensor:
-        """`inputs` as the whole numbers that go in."""
-        return in_whole_numbers(inputs, self.input_scale, self.input_range, self.dtype)
+    def integer_input(self, inputs: Tensor) -> Tensor:
+        """`inputs` in units of `input_scale`, rounded to integers and clamped to `input_range`."""
+        return integer_input(inputs, self.input_scale, self.input_range, self.dtype)
+
+    whole_input = integer_input  # deprecated name, for one release
 
     def forward(self, inputs: Tensor) -> Tensor:
         """What the network puts out, in the units of the network that it was made of."""
@@ -50,5 +52,5 @@ class Quantized(nn.Module):
                 f"inputs must have at most the {self.steps} steps within which nothing overflows, "
                 f"got {len(inputs)}"
             )
-        outputs: Tensor = self.net(self.whole_input(inputs))
+        outputs: Tensor = self.net(self.integer_input(inputs))
         return (outputs.double() * self.output_scale).to(inputs.dtype)

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from hibana.network.graph import Node
 
-__all__ = ["Sliding", "channels_last", "image_of", "indices", "sliding_of"]
+__all__ = ["SlidingWindow", "channels_last", "image_shape", "int64_tensor", "sliding_window"]
 
 Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Sliding:
+class SlidingWindow:
     """A window over an image, rows first; a sequence is an image of height 1."""
 
     kernel: Pair
@@ -48,7 +48,7 @@ class Sliding:
         return count
 
 
-def sliding_of(node: Node) -> Sliding:
+def sliding_window(node: Node) -> SlidingWindow:
     """The window of `node`, a convolution or a pooling."""
     module, (seen,) = node.module, node.input_shapes
 
@@ -64,10 +64,11 @@ def sliding_of(node: Node) -> Sliding:
     else:
         before = after = pair(0 if module.padding == "valid" else module.padding, 0)
     stride = pair(module.kernel_size if module.stride is None else module.stride)
-    return Sliding(kernel, stride, dilation, before, after, image_of(seen)[1:], image_of(node.shape)[1:])
+    image, outputs = image_shape(seen)[1:], image_shape(node.shape)[1:]
+    return SlidingWindow(kernel, stride, dilation, before, after, image, outputs)
 
 
-def image_of(shape: Sequence[int]) -> tuple[int, int, int]:
+def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
     """Channels, height and width of an image, or of a sequence as one of height 1."""
     channels, *sides = shape
     return (channels, 1, sides[0]) if len(sides) == 1 else (channels, sides[0], sides[1])
@@ -79,6 +80,6 @@ def channels_last(shape: Sequence[int]) -> Tensor:
     return torch.arange(size, dtype=torch.int64, device="cpu").view(shape[0], -1).T.flatten()
 
 
-def indices(numbers: Iterable[int]) -> Tensor:
+def int64_tensor(numbers: Iterable[int]) -> Tensor:
     """Whole numbers as a tensor."""
     return torch.tensor(list(numbers), dtype=torch.int64, device="cpu")

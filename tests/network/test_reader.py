@@ -122,7 +122,7 @@ def test_rates_of_sums_are_those_of_the_example():
     net = Sum()
     graph = hb.compile(net, ROWS).graph
     assert graph.nodes[3].density == pytest.approx(net(ROWS).count_nonzero().item() / ROWS.numel())
-    assert graph.nodes[3].extremes == (0, 2)
+    assert graph.nodes[3].value_range == (0, 2)
 
 
 def test_parametrised_layers_are_read_as_they_compute():
