@@ -35,7 +35,7 @@ def gradients(net, x, loss, rule):
             sent["1.recurrent.weight"] = state[-1]
             total = total + state[-1] @ recurrent.T
         after, by_input, by_state, by_parameter = jacobians(cell, total, state)
-        if recurrent is not None and rule.own_synapse:
+        if recurrent is not None and rule.keeps_self_synapse:
             by_state[:, -1] += by_input * recurrent.diagonal() * layer.gradient_scale
         emitted = after[-1].requires_grad_()
         outputs = net[2](emitted) + leak * remembered

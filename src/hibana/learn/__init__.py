@@ -1,8 +1,8 @@
-"""Rules other than backpropagation through time.
+"""``hb.learn``: learning rules other than backpropagation through time.
 
-Learning online takes gradients step by step, in memory that does not grow with time, derived from the step of
-the cell that it is used with. Plasticity changes weights by the spikes of the neurons that they connect. The
-gradients of spike times go backwards through time, but through no surrogate.
+Online rules compute gradients step by step, in memory that does not grow with time, from the derivatives of
+the cell's step. Plasticity changes weights by the spikes of the neurons that they connect. Gradients of spike
+times go backwards through time without a surrogate.
 """
 
 from hibana.learn.explain import explain

@@ -1,7 +1,7 @@
-"""Derivatives of one step of a cell: which there are, which are constants, and how many numbers a trace has.
+"""Derivatives of one step of a cell: which of them are nonzero, which are constant, and their values.
 
-The trace of a synapse has one number for each *component*: a state that the input reaches and that is not a
-function of other states of the same step. LIF has one, the potential; the spike is a function of it.
+The trace of a synapse stores one number per *component*: a state that depends on the input and is not a
+function of other states of the same step. The one component of LIF is the potential.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,261 +20,286 @@ from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
 from hibana.runtime.torch_internals import run_backward
 
-__all__ = ["INPUT", "FollowedStep", "Recursion", "Structure", "couplings", "derivatives"]
+__all__ = [
+    "INPUT",
+    "CellDerivatives",
+    "DerivativeStructure",
+    "Recursion",
+    "same_step_derivatives",
+    "step_derivatives",
+]
 
 INPUT = -1
-"""Index of a step's input, where states have 0, 1, ..."""
+"""Index of a step's input in a :data:`Pair`, where states have 0, 1, ..."""
 
 Pair = tuple[int, int]
-"""A state after the step, and what it is differentiated with respect to."""
+"""The derivative of a state after the step (first index) by a state or the input (second index)."""
 
 
 class Recursion(NamedTuple):
-    """The recursion of a trace, ``e_t = A e_(t-1) + k x_t``, that is the same for all neurons and steps."""
+    """The recursion ``e_t = A e_(t-1) + k x_t`` of a trace whose factors all neurons and steps share."""
 
     transition: Tensor
     """A, ``[components, components]``."""
-    to_input: Tensor
+    input_factor: Tensor
     """k, ``[components]``."""
 
 
 @dataclass(frozen=True)
-class Structure:
-    """Which derivatives a step has; each with whether it is one constant for all neurons and steps."""
+class DerivativeStructure:
+    """The nonzero derivatives of a step. A dictionary's value is True if all neurons and steps share it."""
 
     over_step: dict[Pair, bool]
-    """Of the states after the step by :data:`INPUT` and by the states before."""
-    within: dict[Pair, bool]
-    """Of states that are functions of other states after the step, by each of these alone."""
-    chained: tuple[Pair, ...]
-    """Of these by one another: a component may be a function of another one of the same step."""
+    """Derivatives of states after the step by :data:`INPUT` or by a state before the step."""
+    same_step: dict[Pair, bool]
+    """Derivatives of states that are functions of components of the same step, by each component alone."""
+    between_components: tuple[Pair, ...]
+    """Derivatives of components by other components of the same step."""
     components: tuple[int, ...]
     states: int
-    """How many states there are."""
+    """Number of states."""
 
-    def recursion(self, cell: Cell, like: Tensor) -> Recursion | None:
+    def recursion(self, cell: Cell, example: Tensor) -> Recursion | None:
         """The recursion of the trace with the cell's current values; None if it differs between neurons.
 
         Args:
             cell: the cell of this structure.
-            like: one step of its input, ``[batch, ...]``.
+            example: one step of its input, ``[batch, ...]``.
         """
-        place = {state: i for i, state in enumerate(self.components)}
-        sources = {INPUT, *place, *(state for state, _ in self.within)}
-        over = [pair for pair in self.over_step if pair[0] in place and pair[1] in sources]
-        inner = [pair for pair in self.within if pair[1] in place and any(pair[0] == j for _, j in over)]
-        if not all(self.over_step[pair] for pair in over) or not all(self.within[pair] for pair in inner):
+        row = {state: i for i, state in enumerate(self.components)}
+        sources = {INPUT, *row, *(state for state, _ in self.same_step)}
+        over = [pair for pair in self.over_step if pair[0] in row and pair[1] in sources]
+        inner = [pair for pair in self.same_step if pair[1] in row and any(pair[0] == j for _, j in over)]
+        if not all(self.over_step[pair] for pair in over) or not all(self.same_step[pair] for pair in inner):
             return None
-        nexts, over_values = derivatives(cell, [_one_sample(like)] * (1 + self.states), over)
-        by_argument = like.new_zeros(self.states, 1 + self.states)
-        for (i, j), value in over_values.items():
+        next_states, values = step_derivatives(cell, [_zeros(example)] * (1 + self.states), over)
+        by_argument = example.new_zeros(self.states, 1 + self.states)
+        for (i, j), value in values.items():
             by_argument[i, j - INPUT] = value.flatten()[0]
-        by_component = like.new_zeros(self.states, len(place))
-        by_component[list(place), list(place.values())] = 1
-        for (i, j), value in couplings(nexts, inner, self.chained).items():
-            by_component[i, place[j]] = value.flatten()[0]
-        rows = by_argument[list(place)]
-        return Recursion(rows[:, 1:] @ by_component, rows[:, 0])
+        by_component = example.new_zeros(self.states, len(row))
+        by_component[list(row), list(row.values())] = 1
+        for (i, j), value in same_step_derivatives(next_states, inner, self.between_components).items():
+            by_component[i, row[j]] = value.flatten()[0]
+        component_rows = by_argument[list(row)]
+        return Recursion(component_rows[:, 1:] @ by_component, component_rows[:, 0])
 
-    def of_components(
-        self, of_states: Sequence[Tensor | None], coupling: Sequence[Tensor]
+    def component_gradients(
+        self, state_grads: Sequence[Tensor | None], same_step: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """The gradients of the components, from those of all states.
+        """The gradients of the components, from the gradients of all states by the chain rule.
 
         Args:
-            of_states: the gradient of each state.
-            coupling: the derivatives of :attr:`within` in the step of these states, none at rest.
+            state_grads: the gradient of each state; None is zero.
+            same_step: values of the derivatives :attr:`same_step`; empty in the resting state.
         """
-        found = {i: of_states[i] for i in self.components}
-        for (state, i), factor in zip(self.within, coupling, strict=False):
-            grad, before = of_states[state], found[i]
+        totals = {i: state_grads[i] for i in self.components}
+        for (state, i), factor in zip(self.same_step, same_step, strict=False):
+            grad, total = state_grads[state], totals[i]
             if grad is not None:
-                found[i] = grad * factor if before is None else before + grad * factor
-        return list(found.values())
+                totals[i] = grad * factor if total is None else total + grad * factor
+        return list(totals.values())
 
 
 @final
-class FollowedStep:
-    """The structure of a cell's step and the recursion of its traces, computed again when the cell changes.
+class CellDerivatives:
+    """Caches the derivative structure and the trace recursion of a cell until the cell changes.
 
     Args:
-        cell: the cell.
-        inner: the cell within it that may change; `cell` itself by default.
+        cell: the cell whose step is differentiated.
+        watched: the cell whose changes invalidate the cache, if `cell` only wraps it.
     """
 
-    def __init__(self, cell: Cell, inner: Cell | None = None) -> None:
-        self.cell, self.inner = cell, cell if inner is None else inner
+    def __init__(self, cell: Cell, watched: Cell | None = None) -> None:
+        self.cell, self.watched = cell, cell if watched is None else watched
         self.key: Any = None
-        self._structure: Structure | None = None
+        """Identifies the cell's settings and the shape, dtype and device of the cached structure."""
+        self._structure: DerivativeStructure | None = None
         self._recursion: Recursion | None = None
         self._is_current = False
 
-    def structure(self, like: Tensor) -> Structure:
-        """The structure for steps of input like `like`; raises Unsupported as :func:`structure_of` does."""
-        key = dependencies_of(self.inner).key, like.shape[1:], like.dtype, like.device
+    def structure(self, example: Tensor) -> DerivativeStructure:
+        """The structure for inputs like `example`, ``[batch, ...]``; raises as :func:`structure_of`."""
+        key = dependencies_of(self.watched).key, example.shape[1:], example.dtype, example.device
         if self._structure is None or self.key != key:
-            self._structure, self.key, self._is_current = structure_of(self.cell, like), key, False
+            self._structure, self.key, self._is_current = structure_of(self.cell, example), key, False
         return self._structure
 
-    def recursion(self, like: Tensor) -> Recursion | None:
-        """As :meth:`Structure.recursion`."""
-        structure = self.structure(like)
+    def recursion(self, example: Tensor) -> Recursion | None:
+        """The result of :meth:`DerivativeStructure.recursion`."""
+        structure = self.structure(example)
         if not self._is_current:
-            self._recursion = structure.recursion(self.cell, like)
-            self._is_current = not tensors_of(self.inner)  # whose values change without notice
+            self._recursion = structure.recursion(self.cell, example)
+            self._is_current = not tensors_of(self.watched)  # values of tensors change without a new key
         return self._recursion
 
 
-def structure_of(cell: Cell, like: Tensor) -> Structure:
-    """The structure of a step of `cell` on inputs like `like`, ``[batch, ...]``.
+def structure_of(cell: Cell, example: Tensor) -> DerivativeStructure:
+    """The derivative structure of a step of `cell` for inputs like `example`, ``[batch, ...]``.
 
     Raises:
         Unsupported: if the step can't be traced, or multiplies neurons by matrices.
     """
-    if trace(cell, like.shape, like.dtype).matrices:
+    if trace(cell, example.shape, example.dtype).matrices:
         raise Unsupported("the step multiplies its states by matrices; use hibana.Recurrent for these")
     with torch.enable_grad():
-        leaves = [_one_sample(like).requires_grad_() for _ in range(1 + len(cell.state_names()))]
-        nexts = cell(*leaves)
-    over = [
+        arguments = [_zeros(example).requires_grad_() for _ in range(1 + len(cell.state_names()))]
+        next_states = cell(*arguments)
+    over_step = [
         (i, j - 1)
-        for i, state in enumerate(nexts)
+        for i, state in enumerate(next_states)
         if state.requires_grad
-        for j, found in enumerate(_gradients(state, leaves))
-        if found is not None
+        for j, grad in enumerate(_gradients(state, arguments))
+        if grad is not None
     ]
-    within, chained = _within(nexts, leaves)
-    reached = {INPUT}
-    for _ in nexts:
-        reached |= {i for i, j in over if j in reached}
-    dependent = {state for state, _ in within}
-    components = tuple(i for i in range(len(nexts)) if i in reached and i not in dependent)
-    inner = [(i, j) for i, j in within if j in components]
-    values = trace(_Derivatives(cell, over, inner, chained), like.shape, like.dtype).nexts
-    constant = [_is_constant(value) for value in values]
-    return Structure(
-        dict(zip(over, constant, strict=False)),
-        dict(zip(inner, constant[len(over) :], strict=False)),
-        tuple(chained),
+    same_step, between_components = _same_step_pairs(next_states, arguments)
+    input_dependent = {INPUT}
+    for _ in next_states:
+        input_dependent |= {i for i, j in over_step if j in input_dependent}
+    functions_of_others = {state for state, _ in same_step}
+    components = tuple(
+        i for i in range(len(next_states)) if i in input_dependent and i not in functions_of_others
+    )
+    inner = [(i, j) for i, j in same_step if j in components]
+    wrapper = _DerivativeCell(cell, over_step, inner, between_components)
+    constant = [_is_constant(value) for value in trace(wrapper, example.shape, example.dtype).nexts]
+    return DerivativeStructure(
+        dict(zip(over_step, constant, strict=False)),
+        dict(zip(inner, constant[len(over_step) :], strict=False)),
+        tuple(between_components),
         components,
-        len(nexts),
+        len(next_states),
     )
 
 
-def derivatives(
+def step_derivatives(
     cell: Cell, arguments: Sequence[Tensor], over_step: Iterable[Pair]
 ) -> tuple[Sequence[Tensor], dict[Pair, Tensor]]:
-    """The states after a step, with their graph, and derivatives of them, neuron by neuron.
+    """The states after a step, with their autograd graph, and the derivatives `over_step` of each neuron.
 
     Args:
-        cell: one step.
-        arguments: its input, and the states before.
-        over_step: pairs as in :attr:`Structure.over_step`.
+        cell: the cell.
+        arguments: the input and the states before the step.
+        over_step: pairs as in :attr:`DerivativeStructure.over_step`.
     """
     with torch.enable_grad():
-        leaves = [one.detach().requires_grad_() for one in arguments]
-        nexts: Sequence[Tensor] = cell(*leaves)
-    found = _values(nexts, leaves, [(i, j - INPUT) for i, j in over_step])
-    return nexts, {(i, j + INPUT): value for (i, j), value in found.items()}
+        leaves = [argument.detach().requires_grad_() for argument in arguments]
+        next_states: Sequence[Tensor] = cell(*leaves)
+    values = _derivatives(next_states, leaves, [(i, j - INPUT) for i, j in over_step])
+    return next_states, {(i, j + INPUT): value for (i, j), value in values.items()}
 
 
-def couplings(nexts: Sequence[Tensor], within: Iterable[Pair], chained: Sequence[Pair]) -> dict[Pair, Tensor]:
-    """The derivatives of :attr:`Structure.within`, from the states after a step with their graph."""
-    within = list(within)
-    total = _values(nexts, nexts, [*within, *(chained if within else ())])
-    found: dict[Pair, Tensor] = {}
-    for state, j in sorted(within, key=lambda pair: -sum(i == pair[1] for i, _ in chained)):
+def same_step_derivatives(
+    next_states: Sequence[Tensor], same_step: Iterable[Pair], between_components: Sequence[Pair]
+) -> dict[Pair, Tensor]:
+    """Values of the derivatives `same_step`, from the states after a step with their autograd graph."""
+    same_step = list(same_step)
+    total = _derivatives(next_states, next_states, [*same_step, *(between_components if same_step else ())])
+    direct: dict[Pair, Tensor] = {}
+    for state, j in sorted(same_step, key=lambda pair: -sum(i == pair[1] for i, _ in between_components)):
         value = total[state, j]
-        for i, other in chained:  # less what goes through other components
-            if other == j and (state, i) in found:
-                value = value - found[state, i] * total[i, j]
-        found[state, j] = value
-    return found
+        for i, source in between_components:  # subtract the paths through other components
+            if source == j and (state, i) in direct:
+                value = value - direct[state, i] * total[i, j]
+        direct[state, j] = value
+    return direct
 
 
-def _values(nexts: Sequence[Tensor], sources: Sequence[Tensor], pairs: Iterable[Pair]) -> dict[Pair, Tensor]:
-    """The derivative of each pair: of one of `nexts` by one of `sources`, which it depends on."""
-    wanted: dict[int, list[int]] = {}
+def _derivatives(
+    values: Sequence[Tensor], sources: Sequence[Tensor], pairs: Iterable[Pair]
+) -> dict[Pair, Tensor]:
+    """For each pair (i, j): the derivative of ``values[i]`` by ``sources[j]``, on which it depends."""
+    by_value: dict[int, list[int]] = {}
     for i, j in pairs:
-        wanted.setdefault(i, []).append(j)
+        by_value.setdefault(i, []).append(j)
     return {
-        (i, j): value
-        for i, indices in wanted.items()
-        for j, value in zip(indices, _gradients(nexts[i], [sources[j] for j in indices]), strict=True)
+        (i, j): grad
+        for i, indices in by_value.items()
+        for j, grad in zip(indices, _gradients(values[i], [sources[j] for j in indices]), strict=True)
     }
 
 
 def _gradients(state: Tensor, sources: Sequence[Tensor]) -> Any:
+    """The gradient of the sum of `state` by each source; None if `state` does not depend on it."""
     ones = torch.ones_like(state).detach()
     return run_backward((state,), (ones,), tuple(sources), keep_graph=True)
 
 
-def _within(nexts: Sequence[Tensor], arguments: Sequence[Tensor]) -> tuple[list[Pair], list[Pair]]:
-    """The pairs of :attr:`Structure.within` and of :attr:`Structure.chained`, of all states."""
-    within: list[Pair] = []
-    for i, state in enumerate(nexts):
+def _same_step_pairs(
+    next_states: Sequence[Tensor], arguments: Sequence[Tensor]
+) -> tuple[list[Pair], list[Pair]]:
+    """The pairs of `same_step` and of `between_components` in :class:`DerivativeStructure`, of all states."""
+    same_step: list[Pair] = []
+    for i, state in enumerate(next_states):
         others = {
             other.grad_fn: j
-            for j, other in reversed([*enumerate(nexts)])
-            if j != i and other.grad_fn is not None and all(j != dependent for dependent, _ in within)
+            for j, other in reversed([*enumerate(next_states)])
+            if j != i and other.grad_fn is not None and all(j != dependent for dependent, _ in same_step)
             if other.grad_fn is not state.grad_fn or j < i
         }
-        passed = _first_passed(state, {*others}, arguments) if state.requires_grad else None
-        if passed is not None:
-            within += [(i, others[node]) for node in passed]
-    sources = sorted({j for _, j in within})
-    chained = [
+        nodes = _separating_nodes(state, {*others}, arguments) if state.requires_grad else None
+        if nodes is not None:
+            same_step += [(i, others[node]) for node in nodes]
+    sources = sorted({j for _, j in same_step})
+    between_components = [
         (i, j)
         for i in sources
-        for j, value in zip(sources, _gradients(nexts[i], [nexts[j] for j in sources]), strict=True)
-        if j != i and value is not None
+        for j, grad in zip(
+            sources, _gradients(next_states[i], [next_states[j] for j in sources]), strict=True
+        )
+        if j != i and grad is not None
     ]
-    return within, chained
+    return same_step, between_components
 
 
-def _first_passed(state: Tensor, nodes: set[Any], arguments: Sequence[Tensor]) -> set[Any] | None:
-    """Those of `nodes` that the graph of `state` meets first; None if a path reaches one of `arguments`."""
-    passed, seen, waiting = set(), set(), [state.grad_fn]
+def _separating_nodes(state: Tensor, nodes: set[Any], arguments: Sequence[Tensor]) -> set[Any] | None:
+    """The `nodes` first on each path of the graph of `state`; None if a path to `arguments` avoids them."""
+    separating, visited, waiting = set(), set(), [state.grad_fn]
     while waiting:
         node = waiting.pop()
-        if node is None or any(getattr(node, "variable", None) is one for one in arguments):
+        if node is None or any(getattr(node, "variable", None) is argument for argument in arguments):
             return None
         if node in nodes:
-            passed.add(node)
-        elif node not in seen:
-            seen.add(node)
+            separating.add(node)
+        elif node not in visited:
+            visited.add(node)
             waiting += [before for before, _ in node.next_functions if before is not None]
-    return passed
+    return separating
 
 
-def _one_sample(like: Tensor) -> Tensor:
-    return like.new_zeros(1, *like.shape[1:])
+def _zeros(example: Tensor) -> Tensor:
+    """One sample of zeros, ``[1, ...]``, for an `example` of shape ``[batch, ...]``."""
+    return example.new_zeros(1, *example.shape[1:])
 
 
 def _is_constant(value: Value) -> bool:
+    """Whether all neurons and steps share `value`: its leaves are numbers, no rows of states or inputs."""
     return all(leaf.args or leaf.is_uniform for leaf in reachable([value]))
 
 
-class _Derivatives(Cell):
-    """A step whose states are derivatives of that of `cell`, for a trace of them."""
+class _DerivativeCell(Cell):
+    """A cell whose states are the derivatives of a step of `cell`; tracing it shows which are constant."""
 
     cell: Cell
 
-    def __init__(self, cell: Cell, over_step: list[Pair], within: list[Pair], chained: list[Pair]) -> None:
+    def __init__(
+        self, cell: Cell, over_step: list[Pair], same_step: list[Pair], between_components: list[Pair]
+    ) -> None:
         nn.Module.__init__(self)
-        self.cell, self.over_step, self.within, self.chained = cell, over_step, within, chained
+        self.cell, self.over_step, self.same_step = cell, over_step, same_step
+        self.between_components = between_components
         self._enter()
 
-    def forward(self, input_: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        before = carried[len(self.over_step) + len(self.within) :]
-        nexts, over = derivatives(self.cell, (input_, *before), self.over_step)
-        inner = couplings(nexts, self.within, self.chained)
-        ends = [*(over[pair] for pair in self.over_step), *(inner[pair] for pair in self.within)]
-        return (*ends, *(one.detach() for one in nexts))
+    def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        before = states[len(self.over_step) + len(self.same_step) :]
+        next_states, over_step = step_derivatives(self.cell, (input_, *before), self.over_step)
+        same_step = same_step_derivatives(next_states, self.same_step, self.between_components)
+        derivatives = [over_step[pair] for pair in self.over_step]
+        derivatives += [same_step[pair] for pair in self.same_step]
+        return (*derivatives, *(state.detach() for state in next_states))
 
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # of the derivatives, then of the cell
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # derivatives, then states of `cell`
         return (
             *(f"by_step_{i}_{j - INPUT}" for i, j in self.over_step),
-            *(f"within_{i}_{j}" for i, j in self.within),
+            *(f"within_{i}_{j}" for i, j in self.same_step),
             *self.cell.state_names(),
         )

@@ -1,4 +1,4 @@
-"""What a rule keeps and leaves out of each layer of a network, in words."""
+"""``hb.learn.explain``: the traces of each layer under a rule, and the omitted parts of the gradient."""
 
 from collections.abc import Iterator
 
@@ -7,24 +7,25 @@ from torch import nn
 
 from hibana.compiler.tensors import tensors_of
 from hibana.compiler.torch_layers import role_of
-from hibana.learn.memory import Memory, Plan
-from hibana.learn.network import Layer, Neurons, Plain, layers_of
-from hibana.learn.rules import Rule, named
+from hibana.learn.network import Layer, MemorylessLayer, NeuronLayer, layers_of
+from hibana.learn.online_layer import OnlineLayer, TracePlan
+from hibana.learn.rules import Rule, rule_of
 from hibana.nn.each_step import EachStep
 
 __all__ = ["explain"]
 
 
 def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
-    """For each layer of neurons of `net`: the traces that `rule` keeps, and what it leaves out.
+    """Describes the traces of each layer of neurons under `rule`, and the omitted parts of the gradient.
 
     Args:
-        net: as of :func:`hibana.learn.online`.
-        rule: likewise.
+        net: a network for :func:`hibana.learn.online`.
+        rule: a rule or its name, for :func:`hibana.learn.online`.
 
     Raises:
-        TypeError: as :func:`hibana.learn.online`.
-        ValueError: likewise, and for a cell whose step can't be followed or that the rule does not suit.
+        TypeError: for the reasons of :func:`hibana.learn.online`.
+        ValueError: for the reasons of :func:`hibana.learn.online`, and for a cell whose step can't be
+            followed or that the rule does not support.
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), hb.LIF(), torch.nn.Linear(8, 2), hb.LI(tau=5.0))
@@ -35,74 +36,78 @@ def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
     layer '3', LICell: 1 number for each sample and input
       nothing is left out: the gradient of backpropagation through time
     """
-    chosen = named(rule)
-    chain = layers_of(net, chosen.keeps_readout)
-    layers = [one for one in chain if isinstance(one, Neurons)]
-    lines = [f"rule {chosen.name}"]
+    rule = rule_of(rule)
+    chain = layers_of(net, rule.keeps_readout)
+    layers = [layer for layer in chain if isinstance(layer, NeuronLayer)]
+    lines = [f"rule {rule.name}"]
     for i, layer in enumerate(layers):
-        plan = _plan(layer, chosen)
+        plan = _plan(layer, rule)
         lines.append(f"layer {layer.name!r}, {type(layer.cell).__name__}: {_traces(layer, plan)}")
-        left_out = [*_left_out(layer, layers[i + 1 :], plan, chosen), *_changing(layer, chain)]
-        lines += [f"  left out: {one}" for one in left_out]
-        if not left_out:
+        omissions = [*_omissions(layer, layers[i + 1 :], plan, rule), *_approximations(layer, chain)]
+        lines += [f"  left out: {omission}" for omission in omissions]
+        if not omissions:
             lines.append("  nothing is left out: the gradient of backpropagation through time")
     return "\n".join(lines)
 
 
-def _plan(layer: Neurons, rule: Rule) -> Plan:
-    """How the traces of one sample are computed."""
-    cell = layer.cell
-    held = list(tensors_of(cell).values())
-    one: torch.Size = torch.broadcast_shapes(*(tensor.shape for tensor in held))  # type: ignore[no-untyped-call] # torch leaves it so
-    if layer.synapses is not None and one.numel() == 1:
-        one = torch.Size([layer.synapses.parameters[0].shape[0]])
-    dtype = next((tensor.dtype for tensor in held if tensor.is_floating_point()), torch.float32)
-    device = held[0].device if held else torch.device("cpu")
-    return Memory(layer, rule).plan(torch.zeros(1, *one, dtype=dtype, device=device))
+def _plan(layer: NeuronLayer, rule: Rule) -> TracePlan:
+    """How the layer's traces are computed, for an input shaped like the cell's tensors or the weights."""
+    tensors = list(tensors_of(layer.cell).values())
+    shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call] # torch's
+    if layer.synapses is not None and shape.numel() == 1:
+        shape = torch.Size([layer.synapses.parameters[0].shape[0]])
+    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+    device = tensors[0].device if tensors else torch.device("cpu")
+    return OnlineLayer(layer, rule).plan(torch.zeros(1, *shape, dtype=dtype, device=device))
 
 
-def _traces(layer: Neurons, plan: Plan) -> str:
+def _traces(layer: NeuronLayer, plan: TracePlan) -> str:
+    """The numbers that the layer's traces store, in words."""
     count, leaky = len(plan.structure.components), layer.readout is not None
     if plan.is_rank_one:
         return f"1 number for each sample and input, {count + leaky} for each sample and neuron"
     if plan.recursion is not None:
         return f"{_numbers(len(plan.components))} for each sample and input"
-    remembered = ", 1 of them for what the readout remembers" if leaky else ""
-    return f"{_numbers(count + leaky)} for each sample and synapse{remembered}"
+    readout = ", 1 of them for what the readout remembers" if leaky else ""
+    return f"{_numbers(count + leaky)} for each sample and synapse{readout}"
 
 
 def _numbers(count: int) -> str:
+    """The noun "number" with its count: ``1 number`` or ``2 numbers``."""
     return f"{count} number{'' if count == 1 else 's'}"
 
 
-def _left_out(layer: Neurons, behind: list[Neurons], plan: Plan, rule: Rule) -> Iterator[str]:
+def _omissions(
+    layer: NeuronLayer, later_layers: list[NeuronLayer], plan: TracePlan, rule: Rule
+) -> Iterator[str]:
+    """The parts of the layer's gradient that `rule` leaves out, in words."""
     if layer.recurrent is not None:
-        yield rule.of_recurrence
+        yield rule.omitted_recurrence
     if not rule.through_spikes and layer.spikes:
         yield "the reset, and what else its spikes change in its own later states"
     if plan.is_rank_one:
         yield "which input met which state of the neuron"
-    spiking = [repr(one.name) for one in behind if one.spikes]
+    spiking = [repr(later.name) for later in later_layers if later.spikes]
     if spiking:
         yield f"what the neurons of {', '.join(spiking)} remember of earlier steps"
-    leaky = [repr(one.name) for one in behind if not one.spikes]
+    leaky = [repr(later.name) for later in later_layers if not later.spikes]
     if leaky and not rule.keeps_readout:
         yield f"what {', '.join(leaky)} remembers of earlier steps"
 
 
-def _changing(layer: Neurons, chain: list[Layer]) -> Iterator[str]:
-    """Modules between `layer` and its leaky readout whose derivative changes from step to step."""
+def _approximations(layer: NeuronLayer, chain: list[Layer]) -> Iterator[str]:
+    """The modules between `layer` and its leaky readout whose derivative changes over time, in words."""
     if layer.readout is None:
         return
     between = chain[chain.index(layer) + 1 : chain.index(layer.readout.layer)]
-    names = [repr(one.name) for one in between if isinstance(one, Plain) and not _is_linear(one.module)]
+    modules = [(each.name, each.module) for each in between if isinstance(each, MemorylessLayer)]
+    names = ", ".join(repr(name) for name, module in modules if not _is_linear(module))
     if names:
-        of, readout = ", ".join(names), layer.readout.name
-        yield f"the derivative of {of} at the earlier steps that {readout!r} remembers"
+        yield f"the derivative of {names} at the earlier steps that {layer.readout.name!r} remembers"
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Whether the derivative of `module` is known to be the same at all steps."""
+    """Whether `module` certainly has the same derivative at all steps."""
     if isinstance(module, EachStep):
         return _is_linear(module.module)
     role = role_of(module)

@@ -1,6 +1,7 @@
-"""A network as a chain of layers of neurons, each with its weights; what can't be learned online.
+"""Reads a network as a chain of layers of neurons and layers without memory, for online learning.
 
-What rules make of it is not here. A chain of modules suffices, so that no example is needed to read a graph.
+It reads a chain of modules instead of a graph, because a chain needs no example input. How a rule learns the
+layers does not belong here.
 """
 
 from collections.abc import Iterator
@@ -15,40 +16,41 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.reference import state_dtype
 from hibana.compiler.tensors import is_parametrized, tensors_of
 from hibana.compiler.torch_layers import role_of
-from hibana.learn.derivatives import FollowedStep
+from hibana.learn.derivatives import CellDerivatives
 from hibana.learn.synapses import Synapses, is_synapses
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.normalized import NormalizingSequential
 from hibana.nn.running import Stateful
 
-__all__ = ["Leak", "Layer", "Neurons", "Plain", "layers_of"]
+__all__ = ["Layer", "LeakyReadout", "MemorylessLayer", "NeuronLayer", "layers_of"]
 
 
 @dataclass(eq=False)
-class Plain:
-    """A module without a memory."""
+class MemorylessLayer:
+    """A module whose output at a step depends on its input at that step alone."""
 
     name: str
     module: nn.Module
 
 
 @dataclass(eq=False)
-class Neurons:
+class NeuronLayer:
     """A layer of neurons and the weights in front of it."""
 
     name: str
     module: OverTime | Recurrent
-    feeds: nn.Module | None
-    """What is called on a sequence for the neurons' input; None if that is the input itself."""
+    input_module: nn.Module | None
+    """The module that computes the neurons' input from the layer's input; None if both are the same."""
     synapses: Synapses | None
-    """The weights in `feeds`."""
+    """The weights in `input_module`."""
     recurrent: Synapses | None
     gradient_scale: float
-    """Of the gradient through `recurrent`."""
+    """Factor of the gradient through `recurrent`."""
     spikes: bool
-    readout: "Leak | None" = None
-    """That of the leaky readout behind it, if there is one."""
+    """Whether the neurons emit spikes."""
+    readout: "LeakyReadout | None" = None
+    """The leaky readout behind the layer, or None."""
 
     @property
     def cell(self) -> Cell:
@@ -61,42 +63,46 @@ class Neurons:
         return self.module.step() if isinstance(self.module, Recurrent) else self.module.cell
 
     @property
-    def learned(self) -> list[nn.Parameter]:
-        """The parameters of the cell that have a gradient."""
+    def cell_parameters(self) -> list[nn.Parameter]:
+        """The parameters of the cell that require a gradient."""
         return [p for p in self.cell.parameters() if p.requires_grad]
 
 
-Layer = Plain | Neurons
+Layer = MemorylessLayer | NeuronLayer
 
 
 def layers_of(net: nn.Module, keeps_readout: bool) -> list[Layer]:
     """The layers of `net` in order.
 
+    Args:
+        net: a chain of modules.
+        keeps_readout: whether to set the leaky readout of each layer of neurons.
+
     Raises:
-        TypeError: if `net` is no module, or naming the layer that no rule knows.
-        ValueError: naming the layer that can't be learned online as it is, and what to do.
+        TypeError: if `net` is no module, or naming the layer that rules do not support.
+        ValueError: naming the layer that can't be learned online as it is, and the fix.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")
-    found: list[Layer] = []
+    layers: list[Layer] = []
     for name, module in _chain("", net):
         if isinstance(module, OverTime | Recurrent):
-            before = found[-1] if found else None
-            weights = before.module if isinstance(before, Plain) else None
+            before = layers[-1] if layers else None
+            weights = before.module if isinstance(before, MemorylessLayer) else None
             inner = weights.module if isinstance(weights, EachStep) else weights
-            feeds = weights if inner is not None and is_synapses(inner) else None
-            if feeds is not None:
-                found.pop()
-            synapses = Synapses(before.name, inner) if before and inner and feeds is not None else None
-            found.append(_neurons(name, module, feeds, synapses))
+            synapses = None
+            if before is not None and inner is not None and is_synapses(inner):
+                synapses = Synapses(before.name, inner)
+                layers.pop()
+            layers.append(_neuron_layer(name, module, weights if synapses else None, synapses))
         else:
-            _check_plain(name, module)
-            found.append(Plain(name, module))
-    neurons = [layer for layer in found if isinstance(layer, Neurons)]
-    if not neurons:
+            _check_memoryless(name, module)
+            layers.append(MemorylessLayer(name, module))
+    neuron_layers = [layer for layer in layers if isinstance(layer, NeuronLayer)]
+    if not neuron_layers:
         raise ValueError("net must hold a layer of neurons, such as hibana.LIF; without one it has no memory")
-    for layer in found[: found.index(neurons[-1])]:
-        if isinstance(layer, Plain) and any(p.requires_grad for p in layer.module.parameters()):
+    for layer in layers[: layers.index(neuron_layers[-1])]:
+        if isinstance(layer, MemorylessLayer) and any(p.requires_grad for p in layer.module.parameters()):
             raise ValueError(
                 f"layer {layer.name!r}, {type(layer.module).__name__}, has parameters to learn but does not "
                 "feed neurons directly; only a linear layer, Conv1d or Conv2d right before a layer of "
@@ -104,25 +110,31 @@ def layers_of(net: nn.Module, keeps_readout: bool) -> list[Layer]:
                 "(requires_grad_(False))"
             )
     if keeps_readout:
-        _find_readouts(neurons)
-    return found
+        _set_readouts(neuron_layers)
+    return layers
 
 
 def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules that run one after the other, by name."""
     if type(module) in (nn.Sequential, NormalizingSequential):
-        for inner, child in module.named_children():
-            yield from _chain(f"{name}.{inner}" if name else inner, child)
+        for child_name, child in module.named_children():
+            yield from _chain(f"{name}.{child_name}" if name else child_name, child)
     else:
         yield name, module
 
 
-def _neurons(
-    name: str, layer: OverTime | Recurrent, feeds: nn.Module | None, synapses: Synapses | None
-) -> Neurons:
+def _neuron_layer(
+    name: str, layer: OverTime | Recurrent, input_module: nn.Module | None, synapses: Synapses | None
+) -> NeuronLayer:
+    """The record of a layer of neurons.
+
+    Raises:
+        TypeError: if the recurrent module is not linear.
+        ValueError: if the cell has parametrizations, or can't be followed.
+    """
     recurrent, scale = None, 1.0
     if is_parametrized(layer.cell):
-        raise ValueError(f"layer {name!r}: its cell has parametrisations, which rules don't see through")
+        raise ValueError(f"layer {name!r}: its cell has parametrizations, which rules don't see through")
     if isinstance(layer, Recurrent):
         if role_of(layer.recurrent) != "linear":
             kind = type(layer.recurrent).__name__
@@ -132,12 +144,13 @@ def _neurons(
         recurrent, scale = Synapses(f"{name}.recurrent", layer.recurrent), layer.gradient_scale
     try:
         spikes = emits_spikes(layer.cell)
-    except Unsupported as reason:
-        raise ValueError(f"layer {name!r}: {reason}") from reason
-    return Neurons(name, layer, feeds, synapses, recurrent, scale, spikes)
+    except Unsupported as error:
+        raise ValueError(f"layer {name!r}: {error}") from error
+    return NeuronLayer(name, layer, input_module, synapses, recurrent, scale, spikes)
 
 
-def _check_plain(name: str, module: nn.Module) -> None:
+def _check_memoryless(name: str, module: nn.Module) -> None:
+    """Raises if a module in `module` has a memory, or mixes steps (batch normalization in training)."""
     for inner in module.modules():
         kind = type(inner).__name__
         if isinstance(inner, Stateful):
@@ -154,10 +167,14 @@ def _check_plain(name: str, module: nn.Module) -> None:
             )
 
 
-def _find_readouts(neurons: list[Neurons]) -> None:
-    """Has each layer know the leaky readout behind it."""
-    for i, layer in enumerate(neurons):
-        leaky = [other for other in neurons[i + 1 :] if not other.spikes]
+def _set_readouts(layers: list[NeuronLayer]) -> None:
+    """Sets the `readout` of each layer that has a leaky layer behind it.
+
+    Raises:
+        ValueError: if there are two leaky layers behind a layer, or the leak is not one number.
+    """
+    for i, layer in enumerate(layers):
+        leaky = [other for other in layers[i + 1 :] if not other.spikes]
         if len(leaky) > 1:
             names = " and ".join(repr(other.name) for other in leaky)
             raise ValueError(
@@ -165,35 +182,35 @@ def _find_readouts(neurons: list[Neurons]) -> None:
                 "the memory of the others would be lost"
             )
         if leaky:
-            layer.readout = Leak(leaky[0])
+            layer.readout = LeakyReadout(leaky[0])
 
 
-class Leak:
-    """The factor by which the memory of a leaky readout decays in a step: ``1 - 1/tau`` of LI.
+class LeakyReadout:
+    """A layer that does not spike, and the factor by which its memory decays: ``1 - 1/tau`` of LI.
 
     Raises:
-        ValueError: if it is not one constant for all neurons.
+        ValueError: if the factor is not the same for all neurons and steps.
     """
 
-    def __init__(self, layer: Neurons) -> None:
+    def __init__(self, layer: NeuronLayer) -> None:
         self.name, self.layer = layer.name, layer
-        self._step = FollowedStep(layer.cell)
+        self._derivatives = CellDerivatives(layer.cell)
         if layer.recurrent is not None:
-            raise self._refusal("it has recurrent synapses")
-        self.factor(_example(layer.cell))
+            raise self._error("it has recurrent synapses")
+        self.decay(_scalar_like(layer.cell))
 
-    def factor(self, like: Tensor) -> Tensor:
-        """The factor now, of the dtype and on the device of a tensor."""
-        one_step = like.new_zeros(1, 1)
+    def decay(self, example: Tensor) -> Tensor:
+        """The current decay factor, with the dtype and device of `example`."""
+        step = example.new_zeros(1, 1)
         try:
-            recursion = self._step.recursion(one_step)
-        except Unsupported as reason:
-            raise self._refusal(f"its step can't be followed: {reason}") from reason
-        if recursion is None or self._step.structure(one_step).states > 1:
-            raise self._refusal("its derivative changes with its state or input, or it has several states")
+            recursion = self._derivatives.recursion(step)
+        except Unsupported as error:
+            raise self._error(f"its step can't be followed: {error}") from error
+        if recursion is None or self._derivatives.structure(step).states > 1:
+            raise self._error("its derivative changes with its state or input, or it has several states")
         return recursion.transition[0, 0]
 
-    def _refusal(self, reason: str) -> ValueError:
+    def _error(self, reason: str) -> ValueError:
         return ValueError(
             f"layer {self.name!r}, {type(self.layer.cell).__name__}: a layer that does not spike must leak "
             f"by one factor for all neurons, or what it remembers would be lost to the layers before it: "
@@ -202,8 +219,8 @@ class Leak:
         )
 
 
-def _example(cell: Cell) -> Tensor:
-    """A tensor of the dtype and device of the tensors of `cell`."""
-    found = (tensor for tensor in tensors_of(cell).values() if tensor.is_floating_point())
-    own = next(found, torch.zeros((), dtype=torch.float32, device="cpu"))
-    return torch.zeros((), dtype=state_dtype(own.dtype), device=own.device)
+def _scalar_like(cell: Cell) -> Tensor:
+    """A zero with the dtype and device of the tensors of `cell`; float32 on the CPU without tensors."""
+    tensors = (tensor for tensor in tensors_of(cell).values() if tensor.is_floating_point())
+    tensor = next(tensors, torch.zeros((), dtype=torch.float32, device="cpu"))
+    return torch.zeros((), dtype=state_dtype(tensor.dtype), device=tensor.device)

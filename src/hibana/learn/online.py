@@ -1,4 +1,4 @@
-"""``hb.learn.online``: a network that is learned while it runs, step by step."""
+"""``hb.learn.online``: training a network while it runs, step by step."""
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -7,61 +7,62 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from hibana.learn.memory import Memory
-from hibana.learn.network import Neurons, layers_of
-from hibana.learn.rules import Rule, named
+from hibana.learn.network import NeuronLayer, layers_of
+from hibana.learn.online_layer import OnlineLayer
+from hibana.learn.rules import Rule, rule_of
 
 __all__ = ["Online", "online"]
 
 Loss = Callable[[int, Tensor], Tensor | None]
-"""The loss of a step, from its number and what the network gave, or of a chunk; None where there is none."""
+"""Maps a step's index and the network's output at the step to the loss, or to None for no loss."""
 
 CHUNK = 64
-"""Steps of a sequence that are run together by default: its memory is that of so many steps."""
+"""Default number of a sequence's steps that run together; memory is proportional to it."""
 
 
 @final
 class Online:
-    """A network and a rule by which it is learned while it runs; made by :func:`online`."""
+    """A network that a rule trains while it runs; :func:`online` returns it."""
 
     def __init__(self, net: nn.Module, rule: Rule) -> None:
         self.net, self.rule = net, rule
         self.layers = [
-            Memory(layer, rule) if isinstance(layer, Neurons) else layer
+            OnlineLayer(layer, rule) if isinstance(layer, NeuronLayer) else layer
             for layer in layers_of(net, rule.keeps_readout)
         ]
 
     def step(self, x: Tensor) -> Tensor:
-        """One step, ``[batch, ...]``, from the state that the step before left; what the network gives.
+        """Runs one step, ``[batch, ...]``, from the state after the previous step; returns the output.
 
-        A backward of its loss adds to ``.grad`` what this step has to say about all steps so far, and gives
-        `x` its gradient within the step. Nothing of earlier steps is kept but states and traces, so each
-        step's backward comes before the next step.
+        The backward of the step's loss adds the rule's gradient of this loss over all steps so far to
+        ``.grad``, and gives `x` its gradient within the step. Earlier steps are stored as states and traces
+        alone, so call the backward of each step before the next step.
 
         Raises:
             TypeError: if `x` is no floating-point tensor.
-            ValueError: if it has another batch than the states carried, or a layer can't be learned.
+            ValueError: if the batch differs from that of the current state, or a layer can't be learned.
         """
         _check_input("x", x, 1)
         return self._run(x[None])[0]
 
     def steps(self, x: Tensor) -> Tensor:
-        """Some steps at once, ``[T, batch, ...]``, as :meth:`step`; what the network gives at each of them.
+        """Runs several steps, ``[T, batch, ...]``, like :meth:`step` but faster; returns their outputs.
 
-        They take less time than one by one. A backward of their losses comes before the next steps.
+        Call the backward of their losses before the next steps.
 
         Raises:
-            TypeError: as :meth:`step`.
-            ValueError: likewise.
+            TypeError: for the reasons of :meth:`step`.
+            ValueError: for the reasons of :meth:`step`.
         """
         _check_input("x", x, 2)
         return self._run(x)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """All of a sequence at once, ``[T, batch, ...]``, from rest; what the network gives at each step.
+        """Runs a sequence, ``[T, batch, ...]``, from the resting state; returns the output at each step.
 
-        The backward of any loss of it takes the rule's gradient, with the learning signals that the loss has
-        at each step. Unlike :meth:`sequence` it keeps what T steps need. What was carried before is given up.
+        The backward of any loss of the outputs computes the rule's gradient, from the loss's gradient at each
+        step. Unlike :meth:`sequence`, it needs the memory of T steps. Previous states and traces are
+        discarded.
 
         Raises:
             TypeError: if `x` is no floating-point tensor.
@@ -74,19 +75,19 @@ class Online:
     def sequence(
         self, x: Tensor | Iterable[Tensor], loss: Loss, *, chunk: int = CHUNK, by_chunk: bool = False
     ) -> Tensor:
-        """All of a sequence, ``[T, batch, ...]``, from rest: adds the gradients of ``sum_t loss(t, y_t)``.
+        """Runs a sequence from the resting state, and adds the gradients of ``sum_t loss(t, y_t)``.
 
-        The gradients are those of :meth:`step` and a backward at each step, with the weights unchanged.
-        Memory is that of `chunk` steps; a larger one is faster. What was carried before is given up.
+        The gradients equal those of :meth:`step` with a backward at each step and constant weights. The
+        sequence needs the memory of `chunk` steps. Previous states and traces are discarded.
 
         Args:
-            x: the inputs, which get no gradient; or the steps, ``[batch, ...]``, of a sequence that is not
-                all at hand.
-            loss: from the number of a step and the network's output there, ``[batch, ...]``, to its loss, a
-                tensor of one number, or None.
-            chunk: steps that are run together.
-            by_chunk: ask the loss once for each chunk, which is faster: from the number of its first step and
-                the outputs, ``[steps, batch, ...]``, to the sum of the steps' losses.
+            x: the inputs, ``[T, batch, ...]``, which get no gradient; or an iterable of steps,
+                ``[batch, ...]``, for a sequence that does not fit into memory.
+            loss: a function of a step's index and the network's output at the step, ``[batch, ...]``, that
+                returns the loss as a tensor of one number, or None.
+            chunk: number of steps that run together; more is faster.
+            by_chunk: call `loss` once per chunk, which is faster, with the index of the chunk's first step
+                and its outputs, ``[steps, batch, ...]``; it returns the sum of the steps' losses.
 
         Returns:
             The sum of the losses, without a graph.
@@ -100,57 +101,57 @@ class Online:
         self.reset()
         total: Tensor | None = None
         first = 0
-        for part in _chunks(x, chunk):
-            here = self._learn(part, loss, first, by_chunk)
-            if here is not None:
-                total = here if total is None else total + here
-            first += len(part)
-            del part  # before the next is made
+        for inputs in _chunks(x, chunk):
+            chunk_loss = self._learn(inputs, loss, first, by_chunk)
+            if chunk_loss is not None:
+                total = chunk_loss if total is None else total + chunk_loss
+            first += len(inputs)
+            del inputs  # frees its memory before the next chunk is allocated
         self.reset()
         if total is None:
             raise ValueError("loss must give a tensor at one step at least, got None at all of them")
         return total
 
-    def _learn(self, part: Tensor, loss: Loss, first: int, by_chunk: bool) -> Tensor | None:
-        """A chunk and its backward; the sum of its losses. All that they needed is free when it returns."""
-        outputs = self._run(part)
+    def _learn(self, inputs: Tensor, loss: Loss, first: int, by_chunk: bool) -> Tensor | None:
+        """Runs a chunk that begins at step `first` forward and backward; returns the sum of its losses."""
+        outputs = self._run(inputs)
         steps = [outputs] if by_chunk else outputs.unbind()
-        losses = [_checked_loss(loss(first + t, y), first + t) for t, y in enumerate(steps)]
-        there = [one for one in losses if one is not None]
-        if not there:
+        losses = [_check_loss(loss(first + t, y), first + t) for t, y in enumerate(steps)]
+        tensors = [value for value in losses if value is not None]
+        if not tensors:
             return None
-        here = torch.stack(there).sum()
-        here.backward()  # type: ignore[no-untyped-call] # torch leaves it so
-        return here.detach()
+        total = torch.stack(tensors).sum()
+        total.backward()  # type: ignore[no-untyped-call] # torch's backward
+        return total.detach()
 
     def reset(self) -> None:
-        """At rest, without traces: before a sequence that has nothing to do with the last."""
-        for layer in self._memories:
+        """Sets all neurons to the resting state and removes all traces; call it before a new sequence."""
+        for layer in self._online_layers:
             layer.reset()
 
     def state_dict(self) -> dict[str, Any]:
-        """The states and traces that :meth:`step` goes on from, by layer: tensors in lists and dictionaries.
+        """The states and traces after the last step, by layer, as tensors in lists and dictionaries.
 
-        Weights are not among them: they are in ``net.state_dict()``. The last step is taken into the traces,
-        so its backward must have run. Pickling and copying a learner keep the same, and the network.
+        Call the backward of the last step first. Weights are in ``net.state_dict()`` instead. Pickling and
+        copying an :class:`Online` include the states, the traces and the network.
         """
-        layers = {one.layer.name: one.state_dict() for one in self._memories}
+        layers = {layer.layer.name: layer.state_dict() for layer in self._online_layers}
         return {"rule": self.rule.name, "layers": layers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what :meth:`state_dict` returned.
+        """Restores the states and traces of :meth:`state_dict`.
 
         Raises:
-            ValueError: if it is that of another rule, or of other layers.
+            ValueError: if `state` belongs to another rule, or to other layers.
         """
-        names = [one.layer.name for one in self._memories]
+        names = [layer.layer.name for layer in self._online_layers]
         if not isinstance(state, Mapping) or state.get("rule") != self.rule.name:
             got = state.get("rule") if isinstance(state, Mapping) else type(state).__name__
             raise ValueError(f"state must be that of a learner by rule {self.rule.name!r}, got {got!r}")
         if list(state["layers"]) != names:
             raise ValueError(f"state must be that of layers {names}, got {list(state['layers'])}")
-        for one in self._memories:
-            one.load_state_dict(state["layers"][one.layer.name])
+        for layer in self._online_layers:
+            layer.load_state_dict(state["layers"][layer.layer.name])
 
     def __getstate__(self) -> dict[str, Any]:
         return {"net": self.net, "rule": self.rule, "state": self.state_dict()}
@@ -160,34 +161,35 @@ class Online:
         self.load_state_dict(state["state"])
 
     @property
-    def _memories(self) -> list[Memory]:
-        return [layer for layer in self.layers if isinstance(layer, Memory)]
+    def _online_layers(self) -> list[OnlineLayer]:
+        return [layer for layer in self.layers if isinstance(layer, OnlineLayer)]
 
     @property
     def trace_numbers(self) -> dict[str, int]:
-        """How many numbers the traces of each layer of neurons are now, by its name."""
-        return {one.layer.name: one.trace_numbers for one in self._memories if one.trace_numbers}
+        """The number of elements in the current traces of each layer of neurons, by the layer's name."""
+        layers = self._online_layers
+        return {layer.layer.name: layer.trace_numbers for layer in layers if layer.trace_numbers}
 
     def _run(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = layer.run(x) if isinstance(layer, Memory) else layer.module(x)
+            x = layer.run(x) if isinstance(layer, OnlineLayer) else layer.module(x)
         return x
 
 
 def online(net: nn.Module, rule: Rule | str = "d-rtrl") -> Online:
-    """`net`, learned online by `rule`: gradients at each step, in memory that does not grow with time.
+    """Wraps `net` to compute gradients at each step by `rule`, in memory that does not grow with time.
 
     Args:
         net: an ``nn.Sequential`` over ``[T, batch, ...]`` of layers of neurons (:class:`hibana.OverTime`,
-            ``hibana.LIF`` and its like, :class:`hibana.Recurrent`), of ``nn.Linear``, ``nn.Conv1d`` or
+            layers such as ``hibana.LIF``, :class:`hibana.Recurrent`), of ``nn.Linear``, ``nn.Conv1d`` or
             ``nn.Conv2d`` (within :class:`hibana.EachStep`) right before them, and of modules without
             parameters and memory; behind the last layer of neurons any module without memory.
         rule: ``"d-rtrl"``, ``"e-prop"``, ``"ottt"``, ``"pp-prop"``, or an object such as
             ``hibana.learn.PPProp(decay=0.8)``.
 
     Raises:
-        TypeError: if `net` is no module or `rule` no rule, or naming the layer that no rule knows.
-        ValueError: if there is no such rule, or naming the layer that can't be learned online as it is.
+        TypeError: if `net` is no module or `rule` no rule, or naming the layer that rules do not support.
+        ValueError: if no rule has this name, or naming the layer that can't be learned online as it is.
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), hb.LIF(), torch.nn.Linear(8, 2), hb.LI(tau=5.0))
@@ -198,11 +200,11 @@ def online(net: nn.Module, rule: Rule | str = "d-rtrl") -> Online:
     >>> net[0].weight.grad.shape
     torch.Size([8, 3])
     """
-    return Online(net, named(rule))
+    return Online(net, rule_of(rule))
 
 
 def _chunks(x: object, chunk: int) -> Iterator[Tensor]:
-    """A sequence in parts of `chunk` steps."""
+    """Splits a tensor ``[T, batch, ...]``, or an iterable of steps, into tensors of `chunk` steps."""
     if isinstance(x, Tensor):
         _check_input("x", x, 2)
         for first in range(0, len(x), chunk):
@@ -211,15 +213,16 @@ def _chunks(x: object, chunk: int) -> Iterator[Tensor]:
     if not isinstance(x, Iterable):
         raise TypeError(f"x must be a floating-point tensor or steps one by one, got {type(x).__name__}")
     steps = iter(x)
-    while part := list(itertools.islice(steps, chunk)):
-        for step in part:
+    while tensors := list(itertools.islice(steps, chunk)):
+        for step in tensors:
             _check_input("each step of x", step, 1)
-        joined = torch.stack(part).detach()
-        part.clear()  # not kept beside what was made of them
-        yield joined
+        stacked = torch.stack(tensors).detach()
+        tensors.clear()  # frees their memory: `stacked` is a copy
+        yield stacked
 
 
 def _check_input(name: str, x: object, dimensions: int) -> None:
+    """Raises if `x` is no floating-point tensor with elements and more than `dimensions` dimensions."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{name} must be a floating-point tensor, got {got}")
@@ -228,7 +231,12 @@ def _check_input(name: str, x: object, dimensions: int) -> None:
         raise ValueError(f"{name} must be {shape}, none of them 0, got shape {tuple(x.shape)}")
 
 
-def _checked_loss(value: object, t: int) -> Tensor | None:
+def _check_loss(value: object, t: int) -> Tensor | None:
+    """A loss as a scalar, or None.
+
+    Raises:
+        TypeError: naming step `t`, if `value` is not a tensor of one number.
+    """
     if value is None:
         return None
     if not isinstance(value, Tensor) or value.numel() != 1:

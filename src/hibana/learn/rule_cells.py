@@ -1,4 +1,4 @@
-"""Cells that compute the step of a layer, and whose gradient over time, or further states, are a rule's."""
+"""Cells that compute the step of a layer, with the gradient over time, or the extra states, of a rule."""
 
 from collections.abc import Sequence
 from typing import Any, final
@@ -8,55 +8,61 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.cells import Cell
-from hibana.learn.derivatives import INPUT, Recursion, Structure, couplings, derivatives
-from hibana.learn.network import Neurons
+from hibana.learn.derivatives import (
+    INPUT,
+    DerivativeStructure,
+    Recursion,
+    same_step_derivatives,
+    step_derivatives,
+)
+from hibana.learn.network import NeuronLayer
 
-__all__ = ["Around", "EffectCell", "InputTraceCell", "NeuronTraceCell", "Silent"]
+__all__ = ["EffectCell", "InputTraceCell", "NeuronTraceCell", "RuleCell", "SilentCell"]
 
 
-class Around(Cell):
-    """A step that computes that of a layer of neurons, with states of its own before those of the neurons.
+class RuleCell(Cell):
+    """A cell that computes the step of a layer of neurons, with extra states in front of the neurons' states.
 
     Args:
         layer: the layer.
         cell: one step of its neurons.
-        extra: the names of its own states.
+        extra: the names of the extra states.
     """
 
     cell: Cell
     weight: Tensor
     bias: Tensor | None
 
-    def __init__(self, layer: Neurons, cell: Cell, extra: Sequence[str]) -> None:
+    def __init__(self, layer: NeuronLayer, cell: Cell, extra: Sequence[str]) -> None:
         nn.Module.__init__(self)
         module: Any = None if layer.recurrent is None else layer.recurrent.module
         self.cell, self.gradient_scale, self.extra = cell, layer.gradient_scale, tuple(extra)
         self.is_recurrent = module is not None
         self._recurrent = (module,)  # a tuple, so that its parameters are not those of this module
-        self.take_weights()
+        self.copy_weights()
         self._enter()
 
-    def take_weights(self) -> None:
-        """Takes copies of the recurrent weights, which an optimiser may change before the graph is used."""
+    def copy_weights(self) -> None:
+        """Copies the recurrent weights, because an optimizer may change them before the graph is used."""
         (module,) = self._recurrent
         for name in ("weight", "bias"):
             value = None if module is None else getattr(module, name)
             self._buffers[name] = None if value is None else value.detach().clone()
 
-    def total(self, input_: Tensor, spikes: Tensor) -> Tensor:
-        """The input of the neurons, with that from recurrent synapses, through which no gradient goes."""
+    def total_input(self, input_: Tensor, spikes: Tensor) -> Tensor:
+        """The input plus the recurrent input from the previous `spikes`, which passes no gradient."""
         if not self.is_recurrent:
             return input_
         return input_ + functional.linear(spikes.detach(), self.weight, self.bias)
 
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # its own, then those of the cell
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # extra states, then those of the cell
         return (*self.extra, *self.cell.state_names())
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
         return self.from_state(self.cell.initial_state(input_))
 
     def from_state(self, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The states where those of the neurons are `state`, and its own are zero."""
+        """The states of this cell for the neurons' states `state`; extra states are zero."""
         return (*(torch.zeros_like(state[0]) for _ in self.extra), *state)
 
     def rests_at_zero(self) -> bool:
@@ -64,136 +70,151 @@ class Around(Cell):
 
 
 @final
-class NeuronTraceCell(Around):
-    """A step whose gradient over time goes through the own states of each neuron: D-RTRL and e-prop.
+class NeuronTraceCell(RuleCell):
+    """A step whose gradient over time stays within each neuron: D-RTRL and e-prop.
 
-    Its own states are the derivatives of states by other states of the same step.
+    The extra states are the derivatives :attr:`DerivativeStructure.same_step`.
 
     Args:
         layer: the layer.
         cell: one step of its neurons.
-        structure: of the cell; None if the gradient stays within a step.
-        own_synapse: whether it also goes through the recurrent synapse of a neuron to itself.
+        structure: the derivative structure of the cell; None to keep the gradient within a step.
+        self_synapse: whether the gradient includes the recurrent synapse of a neuron to itself.
     """
 
     def __init__(
-        self, layer: Neurons, cell: Cell, structure: Structure | None, *, own_synapse: bool = False
+        self,
+        layer: NeuronLayer,
+        cell: Cell,
+        structure: DerivativeStructure | None,
+        *,
+        self_synapse: bool = False,
     ) -> None:
-        self.within = () if structure is None else tuple(structure.within)
-        self.chained = () if structure is None else structure.chained
-        self.over_time, self.own_synapse = structure is not None, own_synapse
-        super().__init__(layer, cell, [f"coupling_{i}_{j}" for i, j in self.within])
+        self.same_step = () if structure is None else tuple(structure.same_step)
+        self.between_components = () if structure is None else structure.between_components
+        self.over_time, self.self_synapse = structure is not None, self_synapse
+        super().__init__(layer, cell, [f"coupling_{i}_{j}" for i, j in self.same_step])
 
-    def forward(self, input_: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        before = carried[len(self.extra) :]
+    def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        before = states[len(self.extra) :]
         if not self.over_time:
-            before = tuple([one.detach() for one in before])
-        total = self.total(input_, before[-1])
-        if self.own_synapse and self.is_recurrent:
-            own = self.weight.diagonal() * self.gradient_scale
-            total = _attached(total, before[-1], own)
-        nexts = self.cell(total, *before)
-        coupling = couplings(nexts, self.within, self.chained)
-        return (*(coupling[pair] for pair in self.within), *nexts)
+            before = tuple([state.detach() for state in before])
+        total = self.total_input(input_, before[-1])
+        if self.self_synapse and self.is_recurrent:
+            total = _with_gradient(total, before[-1], self.weight.diagonal() * self.gradient_scale)
+        next_states = self.cell(total, *before)
+        values = same_step_derivatives(next_states, self.same_step, self.between_components)
+        return (*(values[pair] for pair in self.same_step), *next_states)
 
 
 @final
-class InputTraceCell(Around):
-    """A step whose gradient over time goes through constants that are the same for all neurons: OTTT.
+class InputTraceCell(RuleCell):
+    """A step whose gradient over time only has factors that all neurons share: OTTT.
 
-        m_t = A m_(t-1) + k u_t      zero; its gradient is that of the components of a trace
-        ds_t = C_t dm_t              C: derivatives of what is emitted by the components
+        m_t = A m_(t-1) + k u_t      extra states; zero, but with the gradient of the trace's components
+        ds_t = C_t dm_t              C: derivatives of the output by the components
 
     Args:
         layer: the layer.
-        structure: of its cell.
-        components: states that have a component.
-        like: a tensor of the dtype and device of its input.
+        structure: the derivative structure of its cell.
+        components: the states with a component.
+        example: a tensor with the dtype and device of the layer's input.
     """
 
-    def __init__(self, layer: Neurons, structure: Structure, components: Sequence[int], like: Tensor) -> None:
+    def __init__(
+        self,
+        layer: NeuronLayer,
+        structure: DerivativeStructure,
+        components: Sequence[int],
+        example: Tensor,
+    ) -> None:
         super().__init__(layer, layer.cell, [f"trace_of_{i}" for i in components])
-        emitted = len(layer.cell.state_names()) - 1
-        self.within = tuple([(emitted, i) for i in components if (emitted, i) in structure.within])
-        self.chained = structure.chained
-        self.places = tuple([list(components).index(i) for _, i in self.within])
-        self.transition = like.new_zeros(len(components), len(components))
-        self.to_input = like.new_zeros(len(components))
+        output = len(layer.cell.state_names()) - 1
+        self.same_step = tuple([(output, i) for i in components if (output, i) in structure.same_step])
+        self.between_components = structure.between_components
+        self.trace_indices = tuple([list(components).index(i) for _, i in self.same_step])
+        self.transition = example.new_zeros(len(components), len(components))
+        self.input_factor = example.new_zeros(len(components))
 
-    def take(self, recursion: Recursion) -> None:
-        """Takes the constants of the trace."""
+    def set_recursion(self, recursion: Recursion) -> None:
+        """Copies the factors of the trace."""
         self.transition.copy_(recursion.transition)
-        self.to_input.copy_(recursion.to_input)
+        self.input_factor.copy_(recursion.input_factor)
 
-    def forward(self, input_: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         count = len(self.extra)
-        traces, before = carried[:count], carried[count:]
-        total = self.total(input_, before[-1])
-        nexts, _ = derivatives(self.cell, (total, *before), ())
-        coupling = couplings(nexts, self.within, self.chained)
-        moved = []
+        traces, before = states[:count], states[count:]
+        total = self.total_input(input_, before[-1])
+        next_states, _ = step_derivatives(self.cell, (total, *before), ())
+        values = same_step_derivatives(next_states, self.same_step, self.between_components)
+        next_traces = []
         for i in range(count):
-            one = _attached(torch.zeros_like(input_), total, self.to_input[i])
+            next_trace = _with_gradient(torch.zeros_like(input_), total, self.input_factor[i])
             for j, trace in enumerate(traces):
-                one = one + trace * self.transition[i, j]
-            moved.append(one)
-        *states, emitted = (one.detach() for one in nexts)
-        for place, pair in zip(self.places, self.within, strict=True):
-            emitted = _attached(emitted, moved[place], coupling[pair])
-        return (*moved, *states, emitted)
+                next_trace = next_trace + trace * self.transition[i, j]
+            next_traces.append(next_trace)
+        *inner, output = (state.detach() for state in next_states)
+        for i, pair in zip(self.trace_indices, self.same_step, strict=True):
+            output = _with_gradient(output, next_traces[i], values[pair])
+        return (*next_traces, *inner, output)
 
 
 @final
-class EffectCell(Around):
-    """The neuron's side of a trace of rank one, emitted, behind the states of a layer: PP-Prop.
+class EffectCell(RuleCell):
+    """A cell whose output is the neuron's factor of a trace of rank one: PP-Prop.
 
-    F_t = decay (dh_t/dh_(t-1)) F_(t-1) + (1 - decay) dh_t/du_t     of each state h of a neuron
-    z_t = decay leak z_(t-1) + F_t                                  of the state that is emitted
+    F_t = decay (dh_t/dh_(t-1)) F_(t-1) + (1 - decay) dh_t/du_t     for each state h of a neuron
+    z_t = decay leak z_(t-1) + F_t                                  for the state that is the layer's output
+
+    Its states are the neurons' states, F for each of them, and z.
     """
 
-    def __init__(self, layer: Neurons, structure: Structure, decay: float, like: Tensor) -> None:
+    def __init__(
+        self, layer: NeuronLayer, structure: DerivativeStructure, decay: float, example: Tensor
+    ) -> None:
         super().__init__(layer, layer.cell, ())
-        self.decay, self.pairs = decay, tuple(structure.over_step)
-        self.leak = like.new_zeros(())
-        """The factor of a leaky readout, 0 without one."""
+        self.decay, self.over_step = decay, tuple(structure.over_step)
+        self.leak = example.new_zeros(())
+        """The decay factor of a leaky readout behind the layer, 0 without a leaky readout."""
 
-    def forward(self, input_: Tensor, *carried: Tensor) -> tuple[Tensor, ...]:
-        count = len(carried) // 2
-        before, effects, remembered = carried[:count], carried[count:-1], carried[-1]
-        total = self.total(input_, before[-1])
-        nexts, factors = derivatives(self.cell, (total, *before), self.pairs)
-        moved = [torch.zeros_like(input_) for _ in nexts]
+    def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        count = len(states) // 2
+        before, effects, effect = states[:count], states[count:-1], states[-1]
+        total = self.total_input(input_, before[-1])
+        next_states, factors = step_derivatives(self.cell, (total, *before), self.over_step)
+        next_effects = [torch.zeros_like(input_) for _ in next_states]
         for (i, j), factor in factors.items():
-            moved[i] = moved[i] + factor * (1 - self.decay if j == INPUT else effects[j] * self.decay)
-        effect = moved[-1] + remembered * (self.leak * self.decay)
-        return (*(one.detach() for one in nexts), *moved, effect)
+            source = 1 - self.decay if j == INPUT else effects[j] * self.decay
+            next_effects[i] = next_effects[i] + factor * source
+        next_effect = next_effects[-1] + effect * (self.leak * self.decay)
+        return (*(state.detach() for state in next_states), *next_effects, next_effect)
 
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the effects follow
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the neurons' states, then effects
         names = self.cell.state_names()
         return (*names, *(f"effect_on_{name}" for name in names), "effect")
 
     def from_state(self, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return (*state, *(torch.zeros_like(one) for one in (*state, state[0])))
+        return (*state, *(torch.zeros_like(value) for value in (*state, state[0])))
 
 
 @final
-class Silent(Around):
-    """One step of neurons that did not spike before, with no gradient through their spike."""
+class SilentCell(RuleCell):
+    """One step of neurons whose previous spike is set to zero, so that no gradient passes through it."""
 
-    def __init__(self, layer: Neurons) -> None:
+    def __init__(self, layer: NeuronLayer) -> None:
         super().__init__(layer, layer.cell, ())
 
     def forward(self, input_: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
         return self.cell(input_, *before[:-1], torch.zeros_like(before[-1]))  # type: ignore[no-any-return]
 
 
-def _attached(value: Tensor, source: Tensor, factor: Tensor) -> Tensor:
-    """`value`, whose gradient, times `factor`, is also one of `source`."""
-    attached: Tensor = _Attached.apply(value, source, factor)  # type: ignore[no-untyped-call] # torch leaves it so
-    return attached
+def _with_gradient(value: Tensor, source: Tensor, factor: Tensor) -> Tensor:
+    """`value`, whose gradient times `factor` is also added to the gradient of `source`."""
+    result: Tensor = _WithGradient.apply(value, source, factor)  # type: ignore[no-untyped-call] # torch's apply
+    return result
 
 
-class _Attached(torch.autograd.Function):
+class _WithGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: Tensor, source: Tensor, factor: Tensor) -> Tensor:
         ctx.factor = factor

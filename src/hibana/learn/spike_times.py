@@ -1,4 +1,4 @@
-"""Gradients of spike times: neurons whose backward is the adjoint of EventProp, on steps or between them."""
+"""Neurons with gradients of their spike times by EventProp: spikes at steps, or between steps."""
 
 import math
 from typing import final
@@ -13,7 +13,7 @@ __all__ = ["EventPropCell", "SpikeTimeCell", "spikes_at"]
 
 
 class _CurrentDriven(Cell):
-    """The settings of a leaky neuron behind a synaptic current."""
+    """The parameters of a leaky neuron that is driven by a synaptic current, and their checks."""
 
     def __init__(
         self, tau_synapse: float = 5.0, tau: float = 20.0, threshold: float = 1.0, limit: float = 100.0
@@ -34,28 +34,28 @@ class _CurrentDriven(Cell):
 
 @final
 class EventPropCell(_CurrentDriven):
-    """A neuron driven through a synaptic current, whose gradient is that of its spike times.
+    """A neuron driven by a synaptic current, with the gradient of its spike times instead of a surrogate.
 
         i = (1 - 1/tau_synapse) i_previous + input_
         v = (1 - 1/tau) v_previous (1 - s_previous) + i
         s = H(v - threshold)
 
-    No surrogate: a spike at step t moves by ``-1/rise`` steps for each unit that `v` is higher, with ``rise``
-    the change of `v` in that step. Moving it takes its effect from step t to step t + 1, at the synapses and
-    at the reset, after which `v` rises by `i` a step. So with the gradient ``G`` of what is emitted, and that
-    of the potential after the reset ``V``,
+    A spike at step t moves by ``-1/rise`` steps for each unit that `v` is higher; ``rise`` is the change of
+    `v` in this step. Moving the spike moves its effect from step t to step t + 1, at the synapses and at the
+    reset, after which `v` rises by `i` per step. With the gradient ``G`` of the output and the gradient ``V``
+    of the potential after the reset,
 
-        dL/dv_t = (G_t - G_(t+1) + i_t V_(t+1)) / rise        where it spiked
-                  what the leak passes back                   elsewhere
+        dL/dv_t = (G_t - G_(t+1) + i_t V_(t+1)) / rise        if the neuron spiked at step t
+                  gradient through the leak                   otherwise
 
-    which for short steps is EventProp. That spikes appear and vanish is left out: a neuron that never spikes
-    has no gradient, so begin with weights under which most do.
+    For short steps this is EventProp. The gradient ignores spikes that appear or vanish: a neuron that never
+    spikes has no gradient, so begin with weights under which most neurons spike.
 
     Args:
         tau_synapse: time constant of the synaptic current, in steps, at least 1.
         tau: membrane time constant, in steps, at least 1.
-        threshold: spikes where ``v > threshold``.
-        limit: what ``1 / rise`` is at most, in steps.
+        threshold: the neuron spikes if ``v > threshold``.
+        limit: maximum of ``1 / rise``, in steps.
 
     Raises:
         ValueError: if a time constant is below 1, the threshold or the limit not positive.
@@ -84,7 +84,7 @@ class EventPropCell(_CurrentDriven):
         moved_previous: Tensor,
         s_previous: Tensor,
     ) -> tuple[Tensor, ...]:
-        """The next state; `moved` is 0, and carries the gradient of where in time the spike was."""
+        """The next state; `moved` is 0 and carries the gradient of the spike time."""
         i = i_previous * decay(self.tau_synapse) + input_
         rested = v_previous * (1 - s_previous.detach()) + moved_previous * i_previous.detach()
         v = rested * decay(self.tau) + i
@@ -96,28 +96,28 @@ class EventPropCell(_CurrentDriven):
 
 @final
 class SpikeTimeCell(_CurrentDriven):
-    """A neuron whose spikes lie between two steps, with the exact gradient of their times.
+    """A neuron that spikes between two steps, with the exact gradient of its spike times.
 
         i = (1 - 1/tau_synapse) i_previous + input_
         v = (1 - 1/tau) u + i                      u = v_previous; passed_previous i_previous after a spike
-        passed = (v - threshold) / (v - u)         where v > threshold, else 0
-        s = passed + (1 - passed_previous)         the second term where it spiked a step before
+        passed = (v - threshold) / (v - u)         if v > threshold, else 0
+        s = passed + (1 - passed_previous)         the second term after a spike at the previous step
 
-    Within a step the potential is taken as a straight line, which crosses the threshold when the part
-    `passed` of the step is left. The spike is shared by the two steps around that time, ``passed`` at its own
-    and the rest at the next, so that what it does moves smoothly with its time, and so does the reset, after
-    which the potential has risen for ``passed`` steps. Automatic differentiation of this step is therefore
-    EventProp of this simulation, without an error of discretisation: it agrees with finite differences. The
-    simulation itself approaches that in continuous time as steps get short.
+    Within a step the potential is a straight line; `passed` is the fraction of the step after the line
+    crosses the threshold. The spike is split between two steps: ``passed`` at its step and ``1 - passed`` at
+    the next, so that its effect changes smoothly with its time. The same holds for the reset, after which the
+    potential has risen for ``passed`` steps. Automatic differentiation of this step is therefore EventProp of
+    this simulation without a discretisation error: it agrees with finite differences. For short steps the
+    simulation approaches continuous time.
 
-    The outputs are numbers in [0, 2), not spikes of 0 and 1. That spikes appear and vanish is left out: a
-    neuron that never spikes has no gradient, so begin with weights under which most do.
+    The outputs are numbers in [0, 2), not spikes of 0 and 1. The gradient ignores spikes that appear or
+    vanish: a neuron that never spikes has no gradient, so begin with weights under which most neurons spike.
 
     Args:
         tau_synapse: time constant of the synaptic current, in steps, at least 1.
         tau: membrane time constant, in steps, at least 1.
-        threshold: spikes where ``v > threshold``.
-        limit: ``v - u`` is taken as at least ``1 / limit``, which bounds the derivative of a spike's time.
+        threshold: the neuron spikes if ``v > threshold``.
+        limit: ``v - u`` is at least ``1 / limit`` in the formula, to bound the derivative of a spike time.
 
     Raises:
         ValueError: if a time constant is below 1, the threshold or the limit not positive.
@@ -144,7 +144,7 @@ class SpikeTimeCell(_CurrentDriven):
         passed_previous: Tensor,
         s_previous: Tensor,
     ) -> tuple[Tensor, ...]:
-        """The next state; `passed` is the part of the step after a spike, 0 where there is none."""
+        """The next state; `passed` is the fraction of the step after a spike, 0 without a spike."""
         i = i_previous * decay(self.tau_synapse) + input_
         spiked = passed_previous > 0
         u = torch.where(spiked, passed_previous * i_previous, v_previous)
@@ -155,16 +155,16 @@ class SpikeTimeCell(_CurrentDriven):
 
 
 def spikes_at(times: Tensor, steps: int) -> Tensor:
-    """One spike for each of `times`, shared by the two steps around it, ``[steps, ...]``.
+    """One spike for each of `times`, split between the two nearest steps, ``[steps, ...]``.
 
         s_k = max(0, 1 - |k - t|)
 
-    What lies before step 0 or after the last step is left out. :func:`hibana.loss.first_spike_times` is the
+    Parts before step 0 or after the last step are omitted. :func:`hibana.loss.first_spike_times` is the
     inverse.
 
     Args:
-        times: ``[...]``, in steps.
-        steps: length in time, at least 1.
+        times: spike times in steps, ``[...]``.
+        steps: number of steps, at least 1.
 
     Raises:
         TypeError: if `times` is not a floating-point tensor.

@@ -1,4 +1,4 @@
-"""The weights that feed neurons: their inputs and gradients as rows, and those of a convolution's windows."""
+"""The weights in front of neurons: a linear layer or a convolution as a matrix product of rows."""
 
 import math
 from typing import Any, final
@@ -16,24 +16,27 @@ __all__ = ["Synapses", "is_synapses"]
 
 
 def is_synapses(module: nn.Module) -> bool:
-    """Whether :class:`Synapses` supports `module`: linear layers, Conv1d and Conv2d."""
+    """Whether :class:`Synapses` supports `module`: a linear layer, Conv1d or Conv2d."""
     role = role_of(module)
     return role == "linear" or (role == "convolution" and spatial_dims(module) < 3)
 
 
 @final
 class Synapses:
-    """A linear layer or a convolution, whose trace has a row for each sample (and pixel).
+    """A linear layer or a convolution as ``[rows, inputs] @ [inputs, outputs]``.
+
+    A row is a sample of a linear layer, or an output pixel of a sample of a convolution; its inputs are then
+    the numbers in the window of the pixel.
 
     Raises:
-        ValueError: naming the layer, for what a trace can't be made of.
+        ValueError: naming the layer, if it has parametrizations, groups, or padding other than zeros.
     """
 
     def __init__(self, name: str, module: nn.Module) -> None:
         self.module = module
         if is_parametrized(module):
             raise ValueError(
-                f"layer {name!r} has parametrisations; rules know the weights of layers as they are"
+                f"layer {name!r} has parametrizations; learning rules need the weights as plain parameters"
             )
         if not self.is_linear:
             reason = ""
@@ -47,69 +50,68 @@ class Synapses:
                     f"to be learned online; got {reason}"
                 )
 
-    def of_product(self, spikes: Tensor, signal: Tensor) -> list[Tensor]:
-        """The gradients of weight and bias of a linear layer, of a `signal` at what it made of `spikes`."""
-        rows, given, bias = signal.flatten(0, -2), spikes.flatten(0, -2), self.module.bias is not None
-        large = rows.numel() * given.shape[1] >= SMALLEST_WORK
-        if (
-            large
-            and rows.dtype == torch.float32
-            and rows.device.type == "cpu"
-            and not available.unavailable_reason()
-        ):
+    def linear_gradients(self, inputs: Tensor, grad: Tensor) -> list[Tensor]:
+        """The gradients of weight and bias (if present) of a linear layer.
+
+        Args:
+            inputs: spikes or numbers, ``[T, batch, inputs]``.
+            grad: the gradient of the layer's output, ``[T, batch, outputs]``.
+        """
+        grads, rows, has_bias = grad.flatten(0, -2), inputs.flatten(0, -2), self.module.bias is not None
+        is_large = grads.numel() * rows.shape[1] >= SMALLEST_WORK and grads.dtype == torch.float32
+        if is_large and grads.is_cpu and not available.unavailable_reason():
             from hibana.spikes.bits import pack_bits
             from hibana.spikes.linear.product import weight_gradient
 
-            bits, density = pack_bits(given.contiguous())
+            bits, density = pack_bits(rows.contiguous())
             if density is not None:
-                weight, summed = weight_gradient(bits, density, rows.contiguous(), given.shape[1], bias)
-                return [weight] if summed is None else [weight, summed]
-        return [rows.T @ given, *([rows.sum(0)] if bias else [])]
+                weight, bias = weight_gradient(bits, density, grads.contiguous(), rows.shape[1], has_bias)
+                return [weight] if bias is None else [weight, bias]
+        return [grads.T @ rows, *([grads.sum(0)] if has_bias else [])]
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is a linear layer."""
+        """Whether the module is a linear layer, not a convolution."""
         return role_of(self.module) == "linear"
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """Weight and bias, if they are there."""
-        found = (self.module._parameters.get(name) for name in ("weight", "bias"))
-        return [parameter for parameter in found if parameter is not None]
+        """The weight, and the bias if present."""
+        parameters = (self.module._parameters.get(name) for name in ("weight", "bias"))
+        return [parameter for parameter in parameters if parameter is not None]
 
     @property
-    def learns(self) -> bool:
-        """Whether any of them has a gradient."""
+    def is_learned(self) -> bool:
+        """Whether the weight or the bias requires a gradient."""
         return any(parameter.requires_grad for parameter in self.parameters)
 
     def rows(self, inputs: Tensor) -> Tensor:
-        """What meets the weights of a neuron: ``[T, batch, ...]`` as ``[T, rows, inputs]``; 1 for a bias."""
+        """Inputs ``[T, batch, ...]`` as ``[T, rows, inputs]``; if there is a bias, a last column of 1."""
         module = self.module
         if not self.is_linear:
             windows = _windows(module, inputs.flatten(0, 1))  # [T * batch, inputs, pixels]
-            found = windows.transpose(1, 2).reshape(inputs.shape[0], -1, windows.shape[1])
+            rows = windows.transpose(1, 2).reshape(inputs.shape[0], -1, windows.shape[1])
         else:
-            found = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
+            rows = inputs.reshape(inputs.shape[0], -1, inputs.shape[-1])
         if module.bias is not None:
-            found = torch.cat([found, found.new_ones(*found.shape[:2], 1)], 2)
-        return found
+            rows = torch.cat([rows, rows.new_ones(*rows.shape[:2], 1)], 2)
+        return rows
 
-    def neurons(self, values: Tensor) -> Tensor:
-        """Numbers of neurons, ``[T, batch, ...]``, as ``[T, rows, outputs]``."""
+    def output_rows(self, values: Tensor) -> Tensor:
+        """Values of the layer's output shape ``[T, batch, ...]`` as ``[T, rows, outputs]``."""
         if not self.is_linear:
-            moved = values.movedim(2, -1)
-            return moved.reshape(values.shape[0], -1, values.shape[2])
+            values = values.movedim(2, -1)
         return values.reshape(values.shape[0], -1, values.shape[-1])
 
-    def gradients(self, of_rows: Tensor) -> list[Tensor]:
-        """Of a gradient ``[outputs, inputs]``, as of :meth:`rows`: those of weight and bias."""
+    def split_gradient(self, grad: Tensor) -> list[Tensor]:
+        """The gradients of weight and bias, from one of shape ``[outputs, inputs]`` as in :meth:`rows`."""
         weight = self.parameters[0]
-        found = [of_rows[:, : math.prod(weight.shape[1:])].reshape(weight.shape)]
-        return [*found, of_rows[:, -1]] if self.module.bias is not None else found
+        grads = [grad[:, : math.prod(weight.shape[1:])].reshape(weight.shape)]
+        return [*grads, grad[:, -1]] if self.module.bias is not None else grads
 
 
 def _windows(module: Any, images: Tensor) -> Tensor:
-    """What is under each window of a convolution, ``[images, channels * window, pixels]``."""
+    """The numbers in each window of a convolution, ``[images, channels * window, pixels]``."""
     sizes: Any = (module.kernel_size, module.dilation, module.padding, module.stride)
     if spatial_dims(module) == 1:
         images = images.unsqueeze(2)

@@ -1,7 +1,8 @@
-"""Traces: what is carried from chunk to chunk of each synapse, or of each input.
+"""Traces of inputs or of synapses, which carry the gradient of earlier steps from chunk to chunk.
 
-Within a chunk (steps that are run together) the gradient of a weight is the product of its input and a signal
-that is filtered backwards. What lies before the chunk is in the trace, which is passed over once a chunk.
+Within a chunk (steps that run together), the gradient of a weight is the product of its input and a signal
+that is filtered backwards. Traces hold the part of the gradient from the steps before the chunk, and are
+updated once per chunk.
 """
 
 from collections.abc import Sequence
@@ -10,57 +11,63 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from hibana.learn import trace_kernel
 from hibana.learn.derivatives import Recursion
 from hibana.runtime import available
+from hibana.runtime.kernels import Code, Floats, Value, kernel
 
 __all__ = ["End", "InputTraces", "SynapseTraces"]
 
 BLOCK = 1 << 18
-"""Numbers of a trace that are computed together: what a cache holds."""
+"""Numbers of a trace that PyTorch updates together, so that they stay in a cache."""
+VECTOR = 16
+"""Numbers in a vector."""
 
 
 @final
 class InputTraces:
-    """One trace of each input, which serves all neurons."""
+    """One trace for each input, which all neurons share."""
 
-    def __init__(self, parts: Tensor | None = None) -> None:
-        self.parts = parts
+    def __init__(self, traces: Tensor | None = None) -> None:
+        self.traces = traces
         """``[components, rows, inputs]``; None before the first chunk."""
 
     def advance(self, rows: Tensor, recursion: Recursion) -> None:
-        """Takes the inputs ``[T, rows, inputs]`` of a chunk into the traces."""
+        """Updates the traces by a chunk with the inputs `rows`, ``[T, rows, inputs]``."""
         transition, factor = recursion
         factors = list[Tensor]()
         for _ in rows:
             factors.insert(0, factor)
             factor = transition @ factor
-        parts = torch.stack(factors, 1) @ rows.flatten(1)
-        if self.parts is not None:
-            parts += torch.linalg.matrix_power(transition, len(rows)) @ self.parts.flatten(1)
-        self.parts = parts.view(-1, *rows.shape[1:])
+        traces = torch.stack(factors, 1) @ rows.flatten(1)
+        if self.traces is not None:
+            traces += torch.linalg.matrix_power(transition, len(rows)) @ self.traces.flatten(1)
+        self.traces = traces.view(-1, *rows.shape[1:])
 
-    def gradient(self, before: Sequence[Tensor]) -> Tensor:
-        """The gradient ``[outputs, inputs]``, from ``[rows, outputs]`` of each component before a chunk."""
-        assert self.parts is not None
-        return torch.cat(list(before)).T @ self.parts.flatten(0, 1)
+    def gradient(self, component_grads: Sequence[Tensor]) -> Tensor:
+        """The weights' gradient ``[outputs, inputs]`` from the steps before the chunk.
+
+        Args:
+            component_grads: the gradient of each component before the chunk, ``[rows, outputs]``.
+        """
+        assert self.traces is not None
+        return torch.cat(list(component_grads)).T @ self.traces.flatten(0, 1)
 
     def tensor(self) -> Tensor | None:
-        """All numbers of the traces."""
-        return self.parts
+        """The traces after the last chunk; None before the first chunk."""
+        return self.traces
 
 
 class End(NamedTuple):
-    """What a part of a trace is made of, after a chunk."""
+    """The factors that give one part of a synapse's trace after a chunk."""
 
-    of_inputs: Tensor
-    """The factor of each input, ``[T, rows, outputs]``."""
-    of_parts: Sequence[Tensor | None]
-    """The factor of each part before the chunk, ``[rows, outputs]`` or a number; None is zero."""
+    input_factors: Tensor
+    """Factor of the input at each step, ``[T, rows, outputs]``."""
+    part_factors: Sequence[Tensor | None]
+    """Factor of each part before the chunk, ``[rows, outputs]`` or a scalar; None is zero."""
 
 
-class _Due(NamedTuple):
-    """A step to be taken into the traces."""
+class _PendingStep(NamedTuple):
+    """A single step by which the traces are not updated yet."""
 
     inputs: Tensor
     coefficients: list[Tensor | None]
@@ -68,92 +75,182 @@ class _Due(NamedTuple):
 
 @final
 class SynapseTraces:
-    """Traces with a number for each part (component, memory of a readout), row, output and input.
+    """Traces with one number for each part (component, memory of a readout), row, output and input.
 
-    A single step, where the kernel serves, is taken into them when the next gradient is asked for: each
-    number is then read and written once for both.
+    If the kernel supports the tensors, an update by a single step waits for the next gradient: one pass over
+    the traces then does both.
     """
 
-    def __init__(self, parts: Tensor | None = None) -> None:
-        self.parts = parts
+    def __init__(self, traces: Tensor | None = None) -> None:
+        self.traces = traces
         """``[parts, rows, outputs, inputs]``; None before the first chunk."""
-        self.due: _Due | None = None
+        self.pending: _PendingStep | None = None
 
     def advance(self, rows: Tensor, ends: Sequence[End]) -> None:
-        """Takes the inputs ``[T, rows, inputs]`` of a chunk into the traces; `ends` has one for each part."""
-        self._finish()
-        if self.parts is None:
-            outputs = ends[0].of_inputs.shape[2]
-            self.parts = rows.new_zeros(len(ends), rows.shape[1], outputs, rows.shape[2])
-        if len(rows) == 1 and self._has_kernel():
-            columns = [[end.of_parts[j] for end in ends] for j in range(len(ends))]
-            coefficients = [c for column in columns for c in column]
-            self.due = _Due(rows[0].contiguous(), [*coefficients, *(end.of_inputs[0] for end in ends)])
-            return
-        step = max(1, BLOCK // self.parts[0, 0].numel())
-        for first in range(0, rows.shape[1], step):
-            _move(self.parts[:, first : first + step], rows, ends, slice(first, first + step))
+        """Updates the traces by a chunk.
 
-    def gradient(self, before: Sequence[Tensor]) -> Tensor:
-        """The gradient ``[outputs, inputs]``, from that ``[rows, outputs]`` of each part before a chunk."""
-        assert self.parts is not None
+        Args:
+            rows: the inputs, ``[T, rows, inputs]``.
+            ends: one for each part.
+        """
+        self._update()
+        if self.traces is None:
+            outputs = ends[0].input_factors.shape[2]
+            self.traces = rows.new_zeros(len(ends), rows.shape[1], outputs, rows.shape[2])
+        if len(rows) == 1 and self._has_kernel():
+            factors = [end.part_factors[j] for j in range(len(ends)) for end in ends]
+            self.pending = _PendingStep(
+                rows[0].contiguous(), [*factors, *(end.input_factors[0] for end in ends)]
+            )
+            return
+        step = max(1, BLOCK // self.traces[0, 0].numel())
+        for first in range(0, rows.shape[1], step):
+            _advance_rows(self.traces[:, first : first + step], rows, ends, slice(first, first + step))
+
+    def gradient(self, part_grads: Sequence[Tensor]) -> Tensor:
+        """The weights' gradient ``[outputs, inputs]`` from the steps before the chunk.
+
+        Args:
+            part_grads: the gradient of each part before the chunk, ``[rows, outputs]``.
+        """
+        assert self.traces is not None
         if self._has_kernel():
-            return self._pass(before)
-        return torch.einsum("prn,prnm->nm", torch.stack(list(before)), self.parts)
+            return self._run_kernel(part_grads)
+        return torch.einsum("prn,prnm->nm", torch.stack(list(part_grads)), self.traces)
 
     def tensor(self) -> Tensor | None:
-        """All numbers of the traces."""
-        self._finish()
-        return self.parts
+        """The traces after the last chunk; None before the first chunk."""
+        self._update()
+        return self.traces
 
-    def _finish(self) -> None:
-        """Takes a due step in."""
-        if self.due is not None:
-            self._pass(())
+    def _update(self) -> None:
+        if self.pending is not None:
+            self._run_kernel(())
 
     def _has_kernel(self) -> bool:
-        assert self.parts is not None
-        return self.parts.dtype == torch.float32 and self.parts.is_cpu and not available.unavailable_reason()
+        assert self.traces is not None
+        return (
+            self.traces.dtype == torch.float32 and self.traces.is_cpu and not available.unavailable_reason()
+        )
 
-    def _pass(self, before: Sequence[Tensor]) -> Tensor:
-        """Passes over the traces: takes a due step in, and sums the gradient if there is one."""
-        assert self.parts is not None
-        count, rows, outputs, inputs = self.parts.shape
-        given = [*(self.due.coefficients if self.due else ()), *before]
-        coefficients = self.parts.new_zeros(len(given), rows, outputs)
-        for row, value in zip(coefficients, given, strict=True):
-            if value is not None:
-                row.copy_(value)
-        gradient = self.parts.new_zeros(outputs if before else 0, inputs)
-        trace_kernel.move(
+    def _run_kernel(self, part_grads: Sequence[Tensor]) -> Tensor:
+        """Updates the traces by the pending step, and returns the gradient, empty without `part_grads`."""
+        assert self.traces is not None
+        parts, rows, outputs, inputs = self.traces.shape
+        factors = [*(self.pending.coefficients if self.pending else ()), *part_grads]
+        coefficients = self.traces.new_zeros(len(factors), rows, outputs)
+        for row, factor in zip(coefficients, factors, strict=True):
+            if factor is not None:
+                row.copy_(factor)
+        gradient = self.traces.new_zeros(outputs if part_grads else 0, inputs)
+        move(
             outputs,
-            traces=self.parts,
+            traces=self.traces,
             coefficients=coefficients,
-            inputs=None if self.due is None else self.due.inputs,
+            inputs=None if self.pending is None else self.pending.inputs,
             gradient=gradient,
             rows=rows,
             neurons=outputs,
             count=inputs,
-            terms=trace_kernel.Terms(count, self.due is not None, bool(before)),
+            terms=Terms(parts, self.pending is not None, bool(part_grads)),
         )
-        self.due = None
+        self.pending = None
         return gradient
 
 
-def _move(parts: Tensor, rows: Tensor, ends: Sequence[End], here: slice) -> None:
-    """Takes a chunk into the traces of some rows, in place."""
-    before = [parts[i] for i in range(len(parts))]
-    for i in reversed(range(len(parts))):  # the memory of a readout first, which no other part needs
+def _advance_rows(traces: Tensor, rows: Tensor, ends: Sequence[End], selected: slice) -> None:
+    """Updates some rows of the traces by a chunk, in place.
+
+    Args:
+        traces: the selected rows, ``[parts, selected, outputs, inputs]``.
+        rows: the inputs of all rows, ``[T, rows, inputs]``.
+        ends: one for each part.
+        selected: indices of the selected rows.
+    """
+    before = [traces[i] for i in range(len(traces))]
+    for i in reversed(range(len(traces))):  # the memory of a readout first, because no other part reads it
         part = before[i]
-        if any(end.of_parts[i] is not None for end in ends[:i]):
+        if any(end.part_factors[i] is not None for end in ends[:i]):
             before[i] = part.clone()
-        factors = [c if c is None or not c.ndim else c[here, :, None] for c in ends[i].of_parts]
-        own = factors[i]
-        if own is None:
+        factors = [f if f is None or not f.ndim else f[selected, :, None] for f in ends[i].part_factors]
+        decay = factors[i]
+        if decay is None:
             part.zero_()
         else:
-            part.mul_(own)
+            part.mul_(decay)
         for j, factor in enumerate(factors):
             if j != i and factor is not None:
                 part.addcmul_(factor, before[j])
-        part.baddbmm_(ends[i].of_inputs[:, here].permute(1, 2, 0), rows[:, here].transpose(0, 1))
+        input_factors = ends[i].input_factors[:, selected].permute(1, 2, 0)
+        part.baddbmm_(input_factors, rows[:, selected].transpose(0, 1))
+
+
+class Terms(NamedTuple):
+    """The work of one pass over the traces; each combination is compiled as a kernel."""
+
+    parts: int
+    """Numbers in the trace of a synapse."""
+    moves: bool
+    """Whether to update the traces by a step."""
+    reads: bool
+    """Whether to sum the gradient."""
+
+    @property
+    def coefficients(self) -> int:
+        """Number of coefficients for each row and neuron."""
+        return self.parts * ((self.parts + 1) * self.moves + self.reads)
+
+
+@kernel
+def move(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    traces: Floats,
+    coefficients: Floats,
+    inputs: Floats,
+    gradient: Floats,
+    rows: Value,
+    neurons: Value,
+    count: Value,
+    terms: Terms,
+) -> None:
+    """Updates the traces of neurons `begin` to `end` by a step, in place, and sums the gradient over rows.
+
+        e_i = sum_j A_ij e_j + k_i x,   gradient += sum_i b_i e_i
+
+    Args:
+        code: the function under construction.
+        begin: the first neuron.
+        end: the neuron after the last.
+        traces: e, ``[parts, rows, neurons, count]``.
+        coefficients: A and k if the pass updates, b if it sums, ``[terms.coefficients, rows, neurons]``.
+        inputs: x, ``[rows, count]``.
+        gradient: ``[neurons, count]``.
+        rows: samples, or windows of a convolution.
+        neurons: outputs.
+        count: inputs.
+        terms: the work of this pass.
+    """
+    size = rows * neurons
+    with code.loop(begin, end) as j, code.loop(0, rows) as row:
+        at = row * neurons + j
+        factors = [coefficients[size * k + at].spread(VECTOR) for k in range(terms.coefficients)]
+        parts = [traces + (size * i + at) * count for i in range(terms.parts)]
+        for v, mask in code.vectors(count, VECTOR):
+            values = [(part + v).load(VECTOR, mask) for part in parts]
+            remaining = iter(factors)
+            if terms.moves:
+                x = (inputs + row * count + v).load(VECTOR, mask)
+                before, values = values, [next(remaining) * values[0] for _ in parts]
+                for old in before[1:]:
+                    values = [value + next(remaining) * old for value in values]
+                values = [value + next(remaining) * x for value in values]
+                for part, value in zip(parts, values, strict=True):
+                    (part + v).store(value, mask)
+            if terms.reads:
+                total = (gradient + j * count + v).load(VECTOR, mask)
+                for value in values:
+                    total = total + next(remaining) * value
+                (gradient + j * count + v).store(total, mask)

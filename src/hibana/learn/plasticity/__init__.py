@@ -1,4 +1,4 @@
-"""Plasticity: rules that change a weight by the spikes of the two neurons that it connects."""
+"""Plasticity: rules that change a weight by the spikes of its input and its output neuron."""
 
 from hibana.learn.plasticity.oja import Oja
 from hibana.learn.plasticity.reward import RewardModulatedSTDP

@@ -1,4 +1,4 @@
-"""What pair rules have in common: a linear layer, neurons behind it, checked arguments, and a state."""
+"""The base class of pair rules: a linear layer and the neurons behind it, with checks of their arguments."""
 
 from collections.abc import Sequence
 
@@ -15,17 +15,22 @@ __all__ = ["PairRule", "check_spikes"]
 
 
 class PairRule:
-    """A rule for the weights between the inputs of a linear layer and the neurons behind it."""
+    """A rule for the weights between the inputs of a linear layer and the neurons behind it.
+
+    Raises:
+        TypeError: if `linear` is no ``nn.Linear`` or `neurons` no layer of neurons.
+        ValueError: if `linear` has parametrizations, or `neurons` do not emit spikes.
+    """
 
     def __init__(self, linear: nn.Linear, neurons: OverTime, pairs: Pairs) -> None:
         if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear must be a torch.nn.Linear, got {_said(linear)}")
+            raise TypeError(f"linear must be a torch.nn.Linear, got {_type_name(linear)}")
         if is_parametrized(linear):
-            raise ValueError("linear must hold its weight as a parameter, got one with parametrisations")
+            raise ValueError("linear must hold its weight as a parameter, got one with parametrizations")
         if not isinstance(neurons, OverTime):
             raise TypeError(
                 f"neurons must be a layer of neurons, such as hibana.LIF() or hibana.OverTime(cell), "
-                f"got {_said(neurons)}"
+                f"got {_type_name(neurons)}"
             )
         if not emits_spikes(neurons.cell):
             raise ValueError(f"neurons must emit spikes, 0 or 1, got {type(neurons.cell).__name__}")
@@ -36,19 +41,20 @@ class PairRule:
 
     @property
     def _cell(self) -> Cell:
+        """One step of the neurons; parametrizations are evaluated."""
         return evaluate_parametrizations(self.neurons.cell)
 
-    def _checked(self, inputs: Tensor) -> Tensor:
-        """`inputs` without a graph.
+    def _check_inputs(self, inputs: Tensor) -> Tensor:
+        """Returns `inputs` without an autograd graph.
 
         Raises:
-            TypeError: if they are no tensor of the weights' dtype.
-            ValueError: if they have another shape or device, or the weights lie outside the bounds.
+            TypeError: if `inputs` is not a tensor of the weights' dtype.
+            ValueError: if its shape or device is wrong, or the weights lie outside the bounds.
         """
         weight, bounds = self.linear.weight, self.pairs.bounds
         if not isinstance(inputs, Tensor) or inputs.dtype != weight.dtype:
             raise TypeError(
-                f"inputs must be a tensor of the weights' dtype, {weight.dtype}, got {_said(inputs)}"
+                f"inputs must be a tensor of the weights' dtype, {weight.dtype}, got {_type_name(inputs)}"
             )
         if inputs.ndim != 3 or inputs.shape[2] != self.linear.in_features or 0 in inputs.shape:
             raise ValueError(
@@ -71,26 +77,31 @@ class PairRule:
                 )
         return inputs.detach()
 
-    def _from(self, state: Sequence[Tensor] | None, inputs: Tensor) -> tuple[Tensor, ...]:
-        """`state`, or rest if it is None."""
+    def _initial_state(self, state: Sequence[Tensor] | None, inputs: Tensor) -> tuple[Tensor, ...]:
+        """The states of the neurons, the inputs' traces and the neurons' traces; the resting state for None.
+
+        Raises:
+            ValueError: if `state` has other shapes.
+        """
         cell, step = self._cell, inputs[0]
-        rest = step.new_zeros(len(step), self.linear.out_features)
+        zeros = step.new_zeros(len(step), self.linear.out_features)
         if state is None:
-            return *(one.contiguous() for one in cell.initial_state(rest)), torch.zeros_like(step), rest
+            states = (value.contiguous() for value in cell.initial_state(zeros))
+            return *states, torch.zeros_like(step), zeros
         names = (*cell.state_names(), "pre", "post")
-        shapes = [tuple(rest.shape)] * (len(names) - 2) + [tuple(step.shape), tuple(rest.shape)]
-        got = [tuple(one.shape) for one in state] if all(isinstance(one, Tensor) for one in state) else state
+        shapes = [tuple(zeros.shape)] * (len(names) - 2) + [tuple(step.shape), tuple(zeros.shape)]
+        are_tensors = all(isinstance(value, Tensor) for value in state)
+        got = [tuple(value.shape) for value in state] if are_tensors else state
         if got != shapes:
             raise ValueError(f"state must be the tensors ({', '.join(names)}) of shapes {shapes}, got {got}")
-        return tuple(one.detach().to(inputs) for one in state)
+        return tuple(value.detach().to(inputs) for value in state)
 
-    def _run_fixed(self, inputs: Tensor, state: Sequence[Tensor] | None) -> Tensor:
-        """The neurons' spikes over a sequence with the weights as they are, from their `state`."""
+    @torch.no_grad()
+    def _run_constant(self, inputs: Tensor, state: Sequence[Tensor] | None) -> Tensor:
+        """The neurons' spikes ``[T, batch, outputs]`` with constant weights, from the neurons' `state`."""
         check_spikes(inputs)
-        with torch.no_grad():
-            return unroll_layer(
-                self.neurons.cell, self.linear(inputs), None if state is None else tuple(state)
-            )[0]
+        state = None if state is None else tuple(state)
+        return unroll_layer(self.neurons.cell, self.linear(inputs), state)[0]
 
 
 def check_spikes(inputs: Tensor) -> None:
@@ -99,5 +110,5 @@ def check_spikes(inputs: Tensor) -> None:
         raise ValueError("inputs must be spikes, 0 or 1")
 
 
-def _said(value: object) -> str:
+def _type_name(value: object) -> str:
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -1,4 +1,4 @@
-"""``hb.learn.Oja``: Hebbian learning that keeps a neuron's weights bounded by itself."""
+"""``hb.learn.Oja``: Hebbian learning with weights that stay bounded."""
 
 from collections.abc import Sequence
 from typing import final
@@ -15,27 +15,26 @@ __all__ = ["Oja"]
 
 @final
 class Oja(PairRule):
-    """Oja's rule on the traces of spikes: Hebbian growth, and a decay by the neuron's own activity.
+    """Oja's rule on the traces of spikes: Hebbian growth, and a decay by the neuron's activity.
 
         x_t = (1 - 1/tau_pre) x_(t-1) + s_t        a trace of each input's spikes
         y_t = (1 - 1/tau_post) y_(t-1) + z_t       a trace of each neuron's spikes
         dw  = rate * mean over t and batch of y_t (x_t - y_t w)
 
-    The decay normalises: a neuron's weights settle at ``mean(y x) / mean(y^2)``, whatever the rate. Of a
-    neuron whose activity is linear in its input, that is the first principal component, of length 1. No
-    bounds and no scaling of weights by hand are needed. Weights are constant over a call and change at its
-    end.
+    The decay normalises the weights: they converge to ``mean(y x) / mean(y^2)`` for any rate. If a neuron's
+    activity is linear in its input, this is the first principal component, with length 1. The rule needs no
+    bounds and no scaling of weights. Weights are constant over a call and change at its end.
 
     Args:
         linear: the weights, ``[outputs, inputs]``, which change in place; the bias stays.
         neurons: a layer of spiking neurons.
         tau_pre: time constant of the inputs' traces, in steps, at least 1; 1 for their spikes alone.
-        tau_post: that of the neurons' traces.
-        rate: how much a call changes, at least 0. Weights settle where ``rate * mean(y^2)`` is below 2.
+        tau_post: time constant of the neurons' traces, in steps, at least 1.
+        rate: learning rate, at least 0. Weights converge if ``rate * mean(y^2)`` is below 2.
 
     Raises:
         TypeError: if `linear` is no ``nn.Linear`` or `neurons` no layer of neurons.
-        ValueError: for a time constant below 1, a negative rate, neurons that do not spike.
+        ValueError: if a time constant is below 1, the rate negative, or the neurons do not emit spikes.
 
     Source: Oja (1982), *A simplified neuron model as a principal component analyzer*.
 
@@ -60,21 +59,21 @@ class Oja(PairRule):
         return f"Oja({self.linear}, {self.neurons}, {times}, rate={self.rate})"
 
     def __call__(self, inputs: Tensor, state: Sequence[Tensor] | None = None) -> Tensor:
-        """Runs a sequence with constant weights, and changes them, in place.
+        """Runs a sequence with constant weights, and then changes them in place.
 
         Args:
             inputs: spikes, ``[T, batch, inputs]``.
-            state: the neurons' states to begin with; traces begin at zero.
+            state: initial states of the neurons; traces begin at zero.
 
         Returns:
             The neurons' spikes, ``[T, batch, outputs]``, without a graph.
 
         Raises:
-            TypeError: if `inputs` are no tensor of the weights' dtype.
-            ValueError: if `inputs` are no spikes, or a shape is wrong.
+            TypeError: if `inputs` is not a tensor of the weights' dtype.
+            ValueError: if `inputs` are not 0 or 1, or a shape is wrong.
         """
-        inputs = self._checked(inputs)
-        spikes = self._run_fixed(inputs, state)
+        inputs = self._check_inputs(inputs)
+        spikes = self._run_constant(inputs, state)
         weight = self.linear.weight.detach()
         with torch.no_grad():
             pre = self.pairs.traces(inputs, self.pairs.tau_pre).flatten(0, 1)

@@ -1,4 +1,4 @@
-"""The pair rule in plain PyTorch: the specification of the kernel, and what runs where that can't."""
+"""The pair rule in plain PyTorch: the specification of the kernel, and its replacement if it can't run."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,12 @@ __all__ = ["Pairs", "check_rate", "check_time_constant"]
 
 @dataclass(frozen=True)
 class Pairs:
-    """How pairs of spikes change a weight; the arguments of :class:`hibana.learn.STDP`."""
+    """The parameters by which pairs of spikes change a weight: arguments of :class:`hibana.learn.STDP`.
+
+    Raises:
+        TypeError: if `bounds` is not None or two numbers.
+        ValueError: if an argument is outside its range.
+    """
 
     tau_pre: float
     tau_post: float
@@ -40,27 +45,27 @@ class Pairs:
         if self.soft and (bounds is None or not all(map(math.isfinite, bounds))):
             raise ValueError(f"bounds must be two finite numbers where soft is True, got {bounds!r}")
 
-    def traced(self, trace: Tensor, spikes: Tensor, tau: float) -> Tensor:
-        """The trace after a step with these spikes."""
-        faded = trace * decay(tau)
-        return torch.maximum(faded, spikes) if self.nearest else faded + spikes
+    def next_trace(self, trace: Tensor, spikes: Tensor, tau: float) -> Tensor:
+        """The trace after a step with `spikes`."""
+        decayed = trace * decay(tau)
+        return torch.maximum(decayed, spikes) if self.nearest else decayed + spikes
 
     def traces(self, spikes: Tensor, tau: float) -> Tensor:
-        """The trace after each step, ``[T, batch, neurons]``, from zero."""
-        found = [spikes[0]]
-        for one in spikes[1:]:
-            found.append(self.traced(found[-1], one, tau))
-        return torch.stack(found)
+        """The trace after each step, for `spikes` and a result of shape ``[T, batch, neurons]``."""
+        traces = [spikes[0]]
+        for step in spikes[1:]:
+            traces.append(self.next_trace(traces[-1], step, tau))
+        return torch.stack(traces)
 
-    def changed(self, weight: Tensor, potentiation: Tensor, depression: Tensor) -> Tensor:
-        """The change of the weights, from the two sums over pairs, ``[outputs, inputs]``."""
+    def weight_change(self, weight: Tensor, potentiation: Tensor, depression: Tensor) -> Tensor:
+        """The change of the weights, from the two sums over pairs; all have shape ``[outputs, inputs]``."""
         if self.bounds is None or not self.soft:
             return self.a_plus * potentiation - self.a_minus * depression
         lower, upper = self.bounds
         return self.a_plus * (upper - weight) * potentiation - self.a_minus * (weight - lower) * depression
 
     def apply(self, weight: Tensor, change: Tensor) -> None:
-        """Adds the change to the weights, in place, within the bounds."""
+        """Adds `change` to `weight` in place, and clips the weights to the bounds."""
         weight.add_(change)
         if self.bounds is not None:
             weight.clamp_(*self.bounds)
@@ -73,44 +78,46 @@ class Pairs:
         inputs: Tensor,
         state: tuple[Tensor, ...],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Runs a sequence with the weights changing at each step, in place.
+        """Runs a sequence, and changes the weights in place at each step.
 
         Args:
             weight: ``[outputs, inputs]``.
             bias: ``[outputs]``.
             cell: one step of the neurons.
             inputs: spikes, ``[T, batch, inputs]``.
-            state: the states of the neurons, the traces of the inputs, and those of the neurons.
+            state: the states of the neurons, the traces of the inputs, and the traces of the neurons.
 
         Returns:
             The spikes, ``[T, batch, outputs]``, and the state after the last step.
         """
         *neurons, pre, post = state
-        emitted = []
-        for sent in inputs.unbind():
-            neurons = [*check_states(cell, cell(functional.linear(sent, weight, bias), *neurons))]
-            fired = neurons[-1]
-            pre = self.traced(pre, sent, self.tau_pre)
-            post = self.traced(post, fired, self.tau_post)
-            self.apply(weight, self.changed(weight, fired.T @ pre, post.T @ sent))
-            emitted.append(fired)
-        return torch.stack(emitted), (*neurons, pre, post)
+        outputs = []
+        for step in inputs.unbind():
+            neurons = [*check_states(cell, cell(functional.linear(step, weight, bias), *neurons))]
+            spikes = neurons[-1]
+            pre = self.next_trace(pre, step, self.tau_pre)
+            post = self.next_trace(post, spikes, self.tau_post)
+            self.apply(weight, self.weight_change(weight, spikes.T @ pre, post.T @ step))
+            outputs.append(spikes)
+        return torch.stack(outputs), (*neurons, pre, post)
 
-    def summed(self, weight: Tensor, inputs: Tensor, spikes: Tensor, gain: Tensor | None = None) -> Tensor:
-        """The change of constant weights over a sequence from rest, ``[outputs, inputs]``.
+    def total_change(
+        self, weight: Tensor, inputs: Tensor, spikes: Tensor, gain: Tensor | None = None
+    ) -> Tensor:
+        """The change ``[outputs, inputs]`` over a sequence with constant weights and traces from zero.
 
         Args:
             weight: ``[outputs, inputs]``.
             inputs: ``[T, batch, inputs]``.
             spikes: ``[T, batch, outputs]``.
-            gain: by which the change of each step and sample counts, ``[T, batch]``; 1 if None.
+            gain: factor of the change at each step and sample, ``[T, batch]``; 1 if None.
         """
         pre, post = self.traces(inputs, self.tau_pre), self.traces(spikes, self.tau_post)
         if gain is not None:
             pre, post = pre * gain[..., None], post * gain[..., None]
         potentiation = spikes.flatten(0, 1).T @ pre.flatten(0, 1)
         depression = post.flatten(0, 1).T @ inputs.flatten(0, 1)
-        return self.changed(weight, potentiation, depression)
+        return self.weight_change(weight, potentiation, depression)
 
 
 def check_rate(name: str, rate: float) -> None:

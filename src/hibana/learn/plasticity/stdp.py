@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hibana.compiler.checks import warn_slow
 from hibana.compiler.graph.ops import Unsupported
 from hibana.learn.plasticity.base import PairRule, check_spikes
-from hibana.learn.plasticity.native import Native
+from hibana.learn.plasticity.native import NativePairs
 from hibana.learn.plasticity.pairs import Pairs
 from hibana.nn.layers import OverTime
 
@@ -26,30 +26,30 @@ class STDP(PairRule):
         y_t = (1 - 1/tau_post) y_(t-1) + z_t       a trace of each neuron's spikes
         w_(t+1) = w_t + a_plus f(w_t) x_t z_t - a_minus g(w_t) y_t s_t
 
-    summed over the batch. Traces are updated first, so two spikes at one step count in both terms. Without
-    `soft`, ``f = g = 1``; with it ``f = upper - w`` and ``g = w - lower``. With `nearest`, a spike sets its
-    trace to 1 instead of adding 1, so that only the nearest spikes make pairs.
+    Changes are summed over the batch. Traces are updated first, so two spikes at one step count in both
+    terms. Without `soft`, ``f = g = 1``; with `soft`, ``f = upper - w`` and ``g = w - lower``. With
+    `nearest`, a spike sets its trace to 1 instead of adding 1, so that only the nearest spikes make pairs.
 
-    A weight changes as its step ends; the next step runs with it. The work follows the spikes: on the CPU in
-    float32 a sequence is one native call.
+    Weights change at the end of each step, and the next step uses the new weights. On the CPU in float32 a
+    sequence is one native call, whose work is proportional to the number of spikes.
 
     Args:
         linear: the weights, ``[outputs, inputs]``, which change in place; the bias stays.
         neurons: a layer of spiking neurons, such as ``hibana.LIF()``, or ``hibana.OverTime`` of any cell.
         tau_pre: time constant of the inputs' traces, in steps, at least 1.
-        tau_post: that of the neurons' traces.
-        a_plus: how much a pair potentiates, at least 0.
-        a_minus: how much a pair depresses, at least 0.
-        bounds: ``(lower, upper)`` of the weights, beyond which they are clipped; None for no bounds.
+        tau_post: time constant of the neurons' traces, in steps, at least 1.
+        a_plus: rate of potentiation, at least 0.
+        a_minus: rate of depression, at least 0.
+        bounds: ``(lower, upper)``, to which the weights are clipped; None for no bounds.
         soft: whether changes get smaller towards the bounds (multiplicative), or not (additive).
-        nearest: pairs of nearest spikes alone, or of all spikes.
-        backend: ``"cpu"``, ``"reference"`` (plain PyTorch, a step at a time, on any device and dtype), or
-            ``"auto"``: the first where it serves.
+        nearest: whether only pairs of nearest spikes count, or all pairs.
+        backend: ``"cpu"``, ``"reference"`` (plain PyTorch, step by step, on any device and dtype), or
+            ``"auto"`` (``"cpu"`` if it supports the call).
 
     Raises:
         TypeError: if `linear` is no ``nn.Linear`` or `neurons` no layer of neurons.
-        ValueError: for a time constant below 1, a negative rate, bounds that are no interval, neurons that do
-            not spike.
+        ValueError: if a time constant is below 1, a rate negative, `bounds` no interval, or the neurons emit
+            no spikes.
 
     Source: Bi & Poo (1998), *Synaptic modifications in cultured hippocampal neurons*; Morrison, Diesmann &
     Gerstner (2008), *Phenomenological models of synaptic plasticity based on spike timing*,
@@ -83,7 +83,7 @@ class STDP(PairRule):
         if backend not in _BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}; got {backend!r}")
         self.backend = backend
-        self._native = Native(pairs)
+        self._native = NativePairs(pairs)
 
     @overload
     def __call__(
@@ -100,66 +100,60 @@ class STDP(PairRule):
 
         Args:
             inputs: spikes, ``[T, batch, inputs]``.
-            state: where to go on from, as was returned; at rest without traces if None. It is the neurons'
-                states, then the traces of the inputs ``[batch, inputs]`` and of the neurons.
+            state: the state that an earlier call returned: the neurons' states, the inputs' traces
+                ``[batch, inputs]``, and the neurons' traces; None for the resting state.
             return_state: whether to return the state after the last step as well.
 
         Returns:
             The neurons' spikes, ``[T, batch, outputs]``, without a graph.
 
         Raises:
-            TypeError: if `inputs` are no tensor of the weights' dtype.
-            ValueError: if `inputs` are no spikes, a shape is wrong, or weights lie outside the bounds; the
-                weights are then as they were.
+            TypeError: if `inputs` is not a tensor of the weights' dtype.
+            ValueError: if `inputs` are not 0 or 1, a shape is wrong, or weights lie outside the bounds; the
+                weights are then unchanged.
             Unsupported: for ``backend="cpu"``, if the cell can't be compiled or numbers are not float32.
         """
-        inputs = self._checked(inputs)
+        inputs = self._check_inputs(inputs)
         with torch.no_grad():
-            spikes, last = self._run(inputs, self._from(state, inputs))
+            spikes, last = self._run(inputs, self._initial_state(state, inputs))
         return (spikes, last) if return_state else spikes
 
     def gradient(self, inputs: Tensor, state: Sequence[Tensor] | None = None) -> Tensor:
-        """Runs a sequence with constant weights, and adds minus their change to ``linear.weight.grad``.
+        """Runs a sequence with constant weights, and subtracts their change from ``linear.weight.grad``.
 
-        So a step of ``torch.optim.SGD`` with a learning rate of 1 makes the change, any other optimiser what
-        it makes of it. Nothing is clipped: with bounds, clamp the weights after the optimiser's step.
+        A step of ``torch.optim.SGD`` with a learning rate of 1 then applies the change. Weights are not
+        clipped: with bounds, clamp them after the optimizer's step.
 
         Args:
             inputs: spikes, ``[T, batch, inputs]``.
-            state: the neurons' states to begin with; traces begin at zero.
+            state: initial states of the neurons; traces begin at zero.
 
         Returns:
             The neurons' spikes, ``[T, batch, outputs]``, without a graph.
 
         Raises:
-            TypeError, ValueError: as a call does.
+            TypeError, ValueError: for the reasons of a call.
         """
-        inputs = self._checked(inputs)
-        spikes = self._run_fixed(inputs, state)
-        weight = self.linear.weight
-        with torch.no_grad():
-            change = self.pairs.summed(weight, inputs, spikes)
-            weight.grad = -change if weight.grad is None else weight.grad - change
+        inputs = self._check_inputs(inputs)
+        spikes, weight = self._run_constant(inputs, state), self.linear.weight
+        change = self.pairs.total_change(weight.detach(), inputs, spikes)
+        weight.grad = -change if weight.grad is None else weight.grad - change
         return spikes
 
     def _run(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        cell, weight = self._cell, self.linear.weight.detach()
-        refused = ""
-        if self.backend != "reference":
-            if inputs.device.type == "cpu" and inputs.dtype == torch.float32:
-                try:
-                    self._native.made(cell, self.linear.out_features)
-                except Unsupported as error:
-                    if self.backend == "cpu":
-                        raise
-                    refused = str(error)
-                else:
-                    return self._native.run(self.linear, cell, inputs, state)
-            elif self.backend == "cpu":
-                raise Unsupported(
-                    f"backend 'cpu' runs float32 on the CPU, got {inputs.dtype} on {inputs.device}"
-                )
-        if refused:
-            warn_slow(cell, refused)
+        """The spikes and the state after the last step, from the kernel if the backend allows it."""
+        cell = self._cell
+        is_supported = inputs.is_cpu and inputs.dtype == torch.float32
+        if self.backend == "cpu" and not is_supported:
+            raise Unsupported(f"backend 'cpu' runs float32 on the CPU, got {inputs.dtype} on {inputs.device}")
+        if self.backend != "reference" and is_supported:
+            try:
+                self._native.compile(cell, self.linear.out_features)
+            except Unsupported as error:
+                if self.backend == "cpu":
+                    raise
+                warn_slow(cell, str(error))
+            else:
+                return self._native.run(self.linear, cell, inputs, state)
         check_spikes(inputs)
-        return self.pairs.run(weight, self.linear.bias, cell, inputs, state)
+        return self.pairs.run(self.linear.weight.detach(), self.linear.bias, cell, inputs, state)

@@ -1,0 +1,413 @@
+"""A layer of neurons that learns online: its states, its traces, and the gradient of a chunk of steps.
+
+A chunk is a number of steps that run together, by a cell whose gradient over time is that of the rule
+(:mod:`hibana.learn.rule_cells`), so automatic differentiation gives the rule's gradients within the chunk.
+Traces hold the gradients from the steps before the chunk. They are updated by the gradients of the states
+after the chunk.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from hibana.compiler import unroll_layer
+from hibana.compiler.graph.ops import Unsupported
+from hibana.learn import parameter_traces
+from hibana.learn.cell_runs import CellRun, filter_backwards, run_cell
+from hibana.learn.derivatives import CellDerivatives, DerivativeStructure, Recursion
+from hibana.learn.network import NeuronLayer
+from hibana.learn.rule_cells import EffectCell, InputTraceCell, NeuronTraceCell, SilentCell
+from hibana.learn.rules import PPProp, Rule
+from hibana.learn.synapses import Synapses
+from hibana.learn.traces import End, InputTraces, SynapseTraces
+
+__all__ = ["OnlineLayer", "TracePlan"]
+
+TracesT = TypeVar("TracesT", InputTraces, SynapseTraces)
+
+
+class TracePlan(NamedTuple):
+    """How the traces of a layer's synapses are computed."""
+
+    structure: DerivativeStructure
+    components: Sequence[int]
+    """The states with a number in a trace."""
+    recursion: Recursion | None
+    """The recursion of an input's trace; None if each synapse has a trace."""
+    is_rank_one: bool = False
+    """Whether a trace is the product of a trace of the input and one of the neuron."""
+
+
+@dataclass(eq=False)
+class Chunk:
+    """The values of a layer over a number of steps, and the graphs for their gradients."""
+
+    plan: TracePlan
+    leak: Tensor | None
+    """The decay factor of a leaky readout behind the layer; None without a leaky readout."""
+    inputs: Tensor
+    """The inputs of the layer, ``[T, batch, ...]``, a leaf of the graph of `neuron_inputs`."""
+    neuron_inputs: Tensor
+    """The products of inputs and weights, with their graph."""
+    before: tuple[Tensor, ...]
+    """The neurons' states before the first step."""
+    outputs: Tensor
+    state: tuple[Tensor, ...]
+    """The neurons' states after the last step."""
+    weight_run: CellRun | None
+    """The run for the gradients of weights; None for a trace of rank one."""
+    parameter_run: CellRun | None
+    """The run for the gradients of the cell's parameters."""
+    effect: Tensor | None
+    """The neuron's factor of a trace of rank one, ``[T, batch, ...]``."""
+    effects: tuple[Tensor, ...]
+    """The states of :class:`EffectCell` after the last step, without the neurons' states."""
+
+    @property
+    def recurrent_inputs(self) -> Tensor:
+        """The inputs of recurrent synapses: the outputs of the step before each step."""
+        return torch.cat([self.before[-1][None], self.outputs[:-1]])
+
+
+class OnlineLayer:
+    """The states and traces of one layer of neurons, and the gradients of its parameters."""
+
+    def __init__(self, layer: NeuronLayer, rule: Rule) -> None:
+        self.layer, self.rule = layer, rule
+        self.derivatives = CellDerivatives(layer.cell)
+        is_silent = layer.spikes and not rule.through_spikes
+        self.silent = CellDerivatives(SilentCell(layer), layer.cell) if is_silent else None
+        """Derivatives without the effects of a spike, for rules that leave them out."""
+        self.expanded: parameter_traces.ExpandedCell | None = None
+        self.step_cell: NeuronTraceCell | None = None
+        self.neuron_cell: NeuronTraceCell | None = None
+        self.input_cell: InputTraceCell | None = None
+        self.effect_cell: EffectCell | None = None
+        self._cells_key: Any = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Sets the neurons to the resting state and removes all traces."""
+        self.state: tuple[Tensor, ...] | None = None
+        self.same_step: list[Tensor] = []
+        """Values of :attr:`DerivativeStructure.same_step` at the last step."""
+        self.traces: dict[str, InputTraces | SynapseTraces] = {}
+        self.parameter_traces: parameter_traces.ParameterTraces = []
+        self.effects: tuple[Tensor, ...] = ()
+        """As :attr:`Chunk.effects`."""
+        self.pending: Chunk | None = None
+        """The last chunk, by which the traces are not updated yet."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Copies of the states and traces after the last chunk."""
+        self._advance()
+        traces = {name: (type(each) is InputTraces, each.tensor()) for name, each in self.traces.items()}
+        state: dict[str, Any] = _copy(
+            {
+                "state": self.state,
+                "coupling": self.same_step,
+                "of_parameters": self.parameter_traces,
+                "effects": self.effects,
+                "traces": traces,
+            }
+        )
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copies the states and traces from a result of :meth:`state_dict`."""
+        self.reset()
+        state = _copy(state)
+        self.state, self.same_step = state["state"], state["coupling"]
+        self.parameter_traces, self.effects = state["of_parameters"], state["effects"]
+        for name, (of_inputs, tensor) in state["traces"].items():
+            self.traces[name] = InputTraces(tensor) if of_inputs else SynapseTraces(tensor)
+
+    @property
+    def learned_parameters(self) -> list[nn.Parameter]:
+        """All parameters of the layer that require a gradient, each once."""
+        modules = (self.layer.synapses, self.layer.recurrent)
+        weights = [p for synapses in modules if synapses is not None for p in synapses.parameters]
+        unique = dict.fromkeys((*weights, *self.layer.cell.parameters()))
+        return [parameter for parameter in unique if parameter.requires_grad]
+
+    @property
+    def trace_numbers(self) -> int:
+        """The number of elements in the traces of the synapses."""
+        tensors = [each.tensor() for each in self.traces.values()]
+        return sum(tensor.numel() for tensor in tensors if tensor is not None)
+
+    def plan(self, step: Tensor) -> TracePlan:
+        """How the traces are computed, for neurons' inputs like `step`, ``[batch, ...]``.
+
+        Raises:
+            ValueError: naming the layer, if its step can't be followed or the rule does not support it.
+        """
+        layer, kind = self.layer, type(self.layer.cell).__name__
+        has_self_synapse = layer.recurrent is not None and self.rule.keeps_self_synapse
+        by_synapse = layer.readout is not None or has_self_synapse
+        try:
+            structure = self.derivatives.structure(step)
+            if self.silent is not None:
+                components = self.silent.structure(step).components
+                recursion = self.silent.recursion(step)
+            else:
+                components = structure.components
+                recursion = None if by_synapse else self.derivatives.recursion(step)
+            if self.derivatives.key != self._cells_key:
+                self._build_cells(structure, components, step)
+        except Unsupported as error:
+            raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {error}") from error
+        if recursion is None and self.silent is not None:
+            raise ValueError(
+                f"layer {layer.name!r}, {kind}: rule {self.rule.name!r} keeps one trace for each input, "
+                'so the leak must be one number for all neurons at all times; use "d-rtrl", or "pp-prop"'
+            )
+        if recursion is None and isinstance(self.rule, PPProp):
+            decay = torch.full([1, 1], self.rule.decay, dtype=step.dtype, device=step.device)
+            return TracePlan(structure, (), Recursion(decay, torch.ones_like(decay[0])), is_rank_one=True)
+        return TracePlan(structure, components, recursion)
+
+    def _build_cells(self, structure: DerivativeStructure, components: Sequence[int], step: Tensor) -> None:
+        """Builds the cells that run the layer, for neurons' inputs like `step`, ``[batch, ...]``."""
+        layer, rule, self._cells_key = self.layer, self.rule, self.derivatives.key
+        learns = bool(layer.cell_parameters)
+        self.expanded = parameter_traces.ExpandedCell(layer.cell, step) if learns else None
+        cell = layer.cell if self.expanded is None else self.expanded.cell
+        self.step_cell = NeuronTraceCell(layer, layer.cell, None)
+        self.neuron_cell = NeuronTraceCell(layer, cell, structure, self_synapse=rule.keeps_self_synapse)
+        if self.silent is not None:
+            self.input_cell = InputTraceCell(layer, structure, components, step)
+        if isinstance(rule, PPProp):
+            self.effect_cell = EffectCell(layer, structure, rule.decay, step)
+
+    def run(self, inputs: Tensor) -> Tensor:
+        """The layer's outputs over a chunk, with a gradient for its parameters and for `inputs`."""
+        self._advance()
+        outputs: Tensor = _OnlineStep.apply(  # type: ignore[no-untyped-call] # torch's apply
+            self, torch.is_grad_enabled(), inputs, *self.learned_parameters
+        )
+        return outputs
+
+    def run_chunk(self, inputs: Tensor, with_graph: bool) -> Chunk:
+        """Runs the layer over a chunk, and stores it as pending.
+
+        Args:
+            inputs: the inputs of the layer, ``[T, batch, ...]``.
+            with_graph: whether the chunk's gradient may be needed.
+        """
+        layer = self.layer
+        with torch.set_grad_enabled(with_graph):
+            by_matrix = layer.synapses is not None and layer.synapses.is_linear
+            leaf = inputs.detach().requires_grad_(inputs.requires_grad and not by_matrix)
+            neuron_inputs = leaf if layer.input_module is None else layer.input_module(leaf)
+        if neuron_inputs.dtype not in (torch.float32, torch.float64):
+            raise TypeError(
+                f"layer {layer.name!r} must be given float32 or float64 to be learned online, "
+                f"got {neuron_inputs.dtype}"
+            )
+        with torch.no_grad():
+            self.pending = self._run_neurons(leaf, neuron_inputs)
+        return self.pending
+
+    def _run_neurons(self, inputs: Tensor, neuron_inputs: Tensor) -> Chunk:
+        layer, drive, step = self.layer, neuron_inputs.detach(), neuron_inputs[0].detach()
+        before = layer.cell.initial_state(step) if self.state is None else self.state
+        if before[0].shape != step.shape:
+            raise ValueError(
+                f"layer {layer.name!r} carries a state of shape {tuple(before[0].shape)}, but this step "
+                f"is of {tuple(step.shape)}; call reset() before a batch of another size"
+            )
+        plan = self.plan(step)
+        leak = None if layer.readout is None else layer.readout.decay(step)
+        assert self.neuron_cell is not None
+        weight_run, parameter_run, effect = None, None, None
+        effects: tuple[Tensor, ...] = ()
+        if layer.cell_parameters or not (plan.is_rank_one or self.input_cell is not None):
+            parameters = [] if self.expanded is None else self.expanded.expand(step)
+            parameter_run = run_cell(self.neuron_cell, drive, self.state, parameters)
+        if plan.is_rank_one:
+            effect, effects = self._run_effects(drive, leak)
+            outputs, state = unroll_layer(layer.step, drive, self.state)
+        else:
+            weight_run = parameter_run
+            if self.input_cell is not None and plan.recursion is not None:
+                self.input_cell.set_recursion(plan.recursion)
+                weight_run = run_cell(self.input_cell, drive, self.state, [])
+            assert weight_run is not None
+            outputs = weight_run.outputs.detach()
+            state = tuple([value.detach() for value in weight_run.last])
+        runs = weight_run, parameter_run
+        return Chunk(plan, leak, inputs, neuron_inputs, before, outputs, state, *runs, effect, effects)
+
+    def _run_effects(self, neuron_inputs: Tensor, leak: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The neuron's factor of a trace of rank one over a chunk, and :attr:`Chunk.effects`."""
+        cell = self.effect_cell
+        assert cell is not None
+        cell.leak.copy_(torch.zeros_like(cell.leak) if leak is None else leak)
+        cell.copy_weights()
+        state = None if self.state is None else (*self.state, *self.effects)
+        effect, last = unroll_layer(cell, neuron_inputs, state)
+        return effect, last[len(last) // 2 :]
+
+    @torch.no_grad()
+    def _advance(self) -> None:
+        """Updates the states and traces by the pending chunk."""
+        chunk, self.pending = self.pending, None
+        if chunk is None:
+            return
+        has_traces = chunk.plan.components or chunk.plan.is_rank_one
+        for name, synapses, inputs in self._learned_synapses(chunk) if has_traces else ():
+            rows = synapses.rows(inputs)
+            if chunk.plan.recursion is not None:
+                self._traces_of(name, InputTraces).advance(rows, chunk.plan.recursion)
+            else:
+                self._traces_of(name, SynapseTraces).advance(rows, self._ends(synapses, chunk))
+        if (run := chunk.parameter_run) is not None:
+            if self.layer.cell_parameters:
+                self.parameter_traces = parameter_traces.advance(self.parameter_traces, run, chunk.leak)
+            self.same_step = [value.detach() for value in run.extra]
+        self.state, self.effects = chunk.state, chunk.effects
+
+    def _traces_of(self, name: str, kind: type[TracesT]) -> TracesT:
+        """The traces called `name`; new ones of the class `kind` before the first chunk."""
+        traces = self.traces.setdefault(name, kind())
+        if not isinstance(traces, kind):
+            raise ValueError(  # noqa: TRY004 - no argument has a wrong type
+                f"layer {self.layer.name!r} has the traces of a cell with other derivatives: call reset()"
+            )
+        return traces
+
+    def _learned_synapses(self, chunk: Chunk) -> list[tuple[str, Synapses, Tensor]]:
+        """The name in `traces`, the synapses, and their inputs over the chunk, if they require a gradient."""
+        learned = []
+        if self.layer.synapses is not None and self.layer.synapses.is_learned:
+            learned.append(("feeds", self.layer.synapses, chunk.inputs.detach()))
+        if self.layer.recurrent is not None and self.layer.recurrent.is_learned:
+            learned.append(("recurrent", self.layer.recurrent, chunk.recurrent_inputs))
+        return learned
+
+    def _ends(self, synapses: Synapses, chunk: Chunk) -> list[End]:
+        """The factors of each part of a trace after the chunk: the components, then a readout's memory."""
+        assert chunk.weight_run is not None
+        leak, ends = chunk.leak, []
+        for state in [*chunk.plan.components, *([] if leak is None else [None])]:
+            grads = chunk.weight_run.end_gradients(state, leak)
+            by_component = chunk.plan.structure.component_gradients(grads.states, self.same_step)
+            factors = [None if grad is None else synapses.output_rows(grad[None])[0] for grad in by_component]
+            if leak is not None:
+                factors.append(leak ** len(chunk.outputs) if state is None else None)
+            ends.append(End(synapses.output_rows(grads.neuron_inputs), factors))
+        return ends
+
+    def gradients(
+        self, chunk: Chunk, signal: Tensor, *, to_inputs: bool
+    ) -> tuple[Tensor | None, dict[nn.Parameter, Tensor]]:
+        """The gradients of the chunk's inputs, within each step, and of the layer's parameters.
+
+        Args:
+            chunk: the last chunk.
+            signal: the gradient of its outputs, ``[T, batch, ...]``.
+            to_inputs: whether to compute the gradient of the inputs; otherwise it is None.
+
+        Raises:
+            RuntimeError: if another chunk has run since.
+        """
+        layer, totals = self.layer, dict[nn.Parameter, Tensor]()
+        if chunk is not self.pending:
+            raise RuntimeError(
+                f"layer {layer.name!r} is past the step that this backward is of: call backward for each "
+                "step's loss before the next step, or use Online.sequence"
+            )
+        drive_grad, part_grads = self._weight_gradients(chunk, signal)
+        for name, synapses, inputs in self._learned_synapses(chunk):
+            if name == "recurrent":
+                scale, learned = layer.gradient_scale, synapses.parameters
+                scaled = drive_grad if scale == 1 else drive_grad * scale
+                grads: Sequence[Tensor] = synapses.linear_gradients(inputs, scaled)
+            else:
+                scale, learned = 1.0, [p for p in synapses.parameters if p.requires_grad]
+                grads = torch.autograd.grad(chunk.neuron_inputs, learned, drive_grad, retain_graph=True)
+            _add(totals, learned, grads)
+            if name in self.traces:
+                factors = [synapses.output_rows(grad[None])[0] * scale for grad in part_grads]
+                earlier = self.traces[name].gradient(factors)
+                _add(totals, synapses.parameters, synapses.split_gradient(earlier))
+        if chunk.parameter_run is not None and self.expanded is not None:
+            filtered = filter_backwards(signal, chunk.leak)
+            readout_grad = None if chunk.leak is None else chunk.leak * filtered[0]
+            within = chunk.parameter_run.gradients(chunk.parameter_run.outputs, filtered)
+            expanded = parameter_traces.gradients(self.parameter_traces, within, readout_grad)
+            for parameter, grad in zip(self.expanded.parameters, expanded, strict=True):
+                _add(totals, [parameter], [grad.sum_to_size(parameter.shape)])
+        return self._input_gradient(chunk, signal) if to_inputs else None, totals
+
+    def _weight_gradients(self, chunk: Chunk, signal: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The gradients of the neurons' input at each step, and of each part of a trace before the chunk."""
+        if chunk.weight_run is None:
+            assert chunk.effect is not None
+            assert chunk.plan.recursion is not None
+            decay = chunk.plan.recursion.transition[0, 0]
+            drive_grad = filter_backwards(signal * chunk.effect, decay)
+            return drive_grad, [drive_grad[0] * decay]
+        filtered = filter_backwards(signal, chunk.leak)
+        grads = chunk.weight_run.gradients(chunk.weight_run.outputs, filtered)
+        by_part = grads.extra
+        if self.silent is None:
+            by_part = chunk.plan.structure.component_gradients(grads.states, self.same_step)
+        part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_part]
+        if chunk.leak is not None:
+            part_grads.append(chunk.leak * filtered[0])
+        return grads.neuron_inputs, part_grads
+
+    def _input_gradient(self, chunk: Chunk, signal: Tensor) -> Tensor:
+        """The gradient of the inputs at each step through the outputs of the same step."""
+        components, recursion = chunk.plan.components, chunk.plan.recursion
+        if recursion is not None and components and components[-1] == len(chunk.state) - 1:
+            grad = signal * recursion.input_factor[-1]
+        else:
+            assert self.step_cell is not None
+            run = run_cell(self.step_cell, chunk.neuron_inputs, chunk.before, [])
+            grad = run.gradients(run.outputs, signal).neuron_inputs
+        if self.layer.synapses is not None and self.layer.synapses.is_linear:
+            return grad @ self.layer.synapses.parameters[0].detach()
+        if self.layer.input_module is not None:
+            (grad,) = torch.autograd.grad(chunk.neuron_inputs, chunk.inputs, grad, retain_graph=True)
+        return grad
+
+
+def _copy(value: Any) -> Any:
+    """A copy of nested mappings and sequences of tensors."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {name: _copy(item) for name, item in value.items()}
+    return type(value)(map(_copy, value)) if isinstance(value, list | tuple) else value
+
+
+def _add(
+    totals: dict[nn.Parameter, Tensor], parameters: Sequence[nn.Parameter], grads: Sequence[Tensor]
+) -> None:
+    """Adds gradients to `totals`; a parameter may belong to two sets of synapses."""
+    for parameter, grad in zip(parameters, grads, strict=True):
+        if parameter.requires_grad:
+            totals[parameter] = totals[parameter] + grad if parameter in totals else grad
+
+
+class _OnlineStep(torch.autograd.Function):
+    """Runs a chunk of a layer; its backward is the rule's gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layer: OnlineLayer, with_graph: bool, inputs: Tensor, *learned: nn.Parameter
+    ) -> Tensor:
+        ctx.layer, ctx.learned, ctx.chunk = layer, learned, layer.run_chunk(inputs, with_graph)
+        outputs: Tensor = ctx.chunk.outputs
+        return outputs
+
+    @staticmethod
+    def backward(ctx: Any, signal: Tensor) -> Any:
+        grad, totals = ctx.layer.gradients(ctx.chunk, signal, to_inputs=ctx.needs_input_grad[2])
+        return None, None, grad, *(totals.get(parameter) for parameter in ctx.learned)
