@@ -5,7 +5,6 @@ import pytest
 TOGETHER = (
     "test_defaults.py",
     "test_imports.py",
-    "test_node.py",
     "test_play_page.py",
     "test_predict_stream.py",
     "test_series.py",

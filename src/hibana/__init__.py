@@ -257,8 +257,9 @@ def __getattr__(name: str) -> Any:
         AttributeError: if there is none of that name, or what it needs is not installed; it says which.
     """
     if name in _MODULE_OF:
-        found = getattr(importlib.import_module(f"hibana.{_MODULE_OF[name]}"), name)
-        return globals().setdefault(name, found)
+        with extras.explain_import_error(f"hibana.{name}"):
+            value = getattr(importlib.import_module(f"hibana.{_MODULE_OF[name]}"), name)
+        return globals().setdefault(name, value)
     if name not in _PUBLIC:
         own = f"its own is hibana.{peer_aliases.MODULES[name]}" if name in peer_aliases.MODULES else ""
         hint = f"; {own or peer_aliases.METHODS[name]}" if own or name in peer_aliases.METHODS else ""
