@@ -1,14 +1,12 @@
-"""Data sets whose splits are fixed and stated.
+"""Data sets in three fixed splits: named data sets, and the user's own files, folders and arrays.
 
-A data set gives batches of ``(input, label)``, input first axis the batch; how an input becomes spikes
-over time is not decided here. A data set is a subclass of :class:`DataSet` with an entry in
-:data:`DATA_SETS`. Nothing is downloaded unless that is asked for, and nobody tunes on a test set.
+A data set yields batches of ``(inputs, labels)``, batch first. It does not convert inputs to spikes. A named
+data set is a subclass of :class:`DataSet` with an entry in :data:`DATA_SETS`; it downloads files only with
+``download=True``. :class:`Table`, :class:`Images`, :class:`Arrays`, :class:`Sequences`, :class:`Sound` and
+:class:`Events` read the user's data from a file, a folder or memory.
 
-Importing this module needs PyTorch alone; scikit-learn, torchvision and tonic are imported by the data sets
+Importing this module needs PyTorch alone. scikit-learn, torchvision and tonic are imported by the data sets
 that need them (``pip install '.[train]'``, ``'.[data]'``).
-
-Data of one's own are a :class:`Table`, :class:`Images`, :class:`Arrays`, :class:`Sequences` or
-:class:`Events`: a file, a folder, or what is in memory.
 """
 
 from typing import Any
@@ -16,34 +14,12 @@ from typing import Any
 from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.images import MNIST, Digits, FashionMNIST
 from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
-from hibana.data.sequences import MNIST1D
-from hibana.data.speech import SpokenDigits
+from hibana.data.sequences import MNIST1D, SpokenDigits
 from hibana.data.user_data import Arrays, Description, Events, Images, Sequences, Sound, Table, UserData
 
-__all__ = [
-    "DATA_SETS",
-    "MNIST",
-    "MNIST1D",
-    "NMNIST",
-    "SHD",
-    "SSC",
-    "Arrays",
-    "DVSGesture",
-    "DataSet",
-    "Description",
-    "Digits",
-    "Events",
-    "FashionMNIST",
-    "Images",
-    "InMemory",
-    "UserData",
-    "Samples",
-    "Sequences",
-    "Sound",
-    "SpokenDigits",
-    "Table",
-    "load",
-]
+__all__ = ["DATA_SETS", "MNIST", "MNIST1D", "NMNIST", "SHD", "SSC", "Arrays", "DVSGesture", "DataSet"]
+__all__ += ["Description", "Digits", "Events", "FashionMNIST", "Images", "InMemory", "Samples", "Sequences"]
+__all__ += ["Sound", "SpokenDigits", "Table", "UserData", "load"]
 
 DATA_SETS: dict[str, type[DataSet]] = {
     "digits": Digits,
@@ -59,17 +35,17 @@ DATA_SETS: dict[str, type[DataSet]] = {
 
 
 def __getattr__(name: str) -> Any:
-    """The deprecated name ``Own`` of :class:`UserData`."""
+    """:class:`UserData` by its deprecated name ``Own``."""
     if name == "Own":
         return UserData
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def load(name: str, batch_size: int = 64, **options: Any) -> DataSet:
-    """The data set called `name`; `options` are those of its class.
+    """The data set called `name`, one of :data:`DATA_SETS`, with the `options` of its class.
 
     Raises:
-        ValueError: if there is none of that name; the message lists them all.
+        ValueError: if no data set has this name; the message lists all names.
     """
     if name not in DATA_SETS:
         raise ValueError(f"data must be one of {', '.join(DATA_SETS)}; got {name!r}")

@@ -1,4 +1,4 @@
-"""What a data set is: three fixed splits, in batches that do not depend on how many processes share them."""
+"""Base class of all data sets: three fixed splits, whose batches do not depend on the number of processes."""
 
 import os
 from abc import abstractmethod
@@ -19,21 +19,20 @@ Samples = Dataset[tuple[Tensor, ...]]
 
 
 class DataSet:
-    """A data set in three fixed splits, of which tuning sees two.
+    """A data set with a training, a validation and a test split.
 
-    A subclass says what one input is (`shape` of one step, number of `classes`, and whether it is
-    `sequential`: ``[T, *shape]`` rather than ``shape``), what its training batches bear (`augmentation`, as
-    :func:`hibana.train.augment.augment_batch` knows it), how it is shown unless that is asked for otherwise
-    (`coding`, for `usual_steps`), and gives :meth:`splits`.
+    A subclass implements :meth:`splits` and defines `shape` (of one step of an input), `classes`,
+    `sequential` (inputs are ``[T, *shape]`` rather than ``shape``), and the default augmentation, coding and
+    number of steps of :class:`hibana.train.Settings`.
 
-    The order of the training samples follows from `seed` and the epoch alone, so a run that goes on from a
-    checkpoint sees what it would have seen; and the samples of one step are the same however many processes
-    share them.
+    The order of the training samples depends on `seed` and the epoch alone, so a run that resumes from a
+    checkpoint sees the same batches. Several processes share the samples of each step, which are the same for
+    any number of processes.
 
     Args:
-        batch_size: samples in a batch, over all processes together; at least 1.
-        seed: of the order of the training samples.
-        workers: processes that load, for data sets that are not in memory.
+        batch_size: samples per batch, summed over all processes; at least 1.
+        seed: seed of the order of the training samples.
+        workers: number of loading processes, for data sets that are not in memory.
     """
 
     shape: tuple[int, ...]
@@ -41,41 +40,40 @@ class DataSet:
     sequential: bool = False
     augmentation: str = "none"
     coding: str = ""
-    """How inputs are shown; "" is as currents: ``constant``, or ``none`` of what has a time axis."""
+    """Default coding of the inputs; if empty, ``none`` for sequential data and ``constant`` for others."""
     usual_steps: int = 8
+    """Default number of steps."""
     unit: bool = False
     """Whether inputs lie in [0, 1]."""
     evaluated_at_once: int = 512
-    """Samples in a batch of validation and test."""
+    """Samples per batch of validation and test."""
     processes: int = 1
-    """How many share the samples of each step."""
+    """Number of processes that share the samples of each step."""
     rank: int = 0
-    """Which of them this is."""
+    """Index of this process among them."""
 
     def __init__(self, batch_size: int = 64, *, seed: int = 0, workers: int = 0) -> None:
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
-        self.batch_size = batch_size
-        self.seed = seed
-        self.workers = workers
+        self.batch_size, self.seed, self.workers = batch_size, seed, workers
         self.training: Samples
         self.validation: Samples
         self.test: Samples
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the classes are called; their numbers unless the data say otherwise."""
+        """Names of the classes; by default their indices."""
         return tuple(str(index) for index in range(self.classes))
 
     @abstractmethod
     def splits(self) -> tuple[Samples, Samples, Samples]:
-        """Training, validation and test."""
+        """The training, validation and test split."""
 
     def prepare_data(self) -> None:
-        """Fetches what is not there yet; one process of a machine calls it."""
+        """Downloads missing files; called by one process per machine."""
 
     def setup(self) -> None:
-        """Makes the splits, unless they are there."""
+        """Sets `training`, `validation` and `test`, unless they are already set."""
         if not hasattr(self, "test"):
             with explain_import_error(f"hibana.data.{type(self).__name__}"):
                 self.training, self.validation, self.test = self.splits()
@@ -89,33 +87,31 @@ class DataSet:
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         return self._loader(self.test, self.evaluated_at_once, shuffle=False)
 
-    def _loader(self, samples: Samples, batch: int, *, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
+    def _loader(self, samples: Samples, batch_size: int, *, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
         processes, rank = self.processes, self.rank
-        if batch % processes and shuffle:
-            raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch}")
+        if batch_size % processes and shuffle:
+            raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
         sampler: Sampler[int]
         if shuffle:
             sampler = DistributedSampler(samples, processes, rank, seed=self.seed)
         else:
-            sampler = _Share(len(samples), processes, rank)  # type: ignore[arg-type]  # all splits have a length
+            sampler = _EvaluationSampler(len(samples), processes, rank)  # type: ignore[arg-type]  # splits have a length
         return DataLoader(
             samples,
-            max(1, batch // processes),
+            max(1, batch_size // processes),
             sampler=sampler,
-            generator=torch.Generator().manual_seed(
-                self.seed
-            ),  # or each epoch would draw from the global one
+            generator=torch.Generator().manual_seed(self.seed),  # keeps the global generator unchanged
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            collate_fn=_as_is if isinstance(samples, InMemory) else None,
+            collate_fn=_identity if isinstance(samples, InMemory) else None,
         )
 
 
 def check_steps(steps: int, least: int) -> int:
-    """`steps`, if it is an integer of at least `least`.
+    """Returns `steps` if it is an integer of at least `least`.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if `steps` has another type or is smaller.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
         raise ValueError(f"steps must be an integer of at least {least}, got {steps!r}")
@@ -130,18 +126,15 @@ def stretch(sequence: Tensor, steps: int) -> Tensor:
 
 
 def machine_memory() -> int:
-    """Bytes of this machine's memory, used or not; where it does not say, more than any has.
-
-    Systems that give out more than they have end a process that fills it, and whoever else is in the way.
-    """
+    """Bytes of this machine's physical memory, or ``1 << 62`` if the system does not report them."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 1 << 62
 
 
-class _Share(Sampler[int]):
-    """Every sample once, over all processes together; torch's own repeats some to make the shares equal."""
+class _EvaluationSampler(Sampler[int]):
+    """Indices of one process; over all processes each sample occurs once, unlike in DistributedSampler."""
 
     def __init__(self, count: int, processes: int, rank: int) -> None:
         self.indices = range(rank, count, processes)
@@ -153,20 +146,20 @@ class _Share(Sampler[int]):
         return len(self.indices)
 
 
-def _as_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
 class InMemory(Dataset[tuple[Tensor, ...]]):
-    """Inputs ``[N, ...]`` and labels ``[N]``, gathered a batch at a time.
+    """Inputs ``[N, ...]`` and labels ``[N]`` in memory, indexed one batch at a time.
 
-    Byte inputs are stored as they are and given as ``float32`` in [0, 1], truth values as 0 and 1. The
-    tensors are attributes: `inputs`, `labels`, and `lengths`, ``None`` where there are none.
+    Byte inputs become ``float32`` in [0, 1] when they are indexed, boolean inputs become 0 and 1.
 
     Args:
         inputs: ``[N, ...]``.
         labels: ``[N]``.
-        lengths: of sequences ``[N, T, ...]`` that are padded to T, ``[N]``; given with each batch.
+        lengths: length of each sequence before padding, ``[N]``, for inputs ``[N, T, ...]``; the third item
+            of each batch. ``None``: no sequence is padded.
     """
 
     def __init__(self, inputs: Tensor, labels: Tensor, lengths: Tensor | None = None) -> None:
@@ -179,14 +172,14 @@ class InMemory(Dataset[tuple[Tensor, ...]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
-        return tuple(each[0] for each in self.__getitems__([index]))
+        return tuple(batch[0] for batch in self.__getitems__([index]))
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
-        chosen = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
-        inputs = self.inputs[chosen]
+        rows = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
+        inputs = self.inputs[rows]
         if inputs.dtype == torch.uint8:
             inputs = inputs.float() / 255
         elif inputs.dtype == torch.bool:
             inputs = inputs.float()
-        lengths = () if self.lengths is None else (self.lengths[chosen],)
-        return inputs, self.labels[chosen], *lengths
+        lengths = () if self.lengths is None else (self.lengths[rows],)
+        return inputs, self.labels[rows], *lengths

@@ -15,16 +15,16 @@ from hibana.runtime.extras import explain_import_error
 __all__ = ["MNIST", "Digits", "FashionMNIST"]
 
 DEBIAN = Path("/usr/share/datasets")
-"""Where Debian's ``dataset-fashion-mnist`` puts its files."""
+"""Folder of Debian's package ``dataset-fashion-mnist``."""
 
 
 @final
 class Digits(DataSet):
-    """Handwritten digits, 8x8 pixels in [0, 1], embedded in scikit-learn: nothing is downloaded.
+    """Handwritten digits, 8x8 pixels in [0, 1], embedded in scikit-learn; nothing is downloaded.
 
-    The test set is the last 360 of the 1,797 samples in the data set's own order, which other people
-    wrote than the rest; validation is the 137 before them; training the first 1,300. Training images are
-    shifted by at most one pixel each way.
+    The test set is the last 360 of the 1,797 samples in the data set's own order; its writers differ from
+    those of the other samples. The 137 samples before it are the validation set, the first 1,300 the training
+    set. Training images are shifted by at most one pixel in each direction.
 
     Source: Alpaydin & Kaynak (1998), *Optical recognition of handwritten digits*, UCI Machine Learning
     Repository.
@@ -51,13 +51,13 @@ class Digits(DataSet):
         return training, validation, test
 
 
-class _IDX(DataSet):
-    """28x28 grey pixels in [0, 1]; see :class:`FashionMNIST`."""
+class _IDXImages(DataSet):
+    """28x28 grey pixels in [0, 1] from four idx files; see :class:`FashionMNIST`."""
 
     shape = (28, 28)
     classes = 10
     unit = True
-    folder: ClassVar[str]
+    debian_folder: ClassVar[str]
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class _IDX(DataSet):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Downloads, if that was asked for and is needed; once on each machine."""
+        """Downloads the files if `download` is set and they are missing; called once per machine."""
         if self.download and self._folder() is None:
             with explain_import_error("the download"):
                 import torchvision
@@ -87,67 +87,68 @@ class _IDX(DataSet):
         if folder is None:
             raise FileNotFoundError(
                 f"root must hold {type(self).__name__}'s four idx files, such as "
-                f"train-images-idx3-ubyte.gz; looked in {', '.join(map(str, self._places()))}. "
+                f"train-images-idx3-ubyte.gz; looked in {', '.join(map(str, self._candidates()))}. "
                 f"Give their folder as root, or ask for the download"
             )
-        images, labels = (_read(folder / f"train-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
-        test = InMemory(*(_read(folder / f"t10k-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1")))
+        kinds = ("images-idx3", "labels-idx1")
+        images, labels = (_read_idx(folder / f"train-{kind}-ubyte") for kind in kinds)
+        test = InMemory(*(_read_idx(folder / f"t10k-{kind}-ubyte") for kind in kinds))
         return InMemory(images[:-5000], labels[:-5000]), InMemory(images[-5000:], labels[-5000:]), test
 
-    def _places(self) -> list[Path]:
+    def _candidates(self) -> list[Path]:
+        """The folders that may contain the files."""
         if self.root is None:
-            return [DEBIAN / self.folder]
+            return [DEBIAN / self.debian_folder]
         return [self.root, self.root / type(self).__name__ / "raw"]
 
     def _folder(self) -> Path | None:
-        """The first place that holds the files, packed or not."""
-        return next((place for place in self._places() if any(place.glob("train-images-idx3-ubyte*"))), None)
+        """The first candidate that contains the files, compressed or not."""
+        return next((path for path in self._candidates() if any(path.glob("train-images-idx3-ubyte*"))), None)
 
 
 @final
-class MNIST(_IDX):
+class MNIST(_IDXImages):
     """Handwritten digits; the files and splits are those of :class:`FashionMNIST`.
 
     Source: LeCun, Bottou, Bengio & Haffner (1998), *Gradient-based learning applied to document
     recognition*.
     """
 
-    folder = "mnist"
+    debian_folder = "mnist"
 
 
 @final
-class FashionMNIST(_IDX):
+class FashionMNIST(_IDXImages):
     """Pictures of clothes, 28x28 grey pixels in [0, 1], 60,000 to train and 10,000 to test.
 
-    The test set is the official one; validation is the last 5,000 of the official training set in its own
-    order; training the 55,000 before them. Training images are mirrored left to right, every second one.
+    The test set is the official test set. The last 5,000 samples of the official training set are the
+    validation set, the first 55,000 the training set. Half of the training images are mirrored left to right.
 
     Args:
-        batch_size: samples in a batch, over all processes together.
-        root: a folder that holds the four idx files, packed (``.gz``) or not, or torchvision's layout of
-            them; looked for in ``/usr/share/datasets`` if none is given.
-        download: fetch them into `root` through torchvision if they are not there.
+        batch_size: samples per batch, summed over all processes.
+        root: a folder with the four idx files, compressed (``.gz``) or not, or in torchvision's layout;
+            ``/usr/share/datasets/fashion-mnist`` if ``None``.
+        download: download missing files to `root` through torchvision.
 
     Raises:
-        FileNotFoundError: on :meth:`setup`, if there are no files and `download` is off.
+        FileNotFoundError: on :meth:`setup`, if files are missing and `download` is off.
 
     Source: Xiao, Rasul & Vollgraf (2017), *Fashion-MNIST: a novel image dataset for benchmarking machine
     learning algorithms*.
     """
 
-    folder = "fashion-mnist"
+    debian_folder = "fashion-mnist"
     augmentation = "flip"
 
 
-def _read(path: Path) -> Tensor:
-    """One idx file, packed or not: images as bytes, labels as int64."""
-    packed = path.with_name(f"{path.name}.gz")
-    name = path if path.is_file() else packed
+def _read_idx(path: Path) -> Tensor:
+    """The contents of the idx file `path`, or of `path` with ``.gz`` appended: images uint8, labels int64."""
+    file = path if path.is_file() else path.with_name(f"{path.name}.gz")
     try:
-        content = path.read_bytes() if path.is_file() else gzip.decompress(packed.read_bytes())
-        sides = np.frombuffer(content, ">i4", content[3], offset=4)
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(sides)).reshape(sides)
+        content = file.read_bytes() if file == path else gzip.decompress(file.read_bytes())
+        shape = np.frombuffer(content, ">i4", content[3], offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
     except (EOFError, gzip.BadGzipFile, zlib.error, IndexError, ValueError) as error:
-        raise ValueError(f"{name} is not a whole idx file: {error or type(error).__name__}") from error
-    read = torch.from_numpy(values.copy())
-    return read if read.ndim > 1 else read.long()
+        raise ValueError(f"{file} is not a whole idx file: {error or type(error).__name__}") from error
+    tensor = torch.from_numpy(values.copy())
+    return tensor if tensor.ndim > 1 else tensor.long()

@@ -16,15 +16,15 @@ __all__ = ["NMNIST", "SHD", "SSC", "DVSGesture"]
 class _Recordings(DataSet):
     """Recordings on disk, read one at a time as spikes ``[steps, *shape]``.
 
-    Time from the start of a recording to `duration` is cut into `steps` bins of equal width; a bin is 1 if it
-    has at least one event. Later events are ignored.
+    The first `duration` microseconds of a recording are cut into `steps` bins of equal width. A bin is 1 if
+    it has at least one event. Later events are ignored.
 
     Args:
-        batch_size: samples in a batch, over all processes together.
+        batch_size: samples per batch, summed over all processes.
         root: the folder that contains the unpacked folder of the data set.
-        steps: length in time, in bins, at least 1.
-        download: download the archives into `root` through tonic if they are not there.
-        workers: processes that read.
+        steps: number of bins, at least 1.
+        download: download the archives to `root` through tonic if they are missing.
+        workers: number of loading processes.
 
     Raises:
         FileNotFoundError: on :meth:`setup`, if there are no recordings and `download` is off.
@@ -34,11 +34,11 @@ class _Recordings(DataSet):
     usual_steps = 25
     unit = True
     duration: ClassVar[int]
-    """What is used of a recording, in microseconds."""
+    """Microseconds of a recording that are used."""
     suffix: ClassVar[str]
-    """What the names of its files end in."""
+    """Suffix of the files of the recordings."""
     parts: ClassVar[tuple[dict[str, Any], ...]] = ({"train": True}, {"train": False})
-    """The official training and test set, as tonic is asked for them."""
+    """Arguments of the tonic class for each official part."""
 
     def __init__(
         self,
@@ -55,63 +55,64 @@ class _Recordings(DataSet):
         self.download = download
 
     def prepare_data(self) -> None:
-        """Downloads, if that was asked for and is needed, and unpacks; once on each machine."""
+        """Downloads and unpacks missing files if `download` is set; called once per machine."""
         for part in self.parts:
             self._open(part)
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
-        training, *others = map(self._open, self.parts)
-        if len(others) == 2:
-            return _Binned(training, self), _Binned(others[0], self), _Binned(others[1], self)
-        held_out = self.held_out(training)
-        kept = sorted(set(range(len(training))) - set(held_out))
-        binned = _Binned(training, self)
-        return Subset(binned, kept), Subset(binned, held_out), _Binned(others[0], self)
+        parts = [self._open(part) for part in self.parts]
+        binned = [_Binned(part, self) for part in parts]
+        if len(parts) == 3:
+            return binned[0], binned[1], binned[2]
+        validation = self.validation_indices(parts[0])
+        training = sorted(set(range(len(parts[0]))) - set(validation))
+        return Subset(binned[0], training), Subset(binned[0], validation), binned[1]
 
-    def held_out(self, official: Any) -> list[int]:
-        """The indices into the official training set that validate: every tenth."""
-        return list(range(9, len(official), 10))
+    def validation_indices(self, training: Any) -> list[int]:
+        """Indices of the validation samples in the official training set: every tenth."""
+        return list(range(9, len(training), 10))
 
     def _open(self, part: dict[str, Any]) -> Any:
-        """Tonic's own reader of one of the official parts."""
-        kind = type(self).__name__
-        with explain_import_error(f"hibana.data.{kind}"):
+        """The tonic data set of one official part, sorted by file name."""
+        name, suffix, download = type(self).__name__, self.suffix, self.download
+        with explain_import_error(f"hibana.data.{name}"):
             import tonic
+        base: Any = getattr(tonic.datasets, name)
 
-        asked, suffix = self.download, self.suffix
+        class Local(base):  # type: ignore[misc]
+            """The tonic class without checksums of the archives."""
 
-        def present(reader: Any) -> bool:
-            folder = Path(reader.location_on_system, reader.folder_name)
-            file = getattr(reader, "data_filename", None)
-            if isinstance(file, str):
-                return Path(folder, file).is_file()
-            return next(folder.rglob(f"*{suffix}"), None) is not None
+            def _check_exists(self) -> bool:
+                folder = Path(self.location_on_system, self.folder_name)
+                file = getattr(self, "data_filename", None)
+                if isinstance(file, str):
+                    return Path(folder, file).is_file()
+                return next(folder.rglob(f"*{suffix}"), None) is not None
 
-        def fetch(reader: Any) -> None:
-            place = Path(reader.location_on_system)
-            if not asked:
-                raise FileNotFoundError(
-                    f"root must hold the unpacked files of {kind}, {place} holds none; give the folder that "
-                    f"holds {place.name}, or ask for the download"
-                )
-            base.download(reader)
+            def download(self) -> None:
+                folder = Path(self.location_on_system)
+                if not download:
+                    raise FileNotFoundError(
+                        f"root must hold the unpacked files of {name}, {folder} holds none; give the folder "
+                        f"that holds {folder.name}, or ask for the download"
+                    )
+                super().download()
 
-        base = getattr(tonic.datasets, kind)
-        local = type(kind, (base,), {"_check_exists": present, "download": fetch})
-        reader = local(str(self.root), **part)
-        by_name = sorted(range(len(reader.data)), key=reader.data.__getitem__)
-        for each in ("data", "targets", "users", "lighting"):
-            if getattr(reader, each, None):
-                setattr(reader, each, [getattr(reader, each)[index] for index in by_name])
-        return reader
+        Local.__name__ = name  # names the folder of the data set
+        recordings = Local(str(self.root), **part)
+        order = sorted(range(len(recordings.data)), key=recordings.data.__getitem__)
+        for field in ("data", "targets", "users", "lighting"):
+            if values := getattr(recordings, field, None):
+                setattr(recordings, field, [values[index] for index in order])
+        return recordings
 
 
 @final
 class NMNIST(_Recordings):
     """N-MNIST: MNIST's digits seen by an event camera in three saccades, 34x34 pixels, on and off.
 
-    The test set is the official one; validation is every tenth recording of the official training set, in
-    order of class and name.
+    The test set is the official test set. Every tenth recording of the official training set, in the order of
+    class and name, is in the validation set.
 
     Source: Orchard, Jayawant, Cohen & Thakor (2015), *Converting static image datasets to spiking
     neuromorphic datasets using saccades*.
@@ -127,10 +128,10 @@ class NMNIST(_Recordings):
 class SHD(_Recordings):
     """Spiking Heidelberg Digits: digits spoken in German and English, through a model of the cochlea.
 
-    700 channels, 20 classes, the first second of each recording. The test set is the official one;
-    validation is every tenth recording of the official training set, in the order of its file. The official
-    set has no validation part, and most published accuracies, those of 95% among them, are of the epoch that
-    was best on the test set; here nothing is chosen on it.
+    700 channels, 20 classes, the first second of each recording. The test set is the official test set.
+    Every tenth recording of the official training set, in the order of its file, is in the validation set.
+    The official data have no validation part: most published accuracies, such as 95%, belong to the epoch
+    with the best test accuracy. hibana selects nothing on the test set.
 
     Source: Cramer, Stradmann, Schemmel & Zenke (2022), *The Heidelberg spiking data sets for the systematic
     evaluation of spiking neural networks*.
@@ -165,8 +166,8 @@ class SSC(_Recordings):
 class DVSGesture(_Recordings):
     """IBM's gestures of hands and arms seen by an event camera, 128x128 pixels, on and off, 11 classes.
 
-    The first 1.5 seconds of each recording. The test set is the official one, other people's gestures;
-    validation is those of users 21 to 23 of the official training set.
+    The first 1.5 seconds of each recording. The test set is the official test set, with other people's
+    gestures. Users 21 to 23 of the official training set are the validation set.
 
     Source: Amir et al. (2017), *A low power, fully event-based gesture recognition system*.
     """
@@ -176,26 +177,26 @@ class DVSGesture(_Recordings):
     duration = 1_500_000
     suffix = ".npy"
 
-    def held_out(self, official: Any) -> list[int]:
-        return [index for index, user in enumerate(official.users) if user >= 21]
+    def validation_indices(self, training: Any) -> list[int]:
+        return [index for index, user in enumerate(training.users) if user >= 21]
 
 
 class _Binned(Dataset[tuple[Tensor, ...]]):
-    """A reader's recordings as ``(spikes [steps, *shape], label)``, read on access."""
+    """The recordings of a tonic data set as ``(spikes [steps, *shape], label)``, read when indexed."""
 
-    def __init__(self, reader: Any, data: _Recordings) -> None:
+    def __init__(self, recordings: Any, data_set: _Recordings) -> None:
         import tonic
 
-        width = data.duration // data.steps
-        self.reader, self.shape = reader, (data.steps, *data.shape)
-        self.frames = tonic.transforms.ToFrame(
-            reader.sensor_size, time_window=width, start_time=0, end_time=width * data.steps
+        width = data_set.duration // data_set.steps
+        self.recordings, self.shape = recordings, (data_set.steps, *data_set.shape)
+        self.to_frames = tonic.transforms.ToFrame(
+            recordings.sensor_size, time_window=width, start_time=0, end_time=width * data_set.steps
         )
 
     def __len__(self) -> int:
-        return len(self.reader)
+        return len(self.recordings)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        events, label = self.reader[index]
-        spikes = torch.from_numpy(self.frames(events)) > 0
+        events, label = self.recordings[index]
+        spikes = torch.from_numpy(self.to_frames(events)) > 0
         return spikes.float().reshape(self.shape), torch.tensor(int(label), dtype=torch.int64, device="cpu")
