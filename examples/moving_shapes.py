@@ -100,7 +100,7 @@ def make(folder: Path, per_class: int, tested: int, seed: int) -> None:
 def trial(folder: Path, way: str, seed: int) -> dict[str, object]:
     """One training on the recordings in `folder`, augmented in a `way`, and its test."""
     settings = train.Settings(
-        data=str(folder), kind="events", event_columns="txyp", steps=STEPS, epochs=EPOCHS, batch_size=16,
+        data=str(folder), kind="events", steps=STEPS, epochs=EPOCHS, batch_size=16,
         augment=way, seed=seed,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as runs:

@@ -199,14 +199,13 @@ def test_sequences_say_how_their_files_are_read(tmp_path, encoding):
     )
 
 
-@pytest.mark.parametrize("missing", ["median", "drop"])
-def test_what_is_left_out_of_a_table_is_left_out_when_it_is_read_again(tmp_path, missing):
+def test_what_is_left_out_of_a_table_is_left_out_when_it_is_read_again(tmp_path):
     path = table(tmp_path / "plants.csv", gaps=True)
     frame = pandas.read_csv(path)
     frame.loc[::9, "kind"] = None
-    first = hb.data.Table(frame, missing=missing)
+    first = hb.data.Table(frame)
     first.setup()
-    again = hb.data.Table(frame, missing=missing, description=first.description)
+    again = hb.data.Table(frame, description=first.description)
     again.setup()
     assert len(first.test) < 16
     assert "9 samples without a label left out" in again.summary
@@ -261,12 +260,6 @@ def test_parquet_and_frames_hold_the_same_as_csv(tmp_path):
     in_memory = hb.data.Table(frame)
     in_memory.setup()
     assert torch.equal(in_memory.test.inputs, wanted)
-
-
-def test_rows_with_missing_values_are_left_out_where_that_is_asked_for(tmp_path):
-    made = read(table(tmp_path / "plants.csv", gaps=True), missing="drop")
-    assert "8 samples with missing values left out" in made.summary
-    assert sum(map(len, (made.training, made.validation, made.test))) == 72
 
 
 def test_pictures_of_several_sizes_become_one(tmp_path):
@@ -408,12 +401,6 @@ def test_rows_of_a_sequence_are_put_in_the_order_of_their_time(tmp_path):
     assert "in the order" not in read(tmp_path / "long.csv", group="case", steps=12).summary
 
 
-def test_a_column_is_not_named_where_there_are_none(tmp_path):
-    np.save(tmp_path / "single.npy", np.arange(60.0).reshape(20, 3))
-    with pytest.raises(ValueError, match="the last column is the label"):
-        read(tmp_path / "single.npy", label="x")
-
-
 def test_sequences_are_stretched_or_padded():
     frames = [np.arange(float(n))[:, None] for n in (3, 5, *[4] * 20)]
     for lengths, ends in (("stretch", (1.0, 1.0)), ("pad", (0.0, 1.0))):
@@ -479,7 +466,7 @@ def test_a_recording_whose_columns_have_other_names_is_refused_and_remarks_are_l
     with pytest.raises(ValueError, match="must hold events t, x, y, p: there is no 't' among x, y, p, when"):
         read(tmp_path)
     (tmp_path / "a" / "one.txt").write_text("# 240 180\n5 1 2 0\n# 1 2 3 4\n6 3 2 1\n")
-    assert user_data.event_files.read_events(tmp_path / "a" / "one.txt", "txyp").tolist() == [
+    assert user_data.event_files.read_events(tmp_path / "a" / "one.txt").tolist() == [
         [5, 1, 2, 0],
         [6, 3, 2, 1],
     ]
@@ -591,7 +578,7 @@ def test_a_checkpoint_without_its_description_or_with_another_is_refused(tmp_pat
     settings = train.Settings(data=str(table(tmp_path / "plants.csv")), layers="4", steps=2)
     samples = settings.samples()
     samples.setup()
-    model = train.made(settings, samples)
+    model = train.build_classifier(settings, samples)
     whole = {"hyper_parameters": dict(model.hyper), "state_dict": model.state_dict()}
     whole["description"] = model.description.to_plain()
     for broken in (
@@ -652,7 +639,7 @@ def test_few_threads_for_little_work(tmp_path, monkeypatch):
             samples.setup()
             monkeypatch.setattr(torch, "set_num_threads", chosen.append)
             monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-            threads.choose(train.made(settings, samples))
+            threads.choose(train.build_classifier(settings, samples))
         assert chosen == [1, 2]
     finally:
         monkeypatch.undo()

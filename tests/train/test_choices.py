@@ -60,7 +60,6 @@ def sources(folder):
 KIND_OF = {
     **{
         "task": "table",
-        "missing": "table",
         "class_weights": "table",
         "lengths": "sequences",
     },

@@ -239,8 +239,8 @@ def test_an_option_that_does_not_exist_is_answered_with_the_nearest():
 
 
 def test_options_for_reading_files_are_refused_for_samples_in_memory():
-    with pytest.raises(ValueError, match="missing must be passed to the samples, which are in memory"):
-        Settings(missing="drop").on(rows(40))
+    with pytest.raises(ValueError, match="label must be passed to the samples, which are in memory"):
+        Settings(label="a").on(rows(40))
 
 
 def test_settings_are_copied_with_the_options_that_were_passed():

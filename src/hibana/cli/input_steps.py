@@ -177,8 +177,6 @@ class _Numbers(_Text):
     def _scaled(self, row: Any) -> Tensor:
         """A row with the scale of the training."""
         if isinstance(self.inputs, SequenceInputs):
-            if self.inputs.missing == "refuse" and np.isnan(row).any():
-                raise ValueError("must have no missing values")
             return self.inputs.scaled(row)
         if not np.isfinite(row).all():
             raise ValueError("must hold finite numbers")

@@ -9,6 +9,7 @@ Importing this module needs PyTorch alone. scikit-learn, torchvision and tonic a
 that need them (``pip install '.[train]'``, ``'.[data]'``).
 """
 
+import warnings
 from typing import Any
 
 from hibana.data.base import DataSet, InMemory, Samples
@@ -37,6 +38,7 @@ DATA_SETS: dict[str, type[DataSet]] = {
 def __getattr__(name: str) -> Any:
     """:class:`UserData` by its deprecated name ``Own``."""
     if name == "Own":
+        warnings.warn("hb.data.Own is deprecated; use hb.data.UserData", DeprecationWarning, stacklevel=2)
         return UserData
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

@@ -81,7 +81,7 @@ def _is_open(settings: Settings, samples: data.UserData) -> bool:
         isinstance(samples, data.Sequences)
         and settings.kind in ("sequences", "sound")
         and settings.explicit <= of_data
-        and not samples._spikes
+        and not samples.are_spikes
         and bool(samples.description.target.classes)
     )
 

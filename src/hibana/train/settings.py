@@ -88,15 +88,11 @@ class Settings:
         group: the column of a long table that names the sequence of a row.
         task: classification or regression; detected from the labels if ``None``.
         test: a file or folder to test with; a fifth of the data, drawn by the seed, if ``None``.
-        missing: missing values are replaced by the ``median`` of the training part, dropped with their
-            samples (``drop``), or refused (``refuse``).
         encoding: encoding of text files, also of those that are shown to the network later, such as
             ``cp932``; detected if ``None``.
         lengths: how sequences get one length: ``stretch``; ``pad`` with zeros, and cut; ``mask``: padded, and
             steps after a sequence's end do not count.
         bins: value of a bin of events: ``spikes``, 1 if it contains an event, or ``counts``.
-        event_columns: order of the columns of events in files that do not name them, such as ``xytp``;
-            ``txyp`` if ``None``.
         size: pixels that images are scaled to, or of a sensor: ``32`` or ``28x34``, height first.
         class_weights: ``balanced`` weights all classes equally, however many samples they have; ``none``.
         root: folder of the data set's files, if it needs one.
@@ -154,11 +150,9 @@ class Settings:
     group: str | None = _option(None, of="reading")
     task: str | None = _option(None, user_data.TASKS, of="reading")
     test: str | None = _option(None, of="reading")
-    missing: str = _option("median", user_data.MISSING, of="reading")
     encoding: str | None = _option(None, user_data.check_encoding, of="reading")
     lengths: str = _option("stretch", user_data.LENGTHS, of="reading")
     bins: str = _option("spikes", user_data.BINS, of="reading")
-    event_columns: str | None = _option(None, user_data.check_event_columns, of="reading")
     size: str | None = _option(None, _sides, of="reading")
     class_weights: str = _option("none", ("none", "balanced"), of="files")
     root: str | None = None
@@ -329,8 +323,6 @@ class Settings:
             options["size"] = _sides(options["size"])
         if "columns" in options:
             options["columns"] = [name.strip() for name in options["columns"].split(",")]
-        if "event_columns" in options:
-            options["columns"] = options.pop("event_columns")
         return options
 
     def on(self, samples: UserData) -> "Settings":

@@ -1,4 +1,4 @@
-"""Recordings of events in files of many formats, as arrays ``[events, 4]`` of time, column, row, polarity."""
+"""Readers of recordings of events: files as arrays ``[events, 4]`` of time, column, row and polarity."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -6,134 +6,108 @@ from typing import Any
 
 import numpy as np
 
-from hibana.data.user_data import prophesee
 from hibana.data.user_data.arrays import UNREADABLE
 
-__all__ = ["MOST_SIDE", "SUFFIXES", "check_columns", "is_headed", "read_events"]
+__all__ = ["MOST_SIDE", "SUFFIXES", "has_event_header", "read_events"]
 
 NAMES = {"t": ("t", "ts", "time", "timestamp"), "x": ("x",), "y": ("y",), "p": ("p", "pol", "polarity", "on")}
 """Usual names of the columns of a recording."""
 MOST_SIDE = 2048
-"""Pixels of a sensor's side, at most; the largest event cameras have 1,280."""
+"""Maximum pixels of a sensor's side; the largest event cameras have 1,280."""
 
 Array = np.ndarray[Any, Any]
 
 
-def read_events(path: Path, columns: str = "") -> Array:
+def read_events(path: Path) -> Array:
     """The events in a file, ``[events, 4]``: time, column, row, polarity 0 or 1; in order of time.
 
-    Args:
-        path: of the file.
-        columns: order of columns without names; ``txyp`` if empty.
-
     Raises:
-        ValueError: if it can't be read as events.
+        ValueError: if the file can't be read as events.
         ModuleNotFoundError: if the library for its format is not installed.
     """
     try:
         content = _READERS[path.suffix.lower()](path)
         names = content.dtype.names if isinstance(content, np.ndarray) else list(content)
         if names:
-            events = np.stack([content[name].astype(np.float64) for name in _named(names)], axis=1)
+            events = np.stack([content[name].astype(np.float64) for name in _event_columns(names)], axis=1)
         else:
             events = np.asarray(content, np.float64)
         if events.ndim != 2 or events.shape[1] != 4 or len(events) == 0:
             raise ValueError(f"it has the shape {events.shape}")  # noqa: TRY301 - completed below
-        events = events if names else _ordered(events, columns)
+        if not names and not _are_txyp(events):
+            raise ValueError(  # noqa: TRY301 - completed below
+                "its columns have no names, and their values are not t x y p; name the columns in the file, "
+                "such as x,y,t,p in the first line of a text file"
+            )
     except ValueError as error:
         raise ValueError(f"recording {path} must hold events t, x, y, p: {error}") from error
     except UNREADABLE as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"recording {path} can't be read: {reason}") from error
-    wrong = ~np.isfinite(events) | (np.arange(4) > 0) & (events < 0)
-    wrong[:, 3] = ~np.isfinite(events[:, 3])
-    events[:, 3] = events[:, 3] > 0  # some files write -1 for off
-    if wrong.any():
-        row, column = (int(axis[0]) for axis in np.nonzero(wrong))
+    is_invalid = ~np.isfinite(events)
+    is_invalid[:, 1:3] |= events[:, 1:3] < 0
+    if is_invalid.any():
+        row, column = (int(axis[0]) for axis in np.nonzero(is_invalid))
         raise ValueError(
             f"recording {path}: event {row + 1} has {events[row, column]} as its {'txyp'[column]}"
         )
+    events[:, 3] = events[:, 3] > 0  # some files write -1 for off
     in_order: Array = events[np.argsort(events[:, 0], kind="stable")]
     return in_order
 
 
-def check_columns(columns: str) -> str:
-    """`columns`, an order of the letters t, x, y and p.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if sorted(columns) != sorted("txyp"):
-        raise ValueError(
-            f"event_columns must be an order of t, x, y and p, such as xytp; got {columns[:20]!r}"
-        )
-    return columns
-
-
-def is_headed(path: Path) -> bool:
+def has_event_header(path: Path) -> bool:
     """Whether the first line of a text file names the four columns of a recording, and no others."""
     try:
         with path.open(encoding="utf-8-sig", errors="replace") as file:
-            names = [name.lower() for name in _cells(file.readline(1 << 10))]
-    except OSError:  # reported when the file is read
+            names = _cells(file.readline(1 << 10))
+        return len(_event_columns(names)) == len(names)
+    except (OSError, ValueError):  # an OSError is reported when the file is read
         return False
-    return len(names) == 4 and all(set(usual) & set(names) for usual in NAMES.values())
 
 
-def _ordered(events: Array, columns: str) -> Array:
-    """`events` without column names as t, x, y, p; their order is `columns`, or ``txyp`` if that is empty.
-
-    Raises:
-        ValueError: if `columns` is empty and the values are no t, x, y, p: times that do not decrease, whole
-            numbers below 2,048, and polarities of -1, 0 and 1.
-    """
-    if columns:
-        return events[:, [columns.index(letter) for letter in "txyp"]]
+def _are_txyp(events: Array) -> bool:
+    """Whether the columns may be t, x, y, p: non-decreasing times, pixels, polarities -1, 0 and 1."""
     time, place, polarity = events[:, 0], events[:, 1:3], events[:, 3]
-    places = ((place >= 0) & (place < MOST_SIDE) & (place == np.floor(place))).all()
-    if not (places and (np.diff(time) >= 0).all() and np.isin(polarity, (-1, 0, 1)).all()):
-        raise ValueError(
-            "its columns have no names, and their values are not t x y p; give their order, such as "
-            "--event-columns xytp, or name them in the file"
-        )
-    return events
+    are_pixels = ((place >= 0) & (place < MOST_SIDE) & (place == np.floor(place))).all()
+    return bool(are_pixels and (np.diff(time) >= 0).all() and np.isin(polarity, (-1, 0, 1)).all())
 
 
-def _named(columns: Iterable[str]) -> list[str]:
-    """The columns of t, x, y and p, in this order.
+def _event_columns(columns: Iterable[str]) -> list[str]:
+    """The names of the columns of t, x, y and p, in this order.
 
     Raises:
         ValueError: if one is missing.
     """
     names = {str(name).lower(): name for name in columns}
-    missing = [letter for letter, usual in NAMES.items() if not set(usual) & set(names)]
-    if missing:
+    present = {letter: [name for name in usual if name in names] for letter, usual in NAMES.items()}
+    if missing := [letter for letter in present if not present[letter]]:
         raise ValueError(f"there is no {missing[0]!r} among {', '.join(names)}")
-    return [next(names[name] for name in usual if name in names) for usual in NAMES.values()]
+    return [names[usual[0]] for usual in present.values()]
 
 
 def _cells(line: str) -> list[str]:
-    """The cells of a line, without the sign of a comment."""
+    """The cells of a line, without the mark of a comment before them."""
     return line.lstrip("#% ").replace(",", " ").replace(";", " ").replace('"', " ").split()
 
 
-def _of_npy(path: Path) -> Any:
+def _read_npy(path: Path) -> Any:
     with path.open("rb") as file:
         loaded = np.load(file, allow_pickle=False)
         return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
-def _of_text(path: Path) -> Any:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-    names = _cells(lines[0]) if lines else []
-    header = any(character.isalpha() for character in "".join(names).replace("e", ""))
-    rows = [line.replace(",", " ").replace(";", " ") for line in lines[header:]]
+def _read_text(path: Path) -> Any:
+    lines = path.read_text(encoding="utf-8-sig").splitlines() or [""]
+    names = _cells(lines[0])
+    has_words = any(character.isalpha() for character in "".join(names).replace("e", ""))
+    rows = [line.replace(",", " ").replace(";", " ") for line in lines[has_words:]]
     events = np.loadtxt(rows, dtype=np.float64, ndmin=2)
-    is_remark = lines[0].startswith(("#", "%")) and not is_headed(path) if lines else False
-    return dict(zip(names, events.T, strict=False)) if header and not is_remark else events
+    is_comment = lines[0].startswith(("#", "%")) and not has_event_header(path)
+    return dict(zip(names, events.T, strict=False)) if has_words and not is_comment else events
 
 
-def _of_hdf5(path: Path) -> Any:
+def _read_hdf5(path: Path) -> Any:
     import h5py
 
     with h5py.File(path) as file:
@@ -141,24 +115,22 @@ def _of_hdf5(path: Path) -> Any:
             if isinstance(group, h5py.Dataset):
                 return group[()]
             if {"x", "y"} <= {name.lower() for name in group}:
-                return {name: group[name][()] for name in _named(group)}
+                return {name: group[name][()] for name in _event_columns(group)}
         raise ValueError(f"there are only {', '.join(file)}")
 
 
-def _of_aedat4(path: Path) -> Any:
-    import aedat  # noqa: F401 - tonic does not name it if it is missing
+def _read_aedat4(path: Path) -> Any:
+    import aedat  # noqa: F401 - without it tonic's error does not name the package
     import tonic
 
     return tonic.io.read_aedat4(str(path))
 
 
 _READERS: dict[str, Callable[[Path], Any]] = {
-    **dict.fromkeys((".npy", ".npz"), _of_npy),
-    **dict.fromkeys((".txt", ".csv"), _of_text),
-    **dict.fromkeys((".h5", ".hdf5"), _of_hdf5),
-    ".aedat4": _of_aedat4,
-    ".raw": prophesee.raw,
-    ".dat": prophesee.dat,
+    **dict.fromkeys((".npy", ".npz"), _read_npy),
+    **dict.fromkeys((".txt", ".csv"), _read_text),
+    **dict.fromkeys((".h5", ".hdf5"), _read_hdf5),
+    ".aedat4": _read_aedat4,
 }
 """Functions that return columns by name, or an array of columns without names."""
 SUFFIXES = tuple(_READERS)

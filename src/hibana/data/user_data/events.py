@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from hibana.data.user_data.base import Inputs, UserData
-from hibana.data.user_data.event_files import MOST_SIDE, SUFFIXES, check_columns, is_headed, read_events
+from hibana.data.user_data.event_files import MOST_SIDE, SUFFIXES, has_event_header, read_events
 from hibana.data.user_data.folders import labelled_files
-from hibana.data.user_data.samples import Raw
+from hibana.data.user_data.samples import RawSamples
 
 __all__ = ["BINS", "EventInputs", "Events"]
 
@@ -23,7 +23,7 @@ BINS = ("spikes", "counts")
 
 @dataclass(frozen=True)
 class EventInputs(Inputs):
-    """The sensor's size, the duration of a recording in the file's unit of time, and its bins."""
+    """The sensor's size, the duration of an input in the file's unit of time, and the bins of an input."""
 
     sequential = True
     height: int
@@ -32,31 +32,30 @@ class EventInputs(Inputs):
     duration: float
     steps: int
     bins: str
-    columns: str = ""
-    """The order of columns without names; ``txyp`` if empty."""
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a property instead of a field
         """The shape of one bin."""
         return (self.polarities, self.height, self.width)
 
     def tensor(self, values: Sequence[Any]) -> Tensor:
         dtype = torch.bool if self.bins == "spikes" else torch.float32
-        binned = torch.empty((len(values), self.steps, *self.shape), dtype=dtype, device="cpu")
-        for place, events in zip(binned, values, strict=True):
-            place.copy_(self._binned(events))
-        return binned
+        inputs = torch.empty((len(values), self.steps, *self.shape), dtype=dtype, device="cpu")
+        for bins, events in zip(inputs, values, strict=True):
+            bins.copy_(self._binned(events))
+        return inputs
 
     def _binned(self, events: Any) -> Tensor:
         """One recording, ``[steps, polarities, height, width]``, without events after `duration`."""
         t, x, y, p = events.T
         step = np.floor((t - t.min()) / self.duration * self.steps).astype(np.int64)
         step = np.where(t - t.min() == self.duration, self.steps - 1, step)
-        kept = (step < self.steps) & (x < self.width) & (y < self.height) & (p < self.polarities)
-        place = (((step * self.polarities + p) * self.height + y) * self.width + x)[kept].astype(np.int64)
-        counted = torch.from_numpy(np.bincount(place, minlength=self.steps * math.prod(self.shape)))
-        shaped = counted.reshape(self.steps, *self.shape)
-        return shaped > 0 if self.bins == "spikes" else shaped.float()
+        is_inside = (step < self.steps) & (x < self.width) & (y < self.height) & (p < self.polarities)
+        index = ((step * self.polarities + p) * self.height + y) * self.width + x
+        size = self.steps * math.prod(self.shape)
+        counts = torch.from_numpy(np.bincount(index[is_inside].astype(np.int64), minlength=size))
+        counts = counts.reshape(self.steps, *self.shape)
+        return counts > 0 if self.bins == "spikes" else counts.float()
 
     def difference_from_training(self, values: Sequence[Any]) -> str:
         for events in values:
@@ -74,18 +73,16 @@ class EventInputs(Inputs):
 
 @final
 class Events(UserData):
-    """Recordings of an event camera: ``class/name`` as ``.raw``, ``.dat``, ``.aedat4``, ``.npy``, ``.h5``.
+    """Recordings of an event camera: ``class/name`` as ``.aedat4``, ``.npy``, ``.npz``, ``.h5`` or text.
 
-    Columns without names in the file are t, x, y and p, unless `columns` gives another order.
-
-    Each recording starts at its first event and lasts as long as nine tenths of the training part do; this
-    time is cut into `steps` bins of equal width. The sensor is as large as the largest coordinate.
+    Each input starts at the first event of its recording, and lasts as long as the ninth of ten training
+    recordings, sorted by duration. This time is cut into `steps` bins of equal width. The sensor is as large
+    as the largest coordinates.
 
     Args:
         source: the folder.
-        bins: ``spikes``: 1 if a bin has at least one event; ``counts``: their number.
+        bins: ``spikes``: 1 if a bin has at least one event; ``counts``: the number of events.
         size: height and width of the sensor, or one number for both; the largest coordinates if ``None``.
-        columns: order of columns without names, such as ``xytp``; ``txyp`` if ``None``.
         options: see :class:`UserData`; `steps` is the number of bins.
     """
 
@@ -99,7 +96,6 @@ class Events(UserData):
         *,
         bins: str = "spikes",
         size: int | tuple[int, int] | None = None,
-        columns: str | None = None,
         **options: Any,
     ) -> None:
         super().__init__(source, **options)
@@ -107,18 +103,17 @@ class Events(UserData):
             raise ValueError(f"bins must be one of {', '.join(BINS)}; got {bins!r}")
         self.bins = bins
         self.size = (size, size) if isinstance(size, int) else size
-        self.columns = "" if columns is None else check_columns(columns)
 
-    def read(self, source: Any) -> Raw:
+    def read(self, source: Any) -> RawSamples:
         raw = labelled_files(Path(source), SUFFIXES, "recordings")
         first = raw.values[0]
-        raw.values = [read_events(path, self.option("columns")) for path in raw.values]
+        raw.values = [read_events(path) for path in raw.values]
         raw.summary = f"{len(raw.values):,} recordings, {sum(map(len, raw.values)):,} events"
-        if first.suffix.lower() == ".csv" and is_headed(first):
+        if first.suffix.lower() == ".csv" and has_event_header(first):
             raw.summary += " by the names of their columns (--kind sequences if they are none)"
         return raw
 
-    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+    def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
         lengths = sorted(float(np.ptp(raw.values[index][:, 0])) for index in training)
         duration = lengths[min(len(lengths) - 1, len(lengths) * 9 // 10)]
         if duration <= 0:
@@ -132,4 +127,4 @@ class Events(UserData):
                 f"given; got events on {height}x{width}"
             )
         raw.summary += f" on {height}x{width} pixels, {self.steps} bins of {duration / self.steps:.4g}"
-        return EventInputs(height, width, min(last, 2), duration, self.steps, self.bins, self.columns)
+        return EventInputs(height, width, min(last, 2), duration, self.steps, self.bins)

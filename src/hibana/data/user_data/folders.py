@@ -1,4 +1,4 @@
-"""Files in folders by class or by part, and lists of files with a label each."""
+"""Files in folders by class or by part, and tables that list files with a label each."""
 
 import stat
 from collections.abc import Iterator
@@ -6,74 +6,82 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hibana.data.user_data.samples import Parts, Raw, with_validation
+from hibana.data.user_data.samples import Parts, RawSamples, add_validation
 from hibana.data.user_data.table_files import decode, read_table
 from hibana.data.user_data.target import column_texts
 
-__all__ = ["TEST", "TRAINING", "first_listed", "labelled_files", "lists", "readable", "visible"]
+__all__ = ["TEST", "TRAINING", "file_lists", "first_listed_file", "labelled_files"]
+__all__ += ["os_errors_as_value_errors", "visible_entries"]
 
 TRAINING, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 LISTS = (".csv", ".tsv", ".txt")
 """Suffixes of tables that may list files."""
-LISTED = 1 << 12
-"""Bytes at the start of a table in which a list names its first file."""
+LIST_START = 1 << 12
+"""Bytes at the start of a table that contain the first listed file."""
 
 
-def labelled_files(folder: Path, suffixes: tuple[str, ...], what: str) -> Raw:
+def labelled_files(folder: Path, suffixes: tuple[str, ...], kind: str) -> RawSamples:
     """The files in `folder`: ``class/name``, ``train/class/name`` next to ``test/class/name``, or ``name``.
 
-    If `folder` is a list of files, or contains one, the files and labels are those of the list. A single file
-    is returned without a label. The values of the result are paths.
+    If `folder` is a ``filename,label`` table, or contains one, the files and labels are those of the table. A
+    single file is returned without a label. The values of the result are paths.
+
+    Args:
+        folder: a folder, table, or file.
+        suffixes: the suffixes of the files to return.
+        kind: describes the files in messages, such as ``pictures``.
 
     Raises:
-        ValueError: if there are none, or `folder` is a file of another kind.
+        ValueError: if there are no such files.
     """
-    if first_listed(folder) is not None:
-        return _listed(folder, suffixes, what)
+    if first_listed_file(folder) is not None:
+        return _listed_files(folder, suffixes, kind)
     if folder.is_file():
         if folder.suffix.lower() not in suffixes:
-            raise ValueError(f"{what} must be files of type {', '.join(suffixes)}; got {folder}")
-        return Raw([folder], None, [folder.name])
+            raise ValueError(f"{kind} must be files of type {', '.join(suffixes)}; got {folder}")
+        return RawSamples([folder], None, [folder.name])
     if not folder.is_dir():
-        raise ValueError(f"{what} must be a file or a folder of files; there is no {folder}")
-    below = {each.name.lower(): each for each in visible(folder) if each.is_dir()}
+        raise ValueError(f"{kind} must be a file or a folder of files; there is no {folder}")
+    subfolders = {entry.name.lower(): entry for entry in visible_entries(folder) if entry.is_dir()}
     parts = [
-        next((below[name] for name in names if name in below), None) for names in (TRAINING, VALIDATION, TEST)
+        next((subfolders[name] for name in names if name in subfolders), None)
+        for names in (TRAINING, VALIDATION, TEST)
     ]
     if parts[0] is not None and parts[2] is not None:
-        present = [None if part is None else labelled_files(part, suffixes, what) for part in parts]
-        return _joined(folder, present)
-    if len(listing := lists(folder)) == 1:
-        return _listed(listing[0], suffixes, what)
-    if direct := _files(folder, suffixes):
-        return Raw(direct, None, [path.name for path in direct])
-    files = [path for name in sorted(below) for path in _files(below[name], suffixes)]
+        return _join_parts(folder, [labelled_files(part, suffixes, kind) if part else None for part in parts])
+    if len(tables := file_lists(folder)) == 1:
+        return _listed_files(tables[0], suffixes, kind)
+    if files := _files(folder, suffixes):
+        return RawSamples(files, None, [path.name for path in files])
+    files = [path for name in sorted(subfolders) for path in _files(subfolders[name], suffixes)]
     if not files:
-        raise ValueError(f"{what} must lie in {folder}, as class/name{suffixes[0]}; there are none")
-    return Raw(files, [path.parent.name for path in files], [str(path.relative_to(folder)) for path in files])
+        raise ValueError(f"{kind} must lie in {folder}, as class/name{suffixes[0]}; there are none")
+    return RawSamples(
+        files, [path.parent.name for path in files], [str(path.relative_to(folder)) for path in files]
+    )
 
 
 @contextmanager
-def readable(source: Any) -> Iterator[None]:
-    """Within it, an ``OSError`` becomes a ``ValueError`` that names the file or folder and the reason."""
+def os_errors_as_value_errors(source: Any) -> Iterator[None]:
+    """Replaces an ``OSError`` in its block by a ``ValueError`` with the path, or `source`, and the reason."""
     try:
         yield
     except OSError as error:
-        at = source if error.filename is None else error.filename
-        raise ValueError(f"data at {at} can't be read: {error.strerror or error}") from error
+        path = source if error.filename is None else error.filename
+        raise ValueError(f"data at {path} can't be read: {error.strerror or error}") from error
 
 
-def visible(folder: Path) -> list[Path]:
-    """The entries of a folder by name, without hidden ones."""
+def visible_entries(folder: Path) -> list[Path]:
+    """The entries of a folder in the order of their names, without hidden entries."""
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
-def lists(folder: Path) -> list[Path]:
-    """The lists of files in `folder`."""
-    return [path for path in visible(folder) if first_listed(path) is not None]
+def file_lists(folder: Path) -> list[Path]:
+    """The ``filename,label`` tables in `folder`."""
+    return [path for path in visible_entries(folder) if first_listed_file(path) is not None]
 
 
-def first_listed(path: Path) -> Path | None:
+def first_listed_file(path: Path) -> Path | None:
     """First path in a ``filename,label`` table, with or without a header, or ``None`` for other files.
 
     File names are relative to the table's folder.
@@ -81,7 +89,7 @@ def first_listed(path: Path) -> Path | None:
     if path.suffix.lower() not in LISTS or not path.is_file():
         return None
     with path.open("rb") as file:
-        lines = file.read(LISTED).splitlines()[:2]
+        lines = file.read(LIST_START).splitlines()[:2]
     try:
         text, _ = decode(b"\n".join(lines))
     except ValueError:
@@ -92,46 +100,48 @@ def first_listed(path: Path) -> Path | None:
 
 
 def _is_file(folder: Path, name: object) -> bool:
+    """Whether `name` has a suffix and is a file in `folder`."""
     try:
         return Path(str(name)).suffix != "" and (folder / str(name)).is_file()
     except (OSError, ValueError):  # the text can't be a file name
         return False
 
 
-def _listed(path: Path, suffixes: tuple[str, ...], what: str) -> Raw:
-    """The files and labels in a list.
+def _listed_files(path: Path, suffixes: tuple[str, ...], kind: str) -> RawSamples:
+    """The files and labels in the ``filename,label`` table `path`.
 
     Raises:
-        ValueError: naming a row whose file does not exist or has another type.
+        ValueError: naming a row whose file does not exist or has another suffix.
     """
     table, _ = read_table(path)
-    rows = [column_texts(table[name]) for name in table.columns]
-    if any(_is_file(path.parent, name) for name in table.columns):  # no header
-        rows = [[name, *column] for name, column in zip(table.columns, rows, strict=True)]
-    is_second = not _is_file(path.parent, rows[0][0])
-    names, labels = rows[is_second], rows[not is_second] if len(rows) == 2 else None
+    columns = [column_texts(table[name]) for name in table.columns]
+    if any(_is_file(path.parent, name) for name in table.columns):  # the first row is not a header
+        columns = [[name, *column] for name, column in zip(table.columns, columns, strict=True)]
+    is_second = not _is_file(path.parent, columns[0][0])
+    names, labels = columns[is_second], columns[not is_second] if len(columns) == 2 else None
     for number, name in enumerate(names, start=1):
         if not _is_file(path.parent, name) or Path(name).suffix.lower() not in suffixes:
-            raise ValueError(f"{what} must lie beside {path}; row {number} names {name!r}, which is none")
-    return Raw([path.parent / name for name in names], labels, names)
+            raise ValueError(f"{kind} must lie beside {path}; row {number} names {name!r}, which is none")
+    return RawSamples([path.parent / name for name in names], labels, names)
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    paths = [path for path in visible(folder) if path.suffix.lower() in suffixes]
-    return [path for path in paths if stat.S_ISREG(path.stat().st_mode)]  # a broken link raises
+    """The regular files in `folder` with one of the `suffixes`; a broken link raises an OSError."""
+    paths = [path for path in visible_entries(folder) if path.suffix.lower() in suffixes]
+    return [path for path in paths if stat.S_ISREG(path.stat().st_mode)]
 
 
-def _joined(folder: Path, parts: list[Raw | None]) -> Raw:
-    """The files of the training, validation and test folders."""
+def _join_parts(folder: Path, parts: list[RawSamples | None]) -> RawSamples:
+    """The files of the training, validation and test folders in `folder`; a part may be missing."""
     files: list[Path] = []
     labels: list[str] = []
     indices: Parts = ([], [], [])
-    for part, each in zip(indices, parts, strict=True):
-        if each is not None:
-            if each.labels is None:
+    for part, samples in zip(indices, parts, strict=True):
+        if samples is not None:
+            if samples.labels is None:
                 raise ValueError(f"files in the parts of {folder} must lie in folders by class")
-            part += range(len(files), len(files) + len(each.values))
-            files += each.values
-            labels += each.labels
+            part += range(len(files), len(files) + len(samples.values))
+            files += samples.values
+            labels += samples.labels
     names = [str(path.relative_to(folder)) for path in files]
-    return Raw(files, labels, names, parts=with_validation(indices))
+    return RawSamples(files, labels, names, parts=add_validation(indices))

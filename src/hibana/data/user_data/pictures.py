@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hibana.data.user_data.base import Inputs, UserData
 from hibana.data.user_data.folders import labelled_files
-from hibana.data.user_data.samples import Raw, span
+from hibana.data.user_data.samples import RawSamples, span
 
-__all__ = ["SUFFIXES", "Images", "ImageInputs"]
+__all__ = ["SUFFIXES", "ImageInputs", "Images"]
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 SIDE = 32
@@ -29,13 +29,28 @@ class ImageInputs(Inputs):
     colour: bool
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
-        """Of one picture."""
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a property instead of a field
+        """The shape of one picture."""
         return (3, self.height, self.width) if self.colour else (self.height, self.width)
 
     def tensor(self, values: Sequence[Path]) -> Tensor:
-        pixels = [_pixels(path, self.height, self.width, self.colour) for path in values]
-        return torch.from_numpy(np.stack(pixels))
+        return torch.from_numpy(np.stack([self._pixels(path) for path in values]))
+
+    def _pixels(self, path: Path) -> "np.ndarray[Any, Any]":
+        """The bytes of a picture, with this object's shape; transparent parts are white."""
+        import PIL.Image
+
+        with _open(path) as picture:
+            if picture.mode.startswith("I"):  # 16 bits
+                picture = PIL.Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
+            if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
+                white = PIL.Image.new("RGBA", picture.size, "white")
+                picture = PIL.Image.alpha_composite(white, picture.convert("RGBA"))
+            picture = picture.convert("RGB" if self.colour else "L")
+            if picture.size != (self.width, self.height):
+                picture = picture.resize((self.width, self.height), PIL.Image.Resampling.BILINEAR)
+            pixels = np.array(picture)
+        return pixels.transpose(2, 0, 1) if self.colour else pixels
 
     def difference_from_training(self, values: Sequence[Path]) -> str:
         if not self.colour:
@@ -50,12 +65,12 @@ class ImageInputs(Inputs):
 class Images(UserData):
     """Pictures in a folder: ``class/name.png``, or ``train/class/name.png`` next to ``test`` (and ``val``).
 
-    Pictures are rotated upright, drawn on white, resized to one size, and grey if all of them are.
+    Pictures are rotated upright, drawn on white, and resized to one size. They are grey if all are grey.
 
     Args:
         source: the folder.
-        size: height and width, or one number for both; by default their own if all have the same of at most
-            32 pixels, else the longer side of the median picture becomes 32.
+        size: height and width, or one number for both. By default the pictures keep a common size of at most
+            32 pixels a side; else the longer side of the median picture becomes 32.
         options: see :class:`UserData`.
     """
 
@@ -66,12 +81,12 @@ class Images(UserData):
         super().__init__(source, **options)
         self.size = (size, size) if isinstance(size, int) else size
 
-    def read(self, source: Any) -> Raw:
+    def read(self, source: Any) -> RawSamples:
         raw = labelled_files(Path(source), SUFFIXES, "pictures")
         raw.summary = f"{len(raw.values):,} pictures"
         return raw
 
-    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+    def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
         sizes, colour = set(), False
         for path in raw.values:
             with _open(path) as picture:
@@ -85,7 +100,7 @@ class Images(UserData):
 
 
 def _default_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """Height and width: those of all pictures if they are small, else such that the median one fits 32x32."""
+    """Height and width: a single size of at most 32 pixels a side, else the median size scaled to 32."""
     height, width = sizes[len(sizes) // 2]
     if len(sizes) == 1 and max(height, width) <= SIDE:
         return height, width
@@ -94,6 +109,11 @@ def _default_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
 
 
 def _open(path: Path) -> Any:
+    """The picture in a file, rotated upright, as a PIL image.
+
+    Raises:
+        ValueError: if it can't be read, or has floating-point pixels, whose white is not defined.
+    """
     import PIL.Image
     import PIL.ImageOps
 
@@ -105,32 +125,15 @@ def _open(path: Path) -> Any:
         raise ValueError(f"picture {path} can't be read: {' '.join(str(error).split())[:200]}") from error
     if picture.mode == "F":
         raise ValueError(
-            f"picture {path} can't be read: its numbers are floating-point, of which none is known to be "
-            f"white; save it with 8 or 16 bits"
+            f"picture {path} can't be read: its numbers are floating-point, without a defined white; save it "
+            f"with 8 or 16 bits"
         )
     return PIL.ImageOps.exif_transpose(picture)
 
 
 def _is_colour(picture: Any) -> bool:
-    if picture.mode in ("1", "L", "LA", "F") or picture.mode.startswith("I"):
+    """Whether a pixel of a PIL image has different red, green and blue."""
+    if picture.mode in ("1", "L", "LA") or picture.mode.startswith("I"):
         return False
     bands = np.asarray(picture.convert("RGB"))
-    return bool((bands[..., 0] != bands[..., 1]).any() or (bands[..., 1] != bands[..., 2]).any())
-
-
-def _pixels(path: Path, height: int, width: int, colour: bool) -> "np.ndarray[Any, Any]":
-    """A picture's bytes, ``[height, width]`` or ``[3, height, width]``."""
-    import PIL.Image
-
-    with _open(path) as opened:
-        picture = opened
-        if picture.mode.startswith("I"):  # 16 bits
-            picture = PIL.Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
-        if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:
-            white = PIL.Image.new("RGBA", picture.size, "white")
-            picture = PIL.Image.alpha_composite(white, picture.convert("RGBA"))
-        picture = picture.convert("RGB" if colour else "L")
-        if picture.size != (width, height):
-            picture = picture.resize((width, height), PIL.Image.Resampling.BILINEAR)
-        pixels = np.array(picture)
-    return pixels.transpose(2, 0, 1) if colour else pixels
+    return bool((bands[..., 1:] != bands[..., :-1]).any())

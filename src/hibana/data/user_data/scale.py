@@ -1,4 +1,4 @@
-"""Scaling of numbers, learned on the training part, and comparison of other numbers with its range."""
+"""Scaling of numbers, fitted on the training part, and comparison of other numbers with its range."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,19 @@ from torch import Tensor
 __all__ = ["Scale", "fit_scale"]
 
 FAR, OFTEN = 1.0, 0.05
-"""Inputs differ from the training data if this share of values is this many widths outside of their range."""
+"""Data differ from the training data if more than the share OFTEN of a feature's values lie outside the range
+of the training part by more than FAR times its width."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A shift and a factor for each feature, the last axis, or one for all.
+    """A shift and a factor, one for each feature (the last axis), or one for all features.
 
     Args:
-        shift: is subtracted first.
-        factor: multiplies the difference.
+        shift: subtracted first.
+        factor: multiplied with the difference.
         low: the smallest value of the training part.
-        high: the largest.
+        high: the largest value of the training part.
         clipped: whether results are clipped to [0, 1].
     """
 
@@ -31,23 +32,25 @@ class Scale:
     clipped: bool
 
     def __call__(self, values: Tensor) -> Tensor:
-        """`values`, ``[..., F]``, on this scale."""
-        shift, factor = (
-            torch.tensor(each, dtype=torch.float64, device="cpu") for each in (self.shift, self.factor)
-        )
+        """`values`, ``[..., F]``, scaled, as ``float32``."""
+        shift, factor = _tensor(self.shift), _tensor(self.factor)
         scaled = ((values.double() - shift) * factor).float()
         return scaled.clamp(0, 1) if self.clipped else scaled
 
     def difference_from_training(self, values: Tensor, names: Sequence[str]) -> str:
-        """How `values`, ``[..., F]``, differ from the training data, as a clause; empty if they do not.
+        """A clause that names a feature of `values`, ``[..., F]``, with another range than in training.
 
-        `names` are those of the features, or one for all.
+        Empty if there is no such feature.
+
+        Args:
+            values: numbers before scaling.
+            names: one name per feature, or one name if the scale has one entry.
         """
         flat = values.reshape(-1, len(self.low)).double()
-        low, high = (torch.tensor(each, dtype=torch.float64, device="cpu") for each in (self.low, self.high))
+        low, high = _tensor(self.low), _tensor(self.high)
         width = (high - low).clamp(min=1e-12) * FAR
-        beyond = ((flat < low - width) | (flat > high + width)).double().mean(0)
-        for index in (beyond > OFTEN).nonzero().flatten().tolist():
+        outside = ((flat < low - width) | (flat > high + width)).double().mean(0)
+        for index in (outside > OFTEN).nonzero().flatten().tolist():
             name, column = names[index], flat[:, index]
             return (
                 f"{name} goes from {column.min():.4g} to {column.max():.4g}; the training data go "
@@ -57,9 +60,9 @@ class Scale:
 
 
 def fit_scale(values: Tensor, *, unit: bool, joint: bool = False) -> Scale:
-    """The scale on which `values`, ``[..., F]``, have mean 0 and deviation 1; with `unit`, reach from 0 to 1.
+    """The scale that maps `values`, ``[..., F]``, to mean 0 and deviation 1, or to [0, 1] with `unit`.
 
-    A feature that never changes becomes 0. `joint` takes one scale for all features.
+    A feature that never changes becomes 0. `joint` fits one scale for all features.
     """
     flat = values.reshape(-1, 1 if joint else values.shape[-1]).double()
     low, high = flat.amin(0), flat.amax(0)
@@ -69,3 +72,7 @@ def fit_scale(values: Tensor, *, unit: bool, joint: bool = False) -> Scale:
     factor = torch.where(constant, 0.0, 1 / width)
     shifts, factors, lows, highs = (tuple(each.tolist()) for each in (shift, factor, low, high))
     return Scale(shifts, factors, lows, highs, clipped=unit)
+
+
+def _tensor(values: tuple[float, ...]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device="cpu")

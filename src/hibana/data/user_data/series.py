@@ -11,29 +11,27 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.data.base import stretch
-from hibana.data.user_data import scale, ts_files
-from hibana.data.user_data.arrays import are_spikes, contents, input_arrays, pair
+from hibana.data.user_data.arrays import are_spikes, input_arrays, inputs_and_labels, read_arrays
 from hibana.data.user_data.base import Inputs, UserData
-from hibana.data.user_data.folders import labelled_files, readable
-from hibana.data.user_data.samples import Raw, span
-from hibana.data.user_data.table import TIMES, is_row_number, named_label, numbers_of, numeric
+from hibana.data.user_data.folders import labelled_files, os_errors_as_value_errors
+from hibana.data.user_data.samples import RawSamples, span
+from hibana.data.user_data.scale import Scale, fit_scale
+from hibana.data.user_data.table import TIMES, is_row_number, numbers_of, numeric, usual_label
 from hibana.data.user_data.table_files import read_table
 from hibana.data.user_data.target import column_texts, texts
+from hibana.data.user_data.ts_files import read_ts
 
-__all__ = ["LENGTHS", "SequenceInputs", "Sequences", "is_array", "spike_steps"]
+__all__ = ["LENGTHS", "LENGTH_VERBS", "TRAIN_TS", "SequenceInputs", "Sequences", "is_array", "spike_steps"]
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
-TRAIN_TS = "_TRAIN.ts"
-"""Suffix of a ``.ts`` file next to which lies a ``_TEST.ts`` file."""
-LENGTHS = ("stretch", "pad", "mask")
+TRAIN_TS, TEST_TS = "_TRAIN.ts", "_TEST.ts"
+"""Suffixes of a ``.ts`` file of training samples, and of the file of test samples next to it."""
+LENGTH_VERBS = {"stretch": "stretched", "pad": "cut or padded", "mask": "cut, or padded and masked,"}
+LENGTHS = tuple(LENGTH_VERBS)
 """How sequences get one length: linear interpolation; or cutting and padding with zeros, which count as steps
 (``pad``) or do not (``mask``)."""
-HOW = {"stretch": "stretched", "pad": "cut or padded", "mask": "cut, or padded and masked,"}
-_LENGTHS = "lengths"
-"""Name of the array of lengths in a file; of parts ``lengths_train`` and so on."""
 
 Array = np.ndarray[Any, Any]
-Features = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -41,37 +39,36 @@ class SequenceInputs(Inputs):
     """The features of a sequence, their fill values and scale, and the length of all inputs."""
 
     sequential = True
-    features: Features
+    features: tuple[str, ...]
     fill: tuple[float, ...]
-    scale: scale.Scale
+    scale: Scale
     steps: int
     lengths: str
-    missing: str
     group: str | None
     encoding: str = ""
-    """Of text files; detected if empty."""
+    """Encoding of text files; detected if empty."""
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a property instead of a field
         """The number of features."""
         return (len(self.features),)
 
     def tensor(self, values: list[Array]) -> Tensor:
-        return torch.stack([self._resized(frames) for frames in values])
+        return torch.stack([self._resized(self.scaled(frames)) for frames in values])
 
     def scaled(self, frames: Array) -> Tensor:
         """Frames ``[..., F]`` after filling missing values (NaN) and scaling."""
         return self.scale(torch.from_numpy(self._filled(frames)))
 
     def _filled(self, frames: Array) -> Array:
+        """Frames ``[..., F]`` with the fill values in place of NaN."""
         return np.where(np.isnan(frames), np.array(self.fill), frames)
 
-    def _resized(self, frames: Array) -> Tensor:
-        """A sequence ``[frames, F]`` as ``[steps, F]``, scaled."""
-        scaled = self.scaled(frames)
-        if self.lengths != "stretch":
-            return functional.pad(scaled[: self.steps], (0, 0, 0, max(0, self.steps - len(scaled))))
-        return stretch(scaled, self.steps)
+    def _resized(self, frames: Tensor) -> Tensor:
+        """A sequence ``[frames, F]`` as ``[steps, F]``."""
+        if self.lengths == "stretch":
+            return stretch(frames, self.steps)
+        return functional.pad(frames[: self.steps], (0, 0, 0, max(0, self.steps - len(frames))))
 
     def step_counts(self, values: list[Array]) -> Tensor | None:
         if self.lengths != "mask":
@@ -83,27 +80,30 @@ class SequenceInputs(Inputs):
         for frames in values:
             if frames.shape[1] != len(self.features):
                 raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
-        filled = torch.from_numpy(self._filled(np.concatenate(values)))
-        return self.scale.difference_from_training(filled, [f"feature {name!r}" for name in self.features])
+        numbers = torch.from_numpy(self._filled(np.concatenate(values)))
+        return self.scale.difference_from_training(numbers, [f"feature {name!r}" for name in self.features])
 
 
 class Sequences(UserData):
     """Time series of variable length, ``[frames, F]`` each.
 
-    A folder of tables by class, ``class/name.csv``, one row per frame; a long table, whose column `group`
-    says which sequence a row belongs to, and whose label is the same in all rows of a sequence; a ``.ts``
-    file of aeon and sktime (next to ``NAME_TRAIN.ts``, ``NAME_TEST.ts`` is the test part), or a folder with
-    one such pair; arrays ``[N, T, F]`` or ``[N, T]`` in an ``.npz`` file, with ``lengths`` if they are
-    padded; or arrays in memory. Columns that hold the time or number the rows of a long table are left out;
-    rows are sorted by time if there is such a column.
+    The source is one of the following. Columns that contain the time, or number the rows of a long table, are
+    left out. Rows are sorted by time if there is such a column.
+
+    - A folder of tables by class, ``class/name.csv``, with one row per frame.
+    - A long table. Its column `group` names the sequence of each row. The label must be the same in all rows
+      of a sequence.
+    - A ``.ts`` file of aeon and sktime, or a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``.
+    - Arrays ``[N, T, F]`` or ``[N, T]`` in an ``.npz`` file or a folder, with ``lengths`` if they are padded.
+    - A list of arrays in memory.
 
     Args:
         source: a folder, a file, or a list of arrays ``[frames, F]``.
         labels: one per sequence, for arrays in memory.
-        group: the column of a long table that says which sequence a row belongs to.
+        group: the column of a long table that names the sequence of each row.
         lengths: ``stretch``: interpolated to `steps`; ``pad``: cut at `steps`, and padded with zeros;
-            ``mask``: the same, and steps after a sequence's end do not count.
-        steps: the length of all inputs; 64 if ``None``, for spike trains their own.
+            ``mask``: like ``pad``, and steps after a sequence's end do not count.
+        steps: length of all inputs; if ``None`` 64, or the longest sequence for spike trains.
         options: see :class:`UserData`.
 
     >>> samples = Sequences([np.ones([n, 2]) * n for n in range(4, 24)], labels=["a", "b"] * 10, steps=8)
@@ -118,8 +118,9 @@ class Sequences(UserData):
     shortest: int
     longest: int
     """Frames of the shortest and of the longest training sequence before resizing."""
-    _features: Features = ()
-    _spikes = False
+    _features: tuple[str, ...] = ()
+    are_spikes = False
+    """Whether the source consists of arrays of 0 and 1; these are not scaled."""
 
     def __init__(
         self,
@@ -132,75 +133,66 @@ class Sequences(UserData):
         **options: Any,
     ) -> None:
         super().__init__(source, steps=self.usual_steps if steps is None else steps, **options)
-        self._default_steps = steps is None
+        self._has_default_steps = steps is None
         if lengths not in LENGTHS:
             raise ValueError(f"lengths must be one of {', '.join(LENGTHS)}; got {lengths!r}")
         self.labels, self.group, self.lengths = labels, group, lengths
         if isinstance(self.source, Path):
-            with readable(self.source):
+            with os_errors_as_value_errors(self.source):
                 pairs = sorted(self.source.glob(f"*{TRAIN_TS}"))
             self.source = pairs[0] if len(pairs) == 1 else self.source
-            test_file = self.source.with_name(self.source.name.replace(TRAIN_TS, "_TEST.ts"))
+            test_file = self.source.with_name(self.source.name.replace(TRAIN_TS, TEST_TS))
             if self.test_source is None and test_file != self.source and test_file.exists():
                 self.test_source = test_file
 
-    def read(self, source: Any) -> Raw:
+    def read(self, source: Any) -> RawSamples:
         raw = self._read(source)
         raw.values = [each[:, None] if each.ndim == 1 else each for each in raw.values]
         _check(raw)
         self._features = self._features or tuple(str(k) for k in range(1, 1 + raw.values[0].shape[1]))
-        missing = ""
-        if np.isnan(joined := np.concatenate(raw.values)).any():
-            columns = [np.isnan(frames).any(axis=0) for frames in raw.values]
-            raw.gaps = [self._features[each.argmax()] if each.any() else "" for each in columns]
-            filled = self.option("missing") == "median"
-            missing = f", {np.isnan(joined).mean():.1%} missing, filled with the median" if filled else ""
+        is_missing = np.isnan(np.concatenate(raw.values))
+        missing = f", {is_missing.mean():.1%} missing, filled with the median" if is_missing.any() else ""
         steps = [len(frames) for frames in raw.values]
-        in_arrays = not isinstance(source, str | Path) or is_array(source)
         if self._description is not None:
             self.steps, self.lengths = self.option("steps"), self.option("lengths")
-        elif in_arrays and are_spikes(*raw.values):
-            self.steps = max(steps) if self._default_steps else self.steps
-            self._spikes, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
+        elif (not isinstance(source, str | Path) or is_array(source)) and are_spikes(*raw.values):
+            self.steps = max(steps) if self._has_default_steps else self.steps
+            self.are_spikes, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
         count = len(self._features)
         raw.summary = (
-            f"{len(steps):,} {'trains of spikes, 0 and 1,' if self._spikes else 'sequences'} of {count} "
+            f"{len(steps):,} {'trains of spikes, 0 and 1,' if self.are_spikes else 'sequences'} of {count} "
             f"{'feature' if count == 1 else 'features'}, {span(min(steps), max(steps))} steps, "
-            f"{HOW[self.lengths]} to {self.steps}{missing}"
+            f"{LENGTH_VERBS[self.lengths]} to {self.steps}{missing}"
         )
         if self.labels is None and is_array(source):
             raw.summary += " (--kind arrays if they have no time axis)"
         return raw
 
-    def _read(self, source: Any) -> Raw:
-        """The sequences in `source`; sets the names of their features if they have names."""
-        described = None if self._description is None else self._description
-        self._features = () if described is None else self.option("features")
+    def _read(self, source: Any) -> RawSamples:
+        """The sequences in `source`; also sets the names of their features if they have names."""
+        self._features = () if self._description is None else self.option("features")
         if self.labels is not None or not isinstance(source, str | Path):
-            written = None if self.labels is None else texts(list(self.labels))
-            return _numbered(list(source), written)
-        label = self.label or (None if described is None else described.target.name)
+            return _numbered(list(source), None if self.labels is None else texts(list(self.labels)))
+        label = self.label or (None if self._description is None else self._description.target.name)
         if is_array(source):
             return _in_arrays(source, label)
         path = Path(source)
         if path.suffix == ".ts":
-            return _numbered(*ts_files.read_ts(path))
+            return _numbered(*read_ts(path))
         if self.option("group") is not None and path.is_file():
             return self._grouped(path, self.option("group"), label)
         raw = labelled_files(path, SUFFIXES, "sequences")
-        notes = dict[str, None]()
-        frames = []
-        for file in raw.values:
+        notes = dict[str, None]()  # an ordered set
+        for index, file in enumerate(raw.values):
             table, parsed = read_table(file, self.option("encoding"))
-            table, order = _in_time(table)
-            notes.update(dict.fromkeys((*parsed, *order)))
-            self._features = self._features or _columns(table, ())
-            frames.append(_frames(table, self._features, file.name))
-        raw.values, raw.notes = frames, list(notes)
+            self._features = self._features or _feature_columns(table, ())
+            raw.values[index], sorting = _frames(table, self._features, file.name)
+            notes.update(dict.fromkeys((*parsed, *sorting)))
+        raw.notes = list(notes)
         return raw
 
-    def _grouped(self, path: Path, group: str, label: str | None) -> Raw:
-        """The sequences of a long table."""
+    def _grouped(self, path: Path, group: str, label: str | None) -> RawSamples:
+        """The sequences of a long table whose columns `group` and `label` name the sequence and its label."""
         table, notes = read_table(path, self.option("encoding"))
         names, features = list(table.columns), self._features
         for argument, name in (("group", group), ("label", None if features else label)):
@@ -212,55 +204,53 @@ class Sequences(UserData):
         if not label:  # of the columns that are constant within sequences, one with a usual name, or the last
             most = sequences[[name for name in names if name != group]].nunique(dropna=False).max()
             constant = [str(name) for name in most[most == 1].index]
-            label = named_label(constant) or (constant[-1] if constant else "")
+            label = usual_label(constant) or (constant[-1] if constant else "")
         if not features:
             numbering = [name for name in names if name not in (group, label) and _counts_rows(table, name)]
-            self._features = features = _columns(table, (group, label, *numbering))
-            shown = ", ".join(f"`{name}`" for name in numbering)
-            notes += [f"left out as they number the rows: {shown}"] if numbering else []
-        raw = Raw([], [] if label in names else None, [], label=label or "class")
-        for value, unsorted in sequences:
-            where = f"{group} {value}"
-            rows, order = _in_time(unsorted)
-            notes += (each for each in order if each not in notes)
-            raw.names.append(where)
-            raw.values.append(_frames(rows, features, where))
+            self._features = features = _feature_columns(table, (group, label, *numbering))
+            listed = ", ".join(f"`{name}`" for name in numbering)
+            notes += [f"left out as they number the rows: {listed}"] if numbering else []
+        raw = RawSamples([], [] if label in names else None, [], label=label or "class", notes=notes)
+        for value, rows in sequences:
+            name = f"{group} {value}"
+            frames, sorting = _frames(rows, features, name)
+            notes += (note for note in sorting if note not in notes)
+            raw.names.append(name)
+            raw.values.append(frames)
             if raw.labels is None:
                 continue
-            written = sorted(set(column_texts(rows[label])))
-            if len(written) != 1:
+            labels = sorted(set(column_texts(rows[label])))
+            if len(labels) != 1:
                 raise ValueError(
-                    f"label {label!r} must be the same in all rows of a sequence, {where} has "
-                    f"{', '.join(written[:3])}"
+                    f"label {label!r} must be the same in all rows of a sequence, {name} has "
+                    f"{', '.join(labels[:3])}"
                 )
-            raw.labels += written
-        raw.notes = notes
+            raw.labels += labels
         return raw
 
-    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+    def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
         part = np.concatenate([raw.values[index] for index in training])
         lengths = [len(raw.values[index]) for index in training]
         self.shortest, self.longest = min(lengths), max(lengths)
         present = [column[~np.isnan(column)] for column in part.T]
         fill = np.array([np.median(column) if len(column) else 0.0 for column in present])
-        learned = scale.fit_scale(torch.from_numpy(np.where(np.isnan(part), fill, part)), unit=False)
-        if self._spikes:
+        scale = fit_scale(torch.from_numpy(np.where(np.isnan(part), fill, part)), unit=False)
+        if self.are_spikes:
             zeros, ones = (0.0,) * part.shape[1], (1.0,) * part.shape[1]
-            learned = scale.Scale(zeros, ones, zeros, ones, clipped=False)
+            scale = Scale(zeros, ones, zeros, ones, clipped=False)
         return SequenceInputs(
             features=self._features,
             fill=tuple(fill.tolist()),
-            scale=learned,
+            scale=scale,
             steps=self.steps,
             lengths=self.lengths,
-            missing=self.missing,
             group=None if self.labels is not None else self.group,
             encoding=self.encoding or "",
         )
 
 
 def is_array(source: Any) -> bool:
-    """Whether `source` is a file of arrays, or a folder of them."""
+    """Whether `source` is the path of an ``.npz`` or ``.npy`` file, or of a folder of ``.npy`` files."""
     if not isinstance(source, str | Path):
         return False
     path = Path(source)
@@ -268,32 +258,33 @@ def is_array(source: Any) -> bool:
 
 
 def spike_steps(source: Any) -> int | None:
-    """The steps of the spike trains in a file; ``None`` for other files."""
+    """The steps of the spike trains in a file of arrays; ``None`` for other files."""
     inputs = input_arrays(source)
-    trains = bool(inputs) and all(each.ndim in (2, 3) and are_spikes(each) for each in inputs)
-    return max(each.shape[1] for each in inputs) if trains else None
+    are_trains = bool(inputs) and all(x.ndim in (2, 3) and are_spikes(x) for x in inputs)
+    return max(x.shape[1] for x in inputs) if are_trains else None
 
 
-def _numbered(frames: Sequence[Any], labels: list[str] | None) -> Raw:
+def _numbered(frames: Sequence[Any], labels: list[str] | None) -> RawSamples:
+    """Sequences that are called ``sequence 1`` and so on."""
     values = [np.asarray(each, np.float64) for each in frames]
-    return Raw(values, labels, [f"sequence {number}" for number in range(1, len(values) + 1)])
+    return RawSamples(values, labels, [f"sequence {number}" for number in range(1, len(values) + 1)])
 
 
-def _in_arrays(source: str | Path, label: str | None) -> Raw:
-    """The series in a file or folder of arrays.
+def _in_arrays(source: str | Path, label: str | None) -> RawSamples:
+    """The series in a file or folder of arrays; `label` is the name of the array of labels.
 
     Raises:
-        ValueError: if they are no series, or their lengths do not fit.
+        ValueError: if the arrays are no series, or their lengths do not fit.
     """
-    arrays = contents(source)
-    parts = labels = lengths = None
-    if any(name.startswith(_LENGTHS) for name in arrays):
-        inputs, lengths, parts = pair(arrays, _LENGTHS)
-        arrays = {name: values for name, values in arrays.items() if not name.startswith(_LENGTHS)}
+    arrays = read_arrays(source)
+    lengths = None
+    if any(name.startswith("lengths") for name in arrays):  # or lengths_train and so on
+        inputs, lengths, parts = inputs_and_labels(arrays, "lengths")
+        arrays = {name: values for name, values in arrays.items() if not name.startswith("lengths")}
     if len(arrays) == 1:
-        (inputs,) = arrays.values()
+        inputs, labels, parts = next(iter(arrays.values())), None, None
     else:
-        inputs, classes, parts = pair(arrays, label if label in arrays else None)
+        inputs, classes, parts = inputs_and_labels(arrays, label if label in arrays else None)
         labels = texts(classes.tolist())
     if inputs.ndim not in (2, 3) or inputs.dtype.kind not in "biuf":
         raise ValueError(
@@ -311,44 +302,46 @@ def _in_arrays(source: str | Path, label: str | None) -> Raw:
 
 
 def _counts_rows(table: Any, name: str) -> bool:
+    """Whether the column `name` numbers the rows of the long table, and is not the time."""
     return bool(numeric(table[[name]])[0]) and name.lower() not in TIMES and is_row_number(table[name])
 
 
-def _in_time(table: Any) -> tuple[Any, list[str]]:
-    """The rows of a sequence sorted by its time column, if it has one without repeated times; and notes."""
-    for name, is_number in zip(table.columns, numeric(table), strict=True):
-        if is_number and name.lower() in TIMES:
-            times = table[name]
-            if times.is_monotonic_increasing or not times.is_unique or times.isna().any():
-                return table, []
-            return table.sort_values(name, kind="stable"), [f"rows put in the order of {name!r}"]
-    return table, []
-
-
-def _columns(table: Any, without: Sequence[str]) -> Features:
+def _feature_columns(table: Any, excluded: Sequence[str]) -> tuple[str, ...]:
+    """The numeric columns that do not contain the time and are not `excluded`."""
     columns = tuple(
         name
         for name, is_number in zip(table.columns, numeric(table), strict=True)
-        if is_number and name not in without and name.lower() not in TIMES
+        if is_number and name not in excluded and name.lower() not in TIMES
     )
     if not columns:
         raise ValueError(f"sequences must have columns of numbers, got {', '.join(table.columns)}")
     return columns
 
 
-def _frames(table: Any, features: Features, where: str) -> Array:
-    """The numbers of a sequence, ``[frames, F]``; `where` names it in messages."""
-    unknown = [name for name in features if name not in table.columns]
+def _frames(table: Any, features: tuple[str, ...], name: str) -> tuple[Array, list[str]]:
+    """The numbers of a sequence, ``[frames, F]``, in the order of its time, and notes on that order.
+
+    Rows are sorted by the first time column if its times are all present and different. `name` is the name of
+    the sequence in messages.
+    """
+    unknown = [feature for feature in features if feature not in table.columns]
     if unknown:
-        raise ValueError(f"{where} must have the columns {', '.join(features)}; it has no {unknown[0]!r}")
+        raise ValueError(f"{name} must have the columns {', '.join(features)}; it has no {unknown[0]!r}")
+    notes = []
+    is_time = numeric(table) & np.array([column.lower() in TIMES for column in table.columns])
+    if is_time.any():
+        column = table.columns[is_time.argmax()]
+        times = table[column]
+        if not times.is_monotonic_increasing and times.is_unique and not times.isna().any():
+            table, notes = table.sort_values(column, kind="stable"), [f"rows put in the order of {column!r}"]
     try:
-        return np.stack([numbers_of(name, table[name]) for name in features], axis=1)
+        return np.stack([numbers_of(feature, table[feature]) for feature in features], axis=1), notes
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise ValueError(f"{name}: {error}") from error
 
 
-def _check(raw: Raw) -> None:
-    """Refuse sequences that are empty, infinite, or have different features."""
+def _check(raw: RawSamples) -> None:
+    """Raises a ValueError for sequences that are empty, infinite, or have different features."""
     for name, frames in zip(raw.names, raw.values, strict=True):
         if frames.ndim != 2 or frames.size == 0:
             raise ValueError(f"sequences must be [frames, features], {name} has the shape {frames.shape}")

@@ -12,15 +12,15 @@ import numpy as np
 
 from hibana.data.user_data.base import Inputs
 from hibana.data.user_data.folders import labelled_files
-from hibana.data.user_data.samples import Raw, span
-from hibana.data.user_data.series import HOW, SequenceInputs, Sequences
+from hibana.data.user_data.samples import RawSamples, span
+from hibana.data.user_data.series import LENGTH_VERBS, SequenceInputs, Sequences
 
 __all__ = ["SUFFIXES", "Sound", "SoundInputs", "band_energies", "levels", "log_mel", "read_levels"]
 
 Numbers: TypeAlias = "np.ndarray[Any, Any]"
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")
-"""Endings of the formats that libsndfile reads."""
+"""Suffixes of the formats that libsndfile reads."""
 WINDOW, HOP = 0.025, 0.010
 """Seconds of a frame, and from one frame to the next."""
 BANDS = 40
@@ -29,16 +29,16 @@ LOWEST, HIGHEST = 50.0, 8000.0
 RANGE = 80.0
 """Decibels below the loudest band of a recording at which levels end."""
 LONGEST = 600.0
-"""Seconds of a recording, at most."""
-AT_ONCE = 1024
-"""Frames that are transformed together."""
+"""Maximum seconds of a recording."""
+FRAMES_AT_ONCE = 1024
+"""Frames per Fourier transform."""
 _SIZES = re.compile(r"^ *(?:data|SSND) : (\d+) \(should be (\d+)\)", re.M)
-"""The declared and the present size of the sound, in libsndfile's log."""
+"""The declared and the present bytes of sound, in libsndfile's log."""
 
 
 @dataclass(frozen=True)
 class SoundInputs(SequenceInputs):
-    """As for sequences, and the upper end of the last band in Hz."""
+    """The fields of :class:`SequenceInputs`, and the upper end of the last band in Hz."""
 
     highest: float = HIGHEST
 
@@ -64,12 +64,12 @@ class Sound(Sequences):
 
     Args:
         source: the folder, or a list of files with a label each.
-        lengths: how recordings come to one length, as of :class:`Sequences`.
-        steps: the length in time that all get; 64 if ``None``.
+        lengths: how recordings get one length; see :class:`Sequences`.
+        steps: frames of each input; 64 if ``None``.
         options: see :class:`UserData`.
 
     Raises:
-        ValueError: on :meth:`setup`, naming the file that can't be read, holds no sound or is too long.
+        ValueError: on :meth:`setup`, naming a file that can't be read, has no sound, or is too long.
         ModuleNotFoundError: on :meth:`setup`, if ``soundfile`` is not installed.
 
     Source: Davis & Mermelstein (1980), *Comparison of parametric representations for monosyllabic word
@@ -83,7 +83,7 @@ class Sound(Sequences):
     def __init__(self, source: Any, *, lengths: str = "stretch", **options: Any) -> None:
         super().__init__(source, lengths=lengths, **options)
 
-    def read(self, source: Any) -> Raw:
+    def read(self, source: Any) -> RawSamples:
         raw = labelled_files(Path(source), SUFFIXES, "recordings of sound")
         rates, seconds = (sorted(each) for each in zip(*map(_rate_and_seconds, raw.values), strict=True))
         self.highest = self.option("highest") or min(HIGHEST, rates[0] / 2)
@@ -94,49 +94,49 @@ class Sound(Sequences):
         raw.summary = (
             f"{len(frames):,} recordings of sound, {span(f'{seconds[0]:.2f}', f'{seconds[-1]:.2f}')} s at "
             f"{span(f'{rates[0]:,}', f'{rates[-1]:,}')} Hz, {BANDS} mel bands to {self.highest:,.0f} Hz "
-            f"every 10 ms, {span(frames[0], frames[-1])} frames, {HOW[self.lengths]} to {self.steps}"
+            f"every 10 ms, {span(frames[0], frames[-1])} frames, {LENGTH_VERBS[self.lengths]} to {self.steps}"
         )
         return raw
 
-    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
-        learned = super().learn(raw, training)
-        fields_of_sequences = {each.name: getattr(learned, each.name) for each in fields(SequenceInputs)}
-        return SoundInputs(**fields_of_sequences, highest=self.highest)
+    def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
+        inputs = super().learn(raw, training)
+        sequence_fields = {field.name: getattr(inputs, field.name) for field in fields(SequenceInputs)}
+        return SoundInputs(**sequence_fields, highest=self.highest)
 
 
 def log_mel(samples: Numbers, rate: int, highest: float = HIGHEST) -> Numbers:
-    """Levels ``[frames, 40]`` of `samples` at `rate` Hz, in decibels below the loudest (:class:`Sound`)."""
+    """Levels ``[frames, 40]`` of `samples`, ``[N]`` at `rate` Hz, in bands up to `highest` Hz."""
     energies = band_energies(samples, rate, highest)
     return levels(energies, float(energies.max()))
 
 
 def band_energies(samples: Numbers, rate: int, highest: float) -> Numbers:
-    """The energy in each band of each frame, ``[frames, 40]``."""
+    """The energy of `samples`, ``[N]`` at `rate` Hz, in each band of each frame, ``[frames, 40]``."""
     length, hop = max(2, round(WINDOW * rate)), max(1, round(HOP * rate))
     padded = np.pad(samples, (0, max(0, length - len(samples))))
     frames = np.lib.stride_tricks.sliding_window_view(padded, length)[::hop]
     window, filters = np.hanning(length + 1)[:-1], _filters(rate, length, highest)
-    parts = [frames[first : first + AT_ONCE] * window for first in range(0, len(frames), AT_ONCE)]
-    return np.concatenate([np.abs(np.fft.rfft(part, 2 * length)) ** 2 @ filters for part in parts])
+    blocks = [frames[i : i + FRAMES_AT_ONCE] * window for i in range(0, len(frames), FRAMES_AT_ONCE)]
+    return np.concatenate([np.abs(np.fft.rfft(block, 2 * length)) ** 2 @ filters for block in blocks])
 
 
 def levels(energies: Numbers, loudest: float) -> Numbers:
-    """`energies` in decibels below `loudest`, at most 80."""
+    """`energies` in decibels relative to `loudest`, at least -80."""
     if loudest == 0:
         return np.full(energies.shape, -RANGE)
-    found: Numbers = 10 * np.log10(np.maximum(energies / loudest, 10 ** (-RANGE / 10)))
-    return found
+    decibels: Numbers = 10 * np.log10(np.maximum(energies / loudest, 10 ** (-RANGE / 10)))
+    return decibels
 
 
 def _edges(highest: float) -> tuple[float, ...]:
-    """Lower end, peaks and upper end of the bands, in Hz; a band reaches from one neighbour to the other."""
+    """The lower end of the first band, the peaks of all bands, and the upper end of the last, in Hz."""
     low, high = (2595 * np.log10(1 + f / 700) for f in (min(LOWEST, highest / 2), highest))
     return tuple((700 * (10 ** (np.linspace(low, high, BANDS + 2) / 2595) - 1)).tolist())
 
 
 @lru_cache(maxsize=64)
 def _filters(rate: int, length: int, highest: float) -> Numbers:
-    """Triangles over frequencies, ``[length + 1, 40]``, for spectra of ``2 * length`` samples."""
+    """Triangular filters, ``[length + 1, 40]``, for spectra of ``2 * length`` samples at `rate` Hz."""
     hertz = np.arange(length + 1)[:, None] * rate / (2 * length)
     edges = np.array(_edges(highest))
     below, peak, above = edges[:-2], edges[1:-1], edges[2:]
@@ -146,11 +146,11 @@ def _filters(rate: int, length: int, highest: float) -> Numbers:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A file, opened to be read.
+def _open(path: Path) -> Iterator[Any]:
+    """The open ``soundfile.SoundFile`` at `path`.
 
     Raises:
-        ValueError: if it can't be read, holds nothing, or is too long.
+        ValueError: if it can't be read, is truncated, empty, or too long.
     """
     import soundfile
 
@@ -160,28 +160,29 @@ def _opened(path: Path) -> Iterator[Any]:
             if file.frames <= 0:
                 raise ValueError(f"recording {path} holds no sound")
             if file.frames > LONGEST * file.samplerate:
-                lasts = f"{path} lasts {file.frames / file.samplerate:,.0f} s"
-                raise ValueError(f"recordings must last at most {LONGEST:.0f} s, {lasts}; cut it")
+                length = f"{path} lasts {file.frames / file.samplerate:,.0f} s"
+                raise ValueError(f"recordings must last at most {LONGEST:.0f} s, {length}; cut it")
             yield file
     except soundfile.SoundFileError as error:
-        raise ValueError(f"recording {path} can't be read as sound: {_reason(error, path)}") from error
+        reason = " ".join(str(error).replace(f"Error opening {str(path)!r}: ", "").split())[:200]
+        raise ValueError(f"recording {path} can't be read as sound: {reason}") from error
 
 
 def _rate_and_seconds(path: Path) -> tuple[int, float]:
-    """Rate in Hz and length in seconds of a file."""
-    with _opened(path) as file:
+    """The rate in Hz and the length in seconds of a file."""
+    with _open(path) as file:
         return file.samplerate, file.frames / file.samplerate
 
 
 def read_levels(path: Path, highest: float) -> Numbers:
-    """The levels in a file.
+    """The levels of the recording in a file, in bands up to `highest` Hz; see :func:`log_mel`.
 
     Raises:
         ValueError: if the file is truncated, empty, or contains numbers that are not finite.
     """
-    with _opened(path) as file:
+    with _open(path) as file:
         samples, rate = file.read(dtype="float64", always_2d=True), file.samplerate
-        if len(samples) < file.frames and file.format != "MP3":  # whose length is an estimate
+        if len(samples) < file.frames and file.format != "MP3":  # the length of an MP3 is an estimate
             raise ValueError(f"recording {path} can't be read as sound: it is truncated")
     if len(samples) == 0:
         raise ValueError(f"recording {path} holds no sound")
@@ -191,7 +192,7 @@ def read_levels(path: Path, highest: float) -> Numbers:
 
 
 def _check_complete(file: Any, path: Path) -> None:
-    """Refuse a WAV or AIFF file that is shorter than its header declares, which only libsndfile's log says.
+    """Raises a ValueError if a WAV or AIFF file is shorter than its header declares, by libsndfile's log.
 
     A program that writes to a pipe can't know the length, and declares about 2^31 or 2^32 bytes.
     """
@@ -201,8 +202,3 @@ def _check_complete(file: Any, path: Path) -> None:
             f"recording {path} can't be read as sound: it is truncated, its header declares "
             f"{int(sizes[1]):,} bytes of sound and the file has {int(sizes[2]):,}"
         )
-
-
-def _reason(error: Exception, path: Path) -> str:
-    """What libsndfile says, without the path, which stands before it."""
-    return " ".join(str(error).replace(f"Error opening {str(path)!r}: ", "").split())[:200]

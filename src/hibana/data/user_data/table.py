@@ -9,34 +9,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.data.user_data import scale
 from hibana.data.user_data.base import Inputs, UserData
-from hibana.data.user_data.samples import Raw
+from hibana.data.user_data.samples import RawSamples
+from hibana.data.user_data.scale import Scale, fit_scale
 from hibana.data.user_data.table_files import PLAIN, read_table
 from hibana.data.user_data.target import column_texts, texts
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = [
-    "Column",
-    "Table",
-    "TableInputs",
-    "is_row_number",
-    "named_label",
-    "numbers_of",
-    "numeric",
-]
+__all__ = ["TIMES", "Column", "Table", "TableInputs", "is_row_number", "numbers_of", "numeric", "usual_label"]
 
 LABELS = ("label", "labels", "target", "class", "classes", "diagnosis", "species", "outcome", "y")
 """Usual names of the column to learn, the most specific first."""
 TIMES = ("time", "t", "step", "timestamp", "frame", "seconds")
-"""Usual names of columns that hold the time."""
+"""Usual names of columns that contain the time."""
 MOST_CATEGORIES = 100
-LEAST = 5
-"""Rows from which on their order tells whether a column counts them."""
+"""A column of text with more different values is left out."""
+LEAST_ROWS = 5
+"""With fewer rows, no column of numbers counts as numbering the rows."""
 IDENTIFIERS = ("id", "index", "unnamed: 0", "row", "no", "nr")
-"""Usual names of columns that identify rows; one whose values all differ is left out."""
+"""Usual names of columns that identify rows; such a column is left out if all its values differ."""
 
 
 @dataclass(frozen=True)
@@ -53,28 +46,26 @@ class TableInputs(Inputs):
     """A table's columns, and the scale of its features: one per number column, one per category."""
 
     columns: tuple[Column, ...]
-    scale: scale.Scale
-    missing: str
+    scale: Scale
     label: str
     encoding: str = ""
-    """Of text files; detected if empty."""
+    """Encoding of text files; detected if empty."""
 
     @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a frozen dataclass has no attribute for it
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override] # a property instead of a field
         """The number of features."""
         return (sum(len(column.categories) or 1 for column in self.columns),)
 
-    def chosen(self, table: "DataFrame") -> "DataFrame":
-        """The columns to learn from; a `table` without a header that has as many columns is taken in order.
+    def select_columns(self, table: "DataFrame") -> "DataFrame":
+        """The columns to learn from; by position if `table` has no header and as many columns.
 
         Raises:
-            ValueError: if one is missing.
+            ValueError: if a column is missing.
         """
         names = [column.name for column in self.columns]
         if str(table.columns[0]) == f"{PLAIN}1" and len(table.columns) == len(names):
             table.columns = names
-        unknown = [name for name in names if name not in table.columns]
-        if unknown:
+        if unknown := [name for name in names if name not in table.columns]:
             raise ValueError(
                 f"table must have the {len(names)} columns that were trained on; it has "
                 f"{len(table.columns)}, and no {unknown[0]!r}"
@@ -82,9 +73,9 @@ class TableInputs(Inputs):
         return table[names]
 
     def tensor(self, values: "DataFrame") -> Tensor:
-        return self.scale(self._features(values))
+        return self.scale(self.features(values))
 
-    def _features(self, values: "DataFrame") -> Tensor:
+    def features(self, values: "DataFrame") -> Tensor:
         """The features before scaling, ``[rows, F]``.
 
         Raises:
@@ -93,33 +84,31 @@ class TableInputs(Inputs):
         features: list[np.ndarray[Any, Any]] = []
         for column in self.columns:
             if column.categories:
-                written = np.array(texts(values[column.name].tolist()))
-                features += [(written == category).astype(np.float64) for category in column.categories]
+                cells = np.array(texts(values[column.name].tolist()))
+                features += [(cells == category).astype(np.float64) for category in column.categories]
             else:
                 numbers = numbers_of(column.name, values[column.name])
                 features.append(np.where(np.isnan(numbers), column.fill, numbers))
         return torch.from_numpy(np.stack(features, axis=1))
 
     def difference_from_training(self, values: "DataFrame") -> str:
-        names = [
-            f"column {column.name!r}" for column in self.columns for _ in range(len(column.categories) or 1)
-        ]
-        return self.scale.difference_from_training(self._features(values), names)
+        names = [f"column {c.name!r}" for c in self.columns for _ in range(len(c.categories) or 1)]
+        return self.scale.difference_from_training(self.features(values), names)
 
 
 @final
 class Table(UserData):
     """A table: a CSV or Parquet file, or a ``pandas.DataFrame``.
 
-    Whether the file has a header, its encoding, its separator, which columns are numbers and which are
-    categories, and which is to be learned is detected, and reported in :attr:`summary`. Numbers are scaled to
-    mean 0 and deviation 1 on the training part; each category becomes one number. Columns that number or
-    identify the rows, and columns of text that differs from row to row, are left out: the number of a row
-    tells its class if the file is sorted by class. Rows without a label are left out.
+    The header, encoding, separator, types of the columns and the column to learn are detected, and reported
+    in :attr:`summary`. Numbers are scaled to mean 0 and deviation 1 on the training part; each category
+    becomes one number. Missing numbers become the median of the training part. Columns that number or
+    identify the rows are left out, because they reveal the class if the file is sorted by class. So are
+    columns of text that differs from row to row, and rows without a label.
 
     Args:
         source: a file, or a ``pandas.DataFrame``.
-        columns: those to learn from; all others if ``None``.
+        columns: names of the columns to learn from; all others if ``None``.
         options: see :class:`UserData`. `label` is the column to predict; by default a column with a usual
             name, such as ``class``, or the last column.
 
@@ -138,33 +127,29 @@ class Table(UserData):
         super().__init__(source, **options)
         self.columns = None if columns is None else list(columns)
 
-    def read(self, source: Any) -> Raw:
+    def read(self, source: Any) -> RawSamples:
         table, notes = read_table(source, self.option("encoding"))
         if self._description is None:
-            label = self._label_of(table)
-            chosen, left_out = self._inputs(table, label)
+            label = self._label_column(table)
+            inputs, exclusions = self._input_columns(table, label)
         else:
             assert isinstance(self._description.inputs, TableInputs)
             label = self._description.inputs.label
-            chosen, left_out = self._description.inputs.chosen(table), []
-        missing = chosen.isna().to_numpy()
-        gaps: list[str] = []
-        summary = [f"{len(table):,} rows", *_counted(chosen)]
-        if missing.any():
-            gaps = np.where(missing.any(axis=1), chosen.columns[missing.argmax(axis=1)], "").tolist()
-            if self.option("missing") == "median":
-                summary.append(f"{missing.mean():.1%} missing, filled with the median")
-        return Raw(
-            chosen,
+            inputs, exclusions = self._description.inputs.select_columns(table), []
+        is_missing = inputs.isna().to_numpy()
+        summary = [f"{len(table):,} rows", *_column_counts(inputs)]
+        if is_missing.any():
+            summary.append(f"{is_missing.mean():.1%} missing, filled with the median")
+        return RawSamples(
+            inputs,
             column_texts(table[label]) if label in table.columns else None,
             [f"row {row}" for row in range(1, len(table) + 1)],
-            ", ".join(summary + left_out),
+            ", ".join(summary + exclusions),
             label=label,
             notes=notes,
-            gaps=gaps,
         )
 
-    def learn(self, raw: Raw, training: Sequence[int]) -> Inputs:
+    def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
         part = raw.values.iloc[list(training)]
         columns = []
         for name, is_number in zip(part.columns, numeric(part), strict=True):
@@ -174,66 +159,68 @@ class Table(UserData):
                 columns.append(Column(name, (), fill))
             else:
                 columns.append(Column(name, tuple(sorted(set(texts(present.tolist())))), 0.0))
-        blank = scale.Scale((), (), (), (), clipped=False)
-        inputs = TableInputs(tuple(columns), blank, self.missing, raw.label, self.encoding or "")
-        return replace(inputs, scale=scale.fit_scale(inputs._features(part), unit=self.unit))
+        empty = Scale((), (), (), (), clipped=False)
+        inputs = TableInputs(tuple(columns), empty, raw.label, self.encoding or "")
+        return replace(inputs, scale=fit_scale(inputs.features(part), unit=self.unit))
 
-    def _label_of(self, table: "DataFrame") -> str:
-        """The column to learn."""
+    def _label_column(self, table: "DataFrame") -> str:
+        """The name of the column to learn."""
         names = [str(name) for name in table.columns]
         if self.label is not None:
             label = PLAIN + self.label if self.label.isdigit() and self.label not in names else self.label
-            if label not in names:
-                several = "; several labels of a sample (multi-label) are not learned yet"
-                hint = several if set(self.label.split(",")) <= set(names) else _similar(label, names)
-                raise ValueError(
-                    f"label must be a column of {self.called}: {_some(names)}; got {self.label!r}{hint}"
-                )
-            return label
-        usual = named_label(names)
-        if usual is not None:
+            if label in names:
+                return label
+            is_list = set(self.label.split(",")) <= set(names)
+            hint = "; several labels of a sample (multi-label) are not learned yet" if is_list else None
+            raise ValueError(
+                f"label must be a column of {self.source_name}: {_shortened(names)}; got {self.label!r}"
+                + (hint or _suggestion(label, names))
+            )
+        if usual := usual_label(names):
             return usual
-        few = [name for name in table.columns[~numeric(table)] if table[name].nunique() <= 50]
-        return few[0] if len(few) == 1 and few[0] == names[0] else names[-1]
+        categories = [name for name in table.columns[~numeric(table)] if table[name].nunique() <= 50]
+        return names[0] if categories == names[:1] else names[-1]
 
-    def _inputs(self, table: "DataFrame", label: str) -> tuple["DataFrame", list[str]]:
-        """The columns to learn from, and notes on the others."""
+    def _input_columns(self, table: "DataFrame", label: str) -> tuple["DataFrame", list[str]]:
+        """The columns to learn from, and notes on the columns that are left out."""
         names = [name for name in table.columns if name != label]
+        for name in self.columns or ():
+            if name not in names:
+                hint = "; that is the label" if name == label else _suggestion(name, names)
+                raise ValueError(
+                    f"columns must name columns of {self.source_name}: {_shortened(names)}; got {name!r}"
+                    f"{hint}"
+                )
         if self.columns is not None:
-            for name in self.columns:
-                if name not in names:
-                    hint = "; that is the label" if name == label else _similar(name, names)
-                    raise ValueError(
-                        f"columns must name columns of {self.called}: {_some(names)}; got {name!r}{hint}"
-                    )
             return table[self.columns], []
-        chosen = table[names]
-        identifiers, other, most = [], [], min(MOST_CATEGORIES, len(table) // 2)
-        are_numbers, are_empty = numeric(chosen), chosen.isna().all()
-        for place, name in enumerate(chosen.columns):
-            column = chosen.iloc[:, place]
+        inputs = table[names]
+        identifiers, others, most = [], [], min(MOST_CATEGORIES, len(table) // 2)
+        are_numbers, are_empty = numeric(inputs), inputs.isna().all()
+        for place, name in enumerate(inputs.columns):
+            column = inputs.iloc[:, place]
             is_identifier = name.lower() in IDENTIFIERS and column.nunique() == len(table)
             if is_identifier or (are_numbers[place] and is_row_number(column)):
                 identifiers.append(name)
             elif are_empty.iloc[place] or (not are_numbers[place] and column.nunique() > most):
-                other.append(name)
-        identifying, left_out = (", ".join(f"`{name}`" for name in left) for left in (identifiers, other))
-        chosen = chosen.drop(columns=[*identifiers, *other])
-        if not len(chosen.columns):
-            left = ", ".join(each for each in (identifying, left_out) if each)
+                others.append(name)
+        quoted_identifiers, quoted_others = (
+            ", ".join(f"`{name}`" for name in group) for group in (identifiers, others)
+        )
+        inputs = inputs.drop(columns=[*identifiers, *others])
+        if not len(inputs.columns):
+            excluded = ", ".join(filter(None, (quoted_identifiers, quoted_others)))
             why = "as empty, as identifiers of rows or as text that differs from row to row"
             raise ValueError(
-                f"{self.called} must have columns to learn from beside {label!r}"
-                + (f"; left out {why}: {left} (--columns uses them)" if left else "")
+                f"{self.source_name} must have columns to learn from beside {label!r}"
+                + (f"; left out {why}: {excluded} (--columns uses them)" if excluded else "")
             )
-        notes = (
-            [f"left out as they identify rows (--columns uses them): {identifying}"] if identifiers else []
-        )
-        return chosen, [*notes, f"left out: {left_out}"] if other else notes
+        notes = [f"left out as they identify rows (--columns uses them): {quoted_identifiers}"]
+        notes = notes if identifiers else []
+        return inputs, [*notes, f"left out: {quoted_others}"] if others else notes
 
 
 def is_row_number(column: Any) -> bool:
-    """Whether a column's numbers count or identify rows, and so leak the label of a file sorted by class.
+    """Whether a column's numbers count or identify rows, and so reveal the label of a file sorted by class.
 
     They are at least five different whole numbers without gaps, in any order, or that increase or decrease
     from row to row.
@@ -243,57 +230,59 @@ def is_row_number(column: Any) -> bool:
     [True, True, False]
     """
     values = column.to_numpy(np.float64, na_value=np.nan)
-    if len(values) < LEAST or not (np.isfinite(values) & (values == np.floor(values))).all():
+    if len(values) < LEAST_ROWS or not (np.isfinite(values) & (values == np.floor(values))).all():
         return False
     steps = np.diff(values)
-    without_gaps = bool((np.diff(np.sort(values)) == 1).all())
-    return without_gaps or bool((steps > 0).all() or (steps < 0).all())
+    has_no_gaps = (np.diff(np.sort(values)) == 1).all()
+    return bool(has_no_gaps or (steps > 0).all() or (steps < 0).all())
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-
-
-def _similar(name: str, names: Sequence[str]) -> str:
-    similar = get_close_matches(name, names, 1)
-    return f"; did you mean {similar[0]!r}?" if similar else ""
-
-
-def named_label(names: Sequence[str]) -> str | None:
-    """The column with a usual name of a label; ``y`` next to ``z`` is a coordinate."""
+def usual_label(names: Sequence[str]) -> str | None:
+    """The first column with a usual name of a label; ``y`` next to ``z`` is a coordinate."""
     lower = [name.lower() for name in names]
     labels = [label for label in LABELS if label in lower and not (label == "y" and "z" in lower)]
     return names[lower.index(labels[0])] if labels else None
 
 
 def numeric(table: "DataFrame") -> "np.ndarray[Any, Any]":
-    """Which columns have a numeric type."""
+    """Whether each column has a numeric type, ``[columns]``."""
     from pandas.api.types import is_numeric_dtype
 
     return np.array([is_numeric_dtype(dtype) for dtype in table.dtypes], bool)
 
 
 def numbers_of(name: str, series: Any) -> "np.ndarray[Any, Any]":
-    """A column's numbers, missing ones NaN.
+    """The numbers of the column `name`, NaN for missing values.
 
     Raises:
         ValueError: naming the row of a value that is infinite or no number.
     """
     import pandas
 
-    numbers: np.ndarray[Any, Any] = pandas.to_numeric(series, errors="coerce").to_numpy(
-        np.float64, na_value=np.nan
-    )
-    wrong = np.isinf(numbers) | (np.isnan(numbers) & ~series.isna().to_numpy())
-    if wrong.any():
-        row = int(wrong.argmax())
+    numeric_series = pandas.to_numeric(series, errors="coerce")
+    numbers: np.ndarray[Any, Any] = numeric_series.to_numpy(np.float64, na_value=np.nan)
+    is_wrong = np.isinf(numbers) | (np.isnan(numbers) & ~series.isna().to_numpy())
+    if is_wrong.any():
+        row = int(is_wrong.argmax())
         value = series.iloc[row]
-        got = repr(value) if isinstance(value, str) else str(value)
-        raise ValueError(f"column {name!r} must be finite numbers, row {row + 1} has {got}")
+        text = repr(value) if isinstance(value, str) else str(value)
+        raise ValueError(f"column {name!r} must be finite numbers, row {row + 1} has {text}")
     return numbers
 
 
-def _counted(table: "DataFrame") -> list[str]:
+def _shortened(names: Sequence[str]) -> str:
+    """The first 20 names in a sentence."""
+    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+
+
+def _suggestion(name: str, names: Sequence[str]) -> str:
+    """A clause that suggests the most similar name; empty if no name is similar."""
+    similar = get_close_matches(name, names, 1)
+    return f"; did you mean {similar[0]!r}?" if similar else ""
+
+
+def _column_counts(table: "DataFrame") -> list[str]:
+    """The numbers of numeric and other columns in words, without zeros."""
     numbers = int(numeric(table).sum())
-    kinds = ((numbers, "number", "numbers"), (len(table.columns) - numbers, "category", "categories"))
-    return [f"{count} {one if count == 1 else many}" for count, one, many in kinds if count]
+    counts = ((numbers, "number", "numbers"), (len(table.columns) - numbers, "category", "categories"))
+    return [f"{count} {singular if count == 1 else plural}" for count, singular, plural in counts if count]

@@ -1,4 +1,4 @@
-"""Read tables from files: encoding, separator, decimal mark and header are detected from the content."""
+"""Reader of tables in files: encoding, separator, decimal mark and header are detected from the content."""
 
 import codecs
 import csv
@@ -19,12 +19,12 @@ PLAIN = "column "
 SAMPLE = 1 << 16
 """Characters at the start of a text from which its layout is detected."""
 LINES = 50
-"""Lines from which the layout is detected, at most."""
+"""Maximum number of lines from which the layout is detected."""
 COUNTED = 3
-"""A first row with this many numbers that increase by 1 is a header."""
+"""A first row with at least this many numbers that increase by 1 is a header."""
 _WITH_POINT, _WITH_COMMA = (re.compile(rf"[+-]?\d*{mark}\d+(e[+-]?\d+)?", re.I) for mark in (r"\.", ","))
 _JAPANESE = re.compile(r"([A-Za-z]?)([\u3041-\u30ff\u4e00-\u9fff])")
-"""A kana or kanji, and a Latin letter before it."""
+"""A kana or kanji, and the Latin letter before it, if any."""
 
 
 def read_table(source: Any, encoding: str | None = None) -> "tuple[DataFrame, list[str]]":
@@ -32,7 +32,7 @@ def read_table(source: Any, encoding: str | None = None) -> "tuple[DataFrame, li
 
     Args:
         source: a text or Parquet file, or a ``pandas.DataFrame``.
-        encoding: of a text file; detected by :func:`decode` if ``None``.
+        encoding: encoding of a text file; detected by :func:`decode` if ``None``.
 
     Raises:
         ValueError: if the file can't be read as a table.
@@ -41,18 +41,17 @@ def read_table(source: Any, encoding: str | None = None) -> "tuple[DataFrame, li
 
     if isinstance(source, pandas.DataFrame):
         return source.rename(columns=str).reset_index(drop=True), []
-    path = Path(source)
+    path, notes = Path(source), list[str]()
     try:
         if path.suffix.lower() in (".parquet", ".pq"):
             import pyarrow  # noqa: F401 - if it is missing, pandas does not raise ModuleNotFoundError
 
-            table, notes = pandas.read_parquet(path), list[str]()
+            table = pandas.read_parquet(path)
         else:
             table, notes = _parse(path.read_bytes(), encoding)
-    except OSError as error:
-        raise ValueError(f"table {path} can't be read: {error.strerror or error}") from error
-    except (ValueError, csv.Error) as error:
-        raise ValueError(f"table {path} can't be read: {' '.join(str(error).split())[:200]}") from error
+    except (OSError, ValueError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise ValueError(f"table {path} can't be read: {reason}") from error
     table = table.copy()  # consolidates the columns into one block per type, which is faster
     if len(table) == 0:
         raise ValueError(f"table {path} must have rows, it has none")
@@ -66,18 +65,18 @@ def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
 
     Without `encoding`, text is UTF-16 if it starts with that byte order mark, else UTF-8 if that is valid.
     Otherwise it is cp932 (Shift-JIS) if all of it decodes to text with kana or kanji that are not misread
-    Western letters. The rest is cp1252.
+    Western letters. All other text is cp1252.
 
     Raises:
-        ValueError: if the content is no text in that encoding, or in none of these.
+        ValueError: if the content is not valid text in `encoding` or in any of these encodings.
 
     >>> decode("番号,良品".encode("cp932"))[1], decode("Mädchen,année".encode("cp1252"))[1]
     ('cp932', 'cp1252')
     """
-    marked = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if not encoding and not marked and b"\0" in content:
+    has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not encoding and not has_mark and b"\0" in content:
         raise ValueError("it contains zero bytes, so it is not a text file")
-    for name in [encoding] if encoding else ["utf-16"] if marked else ["utf-8-sig", "cp932", "cp1252"]:
+    for name in [encoding] if encoding else ["utf-16"] if has_mark else ["utf-8-sig", "cp932", "cp1252"]:
         try:
             text = content.decode(name)
         except UnicodeDecodeError as error:
@@ -90,10 +89,10 @@ def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
 
 
 def check_encoding(encoding: str) -> str:
-    """`encoding`, if Python knows a text encoding of that name.
+    """Returns `encoding` if Python has a text encoding of that name.
 
     Raises:
-        ValueError: if it does not.
+        ValueError: if it has none.
     """
     try:
         "".encode(encoding)
@@ -107,8 +106,8 @@ def check_encoding(encoding: str) -> str:
 def _is_japanese(text: str) -> bool:
     """Whether `text`, decoded as cp932, has kana or kanji that are not misread Western letters.
 
-    Accented lowercase letters are first bytes of rare kanji, from 0xE0 on; an apostrophe inside of a word is
-    0x92.
+    In cp1252, bytes from 0xE0 on are accented lowercase letters, and 0x92 is an apostrophe. In cp932 they are
+    first bytes of rare kanji.
     """
     letters = [(before, letter.encode("cp932")[0]) for before, letter in _JAPANESE.findall(text)]
     western = [first for before, first in letters if first >= 0xE0 or (before and first == 0x92)]
@@ -116,9 +115,10 @@ def _is_japanese(text: str) -> bool:
 
 
 def _parse(content: bytes, encoding: str | None) -> "tuple[DataFrame, list[str]]":
+    """The table in the bytes of a text file, with notes on how it was parsed."""
     import pandas
 
-    text, used = decode(content, encoding)
+    text, detected = decode(content, encoding)
     text = text.removeprefix("\ufeff")
     layout = _layout(text[:SAMPLE])
     table = pandas.read_csv(
@@ -126,27 +126,27 @@ def _parse(content: bytes, encoding: str | None) -> "tuple[DataFrame, list[str]]
         **layout,
         na_values=["?"],
         skipinitialspace=True,
-        low_memory=False,  # or the type of a column is inferred separately for each chunk
+        low_memory=False,  # infers the type of a column from the whole column
     )
-    notes = [f"read as {used}"] if encoding else []
-    if used in ("cp932", "cp1252") and not encoding:
-        notes.append(f"not UTF-8, read as {used}")
+    notes = [f"read as {detected}"] if encoding else []
+    if detected in ("cp932", "cp1252") and not encoding:
+        notes.append(f"not UTF-8, read as {detected}")
     return table, [*notes, "numbers with a decimal comma"] if layout["decimal"] == "," else notes
 
 
 def _layout(sample: str) -> dict[str, Any]:
-    """Separator, header and decimal mark of a text file that starts with `sample`, as pandas names them."""
-    if not sample.strip():
-        raise ValueError("it is empty")
+    """The arguments `sep`, `header` and `decimal` of pandas for a text that starts with `sample`."""
     lines = [line for line in sample.splitlines() if line.strip()][:LINES]
+    if not lines:
+        raise ValueError("it is empty")
     separator = _separator(lines)
     rows = [line.split() for line in lines] if separator == r"\s+" else csv.reader(lines, delimiter=separator)
     rows = [[cell.strip() for cell in row] for row in rows]
     cells = [cell for row in rows for cell in row]
-    commas = separator != "," and any(map(_WITH_COMMA.fullmatch, cells))
-    decimal = "," if commas and not any(map(_WITH_POINT.fullmatch, cells)) else "."
-    rows = [[cell.replace(decimal, ".") for cell in row] for row in rows]
-    return {"sep": separator, "header": 0 if _is_header(rows[0]) else None, "decimal": decimal}
+    has_commas = separator != "," and any(map(_WITH_COMMA.fullmatch, cells))
+    decimal = "," if has_commas and not any(map(_WITH_POINT.fullmatch, cells)) else "."
+    first_row = [cell.replace(decimal, ".") for cell in rows[0]]
+    return {"sep": separator, "header": 0 if _is_header(first_row) else None, "decimal": decimal}
 
 
 def _separator(lines: list[str]) -> str:
@@ -154,7 +154,7 @@ def _separator(lines: list[str]) -> str:
     for mark in ";\t|":
         if len({line.count(mark) for line in lines}) == 1 and mark in lines[0]:
             return mark
-    separator = max(",;\t|", key=lambda each: min(line.count(each) for line in lines))
+    separator = max(",;\t|", key=lambda mark: min(line.count(mark) for line in lines))
     if any(separator in line for line in lines):
         return separator
     return r"\s+" if len(lines[0].split()) > 1 else ","
@@ -163,7 +163,7 @@ def _separator(lines: list[str]) -> str:
 def _is_header(row: list[str]) -> bool:
     """Whether the first row names the columns: it has no numbers, or numbers that count up, such as 0, 1, 2.
 
-    pandas names columns so which have no names; years are another example.
+    pandas writes such numbers for columns without names; years are another example.
     """
     numbers = [cell for cell in row if _is_number(cell)]
     if not numbers:
@@ -173,6 +173,7 @@ def _is_header(row: list[str]) -> bool:
 
 
 def _is_number(cell: str) -> bool:
+    """Whether `cell` is a number other than NaN."""
     try:
         return not math.isnan(float(cell))
     except ValueError:

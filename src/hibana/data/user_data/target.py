@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TASKS", "Target", "column_texts", "guess_task", "fit_target", "text_of", "texts"]
+__all__ = ["TASKS", "Target", "column_texts", "fit_target", "guess_task", "texts"]
 
 TASKS = ("classification", "regression")
 FEW = 20
@@ -21,11 +21,11 @@ class Target:
     """A label's name, and its classes or the scale of its numbers.
 
     Args:
-        name: of the label, such as a column's.
-        classes: their names, in the order of the network's outputs; none of a quantity.
+        name: name of the label, such as a column's.
+        classes: names of the classes, in the order of the network's outputs; empty for a quantity.
         counts: samples of each class in the training part.
-        mean: of a quantity, over the training part.
-        deviation: its standard deviation there.
+        mean: mean of a quantity over the training part.
+        deviation: standard deviation of a quantity over the training part.
     """
 
     name: str
@@ -40,53 +40,51 @@ class Target:
         return len(self.classes) or 1
 
     def encoded(self, labels: Sequence[str]) -> Tensor:
-        """`labels`, texts, as ``int64`` classes, or as numbers scaled to mean 0 and deviation 1.
+        """`labels` as ``int64`` class indices, or as numbers scaled to mean 0 and deviation 1.
 
         Raises:
-            ValueError: if one is an unknown class, or no number.
+            ValueError: if a label is an unknown class, or no finite number.
         """
         if not self.classes:
-            numbers = torch.tensor(_numbers(self.name, labels), dtype=torch.float64, device="cpu")
-            return ((numbers - self.mean) / self.deviation).float()
+            return ((_numbers(self.name, labels) - self.mean) / self.deviation).float()
         indices = {name: index for index, name in enumerate(self.classes)}
-        unknown = sorted(set(labels) - set(indices))
-        if unknown:
+        if unknown := sorted(set(labels) - set(indices)):
             raise ValueError(
                 f"label {self.name!r} must be one of {', '.join(self.classes[:20])}; got {unknown[0]!r}"
             )
         return torch.tensor([indices[label] for label in labels], dtype=torch.int64, device="cpu")
 
     def decoded(self, scores: Tensor) -> list[float]:
-        """Predictions of a quantity, ``[N, 1]``, in its units."""
+        """Predictions of a quantity, ``[N, 1]``, in the unit of its labels."""
         return [float(score) * self.deviation + self.mean for score in scores[:, 0].tolist()]
 
     def weights(self) -> tuple[float, ...]:
-        """Weights of the classes' samples that balance the classes; 1 on average over samples."""
+        """Weights of each class's samples that balance the classes; their mean over samples is 1."""
         total = sum(self.counts)
         return tuple(total / (len(self.counts) * max(1, count)) for count in self.counts)
 
     def __str__(self) -> str:
         if not self.classes:
             return f"label `{self.name}`: a quantity (training part: {self.mean:.4g} ± {self.deviation:.2g})"
-        shown = ", ".join(f"{name} {count}" for name, count in zip(self.classes, self.counts, strict=True))
+        counts = ", ".join(f"{name} {count}" for name, count in zip(self.classes, self.counts, strict=True))
         return f"label `{self.name}`: {len(self.classes)} classes" + (
-            f" (training part: {shown})" if len(shown) < 60 else ""
+            f" (training part: {counts})" if len(counts) < 60 else ""
         )
 
 
 def fit_target(name: str, labels: Sequence[str], training: Sequence[int], task: str) -> Target:
-    """The target of `labels`, texts, with the scale and counts of the training part.
+    """The target of all `labels`, with the counts or the scale of the samples with the indices `training`.
 
     Raises:
-        ValueError: if there are too few or too many classes, or a quantity is no number.
+        ValueError: if there are too few or too many classes, or a label of a quantity is no finite number.
     """
     if task == "regression":
-        numbers = torch.tensor(_numbers(name, labels), dtype=torch.float64, device="cpu")[list(training)]
+        numbers = _numbers(name, labels)[list(training)]
         deviation = float(numbers.std(correction=0))
         if deviation == 0:
             raise ValueError(f"label {name!r} must differ between samples, each is {labels[0]}")
         return Target(name, (), (), float(numbers.mean()), deviation)
-    classes = tuple(sorted(set(labels), key=_order))
+    classes = tuple(sorted(set(labels), key=_sort_key))
     if len(classes) < 2:
         raise ValueError(f"label {name!r} must have at least two classes, got {', '.join(classes) or 'none'}")
     if len(classes) > max(FEW, len(labels) // 2):
@@ -98,55 +96,50 @@ def fit_target(name: str, labels: Sequence[str], training: Sequence[int], task: 
     return Target(name, classes, tuple(counts[each] for each in classes), 0.0, 1.0)
 
 
-def text_of(value: object) -> str:
-    """A label as text: whole numbers without a point.
-
-    >>> text_of(1.0), text_of(2.5), text_of("cat ")
-    ('1', '2.5', 'cat')
-    """
-    if isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
 def texts(labels: Sequence[object]) -> list[str]:
-    """Labels as text."""
-    return [text_of(label) for label in labels]
+    """Labels as texts: whole numbers without a point, texts without spaces around them.
+
+    >>> texts([1.0, 2.5, "cat "])
+    ['1', '2.5', 'cat']
+    """
+    is_whole = [isinstance(label, float) and label.is_integer() for label in labels]
+    return [str(int(v)) if whole else str(v).strip() for v, whole in zip(labels, is_whole, strict=True)]  # type: ignore[call-overload]
 
 
 def column_texts(column: Any) -> list[str]:
-    """The values of a column as text, missing ones empty."""
+    """The values of a pandas column as texts, missing values as empty texts."""
     return texts(column.astype(object).where(column.notna(), "").tolist())
 
 
 def guess_task(labels: Sequence[str]) -> str:
     """``regression`` if the labels are many different numbers, else ``classification``."""
-    values = set(labels)
-    numbers = [_number(value) for value in values]
+    numbers = [_number(label) for label in set(labels)]
     if any(math.isnan(number) for number in numbers):
         return "classification"
-    whole = all(number.is_integer() for number in numbers)
-    many = len(values) > FEW and (not whole or len(values) > len(labels) // 20)
-    return "regression" if many or (not whole and len(values) > len(labels) // 10) else "classification"
+    whole_numbers = all(number.is_integer() for number in numbers)
+    many = len(numbers) > FEW and (not whole_numbers or len(numbers) > len(labels) // 20)
+    fractions = not whole_numbers and len(numbers) > len(labels) // 10
+    return "regression" if many or fractions else "classification"
 
 
 def _number(text: str) -> float:
+    """The number that `text` is, or NaN."""
     try:
         return float(text)
     except ValueError:
         return math.nan
 
 
-def _numbers(name: str, labels: Sequence[str]) -> list[float]:
+def _numbers(name: str, labels: Sequence[str]) -> Tensor:
+    """`labels` as ``float64``, ``[N]``; `name` is their name in the message about one that is no number."""
     numbers = [_number(label) for label in labels]
     for row, number in enumerate(numbers, start=1):
         if not math.isfinite(number):
             raise ValueError(f"label {name!r} must be finite numbers, got {labels[row - 1]!r} in row {row}")
-    return numbers
+    return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
-def _order(name: str) -> tuple[float, str]:
+def _sort_key(name: str) -> tuple[float, str]:
+    """Sorts numbers by value, and other names after them by alphabet."""
     number = _number(name)
     return (math.inf, name) if math.isnan(number) else (number, name)

@@ -1,6 +1,7 @@
-"""The ``.ts`` files of aeon and sktime: lines of ``@names``, then one sequence per line, its label last.
+"""Reader of the ``.ts`` files of aeon and sktime: header lines ``@name value``, then one sequence per line.
 
-Dimensions are separated by ``:``, values by ``,``; a missing value is ``?``.
+``:`` separates the dimensions of a sequence and its label, which is last; ``,`` separates values; ``?`` is a
+missing value.
 
 Source: the description of the format in aeon's documentation (*The .ts file format*).
 """
@@ -16,63 +17,54 @@ __all__ = ["read_ts"]
 
 
 def read_ts(path: Path) -> tuple[list["np.ndarray[Any, Any]"], list[str] | None]:
-    """The sequences in a file, ``[frames, dimensions]`` each, and their labels, if it has some.
+    """The sequences in a file, ``[frames, dimensions]`` each, and their labels, or ``None`` without labels.
 
     Raises:
-        ValueError: if the file can't be read, naming the line.
+        ValueError: if the file can't be read; the message names the line.
     """
     try:
         text, _ = decode(path.read_bytes())
-    except OSError as error:
-        raise ValueError(f"sequences {path} can't be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ValueError(f"sequences {path} can't be read: {error}") from error
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"sequences {path} can't be read: {reason}") from error
     header: dict[str, str] = {}
     values, labels = [], []
-    for number, line in enumerate(text.splitlines(), start=1):
-        line = line.strip()
+    is_labelled, classes = False, list[str]()
+    for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
         if "@data" not in header:
-            name, _, rest = line.partition(" ")
+            name, _, value = line.partition(" ")
             if not name.startswith("@"):
                 raise ValueError(f"sequences {path} must be a .ts file; line {number} is before @data")
-            header[name.lower()] = rest.strip()
-            if name.lower() == "@timestamps" and rest.strip().lower() == "true":
+            header[name.lower()] = value.strip()
+            if name.lower() == "@timestamps" and value.strip().lower() == "true":
                 raise ValueError(f"sequences {path} must be without timestamps, which are not read")
+            has_label = [header.get(key, "").lower() for key in ("@classlabel", "@targetlabel")]
+            is_labelled = any(value.startswith("true") for value in has_label)
+            classes = header.get("@classlabel", "").split()[1:]
             continue
         dimensions = line.split(":")
-        if _is_labelled(header):
-            labels.append(_label(dimensions.pop().strip(), header, f"{path.name}, line {number}"))
+        if is_labelled:
+            labels.append(dimensions.pop().strip())
+            if classes and labels[-1] not in classes:
+                raise ValueError(
+                    f"{path.name}, line {number}: label {labels[-1]!r} must be one of those that @classLabel "
+                    f"lists: {', '.join(classes[:20])}"
+                )
         values.append(_frames(dimensions, f"{path.name}, line {number}"))
     if not values:
         raise ValueError(f"sequences {path} must be a .ts file with lines after @data")
-    return values, labels if _is_labelled(header) else None
+    return values, labels if is_labelled else None
 
 
-def _is_labelled(header: dict[str, str]) -> bool:
-    return any(header.get(name, "").lower().startswith("true") for name in ("@classlabel", "@targetlabel"))
-
-
-def _label(label: str, header: dict[str, str], where: str) -> str:
-    """`label`, if ``@classLabel`` lists it or lists no classes."""
-    classes = header.get("@classlabel", "").split()[1:]
-    if classes and label not in classes:
-        raise ValueError(
-            f"{where}: label {label!r} must be one of those that @classLabel lists: {', '.join(classes[:20])}"
-        )
-    return label
-
-
-def _frames(dimensions: list[str], where: str) -> "np.ndarray[Any, Any]":
+def _frames(dimensions: list[str], place: str) -> "np.ndarray[Any, Any]":
+    """A sequence, ``[frames, dimensions]``, from one text per dimension; `place` is its line in messages."""
     try:
-        numbers = [
-            [np.nan if cell.strip() in ("?", "NaN") else float(cell) for cell in each.split(",")]
-            for each in dimensions
-        ]
+        numbers = [[float(cell.replace("?", "nan")) for cell in text.split(",")] for text in dimensions]
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
-    lengths = sorted({len(each) for each in numbers})
+        raise ValueError(f"{place}: {error}") from error
+    lengths = sorted({len(dimension) for dimension in numbers})
     if len(lengths) != 1:
-        raise ValueError(f"{where}: dimensions must be of one length, got {', '.join(map(str, lengths))}")
+        raise ValueError(f"{place}: dimensions must be of one length, got {', '.join(map(str, lengths))}")
     return np.array(numbers).T
