@@ -87,4 +87,4 @@ def test_what_a_kernel_computes_with_lies_on_a_small_stack():
     source = backward_source(step, plan, "float32", frozenset({"exp"}), wants_input=True)
     rooms = [line.split("[")[1].split(" x ") for line in source.text.splitlines() if "alloca" in line]
     assert sum(4 * int(count) for count, _ in rooms) < 2 << 20
-    assert source.row >= 64
+    assert source.max_row >= 64

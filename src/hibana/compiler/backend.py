@@ -122,10 +122,10 @@ class Kernels(ABC):
     def alike(self, step: "Step") -> Self:
         """The same kernels for a `step` that differs in its constants alone."""
         kernels = copy(self)
-        kernels._take(step)
+        kernels._set_step(step)
         return kernels
 
-    def _take(self, step: "Step") -> None:
+    def _set_step(self, step: "Step") -> None:
         """Makes these the kernels of `step`: its constants are passed at each launch."""
         self.step = step
 

@@ -1,14 +1,14 @@
-"""Kernels that take their tensors by name: of steps with matrix products, and of all steps in Triton.
+"""Kernels with arguments by name: the allocation of the tensors of a run, and the gradients of matrices.
 
-The gradient of a matrix in a step is a sum of outer products over samples and time: the matrix product of the
-gradients that arrived with the values that were multiplied. Spikes were kept as bits, and
-:mod:`hibana.spikes` multiplies by bits faster than a dense product: see :data:`bit_product`.
+The gradient of a matrix is a sum of outer products over samples and time, which is one matrix product: of the
+gradients at the product with the values that the matrix multiplied. If these values are spikes, they were
+stored as bits, and :data:`bit_product` is faster than a dense product.
 """
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,116 +18,153 @@ from hibana.compiler.backend import BackwardArguments, ForwardArguments, Kernels
 from hibana.compiler.memory_layout import row_bytes, unpack_bits
 
 if TYPE_CHECKING:
+    from hibana.compiler.graph.plan import Plan
+    from hibana.compiler.graph.step import Step
     from hibana.compiler.graph.synapses import Operand
 
 bit_product: Callable[[Tensor, Tensor], Tensor] | None = None
-"""``rows^T B`` for rows of float32 and rows B of as many bits, in whole words of 64; the package sets it."""
+"""``rows^T B`` for float32 rows and rows B of as many bits, in whole 64-bit words. :mod:`hibana` sets it."""
 
-Named = dict[str, Any]
-"""Tensors, numbers and addresses by the names of a kernel's arguments."""
+Named: TypeAlias = dict[str, Any]
+"""Tensors, numbers and addresses by the names of a kernel's arguments; None is a null address."""
+Variant: TypeAlias = "Plan | bool | None"
+"""The plan of the residuals that a forward writes, or whether a backward computes the input's gradient."""
 
 
 class NamedKernels(Kernels):
-    """Allocates what a run writes, and launches a kernel with all tensors by the names of its arguments."""
+    """Allocates the tensors that a run writes, and launches a kernel with its arguments by name."""
 
-    operands: "Sequence[Operand]"
-    """Of the step's matrix products, whose gradients are one product each over the whole sequence."""
+    operands: "Sequence[Operand]" = ()
+    """The operands of the step's matrix products; each gives one matrix product over the whole sequence."""
+
+    def _set_step(self, step: "Step") -> None:
+        super()._set_step(step)
+        states = step.states
+        self._initial_names = tuple(f"{name}_first" for name in states)
+        self._initial_grad_names = tuple(f"{name}_first_grad" for name in states)
+        self._last_names = tuple(f"{name}_last" for name in states)
+        self._last_grad_names = tuple(f"{name}_last_grad" for name in states)
+        self._parameter_names = tuple(f"p{i}_at" for i in range(step.parameters))
 
     @abstractmethod
     def _launch(
-        self, direction: str, variant: bool, shape: torch.Size, parameters: Sequence[Tensor], given: Named
+        self,
+        direction: str,
+        variant: Variant,
+        shape: torch.Size,
+        matrices: Sequence[Tensor],
+        arguments: Named,
     ) -> None:
-        """Run a kernel over sequences of `shape` with the arguments `given`; all others are null.
+        """Runs the kernel of a `direction` and `variant` over sequences of `shape`.
 
-        `variant` says of a forward whether it keeps residuals, of a backward whether the gradient of the
-        input is needed.
+        Args:
+            direction: ``"forward"`` or ``"backward"``.
+            variant: which of the kernels of that direction.
+            shape: of the sequences, ``[T, ...]``.
+            matrices: the matrices of the step.
+            arguments: all other arguments; a name that the kernel lacks is ignored.
         """
 
     def _readable(self, sequence: Tensor) -> Tensor:
-        """`sequence` in a dtype that kernels read and write."""
+        """`sequence` in a dtype that the kernels read and write."""
         return sequence
 
-    def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Where the input is of half precision, the emitted state is one of the last states, in full."""
-        inputs, first, parameters, plan, ends, _, seed = given
-        steps, *one = inputs.shape
-        read = self._readable(inputs)
-        outputs = read.new_empty(read.shape)
-        # the emitted state is the last of the outputs, unless those are rounded
-        written = [ends] * (len(self.step.states) - 1) + [ends and inputs.dtype != self.dtype]
-        last = [inputs.new_empty(one, dtype=self.dtype) if there else None for there in written]
-        kept = self.residual_shapes(steps, one) if plan else []
-        residuals = [inputs.new_empty(size, dtype=dtype) for size, dtype in kept]
-        named: Named = {"input": read, "input_step": read.stride(0), "outputs": outputs, "seed": seed}
-        named |= self._by_state(first=first, last=last) | dict(zip(self.plan.names, residuals, strict=False))
-        self._launch("forward", plan is not None, inputs.shape, parameters, named)
-        return outputs.to(inputs.dtype), [value for value in last if value is not None], residuals
+    def _new_sequence(self, read: Tensor, shape: torch.Size, may_offset: bool) -> Tensor:
+        """An uninitialized sequence for the results of a kernel that reads the sequence `read`."""
+        return read.new_empty(shape)
 
-    def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        shape, inputs, first, parameters, residuals, grad_outputs, last_grads = given[:7]
-        one = shape[1:]
-        like = next(t for t in (*residuals, grad_outputs, *last_grads, *parameters) if t is not None)
+    def forward(self, arguments: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """As :meth:`Kernels.forward`.
+
+        For half-precision inputs the last states include the emitted state, which the outputs round.
+        """
+        inputs, initial, parameters, plan, wants_last, may_offset, seed = arguments
+        shape, count = inputs.shape, self.step.parameters
+        read = self._readable(inputs)
+        outputs = self._new_sequence(read, shape, may_offset)
+        last: list[Tensor] = []
+        if wants_last:  # without the emitted state, which is the last of the outputs unless these are rounded
+            states = len(initial) - (inputs.dtype == self.dtype)
+            last = [inputs.new_empty(shape[1:], dtype=self.dtype) for _ in range(states)]
+        layouts = self.residual_shapes(shape[0], shape[1:], plan) if plan else []
+        residuals = [inputs.new_empty(size, dtype=dtype) for size, dtype in layouts]
+        named: Named = {"input": read, "input_step": read.stride(0), "outputs": outputs, "seed": seed}
+        named |= dict.fromkeys(self._last_names) | dict(zip(self._last_names, last, strict=False))
+        named |= dict(zip(self._initial_names, initial, strict=True))
+        named |= dict(zip(self._parameter_names, parameters[:count], strict=True))
+        named |= dict(zip(plan.names, residuals, strict=True)) if plan else {}
+        self._launch("forward", plan, shape, parameters[count:], named)
+        return outputs.to(inputs.dtype), last, residuals
+
+    def backward(
+        self, arguments: BackwardArguments
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+        shape, inputs, initial, parameters, residuals, grad_outputs, last_grads = arguments[:7]
+        step_shape, count, wants_input = shape[1:], self.step.parameters, arguments.wants_input
+        tensors = (*residuals, grad_outputs, inputs, *last_grads, *parameters, *initial)
+        like = next((t for t in tensors if t is not None), None)
+        if like is None:  # all gradients are zero
+            like = torch.empty(0, dtype=self.dtype, device=self.device())
         if grad_outputs is None:
-            grad_outputs = like.new_zeros(one, dtype=self.dtype).expand(shape)
-        arriving = self._readable(grad_outputs)
+            grad_outputs = like.new_zeros(step_shape, dtype=self.dtype).expand(shape)
+        read_grads = self._readable(grad_outputs)
         read = None if inputs is None else self._readable(inputs)
-        grad_input = None
-        if given.wants_input:
-            grad_input = like.new_empty(shape, dtype=arriving.dtype)
-        first_grads = [like.new_empty(one, dtype=self.dtype) if given.wants_first else None for _ in first]
-        sums = [like.new_empty(one, dtype=self.dtype) for _ in self.step.grad_sums]
-        named: Named = {} if read is None else {"input": read, "input_step": read.stride(0)}
-        named |= {"grad_outputs": arriving, "grad_outputs_step": arriving.stride(0), "grad_input": grad_input}
-        named |= {"wants_first": int(given.wants_first), "seed": given.seed}
-        named |= self._by_state(first=first, last_grad=last_grads, first_grad=first_grads)
-        named |= {f"sum{i}_all": t for i, t in enumerate(sums)}
-        named |= dict(zip(self.plan.names, residuals, strict=False))
-        at = {} if grad_input is None else {self.step.grad_input: grad_input}
+        grad_input = self._new_sequence(read_grads, shape, arguments.may_offset) if wants_input else None
+        initial_grads: list[Tensor | None] = [None] * len(initial)
+        if arguments.wants_first:
+            initial_grads = [like.new_empty(step_shape, dtype=self.dtype) for _ in initial]
+        sums = [like.new_empty(step_shape, dtype=self.dtype) for _ in self.step.grad_sums]
+        named: Named = {
+            **{"input": read, "input_step": 0 if read is None else read.stride(0), "grad_input": grad_input},
+            **{"grad_outputs": read_grads, "grad_outputs_step": read_grads.stride(0)},
+            **{"wants_first": int(arguments.wants_first), "seed": arguments.seed},
+        }
+        named |= dict(zip(self._initial_names, initial, strict=True))
+        named |= dict(zip(self._initial_grad_names, initial_grads, strict=True))
+        named |= dict(zip(self._last_grad_names, last_grads, strict=False))
+        named |= dict(zip(self._parameter_names, parameters[:count], strict=True))
+        named |= {f"sum{i}_all": tensor for i, tensor in enumerate(sums)}
+        named |= dict(zip(self.plan.names, residuals, strict=True))
+        gradients = {} if grad_input is None else {self.step.grad_input: grad_input}
         for i, operand in enumerate(self.operands):
-            if operand.gradient not in at:  # written once for all products that want it
-                at[operand.gradient] = named[f"outer{i}_all"] = like.new_empty(shape, dtype=self.dtype)
-        self._launch("backward", given.wants_input, shape, parameters, named)
+            if operand.gradient not in gradients:  # several products may share one gradient
+                gradients[operand.gradient] = named[f"outer{i}_all"] = like.new_empty(shape, dtype=self.dtype)
+        self._launch("backward", wants_input, shape, parameters[count:], named)
         if grad_input is not None:
             grad_input = grad_input.to(grad_outputs.dtype)
-        kept = dict(zip(self.plan.stored, residuals, strict=True))
+        stored = dict(zip(self.plan.stored, residuals, strict=True))
         for o in self.operands:
-            residual = inputs if o.residual.is_input else kept[o.residual]
+            residual = inputs if o.residual.is_input else stored[o.residual]
             assert residual is not None
-            sums.append(over_time(o, residual, None if o.state is None else first[o.state], at[o.gradient]))
-        return grad_input, first_grads, sums
-
-    def _by_state(self, **tensors: Sequence[Tensor | None]) -> Named:
-        """The arguments ``{state}_{name}``; the last of the states may be missing."""
-        return {
-            f"{state}_{name}": tensor
-            for name, each in tensors.items()
-            for state, tensor in zip(self.step.states, each, strict=False)
-        }
+            first = None if o.state is None else initial[o.state]
+            sums.append(sum_over_time(o, residual, first, gradients[o.gradient]))
+        return grad_input, initial_grads, sums
 
 
-def over_time(operand: "Operand", residual: Tensor, begun: Tensor | None, gradient: Tensor) -> Tensor:
-    """``left^T right`` of the pair that `operand` is of, over samples and time.
+def sum_over_time(operand: "Operand", residual: Tensor, first: Tensor | None, gradient: Tensor) -> Tensor:
+    """The matrix ``left^T right`` of a product's operand and gradient, summed over samples and time.
 
     Args:
-        operand: which side it is, and whether it is what was kept a step earlier.
-        residual: what was kept, ``[T, ...]``: numbers, or bytes of bits of each sample.
-        begun: what was multiplied at the first step, if that was a state that the run began with.
-        gradient: what arrived, ``[T, ..., N]``.
+        operand: which side of the pair it is, and whether `residual` holds its value one step earlier.
+        residual: the operand at each step, ``[T, ...]``: numbers, or bytes of bits of each sample.
+        first: the operand at the first step if it is an initial state; None for zeros.
+        gradient: the gradient at the product, ``[T, ..., N]``.
     """
     steps, neurons = gradient.shape[0], gradient.shape[-1]
-    arriving = gradient.reshape(steps, math.prod(gradient.shape[1:-1]), neurons)
+    gradient = gradient.reshape(steps, math.prod(gradient.shape[1:-1]), neurons)
     columns = row_bytes(neurons) if operand.residual.boolean else neurons
-    residual = residual.reshape(*arriving.shape[:2], columns)
+    residual = residual.reshape(*gradient.shape[:2], columns)
     if operand.state is None:
-        found = _product(arriving, residual, operand.residual.boolean)
+        total = _product(gradient, residual, operand.residual.boolean)
     else:
-        found = _product(arriving[1:], residual[:-1], operand.residual.boolean)
-    if begun is not None:
-        found = found + arriving[0].T @ begun.reshape(-1, neurons)
-    return found.T if operand.is_left else found
+        total = _product(gradient[1:], residual[:-1], operand.residual.boolean)
+    if first is not None:
+        total = total + gradient[0].T @ first.reshape(-1, neurons)
+    return total.T if operand.is_left else total
 
 
 def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
+    """``gradient^T residual``, summed over the first two dimensions; `residual` may be bytes of bits."""
     neurons = gradient.shape[-1]
     rows = gradient.flatten(0, 1)
     residual = residual.flatten(0, 1)

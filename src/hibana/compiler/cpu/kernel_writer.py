@@ -1,10 +1,13 @@
-"""A kernel while it is written: its arguments by name, and the row functions that it calls."""
+"""The writer of a CPU kernel: its arguments, its loop over time, and its calls of row functions."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hibana.compiler.cpu.row_pass import Call, Pass
+from hibana.compiler.cpu.time_loop import UNROLLED, SequenceRow, TimeLoop
 from hibana.compiler.graph.ops import row_of
+from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import (
     FLOAT,
     INT,
@@ -21,41 +24,35 @@ from hibana.runtime.kernels import (
     source,
 )
 
-FORWARD = ("input", "input_step", "outputs")
-"""Arguments of every forward over rows, and of every backward, that change at each launch."""
-BACKWARD = ("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input")
-
-ACCURATE = 0x2 | 0x100 | 0x140000
-"""The mode in which PyTorch calls MKL: high accuracy, errors ignored, denormals kept."""
+MKL_MODE = 0x2 | 0x100 | 0x140000
+"""The mode in which PyTorch calls MKL: high accuracy, no error handling, denormals kept."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A kernel's LLVM IR, and the names of its arguments."""
+    """The LLVM IR of a kernel, and the facts that its launch needs."""
 
     text: str
     arguments: tuple[str, ...]
-    calls: Mapping[str, str]
-    """The operation that each argument computes that is the address of a function."""
-    rows: int
-    """How many rows of its own the kernel has."""
-    row: int = 0
-    """Maximum neurons in a row, if the kernel goes over rows."""
+    """The names of the arguments, in order."""
+    functions: Mapping[str, str]
+    """For each argument that is the address of a vector function, the operation that it computes."""
+    own_rows: int
+    """Rows of numbers that the kernel keeps besides its arguments."""
+    max_row: int = 0
+    """Maximum neurons in a row of a kernel over rows; 0 for a kernel over samples."""
 
 
-class Schedule:
-    """A kernel that is being written: its passes, and the vector functions `calls` that are its arguments."""
+class KernelWriter(ABC):
+    """A kernel while it is written; a subclass adds the loops over neurons or samples around `loop`."""
 
-    def __init__(
-        self, name: str, number: type[Pointer], passes: Sequence[Pass], calls: frozenset[str]
-    ) -> None:
-        self.name = name
-        self.number = number
-        self.passes = passes
-        self.calls = calls
-        self.leaves = {name for pass_ in passes for name in pass_.leaves}
-        called = sorted({op for pass_ in passes for op in pass_.called} & calls)
-        self.functions = {f"{op}_at": op for op in called}
+    def __init__(self, step: Step, loop: TimeLoop) -> None:
+        self.step = step
+        self.loop = loop
+        self.passes = loop.passes()
+        self.leaves = {name for pass_ in self.passes for name in pass_.leaves}
+        operations = sorted({op for pass_ in self.passes for op in pass_.operations} & loop.calls)
+        self.functions = {f"{op}_at": op for op in operations}
         self.code = Code()
         self.begin, self.end = (Value(self.code.writer, LONG, text) for text in ("%begin", "%end"))
         self.arguments: tuple[str, ...] = ()
@@ -64,18 +61,109 @@ class Schedule:
         self.size: dict[str, Value] = {}
         """The arguments that are integers."""
         self.scalars: dict[str, Value] = {}
+        """The numbers that all neurons share, by name."""
 
-    def take(self, names: Iterable[str], numbers: Iterable[str], bits: Iterable[str]) -> None:
-        """Reads the arguments called `names`, of which some are `numbers` and some sequences of `bits`."""
-        self.arguments = (*names, *self.functions)
-        kinds: dict[str, Kind] = dict.fromkeys(self.arguments, self.number)
-        special: dict[str, Kind] = {**dict.fromkeys(numbers, LONG), **dict.fromkeys(bits, Bytes)}
-        kinds |= dict.fromkeys(self.functions, Pointer) | {n: k for n, k in special.items() if n in kinds}
+    @abstractmethod
+    def source(self) -> Source:
+        """Writes the kernel."""
+
+    def read_arguments(
+        self, integers: Iterable[str], memory: Iterable[str] = (), tables: Iterable[str] = ()
+    ) -> None:
+        """Declares and reads the kernel's arguments, with the addresses that the loop over time needs.
+
+        Args:
+            integers: the names of integers.
+            memory: the names of addresses of bytes.
+            tables: the names of addresses of matrices.
+        """
+        sequences, states = self.loop.sequences.values(), self.loop.states.values()
+        rows = [row.base for row in sequences] + [*self.loop.edge.values()]
+        rows += [row.start for row in states if row.start] + [row.end for row in states]
+        rows += [f"p{i}_at" for i in range(self.step.parameters) if {f"p{i}", f"p{i}[0]"} & self.leaves]
+        seed = ["seed"] if self.step.draws else []
+        kinds: dict[str, Kind] = dict.fromkeys([*integers, *seed], LONG)
+        kinds |= dict.fromkeys(memory, Bytes) | dict.fromkeys([*rows, "constants", *tables], self.loop.number)
+        kinds |= {row.base: Bytes for row in sequences if row.bits} | dict.fromkeys(self.functions, Pointer)
+        self.arguments = tuple(kinds)
         for name, value in self.code.arguments(kinds).items():
             (self.size if isinstance(value, Value) else self.at)[name] = value
         self.scalars = scalar_arguments(
             self.passes, lambda array, i: self.at["constants" if array == "c" else f"{array}_at"][i]
         )
+
+    @abstractmethod
+    def run_pass(self, pass_: Pass, t: Value, *, edge: bool) -> None:
+        """Writes the calls of `pass_` at step `t`; at the `edge` the states before it are arguments."""
+
+    def write_steps(self, groups: Value | None) -> None:
+        """Writes the loop over all steps.
+
+        Args:
+            groups: how many times the loop runs :data:`UNROLLED` steps at once; None: never.
+        """
+        loop, steps = self.loop, self.size["steps"]
+        grouped = self.code.constant(0) if groups is None else groups * UNROLLED
+        if loop.edge_step is None:
+            self._groups(0, groups, 0)
+            self._singles(grouped, steps)
+        elif groups is None:
+            if loop.forwards:
+                self.run_pass(loop.edge_step, self.code.constant(0), edge=True)
+                self._singles(1, steps)
+            else:
+                self._singles(0, steps - 1)
+                self.run_pass(loop.edge_step, self.code.constant(0), edge=True)
+        else:
+            has_groups = groups > 0
+            if loop.forwards:
+                self._edge(loop.edge_step, has_groups, 0, 0)
+                self._groups(1, groups, 0)
+                self._singles(has_groups.select(grouped, 1), steps)
+            else:
+                singles = has_groups.select(steps - grouped, steps - 1)
+                self._singles(0, singles)
+                self._groups(0, groups - 1, singles)
+                self._edge(loop.edge_step, has_groups, steps - UNROLLED, steps - 1)
+
+    def _groups(self, first: int, last: Value | None, done: Value | int) -> None:
+        """Writes groups of unrolled steps from `first` to `last`, after `done` steps; without `last` none."""
+        if last is not None and self.loop.steps is not None:
+            with self.code.loop(first, last) as i:
+                self.run_pass(self.loop.steps, self._time(i * UNROLLED + done), edge=False)
+
+    def _singles(self, first: Value | int, last: Value) -> None:
+        """Writes single steps from `first` to `last` in order of execution."""
+        with self.code.loop(first, last) as i:
+            t = self._time(i)
+            if self.loop.before is not None:
+                self.run_pass(self.loop.before, t, edge=False)
+            self.run_pass(self.loop.step, t, edge=False)
+
+    def _edge(self, step: Pass, has_groups: Value, group: Value | int, single: Value | int) -> None:
+        """Writes the edge: unrolled steps after `group` other steps, or `step` after `single` other steps."""
+        if self.loop.edge_steps is not None:
+            with self.code.when(has_groups):
+                self.run_pass(self.loop.edge_steps, self._time(group), edge=True)
+        with self.code.when(~has_groups):
+            self.run_pass(step, self._time(single), edge=True)
+
+    def _time(self, done: Value | int) -> Value:
+        """The time of the step that runs after `done` other steps."""
+        done = done if isinstance(done, Value) else self.code.constant(done)
+        return done if self.loop.forwards else self.size["steps"] - 1 - done
+
+    def sequence_step(self, name: str, t: Value) -> tuple[SequenceRow, Value] | None:
+        """The sequence of the row ``{row}.{k}``, and the offset of the step that runs `k` steps after `t`.
+
+        None if the row belongs to no sequence.
+        """
+        row, _, ahead = name.rpartition(".")
+        if row not in self.loop.sequences:
+            return None
+        sequence, later = self.loop.sequences[row], int(ahead)
+        step = t if not later else t + later if self.loop.forwards else t - later
+        return sequence, step * self.size[sequence.stride]
 
     def call(
         self,
@@ -86,29 +174,37 @@ class Schedule:
         time: Value,
         first: Value,
     ) -> None:
-        """Calls a function of rows, the vector function of an operation or one of a pass.
+        """Writes the call of a row function.
 
-        The rows are those of the step `time`, from the neuron `first` of it on.
+        Args:
+            call: of a function of a pass, or of an operation's vector function.
+            rows: the addresses of the function's rows.
+            neurons: the number of neurons in a row.
+            in_reverse: how many of them, at the end of the row, run in reverse order.
+            time: the step.
+            first: the number of the row's first neuron within the step.
         """
         functions = {op: self.at[name] for name, op in self.functions.items()}
-        drawn = [self.size["seed"], time, first] if call.draws else []
-        write_call(self.code, call, rows, self.scalars, functions, neurons, in_reverse, drawn)
+        draw_arguments = [self.size["seed"], time, first] if call.draws else []
+        write_call(self.code, call, rows, self.scalars, functions, neurons, in_reverse, draw_arguments)
 
-    def source(self, rows: int, row: int = 0) -> Source:
+    def finish(self, own_rows: int, max_row: int = 0) -> Source:
         """The LLVM module of the kernel and its functions."""
-        text = self.code.text(f"define void @{self.name}(i64 %begin, i64 %end, ptr %args)")
-        return Source(source([*self.code.texts, text]), self.arguments, self.functions, rows, row)
+        text = self.code.text(f"define void @{self.loop.direction}(i64 %begin, i64 %end, ptr %args)")
+        module = source([*self.code.texts, text])
+        return Source(module, self.arguments, self.functions, own_rows, max_row)
 
 
 def scalar_arguments(passes: Iterable[Pass], read: Callable[[str, int], Value]) -> dict[str, Value]:
-    """The scalar arguments of the calls of `passes`, by name: ``read("c", 3)`` is the constant ``c[3]``,
-    ``read("p2", 0)`` the parameter ``p2[0]``.
+    """The scalar arguments of the calls of `passes`, by name.
+
+    ``read("c", 3)`` returns the constant ``c[3]``, ``read("p2", 0)`` the parameter ``p2[0]``.
     """
-    found = {}
+    scalars = {}
     for name in dict.fromkeys(n for pass_ in passes for call in pass_.sequence for n in call.scalars):
         array, _, index = name.rstrip("]").partition("[")
-        found[name] = read(array, int(index))
-    return found
+        scalars[name] = read(array, int(index))
+    return scalars
 
 
 def write_call(
@@ -119,41 +215,42 @@ def write_call(
     functions: Mapping[str, Pointer],
     size: Value,
     in_reverse: Value,
-    drawn: Sequence[Value] = (),
+    draw_arguments: Sequence[Value] = (),
 ) -> None:
-    """Writes a call of a pass, except of a product.
+    """Writes one call of a pass, other than a matrix product.
 
     Args:
         code: the kernel.
         call: of a function of the pass, or of an operation.
-        rows: the addresses of its rows.
-        scalars: as :func:`scalar_arguments` gives them.
-        functions: the vector functions by operation; others call the C library.
-        size: neurons of a row.
-        in_reverse: how many of them are walked in reverse.
-        drawn: of a pass that draws random numbers: the seed, the step, and the first neuron's number.
+        rows: the addresses of the call's rows.
+        scalars: the result of :func:`scalar_arguments`.
+        functions: the addresses of vector functions by operation; other operations call the C library.
+        size: the number of neurons in a row.
+        in_reverse: how many of them, at the end of the row, run in reverse order.
+        draw_arguments: the seed, the step and the first neuron's number, if the pass draws random numbers.
     """
     if isinstance(call.function, Function):
         kinds = call.function.kinds[: len(rows)]
-        given = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(rows, kinds, strict=True)]
-        call.function.do(code, *given, *(scalars[name] for name in call.scalars), size, in_reverse, *drawn)
+        typed = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(rows, kinds, strict=True)]
+        numbers = [scalars[name] for name in call.scalars]
+        call.function.do(code, *typed, *numbers, size, in_reverse, *draw_arguments)
         return
     number = type(rows[0])
     if call.function in functions:
-        called = Function.at(functions[call.function], INT, *[number] * (len(rows) + 1), LONG)
+        callee = Function.at(functions[call.function], INT, *[number] * (len(rows) + 1), LONG)
     else:
-        called = _libm_row(call.function, number)
-    called.do(code, size.to(INT), *rows, rows[0], code.constant(ACCURATE))
+        callee = _libm_row(call.function, number)
+    callee.do(code, size.to(INT), *rows, rows[0], code.constant(MKL_MODE))
 
 
 def libm_function(op: str, number: Type) -> Function:
-    """The C library's function of a number for `op`."""
+    """The C library's function of one number for the operation `op`."""
     row = row_of(op, "libm")
     return external_function(f"{row.libm}{'f' if number is FLOAT else ''}", number, *[number] * row.arity)
 
 
 def _libm_row(op: str, kind: type[Pointer]) -> Function:
-    """A function that applies the C library's `op` to a row, in place of a vector function."""
+    """A function that applies the C library's `op` to a row, with the signature of a vector function."""
     one = libm_function(op, kind.element)
 
     def body(code: Code, count: Value, source: Pointer, target: Pointer, mode: Value) -> None:
@@ -161,8 +258,3 @@ def _libm_row(op: str, kind: type[Pointer]) -> Function:
             target[j] = one(code, source[j])
 
     return function(f"{op}_row", body, {"count": INT, "source": kind, "target": kind, "mode": LONG})
-
-
-def own(name: str) -> str:
-    """The kernel's own row for what is called `name`."""
-    return f"{name}.own"

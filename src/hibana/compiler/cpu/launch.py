@@ -1,88 +1,104 @@
-"""The split of a sequence into rows, and of rows among threads, for a CPU kernel."""
+"""The launch of a CPU kernel: its argument block, its rows and threads, and the memory of its results."""
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hibana.compiler.cpu.binding import Binding, Pack
 from hibana.compiler.cpu.row_function import LINE
 from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
-from hibana.compiler.memory_layout import row_bytes
-from hibana.runtime.kernels import BoundKernel, Kernel, bind_kernel
+from hibana.runtime.kernels import BoundKernel
 
 SHORTEST = 512
 """Minimum neurons in a row."""
 
-ROW_BEGINS = 128
-"""Cost of beginning a row, in neurons: its memory has yet to arrive."""
+ROW_COST = 128
+"""Cost of starting a row, in neurons: its memory must arrive first."""
 
 MULTIPLE = 64
-"""Rows are multiples of it: the bits of as many neurons are whole words."""
+"""Rows have a multiple of this many neurons, so that their bits fill whole words."""
 
 SMALLEST_SHARE = 1 << 15
-"""Neuron-steps from which on a thread is worth starting."""
+"""Minimum neurons times steps for which another thread is worth starting."""
 
-REVERSED = 512
-"""Neurons at the end of a thread's last row that are walked in reverse, against false sharing: the prefetcher
-goes on past the end of a row, where it would take lines from the thread that writes them."""
-
-
-class Bound(NamedTuple):
-    """A kernel, its arguments, the addresses of the functions among them, and its maximum row in neurons."""
-
-    kernel: Kernel
-    arguments: tuple[str, ...]
-    fixed: dict[str, int]
-    row: int
+ALIASING_FROM = 256 << 10
+"""Bytes of a sequence from which 4K aliasing costs more than one more page of memory."""
 
 
-class Walk(NamedTuple):
-    """A kernel bound to sequences of one shape: all of its arguments but addresses."""
+class Launch(NamedTuple):
+    """A kernel bound to sequences of one shape."""
 
-    work: BoundKernel
-    pack: Pack
+    kernel: BoundKernel
+    pack: Callable[[Sequence[int]], bytes]
+    """From the arguments that change, in the order of their binding, to the argument block."""
+    workspace: int | None = None
+    """Bytes of the memory that is the last argument of a run; None without such an argument."""
 
-    def run(self, *given: int) -> None:
-        """Runs the kernel over all rows, with the values of the `names` of :func:`walk`."""
-        self.work.run(self.pack(given))
+    def run(self, values: Sequence[int]) -> None:
+        """Runs the kernel with the arguments that change."""
+        self.kernel.run(self.pack(values))
 
 
-def walk(bound: Bound, names: Sequence[str], steps: int, neurons: int, threads: int) -> Walk:
-    """Binds a kernel to `steps` of `neurons`, split among `threads`; each launch passes `names`."""
-    count, width, grain = split_rows(steps, neurons, threads, bound.row)
-    sizes = {"steps": steps, "neurons": neurons, "width": width}
-    sizes |= {"row_bytes": row_bytes(neurons), "reversed": REVERSED}
-    binding = Binding(bound.arguments, bound.fixed | sizes)
-    return Walk(bind_kernel(bound.kernel.address, count, grain), binding.pack_named(names))
+def argument_packer(
+    arguments: Sequence[str], constants: Mapping[str, int], names: Sequence[str]
+) -> Callable[[Sequence[int]], bytes]:
+    """A function from the values of `names` to the argument block of a kernel.
+
+    Args:
+        arguments: the kernel's arguments in order.
+        constants: the arguments that are the same at each launch, and others, which are ignored.
+        names: the arguments that change, and others, which are ignored.
+
+    Raises:
+        TypeError: if an argument is neither in `constants` nor in `names`.
+
+    >>> pack = argument_packer(("steps", "input", "outputs"), {"steps": 3}, ("outputs", "input"))
+    >>> struct.unpack("3q", pack((8, 16)))
+    (3, 16, 8)
+    """
+    position = {name: i for i, name in enumerate((*constants, *names))}
+    missing = [name for name in arguments if name not in position]
+    if missing:
+        raise TypeError(f"a kernel's arguments {missing} have no value")
+    fixed = tuple(constants.values())
+    select = itemgetter(*(position[name] for name in arguments))
+    pack = struct.Struct(f"{len(arguments)}q").pack
+    return lambda values: pack(*select((*fixed, *values)))
 
 
 def split_rows(steps: int, neurons: int, threads: int, longest: int) -> tuple[int, int, int]:
-    """The most even split of `neurons`: the number of rows, their width, and the rows of a thread's share."""
+    """The most even split of `neurons`: the number of rows, their width, and the minimum rows of a thread.
 
-    def takes(width: int) -> int:
-        return -(-neurons // (width * threads)) * (width + ROW_BEGINS)
+    Args:
+        steps: steps of the sequence.
+        neurons: neurons of a step.
+        threads: threads that share the rows.
+        longest: maximum neurons in a row.
+    """
+
+    def cost(width: int) -> int:
+        return -(-neurons // (width * threads)) * (width + ROW_COST)
 
     widths = range(min(SHORTEST, longest), longest + 1, MULTIPLE)
-    width = min(widths, key=lambda w: (takes(w), -w))
+    width = min(widths, key=lambda w: (cost(w), -w))
     return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
 
 
-ALIASING_FROM = 256 << 10
-"""Bytes from which on 4K aliasing matters, and another page of memory does not."""
-
-
 def unaliased(read: Tensor, shape: torch.Size, may_offset: bool = True) -> Tensor:
-    """A new tensor of `shape`, whose memory begins, if it is large, OUTPUT_OFFSET bytes after that of `read`
-    modulo a page: stores and loads at equal places of a page would wait for one another (4K aliasing).
+    """A new tensor of `shape` for the results of a kernel that reads `read`, without 4K aliasing.
+
+    A large tensor begins :data:`OUTPUT_OFFSET` bytes after `read` modulo a page, since stores and loads at
+    equal places of a page wait for one another. Without `may_offset` it begins at the start of its storage.
     """
     count, dtype = shape.numel(), read.dtype
     if not may_offset or count * dtype.itemsize < ALIASING_FROM:
         if read.shape == shape and read.is_contiguous():
-            return torch.empty_like(read)  # sizes that come from Python take twice as long
+            return torch.empty_like(read)  # half the time of `torch.empty`, which parses a shape from Python
         return torch.empty(shape, dtype=dtype, device="cpu")
     buffer = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device="cpu")
     shift = (read.data_ptr() + OUTPUT_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
     buffer.set_(buffer.untyped_storage(), shift // dtype.itemsize, shape, ())
-    return buffer.data  # to which nothing was written yet, as others may ask of its version
+    return buffer.data  # a tensor whose version counter is 0

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.cpu.functions import library_function, own_function, sleef_function
-from hibana.compiler.cpu.kernel_writer import ACCURATE
+from hibana.compiler.cpu.kernel_writer import MKL_MODE
 from hibana.compiler.cpu.row_pass import kernel_says
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported
@@ -70,7 +70,7 @@ def _vector_function(op: str, dtype: torch.dtype) -> int:
             continue
         found = torch.empty_like(sample)
         prototype = ctypes.CFUNCTYPE(None, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
-        prototype(address)(sample.numel(), sample.data_ptr(), found.data_ptr(), ACCURATE)
+        prototype(address)(sample.numel(), sample.data_ptr(), found.data_ptr(), MKL_MODE)
         if _equal(found, expected) and all(_equal(found[piece], each) for piece, each in alone):
             return address
     return 0

@@ -54,7 +54,7 @@ def tiles() -> Tiles:
     return Tiles(samples=4, vectors=1, panels=1, dots=6)
 
 
-def table_step(count: int, size: int) -> int:
+def table_stride(count: int, size: int) -> int:
     """Numbers from one row of a table to the next, for rows of `count` numbers of `size` bytes.
 
     It is a cache line more than a row: rows whose distance is a multiple of a page share few cache sets.
@@ -107,7 +107,7 @@ class _Product:
 
     def __post_init__(self) -> None:
         self.width = LINE // self.x.element.size
-        self.table_step = _bytes_of_a_row(self.table, self.outputs)
+        self.table_stride = _bytes_of_a_row(self.table, self.outputs)
 
     def sums(self, vectors: int) -> list[Variable]:
         """Accumulators for so many vectors, each zero."""
@@ -181,7 +181,7 @@ def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
         at, table, sums = s * p.inputs, p.table + panel, p.sums(panels * PANEL // p.width)
         places, values = p.places + at, p.values + at
         with code.loop(0, p.counts[s]) as e:
-            row = p.row(table.bytes(places[e].to(LONG) * p.table_step), len(sums))
+            row = p.row(table.bytes(places[e].to(LONG) * p.table_stride), len(sums))
             _add_products(sums, values[e].spread(p.width), row)
         p.write(sums, s, panel)
 
@@ -195,7 +195,7 @@ def _through(p: _Product, begun: Value, vectors: int, per_tile: int, first: Valu
         samples = [s + i for i in range(per_tile)]
         xs, sums = [p.x + i * p.x_step for i in samples], [p.sums(vectors) for _ in samples]
         with code.loop(0, p.inputs) as k:
-            row = p.row(table.bytes(k * p.table_step), len(sums[0]))
+            row = p.row(table.bytes(k * p.table_stride), len(sums[0]))
             for x, each in zip(xs, sums, strict=True):
                 _add_products(each, x[k].spread(p.width), row)
         for sample, each in zip(samples, sums, strict=True):
@@ -272,5 +272,5 @@ def _bits_listed(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Valu
 
 
 def _bytes_of_a_row(table: Pointer, outputs: Value) -> Value:
-    """:func:`table_step` in bytes, of a table whose `outputs` are padded."""
+    """:func:`table_stride` in bytes, of a table whose `outputs` are padded."""
     return outputs * table.element.size + LINE

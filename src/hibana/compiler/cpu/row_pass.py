@@ -43,7 +43,7 @@ class Pass:
     scratch: list[str] = field(default_factory=list)
     """Scratch rows of numbers, and those that products are written to."""
     products: list[str] = field(default_factory=list)
-    called: set[str] = field(default_factory=set)
+    operations: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.leaves = leaves(self.stores)
@@ -79,7 +79,7 @@ class Pass:
         """Adds the call that computes `value` from `rows`, and returns the result's row."""
         name = rows[0]
         if not value.is_product:
-            self.called.add(value.op)
+            self.operations.add(value.op)
             self.sequence.append(Call(value.op, rows))
             return name
         result = f"{name}.product{len(self.sequence)}"

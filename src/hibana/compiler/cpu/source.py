@@ -1,19 +1,14 @@
-"""The source of the CPU kernels: the passes of a step, forward and backward, in a loop nest."""
+"""The source of a step's CPU kernels: its forward or backward pass in a loop over time."""
 
-from collections.abc import Mapping
-
-from hibana.compiler.cpu.kernel_writer import BACKWARD, FORWARD, Source, own
+from hibana.compiler.cpu.kernel_writer import Source
 from hibana.compiler.cpu.row_function import NUMBERS
-from hibana.compiler.cpu.row_loops import SIZES, RowWalk
-from hibana.compiler.cpu.sample_loops import SampleWalk
-from hibana.compiler.cpu.time_loop import Parts, moving_back, moving_forward
-from hibana.compiler.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
+from hibana.compiler.cpu.row_loops import RowLoops
+from hibana.compiler.cpu.sample_loops import SampleLoops
+from hibana.compiler.cpu.time_loop import StateRow, TimeLoop, sequence_rows
+from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import with_masks
-
-_OVER_ROWS, _OVER_SAMPLES = "neurons", "step"
-"""The arguments that are strides over time of numbers, of kernels over rows and over samples."""
 
 
 def forward_source(
@@ -23,52 +18,33 @@ def forward_source(
     calls: frozenset[str],
     nontemporal: bool = False,
 ) -> Source:
-    """The kernel that runs `step` over time and writes the residuals of `plan`, if it is given.
+    """The kernel that runs `step` over time.
+
+    A step with matrix products gets a kernel over samples, any other step a kernel over rows of neurons.
 
     Args:
-        step: the step.
-        plan: the residuals.
-        real: the dtype of all numbers.
-        calls: the operations computed by vector functions.
+        step: the step of the cell.
+        plan: the residuals that the kernel writes; None for none.
+        real: the dtype of all numbers, ``"float32"`` or ``"float64"``.
+        calls: the operations that vector functions compute.
         nontemporal: whether sequences are written by non-temporal stores.
     """
-    once = forward_pass(step, plan)
+    stores = forward_pass(step, plan)
     *carried, emitted = step.states
-    moving = moving_forward(step, once, _OVER_ROWS)
-    left = {**{name: name for name in carried}, "emitted_before": emitted}
-    inner = _emitted_before(step, once)
-    if inner and (spikes := once[emitted].as_boolean):  # a bit is less to read again than a number
-        once["fired"] = spikes
-        inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
-    parts = Parts("forward", once, moving, left, inner, NUMBERS[real], calls, nontemporal, earlier=-1)
-    walk = RowWalk("forward", NUMBERS[real], parts.all(), calls, moving, forwards=True)
-    walk.read(
-        step,
-        [*map(own, carried), *(["fired"] if "fired" in once else [])],
-        SIZES,
-        FORWARD,
-        [f"{name}_first" for name in step.states],
-        [f"{name}_last" for name in carried],
-        plan.names if plan else (),
-    )
-    with walk.each_row():
-        for name in carried:
-            walk.carried(name, f"{name}_last", f"{name}_first")
-        walk.parameters(step)
-        walk.steps(parts, {"emitted_before": walk.either(f"{emitted}_first")})
-    return walk.made()
-
-
-def forward_over_samples(step: Step, plan: Plan | None, real: str, calls: frozenset[str]) -> Source:
-    """The forward kernel of a step with matrix products: one work item computes some samples, all neurons."""
-    once = forward_pass(step, plan)
-    *carried, emitted = step.states
-    moving, inner = moving_forward(step, once, _OVER_SAMPLES), _emitted_before(step, once)
-    parts = Parts("forward", once, moving, {}, inner, NUMBERS[real], calls, False, earlier=-1, aligned=False)
-    walk = SampleWalk("forward", step, parts, calls, carried, {"emitted_before": f"{emitted}_first"})
-    walk.begun = {name: f"{name}_first" for name in carried}
-    walk.ends = {name: f"{name}_last" for name in carried}
-    return walk.made()
+    sequences = sequence_rows(step, stores, plan, "forward")
+    inner, edge = {}, {}
+    if "emitted_before" in leaves(stores):
+        inner["emitted_before"] = Value("row", data=f"{emitted}_earlier")
+        edge["emitted_before"] = f"{emitted}_first"
+    next_values: dict[str, str] = {}
+    if not step.matrices:
+        next_values = {**{name: name for name in carried}, "emitted_before": emitted}
+        if inner and (spikes := stores[emitted].as_boolean):  # one bit is faster to read again than a number
+            stores["fired"] = spikes
+            inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
+    states = {name: StateRow(f"{name}_first", f"{name}_last") for name in carried}
+    rest = next_values, inner, edge, NUMBERS[real], calls, nontemporal, not step.matrices
+    return _source(step, TimeLoop("forward", stores, sequences, states, *rest))
 
 
 def backward_source(
@@ -79,72 +55,35 @@ def backward_source(
     wants_input: bool,
     nontemporal: bool = False,
 ) -> Source:
-    """The kernel that runs the gradient of `step` back over time; as :func:`forward_source`.
+    """The kernel that runs the gradient of `step` back over time.
 
     Args:
-        step: the step.
-        plan: the residuals.
-        real: the dtype of all numbers.
-        calls: the operations computed by vector functions.
-        wants_input: whether the gradient of the input is computed.
+        step: the step of the cell.
+        plan: the residuals that the forward wrote.
+        real: the dtype of all numbers, ``"float32"`` or ``"float64"``.
+        calls: the operations that vector functions compute.
+        wants_input: whether the kernel computes the gradient of the input.
         nontemporal: whether sequences are written by non-temporal stores.
     """
-    once = backward_pass(step, plan, wants_input=wants_input)
+    masks: dict[int, Value] = {}
+    if step.matrices:
+        step, masks = with_masks(step)
+    stores = backward_pass(step, plan, wants_input=wants_input)
     before = before_pass(step, plan)
     *carried, emitted = step.states
-    moving, sums = moving_back(step, plan, once, _OVER_ROWS)
-    rows = [*(f"{name}_grad" for name in step.states), *sums]
-    left = {name: name for name in rows}
-    parts = Parts("backward", once, moving, left, before, NUMBERS[real], calls, nontemporal, earlier=1)
-    walk = RowWalk("backward", NUMBERS[real], parts.all(), calls, moving, forwards=False)
-    walk.read(
-        step,
-        map(own, rows),
-        SIZES,
-        BACKWARD,
-        [f"{name}_first" for name in step.states],
-        [f"{name}_last_grad" for name in carried],
-        [f"{name}_first_grad" for name in step.states],
-        plan.names,
-        [f"sum{i}_all" for i in range(len(step.grad_sums))],
-    )
-    with walk.each_row():
-        for name in carried:
-            walk.carried(f"{name}_grad", f"{name}_first_grad", f"{name}_last_grad")
-        walk.carried(f"{emitted}_grad", f"{emitted}_first_grad")
-        for name, base in sums.items():
-            walk.carried(name, base)
-        walk.parameters(step)
-        walk.steps(parts, {name: walk.either(first) for name, first in _firsts(before).items()})
-    return walk.made()
-
-
-def backward_over_samples(
-    step: Step, plan: Plan, real: str, calls: frozenset[str], *, wants_input: bool
-) -> Source:
-    """:func:`backward_source` of a step with matrix products."""
-    step, gates = with_masks(step)
-    once = backward_pass(step, plan, wants_input=wants_input)
-    before = before_pass(step, plan)
-    moving, sums = moving_back(step, plan, once, _OVER_SAMPLES)
+    sequences = sequence_rows(step, stores, plan, "backward")
+    states = {f"{name}_grad": StateRow(f"{name}_last_grad", f"{name}_first_grad") for name in carried}
+    states[f"{emitted}_grad"] = StateRow("", f"{emitted}_first_grad")
+    states |= {f"sum{i}": StateRow("", f"sum{i}_all") for i in range(len(step.grad_sums))}
     inner = before | {
-        f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(gate)}_earlier")
-        for state, gate in gates.items()
+        f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(mask)}_earlier")
+        for state, mask in masks.items()
     }
-    parts = Parts("backward", once, moving, {}, inner, NUMBERS[real], calls, False, earlier=1, aligned=False)
-    grads = [f"{name}_grad" for name in step.states]
-    walk = SampleWalk("backward", step, parts, calls, [*grads, *sums], _firsts(before))
-    walk.begun = {f"{name}_grad": f"{name}_last_grad" for name in step.states[:-1]}
-    walk.ends = {f"{name}_grad": f"{name}_first_grad" for name in step.states} | sums
-    return walk.made()
+    edge = {name: f"{name.removesuffix('_before')}_first" for name in before}
+    next_values = {} if step.matrices else {name: name for name in states}
+    rest = next_values, inner, edge, NUMBERS[real], calls, nontemporal, not step.matrices
+    return _source(step, TimeLoop("backward", stores, sequences, states, *rest))
 
 
-def _emitted_before(step: Step, once: Stores) -> Stores:
-    """The output of the step before, where `once` reads it, as the row that was written."""
-    read = "emitted_before" in leaves(once)
-    return {"emitted_before": Value("row", data=f"{step.states[-1]}_earlier")} if read else {}
-
-
-def _firsts(before: Stores) -> Mapping[str, str]:
-    """The arguments that are the states `before` time 0."""
-    return {name: f"{name.removesuffix('_before')}_first" for name in before}
+def _source(step: Step, loop: TimeLoop) -> Source:
+    return (SampleLoops if step.matrices else RowLoops)(step, loop).source()

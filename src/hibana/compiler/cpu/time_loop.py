@@ -1,8 +1,9 @@
-"""The passes of a loop over time: one step or several unrolled, at the ends of the sequence or inside."""
+"""A loop over time: the rows that it reads and writes, and the passes that compute one or several steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 from hibana.compiler.cpu.row_pass import Pass, is_long
 from hibana.compiler.graph.analysis import Rewriting
@@ -11,159 +12,186 @@ from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.runtime.kernels import Pointer
 
-AT_ONCE = 4
-"""Steps that are unrolled: each reads its input and writes its output, and the state stays in registers."""
+UNROLLED = 4
+"""Steps of an unrolled pass: each reads its input and writes its output; states stay in registers."""
 
 
-@dataclass(frozen=True)
-class Moving:
-    """A row that differs at each step: the arguments that are its sequence's address and stride over time."""
+class SequenceRow(NamedTuple):
+    """A row of a sequence ``[T, ...]``: it has another address at each step."""
 
     base: str
+    """The kernel argument that is the sequence's address."""
     stride: str
+    """The integer that is its stride over time, in numbers or, for bits, in bytes."""
     bits: bool = False
 
 
-def moving_forward(step: Step, once: Stores, stride: str) -> dict[str, Moving]:
-    """The rows of a forward that differ at each step; `stride` is that of numbers over time."""
-    moving = {"x": Moving("input", "input_step"), step.states[-1]: Moving("outputs", stride)}
-    return moving | {n: _residual(n, v.boolean, stride) for n, v in once.items() if n not in step.states}
+class StateRow(NamedTuple):
+    """A row that the loop carries from step to step, by the names of two kernel arguments."""
+
+    start: str
+    """The address of its initial values; an empty name or a null address stands for zeros."""
+    end: str
+    """The address that receives its last values, or null."""
 
 
-def moving_back(
-    step: Step, plan: Plan, once: Stores, stride: str
-) -> tuple[dict[str, Moving], dict[str, str]]:
-    """The same of a backward, and by name the arguments that sums over time are written to."""
-    moving = {"x": Moving("input", "input_step"), "emitted_grad": Moving("grad_outputs", "grad_outputs_step")}
-    residuals = {f"residual{i}": v.boolean for i, v in enumerate(plan.residuals) if not v.is_input}
-    moving |= {name: _residual(name, boolean, stride) for name, boolean in residuals.items()}
-    moving |= {name: Moving(f"{name}_all", stride) for name in once if name.startswith("outer")}
-    sums = {f"sum{i}": f"sum{i}_all" for i in range(len(step.grad_sums))}
-    if "x_grad" in once:
-        moving["x_grad"] = Moving("grad_input", stride)
-    return moving, sums
+def sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str) -> dict[str, SequenceRow]:
+    """The sequences that a loop reads or writes, by the names of their rows.
 
-
-def _residual(name: str, boolean: bool, stride: str) -> Moving:
-    return Moving(f"{name}_all", "row_bytes" if boolean else stride, boolean)
+    Args:
+        step: the step of the cell.
+        stores: the results of a step's pass in this `direction`.
+        plan: the residuals that a forward writes or a backward reads.
+        direction: ``"forward"`` or ``"backward"``.
+    """
+    stride = "step_size" if step.matrices else "neurons"
+    rows = {"x": SequenceRow("input", "input_step")}
+    if direction == "forward":
+        rows[step.states[-1]] = SequenceRow("outputs", stride)
+    else:
+        rows["emitted_grad"] = SequenceRow("grad_outputs", "grad_outputs_step")
+    for i, value in enumerate(plan.residuals if plan else ()):
+        if not value.is_input:
+            base = f"residual{i}_all"
+            rows[f"residual{i}"] = SequenceRow(base, "row_bytes" if value.boolean else stride, value.boolean)
+    rows |= {name: SequenceRow(f"{name}_all", stride) for name in stores if name.startswith("outer")}
+    if "x_grad" in stores:
+        rows["x_grad"] = SequenceRow("grad_input", stride)
+    return rows
 
 
 @dataclass(frozen=True)
-class Parts:
-    """The passes of a loop over time: one step or several unrolled, at the edge or inside.
+class TimeLoop:
+    """A loop over time, forward or backward.
 
-    The step at time 0 is the *edge*: the states before it are arguments of the run.
+    The step at time 0 is the *edge*: it reads the states before it from arguments of the kernel.
     """
 
-    name: str
-    once: Stores
-    moving: Mapping[str, Moving]
-    left: Mapping[str, str]
-    """For a row of state, the store that is its next value."""
+    direction: str
+    """``"forward"`` or ``"backward"``; a backward runs from the last step to the first."""
+    stores: Stores
+    """The results of one step, by row."""
+    sequences: Mapping[str, SequenceRow]
+    states: Mapping[str, StateRow]
+    next_values: Mapping[str, str]
+    """For each row of state, the store that is its value at the step that runs next."""
     inner: Stores
-    """For each leaf that differs at the edge, its value inside."""
+    """For each leaf that differs at the edge, its value at all other steps."""
+    edge: Mapping[str, str]
+    """For each leaf that is an argument of the kernel at the edge, that argument."""
     number: type[Pointer]
+    """The pointer type of numbers."""
     calls: frozenset[str]
-    nontemporal: bool
-    earlier: int
-    """Order of execution of the step before in time: 1 (after this one) in a backward, else -1."""
+    """The operations whose vector functions are arguments of the kernel."""
+    nontemporal: bool = False
+    """Whether unrolled steps write sequences by non-temporal stores."""
     aligned: bool = True
     """Whether rows begin at neurons whose numbers are multiples of a vector's."""
 
+    @property
+    def forwards(self) -> bool:
+        """Whether the loop runs from the first step to the last."""
+        return self.direction == "forward"
+
+    @property
+    def earlier(self) -> int:
+        """The position, in order of execution, of the previous step in time: -1, or 1 in a backward."""
+        return -1 if self.forwards else 1
+
     @cached_property
     def before(self) -> Pass | None:
-        """For a long step, a pass that computes `inner`, so that the step itself is the same at the edge."""
-        if not self.inner or not is_long(self._merged(1, edge=False)):
+        """For a long step, a pass that computes :attr:`inner`, so that the edge can run the same step."""
+        if not self.inner or not is_long(self._unrolled(1, edge=False)):
             return None
         inner = _AtStep(self, 0, {}, {}).rewrite(self.inner)
-        made = Pass(f"{self.name}_before", inner, self.number, self.calls, aligned=self.aligned)
-        made.scratch += self.inner
-        return made
+        before = Pass(f"{self.direction}_before", inner, self.number, self.calls, aligned=self.aligned)
+        before.scratch += self.inner
+        return before
 
     @cached_property
     def step(self) -> Pass:
-        """One step, inside."""
+        """One step other than the edge."""
         return self._pass("step", 1, edge=self.before is not None)
 
     @cached_property
     def steps(self) -> Pass | None:
-        """Several steps, if nothing between them passes through memory."""
-        short = len(self.step.sequence) == 1 and not self.step.long
-        return self._pass("steps", AT_ONCE, edge=False) if short else None
+        """:data:`UNROLLED` steps; None if a value between them would pass through memory."""
+        if not self.next_values or self.step.long or len(self.step.sequence) != 1:
+            return None
+        return self._pass("steps", UNROLLED, edge=False)
 
     @cached_property
     def edge_step(self) -> Pass | None:
-        """One step at time 0, if that differs."""
+        """The edge, if it differs from other steps."""
         if self.before is not None:
             return self.step
         return self._pass("edge_step", 1, edge=True) if self.inner else None
 
     @cached_property
     def edge_steps(self) -> Pass | None:
-        """Several steps, one of which is at time 0, if that step differs."""
-        return self._pass("edge_steps", AT_ONCE, edge=True) if self.inner and self.steps else None
+        """:data:`UNROLLED` steps with the edge among them, if it differs from other steps."""
+        return self._pass("edge_steps", UNROLLED, edge=True) if self.inner and self.steps else None
 
-    def all(self) -> list[Pass]:
-        """All passes."""
-        parts = (self.before, self.step, self.steps, self.edge_step, self.edge_steps)
-        return list(dict.fromkeys(part for part in parts if part))
-
-    def single(self) -> list[Pass]:
-        """The passes of one step."""
-        return list(dict.fromkeys(part for part in (self.before, self.step, self.edge_step) if part))
+    def passes(self) -> list[Pass]:
+        """All passes of the loop."""
+        passes = (self.before, self.step, self.steps, self.edge_step, self.edge_steps)
+        return list(dict.fromkeys(pass_ for pass_ in passes if pass_))
 
     def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
-        stores = self._merged(count, edge=edge)
-        ahead = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.moving)
-        nontemporal = ahead & stores.keys() if self.nontemporal and count > 1 else frozenset()
-        options = nontemporal, ahead, self.aligned
-        return Pass(f"{self.name}_{name}", stores, self.number, self.calls, *options)
+        stores = self._unrolled(count, edge=edge)
+        rows = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.sequences)
+        nontemporal = rows & stores.keys() if self.nontemporal and count > 1 else frozenset()
+        options = nontemporal, rows, self.aligned
+        return Pass(f"{self.direction}_{name}", stores, self.number, self.calls, *options)
 
-    def _merged(self, count: int, *, edge: bool) -> Stores:
-        """`count` successive steps as one, with the state passed on as values.
+    def _unrolled(self, count: int, *, edge: bool) -> Stores:
+        """The stores of `count` successive steps; states pass between them as values.
 
-        A row of a sequence is called ``{name}.0`` at the first step done, ``{name}.1`` at the second.
+        The row of a sequence is called ``{name}.0`` at the step that runs first, ``{name}.1`` at the second.
+        `edge`: whether the edge is one of the steps, the first of a forward or the last of a backward.
         """
         renamed: dict[tuple[str, str], Value] = {}
-        merged: Stores = {}
-        now: Stores = {}
-        passed: Stores = {}
-        at_edge = (0 if self.earlier < 0 else count - 1) if edge else None
+        unrolled: Stores = {}
+        results: Stores = {}
+        states: Stores = {}
+        edge_index = (0 if self.forwards else count - 1) if edge else None
         for i in range(count):
-            inside = {} if i == at_edge else {k: v for k, v in self.inner.items() if k not in passed}
-            known = passed | _AtStep(self, i, passed, renamed).rewrite(inside)
-            now = _AtStep(self, i, known, renamed).rewrite(self.once)
-            merged |= {f"{name}.{i}": v for name, v in now.items() if name in self.moving}
-            passed = {leaf: now[store] for leaf, store in self.left.items() if store in now}
-        return merged | {name: v for name, v in now.items() if name not in self.moving}
+            inner = {} if i == edge_index else {k: v for k, v in self.inner.items() if k not in states}
+            values = states | _AtStep(self, i, states, renamed).rewrite(inner)
+            results = _AtStep(self, i, values, renamed).rewrite(self.stores)
+            unrolled |= {f"{name}.{i}": v for name, v in results.items() if name in self.sequences}
+            states = {leaf: results[store] for leaf, store in self.next_values.items() if store in results}
+        return unrolled | {name: v for name, v in results.items() if name not in self.sequences}
 
 
 class _AtStep(Rewriting):
-    """Renames the leaves of a step for the step done `ahead` steps after the first; some are `known` values.
+    """Renames the leaves of a step that runs `index` steps after the first, or replaces them by `values`.
 
-    A draw is named by how many steps later in time it is made than at the first step done.
+    A draw is named by how many steps of time it is made after the first step's draw.
     """
 
     def __init__(
-        self, parts: Parts, ahead: int, known: Mapping[str, Value], renamed: dict[tuple[str, str], Value]
+        self, loop: TimeLoop, index: int, values: Mapping[str, Value], renamed: dict[tuple[str, str], Value]
     ) -> None:
         super().__init__()
-        self.parts, self.ahead, self.known, self.renamed = parts, ahead, known, renamed
+        self.loop, self.index, self.values, self.renamed = loop, index, values, renamed
+        """`renamed` holds the new leaves by operation and name, so that all steps share them."""
 
     def on_row(self, value: Value) -> Value:
         name = str(value.data)
-        moves = name.removesuffix("_earlier") in self.parts.moving
-        return self.known.get(name) or self._renamed(value, self._when(name) if moves else None)
+        is_sequence = name.removesuffix("_earlier") in self.loop.sequences
+        return self.values.get(name) or self._renamed(value, self._position(name) if is_sequence else None)
 
     on_bits = on_row
 
     def on_draw(self, value: Value) -> Value:
-        return self._renamed(value, -self.parts.earlier * self._when(str(value.data)))
+        return self._renamed(value, -self.loop.earlier * self._position(str(value.data)))
 
-    def _when(self, name: str) -> int:
-        return self.ahead + (self.parts.earlier if name.endswith("_earlier") else 0)
+    def _position(self, name: str) -> int:
+        """The position of the step that `name` belongs to, in order of execution."""
+        return self.index + (self.loop.earlier if name.endswith("_earlier") else 0)
 
-    def _renamed(self, value: Value, when: int | None) -> Value:
+    def _renamed(self, value: Value, position: int | None) -> Value:
         name = str(value.data)
-        name = name if when is None else f"{name.removesuffix('_earlier')}.{when}"
+        name = name if position is None else f"{name.removesuffix('_earlier')}.{position}"
         return self.renamed.setdefault((value.op, name), Value(value.op, data=name))

@@ -20,7 +20,7 @@ from hibana.compiler.graph.plan import Plan, gradients
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.synapses import operands
 from hibana.compiler.memory_layout import row_bytes
-from hibana.compiler.named_kernels import Named, NamedKernels
+from hibana.compiler.named_kernels import Named, NamedKernels, Variant
 from hibana.compiler.triton.language import Language
 from hibana.compiler.triton.running import exact, is_interpreted, kernel_of, over_neurons, started
 from hibana.compiler.triton.source import backward_source, forward_source, function_source
@@ -66,10 +66,10 @@ class GpuKernels(NamedKernels):
             if not agrees(op, replace(self.language, by_samples=False)):
                 raise Unsupported(f"{op} can't be had here to the last bit of PyTorch's own")
         self._built: dict[object, Callable[..., object]] = {}
-        self._take(step)
+        self._set_step(step)
 
-    def _take(self, step: Step) -> None:
-        super()._take(step)
+    def _set_step(self, step: Step) -> None:
+        super()._set_step(step)
         self._constants: dict[torch.device, Tensor] = {}
 
     @staticmethod
@@ -82,13 +82,13 @@ class GpuKernels(NamedKernels):
     def _readable(self, sequence: Tensor) -> Tensor:
         return exact(sequence)
 
-    def _source(self, direction: str, variant: bool) -> str:
+    def _source(self, direction: str, variant: Variant) -> str:
         if direction == "forward":
             return forward_source(self.step, self.plan if variant else None, self.language)
-        return backward_source(self.step, self.plan, self.language, wants_input=variant)
+        return backward_source(self.step, self.plan, self.language, wants_input=bool(variant))
 
     def _launch(
-        self, direction: str, variant: bool, shape: torch.Size, parameters: Sequence[Tensor], given: Named
+        self, direction: str, variant: Variant, shape: torch.Size, matrices: Sequence[Tensor], given: Named
     ) -> None:
         key = (direction, variant)
         if key not in self._built:
@@ -97,8 +97,7 @@ class GpuKernels(NamedKernels):
         given |= {"constants": self._numbers(device)}
         low, high = draws.key(given["seed"], 0)
         given |= {"seed_low": _signed(low), "seed_high": _signed(high)}
-        given |= {f"p{i}_at": t for i, t in enumerate(parameters[: self.step.parameters])}
-        self._run(self._built[key], shape, parameters[self.step.parameters :], given, device)
+        self._run(self._built[key], shape, matrices, given, device)
 
     def _run(
         self, kernel: Any, shape: torch.Size, matrices: Sequence[Tensor], given: Named, device: torch.device

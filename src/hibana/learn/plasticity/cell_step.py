@@ -47,7 +47,7 @@ class CellStep:
         self._pass = Pass("neurons", forward_pass(self.step, None), Floats, frozenset(self._functions))
         self._scratch = [*self._pass.scratch, *self._pass.products]
         self._matrices = list(dict.fromkeys(c.matrix for c in self._pass.sequence if c.function == "product"))
-        self._called = sorted(self._pass.called & self._functions.keys())
+        self._called = sorted(self._pass.operations & self._functions.keys())
 
     @property
     def states(self) -> tuple[str, ...]:

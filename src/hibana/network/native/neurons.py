@@ -53,7 +53,7 @@ def neurons(emitter: "Emitter", node: Node, index: int, read: Activations) -> Ac
             constants[i] if array == "c" else emitter.constant(made.parameters[int(array[1:])])[0]
         ),
     )
-    called = sorted(written.called & functions.keys())
+    called = sorted(written.operations & functions.keys())
     addresses = {name: emitter.function(functions[name]) for name in called}
     code = emitter.code
     for call in written.sequence:
