@@ -144,7 +144,7 @@ def built(of: Deep, *, ours: bool) -> nn.ModuleList:
         elif word == "Block" and before == of.channels:
             layers.append(Block(nn.Sequential(layer(before), layer(before)), ours))
         else:
-            pixel = "1x1" in word and before >= dense.SAFE  # below which torch ends the process
+            pixel = "1x1" in word and before >= dense.SAFE_CHANNELS  # below which torch ends the process
             layers.append(layer(before, 1 if pixel else 3, 2 if "strided" in word else 1))
             before = of.channels
     return parametrized(layers, of.context)

@@ -13,7 +13,7 @@ import hibana as hb
 from hibana import surrogate
 from hibana.compiler.memory_layout import constant_step
 from hibana.spikes import layer as shared_layer
-from hibana.spikes.bits import agree, pack_bits
+from hibana.spikes.bits import matching_ones, pack_bits
 from hibana.spikes.linear import product
 from selection import examples
 
@@ -52,10 +52,12 @@ def test_the_ones_of_bits_that_agree_with_their_numbers_are_counted(neurons, thr
     torch.set_num_threads(threads)
     spikes = _spikes(3, neurons, density=0.4)
     bits = pack_bits(spikes)[0].view(torch.uint8)[:, : -(-neurons // 8)].contiguous()
-    assert agree(spikes, bits[None]) == spikes.count_nonzero()
-    assert agree(spikes + spikes, torch.stack([torch.zeros_like(bits), bits])) == spikes.count_nonzero()
+    assert matching_ones(spikes, bits[None]) == spikes.count_nonzero()
+    assert (
+        matching_ones(spikes + spikes, torch.stack([torch.zeros_like(bits), bits])) == spikes.count_nonzero()
+    )
     spikes[0, 0] = 3.0
-    assert agree(spikes, bits[None]) is None
+    assert matching_ones(spikes, bits[None]) is None
 
 
 @settings(max_examples=examples(12))
@@ -88,12 +90,12 @@ def test_what_is_kept_near_changes_no_bit(rows, inputs, outputs, density, monkey
     bits, _ = pack_bits(x)
     weight, gradient = torch.randn(outputs, inputs), torch.randn(rows, outputs)
     found = []
-    for listed, near, words in ((2, 0, 1), (64, 1 << 17, 3), (product.LISTED, product.DOTS_NEAR, 8)):
+    for listed, near, words in ((2, 0, 1), (64, 1 << 17, 3), (product.LISTED, product.DOT_WEIGHTS, 8)):
         monkeypatch.setattr(product, "LISTED", listed)
-        monkeypatch.setattr(product, "DOTS_NEAR", near)
-        monkeypatch.setattr(product, "DOTS_WORDS", words)
+        monkeypatch.setattr(product, "DOT_WEIGHTS", near)
+        monkeypatch.setattr(product, "DOT_WORDS", words)
         sums, table = product.forward(bits, density, weight, None)
-        used = product.Used(bits, density)
+        used = product.GradientMask(bits, density)
         found.append((sums, product.input_gradient(used, table, gradient, inputs)))
     for sums, to_input in found[1:]:
         assert torch.equal(sums, found[0][0])
@@ -259,7 +261,7 @@ def test_spikes_kept_as_bits_are_added_from_these(sigma, shape, monkeypatch):
     currents = 2 * torch.rand(shape)
     layer, dense = _pair(nn.Linear(shape[-1], 70))
     wanted = _above(currents, dense, sigma)
-    monkeypatch.setattr(shared_layer, "_density", None)  # nothing else looks at numbers
+    monkeypatch.setattr(shared_layer, "_sampled_density", None)  # nothing else looks at numbers
     for got, want in zip(_above(currents, layer, sigma), wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     density = hb.IF(1.0, sigma)(currents).mean()

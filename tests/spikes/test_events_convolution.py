@@ -66,7 +66,7 @@ def test_outputs_and_gradients_are_those_of_torch(
     found, alike = gradients(layer, x, weights), gradients(dense, x.contiguous(), weights)
     for got, wanted in zip(found, alike, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    assert layer.explain().startswith("events") or "no window meets the image" in layer.explain()
+    assert layer.explain().startswith("events") or "no window covers the image" in layer.explain()
     with torch.no_grad():
         torch.testing.assert_close(layer(x), dense(x.contiguous()), rtol=1e-4, atol=1e-4)
 
@@ -265,8 +265,8 @@ def test_a_convolution_takes_the_bits_that_a_layer_below_kept(sigma, last, monke
     layer = hb.events.adopt(copy.deepcopy(dense))
     layer.mode = "events"
     scanned = []
-    scan = shared_layer._binary
-    monkeypatch.setattr(shared_layer, "_binary", lambda rows: scanned.append(1) or scan(rows))
+    scan = shared_layer._pack_all
+    monkeypatch.setattr(shared_layer, "_pack_all", lambda rows: scanned.append(1) or scan(rows))
     found = []
     for conv in (layer, dense):
         x = currents.detach().requires_grad_()
@@ -343,7 +343,7 @@ def test_what_is_padded_otherwise_is_padded_before(arguments, dimensions):
     found, alike = gradients(layer, x, weights), gradients(dense, x.contiguous(), weights)
     for got, wanted in zip(found, alike, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    assert layer.explain().startswith("events") or "no window meets the image" in layer.explain()
+    assert layer.explain().startswith("events") or "no window covers the image" in layer.explain()
 
 
 def test_values_that_are_no_spikes_are_convolved_by_torch():
@@ -555,7 +555,7 @@ def test_a_convolution_of_one_dimension_is_torchs(
     found, alike = gradients(layer, x, weights), gradients(dense, x.contiguous(), weights)
     for got, wanted in zip(found, alike, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
-    assert layer.explain().startswith("events") or "no window meets the image" in layer.explain()
+    assert layer.explain().startswith("events") or "no window covers the image" in layer.explain()
 
 
 def test_a_convolution_of_one_dimension_leaves_to_torch_what_is_not_its():
@@ -645,7 +645,7 @@ def test_windows_in_the_padding_alone_give_the_bias(width, kernel, stride, paddi
     dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
     planes=st.integers(1, 3),
     density=st.sampled_from([0.0, 0.05, 0.2, 1.0]),
-    near=st.sampled_from([16, 1000, pixels.NEAR]),
+    near=st.sampled_from([16, 1000, pixels.CACHED_FLOATS]),
     lies=st.sampled_from([torch.contiguous_format, torch.channels_last]),
     threads=st.integers(1, 3),
 )
@@ -663,11 +663,11 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: threads)
         patch.setattr(pixels, "PIXELS", near)
-        patch.setattr(pixels, "NEAR", near)
-        patch.setattr(product, "LONG", 1)  # parts of the rows, where there are as many images
+        patch.setattr(pixels, "CACHED_FLOATS", near)
+        patch.setattr(product, "PART_ROWS", 1)  # parts of the rows, where there are as many images
         found = pixels.forward(input_, weight, bias, geometry)
         of_weights = pixels.weight_gradient(input_, gradient, geometry) if stride == (1, 1) else None
-        patch.setattr(product, "LONG", 1 << 40)
+        patch.setattr(product, "PART_ROWS", 1 << 40)
         flat, _ = product.weight_gradient(windows, 0.1, gradient, inputs, False, input_.scales)
     flat = flat.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
     if of_weights is not None:
@@ -684,9 +684,9 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
 @pytest.fixture
 def _all_weights_lie_far(monkeypatch):
     monkeypatch.setattr(pixels, "BEYOND_L2", 0)
-    pixels._bound.cache_clear()
+    pixels._forward_launch.cache_clear()
     yield
-    pixels._bound.cache_clear()
+    pixels._forward_launch.cache_clear()
 
 
 @pytest.mark.cover(1)
@@ -725,7 +725,7 @@ def test_rows_of_pixels_too_long_for_the_entries_of_a_list_are_not_listed():
 def test_padding_that_is_set_between_calls_is_met_alone():
     layer = hb.Conv2d(16, 4, 2, dilation=4, padding=4)
     x = torch.rand(2, 16, 1, 1).to(memory_format=torch.channels_last)
-    layer(x)  # a window meets the image
+    layer(x)  # a window covers the image
     layer.padding = (2, 2)
     torch.testing.assert_close(layer(x), layer.bias.view(1, -1, 1, 1).expand(2, 4, 1, 1))
-    assert layer.explain() == "dense: no window meets the image"
+    assert layer.explain() == "dense: no window covers the image"

@@ -13,7 +13,7 @@ import hibana as hb
 from hibana.compiler.spike_metadata import metadata_of
 from hibana.spikes.bits import pack_bits
 from hibana.spikes.convolution import layer as convolution_layer
-from hibana.spikes.layer import as_bits
+from hibana.spikes.layer import pack_input
 from hibana.spikes.linear import layer as linear_layer
 from hibana.spikes.provenance import lookup
 
@@ -57,7 +57,7 @@ def test_bits_of_spikes_are_known_without_a_gradient(mode, still):
 
 
 def _without_numbers(below, length, in_order, numbers, rows, key, auto):
-    return as_bits(below, length, in_order, None, lambda: pytest.fail("numbers are looked at"), key, auto)
+    return pack_input(below, length, in_order, None, lambda: pytest.fail("numbers are looked at"), key, auto)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -70,7 +70,7 @@ def test_the_layer_above_takes_the_bits_and_looks_at_no_number(mode, monkeypatch
     with mode():
         spikes = layer(images)
         for where in (convolution_layer, linear_layer):
-            monkeypatch.setattr(where, "as_bits", _without_numbers)
+            monkeypatch.setattr(where, "pack_input", _without_numbers)
         got, wanted = above(spikes.flatten(0, 1)), dense(spikes.flatten(0, 1))
         torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
         last = spikes.movedim(2, -1).flatten(3)
@@ -114,7 +114,7 @@ def test_what_was_written_to_is_taken_as_it_is(mode, write, what):
         spikes = layer(images)
         if what == "sum":
             spikes = hb.events.add(spikes, layer(images.flip(0)))
-            assert lookup(spikes).most == 2
+            assert lookup(spikes).max_value == 2
         if what == "pooled":
             spikes = hb.EachStep(hb.events.MaxPool2d(2))(spikes)
             assert lookup(spikes).ones == spikes.sum()
@@ -132,10 +132,10 @@ def test_sums_of_spikes_are_known_and_sums_of_sums(mode):
         total = hb.events.add(one, other)
         assert torch.equal(total, one + other)
         assert total.stride() == (one + other).stride()
-        assert lookup(total).most == 2
+        assert lookup(total).max_value == 2
         more = hb.events.add(total, one)
         assert torch.equal(more, one + other + one)
-        assert lookup(more).most == 3
+        assert lookup(more).max_value == 3
         for unknown in (one * 1.0, torch.rand_like(one)):
             assert torch.equal(hb.events.add(one, unknown), one + unknown)
             assert lookup(hb.events.add(one, unknown)) is None

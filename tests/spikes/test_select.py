@@ -109,10 +109,10 @@ def test_bits_that_are_known_are_left_where_the_dense_product_is_faster(times, l
 
 
 def test_no_bits_are_packed_where_a_sample_is_too_dense(monkeypatch):
-    monkeypatch.setattr(shared_layer, "_binary", lambda rows: pytest.fail("the bits were packed"))
+    monkeypatch.setattr(shared_layer, "_pack_all", lambda rows: pytest.fail("the bits were packed"))
     for layer, shape in ((hb.Linear(512, 256), (256, 512)), (hb.Conv2d(64, 64, 3), (8, 64, 16, 16))):
         spikes = (torch.rand(shape) < 0.9).float()
-        torch.testing.assert_close(layer(spikes), layer._torchs(spikes, layer.weight, layer.bias))
+        torch.testing.assert_close(layer(spikes), layer._torch_product(spikes, layer.weight, layer.bias))
         assert layer.explain().endswith("spiked; torch is faster at these sizes and this density")
 
 
@@ -152,7 +152,7 @@ def test_what_takes_torch_no_time_asks_nothing(monkeypatch):
     monkeypatch.setattr(shared_layer, "pack_bits", lambda *_: pytest.fail("it was looked at"))
     layer = hb.Linear(128, 70)
     layer((torch.rand(30, 128) < 0.1).float())
-    assert layer.explain() == "dense: at these sizes torch is sooner done at any density"
+    assert layer.explain() == "dense: torch is faster at these sizes at any density"
 
 
 def test_small_calls_take_parameters_wherever_they_are():
@@ -160,7 +160,7 @@ def test_small_calls_take_parameters_wherever_they_are():
     x = torch.rand(2, 8)
     for layer in (parametrized, hb.Linear(8, 4, bias=False), hb.Linear(8, 4)):
         torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
-        assert layer.explain() == "dense: at these sizes torch is sooner done at any density"
+        assert layer.explain() == "dense: torch is faster at these sizes at any density"
 
 
 @pytest.mark.cover(2)
@@ -191,9 +191,9 @@ def test_a_window_of_one_pixel_at_a_stride_has_torchs_outputs_and_gradients(mode
 
 def test_a_strided_window_of_one_pixel_is_guarded_with_a_gradient_after_calls_without(monkeypatch):
     layer, counted = hb.Conv2d(8, 8, 1, 2), []
-    sampled = convolution_layer.dense.sampled
+    sampled = convolution_layer.dense.sample_pixels
     monkeypatch.setattr(
-        convolution_layer.dense, "sampled", lambda *given: counted.append(1) or sampled(*given)
+        convolution_layer.dense, "sample_pixels", lambda *given: counted.append(1) or sampled(*given)
     )
     x = torch.rand(2, 8, 6, 6).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():

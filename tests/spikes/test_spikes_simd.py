@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hibana.runtime.kernels import Code, Longs, Value, kernel
-from hibana.spikes.simd.lists import WORD, transposed_bits
+from hibana.spikes.simd.lists import WORD, transpose_bits
 
 PLACES = torch.arange(WORD)
 
@@ -12,7 +12,7 @@ PLACES = torch.arange(WORD)
 @kernel
 def turned(code: Code, begin: Value, end: Value, *, words: Longs) -> None:
     with code.loop(begin, end) as k:
-        transposed_bits(code, words + k * WORD)
+        transpose_bits(code, words + k * WORD)
 
 
 @pytest.mark.parametrize("density", [0.02, 0.5, 1.0])

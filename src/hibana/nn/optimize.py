@@ -232,7 +232,11 @@ def _undo(net: nn.Module) -> None:
         was = module.__dict__.pop(ORIGINAL_CLASS, None)
         module.__dict__.pop(_DIMENSIONS, None)
         if was is not None:
-            for noted in ("_reason", "_left", "_refused"):  # by layers per spike, about their last calls
+            for noted in (
+                "_reason",
+                "_small_call",
+                "_refused",
+            ):  # by layers per spike, about their last calls
                 module.__dict__.pop(noted, None)
             module.__class__ = was
 

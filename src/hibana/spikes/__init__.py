@@ -1,7 +1,7 @@
-"""Layers whose work follows the spikes: sparse products of bits and weights, forward and backward.
+"""Layers that multiply spikes with weights in time proportional to the spikes, forward and backward.
 
-What stands below a layer is read from autograd's graph; nothing here knows a neuron. LLVM is loaded only
-when a kernel is built.
+A layer reads its input's spikes and surrogate mask from data attached to the input tensor; this package does
+not depend on neurons. llvmlite is imported when the first kernel is compiled.
 """
 
 from hibana.spikes.adopt import adopt

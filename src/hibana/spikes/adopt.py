@@ -1,9 +1,9 @@
-"""``hb.events.adopt``: changes layers of ``torch.nn`` to those of this package, in place."""
+"""``hb.events.adopt``: replaces layers of ``torch.nn`` by those of :mod:`hibana.events`, in place."""
 
 from torch import nn
 
-from hibana.spikes import dense_layers
 from hibana.spikes.convolution import Conv1d, Conv2d
+from hibana.spikes.dense_layers import DenseLayer
 from hibana.spikes.flatten import Flatten
 from hibana.spikes.linear import Linear
 from hibana.spikes.pooling import MaxPool2d
@@ -12,30 +12,18 @@ __all__ = ["EVENT_CLASSES", "adopt"]
 
 EVENT_CLASSES: dict[type[nn.Module], type[nn.Module]] = {
     getattr(nn, kind.__name__): kind
-    for kind in (
-        Linear,
-        Conv1d,
-        Conv2d,
-        MaxPool2d,
-        Flatten,
-        dense_layers.Conv3d,
-        dense_layers.ConvTranspose2d,
-        dense_layers.AvgPool2d,
-        dense_layers.AdaptiveAvgPool2d,
-        dense_layers.AdaptiveMaxPool2d,
-        dense_layers.Upsample,
-    )
+    for kind in (Linear, Conv1d, Conv2d, MaxPool2d, Flatten, *DenseLayer.__subclasses__())
 }
-"""The class that takes the place of each class of torch's."""
+"""The class of :mod:`hibana.events` that replaces each class of ``torch.nn``."""
 
 
 def adopt(module: nn.Module) -> nn.Module:
-    """Makes every layer of ``torch.nn`` in `module` that has one the layer of this module, in place.
+    """Replaces layers of ``torch.nn`` in `module` by those of :mod:`hibana.events`, in place; returns it.
 
-    ``Linear``, ``Conv1d``, ``Conv2d``, ``MaxPool2d`` and ``Flatten``; ``Conv3d``, ``ConvTranspose2d``,
-    ``AvgPool2d``, ``AdaptiveAvgPool2d``, ``AdaptiveMaxPool2d`` and ``Upsample`` stay torch's, and say so to
-    :func:`hibana.explain`. Subclasses are left alone. Parameters, buffers and hooks stay the same objects.
-    Returns `module`.
+    ``Linear``, ``Conv1d``, ``Conv2d``, ``MaxPool2d`` and ``Flatten`` then compute on spikes. ``Conv3d``,
+    ``ConvTranspose2d``, ``AvgPool2d``, ``AdaptiveAvgPool2d``, ``AdaptiveMaxPool2d`` and ``Upsample`` still
+    compute by torch, and :func:`hibana.explain` reports it. Subclasses of these classes do not change.
+    Parameters, buffers and hooks stay the same objects.
 
     >>> import torch, hibana as hb
     >>> hb.events.adopt(torch.nn.Sequential(torch.nn.Linear(2, 3), hb.IF()))[0]

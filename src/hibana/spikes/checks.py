@@ -1,6 +1,6 @@
-"""Whether kernels can take a layer's tensors: dtype, device, layout, and nothing that intercepts the call.
+"""Checks of a layer's tensors: whether kernels accept their dtype, device, layout and shape.
 
-Where they can't, the call is torch's: its result, or its error.
+A layer passes a call that its kernels do not accept to torch, which returns a result or raises its own error.
 """
 
 from functools import partial
@@ -26,12 +26,14 @@ dense_for_more = partial(
     once_differentiable,
     instead='mode = "dense" of hb.Linear and hb.Conv2d, and torch.nn.MaxPool2d, have further derivatives',
 )
-"""For the backward of a node."""
+"""A decorator of ``autograd.Function.backward``: second derivatives raise RuntimeError with this advice."""
 
 
 def kernels_accept(*tensors: Tensor | None) -> bool:
-    """Whether all are float32 on the CPU, no transform or dispatch mode is active, and native code can be
-    compiled in this process.
+    """Whether kernels accept all `tensors`; None counts as accepted.
+
+    Each must be a strided float32 tensor or parameter on the CPU, without a pending negation. No transform or
+    dispatch mode may be active, and this process must be able to compile native code.
     """
     if (
         torch_internals.dispatch_mode_count()
@@ -54,22 +56,23 @@ def kernels_accept(*tensors: Tensor | None) -> bool:
 
 
 def check_saved(tensor: Tensor, shape: torch.Size) -> None:
-    """Refuses a `tensor` saved for a backward whose ``data`` was set to what kernels do not take.
+    """Checks that ``tensor.data``, saved for a backward, was not set to another shape or dtype.
 
     Raises:
-        RuntimeError: if it has another shape than `shape`, or is not float32.
+        RuntimeError: if its shape is not `shape`, or its dtype is not float32.
     """
     if tensor.shape != shape or tensor.dtype != torch.float32:
         raise RuntimeError(
-            "weights and inputs must keep their shape and dtype between forward and backward: one was "
-            f"{tuple(shape)}, torch.float32, and its `.data` was set to {tuple(tensor.shape)}, {tensor.dtype}"
+            "weights and inputs must keep their shape and dtype between forward and backward: a tensor of "
+            f"{tuple(shape)}, torch.float32 had its `.data` set to {tuple(tensor.shape)}, {tensor.dtype}"
         )
 
 
 def shape_error(weight: torch.Size, bias: torch.Size | None, channels: int, dimensions: int) -> str | None:
-    """Why a `weight` of this shape is not one of `dimensions` dimensions for `channels`, with such a `bias`.
+    """Why `weight` ``[outputs, channels, ...]`` and `bias` ``[outputs]`` do not fit; None if they do.
 
-    The sizes that a layer was made with do not matter: its tensors may have been replaced.
+    Both are shapes; the weight must have `dimensions` dimensions, and `channels` are those of the input. The
+    layer's attributes are not read, since a user may have replaced its parameters.
     """
     if len(weight) != dimensions or weight[1] != channels:
         return f"the weight has the shape {tuple(weight)}, the input {channels} features or channels"
@@ -79,7 +82,11 @@ def shape_error(weight: torch.Size, bias: torch.Size | None, channels: int, dime
 
 
 def check_no_time(layer: nn.Module, inputs: Tensor, dimensions: int) -> None:
-    """Raises a ValueError if `inputs` of a `layer` of images of so many dimensions have time too."""
+    """Checks that `inputs` of a `layer` of images with `dimensions` spatial dimensions have no time axis.
+
+    Raises:
+        ValueError: if `inputs` have more than ``dimensions + 2`` dimensions.
+    """
     if inputs.ndim > dimensions + 2:
         sizes = ("length", "height, width", "depth, height, width")[dimensions - 1]
         name = type(layer).__name__
@@ -91,10 +98,11 @@ def check_no_time(layer: nn.Module, inputs: Tensor, dimensions: int) -> None:
 
 
 def is_constant_over_time(inputs: Tensor) -> bool:
-    """Whether one step of `inputs`, ``[T, ...]``, does for all: they are expanded over time (stride zero).
+    """Whether `inputs`, ``[T, ...]``, are one step expanded over time, so that computing one suffices.
 
-    Not if the gradient of each step is wanted by itself: by a leaf, or by a hook on `inputs` or
-    ``retain_grad`` (of views on the way to them, and of what is asked for later, that is not seen).
+    The stride of time must be zero. False if something reads the gradient of a single step: `inputs` or the
+    expanded tensor are a leaf, `inputs` have a hook, or ``retain_grad`` was called on them. Hooks on
+    views between the expanded tensor and `inputs`, and hooks that are added later, are not detected.
     """
     if inputs.shape[0] < 2 or inputs.stride(0) != 0 or not inputs.numel():
         return False
@@ -103,13 +111,13 @@ def is_constant_over_time(inputs: Tensor) -> bool:
     if inputs._backward_hooks or inputs.retains_grad:
         return False
     node = inputs.grad_fn
-    while node is not None and node.name() in _VIEWS:
+    while node is not None and node.name() in _VIEW_NODES:
         node = node.next_functions[0][0]
     return node is not None and node.name() == "ExpandBackward0"
 
 
-_VIEWS = {"ViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0", "SqueezeBackward1"}
-_VIEWS |= {"TransposeBackward0", "PermuteBackward0"}
+_VIEW_NODES = {"ViewBackward0", "ReshapeAliasBackward0", "UnsqueezeBackward0", "SqueezeBackward1"}
+_VIEW_NODES |= {"TransposeBackward0", "PermuteBackward0"}
 
 
 def pair(size: int | tuple[int, ...] | str) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Layers that always compute by torch, and report so to :func:`hibana.explain`."""
+"""Layers of :mod:`hibana.events` that always compute by torch, and report it to :func:`hibana.explain`."""
 
 from typing import Any, ClassVar
 
@@ -10,53 +10,57 @@ from hibana.spikes.checks import check_no_time
 __all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv3d", "ConvTranspose2d", "Upsample"]
 
 
-class _Torchs(nn.Module):
-    why: ClassVar[str]
-    dimensions: ClassVar[int] = 2
+class DenseLayer(nn.Module):
+    """Base class: checks that the input has no time axis, then calls torch's layer."""
 
-    def forward(self, input: Any, *rest: Any, **named: Any) -> Any:  # noqa: A002 - torch.nn's name for it
+    why: ClassVar[str]
+    """Why the layer computes by torch."""
+    dimensions: ClassVar[int] = 2
+    """Spatial dimensions of the input."""
+
+    def forward(self, input: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: A002 - torch.nn's name for it
         if is_fx_proxy(input):
-            return fx_leaf_call(self, input, *rest, **named)
+            return fx_leaf_call(self, input, *args, **kwargs)
         check_no_time(self, input, self.dimensions)
-        return super().forward(input, *rest, **named)
+        return super().forward(input, *args, **kwargs)
 
     def explain(self) -> str:
-        """That it is torch's, and why."""
+        """A sentence: the layer computes by torch, and why."""
         return f"torch's: {self.why}"
 
 
-class Conv3d(_Torchs, nn.Conv3d):
+class Conv3d(DenseLayer, nn.Conv3d):
     """``torch.nn.Conv3d``; its output is numbers, spikes or not."""
 
     why = "a window over three dimensions"
     dimensions = 3
 
 
-class ConvTranspose2d(_Torchs, nn.ConvTranspose2d):
+class ConvTranspose2d(DenseLayer, nn.ConvTranspose2d):
     """``torch.nn.ConvTranspose2d``; its output is numbers, spikes or not."""
 
     why = "a transposed convolution"
 
 
-class AvgPool2d(_Torchs, nn.AvgPool2d):
-    """``torch.nn.AvgPool2d``; averages of spikes are events to the layer above, where they are exact."""
+class AvgPool2d(DenseLayer, nn.AvgPool2d):
+    """``torch.nn.AvgPool2d``; the next layer adds averages of spikes bit by bit, where they are exact."""
 
     why = "averages, whole numbers times one factor to the layer above where the window is a power of two"
 
 
-class AdaptiveAvgPool2d(_Torchs, nn.AdaptiveAvgPool2d):
-    """``torch.nn.AdaptiveAvgPool2d``; as :class:`AvgPool2d`."""
+class AdaptiveAvgPool2d(DenseLayer, nn.AdaptiveAvgPool2d):
+    """``torch.nn.AdaptiveAvgPool2d``; its averages of spikes are as those of :class:`AvgPool2d`."""
 
     why = "averages, whole numbers times one factor to the layer above where the window is a power of two"
 
 
-class AdaptiveMaxPool2d(_Torchs, nn.AdaptiveMaxPool2d):
-    """``torch.nn.AdaptiveMaxPool2d``; of spikes it makes spikes."""
+class AdaptiveMaxPool2d(DenseLayer, nn.AdaptiveMaxPool2d):
+    """``torch.nn.AdaptiveMaxPool2d``; the maxima of spikes are spikes."""
 
-    why = "windows of several sizes; of spikes it makes spikes"
+    why = "windows of several sizes; the maxima of spikes are spikes"
 
 
-class Upsample(_Torchs, nn.Upsample):
-    """``torch.nn.Upsample``; of spikes ``mode="nearest"`` makes spikes."""
+class Upsample(DenseLayer, nn.Upsample):
+    """``torch.nn.Upsample``; with ``mode="nearest"`` upsampled spikes are spikes."""
 
-    why = "copies; of spikes the nearest are spikes"
+    why = 'copies; with mode "nearest" upsampled spikes are spikes'

@@ -1,4 +1,4 @@
-"""``hb.events.Flatten``: a flattening, or a copy in another memory order, that keeps the bits of spikes."""
+"""``hb.events.Flatten``: ``torch.nn.Flatten`` whose result keeps the input's spikes as bits."""
 
 from typing import cast
 
@@ -15,7 +15,7 @@ __all__ = ["Flatten"]
 
 
 class Flatten(nn.Flatten):
-    """``torch.nn.Flatten``, over which a layer still knows what spiking layer stands below it.
+    """``torch.nn.Flatten`` whose result keeps the input's spikes as bits, for the layer that reads it.
 
     >>> import torch, hibana as hb
     >>> hb.events.Flatten()(torch.ones(5, 2, 3)).shape
@@ -34,15 +34,15 @@ class Flatten(nn.Flatten):
 
 
 def _attach_copy(spikes: Tensor, copied: Tensor) -> Tensor:
-    """Attaches to `copied`, flattened `spikes`, their bits; returns it.
+    """Attaches the bits of `copied`, a flattened copy of `spikes`, to it; returns `copied`.
 
-    Nothing is attached if `spikes` are not known to be spikes. Where their gradient is needed where they
-    fired, that of `copied` is too; other masks are not copied.
+    Nothing is attached if `spikes` has no bits attached. If the gradient of `spikes` is needed only at the
+    spikes, so is the gradient of `copied`. A separate gradient mask is not passed on.
     """
-    below = lookup(spikes)
-    if below is not None and below.spikes is not None and copied.numel():
+    provenance = lookup(spikes)
+    if provenance is not None and provenance.spikes is not None and copied.numel():
         length = copied.shape[-1]
         bits = pack_bits(copied.detach().view(-1, length))[0].view(torch.uint8)[None]
-        observers = below.observers if below.mask is None and copied.requires_grad else None
+        observers = provenance.observers if provenance.mask is None and copied.requires_grad else None
         attach(copied, bits, length, observers=observers)
     return copied

@@ -1,4 +1,4 @@
-"""What linear layers and convolutions share: how an input becomes bits, and what ``explain`` reports."""
+"""Code shared by linear layers and convolutions of spikes: packing the input into bits, and ``explain``."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple, cast
@@ -10,80 +10,83 @@ from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import pack_bits, sampled_density
-from hibana.spikes.planes import Planes, factors, whole_numbers
+from hibana.spikes.planes import Planes, candidate_factors, pack_integers
 from hibana.spikes.provenance import Provenance, fills_memory
 from hibana.spikes.simd.lists import WORD
 
 __all__ = [
-    "LEFT",
-    "NO_EVENTS",
+    "NOT_SPIKES",
     "SMALLEST_WORK",
-    "TINY",
-    "BySpikes",
-    "Found",
+    "SMALL_PRODUCT",
+    "SMALL_PRODUCT_REASON",
+    "UNSUPPORTED",
     "Mode",
-    "as_bits",
-    "pack_binary",
+    "PackedInput",
+    "SpikeLayer",
+    "attached_planes",
     "check_mode",
-    "known_bits",
+    "mask_provenance",
     "needs_gradient",
-    "numbers_as_bits",
-    "usable",
+    "pack_binary",
+    "pack_input",
+    "pack_numbers",
 ]
 
 Mode = Literal["auto", "dense", "events"]
 
 SMALLEST_WORK = 12_000_000
-"""Multiplications below which a product always goes to torch: packing bits alone would take longer."""
+"""Multiplications below which torch always computes a product: packing bits alone would take longer."""
 
-TINY = "at these sizes torch is sooner done at any density"
-LEFT = f"dense: {TINY}"
-"""The text of a layer whose product goes to torch for its size. It is written to the layer's ``__dict__``,
-since ``Module.__setattr__`` takes a microsecond, which is measurable for such a product."""
+SMALL_PRODUCT_REASON = "torch is faster at these sizes at any density"
+SMALL_PRODUCT = f"dense: {SMALL_PRODUCT_REASON}"
+"""The ``explain`` text of a layer whose product is below :data:`SMALLEST_WORK`. It is written to the layer's
+``__dict__``, since ``Module.__setattr__`` takes a microsecond, which is measurable for such a product."""
 SAMPLE = 128
 """Words of 64 numbers that are sampled before all numbers are scanned."""
-NOT_PLAIN = "compiled, transformed, or not float32 on the CPU"
-NO_EVENTS = "the input is neither spikes nor small whole numbers"
+UNSUPPORTED = "compiled, transformed, or not float32 on the CPU"
+NOT_SPIKES = "the input is neither spikes nor small whole numbers"
 
 
-class BySpikes(nn.Module):
-    """Base of the layers that multiply spikes with weights: how a call is computed, and its report."""
+class SpikeLayer(nn.Module):
+    """Base class of the layers that multiply spikes with weights: the dense fallbacks, and ``explain``."""
 
     mode: Mode = "auto"
     _reason: object = "not called yet"
     """``str`` of it describes how the last call was computed."""
 
-    def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-        """Torch's own product."""
+    def _torch_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """The product of `input` and `weight` by torch."""
         raise NotImplementedError
 
-    def _densely(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+    def _dense_product(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
+        """The product by torch; `reason` is stored for ``explain``."""
         self.__dict__["_reason"] = f"dense: {reason}"
-        return self._torchs(input, weight, bias)
+        return self._torch_product(input, weight, bias)
 
     def _tensors(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias, read from ``_parameters`` directly where they are there, since
-        ``Module.__getattr__`` is slow.
+        """Weight and bias.
 
-        They are read once a call: reading may run a parametrisation, which may have state
-        (``spectral_norm``).
+        They are read from ``_parameters`` if possible, since ``Module.__getattr__`` is slow. Each call of the
+        layer reads them once: reading may run a parametrization that has state (``spectral_norm``).
         """
         try:
             weight, bias = self._parameters["weight"], self._parameters["bias"]
-        except KeyError:  # parametrized, or made of others
+        except KeyError:  # parametrized
             return cast(Tensor, self.weight), cast(Tensor | None, self.bias)
         assert weight is not None
         return weight, bias
 
-    def _compiled(self, input: Tensor) -> Tensor:  # noqa: A002
-        self.__dict__["_reason"] = f"dense: {NOT_PLAIN}"
+    def _forward_compiling(self, input: Tensor) -> Tensor:  # noqa: A002
+        """The forward of torch's layer, for ``torch.compile``."""
+        self.__dict__["_reason"] = f"dense: {UNSUPPORTED}"
         out: Tensor = super().forward(input)
         return out
 
-    def _left_to_torch(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    def _forward_unsupported(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """The forward for tensors that kernels do not accept: a node of a trace, or the product by torch."""
         if is_fx_proxy(input):
             return cast(Tensor, fx_leaf_call(self, input))
-        return self._densely(input, weight, bias, available.unavailable_reason() or NOT_PLAIN)
+        return self._dense_product(input, weight, bias, available.unavailable_reason() or UNSUPPORTED)
 
     def explain(self) -> str:
         """How the last call was computed, and why."""
@@ -91,102 +94,104 @@ class BySpikes(nn.Module):
 
 
 def check_mode(mode: str) -> None:
-    """Raises ValueError for a mode that there is not."""
+    """Raises ValueError unless `mode` is a :data:`Mode`."""
     if mode not in ("auto", "dense", "events"):
         raise ValueError(f'mode must be "auto", "dense" or "events", got {mode!r}')
 
 
-def known_bits(below: Provenance | None, length: int, in_order: bool) -> Planes | None:
-    """The bits that are known of the input, from its provenance `below`, as rows of `length` elements.
+def attached_planes(provenance: Provenance | None, length: int, is_contiguous: bool) -> Planes | None:
+    """The planes of bits that a producer attached to an input, as rows of `length` elements.
 
-    None if there are none, or the input is not contiguous (`in_order`).
+    None if no planes are attached, if rows do not begin at a word, or if the input is not contiguous.
     """
-    if below is None or below.planes is None or not in_order:
+    if provenance is None or provenance.planes is None or not is_contiguous:
         return None
-    planes = below.planes.shape[0]
-    found = below.rows(below.planes, length)
-    if found is None:
+    plane_count = provenance.planes.shape[0]
+    bits = provenance.rows(provenance.planes, length)
+    if bits is None:
         return None
-    return Planes(found, below.ones / max(1, found.shape[1] * planes * length))
+    return Planes(bits, provenance.ones / max(1, bits.shape[1] * plane_count * length))
 
 
-def numbers_as_bits(rows: Tensor) -> Planes | str:
-    """Contiguous `rows` of spikes or small whole numbers as bits; or, as text, why the product is dense."""
-    return pack_binary(rows) or whole_numbers(rows) or NO_EVENTS
+def pack_numbers(rows: Tensor) -> Planes | str:
+    """Contiguous `rows` of spikes or small whole numbers as bits; else the reason for a dense product."""
+    return pack_binary(rows) or pack_integers(rows) or NOT_SPIKES
 
 
-class Found(NamedTuple):
+class PackedInput(NamedTuple):
     """An input as bits, and the key of its product."""
 
     planes: Planes
     key: select.Key
 
 
-def as_bits(
-    below: Provenance | None,
+def pack_input(
+    provenance: Provenance | None,
     length: int,
-    in_order: bool,
+    is_contiguous: bool,
     numbers: Tensor,
     rows: Callable[[], Tensor],
     key: select.Key,
     auto: bool,
-) -> Found | str:
-    """The input of a product as planes of bits: those that its producer saved, or packed from its numbers.
+) -> PackedInput | str:
+    """The input of a product as planes of bits, attached by its producer or packed from its numbers.
 
-    If the product is computed by torch, the reason as text: the input holds neither spikes nor small whole
+    If torch must compute the product, returns the reason: the input holds neither spikes nor small whole
     numbers, or, with `auto`, the density of a sample is too high.
 
     Args:
-        below: the provenance of the input.
+        provenance: of the input.
         length: elements of a row.
-        in_order: whether the input is contiguous, row after row.
+        is_contiguous: whether the input is contiguous, row after row.
         numbers: the input, detached.
-        rows: returns it as contiguous rows.
+        rows: returns the input as contiguous rows.
         key: of the call, without density and planes.
-        auto: whether the density decides; else everything is packed.
+        auto: whether a high density makes the product dense; if False, the input is always packed.
     """
-    planes = known_bits(below, length, in_order)
+    planes = attached_planes(provenance, length, is_contiguous)
     if planes is not None:
-        return Found(planes, _key(key, planes))
-    sampled = numbers if fills_memory(numbers) else rows()
-    density = _density(sampled)
+        return PackedInput(planes, _complete_key(key, planes))
+    filled = numbers if fills_memory(numbers) else rows()
+    density = _sampled_density(filled)
     key = key._replace(scanned=True)
     if density is not None:
-        # the density of the sample, not of all bits: a choice is made before all bits are packed
-        of_sample = key._replace(density=select.density_bucket(density))
+        # the density of the sample, not of all bits: the choice is made before all bits are packed
+        sample_key = key._replace(density=select.density_bucket(density))
         if auto and not select.is_tuning():
-            choice = select.choose(of_sample, density)
+            choice = select.choose(sample_key, density)
             if not choice.any:
-                return choice.refused(density)
-        planes = _binary(rows())
+                return choice.dense_reason(density)
+        planes = _pack_all(rows())
         if planes is not None:
-            return Found(planes, of_sample)
-    planes = whole_numbers(rows()) if density is not None or factors(sampled) else None
-    return NO_EVENTS if planes is None else Found(planes, _key(key, planes))
+            return PackedInput(planes, sample_key)
+    planes = pack_integers(rows()) if density is not None or candidate_factors(filled) else None
+    return NOT_SPIKES if planes is None else PackedInput(planes, _complete_key(key, planes))
 
 
-def _key(key: select.Key, planes: Planes) -> select.Key:
+def _complete_key(key: select.Key, planes: Planes) -> select.Key:
+    """`key` with the density and the number of `planes`."""
     density = select.density_bucket(planes.density)
     return key._replace(density=density, planes=planes.bits.shape[0])
 
 
 def pack_binary(rows: Tensor) -> Planes | None:
-    """The bits of contiguous `rows`; None if not all are 0 and 1 (a sample is tested first)."""
-    return None if _density(rows) is None else _binary(rows)
+    """Contiguous `rows` of 0 and 1 as one plane of bits; None for other numbers. A sample is tested first."""
+    return None if _sampled_density(rows) is None else _pack_all(rows)
 
 
-def _binary(rows: Tensor) -> Planes | None:
+def _pack_all(rows: Tensor) -> Planes | None:
+    """Contiguous `rows` of 0 and 1 as one plane of bits; None for other numbers."""
     bits, density = pack_bits(rows)
     return None if density is None else Planes(bits[None], density)
 
 
-def _density(rows: Tensor) -> float | None:
-    """The density of ones in a sample of `rows` that fill their memory; None if not all of it are 0 and 1.
+def _sampled_density(numbers: Tensor) -> float | None:
+    """The density of ones in a sample of `numbers`, which fill their memory; None if any is not 0 or 1.
 
-    The stride of the sample is odd, or all sampled words could be of the same columns.
+    The stride of the sample is odd: with an even one, all sampled words could lie in the same columns.
     """
-    words = rows.numel() // WORD
-    return sampled_density(rows, words, words // SAMPLE | 1) if words else pack_bits(rows)[1]
+    words = numbers.numel() // WORD
+    return sampled_density(numbers, words, words // SAMPLE | 1) if words else pack_bits(numbers)[1]
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:
@@ -194,10 +199,15 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def usable(below: Provenance | None, length: int, in_order: bool, input_: Planes) -> Provenance | None:
-    """`below`, if the input gradient may be restricted to its mask, in rows of `length`; else None."""
-    if below is None or below.observers is None:
+def mask_provenance(
+    provenance: Provenance | None, length: int, is_contiguous: bool, planes: Planes
+) -> Provenance | None:
+    """`provenance`, if the input gradient may be restricted to its mask in rows of `length`; else None.
+
+    `is_contiguous` and `planes` describe the input.
+    """
+    if provenance is None or provenance.observers is None:
         return None
-    if below.mask is None:  # the mask is the spikes themselves
-        return below if input_.bits.shape[0] == 1 else None
-    return below if in_order and below.rows(below.mask, length) is not None else None
+    if provenance.mask is None:  # the mask is the spikes themselves
+        return provenance if planes.bits.shape[0] == 1 else None
+    return provenance if is_contiguous and provenance.rows(provenance.mask, length) is not None else None

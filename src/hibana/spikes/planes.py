@@ -2,7 +2,8 @@
 
     input = factor * sum over k of 2^k * plane k
 
-Each plane is spikes, so a product with whole numbers is one with spikes and as many scaled copies of weights.
+Each plane holds spikes, so a product with such numbers is a product with spikes, with one scaled copy of the
+weights per plane.
 """
 
 from collections.abc import Sequence
@@ -17,24 +18,25 @@ from hibana.runtime.kernels import FLOAT, INT, Code, Floats, Ints, Longs, Pointe
 from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, words_of
 from hibana.spikes.simd.rows import VECTOR
 
-__all__ = ["ONE", "Planes", "factors", "joined", "whole_numbers"]
+__all__ = ["MOST_PLANES", "ONE", "Planes", "candidate_factors", "join_planes", "pack_integers"]
 
-MOST = 4
-"""Planes at most: numbers to 15."""
+MOST_PLANES = 4
+"""Planes at most: numbers up to 15."""
 SAMPLE = 2048
 """Numbers that are sampled for a factor before all are scanned."""
 ONE = (1.0,)
 """The scales of spikes: one plane, factor 1."""
-_ODD = 1 << 30
+_NOT_A_MULTIPLE = 1 << 30
+"""A level beyond all planes, which marks a number that is no multiple of the factor."""
 
 
 class Planes(NamedTuple):
     """Numbers as bits."""
 
     bits: Tensor
-    """``[planes, rows, words]`` of 64 bits, the plane of ones first."""
+    """``[planes, rows, words]`` of 64 bits, the least significant plane first."""
     density: float
-    """Share of the bits that are set."""
+    """Fraction of the bits that are set."""
     factor: float = 1.0
 
     @property
@@ -45,79 +47,76 @@ class Planes(NamedTuple):
     @property
     def joint(self) -> Tensor:
         """``[rows, planes * words]``."""
-        return joined(self.bits.unbind())
+        return join_planes(self.bits.unbind())
 
 
-def joined(planes: Sequence[Tensor]) -> Tensor:
-    """``[rows, planes * words]`` of a matrix of words for each plane."""
+def join_planes(planes: Sequence[Tensor]) -> Tensor:
+    """``[rows, planes * words]`` from one ``[rows, words]`` for each plane."""
     return planes[0] if len(planes) == 1 else torch.cat(tuple(planes), 1)
 
 
-def whole_numbers(rows: Tensor) -> Planes | None:
+def pack_integers(rows: Tensor) -> Planes | None:
     """Contiguous `rows` of numbers as planes; None unless all are a factor times 0, 1, 2, … up to 15.
 
-    Their products with the factor, rounded to float32, must be exactly the numbers that are given.
+    Each multiple of the factor, rounded to float32, must equal its number exactly.
     """
-    for factor, planes in factors(rows):
-        found = _split(rows, factor, planes)
-        if found is not None:
-            return found
+    for factor, plane_count in candidate_factors(rows):
+        planes = _pack_multiples(rows, factor, plane_count)
+        if planes is not None:
+            return planes
     return None
 
 
-def factors(numbers: Tensor) -> list[tuple[float, int]]:
-    """Factors of which a sample of `numbers`, which fill their memory, are small multiples, and the planes
-    that these need.
+def candidate_factors(numbers: Tensor) -> list[tuple[float, int]]:
+    """Factors that all sampled `numbers` are small multiples of, each with the planes that it needs.
+
+    `numbers` must fill their memory.
     """
-    smallest, largest, not_times_it, not_whole = _sampled(numbers)
-    candidates = {smallest: not_times_it}
-    if smallest > largest:  # nothing but zeros was seen
-        largest, candidates = 1.0, {1.0: not_whole}
+    results, count = torch.empty(4, dtype=torch.float32, device="cpu"), numbers.numel()
+    _sample(1, source=numbers, results=results, count=count, step=count // SAMPLE | 1)
+    smallest, largest, not_multiple, not_integer = results.tolist()
+    candidates = {smallest: not_multiple}
+    if smallest > largest:  # all sampled numbers are zero
+        largest, candidates = 1.0, {1.0: not_integer}
     elif smallest % 1 == 0:
-        candidates.setdefault(1.0, not_whole)
+        candidates.setdefault(1.0, not_integer)
     return [
         (factor, round(largest / factor).bit_length())
-        for factor, refused in candidates.items()
-        if not refused and largest / factor < 1 << MOST
+        for factor, is_wrong in candidates.items()
+        if not is_wrong and largest / factor < 1 << MOST_PLANES
     ]
-
-
-def _sampled(rows: Tensor) -> list[float]:
-    """Of a sample: smallest and largest number above zero; 1 if any is no multiple of the smallest, or no
-    integer.
-    """
-    found = torch.empty(4, dtype=torch.float32, device="cpu")
-    count = rows.numel()
-    _sample(1, source=rows, found=found, count=count, step=count // SAMPLE | 1)
-    seen: list[float] = found.tolist()
-    return seen
 
 
 @kernel
 def _sample(
-    code: Code, begin: Value, end: Value, *, source: Floats, found: Floats, count: Value, step: Value
+    code: Code, begin: Value, end: Value, *, source: Floats, results: Floats, count: Value, step: Value
 ) -> None:
-    """The kernel of :func:`_sampled`, over every `step`-th of `count` numbers."""
+    """Four results over every `step`-th of `count` numbers.
+
+    The smallest number above zero; the largest number; 1 if any number is no multiple of the smallest, else
+    0; 1 if any number is no integer, else 0. Negative numbers count as no multiple and no integer.
+    """
     with code.loop(begin, end):
         smallest, largest = code.variable(float("inf"), FLOAT), code.variable(0.0, FLOAT)
         with code.loop(0, count, step) as i:
             number = source[i]
             smallest.value = ((number > 0.0) & (number < smallest.value)).select(number, smallest.value)
             largest.value = (number > largest.value).select(number, largest.value)
-        found[0], found[1] = smallest.value, largest.value
-        strange = [code.variable(0.0, FLOAT) for _ in range(2)]
+        results[0], results[1] = smallest.value, largest.value
+        is_wrong = [code.variable(0.0, FLOAT) for _ in range(2)]
         with code.loop(0, count, step) as i:
             number = source[i]
-            for factor, seen in zip((smallest.value, code.constant(1.0, FLOAT)), strange, strict=True):
-                whole = (number / factor).call("rint") * factor
-                seen.value = (whole.differs(number) | (number < 0.0)).select(1.0, seen.value)
-        for k, seen in enumerate(strange):
-            found[2 + k] = seen.value
+            for factor, wrong in zip((smallest.value, code.constant(1.0, FLOAT)), is_wrong, strict=True):
+                multiple = (number / factor).call("rint") * factor
+                wrong.value = (multiple.differs(number) | (number < 0.0)).select(1.0, wrong.value)
+        for k, wrong in enumerate(is_wrong):
+            results[2 + k] = wrong.value
 
 
-def _split(rows: Tensor, factor: float, planes: int) -> Planes | None:
-    """`rows` as `planes` planes, or more if needed; None if numbers are no multiples of `factor`, or too
-    large.
+def _pack_multiples(rows: Tensor, factor: float, planes: int) -> Planes | None:
+    """Contiguous `rows` of multiples of `factor` as `planes` planes, or as more if they need more.
+
+    None if any number is no multiple of `factor`, or needs more than MOST_PLANES planes.
     """
     count, inputs = rows.shape
     bits = torch.empty(planes, count, -(-inputs // WORD), dtype=torch.int64, device="cpu")
@@ -128,13 +127,13 @@ def _split(rows: Tensor, factor: float, planes: int) -> Planes | None:
         unit = {"factor": float_bits(factor), "inverse": float_bits(1 / factor)}
     except OverflowError:
         return None
-    given = {"source": rows, "bits": bits, "ones": ones, "levels": levels, **unit}
-    _scan(parts, **given, inputs=inputs, rows=count, per_part=-(-count // parts), planes=planes)
-    seen = reduce(or_, levels.flatten().tolist(), 0)
-    if not 0 <= seen < 1 << MOST:
+    tensors = {"source": rows, "bits": bits, "ones": ones, "levels": levels}
+    _scan(parts, **tensors, **unit, inputs=inputs, rows=count, per_part=-(-count // parts), planes=planes)
+    level_bits = reduce(or_, levels.flatten().tolist(), 0)
+    if not 0 <= level_bits < 1 << MOST_PLANES:
         return None
-    if (needed := max(1, seen.bit_length())) > planes:
-        return _split(rows, factor, needed)
+    if (needed := max(1, level_bits.bit_length())) > planes:
+        return _pack_multiples(rows, factor, needed)
     return Planes(bits[:needed], ones.sum().item() / max(1, needed * count * inputs), factor)
 
 
@@ -160,22 +159,22 @@ def _scan(
     A level is a number divided by `factor`, or a value beyond all planes if that is no integer. `factor` and
     `inverse` are the bits of float32.
     """
-    whole, rest = inputs // WORD, inputs % WORD
+    full_words, remainder = inputs // WORD, inputs % WORD
     words = words_of(inputs)
-    times, over = (number.to(INT).float_from_bits().spread(WORD) for number in (factor, inverse))
-    strange = code.constant(_ODD, INT.of(VECTOR))
+    factors, inverses = (number.to(INT).float_from_bits().spread(WORD) for number in (factor, inverse))
+    not_multiple = code.constant(_NOT_A_MULTIPLE, INT.of(VECTOR))
     with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
         tail.clear(WORD)
-        count, found = code.variable(0), code.variable(0, INT.of(VECTOR))
+        count, level_bits = code.variable(0), code.variable(0, INT.of(VECTOR))
         first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
 
-        def seen(values: Value, target: Pointer) -> None:
-            shifted = values * over + SHIFT
+        def pack(values: Value, target: Pointer) -> None:
+            shifted = values * inverses + SHIFT
             level = shifted.float_bits() ^ SHIFT_BITS
-            other = ((shifted - SHIFT) * times).differs(values)
+            differs = ((shifted - SHIFT) * factors).differs(values)
             for lane in range(0, WORD, VECTOR):
-                flagged = other.part(lane, VECTOR).select(strange, 0)
-                found.value |= level.part(lane, VECTOR) | flagged
+                flag = differs.part(lane, VECTOR).select(not_multiple, 0)
+                level_bits.value |= level.part(lane, VECTOR) | flag
             for plane in range(planes):
                 word = (level & (1 << plane)).differs(0).word()
                 count.value += word.popcount()
@@ -183,10 +182,10 @@ def _scan(
 
         with code.loop(first, last) as row:
             at, out = source + inputs * row, bits + words * row
-            with code.loop(0, whole) as w:
-                seen((at + WORD * w).load(WORD), out + w)
-            with code.when(rest > 0):
-                tail.copy(at + WORD * whole, rest)
-                seen(tail.load(WORD), out + whole)
+            with code.loop(0, full_words) as w:
+                pack((at + WORD * w).load(WORD), out + w)
+            with code.when(remainder > 0):
+                tail.copy(at + WORD * full_words, remainder)
+                pack(tail.load(WORD), out + full_words)
         ones[part] = count.value
-        (levels + VECTOR * part).store(found.value)
+        (levels + VECTOR * part).store(level_bits.value)

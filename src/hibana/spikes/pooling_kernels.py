@@ -1,20 +1,6 @@
-"""Kernels of max-pooling of spikes kept as bits, channels last, windows that do not overlap."""
+"""Kernels of the max pooling of bits: channels-last images, windows without overlap."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from hibana.runtime.kernels import (
-    BYTE,
-    FLOAT,
-    SHORT,
-    Bytes,
-    Code,
-    Floats,
-    Group,
-    Shorts,
-    Value,
-    kernel,
-)
+from hibana.runtime.kernels import BYTE, FLOAT, SHORT, Bytes, Code, Floats, Group, Shorts, Value, kernel
 
 __all__ = ["backward", "forward"]
 
@@ -23,7 +9,7 @@ VECTOR = 16
 
 
 class Sizes(Group):
-    """Of the images, of the window, and of what comes out."""
+    """Sizes of the images, of the window, and of the output, in pixels."""
 
     channels: Value
     height: Value
@@ -32,15 +18,6 @@ class Sizes(Group):
     window_width: Value
     out_height: Value
     out_width: Value
-
-
-@contextmanager
-def _window(code: Code, sizes: Sizes) -> Iterator[tuple[Value, Value, Value]]:
-    """Loops over the pixels of a window: its row, its column, and its number as a vector of bytes."""
-    place = code.variable(0, BYTE.of(VECTOR))
-    with code.loop(0, sizes.window_height) as down, code.loop(0, sizes.window_width) as across:
-        yield down, across, place.value
-        place.value += 1
 
 
 @kernel
@@ -52,32 +29,36 @@ def forward(
     bits: Bytes,
     target: Floats,
     pooled: Bytes,
-    which: Bytes,
+    selected: Bytes,
     sizes: Sizes,
 ) -> None:
-    """Rows of output pixels: 1 where a pixel of the window spiked, and the number of the first that did.
+    """Rows of output pixels: `target` is 1 where a pixel of the window is 1, and `selected` is its index.
 
-    The number of channels must be a multiple of 16. `bits`, and the result's in `pooled`, are those of
-    contiguous images.
+    If several pixels are 1, the index is that of the first. The number of channels must be a multiple of 16.
+    `bits` are those of contiguous images, and `pooled` receives those of the output. `pooled` and `selected`
+    may be null.
     """
     pixel_bytes = sizes.channels // 8
     with code.loop(begin, end) as item:
         image, y = item // sizes.out_height, item % sizes.out_height
         row = image * sizes.height + y * sizes.window_height
         with code.loop(0, sizes.out_width) as x, code.loop(0, sizes.channels, VECTOR) as channel:
-            found, places = code.variable(0, SHORT), code.variable(0, BYTE.of(VECTOR))
+            maximum, first_index = code.variable(0, SHORT), code.variable(0, BYTE.of(VECTOR))
             corner = bits + ((row * sizes.width + x * sizes.window_width) * pixel_bytes + channel // 8)
-            with _window(code, sizes) as (down, across, place):
+            index = code.variable(0, BYTE.of(VECTOR))
+            with code.loop(0, sizes.window_height) as down, code.loop(0, sizes.window_width) as across:
                 pixel = corner + (down * sizes.width + across) * pixel_bytes
                 spiked = pixel.of(Shorts).load(align=1)
-                places.value = (spiked & ~found.value).mask(VECTOR).select(place, places.value)
-                found.value |= spiked
+                is_first = (spiked & ~maximum.value).mask(VECTOR)
+                first_index.value = is_first.select(index.value, first_index.value)
+                maximum.value |= spiked
+                index.value += 1
             at = (item * sizes.out_width + x) * sizes.channels + channel
-            (target + at).store(found.value.mask(VECTOR).select(code.constant(1.0, FLOAT.of(VECTOR)), 0.0))
+            (target + at).store(maximum.value.mask(VECTOR).select(code.constant(1.0, FLOAT.of(VECTOR)), 0.0))
             with code.when(pooled.is_not_null()):
-                (pooled + at // 8).of(Shorts).store(found.value, align=1)
-            with code.when(which.is_not_null()):
-                (which + at).store(places.value)
+                (pooled + at // 8).of(Shorts).store(maximum.value, align=1)
+            with code.when(selected.is_not_null()):
+                (selected + at).store(first_index.value)
 
 
 @kernel
@@ -88,11 +69,11 @@ def backward(
     *,
     gradient: Floats,
     target: Floats,
-    which: Bytes,
+    selected: Bytes,
     sizes: Sizes,
     columns: int,
 ) -> None:
-    """Rows of windows, `columns` wide: the gradient goes to the pixel that was taken, zeros to all others."""
+    """Rows of windows of `columns` columns: the selected pixel gets the gradient, all others get zero."""
     with code.loop(begin, end) as item:
         image, y = item // sizes.out_height, item % sizes.out_height
         with code.loop(0, sizes.window_height) as down:
@@ -100,20 +81,17 @@ def backward(
             with code.loop(0, sizes.out_width) as x:
                 source = (item * sizes.out_width + x) * sizes.channels
                 corner = (row * sizes.width + x * columns) * sizes.channels
-                places = [(down * columns + i).to(BYTE).spread(VECTOR) for i in range(columns)]
+                indices = [(down * columns + i).to(BYTE).spread(VECTOR) for i in range(columns)]
                 with code.loop(0, sizes.channels, VECTOR) as channel:
-                    taken = (which + (source + channel)).load(VECTOR)
-                    given = (gradient + (source + channel)).load(VECTOR)
-                    for i, place in enumerate(places):
+                    selected_index = (selected + (source + channel)).load(VECTOR)
+                    values = (gradient + (source + channel)).load(VECTOR)
+                    for i, index in enumerate(indices):
                         at = target + (corner + sizes.channels * i + channel)
-                        at.store(taken.equals(place).select(given, 0.0))
-            left = sizes.width - sizes.out_width * sizes.window_width
-            (target + ((row + 1) * sizes.width - left) * sizes.channels).clear(left * sizes.channels)
-        with code.when((y + 1).equals(sizes.out_height)):
-            first, after = (
-                image * sizes.height + sizes.out_height * sizes.window_height,
-                (image + 1) * sizes.height,
-            )
-            (target + first * sizes.width * sizes.channels).clear(
-                (after - first) * sizes.width * sizes.channels
-            )
+                        at.store(selected_index.equals(index).select(values, 0.0))
+            uncovered = sizes.width - sizes.out_width * sizes.window_width
+            at = target + ((row + 1) * sizes.width - uncovered) * sizes.channels
+            at.clear(uncovered * sizes.channels)
+        with code.when((y + 1).equals(sizes.out_height)):  # rows below the last window
+            first = image * sizes.height + sizes.out_height * sizes.window_height
+            row_floats = sizes.width * sizes.channels
+            (target + first * row_floats).clear(((image + 1) * sizes.height - first) * row_floats)

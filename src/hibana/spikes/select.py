@@ -1,8 +1,8 @@
 """Decides which products of a layer are computed per spike and which by torch.
 
-The rule depends on sizes and density alone, never on a clock, a cache or the machine's load: two runs with
-the same seed agree bit for bit. :func:`hibana.tune` times both candidates of a product on request; the faster
-is kept in a table of the process and replaces the rule for products of these sizes and densities.
+The rule depends on sizes and density alone, not on a clock, a cache or the load of the machine: two runs with
+the same seed agree bit for bit. :func:`hibana.tune` times both candidates of a product on request. Its times
+are stored in this process, and replace the rule for products of these sizes and densities.
 """
 
 import time
@@ -27,83 +27,87 @@ __all__ = [
 Call = Callable[[], object]
 
 FORWARD_UP_TO, WEIGHTS_UP_TO, INPUT_UP_TO = 0.6, 0.6, 0.3
-"""Densities of bits, over all planes, up to which a product of many rows is computed per spike.
+"""Densities of bits, summed over all planes, up to which a product of many rows is computed per spike: the
+forward, the weight gradient and the input gradient.
 
-Of the dense time at a density of 0.5: sums 0.34 to 0.72, gradients of weights 0.3 to 0.48, of inputs 0.7 to
-1.1 (convolutions of 64 to 128 channels, 784-512-512-10; AMD EPYC, Zen 3); sums 0.4 to 0.7, gradients of
-weights 0.4 to 0.8 (the same and linear layers of 256 rows and more; Intel Xeon with AVX-512, one thread).
+Measured time per spike, as a fraction of the dense time, at a density of 0.5: forward 0.34 to 0.72, weight
+gradient 0.3 to 0.48, input gradient 0.7 to 1.1 (convolutions of 64 to 128 channels, 784-512-512-10; AMD EPYC,
+Zen 3); forward 0.4 to 0.7, weight gradient 0.4 to 0.8 (the same, and linear layers of at least 256 rows;
+Intel Xeon with AVX-512, one thread).
 """
 FEW_ROWS, MANY_ROWS = 32, 160
-"""Rows of a product up to which packing its weights costs more than is saved, and from which on the densities
-above hold in full: with 784 inputs and 8 to 1,024 outputs sums take 0.7 to 1.8 of the dense time at 32 rows,
-0.5 to 1.3 at 64 and 0.3 to 0.8 at 128 (AMD EPYC, Zen 3); at 64 rows 0.5 to 1.0 and gradients of weights 0.9
-to 1.2, at 128 rows 0.4 to 0.8 and 0.5 to 0.9 (Intel Xeon)."""
+"""Rows of a product up to which packing its weights costs more than it saves, and rows from which on the full
+densities above apply. Measured with 784 inputs and 8 to 1,024 outputs, as a fraction of the dense time:
+forward 0.7 to 1.8 at 32 rows, 0.5 to 1.3 at 64 and 0.3 to 0.8 at 128 (AMD EPYC, Zen 3); forward 0.5 to 1.0
+and weight gradient 0.9 to 1.2 at 64 rows, 0.4 to 0.8 and 0.5 to 0.9 at 128 rows (Intel Xeon)."""
 FEW_INPUTS = 64
-"""Inputs of a sum below which a product is dense, since they do not fill a word of bits: sums of a 3x3 window
-over 2 channels take 0.9 to 1.4 of the dense time, gradients of weights 1.3 to 2.5 (Intel Xeon)."""
+"""Inputs of a sum below which a product is dense, since they do not fill a word of bits. Measured with a 3x3
+window over 2 channels: forward 0.9 to 1.4 of the dense time, weight gradient 1.3 to 2.5 (Intel Xeon)."""
 FEW_OUTPUTS, FEW_OUTPUTS_SCANNED = 12, 32
-"""Outputs below which a convolution, and any product whose bits are still to be packed, is dense.
+"""Outputs below which a product is dense: a convolution, and any product whose input must first be packed.
 
-With 8 channels sums take 0.6 to 1.3 of the dense time, of 64 x 64 pixels up to 7, with 12 0.4 to 0.9 (AMD
-EPYC, Zen 3). Packing takes 0.6 to 0.7 of the dense time with 10 to 16 outputs, 0.25 to 0.45 with 64 (Xeon).
+Measured forward, as a fraction of the dense time: 0.6 to 1.3 with 8 channels (up to 7 with 64 x 64 pixels),
+0.4 to 0.9 with 12 channels (AMD EPYC, Zen 3). Packing: 0.6 to 0.7 with 10 to 16 outputs, 0.25 to 0.45 with 64
+outputs (Intel Xeon).
 """
 ROUNDS = 6
-"""Timed calls of each candidate by :func:`hibana.tune`; the least time counts."""
+"""Number of times that :func:`hibana.tune` times each candidate; the shortest time counts."""
 
 
 class Key(NamedTuple):
-    """A product: what the rule and the table of tuned choices depend on."""
+    """Kind and sizes of a product: the argument of the rule, and the key of the table of tuned times."""
 
     product: str
+    """Kind of product, such as ``"linear"`` or ``"convolution input"``."""
     sizes: tuple[object, ...]
-    """All sizes that a candidate's time depends on."""
+    """Further sizes on which the time of a candidate depends, such as a convolution's geometry."""
     rows: int
-    """Rows of the product; for a convolution, output pixels of all images."""
+    """Rows of the product; for a convolution, the number of output pixels of all images."""
     inputs: int
-    """Inputs of each sum: of a window, or of a row."""
+    """Number of inputs of each sum: of a window, or of a row."""
     outputs: int
     density: int = 0
-    """The interval of densities: see :func:`density_bucket`."""
+    """Index of the interval of densities: see :func:`density_bucket`."""
     planes: int = 1
     learning: bool = False
     """Whether the weights get a gradient."""
     scanned: bool = False
-    """Whether the bits are packed from numbers for this product."""
+    """Whether the bits are packed from numbers for this product, at its cost."""
 
 
 class Choice(NamedTuple):
-    """Which products of a call are computed per spike."""
+    """The products of a call that are computed per spike; torch computes the others."""
 
     forward: bool = True
     weights: bool | None = True
-    """None where the weights get no gradient."""
+    """Whether the weight gradient is computed per spike; None if the weights get no gradient."""
     times: str = ""
-    """The times by which :func:`hibana.tune` decided."""
+    """Text with the times measured by :func:`hibana.tune`; empty without it."""
 
     @property
     def any(self) -> bool:
         """Whether any product is computed per spike."""
         return self.forward or bool(self.weights)
 
-    def refused(self, density: float) -> str:
-        """Why no product is."""
+    def dense_reason(self, density: float) -> str:
+        """Why torch computes all products of an input of this `density`."""
         why = self.times or "torch is faster at these sizes and this density"
         return f"{density:.0%} of the input spiked; {why}"
 
 
 ALL = Choice()
-"""Everything per spike: of ``mode="events"``."""
+"""All products per spike: the choice of ``mode="events"``."""
 
-_LOWER = [2.0 ** (-k / 2) for k in range(1, 17)]
-"""Where intervals of densities end."""
+_LOWER_BOUNDS = [2.0 ** (-k / 2) for k in range(1, 17)]
+"""Lower bounds of the intervals of :func:`density_bucket`."""
 _TUNED: dict[Key, tuple[float, ...]] = {}
-"""Least seconds of the candidates of a product, by :func:`hibana.tune`."""
+"""Shortest seconds of each candidate of a product, measured by :func:`hibana.tune`."""
 _tuning = False
 
 
 @contextmanager
 def tuning() -> Iterator[None]:
-    """Has calls within time the candidates of their products, and use the faster from then on."""
+    """Calls in the ``with`` block time the candidates of their products; later calls use the faster one."""
     global _tuning
     before, _tuning = _tuning, True
     try:
@@ -113,73 +117,75 @@ def tuning() -> Iterator[None]:
 
 
 def is_tuning() -> bool:
-    """Whether the candidates of a product are timed now."""
+    """Whether the code runs within :func:`tuning`."""
     return _tuning
 
 
 def density_bucket(density: float) -> int:
-    """The interval of `density`: 0 from 1/sqrt(2) to 1, each a factor sqrt(2) wide, up to 16."""
-    number = 0
-    while number < 16 and density < _LOWER[number]:
-        number += 1
-    return number
+    """The index of the interval that contains `density`: 0 for [1/sqrt(2), 1], up to 16.
+
+    Each interval spans a factor of sqrt(2); number 16 reaches to zero.
+    """
+    index = 0
+    while index < 16 and density < _LOWER_BOUNDS[index]:
+        index += 1
+    return index
 
 
-def _by_size(key: Key) -> float:
-    """The factor, 0 to 1, on the densities up to which a product of this size is computed per spike."""
-    outputs = 0 if key.product.startswith("linear") else FEW_OUTPUTS
-    if key.inputs < FEW_INPUTS or key.outputs < (FEW_OUTPUTS_SCANNED if key.scanned else outputs):
+def _density_factor(key: Key) -> float:
+    """A factor from 0 to 1 on the densities up to which a product of these sizes is computed per spike."""
+    fewest = 0 if key.product.startswith("linear") else FEW_OUTPUTS
+    if key.inputs < FEW_INPUTS or key.outputs < (FEW_OUTPUTS_SCANNED if key.scanned else fewest):
         return 0.0
     return min(1.0, max(0.0, (key.rows - FEW_ROWS) / (MANY_ROWS - FEW_ROWS)))
 
 
 def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]] | None = None) -> Choice:
-    """Which of a layer's sums and weight gradient are computed per spike.
+    """Whether a layer's forward and weight gradient are computed per spike or by torch.
 
     Args:
         key: of the product.
         ones: density of bits, summed over all planes.
-        calls: returns the candidates to time: the sums per spike and by torch; if weights learn, their
-            gradient per spike and by torch; if bits are packed from numbers, last the packing.
+        calls: returns the candidates to time, in this order: the forward per spike and by torch; if weights
+            learn, their gradient per spike and by torch; if bits are packed from numbers, the packing.
     """
     times = _times(key, calls)
     if times is None:
-        factor = _by_size(key)
+        factor = _density_factor(key)
         weights = ones < factor * WEIGHTS_UP_TO if key.learning else None
         return Choice(ones < factor * FORWARD_UP_TO, weights)
     scan = times[-1] if key.scanned else 0.0
-    sums, dense_sums = times[:2]
-    description = f"forward takes {sums / dense_sums:.2f} of torch's time"
+    forward, dense_forward = times[:2]
+    description = f"forward takes {forward / dense_forward:.2f} of torch's time"
     if not key.learning:
-        return Choice(sums + scan < dense_sums, None, description)
-    weights_, dense_weights = times[2:4]
-    description += f" and the weights' gradient {weights_ / dense_weights:.2f}"
-    forward, of_weights = sums < dense_sums, weights_ < dense_weights
-    if min(sums, dense_sums) + min(weights_, dense_weights) + scan >= dense_sums + dense_weights:
-        forward = of_weights = False
-    return Choice(forward, of_weights, description)
+        return Choice(forward + scan < dense_forward, None, description)
+    gradient, dense_gradient = times[2:4]
+    description += f" and the weights' gradient {gradient / dense_gradient:.2f}"
+    if min(forward, dense_forward) + min(gradient, dense_gradient) + scan >= dense_forward + dense_gradient:
+        return Choice(False, False, description)
+    return Choice(forward < dense_forward, gradient < dense_gradient, description)
 
 
-def restricts_gradient(choice: Choice, key: Key, wanted: float, calls: Callable[[], Sequence[Call]]) -> bool:
-    """Whether the input's gradient is computed only where a surrogate lets it through.
+def restricts_gradient(choice: Choice, key: Key, density: float, calls: Callable[[], Sequence[Call]]) -> bool:
+    """Whether the input gradient is computed only where the surrogate's derivative is not zero.
 
     Args:
         choice: of the forward.
-        key: of the gradient.
-        wanted: density of the places where the gradient is needed.
-        calls: returns the two candidates: the gradient at these places, and everywhere by torch.
+        key: of the input gradient.
+        density: fraction of the inputs that need a gradient.
+        calls: returns the two candidates: the restricted gradient per spike, and the full one by torch.
     """
-    return choice is ALL or prefers_events(key, calls, wanted < _by_size(key) * INPUT_UP_TO)
+    return choice is ALL or prefers_events(key, calls, density < _density_factor(key) * INPUT_UP_TO)
 
 
 def prefers_events(key: Key, calls: Callable[[], Sequence[Call]], rule: bool) -> bool:
-    """Whether the first of two candidates is used: the faster if it was tuned, else as `rule` says."""
+    """Whether the first of two candidates is used: if tuned, whether it is faster; else `rule`."""
     times = _times(key, calls)
     return rule if times is None else times[0] < times[1]
 
 
 def _times(key: Key, calls: Callable[[], Sequence[Call]] | None) -> tuple[float, ...] | None:
-    """The tuned seconds of a product's candidates; None if they were not tuned."""
+    """Tuned seconds of each candidate of a product, timed now if :func:`is_tuning`; None if not tuned."""
     if torch.are_deterministic_algorithms_enabled():
         return None
     times = _TUNED.get(key)
@@ -190,12 +196,13 @@ def _times(key: Key, calls: Callable[[], Sequence[Call]] | None) -> tuple[float,
 
 @torch.no_grad()
 def _timed(calls: Sequence[Call]) -> tuple[float, ...]:
-    least = [float("inf")] * len(calls)
-    for each in calls:
-        each()  # may compile a kernel
+    """The shortest seconds of each of the `calls`, over ROUNDS rounds."""
+    shortest = [float("inf")] * len(calls)
+    for call in calls:
+        call()  # may compile a kernel
     for _ in range(ROUNDS):
-        for which, each in enumerate(calls):
-            began = time.perf_counter()
-            each()
-            least[which] = min(least[which], time.perf_counter() - began)
-    return tuple(least)
+        for index, call in enumerate(calls):
+            start = time.perf_counter()
+            call()
+            shortest[index] = min(shortest[index], time.perf_counter() - start)
+    return tuple(shortest)

@@ -1,4 +1,4 @@
-"""``hb.events.add``: a sum of spikes that keeps the provenance of both."""
+"""``hb.events.add``: a sum of spikes that keeps the bits and gradient masks of both summands."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from hibana.compiler.spike_metadata import attach
 from hibana.spikes.checks import kernels_accept
 from hibana.spikes.layer import needs_gradient
-from hibana.spikes.planes import MOST
+from hibana.spikes.planes import MOST_PLANES
 from hibana.spikes.provenance import Provenance, lookup
 from hibana.spikes.simd.lists import WORD
 
@@ -14,13 +14,13 @@ __all__ = ["add"]
 
 
 def add(one: Tensor, other: Tensor) -> Tensor:
-    """``one + other`` that keeps what is known of both summands for the layer that reads the sum.
+    """``one + other``, with the bits and gradient masks of both, for the layer that reads the sum.
 
         y = a + b,   dL/da = dL/db = dL/dy where either surrogate's derivative is not zero
 
-    For residual connections (SEW-ResNet's ADD). The sum of spikes is 0, 1 or 2, of sums more, and
-    :class:`hibana.Linear` and :class:`hibana.Conv2d` add rows of weights for it as they do for spikes.
-    ``one + other`` is the same sum with the same gradients; only the masks and bits are lost on it.
+    For residual connections (SEW-ResNet's ADD). The sum of two spikes is 0, 1 or 2; sums of sums are larger.
+    :class:`hibana.Linear` and :class:`hibana.Conv2d` add rows of weights for such numbers as they do for
+    spikes. ``one + other`` has the same values and gradients, but neither bits nor masks.
 
     Source: Fang et al. (2021), *Deep residual learning in spiking neural networks*.
 
@@ -37,51 +37,51 @@ def add(one: Tensor, other: Tensor) -> Tensor:
     ):
         return total
     a, b = lookup(one), lookup(other)
-    below = [known for each, known in ((one, a), (other, b)) if each.requires_grad]
-    mask = _union(below) if needs_gradient(one, other) else None
-    planes = None if a is None or b is None else _added(a, b)
+    trained = [provenance for tensor, provenance in ((one, a), (other, b)) if tensor.requires_grad]
+    union = _mask_union(trained) if needs_gradient(one, other) else None
+    planes = None if a is None or b is None else _added_planes(a, b)
     if a is not None and b is not None and planes is not None:
-        bits, observers = (None, None) if mask is None else (mask.mask, mask.observers)
-        attach(total, planes, a.length, a.most + b.most, mask=bits, observers=observers)
-    elif mask is not None:
-        attach(total, None, mask.length, mask=mask.mask, observers=mask.observers)
+        mask, observers = (None, None) if union is None else (union.mask, union.observers)
+        attach(total, planes, a.length, a.max_value + b.max_value, mask=mask, observers=observers)
+    elif union is not None:
+        attach(total, None, union.length, mask=union.mask, observers=union.observers)
     return total
 
 
-def _union(summands: list[Provenance | None]) -> Provenance | None:
-    """Where the gradient of a sum is needed: where that of any of the `summands` is; None: everywhere."""
-    first, *rest = summands
+def _mask_union(summands: list[Provenance | None]) -> Provenance | None:
+    """A provenance whose mask is set where any summand needs its gradient; None if one needs all of it."""
+    first, *others = summands
     mask = None if first is None else first.explicit_mask
     if first is None or mask is None:
         return None
     observers = first.observers or ()
-    for other in rest:
-        more = None if other is None else other.explicit_mask
-        if other is None or more is None or not _alike(first, other, mask, more):
+    for other in others:
+        other_mask = None if other is None else other.explicit_mask
+        if other is None or other_mask is None or not _same_layout(first, other, mask, other_mask):
             return None
-        mask, observers = mask | more.view(mask.shape), (*observers, *(other.observers or ()))
+        mask, observers = mask | other_mask.view(mask.shape), (*observers, *(other.observers or ()))
     return Provenance(first.length, mask=mask, observers=observers)
 
 
-def _alike(a: Provenance, b: Provenance, bits: Tensor, others: Tensor) -> bool:
-    """Whether both bits are of the same numbers: in pieces of whole words, or of equal length."""
-    whole = a.length % WORD == 0 == b.length % WORD
-    return whole or (a.length == b.length and bits.shape[-2:] == others.shape[-2:])
+def _same_layout(a: Provenance, b: Provenance, a_bits: Tensor, b_bits: Tensor) -> bool:
+    """Whether both bits order the elements alike: in pieces of full words, or in pieces of equal length."""
+    fills_words = a.length % WORD == 0 == b.length % WORD
+    return fills_words or (a.length == b.length and a_bits.shape[-2:] == b_bits.shape[-2:])
 
 
-def _added(a: Provenance, b: Provenance) -> Tensor | None:
-    """The planes of a sum, by a ripple-carry adder over bytes of bits; None if they cannot be added."""
-    if a.planes is None or b.planes is None or a.most + b.most >= 1 << MOST:
+def _added_planes(a: Provenance, b: Provenance) -> Tensor | None:
+    """The planes of a sum, by a ripple-carry adder over bytes of bits; None if these cannot be added."""
+    if a.planes is None or b.planes is None or a.max_value + b.max_value >= 1 << MOST_PLANES:
         return None
-    if not _alike(a, b, a.planes, b.planes):
+    if not _same_layout(a, b, a.planes, b.planes):
         return None
     summands = a.planes, b.planes.view(-1, *a.planes.shape[1:])
-    carry, found = torch.zeros_like(a.planes[0]), []
-    for k in range((a.most + b.most).bit_length()):
-        bit, carried = carry, torch.zeros_like(carry)
+    carry, sums = torch.zeros_like(a.planes[0]), []
+    for k in range((a.max_value + b.max_value).bit_length()):
+        bit, next_carry = carry, torch.zeros_like(carry)
         for planes in summands:
             if k < len(planes):
-                bit, carried = bit ^ planes[k], carried | (bit & planes[k])
-        found.append(bit)
-        carry = carried
-    return torch.stack(found)
+                bit, next_carry = bit ^ planes[k], next_carry | (bit & planes[k])
+        sums.append(bit)
+        carry = next_carry
+    return torch.stack(sums)

@@ -1,4 +1,4 @@
-"""A convolution of spikes: layer, autograd's node and kernels."""
+"""Convolutions of spikes: the layers, their autograd node, and the kernels of its products."""
 
 from hibana.spikes.convolution.layer import Conv1d, Conv2d
 

@@ -1,7 +1,8 @@
 """PyTorch's dense convolution of channels-last images, and its gradients.
 
-A window of one pixel at a stride meets some of the pixels. Of few channels these are convolved by themselves
-where a backward follows: with all of them torch 2.13 (oneDNN) writes beyond its memory there, of up to 12.
+Windows of one pixel at a stride above 1 read only some pixels. If images have few channels, only these pixels
+are passed to torch in a call with a backward: with all pixels, the backward of torch 2.13 (oneDNN) writes
+outside of its memory, measured with up to 12 channels.
 """
 
 import torch
@@ -10,40 +11,37 @@ from torch.nn import functional
 
 from hibana.spikes.convolution.geometry import Geometry, Pair
 
-__all__ = ["channels_last", "convolution", "gradients", "lies_last", "sampled"]
+__all__ = ["channels_last", "convolution", "gradients", "is_channels_last", "sample_pixels"]
 
-How = tuple[Pair, Pair, Pair]
-"""Stride, padding and dilation."""
-SAFE = 16
-"""Channels from which on torch's backward at a stride does not write beyond its memory."""
-CLOSE: How = ((1, 1), (0, 0), (1, 1))
+SAFE_CHANNELS = 16
+"""Channels from which on torch's backward at a stride does not write outside of its memory."""
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """`images` channels last in memory, with strides that say so even for one channel."""
-    if lies_last(images):
+    """`images` in channels-last memory order, with the strides of that order also for one channel."""
+    if is_channels_last(images):
         return images
     last = images.permute(0, 2, 3, 1)
     return last.flatten().view(last.shape).permute(0, 3, 1, 2)
 
 
-def lies_last(images: Tensor) -> bool:
-    """Whether `images` are channels last in memory, with strides that say so even for one channel."""
+def is_channels_last(images: Tensor) -> bool:
+    """Whether `images` have channels-last strides; False for one channel, whose strides are ambiguous."""
     if images.ndim != 4:
         return False
     _, channels, height, width = images.shape
     return channels > 1 and images.stride() == (height * width * channels, 1, width * channels, channels)
 
 
-def sampled(images: Tensor, stride: Pair) -> Tensor:
-    """The pixels that a window of one pixel meets, channels last."""
+def sample_pixels(images: Tensor, stride: Pair) -> Tensor:
+    """The pixels of `images` that windows of one pixel at this `stride` read, channels last."""
     return channels_last(images[:, :, :: stride[0], :: stride[1]])
 
 
 def convolution(images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """Torch's convolution of `images`, ``[N, channels, height, width]``; the result is channels last."""
-    how = geometry.stride, geometry.padding, geometry.dilation
-    return functional.conv2d(channels_last(images), weight, bias, *how)[:, :, : geometry.output[0]]
+    steps = geometry.stride, geometry.padding, geometry.dilation
+    return functional.conv2d(channels_last(images), weight, bias, *steps)[:, :, : geometry.output[0]]
 
 
 def gradients(
@@ -52,46 +50,33 @@ def gradients(
     weight: Tensor,
     rows: Tensor,
     geometry: Geometry,
-    wanted: tuple[bool, bool],
+    needed: tuple[bool, bool],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Torch's gradients of images and weights, those that are `wanted`; `numbers` of the images may be None
-    for the former.
+    """Torch's gradients of images and weights; None for a gradient that is not `needed`.
+
+    Args:
+        shape: of the images, ``[N, channels, height, width]``.
+        numbers: the images; may be None if the weight gradient is not needed.
+        weight: ``[outputs, channels, height, width]``.
+        rows: gradient of the output, ``[pixels, outputs]``.
+        geometry: of the convolution.
+        needed: whether to compute the gradient of the images, and of the weights.
     """
-    grad = rows.view(shape[0], *geometry.output, len(weight)).permute(0, 3, 1, 2)
-    if geometry.skips and geometry.channels < SAFE:
-        return _gradients_of_sampled(shape, numbers, weight, geometry.whole(grad), geometry, wanted)
-    if numbers is None:  # only the memory format of the images is read
+    if geometry.skips and geometry.channels < SAFE_CHANNELS:
+        sampled = None if numbers is None else sample_pixels(numbers, geometry.stride)
+        sampled_shape = torch.Size((*shape[:2], *geometry.output))
+        adjacent = geometry._replace(image=geometry.output, stride=(1, 1))
+        to_sampled, to_weight = gradients(sampled_shape, sampled, weight, rows, adjacent, needed)
+        if to_sampled is None:
+            return None, to_weight
+        to_images = rows.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+        to_images[:, :, :: geometry.stride[0], :: geometry.stride[1]] = to_sampled
+        return to_images, to_weight
+    if numbers is None:  # torch reads only the memory format of the images
         numbers = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
-    how = geometry.stride, geometry.padding, geometry.dilation
-    return _torchs(geometry.whole(grad), channels_last(numbers), weight, how, wanted)
-
-
-def _gradients_of_sampled(
-    shape: torch.Size,
-    numbers: Tensor | None,
-    weight: Tensor,
-    grad: Tensor,
-    geometry: Geometry,
-    wanted: tuple[bool, bool],
-) -> tuple[Tensor | None, Tensor | None]:
-    """The same for windows of one pixel at a stride: pixels between them get no gradient."""
-    down, across = geometry.stride
-    if numbers is None:
-        sampled_ = grad.new_empty(shape[0], *grad.shape[2:], shape[1]).permute(0, 3, 1, 2)
-    else:
-        sampled_ = sampled(numbers, geometry.stride)
-    of_sampled, of_weights = _torchs(grad, sampled_, weight, CLOSE, wanted)
-    if of_sampled is None:
-        return None, of_weights
-    of_images = grad.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
-    of_images[:, :, ::down, ::across] = of_sampled
-    return of_images, of_weights
-
-
-def _torchs(
-    grad: Tensor, images: Tensor, weight: Tensor, how: How, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    of_images, of_weights, _ = torch.ops.aten.convolution_backward(
-        grad, images, weight, None, *how, False, [0, 0], 1, [*wanted, False]
+    grad = geometry.uncropped(rows.view(shape[0], *geometry.output, len(weight)).permute(0, 3, 1, 2))
+    steps = geometry.stride, geometry.padding, geometry.dilation
+    to_images, to_weight, _ = torch.ops.aten.convolution_backward(
+        grad, channels_last(numbers), weight, None, *steps, False, [0, 0], 1, [*needed, False]
     )
-    return of_images, of_weights
+    return to_images, to_weight

@@ -1,4 +1,4 @@
-"""The geometry of a convolution: sizes of image, kernel and output, stride, padding, dilation."""
+"""The geometry of a convolution: sizes of image, kernel and output; stride, padding, dilation."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -6,17 +6,18 @@ from typing import NamedTuple
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["Geometry", "Pair", "meets"]
+__all__ = ["Geometry", "Pair", "has_image_window"]
 
 Pair = tuple[int, int]
+"""A size or step as (down, across)."""
 UNROLLED = 5
-"""Places of a row of the window that are unrolled, at most."""
-WIDE = 32
-"""Pixels of a row of a tile, at most."""
+"""Most pixels of a window's row that kernels unroll."""
+TILE_WIDTH = 32
+"""Most pixels in a row of a tile."""
 
 
 class Geometry(NamedTuple):
-    """Sizes of a convolution, (down, across)."""
+    """Sizes of a convolution in pixels, each as (down, across)."""
 
     channels: int
     image: Pair
@@ -24,8 +25,8 @@ class Geometry(NamedTuple):
     stride: Pair
     padding: Pair
     dilation: Pair
-    made: Pair | None = None
-    """Height and width of the output, where fewer windows are computed than fit."""
+    cropped_output: Pair | None = None
+    """Height and width of the output if fewer windows are computed than fit; None if all are."""
 
     @property
     def output(self) -> Pair:
@@ -34,31 +35,32 @@ class Geometry(NamedTuple):
 
     @property
     def reach(self) -> Pair:
-        """Distance from the first to the last pixel of a window, (down, across)."""
+        """Distance from the first to the last pixel of a window."""
         (down, across), (height, width) = self.dilation, self.kernel
         return down * (height - 1), across * (width - 1)
 
     @property
     def unrolled(self) -> int:
-        """Places of a row of the window that are unrolled: all, if few and not dilated, or 1."""
+        """Pixels of a window's row that kernels unroll: all if few and not dilated, else 1."""
         return self.kernel[1] if self.kernel[1] <= UNROLLED and self.dilation[1] == 1 else 1
 
     def tile(self, most: int) -> tuple[int, int, int]:
-        """A tile of at most `most` pixels: images, and pixels of each, down and across; one row if dilated
-        downwards.
+        """A tile of at most `most` pixels: number of images, and height and width in pixels.
+
+        It has several images only if it covers them completely, and one row if the dilation down is not 1.
         """
-        wide = -(-self.image[1] // -(-self.image[1] // WIDE))
+        wide = -(-self.image[1] // -(-self.image[1] // TILE_WIDTH))
         deep = min(most // wide, self.image[0]) if self.dilation[0] == 1 else 1
         return (most // (deep * wide) if (deep, wide) == self.image else 1), deep, wide
 
-    def whole(self, grad: Tensor) -> Tensor:
-        """`grad` of the output, padded with zeros for the rows that were not computed."""
-        missing = self._replace(made=None).output[0] - self.output[0]
+    def uncropped(self, grad: Tensor) -> Tensor:
+        """The gradient `grad` of the output, padded with zeros for the rows of :attr:`cropped_output`."""
+        missing = self._replace(cropped_output=None).output[0] - self.output[0]
         return functional.pad(grad, (0, 0, 0, missing)) if missing else grad
 
     @property
     def skips(self) -> bool:
-        """Whether windows of one pixel at a stride leave pixels out."""
+        """Whether some pixels are in no window: windows are one pixel, and the stride is larger."""
         return self.kernel == (1, 1) and self.padding == (0, 0) and self.stride != (1, 1)
 
     @property
@@ -74,21 +76,23 @@ class Geometry(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def _output(of: Geometry) -> Pair:
-    if of.made is not None:
-        return of.made
+def _output(geometry: Geometry) -> Pair:
+    """Height and width of the output."""
+    if geometry.cropped_output is not None:
+        return geometry.cropped_output
+    fields = geometry.image, geometry.kernel, geometry.stride, geometry.padding, geometry.dilation
     down, across = (
-        (of.image[d] + 2 * of.padding[d] - of.dilation[d] * (of.kernel[d] - 1) - 1) // of.stride[d] + 1
-        for d in (0, 1)
+        (image + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for image, kernel, stride, padding, dilation in zip(*fields, strict=True)
     )
     return down, across
 
 
-def meets(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
-    """Whether some window meets one of `size` pixels in a row, and not the padding alone."""
+def has_image_window(size: int, kernel: int, stride: int, padding: int, dilation: int) -> bool:
+    """Whether any window over a line of `size` pixels covers a pixel of the image."""
     last = size + 2 * padding - dilation * (kernel - 1)
     return any(
-        padding <= begin + tap * dilation < padding + size
-        for begin in range(0, last, stride)
+        padding <= start + tap * dilation < padding + size
+        for start in range(0, last, stride)
         for tap in range(kernel)
     )

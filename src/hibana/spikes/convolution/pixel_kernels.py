@@ -1,38 +1,30 @@
 """Kernels of a convolution that list the spikes of each pixel once, for all windows that contain it.
 
-The list of a row of pixels is in the order of its pixels and channels, and so are the weights of a kernel's
-row, ``[kernel width][channels]``. So the spikes under one row of a window are a contiguous part of that list,
-and the rows of weights that they select are the listed numbers plus an offset. In the weight gradient, all
-places of a window likewise share one list per channel, with another offset into the gradient each.
+The list of a row of pixels is in the order of pixels and channels, and so are the weights of a row of the
+kernel, ``[kernel width][channels]``. So the spikes under one row of a window are a contiguous part of that
+list, and the index of a weight row is the number in the list plus an offset. In the weight gradient, all
+pixels of a window share one list per channel; each has its own offset into the output gradient.
 """
 
 from typing import NamedTuple
 
 from hibana.runtime.kernels import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
-from hibana.spikes.convolution.kernels import Sizes, brought_near
-from hibana.spikes.simd.lists import (
-    SLACK,
-    WORD,
-    bits_from,
-    first_bits,
-    listed,
-    transposed_bits,
-    words_of,
-)
-from hibana.spikes.simd.rows import Row, add_rows, begin_with, transposed
+from hibana.spikes.convolution.kernels import Sizes, copy_padded
+from hibana.spikes.simd.lists import SLACK, WORD, append_bits, bits_at, first_bits, transpose_bits, words_of
+from hibana.spikes.simd.rows import Row, add_rows, load_bias, transpose
 
-__all__ = ["Input", "Words", "forward", "weight_gradient"]
+__all__ = ["Input", "PixelBits", "forward", "weight_gradient"]
 
 
 class Input(Group):
-    """Planes of bits, ``[planes][images * height][words of a row of pixels]``."""
+    """Numbers of images and of planes of the bits ``[planes][images * height][words of a row of pixels]``."""
 
     images: Value
     planes: Value
 
 
-class Words(NamedTuple):
-    """Access to the bits of a row of pixels, copied to `pixels`."""
+class PixelBits(NamedTuple):
+    """Access to the bits of one row of pixels, which :meth:`load_row` copies to the buffer `pixels`."""
 
     input: Input
     sizes: Sizes
@@ -40,25 +32,25 @@ class Words(NamedTuple):
     pixels: Pointer
 
     @property
-    def row(self) -> Value:
-        """How many 64-bit words hold one row of pixels."""
+    def row_words(self) -> Value:
+        """The number of 64-bit words of one row of pixels."""
         return words_of(self.sizes.width * self.sizes.channels)
 
     @property
-    def each(self) -> Value:
-        """How many 64-bit words hold the channels of one pixel."""
+    def pixel_words(self) -> Value:
+        """The number of 64-bit words of the channels of one pixel."""
         return words_of(self.sizes.channels)
 
-    def bring(self, plane: Value, image: Value, y: Value) -> None:
-        """Copies a row of pixels to `pixels`, which has room for reading beyond its end."""
+    def load_row(self, plane: Value, image: Value, y: Value) -> None:
+        """Copies a row of pixels to `pixels`; one extra word there makes reads beyond its end safe."""
         at = (plane * self.input.images + image) * self.sizes.height + y
-        self.pixels.copy(self.bits + self.row * at, self.row)
+        self.pixels.copy(self.bits + self.row_words * at, self.row_words)
 
-    def of(self, code: Code, x: Value, word: Value) -> Value:
-        """The bits of the 64 (or remaining) channels of pixel `x` from channel 64 * `word` on."""
+    def channel_bits(self, code: Code, x: Value, word: Value) -> Value:
+        """The bits of up to 64 channels of pixel `x`, from channel 64 * `word` on."""
         channels = self.sizes.channels
-        there = first_bits(code, (channels - word * WORD).smaller(WORD))
-        return bits_from(self.pixels, x * channels + word * WORD) & there
+        mask = first_bits(code, (channels - word * WORD).smaller(WORD))
+        return bits_at(self.pixels, x * channels + word * WORD) & mask
 
 
 @kernel
@@ -78,11 +70,12 @@ def forward(
     per_tile: Value,
     row: Row,
 ) -> None:
-    """Rows of output pixels: for each spike under a window, the spike's row of weights is added.
+    """Rows of output pixels: the bias plus the weight rows of the spikes under each window.
 
-    One work item is `deep` rows of an image, or `per_tile` whole images. Its sums are computed for one row of
-    the kernel and 64 channels at a time, whose weights stay in the cache. The table holds
-    ``[panels][planes][kernel height][kernel width][channels][panel]``, each plane padded to 64 rows.
+    One work item is `deep` rows of an image, or all rows of `per_tile` images. Its sums are computed for one
+    row of the kernel and 64 channels at a time, whose weights stay in the cache. The table holds
+    ``[panels][planes][kernel height][kernel width][channels][panel]``, each plane padded to a multiple of 64
+    rows. `bias` may be null.
     """
     channels, width, out_width = sizes.channels, sizes.width, sizes.out_width
     kernel_width, pieces = sizes.kernel_width, (sizes.out_height + deep - 1) // deep
@@ -96,7 +89,7 @@ def forward(
             (Longs, words_of(width * channels) + 1),
             (Longs, per_tile * lists * tall * width + 1),
             (Shorts, per_tile * input_.planes * tall * width * channels + SLACK),
-        ) as (begun, block, pixels, first, index),
+        ) as (initial, block, pixels, first, index),
         code.loop(begin, end, per_tile) as item,
     ):
         images = (end - item).smaller(per_tile)
@@ -104,24 +97,25 @@ def forward(
         lower = (upper + deep).smaller(sizes.out_height)
         above = upper * sizes.stride_down - sizes.padding_down
         top, bottom = above.larger(0), (above + tall).smaller(sizes.height)
-        words = Words(input_, sizes, bits, pixels)
-        pixels[words.row] = 0
-        n, place = code.variable(0), code.variable(0)
+        pixel_bits = PixelBits(input_, sizes, bits, pixels)
+        pixels[pixel_bits.row_words] = 0
+        n, number = code.variable(0), code.variable(0)
         with code.loop(0, lists) as part, code.loop(0, images) as k, code.loop(top, bottom) as y:
-            words.bring(part // words.each, image + k, y)
+            pixel_bits.load_row(part // pixel_bits.pixel_words, image + k, y)
             with code.loop(0, width) as x:
-                word, first[place.value] = part % words.each, n.value
+                word, first[number.value] = part % pixel_bits.pixel_words, n.value
                 base = x * channels + word * WORD
-                n.value = listed(code, row, words.of(code, x, word), base, index, n.value)
-                place.value += 1
-        first[place.value] = n.value
+                n.value = append_bits(code, row, pixel_bits.channel_bits(code, x, word), base, index, n.value)
+                number.value += 1
+        first[number.value] = n.value
         across = sizes.dilation_across.equals(1).select(kernel_width, 1)
-        into = target + outputs * (image * sizes.out_height + upper) * out_width
-        rows, rows_under = lower - upper, bottom - top
+        tile = target + outputs * (image * sizes.out_height + upper) * out_width
+        rows, input_rows = lower - upper, bottom - top
+        pixel_count = images * rows * out_width
         with code.loop(0, row.panels(outputs)) as panel:
-            begin_with(code, row, begun, bias, panel, outputs)
+            load_bias(code, row, initial, bias, panel, outputs)
             with (
-                row.placed(code, panel, into, outputs, images * rows * out_width, block) as (out, pitch),
+                row.writable_panel(code, panel, tile, outputs, pixel_count, block) as (out, pitch),
                 code.loop(0, lists) as part,
                 code.loop(0, sizes.kernel_height) as i,
                 code.loop(0, kernel_width, across) as j,
@@ -130,17 +124,18 @@ def forward(
             ):
                 down = above + y * sizes.stride_down + i * sizes.dilation_down
                 inside = (down >= top) & (down < bottom)
-                line = first + inside.select(((part * images + k) * rows_under + down - top) * width, 0)
-                plane = table + (panel * input_.planes + part // words.each) * plane_rows * row.floats
-                later = (part > 0) | (i > 0) | (j > 0)
+                line = first + inside.select(((part * images + k) * input_rows + down - top) * width, 0)
+                plane = panel * input_.planes + part // pixel_bits.pixel_words
+                is_later = (part > 0) | (i > 0) | (j > 0)
                 with code.loop(0, out_width) as x:
                     at = out + pitch * ((k * rows + y) * out_width + x)
                     left = x * sizes.stride_across - sizes.padding_across + j * sizes.dilation_across
-                    here = line[left.larger(0).smaller(width)]
-                    there = line[(left + across).larger(0).smaller(width)]
-                    count = inside.select(there - here, 0)
-                    weights = plane + (i * kernel_width + j - left) * channels * row.floats
-                    add_rows(code, row, at, begun.replace_if(later, at), weights, index + here, count)
+                    list_begin = line[left.larger(0).smaller(width)]
+                    list_end = line[(left + across).larger(0).smaller(width)]
+                    count = inside.select(list_end - list_begin, 0)
+                    first_row = plane * plane_rows + (i * kernel_width + j - left) * channels
+                    weights, start = table + first_row * row.floats, initial.replace_if(is_later, at)
+                    add_rows(code, row, at, start, weights, index + list_begin, count)
 
 
 @kernel
@@ -163,12 +158,13 @@ def weight_gradient(
     row: Row,
     unrolled: int,
 ) -> None:
-    """Parts of the weights' gradient at stride 1, ``[outputs][planes][kernel height and width][channels]``.
+    """Parts of the weight gradient at stride 1, ``[outputs][planes][kernel height and width][channels]``.
 
-    Each part is of some panels of outputs and some planes, words of channels and rows of the kernel, over
-    `per_part` images. `deep` rows of `per_tile` images are done at a time: their pixels are places in rows
-    that end with as many zeros as a window reaches across, the gradient's that lie around them likewise.
-    Places of the window that lie `unrolled` one another are done at a time: all of a row, or 1.
+    A part is a range of panels of outputs, and a range of units, over `per_part` images. A unit is a plane, a
+    word of channels, and a row of the kernel. `deep` rows of `per_tile` images are processed at a time. Their
+    pixels are numbered in rows of ``width + reach`` pixels, where reach is the distance from the first to the
+    last pixel of a window's row; the output gradient around them is copied to a buffer with the same pitch,
+    padded with zeros. `unrolled` adjacent pixels of the window are processed at a time: all of a row, or 1.
     """
     channels, width = sizes.channels, sizes.width
     taps = sizes.kernel_height * sizes.kernel_width
@@ -179,76 +175,74 @@ def weight_gradient(
     blocks = words_of(per_tile * tall * pitch)
     lists, panels = input_.planes * words_of(channels), row.panels(outputs)
     units = lists * sizes.kernel_height
-    most_wide = (panels + parts_across - 1) // parts_across
+    most_panels = (panels + parts_across - 1) // parts_across
     most_units = (units + parts_down - 1) // parts_down
     row_floats = sizes.kernel_width * (WORD * row.floats)
     with (
         code.scratch(
-            (Floats, most_wide * most_units * row_floats),
+            (Floats, most_panels * most_units * row_floats),
             (Floats, per_tile * tall * pitch * row.floats),
             (Longs, words_of(width * channels) + 1),
             (Longs, blocks * WORD),
             (Longs, lists * WORD + 1),
             (Shorts, input_.planes * channels * per_tile * deep * width + SLACK),
-        ) as (sums, near, pixels, columns, first, index),
+        ) as (sums, tile_gradient, pixels, columns, first, index),
         code.loop(begin, end) as part,
     ):
         across, down = part // parts_down % parts_across, part % parts_down
         share = part // parts_down // parts_across
         panel_begin, panel_end = panels * across // parts_across, panels * (across + 1) // parts_across
         unit_begin, unit_end = units * down // parts_down, units * (down + 1) // parts_down
-        words = Words(input_, sizes, bits, pixels)
-        pixels[words.row] = 0
+        pixel_bits = PixelBits(input_, sizes, bits, pixels)
+        pixels[pixel_bits.row_words] = 0
         sums.clear((panel_end - panel_begin) * (unit_end - unit_begin) * row_floats)
         last = (per_part * (share + 1)).smaller(input_.images)
-        with (
-            code.loop(per_part * share, last, per_tile) as image,
-            code.loop(0, sizes.height, deep) as top,
-        ):
+        with code.loop(per_part * share, last, per_tile) as image, code.loop(0, sizes.height, deep) as top:
             count, rows = (last - image).smaller(per_tile), (sizes.height - top).smaller(deep)
             n = code.variable(0)
             with code.loop(0, lists) as list_:
-                plane, word = list_ // words.each, list_ % words.each
+                plane, word = list_ // pixel_bits.pixel_words, list_ % pixel_bits.pixel_words
                 columns.clear(blocks * WORD)
                 with code.loop(0, count) as k, code.loop(0, rows) as y:
-                    words.bring(plane, image + k, top + y)
+                    pixel_bits.load_row(plane, image + k, top + y)
                     with code.loop(0, width) as x:
-                        columns[(k * tall + y) * pitch + x] = words.of(code, x, word)
+                        columns[(k * tall + y) * pitch + x] = pixel_bits.channel_bits(code, x, word)
                 with code.loop(0, blocks) as b:
-                    transposed_bits(code, columns + b * WORD)
+                    transpose_bits(code, columns + b * WORD)
                 with code.loop(0, WORD) as channel:
                     first[list_ * WORD + channel] = n.value
                     with code.loop(0, blocks) as b:
-                        n.value = listed(code, row, columns[b * WORD + channel], b * WORD, index, n.value)
+                        column = columns[b * WORD + channel]
+                        n.value = append_bits(code, row, column, b * WORD, index, n.value)
             first[lists * WORD] = n.value
             upper = top + sizes.padding_down - reach_down
-            begun = sizes.padding_across - reach_across
+            start = sizes.padding_across - reach_across
             with code.loop(panel_begin, panel_end) as panel:
                 with code.loop(0, count) as k, code.loop(0, rows + reach_down) as y:
-                    there = (upper + y >= 0) & (upper + y < sizes.out_height)
+                    inside = (upper + y >= 0) & (upper + y < sizes.out_height)
                     line = gradient + outputs * ((image + k) * sizes.out_height + upper + y) * sizes.out_width
-                    to = near + (k * tall + y) * pitch * row.floats
-                    with code.when(~there):
+                    to = tile_gradient + (k * tall + y) * pitch * row.floats
+                    with code.when(~inside):
                         to.clear(pitch * row.floats)
-                    with code.when(there):
-                        brought_near(
-                            code, row, to, line + panel * row.floats, begun, pitch, panel, sizes, outputs
-                        )
-                done = sums + (panel - panel_begin) * (unit_end - unit_begin) * row_floats
+                    with code.when(inside):
+                        pixel = line + panel * row.floats
+                        copy_padded(code, row, to, pixel, start, pitch, panel, sizes, outputs)
+                panel_sums = sums + (panel - panel_begin) * (unit_end - unit_begin) * row_floats
                 with (
                     code.loop(unit_begin, unit_end) as unit,
                     code.loop(0, sizes.kernel_width, unrolled) as from_last,
                 ):
                     lags_down = (sizes.kernel_height - 1 - unit % sizes.kernel_height) * sizes.dilation_down
                     lags_across = from_last * sizes.dilation_across
-                    rows_at = near + (lags_down * pitch + lags_across) * row.floats
+                    gradients = tile_gradient + (lags_down * pitch + lags_across) * row.floats
                     list_ = unit // sizes.kernel_height
-                    there = (channels - list_ % words.each * WORD).smaller(WORD)
-                    into = done + (unit - unit_begin) * row_floats + from_last * row.floats
-                    with code.loop(0, there) as channel:
-                        at = into + channel * sizes.kernel_width * row.floats
-                        place = first + (list_ * WORD + channel)
-                        add_rows(code, row, at, at, rows_at, index + place[0], place[1] - place[0], unrolled)
+                    channel_count = (channels - list_ % pixel_bits.pixel_words * WORD).smaller(WORD)
+                    unit_sums = panel_sums + (unit - unit_begin) * row_floats + from_last * row.floats
+                    with code.loop(0, channel_count) as channel:
+                        at = unit_sums + channel * sizes.kernel_width * row.floats
+                        begins = first + (list_ * WORD + channel)
+                        length = begins[1] - begins[0]
+                        add_rows(code, row, at, at, gradients, index + begins[0], length, unrolled)
         with (
             code.loop(panel_begin, panel_end) as panel,
             code.loop(unit_begin, unit_end) as unit,
@@ -256,11 +250,14 @@ def weight_gradient(
         ):
             output = panel * row.floats
             list_, i = unit // sizes.kernel_height, unit % sizes.kernel_height
-            plane, word = list_ // words.each, list_ % words.each
-            done = sums + ((panel - panel_begin) * (unit_end - unit_begin) + unit - unit_begin) * row_floats
+            plane, word = list_ // pixel_bits.pixel_words, list_ % pixel_bits.pixel_words
+            unit_sums = (
+                sums + ((panel - panel_begin) * (unit_end - unit_begin) + unit - unit_begin) * row_floats
+            )
+            from_last = sizes.kernel_width - 1 - j
             tap = (plane * sizes.kernel_height + i) * sizes.kernel_width + j
-            into = targets + (outputs * inputs * share + output * inputs + tap * channels + word * WORD)
-            inside = (channels - word * WORD).smaller(WORD)
-            there = (outputs - output).smaller(row.floats)
-            done = done + (sizes.kernel_width - 1 - j) * row.floats
-            transposed(code, into, inputs, done, sizes.kernel_width * row.floats, inside, there)
+            to = targets + (outputs * inputs * share + output * inputs + tap * channels + word * WORD)
+            channel_count = (channels - word * WORD).smaller(WORD)
+            output_count = (outputs - output).smaller(row.floats)
+            source, pitch = unit_sums + from_last * row.floats, sizes.kernel_width * row.floats
+            transpose(code, to, inputs, source, pitch, channel_count, output_count)

@@ -1,7 +1,7 @@
 """Products with a delay for each synapse: one addition for each spike, synapse and tap.
 
-A tap is a weight at a whole delay: a synapse whose delay is a whole number of steps has one, any other has
-two, at the steps before and after.
+A tap is a weight at a delay of whole steps. A synapse has one tap if its delay is a whole number of steps;
+else it has two, at the steps before and after its delay.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,13 +14,13 @@ from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Group, Ints, Longs
 from hibana.spikes.checks import dense_for_more
 from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.simd.lists import WORD, words_of
-from hibana.spikes.simd.rows import VECTOR, transposed
+from hibana.spikes.simd.rows import VECTOR, transpose
 
 __all__ = ["delayed_product", "delayed_product_forward"]
 
 PARTS = 8
-"""Parts that the rows are divided into for a weight gradient, whatever the number of threads, so that the
-sums do not depend on it."""
+"""Parts of the rows in a weight gradient. The number is fixed, so that the sums do not depend on the number
+of threads."""
 UNROLLED = 4
 """Synapses per iteration of a loop."""
 
@@ -36,16 +36,10 @@ def delayed_product(
 ) -> Tensor:
     """The result of :func:`delayed_product_forward`, with gradients of `inputs`, `weight` and `bias`.
 
-    Args:
-        inputs: spikes ``[steps, rows, inputs]``.
-        bits: as of :func:`delayed_product_forward`.
-        weight: as of :func:`delayed_product_forward`.
-        lags: as of :func:`delayed_product_forward`.
-        bias: as of :func:`delayed_product_forward`.
-        skip: as of :func:`delayed_product_forward`.
-        support: provenance of `inputs`, whose mask restricts their gradient; None for everywhere.
+    `inputs` are the spikes ``[steps, rows, inputs]``; the other arguments are as there. If `support`, the
+    provenance of `inputs`, is not None, its mask restricts the input gradient.
     """
-    apply: Any = _Delayed.apply  # torch leaves it without types
+    apply: Any = _DelayedProduct.apply  # untyped in torch
     leaf = probe() if support is not None else None
     out: Tensor = apply(inputs, weight, bias, leaf, bits, lags, skip, support)
     return out
@@ -58,28 +52,30 @@ def delayed_product_forward(
 
     Args:
         bits: of spikes ``[steps * rows, inputs]``, packed to words of 64.
-        weight: ``[taps, outputs, inputs]``, one tap or two.
+        weight: ``[taps, outputs, inputs]``, with one or two taps.
         lags: delay of the first tap in steps, whole numbers ``[outputs, inputs]``.
         bias: ``[outputs]``.
         steps: number of steps of the spikes.
-        skip: number of first steps for which no output is computed.
+        skip: number of first steps whose output is not computed.
     """
     outputs = weight.shape[1]
-    given, sizes = _places(bits, weight, lags, steps)
+    tensors, sizes = _offsets_and_sizes(bits, weight, lags, steps)
     rows = sizes["rows"]
     out = torch.empty(steps - skip, rows, outputs, dtype=torch.float32, device="cpu")
     bias = None if bias is None else bias.detach().contiguous()
-    _scatter(rows, **given, **sizes, table=_tables(weight), bias=bias, target=out, skip=skip)
+    _forward(rows, **tensors, **sizes, table=_pack_weights(weight), bias=bias, target=out, skip=skip)
     return out
 
 
-def _places(
+def _offsets_and_sizes(
     bits: Tensor, weight: Tensor, lags: Tensor, steps: int
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """The index of each synapse's target in a row's outputs ``[outputs][columns]``, and all sizes.
+    """Kernel arguments: `bits` and the offset of each synapse in a row's buffer, and all sizes.
+
+    The buffer of a row is ``[outputs][columns]``, with one column for each step and delay.
 
     Raises:
-        ValueError: if an index would lie outside the row.
+        ValueError: if an offset would lie outside of the buffer.
     """
     taps, outputs, inputs = weight.shape
     least, most = (int(bound) for bound in lags.aminmax())
@@ -91,30 +87,30 @@ def _places(
         )
     first = torch.arange(outputs, dtype=torch.int64, device="cpu")[:, None] * columns
     sizes = {"steps": steps, "rows": bits.shape[0] // steps, "inputs": inputs, "outputs": outputs}
-    given = {"bits": bits, "places": (first + lags).T.to(torch.int32).contiguous()}
-    return given, {**sizes, "columns": columns, "taps": taps}
+    tensors = {"bits": bits, "offsets": (first + lags).T.to(torch.int32).contiguous()}
+    return tensors, {**sizes, "columns": columns, "taps": taps}
 
 
-def _tables(weight: Tensor) -> Tensor:
-    """`weight` as ``[inputs, outputs, taps]``."""
+def _pack_weights(weight: Tensor) -> Tensor:
+    """`weight`, ``[taps, outputs, inputs]``, as ``[inputs, outputs, taps]``."""
     return weight.detach().permute(2, 1, 0).contiguous()
 
 
-def _wanted(below: Provenance | None, bits: Tensor, sizes: dict[str, int]) -> Tensor:
-    """The bits of where the input gradient is computed, in the backward that runs now."""
+def _gradient_mask(support: Provenance | None, bits: Tensor, sizes: dict[str, int]) -> Tensor:
+    """Bits like `bits`, set where the input gradient is needed in the backward that is running."""
     inputs = sizes["inputs"]
-    if below is not None and below.has_no_observer():
-        known = bits if below.mask is None else below.rows(below.mask, sizes["rows"] * inputs)
-        if known is not None:
-            return known.view_as(bits)
+    if support is not None and support.has_no_observer():
+        mask = bits if support.mask is None else support.rows(support.mask, sizes["rows"] * inputs)
+        if mask is not None:
+            return mask.view_as(bits)
     everywhere = torch.full_like(bits, -1)
     if inputs % WORD:
         everywhere[:, -1] = (1 << inputs % WORD) - 1
     return everywhere
 
 
-class _Delayed(torch.autograd.Function):
-    """Saves the bits of the spikes for the backward, not the spikes."""
+class _DelayedProduct(torch.autograd.Function):
+    """The autograd node of the product; it saves the bits of the spikes for the backward, not the spikes."""
 
     @staticmethod
     def forward(
@@ -129,7 +125,7 @@ class _Delayed(torch.autograd.Function):
         support: Provenance | None,
     ) -> Tensor:
         ctx.save_for_backward(bits, weight, lags)
-        ctx.skip, ctx.below, ctx.steps = skip, support, len(inputs)
+        ctx.skip, ctx.support, ctx.steps = skip, support, len(inputs)
         return delayed_product_forward(bits, weight, lags, bias, len(inputs), skip)
 
     @staticmethod
@@ -137,19 +133,19 @@ class _Delayed(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         bits, weight, lags = ctx.saved_tensors
         grad = grad.resolve_neg().contiguous()
-        given, sizes = _places(bits, weight, lags, ctx.steps)
-        given["gradient"], sizes["skip"] = grad, ctx.skip
+        tensors, sizes = _offsets_and_sizes(bits, weight, lags, ctx.steps)
+        tensors["gradient"], sizes["skip"] = grad, ctx.skip
         to_inputs = to_weight = to_bias = None
         if ctx.needs_input_grad[0]:
             to_inputs = grad.new_zeros(ctx.steps, sizes["rows"], sizes["inputs"])
-            wanted = {**given, "bits": _wanted(ctx.below, bits, sizes)}
-            _to_inputs(sizes["rows"], **wanted, **sizes, table=_tables(weight), target=to_inputs)
+            masked = {**tensors, "bits": _gradient_mask(ctx.support, bits, sizes)}
+            _input_gradient(sizes["rows"], **masked, **sizes, table=_pack_weights(weight), target=to_inputs)
         if ctx.needs_input_grad[1]:
             parts = min(PARTS, sizes["rows"])
             per_part = -(-sizes["rows"] // parts)
-            summed = grad.new_empty(parts, sizes["inputs"], sizes["outputs"], sizes["taps"])
-            _to_weights(parts, **given, **sizes, target=summed, per_part=per_part)
-            to_weight = summed.sum(0).permute(2, 1, 0)
+            sums = grad.new_empty(parts, sizes["inputs"], sizes["outputs"], sizes["taps"])
+            _weight_gradient(parts, **tensors, **sizes, target=sums, per_part=per_part)
+            to_weight = sums.sum(0).permute(2, 1, 0)
         if ctx.needs_input_grad[2]:
             to_bias = grad.sum((0, 1))
         return to_inputs, to_weight, to_bias, None, None, None, None, None
@@ -163,125 +159,132 @@ class _Sizes(Group):
     inputs: Value
     outputs: Value
     columns: Value
-    """Sums of an output: one for each step and delay."""
+    """Columns of a row's buffer: one for each step and delay."""
     skip: Value
 
 
 @kernel
-def _scatter(
+def _forward(
     code: Code,
     begin: Value,
     end: Value,
     *,
     bits: Longs,
-    places: Ints,
+    offsets: Ints,
     table: Floats,
     bias: Floats,
     target: Floats,
     sizes: _Sizes,
     taps: int,
 ) -> None:
-    """The forward. One work item is a row over all steps, summed as ``[outputs][columns]``."""
+    """The forward. One work item is a row over all steps, summed as ``[outputs][columns]``.
+
+    `bias` may be null.
+    """
     outputs, columns, steps = sizes.outputs, sizes.columns, sizes.steps - sizes.skip
     with code.scratch((Floats, outputs * columns)) as (sums,), code.loop(begin, end) as row:
         sums.clear(outputs * columns)
 
-        def spike(step: Value, input_: Value) -> None:
-            for synapse, at in _synapses(code, places, outputs, sums, step, input_):
+        def add_spike(step: Value, input_: Value) -> None:
+            for synapse, at in _synapses(code, offsets, outputs, sums, step, input_):
                 at.store(at.load(taps) + (table + synapse * taps).load(taps))
 
-        _each_spike(code, bits, sizes, row, spike)
+        _for_each_spike(code, bits, sizes, row, add_spike)
         out, stride = target + row * outputs, sizes.rows * outputs
-        transposed(code, out, stride, sums + sizes.skip, columns, outputs, steps)
+        transpose(code, out, stride, sums + sizes.skip, columns, outputs, steps)
         with code.when(bias.is_not_null()), code.loop(0, steps) as step:
-            for k, there in code.vectors(outputs, VECTOR):
+            for k, mask in code.vectors(outputs, VECTOR):
                 at = out + (step * stride + k)
-                at.store(at.load(VECTOR, there) + (bias + k).load(VECTOR, there), there)
+                at.store(at.load(VECTOR, mask) + (bias + k).load(VECTOR, mask), mask)
 
 
 @kernel
-def _to_weights(
+def _weight_gradient(
     code: Code,
     begin: Value,
     end: Value,
     *,
     bits: Longs,
-    places: Ints,
+    offsets: Ints,
     gradient: Floats,
     target: Floats,
     sizes: _Sizes,
     per_part: Value,
     taps: int,
 ) -> None:
-    """The weight gradient ``[inputs][outputs][taps]``. One work item is a part of the rows."""
+    """The weight gradient ``[parts][inputs][outputs][taps]``. One work item is a part of the rows."""
     outputs = sizes.outputs
-    with code.scratch((Floats, outputs * sizes.columns)) as (turned,), code.loop(begin, end) as part:
+    with code.scratch((Floats, outputs * sizes.columns)) as (columns,), code.loop(begin, end) as part:
         size = sizes.inputs * outputs * taps
-        own = target + part * size
-        own.clear(size)
+        part_sums = target + part * size
+        part_sums.clear(size)
         with code.loop(part * per_part, ((part + 1) * per_part).smaller(sizes.rows)) as row:
-            _turn(code, gradient, turned, sizes, row)
+            _transpose_gradient(code, gradient, columns, sizes, row)
 
-            def spike(step: Value, input_: Value) -> None:
-                for synapse, at in _synapses(code, places, outputs, turned, step, input_):
-                    sum_ = own + synapse * taps
-                    sum_.store(sum_.load(taps) + at.load(taps))
+            def add_spike(step: Value, input_: Value) -> None:
+                for synapse, at in _synapses(code, offsets, outputs, columns, step, input_):
+                    total = part_sums + synapse * taps
+                    total.store(total.load(taps) + at.load(taps))
 
-            _each_spike(code, bits, sizes, row, spike)
+            _for_each_spike(code, bits, sizes, row, add_spike)
 
 
 @kernel
-def _to_inputs(
+def _input_gradient(
     code: Code,
     begin: Value,
     end: Value,
     *,
     bits: Longs,
-    places: Ints,
+    offsets: Ints,
     table: Floats,
     gradient: Floats,
     target: Floats,
     sizes: _Sizes,
     taps: int,
 ) -> None:
-    """The input gradient where `bits` are set. One work item is a row over all steps; `target` holds zeros
-    before.
+    """The input gradient where `bits` are set. One work item is a row over all steps.
+
+    `target` must hold zeros.
     """
     outputs = sizes.outputs
-    with code.scratch((Floats, outputs * sizes.columns)) as (turned,), code.loop(begin, end) as row:
-        _turn(code, gradient, turned, sizes, row)
+    with code.scratch((Floats, outputs * sizes.columns)) as (columns,), code.loop(begin, end) as row:
+        _transpose_gradient(code, gradient, columns, sizes, row)
 
-        def wanted(step: Value, input_: Value) -> None:
+        def write_gradient(step: Value, input_: Value) -> None:
             sums = code.variable(0.0, FLOAT.of(taps))
-            for synapse, at in _synapses(code, places, outputs, turned, step, input_):
+            for synapse, at in _synapses(code, offsets, outputs, columns, step, input_):
                 sums.value += at.load(taps) * (table + synapse * taps).load(taps)
-            found = sums.value if taps == 1 else sums.value.lane(0) + sums.value.lane(1)
-            target[(step * sizes.rows + row) * sizes.inputs + input_] = found
+            total = sums.value if taps == 1 else sums.value.lane(0) + sums.value.lane(1)
+            target[(step * sizes.rows + row) * sizes.inputs + input_] = total
 
-        _each_spike(code, bits, sizes, row, wanted)
+        _for_each_spike(code, bits, sizes, row, write_gradient)
 
 
 def _synapses(
-    code: Code, places: Ints, outputs: Value, columns: Pointer, step: Value, input_: Value
+    code: Code, offsets: Ints, outputs: Value, columns: Pointer, step: Value, input_: Value
 ) -> Iterator[tuple[Value, Pointer]]:
-    """The synapses of an input, and where each meets `columns` at this step; unrolled by UNROLLED."""
+    """Iterates over the synapses of an input: the index of each, and its address in `columns` at `step`.
+
+    Emits a loop that is unrolled by UNROLLED.
+    """
     first = input_ * outputs
 
     def synapse(output: Value) -> tuple[Value, Pointer]:
-        return first + output, columns + (places[first + output].to(LONG) + step)
+        return first + output, columns + (offsets[first + output].to(LONG) + step)
 
-    whole = outputs - outputs % UNROLLED
-    with code.loop(0, whole, UNROLLED) as output:
+    unrolled_count = outputs - outputs % UNROLLED
+    with code.loop(0, unrolled_count, UNROLLED) as output:
         for offset in range(UNROLLED):
             yield synapse(output + offset)
-    with code.loop(whole, outputs) as rest:
-        yield synapse(rest)
+    with code.loop(unrolled_count, outputs) as output:
+        yield synapse(output)
 
 
-def _each_spike(
+def _for_each_spike(
     code: Code, bits: Longs, sizes: _Sizes, row: Value, write: Callable[[Value, Value], None]
 ) -> None:
-    """Calls `write` with step and input for each spike of a row."""
+    """Emits loops over the spikes of a row, with the code that `write` emits for a step and an input."""
     words = words_of(sizes.inputs)
     with (
         code.loop(0, sizes.steps) as step,
@@ -291,9 +294,9 @@ def _each_spike(
         write(step, word * WORD + bit)
 
 
-def _turn(code: Code, gradient: Floats, turned: Pointer, sizes: _Sizes, row: Value) -> None:
-    """Transposes a row's gradient to ``[outputs][columns]``, with zeros for steps without output."""
+def _transpose_gradient(code: Code, gradient: Floats, target: Pointer, sizes: _Sizes, row: Value) -> None:
+    """Transposes the gradient of a row to ``[outputs][columns]``, with zeros for steps without output."""
     outputs, columns, steps = sizes.outputs, sizes.columns, sizes.steps - sizes.skip
-    turned.clear(outputs * columns)
-    of_row = gradient + row * outputs
-    transposed(code, turned + sizes.skip, columns, of_row, sizes.rows * outputs, steps, outputs)
+    target.clear(outputs * columns)
+    row_gradient = gradient + row * outputs
+    transpose(code, target + sizes.skip, columns, row_gradient, sizes.rows * outputs, steps, outputs)

@@ -1,4 +1,4 @@
-"""A linear layer of spikes: layer, autograd's node, product and kernels."""
+"""A linear layer of spikes: the layer, its autograd node, and the kernels of its products."""
 
 from hibana.spikes.linear.layer import Linear
 

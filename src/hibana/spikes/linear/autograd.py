@@ -18,7 +18,7 @@ from hibana.spikes.simd.rows import panel
 __all__ = ["linear"]
 
 STEPS = 4
-"""Number of steps with the same gradient from which on one dense product for all steps is the fastest."""
+"""Steps with the same gradient from which on one dense product of one step is the fastest."""
 
 
 def linear(
@@ -29,10 +29,10 @@ def linear(
     support: Provenance | None,
     choice: Choice,
 ) -> Tensor:
-    """``input @ weight.T + bias`` for an input, ``[..., in_features]``, whose planes of bits are known.
+    """``input @ weight.T + bias``, with gradients, for an `input` ``[..., in_features]`` with bits `planes`.
 
-    The result is no view: a write to another view of the same matrix would make autograd drop hooks on this
-    one.
+    If `support` is not None, the input gradient may be restricted to its mask. The result is no view: a write
+    to another view of the same matrix would make autograd drop hooks on this view.
     """
     leaf = probe() if support is not None else None
     with without_autocast():
@@ -41,7 +41,7 @@ def linear(
 
 
 class _Linear(torch.autograd.Function):
-    """Saves the bits of the spikes for the backward, not the spikes."""
+    """The autograd node of the product; it saves the bits of the spikes for the backward, not the spikes."""
 
     @staticmethod
     def forward(
@@ -56,13 +56,13 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         bits, ctx.density, ctx.scales = planes.joint, planes.density, planes.scales
         ctx.leading = leading = input.shape[:-1]
-        ctx.below, ctx.choice, ctx.table = support, choice, None
+        ctx.support, ctx.choice, ctx.table = support, choice, None
         if choice.forward:
             out, table = product.forward(bits, ctx.density, weight, bias, ctx.scales, leading)
             ctx.table = table if support is not None and ctx.scales == ONE else None
         else:
-            out = _densely(input, weight, bias)
-        # the tensor that the forward read, as in torch, even if ``weight.data`` is set to another
+            out = _dense_product(input, weight, bias)
+        # as in torch, the backward reads the forward's tensor even if ``weight.data`` is set to another
         ctx.save_for_backward(bits, weight.detach(), input if choice.weights is False else None)
         return out
 
@@ -77,10 +77,12 @@ class _Linear(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             to_input = _input_gradient(ctx, bits, weight, grad, rows)
         if ctx.needs_input_grad[1] and numbers is None:
-            given = bits, ctx.density, rows, inputs, ctx.needs_input_grad[2], ctx.scales
-            to_weight, to_bias = product.weight_gradient(*given)
+            has_bias = ctx.needs_input_grad[2]
+            to_weight, to_bias = product.weight_gradient(
+                bits, ctx.density, rows, inputs, has_bias, ctx.scales
+            )
         elif ctx.needs_input_grad[1]:
-            to_weight = rows.T @ _matrix(numbers)
+            to_weight = rows.T @ _as_matrix(numbers)
         if ctx.needs_input_grad[2] and to_bias is None:
             to_bias = rows.sum(0)
         return to_input, to_weight, to_bias, None, None, None, None
@@ -89,15 +91,16 @@ class _Linear(torch.autograd.Function):
 _apply = unwrapped_apply(_Linear)
 
 
-def _matrix(input: Tensor) -> Tensor:  # noqa: A002
+def _as_matrix(input: Tensor) -> Tensor:  # noqa: A002
+    """`input`, ``[..., features]``, as ``[rows, features]``."""
     return input.reshape(-1, input.shape[-1])
 
 
-def _densely(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+def _dense_product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
     """``input @ weight.T + bias`` by torch; the result is no view."""
     outputs = weight.shape[0]
     out = torch.empty(*input.shape[:-1], outputs, dtype=torch.float32, device="cpu")
-    rows = _matrix(input)
+    rows = _as_matrix(input)
     if bias is None:
         torch.mm(rows, weight.T, out=out.view(-1, outputs))
     else:
@@ -106,31 +109,33 @@ def _densely(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # n
 
 
 def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: Tensor) -> Tensor:
-    """``grad @ weight``: of one step, expanded, where the gradient is the same at each step; restricted to
-    the producer's surrogate mask, where that is allowed and faster; else by torch.
+    """``grad @ weight``, in one of three ways.
+
+    If the gradient is the same at each step, the product of one step, expanded; else, if allowed and faster,
+    the product where the producer's surrogate mask is set; else the product by torch.
     """
     steps = grad.shape[0]
-    once = constant_step(grad) if steps >= STEPS else None
-    if once is not None:
-        return (once @ weight).expand(steps, *once.shape[:-1], weight.shape[1])
-    restricted = _restricted(ctx, bits, weight, rows)
+    one_step = constant_step(grad) if steps >= STEPS else None
+    if one_step is not None:
+        return (one_step @ weight).expand(steps, *one_step.shape[:-1], weight.shape[1])
+    restricted = _masked_input_gradient(ctx, bits, weight, rows)
     return grad @ weight if restricted is None else restricted
 
 
-def _restricted(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
-    """The input gradient where the producer's surrogate mask is set, zero elsewhere; None if not allowed or
-    slower.
-    """
+def _masked_input_gradient(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
+    """The input gradient where the producer's mask is set, zero elsewhere; None if not allowed or slower."""
     outputs, inputs = weight.shape
-    used = product.used_bits(ctx.below, bits, inputs, ctx.density)
-    if used is None:
+    mask = product.gradient_mask(ctx.support, bits, inputs, ctx.density)
+    if mask is None:
         return None
 
-    def on_mask() -> Tensor:
-        table = product.packed(weight, panel(outputs)) if ctx.table is None else ctx.table
-        return product.input_gradient(used, table, rows, inputs, ctx.leading)
+    def masked_product() -> Tensor:
+        table = product.pack_weights(weight, panel(outputs)) if ctx.table is None else ctx.table
+        return product.input_gradient(mask, table, rows, inputs, ctx.leading)
 
-    density = select.density_bucket(used.density)
-    key = select.Key("linear input", (), len(rows), inputs, outputs, density)
-    calls = on_mask, lambda: rows @ weight
-    return on_mask() if select.restricts_gradient(ctx.choice, key, used.density, lambda: calls) else None
+    bucket = select.density_bucket(mask.density)
+    key = select.Key("linear input", (), len(rows), inputs, outputs, bucket)
+    calls = masked_product, lambda: rows @ weight
+    if select.restricts_gradient(ctx.choice, key, mask.density, lambda: calls):
+        return masked_product()
+    return None

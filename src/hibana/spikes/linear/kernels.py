@@ -1,20 +1,21 @@
 """Kernels of ``[rows, inputs]`` bits times ``[outputs, inputs]`` weights, and of the input gradient.
 
-Weights are packed to panels, ``[outputs / panel][inputs][panel]``, so that what a spike adds is one row.
+Weights are packed into panels, ``[outputs / panel][inputs][panel]``, so that a spike adds one contiguous row
+of each panel.
 """
 
 from collections.abc import Iterator
 
 from hibana.runtime.kernels import INT, Code, Floats, Longs, Pointer, Shorts, Value, kernel
-from hibana.spikes.simd.lists import SLACK, WORD, listed, words_of
-from hibana.spikes.simd.rows import VECTOR, Row, add_rows, begin_with, dots, transposed
+from hibana.spikes.simd.lists import SLACK, WORD, append_bits, words_of
+from hibana.spikes.simd.rows import VECTOR, Row, add_rows, dots, load_bias, transpose
 from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
-__all__ = ["LOOKED_UP", "forward_lists", "forward_tables", "input_gradient", "pack", "pack_planes"]
+__all__ = ["TABLE_ROWS", "forward_lists", "forward_tables", "input_gradient", "pack", "pack_planes"]
 
 BLOCK = 256
-"""Rows of bits that are processed at a time."""
-LOOKED_UP = 512
+"""Rows of bits for which the input gradient reads the same block of weights."""
+TABLE_ROWS = 512
 """Rows of bits that are looked up in the same tables."""
 
 
@@ -30,11 +31,14 @@ def pack(
     inputs: Value,
     row: Row,
 ) -> None:
-    """Blocks of 64 inputs of ``[outputs, inputs]`` weights to ``[panels][words * 64][panel]``, then zeros."""
+    """Packs ``[outputs, inputs]`` weights to ``[panels][words * 64][panel]``, padded with zeros.
+
+    One work item is 64 inputs of a panel.
+    """
     words = words_of(inputs)
     with code.loop(begin, end) as item:
         out = target + row.floats * WORD * item
-        _turned(code, row, out, source, item // words, item % words, outputs, inputs)
+        _transpose_block(code, row, out, source, item // words, item % words, outputs, inputs)
 
 
 @kernel
@@ -52,30 +56,31 @@ def pack_planes(
     row: Row,
     planes: int,
 ) -> None:
-    """:func:`pack` for each plane of bits, ``[panels][planes][words * 64][panel]``.
+    """Packs weights for each plane of bits to ``[panels][planes][words * 64][panel]``, padded with zeros.
 
-    Weights are multiplied by the `factor`, the bits of a float32, times 1, 2, 4, …; those of the `places` of
-    a window, ``[outputs][channels][places]``, come in the order ``[places][channels]``.
+    The weights of plane k are multiplied by `factor` (the bits of a float32) times 2^k. The inputs of a
+    window of `places` pixels, ``[channels][places]``, are reordered to ``[places][channels]``. One work item
+    is 64 inputs of a panel.
     """
     words, channels = words_of(inputs), inputs // places
-    unit = factor.to(INT).float_from_bits().spread(VECTOR)
+    scale = factor.to(INT).float_from_bits().spread(VECTOR)
     with code.scratch((Floats, WORD * row.floats)) as (block,), code.loop(begin, end) as item:
         panel, word = item // words, item % words
-        deep = _turned(code, row, block, source, panel, word, outputs, inputs)
+        count = _transpose_block(code, row, block, source, panel, word, outputs, inputs)
         channel, place = code.variable(word * WORD // places), code.variable(word * WORD % places)
         with code.loop(0, WORD) as k:
-            to = (k < deep).select(place.value * channels + channel.value, word * WORD + k)
+            to = (k < count).select(place.value * channels + channel.value, word * WORD + k)
             out = target + (panel * planes * words * WORD + to) * row.floats
             for plane in range(planes):
                 for v, value in enumerate(row.load(block + k * row.floats)):
-                    (out + VECTOR * v).store(value * (unit * 2.0**plane))
+                    (out + VECTOR * v).store(value * (scale * 2.0**plane))
                 out = out + words * (WORD * row.floats)
-            last = (place.value + 1).equals(places)
-            channel.value += last.select(code.constant(1), 0)
-            place.value = last.select(0, place.value + 1)
+            is_last = (place.value + 1).equals(places)
+            channel.value += is_last.select(code.constant(1), 0)
+            place.value = is_last.select(0, place.value + 1)
 
 
-def _turned(
+def _transpose_block(
     code: Code,
     row: Row,
     target: Pointer,
@@ -85,14 +90,17 @@ def _turned(
     outputs: Value,
     inputs: Value,
 ) -> Value:
-    """Writes the weights of 64 inputs of a panel, padded with zeros; returns the number of inputs."""
+    """Writes the weights of word number `word` of the inputs, and of one panel, to `target` ``[64][panel]``.
+
+    Missing inputs and outputs are zeros. Returns the number of inputs in the word, at most 64.
+    """
     wide = (outputs - panel * row.floats).smaller(row.floats)
-    deep = (inputs - word * WORD).smaller(WORD)
-    with code.when((wide < row.floats) | (deep < WORD)):
+    count = (inputs - word * WORD).smaller(WORD)
+    with code.when((wide < row.floats) | (count < WORD)):
         target.clear(WORD * row.floats)
     at = source + (panel * row.floats * inputs + word * WORD)
-    transposed(code, target, code.constant(row.floats), at, inputs, wide, deep)
-    return deep
+    transpose(code, target, code.constant(row.floats), at, inputs, wide, count)
+    return count
 
 
 @kernel
@@ -111,10 +119,10 @@ def forward_lists(
     per_tile: Value,
     row: Row,
 ) -> None:
-    """Rows of outputs: for each spike of an input row, the spike's row of weights is added.
+    """Rows of outputs: the bias plus the weight rows of the inputs that spiked.
 
-    The spikes of `per_tile` rows are listed at a time; then, block by block of `tile` words of inputs, the
-    weights of the block are added to all of these rows.
+    The spikes of `per_tile` rows are listed first. Then, for one block of `tile` words of inputs after
+    another, the block's weights are added to all of these rows. `bias` may be null.
     """
     words = words_of(inputs)
     tiles = (words + tile - 1) // tile
@@ -124,7 +132,7 @@ def forward_lists(
             (Floats, row.floats),
             (Longs, tiles * per_tile + 1),
             (Shorts, words * per_tile * WORD + SLACK),
-        ) as (block, begun, first, index),
+        ) as (block, initial, first, index),
         code.loop(begin, end, per_tile) as top,
     ):
         rows = (end - top).smaller(per_tile)
@@ -133,20 +141,20 @@ def forward_lists(
             first[t * rows + i] = n.value
             at = bits + words * (top + i)
             with code.loop(t * tile, ((t + 1) * tile).smaller(words)) as w:
-                n.value = listed(code, row, at[w], (w - t * tile) * WORD, index, n.value)
+                n.value = append_bits(code, row, at[w], (w - t * tile) * WORD, index, n.value)
         first[tiles * rows] = n.value
         with code.loop(0, row.panels(outputs)) as panel:
-            begin_with(code, row, begun, bias, panel, outputs)
+            load_bias(code, row, initial, bias, panel, outputs)
             with (
-                row.placed(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch),
+                row.writable_panel(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch),
                 code.loop(0, tiles) as t,
             ):
                 tiled = table + (words * panel + tile * t) * (WORD * row.floats)
                 with code.loop(0, rows) as i:
-                    listed_from, listed_to = first[t * rows + i], first[t * rows + i + 1]
-                    into_row = out + pitch * i
-                    start = begun.replace_if(t > 0, into_row)
-                    add_rows(code, row, into_row, start, tiled, index + listed_from, listed_to - listed_from)
+                    list_begin, list_end = first[t * rows + i], first[t * rows + i + 1]
+                    out_row = out + pitch * i
+                    start = initial.replace_if(t > 0, out_row)
+                    add_rows(code, row, out_row, start, tiled, index + list_begin, list_end - list_begin)
 
 
 @kernel
@@ -163,24 +171,29 @@ def forward_tables(
     outputs: Value,
     row: Row,
 ) -> None:
-    """Rows of outputs: for each four inputs, the sum of those that spiked is looked up."""
+    """Rows of outputs: the bias plus the weight rows of the inputs that spiked.
+
+    The sum of the weight rows of each four inputs is looked up in a table. `bias` may be null.
+    """
     words = words_of(inputs)
-    room = code.constant(LOOKED_UP * row.floats)
+    block_floats = (outputs % row.floats).equals(0).select(0, code.constant(TABLE_ROWS * row.floats))
     with (
-        code.scratch(
-            (Floats, TABLES), (Floats, (outputs % row.floats).equals(0).select(0, room)), (Floats, row.floats)
-        ) as (tables, block, begun),
-        code.loop(begin, end, LOOKED_UP) as top,
+        code.scratch((Floats, TABLES), (Floats, block_floats), (Floats, row.floats)) as (
+            tables,
+            block,
+            initial,
+        ),
+        code.loop(begin, end, TABLE_ROWS) as top,
         code.loop(0, row.panels(outputs)) as panel,
     ):
-        rows = (end - top).smaller(LOOKED_UP)
-        begin_with(code, row, begun, bias, panel, outputs)
-        with row.placed(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch):
+        rows = (end - top).smaller(TABLE_ROWS)
+        load_bias(code, row, initial, bias, panel, outputs)
+        with row.writable_panel(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch):
 
             def sums(word: Value) -> Iterator[Sum]:
                 with code.loop(0, rows) as i:
-                    into_row = out + pitch * i
-                    yield (bits + words * (top + i))[word], begun.replace_if(word > 0, into_row), into_row
+                    out_row = out + pitch * i
+                    yield (bits + words * (top + i))[word], initial.replace_if(word > 0, out_row), out_row
 
             add_subsets(code, row, tables, table + words * panel * (WORD * row.floats), inputs, sums)
 
@@ -200,14 +213,14 @@ def input_gradient(
     tile: Value,
     row: Row,
 ) -> None:
-    """Rows of the input gradient: dot products where `bits` are set, zero elsewhere.
+    """Rows of the input gradient: dot products of gradient and weights where `bits` are set, zero elsewhere.
 
     One block of `tile` words of inputs is computed at a time, so that its weights stay in the cache.
     """
     words = words_of(inputs)
     panels = row.panels(outputs)
-    with code.scratch((Floats, panels * row.floats), (Longs, panels), (Shorts, tile * WORD + SLACK)) as parts:
-        padded, places, index = parts
+    buffers = (Floats, panels * row.floats), (Longs, panels), (Shorts, tile * WORD + SLACK)
+    with code.scratch(*buffers) as (padded, addresses, index):
         padded.clear(panels * row.floats)
         with (
             code.loop(begin, end, BLOCK) as top,
@@ -217,14 +230,14 @@ def input_gradient(
             last = (word + tile).smaller(words)
             n = code.variable(0)
             with code.loop(word, last) as w:
-                n.value = listed(code, row, bits[words * i + w], (w - word) * WORD, index, n.value)
+                n.value = append_bits(code, row, bits[words * i + w], (w - word) * WORD, index, n.value)
             out = target + (inputs * i + word * WORD)
             out.clear((last * WORD).smaller(inputs) - word * WORD)
-            at, narrow = gradient + outputs * i, outputs < panels * row.floats
-            with code.when(narrow):
+            at, is_partial = gradient + outputs * i, outputs < panels * row.floats
+            with code.when(is_partial):
                 padded.copy(at, outputs)
-            at = at.replace_if(narrow, padded)
+            at = at.replace_if(is_partial, padded)
             with code.loop(0, panels) as panel:
-                places[panel] = (at + row.floats * panel).address()
+                addresses[panel] = (at + row.floats * panel).address()
             tiled = table + word * (WORD * row.floats)
-            dots(code, row, out, places, tiled, panels, words * (WORD * row.floats), index, n.value)
+            dots(code, row, out, addresses, tiled, panels, words * (WORD * row.floats), index, n.value)

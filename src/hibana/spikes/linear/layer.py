@@ -1,4 +1,4 @@
-"""``hb.Linear``."""
+"""``hb.Linear``: a linear layer that adds a row of weights per spike."""
 
 from collections.abc import Callable
 from typing import ClassVar
@@ -10,15 +10,15 @@ from torch.nn import functional
 from hibana.spikes import select
 from hibana.spikes.checks import is_constant_over_time, kernels_accept, shape_error
 from hibana.spikes.layer import (
-    LEFT,
+    SMALL_PRODUCT,
     SMALLEST_WORK,
-    BySpikes,
-    Found,
-    as_bits,
+    PackedInput,
+    SpikeLayer,
     check_mode,
+    mask_provenance,
     needs_gradient,
-    numbers_as_bits,
-    usable,
+    pack_input,
+    pack_numbers,
 )
 from hibana.spikes.linear import autograd, product
 from hibana.spikes.provenance import lookup
@@ -27,21 +27,24 @@ from hibana.spikes.select import Call, Choice
 __all__ = ["Linear"]
 
 
-class Linear(BySpikes, nn.Linear):
+class Linear(SpikeLayer, nn.Linear):
     """``torch.nn.Linear``, which for an input of spikes adds a row of weights per spike.
 
-    Takes the same arguments, holds the same parameters, and computes ``x W^T + b`` and its gradients, sums
-    in another order. Small whole numbers times one factor (sums of spikes, averages of them) are added bit
-    by bit. Any other input ``[..., in_features]`` is multiplied densely, by torch; so is any but float32 on
-    the CPU, and a call that is being compiled or transformed. An input that does not change over time
-    (expanded: zero stride) costs one product, and its result is expanded. Of spikes only bits are kept for
-    the backward. Where the input comes from a layer of hibana, the bits that it kept are used, if all of the
-    spikes still are what these say: whatever was written to them counts. Its gradient is computed only where
-    that layer's surrogate can let it through, if nobody else looks at it. Within a step that is compiled, as
-    the synapses of :class:`hibana.Recurrent` are, it is compiled as ``torch.nn.Linear`` is.
+    Has the same arguments and parameters, and computes ``x W^T + b`` and its gradients, with sums in another
+    order. Small whole numbers times one factor (sums of spikes, averages of spikes) are added bit by bit.
+    Torch multiplies any other input ``[..., in_features]`` densely, also tensors that are not float32 on the
+    CPU, and calls that are compiled or transformed. An input that does not change over time (expanded, with
+    stride zero) costs one product, and the result is expanded. The backward saves the bits of the spikes, not
+    the spikes.
 
-    `mode` is ``"auto"``, or forces ``"dense"`` or (wherever they are possible) ``"events"``. With events a
-    second derivative raises ``RuntimeError``: set ``mode = "dense"`` for it.
+    If a layer of hibana emitted the input, its bits are used, after a comparison with the numbers: a write to
+    the input is never ignored. The input gradient is computed only where the derivative of that layer's
+    surrogate is not zero, unless a hook, ``retain_grad`` or ``torch.autograd.grad`` may read it. In a step
+    that hibana compiles, such as the synapses of :class:`hibana.Recurrent`, the layer is compiled like
+    ``torch.nn.Linear``.
+
+    `mode` is ``"auto"``, or forces ``"dense"`` or (wherever possible) ``"events"``. With events a second
+    derivative raises ``RuntimeError``: set ``mode = "dense"`` to compute it.
 
     >>> import torch, hibana as hb
     >>> layer = hb.Linear(784, 512)
@@ -53,99 +56,103 @@ class Linear(BySpikes, nn.Linear):
     """
 
     traced_as: ClassVar[type[nn.Module]] = nn.Linear
-    """What a trace of a step takes it for: see :func:`hibana.compiler.graph.objects.traced_kind`."""
+    """The class that a trace of a step sees instead: :func:`hibana.compiler.graph.objects.traced_kind`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         if torch.compiler.is_compiling():
-            return self._compiled(input)
+            return self._forward_compiling(input)
         if (
             type(input) is Tensor
             and self.mode == "auto"
             and self._is_small(input.numel())
             and not (input.ndim > 1 and input.stride(0) == 0)
         ):  # tested first: any other test takes longer than such a product
-            self.__dict__["_reason"] = LEFT
+            self.__dict__["_reason"] = SMALL_PRODUCT
             return functional.linear(input, *self._tensors())
         return self._product(input, *self._tensors())
 
     def _is_small(self, numbers: int) -> bool:
-        """Whether torch is faster with so many `numbers` at any density."""
+        """Whether torch is faster at any density for an input of `numbers` elements."""
         return numbers * self.out_features < SMALLEST_WORK
 
     def _product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """``input @ weight.T + bias`` of any input; an input that is constant over time is one step."""
         if not kernels_accept(input, weight, bias):
-            return self._left_to_torch(input, weight, bias)
+            return self._forward_unsupported(input, weight, bias)
         if input.ndim > 1 and is_constant_over_time(input):
-            one = input[0]
-            if self.mode == "auto" and self._is_small(one.numel()):
-                self._reason, once = LEFT, functional.linear(one, weight, bias)
+            step = input[0]
+            if self.mode == "auto" and self._is_small(step.numel()):
+                self._reason, out = SMALL_PRODUCT, functional.linear(step, weight, bias)
             else:
-                once = self._product(one, weight, bias)
+                out = self._product(step, weight, bias)
             self._reason = f"one step for all {input.shape[0]}: {self._reason}"
-            spread: Tensor = once.expand(input.shape[0], *once.shape)
-            return spread
-        return self._of_spikes(input, weight, bias)
+            expanded: Tensor = out.expand(input.shape[0], *out.shape)
+            return expanded
+        return self._spike_product(input, weight, bias)
 
-    def _of_spikes(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    def _spike_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """``input @ weight.T + bias`` per spike if possible and not slower, else by torch."""
         check_mode(self.mode)
         if self.mode == "dense":
-            return self._densely(input, weight, bias, "asked for")
-        of_bias, channels = None if bias is None else bias.shape, input.shape[-1] if input.ndim else 0
-        if reason := shape_error(weight.shape, of_bias, channels, 2):
-            return self._densely(input, weight, bias, reason)
+            return self._dense_product(input, weight, bias, "asked for")
+        bias_shape, channels = None if bias is None else bias.shape, input.shape[-1] if input.ndim else 0
+        if reason := shape_error(weight.shape, bias_shape, channels, 2):
+            return self._dense_product(input, weight, bias, reason)
         outputs, inputs = weight.shape
         count = input.numel() // max(1, inputs)
         if count == 0 or outputs == 0 or inputs == 0:
-            return self._densely(input, weight, bias, "nothing to add")
+            return self._dense_product(input, weight, bias, "nothing to add")
         learning, auto = needs_gradient(weight), self.mode == "auto"
-        under, in_order = lookup(input), input.is_contiguous()
+        provenance, is_contiguous = lookup(input), input.is_contiguous()
         numbers = input.detach() if input.requires_grad else input
 
         def rows() -> Tensor:
             return numbers.reshape(count, inputs).contiguous()
 
         key = select.Key("linear", (), count, inputs, outputs, learning=learning)
-        found = as_bits(under, inputs, in_order, numbers, rows, key, auto)
-        if not isinstance(found, Found):
-            return self._densely(input, weight, bias, found)
-        planes = found.planes
+        packed = pack_input(provenance, inputs, is_contiguous, numbers, rows, key, auto)
+        if not isinstance(packed, PackedInput):
+            return self._dense_product(input, weight, bias, packed)
+        planes = packed.planes
         choice = select.ALL
         if auto:
-            choice = _choice(found, rows, weight.detach(), bias if bias is None else bias.detach())
+            choice = _choice(packed, rows, weight.detach(), bias if bias is None else bias.detach())
             if not choice.any:
-                return self._densely(input, weight, bias, choice.refused(planes.density))
+                return self._dense_product(input, weight, bias, choice.dense_reason(planes.density))
         bias = bias if bias is None else bias.contiguous()
-        self.__dict__["_reason"] = product.explained(planes, outputs, choice)
+        self.__dict__["_reason"] = product.explanation(planes, outputs, choice)
         if learning or needs_gradient(input, bias):
-            support = usable(under, inputs, in_order, planes) if input.requires_grad else None
+            support = None
+            if input.requires_grad:
+                support = mask_provenance(provenance, inputs, is_contiguous, planes)
             return autograd.linear(input, weight, bias, planes, support, choice)
-        given = planes.joint, planes.density, weight, bias, planes.scales
-        return product.forward(*given, input.shape[:-1])[0]
+        leading = input.shape[:-1]
+        return product.forward(planes.joint, planes.density, weight, bias, planes.scales, leading)[0]
 
-    def _torchs(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+    def _torch_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         return functional.linear(input, weight, bias)
 
 
-def _choice(found: Found, rows: Callable[[], Tensor], weight: Tensor, bias: Tensor | None) -> Choice:
-    """Which products of `rows` are computed per spike."""
-    planes, scanned = found.planes, found.key.scanned
+def _choice(packed: PackedInput, rows: Callable[[], Tensor], weight: Tensor, bias: Tensor | None) -> Choice:
+    """The products of a layer that are computed per spike; `rows` returns the unpacked input."""
+    planes, scanned = packed.planes, packed.key.scanned
     inputs = weight.shape[1]
 
     def calls() -> list[Call]:
         bits, numbers = planes.joint, rows()
         density, scales = planes.density, planes.scales
         outputs = functional.linear(numbers, weight, bias)
-        ready = None if bias is None else bias.contiguous()
+        contiguous_bias = None if bias is None else bias.contiguous()
         candidates: list[Call] = [
-            lambda: product.forward(bits, density, weight, ready, scales),
+            lambda: product.forward(bits, density, weight, contiguous_bias, scales),
             lambda: functional.linear(numbers, weight, bias),
         ]
-        if found.key.learning:
+        if packed.key.learning:
             with_bias = bias is not None
             candidates += [
                 lambda: product.weight_gradient(bits, density, outputs, inputs, with_bias, scales),
                 lambda: outputs.T @ numbers,
             ]
-        return [*candidates, lambda: numbers_as_bits(numbers)] if scanned else candidates
+        return [*candidates, lambda: pack_numbers(numbers)] if scanned else candidates
 
-    return select.choose(found.key, planes.density * planes.bits.shape[0], calls)
+    return select.choose(packed.key, planes.density * planes.bits.shape[0], calls)

@@ -1,4 +1,4 @@
-"""Calls the kernels of the linear product of spikes and weights, and of its gradients."""
+"""The linear product of bits and weights, and its gradients: allocates the results and calls the kernels."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,63 +18,65 @@ from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, compresses, panel
 
 __all__ = [
-    "Explained",
+    "Explanation",
+    "GradientMask",
     "Parts",
-    "Used",
     "crossover",
-    "explained",
+    "explanation",
     "forward",
     "gradient_crossover",
+    "gradient_mask",
     "input_gradient",
-    "of_numbers",
-    "product_with_bits",
-    "packed",
+    "pack_weights",
     "parts",
-    "used_bits",
+    "product_with_bits",
+    "sum_planes",
     "weight_gradient",
-    "words_near",
+    "words_per_block",
 ]
 
 Scales = tuple[float, ...]
 """The factor of each plane of bits."""
 
-NEAR_FROM = 0.06
-"""Density from which on the forward goes through blocks of weights that fit into the L1 cache."""
-NEAR_WORDS = 192
-"""Words of 64 inputs of such a block, times the floats in a row of weights."""
+BLOCKED_FROM = 0.06
+"""Density from which on the forward processes the weights in blocks that fit into the L1 cache."""
+BLOCK_WORDS = 192
+"""Words of 64 inputs in such a block, times the floats in a row of weights."""
 LISTED = 512
 """Input rows whose spikes are listed at a time: weights that exceed the L2 cache are read once for all of
-them. Half as many where weights are taken in blocks, since the sums are written and read again for each
-block."""
-DOTS_NEAR = 1 << 18
-"""Weights of a block of the input gradient, at most; it has DOTS_WORDS words of 64 inputs at most."""
-DOTS_WORDS = 8
+these rows. Half as many rows if the weights are processed in blocks, since each block reads and writes the
+sums."""
+DOT_WEIGHTS = 1 << 18
+"""Most weights in a block of the input gradient."""
+DOT_WORDS = 8
+"""Most words of 64 inputs in a block of the input gradient."""
 DOTS = 4
-"""Set bits that a block of the input gradient has per row, at least: four or eight dot products are computed
-at a time."""
+"""Fewest set bits per row in a block of the input gradient: four or eight dot products are computed at a
+time."""
 GRAIN = 32
+"""Smallest number of rows per thread."""
 PARTS = 8
-"""Parts that the rows are divided into for a weight gradient of few sums, whatever the number of threads, so
-that the sums do not depend on it."""
-LONG = 1024
-"""Rows of such a part, at least."""
+"""Parts of the rows for a weight gradient with few sums. The number is fixed, so that the results do not
+depend on the number of threads."""
+PART_ROWS = 1024
+"""Fewest rows of such a part."""
 FEW_SUMS = 64
-"""Panels of outputs times words of inputs up to which sums are few."""
+"""A weight gradient has few sums up to this product of panels of outputs and words of inputs."""
 
 
 def crossover(outputs: int) -> float:
-    """The density above which tables of the sums of four rows of weights are faster than adding each row.
+    """The density above which looking up sums of four weight rows in tables is faster than adding each row.
 
-    A cost model: adding a spike costs one listing and, for each panel of outputs, one addition; tables cost
-    the panels alone. Constants from measurements of 784 x 512, 288 x 64 and 288 x 32 weights (Zen 4, with and
-    without ``vpcompressw``).
+    Cost model: a spike costs one listing and one addition per panel of outputs; a table costs one look-up per
+    panel. The constants were measured with 784 x 512, 288 x 64 and 288 x 32 weights (Zen 4, with and without
+    ``vpcompressw``).
     """
-    panels = _up(outputs, panel(outputs).floats)
+    panels = _ceil_div(outputs, panel(outputs).floats)
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
-class Explained(NamedTuple):
-    """What a call did, as text when it is asked for."""
+class Explanation(NamedTuple):
+    """How a call was computed; ``str`` formats it, which would be too slow to do in each call."""
 
     planes: int
     density: float
@@ -83,43 +85,43 @@ class Explained(NamedTuple):
     forward: bool
     weights: bool | None
     times: str
-    """The times by which :func:`hibana.tune` decided."""
+    """Text with the times measured by :func:`hibana.tune`; empty without it."""
 
     def __str__(self) -> str:
         limit = crossover(self.outputs)
-        how = "looked up in fours, as above" if self.density > limit else "added one by one, as up to"
-        how += f" {limit:.0%}"
-        what = f"{self.density:.0%} of the input spiked"
+        method = "looked up in fours, as above" if self.density > limit else "added one by one, as up to"
+        method += f" {limit:.0%}"
+        text = f"{self.density:.0%} of the input spiked"
         if (self.planes, self.factor) != (1, 1.0):
             times = "" if self.factor == 1.0 else f" times {self.factor:g}"
-            what = f"whole numbers to {(1 << self.planes) - 1}{times}, {self.density:.0%} of their bits set"
-        what = f"events: {what}; {how}" if self.forward else f"dense forward: {what}"
+            text = f"whole numbers to {(1 << self.planes) - 1}{times}, {self.density:.0%} of their bits set"
+        text = f"events: {text}; {method}" if self.forward else f"dense forward: {text}"
         if self.weights is False and self.forward:
-            what += ", the weights' gradient densely"
-        return f"{what}; {self.times}" if self.times else what
+            text += ", the weights' gradient densely"
+        return f"{text}; {self.times}" if self.times else text
 
 
-def explained(input_: Planes, outputs: int, choice: Choice = ALL) -> Explained:
-    """The record that ``layer.explain()`` prints: density and planes of `input_`, and what `choice` does."""
-    about = choice.forward, choice.weights, choice.times
-    return Explained(input_.bits.shape[0], input_.density, input_.factor, outputs, *about)
+def explanation(input_: Planes, outputs: int, choice: Choice = ALL) -> Explanation:
+    """The record behind ``layer.explain()``, for a call with bits `input_` and this `choice` of products."""
+    products = choice.forward, choice.weights, choice.times
+    return Explanation(input_.bits.shape[0], input_.density, input_.factor, outputs, *products)
 
 
 def gradient_crossover() -> float:
-    """:func:`crossover` for rows of a gradient, of which there are many for each listing."""
+    """:func:`crossover` for the weight gradient, where one listing serves many rows of the gradient."""
     return 0.25 if compresses() else 0.18
 
 
-def _up(count: int, size: int) -> int:
+def _ceil_div(count: int, size: int) -> int:
     return -(-count // size)
 
 
-def packed(weight: Tensor, row: Row, scales: Scales = ONE) -> Tensor:
-    """`weight`, ``[outputs, inputs]``, as ``[panels][scales][inputs, padded to whole words][row]``.
+def pack_weights(weight: Tensor, row: Row, scales: Scales = ONE) -> Tensor:
+    """`weight`, ``[outputs, inputs]``, as ``[panels][scales][inputs, padded to full words][row]``.
 
     The inputs of a convolution's weight, ``[outputs, channels, height, width]``, are in the order
-    ``[height][width][channels]``. There is one copy of the weights, multiplied by it, for each of the
-    `scales`, which are 1, 2, 4, … times the first.
+    ``[height][width][channels]``. The table holds one multiple of the weights for each of the `scales`, which
+    must be 1, 2, 4, … times the first.
     """
     places = 1
     if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
@@ -138,8 +140,8 @@ def packed(weight: Tensor, row: Row, scales: Scales = ONE) -> Tensor:
 def _packing(
     outputs: int, inputs: int, places: int, row: Row, scales: Scales
 ) -> tuple[int, tuple[int, ...], BoundLauncher]:
-    """Pieces of work, the shape of the table, and the kernel for :func:`packed`."""
-    words, panels, planes = _up(inputs, WORD), _up(outputs, row.floats), len(scales)
+    """Number of work items, shape of the table, and kernel of :func:`pack_weights`."""
+    words, panels, planes = _ceil_div(inputs, WORD), _ceil_div(outputs, row.floats), len(scales)
     shape = panels, planes * words * WORD, row.floats
     sizes = {"outputs": outputs, "inputs": inputs, "row": row}
     if places == 1 and scales == ONE:
@@ -162,24 +164,25 @@ def forward(
     """
     outputs = weight.shape[0]
     row = panel(outputs)
-    table = packed(weight, row, scales)
+    table = pack_weights(weight, row, scales)
     inputs = weight.numel() // outputs if scales == ONE else table.shape[1]
     rows = bits.shape[0]
     leading = (rows,) if leading is None else leading
     out = torch.empty(*leading, outputs, dtype=torch.float32, device="cpu")
-    given = {"bits": bits, "table": table, "bias": bias, "target": out, "inputs": inputs, "outputs": outputs}
+    tensors = {"bits": bits, "table": table, "bias": bias, "target": out}
+    sizes = {"inputs": inputs, "outputs": outputs, "row": row}
     if density > crossover(outputs):
-        kernels.forward_tables(rows, GRAIN, **given, row=row)
+        kernels.forward_tables(rows, GRAIN, **tensors, **sizes)
     else:
-        near = density > NEAR_FROM
-        tile = min(bits.shape[1], NEAR_WORDS // row.floats if near else PLACES // WORD)
-        per_tile = min(1 << (rows - 1).bit_length(), LISTED // 2 if near else LISTED)
-        kernels.forward_lists(rows, GRAIN, **given, tile=tile, per_tile=per_tile, row=row)
+        in_blocks = density > BLOCKED_FROM
+        tile = min(bits.shape[1], BLOCK_WORDS // row.floats if in_blocks else PLACES // WORD)
+        per_tile = min(1 << (rows - 1).bit_length(), LISTED // 2 if in_blocks else LISTED)
+        kernels.forward_lists(rows, GRAIN, **tensors, **sizes, tile=tile, per_tile=per_tile)
     return out, table
 
 
-class Used(NamedTuple):
-    """Where an input gradient is computed."""
+class GradientMask(NamedTuple):
+    """Bits that are set where an input gradient is computed, and their density."""
 
     bits: Tensor
     """``[rows, words]``."""
@@ -187,9 +190,9 @@ class Used(NamedTuple):
 
 
 def input_gradient(
-    used: Used, table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
+    mask: GradientMask, table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
 ) -> Tensor:
-    """``grad @ weight`` where the bits of `used` are set, zero elsewhere; `table` holds packed weights.
+    """``grad @ weight`` where the bits of `mask` are set, zero elsewhere; `table` holds packed weights.
 
     The result is ``[*leading, inputs]``; the sizes in `leading` multiply to the number of rows.
     """
@@ -198,113 +201,117 @@ def input_gradient(
     kernels.input_gradient(
         rows,
         GRAIN,
-        bits=used.bits,
+        bits=mask.bits,
         table=table,
         gradient=grad,
         target=out,
         inputs=inputs,
         outputs=outputs,
-        tile=words_near(outputs, used.bits.shape[1], used.density),
+        tile=words_per_block(outputs, mask.bits.shape[1], mask.density),
         row=panel(outputs),
     )
     return out
 
 
-def words_near(outputs: int, words: int, density: float) -> int:
-    """The number of words of inputs, of so many `words`, in a block of the input gradient."""
+def words_per_block(outputs: int, words: int, density: float) -> int:
+    """Words of inputs in a block of the input gradient; `words` in total, at this `density` of set bits."""
     row = panel(outputs)
-    near = DOTS_NEAR // (_up(outputs, row.floats) * row.floats * WORD)
-    enough = ceil(DOTS / (WORD * max(density, 1e-3)))
-    return min(max(near, enough), DOTS_WORDS, words)
+    cached = DOT_WEIGHTS // (_ceil_div(outputs, row.floats) * row.floats * WORD)
+    fewest = ceil(DOTS / (WORD * max(density, 1e-3)))
+    return min(max(cached, fewest), DOT_WORDS, words)
 
 
 def weight_gradient(
     bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool, scales: Scales = ONE
 ) -> tuple[Tensor, Tensor | None]:
-    """``[outputs, inputs]``, and the sum of `grad` over its rows if `bias`."""
-    if scales == ONE:
-        return _bits_gradient(bits, density, grad, inputs, bias)
-    of_planes, summed = _bits_gradient(bits, density, grad, 64 * bits.shape[1], bias)
-    return of_numbers(of_planes.view(len(of_planes), len(scales), -1)[:, :, :inputs], scales), summed
+    """The weight gradient ``[outputs, inputs]``, and, if `bias` is set, the bias gradient; else None.
 
-
-def of_numbers(of_planes: Tensor, scales: Scales) -> Tensor:
-    """The weights' gradient ``[outputs, inputs]``, from that of each plane, ``[outputs, planes, inputs]``."""
-    return torch.stack([of_planes[:, k] * scale for k, scale in enumerate(scales)]).sum(0)
-
-
-def _bits_gradient(
-    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """``grad^T bits``, the gradient of weights ``[outputs, inputs]``, and with `bias` that of the bias."""
+    Args:
+        bits: planes of the input, ``[rows, planes * words]``.
+        density: of `bits`.
+        grad: gradient of the output, ``[rows, outputs]``.
+        inputs: number of inputs.
+        bias: whether to compute the bias gradient.
+        scales: factor of each plane.
+    """
+    columns = inputs if scales == ONE else WORD * bits.shape[1]
     rows, outputs = grad.shape
     row = panel(outputs)
     split = parts(rows, outputs, bits.shape[1], torch.get_num_threads())
-    several = (split.rows,) if split.rows > 1 else ()
-    out = torch.empty(*several, outputs, inputs, dtype=torch.float32, device="cpu")
-    summed = torch.empty(*several, outputs, dtype=torch.float32, device="cpu") if bias else None
+    leading = (split.rows,) if split.rows > 1 else ()
+    out = torch.empty(*leading, outputs, columns, dtype=torch.float32, device="cpu")
+    bias_out = torch.empty(*leading, outputs, dtype=torch.float32, device="cpu") if bias else None
     weights.weight_gradient(
         split.number,
         bits=bits,
         gradient=grad,
         targets=out,
-        biases=summed,
+        biases=bias_out,
         total=rows,
-        inputs=inputs,
+        inputs=columns,
         outputs=outputs,
         by_table=density > gradient_crossover(),
         parts_across=split.across,
         parts_down=split.down,
-        per_part=_up(rows, split.rows),
+        per_part=_ceil_div(rows, split.rows),
         row=row,
     )
-    if not several:
-        return out, summed
-    return out.sum(0), None if summed is None else summed.sum(0)
+    if leading:
+        out, bias_out = out.sum(0), None if bias_out is None else bias_out.sum(0)
+    if scales != ONE:
+        out = sum_planes(out.view(outputs, len(scales), -1)[:, :, :inputs], scales)
+    return out, bias_out
+
+
+def sum_planes(plane_gradients: Tensor, scales: Scales) -> Tensor:
+    """The weight gradient ``[outputs, inputs]``: the scaled sum over ``[outputs, planes, inputs]``."""
+    return torch.stack([plane_gradients[:, k] * scale for k, scale in enumerate(scales)]).sum(0)
 
 
 class Parts(NamedTuple):
-    """How a weight gradient is divided into parallel parts: by rows (whose sums are added up), outputs and
-    inputs.
-    """
+    """Numbers of parallel parts of a weight gradient; the results of different `rows` are added."""
 
     rows: int
     across: int
+    """Parts of the panels of outputs."""
     down: int
+    """Parts of the words of inputs."""
 
     @property
     def number(self) -> int:
-        """How many parts there are, each of which one thread may compute."""
+        """Number of all parts; each runs on one thread."""
         return self.rows * self.across * self.down
 
 
 def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) -> Parts:
-    """The parts of a weight gradient of `words` of inputs, by rows at most `most`."""
-    panels = _up(outputs, panel(outputs).floats)
-    if rows >= PARTS * LONG and panels * words <= FEW_SUMS and most >= PARTS:
+    """The parts of a weight gradient with `words` words of inputs, at most `most` parts of the rows."""
+    panels = _ceil_div(outputs, panel(outputs).floats)
+    if rows >= PARTS * PART_ROWS and panels * words <= FEW_SUMS and most >= PARTS:
         return Parts(PARTS, 1, 1)
     across = min(threads, panels)
-    return Parts(1, across, min(_up(threads, across), words))
+    return Parts(1, across, min(_ceil_div(threads, across), words))
 
 
 def product_with_bits(rows: Tensor, bits: Tensor) -> Tensor:
-    """``rows^T B``, ``[N, N]``, for ``[rows, N]`` numbers and as many bits in each row of `bits`."""
+    """``rows^T B``, ``[N, N]``, of numbers ``[rows, N]`` and `bits` ``[rows, words]`` with N bits a row."""
     neurons = rows.shape[1]
-    return _bits_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
+    return weight_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
 
 
-def used_bits(support: Provenance | None, bits: Tensor, length: int, density: float) -> Used | None:
-    """Where the input gradient is to be computed, from the producer's mask; None if everywhere.
+def gradient_mask(
+    support: Provenance | None, bits: Tensor, length: int, density: float
+) -> GradientMask | None:
+    """The mask of inputs that need a gradient in the backward that is running; None if all do.
 
     Args:
-        support: the provenance of the input.
-        bits: the spikes, which are the mask where the provenance has no other.
+        support: provenance of the input.
+        bits: the spikes, which are the mask if the provenance has no other.
         length: elements of a row.
         density: of the spikes.
     """
     if support is None or not support.has_no_observer():
         return None
     if support.mask is None:
-        return Used(bits, density)
-    found = support.rows(support.mask, length)
-    return None if found is None else Used(found, density_of(found, length))
+        return GradientMask(bits, density)
+    mask = support.rows(support.mask, length)
+    return None if mask is None else GradientMask(mask, density_of(mask, length))

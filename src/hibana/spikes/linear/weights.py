@@ -1,11 +1,11 @@
-"""The weight gradient from bits: for each input the sum of the gradient's rows in which it spiked."""
+"""The kernel of the weight gradient from bits: the sum of the gradient rows where each input spiked."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from hibana.runtime.kernels import Code, Floats, Longs, Pointer, Shorts, Value, kernel
-from hibana.spikes.simd.lists import SLACK, WORD, listed, transposed_bits, words_of
-from hibana.spikes.simd.rows import VECTOR, Row, add_rows, transposed
+from hibana.spikes.simd.lists import SLACK, WORD, append_bits, transpose_bits, words_of
+from hibana.spikes.simd.rows import VECTOR, Row, add_rows, transpose
 from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
 __all__ = ["weight_gradient"]
@@ -15,7 +15,7 @@ GRADIENTS = 256
 LISTED = 8
 """Words of inputs whose spikes are listed at a time."""
 LENGTH = GRADIENTS // WORD
-"""Words of an input's bits over as many rows."""
+"""Words of one input's bits over a block of GRADIENTS rows."""
 
 
 @kernel
@@ -37,11 +37,11 @@ def weight_gradient(
     row: Row,
     by_table: bool,
 ) -> None:
-    """Parts of the weights' gradient, each some panels of outputs by some words of inputs, over some rows.
+    """Parts of the weight gradient: a range of panels of outputs, of words of inputs, and of rows each.
 
-    For each block of rows, copied to where they stay in the cache: an input's sum takes the gradient rows
-    where it spiked, from a list, or (`by_table`) from tables of sums of four rows. Each part of the rows has
-    sums of its own.
+    A part copies one block of gradient rows after another to a buffer that stays in the cache. It adds to the
+    sum of each input the rows where the input spiked: from a list of these rows, or (`by_table`) from tables
+    of sums of four rows. `targets` and `biases` have one result per range of rows; `biases` may be null.
     """
     words, panels = words_of(inputs), row.panels(outputs)
     most_wide = (panels + parts_across - 1) // parts_across
@@ -56,7 +56,7 @@ def weight_gradient(
             (Longs, WORD),
             (Longs, LISTED * WORD + 1),
             (Shorts, LISTED * WORD * GRADIENTS + SLACK),
-        ) as (tables, sums, near, bias_sums, turned, square, first, index),
+        ) as (tables, sums, block_rows, bias_sums, columns, square, first, index),
         code.loop(begin, end) as part,
     ):
         across, down = part // parts_down % parts_across, part % parts_down
@@ -65,57 +65,63 @@ def weight_gradient(
         word_begin, word_end = words * down // parts_down, words * (down + 1) // parts_down
         wide, deep = panel_end - panel_begin, word_end - word_begin
         sums.clear(wide * deep * (WORD * row.floats))
-        near.clear(wide * (GRADIENTS * row.floats))
+        block_rows.clear(wide * (GRADIENTS * row.floats))
         bias_sums.clear(wide * row.floats)
         row_end = (per_part * (share + 1)).smaller(total)
         with code.loop(per_part * share, row_end, GRADIENTS) as top:
             rows = (row_end - top).smaller(GRADIENTS)
             with code.loop(0, wide) as panel:
-                _brought_near(
+                _copy_rows(
                     code,
                     row,
                     gradient + (outputs * top + (panel_begin + panel) * row.floats),
                     outputs,
                     rows,
                     (outputs - (panel_begin + panel) * row.floats).smaller(row.floats),
-                    near + panel * (GRADIENTS * row.floats),
+                    block_rows + panel * (GRADIENTS * row.floats),
                     bias_sums + panel * row.floats,
                 )
             with code.loop(0, deep) as d:
-                columns = bits + (words * top + word_begin + d)
-                _columns(code, columns, words, rows, turned + d * (WORD * LENGTH), square)
-            block = _Block(code, row, rows, wide, deep, near, turned, sums)
+                source = bits + (words * top + word_begin + d)
+                _transpose_columns(code, source, words, rows, columns + d * (WORD * LENGTH), square)
+            block = _Block(code, row, rows, wide, deep, block_rows, columns, sums)
             if by_table:
-                _look_up(block, tables)
+                _add_by_table(block, tables)
             else:
-                _add_listed(block, first, index)
+                _add_by_list(block, first, index)
         with code.loop(0, wide) as panel:
             output = (panel_begin + panel) * row.floats
-            there = (outputs - output).smaller(row.floats)
+            output_count = (outputs - output).smaller(row.floats)
             with code.loop(0, deep) as d:
-                done = sums + (panel * deep + d) * (WORD * row.floats)
+                at = sums + (panel * deep + d) * (WORD * row.floats)
                 input_ = (word_begin + d) * WORD
-                into = targets + (outputs * inputs * share + output * inputs + input_)
-                inside = (inputs - input_).smaller(WORD)
-                transposed(code, into, inputs, done, code.constant(row.floats), inside, there)
+                to = targets + (outputs * inputs * share + output * inputs + input_)
+                input_count = (inputs - input_).smaller(WORD)
+                transpose(code, to, inputs, at, code.constant(row.floats), input_count, output_count)
             with code.when(biases.is_not_null() & down.equals(0)):
-                (biases + (outputs * share + output)).copy(bias_sums + panel * row.floats, there)
+                (biases + (outputs * share + output)).copy(bias_sums + panel * row.floats, output_count)
 
 
 class _Block(NamedTuple):
-    """A copied block of gradient rows, the transposed bits of the inputs over them, and the sums."""
+    """A block of gradient rows, the transposed bits of the inputs over these rows, and the sums."""
 
     code: Code
     row: Row
     rows: Value
+    """Number of gradient rows, at most GRADIENTS."""
     wide: Value
+    """Number of panels of outputs."""
     deep: Value
-    near: Pointer
-    turned: Pointer
+    """Number of words of inputs."""
+    gradients: Pointer
+    """``[panels][GRADIENTS][panel]`` floats."""
+    columns: Pointer
+    """``[inputs][LENGTH]`` words: the bits of each input over the rows."""
     sums: Pointer
+    """``[panels][inputs][panel]`` floats."""
 
 
-def _look_up(block: _Block, tables: Pointer) -> None:
+def _add_by_table(block: _Block, tables: Pointer) -> None:
     """Adds to each input's sum the rows where it spiked, by tables of the sums of four rows."""
     code, row = block.code, block.row
     with code.loop(0, block.wide) as panel:
@@ -123,14 +129,14 @@ def _look_up(block: _Block, tables: Pointer) -> None:
         def sums(word: Value) -> Iterator[Sum]:
             with code.loop(0, block.deep * WORD) as k:
                 at = block.sums + (panel * block.deep * WORD + k) * row.floats
-                yield (block.turned + k * LENGTH)[word], at, at
+                yield (block.columns + k * LENGTH)[word], at, at
 
-        rows_at = block.near + panel * (GRADIENTS * row.floats)
-        add_subsets(code, row, tables, rows_at, block.rows, sums)
+        gradients = block.gradients + panel * (GRADIENTS * row.floats)
+        add_subsets(code, row, tables, gradients, block.rows, sums)
 
 
-def _add_listed(block: _Block, first: Pointer, index: Pointer) -> None:
-    """Adds to each input's sum the rows where it spiked, from a list."""
+def _add_by_list(block: _Block, first: Pointer, index: Pointer) -> None:
+    """Adds to each input's sum the rows where it spiked, from a list of these rows."""
     code, row = block.code, block.row
     with code.loop(0, block.deep, LISTED) as word:
         inputs = (block.deep - word).smaller(LISTED) * WORD
@@ -138,43 +144,48 @@ def _add_listed(block: _Block, first: Pointer, index: Pointer) -> None:
         with code.loop(0, inputs) as k:
             first[k] = n.value
             with code.loop(0, words_of(block.rows)) as w:
-                bits = block.turned[(word * WORD + k) * LENGTH + w]
-                n.value = listed(code, row, bits, w * WORD, index, n.value)
+                bits = block.columns[(word * WORD + k) * LENGTH + w]
+                n.value = append_bits(code, row, bits, w * WORD, index, n.value)
         first[inputs] = n.value
         with code.loop(0, block.wide) as panel, code.loop(0, inputs) as k:
-            rows_at = block.near + panel * (GRADIENTS * row.floats)
+            gradients = block.gradients + panel * (GRADIENTS * row.floats)
             at = block.sums + ((panel * block.deep + word) * WORD + k) * row.floats
-            add_rows(code, row, at, at, rows_at, index + first[k], first[k + 1] - first[k])
+            add_rows(code, row, at, at, gradients, index + first[k], first[k + 1] - first[k])
 
 
-def _brought_near(
+def _copy_rows(
     code: Code,
     row: Row,
     gradient: Pointer,
     outputs: Value,
     rows: Value,
     wide: Value,
-    near: Pointer,
-    total: Pointer,
+    target: Pointer,
+    bias_sums: Pointer,
 ) -> None:
-    """Copies `rows` of a panel of the gradient to `near`, and adds them to the bias sums at `total`."""
-    for masks in row.whole_or_part(code, wide):
-        sums = [code.variable(value) for value in row.load(total)]
+    """Copies `rows` rows of a panel of `wide` outputs to `target`, and adds each row to `bias_sums`."""
+    for masks in row.masks(code, wide):
+        sums = [code.variable(value) for value in row.load(bias_sums)]
         with code.loop(0, rows) as i:
-            for v, (there, summed) in enumerate(zip(masks, sums, strict=True)):
-                value = (gradient + (outputs * i + VECTOR * v)).load(VECTOR, there)
-                (near + (i * row.floats + VECTOR * v)).store(value)
-                summed.value += value
-        row.store([summed.value for summed in sums], total)
+            for v, (mask, total) in enumerate(zip(masks, sums, strict=True)):
+                value = (gradient + (outputs * i + VECTOR * v)).load(VECTOR, mask)
+                (target + (i * row.floats + VECTOR * v)).store(value)
+                total.value += value
+        row.store([total.value for total in sums], bias_sums)
 
 
-def _columns(code: Code, bits: Pointer, words: Value, rows: Value, out: Pointer, square: Pointer) -> None:
-    """Transposes the bits of 64 inputs over up to GRADIENTS rows to ``[64][LENGTH]`` words."""
+def _transpose_columns(
+    code: Code, bits: Pointer, words: Value, rows: Value, out: Pointer, square: Pointer
+) -> None:
+    """Transposes the bits of 64 inputs over up to GRADIENTS rows to `out`, ``[64][LENGTH]`` words.
+
+    `bits` are `words` apart from row to row; `square` has room for 64 words.
+    """
     with code.loop(0, words_of(rows)) as part:
-        there = (rows - part * WORD).smaller(WORD)
-        with code.loop(0, there) as i:
+        count = (rows - part * WORD).smaller(WORD)
+        with code.loop(0, count) as i:
             square[i] = bits[words * (part * WORD + i)]
-        (square + there).clear(code.constant(WORD) - there)
-        transposed_bits(code, square)
+        (square + count).clear(code.constant(WORD) - count)
+        transpose_bits(code, square)
         with code.loop(0, WORD) as k:
             out[k * LENGTH + part] = square[k]

@@ -1,1 +1,1 @@
-"""SIMD building blocks that kernels share: panels of packed weights, and lists of set bits."""
+"""SIMD building blocks of the kernels: rows of packed weights, lists of set bits, and tables of sums."""

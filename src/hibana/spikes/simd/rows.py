@@ -1,6 +1,6 @@
-"""Operations on rows of packed weights: added, scaled and added, dot products, transposed.
+"""Operations on rows of packed weights: sums, dot products, transposition.
 
-A *row* is one, two or four contiguous vectors of 16 floats; sums stay in registers from the first row to the
+A *row* is one, two or four contiguous vectors of 16 floats. Sums stay in registers from the first row to the
 last.
 """
 
@@ -14,13 +14,12 @@ __all__ = [
     "VECTOR",
     "Row",
     "add_rows",
-    "begin_with",
     "compresses",
     "dots",
     "horizontal_sums",
+    "load_bias",
     "panel",
-    "transposed",
-    "vectors",
+    "transpose",
 ]
 
 VECTOR = 16
@@ -38,11 +37,11 @@ class Row(NamedTuple):
 
     @property
     def floats(self) -> int:
-        """Outputs that a row holds the weights of."""
+        """Number of floats in a row: one weight for each output of a panel."""
         return VECTOR * self.vectors
 
     def panels(self, outputs: Value) -> Value:
-        """Panels of so many outputs, each of one row."""
+        """The number of panels, groups of :attr:`floats` outputs, that hold all `outputs`."""
         return (outputs + (self.floats - 1)) // self.floats
 
     def load(self, at: Pointer) -> list[Value]:
@@ -54,10 +53,11 @@ class Row(NamedTuple):
         for v, value in enumerate(values):
             (at + VECTOR * v).store(value)
 
-    def whole_or_part(self, code: Code, wide: Value) -> Iterator[list[Value | None]]:
-        """The mask of each vector of a row of `wide` floats: None where the vector is full.
+    def masks(self, code: Code, wide: Value) -> Iterator[list[Value | None]]:
+        """The masks of the vectors of a row of `wide` floats, None for full vectors.
 
-        Yields twice, for a full row and for a part of one, so that the code in the loop is emitted for both.
+        Yields twice, for a full row and for a partial row, so that the caller's loop emits code for both
+        cases.
         """
         with code.when(wide.equals(self.floats)):
             yield [None] * self.vectors
@@ -68,34 +68,28 @@ class Row(NamedTuple):
             ]
 
     @contextmanager
-    def placed(
+    def writable_panel(
         self, code: Code, panel: Value, target: Floats, outputs: Value, count: Value, block: Pointer
     ) -> Iterator[tuple[Floats, Value]]:
-        """Where code in the ``with`` block writes a panel of `count` rows of `target`: the first row, and the
-        pitch.
+        """Yields the address of a panel of `count` rows, to be written in full, and the pitch of its rows.
 
-        That is `target` itself, or, for the last panel if it is not full, `block`, which is copied to
-        `target` afterwards.
+        The address lies in `target`, ``[count, outputs]``. If the last panel is not full, the address is
+        `block`, and the panel is copied to `target` at the end of the ``with`` block.
         """
         wide = (outputs - panel * self.floats).smaller(self.floats)
-        narrow, into = wide < self.floats, target + panel * self.floats
-        yield into.replace_if(narrow, block), narrow.select(self.floats, outputs)
-        with code.when(narrow), code.loop(0, count) as k:
-            (into + outputs * k).copy(block + self.floats * k, wide)
+        is_partial, at = wide < self.floats, target + panel * self.floats
+        yield at.replace_if(is_partial, block), is_partial.select(self.floats, outputs)
+        with code.when(is_partial), code.loop(0, count) as k:
+            (at + outputs * k).copy(block + self.floats * k, wide)
 
 
 def panel(outputs: int) -> Row:
-    """The row size of packed weights for a layer of so many outputs."""
-    return Row(vectors(outputs), compresses())
+    """The row size of packed weights for a layer of `outputs` outputs, on this processor."""
+    return Row(1 if outputs <= 16 else 2 if outputs <= 32 else 4, compresses())
 
 
-def vectors(outputs: int) -> int:
-    """The vectors of a row for so many outputs."""
-    return 1 if outputs <= 16 else 2 if outputs <= 32 else 4
-
-
-def begin_with(code: Code, row: Row, start: Pointer, bias: Pointer, panel: Value, outputs: Value) -> None:
-    """Fills `start` with the initial value of the sums: a panel of the bias, or zeros."""
+def load_bias(code: Code, row: Row, start: Pointer, bias: Pointer, panel: Value, outputs: Value) -> None:
+    """Fills `start` with the initial value of the sums: a panel of the bias, or zeros if `bias` is null."""
     start.clear(row.floats)
     with code.when(bias.is_not_null()):
         start.copy(bias + row.floats * panel, (outputs - row.floats * panel).smaller(row.floats))
@@ -113,7 +107,7 @@ def add_rows(
 ) -> None:
     """``target = start + sum over k < count of table[index[k]]``, rows of floats.
 
-    With `unrolled` > 1, start, target and each summand are that many consecutive rows.
+    With `unrolled` > 1, `start`, `target` and each summand are `unrolled` consecutive rows.
     """
     wide = row._replace(vectors=row.vectors * unrolled)
     sums = [code.variable(value) for value in wide.load(start)]
@@ -123,11 +117,11 @@ def add_rows(
         for v, total in enumerate(sums):
             total.value += (at + VECTOR * v).load(VECTOR)
 
-    whole = count & -UNROLLED
-    with code.loop(0, whole, UNROLLED) as i:
-        for more in range(UNROLLED):
-            add(i + more)
-    with code.loop(whole, count) as i:
+    unrolled_count = count & -UNROLLED
+    with code.loop(0, unrolled_count, UNROLLED) as i:
+        for offset in range(UNROLLED):
+            add(i + offset)
+    with code.loop(unrolled_count, count) as i:
         add(i)
     wide.store([total.value for total in sums], target)
 
@@ -136,7 +130,7 @@ def dots(
     code: Code,
     row: Row,
     out: Pointer,
-    places: Pointer,
+    addresses: Pointer,
     table: Pointer,
     pieces: Value,
     piece_floats: Value,
@@ -145,47 +139,50 @@ def dots(
 ) -> None:
     """``out[k] = dot(vector, row k of table)`` for each of the `count` numbers k in `index`.
 
-    Vector and rows consist of `pieces` rows each: the vector's at the addresses in `places`, a table row's
-    `piece_floats` apart. Eight or four products are computed at a time, the last index repeated: `index`
-    needs room for eight more.
+    The vector and the rows of the table have `pieces` pieces of one :class:`Row` each. Those of the vector
+    are at `addresses`; those of a table row are `piece_floats` apart. Eight or four products are computed at
+    a time, and the last index is repeated: `index` needs room for eight more entries.
     """
     with code.when(count > 0):
         (index + count).store(index[count - 1].spread(8))
     with code.loop(0, count - 4, 8) as i:
-        _some_dots(code, row, 8, out, places, table, pieces, piece_floats, index + i)
+        _fixed_dots(code, row, 8, out, addresses, table, pieces, piece_floats, index + i)
     eights = (count + 3) & -8
     with code.when(eights < count):
-        _some_dots(code, row, 4, out, places, table, pieces, piece_floats, index + eights)
+        _fixed_dots(code, row, 4, out, addresses, table, pieces, piece_floats, index + eights)
 
 
-def _some_dots(
+def _fixed_dots(
     code: Code,
     row: Row,
     entries: int,
     out: Pointer,
-    places: Pointer,
+    addresses: Pointer,
     table: Pointer,
     pieces: Value,
     piece_floats: Value,
     index: Pointer,
 ) -> None:
-    """:func:`dots` of the first `entries` of `index`."""
-    which = [index[e].to(LONG) for e in range(entries)]
-    rows = [table + k * row.floats for k in which]
-    sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in which]
+    """:func:`dots` of the first `entries` numbers in `index`; `entries` is 4 or 8."""
+    numbers = [index[e].to(LONG) for e in range(entries)]
+    rows = [table + k * row.floats for k in numbers]
+    sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in numbers]
     with code.loop(0, pieces) as i:
-        piece = Floats.at(places[i])
-        unrolled = [at + i * piece_floats for at in rows]
-        for v, factor in enumerate(row.load(piece)):
-            for total, at in zip(sums, unrolled, strict=True):
+        vector_piece = Floats.at(addresses[i])
+        row_pieces = [at + i * piece_floats for at in rows]
+        for v, factor in enumerate(row.load(vector_piece)):
+            for total, at in zip(sums, row_pieces, strict=True):
                 total.value = factor.fused((at + VECTOR * v).load(VECTOR), total.value)
     totals = horizontal_sums([total.value for total in sums])
-    for e, k in enumerate(which):
+    for e, k in enumerate(numbers):
         out[k] = totals.lane(e * VECTOR // entries)
 
 
 def horizontal_sums(vectors: list[Value]) -> Value:
-    """One vector of the sums over each of 2, 4 or 8 vectors, in order, repeated to 16 lanes."""
+    """A vector with the sum over the lanes of each of 2, 4 or 8 `vectors`, in order.
+
+    Each sum is repeated in 8, 4 or 2 consecutive lanes.
+    """
     width = VECTOR // 2
     while len(vectors) > 1:
         halves = [[lane for lane in range(2 * VECTOR) if (lane // width) % 2 == side] for side in (0, 1)]
@@ -199,7 +196,7 @@ def horizontal_sums(vectors: list[Value]) -> Value:
     return sums
 
 
-def transposed(
+def transpose(
     code: Code,
     target: Pointer,
     target_pitch: Value,
@@ -208,39 +205,34 @@ def transposed(
     rows: Value,
     columns: Value,
 ) -> None:
-    """`rows` x `columns` floats, their rows `pitch` apart, transposed from `source` to `target`."""
+    """Copies `source`, ``[rows, columns]`` floats, to `target`, ``[columns, rows]``.
+
+    Consecutive rows of each are `source_pitch` and `target_pitch` floats apart.
+    """
     with code.loop(0, rows, VECTOR) as i, code.loop(0, columns, VECTOR) as j:
         to, at = target + target_pitch * j + i, source + source_pitch * i + j
-        square = (i + VECTOR <= rows) & (j + VECTOR <= columns)
-        with code.when(square):
-            _transposed_square(to, target_pitch, at, source_pitch)
-        with code.when(~square):
+        is_full = (i + VECTOR <= rows) & (j + VECTOR <= columns)
+        with code.when(is_full):
+            _transpose_square(to, target_pitch, at, source_pitch)
+        with code.when(~is_full):
             down, across = (rows - i).smaller(VECTOR), (columns - j).smaller(VECTOR)
             with code.loop(0, down) as k, code.loop(0, across) as m:
                 to[target_pitch * m + k] = at[source_pitch * k + m]
 
 
-def _transposed_square(
-    to: Pointer,
-    target_pitch: Value,
-    at: Pointer,
-    source_pitch: Value,
-) -> None:
+def _transpose_square(to: Pointer, target_pitch: Value, at: Pointer, source_pitch: Value) -> None:
     """Transposes VECTOR x VECTOR floats from `at` to `to`.
 
-    Each shuffle stays within quads of lanes, or moves whole quads: one instruction of the processor.
+    Each shuffle permutes lanes within groups of four, or permutes groups of four: one instruction each.
     """
     rows = [(at + source_pitch * i).load(VECTOR) for i in range(VECTOR)]
-    in_turn = {1: (0, VECTOR, 1, VECTOR + 1), 2: (0, 1, VECTOR, VECTOR + 1)}
-    for (
-        distance,
-        chosen,
-    ) in in_turn.items():  # squares of 4 x 4: lanes of two rows by ones, then by twos
-        low = [quad + lane for quad in range(0, VECTOR, 4) for lane in chosen]
+    interleaved = {1: (0, VECTOR, 1, VECTOR + 1), 2: (0, 1, VECTOR, VECTOR + 1)}
+    for distance, lanes in interleaved.items():  # within squares of 4 x 4: single lanes, then pairs of lanes
+        low = [quad + lane for quad in range(0, VECTOR, 4) for lane in lanes]
         high = [lane + 2 for lane in low]
         pairs = [(rows[i], rows[i + distance]) for i in range(VECTOR) if not i & distance]
         rows = [one.shuffled(two, half) for one, two in pairs for half in (low, high)]
-    for distance in (4, 8):  # and the squares among them
+    for distance in (4, 8):  # the squares of 4 x 4 themselves
         low = [lane if not lane & distance else VECTOR + lane - distance for lane in range(VECTOR)]
         high = [lane + distance for lane in low]
         for i in range(VECTOR):

@@ -1,4 +1,4 @@
-"""Tables of the 16 sums of subsets of four weight rows, looked up by four bits of the input."""
+"""Sums of weight rows by tables of the 16 sums of subsets of four rows, indexed by four input bits."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,12 +12,13 @@ __all__ = ["TABLES", "Sum", "add_subsets"]
 STRIP = 2
 """Vectors of a row that are looked up at a time."""
 PITCH = 17
-"""Rows from one four's table to the next: one more than its 16, lest a subset of all lie in one cache set."""
+"""Rows from one table to the next: one more than the 16 of a table, so that the same subset's entries in all
+tables do not compete for one cache set."""
 TABLES = WORD // 4 * PITCH * STRIP * VECTOR
-"""Floats of the tables of 64 rows; 34 KiB, so that they stay in the nearest cache."""
+"""Floats of the tables of 64 rows: 34 KiB, which fit into the L1 cache."""
 
 Sum = tuple[Value, Pointer, Pointer]
-"""Which of 64 rows are added, what they are added to, and where that is written."""
+"""A word whose set bits select up to 64 rows, the row that they are added to, and the row for the result."""
 
 
 def add_subsets(
@@ -28,32 +29,33 @@ def add_subsets(
     count: Value,
     sums: Callable[[Value], Iterable[Sum]],
 ) -> None:
-    """Adds those of the `count` rows at `source` whose bits are set, by look-ups, to each of some sums.
+    """Adds to several sums the rows at `source` whose bits are set, by tables of the sums of four rows.
 
     Args:
         code: the kernel that is being written.
-        row: of the rows and of the sums.
-        tables: room for TABLES floats.
-        source: the rows; up to 31 more than `count` are read.
-        count: how many rows there are.
-        sums: for the number of a word of bits, goes through the sums, as :meth:`Code.vectors` does.
+        row: size of the rows and of the sums.
+        tables: a buffer of TABLES floats for these tables.
+        source: the rows; up to 31 rows after the last are read too.
+        count: number of rows.
+        sums: an iterator over the sums, each with its bits in word number `word`; it emits a loop.
     """
-    whole = (count + (WORD // 2 - 1)) // WORD
-    with code.loop(0, whole) as word:
+    full_words = (count + (WORD // 2 - 1)) // WORD
+    with code.loop(0, full_words) as word:
         _add(code, row, tables, source + word * (WORD * row.floats), WORD // 4, partial(sums, word))
-    with code.when(whole * WORD < count):
-        _add(code, row, tables, source + whole * (WORD * row.floats), WORD // 8, partial(sums, whole))
+    with code.when(full_words * WORD < count):
+        last = source + full_words * (WORD * row.floats)
+        _add(code, row, tables, last, WORD // 8, partial(sums, full_words))
 
 
 def _add(
     code: Code, row: Row, tables: Pointer, source: Pointer, fours: int, sums: Callable[[], Iterable[Sum]]
 ) -> None:
-    """Adds of the first `fours` of rows."""
+    """:func:`add_subsets` for the first ``4 * fours`` rows of a word."""
     strip = Row(min(STRIP, row.vectors), row.compresses)
     for first in range(0, row.floats, strip.floats):
         with code.loop(0, fours) as four:
             rows = [source + (four * 4 + i) * row.floats + first for i in range(4)]
-            _tabulate(code, strip, tables + four * (PITCH * strip.floats), rows)
+            _fill_table(code, strip, tables + four * (PITCH * strip.floats), rows)
         for bits, start, target in sums():
             totals = strip.load(start + first)
             for n in range(fours):
@@ -63,8 +65,8 @@ def _add(
             strip.store(totals, target + first)
 
 
-def _tabulate(code: Code, strip: Row, table: Pointer, rows: list[Pointer]) -> None:
-    """The sums of the subsets of four rows, subset ``b`` as row ``b`` of the table."""
+def _fill_table(code: Code, strip: Row, table: Pointer, rows: list[Pointer]) -> None:
+    """Writes the sums of the 16 subsets of four `rows` to `table`, the sum of subset ``b`` as row ``b``."""
     for v in range(strip.vectors):
         sums = [code.constant(0.0, FLOAT.of(VECTOR))]
         for at in rows:
