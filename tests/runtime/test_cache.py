@@ -30,7 +30,7 @@ SOURCE, TWICE = _source(3), _source(6)
 
 
 def _forget():
-    module._LINKED.clear()
+    module._LOADED.clear()
     for function in (module.toolchain_folder, module._toolchain):
         function.cache_clear()
 
@@ -46,19 +46,19 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def compilations(monkeypatch):
     """A list that grows by one whenever a kernel is compiled."""
-    found, compiled = [], module._compiled
+    found, compiled = [], module._compile
 
     def counted(*arguments):
         found.append(arguments)
         return compiled(*arguments)
 
-    monkeypatch.setattr(module, "_compiled", counted)
+    monkeypatch.setattr(module, "_compile", counted)
     return found
 
 
 def _counts(source=SOURCE):
     """What the kernel counts, built from what is on disk or anew."""
-    module._LINKED.clear()
+    module._LOADED.clear()
     (built,) = assemble(source, ("count",))
     out = (ctypes.c_int64 * 8)()
     run(built.address, 8, pack_arguments([ctypes.addressof(out)]))
@@ -77,7 +77,7 @@ def test_a_kernel_is_compiled_once(folder, monkeypatch):
     def never(*arguments):
         raise AssertionError("compiled again")
 
-    monkeypatch.setattr(module, "_compiled", never)
+    monkeypatch.setattr(module, "_compile", never)
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
 
 

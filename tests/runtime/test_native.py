@@ -395,11 +395,11 @@ def test_what_others_compile_in_this_process_is_as_before() -> None:
     llvm.set_option("", "-disable-lsr=false")  # as it was before any kernel was compiled
     before = others()
     assert without != before
-    ours = build._compiled(LOOP)
+    ours = build._compile(LOOP)
     assert others() == before
     assert ours != before
     with pytest.raises(RuntimeError):
-        build._compiled("nonsense")
+        build._compile("nonsense")
     assert others() == before
 
 

@@ -20,7 +20,7 @@ def seen_by_torch(folder, *started, **variables):
     for name in ("hibana", "mine.py"):
         (folder / name).write_text("from hibana.cli import main\nmain()\n")
     path = os.pathsep.join(map(str, (folder, Path(hb.__file__).parents[1])))
-    clean = {name: value for name, value in os.environ.items() if name not in openmp_spin._THEIRS}
+    clean = {name: value for name, value in os.environ.items() if name not in openmp_spin._USER_SETTINGS}
     run = subprocess.run(
         [sys.executable, *started],
         cwd=folder,

@@ -25,8 +25,8 @@ from torch import nn
 import hibana as hb
 from hibana.runtime import build
 
-sources, compiled = [], build._compiled
-build._compiled = lambda source: (sources.append(source), compiled(source))[1]
+sources, compiled = [], build._compile
+build._compile = lambda source: (sources.append(source), compiled(source))[1]
 linear = hb.Linear(256, 64)
 linear.mode = "events"
 net = nn.Sequential(linear, hb.IF(), hb.Linear(64, 10), hb.LI())

@@ -81,7 +81,7 @@ def test_a_kernel_that_another_process_reads_stays_on_windows(tmp_path, monkeypa
 
 def test_a_folder_that_may_not_be_written_to_is_an_error_on_windows_too(tmp_path, monkeypatch):
     _refusing(monkeypatch)
-    build._said_once.cache_clear()
+    build._warn_uncached.cache_clear()
     with pytest.warns(RuntimeWarning, match="compiled kernels are not kept"):
         build._write(tmp_path / "a.kernel", b"ours")
     assert list(tmp_path.iterdir()) == []

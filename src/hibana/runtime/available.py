@@ -1,4 +1,4 @@
-"""Whether native code can be compiled and run in this process. How is not said here."""
+"""Checks whether native code can be compiled and run in this process."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ __all__ = ["unavailable_reason"]
 
 @cache
 def unavailable_reason() -> str:
-    """Why no native code can be compiled or run in this process, or ``""``."""
+    """The reason why native code can't be compiled or run in this process; empty if it can."""
     try:
         build.host()
     except (ImportError, OSError, RuntimeError) as error:

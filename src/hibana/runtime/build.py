@@ -1,8 +1,8 @@
 """Compiles LLVM IR to native functions, with a cache of object code on disk.
 
-A cache file is named by a hash of the IR and of the versions of hibana, LLVM, torch, Python and processor. It
-is used only if its digest is right, and no other user can have written it. ``HIBANA_CACHE`` names
-another folder; ``off`` disables the cache.
+The name of a cache file is a hash of the IR and of the versions of hibana, LLVM, torch, Python and processor.
+A file is used only if its digest is right and no other user can have written it. The environment variable
+``HIBANA_CACHE`` sets the folder; ``off`` disables the cache.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from hibana.runtime import files
 
 COMPILING = threading.RLock()
 """Held while a thread compiles, links or loads native code."""
-if hasattr(os, "register_at_fork"):  # or a forked child could inherit the lock as held
+if hasattr(os, "register_at_fork"):  # otherwise a forked child could inherit a locked lock
     os.register_at_fork(
         before=COMPILING.acquire, after_in_parent=COMPILING.release, after_in_child=COMPILING.release
     )
@@ -39,7 +39,7 @@ class Kernel:
     address: int
     source: str
     code: Any = field(repr=False)
-    """Keeps the code alive."""
+    """Reference that keeps the native code loaded."""
 
 
 def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
@@ -48,7 +48,7 @@ def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
     Raises:
         RuntimeError: if LLVM can't read `source`.
     """
-    code = _linked_source(source, names)
+    code = _load_source(source, names)
     return tuple(Kernel(name, code.addresses[name], source, code) for name in names)
 
 
@@ -60,28 +60,29 @@ class _Code:
     engine: Any
 
 
-_LINKED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
+_LOADED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
+"""Loaded code by a hash of its source."""
 
 
-def _linked_source(source: str, names: tuple[str, ...]) -> _Code:
-    """The code of `source`, loaded once in the process however many threads ask for it."""
+def _load_source(source: str, names: tuple[str, ...]) -> _Code:
+    """The native code of `source` with the functions `names`; all threads share it."""
     key = hashlib.sha256("\n".join((*names, source)).encode()).hexdigest()
     with COMPILING:
-        code = _LINKED.get(key)
+        code = _LOADED.get(key)
         if code is None:
             folder = toolchain_folder()
             path = None if folder is None else folder / f"{key[:40]}.kernel"
-            found = None if path is None else _read(path)
-            if found is None:
-                found = _compiled(source)
+            object_code = None if path is None else _read(path)
+            if object_code is None:
+                object_code = _compile(source)
                 if path is not None:
-                    _write(path, found)
-            code = _LINKED[key] = _linked(found, names)
+                    _write(path, object_code)
+            code = _LOADED[key] = _load(object_code, names)
         return code
 
 
 def _digest(path: Path, code: bytes) -> bytes:
-    """The first bytes of a cache file; they depend on its name, so that a renamed file is not used."""
+    """The first bytes of the cache file `path`. They depend on its name: a renamed file is not used."""
     return hashlib.sha256(f"{path.parent.name}/{path.name}".encode() + code).digest()
 
 
@@ -94,15 +95,17 @@ def _read(path: Path) -> bytes | None:
 
 
 def _write(path: Path, code: bytes) -> None:
+    """Writes a cache file; warns once for each error."""
     try:
         files.write(path, _digest(path, code) + code, mode=0o600, durable=False)
     except OSError as error:
         if isinstance(error, PermissionError) and path.is_file():
-            return  # Windows: another process has it open, and equal names mean equal kernels
-        _said_once(f"{path.parent}: {error.strerror or error}")  # a full disk fails at every kernel
+            return  # Windows: another process has the file open, and equal names mean equal kernels
+        _warn_uncached(f"{path.parent}: {error.strerror or error}")
 
 
-def _say_not_kept(reason: str) -> None:
+@cache  # one warning for each reason: a full disk fails at every kernel
+def _warn_uncached(reason: str) -> None:
     warnings.warn(
         f"compiled kernels are not kept: {reason}; set HIBANA_CACHE to a folder of yours, or to 'off'",
         RuntimeWarning,
@@ -110,11 +113,8 @@ def _say_not_kept(reason: str) -> None:
     )
 
 
-_said_once = cache(_say_not_kept)
-
-
-def _compiled(source: str) -> bytes:
-    """Compiles a module to object code; vectors and hoisting are explicit, and need no passes of LLVM's."""
+def _compile(source: str) -> bytes:
+    """Compiles a module to object code, without LLVM's vectorizer: kernels are written with vectors."""
     llvm, machine = host()
     module = llvm.parse_assembly(source)
     module.verify()
@@ -129,18 +129,18 @@ def _compiled(source: str) -> bytes:
     passes.add_instruction_combine_pass()
     passes.add_simplify_cfg_pass()
     passes.run(module, llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options()))
-    llvm.set_option("", "-disable-lsr=true")  # no search for the cheapest way to count through addresses
+    llvm.set_option("", "-disable-lsr=true")  # skips a slow search for the cheapest address computation
     try:
         return bytes(machine.emit_object(module))
     finally:
-        llvm.set_option("", "-disable-lsr=false")  # it holds for the process, in which others compile too
+        llvm.set_option("", "-disable-lsr=false")  # the option is global, and other libraries use LLVM too
 
 
 def host() -> tuple[Any, Any]:
     """The LLVM bindings, and a target machine for the host processor.
 
     Raises:
-        ImportError, OSError, RuntimeError: if llvmlite can't be loaded, or has no such target.
+        ImportError, OSError, RuntimeError: if llvmlite can't be loaded, or does not support the processor.
     """
     import llvmlite.binding as llvm
 
@@ -154,7 +154,8 @@ def host() -> tuple[Any, Any]:
     return llvm, machine
 
 
-def _linked(code: bytes, names: tuple[str, ...]) -> _Code:
+def _load(code: bytes, names: tuple[str, ...]) -> _Code:
+    """Loads object code with the functions `names` into this process."""
     llvm, machine = host()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
     engine.add_object_file(llvm.ObjectFileRef.from_data(code))
@@ -166,7 +167,7 @@ def _linked(code: bytes, names: tuple[str, ...]) -> _Code:
 def compresses() -> bool:
     """Whether the processor compresses vectors of 16-bit integers in one instruction (AVX-512 VBMI2).
 
-    It makes listing the positions of spikes cheap.
+    Listing the positions of spikes is fast with this instruction.
     """
     import llvmlite.binding as llvm
 
@@ -177,13 +178,13 @@ def cache_folder() -> Path | None:
     """The folder of compiled kernels: ``HIBANA_CACHE``, or the user's cache folder; None if off.
 
     Raises:
-        RuntimeError: if it lies in the user's home, and this user has none.
+        RuntimeError: if the folder is in the user's home folder, and the user has no home folder.
     """
-    wanted = os.environ.get("HIBANA_CACHE", "")
-    if wanted.lower() in ("off", "0"):
+    setting = os.environ.get("HIBANA_CACHE", "")
+    if setting.lower() in ("off", "0"):
         return None
-    if wanted:
-        return Path(wanted).expanduser()
+    if setting:
+        return Path(setting).expanduser()
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "hibana"
     if sys.platform == "win32":
@@ -199,11 +200,11 @@ def toolchain_folder() -> Path | None:
         if base is None:
             return None
         folder = base / _toolchain()
-        for each in (base, folder):
-            each.mkdir(mode=0o700, parents=True, exist_ok=True)
-            files.require_private(each)
-    except (ImportError, OSError, RuntimeError) as error:  # llvmlite is damaged; this user has no home
-        _say_not_kept(str(error))
+        for parent in (base, folder):
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.require_private(parent)
+    except (ImportError, OSError, RuntimeError) as error:  # llvmlite is damaged, or there is no home folder
+        _warn_uncached(str(error))
         return None
     files.sweep(folder)
     return folder
@@ -211,17 +212,17 @@ def toolchain_folder() -> Path | None:
 
 @cache
 def _toolchain() -> str:
-    """A hash of everything but the IR that object code depends on."""
+    """A hash of the versions, settings and processor that object code depends on besides the IR."""
     import llvmlite.binding as llvm
     import torch
 
     import hibana
 
-    features = ",".join(sorted(name for name, there in llvm.get_host_cpu_features().items() if there))
-    own = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "files.py")]
+    features = ",".join(sorted(name for name, is_on in llvm.get_host_cpu_features().items() if is_on))
+    modules = [Path(__file__).with_name(name).read_bytes() for name in ("build.py", "files.py")]
     parts = (
         hibana.__version__,
-        hashlib.sha256(b"".join(own)).hexdigest(),
+        hashlib.sha256(b"".join(modules)).hexdigest(),
         torch.__version__,
         version("llvmlite"),
         platform.python_version(),

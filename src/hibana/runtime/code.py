@@ -1,12 +1,12 @@
-"""The function under construction: its arguments, variables, loops, branches and scratch memory."""
+"""Builds a function: its arguments, variables, loops, branches and scratch memory."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from hibana.runtime.pointers import Bytes, Kind, Longs, Pointer, taken
+from hibana.runtime.pointers import Bytes, Kind, Longs, Pointer, value_or_pointer
 from hibana.runtime.types import BIT, LONG, Type
-from hibana.runtime.values import Operand, Value, constant, lane_indices
+from hibana.runtime.values import Operand, Value, constant
 from hibana.runtime.writer import Writer
 
 LINE = 64
@@ -16,7 +16,7 @@ _Pointer = TypeVar("_Pointer", bound=Pointer)
 
 
 class Variable:
-    """A mutable value, such as a loop's accumulator; LLVM keeps it in a register."""
+    """A value that can be assigned, such as the accumulator of a loop; LLVM stores it in a register."""
 
     def __init__(self, writer: Writer, type_: Type, name: str) -> None:
         self._writer = writer
@@ -43,29 +43,30 @@ class Code:
     def __init__(self, writer: Writer | None = None) -> None:
         self.writer = writer or Writer()
         self.texts: dict[str, None] = {}
-        """Definitions and declarations of the functions that this one calls, in order."""
+        """Definitions and declarations of the functions that this function calls, in order."""
 
     def text(self, head: str, result: Value | None = None) -> str:
-        """The IR of the whole function: `head`, the body, and a return of `result`."""
+        """The function's IR: its signature `head`, its body, and the return of `result`."""
         end = f"  ret {'void' if result is None else result}"
         return "\n".join([f"{head} {{", *self.writer.variables, *self.writer.lines, end, "}"])
 
     def arguments(self, kinds: Mapping[str, Kind]) -> dict[str, Any]:
-        """Loads a kernel's arguments from ``%args``: each is an address or an integer of 64 bits."""
-        found = {}
+        """Loads a kernel's arguments, addresses or integers of 64 bits, from ``%args``, by their names."""
+        arguments = {}
         for i, (name, kind) in enumerate(kinds.items()):
-            place = Longs(self.writer, "%args") + i
-            text = self.writer.let("", f"load {kind if isinstance(kind, Type) else 'ptr'}, ptr {place.text}")
-            found[name] = taken(self.writer, kind, text)
-        return found
+            at = Longs(self.writer, "%args") + i
+            text = self.writer.let("", f"load {kind if isinstance(kind, Type) else 'ptr'}, ptr {at.text}")
+            arguments[name] = value_or_pointer(self.writer, kind, text)
+        return arguments
 
     def constant(self, number: float, type_: Type = LONG) -> Value:
-        """The constant `number`, in each lane of `type_`."""
+        """The constant `number`, in each element of `type_`."""
         return constant(self.writer, type_, number)
 
     def lane_indices(self, type_: Type) -> Value:
         """The vector 0, 1, 2, … of integers."""
-        return lane_indices(self.writer, type_)
+        lanes = ", ".join(f"{type_.element} {i}" for i in range(type_.width))
+        return Value(self.writer, type_, f"<{lanes}>")
 
     def variable(self, value: Operand, type_: Type = LONG) -> Variable:
         """A new variable, initialised with `value`."""
@@ -81,7 +82,7 @@ class Code:
     def loop(self, start: Operand, stop: Operand, step: Operand = 1, name: str = "") -> Iterator[Value]:
         """``for i in range(start, stop, step)`` around the body of the ``with`` statement.
 
-        The index is called `name` where the loop is printed as C.
+        C code calls the index `name`.
         """
         first, last, by = (x.text if isinstance(x, Value) else str(x) for x in (start, stop, step))
         with self.writer.loop(first, last, by, name) as text:
@@ -100,19 +101,22 @@ class Code:
     @contextmanager
     def each_bit(self, word: Value) -> Iterator[Value]:
         """A loop over the positions of the set bits of `word`, lowest first."""
-        left, name = self.variable(word), self.writer.fresh("b")
+        remaining, name = self.variable(word), self.writer.fresh("b")
         with self.writer.region():
             self.writer.begin(f"{name}.test")
-            bits = left.value
+            bits = remaining.value
             with self.writer.inside(name, bits.differs(0).text):
                 yield bits.call("cttz", constant(self.writer, BIT, 1))
-                left.value = bits & (bits - 1)
+                remaining.value = bits & (bits - 1)
             self.writer.do(f"br label %{name}.test")
         self.writer.label(f"{name}.done")
 
     @contextmanager
     def do_while(self) -> Iterator[Callable[[Value], None]]:
-        """``do ... while``: the body passes its condition to the function that this yields."""
+        """``do ... while`` around the body of the ``with`` statement.
+
+        Yields a function that the body calls with the condition to repeat the loop.
+        """
         name, conditions = self.writer.fresh("r"), list[Value]()
         with self.writer.region():
             self.writer.begin(f"{name}.body")
@@ -122,23 +126,23 @@ class Code:
         self.writer.label(f"{name}.done")
 
     def vectors(self, count: Value, width: int) -> Iterator[tuple[Value, Value | None]]:
-        """Offsets of the vectors of `width` elements that cover `count` elements, each with its mask.
+        """Yields the offset and the mask of the vectors of `width` elements that cover `count` elements.
 
-        The body is written twice: for full vectors, whose mask is None, and for the remainder.
+        The body is written twice: in a loop over full vectors, with mask None, and for the remainder.
         """
-        whole = count - count % width
-        with self.loop(0, whole, width) as at:
+        full = count - count % width
+        with self.loop(0, full, width) as at:
             yield at, None
-        with self.when(whole < count):
-            yield whole, self.first_lanes(count - whole, width)
+        with self.when(full < count):
+            yield full, self.first_lanes(count - full, width)
 
     def first_lanes(self, count: Value, width: int) -> Value:
-        """A mask of `width` booleans, at most 64, of which the first `count` are true."""
+        """A mask of `width` booleans, at most 64; the first `count` are true."""
         return (~(self.constant(-1) << count)).mask(width)
 
     @contextmanager
     def scratch(self, *parts: tuple[type[Pointer], Operand]) -> Iterator[tuple[Pointer, ...]]:
-        """Heap memory for the body of the ``with`` statement: one array for each (kind, count) of `parts`.
+        """Heap memory for the body of the ``with`` statement: an array for each (class, length) of `parts`.
 
         Each array is aligned to a cache line.
         """
@@ -148,7 +152,7 @@ class Code:
             begins.append(end)
             size = (count if isinstance(count, Value) else self.constant(count)) * kind.element.size
             end = end + ((size + (LINE - 1)) & -LINE)
-        whole = Bytes(self.writer, self.writer.let("", f"call ptr @malloc({end + LINE})"))
-        block = whole + ((0 - whole.address()) & (LINE - 1))
-        yield tuple((block + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
-        self.writer.do(f"call void @free(ptr {whole.text})")
+        block = Bytes(self.writer, self.writer.let("", f"call ptr @malloc({end + LINE})"))
+        aligned = block + ((0 - block.address()) & (LINE - 1))
+        yield tuple((aligned + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
+        self.writer.do(f"call void @free(ptr {block.text})")

@@ -1,4 +1,4 @@
-"""Which extra of hibana brings a module that is not installed, and the sentence that says so."""
+"""The extra of hibana that installs a missing module, and error messages that name it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,12 +18,12 @@ _MODULES = {
     ),
 }
 _EXTRAS = {module: extra for extra, modules in _MODULES.items() for module in modules}
-_OF_NO_EXTRA = ("aedat",)
-"""What few need, and has no wheel for every machine."""
+_NOT_IN_EXTRAS = ("aedat",)
+"""Modules that hibana uses but no extra installs: few users need them, and some machines have no wheel."""
 
 
 def extra_for(module: str) -> str | None:
-    """The extra that brings `module`, such as ``lightning.pytorch``; of a module that none brings, ``None``.
+    """The extra that installs `module`, such as ``lightning.pytorch``; None if no extra installs it.
 
     >>> extra_for("tonic")
     'data'
@@ -32,9 +32,12 @@ def extra_for(module: str) -> str | None:
 
 
 def missing_module_message(error: ImportError) -> str | None:
-    """What to say of a module that is not installed; of hibana's own, which is a mistake, ``None``.
+    """A sentence that names the missing module and how to install it; None for other errors.
 
-    It may be the cause of `error`, as where the command line could not import a command.
+    A missing module of hibana itself is an internal error, so the result is None.
+
+    Args:
+        error: a ``ModuleNotFoundError``, or an error that one caused.
     """
     while not isinstance(error, ModuleNotFoundError) and isinstance(error.__cause__, ImportError):
         error = error.__cause__
@@ -43,23 +46,26 @@ def missing_module_message(error: ImportError) -> str | None:
     module, extra = error.name.partition(".")[0], extra_for(error.name)
     if module == "hibana":
         return None
-    package = f"'.[{extra}]' in a clone of hibana" if extra else module if module in _OF_NO_EXTRA else None
+    package = f"'.[{extra}]' in a clone of hibana" if extra else module if module in _NOT_IN_EXTRAS else None
     return f"needs {error.name}, which is not installed" + (
         f"; pip install {package} brings it" if package else ""
     )
 
 
 @contextmanager
-def explain_import_error(what: str) -> Iterator[None]:
-    """Within it, and in a function that it decorates, a missing module is said to be what `what` needs.
+def explain_import_error(feature: str) -> Iterator[None]:
+    """A context manager or decorator that names the missing extra if a module can't be imported.
+
+    Args:
+        feature: the name that needs the module, as the subject of the message.
 
     Raises:
-        ModuleNotFoundError: in a sentence that names the extra.
+        ModuleNotFoundError: naming the feature, the module and the extra.
     """
     try:
         yield
     except ModuleNotFoundError as error:
-        said = missing_module_message(error)
-        if said is None:
+        message = missing_module_message(error)
+        if message is None:
             raise
-        raise ModuleNotFoundError(f"{what} {said}", name=error.name) from error
+        raise ModuleNotFoundError(f"{feature} {message}", name=error.name) from error

@@ -1,6 +1,6 @@
-"""Writes files atomically, and reads cache files of machine code if no other user can have written them.
+"""Writes files atomically, and reads cache files of machine code unless other users can have written them.
 
-An untrusted cache file counts as missing, so that it is replaced; an untrusted folder is an error.
+An untrusted cache file is treated as missing and is then replaced; an untrusted folder is an error.
 """
 
 import contextlib
@@ -12,44 +12,44 @@ import time
 from pathlib import Path
 
 UNFINISHED = "unfinished-"
-"""Prefix of a temporary file; a process that is killed while writing leaves one behind."""
+"""Prefix of a temporary file, which stays behind if a process is killed while writing."""
 ABANDONED = 600
-"""Age in seconds from which a temporary file is abandoned; the slowest write takes half a minute."""
+"""Age in seconds after which a temporary file is abandoned; the slowest write takes half a minute."""
 LARGEST = 1 << 28
-"""Largest file that is read, in bytes; a kernel has a ten-thousandth of that."""
+"""Maximum size of a file to read, in bytes; kernels are ten thousand times smaller."""
 
-_FLAGS = ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")  # neither through links, nor waiting at a pipe
+_FLAGS = ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")  # follow no links, wait at no pipe
 
 
 def read(path: Path) -> bytes | None:
     """The contents of the regular file at `path`; None if it is missing, or others own or can write it."""
     try:
-        opened = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _FLAGS))
+        descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _FLAGS))
     except OSError:
         return None
     try:
-        status = os.fstat(opened)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST or _foreign(status):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST or _untrusted_reason(status):
             return None
-        with os.fdopen(opened, "rb", closefd=False) as file:
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
             return file.read(LARGEST)
     except OSError:
         return None
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def write(path: Path, data: bytes | bytearray, *, mode: int = 0o666, durable: bool = True) -> None:
-    """Replaces the file at `path`: a process that is killed leaves the old contents or the new ones.
+    """Replaces the file at `path` atomically: if the process is killed, the old or the new contents remain.
 
     Args:
-        path: of the file.
-        data: its new contents.
-        mode: its permissions, before the umask.
-        durable: wait for the disk, so that a power loss leaves the old contents or the new ones, too.
+        path: the file.
+        data: the new contents.
+        mode: the permissions, before the umask.
+        durable: wait for the disk, so that the write is atomic for a power loss too.
 
     Raises:
-        OSError: if it can't be written; the previous file at `path` is kept.
+        OSError: if the file can't be written; it is then unchanged.
     """
     temporary = path.with_name(f"{UNFINISHED}{secrets.token_hex(8)}")
     try:
@@ -64,41 +64,42 @@ def write(path: Path, data: bytes | bytearray, *, mode: int = 0o666, durable: bo
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
-    if durable and os.name != "nt":  # Windows opens no folders
+    if durable and os.name != "nt":  # Windows can't open folders
         _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
+    """Waits until the disk has the entries of `folder`."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(opened)
+        os.fsync(descriptor)
     finally:
-        os.close(opened)
+        os.close(descriptor)
 
 
 def sweep(folder: Path, age: float = ABANDONED) -> None:
-    """Removes temporary files from `folder` that killed processes left behind `age` seconds ago."""
-    for left in folder.glob(f"{UNFINISHED}*"):
-        with contextlib.suppress(OSError):  # another process sweeps too, or the disk is read-only
-            if time.time() - left.lstat().st_mtime >= age:
-                if left.is_dir() and not left.is_symlink():
-                    shutil.rmtree(left)
+    """Removes temporary files and folders in `folder` that are at least `age` seconds old."""
+    for path in folder.glob(f"{UNFINISHED}*"):
+        with contextlib.suppress(OSError):  # another process removes it too, or the disk is read-only
+            if time.time() - path.lstat().st_mtime >= age:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
                 else:
-                    left.unlink()
+                    path.unlink()
 
 
 def require_private(folder: Path) -> None:
-    """Raises if other users can create files in `folder`.
+    """Checks that other users can't create files in `folder`.
 
     Raises:
-        PermissionError: if somebody else owns `folder`, or can write to it.
+        PermissionError: if another user owns `folder` or can write to it.
     """
-    if reason := _foreign(folder.stat()):
+    if reason := _untrusted_reason(folder.stat()):
         raise PermissionError(f"{folder} {reason}")
 
 
-def _foreign(status: os.stat_result) -> str | None:
-    """Why another user may have written the file; None if none can, or the system has no users."""
+def _untrusted_reason(status: os.stat_result) -> str | None:
+    """Why another user may have written a file or folder; None if no other user can, as on Windows."""
     if not hasattr(os, "getuid"):
         return None
     if status.st_uid != os.getuid():

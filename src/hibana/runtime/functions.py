@@ -1,77 +1,85 @@
-"""Functions that kernels call, and the LLVM IR module that a kernel and its functions make."""
+"""Functions that kernels call, and the text of an LLVM IR module."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from hibana.runtime.code import Code
-from hibana.runtime.pointers import Kind, Pointer, taken
+from hibana.runtime.pointers import Kind, Pointer, value_or_pointer
 from hibana.runtime.types import Type
 from hibana.runtime.values import Value
 from hibana.runtime.writer import named
 
-_TAIL = "!0 = !{i32 1}"
+_METADATA = "!0 = !{i32 1}"
+"""The operand of ``!nontemporal``."""
 
 
 @dataclass(frozen=True)
 class Function:
-    """A callee: built by :func:`function`, declared from another library, or at an address."""
+    """A function that kernels call: built by :func:`function`, of another library, or at an address."""
 
-    place: str
-    """Its LLVM identifier, or the one that holds its address."""
+    identifier: str
+    """The LLVM identifier of the function, or of its address."""
     kinds: tuple[Kind, ...]
     result: Type | None = None
     texts: tuple[str, ...] = ()
-    """Definitions and declarations of it and of its callees; empty if it is at an address."""
+    """Definitions and declarations of the function and of its callees; empty if it is at an address."""
 
     @classmethod
     def at(cls, address: Pointer, *kinds: Kind) -> "Function":
-        """The ``void`` function at an address, with parameters of `kinds`."""
+        """The ``void`` function at `address`, with parameters of `kinds`."""
         return cls(address.text, kinds)
 
-    def __call__(self, code: Code, *given: Value | Pointer) -> Value:
+    def __call__(self, code: Code, *arguments: Value | Pointer) -> Value:
         """Emits a call and returns its result."""
         if self.result is None:
-            raise TypeError(f"{self.place} returns nothing: call it by do()")
-        return Value(code.writer, self.result, code.writer.let("", self._called(code, given)))
+            raise TypeError(f"{self.identifier} returns nothing: call it by do()")
+        return Value(code.writer, self.result, code.writer.let("", self._call(code, arguments)))
 
-    def do(self, code: Code, *given: Value | Pointer) -> None:
+    def do(self, code: Code, *arguments: Value | Pointer) -> None:
         """Emits a call without a result."""
-        code.writer.do(self._called(code, given))
+        code.writer.do(self._call(code, arguments))
 
-    def _called(self, code: Code, given: tuple[Value | Pointer, ...]) -> str:
-        kinds = tuple([one.type if isinstance(one, Value) else type(one) for one in given])
+    def _call(self, code: Code, arguments: tuple[Value | Pointer, ...]) -> str:
+        """LLVM's instruction of a call; adds the function's definition to `code`."""
+        kinds = tuple([x.type if isinstance(x, Value) else type(x) for x in arguments])
         if kinds != self.kinds:
-            raise TypeError(f"{self.place} takes {[*map(_said, self.kinds)]}, got {[*map(_said, kinds)]}")
+            expected, got = ([*map(_llvm_type, types)] for types in (self.kinds, kinds))
+            raise TypeError(f"{self.identifier} takes {expected}, got {got}")
         code.texts |= dict.fromkeys(self.texts)
-        said = ", ".join([str(one) if isinstance(one, Value) else f"ptr {one.text}" for one in given])
-        return f"call {self.result or 'void'} {self.place}({said})"
+        operands = ", ".join([str(x) if isinstance(x, Value) else f"ptr {x.text}" for x in arguments])
+        return f"call {self.result or 'void'} {self.identifier}({operands})"
 
 
 def function(
     name: str, body: Callable[..., Value | None], kinds: Mapping[str, Kind], *, exported: bool = False
 ) -> Function:
-    """Builds the function that ``body(code, **arguments)`` writes; it returns what `body` returns.
+    """Builds a function from Python code.
 
-    Its linkage is internal to the module unless it is `exported`.
+    Args:
+        name: the function's name.
+        body: called as ``body(code, **arguments)``; emits the function and returns its result.
+        kinds: the types of the arguments by their names.
+        exported: whether other modules can call the function.
     """
     code = Code()
-    result = body(code, **{one: taken(code.writer, kind, named(one)) for one, kind in kinds.items()})
-    given = ", ".join([f"{_said(kind)} {named(one)}" for one, kind in kinds.items()])
+    result = body(code, **{x: value_or_pointer(code.writer, kind, named(x)) for x, kind in kinds.items()})
+    parameters = ", ".join([f"{_llvm_type(kind)} {named(x)}" for x, kind in kinds.items()])
     type_ = None if result is None else result.type
-    text = code.text(f"define {'' if exported else 'internal '}{type_ or 'void'} @{name}({given})", result)
+    linkage = "" if exported else "internal "
+    text = code.text(f"define {linkage}{type_ or 'void'} @{name}({parameters})", result)
     return Function(f"@{name}", tuple(kinds.values()), type_, (*code.texts, text))
 
 
 def external_function(name: str, result: Type | None, *kinds: Kind) -> Function:
     """Declares the function `name` of another library."""
-    given = ", ".join(map(_said, kinds))
-    return Function(f"@{name}", kinds, result, (f"declare {result or 'void'} @{name}({given})",))
+    parameters = ", ".join(map(_llvm_type, kinds))
+    return Function(f"@{name}", kinds, result, (f"declare {result or 'void'} @{name}({parameters})",))
 
 
 def source(texts: Iterable[str]) -> str:
-    """The LLVM IR module of these definitions and declarations, each once."""
-    return "\n\n".join([*dict.fromkeys(texts), _TAIL]) + "\n"
+    """The LLVM IR module with the definitions and declarations `texts`, each once."""
+    return "\n\n".join([*dict.fromkeys(texts), _METADATA]) + "\n"
 
 
-def _said(kind: Kind) -> str:
+def _llvm_type(kind: Kind) -> str:
     return str(kind) if isinstance(kind, Type) else "ptr"

@@ -7,16 +7,17 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4  # glibc's malloc.h
 
 
 def keep_memory() -> bool:
-    """Makes this process keep the memory of freed tensors for the tensors that come next.
+    """Makes this process reuse the memory of freed tensors for later tensors.
 
-    By default glibc takes every large tensor from the kernel and gives it back when it is freed, and the
-    kernel clears each page of the next one when it is first written: often longer than the work on it. A
-    training step allocates the same sizes again and again, and a convolutional network of 32 and 64 channels
-    takes half the time without that. The price: the process holds the memory of its largest step until it
-    ends. All of the process does, not hibana alone, so it must be asked for; ``hibana train`` asks.
+    By default, glibc requests the memory of every large tensor from the operating system and returns it when
+    the tensor is freed. The operating system clears each new page at its first write, which often takes
+    longer than the computation. A training step allocates the same sizes again and again: a convolutional
+    network of 32 and 64 channels takes half the time if the memory is reused. In return, the process holds
+    the memory of its largest step until it ends. The setting affects all libraries of the process, so hibana
+    does not set it by itself; the command ``hibana train`` does.
 
     Returns:
-        Whether it could be done: false where the C library is not glibc, and then nothing is changed.
+        Whether the memory will be reused. Without glibc, nothing changes and the result is False.
 
     Source: ``mallopt(3)``: M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD.
 

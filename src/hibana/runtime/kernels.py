@@ -1,8 +1,8 @@
-"""All that kernels are written with: a facade of the package for `compiler` and `spikes`.
+"""Exports the names with which other packages write, compile and run kernels.
 
-`code`, `values` and `pointers` emit LLVM IR from Python expressions (`writer`), `build` compiles it and keeps
-it on disk, `threads` runs it on torch's threads, and `launcher` binds arguments by name. LLVM is loaded by
-the first kernel that is built.
+`code`, `values` and `pointers` emit LLVM IR from Python expressions (`writer`), `build` compiles the IR and
+caches object code on disk, `threads` runs it on torch's threads, and `launcher` binds arguments by name. The
+first kernel that is compiled loads LLVM.
 """
 
 from hibana.runtime.build import COMPILING, Kernel, assemble, compresses, toolchain_folder
@@ -10,6 +10,6 @@ from hibana.runtime.code import Code, Variable
 from hibana.runtime.functions import Function, external_function, function, source
 from hibana.runtime.launcher import BoundLauncher, Launcher, address_of, kernel
 from hibana.runtime.pointers import Bytes, Doubles, Floats, Ints, Kind, Longs, Pointer, Shorts
-from hibana.runtime.threads import BoundKernel, bind_kernel, pack_arguments, run
+from hibana.runtime.threads import bind_kernel, pack_arguments, run
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type
 from hibana.runtime.values import Group, Value, float_bits

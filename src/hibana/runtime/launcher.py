@@ -1,9 +1,9 @@
-"""Kernels written in Python: declared with their arguments, compiled when first used, launched by keyword.
+"""Kernels written in Python: declared with their arguments, compiled at first use, called by keyword.
 
-``@kernel`` makes a :class:`Launcher` of a function ``body(code, begin, end, *, ...)`` that emits the code for
-the work items `begin` to `end`. Its keyword parameters are the kernel's arguments: a :class:`Pointer` is a
-tensor's address, a :class:`Value` an integer, a :class:`Group` one integer for each of its names. Any other
-parameter is an option: each value of it compiles a new kernel.
+``@kernel`` turns a function ``body(code, begin, end, *, ...)``, which emits the code for the work items
+`begin` to `end`, into a :class:`Launcher`. The keyword parameters of `body` are the kernel's arguments: a
+:class:`Pointer` is a tensor's address, a :class:`Value` an integer, a :class:`Group` one integer for each
+of its names. Any other parameter is an option; each value of an option compiles another kernel.
 """
 
 import inspect
@@ -23,40 +23,38 @@ from hibana.runtime.threads import run
 from hibana.runtime.types import LONG
 from hibana.runtime.values import Group, Value
 
-SHAPES = 512
-"""Combinations of options and integers that a launcher remembers."""
-_OWN = ("code", "begin", "end")
+MAX_BOUND = 512
+"""Maximum combinations of options and integers that a launcher caches."""
 
 
-class Arguments:
-    """The arguments of a kernel, read from the signature of its `body`."""
+class Signature:
+    """The arguments of a kernel, read from the parameters of its `body`."""
 
     def __init__(self, body: Callable[..., None]) -> None:
         self.addresses: dict[str, type[Pointer]] = {}
-        self.numbers: list[str] = []
+        self.integers: list[str] = []
         self.groups: dict[str, type[Group]] = {}
         self.options: list[str] = []
         for name, parameter in inspect.signature(body, eval_str=True).parameters.items():
             kind = parameter.annotation
-            if name in _OWN:
+            if name in ("code", "begin", "end"):
                 continue
             if isinstance(kind, type) and issubclass(kind, Pointer):
                 self.addresses[name] = kind
             elif kind is Value:
-                self.numbers.append(name)
+                self.integers.append(name)
             elif isinstance(kind, type) and issubclass(kind, Group):
                 self.groups[name] = kind
-                self.numbers += kind.__annotations__
+                self.integers += kind.__annotations__
             else:
                 self.options.append(name)
-        self.order = (*self.addresses, *self.numbers)
-        """Names in the order of the argument block; eight bytes each."""
-        self.names = frozenset([*self.order, *self.options])
-        self.tensors, self.fixed = _chosen(self.addresses), _chosen([*self.options, *self.numbers])
+        self.names = frozenset([*self.addresses, *self.integers, *self.options])
+        self.tensors_of = _getter(self.addresses)
+        self.options_and_integers_of = _getter([*self.options, *self.integers])
         self._pack = struct.Struct(f"{len(self.addresses)}q").pack
 
-    def packed(self, tensors: Iterable[Tensor | None]) -> bytes:
-        """The addresses of `tensors` in declared order, as bytes; 0 for None."""
+    def pack(self, tensors: Iterable[Tensor | None]) -> bytes:
+        """The first part of the argument block: the addresses of `tensors` in declared order, 0 for None."""
         return self._pack(*[0 if tensor is None else address_of(tensor) for tensor in tensors])
 
 
@@ -64,7 +62,7 @@ def address_of(tensor: Tensor) -> int:
     """The address of a tensor's memory.
 
     Raises:
-        ValueError: if the memory holds the negatives of the tensor's numbers, as of ``z.conj().imag``.
+        ValueError: if the memory holds the negatives of the tensor's numbers, as for ``z.conj().imag``.
     """
     if tensor.is_neg():
         raise ValueError("kernels read memory, which holds the negatives of this view: call resolve_neg()")
@@ -72,22 +70,22 @@ def address_of(tensor: Tensor) -> int:
 
 
 class BoundLauncher(NamedTuple):
-    """A kernel bound to its integers and options; each call gives the tensors alone."""
+    """A kernel bound to its integers and options; calls pass the tensors."""
 
     launcher: "Launcher"
     address: int
-    numbers: bytes
+    integers: bytes
 
     def __call__(self, pieces: int, grain: int = 1, /, **tensors: Tensor | None) -> None:
-        """Runs the kernel as :class:`Launcher` does."""
-        arguments = self.launcher.arguments
+        """Runs the work items ``range(pieces)``, on one thread if they are at most `grain`."""
+        signature = self.launcher.signature
         try:
-            ordered = arguments.tensors(tensors)
+            ordered = signature.tensors_of(tensors)
         except KeyError:
-            raise self.launcher.refusal(tensors, arguments.addresses.keys()) from None
+            raise self.launcher.argument_error(tensors, signature.addresses.keys()) from None
         if len(tensors) != len(ordered):
-            raise self.launcher.refusal(tensors, arguments.addresses.keys())
-        run(self.address, pieces, arguments.packed(ordered) + self.numbers, grain)
+            raise self.launcher.argument_error(tensors, signature.addresses.keys())
+        run(self.address, pieces, signature.pack(ordered) + self.integers, grain)
 
 
 class Launcher:
@@ -100,78 +98,79 @@ class Launcher:
     def __init__(self, body: Callable[..., None]) -> None:
         self.body = body
         self.name = body.__name__
-        self._built: dict[tuple[Hashable, ...], Kernel] = {}
-        self._sized: dict[tuple[Hashable, ...], BoundLauncher] = {}
+        self._kernels: dict[tuple[Hashable, ...], Kernel] = {}
+        self._bound: dict[tuple[Hashable, ...], BoundLauncher] = {}
 
     @cached_property
-    def arguments(self) -> Arguments:
-        """Parsed on first use, so that importing a kernel costs nothing."""
-        return Arguments(self.body)
+    def signature(self) -> Signature:
+        """Parsed at first use, so that importing a kernel takes no time."""
+        return Signature(self.body)
 
-    def __call__(self, pieces: int, grain: int = 1, /, **given: Any) -> None:
+    def __call__(self, pieces: int, grain: int = 1, /, **arguments: Any) -> None:
         """Runs the work items ``range(pieces)``, on one thread if they are at most `grain`.
 
-        `given` are a tensor or None for each address, an int for each integer, and the options.
+        `arguments` are a tensor or None for each address, an int for each integer, and the options.
         """
-        arguments = self.arguments
+        signature = self.signature
         try:
-            fixed, tensors = arguments.fixed(given), arguments.tensors(given)
+            constants, tensors = signature.options_and_integers_of(arguments), signature.tensors_of(arguments)
         except KeyError:
-            raise self.refusal(given, arguments.names) from None
-        if len(given) != len(arguments.names):
-            raise self.refusal(given, arguments.names)
-        _, address, numbers = self._sized.get(fixed) or self._made_ready(fixed)
-        run(address, pieces, arguments.packed(tensors) + numbers, grain)
+            raise self.argument_error(arguments, signature.names) from None
+        if len(arguments) != len(signature.names):
+            raise self.argument_error(arguments, signature.names)
+        _, address, integers = self._bound.get(constants) or self._bind(constants)
+        run(address, pieces, signature.pack(tensors) + integers, grain)
 
-    def bind(self, **fixed: Hashable) -> BoundLauncher:
-        """Binds the integers and options."""
-        arguments = self.arguments
-        names = arguments.names - arguments.addresses.keys()
-        if fixed.keys() != names:
-            raise self.refusal(fixed, names)
-        return self._made_ready(arguments.fixed(fixed))
+    def bind(self, **constants: Hashable) -> BoundLauncher:
+        """The kernel bound to its integers and options, which are the arguments."""
+        names = self.signature.names - self.signature.addresses.keys()
+        if constants.keys() != names:
+            raise self.argument_error(constants, names)
+        return self._bind(self.signature.options_and_integers_of(constants))
 
     def source(self, **options: Hashable) -> str:
-        """The LLVM IR of the kernel."""
-        code, kinds = Code(), dict.fromkeys(self.arguments.numbers, LONG)
-        taken = code.arguments({**self.arguments.addresses, **kinds})
-        for name, group in self.arguments.groups.items():
-            taken[name] = group(**{number: taken.pop(number) for number in group.__annotations__})
+        """The LLVM IR of the kernel for these options."""
+        code, signature = Code(), self.signature
+        arguments = code.arguments({**signature.addresses, **dict.fromkeys(signature.integers, LONG)})
+        for name, group in signature.groups.items():
+            arguments[name] = group(**{integer: arguments.pop(integer) for integer in group.__annotations__})
         begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
-        self.body(code, begin, end, **taken, **options)
+        self.body(code, begin, end, **arguments, **options)
         head = f"define void @{self.name}(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
         return source([*code.texts, code.text(head)])
 
-    def built(self, *options: Hashable) -> Kernel:
+    def kernel(self, *options: Hashable) -> Kernel:
         """The compiled kernel for these values of its options."""
-        if options not in self._built:
-            text = self.source(**dict(zip(self.arguments.options, options, strict=True)))
-            (self._built[options],) = assemble(text, (self.name,))
-        return self._built[options]
+        if options not in self._kernels:
+            text = self.source(**dict(zip(self.signature.options, options, strict=True)))
+            (self._kernels[options],) = assemble(text, (self.name,))
+        return self._kernels[options]
 
-    def _made_ready(self, fixed: tuple[Any, ...]) -> BoundLauncher:
-        """Compiles the kernel if need be, and packs its integers."""
-        options, numbers = fixed[: len(self.arguments.options)], fixed[len(self.arguments.options) :]
-        address = self.built(*options).address
-        if len(self._sized) >= SHAPES:
-            self._sized.clear()
-        found = self._sized[fixed] = BoundLauncher(self, address, struct.pack(f"{len(numbers)}q", *numbers))
-        return found
+    def _bind(self, constants: tuple[Any, ...]) -> BoundLauncher:
+        """Compiles the kernel for the options at the front of `constants`, and packs the integers behind."""
+        count = len(self.signature.options)
+        options, integers = constants[:count], constants[count:]
+        address = self.kernel(*options).address
+        if len(self._bound) >= MAX_BOUND:
+            self._bound.clear()
+        bound = BoundLauncher(self, address, struct.pack(f"{len(integers)}q", *integers))
+        self._bound[constants] = bound
+        return bound
 
-    def refusal(self, given: Mapping[str, object], names: Set[str]) -> TypeError:
-        """The TypeError for arguments `given` that do not match `names`."""
-        missing, unknown = sorted(names - given.keys()), sorted(given.keys() - names)
+    def argument_error(self, arguments: Mapping[str, object], names: Set[str]) -> TypeError:
+        """The TypeError for `arguments` that differ from the expected `names`."""
+        missing, unknown = sorted(names - arguments.keys()), sorted(arguments.keys() - names)
         return TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
 
 
-def _chosen(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """A function that returns the values of `names` from a mapping, as a tuple."""
-    wanted = list(names)
-    if len(wanted) > 1:
-        return itemgetter(*wanted)
-    return lambda given: tuple([given[name] for name in wanted])
+def _getter(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    """A function that returns the values of `names` in a mapping as a tuple."""
+    keys = list(names)
+    if len(keys) > 1:
+        return itemgetter(*keys)
+    return lambda mapping: tuple([mapping[key] for key in keys])
 
 
 def kernel(body: Callable[..., None]) -> Launcher:
-    """Decorator: makes a :class:`Launcher` of `body`; see the module's docstring."""
+    """Decorator that returns the :class:`Launcher` of `body`."""
     return Launcher(body)

@@ -1,4 +1,4 @@
-"""Typed addresses in the kernel under construction: an index counts elements, not bytes."""
+"""Typed addresses in the kernel under construction; an index counts elements, not bytes."""
 
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -8,7 +8,7 @@ from hibana.runtime.writer import Writer
 
 
 class Pointer:
-    """An address of elements of one type; each element type has its subclass."""
+    """The address of an array; each element type has a subclass."""
 
     element: ClassVar[Type]
 
@@ -21,11 +21,11 @@ class Pointer:
 
     def __add__(self, count: Operand) -> Self:
         """The address `count` elements after this one."""
-        return self._moved(self.element, count)
+        return self._offset(self.element, count)
 
     def bytes(self, count: Operand) -> Self:
         """The address `count` bytes after this one."""
-        return self._moved(BYTE, count)
+        return self._offset(BYTE, count)
 
     def of(self, kind: "type[_Pointer]") -> "_Pointer":
         """The same address, cast to the pointer type `kind`."""
@@ -37,26 +37,26 @@ class Pointer:
     def __setitem__(self, index: Operand, value: Operand) -> None:
         (self + index).store(value)
 
-    def load(self, width: int = 1, there: Value | None = None, align: int = 0, other: float = 0) -> Value:
-        """Loads an element, or a vector; with a mask `there`, its other lanes are `other`."""
+    def load(self, width: int = 1, mask: Value | None = None, align: int = 0, other: float = 0) -> Value:
+        """Loads an element, or a vector of `width`; elements outside of `mask` are `other`."""
         type_ = self.element.of(width)
         align = align or self.element.size
-        if there is None:
+        if mask is None:
             return Value(self.writer, type_, self.writer.load(type_, self.text, f", align {align}"))
-        rest = f"i32 {align}, {there}, {constant(self.writer, type_, other)}"
-        call = f"call {type_} @llvm.masked.load.{type_.mangled}.p0(ptr {self.text}, {rest})"
+        options = f"i32 {align}, {mask}, {constant(self.writer, type_, other)}"
+        call = f"call {type_} @llvm.masked.load.{type_.mangled}.p0(ptr {self.text}, {options})"
         return Value(self.writer, type_, self._let(call))
 
     def store(
-        self, value: Operand, there: Value | None = None, align: int = 0, *, nontemporal: bool = False
+        self, value: Operand, mask: Value | None = None, align: int = 0, *, nontemporal: bool = False
     ) -> None:
-        """Stores an element, or a vector, only the lanes of the mask `there` if given."""
+        """Stores an element, or a vector, whose elements outside of `mask` are not stored."""
         if not isinstance(value, Value):
             value = constant(self.writer, self.element, value)
         align = align or self.element.size
-        if there is not None:
+        if mask is not None:
             name = f"@llvm.masked.store.{value.type.mangled}.p0"
-            self.writer.do(f"call void {name}({value}, ptr {self.text}, i32 {align}, {there})")
+            self.writer.do(f"call void {name}({value}, ptr {self.text}, i32 {align}, {mask})")
             return
         hint = ", !nontemporal !0" if nontemporal else ""
         self.writer.store(value.type, value.text, self.text, f", align {align}{hint}")
@@ -70,17 +70,16 @@ class Pointer:
         self.writer.do(f"call void @llvm.prefetch.p0(ptr {self.text}, i32 {int(to_write)}, i32 3, i32 1)")
 
     def copy(self, source: "Pointer", count: Operand) -> None:
-        """Copies `count` elements from `source`, which must not overlap."""
+        """Copies `count` elements from `source`; the two arrays must not overlap."""
         self.writer.copy(self.text, source.text, self.element.size, self._long(count).text)
 
     def named(self, name: str) -> Self:
-        """This address, as a constant called `name` where it is printed as C."""
+        """This address, which C code stores in a constant called `name`."""
         return type(self)(self.writer, self.writer.name(None, self.text, name))
 
     def replace_if(self, condition: Value, other: "Pointer") -> Self:
         """`other` if `condition` is true, else this address."""
-        chosen = f"select {condition}, ptr {other.text}, ptr {self.text}"
-        return type(self)(self.writer, self._let(chosen))
+        return type(self)(self.writer, self._let(f"select {condition}, ptr {other.text}, ptr {self.text}"))
 
     def address(self) -> Value:
         """This address as an integer of 64 bits."""
@@ -88,30 +87,30 @@ class Pointer:
 
     @classmethod
     def at(cls, address: Value) -> Self:
-        """The pointer of an integer that :meth:`address` returned."""
+        """The pointer for an address that :meth:`address` returned."""
         return cls(address.writer, address.writer.let("", f"inttoptr {address} to ptr"))
 
     def is_not_null(self) -> Value:
-        """Whether this is not the null pointer, which stands for a tensor that is None."""
+        """Whether this is not the null pointer, which is the address of a tensor argument None."""
         return Value(self.writer, BIT, self._let(f"icmp ne ptr {self.text}, null"))
 
     def _long(self, count: Operand) -> Value:
         return count if isinstance(count, Value) else constant(self.writer, LONG, count)
 
-    def _moved(self, element: Type, count: Operand) -> Self:
+    def _offset(self, element: Type, count: Operand) -> Self:
         return type(self)(self.writer, self.writer.offset(element, self.text, self._long(count).text))
 
-    def _let(self, said: str) -> str:
-        return self.writer.let("", said)
+    def _let(self, instruction: str) -> str:
+        return self.writer.let("", instruction)
 
 
 _Pointer = TypeVar("_Pointer", bound=Pointer)
 Kind = Type | type[Pointer]
-"""The type of a function's parameter: of a value, or of an address."""
+"""The type of a function's parameter: the type of a value, or a class of pointers."""
 
 
-def taken(writer: Writer, kind: Kind, text: str) -> Any:
-    """The value or pointer of type `kind` whose LLVM identifier is `text`."""
+def value_or_pointer(writer: Writer, kind: Kind, text: str) -> Any:
+    """The value or pointer of type `kind` with the LLVM identifier `text`."""
     return Value(writer, kind, text) if isinstance(kind, Type) else kind(writer, text)
 
 

@@ -11,16 +11,13 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple, TypeVar
 
 import torch
-
-Result = TypeVar("Result")
 
 
 @cache
 def libtorch() -> ctypes.CDLL:
-    """The shared library of torch's CPU kernels, which this process has loaded already."""
+    """The shared library of torch's CPU kernels, which importing torch has loaded."""
     name = {"darwin": "libtorch_cpu.dylib", "win32": "torch_cpu.dll"}.get(sys.platform, "libtorch_cpu.so")
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
 
@@ -30,8 +27,8 @@ def parallel_for() -> "ctypes._NamedFuncPointer":
     """``torch_parallel_for(begin, end, grain, function, arguments)``.
 
     Raises:
-        OSError: if libtorch is not where torch's wheels have it.
-        AttributeError: if it exports no such function.
+        OSError: if libtorch is not at its place in torch's wheels.
+        AttributeError: if libtorch does not export the function.
     """
     function = libtorch().torch_parallel_for
     function.argtypes = (ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p)
@@ -53,9 +50,13 @@ def pack_arguments(values: Sequence[int]) -> bytes:
 
 
 def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
-    """Runs the kernel at `address` over ``range(count)``, on torch's threads if that is more than `grain`.
+    """Runs a kernel over ``range(count)``, on torch's threads if `count` is more than `grain`.
 
-    It is a C function ``void (int64 begin, int64 end, void *args)``; `args` is its argument block.
+    Args:
+        address: the address of a C function ``void (int64 begin, int64 end, void *args)``.
+        count: number of work items.
+        args: the argument block.
+        grain: minimum number of work items per thread.
 
     Raises:
         RuntimeError: if torch reports an error.
@@ -63,31 +64,21 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
     if count <= grain:
         _serial(address)(0, count, args)
     elif parallel_for()(0, count, grain, address, args):
-        raise _failed(count)
+        raise _error(count)
 
 
-class BoundKernel(NamedTuple):
-    """A kernel bound to its number of work items; each run gives the argument block alone."""
-
-    address: int
-    pieces: int
-    grain: int
-    run: Callable[[bytes], None]
-    """:func:`run` with the kernel's own arguments."""
-
-
-def bind_kernel(address: int, count: int, grain: int = 1) -> BoundKernel:
-    """Prepares :func:`run` for repeated use."""
+def bind_kernel(address: int, count: int, grain: int = 1) -> Callable[[bytes], None]:
+    """A function of the argument block `args` that calls :func:`run`, faster when called repeatedly."""
     if count <= grain:
-        return BoundKernel(address, count, grain, partial(_serial(address), 0, count))
+        return partial(_serial(address), 0, count)
     parallel = partial(parallel_for(), 0, count, grain, address)
 
-    def go(args: bytes) -> None:
+    def run_parallel(args: bytes) -> None:
         if parallel(args):
-            raise _failed(count)
+            raise _error(count)
 
-    return BoundKernel(address, count, grain, go)
+    return run_parallel
 
 
-def _failed(count: int) -> RuntimeError:
+def _error(count: int) -> RuntimeError:
     return RuntimeError(f"torch_parallel_for failed over {count} pieces of work")

@@ -1,7 +1,7 @@
-"""Every private name of torch that hibana uses, with its purpose and what replaces it if torch removes it.
+"""Every private name of torch that hibana uses, with its purpose and its public replacement, if any.
 
-All other files use public names only. Most entries are plain aliases, so that calls cost nothing extra and
-``torch.compile`` recognizes the functions. Nothing here computes anything.
+All other files only use public names. Most entries are plain aliases, which add no time to calls and which
+``torch.compile`` recognizes.
 """
 
 from collections import OrderedDict
@@ -40,7 +40,7 @@ __all__ = [
     "without_torch_function",
 ]
 
-# --- Is a call traced or transformed? A tenth of a small call, so each is one C function. ---------------
+# Checks whether a call is traced or transformed. They run at every call, so each is one C function.
 
 jit_trace = torch._C._get_tracing_state
 """State of a running ``torch.jit.trace``, or None. Public: ``torch.jit.is_tracing``, which Dynamo rejects."""
@@ -79,15 +79,15 @@ DYNAMO_COMPILES_CELLS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2,
 disable_dynamo: Any = torch._disable_dynamo  # type: ignore[attr-defined]
 """``torch.compiler.disable`` as a decorator that does not load torch's compiler until a call is compiled."""
 
-# --- Batches of gradients (``is_grads_batched=True``). No public equivalents. ---------------------------
+# Batches of gradients (``is_grads_batched=True``). No public equivalents.
 
 is_legacy_batched = torch._C._functorch.is_legacy_batchedtensor
 """Whether a tensor is a batch of gradients of ``torch.autograd.grad(..., is_grads_batched=True)``."""
 
 is_transformed = torch._C._functorch.is_batchedtensor
-"""Whether a tensor is a batch of ``torch.vmap``."""
+"""Whether a tensor is batched by ``torch.vmap``."""
 
-# --- The autograd engine. -----------------------------------------------------------------------------
+# The autograd engine.
 
 will_execute = torch._C._will_engine_execute_node
 """Whether the running backward pass executes a node. No public equivalent."""
@@ -100,7 +100,7 @@ def run_backward(
     *,
     keep_graph: bool = False,
 ) -> Any:
-    """Gradients of `outputs` by `inputs`, None where unused.
+    """Gradients of `outputs` by `inputs`; None for an input that the outputs do not depend on.
 
     Public: ``torch.autograd.grad(..., allow_unused=True)``, which imports sympy to compare shapes.
     """
@@ -111,9 +111,9 @@ def run_backward(
 
 
 def hooks_of(tensor: Tensor) -> "OrderedDict[int, Any]":
-    """The dictionary that every hook put on `tensor`, now or later, enters. No public equivalent."""
+    """The dictionary with all present and future hooks of `tensor`. No public equivalent."""
     hooks = tensor._backward_hooks
-    if hooks is None:  # as Tensor.register_hook creates it
+    if hooks is None:  # creates the dictionary like Tensor.register_hook
         hooks = tensor._backward_hooks = OrderedDict()
         if tensor.grad_fn is not None:
             tensor.grad_fn._register_hook_dict(tensor)
@@ -122,11 +122,11 @@ def hooks_of(tensor: Tensor) -> "OrderedDict[int, Any]":
 
 
 def saved_tensor_hooks() -> Any:
-    """Innermost hooks on tensors saved for the backward (as set by a checkpoint), or None."""
+    """Innermost hooks for tensors saved for the backward (a checkpoint sets them), or None."""
     return torch._C._autograd._top_saved_tensors_default_hooks(True)
 
 
-# --- Operators and modules. ----------------------------------------------------------------------------
+# Operators and modules.
 
 OpOverload: TypeAlias = torch._ops.OpOverload
 """Type of an ATen operator such as ``torch.ops.aten.add.Tensor``."""
@@ -138,7 +138,7 @@ to_dtype = torch.ops.aten._to_copy.default
 """The ATen operator behind ``Tensor.to(dtype)`` in a traced graph."""
 
 without_torch_function = torch._C.DisableTorchFunction
-"""Context in which ``__torch_function__`` is not called. No public equivalent."""
+"""Context that disables ``__torch_function__``. No public equivalent."""
 
 
 def has_global_module_hooks() -> bool:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Type:
-    """The type of a value: a scalar, or a vector of `width` elements."""
+    """The type of a scalar, or of a vector of `width` elements."""
 
     element: str
-    """LLVM's name of the element type: ``i1`` for booleans, ``i64`` for integers, ``float``."""
+    """LLVM's name of the element type, such as ``i1`` for booleans, ``i64`` or ``float``."""
     bits: int
-    """Bits of an element."""
+    """Number of bits of an element."""
     width: int = 1
 
     def of(self, width: int) -> "Type":
@@ -29,7 +29,7 @@ class Type:
 
     @property
     def mangled(self) -> str:
-        """The type as it is written in the name of an LLVM intrinsic, such as ``v16f32``."""
+        """The type in the name of an LLVM intrinsic, such as ``v16f32``."""
         element = f"f{self.bits}" if self.real else self.element
         return element if self.width == 1 else f"v{self.width}{element}"
 

@@ -13,18 +13,25 @@ from hibana.runtime.writer import Writer
 
 
 class Group:
-    """A named group of integer arguments: a subclass annotates one :class:`Value` for each name."""
+    """A group of integer arguments of a kernel: a subclass annotates one :class:`Value` for each name."""
 
     def __init__(self, **values: "Value") -> None:
         self.__dict__.update(values)
 
 
 def _arithmetic(name: str) -> "_Operator":
-    return lambda one, other: one._computed(name, other)
+    """The operator of LLVM's instruction `name`, with the prefix ``f`` for floats."""
+    return lambda left, right: left._binary(f"f{name}" if left.type.real else name, left.type, right)
 
 
-def _comparison(real: str, whole: str) -> "_Operator":
-    return lambda one, other: one._compared(real, whole, other)
+def _comparison(float_predicate: str, integer_predicate: str) -> "_Operator":
+    """The comparison with LLVM's predicates for floats and for integers."""
+
+    def compare(left: "Value", right: "Operand") -> "Value":
+        name = f"fcmp {float_predicate}" if left.type.real else f"icmp {integer_predicate}"
+        return left._binary(name, BIT.of(left.type.width), right)
+
+    return compare
 
 
 class Value:
@@ -37,7 +44,7 @@ class Value:
 
     def __bool__(self) -> bool:
         raise TypeError(
-            "the value of a kernel's variable is not known while the kernel is built: use `select` or `when`"
+            "a kernel's value is unknown while the kernel is built: use `select` or `when` instead of `if`"
         )
 
     __add__: ClassVar["_Operator"] = _arithmetic("add")
@@ -78,10 +85,10 @@ class Value:
         return self ^ -1
 
     def select(self, yes: "Operand", no: "Operand") -> "Value":
-        """`yes` where this boolean is true, `no` elsewhere."""
+        """`yes` where this boolean is true, else `no`; one of them must be a :class:`Value`."""
         if not isinstance(yes, Value):
             if not isinstance(no, Value):
-                raise TypeError(f"one of the two must be a value of the kernel, got {yes!r} and {no!r}")
+                raise TypeError(f"yes or no must be a value of the kernel, got {yes!r} and {no!r}")
             yes = no.lift(yes)
         text = self.writer.select(self.type, self.text, yes.type, yes.text, yes.lift(no).text)
         return Value(self.writer, yes.type, text)
@@ -99,11 +106,11 @@ class Value:
         return self.call("ctpop")
 
     def lowest_set_bit(self) -> "Value":
-        """The position of the lowest set bit; the width of the element if no bit is set."""
+        """The position of the lowest set bit; the number of bits of the element if no bit is set."""
         return self.call("cttz", self.constant(BIT, 0))
 
     def fused(self, factor: "Value", term: "Value") -> "Value":
-        """``self * factor + term``, rounded once where the processor has an instruction for it."""
+        """``self * factor + term``, rounded once if the processor has an instruction for it, else twice."""
         return self.call("fmuladd", factor, term)
 
     def fma(self, factor: "Operand", term: "Operand") -> "Value":
@@ -111,24 +118,24 @@ class Value:
         return self.call("fma", self.lift(factor), self.lift(term))
 
     def compressed(self, mask: "Value") -> "Value":
-        """The elements where `mask` is true, packed at the front; the rest is undefined."""
+        """The elements where `mask` is true, moved to the front; the other elements are undefined."""
         return self.call("experimental.vector.compress", mask, self.undefined(self.type))
 
     def to(self, type_: Type) -> "Value":
-        """Converts to another width: integers are zero-extended or truncated, floats extended or rounded."""
+        """Converts to elements of `type_`: integers are zero-extended or truncated, floats rounded."""
         target = type_.of(self.type.width)
         if target.bits == self.type.bits:
             return self
-        more, fewer = ("fpext", "fptrunc") if self.type.real else ("zext", "trunc")
-        return self._converted(more if target.bits > self.type.bits else fewer, target)
+        extend, reduce = ("fpext", "fptrunc") if self.type.real else ("zext", "trunc")
+        return self._convert(extend if target.bits > self.type.bits else reduce, target)
 
     def signed_to(self, type_: Type) -> "Value":
         """This signed integer, sign-extended to `type_`."""
-        return self._converted("sext", type_.of(self.type.width))
+        return self._convert("sext", type_.of(self.type.width))
 
     def real(self, type_: Type) -> "Value":
         """This signed integer, converted to the nearest float of `type_`."""
-        return self._converted("sitofp", type_.of(self.type.width))
+        return self._convert("sitofp", type_.of(self.type.width))
 
     def float_bits(self) -> "Value":
         """The bits of each float, reinterpreted as an integer of the same width."""
@@ -164,40 +171,40 @@ class Value:
         return self.new(BIT.of(width), f"bitcast {low} to {BIT.of(width)}")
 
     def spread(self, width: int) -> "Value":
-        """A vector that has this scalar in each of its `width`."""
+        """A vector with this scalar in each of `width` elements."""
         type_ = self.type.of(width)
-        one = self.new(type_, f"insertelement {type_} poison, {self}, i32 0")
-        return one.shuffled(one, [0] * width)
+        vector = self.new(type_, f"insertelement {type_} poison, {self}, i32 0")
+        return vector.shuffled(vector, [0] * width)
 
-    def shuffled(self, other: "Value", places: Sequence[int]) -> "Value":
-        """Lanes picked from the concatenation of this vector and `other`."""
-        chosen = f"<{', '.join([f'i32 {lane}' for lane in places])}>" if any(places) else "zeroinitializer"
-        type_ = self.type.of(len(places))
-        return self.new(type_, f"shufflevector {self}, {other}, <{len(places)} x i32> {chosen}")
+    def shuffled(self, other: "Value", lanes: Sequence[int]) -> "Value":
+        """The elements `lanes` of the concatenation of this vector and `other`."""
+        indices = f"<{', '.join([f'i32 {lane}' for lane in lanes])}>" if any(lanes) else "zeroinitializer"
+        type_ = self.type.of(len(lanes))
+        return self.new(type_, f"shufflevector {self}, {other}, <{len(lanes)} x i32> {indices}")
 
     def part(self, first: int, count: int) -> "Value":
-        """The `count` lanes of this vector that start at `first`."""
+        """`count` elements of this vector, from element `first`."""
         return self.shuffled(self, range(first, first + count))
 
     def lane(self, lane: int) -> "Value":
-        """One element of this vector."""
+        """The element `lane` of this vector."""
         return self.new(self.type.of(1), f"extractelement {self}, i32 {lane}")
 
     def with_lane(self, lane: int, value: "Value") -> "Value":
-        """This vector with one element replaced."""
+        """This vector with the element `lane` replaced by `value`."""
         return self.new(self.type, f"insertelement {self}, {value}, i32 {lane}")
 
     def sum(self) -> "Value":
         """The sum of the elements; of floats in an unspecified order."""
-        one = self.type.of(1)
-        how, start = ("reassoc", f"{one} -0.0, ") if self.type.real else ("", "")
+        element = self.type.of(1)
+        flags, start = ("reassoc", f"{element} -0.0, ") if self.type.real else ("", "")
         name = f"llvm.vector.reduce.{'fadd' if self.type.real else 'add'}.{self.type.mangled}"
-        return self.new(one, f"call {how} {one} @{name}({start}{self})")
+        return self.new(element, f"call {flags} {element} @{name}({start}{self})")
 
     def call(self, intrinsic: str, *arguments: "Value") -> "Value":
         """Calls LLVM's `intrinsic` for this type with this value and `arguments` of the same type."""
-        given = ", ".join(map(str, (self, *arguments)))
-        return self.new(self.type, f"call {self.type} @llvm.{intrinsic}.{self.type.mangled}({given})")
+        operands = ", ".join(map(str, (self, *arguments)))
+        return self.new(self.type, f"call {self.type} @llvm.{intrinsic}.{self.type.mangled}({operands})")
 
     def lift(self, other: "Operand") -> "Value":
         """`other` as a value of this type."""
@@ -215,27 +222,20 @@ class Value:
         """An undefined value of `type_`."""
         return Value(self.writer, type_, "undef")
 
-    def new(self, type_: Type, said: str) -> "Value":
-        """The result of the instruction `said`."""
-        return Value(self.writer, type_, self.writer.let("", said))
+    def new(self, type_: Type, instruction: str) -> "Value":
+        """The result of LLVM's `instruction`, of type `type_`."""
+        return Value(self.writer, type_, self.writer.let("", instruction))
 
     def named(self, name: str) -> "Value":
-        """This value, as a constant called `name` where it is printed as C."""
+        """This value, which C code stores in a constant called `name`."""
         return Value(self.writer, self.type, self.writer.name(self.type, self.text, name))
-
-    def _computed(self, name: str, other: "Operand") -> "Value":
-        return self._binary(f"f{name}" if self.type.real else name, self.type, other)
-
-    def _compared(self, real: str, whole: str, other: "Operand") -> "Value":
-        name = f"fcmp {real}" if self.type.real else f"icmp {whole}"
-        return self._binary(name, BIT.of(self.type.width), other)
 
     def _binary(self, name: str, result: Type, other: "Operand") -> "Value":
         text = self.writer.binary(name, self.type, self.text, self.lift(other).text)
         return Value(self.writer, result, text)
 
-    def _converted(self, how: str, target: Type) -> "Value":
-        return Value(self.writer, target, self.writer.convert(how, self.type, target, self.text))
+    def _convert(self, instruction: str, target: Type) -> "Value":
+        return Value(self.writer, target, self.writer.convert(instruction, self.type, target, self.text))
 
     def __str__(self) -> str:
         return f"{self.type} {self.text}"
@@ -251,15 +251,10 @@ def constant(writer: Writer, type_: Type, number: float) -> Value:
 
 
 def float_bits(number: float) -> int:
-    """The bits of `number` as float32, for a kernel that reads ``value.to(INT).float_from_bits()``.
+    """The bits of `number` as float32; a kernel reads them by ``value.to(INT).float_from_bits()``.
 
     Raises:
-        OverflowError: if it is finite and too large for float32.
+        OverflowError: if `number` is finite and too large for float32.
     """
     bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
     return bits
-
-
-def lane_indices(writer: Writer, type_: Type) -> Value:
-    """The vector 0, 1, 2, … of integers."""
-    return Value(writer, type_, "<" + ", ".join(f"{type_.element} {i}" for i in range(type_.width)) + ">")

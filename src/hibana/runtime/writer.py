@@ -1,7 +1,7 @@
-"""Prints the statements of one function as LLVM IR, line by line, while they are added.
+"""Prints the statements of one function as LLVM IR while a kernel's Python code runs.
 
-Values and pointers are identified by their text. A subclass prints the same statements in another language:
-it overrides the public methods of the first half, which are all that loops over single numbers need.
+Values and pointers are identified by their text. A subclass prints the statements in another language: it
+overrides the public methods from `constant` to `when`, which suffice for loops over scalars.
 """
 
 import re
@@ -14,19 +14,19 @@ from hibana.runtime.types import Type
 _INTEGERS = "add sub mul shl lshr ashr and or xor icmp trunc zext sext ptrtoint inttoptr getelementptr"
 _FLOATS = "fadd fsub fmul fneg fcmp"
 PURE = frozenset(f"{_INTEGERS} {_FLOATS} bitcast select insertelement shufflevector".split())
-"""Instructions that are safe to hoist out of a loop: they read no memory and cannot fail."""
+"""Instructions that can be moved out of a loop, because they read no memory and can't fail."""
 _OPERAND = re.compile(r'%(?:[\w.-]+|"[^"]*")', re.ASCII)
 
 
 def named(name: str, sign: str = "%") -> str:
-    """`name` as an LLVM identifier, quoted if it has characters beyond ASCII: a cell may name a state so."""
+    """`name` as an LLVM identifier, quoted if it has other characters than ASCII letters and digits."""
     if re.fullmatch(r"[\w.-]+", name, re.ASCII):
         return f"{sign}{name}"
     return sign + '"' + "".join(f"\\{byte:02X}" for byte in name.encode()) + '"'
 
 
 class Writer:
-    """The lines of one function, with loop-invariant code motion as they are added.
+    """The lines of one function, with loop-invariant code motion.
 
     A pure instruction whose operands are all defined outside the current loop is written before that loop.
     """
@@ -35,21 +35,21 @@ class Writer:
         self.depth = 1
         self.count = 0
         self.variables: list[str] = []
-        """Allocations on the stack, which belong at the beginning of the function."""
+        """Lines that allocate memory on the stack, for the beginning of the function."""
         self._names = 0
         self._lines: list[str | list[str]] = []
         self._before: list[list[str]] = []
-        """For each open loop, outermost first: the lines hoisted before it."""
-        self._inside: dict[str, int] = {}
-        """For each value: the number of open loops that its definition is inside of."""
+        """For each open loop, outermost first: the lines to write before it."""
+        self._loops_around: dict[str, int] = {}
+        """For each value: the number of loops around its definition."""
 
     def constant(self, type_: Type, number: float) -> str:
         """The constant `number`, in each lane of `type_`."""
         if type_.real:
             if type_.bits == 32:
                 (number,) = struct.unpack("<f", struct.pack("<f", number))
-            exact = abs(number) < 1 << 24 and number == int(number)
-            text = f"{number:.1f}" if exact else f"0x{struct.unpack('<Q', struct.pack('<d', number))[0]:016X}"
+            is_short = abs(number) < 1 << 24 and number == int(number)
+            text = f"{number:.1f}" if is_short else f"0x{struct.pack('>d', number).hex().upper()}"
         elif type_.bits == 1:
             text = "true" if number else "false"
         else:
@@ -57,42 +57,42 @@ class Writer:
         return text if type_.width == 1 else f"splat ({type_.element} {text})"
 
     def name(self, type_: Type | None, text: str, name: str) -> str:
-        """A value of `type_`, or an address, as a constant called `name`: LLVM's values all are."""
+        """A value of `type_`, or an address, that other languages store in a constant `name`."""
         return text
 
     def binary(self, name: str, type_: Type, one: str, other: str) -> str:
-        """The result of LLVM's instruction `name` on two values of `type_`: ``fadd``, ``icmp slt``, ..."""
+        """The result of LLVM's instruction `name` (``fadd``, ``icmp slt``, ...) on two values of `type_`."""
         return self.let("", f"{name} {type_} {one}, {other}")
 
     def select(self, kind: Type, condition: str, type_: Type, yes: str, no: str) -> str:
-        """`yes` where `condition` is true, `no` elsewhere."""
+        """`yes` where `condition` is true, else `no`."""
         return self.let("", f"select {kind} {condition}, {type_} {yes}, {type_} {no}")
 
-    def convert(self, how: str, from_: Type, to: Type, text: str) -> str:
-        """A value of the type `from_` as one of the type `to`: ``zext``, ``trunc``, ``sitofp``, ..."""
-        return self.let("", f"{how} {from_} {text} to {to}")
+    def convert(self, instruction: str, from_: Type, to: Type, text: str) -> str:
+        """The value `text` of type `from_`, converted to `to` by ``zext``, ``trunc``, ``sitofp``, ..."""
+        return self.let("", f"{instruction} {from_} {text} to {to}")
 
     def offset(self, element: Type, pointer: str, count: str) -> str:
         """The address `count` elements after `pointer`."""
         return self.let("", f"getelementptr {element.element}, ptr {pointer}, i64 {count}")
 
-    def load(self, type_: Type, pointer: str, how: str) -> str:
-        """The value at an address, or of a variable; `how` is LLVM's alignment."""
-        return self.let("", f"load {type_}, ptr {pointer}{how}")
+    def load(self, type_: Type, pointer: str, options: str) -> str:
+        """The value at an address, or of a variable; `options` are LLVM's, such as ``, align 4``."""
+        return self.let("", f"load {type_}, ptr {pointer}{options}")
 
-    def store(self, type_: Type, value: str, pointer: str, how: str) -> None:
-        """Writes `value` to an address or a variable."""
-        self.do(f"store {type_} {value}, ptr {pointer}{how}")
+    def store(self, type_: Type, value: str, pointer: str, options: str) -> None:
+        """Writes `value` to an address or a variable; `options` are LLVM's, such as ``, align 4``."""
+        self.do(f"store {type_} {value}, ptr {pointer}{options}")
 
     def clear(self, pointer: str, size: int, count: str, byte: int) -> None:
-        """Sets the bytes of `count` elements of `size` bytes."""
-        given = f"i8 {byte}, i64 {self._bytes(count, size)}, i1 false"
-        self.do(f"call void @llvm.memset.p0.i64(ptr {pointer}, {given})")
+        """Sets all bytes of `count` elements of `size` bytes to `byte`."""
+        arguments = f"i8 {byte}, i64 {self._bytes(count, size)}, i1 false"
+        self.do(f"call void @llvm.memset.p0.i64(ptr {pointer}, {arguments})")
 
     def copy(self, target: str, source: str, size: int, count: str) -> None:
         """Copies `count` elements of `size` bytes between arrays that do not overlap."""
-        given = f"ptr {target}, ptr {source}, i64 {self._bytes(count, size)}, i1 false"
-        self.do(f"call void @llvm.memcpy.p0.p0.i64({given})")
+        arguments = f"ptr {target}, ptr {source}, i64 {self._bytes(count, size)}, i1 false"
+        self.do(f"call void @llvm.memcpy.p0.p0.i64({arguments})")
 
     def variable(self, type_: Type, value: str) -> str:
         """A new variable, initialised with `value`."""
@@ -102,7 +102,7 @@ class Writer:
 
     @contextmanager
     def loop(self, first: str, last: str, by: str, name: str) -> Iterator[str]:
-        """A loop from `first` to below `last`; yields its index."""
+        """A loop of the index from `first` to below `last` in steps of `by`; yields the index."""
         name = self.fresh("i")
         self.begin(f"{name}.enter")
         with self.region():
@@ -118,14 +118,14 @@ class Writer:
 
     @contextmanager
     def when(self, condition: str) -> Iterator[None]:
-        """A branch that is taken if `condition` is true."""
+        """A branch that runs if `condition` is true."""
         name = self.fresh("w")
         with self.inside(name, condition):
             yield
         self.begin(f"{name}.done")
 
     def allocate(self, kind: str, type_: str) -> str:
-        """A new variable or array on the stack."""
+        """A new variable or array on the stack, whose name begins with `kind`."""
         name = f"%{self.fresh(kind)}"
         self.variables.append(f"  {name} = alloca {type_}")
         return name
@@ -145,36 +145,38 @@ class Writer:
         self.depth -= 1
 
     def fresh(self, kind: str) -> str:
-        """A new name of a variable or block."""
+        """A new name of a variable or block, which begins with `kind`."""
         self._names += 1
         return f"{kind}{self._names}"
 
     def _bytes(self, count: str, size: int) -> str:
+        """The number of bytes of `count` elements of `size` bytes."""
         return str(int(count) * size) if count[0] != "%" else self.let("", f"mul i64 {count}, {size}")
 
     @property
     def lines(self) -> list[str]:
-        """All lines, hoisted ones in place."""
-        return [line for some in self._lines for line in ([some] if isinstance(some, str) else some)]
+        """All lines in order."""
+        return [line for item in self._lines for line in ([item] if isinstance(item, str) else item)]
 
     def do(self, line: str) -> None:
         """Appends a line."""
         self._lines.append("  " * self.depth + line)
 
-    def let(self, name: str, said: str) -> str:
-        """Writes ``name = said`` and returns the identifier; a fresh one if `name` is empty."""
+    def let(self, name: str, instruction: str) -> str:
+        """Writes ``name = instruction`` and returns the identifier, a new one if `name` is empty."""
         if not name:
             self.count += 1
             name = f"a{self.count}"
         text = named(name)
-        inside = len(self._before)
-        if inside and said.partition(" ")[0] in PURE:
-            inside = min(inside, max([self._inside.get(one, 0) for one in _OPERAND.findall(said)], default=0))
-        if inside < len(self._before):
-            self._before[inside].append(f"  {text} = {said}")
+        loops = len(self._before)
+        if loops and instruction.partition(" ")[0] in PURE:
+            operands = _OPERAND.findall(instruction)
+            loops = min(loops, max([self._loops_around.get(name, 0) for name in operands], default=0))
+        if loops < len(self._before):
+            self._before[loops].append(f"  {text} = {instruction}")
         else:
-            self.do(f"{text} = {said}")
-        self._inside[text] = inside
+            self.do(f"{text} = {instruction}")
+        self._loops_around[text] = loops
         return text
 
     def label(self, name: str) -> None:
@@ -183,7 +185,7 @@ class Writer:
 
     @contextmanager
     def region(self) -> Iterator[None]:
-        """Marks the lines written in the ``with`` block as the body of a loop."""
+        """Marks the lines that the ``with`` block writes as the body of a loop."""
         before = list[str]()
         self._lines.append(before)
         self._before.append(before)

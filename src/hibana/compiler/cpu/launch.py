@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hibana.compiler.cpu.row_function import LINE
 from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
-from hibana.runtime.kernels import BoundKernel
 
 SHORTEST = 512
 """Minimum neurons in a row."""
@@ -31,7 +30,7 @@ ALIASING_FROM = 256 << 10
 class Launch(NamedTuple):
     """A kernel bound to sequences of one shape."""
 
-    kernel: BoundKernel
+    kernel: Callable[[bytes], None]
     pack: Callable[[Sequence[int]], bytes]
     """From the arguments that change, in the order of their binding, to the argument block."""
     workspace: int | None = None
@@ -39,7 +38,7 @@ class Launch(NamedTuple):
 
     def run(self, values: Sequence[int]) -> None:
         """Runs the kernel with the arguments that change."""
-        self.kernel.run(self.pack(values))
+        self.kernel(self.pack(values))
 
 
 def argument_packer(

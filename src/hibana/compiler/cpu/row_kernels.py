@@ -96,5 +96,5 @@ class CpuKernels(NativeKernels):
         fixed |= {"constants": self.constants_address, "input_step": neurons, "grad_outputs_step": neurons}
         fixed = {name: value for name, value in fixed.items() if name not in names}
         launch = self._bound(direction, variant, shape, (*names, *fixed), False, torch.get_num_threads())
-        run, pack, values = launch.kernel.run, launch.pack, tuple(fixed.values())
+        run, pack, values = launch.kernel, launch.pack, tuple(fixed.values())
         return lambda addresses: run(pack((*addresses, *values)))
