@@ -696,11 +696,11 @@ def test_what_would_crash_or_fill_this_process_is_a_sentence(tmp_path, make):
 ENDLESS = """
 import signal, sys, time
 sys.path.insert(0, {folder!r})
-import hdf5
-hdf5.refusal = lambda *arguments: any(iter(int, 1))  # as HDF5 does: deaf to signals
+import file
+file.refusal = lambda *arguments: any(iter(int, 1))  # as HDF5 does: deaf to signals
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-hdf5.main(sys.argv[1], int(sys.argv[2]))
+file.main(sys.argv[1], int(sys.argv[2]))
 """
 
 

@@ -262,7 +262,7 @@ class _Source:
 def _write_c(
     network: _Source, target: Path, steps: int | None, bits: int | None, ram: int | None, flash: int | None
 ) -> None:
-    from hibana.network.c_files import write_c
+    from hibana.network import to_c
 
     if network.model is None:
         print("firing rates are those of a silent input: a NIR file has no samples")
@@ -270,7 +270,9 @@ def _write_c(
     else:
         example = network.samples("")
     net = network.net if bits is None else network.quantized(bits)
-    program = write_c(net, target, example, scores=network.scores, ram=ram, flash=flash)
+    program = to_c(net, example, name=target.stem, scores=network.scores)
+    program.check_memory(ram, flash)
+    program.write(target)
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} that change")
     print(f"{target.with_suffix('.h')}  says what a step costs")
 

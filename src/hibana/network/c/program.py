@@ -14,6 +14,7 @@ from hibana.network.c.unit import Unit
 from hibana.network.graph import Network
 from hibana.network.integer_network import Quantized
 from hibana.network.reader import read
+from hibana.runtime import files
 
 __all__ = ["CProgram", "Cost", "exact_dtype", "to_c"]
 
@@ -47,9 +48,20 @@ class CProgram:
         target = Path(path)
         header = target.with_suffix(".h")
         source = self.source.replace(f'#include "{self.name}.h"', f'#include "{header.name}"')
-        target.write_text(source, encoding="utf-8")
-        header.write_text(self.header, encoding="utf-8")
+        files.write(target, source.encode())
+        files.write(header, self.header.encode())
         return target, header
+
+    def check_memory(self, ram: int | None, flash: int | None) -> None:
+        """Raises ValueError if the program needs more than `ram` or `flash` bytes; None is no limit."""
+        for option, limit, size, unit in (
+            ("ram", ram, self.changing_bytes, "bytes that change"),
+            ("flash", flash, self.constant_bytes, "bytes of constants, without code"),
+        ):
+            if limit is not None and limit < 1:
+                raise ValueError(f"--{option} must be a number of bytes, at least 1, got {limit}")
+            if limit is not None and size > limit:
+                raise ValueError(f"--{option} is {limit:,}, and the network takes {size:,} {unit}")
 
 
 def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "sum") -> CProgram:
