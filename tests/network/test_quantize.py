@@ -295,7 +295,7 @@ def test_what_is_computed_in_training_is_the_network_in_whole_numbers_bit_for_bi
         hook.remove()
     in_training = hb.run(aware.net, aware.integer_input(x))[1]
     assert outputs.requires_grad
-    assert all(layer.cell.of for layer in aware.net[1::2])
+    assert all(layer.cell.float_cell for layer in aware.net[1::2])
     small, report = hb.quantize(aware, x)
     given, layers = small.integer_input(x), []
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""From a trained ReLU network to integrate-and-fire neurons: traced, calibrated, rebuilt."""
+"""Conversion of a trained ReLU network to integrate-and-fire neurons."""
 
 import copy
 import math
@@ -12,14 +12,14 @@ from torch.nn import functional
 
 from hibana.cells import Cell
 from hibana.compiler.torch_layers import role_of
-from hibana.network.fold import folded_calls, layer_name
-from hibana.network.report import Batch, Conversion, batches_of, outputs_of, report
+from hibana.network.fold import layer_name, trace_folded
+from hibana.network.report import Batch, Conversion, batches_of, report, sum_outputs
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import IF, LI, OverTime
 
 __all__ = ["from_ann"]
 
-FUNCTIONS: dict[Any, type[nn.Module]] = {
+MODULES: dict[Any, type[nn.Module]] = {
     functional.relu: nn.ReLU,
     functional.relu6: nn.ReLU6,
     torch.relu: nn.ReLU,
@@ -29,19 +29,16 @@ FUNCTIONS: dict[Any, type[nn.Module]] = {
     functional.adaptive_avg_pool2d: nn.AdaptiveAvgPool2d,
     functional.dropout: nn.Identity,
 }
+"""The module that computes the same as a function, or as a method of tensors, in evaluation."""
 FLATTEN = (torch.flatten, "flatten")
 ADDITIONS = (add, iadd, torch.add, "add", "add_")
 CONCATENATIONS = (torch.cat, torch.concat)
 NO_SPIKING_FORM: dict[Any, str] = {
-    nn.SiLU: "it is negative and not monotone, where a rate is neither",
-    nn.GELU: "it is negative and not monotone, where a rate is neither",
-    nn.Hardswish: "it is negative and not monotone, where a rate is neither",
-    nn.Sigmoid: "it is not zero where its input is negative, and gates multiply by it",
-    nn.Hardsigmoid: "it is not zero where its input is negative, and gates multiply by it",
-    mul: "a product of values is no sum of spikes",
-    torch.mul: "a product of values is no sum of spikes",
+    **dict.fromkeys((nn.SiLU, nn.GELU, nn.Hardswish), "it is negative and not monotone, a rate is neither"),
+    **dict.fromkeys((nn.Sigmoid, nn.Hardsigmoid), "it is not zero where its input is negative"),
+    **dict.fromkeys((mul, torch.mul), "a product of values is no sum of spikes"),
 }
-"""Why some have none."""
+"""The reason why a layer or function cannot be converted."""
 
 
 def from_ann(
@@ -53,29 +50,29 @@ def from_ann(
 ) -> tuple[fx.GraphModule, Conversion]:
     """A trained ReLU network as a network of integrate-and-fire neurons.
 
-    Each ReLU becomes ``IF(threshold, reset="subtract", initial=threshold / 2)``, whose rate over T steps of a
-    constant current x is x / threshold, rounded to a multiple of 1/T and clipped to 0 and 1. The threshold is
-    a percentile of the activations that the layer shows on the calibration data; it goes into the weights of
-    the layers above; that of a ReLU6 is at most 6. Batch normalisation is folded. A max-pooling emits the
-    steps of the largest count of spikes in its window, so its sum is that maximum exactly. In the limit of
-    large T, with `percentile` 100, the readout divided by T is the output of `model` on the calibration data.
+    Each ReLU becomes ``IF(threshold, reset="subtract", initial=threshold / 2)``. Its firing rate over T steps
+    of a constant current x is x / threshold, rounded to a multiple of 1/T and clipped to 0 and 1. The
+    threshold is a percentile of the layer's activations on the calibration data, for a ReLU6 at most 6; the
+    weights of the next layers absorb it. Batch normalisation is folded. A max-pooling emits the increase of
+    the largest spike count in its window, so its sum over time is exactly that count. For large T, with
+    `percentile` 100, the readout divided by T is the output of `model` on the calibration data.
 
     Args:
-        model: of linear layers, convolutions, batch normalisation, ReLU, ReLU6, average and max-pooling,
-            flatten, dropout, additions and concatenations of channels between them, as torchvision's ResNet,
-            MobileNetV2 and DenseNet are; it is left as it is.
+        model: a network of linear layers, convolutions, batch normalisation, ReLU, ReLU6, average and
+            max-pooling, flatten, dropout, additions, and concatenations of channels, such as torchvision's
+            ResNet, MobileNetV2 and DenseNet; it does not change.
         calibration_data: inputs ``[N, ...]``, or (inputs, labels), or batches of either, as a DataLoader
             gives.
-        T: the number of steps that the report is about.
-        percentile: of the activations that no threshold lies below, above 0 and at most 100.
+        T: the number of steps of the report.
+        percentile: the percentile of the activations that becomes the threshold, above 0 and at most 100.
 
     Returns:
         The network, which takes a constant current ``x.expand(T, *x.shape)`` and returns the summed output
-        after each step, ``[T, batch, ...]``: ``network(...)[-1] / T`` is what `model` returns; and a
+        after each step, ``[T, batch, ...]``: ``network(...)[-1] / T`` approximates ``model(x)``; and a
         :class:`Conversion`, the report.
 
     Raises:
-        ValueError: naming the layer, if one cannot be converted, or is silent on all calibration data.
+        ValueError: naming the layer, if it cannot be converted, or is silent on all calibration data.
 
     Source: Diehl et al. (2015), *Fast-classifying, high-accuracy spiking deep networks through weight and
     threshold balancing*; Rueckauer et al. (2017), *Conversion of continuous-valued deep networks to
@@ -95,29 +92,30 @@ def from_ann(
         raise ValueError(f"percentile must be above 0 and at most 100, got {percentile!r}")
     batches = batches_of(calibration_data)
     with torch.no_grad():
-        traced = _trace(model)
-        thresholds = _calibrate(traced, batches, percentile)
-        network = _spiking(traced, thresholds)
-        return network, report(traced, network, thresholds, batches, T)
+        ann = _trace(model)
+        thresholds = _calibrate(ann, batches, percentile)
+        network = _spiking(ann, thresholds)
+        return network, report(ann, network, thresholds, batches, T)
 
 
 def _trace(model: nn.Module) -> fx.GraphModule:
-    """`model` in evaluation, batch normalisation folded: calls of one module each, sums, and concatenations.
+    """`model` in evaluation, batch normalisation folded: calls of one module each, sums, concatenations.
 
-    It rewrites traced calls rather than the graph of `hibana.network.reader`, because a network without time
-    has layers that no program computes (pooling to several pixels, three dimensions, concatenations).
+    It rewrites traced calls instead of the node graph of `hibana.network.reader`, because the node graph has
+    no poolings to several pixels, no three-dimensional layers and no concatenations.
     """
-    evaluated, calls = folded_calls(model)
+    folded, calls = trace_folded(model)
     layers: dict[str, nn.Module] = {}
     for node in list(calls.nodes):
         name = layer_name(node.name, layers)
         if node.op in ("placeholder", "output"):
             continue
         if node.op == "call_module":
-            module = evaluated.get_submodule(str(node.target))
-            layers[name] = copy.deepcopy(module) if role_of(module) == "rectifier" else module  # one per call
-            if type(layers[name]) in NO_SPIKING_FORM:
-                raise ValueError(_refusal(str(node.target), type(layers[name])))
+            module = folded.get_submodule(str(node.target))
+            # each call of a ReLU has its own threshold
+            layers[name] = copy.deepcopy(module) if role_of(module) == "rectifier" else module
+            if type(module) in NO_SPIKING_FORM:
+                raise ValueError(_refusal(str(node.target), type(module)))
             node.meta["path"], node.target = node.target, name
         elif node.target in CONCATENATIONS:
             parts, axis = (*node.args, *node.kwargs.values(), 0)[:2]
@@ -144,36 +142,37 @@ def _trace(model: nn.Module) -> fx.GraphModule:
 
 
 def _module(node: fx.Node) -> nn.Module:
-    """The module that computes what the function called by `node` does."""
+    """A module that computes the same as the function that `node` calls."""
     arguments: Any = node.args[1:]
     if node.target in FLATTEN:
         start = arguments[0] if arguments else node.kwargs.get("start_dim", 0)
         return nn.Flatten(start, *arguments[1:])  # type: ignore[arg-type] # a number
-    kind: Any = FUNCTIONS.get(node.target)
+    kind: Any = MODULES.get(node.target)
     if kind is None:
         raise ValueError(_refusal(node.name, node.target))
     named = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "training", "return_indices")}
     return kind() if kind in (nn.ReLU, nn.ReLU6, nn.Identity) else kind(*arguments, **named)  # type: ignore[no-any-return]
 
 
-def _refusal(name: str, target: Any) -> str:
-    why = f": {NO_SPIKING_FORM[target]}" if target in NO_SPIKING_FORM else ""
-    return f"layer {name!r}: {getattr(target, '__name__', target)} can't be converted{why}"
+def _refusal(layer: str, target: Any) -> str:
+    """The message that `target`, a class or a function, of `layer` cannot be converted, and the reason."""
+    reason = f": {NO_SPIKING_FORM[target]}" if target in NO_SPIKING_FORM else ""
+    return f"layer {layer!r}: {getattr(target, '__name__', target)} can't be converted{reason}"
 
 
-def _calibrate(traced: fx.GraphModule, batches: list[Batch], percentile: float) -> dict[str, float]:
-    """The threshold of each ReLU: its k-th largest activation, of which only the k largest are kept."""
+def _calibrate(ann: fx.GraphModule, batches: list[Batch], percentile: float) -> dict[str, float]:
+    """The threshold of each ReLU: its k-th largest activation. Only the k largest are in memory."""
     samples = sum(len(x) for x, _ in batches)
     largest: dict[str, Tensor] = {}
-    rectifiers = [name for name, module in traced.named_modules() if role_of(module) == "rectifier"]
+    rectifiers = [name for name, module in ann.named_modules() if role_of(module) == "rectifier"]
     for x, _ in batches:
-        with outputs_of(traced, rectifiers) as activations:
-            traced(x)
+        with sum_outputs(ann, rectifiers) as activations:
+            ann(x)
         for name, activation in activations.items():
             values = activation.flatten()
             k = math.floor(values.numel() / len(x) * samples * (100 - percentile) / 100) + 1
-            known = torch.cat([largest.get(name, values[:0]), values])
-            largest[name] = known.topk(min(k, len(known))).values
+            candidates = torch.cat([largest.get(name, values[:0]), values])
+            largest[name] = candidates.topk(min(k, len(candidates))).values
     thresholds = {name: float(values[-1]) for name, values in largest.items()}
     for name, threshold in thresholds.items():
         if not (math.isfinite(threshold) and threshold > 0):
@@ -186,7 +185,7 @@ def _calibrate(traced: fx.GraphModule, batches: list[Batch], percentile: float) 
 
 @final
 class _Difference(Cell):
-    """What the input has grown by since the step before: ``total - total_previous``."""
+    """The increase of the input since the previous step: ``total - total_previous``."""
 
     def forward(  # type: ignore[override]  # a cell names its states
         self, input_: Tensor, total_previous: Tensor, difference_previous: Tensor
@@ -194,13 +193,16 @@ class _Difference(Cell):
         return input_, input_ - total_previous
 
 
-def _spiking(traced: fx.GraphModule, thresholds: dict[str, float]) -> fx.GraphModule:
-    """`traced` with neurons for ReLUs. A value of `traced` is `scale` times the mean of the new one."""
-    graph = copy.deepcopy(traced.graph)
+def _spiking(ann: fx.GraphModule, thresholds: dict[str, float]) -> fx.GraphModule:
+    """`ann` with neurons instead of ReLUs.
+
+    Each value of `ann` is ``scales[node]`` times the mean over time of the value in the spiking network.
+    """
+    graph = copy.deepcopy(ann.graph)
     layers: dict[str, nn.Module] = {}
     scales: dict[fx.Node, float] = {}
 
-    def unscale(node: fx.Node) -> None:
+    def multiply_inputs(node: fx.Node) -> None:
         """Multiplies the inputs of `node` by their scales."""
         for source in node.all_input_nodes:
             if scales[source] != 1:
@@ -211,35 +213,38 @@ def _spiking(traced: fx.GraphModule, thresholds: dict[str, float]) -> fx.GraphMo
             if node.op == "placeholder":
                 scales[node] = 1.0
             elif node.op == "call_module":
-                module, source = traced.get_submodule(str(node.target)), node.args[0]
-                threshold = thresholds.get(str(node.target))
+                name, source = str(node.target), node.args[0]
+                module, threshold = ann.get_submodule(name), thresholds.get(name)
                 layer, scales[node] = _layer(module, scales[source], threshold, node.meta["path"])
                 if layer is None:
                     node.replace_all_uses_with(source)
                     graph.erase_node(node)
                 else:
-                    layers[str(node.target)] = layer
+                    layers[name] = layer
             elif node.op == "output":
                 if not isinstance(node.args[0], fx.Node):
                     raise ValueError("model must return one tensor")
-                unscale(node)
+                multiply_inputs(node)
                 layers[readout := layer_name("readout", layers)] = LI()
                 node.args = (graph.call_module(readout, node.args),)
-            else:
-                common = {scales[source] for source in node.all_input_nodes}
-                scales[node] = common.pop() if len(common) == 1 else 1.0
-                if common:
-                    unscale(node)
+            else:  # a sum or a concatenation
+                input_scales = {scales[source] for source in node.all_input_nodes}
+                scales[node] = input_scales.pop() if len(input_scales) == 1 else 1.0
+                if input_scales:
+                    multiply_inputs(node)
                 if node.target in CONCATENATIONS:
                     parts, axis = node.args
-                    node.args = parts, axis + (axis > 0)  # behind time
+                    node.args = parts, axis + (axis > 0)  # time comes before the batch
     return fx.GraphModule(layers, graph, class_name="SpikingNetwork")
 
 
 def _layer(
     module: nn.Module, scale: float, threshold: float | None, path: str
 ) -> tuple[nn.Module | None, float]:
-    """The spiking network's layer for `module`, whose input is `scale` times too small, and its own scale."""
+    """The spiking network's layer for `module`, or None if it does nothing; and its output's scale.
+
+    `scale` is that of the input, `threshold` that of a ReLU, `path` the layer's name in the model.
+    """
     match role_of(module):
         case "linear" | "convolution" as role:
             scaled: Any = copy.deepcopy(module)

@@ -25,7 +25,7 @@ from hibana.nn.over_steps import JoinedNetwork
 from hibana.nn.running import Stateful
 from hibana.nn.window import Window
 
-__all__ = ["fold_batchnorm", "folded_calls", "layer_name"]
+__all__ = ["fold_batchnorm", "trace_folded", "layer_name"]
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
@@ -50,12 +50,12 @@ def fold_batchnorm(net: NetworkT) -> NetworkT:
     >>> [type(layer.module).__name__ for layer in hb.fold_batchnorm(net)[:2]]
     ['Conv2d', 'Identity']
     """
-    folded: Any = folded_calls(net)[0]
+    folded: Any = trace_folded(net)[0]
     one_layer = role_of(folded) == "sequence" and role_of(net) != "sequence"
     return cast(NetworkT, folded[0] if one_layer else folded)
 
 
-def folded_calls(net: nn.Module) -> tuple[nn.Module, fx.Graph]:
+def trace_folded(net: nn.Module) -> tuple[nn.Module, fx.Graph]:
     """A copy of `net` as :func:`fold_batchnorm` has it, and the calls of its layers, without those folded.
 
     :class:`EachStep` and :class:`Checkpointed` are seen through; layers of a known kind are taken
@@ -156,7 +156,7 @@ def _replace(net: nn.Module, old: nn.Module | None, new: nn.Module) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """As :func:`folded_calls` says."""
+    """As :func:`trace_folded` says."""
 
     leading = 2
 

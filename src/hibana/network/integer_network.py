@@ -1,30 +1,57 @@
-"""A network that computes in whole numbers, as a module."""
+"""A network that computes in integers, as a module, and rounding that passes gradients on.
+
+Source: Bengio, Léonard & Courville (2013), *Estimating or propagating gradients through stochastic neurons
+for conditional computation*: the straight-through estimator.
+"""
 
 import torch
 from torch import Tensor, nn
 
-from hibana.network.straight import straight_through
 from hibana.spikes.checks import is_constant_over_time
 
-__all__ = ["Quantized", "integer_input"]
+__all__ = ["Quantized", "integer_input", "straight_through"]
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Returns `integer`; its gradient goes to `real` unchanged."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(real: Tensor, integer: Tensor) -> Tensor:
+        return integer.clone()
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Saves no tensor."""
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def straight_through(real: Tensor, integer: Tensor) -> Tensor:
+    """`integer`, with the gradient of `real`."""
+    result: Tensor = _StraightThrough.apply(real, integer)  # type: ignore[no-untyped-call] # torch leaves it so
+    return result
 
 
 def integer_input(inputs: Tensor, scale: float, range_: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """``clamp(round(x / scale), low, high)`` of ``[T, ...]``, with the gradient of ``x / scale``."""
     if is_constant_over_time(inputs):
-        once = integer_input(inputs[:1], scale, range_, dtype)
-        return once.expand(len(inputs), *once.shape[1:])
+        first_step = integer_input(inputs[:1], scale, range_, dtype)
+        return first_step.expand(len(inputs), *first_step.shape[1:])
     real = inputs.double() / scale
     return straight_through(real, real.detach().round().clamp(*range_)).to(dtype)
 
 
 class Quantized(nn.Module):
-    """A network in whole numbers, over ``[T, batch, ...]``: what :func:`hibana.quantize` returns.
+    """A network in integers over ``[T, batch, ...]``, as :func:`hibana.quantize` returns it.
 
-        forward(x) = scale_out * net(clamp(round(x / scale_in), low, high))
+        forward(x) = output_scale * net(clamp(round(x / input_scale), low, high))
 
-    Inside everything is a whole number, held exactly by the dtype it is computed in, so no sum depends on its
-    order: it spikes as the program in C does, bit for bit.
+    All numbers in `net` are integers, and `dtype` holds each exactly. The result of a sum therefore does not
+    depend on its order, and the network spikes bit for bit as the program in C does.
     """
 
     def __init__(
@@ -35,9 +62,9 @@ class Quantized(nn.Module):
         self.input_scale, self.input_range = input_scale, input_range
         self.output_scale, self.bits = output_scale, bits
         self.steps = 0
-        """For how many steps it is proved that nothing overflows."""
+        """The number of steps within which no number can overflow; 0 if it is not proved."""
         self.dtype = torch.float64
-        """In which every number is exact."""
+        """The dtype of all numbers in `net`."""
 
     def integer_input(self, inputs: Tensor) -> Tensor:
         """`inputs` in units of `input_scale`, rounded to integers and clamped to `input_range`."""
@@ -46,7 +73,7 @@ class Quantized(nn.Module):
     whole_input = integer_input  # deprecated name, for one release
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What the network puts out, in the units of the network that it was made of."""
+        """The output in the units of the float network, in the dtype of `inputs`."""
         if len(inputs) > self.steps > 0:
             raise ValueError(
                 f"inputs must have at most the {self.steps} steps within which nothing overflows, "

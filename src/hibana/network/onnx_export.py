@@ -1,4 +1,4 @@
-"""A network as ONNX, with the loop over time in it: a graph whose size does not grow with T."""
+"""A network as an ONNX model that contains the loop over time, so that its size does not grow with T."""
 
 from typing import Any
 
@@ -18,78 +18,78 @@ from hibana.runtime.extras import explain_import_error
 __all__ = ["OnnxStep", "to_onnx"]
 
 OPSET = 17
+"""Version of ONNX's operators."""
 
 
 @explain_import_error("hibana.convert.to_onnx")
 def to_onnx(net: nn.Module, example: Tensor) -> Any:
-    """`net` as an ONNX model: ``Scan`` over time of one step, so that T and the batch may be any.
+    """`net` as an ONNX model: a ``Scan`` over time of one step, for any T and any number of samples.
 
-    Layers are ONNX's own (``Gemm``, ``Conv``, ``MaxPool``, ``AveragePool``), and take sums in the order
-    that the runtime likes: spikes are equal where every sum is exact, as those of :func:`hibana.quantize`
-    are. A quantised network is given whole numbers (``integer_input``) and puts out whole numbers; they are
-    float64 where float32 does not hold them all, of which onnxruntime has no convolutions.
+    Layers are operators of ONNX (``Gemm``, ``Conv``, ``MaxPool``, ``AveragePool``), whose order of summation
+    the ONNX runtime chooses. Spikes are equal if every sum is exact, as in networks of
+    :func:`hibana.quantize`. A quantized network takes integers (``integer_input``) and returns integers. They
+    are float64 if float32 does not hold them all; onnxruntime has no convolutions in float64.
 
     Args:
-        net: a network, as :func:`to_c` takes it; it is left as it is.
-        example: inputs ``[T, batch, ...]``; their dtype is the model's.
+        net: a network, as :func:`to_c` takes it; it does not change.
+        example: inputs ``[T, batch, ...]``; their dtype becomes that of the model.
 
     Returns:
         An ``onnx.ModelProto``, from ``input`` ``[T, batch, ...]`` to ``output`` ``[T, batch, ...]``.
 
     Raises:
         ModuleNotFoundError: if onnx is not installed.
-        Unsupported: naming the layer, if ONNX does not say it.
+        Unsupported: naming the layer, if it has no ONNX form.
     """
     from hibana.network.reader import read  # which imports the kinds of layers, and these this module
 
     if isinstance(net, Quantized):
         return to_onnx(net.net, net.integer_input(example))
     with torch.no_grad():
-        network = read(net, example)
-        return OnnxStep(network).written()
+        return OnnxStep(read(net, example)).model()
 
 
 class OnnxStep:
-    """An ONNX model under construction: its layers write one step."""
+    """Builds the ONNX model of a network. Layers add the operations of one step with :meth:`op`."""
 
     def __init__(self, network: Network) -> None:
         import onnx
 
         self.onnx, self.network = onnx, network
-        self.kind = onnx.helper.np_dtype_to_tensor_dtype(
-            torch.empty(0, dtype=network.dtype, device="cpu").numpy().dtype
-        )
-        self.body: list[Any] = []
-        self.outer: list[Any] = []
+        dtype = torch.empty(0, dtype=network.dtype, device="cpu").numpy().dtype
+        self.element_type = onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        self.step_nodes: list[Any] = []
+        self.outer_nodes: list[Any] = []
+        """Operations before the loop."""
         self.constants: list[Any] = []
         self.states: list[tuple[str, str, tuple[int, ...]]] = []
-        """Names before and after a step, and shapes."""
+        """Names before and after a step, and the shape of one sample."""
         self.count = 0
 
-    def written(self) -> Any:
-        """The model."""
-        helper = self.onnx.helper
-        values: dict[Node, str] = {self.network.input: "x"}
-        for node in self.network.nodes[1:]:
-            given = [
-                self._shaped(values[s], s.shape, seen)
-                for s, seen in zip(node.inputs, node.input_shapes, strict=True)
+    def model(self) -> Any:
+        """The checked model."""
+        helper, network = self.onnx.helper, self.network
+        values: dict[Node, str] = {network.input: "x"}
+        for node in network.nodes[1:]:
+            inputs = [
+                self._reshaped(values[source], source.shape, shape)
+                for source, shape in zip(node.inputs, node.input_shapes, strict=True)
             ]
-            values[node] = node.layer.to_onnx(node, given, self)
-        out = self._shaped(values[self.network.output], self.network.output.shape, self.network.output_shape)
+            values[node] = node.layer.to_onnx(node, inputs, self)
+        out = self._reshaped(values[network.output], network.output.shape, network.output_shape)
         self.op("Identity", [out], name="y")
-        befores = [self._info(before, shape) for before, _, shape in self.states]
-        afters = [self._info(after, shape) for _, after, shape in self.states]
-        into, out_of = self._info("x", self.network.input.shape), self._info("y", self.network.output_shape)
-        step = helper.make_graph(self.body, "step", [*befores, into], [*afters, out_of])
-        firsts = self._at_rest()
-        lasts = [f"{after}_last" for _, after, _ in self.states]
-        scan = helper.make_node("Scan", [*firsts, "input"], [*lasts, "output"], body=step, num_scan_inputs=1)
+        inputs = [self._info(before, shape) for before, _, shape in self.states]
+        outputs = [self._info(after, shape) for _, after, shape in self.states]
+        x, y = self._info("x", network.input.shape), self._info("y", network.output_shape)
+        step = helper.make_graph(self.step_nodes, "step", [*inputs, x], [*outputs, y])
+        last = [f"{after}_last" for _, after, _ in self.states]
+        initial = self._initial_states()
+        scan = helper.make_node("Scan", [*initial, "input"], [*last, "output"], body=step, num_scan_inputs=1)
         graph = helper.make_graph(
-            [*self.outer, scan],
+            [*self.outer_nodes, scan],
             "network",
-            [self._info("input", self.network.input.shape, over_time=True)],
-            [self._info("output", self.network.output_shape, over_time=True)],
+            [self._info("input", network.input.shape, over_time=True)],
+            [self._info("output", network.output_shape, over_time=True)],
             self.constants,
         )
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=8)
@@ -97,94 +97,97 @@ class OnnxStep:
         return model
 
     def _info(self, name: str, shape: tuple[int, ...], over_time: bool = False) -> Any:
-        sides: list[str | int] = ["batch", *shape]
-        return self.onnx.helper.make_tensor_value_info(name, self.kind, ["T", *sides] if over_time else sides)
+        """The declaration of the tensor `name`, ``[batch, *shape]``, or ``[T, batch, *shape]``."""
+        sizes: list[str | int] = ["T", "batch", *shape] if over_time else ["batch", *shape]
+        return self.onnx.helper.make_tensor_value_info(name, self.element_type, sizes)
 
-    def constant(self, values: Tensor) -> str:
-        """The name of a constant tensor."""
-        name = f"c{len(self.constants)}"
+    def constant(self, values: Tensor, name: str = "") -> str:
+        """Adds a constant tensor, and returns its name."""
+        name = name or f"c{len(self.constants)}"
         self.constants.append(self.onnx.numpy_helper.from_array(values.detach().contiguous().numpy(), name))
         return name
 
     def number(self, number: float) -> str:
-        """The name of a constant number."""
+        """Adds a constant number, and returns its name."""
         return self.constant(torch.tensor(number, dtype=self.network.dtype, device="cpu"))
 
-    def op(self, op: str, given: list[str], name: str = "", outer: bool = False, **settings: Any) -> str:
-        """Writes an operation; the name of its result."""
+    def op(self, op: str, inputs: list[str], name: str = "", outer: bool = False, **settings: Any) -> str:
+        """Adds an operation to the step, or before the loop if `outer`; returns its result's name."""
         self.count += 1
         name = name or f"v{self.count}"
-        (self.outer if outer else self.body).append(self.onnx.helper.make_node(op, given, [name], **settings))
+        nodes = self.outer_nodes if outer else self.step_nodes
+        nodes.append(self.onnx.helper.make_node(op, inputs, [name], **settings))
         return name
 
-    def state(self, name: str, shape: tuple[int, ...]) -> tuple[str, str]:
-        """The names before and after the step of a state that starts as zeros, ``[batch, *shape]``."""
-        before, after = f"{name}_before", name
-        self.states.append((before, after, shape))
-        zero = torch.zeros((1, *(1 for _ in shape)), dtype=self.network.dtype, device="cpu")
-        self.constants.append(self.onnx.numpy_helper.from_array(zero.numpy(), f"{before}_first"))
-        return before, after
+    def _add_state(self, name: str, shape: tuple[int, ...], initial: Tensor) -> str:
+        """Adds a state that the step writes as `name`, and returns its name before the step.
 
-    def _shaped(self, value: str, shape: tuple[int, ...], seen: tuple[int, ...]) -> str:
-        if shape == seen:
+        Its samples have `shape`, and `initial` broadcasts to ``[batch, *shape]``.
+        """
+        before = f"{name}_before"
+        self.states.append((before, name, shape))
+        self.constant(initial, f"{before}_first")
+        return before
+
+    def _reshaped(self, value: str, shape: tuple[int, ...], new_shape: tuple[int, ...]) -> str:
+        """`value`, whose samples have `shape`, with samples of `new_shape`."""
+        if shape == new_shape:
             return value
-        return self.op("Reshape", [value, self.constant(int64_tensor([-1, *seen]))])
+        return self.op("Reshape", [value, self.constant(int64_tensor([-1, *new_shape]))])
 
     def past(self, value: str, channels: int, pixels: int, reach: int) -> str:
         """`value` at the last steps, ``[batch, channels, reach + 1, pixels]``, the earliest step first."""
         now = self.op("Reshape", [value, self.constant(int64_tensor([-1, channels, 1, pixels]))])
         if reach == 0:
             return now
-        before, after = self.state(f"past{len(self.states)}", (channels, reach, pixels))
+        after = f"past{len(self.states)}"
+        zero = torch.zeros((1, 1, 1, 1), dtype=self.network.dtype, device="cpu")
+        before = self._add_state(after, (channels, reach, pixels), zero)
         steps = self.op("Concat", [before, now], axis=2)
-        one, end, axis = (self.constant(int64_tensor([number])) for number in (1, reach + 1, 2))
-        self.op("Slice", [steps, one, end, axis], name=after)
+        start, end, axis = (self.constant(int64_tensor([number])) for number in (1, reach + 1, 2))
+        self.op("Slice", [steps, start, end, axis], name=after)
         return steps
 
     def neurons(self, node: Node, value: str) -> str:
-        """A layer of neurons that reads `value`; the name of what it emits."""
-        step, rest, held = trace_step(node, self.network.dtype)
-        try:
-            return self._step(step, len(self.states), value, rest, held)
-        except Unsupported as refused:
-            raise Unsupported(f"layer {node.name!r}: {refused}") from refused
-
-    def _step(
-        self, step: Step, at: int, given: str, rest: tuple[Tensor, ...], held: tuple[Tensor, ...]
-    ) -> str:
-        names = {"x": given}
-        for i, (state, first) in enumerate(zip(step.states, rest, strict=True)):
-            before = f"{state}{at}_before"
-            names["emitted_before" if i == len(step.states) - 1 else state] = before
-            self.states.append((before, f"{state}{at}", tuple(first.shape[1:])))
-            begun = first.contiguous().numpy()
-            self.constants.append(self.onnx.numpy_helper.from_array(begun, f"{before}_first"))
+        """Adds the neurons of `node` with the input `value`, and returns the name of their output."""
+        step, initial, tensors = trace_step(node, self.network.dtype)
+        names, index = {"x": value}, len(self.states)
+        for i, (state, values) in enumerate(zip(step.states, initial, strict=True)):
+            row = "emitted_before" if i == len(step.states) - 1 else state
+            names[row] = self._add_state(f"{state}{index}", tuple(values.shape[1:]), values)
         stores = forward_pass(step, None)
-        results = _Writing(self, step, names, held).run(stores.values())
+        try:
+            results = _StepValues(self, step, names, tensors).run(stores.values())
+        except Unsupported as error:
+            raise Unsupported(f"layer {node.name!r}: {error}") from error
         for name, result in zip(stores, results, strict=True):
-            self.op("Identity", [result], name=f"{name}{at}")
-        return f"{step.states[-1]}{at}"
+            self.op("Identity", [result], name=f"{name}{index}")
+        return f"{step.states[-1]}{index}"
 
-    def _at_rest(self) -> list[str]:
-        """The states at rest, for as many samples as there are."""
+    def _initial_states(self) -> list[str]:
+        """The names of the initial states, expanded to the number of samples of the input."""
         if not self.states:
             return []
-        one = self.constant(int64_tensor([1]))
-        sides = self.op("Shape", ["input"], outer=True)
-        batch = self.op("Slice", [sides, one, self.constant(int64_tensor([2]))], outer=True)
-        firsts = []
+        start, end = (self.constant(int64_tensor([number])) for number in (1, 2))
+        batch = self.op("Slice", [self.op("Shape", ["input"], outer=True), start, end], outer=True)
+        names = []
         for before, _, shape in self.states:
             sizes = self.op("Concat", [batch, self.constant(int64_tensor(shape))], outer=True, axis=0)
-            firsts.append(self.op("Expand", [f"{before}_first", sizes], outer=True))
-        return firsts
+            names.append(self.op("Expand", [f"{before}_first", sizes], outer=True))
+        return names
 
 
-class _Writing(Analysis[str]):
-    """The names of a step's values in an ONNX model; `rows` has those of the input and the states."""
+class _StepValues(Analysis[str]):
+    """Adds the values of a neuron's step to an ONNX model: each value's result is its name in the model.
 
-    def __init__(self, model: OnnxStep, step: Step, rows: dict[str, str], held: tuple[Tensor, ...]) -> None:
+    `rows` has the names of the input and the states; `tensors` are the step's parameters and matrices.
+    """
+
+    def __init__(
+        self, model: OnnxStep, step: Step, rows: dict[str, str], tensors: tuple[Tensor, ...]
+    ) -> None:
         super().__init__()
-        self.model, self.step, self.rows, self.held = model, step, rows, held
+        self.model, self.step, self.rows, self.tensors = model, step, rows, tensors
 
     def on_number(self, value: Value) -> str:
         return self.model.number(float(value.data))
@@ -193,20 +196,20 @@ class _Writing(Analysis[str]):
         return self.rows.get(str(value.data)) or self.on_scalar(value)
 
     def on_scalar(self, value: Value) -> str:
-        kind, index = str(value.data)[0], int(str(value.data)[1:].strip("[]").partition("[")[0])
-        if kind == "c":
+        letter, index = str(value.data)[0], int(str(value.data)[1:].strip("[]").partition("[")[0])
+        if letter == "c":
             return self.model.number(self.step.constants[index])
-        return self.model.constant(self.held[index].to(self.model.network.dtype))
+        return self.model.constant(self.tensors[index].to(self.model.network.dtype))
 
     def product(self, value: Value, args: list[str]) -> str:
         index, transposed = value.matrix
-        matrix = self.held[self.step.parameters + index]
+        matrix = self.tensors[self.step.parameters + index]
         matrix = matrix.reshape(matrix.shape[-2:])
         return self.model.op("MatMul", [*args, self.model.constant(matrix.T if transposed else matrix)])
 
     def operation(self, value: Value, row: Operation, args: list[str]) -> str:
         for op in row_of(row.name, "onnx").onnx.split():
-            kind = self.model.onnx.TensorProto.BOOL if row.boolean else self.model.kind
-            settings: dict[str, Any] = {"to": kind} if op == "Cast" else {}
+            element_type = self.model.onnx.TensorProto.BOOL if row.boolean else self.model.element_type
+            settings: dict[str, Any] = {"to": element_type} if op == "Cast" else {}
             args = [self.model.op(op, args, **settings)]
         return args[0]

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import add_hint
-from hibana.network.fold import folded_calls
+from hibana.network.fold import trace_folded
 from hibana.network.graph import Network, Node
 from hibana.network.layers import LAYERS, Call, LayerKind, kind_of, kind_of_function
 
@@ -50,7 +50,7 @@ def read(net: nn.Module, example: Tensor, *, shares_state: bool = False) -> Netw
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            folded, lines = folded_calls(net)
+            folded, lines = trace_folded(net)
         except ValueError as error:
             raise Unsupported(str(error)) from error
         return _Reading(folded, lines, example, shares_state).network()

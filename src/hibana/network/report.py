@@ -1,4 +1,4 @@
-"""What a conversion did: firing rates against activations, accuracy against time."""
+"""The report of :func:`hibana.from_ann`: firing rates against activations, and accuracy against time."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,25 +11,28 @@ from torch import Tensor, fx, nn
 from hibana.compiler import State
 from hibana.nn.layers import run
 
-__all__ = ["Batch", "Conversion", "LayerReport", "accuracy_over_time", "batches_of", "outputs_of", "report"]
+__all__ = ["Batch", "Conversion", "LayerReport", "accuracy_over_time", "batches_of", "report", "sum_outputs"]
 
 Batch = tuple[Tensor, Tensor | None]
-STEPS_AT_ONCE = 16
-SAMPLES_AT_ONCE = 64
+"""Inputs ``[N, ...]``, and their classes ``[N]`` or None."""
+CHUNK_STEPS = 16
+"""Steps that a network runs at a time."""
+BATCH_SIZE = 64
+"""Samples of a tensor that a network runs at a time."""
 
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer of neurons against the activation that it stands for, on the calibration data.
+    """One layer of neurons compared with the activation that it replaces, on the calibration data.
 
     Attributes:
         name: the layer.
-        neurons: how many there are.
-        threshold: theirs, in units of the activation.
+        neurons: the number of neurons.
+        threshold: the neurons' threshold, in units of the activation.
         activation: mean activation of the ReLU, in thresholds.
         rate: mean firing rate, spikes per neuron and step.
         error: mean distance of firing rate and activation, in thresholds.
-        saturated: share of the activations above the threshold, which a rate cannot follow.
+        saturated: fraction of the activations above the threshold, which a rate cannot follow.
     """
 
     name: str
@@ -43,12 +46,12 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class Conversion:
-    """What a conversion did, on the calibration data. Printed, it is a table.
+    """The report of a conversion on the calibration data. ``print`` shows it as a table.
 
     Attributes:
-        layers: each layer of neurons.
-        ann_accuracy: of the ReLU network.
-        accuracy: of the spiking network after 1, 2, 4, … T steps.
+        layers: one report per layer of neurons.
+        ann_accuracy: accuracy of the ReLU network.
+        accuracy: accuracy of the spiking network after 1, 2, 4, … T steps.
         labelled: whether accuracy is against labels; else it is against the ReLU network's own classes.
     """
 
@@ -77,32 +80,29 @@ class Conversion:
 
 @torch.no_grad()
 def accuracy_over_time(network: nn.Module, inputs: Tensor, labels: Tensor, T: int) -> Tensor:  # noqa: N803
-    """The share of `inputs` in the right class after each of T steps, ``[T]``.
+    """The fraction of `inputs` that is classified correctly after each of T steps, ``[T]``.
 
     Args:
-        network: what :func:`from_ann` returned.
+        network: the network that :func:`from_ann` returned.
         inputs: ``[N, ...]``, each a constant current.
-        labels: ``[N]``, the classes.
+        labels: the classes, ``[N]``.
         T: the number of steps.
     """
-    right = torch.zeros(T, dtype=torch.float32, device="cpu")
-    for x, y in zip(_few(inputs), _few(labels), strict=True):
-        steps = torch.cat([_right(part, y) for part in _in_parts(network, x, T)])
-        right += steps.cpu()
-    return right / len(labels)
+    batches = zip(torch.split(inputs, BATCH_SIZE), torch.split(labels, BATCH_SIZE), strict=True)
+    return sum(_correct_counts(network, x, y, T) for x, y in batches) / len(labels)  # type: ignore[return-value] # tensors
 
 
 def batches_of(data: Tensor | tuple[Tensor, Tensor] | Iterable[Any]) -> list[Batch]:
-    """Calibration data as (inputs, labels or nothing), a few samples at a time.
+    """Calibration data as batches of inputs and labels.
 
     Raises:
         ValueError: if there is no sample.
     """
     if isinstance(data, Tensor):
-        batches: list[Batch] = [(x, None) for x in _few(data)]
+        batches: list[Batch] = [(x, None) for x in torch.split(data, BATCH_SIZE)]
     elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
         x, y = data
-        batches = list(zip(_few(x), _few(y), strict=True))
+        batches = list(zip(torch.split(x, BATCH_SIZE), torch.split(y, BATCH_SIZE), strict=True))
     else:
         batches = [(batch, None) if isinstance(batch, Tensor) else (batch[0], batch[1]) for batch in data]
     if not batches or any(len(x) == 0 for x, _ in batches):
@@ -110,15 +110,11 @@ def batches_of(data: Tensor | tuple[Tensor, Tensor] | Iterable[Any]) -> list[Bat
     return batches
 
 
-def _few(data: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(data, SAMPLES_AT_ONCE)
-
-
 @contextmanager
-def outputs_of(
+def sum_outputs(
     net: nn.Module, names: Iterable[str], *, over_time: bool = False
 ) -> Iterator[dict[str, Tensor]]:
-    """The sum of what each of the layers `names` returns within it, over calls, and steps if `over_time`."""
+    """Sums the outputs of the layers `names` over all calls in the block, and over steps if `over_time`."""
     totals: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
@@ -135,48 +131,48 @@ def outputs_of(
 
 
 def report(
-    traced: fx.GraphModule,
+    ann: fx.GraphModule,
     network: fx.GraphModule,
     thresholds: dict[str, float],
     batches: list[Batch],
     steps: int,
 ) -> Conversion:
-    """Runs both networks on the calibration data and compares them, layer by layer and step by step."""
-    points = sorted({2**n for n in range(steps.bit_length())} | {steps})
+    """Compares the ReLU network `ann` with the spiking `network` over `steps` on the calibration data."""
     sums = {name: torch.zeros(4, dtype=torch.float64, device="cpu") for name in thresholds}
     neurons: dict[str, int] = {}
-    right = torch.zeros(steps, dtype=torch.float32, device="cpu")
-    right_ann, samples = 0, 0
+    correct = torch.zeros(steps, dtype=torch.float32, device="cpu")
+    ann_correct, samples = 0, 0
     for x, labels in batches:
-        with outputs_of(traced, thresholds) as activations:
-            classes = traced(x).flatten(1).argmax(1)
-        wanted = classes if labels is None else labels
-        with outputs_of(network, thresholds, over_time=True) as spikes:
-            right += torch.cat([_right(part, wanted) for part in _in_parts(network, x, steps)]).cpu()
-        right_ann += int((classes == wanted).sum())
+        with sum_outputs(ann, thresholds) as activations:
+            classes = ann(x).flatten(1).argmax(1)
+        targets = classes if labels is None else labels
+        with sum_outputs(network, thresholds, over_time=True) as spikes:
+            correct += _correct_counts(network, x, targets, steps)
+        ann_correct += int((classes == targets).sum())
         samples += len(x)
         for name, threshold in thresholds.items():
             activation, rate = activations[name] / threshold, spikes[name] / steps
             neurons[name] = activation[0].numel()
-            means = [activation, rate, (activation - rate).abs(), (activation > 1).float()]
-            sums[name] += torch.stack([m.double().mean() for m in means]).cpu() * len(x)
+            values = [activation, rate, (activation - rate).abs(), (activation > 1).float()]
+            sums[name] += torch.stack([value.double().mean() for value in values]).cpu() * len(x)
     layers = tuple(
         LayerReport(name, neurons[name], threshold, *(sums[name] / samples).tolist())
         for name, threshold in thresholds.items()
     )
-    accuracy = {t: float(right[t - 1] / samples) for t in points}
-    return Conversion(layers, right_ann / samples, accuracy, batches[0][1] is not None)
+    powers = sorted({2**n for n in range(steps.bit_length())} | {steps})
+    accuracy = {t: float(correct[t - 1] / samples) for t in powers}
+    return Conversion(layers, ann_correct / samples, accuracy, batches[0][1] is not None)
 
 
-def _right(outputs: Tensor, wanted: Tensor) -> Tensor:
-    """How many samples have their largest output at the class wanted, at each step of ``[T, batch, ...]``."""
-    return (outputs.flatten(2).argmax(2) == wanted).sum(1)
+def _correct_counts(network: nn.Module, x: Tensor, classes: Tensor, steps: int) -> Tensor:
+    """The number of samples whose largest output is that of their class, after each step, ``[steps]``.
 
-
-def _in_parts(network: nn.Module, x: Tensor, steps: int) -> Iterator[Tensor]:
-    """What `network` returns for a constant current, a few steps at a time, so that memory stays small."""
+    The network runs `CHUNK_STEPS` steps of the constant current `x` at a time, which bounds its memory.
+    """
     state: dict[str, State] | None = None
-    for begun in range(0, steps, STEPS_AT_ONCE):
-        part = min(STEPS_AT_ONCE, steps - begun)
-        outputs, state = run(network, x.expand(part, *x.shape), state)
-        yield outputs
+    counts = []
+    for start in range(0, steps, CHUNK_STEPS):
+        chunk = min(CHUNK_STEPS, steps - start)
+        outputs, state = run(network, x.expand(chunk, *x.shape), state)
+        counts.append((outputs.flatten(2).argmax(2) == classes).sum(1))
+    return torch.cat(counts).cpu()

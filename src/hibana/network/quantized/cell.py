@@ -17,21 +17,12 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
-from hibana.network.straight import straight_through
+from hibana.network.integer_network import straight_through
 
-__all__ = ["FixedCell", "fixed_cell", "ranges_of"]
+__all__ = ["FixedCell", "fixed_cell", "measure_ranges"]
 
-_TRACED: "WeakKeyDictionary[Cell, tuple[object, Step]]" = WeakKeyDictionary()
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
-    **{
-        name: getattr(operator, name)
-        for name in ("add", "sub", "mul", "neg", "gt", "ge", "lt", "le", "eq", "ne")
-    },
-    **{name: getattr(torch, f"logical_{name}") for name in ("and", "or", "xor", "not")},
-    **{name: getattr(torch, name) for name in ("abs", "floor", "maximum", "minimum", "where")},
-    "to_bool": lambda x: x != 0,
-    "product": torch.matmul,
-}
+_TRACES: "WeakKeyDictionary[Cell, tuple[object, Step]]" = WeakKeyDictionary()
+"""The step of each traced cell, and a key that changes if the step would."""
 
 
 def fixed_cell(
@@ -46,156 +37,179 @@ def fixed_cell(
     """`cell` in integers.
 
     Args:
-        name: of its layer.
-        cell: in the units of its network.
-        shape: of one sample.
-        unit: of an integer of its input, or one for each channel.
+        name: the layer's name, for messages.
+        cell: the cell in floats.
+        shape: the shape of one sample.
+        unit: the real number that 1 of the integer input stands for, or one number per channel.
         limit: the largest integer in a matrix of the step.
-        ranges: those of :func:`ranges_of`, if the form depends on them.
-        training: gradients are those of `cell` at the same states.
+        ranges: those of :func:`measure_ranges`; None if they are not measured.
+        training: whether the result has the gradient of `cell`.
 
     Raises:
-        RangesNeeded: if the form depends on ranges, and there are none.
+        RangesNeeded: if the form depends on `ranges`, and they are None.
         Unsupported: naming the layer, the cell and the operation that has no integer form.
     """
-    step, tensors, rest = _traced(name, cell, shape)
+    step, tensors, states = _traced_step(name, cell, shape)
     try:
-        form = fixed_step(step, tensors, rest, unit, limit, ranges)
-    except Unsupported as refused:
-        raise Unsupported(f"layer {name!r}: {type(cell).__name__}: {refused}") from refused
-    return FixedCell(cell, form, rest, unit, training)
+        form = fixed_step(step, tensors, states, unit, limit, ranges)
+    except Unsupported as error:
+        raise Unsupported(f"layer {name!r}: {type(cell).__name__}: {error}") from error
+    return FixedCell(cell, form, states, unit, training)
 
 
-def ranges_of(name: str, cell: Cell, shape: tuple[int, ...], inputs: Tensor) -> list[Range]:
-    """The range of each value of the step of `cell` over `inputs`, ``[T, batch, ...]``."""
-    return measured_ranges(*_traced(name, cell, shape), inputs)
+def measure_ranges(name: str, cell: Cell, shape: tuple[int, ...], inputs: Tensor) -> list[Range]:
+    """The range of each value in the step of `cell` over `inputs`, ``[T, batch, ...]``."""
+    return measured_ranges(*_traced_step(name, cell, shape), inputs)
 
 
-def _traced(name: str, cell: Cell, shape: tuple[int, ...]) -> tuple[Step, list[Tensor], list[Tensor]]:
-    """The step of `cell` in float64, the tensors that it reads, and its states at rest."""
-    one = torch.zeros(1, *shape, dtype=torch.float64, device="cpu")
+def _traced_step(name: str, cell: Cell, shape: tuple[int, ...]) -> tuple[Step, list[Tensor], list[Tensor]]:
+    """The step of `cell` in float64, its tensors, and its initial states for one sample of `shape`."""
+    example = torch.zeros(1, *shape, dtype=torch.float64, device="cpu")
     try:
-        about = dependencies_of(cell).key
-    except Unsupported:
-        about = None
-    known, step = _TRACED.get(cell, (None, None))
-    if step is None or about is None or known != (about, one.shape):
+        key: object = (dependencies_of(cell).key, example.shape)
+    except Unsupported:  # the cell depends on objects that cannot be compared
+        key = None
+    previous_key, step = _TRACES.get(cell, (None, None))
+    if step is None or key is None or previous_key != key:
         try:
-            step = trace(deepcopy(cell).double(), one.shape, torch.float64)
-        except Unsupported as refused:
-            raise Unsupported(f"layer {name!r}: {refused}") from refused
-        _TRACED[cell] = (about, one.shape), step
+            step = trace(deepcopy(cell).double(), example.shape, torch.float64)
+        except Unsupported as error:
+            raise Unsupported(f"layer {name!r}: {error}") from error
+        _TRACES[cell] = key, step
     with torch.no_grad():
         tensors = [value.detach().double().cpu() for value in tensors_of(cell).values()]
-        rest = [state.double().cpu() for state in cell.initial_state(one)]
-    return step, tensors, rest
+        states = [state.double().cpu() for state in cell.initial_state(example)]
+    return step, tensors, states
+
+
+def _function(operation: str) -> Callable[..., Any]:
+    """The Python or PyTorch function of an operation of a step, for tensors and Python numbers."""
+    function: Callable[..., Any] | None = getattr(torch, f"logical_{operation}", None)
+    return function or getattr(operator, operation, None) or getattr(torch, operation)
 
 
 @final
 class FixedCell(Cell):
-    """The step of a cell in integers, which are held exactly by the dtype of its input.
+    """The step of a cell in integers, in a dtype that holds each integer exactly.
 
-    In training its gradient is that of the cell itself, in its own units, at the same states (straight
-    through all roundings of a step).
+    In training the gradient of a step is that of the float cell at the same states: it passes straight
+    through all roundings. Buffers are named by a letter and an index: ``c`` constants of the step, ``m``
+    matrices, ``u`` the units of the input (0) and of the states, ``r`` initial states, ``l`` tensors of the
+    float cell.
     """
 
     def __init__(
-        self, cell: Cell, form: FixedStep, rest: Sequence[Tensor], unit: Tensor, training: bool
+        self, cell: Cell, form: FixedStep, states: Sequence[Tensor], unit: Tensor, training: bool
     ) -> None:
         nn.Module.__init__(self)
-        self.name, self.names = type(cell).__name__, tuple(cell.state_names())
+        self.cell_name, self.names = type(cell).__name__, tuple(cell.state_names())
         self._enter(self.names)
         order = reachable(form.nexts)
-        at = {value: i for i, value in enumerate(order)}
+        index = {value: i for i, value in enumerate(order)}
         self.program: tuple[tuple[Any, ...], ...] = tuple(
-            (v.op, int(v.data), *(at[argument] for argument in v.args)) for v in order
+            (v.op, int(v.data), *(index[argument] for argument in v.args)) for v in order
         )
-        """Operations, what they read, and the indices of their arguments."""
-        self.ends = tuple(at[value] for value in form.nexts)
+        """The values of the step in order: operation, data, and the indices of the arguments."""
+        self.outputs = tuple(index[value] for value in form.nexts)
         self.fractions, self.errors = form.fractions, dict(form.errors)
         self.emits_spikes = len(self.names) - 1 in form.spikes
-        self.of: tuple[Cell, ...] = (cell,) if training else ()
-        """The cell whose gradient it has, which is not a part of it."""
-        self.learned = tuple(tensors_of(cell)) if training else ()
-        units = (unit, *form.units)
-        begun = tuple((state[0] / u).round() for state, u in zip(rest, form.units, strict=True))
-        self.at_rest = not any(bool(state.any()) for state in begun)
-        for kind, values in (("c", form.constants), ("m", form.matrices), ("u", units), ("r", begun)):
-            for i, value in enumerate(values):
-                self.register_buffer(f"{kind}{i}", value, persistent=False)
-        for i, value in enumerate(tensors_of(cell).values() if training else ()):
-            self.register_buffer(f"l{i}", value.double(), persistent=False)
+        self.float_cell: tuple[Cell, ...] = (cell,) if training else ()
+        """The cell that gives the gradient; in a tuple, so that it is not registered as a submodule."""
+        self.tensor_names = tuple(tensors_of(cell)) if training else ()
+        initial = [(state[0] / u).round() for state, u in zip(states, form.units, strict=True)]
+        self.starts_at_zero = not any(bool(state.any()) for state in initial)
+        learned = [values.double() for values in tensors_of(cell).values()] if training else []
+        numbers = {
+            "c": form.constants,
+            "m": form.matrices,
+            "u": (unit, *form.units),
+            "r": initial,
+            "l": learned,
+        }
+        for letter, tensors in numbers.items():
+            for i, values in enumerate(tensors):
+                self.register_buffer(f"{letter}{i}", values, persistent=False)
 
     @property
     def unit(self) -> Tensor:
-        """The unit of what it emits."""
-        unit: Tensor = self._read("u", len(self.names))
+        """The unit of the output."""
+        unit: Tensor = self._buffer("u", len(self.names))
         return unit
 
-    def takes(self, other: "FixedCell") -> bool:
-        """Takes the numbers of `other` and returns True, if the compiled step of this cell serves both."""
-        alike = ("program", "ends", "fractions", "of", "at_rest", "errors")
-        same = all(getattr(self, name) == getattr(other, name) for name in alike)
+    def copy_numbers(self, other: "FixedCell") -> bool:
+        """Takes over the buffers of `other` if both have the same program, and returns whether they have.
+
+        The compiled step of this cell then serves the numbers of `other` as well.
+        """
+        compared = ("program", "outputs", "fractions", "float_cell", "starts_at_zero", "errors")
+        same = all(getattr(self, name) == getattr(other, name) for name in compared)
         if same:
             self._buffers.update(other._buffers)
         return same
 
-    def for_inference(self) -> None:
-        """Drops what only training needs."""
-        for i in range(len(self.learned)):
+    def remove_gradient(self) -> None:
+        """Removes the float cell and its tensors, which only training needs."""
+        for i in range(len(self.tensor_names)):
             del self._buffers[f"l{i}"]
-        self.of, self.learned = (), ()
+        self.float_cell, self.tensor_names = (), ()
 
     def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """The next states in integers."""
         values: list[Any] = []
-        for op, data, *args in self.program:
-            if op == "input":
-                values.append(input_)
-            elif op == "previous":
-                values.append(state[data])
-            elif op == "number":
-                values.append(data)
-            elif op == "constant":
-                values.append(self.fractions[data])
-            elif op == "parameter":
-                values.append(self._read("c", data))
-            elif op == "to_float":
-                values.append(values[args[0]].to(input_.dtype))
-            else:
-                matrix = (self._read("m", data // 2),) if op == "product" else ()
-                values.append(_FUNCTIONS[op](*(values[i] for i in args), *matrix))
-        after = tuple(values[i] for i in self.ends)
-        if not self.of:
+        for op, data, *indices in self.program:
+            arguments = [values[i] for i in indices]
+            match op:
+                case "input":
+                    result: Any = input_
+                case "previous":
+                    result = state[data]
+                case "number":
+                    result = data
+                case "constant":
+                    result = self.fractions[data]
+                case "parameter":
+                    result = self._buffer("c", data)
+                case "product":
+                    result = arguments[0] @ self._buffer("m", data // 2)
+                case "to_float":
+                    result = arguments[0].to(input_.dtype)
+                case "to_bool":
+                    result = arguments[0] != 0
+                case _:
+                    result = _function(op)(*arguments)
+            values.append(result)
+        after = tuple(values[i] for i in self.outputs)
+        if not self.float_cell:
             return after
-        units = [self._read("u", i + 1) for i in range(len(after))]
-        real = self._real(input_ * self._read("u", 0), *map(operator.mul, state, units))
+        units = [self._buffer("u", i + 1) for i in range(len(after))]
+        real = self._float_step(input_ * self._buffer("u", 0), *map(operator.mul, state, units))
         return tuple(straight_through(r / u, a) for r, u, a in zip(real, units, after, strict=True))
 
-    def _real(self, *given: Tensor) -> tuple[Tensor, ...]:
-        """The step of the cell itself, in its own units."""
-        if not self.learned:
-            return self.of[0](*given)  # type: ignore[no-any-return]
-        tensors = {name: self._read("l", i) for i, name in enumerate(self.learned)}
-        real: tuple[Tensor, ...] = torch.func.functional_call(self.of[0], tensors, given, tie_weights=False)
+    def _float_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The next states of the float cell, from its input and states."""
+        (cell,) = self.float_cell
+        if not self.tensor_names:
+            return cell(*inputs)  # type: ignore[no-any-return]
+        tensors = {name: self._buffer("l", i) for i, name in enumerate(self.tensor_names)}
+        real: tuple[Tensor, ...] = torch.func.functional_call(cell, tensors, inputs, tie_weights=False)
         return real
 
-    def _read(self, kind: str, index: int) -> Any:
-        return self._buffers[f"{kind}{index}"]
+    def _buffer(self, letter: str, index: int) -> Any:
+        return self._buffers[f"{letter}{index}"]
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # those of the cell
         return self.names
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
         zeros = torch.zeros_like(input_)
-        return tuple(zeros + self._read("r", i) for i in range(len(self.names)))
+        return tuple(zeros + self._buffer("r", i) for i in range(len(self.names)))
 
     def rests_at_zero(self) -> bool:
-        return self.at_rest
+        return self.starts_at_zero
 
     def _get_name(self) -> str:
-        return f"Int{self.name}"
+        return f"Int{self.cell_name}"
 
     def extra_repr(self) -> str:
-        """The errors of its piecewise linear functions and matrices."""
-        return ", ".join(f"{what}: {error:.2g}" for what, error in self.errors.items())
+        """The errors of piecewise linear functions and matrices."""
+        return ", ".join(f"{name}: {error:.2g}" for name, error in self.errors.items())

@@ -1,6 +1,8 @@
-"""A network in whole numbers: weights of few bits, potentials in 32, nothing that overflows."""
+"""A network in integers, whose numbers provably fit into 32 bits, and the report of its quantization."""
 
 import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,44 +12,79 @@ from hibana.network.c import exact_dtype
 from hibana.network.graph import Node
 from hibana.network.integer_network import Quantized
 from hibana.network.quantized.aware import QuantizationAware, quantization_aware
-from hibana.network.quantized.changes import Quantization, change, same_class
 from hibana.network.reader import read
-from hibana.network.straight import doubles
 
-__all__ = ["quantize"]
+__all__ = ["LayerChange", "Quantization", "quantize"]
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """How quantization changed a layer."""
+
+    name: str
+    what: str
+    """The class of the layer, or of its cell."""
+    weight_error: float
+    """Norm of the change of the weights, divided by the norm of the weights; 0 without weights."""
+    before: float
+    """Fraction of the outputs on the calibration data that are not zero, before quantization."""
+    after: float
+    """The same fraction after quantization."""
+    agreement: float
+    """Fraction of the outputs that are equal, for spikes; else the correlation of the outputs."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """The report of :func:`quantize`."""
+
+    layers: tuple[LayerChange, ...]
+    same_class: float
+    """Fraction of the samples and steps whose largest output has the same index."""
+
+    def __str__(self) -> str:
+        head = f"{'layer':12} {'':12} {'weights changed':>15} {'not zero':>10} {'now':>10} {'agreement':>10}"
+        rows = [
+            f"{c.name:12.12} {c.what:12} {c.weight_error:15.2%} {c.before:10.2%} {c.after:10.2%} "
+            f"{c.agreement:10.2%}"
+            for c in self.layers
+        ]
+        return "\n".join([head, *rows, f"same class: {self.same_class:.2%}"])
 
 
 def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tuple[Quantized, Quantization]:
-    """`net` in whole numbers: weights of `bits` bits, potentials in 32 bits that provably do not overflow.
+    """`net` in integers: weights of `bits` bits, and potentials of 32 bits that provably do not overflow.
 
         q_oi = round(W_oi / s_o),  s_o = max_i |W_oi| / (2^(bits-1) - 1),  threshold_o / s_o rounded down
 
-    Each output channel below spiking neurons has a scale of its own, which goes into its neuron's threshold;
-    what is read out has one for all, so that its numbers can be compared, and so have layers that read spikes
-    and whose outputs are added. Weights of which each is a multiple of the smallest, at most 2^(bits-1) - 1
-    times it, are represented exactly. Inputs become bytes, unless all are 0 or 1; batch normalisation is
-    folded. A leak is a shift where tau is a power of two, else a product that is rounded. With neurons that
-    do not leak, on spikes, nothing is multiplied. Cells of any kind get the fixed-point form of their step
-    (:mod:`hibana.compiler.analysis.fixed_point`), with matrices of `bits` bits.
+    Each output channel before spiking neurons has its own scale, which the threshold of its neuron absorbs.
+    A readout has one scale, so that its outputs can be compared, and so have layers that read spikes and are
+    added. Weights that are multiples of the smallest one, by at most 2^(bits-1) - 1, are represented exactly.
+    Inputs become bytes, unless all are 0 or 1; batch normalisation is folded. A leak is a shift if tau is a
+    power of two, else a rounded product. Neurons without a leak that read spikes need no multiplication.
+    Cells of any kind get the fixed-point form of their step (:mod:`hibana.compiler.analysis.fixed_point`),
+    with matrices of `bits` bits.
 
     Args:
-        net: a trained network, as :func:`to_c` takes it, or one that :func:`quantization_aware` made, which
-            is taken as it computes; it is left as it is.
-        calibration: inputs ``[T, batch, ...]``, such as training samples: they say what range inputs, and the
-            states of some cells, have, for how many steps nothing may overflow, and what the report compares.
-        bits: of a weight, from 2 to 8; 8 if none are given, or those that `net` was trained with.
+        net: a trained network, as :func:`to_c` takes it, or the result of :func:`quantization_aware`, whose
+            integers stay the same; it does not change.
+        calibration: inputs ``[T, batch, ...]``, such as training samples. They determine the range of inputs
+            and of the states of some cells, and the number of steps within which nothing may overflow; the
+            report compares the outputs on them.
+        bits: bits of a weight, from 2 to 8; None for 8, or for the bits that `net` was trained with.
 
     Returns:
-        The network, which takes and gives what `net` does, and the report.
+        The network, with the inputs and outputs of `net`, and the report.
 
     Raises:
-        ValueError: if `bits` is none of these, or not what `net` was trained with.
-        Unsupported: naming the layer, if it or an operation in its step has no form in whole numbers, or a
-            number does not fit.
+        ValueError: if `bits` is not an integer from 2 to 8, or differs from the bits that `net` was trained
+            with.
+        Unsupported: naming the layer, if it or an operation in its step has no integer form, or a number
+            does not fit.
 
     Source: Jacob et al. (2018), *Quantization and training of neural networks for efficient
-    integer-arithmetic-only inference*, for scales per channel and integer sums; that a threshold takes the
-    scale is the neuron's own.
+    integer-arithmetic-only inference*, for scales per channel and integer sums; that a threshold absorbs the
+    scale is particular to spiking neurons.
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Linear(2, 8), hb.IF(), torch.nn.Linear(8, 3), hb.LI())
@@ -57,62 +94,77 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
     >>> program.kind, program.input
     ('int32_t', 'uint8_t')
     """
-    trained = isinstance(net, QuantizationAware)
-    if isinstance(net, QuantizationAware):
-        if bits not in (None, net.bits):
-            raise ValueError(f"bits must be {net.bits}, which the network was trained with, got {bits!r}")
-        aware = net
-    else:
-        aware = quantization_aware(net, calibration, 8 if bits is None else bits)
+    is_trained = isinstance(net, QuantizationAware)
+    default_bits = 8 if bits is None else bits
+    aware = net if isinstance(net, QuantizationAware) else quantization_aware(net, calibration, default_bits)
+    if bits not in (None, aware.bits):
+        raise ValueError(f"bits must be {aware.bits}, which the network was trained with, got {bits!r}")
     with torch.no_grad():
-        whole = aware.quantized()
-        whole.steps, whole.dtype = len(calibration), exact_dtype(whole, calibration)
-        whole.net.to(whole.dtype)
+        small = aware.quantized()
+        small.steps, small.dtype = len(calibration), exact_dtype(small, calibration)
+        small.net.to(small.dtype)
         network = read(aware.plain, calibration)
+        scales = dict(zip(network.nodes, aware.scales, strict=True))
         nodes = [node for node in network.nodes if node.module is not None]
-        scales = dict(zip(network.nodes, map(doubles, aware.scales), strict=True))
-        now = _outputs(nodes, network.output, whole.net, whole.integer_input(calibration))
-        if trained:
-            net = copy.deepcopy(aware.net).eval()
-            given = _outputs(nodes, network.output, net, aware.integer_input(calibration))
-            was = {node: values * scales[node] for node, values in given.items()}
+        after = dict(_outputs(nodes, network.output, small.net, small.integer_input(calibration), scales))
+        if is_trained:
+            trained, inputs = copy.deepcopy(aware.net).eval(), aware.integer_input(calibration)
+            before = dict(_outputs(nodes, network.output, trained, inputs, scales))
         else:
-            was = _outputs(nodes, network.output, aware.plain, calibration)
-        errors = {} if trained else _errors(nodes, aware, whole)
-        changes = [change(node, errors.get(node, 0.0), was[node], now[node] * scales[node]) for node in nodes]
-        return whole, Quantization(tuple(changes), same_class(was[network.output], now[network.output]))
+            before = dict(_outputs(nodes, network.output, aware.plain, calibration))
+        layers = []
+        for node in nodes:
+            error = 0.0 if is_trained else _weight_error(node, aware, small)
+            layers.append(_layer_change(node, error, before[node], after[node]))
+        classes = [outputs[network.output].flatten(1).argmax(1) for outputs in (before, after)]
+        same_class = float((classes[0] == classes[1]).double().mean())
+        return small, Quantization(tuple(layers), same_class)
 
 
-def _errors(nodes: list[Node], aware: QuantizationAware, whole: Quantized) -> dict[Node, float]:
-    """What the weights of each layer changed by, over the weights, root mean squares."""
-    errors = {}
-    for node in nodes:
-        layer: Any = whole.net.get_submodule(node.name)
-        if node.name in aware.units:
-            plain: Any = aware.plain.get_submodule(node.name)
-            weight, unit = plain.weight.double(), aware.units[node.name]
-            changed = layer.weight.double() * unit.view([-1] + [1] * (weight.ndim - 1)) - weight
-            errors[node] = float(changed.norm() / weight.norm().clamp(min=1e-30))
-        elif node.kind == "neurons":
-            of_matrices = [e for what, e in layer.cell.errors.items() if what.startswith("matrix")]
-            errors[node] = max(of_matrices, default=0.0)
-    return errors
-
-
-def _outputs(nodes: list[Node], output: Node, net: nn.Module, inputs: Tensor) -> dict[Node, Tensor]:
-    """What each layer of `net` gives for `inputs`, ``[samples, ...]`` of all steps, and the network."""
-    found: dict[Node, Tensor] = {}
+def _outputs(
+    nodes: list[Node], output: Node, net: nn.Module, inputs: Tensor, scales: dict[Node, Any] | None = None
+) -> Iterator[tuple[Node, Tensor]]:
+    """Each node and its output in `net` for `inputs`, ``[samples of all steps, ...]``, times its scale."""
+    outputs: dict[Node, Tensor] = {}
     hooks = []
     for node in nodes:
 
-        def keep(module: nn.Module, args: Any, outputs: Tensor, node: Node = node) -> None:
-            found[node] = outputs.reshape(-1, *node.shape).double()
+        def store(module: nn.Module, args: Any, result: Tensor, node: Node = node) -> None:
+            outputs[node] = result
 
-        hooks.append(net.get_submodule(node.name).register_forward_hook(keep))
+        hooks.append(net.get_submodule(node.name).register_forward_hook(store))
     try:
-        outputs = net(inputs)
+        outputs[output] = net(inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    found[output] = outputs.reshape(-1, *output.shape).double()
-    return found
+    for node, values in outputs.items():
+        yield node, values.reshape(-1, *node.shape).double() * (1.0 if scales is None else scales[node])
+
+
+def _weight_error(node: Node, aware: QuantizationAware, small: Quantized) -> float:
+    """Norm of the change of the weights of `node`, divided by their norm; 0 without weights."""
+    layer: Any = small.net.get_submodule(node.name)
+    if node.kind == "neurons":
+        return max((e for name, e in layer.cell.errors.items() if name.startswith("matrix")), default=0.0)
+    if node.name not in aware.units:
+        return 0.0
+    plain: Any = aware.plain.get_submodule(node.name)
+    weight, unit = plain.weight.double(), aware.units[node.name]
+    change = layer.weight.double() * unit.view([-1] + [1] * (weight.ndim - 1)) - weight
+    return float(change.norm() / weight.norm().clamp(min=1e-30))
+
+
+def _layer_change(node: Node, weight_error: float, before: Tensor, after: Tensor) -> LayerChange:
+    """The change of `node`, from its outputs `before` and `after` quantization, in the same units."""
+    if node.kind == "neurons" and bool(((before == 0) | (before == 1)).all()):
+        agreement = float((before == after).double().mean())
+    else:
+        centered = torch.stack([before.flatten(), after.flatten()])
+        centered = centered - centered.mean(1, keepdim=True)
+        norms = centered.norm(dim=1).prod()
+        agreement = 1.0 if float(norms) == 0 else float((centered[0] * centered[1]).sum() / norms)
+    module: Any = node.module
+    layer = type(getattr(module, "cell", module)).__name__.removesuffix("Cell")
+    density_before, density_after = (float(x.count_nonzero()) / x.numel() for x in (before, after))
+    return LayerChange(node.name, layer, weight_error, density_before, density_after, agreement)
