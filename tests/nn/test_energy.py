@@ -7,7 +7,7 @@ from torch import nn
 pytest.importorskip("torchmetrics", reason="the extra train is not installed")
 
 import hibana as hb
-from hibana.nn import ledger
+from hibana.nn.energy import LEVELS
 from hibana.nn.metrics import SynOps, energy
 
 SMALL = "8 KiB SRAM"
@@ -157,7 +157,7 @@ def test_a_large_memory_costs_more():
         layer = nn.Linear(features, features, bias=False).requires_grad_(False)
         found = energy(layer, spikes(2, 3, features)).network
         assert [where for what, where in found.reads if what == "weights"] == [level]
-        (price,) = [e for name, (_, e) in ledger.LEVELS.items() if name == level]
+        (price,) = [e for name, (_, e) in LEVELS.items() if name == level]
         assert price == pytest.approx(joules * 1e-12)
 
 

@@ -1,8 +1,7 @@
-"""From a trained ReLU network to integrate-and-fire neurons, and from any network to a program of its own.
+"""Conversion of trained networks: from ReLU networks, and to integers, C, ONNX and PyTorch programs.
 
-This module rewrites networks that others trained: :func:`from_ann` puts neurons where the activations were,
-:func:`export` writes the loop over time out into plain PyTorch operations, :func:`to_c` writes a file of C.
-Nothing is trained here.
+:func:`from_ann` replaces activations by integrate-and-fire neurons, :func:`quantize` real numbers by
+integers. :func:`to_c`, :func:`to_onnx` and :func:`export` write the loop over time for other programs.
 """
 
 import importlib
@@ -16,12 +15,7 @@ if TYPE_CHECKING:
     from hibana.network.c import CProgram, to_c
     from hibana.network.integer_network import Quantized
     from hibana.network.onnx_export import to_onnx
-    from hibana.network.quantized import (
-        Quantization,
-        QuantizationAware,
-        quantization_aware,
-        quantize,
-    )
+    from hibana.network.quantized import Quantization, QuantizationAware, quantization_aware, quantize
 
 __all__ = [
     "CProgram",
@@ -45,7 +39,7 @@ _LAZY = {
     "Quantized": "integer_network",
     "to_onnx": "onnx_export",
 }
-"""What is loaded when it is first touched, and where it is: for programs of C."""
+"""Modules of this package that are imported at the first use of a name, by name."""
 
 
 def __getattr__(name: str) -> Any:

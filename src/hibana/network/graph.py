@@ -1,7 +1,7 @@
-"""A network as a graph of layers, one sample and one step at a time: what C and ONNX are written from.
+"""A network as a graph of layers for one sample and one step, from which all exports are generated.
 
-What only moves numbers (flatten, dropout in evaluation) is no layer here: a value keeps the order in memory
-that it was written in, and says which number of PyTorch's lies where.
+Calls that only move numbers, such as flatten, are not nodes: ``Node.input_shapes`` says how a layer reshapes
+its inputs.
 """
 
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["Network", "Node", "Shape"]
 
 Shape = tuple[int, ...]
-_HEAD = ("layer", "kind", "gives", "parameters", "not zero", "operations", "at these rates")
+_COLUMNS = ("layer", "kind", "gives", "parameters", "not zero", "operations", "at these rates")
 
 
 @dataclass(eq=False)
@@ -59,40 +59,36 @@ class Network:
     """A network over time as a graph of layers."""
 
     nodes: tuple[Node, ...]
-    """In the order of execution; the first is the input."""
+    """All nodes in the order of execution; the first is the input."""
     output: Node
     output_shape: Shape
-    """Shape of one sample of the network's output."""
+    """The shape of one sample of the output."""
     dtype: torch.dtype
     net: nn.Module
     """The copy of the network, with batch normalisation folded, that holds the nodes' modules."""
 
     def __str__(self) -> str:
-        """A table of the layers: the shape of an output, and operations for one sample and step.
+        """A table of the layers: output shapes, and operations for one sample and step.
 
-        Operations are additions of weights, and arithmetic of neurons; in the last column those for inputs
-        that were not zero on the example.
+        Operations are additions of weights and arithmetic of neurons. The last column counts only those for
+        inputs that were not zero on the example.
         """
-        rows, at_most, seen = [_HEAD], 0, 0
+        rows: list[tuple[str, ...]] = [_COLUMNS]
+        totals = [0, 0]
         for node in self.nodes:
-            most, active, _ = node.layer.operations(node, self.dtype)
-            at_most, seen = at_most + most, seen + round(active)
-            count = sum(p.numel() for p in node.module.parameters()) if node.module is not None else 0
-            sides = "x".join(map(str, node.shape))
-            numbers = f"{count:,}", f"{node.density:.1%}", f"{most:,}", f"{round(active):,}"
-            rows.append((node.name, node.layer.title(node), sides, *numbers))
-        count = sum(p.numel() for p in self.net.parameters())
-        sides = "x".join(map(str, self.output_shape))
-        rows.append(("in all", "", sides, f"{count:,}", "", f"{at_most:,}", f"{seen:,}"))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-        def line(row: tuple[str, ...]) -> str:
-            cells = [
-                c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            ]
-            return "  ".join(cells).rstrip()
-
-        return "\n".join(map(line, rows))
+            at_most, at_rates, _ = node.layer.operations(node, self.dtype)
+            totals = [totals[0] + at_most, totals[1] + round(at_rates)]
+            parameters = sum(p.numel() for p in node.module.parameters()) if node.module is not None else 0
+            numbers = f"{parameters:,}", f"{node.density:.1%}", f"{at_most:,}", f"{round(at_rates):,}"
+            rows.append((node.name, node.layer.title(node), "x".join(map(str, node.shape)), *numbers))
+        parameters = sum(p.numel() for p in self.net.parameters())
+        shape = "x".join(map(str, self.output_shape))
+        rows.append(("in all", "", shape, f"{parameters:,}", "", *(f"{total:,}" for total in totals)))
+        columns = list(zip(*rows, strict=True))
+        for i, column in enumerate(columns):  # names to the left, numbers to the right
+            width = max(map(len, column))
+            columns[i] = tuple(cell.ljust(width) if i < 3 else cell.rjust(width) for cell in column)
+        return "\n".join("  ".join(row).rstrip() for row in zip(*columns, strict=True))
 
     @property
     def input(self) -> Node:
@@ -101,9 +97,9 @@ class Network:
 
     @property
     def static_nodes(self) -> tuple[Node, ...]:
-        """The nodes before the first layer over time: a constant input needs them computed only once."""
-        moving: set[Node] = set()
+        """The nodes before the first layer over time. If the input is constant, so are their outputs."""
+        dynamic: set[Node] = set()
         for node in self.nodes:
-            if node.layer.over_time or any(source in moving for source in node.inputs):
-                moving.add(node)
-        return tuple(node for node in self.nodes if node not in moving)
+            if node.layer.over_time or any(source in dynamic for source in node.inputs):
+                dynamic.add(node)
+        return tuple(node for node in self.nodes if node not in dynamic)

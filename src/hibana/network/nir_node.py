@@ -1,6 +1,6 @@
-"""NIR nodes as a type name and fields, and conversions of fields that layer kinds share.
+"""NIR nodes as a type name and fields, and conversions of fields that kinds of layers share.
 
-A file is then understood alike under every version of the nir package, which this module does not need.
+The representation does not depend on the version of the nir package, which this module does not import.
 Shapes are those of one sample at one step, without time and batch.
 """
 
@@ -13,15 +13,8 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "NirNode",
-    "float_or_tensor",
-    "full_array",
-    "integers",
-    "array",
-    "check_broadcasts",
-    "is_infinite",
-    "load_weights",
-    "tensor",
+    *("NirNode", "array", "check_broadcasts", "float_or_tensor", "full_array", "integers"),
+    *("is_infinite", "load_weights", "tensor"),
 ]
 
 Shape = tuple[int, ...]
@@ -29,77 +22,81 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class NirNode:
-    """One node: the name of its NIR class, the fields of that class, its metadata."""
+    """A node: the name of its NIR class, the fields of that class, and its metadata."""
 
     type: str
     fields: dict[str, Any]
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def in_steps(self, name: str, dt: float | None) -> float | Tensor:
-        """A time in steps: as the writer noted it, if the note agrees with the field in seconds."""
+        """The field `name`, a time in seconds, in steps of `dt` seconds.
+
+        The metadata ``{name}_steps``, which hibana writes, replaces the quotient if it agrees with the field.
+        """
         exact, seconds = self.metadata.get(f"{name}_steps"), np.asarray(self.fields[name], np.float64)
         if exact is not None and dt is not None:
-            noted = np.asarray(exact, np.float64)
-            if noted.shape in ((), seconds.shape) and bool((noted * dt == seconds).all()):
+            steps = np.asarray(exact, np.float64)
+            if steps.shape in ((), seconds.shape) and bool((steps * dt == seconds).all()):
                 return float(exact) if np.ndim(exact) == 0 else tensor(exact)
-        return float_or_tensor(seconds / self._known(dt), name)
+        return float_or_tensor(seconds / self._checked(dt), name)
 
     def gain(self, dt: float | None, weight: str = "r", tau: str = "tau") -> Tensor:
-        """What one unit of input adds to a leaky state in one step: ``dt * weight / tau``."""
-        tau_steps = np.asarray(self.fields[tau], np.float64) / self._known(dt)
+        """The amount that an input of 1 adds to a leaky state in one step: ``dt * weight / tau``."""
+        tau_steps = np.asarray(self.fields[tau], np.float64) / self._checked(dt)
         return torch.from_numpy(np.asarray(np.asarray(self.fields[weight], np.float64) / tau_steps))
 
     @staticmethod
-    def _known(dt: float | None) -> float:
+    def _checked(dt: float | None) -> float:
+        """`dt`; raises ValueError if it is None."""
         if dt is None:
             raise ValueError("time constants are in seconds and the graph says no dt; give dt, in seconds")
         return dt
 
 
 def integers(fields: dict[str, Any], name: str, *, dimensions: int = 2) -> Shape:
-    """The field `name`, a whole number of at least 0 for each of `dimensions`, or one for all."""
-    found = np.asarray(fields[name])
-    whole = np.issubdtype(found.dtype, np.number) and bool((found == np.floor(found)).all())
-    if not whole or found.size not in (1, dimensions) or int(found.min()) < 0:
+    """The field `name`, one integer of at least 0 for each of `dimensions`; a single integer is repeated."""
+    values = np.asarray(fields[name])
+    is_integer = np.issubdtype(values.dtype, np.number) and bool((values == np.floor(values)).all())
+    if not is_integer or values.size not in (1, dimensions) or int(values.min()) < 0:
         raise ValueError(f"{name} must be {dimensions} whole numbers, at least 0, got {fields[name]!r}")
-    return tuple(int(x) for x in np.broadcast_to(found.reshape(-1), dimensions))
+    return tuple(int(x) for x in np.broadcast_to(values.reshape(-1), dimensions))
 
 
 def check_broadcasts(numbers: Any, shape: Shape) -> None:
     """Raises ValueError unless `numbers` are one number or have the `shape` of a sample."""
-    own = np.shape(numbers)
-    if math.prod(own) != 1 and own != shape:
-        raise ValueError(f"has the shape {own}, but gets the shape {shape}")
+    actual = np.shape(numbers)
+    if math.prod(actual) != 1 and actual != shape:
+        raise ValueError(f"has the shape {actual}, but gets the shape {shape}")
 
 
 def load_weights(layer: nn.Module, fields: dict[str, Any]) -> nn.Module:
-    """`layer`, created on the meta device, with the weights of a node."""
+    """`layer`, created on the meta device, with the weights in the `fields` of a node."""
     layer.load_state_dict({name: tensor(fields[name]) for name, _ in layer.named_parameters()}, assign=True)
     return layer
 
 
 def float_or_tensor(numbers: Any, name: str) -> float | Tensor:
-    """A float if all neurons have one value, else a tensor of them."""
-    found = np.asarray(numbers)
-    if found.size == 0 or not np.issubdtype(found.dtype, np.number) or not np.isfinite(found).all():
-        raise ValueError(f"{name} must be finite numbers, got {found!r}")
-    first = found.reshape(-1)[0]
-    return float(first) if bool((found == first).all()) else tensor(found)
+    """`numbers`, the field `name`, as a float if all are equal, else as a tensor."""
+    values = np.asarray(numbers)
+    if values.size == 0 or not np.issubdtype(values.dtype, np.number) or not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite numbers, got {values!r}")
+    first = values.reshape(-1)[0]
+    return float(first) if bool((values == first).all()) else tensor(values)
 
 
 def full_array(number: Any, shape: Shape, name: str) -> Any:
-    """`number`, one or per neuron, as an array of `shape` in its own precision."""
-    found = array(number) if isinstance(number, Tensor) else np.asarray(float(number))
-    while found.ndim > len(shape) and found.shape[0] == 1:
-        found = found[0]
+    """`number`, a float or a tensor, as an array of `shape`; a tensor keeps its dtype."""
+    values = array(number) if isinstance(number, Tensor) else np.asarray(float(number))
+    while values.ndim > len(shape) and values.shape[0] == 1:
+        values = values[0]
     try:
-        return np.broadcast_to(found, shape).copy()
+        return np.broadcast_to(values, shape).copy()
     except ValueError:
-        raise ValueError(f"{name} of shape {found.shape} does not broadcast to neurons of {shape}") from None
+        raise ValueError(f"{name} of shape {values.shape} does not broadcast to neurons of {shape}") from None
 
 
 def is_infinite(tau: Any) -> bool:
-    """Whether a time constant, or one of several, is infinite."""
+    """Whether a time constant, or any element of a tensor of time constants, is infinite."""
     return bool(tau.isinf().any()) if isinstance(tau, Tensor) else math.isinf(tau)
 
 

@@ -17,7 +17,7 @@ Pair = tuple[int, int]
 
 @dataclass(frozen=True)
 class SlidingWindow:
-    """A window over an image, rows first; a sequence is an image of height 1."""
+    """A window over an image. Pairs are (height, width); a sequence is an image of height 1."""
 
     kernel: Pair
     stride: Pair
@@ -25,7 +25,7 @@ class SlidingWindow:
     padding: Pair
     """Pixels before the first row and column."""
     after: Pair
-    """Pixels behind the last row and column."""
+    """Pixels after the last row and column."""
     image: Pair
     outputs: Pair
 
@@ -39,23 +39,23 @@ class SlidingWindow:
 
     @property
     def taps(self) -> int:
-        """How many taps lie within the image, over all output pixels of a channel."""
+        """The number of taps within the image, summed over the output pixels of one channel."""
         count = 1
         for axis in (0, 1):
-            firsts = (at * self.stride[axis] - self.padding[axis] for at in range(self.outputs[axis]))
-            reach = [tap * self.dilation[axis] for tap in range(self.kernel[axis])]
-            count *= sum(0 <= first + tap < self.image[axis] for first in firsts for tap in reach)
+            starts = (i * self.stride[axis] - self.padding[axis] for i in range(self.outputs[axis]))
+            offsets = [tap * self.dilation[axis] for tap in range(self.kernel[axis])]
+            count *= sum(0 <= start + tap < self.image[axis] for start in starts for tap in offsets)
         return count
 
 
 def sliding_window(node: Node) -> SlidingWindow:
     """The window of `node`, a convolution or a pooling."""
-    module, (seen,) = node.module, node.input_shapes
+    module, (shape,) = node.module, node.input_shapes
 
-    def pair(size: Any, of_height: int = 1) -> Pair:
-        """A setting of torch, one number or one per side; `of_height` is the height's in a sequence."""
+    def pair(size: Any, height: int = 1) -> Pair:
+        """A setting of the module, one number or one per side, as a pair; `height` is that of a sequence."""
         sizes = (size,) if isinstance(size, int) else tuple(size)
-        return (of_height if len(seen) == 2 else sizes[0], sizes[-1])
+        return (height if len(shape) == 2 else sizes[0], sizes[-1])
 
     kernel, dilation = pair(module.kernel_size), pair(getattr(module, "dilation", 1))
     height, width = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
@@ -64,22 +64,22 @@ def sliding_window(node: Node) -> SlidingWindow:
     else:
         before = after = pair(0 if module.padding == "valid" else module.padding, 0)
     stride = pair(module.kernel_size if module.stride is None else module.stride)
-    image, outputs = image_shape(seen)[1:], image_shape(node.shape)[1:]
+    image, outputs = image_shape(shape)[1:], image_shape(node.shape)[1:]
     return SlidingWindow(kernel, stride, dilation, before, after, image, outputs)
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """Channels, height and width of an image, or of a sequence as one of height 1."""
+    """Channels, height and width of an image, or of a sequence as an image of height 1."""
     channels, *sides = shape
     return (channels, 1, sides[0]) if len(sides) == 1 else (channels, sides[0], sides[1])
 
 
 def channels_last(shape: Sequence[int]) -> Tensor:
-    """PyTorch's index of the number at each place of an image that lies channels last in memory."""
+    """PyTorch's index of the number at each place of an image whose channels are last in memory."""
     size = math.prod(shape)
     return torch.arange(size, dtype=torch.int64, device="cpu").view(shape[0], -1).T.flatten()
 
 
 def int64_tensor(numbers: Iterable[int]) -> Tensor:
-    """Whole numbers as a tensor."""
+    """`numbers` as a tensor."""
     return torch.tensor(list(numbers), dtype=torch.int64, device="cpu")

@@ -1,38 +1,103 @@
 """Energy of an inference: operations, and reads and writes of memory by level, at the prices of one process.
 
-The counts are of a machine that keeps each layer's weights, states and activations in memories of their own,
-as large as these need, and works per spike where a layer's input is spikes. They are an estimate for
-comparisons, with its assumptions in the result; nothing is measured.
+The estimate is for a machine that stores the weights, states and activations of each layer in separate
+memories of the smallest sufficient size, and computes per spike if the input of a layer is spikes. It is for
+comparisons; nothing is measured. The result lists its assumptions.
 
 Source: Lemaire et al. (2022), *An analytical estimation of spiking neural networks energy efficiency*, for
-what is read and written; Yan, Bai & Wong (2024), *Reconsidering the energy efficiency of spiking neural
-networks*, arXiv 2409.08290, for why operations alone mislead; Horowitz (2014), *Computing's energy problem
-(and what we can do about it)*, for the prices, at 45 nm.
+reads and writes; Yan, Bai & Wong (2024), *Reconsidering the energy efficiency of spiking neural networks*,
+arXiv 2409.08290, for why operations alone mislead; Horowitz (2014), *Computing's energy problem (and what we
+can do about it)*, for the prices, at 45 nm.
 """
 
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
-from hibana.nn.ledger import ARITHMETIC, LEVELS, Account, Arithmetic, Ledger
-from hibana.nn.operations import watch_layers
+from hibana.compiler import emits_spikes
+from hibana.compiler.analysis.binary import is_binary
+from hibana.compiler.graph.analysis import reachable
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.trace import trace
+from hibana.compiler.torch_layers import role_of
+from hibana.nn.delayed_linear import DelayedLinear
+from hibana.nn.operations import Neurons, Weighted, operations, watch_layers
 from hibana.nn.running import evaluating
+from hibana.nn.window import Window
 
 __all__ = ["Account", "Energy", "energy"]
+
+
+class Arithmetic(NamedTuple):
+    """Bits of a number, and joules of an addition and a multiplication."""
+
+    bits: int
+    addition: float
+    multiplication: float
+
+
+ARITHMETIC = {
+    "float32": Arithmetic(32, 0.9e-12, 3.7e-12),
+    "float16": Arithmetic(16, 0.4e-12, 1.1e-12),
+    "int32": Arithmetic(32, 0.1e-12, 3.1e-12),
+    "int8": Arithmetic(8, 0.03e-12, 0.2e-12),
+}
+LEVELS = {
+    "8 KiB SRAM": (8 << 10, 10e-12),
+    "32 KiB SRAM": (32 << 10, 20e-12),
+    "1 MiB SRAM": (1 << 20, 100e-12),
+    "DRAM": (math.inf, 1.3e-9),
+}
+"""Levels of memory: bytes, and joules of an access of 64 bits."""
+_FREE = ("reshape", "dropout", "batch normalization")
+"""Roles of layers without operations in inference."""
+
+
+@final
+@dataclass(frozen=True)
+class Account:
+    """The operations, memory accesses and energy of a network for one sample.
+
+    Attributes:
+        additions: of synapses, biases and neurons; a maximum is one, a comparison with 0 none.
+        multiplications: the same; a function such as ``exp`` is one.
+        reads: words that are read, by content (``weights``, ``states``, ``activations``) and memory level.
+        writes: words that are written, likewise.
+        arithmetic: joules of additions and multiplications.
+        memory: joules of reads and writes.
+        layers: joules by layer.
+        uncounted: classes of layers that ran and are not counted.
+    """
+
+    additions: float
+    multiplications: float
+    reads: dict[tuple[str, str], float]
+    writes: dict[tuple[str, str], float]
+    arithmetic: float
+    memory: float
+    layers: dict[str, float]
+    uncounted: tuple[str, ...]
+
+    @property
+    def joules(self) -> float:
+        """Estimated energy of operations and memory together."""
+        return self.arithmetic + self.memory
 
 
 @final
 @dataclass(frozen=True)
 class Energy:
-    """What :func:`energy` found. Printed, it is a table with its assumptions.
+    """The result of :func:`energy`. ``print`` shows it as a table with its assumptions.
 
     Attributes:
-        network: of the network.
-        against: of the dense network beside it, if one was given.
-        arithmetic: the numbers that both compute with.
+        network: the account of the network.
+        against: the account of the dense network, or None.
+        arithmetic: the number format of both.
     """
 
     network: Account
@@ -40,36 +105,29 @@ class Energy:
     arithmetic: str
 
     def __str__(self) -> str:
-        accounts = [each for each in (self.network, self.against) if each is not None]
-        rows = [["", *("network", "dense")[: len(accounts)]]]
-
-        def add(what: str, values: Iterable[str]) -> None:
-            rows.append([what, *values])
-
-        add("additions", (f"{each.additions:,.0f}" for each in accounts))
-        add("multiplications", (f"{each.multiplications:,.0f}" for each in accounts))
-        for verb in ("reads", "writes"):
-            every = [getattr(each, verb) for each in accounts]
-            for key in sorted({key for counts in every for key in counts}, key=_order):
-                add(f"{verb}, {key[0]} in {key[1]}", (f"{counts.get(key, 0):,.0f}" for counts in every))
-        add("energy of operations", (_joules(each.arithmetic) for each in accounts))
-        add("energy of memory", (_joules(each.memory) for each in accounts))
-        add("energy, estimated", (_joules(each.joules) for each in accounts))
-        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        lines = [
-            "  ".join(
-                [row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:], strict=True))]
-            ).rstrip()
-            for row in rows
-        ]
-        return "\n".join([*lines, "", *(f"- {each}" for each in self.assumptions())])
+        accounts = [account for account in (self.network, self.against) if account is not None]
+        table: dict[str, list[str]] = {"": ["network", "dense"][: len(accounts)]}
+        for name in ("additions", "multiplications"):
+            table[name] = [f"{getattr(account, name):,.0f}" for account in accounts]
+        for name in ("reads", "writes"):
+            counts: list[dict[tuple[str, str], float]] = [getattr(account, name) for account in accounts]
+            keys = {*counts[0], *counts[-1]}
+            for key in sorted(keys, key=lambda key: (key[0], list(LEVELS).index(key[1]))):
+                table[f"{name}, {key[0]} in {key[1]}"] = [f"{count.get(key, 0):,.0f}" for count in counts]
+        table["energy of operations"] = [_joules(account.arithmetic) for account in accounts]
+        table["energy of memory"] = [_joules(account.memory) for account in accounts]
+        table["energy, estimated"] = [_joules(account.joules) for account in accounts]
+        width = max(map(len, table))
+        widths = [max(map(len, column)) for column in zip(*table.values(), strict=True)]
+        lines = ["  ".join([n.ljust(width), *map(str.rjust, v, widths)]).rstrip() for n, v in table.items()]
+        return "\n".join([*lines, "", *(f"- {assumption}" for assumption in self.assumptions())])
 
     def assumptions(self) -> list[str]:
-        """What the figures stand on, a sentence each."""
+        """The assumptions of the estimate, one sentence each."""
         price = ARITHMETIC[self.arithmetic]
         levels = ", ".join(f"{name} {joules * 1e12:,.0f}" for name, (_, joules) in LEVELS.items())
-        missed = sorted({name for each in (self.network, self.against) if each for name in each.uncounted})
-        said = [
+        uncounted = {*self.network.uncounted, *(self.against.uncounted if self.against else ())}
+        return [
             f"all figures are of one sample; {self.arithmetic}: {price.addition * 1e12:g} pJ an addition, "
             f"{price.multiplication * 1e12:g} pJ a multiplication (45 nm, Horowitz 2014)",
             f"an access of 64 bits takes, in pJ: {levels}; one of {price.bits} bits its share of that",
@@ -81,10 +139,8 @@ class Energy:
             "at each step a neuron reads its input and its states, writes its states, and computes its "
             "step as it is written: a product with a spike is a multiplication",
             "batch normalisation is folded into weights; addressing, communication and idle power are free",
+            *([f"not counted: {', '.join(sorted(uncounted))}"] if uncounted else []),
         ]
-        if missed:
-            said.append(f"not counted: {', '.join(missed)}")
-        return said
 
 
 @torch.no_grad()
@@ -95,23 +151,23 @@ def energy(
     against: nn.Module | tuple[nn.Module, Tensor | Iterable[Any]] | None = None,
     arithmetic: str = "float32",
 ) -> Energy:
-    """What an inference of `net` takes: additions, multiplications, and memory by level, in joules.
+    """Estimates the additions, multiplications, memory accesses and joules of an inference of `net`.
 
         joules = additions * e_add + multiplications * e_mul + sum over levels of accesses * e_level
 
-    Both networks run in evaluation mode, and are left in the mode that they were in. The estimate's
-    assumptions are printed with it (:meth:`Energy.assumptions`).
+    Both networks run in evaluation mode; their mode does not change. ``print`` shows the assumptions of the
+    estimate (:meth:`Energy.assumptions`).
 
     Args:
         net: called with ``[T, batch, ...]``.
-        data: samples ``[T, batch, ...]``, or batches: tensors, or tuples that begin with one.
-        against: a dense network to compare with, on the same data; with data of its own,
-            ``(network, data)``: of one step, ``[1, batch, ...]``, of a network without time. All of its
-            inputs are values, zeros included.
-        arithmetic: what numbers are computed with: ``float32``, ``float16``, ``int32`` or ``int8``.
+        data: samples ``[T, batch, ...]``, or batches: tensors, or tuples that begin with a tensor.
+        against: a dense network to compare with, on the same data; or ``(network, data)`` with its own data,
+            of one step ``[1, batch, ...]`` for a network without time. All its inputs count as values, zeros
+            included.
+        arithmetic: the number format: ``float32``, ``float16``, ``int32`` or ``int8``.
 
     Raises:
-        ValueError: if `arithmetic` is none of these, or there is no sample.
+        ValueError: if `arithmetic` is another format, or there is no sample.
 
     Source: as of this module.
 
@@ -119,46 +175,154 @@ def energy(
     >>> net = nn.Sequential(nn.Linear(8, 16), hb.IF(), nn.Linear(16, 4), hb.LI())
     >>> dense = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
     >>> x = torch.rand(3, 8)
-    >>> found = energy(net, x.expand(5, 3, 8), against=(dense, x[None]))
-    >>> found.against.multiplications
+    >>> result = energy(net, x.expand(5, 3, 8), against=(dense, x[None]))
+    >>> result.against.multiplications
     192.0
     """
     if arithmetic not in ARITHMETIC:
         raise ValueError(f"arithmetic must be one of {', '.join(ARITHMETIC)}, got {arithmetic!r}")
-    batches = _batches(data)
-    price = ARITHMETIC[arithmetic]
+    batches, price = _batches(data), ARITHMETIC[arithmetic]
     network = _account(net, batches, price, dense=False)
-    other = None
-    if against is not None:
-        dense, theirs = against if isinstance(against, tuple) else (against, data)
-        their_batches = batches if theirs is data else _batches(theirs)
-        other = _account(dense, their_batches, price, dense=True)
-    return Energy(network, other, arithmetic)
+    if against is None:
+        return Energy(network, None, arithmetic)
+    dense, dense_data = against if isinstance(against, tuple) else (against, data)
+    dense_batches = batches if dense_data is data else _batches(dense_data)
+    return Energy(network, _account(dense, dense_batches, price, dense=True), arithmetic)
 
 
 def _batches(data: Tensor | Iterable[Any]) -> list[Tensor]:
-    given = [data] if isinstance(data, Tensor) else list(data)
-    batches = [each if isinstance(each, Tensor) else each[0] for each in given]
-    if not batches or any(each.ndim < 2 or each.numel() == 0 for each in batches):
+    """The tensors ``[T, batch, ...]`` in `data`."""
+    items = [data] if isinstance(data, Tensor) else list(data)
+    batches = [item if isinstance(item, Tensor) else item[0] for item in items]
+    if not batches or any(batch.ndim < 2 or batch.numel() == 0 for batch in batches):
         raise ValueError("data must hold at least one sample, [T, batch, ...]")
     return batches
 
 
 def _account(net: nn.Module, batches: list[Tensor], price: Arithmetic, *, dense: bool) -> Account:
-    """What `net` does for a sample of `batches`."""
-    ledger, samples = Ledger(price, dense), sum(each.shape[1] for each in batches)
-    with evaluating(net), watch_layers(net, ledger.synapses, ledger.others):
-        for each in batches:
-            net(each)
-    return ledger.account(samples)
+    """Runs `net` on `batches` and returns the account of one sample; if `dense`, spikes count as values."""
+    counts, samples = _Counts(price, dense), sum(batch.shape[1] for batch in batches)
+    with evaluating(net), watch_layers(net, counts.add_synapses, counts.add_other):
+        for batch in batches:
+            net(batch)
+    return counts.account(samples)
 
 
-def _order(key: tuple[str, str]) -> tuple[str, int]:
-    """By what they are, then from the smallest level on."""
-    return key[0], list(LEVELS).index(key[1])
+class _Counts:
+    """Operations and memory accesses of the layers that :func:`watch_layers` reports."""
+
+    def __init__(self, price: Arithmetic, dense: bool) -> None:
+        self.price, self.dense = price, dense
+        self.additions: Counter[str] = Counter()
+        self.multiplications: Counter[str] = Counter()
+        self.accesses: Counter[tuple[str, str, str, str]] = Counter()
+        """Words, by layer, ``reads`` or ``writes``, content, and memory level."""
+        self.uncounted: set[str] = set()
+        self._step_operations: dict[str, tuple[int, int]] = {}
+        """Additions and multiplications of one neuron in one step, by layer."""
+
+    def add_other(self, name: str, layer: nn.Module, outputs: Tensor) -> None:
+        """Counts a run of a layer without weights."""
+        if isinstance(layer, Neurons):
+            self._add_neurons(name, layer, outputs)
+        elif role_of(layer) not in _FREE:
+            self.uncounted.add(type(layer).__name__)
+
+    def add_synapses(self, name: str, layer: Weighted, inputs: Tensor, outputs: Tensor) -> None:
+        """Counts a run of a weighted layer."""
+        counted = inputs
+        if self.dense and is_binary(inputs):  # values that are not 0 or 1 count as values
+            is_constant = inputs.stride(0) == 0
+            counted = inputs.new_full((1,) if is_constant else inputs.shape, 0.5).expand(inputs.shape)
+        kind, number = operations(layer, counted)
+        count, over_time = int(number), isinstance(layer, Window | DelayedLinear)
+        if kind == "macs" and inputs.stride(0) == 0 and not over_time:
+            inputs, outputs = inputs[:1], outputs[:1]  # equal steps are computed once
+        input_size = _input_size(layer, inputs)
+        output_size = outputs.numel() * input_size // inputs.numel()
+        biases = outputs.numel() if layer.bias is not None else 0
+        self.additions[name] += count + biases
+        weights = sum(parameter.numel() for parameter in layer.parameters())
+        self._access(name, "weights", weights, reads=count + biases)
+        if kind == "acs":
+            sums = output_size * (layer.reach + 1 if isinstance(layer, Window | DelayedLinear) else 1)
+            self._access(name, "activations", input_size, reads=int(inputs.count_nonzero()))
+            self._access(name, "states", sums, reads=count, writes=count)
+            return
+        self.multiplications[name] += count
+        reads = inputs.numel() if role_of(layer) == "linear" else count
+        self._access(name, "activations", input_size, reads=reads)
+        self._access(name, "activations", output_size, writes=outputs.numel())
+
+    def _add_neurons(self, name: str, layer: Neurons, outputs: Tensor) -> None:
+        """Counts a run of a layer of neurons with `outputs` ``[T, batch, ...]``."""
+        updates, size = outputs.numel(), outputs[0, 0].numel()
+        if name not in self._step_operations:
+            self._step_operations[name] = self._operations_of_step(layer, outputs)
+        additions, multiplications = self._step_operations[name]
+        self.additions[name] += additions * updates
+        self.multiplications[name] += multiplications * updates
+        spiking = emits_spikes(layer.cell)
+        states = len(layer.cell.state_names()) - spiking
+        self._access(name, "states", size * states, reads=states * updates, writes=states * updates)
+        self._access(name, "activations", size, reads=updates)
+        if spiking:
+            self._access(name, "activations", size, writes=int(outputs.count_nonzero()))
+
+    def _operations_of_step(self, layer: Neurons, outputs: Tensor) -> tuple[int, int]:
+        """Additions and multiplications of one neuron in one step."""
+        try:
+            step = trace(layer.cell, outputs.shape[1:], outputs.dtype)
+        except Unsupported:
+            self.uncounted.add(f"the step of {type(layer.cell).__name__}")
+            return 0, 0
+        counts = Counter(v.operation.energy for v in reachable(step.nexts) if v.operation is not None)
+        return counts["addition"], counts["multiplication"]
+
+    def _access(self, layer: str, content: str, words: int, *, reads: int = 0, writes: int = 0) -> None:
+        """Counts accesses of the memory that holds the `words` of `content` of a layer."""
+        size = words * self.price.bits / 8
+        level = next(name for name, (capacity, _) in LEVELS.items() if size <= capacity)
+        for access, count in (("reads", reads), ("writes", writes)):
+            if count:
+                self.accesses[layer, access, content, level] += count
+
+    def account(self, samples: int) -> Account:
+        """All counts divided by the number of `samples`, and their energy."""
+        counts: dict[str, dict[tuple[str, str], float]] = {"reads": {}, "writes": {}}
+        layers: defaultdict[str, float] = defaultdict(float)
+        for (layer, access, *place), count in self.accesses.items():
+            content, level = place
+            counts[access][content, level] = counts[access].get((content, level), 0) + count
+            layers[layer] += count * LEVELS[level][1] * self.price.bits / 64 / samples
+        memory = sum(layers.values())
+        arithmetic = (self.additions, self.price.addition), (self.multiplications, self.price.multiplication)
+        for counter, price in arithmetic:
+            for layer, count in counter.items():
+                layers[layer] += count * price / samples
+        reads, writes = ({key: n / samples for key, n in counter.items()} for counter in counts.values())
+        return Account(
+            self.additions.total() / samples,
+            self.multiplications.total() / samples,
+            reads,
+            writes,
+            sum(counter.total() * price for counter, price in arithmetic) / samples,
+            memory,
+            dict(layers),
+            tuple(sorted(self.uncounted)),
+        )
+
+
+def _input_size(layer: Any, inputs: Tensor) -> int:
+    """The number of inputs of `layer` for one sample and step."""
+    if hasattr(layer, "in_features"):
+        return int(layer.in_features)
+    sides = inputs.shape[3:] if isinstance(layer, Window) else inputs.shape[-len(layer.kernel_size) :]
+    return int(layer.in_channels * math.prod(sides))
 
 
 def _joules(value: float) -> str:
+    """`value` joules with a unit, in three digits."""
     for unit, size in (("J", 1.0), ("mJ", 1e-3), ("uJ", 1e-6), ("nJ", 1e-9)):
         if value >= size:
             return f"{value / size:.3g} {unit}"

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler import NetworkWarning
+from hibana.compiler.analysis.binary import is_binary
 from hibana.nn import lengths as padding
 from hibana.nn.energy import Account, Energy, energy
-from hibana.nn.operations import Weighted, are_spikes, operations, watch_layers
+from hibana.nn.operations import Weighted, operations, watch_layers
 from hibana.nn.window import LooksBack
 from hibana.runtime.extras import explain_import_error
 
@@ -233,7 +234,7 @@ def _own(inputs: Tensor, over_time: torch.Size, lengths: Tensor) -> Tensor:
     is computed, is left as it is.
     """
     steps, batch = over_time
-    if inputs.stride(0) == 0 and not are_spikes(inputs):
+    if inputs.stride(0) == 0 and not is_binary(inputs):
         return inputs
     inside = padding.within(lengths, inputs.new_empty(steps, batch))
     if inputs.shape[:2] == over_time:

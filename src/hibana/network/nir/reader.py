@@ -1,5 +1,6 @@
-"""From a NIR graph to a network: nested graphs are unfolded, shapes checked, nodes put in order."""
+"""From a NIR graph to a network: flattens nested graphs, checks shapes, and orders the nodes."""
 
+import math
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -30,18 +31,18 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
 
     Args:
         source: the path of a NIR file, or a ``nir.NIRGraph``.
-        dt: seconds per time step; what the writer noted in the graph if ``None``.
-        max_bytes: the most memory that the file's arrays, or for one sample the output of one layer or the
-            past input that it keeps, may take.
+        dt: seconds per time step; ``None`` for the metadata ``dt`` of the graph.
+        max_bytes: the most memory that the file's arrays may take, or for one sample the output of one layer
+            or the past input that it stores.
 
     Returns:
-        A module whose layers bear the names of the nodes, changed where no layer can have them (``forward``,
-        ``a"b``). Its `meta` holds ``input_shape``, ``dt`` and, where names were changed, the nodes' own in
-        ``nodes``, all of which :func:`write` takes up.
+        A module whose layers have the names of the nodes, or similar names if no layer can have them
+        (``forward``, ``a"b``). Its `meta` holds ``input_shape``, ``dt`` and, if names differ, the names of
+        the nodes in ``nodes``; :func:`write` uses all three.
 
     Raises:
-        ValueError: naming the node, if the file is damaged or too large, if a node is unknown, does not fit
-            the one before it or cannot be run, or if a cycle holds no neuron.
+        ValueError: naming the node, if the file is damaged or too large, if hibana has no layer for a node,
+            if shapes do not fit, or if a cycle contains no neuron.
 
     Source: Pedersen et al. (2024), *Neuromorphic intermediate representation: a unified instruction set for
     interoperable brain-inspired computing*.
@@ -56,50 +57,53 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
         raise TypeError(f"source must be a path or a nir.NIRGraph, got {type(source).__name__}")
     graph = _Graph()
     graph.add(content, "")
-    graph.take_feedback()
-    return _network(graph, _noted_dt(content) if dt is None else dt, max_bytes)
+    graph.remove_feedback()
+    return _network(graph, _metadata_dt(content) if dt is None else dt, max_bytes)
 
 
-def _noted_dt(content: dict[str, Any]) -> float | None:
-    """The seconds per time step that the writer noted."""
+def _metadata_dt(content: dict[str, Any]) -> float | None:
+    """The seconds per time step in the metadata of a graph, or None."""
     metadata = content.get("metadata")
-    noted = metadata.get("dt") if isinstance(metadata, dict) else None
-    if noted is None:
+    dt = metadata.get("dt") if isinstance(metadata, dict) else None
+    if dt is None:
         return None
-    value = np.asarray(noted)
+    value = np.asarray(dt)
     if value.size != 1 or value.dtype.kind not in "fiu" or not (np.isfinite(value) & (value > 0)).all():
-        raise ValueError(f"the graph's dt must be positive and finite seconds, got {noted!r}; give dt")
+        raise ValueError(f"the graph's dt must be positive and finite seconds, got {dt!r}; give dt")
     return float(value.reshape(()))
 
 
 @dataclass
 class _Graph:
-    """All nodes of a graph and of the graphs within it, by their path, and what each takes its input from.
-
-    The one linear node from a neuron back to itself is taken out of the graph, into `feedback`.
-    """
+    """All nodes of a graph and of the graphs in it, by path, and the paths of the nodes that each reads."""
 
     nodes: dict[str, Node] = field(default_factory=dict)
     sources: dict[str, list[str]] = field(default_factory=dict)
     feedback: dict[str, Node] = field(default_factory=dict)
+    """The linear node from a neuron back to itself, by the neuron's path."""
 
     def add(self, content: dict[str, Any], path: str) -> None:
+        """Adds the graph `content`, whose path is empty for the outermost graph."""
         where = f"graph {path}" if path else "the graph"
         if not isinstance(content.get("nodes"), dict) or "edges" not in content:
             raise ValueError(f"{where} has no nodes and edges, so it is not a NIR graph")
-        for name, entry in content["nodes"].items():
-            self._add_node(entry, _below(path, name))
         nodes = content["nodes"]
-        for edge in _pairs(content["edges"], where):
-            if unknown := [_text(end) for end in edge if _text(end) not in nodes]:
-                raise ValueError(f"{where} has an edge between nodes it does not have: {unknown}")
+        for name, entry in nodes.items():
+            self._add_node(entry, _join(path, name))
+        edges = np.asarray(content["edges"], object)
+        if edges.size and (edges.ndim != 2 or edges.shape[1] != 2):
+            raise ValueError(f"{where} must have pairs of names as edges, got {content['edges']!r}")
+        for edge in edges.reshape(-1, 2):
             begin, end = (_text(name) for name in edge)
+            if unknown := [name for name in (begin, end) if name not in nodes]:
+                raise ValueError(f"{where} has an edge between nodes it does not have: {unknown}")
             source, target = self._port(nodes, path, begin, "Output"), self._port(nodes, path, end, "Input")
             if source in self.sources[target]:
                 raise ValueError(f"{where} has the edge {begin} -> {end} twice")
             self.sources[target].append(source)
 
     def _add_node(self, entry: Any, path: str) -> None:
+        """Adds the node, or the graph, `entry`."""
         if not isinstance(entry, dict) or not isinstance(_text(entry.get("type")), str):
             raise ValueError(f"node {path!r} has no type")  # noqa: TRY004 - what is wrong is the file
         kind = _text(entry["type"])
@@ -112,30 +116,32 @@ class _Graph:
         self.sources[path] = []
 
     def _port(self, nodes: dict[str, Any], path: str, name: str, kind: str) -> str:
-        """The node that an edge from or to `name` means: itself, or the one port of a graph within."""
+        """The path of the node at an edge's end: node `name`, or the only port of `kind` in graph `name`."""
+        path = _join(path, name)
         if _text(nodes[name].get("type")) != "NIRGraph":
-            return _below(path, name)
-        ports = [port for port, node in nodes[name]["nodes"].items() if _text(node.get("type")) == kind]
+            return path
+        nodes = nodes[name]["nodes"]
+        ports = [port for port, node in nodes.items() if _text(node.get("type")) == kind]
         if len(ports) != 1:
-            raise ValueError(f"graph {_below(path, name)!r} must have one {kind} node, has {len(ports)}")
-        return self._port(nodes[name]["nodes"], _below(path, name), ports[0], kind)
+            raise ValueError(f"graph {path!r} must have one {kind} node, has {len(ports)}")
+        return self._port(nodes, path, ports[0], kind)
 
-    def take_feedback(self) -> None:
-        """Takes out each linear node that stands between a neuron and itself and nowhere else."""
+    def remove_feedback(self) -> None:
+        """Moves each linear node whose only source and only target are the same neuron to `feedback`."""
         targets: dict[str, list[str]] = {name: [] for name in self.nodes}
         for name, sources in self.sources.items():
             for source in sources:
                 targets[source].append(name)
         for name in [name for name, node in self.nodes.items() if node.type in LINEAR]:
             neuron = self.sources[name][0] if self.sources[name] else name
-            alone = self.sources[name] == targets[name] == [neuron] and neuron != name
-            if alone and self.nodes[neuron].type in NEURONS and neuron not in self.feedback:
+            is_loop = self.sources[name] == targets[name] == [neuron] and neuron != name
+            if is_loop and self.nodes[neuron].type in NEURONS and neuron not in self.feedback:
                 self.feedback[neuron] = self.nodes.pop(name)
                 del self.sources[name]
                 self.sources[neuron].remove(name)
 
     def ordered(self) -> list[str]:
-        """The nodes, each after all that it takes its input from."""
+        """The paths of the nodes, each after those that it reads."""
         try:
             return [*TopologicalSorter(self.sources).static_order()]
         except CycleError as error:
@@ -147,24 +153,25 @@ class _Graph:
 
 
 def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
+    """The network that runs `graph`, whose layers have `dt` seconds per step."""
     order = graph.ordered()
-    begin, end = (_outermost(graph, kind) for kind in PORTS)
+    begin, end = (_outer_port(graph, kind) for kind in PORTS)
     layers: dict[str, nn.Module] = {}
     shapes: dict[str, Shape] = {begin: _input_shape(graph.nodes[begin], begin)}
     renamed: dict[str, str] = {}
-    lines = fx.Graph()
-    values = {begin: lines.placeholder("inputs")}
+    calls = fx.Graph()
+    values = {begin: calls.placeholder("inputs")}
     for name in order:
         node, sources = graph.nodes[name], graph.sources[name]
         if name == begin:
             continue
         if not sources:
             raise ValueError(f"node {name!r} ({node.type}) has no input")
-        given = {source: shapes[source] for source in sources}
-        if len(set(given.values())) != 1:
-            raise ValueError(f"node {name!r} ({node.type}) adds inputs of different shapes: {given}")
+        input_shapes = {source: shapes[source] for source in sources}
+        if len(set(input_shapes.values())) != 1:
+            raise ValueError(f"node {name!r} ({node.type}) adds inputs of different shapes: {input_shapes}")
         try:
-            shape = given[sources[0]]
+            shape = input_shapes[sources[0]]
             kind = None if node.type in PORTS else _kind(node)
             layer = None if kind is None else _layer(kind, node, shape, dt, graph.feedback.get(name))
             keeps_shape = kind is None or kind.elementwise
@@ -173,22 +180,25 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
             if isinstance(layer, LooksBack):
                 _check_size("the input that it keeps", (layer.reach, *shape), max_bytes)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-            missing = f"has no field {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"node {name!r} ({node.type}): {missing}") from error
+            problem = f"has no field {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"node {name!r} ({node.type}): {problem}") from error
         value = values[sources[0]]
         for source in sources[1:]:
-            value = lines.call_function(add, (value, values[source]))
+            value = calls.call_function(add, (value, values[source]))
         if layer is not None:
+            # hibana writes a recurrent layer as a graph, whose name is the layer's
             path = name.rpartition(".")[0] or name if name in graph.feedback else name
             layers[key := layer_name(path, layers)] = layer
             if key != path:
                 renamed[key] = path
-            value = lines.call_module(key, (value,))
+            value = calls.call_module(key, (value,))
         values[name] = value
-    _warn_of_dead_ends(graph, end)
-    lines.output(values[end])
-    network = fx.GraphModule(layers, lines, class_name="NIRNetwork")
+    calls.output(values[end])
+    network = fx.GraphModule(layers, calls, class_name="NIRNetwork")
     network.graph.eliminate_dead_code()
+    live = set(network.graph.nodes)
+    if dead := [name for name in graph.nodes if values[name] not in live]:
+        warnings.warn(f"nodes that lead to no output are left out: {', '.join(dead)}", stacklevel=3)
     network.delete_all_unused_submodules()
     network.recompile()
     network.meta.update(input_shape=shapes[begin], dt=dt, **({"nodes": renamed} if renamed else {}))
@@ -196,6 +206,7 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
 
 
 def _kind(node: Node) -> LayerKind:
+    """The kind of layer that runs `node`."""
     kind = next((kind for kind in LAYERS.values() if node.type in kind.nir_types), None)
     if kind is None:
         raise ValueError("hibana has no such node")
@@ -203,7 +214,7 @@ def _kind(node: Node) -> LayerKind:
 
 
 def _layer(kind: LayerKind, node: Node, shape: Shape, dt: float | None, feedback: Node | None) -> nn.Module:
-    """The layer that runs `node`; with `feedback`, a linear node from its output to its input, recurrent."""
+    """The layer that runs `node`, recurrent with `feedback`, a linear node from its output to its input."""
     layer = kind.from_nir(node, shape, dt)
     if feedback is None:
         return layer
@@ -220,19 +231,21 @@ def _output_shape(layer: nn.Module, shape: Shape) -> Shape:
     return tuple(torch.func.functional_call(layer, weights, (sample,)).shape[2:])
 
 
-def _outermost(graph: _Graph, kind: str) -> str:
-    """The one port of the whole graph: those of graphs within it have an input, or feed something."""
-    fed = {source for sources in graph.sources.values() for source in sources}
-    free = {name for name, sources in graph.sources.items() if not sources} if kind == "Input" else (
-        graph.nodes.keys() - fed
-    )  # fmt: skip
-    found = [name for name in graph.nodes if name in free and graph.nodes[name].type == kind]
-    if len(found) != 1:
-        raise ValueError(f"a graph must have one {kind} node, has {len(found)}: {found}")
-    return found[0]
+def _outer_port(graph: _Graph, kind: str) -> str:
+    """The path of the outermost graph's port of `kind`; ports of nested graphs have edges on both sides."""
+    names = [name for name, node in graph.nodes.items() if node.type == kind]
+    if kind == "Input":
+        names = [name for name in names if not graph.sources[name]]
+    else:
+        read = {source for sources in graph.sources.values() for source in sources}
+        names = [name for name in names if name not in read]
+    if len(names) != 1:
+        raise ValueError(f"a graph must have one {kind} node, has {len(names)}: {names}")
+    return names[0]
 
 
 def _input_shape(node: Node, name: str) -> Shape:
+    """The shape in the Input node `node`, whose path is `name`."""
     shape = np.asarray(node.fields.get("shape"))
     if shape.ndim != 1 or not np.issubdtype(shape.dtype, np.integer) or (shape < 1).any():
         raise ValueError(f"node {name!r} (Input): shape must be whole numbers above 0, got {shape!r}")
@@ -240,34 +253,17 @@ def _input_shape(node: Node, name: str) -> Shape:
 
 
 def _check_size(what: str, shape: Shape, max_bytes: int) -> None:
-    size = 4
-    for n in shape:
-        size *= n
+    """Raises ValueError if a float32 tensor of `shape`, described as `what`, takes more than `max_bytes`."""
+    size = 4 * math.prod(shape)
     if size > max_bytes:
         raise ValueError(f"{what}, {shape}, takes {size:,} bytes; max_bytes is {max_bytes:,}")
 
 
-def _warn_of_dead_ends(graph: _Graph, end: str) -> None:
-    used, ahead = {end}, [end]
-    while ahead:
-        new = [source for source in graph.sources[ahead.pop()] if source not in used]
-        used.update(new)
-        ahead += new
-    if dead := [name for name in graph.nodes if name not in used]:
-        warnings.warn(f"nodes that lead to no output are left out: {', '.join(dead)}", stacklevel=4)
-
-
-def _pairs(edges: Any, where: str) -> Any:
-    """The edges, ``[edge, 2]``, of names."""
-    pairs = np.asarray(edges, object)
-    if pairs.size and (pairs.ndim != 2 or pairs.shape[1] != 2):
-        raise ValueError(f"{where} must have pairs of names as edges, got {edges!r}")
-    return pairs.reshape(-1, 2)
-
-
-def _below(path: str, name: str) -> str:
+def _join(path: str, name: str) -> str:
+    """The path of node `name` in the graph at `path`."""
     return f"{path}.{name}" if path else name
 
 
 def _text(value: Any) -> Any:
+    """`value` as text if it is bytes, which is how HDF5 returns text."""
     return value.decode() if isinstance(value, bytes) else value

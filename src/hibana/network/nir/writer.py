@@ -1,4 +1,4 @@
-"""From a network, read as a graph of layers, to a NIR graph."""
+"""From the node graph of a network to a NIR graph."""
 
 import io
 import math
@@ -31,41 +31,42 @@ def write(
     dt: float | None = None,
     input_shape: Shape | None = None,
 ) -> Any:
-    """`net` as a NIR graph, and into a file if `path` is given.
+    """`net` as a NIR graph, which is also written to `path` if that is not None.
 
-    Batch normalisation is folded into the layer before it. What matters only for training (a surrogate, a
-    dropout) is left out with a warning that names the layers.
+    Batch normalisation is folded into the layer before it. Settings that matter only for training (a
+    surrogate, a dropout) are left out with a warning that names the layers.
 
     Args:
-        net: a network over ``[T, batch, ...]`` of hibana and torch.nn layers, additions between them
-            included.
+        net: a network over ``[T, batch, ...]`` of layers of hibana and torch.nn, and additions.
         path: the file to write.
-        dt: seconds per time step, by which time constants are written in seconds, and which is noted in the
-            graph; that of the graph `net` was read from, else 1e-4.
-        input_shape: the shape of one sample at one step; that of the graph `net` was read from, else that
-            which the first layer takes, if it is linear.
+        dt: seconds per time step, for time constants in seconds and for the graph's metadata; None for the
+            ``dt`` of the graph that `net` was read from, else 1e-4.
+        input_shape: the shape of one sample at one step; None for that of the graph that `net` was read from,
+            else that of the input of the first layer, if it is linear.
 
     Returns:
         The ``nir.NIRGraph``.
 
     Raises:
-        ValueError: naming the layer, if NIR cannot say what it does: a soft reset, a refractory period, a
-            max-pooling; or if the shape of the input is not known.
+        ValueError: naming the layer, if NIR has no form of it: a soft reset, a refractory period, a
+            max-pooling; or if no shape of the input is available.
 
     Source: Pedersen et al. (2024), *Neuromorphic intermediate representation*.
     """
-    noted = net.meta if isinstance(net, fx.GraphModule) else {}
-    dt = next(x for x in (dt, noted.get("dt"), 1e-4) if x is not None)
+    meta = net.meta if isinstance(net, fx.GraphModule) else {}
+    dt = next(x for x in (dt, meta.get("dt"), 1e-4) if x is not None)
     if not (np.isfinite(dt) and dt > 0):
         raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
-    example = _example(net, input_shape or noted.get("input_shape"))
+    example = _example(net, input_shape or meta.get("input_shape"))
     try:
         network = read(net, example, shares_state=True)
-        nodes, edges = _Graph(noted.get("nodes", {}), dt).add(network)
-    except RuntimeError as error:  # Unsupported, or torch's own, which notes name the layer of
+        nodes, edges = _Graph(meta.get("nodes", {}), dt).add(network)
+    except RuntimeError as error:  # Unsupported, or an error of torch, whose notes name the layer
         raise ValueError(": ".join([*getattr(error, "__notes__", ()), str(error)])) from error
     layers = [(name, layer, kind_of(layer)) for name, layer in network.net.named_modules()]
-    lost = [f"{name} ({what})" for name, layer, kind in layers if kind and (what := kind.lost_in_nir(layer))]
+    lost = [
+        f"{name} ({setting})" for name, layer, kind in layers if kind and (setting := kind.lost_in_nir(layer))
+    ]
     if lost:
         warnings.warn(f"NIR cannot say what matters only in training: {'; '.join(lost)}", stacklevel=2)
     graph = _graph({name: _nir_node(node, name) for name, node in nodes.items()}, edges, {"dt": dt})
@@ -77,7 +78,7 @@ def write(
 
 
 def _example(net: nn.Module, shape: Shape | None) -> Tensor:
-    """Two steps of a sample of `shape`, or of the shape that the first layer of `net` takes."""
+    """Two steps of a sample of `shape`, or of the input shape of the first layer of `net`."""
     first = next((module for module in net.modules() if kind_of(module) is not None), None)
     if shape is None and hasattr(first, "in_features"):
         shape = (int(cast(Any, first).in_features),)
@@ -85,13 +86,16 @@ def _example(net: nn.Module, shape: Shape | None) -> Tensor:
         raise ValueError(
             "input_shape must be given, the shape of one sample, as the first layer is not linear"
         )
-    like = next((p for p in net.parameters() if p.is_floating_point()), None)
-    dtype, device = (torch.float32, "cpu") if like is None else (like.dtype, like.device)
+    weight = next((p for p in net.parameters() if p.is_floating_point()), None)
+    dtype, device = (torch.float32, "cpu") if weight is None else (weight.dtype, weight.device)
     return torch.ones(2, 1, *shape, dtype=dtype, device=device)
 
 
 class _Graph:
-    """Nodes and edges of NIR under construction; additions become several edges."""
+    """Builds the nodes and edges of a NIR graph. An addition becomes several edges to one node.
+
+    `names` has the NIR names of layers whose names differ, `dt` is in seconds per step.
+    """
 
     def __init__(self, names: dict[str, str], dt: float) -> None:
         self.names, self.dt = names, dt
@@ -101,14 +105,14 @@ class _Graph:
         """The NIR nodes whose sum is the value of a node."""
 
     def add(self, network: Network) -> tuple[dict[str, NirNode], list[tuple[str, str]]]:
-        """The nodes and edges of `network`."""
-        shape = np.array(network.input.shape)
-        self.sources[network.input] = [self._put("input", NirNode("Input", {"shape": shape}), [])]
+        """Adds `network`, and returns all nodes and edges."""
+        input_node = NirNode("Input", {"shape": np.array(network.input.shape)})
+        self.sources[network.input] = [self._put("input", input_node, [])]
         for node in network.nodes[1:]:
             sources = [
                 name
-                for source, seen in zip(node.inputs, node.input_shapes, strict=True)
-                for name in self._shaped(source, seen, node.name)
+                for source, shape in zip(node.inputs, node.input_shapes, strict=True)
+                for name in self._reshaped(source, shape, node.name)
             ]
             if node.kind == "sum":
                 if len({*sources}) != len(sources):
@@ -116,17 +120,17 @@ class _Graph:
                 self.sources[node] = sources
                 continue
             try:
-                made = node.layer.to_nir(node, self.dt)
+                nir_node = node.layer.to_nir(node, self.dt)
             except ValueError as error:
                 raise ValueError(f"layer {node.name!r}: {error}") from error
-            self.sources[node] = [self._put(self.names.get(node.name, node.name), made, sources)]
+            self.sources[node] = [self._put(self.names.get(node.name, node.name), nir_node, sources)]
         shape = np.array(network.output_shape)
-        last = self._shaped(network.output, network.output_shape, "output")
+        last = self._reshaped(network.output, network.output_shape, "output")
         self._put("output", NirNode("Output", {"shape": shape}), last)
         return self.nodes, self.edges
 
-    def _shaped(self, source: Node, shape: Shape, user: str) -> list[str]:
-        """The nodes whose sum is `source` in the `shape` in which `user` takes it."""
+    def _reshaped(self, source: Node, shape: Shape, user: str) -> list[str]:
+        """The NIR nodes whose sum is `source` in `shape`; adds a Flatten before `user` if necessary."""
         if shape == source.shape:
             return self.sources[source]
         dims = range(len(source.shape))
@@ -139,6 +143,7 @@ class _Graph:
         raise ValueError(f"layer {user!r}: NIR flattens, but has no reshape of {source.shape} to {shape}")
 
     def _put(self, name: str, node: NirNode, sources: list[str]) -> str:
+        """Adds `node` with edges from `sources`, and returns its name, which is similar to `name`."""
         name = re.sub(r"[/\0]|^\.?$", "_", name)  # HDF5 takes these for paths
         while name in self.nodes:
             name += "_"
@@ -148,20 +153,23 @@ class _Graph:
 
 
 def _nir_node(node: NirNode, name: str) -> Any:
+    """`node` as an object of the nir package; `name` is for messages."""
     if node.type in ("Input", "Output"):
         return getattr(nir, node.type)(node.fields["shape"])
     if node.type == "NIRGraph":
-        within = {key: _nir_node(inner, name) for key, inner in node.fields["nodes"].items()}
-        return _graph(within, node.fields["edges"], {})
-    kind = getattr(nir, node.type)
-    known = {f.name for f in fields(kind)}
-    given = dict(node.fields)
-    if "v_reset" in given and "v_reset" not in known and given.pop("v_reset").any():
+        nodes = {key: _nir_node(inner, name) for key, inner in node.fields["nodes"].items()}
+        return _graph(nodes, node.fields["edges"], {})
+    kind, values = getattr(nir, node.type), dict(node.fields)
+    if (
+        "v_reset" in values
+        and "v_reset" not in {f.name for f in fields(kind)}
+        and values.pop("v_reset").any()
+    ):
         raise ValueError(f"layer {name!r}: nir {nir.version} has no reset potential but 0; nir 1.0.5 has")
-    return kind(**given, **({"metadata": node.metadata} if node.metadata else {}))
+    return kind(**values, **({"metadata": node.metadata} if node.metadata else {}))
 
 
 def _graph(nodes: dict[str, Any], edges: list[tuple[str, str]], metadata: dict[str, float]) -> Any:
-    """The graph, its shapes as they were found here: nir's own inference knows no kernel but square ones."""
-    checked = {"type_check": False} if "type_check" in signature(nir.NIRGraph).parameters else {}
-    return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, **checked)
+    """A ``nir.NIRGraph`` without nir's inference of shapes, which supports square kernels alone."""
+    settings = {"type_check": False} if "type_check" in signature(nir.NIRGraph).parameters else {}
+    return nir.NIRGraph(nodes=nodes, edges=edges, metadata=metadata, **settings)

@@ -1,4 +1,4 @@
-"""A network as one page for the browser: whole numbers, compiled to WebAssembly, that one draws to."""
+"""A network as one web page: an integer network in WebAssembly that classifies drawings."""
 
 from hibana.network.page.build import to_page
 

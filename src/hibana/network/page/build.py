@@ -1,4 +1,4 @@
-"""The page of a network: its program in C as WebAssembly, in one file that loads nothing."""
+"""Builds the web page of a network: its C program as WebAssembly, in one file without external resources."""
 
 import base64
 import html
@@ -49,27 +49,28 @@ void *spikes_at(int layer) {{
 }}
 """
 EXPORTED = ("input_at", "output_at", "begin", "go", "scores_at", "spikes_at")
+"""The functions of the WebAssembly module that ``page.html`` calls."""
 
 
 def to_page(
     net: nn.Module, example: Tensor, *, title: str = "hibana", scores: str = "sum", bits: int = 8
 ) -> str:
-    """The text of a page that runs `net`, of still images, in the browser: one draws, and watches it spike.
+    """The HTML of a page on which `net`, a network for images, classifies drawings and shows its spikes.
 
-    The network runs in whole numbers (:func:`hibana.quantize`), as WebAssembly in the page. It loads
-    nothing, and opens from a file.
+    The network runs in integers (:func:`hibana.quantize`), as WebAssembly in the page. The page loads no
+    other file, and opens without a server.
 
     Args:
         net: a network over ``[T, batch, height, width]`` or ``[T, batch, 1, height, width]``.
-        example: images as it is shown them, of which each step is the same; some are shown as samples.
-        title: of the page.
-        scores: what becomes of the outputs over time, as in :func:`to_c`.
-        bits: of a weight.
+        example: inputs of `net` that are equal at all steps; the page shows the first twelve as samples.
+        title: the title of the page.
+        scores: how the outputs over time become scores, as in :func:`to_c`.
+        bits: bits of a weight.
 
     Raises:
-        ModuleNotFoundError: if ziglang, which compiles it, is not installed.
-        ValueError: if inputs are no images, or change over time.
-        Unsupported: naming the layer, if it has no form in whole numbers or in C.
+        ModuleNotFoundError: if ziglang, which compiles the network, is not installed.
+        ValueError: if inputs are not images, or change over time.
+        Unsupported: naming the layer, if it has no form in integers or in C.
     """
     shape = tuple(example.shape[2:])
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[0] != 1):
@@ -81,14 +82,14 @@ def to_page(
     small, report = quantize(net, example, bits)
     program = to_c(small, example, scores=scores)
     page = files("hibana.network.page").joinpath("page.html").read_text(encoding="utf-8")
-    described = json.dumps(_described(program, small, example, report.same_class))
-    compiled = base64.b64encode(webassembly(program)).decode()
-    parts = {"TITLE": html.escape(title), "NETWORK": described.replace("<", "\\u003c"), "WASM": compiled}
-    return re.sub(f"@({'|'.join(parts)})@", lambda found: parts[found[1]], page)
+    description = json.dumps(_description(program, small, example, report.same_class))
+    wasm = base64.b64encode(webassembly(program)).decode()
+    parts = {"TITLE": html.escape(title), "NETWORK": description.replace("<", "\\u003c"), "WASM": wasm}
+    return re.sub(f"@({'|'.join(parts)})@", lambda match: parts[match[1]], page)
 
 
-def _described(program: CProgram, net: Quantized, example: Tensor, same: float) -> dict[str, Any]:
-    """What the page has to know of its network."""
+def _description(program: CProgram, net: Quantized, example: Tensor, same: float) -> dict[str, Any]:
+    """The object ``NET`` of the page's script; `same` is the fraction of samples with an unchanged class."""
     height, width = example.shape[-2:]
     spiking = {layer.name: i for i, layer in enumerate(program.spiking)}
     samples = net.integer_input(example[0, :12]).flatten(1).to(torch.int64)
@@ -103,11 +104,7 @@ def _described(program: CProgram, net: Quantized, example: Tensor, same: float) 
         "bytes": [program.constant_bytes, program.changing_bytes],
         "same": same,
         "layers": [
-            {
-                "name": layer.name,
-                "neurons": layer.neurons,
-                "columns": _columns(layer.neurons),
-            }
+            {"name": layer.name, "neurons": layer.neurons, "columns": _columns(layer.neurons)}
             for layer in program.spiking
         ],
         "weights": [
@@ -120,17 +117,17 @@ def _described(program: CProgram, net: Quantized, example: Tensor, same: float) 
 
 
 def _columns(neurons: int) -> int:
-    """How many neurons stand in a row of the picture of a layer."""
+    """The number of neurons in a row of a layer's picture."""
     return max(8, math.ceil(math.sqrt(neurons * 4)))
 
 
 @explain_import_error("hibana.convert.page")
 def webassembly(program: CProgram) -> bytes:
-    """A program in whole numbers, compiled.
+    """An integer program as a WebAssembly module.
 
     Raises:
         ModuleNotFoundError: if ziglang is not installed.
-        RuntimeError: if it does not compile.
+        RuntimeError: if ziglang cannot compile it.
     """
     if find_spec("ziglang") is None:
         raise ModuleNotFoundError("No module named 'ziglang'", name="ziglang")
@@ -145,7 +142,8 @@ def webassembly(program: CProgram) -> bytes:
         command += ["-nostdlib", "-fno-builtin", "-Wl,--no-entry", "-Wl,--strip-all"]
         command += [f"-Wl,--export={exported}" for exported in EXPORTED]
         command += ["-o", str(folder / "net.wasm"), str(source), str(folder / "page.c")]
-        made = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace", check=False)
-        if made.returncode:
-            raise RuntimeError(f"ziglang could not compile the network: {made.stderr.strip()[-400:]}")
+        process = subprocess.run(command, capture_output=True, check=False)
+        if process.returncode:
+            reason = process.stderr.decode(errors="replace")
+            raise RuntimeError(f"ziglang could not compile the network: {reason.strip()[-400:]}")
         return (folder / "net.wasm").read_bytes()
