@@ -1,8 +1,7 @@
 """Compiles one step: traces and plans it, and makes a backend's kernels for it. Loaded on first use."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +10,10 @@ from hibana.cells import Cell
 from hibana.compiler.analysis.bounds import guard_products
 from hibana.compiler.backend import Kernels, kernels_of
 from hibana.compiler.bounded_dict import BoundedDict
-from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import Plan, make_plan
-from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.graph.serial import structure_key
+from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.synapses import required_residuals, with_computed_operands
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.memory_layout import Order, inverse_order, step_order, step_to_order
@@ -66,7 +65,7 @@ def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) ->
     """The step of `cell`, and its kernels, which steps share that differ in their constants alone."""
     traced = trace(cell, shape, dtype, kernels_of(backend).device(), draws=True)
     step = with_computed_operands(guard_products(traced))
-    alike = (backend, dtype, structure(step))
+    alike = (backend, dtype, structure_key(step))
     found = _BY_STRUCTURE.get(alike)
     if found is None:
         make = kernels_of(backend, bool(step.matrices))
@@ -81,17 +80,3 @@ def compiled(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) ->
     own = {name: getattr(step, name) for name in ("constants", "prologue", "epilogue", "any_size")}
     step = replace(first, **own)
     return step, kernels.alike(step)
-
-
-def structure(step: Step) -> tuple[Any, ...]:
-    """What kernels are generated from: equal for steps that differ in their constants alone."""
-    gradients = (step.grad_input, *step.grad_states, *step.grad_sums, *step.sides)
-    values = reachable(value for value in (*step.nexts, *gradients) if value is not None)
-    place = {value: i for i, value in enumerate(values)}
-
-    def places(of: Iterable[Value | None]) -> tuple[int | None, ...]:
-        return tuple(None if value is None else place[value] for value in of)
-
-    said = tuple((v.op, places(v.args), type(v.data), v.data, v.scalar) for v in values)
-    counts = len(step.grad_sums), len(step.constants), step.parameters, step.matrices, len(step.outer)
-    return step.states, said, places(step.nexts), places(gradients), counts, step.draws

@@ -1,13 +1,16 @@
-"""Serialises a step with its plan as text, for a process that never saw the cell.
+"""Serializes a traced step and its plan as JSON text.
 
-A graph that outlives its process (a file of ``torch.export``, the cache of ``torch.compile``) holds tensors,
-numbers and text. Two texts are equal exactly when the steps compute the same from the same tensors with the
-same residuals, so the text is also their cache key. What can't be serialised is refused.
+Graphs of ``torch.export`` and ``torch.compile`` outlive the process that has the cell, and hold text instead
+of the step. Two texts are equal exactly if the steps compute the same from the same tensors and store the
+same residuals, so the text is also a cache key.
+
+In the text, an object whose only key starts with ``$`` stands for a Python object. ``$define`` adds a value
+of the step to a list, and ``$value`` refers to it by its index there.
 """
 
 import json
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -23,123 +26,128 @@ from hibana.compiler.graph.step import Step, Value
 from hibana.runtime import torch_internals
 
 FORMAT = "hibana step"
-_NAMED = {torch.dtype: "dtype", torch.memory_format: "memory_format", torch.layout: "layout"}
-_FACTS = [field.name for field in fields(Value) if field.name != "args"]
+"""Key of the version of hibana that wrote the text."""
 
 
 def write(step: Step, plan: Plan, dtype: torch.dtype) -> str:
-    """`step`, computed in `dtype`, and `plan`.
+    """Serializes `step`, computed in `dtype`, and `plan`.
 
     Raises:
-        Unsupported: if the step has what can't be serialised.
+        Unsupported: if the step contains an object that has no text form.
     """
-    wanted = (*step.nexts, step.grad_input, *step.grad_states, *step.grad_sums, *step.sides, *plan.residuals)
-    values = reachable(value for value in wanted if value is not None)
-    place = {value: i for i, value in enumerate(values)}
+    step_fields = _fields(step) | {"any_size": True}
+    return _encode(step, {"dtype": dtype, "step": step_fields, "plan": _fields(plan)}, plan.residuals)
 
-    def places(of: Iterable[Value | None]) -> list[int | None]:
-        return [None if value is None else place[value] for value in of]
 
-    return json.dumps(
-        {
-            FORMAT: _version(),
-            "dtype": _name(dtype),
-            "states": step.states,
-            "values": [
-                [[place[a] for a in value.args], *(getattr(value, fact) for fact in _FACTS)]
-                for value in values
-            ],
-            "facts": _FACTS,
-            "nexts": places(step.nexts),
-            "gradients": places((step.grad_input, *step.grad_states)),
-            "sums": places(step.grad_sums),
-            "constants": step.constants,
-            "parameters": step.parameters,
-            "matrices": step.matrices,
-            "outer": places(step.sides),
-            "draws": step.draws,
-            "prologue": _written(step.prologue),
-            "epilogue": _written(step.epilogue),
-            "residuals": places(plan.residuals),
-            "before": plan.before,
-            "first": plan.first,
-            "marks": places((plan.support, plan.spikes)),
-        },
-        separators=(",", ":"),
-    )
+def structure_key(step: Step) -> str:
+    """Text that is equal for steps that share kernels: for steps that differ only in their constants."""
+    ignored = {"constants": len(step.constants), "prologue": None, "epilogue": None, "any_size": None}
+    return _encode(step, _fields(step) | ignored)
 
 
 def read(text: str) -> tuple[Step, Plan, torch.dtype]:
-    """The step, the plan and the dtype that :func:`write` wrote.
+    """The step, the plan and the dtype in a text of :func:`write`.
 
     Raises:
-        RuntimeError: if it was not written by this version of hibana.
+        RuntimeError: if another version of hibana wrote `text`, or it is not the text of a step.
     """
     try:
-        held = json.loads(text)
-        version = held[FORMAT]
+        version = json.loads(text)[FORMAT]
     except (ValueError, KeyError, TypeError) as error:
         raise RuntimeError(f"this is no step that hibana wrote: {text[:60]!r}") from error
-    if version != _version() or held["facts"] != _FACTS:
+    if version != _version():
         raise RuntimeError(
             f"the program holds a step written by hibana {version}, and this is hibana {_version()}: export "
             "it again, or use hibana.convert.export for a program that needs no hibana"
         )
-    values: list[Value] = []
-    for args, *facts in held["values"]:
-        given: dict[str, Any] = dict(zip(_FACTS, facts, strict=True))
-        values.append(Value(args=tuple(values[a] for a in args), **given))
-
-    def of(places: Sequence[int | None]) -> tuple[Any, ...]:
-        return tuple(None if i is None else values[i] for i in places)
-
-    grad_input, *grad_states = of(held["gradients"])
-    step = Step(
-        states=tuple(held["states"]),
-        nexts=of(held["nexts"]),
-        grad_input=grad_input,
-        grad_states=tuple(grad_states),
-        grad_sums=of(held["sums"]),
-        constants=tuple(held["constants"]),
-        prologue=_part(held["prologue"]),
-        epilogue=_part(held["epilogue"]),
-        parameters=held["parameters"],
-        matrices=held["matrices"],
-        outer=tuple(zip(*[iter(of(held["outer"]))] * 2, strict=True)),
-        draws=held["draws"],
-        any_size=True,
-    )
-    support, spikes = of(held["marks"])
-    plan = Plan(of(held["residuals"]), tuple(held["before"]), tuple(held["first"]), support, spikes)
-    return step, plan, getattr(torch, held["dtype"])
+    document = _decode(text)
+    step, plan = ({name: _as_tuple(item) for name, item in document[key].items()} for key in ("step", "plan"))
+    return Step(**step), Plan(**plan), document["dtype"]
 
 
 def _version() -> str:
-    import hibana  # all of it, which is there by now, for one string
+    import hibana  # the package imports this module
 
     return hibana.__version__
 
 
-def _name(named: Any) -> str:
-    return str(named).removeprefix("torch.")
+def _fields(record: Step | Plan) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}
 
 
-def _written(part: Callable[..., Any]) -> dict[str, Any]:
-    assert isinstance(part, Part)
-    calls = [
-        [_operation(part, i), _argument(args), _argument(kwargs)]
-        for i, (_, args, kwargs) in enumerate(part.calls)
-    ]
-    return {"takes": part.input_count, "calls": calls, "gives": part.outputs}
+def _as_tuple(item: Any) -> Any:
+    """`item` with tuples for its nested lists."""
+    return tuple(map(_as_tuple, item)) if isinstance(item, list) else item
 
 
-def _operation(part: Part, index: int) -> str:
+def _encode(step: Step, document: dict[str, Any], residuals: tuple[Value, ...] = ()) -> str:
+    """JSON text of `document`, which refers to values of `step` and to `residuals`."""
+    roots = (*step.nexts, step.grad_input, *step.grad_states, *step.grad_sums, *step.sides, *residuals)
+    index = {value: i for i, value in enumerate(reachable(root for root in roots if root is not None))}
+
+    def encode(item: Any) -> dict[str, Any]:
+        match item:
+            case Value():
+                return {"$value": index[item]}
+            case Place():
+                return {"$place": item.at}
+            case Part():
+                calls = [(_operator_name(item, i), *call[1:]) for i, call in enumerate(item.calls)]
+                return {"$part": [item.input_count, calls, item.outputs]}
+            case torch.device():
+                return {"$device": str(item)}
+            case Tensor():
+                return {"$tensor": [item.tolist(), item.dtype]}
+            case torch.dtype() | torch.memory_format() | torch.layout():
+                return {"$constant": str(item).removeprefix("torch.")}
+        raise Unsupported(f"an argument of type {type(item).__name__} can't be written down")
+
+    values = [{"$define": [v.op, [index[a] for a in v.args], v.data, v.scalar]} for v in index]
+    text = {FORMAT: _version(), "values": values, **document}
+    return json.dumps(text, default=encode, separators=(",", ":"))
+
+
+def _decode(text: str) -> dict[str, Any]:
+    """The document in `text`, with Python objects for its ``$`` objects."""
+    values: list[Value] = []
+
+    def define(op: str, args: list[int], data: int | str, scalar: bool) -> None:
+        values.append(Value(op, tuple(values[i] for i in args), data, scalar))
+
+    def part(input_count: int, calls: list[Any], outputs: list[int | None]) -> Part:
+        return Part(input_count, [(_operator(name), *arguments) for name, *arguments in calls], outputs)
+
+    decoders: dict[str, Callable[[Any], Any]] = {
+        "$define": lambda arguments: define(*arguments),
+        "$value": values.__getitem__,
+        "$place": Place,
+        "$part": lambda arguments: part(*arguments),
+        "$device": torch.device,
+        "$tensor": lambda content: torch.tensor(content[0], dtype=content[1], device="cpu"),
+        "$constant": lambda name: getattr(torch, name),
+    }
+
+    def decode(item: dict[str, Any]) -> Any:
+        key = next(iter(item), "")
+        return decoders[key](item[key]) if key in decoders else item
+
+    document: dict[str, Any] = json.loads(text, object_hook=decode)
+    return document
+
+
+_OPERATORS: dict[str, Callable[..., Any]] = {"literal": foreign, "part": operator.getitem}
+"""Operators of a part that are not ATen's, by their name in the text."""
+_COPIES = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
+
+
+def _operator_name(part: Part, index: int) -> str:
+    """The name in the text of the operator of call `index` of `part`."""
     target = part.calls[index][0]
     if target is foreign:
         at = part.input_count + index
         users = [function for function, *arguments in part.calls if Place(at) in places_in(arguments)]
-        if at not in part.outputs and all(function in _FRESH for function in users):
-            return "literal"  # a number that the step itself wrote as a tensor
+        if at not in part.outputs and all(function in _COPIES for function in users):
+            return "literal"  # a number in the code of the step, such as torch.tensor(0.5)
         raise Unsupported("a tensor that the step takes from elsewhere than its cell can't be written down")
     if target is operator.getitem:
         return "part"
@@ -148,56 +156,9 @@ def _operation(part: Part, index: int) -> str:
     return f"{target._schema.name.removeprefix('aten::')}.{target._overloadname}"
 
 
-_FRESH = (torch.ops.aten.lift_fresh.default, torch.ops.aten.lift_fresh_copy.default)
-
-
-def _argument(argument: Any) -> Any:
-    if argument is None or isinstance(argument, bool | int | float | str):
-        return argument
-    if isinstance(argument, Place):
-        return {"value": argument.at}
-    if isinstance(argument, tuple | list):
-        return [_argument(part) for part in argument]
-    if isinstance(argument, dict):
-        return {"named": {key: _argument(part) for key, part in argument.items()}}
-    if isinstance(argument, torch.device):
-        return {"device": str(argument)}
-    if isinstance(argument, Tensor):
-        return {"tensor": argument.tolist(), "dtype": _name(argument.dtype)}
-    for kind, name in _NAMED.items():
-        if isinstance(argument, kind):
-            return {name: _name(argument)}
-    raise Unsupported(f"an argument of type {type(argument).__name__} can't be written down")
-
-
-def _part(held: dict[str, Any]) -> Part:
-    calls = [
-        (_NAMES.get(name) or _overload(name), _understood(args), _understood(kwargs))
-        for name, args, kwargs in held["calls"]
-    ]
-    return Part(held["takes"], calls, held["gives"])
-
-
-_NAMES: dict[str, Callable[..., Any]] = {"literal": foreign, "part": operator.getitem}
-
-
-def _overload(name: str) -> Any:
+def _operator(name: str) -> Any:
+    """The operator that :func:`_operator_name` called `name`."""
+    if name in _OPERATORS:
+        return _OPERATORS[name]
     packet, _, overload = name.rpartition(".")
     return getattr(getattr(torch.ops.aten, packet), overload)
-
-
-def _understood(argument: Any) -> Any:
-    if isinstance(argument, list):
-        return [_understood(part) for part in argument]
-    if not isinstance(argument, dict):
-        return argument
-    if "value" in argument:
-        return Place(argument["value"])
-    if "named" in argument:
-        return {key: _understood(part) for key, part in argument["named"].items()}
-    if "tensor" in argument:
-        return torch.tensor(argument["tensor"], dtype=getattr(torch, argument["dtype"]), device="cpu")
-    if "device" in argument:
-        return torch.device(argument["device"])
-    (name,) = argument.values()
-    return getattr(torch, name)
