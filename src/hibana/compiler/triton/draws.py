@@ -1,7 +1,8 @@
-"""The random numbers of a block of neurons, in Triton; :mod:`hibana.compiler.draws` defines them."""
+"""Triton statements that draw the random numbers of a block of neurons (:mod:`hibana.compiler.draws`)."""
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from hibana.compiler import generator
 from hibana.compiler.generator import SHARED, key_schedule, threefry
@@ -9,119 +10,95 @@ from hibana.compiler.graph.step import Value
 from hibana.compiler.triton.language import Language
 
 
-class _Said:
-    """A block of numbers, called `name`; an operation on it is a line of the kernel that is written."""
+def _binary(template: str) -> Callable[..., "_Variable"]:
+    """The method of an operator: ``{0}`` in `template` is the variable, ``{1}`` the other operand."""
+    return lambda variable, other: variable.assign(template.format(variable, other))
 
-    def __init__(self, lines: list[str], said: str) -> None:
+
+class _Variable:
+    """A variable of a kernel. An operation on it appends a statement that assigns the result to a new one."""
+
+    def __init__(self, lines: list[str], expression: str) -> None:
+        """Appends to `lines` an assignment of `expression` to a variable with an unused name."""
         self.lines, self.name = lines, f"r{len(lines)}"
-        lines.append(f"{self.name} = {said}")
+        lines.append(f"{self.name} = {expression}")
 
-    def new(self, said: str) -> "_Said":
-        return _Said(self.lines, said)
-
-    def _with(self, sign: str, other: "_Said | float") -> "_Said":
-        return self.new(f"{self.name} {sign} {other}")
-
-    def __add__(self, other: "_Said | float") -> "_Said":
-        return self._with("+", other)
-
-    def __sub__(self, other: "_Said | float") -> "_Said":
-        return self._with("-", other)
-
-    def __mul__(self, other: "_Said | float") -> "_Said":
-        return self._with("*", other)
-
-    def __and__(self, other: "_Said | int") -> "_Said":
-        return self._with("&", other)
-
-    def __or__(self, other: "_Said | int") -> "_Said":
-        return self._with("|", other)
-
-    def __xor__(self, other: "_Said | int") -> "_Said":
-        return self._with("^", other)
-
-    def __rshift__(self, by: int) -> "_Said":
-        return self._with(">>", by)
-
-    def __gt__(self, other: int) -> "_Said":
-        return self._with(">", other)
-
-    def __truediv__(self, other: "_Said") -> "_Said":
-        return self.new(f"tl.div_rn({self.name}, {other})")
-
-    def __radd__(self, other: float) -> "_Said":
-        return self.new(f"{other} + {self.name}")
-
-    def __rsub__(self, other: float) -> "_Said":
-        return self.new(f"{other} - {self.name}")
+    def assign(self, expression: str) -> "_Variable":
+        """A new variable that holds `expression`."""
+        return _Variable(self.lines, expression)
 
     def __str__(self) -> str:
         return self.name
 
+    __add__, __radd__ = _binary("{0} + {1}"), _binary("{1} + {0}")
+    __sub__, __rsub__ = _binary("{0} - {1}"), _binary("{1} - {0}")
+    __mul__, __truediv__ = _binary("{0} * {1}"), _binary("tl.div_rn({0}, {1})")
+    __and__, __or__, __xor__ = _binary("{0} & {1}"), _binary("{0} | {1}"), _binary("{0} ^ {1}")
+    __rshift__, __gt__ = _binary("{0} >> {1}"), _binary("{0} > {1}")
 
-class _Numbers:
-    """Words as blocks of uint32."""
 
-    @staticmethod
-    def real(word: _Said) -> _Said:
-        return word.new(f"{word}.to(tl.int32).to(tl.float32)")
-
-    @staticmethod
-    def bits(number: _Said) -> _Said:
-        return number.new(f"{number}.to(tl.uint32, bitcast=True)")
+class _Words:
+    """The operations of :mod:`hibana.compiler.generator` on blocks of uint32 words and float32 numbers."""
 
     @staticmethod
-    def number(word: _Said) -> _Said:
-        return word.new(f"{word}.to(tl.float32, bitcast=True)")
+    def real(word: _Variable) -> _Variable:
+        return word.assign(f"{word}.to(tl.int32).to(tl.float32)")
 
     @staticmethod
-    def root(number: _Said) -> _Said:
-        return number.new(f"tl.sqrt_rn({number})")
+    def bits(number: _Variable) -> _Variable:
+        return number.assign(f"{number}.to(tl.uint32, bitcast=True)")
 
     @staticmethod
-    def where(condition: _Said, one: _Said, other: _Said) -> _Said:
-        return condition.new(f"tl.where({condition}, {one}, {other})")
+    def number(word: _Variable) -> _Variable:
+        return word.assign(f"{word}.to(tl.float32, bitcast=True)")
+
+    @staticmethod
+    def root(number: _Variable) -> _Variable:
+        return number.assign(f"tl.sqrt_rn({number})")
+
+    @staticmethod
+    def where(condition: _Variable, one: _Variable, other: _Variable) -> _Variable:
+        return condition.assign(f"tl.where({condition}, {one}, {other})")
 
 
-def draws(read: Mapping[str, Value], language: Language) -> list[str]:
-    """Statements that assign each draw of `read` to a variable of its name.
+def draws(leaves: Mapping[str, Value], language: Language) -> list[str]:
+    """Statements that assign the random numbers of each draw in `leaves` to a variable with the draw's name.
 
-    They read ``seed_low`` and ``seed_high``, the seed's words, ``now`` and ``earlier``, the step and the one
-    before it, ``lo`` and ``j``, and ``features`` if a block is of samples.
+    The statements read the words of the seed, ``seed_low`` and ``seed_high``, the steps ``now`` and
+    ``earlier``, the offsets ``lo`` and ``j`` of the block, and ``features`` if a block holds samples.
     """
     lines: list[str] = []
-    first = "lo * features" if language.by_samples else "lo"
-    element = _Said(lines, f"({first} + j).to(tl.uint32)")
-    for name in (name for name, leaf in read.items() if leaf.is_draw):
-        drawn = name.removesuffix("_earlier")
-        kind = drawn.rstrip("0123456789")
+    block_start = "lo * features" if language.by_samples else "lo"
+    element = _Variable(lines, f"({block_start} + j).to(tl.uint32)")
+    for name in (name for name, leaf in leaves.items() if leaf.is_draw):
+        draw = name.removesuffix("_earlier")
+        distribution = draw.rstrip("0123456789")
         low, high = (
-            element.new(f"tl.full({language.shape}, {word}, tl.int32).to(tl.uint32, bitcast=True)")
+            element.assign(f"tl.full({language.shape}, {word}, tl.int32).to(tl.uint32, bitcast=True)")
             for word in ("seed_low", "seed_high")
         )
-        schedule = key_schedule(low, high + int(drawn.removeprefix(kind)), operator.add, operator.xor)
-        when = element.new(f"{'now' if drawn == name else 'earlier'}.to(tl.uint32, bitcast=True)")
-        lines.append(f"{name} = {_made(kind, schedule, element, when, language)}")
+        key = key_schedule(low, high + int(draw.removeprefix(distribution)), operator.add, operator.xor)
+        step = element.assign(f"{'now' if draw == name else 'earlier'}.to(tl.uint32, bitcast=True)")
+        lines.append(f"{name} = {_numbers(distribution, key, element, step, language)}")
     return lines
 
 
-def _made(
-    kind: str, schedule: list[tuple[_Said, _Said]], element: _Said, when: _Said, language: Language
-) -> str:
-    """The numbers of one draw."""
+def _numbers(distribution: str, key: Any, element: _Variable, step: _Variable, language: Language) -> str:
+    """An expression of the random numbers at the indices `element` of the drawn tensor."""
 
-    def words(counter: _Said) -> tuple[_Said, _Said]:
-        return threefry(schedule, (counter, when), operator.add, _rotated, operator.xor)
+    def words(counter: _Variable) -> tuple[_Variable, _Variable]:
+        return threefry(key, (counter, step), operator.add, _rotate, operator.xor)
 
-    if kind == "uniform" and language.real == "float64":
+    if distribution == "uniform" and language.real == "float64":
         x, y = words(element)
         return f"{language.cast(x.name)} * {2.0**-32} + {language.cast((y >> 11).name)} * {2.0**-53}"
     x, y = words(((element >> 1) & (0xFFFFFFFF - SHARED + 1)) | (element & (SHARED - 1)))
-    second = (element & SHARED) > 0
-    if kind == "normal":
-        return language.cast(_Numbers.where(second, *reversed(generator.normal(_Numbers, x, y))).name)
-    return language.cast(generator.uniform(_Numbers, _Numbers.where(second, y, x)).name)
+    is_second = (element & SHARED) > 0
+    if distribution == "normal":
+        return language.cast(_Words.where(is_second, *reversed(generator.normal(_Words, x, y))).name)
+    return language.cast(generator.uniform(_Words, _Words.where(is_second, y, x)).name)
 
 
-def _rotated(word: _Said, by: int) -> _Said:
-    return word.new(f"({word} << {by}) | ({word} >> {32 - by})")
+def _rotate(word: _Variable, count: int) -> _Variable:
+    """`word` rotated to the left by `count` bits."""
+    return word.assign(f"({word} << {count}) | ({word} >> {32 - count})")
