@@ -605,4 +605,4 @@ def test_every_surrogate_is_followed(surrogate):
 def test_every_cell_of_the_package_is_followed_and_costs_a_call_nothing(kind):
     found = Dependencies(kind())
     assert found.refusal == ""
-    assert found.watched == []
+    assert found.snapshots == []

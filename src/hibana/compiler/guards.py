@@ -1,5 +1,6 @@
-"""Guards for ``torch.compile``: which changes of a cell make it compile anew."""
+"""Guards for ``torch.compile``: changes of a cell that make Dynamo compile it again."""
 
+import re
 from typing import Any
 
 import torch
@@ -9,38 +10,45 @@ from hibana.cells import Cell
 from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 
+_ATTRIBUTE_PATH = re.compile(r"self((?:\.\w+)+)")
+"""Matches a path of attributes that starts at the cell, such as ``self.surrogate.alpha``."""
 
-def guard(cell: Cell, one: Tensor) -> None:
-    """Makes Dynamo guard all that the step reads, so that it compiles again when that changes.
 
-    Dynamo traces the step on `one` step of input, whose result is unused. It may turn a number into an input
-    of its graph instead of a guard; the serialised step holds its value, so each number is compared as well.
+def guard(cell: Cell, one_step: Tensor) -> None:
+    """Makes Dynamo guard everything that the step reads, so that it compiles again when any of it changes.
+
+    Dynamo traces a call of `cell` on `one_step`, whose result is unused. Dynamo may turn a number into an
+    input of its graph instead of guarding it; the serialized step contains its value, so each number is also
+    compared with that value.
     """
-    cell(one, *cell.initial_state(one))
-    for steps, number in settings(cell):
-        if _at(cell, steps) != number:
-            raise RuntimeError("a setting of the cell changed while its step was read")
+    cell(one_step, *cell.initial_state(one_step))
+    for path, number in settings(cell):
+        if _attribute(cell, path) != number:
+            raise RuntimeError(f"self.{path} changed while the step of the cell was traced")
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
-def settings(cell: Cell) -> tuple[tuple[tuple[tuple[str, Any], ...], float], ...]:
-    """Each number that the step can read of `cell`, with the attributes and items that lead to it.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch has no types for it
+def settings(cell: Cell) -> tuple[tuple[str, float], ...]:
+    """Path and value of each number that the step can read, with paths such as ``surrogate.alpha``.
 
     Raises:
-        Unsupported: if one lies where Dynamo does not look for changes.
+        Unsupported: if a number is not an attribute of the cell or of its attributes.
     """
     numbers = []
     for path, number in dependencies_of(cell).numbers:
-        if path.steps is None:
+        match = _ATTRIBUTE_PATH.fullmatch(path)
+        if match is None:
             raise Unsupported(
-                f"torch.compile would not see a change of {path.text}; make it an attribute of the cell"
+                f"torch.compile would not detect a change of {path}; make it an attribute of the cell"
             )
-        if _at(cell, path.steps) is number:  # else an attribute of the object hides its class's
-            numbers.append((path.steps, number))
+        attributes = match[1].removeprefix(".")
+        if _attribute(cell, attributes) is number:  # false for a class attribute that the object overrides
+            numbers.append((attributes, number))
     return tuple(numbers)
 
 
-def _at(value: Any, steps: tuple[tuple[str, Any], ...]) -> Any:
-    for how, name in steps:
-        value = getattr(value, name) if how == "attribute" else value[name]
+def _attribute(value: Any, path: str) -> Any:
+    """The attribute of `value` at a dotted `path`."""
+    for name in path.split("."):
+        value = getattr(value, name)
     return value

@@ -50,7 +50,7 @@ def known(cell: Cell, call: Hashable) -> Any:
     read: Dependencies | None = None if internal is None else internal.dependencies
     if read is None or not _is_bare(cell):
         return None
-    if (read.items or read.watched) and not is_unchanged(read.items, read.watched):
+    if (read.items or read.snapshots) and not is_unchanged(read.items, read.snapshots):
         return None
     return read.cache.get(_of(cell, call))
 

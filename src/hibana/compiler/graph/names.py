@@ -1,4 +1,4 @@
-"""The names that Python code refers to: global variables and attributes."""
+"""The names in Python code: global variables and attributes that a function may read."""
 
 import dis
 import re
@@ -7,16 +7,22 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-_OF_GLOBALS = {"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL"}
-_COMPUTED = {
-    *("__dict__", "__getattribute__", "attrgetter", "dir", "getattr", "hasattr", "methodcaller", "vars")
+_GLOBAL_INSTRUCTIONS = {
+    *("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL")
 }
-"""Functions and attributes with which code can read attributes by names that it computes."""
-_UNSEEN = {"__annotations__", "__builtins__", "__doc__", "__globals__", "__subclasses__", "__type_params__"}
-"""Attributes of functions and classes that are not compared."""
-_UNSEEN_BY = {"IMPORT_NAME": "a module that is imported", "MATCH_CLASS": "what a class pattern matches"}
-"""By the name of an instruction: what it reads that is not compared."""
-_NAME = re.compile(r"[A-Za-z_][\w.]*")
+"""Names of the bytecode instructions that refer to global variables."""
+_READS_ANY_ATTRIBUTE = {
+    *("__class__", "__dict__", "__getattribute__", "attrgetter", "dir", "getattr", "hasattr"),
+    *("methodcaller", "type", "vars"),
+}
+"""Functions and attributes with which code can read attributes by names that do not occur in it."""
+_UNTRACKED_ATTRIBUTES = {
+    *("__annotations__", "__builtins__", "__doc__", "__globals__", "__subclasses__", "__type_params__")
+}
+"""Attributes of functions and classes whose changes hibana does not detect."""
+_UNTRACKED_INSTRUCTIONS = {"IMPORT_NAME": "an imported module", "MATCH_CLASS": "a class pattern"}
+"""Bytecode instructions that read objects whose changes hibana does not detect, and what they read."""
+_DOTTED_NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
 class Names(NamedTuple):
@@ -25,35 +31,39 @@ class Names(NamedTuple):
     variables: frozenset[str]
     """Global variables, read or written."""
     attributes: frozenset[str]
-    """Attributes, and string constants that may be the name of one."""
+    """Attributes, and string constants that may be the name of an attribute."""
     computes_names: bool
-    """Whether the code may read attributes by computed names."""
-    unseen: frozenset[str]
-    """What the code reads that is not compared."""
+    """Whether the code may read attributes by other names."""
+    untracked: frozenset[str]
+    """Descriptions of objects in the code whose changes hibana does not detect."""
 
 
 @lru_cache(maxsize=4096)
 def names_in(code: types.CodeType) -> Names:
-    """The names in `code` and in the code inside it."""
+    """The names in `code`, including the code of functions defined inside it."""
     lines = list(dis.get_instructions(code))
-    variables = {line.argval for line in lines if line.opname in _OF_GLOBALS}
+    variables = {line.argval for line in lines if line.opname in _GLOBAL_INSTRUCTIONS}
     attributes = {
-        line.argval for line in lines if line.opcode in dis.hasname and line.opname not in _OF_GLOBALS
+        line.argval
+        for line in lines
+        if line.opcode in dis.hasname and line.opname not in _GLOBAL_INSTRUCTIONS
     }
-    attributes.update(part for text in _texts(code.co_consts) for part in text.split("."))
-    inner = [names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)]
-    unseen = (attributes & _UNSEEN) | {_UNSEEN_BY[line.opname] for line in lines if line.opname in _UNSEEN_BY}
-    return Names(
-        frozenset(variables).union(*(names.variables for names in inner)),
-        frozenset(attributes).union(*(names.attributes for names in inner)),
-        not _COMPUTED.isdisjoint(attributes | variables) or any(names.computes_names for names in inner),
-        frozenset(unseen).union(*(names.unseen for names in inner)),
-    )
+    attributes.update(part for text in _dotted_names(code.co_consts) for part in text.split("."))
+    computes_names = not _READS_ANY_ATTRIBUTE.isdisjoint(attributes | variables)
+    untracked = attributes & _UNTRACKED_ATTRIBUTES
+    untracked |= {_UNTRACKED_INSTRUCTIONS[i.opname] for i in lines if i.opname in _UNTRACKED_INSTRUCTIONS}
+    for inner in (names_in(part) for part in code.co_consts if isinstance(part, types.CodeType)):
+        variables |= inner.variables
+        attributes |= inner.attributes
+        computes_names |= inner.computes_names
+        untracked |= inner.untracked
+    return Names(frozenset(variables), frozenset(attributes), computes_names, frozenset(untracked))
 
 
-def _texts(constants: Any) -> Iterator[str]:
+def _dotted_names(constants: Any) -> Iterator[str]:
+    """The strings in nested tuples of `constants` that have the form of attribute names, ``a`` or ``a.b``."""
     for constant in constants:
         if isinstance(constant, tuple | frozenset):
-            yield from _texts(constant)
-        elif isinstance(constant, str) and _NAME.fullmatch(constant):
+            yield from _dotted_names(constant)
+        elif isinstance(constant, str) and _DOTTED_NAME.fullmatch(constant):
             yield constant

@@ -1,4 +1,4 @@
-"""Which values, functions, classes and packages do not change, so that a step may read them freely."""
+"""Classifies Python objects that a step reads: which never change, and the parts of those that may change."""
 
 import sys
 import types
@@ -12,18 +12,19 @@ import torch
 from torch import nn
 
 PLAIN = frozenset({float, int, bool, str, types.NoneType})
-"""Types whose values are constants."""
+"""Types of hyperparameters whose values are constants."""
 CONSTANT = PLAIN | {
     *(complex, bytes, range, types.CodeType, types.EllipsisType, types.NotImplementedType),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
     type(vars(namedtuple("_Named", "field"))["field"]),
 }
+"""Types whose values are immutable and compared by ``==``."""
 UNCHANGED_PACKAGES = {
     *("hibana", "numpy", "torch", "_collections_abc", "_functools", "_operator", "abc", "cmath"),
     *("collections", "contextlib", "dataclasses", "enum", "functools", "itertools", "math", "numbers"),
     *("operator", "reprlib", "types", "typing"),
 }
-"""Packages whose functions and classes do the same at each call."""
+"""Packages whose functions and classes do the same at each call, except those in ``_READS_STATE``."""
 _READS_STATE = {
     *("are_deterministic_algorithms_enabled", "get_autocast_dtype", "get_default_device"),
     *("get_default_dtype", "get_float32_matmul_precision", "get_num_interop_threads", "get_num_threads"),
@@ -32,64 +33,64 @@ _READS_STATE = {
     *("_get_extobj_dict", "getbufsize", "geterr", "geterrcall", "get_printoptions"),
     *("__import__", "breakpoint", "compile", "eval", "exec", "globals", "id", "input", "open"),
 }
-"""Functions of torch, NumPy and Python that do not."""
+"""Functions of torch, NumPy and Python whose result depends on a global state."""
 _OPERATIONS = {"OpOverload", "OpOverloadPacket", "ScriptFunction", "_ArrayFunctionDispatcher", "ufunc"}
-"""Types of functions of torch and NumPy."""
+"""Names of the types of functions of torch and NumPy."""
 _DESCRIPTORS = types.ClassMethodDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType
 
 
 def root(name: object) -> str:
-    """The package of the module called `name`."""
+    """The package of the module called `name`: ``torch`` for ``torch.nn.functional``."""
     return str(name).partition(".")[0]
 
 
 def does_not_change(value: Any) -> bool:
-    """Whether `value` is a function, a class or a module that does the same at each call."""
+    """Whether `value` is a function, class or module of a package that does the same at each call."""
     kind: type = type(value)
-    where: Any = None
+    module: Any = None
     if isinstance(value, types.ModuleType):
-        where = value.__name__
+        module = value.__name__
     elif isinstance(value, types.FunctionType):
-        where = value.__globals__.get("__name__")
+        module = value.__globals__.get("__name__")
     elif isinstance(value, types.BuiltinFunctionType):
         owner = value.__self__
         if isinstance(owner, types.ModuleType):
-            where = owner.__name__
+            module = owner.__name__
         elif owner is None or isinstance(owner, type):
-            where = getattr(owner, "__module__", None) or value.__module__
+            module = getattr(owner, "__module__", None) or value.__module__
     elif isinstance(value, type):
-        where = value.__module__
+        module = value.__module__
     elif isinstance(value, _DESCRIPTORS):
-        where = value.__objclass__.__module__
+        module = value.__objclass__.__module__
     elif kind.__name__ in _OPERATIONS:
-        where = kind.__module__
-    known = where == "builtins" or root(where) in UNCHANGED_PACKAGES
-    return known and getattr(value, "__name__", "") not in _READS_STATE
+        module = kind.__module__
+    is_constant = module == "builtins" or root(module) in UNCHANGED_PACKAGES
+    return is_constant and getattr(value, "__name__", "") not in _READS_STATE
 
 
 def exact(value: Any) -> Any:
-    """`value`, or for zeros and NaN their text: it distinguishes signs, and is equal for NaN."""
+    """`value`, or its text for zeros and NaN, so that ``0.0 != -0.0`` and ``nan == nan``."""
     return repr(value) if isinstance(value, float | complex) and (value == 0 or value != value) else value
 
 
 def is_read_by_torch(kind: type) -> bool:
-    """Whether torch's own code, which is not followed, reads the attributes of a module of `kind`."""
+    """Whether code of torch, which is not analyzed, reads the attributes of a module of type `kind`."""
     return any(root(base.__module__) == "torch" and base is not nn.Module for base in kind.__mro__)
 
 
-def is_scalar_of_numpy(value: Any) -> bool:
-    """Whether `value` is a NumPy scalar, which is immutable."""
+def is_numpy_scalar(value: Any) -> bool:
+    """Whether `value` is an immutable NumPy scalar."""
     numpy: Any = sys.modules.get("numpy")
     mutable = numpy and (numpy.void, numpy.object_)
     return numpy is not None and isinstance(value, numpy.generic) and not isinstance(value, mutable)
 
 
 class _Plain:
-    pass
+    """An object whose memory holds a dictionary of attributes and nothing else."""
 
 
 def holds_attributes_only(value: Any) -> bool:
-    """Whether `value` is a dictionary of attributes and nothing else, or a member of an enum."""
+    """Whether the attributes in ``vars(value)`` are its only contents, or it is a member of an enum."""
     layouts = [
         (kind.__basicsize__, kind.__itemsize__, kind.__dictoffset__, kind.__weakrefoffset__)
         for kind in (type(value), _Plain)
@@ -97,27 +98,27 @@ def holds_attributes_only(value: Any) -> bool:
     return layouts[0] == layouts[1] or isinstance(value, Enum)
 
 
-_PARTS = {
+_IMMUTABLE_PARTS = {
     partial: ("func", "args", "keywords"),
     types.MethodType: ("__func__", "__self__"),
     **dict.fromkeys((classmethod, staticmethod), ("__func__",)),
     property: ("fget",),
     cached_property: ("func",),
 }
-"""The attributes that make up objects of exactly these types, which never change."""
+"""By exact type: the attributes that make up an object, and that cannot be set."""
 
 
 def parts_of(value: Any) -> dict[Hashable, Any] | None:
-    """What `value` consists of, by attribute, index or key; None if it may hold more than can be compared."""
+    """The contents of `value` by attribute, index or key; None if some contents cannot be compared."""
     kind: type = type(value)
-    if kind in _PARTS:
-        return {name: getattr(value, name) for name in _PARTS[kind]}
+    if kind in _IMMUTABLE_PARTS:
+        return {name: getattr(value, name) for name in _IMMUTABLE_PARTS[kind]}
     if kind is types.FunctionType:
         names, cells = value.__code__.co_freevars, value.__closure__ or ()
         empty = types.CellType()
-        enclosed = {n: c.cell_contents for n, c in zip(names, cells, strict=True) if c != empty}
-        own = {"code": value.__code__, "defaults": value.__defaults__, "by keyword": value.__kwdefaults__}
-        return {**own, **enclosed, **vars(value)}
+        closure = {n: c.cell_contents for n, c in zip(names, cells, strict=True) if c != empty}
+        parts = {"code": value.__code__, "defaults": value.__defaults__, "by keyword": value.__kwdefaults__}
+        return {**parts, **closure, **vars(value)}
     if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(kind, "_fields")):
         return dict(enumerate(value))
     if kind in (set, frozenset):
@@ -128,23 +129,24 @@ def parts_of(value: Any) -> dict[Hashable, Any] | None:
 
 
 def never_changes(value: Any) -> bool:
-    """Whether the parts of `value` stay: tuples, methods, and the surrogates of hibana."""
-    return isinstance(value, tuple) or type(value) in _PARTS or is_frozen(value)
+    """Whether the parts of `value` cannot be replaced: tuples, methods, and hibana's frozen dataclasses."""
+    return isinstance(value, tuple) or type(value) in _IMMUTABLE_PARTS or is_frozen(value)
 
 
 def is_frozen(value: Any) -> bool:
-    """Whether `value` is a frozen dataclass of hibana's, with constants only, as most surrogates are."""
+    """Whether `value` is a frozen dataclass of hibana with constants only, as most surrogates are."""
     kind: Any = type(value)
-    rules = getattr(kind, "__dataclass_params__", None)
-    frozen = rules is not None and rules.frozen and root(kind.__module__) == "hibana"
-    return frozen and all(type(each) in PLAIN for each in vars(value).values())
+    parameters = getattr(kind, "__dataclass_params__", None)
+    frozen = parameters is not None and parameters.frozen and root(kind.__module__) == "hibana"
+    return frozen and all(type(attribute) in PLAIN for attribute in vars(value).values())
 
 
 def traced_kind(module: nn.Module) -> type[nn.Module]:
-    """The class whose ``forward`` a trace runs for `module`: its own, or its class's `traced_as`.
+    """The class whose ``forward`` a trace runs for `module`: ``traced_as`` of its class, or its class.
 
-    A layer that looks at its input to choose a kernel computes what a plain layer of torch does; a trace
-    needs the plain one. Subclasses, and modules with a ``forward`` of their own, are taken as they are.
+    Layers of hibana that choose a kernel by the values of their input compute the same as a plain layer of
+    torch, and name that layer in ``traced_as``. Subclasses of these layers, and modules with an instance
+    attribute ``forward``, are traced as they are.
     """
     kind: type[nn.Module] = type(module)
     return kind if "forward" in vars(module) else vars(kind).get("traced_as", kind)

@@ -1,6 +1,6 @@
-"""Snapshots of the objects that a step reads, and whether they have changed since.
+"""Snapshots of the objects that a step reads, to detect whether any of them has changed.
 
-A snapshot (a *look*) holds the identities of an object's parts, which must be kept alive with it.
+Snapshots hold the ids of an object's parts, so whoever keeps a snapshot must keep the parts alive.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
@@ -10,29 +10,30 @@ from torch import Tensor, nn
 
 from hibana.compiler.graph.objects import parts_of
 
-Look = Callable[[Any], Hashable]
-"""A snapshot function."""
-Watch = tuple[Look, Any, Hashable]
-"""A look, an object, and its snapshot."""
+TakeSnapshot = Callable[[Any], Hashable]
+"""A function that takes the snapshot of an object."""
+Snapshot = tuple[TakeSnapshot, Any, Hashable]
+"""The function, the object, and its snapshot."""
 Item = tuple[Callable[[str, Any], Any], str, Any]
-"""The ``get`` of a mapping, a name, and the value that it had."""
+"""The ``get`` method of a mapping, a key, and the value that the mapping had for it."""
 
 MISSING = object()
+"""The value of an :data:`Item` whose mapping lacks the key."""
 
 
-def is_unchanged(items: Iterable[Item], watched: Iterable[Watch]) -> bool:
-    """Whether `items` are the same objects, and all snapshots of `watched` are equal."""
+def is_unchanged(items: Iterable[Item], snapshots: Iterable[Snapshot]) -> bool:
+    """Whether all mappings have the same objects as `items`, and all objects equal their `snapshots`."""
     for get, name, value in items:
         if get(name, MISSING) is not value:
             return False
-    for look, value, before in watched:  # noqa: SIM110 - a generator would take as long as the looks
-        if look(value) != before:
+    for take, value, before in snapshots:  # noqa: SIM110 - a generator would take as long as the comparisons
+        if take(value) != before:
             return False
     return True
 
 
 def has_hooks(module: nn.Module) -> bool:
-    """Whether a call of `module` runs hooks of its own."""
+    """Whether a call of `module` runs hooks that are registered on it."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
@@ -42,35 +43,35 @@ def has_hooks(module: nn.Module) -> bool:
 
 
 def tensor_properties(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
-    """Names of `tensors`, and all about them that a program depends on but their devices."""
-    about = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
-    return (*tensors, *about)
+    """The names, shapes, dtypes and ``requires_grad`` of `tensors`."""
+    properties = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
+    return (*tensors, *properties)
 
 
-def at_module(names: list[str]) -> Look:
-    """The look at a module: the attributes `names`, its tensors but their values, the modules in it."""
+def module_snapshots(names: list[str]) -> TakeSnapshot:
+    """A function that takes snapshots of modules: attributes `names`, inner modules, and tensor properties."""
 
-    def look(module: nn.Module) -> Hashable:
+    def take(module: nn.Module) -> Hashable:
         attributes, inner = vars(module), module._modules
-        about = type(module), module.training, has_hooks(module)
         tensors = tensor_properties(module._parameters), tensor_properties(module._buffers)
         values = [id(attributes.get(name, MISSING)) for name in names]
-        return *about, *attributes, *values, *tensors, *inner, *map(id, inner.values())
+        header = type(module), module.training, has_hooks(module)
+        return *header, *attributes, *values, *tensors, *inner, *map(id, inner.values())
 
-    return look
-
-
-def at_names(value: Any) -> Hashable:
-    """The look at a class or a Python module: the names of its attributes, and the bases of a class."""
-    return getattr(value, "__mro__", None), *vars(value)
+    return take
 
 
-def at_tensor(tensor: Tensor) -> Hashable:
-    """The look at a tensor that is not one of a cell's: all but its values, which are read at each call."""
+def namespace_snapshot(namespace: Any) -> Hashable:
+    """The snapshot of a class or Python module: names of its attributes, and the bases of a class."""
+    return getattr(namespace, "__mro__", None), *vars(namespace)
+
+
+def tensor_snapshot(tensor: Tensor) -> Hashable:
+    """The snapshot of a tensor that is no parameter or buffer: everything but its values."""
     return tensor.shape, tensor.dtype, tensor.device, tensor.requires_grad, *vars(tensor)
 
 
-def at_parts(value: Any) -> Hashable:
-    """The look at an object that :func:`parts_of` takes apart."""
+def parts_snapshot(value: Any) -> Hashable:
+    """The snapshot of an object with :func:`parts_of`."""
     parts = parts_of(value)
     return None if parts is None else (type(value), *parts, *map(id, parts.values()))

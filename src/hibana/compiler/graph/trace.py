@@ -74,7 +74,7 @@ def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
     Layers that choose a kernel by their input are those of torch in it.
     """
     try:
-        same = [*tensors.values(), *Dependencies(cell).uncopied()]
+        same = [*tensors.values(), *Dependencies(cell).shared_with_copy()]
         copied = deepcopy(cell, {id(value): value for value in same})
     except Exception:  # what can't be copied, for whatever reason of its own, is read where it is
         return cell
