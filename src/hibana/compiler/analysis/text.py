@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hibana.compiler.graph.analysis import Analysis, evaluated
+from hibana.compiler.graph.analysis import Analysis, evaluation_order
 from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 from hibana.compiler.graph.step import Value
 
@@ -52,7 +52,7 @@ class _Writing(Analysis[str]):
         super().__init__()
         self.leaves, self.dialect = leaves, dialect
         self.lines: list[str] = []
-        order = evaluated(stores.values(), ())
+        order = evaluation_order(stores.values(), ())
         self.uses: dict[Value, int] = dict.fromkeys(order, 0)
         for value in order:
             template = dialect.operations.get(value.op, "")

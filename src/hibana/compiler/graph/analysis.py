@@ -27,7 +27,7 @@ class Analysis(Generic[T]):
     def run(self, values: Iterable[Value]) -> list[T]:
         """Evaluates `values` and everything that they depend on, each once; arguments first."""
         values = list(values)
-        for value in evaluated(values, self.results):
+        for value in evaluation_order(values, self.results):
             self.results[value] = self.evaluate(value, [self.results[a] for a in value.args])
         return [self.results[value] for value in values]
 
@@ -80,7 +80,7 @@ def substitute(named: Mapping[str, Value], replacements: Mapping[Value, Value]) 
     return Rewriting(replacements).rewrite(named)
 
 
-def evaluated(roots: Iterable[Value], known: Container[Value]) -> list[Value]:
+def evaluation_order(roots: Iterable[Value], known: Container[Value]) -> list[Value]:
     """The values to evaluate or read for `roots` if `known` are available; each after its arguments."""
     order: dict[Value, None] = {}
     for root in roots:
@@ -101,7 +101,7 @@ def evaluated(roots: Iterable[Value], known: Container[Value]) -> list[Value]:
 
 def reachable(roots: Iterable[Value]) -> list[Value]:
     """`roots` and all values that they depend on, each after its arguments."""
-    return evaluated(roots, ())
+    return evaluation_order(roots, ())
 
 
 def dependents(values: Iterable[Value], sources: Iterable[Value]) -> dict[Value, None]:

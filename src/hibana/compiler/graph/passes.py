@@ -24,7 +24,7 @@ per neuron).
 
 from collections.abc import Mapping
 
-from hibana.compiler.graph.analysis import Rewriting, evaluated, substitute
+from hibana.compiler.graph.analysis import Rewriting, evaluation_order, substitute
 from hibana.compiler.graph.plan import Plan, has_gradient
 from hibana.compiler.graph.step import Step, Value
 
@@ -76,7 +76,7 @@ def arriving(step: Step) -> list[Value]:
 
 def leaves(stores: Mapping[str, Value]) -> dict[str, Value]:
     """The named leaves that `stores` depend on."""
-    return {str(value.data): value for value in evaluated(stores.values(), ()) if value.is_named}
+    return {str(value.data): value for value in evaluation_order(stores.values(), ()) if value.is_named}
 
 
 def _residuals(plan: Plan, suffix: str = "") -> dict[Value, Value]:

@@ -1,32 +1,37 @@
-"""The plan of a step: which values the backward keeps, as bits or numbers, and which it recomputes.
+"""The plan of a step: which values the forward pass stores, as bits or numbers, for the backward pass.
 
-A forward value that the backward uses is kept at every step, as a *residual*, or recomputed from residuals of
-this step or the one before. The plan is the cheapest choice.
+The backward pass needs some values of the forward pass. The forward pass stores each of them at every step,
+as a *residual*, or the backward pass computes it again from residuals of the same step or the step before.
+The plan is the cheapest choice (:mod:`hibana.compiler.graph.residuals`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from hibana.compiler.graph.analysis import evaluated, reachable, users_of
+from hibana.compiler.graph.analysis import evaluation_order, reachable, users_of
 from hibana.compiler.graph.residuals import cheapest_residuals, cost_in_bits
 from hibana.compiler.graph.step import Step, Value
+
+Gate = tuple[Value, int | None]
+"""A boolean outside which a value of the backward pass has no effect, and None; or the boolean one step
+earlier, and the state whose gradient it masks there."""
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a forward keeps of each step, and what the backward reads."""
+    """What the forward pass stores at each step, and what the backward pass reads."""
 
     residuals: tuple[Value, ...]
-    """The values that are kept: truth values as bits, the ``input`` as the input itself."""
+    """The stored values: booleans as bits, the ``input`` as the input itself."""
     before: tuple[int, ...]
-    """The previous states that the backward uses, computed from the residuals of the step before."""
+    """Previous states that the backward pass uses, computed from the residuals of the step before."""
     first: tuple[int, ...]
-    """The initial states that the backward reads: those of `before`, and operands of matrix products."""
+    """Initial states that the backward pass reads: those of `before`, and operands of matrix products."""
     support: Value | None
-    """The surrogate's mask (one of `residuals`): outside it the output's gradient is not used; or None."""
+    """The residual outside which the gradient of the output has no effect; or None."""
     spikes: Value | None
-    """The truth value that is emitted as 1 or 0, if it is one of `residuals`."""
+    """The residual that the step emits as 1 or 0; None if it emits no boolean, or does not store it."""
 
     @cached_property
     def reads_input(self) -> bool:
@@ -35,12 +40,12 @@ class Plan:
 
     @cached_property
     def stored(self) -> tuple[Value, ...]:
-        """The residuals besides the input, each with a tensor of its own."""
+        """The residuals that have a tensor of their own: all but the input."""
         return tuple(value for value in self.residuals if not value.is_input)
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """The kernels' arguments that are the tensors of `stored`."""
+        """The kernels' arguments for the tensors of `stored`."""
         return tuple(f"residual{i}_all" for i, value in enumerate(self.residuals) if not value.is_input)
 
     @cached_property
@@ -54,45 +59,44 @@ class Plan:
         return None if self.spikes is None else self.stored.index(self.spikes)
 
     def bits(self, number_bits: int = 32) -> int:
-        """Bits kept per neuron and step."""
+        """Bits stored per neuron and step."""
         return sum(cost_in_bits(value, number_bits) for value in self.residuals)
 
 
-def make_plan(step: Step, needed: Sequence[Value] = ()) -> Plan:
-    """The cheapest plan for the backward of `step` that keeps the values `needed`."""
+def make_plan(step: Step, required: Sequence[Value] = ()) -> Plan:
+    """The cheapest plan for the backward pass of `step` that stores the `required` values."""
     roots = gradients(step)
-    residuals = cheapest_residuals(step, roots, needed)
-    support = gate_of(step, len(step.nexts) - 1)
-    if support is not None and has_gradient(support):
-        support = None
-    elif support is not None and support not in residuals:
+    residuals = cheapest_residuals(step, roots, required)
+    support = state_gates(step).get(len(step.nexts) - 1)
+    if support is not None and support not in residuals:
         residuals = (*residuals, support)
-    before = tuple(sorted({int(v.data) for v in evaluated(roots, set(residuals)) if v.is_previous}))
+    read = evaluation_order(roots, set(residuals))
+    before = tuple(sorted({int(value.data) for value in read if value.is_previous}))
     multiplied = {int(side.data) for side in step.sides if side.is_previous}
     spikes = step.spikes if step.spikes in residuals else None
     return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, spikes)
 
 
 def spikes_plan(step: Step) -> Plan | None:
-    """The plan of a forward without a backward that keeps the bits of its spikes; None if it emits none."""
+    """The plan of a forward pass that stores only the bits of its spikes; None if it emits no spikes."""
     spikes = step.spikes
     return None if spikes is None or not spikes.args else Plan((spikes,), (), (), None, spikes)
 
 
 def gradients(step: Step) -> list[Value]:
-    """All that the backward of `step` computes: gradients, and the sides of ``outer`` that are gradients."""
+    """The results of the backward pass of `step`, with the sides of :attr:`Step.outer` that are gradients."""
     grads = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
     return grads + [side for side in step.sides if has_gradient(side)]
 
 
 def has_gradient(value: Value) -> bool:
-    """Whether `value` depends on a gradient."""
+    """Whether `value` depends on a gradient of a state."""
     return any(other.is_gradient for other in reachable([value]))
 
 
 def passes_gradient(step: Step) -> bool:
-    """Whether the gradient of what `step` emits reaches its input or a tensor of the cell, at any step."""
-    reaching: set[int | str] = set()  # states after the step whose gradient does
+    """Whether the output's gradient reaches the input or a tensor of the cell, at this or an earlier step."""
+    reaching: set[int | str] = set()  # states whose gradient after the step does
     roots = [root for root in (step.grad_input, *step.grad_sums, *step.sides) if root is not None]
     while roots:
         states = {v.data for v in reachable(roots) if v.is_gradient} - reaching
@@ -102,29 +106,48 @@ def passes_gradient(step: Step) -> bool:
     return len(step.nexts) - 1 in reaching
 
 
-def gate_of(step: Step, state: int) -> Value | None:
-    """The truth value outside which the gradient of a state after the step is multiplied by zero, if any."""
+def state_gates(step: Step) -> dict[int, Value]:
+    """By state: a boolean of the step outside which the gradient of the state has no effect in the step."""
+    gates = {int(value.data): gate for value, gate in gates_of(step, {}).items() if value.is_gradient}
+    return {state: gate[0] for state, gate in gates.items() if gate is not None}
+
+
+def gates_of(step: Step, earlier: Mapping[int, Value]) -> dict[Value, Gate | None]:
+    """The gate of each value in the backward pass of `step`; None for values that have effect everywhere.
+
+    `earlier` contains the :func:`state_gates` of the step before, which mask gradients that this step passes
+    on; other results of the backward pass have effect everywhere. A gate depends on no gradient.
+    """
     roots = gradients(step)
     order = reachable(roots)
     users = users_of(order)
-    gate: dict[Value, Value | None] = {}  # of each value; None if it is a result, or is used without
+    gates: dict[Value, Gate | None] = {}
     for value in reversed(order):
-        found = {_gate_at(value, user, gate[user]) for user in users.get(value, ())}
-        gate[value] = found.pop() if len(found) == 1 and value not in roots else None
-    gates = {gate[v] for v in order if v.is_gradient and v.data == state}
-    return gates.pop() if len(gates) == 1 else None
+        uses = {_gate_of_use(value, user, gates[user]) for user in users.get(value, ())}
+        states = [i for i, grad in enumerate(step.grad_states) if grad is value]
+        uses |= {(earlier[i], i) if i in earlier else None for i in states}
+        if value in (step.grad_input, *step.grad_sums, *step.sides):
+            uses.add(None)
+        gate = uses.pop() if len(uses) == 1 else None
+        gates[value] = None if gate is None or has_gradient(gate[0]) else gate
+    return gates
 
 
-def _gate_at(value: Value, user: Value, later: Value | None) -> Value | None:
-    """The gate of `value` where `user` uses it, which has the gate `later`."""
-    if user.operation is not None and user.operation.zero_at_zero:
-        factors = [argument for argument in user.args if argument is not value]
-        return later or (zero_outside(factors[0]) if factors else None)
-    return user.gate if value in user.args[1:2] else None
+def _gate_of_use(value: Value, user: Value, user_gate: Gate | None) -> Gate | None:
+    """The gate of `value` as an argument of `user`, whose own gate is `user_gate`."""
+    if value in user.args[1:2] and user.gate is not None:
+        return user.gate, None
+    if user.operation is None or not user.operation.linear:
+        return None
+    factors = [argument for argument in user.args if argument is not value]
+    if user_gate is not None or not user.operation.zero_at_zero or not factors:
+        return user_gate
+    mask = zero_outside(factors[0])
+    return None if mask is None else (mask, None)
 
 
 def zero_outside(factor: Value) -> Value | None:
-    """The truth value outside which `factor` is zero."""
+    """A boolean outside which `factor` is zero, or None."""
     waiting = [factor]
     while waiting:
         value = waiting.pop()

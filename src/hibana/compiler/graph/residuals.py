@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from math import inf
 
-from hibana.compiler.graph.analysis import dependents, evaluated
+from hibana.compiler.graph.analysis import dependents, evaluation_order
 from hibana.compiler.graph.step import Step, Value
 
 DRAW = 4.0
@@ -55,10 +55,10 @@ class Choice:
         self.nexts = step.nexts
         self.needed = frozenset(needed)
         self.roots = _used(roots)
-        now = evaluated(self.roots, ())
-        used = {*now, *evaluated(self._sources(now), ())}
+        now = evaluation_order(self.roots, ())
+        used = {*now, *evaluation_order(self._sources(now), ())}
         drawn = _drawn(used)
-        last_first = reversed(evaluated([*step.nexts, *roots], ()))
+        last_first = reversed(evaluation_order([*step.nexts, *roots], ()))
         self.values = [v for v in last_first if v in used and v not in drawn and self._may_be_kept(v)]
 
     def _may_be_kept(self, value: Value) -> bool:
@@ -73,8 +73,8 @@ class Choice:
     def price(self, kept: Kept) -> float:
         """Bits kept, plus the effort of recomputing the rest; infinite if impossible."""
         known = self.needed.union(kept)
-        now = [v for v in evaluated(self.roots, known) if not v.is_available]
-        earlier = evaluated(self._sources(now), known)
+        now = [v for v in evaluation_order(self.roots, known) if not v.is_available]
+        earlier = evaluation_order(self._sources(now), known)
         if any(map(_is_read_once, now)) or any(v.is_previous or _is_read_once(v) for v in earlier):
             return inf
         return self.bits(kept) + sum(map(_effort, (*now, *earlier)))
@@ -128,7 +128,7 @@ class Choice:
 
 def _used(roots: Sequence[Value]) -> list[Value]:
     """The forward values that `roots` are, or that the backward uses."""
-    everything = evaluated(roots, ())
+    everything = evaluation_order(roots, ())
     behind = dependents(everything, (value for value in everything if value.is_gradient))
     ends = [*roots, *(a for v in everything if v in behind for a in v.args)]
     return list(dict.fromkeys(v for v in ends if v not in behind and not v.is_available))
@@ -137,7 +137,7 @@ def _used(roots: Sequence[Value]) -> list[Value]:
 def _drawn(values: Iterable[Value]) -> set[Value]:
     """Those of `values` that are numbers made of draws alone."""
     found: set[Value] = set()
-    for value in evaluated(values, ()):
+    for value in evaluation_order(values, ()):
         drawn = any(a in found for a in value.args)
         drawn &= all(a in found or a.is_available for a in value.args)
         if value.is_draw or (drawn and not value.boolean):

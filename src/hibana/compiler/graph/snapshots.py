@@ -49,7 +49,7 @@ def tensor_properties(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, .
 
 
 def module_snapshots(names: list[str]) -> TakeSnapshot:
-    """A function that takes snapshots of modules: attributes `names`, inner modules, and tensor properties."""
+    """A function that takes snapshots of modules: attributes `names`, inner modules, tensor properties."""
 
     def take(module: nn.Module) -> Hashable:
         attributes, inner = vars(module), module._modules

@@ -1,38 +1,39 @@
-"""The operands over time of a step's matrix products, and the masks of their gradients.
+"""The matrix products of a step: operands of their gradients, and masks of neurons that need the product.
 
-The gradient of a matrix is one product over the whole sequence, of the gradients at the product and of its
-operands, which must be residuals of the step or of the one before. The gradient of spikes is multiplied by a
-surrogate's derivative next: outside its mask it need not be computed.
+The gradient of a matrix is one product over the whole sequence: of the operands of the matrix, which must be
+residuals of the step or of the step before, and of the gradients that arrive at its products. In the backward
+pass, a gradient that a matrix multiplies is multiplied next by the derivative of a surrogate, so the product
+is not needed outside the surrogate's mask.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
-from hibana.compiler.graph.analysis import Rewriting, reachable, users_of
+from hibana.compiler.graph.analysis import Rewriting, reachable
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.plan import gate_of, gradients, has_gradient, zero_outside
+from hibana.compiler.graph.plan import Gate, gates_of, has_gradient, state_gates
 from hibana.compiler.graph.step import Step, Value
 
 
 class Operand(NamedTuple):
-    """The operand of a matrix product at a step."""
+    """The operand of a matrix product of a step."""
 
     residual: Value
-    """The value to keep: a truth value, a number or the input."""
+    """The value to store: a boolean, a number or the input."""
     state: int | None
-    """If the operand is a previous state, which one: the residual is then of the step before."""
+    """The index of the previous state that the operand is, whose residual is of the step before; or None."""
     gradient: Value
-    """The gradient at the product."""
+    """The gradient that arrives at the product."""
     is_left: bool
-    """Whether the operand is the left of the pair."""
+    """Whether the operand is the left side of its pair in :attr:`Step.outer`."""
 
 
 def operands(step: Step) -> tuple[Operand, ...]:
-    """For each pair of ``step.outer``, its operand.
+    """The operand of each pair in :attr:`Step.outer`.
 
     Raises:
-        Unsupported: if neither side is a gradient, or the operand is the same number everywhere.
+        Unsupported: if both sides of a pair are gradients or neither, or no step computes the operand.
     """
     return tuple(_operand(step, pair) for pair in step.outer)
 
@@ -65,32 +66,35 @@ def with_computed_operands(step: Step) -> Step:
 
 
 def required_residuals(step: Step) -> list[Value]:
-    """The values that products need as residuals whatever the plan: operands and masks."""
+    """The residuals that matrix products need: their operands, and the masks of their gradients."""
     if not step.matrices:
         return []
-    gates = [gate for gate, _ in _gates(step).values()]
-    return list(dict.fromkeys([*(o.residual for o in operands(step)), *gates]))
+    masks = [mask for mask, _ in _product_gates(step).values()]
+    return list(dict.fromkeys([*(operand.residual for operand in operands(step)), *masks]))
 
 
 def with_masks(step: Step) -> tuple[Step, dict[int, Value]]:
-    """`step` with masks as second arguments of its gradients' products; by state, masks a step earlier.
+    """`step` with a mask as second argument of each product in its gradients, and the masks of states.
 
-    A mask is a truth value of this step, or a leaf ``gate`` with the number of a state: what the mask of that
-    state was a step earlier. A product without one has one argument.
+    A mask is a boolean of this step, or a leaf ``gate``: the mask of the state `data` one step earlier. The
+    second result has these masks by state. A product that is needed for all neurons keeps one argument.
     """
-    found = _gates(step)
-    masks = {p: gate if state is None else Value("gate", data=state) for p, (gate, state) in found.items()}
+    gates = _product_gates(step)
+    masks = {
+        product: gate if state is None else Value("gate", data=state)
+        for product, (gate, state) in gates.items()
+    }
     masking = _Masking(masks)
     outer = [
-        (left, masking.of(right)) if o.is_left else (masking.of(left), right)
-        for o, (left, right) in zip(operands(step), step.outer, strict=True)
+        (left, masking.of(right)) if operand.is_left else (masking.of(left), right)
+        for operand, (left, right) in zip(operands(step), step.outer, strict=True)
     ]
-    earlier = {state: gate for gate, state in found.values() if state is not None}
-    return step.with_gradients(masking.of, outer), earlier
+    state_masks = {state: gate for gate, state in gates.values() if state is not None}
+    return step.with_gradients(masking.of, outer), state_masks
 
 
 class _Masking(Rewriting):
-    """Adds a mask of the neurons whose result is needed to each product that has one."""
+    """Adds a mask of the neurons whose result is needed to the products in `masks`."""
 
     def __init__(self, masks: Mapping[Value, Value]) -> None:
         super().__init__()
@@ -101,40 +105,12 @@ class _Masking(Rewriting):
         return super().product(value, args if mask is None else [*args, mask])
 
 
-def _gates(step: Step) -> dict[Value, tuple[Value, int | None]]:
-    """For each product of a gradient that has a mask: the mask, and the state that it is of, or None."""
-    roots = gradients(step)
-    users = users_of(reachable(roots))
-    of_state = {i: gate_of(step, i) for i in range(len(step.nexts))}
+def _product_gates(step: Step) -> dict[Value, Gate]:
+    """The gates of the products of gradients, for products that have a gate."""
     forward = set(reachable(step.nexts))
-    found = {}
-    for product in reachable(roots):
-        if product.is_product and product not in forward and has_gradient(product):
-            gates = set(_matters(product, step, users, of_state))
-            gate, state = gates.pop() if len(gates) == 1 else (None, None)
-            if gate is not None and not has_gradient(gate):
-                found[product] = gate, state
-    return found
-
-
-def _matters(
-    value: Value, step: Step, users: Mapping[Value, list[Value]], of_state: Mapping[int, Value | None]
-) -> Iterator[tuple[Value | None, int | None]]:
-    """For each use of the gradient `value`: the mask it is multiplied with, and the state that is of.
-
-    The mask is a truth value, or None where all of `value` is used; the state is None within the step.
-    """
-    if value is step.grad_input or value in step.grad_sums or any(value in pair for pair in step.outer):
-        yield None, None
-    for i, grad in enumerate(step.grad_states):
-        if value is grad:
-            yield of_state[i], i
-    for user in users.get(value, []):
-        row = user.operation
-        factors = [argument for argument in user.args if argument is not value]
-        if row is None or not row.linear:
-            yield None, None
-        elif row.zero_at_zero and factors and (gate := zero_outside(factors[0])) is not None:
-            yield gate, None
-        else:
-            yield from _matters(user, step, users, of_state)
+    gates = gates_of(step, state_gates(step))
+    return {
+        value: gate
+        for value, gate in reversed(gates.items())
+        if value.is_product and gate is not None and value not in forward and has_gradient(value)
+    }
