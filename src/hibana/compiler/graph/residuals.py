@@ -70,8 +70,8 @@ class Search:
         return sum(map(cost_in_bits, chosen)) - any(value.is_input for value in chosen)
 
     def starts(self) -> Iterator[Residuals]:
-        """Sets that suffice for the backward pass: of states, of values that it uses, and of all booleans."""
-        for values in (self.nexts, [*self.roots, *self.nexts], [v for v in self.candidates if v.boolean]):
+        """Starts of the search: the states, the values that the backward pass uses, and all booleans."""
+        for values in (self.nexts, self.roots, [v for v in self.candidates if v.boolean]):
             yield tuple(v for v in self.candidates if v in values or _must_be_stored(v))
 
     def improve(self, residuals: Residuals) -> Residuals:
