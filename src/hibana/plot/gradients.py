@@ -1,4 +1,4 @@
-"""Size of the gradient at each layer and step, recorded from one batch."""
+"""Norm of the gradient at each layer and step, for one batch."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -19,27 +19,27 @@ def gradient_norms(
     *,
     of: Literal["outputs", "inputs"] = "outputs",
 ) -> dict[str, Tensor]:
-    """The size of the loss's gradient at each hibana layer of `net` and each step, over batch and neurons.
+    """The norm of the loss's gradient at each hibana layer of `net` and each step, over batch and neurons.
 
-        n_t = |dL/ds_t|_2   of what the layer emits (``of="outputs"``), as it comes from the layers above
-        n_t = |dL/dI_t|_2   of what enters it (``of="inputs"``), through its own state and recurrence too
+        n_t = |dL/ds_t|_2   at the layer's outputs s (``of="outputs"``), from the layers above
+        n_t = |dL/dI_t|_2   at the layer's inputs I (``of="inputs"``), including its own state and recurrence
 
-    The gradients of parameters are neither used nor changed. Whether or not a layer of
-    :mod:`hibana.spikes` leaves out gradients that no one uses, these are whole.
+    The gradients of parameters are neither used nor changed. All gradients are computed, also those that a
+    layer of :mod:`hibana.spikes` would skip in training.
 
     Args:
-        net: any module that holds hibana layers; it is called once, in the mode that it is in.
+        net: any module with hibana layers; it is called once, in its current mode.
         objective: ``(outputs, labels) -> loss``, a scalar.
-        inputs: what `net` takes, time first.
-        labels: what `objective` takes.
-        of: where to look.
+        inputs: inputs of `net`, time first.
+        labels: labels for `objective`.
+        of: position of the gradient.
 
     Returns:
         ``[T]`` for each layer, by its name in `net`, in the order of the calls; the second call of a layer
         is ``name#1``, and so on.
 
     Raises:
-        ValueError: if `net` calls no hibana layer, or `of` is neither.
+        ValueError: if `net` calls no hibana layer, or `of` has another value.
 
     >>> import hibana as hb
     >>> net = nn.Sequential(nn.Linear(3, 8), hb.IF(), nn.Linear(8, 2), hb.LI())
@@ -50,21 +50,23 @@ def gradient_norms(
     """
     if of not in ("outputs", "inputs"):
         raise ValueError(f"of must be 'outputs' or 'inputs', got {of!r}")
-    recorded: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, named: Any, outputs: Any) -> None:
+    def recorder(name: str) -> Any:
+        """A forward hook that stores the output or input of each call of the layer `name`."""
+
+        def hook(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
             if of == "inputs":
-                tensor = args[0] if args else named["inputs"]
+                tensor = args[0] if args else kwargs["inputs"]
             else:
                 tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-            calls = sum(key.partition("#")[0] == name for key in recorded)
-            recorded[name if calls == 0 else f"{name}#{calls}"] = tensor
+            calls = sum(key.partition("#")[0] == name for key in tensors)
+            tensors[name if calls == 0 else f"{name}#{calls}"] = tensor
 
         return hook
 
     hooks = [
-        module.register_forward_hook(keep(name), with_kwargs=True)
+        module.register_forward_hook(recorder(name), with_kwargs=True)
         for name, module in net.named_modules()
         if isinstance(module, OverTime | Recurrent)
     ]
@@ -74,12 +76,12 @@ def gradient_norms(
     finally:
         for hook in hooks:
             hook.remove()
-    if not recorded:
+    if not tensors:
         raise ValueError("net must call at least one layer of hibana (OverTime, IF, ..., Recurrent)")
-    for tensor in recorded.values():
-        tensor.retain_grad()  # says that someone looks: nothing is left out, or summed over time, on the way
-    grads = torch.autograd.grad(loss, list(recorded.values()), allow_unused=True)
+    for tensor in tensors.values():
+        tensor.retain_grad()  # keeps layers from skipping this gradient or summing it over time
+    grads = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
     return {
         name: tensor.new_zeros(len(tensor)) if grad is None else grad.flatten(1).norm(dim=1)
-        for (name, tensor), grad in zip(recorded.items(), grads, strict=True)
+        for (name, tensor), grad in zip(tensors.items(), grads, strict=True)
     }

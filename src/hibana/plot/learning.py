@@ -1,4 +1,4 @@
-"""How training went."""
+"""Training curves, and one sample passing through a trained network."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,34 +7,28 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from hibana.plot.outputs import output_potentials
+from hibana.plot import style
 from hibana.plot.spikes import raster
-from hibana.plot.style import (
-    GREY,
-    array,
-    colours,
-    drawable,
-    integer_ticks,
-    new_axes,
-    new_figure,
-    without_frame,
-)
+from hibana.plot.style import BLUE, GREY, RED
 
-__all__ = ["learning_curves", "training"]
+__all__ = ["learning_curves", "output_potentials", "training"]
+
+MOST_NAMED = 12
+"""With more classes, only the names of the correct and of the predicted class are shown."""
 
 
 def learning_curves(
     curves: Mapping[str, Sequence[float]], axes: Axes | None = None, *, ylabel: str, title: str
 ) -> Axes:
-    """One value per epoch for each name."""
-    axes = axes or new_axes(5, 3.4)
-    for (name, values), colour in zip(curves.items(), colours(len(curves)), strict=True):
+    """Draws one curve for each name in `curves`, with one value per epoch."""
+    axes = axes or style.new_axes(5, 3.4)
+    for (name, values), colour in zip(curves.items(), style.colours(len(curves)), strict=True):
         marker = "." if len(values) <= 20 else None
         axes.plot(range(1, len(values) + 1), values, label=name, color=colour, marker=marker)
     axes.set(title=title, xlabel="Epoch", ylabel=ylabel)
-    axes.xaxis.set_major_locator(integer_ticks())
+    axes.xaxis.set_major_locator(style.integer_ticks())
     axes.legend(frameon=False)
-    return without_frame(axes)
+    return style.without_frame(axes)
 
 
 def training(
@@ -48,56 +42,106 @@ def training(
     names: Sequence[str] = (),
     measure: str = "accuracy",
 ) -> Figure:
-    """The curves of a training, and one sample passing through the trained network.
+    """Draws the curves of a training, and one sample passing through the trained network.
 
     Args:
-        history: values per epoch, by the names that training logs; of a network that was fitted in closed
-            form, which has no losses, the measure stands above the sample instead.
-        reference: name and test accuracy of the classifier to compare with.
+        history: values per epoch, by the names that training logs. Without losses, as for a network that was
+            fitted in closed form, a title with the last values replaces the curves.
+        reference: name and test accuracy of another classifier.
         image: the sample, ``[height, width]``.
-        spikes: of each layer, ``[T, neurons]``; may be empty.
-        potentials: of the output neurons, ``[T, classes]``.
+        spikes: spikes of each layer, ``[T, neurons]``; may be empty.
+        potentials: potentials of the output neurons, ``[T, classes]``.
         label: the sample's class, or its quantity if there is one output.
-        names: of the outputs; their numbers if there are none.
-        measure: ``accuracy``, or ``explained`` of a quantity's variance.
+        names: names of the classes; their indices if empty.
+        measure: ``accuracy``, or ``explained`` for the explained variance of a quantity.
     """
-    quantity = measure == "explained"
-    measured = "Variance explained" if quantity else "Accuracy"
+    is_quantity = measure == "explained"
+    measure_name = "Variance explained" if is_quantity else "Accuracy"
     sample = ["image", "raster", "output"] if spikes else ["image", "output"]
-    losses = _of(history, "loss")
+    losses, measures = _curves(history, "loss"), _curves(history, measure)
     rates = {key.rpartition("/")[2]: values for key, values in history.items() if "/rate/" in key}
     curves = ["loss", "measure", *(["rate" if rates else "."] if spikes else [])]
-    figure = new_figure(13, 7.5 if losses else 4.2)
+    figure = style.new_figure(13, 7.5 if losses else 4.2)
     rows: Any = [curves, sample] if losses else [sample]
     panels = figure.subplot_mosaic(rows, width_ratios=[1, 1.25, 1.25][: len(sample)])
     if losses:
-        learned = "Squared error" if quantity else "Cross-entropy"
-        learning_curves(losses, panels["loss"], ylabel=learned, title="Loss")
-        panels["loss"].set_yscale("log")
-        learning_curves(_of(history, measure), panels["measure"], ylabel=measured, title=measured)
-        panels["measure"].axhline(
-            reference[1], color=GREY, linestyle="dashed", label=f"{reference[0]} (test)"
-        )
-        panels["measure"].legend(frameon=False)
+        loss_name = "Squared error" if is_quantity else "Cross-entropy"
+        learning_curves(losses, panels["loss"], ylabel=loss_name, title="Loss").set_yscale("log")
+        axes = learning_curves(measures, panels["measure"], ylabel=measure_name, title=measure_name)
+        axes.axhline(reference[1], color=GREY, linestyle="dashed", label=f"{reference[0]} (test)")
+        axes.legend(frameon=False)
     else:
-        values = [f"{part} {values[-1]:.1%}" for part, values in _of(history, measure).items()]
-        figure.suptitle(f"{measured}: {', '.join([*values, f'{reference[0]} (test) {reference[1]:.1%}'])}")
+        values = [f"{part} {values[-1]:.1%}" for part, values in measures.items()]
+        figure.suptitle(
+            f"{measure_name}: {', '.join([*values, f'{reference[0]} (test) {reference[1]:.1%}'])}"
+        )
     if "rate" in panels:
         learning_curves(rates, panels["rate"], ylabel="Spikes per neuron and step", title="Firing rate")
         panels["rate"].set_ylim(bottom=0)
     if spikes:
         raster(spikes, panels["raster"])
-    shown = panels["image"]
-    shown.imshow(array("image", image, ("[height, width]",)))
-    classes, font = drawable(list(names) or [str(neuron) for neuron in range(potentials.shape[1])])
-    named = f"{label:.3g}" if quantity else classes[int(label)]
-    shown.set(xticks=[], yticks=[])
-    shown.set_title(f"A test sample: {named}", **font)
-    output_potentials(potentials, 0 if quantity else int(label), classes, panels["output"])
+    classes, font = style.drawable(list(names) or [str(neuron) for neuron in range(potentials.shape[1])])
+    axes = panels["image"]
+    axes.imshow(style.array("image", image, ("[height, width]",)))
+    axes.set(xticks=[], yticks=[])
+    axes.set_title(f"A test sample: {f'{label:.3g}' if is_quantity else classes[int(label)]}", **font)
+    output_potentials(potentials, 0 if is_quantity else int(label), classes, panels["output"])
     return figure
 
 
-def _of(history: Mapping[str, Sequence[float]], what: str) -> dict[str, Sequence[float]]:
-    """Curves of one quantity by part of the data, training before validation."""
-    curves = {key.partition("/")[0]: values for key, values in history.items() if key.endswith(f"/{what}")}
+def _curves(history: Mapping[str, Sequence[float]], quantity: str) -> dict[str, Sequence[float]]:
+    """The curves of `quantity` by part of the data, training before validation."""
+    suffix = f"/{quantity}"
+    curves = {key.partition("/")[0]: values for key, values in history.items() if key.endswith(suffix)}
     return dict(sorted(curves.items()))
+
+
+def output_potentials(
+    potentials: Tensor,
+    label: int,
+    names: Sequence[str],
+    axes: Axes | None = None,
+    *,
+    dt: float | None = None,
+) -> Axes:
+    """Draws the potentials of the output neurons: the correct class thick and blue, a wrong prediction red.
+
+    Args:
+        potentials: ``[T, classes]``. The predicted class has the highest mean.
+        label: index of the correct class.
+        names: names of the classes.
+        axes: axes to draw on.
+        dt: length of a step in milliseconds.
+
+    Raises:
+        ValueError: if `potentials` has another shape, or `names` another length.
+    """
+    values = style.array("potentials", potentials, ("[T, classes]",))
+    if len(names) != values.shape[1]:
+        raise ValueError(f"names must name the {values.shape[1]} classes, got {len(names)}")
+    names, font = style.drawable(names)
+    axes = axes or style.new_axes(6, 4)
+    time = style.times(axes, len(values), dt)
+    prediction = int(values.mean(0).argmax())
+    for neuron in range(len(names)):
+        colour = BLUE if neuron == label else RED if neuron == prediction else GREY
+        width, alpha, zorder = (2.5, 1, 3) if neuron in (label, prediction) else (1, 0.6, 2)
+        axes.plot(time, values[:, neuron], color=colour, linewidth=width, alpha=alpha, zorder=zorder)
+    last = values[-1]
+    order = [n for n in last.argsort().tolist() if len(names) <= MOST_NAMED or n in (label, prediction)]
+    bold = () if font else (label, prediction)  # other fonts may lack a bold weight
+    gap = 0.045 * float(values.max() - values.min())
+    for neuron, height in zip(order, style.spread_out([float(last[n]) for n in order], gap), strict=True):
+        axes.annotate(
+            names[neuron],
+            (time[-1], height),
+            xytext=(6, 0),
+            textcoords="offset points",
+            annotation_clip=False,
+            va="center",
+            weight="bold" if neuron in bold else "normal",
+            **font,
+        )
+    axes.set_ylabel("Membrane potential")
+    axes.set_title(f"Output neurons: shown {names[label]}, answered {names[prediction]}", **font)
+    return style.without_frame(axes)

@@ -1,4 +1,4 @@
-"""Colours, figures, fonts, the time axis and argument checks that all drawings share."""
+"""Colours, figures, fonts, the time axis and argument checks of all drawings."""
 
 import logging
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 
 BLUE, ORANGE, GREEN, RED, GREY = "#3b7dd8", "#d9731a", "#2e9a5a", "#e0403f", "#888888"
 PALETTE = (BLUE, ORANGE, GREEN, "#a362c6", "#1a9a9a", "#c0508f", "#9a7b1c")
-"""Each has a contrast of at least 3:1 with white and with black."""
+"""Each colour has a contrast of at least 3:1 with white and with black."""
 
 Array = NDArray[Any]
 
@@ -48,7 +48,7 @@ def size_in_points(axes: Axes) -> tuple[float, float]:
 
 
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
-    """Label positions at least `gap` apart that are closest to the ascending `heights`, by least squares.
+    """Label positions, at least `gap` apart, with the least squared distance from the ascending `heights`.
 
     This is isotonic regression of ``heights[i] - i * gap``: descending neighbours are pooled.
     """
@@ -66,16 +66,15 @@ def spread_out(heights: Sequence[float], gap: float) -> list[float]:
 def drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     """`names`, and text properties that select a font with all of their characters.
 
-    If no installed font has them, returns class numbers instead of names, and logs a warning.
+    If no installed font has all characters, returns class indices instead of names, and logs a warning.
     """
     characters = {ord(letter) for name in names for letter in name if not letter.isspace()}
     default = font_manager.FontProperties()
     missing = characters - FT2Font(font_manager.findfont(default)).get_charmap().keys()
     if not missing:
         return list(names), {}
-    for font in sorted(
-        font_manager.fontManager.ttflist, key=lambda font: ("Sans" not in font.name, font.name)
-    ):
+    fonts = font_manager.fontManager.ttflist
+    for font in sorted(fonts, key=lambda font: ("Sans" not in font.name, font.name)):
         if font.style == "normal" and missing <= FT2Font(font.fname).get_charmap().keys():
             return list(names), {"fontfamily": [*default.get_family(), font.name]}
     logging.getLogger(__name__).warning(
@@ -87,7 +86,7 @@ def drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 
 
 def integer_ticks(bins: int = 9) -> MaxNLocator:
-    """Ticks at round integers."""
+    """Ticks at about `bins` round integers."""
     return MaxNLocator(bins, integer=True, steps=[1, 2, 5, 10])
 
 
@@ -108,10 +107,11 @@ def times(axes: Axes, steps: int, dt: float | None) -> Array:
 
 
 def array(name: str, tensor: Tensor, shapes: Sequence[str]) -> Array:
-    """`tensor` as an array for Matplotlib, checked to have one of `shapes`, such as ``"[T, neurons]"``.
+    """`tensor`, called `name` in messages, as an array for Matplotlib.
 
     Raises:
-        ValueError: if it has another number of dimensions, or is empty.
+        ValueError: if `tensor` is empty, or its number of dimensions is not that of one of `shapes`, such as
+            ``"[T, neurons]"`` or ``"[T, ...]"``.
     """
     allowed = {shape.count(",") + 1 for shape in shapes if "..." not in shape}
     least = min((shape.count(",") for shape in shapes if "..." in shape), default=99)
