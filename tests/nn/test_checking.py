@@ -231,11 +231,11 @@ def test_another_error_within_check_says_in_which_layer():
     net = nn.Sequential(hb.IF(), nn.Linear(4, 2))
     with pytest.raises(RuntimeError) as raised, hb.check(net):
         net(torch.rand(3, 2, 5))
-    assert raised.value.__notes__ == ["in layer '1' (Linear) of the network, given [3, 2, 5]"]
+    assert raised.value.__notes__ == ["in layer '1' (Linear) of the network, with inputs [3, 2, 5]"]
 
 
 def test_check_names_the_layers_that_optimize_would_make_faster(monkeypatch):
-    monkeypatch.setattr(checking, "MANY", 1)
+    monkeypatch.setattr(checking, "LEAST_NUMBERS", 1)
     net, x = over_time(hb.IF(), nn.Linear(8, 3), hb.LI())
     assert hb.check(net, x).hints == ["hb.optimize(net, x) would make 2 (Linear) faster"]
     assert not hb.check(hb.optimize(net, verbose=False), x).hints

@@ -1,4 +1,4 @@
-"""Networks that ``hibana train`` chooses by itself. Deep networks are in ``examples/deep_networks.py``."""
+"""Networks that ``hibana train`` selects by default. Deep networks are in ``examples/deep_networks.py``."""
 
 from hibana.nn.models.rocket import rocket
 

@@ -1,7 +1,4 @@
-"""Ridge regression in closed form, its regularisation chosen by leave-one-out: fits linear readouts.
-
-It knows features and targets only; what makes the features, and what the readout becomes, is elsewhere.
-"""
+"""Ridge regression in closed form, with the penalty of the least leave-one-out error."""
 
 from typing import NamedTuple
 
@@ -15,7 +12,7 @@ PENALTIES = torch.logspace(-5, 2, 15, dtype=torch.float64, device="cpu")
 
 
 class Ridge(NamedTuple):
-    """``y = features @ weight.T + bias``, and what each sample is given by the fit to all other samples."""
+    """``y = features @ weight.T + bias``, and the prediction of each sample by a fit to all other samples."""
 
     weight: Tensor
     """``[outputs, features]``."""
@@ -24,28 +21,28 @@ class Ridge(NamedTuple):
     held_out: Tensor
     """Leave-one-out predictions, ``[N, outputs]``."""
     penalty: float
-    """The penalty that was chosen, in units of the features' mean squared norm."""
+    """The penalty with the least error, in units of the features' mean squared norm."""
 
 
 def ridge(features: Tensor, targets: Tensor, weights: Tensor | None = None) -> Ridge:
-    """The ridge regression of least leave-one-out squared error.
+    """The ridge regression with the least leave-one-out squared error among several penalties.
 
-        minimise over W, b   sum_i w_i |y_i - W z_i - b|^2 + penalty |W|^2,
+        minimize over W, b   sum_i w_i |y_i - W z_i - b|^2 + penalty |W|^2,
         z the features scaled to deviation 1
 
-    All leave-one-out errors follow from one eigendecomposition, of the Gram matrix ``[N, N]``, or of the
-    covariance ``[F, F]`` where there are fewer features than samples.
+    All leave-one-out errors are computed from one eigendecomposition, of the Gram matrix ``[N, N]``, or of
+    the covariance ``[F, F]`` if there are fewer features than samples.
 
     Args:
         features: ``[N, F]``.
         targets: ``[N, outputs]``.
-        weights: of the samples, ``[N]``, positive; 1 each if ``None``.
+        weights: positive weights of the samples, ``[N]``; 1 each if ``None``.
 
     Returns:
         The fit, in double precision.
 
     Raises:
-        ValueError: if a shape is another, there are fewer than two samples, or a number is not finite.
+        ValueError: if a shape is wrong, there are fewer than two samples, or a number is not finite.
 
     Source: Hoerl & Kennard (1970), *Ridge regression*; Rifkin & Lippert (2007), *Notes on regularized least
     squares*, for leave-one-out errors.
@@ -58,40 +55,38 @@ def ridge(features: Tensor, targets: Tensor, weights: Tensor | None = None) -> R
     """
     x, y, root = _checked(features, targets, weights)
     share = root.square() / root.square().sum()
-    middle, centre = share @ x, share @ y
-    x = x - middle
+    x_mean, y_mean = share @ x, share @ y
+    x = x - x_mean
     deviation = (share @ x.square()).sqrt()
-    constant = deviation <= 1e-9 * (1 + middle.abs())
+    constant = deviation <= 1e-9 * (1 + x_mean.abs())
     scale = torch.where(constant, 0.0, 1 / deviation.masked_fill(constant, 1.0))
-    x, y = x * scale * root[:, None], (y - centre) * root[:, None]
-    few = len(x) <= x.shape[1]
-    values, vectors = torch.linalg.eigh(x @ x.T if few else x.T @ x)
-    # rows of `x` in the basis of its left singular vectors; what has no variance is in none of them
-    held = values > values[-1].clamp(min=1e-300) * 1e-12
-    values, vectors = values[held], vectors[:, held]
-    left = vectors if few else x @ vectors / values.sqrt()
-    along = left.T @ y
+    x, y = x * scale * root[:, None], (y - y_mean) * root[:, None]
+    is_wide = len(x) <= x.shape[1]
+    values, vectors = torch.linalg.eigh(x @ x.T if is_wide else x.T @ x)
+    is_positive = values > values[-1].clamp(min=1e-300) * 1e-12
+    values, vectors = values[is_positive], vectors[:, is_positive]
+    left = vectors if is_wide else x @ vectors / values.sqrt()  # left singular vectors of x, [N, rank]
+    projection = left.T @ y
     squared = left.square()
     unit = float(x.square().sum()) / len(x) or 1.0
-    intercept = root.square() / root.square().sum()
     best: tuple[float, float, Tensor] | None = None
     for penalty in PENALTIES.tolist():
         shrunk = values / (values + penalty * unit)
-        residual = y - left @ (shrunk[:, None] * along)
-        free = (1 - squared @ shrunk - intercept).clamp(min=1e-9)  # 1 - diagonal of the hat matrix
-        error = residual / free[:, None]
+        residual = y - left @ (shrunk[:, None] * projection)
+        remainder = (1 - squared @ shrunk - share).clamp(min=1e-9)  # 1 - diagonal of the hat matrix
+        error = residual / remainder[:, None]
         total = float(error.square().sum())
         if best is None or total < best[0]:
             best = total, penalty, error
     assert best is not None
     _, penalty, error = best
-    dual = left @ (along / (values + penalty * unit)[:, None])
+    dual = left @ (projection / (values + penalty * unit)[:, None])
     weight = (dual.T @ x) * scale
-    return Ridge(weight, centre - weight @ middle, (y - error) / root[:, None] + centre, penalty)
+    return Ridge(weight, y_mean - weight @ x_mean, (y - error) / root[:, None] + y_mean, penalty)
 
 
 def _checked(features: Tensor, targets: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Features and targets in double precision, and the roots of the samples' weights."""
+    """Features and targets in double precision, and the square roots of the samples' weights, ``[N]``."""
     if features.ndim != 2 or len(features) < 2:
         raise ValueError(f"features must be [N, F] of at least two samples, got {tuple(features.shape)}")
     if targets.ndim != 2 or len(targets) != len(features):
