@@ -8,7 +8,7 @@ Write one step; hibana runs it over time.
 >>> potentials.shape
 torch.Size([25, 4, 3])
 
-Beside cells, their layers and the loop, all is loaded when it is first touched.
+The module imports cells, their layers and the loop over time. Other names are imported when first accessed.
 """
 
 import importlib
@@ -17,11 +17,11 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from hibana.runtime import openmp_spin  # first: it must be there before torch
+from hibana.runtime import openmp_spin  # must be imported before torch
 
 __version__ = "0.2.0"
 
-if openmp_spin.is_command() and sys.argv[1:] == ["--version"]:  # all below takes seconds to load
+if openmp_spin.is_command() and sys.argv[1:] == ["--version"]:  # the imports below take seconds
     print(__version__)
     raise SystemExit
 
@@ -123,7 +123,7 @@ _PUBLIC = {
     "surrogate": "cells.surrogate",
     "train": "train",
 }
-"""Where each public module is: ``import hibana.loss`` finds ``hibana.nn.loss``."""
+"""Module of each public name: ``import hibana.loss`` imports ``hibana.nn.loss``."""
 _MODULES = {
     "network": ("from_ann", "quantize"),
     "network.native": ("compile",),
@@ -143,7 +143,7 @@ _MODULES = {
     "train.pretrained": ("pretrained",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
-"""Of each name that is loaded when it is first touched, the module that it is in."""
+"""Module of each name that is imported when first accessed."""
 
 __all__ = [
     "ALIF",
@@ -215,23 +215,23 @@ __all__ = [
 ]
 
 
-def _by_bits(rows: "Tensor", words: "Tensor") -> "Tensor":
-    """``rows^T B``, as :mod:`hibana.spikes` has it, which is loaded at the first of them."""
+def _bit_product(rows: "Tensor", words: "Tensor") -> "Tensor":
+    """``rows^T B`` for packed bits `words`; imports :mod:`hibana.spikes` at the first call."""
     from hibana.spikes.linear import product
 
     return product.product_with_bits(rows, words)
 
 
-named_kernels.bit_product = _by_bits
+named_kernels.bit_product = _bit_product
 
 
 class _PublicModules:
-    """Finds ``hibana.loss`` and its like where :data:`_PUBLIC` says: the same module under both names."""
+    """Import finder that makes ``hibana.loss`` the same module as ``hibana.nn.loss``; see :data:`_PUBLIC`."""
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         package, _, public = name.rpartition(".")
-        moved = package == "hibana" and _PUBLIC.get(public, public) != public
-        return ModuleSpec(name, self) if moved else None  # type: ignore[arg-type]
+        is_alias = package == "hibana" and _PUBLIC.get(public, public) != public
+        return ModuleSpec(name, self) if is_alias else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = importlib.import_module(f"hibana.{_PUBLIC[spec.name.rpartition('.')[2]]}")
@@ -240,7 +240,7 @@ class _PublicModules:
 
     def exec_module(self, module: ModuleType) -> None:
         assert module.__spec__ is not None
-        module.__spec__ = module.__spec__.loader_state  # its own again: the import has put this one's there
+        module.__spec__ = module.__spec__.loader_state  # the import replaced the module's spec
 
 
 sys.meta_path.append(_PublicModules())
@@ -251,23 +251,23 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """A module of hibana, or a function that needs one, loaded now.
+    """The public module, function or class `name`, imported now.
 
     Raises:
-        AttributeError: if there is none of that name, or what it needs is not installed; it says which.
+        AttributeError: if the name does not exist, or a package that it needs is not installed.
     """
     if name in _MODULE_OF:
         with extras.explain_import_error(f"hibana.{name}"):
             value = getattr(importlib.import_module(f"hibana.{_MODULE_OF[name]}"), name)
         return globals().setdefault(name, value)
     if name not in _PUBLIC:
-        own = f"its own is hibana.{peer_aliases.MODULES[name]}" if name in peer_aliases.MODULES else ""
-        hint = f"; {own or peer_aliases.METHODS[name]}" if own or name in peer_aliases.METHODS else ""
-        raise AttributeError(f"module 'hibana' has no attribute {name!r}{hint}")
+        module = peer_aliases.MODULES.get(name)
+        hint = f"its own is hibana.{module}" if module else peer_aliases.METHODS.get(name, "")
+        raise AttributeError(f"module 'hibana' has no attribute {name!r}{hint and f'; {hint}'}")
     try:
         return importlib.import_module(f"hibana.{_PUBLIC[name]}")
     except ModuleNotFoundError as error:
-        said = extras.missing_module_message(error)
-        if said is None:
+        message = extras.missing_module_message(error)
+        if message is None:
             raise
-        raise AttributeError(f"hibana.{name} {said}") from error
+        raise AttributeError(f"hibana.{name} {message}") from error
