@@ -51,7 +51,7 @@ def training(
         image: the sample, ``[height, width]``.
         spikes: spikes of each layer, ``[T, neurons]``; may be empty.
         potentials: potentials of the output neurons, ``[T, classes]``.
-        label: the sample's class, or its quantity if there is one output.
+        label: the sample's class, or its quantity for a network with one output.
         names: names of the classes; their indices if empty.
         measure: ``accuracy``, or ``explained`` for the explained variance of a quantity.
     """

@@ -1,4 +1,4 @@
-"""Tables: one row per sample, columns of numbers or categories, one of which is learned."""
+"""Tables: one row per sample; one column is the label, the others are numbers or categories."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

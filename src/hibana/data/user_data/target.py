@@ -102,8 +102,8 @@ def texts(labels: Sequence[object]) -> list[str]:
     >>> texts([1.0, 2.5, "cat "])
     ['1', '2.5', 'cat']
     """
-    is_whole = [isinstance(label, float) and label.is_integer() for label in labels]
-    return [str(int(v)) if whole else str(v).strip() for v, whole in zip(labels, is_whole, strict=True)]  # type: ignore[call-overload]
+    is_integer = [isinstance(label, float) and label.is_integer() for label in labels]
+    return [str(int(v)) if integer else str(v).strip() for v, integer in zip(labels, is_integer, strict=True)]  # type: ignore[call-overload]
 
 
 def column_texts(column: Any) -> list[str]:
@@ -116,9 +116,9 @@ def guess_task(labels: Sequence[str]) -> str:
     numbers = [_number(label) for label in set(labels)]
     if any(math.isnan(number) for number in numbers):
         return "classification"
-    whole_numbers = all(number.is_integer() for number in numbers)
-    many = len(numbers) > FEW and (not whole_numbers or len(numbers) > len(labels) // 20)
-    fractions = not whole_numbers and len(numbers) > len(labels) // 10
+    are_integers = all(number.is_integer() for number in numbers)
+    many = len(numbers) > FEW and (not are_integers or len(numbers) > len(labels) // 20)
+    fractions = not are_integers and len(numbers) > len(labels) // 10
     return "regression" if many or fractions else "classification"
 
 
