@@ -139,7 +139,7 @@ def test_padding_and_the_last_step():
         (
             torch.tensor([0, 3]),
             ValueError,
-            r"lengths must lie in \[1, 4\], the steps that there are, got \[0, 3\]",
+            r"lengths must lie in \[1, 4\], the number of steps, got \[0, 3\]",
         ),
         (torch.tensor([5, 3]), ValueError, r"lengths must lie in \[1, 4\]"),
         (torch.tensor([3]), ValueError, r"lengths must be one for each sample, \[2\], got shape \(1,\)"),
