@@ -29,9 +29,8 @@ from hibana.compiler.tensors import tensors_of
 
 Tensors = Sequence[Tensor]
 Executable = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
-Steps = tuple[tuple[str, Any], ...]
-"""Attributes and items that lead from a cell to an object, each ``("attribute", name)`` or ``("item",
-key)``."""
+_ATTRIBUTE_PATH = re.compile(r"self((?:\.\w+)+)")
+"""Matches a path of attributes that starts at the cell, such as ``self.surrogate.alpha``."""
 
 
 def executable(
