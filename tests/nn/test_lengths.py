@@ -156,10 +156,10 @@ def test_lengths_that_are_refused(lengths, error, words):
 def test_a_network_without_spikes_is_told_of():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     with pytest.warns(
-        UserWarning, match="net has no spiking layer of hibana, so that no rate can be set; it is"
+        UserWarning, match="net has no spiking layer of hibana, so that no rate can be set; its"
     ):
         assert scale_to_rate(net, torch.rand(5, 2, 3), 0.1) == {}
     with pytest.warns(
-        UserWarning, match="so that no spikes are counted; it is made of Sequential, Linear, ReLU"
+        UserWarning, match="so that no spikes are counted; its modules are Sequential, Linear, ReLU"
     ):
         assert activity(net, torch.rand(5, 2, 3))[1] == {}
