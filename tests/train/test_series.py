@@ -61,22 +61,6 @@ def test_its_checkpoint_answers_as_it_did(run):
     assert min(map(max, answers.probabilities)) >= 0.5
 
 
-def test_a_folder_with_a_pair_of_ts_files_is_trained_on_and_predict_names_the_file(tmp_path):
-    folder = tmp_path / "Gait"
-    folder.mkdir()
-    for part, count in (("TRAIN", 20), ("TEST", 7)):
-        lines = [f"{k},{k + 1},{k}:{'ab'[k % 2]}" for k in range(count)]
-        text = "@classLabel true a b\n@data\n" + "\n".join(lines) + "\n"
-        (folder / f"Gait_{part}.ts").write_text(text)
-    settings = train.Settings(data=str(folder), layers="4w3", epochs=1)
-    model, _ = train.fit(settings, tmp_path / "run")
-    words = r"samples must be in one file, folder .* has Gait_TEST.ts, Gait_TRAIN.ts; pass .*Gait_TEST.ts"
-    with pytest.raises(ValueError, match=words):
-        train.predict(model, folder)
-    (folder / "Gait_TRAIN.ts").unlink()
-    assert len(train.predict(model, folder).answers) == 7
-
-
 def test_it_is_converted_to_c_of_whole_numbers(run, tmp_path, capsys):
     _, outcome, _ = run
     target = tmp_path / "bumps.c"

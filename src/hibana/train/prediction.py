@@ -60,7 +60,7 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
     if not isinstance(model, Network):
         model = load(Path(model), trust=trust)
     model.eval()
-    source = _checked_path(model, source) if isinstance(source, str | Path) else source
+    source = _checked_path(source) if isinstance(source, str | Path) else source
     lengths: tuple[torch.Tensor, ...] = ()
     details: dict[str, Any] = {}
     if model.description is None:
@@ -89,21 +89,15 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
     return to_answers(model, torch.cat(scores), names)._replace(**details)
 
 
-def _checked_path(model: Network, source: str | Path) -> Path:
-    """Returns `source` as a path; the only ``.ts`` file in it, if it is a folder of series.
+def _checked_path(source: str | Path) -> Path:
+    """Returns `source` as a path.
 
     Raises:
-        ValueError: if there is no such path, or a folder has several ``.ts`` files.
+        ValueError: if there is no such path.
     """
     path = Path(source)
     if not path.exists():
         raise ValueError(f"samples must be in a file or folder, there is no {source}")
-    if model.description is not None and model.description.kind == "sequences" and path.is_dir():
-        series = sorted(path.glob("*.ts"))
-        if len(series) > 1:
-            names = ", ".join(file.name for file in series)
-            raise ValueError(f"samples must be in one file, folder {path} has {names}; pass {series[0]}")
-        return series[0] if series else path
     return path
 
 

@@ -154,7 +154,7 @@ class Settings:
     group: str | None = _option(None, group="reading")
     task: str | None = _option(None, user_data.TASKS, group="reading")
     test: str | None = _option(None, group="reading")
-    encoding: str | None = _option(None, user_data.check_encoding, group="reading")
+    encoding: str | None = _option(None, group="reading")
     lengths: str = _option("stretch", user_data.LENGTHS, group="reading")
     bins: str = _option("spikes", user_data.BINS, group="reading")
     size: str | None = _option(None, _sides, group="reading")
