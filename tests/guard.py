@@ -12,14 +12,14 @@ from unittest.mock import patch
 import torch
 
 import hibana as hb
-from hibana.network.native import blocks, emitter, kernel, static_layers
+from hibana.network.native import emitter, kernel, static_layers
 from hibana.runtime.kernels import Code
 
 PAGE = mmap.PAGESIZE
 _LIBRARY = ctypes.CDLL(None, use_errno=True)
 
 
-class Block(blocks.Block):
+class Block(emitter.Block):
     """A block with a protected page before and after each array."""
 
     at_end = True
@@ -80,7 +80,8 @@ class Guards:
             def __init__(self, *args):
                 super().__init__(*args)
                 guards.emitters.append(self)
-                self.state.packed = lambda: type(self.state).packed(self.state, protected=False)
+                initial = self.initial_state
+                initial.packed = lambda: type(initial).packed(initial, protected=False)
 
         self.patches = ExitStack()
 
@@ -102,14 +103,14 @@ class Guards:
         """Memory at a fixed address instead of memory from ``malloc``."""
         (number, size), (_, results), _ = parts
         first = Block()
-        given = first.reserve(size * number.element.size)
-        of_still, of_step = self.emitters[0].scratch, self.emitters[-1].scratch
+        input_offset = first.reserve(size * number.element.size)
+        of_static, of_step = self.emitters[0].scratch, self.emitters[-1].scratch
         memories = first.packed(), mapped(results), of_step.packed()
-        protect(memories[1], repeated(of_still, results // of_still.size))
+        protect(memories[1], repeated(of_static, results // of_static.size))
         self.memories.append(memories)
         yield tuple(
             kind.at(code.constant(memory.data_ptr() + offset))
-            for memory, offset, (kind, _) in zip(memories, (given, 0, 0), parts, strict=True)
+            for memory, offset, (kind, _) in zip(memories, (input_offset, 0, 0), parts, strict=True)
         )
 
 

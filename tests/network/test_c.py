@@ -279,8 +279,8 @@ def test_operations_are_counted_at_most_and_at_the_rates_seen():
     nn.init.zeros_(net[0].bias)
     net[0].weight.data[3:] = -1  # half of the neurons spike at each step
     first, _, second, last = to_c(net, inputs).costs
-    assert (first.additions, first.seen, first.multiplies, first.dense) == (24, 6, True, 24)
-    assert (second.additions, second.seen, second.multiplies) == (12, 6, False)
+    assert (first.additions, first.at_rates, first.multiplies, first.dense) == (24, 6, True, 24)
+    assert (second.additions, second.at_rates, second.multiplies) == (12, 6, False)
     assert last.additions == 2 * 5  # v * (1 - s) + x, and v - threshold > 0
 
 
@@ -298,7 +298,7 @@ def test_what_c_does_not_say_is_refused_by_name():
         to_c(Mean(), x)
     with pytest.raises(Unsupported, match=r"layer '0\.module': padding_mode='reflect'"):
         to_c(nn.Sequential(each(nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"))), x[:, :, None])
-    with pytest.raises(Unsupported, match=r"float16 are nothing that C has"):
+    with pytest.raises(Unsupported, match=r"float32 or float64, got torch.float16"):
         to_c(nn.Sequential(hb.IF()), x.half())
 
 

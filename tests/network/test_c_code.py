@@ -40,7 +40,7 @@ def test_loops_give_in_c_what_they_do_in_llvm(tmp_path):
     writer = CWriter()
     fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)
     printed = 'for (int i = 0; i < 22; i++) printf("%ld ", (long)out[i]);'
-    main = "\n".join(["static int64_t out[22];", *writer.take(), printed])
+    main = "\n".join(["static int64_t out[22];", *writer.take_lines(), printed])
     file, binary = tmp_path / "loops.c", tmp_path / "loops"
     file.write_text(f"#include <stdint.h>\n#include <stdio.h>\nint main(void) {{\n{main}\n}}\n")
     command = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-o", binary, file]
@@ -53,11 +53,11 @@ def test_loops_give_in_c_what_they_do_in_llvm(tmp_path):
 def test_c_is_written_as_people_write_it():
     writer = CWriter()
     fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)
-    lines = [line.strip() for line in writer.take()]
+    lines = [line.strip() for line in writer.take_lines()]
     for line in (
         "for (int j = i / 2; j < i + 3; j++) {",
         "if (j % 2 == 0 || (j > i && j != 7)) {",
-        "found += (i - (j - 3)) * (j + 1);",
+        "value += (i - (j - 3)) * (j + 1);",
         "int64_t *const row = out + i * 2;",
         "const int before = row[0];",
     ):
@@ -81,5 +81,5 @@ def test_names_are_not_those_of_an_outer_block():
     for _ in range(2):
         with code.loop(0, 3, name="i") as outer, code.loop(0, outer, name="i"):
             pass
-    loops = [line.strip() for line in writer.take() if "for" in line]
+    loops = [line.strip() for line in writer.take_lines() if "for" in line]
     assert loops == [*["for (int i = 0; i < 3; i++) {", "for (int i2 = 0; i2 < i; i2++) {"] * 2]

@@ -12,7 +12,7 @@ from torch import nn
 import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana import loss
-from hibana.cli import convert, main
+from hibana.cli import main, network_commands
 from hibana.network import quantize, to_c
 from hibana.train import activity, load
 from ordered import in_order
@@ -168,8 +168,8 @@ def test_operations_of_windows_and_delays_follow_the_spikes():
     inputs = torch.zeros(2, 1, 4)
     inputs[:, :, 0] = 0.5
     first, _, second, _ = to_c(net, inputs).costs
-    assert (first.additions, first.seen, first.multiplies, first.dense) == (120, 30, True, 120)
-    assert (second.additions, second.seen, second.multiplies) == (12, 6, False)
+    assert (first.additions, first.at_rates, first.multiplies, first.dense) == (120, 30, True, 120)
+    assert (second.additions, second.at_rates, second.multiplies) == (12, 6, False)
 
 
 def test_a_window_without_bias_in_groups_is_bounded_group_by_group():
@@ -178,7 +178,7 @@ def test_a_window_without_bias_in_groups_is_bounded_group_by_group():
     small, _ = quantize(net, inputs)
     from hibana.network.c import program
 
-    numbers = program._written(small, inputs, "net", "sum").arithmetic
+    numbers = program._unit(small, inputs, "net", "sum").arithmetic
     window = next(node for node in numbers.bounds if node.kind == "window")
     low, high = numbers.bounds[window]
     assert -3 * 127 <= low < high <= 3 * 127
@@ -208,4 +208,4 @@ def test_the_network_that_sequences_get_by_default_decides_in_c_as_in_pytorch(tm
 
 
 def test_c_decides_as_every_loss_that_a_command_can_name():
-    assert set(convert._REDUCTIONS) == set(loss.NAMES)
+    assert set(network_commands._SCORES) == set(loss.NAMES)

@@ -8,6 +8,7 @@ import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.layers import LAYERS, LayerKind, kind_of, register
+from hibana.network.layers.arithmetic import Scale
 from hibana.network.lowering import Activations
 from ordered import in_order
 
@@ -123,3 +124,16 @@ def test_a_kind_of_a_subclass_comes_before_the_kind_of_its_base():
             hb.compile(nn.Sequential(Doubled(5, 3), hb.IF()), torch.rand(4, 1, 5))
     finally:
         del LAYERS["doubling"]
+
+
+@needs_cc
+@pytest.mark.parametrize("shape", [(), (4, 1, 1), (1, 4, 4, 5)])
+def test_a_product_with_a_tensor_is_compiled_as_in_pytorch(shape, tmp_path):
+    torch.manual_seed(0)
+    convolution = hb.EachStep(nn.Conv2d(1, 4, 3, padding=1))
+    net, x = nn.Sequential(convolution, Scale(torch.rand(shape)), hb.LI()), torch.randn(6, 2, 1, 4, 5)
+    expected = in_order(net, x)(x)
+    assert torch.equal(hb.compile(net, x)(x), expected)
+    program = hb.convert.to_c(net, x)
+    outputs, *_ = outputs_of(compiled(program, tmp_path, len(x)), program, x)
+    assert torch.equal(outputs.view(expected.shape).float(), expected)

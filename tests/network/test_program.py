@@ -131,7 +131,7 @@ def test_a_program_reads_tensors_with_the_negative_bit(negate):
 def test_a_buffer_of_another_length_is_refused(program, name):
     stream = program.stream()
     size = program.graph.input.size
-    buffers = {"inputs": torch.rand(1, size), "outputs": torch.empty_like(stream._blank)}
+    buffers = {"inputs": torch.rand(1, size), "outputs": torch.empty_like(stream._output_template)}
     buffers[name] = buffers[name].flatten()[:-1]
     with pytest.raises(RuntimeError, match=f"{name} must have"):
         stream._run(1, buffers["outputs"], buffers["inputs"])

@@ -1,6 +1,6 @@
-"""The autograd node of a cell's run over a sequence, for the kernels of every backend."""
+"""The node of autograd of a cell over a whole sequence, for kernels of every backend."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,82 +29,71 @@ if TYPE_CHECKING:
     from hibana.compiler.graph.plan import Plan
 
 
-class RunSpecification(NamedTuple):
-    """Everything that determines a run except its tensors."""
-
-    program: "Program"
-    plan: "Plan"
-    """The residuals to store if a gradient is needed."""
-    shape: torch.Size
-    """The shape of the inputs, with the dimensions in memory order."""
-    wants_last: bool
-    """Whether the caller needs the last states."""
-    order: Order | None = None
-    """The memory order of the inputs' dimensions; None if it is their own order."""
-    initial_count: int = 0
-    """The number of initial states: all states, or 0 for a run from zeros."""
-    always_attaches: bool = False
-    """Whether bits are attached to the outputs without a gradient too, at a tenth of a forward's time."""
-    prepared: Prepared | None = None
-    """Kernels bound to all of this, for a small run with a gradient, from zeros, of a cell without
-    tensors."""
-
-
 def run(
     program: "Program",
     cell: Cell,
-    wants_last: bool,
+    ends: bool,
     key: Hashable | None,
     inputs: Tensor,
     state: tuple[Tensor, ...] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The outputs of `cell` over `inputs`, and its last states other than the emitted state.
+    """`cell` over `inputs` by `program`: its outputs, and if `ends` its last states but the emitted one.
 
-    Outputs have the memory format of `inputs`.
-
-    Args:
-        program: the compiled step of `cell`.
-        cell: it remembers the specification of the run under `key`, unless that is None.
-        wants_last: whether the caller needs the last states.
-        key: as above.
-        inputs: ``[T, ...]``.
-        state: the initial states; None for zeros.
+    Outputs have the memory format of `inputs`. The run is remembered by `cell` under `key`, if there is one.
     """
-    initial = () if state is None else state
+    begun = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
-    spec = specify_run(program, inputs, wants_last, len(initial))
+    spec = specified(program, inputs, ends, len(begun))
     if spec is None:
         inputs, key = inputs.contiguous(), None
-        spec = specify_run(program, inputs, wants_last, len(initial))
+        spec = specified(program, inputs, ends, len(begun))
         assert spec is not None
-    needs_gradient = torch.is_grad_enabled() and inputs.requires_grad
-    if needs_gradient and not (initial or cell_tensors) and inputs.is_contiguous():
-        spec = spec._replace(prepared=program.kernels.prepare(spec.plan, spec.shape, wants_last))
+    learns = torch.is_grad_enabled() and inputs.requires_grad
+    if learns and not (begun or cell_tensors) and inputs.is_contiguous():
+        spec = spec._replace(prepared=program.kernels.prepare(spec.plan, spec.shape, ends))
     if key is not None:
-        programs.remember(cell, key, spec)
-    return run_specification(spec, inputs, (*initial, *cell_tensors))
+        programs.attach(cell, key, spec)
+    return go(spec, inputs, (*begun, *cell_tensors))
 
 
-def specify_run(
-    program: "Program", inputs: Tensor, wants_last: bool, initial_count: int = 0
-) -> RunSpecification | None:
-    """The specification of a run over inputs with these strides; None if the inputs must be copied first."""
+class RunSpecification(NamedTuple):
+    """All about a run but its tensors; by default, a run over contiguous inputs from rest."""
+
+    program: "Program"
+    plan: "Plan"
+    """The residuals, if a gradient is wanted."""
+    shape: torch.Size
+    """Of the inputs, in memory order."""
+    ends: bool
+    """Whether the last states are wanted."""
+    order: Order | None = None
+    """The memory order of the dimensions, if it is another than theirs."""
+    begun: int = 0
+    """How many initial states are given: all, or none for a run from rest."""
+    deep: bool = False
+    """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
+    prepared: Prepared | None = None
+    """Kernels bound to all of this, for a small run with a gradient, from rest, of a cell without tensors."""
+
+
+def specified(program: "Program", inputs: Tensor, ends: bool, begun: int = 0) -> RunSpecification | None:
+    """A run over inputs with these strides, from `begun` states or from rest; None if they need a copy."""
     order: Order | None = None
     shape = inputs.shape
-    # Matrices multiply neurons that are adjacent in memory; random numbers depend on the neurons' order.
+    # neurons of a sample lie together in memory where a step multiplies them; what they draw depends on order
     if not (program.step.matrices or program.step.draws or inputs.is_contiguous()):
         order = memory_order(inputs)
     if order is not None:
         shape = torch.Size(inputs.shape[d] for d in order)
     elif not steps_contiguous(inputs):
         return None
-    return RunSpecification(program, program.plan, shape, wants_last, order, initial_count)
+    return RunSpecification(program, program.plan, shape, ends, order, begun)
 
 
-def run_specification(
+def go(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """Runs a specification as :func:`run` does; `tensors` are the initial states, then the cell's tensors."""
+    """:func:`run` with its specification; `tensors` are the initial states and those of the cell."""
     if torch.is_grad_enabled() and (
         inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
     ):
@@ -112,19 +101,17 @@ def run_specification(
         _attach_bits(outputs)
         return outputs, last
     kernels = spec.program.kernels
-    arguments = _arguments(spec, inputs, tensors, kernels.emitting if spec.always_attaches else None)
-    outputs, last, residuals = kernels.forward(arguments)
-    if residuals:
-        attach(outputs, residuals[0][None], outputs.shape[1:].numel())
+    given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
+    outputs, last = _known(kernels.forward, given)
     if spec.order is None:
         return outputs, last
     outputs, last = to_callers_order(spec.order, outputs, last)
-    # not views: a checkpoint would return them as views, which can't be written to in place
+    # not as views, which a checkpoint would give on as such, and that may not be written to then
     return outputs.detach(), [value.detach() for value in last]
 
 
-def run_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-    """:func:`run_specification` with prepared kernels, for a call that needs the gradient of `inputs`."""
+def go_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    """:func:`go` with prepared kernels, which only a call that wants the gradient of `inputs` has."""
     outputs, *last = _apply(spec, inputs)
     if outputs.numel() >= FEWEST:
         _attach_bits(outputs)
@@ -132,7 +119,7 @@ def run_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequen
 
 
 FEWEST = 256
-"""Minimum outputs that get bits attached; torch multiplies fewer numbers faster."""
+"""Outputs below which no bits are attached: products of so few numbers are torch's."""
 
 
 def _attach_bits(outputs: Tensor) -> None:
@@ -151,20 +138,32 @@ def _arguments(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...], plan: "Plan | None"
 ) -> ForwardArguments:
     """The arguments of the forward kernel, in memory order."""
-    program, order, count = spec.program, spec.order, spec.initial_count
-    first = [step_to_order(order, t) for t in tensors[:count]] if count else program.zero_states
+    program, _, _, ends, order, begun, *_ = spec
+    first = [step_to_order(order, t) for t in tensors[:begun]] if begun else program.at_rest
     inputs = inputs if order is None else inputs.permute(order)
-    parameters = program.parameters(tensors[count:], inputs, order)
+    parameters = program.parameters(tensors[begun:], inputs, order)
     seed = new_seed() if program.step.draws else 0
-    return ForwardArguments(inputs, first, parameters, plan, spec.wants_last, seed=seed)
+    return ForwardArguments(inputs, first, parameters, plan, ends, seed=seed)
+
+
+def _known(
+    forward: Callable[[ForwardArguments], tuple[Tensor, list[Tensor], list[Tensor]]], given: ForwardArguments
+) -> tuple[Tensor, list[Tensor]]:
+    """The outputs and last states of `forward`; if it keeps the outputs' bits, they are attached."""
+    if given.plan is None:
+        outputs, last, _ = forward(given)
+        return outputs, last
+    outputs, last, (bits,) = forward(given)
+    attach(outputs, bits[None], outputs.shape[1:].numel())
+    return outputs, last
 
 
 class _Run(torch.autograd.Function):
-    """A run over a sequence as one node.
+    """The whole sequence as one node.
 
-    Other modules read its attributes `specification`, `support` and `spikes`. `support` is the mask of the
-    surrogate as bits ``[T, ceil(N/8)]`` in memory order, lowest bit first; None: everywhere. `spikes` are the
-    bits of the outputs, or None. Both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`).
+    Other modules read `specification`, how it was run, `support`, the surrogate's mask as bits
+    ``[T, ceil(N/8)]`` in memory order, lowest bit first (None: everywhere), and `spikes`, the bits of the
+    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`).
 
     It saves, in this order: the inputs and the initial states that the plan reads, the cell's tensors, the
     kernels' parameters, and the residuals.
@@ -172,37 +171,34 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, order, count, prepared = (
-            *(spec.program, spec.plan, spec.order, spec.initial_count),
-            spec.prepared,
-        )
+        program, plan, _, _, order, begun, _, prepared = spec
         ctx.specification = spec
         ctx.set_materialize_grads(False)
         if prepared is not None:
             outputs, last, residuals = prepared.forward(inputs)
-            ctx.save_for_backward(*([_frozen_leaf(inputs)] if plan.reads_input else ()), *residuals)
+            ctx.save_for_backward(*([_as_read(inputs)] if plan.reads_input else ()), *residuals)
             ctx.support = None if plan.support_at is None else residuals[plan.support_at]
             ctx.spikes = None if plan.spikes_at is None else residuals[plan.spikes_at]
             return outputs, *last
-        arguments = _arguments(spec, inputs, tensors, plan)
-        inputs, first, parameters, *_ = arguments
-        ctx.seed = arguments.seed
-        outputs, last, residuals = program.kernels.forward(arguments)
-        read = (_frozen_leaf(inputs),) if plan.reads_input else ()
-        initial = [first[i] for i in plan.first] if count else ()
-        ctx.save_for_backward(*read, *initial, *tensors[count:], *parameters, *residuals)
-        is_packed = not program.step.matrices or inputs.shape[-1] % 8 == 0  # without padding between samples
-        ctx.support = residuals[plan.support_at] if is_packed and plan.support_at is not None else None
-        ctx.spikes = residuals[plan.spikes_at] if is_packed and plan.spikes_at is not None else None
+        given = _arguments(spec, inputs, tensors, plan)
+        inputs, first, parameters, *_ = given
+        ctx.seed = given.seed
+        outputs, last, residuals = program.kernels.forward(given)
+        read = (_as_read(inputs),) if plan.reads_input else ()
+        needed = [first[i] for i in plan.first] if begun else ()
+        ctx.save_for_backward(*read, *needed, *tensors[begun:], *parameters, *residuals)
+        known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
+        ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
+        ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
         if order is not None:
             outputs, last = to_callers_order(order, outputs, last)
-            # not views: autograd would put a node of its own above this node
+            # not as views, or autograd would put a node of its own above this one
             outputs, last = outputs.detach(), [value.detach() for value in last]
         return outputs, *last
 
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-        # `_once` checks for second derivatives, which is expensive, so only they pay for it
+        # the check for second derivatives is expensive, and only they need it
         if torch.is_grad_enabled():
             return _once(ctx, grad_outputs, *last_grads)
         check_unbatched((grad_outputs, *last_grads))
@@ -218,29 +214,23 @@ class _Run(torch.autograd.Function):
         return None, prepared.backward(saved_tensors(ctx), grad_outputs)
 
 
-def _frozen_leaf(inputs: Tensor) -> Tensor:
-    """`inputs` to save; a leaf as its current memory, so that setting ``inputs.data`` does not change it."""
+def _as_read(inputs: Tensor) -> Tensor:
+    """`inputs` to save: a leaf as it is now, whatever ``inputs.data`` is set to."""
     return inputs if inputs.grad_fn else inputs.detach()
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-    """The gradients of the inputs, the initial states and the cell's tensors of the node `ctx`.
-
-    Args:
-        ctx: the node.
-        grad_outputs: the gradient of the outputs; None for zeros.
-        last_grads: the gradients of the last states; None for zeros.
-    """
+    """The gradients of inputs, initial states and cell's tensors, from those of outputs and last states."""
     spec = ctx.specification
-    program, plan, order, count = spec.program, spec.plan, spec.order, spec.initial_count
-    needed = ctx.needs_input_grad[1:]  # for the inputs, the initial states, the cell's tensors
+    program, plan, shape, _, order, begun, *_ = spec
+    wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
     saved = iter(saved_tensors(ctx))
     inputs = next(saved) if plan.reads_input else None
-    first: Sequence[Tensor | None] = program.zero_states
-    if count:
+    first: Sequence[Tensor | None] = program.at_rest
+    if begun:
         by_state = dict(zip(plan.first, islice(saved, len(plan.first)), strict=True))
-        first = [by_state.get(i) for i in range(count)]
-    cell_tensors = tuple(islice(saved, len(needed) - 1 - count))
+        first = [by_state.get(i) for i in range(begun)]
+    cell_tensors = tuple(islice(saved, len(wanted) - 1 - begun))
     parameters = tuple(islice(saved, program.step.parameters + program.step.matrices))
     if grad_outputs is not None:
         if order is not None:
@@ -249,22 +239,23 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
             grad_outputs = grad_outputs.resolve_neg()
         if not steps_contiguous(grad_outputs):
             grad_outputs = grad_outputs.contiguous()
-    grads: Sequence[Tensor | None] = program.zero_states[1:]
+    grads: Sequence[Tensor | None] = program.at_rest[1:]
     if last_grads:
         grads = [None if g is None else step_to_order(order, g) for g in last_grads]
-    arguments = BackwardArguments(
-        spec.shape,
+    wants_input, wants_first = wanted[0], any(wanted[1 : 1 + begun])
+    given = BackwardArguments(
+        shape,
         inputs,
         first,
         parameters,
         tuple(saved),
         grad_outputs,
         grads,
-        wants_input=needed[0],
-        wants_first=any(needed[1 : 1 + count]),
+        wants_input=wants_input,
+        wants_first=wants_first,
         seed=0 if spec.prepared else ctx.seed,
     )
-    grad_input, first_grads, sums = program.kernels.backward(arguments)
+    grad_input, first_grads, sums = program.kernels.backward(given)
     if order is not None:
         back = inverse_order(order)
         if grad_input is not None:
@@ -272,23 +263,19 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         first_grads, sums = (
             [None if g is None else permute_step(back, g) for g in some] for some in (first_grads, sums)
         )
-    if len(needed) == 1:
+    if len(wanted) == 1:
         return None, grad_input
-    state_grads = (g if need else None for g, need in zip(first_grads, needed[1 : 1 + count], strict=False))
-    cell_grads: Sequence[Tensor | None] = (None,) * len(cell_tensors)
-    if any(needed[1 + count :]):
-        cell_grads = program.step.epilogue(*cell_tensors, *sums)
-    return None, grad_input, *state_grads, *cell_grads
+    to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
+    to_cell_tensors: Sequence[Tensor | None] = (None,) * len(cell_tensors)
+    if any(wanted[1 + begun :]):
+        to_cell_tensors = program.step.epilogue(*cell_tensors, *sums)
+    return None, grad_input, *to_state, *to_cell_tensors
 
 
 def saved_tensors(ctx: Any) -> tuple[Any, ...]:
-    """The tensors that a node saved.
-
-    Raises:
-        RuntimeError: if a backward has freed them, with advice on states that are passed between calls.
-    """
+    """What a node saved; if its graph is gone, the error says what to do about a state."""
     try:
-        tensors: tuple[Any, ...] = ctx.saved_tensors
+        found: tuple[Any, ...] = ctx.saved_tensors
     except RuntimeError as error:
         if "backward through the graph a second time" not in str(error):
             raise
@@ -296,7 +283,7 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
             f"{error}\nA state that hibana.run or return_state=True gave has the graph of all calls before: "
             "detach it between the calls, if each has a backward of its own."
         ) from None
-    return tensors
+    return found
 
 
 _once = once_differentiable(

@@ -33,8 +33,6 @@ class Node:
     input_shapes: tuple[Shape, ...]
     """The shape in which the layer takes one sample of each input."""
     shape: Shape
-    factor: float = 1.0
-    """The number that a product multiplies by."""
     density: float = 1.0
     """Fraction of the outputs on the example that are not zero."""
     value_range: tuple[float, float] = (0.0, 0.0)

@@ -1,5 +1,6 @@
-"""What the loops of layers are written with, whichever language they are printed in."""
+"""The interface with which layers build the loops of one step of one sample, for any target."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -13,25 +14,39 @@ from hibana.network.graph import Node
 from hibana.network.sliding_window import channels_last
 from hibana.runtime.kernels import LONG, Bytes, Code, Pointer, Value
 
-__all__ = ["Activations", "Kind", "Lowering", "in_order", "spread", "times"]
-
-Kind = Literal["numbers", "bits", "ring", "counter"]
-"""What an array of the state holds."""
+__all__ = ["Activations", "Lowering", "StateArray", "in_order", "spread", "times"]
 
 
 @dataclass(eq=False)
 class Activations:
-    """The output of a node at the current step: numbers, or spikes as bits, and a list of nonzero places."""
+    """The output of a node at the current step: numbers, or booleans packed as bits."""
 
     node: Node
     order: Tensor
-    """The index in PyTorch's order of the number at each place."""
+    """PyTorch's index of the number at each place in memory, ``[node.size]``."""
     numbers: Pointer | None = None
     bits: Bytes | None = None
     binary: bool = False
     """Whether all numbers are 0 or 1."""
-    active: tuple[Pointer, Value] | None = None
-    """The places of the nonzero numbers, in rising order, and their count, if they are listed."""
+    nonzero: tuple[Pointer, Value] | None = None
+    """The places of the nonzero numbers in rising order, and their count; None until they are listed."""
+
+
+@dataclass(frozen=True, eq=False)
+class StateArray:
+    """An array that a layer keeps from step to step."""
+
+    layer: str
+    kind: Literal["numbers", "bits", "ring", "counter"]
+    """A ring holds the numbers of several steps; its counter is the index of the current step in it."""
+    shape: tuple[int, ...]
+    """Of one sample, as in PyTorch; a ring has its steps first."""
+    order: Tensor
+    """PyTorch's index of the number at each place in memory, for one step."""
+    binary: bool = False
+    """Whether all numbers are 0 or 1."""
+    offset: int = 0
+    """The first byte in the state of a sample of a native program."""
 
 
 class Lowering(ABC):
@@ -53,10 +68,6 @@ class Lowering(ABC):
         """An array of constants."""
 
     @abstractmethod
-    def factor(self, number: float) -> Value:
-        """A number that all elements are multiplied with."""
-
-    @abstractmethod
     def indices(self, values: Tensor, name: str = "i") -> Pointer:
         """An array of constant indices."""
 
@@ -65,33 +76,20 @@ class Lowering(ABC):
         """An array that lives for a step; `binary` if all numbers will be 0 or 1."""
 
     def bits(self, count: int) -> Bytes:
-        """An array of `count` bits, in whole words of 64, that lives for a step."""
-        raise NotImplementedError(f"{type(self).__name__} holds no bits")
+        """An array of `count` bits, in words of 64 bits, that lives for a step."""
+        raise NotImplementedError(f"{type(self).__name__} has no arrays of bits")
 
     @abstractmethod
-    def lasting(
-        self,
-        kind: Kind,
-        rest: Tensor,
-        of: Node,
-        places: Tensor,
-        shape: tuple[int, ...],
-        *,
-        binary: bool = False,
-    ) -> Pointer:
-        """An array of the state, initialised with `rest`."""
+    def state(self, array: StateArray, initial: Tensor) -> Pointer:
+        """Adds `array` to the state of the network, with the values `initial` at rest."""
 
     @abstractmethod
-    def numbers(self, held: Activations) -> Pointer:
-        """The numbers of a node; 0 and 1 if it holds bits."""
+    def numbers(self, activations: Activations) -> Pointer:
+        """The numbers of a node; bits are expanded to 0 and 1."""
 
     @abstractmethod
-    def lowest(self) -> Value:
-        """A number that is less than all others."""
-
-    @abstractmethod
-    def each_active(self, held: Activations) -> AbstractContextManager[tuple[Value, Value | None]]:
-        """A loop over the places of nonzero numbers; yields also the number, unless all are 0 or 1."""
+    def each_nonzero(self, activations: Activations) -> AbstractContextManager[tuple[Value, Value | None]]:
+        """A loop over the nonzero numbers: yields the place, and the number, or None if all are 0 or 1."""
 
     @abstractmethod
     def vectors(self, count: int) -> Iterator[tuple[Value | int, int]]:
@@ -103,16 +101,21 @@ class Lowering(ABC):
 
     @abstractmethod
     def product(
-        self, node: Node, read: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
+        self, node: Node, inputs: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
     ) -> None:
-        """``out = sum_i x_i weights[i] + bias`` over nonzero x, in rising order, the bias last."""
+        """``out = sum_i x_i weights[i] + bias`` over nonzero inputs x, in rising order, the bias last."""
 
     @abstractmethod
-    def neurons(self, node: Node, read: Activations) -> Activations:
-        """One step of the neurons of `node` on the input `read`."""
+    def neurons(self, node: Node, currents: Activations) -> Activations:
+        """One step of the neurons of `node` on the input `currents`."""
+
+    def lowest(self) -> Value:
+        """Negative infinity, or the smallest integer if the program computes with integers."""
+        element = self.number.element
+        return self.code.constant(-math.inf if element.real else -(2**31), element)
 
     def accumulate(self, target: Pointer, row: Pointer, count: int, x: Value | None) -> None:
-        """``target += x row``, of `count` numbers."""
+        """``target += x row``, of `count` numbers; ``target += row`` if `x` is None."""
         with self.registers(count) as parts:
             for at, width in parts:
                 place = target + at
@@ -120,34 +123,35 @@ class Lowering(ABC):
 
     def add_bias(self, out: Pointer, bias: Tensor, size: int) -> None:
         """Adds a number for each channel to an image of `size` numbers, channels last."""
-        added, channels = self.constant(bias, "b"), len(bias)
+        numbers, channels = self.constant(bias, "b"), len(bias)
         if size == channels:
-            self.accumulate(out, added, size, None)
+            self.accumulate(out, numbers, size, None)
             return
         with self.code.loop(0, size, channels, name="p") as p:
-            self.accumulate(out + p, added, channels, None)
+            self.accumulate(out + p, numbers, channels, None)
 
-    def ordered(self, held: Activations, places: Tensor) -> Activations:
-        """The same value, with its numbers in the order `places`."""
-        if torch.equal(held.order, places):
-            return held
-        found = torch.empty_like(places)
-        found[held.order] = in_order(len(places))
-        source, order = self.numbers(held), self.indices(found[places], "order")
-        target = self.temporary(held.node.size, binary=held.binary)
-        with self.code.loop(0, held.node.size, name="o") as o:
-            target[o] = source[order[o].to(LONG)]
-        return Activations(held.node, places, target, binary=held.binary)
+    def reordered(self, activations: Activations, order: Tensor) -> Activations:
+        """The same activations, with their numbers in the `order` of memory."""
+        if torch.equal(activations.order, order):
+            return activations
+        place_of = torch.empty_like(order)
+        place_of[activations.order] = in_order(len(order))
+        size, binary = activations.node.size, activations.binary
+        numbers, places = self.numbers(activations), self.indices(place_of[order], "order")
+        target = self.temporary(size, binary=binary)
+        with self.code.loop(0, size, name="o") as o:
+            target[o] = numbers[places[o].to(LONG)]
+        return Activations(activations.node, order, target, binary=binary)
 
-    def image(self, held: Activations, shape: tuple[int, ...]) -> tuple[Activations, bool]:
-        """The same value as an image of `shape`, and whether channels are last in memory."""
-        if torch.equal(held.order, channels_last(shape)):
-            return held, True
-        return self.ordered(held, in_order(held.node.size)), False
+    def image(self, activations: Activations, shape: tuple[int, ...]) -> tuple[Activations, bool]:
+        """The same activations as an image of `shape`, and whether channels are last in memory."""
+        if torch.equal(activations.order, channels_last(shape)):
+            return activations, True
+        return self.reordered(activations, in_order(activations.node.size)), False
 
 
 def in_order(count: int) -> Tensor:
-    """PyTorch's order of `count` numbers."""
+    """The indices 0 to `count` - 1: the order in memory of numbers that lie as in PyTorch."""
     return torch.arange(count, dtype=torch.int64, device="cpu")
 
 

@@ -1,4 +1,4 @@
-"""Predictions of a trained network for the user's samples, by name."""
+"""Answers of a trained network to the user's samples, by name."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,24 +12,24 @@ from hibana.runtime.extras import explain_import_error
 from hibana.train.loading import load
 from hibana.train.network import Network
 
-__all__ = ["Answers", "predict", "to_answers"]
+__all__ = ["Answers", "answered", "predict"]
 
-BATCH_SIZE = 512
+AT_ONCE = 512
+"""Samples in a batch."""
 
 
 class Answers(NamedTuple):
-    """Predictions of a network.
+    """Answers of a network to samples.
 
     Attributes:
-        label: name of the predicted column or quantity.
+        label: name of what was learned.
         names: names of the samples.
-        answers: predicted class of each sample; a number for a quantity.
+        answers: class of each sample; for a quantity a number.
         classes: names of the classes; empty for a quantity.
-        probabilities: probability of each class, for each sample.
-        labels: labels of the samples as written in their file, empty text for a missing one; ``None`` if the
-            file has no labels.
-        warning: how the samples differ from the training data; empty if they do not.
-        summary: notes on how the samples' text was parsed; empty without notes.
+        probabilities: of each sample, the probability of each class.
+        labels: labels that came with the samples, as written; empty text for a missing one.
+        warning: how the samples differ from those of the training; empty if they do not.
+        summary: how the samples' text was read, if not as usual.
     """
 
     label: str
@@ -45,64 +45,67 @@ class Answers(NamedTuple):
 @torch.inference_mode()
 @explain_import_error("hibana.train.predict")
 def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] = ()) -> Answers:
-    """Predicts the class, or the quantity, of each sample.
+    """Answers of a network to samples.
 
     Args:
         model: a trained network, or its checkpoint.
-        source: the samples. For networks trained on the user's data, data of the same kind, with or without
-            labels: a file, a folder, or data in memory. For a data set by name, an ``.npy`` file or an array
+        source: for networks trained on the user's data, more data of that kind, with labels or without: a
+            file, a folder, or data in memory; for a data set by name an ``.npy`` file or an array,
             ``[N, ...]``.
-        trust: functions ``module:function`` that the checkpoint may name as its layers. They are executed.
+        trust: functions that the checkpoint may name as its layers.
 
     Raises:
-        ValueError: if the samples do not fit the network: another shape, other columns, not numbers.
+        ValueError: if the samples do not fit the network: another shape, other columns, no numbers.
     """
     if not isinstance(model, Network):
         model = load(Path(model), trust=trust)
     model.eval()
-    source = _checked_path(source) if isinstance(source, str | Path) else source
+    source = _path_of(model, source) if isinstance(source, str | Path) else source
     lengths: tuple[torch.Tensor, ...] = ()
     details: dict[str, Any] = {}
     if model.description is None:
-        inputs = _data_set_inputs(model, source)
-        names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
+        values = _plain(model, source)
+        names = [f"sample {number}" for number in range(1, len(values) + 1)]
     else:
-        reader = model.description.inputs
+        inputs = model.description.inputs
         try:
             raw = model.description.read(source)
         except ValueError as error:
             kind = model.description.kind
             raise ValueError(f"{error} (the network was trained on data of kind {kind})") from error
-        steps = reader.step_counts(raw.values)
+        steps = inputs.step_counts(raw.values)
         lengths = () if steps is None else (steps,)
-        details = {"labels": raw.labels, "warning": reader.difference_from_training(raw.values)}
+        details = {"labels": raw.labels, "warning": inputs.difference_from_training(raw.values)}
         name = source_name(source, "samples")
         details["summary"] = f"{name}: {', '.join(raw.notes)}" if raw.notes else ""
-        inputs, names = reader.tensor(raw.values), raw.names
+        values, names = inputs.tensor(raw.values), raw.names
     model.seed_evaluation()
     scores = []
-    batches = zip(*(torch.split(tensor, BATCH_SIZE) for tensor in (inputs, *lengths)), strict=True)
-    for batch, *batch_lengths in batches:
-        scores.append(
-            model(batch.float() / 255 if batch.dtype == torch.uint8 else batch.float(), *batch_lengths)
-        )
-    return to_answers(model, torch.cat(scores), names)._replace(**details)
+    for part, *of_part in zip(*(torch.split(each, AT_ONCE) for each in (values, *lengths)), strict=True):
+        scores.append(model(part.float() / 255 if part.dtype == torch.uint8 else part.float(), *of_part))
+    return answered(model, torch.cat(scores), names)._replace(**details)
 
 
-def _checked_path(source: str | Path) -> Path:
-    """Returns `source` as a path.
+def _path_of(model: Network, source: str | Path) -> Path:
+    """The file or folder with samples; a folder with one ``.ts`` file is that file.
 
     Raises:
-        ValueError: if there is no such path.
+        ValueError: if there is no such path, or a folder has several ``.ts`` files.
     """
     path = Path(source)
     if not path.exists():
         raise ValueError(f"samples must be in a file or folder, there is no {source}")
+    if model.description is not None and model.description.kind == "sequences" and path.is_dir():
+        series = sorted(path.glob("*.ts"))
+        if len(series) > 1:
+            names = ", ".join(each.name for each in series)
+            raise ValueError(f"samples must be in one file, folder {path} has {names}; pass {series[0]}")
+        return series[0] if series else path
     return path
 
 
-def to_answers(model: Network, scores: torch.Tensor, names: list[str]) -> Answers:
-    """Converts the network's `scores` ``[N, classes]`` for samples called `names` to answers."""
+def answered(model: Network, scores: torch.Tensor, names: list[str]) -> Answers:
+    """Answers for the `scores`, ``[N, classes]``, of samples called `names`."""
     target = None if model.description is None else model.description.target
     if target is None:
         label, classes = "class", tuple(map(str, range(int(model.hyper["classes"]))))
@@ -110,15 +113,15 @@ def to_answers(model: Network, scores: torch.Tensor, names: list[str]) -> Answer
         label, classes = target.name, target.classes
     if target is not None and not classes:
         return Answers(label, names, target.decoded(scores), (), [])
-    predicted = [classes[index] for index in scores.argmax(1).tolist()]
-    return Answers(label, names, predicted, classes, scores.softmax(1).tolist())
+    chosen = [classes[index] for index in scores.argmax(1).tolist()]
+    return Answers(label, names, chosen, classes, scores.softmax(1).tolist())
 
 
-def _data_set_inputs(model: Network, source: Any) -> torch.Tensor:
-    """Returns inputs ``[N, ...]`` for a network that was trained on a data set by name.
+def _plain(model: Network, source: Any) -> torch.Tensor:
+    """Inputs for a network that was trained on a data set by name.
 
     Raises:
-        ValueError: if they have another shape or range than the data set.
+        ValueError: if they have another shape or range.
     """
     settings = model.settings
     if isinstance(source, Path):
@@ -132,6 +135,6 @@ def _data_set_inputs(model: Network, source: Any) -> torch.Tensor:
     low, high = float(inputs.min()), float(inputs.max())
     if settings.data_set.unit and not (low >= -0.01 and high <= 1.01):
         raise ValueError(
-            f"inputs must be in [0, 1] like those of {settings.data}; they range from {low:g} to {high:g}"
+            f"inputs must be in [0, 1], as those of {settings.data} are; these go from {low:g} to {high:g}"
         )
     return inputs

@@ -1,6 +1,6 @@
-"""A network as one file of C99: without Python, dependencies or allocation.
+"""A network as one file of C99, without Python, dependencies or allocation.
 
-What a step comes to in C is :mod:`hibana.compiler.c`; here are layers, memory and the file.
+:mod:`hibana.compiler.c` writes the steps of neurons; this folder writes layers, memory and the file.
 """
 
 from hibana.network.c.program import Cost, CProgram, exact_dtype, to_c

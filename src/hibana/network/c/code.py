@@ -1,19 +1,23 @@
 """Prints the loops that a :class:`hibana.runtime.code.Code` builds as C99.
 
-A value is an expression, which its users contain. A value that is to be a constant has to be given a name
-(:meth:`hibana.runtime.values.Value.named`): one that reads memory, if a statement comes before its last use.
+A value is an expression, which is printed in each expression that uses it.
+:meth:`hibana.runtime.values.Value.named` makes it a constant of C instead. A value that reads memory needs a
+name if a statement comes before its last use.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count
 
+from torch import Tensor
+
 from hibana.compiler.c.source import literal
-from hibana.runtime.types import BIT, DOUBLE, FLOAT, INT, Type
+from hibana.runtime.types import BIT, DOUBLE, FLOAT, INT, SHORT, Type
 from hibana.runtime.writer import Writer
 
-__all__ = ["CWriter"]
+__all__ = ["CWriter", "array", "block", "comment_text", "each"]
 
 _LEVELS = (
     {"mul": "*", "div": "/", "udiv": "/", "urem": "%"},
@@ -21,10 +25,10 @@ _LEVELS = (
     {"lt": "<", "le": "<=", "gt": ">", "ge": ">="},
     {"eq": "==", "ne": "!="},
 )
-"""C's sign of each instruction, those that bind most tightly first."""
-_SIGNS = {name: (sign, level) for level, signs in enumerate(_LEVELS, 1) for name, sign in signs.items()}
+"""C's operator of each instruction, in groups of equal precedence, the highest precedence first."""
+_OPERATORS = {name: (text, level) for level, row in enumerate(_LEVELS, 1) for name, text in row.items()}
 ATOM, SUM, COMPARISON, AND, OR, CHOICE = 0, 2, 4, 5, 6, 7
-"""How tightly an expression binds."""
+"""Levels of precedence of expressions; lower levels bind more tightly."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,10 @@ class _Value:
 
     text: str
     kind: str
-    """C's type, of a pointer that of its elements."""
+    """C's type; for a pointer, the type of its elements."""
     level: int = ATOM
     read: int | None = None
-    """How many statements there were when memory was read, if it was."""
+    """Number of statements before the value was read from memory; None if it reads no memory."""
     parts: tuple[str, str] = ("", "")
     """The two summands of a sum, or an array and an index."""
 
@@ -48,7 +52,8 @@ class CWriter(Writer):
         super().__init__()
         self._values: dict[str, _Value] = {}
         self._statements = 0
-        self._taken: set[str] = set()
+        self._used_names: set[str] = set()
+        """Names of the constants and variables of this and the outer blocks."""
         self._text_lines: list[str] = []
 
     def write(self, lines: Iterable[str]) -> None:
@@ -56,17 +61,17 @@ class CWriter(Writer):
         self._statements += 1
         self._text_lines += ["    " * (self.depth - 1) + line for line in lines]
 
-    def take(self) -> list[str]:
-        """The lines since the last call."""
-        lines, self._text_lines, self._taken = self._text_lines, [], set()
+    def take_lines(self) -> list[str]:
+        """The lines that were written since the last call."""
+        lines, self._text_lines, self._used_names = self._text_lines, [], set()
         return lines
 
     def array(self, name: str, kind: str) -> str:
-        """The array called `name`, whose elements have C's type `kind`."""
+        """The pointer to the array with the expression `name`, whose elements have C's type `kind`."""
         return self._new(name, kind)
 
     def number(self, name: str, kind: str) -> str:
-        """The address of the number in memory that is called `name`."""
+        """The pointer to the number with the expression `name`, of C's type `kind`."""
         return self._new(f"&{name}", kind, parts=(name, ""))
 
     def kind(self, pointer: str) -> str:
@@ -88,17 +93,18 @@ class CWriter(Writer):
         self.write([f"{f'{kind} *const' if type_ is None else f'const {kind}'} {name} = {expression};"])
         return self._new(name, kind)
 
-    def binary(self, name: str, type_: Type, one: str, other: str) -> str:
+    def binary(self, name: str, type_: Type, left: str, right: str) -> str:
         if type_ == BIT:
-            level, most = {"and": (AND, AND), "or": (OR, COMPARISON)}[name]
-            return self._join("int", "&&" if name == "and" else "||", level, (one, most), (other, COMPARISON))
-        if not type_.real and (simple := _simplified(name, one, other)):
+            level, loosest = {"and": (AND, AND), "or": (OR, COMPARISON)}[name]
+            operator = "&&" if name == "and" else "||"
+            return self._join("int", operator, level, (left, loosest), (right, COMPARISON))
+        if not type_.real and (simple := _simplified(name, left, right)):
             return simple
         if name[1:4] == "cmp":
-            sign, level = _SIGNS[name[-2:]]
-            return self._join("int", sign, level, (one, SUM), (other, SUM))
-        sign, level = _SIGNS[name.removeprefix("f") if type_.real else name]
-        return self._join(_kind_of(type_), sign, level, (one, level), (other, level - 1))
+            operator, level = _OPERATORS[name[-2:]]
+            return self._join("int", operator, level, (left, SUM), (right, SUM))
+        operator, level = _OPERATORS[name.removeprefix("f") if type_.real else name]
+        return self._join(_kind_of(type_), operator, level, (left, level), (right, level - 1))
 
     def select(self, kind: Type, condition: str, type_: Type, yes: str, no: str) -> str:
         first, second, third = (self._text(text, OR) for text in (condition, yes, no))
@@ -106,7 +112,7 @@ class CWriter(Writer):
         return self._new(f"{first} ? {second} : {third}", _kind_of(type_), CHOICE, read)
 
     def convert(self, how: str, from_: Type, to: Type, text: str) -> str:
-        if not to.real:
+        if not to.real and to != SHORT:
             return text
         return self._new(f"({_kind_of(to)}){self._text(text, ATOM)}", _kind_of(to), ATOM, self._read(text))
 
@@ -126,14 +132,15 @@ class CWriter(Writer):
 
     def store(self, type_: Type, value: str, pointer: str, how: str) -> None:
         place, text, kind = self.place(pointer), self._text(value), self.kind(pointer)
-        one, other = self._values[value].parts if value in self._values else ("", "")
-        if one == place and kind == _kind_of(type_):
-            self.write([f"{place} += {other};"])
-        elif kind[-2:] == "_t" and _kind_of(type_) != kind and value in self._values:
+        is_literal, is_integer = value not in self._values, kind[-2:] == "_t"
+        left, right = ("", "") if is_literal else self._values[value].parts
+        if left == place and kind == _kind_of(type_):
+            self.write([f"{place} += {right};"])
+        elif is_integer and _kind_of(type_) != kind and not is_literal:
             self.write([f"{place} = ({kind}){self._text(value, ATOM)};"])
         else:
-            whole = kind[-2:] == "_t" and value not in self._values
-            self.write([f"{place} = {text.removesuffix('f').removesuffix('.0') if whole else text};"])
+            number = text.removesuffix("f").removesuffix(".0") if is_literal and is_integer else text
+            self.write([f"{place} = {number};"])
 
     def clear(self, pointer: str, size: int, count: str, byte: int) -> None:
         with self.loop("0", count, "1", "o") as o:
@@ -148,7 +155,7 @@ class CWriter(Writer):
             self.write([f"{' = '.join(places)};"])
 
     def variable(self, type_: Type, value: str) -> str:
-        name, kind = self._fresh("found"), _kind_of(type_)
+        name, kind = self._fresh("value"), _kind_of(type_)
         self.write([f"{kind} {name} = {self._text(value)};"])
         return self.number(name, kind)
 
@@ -158,10 +165,10 @@ class CWriter(Writer):
         bounds = self._text(first), self._text(last, SUM)
         if self._read(last) is not None:
             raise RuntimeError(f"the loop's end {bounds[1]} is read from memory: give it a name")
-        taken, i = set(self._taken), self._fresh(name or "i")
+        outer_names, i = set(self._used_names), self._fresh(name or "i")
         with self._block(f"for (int {i} = {bounds[0]}; {i} < {bounds[1]}; {i}{step})"):
             yield self._new(i, "int")
-        self._taken = taken
+        self._used_names = outer_names
 
     @contextmanager
     def when(self, condition: str) -> Iterator[None]:
@@ -170,13 +177,14 @@ class CWriter(Writer):
 
     @contextmanager
     def _block(self, head: str) -> Iterator[None]:
-        taken = set(self._taken)
+        """A block of C after `head`; its names end with it."""
+        outer_names = set(self._used_names)
         self.write([f"{head} {{"])
         self.depth += 1
         yield
         self.depth -= 1
         self.write(["}"])
-        self._taken = taken
+        self._used_names = outer_names
 
     def _new(
         self,
@@ -186,30 +194,34 @@ class CWriter(Writer):
         read: int | None = None,
         parts: tuple[str, str] = ("", ""),
     ) -> str:
+        """The identifier of a new value."""
         name = f"%{len(self._values)}"
         self._values[name] = _Value(text, kind, level, read, parts)
         return name
 
-    def _join(self, kind: str, sign: str, level: int, one: tuple[str, int], other: tuple[str, int]) -> str:
-        left, right = self._text(*one), self._text(*other)
-        parts = (left, self._text(other[0])) if sign == "+" else ("", "")
-        return self._new(f"{left} {sign} {right}", kind, level, self._read(one[0], other[0]), parts)
+    def _join(
+        self, kind: str, operator: str, level: int, left: tuple[str, int], right: tuple[str, int]
+    ) -> str:
+        """The expression ``left operator right``; each operand is a value and its loosest level."""
+        first, second = self._text(*left), self._text(*right)
+        parts = (first, self._text(right[0])) if operator == "+" else ("", "")
+        return self._new(f"{first} {operator} {second}", kind, level, self._read(left[0], right[0]), parts)
 
-    def _text(self, text: str, most: int = CHOICE) -> str:
-        """The expression of a value, in parentheses if it binds more loosely than `most`."""
+    def _text(self, text: str, loosest: int = CHOICE) -> str:
+        """The expression of a value, in parentheses if it binds more loosely than `loosest`."""
         value = self._values.get(text)
         if value is None:
             return text
         if value.read not in (None, self._statements):
             raise RuntimeError(f"{value.text} was read before a statement that may change it: give it a name")
-        return f"({value.text})" if value.level > most else value.text
+        return f"({value.text})" if value.level > loosest else value.text
 
     def _read(self, *texts: str) -> int | None:
-        """When the values that `texts` are made of were read."""
+        """:attr:`_Value.read` of the first of the values `texts` that reads memory; None if no value does."""
         return next((v.read for t in texts if (v := self._values.get(t)) and v.read is not None), None)
 
     def place(self, pointer: str) -> str:
-        """The number at a pointer, or a variable."""
+        """The expression of the number that a pointer points to."""
         self._text(pointer)
         value = self._values[pointer]
         if value.text[0] == "&":
@@ -220,22 +232,51 @@ class CWriter(Writer):
     def _fresh(self, name: str) -> str:
         """`name`, with a number if a constant or variable of the same or an outer block has it."""
         names = chain([name], (f"{name}{i}" for i in count(2)))
-        unique = next(one for one in names if one not in self._taken)
-        self._taken.add(unique)
+        unique = next(candidate for candidate in names if candidate not in self._used_names)
+        self._used_names.add(unique)
         return unique
 
 
 def _kind_of(type_: Type) -> str:
     """C's type of a value; ``int`` for indices."""
-    return {FLOAT: "float", DOUBLE: "double", INT: "int32_t"}.get(type_, "int")
+    return {FLOAT: "float", DOUBLE: "double", INT: "int32_t", SHORT: "int16_t"}.get(type_, "int")
 
 
-def _simplified(name: str, one: str, other: str) -> str | None:
-    """The result of an operation on indices, if it needs none."""
-    if one.isdecimal() and other.isdecimal() and name in ("add", "mul"):
-        return str(int(one) + int(other) if name == "add" else int(one) * int(other))
-    if other == {"add": "0", "sub": "0", "mul": "1", "udiv": "1"}.get(name):
-        return one
-    if (name, other) in (("mul", "0"), ("urem", "1")):
+def _simplified(name: str, left: str, right: str) -> str | None:
+    """The result of the operation `name` on two indices if no operation is needed, else None."""
+    if left.isdecimal() and right.isdecimal() and name in ("add", "mul"):
+        return str(int(left) + int(right) if name == "add" else int(left) * int(right))
+    if right == {"add": "0", "sub": "0", "mul": "1", "udiv": "1"}.get(name):
+        return left
+    if (name, right) in (("mul", "0"), ("urem", "1")):
         return "0"
-    return other if (name, one) == ("add", "0") else None
+    return right if (name, left) == ("add", "0") else None
+
+
+def block(head: str, lines: Iterable[str]) -> list[str]:
+    """`lines` in braces after `head`."""
+    return [f"{head} {{".lstrip(), *(f"    {line}" for line in lines), "}"]
+
+
+def each(index: str, count: int | str, lines: Iterable[str]) -> list[str]:
+    """A loop around `lines`, with `index` from 0 to `count` - 1."""
+    return block(f"for (size_t {index} = 0; {index} < {count}; {index}++)", lines)
+
+
+def comment_text(text: str) -> str:
+    """`text` without the characters that would end a comment of C or form a trigraph."""
+    plain = re.sub(r"[^ -~]", "?", text).replace("\\", "/")
+    return re.sub(r"\*(?=/)|/(?=\*)|\?(?=\?)", r"\g<0> ", plain)
+
+
+def array(name: str, kind: str, values: Tensor) -> list[str]:
+    """A constant array of C's type `kind` with the numbers of `values`, and their shape in a comment."""
+    shape = "".join(f"[{side}]" for side in values.shape) if values.ndim > 1 else ""
+    flat = values.detach().cpu().flatten().tolist()
+    real = kind in ("float", "double")
+    numbers = [literal(float(n), kind).strip("()") if real else str(int(n)) for n in flat]
+    width, longest = values.shape[-1], max(map(len, numbers), default=0)
+    per_line = max(1, 104 // (longest + 2))
+    rows = (numbers[at : at + width] for at in range(0, len(numbers), width))
+    lines = [f"    {', '.join(row[at : at + per_line])}," for row in rows for at in range(0, width, per_line)]
+    return [f"static const {kind} {name}[{len(numbers)}] = {{{shape and f' /* {shape} */'}", *lines, "};"]

@@ -1,48 +1,68 @@
-"""Lowers layers to C: where their numbers lie in memory, and the loops over them."""
+"""The C form of layers: where their numbers lie in memory, and the loops over them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hibana.compiler.c.source import library_functions
 from hibana.network.c.arithmetic import Arithmetic
-from hibana.network.c.code import CWriter
-from hibana.network.c.costs import Spiking
-from hibana.network.c.memory import SIZES, Memory, index_kind
-from hibana.network.c.neurons import neurons
-from hibana.network.c.rows import merged_rows
-from hibana.network.c.text import array, each
+from hibana.network.c.code import CWriter, array, each
+from hibana.network.c.memory import SIZES, Memory, index_type
+from hibana.network.c.neurons import NeuronWriter
 from hibana.network.graph import Network, Node
-from hibana.network.lowering import Activations, Kind, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering, StateArray, in_order, times
 from hibana.network.neurons import trace_layer
-from hibana.runtime.kernels import LONG, Code, Doubles, Floats, Ints, Longs, Pointer, Value
+from hibana.runtime.kernels import (
+    INT,
+    LONG,
+    SHORT,
+    Code,
+    Doubles,
+    Floats,
+    Ints,
+    Longs,
+    Pointer,
+    Type,
+    Value,
+)
 
-__all__ = ["Emitter"]
+__all__ = ["Emitter", "Spiking"]
+
+
+@dataclass(frozen=True)
+class Spiking:
+    """A layer of spiking neurons, for readers of the struct."""
+
+    name: str
+    neurons: int
+    array: str
+    """The C expression of its array: a byte per neuron in memory order, 1 if it spiked in the last step."""
 
 
 class Emitter(Lowering):
-    """The parts of a program, to which each layer adds its own."""
+    """The parts of a C program that layers add to: constants, struct, resets, and the current function."""
 
     target = "C"
 
-    def __init__(self, network: Network, numbers: Arithmetic, name: str) -> None:
-        self.network, self.arithmetic, self.name = network, numbers, name
+    def __init__(self, network: Network, arithmetic: Arithmetic, name: str) -> None:
+        self.network, self.arithmetic, self.name = network, arithmetic, name
         self.writer = CWriter()
         self.code, self.dtype = Code(self.writer), network.dtype
-        self.number = {"float": Floats, "double": Doubles, "int32_t": Ints}[numbers.kind]
+        self.number = {"float": Floats, "double": Doubles, "int32_t": Ints}[arithmetic.kind]
         self.index = "uint16_t" if all(node.size < 1 << 16 for node in network.nodes) else "uint32_t"
-        self.at = {node: k for k, node in enumerate(network.nodes)}
+        """C's type of an index of a neuron or an input."""
+        self.position = {node: i for i, node in enumerate(network.nodes)}
         self.static_nodes = set(network.static_nodes)
         self.activations: dict[Node, Activations] = {}
-        self.events = False
-        """Whether the input is a list of the places that are 1."""
+        self.reads_events = False
+        """Whether the code under construction reads the input as a list of the indices that are 1."""
         self.memory = Memory()
         self.constants: list[str] = []
+        """Lines that define the constant arrays."""
         self.constant_bytes = 0
-        self.helpers: list[str] = []
-        """Functions of C that add rows of weights."""
         self.resets: list[str] = []
         """Statements that set the state to rest."""
         self.spiking: list[Spiking] = []
@@ -50,22 +70,23 @@ class Emitter(Lowering):
         """Functions of math.h that neurons call."""
         self._arrays: dict[str, Pointer] = {}
         self._node = network.input
+        """The layer under construction."""
         self._temporaries = 0
-        self._counter = ""
+        self._counter_type = ""
         """C's type of the counter of the last ring."""
-        self._lists: dict[Activations, tuple[Pointer, Pointer]] = {}
-        """The list of the places of spikes, and their count in memory."""
+        self._spike_lists: dict[Activations, tuple[Pointer, Pointer]] = {}
+        """Arrays of the indices of spikes, and the address of their count."""
 
     def begin(self, node: Node) -> None:
-        """Starts the code of a layer; a layer on the input has it twice, for numbers and for events."""
+        """Starts the code of a layer. A layer on the input is written twice: for numbers and for events."""
         self._node, self._temporaries = node, 0
 
     def pointer(self, name: str, kind: str) -> Pointer:
-        """The array called `name` of numbers of C's type `kind`."""
+        """The array with the C expression `name`, of numbers of C's type `kind`."""
         return self.number(self.writer, self.writer.array(name, kind))
 
-    def array(self, name: str, kind: str, values: Tensor) -> Pointer:
-        """The constant array called `name`, of C's type `kind`."""
+    def constant_array(self, name: str, kind: str, values: Tensor) -> Pointer:
+        """The constant array `name` of C's type `kind`, which is defined by the first call."""
         if name not in self._arrays:
             self._arrays[name] = self.pointer(name, f"const {kind}")
             self.constants += array(name, kind, values)
@@ -73,88 +94,75 @@ class Emitter(Lowering):
         return self._arrays[name]
 
     def constant(self, values: Tensor, name: str = "w") -> Pointer:
-        kind = self.arithmetic.of(self._node.name, values)
-        return self.array(f"{self.name}_{name}{self.at[self._node]}", kind, values)
-
-    def factor(self, number: float) -> Value:
-        return Value(self.writer, self.number.element, self.arithmetic.literal(number, self.arithmetic.kind))
-
-    def lowest(self) -> Value:
-        return Value(self.writer, self.number.element, self.arithmetic.lowest)
+        kind = self.arithmetic.constant_type(self._node.name, values)
+        return self.constant_array(f"{self.name}_{name}{self.position[self._node]}", kind, values)
 
     def indices(self, values: Tensor, name: str = "i") -> Pointer:
-        kind = index_kind(int(values.max()) + 1)
-        return self.array(f"{self.name}_{name}{self.at[self._node]}", kind, values).of(Longs)
+        kind = index_type(int(values.max()) + 1)
+        return self.constant_array(f"{self.name}_{name}{self.position[self._node]}", kind, values).of(Longs)
 
     def temporary(self, count: int, *, binary: bool = False) -> Pointer:
-        """An array that lives until the last layer has read the current one."""
+        """An array that lives until the last layer has read the current layer's output."""
         self._temporaries += 1
-        more = f"_{self._temporaries}" if self._temporaries > 1 else ""
-        name = f"{'flags' if binary else 'current'}{self.at[self._node]}{more}"
+        suffix = f"_{self._temporaries}" if self._temporaries > 1 else ""
+        name = f"{'flags' if binary else 'current'}{self.position[self._node]}{suffix}"
         if name not in self._arrays:
             kind = "uint8_t" if binary else self.arithmetic.kind
-            self._arrays[name] = self.pointer(self.living(name, kind, count), kind)
+            self._arrays[name] = self.pointer(self._output_array(name, kind, count), kind)
         return self._arrays[name]
 
-    def living(self, name: str, kind: str, count: int) -> str:
-        """The expression of a new array in the struct that lives until the last layer has read this one."""
-        node, later = self._node, any(user not in self.static_nodes for user in self._node.users)
-        if node is self.network.output or (node in self.static_nodes and later):
-            return self.memory.lasting(name, kind, count)
-        last = max((self.at[user] for user in node.users), default=self.at[node])
-        return self.memory.between(name, kind, count, self.at[node], last)
+    def _output_array(self, name: str, kind: str, count: int) -> str:
+        """The C expression of a new array that lives until the last layer has read the current layer."""
+        node = self._node
+        read_later = node in self.static_nodes and any(user not in self.static_nodes for user in node.users)
+        if node is self.network.output or read_later:
+            return self.memory.add(name, kind, count)
+        first = self.position[node]
+        last = max((self.position[user] for user in node.users), default=first)
+        return self.memory.add_shared(name, kind, count, first, last)
 
-    def lasting(
-        self,
-        kind: Kind,
-        rest: Tensor,
-        of: Node,
-        places: Tensor,
-        shape: tuple[int, ...],
-        *,
-        binary: bool = False,
-    ) -> Pointer:
-        if kind != "counter":
-            self._counter = index_kind(shape[0])
-            return self.state(f"{kind}{self.at[of]}", rest, binary=binary)
-        counter = self.memory.lasting(f"now{self.at[of]}", self._counter)
+    def state(self, array: StateArray, initial: Tensor) -> Pointer:
+        position = self.position[self._node]
+        if array.kind != "counter":
+            self._counter_type = index_type(array.shape[0])
+            return self.state_array(f"{array.kind}{position}", initial, binary=array.binary)
+        counter = self.memory.add(f"now{position}", self._counter_type)
         self.resets.append(f"{counter} = 0;")
-        return Longs(self.writer, self.writer.number(counter, self._counter))
+        return Longs(self.writer, self.writer.number(counter, self._counter_type))
 
-    def state(self, name: str, rest: Tensor, *, binary: bool = False) -> Pointer:
-        """An array in the struct, which ``NAME_reset`` sets to `rest`."""
+    def state_array(self, name: str, initial: Tensor, *, binary: bool = False) -> Pointer:
+        """A new array of the struct, which the reset sets to `initial`."""
         kind = "uint8_t" if binary else self.arithmetic.kind
-        array = self.pointer(self.memory.lasting(name, kind, rest.numel()), kind)
-        value = self.arithmetic.literal(float(rest[0]), kind)
-        if not bool((rest == rest[0]).all()):
-            initial = self.arithmetic.of(self._node.name, rest)
-            value = self.element(self.array(f"{self.name}_{name}_begun", initial, rest), "j")
-        self.resets += each("j", rest.numel(), [f"{self.element(array, 'j')} = {value};"])
-        return array
+        pointer = self.pointer(self.memory.add(name, kind, initial.numel()), kind)
+        value = self.arithmetic.literal(float(initial[0]), kind)
+        if not bool((initial == initial[0]).all()):
+            constant_type = self.arithmetic.constant_type(self._node.name, initial)
+            numbers = self.constant_array(f"{self.name}_{name}_initial", constant_type, initial)
+            value = self.element(numbers, "j")
+        self.resets += each("j", initial.numel(), [f"{self.element(pointer, 'j')} = {value};"])
+        return pointer
 
-    def numbers(self, held: Activations) -> Pointer:
-        assert held.numbers is not None
-        return held.numbers
+    def numbers(self, activations: Activations) -> Pointer:
+        assert activations.numbers is not None
+        return activations.numbers
 
     @contextmanager
-    def each_active(self, held: Activations) -> Iterator[tuple[Value, Value | None]]:
-        code, size, numbers = self.code, held.node.size, self.numbers(held)
-        if held in self._lists:
-            places, count = self._lists[held]
+    def each_nonzero(self, activations: Activations) -> Iterator[tuple[Value, Value | None]]:
+        code, size, numbers = self.code, activations.node.size, self.numbers(activations)
+        if activations in self._spike_lists:
+            spikes, count = self._spike_lists[activations]
             with code.loop(0, count.load().named("n"), name="k") as k:
-                yield places[k].named("i"), None
-        elif self.events and held.node is self.network.input:
-            places = Longs(self.writer, self.writer.array("events", self.index))
-            with (
-                code.loop(0, Value(self.writer, LONG, "(int)count"), name="k") as k,
-                code.when(places[k] < size),
-            ):
-                yield places[k].named("i"), None
+                yield spikes[k].named("i"), None
+        elif self.reads_events and activations.node is self.network.input:
+            events = Longs(self.writer, self.writer.array("events", self.index))
+            event_count = Value(self.writer, LONG, "(int)count")
+            with code.loop(0, event_count, name="k") as k, code.when(events[k] < size):
+                yield events[k].named("i"), None
         else:
             with code.loop(0, size, name="i") as i:
-                x = numbers.of(Longs)[i] if held.binary else numbers[i].named("x")
+                x = numbers.of(Longs)[i] if activations.binary else numbers[i].named("x")
                 with code.when(x.differs(0)):
-                    yield i, None if held.binary else x
+                    yield i, None if activations.binary else x
 
     def vectors(self, count: int) -> Iterator[tuple[Value | int, int]]:
         with self.code.loop(0, count, name="o") as o:
@@ -166,88 +174,117 @@ class Emitter(Lowering):
             yield [(o, 1)]
 
     def product(
-        self, node: Node, read: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
+        self, node: Node, inputs: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
     ) -> None:
         rows, size = self.constant(weights), node.size
-        added = None if bias is None else self.constant(bias, "b")
-        exact = self.arithmetic.kind == "int32_t"  # in any order
-        if added is not None and exact:
-            out.copy(added, size)
+        biases = None if bias is None else self.constant(bias, "b")
+        is_exact = self.number is Ints  # integers have the same sum in any order
+        if biases is not None and is_exact:
+            out.copy(biases, size)
         else:
             out.clear(size)
-        self.add_rows(read, rows, size, out, f"{self.name}_add{self.at[node]}")
-        if added is not None and not exact:
-            self.accumulate(out, added, size, None)
+        self.add_rows(inputs, rows, size, out)
+        if biases is not None and not is_exact:
+            self.accumulate(out, biases, size, None)
 
-    def add_rows(self, read: Activations, rows: Pointer, size: int, out: Pointer, helper: str = "") -> None:
-        """Adds the row of each nonzero input to `out`, several rows at a time by the function `helper`."""
-        events = self.events and read.node is self.network.input
-        listed = read in self._lists
-        if not helper or events or (read.binary and not listed) or read.node.size < (4 if listed else 2):
-            with self.each_active(read) as (i, x):
+    def add_rows(self, inputs: Activations, rows: Pointer, size: int, out: Pointer) -> None:
+        """``out += sum_i x_i rows[i]`` over nonzero inputs x, for `rows` ``[inputs, size]``.
+
+        Each pass over `out` adds the rows of four spikes, or of two numbers, to read and write the sums less
+        often. Floating-point numbers are added in rising order of inputs.
+        """
+        code, count_in = self.code, inputs.node.size
+        reads_events = self.reads_events and inputs.node is self.network.input
+        is_listed = inputs in self._spike_lists
+        if is_listed and count_in >= 4:
+            spikes, counter = self._spike_lists[inputs]
+            count = counter.load().named("n")
+            grouped = (count - count % 4).named("grouped")
+            with code.loop(0, grouped, 4, name="k") as k:
+                group = [(rows + spikes[k + j] * size).named(name) for j, name in enumerate("abcd")]
+                self._add_group(out, size, [(row, None) for row in group])
+            with code.loop(grouped, count, name="k") as k:
+                self.accumulate(out, (rows + spikes[k] * size).named("row"), size, None)
+        elif is_listed or reads_events or inputs.binary or count_in < 2:
+            with self.each_nonzero(inputs) as (i, x):
                 self.accumulate(out, (rows + i * size).named("row"), size, x)
-            return
-        values, weights = self.writer.kind(self.numbers(read).text), self.writer.kind(rows.text)
-        array, count = self.numbers(read), None
-        if listed:
-            array, count = self._lists[read]
-        function, lines = merged_rows(
-            helper,
-            self.writer.expression(out.text),
-            self.writer.expression(rows.text),
-            self.writer.expression(array.text),
-            self.writer.place(count.text) if count else None,
-            kinds=(self.arithmetic.kind, weights, values),
-            size=size,
-            inputs=read.node.size,
-        )
-        self.helpers += function
-        self.writer.write(lines)
+        else:
+            numbers, pending = self.numbers(inputs), code.variable(-1)  # a nonzero input without a second
+            kinds = [self.writer.kind(array.text) for array in (rows, numbers)]
+            fits_16_bits = self.number is Ints and [SIZES[kind] for kind in kinds] == [1, 1]
+            with code.loop(0, count_in, name="i") as i, code.when(numbers[i].differs(0)):
+                first = pending.value.named("first")
+                with code.when(first >= 0):
+                    one, other = (rows + first * size).named("a"), (rows + i * size).named("b")
+                    x, y = numbers[first].named("x"), numbers[i].named("y")
+                    self._add_group(
+                        out, size, [(one, x), (other, y)], products=SHORT if fits_16_bits else INT
+                    )
+                pending.value = (first < 0).select(i, -1)
+            last = pending.value.named("last")
+            with code.when(last >= 0):
+                row, x = (rows + last * size).named("row"), numbers[last].named("x")
+                self.accumulate(out, row, size, x)
 
-    def neurons(self, node: Node, read: Activations) -> Activations:
-        traced = trace_layer(node, self.at[node], read.order, self.dtype)
-        held = neurons(self, traced, read)
-        if held.binary:
-            array = self.writer.expression(self.numbers(held).text)
-            self.spiking.append(Spiking(node.name, node.layer.title(node), node.size, array))
-        self.functions |= library_functions(traced.stores)
-        return held
+    def _add_group(
+        self, out: Pointer, size: int, group: list[tuple[Pointer, Value | None]], products: Type = INT
+    ) -> None:
+        """Adds rows of `size` numbers, each times a number unless that is None, to `out` in one loop.
 
-    def allocate_list(self, held: Activations, *, always: bool = False) -> None:
-        """Memory for the list of the places of nonzero flags, if a layer reads it, or `always`."""
-        node = held.node
-        name = f"spikes{self.at[node]}"
+        `products` is the type that holds the products of integers; compilers vectorize narrow ones better.
+        """
+        with self.code.loop(0, size, name="o") as o:
+            total, terms = out[o], [times(row[o], x) for row, x in group]
+            if self.number is not Ints:
+                out[o] = sum(terms, total)
+            else:
+                terms = [term.to(products).signed_to(INT) for term in terms]
+                out[o] = total + sum(terms[1:], terms[0])
+
+    def neurons(self, node: Node, currents: Activations) -> Activations:
+        layer = trace_layer(node, self.position[node], currents.order, self.dtype)
+        activations = NeuronWriter(self, layer, currents).write()
+        if activations.binary:
+            array = self.writer.expression(self.numbers(activations).text)
+            self.spiking.append(Spiking(node.name, node.size, array))
+        self.functions |= library_functions(layer.stores)
+        return activations
+
+    def allocate_list(self, activations: Activations, *, always: bool = False) -> None:
+        """Allocates the list of indices of spikes, if a layer reads it, or `always`."""
+        node = activations.node
+        name = f"spikes{self.position[node]}"
         if always:
-            spikes = self.memory.lasting(name, self.index, node.size)
+            spikes = self.memory.add(name, self.index, node.size)
         elif any(user.layer.weighted or user.kind == "maximum" for user in node.users):
-            spikes = self.living(name, self.index, node.size)
+            spikes = self._output_array(name, self.index, node.size)
         else:
             return
-        count = self.memory.lasting(f"count{self.at[node]}", self.index)
-        array, number = self.writer.array(spikes, self.index), self.writer.number(count, self.index)
-        self._lists[held] = Longs(self.writer, array), Longs(self.writer, number)
+        count = self.memory.add(f"count{self.position[node]}", self.index)
+        indices, number = self.writer.array(spikes, self.index), self.writer.number(count, self.index)
+        self._spike_lists[activations] = Longs(self.writer, indices), Longs(self.writer, number)
         if always:
             self.resets.append(f"{count} = 0;")
 
-    def list_spikes(self, held: Activations) -> None:
-        """Writes the list; without branches, which are mispredicted at spikes."""
-        if held not in self._lists:
+    def list_spikes(self, activations: Activations) -> None:
+        """Writes the list of spikes; without branches, which would be mispredicted at spikes."""
+        if activations not in self._spike_lists:
             return
-        (spikes, count), index = self._lists[held], self.index
-        flag = self.element(self.numbers(held), "j")
-        each_one = [f"{self.element(spikes, 'count')} = ({index})j;", f"count += {flag};"]
-        last = f"{self.writer.place(count.text)} = ({index})count;"
-        self.writer.write(["size_t count = 0;", *each("j", held.node.size, each_one), last])
+        spikes, count = self._spike_lists[activations]
+        flag = self.element(self.numbers(activations), "j")
+        append = [f"{self.element(spikes, 'count')} = ({self.index})j;", f"count += {flag};"]
+        last = f"{self.writer.place(count.text)} = ({self.index})count;"
+        self.writer.write(["size_t count = 0;", *each("j", activations.node.size, append), last])
 
     def element(self, array: Pointer, place: str, kind: str = "") -> str:
-        """The expression of the number of an array at a `place`, converted to `kind`."""
+        """The C expression of the number of `array` at `place`, converted to `kind`."""
         number = f"{self.writer.expression(array.text)}[{place}]"
         return f"({kind}){number}" if kind not in ("", self.writer.kind(array.text)) else number
 
     def output(self, place: str) -> str:
-        """The expression of the output at a `place` in PyTorch's order."""
-        held = self.activations[self.network.output]
-        if not torch.equal(held.order, in_order(held.node.size)):
-            order = self.array(f"{self.name}_order", self.index, torch.argsort(held.order))
-            place = self.element(order, place)
-        return self.element(self.numbers(held), place, self.arithmetic.kind)
+        """The C expression of the network's output at a `place` in PyTorch's order."""
+        output = self.activations[self.network.output]
+        if not torch.equal(output.order, in_order(output.node.size)):
+            places = self.constant_array(f"{self.name}_order", self.index, torch.argsort(output.order))
+            place = self.element(places, place)
+        return self.element(self.numbers(output), place, self.arithmetic.kind)

@@ -1,79 +1,82 @@
-"""The memory of a program in C: a struct, in which arrays share unions."""
+"""The memory of a C program: the fields of a struct, whose short-lived arrays share unions."""
 
 from dataclasses import dataclass
 
-__all__ = ["SIZES", "Memory", "index_kind"]
+__all__ = ["SIZES", "Memory", "index_type"]
 
 SIZES = {
     **{"double": 8, "int64_t": 8, "float": 4, "int32_t": 4, "uint32_t": 4},
     **{"int16_t": 2, "uint16_t": 2, "int8_t": 1, "uint8_t": 1},
 }
-"""Bytes of C's types, and their alignment."""
+"""Size and alignment of C's types in bytes."""
 
 
-def index_kind(count: int) -> str:
-    """C's smallest type that holds the numbers below `count`."""
+def index_type(count: int) -> str:
+    """C's smallest unsigned type that holds the numbers below `count`."""
     return next(kind for kind in ("uint8_t", "uint16_t", "uint32_t") if count <= 1 << 8 * SIZES[kind])
 
 
 @dataclass(frozen=True)
-class _Array:
+class _Field:
+    """A field of the struct or of a union: an array, or one number if `count` is 0."""
+
     name: str
     kind: str
-    size: int
-    """Number of elements; 0 for a number that is not in an array."""
-    last: int = 0
-    """The last node of a step that reads it."""
+    """C's type of an element."""
+    count: int
+    last_user: int = 0
+    """Index of the last node that reads it in a step."""
 
     @property
     def bytes(self) -> int:
-        return SIZES[self.kind] * max(1, self.size)
+        return SIZES[self.kind] * max(1, self.count)
 
     @property
-    def declared(self) -> str:
-        return f"{self.kind} {self.name};" if self.size == 0 else f"{self.kind} {self.name}[{self.size}];"
+    def declaration(self) -> str:
+        return f"{self.kind} {self.name}{f'[{self.count}]' * bool(self.count)};"
 
 
 class Memory:
-    """The arrays of the struct; arrays that are needed at different times of a step share a union."""
+    """The fields of the struct; arrays that are used at different times of a step share a union."""
 
     def __init__(self) -> None:
-        self._lasting: list[_Array] = []
-        self._unions: list[list[_Array]] = []
+        self._fields: list[_Field] = []
+        self._unions: list[list[_Field]] = []
 
-    def lasting(self, name: str, kind: str, size: int = 0) -> str:
-        """An array, or a single number, that is kept from step to step; returns its expression."""
-        self._lasting.append(_Array(name, kind, size))
+    def add(self, name: str, kind: str, count: int = 0) -> str:
+        """Adds an array, or a number, that keeps its values from step to step; returns its C expression."""
+        self._fields.append(_Field(name, kind, count))
         return f"net->{name}"
 
-    def between(self, name: str, kind: str, size: int, first: int, last: int) -> str:
-        """An array that is needed from node `first` to node `last` of a step; returns its expression."""
-        fitting = [at for at, union in enumerate(self._unions) if all(other.last < first for other in union)]
-        at = fitting[0] if fitting else len(self._unions)
-        self._unions += [] if fitting else [[]]
-        self._unions[at].append(_Array(name, kind, size, last))
+    def add_shared(self, name: str, kind: str, count: int, first: int, last: int) -> str:
+        """Adds an array that is used from node `first` to node `last` of a step; returns its expression."""
+        free = [at for at, union in enumerate(self._unions) if all(a.last_user < first for a in union)]
+        at = free[0] if free else len(self._unions)
+        self._unions += [] if free else [[]]
+        self._unions[at].append(_Field(name, kind, count, last))
         return f"net->shared{at}.{name}"
 
-    def _fields(self) -> list[tuple[int, int, list[str]]]:
-        """Alignment, bytes and lines of each field, the widest first."""
-        fields = [(SIZES[array.kind], array.bytes, [array.declared]) for array in self._lasting]
+    def _layout(self) -> list[tuple[int, int, list[str]]]:
+        """Alignment, bytes and declaration of each field of the struct, the widest alignment first."""
+        layout = [(SIZES[field.kind], field.bytes, [field.declaration]) for field in self._fields]
         for at, union in enumerate(self._unions):
-            lines = ["union {", *(f"    {array.declared}" for array in union), f"}} shared{at};"]
+            lines = ["union {", *(f"    {array.declaration}" for array in union), f"}} shared{at};"]
             size = max(array.bytes for array in union)
-            fields.append((max(SIZES[array.kind] for array in union), size, lines))
-        return sorted(fields, key=lambda field: -field[0])
+            layout.append((max(SIZES[array.kind] for array in union), size, lines))
+        return sorted(layout, key=lambda field: -field[0])
 
-    def fields(self) -> list[str]:
-        """The fields of the struct."""
-        return [line for _, _, lines in self._fields() for line in lines]
+    def declarations(self) -> list[str]:
+        """The lines that declare the fields of the struct."""
+        return [line for _, _, lines in self._layout() for line in lines]
 
     def bytes(self) -> int:
         """The size of the struct."""
-        fields, total = self._fields(), 0
-        for alignment, size, _ in fields:
-            total = _up(total, alignment) + _up(size, alignment)
-        return _up(total, fields[0][0])
+        layout, total = self._layout(), 0
+        for alignment, size, _ in layout:
+            total = _round_up(total, alignment) + _round_up(size, alignment)
+        return _round_up(total, layout[0][0])
 
 
-def _up(size: int, alignment: int) -> int:
+def _round_up(size: int, alignment: int) -> int:
+    """`size`, rounded up to a multiple of `alignment`."""
     return -(-size // alignment) * alignment

@@ -1,12 +1,10 @@
-"""A layer of neurons in C: its states, and a loop over neurons for each stage of its step."""
+"""The C form of a layer of neurons: its states, and a loop over neurons for each stage of its step."""
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from hibana.compiler.c.source import Product
 from hibana.compiler.graph.passes import Stores, leaves
-from hibana.network.c.text import each
+from hibana.network.c.code import each
 from hibana.network.lowering import Activations
 from hibana.network.neurons import NeuronLayer
 from hibana.runtime.kernels import Pointer
@@ -14,89 +12,86 @@ from hibana.runtime.kernels import Pointer
 if TYPE_CHECKING:
     from hibana.network.c.emitter import Emitter
 
-__all__ = ["neurons"]
+__all__ = ["NeuronWriter"]
 
 
-def neurons(to: "Emitter", made: NeuronLayer, read: Activations) -> Activations:
-    """Writes a step of the layer `made` on `read`."""
-    writer = _Writer(to, made, read)
-    held = Activations(made.node, read.order, writer.states[-1], binary=made.emits_spikes)
-    if made.emits_spikes:
-        to.allocate_list(held, always=made.reads_spike_list)
-    for i, product in enumerate(made.products):
-        writer.product(i, product, held)
-    writer.step()
-    return held
+class NeuronWriter:
+    """The code of one step of `layer`, whose input is `currents`."""
 
-
-class _Writer:
-    """The code of one layer."""
-
-    def __init__(self, to: "Emitter", made: NeuronLayer, read: Activations) -> None:
-        self.to, self.made, self.read = to, made, read
-        self.kind, self.size = to.arithmetic.kind, made.node.size
+    def __init__(self, to: "Emitter", layer: NeuronLayer, currents: Activations) -> None:
+        self.to, self.layer, self.currents = to, layer, currents
+        self.kind, self.size = to.arithmetic.kind, layer.node.size
         self.states = [
-            to.state(made.state_name(i), begun, binary=i in made.binary_states)
-            for i, begun in enumerate(made.initial_state)
+            to.state_array(layer.state_name(i), initial, binary=i in layer.binary_states)
+            for i, initial in enumerate(layer.initial_state)
         ]
 
-    def _lasting(self, name: str, binary: bool) -> Pointer:
+    def write(self) -> Activations:
+        """Writes the loops of a step; returns the neurons' output, the last state."""
+        layer, order = self.layer, self.currents.order
+        outputs = Activations(layer.node, order, self.states[-1], binary=layer.emits_spikes)
+        if layer.emits_spikes:
+            self.to.allocate_list(outputs, always=layer.reads_spike_list)
+        for i, product in enumerate(layer.products):
+            self._product(i, product, outputs)
+        self._next_states()
+        return outputs
+
+    def _array(self, name: str, binary: bool = False) -> Pointer:
+        """A new array of the struct with one number per neuron."""
         kind = "uint8_t" if binary else self.kind
-        return self.to.pointer(self.to.memory.lasting(name, kind, self.size), kind)
+        return self.to.pointer(self.to.memory.add(f"{name}_{self.layer.index}", kind, self.size), kind)
 
-    def _array(self, name: str, values: Tensor) -> Pointer:
-        """A constant array."""
-        kind = self.to.arithmetic.of(self.made.node.name, values)
-        return self.to.array(f"{self.to.name}_{name}_{self.made.index}", kind, values)
-
-    def step(self) -> None:
-        """The loop over neurons that computes the next states."""
-        made = self.made
+    def _next_states(self) -> None:
+        """Writes the loop over neurons that computes the next states."""
+        names, binary = self.layer.step.states, self.layer.binary_states
         stores = {
-            name: (value.as_boolean or value) if j in made.binary_states else value
-            for j, (name, value) in enumerate(made.stores.items())
+            name: (value.as_boolean or value) if j in binary else value
+            for j, (name, value) in enumerate(self.layer.stores.items())
         }
-        lines = []
-        body, results = self.to.arithmetic.statements(made, stores)
+        body, results = self.to.arithmetic.statements(self.layer, stores)
         for j, (state, value) in enumerate(zip(self.states, stores.values(), strict=True)):
-            result = results[made.step.states[j]]
-            truth = j in made.binary_states and not value.boolean
-            lines.append(f"{self.to.element(state, 'j')} = {f'({result}) != 0' if truth else result};")
-        self.to.writer.write(each("j", self.size, [*self._reads(stores), *body, *lines]))
+            result = results[names[j]]
+            needs_comparison = j in binary and not value.boolean
+            body.append(
+                f"{self.to.element(state, 'j')} = {f'({result}) != 0' if needs_comparison else result};"
+            )
+        self.to.writer.write(each("j", self.size, [*self._declarations(stores), *body]))
 
-    def _reads(self, stores: Stores) -> list[str]:
-        """Declares what is read at neuron j."""
-        made, element, kind = self.made, self.to.element, self.kind
-        names = {name: i for i, name in enumerate(made.step.states)}
-        names["emitted_before"] = len(names) - 1
-        found = {}
+    def _declarations(self, stores: Stores) -> list[str]:
+        """Declarations of the values of neuron ``j`` that `stores` read."""
+        layer, element, kind = self.layer, self.to.element, self.kind
+        states = {name: i for i, name in enumerate(layer.step.states)}
+        states["emitted_before"] = len(states) - 1
+        values = {}
         for name, leaf in leaves(stores).items():
             if name == "x":
-                found[name] = element(self.to.numbers(self.read), "j", kind)
-            elif name in names:
-                found[name] = element(self.states[names[name]], "j", kind)
+                values[name] = element(self.to.numbers(self.currents), "j", kind)
+            elif name in states:
+                values[name] = element(self.states[states[name]], "j", kind)
             elif name.startswith("product"):
-                found[name] = f"net->{name}_{made.index}[j]"
+                values[name] = f"net->{name}_{layer.index}[j]"
             elif leaf.is_row:
-                values = made.parameters[int(name[1:])]
-                found[name] = element(self._array(name, values), made.parameter_index(name), kind)
-        return [f"const {kind} {name} = {read};" for name, read in found.items()]
+                numbers = self.to.constant(layer.parameters[int(name[1:])], f"{name}_")
+                values[name] = element(numbers, layer.parameter_index(name), kind)
+        return [f"const {kind} {name} = {value};" for name, value in values.items()]
 
-    def product(self, i: int, product: Product, before: Activations) -> None:
-        """The product `i` of the step, into an array of its own; `before` are the last step's spikes."""
-        made, to = self.made, self.to
-        out = self._lasting(f"product{i}_{made.index}", False)
+    def _product(self, i: int, product: Product, spikes: Activations) -> None:
+        """Writes product `i` of the step into an array; `spikes` are the output of the previous step."""
+        layer, to = self.layer, self.to
+        out = self._array(f"product{i}")
         if product.state is None:
-            operand = self._lasting(f"operand{i}_{made.index}", product.is_binary)
-            body, results = to.arithmetic.statements(made, {"operand": product.operand})
+            operand = self._array(f"operand{i}", product.is_binary)
+            stores = {"operand": product.operand}
+            body, results = to.arithmetic.statements(layer, stores)
             value = f"({results['operand']}) != 0" if product.is_binary else results["operand"]
-            lines = [*self._reads({"operand": product.operand}), *body]
-            to.writer.write(each("j", self.size, [*lines, f"{to.element(operand, 'j')} = {value};"]))
+            store = f"{to.element(operand, 'j')} = {value};"
+            to.writer.write(each("j", self.size, [*self._declarations(stores), *body, store]))
         else:
             operand = self.states[product.state]
-        source = before
-        if product.state != len(made.step.states) - 1 or not made.reads_spike_list:
-            source = Activations(made.node, before.order, operand, binary=product.is_binary)
-        name = f"m{product.matrix}{'t' * product.transposed}"
+        inputs = spikes
+        if product.state != len(layer.step.states) - 1 or not layer.reads_spike_list:
+            inputs = Activations(layer.node, spikes.order, operand, binary=product.is_binary)
+        rows = to.constant(layer.weights(product), f"m{product.matrix}{'t' * product.transposed}_")
         out.clear(self.size)
-        to.add_rows(source, self._array(name, made.weights(product)), self.size, out)
+        to.add_rows(inputs, rows, self.size, out)

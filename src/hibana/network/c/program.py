@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c.arithmetic import Arithmetic, FloatArithmetic, IntegerArithmetic
-from hibana.network.c.costs import Cost, Spiking
-from hibana.network.c.unit import Unit
+from hibana.network.c.emitter import Spiking
+from hibana.network.c.unit import SCORES, Cost, Unit
 from hibana.network.graph import Network
 from hibana.network.integer_network import Quantized
 from hibana.network.reader import read
@@ -18,30 +18,28 @@ from hibana.runtime import files
 
 __all__ = ["CProgram", "Cost", "exact_dtype", "to_c"]
 
-SCORES = ("sum", "max", "last", "first")
-
 
 @dataclass(frozen=True)
 class CProgram:
-    """A network in C: two files, and what they cost."""
+    """A network as a program in C: the text of its two files, and their cost."""
 
     name: str
     source: str
     header: str
     kind: str
-    """C's type of potentials,"""
+    """C's type of potentials."""
     input: str
-    """and of what goes in."""
+    """C's type of inputs."""
     inputs: int
     outputs: int
     constant_bytes: int
-    """Of weights and other constants."""
+    """Bytes of weights and other constants."""
     changing_bytes: int
-    """Of the struct: states, and what is needed between two layers."""
+    """Size of the struct in bytes: states, and arrays that live between two layers."""
     costs: tuple[Cost, ...]
     spiking: tuple[Spiking, ...]
     functions: tuple[str, ...]
-    """Functions of math.h whose last bit may be another than PyTorch's."""
+    """Functions of math.h whose last bit may differ from PyTorch's."""
 
     def write(self, path: Path | str) -> tuple[Path, Path]:
         """Writes the program to `path`, which ends in ``.c``, and beside it the header, which it includes."""
@@ -69,27 +67,27 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
 
     The program holds the weights as constants and the state in a struct. ``NAME_reset`` sets it to rest,
     ``NAME_step`` runs one step of one sample on numbers, ``NAME_step_events`` on a list of the inputs that
-    are 1; ``NAME_output`` gives what the network put out, ``NAME_scores`` that over the steps,
-    ``NAME_class`` the place of its largest. A number that is zero costs nothing: layers add a row of weights
-    for each that is not.
+    are 1. ``NAME_output`` returns the output of the last step, ``NAME_scores`` the scores over the steps, and
+    ``NAME_class`` the index of the largest score. Layers add a row of weights for each nonzero input, so an
+    input of zero costs nothing.
 
-    Spikes equal PyTorch's bit for bit where all operations are those that IEEE 754 determines, and sums are
-    taken in the program's order, as :func:`hibana.compile` takes them.
+    Spikes equal PyTorch's bit for bit if IEEE 754 determines the result of each operation, and PyTorch takes
+    sums in the program's order, which is also that of :func:`hibana.compile`.
 
     Args:
         net: a network over ``[T, batch, ...]`` of linear layers, convolutions, pooling, flatten, batch
-            normalisation after a linear layer or convolution, sums, windows, delays, and neurons; it is left
-            as it is.
-        example: inputs ``[T, batch, ...]``, on which firing rates are counted; its dtype is the program's.
-        name: what the program's functions begin with.
-        scores: what becomes of the outputs over time: their ``"sum"``, the ``"max"``, the ``"last"``, or
-            minus the steps before the ``"first"`` that is not zero.
+            normalisation after a linear layer or convolution, sums, windows, delays, and neurons; it does
+            not change.
+        example: inputs ``[T, batch, ...]``; the program has its dtype, and firing rates are measured on it.
+        name: the prefix of the program's functions.
+        scores: the reduction of the outputs over time: their ``"sum"``, the ``"max"``, the ``"last"``, or
+            minus the number of steps before the ``"first"`` nonzero output.
 
     Raises:
         TypeError: if `example` is no floating-point tensor.
-        ValueError: if `name` is no name in C, `scores` is none of these, `example` is not
+        ValueError: if `name` is not an identifier of C, `scores` has another value, `example` is not
             ``[T, batch, ...]``, or weights are not finite.
-        Unsupported: naming the layer, if C does not say it.
+        Unsupported: naming the layer, if it has no form in C.
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), hb.IF())
@@ -101,12 +99,12 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
         raise ValueError(f"name must be letters, digits and _, and begin with a letter, got {name!r}")
     if scores not in SCORES:
         raise ValueError(f"scores must be one of {', '.join(SCORES)}, got {scores!r}")
-    unit = _written(net, example, name, scores)
-    about = str(net)
+    unit = _unit(net, example, name, scores)
+    description = str(net)
     return CProgram(
         name,
-        unit.source(about),
-        unit.header(about),
+        unit.source(description),
+        unit.header(description),
         unit.arithmetic.kind,
         unit.arithmetic.input,
         unit.network.input.size,
@@ -120,28 +118,30 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
 
 
 def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
-    """The dtype that holds all numbers of `net` exactly, for as many steps as `example` has.
+    """The dtype that represents all numbers of `net` exactly, for as many steps as `example` has.
 
     Raises:
-        Unsupported: naming the layer, if a number may not fit in 32 bits, or is no whole one.
+        Unsupported: naming the layer, if a number may not fit in 32 bits, or is not an integer.
     """
-    numbers = _whole(net, read(net.net, net.integer_input(example)), len(example), "sum")
-    if numbers.largest >= 2**53:
-        raise Unsupported("net computes with numbers that no dtype of PyTorch holds exactly")
-    return torch.float32 if numbers.largest < 2**24 else torch.float64
+    arithmetic = _integer_arithmetic(net, read(net.net, net.integer_input(example)), len(example), "sum")
+    if arithmetic.largest >= 2**53:
+        raise Unsupported("net computes with numbers that no dtype of PyTorch represents exactly")
+    return torch.float32 if arithmetic.largest < 2**24 else torch.float64
 
 
-def _written(net: nn.Module, example: Tensor, name: str, scores: str) -> Unit:
-    """The layers of `net`, in whole numbers if it computes so."""
+def _unit(net: nn.Module, example: Tensor, name: str, scores: str) -> Unit:
+    """The program of `net`, which computes in integers if `net` is quantized."""
     if isinstance(net, Quantized):
         network = read(net.net, net.integer_input(example))
-        numbers: Arithmetic = _whole(net, network, len(example), scores)
+        arithmetic: Arithmetic = _integer_arithmetic(net, network, len(example), scores)
     else:
         network = read(net, example)
-        numbers = FloatArithmetic(network.dtype)
-    return Unit(network, numbers, name, scores, len(example))
+        arithmetic = FloatArithmetic(network.dtype)
+    return Unit(network, arithmetic, name, scores, len(example))
 
 
-def _whole(net: Quantized, network: Network, steps: int, scores: str) -> IntegerArithmetic:
+def _integer_arithmetic(net: Quantized, network: Network, steps: int, scores: str) -> IntegerArithmetic:
+    """The bounds of all numbers of `network`, the graph of `net`, within `steps`."""
     scales = net.input_scale, net.output_scale
-    return IntegerArithmetic(network, net.input_range, scales, steps, summed=steps if scores == "sum" else 1)
+    summed_steps = steps if scores == "sum" else 1
+    return IntegerArithmetic(network, net.input_range, scales, steps, summed_steps=summed_steps)

@@ -1,136 +1,171 @@
-"""The two files of a program: its layers, the functions that run them, and the header."""
+"""The two files of a C program: its layers, the functions that run them, and the header."""
 
 import re
+from dataclasses import dataclass
 from textwrap import indent
 
 from hibana.network.c.arithmetic import Arithmetic
-from hibana.network.c.costs import Cost, neurons_below
+from hibana.network.c.code import block, comment_text, each
 from hibana.network.c.emitter import Emitter
-from hibana.network.c.text import block, commented, each
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Activations, in_order
 
-__all__ = ["Unit"]
+__all__ = ["SCORES", "Cost", "Unit"]
+
+SCORES = {
+    "sum": "The sum of the outputs",
+    "max": "The largest outputs",
+    "last": "The last outputs",
+    "first": "Minus the steps before the first spike",
+}
+"""Reductions of the outputs over time, with their descriptions in the header."""
+_NEURONS = ("neurons", "delayed recurrent")
+"""Kinds of layers of neurons."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of one layer in a step."""
+
+    name: str
+    what: str
+    """The kind of the layer."""
+    numbers: int
+    """Number of outputs."""
+    additions: int
+    """Of weights, if no input is zero; of neurons, all operations."""
+    at_rates: float
+    """The same at the rates of the example."""
+    multiplies: bool
+    """Whether each weight is multiplied by a number before it is added."""
+    dense: int
+    """Multiplications of the dense layer of this shape."""
+    source: str
+    """The layer whose outputs are multiplied: the neurons before it, or itself if it is recurrent."""
+    size: int
+    """Number of those outputs."""
 
 
 class Unit(Emitter):
-    """The layers of a network, written in C."""
+    """The C program of a network, whose layers are written by the constructor."""
 
-    def __init__(self, network: Network, numbers: Arithmetic, name: str, scores: str, steps: int) -> None:
-        super().__init__(network, numbers, name)
+    def __init__(self, network: Network, arithmetic: Arithmetic, name: str, scores: str, steps: int) -> None:
+        super().__init__(network, arithmetic, name)
         self.scores, self.steps = scores, steps
         self.costs: list[Cost] = []
         self.from_numbers: list[str] = []
         """Statements that read an array of inputs."""
         self.from_events: list[str] = []
         """Statements that read a list of the inputs that are 1."""
-        self.still_lines: list[str] = []
+        self.static_lines: list[str] = []
         """Statements whose results change only with the input."""
-        self.every_step: list[str] = []
+        self.step_lines: list[str] = []
         """Statements of every step."""
         self._add_input()
         for node in network.nodes[1:]:
             self._add_layer(node)
-        self.every_step += self._add_scores()
+        self.step_lines += self._score_lines()
 
     def _add_input(self) -> None:
+        """Copies the input to the struct, unless layers before the first neurons alone read it."""
         node, kind = self.network.input, self.arithmetic.input
-        users = [user.kind in ("linear", "convolution") and user in self.static_nodes for user in node.users]
-        self._keeps_input = not (users and all(users)) or node is self.network.output
-        """Whether the input must lie in the struct."""
+        direct = [user.kind in ("linear", "convolution") and user in self.static_nodes for user in node.users]
+        self._copies_input = not (direct and all(direct)) or node is self.network.output
         array = "input"
-        if self._keeps_input:
-            array = self.memory.lasting("input", kind, node.size)
+        if self._copies_input:
+            array = self.memory.add("input", kind, node.size)
             self.from_numbers += each("i", node.size, [f"{array}[i] = input[i];"])
             self.from_events += each("i", node.size, [f"{array}[i] = 0;"])
-            set_one = [f"if (events[k] < {node.size})", f"    {array}[events[k]] = 1;"]
-            self.from_events += each("k", "count", set_one)
-        pointer = self.pointer(array, kind if self._keeps_input else f"const {kind}")
+            set_input = [f"if (events[k] < {node.size})", f"    {array}[events[k]] = 1;"]
+            self.from_events += each("k", "count", set_input)
+        pointer = self.pointer(array, kind if self._copies_input else f"const {kind}")
         self.activations[node] = Activations(node, in_order(node.size), pointer)
 
     def _add_layer(self, node: Node) -> None:
-        """Writes a layer; one that reads the input directly has two forms."""
-        if node in self.static_nodes and self.network.input in node.inputs and not self._keeps_input:
-            self.from_numbers += self._layer(node)
-            self.events = True
-            self.from_events += self._layer(node)
-            self.events = False
+        """Writes a layer; a layer that reads the input from the caller has two forms."""
+        if node in self.static_nodes and self.network.input in node.inputs and not self._copies_input:
+            self.from_numbers += self._layer_lines(node)
+            self.reads_events = True
+            self.from_events += self._layer_lines(node)
+            self.reads_events = False
         else:
-            (self.still_lines if node in self.static_nodes else self.every_step).extend(self._layer(node))
-        if node.kind == "delay":
-            return
-        most, at_rates, dense = node.layer.operations(node, self.dtype)
-        source = node if node.kind in ("neurons", "delayed recurrent") else neurons_below(node)
+            lines = self.static_lines if node in self.static_nodes else self.step_lines
+            lines += self._layer_lines(node)
+        if node.kind != "delay":
+            self.costs.append(self._cost(node))
+
+    def _cost(self, node: Node) -> Cost:
+        additions, at_rates, dense = node.layer.operations(node, self.dtype)
+        source = node if node.kind in _NEURONS else node.inputs[0]
+        while source.kind not in (*_NEURONS, "input"):
+            source = source.inputs[0]
         size = node.size if source is node else node.inputs[0].size
         multiplies = node.layer.weighted and not self.activations[node.inputs[0]].binary
         title = node.layer.title(node)
-        self.costs.append(
-            Cost(node.name, title, node.size, most, at_rates, multiplies, dense, source.name, size)
-        )
+        return Cost(node.name, title, node.size, additions, at_rates, multiplies, dense, source.name, size)
 
-    def _layer(self, node: Node) -> list[str]:
+    def _layer_lines(self, node: Node) -> list[str]:
+        """The block of C that computes `node`."""
         self.begin(node)
-        held = self.activations[node] = node.layer.lower(node, self)
-        if held.binary and node.kind not in ("neurons", "delayed recurrent"):
-            self.allocate_list(held)
-        self.list_spikes(held)
-        title = commented(f"{node.name}: {node.layer.title(node)}")
+        outputs = self.activations[node] = node.layer.lower(node, self)
+        if outputs.binary and node.kind not in _NEURONS:
+            self.allocate_list(outputs)
+        self.list_spikes(outputs)
+        title = comment_text(f"{node.name}: {node.layer.title(node)}")
         comment = f"/* {title}, gives {'x'.join(map(str, node.shape))} */"
-        return block("", [comment, *self.writer.take()])
+        return block("", [comment, *self.writer.take_lines()])
 
-    def _add_scores(self) -> list[str]:
-        """Statements that add the output to the scores."""
+    def _score_lines(self) -> list[str]:
+        """Statements that update the scores with the output of a step."""
         size, out = self.network.output.size, self.output("i")
-        scores = self.memory.lasting("scores", self.arithmetic.kind, size)
-        lowest = self.arithmetic.lowest if self.scores == "max" else "0"
+        scores = self.memory.add("scores", self.arithmetic.kind, size)
+        lowest = self.lowest().text if self.scores == "max" else "0"
         self.resets += each("i", size, [f"{scores}[i] = {lowest};"])
         if self.scores == "first":
-            seen = self.memory.lasting("seen", "uint8_t", size)
-            self.resets += each("i", size, [f"{seen}[i] = 0;"])
-            later = [f"if ({out} != 0)", f"    {seen}[i] = 1;", f"if (!{seen}[i])", f"    {scores}[i] -= 1;"]
-            return each("i", size, later)
+            spiked = self.memory.add("seen", "uint8_t", size)
+            self.resets += each("i", size, [f"{spiked}[i] = 0;"])
+            set_spiked = [f"if ({out} != 0)", f"    {spiked}[i] = 1;"]
+            return each("i", size, [*set_spiked, f"if (!{spiked}[i])", f"    {scores}[i] -= 1;"])
         if self.scores == "max":
             return each("i", size, [f"if ({out} > {scores}[i])", f"    {scores}[i] = {out};"])
         return each("i", size, [f"{scores}[i] {'+=' if self.scores == 'sum' else '='} {out};"])
 
-    def source(self, about: str) -> str:
-        """The file of C."""
-        name, kind, index, given = self.name, self.arithmetic.kind, self.index, self.arithmetic.input
+    def source(self, description: str) -> str:
+        """The ``.c`` file, with the `description` of the network in a comment."""
+        name, kind, index, input_kind = self.name, self.arithmetic.kind, self.index, self.arithmetic.input
         inputs, outputs = f"{name.upper()}_INPUTS", f"{name.upper()}_OUTPUTS"
         statements = [
-            *self.from_numbers,
-            *self.from_events,
-            *self.still_lines,
-            *self.every_step,
-            *self.resets,
+            *(self.from_numbers + self.from_events),
+            *(self.static_lines + self.step_lines + self.resets),
         ]
-        library = ["#include <math.h>"] if any(map(_OF_MATH.search, [*self.constants, *statements])) else []
-        helpers, call = self.helpers, [f"{name}_still(net);"] if self.still_lines else []
-        if self.still_lines:
-            helpers = [*helpers, *block(f"static void {name}_still({name}_state *net)", self.still_lines)]
+        includes = ["#include <math.h>"] if any(map(_OF_MATH.search, [*self.constants, *statements])) else []
+        static_function, static_call = [], []
+        if self.static_lines:
+            static_function = [*block(f"static void {name}_still({name}_state *net)", self.static_lines), ""]
+            static_call = [f"{name}_still(net);"]
+        arguments = f"{name}_state *net, const {index} *events, size_t count"
         return f"""\
-{self._comment(about)}
+{self._comment(description)}
 
-{_lines([f'#include "{name}.h"', *library, *self.arithmetic.guards])}
+{_lines([f'#include "{name}.h"', *includes, *self.arithmetic.guards])}
 {_lines(self.constants)}
-{_lines(helpers)}
-static void {name}_read_events({name}_state *net, const {index} *events, size_t count) {{
-{_lines([*self.from_events, *call], 1)}}}
+{_lines([*static_function, f"static void {name}_read_events({arguments}) {{"])}\
+{_lines([*self.from_events, *static_call], 1)}}}
 
 static void {name}_go({name}_state *net) {{
-{_lines(self.every_step, 1)}}}
+{_lines(self.step_lines, 1)}}}
 
 void {name}_reset({name}_state *net) {{
 {_lines(self.resets, 1)}    {name}_read_events(net, 0, 0);
 }}
 
-void {name}_step({name}_state *net, const {given} input[{inputs}]) {{
+void {name}_step({name}_state *net, const {input_kind} input[{inputs}]) {{
     if (input) {{
-{_lines([*self.from_numbers, *call], 2)}    }}
+{_lines([*self.from_numbers, *static_call], 2)}    }}
     {name}_go(net);
 }}
 
-void {name}_step_events({name}_state *net, const {index} *events, size_t count) {{
+void {name}_step_events({arguments}) {{
     {name}_read_events(net, events, count);
     {name}_go(net);
 }}
@@ -154,11 +189,11 @@ size_t {name}_class(const {name}_state *net) {{
 }}
 """
 
-    def header(self, about: str) -> str:
-        """The header."""
+    def header(self, description: str) -> str:
+        """The header, with the `description` of the network in a comment."""
         name, upper, kind, index = self.name, self.name.upper(), self.arithmetic.kind, self.index
         return f"""\
-{self._comment(about)}
+{self._comment(description)}
 
 #ifndef {upper}_H
 #define {upper}_H
@@ -168,10 +203,10 @@ size_t {name}_class(const {name}_state *net) {{
 
 #define {upper}_INPUTS {self.network.input.size}
 #define {upper}_OUTPUTS {self.network.output.size}
-#define {upper}_STEPS {self.steps} /* {self.arithmetic.runs} */
+#define {upper}_STEPS {self.steps} /* {self.arithmetic.steps_comment} */
 
 typedef struct {{
-{_lines(self.memory.fields(), 1)}}} {name}_state;
+{_lines(self.memory.declarations(), 1)}}} {name}_state;
 
 #ifdef __cplusplus
 extern "C" {{
@@ -186,7 +221,7 @@ void {name}_step({name}_state *net, const {self.arithmetic.input} input[{upper}_
 void {name}_step_events({name}_state *net, const {index} *events, size_t count);
 /* The output of the last step. */
 void {name}_output(const {name}_state *net, {kind} output[{upper}_OUTPUTS]);
-/* {_SCORES[self.scores]} since the reset, and the index of the largest. */
+/* {SCORES[self.scores]} since the reset, and the index of the largest. */
 void {name}_scores(const {name}_state *net, {kind} scores[{upper}_OUTPUTS]);
 size_t {name}_class(const {name}_state *net);
 
@@ -197,26 +232,27 @@ size_t {name}_class(const {name}_state *net);
 #endif
 """
 
-    def _comment(self, about: str) -> str:
-        """A description of the network, its memory and its operations."""
-        rows = [f"{'layer':16} {'':12} {'numbers':>8} {'at most':>14} {'seen':>14}"]
+    def _comment(self, description: str) -> str:
+        """The comment at the top of both files: the network, its memory and its operations."""
+        rows = [f"{'layer':16} {'':12} {'numbers':>8} {'at most':>14} {'at rates':>14}"]
         for cost in self.costs:
-            row = f"{commented(cost.name):16.16} {commented(cost.what):12} {cost.numbers:8,}"
+            row = f"{comment_text(cost.name):16.16} {comment_text(cost.what):12} {cost.numbers:8,}"
             products = "  with as many products" if cost.multiplies else ""
-            rows.append(f"{row} {cost.additions:14,} {round(cost.seen):14,}{products}")
-        most, at_rates = sum(cost.additions for cost in self.costs), sum(cost.seen for cost in self.costs)
+            rows.append(f"{row} {cost.additions:14,} {round(cost.at_rates):14,}{products}")
+        additions, at_rates = sum(c.additions for c in self.costs), sum(c.at_rates for c in self.costs)
         lines = [
-            *map(commented, about.splitlines()),
+            *map(comment_text, description.splitlines()),
             "",
             f"Memory: {self.constant_bytes:,} bytes of constants, {self.memory.bytes():,} that change.",
             "",
             "Operations of a step, at most, and at the rates of the example:",
             *rows,
-            f"{'together':38} {most:14,} {round(at_rates):14,}",
+            f"{'together':38} {additions:14,} {round(at_rates):14,}",
         ]
-        lines += ["", *map(commented, self.arithmetic.remarks)] if self.arithmetic.remarks else []
+        if self.arithmetic.remarks:
+            lines += ["", *map(comment_text, self.arithmetic.remarks)]
         if len(self.network.static_nodes) > 1:
-            names = ", ".join(commented(node.name) for node in self.network.static_nodes[1:])
+            names = ", ".join(comment_text(node.name) for node in self.network.static_nodes[1:])
             lines += ["", f"An input that stays the same (0 given) costs nothing again in {names}."]
         if self.functions:
             lines += [
@@ -224,20 +260,14 @@ size_t {name}_class(const {name}_state *net);
                 f"{', '.join(sorted(self.functions))}: no standard defines the last bit of these, so spikes",
                 "may differ from PyTorch's where a potential comes within rounding of a threshold.",
             ]
-        head = f"/* {self.name}: a spiking network written by hibana, one sample, one step at a time."
-        return f"{head}\n\n{indent(chr(10).join(lines), '   ')}\n*/"
+        title = f"/* {self.name}: a spiking network written by hibana, one sample, one step at a time."
+        return f"{title}\n\n{indent(chr(10).join(lines), '   ')}\n*/"
 
 
 def _lines(lines: list[str], depth: int = 0) -> str:
-    """Lines of C, indented."""
+    """Lines of C, indented by `depth` levels."""
     return indent("".join(f"{line}\n" for line in lines), "    " * depth)
 
 
 _OF_MATH = re.compile(r"\b(?:INFINITY|NAN|[a-z]+[a-z0-9]*\()")
 """Constants and functions of math.h; the program's own functions have an underscore in their names."""
-_SCORES = {
-    "sum": "The sum of the outputs",
-    "max": "The largest outputs",
-    "last": "The last outputs",
-    "first": "Minus the steps before the first spike",
-}

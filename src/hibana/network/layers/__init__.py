@@ -1,6 +1,6 @@
-"""Kinds of layers, one file each. ``LAYERS`` is the only table of them, built from the files of this folder.
+"""Kinds of layers, one file each, and their only table, ``LAYERS``, built from the files of this folder.
 
-A new kind is a file with a subclass of :class:`LayerKind`; :func:`register` adds one from elsewhere.
+A new kind is a file with a subclass of :class:`LayerKind`; :func:`register` adds a kind from elsewhere.
 """
 
 import importlib
@@ -16,7 +16,7 @@ __all__ = [
     "Call",
     "LayerKind",
     "Operations",
-    "is_exactly",
+    "is_supported_class",
     "kind_of",
     "kind_of_function",
     "register",
@@ -38,17 +38,17 @@ def register(kind: LayerKind) -> None:
 
 
 def kind_of(module: nn.Module | None) -> LayerKind | None:
-    """The kind of `module`, of several the one registered last; None if no kind has its class."""
+    """The kind of `module`, the last registered if several match; None if no kind has its class."""
     return next((kind for kind in reversed(LAYERS.values()) if isinstance(module, kind.types)), None)
 
 
 def kind_of_function(target: Any) -> LayerKind | None:
-    """The kind of a function, or of the method of tensors with this name; None if no kind has it."""
+    """The kind of a function, or of the tensor method with this name; None if no kind has it."""
     return next((kind for kind in LAYERS.values() if target in kind.functions), None)
 
 
 def is_supported_class(module: nn.Module) -> bool:
-    """Whether the class of `module` is that of a kind, or hibana's own subclass of it."""
+    """Whether the class of `module` is one of a kind's types, or a subclass of one defined in hibana."""
     kind = kind_of(module)
     return kind is not None and (type(module) in kind.types or type(module).__module__.startswith("hibana."))
 

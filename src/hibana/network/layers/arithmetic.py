@@ -1,17 +1,18 @@
-"""The input of a network, sums of two values, and products with a number."""
+"""The input of a network, sums of two values, and products with a number or a tensor."""
 
 import operator
 
 import torch
+from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.graph import Node
+from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, LayerKind, Operations
 from hibana.network.lowering import Activations, Lowering, spread
-from hibana.network.nir_node import NirNode, full_array
+from hibana.network.nir_node import NirNode, check_broadcasts, full_array, tensor
 from hibana.network.onnx_export import OnnxStep
 
-__all__ = ["Input", "Scale", "Sum"]
+__all__ = ["Input", "Scale", "Scaling", "Sum"]
 
 
 class Input(LayerKind):
@@ -30,12 +31,8 @@ class Sum(LayerKind):
     functions = (operator.add, operator.iadd, torch.add, "add", "add_")
 
     def read(self, call: Call) -> Node:
-        if (
-            len(call.inputs) != 2
-            or call.arguments
-            or call.named
-            or call.input_shapes[0] != call.input_shapes[1]
-        ):
+        two_values = len(call.inputs) == 2 and not call.arguments and not call.named
+        if not two_values or call.input_shapes[0] != call.input_shapes[1]:
             terms = " and ".join(map(str, (*call.input_shapes, *call.arguments)))
             raise Unsupported(f"{call.where} must add two values of one shape, got {terms}")
         return super().read(call)
@@ -44,38 +41,73 @@ class Sum(LayerKind):
         return step.op("Add", inputs)
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        one, two = (to.activations[source] for source in node.inputs)
-        two = to.ordered(two, one.order)
-        left, right, out = to.numbers(one), to.numbers(two), to.temporary(node.size)
+        first, second = (to.activations[source] for source in node.inputs)
+        second = to.reordered(second, first.order)
+        left, right, out = to.numbers(first), to.numbers(second), to.temporary(node.size)
         for at, width in to.vectors(node.size):
             (out + at).store((left + at).load(width) + (right + at).load(width))
-        return Activations(node, one.order, out)
+        return Activations(node, first.order, out)
 
 
-class Scale(LayerKind):
-    """A value times a number."""
+class Scale(nn.Module):
+    """The input times `scale`, element by element: ``y = scale * x``. A NIR ``Scale`` node.
+
+    Args:
+        scale: a tensor that broadcasts against one step of input.
+    """
+
+    scale: Tensor
+
+    def __init__(self, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`inputs`, ``[T, batch, ...]``, scaled."""
+        return inputs * self.scale
+
+
+class Scaling(LayerKind):
+    """:class:`hibana.nir.Scale`, and the product with a number in a ``forward``."""
 
     name = "scale"
+    types = (Scale,)
     functions = (operator.mul, torch.mul, "mul")
+    nir_types = ("Scale",)
+    elementwise = True
 
     def read(self, call: Call) -> Node:
-        node = super().read(call)
+        if call.module is not None:
+            return super().read(call)
         number = call.arguments[0] if len(call.inputs) == len(call.arguments) == 1 else None
         if not isinstance(number, int | float):
             raise Unsupported(f"{call.where} must multiply one value of the network by a number")
-        node.factor = number
-        return node
+        scale = Scale(torch.tensor(number, dtype=torch.float64, device="cpu"))
+        return Node(call.name, self, scale, call.inputs, call.input_shapes, call.shape)
+
+    def check(self, node: Node) -> None:
+        self.require(node, node.input_shapes[0], {})
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
-        return step.op("Mul", [*inputs, step.number(node.factor)])
+        return step.op("Mul", [*inputs, step.constant(node.module.scale.to(step.network.dtype))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        read = to.activations[node.inputs[0]]
-        numbers, out = to.numbers(read), to.temporary(node.size)
-        factor = to.factor(node.factor)
-        for at, width in to.vectors(node.size):
-            (out + at).store((numbers + at).load(width) * spread(factor, width))
-        return Activations(node, read.order, out)
+        inputs, scale = to.activations[node.inputs[0]], node.module.scale.detach()
+        numbers, out = to.numbers(inputs), to.temporary(node.size)
+        if scale.numel() == 1:
+            number = to.constant(scale.flatten())[0].named("scale")
+            for at, width in to.vectors(node.size):
+                (out + at).store((numbers + at).load(width) * spread(number, width))
+        else:
+            per_sample = scale.reshape(scale.shape[-len(node.shape) :]).expand(node.shape)
+            scales = to.constant(per_sample.flatten()[inputs.order])
+            for at, width in to.vectors(node.size):
+                (out + at).store((numbers + at).load(width) * (scales + at).load(width))
+        return Activations(node, inputs.order, out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
-        return NirNode("Scale", {"scale": full_array(node.factor, node.shape, "scale")})
+        return NirNode("Scale", {"scale": full_array(node.module.scale, node.shape, "scale")})
+
+    def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        check_broadcasts(node.fields["scale"], shape)
+        return Scale(tensor(node.fields["scale"]))

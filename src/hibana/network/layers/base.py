@@ -1,6 +1,6 @@
-"""What a kind of layer may define: one class per kind, one method per target.
+"""The base class of the kinds of layers: one class per kind, one method per target.
 
-A target that a kind does not define is refused in one sentence that names the layer and the target.
+A target without a method is refused in one sentence that names the layer and the target.
 """
 
 import operator
@@ -25,16 +25,16 @@ class Call:
 
     name: str
     where: str
-    """The call and what contains it, for messages."""
+    """The name of the call and of the module that contains it, for messages."""
     module: Any
     """None for a function."""
     inputs: tuple[Node, ...]
     input_shapes: tuple[Shape, ...]
-    """The shape in which the call takes one sample of each input."""
+    """The shape of one sample of each input of the call."""
     shape: Shape
     """The shape of one sample of the result."""
     leading: int
-    """Dimensions before those of a sample: time and batch (2), or both joined (1)."""
+    """Number of dimensions before those of a sample: time and batch (2), or both joined (1)."""
     arguments: tuple[Any, ...] = ()
     """Positional arguments of a function other than tensors of the network."""
     named: dict[str, Any] = field(default_factory=dict)
@@ -58,18 +58,18 @@ class LayerKind:
     types: tuple[type[nn.Module], ...] = ()
     """Modules of this kind; subclasses are included."""
     functions: tuple[Any, ...] = ()
-    """Functions, or names of methods of tensors, that do the same."""
+    """Functions, or names of methods of tensors, that compute the same."""
     nir_types: tuple[str, ...] = ()
     """NIR nodes that become a layer of this kind."""
     over_time = False
     """Whether the output depends on earlier steps."""
     elementwise = False
-    """Whether a sample of the output has the shape of the input whatever that is."""
+    """Whether a sample of the output has the shape of the input, for every shape."""
     weighted = False
     """Whether the layer adds a row of weights for each input that is not zero."""
 
     def read(self, call: Call) -> Node:
-        """The node of `call`, or the node whose numbers it passes on unchanged.
+        """The node of `call`, or its input node if the call changes no number.
 
         Raises:
             Unsupported: naming the layer, for settings that no target computes.
@@ -82,60 +82,65 @@ class LayerKind:
         """Raises Unsupported unless `node` has settings that a target can compute."""
 
     def title(self, node: Node) -> str:
-        """The kind of `node` in tables."""
+        """The name of the kind of `node` in tables."""
         return self.name
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         """Operations of `node`: one per output unless a kind counts otherwise."""
         return Operations(node.size, node.size, 0)
 
-    def weights(self, node: Node, places: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weights as rows ``[inputs, ..., outputs]`` with inputs in the order `places`, and the bias."""
+    def weights(self, node: Node, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Weights as rows ``[inputs, ..., outputs]`` with inputs in the `order` of memory, and the bias."""
         self.refuse(node, "weights")
 
-    def delays(self, node: Node, places: Tensor) -> Tensor:
-        """Delays in steps of synapses ``[inputs, outputs]``, or of the inputs, in the order `places`."""
+    def delays(self, node: Node, order: Tensor) -> Tensor:
+        """Delays in steps of synapses ``[inputs, outputs]``, or of inputs, in the `order` of memory."""
         self.refuse(node, "delays")
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        """Builds the loops of `node` for one step of one sample; inputs are in ``to.activations``."""
+        """Builds the loops of `node` for one step of one sample; ``to.activations`` has its inputs."""
         self.refuse(node, to.target)
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
-        """Writes `node` into an ONNX `step`; the name of its output."""
+        """Writes `node` into an ONNX `step`, and returns the name of its output."""
         self.refuse(node, "ONNX")
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         """The NIR node of `node`, with `dt` seconds per step.
 
         Raises:
-            ValueError: if NIR can't express a setting; the message does not name the layer, the caller does.
+            ValueError: if NIR can't express a setting. The caller adds the name of the layer.
         """
         self.refuse(node, "NIR")
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
-        """The module over ``[T, batch, ...]`` that runs `node` on samples of `shape`.
+        """The module over ``[T, batch, ...]`` that computes `node` on samples of `shape`.
 
         Raises:
-            ValueError: if no layer does; the message does not name the node, the caller does.
+            ValueError: if no layer computes it. The caller adds the name of the node.
         """
         raise NotImplementedError
 
     def lost_in_nir(self, module: nn.Module) -> str:
-        """Settings of `module` that NIR can't express and that only training needs."""
+        """A list of the settings of `module` that NIR can't express and only training needs; may be empty."""
         return ""
 
     def refuse(self, node: Node, target: str) -> NoReturn:
-        """Raises Unsupported: this kind has no form for `target`."""
+        """Raises Unsupported, because this kind has no form for `target`."""
         layer = self.name if node.module is None else type(node.module).__name__
         raise Unsupported(f"layer {node.name!r}: {layer} has no {target} form")
 
     def require(self, node: Node, shape: Shape, tensors: dict[str, tuple[int, ...]]) -> None:
-        """Raises Unsupported unless output and `tensors` have the sizes that the layer's settings imply.
+        """Raises Unsupported unless the output and the tensors of `node` have the sizes of its settings.
 
-        Loops take their bounds from a layer's settings; PyTorch takes them from the tensors. A weight that
-        was replaced by a smaller one, or a bias of one number that PyTorch broadcasts, would be read past its
-        end.
+        Loops take their bounds from a layer's settings; PyTorch takes them from the tensors. Loops would read
+        past the end of a weight that was replaced by a smaller one, or of a bias of one number that PyTorch
+        broadcasts.
+
+        Args:
+            node: a layer.
+            shape: the shape of a sample of the output that the settings imply.
+            tensors: the shape of each tensor that the settings imply, by name; those of a bias are added.
         """
         expected = tensors | ({"bias": shape[:1]} if getattr(node.module, "bias", None) is not None else {})
         sizes = {name: tuple(operator.attrgetter(name)(node.module).shape) for name in expected}
@@ -146,5 +151,5 @@ class LayerKind:
             )
 
     def refuse_setting(self, node: Node, reason: str) -> NoReturn:
-        """Raises Unsupported: no target computes `reason`."""
+        """Raises Unsupported: no target supports the setting that `reason` describes."""
         raise Unsupported(f"layer {node.name!r}: {reason} is not supported")

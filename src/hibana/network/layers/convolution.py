@@ -10,7 +10,7 @@ from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Operations
 from hibana.network.layers.linear import dense_operations
-from hibana.network.layers.sliding import SlidingKind, seen_by
+from hibana.network.layers.sliding import SlidingKind, each_output_of
 from hibana.network.lowering import Activations, Lowering
 from hibana.network.nir_node import NirNode, array, integers, load_weights
 from hibana.network.onnx_export import OnnxStep
@@ -30,12 +30,10 @@ class Convolution(SlidingKind):
 
     def check(self, node: Node) -> None:
         super().check(node)
-        module = node.module
+        module, channels = node.module, node.input_shapes[0][0]
         if module.padding_mode != "zeros":
             self.refuse_setting(node, f"padding_mode={module.padding_mode!r}")
-        inner = (
-            node.input_shapes[0][0] // module.groups if node.input_shapes[0][0] == module.in_channels else -1
-        )
+        inner = channels // module.groups if channels == module.in_channels else -1
         weight = (module.out_channels, inner, *module.kernel_size)
         self.require(node, self.expected_shape(node, module.out_channels), {"weight": weight})
 
@@ -44,37 +42,34 @@ class Convolution(SlidingKind):
         per_tap = module.in_channels // module.groups * module.out_channels
         return dense_operations(node, sliding_window(node).taps * per_tap)
 
-    def weights(self, node: Node, places: Tensor) -> tuple[Tensor, Tensor | None]:
-        module = node.module
-        weight = module.weight.detach()
+    def weights(self, node: Node, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        weight = node.module.weight.detach()
         image = weight if weight.ndim == 4 else weight[:, :, None]
-        return rows_of_channels(image, module.groups), module.bias
+        return rows_of_channels(image, node.module.groups), node.module.bias
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         module = node.module
         bias = [] if module.bias is None else [step.constant(module.bias)]
-        settings = self.onnx_settings(node)
         dilations = sliding_window(node).dilation[3 - len(node.shape) :]
         arrays = [*inputs, step.constant(module.weight), *bias]
-        return step.op("Conv", arrays, **settings, dilations=dilations, group=module.groups)
+        return step.op("Conv", arrays, **self.onnx_settings(node), dilations=dilations, group=module.groups)
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         module = node.module
-        read, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
-        weights, bias = self.weights(node, read.order)
-        rows = to.constant(weights)
+        inputs, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
+        weights, bias = self.weights(node, inputs.order)
+        rows, out = to.constant(weights), to.temporary(node.size)
         channels, _, width = image_shape(node.shape)
-        of_group = channels // module.groups
+        per_group = channels // module.groups
         kernel = sliding_window(node).kernel
-        out = to.temporary(node.size)
         out.clear(node.size)
-        with to.each_active(read) as (i, x), seen_by(to, node, i, last) as (c, ky, kx, oy, ox):
+        with to.each_nonzero(inputs) as (i, x), each_output_of(to, node, i, last) as (c, ky, kx, oy, ox):
             pixel = oy * (width * channels) + ox * channels
             if module.groups > 1:
-                pixel = pixel + c // (module.in_channels // module.groups) * of_group
+                pixel = pixel + c // (module.in_channels // module.groups) * per_group
             tap = c * (kernel[0] * kernel[1]) + ky * kernel[1] + kx
-            target, row = (out + pixel).named("target"), (rows + tap * of_group).named("weights")
-            to.accumulate(target, row, of_group, x)
+            target, row = (out + pixel).named("target"), (rows + tap * per_group).named("weights")
+            to.accumulate(target, row, per_group, x)
         if bias is not None:
             to.add_bias(out, bias, node.size)
         return Activations(node, channels_last(node.shape), out)
@@ -84,17 +79,13 @@ class Convolution(SlidingKind):
         bias = module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
         padding = (0,) * len(total) if module.padding == "valid" else module.padding
-        if padding == "same" and not any(n % 2 for n in total):  # in numbers, which every nir version takes
+        if padding == "same" and not any(n % 2 for n in total):  # every version of nir reads numbers
             padding = tuple(n // 2 for n in total)
-        sizes = {
-            "input_shape": sides,
-            "stride": module.stride,
-            "padding": padding,
-            "dilation": module.dilation,
-        }
+        stride, dilation = module.stride, module.dilation
+        sizes = {"input_shape": sides, "stride": stride, "padding": padding, "dilation": dilation}
         fields = {
             name: size if isinstance(size, str) else int(size[0]) if len(sides) == 1 else tuple(size)
-            for name, size in {"input_shape": sides, **sizes}.items()
+            for name, size in sizes.items()
         }
         arrays = {"weight": array(module.weight), "bias": array(bias)}
         return NirNode(f"Conv{len(sides)}d", {**arrays, **fields, "groups": module.groups})

@@ -18,10 +18,10 @@ from hibana.runtime.kernels import LONG, Value
 
 __all__ = ["DelayedSynapses", "Delays", "sum_of_delays"]
 
-_LONGEST = 2**24
-"""Steps of a delay read from NIR: float32 holds every whole number up to this."""
+_MAX_STEPS = 2**24
+"""Longest delay read from NIR, in steps: float32 represents every integer up to it."""
 _ROUNDING = 1e-6
-"""Relative rounding of a delay in seconds."""
+"""Relative rounding error of a delay in seconds."""
 
 
 class Delays(LayerKind):
@@ -38,48 +38,47 @@ class Delays(LayerKind):
     def check(self, node: Node) -> None:
         self.require(node, node.input_shapes[0], {})
 
-    def delays(self, node: Node, places: Tensor) -> Tensor:
-        module = node.module
-        steps: Tensor = module.steps
-        return steps.expand(node.shape).flatten()[places]
+    def delays(self, node: Node, order: Tensor) -> Tensor:
+        steps: Tensor = node.module.steps.detach()
+        return steps.expand(node.shape).flatten()[order]
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
-        steps = self.delays(node, torch.arange(node.size, dtype=torch.int64, device="cpu")).detach()
-        late = _delayed(steps, step.past(inputs[0], node.size, 1, int(steps.max())), step)
-        return step.op("Reshape", [late, step.constant(int64_tensor([-1, *node.shape]))])
+        delays = self.delays(node, in_order(node.size))
+        delayed = _delayed(delays, step.past(inputs[0], node.size, 1, int(delays.max())), step)
+        return step.op("Reshape", [delayed, step.constant(int64_tensor([-1, *node.shape]))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        module = node.module
-        read = to.activations[node.inputs[0]]
-        numbers, out = to.numbers(read), to.temporary(node.size, binary=read.binary)
-        steps = self.delays(node, read.order)
-        uniform = bool((steps == steps[0]).all())
-        late = None if uniform else to.indices(steps, "d")
-        ring = Ring(to, node, read.order, module.reach + 1, binary=read.binary)
+        inputs = to.activations[node.inputs[0]]
+        order, binary = inputs.order, inputs.binary
+        numbers, out = to.numbers(inputs), to.temporary(node.size, binary=binary)
+        delays = self.delays(node, order)
+        is_uniform = bool((delays == delays[0]).all())
+        per_number = None if is_uniform else to.indices(delays, "d")
+        ring = Ring(to, node, order, node.module.reach + 1, binary=binary)
         (ring.numbers + ring.now * node.size).copy(numbers, node.size)
-        before: Value | int = ring.steps - int(steps[0]) if uniform and steps[0] else 0
+        ahead: Value | int = ring.steps - int(delays[0]) if is_uniform and delays[0] else 0
         with to.code.loop(0, node.size, name="o") as o:
-            if late is not None:
-                ago = late[o].to(LONG).named("ago")
-                before = ago.equals(0).select(ago, ring.steps - ago)
-            (out + o).copy(ring.step(before) + o, 1)
+            if per_number is not None:
+                ago = per_number[o].to(LONG).named("ago")
+                ahead = ago.equals(0).select(ago, ring.steps - ago)
+            (out + o).copy(ring.step(ahead) + o, 1)
         ring.advance()
-        return Activations(node, read.order, out, binary=read.binary)
+        return Activations(node, order, out, binary=binary)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         return _delay_node(node.module.steps, node.shape, dt)
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
         check_broadcasts(node.fields["delay"], shape)
-        steps = torch.as_tensor(node.in_steps("delay", dt), dtype=torch.float64, device="cpu")
-        whole = steps.round()
-        if bool(((steps - whole).abs() > _ROUNDING * whole.clamp(min=1)).any()) or bool((steps < 0).any()):
+        exact = torch.as_tensor(node.in_steps("delay", dt), dtype=torch.float64, device="cpu")
+        steps = exact.round()
+        if bool(((exact - steps).abs() > _ROUNDING * steps.clamp(min=1)).any()) or bool((exact < 0).any()):
             raise ValueError(
-                f"delay must be whole steps of dt, 0 or more, got {steps} steps; give another dt"
+                f"delay must be whole steps of dt, 0 or more, got {exact} steps; give another dt"
             )
-        if bool((whole > _LONGEST).any()):
-            raise ValueError(f"delay must be at most {_LONGEST:,} steps of dt, got {steps} steps")
-        return Delay(float(whole) if whole.ndim == 0 else whole.float())
+        if bool((steps > _MAX_STEPS).any()):
+            raise ValueError(f"delay must be at most {_MAX_STEPS:,} steps of dt, got {exact} steps")
+        return Delay(float(steps) if steps.ndim == 0 else steps.float())
 
 
 class DelayedSynapses(Linear):
@@ -91,72 +90,83 @@ class DelayedSynapses(Linear):
     over_time = True
 
     def check(self, node: Node) -> None:
-        module = node.module
-        synapses = (module.out_features, node.input_shapes[0][0])
-        self.require(node, (module.out_features,), {"weight": synapses, "delay": synapses})
+        outputs = node.module.out_features
+        synapses = (outputs, node.input_shapes[0][0])
+        self.require(node, (outputs,), {"weight": synapses, "delay": synapses})
 
-    def delays(self, node: Node, places: Tensor) -> Tensor:
-        module = node.module
-        delays: Tensor = module.steps.T[places].contiguous()
-        return delays
+    def delays(self, node: Node, order: Tensor) -> Tensor:
+        steps: Tensor = node.module.steps
+        return steps.T[order].contiguous()
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         module = node.module
-        steps: Tensor = module.steps.detach()  # [outputs, inputs]
-        late = _delayed(steps, step.past(inputs[0], steps.shape[1], 1, int(steps.max())), step)
-        products = step.op("Mul", [late, step.constant(module.weight.detach())])
+        delays: Tensor = module.steps.detach()  # [outputs, inputs]
+        delayed = _delayed(delays, step.past(inputs[0], delays.shape[1], 1, int(delays.max())), step)
+        products = step.op("Mul", [delayed, step.constant(module.weight.detach())])
         # MatMul, because OpenVINO 2026.4 computes ReduceSum of one number and a bias added to it wrongly
         total = step.op("MatMul", [products, step.constant(torch.ones_like(module.weight[0]))])
         return total if module.bias is None else step.op("Add", [total, step.constant(module.bias)])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        module = node.module
-        read = to.activations[node.inputs[0]]
-        weights, bias = self.weights(node, read.order)
-        rows, late = to.constant(weights), to.indices(self.delays(node, read.order), "d")
-        ring = Ring(to, node, in_order(node.size), module.reach + 1)
-        ring.scatter(read, rows, late)
-        return Activations(node, in_order(node.size), ring.taken(bias))
+        inputs, order = to.activations[node.inputs[0]], in_order(node.size)
+        weights, bias = self.weights(node, inputs.order)
+        rows, delays = to.constant(weights), to.indices(self.delays(node, inputs.order), "d")
+        ring = Ring(to, node, order, node.module.reach + 1)
+        ring.scatter(inputs, rows, delays)
+        return Activations(node, order, ring.take(bias))
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module = node.module
-        lags = sorted({*module.steps.flatten().tolist()})
-        weights = {int(lag): module.weight * (module.steps == lag) for lag in lags}
+        weights = {int(d): module.weight * (module.steps == d) for d in module.steps.unique()}
         return sum_of_delays(weights, module.bias, node.input_shapes[0], dt)
 
 
-def sum_of_delays(lags: dict[int, Tensor], bias: Tensor | None, shape: Shape, dt: float) -> NirNode:
-    """Weights ``[outputs, inputs]`` by their lag in steps, as a graph within the graph: a branch for each.
+def sum_of_delays(weights: dict[int, Tensor], bias: Tensor | None, shape: Shape, dt: float) -> NirNode:
+    """The NIR graph that sums delayed linear maps: a branch with a delay and a linear node for each delay.
 
     NIR's own convolutions go over the axes of a sample, not over time.
+
+    Args:
+        weights: the weights ``[outputs, inputs]`` of each delay in steps, in rising order of delays or
+            falling; the bias is part of the branch with the longest one.
+        bias: ``[outputs]``.
+        shape: of one sample of the input.
+        dt: seconds per step.
     """
-    outputs, inputs = next(iter(lags.values())).shape
+    outputs, inputs = next(iter(weights.values())).shape
     if shape != (inputs,):
         raise ValueError(f"only samples of one axis, ({inputs},), can be written, got the shape {shape}")
-    last = max(lags)
-    if last == 0:
-        return linear_node(lags[0], bias)
+    longest = max(weights)
+    if longest == 0:
+        return linear_node(weights[0], bias)
     nodes, edges = {"input": NirNode("Input", {"shape": np.array(shape)})}, []
-    for lag, weight in lags.items():
-        source, name = "input", f"weight{lag}"
-        if lag:
-            source = f"delay{lag}"
-            nodes[source] = _delay_node(torch.tensor(lag, dtype=torch.int64, device="cpu"), shape, dt)
+    for delay, weight in weights.items():
+        source, name = "input", f"weight{delay}"
+        if delay:
+            source = f"delay{delay}"
+            nodes[source] = _delay_node(torch.tensor(delay, dtype=torch.int64, device="cpu"), shape, dt)
             edges.append(("input", source))
-        nodes[name] = linear_node(weight, bias if lag == last else None)
+        nodes[name] = linear_node(weight, bias if delay == longest else None)
         edges += [(source, name), (name, "output")]
     nodes["output"] = NirNode("Output", {"shape": np.array([outputs])})
     return NirNode("NIRGraph", {"nodes": nodes, "edges": edges})
 
 
 def _delay_node(steps: Tensor, shape: Shape, dt: float) -> NirNode:
+    """The NIR node of a delay in `steps`, one number or one per value of a sample of `shape`."""
     in_steps = full_array(steps.double(), shape, "delay")
     return NirNode("Delay", {"delay": in_steps.astype(np.float64) * dt}, {"delay_steps": in_steps})
 
 
-def _delayed(steps: Tensor, past: str, step: OnnxStep) -> str:
-    """The value of each input in `past` as many `steps` ago; inputs are the last dimension of `steps`."""
-    inputs, reach = steps.shape[-1], int(steps.max())
-    first = torch.arange(inputs, dtype=torch.int64, device="cpu") * (reach + 1)
+def _delayed(delays: Tensor, past: str, step: OnnxStep) -> str:
+    """Writes the delayed values of inputs into an ONNX `step`; the name of the result.
+
+    Args:
+        delays: in steps; its last dimension is the inputs.
+        past: the name of the inputs at the current and the earlier steps, ``[batch, inputs, steps, 1]``.
+        step: the step under construction.
+    """
+    inputs, longest = delays.shape[-1], int(delays.max())
+    first = torch.arange(inputs, dtype=torch.int64, device="cpu") * (longest + 1)
     flat = step.op("Flatten", [past], axis=1)
-    return step.op("Gather", [flat, step.constant(first + reach - steps.long())], axis=1)
+    return step.op("Gather", [flat, step.constant(first + longest - delays.long())], axis=1)

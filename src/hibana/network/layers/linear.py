@@ -11,7 +11,7 @@ from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.nir_node import NirNode, array, load_weights
 from hibana.network.onnx_export import OnnxStep
 
-__all__ = ["Linear", "dense_operations"]
+__all__ = ["Linear", "dense_operations", "linear_node"]
 
 
 class Linear(LayerKind):
@@ -23,17 +23,16 @@ class Linear(LayerKind):
     weighted = True
 
     def check(self, node: Node) -> None:
-        (seen,), module = node.input_shapes, node.module
-        if len(seen) != 1:
-            self.refuse_setting(node, f"a linear layer on the last dimension of {seen} (flatten first)")
-        self.require(node, (module.out_features,), {"weight": (module.out_features, seen[0])})
+        (shape,), module = node.input_shapes, node.module
+        if len(shape) != 1:
+            self.refuse_setting(node, f"a linear layer on the last dimension of {shape} (flatten first)")
+        self.require(node, (module.out_features,), {"weight": (module.out_features, shape[0])})
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         return dense_operations(node, node.inputs[0].size * node.size)
 
-    def weights(self, node: Node, places: Tensor) -> tuple[Tensor, Tensor | None]:
-        module = node.module
-        return module.weight.detach().T[places].contiguous(), module.bias
+    def weights(self, node: Node, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        return node.module.weight.detach().T[order].contiguous(), node.module.bias
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         module = node.module
@@ -41,8 +40,8 @@ class Linear(LayerKind):
         return step.op("Gemm", [*inputs, step.constant(module.weight), *bias], transB=1)
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        read, out = to.activations[node.inputs[0]], to.temporary(node.size)
-        to.product(node, read, *self.weights(node, read.order), out)
+        inputs, out = to.activations[node.inputs[0]], to.temporary(node.size)
+        to.product(node, inputs, *self.weights(node, inputs.order), out)
         return Activations(node, in_order(node.size), out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:

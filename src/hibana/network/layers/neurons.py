@@ -12,8 +12,8 @@ from hibana.cells import Cell
 from hibana.cells.surrogate import Step
 from hibana.compiler.torch_layers import role_of
 from hibana.network.graph import Node, Shape
+from hibana.network.layers.arithmetic import Scale
 from hibana.network.layers.base import LayerKind, Operations
-from hibana.network.layers.gain import Scale
 from hibana.network.layers.linear import linear_node
 from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Activations, Lowering, in_order
@@ -26,9 +26,9 @@ from hibana.nn.layers import IF, LI, LIF, CubaLIF, OverTime, Recurrent
 __all__ = ["DelayedRecurrentNeurons", "Neurons", "with_feedback"]
 
 _USUAL_DT = 1e-4
-"""Seconds per step if a NIR graph says nothing: the default of those who write none."""
+"""Seconds per step of a NIR graph without one: the default of the libraries that omit it."""
 _ROUNDING = 1e-6
-"""A gain this near to one is one: the rounding of ``dt * r / tau`` in float32."""
+"""A gain that differs less from one counts as one: the rounding of ``dt * r / tau`` in float32."""
 
 
 class Neurons(LayerKind):
@@ -39,7 +39,7 @@ class Neurons(LayerKind):
     nir_types = ("IF", "LIF", "CubaLIF", "LI", "I")
     over_time = elementwise = True
     feedback = 0
-    """Matrices that the layer multiplies with besides those of its step."""
+    """Number of matrices that the layer multiplies with in addition to those of its step."""
 
     def title(self, node: Node) -> str:
         module = node.module
@@ -47,10 +47,10 @@ class Neurons(LayerKind):
         return f"recurrent {cell}" if isinstance(module, Recurrent) else cell
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
-        traced = trace_layer(node, 0, torch.arange(node.size, dtype=torch.int64, device="cpu"), dtype)
-        products = (len(traced.products) + self.feedback) * node.size**2
-        neurons = traced.operation_count * node.size
-        at_rates = neurons + products * (node.density if traced.emits_spikes else 1.0)
+        layer = trace_layer(node, 0, in_order(node.size), dtype)
+        products = (len(layer.products) + self.feedback) * node.size**2
+        neurons = layer.operation_count * node.size
+        at_rates = neurons + products * (node.density if layer.emits_spikes else 1.0)
         return Operations(neurons + products, at_rates, products)
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
@@ -60,23 +60,24 @@ class Neurons(LayerKind):
         return to.neurons(node, to.activations[node.inputs[0]])
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
-        neurons, module = _to_nir(node.module.cell, node.shape, dt), node.module
+        module = node.module
+        neurons = _neuron_node(module.cell, node.shape, dt)
         return neurons if isinstance(module, OverTime) else _recurrent_node(module, neurons, node.shape)
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
         check_broadcasts(node.fields["r"], shape)
-        return _from_nir(node, dt)
+        return _neurons_of(node, dt)
 
     def lost_in_nir(self, module: nn.Module) -> str:
         cell: Any = module.cell
         if not hasattr(cell, "surrogate"):
             return ""
-        lost = [] if cell.surrogate == Step() else [repr(cell.surrogate)]
-        return ", ".join(lost + ["detach_reset"] * bool(cell.detach_reset))
+        surrogate = [] if cell.surrogate == Step() else [repr(cell.surrogate)]
+        return ", ".join(surrogate + ["detach_reset"] * bool(cell.detach_reset))
 
 
 class DelayedRecurrentNeurons(Neurons):
-    """:class:`hibana.DelayedRecurrent`: spikes come back through synapses with a delay each."""
+    """:class:`hibana.DelayedRecurrent`: neurons with a delayed synapse from each neuron to each neuron."""
 
     name = "delayed recurrent"
     types = (DelayedRecurrent,)
@@ -93,18 +94,18 @@ class DelayedRecurrentNeurons(Neurons):
         self.refuse(node, "ONNX")
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        module = node.module
-        read = to.ordered(to.activations[node.inputs[0]], in_order(node.size))
-        synapses = module.recurrent
-        rows, late = to.constant(synapses.weight.T), to.indices(synapses.steps.T, "d")
-        ring = Ring(to, node, read.order, synapses.reach + 1)
-        numbers, driven = to.numbers(read), ring.taken(None)
+        order = in_order(node.size)
+        inputs = to.reordered(to.activations[node.inputs[0]], order)
+        synapses = node.module.recurrent
+        rows, delays = to.constant(synapses.weight.T), to.indices(synapses.steps.T, "d")
+        ring = Ring(to, node, order, synapses.reach + 1)
+        numbers, currents = to.numbers(inputs), ring.take(None)
         for at, width in to.vectors(node.size):
-            place = driven + at
+            place = currents + at
             place.store((numbers + at).load(width) + place.load(width))
-        held = to.neurons(node, Activations(node, read.order, driven))
-        ring.scatter(held, rows, late)
-        return held
+        outputs = to.neurons(node, Activations(node, order, currents))
+        ring.scatter(outputs, rows, delays)
+        return outputs
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         self.refuse(node, "NIR")
@@ -112,55 +113,69 @@ class DelayedRecurrentNeurons(Neurons):
 
 # A NIR neuron is a differential equation; hibana runs it in forward Euler steps of dt. With tau in steps,
 # tau v' = (v_leak - v) + r x becomes v = (1 - 1/tau) v + (dt r / tau) x for v measured from v_leak, so a
-# layer of hibana, whose input has the weight one, has r = tau / dt. Without a leak it has r = 1, and is read
-# from r = 1 / dt too.
+# layer of hibana, whose input has the weight one, has r = tau / dt. Without a leak r is 1; the reader also
+# accepts r = 1 / dt.
 
 
-def _to_nir(cell: Cell, shape: Shape, dt: float) -> NirNode:
-    """The NIR node of `cell`."""
-    one = {"r": full_array(1.0, shape, "r")}
+def _neuron_node(cell: Cell, shape: Shape, dt: float) -> NirNode:
+    """The NIR node of neurons with `cell` and samples of `shape`, with `dt` seconds per step.
+
+    Raises:
+        ValueError: if NIR has no node for the cell or one of its settings.
+    """
+    unit_r = {"r": full_array(1.0, shape, "r")}
     match cell:
         case cells.LICell() if is_infinite(cell.tau):
-            return NirNode("I", one)
+            return NirNode("I", unit_r)
         case cells.LICell():
-            return _leaky("LI", {"tau": cell.tau}, {}, shape, dt)
+            return _leaky_node("LI", {"tau": cell.tau}, {}, shape, dt)
         case cells.IFCell():
             if np.any(array(cell.initial) if isinstance(cell.initial, Tensor) else cell.initial):
                 raise ValueError(f"NIR neurons start at rest; initial={cell.initial!r} cannot be written")
-            return NirNode("IF", {**one, **_spiking(cell, shape)})
+            return NirNode("IF", {**unit_r, **_spiking_fields(cell, shape)})
         case cells.LIFCell() if is_infinite(cell.tau):
-            return NirNode("IF", {**one, **_spiking(cell, shape)})
+            return NirNode("IF", {**unit_r, **_spiking_fields(cell, shape)})
         case cells.LIFCell():
-            node = _leaky("LIF", {"tau": cell.tau}, _spiking(cell, shape), shape, dt)
+            node = _leaky_node("LIF", {"tau": cell.tau}, _spiking_fields(cell, shape), shape, dt)
             leak = {"v_leak": full_array(cell.rest, shape, "rest")}
-            return replace(node, fields={**node.fields, **(one if cell.decay_input else {}), **leak})
+            return replace(node, fields={**node.fields, **(unit_r if cell.decay_input else {}), **leak})
         case cells.PLIFCell():
-            node = _leaky("LIF", {"tau": 1 / torch.sigmoid(cell.w)}, _spiking(cell, shape), shape, dt)
-            return replace(node, fields={**node.fields, **one})
+            tau = {"tau": 1 / torch.sigmoid(cell.w)}
+            node = _leaky_node("LIF", tau, _spiking_fields(cell, shape), shape, dt)
+            return replace(node, fields={**node.fields, **unit_r})
         case cells.CubaLIFCell():
             taus = {"tau_syn": cell.tau_synapse, "tau_mem": cell.tau}
-            node = _leaky("CubaLIF", taus, _spiking(cell, shape), shape, dt)
+            node = _leaky_node("CubaLIF", taus, _spiking_fields(cell, shape), shape, dt)
             return replace(node, fields={**node.fields, "w_in": node.fields["tau_syn"] / dt})
     raise ValueError(f"NIR has no node for a {type(cell).__name__}")
 
 
 def _recurrent_node(module: Recurrent, neurons: NirNode, shape: Shape) -> NirNode:
-    """A graph within the graph, as the field writes a recurrent layer."""
-    back: Any = module.recurrent
-    if role_of(back) != "linear":
-        kind = type(back).__name__
+    """The NIR graph of a recurrent layer: the node `neurons`, and a linear node that feeds it back."""
+    feedback: Any = module.recurrent
+    if role_of(feedback) != "linear":
+        kind = type(feedback).__name__
         raise ValueError(f"only a linear layer can be written as the way back to the input, not a {kind}")
     nodes = {
         "input": NirNode("Input", {"shape": np.array(shape)}),
         "neuron": neurons,
-        "w_rec": linear_node(back.weight, back.bias),
+        "w_rec": linear_node(feedback.weight, feedback.bias),
         "output": NirNode("Output", {"shape": np.array(shape)}),
     }
     edges = [("input", "neuron"), ("neuron", "w_rec"), ("w_rec", "neuron"), ("neuron", "output")]
     return NirNode("NIRGraph", {"nodes": nodes, "edges": edges})
 
 
-def _leaky(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape: Shape, dt: float) -> NirNode:
+def _leaky_node(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape: Shape, dt: float) -> NirNode:
+    """The NIR node of leaky neurons.
+
+    Args:
+        kind: the type of the node.
+        taus: time constants in steps by field name; the last one is the membrane's.
+        spiking: the fields of threshold and reset, if the neurons spike.
+        shape: of a sample.
+        dt: seconds per step.
+    """
     if any(is_infinite(tau) for tau in taus.values()):
         raise ValueError(f"a NIR {kind} has finite time constants, got {taus}")
     steps = {name: full_array(tau, shape, name) for name, tau in taus.items()}
@@ -168,11 +183,16 @@ def _leaky(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape: Shap
     exact = {
         f"{name}_steps": steps[name] if isinstance(tau, Tensor) else float(tau) for name, tau in taus.items()
     }
-    last = seconds[[*seconds][-1]]
-    return NirNode(kind, {**seconds, "r": last / dt, "v_leak": np.zeros(shape), **spiking}, exact)
+    membrane = seconds[[*seconds][-1]]
+    return NirNode(kind, {**seconds, "r": membrane / dt, "v_leak": np.zeros(shape), **spiking}, exact)
 
 
-def _spiking(cell: Any, shape: Shape) -> dict[str, Any]:
+def _spiking_fields(cell: Any, shape: Shape) -> dict[str, Any]:
+    """The NIR fields of the threshold and the reset of `cell`.
+
+    Raises:
+        ValueError: if NIR has no field for a setting of the cell.
+    """
     if isinstance(cell.reset, str):
         raise ValueError(  # noqa: TRY004 - a network that NIR can't express, like the others here
             'NIR resets to a potential; reset="subtract" cannot be written'
@@ -189,12 +209,13 @@ def _spiking(cell: Any, shape: Shape) -> dict[str, Any]:
     }
 
 
-def _from_nir(node: NirNode, dt: float | None) -> nn.Module:
-    """The layer of neurons that `node` describes, behind a gain if its input has another weight than one."""
+def _neurons_of(node: NirNode, dt: float | None) -> nn.Module:
+    """The layer of neurons of a NIR `node`, after a :class:`Scale` unless its input has the weight one."""
     fields = node.fields
     leak = fields.get("v_leak", 0)
 
     def from_leak(name: str) -> float | Tensor:
+        """The potential `name`, measured from the leak's."""
         potential = fields.get(name)
         potential = np.zeros(1) if potential is None else np.asarray(potential)
         return float_or_tensor(potential - leak, f"{name} - v_leak")
@@ -202,45 +223,44 @@ def _from_nir(node: NirNode, dt: float | None) -> nn.Module:
     if node.type in ("I", "LI"):
         if np.any(np.asarray(leak)):
             raise ValueError(f"v_leak must be 0 where nothing spikes, got {leak!r}")
-        return (
-            _driven(_current(fields, dt), LI())
-            if node.type == "I"
-            else _driven(node.gain(dt), LI(node.in_steps("tau", dt)))
-        )
+        if node.type == "I":
+            return _with_gain(_current_gain(fields, dt), LI())
+        return _with_gain(node.gain(dt), LI(node.in_steps("tau", dt)))
     spiking: Any = {"threshold": from_leak("v_threshold"), "reset": from_leak("v_reset")}
     if node.type == "IF":
-        return _driven(_current(fields, dt), IF(**spiking))
+        return _with_gain(_current_gain(fields, dt), IF(**spiking))
     if node.type == "LIF":
-        return _driven(node.gain(dt), LIF(node.in_steps("tau", dt), **spiking))
+        return _with_gain(node.gain(dt), LIF(node.in_steps("tau", dt), **spiking))
     gain = node.gain(dt, "w_in", "tau_syn") * node.gain(dt, "r", "tau_mem")
-    return _driven(gain, CubaLIF(node.in_steps("tau_syn", dt), node.in_steps("tau_mem", dt), **spiking))
+    return _with_gain(gain, CubaLIF(node.in_steps("tau_syn", dt), node.in_steps("tau_mem", dt), **spiking))
 
 
-def _current(fields: dict[str, Any], dt: float | None) -> Tensor:
-    """What one unit of input adds to a neuron without a leak in one step.
+def _current_gain(fields: dict[str, Any], dt: float | None) -> Tensor:
+    """The change of the potential of neurons without a leak in one step, for an input of one.
 
-    Writers do not agree on the meaning of `r`: for most it is what a step adds, for some what a second adds,
-    which is ``1 / dt`` for an input of weight one.
+    Libraries differ in the meaning of `r`: for most it is the change in a step, for some the change in a
+    second, which is ``1 / dt`` for an input of weight one.
     """
     r = torch.as_tensor(float_or_tensor(fields["r"], "r"), dtype=torch.float64, device="cpu")
     return torch.where((r * (_USUAL_DT if dt is None else dt) - 1).abs() <= _ROUNDING, 1.0, r)
 
 
-def _driven(gain: Tensor, neurons: nn.Module) -> nn.Module:
-    """`neurons`, with the input times `gain` unless that is one."""
-    return (
-        neurons
-        if bool(((gain - 1).abs() <= _ROUNDING).all())
-        else nn.Sequential(Scale(gain.float()), neurons)
-    )
+def _with_gain(gain: Tensor, neurons: nn.Module) -> nn.Module:
+    """`neurons`, after a product of the input with `gain` unless that is one."""
+    if bool(((gain - 1).abs() <= _ROUNDING).all()):
+        return neurons
+    return nn.Sequential(Scale(gain.float()), neurons)
 
 
 def with_feedback(neurons: nn.Module, linear: nn.Linear) -> nn.Module:
-    """`neurons`, as read from NIR, that get their own spikes through `linear` a step later."""
+    """The recurrent layer of `neurons` read from NIR, whose spikes return through `linear` one step later.
+
+    A :class:`Scale` before the neurons also applies to the feedback, so its factors go into `linear`.
+    """
     if isinstance(neurons, OverTime):
         return Recurrent(neurons.cell, linear.in_features, linear)
-    gain, driven = cast(tuple[Scale, OverTime], (*neurons.children(),))
+    gain, scaled_neurons = cast(tuple[Scale, OverTime], (*neurons.children(),))
     with torch.no_grad():
-        for parameter in linear.parameters():  # [features, features] and [features]: a row has one gain
+        for parameter in linear.parameters():  # [features, features] and [features]: one gain per row
             parameter.mul_(gain.scale.reshape(-1, *[1] * (parameter.ndim - 1)))
-    return nn.Sequential(gain, Recurrent(driven.cell, linear.in_features, linear))
+    return nn.Sequential(gain, Recurrent(scaled_neurons.cell, linear.in_features, linear))

@@ -1,8 +1,8 @@
-"""Max and average pooling over images and sequences; means over a whole image."""
+"""Max and average pooling over images and sequences; means over an entire image."""
 
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, Operations
-from hibana.network.layers.sliding import SlidingKind, seen_by
+from hibana.network.layers.sliding import SlidingKind, each_output_of
 from hibana.network.lowering import Activations, Lowering, in_order, spread
 from hibana.network.nir_node import NirNode, integers
 from hibana.network.onnx_export import OnnxStep
@@ -24,11 +24,11 @@ __all__ = ["Average", "Maximum", "Mean"]
 
 
 class Mean(nn.AvgPool2d):
-    """The mean over an image or a sequence: a pooling whose window is all of it."""
+    """The mean over an image or a sequence: a pooling whose window is the entire image."""
 
 
 class Pooling(SlidingKind):
-    """What both kinds share."""
+    """The checks and the operation count of both kinds of pooling."""
 
     def check(self, node: Node) -> None:
         if not isinstance(node.module, Mean):
@@ -60,30 +60,34 @@ class Maximum(Pooling):
         return step.op("MaxPool", inputs, **self.onnx_settings(node))
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        read, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
+        inputs, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         channels, _, width = image_shape(node.shape)
-        if read.bits is not None and last and channels % 8 == 0:
-            return _any(to, node, read, channels // 8)
-        if not read.binary:
-
-            def larger(found: Value, there: Value) -> Value:
-                above = there > found
-                return (above | there.differs(there) if there.type.real else above).select(there, found)
-
-            return _pooled(to, node, read, last, to.lowest(), larger, lambda found, _: found)
+        if inputs.bits is not None and last and channels % 8 == 0:
+            bits = to.bits(node.size)
+            bits.clear(-(-node.size // 64) * 8)
+            union = _Fold(to.code.constant(0, BYTE), lambda total, octet: total | octet)
+            with to.registers(channels // 8) as octets:
+                _fold_windows(to, node, union, inputs.bits, bits, channels // 8, octets)
+            return Activations(node, channels_last(node.shape), bits=bits, binary=True)
+        if not inputs.binary:
+            return _pooled(to, node, inputs, last, _Fold(to.lowest(), _maximum))
         out = to.temporary(node.size, binary=True)
         out.clear(node.size)
-        with to.each_active(read) as (i, _), seen_by(to, node, i, last) as (c, _ky, _kx, oy, ox):
-            image = node.size // channels
-            out[(oy * width + ox) * channels + c if last else c * image + oy * width + ox] = 1
-        return Activations(node, channels_last(node.shape) if last else in_order(node.size), out, binary=True)
+        with (
+            to.each_nonzero(inputs) as (i, _),
+            each_output_of(to, node, i, last) as (c, _ky, _kx, oy, ox),
+        ):
+            pixels = node.size // channels
+            out[(oy * width + ox) * channels + c if last else c * pixels + oy * width + ox] = 1
+        order = channels_last(node.shape) if last else in_order(node.size)
+        return Activations(node, order, out, binary=True)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         raise ValueError("NIR has no max-pooling; train with average pooling, or stride the convolution")
 
 
 class Average(Pooling):
-    """``nn.AvgPool1d`` and ``nn.AvgPool2d``, and a mean over all but the channels."""
+    """``nn.AvgPool1d`` and ``nn.AvgPool2d``, and a mean over all dimensions but the channels."""
 
     name = "average"
     types = TORCH_LAYERS["average"]
@@ -93,13 +97,12 @@ class Average(Pooling):
     def read(self, call: Call) -> Node:
         if hasattr(call.module, "kernel_size"):
             return super().read(call)
-        (seen,) = call.input_shapes
         if call.module is None and not _is_over_sides(call):
             raise Unsupported(f"{call.where}: mean must be over all sides of an image")
         if call.module is not None and {*call.shape[1:]} != {1}:
             kind = type(call.module).__name__
             raise Unsupported(f"{call.where}: {kind} must leave one pixel, got {call.shape}")
-        channels, *sides = seen
+        channels, *sides = call.input_shapes[0]
         window = Mean(cast(Any, tuple(sides)))  # a sequence has one side
         node = Node(call.name, self, window, call.inputs, call.input_shapes, (channels, *(1 for _ in sides)))
         self.check(node)
@@ -109,8 +112,7 @@ class Average(Pooling):
         return "avg-pooling"
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
-        module = node.module
-        settings = self.onnx_settings(node)
+        module, settings = node.module, self.onnx_settings(node)
         mean = step.op("AveragePool", inputs, count_include_pad=int(module.count_include_pad), **settings)
         divisor = getattr(module, "divisor_override", None)
         if divisor is None:
@@ -118,20 +120,18 @@ class Average(Pooling):
         return step.op("Mul", [mean, step.number(math.prod(settings["kernel_shape"]) / divisor)])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        module = node.module
-        window = sliding_window(node)
-        read, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
+        module, window, element = node.module, sliding_window(node), to.number.element
+        inputs, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         divisor = getattr(module, "divisor_override", None)
         area = divisor or window.kernel[0] * window.kernel[1]
-        counted = not (divisor or module.count_include_pad) and any(window.padding)
-        element = to.number.element
+        divides_by_count = not (divisor or module.count_include_pad) and any(window.padding)
 
-        def divided(found: Value, count: Value) -> Value:
-            by = count.real(element) if counted else to.code.constant(area, element)
-            return found if area == 1 else found / spread(by, found.type.width)
+        def mean(total: Value, count: Value) -> Value:
+            by = count.real(element) if divides_by_count else to.code.constant(area, element)
+            return total if area == 1 else total / spread(by, total.type.width)
 
-        zero = to.code.constant(0, element)
-        return _pooled(to, node, read, last, zero, lambda found, there: found + there, divided)
+        fold = _Fold(to.code.constant(0, element), lambda total, pixel: total + pixel, mean)
+        return _pooled(to, node, inputs, last, fold)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module = node.module
@@ -150,81 +150,84 @@ class Average(Pooling):
 
 
 def _is_over_sides(call: Call) -> bool:
-    """Whether a mean is over height and width, and these alone."""
-    seen: Shape = call.input_shapes[0]
-    if len(seen) not in (2, 3) or not (call.arguments or "dim" in call.named):
+    """Whether `call`, a mean without a module, is over exactly the height and width of samples."""
+    shape: Shape = call.input_shapes[0]
+    if len(shape) not in (2, 3) or not (call.arguments or "dim" in call.named):
         return False
-    blank = torch.empty([2] * (call.leading + len(seen)), dtype=torch.float32, device="meta")
-    kept = torch.mean(blank, *call.arguments, **{**call.named, "keepdim": True}).shape
-    return tuple(kept) == (*[2] * (call.leading + 1), *(1 for _ in seen[1:]))
+    example = torch.empty([2] * (call.leading + len(shape)), dtype=torch.float32, device="meta")
+    mean = torch.mean(example, *call.arguments, **{**call.named, "keepdim": True})
+    return tuple(mean.shape) == (*[2] * (call.leading + 1), *(1 for _ in shape[1:]))
 
 
-def _any(to: Lowering, node: Node, read: Activations, octets: int) -> Activations:
-    """Max pooling of spikes as bits; a pixel consists of `octets` whole bytes."""
-    assert read.bits is not None
-    out = to.bits(node.size)
-    out.clear(-(-node.size // 64) * 8)
-    zero = to.code.constant(0, BYTE)
-    with to.registers(octets) as parts:
-        _fold(to, node, read.bits, out, octets, parts, zero, lambda a, b: a | b, lambda found, _: found)
-    return Activations(node, channels_last(node.shape), bits=out, binary=True)
+class _Fold(NamedTuple):
+    """A reduction of the pixels under a window to one number."""
+
+    first: Value
+    """The total before the first pixel."""
+    combine: Callable[[Value, Value], Value]
+    """The next total, from the total and a pixel."""
+    result: Callable[[Value, Value], Value] = lambda total, _: total
+    """The output, from the last total and the number of pixels."""
 
 
-def _pooled(
-    to: Lowering, node: Node, read: Activations, last: bool, first: Value, folded: Any, result: Any
-) -> Activations:
-    """Folds the numbers under each window, starting with `first`."""
+def _maximum(total: Value, pixel: Value) -> Value:
+    """The larger of two numbers; NaN if `pixel` is NaN."""
+    above = pixel > total
+    return (above | pixel.differs(pixel) if pixel.type.real else above).select(pixel, total)
+
+
+def _pooled(to: Lowering, node: Node, inputs: Activations, last: bool, fold: _Fold) -> Activations:
+    """The output of the pooling `node`: a `fold` of each window of `inputs`, an image.
+
+    `last` says whether the channels of the image are last in memory, rather than first.
+    """
     window, (channels, height, width) = sliding_window(node), image_shape(node.shape)
-    numbers, out = to.numbers(read), to.temporary(node.size)
+    numbers, out = to.numbers(inputs), to.temporary(node.size)
     if last:
         with to.registers(channels) as parts:
-            _fold(to, node, numbers, out, channels, parts, first, folded, result)
+            _fold_windows(to, node, fold, numbers, out, channels, parts)
         return Activations(node, channels_last(node.shape), out)
     with to.code.loop(0, channels, name="c") as c:
         image = (numbers + c * (window.image[0] * window.image[1])).named("image")
         pixels = (out + c * (height * width)).named("pixels")
-        _fold(to, node, image, pixels, 1, [(0, 1)], first, folded, result)
+        _fold_windows(to, node, fold, image, pixels, 1, [(0, 1)])
     return Activations(node, in_order(node.size), out)
 
 
-def _fold(
+def _fold_windows(
     to: Lowering,
     node: Node,
+    fold: _Fold,
     source: Pointer,
     target: Pointer,
     stride: int,
-    parts: list[tuple[Any, int]],
-    first: Value,
-    folded: Callable[[Value, Value], Value],
-    result: Callable[[Value, Value], Value],
+    parts: list[tuple[Value | int, int]],
 ) -> None:
-    """Folds the pixels under each window of `node`.
+    """Writes loops that fold the pixels under each window of `node`.
 
     Args:
         to: the code of the step.
         node: a pooling layer.
-        source: the image; pixels are `stride` elements apart.
-        target: the pooled image, of which likewise.
-        stride: elements of a pixel.
-        parts: the vectors of a pixel.
-        first: what each fold begins with.
-        folded: a fold's next value, from its last one and a pixel under the window.
-        result: the number that is stored, from a fold's last value and the number of pixels.
+        fold: the reduction.
+        source: the input image.
+        target: the pooled image.
+        stride: elements of a pixel, in both images.
+        parts: the offset and the width of each vector of a pixel.
     """
     code, window, width = to.code, sliding_window(node), image_shape(node.shape)[2]
     with code.loop(0, window.outputs[0], name="oy") as oy, code.loop(0, window.outputs[1], name="ox") as ox:
         ranges = []
-        for axis, (at, low, high) in enumerate(((oy, "top", "bottom"), (ox, "left", "right"))):
-            begin = at * window.stride[axis] - window.padding[axis]
+        for axis, (i, low, high) in enumerate(((oy, "top", "bottom"), (ox, "left", "right"))):
+            begin = i * window.stride[axis] - window.padding[axis]
             end = (begin + window.kernel[axis]).smaller(code.constant(window.image[axis]))
             ranges.append((begin.larger(code.constant(0)).named(low), end.named(high)))
-        totals = [(at, n, code.variable(spread(first, n))) for at, n in parts]
+        totals = [(at, lanes, code.variable(spread(fold.first, lanes))) for at, lanes in parts]
         with code.loop(*ranges[0], name="y") as y, code.loop(*ranges[1], name="x") as x:
-            pixel = source + (y * window.image[1] + x) * stride
-            for at, n, found in totals:
-                there = (pixel + at).load(n).named("there")
-                found.value = folded(found.value, there)
+            place = source + (y * window.image[1] + x) * stride
+            for at, lanes, total in totals:
+                pixel = (place + at).load(lanes).named("pixel")
+                total.value = fold.combine(total.value, pixel)
         (top, bottom), (left, right) = ranges
         count = (bottom - top) * (right - left)
-        for at, _, found in totals:
-            (target + ((oy * width + ox) * stride + at)).store(result(found.value, count))
+        for at, _, total in totals:
+            (target + ((oy * width + ox) * stride + at)).store(fold.result(total.value, count))

@@ -1,4 +1,4 @@
-"""Calls that give the same numbers in another shape, or do nothing in evaluation: no layer of the graph."""
+"""Calls that return the same numbers in another shape, or the input itself in evaluation: no node."""
 
 import torch
 from torch import nn
@@ -23,7 +23,6 @@ class Reshape(LayerKind):
         *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.unflatten, functional.dropout),
         *("flatten", "reshape", "view", "squeeze", "unsqueeze", "unflatten", "contiguous", "detach", "clone"),
     )
-
     nir_types = ("Flatten",)
 
     def read(self, call: Call) -> Node:

@@ -1,4 +1,4 @@
-"""What convolutions and poolings share: a kernel that slides over an image or a sequence."""
+"""Kinds of layers whose kernel slides over an image or a sequence: convolutions and poolings."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,22 +11,22 @@ from hibana.network.lowering import Lowering
 from hibana.network.sliding_window import image_shape, sliding_window
 from hibana.runtime.kernels import Value
 
-__all__ = ["SlidingKind", "seen_by"]
+__all__ = ["SlidingKind", "each_output_of"]
 
 
 class SlidingKind(LayerKind):
     """A kernel over samples ``[channels, width]`` or ``[channels, height, width]``."""
 
     def check(self, node: Node) -> None:
-        (seen,), module = node.input_shapes, node.module
+        (shape,), module = node.input_shapes, node.module
         sides, kind = spatial_dims(module), type(module).__name__
         if sides > 2 or not hasattr(module, "kernel_size"):
             self.refuse_setting(node, kind)
-        if len(seen) != sides + 1:
-            self.refuse_setting(node, f"{kind} on samples of shape {seen}, which have no channels,")
+        if len(shape) != sides + 1:
+            self.refuse_setting(node, f"{kind} on samples of shape {shape}, which have no channels,")
 
     def check_sample(self, shape: Shape, sides: int) -> None:
-        """Raises ValueError unless samples have channels and as many `sides`."""
+        """Raises ValueError unless samples of `shape` have channels and as many `sides`."""
         if len(shape) != sides + 1:
             raise ValueError(f"takes channels in {sides} dimensions, but gets the shape {shape}")
 
@@ -36,23 +36,30 @@ class SlidingKind(LayerKind):
         return (channels, width) if len(node.shape) == 2 else (channels, height, width)
 
     def onnx_settings(self, node: Node) -> dict[str, Any]:
-        """Kernel, strides and pads as ONNX has them."""
+        """Kernel, strides and pads as attributes of an ONNX node."""
         window, sides = sliding_window(node), slice(3 - len(node.shape), None)
         pads = [*window.padding][sides] + [*window.after][sides]
         return {"kernel_shape": window.kernel[sides], "strides": window.stride[sides], "pads": pads}
 
 
 @contextmanager
-def seen_by(
-    to: Lowering, node: Node, i: Value, last: bool
+def each_output_of(
+    to: Lowering, node: Node, i: Value, channels_last: bool
 ) -> Iterator[tuple[Value, Value, Value, Value, Value]]:
-    """A loop over the output pixels that see place `i` of the input image, channels `last` or first.
+    """A loop over the output pixels whose window contains place `i` of the input image.
 
-    Yields the channel of `i`, the row and column of the tap, and the row and column of the output.
+    Args:
+        to: the code of the step.
+        node: a convolution or a pooling.
+        i: a place in memory of the input image.
+        channels_last: whether channels are last in memory, rather than first.
+
+    Yields:
+        The channel of `i`, the row and column of the tap, and the row and column of the output pixel.
     """
     window = sliding_window(node)
     channels, height, width = image_shape(node.input_shapes[0])
-    if last:
+    if channels_last:
         c, row, column = i % channels, i // channels // width, i // channels % width
     else:
         c, row, column = i // (height * width), i // width % height, i % width
@@ -60,7 +67,7 @@ def seen_by(
 
     @contextmanager
     def output(tap: Value, pixel: Value, axis: int, name: str) -> Iterator[Value]:
-        """The output at which `tap` is on `pixel`, if there is one."""
+        """A branch that is taken if some output has `tap` on `pixel`; yields that output."""
         stride = window.stride[axis]
         offset = (pixel + window.padding[axis] - tap * window.dilation[axis]).named(name)
         at = offset // stride

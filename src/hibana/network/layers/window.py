@@ -38,15 +38,13 @@ class OverWindow(LayerKind):
         per_input = module.kernel_size * module.out_channels // module.groups
         return dense_operations(node, node.inputs[0].size * per_input)
 
-    def weights(self, node: Node, places: Tensor) -> tuple[Tensor, Tensor | None]:
-        module = node.module
-        return rows_of_channels(module.weight.detach(), module.groups), module.bias
+    def weights(self, node: Node, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        return rows_of_channels(node.module.weight.detach(), node.module.groups), node.module.bias
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         module = node.module
-        channels, outputs, kernel = module.in_channels, module.out_channels, module.kernel_size
-        pixels = node.size // outputs
-        steps = step.past(inputs[0], channels, pixels, module.reach)
+        pixels = node.size // module.out_channels
+        steps = step.past(inputs[0], module.in_channels, pixels, module.reach)
         bias = [] if module.bias is None else [step.constant(module.bias)]
         weight = module.weight.detach()
         if module.groups == 1 and pixels == 1:
@@ -56,44 +54,41 @@ class OverWindow(LayerKind):
             flat = step.op("Flatten", [steps], axis=1)
             sums = step.op("Gemm", [flat, step.constant(weight.flatten(1)), *bias], transB=1)
         else:
-            sums = step.op(
-                "Conv",
-                [steps, step.constant(weight[..., None]), *bias],
-                kernel_shape=[kernel, 1],
-                dilations=[module.dilation, 1],
-                group=module.groups,
-            )
+            kernel, dilations = [module.kernel_size, 1], [module.dilation, 1]
+            arrays = [steps, step.constant(weight[..., None]), *bias]
+            sums = step.op("Conv", arrays, kernel_shape=kernel, dilations=dilations, group=module.groups)
         return step.op("Reshape", [sums, step.constant(int64_tensor([-1, *node.shape]))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        module = node.module
-        read, places = to.activations[node.inputs[0]], channels_last(node.shape)
-        weights, bias = self.weights(node, read.order)
+        module, order = node.module, channels_last(node.shape)
+        inputs = to.activations[node.inputs[0]]
+        weights, bias = self.weights(node, inputs.order)
         channels, outputs, taps = module.in_channels, module.out_channels, module.kernel_size
-        of_group, pixels = outputs // module.groups, node.size // outputs
-        order, last, rows = None, False, to.constant(weights)
+        per_group, pixels = outputs // module.groups, node.size // outputs
+        channel_of, last, rows = None, False, to.constant(weights)
         if pixels > 1:
-            read, last = to.image(read, node.input_shapes[0])
-        elif not torch.equal(read.order, in_order(len(read.order))):
-            order = to.indices(read.order, "order")
-        ring = Ring(to, node, places, module.reach + 1)
-        with to.each_active(read) as (i, x):
-            c, pixel = i if order is None else order[i].to(LONG).named("c"), to.code.constant(0)
+            inputs, last = to.image(inputs, node.input_shapes[0])
+        elif not torch.equal(inputs.order, in_order(channels)):
+            channel_of = to.indices(inputs.order, "order")
+        ring = Ring(to, node, order, module.reach + 1)
+        with to.each_nonzero(inputs) as (i, x):
             if pixels > 1:
                 c, pixel = (i % channels, i // channels) if last else (i // pixels, i % pixels)
+            else:
+                c = i if channel_of is None else channel_of[i].to(LONG).named("c")
+                pixel = to.code.constant(0)
             first = pixel * outputs
             if module.groups > 1:
-                first = first + c // (channels // module.groups) * of_group
+                first = first + c // (channels // module.groups) * per_group
             with to.code.loop(0, taps, name="k") as k:
                 target = ring.step((to.code.constant(taps - 1) - k) * module.dilation) + first
-                row = rows + (c * taps + k) * of_group
-                to.accumulate(target.named("target"), row.named("weights"), of_group, x)
-        return Activations(node, places, ring.taken(bias))
+                row = rows + (c * taps + k) * per_group
+                to.accumulate(target.named("target"), row.named("weights"), per_group, x)
+        return Activations(node, order, ring.take(bias))
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         module = node.module
         weight, groups = module.weight.detach(), module.groups
-        diagonals = [torch.block_diag(*tap.chunk(groups)) for tap in weight.unbind(2)]  # type: ignore[no-untyped-call] # torch leaves it so
-        dense = torch.stack(diagonals, 2)
-        taps = enumerate(dense.flip(2).unbind(2))
-        return sum_of_delays({k * module.dilation: w for k, w in taps}, module.bias, node.input_shapes[0], dt)
+        dense = [torch.block_diag(*tap.chunk(groups)) for tap in weight.unbind(2)]  # type: ignore[no-untyped-call] # torch leaves it so
+        weights = {k * module.dilation: tap for k, tap in enumerate(reversed(dense))}
+        return sum_of_delays(weights, module.bias, node.input_shapes[0], dt)

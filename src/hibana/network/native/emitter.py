@@ -1,8 +1,8 @@
-"""The code of a step of one sample under construction: where values lie, and loops that layers share."""
+"""The code of a native step of one sample under construction: memory, and loops that layers share."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -10,82 +10,108 @@ import torch
 from torch import Tensor
 
 from hibana.network.graph import Node
-from hibana.network.lowering import Activations, Kind, Lowering, spread, times
-from hibana.network.native.blocks import Array, Block
-from hibana.network.native.neurons import neurons
+from hibana.network.lowering import Activations, Lowering, StateArray, spread, times
+from hibana.network.native.neurons import write_neurons
+from hibana.runtime.code import LINE
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Doubles, Floats, Ints, Longs, Pointer, Value
 
-__all__ = ["VECTOR", "Emitter", "Packed", "parts_of"]
+__all__ = ["Block", "Emitter", "PackedRows", "vector_parts"]
 
 VECTOR = 32
-"""Numbers that an element-wise loop takes at a time."""
+"""Numbers of a vector in element-wise loops."""
 CHUNK = 64
-"""Sums that are kept in registers while rows are added: four registers of AVX-512, eight of AVX2."""
+"""Sums that stay in registers while rows are added: four registers of AVX-512, eight of AVX2."""
+
+
+class Block:
+    """A block of memory under construction: arrays one after the other, each on its own cache lines."""
+
+    def __init__(self) -> None:
+        self.size = 0
+        """In bytes."""
+        self._parts: list[tuple[int, Tensor]] = []
+
+    def add(self, values: Tensor) -> int:
+        """Appends the bytes of `values`, and returns the offset of the first one."""
+        flat = values.detach().resolve_neg().contiguous().flatten()
+        offset = self.reserve(flat.numel() * flat.element_size())
+        self._parts.append((offset, flat.view(torch.uint8)))
+        return offset
+
+    def reserve(self, size: int) -> int:
+        """Appends `size` bytes of zeros, and returns the offset of the first one."""
+        offset, self.size = self.size, self.size + -(-size // LINE) * LINE
+        return offset
+
+    def packed(self) -> Tensor:
+        """The block, ``[size]`` bytes."""
+        block = torch.zeros(self.size, dtype=torch.uint8, device="cpu")
+        for offset, values in self._parts:
+            block[offset : offset + len(values)] = values
+        return block
 
 
 @dataclass(frozen=True)
-class Packed:
-    """Rows of weights among the constants, a chunk of outputs after the other, and a bias."""
+class PackedRows:
+    """Rows of weights among the constants, in chunks of outputs, and a bias."""
 
     inputs: int
     chunks: tuple[tuple[int, int, int], ...]
-    """Of each its first output, how many it has, and where its rows begin, in bytes."""
+    """The first output, the number of outputs, and the offset of the rows in bytes, of each chunk."""
     bias: int | None
-    """Where it begins, in bytes."""
+    """Offset in bytes."""
 
 
 class Emitter(Lowering):
     """Writes a function that computes layers of one step of one sample.
 
-    Constants and the state lie in blocks, at offsets that the code has in it; so does what lives for a step
-    only, in scratch memory. Another function of the same step has the constants and the state of `before`.
+    Constants, state and scratch memory are blocks; the code contains the offsets of arrays in them. A second
+    function of the same step adds to the constants and the state of `earlier`, the emitter of the first one.
     """
 
     target = "native"
 
     def __init__(
-        self, code: Code, dtype: torch.dtype, at: dict[str, Any], before: "Emitter | None" = None
+        self, code: Code, dtype: torch.dtype, blocks: dict[str, Any], earlier: "Emitter | None" = None
     ) -> None:
         self.code, self.dtype = code, dtype
-        self.number = self.number_of(dtype)
-        self.state_at: Bytes = at["state"]
-        self.weights_at: Bytes = at["weights"]
-        self.scratch_at: Bytes = at["scratch"]
-        self.functions_at: Longs = at["functions"]
+        self.number = self.number_pointer(dtype)
+        self._state_block: Bytes = blocks["state"]
+        self._weights_block: Bytes = blocks["weights"]
+        self._scratch_block: Bytes = blocks["scratch"]
+        self._function_table: Longs = blocks["functions"]
         self.scratch = Block()
-        self.weights: Block = before.weights if before else Block()
-        self.state: Block = before.state if before else Block()
-        self.arrays: list[Array] = before.arrays if before else []
-        """What the state holds."""
-        self.functions: list[int] = before.functions if before else []
-        """Addresses of the vector functions that are called."""
+        self.weights: Block = earlier.weights if earlier else Block()
+        self.initial_state: Block = earlier.initial_state if earlier else Block()
+        self.arrays: list[StateArray] = earlier.arrays if earlier else []
+        self.functions: list[int] = earlier.functions if earlier else []
+        """Addresses of the vector functions that the code calls."""
         self.activations: dict[Node, Activations] = {}
-        self.packed: dict[Node, Packed] = {}
+        self.packed: dict[Node, PackedRows] = {}
         """The weights of linear layers."""
         self._offsets: dict[str, int] = {}
+        """The offset of each temporary array in scratch memory, by the text of its pointer."""
 
     @staticmethod
-    def number_of(dtype: torch.dtype) -> type[Pointer]:
-        """Addresses of numbers of `dtype`."""
+    def number_pointer(dtype: torch.dtype) -> type[Pointer]:
+        """The pointer type of numbers of `dtype`."""
         return Doubles if dtype == torch.float64 else Floats
 
     def constant(self, values: Tensor, name: str = "") -> Pointer:
-        return (self.weights_at + self._place(values)).of(self.number)
+        return (self._weights_block + self._add_weights(values)).of(self.number)
 
-    def factor(self, number: float) -> Value:
-        return self.constant(torch.tensor([number], dtype=torch.float64, device="cpu"))[0]
-
-    def lowest(self) -> Value:
-        return self.code.constant(-torch.inf, self.number.element)
+    def _add_weights(self, values: Tensor) -> int:
+        """Adds `values` to the constants, and returns their offset in bytes."""
+        return self.weights.add(values.to(self.dtype))
 
     def indices(self, values: Tensor, name: str = "") -> Ints:
-        return (self.weights_at + self.weights.add(values.to(torch.int32))).of(Ints)
+        return (self._weights_block + self.weights.add(values.to(torch.int32))).of(Ints)
 
     def function(self, address: int) -> Pointer:
-        """The vector function at `address`, as the code is given it."""
+        """The vector function at `address`, loaded from the table of functions."""
         if address not in self.functions:
             self.functions.append(address)
-        return Pointer.at(self.functions_at[self.functions.index(address)])
+        return Pointer.at(self._function_table[self.functions.index(address)])
 
     def bits(self, count: int) -> Bytes:
         return self.temporary(-(-count // 64) * 8, Bytes).of(Bytes)
@@ -93,130 +119,123 @@ class Emitter(Lowering):
     def temporary(self, count: int, kind: type[Pointer] | None = None, *, binary: bool = False) -> Pointer:
         kind = kind or self.number
         offset = self.scratch.reserve(count * kind.element.size)
-        made = (self.scratch_at + offset).of(kind)
-        self._offsets[made.text] = offset
-        return made
+        pointer = (self._scratch_block + offset).of(kind)
+        self._offsets[pointer.text] = offset
+        return pointer
 
     def offset(self, temporary: Pointer) -> int:
-        """Where an array that :meth:`temporary` gave lies in scratch memory, in bytes."""
+        """The offset in scratch memory, in bytes, of an array that :meth:`temporary` returned."""
         return self._offsets[temporary.text]
 
-    def lasting(
-        self,
-        kind: Kind,
-        rest: Tensor,
-        of: Node,
-        places: Tensor,
-        shape: tuple[int, ...],
-        *,
-        binary: bool = False,
-    ) -> Bytes:
-        offset = self.state.add(rest)
-        self.arrays.append(Array(of.name, kind, offset, shape, places))
-        return self.state_at + offset
+    def state(self, array: StateArray, initial: Tensor) -> Bytes:
+        offset = self.initial_state.add(initial)
+        self.arrays.append(replace(array, offset=offset))
+        return self._state_block + offset
 
     def vectors(self, count: int) -> Iterator[tuple[Any, int]]:
-        whole = count - count % VECTOR
-        if whole:
-            with self.code.loop(0, whole, VECTOR) as at:
+        remainder = count % VECTOR
+        if count > remainder:
+            with self.code.loop(0, count - remainder, VECTOR) as at:
                 yield at, VECTOR
-        for first, vector_width in parts_of(count - whole):
-            yield whole + first, vector_width
+        for first, width in vector_parts(remainder):
+            yield count - remainder + first, width
 
     @contextmanager
     def registers(self, count: int) -> Iterator[list[tuple[Any, int]]]:
-        yield parts_of(count)
+        yield vector_parts(count)
 
-    def numbers(self, held: Activations) -> Pointer:
-        if held.numbers is None:
-            held.numbers = self.temporary(held.node.size)
-            self.expand(held, held.numbers)
-        return held.numbers
+    def numbers(self, activations: Activations) -> Pointer:
+        if activations.numbers is None:
+            activations.numbers = self.temporary(activations.node.size)
+            self.expand(activations, activations.numbers)
+        return activations.numbers
 
-    def expand(self, held: Activations, target: Pointer) -> None:
-        """Writes the numbers of bits to `target`."""
-        assert held.bits is not None
-        for at, vector_width in self.vectors(held.node.size):
+    def expand(self, activations: Activations, target: Pointer) -> None:
+        """Writes the bits of `activations` to `target`, as zeros and ones."""
+        bits = activations.bits
+        assert bits is not None
+        for at, width in self.vectors(activations.node.size):
             if isinstance(at, Value):
-                mask = held.bits.of(Ints)[at // 32].mask(vector_width)
+                mask = bits.of(Ints)[at // 32].mask(width)
             else:
-                mask = (held.bits.of(Longs)[at // 64] >> (at % 64)).mask(vector_width)
-            one = self.code.constant(1, self.number.element.of(vector_width))
+                mask = (bits.of(Longs)[at // 64] >> (at % 64)).mask(width)
+            one = self.code.constant(1, self.number.element.of(width))
             (target + at).store(mask.select(one, 0))
 
-    def listed(self, held: Activations) -> tuple[Pointer, Value]:
-        """The places of what is not zero, and how many there are."""
-        if held.active is None:
-            size, found = held.node.size, self.code.variable(0)
+    def _list_nonzero(self, activations: Activations) -> tuple[Pointer, Value]:
+        """The places of the nonzero numbers, and their count; the first call writes the loop."""
+        if activations.nonzero is None:
+            size, count = activations.node.size, self.code.variable(0)
             places = self.temporary(size, Ints).of(Ints)
 
-            def keep(word: Value, first: Any) -> None:
+            def append(word: Value, first: Any) -> None:
+                """Appends the positions of the set bits of `word`, plus `first`."""
                 with self.code.each_bit(word) as bit:
-                    count = found.value
-                    places[count] = (bit + first).to(INT)
-                    found.value = count + 1
+                    end = count.value
+                    places[end] = (bit + first).to(INT)
+                    count.value = end + 1
 
-            if held.bits is not None:
+            if activations.bits is not None:
                 with self.code.loop(0, -(-size // 64)) as w:
-                    keep(held.bits.of(Longs)[w], w * 64)
+                    append(activations.bits.of(Longs)[w], w * 64)
             else:
-                numbers = self.numbers(held)
-                for at, vector_width in self.vectors(size):
-                    keep((numbers + at).load(vector_width).differs(0).word().to(LONG), at)
-            held.active = places, found.value
-        return held.active
+                numbers = self.numbers(activations)
+                for at, width in self.vectors(size):
+                    append((numbers + at).load(width).differs(0).word().to(LONG), at)
+            activations.nonzero = places, count.value
+        return activations.nonzero
 
     @contextmanager
-    def each_active(self, held: Activations) -> Iterator[tuple[Value, Value | None]]:
-        places, count = self.listed(held)
+    def each_nonzero(self, activations: Activations) -> Iterator[tuple[Value, Value | None]]:
+        places, count = self._list_nonzero(activations)
         with self.code.loop(0, count) as k:
             i = places[k].to(LONG)
-            yield i, None if held.binary else self.numbers(held)[i]
+            yield i, None if activations.binary else self.numbers(activations)[i]
 
-    def pack(self, rows: Tensor, bias: Tensor | None = None) -> Packed:
-        """Rows ``[inputs, outputs]`` among the constants; the weights of a chunk of outputs lie together."""
+    def pack(self, rows: Tensor, bias: Tensor | None = None) -> PackedRows:
+        """Adds `rows` ``[inputs, outputs]`` to the constants, the weights of a chunk of outputs together."""
         inputs, outputs = rows.shape
         size, chunks = CHUNK * 4 // self.number.element.size, []
         for first in range(0, outputs, size):
             width = min(size, outputs - first)
-            chunks.append((first, width, self._place(rows[:, first : first + width])))
-        return Packed(inputs, tuple(chunks), None if bias is None else self._place(bias))
+            chunks.append((first, width, self._add_weights(rows[:, first : first + width])))
+        return PackedRows(inputs, tuple(chunks), None if bias is None else self._add_weights(bias))
 
-    def _place(self, values: Tensor) -> int:
-        return self.weights.add(values.to(self.dtype))
-
-    def add_rows(self, held: Activations, packed: Packed, out: Pointer) -> None:
-        """``out = sum_i x_i rows[i] + bias`` over what is not zero, in rising order, the bias last."""
+    def add_rows(self, inputs: Activations, packed: PackedRows, out: Pointer) -> None:
+        """``out = sum_i x_i rows[i] + bias`` over nonzero inputs x, in rising order, the bias last."""
         zero = self.code.constant(0, self.number.element)
         for first, width, offset in packed.chunks:
-            weights = (self.weights_at + offset).of(self.number)
-            parts = [(at, n, self.code.variable(spread(zero, n))) for at, n in parts_of(width)]
-            with self.each_active(held) as (i, x):
+            weights = (self._weights_block + offset).of(self.number)
+            totals = [(at, n, self.code.variable(spread(zero, n))) for at, n in vector_parts(width)]
+            with self.each_nonzero(inputs) as (i, x):
                 row = weights + i * width
-                for at, vector_width, total in parts:
-                    total.value = total.value + times((row + at).load(vector_width), x)
-            for at, _, total in parts:
-                place = first + at
-                (out + place).store(self.biased(total.value, packed, place))
+                for at, n, total in totals:
+                    total.value = total.value + times((row + at).load(n), x)
+            for at, _, total in totals:
+                (out + (first + at)).store(self.with_bias(total.value, packed, first + at))
 
-    def biased(self, sums: Value, packed: Packed, place: int) -> Value:
-        """Sums of the outputs from `place` on, with their bias if there is one."""
+    def with_bias(self, sums: Value, packed: PackedRows, first: int) -> Value:
+        """`sums` of the outputs from `first` on, plus their bias if the layer has one."""
         if packed.bias is None:
             return sums
-        bias = (self.weights_at + packed.bias).of(self.number)
-        return sums + (bias + place).load(sums.type.width)
+        bias = (self._weights_block + packed.bias).of(self.number)
+        return sums + (bias + first).load(sums.type.width)
 
     def product(
-        self, node: Node, read: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
+        self, node: Node, inputs: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
     ) -> None:
         packed = self.packed[node] = self.pack(weights, bias)
-        self.add_rows(read, packed, out)
+        self.add_rows(inputs, packed, out)
 
-    def neurons(self, node: Node, read: Activations) -> Activations:
-        return neurons(self, node, len(self.activations), read)
+    def neurons(self, node: Node, currents: Activations) -> Activations:
+        return write_neurons(self, node, len(self.activations), currents)
 
 
-def parts_of(count: int) -> list[tuple[int, int]]:
-    """Vectors that cover `count` elements, the longest first: where each begins, and its width."""
-    vector_width = [CHUNK] * (count // CHUNK) + [1 << b for b in reversed(range(6)) if count % CHUNK & 1 << b]
-    return list(zip(accumulate([0, *vector_width]), vector_width, strict=False))
+def vector_parts(count: int, widest: int = CHUNK) -> list[tuple[int, int]]:
+    """The offset and the width of vectors that cover `count` elements, the widest first.
+
+    Widths are powers of two up to `widest`.
+    """
+    bits = reversed(range(widest.bit_length() - 1))
+    widths = [widest] * (count // widest) + [1 << b for b in bits if count % widest & 1 << b]
+    return list(zip(accumulate([0, *widths]), widths, strict=False))

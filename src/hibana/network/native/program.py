@@ -1,4 +1,4 @@
-"""Programs: a network as one native function, called over sequences."""
+"""``hb.compile``: a network as one native function, called over sequences."""
 
 from typing import Any
 
@@ -15,23 +15,23 @@ __all__ = ["Program", "compile"]
 
 
 def compile(net: nn.Module, example: Tensor) -> "Program":  # noqa: A001 - the verb, as of torch.compile
-    """The network in evaluation as one native function, for whole sequences and for streams.
+    """The network in evaluation as one native function, for complete sequences and for streams.
 
-    Layers are compiled together: a step is one call, whatever the number of layers, and adds a row of weights
-    for each spike. It needs no C compiler, computes on the CPU, and has no gradients. Weights are copied;
-    after they changed, call :meth:`Program.update`. What it returns equals ``net(inputs)`` in evaluation, to
-    the rounding of sums.
+    All layers are compiled together: a step is one call, and adds a row of weights for each spike. The
+    function needs no C compiler, computes on the CPU, and has no gradients. It has a copy of the weights;
+    after they changed, call :meth:`Program.update`. Its outputs equal ``net(inputs)`` in evaluation up to the
+    rounding of sums.
 
     Args:
         net: a network over ``[T, batch, ...]`` of linear layers, convolutions (1 and 2 dimensions), pooling,
             batch normalisation, windows, delays, sums of branches, and neurons of any cell that compiles; or
-            one in whole numbers, of :func:`hibana.quantize`.
-        example: an input ``[T, batch, ...]`` on the CPU, float32 or float64; T and batch may be any later.
+            an integer network of :func:`hibana.quantize`.
+        example: an input ``[T, batch, ...]`` on the CPU, float32 or float64; T and batch may differ later.
 
     Raises:
         TypeError: if `example` is no floating-point tensor.
         ValueError: if it is not ``[T, batch, ...]``, or not on the CPU.
-        Unsupported: naming the layer, if one can't be compiled.
+        Unsupported: naming the layer, if it can't be compiled.
 
     >>> import torch, hibana as hb
     >>> net = nn.Sequential(nn.Linear(4, 8), hb.LIF(), nn.Linear(8, 2), hb.LI())
@@ -48,32 +48,36 @@ def compile(net: nn.Module, example: Tensor) -> "Program":  # noqa: A001 - the v
 
 
 class Program:
-    """A compiled network: what :func:`hibana.compile` returns. It may be called from several threads."""
+    """A compiled network, as :func:`hibana.compile` returns it. Several threads may call it at once."""
 
     def __init__(self, net: nn.Module, example: Tensor) -> None:
         self._net, self._example = net, example
-        self._native = self._compiled()
+        self._versions = _versions(net)
+        self._native = self._compile()
 
     @property
     def graph(self) -> Network:
-        """The network as it was read; ``print(program.graph)`` shows its layers as a table."""
+        """The network as a graph; ``print(program.graph)`` shows its layers as a table."""
         return self._native.network
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what it takes and gives."""
+        """The dtype of inputs and outputs."""
         return self._example.dtype
 
     @property
-    def whole(self) -> Quantized | None:
-        """The network, if it computes in whole numbers."""
+    def quantized(self) -> Quantized | None:
+        """The network, if it computes in integers."""
         return self._net if isinstance(self._net, Quantized) else None
+
+    whole = quantized
+    """Deprecated name of :attr:`quantized`."""
 
     @property
     def is_current(self) -> bool:
-        """Whether the network's parameters and buffers are those that were compiled.
+        """Whether the program has the network's current parameters and buffers.
 
-        Writes through ``.data`` are not seen.
+        Writes through ``.data`` are not detected.
         """
         return self._versions == _versions(self._net)
 
@@ -81,9 +85,9 @@ class Program:
         """The network's output over `inputs`, ``[T, batch, ...]``, from rest.
 
         Raises:
-            TypeError: if `inputs` are no tensor of the program's dtype.
-            ValueError: if they have another shape, are not on the CPU, require a gradient, hold NaN, or are
-                more steps than a network in whole numbers may take.
+            TypeError: if `inputs` is no tensor of the program's dtype.
+            ValueError: if `inputs` has another shape, is not on the CPU, requires a gradient, contains NaN,
+                or has more steps than an integer network may take.
         """
         check_tensor("inputs", inputs, self.dtype)
         shape = self.graph.input.shape
@@ -95,34 +99,32 @@ class Program:
         """A new stream of `batch` samples, at rest.
 
         Raises:
-            ValueError: if `batch` is no whole number of at least 1.
+            ValueError: if `batch` is not an integer of at least 1.
         """
         if isinstance(batch, bool) or not isinstance(batch, int) or batch < 1:
             raise ValueError(f"batch must be a whole number of at least 1, got {batch!r}")
         return Stream(self, batch)
 
     def update(self) -> None:
-        """Takes the weights and hyper-parameters that the network has now; streams go on with them.
+        """Copies the network's current weights and hyper-parameters; streams continue with them.
 
         Raises:
-            ValueError: if the network has other layers or shapes than were compiled.
+            ValueError: if the layers or shapes of the network have changed.
         """
-        native = self._compiled(replace=False)
+        versions = _versions(self._net)
+        native = self._compile()
         if native.kernel.source != self._native.kernel.source:
             raise ValueError("net must have the layers and shapes that were compiled; compile it anew")
-        self._native, self._versions = native, _versions(self._net)
+        self._native, self._versions = native, versions
 
-    def _compiled(self, replace: bool = True) -> Native:
-        versions = _versions(self._net)
+    def _compile(self) -> Native:
+        """The native function of the network as it is now."""
         if isinstance(self._example, Tensor) and self._example.device.type != "cpu":
             raise ValueError(f"example must be on the CPU, where programs run, got {self._example.device}")
-        net, example, whole = self._net, self._example, self.whole
-        if whole is not None and isinstance(example, Tensor):
-            net, example = whole.net, whole.integer_input(example)
-        native = build(read(net, example))
-        if replace:
-            self._versions = versions
-        return native
+        net, example = self._net, self._example
+        if isinstance(net, Quantized) and isinstance(example, Tensor):
+            return build(read(net.net, net.integer_input(example)))
+        return build(read(net, example))
 
     def __reduce__(self) -> Any:
         raise TypeError("a program can't be pickled or copied: save the network, and compile it again")
@@ -135,6 +137,6 @@ class Program:
 
 
 def _versions(net: nn.Module) -> list[tuple[str, int, int]]:
-    """What changes if a parameter or buffer does."""
-    held = [*net.named_parameters(), *net.named_buffers()]
-    return [(name, tensor.data_ptr(), tensor._version) for name, tensor in held]
+    """The name, the address and the version of each parameter and buffer of `net`."""
+    tensors = [*net.named_parameters(), *net.named_buffers()]
+    return [(name, tensor.data_ptr(), tensor._version) for name, tensor in tensors]

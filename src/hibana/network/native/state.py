@@ -7,81 +7,97 @@ import torch
 from torch import Tensor
 
 from hibana.compiler import State
-from hibana.network.native.blocks import Array, pack_bits, unpack_bits
+from hibana.network.lowering import StateArray
 
-__all__ = ["get", "put"]
+__all__ = ["pack_bits", "read_state", "write_state"]
 
 
-def get(arrays: Sequence[Array], block: Tensor, dtype: torch.dtype) -> dict[str, State]:
-    """From each layer's name to its tensors, of the samples' blocks ``[batch, bytes]``."""
-    found: dict[str, State] = {}
+def read_state(arrays: Sequence[StateArray], block: Tensor, dtype: torch.dtype) -> dict[str, State]:
+    """The states of the layers by name, from the samples' blocks ``[batch, bytes]``."""
+    states: dict[str, State] = {}
     counters = {array.layer: array for array in arrays if array.kind == "counter"}
     for array in arrays:
         if array.kind == "counter":
             continue
-        count = prod(array.shape)
         if array.kind == "bits":
-            packed = block[:, array.offset : array.offset + -(-count // 64) * 8]
-            flat = unpack_bits(packed, count, dtype)
+            packed = block[:, array.offset : array.offset + -(-prod(array.shape) // 64) * 8]
+            in_memory = _unpack_bits(packed, prod(array.shape), dtype)
         else:
-            flat = _view(block, array, dtype)
+            in_memory = _view(block, array, dtype)
         if array.kind == "ring":
             steps = array.shape[0]
             now = _view(block, counters[array.layer], torch.int64)  # [batch, 1]
             order = (now + torch.arange(steps, dtype=torch.int64, device="cpu")) % steps  # [batch, steps]
-            rows = flat.view(len(flat), steps, -1)
-            flat = rows.gather(1, order[..., None].expand_as(rows)).transpose(0, 1)
-        values = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        values[..., array.order] = flat
+            rows = in_memory.view(len(in_memory), steps, -1)
+            in_memory = rows.gather(1, order[..., None].expand_as(rows)).transpose(0, 1)
+        values = torch.empty_like(in_memory, memory_format=torch.contiguous_format)
+        values[..., array.order] = in_memory
         shape = array.shape[1:] if array.kind == "ring" else array.shape
-        found[array.layer] = (*found.get(array.layer, ()), values.view(*values.shape[:-1], *shape))
-    return found
+        states[array.layer] = (*states.get(array.layer, ()), values.view(*values.shape[:-1], *shape))
+    return states
 
 
-def put(arrays: Sequence[Array], block: Tensor, dtype: torch.dtype, state: Mapping[str, State]) -> None:
-    """Writes what :func:`get` gave.
+def write_state(
+    arrays: Sequence[StateArray], block: Tensor, dtype: torch.dtype, state: Mapping[str, State]
+) -> None:
+    """Writes a state as :func:`read_state` returns it to the samples' blocks ``[batch, bytes]``.
 
     Raises:
         ValueError: naming the layer, if `state` has other entries or shapes; nothing is written then.
     """
-    held = [array for array in arrays if array.kind != "counter"]
-    names = dict.fromkeys(array.layer for array in held)
+    numbers = [array for array in arrays if array.kind != "counter"]
+    names = dict.fromkeys(array.layer for array in numbers)
     if not isinstance(state, Mapping) or state.keys() != names.keys():
         got = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(f"state must have an entry for each layer, {', '.join(names)}, got {got or 'none'}")
-    given: list[Tensor] = []
+    tensors: list[Tensor] = []
     for name in names:
-        wanted = [_shape(array, len(block)) for array in held if array.layer == name]
-        tensors = state[name]
-        shapes = [tuple(one.shape) if isinstance(one, Tensor) else type(one).__name__ for one in tensors]
-        if shapes != wanted:
-            raise ValueError(f"state of layer {name!r} must be tensors of {wanted}, got {shapes}")
-        given += tensors
-    for array, values in zip(held, given, strict=True):
+        expected = [_tensor_shape(array, len(block)) for array in numbers if array.layer == name]
+        shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in state[name]]
+        if shapes != expected:
+            raise ValueError(f"state of layer {name!r} must be tensors of {expected}, got {shapes}")
+        tensors += state[name]
+    for array, values in zip(numbers, tensors, strict=True):
         if array.kind == "bits" and not bool(((values == 0) | (values == 1)).all()):
             raise ValueError(f"state of layer {array.layer!r}: spikes must be 0 or 1")
-    for array, values in zip(held, given, strict=True):
-        inner = len(array.shape) - (array.kind == "ring")
-        flat = values.detach().to("cpu", dtype).flatten(-inner)[..., array.order]
+    for array, values in zip(numbers, tensors, strict=True):
+        dims = len(array.shape) - (array.kind == "ring")
+        in_memory = values.detach().to("cpu", dtype).flatten(-dims)[..., array.order]
         if array.kind == "bits":
-            packed = pack_bits(flat)
+            packed = pack_bits(in_memory)
             block[:, array.offset : array.offset + packed.shape[1]] = packed
         else:
-            flat = flat.transpose(0, 1).flatten(1) if array.kind == "ring" else flat
-            _view(block, array, dtype).copy_(flat)
+            in_memory = in_memory.transpose(0, 1).flatten(1) if array.kind == "ring" else in_memory
+            _view(block, array, dtype).copy_(in_memory)
     for array in arrays:
         if array.kind == "counter":
             _view(block, array, torch.int64).zero_()
 
 
-def _shape(array: Array, batch: int) -> tuple[int, ...]:
+def _tensor_shape(array: StateArray, batch: int) -> tuple[int, ...]:
+    """The shape of the tensor of `array` for `batch` samples."""
     if array.kind == "ring":
         return (array.shape[0], batch, *array.shape[1:])
     return (batch, *array.shape)
 
 
-def _view(block: Tensor, array: Array, dtype: torch.dtype) -> Tensor:
-    """The array of all samples, ``[batch, numbers]``, in place."""
-    size = dtype.itemsize
-    first = array.offset // size
+def _view(block: Tensor, array: StateArray, dtype: torch.dtype) -> Tensor:
+    """A view of `array` in the blocks of all samples, ``[batch, numbers]``."""
+    first = array.offset // dtype.itemsize
     return block.view(dtype)[:, first : first + prod(array.shape)]
+
+
+def pack_bits(values: Tensor) -> Tensor:
+    """Zeros and ones ``[..., n]`` as bits ``[..., bytes]``, lowest bit first, padded to words of 64 bits."""
+    count = values.shape[-1]
+    padded = torch.zeros(*values.shape[:-1], -(-count // 64) * 64, dtype=torch.uint8, device="cpu")
+    padded[..., :count] = values
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device="cpu")
+    octets: Tensor = padded.view(*values.shape[:-1], -1, 8) * weights
+    return octets.sum(-1, dtype=torch.uint8)
+
+
+def _unpack_bits(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """The first `count` bits of ``[..., bytes]``, as zeros and ones of `dtype`."""
+    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device="cpu") & 1
+    return bits.flatten(-2)[..., :count].to(dtype)

@@ -1,123 +1,126 @@
-"""The layers before the first that looks back: what a step computes of its input alone.
+"""The layers before the first layer over time, whose outputs depend on the input of the same step alone.
 
-They are a function of their own, so that a sequence can compute them for several steps at once, and once for
-an input that stays the same. Sums are taken in the same order either way.
+They are a separate function, so that a sequence computes them for several steps at once, and once for an
+input that is the same at each step. The order of sums is the same for both.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Activations, spread
-from hibana.network.native.emitter import Emitter, Packed
+from hibana.network.native.emitter import Emitter, PackedRows, vector_parts
 from hibana.runtime.kernels import LONG, Bytes, Code, Function, Longs, Pointer, Value, function
 
-__all__ = ["KINDS", "Still"]
+__all__ = ["KINDS", "StaticLayers"]
 
 STEPS = 5
-"""Steps of a dense input that are multiplied at once: of 16 registers of AVX2 their sums, a row of weights
-and an input take 13. On Zen 3 and for T=25, 4 and 6 take 1.2 and 1.05 times as long.
+"""Steps of a dense input that are multiplied at once: their sums, a row of weights and an input take 13 of
+the 16 registers of AVX2. On Zen 3 and for T=25, 4 and 6 steps take 1.2 and 1.05 times as long.
 """
-GROUPS, RESULTS = 5, 96 << 10
-"""How many times `STEPS` are computed together at most, and the bytes of their results: the weights of a few
-outputs, which lie in L2, are read by all of them before the next ones.
+MAX_GROUPS, MAX_RESULT_BYTES = 5, 96 << 10
+"""Bounds of the groups of `STEPS` that are computed together, and of the bytes of their results. All groups
+read the weights of a few outputs, which stay in L2, before the weights of the next outputs.
 """
 REGISTER_BYTES = 64
 """Bytes of sums of a step: one register of AVX-512, two of AVX2; more do not fit for all steps."""
-FEWEST = 3
-"""Steps that are worth a product of `STEPS`, of which the others are computed in vain."""
+MIN_STEPS = 3
+"""Fewest steps for which a product of `STEPS`, with the last steps repeated, is faster than single steps."""
 KINDS = {"state": Bytes, "weights": Bytes, "scratch": Bytes, "functions": Longs}
-"""Where a function of a step finds what it reads and writes, besides its input and output."""
+"""Parameters of each function of a step, besides its input and output."""
 
 
-class Still:
-    """The layers of `network` that need no step before, as functions; their results lie in scratch memory.
+class StaticLayers:
+    """The static layers of `network` as functions; their results lie in scratch memory.
 
     Args:
-        network: that they are of.
-        write: writes a layer by an emitter.
+        network: the network.
+        write: writes one layer with an emitter, given the pointer to the network's input.
     """
 
-    def __init__(self, network: Network, write: Any) -> None:
+    def __init__(self, network: Network, write: Callable[[Emitter, Node, Pointer], None]) -> None:
         self.nodes = network.static_nodes
-        number = Emitter.number_of(network.dtype)
-        made: list[Emitter] = []
+        number = Emitter.number_pointer(network.dtype)
+        emitters: list[Emitter] = []
 
         def body(code: Code, inputs: Any, **blocks: Any) -> None:
             emitter = Emitter(code, network.dtype, blocks)
-            made.append(emitter)
+            emitters.append(emitter)
             for node in self.nodes:
                 write(emitter, node, inputs)
 
         self._step = function("still", body, {"inputs": number, **KINDS})
-        (self.emitter,) = made
-        held = self.emitter.activations
+        (self.emitter,) = emitters
+        activations = self.emitter.activations
         self._offsets = {
-            node: self.emitter.offset(self.emitter.numbers(held[node])) for node in self.nodes[1:]
+            node: self.emitter.offset(self.emitter.numbers(activations[node])) for node in self.nodes[1:]
         }
         self.size = self.emitter.scratch.size
-        """Of the results of a step, in bytes."""
+        """Bytes of the results of a step."""
         self.steps = 1
         """Steps that are computed together."""
         self._block: Function | None = None
+        """The function that computes `steps` of a dense input, if the only static layer is linear."""
         if [node.kind for node in self.nodes] == ["input", "linear"]:
-            self.steps = STEPS * max(1, min(GROUPS, RESULTS // (STEPS * self.size)))
+            self.steps = STEPS * max(1, min(MAX_GROUPS, MAX_RESULT_BYTES // (STEPS * self.size)))
             (packed,) = self.emitter.packed.values()
-            self._block = self._blocked(packed, self._offsets[self.nodes[1]])
+            self._block = self._block_function(packed, self._offsets[self.nodes[1]])
 
     def activations(self, results: Bytes, number: type[Pointer]) -> dict[Node, Activations]:
-        """The layers' values, of which `results` are those of a step."""
+        """The activations of the static layers, whose numbers are in the `results` of a step."""
         return {
-            node: Activations(node, one.order, (results + self._offsets[node]).of(number), binary=one.binary)
-            for node, one in self.emitter.activations.items()
+            node: Activations(node, a.order, (results + self._offsets[node]).of(number), binary=a.binary)
+            for node, a in self.emitter.activations.items()
             if node in self._offsets
         }
 
     def compute(
-        self, code: Code, row: Pointer, stride: Value, count: Value, at: dict[str, Any], results: Pointer
+        self, code: Code, row: Pointer, stride: Value, count: Value, blocks: dict[str, Any], results: Pointer
     ) -> None:
-        """The results of `count` steps, at most `steps`, whose inputs lie `stride` numbers apart."""
-        blocks = [at["state"], at["weights"]]
-        if self._block is None:
-            self._each(code, row, stride, count, blocks, results, at["functions"])
-            return
-        dense = self._is_dense(code, row, stride, count)
-        with code.when(dense):
-            self._block.do(code, row, stride, count, *blocks, results, at["functions"])
-        self._each(code, row, stride, dense.select(0, count), blocks, results, at["functions"])
+        """Writes the computation of up to :attr:`steps` steps.
 
-    def _each(
-        self,
-        code: Code,
-        row: Pointer,
-        stride: Value,
-        count: Value,
-        blocks: list[Any],
-        results: Pointer,
-        functions: Longs,
-    ) -> None:
-        with code.loop(0, count) as k:
-            self._step.do(code, row + k * stride, *blocks, results + k * self.size, functions)
+        Args:
+            code: of the caller.
+            row: the input of the first step.
+            stride: numbers from the input of one step to that of the next.
+            count: the number of steps.
+            blocks: the other arguments of the functions, by name.
+            results: the memory for the results of all steps.
+        """
+        memory = [blocks["state"], blocks["weights"]]
+        singles = count
+        if self._block is not None:
+            is_dense = self._is_dense(code, row, stride, count)
+            with code.when(is_dense):
+                self._block.do(code, row, stride, count, *memory, results, blocks["functions"])
+            singles = is_dense.select(0, count)
+        with code.loop(0, singles) as k:
+            self._step.do(code, row + k * stride, *memory, results + k * self.size, blocks["functions"])
 
     def _is_dense(self, code: Code, row: Pointer, stride: Value, count: Value) -> Value:
-        """Whether there are enough steps, and most of their inputs are not zero."""
+        """Whether `count` is at least :data:`MIN_STEPS`, and most inputs are not zero."""
         size, width = self.nodes[0].size, 32
-        found = code.variable(0)
-        with code.loop(0, (count >= FEWEST).select(count, 0)) as k:
-            for at, there in code.vectors(code.constant(size), width):
-                differs = (row + k * stride + at).load(width, there).differs(0)
-                found.value = found.value + differs.word().popcount().to(LONG)
-        return found.value * 2 > count * size
+        nonzero = code.variable(0)
+        with code.loop(0, (count >= MIN_STEPS).select(count, 0)) as k:
+            for at, mask in code.vectors(code.constant(size), width):
+                differs = (row + k * stride + at).load(width, mask).differs(0)
+                nonzero.value = nonzero.value + differs.word().popcount().to(LONG)
+        return nonzero.value * 2 > count * size
 
-    def _blocked(self, packed: Packed, offset: int) -> Function:
-        """The linear layer on up to `steps` inputs, `STEPS` at once; for those missing, the last again."""
+    def _block_function(self, packed: PackedRows, offset: int) -> Function:
+        """The linear layer with the weights `packed` on up to :attr:`steps` inputs, `STEPS` at once.
+
+        The last input is repeated to complete a group. Results of a step begin at `offset` bytes.
+        """
         number = self.emitter.number
         per_register = REGISTER_BYTES // number.element.size
 
         def body(code: Code, inputs: Any, stride: Value, count: Value, **blocks: Any) -> None:
             emitter = Emitter(code, self.emitter.dtype, blocks, self.emitter)
             zero = code.constant(0, number.element)
-            pieces = [(c, *piece) for c in packed.chunks for piece in _pieces(c[1], per_register)]
-            for (first, width, place), begin, n in pieces:
+            chunks = packed.chunks
+            parts = [(chunk, *part) for chunk in chunks for part in vector_parts(chunk[1], per_register)]
+            for (first, width, place), begin, n in parts:
                 weights = (blocks["weights"] + place).of(number)
                 with code.loop(0, count, STEPS) as t:
                     rows = [inputs + (count - 1).smaller(t + s) * stride for s in range(STEPS)]
@@ -128,16 +131,7 @@ class Still:
                             total.value = total.value + spread(x[i], n) * row
                     for s, total in enumerate(totals):
                         out = (blocks["scratch"] + ((t + s) * self.size + offset)).of(number)
-                        (out + (first + begin)).store(emitter.biased(total.value, packed, first + begin))
+                        sums = emitter.with_bias(total.value, packed, first + begin)
+                        (out + (first + begin)).store(sums)
 
         return function("block", body, {"inputs": number, "stride": LONG, "count": LONG, **KINDS})
-
-
-def _pieces(count: int, most: int) -> list[tuple[int, int]]:
-    """Vectors of at most `most` numbers that cover `count`: where each begins, and its width."""
-    pieces, at = [], 0
-    while at < count:
-        width = min(most, 1 << (count - at).bit_length() - 1)
-        pieces.append((at, width))
-        at += width
-    return pieces

@@ -1,4 +1,4 @@
-"""Streams: a compiled network that goes on from step to step."""
+"""Streams: a compiled network with a state that continues from call to call."""
 
 import ctypes
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, get_num_threads
 from hibana.compiler import State
 from hibana.network.integer_network import Quantized
 from hibana.network.native.kernel import ARGUMENTS, CHECK, NAN, RUN, Native
-from hibana.network.native.state import get, put
+from hibana.network.native.state import read_state, write_state
 from hibana.runtime.threads import run
 from hibana.spikes.checks import is_constant_over_time
 
@@ -23,145 +23,153 @@ if TYPE_CHECKING:
 __all__ = ["Stream", "check_tensor", "sides"]
 
 SMALLEST_SHARE = 1 << 16
-"""Numbers of all layers, over samples and steps, that are worth a thread of their own."""
+"""Fewest outputs of all layers, over samples and steps, for which a further thread saves time."""
 
 _BUSY = "a stream serves one thread at a time, and another call runs; make a stream for each thread"
 
 _Step = TypeVar("_Step", Tensor, "np.ndarray[Any, Any]")
-_AT = {name: i for i, name in enumerate(ARGUMENTS)}
+_INDEX = {name: i for i, name in enumerate(ARGUMENTS)}
 _Function = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
 
 
 class Stream:
-    """A network that goes on from step to step: what :meth:`Program.stream` returns.
+    """A network with a state that continues from step to step, as :meth:`Program.stream` returns it.
 
-    Its state is its own. Different streams may run in different threads at once, with the interpreter lock
-    released. One stream serves one thread at a time: a call while another one runs raises RuntimeError.
+    Different streams may run in different threads at once, with the interpreter lock released. One stream
+    serves one thread at a time: a call while another one runs raises RuntimeError.
     """
 
     def __init__(self, program: "Program", batch: int) -> None:
         self.program, self.batch = program, batch
         self._native = native = program._native
         graph = native.network
-        self._dtype, self._number = program.dtype, graph.dtype
-        self._whole, self._taken = program.whole, 0
+        self._dtype, self._native_dtype = program.dtype, graph.dtype
+        self._quantized, self._steps = program.quantized, 0
+        """``_steps`` counts the steps of an integer network since the state was set."""
         self._lock = Lock()
         self._layout: tuple[int, int, bool] | None = None
-        """Steps, stride and whether the input is numbers of the last call, as the arguments have them."""
+        """Steps, stride, and whether the input is numbers, as the arguments of the last call have them."""
         self._shape = torch.Size((batch, *graph.input.shape))
-        self._blank = torch.empty((batch, *graph.output_shape), dtype=graph.dtype, device="cpu")
-        """Of the shape of what a step gives: ``empty_like`` takes a quarter of the time of ``empty``."""
+        self._output_template = torch.empty((batch, *graph.output_shape), dtype=graph.dtype, device="cpu")
+        """A tensor like the output of a step: ``empty_like`` takes a quarter of the time of ``empty``."""
         self._block = native.rest.repeat(batch, 1)
         self._work = sum(node.size for node in graph.nodes)
         self._status = ctypes.c_int64()
         self._arguments = (ctypes.c_int64 * len(ARGUMENTS))()
-        self._at = ctypes.addressof(self._arguments)
-        self._arguments[_AT["samples"]] = batch
-        self._stride, self._results = batch * graph.input.size, batch * graph.output.size
-        self._arguments[_AT["status"]] = ctypes.addressof(self._status)
+        self._address = ctypes.addressof(self._arguments)
+        self._arguments[_INDEX["samples"]] = batch
+        self._step_inputs, self._step_outputs = batch * graph.input.size, batch * graph.output.size
+        self._arguments[_INDEX["status"]] = ctypes.addressof(self._status)
         self._bind(native)
 
     def step(self, x: _Step) -> _Step:
-        """The output of the next step, of whose input is `x`; a NumPy array for a NumPy array.
+        """The output of the next step with the input `x`; a NumPy array for a NumPy array.
 
         Args:
-            x: ``[batch, ...]``, or ``[...]`` of one sample, in the program's dtype; what comes back has a
-                batch dimension if `x` has.
+            x: ``[batch, ...]``, or ``[...]`` if the stream has one sample, in the program's dtype; the output
+                has a batch dimension if `x` has one.
 
         Raises:
             TypeError: if `x` is of another type or dtype.
-            ValueError: if it has another shape, is not on the CPU, requires a gradient, or holds NaN; or if a
-                network in whole numbers may take no more steps; the state stays as it was.
+            ValueError: if `x` has another shape, is not on the CPU, requires a gradient, or contains NaN; or
+                if an integer network may take no more steps. The state does not change then.
         """
         if isinstance(x, np.ndarray):
             return self.step(torch.from_numpy(x)).numpy()
-        single = False
-        if not (isinstance(x, Tensor) and x.shape == self._shape and self._is_plain(x)):
+        is_single = False
+        if not (isinstance(x, Tensor) and x.shape == self._shape and self._is_readable(x)):
             check_tensor("x", x, self._dtype)
-            single = self.batch == 1 and x.shape == self._shape[1:]
-            if not single and x.shape != self._shape:
+            is_single = self.batch == 1 and x.shape == self._shape[1:]
+            if not is_single and x.shape != self._shape:
                 raise ValueError(f"x must be [{sides(self._shape)}], got {tuple(x.shape)}")
             x = x.resolve_neg().contiguous()
-        if self._whole is not None:
-            outputs = self._in_whole_numbers(self._whole, x[None] if not single else x[None, None])[0]
+        if self._quantized is not None:
+            outputs = self._integer_sequence(self._quantized, x[None, None] if is_single else x[None])[0]
         else:
-            outputs = torch.empty_like(self._blank)
+            outputs = torch.empty_like(self._output_template)
             self._launch(1, outputs, x, None, 0)  # lengths follow from the shapes
-        return outputs[0] if single else outputs
+        return outputs[0] if is_single else outputs
 
     def events(self, indices: "Tensor | np.ndarray[Any, Any] | Sequence[int]") -> Tensor:
         """The output ``[1, ...]`` of a step whose input is 1 at `indices` and 0 elsewhere.
 
         Args:
-            indices: whole numbers; of an input of several dimensions, in its flattened order. A place that
-                comes twice counts once.
+            indices: integers; for an input of several dimensions, of its flattened numbers. A repeated index
+                counts once.
 
         Raises:
-            TypeError: if they are no whole numbers.
-            ValueError: if the stream has several samples, or they are not in one dimension; as :meth:`step`.
-            IndexError: if one is out of range; the state stays as it was.
+            TypeError: if `indices` are not integers.
+            ValueError: if the stream has several samples, or `indices` have not one dimension; or if
+                :meth:`step` raises it.
+            IndexError: if an index is out of range. The state does not change then.
         """
         if self.batch != 1:
             raise ValueError(f"events are of one sample, and this stream has {self.batch}; use step")
-        places = indices.cpu() if isinstance(indices, Tensor) else torch.from_numpy(np.array(indices))
-        if places.numel() and (
-            places.is_floating_point() or places.is_complex() or places.dtype == torch.bool
-        ):
-            raise TypeError(f"indices must be whole numbers, got {places.dtype}")
-        if places.ndim != 1:
-            raise ValueError(f"indices must have one dimension, got shape {tuple(places.shape)}")
-        places = places.to(torch.int64).resolve_neg().contiguous()
-        if self._whole is not None:
-            return self.step(self._of_spikes(places))
-        outputs = torch.empty_like(self._blank)
-        self._run(1, outputs, events=places)
+        events = indices.cpu() if isinstance(indices, Tensor) else torch.from_numpy(np.array(indices))
+        is_integer = not (events.is_floating_point() or events.is_complex() or events.dtype == torch.bool)
+        if events.numel() and not is_integer:
+            raise TypeError(f"indices must be whole numbers, got {events.dtype}")
+        if events.ndim != 1:
+            raise ValueError(f"indices must have one dimension, got shape {tuple(events.shape)}")
+        events = events.to(torch.int64).resolve_neg().contiguous()
+        if self._quantized is not None:
+            x = torch.zeros(self._shape, dtype=self._dtype, device="cpu")
+            if events.numel() and not (int(events.min()) >= 0 and int(events.max()) < x.numel()):
+                raise IndexError(_out_of_range(x.numel()))
+            x.view(-1)[events] = 1
+            return self.step(x)
+        outputs = torch.empty_like(self._output_template)
+        self._run(1, outputs, events=events)
         return outputs
 
     def run(self, inputs: Tensor) -> Tensor:
-        """The outputs of the next steps, ``[T, batch, ...]``, as :meth:`step` one after the other."""
+        """The outputs of the next steps with `inputs`, ``[T, batch, ...]``, as of a :meth:`step` for each."""
         check_tensor("inputs", inputs, self._dtype)
         if inputs.shape[1:] != self._shape or not len(inputs):
             raise ValueError(f"inputs must be [T, {sides(self._shape)}], got {tuple(inputs.shape)}")
-        return self._sequence(inputs) if self._whole is None else self._in_whole_numbers(self._whole, inputs)
+        if self._quantized is not None:
+            return self._integer_sequence(self._quantized, inputs)
+        return self._sequence(inputs)
 
     def reset(self) -> None:
-        """Puts all samples back to rest."""
+        """Sets all samples to rest."""
         with self._exclusive():
             self._block.copy_(self.program._native.rest)
-            self._taken = 0
+            self._steps = 0
 
     @property
     def state(self) -> dict[str, State]:
-        """A copy of the state, from each layer's name to its tensors.
+        """A copy of the state: a tuple of tensors for each layer's name. Assigning it sets the state.
 
-        Of neurons they are those of :func:`hibana.run`, ``[batch, ...]``; of windows and delays the numbers
-        of the steps to come, ``[steps, batch, ...]``, the next one first. Assigning it puts a state back.
+        Layers of neurons have the states of :func:`hibana.run`, ``[batch, ...]``; windows and delays have
+        the numbers of the coming steps, ``[steps, batch, ...]``, the next step first.
 
         Raises:
-            ValueError: in assigning, naming the layer, if it is not a state of this program and batch; the
-                state stays as it was.
+            ValueError: in an assignment, naming the layer, if the value is not a state of this program and
+                batch. The state does not change then.
         """
         with self._exclusive():
-            return get(self._native.arrays, self._block, self._number)
+            return read_state(self._native.arrays, self._block, self._native_dtype)
 
     @state.setter
     def state(self, state: Mapping[str, State]) -> None:
         with self._exclusive():
-            put(self._native.arrays, self._block, self._number, state)
-            self._taken = 0
+            write_state(self._native.arrays, self._block, self._native_dtype, state)
+            self._steps = 0
 
     def spikes(self, layer: str) -> Tensor:
-        """What the neurons of `layer` emitted at the last step, ``[batch, ...]``.
+        """The output ``[batch, ...]`` of the neurons of `layer` in the last step.
 
         Raises:
             ValueError: if the network has no layer of neurons of that name.
         """
-        found = {array.layer: array for array in self._native.arrays if array.kind in ("numbers", "bits")}
-        if layer not in found:
-            raise ValueError(f"layer must be one of the layers of neurons, {', '.join(found)}, got {layer!r}")
+        outputs = {array.layer: array for array in self._native.arrays if array.kind in ("numbers", "bits")}
+        if layer not in outputs:
+            names = ", ".join(outputs)
+            raise ValueError(f"layer must be one of the layers of neurons, {names}, got {layer!r}")
         with self._exclusive():
-            ((emitted,),) = get((found[layer],), self._block, self._number).values()
-        return emitted
+            ((output,),) = read_state((outputs[layer],), self._block, self._native_dtype).values()
+        return output
 
     def __reduce__(self) -> Any:
         raise TypeError("a stream can't be pickled or copied: save its state, and give it to a new stream")
@@ -179,48 +187,48 @@ class Stream:
         finally:
             self._lock.release()
 
-    def _is_plain(self, x: Tensor) -> bool:
-        """Whether the memory of `x`, which has the right shape, can be read as it is."""
-        plain = x.dtype == self._dtype and x.is_cpu and not x.requires_grad
-        return plain and x.is_contiguous() and not x.is_neg()
+    def _is_readable(self, x: Tensor) -> bool:
+        """Whether the program can read the memory of `x`, which has the right shape, without a copy."""
+        has_type = x.dtype == self._dtype and x.is_cpu and not x.requires_grad
+        return has_type and x.is_contiguous() and not x.is_neg()
 
     def _sequence(self, inputs: Tensor) -> Tensor:
-        """The outputs of steps whose inputs were checked."""
-        steps, same = len(inputs), is_constant_over_time(inputs)
-        inputs = (inputs[:1] if same else inputs).resolve_neg().contiguous()
-        outputs = torch.empty(steps, *self._blank.shape, dtype=self._number, device="cpu")
-        self._run(steps, outputs, inputs, stride=0 if same else self._stride)
+        """The outputs of the next steps with `inputs` of a checked shape and dtype."""
+        steps, is_constant = len(inputs), is_constant_over_time(inputs)
+        inputs = (inputs[:1] if is_constant else inputs).resolve_neg().contiguous()
+        outputs = torch.empty(steps, *self._output_template.shape, dtype=self._native_dtype, device="cpu")
+        self._run(steps, outputs, inputs, stride=0 if is_constant else self._step_inputs)
         return outputs
 
-    def _in_whole_numbers(self, net: Quantized, inputs: Tensor) -> Tensor:
-        """The same, of a network in whole numbers."""
-        taken = self._taken + len(inputs)
-        if taken > net.steps > 0:
+    def _integer_sequence(self, net: Quantized, inputs: Tensor) -> Tensor:
+        """:meth:`_sequence` of an integer network."""
+        steps = self._steps + len(inputs)
+        if steps > net.steps > 0:
             raise ValueError(
                 f"a network in whole numbers may take {net.steps} steps from rest, within which nothing "
-                f"overflows, got {taken}; reset the stream, or quantize on longer inputs"
+                f"overflows, got {steps}; reset the stream, or quantize on longer inputs"
             )
         outputs = self._sequence(net.integer_input(inputs))
-        self._taken = taken
+        self._steps = steps
         return (outputs.double() * net.output_scale).to(self._dtype)
 
-    def _of_spikes(self, places: Tensor) -> Tensor:
-        """A step's input that is 1 at `places`."""
-        x = torch.zeros(self._shape, dtype=self._dtype, device="cpu")
-        if places.numel() and not (int(places.min()) >= 0 and int(places.max()) < x.numel()):
-            raise IndexError(_out_of_range(x.numel()))
-        x.view(-1)[places] = 1
-        return x
-
     def _bind(self, native: Native) -> None:
+        """Makes calls run `native`, on this stream's state."""
         self._native = native
         self._call = _Function(native.kernel.address)
-        if self._block.numel() != self.batch * native.rest.numel():
-            raise _length_error("state", self._block, self.batch * native.rest.numel())
+        self._check_length("state", self._block, self.batch * native.rest.numel())
         arguments = self._arguments
-        arguments[_AT["state"]] = self._block.data_ptr()
-        arguments[_AT["weights"]] = native.weights.data_ptr()
-        arguments[_AT["functions"]] = native.functions.data_ptr()
+        arguments[_INDEX["state"]] = self._block.data_ptr()
+        arguments[_INDEX["weights"]] = native.weights.data_ptr()
+        arguments[_INDEX["functions"]] = native.functions.data_ptr()
+
+    @staticmethod
+    def _check_length(name: str, buffer: Tensor, numbers: int) -> None:
+        """Raises RuntimeError unless `buffer` has as many numbers as the program's loops access."""
+        if buffer.numel() != numbers:
+            raise RuntimeError(
+                f"{name} must have {numbers} numbers, got {buffer.numel()}: an error in hibana"
+            )
 
     def _run(
         self,
@@ -230,29 +238,32 @@ class Stream:
         events: Tensor | None = None,
         stride: int = 0,
     ) -> None:
-        """Runs `steps` on `inputs`, contiguous, or on `events`, the places of the inputs that are 1.
+        """Runs the program.
 
-        `stride` is the distance of one step's inputs to the next one's, 0 if all steps have the same.
+        Args:
+            steps: number of steps.
+            outputs: memory for the outputs of all steps.
+            inputs: contiguous; None for events.
+            events: indices of the inputs that are 1.
+            stride: numbers from the inputs of one step to those of the next, 0 if all steps have the same.
         """
-        accessed = (steps - 1) * stride + self._stride
-        if outputs.numel() != steps * self._results:
-            raise _length_error("outputs", outputs, steps * self._results)
-        if inputs is not None and inputs.numel() != accessed:
-            raise _length_error("inputs", inputs, accessed)
+        self._check_length("outputs", outputs, steps * self._step_outputs)
+        if inputs is not None:
+            self._check_length("inputs", inputs, (steps - 1) * stride + self._step_inputs)
         self._launch(steps, outputs, inputs, events, stride)
 
     def _launch(
         self, steps: int, outputs: Tensor, inputs: Tensor | None, events: Tensor | None, stride: int
     ) -> None:
-        """:meth:`_run` on buffers of checked lengths."""
+        """:meth:`_run` with buffers of checked lengths."""
         if not self._lock.acquire(False):
             raise RuntimeError(_BUSY)
-        try:  # written out: a `with` block takes 0.2 us, of 5
+        try:  # not _exclusive, because a `with` block takes 0.2 of 5 us
             if self._native is not self.program._native:
                 self._bind(self.program._native)
             arguments = self._arguments
             if events is not None:  # an empty list has no memory: any address says that the input is a list
-                arguments[5], arguments[6] = events.data_ptr() or self._at, events.numel()
+                arguments[5], arguments[6] = events.data_ptr() or self._address, events.numel()
             if self._layout != (steps, stride, events is None):
                 arguments[0], arguments[1], arguments[3], arguments[7] = CHECK | RUN, steps, 0, stride
                 if events is None:
@@ -262,10 +273,10 @@ class Stream:
                 arguments[3] = inputs.data_ptr()
             arguments[4] = outputs.data_ptr()
             if self.batch == 1 or self.batch * steps * self._work <= SMALLEST_SHARE or get_num_threads() == 1:
-                self._call(0, self.batch, self._at)
+                self._call(0, self.batch, self._address)
             else:
                 grain = max(1, SMALLEST_SHARE // (steps * self._work))
-                for mode in (CHECK, RUN):  # all samples are checked before the first of them goes on
+                for mode in (CHECK, RUN):  # all samples are checked before one of them runs
                     arguments[0] = mode
                     if not self._status.value:
                         run(self._native.kernel.address, self.batch, bytes(arguments), grain)
@@ -280,17 +291,13 @@ class Stream:
             raise IndexError(_out_of_range(self._native.network.input.size))
 
 
-def _length_error(name: str, buffer: Tensor, accessed: int) -> RuntimeError:
-    """The error of a buffer that has another number of elements than a program's loops access."""
-    return RuntimeError(f"{name} must have {accessed} numbers, got {buffer.numel()}: an error in hibana")
-
-
 def _out_of_range(size: int) -> str:
+    """The message for an index that is not below `size`."""
     return f"indices must be in [0, {size}), the network's inputs; one is out of range"
 
 
 def check_tensor(name: str, x: object, dtype: torch.dtype) -> None:
-    """Raises TypeError or ValueError, naming the argument, if `x` is no tensor that a program reads."""
+    """Raises TypeError or ValueError, with the `name` of the argument, if a program can't read `x`."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor of {dtype}, got {type(x).__name__}")
     if x.dtype != dtype:
@@ -302,5 +309,5 @@ def check_tensor(name: str, x: object, dtype: torch.dtype) -> None:
 
 
 def sides(shape: Sequence[int]) -> str:
-    """A shape in a sentence, without brackets."""
+    """The numbers of a shape, separated by commas."""
     return ", ".join(map(str, shape))

@@ -7,7 +7,7 @@ The kinds of layers in ``network/layers`` map layers to nodes and back; this mod
 from hibana.runtime.extras import explain_import_error
 
 with explain_import_error("hibana.nir"):
-    from hibana.network.layers.gain import Scale
+    from hibana.network.layers.arithmetic import Scale
     from hibana.network.nir.reader import read
     from hibana.network.nir.writer import write
 
