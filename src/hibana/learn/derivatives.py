@@ -20,14 +20,7 @@ from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
 from hibana.runtime.torch_internals import run_backward
 
-__all__ = [
-    "INPUT",
-    "CellDerivatives",
-    "DerivativeStructure",
-    "Recursion",
-    "same_step_derivatives",
-    "step_derivatives",
-]
+__all__ = ["INPUT", "CellDerivatives", "Jacobian", "Recursion", "same_step_derivatives", "step_derivatives"]
 
 INPUT = -1
 """Index of a step's input in a :data:`Pair`, where states have 0, 1, ..."""
@@ -46,7 +39,7 @@ class Recursion(NamedTuple):
 
 
 @dataclass(frozen=True)
-class DerivativeStructure:
+class Jacobian:
     """The nonzero derivatives of a step. A dictionary's value is True if all neurons and steps share it."""
 
     over_step: dict[Pair, bool]
@@ -63,7 +56,7 @@ class DerivativeStructure:
         """The recursion of the trace with the cell's current values; None if it differs between neurons.
 
         Args:
-            cell: the cell of this structure.
+            cell: the cell of this Jacobian.
             example: one step of its input, ``[batch, ...]``.
         """
         row = {state: i for i, state in enumerate(self.components)}
@@ -102,7 +95,7 @@ class DerivativeStructure:
 
 @final
 class CellDerivatives:
-    """Caches the derivative structure and the trace recursion of a cell until the cell changes.
+    """Caches the Jacobian and the trace recursion of a cell until the cell changes.
 
     Args:
         cell: the cell whose step is differentiated.
@@ -112,29 +105,29 @@ class CellDerivatives:
     def __init__(self, cell: Cell, watched: Cell | None = None) -> None:
         self.cell, self.watched = cell, cell if watched is None else watched
         self.key: Any = None
-        """Identifies the cell's settings and the shape, dtype and device of the cached structure."""
-        self._structure: DerivativeStructure | None = None
+        """Identifies the cell's settings and the shape, dtype and device of the cached Jacobian."""
+        self._jacobian: Jacobian | None = None
         self._recursion: Recursion | None = None
         self._is_current = False
 
-    def structure(self, example: Tensor) -> DerivativeStructure:
-        """The structure for inputs like `example`, ``[batch, ...]``; raises as :func:`structure_of`."""
+    def jacobian(self, example: Tensor) -> Jacobian:
+        """The Jacobian for inputs like `example`, ``[batch, ...]``; raises as :func:`jacobian_of`."""
         key = dependencies_of(self.watched).key, example.shape[1:], example.dtype, example.device
-        if self._structure is None or self.key != key:
-            self._structure, self.key, self._is_current = structure_of(self.cell, example), key, False
-        return self._structure
+        if self._jacobian is None or self.key != key:
+            self._jacobian, self.key, self._is_current = jacobian_of(self.cell, example), key, False
+        return self._jacobian
 
     def recursion(self, example: Tensor) -> Recursion | None:
-        """The result of :meth:`DerivativeStructure.recursion`."""
-        structure = self.structure(example)
+        """The result of :meth:`Jacobian.recursion`."""
+        jacobian = self.jacobian(example)
         if not self._is_current:
-            self._recursion = structure.recursion(self.cell, example)
+            self._recursion = jacobian.recursion(self.cell, example)
             self._is_current = not tensors_of(self.watched)  # values of tensors change without a new key
         return self._recursion
 
 
-def structure_of(cell: Cell, example: Tensor) -> DerivativeStructure:
-    """The derivative structure of a step of `cell` for inputs like `example`, ``[batch, ...]``.
+def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
+    """The Jacobian of a step of `cell` for inputs like `example`, ``[batch, ...]``.
 
     Raises:
         Unsupported: if the step can't be traced, or multiplies neurons by matrices.
@@ -162,7 +155,7 @@ def structure_of(cell: Cell, example: Tensor) -> DerivativeStructure:
     inner = [(i, j) for i, j in same_step if j in components]
     wrapper = _DerivativeCell(cell, over_step, inner, between_components)
     constant = [_is_constant(value) for value in trace(wrapper, example.shape, example.dtype).nexts]
-    return DerivativeStructure(
+    return Jacobian(
         dict(zip(over_step, constant, strict=False)),
         dict(zip(inner, constant[len(over_step) :], strict=False)),
         tuple(between_components),
@@ -179,7 +172,7 @@ def step_derivatives(
     Args:
         cell: the cell.
         arguments: the input and the states before the step.
-        over_step: pairs as in :attr:`DerivativeStructure.over_step`.
+        over_step: pairs as in :attr:`Jacobian.over_step`.
     """
     with torch.enable_grad():
         leaves = [argument.detach().requires_grad_() for argument in arguments]
@@ -227,7 +220,7 @@ def _gradients(state: Tensor, sources: Sequence[Tensor]) -> Any:
 def _same_step_pairs(
     next_states: Sequence[Tensor], arguments: Sequence[Tensor]
 ) -> tuple[list[Pair], list[Pair]]:
-    """The pairs of `same_step` and of `between_components` in :class:`DerivativeStructure`, of all states."""
+    """The pairs of `same_step` and of `between_components` in :class:`Jacobian`, of all states."""
     same_step: list[Pair] = []
     for i, state in enumerate(next_states):
         others = {

@@ -63,7 +63,7 @@ def _plan(layer: NeuronLayer, rule: Rule) -> TracePlan:
 
 def _traces(layer: NeuronLayer, plan: TracePlan) -> str:
     """The numbers that the layer's traces store, in words."""
-    count, leaky = len(plan.structure.components), layer.readout is not None
+    count, leaky = len(plan.jacobian.components), layer.readout is not None
     if plan.is_rank_one:
         return f"1 number for each sample and input, {count + leaky} for each sample and neuron"
     if plan.recursion is not None:

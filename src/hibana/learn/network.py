@@ -206,7 +206,7 @@ class LeakyReadout:
             recursion = self._derivatives.recursion(step)
         except Unsupported as error:
             raise self._error(f"its step can't be followed: {error}") from error
-        if recursion is None or self._derivatives.structure(step).states > 1:
+        if recursion is None or self._derivatives.jacobian(step).states > 1:
             raise self._error("its derivative changes with its state or input, or it has several states")
         return recursion.transition[0, 0]
 

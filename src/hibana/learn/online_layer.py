@@ -17,7 +17,7 @@ from hibana.compiler import unroll_layer
 from hibana.compiler.graph.ops import Unsupported
 from hibana.learn import parameter_traces
 from hibana.learn.cell_runs import CellRun, filter_backwards, run_cell
-from hibana.learn.derivatives import CellDerivatives, DerivativeStructure, Recursion
+from hibana.learn.derivatives import CellDerivatives, Jacobian, Recursion
 from hibana.learn.network import NeuronLayer
 from hibana.learn.rule_cells import EffectCell, InputTraceCell, NeuronTraceCell, SilentCell
 from hibana.learn.rules import PPProp, Rule
@@ -32,7 +32,7 @@ TracesT = TypeVar("TracesT", InputTraces, SynapseTraces)
 class TracePlan(NamedTuple):
     """How the traces of a layer's synapses are computed."""
 
-    structure: DerivativeStructure
+    jacobian: Jacobian
     components: Sequence[int]
     """The states with a number in a trace."""
     recursion: Recursion | None
@@ -93,7 +93,7 @@ class OnlineLayer:
         """Sets the neurons to the resting state and removes all traces."""
         self.state: tuple[Tensor, ...] | None = None
         self.same_step: list[Tensor] = []
-        """Values of :attr:`DerivativeStructure.same_step` at the last step."""
+        """Values of :attr:`Jacobian.same_step` at the last step."""
         self.traces: dict[str, InputTraces | SynapseTraces] = {}
         self.parameter_traces: parameter_traces.ParameterTraces = []
         self.effects: tuple[Tensor, ...] = ()
@@ -105,15 +105,8 @@ class OnlineLayer:
         """Copies of the states and traces after the last chunk."""
         self._advance()
         traces = {name: (type(each) is InputTraces, each.tensor()) for name, each in self.traces.items()}
-        state: dict[str, Any] = _copy(
-            {
-                "state": self.state,
-                "coupling": self.same_step,
-                "of_parameters": self.parameter_traces,
-                "effects": self.effects,
-                "traces": traces,
-            }
-        )
+        neurons = {"state": self.state, "coupling": self.same_step, "of_parameters": self.parameter_traces}
+        state: dict[str, Any] = _copy({**neurons, "effects": self.effects, "traces": traces})
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -149,15 +142,15 @@ class OnlineLayer:
         has_self_synapse = layer.recurrent is not None and self.rule.keeps_self_synapse
         by_synapse = layer.readout is not None or has_self_synapse
         try:
-            structure = self.derivatives.structure(step)
+            jacobian = self.derivatives.jacobian(step)
             if self.silent is not None:
-                components = self.silent.structure(step).components
+                components = self.silent.jacobian(step).components
                 recursion = self.silent.recursion(step)
             else:
-                components = structure.components
+                components = jacobian.components
                 recursion = None if by_synapse else self.derivatives.recursion(step)
             if self.derivatives.key != self._cells_key:
-                self._build_cells(structure, components, step)
+                self._build_cells(jacobian, components, step)
         except Unsupported as error:
             raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {error}") from error
         if recursion is None and self.silent is not None:
@@ -167,21 +160,21 @@ class OnlineLayer:
             )
         if recursion is None and isinstance(self.rule, PPProp):
             decay = torch.full([1, 1], self.rule.decay, dtype=step.dtype, device=step.device)
-            return TracePlan(structure, (), Recursion(decay, torch.ones_like(decay[0])), is_rank_one=True)
-        return TracePlan(structure, components, recursion)
+            return TracePlan(jacobian, (), Recursion(decay, torch.ones_like(decay[0])), is_rank_one=True)
+        return TracePlan(jacobian, components, recursion)
 
-    def _build_cells(self, structure: DerivativeStructure, components: Sequence[int], step: Tensor) -> None:
+    def _build_cells(self, jacobian: Jacobian, components: Sequence[int], step: Tensor) -> None:
         """Builds the cells that run the layer, for neurons' inputs like `step`, ``[batch, ...]``."""
         layer, rule, self._cells_key = self.layer, self.rule, self.derivatives.key
         learns = bool(layer.cell_parameters)
         self.expanded = parameter_traces.ExpandedCell(layer.cell, step) if learns else None
         cell = layer.cell if self.expanded is None else self.expanded.cell
         self.step_cell = NeuronTraceCell(layer, layer.cell, None)
-        self.neuron_cell = NeuronTraceCell(layer, cell, structure, self_synapse=rule.keeps_self_synapse)
+        self.neuron_cell = NeuronTraceCell(layer, cell, jacobian, self_synapse=rule.keeps_self_synapse)
         if self.silent is not None:
-            self.input_cell = InputTraceCell(layer, structure, components, step)
+            self.input_cell = InputTraceCell(layer, jacobian, components, step)
         if isinstance(rule, PPProp):
-            self.effect_cell = EffectCell(layer, structure, rule.decay, step)
+            self.effect_cell = EffectCell(layer, jacobian, rule.decay, step)
 
     def run(self, inputs: Tensor) -> Tensor:
         """The layer's outputs over a chunk, with a gradient for its parameters and for `inputs`."""
@@ -295,7 +288,7 @@ class OnlineLayer:
         leak, ends = chunk.leak, []
         for state in [*chunk.plan.components, *([] if leak is None else [None])]:
             grads = chunk.weight_run.end_gradients(state, leak)
-            by_component = chunk.plan.structure.component_gradients(grads.states, self.same_step)
+            by_component = chunk.plan.jacobian.component_gradients(grads.states, self.same_step)
             factors = [None if grad is None else synapses.output_rows(grad[None])[0] for grad in by_component]
             if leak is not None:
                 factors.append(leak ** len(chunk.outputs) if state is None else None)
@@ -356,7 +349,7 @@ class OnlineLayer:
         grads = chunk.weight_run.gradients(chunk.weight_run.outputs, filtered)
         by_part = grads.extra
         if self.silent is None:
-            by_part = chunk.plan.structure.component_gradients(grads.states, self.same_step)
+            by_part = chunk.plan.jacobian.component_gradients(grads.states, self.same_step)
         part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_part]
         if chunk.leak is not None:
             part_grads.append(chunk.leak * filtered[0])

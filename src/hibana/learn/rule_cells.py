@@ -8,13 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.cells import Cell
-from hibana.learn.derivatives import (
-    INPUT,
-    DerivativeStructure,
-    Recursion,
-    same_step_derivatives,
-    step_derivatives,
-)
+from hibana.learn.derivatives import INPUT, Jacobian, Recursion, same_step_derivatives, step_derivatives
 from hibana.learn.network import NeuronLayer
 
 __all__ = ["EffectCell", "InputTraceCell", "NeuronTraceCell", "RuleCell", "SilentCell"]
@@ -73,26 +67,21 @@ class RuleCell(Cell):
 class NeuronTraceCell(RuleCell):
     """A step whose gradient over time stays within each neuron: D-RTRL and e-prop.
 
-    The extra states are the derivatives :attr:`DerivativeStructure.same_step`.
+    The extra states are the derivatives :attr:`Jacobian.same_step`.
 
     Args:
         layer: the layer.
         cell: one step of its neurons.
-        structure: the derivative structure of the cell; None to keep the gradient within a step.
+        jacobian: the Jacobian of the cell; None to keep the gradient within a step.
         self_synapse: whether the gradient includes the recurrent synapse of a neuron to itself.
     """
 
     def __init__(
-        self,
-        layer: NeuronLayer,
-        cell: Cell,
-        structure: DerivativeStructure | None,
-        *,
-        self_synapse: bool = False,
+        self, layer: NeuronLayer, cell: Cell, jacobian: Jacobian | None, *, self_synapse: bool = False
     ) -> None:
-        self.same_step = () if structure is None else tuple(structure.same_step)
-        self.between_components = () if structure is None else structure.between_components
-        self.over_time, self.self_synapse = structure is not None, self_synapse
+        self.same_step = () if jacobian is None else tuple(jacobian.same_step)
+        self.between_components = () if jacobian is None else jacobian.between_components
+        self.over_time, self.self_synapse = jacobian is not None, self_synapse
         super().__init__(layer, cell, [f"coupling_{i}_{j}" for i, j in self.same_step])
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
@@ -116,22 +105,18 @@ class InputTraceCell(RuleCell):
 
     Args:
         layer: the layer.
-        structure: the derivative structure of its cell.
+        jacobian: the Jacobian of its cell.
         components: the states with a component.
         example: a tensor with the dtype and device of the layer's input.
     """
 
     def __init__(
-        self,
-        layer: NeuronLayer,
-        structure: DerivativeStructure,
-        components: Sequence[int],
-        example: Tensor,
+        self, layer: NeuronLayer, jacobian: Jacobian, components: Sequence[int], example: Tensor
     ) -> None:
         super().__init__(layer, layer.cell, [f"trace_of_{i}" for i in components])
         output = len(layer.cell.state_names()) - 1
-        self.same_step = tuple([(output, i) for i in components if (output, i) in structure.same_step])
-        self.between_components = structure.between_components
+        self.same_step = tuple([(output, i) for i in components if (output, i) in jacobian.same_step])
+        self.between_components = jacobian.between_components
         self.trace_indices = tuple([list(components).index(i) for _, i in self.same_step])
         self.transition = example.new_zeros(len(components), len(components))
         self.input_factor = example.new_zeros(len(components))
@@ -169,11 +154,9 @@ class EffectCell(RuleCell):
     Its states are the neurons' states, F for each of them, and z.
     """
 
-    def __init__(
-        self, layer: NeuronLayer, structure: DerivativeStructure, decay: float, example: Tensor
-    ) -> None:
+    def __init__(self, layer: NeuronLayer, jacobian: Jacobian, decay: float, example: Tensor) -> None:
         super().__init__(layer, layer.cell, ())
-        self.decay, self.over_step = decay, tuple(structure.over_step)
+        self.decay, self.over_step = decay, tuple(jacobian.over_step)
         self.leak = example.new_zeros(())
         """The decay factor of a leaky readout behind the layer, 0 without a leaky readout."""
 

@@ -71,12 +71,7 @@ class Pairs:
             weight.clamp_(*self.bounds)
 
     def run(
-        self,
-        weight: Tensor,
-        bias: Tensor | None,
-        cell: Cell,
-        inputs: Tensor,
-        state: tuple[Tensor, ...],
+        self, weight: Tensor, bias: Tensor | None, cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Runs a sequence, and changes the weights in place at each step.
 
