@@ -452,7 +452,7 @@ def test_without_kernels_the_gradients_are_the_same(rule, monkeypatch):
     x = spikes(12, 4, 6)
     net = strong(network(hb.Recurrent(Repeating(), 5), "leaky"), x)
     exact = by_sequence(net, x, loss_of(x, 3), rule, 5)
-    for module in (hb.learn.cell_runs, hb.learn.online_layer):
+    for module in (hb.learn.rule_cells, hb.learn.online_layer):
         monkeypatch.setattr(
             module, "unroll_layer", functools.partial(module.unroll_layer, backend="reference")
         )

@@ -126,12 +126,7 @@ def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _neuron_layer(
     name: str, layer: OverTime | Recurrent, input_module: nn.Module | None, synapses: Synapses | None
 ) -> NeuronLayer:
-    """The record of a layer of neurons.
-
-    Raises:
-        TypeError: if the recurrent module is not linear.
-        ValueError: if the cell has parametrizations, or can't be followed.
-    """
+    """The record of a layer of neurons; raises if it can't be learned online."""
     recurrent, scale = None, 1.0
     if is_parametrized(layer.cell):
         raise ValueError(f"layer {name!r}: its cell has parametrizations, which rules don't see through")
@@ -168,11 +163,7 @@ def _check_memoryless(name: str, module: nn.Module) -> None:
 
 
 def _set_readouts(layers: list[NeuronLayer]) -> None:
-    """Sets the `readout` of each layer that has a leaky layer behind it.
-
-    Raises:
-        ValueError: if there are two leaky layers behind a layer, or the leak is not one number.
-    """
+    """Sets the `readout` of each layer that has a leaky layer behind it; raises if it has two."""
     for i, layer in enumerate(layers):
         leaky = [other for other in layers[i + 1 :] if not other.spikes]
         if len(leaky) > 1:

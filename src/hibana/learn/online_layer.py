@@ -16,13 +16,21 @@ from torch import Tensor, nn
 from hibana.compiler import unroll_layer
 from hibana.compiler.graph.ops import Unsupported
 from hibana.learn import parameter_traces
-from hibana.learn.cell_runs import CellRun, filter_backwards, run_cell
 from hibana.learn.derivatives import CellDerivatives, Jacobian, Recursion
 from hibana.learn.network import NeuronLayer
-from hibana.learn.rule_cells import EffectCell, InputTraceCell, NeuronTraceCell, SilentCell
+from hibana.learn.rule_cells import (
+    CellRun,
+    EffectCell,
+    InputTraceCell,
+    NeuronTraceCell,
+    SilentCell,
+    filter_backwards,
+    run_cell,
+)
 from hibana.learn.rules import PPProp, Rule
 from hibana.learn.synapses import Synapses
 from hibana.learn.traces import End, InputTraces, SynapseTraces
+from hibana.runtime.torch_internals import tree_map
 
 __all__ = ["OnlineLayer", "TracePlan"]
 
@@ -185,12 +193,7 @@ class OnlineLayer:
         return outputs
 
     def run_chunk(self, inputs: Tensor, with_graph: bool) -> Chunk:
-        """Runs the layer over a chunk, and stores it as pending.
-
-        Args:
-            inputs: the inputs of the layer, ``[T, batch, ...]``.
-            with_graph: whether the chunk's gradient may be needed.
-        """
+        """Runs the layer over inputs ``[T, batch, ...]``, with a graph if the gradient may be needed."""
         layer = self.layer
         with torch.set_grad_enabled(with_graph):
             by_matrix = layer.synapses is not None and layer.synapses.is_linear
@@ -201,12 +204,7 @@ class OnlineLayer:
                 f"layer {layer.name!r} must be given float32 or float64 to be learned online, "
                 f"got {neuron_inputs.dtype}"
             )
-        with torch.no_grad():
-            self.pending = self._run_neurons(leaf, neuron_inputs)
-        return self.pending
-
-    def _run_neurons(self, inputs: Tensor, neuron_inputs: Tensor) -> Chunk:
-        layer, drive, step = self.layer, neuron_inputs.detach(), neuron_inputs[0].detach()
+        drive, step = neuron_inputs.detach(), neuron_inputs[0].detach()
         before = layer.cell.initial_state(step) if self.state is None else self.state
         if before[0].shape != step.shape:
             raise ValueError(
@@ -233,7 +231,8 @@ class OnlineLayer:
             outputs = weight_run.outputs.detach()
             state = tuple([value.detach() for value in weight_run.last])
         runs = weight_run, parameter_run
-        return Chunk(plan, leak, inputs, neuron_inputs, before, outputs, state, *runs, effect, effects)
+        self.pending = Chunk(plan, leak, leaf, neuron_inputs, before, outputs, state, *runs, effect, effects)
+        return self.pending
 
     def _run_effects(self, neuron_inputs: Tensor, leak: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The neuron's factor of a trace of rank one over a chunk, and :attr:`Chunk.effects`."""
@@ -372,12 +371,8 @@ class OnlineLayer:
 
 
 def _copy(value: Any) -> Any:
-    """A copy of nested mappings and sequences of tensors."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {name: _copy(item) for name, item in value.items()}
-    return type(value)(map(_copy, value)) if isinstance(value, list | tuple) else value
+    """A copy of nested dictionaries and sequences of tensors."""
+    return tree_map(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, value)
 
 
 def _add(

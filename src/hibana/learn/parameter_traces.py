@@ -12,7 +12,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import Part
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
-from hibana.learn.cell_runs import CellRun, Gradients
+from hibana.learn.rule_cells import CellRun, Gradients
 
 __all__ = ["ExpandedCell", "ParameterTraces", "advance", "gradients"]
 

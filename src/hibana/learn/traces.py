@@ -44,11 +44,7 @@ class InputTraces:
         self.traces = traces.view(-1, *rows.shape[1:])
 
     def gradient(self, component_grads: Sequence[Tensor]) -> Tensor:
-        """The weights' gradient ``[outputs, inputs]`` from the steps before the chunk.
-
-        Args:
-            component_grads: the gradient of each component before the chunk, ``[rows, outputs]``.
-        """
+        """The weights' gradient through the steps before the chunk, ``[outputs, inputs]``."""
         assert self.traces is not None
         return torch.cat(list(component_grads)).T @ self.traces.flatten(0, 1)
 
@@ -87,12 +83,7 @@ class SynapseTraces:
         self.pending: _PendingStep | None = None
 
     def advance(self, rows: Tensor, ends: Sequence[End]) -> None:
-        """Updates the traces by a chunk.
-
-        Args:
-            rows: the inputs, ``[T, rows, inputs]``.
-            ends: one for each part.
-        """
+        """Updates the traces by a chunk with the inputs `rows`, ``[T, rows, inputs]``; `ends` is by part."""
         self._update()
         if self.traces is None:
             outputs = ends[0].input_factors.shape[2]
@@ -108,11 +99,7 @@ class SynapseTraces:
             _advance_rows(self.traces[:, first : first + step], rows, ends, slice(first, first + step))
 
     def gradient(self, part_grads: Sequence[Tensor]) -> Tensor:
-        """The weights' gradient ``[outputs, inputs]`` from the steps before the chunk.
-
-        Args:
-            part_grads: the gradient of each part before the chunk, ``[rows, outputs]``.
-        """
+        """The weights' gradient through the steps before the chunk, ``[outputs, inputs]``."""
         assert self.traces is not None
         if self._has_kernel():
             return self._run_kernel(part_grads)
@@ -159,20 +146,13 @@ class SynapseTraces:
 
 
 def _advance_rows(traces: Tensor, rows: Tensor, ends: Sequence[End], selected: slice) -> None:
-    """Updates some rows of the traces by a chunk, in place.
-
-    Args:
-        traces: the selected rows, ``[parts, selected, outputs, inputs]``.
-        rows: the inputs of all rows, ``[T, rows, inputs]``.
-        ends: one for each part.
-        selected: indices of the selected rows.
-    """
-    before = [traces[i] for i in range(len(traces))]
-    for i in reversed(range(len(traces))):  # the memory of a readout first, because no other part reads it
-        part = before[i]
-        if any(end.part_factors[i] is not None for end in ends[:i]):
+    """Updates the `selected` rows, ``[parts, selected, outputs, inputs]``, by a chunk, in place."""
+    before = list(traces)
+    for i in reversed(range(len(before))):  # the memory of a readout first, because no other part reads it
+        part, end = before[i], ends[i]
+        if any(other.part_factors[i] is not None for other in ends[:i]):
             before[i] = part.clone()
-        factors = [f if f is None or not f.ndim else f[selected, :, None] for f in ends[i].part_factors]
+        factors = [f if f is None or not f.ndim else f[selected, :, None] for f in end.part_factors]
         decay = factors[i]
         if decay is None:
             part.zero_()
@@ -181,7 +161,7 @@ def _advance_rows(traces: Tensor, rows: Tensor, ends: Sequence[End], selected: s
         for j, factor in enumerate(factors):
             if j != i and factor is not None:
                 part.addcmul_(factor, before[j])
-        input_factors = ends[i].input_factors[:, selected].permute(1, 2, 0)
+        input_factors = end.input_factors[:, selected].permute(1, 2, 0)
         part.baddbmm_(input_factors, rows[:, selected].transpose(0, 1))
 
 

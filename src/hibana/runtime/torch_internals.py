@@ -10,35 +10,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
-
-__all__ = [
-    "DYNAMO_COMPILES_CELLS",
-    "OpNamespace",
-    "OpOverload",
-    "TorchDispatchMode",
-    "are_transforms_active",
-    "current_transform",
-    "disable_dynamo",
-    "dispatch_mode_count",
-    "has_global_module_hooks",
-    "hooks_of",
-    "is_fake",
-    "is_forward_mode",
-    "is_legacy_batched",
-    "is_transformed",
-    "is_vmap_active",
-    "jit_trace",
-    "run_backward",
-    "saved_tensor_hooks",
-    "scan",
-    "to_dtype",
-    "tree_leaves",
-    "tree_map",
-    "will_execute",
-    "without_torch_function",
-]
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
 
 # Checks whether a call is traced or transformed. They run at every call, so each is one C function.
 

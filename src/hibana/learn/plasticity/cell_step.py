@@ -1,7 +1,6 @@
 """One step of a cell over one sample, emitted into a larger kernel."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,24 +12,12 @@ from hibana.compiler.cpu.row_pass import Pass
 from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
-from hibana.runtime.kernels import Code, Floats, Longs, Pointer, Value
+from hibana.runtime.kernels import Code, Floats, Pointer, Value
 
-__all__ = ["VECTOR", "CellStep", "CellTensors"]
+__all__ = ["VECTOR", "CellStep"]
 
 VECTOR = 16
 """Numbers in a vector."""
-
-
-@dataclass(frozen=True)
-class CellTensors:
-    """Addresses of the tensors that :meth:`CellStep.tensors` returns, and of scratch memory, in a kernel."""
-
-    parameters: Floats
-    constants: Floats
-    matrices: Floats
-    functions: Longs
-    scratch: Floats
-    """:attr:`CellStep.scratch_rows` rows."""
 
 
 class CellStep:
@@ -84,34 +71,40 @@ class CellStep:
         }
 
     def emit(
-        self, code: Code, rows: Mapping[str, Pointer], tensors: CellTensors, size: Value, stride: Value
+        self,
+        code: Code,
+        rows: Mapping[str, Pointer],
+        tensors: Mapping[str, Pointer],
+        size: Value,
+        stride: Value,
     ) -> None:
         """Emits one step.
 
         Args:
             code: the kernel.
             rows: the rows of a sample by their names in the pass: ``x``, ``emitted_before``, each state.
-            tensors: the cell's tensors.
+            tensors: the addresses of :meth:`tensors`, and of the scratch rows as ``scratch``.
             size: number of neurons.
             stride: distance between scratch rows, in numbers.
         """
         rows = dict(rows)
         for name, leaf in self._pass.leaves.items():
             if leaf.is_row and name not in rows:
-                rows[name] = tensors.parameters + size * int(name[1:])
+                rows[name] = tensors["parameters"] + size * int(name[1:])
         for i, name in enumerate(self._scratch):
-            rows[name] = tensors.scratch + stride * i
+            rows[name] = tensors["scratch"] + stride * i
 
         def scalar(array: str, i: int) -> Value:
-            is_constant = array == "c"
-            return tensors.constants[i] if is_constant else (tensors.parameters + size * int(array[1:]))[0]
+            if array == "c":
+                return tensors["constants"][i]
+            return (tensors["parameters"] + size * int(array[1:]))[0]
 
         scalars = scalar_arguments([self._pass], scalar)
-        functions = {name: Pointer.at(tensors.functions[i]) for i, name in enumerate(self._called)}
+        functions = {name: Pointer.at(tensors["functions"][i]) for i, name in enumerate(self._called)}
         for call in self._pass.sequence:
             operands = [rows[name] for name in call.rows]
             if call.function == "product":
-                matrix = tensors.matrices + size * size * self._matrices.index(call.matrix)
+                matrix = tensors["matrices"] + size * size * self._matrices.index(call.matrix)
                 _multiply(code, operands[0], matrix, operands[-1], size)
             else:
                 write_call(code, call, operands, scalars, functions, size, code.constant(0))

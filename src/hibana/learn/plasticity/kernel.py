@@ -6,7 +6,7 @@ spike of each input, or the end, and is then applied to the row step by step. Ea
 changes in the same order.
 """
 
-from hibana.learn.plasticity.cell_step import VECTOR, CellStep, CellTensors
+from hibana.learn.plasticity.cell_step import VECTOR, CellStep
 from hibana.learn.plasticity.pairs import Pairs
 from hibana.runtime.kernels import (
     BYTE,
@@ -94,8 +94,8 @@ def build_kernel(neurons: CellStep, pairs: Pairs) -> Launcher:
             (Ints, ins),
             (Ints, ins),
         ) as (current, scratch, spikes, any_spike, spiking, done):
-            assert isinstance(scratch, Floats)
-            tensors = CellTensors(parameters, constants, matrices, functions, scratch)
+            tensors: dict[str, Pointer] = {"parameters": parameters, "constants": constants}
+            tensors |= {"matrices": matrices, "functions": functions, "scratch": scratch}
             with code.loop(0, ins) as i:
                 done[i] = NEVER
                 with code.loop(0, batch) as b, code.when(pre[i * batch + b].differs(0)):
@@ -180,18 +180,10 @@ def _change_row(
     sizes: Sizes,
     rates: Rates,
 ) -> None:
-    """Changes an input's row of weights by one step.
+    """Changes an input's row of weights ``[stride]`` by one step.
 
-    Args:
-        code: the kernel.
-        pairs: the rule.
-        row: the weights, ``[stride]``.
-        trace: the input's trace, ``[batch]``.
-        spikes: the neurons' spikes as bytes, ``[batch, stride]``.
-        sent: the input's spikes, one every ``sizes.inputs_count`` numbers; None if there are no spikes.
-        post: the neurons' traces, ``[batch, stride]``.
-        sizes: sizes of the call.
-        rates: numbers of the rule.
+    `trace` is the input's trace ``[batch]``, `sent` its spikes (one every ``sizes.inputs_count`` numbers) or
+    None without a spike; `spikes` (as bytes) and `post` are those of the neurons, ``[batch, stride]``.
     """
     with code.loop(0, sizes.outputs_count, BLOCK) as j:
         plus, minus = code.variable(0, FLOAT.of(BLOCK)), code.variable(0, FLOAT.of(BLOCK))

@@ -6,8 +6,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from hibana.learn.plasticity.base import PairRule
-from hibana.learn.plasticity.pairs import Pairs, check_rate
+from hibana.learn.plasticity.pairs import PairRule, Pairs, check_rate
 from hibana.nn.layers import OverTime
 
 __all__ = ["Oja"]

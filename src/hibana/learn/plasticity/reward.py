@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells.spiking import decay
-from hibana.learn.cell_runs import filter_backwards
-from hibana.learn.plasticity.base import PairRule
-from hibana.learn.plasticity.pairs import Pairs, check_time_constant
+from hibana.learn.plasticity.pairs import PairRule, Pairs, check_time_constant
+from hibana.learn.rule_cells import filter_backwards
 from hibana.nn.layers import OverTime
 
 __all__ = ["RewardModulatedSTDP"]

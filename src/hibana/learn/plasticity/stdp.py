@@ -1,17 +1,22 @@
 """``hb.learn.STDP``: spike-timing-dependent plasticity of the weights of a linear layer."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Literal, final, overload
 
 import torch
 from torch import Tensor, nn
 
+from hibana.cells import Cell
 from hibana.compiler.checks import warn_slow
+from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
-from hibana.learn.plasticity.base import PairRule, check_spikes
-from hibana.learn.plasticity.native import NativePairs
-from hibana.learn.plasticity.pairs import Pairs
+from hibana.learn.plasticity.cell_step import CellStep
+from hibana.learn.plasticity.kernel import BLOCK, build_kernel
+from hibana.learn.plasticity.pairs import PairRule, Pairs, check_spikes
 from hibana.nn.layers import OverTime
+from hibana.runtime import available
+from hibana.runtime.kernels import Launcher, float_bits
 
 __all__ = ["STDP"]
 
@@ -83,7 +88,8 @@ class STDP(PairRule):
         if backend not in _BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}; got {backend!r}")
         self.backend = backend
-        self._native = NativePairs(pairs)
+        self._key: object = None
+        self._compiled: tuple[CellStep, Launcher] | None = None
 
     @overload
     def __call__(
@@ -148,12 +154,78 @@ class STDP(PairRule):
             raise Unsupported(f"backend 'cpu' runs float32 on the CPU, got {inputs.dtype} on {inputs.device}")
         if self.backend != "reference" and is_supported:
             try:
-                self._native.compile(cell, self.linear.out_features)
+                neurons, kernel = self._compile(cell)
             except Unsupported as error:
                 if self.backend == "cpu":
                     raise
                 warn_slow(cell, str(error))
             else:
-                return self._native.run(self.linear, cell, inputs, state)
+                return self._run_kernel(kernel, neurons.tensors(cell), inputs, state)
         check_spikes(inputs)
         return self.pairs.run(self.linear.weight.detach(), self.linear.bias, cell, inputs, state)
+
+    def _compile(self, cell: Cell) -> tuple[CellStep, Launcher]:
+        """The step of `cell` and the kernel, which are compiled again if the cell changes.
+
+        Raises:
+            Unsupported: if the cell can't be compiled.
+        """
+        key = (type(cell), dependencies_of(cell).key, self.linear.out_features)
+        if self._compiled is None or self._key != key:
+            if reason := available.unavailable_reason():
+                raise Unsupported(reason)
+            neurons = CellStep(cell, self.linear.out_features)
+            self._compiled, self._key = (neurons, build_kernel(neurons, self.pairs)), key
+        return self._compiled
+
+    def _run_kernel(
+        self, launcher: Launcher, tensors: Mapping[str, Tensor], inputs: Tensor, state: tuple[Tensor, ...]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Computes :meth:`Pairs.run` in float32 on the CPU, with the cell's `tensors`.
+
+        Raises:
+            ValueError: if an input is neither 0 nor 1; the weights are then unchanged.
+        """
+        pairs, weight, bias = self.pairs, self.linear.weight.detach(), self.linear.bias
+        outs, ins = weight.shape
+        steps, batch, _ = inputs.shape
+        *inner, before, pre, post = state
+        stride = -(-outs // BLOCK) * BLOCK
+        rows = weight.new_zeros(ins, stride)
+        rows[:, :outs] = weight.T
+        padded_bias = weight.new_zeros(stride)
+        if bias is not None:
+            padded_bias[:outs] = bias.detach()
+        states = torch.stack(inner) if inner else weight.new_zeros(0)
+        pre_rows = pre.T.clone(memory_format=torch.contiguous_format)
+        padded_post = weight.new_zeros(batch, stride)
+        padded_post[:, :outs] = post
+        outputs = weight.new_empty(steps, batch, outs)
+        status = torch.zeros(1, dtype=torch.int64, device="cpu")
+        rates = {"decay_pre": 1 - 1 / pairs.tau_pre, "decay_post": 1 - 1 / pairs.tau_post}
+        rates |= {"a_plus": pairs.a_plus, "a_minus": pairs.a_minus}
+        rates |= dict(zip(("lower", "upper"), pairs.bounds or (-math.inf, math.inf), strict=True))
+        launcher(
+            1,
+            inputs=inputs.resolve_neg().contiguous(),
+            outputs=outputs,
+            weights=rows,
+            bias=padded_bias,
+            states_at=states,
+            before=before.resolve_neg().contiguous(),
+            pre=pre_rows,
+            post=padded_post,
+            status=status,
+            **tensors,
+            steps=steps,
+            batch=batch,
+            inputs_count=ins,
+            outputs_count=outs,
+            stride=stride,
+            **{name: float_bits(number) for name, number in rates.items()},
+        )
+        if status.item():
+            raise ValueError("inputs must be spikes, 0 or 1")
+        weight.copy_(rows[:, :outs].T)
+        last = outputs[-1].clone(), pre_rows.T.contiguous(), padded_post[:, :outs].clone()
+        return outputs, (*states.unbind(), *last)
