@@ -57,7 +57,7 @@ def main() -> None:
         target.mkdir(parents=True, exist_ok=True)
         card = target / "README.md"
         card.write_text(FRONT.format(name=name, about=ABOUT[name]), encoding="utf-8")
-        model.save_pretrained(target, samples=settings.samples(), name=name)
+        model.save_pretrained(target, name=name)
         opened = f'hb.train.Network.from_pretrained("{name}")'
         text = card.read_text(encoding="utf-8")
         text = text.replace(opened, f'hb.pretrained("{name}")')

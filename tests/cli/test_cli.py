@@ -207,7 +207,7 @@ def test_the_command_line_is_a_process_that_refuses_in_a_sentence():
     run = subprocess.run([sys.executable, "-m", "hibana", "dance"], capture_output=True, text=True)
     assert run.returncode == 2
     assert run.stdout == ""
-    assert run.stderr.startswith("hibana: there is no command 'dance'; there are build, convert")
+    assert run.stderr.startswith('hibana: Unknown command "dance". Available commands: build, convert')
 
 
 def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path, capsys, monkeypatch):
@@ -272,7 +272,7 @@ def test_convert_writes_c_with_its_header_or_nothing(trained, tmp_path, capsys):
     header = (tmp_path / "digits.h").read_text()
     assert "void digits_step(digits_state *net, const float input[DIGITS_INPUTS]);" in header
     assert '#include "digits.h"' in (tmp_path / "digits.c").read_text()
-    assert re.search(r"[\d,]+ bytes of constants, [\d,]+ that change", said)
+    assert re.search(r"[\d,]+ bytes of constants, [\d,]+ of variables", said)
     target = tmp_path / "small.c"
     assert "--ram is 100, and the network takes" in refused(
         capsys, "convert", checkpoint, target, "--ram", "100"
@@ -336,6 +336,6 @@ def test_what_takes_a_while_is_shown_on_a_terminal(monkeypatch, capsys):
     from hibana.cli import common
 
     monkeypatch.setattr(common.sys.stderr, "isatty", lambda: True)
-    with common.doing("reading a table [1]"):
+    with common.progress("reading a table [1]"):
         pass
     assert "reading a table [1] …" in capsys.readouterr().err

@@ -82,13 +82,13 @@ def folder(tmp_path_factory):
 
 MISTAKES = [
     ("", "needs a command, one of build, convert"),
-    ("trian", "there is no command 'trian'; did you mean train?"),
-    ("train --lr 1", "there is no option --lr; did you mean --learning-rate?"),
-    ("train --epoch 1", "there is no option --epoch; did you mean --epochs?"),
-    ("train --num-steps 8", "there is no option --num-steps; did you mean --steps?"),
-    ("train --attached-reset", "did you mean --no-detach-reset?"),
-    ("train --learning-rat 1", "did you mean --learning-rate?"),
-    ("train --xyzzy 1", "there is no option --xyzzy; --help lists them all"),
+    ("trian", 'Unknown command "trian". Did you mean "train"?'),
+    ("train --lr 1", "Unknown option: --lr. Did you mean --learning-rate?"),
+    ("train --epoch 1", "Unknown option: --epoch. Did you mean --epochs?"),
+    ("train --num-steps 8", "Unknown option: --num-steps. Did you mean --steps?"),
+    ("train --attached-reset", "Did you mean --no-detach-reset?"),
+    ("train --learning-rat 1", "Did you mean --learning-rate?"),
+    ("train --xyzzy 1", "Unknown option: --xyzzy."),
     ("train --epochs many", "--epochs: it must be a whole number, got many"),
     ("train --epochs", "--epochs"),
     ("train extra", "extra"),
@@ -119,7 +119,7 @@ MISTAKES = [
     ("train --data shd", "root must hold the unpacked files of SHD, hibana-data/SHD holds none"),
     ("train --settings absent.yaml", "settings absent.yaml can't be read"),
     ("train --layers 99999999", "weights together, got 7,499,999,935"),
-    ("train --layers conv", "'conv' of 'conv' means nothing"),
+    ("train --layers conv", "'conv' of 'conv' is not a layer"),
     ("train --layers p9", "'p9' must fit on 8x8"),
     ("train --accelerator gpu", "accelerator must be one that this machine has"),
     ("train --accelerator abacus", "accelerator must be one of cpu, gpu"),
@@ -165,7 +165,7 @@ MISTAKES = [
         "augment must be none for inputs that are no images, got 'flip'",
     ),
     ("train --loss first-spike", "loss first-spike needs outputs that spike; layers"),
-    ("predict own.ckpt good.csv --csv --json", "--csv and --json are two forms; say one of them"),
+    ("predict own.ckpt good.csv --csv --json", "--csv and --json are two formats; pass one of them"),
     ("train --data pictures --size big", "size must be pixels such as 32 or 28x34"),
     ("train --data broken", "broken/x/a.png can't be read"),
     ("train --data events", "must hold events t, x, y, p"),
@@ -180,7 +180,7 @@ MISTAKES = [
     ("train --settings theirs.yaml", "there is no setting 'learnin_rate'; did you mean learning_rate?"),
     ("train --settings list.yaml", "must hold names and values, got list"),
     ("train --resume nowhere", "there is no file or folder nowhere"),
-    ("train --resume own.ckpt --steps 3", "nothing that a training goes on from"),
+    ("train --resume own.ckpt --steps 3", "holds a network without the state of its training"),
     ("runs", "there is no folder hibana-runs"),
     ("runs pictures", "folder must hold runs of hibana train, pictures holds none"),
     ("train --data nowhere.csv", "there is no file nowhere.csv"),
@@ -193,10 +193,10 @@ MISTAKES = [
     ("predict own.ckpt text.csv", "column 'b' must be finite numbers, row 1 has 'one'"),
     ("predict own.ckpt nowhere.csv", "samples must be in a file or folder, there is no nowhere.csv"),
     ("predict own.ckpt half.npz", "(the network was trained on data of kind table)"),
-    ("predict own.ckpt --json", "--csv and --json need samples to name"),
+    ("predict own.ckpt --json", "--csv and --json need samples to predict"),
     (
         "predict digits.ckpt pixels.npy",
-        "inputs must be in [0, 1], as those of digits are; these go from 16 to 16",
+        "inputs must be in [0, 1] like those of digits; they range from 16 to 16",
     ),
     ("predict digits.ckpt good.csv", "good.csv can't be read: it is not a NumPy file of numbers"),
     ("convert own.ckpt out.tflite", "target must end in .c, .html, .nir, .onnx or .pt2"),
@@ -256,10 +256,11 @@ def test_samples_unlike_those_trained_on_are_named_with_a_warning(folder, capsys
     assert main(["predict", "own.ckpt", "far.csv"]) == 0
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 5
-    assert "unlike those trained on: column 'a' goes from 1e+09 to 1e+09; the training data go from" in err
+    words = "the samples differ from the training data: column 'a' goes from 1e+09 to 1e+09; the training"
+    assert words in err
 
 
 def test_options_are_read_alike_where_pydantic_is_loaded(folder, capsys):
     pytest.importorskip("pydantic")
     assert main(["train", "--lr", "1"]) == 2
-    assert "did you mean --learning-rate?" in capsys.readouterr().err
+    assert "Did you mean --learning-rate?" in capsys.readouterr().err

@@ -15,7 +15,7 @@ pytest.importorskip("pandas", reason="the extra train is not installed")
 
 from hibana import train
 from hibana.cli import main
-from hibana.cli.input_steps import MOST_EMPTY
+from hibana.cli.input_steps import MAX_EMPTY_WINDOWS
 
 SMALL = {"layers": "16", "epochs": 1, "batch_size": 8, "patience": 0}
 
@@ -171,7 +171,7 @@ def test_a_line_that_cannot_be_read_is_named_and_changes_nothing(streamed):
     status, lines, err = streamed("waves", [*mixed, *good[len(mixed) // 2 :]])
     assert (status, lines) == (1, wanted)
     for number, line in enumerate(mixed, start=1):
-        said = f"hibana predict: line {number} is left out: it {BAD.get(line, '')}"
+        said = f"hibana predict: line {number} is skipped: it {BAD.get(line, '')}"
         assert (said in err) == (line in BAD)
     assert err.rstrip().endswith(f"{len(mixed) // 2} of 24 lines could not be read")
     assert "Traceback" not in err
@@ -216,7 +216,7 @@ def test_windows_without_an_event_are_steps_too(streamed):
 def test_events_that_cannot_be(runs, streamed):
     good = event_lines(runs)[:-1]
     _, wanted, _ = streamed("events", good)
-    far = 10_000 * (MOST_EMPTY + 10)
+    far = 10_000 * (MAX_EMPTY_WINDOWS + 10)
     bad = {
         f"{far},1,1,1": "must come within 10,000 windows of the last event",
         "1e308,1,1,1": "must come within 10,000 windows of the last event",
@@ -231,7 +231,7 @@ def test_events_that_cannot_be(runs, streamed):
     status, lines, err = streamed("events", [good[0], *bad, *good[1:]])
     assert (status, lines) == (1, wanted)
     for number, says in enumerate(bad.values(), start=2):
-        assert f"line {number} is left out: it {says}" in err
+        assert f"line {number} is skipped: it {says}" in err
 
 
 def test_still_inputs_are_shown_a_line_a_step(runs, streamed):
@@ -242,20 +242,20 @@ def test_still_inputs_are_shown_a_line_a_step(runs, streamed):
     assert torch.allclose(of_json(lines), probabilities(model, currents), atol=1e-5)
     status, lines, err = streamed("digits", [",".join(["2"] * 64)])
     assert (status, lines) == (1, [])
-    assert "line 1 is left out: it must hold numbers in [0, 1], got 2 to 2" in err
+    assert "line 1 is skipped: it must hold numbers in [0, 1], got 2 to 2" in err
 
 
 def test_what_gives_no_steps_is_refused(runs, streamed, capsys):
     for name, options, says in (
-        ("spikes", (), "latency coding spreads one over all steps"),
-        ("waves", ("--window", "5"), "--window is of events of a camera; waves has none"),
+        ("spikes", (), "latency coding spreads each over all steps"),
+        ("waves", ("--window", "5"), "--window applies to events of a camera; waves has none"),
         ("events", ("--window", "0"), "--window must be positive and finite, got 0"),
     ):
         status, lines, err = streamed(name, ["1,2"], *options)
         assert (status, lines) == (2, [])
         assert says in err
     assert main(["predict", str(runs / "waves"), "--window", "5"]) == 2
-    assert "--window is of events that come by --stream" in capsys.readouterr().err
+    assert "--window applies to a stream of events" in capsys.readouterr().err
     assert main(["predict", str(runs / "waves"), str(runs / "waves.npz"), "--stream"]) == 2
     assert "--stream reads standard input; leave" in capsys.readouterr().err
 

@@ -86,14 +86,14 @@ def test_less_than_a_frame_has_no_answer_and_half_a_sample_is_said(heard):
     status, lines, err = heard(raw(tone(300)) + b"\1")
     assert status == 1
     assert len(lines) == 28
-    assert "standard input must hold samples of two bytes, and ends within one" in err
+    assert "standard input must hold samples of two bytes, and ends in the middle of one" in err
 
 
 def test_rates_that_can_not_be_are_refused(run, heard, tmp_path, capsys):
     assert "--rate must be at least 16,000: tones was trained on sound to 8,000 Hz" in heard(
         b"", "--rate", "8000"
     )[2].replace("\n", " ")
-    assert "--rate must lie from 2,000" in heard(b"", "--rate", "1")[2]
-    assert "--window is of events of a camera" in heard(b"", "--window", "5")[2]
+    assert "--rate must be from 2,000" in heard(b"", "--rate", "1")[2]
+    assert "--window applies to events of a camera" in heard(b"", "--window", "5")[2]
     assert main(["predict", str(run), "--rate", "16000"]) == 2
-    assert "--rate is of sound that comes by --stream" in capsys.readouterr().err
+    assert "--rate applies to a stream of sound" in capsys.readouterr().err

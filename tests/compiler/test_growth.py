@@ -72,7 +72,6 @@ def test_another_value_of_a_hyper_parameter_plans_nothing_and_writes_no_kernel(m
 
 def test_what_is_let_go_still_serves_a_backward_that_is_to_come(monkeypatch):
     monkeypatch.setattr(programs, "_SHARED", BoundedDict(2))
-    monkeypatch.setattr(compiling, "_BY_STRUCTURE", BoundedDict(1))
     monkeypatch.setattr(dependencies, "CACHED", 1)
     monkeypatch.setattr(cpu, "SHAPES", 1)
     cells = [hb.IFCell(0.4), hb.LIFCell(3.0, threshold=0.3), hb.ALIFCell(), hb.IFCell(0.7), hb.QIFCell()]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import hibana as hb
 from conformance.functions import ONE
-from hibana.compiler.cpu.functions import library_function, own_function, sleef_function
+from hibana.compiler.cpu.vector_functions import library_function, own_function, sleef_function
 from hibana.compiler.graph.ops import OPERATIONS
 
 EXTENDED = np.finfo(np.longdouble).nmant > 60

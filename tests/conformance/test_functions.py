@@ -12,8 +12,7 @@ from conformance.accuracy import EXTENDED, TRUTH, Alone, applied, distance, samp
 from conformance.compare import USES, assert_conforms, reference
 from conformance.functions import FUNCTIONS, ONE, Applied, refusals
 from conformance.suite import CPU
-from hibana.compiler.cpu.functions import _row
-from hibana.compiler.cpu.libraries import approximate
+from hibana.compiler.cpu.vector_functions import _row, approximate
 from hibana.compiler.cpu.vector_math import exp_of_float32
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported, row_of

@@ -9,8 +9,8 @@ from conformance.suite import CELLS, CPU, drive, each_backend
 from hibana import surrogate
 from hibana.cells.surrogate import ATan
 from hibana.compiler import programs
-from hibana.compiler.cpu import libraries
 from hibana.compiler.cpu import row_kernels as cpu
+from hibana.compiler.cpu import vector_functions
 
 SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (300, 3), (4, 0), (3, 2, 2, 3)]
 
@@ -54,7 +54,7 @@ def test_several_steps_at_once(kind, steps, nontemporal, monkeypatch):
     "kind", [surrogate.Gaussian, surrogate.Sigmoid, surrogate.Erfc], ids=lambda k: k.__name__
 )
 def test_the_c_library_stands_in_for_vector_functions(kind, shape, monkeypatch):
-    monkeypatch.setattr(libraries, "_vector_function", lambda op, dtype: 0)
+    monkeypatch.setattr(vector_functions, "_exact_function", lambda op, dtype: 0)
     monkeypatch.setattr(programs, "_SHARED", {})
     cell = hb.IFCell(1.0, kind())
     assert_conforms(CPU, cell, drive(cell, shape), uses=["outputs and states"])

@@ -176,19 +176,15 @@ def ts_file(path, count):
     path.write_text("@classLabel true a b\n@data\n" + "\n".join(lines) + "\n")
 
 
-def test_a_folder_with_one_pair_of_ts_files_is_that_pair(tmp_path):
-    (tmp_path / "Gait").mkdir()
+def test_a_ts_file_is_tested_with_the_file_next_to_it(tmp_path):
     for part, count in (("TRAIN", 20), ("TEST", 7)):
-        ts_file(tmp_path / "Gait" / f"Gait_{part}.ts", count)
-    settings = train.Settings(data=str(tmp_path / "Gait"))
+        ts_file(tmp_path / f"Gait_{part}.ts", count)
+    settings = train.Settings(data=str(tmp_path / "Gait_TRAIN.ts"))
     assert settings.kind == "sequences"
     made = settings.samples()
     made.setup()
     assert made.summary.startswith("Gait_TRAIN.ts: 20 sequences")
     assert len(made.test) == 7
-    ts_file(tmp_path / "Gait" / "Other_TRAIN.ts", 20)
-    with pytest.raises(ValueError, match=r"must hold one \*_TRAIN.ts, .* has 2; name one of them: Gait_"):
-        user_data.kind_of(tmp_path / "Gait")
 
 
 def test_several_columns_are_no_label(tmp_path):

@@ -10,7 +10,7 @@ pytest.importorskip("pandas", reason="the extra train is not installed")
 
 import pandas
 
-from hibana import data, train
+from hibana import data
 from hibana.cli import main
 from hibana.data import user_data
 from hibana.data.user_data.table_files import decode
@@ -132,7 +132,7 @@ def test_japanese_tables_are_read_and_the_encoding_is_reported(
 def test_an_encoding_that_does_not_exist_or_fit_is_refused(tmp_path):
     (tmp_path / "parts.csv").write_bytes(JAPANESE.encode("cp932"))
     with pytest.raises(ValueError, match=r"encoding must be a text encoding that Python knows, .* got 'sjs'"):
-        train.Settings(data=str(tmp_path / "parts.csv"), encoding="sjs")
+        read(tmp_path / "parts.csv", encoding="sjs")
     with pytest.raises(ValueError, match=r"parts\.csv can't be read: it is not text in the encoding utf-8"):
         read(tmp_path / "parts.csv", encoding="utf-8")
 

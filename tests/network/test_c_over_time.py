@@ -12,7 +12,7 @@ from torch import nn
 import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana import loss
-from hibana.cli import main, network_commands
+from hibana.cli import convert, main
 from hibana.network import quantize, to_c
 from hibana.train import activity, load
 from ordered import in_order
@@ -208,4 +208,4 @@ def test_the_network_that_sequences_get_by_default_decides_in_c_as_in_pytorch(tm
 
 
 def test_c_decides_as_every_loss_that_a_command_can_name():
-    assert set(network_commands._SCORES) == set(loss.NAMES)
+    assert set(convert._REDUCTIONS) == set(loss.NAMES)

@@ -298,6 +298,7 @@ def test_what_is_computed_in_training_is_the_network_in_whole_numbers_bit_for_bi
     assert all(layer.cell.float_cell for layer in aware.net[1::2])
     small, report = hb.quantize(aware, x)
     given, layers = small.integer_input(x), []
+    assert torch.equal(small.whole_input(x), given)  # its name until now
     with torch.no_grad():
         for layer in small.net:
             given = layer(given)

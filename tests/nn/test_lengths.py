@@ -139,7 +139,7 @@ def test_padding_and_the_last_step():
         (
             torch.tensor([0, 3]),
             ValueError,
-            r"lengths must lie in \[1, 4\], the steps that there are, got \[0, 3\]",
+            r"lengths must lie in \[1, 4\], the number of steps, got \[0, 3\]",
         ),
         (torch.tensor([5, 3]), ValueError, r"lengths must lie in \[1, 4\]"),
         (torch.tensor([3]), ValueError, r"lengths must be one for each sample, \[2\], got shape \(1,\)"),
@@ -156,10 +156,10 @@ def test_lengths_that_are_refused(lengths, error, words):
 def test_a_network_without_spikes_is_told_of():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     with pytest.warns(
-        UserWarning, match="net has no spiking layer of hibana, so that no rate can be set; it is"
+        UserWarning, match="net has no spiking layer of hibana, so that no rate can be set; its"
     ):
         assert scale_to_rate(net, torch.rand(5, 2, 3), 0.1) == {}
     with pytest.warns(
-        UserWarning, match="so that no spikes are counted; it is made of Sequential, Linear, ReLU"
+        UserWarning, match="so that no spikes are counted; its modules are Sequential, Linear, ReLU"
     ):
         assert activity(net, torch.rand(5, 2, 3))[1] == {}

@@ -72,12 +72,12 @@ def test_a_function_of_the_users_builds_the_network(monkeypatch):
 @pytest.mark.parametrize(
     ("description", "words"),
     [
-        ("512,,512", "'' of '512,,512' means nothing"),
+        ("512,,512", "'' of '512,,512' is not a layer"),
         ("32k3", "'32k3' of"),
         ("0", "'0' of"),
         ("16c3s0", "'16c3s0' of"),
-        ("", "'' of '' means nothing"),
-        ("64-8c3", "'8c3' needs .* stands after a linear layer"),
+        ("", "'' of '' is not a layer"),
+        ("64-8c3", "'8c3' needs .* follows a linear layer"),
         ("p2-p2-p2-p2-p2", "'p2' must fit on 1x1"),
     ],
 )

@@ -16,8 +16,8 @@ pytest.importorskip("soundfile", reason="the extra sound is not installed")
 import soundfile
 
 from hibana.cli import main
-from hibana.cli.options import CHOICES
 from hibana.nn import layers
+from hibana.train.settings import CHOICES
 
 TINY = ["--layers", "8", "--epochs", "1", "--steps", "4"]
 

@@ -86,7 +86,7 @@ def test_two_runs_at_once_have_two_folders(tmp_path):
             claim(tmp_path / "run", overwrite=True)
     with claim(tmp_path / "run", resume=tmp_path / "run" / "checkpoint.ckpt") as again:
         assert again.path == first.path
-        assert again.continues
+        assert again.is_resumed
     with claim(tmp_path / "run", resume=tmp_path / "elsewhere" / "checkpoint.ckpt") as other:
         assert other.path == second.path  # run holds another run, and run-1 none
 
@@ -360,7 +360,7 @@ def test_a_result_far_below_the_linear_model_says_what_to_try(layers, reached, w
     few = {"patience": 30, "weight_decay": 2.0} if layers == "32-skip" else {}
     settings = train.Settings(layers=layers, **few)
     outcome = train.Outcome(settings, Path("a"), None, reached, {}, {}, {}, 1.0, {})
-    tables.report(outcome, train.Linear("linear classifier", 0.6, None), [], 1.0)
+    tables.print_result(outcome, train.Linear("linear classifier", 0.6, None), [], 1.0)
     printed = capsys.readouterr().out
     assert ("The network is far below the linear classifier (40.0% beside 60.0%)" in printed) is bool(words)
     assert words in printed

@@ -63,8 +63,8 @@ def said(capsys, *arguments):
 
 
 def test_a_checkpoint_names_no_function_that_is_run_unasked(stranger, capsys):
-    from hibana.cli.play import network
-    from hibana.cli.play.source import Trouble
+    from hibana.cli.play.network import TrainedNetwork
+    from hibana.cli.play.source import UserError
 
     path = stranger / "hostile.ckpt"
     checkpoint.write(content(layers="stranger:net"), path)
@@ -72,8 +72,8 @@ def test_a_checkpoint_names_no_function_that_is_run_unasked(stranger, capsys):
         assert "'stranger:net'" in said(capsys, *command, path)
         assert "'stranger:net'" in said(capsys, *command, path, "--trust", "stranger:other")
     assert "'stranger:net'" in said(capsys, "convert", path, stranger / "net.pt2")
-    with pytest.raises(Trouble, match="'stranger:net'"):
-        network.opened(str(path))
+    with pytest.raises(UserError, match="'stranger:net'"):
+        TrainedNetwork(str(path))
     with pytest.raises(ValueError, match=r"'stranger:net'.*--trust stranger:net"):
         train.load(path)
     with pytest.raises(ValueError, match="'stranger:net'"):
@@ -130,11 +130,11 @@ def test_each_flipped_bit_of_a_checkpoint_is_refused(tmp_path):
         other = bytearray(raw)
         other[byte] ^= 1 << drawn.randrange(8)
         flipped.write_bytes(other)
-        with pytest.raises(ValueError, match=r"was changed since it was written|has no digest at its end"):
+        with pytest.raises(ValueError, match=r"was changed since it was written|does not end with a digest"):
             train.load(flipped)
     for length in [*range(100), *(drawn.randrange(len(raw)) for _ in range(100)), len(raw) - 1]:
         flipped.write_bytes(raw[:length])
-        with pytest.raises(ValueError, match=r"was changed since it was written|has no digest at its end"):
+        with pytest.raises(ValueError, match=r"was changed since it was written|does not end with a digest"):
             train.load(flipped)
 
 
@@ -225,8 +225,8 @@ def test_settings_that_would_take_long_get_a_short_sentence(tmp_path, text, word
 
 def test_settings_may_be_changed_by_hand(tmp_path):
     path = tmp_path / "settings.yaml"
-    train.Settings(epochs=3, layers="12-12r").write(path, "a job")
-    assert settings_file.read(path) == (asdict(train.Settings(epochs=3, layers="12-12r")), "a job")
+    train.Settings(epochs=3, layers="12-12r").write(path)
+    assert settings_file.read(path) == asdict(train.Settings(epochs=3, layers="12-12r"))
     path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
     assert train.resume_settings(tmp_path) == (train.Settings(epochs=4, layers="12-12r"), None)
 

@@ -17,7 +17,7 @@ from sklearn.metrics import r2_score
 
 from hibana import data, loss, train
 from hibana.train import finite
-from hibana.train.callbacks import Keeper
+from hibana.train.callbacks import CheckpointWriter
 from hibana.train.classifier import RSquared
 
 PATIENCE = 600
@@ -151,13 +151,13 @@ def test_a_run_on_data_in_memory_is_resumed(tmp_path, monkeypatch):
     fit = functools.partial(train.fit, samples=samples)
     settings = train.Settings(layers="4", epochs=2)
     _, undisturbed = fit(settings, tmp_path / "undisturbed")
-    keep = Keeper.on_train_epoch_end
+    keep = CheckpointWriter.on_train_epoch_end
 
     def keep_and_fail(self, *arguments):
         keep(self, *arguments)
         raise RuntimeError("stopped here")
 
-    monkeypatch.setattr(Keeper, "on_train_epoch_end", keep_and_fail)
+    monkeypatch.setattr(CheckpointWriter, "on_train_epoch_end", keep_and_fail)
     with pytest.raises(RuntimeError, match="stopped here"):
         fit(settings, tmp_path / "run")
     monkeypatch.undo()
@@ -194,11 +194,12 @@ def test_training_stops_early_and_tests_the_best(tmp_path):
 def test_the_history_of_training_is_the_mean_over_each_epochs_samples(tmp_path, monkeypatch):
     seen = {}
 
-    def noted(model, name, value, labels, log=train.Classifier._log):
-        seen.setdefault((name, model.current_epoch), []).append((value.item(), len(labels)))
-        log(model, name, value, labels)
+    def noted(model, values, batch_size, log=train.Classifier.log_dict, **options):
+        for name, value in values.items():
+            seen.setdefault((name, model.current_epoch), []).append((value.item(), batch_size))
+        log(model, values, batch_size=batch_size, **options)
 
-    monkeypatch.setattr(train.Classifier, "_log", noted)
+    monkeypatch.setattr(train.Classifier, "log_dict", noted)
     _, outcome = train.fit(small(epochs=2, batch_size=200), tmp_path)
     for name in ("training/loss", "training/accuracy"):
         for epoch, mean in enumerate(outcome.history[name]):

@@ -56,22 +56,6 @@ def test_sequences_of_unequal_length_are_trained_on_and_tested(settings, tmp_pat
     assert (found == labels).float().mean().item() == pytest.approx(outcome.accuracy)
 
 
-def test_a_model_card_is_measured_on_the_samples_own_steps(settings, tmp_path):
-    from dataclasses import replace
-
-    from hibana.train import model_card
-
-    model, outcome = train.fit(replace(settings, epochs=1), tmp_path / "run")
-    samples = Short()
-    found = model_card.measure(model, samples)
-    assert found.value == pytest.approx(outcome.accuracy)
-    assert found.rates == pytest.approx(outcome.rates)
-    assert found.samples == 30
-    samples.evaluated_at_once = 1  # nothing is padded
-    alone = model_card.measure(model, samples)
-    assert (alone.acs, alone.macs) == (found.acs, found.macs)
-
-
 def test_neurons_that_never_spike_are_counted_beside_the_rates(settings, tmp_path):
     from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Errors of commands, progress on the terminal, and code that the user names."""
+"""Parts that commands share: errors, progress on the terminal, output folders, and integer options."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,45 +9,54 @@ from typing import Annotated
 
 import cyclopts
 
-__all__ = ["Failure", "Refusal", "Integer", "doing", "reachable", "refusing", "unwritable", "writable"]
+__all__ = [
+    "Failure",
+    "Integer",
+    "Refusal",
+    "allow_local_imports",
+    "progress",
+    "refuse_errors",
+    "unwritable",
+    "writable",
+]
 
 
-class Refusal(Exception):  # noqa: N818 - not an error of the program: something it won't do
-    """Why a command does not start, as a sentence; exit status 2."""
+class Refusal(Exception):  # noqa: N818 - not an error of the program
+    """A sentence that says why a command does not start; exit status 2."""
 
 
-class Failure(Exception):  # noqa: N818 - beside Refusal
-    """Why a command could not finish, as a sentence; exit status 1."""
+class Failure(Exception):  # noqa: N818 - like Refusal
+    """A sentence that says why a command could not finish; exit status 1."""
 
 
 @contextmanager
-def refusing() -> Iterator[None]:
-    """Turns errors of the library about arguments and files into a :class:`Refusal` with the same message."""
+def refuse_errors() -> Iterator[None]:
+    """Converts the library's errors about arguments and files to a :class:`Refusal` of the same text."""
     try:
         yield
     except (TypeError, ValueError, FileNotFoundError) as error:
         raise Refusal(str(error)) from error
     except RuntimeError as error:
-        if type(error).__name__ != "Unsupported":  # not imported: it would load all of the loop
+        if type(error).__name__ != "Unsupported":  # importing that class would load the compiler
             raise
         raise Refusal(str(error)) from error
 
 
 @contextmanager
-def doing(what: str) -> Iterator[None]:
-    """Shows `what` on standard error, if that is a terminal, while the body runs."""
+def progress(activity: str) -> Iterator[None]:
+    """Shows `activity`, such as ``reading digits``, on the terminal while the body of the ``with`` runs."""
     if not sys.stderr.isatty():
         yield
         return
     from rich.console import Console
     from rich.text import Text
 
-    with Console(stderr=True).status(Text(f"{what} …")):
+    with Console(stderr=True).status(Text(f"{activity} …")):
         yield
 
 
 def writable(folder: Path) -> Path:
-    """`folder`, created if it is missing.
+    """Returns `folder`, and creates it if it is missing.
 
     Raises:
         Refusal: if no file can be written to it.
@@ -61,21 +70,21 @@ def writable(folder: Path) -> Path:
 
 
 def unwritable(folder: Path, error: OSError) -> Refusal:
-    """The refusal of a folder that can't be written."""
+    """Returns the refusal of an output folder that can't be written."""
     return Refusal(f"--out must be a folder that can be written, got {folder}: {error.strerror}")
 
 
-def reachable(names: Iterable[str | None]) -> None:
-    """Lets Python import from the current folder if one of `names` is ``MODULE:NAME``.
+def allow_local_imports(names: Iterable[str | None]) -> None:
+    """Lets Python import modules from the current folder if one of `names` is ``MODULE:NAME``.
 
-    Otherwise it must not: a file there could have the name of a package that is not installed.
+    Otherwise Python must not: a file there could have the name of a package that is not installed.
     """
     if any(name is not None and ":" in name for name in names) and "" not in sys.path:
         sys.path.insert(0, "")
 
 
 def _integer(kind: object, tokens: Sequence[cyclopts.Token]) -> int:
-    """An integer; cyclopts itself would round a number with a fraction."""
+    """Parses an integer; cyclopts itself would round a number with a fraction."""
     (text,) = (token.value for token in tokens)
     try:
         return int(text)
@@ -84,4 +93,4 @@ def _integer(kind: object, tokens: Sequence[cyclopts.Token]) -> int:
 
 
 Integer = Annotated[int, cyclopts.Parameter(converter=_integer)]
-"""An option that takes an integer."""
+"""Type of an option that takes an integer."""

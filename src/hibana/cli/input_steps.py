@@ -1,4 +1,4 @@
-"""Standard input as steps of a network's input: lines of numbers, lines of events, or raw sound."""
+"""Reads time steps of a network's input from standard input: numbers, events of a camera, or sound."""
 
 import math
 from abc import ABC, abstractmethod
@@ -18,58 +18,60 @@ from hibana.nn import encode
 if TYPE_CHECKING:
     from hibana.train import Network
 
-__all__ = ["Steps", "steps_of"]
+__all__ = ["StepReader", "step_reader"]
 
-MOST_EMPTY = 10_000
+MAX_EMPTY_WINDOWS = 10_000
 """Consecutive windows without an event; a longer gap is treated as a mistake in the times."""
-RATE = 16_000
-"""Default samples per second of sound."""
-_SLOWEST, _FASTEST = 2_000, 768_000
-_EVENT = ("t", "x", "y", "p")
-_UNIT = 0.01
-"""Tolerance of values in [0, 1], for rounding."""
+SAMPLE_RATE = 16_000
+"""Default number of samples of sound per second."""
+_MIN_SAMPLE_RATE, _MAX_SAMPLE_RATE = 2_000, 768_000
+_EVENT_FIELDS = ("t", "x", "y", "p")
+_TOLERANCE = 0.01
+"""Distance from [0, 1] that values may have because of rounding."""
 
 
-def steps_of(model: "Network", window: float | None, rate: int | None) -> "Steps":
-    """Reader of the steps of `model`.
+def step_reader(model: "Network", window: float | None, rate: int | None) -> "StepReader":
+    """Returns a reader for the kind of input that `model` was trained on.
 
     Args:
         model: a trained network.
-        window: milliseconds of a window of events, whose times are then microseconds; by default the window
-            of the training, in the unit of time of its recordings.
-        rate: samples per second of sound; 16,000 by default.
+        window: length of a time step in milliseconds for events whose times are microseconds; ``None``: the
+            length in training, in the time unit of its recordings.
+        rate: number of samples of sound per second; ``None``: 16,000.
 
     Raises:
-        Refusal: if standard input can't hold steps of the network, or an option does not apply to it.
+        Refusal: if the network's input can't be read step by step, or an option does not apply to it.
     """
     inputs = None if model.description is None else model.description.inputs
     shape, settings = tuple(model.hyper["shape"]), model.settings
     if isinstance(inputs, SoundInputs):
         if window is not None:
-            raise Refusal(f"--window is of events of a camera; {settings.title} has none")
-        return _Sound(model, inputs, RATE if rate is None else rate)
+            raise Refusal(f"--window applies to events of a camera; {settings.title} has none")
+        return _SoundReader(model, inputs, SAMPLE_RATE if rate is None else rate)
     if rate is not None:
-        raise Refusal(f"--rate is of sound; {settings.title} is {settings.what}")
+        raise Refusal(f"--rate applies to sound; {settings.title} is {settings.data_kind}")
     if settings.coding in ("latency", "population"):
         raise Refusal(
-            f"--stream needs an input at each step, and {settings.coding} coding spreads one over all steps"
+            f"--stream needs an input at each step, and {settings.coding} coding spreads each over all steps"
         )
     if isinstance(inputs, EventInputs):
         width = inputs.duration / inputs.steps if window is None else window * 1000
-        return _Windows(model, shape, width, counts=inputs.bins == "counts")
+        return _EventReader(model, shape, width, counts=inputs.bins == "counts")
     if window is not None:
         if inputs is not None or len(shape) != 3 or shape[0] > 2 or not settings.is_sequential:
-            raise Refusal(f"--window is of events of a camera; {settings.title} has none")
-        return _Windows(model, shape, window * 1000)
+            raise Refusal(f"--window applies to events of a camera; {settings.title} has none")
+        return _EventReader(model, shape, window * 1000)
     if inputs is not None and not isinstance(inputs, ArrayInputs | SequenceInputs):
-        raise Refusal(f"--stream reads numbers or events; {settings.title} is {settings.what}")
-    return _Numbers(model, shape, inputs)
+        raise Refusal(f"--stream reads numbers or events; {settings.title} is {settings.data_kind}")
+    return _NumberReader(model, shape, inputs)
 
 
-class Steps(ABC):
-    """Turns pieces of standard input into steps of currents or spikes, ``[1, ...]``.
+class StepReader(ABC):
+    """Converts pieces of standard input, such as lines, to time steps of currents or spikes, ``[1, ...]``.
 
-    :meth:`read` raises a ValueError for a piece that is left out, and then changes nothing.
+    Attributes:
+        piece: description of a piece, for messages.
+        reference: last value that delta coding transmitted.
     """
 
     piece = "a line"
@@ -81,7 +83,7 @@ class Steps(ABC):
         """The signal as delta coding has transmitted it so far."""
 
     def pieces(self, source: IO[bytes]) -> Iterable[bytes]:
-        """Pieces of `source`, each as soon as it arrives."""
+        """Yields the pieces of `source` as soon as they arrive."""
         return source
 
     def is_end(self, piece: bytes) -> bool:
@@ -90,15 +92,19 @@ class Steps(ABC):
 
     @abstractmethod
     def read(self, piece: bytes) -> list[Tensor]:
-        """The steps that are complete with `piece`."""
+        """Returns the time steps that are complete after `piece`.
+
+        Raises:
+            ValueError: if the piece can't be read; the reader is then unchanged, and the piece is skipped.
+        """
 
     def end(self) -> list[Tensor]:
-        """The remaining steps of a sequence that ends; the next piece begins another."""
+        """Returns the remaining time steps of the sequence; the next piece starts another sequence."""
         self.reference = None
         return []
 
-    def coded(self, values: Tensor) -> Tensor:
-        """One step of values in the network's coding."""
+    def encode(self, values: Tensor) -> Tensor:
+        """Returns the `values` of one time step in the network's coding, ``[1, ...]``."""
         values = values.to(self.dtype)[None]
         if not bool(values.isfinite().all()):
             raise ValueError("must hold finite numbers")
@@ -110,31 +116,31 @@ class Steps(ABC):
         return values if self.coding == "none" else encode.named(self.coding)(values, 1)[0]
 
 
-class _Text(Steps):
-    """Lines of numbers, separated by commas, semicolons, tabs or spaces, after a header or without one.
+class _LineReader(StepReader):
+    """Parses lines of numbers separated by commas, semicolons, tabs or spaces, with or without a header.
 
     Args:
         model: a trained network.
-        names: names of the columns; empty if they have none.
-        count: numbers in a line without a header.
+        names: names of the columns that the network reads; empty if they have no names.
+        count: number of columns of lines without a header.
     """
 
     def __init__(self, model: "Network", names: Sequence[str], count: int) -> None:
         super().__init__(model)
         self.names, self.count = list(names), count
         self.header: list[str] | None = None
-        self.is_first = True
+        self.is_first_line = True
 
-    def row(self, line: bytes) -> Any:
-        """The numbers of a line, NaN for a missing value; ``None`` for a header."""
+    def parse(self, line: bytes) -> Any:
+        """Returns the numbers in a line, NaN for a missing value; ``None`` for a header."""
         try:
             text = line.decode().strip().removeprefix("\ufeff")
         except UnicodeDecodeError:
             raise ValueError("must be UTF-8 text") from None
         separator = next((each for each in ",;\t" if each in text), None)
         cells = [cell.strip().strip('"') for cell in text.split(separator)]
-        is_first, self.is_first = self.is_first, False
-        if is_first and self.names and not any(map(_is_number, cells)):
+        is_first_line, self.is_first_line = self.is_first_line, False
+        if is_first_line and self.names and not any(map(_is_number, cells)):
             if missing := [name for name in self.names if name not in cells]:
                 names = ", ".join(self.names)
                 raise Refusal(f"the header must name {names}; {missing[0]!r} is not in {text[:80]!r}")
@@ -159,8 +165,14 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-class _Numbers(_Text):
-    """Each line of numbers is a step."""
+class _NumberReader(_LineReader):
+    """Reads one time step per line of numbers.
+
+    Args:
+        model: a trained network.
+        shape: shape of one step of one input.
+        inputs: how the user's training data were scaled; ``None`` for a data set by name.
+    """
 
     def __init__(
         self, model: "Network", shape: tuple[int, ...], inputs: ArrayInputs | SequenceInputs | None
@@ -171,18 +183,18 @@ class _Numbers(_Text):
         self.is_unit = inputs is None and model.settings.data_set.unit
 
     def read(self, piece: bytes) -> list[Tensor]:
-        row = self.row(piece)
-        return [] if row is None else [self.coded(self._scaled(row))]
+        row = self.parse(piece)
+        return [] if row is None else [self.encode(self._scaled(row))]
 
     def _scaled(self, row: Any) -> Tensor:
-        """A row with the scale of the training."""
+        """Returns the numbers of a line, scaled like the training data."""
         if isinstance(self.inputs, SequenceInputs):
             return self.inputs.scaled(row)
         if not np.isfinite(row).all():
             raise ValueError("must hold finite numbers")
         row = row.reshape(self.shape)
         if self.inputs is None:
-            if self.is_unit and not (row.min() >= -_UNIT and row.max() <= 1 + _UNIT):
+            if self.is_unit and not (row.min() >= -_TOLERANCE and row.max() <= 1 + _TOLERANCE):
                 raise ValueError(f"must hold numbers in [0, 1], got {row.min():g} to {row.max():g}")
             return torch.from_numpy(row)
         if self.inputs.scale is not None:
@@ -192,10 +204,16 @@ class _Numbers(_Text):
         return torch.from_numpy(row) / 255
 
 
-class _Windows(_Text):
-    """Lines are events `t x y p` in order of time; a step holds the events of one window of time.
+class _EventReader(_LineReader):
+    """Reads events ``t x y p`` in order of time; a time step contains the events of one window of time.
 
-    The first window of a sequence begins at its first event, as in training.
+    The first window of a sequence starts at its first event, as in training.
+
+    Args:
+        model: a trained network.
+        shape: ``(polarities, height, width)``.
+        width: length of a window, in the unit of the events' times.
+        counts: whether a bin is the number of its events, instead of 1.
     """
 
     def __init__(
@@ -206,7 +224,7 @@ class _Windows(_Text):
         *,
         counts: bool = False,
     ) -> None:
-        super().__init__(model, _EVENT, 4)
+        super().__init__(model, _EVENT_FIELDS, 4)
         if not (math.isfinite(width) and width > 0):
             raise Refusal(f"--window must be positive and finite, got {width / 1000:g}")
         self.width, self.counts, self.shape = width, counts, shape
@@ -214,43 +232,43 @@ class _Windows(_Text):
 
     def _reset(self) -> None:
         self.start: float | None = None
-        self.index = 0  # of the current window
+        self.index = 0  # number of the current window
         self.window = np.zeros(self.shape)
 
     def read(self, piece: bytes) -> list[Tensor]:
-        row = self.row(piece)
+        row = self.parse(piece)
         if row is None:
             return []
         t, *place = row.tolist()
-        x, y, polarity = (self._place(*each) for each in zip(_EVENT[1:], place, strict=True))
+        x, y, polarity = map(self._index, _EVENT_FIELDS[1:], place)
         if not math.isfinite(t):
             raise ValueError(f"must have a finite time, got {t:g}")
         start = t if self.start is None else self.start
         windows = (t - start) / self.width
         if windows < self.index:
             raise ValueError(f"must come in order of time, got t = {t:.15g} after its window had ended")
-        if windows - self.index > MOST_EMPTY:
+        if windows - self.index > MAX_EMPTY_WINDOWS:
             raise ValueError(
-                f"must come within {MOST_EMPTY:,} windows of the last event, got t = {t:.15g}, "
+                f"must come within {MAX_EMPTY_WINDOWS:,} windows of the last event, got t = {t:.15g}, "
                 f"{windows - self.index:.4g} windows later; is it in the right unit?"
             )
         self.start = start
-        steps = [self._next() for _ in range(math.floor(windows) - self.index)]
+        steps = [self._finish_window() for _ in range(math.floor(windows) - self.index)]
         self.window[polarity, y, x] = self.window[polarity, y, x] + 1 if self.counts else 1
         return steps
 
     def end(self) -> list[Tensor]:
-        steps = [] if self.start is None else [self._next()]
+        steps = [] if self.start is None else [self._finish_window()]
         self._reset()
         return steps + super().end()
 
-    def _next(self) -> Tensor:
-        """The step of the current window, which ends."""
-        ended, self.window, self.index = self.window, np.zeros(self.shape), self.index + 1
-        return self.coded(torch.from_numpy(ended))
+    def _finish_window(self) -> Tensor:
+        """Returns the time step of the current window, and starts the next window."""
+        window, self.window, self.index = self.window, np.zeros(self.shape), self.index + 1
+        return self.encode(torch.from_numpy(window))
 
-    def _place(self, name: str, value: float) -> int:
-        """A valid column, row or polarity; negative polarities, which some cameras write, are 0."""
+    def _index(self, name: str, value: float) -> int:
+        """Returns `value` as an index of the axis `name`; a polarity of -1, as in some files, becomes 0."""
         if name == "p" and math.isfinite(value):
             value = float(value > 0)
         size = self.shape["pyx".index(name)]
@@ -259,19 +277,25 @@ class _Windows(_Text):
         return int(value)
 
 
-class _Sound(Steps):
-    """Signed 16-bit samples, little-endian, of one channel; a step is a frame, every 10 ms.
+class _SoundReader(StepReader):
+    """Reads sound of one channel, signed 16-bit integers, little-endian; a time step is 10 ms.
 
-    Levels are in decibels below the loudest band of the last frames, as many as the network was trained on;
-    those of a file are below the loudest band of the whole file.
+    Levels are in decibels relative to the loudest band of the last frames, as many frames as in training. For
+    files, training uses the loudest band of the entire file instead.
+
+    Args:
+        model: a trained network.
+        inputs: how the sound of the training data became inputs.
+        rate: samples per second.
     """
 
     piece = "a frame"
 
     def __init__(self, model: "Network", inputs: SoundInputs, rate: int) -> None:
         super().__init__(model)
-        if not _SLOWEST <= rate <= _FASTEST:
-            raise Refusal(f"--rate must lie from {_SLOWEST:,} to {_FASTEST:,} samples a second, got {rate}")
+        if not _MIN_SAMPLE_RATE <= rate <= _MAX_SAMPLE_RATE:
+            limits = f"from {_MIN_SAMPLE_RATE:,} to {_MAX_SAMPLE_RATE:,}"
+            raise Refusal(f"--rate must be {limits} samples a second, got {rate}")
         if inputs.highest > rate / 2:
             raise Refusal(
                 f"--rate must be at least {2 * inputs.highest:,.0f}: {model.settings.title} was trained "
@@ -279,7 +303,7 @@ class _Sound(Steps):
             )
         self.inputs, self.rate = inputs, rate
         self.length, self.hop = round(WINDOW * rate), round(HOP * rate)
-        self.waiting: Any = np.empty(0)  # samples from the start of the next frame
+        self.buffer: Any = np.empty(0)  # samples from the start of the next frame
         self.loudest: deque[float] = deque(maxlen=inputs.steps)
 
     def pieces(self, source: IO[bytes]) -> Iterator[bytes]:
@@ -291,12 +315,12 @@ class _Sound(Steps):
 
     def read(self, piece: bytes) -> list[Tensor]:
         if len(piece) % 2:
-            raise Failure("standard input must hold samples of two bytes, and ends within one")
-        self.waiting = np.concatenate([self.waiting, np.frombuffer(piece, "<i2") / 32_768])
+            raise Failure("standard input must hold samples of two bytes, and ends in the middle of one")
+        self.buffer = np.concatenate([self.buffer, np.frombuffer(piece, "<i2") / 32_768])
         steps = []
-        while len(self.waiting) >= self.length:
-            energies = band_energies(self.waiting[: self.length], self.rate, self.inputs.highest)
-            self.waiting = self.waiting[self.hop :]
+        while len(self.buffer) >= self.length:
+            energies = band_energies(self.buffer[: self.length], self.rate, self.inputs.highest)
+            self.buffer = self.buffer[self.hop :]
             self.loudest.append(float(energies.max()))
-            steps.append(self.coded(self.inputs.scaled(levels(energies, max(self.loudest))[0])))
+            steps.append(self.encode(self.inputs.scaled(levels(energies, max(self.loudest))[0])))
         return steps

@@ -1,4 +1,4 @@
-"""``hibana predict --stream``: steps from standard input, and an answer per step."""
+"""``hibana predict --stream``: reads time steps from standard input and prints a prediction after each."""
 
 import sys
 import time
@@ -9,120 +9,130 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.cli.common import Failure, Refusal, doing, refusing
-from hibana.cli.input_steps import steps_of
-from hibana.cli.tables import formatted_step, step_heading
+from hibana.cli.common import Failure, Refusal, progress, refuse_errors
+from hibana.cli.input_steps import step_reader
+from hibana.cli.tables import format_step, step_heading
 from hibana.network import native
-from hibana.train.prediction import answered
+from hibana.train.prediction import to_answers
 
 if TYPE_CHECKING:
     from hibana.train import Network
 
-__all__ = ["stream"]
+__all__ = ["predict_stream"]
 
-LATEST = 100_000
-"""Steps whose durations are summarized."""
+MAX_DURATIONS = 100_000
+"""Number of latest steps whose durations are summarized."""
 
 
 @torch.no_grad()
-def stream(model: "Network", window: float | None, form: str, rate: int | None = None) -> None:
-    """Reads steps from standard input, and prints what `model` answers after each.
+def predict_stream(
+    model: "Network", window: float | None, output_format: str, rate: int | None = None
+) -> None:
+    """Reads time steps from standard input, and prints the prediction of `model` after each.
 
-    An answer is the objective's, over the outputs so far, at most as many as in training. A line that can't
-    be read is reported and left out. An empty line ends a sequence: the next one begins at rest. A network
-    that was trained on sound reads raw samples, which have no lines.
+    The scores are those of the network's loss over the outputs so far, at most as many as in training. A line
+    that can't be read is reported and skipped. An empty line ends a sequence: the next one starts at rest. A
+    network that was trained on sound reads raw samples, which have no lines.
 
     Args:
         model: a trained network.
-        window: milliseconds of a window of events.
-        form: of an answer: ``table``, ``csv`` or ``json``.
-        rate: samples of sound per second.
+        window: length of a time step of events in milliseconds; ``None``: as in training.
+        output_format: ``table``, ``csv`` or ``json``.
+        rate: samples of sound per second; ``None``: 16,000.
 
     Raises:
-        Refusal: if the network can't be run step by step, its data give no steps, an option does not apply,
-            or standard input or output is closed.
-        Failure: at the end, if lines were left out.
+        Refusal: if the network can't run step by step, its input has no steps, an option does not apply, or
+            standard input or output is closed.
+        Failure: at the end, if lines were skipped.
     """
     if None in (sys.stdin, sys.stdout):
         raise Refusal("--stream needs an open standard input and output; one of them is closed")
-    steps = steps_of(model, window, rate)
-    running = _Running(model, form, steps.dtype)
-    number = refused = 0
+    reader = step_reader(model, window, rate)
+    predictor = _StreamPredictor(model, output_format, reader.dtype)
+    number = skipped = 0
     try:
-        for number, piece in enumerate(steps.pieces(sys.stdin.buffer), start=1):
-            start, is_end = time.perf_counter(), steps.is_end(piece)
+        for number, piece in enumerate(reader.pieces(sys.stdin.buffer), start=1):
+            start, is_end = time.perf_counter(), reader.is_end(piece)
             try:
-                values = steps.end() if is_end else steps.read(piece)
+                steps = reader.end() if is_end else reader.read(piece)
             except ValueError as error:
-                print(f"hibana predict: line {number} is left out: it {error}", file=sys.stderr)
-                refused += 1
+                print(f"hibana predict: line {number} is skipped: it {error}", file=sys.stderr)
+                skipped += 1
                 continue
-            running.answer(values, start)
+            predictor.advance(steps, start)
             if is_end:
-                running.reset()
-        running.answer(steps.end(), time.perf_counter())
-        if refused:
-            raise Failure(f"{refused} of {number} lines could not be read")
+                predictor.reset()
+        predictor.advance(reader.end(), time.perf_counter())
+        if skipped:
+            raise Failure(f"{skipped} of {number} lines could not be read")
     finally:
-        print(running.summary(steps.piece), file=sys.stderr)
+        print(predictor.summary(reader.piece), file=sys.stderr)
 
 
-class _Running:
-    """A network that advances step by step, its latest outputs, and the durations of its steps."""
+class _StreamPredictor:
+    """Runs a network step by step, prints a prediction after each step, and measures the durations."""
 
-    def __init__(self, model: "Network", form: str, dtype: torch.dtype) -> None:
-        self.model, self.form = model, form
-        with doing("compiling"), refusing():
+    def __init__(self, model: "Network", output_format: str, dtype: torch.dtype) -> None:
+        self.model, self.output_format = model, output_format
+        with progress("compiling"), refuse_errors():
             example = torch.zeros(1, 1, *model.shape, dtype=dtype, device="cpu")
             self.stream = native.compile(model.net, example).stream()
         model.seed_evaluation()
-        self.most = model.settings.steps
-        self.outputs: Tensor | None = (
-            None  # the last `most` outputs, stored twice so that they are contiguous
-        )
-        self.count = 0  # steps of this sequence
-        self.steps = 0  # steps of all sequences
-        self.durations: deque[float] = deque(maxlen=LATEST)
-        self.of_network: deque[float] = deque(maxlen=LATEST)
+        self.max_outputs = model.settings.steps
+        self.outputs: Tensor | None = None  # the last outputs, stored twice so that they are contiguous
+        self.sequence_steps = 0  # steps of this sequence
+        self.total_steps = 0  # steps of all sequences
+        self.durations: deque[float] = deque(maxlen=MAX_DURATIONS)
+        self.network_durations: deque[float] = deque(maxlen=MAX_DURATIONS)
 
-    def answer(self, steps: list[Tensor], start: float) -> None:
-        """Advances by `steps`, whose input arrived at the time `start`, and prints an answer for each."""
+    def advance(self, steps: list[Tensor], start: float) -> None:
+        """Runs the network for `steps` and prints a prediction after each.
+
+        Args:
+            steps: inputs, ``[1, ...]`` each.
+            start: time at which the input arrived.
+        """
         for x in steps:
             before = time.perf_counter()
             outputs = self.stream.step(x.contiguous())
-            self.of_network.append(time.perf_counter() - before)
-            answers = answered(self.model, self._scores(outputs), [str(self.count)])
-            if self.form == "csv" and self.steps == 0:
+            self.network_durations.append(time.perf_counter() - before)
+            answers = to_answers(self.model, self._scores(outputs), [str(self.sequence_steps)])
+            if self.output_format == "csv" and self.total_steps == 0:
                 sys.stdout.write(step_heading(answers.label, answers.classes))
-            sys.stdout.write(formatted_step(answers, self.form))
+            sys.stdout.write(format_step(answers, self.output_format))
             sys.stdout.flush()
             self.durations.append(time.perf_counter() - start)
-            self.steps += 1
+            self.total_steps += 1
 
     def _scores(self, outputs: Tensor) -> Tensor:
-        """The objective's scores over the last outputs."""
+        """Stores `outputs` ``[1, ...]`` and returns the scores ``[1, classes]`` over the last outputs."""
+        size = self.max_outputs
         if self.outputs is None:
-            self.outputs = outputs.new_empty(2 * self.most, *outputs.shape)
-        at = self.count % self.most
-        self.outputs[at] = self.outputs[at + self.most] = outputs
-        self.count += 1
-        first, last = (0, self.count) if self.count <= self.most else (at + 1, at + 1 + self.most)
+            self.outputs = outputs.new_empty(2 * size, *outputs.shape)
+        index = self.sequence_steps % size
+        self.outputs[index] = self.outputs[index + size] = outputs
+        self.sequence_steps += 1
+        first, last = (
+            (0, self.sequence_steps) if self.sequence_steps <= size else (index + 1, index + 1 + size)
+        )
         return self.model.objective.scores(self.outputs[first:last])
 
     def reset(self) -> None:
-        """Puts the network back to rest."""
+        """Starts a new sequence: the network returns to its resting state."""
         self.stream.reset()
-        self.count = 0
+        self.sequence_steps = 0
 
     def summary(self, piece: str) -> str:
-        """Number of steps, and the time from a `piece` of input to its answer."""
-        if not self.steps:
+        """Describes the number of steps, and the time from a `piece` of input to its prediction."""
+        if not self.total_steps:
             return "no steps"
-        answer, network = _quantiles(self.durations), _quantiles(self.of_network)
-        return f"{self.steps:,} steps; from {piece} to its answer {answer}; the network alone {network}"
+        prediction, network = _quantiles(self.durations), _quantiles(self.network_durations)
+        durations = f"from {piece} to its answer {prediction}; the network alone {network}"
+        return f"{self.total_steps:,} steps; {durations}"
 
 
 def _quantiles(durations: deque[float]) -> str:
+    """Returns median and 99th percentile as text; `durations` are in seconds."""
     quantiles = np.quantile(durations, [0.5, 0.99], method="inverted_cdf").tolist()
     median, late = (f"{t * 1e6:.3g} µs" if t < 1e-3 else f"{t * 1e3:.3g} ms" for t in quantiles)
     return f"median {median}, 99th percentile {late}"

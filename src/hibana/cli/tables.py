@@ -1,4 +1,4 @@
-"""What commands print: tables that fit a narrow screen, and lines for other programs."""
+"""Output of commands: tables that fit a narrow screen, and lines for other programs."""
 
 import csv
 import io
@@ -7,36 +7,37 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
-from hibana.train.recipes import OPTIONS_OF_FEW_ROWS
+from hibana.train.architecture import rocket_parameters
+from hibana.train.recipes import OPTIONS_OF_FEW_ROWS, windows
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from hibana.train import Answers, Linear, Outcome
 
-__all__ = ["confusions", "report", "formatted", "formatted_step", "step_heading"]
+__all__ = ["format_answers", "format_step", "print_confusions", "print_result", "step_heading"]
 
-MOST_LAYERS = 12
-"""Spiking layers that have a line each."""
+MAX_LAYERS = 12
+"""Spiking layers up to which each has its own row."""
 FAR = 0.05
-"""Accuracy, or R², by which a network is far below a linear model."""
+"""Difference in accuracy, or R², from which a network is far below a linear model."""
 
 
-def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], deviation: float) -> None:
-    """Prints the result of a run beside that of a linear model.
+def print_result(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], deviation: float) -> None:
+    """Prints the result of a run and that of the linear model.
 
     Args:
         outcome: result of the run.
-        linear: the linear model.
-        rows: further rows of the table.
-        deviation: standard deviation of a quantity, for its units.
+        linear: result of the linear model.
+        rows: further rows of the table, each a title and a text.
+        deviation: standard deviation of a quantity; converts errors to its units.
     """
     from rich.console import Console
     from rich.table import Table
 
     settings = outcome.settings
     table = Table(title=f"{settings.title}, seed {settings.seed}", show_header=False, title_justify="left")
-    recalls = [each for each in outcome.recalls.values() if not math.isnan(each)]
+    recalls = [recall for recall in outcome.recalls.values() if not math.isnan(recall)]
     if outcome.measure == "accuracy":
         table.add_row("test accuracy", f"[bold]{outcome.accuracy:.1%}[/bold]")
         table.add_row(linear.name, f"{linear.accuracy:.1%}")
@@ -47,51 +48,59 @@ def report(outcome: "Outcome", linear: "Linear", rows: list[tuple[str, str]], de
         is_uneven = max(recalls, default=0) - min(recalls, default=0) > 0.05
         if settings.kind is not None and len(recalls) <= 20 and is_uneven:
             for name, recall in outcome.recalls.items():
-                table.add_row(f"recall, {name}", "none tested" if math.isnan(recall) else f"{recall:.1%}")
+                table.add_row(f"recall, {name}", "not tested" if math.isnan(recall) else f"{recall:.1%}")
     else:
         assert outcome.error is not None
         assert linear.error is not None
         table.add_row("mean squared error", f"[bold]{outcome.error * deviation**2:.4g}[/bold]")
         table.add_row(linear.name, f"{linear.error * deviation**2:.4g}")
         table.add_row("variance explained", f"{outcome.accuracy:.1%}; {linear.name} {linear.accuracy:.1%}")
-    for row in (*_rates(outcome), *rows):
+    for row in (*_rate_rows(outcome), *rows):
         table.add_row(*row)
     Console().print(table)
     if warning := _warning(outcome, linear):
         print(warning)
 
 
-def _rates(outcome: "Outcome") -> list[tuple[str, str]]:
-    """Rows with the firing rate of each spiking layer; a single row for many layers."""
+def _rate_rows(outcome: "Outcome") -> list[tuple[str, str]]:
+    """Returns a row with the firing rate of each spiking layer; a single row for many layers."""
     rates, silent = outcome.rates, outcome.silent
     layers = {name: (rate, rate, silent[name]) for name, rate in rates.items()}
-    if len(rates) > MOST_LAYERS:
+    if len(rates) > MAX_LAYERS:
         layers = {f"{len(rates)} layers": (min(rates.values()), max(rates.values()), sum(silent.values()))}
     rows = []
-    for name, (least, most, count) in layers.items():
-        never = f"; {count} never" if count else ""
-        between = f"{least:.1%}" if least == most else f"{least:.1%} to {most:.1%}"
-        rows.append((f"firing rate, {name}", f"{between} of neurons per step{never}"))
+    for name, (least, most, silent_count) in layers.items():
+        suffix = f"; {silent_count} never" if silent_count else ""
+        rate_range = f"{least:.1%}" if least == most else f"{least:.1%} to {most:.1%}"
+        rows.append((f"firing rate, {name}", f"{rate_range} of neurons per step{suffix}"))
     return rows
 
 
 def _warning(outcome: "Outcome", linear: "Linear") -> str:
-    """What to try if the linear model is far better; empty if it is not."""
+    """Returns advice if the linear model is far better than the network, else an empty text."""
     accuracy, baseline = outcome.accuracy, linear.accuracy
     settings, few = outcome.settings, OPTIONS_OF_FEW_ROWS
     if settings.class_weights == "balanced" and None not in (outcome.balanced, linear.balanced):
         accuracy, baseline = cast(float, outcome.balanced), cast(float, linear.balanced)
     if not baseline - accuracy > FAR:
         return ""
-    names = ("layers", "patience", "weight_decay")
-    others = [name for name in names if getattr(settings, name) != few[name]]
-    options = " ".join(f"--{name.replace('_', '-')} {few[name]}" for name in others)
-    remedy = f"try {options}" if options else "more samples may help; with these, use the linear model"
-    return f"The network is far below the {linear.name} ({accuracy:.1%} beside {baseline:.1%}): {remedy}."
+    if rocket_parameters(settings.layers) is not None:  # a Rocket does not see the level of a series
+        advice = f"try --layers {windows(64)}"
+    else:
+        names = [n for n in ("layers", "patience", "weight_decay") if getattr(settings, n) != few[n]]
+        options = "".join(f" --{name.replace('_', '-')} {few[name]}" for name in names)
+        advice = f"try{options}" if options else "more samples may help; with these, use the linear model"
+    return f"The network is far below the {linear.name} ({accuracy:.1%} beside {baseline:.1%}): {advice}."
 
 
-def confusions(answers: "Tensor", labels: "Tensor", names: tuple[str, ...]) -> None:
-    """Prints the number of samples of each class, how many are right, and what the others are taken for."""
+def print_confusions(predicted: "Tensor", labels: "Tensor", names: tuple[str, ...]) -> None:
+    """Prints for each class the number of samples, of correct predictions, and of each wrong prediction.
+
+    Args:
+        predicted: index of the predicted class of each sample, ``[N]``.
+        labels: index of the correct class, ``[N]``.
+        names: names of the classes.
+    """
     from rich.console import Console
     from rich.table import Table
 
@@ -99,38 +108,38 @@ def confusions(answers: "Tensor", labels: "Tensor", names: tuple[str, ...]) -> N
     for heading in ("class", "samples", "right", "taken for"):
         table.add_column(heading, justify="left" if heading == "taken for" else "right")
     for label, name in enumerate(names):
-        of_class = answers[labels == label]
-        wrong = of_class[of_class != label].bincount(minlength=len(names)).tolist()
+        in_class = predicted[labels == label]
+        wrong = in_class[in_class != label].bincount(minlength=len(names)).tolist()
         mistakes = ", ".join(
             f"{other} ({count})" for other, count in zip(names, wrong, strict=False) if count
         )
-        table.add_row(name, str(len(of_class)), str(int((of_class == label).sum())), mistakes)
+        table.add_row(name, str(len(in_class)), str(int((in_class == label).sum())), mistakes)
     table.add_section()
-    right = int((answers == labels).sum())
+    right = int((predicted == labels).sum())
     table.add_row("all", str(len(labels)), str(right), f"accuracy {right / len(labels):.1%}")
     Console().print(table)
 
 
-def formatted(answers: "Answers", form: str) -> str:
-    """Answers as a ``table``, as ``csv`` or as ``json``."""
+def format_answers(answers: "Answers", output_format: str) -> str:
+    """Formats predictions as ``table``, ``csv`` or ``json``."""
     rows = _rows(answers)
-    if form == "json":
+    if output_format == "json":
         return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
-    if form == "csv":
+    if output_format == "csv":
         heading = ["sample", answers.label, *answers.classes]
         return "".join(map(_csv_line, [heading, *(_cells(answers, row) for row in rows)]))
     width = max(len(row["sample"]) for row in rows)
-    lines = [f"{row['sample']:<{width}}  {_answer(answers, row)}" for row in rows]
+    lines = [f"{row['sample']:<{width}}  {_prediction(answers, row)}" for row in rows]
     right = [row["right"] for row in rows if "right" in row]
     if right:
         lines.append(f"{sum(right)} of {len(right)} right, {sum(right) / len(right):.1%}")
     if answers.labels and not answers.classes:
-        lines += _errors(answers)
+        lines += _regression_error(answers)
     return "\n".join(lines) + "\n"
 
 
-def _errors(answers: "Answers") -> list[str]:
-    """A line with the error of quantities; none if no sample has a number as its label."""
+def _regression_error(answers: "Answers") -> list[str]:
+    """Returns a line with the error of predicted quantities; no line if no sample has a numeric label."""
     import torch
 
     from hibana.nn.loss import r_squared
@@ -138,36 +147,37 @@ def _errors(answers: "Answers") -> list[str]:
     pairs = [
         (answer, number)
         for answer, label in zip(answers.answers, answers.labels or (), strict=False)
-        if math.isfinite(number := _number(label))
+        if math.isfinite(number := _to_number(label))
     ]
     if not pairs:
         return []
-    answered, labels = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
-    error, explained = (answered - labels).square().mean().item(), r_squared(answered, labels)
-    shown = "" if math.isnan(explained) else f", {explained:.1%} of the variance explained"
-    return [f"{answers.label}: {len(labels)} samples, mean squared error {error:.4g}{shown}"]
+    predicted, labels = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
+    error, explained = (predicted - labels).square().mean().item(), r_squared(predicted, labels)
+    suffix = "" if math.isnan(explained) else f", {explained:.1%} of the variance explained"
+    return [f"{answers.label}: {len(labels)} samples, mean squared error {error:.4g}{suffix}"]
 
 
-def _number(label: str) -> float:
+def _to_number(text: str) -> float:
+    """Returns `text` as a number; NaN if it is not one."""
     try:
-        return float(label)
+        return float(text)
     except ValueError:
         return math.nan
 
 
-def formatted_step(answers: "Answers", form: str) -> str:
-    """The answer at one step, on one line of a ``table``, of ``csv``, or of ``json``."""
+def format_step(answers: "Answers", output_format: str) -> str:
+    """Formats the prediction after one time step as one line of ``table``, ``csv`` or ``json``."""
     (row,) = _rows(answers, "step")
     row["step"] = int(row["step"])
-    if form == "json":
+    if output_format == "json":
         return json.dumps(row, ensure_ascii=False) + "\n"
-    if form == "csv":
-        return _csv_line(_cells(answers, row, "step"))
-    return f"{row['step']}  {_answer(answers, row)}\n"
+    if output_format == "csv":
+        return _csv_line(_cells(answers, row))
+    return f"{row['step']}  {_prediction(answers, row)}\n"
 
 
 def step_heading(label: str, classes: Sequence[str]) -> str:
-    """The first line of steps in the form ``csv``."""
+    """Returns the heading of the lines of :func:`format_step` in ``csv`` format."""
     return _csv_line(["step", label, *classes])
 
 
@@ -177,26 +187,29 @@ def _csv_line(cells: Sequence[Any]) -> str:
     return stream.getvalue()
 
 
-def _rows(answers: "Answers", of: str = "sample") -> list[dict[str, Any]]:
+def _rows(answers: "Answers", name_key: str = "sample") -> list[dict[str, Any]]:
+    """Returns a dictionary per sample: its name under `name_key`, prediction, probabilities, correctness."""
     rows = []
     for index, name in enumerate(answers.names):
-        row: dict[str, Any] = {of: name, answers.label: answers.answers[index]}
+        row: dict[str, Any] = {name_key: name, answers.label: answers.answers[index]}
         if answers.classes:
             scores = zip(answers.classes, answers.probabilities[index], strict=True)
-            row["probabilities"] = {each: round(score, 6) for each, score in scores}
+            row["probabilities"] = {class_name: round(score, 6) for class_name, score in scores}
         if answers.labels is not None and answers.classes and answers.labels[index]:
             row["right"] = answers.labels[index] == answers.answers[index]
         rows.append(row)
     return rows
 
 
-def _cells(answers: "Answers", row: dict[str, Any], of: str = "sample") -> list[Any]:
-    return [row[of], row[answers.label], *row.get("probabilities", {}).values()]
+def _cells(answers: "Answers", row: dict[str, Any]) -> list[Any]:
+    """Returns the values of a CSV line: name, prediction and probabilities."""
+    return [next(iter(row.values())), row[answers.label], *row.get("probabilities", {}).values()]
 
 
-def _answer(answers: "Answers", row: dict[str, Any]) -> str:
+def _prediction(answers: "Answers", row: dict[str, Any]) -> str:
+    """Returns the prediction as text, with the three largest probabilities."""
     answer = row[answers.label]
     if not answers.classes:
         return f"{answer:.6g}"
-    ranked = sorted(row["probabilities"].items(), key=lambda each: -each[1])[:3]
+    ranked = sorted(row["probabilities"].items(), key=lambda item: -item[1])[:3]
     return f"{answer}  " + "  ".join(f"{name} {score:.1%}" for name, score in ranked)

@@ -1,23 +1,37 @@
-"""Commands that train: ``train``, and ``runs``, which lists what was trained."""
+"""Commands for runs: ``train``, and ``runs``, which lists them."""
 
+import inspect
+import re
 import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import cyclopts
+from docstring_parser import parse
 
 from hibana import keep_memory
 from hibana.cli import tables
-from hibana.cli.common import Failure, Integer, Refusal, doing, reachable, refusing, unwritable
+from hibana.cli.common import (
+    Failure,
+    Integer,
+    Refusal,
+    allow_local_imports,
+    progress,
+    refuse_errors,
+    unwritable,
+)
 
-with doing("loading PyTorch"):
-    from hibana.cli.options import with_settings
-    from hibana.train import Settings, elastic, read, results, resume_settings
+with progress("loading PyTorch"):
+    from hibana.train import Settings, read, results, resume_settings
     from hibana.train.architecture import check_trust
-    from hibana.train.run_folder import LAST, PICTURE, SETTINGS, Folder, claim
+    from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim
+    from hibana.train.settings import CHOICES, FILE_OPTIONS
     from hibana.train.threads import check as check_threads
     from hibana.train.threads import choose
 
@@ -29,8 +43,36 @@ if TYPE_CHECKING:
 RUNS = Path("hibana-runs")
 
 
-@with_settings
-def train(  # noqa: D417 - the settings have docstrings of their own
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Returns `command` with a parameter for each field of ``Settings`` in place of ``**options``.
+
+    The help texts are those of the docstring of ``Settings``, without its markup.
+    """
+    signature = inspect.signature(command)
+    parameters = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    descriptions = {p.arg_name: p.description or "" for p in parse(Settings.__doc__ or "").params}
+    training = cyclopts.Group("Settings", sort_key=1)
+    files = cyclopts.Group("Your own data", sort_key=2)
+    for field in fields(Settings):
+        text = re.sub(r"(?::\w+:)?`+~?([^`]*)`+", r"\1", " ".join(descriptions[field.name].split()))
+        choices = f" One of {', '.join(CHOICES[field.name])}." if field.name in CHOICES else ""
+        group = files if field.name in FILE_OPTIONS else training
+        default = None if "Default:" in text else field.default  # the default depends on the data
+        kind: Any = Integer if field.type is int else field.type
+        if default is None:
+            kind = kind | None  # cyclopts checks defaults against types if pydantic is loaded
+        annotation = Annotated[kind, cyclopts.Parameter(help=text + choices, group=group)]
+        parameter = inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+        )
+        parameters.append(parameter)
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+    return command
+
+
+@_with_settings
+def train(  # noqa: D417 - options are documented in Settings
     *,
     settings: Path | None = None,
     out: Path | None = None,
@@ -40,51 +82,53 @@ def train(  # noqa: D417 - the settings have docstrings of their own
     trust: tuple[str, ...] = (),
     **options: Any,
 ) -> None:
-    """Trains a spiking network, and says how it did beside a linear model; `options` are the settings.
+    """Trains a spiking network and compares it with a linear model.
 
     Args:
-        settings: a run's settings.yaml to start from; options change single settings of it.
-        out: the folder where the run goes; hibana-runs/DATA-SEED if none is said.
-        resume: a run's folder or checkpoint to go on from; with more --epochs, further than it was to go.
-        overwrite: replace the run in that folder, if it holds one.
-        threads: of the processor to compute with; as many as the work is worth if not said.
-        trust: MODULE:FUNCTION of yours that a file may name, and that is then run; may be repeated.
+        settings: read options from the settings.yaml of an earlier run; options of the command replace them.
+        out: the folder of the run; by default hibana-runs/DATA-SEED.
+        resume: continue the run in this folder, or of this checkpoint; with a larger --epochs it trains for
+            longer than planned.
+        overwrite: replace the run in the folder, if it contains one.
+        threads: number of processor threads; by default one for small networks.
+        trust: MODULE:FUNCTION of yours that a file may name and that is then executed; may be repeated.
     """
     import torch
 
-    reachable([options.get("layers"), options.get("data"), *trust])
+    allow_local_imports([options.get("layers"), options.get("data"), *trust])
     keep_memory()
-    torch.set_flush_denormal(True)  # before torch's threads begin: they take it over
-    with refusing():
+    torch.set_flush_denormal(True)  # before torch's threads start, which inherit it
+    with refuse_errors():
         if threads is not None:
             check_threads(threads)
         check_trust(None, trust, "the command")
-        chosen, checkpoint = _chosen(settings, resume, trust, options)
-        where = out or RUNS / f"{chosen.title}-{chosen.seed}"
+        run_settings, checkpoint = _run_settings(settings, resume, trust, options)
+        path = out or RUNS / f"{run_settings.title}-{run_settings.seed}"
         if resume is not None and out is None:
-            where = resume if resume.is_dir() else resume.parent
-        if resume is None and (written := elastic.before_restart(where, SETTINGS)) is not None:
-            chosen, checkpoint = resume_settings(written, trust=trust)
-            where = resume = written
-        with doing("loading PyTorch Lightning"):
+            path = resume if resume.is_dir() else resume.parent
+        with progress("loading PyTorch Lightning"):
             from hibana.train.run import prepare
-        with doing(f"reading {chosen.title}"):
-            prepared = prepare(chosen, resume=checkpoint)
-        if chosen.accelerator not in ("cpu", "auto"):
-            _check_accelerator(chosen.accelerator)
-    with _claimed(where, resume, overwrite) as folder:
-        if folder.path != where:
-            print(f"{where} holds another run, which stays; this one goes to {folder.path}", flush=True)
+        with progress(f"reading {run_settings.title}"):
+            prepared = prepare(run_settings, resume=checkpoint)
+        if run_settings.accelerator not in ("cpu", "auto"):
+            _check_accelerator(run_settings.accelerator)
+        try:
+            folder = claim(path, resume=resume, overwrite=overwrite)
+        except OSError as error:
+            raise unwritable(path, error) from error
+    with folder:
+        if folder.path != path:
+            print(f"{path} holds another run, which is kept; this one is in {folder.path}", flush=True)
         if summary := getattr(prepared.samples, "summary", ""):
             print(summary, flush=True)
         choose(prepared.model, threads)
         _complete(prepared, folder)
 
 
-def _chosen(
+def _run_settings(
     file: Path | None, resume: Path | None, trust: tuple[str, ...], options: dict[str, Any]
 ) -> tuple[Settings, Path | None]:
-    """Settings of the run, and the checkpoint that it is resumed from."""
+    """Returns the settings of the run, and the checkpoint that it is resumed from."""
     if resume is None:
         return read(file, trust=trust, **options) if file else Settings(**options), None
     if file is not None:
@@ -93,94 +137,89 @@ def _chosen(
 
 
 def _check_accelerator(name: str) -> None:
+    """Raises a ValueError if Lightning does not know the accelerator, or this machine does not have it."""
     from lightning.pytorch.accelerators import AcceleratorRegistry
 
-    names = ["auto", *AcceleratorRegistry]
-    if name != "gpu" and name not in names:
-        raise ValueError(f"accelerator must be one of cpu, gpu, {', '.join(names)}; got {name!r}")
+    names = ["cpu", "gpu", "auto", *AcceleratorRegistry]
+    if name not in names:
+        raise ValueError(f"accelerator must be one of {', '.join(dict.fromkeys(names))}; got {name!r}")
     if not AcceleratorRegistry["cuda" if name == "gpu" else name]["accelerator"].is_available():
-        raise ValueError(
-            f"accelerator must be one that this machine has, it has no {name}; cpu is always there"
-        )
-
-
-def _claimed(out: Path, resume: Path | None, overwrite: bool) -> Folder:
-    """The folder of the training, locked."""
-    with refusing():
-        try:
-            return claim(out, resume=resume, overwrite=overwrite)
-        except OSError as error:
-            raise unwritable(out, error) from error
+        raise ValueError(f"accelerator must be one that this machine has, got {name}; use cpu")
 
 
 @contextmanager
-def _writers_quiet() -> Iterator[None]:
-    """TensorBoard's thread hands on what it can't write to the thread that trains, which says it once."""
-    before = threading.excepthook
+def _without_writer_tracebacks() -> Iterator[None]:
+    """Hides tracebacks of TensorBoard's writer thread: the training thread raises the same OSError again."""
+    original_hook = threading.excepthook
 
-    def hook(failed: threading.ExceptHookArgs) -> None:
-        if not isinstance(failed.exc_value, OSError):
-            before(failed)
+    def hook(arguments: threading.ExceptHookArgs) -> None:
+        if not isinstance(arguments.exc_value, OSError):
+            original_hook(arguments)
 
     threading.excepthook = hook
     try:
         yield
     finally:
-        threading.excepthook = before
+        threading.excepthook = original_hook
 
 
-def _complete(prepared: "Prepared", folder: Folder) -> None:
-    """Trains, compares with a linear model, draws, and prints the result."""
+def _complete(prepared: "Prepared", folder: RunFolder) -> None:
+    """Trains the network, fits the linear model, draws the picture, and prints the result."""
+    import torch
+
     from hibana.train import linear
     from hibana.train.run import complete
 
     start = time.perf_counter()
     last, samples = folder.path / LAST, prepared.samples
     try:
-        with _writers_quiet():
+        with _without_writer_tracebacks():
             model, outcome = complete(prepared, folder, progress=sys.stdout.isatty())
         if model.global_rank > 0:
             return
-        with doing("fitting a linear model to compare with"):
+        with progress("fitting a linear model for comparison"):
             baseline = linear(model, samples)
         results.write(folder.path, outcome, baseline)
-        with doing("drawing"):
+        with progress("drawing"):
             picture = folder.path / PICTURE
             _draw(model, outcome, samples, (baseline.name, baseline.accuracy), picture)
-    except SystemExit as stopped:  # what Lightning makes of Ctrl-C
-        hint = f"; `hibana train --resume {last}` goes on from the last whole epoch" if last.exists() else ""
-        raise KeyboardInterrupt(hint) from stopped
-    except (FloatingPointError, elastic.NotJoinedError) as error:
+    except SystemExit as interruption:  # Lightning raises it for Ctrl-C
+        hint = f"; `hibana train --resume {last}` continues from the last epoch" if last.exists() else ""
+        raise KeyboardInterrupt(hint) from interruption
+    except (FloatingPointError, torch.distributed.DistError) as error:
         raise Failure(str(error)) from error
     except OSError as error:
-        held = f"; {last} is the last whole epoch" if last.exists() else ""
-        raise Failure(f"{folder.path} can't be written: {error.strerror or error}{held}") from error
+        hint = f"; {last} is the checkpoint of the last complete epoch" if last.exists() else ""
+        raise Failure(f"{folder.path} can't be written: {error.strerror or error}{hint}") from error
     rows = [("time", f"{time.perf_counter() - start:.1f} s, {outcome.seconds:.1f} s of them training")]
     rows += [("checkpoint", str(outcome.checkpoint)), ("picture", str(picture))]
     if outcome.logs is not None:
         rows.append(("TensorBoard", str(outcome.logs)))
     deviation = 1.0 if model.description is None else model.description.target.deviation
-    tables.report(outcome, baseline, rows, deviation)
+    tables.print_result(outcome, baseline, rows, deviation)
 
 
 def _draw(
     model: "Classifier", outcome: "Outcome", samples: "DataSet", baseline: tuple[str, float], path: Path
 ) -> None:
-    """Draws a training, with the first test sample on its way through the network."""
+    """Draws the learning curves, and the network's activity for the first test sample, to `path`."""
     import torch
 
     from hibana import plot
     from hibana.train import activity
 
-    shown, label, *lengths = samples.test[0]
-    shown = shown[: int(lengths[0])] if lengths else shown
+    inputs, label, *lengths = samples.test[0]
+    inputs = inputs[: int(lengths[0])] if lengths else inputs
     with torch.inference_mode():
-        outputs, spikes = activity(model.net, model.encode(shown[None]))
-    row = shown.reshape(1, -1) if shown.ndim == 1 else shown.reshape(-1, *shown.shape[-2:]).mean(0)
+        outputs, spikes = activity(model.net, model.encode(inputs[None]))
+    if inputs.ndim == 2 and samples.sequential:
+        image = inputs.T
+    else:
+        image = inputs.reshape(1, -1) if inputs.ndim == 1 else inputs.reshape(-1, *inputs.shape[-2:]).mean(0)
     figure = plot.training(
         outcome.history,
         baseline,
-        shown.T if shown.ndim == 2 and samples.sequential else row,
+        image,
         {name: layer[:, 0].flatten(1) for name, layer in spikes.items()},
         outputs[:, 0],
         float(label) if model.is_regression else int(label),
@@ -191,19 +230,19 @@ def _draw(
 
 
 def runs(folder: Path = RUNS, /) -> None:
-    """Lists the runs in a folder: data, result, a linear model's, when, settings that are not the usual ones.
+    """Lists the runs in a folder: data, result, result of a linear model, date, and non-default settings.
 
     Args:
-        folder: where the runs' folders are.
+        folder: the folder that contains the runs' folders.
     """
     if not folder.is_dir():
         raise Refusal(f"there is no folder {folder}; hibana train writes its runs to {RUNS}, or to --out")
-    listed = results.list_runs(folder)
-    if not listed:
+    summaries = results.list_runs(folder)
+    if not summaries:
         raise Refusal(f"folder must hold runs of hibana train, {folder} holds none")
-    rows = [("run", *results.Run._fields[1:-1]), *(run[:-1] for run in listed)]
+    rows = [("run", *results.RunSummary._fields[1:-1]), *(summary[:-1] for summary in summaries)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row, settings in zip(rows, ["", *(run.settings for run in listed)], strict=True):
+    for row, settings in zip(rows, ["", *(summary.settings for summary in summaries)], strict=True):
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
         for line in textwrap.wrap(settings, 76, break_long_words=False, break_on_hyphens=False):
             print(f"    {line}")

@@ -1,6 +1,6 @@
-"""The node of autograd of a cell over a whole sequence, for kernels of every backend."""
+"""The autograd node of a cell's run over a sequence, for the kernels of every backend."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,71 +29,82 @@ if TYPE_CHECKING:
     from hibana.compiler.graph.plan import Plan
 
 
+class RunSpecification(NamedTuple):
+    """Everything that determines a run except its tensors."""
+
+    program: "Program"
+    plan: "Plan"
+    """The residuals to store if a gradient is needed."""
+    shape: torch.Size
+    """The shape of the inputs, with the dimensions in memory order."""
+    wants_last: bool
+    """Whether the caller needs the last states."""
+    order: Order | None = None
+    """The memory order of the inputs' dimensions; None if it is their own order."""
+    initial_count: int = 0
+    """The number of initial states: all states, or 0 for a run from zeros."""
+    always_attaches: bool = False
+    """Whether bits are attached to the outputs without a gradient too, at a tenth of a forward's time."""
+    prepared: Prepared | None = None
+    """Kernels bound to all of this, for a small run with a gradient, from zeros, of a cell without
+    tensors."""
+
+
 def run(
     program: "Program",
     cell: Cell,
-    ends: bool,
+    wants_last: bool,
     key: Hashable | None,
     inputs: Tensor,
     state: tuple[Tensor, ...] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """`cell` over `inputs` by `program`: its outputs, and if `ends` its last states but the emitted one.
+    """The outputs of `cell` over `inputs`, and its last states other than the emitted state.
 
-    Outputs have the memory format of `inputs`. The run is remembered by `cell` under `key`, if there is one.
+    Outputs have the memory format of `inputs`.
+
+    Args:
+        program: the compiled step of `cell`.
+        cell: it remembers the specification of the run under `key`, unless that is None.
+        wants_last: whether the caller needs the last states.
+        key: as above.
+        inputs: ``[T, ...]``.
+        state: the initial states; None for zeros.
     """
-    begun = () if state is None else state
+    initial = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
-    spec = specified(program, inputs, ends, len(begun))
+    spec = specify_run(program, inputs, wants_last, len(initial))
     if spec is None:
         inputs, key = inputs.contiguous(), None
-        spec = specified(program, inputs, ends, len(begun))
+        spec = specify_run(program, inputs, wants_last, len(initial))
         assert spec is not None
-    learns = torch.is_grad_enabled() and inputs.requires_grad
-    if learns and not (begun or cell_tensors) and inputs.is_contiguous():
-        spec = spec._replace(prepared=program.kernels.prepare(spec.plan, spec.shape, ends))
+    needs_gradient = torch.is_grad_enabled() and inputs.requires_grad
+    if needs_gradient and not (initial or cell_tensors) and inputs.is_contiguous():
+        spec = spec._replace(prepared=program.kernels.prepare(spec.plan, spec.shape, wants_last))
     if key is not None:
-        programs.attach(cell, key, spec)
-    return go(spec, inputs, (*begun, *cell_tensors))
+        programs.remember(cell, key, spec)
+    return run_specification(spec, inputs, (*initial, *cell_tensors))
 
 
-class RunSpecification(NamedTuple):
-    """All about a run but its tensors; by default, a run over contiguous inputs from rest."""
-
-    program: "Program"
-    plan: "Plan"
-    """The residuals, if a gradient is wanted."""
-    shape: torch.Size
-    """Of the inputs, in memory order."""
-    ends: bool
-    """Whether the last states are wanted."""
-    order: Order | None = None
-    """The memory order of the dimensions, if it is another than theirs."""
-    begun: int = 0
-    """How many initial states are given: all, or none for a run from rest."""
-    deep: bool = False
-    """Whether the outputs' bits are attached without a gradient too; it costs a tenth of a forward."""
-    prepared: Prepared | None = None
-    """Kernels bound to all of this, for a small run with a gradient, from rest, of a cell without tensors."""
-
-
-def specified(program: "Program", inputs: Tensor, ends: bool, begun: int = 0) -> RunSpecification | None:
-    """A run over inputs with these strides, from `begun` states or from rest; None if they need a copy."""
+def specify_run(
+    program: "Program", inputs: Tensor, wants_last: bool, initial_count: int = 0
+) -> RunSpecification | None:
+    """The specification of a run over inputs with these strides; None if the inputs must be copied first."""
     order: Order | None = None
     shape = inputs.shape
-    # neurons of a sample lie together in memory where a step multiplies them; what they draw depends on order
+    # Matrices multiply neurons that are adjacent in memory; random numbers depend on the neurons' order.
     if not (program.step.matrices or program.step.draws or inputs.is_contiguous()):
         order = memory_order(inputs)
     if order is not None:
         shape = torch.Size(inputs.shape[d] for d in order)
     elif not steps_contiguous(inputs):
         return None
-    return RunSpecification(program, program.plan, shape, ends, order, begun)
+    return RunSpecification(program, program.plan, shape, wants_last, order, initial_count)
 
 
-def go(
+def run_specification(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """:func:`run` with its specification; `tensors` are the initial states and those of the cell."""
+    """Runs a specification as :func:`run` does; `tensors` are the initial states, then the cell's tensors."""
     if torch.is_grad_enabled() and (
         inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
     ):
@@ -101,17 +112,19 @@ def go(
         _attach_bits(outputs)
         return outputs, last
     kernels = spec.program.kernels
-    given = _arguments(spec, inputs, tensors, kernels.emitting if spec.deep else None)
-    outputs, last = _known(kernels.forward, given)
+    arguments = _arguments(spec, inputs, tensors, kernels.emitting if spec.always_attaches else None)
+    outputs, last, residuals = kernels.forward(arguments)
+    if residuals:
+        attach(outputs, residuals[0][None], outputs.shape[1:].numel())
     if spec.order is None:
         return outputs, last
     outputs, last = to_callers_order(spec.order, outputs, last)
-    # not as views, which a checkpoint would give on as such, and that may not be written to then
+    # not views: a checkpoint would return them as views, which can't be written to in place
     return outputs.detach(), [value.detach() for value in last]
 
 
-def go_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-    """:func:`go` with prepared kernels, which only a call that wants the gradient of `inputs` has."""
+def run_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+    """:func:`run_specification` with prepared kernels, for a call that needs the gradient of `inputs`."""
     outputs, *last = _apply(spec, inputs)
     if outputs.numel() >= FEWEST:
         _attach_bits(outputs)
@@ -119,7 +132,7 @@ def go_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequenc
 
 
 FEWEST = 256
-"""Outputs below which no bits are attached: products of so few numbers are torch's."""
+"""Minimum outputs that get bits attached; torch multiplies fewer numbers faster."""
 
 
 def _attach_bits(outputs: Tensor) -> None:
@@ -138,32 +151,20 @@ def _arguments(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...], plan: "Plan | None"
 ) -> ForwardArguments:
     """The arguments of the forward kernel, in memory order."""
-    program, _, _, ends, order, begun, *_ = spec
-    first = [step_to_order(order, t) for t in tensors[:begun]] if begun else program.at_rest
+    program, order, count = spec.program, spec.order, spec.initial_count
+    first = [step_to_order(order, t) for t in tensors[:count]] if count else program.zero_states
     inputs = inputs if order is None else inputs.permute(order)
-    parameters = program.parameters(tensors[begun:], inputs, order)
+    parameters = program.parameters(tensors[count:], inputs, order)
     seed = new_seed() if program.step.draws else 0
-    return ForwardArguments(inputs, first, parameters, plan, ends, seed=seed)
-
-
-def _known(
-    forward: Callable[[ForwardArguments], tuple[Tensor, list[Tensor], list[Tensor]]], given: ForwardArguments
-) -> tuple[Tensor, list[Tensor]]:
-    """The outputs and last states of `forward`; if it keeps the outputs' bits, they are attached."""
-    if given.plan is None:
-        outputs, last, _ = forward(given)
-        return outputs, last
-    outputs, last, (bits,) = forward(given)
-    attach(outputs, bits[None], outputs.shape[1:].numel())
-    return outputs, last
+    return ForwardArguments(inputs, first, parameters, plan, spec.wants_last, seed=seed)
 
 
 class _Run(torch.autograd.Function):
-    """The whole sequence as one node.
+    """A run over a sequence as one node.
 
-    Other modules read `specification`, how it was run, `support`, the surrogate's mask as bits
-    ``[T, ceil(N/8)]`` in memory order, lowest bit first (None: everywhere), and `spikes`, the bits of the
-    outputs or None; both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`).
+    Other modules read its attributes `specification`, `support` and `spikes`. `support` is the mask of the
+    surrogate as bits ``[T, ceil(N/8)]`` in memory order, lowest bit first; None: everywhere. `spikes` are the
+    bits of the outputs, or None. Both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`).
 
     It saves, in this order: the inputs and the initial states that the plan reads, the cell's tensors, the
     kernels' parameters, and the residuals.
@@ -171,34 +172,37 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
-        program, plan, _, _, order, begun, _, prepared = spec
+        program, plan, order, count, prepared = (
+            *(spec.program, spec.plan, spec.order, spec.initial_count),
+            spec.prepared,
+        )
         ctx.specification = spec
         ctx.set_materialize_grads(False)
         if prepared is not None:
             outputs, last, residuals = prepared.forward(inputs)
-            ctx.save_for_backward(*([_as_read(inputs)] if plan.reads_input else ()), *residuals)
+            ctx.save_for_backward(*([_frozen_leaf(inputs)] if plan.reads_input else ()), *residuals)
             ctx.support = None if plan.support_at is None else residuals[plan.support_at]
             ctx.spikes = None if plan.spikes_at is None else residuals[plan.spikes_at]
             return outputs, *last
-        given = _arguments(spec, inputs, tensors, plan)
-        inputs, first, parameters, *_ = given
-        ctx.seed = given.seed
-        outputs, last, residuals = program.kernels.forward(given)
-        read = (_as_read(inputs),) if plan.reads_input else ()
-        needed = [first[i] for i in plan.first] if begun else ()
-        ctx.save_for_backward(*read, *needed, *tensors[begun:], *parameters, *residuals)
-        known = not program.step.matrices or inputs.shape[-1] % 8 == 0  # else each sample's bits are padded
-        ctx.support = residuals[plan.support_at] if known and plan.support_at is not None else None
-        ctx.spikes = residuals[plan.spikes_at] if known and plan.spikes_at is not None else None
+        arguments = _arguments(spec, inputs, tensors, plan)
+        inputs, first, parameters, *_ = arguments
+        ctx.seed = arguments.seed
+        outputs, last, residuals = program.kernels.forward(arguments)
+        read = (_frozen_leaf(inputs),) if plan.reads_input else ()
+        initial = [first[i] for i in plan.first] if count else ()
+        ctx.save_for_backward(*read, *initial, *tensors[count:], *parameters, *residuals)
+        is_packed = not program.step.matrices or inputs.shape[-1] % 8 == 0  # without padding between samples
+        ctx.support = residuals[plan.support_at] if is_packed and plan.support_at is not None else None
+        ctx.spikes = residuals[plan.spikes_at] if is_packed and plan.spikes_at is not None else None
         if order is not None:
             outputs, last = to_callers_order(order, outputs, last)
-            # not as views, or autograd would put a node of its own above this one
+            # not views: autograd would put a node of its own above this node
             outputs, last = outputs.detach(), [value.detach() for value in last]
         return outputs, *last
 
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-        # the check for second derivatives is expensive, and only they need it
+        # `_once` checks for second derivatives, which is expensive, so only they pay for it
         if torch.is_grad_enabled():
             return _once(ctx, grad_outputs, *last_grads)
         check_unbatched((grad_outputs, *last_grads))
@@ -214,23 +218,29 @@ class _Run(torch.autograd.Function):
         return None, prepared.backward(saved_tensors(ctx), grad_outputs)
 
 
-def _as_read(inputs: Tensor) -> Tensor:
-    """`inputs` to save: a leaf as it is now, whatever ``inputs.data`` is set to."""
+def _frozen_leaf(inputs: Tensor) -> Tensor:
+    """`inputs` to save; a leaf as its current memory, so that setting ``inputs.data`` does not change it."""
     return inputs if inputs.grad_fn else inputs.detach()
 
 
 def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-    """The gradients of inputs, initial states and cell's tensors, from those of outputs and last states."""
+    """The gradients of the inputs, the initial states and the cell's tensors of the node `ctx`.
+
+    Args:
+        ctx: the node.
+        grad_outputs: the gradient of the outputs; None for zeros.
+        last_grads: the gradients of the last states; None for zeros.
+    """
     spec = ctx.specification
-    program, plan, shape, _, order, begun, *_ = spec
-    wanted = ctx.needs_input_grad[1:]  # of the inputs, the states, the cell's tensors
+    program, plan, order, count = spec.program, spec.plan, spec.order, spec.initial_count
+    needed = ctx.needs_input_grad[1:]  # for the inputs, the initial states, the cell's tensors
     saved = iter(saved_tensors(ctx))
     inputs = next(saved) if plan.reads_input else None
-    first: Sequence[Tensor | None] = program.at_rest
-    if begun:
+    first: Sequence[Tensor | None] = program.zero_states
+    if count:
         by_state = dict(zip(plan.first, islice(saved, len(plan.first)), strict=True))
-        first = [by_state.get(i) for i in range(begun)]
-    cell_tensors = tuple(islice(saved, len(wanted) - 1 - begun))
+        first = [by_state.get(i) for i in range(count)]
+    cell_tensors = tuple(islice(saved, len(needed) - 1 - count))
     parameters = tuple(islice(saved, program.step.parameters + program.step.matrices))
     if grad_outputs is not None:
         if order is not None:
@@ -239,23 +249,22 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
             grad_outputs = grad_outputs.resolve_neg()
         if not steps_contiguous(grad_outputs):
             grad_outputs = grad_outputs.contiguous()
-    grads: Sequence[Tensor | None] = program.at_rest[1:]
+    grads: Sequence[Tensor | None] = program.zero_states[1:]
     if last_grads:
         grads = [None if g is None else step_to_order(order, g) for g in last_grads]
-    wants_input, wants_first = wanted[0], any(wanted[1 : 1 + begun])
-    given = BackwardArguments(
-        shape,
+    arguments = BackwardArguments(
+        spec.shape,
         inputs,
         first,
         parameters,
         tuple(saved),
         grad_outputs,
         grads,
-        wants_input=wants_input,
-        wants_first=wants_first,
+        wants_input=needed[0],
+        wants_first=any(needed[1 : 1 + count]),
         seed=0 if spec.prepared else ctx.seed,
     )
-    grad_input, first_grads, sums = program.kernels.backward(given)
+    grad_input, first_grads, sums = program.kernels.backward(arguments)
     if order is not None:
         back = inverse_order(order)
         if grad_input is not None:
@@ -263,19 +272,23 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         first_grads, sums = (
             [None if g is None else permute_step(back, g) for g in some] for some in (first_grads, sums)
         )
-    if len(wanted) == 1:
+    if len(needed) == 1:
         return None, grad_input
-    to_state = (g if need else None for g, need in zip(first_grads, wanted[1 : 1 + begun], strict=False))
-    to_cell_tensors: Sequence[Tensor | None] = (None,) * len(cell_tensors)
-    if any(wanted[1 + begun :]):
-        to_cell_tensors = program.step.epilogue(*cell_tensors, *sums)
-    return None, grad_input, *to_state, *to_cell_tensors
+    state_grads = (g if need else None for g, need in zip(first_grads, needed[1 : 1 + count], strict=False))
+    cell_grads: Sequence[Tensor | None] = (None,) * len(cell_tensors)
+    if any(needed[1 + count :]):
+        cell_grads = program.step.epilogue(*cell_tensors, *sums)
+    return None, grad_input, *state_grads, *cell_grads
 
 
 def saved_tensors(ctx: Any) -> tuple[Any, ...]:
-    """What a node saved; if its graph is gone, the error says what to do about a state."""
+    """The tensors that a node saved.
+
+    Raises:
+        RuntimeError: if a backward has freed them, with advice on states that are passed between calls.
+    """
     try:
-        found: tuple[Any, ...] = ctx.saved_tensors
+        tensors: tuple[Any, ...] = ctx.saved_tensors
     except RuntimeError as error:
         if "backward through the graph a second time" not in str(error):
             raise
@@ -283,7 +296,7 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
             f"{error}\nA state that hibana.run or return_state=True gave has the graph of all calls before: "
             "detach it between the calls, if each has a backward of its own."
         ) from None
-    return found
+    return tensors
 
 
 _once = once_differentiable(

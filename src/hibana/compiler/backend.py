@@ -1,7 +1,7 @@
 """The interface of a backend, and the registry of backends.
 
-A backend makes kernels that run one step over a sequence, forward and backward, on the devices it serves. It
-is loaded with the first step that is compiled for it. One of your own is :func:`register`-ed.
+A backend makes kernels that run one step over a sequence, forward and backward, on the devices that it
+serves. It is loaded with the first step that is compiled for it. :func:`register` adds another backend.
 """
 
 from abc import ABC, abstractmethod
@@ -27,9 +27,9 @@ __all__ = [
     "Kernels",
     "Prepared",
     "check_backend",
-    "kernels_of",
+    "default_backend",
+    "kernel_class",
     "names",
-    "of_device",
     "refusal",
     "register",
 ]
@@ -43,122 +43,127 @@ class ForwardArguments(NamedTuple):
     first: Sequence[Tensor | None]
     """The initial states; None for zeros."""
     parameters: Sequence[Tensor]
-    """Of the step: a number, or one per neuron; then its matrices. Contiguous."""
+    """The step's parameters, each one number or one per neuron, then its matrices. Contiguous."""
     plan: "Plan | None"
-    """The residuals to write, if any."""
-    ends: bool = True
-    """Whether the last states are wanted."""
+    """The residuals to write; None for none."""
+    wants_last: bool = True
+    """Whether the caller needs the last states."""
     may_offset: bool = True
     """Whether the outputs may begin after the start of their storage."""
     seed: int = 0
-    """What the step draws its random numbers from (:mod:`hibana.compiler.draws`), if it does; signed."""
+    """The signed seed of the step's random numbers (:mod:`hibana.compiler.draws`)."""
 
 
 class BackwardArguments(NamedTuple):
     """The arguments of a backward."""
 
     shape: torch.Size
-    """Of the sequences, ``[T, ...]``."""
+    """The shape of the sequences, ``[T, ...]``."""
     inputs: Tensor | None
-    """If they are a residual."""
+    """The inputs, if they are a residual."""
     first: Sequence[Tensor | None]
-    """The initial states that `plan` reads; None for zeros, and for those not read."""
+    """The initial states that the plan reads; None for zeros, and for other states."""
     parameters: Sequence[Tensor]
+    """As in the forward."""
     residuals: Sequence[Tensor]
-    """Besides the inputs."""
+    """The residuals other than the inputs."""
     grad_outputs: Tensor | None
     """Each step contiguous; None for zeros."""
     last_grads: Sequence[Tensor | None]
-    """Gradients of the last states but the emitted one; None for zeros."""
+    """The gradients of the last states other than the emitted state; None for zeros."""
     wants_input: bool
-    """Whether the gradient of the input is wanted."""
+    """Whether the caller needs the gradient of the inputs."""
     wants_first: bool
-    """Whether the gradients of the initial states are wanted."""
+    """Whether the caller needs the gradients of the initial states."""
     may_offset: bool = True
-    """Whether the gradient of the input may begin after the start of its storage."""
+    """Whether the gradient of the inputs may begin after the start of its storage."""
     seed: int = 0
-    """That of the forward."""
+    """The seed of the forward."""
 
 
 class Prepared(NamedTuple):
-    """Kernels of a step bound to one shape, for runs from rest of a step without parameters.
+    """Kernels bound to one shape, for runs from zero states of a step without parameters.
 
-    A call packs addresses and launches: around small kernels, checks cost more than the kernels.
+    A call only packs addresses and launches: checks would take longer than a small kernel.
     """
 
     forward: Callable[[Tensor], tuple[Tensor, list[Tensor], list[Tensor]]]
-    """From contiguous inputs to what :meth:`Kernels.forward` returns."""
+    """From contiguous inputs to the result of :meth:`Kernels.forward`."""
     backward: Callable[[Sequence[Tensor], Tensor], Tensor]
-    """From the inputs, if they are a residual, with the other residuals, and the contiguous gradient of the
-    outputs to the gradient of the inputs; the last states have no gradient."""
+    """From the residuals, the inputs first if they are one, and the contiguous gradient of the outputs to the
+    gradient of the inputs; the last states have no gradient."""
 
 
 class Kernels(ABC):
-    """A step's kernels in one dtype."""
+    """The kernels of one step in one dtype."""
 
     about: ClassVar[str]
     """The backend, in one line."""
     takes_half: ClassVar[bool] = False
-    """Whether sequences may be of half precision; the emitted state is then the last of the last states."""
+    """Whether sequences may be of half precision; the last states then include the emitted state."""
     takes_draws: ClassVar[bool] = False
-    """Whether steps may draw random numbers, by :mod:`hibana.compiler.draws` from the seed of a call."""
+    """Whether steps may draw random numbers, as :mod:`hibana.compiler.draws` defines them, from a seed."""
     approximate: tuple[str, ...] = ()
     """Operations that the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
     step: "Step"
     plan: "Plan"
     emitting: "Plan | None" = None
-    """The plan of a forward without a backward that keeps the bits of the outputs; None if it can't."""
+    """The plan of a forward that stores the bits of the outputs for no backward; None if it can't."""
     dtype: torch.dtype
 
     @abstractmethod
     def __init__(self, step: "Step", plan: "Plan", dtype: torch.dtype) -> None:
-        """Raises ``Unsupported`` if the step has an operation that this backend has not."""
+        """Raises ``Unsupported`` if this backend lacks an operation of the step."""
 
     @staticmethod
     def device() -> str:
-        """The kind of device whose PyTorch the numbers equal."""
+        """The kind of device whose PyTorch the results equal."""
         return "cpu"
 
-    def alike(self, step: "Step") -> Self:
-        """The same kernels for a `step` that differs in its constants alone."""
+    def for_step(self, step: "Step") -> Self:
+        """The same kernels for a `step` that differs from this one only in its constants."""
         kernels = copy(self)
         kernels._set_step(step)
         return kernels
 
     def _set_step(self, step: "Step") -> None:
-        """Makes these the kernels of `step`: its constants are passed at each launch."""
+        """Sets the step, whose constants each launch passes to the kernels."""
         self.step = step
 
     @abstractmethod
-    def forward(self, given: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The outputs ``[T, ...]``, the last states but the emitted if `ends`, the residuals of `plan`."""
+    def forward(self, arguments: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """The outputs ``[T, ...]``, the last states other than the emitted state, and the plan's
+        residuals.
+        """
 
     @abstractmethod
-    def backward(self, given: BackwardArguments) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+    def backward(
+        self, arguments: BackwardArguments
+    ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the initial states, and the sums over time."""
 
-    def prepare(self, plan: "Plan", shape: torch.Size, ends: bool) -> Prepared | None:
-        """Kernels bound to sequences of `shape`, with the residuals of `plan`; None if not worthwhile."""
+    def prepare(self, plan: "Plan", shape: torch.Size, wants_last: bool) -> Prepared | None:
+        """Kernels bound to sequences of `shape`, with the residuals of `plan`; None if this saves no time."""
         return None
 
     @abstractmethod
     def source(self, direction: str, *, keep: bool = True) -> str:
-        """The source of the ``"forward"`` or ``"backward"``, for ``explain``."""
+        """The source of the ``"forward"`` or ``"backward"``, for ``explain``; `keep`: with residuals."""
 
     def residual_shapes(
         self, steps: int, one: Sequence[int], plan: "Plan | None" = None
     ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and dtype of each residual of `plan`: bits ``[T, ceil(N/8)]``, or numbers.
+        """The shape and dtype of each residual of `plan`: bits ``[T, ceil(N/8)]``, or numbers ``[T, *one]``.
 
-        Of a step with products, the bits of each sample are whole bytes.
+        If the step has matrix products, the bits of each sample fill whole bytes.
         """
         *samples, neurons = one if self.step.matrices else (prod(one),)
         bits = ((steps, prod(samples) * row_bytes(neurons)), torch.uint8)
         reals = ((steps, *one), self.dtype)
         return [bits if value.boolean else reals for value in (plan or self.plan).stored]
 
-    def check(self, shape: torch.Size) -> None:  # noqa: B027 # most serve all
-        """Raises ``Unsupported`` if steps of `shape` can't be served."""
+    def check(self, shape: torch.Size) -> None:  # noqa: B027 # most backends run every shape
+        """Raises ``Unsupported`` if the kernels can't run steps of `shape`."""
 
 
 @dataclass(frozen=True)
@@ -168,57 +173,58 @@ class Backend:
     name: str
     devices: tuple[str, ...]
     kernels: Callable[[bool], type[Kernels]]
-    """The class of kernels of a step with (True) or without products; it may raise ``Unsupported``."""
+    """The class of kernels of a step with (True) or without matrix products; it may raise ``Unsupported``."""
     refuses: Callable[[str], str] | None = None
-    """Why it can serve nothing on a type of device, or ``""``; by default as `devices` say."""
+    """Why the backend can't run on a type of device, or ``""``. By default it runs on `devices` only."""
 
 
-_KNOWN: dict[str, Backend] = {}
-_OF_DEVICE: dict[str, str] = {}
+_BACKENDS: dict[str, Backend] = {}
+_DEFAULTS: dict[str, str] = {}
+"""The name of the backend that ``"auto"`` chooses, by type of device."""
 
 
 def register(backend: Backend) -> None:
-    """Makes `backend` available by its name, and by ``"auto"`` on devices that no other serves.
+    """Makes `backend` available by its name, and by ``"auto"`` on devices that no other backend serves.
 
     Raises:
-        ValueError: if there is one of that name.
+        ValueError: if another backend has that name.
     """
     if backend.name in names():
         raise ValueError(f"backend {backend.name!r} is there already")
-    _KNOWN[backend.name] = backend
+    _BACKENDS[backend.name] = backend
     for device in backend.devices:
-        _OF_DEVICE.setdefault(device, backend.name)
+        _DEFAULTS.setdefault(device, backend.name)
 
 
 def names() -> tuple[str, ...]:
-    """All that ``backend=`` takes."""
-    return ("auto", "reference", *_KNOWN)
+    """All values of the argument ``backend``."""
+    return ("auto", "reference", *_BACKENDS)
 
 
 def check_backend(name: str) -> None:
-    """Raises ``ValueError`` if there is no backend of that name."""
+    """Raises ``ValueError`` if no backend has that name."""
     if name not in names():
         raise ValueError(f"backend must be one of {', '.join(names())}; got {name!r}")
 
 
-def of_device(device: str) -> str:
-    """The name of the backend that ``"auto"`` asks on a kind of device."""
-    return _OF_DEVICE.get(device, "cpu")
+def default_backend(device: str) -> str:
+    """The name of the backend that ``"auto"`` chooses on a type of device."""
+    return _DEFAULTS.get(device, "cpu")
 
 
 def refusal(name: str, device: str) -> str:
-    """Why the backend `name` can serve nothing on the type of device `device`, or ``""``."""
-    backend = _KNOWN[name]
+    """Why the backend `name` can't run on the type of device `device`, or ``""``."""
+    backend = _BACKENDS[name]
     if backend.refuses is not None:
         return backend.refuses(device)
     served = ", ".join(backend.devices)
     return "" if device in backend.devices else f"it serves {served}, not {device}"
 
 
-def kernels_of(name: str, products: bool = False) -> type[Kernels]:
-    """The class of the kernels of the backend `name`, for steps with or without `products`.
+def kernel_class(name: str, products: bool = False) -> type[Kernels]:
+    """The class of the kernels of the backend `name`, for steps with or without matrix `products`.
 
     Raises:
-        Unsupported: if there is none.
+        Unsupported: if the backend lacks such kernels.
     """
-    return _KNOWN[name].kernels(products)
+    return _BACKENDS[name].kernels(products)

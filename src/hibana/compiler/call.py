@@ -1,8 +1,8 @@
-"""A call of a cell over a sequence: what runs it, found once and remembered by the cell.
+"""Calls of a cell over a sequence: the choice between a compiled program, an operator and the reference loop.
 
-A call is read here from top to bottom: :func:`run_cell` looks for an earlier call like it in the cache
-(:mod:`hibana.compiler.programs`), else checks its arguments and asks :func:`_executable` for what runs it.
-How a compiled run computes is in :mod:`hibana.compiler.autograd`.
+:func:`run_cell` looks for an earlier call with the same key in the cache (:mod:`hibana.compiler.programs`).
+Otherwise it checks its arguments, and :func:`_executable` chooses. :mod:`hibana.compiler.autograd` contains
+the compiled run itself.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -14,7 +14,7 @@ from torch import Tensor
 from hibana.cells import Cell
 from hibana.cells.surrogate import in_forward_mode
 from hibana.compiler import autograd, call_context, programs, reference
-from hibana.compiler.backend import check_backend, of_device, refusal
+from hibana.compiler.backend import check_backend, default_backend, refusal
 from hibana.compiler.call_context import is_traced, is_traced_or_transformed
 from hibana.compiler.checks import check_batch, check_inputs, checked_state, warn_slow
 from hibana.compiler.draws import Drawing
@@ -35,10 +35,10 @@ __all__ = [
 
 State = tuple[Tensor, ...]
 Executable = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
-"""From inputs and initial states, None for zeros, to the outputs and last states; of these the last may be
-missing, which is the last of the outputs."""
+"""From inputs and initial states, None for zeros, to the outputs and the last states. The last states may
+lack the emitted state, which is the last of the outputs."""
 
-# looked up once: they are a tenth of a small call
+# Global lookups: attribute lookups would take a tenth of a small call.
 _get_num_threads, _is_grad_enabled = torch.get_num_threads, torch.is_grad_enabled
 
 
@@ -50,18 +50,19 @@ def unroll(
     Args:
         cell: one step, ``forward(input_, *state) -> state``.
         inputs: ``[T, ...]``, time first, floating point.
-        state: where to go on from, one tensor of shape ``inputs.shape[1:]`` for each state of the
-            cell; at rest if ``None``.
-        backend: ``"auto"`` picks the fastest that serves this cell: ``"cpu"`` or, for inputs on CUDA,
-            ``"triton"``; else the reference loop. A backend asked for by name either serves or raises.
+        state: the initial state, one tensor of shape ``inputs.shape[1:]`` for each state of the cell; None
+            for the resting state.
+        backend: ``"auto"`` chooses the fastest backend that can run this cell: ``"cpu"`` or, for inputs on
+            CUDA, ``"triton"``; otherwise the reference loop. A backend requested by name runs or raises.
 
     Returns:
-        What the cell emitted, ``[T, ...]``, and the state it ended in.
+        The outputs of the cell, ``[T, ...]``, and its last state.
 
     Raises:
-        TypeError: if `inputs` is not a floating-point tensor, or `cell` not a cell.
-        ValueError: if a shape, a device or the backend's name is wrong, or a run would lose the state:
-            within :func:`hibana.run`, in a module that is no layer.
+        TypeError: if `inputs` is not a floating-point tensor, or `cell` is not a cell.
+        ValueError: if a shape, a device or the backend's name is wrong. Also within :func:`hibana.run`, which
+            keeps the states of layers only and would lose this one.
+        Unsupported: if the backend was requested by name and can't run the call.
 
     >>> import torch, hibana as hb
     >>> spikes, (v, s) = hb.unroll(hb.IFCell(), torch.full([4, 1], 0.4))
@@ -76,10 +77,10 @@ def unroll(
 def unroll_layer(
     cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto"
 ) -> tuple[Tensor, State]:
-    """:func:`unroll` for the layers, whose states a run may carry."""
+    """:func:`unroll` for layers, which may also call it within :func:`hibana.run`."""
     outputs, last = run_cell(cell, inputs, state, backend=backend)
     if len(last) < len(cell._hibana.states):
-        # a view would keep all steps alive, and change when they do
+        # not a view, which would keep all steps in memory and change with them
         last = (*last, outputs.select(0, -1).clone())
     return outputs, tuple(last)
 
@@ -87,9 +88,9 @@ def unroll_layer(
 def unroll_compiled(
     cell: Cell, inputs: Tensor, state: State | None, *, backend: str
 ) -> tuple[Tensor, State] | None:
-    """:func:`unroll_layer`, or None, without a warning, where only the reference loop would serve."""
+    """:func:`unroll_layer`; None, without a warning, if only the reference loop could run the cell."""
     check_inputs(cell, inputs)
-    chosen = of_device(inputs.device.type) if backend == "auto" else backend
+    chosen = default_backend(inputs.device.type) if backend == "auto" else backend
     try:
         return None if backend == "reference" else unroll_layer(cell, inputs, state, backend=chosen)
     except Unsupported:
@@ -99,39 +100,40 @@ def unroll_compiled(
 def run_cell(
     cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto", is_layer: bool = False
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """As :func:`unroll`, but the last of the states may be missing: it is the last of what was emitted.
+    """The outputs of `cell` and its last states, which may lack the emitted state, the last of the outputs.
 
-    Of a layer, whose inputs are ``[T, batch, ...]``, the state that it ends in may be missing altogether.
+    For a layer (`is_layer`), whose inputs are ``[T, batch, ...]``, all last states may be missing. The other
+    arguments are as in :func:`unroll`.
     """
     if not torch_internals.DYNAMO_COMPILES_CELLS and torch.compiler.is_dynamo_compiling():
         return torch_2_12_compiles_layers(cell, inputs, state, backend, is_layer)  # type: ignore[no-any-return]
-    ends, watched = not is_layer, is_traced_or_transformed(inputs)
+    wants_last, is_observed = not is_layer, is_traced_or_transformed(inputs)
     key: Hashable | None = None
-    if isinstance(cell, Cell) and not watched and not inputs.is_neg():
-        # key and attributes of the cell determine a call; setting an attribute clears what it remembers
-        key = _key(backend, inputs, ends, state is not None)
-        spec = programs.known(cell, key)
+    if isinstance(cell, Cell) and not is_observed and not inputs.is_neg():
+        # The key and the cell's attributes determine a call; setting an attribute clears the cell's cache.
+        key = _key(backend, inputs, wants_last, state is not None)
+        spec = programs.recall(cell, key)
         if spec is not None and spec.prepared is not None:
-            return autograd.go_prepared(spec, inputs)
+            return autograd.run_prepared(spec, inputs)
         if spec is not None:
-            begun = () if state is None else checked_state(cell, inputs, state)
-            return autograd.go(spec, inputs, (*begun, *tensors_of(cell).values()))
+            initial = () if state is None else checked_state(cell, inputs, state)
+            return autograd.run_specification(spec, inputs, (*initial, *tensors_of(cell).values()))
     check_inputs(cell, inputs)
     full = reference.state_dtype(inputs.dtype)
     if inputs.dtype != full and inputs.is_cpu and torch.is_autocast_enabled("cpu"):
-        # as torch's float32 operations do, so that the layer above gets spikes that it can add weights for
+        # as torch's float32 operations do, so that the next layer gets spikes whose events it can use
         return run_cell(cell, inputs.to(full), state, backend=backend, is_layer=is_layer)
     cell = evaluate_parametrizations(cell)
     if is_layer:
         check_batch(inputs)
     if not is_traced(inputs):
-        inputs = inputs.resolve_neg()  # kernels read memory, where such a view has the other sign
+        inputs = inputs.resolve_neg()  # kernels read the memory, which holds the negatives of a negated view
     if state is not None:
         state = checked_state(cell, inputs, state)
     elif not cell.rests_at_zero():
         state, key = cell.initial_state(_one_step(inputs)), None
-    outputs, last = _executable(cell, inputs, backend, ends, key)(inputs, state)
-    if inputs.requires_grad and _is_grad_enabled() and not watched:
+    outputs, last = _executable(cell, inputs, backend, wants_last, key)(inputs, state)
+    if inputs.requires_grad and _is_grad_enabled() and not is_observed:
         warn_without_derivative(cell, outputs)
     return outputs, last
 
@@ -140,64 +142,71 @@ def run_cell(
 def torch_2_12_compiles_layers(
     cell: Cell, inputs: Tensor, state: State | None, backend: str, is_layer: bool
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """Break the graph of an older torch's ``torch.compile`` and run the layer eagerly.
+    """:func:`run_cell` for older versions of torch, whose ``torch.compile`` breaks its graph here.
 
-    With ``fullgraph=True`` Dynamo's error shows the name of this function.
+    With ``fullgraph=True`` Dynamo raises, and its error shows the name of this function.
     """
     return run_cell(cell, inputs, state, backend=backend, is_layer=is_layer)
 
 
-def _executable(cell: Cell, inputs: Tensor, backend: str, ends: bool, key: Hashable | None) -> Executable:
-    """What runs `cell` over `inputs`: an operator of a graph, a compiled program, or the reference loop.
+def _executable(
+    cell: Cell, inputs: Tensor, backend: str, wants_last: bool, key: Hashable | None
+) -> Executable:
+    """A function that runs `cell`: a compiled program, an operator of a graph, or the reference loop.
 
-    A compiled run is remembered by the cell under `key`, if there is one.
+    Args:
+        cell: it remembers a compiled run under `key`, unless that is None.
+        inputs: ``[T, ...]``.
+        backend: as in :func:`unroll`.
+        wants_last: whether the caller needs the last states.
+        key: as above.
 
     Raises:
-        Unsupported: if a backend was asked for by name that can't serve.
+        Unsupported: if the backend was requested by name and can't run the call.
     """
     loop = partial(_run_reference, cell)
     if backend == "reference":
         return loop
     check_backend(backend)
     device, dtype = inputs.device.type, reference.state_dtype(inputs.dtype)
-    chosen = of_device(device) if backend == "auto" else backend
+    chosen = default_backend(device) if backend == "auto" else backend
     run: Executable | None = None
-    warned: str | None = None  # cells that a warning names, "" this one; None if torch or the tracer warns
-    if reason := _elsewhere(cell, inputs):
+    subject: str | None = None  # of a warning: cells, "" for this cell; None: torch or the tracer warns
+    if reason := _device_mismatch(cell, inputs):
         pass
     elif is_traced(inputs):
         from hibana.compiler import operator
 
         run, reason = operator.executable(cell, inputs, dtype, chosen, backend == "auto")
     elif torch_internals.jit_trace() is not None:
-        reason = "torch.jit.trace writes down PyTorch's own operations; so does convert.export"
+        reason = "torch.jit.trace records PyTorch's own operations; so does convert.export"
     elif in_forward_mode():
-        reason = "transforms of torch.func and forward-mode derivatives are the loop's"
-        warned = type(cell).__name__
+        reason = "only the loop supports transforms of torch.func and forward-mode derivatives"
+        subject = type(cell).__name__
     elif reason := refusal(chosen, device):
-        warned = "every cell"  # and not again for each kind of cell
+        subject = "every cell"  # one warning instead of one per class of cells
     else:
         try:
             program = programs.program(cell, chosen, inputs.shape[1:], dtype)
         except Unsupported as refused:
             if backend != "auto":
                 raise
-            reason, warned = str(refused), ""
+            reason, subject = str(refused), ""
         else:
-            run = partial(autograd.run, program, cell, ends, key if inputs.dtype == dtype else None)
+            run = partial(autograd.run, program, cell, wants_last, key if inputs.dtype == dtype else None)
             if program.kernels.takes_half:
                 return run
     if run is not None:
         return run if inputs.dtype == dtype else partial(_run_in_full, run, dtype, len(cell._hibana.states))
     if backend != "auto":
         raise Unsupported(f"backend {backend!r} can't serve this call: {reason}")
-    if warned is not None:
-        warn_slow(cell, reason, warned)
+    if subject is not None:
+        warn_slow(cell, reason, subject)
     return loop
 
 
 def _run_reference(cell: Cell, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-    """The reference loop of `cell` over `inputs`."""
+    """Runs the reference loop of `cell` over `inputs`; `state` is the initial state, None for rest."""
     if state is None:
         state = cell.initial_state(_one_step(inputs))
     with cached_parametrizations():
@@ -213,40 +222,43 @@ def _run_reference(cell: Cell, inputs: Tensor, state: State | None) -> tuple[Ten
 def _run_in_full(
     run: Executable, dtype: torch.dtype, states: int, inputs: Tensor, state: State | None
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """`run`, which takes `dtype` alone, over `inputs` of half precision; the last states stay in `dtype`."""
+    """Runs `run`, which takes only `dtype`, over half-precision `inputs`; the last states stay in `dtype`.
+
+    `states` is the number of the cell's states.
+    """
     outputs, last = run(inputs.to(dtype), state)
     return outputs.to(inputs.dtype), last if len(last) == states else (*last, outputs[-1].clone())
 
 
 def run_wrapped_cell(
-    cell: Cell, around: Callable[..., Cell], tensors: tuple[Tensor, ...], inputs: Tensor
+    cell: Cell, wrap: Callable[..., Cell], tensors: tuple[Tensor, ...], inputs: Tensor
 ) -> Tensor:
-    """What the cell ``around(cell, *tensors)`` emits over `inputs`, ``[T, ...]``, from rest, on the CPU.
+    """The outputs of the cell ``wrap(cell, *tensors)`` over `inputs`, ``[T, ...]``, from rest, on the CPU.
 
-    The compiled run is kept with `cell`. The outputs' bits are attached to them, without a gradient too.
+    `cell` remembers the compiled run. The outputs' bits are attached to them, without a gradient too.
 
     Raises:
-        Unsupported: if there is no kernel for it.
+        Unsupported: if the wrapped cell can't be compiled.
     """
-    key = around, _key("cpu", inputs, False)
-    own = (*tensors, *tensors_of(cell).values())
-    if (known := programs.known(cell, key)) is not None:
-        spec, places = known
-        return autograd.go(spec, inputs, tuple([own[i] for i in places]))[0]
-    made = around(cell, *tensors)
-    outputs, _ = run_cell(made, inputs, backend="cpu", is_layer=True)
-    if made.rests_at_zero():
-        program = programs.program(made, "cpu", inputs.shape[1:], inputs.dtype)
-        spec = autograd.specified(program, inputs, False)
+    key = wrap, _key("cpu", inputs, False)
+    all_tensors = (*tensors, *tensors_of(cell).values())
+    if (remembered := programs.recall(cell, key)) is not None:
+        spec, order = remembered
+        return autograd.run_specification(spec, inputs, tuple([all_tensors[i] for i in order]))[0]
+    wrapped = wrap(cell, *tensors)
+    outputs, _ = run_cell(wrapped, inputs, backend="cpu", is_layer=True)
+    if wrapped.rests_at_zero():
+        program = programs.program(wrapped, "cpu", inputs.shape[1:], inputs.dtype)
+        spec = autograd.specify_run(program, inputs, False)
         if spec is not None:
-            place = {id(tensor): i for i, tensor in enumerate(own)}
-            places = [place[id(tensor)] for tensor in tensors_of(made).values()]
-            programs.attach(cell, key, (spec._replace(deep=True), places))
+            index = {id(tensor): i for i, tensor in enumerate(all_tensors)}
+            order = [index[id(tensor)] for tensor in tensors_of(wrapped).values()]
+            programs.remember(cell, key, (spec._replace(always_attaches=True), order))
     return outputs
 
 
 def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
-    """Every state of `cell` at every step of `inputs`, by name, each ``[T, ...]``: for looking at.
+    """Every state of `cell` at every step of `inputs`, by name, each ``[T, ...]``, for inspection.
 
     >>> import torch, hibana as hb
     >>> hb.record(hb.IFCell(), torch.full([3, 1], 0.6))["v"].flatten()
@@ -265,15 +277,18 @@ def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
     return {name: torch.stack(values) for name, values in zip(names, zip(*steps, strict=True), strict=True)}
 
 
-def _key(backend: str, inputs: Tensor, ends: bool, goes_on: bool = False) -> Hashable:
-    """All that a run of one cell, from rest or from a state, depends on but the numbers it is given."""
-    learns = inputs.requires_grad and _is_grad_enabled()
-    shape, strides = inputs.shape, inputs.stride()
-    return backend, shape, strides, inputs.dtype, inputs.device, ends, goes_on, learns, _get_num_threads()
+def _key(backend: str, inputs: Tensor, wants_last: bool, has_state: bool = False) -> Hashable:
+    """Everything that determines a run of one cell except the values of its tensors.
+
+    `has_state`: whether the run has an initial state.
+    """
+    needs_gradient = inputs.requires_grad and _is_grad_enabled()
+    layout = inputs.shape, inputs.stride(), inputs.dtype, inputs.device
+    return backend, *layout, wants_last, has_state, needs_gradient, _get_num_threads()
 
 
-def _elsewhere(cell: Cell, inputs: Tensor) -> str:
-    """Which device a tensor of `cell` is on, if it is not that of `inputs`."""
+def _device_mismatch(cell: Cell, inputs: Tensor) -> str:
+    """Which tensor of `cell` is on another device than `inputs`; an empty text if none is."""
     for name, tensor in tensors_of(cell).items():
         if tensor.device != inputs.device:
             return f"{name} of {type(cell).__name__} is on {tensor.device}, inputs on {inputs.device}"
@@ -281,6 +296,7 @@ def _elsewhere(cell: Cell, inputs: Tensor) -> str:
 
 
 def _refuse_within_a_run(name: str) -> None:
+    """Raises ``ValueError`` for ``hibana.{name}`` within :func:`hibana.run`."""
     if call_context.current_run() is not None:
         raise ValueError(
             f"hibana.{name} was called within hibana.run, which carries the states of layers alone: this one "
@@ -289,4 +305,5 @@ def _refuse_within_a_run(name: str) -> None:
 
 
 def _one_step(inputs: Tensor) -> Tensor:
+    """The first step of `inputs` in the dtype of the states."""
     return inputs[0].detach().to(reference.state_dtype(inputs.dtype))

@@ -10,7 +10,7 @@ import torch
 from hibana.cells import Cell
 from hibana.compiler import programs
 from hibana.compiler.analysis.text import Dialect, statements, templates
-from hibana.compiler.backend import of_device, refusal
+from hibana.compiler.backend import default_backend, refusal
 from hibana.compiler.gradient_warning import NO_DERIVATIVE
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import backward_pass, forward_pass, leaves
@@ -55,7 +55,7 @@ def explain_cell(
     unserved = f"{name}\n{REFERENCE}"
     on_cpu, on_cuda = (refusal(backend, device) for device in ("cpu", "cuda"))
     if on_cpu and on_cuda:
-        reason = on_cpu if backend == of_device("cpu") else on_cuda
+        reason = on_cpu if backend == default_backend("cpu") else on_cuda
         return Report(f"reference loop, because {reason}", f"{unserved}{reason}\n")
     try:
         made = programs.program(cell, backend, torch.Size(shape), dtype)

@@ -1,10 +1,11 @@
-"""A compiled run as an operator of `torch.library`: what ``torch.compile`` and ``torch.export`` see.
+"""A compiled run as an operator of `torch.library`, for graphs of ``torch.compile`` and ``torch.export``.
 
-A graph holds tensors, numbers and text, not cells, and may outlive its process. So the operator takes the
-serialised step (:mod:`hibana.compiler.graph.serial`). Eager calls go straight to the kernels: this module,
-whose registration loads much of torch, is imported only by a call that is being traced.
+A graph holds tensors, numbers and text, not cells, and may be saved to a file. So the operator takes the
+serialized step (:mod:`hibana.compiler.graph.serial`). Eager calls use the kernels directly: only a traced
+call imports this module, since registering operators loads much of torch.
 """
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -15,59 +16,58 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, kernels_of, refusal
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, kernel_class, refusal
 from hibana.compiler.checks import warn_slow
-from hibana.compiler.compiling import Program, program_of
+from hibana.compiler.compiling import Program
 from hibana.compiler.draws import new_seed
 from hibana.compiler.graph import serial
+from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.guards import guard, settings
 from hibana.compiler.memory_layout import steps_contiguous
 from hibana.compiler.programs import program
 from hibana.compiler.tensors import tensors_of
 
 Tensors = Sequence[Tensor]
-_Run = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
+Executable = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
+_ATTRIBUTE_PATH = re.compile(r"self((?:\.\w+)+)")
+"""Matches a path of attributes that starts at the cell, such as ``self.surrogate.alpha``."""
 
 
 def executable(
     cell: Cell, inputs: Tensor, dtype: torch.dtype, backend: str, auto: bool
-) -> tuple[_Run | None, str]:
-    """What runs `cell` over sequences of `dtype` in a graph that is being traced, or None and why."""
+) -> tuple[Executable | None, str]:
+    """A function that runs `cell` over sequences of `dtype` in a graph, or None and the reason.
+
+    If hibana chose the backend (`auto`), warns if only the reference loop can run the cell.
+    """
     dynamo = torch.compiler.is_dynamo_compiling()
-    text, reason = _written(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto)
+    text, reason = _serialized(cell, backend, inputs.device.type, dtype, inputs.ndim - 1, dynamo, auto)
     if reason:
         return None, str(reason)
     if dynamo:
-        guard(cell, inputs[0].to(dtype))
+        _guard(cell, inputs[0].to(dtype))
     return partial(_unroll, cell, text, backend), ""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
-def _written(
-    cell: Cell,
-    backend: str,
-    device: str,
-    dtype: torch.dtype,
-    ndim: int,
-    dynamo: bool,
-    auto: bool,
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch lacks its type
+def _serialized(
+    cell: Cell, backend: str, device: str, dtype: torch.dtype, ndim: int, dynamo: bool, auto: bool
 ) -> tuple[str, str]:
-    """The step of `cell`, written down for steps of `ndim` dimensions of any size; or why it can't be.
+    """The serialized step of `cell` for steps of `ndim` dimensions of any size, and why it is not possible.
 
-    If `dynamo` makes the graph, it must see when a setting of the cell changes. If hibana chose the backend
-    (`auto`), warns when only the reference loop can run the cell.
+    One of the two texts is empty. If Dynamo makes the graph (`dynamo`), all numbers that the step reads must
+    be settings that Dynamo can guard.
     """
-    if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():  # what asks has loaded it
+    if "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export():  # an export has imported torch.onnx
         return "", "ONNX has no operators of hibana's"
     reason = refusal(backend, device)
     try:
-        made = None if reason else program(cell, backend, _any_size(cell, ndim), dtype)
+        compiled = None if reason else program(cell, backend, _any_size(cell, ndim), dtype)
         if dynamo:
-            settings(cell)
-        if made is not None and made.step.any_size:
-            return serial.write(made.step, made.plan, dtype), ""
-        reason = reason or "the step is another one for another size, and a graph may be of any"
+            _settings(cell)
+        if compiled is not None and compiled.step.any_size:
+            return serial.write(compiled.step, compiled.plan, dtype), ""
+        reason = reason or "its step depends on the size of the inputs, and a graph takes inputs of any size"
     except Unsupported as refused:
         reason = str(refused)
     if auto and device != "meta":
@@ -76,7 +76,7 @@ def _written(
 
 
 def _any_size(cell: Cell, ndim: int) -> torch.Size:
-    """Some shape of `ndim` dimensions that the tensors of `cell` broadcast to."""
+    """A shape of `ndim` dimensions that the tensors of `cell` broadcast to."""
     sizes = [2] * ndim
     for tensor in tensors_of(cell).values():
         for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
@@ -84,31 +84,79 @@ def _any_size(cell: Cell, ndim: int) -> torch.Size:
     return torch.Size(sizes)
 
 
+def _guard(cell: Cell, step_input: Tensor) -> None:
+    """Makes Dynamo guard everything that the step reads, so that it compiles again when any of it changes.
+
+    Dynamo traces a call of `cell` on `step_input`, whose result is unused. Dynamo may turn a number into an
+    input of its graph instead of guarding it; the serialized step contains its value, so each number is also
+    compared with that value.
+    """
+    cell(step_input, *cell.initial_state(step_input))
+    for path, number in _settings(cell):
+        if _attribute(cell, path) != number:
+            raise RuntimeError(f"self.{path} changed while the step of the cell was traced")
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch lacks its type
+def _settings(cell: Cell) -> tuple[tuple[str, float], ...]:
+    """Path and value of each number that the step can read, with paths such as ``surrogate.alpha``.
+
+    Raises:
+        Unsupported: if a number is not an attribute of the cell or of its attributes.
+    """
+    numbers = []
+    for path, number in dependencies_of(cell).numbers:
+        match = _ATTRIBUTE_PATH.fullmatch(path)
+        if match is None:
+            raise Unsupported(
+                f"torch.compile would not detect a change of {path}; make it an attribute of the cell"
+            )
+        attributes = match[1].removeprefix(".")
+        if _attribute(cell, attributes) is number:  # false for a class attribute that the object overrides
+            numbers.append((attributes, number))
+    return tuple(numbers)
+
+
+def _attribute(value: Any, path: str) -> Any:
+    """The attribute of `value` at a dotted `path`."""
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value
+
+
 def _unroll(
     cell: Cell, text: str, backend: str, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """`cell` over `inputs` through the operator; as :func:`hibana.compiler.autograd.run`."""
+    """Runs `cell` over `inputs` by the operator: the outputs, and the last states other than the emitted one.
+
+    Args:
+        cell: its tensors are arguments of the operator.
+        text: the serialized step.
+        backend: its name.
+        inputs: ``[T, ...]``.
+        state: the initial states; None for zeros.
+    """
     first = [] if state is None else list(state)
     cell_tensors = list(tensors_of(cell).values())
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *cell_tensors))
-    number = _number(text, backend)
+    number = _call_number(text, backend)
     seed = torch.ops.hibana.seed(number) if number else None
     outputs, *rest = torch.ops.hibana.unroll(inputs, first, cell_tensors, text, backend, keep, seed)
     return outputs, rest[: len(cell._hibana.states) - 1]
 
 
-_NUMBERS = count(1)
+_CALLS = count(1)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch leaves it so
-def _number(text: str, backend: str) -> int:
-    """A number that no other call in a graph has, if the step in `text` draws random numbers; else 0."""
-    return next(_NUMBERS) if _read(text, backend)[0].step.draws else 0
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch lacks its type
+def _call_number(text: str, backend: str) -> int:
+    """A number that no other call has, if the serialized step draws random numbers; otherwise 0."""
+    return next(_CALLS) if _read(text, backend)[0].step.draws else 0
 
 
 @torch.library.custom_op("hibana::seed", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
 def _seed(number: int) -> Tensor:
-    """A new seed, an int64; calls differ in their `number`, or a compiler may take two for one."""
+    """A new seed, an int64. Calls differ in `number`, so that no compiler merges two of them."""
     return torch.tensor(new_seed(), dtype=torch.int64, device="cpu")
 
 
@@ -119,34 +167,35 @@ def _(number: int) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _read(text: str, backend: str) -> tuple[Program, torch.dtype]:
+    """The program of a serialized step, and the dtype of its inputs."""
     step, plan, dtype = serial.read(text)
-    kernels = kernels_of(backend, bool(step.matrices))(step, plan, dtype)
-    return program_of(step, kernels), dtype
+    return Program(step, kernel_class(backend, bool(step.matrices))(step, plan, dtype)), dtype
 
 
-def _program(text: str, backend: str, inputs: Tensor, real: bool = False) -> Program:
-    """The program of the step in `text` for `inputs`, on whose device it is to run if they are `real`.
+def _program(text: str, backend: str, inputs: Tensor, runs: bool = False) -> Program:
+    """The program of a serialized step for `inputs`; `runs`: whether it is to run on their device.
 
     Raises:
-        RuntimeError: if it was written for another dtype or device.
+        RuntimeError: if the step was serialized for another dtype or device.
     """
-    made, dtype = _read(text, backend)
+    compiled, dtype = _read(text, backend)
     if inputs.dtype != dtype:
         raise RuntimeError(
             f"the step was written down for {dtype}, got inputs of {inputs.dtype}: export it again"
         )
-    if real and (reason := refusal(backend, inputs.device.type)):
+    if runs and (reason := refusal(backend, inputs.device.type)):
         raise RuntimeError(
             f"the step was written down for backend {backend!r}, and {reason}: export it again"
         )
-    return made
+    return compiled
 
 
-def _begun(made: Program, first: Tensors) -> list[Tensor | None]:
-    return [t.contiguous() for t in first] if first else [None for _ in made.step.states]
+def _initial_states(program: Program, first: Tensors) -> Sequence[Tensor | None]:
+    """The kernels' initial states, None for zeros; `first` is empty for a run from zeros."""
+    return [t.contiguous() for t in first] if first else program.zero_states
 
 
-def _stepwise(tensor: Tensor) -> Tensor:
+def _with_contiguous_steps(tensor: Tensor) -> Tensor:
     return tensor if steps_contiguous(tensor) else tensor.contiguous()
 
 
@@ -160,20 +209,18 @@ def _forward(
     keep: bool,
     seed: Tensor | None = None,
 ) -> list[Tensor]:
-    """The outputs, the last states but the emitted, and with `keep` the residuals."""
-    made = _program(step, backend, inputs, real=True)
-    plan, parameters = made.plan if keep else None, made.parameters(cell_tensors, inputs)
-    # a graph expects of every tensor that it begins where its memory does
-    given = ForwardArguments(
-        _stepwise(inputs),
-        _begun(made, first),
-        parameters,
-        plan,
-        ends=True,
+    """The outputs, the last states other than the emitted state, and, with `keep`, the residuals."""
+    program = _program(step, backend, inputs, runs=True)
+    # `may_offset`: a graph expects every tensor to begin at the start of its memory
+    arguments = ForwardArguments(
+        _with_contiguous_steps(inputs),
+        _initial_states(program, first),
+        program.parameters(cell_tensors, inputs),
+        program.plan if keep else None,
         may_offset=False,
         seed=0 if seed is None else int(seed),
     )
-    outputs, last, residuals = made.kernels.forward(given)
+    outputs, last, residuals = program.kernels.forward(arguments)
     return [outputs, *last, *residuals]
 
 
@@ -181,10 +228,10 @@ def _forward(
 def _(
     inputs: Tensor, first: Any, cell_tensors: Any, step: str, backend: str, keep: bool, seed: Any = None
 ) -> list[Tensor]:
-    made = _program(step, backend, inputs)
+    program = _program(step, backend, inputs)
     steps, *one = inputs.shape
-    residuals = made.kernels.residual_shapes(steps, one) if keep else []
-    last = [inputs.new_empty(one) for _ in made.step.states[1:]]
+    residuals = program.kernels.residual_shapes(steps, one) if keep else []
+    last = [inputs.new_empty(one) for _ in program.step.states[1:]]
     return [inputs.new_empty((steps, *one)), *last, *(inputs.new_empty(s, dtype=d) for s, d in residuals)]
 
 
@@ -201,48 +248,55 @@ def _backward(
     learned: Sequence[bool],
     seed: Tensor | None = None,
 ) -> list[Tensor]:
-    """The gradients of inputs and initial states, and of the cell's tensors that are `learned`."""
-    made = _program(step, backend, inputs, real=True)
-    given = BackwardArguments(
+    """The gradients of the inputs, of the initial states, and of those cell tensors that are `learned`."""
+    program = _program(step, backend, inputs, runs=True)
+    arguments = BackwardArguments(
         inputs.shape,
-        _stepwise(inputs),
-        _begun(made, first),
-        made.parameters(cell_tensors, inputs),
+        _with_contiguous_steps(inputs),
+        _initial_states(program, first),
+        program.parameters(cell_tensors, inputs),
         residuals,
-        _stepwise(grad_outputs),
+        _with_contiguous_steps(grad_outputs),
         [g.contiguous() for g in last_grads],
         wants_input=True,
         wants_first=True,
         may_offset=False,
         seed=0 if seed is None else int(seed),
     )
-    grad_input, first_grads, sums = made.kernels.backward(given)
+    grad_input, first_grads, sums = program.kernels.backward(arguments)
     assert grad_input is not None
-    grads = made.step.epilogue(*cell_tensors, *sums) if any(learned) else [None] * len(cell_tensors)
-    to_cell_tensors = [
+    grads = program.step.epilogue(*cell_tensors, *sums) if any(learned) else [None] * len(cell_tensors)
+    cell_grads = [
         g.sum_to_size(t.shape) if g is not None else torch.zeros_like(t)
-        for g, t, wanted in zip(grads, cell_tensors, learned, strict=True)
-        if wanted
+        for g, t, is_learned in zip(grads, cell_tensors, learned, strict=True)
+        if is_learned
     ]
-    return [grad_input, *(g for g in first_grads if g is not None), *to_cell_tensors]
+    return [grad_input, *(g for g in first_grads if g is not None), *cell_grads]
 
 
 @_backward.register_fake
-def _(inputs: Tensor, first: Any, cell_tensors: Tensors, *given: Any) -> list[Tensor]:
-    step, backend, learned, *_ = given[3:]
-    to_first = [inputs.new_empty(inputs.shape[1:]) for _ in _program(step, backend, inputs).step.states]
-    to_cell_tensors = [torch.empty_like(t) for t, wanted in zip(cell_tensors, learned, strict=True) if wanted]
-    return [inputs.new_empty(inputs.shape), *to_first, *to_cell_tensors]
+def _(inputs: Tensor, first: Any, cell_tensors: Tensors, *arguments: Any) -> list[Tensor]:
+    step, backend, learned, *_ = arguments[3:]
+    first_grads = [inputs.new_empty(inputs.shape[1:]) for _ in _program(step, backend, inputs).step.states]
+    cell_grads = [
+        torch.empty_like(t) for t, is_learned in zip(cell_tensors, learned, strict=True) if is_learned
+    ]
+    return [inputs.new_empty(inputs.shape), *first_grads, *cell_grads]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    """Saves the tensors of a call of ``hibana::unroll`` for :func:`_gradient`."""
     sequence, first, cell_tensors, ctx.step, ctx.backend, keep, seed = inputs
     if not keep:
         raise RuntimeError(
-            "hibana::unroll was asked for a gradient after it was told to keep nothing for one"
+            "hibana::unroll was called with keep=False, and has no gradient: call it with keep=True"
         )
-    made = _program(ctx.step, ctx.backend, sequence)
-    ctx.states, ctx.begun, ctx.reads_input = len(made.step.states), len(first), made.plan.reads_input
+    program = _program(ctx.step, ctx.backend, sequence)
+    ctx.states, ctx.first_count, ctx.reads_input = (
+        len(program.step.states),
+        len(first),
+        program.plan.reads_input,
+    )
     ctx.shape, ctx.learned = sequence.shape, [t.requires_grad for t in cell_tensors]
     read = [sequence] if ctx.reads_input else []
     ctx.draws = seed is not None
@@ -250,23 +304,23 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
-    """The gradients of the arguments of ``hibana::unroll``, by ``hibana::unroll_backward``."""
-    saved, begun = list(ctx.saved_tensors), ctx.begun
+    """The gradients of the arguments of ``hibana::unroll``, computed by ``hibana::unroll_backward``."""
+    saved, first_count = list(ctx.saved_tensors), ctx.first_count
     seed = saved.pop() if ctx.draws else None
     like = next(g for g in grads if g is not None)
     inputs = saved.pop(0) if ctx.reads_input else like.new_empty(()).expand(ctx.shape)
-    end = begun + len(ctx.learned)
+    end = first_count + len(ctx.learned)
     outputs, *last = grads[: ctx.states]
     outputs = inputs.new_zeros(()).expand(ctx.shape) if outputs is None else outputs
     last = [inputs.new_zeros(ctx.shape[1:]) if g is None else g for g in last]
-    arguments = saved[:begun], saved[begun:end], saved[end:], outputs, last
+    arguments = saved[:first_count], saved[first_count:end], saved[end:], outputs, last
     grad_input, *rest = torch.ops.hibana.unroll_backward(
         inputs, *arguments, ctx.step, ctx.backend, ctx.learned, seed
     )
-    to_learned = iter(rest[ctx.states :])
-    to_cell_tensors = [next(to_learned) if wanted else None for wanted in ctx.learned]
-    # torch has no gradient for an argument that is its default, as no seed is
-    return grad_input, rest[:begun], to_cell_tensors, None, None, None, *[None] * ctx.draws
+    learned_grads = iter(rest[ctx.states :])
+    cell_grads = [next(learned_grads) if is_learned else None for is_learned in ctx.learned]
+    # torch takes no gradient for an argument with its default value, such as a missing seed
+    return grad_input, rest[:first_count], cell_grads, None, None, None, *[None] * ctx.draws
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)

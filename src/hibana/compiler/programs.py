@@ -1,13 +1,13 @@
-"""The cache of calls, on three levels, each of them bounded.
+"""The cache of runs and programs, on two levels, each of bounded size; the registration of hibana's backends.
 
-- a cell remembers its calls and programs in one dictionary while everything that its step reads is unchanged
-  (:func:`known`, :func:`attach`): backend, shape, strides, dtype, threads and so on lead to the specification
-  of a run;
-- cells of one fingerprint share programs (:func:`program`), a step's trace and plan with a backend's kernels:
-  cells of one class, with equal hyper-parameters and tensors of equal shapes;
-- steps that differ in constants alone share kernels (:mod:`hibana.compiler.compiling`).
+- A cell remembers its runs and programs while nothing that its step reads has changed (:func:`recall`,
+  :func:`remember`). The key of a run holds backend, shape, strides, dtype, threads and so on.
+- All cells share one dictionary. Cells of one class with equal hyper-parameters and tensors of equal shapes
+  share
+  a program (:func:`program`), and steps that differ only in their constants share kernels
+  (:mod:`hibana.compiler.compiling`).
 
-The package's own backends are registered here; each is imported when a step is first compiled for it.
+A backend is imported when a step is first compiled for it.
 """
 
 from collections.abc import Hashable
@@ -27,44 +27,43 @@ from hibana.compiler.tensors import shape_class, tensors_of
 if TYPE_CHECKING:
     from hibana.compiler.compiling import Program
 
+SHARED_PROGRAMS = 1280
+_SHARED: "BoundedDict[Hashable, Program | str]" = BoundedDict(SHARED_PROGRAMS)
+"""Programs by the fingerprint of a cell and by the structure of a step, or why a program is not possible."""
+
 
 def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> "Program":
     """The program of `cell` for steps of `shape`, compiled on first use.
 
     Raises:
-        Unsupported: if there can be none, with the reason.
+        Unsupported: if the step can't be compiled, with the reason.
     """
-    place = (backend, shape, dtype)
-    read = dependencies_of(cell)
-    found: Program | str | None = read.cache.get(place)
-    if found is None:
-        found = read.cache[place] = _shared_program(cell, read.key, place)
-    if isinstance(found, str):
-        raise Unsupported(found)
-    return found
+    dependencies = dependencies_of(cell)
+    key = (backend, shape, dtype)
+    result: Program | str | None = dependencies.cache.get(key)
+    if result is None:
+        result = dependencies.cache[key] = _shared_program(cell, dependencies.key, backend, shape, dtype)
+    if isinstance(result, str):
+        raise Unsupported(result)
+    return result
 
 
-def known(cell: Cell, call: Hashable) -> Any:
-    """What was attached to `call`, unless anything that the step of `cell` reads has changed."""
-    internal: CellCache | None = cell.__dict__.get(CACHE_ATTRIBUTE)
-    read: Dependencies | None = None if internal is None else internal.dependencies
-    if read is None or not _is_bare(cell):
+def recall(cell: Cell, run: Hashable) -> Any:
+    """What :func:`remember` stored for `run`; None if anything that the step of `cell` reads has changed."""
+    cache: CellCache | None = cell.__dict__.get(CACHE_ATTRIBUTE)
+    dependencies: Dependencies | None = None if cache is None else cache.dependencies
+    if dependencies is None or not _is_bare(cell):
         return None
-    if (read.items or read.snapshots) and not is_unchanged(read.items, read.snapshots):
+    items, snapshots = dependencies.items, dependencies.snapshots
+    if (items or snapshots) and not is_unchanged(items, snapshots):
         return None
-    return read.cache.get(_of(cell, call))
+    return dependencies.cache.get(_run_key(cell, run))
 
 
-def attach(cell: Cell, call: Hashable, what: Any) -> None:
-    """Lets :func:`known` find `what` while the step of `cell` reads the same, if `cell` is bare."""
+def remember(cell: Cell, run: Hashable, result: Any) -> None:
+    """Stores `result` for :func:`recall`, unless `cell` holds modules or has hooks."""
     if _is_bare(cell):
-        dependencies_of(cell).cache[_of(cell, call)] = what
-
-
-PROGRAMS = 1024
-
-_Place = tuple[str, torch.Size, torch.dtype]
-_SHARED: "dict[Hashable, Program | str]" = BoundedDict(PROGRAMS)
+        dependencies_of(cell).cache[_run_key(cell, run)] = result
 
 
 def _is_bare(cell: Cell) -> bool:
@@ -72,39 +71,39 @@ def _is_bare(cell: Cell) -> bool:
     return not (cell._modules or has_hooks(cell))
 
 
-def _of(cell: Cell, call: Hashable) -> Hashable:
-    """A key for `call`: with it the cell's parameters and buffers, but for their values.
+def _run_key(cell: Cell, run: Hashable) -> Hashable:
+    """`run` with the properties of the cell's parameters and buffers, but not their values.
 
-    These can be replaced without an attribute being set, which is what else makes a call another.
+    Setting an attribute of the cell clears its cache; replacing a tensor in place of another does not.
     """
     parameters, buffers = cell._parameters, cell._buffers
     if not (parameters or buffers):
-        return call
+        return run
     devices = [None if t is None else t.device for t in (*parameters.values(), *buffers.values())]
-    return call, tensor_properties(parameters), tensor_properties(buffers), *devices
+    return run, tensor_properties(parameters), tensor_properties(buffers), *devices
 
 
-def _shared_program(cell: Cell, alike: Hashable, place: _Place) -> "Program | str":
-    """The program of cells with the fingerprint `alike` for this shape or for any size, else a new one."""
-    backend, shape, dtype = place
-    anywhere = (backend, shape_class(tensors_of(cell), shape), dtype)
-    found: Program | str | None = _SHARED.get((alike, place)) or _SHARED.get((alike, anywhere))
-    if found:
-        return found
-    from hibana.compiler import compiling
+def _shared_program(
+    cell: Cell, fingerprint: Hashable, backend: str, shape: torch.Size, dtype: torch.dtype
+) -> "Program | str":
+    """The program of all cells with one `fingerprint`, or why it is not possible; compiled on first use."""
+    exact_key = fingerprint, backend, shape, dtype
+    any_size_key = fingerprint, backend, shape_class(tensors_of(cell), shape), dtype
+    result = _SHARED.get(exact_key) or _SHARED.get(any_size_key)
+    if result:
+        return result
+    from hibana.compiler.compiling import compile_cell
 
     try:
-        step, kernels = compiling.compiled(cell, backend, shape, dtype)
+        program = compile_cell(cell, backend, shape, dtype, _SHARED)
     except Unsupported as reason:
-        found = str(reason)
-        _SHARED[alike, place] = found
-    else:
-        found = compiling.program_of(step, kernels)
-        _SHARED[alike, anywhere if step.any_size else place] = found
-    return found
+        _SHARED[exact_key] = str(reason)
+        return str(reason)
+    _SHARED[any_size_key if program.step.any_size else exact_key] = program
+    return program
 
 
-def _of_cpu(products: bool) -> type[Kernels]:
+def _cpu_kernels(products: bool) -> type[Kernels]:
     if products:
         from hibana.compiler.cpu.sample_kernels import SampleKernels
 
@@ -114,23 +113,23 @@ def _of_cpu(products: bool) -> type[Kernels]:
     return CpuKernels
 
 
-def _cpu_refuses(device: str) -> str:
+def _cpu_refusal(device: str) -> str:
     from hibana.runtime import available
 
     return available.unavailable_reason() if device == "cpu" else f"it serves cpu, not {device}"
 
 
-def _of_triton(products: bool) -> type[Kernels]:
+def _triton_kernels(products: bool) -> type[Kernels]:
     from hibana.compiler.triton.kernels import GpuKernels, SampleKernels
 
     return SampleKernels if products else GpuKernels
 
 
-def _triton_refuses(device: str) -> str:
+def _triton_refusal(device: str) -> str:
     from hibana.compiler.triton import kernels as gpu
 
     return gpu.refusal(device)
 
 
-register(Backend("cpu", ("cpu",), _of_cpu, _cpu_refuses))
-register(Backend("triton", ("cuda",), _of_triton, _triton_refuses))
+register(Backend("cpu", ("cpu",), _cpu_kernels, _cpu_refusal))
+register(Backend("triton", ("cuda",), _triton_kernels, _triton_refusal))

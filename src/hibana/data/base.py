@@ -2,13 +2,13 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from hibana.runtime.extras import explain_import_error
 
@@ -91,11 +91,11 @@ class DataSet:
         processes, rank = self.processes, self.rank
         if batch_size % processes and shuffle:
             raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
-        sampler: Sampler[int]
+        sampler: Iterable[int]
         if shuffle:
             sampler = DistributedSampler(samples, processes, rank, seed=self.seed)
-        else:
-            sampler = _EvaluationSampler(len(samples), processes, rank)  # type: ignore[arg-type]  # splits have a length
+        else:  # over all processes each sample occurs once; DistributedSampler would repeat some
+            sampler = range(rank, len(samples), processes)  # type: ignore[arg-type]  # splits have a length
         return DataLoader(
             samples,
             max(1, batch_size // processes),
@@ -131,19 +131,6 @@ def machine_memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 1 << 62
-
-
-class _EvaluationSampler(Sampler[int]):
-    """Indices of one process; over all processes each sample occurs once, unlike in DistributedSampler."""
-
-    def __init__(self, count: int, processes: int, rank: int) -> None:
-        self.indices = range(rank, count, processes)
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 def _identity(batch: Any) -> Any:

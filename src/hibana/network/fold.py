@@ -179,6 +179,7 @@ class _Tracer(fx.Tracer):
         return is_layer or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        """Records a call of `m`; for :class:`EachStep` and :class:`Checkpointed`, of the module in it."""
         if not isinstance(m, EachStep | Checkpointed):
             return super().call_module(m, forward, args, kwargs)
         outer, self.leading = self.leading, 1 if isinstance(m, EachStep) else self.leading
@@ -188,6 +189,7 @@ class _Tracer(fx.Tracer):
             self.leading = outer
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        """A node with ``leading`` and ``within`` in its ``meta``."""
         node = super().create_node(*args, **kwargs)
         node.meta |= {"leading": self.leading, "within": self.scope.module_path}
         return node

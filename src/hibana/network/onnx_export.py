@@ -196,6 +196,7 @@ class _StepValues(Analysis[str]):
         return self.rows.get(str(value.data)) or self.on_scalar(value)
 
     def on_scalar(self, value: Value) -> str:
+        """A constant of the step (named ``c[i]``) or a parameter (named ``p`` and its index)."""
         letter, index = str(value.data)[0], int(str(value.data)[1:].strip("[]").partition("[")[0])
         if letter == "c":
             return self.model.number(self.step.constants[index])

@@ -118,6 +118,8 @@ def sum_outputs(
     totals: dict[str, Tensor] = {}
 
     def hook(name: str) -> Any:
+        """A forward hook that adds the output of layer `name` to its total."""
+
         def add(module: nn.Module, args: Any, result: Any) -> None:
             outputs = result[0] if isinstance(result, tuple) else result
             totals[name] = totals.get(name, 0) + (outputs.sum(0) if over_time else outputs)

@@ -75,6 +75,7 @@ class _Loop(nn.Module):
         return input_ if self.recurrent is None else input_ + self.recurrent(state[-1].to(input_.dtype))
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """The outputs of the cell over `inputs`, ``[T, batch, ...]``, from the initial state."""
         state = self.cell.initial_state(inputs[0].to(reference.state_dtype(inputs.dtype)))
         if self.recurrent is None:
             return reference.unroll(self.cell, inputs, state)[0]
@@ -86,9 +87,10 @@ class _Loop(nn.Module):
 
 
 class _Scan(_Loop):
-    """The same as a loop that an export keeps."""
+    """`cell` over time as torch's ``scan``, which an export keeps as a loop."""
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """The outputs of the cell over `inputs`, ``[T, batch, ...]``, from the initial state."""
         dtype = reference.state_dtype(inputs.dtype)
 
         def step(state: tuple[Tensor, ...], input_: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
@@ -119,6 +121,7 @@ class _DelayedFeedback(Cell):
         return input_.new_zeros(self.max_delay, *input_.shape), *self.cell.initial_state(input_)
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """The next states, from an input ``[B, F]``."""
         earlier, *state = states
         spikes = torch.cat([earlier, state[-1][None]])  # [max_delay + 1, B, F]
         current = spikes.transpose(0, 1).flatten(1).to(self.weights.dtype) @ self.weights

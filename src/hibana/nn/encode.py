@@ -1,8 +1,8 @@
-"""Encodings: values to currents or spikes over time, ``[T, batch, ...]``.
+"""Encodings of values as currents or spikes over time, ``[T, batch, ...]``.
 
-Each coding is one function ``(values, steps, ...) -> [steps, *values.shape]``, except :func:`delta`, which
-takes a signal that has a time axis already. Output is on the device and in the dtype of the input, and random
-codings take a ``torch.Generator``. Nothing here has parameters, keeps state or knows a data set.
+Each coding is a function ``(values, steps, ...) -> [steps, *values.shape]``. The exception is :func:`delta`,
+whose input has a time axis. Outputs have the device and dtype of the input; random codings take a
+``torch.Generator``. Encodings have no parameters and no state.
 
 >>> import torch
 >>> from hibana import encode
@@ -30,7 +30,7 @@ Coding = Callable[[Tensor, int], Tensor]
 def constant(values: Tensor, steps: int) -> Tensor:
     """The same current at each step, ``x_t = values``: direct coding, ``[steps, *values.shape]``.
 
-    Time has stride zero: nothing is copied, and layers that know it multiply once.
+    The time axis has stride zero: nothing is copied, and layers that support it multiply once.
 
     Raises:
         TypeError: if `values` is not a floating-point tensor.
@@ -56,8 +56,9 @@ def poisson(values: Tensor, steps: int, *, generator: torch.Generator | None = N
 
     Args:
         values: ``[batch, ...]`` in [0, 1].
-        steps: length in time.
-        generator: of the device of `values`; the same seed gives the same spikes on one kind of device.
+        steps: number of steps.
+        generator: a generator on the device of `values`; the same seed gives the same spikes on the same kind
+            of device.
 
     Raises:
         TypeError: if `values` is not a floating-point tensor.
@@ -77,25 +78,26 @@ def poisson(values: Tensor, steps: int, *, generator: torch.Generator | None = N
 
 @check_argument_names
 def latency(values: Tensor, steps: int, *, tau: float | None = None, threshold: float = 0.01) -> Tensor:
-    """One spike each, the earlier the larger the value.
+    """One spike per value; larger values spike earlier.
 
         t = round((steps - 1) * (1 - values))                          without `tau`: linear
-        t = round(tau * log(values / (values - threshold)))            with `tau`: a leaky membrane's time
-                                                                       to `threshold` at current `values`
+        t = round(tau * log(values / (values - threshold)))            with `tau`: the time at which a leaky
+                                                                       membrane with the current `values`
+                                                                       reaches `threshold`
 
     Args:
-        values: ``[batch, ...]`` in [0, 1]. Zero never spikes; with `tau`, nor does a value that is not above
-            `threshold`, or whose time is not before `steps`.
-        steps: length in time.
+        values: ``[batch, ...]`` in [0, 1]. Zero never spikes. With `tau`, a value does not spike either if it
+            is at most `threshold`, or if its time is `steps` or later.
+        steps: number of steps.
         tau: the membrane time constant in steps.
-        threshold: what the membrane must reach; only used with `tau`.
+        threshold: the potential at which the membrane spikes; only used with `tau`.
 
     Raises:
         TypeError: if `values` is not a floating-point tensor.
         ValueError: if `steps`, `tau` or `threshold` is not positive, or `values` leaves [0, 1].
 
     Source: Thorpe, Delorme & Van Rullen (2001), *Spike-based strategies for rapid processing*; the membrane's
-    time is the solution of ``tau dv/dt = values - v`` from rest.
+    time solves ``tau dv/dt = values - v`` from ``v = 0``.
     """
     _check(values, steps)
     _check_unit_interval(values)
@@ -114,24 +116,24 @@ def latency(values: Tensor, steps: int, *, tau: float | None = None, threshold: 
 
 @check_argument_names
 def delta(signal: Tensor, threshold: float) -> Tensor:
-    """On and off spikes where a signal has moved by `threshold` from what was last said of it.
+    """On and off spikes when a signal differs by more than `threshold` from its value at the last spike.
 
         on_t  = H(x_t - r_(t-1) - threshold),   off_t = H(r_(t-1) - x_t - threshold),
         r_t   = r_(t-1) + threshold * (on_t - off_t),   r_0 = x_0
 
-    At most one spike per step and channel; while the signal moves by at most `threshold` a step,
-    ``x_0 + threshold * cumsum(on - off)`` stays within `threshold` of it.
+    There is at most one spike per step and channel. If the signal changes by at most `threshold` per step,
+    it differs from ``x_0 + threshold * cumsum(on - off)`` by at most `threshold`.
 
     Args:
         signal: ``[T, batch, ...]``.
         threshold: in units of the signal.
 
     Returns:
-        ``[T, batch, 2, ...]``: on, then off; no spikes at the first step.
+        ``[T, batch, 2, ...]``: on spikes, then off spikes; no spikes at the first step.
 
     Raises:
         TypeError: if `signal` is not a floating-point tensor.
-        ValueError: if `signal` has no ``[T, batch]``, or `threshold` is not positive.
+        ValueError: if `signal` has fewer than two dimensions, or `threshold` is not positive.
 
     Source: Yang, Liu & Delbruck (2015), *A dynamic vision sensor with 1% temporal contrast sensitivity and
     in-pixel asynchronous delta modulator for event encoding*, here sampled in steps.
@@ -170,26 +172,26 @@ def population(
     overlap: float = 1.5,
     coding: Coding = latency,
 ) -> Tensor:
-    """Each value by `neurons` overlapping Gaussian receptive fields, whose activations are coded in turn.
+    """Encodes each value by the activations of `neurons` overlapping Gaussian receptive fields.
 
         a_i = exp(-(x - c_i)^2 / (2 sigma^2)),   sigma = (high - low) / (overlap * (neurons - 2)),
         c_i = low + (2i - 1)/2 * (high - low)/(neurons - 2),   i = 0 ... neurons - 1
 
     Args:
         values: ``[batch, ...]``.
-        steps: length in time.
-        neurons: fields per value, at least 3.
-        low: the least value expected.
-        high: the largest value expected.
-        overlap: the larger, the narrower the fields; 1 to 2 is usual.
-        coding: what codes the activations, which lie in [0, 1].
+        steps: number of steps.
+        neurons: receptive fields per value, at least 3.
+        low: expected minimum of `values`.
+        high: expected maximum of `values`.
+        overlap: inverse width of the fields, usually 1 to 2.
+        coding: the coding of the activations, which lie in [0, 1].
 
     Returns:
         ``[steps, batch, ..., neurons]``.
 
     Raises:
         TypeError: if `values` is not a floating-point tensor.
-        ValueError: if `steps`, `neurons`, `overlap` or the interval is impossible.
+        ValueError: if `steps`, `neurons` or `overlap` is outside its range, or `low` is not below `high`.
 
     Source: Bohte, Kok & La Poutré (2002), *Error-backpropagation in temporally encoded networks of spiking
     neurons*.
@@ -220,10 +222,10 @@ _BY_NAME: dict[str, Callable[..., Tensor]] = {
 
 
 def named(name: str) -> Callable[..., Tensor]:
-    """The coding of still values called `name`.
+    """The coding called `name`, for values without a time axis.
 
     Raises:
-        ValueError: if there is none of that name; the message lists them all.
+        ValueError: if no coding has this name; the message lists all names.
     """
     if name not in _BY_NAME:
         raise ValueError(f"coding must be one of {', '.join(_BY_NAME)}; got {name!r}")
@@ -231,10 +233,12 @@ def named(name: str) -> Callable[..., Tensor]:
 
 
 def _kind(value: object) -> str:
+    """The dtype of a tensor, or the class name of another object, for error messages."""
     return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__
 
 
 def _check(values: Tensor, steps: int) -> None:
+    """Raises if `values` is not a floating-point tensor or `steps` not a positive integer."""
     if not isinstance(values, Tensor) or not values.is_floating_point():
         hint = "use values.float()" if isinstance(values, Tensor) else "the arguments are values, steps"
         raise TypeError(f"values must be a floating-point tensor, got {_kind(values)}; {hint}")

@@ -1,7 +1,7 @@
-"""Sequences of variable length in one batch: padded at their ends, and known by how many steps are theirs.
+"""Batches of sequences of different lengths: padded at their ends, with a tensor of their lengths.
 
-What hibana computes over time is causal: what stands after the end of a sample changes nothing before it. So
-a padded batch goes through a network as it is, and whatever sums over time is told the lengths.
+hibana's layers are causal: steps after the end of a sample don't affect earlier steps. A padded batch can
+therefore run through a network unchanged, and only functions that sum over time need the lengths.
 
 >>> import torch
 >>> inputs, lengths = pad([torch.ones(2, 3), torch.ones(4, 3)])
@@ -19,14 +19,14 @@ __all__ = ["checked", "last", "masked", "pad", "within"]
 
 
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Sequences ``[T_i, ...]`` as one batch ``[T, batch, ...]`` with zeros after their ends, and the lengths.
+    """A batch ``[T, batch, ...]`` of sequences ``[T_i, ...]`` with zeros after their ends, and the lengths.
 
     Raises:
-        ValueError: if there are none, one has no steps, or their steps differ in shape.
+        ValueError: if there is no sequence, one has no steps, or their steps differ in shape.
     """
     shapes = [tuple(sequence.shape) for sequence in sequences]
-    right = all(shape and shape[0] > 0 and shape[1:] == shapes[0][1:] for shape in shapes)
-    if not shapes or not right:
+    have_one_shape = all(shape and shape[0] > 0 and shape[1:] == shapes[0][1:] for shape in shapes)
+    if not shapes or not have_one_shape:
         raise ValueError(
             f"sequences must be [T, ...], of steps of one shape, at least one; got shapes {shapes}"
         )
@@ -35,11 +35,11 @@ def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def checked(lengths: Tensor, over_time: Tensor) -> Tensor:
-    """`lengths`, if they are those of the samples of `over_time`, ``[T, batch, ...]``.
+    """Checks the lengths of the samples of `over_time`, ``[T, batch, ...]``; returns them on its device.
 
     Raises:
-        TypeError: if they are no whole numbers.
-        ValueError: if they are not one for each sample, in [1, T].
+        TypeError: if `lengths` are not integers.
+        ValueError: if `lengths` has another shape than ``[batch]``, or values outside [1, T].
     """
     steps, batch = over_time.shape[:2]
     if lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool:
@@ -47,14 +47,12 @@ def checked(lengths: Tensor, over_time: Tensor) -> Tensor:
     if lengths.shape != (batch,):
         raise ValueError(f"lengths must be one for each sample, [{batch}], got shape {tuple(lengths.shape)}")
     if batch and (int(lengths.min()) < 1 or int(lengths.max()) > steps):
-        raise ValueError(
-            f"lengths must lie in [1, {steps}], the steps that there are, got {lengths.tolist()}"
-        )
+        raise ValueError(f"lengths must lie in [1, {steps}], the number of steps, got {lengths.tolist()}")
     return lengths.to(over_time.device)
 
 
 def within(lengths: Tensor, over_time: Tensor) -> Tensor:
-    """Which steps of `over_time` are a sample's own: truth values ``[T, batch, 1, ...]``.
+    """Booleans ``[T, batch, 1, ...]``: whether a step of `over_time` is before the end of the sample.
 
     >>> import torch
     >>> within(torch.tensor([1, 3]), torch.zeros(3, 2)).int()
@@ -69,12 +67,12 @@ def within(lengths: Tensor, over_time: Tensor) -> Tensor:
 
 
 def masked(over_time: Tensor, lengths: Tensor | None, value: float = 0.0) -> Tensor:
-    """`over_time`, ``[T, batch, ...]``, with `value` after the end of each sample, if there are lengths."""
+    """`over_time`, ``[T, batch, ...]``, with `value` after the ends of samples that have `lengths`."""
     return over_time if lengths is None else over_time.masked_fill(~within(lengths, over_time), value)
 
 
 def last(outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """The output of each sample at its last step, ``[batch, ...]``."""
+    """The output ``[batch, ...]`` of each sample at its last step, from outputs ``[T, batch, ...]``."""
     if lengths is None:
         return outputs[-1]
     lengths = checked(lengths, outputs)

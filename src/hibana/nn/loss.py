@@ -1,10 +1,10 @@
-"""Losses and decisions, from what the last layer emits over time.
+"""Losses and decisions from the outputs of the last layer over time.
 
-An *objective* is a small immutable object. Its :meth:`~Objective.scores` turn ``[T, batch, classes]`` into
-``[batch, classes]``; calling it gives the loss, and :meth:`~Objective.accuracy` counts the highest score.
-Samples of unequal length, padded at their ends, are told by `lengths`, ``[batch]``: each counts as it would
-by itself. Penalties on activity are functions of one layer's spikes. Nothing here runs a network or keeps a
-count.
+An *objective* is an immutable object. Its :meth:`~Objective.scores` convert ``[T, batch, classes]`` to
+``[batch, classes]``; a call of the objective returns the loss, and :meth:`~Objective.accuracy` compares the
+class with the highest score to the target. For samples of unequal length that are padded at their ends, pass
+`lengths`, ``[batch]``: the result is the same as without padding. Penalties on activity are functions of one
+layer's spikes.
 
 >>> import torch
 >>> from hibana import loss
@@ -47,18 +47,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """What the outputs over time, ``[T, batch, classes]``, are asked for.
+    """A loss and a decision from outputs over time, ``[T, batch, classes]``.
 
     Args:
-        smoothing: the part of the wanted probability that is spread evenly over all classes, in [0, 1)
+        smoothing: the part of the target probability that is spread evenly over all classes, in [0, 1)
             (Szegedy et al. 2016, *Rethinking the inception architecture for computer vision*).
-        weights: what a sample of each class counts; 1 if ``None``.
+        weights: the weight of a sample of each class; 1 if ``None``.
     """
 
     smoothing: float = field(default=0.0, kw_only=True)
     weights: tuple[float, ...] | None = field(default=None, kw_only=True, repr=False)
     measure: ClassVar[str] = "accuracy"
-    """What :meth:`accuracy` is; the higher, the better."""
+    """The name of the result of :meth:`accuracy`; higher is better."""
 
     def __post_init__(self) -> None:
         if self.weights is not None and not all(math.isfinite(w) and w >= 0 for w in self.weights):
@@ -70,7 +70,7 @@ class Objective(ABC):
 
     @abstractmethod
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """One score per class, ``[batch, classes]``, the highest of which is the decision."""
+        """One score per class, ``[batch, classes]``; the class with the highest score is the decision."""
 
     @final
     def __call__(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -78,25 +78,25 @@ class Objective(ABC):
 
         Args:
             outputs: ``[T, batch, classes]``.
-            target: class indices, ``[batch]``; of :class:`EveryStep` ``[T, batch]``.
-            lengths: of samples that are padded, ``[batch]``.
+            target: class indices, ``[batch]``, or ``[T, batch]`` for :class:`EveryStep`.
+            lengths: the lengths of padded samples, ``[batch]``.
 
         Raises:
-            TypeError: if `target` or `lengths` are no whole numbers.
-            ValueError: if a shape is another, or `lengths` are not in [1, T].
+            TypeError: if `target` or `lengths` are not integers.
+            ValueError: if a shape is wrong, or `lengths` are not in [1, T].
         """
         self._check(outputs, target)
-        return self.loss(outputs, target, *_given(lengths))
+        return self.loss(outputs, target, *_optional(lengths))
 
     @final
     def accuracy(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The fraction of the batch whose highest score is the target's; of equals, the first counts."""
+        """The fraction of samples with the highest score at the target; of equal scores, the first counts."""
         self._check(outputs, target)
-        return self.right(outputs, target, *_given(lengths))
+        return self.right(outputs, target, *_optional(lengths))
 
     @final
     def cross_entropy(self, scores: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
-        """``-w[target] log softmax(scores)[target]``; its mean is over samples by weight."""
+        """``-w[target] log softmax(scores)[target]``; the mean over samples is weighted by ``w``."""
         weights = None if self.weights is None else scores.new_tensor(self.weights)
         return functional.cross_entropy(
             scores, target, weights, reduction=reduction, label_smoothing=self.smoothing
@@ -104,18 +104,18 @@ class Objective(ABC):
 
     @abstractmethod
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """What calling the objective gives, for arguments that have been checked."""
+        """The loss for checked arguments; a call of the objective checks them first."""
 
     def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """What :meth:`accuracy` gives, for arguments that have been checked."""
-        return (self.scores(outputs, *_given(lengths)).argmax(dim=1) == target).float().mean()
+        """The accuracy for checked arguments; :meth:`accuracy` checks them first."""
+        return (self.scores(outputs, *_optional(lengths)).argmax(dim=1) == target).float().mean()
 
     def _check(self, outputs: Tensor, target: Tensor) -> None:
         _check(outputs, target, outputs.shape[1:2], "one class index per sample")
 
 
-def _given(lengths: Tensor | None) -> tuple[Tensor, ...]:
-    """`lengths` as arguments: an objective of one's own that knows of none is called without."""
+def _optional(lengths: Tensor | None) -> tuple[Tensor, ...]:
+    """`lengths` as arguments, or no arguments: a user's objective may not support lengths."""
     return () if lengths is None else (lengths,)
 
 
@@ -125,7 +125,7 @@ class _CrossEntropy(Objective):
 
     @final
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        scores = self.scores(outputs, *_given(lengths))
+        scores = self.scores(outputs, *_optional(lengths))
         return self.cross_entropy(scores, target)
 
 
@@ -170,7 +170,7 @@ class MembraneMax(_CrossEntropy):
 @final
 @dataclass(frozen=True)
 class MembraneLast(_CrossEntropy):
-    """Cross-entropy of the last potential, ``v_T``: what is remembered at the end.
+    """Cross-entropy of the last potential, ``v_T``.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons* (the readout at the end of a sequence).
@@ -195,19 +195,19 @@ class MembraneMean(_CrossEntropy):
 @final
 @dataclass(frozen=True)
 class FirstSpike(_CrossEntropy):
-    """Cross-entropy of minus the time to the first spike, ``-t/tau``: the earliest wins.
+    """Cross-entropy of minus the time of the first spike, ``-t/tau``: the class that spikes first wins.
 
         t = sum_u prod_(w <= u) (1 - s_w)
 
-    which is the number of steps before the first spike, and T where there is none. The product makes it
-    differentiable: the gradient of an unspent step is the time that a spike there would have saved. That is
-    for neurons with a surrogate. For :class:`hibana.learn.SpikeTimeCell` and
-    :class:`hibana.learn.EventPropCell` set `exact`: `t` is then :func:`first_spike_times`, exact between two
-    steps, and its gradient that of a spike that moves in time.
+    `t` is the number of steps before the first spike, or T without a spike. The product is differentiable:
+    the gradient at a step before the first spike is the time that a spike at this step would save. This form
+    is for neurons with a surrogate. For :class:`hibana.learn.SpikeTimeCell` and
+    :class:`hibana.learn.EventPropCell` set `exact`: `t` is then :func:`first_spike_times`, which can lie
+    between two steps, and its gradient is that of the spike time.
 
     Args:
-        tau: in steps; the smaller, the sharper.
-        exact: whether the gradient is that of the spike's time, for neurons that have one.
+        tau: divisor of the time in steps; smaller values make the softmax sharper.
+        exact: whether to use :func:`first_spike_times`, for neurons with gradients of their spike times.
 
     Source: Mostafa (2018), *Supervised learning based on temporal coding in spiking neural networks* (the
     softmax over negative spike times).
@@ -237,13 +237,13 @@ class FirstSpike(_CrossEntropy):
 @final
 @dataclass(frozen=True)
 class TET(Objective):
-    """Temporal efficient training: the cross-entropy at each step, averaged, not that of the average.
+    """Temporal efficient training: the mean over time of the cross-entropy at each step.
 
         L = (1 - weight) * 1/T sum_t CE(v_t, target) + weight * mean (v - potential)^2
 
     Args:
-        weight: of the regulariser, in [0, 1].
-        potential: what the regulariser draws every output to; the paper takes the threshold.
+        weight: weight of the regulariser, in [0, 1].
+        potential: the value to which the regulariser draws every output; in the paper, the threshold.
 
     Source: Deng, Li, Zhang & Gu (2022), *Temporal efficient training of spiking neural network via gradient
     re-weighting*.
@@ -262,26 +262,26 @@ class TET(Objective):
 
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         steps = outputs.shape[0]
-        how = "mean" if lengths is None else "none"
-        each = self.cross_entropy(outputs.flatten(0, 1), target.repeat(steps), how)
+        reduction = "mean" if lengths is None else "none"
+        entropy = self.cross_entropy(outputs.flatten(0, 1), target.repeat(steps), reduction)
         if lengths is not None:
             weight = 1.0 if self.weights is None else outputs.new_tensor(self.weights)[target].mean()
-            each = _mean(each.view(steps, -1), lengths).mean() / weight
+            entropy = _mean(entropy.view(steps, -1), lengths).mean() / weight
         if self.weight == 0:
-            return each
-        drawn = _mean((outputs - self.potential).square(), lengths).mean()
-        return (1 - self.weight) * each + self.weight * drawn
+            return entropy
+        regularizer = _mean((outputs - self.potential).square(), lengths).mean()
+        return (1 - self.weight) * entropy + self.weight * regularizer
 
 
 @final
 @dataclass(frozen=True)
 class EveryStep(Objective):
-    """A target at each step: the cross-entropy of each step's outputs with its own target.
+    """The cross-entropy of the outputs with a target at each step.
 
         L = mean over the batch of 1/T sum_t CE(v_t, target_t)
 
-    `target` is ``[T, batch]``; where it is -100, nothing is asked for, and the mean is over the other steps
-    of the sample. The scores are the outputs, ``[T, batch, classes]``, and the accuracy is that of the steps.
+    `target` is ``[T, batch]``; steps with the target -100 are ignored, and the mean is over the other steps
+    of the sample. The scores are the outputs, ``[T, batch, classes]``, and the accuracy is over steps.
 
     Source: Graves (2012), *Supervised sequence labelling with recurrent neural networks* (framewise
     classification).
@@ -291,13 +291,13 @@ class EveryStep(Objective):
         return outputs
 
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        each = self.cross_entropy(outputs.flatten(0, 1), target.flatten(), "none")
-        asked = _asked(target, lengths)
-        return ((each.view_as(target) * asked).sum(dim=0) / asked.sum(dim=0).clamp(min=1)).mean()
+        entropy = self.cross_entropy(outputs.flatten(0, 1), target.flatten(), "none").view_as(target)
+        has_target = _has_target(target, lengths)
+        return ((entropy * has_target).sum(dim=0) / has_target.sum(dim=0).clamp(min=1)).mean()
 
     def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        asked = _asked(target, lengths)
-        return ((outputs.argmax(dim=2) == target) & asked).sum() / asked.sum()
+        has_target = _has_target(target, lengths)
+        return ((outputs.argmax(dim=2) == target) & has_target).sum() / has_target.sum()
 
     def _check(self, outputs: Tensor, target: Tensor) -> None:
         _check(outputs, target, outputs.shape[:2], "one class index per step and sample")
@@ -306,26 +306,26 @@ class EveryStep(Objective):
 @final
 @dataclass(frozen=True)
 class MeanSquaredError(Objective):
-    """The squared difference between the score of one output and a quantity, ``(y - target)^2``.
+    """The squared error of the score of one output, ``(y - target)^2``, for regression.
 
-    What :meth:`accuracy` gives is ``1 - mean (y - target)^2``: for a target of deviation 1, the part of its
-    variance that is explained. For targets of any deviation, see :func:`r_squared`.
+    :meth:`accuracy` returns ``1 - mean (y - target)^2``: the explained part of the variance for targets with
+    standard deviation 1. For other targets, see :func:`r_squared`.
 
     Args:
-        read: the objective whose scores are the quantity.
+        read: the objective whose score is the prediction.
     """
 
     read: Objective = field(default_factory=MembraneMean)
     measure: ClassVar[str] = "explained"
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return self.read.scores(outputs, *_given(lengths))
+        return self.read.scores(outputs, *_optional(lengths))
 
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return (self.scores(outputs, *_given(lengths))[:, 0] - target).square().mean()
+        return (self.scores(outputs, *_optional(lengths))[:, 0] - target).square().mean()
 
     def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        return 1 - self.loss(outputs, target, *_given(lengths))
+        return 1 - self.loss(outputs, target, *_optional(lengths))
 
     def _check(self, outputs: Tensor, target: Tensor) -> None:
         if outputs.ndim != 3 or outputs.shape[2] != 1 or target.shape != outputs.shape[1:2]:
@@ -347,17 +347,17 @@ _BY_NAME: dict[str, type[Objective]] = {
     "tet": TET,
 }
 NAMES = tuple(_BY_NAME)
-"""What :func:`named` knows."""
+"""The names of objectives for :func:`named`."""
 
 
 def named(name: str, smoothing: float = 0.0, weights: tuple[float, ...] | None = None) -> Objective:
-    """The objective called `name`, at its defaults but for `smoothing` and `weights`.
+    """The objective called `name` with default arguments except `smoothing` and `weights`.
 
     >>> named("first-spike")
     FirstSpike(smoothing=0.0, tau=1.0, exact=False)
 
     Raises:
-        ValueError: if there is none of that name; the message lists them all.
+        ValueError: if no objective has this name; the message lists all names.
     """
     if name not in _BY_NAME:
         raise ValueError(f"loss must be one of {', '.join(_BY_NAME)}; got {name!r}")
@@ -367,8 +367,8 @@ def named(name: str, smoothing: float = 0.0, weights: tuple[float, ...] | None =
 def r_squared(answers: Tensor, target: Tensor) -> float:
     """The coefficient of determination, ``1 - sum (y - target)^2 / sum (target - mean target)^2``.
 
-    The mean is that of these targets, as in scikit-learn's ``r2_score``: 1 is right everywhere, 0 is as good
-    as their mean, and below 0 is worse. NaN where the targets do not differ.
+    The mean is over `target`, as in scikit-learn's ``r2_score``: 1 is exact, 0 is as good as predicting the
+    mean, and negative values are worse. NaN if all targets are equal.
 
     >>> r_squared(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0]))
     0.5
@@ -379,25 +379,26 @@ def r_squared(answers: Tensor, target: Tensor) -> float:
 
 
 def _mean(over_time: Tensor, lengths: Tensor | None) -> Tensor:
-    """The mean over the steps of each sample, ``[batch, ...]``."""
+    """The mean ``[batch, ...]`` of ``[T, batch, ...]`` over the steps before the end of each sample."""
     if lengths is None:
         return over_time.mean(dim=0)
     count = padding.checked(lengths, over_time).view(-1, *[1] * (over_time.ndim - 2))
     return padding.masked(over_time, lengths).sum(dim=0) / count
 
 
-def _asked(target: Tensor, lengths: Tensor | None) -> Tensor:
-    """Where `target`, ``[T, batch]``, asks for a class."""
-    asked = target != -100
-    return asked if lengths is None else asked & padding.within(lengths, target)
+def _has_target(target: Tensor, lengths: Tensor | None) -> Tensor:
+    """Whether each element of `target`, ``[T, batch]``, is a class before the end of the sample."""
+    has_target = target != -100
+    return has_target if lengths is None else has_target & padding.within(lengths, target)
 
 
-def _check(outputs: Tensor, target: Tensor, shape: torch.Size, what: str) -> None:
+def _check(outputs: Tensor, target: Tensor, shape: torch.Size, contents: str) -> None:
+    """Raises if `outputs` is not ``[T, batch, classes]``, or `target` not class indices of `shape`."""
     if outputs.ndim != 3 or outputs.shape[0] == 0:
         raise ValueError(
             f"outputs must be [T, batch, classes] with T at least 1, got shape {tuple(outputs.shape)}"
         )
     if target.shape != shape:
-        raise ValueError(f"target must hold {what}, {list(shape)}, got shape {tuple(target.shape)}")
+        raise ValueError(f"target must hold {contents}, {list(shape)}, got shape {tuple(target.shape)}")
     if target.dtype != torch.int64:
         raise TypeError(f"target must hold class indices, int64, got {target.dtype}")

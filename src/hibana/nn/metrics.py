@@ -1,7 +1,7 @@
 """Metrics of activity: firing rate, sparsity, synaptic operations and their energy.
 
-Each is a torchmetrics metric that counts in integers, so sums over batches and over processes are exact and
-the mean is the mean over all samples, whatever the sizes of the parts. Nothing here takes a gradient.
+Each is a torchmetrics metric that counts in integers, so that sums over batches and processes are exact and
+means are over all samples, for batches of any sizes. Metrics have no gradient.
 
 Importing this module needs torchmetrics (``pip install '.[train]'``).
 """
@@ -46,37 +46,37 @@ Source: Horowitz (2014), *Computing's energy problem (and what we can do about i
 MULTIPLY_ACCUMULATE_JOULES = 4.6e-12
 """Energy of one 32-bit floating-point multiplication (3.7 pJ) and addition (0.9 pJ) at 45 nm, in joules.
 
-Source: Horowitz (2014), as above.
+Source: Horowitz (2014), *Computing's energy problem (and what we can do about it)*, ISSCC.
 """
 
 
-def _numbers(over_time: Tensor, lengths: Tensor | None) -> Tensor | int:
-    """How many numbers of ``[T, batch, ...]`` are within the samples' `lengths`."""
+def _count_numbers(over_time: Tensor, lengths: Tensor | None) -> Tensor | int:
+    """The number of elements of ``[T, batch, ...]`` before the ends of the samples."""
     if lengths is None:
         return over_time.numel()
     return padding.checked(lengths, over_time).sum() * over_time[0, 0].numel()
 
 
-def _nothing() -> Tensor:
-    """A count of nothing yet, where modules have their tensors."""
+def _zero() -> Tensor:
+    """A count of zero on the default device."""
     return torch.tensor(0, dtype=torch.int64, device=torch.get_default_device())
 
 
 class _Fraction(Metric):
-    """A count over a count."""
+    """The ratio of two counts."""
 
     full_state_update = False
     part: Tensor
-    whole: Tensor
+    total: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("part", _nothing(), dist_reduce_fx="sum")
-        self.add_state("whole", _nothing(), dist_reduce_fx="sum")
+        self.add_state("part", _zero(), dist_reduce_fx="sum")
+        self.add_state("total", _zero(), dist_reduce_fx="sum")
 
     def compute(self) -> Tensor:
-        """The fraction over all that was seen; NaN where nothing was."""
-        return self.part / self.whole
+        """The fraction over all updates; NaN without an update."""
+        return self.part / self.total
 
 
 @final
@@ -91,14 +91,14 @@ class FiringRate(_Fraction):
     """
 
     def update(self, spikes: Tensor, lengths: Tensor | None = None) -> None:
-        """Counts `spikes`, ``[T, batch, ...]``, zeros and ones; of padded samples their `lengths`."""
+        """Counts `spikes` (0 or 1), ``[T, batch, ...]``, before the ends of samples with `lengths`."""
         self.part += padding.masked(spikes, lengths).count_nonzero()
-        self.whole += _numbers(spikes, lengths)
+        self.total += _count_numbers(spikes, lengths)
 
 
 @final
 class SilentNeurons(Metric):
-    """How many neurons of a layer never spiked, in all that was seen.
+    """The number of neurons of a layer that never spiked in any update.
 
     >>> import torch
     >>> silent = SilentNeurons()
@@ -112,13 +112,19 @@ class SilentNeurons(Metric):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.add_state("spikes", _nothing(), dist_reduce_fx="sum")
+        self.add_state("spikes", _zero(), dist_reduce_fx="sum")
 
     def update(self, spikes: Tensor, lengths: Tensor | None = None, inputs: Tensor | None = None) -> None:
-        """Counts `spikes`, ``[T, batch, ...]``; of samples padded to T their own `lengths`.
+        """Counts `spikes`, ``[T, batch, ...]``, before the ends of samples with `lengths`.
 
-        A neuron that was given NaN or infinity spikes no more: with the layer's `inputs`, of the shape of
-        `spikes`, a NetworkWarning says how many there are.
+        Args:
+            spikes: the layer's spikes.
+            lengths: the lengths of padded samples, ``[batch]``.
+            inputs: the layer's inputs, with the shape of `spikes`, to count the neurons with input NaN or
+                infinity, which never spike again.
+
+        Warns:
+            NetworkWarning: with the number of these neurons.
         """
         if inputs is not None and not (finite := padding.masked(inputs, lengths).isfinite()).all():
             bad = (~finite).flatten(0, 1).any(0).count_nonzero()
@@ -140,27 +146,27 @@ class Sparsity(_Fraction):
     """The fraction of activations, spikes or not, that are exactly zero."""
 
     def update(self, activations: Tensor, lengths: Tensor | None = None) -> None:
-        """Counts the zeros of `activations`, of any shape; ``[T, batch, ...]`` if `lengths` are given."""
-        count = _numbers(activations, lengths)
+        """Counts the zeros of `activations` of any shape, or of ``[T, batch, ...]`` with `lengths`."""
+        count = _count_numbers(activations, lengths)
         self.part += count - padding.masked(activations, lengths).count_nonzero()
-        self.whole += count
+        self.total += count
 
 
 @final
 class SynOps(Metric):
-    """Synaptic operations per inference: additions that spikes cause, multiplications that values cause.
+    """Synaptic operations per inference: additions for spikes, multiplications for other inputs.
 
-    A spike that enters a linear or convolutional layer causes one accumulate (AC) for each output that it
-    reaches, borders counted as they are. An input that is not spikes causes one multiply-accumulate (MAC)
-    for each output that each of its values reaches, zeros included; where it is the same at each step (a
-    stride of zero over time) it is counted once. Biases are not counted, nor are reads and writes of memory;
-    :func:`energy` counts these too.
+    A spike that enters a linear or convolutional layer needs one accumulate (AC) for each output that depends
+    on it, fewer at the border of an image. An input other than spikes needs one multiply-accumulate (MAC) for
+    each of its values, including zeros, and each output that depends on the value; an input that is the same
+    at each step (stride zero over time) is counted once. Biases, reads and writes are not counted;
+    :func:`energy` includes them.
 
         energy = ACs * 0.9 pJ + MACs * 4.6 pJ
 
     Args:
-        energy: joules per inference in the result too, by :data:`ACCUMULATE_JOULES` and
-            :data:`MULTIPLY_ACCUMULATE_JOULES`, which are of arithmetic alone, without memory.
+        energy: whether to also compute joules per inference with :data:`ACCUMULATE_JOULES` and
+            :data:`MULTIPLY_ACCUMULATE_JOULES`, which are for arithmetic without memory.
 
     Source: Merolla et al. (2014), *A million spiking-neuron integrated circuit with a scalable communication
     network and interface* (the synaptic operation); Horowitz (2014) for the energies.
@@ -183,60 +189,63 @@ class SynOps(Metric):
         super().__init__(**kwargs)
         self.energy = energy
         for name in ("acs", "macs", "samples"):
-            self.add_state(name, _nothing(), dist_reduce_fx="sum")
+            self.add_state(name, _zero(), dist_reduce_fx="sum")
 
     def update(self, acs: Tensor | int, macs: Tensor | int, samples: int) -> None:
-        """Adds what `samples` inferences together took."""
+        """Adds the operations of `samples` inferences: sums over all of them."""
         self.acs += acs
         self.macs += macs
         self.samples += samples
 
     @contextmanager
     def watch(self, net: nn.Module, lengths: Tensor | None = None) -> Iterator[None]:
-        """Counts whatever runs through `net`, called with ``[T, batch, ...]``, inside the ``with`` block.
+        """Counts the operations of all calls of `net` with ``[T, batch, ...]`` in the ``with`` block.
 
-        Of samples padded to T, the steps within their `lengths` are counted.
+        With the `lengths` of padded samples, ``[batch]``, only steps before a sample's end are counted.
         """
-        called_with: list[Tensor] = []
+        net_inputs: list[Tensor] = []
 
-        def called(module: nn.Module, args: tuple[Any, ...]) -> None:
-            called_with[:] = args[:1]
+        def count_samples(module: nn.Module, args: tuple[Any, ...]) -> None:
+            net_inputs[:] = args[:1]
             self.update(0, 0, args[0].shape[1])
 
-        def multiplied(name: str, layer: Weighted, inputs: Tensor, outputs: Tensor) -> None:
+        def count_operations(name: str, layer: Weighted, inputs: Tensor, outputs: Tensor) -> None:
             if lengths is None:
                 kind, count = operations(layer, inputs)
             elif isinstance(layer, LooksBack):
                 kind, count = operations(layer, inputs, lengths)
             else:
-                kind, count = operations(layer, _own(inputs, called_with[0].shape[:2], lengths))
+                kind, count = operations(layer, _without_padding(inputs, net_inputs[0].shape[:2], lengths))
             self.update(count if kind == "acs" else 0, count if kind == "macs" else 0, 0)
 
-        hook = net.register_forward_pre_hook(called)
+        hook = net.register_forward_pre_hook(count_samples)
         try:
-            with watch_layers(net, multiplied):
+            with watch_layers(net, count_operations):
                 yield
         finally:
             hook.remove()
 
     def compute(self) -> dict[str, Tensor]:
-        """``acs`` and ``macs`` per inference, and ``joules`` if asked for; NaN where nothing was seen."""
+        """``acs`` and ``macs`` per inference, and ``joules`` if `energy` is set; NaN without an update."""
         result = {"acs": self.acs / self.samples, "macs": self.macs / self.samples}
         if self.energy:
             result["joules"] = result["acs"] * ACCUMULATE_JOULES + result["macs"] * MULTIPLY_ACCUMULATE_JOULES
         return result
 
 
-def _own(inputs: Tensor, over_time: torch.Size, lengths: Tensor) -> Tensor:
-    """The steps of `inputs` that are within the samples' lengths, one after another.
+def _without_padding(inputs: Tensor, steps_and_batch: torch.Size, lengths: Tensor) -> Tensor:
+    """The steps of `inputs` before the ends of the samples, joined in one dimension.
 
-    `inputs` are ``[T, batch, ...]``, or have time and batch joined. One step for all, as a constant current
-    is computed, is left as it is.
+    Args:
+        inputs: a layer's inputs, ``[T, batch, ...]`` or ``[T * batch, ...]``. Inputs that are the same at
+            each step (stride zero), or of another shape, are returned unchanged.
+        steps_and_batch: the sizes T and batch.
+        lengths: the lengths of the samples, ``[batch]``.
     """
-    steps, batch = over_time
+    steps, batch = steps_and_batch
     if inputs.stride(0) == 0 and not is_binary(inputs):
         return inputs
     inside = padding.within(lengths, inputs.new_empty(steps, batch))
-    if inputs.shape[:2] == over_time:
+    if inputs.shape[:2] == steps_and_batch:
         return inputs[inside]
     return inputs[inside.flatten()] if inputs.shape[0] == steps * batch else inputs

@@ -98,6 +98,8 @@ def watch_layers(
     inside_neurons = {m for n in recurrent if isinstance(n, Neurons) for m in n.modules() if m is not n}
 
     def hook(name: str) -> Any:
+        """A forward hook that reports the layer `name`."""
+
         def report(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], outputs: Tensor) -> None:
             if isinstance(module, Weighted):
                 (inputs,) = *args, *named.values()

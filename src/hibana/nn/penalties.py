@@ -1,4 +1,4 @@
-"""Penalties on too much and too little activity, of one layer's spikes."""
+"""Penalties on too high and too low firing rates of a layer."""
 
 import math
 
@@ -12,17 +12,17 @@ __all__ = ["rate_penalty", "silence_penalty"]
 
 
 def rate_penalty(spikes: Tensor, target: float, lengths: Tensor | None = None) -> Tensor:
-    """How far a layer's firing rate lies above `target`: ``max(0, r/target - 1)^2``, a scalar.
+    """A penalty on a layer's firing rate above `target`: ``max(0, r/target - 1)^2``, a scalar.
 
-    `r` is the mean over time, batch and neurons, in spikes per step. Measured in units of the target, so
-    that one weight suits every target. Zero, with no gradient, at and below the target. In distributed
-    training the mean is over the batches of all processes, each of which must make this call, and the
-    gradients, averaged, are those of one process with the joined batch.
+    `r` is the mean over time, batch and neurons, in spikes per step. The penalty is relative to the target,
+    so that one weight suits every target; it is zero, with zero gradient, up to the target. In distributed
+    training the mean is over the batches of all processes, which must all call this function. The average of
+    the processes' gradients then equals the gradient of one process with the joined batch.
 
     Args:
-        spikes: ``[T, batch, ...]`` of one layer.
+        spikes: the spikes of one layer, ``[T, batch, ...]``.
         target: spikes per neuron and step, in (0, 1].
-        lengths: of samples that are padded, ``[batch]``: the mean is over their own steps.
+        lengths: the lengths of padded samples, ``[batch]``; steps after a sample's end don't count.
 
     Source: Cramer et al. (2022), *The Heidelberg spiking data sets …* (the upper bound), here
     on the layer's mean.
@@ -37,17 +37,17 @@ def rate_penalty(spikes: Tensor, target: float, lengths: Tensor | None = None) -
 
 
 def silence_penalty(spikes: Tensor, least: float, lengths: Tensor | None = None) -> Tensor:
-    """How far single neurons lie below a rate: ``mean_n max(0, 1 - r_n/least)^2``, a scalar.
+    """A penalty on neurons with a firing rate below `least`: ``mean_n max(0, 1 - r_n/least)^2``, a scalar.
 
-    `r_n` is neuron n's mean over time and batch: a neuron that never fires in the batch counts 1, one that
-    fires at `least` or more 0. A silent neuron can answer only where its surrogate is not zero below the
-    threshold; ``Step``, whose derivative is zero there, gives it no gradient. In distributed training the
-    rates are over the batches of all processes, as in :func:`rate_penalty`.
+    `r_n` is the mean of neuron n over time and batch: a neuron that never fires in the batch adds 1 to the
+    mean, a neuron with rate `least` or more adds 0. A silent neuron only gets a gradient if its surrogate is
+    nonzero below the threshold, unlike ``Step``. In distributed training the rates are over the batches of
+    all processes, as in :func:`rate_penalty`.
 
     Args:
-        spikes: ``[T, batch, ...]`` of one layer.
+        spikes: the spikes of one layer, ``[T, batch, ...]``.
         least: spikes per neuron and step, in (0, 1].
-        lengths: of samples that are padded, ``[batch]``: the means are over their own steps.
+        lengths: the lengths of padded samples, ``[batch]``; steps after a sample's end don't count.
 
     Source: Cramer et al. (2022), *The Heidelberg spiking data sets …* (the lower bound), here
     on rates.
@@ -65,24 +65,28 @@ def _rate(spikes: Tensor, lengths: Tensor | None) -> Tensor:
 
 
 def _mean(values: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
-    """``values.mean(dim)``, to the bit, whose gradient is one number expanded and not one for each value."""
+    """Bitwise ``values.mean(dim)``, but its gradient is one number, expanded without a copy."""
     count = values.numel() if dim is None else math.prod(values.shape[d] for d in dim)
-    if values.dtype in (torch.float16, torch.bfloat16):  # which do not count so far
+    if values.dtype in (torch.float16, torch.bfloat16):  # they can't represent large counts
         return (values.sum(dim, dtype=torch.float32) / count).to(values.dtype)
     return values.sum(dim) / count
 
 
 def _over_processes(mean: Tensor, weight: Tensor | None) -> Tensor:
-    """The mean of all processes' `mean`, by their `weight`, whose gradient flows to each process's own part.
+    """The weighted mean of `mean` over all processes, whose gradient goes to the `mean` of this process.
 
-    Averaged over the processes, the gradients are those of one process with the joined batch.
+    The average of the processes' gradients equals the gradient of one process with the joined batch.
+
+    Args:
+        mean: the mean of this process.
+        weight: its weight, such as its number of steps; None for equal weights.
     """
     if not (distributed.is_available() and distributed.is_initialized()):
         return mean
     if weight is not None:
-        whole = weight.detach().to(mean.dtype).clone()
-        distributed.all_reduce(whole)
-        mean = mean * (weight * (distributed.get_world_size() / whole))
+        total = weight.detach().to(mean.dtype).clone()
+        distributed.all_reduce(total)
+        mean = mean * (weight * (distributed.get_world_size() / total))
     joint = mean.detach().clone()
     distributed.all_reduce(joint)
     return mean + (joint / distributed.get_world_size() - mean.detach())

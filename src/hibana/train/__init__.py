@@ -23,27 +23,9 @@ if TYPE_CHECKING:
     from hibana.train.run import Outcome, build_classifier, fit
     from hibana.train.settings import Settings, read
 
-__all__ = [
-    "Activity",
-    "Answers",
-    "Classifier",
-    "Linear",
-    "Network",
-    "Outcome",
-    "Settings",
-    "activity",
-    "build_classifier",
-    "fit",
-    "linear",
-    "linear_accuracy",
-    "load",
-    "predict",
-    "read",
-    "resume_settings",
-    "scale_to_rate",
-    "spiking_layers",
-    "weight_decay_groups",
-]
+__all__ = ["Activity", "Answers", "Classifier", "Linear", "Network", "Outcome", "Settings", "activity"]
+__all__ += ["build_classifier", "fit", "linear", "linear_accuracy", "load", "predict", "read"]
+__all__ += ["resume_settings", "scale_to_rate", "spiking_layers", "weight_decay_groups"]
 
 _MODULES = {
     "baseline": ("Linear", "linear", "linear_accuracy"),

@@ -1,4 +1,4 @@
-"""From a description to a network ``[T, batch, *shape] -> [T, batch, classes]``.
+"""Builds a network ``[T, batch, *shape] -> [T, batch, classes]`` from a description.
 
 A description is a row of layers, joined by ``-`` or ``,``:
 
@@ -6,15 +6,15 @@ A description is a row of layers, joined by ``-`` or ``,``:
 ``512``     a linear layer and 512 neurons
 ``128r``    a linear layer and 128 neurons with recurrent weights
 ``64w5``    a causal convolution over 5 steps of time, and 64 neurons
-``64w5d2b`` the same over every second step, with batch normalisation (``64w5b`` without the first)
+``64w5d2b`` the same over every second step, with batch normalization (``64w5b`` without the first)
 ``32c3``    a convolution, 32 channels, 3x3, padded to keep the size, and its neurons
 ``32c3s2``  the same with stride 2
-``32c3b``   the same with batch normalisation between convolution and neurons (``32c3s2b`` too)
+``32c3b``   the same with batch normalization between convolution and neurons (``32c3s2b`` too)
 ``p2``      max-pooling, 2x2; of spikes it makes spikes
 ``a2``      average pooling, 2x2
-``skip``    a linear path from the input to the readout, beside all the other layers
-``rocket9`` alone: :func:`hibana.models.rocket`, whose windows span 9 steps; of ``rocket9r3`` neurons
-            rest for 3 steps after a spike
+``skip``    a linear path from the input to the readout, parallel to all other layers
+``rocket9`` as the only word: :func:`hibana.models.rocket` whose windows span 9 steps. In ``rocket9r3``
+            the neurons are refractory for 3 steps after a spike
 =========== ====================================================================================
 
 A linear layer and a non-spiking integrator, which reads out the classes, are added at the end.
@@ -37,7 +37,7 @@ from hibana.nn.each_step import EachStep
 from hibana.nn.models.rocket import rocket, size
 from hibana.nn.window import Window
 
-__all__ = ["build", "check", "check_trust", "imported", "is_function", "period", "span"]
+__all__ = ["build", "check", "check_trust", "import_object", "is_function", "rocket_parameters"]
 
 Shape = tuple[int, ...]
 
@@ -48,9 +48,10 @@ _WORDS = {
     "pooling": re.compile(r"(?P<pool>[pa])(?P<size>\d{1,8})"),
     "skip": re.compile(r"skip"),
 }
+"""Patterns of the words of a description, by kind of layer."""
 _ROCKET = re.compile(r"rocket(?P<span>[1-9]\d{0,5})(?:r(?P<period>[1-9]\d{0,2}))?")
 _FUNCTION = re.compile(r"[\w.]+:\w+")
-LONGEST = 2_000
+MAX_LENGTH = 2_000
 """Maximum number of characters of a description."""
 
 
@@ -60,44 +61,36 @@ def check(description: str) -> None:
     >>> check("32c3-p2-64c3s2b-128r")
 
     Raises:
-        ValueError: naming the first word that has no meaning.
+        ValueError: naming the first word that is not a layer.
     """
-    if len(description) > LONGEST:
-        raise ValueError(f"layers must be at most {LONGEST:,} characters, got {len(description):,}")
+    if len(description) > MAX_LENGTH:
+        raise ValueError(f"layers must be at most {MAX_LENGTH:,} characters, got {len(description):,}")
     if not is_function(description) and not _ROCKET.fullmatch(description):
-        _parsed(description)
+        _parse(description)
 
 
-def span(description: str | None) -> int | None:
-    """Steps that the windows of a Rocket span; ``None`` for other descriptions.
+def rocket_parameters(description: str) -> tuple[int, int] | None:
+    """Returns the span of a Rocket's windows and its neurons' refractory period, both in steps.
 
-    >>> span("rocket150r3"), span("256,256")
-    (150, None)
-    """
-    match = None if description is None else _ROCKET.fullmatch(description)
-    return None if match is None else int(match["span"])
+    Returns ``None`` for other descriptions.
 
-
-def period(description: str) -> int:
-    """Steps that neurons of a Rocket rest after a spike; 0 for other descriptions.
-
-    >>> period("rocket150r3"), period("rocket150")
-    (3, 0)
+    >>> rocket_parameters("rocket150r3"), rocket_parameters("256,256")
+    ((150, 3), None)
     """
     match = _ROCKET.fullmatch(description)
-    return int(match["period"] or 0) if match else 0
+    return None if match is None else (int(match["span"]), int(match["period"] or 0))
 
 
 def is_function(name: str) -> bool:
-    """Whether `name` is the ``module:function`` of a user."""
+    """Whether `name` has the form ``module:function``."""
     return _FUNCTION.fullmatch(name) is not None
 
 
-def imported(reference: str, option: str) -> Any:
-    """The object at ``module:name``, which `option` names.
+def import_object(reference: str, option: str) -> Any:
+    """Imports and returns the object `reference`, ``module:name``.
 
     Raises:
-        ValueError: if there is no such module or name.
+        ValueError: if there is no such module or name; the message starts with the name of the `option`.
     """
     module, _, name = reference.partition(":")
     try:
@@ -107,15 +100,15 @@ def imported(reference: str, option: str) -> Any:
 
 
 def check_trust(description: object, trust: Collection[str], where: str) -> None:
-    """Refuses a function or class that a file names, unless the user allows it.
+    """Rejects a function or class that a file names, unless the user trusts it.
 
     Args:
-        description: layers or data that the file names.
-        trust: functions that may be run, ``module:function``.
+        description: the layers or data in the file.
+        trust: functions ``module:function`` that may be executed.
         where: the file, for the message.
 
     Raises:
-        ValueError: if `description` names a function that is not in `trust`, or `trust` names none.
+        ValueError: if `description` names a function that is not in `trust`, or `trust` contains other names.
     """
     for name in trust:
         if not is_function(name):
@@ -136,25 +129,25 @@ def build(
     readout_tau: float = float("inf"),
     most_weights: int | None = None,
 ) -> nn.Module:
-    """The network that `description` describes.
+    """Builds the network that `description` describes.
+
+    The readout of a description with ``skip`` sums two currents: those of the layers, and a linear map of the
+    input. Both start at zero: training begins with equal scores and first learns the linear map, which is a
+    convex problem.
 
     Args:
         description: a row of layers, or ``module:function``: a function that builds the network from
             ``(shape, classes, cell)``.
         shape: shape of one step of one input.
         classes: number of outputs.
-        cell: makes the cell of a layer; called once per layer.
-        readout_tau: time constant of the readout in steps; with infinity it sums its input.
+        cell: function that returns a new cell; called once per layer.
+        readout_tau: time constant of the readout in steps; if infinite, the readout sums its input.
         most_weights: maximum number of weights, checked before any is allocated.
 
     Raises:
-        ValueError: if a word has no meaning, a layer does not fit on the previous one, or the layers have
+        ValueError: if a word is not a layer, a layer does not fit on the previous one, or the layers have
             more than `most_weights`.
-        TypeError: if the function returns anything but a module.
-
-    The readout of a description with ``skip`` sums two currents: that of the layers and that of one linear
-    map of the input. Both start at zero, so that training begins with equal scores and the map, which is
-    convex to learn, is learned first.
+        TypeError: if the function does not return a module.
 
     >>> import torch, hibana as hb
     >>> net = build("8c3-p2-32", (28, 28), 10, hb.IFCell)
@@ -162,18 +155,22 @@ def build(
     torch.Size([4, 2, 10])
     """
     if is_function(description):
-        return _from_function(description, shape, classes, cell)
-    if (steps := span(description)) is not None:
+        net = import_object(description, "layers")(shape, classes, cell)
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"layers {description!r} must return a torch.nn.Module, got {type(net).__name__}")
+        return net
+    if (parameters := rocket_parameters(description)) is not None:
+        steps, period = parameters
         if len(shape) != 1:
             raise ValueError(f"layers 'rocket{steps}' needs series of numbers, [channels], got {shape}")
         _check_weights(size(shape[0], classes, steps), most_weights)
         seed = int(torch.randint(1 << 31, (), dtype=torch.int64, device="cpu"))
-        return rocket(shape, classes, steps=steps, period=period(description), seed=seed).requires_grad_()
+        return rocket(shape, classes, steps=steps, period=period, seed=seed).requires_grad_()
     if most_weights is not None:
         with torch.device("meta"):
-            sizes = _layers(description, shape, classes, cell, readout_tau)
-        _check_weights(sum(weight.numel() for weight in sizes.parameters()), most_weights)
-    return _layers(description, shape, classes, cell, readout_tau)
+            shapes = _build_layers(description, shape, classes, cell, readout_tau)
+        _check_weights(sum(weight.numel() for weight in shapes.parameters()), most_weights)
+    return _build_layers(description, shape, classes, cell, readout_tau)
 
 
 def _check_weights(count: int, most: int | None) -> None:
@@ -181,60 +178,60 @@ def _check_weights(count: int, most: int | None) -> None:
         raise ValueError(f"layers must have at most {most:,} weights together, got {count:,}")
 
 
-def _layers(
+def _build_layers(
     description: str, shape: Shape, classes: int, cell: Callable[[], Cell], readout_tau: float
 ) -> nn.Module:
-    """The network of a row of layers."""
-    words = _parsed(description)
+    """Builds the network of a row of layers; see :func:`build`."""
+    words = _parse(description)
     stack = _Stack(shape, cell)
     if any(kind in ("convolution", "pooling") for _, kind, _ in words):
         stack.add_channel_axis(description)
     hidden = [word for word in words if word[1] != "skip"]
     for number, (word, kind, options) in enumerate(hidden, start=1):
         if kind in ("convolution", "pooling") and len(stack.shape) != 3:
-            raise ValueError(f"{word!r} needs [channels, height, width], but stands after a linear layer")
+            raise ValueError(f"{word!r} needs [channels, height, width], but follows a linear layer")
         getattr(stack, f"add_{kind}")(number, word, options)
     stack.modules["linear"] = events.Linear(stack.flatten("flatten"), classes)
     readout = layers.LI(readout_tau)
     if len(hidden) == len(words):
         return nn.Sequential(OrderedDict(**stack.modules, readout=readout))
-    direct = _Stack(shape, cell)
-    direct.modules["linear"] = events.Linear(direct.flatten("flatten"), classes, bias=False)
-    for part in (stack, direct):
-        for parameter in part.modules["linear"].parameters():
+    skip = _Stack(shape, cell)
+    skip.modules["linear"] = events.Linear(skip.flatten("flatten"), classes, bias=False)
+    for linear in (stack.modules["linear"], skip.modules["linear"]):
+        for parameter in linear.parameters():
             nn.init.zeros_(parameter)
-    return _Skipping(OrderedDict(**stack.modules, skip=nn.Sequential(direct.modules), readout=readout))
+    return _SkipSequential(OrderedDict(**stack.modules, skip=nn.Sequential(skip.modules), readout=readout))
 
 
-class _Skipping(nn.Sequential):
-    """Layers, and a linear path beside all of them: the last two modules are this path and the readout."""
+class _SkipSequential(nn.Sequential):
+    """Layers with a linear path from the input to the readout: its last two modules are path and readout."""
 
     def forward(self, inputs: Tensor) -> Tensor:
-        *path, skip, readout = self
+        *hidden, skip, readout = self
         currents = inputs
-        for layer in path:
+        for layer in hidden:
             currents = layer(currents)
         outputs: Tensor = readout(currents + skip(inputs))
         return outputs
 
 
-def _parsed(description: str) -> list[tuple[str, str, dict[str, str]]]:
-    """Word, kind and options of each layer; options that a word omits are missing."""
-    parsed = []
+def _parse(description: str) -> list[tuple[str, str, dict[str, str]]]:
+    """Returns word, kind and options of each layer, without the options that the word omits."""
+    layers_ = []
     for word in re.split("[-,]", description):
-        matches = [(kind, pattern.fullmatch(word)) for kind, pattern in _WORDS.items()]
-        layer = next(((word, kind, match.groupdict()) for kind, match in matches if match), None)
-        if layer is None or any(number == 0 for number in map(int, re.findall(r"\d+", word))):
+        matches = {kind: match for kind, pattern in _WORDS.items() if (match := pattern.fullmatch(word))}
+        if not matches or any(int(number) == 0 for number in re.findall(r"\d+", word)):
             raise ValueError(
                 f"layers must be a row such as 512,512 or 32c3-p2-64c3-p2-512, or "
-                f"module:function; {word!r} of {description!r} means nothing"
+                f"module:function; {word!r} of {description!r} is not a layer"
             )
-        parsed.append((*layer[:2], {name: value for name, value in layer[2].items() if value is not None}))
-    return parsed
+        ((kind, match),) = matches.items()
+        layers_.append((word, kind, {name: value for name, value in match.groupdict().items() if value}))
+    return layers_
 
 
 class _Stack:
-    """The modules of a network under construction, and the shape that comes out of the last."""
+    """The modules of a network under construction, and the output shape of the last."""
 
     def __init__(self, shape: Shape, cell: Callable[[], Cell]) -> None:
         self.modules: OrderedDict[str, nn.Module] = OrderedDict()
@@ -250,7 +247,7 @@ class _Stack:
             )
 
     def flatten(self, name: str) -> int:
-        """Flattens all axes after time and batch; returns the number of features."""
+        """Adds a module that flattens all axes after time and batch; returns the number of features."""
         if len(self.shape) != 1:
             self.modules[name] = events.Flatten(2)
         return math.prod(self.shape)
@@ -268,11 +265,8 @@ class _Stack:
         self.shape = (width,)
 
     def add_window(self, number: int, word: str, options: dict[str, str]) -> None:
-        width, normalized, features = (
-            int(options["size"]),
-            "norm" in options,
-            self.flatten(f"flatten{number}"),
-        )
+        width, normalized = int(options["size"]), "norm" in options
+        features = self.flatten(f"flatten{number}")
         taps, dilation = int(options["taps"]), int(options.get("dilation", 1))
         self.modules[f"window{number}"] = Window(features, width, taps, dilation, bias=not normalized)
         if normalized:
@@ -302,10 +296,3 @@ class _Stack:
         pool = events.MaxPool2d if options["pool"] == "p" else events.AvgPool2d
         self.modules[f"pool{number}"] = EachStep(pool(window))
         self.shape = (channels, height // window, width // window)
-
-
-def _from_function(description: str, shape: Shape, classes: int, cell: Callable[[], Cell]) -> nn.Module:
-    net = imported(description, "layers")(shape, classes, cell)
-    if not isinstance(net, nn.Module):
-        raise TypeError(f"layers {description!r} must return a torch.nn.Module, got {type(net).__name__}")
-    return net

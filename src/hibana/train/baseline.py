@@ -1,4 +1,4 @@
-"""A linear model on the same data: a network should be at least as good."""
+"""A linear model on the same data, to compare a network with."""
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,10 +13,10 @@ from hibana.runtime.extras import explain_import_error
 if TYPE_CHECKING:
     from hibana.train.network import Network
 
-__all__ = ["Linear", "first", "linear", "linear_accuracy"]
+__all__ = ["Linear", "first_samples", "linear", "linear_accuracy"]
 
-ENOUGH = 10_000
-"""Most training samples of a linear model."""
+MAX_SAMPLES = 10_000
+"""Training samples that the linear model is fitted to, at most."""
 
 
 class Linear(NamedTuple):
@@ -24,9 +24,9 @@ class Linear(NamedTuple):
 
     Attributes:
         name: kind of the model.
-        accuracy: share that is classified correctly; for a quantity the share of its variance explained (R²).
-        balanced: mean recall of the classes.
-        error: mean squared error of a quantity, in units of its variance in the training part.
+        accuracy: fraction classified correctly; for regression the fraction of variance explained (R²).
+        balanced: mean recall of the classes; ``None`` for regression.
+        error: mean squared error of a regression, in units of the variance of the training labels.
     """
 
     name: str
@@ -38,26 +38,26 @@ class Linear(NamedTuple):
 @torch.no_grad()
 @explain_import_error("hibana.train.linear")
 def linear(model: "Network", samples: data.DataSet) -> Linear:
-    """Logistic regression, or a ridge for a quantity, on the input; for spikes on their counts.
+    """Fits logistic regression, or ridge regression for a quantity, to the inputs, and tests it.
 
-    It is fitted to at most 10,000 training samples, without augmentation, with one thread: several threads
-    take more than twice as long for such small products.
+    Inputs that are spikes are replaced by their counts over time. The model is fitted to at most 10,000
+    training samples, without augmentation, with one thread: for such small products several threads take more
+    than twice as long.
     """
     from sklearn.linear_model import LogisticRegression, Ridge
     from threadpoolctl import threadpool_limits
 
     samples.setup()
-    parts: list[Any] = []
-    for split, count in ((samples.training, ENOUGH), (samples.test, len(samples.test))):  # type: ignore[arg-type] # all splits have a length
-        inputs, labels, *lengths = first(split, count)
-        if lengths:  # of unequal length: their means over time
-            inputs = padding.masked(inputs.transpose(0, 1), lengths[0]).sum(0) / lengths[0].view(
-                -1, *[1] * (inputs.ndim - 2)
-            )
+    arrays: list[Any] = []
+    for split, count in ((samples.training, MAX_SAMPLES), (samples.test, len(samples.test))):  # type: ignore[arg-type] # all splits have a length
+        inputs, labels, *lengths = first_samples(split, count)
+        if lengths:  # series of unequal length: their means over time
+            total = padding.masked(inputs.transpose(0, 1), lengths[0]).sum(0)
+            inputs = total / lengths[0].view(-1, *[1] * (inputs.ndim - 2))
         elif model.settings.coding == "delta" or (model.settings.coding == "none" and _are_spikes(inputs)):
             inputs = model.encode(inputs).sum(dim=0)
-        parts += [inputs.flatten(1).numpy(), labels.numpy()]
-    *training, inputs, targets = parts
+        arrays += [inputs.flatten(1).numpy(), labels.numpy()]
+    *training, inputs, targets = arrays
     if model.is_regression:
         answers = Ridge().fit(*training).predict(inputs)
         explained = loss.r_squared(torch.from_numpy(answers), torch.from_numpy(targets))
@@ -70,12 +70,12 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
 
 
 def linear_accuracy(model: "Network", samples: data.DataSet) -> float:
-    """The accuracy of :func:`linear`."""
+    """Returns the accuracy of :func:`linear`."""
     return linear(model, samples).accuracy
 
 
-def first(split: data.Samples, count: int) -> tuple[torch.Tensor, ...]:
-    """The first inputs and labels, at most `count`, and lengths if they are padded."""
+def first_samples(split: data.Samples, count: int) -> tuple[torch.Tensor, ...]:
+    """Returns inputs and labels of the first `count` samples of `split`, and their lengths if padded."""
     return tuple(default_collate([split[index] for index in range(min(count, len(split)))]))  # type: ignore[arg-type]
 
 

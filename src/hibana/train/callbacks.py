@@ -1,4 +1,4 @@
-"""Callbacks of a run: values per epoch, checkpoints, and early stopping."""
+"""Lightning callbacks and plugins of a run: values of each epoch, checkpoints, and early stopping."""
 
 import math
 from pathlib import Path
@@ -12,11 +12,11 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from hibana.train import checkpoint
 from hibana.train.run_folder import BEST, LAST
 
-__all__ = ["Files", "History", "Keeper"]
+__all__ = ["CheckpointFiles", "CheckpointWriter", "History"]
 
 
-class Files(CheckpointIO):
-    """Reads and writes Lightning's checkpoints with :mod:`hibana.train.checkpoint`."""
+class CheckpointFiles(CheckpointIO):
+    """Makes Lightning read and write checkpoints with :mod:`hibana.train.checkpoint`."""
 
     def save_checkpoint(self, content: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         checkpoint.write(content, Path(path))
@@ -27,11 +27,15 @@ class Files(CheckpointIO):
         return checkpoint.read(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Does nothing: checkpoints are replaced, never removed."""
+        """Does nothing: a new checkpoint replaces the file of the previous one."""
 
 
 class History(Callback):
-    """Logged values by name, one per epoch; stored in the checkpoint."""
+    """Records the logged metrics of each epoch, and stores them in checkpoints.
+
+    Attributes:
+        values: the metric's value in each epoch, by the metric's name.
+    """
 
     def __init__(self) -> None:
         self.values: dict[str, list[float]] = {}
@@ -50,23 +54,29 @@ class History(Callback):
         self.values = {name: values.tolist() for name, values in state_dict["values"].items()}
 
 
-class Keeper(Checkpoint):
-    """Writes each epoch's checkpoint; with `patience` also the best epoch's, and stops early.
+class CheckpointWriter(Checkpoint):
+    """Writes a checkpoint after each epoch. With `patience` it also keeps the best epoch's, and stops early.
 
-    The best epoch has the least validation loss: few validation samples give many epochs one accuracy. The
-    best is written before the last, so that a run killed in between repeats the epoch with the same result.
+    The best epoch has the smallest validation loss. Accuracy would not identify it: with few validation
+    samples, many epochs have the same accuracy. The best checkpoint is written before the last one, so that a
+    run that is killed between the two writes repeats the epoch with the same result.
 
     Args:
-        folder: where checkpoints are written.
-        patience: epochs without a smaller validation loss after which training stops; 0 never stops.
+        folder: folder of the checkpoints.
+        patience: number of epochs without a smaller validation loss after which training stops; 0: never.
     """
 
     def __init__(self, folder: Path, patience: int) -> None:
         self.folder, self.patience = folder, patience
-        self.least, self.waited = math.inf, 0
+        self.smallest_loss, self.epochs_since = math.inf, 0
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in checkpoints; older versions called the class ``Keeper``."""
+        return "Keeper"
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # chosen by the first process
+        self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # the first process chose it
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._stop_if_due(trainer)  # the resumed run may have stopped early
@@ -78,20 +88,20 @@ class Keeper(Checkpoint):
                 raise FloatingPointError(f"training stopped after epoch {epoch}: {name} is not finite")
         if self.patience > 0:
             loss = trainer.callback_metrics["validation/loss"].item()
-            self.waited += 1
-            if loss < self.least:
-                self.least, self.waited = loss, 0
+            self.epochs_since += 1
+            if loss < self.smallest_loss:
+                self.smallest_loss, self.epochs_since = loss, 0
                 trainer.save_checkpoint(self.folder / BEST)
             self._stop_if_due(trainer)
         trainer.save_checkpoint(self.folder / LAST)
 
     def _stop_if_due(self, trainer: lightning.Trainer) -> None:
-        if 0 < self.patience <= self.waited:
+        if 0 < self.patience <= self.epochs_since:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
-        return {"least": self.least, "waited": self.waited}
+        return {"least": self.smallest_loss, "waited": self.epochs_since}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.least = state_dict.get("least", math.inf)  # older versions stored the best accuracy
-        self.waited = state_dict["waited"]
+        self.smallest_loss = state_dict.get("least", math.inf)  # older versions stored the best accuracy
+        self.epochs_since = state_dict["waited"]

@@ -1,4 +1,4 @@
-"""The module that Lightning trains: a network, what is asked of it, and what is counted meanwhile."""
+"""The module that Lightning trains: a network with its loss, optimizer and metrics."""
 
 from typing import Any
 
@@ -21,15 +21,16 @@ __all__ = ["Classifier"]
 
 
 class Classifier(Network, lightning.LightningModule):
-    """A :class:`Network` that is trained to name the class of what it is shown.
+    """A :class:`Network` that Lightning can train.
 
         L = objective(outputs, labels) + rate_penalty * sum_layers max(0, r/target - 1)^2
 
-    Before the first step the weights are scaled so that each layer fires at `start_rate` on a batch of the
-    training set: from there the article's derivative neither runs away nor dies.
+    L is the loss, r the firing rate of a layer. Before training, :meth:`Network.prepare` scales the weights
+    so that each layer fires at `start_rate`; from there, the gradient of the article's surrogate neither
+    explodes nor vanishes. Each epoch seeds torch from the seed of the settings, the epoch and the process, so
+    that a resumed run continues exactly like an undisturbed one.
 
-    All that is random follows from the seed, the epoch and the process, so a run that goes on from a
-    checkpoint goes on as it would have.
+    Arguments are those of :class:`Network`.
     """
 
     def __init__(
@@ -48,20 +49,18 @@ class Classifier(Network, lightning.LightningModule):
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
-        self._sums: dict[str, tuple[Tensor | int, int]] = {}
         self.samples: DataSet | None = None
-        """Data of the training, for messages."""
+        """The data, for error messages that name a sample."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Puts the description of the data beside the weights."""
+        """Adds the description of the user's data to `checkpoint`."""
         if self.description is not None:
             checkpoint["description"] = self.description.to_plain()
 
     def on_train_epoch_start(self) -> None:
-        """Starts the random numbers of this epoch and process."""
-        step = self.current_epoch * self.trainer.world_size + self.trainer.global_rank
-        torch.manual_seed(self.settings.seed * 1_000_003 + step)
-        self._sums.clear()
+        """Seeds torch for this epoch and process."""
+        epoch_and_process = self.current_epoch * self.trainer.world_size + self.trainer.global_rank
+        torch.manual_seed(self.settings.seed * 1_000_003 + epoch_and_process)
 
     def on_validation_epoch_start(self) -> None:
         self.seed_evaluation()
@@ -70,8 +69,9 @@ class Classifier(Network, lightning.LightningModule):
         self.seed_evaluation()
 
     def seed_evaluation(self, rank: int | None = None) -> None:
-        mine = 0 if self._trainer is None else self.trainer.global_rank
-        super().seed_evaluation(mine if rank is None else rank)
+        if rank is None:
+            rank = 0 if self._trainer is None else self.trainer.global_rank
+        super().seed_evaluation(rank)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         inputs, labels, *lengths = self._checked(batch, "training")
@@ -80,13 +80,14 @@ class Classifier(Network, lightning.LightningModule):
         outputs, spikes = activity(self.net, inputs, *lengths)
         error = self.objective(outputs, labels, *lengths)
         self._check_finite("the loss", error, batch_idx)
-        self._log("training/loss", error, labels)
         accuracy = self.objective.accuracy(outputs, labels, *lengths)
-        self._log(f"training/{self.objective.measure}", accuracy, labels)
+        values = {"training/loss": error.detach(), f"training/{self.objective.measure}": accuracy}
+        options: dict[str, Any] = {"batch_size": len(labels), "prog_bar": True, "sync_dist": True}
+        self.log_dict(values, on_step=False, on_epoch=True, **options)
         total = error
         if settings.rate_penalty > 0 and spikes:
-            excess = [loss.rate_penalty(each, settings.rate_target, *lengths) for each in spikes.values()]
-            total = total + settings.rate_penalty * torch.stack(excess).sum()
+            penalties = [loss.rate_penalty(s, settings.rate_target, *lengths) for s in spikes.values()]
+            total = total + settings.rate_penalty * torch.stack(penalties).sum()
         self._check_finite("the loss with its penalty", total, batch_idx)
         return total
 
@@ -101,11 +102,7 @@ class Classifier(Network, lightning.LightningModule):
             self._check_finite("the gradient's norm", norm, self.trainer.fit_loop.batch_idx)
 
     def _check_finite(self, name: str, value: Tensor, batch: int) -> None:
-        """Stops a training whose numbers overflowed.
-
-        Raises:
-            FloatingPointError: if `value` is not finite.
-        """
+        """Raises a FloatingPointError that names epoch and batch if `value` is not finite."""
         if not bool(value.isfinite()):
             epoch = f"epoch {self.current_epoch + 1} of {self.settings.epochs}"
             raise FloatingPointError(
@@ -123,12 +120,12 @@ class Classifier(Network, lightning.LightningModule):
         inputs, labels, *lengths = self._checked(batch, part)
         outputs, spikes = activity(self.net, self.encode(inputs), *lengths)
         scores = self.objective.scores(outputs, *lengths)
-        measured: Tensor | RSquared
+        measure: Tensor | RSquared
         if self.explained is None:
-            measured = self.objective.accuracy(outputs, labels, *lengths)
-        else:  # the variance is that of the whole part, not of a batch
-            measured = self.explained
-            measured.update(scores[:, 0], labels)
+            measure = self.objective.accuracy(outputs, labels, *lengths)
+        else:  # R² of the whole part is not the mean of the batches' R²
+            measure = self.explained
+            measure.update(scores[:, 0], labels)
         if part == "test" and self.recall is not None:
             self.recall.update(scores, labels)
         error = self.objective(outputs, labels, *lengths)
@@ -138,19 +135,19 @@ class Classifier(Network, lightning.LightningModule):
             )
         options: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True}
         self.log(f"{part}/loss", error, **options)
-        self.log(f"{part}/{self.objective.measure}", measured, prog_bar=True, **options)
+        self.log(f"{part}/{self.objective.measure}", measure, prog_bar=True, **options)
         for name, layer in spikes.items():
-            for what, counts in (("rate", self.rates), ("silent", self.silent)):
-                count = counts[_key(name)]
-                assert isinstance(count, metrics.FiringRate | metrics.SilentNeurons)
-                count.update(layer, *lengths)
-                self.log(f"{part}/{what}/{name}", count, batch_size=len(labels))
+            for quantity, layer_metrics in (("rate", self.rates), ("silent", self.silent)):
+                metric = layer_metrics[_key(name)]
+                assert isinstance(metric, metrics.FiringRate | metrics.SilentNeurons)
+                metric.update(layer, *lengths)
+                self.log(f"{part}/{quantity}/{name}", metric, batch_size=len(labels))
 
     def _checked(self, batch: tuple[Tensor, ...], part: str) -> tuple[Tensor, ...]:
-        """`batch`: inputs, labels, and lengths of samples that are padded.
+        """Returns `batch`: inputs, labels, and lengths if samples are padded.
 
         Raises:
-            FloatingPointError: naming sample and column of an input or label that is not finite.
+            FloatingPointError: if an input or label is not finite; names its sample and column.
         """
         try:
             finite.check_batch(batch, getattr(self.samples, part, None), part)
@@ -159,18 +156,9 @@ class Classifier(Network, lightning.LightningModule):
             raise FloatingPointError(f"training stopped in epoch {epoch}: {error}") from error
         return batch
 
-    def _log(self, name: str, value: Tensor, labels: Tensor) -> None:
-        """Logs the mean over an epoch's samples once, with its last batch: logging is slow."""
-        total, count = self._sums.get(name, (0, 0))
-        total, count = total + value.detach() * len(labels), count + len(labels)
-        self._sums[name] = total, count
-        if self.trainer.is_last_batch:
-            options: dict[str, Any] = {"prog_bar": True, "batch_size": count, "sync_dist": True}
-            self.log(name, total / count, on_epoch=True, on_step=False, **options)
-
     def configure_optimizers(self) -> Any:
         rate = self.settings.learning_rate
-        fused = self.settings.precision != "16-mixed"  # fused, it would unscale gradients after clipping
+        fused = self.settings.precision != "16-mixed"  # a fused step would unscale gradients after clipping
         optimizer = torch.optim.AdamW(
             weight_decay_groups(self, self.settings.weight_decay), rate, fused=fused
         )
@@ -180,7 +168,7 @@ class Classifier(Network, lightning.LightningModule):
 
 
 class RSquared(Metric):
-    """The coefficient of determination R² (:func:`hibana.nn.loss.r_squared`) over all samples that were seen.
+    """The coefficient of determination R² (:func:`hibana.nn.loss.r_squared`) over all batches.
 
     >>> import torch
     >>> explained = RSquared()
@@ -200,24 +188,24 @@ class RSquared(Metric):
         self.add_state("targets", [], dist_reduce_fx="cat")
 
     def update(self, answers: Tensor, targets: Tensor) -> None:
-        """Keeps `answers` and `targets`, ``[batch]``."""
+        """Adds a batch: `answers` and `targets`, each ``[batch]``."""
         self.answers.append(answers.detach())
         self.targets.append(targets)
 
     def compute(self) -> Tensor:
-        """R², NaN where the targets do not differ."""
+        """Returns R²; NaN if all targets are equal."""
         answers, targets = dim_zero_cat(self.answers), dim_zero_cat(self.targets)
         return targets.new_tensor(loss.r_squared(answers, targets))
 
 
 class _Cycle(torch.optim.lr_scheduler.OneCycleLR):
-    """One cycle over all steps of the run, also of one that goes on for longer than it was to."""
+    """A one-cycle schedule that spans all steps of the run, also if a resumed run has more epochs."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        planned = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
-        super().load_state_dict({**state_dict, **planned})
+        new_length = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
+        super().load_state_dict({**state_dict, **new_length})
 
 
 def _key(name: str) -> str:
-    """`name` as a key of ``nn.ModuleDict``, which allows no dot."""
+    """Returns `name` as a key of ``nn.ModuleDict``, which may not contain a dot."""
     return name.replace(".", "_")

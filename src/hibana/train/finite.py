@@ -1,7 +1,7 @@
-"""Refuses NaN and infinity in inputs and labels.
+"""Rejects NaN and infinity in inputs and labels.
 
 Spikes would hide them: a comparison with NaN is false, so a neuron with a NaN current never spikes again, and
-its output stays finite.
+the network's output stays finite.
 """
 
 from typing import Any
@@ -15,7 +15,7 @@ __all__ = ["check", "check_batch"]
 
 
 def check(samples: data.DataSet) -> None:
-    """Checks the parts that are held in memory.
+    """Checks all samples that are held in memory.
 
     Raises:
         ValueError: naming part, sample and column of the first value that is not finite.
@@ -27,7 +27,12 @@ def check(samples: data.DataSet) -> None:
 
 
 def check_batch(batch: tuple[Tensor, ...], split: Any, part: str) -> None:
-    """Checks a batch of a `split` that is not held in memory.
+    """Checks a batch of samples that are not held in memory.
+
+    Args:
+        batch: inputs and labels.
+        split: the split that the batch is from; ``None`` if unknown.
+        part: name of the split: training, validation or test.
 
     Raises:
         ValueError: see :func:`check`.
@@ -37,7 +42,7 @@ def check_batch(batch: tuple[Tensor, ...], split: Any, part: str) -> None:
 
 
 def _check(tensors: tuple[Tensor, ...], split: Any, part: str) -> None:
-    """Raises for the first sample of `split` with a value that is not finite, if `tensors` have one."""
+    """Raises a ValueError that names the first bad sample of `split`, if `tensors` have a bad value."""
     if all(bool(tensor.isfinite().all()) for tensor in tensors if tensor.is_floating_point()):
         return
     for number in range(0 if split is None else len(split)):
@@ -45,13 +50,11 @@ def _check(tensors: tuple[Tensor, ...], split: Any, part: str) -> None:
             tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu")
             if bool(tensor.isfinite().all()):
                 continue
-            place = (~tensor.isfinite()).nonzero()[0].tolist()
-            column = f", column {place[-1] + 1}" if place else ""
-            if len(place) > 1:
-                column = f" at {[each + 1 for each in place[:-1]]}{column}"
+            *axes, column = [i + 1 for i in (~tensor.isfinite()).nonzero()[0].tolist()] or [0]
+            position = (f" at {axes}" if axes else "") + (f", column {column}" if column else "")
             raise ValueError(
                 f"{name} must be finite numbers, sample {number + 1} of the {part} part has "
-                f"{tensor[tuple(place)].item()}{column}, counted from 1; "
+                f"{tensor[~tensor.isfinite()][0].item()}{position}, counted from 1; "
                 f"leave that sample out, or put a number there"
             )
     raise ValueError(f"inputs and labels must be finite numbers, {part} has others in a batch")

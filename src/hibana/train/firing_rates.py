@@ -1,7 +1,7 @@
-"""How much a network spikes, and where training starts from: weights scaled to a wanted rate.
+"""Firing rates of a network: measuring them, and scaling the weights to a rate before training.
 
-A spiking layer that starts silent gets no gradient, and one that starts far above its target is thrown
-below it by the penalty; both are avoided by starting on it.
+A spiking layer that starts silent gets no gradient. A layer that starts far above its target rate is pushed
+far below it by the rate penalty. Starting at the target avoids both.
 """
 
 import copy
@@ -22,15 +22,17 @@ __all__ = ["Activity", "activity", "weight_decay_groups", "scale_to_rate", "spik
 
 
 class Activity(dict[str, Tensor]):
-    """The spikes ``[T, batch, ...]`` of each spiking layer, by its name.
+    """The spikes ``[T, batch, ...]`` of each spiking layer, by layer name.
 
-    Of samples padded to T, spikes after the end are left out; `lengths` are those of the samples.
+    Attributes:
+        lengths: lengths ``[batch]`` of samples that are padded to T, whose spikes after the end are zero;
+            ``None`` if no sample is padded.
     """
 
     lengths: Tensor | None = None
 
     def rates(self) -> dict[str, float]:
-        """Spikes per neuron and step, of each layer."""
+        """Returns the spikes per neuron and step of each layer."""
         if self.lengths is None:
             return {name: spikes.detach().mean().item() for name, spikes in self.items()}
         steps = int(self.lengths.sum())
@@ -40,17 +42,20 @@ class Activity(dict[str, Tensor]):
         }
 
     def silent(self) -> dict[str, int]:
-        """How many neurons of each layer spiked in none of these samples."""
+        """Returns the number of neurons of each layer that never spiked."""
         return {name: int((~spikes.flatten(0, 1).any(dim=0)).sum()) for name, spikes in self.items()}
 
 
 def activity(net: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Activity]:
-    """What `net` puts out for `inputs`, and the spikes of each of its spiking layers, by name.
+    """Runs `net` and returns its outputs and the spikes of each of its spiking layers.
 
     Args:
-        net: called as ``net(inputs)``. A warning says if it calls no spiking layer.
+        net: the network, called as ``net(inputs)``.
         inputs: ``[T, batch, ...]``.
-        lengths: of samples that are padded to T, ``[batch]``: spikes after the end are zeros.
+        lengths: lengths ``[batch]`` of samples that are padded to T. Spikes after the end are set to zero.
+
+    Warns:
+        UserWarning: if the network has no spiking layer.
 
     >>> import hibana as hb
     >>> net = nn.Sequential(nn.Linear(50, 20), hb.IF(), nn.Linear(20, 2), hb.LI())
@@ -62,14 +67,14 @@ def activity(net: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> t
     spikes.lengths = None if lengths is None else padding.checked(lengths, inputs)
     hooks = []
 
-    def keep(name: str) -> Any:
+    def recorder(name: str) -> Any:
         def hook(module: nn.Module, args: Any, outputs: Tensor) -> None:
             spikes[name] = padding.masked(outputs, lengths)
 
         return hook
 
-    for name, module in _spiking_or_warned(net, "spikes are counted").items():
-        hooks.append(module.register_forward_hook(keep(name)))
+    for name, module in _spiking_layers_or_warning(net, "spikes are counted").items():
+        hooks.append(module.register_forward_hook(recorder(name)))
     try:
         outputs = net(inputs)
     finally:
@@ -78,31 +83,31 @@ def activity(net: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> t
     return outputs, spikes
 
 
-def _spiking_or_warned(net: nn.Module, what: str) -> dict[str, nn.Module]:
-    spiking = spiking_layers(net)
-    if not spiking:
+def _spiking_layers_or_warning(net: nn.Module, consequence: str) -> dict[str, nn.Module]:
+    """Returns :func:`spiking_layers`; warns that no `consequence` if the network has no such layer."""
+    layers_by_name = spiking_layers(net)
+    if not layers_by_name:
         kinds = ", ".join(dict.fromkeys(type(module).__name__ for module in net.modules()))
-        message = f"net has no spiking layer of hibana, so that no {what}; it is made of {kinds}"
+        message = f"net has no spiking layer of hibana, so that no {consequence}; its modules are {kinds}"
         warnings.warn(message, stacklevel=3)
-    return spiking
+    return layers_by_name
 
 
 def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
-    """The layers of `net` that emit spikes, by name: those whose cell's step emits zeros and ones.
+    """Returns the layers of `net` that emit spikes, by name: their cell's output is 0 or 1.
 
     Raises:
-        RuntimeError: naming the layer, if that can't be read from a step and the cell does not say it itself.
+        RuntimeError: naming the layer, if its step can't be traced and the cell does not declare its output.
     """
-    return {name: layer for name, layer in net.named_modules() if _spikes(name, layer)}
-
-
-def _spikes(name: str, layer: nn.Module) -> bool:
-    if not isinstance(layer, layers.OverTime | layers.Recurrent | DelayedRecurrent):
-        return False
-    try:
-        return emits_spikes(layer.cell)
-    except Unsupported as error:
-        raise Unsupported(f"layer {name!r}: {error}") from error
+    spiking: dict[str, nn.Module] = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, layers.OverTime | layers.Recurrent | DelayedRecurrent):
+            try:
+                if emits_spikes(layer.cell):
+                    spiking[name] = layer
+            except Unsupported as error:
+                raise Unsupported(f"layer {name!r}: {error}") from error
+    return spiking
 
 
 @torch.no_grad()
@@ -114,31 +119,32 @@ def scale_to_rate(
     *,
     each_neuron: bool = False,
 ) -> dict[str, float]:
-    """Scales the weights below each spiking layer so that it fires at `rate` on `inputs`, first to last.
+    """Scales the weights before each spiking layer so that it fires at `rate` on `inputs`, first layer first.
 
-    For each layer the current ``I`` that reaches it is multiplied by the ``k`` for which
-    ``mean(spikes(k I)) = rate``, found by bisection on a logarithmic scale; weight and bias of the last
-    module with weights before it take the factor.
+    For the input current ``I`` of a layer, bisection on a logarithmic scale finds the factor ``k`` for which
+    ``mean(spikes(k I)) = rate``. Weight and bias of the last module with weights before the layer are
+    multiplied by ``k``.
 
     Args:
-        net: called as ``net(inputs)``; it is changed in place, and left in the mode that it was in.
-        inputs: ``[T, batch, ...]``, a batch of the training set.
+        net: the network, called as ``net(inputs)``. Its weights are changed in place; its mode (training or
+            evaluation) is the same afterwards.
+        inputs: a batch of the training set, ``[T, batch, ...]``.
         rate: spikes per neuron and step, in (0, 1).
-        lengths: of samples that are padded to T, ``[batch]``: rates are those of their own steps.
-        each_neuron: first even out what drives the neurons of a layer: scale the weights of each so that its
-            potential ``v``, were there no threshold, deviates as much over time and samples as its
-            neighbours'. Of neurons whose time constants are spread, the slow ones are hardly driven else.
+        lengths: lengths ``[batch]`` of samples that are padded to T. Steps after the end do not count.
+        each_neuron: first equalize the input of the neurons in a layer: scale the weights of each neuron so
+            that its potential ``v`` without a threshold has the same standard deviation over time and samples
+            as that of the others. Without it, neurons with long time constants get little input.
 
     Returns:
-        The rate that each spiking layer starts at, by name. A layer whose current is nowhere positive
-        can't fire, and keeps its weights.
+        The rate of each spiking layer after scaling, by name. A layer whose current is never positive can't
+        fire; its weights are unchanged.
 
     Warns:
         UserWarning: if there is no spiking layer.
 
     Raises:
         ValueError: if `rate` is not in (0, 1); or, with `each_neuron`, if a layer's cell has no potential
-            ``v`` and threshold, or its weights are not one set for each neuron.
+            ``v`` and threshold, or neurons share weights.
 
     Source: Mishkin & Matas (2016), *All you need is a good init*, for variances; here for rates. For
     `each_neuron` Rossbroich, Gygax & Zenke (2022), *Fluctuation-driven initialization for spiking neural
@@ -154,24 +160,25 @@ def scale_to_rate(
         raise ValueError(f"rate must lie in (0, 1), in spikes per neuron and step, got {rate!r}")
     training = net.training
     net.train()
-    started = {}
-    for name, layer in _spiking_or_warned(net, "rate can be set").items():
-        current, below = _reaching(net, layer, inputs)
+    rates = {}
+    for name, layer in _spiking_layers_or_warning(net, "rate can be set").items():
+        current, weighted = _input_current(net, layer, inputs)
+        parameters = [] if weighted is None else list(weighted.parameters(recurse=False))
         if each_neuron:
-            current = _evened(name, layer, current, below)
-        factor = _factor(layer, current, rate, lengths)
-        for parameter in () if below is None else below.parameters(recurse=False):
+            current = _equalize(name, layer, current, parameters)
+        factor = _rate_factor(layer, current, rate, lengths)
+        for parameter in parameters:
             parameter.mul_(factor)
-        started[name] = _mean(layer(current * factor), lengths).item()
+        rates[name] = _mean_rate(layer(current * factor), lengths).item()
     net.train(training)
-    return started
+    return rates
 
 
 def weight_decay_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups of parameters for an optimiser such as AdamW: weights decay, all else does not.
+    """Returns parameter groups for an optimizer such as AdamW; only weights decay.
 
-    What has one axis (biases, gains of a normalisation, time constants, thresholds) and delays are not
-    weights: a gain that decays has its layer fall silent, and a time constant that does forgets.
+    Delays and parameters with one axis (biases, gains of a normalization, time constants, thresholds) are not
+    weights. Decay of a gain would silence its layer, and decay of a time constant would shorten its memory.
 
     >>> import hibana as hb
     >>> net = nn.Sequential(hb.Linear(4, 8), hb.PLIF(), hb.DelayedLinear(8, 2, max_delay=5))
@@ -182,24 +189,28 @@ def weight_decay_groups(net: nn.Module, weight_decay: float) -> list[dict[str, A
     for name, parameter in net.named_parameters():
         groups[parameter.ndim > 1 and name.rpartition(".")[2] != "delay"].append(parameter)
     decays = {True: weight_decay, False: 0.0}
-    return [{"params": held, "weight_decay": decays[is_]} for is_, held in groups.items() if held]
+    return [
+        {"params": parameters, "weight_decay": decays[is_weight]}
+        for is_weight, parameters in groups.items()
+        if parameters
+    ]
 
 
-def _mean(spikes: Tensor, lengths: Tensor | None) -> Tensor:
-    """Over time, batch and neurons."""
+def _mean_rate(spikes: Tensor, lengths: Tensor | None) -> Tensor:
+    """Returns the mean of `spikes` ``[T, batch, ...]``, without the steps after the end of a sample."""
     if lengths is None:
         return spikes.mean()
     return spikes[padding.within(lengths, spikes).flatten(2)[..., 0]].mean()
 
 
-def _factor(layer: nn.Module, current: Tensor, rate: float, lengths: Tensor | None) -> float:
-    """What to multiply `current` with for `layer` to fire at `rate`."""
+def _rate_factor(layer: nn.Module, current: Tensor, rate: float, lengths: Tensor | None) -> float:
+    """Returns the factor of `current` for which `layer` fires at `rate`."""
     if not bool((current > 0).any()):
         return 1.0
-    low, high = -20.0, 20.0  # base 2
+    low, high = -20.0, 20.0  # exponents of 2
     while high - low > 1e-3:
         middle = (low + high) / 2
-        if _mean(layer(current * 2.0**middle), lengths) < rate:
+        if _mean_rate(layer(current * 2.0**middle), lengths) < rate:
             low = middle
         else:
             high = middle
@@ -207,19 +218,33 @@ def _factor(layer: nn.Module, current: Tensor, rate: float, lengths: Tensor | No
 
 
 NO_THRESHOLD = 1e30
+"""A threshold that no potential reaches."""
 
 
-def _evened(name: str, layer: nn.Module, current: Tensor, below: nn.Module | None) -> Tensor:
-    """`current`, and the weights `below`, scaled for each neuron as :func:`scale_to_rate` says."""
+def _equalize(name: str, layer: nn.Module, current: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """Scales current and weights of each neuron so that all potentials have the same standard deviation.
+
+    Args:
+        name: name of the layer, for messages.
+        layer: a spiking layer.
+        current: its input ``[T, batch, neurons, ...]``.
+        parameters: weight and bias before the layer, ``[neurons, ...]``; they are changed in place.
+
+    Returns:
+        The scaled current.
+
+    Raises:
+        ValueError: see :func:`scale_to_rate`.
+    """
     cell = copy.deepcopy(layer.cell)
     if not (isinstance(cell, cells.Cell) and "v" in cell.state_names() and hasattr(cell, "threshold")):
         raise ValueError(f"each_neuron needs cells with a potential v and a threshold, {name!r} has none")
     cell.threshold = NO_THRESHOLD
     potential = record(cell, current)["v"].transpose(0, 2).flatten(1)  # [neurons, ...]
     deviation = potential.std(dim=1)
-    driven = deviation > 0
-    factor = torch.where(driven, deviation[driven].mean() / deviation, 1.0)
-    for parameter in () if below is None else below.parameters(recurse=False):
+    has_input = deviation > 0
+    factor = torch.where(has_input, deviation[has_input].mean() / deviation, 1.0)
+    for parameter in parameters:
         if len(parameter) != len(factor):
             raise ValueError(
                 f"each_neuron needs weights for each of {len(factor)} neurons of {name!r}, "
@@ -229,21 +254,21 @@ def _evened(name: str, layer: nn.Module, current: Tensor, below: nn.Module | Non
     return current * factor.view(-1, *[1] * (current.ndim - 3))
 
 
-def _reaching(net: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Tensor, nn.Module | None]:
-    """The current that reaches `layer` when `net` runs, and the last module with weights called before."""
-    called: list[nn.Module] = []
+def _input_current(net: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Tensor, nn.Module | None]:
+    """Runs `net`; returns the input of `layer` and the last module with weights that was called before it."""
+    weighted_modules: list[nn.Module] = []
     currents: list[Tensor] = []
 
-    def weighted(module: nn.Module, args: Any) -> None:
+    def record_module(module: nn.Module, args: Any) -> None:
         if not currents:
-            called.append(module)
+            weighted_modules.append(module)
 
     def record_current(module: nn.Module, args: Any) -> None:
         currents.append(args[0])
 
     inner = set(layer.modules())
     hooks = [
-        module.register_forward_pre_hook(weighted)
+        module.register_forward_pre_hook(record_module)
         for module in net.modules()
         if module not in inner and isinstance(getattr(module, "weight", None), nn.Parameter)
     ]
@@ -255,4 +280,4 @@ def _reaching(net: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Tensor,
             hook.remove()
     if not currents:
         raise ValueError("net must call each of its spiking layers, and one was not called")
-    return currents[0], called[-1] if called else None
+    return currents[0], weighted_modules[-1] if weighted_modules else None

@@ -1,5 +1,6 @@
-"""The network of a run: what it is shown, how inputs become currents or spikes, and what its answers are."""
+"""The network of a run: input encoding, layers, and scores."""
 
+import warnings
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hibana.cells import Cell
 from hibana.data import Description
 from hibana.nn import encode, loss
 from hibana.nn.optimize import optimize
@@ -18,23 +18,27 @@ from hibana.train.settings import Settings
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
-    from hibana.train.results import Facts
+    from hibana.train.results import Measurements
 
 __all__ = ["Network"]
 
 
 class Network(nn.Module):
-    """A spiking network that names the class of what it is shown, or a quantity.
+    """A spiking network that classifies its input, or predicts a quantity.
 
-    It is what :func:`hibana.train.load` opens, and needs no Lightning. One that is trained is a
-    :class:`hibana.train.Classifier`.
+    :func:`hibana.train.load` returns one; it needs no Lightning. The subclass
+    :class:`hibana.train.Classifier` can be trained.
 
     Args:
-        settings: of its run.
-        shape: of one step of input.
-        classes: how many there are to name; 1 for a quantity.
-        description: of data of one's own: how they are read, and what the classes are called.
-        most_weights: more are refused.
+        settings: settings of the run.
+        shape: shape of one step of one input.
+        classes: number of classes; 1 for a quantity.
+        description: how the user's data are read, and the names of the classes; ``None`` for data sets by
+            name.
+        most_weights: maximum number of weights; ``None``: unlimited.
+
+    Raises:
+        ValueError: if the layers do not fit the inputs, or have more than `most_weights`.
     """
 
     def __init__(
@@ -50,43 +54,36 @@ class Network(nn.Module):
         self.settings = settings
         self.description = description
         self.hyper: dict[str, Any] = {**asdict(settings), "shape": list(shape), "classes": classes}
-        """What a checkpoint says of it besides its weights."""
+        """Contents of a checkpoint besides the weights."""
         self.shape = tuple(shape) if settings.coding != "delta" else (2, *shape)
         if settings.coding == "population":
             self.shape = (*self.shape, 8)
-        self.takes_cells: bool = False
-        """Whether some neurons are made as the settings say; a function of one's own may have others."""
-
-        def cell() -> Cell:
-            self.takes_cells = True
-            return settings.make_cell()
-
         self.net: nn.Module = architecture.build(
             settings.layers,
             self.shape,
             classes,
-            cell,
+            settings.make_cell,
             readout_tau=settings.readout_tau,
             most_weights=most_weights,
         )
         optimize(self.net, verbose=False)
         self.objective = _objective(settings, description)
-        self.result: Facts | None = None
-        """What its run came to on the test part, for a model card."""
+        self.result: Measurements | None = None
+        """Results of the run on the test part, for a model card."""
 
     @property
     def is_regression(self) -> bool:
-        """Whether a quantity is learned instead of classes."""
+        """Whether the network predicts a quantity instead of classes."""
         return self.description is not None and not self.description.target.classes
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The classes' scores, ``[batch, classes]``, for `inputs`, ``[batch, ...]``, of their `lengths`."""
+        """Returns scores ``[batch, classes]`` for `inputs` ``[batch, ...]``; `lengths` if they are padded."""
         return self.objective.scores(self.net(self.encode(inputs)), *(() if lengths is None else (lengths,)))
 
     def encode(self, inputs: Tensor) -> Tensor:
-        """`inputs`, ``[batch, ...]``, as currents or spikes over time, ``[T, batch, ...]``.
+        """Returns `inputs` ``[batch, ...]`` as currents or spikes over time ``[T, batch, ...]``.
 
-        They take the weights' dtype: those of a network that was trained in 64 bits are ``float64``.
+        The result has the dtype of the weights, which are ``float64`` after training in 64 bits.
         """
         weights = next(self.parameters(), inputs)
         inputs = inputs.to(weights.dtype)
@@ -99,7 +96,10 @@ class Network(nn.Module):
                 return encode.named(name)(inputs, self.settings.steps)
 
     def prepare(self, inputs: Tensor, lengths: Tensor | None = None) -> dict[str, float]:
-        """Scales the weights for `inputs`, and says at what rate each layer starts; nothing if it is 0."""
+        """Scales the weights so that each layer fires at `start_rate` on `inputs`; returns the layers' rates.
+
+        Does nothing and returns an empty dictionary if `start_rate` is 0.
+        """
         if self.settings.start_rate == 0:
             return {}
         return scale_to_rate(self.net, self.encode(inputs), self.settings.start_rate, lengths)
@@ -109,14 +109,12 @@ class Network(nn.Module):
     ) -> None:
         """Writes ``model.safetensors``, ``config.json`` and a model card, ``README.md``, to a folder.
 
-        :meth:`from_pretrained` opens it. The configuration has the settings, how inputs are read and the
-        names of the classes, without folders of this machine. In an existing card, only hibana's part is
-        replaced.
+        :meth:`from_pretrained` opens the folder. The configuration contains the settings, how inputs are read
+        and the class names, but no folder names of this machine. An existing ``README.md`` is not replaced.
 
         Args:
-            save_directory: created if it is missing.
-            samples: data whose test part gives the card's accuracy, firing rates and operations; by default
-                the card has the result of the run, without operations.
+            save_directory: the folder; created if it is missing.
+            samples: deprecated and ignored. The card contains the results of the run.
             name: the network's name in the card; the folder's name if empty.
 
         Raises:
@@ -125,15 +123,17 @@ class Network(nn.Module):
         """
         from hibana.train import pretrained
 
-        pretrained.write(self, Path(save_directory), samples, name=name)
+        if samples is not None:
+            warnings.warn("samples is deprecated and ignored", DeprecationWarning, stacklevel=2)
+        pretrained.write(self, Path(save_directory), name)
 
     @staticmethod
     def from_pretrained(name: str | Path, *, trust: Collection[str] = (), **options: Any) -> "Network":
-        """The network in a folder that :meth:`save_pretrained` wrote, or on the Hugging Face Hub.
+        """Returns the network in a folder that :meth:`save_pretrained` wrote, or on the Hugging Face Hub.
 
         Args:
             name: a folder, or ``USER/NAME`` on the Hub.
-            trust: functions that it may name as its layers, ``module:function``. They will be run.
+            trust: functions ``module:function`` that the folder may name as its layers. They are executed.
             options: options of ``huggingface_hub.snapshot_download``, such as ``revision``.
 
         Raises:
@@ -147,18 +147,22 @@ class Network(nn.Module):
         return load(pretrained.download(name, **options), trust=trust)
 
     def seed_evaluation(self, rank: int = 0) -> None:
-        """Starts the random numbers of codings that draw, so that one network gives one accuracy."""
+        """Seeds torch, so that random codings give the same test accuracy each time.
+
+        Args:
+            rank: number of this process; each process draws other numbers.
+        """
         torch.manual_seed(self.settings.seed * 1_000_003 - 1 - rank)
 
 
 def _objective(settings: Settings, description: Description | None) -> loss.Objective:
-    """What is asked of the network: of a quantity, that it be near; of classes, in the settings' words."""
+    """Returns the mean squared error for a quantity, or the loss of the settings for classes."""
     target = None if description is None else description.target
     if target is not None and not target.classes:
         return loss.MeanSquaredError(read=loss.named(settings.loss))
     if settings.class_weights == "balanced" and target is None:
         raise ValueError(
-            "class_weights must be none for data sets by name: their classes are counted nowhere"
+            "class_weights must be none for data sets by name: the number of samples per class is unknown"
         )
     weights = target.weights() if target is not None and settings.class_weights == "balanced" else None
     return loss.named(settings.loss, settings.smoothing, weights)

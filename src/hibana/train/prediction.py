@@ -1,4 +1,4 @@
-"""Answers of a trained network to the user's samples, by name."""
+"""Predictions of a trained network for the user's samples, by name."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -12,24 +12,24 @@ from hibana.runtime.extras import explain_import_error
 from hibana.train.loading import load
 from hibana.train.network import Network
 
-__all__ = ["Answers", "answered", "predict"]
+__all__ = ["Answers", "predict", "to_answers"]
 
-AT_ONCE = 512
-"""Samples in a batch."""
+BATCH_SIZE = 512
 
 
 class Answers(NamedTuple):
-    """Answers of a network to samples.
+    """Predictions of a network.
 
     Attributes:
-        label: name of what was learned.
+        label: name of the predicted column or quantity.
         names: names of the samples.
-        answers: class of each sample; for a quantity a number.
+        answers: predicted class of each sample; a number for a quantity.
         classes: names of the classes; empty for a quantity.
-        probabilities: of each sample, the probability of each class.
-        labels: labels that came with the samples, as written; empty text for a missing one.
-        warning: how the samples differ from those of the training; empty if they do not.
-        summary: how the samples' text was read, if not as usual.
+        probabilities: probability of each class, for each sample.
+        labels: labels of the samples as written in their file, empty text for a missing one; ``None`` if the
+            file has no labels.
+        warning: how the samples differ from the training data; empty if they do not.
+        summary: notes on how the samples' text was parsed; empty without notes.
     """
 
     label: str
@@ -45,67 +45,64 @@ class Answers(NamedTuple):
 @torch.inference_mode()
 @explain_import_error("hibana.train.predict")
 def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] = ()) -> Answers:
-    """Answers of a network to samples.
+    """Predicts the class, or the quantity, of each sample.
 
     Args:
         model: a trained network, or its checkpoint.
-        source: for networks trained on the user's data, more data of that kind, with labels or without: a
-            file, a folder, or data in memory; for a data set by name an ``.npy`` file or an array,
+        source: the samples. For networks trained on the user's data, data of the same kind, with or without
+            labels: a file, a folder, or data in memory. For a data set by name, an ``.npy`` file or an array
             ``[N, ...]``.
-        trust: functions that the checkpoint may name as its layers.
+        trust: functions ``module:function`` that the checkpoint may name as its layers. They are executed.
 
     Raises:
-        ValueError: if the samples do not fit the network: another shape, other columns, no numbers.
+        ValueError: if the samples do not fit the network: another shape, other columns, not numbers.
     """
     if not isinstance(model, Network):
         model = load(Path(model), trust=trust)
     model.eval()
-    source = _path_of(model, source) if isinstance(source, str | Path) else source
+    source = _checked_path(source) if isinstance(source, str | Path) else source
     lengths: tuple[torch.Tensor, ...] = ()
     details: dict[str, Any] = {}
     if model.description is None:
-        values = _plain(model, source)
-        names = [f"sample {number}" for number in range(1, len(values) + 1)]
+        inputs = _data_set_inputs(model, source)
+        names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
     else:
-        inputs = model.description.inputs
+        reader = model.description.inputs
         try:
             raw = model.description.read(source)
         except ValueError as error:
             kind = model.description.kind
             raise ValueError(f"{error} (the network was trained on data of kind {kind})") from error
-        steps = inputs.step_counts(raw.values)
+        steps = reader.step_counts(raw.values)
         lengths = () if steps is None else (steps,)
-        details = {"labels": raw.labels, "warning": inputs.difference_from_training(raw.values)}
+        details = {"labels": raw.labels, "warning": reader.difference_from_training(raw.values)}
         name = source_name(source, "samples")
         details["summary"] = f"{name}: {', '.join(raw.notes)}" if raw.notes else ""
-        values, names = inputs.tensor(raw.values), raw.names
+        inputs, names = reader.tensor(raw.values), raw.names
     model.seed_evaluation()
     scores = []
-    for part, *of_part in zip(*(torch.split(each, AT_ONCE) for each in (values, *lengths)), strict=True):
-        scores.append(model(part.float() / 255 if part.dtype == torch.uint8 else part.float(), *of_part))
-    return answered(model, torch.cat(scores), names)._replace(**details)
+    batches = zip(*(torch.split(tensor, BATCH_SIZE) for tensor in (inputs, *lengths)), strict=True)
+    for batch, *batch_lengths in batches:
+        scores.append(
+            model(batch.float() / 255 if batch.dtype == torch.uint8 else batch.float(), *batch_lengths)
+        )
+    return to_answers(model, torch.cat(scores), names)._replace(**details)
 
 
-def _path_of(model: Network, source: str | Path) -> Path:
-    """The file or folder with samples; a folder with one ``.ts`` file is that file.
+def _checked_path(source: str | Path) -> Path:
+    """Returns `source` as a path.
 
     Raises:
-        ValueError: if there is no such path, or a folder has several ``.ts`` files.
+        ValueError: if there is no such path.
     """
     path = Path(source)
     if not path.exists():
         raise ValueError(f"samples must be in a file or folder, there is no {source}")
-    if model.description is not None and model.description.kind == "sequences" and path.is_dir():
-        series = sorted(path.glob("*.ts"))
-        if len(series) > 1:
-            names = ", ".join(each.name for each in series)
-            raise ValueError(f"samples must be in one file, folder {path} has {names}; pass {series[0]}")
-        return series[0] if series else path
     return path
 
 
-def answered(model: Network, scores: torch.Tensor, names: list[str]) -> Answers:
-    """Answers for the `scores`, ``[N, classes]``, of samples called `names`."""
+def to_answers(model: Network, scores: torch.Tensor, names: list[str]) -> Answers:
+    """Converts the network's `scores` ``[N, classes]`` for samples called `names` to answers."""
     target = None if model.description is None else model.description.target
     if target is None:
         label, classes = "class", tuple(map(str, range(int(model.hyper["classes"]))))
@@ -113,15 +110,15 @@ def answered(model: Network, scores: torch.Tensor, names: list[str]) -> Answers:
         label, classes = target.name, target.classes
     if target is not None and not classes:
         return Answers(label, names, target.decoded(scores), (), [])
-    chosen = [classes[index] for index in scores.argmax(1).tolist()]
-    return Answers(label, names, chosen, classes, scores.softmax(1).tolist())
+    predicted = [classes[index] for index in scores.argmax(1).tolist()]
+    return Answers(label, names, predicted, classes, scores.softmax(1).tolist())
 
 
-def _plain(model: Network, source: Any) -> torch.Tensor:
-    """Inputs for a network that was trained on a data set by name.
+def _data_set_inputs(model: Network, source: Any) -> torch.Tensor:
+    """Returns inputs ``[N, ...]`` for a network that was trained on a data set by name.
 
     Raises:
-        ValueError: if they have another shape or range.
+        ValueError: if they have another shape or range than the data set.
     """
     settings = model.settings
     if isinstance(source, Path):
@@ -135,6 +132,6 @@ def _plain(model: Network, source: Any) -> torch.Tensor:
     low, high = float(inputs.min()), float(inputs.max())
     if settings.data_set.unit and not (low >= -0.01 and high <= 1.01):
         raise ValueError(
-            f"inputs must be in [0, 1], as those of {settings.data} are; these go from {low:g} to {high:g}"
+            f"inputs must be in [0, 1] like those of {settings.data}; they range from {low:g} to {high:g}"
         )
     return inputs

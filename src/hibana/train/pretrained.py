@@ -1,16 +1,16 @@
-"""A trained network as a folder for others: weights in safetensors, a JSON configuration and a model card.
+"""Shared folders of trained networks: weights in safetensors, a JSON configuration and a model card.
 
-Files and verbs are those of ``huggingface_hub``: ``model.safetensors``, ``config.json`` and ``README.md``;
-``save_pretrained`` and ``from_pretrained`` of :class:`hibana.train.Network`. ``hf upload USER/NAME FOLDER``
-publishes such a folder. Nothing in it is run. Its contents are checked like those of a checkpoint, see
-:mod:`hibana.train.loading`.
+File and method names are those of ``huggingface_hub``: ``model.safetensors``, ``config.json`` and
+``README.md``; ``save_pretrained`` and ``from_pretrained`` of :class:`hibana.train.Network`.
+``hf upload USER/NAME FOLDER`` publishes such a folder. Opening a folder runs no code from it. Its contents
+are checked like those of a checkpoint, see :mod:`hibana.train.loading`.
 """
 
 import hashlib
 import json
 import math
 import re
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any
@@ -21,24 +21,14 @@ from hibana import __version__
 from hibana.data import user_data
 from hibana.runtime import files
 from hibana.runtime.extras import explain_import_error
-from hibana.train import model_card, settings_file
 from hibana.train.run_folder import SETTINGS
-from hibana.train.settings import Settings
+from hibana.train.settings import IN_MEMORY, Settings
+from hibana.train.settings_file import one_line
 
 if TYPE_CHECKING:
-    from hibana.data import DataSet
     from hibana.train.network import Network
 
-__all__ = [
-    "NAMES",
-    "SHIPPED",
-    "check_folder",
-    "content",
-    "download",
-    "is_pretrained",
-    "pretrained",
-    "write",
-]
+__all__ = ["NAMES", "SHIPPED", "check_folder", "download", "is_pretrained", "pretrained", "read", "write"]
 
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
 FORMAT = 1
@@ -47,24 +37,24 @@ SHIPPED = Path(__file__).with_name("networks")
 """Folder of the networks that come with hibana, which ``examples/pretrained.py`` trained."""
 NAMES = ("digits", "mnist-1d", "spoken-digits")
 _EXPECTED = "folder must be one that save_pretrained wrote"
-_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+_HUB_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
 @explain_import_error("hibana.pretrained")
 def pretrained(name: str) -> "Network":
-    """A small trained network that comes with hibana; nothing is downloaded.
+    """Returns a small trained network that comes with hibana; nothing is downloaded.
 
-    ``digits`` names handwritten digits of 8x8 pixels, ``mnist-1d`` shapes in series of 40 values, and
+    ``digits`` classifies handwritten digits of 8x8 pixels, ``mnist-1d`` shapes in series of 40 values, and
     ``spoken-digits`` digits in 40 frames of 13 cepstral coefficients: the data sets of the same names, see
-    :mod:`hibana.data`. Its card, ``README.md`` in ``hibana.train.pretrained.SHIPPED / name``, has its
-    accuracy on the test part.
+    :mod:`hibana.data`. The model card, ``README.md`` in ``hibana.train.pretrained.SHIPPED / name``, states
+    the test accuracy.
 
     Args:
         name: ``digits``, ``mnist-1d`` or ``spoken-digits``.
 
     Returns:
-        The network, in evaluation: ``net(inputs)`` gives scores ``[N, classes]`` for ``[N, ...]``, and
-        :func:`hibana.train.predict` answers by name.
+        The network in evaluation mode: ``net(inputs)`` returns scores ``[N, classes]`` for ``[N, ...]``, and
+        :func:`hibana.train.predict` returns class names.
 
     Raises:
         ModuleNotFoundError: if the extras ``train`` and ``hub`` are not installed.
@@ -83,19 +73,16 @@ def pretrained(name: str) -> "Network":
 
 
 def is_pretrained(path: Path) -> bool:
-    """Whether `path` is a folder with a configuration; a run's folder has none."""
+    """Whether `path` is a shared folder: it contains a configuration, which a run's folder does not."""
     return path.is_dir() and (path / CONFIG).is_file()
 
 
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
-    """Checks that a network may be written to a folder.
-
-    Args:
-        folder: may be missing.
-        overwrite: also accept a folder that hibana did not write.
+    """Checks that a network may be written to a folder, which may be missing.
 
     Raises:
-        ValueError: if it holds runs, or is neither empty nor written by :func:`write` without `overwrite`.
+        ValueError: if `folder` is a file, contains a run, or, without `overwrite`, contains files that
+            :func:`write` did not write.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder must be a folder, and {folder} is a file")
@@ -104,108 +91,171 @@ def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     if overwrite or not folder.exists() or not any(folder.iterdir()):
         return
     try:
-        config = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
-        config = None
-    if not isinstance(config, dict) or config.get("library_name") != "hibana":
+        is_hibana = json.loads((folder / CONFIG).read_bytes())["library_name"] == "hibana"
+    except (OSError, ValueError, KeyError, TypeError):
+        is_hibana = False
+    if not is_hibana:
         raise ValueError(
             f"folder must be empty or one that hibana share wrote, {folder} holds other files; "
             f"choose another folder, or replace {WEIGHTS} and {CONFIG} in it with --overwrite"
         )
 
 
-def write(model: "Network", folder: Path, samples: "DataSet | None" = None, *, name: str = "") -> None:
-    """Writes weights, configuration and card, see :meth:`hibana.train.Network.save_pretrained`."""
+def write(model: "Network", folder: Path, name: str = "") -> None:
+    """Writes weights, configuration and model card; see :meth:`hibana.train.Network.save_pretrained`."""
     with explain_import_error("save_pretrained"):
         from safetensors.torch import save
 
-    facts = model.result if samples is None else model_card.measure(model, samples)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     weights = save(tensors, {"format": "pt"})
-    settings = {
-        key: "inf" if value == math.inf else value
-        for key, value in model_card.portable(model.settings).items()
-    }
+    settings = _portable(model.settings)
     config = {
         "library_name": "hibana",
         "hibana_version": __version__,
         "format": FORMAT,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
-        "settings": settings,
+        "settings": {key: "inf" if value == math.inf else value for key, value in settings.items()},
         "shape": model.hyper["shape"],
         "classes": model.hyper["classes"],
         **({} if model.description is None else {"description": model.description.to_plain()}),
     }
-    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
     files.write(folder / WEIGHTS, weights)
+    text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
     files.write(folder / CONFIG, f"{text}\n".encode())
-    before = (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
-    files.write(folder / CARD, model_card.text(model, facts, name or folder.absolute().name, before).encode())
+    if not (folder / CARD).exists():
+        files.write(folder / CARD, _model_card(model, name or folder.absolute().name).encode())
 
 
-def content(folder: Path) -> dict[str, Any]:
-    """Contents of `folder`, in the form of :func:`hibana.train.checkpoint.read`.
+def _portable(settings: Settings) -> dict[str, Any]:
+    """Returns the options of `settings` by name, without the folders of this machine.
+
+    >>> _portable(Settings(data="/home/me/flowers.csv", kind="table"))["data"]
+    './flowers.csv'
+    """
+    options = {**asdict(settings), "root": None}
+    if settings.kind is not None:
+        for name in ("data", "test"):
+            if options[name] not in (None, IN_MEMORY):
+                options[name] = f"./{Path(options[name]).name}"
+    return options
+
+
+def _model_card(model: "Network", name: str) -> str:
+    """Returns a model card in Markdown: data, network, results of the run, and how to use it."""
+    settings, result = model.settings, model.result
+    data, layers = (_escaped(text) for text in (_portable(settings)["data"], settings.layers))
+    shape = "x".join(map(str, model.hyper["shape"]))
+    accuracy = firing = "not measured"
+    if result is not None:
+        unit = "of the variance explained" if result.measure == "explained" else "right"
+        accuracy = f"{result.value:.1%} {unit}, on its test part"
+        rates = ", ".join(f"`{layer}` {rate:.1%}" for layer, rate in result.rates.items())
+        firing = f"{rates} (spikes per neuron and step)" if rates else "no layer spikes"
+    rows = {
+        "data": f"`{data}`, {settings.data_kind}, {shape} at each of {settings.steps} steps",
+        "answers": "a quantity" if model.is_regression else f"{model.hyper['classes']} classes",
+        "network": f"`{layers}` of {settings.cell}, {settings.coding} coding",
+        "parameters": f"{sum(parameter.numel() for parameter in model.parameters()):,}",
+        "accuracy": accuracy,
+        "firing": firing,
+    }
+    table = "\n".join(f"| {title} | {text} |" for title, text in rows.items())
+    return f"""---
+library_name: hibana
+tags:
+- hibana
+- spiking-neural-network
+- pytorch
+---
+# {name}
+
+A spiking network for PyTorch, trained by hibana.
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+`pip install '.[train,hub]'` in a clone of hibana, then, for a folder or a name on the Hub:
+
+```python
+import hibana as hb
+
+model = hb.train.Network.from_pretrained("{_escaped(name)}")
+answers = hb.train.predict(model, "samples")  # a file or folder of the kind that was trained on
+```
+"""
+
+
+def _escaped(text: str) -> str:
+    """Returns `text` with a question mark for each character that Markdown or Python would interpret."""
+    return "".join(char if char.isprintable() and char not in '`"|<>\\' else "?" for char in text)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Returns the contents of a shared folder in the layout of :func:`hibana.train.checkpoint.read`.
 
     Raises:
         ModuleNotFoundError: if safetensors is not installed.
-        ValueError: if a file is missing, damaged, of a later format, or holds something else.
+        ValueError: if a file is missing, damaged, of a later format, or has other contents.
     """
     try:
-        config = _config(folder / CONFIG)
-        weights = _weights(folder / WEIGHTS, config["weights_sha256"])
+        config = _read_config(folder / CONFIG)
+        weights = _read_weights(folder / WEIGHTS, config["weights_sha256"])
     except OSError as error:
         raise ValueError(f"{_EXPECTED}; {error.filename} can't be read: {error.strerror}") from error
     except ValueError as error:
-        raise ValueError(f"{_EXPECTED}; {folder} has a {settings_file.line(error)}") from error
-    hyper = {**config["settings"], "shape": config["shape"], "classes": config["classes"]}
-    described = {"description": config["description"]} if "description" in config else {}
-    return {"hyper_parameters": hyper, "state_dict": weights, **described}
+        raise ValueError(f"{_EXPECTED}; in {folder}, {one_line(error)}") from error
+    description = {name: config[name] for name in ("description",) if name in config}
+    options = {**config["settings"], "shape": config["shape"], "classes": config["classes"]}
+    return {"hyper_parameters": options, "state_dict": weights, **description}
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_bytes())
     except (RecursionError, ValueError) as error:
-        raise ValueError(f"{CONFIG} that is no JSON: {error}") from error
+        raise ValueError(f"{CONFIG} is not JSON: {error}") from error
     types = {"format": int, "weights_sha256": str, "settings": dict, "shape": list, "classes": int}
-    if not isinstance(config, dict) or any(type(config.get(name)) is not of for name, of in types.items()):
-        raise ValueError(f"{CONFIG} without {', '.join(types)} of the right types")
-    options = {field.name: field.type for field in fields(Settings)}
-    config["settings"] = user_data.without_removed_options(config["settings"])
-    unknown = [name for name in config["settings"] if name not in options]
+    if not isinstance(config, dict) or any(type(config.get(name)) is not types[name] for name in types):
+        raise ValueError(f"{CONFIG} must have {', '.join(types)} of the right types")
+    option_types = {field.name: field.type for field in fields(Settings)}
+    settings = config["settings"] = user_data.without_removed_options(config["settings"])
+    unknown = [name for name in settings if name not in option_types]
     if config["format"] != FORMAT or unknown:
         version = short_repr(config.get("hibana_version"))
-        what = short_repr(unknown[0]) if unknown else f"format {short_repr(config['format'])}"
-        raise ValueError(f"{CONFIG} of version {version} with {what}, which {__version__} does not know")
-    for name, value in config["settings"].items():
-        if value == "inf" and options[name] in (float, float | None):
-            config["settings"][name] = math.inf
+        reason = short_repr(unknown[0]) if unknown else f"format {short_repr(config['format'])}"
+        raise ValueError(f"{CONFIG} of version {version} has {reason}, which {__version__} can't read")
+    for name, value in settings.items():
+        if value == "inf" and option_types[name] in (float, float | None):
+            settings[name] = math.inf
     return config
 
 
-def _weights(path: Path, digest: str) -> dict[str, Tensor]:
+def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
     with explain_import_error("from_pretrained"):
         from safetensors import SafetensorError
         from safetensors.torch import load
 
-    raw = path.read_bytes()
-    if hashlib.sha256(raw).hexdigest() != digest:
-        raise ValueError(f"{WEIGHTS} that was changed since it was written: its digest is another")
+    content = path.read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{WEIGHTS} was changed since it was written: its digest differs")
     try:
-        weights: dict[str, Tensor] = load(raw)
+        weights: dict[str, Tensor] = load(content)
     except SafetensorError as error:
-        raise ValueError(f"{WEIGHTS} that is none: {error}") from error
+        raise ValueError(f"{WEIGHTS} is not a safetensors file: {error}") from error
     return weights
 
 
 def download(name: str | Path, **options: Any) -> Path:
-    """The folder `name`, or of that name on the Hub, see :meth:`hibana.train.Network.from_pretrained`."""
+    """Returns the local folder `name`, or downloads it; see :meth:`hibana.train.Network.from_pretrained`."""
     if Path(name).exists():
         if not is_pretrained(Path(name)):
             raise ValueError(f"{_EXPECTED}; {name} has no {CONFIG}")
         return Path(name)
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _HUB_NAME.fullmatch(name):
         raise ValueError(f"name must be a folder, or USER/NAME on the Hub; there is no folder {name}")
     with explain_import_error("from_pretrained"):
         from huggingface_hub import snapshot_download

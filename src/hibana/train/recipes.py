@@ -1,6 +1,6 @@
-"""Defaults of a run that differ from those for still inputs, which are the defaults of ``Settings``.
+"""Default options by kind of data, where they differ from the defaults of ``Settings`` for still inputs.
 
-The values for tables of few rows were chosen on training rows of eight tables: docs/results.md.
+The values for small tables were chosen on the training rows of eight tables: docs/results.md.
 """
 
 import math
@@ -8,16 +8,8 @@ from typing import Any
 
 from hibana.data import DataSet, user_data
 
-__all__ = [
-    "FEW_ROWS",
-    "LEAST_JUDGES",
-    "OPTIONS_OF_FEW_ROWS",
-    "PERIODS",
-    "SEQUENCES",
-    "defaults",
-    "rocket",
-    "usual",
-]
+__all__ = ["FEW_ROWS", "MIN_VALIDATION_ROWS", "OPTIONS_OF_FEW_ROWS", "PERIODS", "SEQUENCES"]
+__all__ += ["defaults", "rocket", "usual", "windows"]
 
 FEW_ROWS = 2_000
 """Training rows of a table below which :data:`OPTIONS_OF_FEW_ROWS` apply."""
@@ -28,8 +20,8 @@ OPTIONS_OF_FEW_ROWS = {
     "batch_size": 16,
     "weight_decay": 2.0,
 }
-"""Options for tables of few rows."""
-LEAST_JUDGES = 10
+"""Options for small tables."""
+MIN_VALIDATION_ROWS = 10
 """Validation rows below which early stopping is off."""
 IMAGES = {"layers": "16c3b-p2-32c3b-p2-128"}
 """Options for images: two convolutions with normalization and pooling."""
@@ -46,15 +38,15 @@ SEQUENCES = {
     "start_rate": 0.15,
     "rate_target": 0.15,
 }
-"""Options for sequences of numbers, beside the layers of :func:`windows`."""
+"""Options for sequences of numbers, in addition to the layers of :func:`windows`."""
 ROCKET = {**SEQUENCES, "epochs": 0, "loss": "membrane-mean", "smoothing": 0.0, "start_rate": 0.0}
 """Options for the spiking Rocket, :func:`hibana.models.rocket`, which is fitted in closed form."""
 PERIODS = (0, 3)
 """Refractory periods of the Rocket's neurons, in steps. Validation chooses one."""
 TAPS, WIDTH = 5, 96
-"""Steps under a window, and neurons above it."""
-LARGEST_DILATION = 99
-"""Its square still fits into a description of layers."""
+"""Steps in a window, and neurons per window."""
+MAX_DILATION = 99
+"""The largest dilation whose square has at most four digits, as in descriptions of layers."""
 
 
 def defaults(
@@ -65,19 +57,19 @@ def defaults(
     source: Any = None,
     rows: int | None = None,
 ) -> dict[str, Any]:
-    """Options whose default differs from that of ``Settings``.
+    """Returns the options whose default for such data differs from that of ``Settings``.
 
     Args:
-        kind: of files and folders.
-        data_set: class of data sets by name; ``None`` if it is not known.
+        kind: kind of the user's files or folder; ``None`` for a data set by name.
+        data_set: class of a data set by name; ``None`` if unknown.
         steps: length of a sequence.
-        source: arrays, or their file, to detect images among them.
-        rows: number of training samples, if it is known.
+        source: arrays or their file, to detect whether they are images.
+        rows: number of training samples; ``None`` if unknown.
     """
     options: dict[str, Any] = {}
     shape = vars(data_set).get("shape") if kind is None and data_set is not None else None
-    of_numbers = data_set is not None and data_set.sequential and isinstance(shape, tuple) and len(shape) == 1
-    if of_numbers or kind in ("sequences", "sound"):
+    has_series = data_set is not None and data_set.sequential and isinstance(shape, tuple) and len(shape) == 1
+    if has_series or kind in ("sequences", "sound"):
         options = {**SEQUENCES, "layers": windows(steps)}
     elif kind == "images" or (kind == "arrays" and source is not None and user_data.are_pictures(source)):
         options = IMAGES
@@ -89,23 +81,25 @@ def defaults(
 
 
 def usual(kind: str | None, data_set: type[DataSet] | None, steps: int) -> list[dict[str, Any]]:
-    """All that :func:`defaults` returns for such data, for any number of rows, and the Rocket's options."""
+    """Returns each result that :func:`defaults` can have for such data, and the Rocket's options."""
     fitted = [rocket(steps)] if kind in ("sequences", "sound") else []
     return [defaults(kind, data_set, steps, rows=rows) for rows in (None, 1)] + fitted
 
 
 def rocket(steps: int, period: int = 0) -> dict[str, Any]:
-    """Options of a Rocket over `steps`, whose neurons rest for `period` steps after a spike."""
+    """Returns options of a Rocket over `steps` whose neurons are refractory for `period` steps."""
     return {**ROCKET, "layers": f"rocket{steps}{f'r{period}' if period else ''}"}
 
 
 def windows(steps: int) -> str:
-    """Three windows, dilated by 1, d and d^2, with the largest d for which they span at most `steps`.
+    """Describes three window layers with dilations 1, d and d².
+
+    d is the largest number with which the three windows together span at most `steps`.
 
     >>> windows(40)
     '96w5b-96w5d2b-96w5d4b'
     """
-    discriminant = (4 * steps) // (TAPS - 1) - 3  # of (TAPS - 1) (1 + d + d^2) <= steps, times 4
-    d = min(max(1, (math.isqrt(max(0, discriminant)) - 1) // 2), LARGEST_DILATION)
-    dilations = (f"d{each}" if each > 1 else "" for each in (1, d, d * d))
-    return "-".join(f"{WIDTH}w{TAPS}{each}b" for each in dilations)
+    discriminant = (4 * steps) // (TAPS - 1) - 3  # of (TAPS - 1) (1 + d + d²) <= steps, times 4
+    d = min(max(1, (math.isqrt(max(0, discriminant)) - 1) // 2), MAX_DILATION)
+    dilations = (f"d{dilation}" if dilation > 1 else "" for dilation in (1, d, d * d))
+    return "-".join(f"{WIDTH}w{TAPS}{dilation}b" for dilation in dilations)

@@ -1,11 +1,11 @@
-"""Results of runs: ``result.json`` in a run's folder, and the list of the runs in a folder."""
+"""Results of runs: ``result.json`` in a run's folder, and a summary of each run in a folder."""
 
 import json
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hibana.data import DATA_SETS
 from hibana.runtime import files
@@ -18,32 +18,28 @@ if TYPE_CHECKING:
     from hibana.train.baseline import Linear
     from hibana.train.run import Outcome
 
-__all__ = ["Facts", "Run", "list_runs", "read", "write"]
+__all__ = ["RunSummary", "Measurements", "list_runs", "read", "write"]
+
+_INVALID = (OSError, ValueError, KeyError, TypeError, AttributeError)
+"""Errors that reading a damaged ``result.json`` raises."""
 
 
-@dataclass(frozen=True)
-class Facts:
-    """Measurements of a network on test samples.
+class Measurements(NamedTuple):
+    """Results of a network on the test part.
 
     Attributes:
-        measure: ``accuracy``, or for a quantity ``explained``, the share of its variance.
-        value: that measure.
-        rates: spikes per neuron and step by layer.
-        samples: number of samples; ``None`` if unknown.
-        acs: additions per sample; ``None`` if not counted.
-        macs: multiply-accumulates per sample; ``None`` if not counted.
+        measure: ``accuracy``; for regression ``explained``, the fraction of variance explained.
+        value: value of `measure`.
+        rates: spikes per neuron and step by layer name.
     """
 
     measure: str
     value: float
     rates: dict[str, float]
-    samples: int | None = None
-    acs: float | None = None
-    macs: float | None = None
 
 
-class Run(NamedTuple):
-    """A run as text: name of its folder, data, results, time, and settings that differ from the defaults."""
+class RunSummary(NamedTuple):
+    """A run as text: folder name, data, result, result of the linear model, date, non-default settings."""
 
     name: str
     data: str
@@ -54,58 +50,66 @@ class Run(NamedTuple):
 
 
 def write(folder: Path, outcome: "Outcome", linear: "Linear | None" = None) -> None:
-    """Writes a run's outcome, and that of the linear model it is compared with."""
+    """Writes the outcome of a run and the result of the `linear` model to ``result.json`` in `folder`."""
     content = {
         "measure": outcome.measure,
-        "value": _number(outcome.accuracy),
+        "value": _without_nan(outcome.accuracy),
         "error": outcome.error,
         "balanced": outcome.balanced,
-        "recalls": {name: _number(value) for name, value in outcome.recalls.items()},
+        "recalls": {name: _without_nan(value) for name, value in outcome.recalls.items()},
         "rates": outcome.rates,
-        "linear": linear and {**linear._asdict(), "accuracy": _number(linear.accuracy)},
+        "linear": linear and {**linear._asdict(), "accuracy": _without_nan(linear.accuracy)},
         "seconds": outcome.seconds,
     }
     files.write(folder / RESULT, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
-def read(folder: Path) -> Facts | None:
-    """The result of the run in `folder`; ``None`` if it is missing or unreadable."""
+def _without_nan(value: float) -> float | None:
+    """Returns `value`, or ``None`` for NaN, which JSON does not have."""
+    return None if math.isnan(value) else value
+
+
+def read(folder: Path) -> Measurements | None:
+    """Returns the test result of the run in `folder`; ``None`` if it is missing or unreadable."""
     try:
         content = json.loads((folder / RESULT).read_bytes())
         rates = {str(name): float(rate) for name, rate in content["rates"].items()}
-        return Facts(str(content["measure"]), float(content["value"]), rates)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return Measurements(str(content["measure"]), float(content["value"]), rates)
+    except _INVALID:
         return None
 
 
-def list_runs(folder: Path) -> list[Run]:
-    """The runs in `folder`, the latest last; empty if there is no such folder."""
-    paths = [each for each in folder.glob("*") if (each / SETTINGS).is_file()]
-    return [_run(each) for each in sorted(paths, key=lambda path: (path / SETTINGS).stat().st_mtime)]
+def list_runs(folder: Path) -> list[RunSummary]:
+    """Returns a summary of each run in `folder`, oldest first."""
+    times = {path.parent: path.stat().st_mtime for path in folder.glob(f"*/{SETTINGS}") if path.is_file()}
+    return [_summary(path, times[path]) for path in sorted(times, key=lambda path: times[path])]
 
 
-def _run(path: Path) -> Run:
-    when = datetime.fromtimestamp((path / SETTINGS).stat().st_mtime).strftime("%Y-%m-%d %H:%M")
+def _summary(path: Path, modified: float) -> RunSummary:
+    date = datetime.fromtimestamp(modified).strftime("%Y-%m-%d %H:%M")
     try:
-        content = settings_file.read(path / SETTINGS).content
+        content = settings_file.read(path / SETTINGS)
     except ValueError as error:
-        return Run(path.name, "", "", "", when, settings_file.line(error)[:60])
-    options = {each.name: each.default for each in fields(Settings)}
+        return RunSummary(path.name, "", "", "", date, settings_file.one_line(error)[:60])
+    settings = ", ".join(f"{name} {value}" for name, value in _non_default(content).items())
+    return RunSummary(path.name, Path(str(content.get("data"))).name, *_result_texts(path), date, settings)
+
+
+def _non_default(content: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings in `content` that differ from each default for that kind of data."""
+    defaults = {option.name: option.default for option in fields(Settings)}
     data_set, steps = DATA_SETS.get(str(content.get("data"))), content.get("steps")  # imports no user's class
     recipes = usual(content.get("kind"), data_set, steps if isinstance(steps, int) else 1)
-    differing = [
-        f"{name} {value}"
+    compared = defaults.keys() & content.keys() - {"data", "kind", "steps", "coding"}
+    return {
+        name: value
         for name, value in content.items()
-        if name in options
-        and name not in ("data", "kind", "steps", "coding")
-        and all(value != recipe.get(name, options[name]) for recipe in recipes)
-    ]
-    result, linear = _shown(path)
-    return Run(path.name, Path(str(content.get("data"))).name, result, linear, when, ", ".join(differing))
+        if name in compared and all(value != recipe.get(name, defaults[name]) for recipe in recipes)
+    }
 
 
-def _shown(path: Path) -> tuple[str, str]:
-    """A run's result and that of the linear model, as text."""
+def _result_texts(path: Path) -> tuple[str, str]:
+    """Returns the results of the run in the folder `path` and of its linear model as text."""
     try:
         content = json.loads((path / RESULT).read_bytes())
         form = "R² {:.3f}" if content["measure"] == "explained" else "{:.1%}"
@@ -113,11 +117,6 @@ def _shown(path: Path) -> tuple[str, str]:
         result, linear = ("" if value is None else form.format(float(value)) for value in values)
     except FileNotFoundError:
         return "not finished" if (path / LAST).exists() else "not begun", ""
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except _INVALID:
         return "unreadable", ""
     return result, linear
-
-
-def _number(value: float) -> float | None:
-    """`value`, or ``None`` for NaN, which JSON has no word for."""
-    return None if math.isnan(value) else value

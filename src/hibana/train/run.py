@@ -1,41 +1,47 @@
-"""A run with Lightning, from its settings to its outcome, and the files that it writes.
+"""A run with Lightning: from its settings to its result and the files that it writes.
 
-A run's folder holds ``settings.yaml``, from which it can be repeated; ``checkpoint.ckpt`` of the last
-finished epoch, from which it is resumed; with early stopping also ``best.ckpt`` of the epoch with the least
-validation loss. A checkpoint holds plain data only: nothing in it is run.
+A run's folder contains ``settings.yaml``, which suffices to repeat the run, and ``checkpoint.ckpt`` of the
+last completed epoch, from which the run can be resumed. With early stopping it also contains ``best.ckpt`` of
+the epoch with the smallest validation loss. Checkpoints contain data only: opening one runs no code from it.
 """
 
 import atexit
 import importlib.util
 import logging
 import math
+import os
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy
+from torch.utils.data import Dataset
 
 from hibana import data
 from hibana.data.base import machine_memory
 from hibana.nn.models.rocket import Rocket
 from hibana.runtime import files
-from hibana.train import augment, checkpoint, elastic, finite, results, series
+from hibana.train import augment, checkpoint, finite, results, series
 from hibana.train.architecture import is_function
-from hibana.train.baseline import first
-from hibana.train.callbacks import Files, History, Keeper
+from hibana.train.baseline import first_samples
+from hibana.train.callbacks import CheckpointFiles, CheckpointWriter, History
 from hibana.train.classifier import Classifier
-from hibana.train.loading import described, resume_settings
-from hibana.train.run_folder import BEST, LAST, LOGS, SETTINGS, Folder, claim
-from hibana.train.settings import UNIT, Settings
+from hibana.train.loading import data_description, resume_settings
+from hibana.train.run_folder import BEST, LAST, LOGS, RunFolder, claim
+from hibana.train.settings import UNIT_CODINGS, Settings
 
-__all__ = ["Outcome", "Prepared", "complete", "fit", "build_classifier", "prepare"]
+__all__ = ["Outcome", "Prepared", "build_classifier", "complete", "fit", "prepare"]
+
+TIMEOUT = timedelta(minutes=10)
+"""Longest time that a process waits for the others, when they connect and at each exchange."""
 
 
 @dataclass(frozen=True)
@@ -43,19 +49,19 @@ class Outcome:
     """Result of a run.
 
     Attributes:
-        settings: settings that were used, complete.
+        settings: the complete settings that the run used.
         checkpoint: checkpoint of the network that was tested.
         logs: folder for TensorBoard, if it is installed.
-        accuracy: share of the test samples that are classified correctly; for a quantity the share of its
-            variance that is explained (R², :func:`hibana.nn.loss.r_squared`).
+        accuracy: fraction of test samples that are classified correctly. For regression, the fraction of
+            variance explained (R², :func:`hibana.nn.loss.r_squared`).
         rates: firing rate of each layer on the test set, in spikes per neuron and step.
         silent: number of neurons of each layer that never spiked on the test set.
-        started: firing rates before training.
-        seconds: time of the training.
-        history: logged values, one per epoch and name.
-        measure: ``accuracy`` or ``explained``.
-        recalls: by class, the share of its test samples that are classified correctly.
-        error: mean squared error of a quantity, in units of its variance in the training part.
+        started: firing rate of each layer before training.
+        seconds: duration of the training.
+        history: value of each logged metric in each epoch.
+        measure: ``accuracy``, or ``explained`` for regression.
+        recalls: for each class, the fraction of its test samples that are classified correctly.
+        error: mean squared error of a regression, in units of the variance of the training labels.
     """
 
     settings: Settings = field(repr=False)
@@ -78,14 +84,6 @@ class Outcome:
         return sum(recalls) / len(recalls) if recalls else None
 
 
-class MapStyle(Protocol):
-    """Samples by number, such as torch's map-style datasets."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Any: ...
-
-
 class Prepared(NamedTuple):
     """A run before it writes anything: complete settings, data, network, and checkpoint to resume from."""
 
@@ -99,7 +97,7 @@ def fit(
     settings: Settings | None,
     folder: str | Path,
     *,
-    samples: "data.DataSet | MapStyle | None" = None,
+    samples: "data.DataSet | Dataset[Any] | None" = None,
     resume: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = False,
@@ -107,27 +105,27 @@ def fit(
 ) -> tuple[Classifier, Outcome]:
     """Trains a network, writes its files to a folder, and tests it once at the end.
 
-    The network of the last epoch is tested; with early stopping, that of the epoch with the least validation
-    loss. Settings that were not passed get the defaults for data of that kind and number
-    (:meth:`Settings.on`); the outcome has the settings that were used.
+    The network of the last epoch is tested. With early stopping, the network of the epoch with the smallest
+    validation loss is tested instead. Settings that the caller did not pass get the defaults for the kind and
+    number of samples (:meth:`Settings.on`); the outcome contains the complete settings.
 
     Args:
-        settings: of the run. When a run is resumed they may change
+        settings: settings of the run. If a run is resumed, they may change only
             :data:`~hibana.train.loading.CHANGEABLE` options; ``None`` takes all from the checkpoint.
-        folder: for the settings, the checkpoints and, if TensorBoard is installed, its logs. If it holds
-            another run, the next number is used: ``NAME-1``; the outcome says which.
-        samples: the data, if they are in memory; also a map-style dataset of ``(x, y)``, such as torch's
-            ``TensorDataset``. Default: the data that the settings name.
+        folder: folder of the settings, the checkpoints and, if TensorBoard is installed, its logs. If it
+            contains another run, the next free number is appended, ``NAME-1``: see the outcome's checkpoint.
+        samples: the data, if they are in memory. Map-style datasets of ``(x, y)`` are accepted too, such as
+            torch's ``TensorDataset``. Default: the data that the settings name.
         resume: a checkpoint, or a run's folder, to continue from.
-        overwrite: replace the run that `folder` holds.
+        overwrite: replace the run in `folder`.
         progress: show a progress bar.
-        callbacks: Lightning callbacks, called beside hibana's own: for values of each epoch, and to stop.
+        callbacks: Lightning callbacks that are called in addition to hibana's own.
 
     Raises:
-        NotJoinedError: if ``torchrun`` started several processes and one does not join.
-        FloatingPointError: if a loss, a gradient or a weight is no longer finite, or an input of data that
-            are not held in memory is not; it says where.
-        OSError: if a checkpoint can't be written. The previous one is still there.
+        FloatingPointError: if a loss, a gradient, a weight, or an input that is not held in memory is not
+            finite. The message names the epoch and batch, or the sample.
+        OSError: if a checkpoint can't be written. The previous one is unchanged.
+        RuntimeError: if another process of the same training does not connect within ten minutes.
         ValueError: if `resume` is no checkpoint, the folder is in use, or an input or label is not finite.
     """
     if not isinstance(settings, Settings) and (settings is not None or resume is None):
@@ -137,10 +135,8 @@ def fit(
             "samples must be a data set, got a tuple; arrays X and y become one by "
             "hb.data.Arrays(X, labels=y), sequences by hb.data.Sequences(X, labels=y)"
         )
-    path, resume = Path(folder), None if resume is None else Path(resume)
-    if resume is None and (written := elastic.before_restart(path, SETTINGS)) is not None:
-        path = resume = written
-    with claim(path, resume=resume, overwrite=overwrite) as claimed:
+    resume = None if resume is None else Path(resume)
+    with claim(Path(folder), resume=resume, overwrite=overwrite) as run_folder:
         checkpoint_path = None
         if resume is not None:
             explicit = frozenset[str]() if settings is None else settings.explicit
@@ -149,106 +145,134 @@ def fit(
             settings, checkpoint_path = resume_settings(resume, trust=trust, **changes)
         assert settings is not None
         prepared = prepare(settings, samples=samples, resume=checkpoint_path)
-        return complete(prepared, claimed, progress=progress, callbacks=callbacks)
+        return complete(prepared, run_folder, progress=progress, callbacks=callbacks)
 
 
 def prepare(
     settings: Settings,
     *,
-    samples: "data.DataSet | MapStyle | None" = None,
+    samples: "data.DataSet | Dataset[Any] | None" = None,
     resume: Path | None = None,
 ) -> Prepared:
-    """Reads the data, chooses the remaining settings, and builds the network; `resume` is a checkpoint."""
+    """Reads the data, completes the settings, and builds the network.
+
+    Args:
+        settings: settings as the user passed them.
+        samples: the data, if they are in memory.
+        resume: checkpoint to resume from.
+
+    Raises:
+        ValueError: see :func:`fit` and :func:`build_classifier`.
+    """
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
-        samples = data.user_data.from_dataset(samples, unit=settings.coding in UNIT, **options)
-    settings = elastic.with_devices(settings)
-    samples = samples or settings.samples(None if resume is None else described(resume))
+        samples = data.user_data.from_dataset(samples, unit=settings.coding in UNIT_CODINGS, **options)
+    settings = _with_torchrun_processes(settings, is_resumed=resume is not None)
+    samples = samples or settings.samples(None if resume is None else data_description(resume))
     samples.prepare_data()
     samples.setup()
     finite.check(samples)
     if isinstance(samples, data.UserData):
-        settings, samples = series.recipe(settings, samples) if resume is None else (settings, samples)
+        if resume is None:
+            settings, samples = series.choose_network(settings, samples)
         samples.batch_size = settings.batch_size
     lightning.seed_everything(settings.seed, verbose=False)
     return Prepared(settings, samples, build_classifier(settings, samples, resume), resume)
 
 
+def _with_torchrun_processes(settings: Settings, *, is_resumed: bool) -> Settings:
+    """Returns `settings` with the numbers of processes and machines of ``torchrun``, if it runs this process.
+
+    Raises:
+        ValueError: if the settings have other numbers, or ``torchrun`` restarted a run that is not resumed.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
+        return settings
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] != "0" and not is_resumed:
+        raise ValueError(
+            "torchrun restarted the training after a failure; leave out --max-restarts, and pass "
+            "--resume FOLDER to continue from the last completed epoch"
+        )
+    devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    if (settings.devices, settings.nodes) not in ((1, 1), (devices, nodes)):
+        raise ValueError(
+            f"devices and nodes must be the {devices} processes on each of {nodes} machines that torchrun "
+            f"started, got {settings.devices} and {settings.nodes}; leave both out"
+        )
+    return replace(settings, devices=devices, nodes=nodes)
+
+
 def complete(
-    prepared: Prepared, folder: Folder, *, progress: bool = False, callbacks: Sequence[Callback] = ()
+    prepared: Prepared, folder: RunFolder, *, progress: bool = False, callbacks: Sequence[Callback] = ()
 ) -> tuple[Classifier, Outcome]:
-    """Trains and tests a prepared network in a claimed folder; see :func:`fit`."""
+    """Trains and tests a prepared network in a locked folder; see :func:`fit`."""
     settings, samples, model, resume = prepared
     folder.begin(settings)
-    history, keeper = History(), Keeper(folder.path, settings.patience)
+    history, writer = History(), CheckpointWriter(folder.path, settings.patience)
     start = time.perf_counter()
     if isinstance(model.net, Rocket):
-        samples.evaluated_at_once = series.at_once(model.net, settings.steps)
+        samples.evaluated_at_once = series.evaluation_batch(model.net, settings.steps)
         if resume is None:
-            history.values[f"validation/{model.objective.measure}"] = [series.fitted(model, samples)]
-    inputs, _, *lengths = first(samples.training, 512)
+            history.values[f"validation/{model.objective.measure}"] = [series.fit_rocket(model, samples)]
+    inputs, _, *lengths = first_samples(samples.training, 512)
     started = {} if resume else model.prepare(inputs, *lengths)
     if resume is not None and settings.patience > 0 and folder.is_main and not (folder.path / BEST).exists():
         checkpoint.read(resume.parent / BEST)  # raises a ValueError if it is missing or damaged
         files.write(folder.path / BEST, (resume.parent / BEST).read_bytes())
     with warnings.catch_warnings():
         _silence_lightning()
-        trainer = _trainer(settings, folder.path, [history, keeper, *callbacks], progress=progress)
+        trainer = _trainer(settings, folder.path, [history, writer, *callbacks], progress=progress)
         samples.processes, samples.rank = trainer.world_size, trainer.global_rank
         model.samples = samples
         trainer.fit(
             model, samples.train_dataloader(), samples.val_dataloader(), ckpt_path=resume, weights_only=True
         )
         if not settings.epochs:  # no epoch wrote a checkpoint
-            trainer.save_checkpoint(keeper.folder / LAST)
+            trainer.save_checkpoint(writer.folder / LAST)
         seconds = time.perf_counter() - start
-        learned = {name: list(values) for name, values in history.values.items()}
-        best = keeper.folder / BEST if settings.patience > 0 and settings.epochs else None
-        (tested,) = trainer.test(
+        epoch_values = {name: list(values) for name, values in history.values.items()}
+        best = writer.folder / BEST if settings.patience > 0 and settings.epochs else None
+        (metrics,) = trainer.test(
             model, samples.test_dataloader(), ckpt_path=best, verbose=False, weights_only=True
         )
     if trainer.world_size > 1:
-        atexit.register(_leave)  # not after a failure: it would wait for an exchange under way
-    silent = _by_layer(tested, "silent")
+        atexit.register(_leave_process_group)  # not after a failure: it would wait for an unfinished exchange
     outcome = Outcome(
         settings=settings,
-        checkpoint=best or keeper.folder / LAST,
-        logs=keeper.folder / LOGS if trainer.logger else None,
-        accuracy=tested[f"test/{model.objective.measure}"],
+        checkpoint=best or writer.folder / LAST,
+        logs=writer.folder / LOGS if trainer.logger else None,
+        accuracy=metrics[f"test/{model.objective.measure}"],
         measure=model.objective.measure,
-        error=tested["test/loss"] if model.is_regression else None,
+        error=metrics["test/loss"] if model.is_regression else None,
         recalls=_recalls(model, samples),
-        rates=_by_layer(tested, "rate"),
-        silent={name: int(count) for name, count in silent.items()},
+        rates=_layer_metrics(metrics, "rate"),
+        silent={name: int(count) for name, count in _layer_metrics(metrics, "silent").items()},
         started=started,
         seconds=seconds,
-        history=learned,
+        history=epoch_values,
     )
     if folder.is_main:
         results.write(folder.path, outcome)
-    model.result = results.Facts(outcome.measure, outcome.accuracy, outcome.rates)
+    model.result = results.Measurements(outcome.measure, outcome.accuracy, outcome.rates)
     return model, outcome
 
 
 def _trainer(
     settings: Settings, folder: Path, callbacks: list[Callback], *, progress: bool
 ) -> lightning.Trainer:
-    processes = settings.devices * settings.nodes
-    if processes > 1 and elastic.is_launched():
-        elastic.join(settings.accelerator)
-    has_board = importlib.util.find_spec("tensorboard") is not None
+    has_tensorboard = importlib.util.find_spec("tensorboard") is not None
     return lightning.Trainer(
         max_epochs=settings.epochs,
         gradient_clip_val=settings.clip,
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.nodes,
-        strategy=DDPStrategy(timeout=elastic.TIMEOUT) if processes > 1 else "auto",
+        strategy=DDPStrategy(timeout=TIMEOUT) if settings.devices * settings.nodes > 1 else "auto",
         precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
         callbacks=callbacks,
-        plugins=[Files()],
+        plugins=[CheckpointFiles()],
         default_root_dir=folder,
-        logger=TensorBoardLogger(folder, name=LOGS, version="") if has_board else False,
+        logger=TensorBoardLogger(folder, name=LOGS, version="") if has_tensorboard else False,
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
@@ -260,46 +284,50 @@ def _trainer(
 def build_classifier(
     settings: Settings, samples: data.DataSet, resume: str | Path | None = None
 ) -> Classifier:
-    """The network for `samples`, before it is trained or resumed.
+    """Returns the untrained network for `samples`; `resume` is the checkpoint of a run that is resumed.
 
     Raises:
-        ValueError: if the accelerator lacks the precision, the samples can't be augmented as the settings
-            say, the layers do not fit, or they have more weights than this machine can train.
+        ValueError: if the accelerator does not support the precision, the samples can't be augmented with the
+            requested operations, the layers do not fit the samples, or training them needs more memory than
+            this machine has.
     """
     if settings.precision == "16-mixed" and settings.accelerator == "cpu":  # Lightning would use another
         raise ValueError(
-            "precision 16-mixed needs a GPU (accelerator gpu); bf16-mixed is what a CPU computes with 16 bits"
+            "precision 16-mixed needs a GPU (accelerator gpu); on a CPU use bf16-mixed for 16-bit products"
         )
     description = samples.description if isinstance(samples, data.UserData) else None
-    most = machine_memory() // 16  # bytes of float32 weights, their gradients and AdamW's two averages
-    model = Classifier(settings, samples.shape, samples.classes, description=description, most_weights=most)
+    max_weights = machine_memory() // 16  # bytes of a float32 weight, its gradient, and AdamW's two averages
+    model = Classifier(
+        settings, samples.shape, samples.classes, description=description, most_weights=max_weights
+    )
     series.check(model, samples)
     if resume is None:
         augment.check(settings.augment, model.shape, sequential=settings.is_sequential)
     return model
 
 
-def _leave() -> None:
-    """Leaves the process group before the interpreter ends.
+def _leave_process_group() -> None:
+    """Leaves torch's process group before the interpreter ends.
 
-    Gloo's threads still hold tensors of the last exchange; releasing them while the interpreter ends aborts
+    Gloo's threads still hold tensors of the last exchange. Releasing them while the interpreter ends aborts
     the process. Lightning does the same for NCCL.
     """
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
-def _by_layer(tested: Any, name: str) -> dict[str, float]:
+def _layer_metrics(metrics: Any, name: str) -> dict[str, float]:
+    """Returns the test metric `name` of each layer, by layer name."""
     prefix = f"test/{name}/"
-    return {key.removeprefix(prefix): value for key, value in tested.items() if key.startswith(prefix)}
+    return {key.removeprefix(prefix): value for key, value in metrics.items() if key.startswith(prefix)}
 
 
 def _recalls(model: Classifier, samples: data.DataSet) -> dict[str, float]:
+    """Returns the recall of each class on the test set; NaN for classes without test samples."""
     if model.recall is None:
         return {}
-    right, _, _, _, tested = model.recall.compute().unbind(dim=1)
-    recalls = (right / tested).tolist()  # NaN for classes without test samples
-    return dict(zip(samples.names, recalls, strict=False))
+    correct, _, _, _, total = model.recall.compute().unbind(dim=1)
+    return dict(zip(samples.names, (correct / total).tolist(), strict=False))
 
 
 def _silence_lightning() -> None:
@@ -307,8 +335,8 @@ def _silence_lightning() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for harmless in (
         ".*does not have many workers",  # the data are in memory, or no workers were requested
-        "Checkpoint directory .* exists and is not empty",  # the settings, or a resumed checkpoint
-        "The dirpath has changed",  # a checkpoint that was moved before it was resumed
-        ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of torch
+        "Checkpoint directory .* exists and is not empty",  # it contains the settings, or a resumed run
+        "The dirpath has changed",  # the checkpoint was moved before it was resumed
+        ".*isinstance.treespec, LeafSpec.* is deprecated",  # a call inside Lightning
     ):
         warnings.filterwarnings("ignore", message=harmless)

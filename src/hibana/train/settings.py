@@ -1,4 +1,4 @@
-"""Options of a training run, each defined once with its check, and the YAML file that they are written to."""
+"""The options of a training run with their checks, and the YAML file that stores them."""
 
 import difflib
 import math
@@ -11,15 +11,17 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, NamedTuple, Self
 
+import yaml
+
 from hibana import cells
 from hibana.cells import peer_aliases, surrogate
 from hibana.data import DATA_SETS, DataSet, Description, UserData, user_data
 from hibana.nn import loss
 from hibana.runtime import files
 from hibana.train import architecture, settings_file
-from hibana.train.recipes import LEAST_JUDGES, defaults, rocket
+from hibana.train.recipes import MIN_VALIDATION_ROWS, defaults, rocket
 
-__all__ = ["CELLS", "CHOICES", "IN_MEMORY", "OF_FILES", "UNIT", "Settings", "read"]
+__all__ = ["CELLS", "CHOICES", "FILE_OPTIONS", "IN_MEMORY", "UNIT_CODINGS", "Settings", "closest", "read"]
 
 CELLS: dict[str, Callable[..., cells.Cell]] = {
     name: getattr(cells, f"{name}Cell")
@@ -28,15 +30,15 @@ CELLS: dict[str, Callable[..., cells.Cell]] = {
 """Spiking cells with a threshold, a surrogate and a reset."""
 CODINGS = ("constant", "poisson", "latency", "population", "delta", "none")
 """The first four are for still inputs, the others for sequences."""
-UNIT = ("poisson", "latency", "population")
+UNIT_CODINGS = ("poisson", "latency", "population")
 """Codings of values in [0, 1]."""
 IN_MEMORY = "in memory"
-"""Value of `data` for samples that no file holds."""
+"""Value of `data` for samples in memory, which can't be read again."""
 _CLASS = re.compile(r"[A-Za-z_][\w.]*:\w+")
 
 
 class _Range(NamedTuple):
-    """Numbers that an option accepts: their description in messages, and the test."""
+    """The numbers that an option accepts: their description in error messages, and a test."""
 
     description: str
     accepts: Callable[[Any], bool]
@@ -52,20 +54,21 @@ _AT_LEAST_1 = _Range("at least 1 step", lambda value: value >= 1)
 _SEED = _Range("in [0, 2^32)", lambda value: 0 <= value < 2**32)
 
 
-def _option(default: Any, accepted: Any = None, of: str = "training") -> Any:
-    """A field of :class:`Settings`.
+def _option(default: Any, accepted: Any = None, group: str = "training") -> Any:
+    """Returns a dataclass field for an option of :class:`Settings`.
 
     Args:
-        default: the default for still inputs; ``None`` for `steps` and `coding`, which the data decide.
-        accepted: a :class:`_Range`, a tuple of the accepted words, or a function that raises for others.
-        of: ``reading`` for arguments of the data set's class, ``files`` for other options of files and
-            folders.
+        default: the default for still inputs; ``None`` for `steps` and `coding`, whose default depends on the
+            data.
+        accepted: a :class:`_Range`, a tuple of words, or a function that raises for other values.
+        group: ``reading`` for arguments of the data set's class, ``files`` for other options of files and
+            folders, ``training`` for all others.
     """
-    return field(default=default, metadata={"accepted": accepted, "of": of})
+    return field(default=default, metadata={"accepted": accepted, "group": group})
 
 
 def _sides(size: str) -> tuple[int, int]:
-    """Height and width from ``32`` or ``28x34``."""
+    """Returns height and width in pixels from ``32`` or ``28x34``."""
     match = re.fullmatch(r"(\d{1,4})(?:x(\d{1,4}))?", size)
     sides = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not (min(sides) > 0 and max(sides) <= 4096):
@@ -75,86 +78,87 @@ def _sides(size: str) -> tuple[int, int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options of a training run, with their checks; the command line has an option for each.
+    """Options of a training run, with their checks. The command line has an option for each.
 
-    The defaults are those for still inputs. :mod:`hibana.train.recipes` has those of sequences, images,
-    recordings of events and tables of few rows.
+    The defaults are those for still inputs. :mod:`hibana.train.recipes` defines the different defaults for
+    sequences, images, recordings of events and small tables.
 
     Args:
         data: name of a data set; or a file or folder; or ``module:class`` of a :class:`hibana.data.DataSet`.
-        kind: kind of a file or folder: table, images, arrays, sequences, events, sound. Detected if ``None``.
-        label: the column or array to learn; detected if ``None``.
-        columns: columns of a table to learn from, separated by commas; all others if ``None``.
-        group: the column of a long table that names the sequence of a row.
-        task: classification or regression; detected from the labels if ``None``.
-        test: a file or folder to test with; a fifth of the data, drawn by the seed, if ``None``.
-        encoding: encoding of text files, also of those that are shown to the network later, such as
-            ``cp932``; detected if ``None``.
-        lengths: how sequences get one length: ``stretch``; ``pad`` with zeros, and cut; ``mask``: padded, and
-            steps after a sequence's end do not count.
+        kind: kind of a file or folder: table, images, arrays, sequences, events, sound. Default: detected.
+        label: the column or array to predict. Default: detected.
+        columns: input columns of a table, separated by commas. Default: all columns except the label.
+        group: the column of a long table that identifies the sequence of each row.
+        task: classification or regression. Default: detected from the labels.
+        test: a file or folder with the test set. Default: a random fifth of the data.
+        encoding: character encoding of text files, such as ``cp932``; also used for later predictions.
+            Default: detected.
+        lengths: how sequences of unequal length get one length: ``stretch`` resamples them; ``pad`` appends
+            zeros or cuts; ``mask`` pads, and ignores the steps after a sequence's end.
         bins: value of a bin of events: ``spikes``, 1 if it contains an event, or ``counts``.
-        size: pixels that images are scaled to, or of a sensor: ``32`` or ``28x34``, height first.
-        class_weights: ``balanced`` weights all classes equally, however many samples they have; ``none``.
-        root: folder of the data set's files, if it needs one.
+        size: height and width in pixels to which images are scaled, or of a sensor: ``32`` or ``28x34``.
+        class_weights: ``balanced`` gives all classes the same weight in the loss, whatever their number of
+            samples; ``none`` gives all samples the same weight.
+        root: folder of the data set's files, if it has any.
         download: download the files to `root` if they are missing.
-        layers: a description as :mod:`hibana.train.architecture` reads it, or ``module:function``. Default:
-            256,256; ``32-skip`` for tables of fewer than 2,000 training rows; ``16c3b-p2-32c3b-p2-128`` for
-            images; ``16c5s2b-32c5s2b-128`` for recordings of events; three windows for sequences
-            (``96w5b-96w5d2b-96w5d4b`` at 40 steps), or ``rocket40`` if it has the higher validation accuracy.
+        layers: the network, such as ``512,512`` or ``32c3-p2-128``, see :mod:`hibana.train.architecture`; or
+            ``module:function``. Default: ``256,256``; ``32-skip`` for tables with fewer than 2,000 training
+            rows; ``16c3b-p2-32c3b-p2-128`` for images; ``16c5s2b-32c5s2b-128`` for recordings of events;
+            ``96w5b-96w5d2b-96w5d4b`` for sequences of 40 steps; ``rocket40`` for the user's own series of 40
+            steps.
         cell: cell of the hidden neurons. Default: IF, for sequences LIF.
-        tau: membrane time constant of the hidden neurons in steps; the cell's default if ``None``.
-        surrogate: derivative of the step function. Default: Step, for sequences ATan.
+        tau: membrane time constant of the hidden neurons in steps. Default: that of the cell.
+        surrogate: surrogate derivative of the spike function. Default: Step, for sequences ATan.
         threshold: threshold of the hidden neurons.
         detach_reset: stop the gradient at the reset.
-        readout_tau: time constant of the readout in steps. Default: infinite, which sums the input; for
-            sequences 20. Layers ``module:function`` and the Rocket have their own readout.
-        steps: number of time steps T for which an input is shown; the default of the data if ``None``.
-        coding: how inputs become spikes or currents; the default of the data if ``None``.
+        readout_tau: time constant of the readout in steps; if infinite, the readout sums its input. Default:
+            infinite, for sequences 20. Layers ``module:function`` and the Rocket have their own readout.
+        steps: number of time steps T. Default: that of the data.
+        coding: how inputs become spikes or currents. Default: that of the data.
         delta_threshold: threshold of delta coding, in units of the signal.
-        loss: the objective. Default: membrane-mean, for sequences membrane-last.
+        loss: the loss function. Default: membrane-mean, for sequences membrane-last.
         smoothing: label smoothing, in [0, 1). Default: 0, for sequences 0.1.
-        augment: random changes of training samples. Images: ``flip`` left to right, ``shift`` by up to one
-            pixel. Recordings of events: ``shift`` by up to an eighth of each side, ``roll`` as far around the
-            sensor. Several words are joined by ``-``, such as ``flip-shift``; ``none``; the default of the
-            data set if ``None``.
-        epochs: passes over the training set. Default: 40; 60 for few rows; 0 for the Rocket, which keeps its
-            closed-form solution.
-        patience: epochs without a smaller validation loss after which training stops. The epoch with the
-            smallest loss is then tested. 0 never stops. Default: 0; 30 for few rows if at least 10 validate.
-        batch_size: samples in a batch, over all processes together. Default: 64, for few rows 16.
+        augment: random changes of training samples. Images: ``flip`` mirrors left and right, ``shift`` moves
+            by up to one pixel. Recordings: ``shift`` moves by up to an eighth of each side, ``roll`` moves as
+            far around the edges. ``-`` joins words: ``flip-shift``. Default: that of the data set.
+        epochs: passes over the training set. Default: 40, for small tables 60, for the Rocket 0, which keeps
+            its closed-form solution.
+        patience: number of epochs without a smaller validation loss after which training stops and the epoch
+            with the smallest loss is tested; 0 disables this. Default: 0, for small tables with at least 10
+            validation rows 30.
+        batch_size: samples in a batch, over all processes together. Default: 64, for small tables 16.
         learning_rate: peak of the one-cycle schedule. Default: 0.005, for sequences 0.003.
-        weight_decay: weight decay of AdamW, for weights only. Default: 0.01, for few rows 2, for sequences
-            0.1.
+        weight_decay: weight decay of AdamW; biases and time constants do not decay. Default: 0.01, for small
+            tables 2, for sequences 0.1.
         clip: largest norm of the gradient.
-        start_rate: spikes per neuron and step to which the layers are scaled before training; 0 disables the
-            scaling. Default: 0.2, for sequences 0.15.
-        rate_target: spikes per neuron and step above which a layer is penalised. Default: 0.07, for sequences
-            0.15.
+        start_rate: firing rate, in spikes per neuron and step, that each layer has before training: weights
+            are scaled to reach it; 0 disables the scaling. Default: 0.2, for sequences 0.15.
+        rate_target: firing rate, in spikes per neuron and step, above which a layer is penalized. Default:
+            0.07, for sequences 0.15.
         rate_penalty: weight of that penalty; 0 disables it.
         seed: seed of all random numbers.
         devices: number of processes on each machine.
         nodes: number of machines.
-        accelerator: device type, as Lightning names it.
-        precision: numerical precision, as Lightning names it; 16-mixed needs a GPU. States are at least
-            float32.
+        accelerator: device type in Lightning, such as ``cpu`` or ``gpu``.
+        precision: numerical precision in Lightning; 16-mixed needs a GPU. States are at least float32.
 
     Raises:
         TypeError: if there is no option of that name.
-        ValueError: if there are no such data, or the value of an option is not accepted.
+        ValueError: if the data do not exist, or an option does not accept its value.
     """
 
     data: str = field(default="digits", kw_only=False)
-    kind: str | None = _option(None, tuple(user_data.KINDS), of="files")
-    label: str | None = _option(None, of="reading")
-    columns: str | None = _option(None, of="reading")
-    group: str | None = _option(None, of="reading")
-    task: str | None = _option(None, user_data.TASKS, of="reading")
-    test: str | None = _option(None, of="reading")
-    encoding: str | None = _option(None, user_data.check_encoding, of="reading")
-    lengths: str = _option("stretch", user_data.LENGTHS, of="reading")
-    bins: str = _option("spikes", user_data.BINS, of="reading")
-    size: str | None = _option(None, _sides, of="reading")
-    class_weights: str = _option("none", ("none", "balanced"), of="files")
+    kind: str | None = _option(None, tuple(user_data.KINDS), group="files")
+    label: str | None = _option(None, group="reading")
+    columns: str | None = _option(None, group="reading")
+    group: str | None = _option(None, group="reading")
+    task: str | None = _option(None, user_data.TASKS, group="reading")
+    test: str | None = _option(None, group="reading")
+    encoding: str | None = _option(None, group="reading")
+    lengths: str = _option("stretch", user_data.LENGTHS, group="reading")
+    bins: str = _option("spikes", user_data.BINS, group="reading")
+    size: str | None = _option(None, _sides, group="reading")
+    class_weights: str = _option("none", ("none", "balanced"), group="files")
     root: str | None = None
     download: bool = False
     layers: str = _option("256,256", architecture.check)
@@ -191,28 +195,27 @@ class Settings:
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
         for name in options:
             if name not in cls.__dataclass_fields__:
-                raise TypeError(_unknown(name))
+                raise TypeError(_unknown_option(name))
         settings = super().__new__(cls)
         explicit = frozenset(name for name, value in options.items() if value is not None)
-        object.__setattr__(settings, "explicit", explicit)  # not a field: files state all options
+        object.__setattr__(settings, "explicit", explicit)  # not a field: files contain all options
         return settings
 
     def __post_init__(self) -> None:
-        for each in fields(self):
-            if each.name not in ("steps", "coding") or getattr(self, each.name) is not None:
-                _check_type(each.name, getattr(self, each.name), each.type)
+        for option in fields(self):
+            if option.name not in ("steps", "coding") or getattr(self, option.name) is not None:
+                _check_type(option.name, getattr(self, option.name), option.type)
         _check_choice("kind", self.kind, CHOICES["kind"])
         is_file = self.data not in DATA_SETS and not _CLASS.fullmatch(self.data)
         if self.kind is not None and not is_file:
-            raise ValueError(f"kind is for files and folders, and {self.data} is {self.what}")
+            raise ValueError(f"kind is for files and folders, and {self.data} is {self.data_kind}")
         if is_file and not (self.data == IN_MEMORY and self.kind is not None):
             path = Path(self.data).expanduser()
             test = None if self.test is None else str(Path(self.test).expanduser().absolute())
             self._set(kind=self.kind or _kind_of(self.data, self.group), data=str(path.absolute()), test=test)
-        span = architecture.span(self.layers) if self.is_sequential else None
-        self._set_default(
-            steps=span or user_data.default_steps(self.kind, self.data) or self.data_set.usual_steps
-        )
+        rocket_steps = architecture.rocket_parameters(self.layers) if self.is_sequential else None
+        default_steps = user_data.default_steps(self.kind, self.data) or self.data_set.usual_steps
+        self._set_default(steps=rocket_steps[0] if rocket_steps else default_steps)
         self._set_default(coding=self.data_set.coding or ("none" if self.is_sequential else "constant"))
         self._set_default(**self._defaults(self.data))
         self._check()
@@ -225,8 +228,8 @@ class Settings:
         self._set(**{name: value for name, value in values.items() if name not in self.explicit})
 
     def _defaults(self, source: Any, rows: int | None = None) -> dict[str, Any]:
-        """Defaults for the data at `source`, with `rows` training samples, that differ from the class's."""
-        if self.is_sequential and architecture.span(self.layers) is not None:
+        """Returns the defaults for the data at `source` with `rows` training samples; see :mod:`recipes`."""
+        if self.is_sequential and architecture.rocket_parameters(self.layers) is not None:
             return rocket(self.steps)
         return defaults(self.kind, self.data_set, self.steps, source=source, rows=rows)
 
@@ -238,18 +241,18 @@ class Settings:
         """
         codings = CODINGS[4:] if self.is_sequential else CODINGS[:4]
         _check_choice(f"coding of {self.data}", self.coding, codings)
-        for each in fields(self):
-            accepted, value = each.metadata.get("accepted"), getattr(self, each.name)
+        for option in fields(self):
+            accepted, name, value = option.metadata.get("accepted"), option.name, getattr(self, option.name)
             if isinstance(accepted, _Range) and not accepted.accepts(value):
-                raise ValueError(f"{each.name} must be {accepted.description}, got {short_repr(value)}")
-            if type(accepted) is tuple and each.name not in ("surrogate", "loss"):  # checked below
-                for word in value.split("-") if each.name == "augment" and value else [value]:
-                    _check_choice(each.name, word, accepted)
+                raise ValueError(f"{name} must be {accepted.description}, got {short_repr(value)}")
+            if type(accepted) is tuple and name not in ("surrogate", "loss"):  # checked below
+                for word in value.split("-") if name == "augment" and value else [value]:
+                    _check_choice(name, word, accepted)
             elif callable(accepted) and value is not None:
                 accepted(value)
         surrogate.named(self.surrogate)
         loss.named(self.loss, self.smoothing)
-        if self.epochs == 0 and architecture.span(self.layers) is None:
+        if self.epochs == 0 and architecture.rocket_parameters(self.layers) is None:
             raise ValueError("epochs must be at least 1, got 0")
         processes = self.devices * self.nodes
         if self.batch_size % processes:
@@ -262,23 +265,23 @@ class Settings:
             )
 
     @property
-    def what(self) -> str:
-        """Kind of the data, for messages."""
+    def data_kind(self) -> str:
+        """Kind of the data, for messages: that of files, ``a data set by name`` or ``a class``."""
         return self.kind or ("a data set by name" if self.data in DATA_SETS else "a class")
 
     @property
     def title(self) -> str:
-        """Short name of the data."""
+        """Short name of the data: a data set's name, or a file's name without folder and suffix."""
         return Path(self.data).stem if self.kind is not None else self.data.replace(":", ".")
 
     @property
     def data_set(self) -> type[DataSet]:
-        """Class of the data set; imports the module of ``module:class``."""
+        """Class of the data set. Imports the module if `data` is ``module:class``."""
         if self.data in DATA_SETS:
             return DATA_SETS[self.data]
         if self.kind is not None:
             return user_data.KINDS[self.kind]
-        data_set = architecture.imported(self.data, "data")
+        data_set = architecture.import_object(self.data, "data")
         if not (isinstance(data_set, type) and issubclass(data_set, DataSet)):
             raise ValueError(  # noqa: TRY004 - it is a value of the settings
                 f"data {self.data!r} must be a class that derives from hibana.data.DataSet, got {data_set!r}"
@@ -291,10 +294,10 @@ class Settings:
         return self.kind in ("sequences", "events", "sound") if self.kind else bool(self.data_set.sequential)
 
     def samples(self, description: Description | None = None) -> DataSet:
-        """The data set, in batches of this run.
+        """Returns the data set of these settings, in batches of `batch_size`.
 
         Args:
-            description: how files were read before, to read more of them in the same way.
+            description: how files were read for a trained network, to read more files in the same way.
 
         Raises:
             TypeError: if the class of the data has no argument for one of the options.
@@ -304,21 +307,23 @@ class Settings:
             raise ValueError(
                 "data of this run were in memory and can't be read again; give a file, or samples in memory"
             )
-        made: Any = self.data_set
-        options = {"seed": self.seed, **self._reading()}
+        data_set: Any = self.data_set
+        options = {"seed": self.seed, **self._reading_options()}
         if self.kind is not None or self.is_sequential:
             options["steps"] = self.steps
         if self.kind is None:
-            return made(self.batch_size, **options)  # type: ignore[no-any-return]
-        options |= {"unit": self.coding in UNIT, "description": description}
-        return made(self.data, batch_size=self.batch_size, **options)  # type: ignore[no-any-return]
+            return data_set(self.batch_size, **options)  # type: ignore[no-any-return]
+        options |= {"unit": self.coding in UNIT_CODINGS, "description": description}
+        return data_set(self.data, batch_size=self.batch_size, **options)  # type: ignore[no-any-return]
 
-    def _reading(self) -> dict[str, Any]:
-        """Arguments of the data set's class, without those at their default."""
-        names = [each.name for each in fields(self) if each.metadata.get("of") == "reading"]
-        default = type(self).__dataclass_fields__
-        options = {name: getattr(self, name) for name in (*names, "root", "download")}
-        options = {name: value for name, value in options.items() if value != default[name].default}
+    def _reading_options(self) -> dict[str, Any]:
+        """Returns the arguments for the data set's class that differ from their defaults."""
+        options = {
+            option.name: getattr(self, option.name)
+            for option in fields(self)
+            if (option.metadata.get("group") == "reading" or option.name in ("root", "download"))
+            and getattr(self, option.name) != option.default
+        }
         if "size" in options:
             options["size"] = _sides(options["size"])
         if "columns" in options:
@@ -326,18 +331,18 @@ class Settings:
         return options
 
     def on(self, samples: UserData) -> "Settings":
-        """These settings with the defaults for `samples`, which depend on their kind and number.
+        """Returns these settings with the defaults for `samples`, which depend on their kind and number.
 
-        Settings without a kind become settings of `samples`, which may be in memory. If `layers` were passed,
-        defaults for few rows do not apply, because they belong to their own layers.
+        Settings without a kind become settings of `samples`, which may be in memory. If the user passed
+        `layers`, the other defaults for small tables do not apply: they suit their own layers only.
 
         Raises:
-            ValueError: if `samples` are in memory and an option says how to read them.
+            ValueError: if `samples` are in memory and the user passed an option for reading files.
         """
         samples.setup()
         settings = self
         if self.kind is None:
-            if options := self._reading():
+            if options := self._reading_options():
                 raise ValueError(f"{', '.join(options)} must be passed to the samples, which are in memory")
             path = str(samples.source.absolute()) if isinstance(samples.source, Path) else IN_MEMORY
             changes: dict[str, Any] = {"data": path, "kind": samples.kind}
@@ -346,56 +351,56 @@ class Settings:
             settings = Settings(**{name: getattr(self, name) for name in self.explicit} | changes)
         rows = None if "layers" in self.explicit else len(samples.training)  # type: ignore[arg-type] # all splits have a length
         values = settings._defaults(samples.source, rows)
-        if len(samples.validation) < LEAST_JUDGES:  # type: ignore[arg-type] # likewise
+        if len(samples.validation) < MIN_VALIDATION_ROWS:  # type: ignore[arg-type] # likewise
             values["patience"] = 0
-        if samples.batch_size != Settings.batch_size:  # chosen where the samples were made
+        if samples.batch_size != Settings.batch_size:  # the user passed it to the class of the samples
             values["batch_size"] = samples.batch_size
         return replace(
             settings, **{name: value for name, value in values.items() if name not in self.explicit}
         )
 
     def make_cell(self) -> cells.Cell:
-        """A cell for one layer of hidden neurons.
+        """Returns a new cell for one layer of hidden neurons.
 
         Raises:
-            TypeError: if `tau` was set and the cell has no time constant.
+            TypeError: if `tau` is set and the cell has no time constant.
         """
         options: dict[str, Any] = {} if self.tau is None else {"tau": self.tau}
         options |= {"threshold": self.threshold, "detach_reset": self.detach_reset}
         return CELLS[self.cell](surrogate=surrogate.named(self.surrogate), **options)
 
-    def write(self, path: Path | str, job: str = "") -> None:
-        """Writes a YAML file from which :func:`read` gives an equal object; `job` identifies its writer."""
-        files.write(Path(path), settings_file.text(asdict(self), job).encode())
+    def write(self, path: Path | str) -> None:
+        """Writes a YAML file from which :func:`read` returns an equal object."""
+        text = f"# Settings of a hibana run\n{yaml.safe_dump(asdict(self), sort_keys=False)}"
+        files.write(Path(path), text.encode())
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    each.name: each.metadata["accepted"]
-    for each in fields(Settings)
-    if type(each.metadata.get("accepted")) is tuple
+    option.name: option.metadata["accepted"]
+    for option in fields(Settings)
+    if type(option.metadata.get("accepted")) is tuple
 }
-"""Words that options accept."""
-OF_FILES = tuple(each.name for each in fields(Settings) if each.metadata.get("of") in ("files", "reading"))
-"""Options of files and folders."""
+"""The words that an option accepts, by its name."""
+FILE_OPTIONS = tuple(o.name for o in fields(Settings) if o.metadata.get("group") in ("files", "reading"))
+"""Options for the user's files and folders."""
 
 
 def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Settings:
-    """Settings from a YAML file. Options that the file does not name have their defaults.
+    """Reads settings from a YAML file. Options that the file does not contain have their defaults.
 
     Args:
-        path: of the file.
-        trust: functions that the file may name as its layers, ``module:function``. They will be run.
+        path: the file.
+        trust: functions ``module:function`` that the file may name as its layers. They are executed.
         changes: options that replace those of the file.
 
     Raises:
-        ValueError: if the file can't be read, is not YAML, has an option that does not exist
-            or a value that is not accepted, or names a function that is not in `trust`.
+        ValueError: if the file can't be read, is not YAML, contains an option that does not exist or a value
+            that is not accepted, or names a function that is not in `trust`.
     """
-    file = settings_file.read(Path(path))
-    content = user_data.without_removed_options(file.content)
+    content = user_data.without_removed_options(settings_file.read(Path(path)))
     for name, value in content.items():
         if name not in Settings.__dataclass_fields__:
-            raise ValueError(f"settings {path}: {_unknown(str(name))}")
+            raise ValueError(f"settings {path}: {_unknown_option(str(name))}")
         if Settings.__dataclass_fields__[name].type in (float, float | None) and isinstance(value, str):
             with suppress(ValueError):  # YAML 1.1 reads 1e-3, a float without a point, as text
                 content[name] = float(value)
@@ -405,23 +410,30 @@ def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Se
     return Settings(**{**content, **changes})
 
 
-def _unknown(name: str) -> str:
-    names = list(Settings.__dataclass_fields__)
+def closest(name: str, names: Collection[str]) -> str | None:
+    """Returns the name among `names` that is most similar to `name`, or means the same in another library."""
     alias = peer_aliases.OPTIONS.get(name.replace("_", "-"), "").replace("-", "_")
-    near = [alias] if alias in names else difflib.get_close_matches(name[:80], names, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"there is no setting {short_repr(name)}{hint}"
+    return alias if alias in names else next(iter(difflib.get_close_matches(name[:80], names, 1)), None)
+
+
+def _unknown_option(name: str) -> str:
+    similar = closest(name, Settings.__dataclass_fields__)
+    return f"there is no setting {short_repr(name)}" + (f"; did you mean {similar}?" if similar else "")
 
 
 def _kind_of(data: str, group: str | None) -> str:
-    """Kind of the file or folder `data`."""
+    """Detects the kind of the file or folder `data`; `group` is the option of that name.
+
+    Raises:
+        ValueError: if there is no such file, or its kind is unknown.
+    """
     path = Path(data).expanduser()
     if os.path.exists(path) or (path.parent != Path() and len(data) <= 255):  # noqa: PTH110 - Path.exists raises for impossible names
         return user_data.kind_of(path, grouped=group is not None)
     if path.suffix and len(data) <= 255:
         raise ValueError(f"data must be a data set's name, a file or folder: there is no file {data}")
-    near = difflib.get_close_matches(data[:80], DATA_SETS, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    similar = closest(data, DATA_SETS)
+    hint = f"; did you mean {similar}?" if similar else ""
     names = ", ".join(DATA_SETS)
     raise ValueError(
         f"data must be one of {names}, or a file or folder of yours; got {short_repr(data)}{hint}"

@@ -1,7 +1,7 @@
 """Number of processor threads for a training.
 
-Threads that share a small network's work mostly wait for each other, and beside a busy process for the thread
-that gets no processor: there, training on the digits took ten times as long with two threads as with one.
+For a small network, threads mostly wait for each other. Beside a busy process they also wait for the thread
+that has no processor: there, training on the digits took ten times as long with two threads as with one.
 """
 
 import math
@@ -11,10 +11,10 @@ import torch
 
 from hibana.train.network import Network
 
-__all__ = ["check", "choose", "work"]
+__all__ = ["check", "choose", "dense_multiplications"]
 
-WORTH = 3e8
-"""Multiplications in a forward pass, if all layers were dense, from which more than one thread is used."""
+MIN_MULTIPLICATIONS = 3e8
+"""Multiplications in a dense forward pass of a batch, from which more than one thread is used."""
 
 
 def check(threads: int) -> None:
@@ -29,20 +29,20 @@ def check(threads: int) -> None:
 
 
 def choose(model: Network, threads: int | None = None) -> int:
-    """Sets and returns torch's number of threads: `threads`, or one if the work is little.
+    """Sets and returns torch's number of threads: `threads`, or by default one for small networks.
 
-    ``OMP_NUM_THREADS`` takes precedence over the second. Only the command calls this function, because the
-    number applies to the whole process, which belongs to the program that calls :func:`hibana.train.fit`.
+    ``OMP_NUM_THREADS`` takes precedence over the default. Only the command calls this function:
+    :func:`hibana.train.fit` does not, because the number of threads belongs to the calling program.
     """
     if threads is None:
-        small = work(model) < WORTH and "OMP_NUM_THREADS" not in os.environ
-        threads = 1 if small else torch.get_num_threads()
+        is_small = dense_multiplications(model) < MIN_MULTIPLICATIONS and "OMP_NUM_THREADS" not in os.environ
+        threads = 1 if is_small else torch.get_num_threads()
     torch.set_num_threads(threads)
     return threads
 
 
-def work(model: Network) -> float:
-    """Multiplications in a dense forward pass of one batch; pooling and stride are not taken into account."""
+def dense_multiplications(model: Network) -> float:
+    """Returns the multiplications in a dense forward pass of one batch, ignoring pooling and strides."""
     pixels = math.prod(model.shape[-2:]) if len(model.shape) > 1 else 1
     weights = sum(w.numel() * (pixels if w.ndim == 4 else 1) for w in model.net.parameters() if w.ndim > 1)
     return float(weights * model.settings.steps * model.settings.batch_size)

@@ -13,8 +13,9 @@ import torch
 
 import hibana as hb
 from conformance import suite
-from hibana.cli.play import network, neuron, source
-from hibana.cli.play.source import Trouble
+from hibana.cli.play import neuron, source
+from hibana.cli.play.network import TrainedNetwork
+from hibana.cli.play.source import UserError
 
 SURROGATES = ("ATan", "Step", "Triangle", "FastSigmoid")
 
@@ -24,7 +25,7 @@ OWN = source.EXAMPLE
 
 def asked(cell="IF", values=(), strength=0.3, noise=0.0, top=1.0, code=None, **more):
     kind = source.find(cell, code)
-    return neuron.answer(kind, dict(values), strength=strength, noise=noise, top=top, **more)
+    return neuron.simulate(kind, dict(values), strength=strength, noise=noise, top=top, **more)
 
 
 def test_the_cells_to_choose_from_are_all_cells_and_no_more():
@@ -33,7 +34,7 @@ def test_the_cells_to_choose_from_are_all_cells_and_no_more():
 
 def fields_of(kind, defaults=None):
     fields = pytest.importorskip("hibana.cli.play.fields", reason="the extra play is not installed")
-    return {each.name: each for each in fields.of_cell(kind, lambda: None, defaults or {})}
+    return {each.name: each for each in fields.cell_fields(kind, lambda: None, defaults or {})}
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -74,12 +75,12 @@ def test_fields_follow_the_signature():
     fields["reset"].element.value = "subtract"
     assert fields["reset"].value() == "subtract"
     fields["reset"].element.value = "spam"
-    with pytest.raises(Trouble, match="reset must be a number or subtract, got 'spam'"):
+    with pytest.raises(UserError, match="reset must be a number or subtract, got 'spam'"):
         fields["reset"].value()
     spinner.value = None
-    with pytest.raises(Trouble, match="tau must be a number"):
+    with pytest.raises(UserError, match="tau must be a number"):
         fields["tau"].value()
-    with pytest.raises(Trouble, match="each argument of Mine must have a default; tau has none"):
+    with pytest.raises(UserError, match="each argument of Mine must have a default; tau has none"):
         fields_of(source.find("", "class Mine(hb.Cell):\n    def __init__(self, tau): pass"))
 
 
@@ -172,7 +173,7 @@ HEAD = "class Mine(hb.Cell):\n    def forward(self, input_, v, s):\n        "
     ],
 )
 def test_what_is_wrong_with_pasted_code_is_told(text, words):
-    with pytest.raises(Trouble, match=re.escape(words)):
+    with pytest.raises(UserError, match=re.escape(words)):
         neuron.input_range(source.find("", text))
 
 
@@ -185,18 +186,18 @@ def test_what_is_wrong_with_pasted_code_is_told(text, words):
         ({"values": {"surrogate": ("None", {})}}, "surrogate must be one of"),
         ({"strength": math.nan}, "input strength must be finite, got nan"),
         ({"noise": -0.1}, "input noise must be at least 0, got -0.1"),
-        ({"shape": "spiral"}, "course must be one of constant"),
+        ({"course": "spiral"}, "course must be one of constant"),
         ({"cell": "HH"}, "cell must be one of ALIF"),
     ],
 )
 def test_values_that_are_refused_are_told_in_the_words_of_the_cell(asking, words):
-    with pytest.raises(Trouble, match=re.escape(words)):
+    with pytest.raises(UserError, match=re.escape(words)):
         asked(**asking)
 
 
 def test_what_leaves_the_finite_numbers_is_told_and_not_drawn():
     answer = asked("QIF", {"threshold": 3e38}, 3.0)
-    assert answer["note"].startswith("v leaves the finite numbers at step ")
+    assert answer["note"].startswith("v is not finite from step ")
     drawn = answer["potential"][numpy.isfinite(answer["potential"])]
     assert numpy.abs(drawn).max() < 1e30
 
@@ -218,10 +219,9 @@ def untrained(path, **settings):
 
 
 def test_a_sample_goes_through_the_layers(checkpoint):
-    told = network.opened(str(checkpoint))
-    assert told["count"] == 360
-    assert told["steps"] == 5
-    shown = network.sample(str(checkpoint), 7)
+    network = TrainedNetwork(str(checkpoint))
+    assert (network.count, network.steps) == (360, 5)
+    shown = network.sample(7)
     assert shown["picture"].shape == (8, 8)
     assert [(each["name"], each["neurons"]) for each in shown["layers"]] == [("if1", 24), ("if2", 20)]
     assert shown["potentials"].shape == (5, 10)
@@ -241,21 +241,22 @@ def test_a_sample_goes_through_the_layers(checkpoint):
 
 
 def test_the_next_mistake_is_one(checkpoint):
-    index = network.next_misclassified(str(checkpoint), 5)
-    shown = network.sample(str(checkpoint), index)
+    network = TrainedNetwork(str(checkpoint))
+    index = network.next_misclassified(5)
+    shown = network.sample(index)
     assert shown["label"] != shown["answer"]
     for between in range(6, index):
-        right = network.sample(str(checkpoint), between)
+        right = network.sample(between)
         assert right["label"] == right["answer"]
 
 
 def test_what_is_no_checkpoint_or_sample_is_told(checkpoint, tmp_path):
     (tmp_path / "text").write_text("no checkpoint")
     for path in (tmp_path / "text", tmp_path / "missing", tmp_path, "\0", "~nobody/x"):
-        with pytest.raises(Trouble, match="checkpoint must be a file that `hibana train` wrote"):
-            network.opened(os.fspath(path))
-    with pytest.raises(Trouble, match="sample must be in 0 to 359, got 360"):
-        network.sample(str(checkpoint), 360)
+        with pytest.raises(UserError, match="checkpoint must be a file that `hibana train` wrote"):
+            TrainedNetwork(os.fspath(path))
+    with pytest.raises(UserError, match="sample must be in 0 to 359, got 360"):
+        TrainedNetwork(str(checkpoint)).sample(360)
 
 
 @pytest.mark.slow
@@ -283,10 +284,10 @@ def test_ctrl_c_ends_the_playground():
 def test_the_network_that_comes_with_hibana_is_there_under_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("safetensors", reason="the extra hub is not installed")
-    told = network.opened("digits")
-    assert told["title"].startswith("digits · 16c3b-p2-32c3b-p2-64 · IF neurons")
-    shown = [network.sample("digits", index) for index in range(0, told["count"], 6)]
+    network = TrainedNetwork("digits")
+    assert network.title.startswith("digits · 16c3b-p2-32c3b-p2-64 · IF neurons")
+    shown = [network.sample(index) for index in range(0, network.count, 6)]
     assert sum(each["answer"] == each["label"] for each in shown) >= 0.9 * len(shown)
     (tmp_path / "digits").write_text("a file of that name is the user's")
-    with pytest.raises(Trouble, match="checkpoint must be a file that `hibana train` wrote"):
-        network.opened("digits")
+    with pytest.raises(UserError, match="checkpoint must be a file that `hibana train` wrote"):
+        TrainedNetwork("digits")

@@ -151,15 +151,15 @@ def test_a_changed_number_is_answered(page):
     page.run("put('threshold', 0.5)")
     page.until("drawn('potential').get_column('threshold')[0].toFixed(2)", "0.50")
     page.run("put('threshold', -1)")
-    page.until("told('trouble').includes('threshold must be positive and finite')")
+    page.until("told('error').includes('threshold must be positive and finite')")
     page.run("put('threshold', null)")
-    page.until("told('trouble')", "threshold must be a number")
+    page.until("told('error')", "threshold must be a number")
     page.run("put('threshold', 1)")
-    page.until("told('trouble')", "")
+    page.until("told('error')", "")
     page.run("put('reset', '<b>1</b>')")
-    page.until("told('trouble').includes('reset must be a number or subtract')")
+    page.until("told('error').includes('reset must be a number or subtract')")
     page.run("put('reset', 'subtract')")
-    page.until("told('trouble')", "")
+    page.until("told('error')", "")
 
 
 def test_every_cell_and_surrogate_can_be_chosen(page):
@@ -186,9 +186,9 @@ def test_pasted_code_runs_and_its_errors_are_told(page):
     }.items():
         page.run("put('code', arguments[0])", code)
         page.press("use")
-        page.until(f"told('trouble').includes({json.dumps(words)})")
+        page.until(f"told('error').includes({json.dumps(words)})")
     page.run("put('cell', 'IF')")
-    page.until("told('trouble')", "")
+    page.until("told('error')", "")
 
 
 def test_a_network_is_opened_and_its_samples_go_through_it(page):
@@ -200,14 +200,14 @@ def test_a_network_is_opened_and_its_samples_go_through_it(page):
     page.until("root('input').title.text.startsWith('Input: ')")
     page.press("mistake")
     page.until("root('readout').title.text.includes(', label ')")
-    page.until("told('network trouble')", "")
+    page.until("told('network error')", "")
     page.run("root('play').active = true")
     now = "root('readout').renderers[1].data_source.get_column('x')[0]"
     page.until(now, 1)
     page.until(now, 4)
     page.run("put('checkpoint', '/nowhere/at all')")
     page.press("open")
-    page.until("told('network trouble').includes('checkpoint must be a file that `hibana train` wrote')")
+    page.until("told('network error').includes('checkpoint must be a file that `hibana train` wrote')")
 
 
 def get(address, path=None, **headers):

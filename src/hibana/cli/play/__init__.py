@@ -1,9 +1,9 @@
-"""The playground: neurons and networks in a browser, changed by hand.
+"""The playground: a page in the browser to change neurons and watch networks.
 
-``hibana play`` starts :func:`hibana.cli.play.server.serve`, a Bokeh server on this machine. ``source`` turns
-pasted text into a cell, ``fields`` a cell's signature into widgets; ``neuron`` and ``network`` compute what
-``neuron_view`` and ``network_view`` show. Bokeh is imported by the views, the fields and the server only
-(``pip install '.[play]'``).
+``hibana play`` starts :func:`hibana.cli.play.server.serve`, a Bokeh server on this machine. ``source``
+compiles pasted text to a cell, ``fields`` creates widgets for a cell's signature. ``neuron`` and ``network``
+compute the data that ``neuron_view`` and ``network_view`` draw. Only the views, ``figures``, ``fields`` and
+``server`` import Bokeh (``pip install '.[play]'``).
 """
 
 __all__: list[str] = []

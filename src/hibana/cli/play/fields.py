@@ -1,4 +1,4 @@
-"""Widgets for the hyper-parameters of a cell, generated from its signature and defaults."""
+"""Widgets for the hyperparameters of a cell, generated from its signature and defaults."""
 
 import inspect
 import math
@@ -9,32 +9,32 @@ from typing import Any, NamedTuple
 from bokeh.models import Checkbox, Column, CustomJS, Select, Slider, Spinner, TextInput, UIElement
 
 from hibana.cells import Cell, surrogate
-from hibana.cli.play.source import Trouble
+from hibana.cli.play.source import UserError
 
-__all__ = ["WIDTH", "Field", "number", "of_cell", "of_surrogate"]
+__all__ = ["WIDTH", "Field", "cell_fields", "number_field", "surrogate_fields"]
 
 WIDTH = 260
-"""Of the widgets, in pixels."""
+"""Width of the widgets, in pixels."""
 
 
 class Field(NamedTuple):
-    """A hyper-parameter: its name, its widgets, and a function that returns its value."""
+    """A hyperparameter: its name, its widgets, and a function that returns its value."""
 
     name: str
     element: UIElement
     value: Callable[[], Any]
 
 
-def of_cell(kind: type[Cell], changed: Callable[[], None], defaults: dict[str, float]) -> list[Field]:
-    """The hyper-parameters of a cell, in the order of its signature.
+def cell_fields(kind: type[Cell], on_change: Callable[[], None], defaults: dict[str, float]) -> list[Field]:
+    """Returns fields for the hyperparameters of a cell, in the order of its signature.
 
     Args:
-        kind: the class of the cell.
-        changed: called after each change of a value.
-        defaults: values at the start, instead of those of the signature.
+        kind: class of the cell.
+        on_change: called after each change of a value.
+        defaults: initial values that replace those of the signature.
 
     Raises:
-        Trouble: if an argument has no default.
+        UserError: if an argument has no default.
     """
     fields: list[Field] = []
     for name, parameter in inspect.signature(kind).parameters.items():
@@ -42,37 +42,42 @@ def of_cell(kind: type[Cell], changed: Callable[[], None], defaults: dict[str, f
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if default is parameter.empty:
-            raise Trouble(f"each argument of {kind.__name__} must have a default; {name} has none")
-        words = _words(parameter.annotation)
+            raise UserError(f"each argument of {kind.__name__} must have a default; {name} has none")
+        words = _literal_words(parameter.annotation)
         if isinstance(default, bool):
-            fields.append(_switch(name, default, changed))
+            fields.append(_checkbox_field(name, default, on_change))
         elif isinstance(default, surrogate.Surrogate):
-            fields.append(_surrogate(name, type(default).__name__, changed))
+            fields.append(_surrogate_field(name, type(default).__name__, on_change))
         elif words or (isinstance(default, float) and math.isinf(default)):
-            fields.append(_text(name, default, words, changed))
+            fields.append(_text_field(name, default, words, on_change))
         elif isinstance(default, int | float):
-            fields.append(number(name, default, changed, is_integer=parameter.annotation is int))
+            fields.append(number_field(name, default, on_change, is_integer=parameter.annotation is int))
     return fields
 
 
-def of_surrogate(name: str, changed: Callable[[], None]) -> list[Field]:
-    """The shape parameters of the surrogate called `name`."""
+def surrogate_fields(name: str, on_change: Callable[[], None]) -> list[Field]:
+    """Returns fields for the shape parameters of the surrogate called `name`."""
     parameters = inspect.signature(type(surrogate.named(name))).parameters.values()
-    return [number(each.name, each.default, changed) for each in parameters]
+    return [number_field(parameter.name, parameter.default, on_change) for parameter in parameters]
 
 
-def number(
+def number_field(
     name: str,
     value: float,
-    changed: Callable[[], None],
+    on_change: Callable[[], None],
     *,
     largest: float | None = None,
     is_integer: bool = False,
 ) -> Field:
-    """A number: a slider up to `largest`, and a field for other values.
+    """Returns a field for a number: a slider, and a text field that also accepts larger values.
 
-    Unless `largest` is given, the slider ends at 10 times the default for time constants and integers, and at
-    3 times the default for other numbers. It starts at 0, or at minus its end if the default is not positive.
+    Args:
+        name: name of the hyperparameter.
+        value: initial value.
+        on_change: called after each change.
+        largest: end of the slider. Default: 10 times `value` for time constants and integers, 3 times `value`
+            for other numbers. The slider starts at 0, or at minus its end if `value` is not positive.
+        is_integer: whether the value is an integer.
     """
     size = abs(value) or 1.0
     high = largest or size * (10 if name.startswith("tau") or is_integer else 3)
@@ -85,72 +90,68 @@ def number(
     move = CustomJS(args={"slider": slider}, code="if (cb_obj.value !== null) slider.value = cb_obj.value")
     spinner.js_on_change("value", move)
     slider.js_link("value", spinner, "value")
-    spinner.on_change("value", lambda attribute, old, new: changed())
+    spinner.on_change("value", lambda attribute, old, new: on_change())
 
     def read() -> float:
         if spinner.value is None:
-            raise Trouble(f"{name} must be a number")
+            raise UserError(f"{name} must be a number")
         return int(spinner.value) if is_integer else float(spinner.value)
 
     return Field(name, Column(spinner, slider), read)
 
 
-def _switch(name: str, value: bool, changed: Callable[[], None]) -> Field:
+def _checkbox_field(name: str, value: bool, on_change: Callable[[], None]) -> Field:
     box = Checkbox(label=_title(name), active=value, name=name)
-    box.on_change("active", lambda attribute, old, new: changed())
+    box.on_change("active", lambda attribute, old, new: on_change())
     return Field(name, box, lambda: bool(box.active))
 
 
-def _text(name: str, value: object, words: tuple[str, ...], changed: Callable[[], None]) -> Field:
-    """A number or one of `words`, typed."""
+def _text_field(name: str, value: object, words: tuple[str, ...], on_change: Callable[[], None]) -> Field:
+    """Returns a text field that accepts a number or one of `words`."""
     accepted = " or ".join(("a number", *words))
     field = TextInput(title=f"{_title(name)} ({accepted})", value=f"{value}", name=name, width=WIDTH)
-    field.on_change("value", lambda attribute, old, new: changed())
+    field.on_change("value", lambda attribute, old, new: on_change())
 
     def read() -> float | str:
-        written: str = field.value.strip()
-        if written in words:
-            return written
+        text: str = field.value.strip()
+        if text in words:
+            return text
         try:
-            return float(written)
+            return float(text)
         except ValueError:
-            raise Trouble(f"{name} must be {accepted}, got {written[:40]!r}") from None
+            raise UserError(f"{name} must be {accepted}, got {text[:40]!r}") from None
 
     return Field(name, field, read)
 
 
-def _surrogate(name: str, value: str, changed: Callable[[], None]) -> Field:
-    """A surrogate by name, and below it its shape parameters."""
-    select = Select(title=_title(name), value=value, options=_surrogates(), name=name, width=WIDTH)
-    element, shapes = Column(), list[Field]()
+def _surrogate_field(name: str, value: str, on_change: Callable[[], None]) -> Field:
+    """Returns a menu of surrogates with the fields of the selected one below it."""
+    kinds = [getattr(surrogate, kind) for kind in surrogate.__all__]
+    classes = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, surrogate.Surrogate)]
+    names = sorted(
+        kind.__name__ for kind in classes if not inspect.isabstract(kind) and kind is not surrogate.Formula
+    )
+    select = Select(title=_title(name), value=value, options=names, name=name, width=WIDTH)
+    element, parameters = Column(), list[Field]()
 
     def show() -> None:
-        shapes[:] = of_surrogate(select.value, changed)
-        element.children = [select, *(each.element for each in shapes)]
+        parameters[:] = surrogate_fields(select.value, on_change)
+        element.children = [select, *(field.element for field in parameters)]
 
     def choose(attribute: str, old: Any, new: Any) -> None:
         show()
-        changed()
+        on_change()
 
     show()
     select.on_change("value", choose)
-    return Field(name, element, lambda: (select.value, {each.name: each.value() for each in shapes}))
+    return Field(name, element, lambda: (select.value, {field.name: field.value() for field in parameters}))
 
 
-def _surrogates() -> list[str]:
-    """The names of the surrogates that can be made without arguments."""
-    kinds = [getattr(surrogate, name) for name in surrogate.__all__]
-    classes = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, surrogate.Surrogate)]
-    return sorted(
-        kind.__name__ for kind in classes if not inspect.isabstract(kind) and kind is not surrogate.Formula
-    )
-
-
-def _words(annotation: Any) -> tuple[str, ...]:
-    """The literal texts among the types of an annotation."""
+def _literal_words(annotation: Any) -> tuple[str, ...]:
+    """Returns the texts in the ``Literal`` types of an annotation."""
     if typing.get_origin(annotation) is typing.Literal:
         return tuple(word for word in typing.get_args(annotation) if isinstance(word, str))
-    return tuple(word for part in typing.get_args(annotation) for word in _words(part))
+    return tuple(word for part in typing.get_args(annotation) for word in _literal_words(part))
 
 
 def _title(name: str) -> str:

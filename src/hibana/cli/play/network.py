@@ -1,132 +1,120 @@
-"""A trained network, and one sample passing through it. Arguments are plain values, results NumPy arrays."""
+"""A trained network, and the activity of its layers for one sample; results are NumPy arrays."""
 
 from collections.abc import Collection
-from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.cli.play.source import Trouble
+from hibana.cli.play.source import UserError
 from hibana.runtime.extras import missing_module_message
 
-if TYPE_CHECKING:
-    from hibana.data import DataSet
-    from hibana.train import Network
-
-__all__ = ["next_misclassified", "opened", "sample"]
+__all__ = ["TrainedNetwork"]
 
 
-def opened(path: str, trust: Collection[str] = ()) -> dict[str, Any]:
-    """A checkpoint's ``title``, a line about the network; ``count`` of test samples; ``steps``.
+class TrainedNetwork:
+    """A trained classifier and its test samples.
 
     Args:
-        path: of the checkpoint, or the name of a network of :func:`hibana.pretrained`.
-        trust: functions that a checkpoint may execute, as in :func:`hibana.train.load`.
+        path: a checkpoint, or the name of a network of :func:`hibana.pretrained`.
+        trust: functions ``module:function`` that a checkpoint may name as its layers. They are executed.
+
+    Attributes:
+        title: description of the network in one line.
+        count: number of test samples.
+        steps: number of time steps.
 
     Raises:
-        Trouble: if it is no checkpoint of ``hibana train``, or what it needs is not installed or not there.
+        UserError: if there is no checkpoint at `path`, its data or a package are missing, or it is a
+            regression.
     """
-    model, samples = _load(path, trust)
-    settings = model.settings
-    neurons, time = f"{settings.cell} neurons · {settings.surrogate}", f"T = {settings.steps}"
-    return {
-        "title": f"{settings.title} · {settings.layers} · {neurons} · {time}",
-        "count": len(samples.test),  # type: ignore[arg-type] # all splits have a length
-        "steps": settings.steps,
-    }
+
+    def __init__(self, path: str, trust: Collection[str] = ()) -> None:
+        try:
+            from hibana.train import load
+            from hibana.train.pretrained import NAMES, SHIPPED
+
+            checkpoint = Path(path).expanduser()
+            is_shipped = str(checkpoint) in NAMES and not checkpoint.exists()
+            self._model = load(SHIPPED / checkpoint if is_shipped else checkpoint, trust=trust)
+            self._samples = self._model.settings.samples(self._model.description)
+            self._samples.setup()
+        except ModuleNotFoundError as error:
+            raise UserError(f"opening the checkpoint {missing_module_message(error) or error}") from error
+        except (ValueError, FileNotFoundError) as error:
+            raise UserError(str(error)) from error
+        if self._model.is_regression:
+            raise UserError("only classifiers can be shown; this network predicts a quantity")
+        settings = self._model.settings
+        self.steps = settings.steps
+        self.count = len(self._samples.test)  # type: ignore[arg-type] # all splits have a length
+        neurons, time = f"{settings.cell} neurons · {settings.surrogate}", f"T = {settings.steps}"
+        self.title = f"{settings.title} · {settings.layers} · {neurons} · {time}"
+
+    def sample(self, index: int) -> dict[str, Any]:
+        """Runs the network on test sample `index`.
+
+        Returns:
+            ``picture``, ``[height, width]``, row 0 at the top; ``axes``, the names of its axes, ``None`` for
+            pixels; ``layers``: name, number of ``neurons``, firing ``rate`` and ``raster`` ``[neurons, T]``
+            of each spiking layer, 1 for a spike; ``potentials`` of the readout, ``[T, classes]``; ``label``,
+            index of the correct class; ``answer``, index of the predicted class; ``names`` of the classes.
+
+        Raises:
+            UserError: if there is no such sample.
+        """
+        from hibana.train import activity
+
+        if not 0 <= index < self.count:
+            raise UserError(f"sample must be in 0 to {self.count - 1}, got {index}")
+        inputs, label, *lengths = self._samples.test[index]
+        inputs = inputs[: int(lengths[0])] if lengths else inputs
+        with torch.inference_mode():
+            torch.manual_seed(index)  # the same random numbers each time
+            potentials, spikes = activity(self._model.net, self._model.encode(inputs[None]))
+            answer = int(self._model.objective.scores(potentials).argmax(1))
+        picture, axes = _picture(inputs, self._samples.sequential)
+        return {
+            "picture": picture,
+            "axes": axes,
+            "layers": [
+                {
+                    "name": name,
+                    "neurons": layer[0, 0].numel(),
+                    "rate": float(layer.mean()),
+                    "raster": layer[:, 0].flatten(1).T.byte().numpy(),
+                }
+                for name, layer in spikes.items()
+            ],
+            "potentials": potentials[:, 0].numpy(),
+            "label": int(label),
+            "answer": answer,
+            "names": list(self._samples.names),
+        }
+
+    def next_misclassified(self, index: int) -> int:
+        """Returns the next misclassified test sample after `index`, wrapping around at the end.
+
+        Raises:
+            UserError: if all test samples are classified correctly.
+        """
+        for offset in range(1, self.count + 1):
+            candidate = (index + offset) % self.count
+            sample = self.sample(candidate)
+            if sample["answer"] != sample["label"]:
+                return candidate
+        raise UserError("the network classifies all test samples correctly")
 
 
-def sample(path: str, index: int, trust: Collection[str] = ()) -> dict[str, Any]:
-    """Test sample `index` passing through the network at `path`.
+def _picture(inputs: Tensor, sequential: bool) -> tuple[np.ndarray[Any, Any], tuple[str, str] | None]:
+    """Returns a sample as a picture, and the names of its axes; ``None`` for pixels.
 
-    Returns:
-        ``picture``, ``[height, width]``, row 0 on top; ``axes``, the names of its axes if not pixels;
-        ``layers``: each spiking layer's name, number of neurons, firing rate and ``raster``,
-        ``[neurons, T]``, 1 if a neuron spikes; ``potentials`` of the readout, ``[T, classes]``; ``label``
-        and ``answer``, and the ``names`` of the classes.
-
-    Raises:
-        Trouble: as :func:`opened`, or if there is no such sample.
+    Series become features over time. For images, channels and time are averaged.
     """
-    model, samples = _load(path, trust)
-    count = len(samples.test)  # type: ignore[arg-type] # as above
-    if not 0 <= index < count:
-        raise Trouble(f"sample must be in 0 to {count - 1}, got {index}")
-    from hibana.train import activity
-
-    shown, label, *lengths = samples.test[index]
-    shown = shown[: int(lengths[0])] if lengths else shown
-    with torch.inference_mode():
-        torch.manual_seed(index)  # the same random numbers each time
-        potentials, spikes = activity(model.net, model.encode(shown[None]))
-        answer = int(model.objective.scores(potentials).argmax(1))
-    picture, axes = _picture(shown, samples.sequential)
-    return {
-        "picture": picture,
-        "axes": axes,
-        "layers": [
-            {
-                "name": name,
-                "neurons": layer[0, 0].numel(),
-                "rate": float(layer.mean()),
-                "raster": layer[:, 0].flatten(1).T.byte().numpy(),
-            }
-            for name, layer in spikes.items()
-        ],
-        "potentials": potentials[:, 0].numpy(),
-        "label": int(label),
-        "answer": answer,
-        "names": list(samples.names),
-    }
-
-
-def next_misclassified(path: str, after: int, trust: Collection[str] = ()) -> int:
-    """The next misclassified test sample after `after`, wrapping around at the end.
-
-    Raises:
-        Trouble: as :func:`opened`, or if there is none.
-    """
-    _, samples = _load(path, trust)
-    count = len(samples.test)  # type: ignore[arg-type] # as above
-    for offset in range(count):
-        index = (after + 1 + offset) % count
-        shown = sample(path, index, trust)
-        if shown["answer"] != shown["label"]:
-            return index
-    raise Trouble("the network classifies all test samples correctly")
-
-
-def _load(path: str, trust: Collection[str]) -> tuple["Network", "DataSet"]:
-    where = Path(path).expanduser()
-    return _loaded(where, where.stat().st_mtime_ns if where.is_file() else 0, tuple(trust))
-
-
-@lru_cache(maxsize=2)
-def _loaded(path: Path, changed: int, trust: tuple[str, ...]) -> tuple["Network", "DataSet"]:
-    try:
-        from hibana.train import load
-        from hibana.train.pretrained import NAMES, SHIPPED
-
-        is_shipped = str(path) in NAMES and not path.exists()
-        model = load(SHIPPED / path if is_shipped else path, trust=trust)
-        samples = model.settings.samples(model.description)
-        samples.setup()
-    except ModuleNotFoundError as error:
-        raise Trouble(f"opening the checkpoint {missing_module_message(error) or error}") from error
-    except (ValueError, FileNotFoundError) as error:
-        raise Trouble(str(error)) from error
-    if model.is_regression:
-        raise Trouble("a network must name classes to be shown here; this one learned a quantity")
-    return model, samples
-
-
-def _picture(shown: Tensor, sequential: bool) -> tuple[np.ndarray[Any, Any], tuple[str, str] | None]:
-    """A sample as a picture: pixels, channels and time averaged; a sequence of features over time."""
-    if sequential and shown.ndim == 2:
-        return shown.T.numpy(), ("Time step", "Feature")
-    if shown.ndim < 2:
-        return shown.reshape(1, -1).numpy(), ("Feature", "")
-    return shown.reshape(-1, *shown.shape[-2:]).mean(dim=0).numpy(), None
+    if sequential and inputs.ndim == 2:
+        return inputs.T.numpy(), ("Time step", "Feature")
+    if inputs.ndim < 2:
+        return inputs.reshape(1, -1).numpy(), ("Feature", "")
+    return inputs.reshape(-1, *inputs.shape[-2:]).mean(dim=0).numpy(), None

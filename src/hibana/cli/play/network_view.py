@@ -1,18 +1,18 @@
-"""A trained network: a sample, the spikes of each layer, and the readout, with a movable time."""
+"""The view of a trained network: a sample, the spikes of each layer, and the readout over time."""
 
 from typing import Any
 
 import numpy as np
 from bokeh.models import Button, Column, ColumnDataSource, CustomJS, Row, Slider, Spinner, TextInput, Toggle
 
-from hibana.cli.play import network
 from hibana.cli.play.fields import WIDTH
 from hibana.cli.play.figures import BLUE, COLOURS, GREY, RED, Figure, column, empty, message, new_figure
-from hibana.cli.play.source import Trouble
+from hibana.cli.play.network import TrainedNetwork
+from hibana.cli.play.source import UserError
 
 __all__ = ["NetworkView"]
 
-PLAY = """
+PLAY_SCRIPT = """
 clearInterval(window.playing)
 if (cb_obj.active) {
   step.value = step.start
@@ -24,29 +24,38 @@ if (cb_obj.active) {
 
 
 class NetworkView:
-    """The view of a checkpoint on a page."""
+    """Widgets and figures for a trained network.
+
+    Args:
+        checkpoint: a network to open at the start; ``None`` opens none.
+        trust: functions that a checkpoint may name as its layers, see :func:`hibana.train.load`.
+
+    Attributes:
+        layout: the view, to be added to a Bokeh document.
+    """
 
     def __init__(self, checkpoint: str | None, trust: list[str]) -> None:
-        self._trust, self._path, self._shown = trust, "", -1
-        self._where = TextInput(
+        self._trust, self._shown_index = trust, -1
+        self._network: TrainedNetwork | None = None
+        self._path = TextInput(
             title="Checkpoint", value=checkpoint or "digits", width=WIDTH, name="checkpoint"
         )
-        opening = Button(label="Open", button_type="primary", width=WIDTH, name="open")
-        opening.on_click(self._open)
-        self._trouble, self._title = message("network trouble", RED), message("network title")
+        open_button = Button(label="Open", button_type="primary", width=WIDTH, name="open")
+        open_button.on_click(self._open)
+        self._error, self._title = message("network error", RED), message("network title")
         self._index = Spinner(title="Test sample", value=0, low=0, step=1, width=WIDTH, name="sample")
         self._index.on_change("value", lambda attribute, old, new: self._show())
-        mistake = Button(label="Next mistake", width=WIDTH, name="mistake")
-        mistake.on_click(self._next_mistake)
+        mistake_button = Button(label="Next mistake", width=WIDTH, name="mistake")
+        mistake_button.on_click(self._next_mistake)
         self._step = Slider(title="Time step", start=0, end=1, value=0, width=WIDTH, name="step")
-        self._now = ColumnDataSource({"x": [0]})
-        move = CustomJS(args={"now": self._now}, code="now.data = {x: [cb_obj.value]}")
+        self._current_step = ColumnDataSource({"x": [0]})
+        move = CustomJS(args={"now": self._current_step}, code="now.data = {x: [cb_obj.value]}")
         self._step.js_on_change("value", move)
         play = Toggle(label="▶ Play", width=WIDTH, name="play")
-        play.js_on_change("active", CustomJS(args={"step": self._step}, code=PLAY))
-        self._rest = Column(self._title, self._index, mistake, self._step, play, visible=False)
+        play.js_on_change("active", CustomJS(args={"step": self._step}, code=PLAY_SCRIPT))
+        self._controls = Column(self._title, self._index, mistake_button, self._step, play, visible=False)
         self._make_figures()
-        widgets = Column(self._where, opening, self._trouble, self._rest)
+        widgets = Column(self._path, open_button, self._error, self._controls)
         pictures = column(self._input, self._readout)
         self._layers = column(name="layers")
         self.layout = Row(
@@ -69,44 +78,44 @@ class NetworkView:
         self._readout.add_layout(self._readout.legend[0], "right")
         self._mark_time(self._readout)
 
-    def _mark_time(self, shown: Figure) -> None:
-        """A line in a figure at the time step of the slider."""
-        shown.vspan("x", source=self._now, color=GREY, line_dash="dashed")
+    def _mark_time(self, figure: Figure) -> None:
+        """Adds a line to a figure at the time step of the slider."""
+        figure.vspan("x", source=self._current_step, color=GREY, line_dash="dashed")
 
     def _open(self) -> None:
-        path = self._where.value.strip()
         try:
-            opened = network.opened(path, self._trust)
-        except Trouble as trouble:
-            self._trouble.text = str(trouble)
+            network = TrainedNetwork(self._path.value.strip(), self._trust)
+        except UserError as error:
+            self._error.text = str(error)
             return
-        self._path, self._shown = path, -1
-        self._title.text = opened["title"]
-        self._index.high = opened["count"] - 1
-        self._rest.visible = True
+        self._network, self._shown_index = network, -1
+        self._title.text = network.title
+        self._index.high = network.count - 1
+        self._controls.visible = True
         self._index.value = 0
         self._show()
 
     def _show(self) -> None:
-        """Show the chosen sample, unless it is shown already."""
+        """Shows the selected sample, unless it is shown already."""
         index = self._index.value
-        if index is None or index == self._shown:
+        if self._network is None or index is None or index == self._shown_index:
             return
-        self._shown, self._trouble.text = index, ""
+        self._shown_index, self._error.text = index, ""
         try:
-            sample = network.sample(self._path, index, self._trust)
-        except Trouble as trouble:
-            self._trouble.text = str(trouble)
+            sample = self._network.sample(index)
+        except UserError as error:
+            self._error.text = str(error)
             return
         self._show_picture(sample)
         self._show_layers(sample["layers"])
         self._show_readout(sample)
 
     def _next_mistake(self) -> None:
+        assert self._network is not None  # the button is hidden until a network is open
         try:
-            self._index.value = network.next_misclassified(self._path, self._shown, self._trust)
-        except Trouble as trouble:
-            self._trouble.text = str(trouble)
+            self._index.value = self._network.next_misclassified(self._shown_index)
+        except UserError as error:
+            self._error.text = str(error)
 
     def _show_picture(self, sample: dict[str, Any]) -> None:
         picture, axes = sample["picture"], sample["axes"]
@@ -119,7 +128,7 @@ class NetworkView:
     def _show_layers(self, layers: list[dict[str, Any]]) -> None:
         steps = layers[0]["raster"].shape[1] if layers else 1
         self._step.update(end=max(steps - 1, 1), value=steps - 1)
-        self._now.data = {"x": [steps - 1]}
+        self._current_step.data = {"x": [steps - 1]}
         rasters: list[Figure] = []
         for layer, colour in zip(layers, COLOURS * len(layers), strict=False):
             title = f"{layer['name']}: {layer['neurons']:,} neurons, {layer['rate']:.1%} spike a step"

@@ -1,10 +1,10 @@
-"""One cell under one current: its potential, spikes, F-I curve, surrogate and gradient.
+"""One cell with one input current: its potential, spikes, F-I curve, surrogate and gradient.
 
-Everything is computed from the cell's behaviour (its named states, its steps, autograd), so pasted cells work
-like built-in ones. Arguments are plain values, results NumPy arrays.
+Everything is computed by running the cell, so pasted cells work like built-in ones. Results are NumPy arrays.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,108 +12,125 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.cli.play.source import Trouble, describe_error, make_cell
+from hibana.cli.play.source import UserError, make_cell, user_errors
 from hibana.compiler import unroll
 
-__all__ = ["SHAPES", "STEPS", "answer", "input_range"]
+__all__ = ["COURSES", "STEPS", "input_range", "simulate"]
 
 STEPS = 200
 """Time steps."""
 CURRENTS, COPIES = 49, 16
 """Points of the F-I curve, and neurons with independent noise at each."""
-SHAPES = ("constant", "pulse", "ramp", "sine")
-"""The input's course over time, before noise."""
-LARGEST = 1e30
+COURSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "constant": lambda t: torch.ones_like(t),
+    "pulse": lambda t: ((t >= STEPS // 4) & (t < 3 * STEPS // 4)).float(),
+    "ramp": lambda t: t / (STEPS - 1),
+    "sine": lambda t: 0.5 - 0.5 * torch.cos(2 * math.pi * t / (STEPS / 2)),
+}
+"""Functions of the time step, at most 1: the input before noise, divided by its strength."""
+MAX_VALUE = 1e30
 """Larger values are not drawn."""
 
-Answer = dict[str, Any]
+Results = dict[str, Any]
 
 
+@user_errors()
 def input_range(kind: type[Cell]) -> tuple[float, float]:
-    """The first strength and the range of the input of a cell; see :func:`_range`.
+    """Returns a suitable input strength for a cell with its defaults, and the end of the F-I curve.
+
+    Let I be the smallest current that causes a spike every 20 steps. The strength is 1.25 I. The end is 5 I,
+    or 1.25 times the current that causes half of the largest rate if that is less, rounded up. A cell that
+    never fires has (0.5, 1).
 
     Raises:
-        Trouble: if the cell can't be made with its defaults, or fails.
+        UserError: if the cell has no defaults, or fails.
     """
-    try:
-        return _range(make_cell(kind, {}))
-    except Trouble:
-        raise
-    except Exception as error:  # of a pasted cell
-        raise Trouble(describe_error(error)) from error
+    cell = make_cell(kind, {})
+    currents = torch.logspace(-3, 3, 121, dtype=torch.float32, device="cpu")
+    inputs = currents.expand(STEPS, -1)
+    with torch.no_grad():
+        _states(cell, inputs[:1, :1])
+        outputs = _outputs(cell, inputs, backend="reference")
+    rates = outputs.mean(dim=0)
+    fires = (rates >= 0.05) & ((outputs == 0) | (outputs == 1)).all(dim=0)
+    if not bool(fires.any()):
+        return 0.5, 1.0
+    smallest = float(currents[fires][0])
+    half = float(currents[fires & (rates >= rates[fires].max() / 2)][0])
+    end = min(5 * smallest, 1.25 * half)
+    power = 10.0 ** math.floor(math.log10(end))
+    rounded = float(f"{min(f * power for f in (1, 2, 5, 10) if f * power >= end * 0.999):.3g}")
+    return float(f"{1.25 * smallest:.2g}"), rounded
 
 
-def answer(
+@user_errors()
+def simulate(
     kind: type[Cell],
     values: dict[str, Any],
     *,
     strength: float,
     noise: float,
     top: float,
-    shape: str = "constant",
-) -> Answer:
-    """One neuron at rest, then :data:`STEPS` steps of ``input_t = strength * shape_t + noise * N(0, 1)``.
+    course: str = "constant",
+) -> Results:
+    """Runs a cell from rest for :data:`STEPS` steps of ``input_t = strength * course_t + noise * N(0, 1)``.
 
     Args:
-        kind: the class of the cell.
-        values: its hyper-parameters; of a surrogate ``(name, {parameter: value})``.
-        strength: of the input.
-        noise: standard deviation of the noise; the draw is always the same.
-        top: the largest current of the F-I curve.
-        shape: one of :data:`SHAPES`.
+        kind: class of the cell.
+        values: its hyperparameters; a surrogate is ``(name, {parameter: value})``.
+        strength: strength of the input.
+        noise: standard deviation of the noise; the random numbers are always the same.
+        top: largest current of the F-I curve.
+        course: one of :data:`COURSES`.
 
     Returns:
-        ``time, input, potential, emitted``, ``[STEPS]``; ``others``, the further states by name;
-        ``gradient``, d(sum of the outputs)/d(input_t); ``spiking``; ``spikes``, their steps; ``rate``;
-        ``currents, rates``: the F-I curve, the mean output per step under a constant current with that noise;
-        ``threshold``, ``step``: see :func:`_one_step`; ``name`` of the potential; and ``note``, a warning or
-        an empty text.
+        ``time``, ``input``, ``potential`` and ``emitted`` (the output), ``[STEPS]``; ``others``, further
+        states by name; ``gradient``, d(sum of the outputs)/d(input_t); ``spiking``, whether the output is
+        spikes; ``spikes``, their steps; ``rate``, the mean output; ``currents`` and ``rates``: the F-I curve,
+        the mean output per step for constant currents with that noise; ``threshold`` and ``step``: see
+        :func:`_single_step`; ``name`` of the potential; ``note``, a warning or an empty text.
 
     Raises:
-        Trouble: if a value is refused, or the cell fails.
+        UserError: if a value is not accepted, or the cell fails.
     """
     for name, value in (("input strength", strength), ("input noise", noise)):
         if not math.isfinite(value):
-            raise Trouble(f"{name} must be finite, got {value!r}")
+            raise UserError(f"{name} must be finite, got {value!r}")
     if noise < 0:
-        raise Trouble(f"input noise must be at least 0, got {noise!r}")
-    made = make_cell(kind, values)
-    try:
-        return _answer(made, strength, noise, top, shape)
-    except (Trouble, KeyboardInterrupt):
-        raise
-    except Exception as error:  # of a pasted cell
-        raise Trouble(describe_error(error)) from error
-
-
-def _answer(made: Cell, strength: float, noise: float, top: float, shape: str) -> Answer:
-    draw = _draw()
+        raise UserError(f"input noise must be at least 0, got {noise!r}")
+    if course not in COURSES:
+        raise UserError(f"course must be one of {', '.join(COURSES)}; got {course!r}")
+    cell = make_cell(kind, values)
+    generator = torch.Generator().manual_seed(0)
+    size = STEPS, 1 + CURRENTS * COPIES
+    random = torch.randn(size, generator=generator, dtype=torch.float32, device="cpu")
+    time = torch.arange(STEPS, dtype=torch.float32, device="cpu")
+    inputs = (strength * COURSES[course](time)[:, None] + noise * random[:, :1]).requires_grad_()
     currents = torch.linspace(0, top, CURRENTS, dtype=torch.float32, device="cpu")
-    constant = currents.repeat_interleave(COPIES) + noise * draw[:, 1:]
-    inputs = (strength * _shape(shape)[:, None] + noise * draw[:, :1]).requires_grad_()
+    constant = currents.repeat_interleave(COPIES) + noise * random[:, 1:]
 
     with torch.no_grad():
-        states = _states(made, inputs)
-    emitted = _emitted(made, inputs)
-    gradient = _gradient(emitted.sum(), inputs)[:, 0]
+        states = _states(cell, inputs)
+    outputs = _outputs(cell, inputs)
+    gradient = _gradient(outputs.sum(), inputs)[:, 0]
     with torch.no_grad():
-        responses = _emitted(made, constant)
-    threshold, step = _one_step(made)
-    potential = _potential(made)
-    shown = emitted.detach()[:, 0]
-    fires = all(bool(((each == 0) | (each == 1)).all()) for each in (shown, responses))
-    spiking = step is not None or (fires and bool(shown.any() or responses.any()))
+        responses = _outputs(cell, constant)
+    threshold, step = _single_step(cell)
+    potential = _potential_name(cell)
+    output = outputs.detach()[:, 0]
+    is_binary = all(bool(((values == 0) | (values == 1)).all()) for values in (output, responses))
+    spiking = step is not None or (is_binary and bool(output.any() or responses.any()))
     return {
         "time": np.arange(STEPS),
         "input": _array(inputs[:, 0]),
         "name": potential,
         "potential": _array(states[potential][:, 0]),
-        "emitted": _array(shown),
+        "emitted": _array(output),
         "others": {n: _array(v[:, 0]) for n, v in list(states.items())[:-1] if n != potential},
         "gradient": _array(gradient),
         "spiking": spiking,
-        "spikes": shown.nonzero().flatten().numpy() if spiking else np.zeros(0, int),
-        "rate": float(shown.mean()),
+        "spikes": output.nonzero().flatten().numpy() if spiking else np.zeros(0, int),
+        "rate": float(output.mean()),
         "currents": _array(currents),
         "rates": _array(responses.reshape(STEPS, CURRENTS, COPIES).mean(dim=(0, 2))),
         "threshold": threshold,
@@ -122,45 +139,46 @@ def _answer(made: Cell, strength: float, noise: float, top: float, shape: str) -
     }
 
 
-def _one_step(cell: Cell) -> tuple[float, Answer] | tuple[None, None]:
-    """The threshold, and ``v``, ``s`` and ``derivative``, ds/dv, in one step from rest; None without spikes.
+def _single_step(cell: Cell) -> tuple[float, Results] | tuple[None, None]:
+    """Returns the threshold, and ``v``, ``s`` and ``derivative``, ds/dv, after one step from rest.
 
     The threshold is the potential after the smallest single input that makes the cell spike, found on a
     geometric grid that is refined twice. For inputs up to twice as large, ``(ds/dinput) / (dv/dinput)`` is
-    the surrogate, ``ds/dv``.
+    the surrogate ``ds/dv``. Both results are ``None`` for cells that do not spike.
     """
     grid = torch.from_numpy(np.concatenate([[0.0], np.logspace(-3, 4, 141)]))
     for _ in range(3):
         with torch.no_grad():
-            s = _stepped(cell, grid)[-1]
-        on = ((s != 0) & s.isfinite()).nonzero().flatten()
-        if not bool(((s == 0) | (s == 1)).all()) or not len(on) or on[0] == 0:
+            s = _step(cell, grid)[-1]
+        spiking = ((s != 0) & s.isfinite()).nonzero().flatten()
+        if not bool(((s == 0) | (s == 1)).all()) or not len(spiking) or spiking[0] == 0:
             return None, None
-        first = int(on[0])
+        first = int(spiking[0])
         lower, upper = grid[first - 1 : first + 1].tolist()
         grid = torch.linspace(lower, upper, 257, dtype=torch.float64, device="cpu")
-    onset = float(grid[-1])
-    index = cell.state_names().index(_potential(cell))
-    inputs = torch.linspace(0, 2 * onset, 401, dtype=torch.float64, device="cpu").requires_grad_()
-    states = _stepped(cell, inputs)
-    dv, ds = (_gradient(states[each].sum(), inputs) for each in (index, -1))
+    smallest = float(grid[-1])
+    index = cell.state_names().index(_potential_name(cell))
+    inputs = torch.linspace(0, 2 * smallest, 401, dtype=torch.float64, device="cpu").requires_grad_()
+    states = _step(cell, inputs)
+    dv, ds = (_gradient(states[state].sum(), inputs) for state in (index, -1))
     if not bool(dv.any()):
         return None, None
     with torch.no_grad():
-        threshold = float(_stepped(cell, grid[-1:])[index])
+        threshold = float(_step(cell, grid[-1:])[index])
     return threshold, {"v": _array(states[index]), "s": _array(states[-1]), "derivative": _array(ds / dv)}
 
 
-def _stepped(cell: Cell, input_: Tensor) -> tuple[Tensor, ...]:
+def _step(cell: Cell, input_: Tensor) -> tuple[Tensor, ...]:
+    """Returns the states after one step from rest."""
     state = cell.initial_state(input_.detach())
     return cell(input_, *state)  # type: ignore[no-any-return] # nn.Module's call is untyped
 
 
 def _states(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
-    """Every state of the reference loop over time, each ``[T, N]``.
+    """Runs the reference loop; returns every state over time, ``[T, N]``, by name.
 
     Raises:
-        Trouble: if the step returns a state that is not like the input.
+        UserError: if the step returns a state of another shape or dtype than the input.
     """
     state, steps = cell.initial_state(inputs[0]), []
     for input_ in inputs.unbind(0):
@@ -168,92 +186,50 @@ def _states(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
         steps.append(state)
     names = cell.state_names()
     if not isinstance(state, tuple | list) or len(state) != len(names):
-        raise Trouble(f"forward must return ({', '.join(names)})")
+        raise UserError(f"forward must return ({', '.join(names)})")
     for name, value in zip(names, state, strict=True):
         if not isinstance(value, Tensor) or value.shape != inputs[0].shape or not value.is_floating_point():
-            raise Trouble(f"forward must return ({', '.join(names)}), each like the input; {name} is not")
+            raise UserError(f"forward must return ({', '.join(names)}), each like the input; {name} is not")
     return {name: torch.stack(values) for name, values in zip(names, zip(*steps, strict=True), strict=True)}
 
 
-def _emitted(cell: Cell, inputs: Tensor, backend: str = "auto") -> Tensor:
-    emitted, _ = unroll(cell, inputs, backend=backend)
-    if emitted.shape != inputs.shape:
-        wanted, made = list(inputs.shape), list(emitted.shape)
-        raise Trouble(f"the cell must be pointwise; of inputs {wanted} it made {made}")
-    return emitted
+def _outputs(cell: Cell, inputs: Tensor, backend: str = "auto") -> Tensor:
+    """Returns the cell's outputs for `inputs`, both ``[T, N]``."""
+    outputs, _ = unroll(cell, inputs, backend=backend)
+    if outputs.shape != inputs.shape:
+        shapes = f"inputs {list(inputs.shape)} gave outputs {list(outputs.shape)}"
+        raise UserError(f"the cell must be pointwise; {shapes}")
+    return outputs
 
 
 def _gradient(total: Tensor, inputs: Tensor) -> Tensor:
-    """d(total)/d(inputs), zero if they are not connected."""
+    """Returns d(total)/d(inputs); zeros if `total` does not depend on `inputs`."""
     if not total.requires_grad:
         return torch.zeros_like(inputs)
     (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
     return torch.zeros_like(inputs) if gradient is None else gradient
 
 
-def _potential(cell: Cell) -> str:
-    """The state that is shown as the potential: ``v``, or the last but one."""
-    return "v" if "v" in cell.state_names() else cell.state_names()[max(len(cell.state_names()) - 2, 0)]
-
-
-def _range(cell: Cell) -> tuple[float, float]:
-    """The first strength and the range of the input.
-
-    The range is five times the current that causes a spike in 20 steps, or 1.25 times the current that causes
-    half of the largest rate if that is less; the strength is 1.25 times the former current. A cell that never
-    fires has (0.5, 1).
-    """
-    currents = torch.logspace(-3, 3, 121, dtype=torch.float32, device="cpu")
-    inputs = currents.expand(STEPS, -1)
-    with torch.no_grad():
-        _states(cell, inputs[:1, :1])
-        emitted = _emitted(cell, inputs, backend="reference")
-    rates = emitted.mean(dim=0)
-    firing = (rates >= 0.05) & ((emitted == 0) | (emitted == 1)).all(dim=0)
-    if not bool(firing.any()):
-        return 0.5, 1.0
-    first = float(currents[firing][0])
-    half = float(currents[firing & (rates >= rates[firing].max() / 2)][0])
-    wanted = min(5 * first, 1.25 * half)
-    power = 10.0 ** math.floor(math.log10(wanted))
-    top = float(f"{min(f * power for f in (1, 2, 5, 10) if f * power >= wanted * 0.999):.3g}")
-    return float(f"{1.25 * first:.2g}"), top
-
-
-def _draw() -> Tensor:
-    """The noise of the neuron, and of those of the F-I curve."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(STEPS, 1 + CURRENTS * COPIES, generator=generator, dtype=torch.float32, device="cpu")
-
-
-def _shape(shape: str) -> Tensor:
-    """The input's course over time, at most 1."""
-    t = torch.arange(STEPS, dtype=torch.float32, device="cpu")
-    match shape:
-        case "constant":
-            return torch.ones(STEPS, dtype=torch.float32, device="cpu")
-        case "pulse":
-            return ((t >= STEPS // 4) & (t < 3 * STEPS // 4)).float()
-        case "ramp":
-            return t / (STEPS - 1)
-        case "sine":
-            return 0.5 - 0.5 * torch.cos(2 * math.pi * t / (STEPS / 2))
-    raise Trouble(f"course must be one of {', '.join(SHAPES)}; got {shape!r}")
+def _potential_name(cell: Cell) -> str:
+    """Returns the name of the state that is drawn as the potential: ``v``, else the last but one."""
+    names = cell.state_names()
+    return "v" if "v" in names else names[max(len(names) - 2, 0)]
 
 
 def _note(states: dict[str, Tensor], gradient: Tensor) -> str:
+    """Returns a warning about states or gradients that are not finite; an empty text if all are."""
     for name, values in states.items():
-        broken = (~values.isfinite()).nonzero()
-        if len(broken):
-            return f"{name} leaves the finite numbers at step {int(broken[0, 0])}"
-    broken = (~(gradient.abs() < LARGEST)).nonzero()
-    if len(broken):
-        return f"the gradient explodes: up to step {int(broken[-1, 0])} it is too large to be drawn"
+        infinite = (~values.isfinite()).nonzero()
+        if len(infinite):
+            return f"{name} is not finite from step {int(infinite[0, 0])} on"
+    too_large = (~(gradient.abs() < MAX_VALUE)).nonzero()
+    if len(too_large):
+        return f"the gradient explodes: up to step {int(too_large[-1, 0])} it is too large to be drawn"
     return ""
 
 
 def _array(values: Tensor) -> np.ndarray[Any, Any]:
-    """`values` as floats; NaN if they are too large to draw or not finite."""
+    """Returns `values` as floats, with NaN for values that are too large to draw or not finite."""
     array = values.detach().double().numpy().copy()
-    array[~(np.abs(array) < LARGEST)] = np.nan
+    array[~(np.abs(array) < MAX_VALUE)] = np.nan
     return array

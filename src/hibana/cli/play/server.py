@@ -1,8 +1,8 @@
-"""Bokeh's server, on this machine alone.
+"""The server of the playground, which only this machine can reach.
 
-The page executes code that is typed into it. The socket is bound to 127.0.0.1, and the page and its websocket
-lie below a path with a random token, which other users of the machine and pages elsewhere don't know. Bokeh
-refuses websockets of other origins. Scripts and styles come from this machine.
+The page executes code that the user types. The socket is therefore bound to 127.0.0.1, and the address of
+page and websocket contains a random token, which other users of the machine and other web pages don't know.
+Bokeh rejects websockets of other origins. Scripts and styles come from this machine.
 """
 
 import logging
@@ -26,22 +26,22 @@ PAGE = Template(
     "{html {background: #111; filter: invert(0.9) hue-rotate(180deg)} body {background: white}}"
     "</style>{% endblock %}"
 )
-"""Bokeh's page, with inverted lightness where the system is dark."""
+"""Bokeh's page, with inverted lightness if the system uses dark mode."""
 
 
 def serve(
     checkpoint: str | None, port: int, ready: Callable[[str], None], *, trust: Collection[str] = ()
 ) -> None:
-    """Serve the playground until it is interrupted.
+    """Serves the playground until the user interrupts it.
 
     Args:
-        checkpoint: to open at the start.
-        port: to listen on; 0 takes a free one.
-        ready: called with the address when it answers.
-        trust: functions that checkpoints may name as their layers, ``module:function``; they are executed.
+        checkpoint: a network to open at the start; ``None`` opens none.
+        port: port to listen on; 0 uses a free one.
+        ready: called with the page's address once the server accepts connections.
+        trust: functions ``module:function`` that checkpoints may name as their layers. They are executed.
 
     Raises:
-        ValueError: if the port can't be listened on.
+        ValueError: if the port is not available.
     """
     if not 0 <= port < 2**16:
         raise ValueError(f"port must be in 0 to 65535, got {port}")
@@ -58,7 +58,7 @@ def serve(
 
     for name in ("tornado.access", "bokeh"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    torch.set_num_threads(1)  # one neuron is too little work for several
+    torch.set_num_threads(1)  # one neuron is too little work for several threads
     token = secrets.token_urlsafe(16)
     options = {"use_index": False, "redirect_root": False, "include_headers": [], "include_cookies": []}
     try:

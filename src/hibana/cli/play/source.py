@@ -1,7 +1,9 @@
-"""From pasted text to a cell, and from errors in it to a message. The text is executed."""
+"""Compiles pasted text to a cell, and converts errors in it to messages. The text is executed."""
 
 import linecache
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,9 +12,10 @@ import hibana
 from hibana import cells
 from hibana.cells import surrogate
 
-__all__ = ["EXAMPLE", "Trouble", "built_in", "describe_error", "find", "make_cell"]
+__all__ = ["EXAMPLE", "UserError", "built_in", "describe_error", "find", "make_cell", "user_errors"]
 
-NAME = "<your cell>"
+FILE_NAME = "<your cell>"
+"""Name of the pasted text in tracebacks."""
 EXAMPLE = '''\
 class Adaptive(hb.Cell):
     """Each spike raises the threshold."""
@@ -30,12 +33,23 @@ class Adaptive(hb.Cell):
 '''
 
 
-class Trouble(Exception):  # noqa: N818 - shown to the user, not an error of the program
+class UserError(Exception):
     """A message for the user about input that can't be used."""
 
 
+@contextmanager
+def user_errors() -> Iterator[None]:
+    """Converts errors of a cell, which may be the user's, to a :class:`UserError`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(describe_error(error)) from error
+
+
 def built_in() -> dict[str, type[cells.Cell]]:
-    """The cells of hibana by their layers' names.
+    """Returns the cells of hibana by the names of their layers.
 
     >>> "LIF" in built_in()
     True
@@ -45,39 +59,40 @@ def built_in() -> dict[str, type[cells.Cell]]:
 
 
 def find(name: str, source: str | None = None) -> type[cells.Cell]:
-    """The built-in cell called `name`, or the last cell that `source` defines.
+    """Returns the built-in cell called `name`, or the last cell that the code `source` defines.
 
     Raises:
-        Trouble: if there is none, or executing the text fails; naming the error and the line.
+        UserError: if there is no such cell, or executing the code fails.
     """
     if source is not None:
         return _execute(source)
     cells_by_name = built_in()
     if name not in cells_by_name:
-        raise Trouble(f"cell must be one of {', '.join(cells_by_name)}; got {name!r}")
+        raise UserError(f"cell must be one of {', '.join(cells_by_name)}; got {name!r}")
     return cells_by_name[name]
 
 
 def _execute(source: str) -> type[cells.Cell]:
-    linecache.cache[NAME] = (len(source), None, source.splitlines(keepends=True), NAME)
-    namespace = {"__name__": NAME, "hb": hibana, "hibana": hibana, "nn": torch.nn, "torch": torch}
+    """Executes the user's code, and returns the last cell that it defines."""
+    linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(keepends=True), FILE_NAME)
+    namespace = {"__name__": FILE_NAME, "hb": hibana, "hibana": hibana, "nn": torch.nn, "torch": torch}
     try:
-        exec(compile(source, NAME, "exec"), namespace)  # noqa: S102 - the purpose of the text field
+        exec(compile(source, FILE_NAME, "exec"), namespace)  # noqa: S102 - the purpose of the text field
     except (Exception, SystemExit) as error:
-        raise Trouble(describe_error(error)) from error
-    classes = [each for each in namespace.values() if isinstance(each, type) and each.__module__ == NAME]
-    own_cells = [each for each in classes if issubclass(each, cells.Cell)]
-    if not own_cells:
-        names = ", ".join(each.__name__ for each in classes) or "no class"
-        raise Trouble(f"the code must define a class that derives from hb.Cell; it defines {names}")
-    return own_cells[-1]
+        raise UserError(describe_error(error)) from error
+    classes = [v for v in namespace.values() if isinstance(v, type) and v.__module__ == FILE_NAME]
+    cell_classes = [class_ for class_ in classes if issubclass(class_, cells.Cell)]
+    if not cell_classes:
+        names = ", ".join(class_.__name__ for class_ in classes) or "no class"
+        raise UserError(f"the code must define a class that derives from hb.Cell; it defines {names}")
+    return cell_classes[-1]
 
 
 def make_cell(kind: type[cells.Cell], values: dict[str, Any]) -> cells.Cell:
-    """The cell with hyper-parameters `values`; a surrogate is ``(name, {parameter: value})``.
+    """Returns a cell with hyperparameters `values`; a surrogate is ``(name, {parameter: value})``.
 
     Raises:
-        Trouble: with the message of the cell, or the surrogate, for a value that it refuses.
+        UserError: if the cell or the surrogate does not accept a value.
     """
     try:
         return kind(
@@ -86,25 +101,24 @@ def make_cell(kind: type[cells.Cell], values: dict[str, Any]) -> cells.Cell:
                 for name, value in values.items()
             }
         )
-    except Exception as error:  # a pasted cell may raise any
-        plain = isinstance(error, ValueError | TypeError) and kind.__module__.startswith("hibana.")
-        raise Trouble(str(error) if plain else describe_error(error)) from error
+    except Exception as error:  # a pasted cell may raise any error
+        is_message = isinstance(error, ValueError | TypeError) and kind.__module__.startswith("hibana.")
+        raise UserError(str(error) if is_message else describe_error(error)) from error
 
 
 def describe_error(error: BaseException) -> str:
-    r"""The error's name and message, and the line of the pasted text that raised it.
+    r"""Returns the error's name and message, and the line of the pasted text that raised it.
 
     >>> try:
     ...     find("", "x = 1\ny = missing")
-    ... except Trouble as trouble:
-    ...     print(trouble)
+    ... except UserError as error:
+    ...     print(error)
     line 2: NameError: name 'missing' is not defined
     """
-    if isinstance(error, Trouble):
-        return str(error)
     message = error.msg if isinstance(error, SyntaxError) else str(error)
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
-    if isinstance(error, SyntaxError) and error.filename == NAME:
-        return f"line {error.lineno}: {text}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == NAME]
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == FILE_NAME]
+    if isinstance(error, SyntaxError) and error.filename == FILE_NAME:
+        lines = [error.lineno]
     return f"line {lines[-1]}: {text}" if lines else text

@@ -1,6 +1,6 @@
-"""The random numbers of a block of neurons, as LLVM instructions; :mod:`hibana.compiler.draws` defines them.
+"""The random numbers of a block of neurons in LLVM IR; :mod:`hibana.compiler.draws` defines them.
 
-What is the same for all blocks is written before the loop over them.
+Instructions with the same result for all blocks are written before the loop over the blocks.
 """
 
 import operator
@@ -13,26 +13,38 @@ from hibana.runtime.kernels import DOUBLE, FLOAT, INT, LONG, Code, Type, Value
 
 
 class _Draw(NamedTuple):
-    """A random number: its distribution, the number of the draw, and how many steps later it is drawn."""
+    """A draw of random numbers, one per neuron."""
 
     kind: str
+    """``"uniform"`` or ``"normal"``."""
     number: int
+    """Its number among the draws of a step."""
     later: int
+    """How many steps of time it is made after the first step of the pass."""
 
 
-def _of(name: str) -> _Draw:
-    """The draw that is called `name`, such as ``uniform0.3``."""
-    called, _, later = name.partition(".")
-    kind = called.rstrip("0123456789")
-    return _Draw(kind, int(called.removeprefix(kind)), int(later))
+def _parse(name: str) -> _Draw:
+    """The draw with a name such as ``uniform0.3``: kind, number, and steps after the first."""
+    kind_and_number, _, later = name.partition(".")
+    kind = kind_and_number.rstrip("0123456789")
+    return _Draw(kind, int(kind_and_number.removeprefix(kind)), int(later))
 
 
 class Draws:
-    """The draws `names` of blocks of `width` neurons, of which the first in the row is `first`.
+    """The draws of the blocks of one row.
 
-    If the rows are `aligned`, so that blocks begin at multiples of their width, a counter serves two neurons
-    of a block, and two steps are drawn at once, since each round waits for the one before it. Else each
-    neuron has a counter of its own, and one half of what it gives is not used.
+    If the blocks are `aligned`, each counter gives the numbers of two neurons of a block, and two steps are
+    drawn together, because each round of the generator waits for the previous round. Otherwise each neuron
+    has its own counter, and half of the counter's numbers are unused.
+
+    Args:
+        code: the code of the function.
+        names: the names of the draws.
+        width: neurons of a block.
+        aligned: whether the number of the first neuron is a multiple of `width`.
+        seed: the seed of the call.
+        time: the number of the step.
+        first: the number of the row's first neuron.
     """
 
     def __init__(
@@ -48,82 +60,84 @@ class Draws:
     ) -> None:
         self.code, self.width, self.aligned, self.first = code, width, aligned, first
         self.schedules: dict[int, list[tuple[Value, Value]]] = {}
+        """The round keys of the generator, by the number of the draw."""
         self.groups: dict[_Draw, tuple[_Draw, ...]] = {}
-        """Of each draw, those that are drawn at once."""
+        """For each draw, the draws that are made together with it."""
         self.times: dict[tuple[_Draw, ...], Value] = {}
-        draws = sorted(map(_of, names))
+        """The steps of a group, each in as many lanes as it has counters."""
+        draws = sorted(map(_parse, names))
         for draw in draws:
             if draw.number not in self.schedules:
                 low, high = seed.to(INT), (seed >> 32).to(INT) + draw.number
                 words = key_schedule(low, high, operator.add, operator.xor)
                 self.schedules[draw.number] = [(x.spread(width), y.spread(width)) for x, y in words]
             if draw not in self.groups:
-                alike = [other for other in draws if other[:2] == draw[:2] and other not in self.groups]
-                group = tuple(alike[: 2 if aligned else 1])
+                ungrouped = [other for other in draws if other[:2] == draw[:2] and other not in self.groups]
+                group = tuple(ungrouped[: 2 if aligned else 1])
                 steps = [(time + each.later).to(INT).spread(width // 2) for each in group]
                 self.times[group] = steps[0].shuffled(steps[-1], range(width))
                 self.groups |= dict.fromkeys(group, group)
 
     def block(self, at: Value) -> "Block":
-        """The draws of the block at the index `at` of the row."""
+        """The draws of the block at index `at` of the row."""
         return Block(self, (self.first + at).to(INT))
 
 
 class Block:
-    """The draws of the block that begins at the neuron `begin`, each made once."""
+    """The draws of the block that begins at the neuron `begin`; each is made once."""
 
     def __init__(self, draws: Draws, begin: Value) -> None:
         self.draws, self.begin = draws, begin
-        self.made: dict[_Draw, Value] = {}
+        self.results: dict[_Draw, Value] = {}
 
-    def drawn(self, name: str, number: Type) -> Value:
-        """This block's random numbers for the draw called `name`, as vectors of the type `number`."""
-        draw = _of(name)
-        if draw not in self.made:
+    def numbers(self, name: str, type_: Type) -> Value:
+        """The vector of the block's random numbers of the draw `name`, of the element type `type_`."""
+        draw = _parse(name)
+        if draw not in self.results:
             group = self.draws.groups[draw]
-            own = draw.kind == "uniform" and number == DOUBLE
-            for each in group if own else ():
-                self.made[each] = self._of_both_words(each, group)
-            if not own:
-                made = self._aligned(group) if self.draws.aligned else [self._unaligned(group)]
-                self.made |= {each: one.to(number) for each, one in zip(group, made, strict=True)}
-        return self.made[draw]
+            if draw.kind == "uniform" and type_ == DOUBLE:
+                self.results |= {each: self._double_uniform(each, group) for each in group}
+            else:
+                vectors = self._aligned(group) if self.draws.aligned else [self._unaligned(group)]
+                self.results |= {each: one.to(type_) for each, one in zip(group, vectors, strict=True)}
+        return self.results[draw]
 
     def _aligned(self, group: tuple[_Draw, ...]) -> list[Value]:
-        """The numbers of one step or two, in float32, of which two neurons share a counter."""
+        """The float32 numbers of each draw of a group, if two neurons share a counter."""
         half = self.draws.width // 2
         assert half == SHARED, half
-        counter = (self.begin >> 1).spread(half) + self._counted().part(0, half)
+        counter = (self.begin >> 1).spread(half) + self._lane_indices().part(0, half)
         if len(group) == 2:
             counter = counter.shuffled(counter, [*range(half)] * 2)
         one, other = self._pair(group, counter)
-        first = range(half)
+        lanes = range(half)
         return [
             one.shuffled(
-                other, [*(i * half + j for j in first), *((len(group) + i) * half + j for j in first)]
+                other, [*(i * half + j for j in lanes), *((len(group) + i) * half + j for j in lanes)]
             )
             for i in range(len(group))
         ]
 
     def _unaligned(self, group: tuple[_Draw, ...]) -> Value:
-        element = self.begin.spread(self.draws.width) + self._counted()
+        """The float32 numbers of the draw of a group of one, if each neuron has its own counter."""
+        element = self.begin.spread(self.draws.width) + self._lane_indices()
         one, other = self._pair(group, ((element >> 1) & -SHARED) | (element & (SHARED - 1)))
         return ((element & SHARED) > 0).select(other, one)
 
-    def _of_both_words(self, draw: _Draw, group: tuple[_Draw, ...]) -> Value:
-        """Uniform numbers in float64."""
+    def _double_uniform(self, draw: _Draw, group: tuple[_Draw, ...]) -> Value:
+        """The uniform float64 numbers of a draw; each takes both words of a counter."""
         half, width = self.draws.width // 2, self.draws.width
         begin = group.index(draw) * half
         time = self.draws.times[group].part(begin, half)
-        counter = self.begin.spread(width) + self._counted()
+        counter = self.begin.spread(width) + self._lane_indices()
         x, y = self._words(group, counter, time.shuffled(time, range(width)))
         return x.to(LONG).real(DOUBLE) * 2.0**-32 + (y >> 11).real(DOUBLE) * 2.0**-53
 
-    def _counted(self) -> Value:
+    def _lane_indices(self) -> Value:
         return self.draws.code.lane_indices(INT.of(self.draws.width))
 
     def _pair(self, group: tuple[_Draw, ...], counter: Value) -> tuple[Value, Value]:
-        """The numbers of both neurons of each counter, as float32."""
+        """The float32 numbers of the first and of the second neuron of each counter."""
         time = self.draws.times[group].part(0, counter.type.width)
         x, y = self._words(group, counter, time)
         if group[0].kind == "normal":
@@ -131,18 +145,19 @@ class Block:
         return generator.uniform(_Numbers, x), generator.uniform(_Numbers, y)
 
     def _words(self, group: tuple[_Draw, ...], counter: Value, time: Value) -> tuple[Value, Value]:
+        """The two words of random bits of each counter at the step `time`."""
         schedule = self.draws.schedules[group[0].number]
         if (width := counter.type.width) < self.draws.width:
             schedule = [(x.part(0, width), y.part(0, width)) for x, y in schedule]
-        return threefry(schedule, (counter, time), operator.add, _rotated, operator.xor)
+        return threefry(schedule, (counter, time), operator.add, _rotate_left, operator.xor)
 
 
-def _rotated(word: Value, by: int) -> Value:
+def _rotate_left(word: Value, by: int) -> Value:
     return word.call("fshl", word, word.constant(word.type, by))
 
 
 class _Numbers:
-    """Words as vectors of integers of 32 bits."""
+    """:class:`hibana.compiler.generator.Numbers` for words that are vectors of 32-bit integers."""
 
     @staticmethod
     def real(word: Value) -> Value:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hibana.compiler.cpu.kernel_writer import Source
 from hibana.compiler.cpu.launch import Launch
-from hibana.compiler.cpu.libraries import approximate, vector_functions
 from hibana.compiler.cpu.row_function import LINE
 from hibana.compiler.cpu.source import backward_source, forward_source
+from hibana.compiler.cpu.vector_functions import approximate, vector_functions
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
 from hibana.compiler.named_kernels import Named, NamedKernels, Variant

@@ -1,9 +1,9 @@
-"""Products of rows of neurons with a matrix inside a kernel: per non-zero value where a row is sparse.
+"""Products of several samples with a matrix inside a kernel, at a cost per non-zero value if these are few.
 
-A matrix ``[inputs, outputs]`` is a *table*: its rows are padded with zeros to whole panels of :data:`PANEL`
-numbers. ``y = x M`` adds a row of the table per non-zero of ``x``, or, where many are, goes through the table
-for several samples at a time; ``y = g M^T`` under a mask is one dot product per set bit. Sums are in another
-order than PyTorch's.
+A matrix ``[inputs, outputs]`` is a *table*: its rows are padded with zeros to full panels of :data:`PANEL`
+numbers. ``y = x M`` adds a row of the table per non-zero of ``x``. If many values are not zero, it reads the
+table once for several samples. ``y = g M^T`` under a mask is one dot product per set bit. The order of the
+sums differs from PyTorch's.
 """
 
 from collections.abc import Sequence
@@ -28,27 +28,27 @@ from hibana.runtime.kernels import (
 )
 
 PANEL = 64
-"""Numbers of a table's row that are summed in registers at a time."""
+"""Numbers of a table's row that a kernel sums in registers at once."""
 
 DENSE_FROM = 4
-"""The product is dense where more than one value in as many is not zero."""
+"""The product is dense if more than one value in this many is not zero."""
 
 
 class Tiles(NamedTuple):
-    """How many sums of a product are kept in registers; more would go through memory at each addition."""
+    """The sums that a product keeps in registers; more sums would go through memory at each addition."""
 
     samples: int
     """Samples of a tile of a dense product, a power of two."""
     vectors: int
     """Vectors of :data:`LINE` bytes of such a tile."""
     panels: int
-    """Panels that are summed at once in a sparse product."""
+    """Panels that a sparse product sums at once."""
     dots: int
-    """Dot products that are computed at once, and share what they read of the gradient."""
+    """Dot products that are computed at once, which share the loads of the gradient."""
 
 
 def tiles() -> Tiles:
-    """For AVX-512, which has 32 registers of 64 bytes; else for processors with 16 of 32 bytes, as AVX2."""
+    """The tiles for this processor, with 32 registers of 64 bytes (AVX-512) or 16 of 32 bytes (AVX2)."""
     if compresses():
         return Tiles(samples=4, vectors=4, panels=2, dots=8)
     return Tiles(samples=4, vectors=1, panels=1, dots=6)
@@ -57,30 +57,31 @@ def tiles() -> Tiles:
 def table_stride(count: int, size: int) -> int:
     """Numbers from one row of a table to the next, for rows of `count` numbers of `size` bytes.
 
-    It is a cache line more than a row: rows whose distance is a multiple of a page share few cache sets.
+    It is a cache line more than a row, since rows at a distance of whole pages would share few cache sets.
     """
     return padded(count) + LINE // size
 
 
 def padded(count: int) -> int:
-    """`count` rounded up to whole panels."""
+    """`count` rounded up to full panels."""
     return -(-count // PANEL) * PANEL
 
 
 def product(number: type[Pointer]) -> Function:
-    """For each sample, ``y = x M``.
+    """A function that computes ``y = x M`` for each sample.
 
-    ``x_step`` and ``y_step`` are strides of samples; `y` has whole panels; `places`, `values` and `counts`
-    are scratch memory for the lists of all samples.
+    Its arguments ``x_step`` and ``y_step`` are the strides between samples. ``y`` has full panels.
+    ``places``, ``values`` and ``counts`` are memory for the lists of the non-zero numbers of all samples.
     """
     kinds: dict[str, Kind] = {"x": number, "x_step": LONG, "table": number, "y": number, **_SIZES}
     return function("product", _product, {**kinds, "places": Ints, "values": number, "counts": Longs})
 
 
 def product_at(number: type[Pointer]) -> Function:
-    """For each sample, ``y = g M^T`` where its `bits` are set, and zero elsewhere; the table is that of M.
+    """A function that computes ``y = g M^T`` for each sample at the set bits of its mask, and zero elsewhere.
 
-    ``g`` has whole panels that end in zeros; `indices` is scratch memory.
+    Its argument ``table`` is the table of M. ``g`` has full panels that end in zeros. ``indices`` is memory
+    for a list of the set bits.
     """
     kinds: dict[str, Kind] = {"g": number, "g_step": LONG, "table": number}
     kinds |= {"bits": Bytes, "bits_step": LONG, "y": number}
@@ -92,6 +93,8 @@ _SIZES = dict.fromkeys(("y_step", "samples", "inputs", "outputs"), LONG)
 
 @dataclass
 class _Product:
+    """The arguments of the function :func:`product`."""
+
     code: Code
     x: Pointer
     x_step: Value
@@ -110,35 +113,36 @@ class _Product:
         self.table_stride = _bytes_of_a_row(self.table, self.outputs)
 
     def sums(self, vectors: int) -> list[Variable]:
-        """Accumulators for so many vectors, each zero."""
+        """New accumulators of zero for `vectors` vectors."""
         zeros = self.code.constant(0, self.x.element.of(self.width))
         return [self.code.variable(zeros) for _ in range(vectors)]
 
-    def row(self, place: Pointer, vectors: int) -> list[Value]:
-        """So many vectors of a row of the table."""
-        return [(place + self.width * i).load(self.width) for i in range(vectors)]
+    def row(self, address: Pointer, vectors: int) -> list[Value]:
+        """`vectors` vectors of a row of the table from `address` on."""
+        return [(address + self.width * i).load(self.width) for i in range(vectors)]
 
     def write(self, sums: Sequence[Variable], sample: Value, first: Value) -> None:
-        """Stores the `sums` in a sample's result, from its number `first` on."""
+        """Stores the `sums` in the result of `sample`, from its number `first` on."""
         y = self.y + (sample * self.y_step + first)
         for i, one in enumerate(sums):
             (y + self.width * i).store(one.value)
 
 
 def _add_products(sums: Sequence[Variable], factor: Value, vectors: Sequence[Value]) -> None:
-    """``sums += factor * vectors``, each rounded once."""
+    """Adds ``factor * vectors`` to `sums`; each product and sum is rounded once, together."""
     for one, vector in zip(sums, vectors, strict=True):
         one.value = factor.fma(vector, one.value)
 
 
 def _product(code: Code, **arguments: Pointer | Value) -> None:
+    """Writes the function :func:`product`."""
     p = _Product(code, **arguments)  # type: ignore[arg-type] # by name, as `product` has them
     number = type(p.x)
     kinds: dict[str, Kind] = {"x": number, "inputs": LONG, "places": Ints, "values": number}
-    list_nonzero = function("listed", _listed, kinds)
-    total = code.variable(0)
+    list_nonzero = function("listed", _list_nonzero, kinds)
+    total = code.variable(0)  # non-zero numbers in the lists
 
-    def are_few() -> Value:  # numbers listed so far; listing stops once they are many
+    def are_few() -> Value:
         return total.value * DENSE_FROM < p.samples * p.inputs
 
     with code.loop(0, p.samples) as s, code.when(are_few()):
@@ -149,33 +153,33 @@ def _product(code: Code, **arguments: Pointer | Value) -> None:
     few = are_few()
     tile = tiles()
     with code.when(few):
-        wide = p.outputs & -tile.panels * PANEL
-        _by_list(p, tile.panels, 0, wide)
+        grouped = p.outputs & -tile.panels * PANEL
+        _sum_listed(p, tile.panels, 0, grouped)
         if tile.panels > 1:
-            _by_list(p, 1, wide, p.outputs)
+            _sum_listed(p, 1, grouped, p.outputs)
     in_tiles = p.samples & -tile.samples
     with code.when(~few):
         with code.loop(0, p.outputs, tile.vectors * p.width) as first:
-            _through(p, first, tile.vectors, tile.samples, 0, in_tiles)
+            _sum_all(p, first, tile.vectors, tile.samples, 0, in_tiles)
         with code.loop(0, p.outputs, PANEL) as first:
-            _through(p, first, PANEL // p.width, 1, in_tiles, p.samples)
+            _sum_all(p, first, PANEL // p.width, 1, in_tiles, p.samples)
 
 
-def _listed(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
-    """Lists the non-zero numbers of `x` and their positions; returns how many there are."""
+def _list_nonzero(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
+    """Lists the non-zero numbers of `x` and their indices; returns their count."""
     n = code.variable(0)
-    for at, there in code.vectors(inputs, LINE // x.element.size):
-        some = (x + at).load(LINE // x.element.size, there).differs(0)
-        with code.each_bit(some.word()) as bit:
-            place = at + bit.to(LONG)
-            values[n.value] = x[place]
-            places[n.value] = place.to(INT)
+    for at, valid in code.vectors(inputs, LINE // x.element.size):
+        nonzero = (x + at).load(LINE // x.element.size, valid).differs(0)
+        with code.each_bit(nonzero.word()) as bit:
+            index = at + bit.to(LONG)
+            values[n.value] = x[index]
+            places[n.value] = index.to(INT)
             n.value += 1
     return n.value
 
 
-def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
-    """The sparse product's panels from `first` to `last`, so many at once."""
+def _sum_listed(p: _Product, panels: int, first: Value | int, last: Value) -> None:
+    """Writes the sparse product of the outputs from `first` to `last`, `panels` panels at once."""
     code = p.code
     with code.loop(first, last, panels * PANEL) as panel, code.loop(0, p.samples) as s:
         at, table, sums = s * p.inputs, p.table + panel, p.sums(panels * PANEL // p.width)
@@ -186,11 +190,14 @@ def _by_list(p: _Product, panels: int, first: Value | int, last: Value) -> None:
         p.write(sums, s, panel)
 
 
-def _through(p: _Product, begun: Value, vectors: int, per_tile: int, first: Value | int, last: Value) -> None:
-    """So many vectors of the dense product, from output `begun` on, for samples `first` to `last`, `per_tile`
-    at once.
+def _sum_all(
+    p: _Product, output: Value, vectors: int, per_tile: int, first: Value | int, last: Value
+) -> None:
+    """Writes the dense product of some outputs for samples `first` to `last`, `per_tile` samples at once.
+
+    The outputs are `vectors` vectors from `output` on.
     """
-    code, table = p.code, p.table + begun
+    code, table = p.code, p.table + output
     with code.loop(first, last, per_tile) as s:
         samples = [s + i for i in range(per_tile)]
         xs, sums = [p.x + i * p.x_step for i in samples], [p.sums(vectors) for _ in samples]
@@ -199,11 +206,11 @@ def _through(p: _Product, begun: Value, vectors: int, per_tile: int, first: Valu
             for x, each in zip(xs, sums, strict=True):
                 _add_products(each, x[k].spread(p.width), row)
         for sample, each in zip(samples, sums, strict=True):
-            p.write(each, sample, begun)
+            p.write(each, sample, output)
 
 
 NEAR = 384 << 10
-"""Bytes of a table that all samples read before the next part: a part of L2."""
+"""Bytes of the part of a table that all samples read before the next part: a fraction of L2."""
 
 
 def _product_at(
@@ -220,20 +227,21 @@ def _product_at(
     outputs: Value,
     indices: Longs,
 ) -> None:
+    """Writes the function :func:`product_at`."""
     kinds: dict[str, Kind] = {"bits": Bytes, "inputs": LONG, "indices": Longs}
-    bits_listed = function("bits_listed", _bits_listed, kinds)
+    list_bits = function("bits_listed", _list_bits, kinds)
     row = _bytes_of_a_row(table, outputs)
     tile = ((code.constant(NEAR) // row) & -64).larger(64)
     with code.loop(0, (inputs + tile) // tile) as i, code.loop(0, samples) as s:
-        begun = i * tile
-        here = (inputs - begun).smaller(tile)
-        rows, out, given = table.bytes(begun * row), y + (s * y_step + begun), g + s * g_step
-        out.clear(here)
-        n = bits_listed(code, bits + (s * bits_step + (begun >> 3)), here, indices)
+        first = i * tile
+        count = (inputs - first).smaller(tile)
+        rows, out, gradient = table.bytes(first * row), y + (s * y_step + first), g + s * g_step
+        out.clear(count)
+        n = list_bits(code, bits + (s * bits_step + (first >> 3)), count, indices)
         at_once = tiles().dots
-        whole = n // at_once * at_once
-        _dots(code, out, rows, row, given, outputs, indices, at_once, 0, whole)
-        _dots(code, out, rows, row, given, outputs, indices, 1, whole, n)
+        grouped = n // at_once * at_once
+        _dots(code, out, rows, row, gradient, outputs, indices, at_once, 0, grouped)
+        _dots(code, out, rows, row, gradient, outputs, indices, 1, grouped, n)
 
 
 def _dots(
@@ -241,29 +249,42 @@ def _dots(
     out: Pointer,
     rows: Pointer,
     row: Value,
-    given: Pointer,
+    gradient: Pointer,
     outputs: Value,
     indices: Longs,
     per_tile: int,
     first: Value | int,
     last: Value,
 ) -> None:
-    """The dot products of `given` with the rows `indices` of the table, `per_tile` at once."""
-    width = LINE // given.element.size
-    zeros = code.constant(0, given.element.of(width))
+    """Writes the dot products of `gradient` with rows of a table, `per_tile` at once.
+
+    Args:
+        code: the code of the function.
+        out: the results, by index.
+        rows: the part of the table.
+        row: bytes of one row.
+        gradient: `outputs` numbers.
+        outputs: full panels.
+        indices: a list of rows.
+        per_tile: dot products at once.
+        first: the first place in the list.
+        last: the place after the last one.
+    """
+    width = LINE // gradient.element.size
+    zeros = code.constant(0, gradient.element.of(width))
     with code.loop(first, last, per_tile) as e:
         chosen = [indices[e + k] for k in range(per_tile)]
         places = [rows.bytes(index * row) for index in chosen]
         sums = [code.variable(zeros) for _ in chosen]
         with code.loop(0, outputs, width) as j:
             vectors = [(place + j).load(width) for place in places]
-            _add_products(sums, (given + j).load(width), vectors)
+            _add_products(sums, (gradient + j).load(width), vectors)
         for index, one in zip(chosen, sums, strict=True):
             out[index] = one.value.sum()
 
 
-def _bits_listed(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
-    """Lists which of the first `inputs` bits are set; returns how many."""
+def _list_bits(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
+    """Lists the indices of the set bits among the first `inputs` bits; returns their count."""
     n = code.variable(0)
     with code.loop(0, inputs, 8) as i, code.each_bit(bits[i >> 3]) as bit:
         indices[n.value] = i + bit.to(LONG)
@@ -272,5 +293,5 @@ def _bits_listed(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Valu
 
 
 def _bytes_of_a_row(table: Pointer, outputs: Value) -> Value:
-    """:func:`table_stride` in bytes, of a table whose `outputs` are padded."""
+    """:func:`table_stride` in bytes, for padded `outputs`."""
     return outputs * table.element.size + LINE

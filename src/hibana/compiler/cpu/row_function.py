@@ -1,7 +1,7 @@
-"""The operations of a step as LLVM instructions: functions of one row of neurons, block by block.
+"""Functions of one row of neurons in LLVM IR, which compute the values of a step block by block.
 
-A block is a vector of 32 neurons, a truth value a bit of its mask. Nothing is contracted or reassociated: an
-instruction without fast-math flags does what IEEE says.
+A block is a vector of 32 neurons; a truth value is a bit of its mask. No instruction has fast-math flags, so
+LLVM neither contracts nor reorders operations, and the results are those of IEEE 754.
 """
 
 from collections.abc import Mapping
@@ -30,31 +30,35 @@ from hibana.runtime.kernels import (
 )
 
 VECTOR = 32
-"""Neurons in a vector: two registers of AVX-512, and their truth values one integer."""
+"""Neurons in a block: their numbers fill two AVX-512 registers, their truth values one integer."""
 
 MASK = BIT.of(VECTOR)
 
 OCTETS = VECTOR // 8
+"""Bytes of the truth values of a block."""
 
 LINE = 64
-"""Bytes of a line of a cache."""
+"""Bytes of a cache line."""
 
 AHEAD = 512
-"""Bytes ahead of a block that are prefetched. Without it a training step of a recurrent network takes 1.12 to
-1.16 of the time, inference of a SEW ResNet 1.04 to 1.07 (Intel Xeon)."""
+"""Distance of prefetches from a block, in bytes. Without prefetches a training step of a recurrent network
+takes 1.12 to 1.16 of the time, inference of a SEW ResNet 1.04 to 1.07 (Intel Xeon)."""
 
 NUMBERS: dict[str, type[Pointer]] = {"float32": Floats, "float64": Doubles}
-"""The pointer type of each dtype that kernels compute in."""
+"""The pointer type of numbers, by the dtype that a kernel computes in."""
 
 IN_LOOP = "in loop"
-"""The data of an ``exp`` of float32 that is computed within the loop, not by a function of rows."""
+"""The data of an ``exp`` of float32 that is computed within the loop instead of by a vector function."""
 
 Rows = Mapping[str, Pointer]
 """The addresses of rows of numbers or, as bytes, of bits."""
 
 
 class _Block(Analysis[Value]):
-    """One block of neurons: reads leaves, computes values, stores results."""
+    """The code of one block of neurons: loads leaves, computes values, stores results.
+
+    The arguments of the constructor are those of :func:`_block`.
+    """
 
     def __init__(
         self,
@@ -75,39 +79,41 @@ class _Block(Analysis[Value]):
         self.names = names
         """The names of results in the code."""
         self.scalars = scalars
-        self.drawn: Block | None = draws.block(at) if draws else None
+        self.block_draws: Block | None = draws.block(at) if draws else None
         self.element = number.element
         self.vector = self.element.of(VECTOR)
         self.at = at
         self.octet = at >> 3
-        self.there = self.octets_there = None
+        self.valid = self.valid_octets = None
+        """Masks of the lanes and of the bytes of bits that belong to the row; None: the block is full."""
         if count is not None:
-            self.there = code.lane_indices(LONG.of(VECTOR)) < count.spread(VECTOR)
-            self.octets_there = code.lane_indices(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
-        self.places: dict[str, Pointer] = {}
+            self.valid = code.lane_indices(LONG.of(VECTOR)) < count.spread(VECTOR)
+            self.valid_octets = code.lane_indices(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
+        self.addresses: dict[str, Pointer] = {}
         vector = self.vector
         self.types = {"V": str(vector), "T": vector.element, "M": str(MASK), "K": vector.mangled}
 
-    def place(self, name: str) -> Pointer:
+    def address(self, name: str) -> Pointer:
         """The address of the block in the row `name`."""
-        if name not in self.places:
+        if name not in self.addresses:
             row = self.rows[name]
-            self.places[name] = row + (self.octet if isinstance(row, Bytes) else self.at)
-        return self.places[name]
+            self.addresses[name] = row + (self.octet if isinstance(row, Bytes) else self.at)
+        return self.addresses[name]
 
-    def fetch(self, name: str, *, to_write: bool) -> None:
+    def prefetch(self, name: str, *, to_write: bool) -> None:
         """Prefetches a later block of the row `name`."""
         for line in range(AHEAD, AHEAD + VECTOR * self.vector.size, LINE):
-            self.place(name).bytes(line).prefetch(to_write=to_write)
+            self.address(name).bytes(line).prefetch(to_write=to_write)
 
     def store(self, name: str, value: Value, *, nontemporal: bool) -> None:
-        place = self.place(name)
-        if not isinstance(place, Bytes):
-            place.store(value, self.there, LINE if nontemporal else 0, nontemporal=nontemporal)
-        elif self.there is None:
-            place.of(Ints).store(value.word(), align=1)
+        """Stores `value`, numbers or truth values, in the row `name`."""
+        address = self.address(name)
+        if not isinstance(address, Bytes):
+            address.store(value, self.valid, LINE if nontemporal else 0, nontemporal=nontemporal)
+        elif self.valid is None:
+            address.of(Ints).store(value.word(), align=1)
         else:
-            place.store((value & self.there).word().octets(), self.octets_there)
+            address.store((value & self.valid).word().octets(), self.valid_octets)
 
     def on_number(self, value: graph.Value) -> Value:
         return self.code.constant(float(value.data), self.vector)
@@ -116,28 +122,28 @@ class _Block(Analysis[Value]):
         return self.scalars[str(value.data)]
 
     def on_draw(self, value: graph.Value) -> Value:
-        assert self.drawn is not None
-        return self.drawn.drawn(str(value.data), self.element)
+        assert self.block_draws is not None
+        return self.block_draws.numbers(str(value.data), self.element)
 
     def on_row(self, value: graph.Value) -> Value:
         if str(value.data) in self.ahead:
-            self.fetch(str(value.data), to_write=False)
+            self.prefetch(str(value.data), to_write=False)
         return self.on_bits(value)
 
     def on_bits(self, value: graph.Value) -> Value:
-        place = self.place(str(value.data))
-        if not isinstance(place, Bytes):
-            return place.load(VECTOR, self.there)
-        if self.octets_there is None:
-            return place.of(Ints).load(align=1).mask(VECTOR)
-        return place.load(OCTETS, self.octets_there).word().mask(VECTOR)
+        address = self.address(str(value.data))
+        if not isinstance(address, Bytes):
+            return address.load(VECTOR, self.valid)
+        if self.valid_octets is None:
+            return address.of(Ints).load(align=1).mask(VECTOR)
+        return address.load(OCTETS, self.valid_octets).word().mask(VECTOR)
 
     def operation(self, value: graph.Value, row: Operation, args: list[Value]) -> Value:
         if value.data == IN_LOOP:
             return exp_of_float32(args[0])
-        *before, last = row_of(row.name, "llvm").llvm
+        *steps, last = row_of(row.name, "llvm").llvm
         texts, types, writer = [argument.text for argument in args], dict(self.types), self.code.writer
-        for i, instruction in enumerate(before):
+        for i, instruction in enumerate(steps):
             types[f"t{i}"] = writer.let("", instruction.format(*texts, **types))
         text = writer.let(self.names.get(value, ""), last.format(*texts, **types))
         return Value(writer, MASK if value.boolean else self.vector, text)
@@ -153,53 +159,62 @@ def row_function(
     nontemporal: frozenset[str],
     ahead: frozenset[str],
 ) -> tuple[Function, list[str], list[str], bool]:
-    """A function that computes `stores` for `n` neurons, the last `in_reverse` of them last to first.
+    """A function that computes `stores` for `n` neurons, the last `in_reverse` of them in reverse order.
 
-    Returns it with the names of its rows and scalars, and whether it draws random numbers: then it takes the
-    seed, the step and the number of the first neuron, too, a multiple of a vector's if rows are `aligned`. If
-    `short`, all blocks run through the masked code: a third of the instructions.
+    Args:
+        name: of the function.
+        stores: the rows to write, and their values.
+        number: the pointer type of numbers.
+        short: whether all blocks run through the masked code, which is a third of the instructions.
+        aligned: whether the number of the first neuron is a multiple of :data:`VECTOR`.
+        nontemporal: the rows that are written by non-temporal stores.
+        ahead: the rows that are prefetched.
+
+    Returns:
+        The function, the names of its rows, the names of its scalars, and whether it draws random numbers. If
+        it does, it also takes the seed, the step, and the number of the first neuron.
     """
-    read = leaves(stores)
-    scalars = [name for name, leaf in read.items() if leaf.is_scalar]
-    drawn = [name for name, leaf in read.items() if leaf.is_draw]
+    inputs = leaves(stores)
+    scalars = [name for name, leaf in inputs.items() if leaf.is_scalar]
+    draw_names = [name for name, leaf in inputs.items() if leaf.is_draw]
     rows: dict[str, type[Pointer]] = {
         name: Bytes if value.boolean else number
-        for name, value in (read | stores).items()
-        if name not in scalars and name not in drawn
+        for name, value in (inputs | stores).items()
+        if name not in scalars and name not in draw_names
     }
 
-    def write(code: Code, n: Value, in_reverse: Value, **given: Any) -> None:
-        standing = {s: given[_plain(s)].spread(VECTOR) for s in scalars}
-        of = {name: given[name] for name in _DRAWN} if drawn else {}
-        draws = Draws(code, drawn, VECTOR, aligned=aligned, **of) if drawn else None
-        block = partial(_block, code, stores, given, standing, draws, number)
+    def write(code: Code, n: Value, in_reverse: Value, **arguments: Any) -> None:
+        vectors = {s: arguments[_identifier(s)].spread(VECTOR) for s in scalars}
+        draw_arguments = {name: arguments[name] for name in _DRAW_ARGUMENTS} if draw_names else {}
+        draws = Draws(code, draw_names, VECTOR, aligned=aligned, **draw_arguments) if draw_names else None
+        block = partial(_block, code, stores, arguments, vectors, draws, number)
         if short:
             with code.loop(0, n, VECTOR) as at:
                 block(at, n - at)
             return
-        whole = n & -VECTOR
-        turn = (whole - in_reverse).larger(0)
+        full = n & -VECTOR
+        turn = (full - in_reverse).larger(0)
         with code.loop(0, turn, VECTOR) as at:
             block(at, nontemporal=nontemporal, ahead=ahead)
-        with code.loop(0, whole - turn, VECTOR) as back:
-            block(whole - VECTOR - back, nontemporal=nontemporal)
-        left = n - whole
-        with code.when(left.differs(0)):
-            block(whole, left)
+        with code.loop(0, full - turn, VECTOR) as back:
+            block(full - VECTOR - back, nontemporal=nontemporal)
+        remainder = n - full
+        with code.when(remainder.differs(0)):
+            block(full, remainder)
 
-    kinds: dict[str, Kind] = {**rows, **dict.fromkeys(map(_plain, scalars), number.element)}
+    kinds: dict[str, Kind] = {**rows, **dict.fromkeys(map(_identifier, scalars), number.element)}
     kinds |= {"n": LONG, "in_reverse": LONG}
-    if drawn:
-        kinds |= dict.fromkeys(_DRAWN, LONG)
-    return function(name, write, kinds), list(rows), scalars, bool(drawn)
+    if draw_names:
+        kinds |= dict.fromkeys(_DRAW_ARGUMENTS, LONG)
+    return function(name, write, kinds), list(rows), scalars, bool(draw_names)
 
 
-_DRAWN = ("seed", "time", "first")
-"""What random numbers are drawn from: the seed of the call, the step, the number of the first neuron."""
+_DRAW_ARGUMENTS = ("seed", "time", "first")
+"""The seed of the call, the step, and the number of the row's first neuron."""
 
 
-def _plain(scalar: str) -> str:
-    """``c[0]`` as a name."""
+def _identifier(scalar: str) -> str:
+    """The name of a scalar such as ``c[0]`` in LLVM IR."""
     return scalar.replace("[", ".").replace("]", "")
 
 
@@ -219,14 +234,14 @@ def _block(
     """Computes `stores` for the block of neurons at index `at`.
 
     Args:
-        code: the function that is written.
+        code: the code of the function.
         stores: the rows to write, and their values.
-        rows: the addresses of these and of the rows that are read.
+        rows: the addresses of all rows.
         scalars: the vectors of the scalar leaves.
-        draws: the random numbers, if there are any.
+        draws: the random numbers of the row, or None.
         number: the pointer type of numbers.
-        at: the index of the block's first neuron.
-        count: how many neurons the block has, if it is not whole.
+        at: the index of the block's first neuron in the row.
+        count: the number of neurons in the block; None: it is full.
         nontemporal: the rows that are written by non-temporal stores, aligned to cache lines.
         ahead: the rows that are prefetched.
     """
@@ -234,13 +249,13 @@ def _block(
     for name, value in stores.items():
         names.setdefault(value, f"{name}.{at.text[1:]}")
     block = _Block(code, rows, number, at, count, ahead, names, scalars, draws)
-    rewritten = leaves(stores)
+    overwritten = leaves(stores)  # rows that are read are stored last
     for name, value in stores.items():
         result = block.of(value)
-        if name not in rewritten:
+        if name not in overwritten:
             if name in ahead - nontemporal and not value.boolean:
-                block.fetch(name, to_write=True)
+                block.prefetch(name, to_write=True)
             block.store(name, result, nontemporal=name in nontemporal)
     for name, value in stores.items():
-        if name in rewritten:
+        if name in overwritten:
             block.store(name, block.of(value), nontemporal=name in nontemporal)

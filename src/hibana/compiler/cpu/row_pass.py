@@ -1,7 +1,7 @@
-"""The functions of a CPU kernel that process one row of neurons, for one step or several.
+"""A pass of a CPU kernel: the functions that process one row of neurons, for one step or several.
 
-A pass (``graph.passes``) becomes a function of rows, cut where it calls a library's vector function or a
-product: there a row of numbers goes through memory.
+A pass (:mod:`hibana.compiler.graph.passes`) becomes functions of rows. It is cut at each vector function and
+each matrix product, whose operands and results are rows of numbers in memory.
 """
 
 from collections.abc import Container, Iterable, Sequence
@@ -15,22 +15,22 @@ from hibana.compiler.graph.step import Value
 from hibana.runtime.kernels import Floats, Function, Pointer
 
 LONG = 256
-"""Values from which on a pass is written for a short compile time: its parts read what earlier ones computed,
-and there is only the masked code for a block of neurons."""
+"""Minimum values of a *long* pass, which is written for a short compile time: its functions read the values
+that earlier functions computed, and have only the masked code for a block of neurons."""
 
 FEW_RECOMPUTED = 4
-"""A part of a long pass recomputes what takes fewer values, and reads the rest."""
+"""A function of a long pass recomputes a value that takes fewer values, and reads any other."""
 
 
 @dataclass(eq=False)
 class Pass:
-    """The functions of a pass over one row, and the calls that the kernel makes."""
+    """The functions of a pass over one row, and the sequence in which a kernel calls them."""
 
     name: str
     stores: Stores
     number: type[Pointer]
     calls: frozenset[str]
-    """Operations whose vector functions are arguments of the kernel; the others call the C library."""
+    """Operations whose vector functions are arguments of the kernel; other operations call the C library."""
     nontemporal: frozenset[str] = frozenset()
     """Rows that are written by non-temporal stores."""
     ahead: frozenset[str] = frozenset()
@@ -38,45 +38,50 @@ class Pass:
     aligned: bool = True
     """Whether rows begin at neurons whose numbers are multiples of a vector's."""
     functions: int = 0
+    """The number of functions."""
     sequence: list["Call"] = field(default_factory=list)
-    """The calls, in order."""
+    """The calls in order."""
     scratch: list[str] = field(default_factory=list)
-    """Scratch rows of numbers, and those that products are written to."""
+    """Rows of numbers between the calls."""
     products: list[str] = field(default_factory=list)
+    """Rows of the results of matrix products."""
     operations: set[str] = field(default_factory=set)
+    """The operations that vector functions or the C library compute."""
 
     def __post_init__(self) -> None:
         self.leaves = leaves(self.stores)
-        stores = _SpelledOut(self.calls, in_loop=self.number is Floats).rewrite(self.stores)
+        stores = _Lowering(self.calls, in_loop=self.number is Floats).rewrite(self.stores)
         self.long = is_long(stores)
-        while ready := _ready(stores):
-            operands = [(value, operand) for value in ready for operand in _operands(value)]
+        while cuts := _first_cuts(stores):
+            operands = [(cut, operand) for cut in cuts for operand in _row_operands(cut)]
             names = self._rows(stores, len(operands))
-            given = dict(zip(names, operands, strict=True))
-            calls: dict[Value, list[str]] = {}
-            for name, (value, _) in given.items():
-                calls.setdefault(value, []).append(name)
-            arguments = {name: operand for name, (value, operand) in given.items() if not _is_read(value)}
-            handed = _handed_over(stores, arguments.values()) if self.long else []
-            more = dict(zip(self._rows(stores, len(handed), names), handed, strict=True))
-            self._function(arguments | more)
-            results = {v: Value("row", data=self._call(rows, v)) for v, rows in calls.items()}
-            results |= {v: Value("bits" if v.boolean else "row", data=name) for name, v in more.items()}
+            operand_rows = dict(zip(names, operands, strict=True))
+            rows_of: dict[Value, list[str]] = {}
+            for name, (cut, _) in operand_rows.items():
+                rows_of.setdefault(cut, []).append(name)
+            computed = {name: operand for name, (cut, operand) in operand_rows.items() if not _reads_row(cut)}
+            shared = _shared_values(stores, computed.values()) if self.long else []
+            shared_rows = dict(zip(self._rows(stores, len(shared), names), shared, strict=True))
+            self._function(computed | shared_rows)
+            results = {cut: Value("row", data=self._call(rows, cut)) for cut, rows in rows_of.items()}
+            results |= {
+                v: Value("bits" if v.boolean else "row", data=name) for name, v in shared_rows.items()
+            }
             stores = substitute(stores, results)
         if stores:
             self._function(stores)
 
-    def _rows(self, stores: Stores, count: int, taken: Container[str] = ()) -> list[str]:
-        """Names of `count` scratch rows: those that `stores` don't read, then new ones."""
-        needed = leaves(stores) if self.long else self.scratch
-        found = [name for name in self.scratch if name not in needed and name not in taken][:count]
+    def _rows(self, stores: Stores, count: int, reserved: Container[str] = ()) -> list[str]:
+        """Names of `count` scratch rows that `stores` do not read and that are not `reserved`."""
+        in_use = leaves(stores) if self.long else self.scratch
+        free = [name for name in self.scratch if name not in in_use and name not in reserved][:count]
         first = len(self.scratch)
-        new = [f"{self.name}.{first + i}" for i in range(count - len(found))]
+        new = [f"{self.name}.{first + i}" for i in range(count - len(free))]
         self.scratch += new
-        return found + new
+        return free + new
 
     def _call(self, rows: list[str], value: Value) -> str:
-        """Adds the call that computes `value` from `rows`, and returns the result's row."""
+        """Adds the call that computes `value` from `rows`; returns the row of the result."""
         name = rows[0]
         if not value.is_product:
             self.operations.add(value.op)
@@ -84,12 +89,13 @@ class Pass:
             return name
         result = f"{name}.product{len(self.sequence)}"
         self.products.append(result)
-        given = str(value.args[0].data) if _is_read(value) else name
-        where = [str(gate.data) for gate in value.args[1:]]
-        self.sequence.append(Call("product", [given, *where, result], matrix=int(value.data)))
+        operand = str(value.args[0].data) if _reads_row(value) else name
+        mask = [str(gate.data) for gate in value.args[1:]]
+        self.sequence.append(Call("product", [operand, *mask, result], matrix=int(value.data)))
         return result
 
     def _function(self, stores: Stores) -> None:
+        """Adds a function that computes `stores`, and its call."""
         if not stores:
             return
         function, rows, scalars, draws = row_function(
@@ -107,46 +113,48 @@ class Pass:
 
 @dataclass(frozen=True)
 class Call:
-    """A call on rows: of a function of the pass, a vector function by name, or ``product``."""
+    """A call on rows: of a function of the pass, of an operation's vector function, or ``"product"``."""
 
     function: Function | str
     rows: list[str]
-    """Of a product: its operand, the mask of where the result is used if there is one, and the result."""
+    """The arguments of a function; for a product its operand, the mask of its result or nothing, its
+    result."""
     scalars: list[str] = field(default_factory=list)
+    """The names of the function's scalar arguments."""
     matrix: int = 0
+    """For a product, twice the number of the matrix, plus 1 if it is transposed."""
     draws: bool = False
-    """Whether a function draws random numbers."""
+    """Whether the function draws random numbers."""
 
 
 def is_long(stores: Stores) -> bool:
-    """Whether `stores` take :data:`LONG` values or more."""
+    """Whether computing `stores` takes at least :data:`LONG` values."""
     return len(reachable(stores.values())) >= LONG
 
 
-def _handed_over(stores: Stores, roots: Iterable[Value]) -> list[Value]:
-    """The values behind `roots` that the rest of `stores` uses too, and reads rather than recomputes."""
-    here = [value for value in reachable(roots) if value.args]
-    inside = set(here)
+def _shared_values(stores: Stores, roots: Iterable[Value]) -> list[Value]:
+    """The values behind `roots` that later functions of `stores` read instead of recomputing them."""
+    dependencies = [value for value in reachable(roots) if value.args]
+    inside = set(dependencies)
     everything = reachable(stores.values())
-    wanted = {*stores.values(), *(a for v in everything if v not in inside for a in v.args)}
-    recomputed: dict[Value, int] = {}
-    """How many values recomputing this one takes."""
-    handed = []
-    for value in here:
-        recomputed[value] = 1 + sum(recomputed.get(argument, 0) for argument in value.args)
-        if value in wanted and recomputed[value] >= FEW_RECOMPUTED:
-            handed.append(value)
-            recomputed[value] = 0
-    return handed
+    used_later = {*stores.values(), *(a for v in everything if v not in inside for a in v.args)}
+    cost: dict[Value, int] = {}
+    """The number of values that recomputing this value takes."""
+    shared = []
+    for value in dependencies:
+        cost[value] = 1 + sum(cost.get(argument, 0) for argument in value.args)
+        if value in used_later and cost[value] >= FEW_RECOMPUTED:
+            shared.append(value)
+            cost[value] = 0
+    return shared
 
 
-class _SpelledOut(Rewriting):
+class _Lowering(Rewriting):
     """Rewrites values in operations that LLVM or a vector function computes.
 
-    An operation that no function of `calls` computes is written out, as its row of the table says, and
-    ``exp`` is computed within the loop if `in_loop`. A product with a truth value becomes a select: ``x * s``
-    is ``x`` where s holds and ``x * 0`` elsewhere, to the last bit, and that product does not wait for the
-    comparison.
+    An operation without a function in `calls` is replaced by its :attr:`Operation.expansion`, and ``exp`` is
+    computed within the loop if `in_loop`. A product with a truth value becomes a select: ``x * s`` is ``x``
+    if s is true and ``x * 0`` otherwise, with the same bits, and does not wait for the comparison.
     """
 
     def __init__(self, calls: Container[str], *, in_loop: bool) -> None:
@@ -157,7 +165,7 @@ class _SpelledOut(Rewriting):
 
     def operation(self, value: Value, row: Operation, args: Sequence[Value]) -> Value:
         if row.expansion and value.op not in self.calls:
-            return self._written(row.expansion, args)
+            return self._expand(row.expansion, args)
         if value.op == "exp" and self.in_loop:
             return Value("exp", tuple(args), IN_LOOP)
         if value.op == "sub" and args[0].is_number(1) and args[1].as_boolean:
@@ -169,33 +177,36 @@ class _SpelledOut(Rewriting):
                 return Value("where", (gate, other, Value("mul", (other, self.zero))))
         return super().operation(value, row, list(args))
 
-    def _written(self, how: Expression, args: Sequence[Value]) -> Value:
-        """:attr:`Operation.expansion` applied to `args`."""
-        if not isinstance(how, tuple):
-            return args[int(how[1:-1])] if how.startswith("{") else Value("number", data=int(how))
-        value = Value(how[0], tuple(self._written(part, args) for part in how[1:]))
-        return self.operation(value, OPERATIONS[how[0]], value.args)
+    def _expand(self, expression: Expression, args: Sequence[Value]) -> Value:
+        """The value of an expansion whose placeholders are `args`."""
+        if not isinstance(expression, tuple):
+            if expression.startswith("{"):
+                return args[int(expression[1:-1])]
+            return Value("number", data=int(expression))
+        op, *parts = expression
+        value = Value(op, tuple(self._expand(part, args) for part in parts))
+        return self.operation(value, OPERATIONS[op], value.args)
 
 
-def kernel_says(op: str) -> bool:
-    """Whether a kernel computes `op` without a vector function: written out, or by the C library."""
+def needs_no_vector_function(op: str) -> bool:
+    """Whether a kernel can compute `op` by its expansion, or by the C library's function of one number."""
     row = OPERATIONS[op]
     return bool(row.expansion or (row.libm and row.arity == 1))
 
 
-def _operands(value: Value) -> tuple[Value, ...]:
-    """The arguments that are rows of numbers; a product's others are masks."""
+def _row_operands(value: Value) -> tuple[Value, ...]:
+    """The arguments of a vector call or product that are rows; a product's second argument is a mask."""
     return value.args[:1] if value.is_product else value.args
 
 
-def _ready(stores: Stores) -> list[Value]:
-    """The vector calls and products in `stores` that depend on no other one."""
+def _first_cuts(stores: Stores) -> list[Value]:
+    """The vector calls and products in `stores` that depend on no other vector call or product."""
     values = reachable(stores.values())
     cuts = [v for v in values if v.is_product or (v.is_call and v.data != IN_LOOP)]
-    behind = dependents(values, cuts)
-    return [value for value in cuts if not any(argument in behind for argument in value.args)]
+    later = dependents(values, cuts)
+    return [value for value in cuts if not any(argument in later for argument in value.args)]
 
 
-def _is_read(value: Value) -> bool:
-    """Whether a product's operand is a row already in memory."""
+def _reads_row(value: Value) -> bool:
+    """Whether `value` is a product whose operand is already a row in memory."""
     return value.is_product and len(value.args) == 1 and value.args[0].is_row

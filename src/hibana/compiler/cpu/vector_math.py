@@ -1,7 +1,8 @@
-"""Transcendental functions in hibana's own code, for which no library has PyTorch's bits.
+"""Transcendental functions of vectors, for operations that no library computes to PyTorch's bits.
 
-All but :func:`exp_of_float32` work on vectors of float64. A float32 result is computed in float64 and rounded
-once; the polynomials here are good for that alone, so float64 results come from the C library's functions.
+All functions except :func:`exp_of_float32` work on vectors of float64. A float32 result is computed in
+float64 and rounded once. The polynomials here are not accurate enough for float64 results, which use the C
+library.
 """
 
 import math
@@ -10,11 +11,11 @@ from collections.abc import Callable, Sequence
 from hibana.runtime.kernels import DOUBLE, Code, Function, Value, external_function
 
 VECTOR = 8
-"""Numbers that are computed at a time."""
+"""Numbers in a vector."""
 
 
 class Numbers:
-    """Functions of vectors of float64 that other functions are made of."""
+    """The building blocks of functions of float64 vectors."""
 
     def __init__(self, code: Code, *, single: bool) -> None:
         self.code = code
@@ -22,19 +23,20 @@ class Numbers:
         """Whether the result is rounded to float32."""
 
     def library(self, name: str, *arguments: Value) -> Value:
-        """The C library's function of each number."""
+        """The C library's function `name` of each number."""
         return lane_by_lane(self.code, external_function(name, DOUBLE, *[DOUBLE] * len(arguments)), arguments)
 
     def exp(self, x: Value) -> Value:
+        """``exp(x)``."""
         if not self.single:
             return self.library("exp", x)
         x = (x > 800).select(800, x)
         x = (x < -800).select(-800, x)
         count = (x * (1 / math.log(2))).call("rint")
-        rest = count.fma(-math.log(2), x)
+        remainder = count.fma(-math.log(2), x)
         result = x.lift(1 / math.factorial(12))
         for power in range(11, -1, -1):
-            result = result.fma(rest, 1 / math.factorial(power))
+            result = result.fma(remainder, 1 / math.factorial(power))
         half = (count * 0.5).call("floor")
         return result * _power_of_two(half) * _power_of_two(count - half)
 
@@ -42,7 +44,7 @@ class Numbers:
         """``exp(-|x|)``."""
         return self.exp(-abs(x))
 
-    def log1p_of_part(self, x: Value) -> Value:
+    def log1p_of_fraction(self, x: Value) -> Value:
         """``log(1 + x)`` for `x` from 0 to 1."""
         if not self.single:
             return self.library("log1p", x)
@@ -55,30 +57,31 @@ class Numbers:
 
 
 def exp_of_float32(x: Value) -> Value:
-    """``exp(x)`` of float32 numbers within 1 ulp, 0 where that is below 2.5e-38, without a call.
+    """``exp(x)`` of float32 numbers within 1 ulp, 0 for results below 2.5e-38, without a call.
 
-    It is for gradients, which need not have PyTorch's bits: ``exp(x) = 2**n exp(x - n log(2))``, with the
-    series of the latter. The bound holds where the processor fuses a product with a sum.
+    Gradients use it, which need not have PyTorch's bits: ``exp(x) = 2**n exp(x - n log(2))``, and a series
+    for the second factor. The bound holds if the processor has fused multiply-add.
     """
-    shift = 1.5 * 2**23  # a number that is added to this is rounded to an integer, in its lowest bits
+    shift = 1.5 * 2**23  # adding it rounds a number to an integer, which is in the lowest bits of the sum
     shifted = x.fused(x.lift(1 / math.log(2)), x.lift(shift))
     n = shifted - shift
-    part = 355 / 512  # of log(2), whose product with n is exact
-    rest = n.fused(x.lift(part - math.log(2)), x - n * part)
+    high = 355 / 512  # the leading bits of log(2): its product with n is exact
+    remainder = n.fused(x.lift(high - math.log(2)), x - n * high)
     result = x.lift(1 / math.factorial(7))
     for power in range(6, -1, -1):
-        result = result.fused(rest, x.lift(1 / math.factorial(power)))
+        result = result.fused(remainder, x.lift(1 / math.factorial(power)))
     result = (result.float_bits() + (shifted.float_bits() << 23)).float_from_bits()
     result = (x < -86.6).select(0, result)
-    return (x <= 88.7).select(result, x * math.inf)  # NaN remains
+    return (x <= 88.7).select(result, x * math.inf)  # NaN stays NaN
 
 
 def _power_of_two(count: Value) -> Value:
+    """``2**count`` as float64 numbers, for whole numbers `count`."""
     return ((count.truncate() + 1023) << 52).float_from_bits()
 
 
 def lane_by_lane(code: Code, function: Function, arguments: Sequence[Value]) -> Value:
-    """The vector of what `function` gives for each lane of the `arguments`."""
+    """The vector of the results of `function` for each lane of the `arguments`."""
     type_ = arguments[0].type
     result = arguments[0].undefined(type_)
     for lane in range(type_.width):
@@ -87,22 +90,23 @@ def lane_by_lane(code: Code, function: Function, arguments: Sequence[Value]) -> 
 
 
 def _sigmoid(n: Numbers, x: Value) -> Value:
-    part = n.decay(x)
-    above, below = (x < 0).select(part, 1), part + 1
-    found = above / below
+    decay = n.decay(x)
+    numerator, denominator = (x < 0).select(decay, 1), decay + 1
+    quotient = numerator / denominator
     if n.single:
-        return found
-    lost = part - (below - 1)  # what the sum and the quotient lost to rounding is added
-    return found + ((-found).fma(below, above) - found * lost) / below
+        return quotient
+    sum_error = decay - (denominator - 1)
+    quotient_error = (-quotient).fma(denominator, numerator)
+    return quotient + (quotient_error - quotient * sum_error) / denominator
 
 
 def _softplus(n: Numbers, x: Value) -> Value:
-    return (x > 0).select(x, 0) + n.log1p_of_part(n.decay(x))
+    return (x > 0).select(x, 0) + n.log1p_of_fraction(n.decay(x))
 
 
-OWN: dict[str, Callable[..., Value]] = {
+FUNCTIONS: dict[str, Callable[..., Value]] = {
     "sigmoid": _sigmoid,
     "softplus": _softplus,
     "elu": lambda n, x: (x < 0).select(n.library("expm1", x), x),
 }
-"""How each operation is computed of vectors."""
+"""The function ``(numbers, *vectors) -> vector`` of each operation."""

@@ -1,7 +1,6 @@
 """Data of the user: the kind of a file or folder is detected by :func:`kind_of`, unless the user names it."""
 
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,15 @@ from hibana.data.user_data.folders import (
 )
 from hibana.data.user_data.pictures import SUFFIXES as PICTURES
 from hibana.data.user_data.pictures import Images
-from hibana.data.user_data.series import LENGTHS, TRAIN_TS, SequenceInputs, Sequences, is_array, spike_steps
+from hibana.data.user_data.series import LENGTHS, SequenceInputs, Sequences, default_steps
 from hibana.data.user_data.sound import SUFFIXES as SOUND
 from hibana.data.user_data.sound import Sound
 from hibana.data.user_data.table import Table
-from hibana.data.user_data.table_files import check_encoding
 from hibana.data.user_data.target import TASKS
 
 __all__ = ["BINS", "KINDS", "LENGTHS", "TASKS", "ArrayInputs", "Arrays", "Description"]
 __all__ += ["EventInputs", "Events", "Images", "SequenceInputs", "Sequences", "Sound", "Table", "UserData"]
-__all__ += ["are_pictures", "check_encoding", "default_steps", "description_from_plain", "from_dataset"]
+__all__ += ["are_pictures", "default_steps", "description_from_plain", "from_dataset"]
 __all__ += ["kind_of", "without_removed_options"]
 
 _KIND_OF_SUFFIX = {
@@ -86,26 +84,22 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
 
 
 def _kind_of_folder(path: Path) -> str:
+    """The kind of the files by class, of the listed files, or of the arrays in a folder."""
     entries, tables = visible_entries(path), file_lists(path)
     folders = [entry for entry in entries if entry.is_dir()]
     parts = [folder for folder in folders if folder.name.lower() in (*TRAINING, *TEST)]
     in_parts = [entry for part in parts for entry in visible_entries(part) if entry.is_dir()]
     for class_folders in () if tables else (in_parts, folders):
-        files = (entry for folder in class_folders for entry in visible_entries(folder) if entry.is_file())
-        if kinds := _count_kinds(files):
+        files = [file for folder in class_folders for file in visible_entries(folder) if file.is_file()]
+        if kinds := Counter(filter(None, map(_kind_of_sample, files))):
             return max(kinds, key=kinds.__getitem__)
-    pairs = [entry for entry in entries if entry.name.endswith(TRAIN_TS)]
-    for files_of_one_kind, description in ((tables, "list of files"), (pairs, f"*{TRAIN_TS}")):
-        if len(files_of_one_kind) > 1:
-            names = ", ".join(file.name for file in files_of_one_kind[:5])
-            raise ValueError(
-                f"data must hold one {description}, {path} has {len(files_of_one_kind)}; name one of them: "
-                f"{names}"
-            )
+    if len(tables) > 1:
+        names = ", ".join(table.name for table in tables[:5])
+        raise ValueError(
+            f"data must hold one list of files, {path} has {len(tables)}; name one of them: {names}"
+        )
     if tables and (first := first_listed_file(tables[0])):
         return _kind_of_listed(first)
-    if pairs:
-        return "sequences"
     if any(entry.suffix == ".npy" for entry in entries):
         return "sequences" if are_series(path) else "arrays"
     for file in path.rglob("*"):
@@ -119,23 +113,15 @@ def _kind_of_folder(path: Path) -> str:
 
 def _kind_of_listed(file: Path) -> str:
     """The kind of a list of files whose first file is `file`."""
-    for kind in _count_kinds([file]):
+    if kind := _kind_of_sample(file):
         return kind
     raise ValueError(f"data must be one of a known kind, a list names {file.name}, which is none")
 
 
-def _count_kinds(files: Iterable[Path]) -> Counter[str]:
-    """The number of `files` of each kind; all tables have the kind of the first table."""
-    kinds: Counter[str] = Counter()
-    tables = ""
-    for file in files:
-        kind = _KIND_OF_SUFFIX.get(file.suffix.lower())
-        if kind == "sequences":
-            has_events = file.suffix.lower() == ".csv" and has_event_header(file)
-            kind = tables = tables or ("events" if has_events else kind)
-        if kind:
-            kinds[kind] += 1
-    return kinds
+def _kind_of_sample(file: Path) -> str | None:
+    """The kind of data that consist of files such as `file`."""
+    suffix = file.suffix.lower()
+    return "events" if suffix == ".csv" and has_event_header(file) else _KIND_OF_SUFFIX.get(suffix)
 
 
 def from_dataset(dataset: Any, **options: Any) -> UserData:
@@ -159,8 +145,3 @@ def from_dataset(dataset: Any, **options: Any) -> UserData:
     if len({x.shape for x in inputs}) == 1 and not are_series(inputs):
         return Arrays(np.stack(inputs), labels=labels, **options)
     return Sequences(inputs, labels=labels, **options)
-
-
-def default_steps(kind: str | None, source: Any) -> int | None:
-    """The length of the spike trains in `source`; ``None`` for other data."""
-    return spike_steps(source) if kind == "sequences" and is_array(source) else None

@@ -18,7 +18,6 @@ from hibana.data.base import DataSet, InMemory, Samples
 from hibana.data.user_data.folders import os_errors_as_value_errors
 from hibana.data.user_data.plain_values import from_plain
 from hibana.data.user_data.samples import RawSamples, draw_parts
-from hibana.data.user_data.table_files import check_encoding
 from hibana.data.user_data.target import TASKS, Target, fit_target, guess_task
 
 __all__ = ["KINDS", "Description", "Inputs", "UserData", "description_from_plain", "source_name"]
@@ -144,8 +143,8 @@ class UserData(DataSet):
             raise ValueError(f"task must be one of {', '.join(TASKS)}; got {task!r}")
         self.source = Path(source).expanduser() if isinstance(source, str | Path) else source
         self.test_source = Path(test).expanduser() if isinstance(test, str | Path) else test
-        self.encoding = None if encoding is None else check_encoding(encoding)
-        self.label, self.task, self.unit, self.steps = label, task, unit, steps
+        self.label, self.task, self.encoding = label, task, encoding
+        self.unit, self.steps = unit, steps
         self._description = description
         self.summary = ""
 

@@ -13,7 +13,7 @@ from torch.nn import functional
 from hibana.data.base import stretch
 from hibana.data.user_data.arrays import are_spikes, input_arrays, inputs_and_labels, read_arrays
 from hibana.data.user_data.base import Inputs, UserData
-from hibana.data.user_data.folders import labelled_files, os_errors_as_value_errors
+from hibana.data.user_data.folders import labelled_files
 from hibana.data.user_data.samples import RawSamples, span
 from hibana.data.user_data.scale import Scale, fit_scale
 from hibana.data.user_data.table import TIMES, is_row_number, numbers_of, numeric, usual_label
@@ -21,7 +21,7 @@ from hibana.data.user_data.table_files import read_table
 from hibana.data.user_data.target import column_texts, texts
 from hibana.data.user_data.ts_files import read_ts
 
-__all__ = ["LENGTHS", "LENGTH_VERBS", "TRAIN_TS", "SequenceInputs", "Sequences", "is_array", "spike_steps"]
+__all__ = ["LENGTHS", "LENGTH_VERBS", "SequenceInputs", "Sequences", "default_steps"]
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 TRAIN_TS, TEST_TS = "_TRAIN.ts", "_TEST.ts"
@@ -93,7 +93,7 @@ class Sequences(UserData):
     - A folder of tables by class, ``class/name.csv``, with one row per frame.
     - A long table. Its column `group` names the sequence of each row. The label must be the same in all rows
       of a sequence.
-    - A ``.ts`` file of aeon and sktime, or a folder with ``NAME_TRAIN.ts`` and ``NAME_TEST.ts``.
+    - A ``.ts`` file of aeon and sktime; ``NAME_TEST.ts`` next to ``NAME_TRAIN.ts`` is the test part.
     - Arrays ``[N, T, F]`` or ``[N, T]`` in an ``.npz`` file or a folder, with ``lengths`` if they are padded.
     - A list of arrays in memory.
 
@@ -137,13 +137,9 @@ class Sequences(UserData):
         if lengths not in LENGTHS:
             raise ValueError(f"lengths must be one of {', '.join(LENGTHS)}; got {lengths!r}")
         self.labels, self.group, self.lengths = labels, group, lengths
-        if isinstance(self.source, Path):
-            with os_errors_as_value_errors(self.source):
-                pairs = sorted(self.source.glob(f"*{TRAIN_TS}"))
-            self.source = pairs[0] if len(pairs) == 1 else self.source
+        if isinstance(self.source, Path) and self.source.name.endswith(TRAIN_TS) and self.test_source is None:
             test_file = self.source.with_name(self.source.name.replace(TRAIN_TS, TEST_TS))
-            if self.test_source is None and test_file != self.source and test_file.exists():
-                self.test_source = test_file
+            self.test_source = test_file if test_file.exists() else None
 
     def read(self, source: Any) -> RawSamples:
         raw = self._read(source)
@@ -155,7 +151,7 @@ class Sequences(UserData):
         steps = [len(frames) for frames in raw.values]
         if self._description is not None:
             self.steps, self.lengths = self.option("steps"), self.option("lengths")
-        elif (not isinstance(source, str | Path) or is_array(source)) and are_spikes(*raw.values):
+        elif (not isinstance(source, str | Path) or _is_array(source)) and are_spikes(*raw.values):
             self.steps = max(steps) if self._has_default_steps else self.steps
             self.are_spikes, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
         count = len(self._features)
@@ -164,7 +160,7 @@ class Sequences(UserData):
             f"{'feature' if count == 1 else 'features'}, {span(min(steps), max(steps))} steps, "
             f"{LENGTH_VERBS[self.lengths]} to {self.steps}{missing}"
         )
-        if self.labels is None and is_array(source):
+        if self.labels is None and _is_array(source):
             raw.summary += " (--kind arrays if they have no time axis)"
         return raw
 
@@ -174,25 +170,30 @@ class Sequences(UserData):
         if self.labels is not None or not isinstance(source, str | Path):
             return _numbered(list(source), None if self.labels is None else texts(list(self.labels)))
         label = self.label or (None if self._description is None else self._description.target.name)
-        if is_array(source):
+        if _is_array(source):
             return _in_arrays(source, label)
         path = Path(source)
         if path.suffix == ".ts":
             return _numbered(*read_ts(path))
-        if self.option("group") is not None and path.is_file():
-            return self._grouped(path, self.option("group"), label)
-        raw = labelled_files(path, SUFFIXES, "sequences")
-        notes = dict[str, None]()  # an ordered set
-        for index, file in enumerate(raw.values):
-            table, parsed = read_table(file, self.option("encoding"))
+        group = self.option("group") if path.is_file() else None
+        raw = self._grouped(path, group, label) if group else labelled_files(path, SUFFIXES, "sequences")
+        notes = dict.fromkeys(raw.notes)  # an ordered set
+        for index, (name, rows) in enumerate(zip(raw.names, raw.values, strict=True)):
+            table, parsing = (rows, []) if group else read_table(rows, self.option("encoding"))
             self._features = self._features or _feature_columns(table, ())
-            raw.values[index], sorting = _frames(table, self._features, file.name)
-            notes.update(dict.fromkeys((*parsed, *sorting)))
+            raw.values[index], sorting = _frames(table, self._features, name)
+            notes.update(dict.fromkeys((*parsing, *sorting)))
         raw.notes = list(notes)
         return raw
 
     def _grouped(self, path: Path, group: str, label: str | None) -> RawSamples:
-        """The sequences of a long table whose columns `group` and `label` name the sequence and its label."""
+        """The sequences of a long table, as one table each; also sets the names of their features.
+
+        Args:
+            path: file of the table.
+            group: the column that names the sequence of each row.
+            label: the label's column; if ``None``, a column that is constant within sequences.
+        """
         table, notes = read_table(path, self.option("encoding"))
         names, features = list(table.columns), self._features
         for argument, name in (("group", group), ("label", None if features else label)):
@@ -201,32 +202,24 @@ class Sequences(UserData):
                     f"{argument} must be a column of {path.name}: {', '.join(names)}; got {name!r}"
                 )
         sequences = table.groupby(group, sort=False)
-        if not label:  # of the columns that are constant within sequences, one with a usual name, or the last
-            most = sequences[[name for name in names if name != group]].nunique(dropna=False).max()
-            constant = [str(name) for name in most[most == 1].index]
+        counts = sequences[[name for name in names if name != group]].nunique(dropna=False)
+        if not label:
+            constant = [str(name) for name in counts.columns if counts[name].max() == 1]
             label = usual_label(constant) or (constant[-1] if constant else "")
+        if label in names and counts[label].max() > 1:
+            raise ValueError(
+                f"label {label!r} must be the same in all rows of a sequence, "
+                f"{group} {counts[label].idxmax()} has {counts[label].max()} labels"
+            )
         if not features:
             numbering = [name for name in names if name not in (group, label) and _counts_rows(table, name)]
-            self._features = features = _feature_columns(table, (group, label, *numbering))
+            self._features = _feature_columns(table, (group, label, *numbering))
             listed = ", ".join(f"`{name}`" for name in numbering)
             notes += [f"left out as they number the rows: {listed}"] if numbering else []
-        raw = RawSamples([], [] if label in names else None, [], label=label or "class", notes=notes)
-        for value, rows in sequences:
-            name = f"{group} {value}"
-            frames, sorting = _frames(rows, features, name)
-            notes += (note for note in sorting if note not in notes)
-            raw.names.append(name)
-            raw.values.append(frames)
-            if raw.labels is None:
-                continue
-            labels = sorted(set(column_texts(rows[label])))
-            if len(labels) != 1:
-                raise ValueError(
-                    f"label {label!r} must be the same in all rows of a sequence, {name} has "
-                    f"{', '.join(labels[:3])}"
-                )
-            raw.labels += labels
-        return raw
+        values, tables = zip(*sequences, strict=True)
+        labels = column_texts(sequences[label].first()) if label in names else None
+        sequence_names = [f"{group} {value}" for value in values]
+        return RawSamples(list(tables), labels, sequence_names, label=label or "class", notes=notes)
 
     def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
         part = np.concatenate([raw.values[index] for index in training])
@@ -238,18 +231,12 @@ class Sequences(UserData):
         if self.are_spikes:
             zeros, ones = (0.0,) * part.shape[1], (1.0,) * part.shape[1]
             scale = Scale(zeros, ones, zeros, ones, clipped=False)
-        return SequenceInputs(
-            features=self._features,
-            fill=tuple(fill.tolist()),
-            scale=scale,
-            steps=self.steps,
-            lengths=self.lengths,
-            group=None if self.labels is not None else self.group,
-            encoding=self.encoding or "",
-        )
+        group, encoding = None if self.labels is not None else self.group, self.encoding or ""
+        fills = tuple(fill.tolist())
+        return SequenceInputs(self._features, fills, scale, self.steps, self.lengths, group, encoding)
 
 
-def is_array(source: Any) -> bool:
+def _is_array(source: Any) -> bool:
     """Whether `source` is the path of an ``.npz`` or ``.npy`` file, or of a folder of ``.npy`` files."""
     if not isinstance(source, str | Path):
         return False
@@ -257,9 +244,9 @@ def is_array(source: Any) -> bool:
     return path.suffix.lower() in (".npz", ".npy") or (path.is_dir() and any(path.glob("*.npy")))
 
 
-def spike_steps(source: Any) -> int | None:
-    """The steps of the spike trains in a file of arrays; ``None`` for other files."""
-    inputs = input_arrays(source)
+def default_steps(kind: str | None, source: Any) -> int | None:
+    """The length of the spike trains in a file, if `kind` is ``sequences``; ``None`` for other data."""
+    inputs = input_arrays(source) if kind == "sequences" else []
     are_trains = bool(inputs) and all(x.ndim in (2, 3) and are_spikes(x) for x in inputs)
     return max(x.shape[1] for x in inputs) if are_trains else None
 

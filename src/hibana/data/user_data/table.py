@@ -140,14 +140,9 @@ class Table(UserData):
         summary = [f"{len(table):,} rows", *_column_counts(inputs)]
         if is_missing.any():
             summary.append(f"{is_missing.mean():.1%} missing, filled with the median")
-        return RawSamples(
-            inputs,
-            column_texts(table[label]) if label in table.columns else None,
-            [f"row {row}" for row in range(1, len(table) + 1)],
-            ", ".join(summary + exclusions),
-            label=label,
-            notes=notes,
-        )
+        labels = column_texts(table[label]) if label in table.columns else None
+        names = [f"row {row}" for row in range(1, len(table) + 1)]
+        return RawSamples(inputs, labels, names, ", ".join(summary + exclusions), label=label, notes=notes)
 
     def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
         part = raw.values.iloc[list(training)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["PLAIN", "check_encoding", "decode", "read_table"]
+__all__ = ["PLAIN", "decode", "number", "read_table"]
 
 PLAIN = "column "
 """Prefix of the column names of a table without a header; the column's number follows."""
@@ -68,7 +68,7 @@ def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
     Western letters. All other text is cp1252.
 
     Raises:
-        ValueError: if the content is not valid text in `encoding` or in any of these encodings.
+        ValueError: if `encoding` does not exist, or the content is not valid text in any of these encodings.
 
     >>> decode("番号,良品".encode("cp932"))[1], decode("Mädchen,année".encode("cp1252"))[1]
     ('cp932', 'cp1252')
@@ -79,6 +79,10 @@ def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
     for name in [encoding] if encoding else ["utf-16"] if has_mark else ["utf-8-sig", "cp932", "cp1252"]:
         try:
             text = content.decode(name)
+        except LookupError as error:
+            raise ValueError(
+                f"encoding must be a text encoding that Python knows, such as cp932; got {encoding!r}"
+            ) from error
         except UnicodeDecodeError as error:
             if encoding:
                 raise ValueError(f"it is not text in the encoding {encoding}: {error.reason}") from error
@@ -86,21 +90,6 @@ def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
         if name != "cp932" or encoding or _is_japanese(text):
             return text, name
     raise ValueError("its text is neither UTF-8 nor cp932 nor cp1252; give its encoding (--encoding)")
-
-
-def check_encoding(encoding: str) -> str:
-    """Returns `encoding` if Python has a text encoding of that name.
-
-    Raises:
-        ValueError: if it has none.
-    """
-    try:
-        "".encode(encoding)
-    except LookupError:
-        raise ValueError(
-            f"encoding must be a text encoding that Python knows, such as cp932; got {encoding!r}"
-        ) from None
-    return encoding
 
 
 def _is_japanese(text: str) -> bool:
@@ -165,16 +154,16 @@ def _is_header(row: list[str]) -> bool:
 
     pandas writes such numbers for columns without names; years are another example.
     """
-    numbers = [cell for cell in row if _is_number(cell)]
+    numbers = [cell for cell in row if not math.isnan(number(cell))]
     if not numbers:
         return True
     counts_up = all(map(str.isdecimal, numbers)) and all(int(b) - int(a) == 1 for a, b in pairwise(numbers))
     return counts_up and len(numbers) >= COUNTED
 
 
-def _is_number(cell: str) -> bool:
-    """Whether `cell` is a number other than NaN."""
+def number(text: str) -> float:
+    """The number that `text` is, or NaN."""
     try:
-        return not math.isnan(float(cell))
+        return float(text)
     except ValueError:
-        return False
+        return math.nan

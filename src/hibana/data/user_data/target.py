@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hibana.data.user_data.table_files import number
+
 __all__ = ["TASKS", "Target", "column_texts", "fit_target", "guess_task", "texts"]
 
 TASKS = ("classification", "regression")
@@ -113,33 +115,25 @@ def column_texts(column: Any) -> list[str]:
 
 def guess_task(labels: Sequence[str]) -> str:
     """``regression`` if the labels are many different numbers, else ``classification``."""
-    numbers = [_number(label) for label in set(labels)]
-    if any(math.isnan(number) for number in numbers):
+    numbers = [number(label) for label in set(labels)]
+    if any(map(math.isnan, numbers)):
         return "classification"
-    are_integers = all(number.is_integer() for number in numbers)
+    are_integers = all(value.is_integer() for value in numbers)
     many = len(numbers) > FEW and (not are_integers or len(numbers) > len(labels) // 20)
     fractions = not are_integers and len(numbers) > len(labels) // 10
     return "regression" if many or fractions else "classification"
 
 
-def _number(text: str) -> float:
-    """The number that `text` is, or NaN."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
-
-
 def _numbers(name: str, labels: Sequence[str]) -> Tensor:
     """`labels` as ``float64``, ``[N]``; `name` is their name in the message about one that is no number."""
-    numbers = [_number(label) for label in labels]
-    for row, number in enumerate(numbers, start=1):
-        if not math.isfinite(number):
+    numbers = [number(label) for label in labels]
+    for row, value in enumerate(numbers, start=1):
+        if not math.isfinite(value):
             raise ValueError(f"label {name!r} must be finite numbers, got {labels[row - 1]!r} in row {row}")
     return torch.tensor(numbers, dtype=torch.float64, device="cpu")
 
 
 def _sort_key(name: str) -> tuple[float, str]:
     """Sorts numbers by value, and other names after them by alphabet."""
-    number = _number(name)
-    return (math.inf, name) if math.isnan(number) else (number, name)
+    value = number(name)
+    return (math.inf, name) if math.isnan(value) else (value, name)

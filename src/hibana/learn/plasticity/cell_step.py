@@ -7,8 +7,8 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
-from hibana.compiler.cpu.libraries import vector_functions
 from hibana.compiler.cpu.row_pass import Pass
+from hibana.compiler.cpu.vector_functions import vector_functions
 from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of

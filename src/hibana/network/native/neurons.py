@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
-from hibana.compiler.cpu.libraries import vector_functions
 from hibana.compiler.cpu.row_pass import Pass
+from hibana.compiler.cpu.vector_functions import vector_functions
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
 from hibana.compiler.graph.step import Value as GraphValue

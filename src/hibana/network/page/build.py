@@ -3,7 +3,6 @@
 import base64
 import html
 import json
-import math
 import re
 import subprocess
 import sys
@@ -79,17 +78,17 @@ def to_page(
         raise ValueError(
             "example must be the same image at each step, which a drawing is, and changes over time"
         )
-    small, report = quantize(net, example, bits)
+    small, _ = quantize(net, example, bits)
     program = to_c(small, example, scores=scores)
     page = files("hibana.network.page").joinpath("page.html").read_text(encoding="utf-8")
-    description = json.dumps(_description(program, small, example, report.same_class))
+    description = json.dumps(_description(program, small, example))
     wasm = base64.b64encode(webassembly(program)).decode()
     parts = {"TITLE": html.escape(title), "NETWORK": description.replace("<", "\\u003c"), "WASM": wasm}
     return re.sub(f"@({'|'.join(parts)})@", lambda match: parts[match[1]], page)
 
 
-def _description(program: CProgram, net: Quantized, example: Tensor, same: float) -> dict[str, Any]:
-    """The object ``NET`` of the page's script; `same` is the fraction of samples with an unchanged class."""
+def _description(program: CProgram, net: Quantized, example: Tensor) -> dict[str, Any]:
+    """The object ``NET`` of the page's script."""
     height, width = example.shape[-2:]
     spiking = {layer.name: i for i, layer in enumerate(program.spiking)}
     samples = net.integer_input(example[0, :12]).flatten(1).to(torch.int64)
@@ -102,11 +101,7 @@ def _description(program: CProgram, net: Quantized, example: Tensor, same: float
         "outputs": program.outputs,
         "outputScale": net.output_scale,
         "bytes": [program.constant_bytes, program.changing_bytes],
-        "same": same,
-        "layers": [
-            {"name": layer.name, "neurons": layer.neurons, "columns": _columns(layer.neurons)}
-            for layer in program.spiking
-        ],
+        "layers": [{"name": layer.name, "neurons": layer.neurons} for layer in program.spiking],
         "weights": [
             {"dense": cost.dense, "from": spiking.get(cost.source), "size": cost.size}
             for cost in program.costs
@@ -114,11 +109,6 @@ def _description(program: CProgram, net: Quantized, example: Tensor, same: float
         ],
         "samples": samples.tolist(),
     }
-
-
-def _columns(neurons: int) -> int:
-    """The number of neurons in a row of a layer's picture."""
-    return max(8, math.ceil(math.sqrt(neurons * 4)))
 
 
 @explain_import_error("hibana.convert.page")

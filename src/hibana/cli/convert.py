@@ -1,0 +1,194 @@
+"""The command ``convert``: a network to other platforms, or from NIR."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hibana.cli.common import Integer, allow_local_imports, progress, refuse_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from hibana.train import Network
+
+
+def convert(
+    source: Path,
+    target: Path,
+    /,
+    *,
+    dt: float | None = None,
+    steps: Integer | None = None,
+    bits: Integer | None = None,
+    ram: Integer | None = None,
+    flash: Integer | None = None,
+    trust: tuple[str, ...] = (),
+) -> None:
+    """Converts a network to NIR, C, ONNX, a web page or a PyTorch program, or from NIR.
+
+    Prints a line for each property of the network that the target can't represent.
+
+    Args:
+        source: a checkpoint of hibana train, a run's folder, or a NIR file (.nir).
+        target: a NIR file (.nir), C code (.c), a web page to draw inputs on (.html), ONNX (.onnx), or a
+            program that runs in PyTorch without hibana (.pt2).
+        dt: time step in seconds; by default that of the source, else 1e-4.
+        steps: number of time steps of a program; by default as in training.
+        bits: use integers, with weights of 2 to 8 bits, in C, ONNX or a page; by default C and ONNX use
+            floating point, and pages 8 bits.
+        ram: largest number of bytes for variables in C; larger programs are not written.
+        flash: largest number of bytes for constants in C; larger programs are not written.
+        trust: MODULE:FUNCTION of yours that the file may name and that is then executed; may be repeated.
+    """
+    allow_local_imports(trust)
+    with refuse_errors(), warnings.catch_warnings(record=True) as losses:
+        warnings.simplefilter("always", UserWarning)
+        if not os.access(target.parent, os.W_OK):
+            raise ValueError(f"target must be in a folder that can be written, got {target}")
+        if target.is_dir():
+            raise ValueError(f"target must be a file, and {target} is a folder")
+        if target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2"):
+            raise ValueError(f"target must end in .c, .html, .nir, .onnx or .pt2, got {target}")
+        with progress(f"reading {source}"):
+            network = _Source(source, dt, trust)
+        if target.suffix == ".nir":
+            from hibana.network import nir
+
+            nir.write(network.net, target, dt=dt, input_shape=network.shape)
+        elif target.suffix == ".pt2":
+            _write_program(network, target, steps)
+        elif target.suffix == ".onnx":
+            _write_onnx(network, target, bits)
+        elif target.suffix == ".html":
+            _write_page(network, target, 8 if bits is None else bits)
+        else:
+            _write_c(network, target, steps, bits, ram, flash)
+    for loss in losses:
+        print(f"lost: {loss.message}")
+    print(f"{target}  {target.stat().st_size:,} bytes")
+
+
+_REDUCTIONS = {
+    **dict.fromkeys(("rate", "count", "membrane-mean", "tet"), "sum"),
+    **{"membrane-max": "max", "membrane-last": "last", "first-spike": "first"},
+}
+"""For each loss, the reduction of the outputs over time that a converted program uses as scores."""
+MAX_SAMPLES = 64
+"""Samples of the training set on which firing rates and ranges are measured."""
+
+
+class _Source:
+    """A network to convert, from a checkpoint or from a NIR file, which has neither samples nor settings.
+
+    Attributes:
+        model: the trained network; ``None`` for a NIR file.
+        net: its layers.
+        shape: shape of one step of one input.
+        scores: how a program reduces the outputs over time.
+    """
+
+    def __init__(self, path: Path, dt: float | None, trust: tuple[str, ...]) -> None:
+        self.model: Network | None = None
+        self.scores = "sum"
+        if path.suffix == ".nir":
+            from hibana.network import nir
+
+            self.net: Any = nir.read(path, dt=dt)
+            self.shape: tuple[int, ...] = self.net.meta["input_shape"]
+            return
+        from hibana.train import load
+
+        self.model = load(path, trust=trust)
+        self.net, self.shape = self.model.net, self.model.shape
+        self.scores = _REDUCTIONS[self.model.settings.loss]
+
+    def zeros(self, steps: int, batch: int = 1) -> "Tensor":
+        """Returns an input of zeros, ``[steps, batch, *shape]``."""
+        import torch
+
+        return torch.zeros(steps, batch, *self.shape, dtype=torch.float32, device="cpu")
+
+    def samples(self, purpose: str) -> "Tensor":
+        """Returns encoded samples of the training set, ``[T, N, *shape]``.
+
+        Raises:
+            ValueError: if the source is a NIR file; the message starts with `purpose`.
+        """
+        import torch
+
+        if self.model is None:
+            raise ValueError(f"{purpose}, and a NIR file has none; pass a checkpoint")
+        samples = self.model.settings.samples(self.model.description)
+        samples.prepare_data()
+        samples.setup()
+        count = min(MAX_SAMPLES, len(samples.training))  # type: ignore[arg-type] # all splits have a length
+        self.model.seed_evaluation()
+        return self.model.encode(torch.stack([samples.training[i][0] for i in range(count)]))
+
+    def quantized(self, bits: int) -> Any:
+        """Returns the network in integers; prints how well it agrees with the original."""
+        from hibana.network import quantize
+
+        samples = self.samples("--bits needs samples to measure the range of inputs")
+        net, report = quantize(self.net, samples, bits)
+        print(report)
+        return net
+
+
+def _write_c(
+    network: _Source, target: Path, steps: int | None, bits: int | None, ram: int | None, flash: int | None
+) -> None:
+    from hibana.network import to_c
+
+    if network.model is None:
+        print("firing rates are those for an input of zeros: a NIR file has no samples")
+        example = network.zeros(steps or 1)
+    else:
+        example = network.samples("")
+    net = network.net if bits is None else network.quantized(bits)
+    program = to_c(net, example, name=target.stem, scores=network.scores)
+    program.check_memory(ram, flash)
+    program.write(target)
+    print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} of variables")
+    print(f"{target.with_suffix('.h')}  states the cost of a step")
+
+
+def _write_onnx(network: _Source, target: Path, bits: int | None) -> None:
+    from hibana.network import to_onnx
+    from hibana.runtime import files
+
+    net = network.net if bits is None else network.quantized(bits)
+    files.write(target, to_onnx(net, network.zeros(1)).SerializeToString())
+    values = "currents or spikes at each step"
+    if bits is not None:
+        low, high = net.input_range
+        values = f"x / {net.input_scale:.9g}, rounded, from {low} to {high}, as {str(net.dtype)[6:]}"
+    print(f"takes [T, batch, {', '.join(map(str, network.shape))}]: {values}")
+    if bits is not None:
+        print(f"multiply outputs by {net.output_scale:.9g} to get those of the network")
+
+
+def _write_page(network: _Source, target: Path, bits: int) -> None:
+    from hibana.network.page import to_page
+    from hibana.runtime import files
+
+    samples = network.samples("a page needs samples to show")
+    assert network.model is not None
+    title = f"hibana: {network.model.settings.data}"
+    page = to_page(network.net, samples, title=title, scores=network.scores, bits=bits)
+    files.write(target, page.encode())
+
+
+def _write_program(network: _Source, target: Path, steps: int | None) -> None:
+    import torch
+
+    from hibana.network import export
+
+    if steps is None and network.model is not None:
+        steps = network.model.settings.steps
+    if steps is None or steps < 1:
+        raise ValueError(f"--steps must be given, at least 1: a program runs a fixed number, got {steps}")
+    torch.export.save(export(network.net, network.zeros(steps, 2), dynamic_batch=True), target)
+    shape = ", ".join(map(str, network.shape))
+    print(f"takes [{steps}, batch, {shape}], currents or spikes at each step")
