@@ -12,7 +12,7 @@ from dataclasses import replace
 from hibana.compiler.generator import LARGEST_NORMAL
 from hibana.compiler.graph.analysis import Analysis, Rewriting, dependents, reachable
 from hibana.compiler.graph.ops import ANY, Interval, Operation, reciprocal
-from hibana.compiler.graph.part import Part, guarded_part
+from hibana.compiler.graph.part import Part, guard_part
 from hibana.compiler.graph.plan import gradients, has_gradient
 from hibana.compiler.graph.step import Step, Value
 
@@ -31,7 +31,7 @@ def guard_products(step: Step) -> Step:
     guarded = step.with_gradients(guarding.of, zip(outer[::2], outer[1::2], strict=True))
     epilogue = step.epilogue
     if isinstance(epilogue, Part):
-        epilogue = guarded_part(epilogue, epilogue.input_count - len(step.grad_sums) - len(step.outer))
+        epilogue = guard_part(epilogue, epilogue.input_count - len(step.grad_sums) - len(step.outer))
     return replace(guarded, epilogue=epilogue)
 
 

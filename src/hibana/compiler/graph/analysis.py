@@ -1,6 +1,6 @@
-"""Evaluation of a step's values in any domain, and the order in which values are evaluated.
+"""Evaluates the values of a step in any domain, and orders values by their dependencies.
 
-The analyses themselves are in :mod:`hibana.compiler.analysis`, the code generators in each backend's folder.
+Concrete analyses are in :mod:`hibana.compiler.analysis`, code generators in the folder of each backend.
 """
 
 from collections.abc import Container, Iterable, Mapping
@@ -16,16 +16,16 @@ T = TypeVar("T")
 class Analysis(Generic[T]):
     """Evaluates values in another domain: intervals, tensors, expressions of a language.
 
-    A subclass defines `operation`, and `leaf` or methods for single kinds of leaves: the leaf ``input`` is
-    evaluated by the method ``on_input`` if there is one.
+    A subclass defines :meth:`operation`, and :meth:`leaf` or a method for each kind of leaf, such as
+    ``on_input`` for the leaf ``input``.
     """
 
     def __init__(self, results: Mapping[Value, T] | None = None) -> None:
         self.results: dict[Value, T] = dict(results or {})
-        """The values that are evaluated."""
+        """The results by value."""
 
     def run(self, values: Iterable[Value]) -> list[T]:
-        """Evaluates `values` and everything that they depend on, each once; arguments first."""
+        """The results of `values`. Each value that they depend on is evaluated once, after its arguments."""
         values = list(values)
         for value in evaluation_order(values, self.results):
             self.results[value] = self.evaluate(value, [self.results[a] for a in value.args])
@@ -36,7 +36,7 @@ class Analysis(Generic[T]):
         return self.run([value])[0]
 
     def evaluate(self, value: Value, args: list[T]) -> T:
-        """The result of `value`, given those of its arguments."""
+        """The result of `value`; `args` are the results of its arguments."""
         if value.operation is not None:
             return self.operation(value, value.operation, args)
         if value.is_product:
@@ -47,19 +47,19 @@ class Analysis(Generic[T]):
 
     def leaf(self, value: Value) -> T:
         """The result of a leaf."""
-        raise Unsupported(f"a leaf {value.op!r} in {type(self).__name__}")
+        raise Unsupported(f"{type(self).__name__} does not support the leaf {value.op!r}")
 
     def operation(self, value: Value, row: Operation, args: list[T]) -> T:
-        """The result of an operation of the table."""
+        """The result of the operation `row` of the table, applied to `args`."""
         raise NotImplementedError
 
     def product(self, value: Value, args: list[T]) -> T:
-        """The result of a product with a matrix of the step."""
+        """The result of a product of `args` with a matrix of the step."""
         raise Unsupported("a product with a matrix")
 
 
 class Rewriting(Analysis[Value]):
-    """Replaces values by others: the domain is values themselves. By default nothing changes."""
+    """Replaces values: the results are values too. By default each value is its own result."""
 
     def leaf(self, value: Value) -> Value:
         return value
@@ -71,26 +71,26 @@ class Rewriting(Analysis[Value]):
         return value if tuple(args) == value.args else replace(value, args=tuple(args))
 
     def rewrite(self, named: Mapping[str, Value]) -> dict[str, Value]:
-        """`named` with each value rewritten."""
+        """`named` with the result of each value."""
         return dict(zip(named, self.run(named.values()), strict=True))
 
 
 def substitute(named: Mapping[str, Value], replacements: Mapping[Value, Value]) -> dict[str, Value]:
-    """`named` with each key of `replacements` in them replaced by its value."""
+    """`named` with each key of `replacements` replaced by its value, also inside other values."""
     return Rewriting(replacements).rewrite(named)
 
 
-def evaluation_order(roots: Iterable[Value], known: Container[Value]) -> list[Value]:
-    """The values to evaluate or read for `roots` if `known` are available; each after its arguments."""
+def evaluation_order(roots: Iterable[Value], available: Container[Value]) -> list[Value]:
+    """The values to evaluate for `roots`, each after its arguments, if those in `available` have results."""
     order: dict[Value, None] = {}
     for root in roots:
         waiting = [root]
         while waiting:
             value = waiting[-1]
-            if value in order or value in known:
+            if value in order or value in available:
                 waiting.pop()
                 continue
-            missing = [a for a in value.args if a not in order and a not in known]
+            missing = [a for a in value.args if a not in order and a not in available]
             if missing:
                 waiting += reversed(missing)
             else:
@@ -105,12 +105,15 @@ def reachable(roots: Iterable[Value]) -> list[Value]:
 
 
 def dependents(values: Iterable[Value], sources: Iterable[Value]) -> dict[Value, None]:
-    """`sources` and those of `values` that depend on them, in order; `values` come after their arguments."""
-    found = dict.fromkeys(sources)
+    """An ordered set of `sources`, and of `values` that depend on them.
+
+    In `values`, arguments must come before the values that use them.
+    """
+    dependent = dict.fromkeys(sources)
     for value in values:
-        if any(argument in found for argument in value.args):
-            found[value] = None
-    return found
+        if any(argument in dependent for argument in value.args):
+            dependent[value] = None
+    return dependent
 
 
 def users_of(values: Iterable[Value]) -> dict[Value, list[Value]]:

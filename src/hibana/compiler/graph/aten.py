@@ -1,9 +1,8 @@
-"""ATen operations in terms of the table of operations (:mod:`hibana.compiler.graph.ops`).
+"""Translates ATen operations to the table of operations (:mod:`hibana.compiler.graph.ops`).
 
-A row of the table names the ATen operations that are the same; ``COMPOSED`` has the others, as expressions of
-several rows. Each row has one meaning, the one IEEE and PyTorch give it; a backend must compute it without
-contraction or reassociation. Compositions do what PyTorch's kernels do (ATen/native/cpu), in their order, so
-that what IEEE determines is the same to the last bit.
+A row of the table names the ATen operations that are equal to it. ``COMPOSED`` has all other ATen operations,
+as expressions of several rows, in the order of PyTorch's own kernels (ATen/native/cpu). So results that IEEE
+754 determines agree to the last bit; backends must compute each row without contraction or reassociation.
 """
 
 import math
@@ -27,49 +26,48 @@ def translate(
     *,
     boolean: bool = False,
 ) -> Value:
-    """The value that the ATen operation `target` makes of `args`.
+    """The value of the ATen operation `target` applied to `args`.
 
     Args:
         target: the operation.
-        args: its arguments, nodes and numbers.
+        args: its arguments, fx nodes and numbers.
         kwargs: its keyword arguments.
-        argument: an fx argument (a node or a number) to a value.
-        make: ``make(op, *values)``.
-        boolean: whether PyTorch says that a truth value comes of it.
+        argument: a function from an fx node or a number to a value.
+        make: a function from the name of a row and values to the row's value.
+        boolean: whether the result is a boolean tensor in PyTorch.
 
     Raises:
-        Unsupported: if there is no rule for `target`, or not for these arguments.
+        Unsupported: if there is no rule for `target` or for its arguments.
     """
     name = target._schema.name.removeprefix("aten::").removesuffix("_")
     rule = COMPOSED.get(name)
     row = None if rule else next((row for row in OPERATIONS.values() if name in row.aten), None)
     if row is not None:
         rule = _direct(OPERATIONS[row.on_booleans] if boolean and row.on_booleans else row)
-    if boolean and not (row.boolean or row.on_booleans if row else name in _MAY_BE_BOOLEAN):
-        raise Unsupported(f"{target._schema.name} of truth values")
+    if boolean and not (row.boolean or row.on_booleans if row else name in _BOOLEAN_RULES):
+        raise Unsupported(f"{target._schema.name} of booleans")
     if rule is None:
         raise Unsupported(f"{target._schema.name} is not a pointwise operation that hibana compiles")
-    said = {k: v for k, v in kwargs.items() if k in _SAID_BY_NAME.get(name, ())}
-    refused = {
-        k: v for k, v in kwargs.items() if k not in said and k not in _OF_NO_MATTER and v not in (1, None)
-    }
-    if refused:
-        raise Unsupported(f"{target._schema.name} with {refused}")
+    options = {k: v for k, v in kwargs.items() if k in _OPTIONS.get(name, ())}
+    ignored = (*options, *_IGNORED_OPTIONS)
+    unsupported = {k: v for k, v in kwargs.items() if k not in ignored and v not in (1, None)}
+    if unsupported:
+        raise Unsupported(f"{target._schema.name} with {unsupported}")
     terms = [Term(argument, make, a) if isinstance(a, torch.fx.Node) else a for a in args]
-    found = rule(*terms, **said)
-    value = found.value if isinstance(found, Term) else argument(found)
+    result = rule(*terms, **options)
+    value = result.value if isinstance(result, Term) else argument(result)
     return make("to_bool" if boolean else "to_float", value)
 
 
 def _direct(row: Operation) -> Rule:
-    """The rule of an operation that `row` is; arguments beyond its own, such as ``alpha``, must be 1."""
+    """The rule of an operation that is equal to `row`; further arguments, such as ``alpha``, must be 1."""
 
     def rule(*args: Any) -> Any:
         if any(factor != 1 for factor in args[row.arity :]):
             raise Unsupported(f"{row.name} with alpha={args[row.arity]}")
         term = next(a for a in args if isinstance(a, Term))
-        given = [term.lift(argument) for argument in args[: row.arity]]
-        return apply(row.name, *([apply("to_bool", a) for a in given] if row.takes_booleans else given))
+        terms = [term.lift(argument) for argument in args[: row.arity]]
+        return apply(row.name, *([apply("to_bool", a) for a in terms] if row.takes_booleans else terms))
 
     return rule
 
@@ -88,16 +86,20 @@ _POWERS: dict[float, Rule] = {
     -1: lambda x: 1 / x,
     -2: lambda x: 1 / (x * x),
 }
-"""Exponents for which PyTorch computes another operation."""
+"""By exponent: the operation that PyTorch computes instead of ``pow``."""
 
 
 def _power(x: Any, exponent: Any) -> Any:
-    known = isinstance(x, Term) and not isinstance(exponent, Term) and exponent in _POWERS
-    return _POWERS[exponent](x) if known else apply("pow", x, exponent)
+    is_constant = isinstance(x, Term) and not isinstance(exponent, Term)
+    return _POWERS[exponent](x) if is_constant and exponent in _POWERS else apply("pow", x, exponent)
 
 
 def _bounded(op: str, x: Any, bound: Any) -> Any:
-    """`x` and a bound: where they are zeros of two signs a number leaves `x` as it is, a tensor does not."""
+    """`op`, maximum or minimum, of `x` and a bound.
+
+    Of two zeros with different signs, the result is `x` if the bound is a number, and the bound if it is a
+    tensor.
+    """
     return apply(op, x, bound) if isinstance(bound, Term) else apply(op, bound, x)
 
 
@@ -108,10 +110,10 @@ def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
 
 def _where(condition: Any, x: Any, y: Any) -> Any:
     gate = apply("to_bool", condition)
-    one, other = gate.lift(x), gate.lift(y)
-    if one.value.boolean and other.value.boolean:
-        return (gate & one) | (~gate & other)
-    return where(gate, one, other)
+    then, other = gate.lift(x), gate.lift(y)
+    if then.value.boolean and other.value.boolean:
+        return (gate & then) | (~gate & other)
+    return where(gate, then, other)
 
 
 def _div(x: Any, y: Any, rounding_mode: Any = None) -> Any:
@@ -121,13 +123,13 @@ def _div(x: Any, y: Any, rounding_mode: Any = None) -> Any:
         return quotient
     if rounding_mode == "trunc":
         return apply("trunc", quotient)
-    rest = apply("fmod", x, y)
-    whole = (x - rest) / y
-    whole = where(rest.ne(0) & _signs_differ(rest, y), whole - 1, whole)
-    floor = apply("floor", whole)
-    floor = where(whole - floor > 0.5, floor + 1, floor)
-    found = where(whole.ne(0), floor, apply("copysign", 0, quotient))
-    return where(y.eq(0), quotient, found)
+    remainder = apply("fmod", x, y)
+    exact = (x - remainder) / y
+    exact = where(remainder.ne(0) & _signs_differ(remainder, y), exact - 1, exact)
+    floor = apply("floor", exact)
+    floor = where(exact - floor > 0.5, floor + 1, floor)
+    floor = where(exact.ne(0), floor, apply("copysign", 0, quotient))
+    return where(y.eq(0), quotient, floor)
 
 
 def _signs_differ(x: Any, y: Any) -> Any:
@@ -136,8 +138,8 @@ def _signs_differ(x: Any, y: Any) -> Any:
 
 def _remainder(x: Any, y: Any) -> Any:
     y = x.lift(y) if isinstance(x, Term) else y
-    rest = apply("fmod", x, y)
-    return where(rest.ne(0) & _signs_differ(rest, y), rest + y, rest)
+    remainder = apply("fmod", x, y)
+    return where(remainder.ne(0) & _signs_differ(remainder, y), remainder + y, remainder)
 
 
 def _round(x: Any, decimals: Any = 0) -> Any:
@@ -157,7 +159,8 @@ def _nan_to_num(x: Any, nan: Any, high: Any, low: Any) -> Any:
     return where(x.eq(-math.inf), low, result)
 
 
-def _passing_numbers(order: str) -> Rule:
+def _ignoring_nan(order: str) -> Rule:
+    """The rule of a maximum or minimum that is the other number if one is NaN."""
     return lambda x, y: where(apply(order, x, y) | y.ne(y), x, y)
 
 
@@ -168,7 +171,7 @@ def _lerp(start: Any, end: Any, weight: Any) -> Any:
 
 
 def _addcmul(x: Any, y: Any, z: Any, *, value: Any = 1) -> Any:
-    return apply("fma", times(y, value), z, x)  # as it is compiled
+    return apply("fma", times(y, value), z, x)  # as compilers contract PyTorch's kernel
 
 
 def _hardtanh(x: Any, low: Any = -1, high: Any = 1) -> Any:
@@ -187,11 +190,11 @@ def _elu_backward(grad: Any, alpha: Any, scale: Any, input_scale: Any, is_result
         below = below * (x + float(alpha * scale))
     else:
         below = below * times(apply("exp", times(x, input_scale)), alpha * scale)
-    return where(x > 0, times(grad, scale), below)  # of NaN, NaN
+    return where(x > 0, times(grad, scale), below)  # NaN for NaN
 
 
 def _softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
-    """The expression of ``log(1 + exp(beta x)) / beta``, and of `x` where ``beta x > threshold``."""
+    """``log(1 + exp(beta x)) / beta``, or `x` where ``beta x > threshold``."""
     scaled = times(x, beta)
     smooth = apply("softplus", scaled)
     smooth = smooth if beta == 1 else smooth / float(beta)
@@ -204,13 +207,15 @@ def _softplus_backward(grad: Any, x: Any, beta: Any, threshold: Any) -> Any:
     return where(scaled > threshold, grad, smooth)
 
 
-_SAID_BY_NAME = {
+_OPTIONS = {
     "div": ("rounding_mode",),
     "addcmul": ("value",),
     "addcdiv": ("value",),
     "round": ("decimals",),
 }
-_OF_NO_MATTER = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "implicit")
+"""By ATen operation: keyword arguments that its rule takes."""
+_IGNORED_OPTIONS = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "implicit")
+"""Keyword arguments that do not change the numbers."""
 
 COMPOSED: dict[str, Rule] = {
     **dict.fromkeys(("leaky_relu", "_prelu_kernel"), lambda x, slope=0.01: where(x > 0, x, x * slope)),
@@ -231,7 +236,7 @@ COMPOSED: dict[str, Rule] = {
     "tanh_backward": lambda grad, y: grad * (1 - y * y),
     **dict.fromkeys(("detach", "alias", "clone", "lift_fresh_copy", "lift_fresh", "positive"), _same),
     **dict.fromkeys(("view", "_unsafe_view", "expand", "reshape", "contiguous"), _same),
-    "_to_copy": _same,  # a change of dtype shows in the result's, by which it becomes a truth value or not
+    "_to_copy": _same,  # `translate` converts the result to a boolean or a number
     **dict.fromkeys(("zeros_like", "empty_like"), lambda *_: 0),
     "ones_like": lambda *_: 1,
     **dict.fromkeys(("copy", "fill", "full_like"), lambda _, fill, *__: fill),
@@ -254,17 +259,17 @@ COMPOSED: dict[str, Rule] = {
     "isnan": lambda x: x.ne(x),
     "isinf": lambda x: abs(x).eq(math.inf),
     "signbit": lambda x: apply("copysign", 1, x) < 0,
-    "fmax": _passing_numbers("gt"),
-    "fmin": _passing_numbers("lt"),
+    "fmax": _ignoring_nan("gt"),
+    "fmin": _ignoring_nan("lt"),
     "lerp": _lerp,
     "addcmul": _addcmul,
     "addcdiv": lambda x, y, z, *, value=1: x + times(y, value) / z,
 }
 
-_MAY_BE_BOOLEAN = frozenset(
+_BOOLEAN_RULES = frozenset(
     {
         *("isnan", "isinf", "signbit", "zeros_like", "ones_like", "full_like", "where", "masked_fill"),
         *(name for name, rule in COMPOSED.items() if rule is _same),
     }
 )
-"""Composed operations that can give a truth value, and have a rule that does."""
+"""Composed operations whose rules support booleans."""

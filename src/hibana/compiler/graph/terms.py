@@ -1,6 +1,6 @@
-"""Terms: the values of a step as Python expressions, in which the rules for ATen's operations are written.
+"""Terms: values of a step as Python expressions, for the rules that translate ATen's operations.
 
-``1 / (x * x)`` makes the operations of the table in the order in which Python evaluates them.
+``1 / (x * x)`` makes the operations of the table in the order of Python's evaluation.
 """
 
 from collections.abc import Callable
@@ -9,31 +9,32 @@ from typing import Any
 from hibana.compiler.graph.step import Value
 
 Rule = Callable[..., Any]
-"""From the arguments of an ATen operation, terms and whatever else, to a term or a number."""
+"""A function from the arguments of an ATen operation, terms and other objects, to a term or a number."""
 
 
 def _infix(op: str) -> tuple[Rule, Rule]:
-    """The operator `op`, and the same with its operands swapped."""
-    return lambda one, other: one.made(op, one, other), lambda one, other: one.made(op, other, one)
+    """The methods of an operator for `op`: with the term as left operand, and as right operand."""
+    return lambda term, other: term.apply(op, term, other), lambda term, other: term.apply(op, other, term)
 
 
 class Term:
-    """A value of the step: `known`, or what `argument` reads of a node of the graph on first use."""
+    """A value of a step, with Python's operators."""
 
-    def __init__(self, argument: Callable[[Any], Value], make: Callable[..., Value], known: Any) -> None:
-        self._argument, self._make, self._known = argument, make, known
+    def __init__(self, read: Callable[[Any], Value], make: Callable[..., Value], source: Any) -> None:
+        """`source` is the value, or an argument from which `read` makes it on first use."""
+        self._read, self._make, self._source = read, make, source
 
     @property
     def value(self) -> Value:
-        return self._known if isinstance(self._known, Value) else self._argument(self._known)
+        return self._source if isinstance(self._source, Value) else self._read(self._source)
 
     def lift(self, other: Any) -> "Term":
-        """`other` as a term: a number becomes a value of the step."""
-        return other if isinstance(other, Term) else Term(self._argument, self._make, self._argument(other))
+        """`other`, a term or a number, as a term."""
+        return other if isinstance(other, Term) else Term(self._read, self._make, self._read(other))
 
-    def made(self, op: str, *args: Any) -> "Term":
-        """A term for ``op(*args)``: `op` is a name in the table of operations, `args` terms or numbers."""
-        return Term(self._argument, self._make, self._make(op, *[self.lift(a).value for a in args]))
+    def apply(self, op: str, *args: Any) -> "Term":
+        """A term for the operation `op` of the table, applied to terms and numbers."""
+        return Term(self._read, self._make, self._make(op, *[self.lift(a).value for a in args]))
 
     __add__, __radd__ = _infix("add")
     __sub__, __rsub__ = _infix("sub")
@@ -45,26 +46,26 @@ class Term:
     eq, ne = _infix("eq")[0], _infix("ne")[0]
 
     def __neg__(self) -> "Term":
-        return self.made("neg", self)
+        return self.apply("neg", self)
 
     def __abs__(self) -> "Term":
-        return self.made("abs", self)
+        return self.apply("abs", self)
 
     def __invert__(self) -> "Term":
-        return self.made("not", self)
+        return self.apply("not", self)
 
 
 def apply(op: str, *args: Any) -> Term:
-    """The operation `op` of the table of `args`, of which at least one is a term."""
-    return next(a for a in args if isinstance(a, Term)).made(op, *args)
+    """A term for the operation `op` of the table; at least one of `args` must be a term."""
+    return next(a for a in args if isinstance(a, Term)).apply(op, *args)
 
 
 def where(condition: Term, then: Any, other: Any) -> Term:
-    """`then` where the `condition` holds, else `other`."""
+    """`then` where the `condition` holds, `other` elsewhere, both as numbers."""
     then, other = condition.lift(then), condition.lift(other)
     return apply("where", condition, apply("to_float", then), apply("to_float", other))
 
 
 def times(x: Any, factor: Any) -> Any:
-    """`x` times a number, which may be one."""
+    """`x` times a number; `x` itself if the number is 1."""
     return x if factor == 1 else x * float(factor)
