@@ -47,7 +47,7 @@ REASONS = {
     Contiguous: "contiguous",
     ReshapedOut: "out=|contiguous",
     Product: "matmul|mm|cannot be multiplied",
-    Branch: "looks at a value",
+    Branch: "reads a number of a tensor",
     Noise: "random",
     Crowd: "sum",
 }

@@ -1,8 +1,8 @@
-"""Reads a node of a traced graph: its operation, its dtype, which matrix it is, where it writes, its layout.
+"""Properties of the nodes of a traced graph: operation, matrix, memory that is written, and layout.
 
-A step's matrix products come among views and transpositions. The *layout* of a traced tensor holds for each
-of its elements the number of its neuron in the step. An operation that only moves elements is applied to the
-layout too, so that it is known which dimension of an operand holds the neurons.
+The *layout* of a traced tensor contains the index in the step of the neuron that each element belongs to. An
+operation that only moves elements, such as a view or a transposition, is applied to the layout too. So the
+layout of an operand of a matrix product shows which of its dimensions are neurons.
 """
 
 from collections.abc import Callable
@@ -19,20 +19,21 @@ _QUOTIENTS = (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor)
 
 
 def name_of(target: Any) -> str:
-    """An ATen operation's name, whatever its overload."""
+    """The name of an ATen operation without its overload, such as ``add_``; ``""`` for other functions."""
     return str(getattr(target, "_opname", ""))
 
 
 def as_computed(node: fx.Node, dtype: torch.dtype, device: str) -> tuple[Any, tuple[Any, ...]]:
-    """The operation of `node` and its arguments, with what PyTorch fills in for the `dtype` or the `device`.
+    """The operation of `node` and its arguments as PyTorch computes them for `dtype` and `device`.
 
-    On CUDA, a quotient by a number is a product with its reciprocal (BinaryDivTrueKernel.cu).
+    The defaults of ``nan_to_num`` depend on the dtype. On CUDA, a quotient by a number is a product with its
+    reciprocal (BinaryDivTrueKernel.cu).
     """
     if name_of(node.target) == "nan_to_num":
-        x, *given = (*node.args, None, None, None)
-        numbers = torch.finfo(dtype)
-        usual = (0.0, numbers.max, numbers.min)
-        return node.target, (x, *(u if g is None else g for u, g in zip(usual, given, strict=False)))
+        x, *replacements = (*node.args, None, None, None)
+        defaults = (0.0, torch.finfo(dtype).max, torch.finfo(dtype).min)
+        pairs = zip(defaults, replacements, strict=False)
+        return node.target, (x, *(default if number is None else number for default, number in pairs))
     if device != "cuda" or node.target not in _QUOTIENTS or isinstance(node.args[1], fx.Node):
         return node.target, node.args
     dividend, divisor = node.args
@@ -41,33 +42,33 @@ def as_computed(node: fx.Node, dtype: torch.dtype, device: str) -> tuple[Any, tu
 
 
 def writes(node: fx.Node) -> bool:
-    """Whether `node` is an operation in place."""
+    """Whether `node` is an in-place operation."""
     target = node.target
     return isinstance(target, torch_internals.OpOverload) and target._schema.name.endswith("_")
 
 
-def writes_to_given(node: fx.Node) -> bool:
-    """Whether `node` is an operation that writes to a tensor which it was given for it (``out=``)."""
+def has_out_argument(node: fx.Node) -> bool:
+    """Whether `node` is an operation that writes to a tensor argument ``out``."""
     target = node.target
     return isinstance(target, torch_internals.OpOverload) and target._schema.is_mutable and not writes(node)
 
 
 def sharing_memory(node: fx.Node) -> list[fx.Node]:
-    """All nodes before `node` that share the memory that it writes into.
+    """All nodes before the in-place operation `node` whose tensors share the memory that it writes.
 
     Raises:
-        Unsupported: if an argument of the step does.
+        Unsupported: if an argument of the step, or a tensor from outside it, shares that memory.
     """
     memory = _memory_of(node.all_input_nodes[0])
-    found = []
+    sharing = []
     for other in node.graph.nodes:
         if other is node:
             break
         if _memory_of(other) == memory:
             if other.op == "placeholder" or other.target is foreign:
                 raise Unsupported(f"{node.target} writes into an argument of the step")
-            found.append(other)
-    return found
+            sharing.append(other)
+    return sharing
 
 
 def _memory_of(node: fx.Node) -> int:
@@ -75,7 +76,7 @@ def _memory_of(node: fx.Node) -> int:
 
 
 class Matrices:
-    """Square matrices of as many neurons as a step of `shape` has, made of the cell's tensors alone."""
+    """The matrices of a step of `shape`: computed from the cell's tensors alone, ``[neurons, neurons]``."""
 
     def __init__(self, shape: torch.Size, once: set[fx.Node]) -> None:
         self.shape = shape
@@ -84,16 +85,16 @@ class Matrices:
         self.nodes: list[fx.Node] = []
 
     def place(self, node: fx.Node) -> tuple[int, bool]:
-        """Which of the matrices `node` is, and whether transposed."""
-        turned = False
+        """The index of the matrix of `node`, which is added if it is new, and whether it is transposed."""
+        transposed = False
         while name_of(node.target) in ("t", "transpose", "mT", "view", "_unsafe_view") and self._is_matrix(
             node.args[0]
         ):
-            turned ^= name_of(node.target) in ("t", "transpose", "mT")
+            transposed ^= name_of(node.target) in ("t", "transpose", "mT")
             (node,) = node.all_input_nodes
         if node not in self.nodes:
             self.nodes.append(node)
-        return self.nodes.index(node), turned
+        return self.nodes.index(node), transposed
 
     def _is_matrix(self, node: Any) -> bool:
         """Whether `node` is a square matrix that depends on the cell's tensors alone."""
@@ -105,40 +106,40 @@ MOVES = frozenset(
     {"t", "transpose", "permute", "view", "_unsafe_view", "reshape", "unsqueeze", "squeeze", "flatten"}
     | {"alias", "detach", "clone", "contiguous", "expand", "lift_fresh", "numpy_T", "mT", "squeeze_"}
 )
-"""Operations whose result holds the elements of their first argument, each once."""
+"""Operations whose result has each element of their first argument once."""
 PRODUCTS = frozenset({"mm", "addmm", "bmm", "mv", "addmv"})
 
 
 def step_layout(shape: torch.Size) -> Tensor:
-    """The layout of a step of `shape`."""
+    """The layout of a tensor with the neurons of a step of `shape` in their order."""
     return torch.arange(shape.numel(), dtype=torch.int64, device="cpu").view(shape)
 
 
 def moved(layout: Tensor, operation: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Tensor:
-    """`layout` after `operation`, with its `args` after the tensor."""
+    """The layout after an `operation` with further arguments `args` that moves the elements of `layout`."""
     result = operation(layout.clone(), *args, **{k: v for k, v in kwargs.items() if k == "implicit"})
     assert isinstance(result, Tensor)
     return result.clone()
 
 
 def same(layout: Tensor, other: Tensor, shape: torch.Size) -> bool:
-    """Whether both are one layout, of `shape`."""
+    """Whether `layout` and `other` are equal and have `shape`."""
     return layout.shape == shape and (layout is other or torch.equal(layout, other))
 
 
 def is_step(layout: Tensor, shape: torch.Size) -> bool:
-    """Whether `layout` is that of a step of `shape`, its dimensions before the last perhaps joined."""
+    """Whether `layout` has the neurons of a step of `shape` in their order, perhaps with fewer dimensions."""
     return layout.numel() == shape.numel() and _in_order(layout)
 
 
 def rows(layout: Tensor, neurons: int) -> bool:
-    """Whether `layout` holds the places of a step as ``[samples, neurons]`` or ``[1, samples, neurons]``."""
+    """Whether `layout` has the neurons of a step as ``[samples, neurons]`` or ``[1, samples, neurons]``."""
     plain = layout.squeeze(0) if layout.ndim == 3 else layout
     return plain.ndim == 2 and plain.shape[1] == neurons and _in_order(plain)
 
 
 def columns(layout: Tensor, neurons: int) -> bool:
-    """Whether `layout` holds the places of a step as ``[neurons, samples]`` or ``[1, neurons, samples]``."""
+    """Whether `layout` has the neurons of a step as ``[neurons, samples]`` or ``[1, neurons, samples]``."""
     plain = layout.squeeze(0) if layout.ndim == 3 else layout
     return plain.ndim == 2 and rows(plain.T, neurons)
 

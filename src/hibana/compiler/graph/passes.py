@@ -1,24 +1,23 @@
-"""The forward and backward pass of one step: what it reads and writes, by name, for every backend.
+"""The forward and backward pass of one step for all backends: the values that a pass writes, by name.
 
-A pass is a set of stores, from a name to its value, made of named leaves: ``row`` (a number per neuron),
-``bits`` (a truth value per neuron), ``scalar`` (one number for all) and ``draw`` (a random one
-per neuron).
+Values of a pass depend on named leaves: ``row`` (a number per neuron), ``bits`` (a boolean per neuron),
+``scalar`` (one number for all neurons) and ``draw`` (a random number per neuron).
 
 ======================  ========================================================================
-``x``                   the input at this step
-``v_state``, …          each state: read as it was before the step, written as after it
-``emitted_before``      what was emitted a step earlier
-``residual0``, …            what the plan keeps of this step; ``residual0_earlier`` of the step before
-``v_state_before``, …   in the backward, each state as it was before the step
+``x``                   the input of the step
+``v_state``, …          each state: read before the step, written after it
+``emitted_before``      the output of the step before
+``residual0``, …        the residuals of the plan; ``residual0_earlier`` of the step before
+``v_state_before``, …   in the backward pass, each state before the step
 ``v_state_grad``, …     gradients of the states: read after the step, written before it
-``emitted_grad``        the gradient that arrives for what was emitted at this step
+``emitted_grad``        the gradient of the output of the step
 ``x_grad``              the gradient of the input
-``sum0``, …             sums over time that the gradients of the cell's tensors are made of
-``outer0``, …           gradients that gradients of matrices are outer products of
-``gate0``, …            a mask of the step before, outside which state 0's gradient is not used
-``p0``, …               per-neuron parameters; scalar ones are ``scalar`` leaves, ``p[0]`` of one number
+``sum0``, …             sums over time, from which gradients of the cell's tensors are computed
+``outer0``, …           gradients that are factors of the outer products for gradients of matrices
+``gate0``, …            a mask of the step before, outside which the gradient of state 0 has no effect
+``p0``, …               parameters per neuron; ``p0[0]``, a ``scalar``, for one number
 ``c[0]``, …             constants
-``uniform0``, …         random numbers of this step; ``uniform0_earlier`` of the step before
+``uniform0``, …         random numbers of the step; ``uniform0_earlier`` of the step before
 ======================  ========================================================================
 """
 
@@ -28,13 +27,13 @@ from hibana.compiler.graph.analysis import Rewriting, evaluation_order, substitu
 from hibana.compiler.graph.plan import Plan, has_gradient
 from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["Stores", "arriving", "backward_pass", "before_pass", "forward_pass", "leaves", "substitute"]
+__all__ = ["Stores", "backward_pass", "before_pass", "forward_pass", "gradient_sides", "leaves", "substitute"]
 
 Stores = dict[str, Value]
 
 
 def forward_pass(step: Step, plan: Plan | None) -> Stores:
-    """One step forward: the next states, and the residuals of `plan` if it is given."""
+    """The forward pass: the next states, and the residuals of a `plan`."""
     stores = dict(zip(step.states, step.nexts, strict=True))
     if plan is not None:
         stores |= {f"residual{i}": value for i, value in enumerate(plan.residuals) if not value.is_input}
@@ -42,16 +41,16 @@ def forward_pass(step: Step, plan: Plan | None) -> Stores:
 
 
 def before_pass(step: Step, plan: Plan) -> Stores:
-    """The previous states that the backward uses, from the residuals of the step before."""
+    """The previous states that the backward pass uses, computed from the residuals of the step before."""
     stores = {f"{step.states[i]}_before": step.nexts[i] for i in plan.before}
     return _Before(step, _residuals(plan, "_earlier")).rewrite(stores)
 
 
 def backward_pass(step: Step, plan: Plan, *, wants_input: bool) -> Stores:
-    """One step back: the gradients of the input and of the states before it, and the sums over time."""
+    """The backward pass: gradients of the input and of the previous states, and sums over time."""
     written = {step.grad_input} if wants_input else set()
     outer: Stores = {}
-    for i, side in enumerate(arriving(step)):
+    for i, side in enumerate(gradient_sides(step)):
         if side not in written:
             outer[f"outer{i}"] = side
             written.add(side)
@@ -69,8 +68,8 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool) -> Stores:
     return named
 
 
-def arriving(step: Step) -> list[Value]:
-    """For each pair of ``step.outer``, the side that is a gradient."""
+def gradient_sides(step: Step) -> list[Value]:
+    """The side of each pair in ``step.outer`` that is a gradient."""
     return [next(side for side in pair if has_gradient(side)) for pair in step.outer]
 
 
@@ -80,7 +79,7 @@ def leaves(stores: Mapping[str, Value]) -> dict[str, Value]:
 
 
 def _residuals(plan: Plan, suffix: str = "") -> dict[Value, Value]:
-    """The leaf that each residual of `plan` is read as."""
+    """By residual of `plan`: the leaf that reads it, with `suffix` in its name."""
     names = ("x" if value.is_input else f"residual{i}" for i, value in enumerate(plan.residuals))
     return {
         value: Value("bits" if value.boolean else "row", data=f"{name}{suffix}")
@@ -89,7 +88,7 @@ def _residuals(plan: Plan, suffix: str = "") -> dict[Value, Value]:
 
 
 class _Pass(Rewriting):
-    """Replaces the leaves of a step by the named leaves of a pass, one object for each name."""
+    """Replaces the leaves of a step by named leaves of a pass; each name is one object."""
 
     def __init__(self, step: Step, residuals: Mapping[Value, Value] | None = None) -> None:
         super().__init__(residuals)
@@ -115,23 +114,29 @@ class _Pass(Rewriting):
 
 
 class _Forward(_Pass):
+    """Reads previous states from memory, and the last of them as the output of the step before."""
+
     def on_previous(self, value: Value) -> Value:
         is_emitted = value.data == self.emitted
         return self._leaf("row", "emitted_before" if is_emitted else self.step.states[int(value.data)])
 
 
 class _Before(_Pass):
+    """Reads residuals and draws of the step before."""
+
     def on_draw(self, value: Value) -> Value:
         return self._leaf("draw", f"{value.data}_earlier")
 
 
 class _Backward(_Pass):
+    """Reads gradients, and previous states that :func:`before_pass` computes."""
+
     def on_previous(self, value: Value) -> Value:
         return self._leaf("row", f"{self.step.states[int(value.data)]}_before")
 
     def on_gradient(self, value: Value) -> Value:
-        carried = self._leaf("row", f"{self.step.states[int(value.data)]}_grad")
+        state_grad = self._leaf("row", f"{self.step.states[int(value.data)]}_grad")
         if value.data != self.emitted:
-            return carried
-        arriving = self._leaf("row", "emitted_grad")
-        return arriving if self.step.grad_states[-1] is None else Value("add", (arriving, carried))
+            return state_grad
+        output_grad = self._leaf("row", "emitted_grad")
+        return output_grad if self.step.grad_states[-1] is None else Value("add", (output_grad, state_grad))

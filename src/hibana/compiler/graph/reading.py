@@ -19,6 +19,7 @@ from hibana.compiler.graph.nodes import (
     Matrices,
     as_computed,
     columns,
+    has_out_argument,
     is_step,
     moved,
     name_of,
@@ -27,7 +28,6 @@ from hibana.compiler.graph.nodes import (
     sharing_memory,
     step_layout,
     writes,
-    writes_to_given,
 )
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import Part, part_between
@@ -142,7 +142,7 @@ class Reading:
             self.after.add(node)
             self._sum(used[0])
             return
-        if writes_to_given(node):
+        if has_out_argument(node):
             raise Unsupported(f"{target} writes into a tensor that it was given")
         if target is draw:
             self._read_draw(node)

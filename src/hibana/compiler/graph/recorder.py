@@ -1,7 +1,6 @@
 """Runs one step and its gradient on small tensors and records the ATen operations as an fx graph.
 
-``make_fx`` would write down the same graph, but its first use in a process loads over a second's worth of
-modules.
+``make_fx`` would record the same graph, but its first use in a process takes more than a second.
 """
 
 import operator
@@ -22,49 +21,60 @@ from hibana.runtime.torch_internals import TorchDispatchMode, tree_map
 def joint_graph(
     cell: Cell, tensors: dict[str, Tensor], shape: torch.Size, dtype: torch.dtype, device: str
 ) -> tuple[fx.Graph, bool]:
-    """The operations of one step and of its gradient, and whether it looks at a size."""
+    """The graph of one step and its gradient, and whether the step reads the size of a tensor.
 
-    def leaf(like: Tensor, differentiable: bool) -> Tensor:
-        blank = torch.zeros(like.shape, dtype=like.dtype, device=device).requires_grad_(differentiable)
-        return recorder.leaf(blank)
+    Placeholders of the graph are the input, the states, `tensors`, and the gradients of the next states. Its
+    outputs are the next states, and the gradients of all differentiable placeholders, or None.
+
+    Raises:
+        Unsupported: if the step raises an error, or does something that a trace cannot record.
+    """
+
+    def placeholder(like: Tensor, differentiable: bool) -> Tensor:
+        zeros = torch.zeros(like.shape, dtype=like.dtype, device=device).requires_grad_(differentiable)
+        return recorder.placeholder(zeros)
 
     recorder = _Recorder(device)
-    looking = _Looking(recorder)
-    one = torch.empty(shape, dtype=dtype, device="meta")
+    reads = _AttributeReads(recorder)
+    one_step = torch.empty(shape, dtype=dtype, device="meta")
     count = len(cell.state_names())
-    input_, *state = (leaf(one, True) for _ in range(1 + count))
-    given = {name: leaf(tensor, tensor.requires_grad) for name, tensor in tensors.items()}
-    grads = [leaf(one, False) for _ in range(count)]
-    wanted = [input_, *state, *(value for value in given.values() if value.requires_grad)]
+    input_, *state = (placeholder(one_step, True) for _ in range(1 + count))
+    cell_tensors = {name: placeholder(tensor, tensor.requires_grad) for name, tensor in tensors.items()}
+    grads = [placeholder(one_step, False) for _ in range(count)]
+    inputs = [input_, *state, *(value for value in cell_tensors.values() if value.requires_grad)]
     try:
         with recorder, torch.enable_grad():
-            with _RecordedDraws(recorder), looking:
-                nexts = torch.func.functional_call(cell, given, (input_, *state), tie_weights=False)
+            with _RecordedDraws(recorder), reads:
+                nexts = torch.func.functional_call(cell, cell_tensors, (input_, *state), tie_weights=False)
             _check_step(cell, nexts, shape)
-            found = _gradients(nexts, wanted, grads, looking)
+            gradients = _gradients(nexts, inputs, grads, reads)
     except Unsupported:
         raise
-    except Exception as error:  # whatever a step raises here is the reason it can't be read
+    except Exception as error:  # any error of the user's code is the reason
         reason = str(error).partition("\n")[0]
         raise Unsupported(f"the step can't be read: {type(error).__name__}: {reason}") from error
-    ends = [None if end is None else recorder.node(end) for end in (*nexts, *found)]
-    recorder.graph.output(tuple(ends))
-    return recorder.graph, looking.at_sizes
+    outputs = [None if tensor is None else recorder.node(tensor) for tensor in (*nexts, *gradients)]
+    recorder.graph.output(tuple(outputs))
+    return recorder.graph, reads.sizes
 
 
 def _gradients(
-    nexts: Sequence[Tensor], wanted: Sequence[Tensor], grads: Sequence[Tensor], looking: "_Looking"
+    nexts: Sequence[Tensor], inputs: Sequence[Tensor], grads: Sequence[Tensor], reads: "_AttributeReads"
 ) -> Sequence[Tensor | None]:
-    followed = [(n, g) for n, g in zip(nexts, grads, strict=True) if n.requires_grad]
-    if not followed:
-        return [None] * len(wanted)
-    ends, given = zip(*followed, strict=True)
-    with looking:
-        gradients: Sequence[Tensor | None] = torch_internals.run_backward(ends, given, tuple(wanted))
+    """The gradients of `inputs`, from those of the differentiable states in `nexts`."""
+    pairs = [(n, g) for n, g in zip(nexts, grads, strict=True) if n.requires_grad]
+    if not pairs:
+        return [None] * len(inputs)
+    outputs, output_grads = zip(*pairs, strict=True)
+    with reads:
+        gradients: Sequence[Tensor | None] = torch_internals.run_backward(
+            outputs, output_grads, tuple(inputs)
+        )
     return gradients
 
 
 def _check_step(cell: Cell, nexts: Any, shape: torch.Size) -> None:
+    """Raises Unsupported unless `nexts` contains one tensor of `shape` for each state of `cell`."""
     names = cell.state_names()
     if not isinstance(nexts, tuple | list) or len(nexts) != len(names):
         raise Unsupported(f"forward must return the states ({', '.join(names)}) as a tuple")
@@ -73,10 +83,10 @@ def _check_step(cell: Cell, nexts: Any, shape: torch.Size) -> None:
             raise Unsupported(f"state {name} does not keep the shape of one step of input")
 
 
-_OF_TENSORS: Any = Tensor
-"""Its attributes are descriptors, of which torch's own types know nothing."""
+_TENSOR_CLASS: Any = Tensor
+"""The class, untyped, since its attributes are descriptors that its type stubs lack."""
 _SIZES = {Tensor.size, Tensor.numel, Tensor.nelement, Tensor.__len__, torch.numel}
-_SIZES |= {getattr(_OF_TENSORS, name).__get__ for name in ("shape", "nbytes")}
+_SIZES |= {getattr(_TENSOR_CLASS, name).__get__ for name in ("shape", "nbytes")}
 _LAYOUT = {
     Tensor.stride,
     Tensor.is_contiguous,
@@ -85,32 +95,34 @@ _LAYOUT = {
     Tensor.untyped_storage,
 }
 _LAYOUT |= {
-    getattr(_OF_TENSORS, name).__get__ for name in ("requires_grad", "grad_fn", "is_leaf", "grad", "_version")
+    getattr(_TENSOR_CLASS, name).__get__
+    for name in ("requires_grad", "grad_fn", "is_leaf", "grad", "_version")
 }
 _VALUES = {
     getattr(Tensor, name)
     for name in ("numpy", "tolist", "__array__", "__dlpack__", "__repr__", "__format__", "__reduce_ex__")
 }
-"""What reads a tensor's numbers without an operation that is recorded."""
-_SET_DATA = _OF_TENSORS.data.__set__
-_MAY_COPY = {getattr(of, name) for of in (Tensor, torch) for name in ("reshape", "flatten", "ravel")}
+"""Methods that read the numbers of a tensor without an ATen operation."""
+_SET_DATA = _TENSOR_CLASS.data.__set__
+_MAY_COPY = {getattr(kind, name) for kind in (Tensor, torch) for name in ("reshape", "flatten", "ravel")}
 _MAY_COPY |= {Tensor.contiguous, Tensor.reshape_as}
-"""What gives a view or a copy, depending on strides."""
+"""Functions whose result is a view or a copy, depending on strides."""
 
 
-class _Looking(TorchFunctionMode):
-    """Sees which attributes of tensors a step reads; raises Unsupported for those that a trace changes."""
+class _AttributeReads(TorchFunctionMode):
+    """Detects reads of tensor attributes in a step; raises Unsupported for those that a trace changes."""
 
     def __init__(self, recorder: "_Recorder") -> None:
         super().__init__()
-        self.at_sizes = False
+        self.sizes = False
+        """Whether the step reads a size."""
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _SIZES:
-            self.at_sizes = True
-        elif func == _SET_DATA:  # which no operation of ATen tells of
-            raise Unsupported("the step puts another tensor in the place of one, by `.data =`")
+            self.sizes = True
+        elif func == _SET_DATA:  # no ATen operation records it
+            raise Unsupported("the step replaces the data of a tensor, by `.data =`")
         elif func in _LAYOUT or func in _VALUES:
             name = getattr(getattr(func, "__self__", func), "__name__", func)
             raise Unsupported(f"the step looks at {name} of a tensor")
@@ -138,47 +150,49 @@ class _RecordedDraws(Drawing):
 _ATEN = torch.ops.aten
 
 
-def _log_sigmoid(do: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    decay = do(_ATEN.exp.default, do(_ATEN.neg.default, do(_ATEN.abs.default, x)))
-    return do(_ATEN.log_sigmoid.default, x), decay
+def _log_sigmoid(call: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    decay = call(_ATEN.exp.default, call(_ATEN.neg.default, call(_ATEN.abs.default, x)))
+    return call(_ATEN.log_sigmoid.default, x), decay
 
 
 def _prelu_backward(
-    do: Callable[..., Tensor], grad: Tensor, x: Tensor, slope: Tensor
+    call: Callable[..., Tensor], grad: Tensor, x: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor]:
-    above = do(_ATEN.gt.Scalar, x, 0)
-    to_x = do(_ATEN.where.self, above, grad, do(_ATEN.mul.Tensor, slope, grad))
-    return to_x, do(_ATEN.masked_fill.Scalar, do(_ATEN.mul.Tensor, x, grad), above, 0)
+    above = call(_ATEN.gt.Scalar, x, 0)
+    grad_x = call(_ATEN.where.self, above, grad, call(_ATEN.mul.Tensor, slope, grad))
+    return grad_x, call(_ATEN.masked_fill.Scalar, call(_ATEN.mul.Tensor, x, grad), above, 0)
 
 
-_IN_SEVERAL: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
+_DECOMPOSED: dict[Any, Callable[..., tuple[Tensor, ...]]] = {
     _ATEN.log_sigmoid_forward.default: _log_sigmoid,
     _ATEN._prelu_kernel_backward.default: _prelu_backward,
 }
-"""Operations with several results, as operations that have one each."""
+"""Operations with several results, as compositions of operations that have one result each."""
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes each ATen operation that runs under it into an fx graph."""
+    """Records each ATen operation that runs within it in an fx graph."""
 
     def __init__(self, device: str) -> None:
-        super().__init__()  # type: ignore[no-untyped-call] # torch leaves it so
+        super().__init__()  # type: ignore[no-untyped-call] # torch has no types for it
         self.device = device
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
+        """The node of each tensor, by its id."""
         self.storages: dict[int, fx.Node] = {}
-        """The last node of each storage."""
+        """The last node of each storage, by its address."""
         self.may_copy = False
-        """Whether the step calls a function that gives a view or a copy, depending on strides."""
+        """Whether the step has called a function of :data:`_MAY_COPY`."""
         self.alive: list[Any] = []
-        """Every tensor seen, since they are known by id."""
+        """All tensors with a node, since their ids are valid only while they exist."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """False: to be skipped by Dynamo, a mode would load all of it at its first operation."""
+        """False, since a mode that Dynamo skips loads all of Dynamo at its first operation."""
         return False
 
-    def leaf(self, tensor: Tensor) -> Tensor:
+    def placeholder(self, tensor: Tensor) -> Tensor:
+        """`tensor`, recorded as the next placeholder of the graph."""
         self._name(tensor, self.graph.placeholder(f"a{len(self.alive)}"))
         return tensor
 
@@ -189,10 +203,11 @@ class _Recorder(TorchDispatchMode):
         return blank
 
     def node(self, tensor: Tensor) -> fx.Node:
+        """The node of `tensor`, which is added for an alias and for a tensor from outside the step."""
         if id(tensor) not in self.nodes:
-            known = self.storages.get(tensor.untyped_storage()._cdata)
-            if known is not None:  # another name for it, that no operation gave
-                self._name(tensor, self.graph.call_function(_alias_of(tensor, known), (known,)))
+            source = self.storages.get(tensor.untyped_storage()._cdata)
+            if source is not None:  # such as `.data`, which is no ATen operation
+                self._name(tensor, self.graph.call_function(_alias(tensor, source), (source,)))
             elif tensor.requires_grad:
                 raise Unsupported("a tensor that needs a gradient is no parameter of the cell")
             else:
@@ -200,20 +215,20 @@ class _Recorder(TorchDispatchMode):
         return self.nodes[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with torch_internals.without_torch_function():  # what is asked here is not asked by the step
+        with torch_internals.without_torch_function():  # the recorder reads sizes itself
             return self._recorded(func, args, kwargs or {})
 
     def _recorded(self, func: Any, args: Any, kwargs: Any) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise Unsupported(f"the step draws random numbers by {func}, which no kernel computes")
-        if func in _IN_SEVERAL:
-            return _IN_SEVERAL[func](lambda part, *given: self._recorded(part, given, {}), *args)
+        if func in _DECOMPOSED:
+            return _DECOMPOSED[func](lambda part, *parts: self._recorded(part, parts, {}), *args)
         if func is _ATEN._efficientzerotensor.default:  # the derivative of `torch.sgn`
-            func = _ATEN.zeros.default  # zeros that have memory, which a kernel reads
+            func = _ATEN.zeros.default  # unlike an efficient zero tensor, it has memory
         if self.may_copy and func._schema.is_mutable:
             raise Unsupported(
-                f"{func} writes in place after `contiguous` or `reshape`, which give a view or a copy, "
-                "depending on how the inputs lie"
+                f"{func} writes in place after `contiguous` or `reshape`, whose result is a view or a copy, "
+                "depending on the strides of the inputs"
             )
         result = func(*args, **kwargs)
         several = isinstance(result, tuple | list) and all(isinstance(part, Tensor) for part in result)
@@ -226,7 +241,7 @@ class _Recorder(TorchDispatchMode):
             if not several:
                 self._name(result, node)
         elif result is not None:
-            raise Unsupported(f"{func}: the step looks at a value")
+            raise Unsupported(f"{func}: the step reads a number of a tensor into Python")
         return result
 
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
@@ -236,16 +251,16 @@ class _Recorder(TorchDispatchMode):
         self.alive.append(tensor)
 
 
-def _alias_of(tensor: Tensor, known: fx.Node) -> Any:
-    """The operation that gives `tensor`, which shares the memory of `known`."""
-    other = known.meta["val"]
+def _alias(tensor: Tensor, source: fx.Node) -> Any:
+    """ATen's ``alias``, if `tensor` has the shape, strides and dtype of `source`, whose memory it shares."""
+    other = source.meta["val"]
     if (tensor.shape, tensor.stride(), tensor.dtype) != (other.shape, other.stride(), other.dtype):
-        raise Unsupported("the step takes a part of a tensor by no operation")
+        raise Unsupported("the step takes a part of a tensor without an operation of ATen")
     return torch.ops.aten.alias.default
 
 
 def foreign(tensor: Tensor) -> Tensor:
-    """A tensor that the step takes from elsewhere than its arguments and the cell's tensors."""
+    """Marks a node whose tensor is neither an argument of the step nor a tensor of the cell."""
     return tensor
 
 

@@ -1,4 +1,4 @@
-"""The :class:`Step` and its values: the data structure that all passes work on."""
+"""The traced :class:`Step` of a cell, as a graph of values: the input of all analyses and code generators."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -14,29 +14,27 @@ from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """One number (or truth value) per neuron and step.
-
-    `op` is a leaf (``input``, ``previous``, ``gradient``, ``parameter``, ``constant``, ``number``, ``draw``),
-    one of ``ops.OPERATIONS``, or ``product``; `data` is a leaf's index, a ``number`` itself, or the name of a
-    ``draw`` (:func:`hibana.compiler.draws.numbers`). The product of a row of neurons with matrix j
-    has `data` ``2 j``, with it transposed ``2 j + 1``. The passes (``graph.passes``) have leaves of their
-    own: ``row``, ``bits`` and ``scalar``, by name.
-    """
+    """A number or a boolean per neuron and step: a leaf, an operation of the table, or a matrix product."""
 
     op: str
+    """A name in ``OPERATIONS``, ``product``, or the kind of a leaf: ``input``, ``previous``, ``gradient``,
+    ``parameter``, ``constant``, ``number`` or ``draw``; in a pass (:mod:`hibana.compiler.graph.passes`) also
+    ``row``, ``bits`` or ``scalar``."""
     args: tuple["Value", ...] = ()
     data: int | str = 0
+    """The index of a leaf, the integer of a ``number``, or the name of a ``draw`` or of a leaf of a pass.
+    ``2 j`` for the product with matrix j, ``2 j + 1`` for the product with its transpose."""
     scalar: bool = False
-    """A parameter that is one number for all neurons."""
+    """Whether a parameter is one number for all neurons."""
 
     @cached_property
     def operation(self) -> Operation | None:
-        """The row of the table of operations; None for leaves and products."""
+        """The row of `op` in the table of operations; None for leaves and products."""
         return OPERATIONS.get(self.op)
 
     @cached_property
     def boolean(self) -> bool:
-        """Whether it is a truth value rather than a number."""
+        """Whether it is a boolean rather than a number."""
         return self.op == "bits" if self.operation is None else self.operation.boolean
 
     @property
@@ -45,12 +43,12 @@ class Value:
 
     @property
     def is_previous(self) -> bool:
-        """Whether it is a state before the step."""
+        """Whether it is the leaf of a state before the step."""
         return self.op == "previous"
 
     @property
     def is_gradient(self) -> bool:
-        """Whether it is the gradient of a state after the step."""
+        """Whether it is the leaf of the gradient of a state after the step."""
         return self.op == "gradient"
 
     @property
@@ -59,22 +57,22 @@ class Value:
 
     @property
     def is_row(self) -> bool:
-        """Whether it is a number per neuron that a pass reads from memory."""
+        """Whether it is a leaf of a pass: one number per neuron."""
         return self.op == "row"
 
     @property
     def is_scalar(self) -> bool:
-        """Whether it is one number for all neurons that a pass reads from memory."""
+        """Whether it is a leaf of a pass: one number for all neurons."""
         return self.op == "scalar"
 
     @property
     def is_named(self) -> bool:
-        """Whether it is a leaf of a pass, which `data` names."""
+        """Whether it is a leaf of a pass, with a name in `data`."""
         return self.op in ("row", "bits", "scalar", "draw")
 
     @property
     def is_available(self) -> bool:
-        """Whether it is a leaf that costs nothing to read."""
+        """Whether it is a leaf that the backward pass can read without storing it."""
         return self.op in ("constant", "number", "parameter", "gradient")
 
     @property
@@ -88,102 +86,109 @@ class Value:
 
     @property
     def matrix(self) -> tuple[int, bool]:
-        """The matrix of a product, and whether it is transposed."""
+        """The index of the matrix of a product, and whether the matrix is transposed."""
         return int(self.data) // 2, bool(int(self.data) % 2)
 
     @property
     def is_call(self) -> bool:
-        """Whether a function computes it, a row at a time."""
+        """Whether a function computes it for a row of neurons at a time."""
         return self.operation is not None and self.operation.call
 
     @property
     def as_boolean(self) -> "Value | None":
-        """The truth value that this number is, as 1 or 0; None for other numbers."""
+        """The boolean that this number is the conversion of, to 1 or 0; None for other numbers."""
         return self.args[0] if self.op == "to_float" else None
 
     @property
     def gate(self) -> "Value | None":
-        """The truth value outside which it is zero, for a conversion or a choice between a number and 0."""
+        """The condition of ``to_float`` or ``where(condition, x, 0)``, outside which it is 0; else None."""
         if self.op == "where" and not self.args[2].is_number(0):
             return None
         return self.args[0] if self.op in ("to_float", "where") else None
 
     def is_number(self, number: int) -> bool:
-        """Whether it is this integer, written into the code."""
+        """Whether it is the integer `number`, written into the code of a kernel."""
         return self.op == "number" and self.data == number
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a cell: what it computes, and the gradients of its inputs.
+    """One step of a cell: its next states, and the gradients of its inputs.
 
-    ``gradient`` leaf i is the gradient of the loss with respect to state i after the step.
+    The leaf ``gradient`` i is the gradient of the loss with respect to state i after the step.
     """
 
     states: tuple[str, ...]
+    """Names of the states, such as ``v_state``."""
     nexts: tuple[Value, ...]
+    """The states after the step; the last is the output."""
     grad_input: Value | None
+    """The gradient of the input."""
     grad_states: tuple[Value | None, ...]
+    """The gradients of the states before the step."""
     grad_sums: tuple[Value, ...]
-    """Per neuron, to be summed over time for the :attr:`epilogue`."""
+    """Gradients per neuron, whose sums over time :attr:`epilogue` takes."""
     constants: tuple[float, ...]
+    """The numbers of the ``constant`` leaves."""
     prologue: Callable[..., tuple[Any, ...]]
-    """From the cell's tensors to the ``parameter`` leaves, then the matrices."""
+    """A function from the cell's tensors to the ``parameter`` leaves, then the matrices."""
     epilogue: Callable[..., tuple[Tensor | None, ...]]
-    """From the cell's tensors, the sums of :attr:`grad_sums` and those of :attr:`outer` to the gradients of
-    the tensors."""
+    """A function from the cell's tensors, the sums of :attr:`grad_sums` and those of :attr:`outer` to the
+    gradients of the tensors."""
     parameters: int
+    """The number of ``parameter`` leaves."""
     matrices: int = 0
+    """The number of matrices."""
     outer: tuple[tuple[Value, Value], ...] = ()
     """Pairs of rows whose outer products, summed over samples and time, are gradients of matrices."""
     draws: int = 0
-    """How many random numbers a neuron draws."""
+    """The number of random numbers per neuron."""
     any_size: bool = False
-    """Whether the step is the same for every size of a dimension that no tensor of the cell has."""
+    """Whether the step is the same for all sizes of the dimensions that no tensor of the cell has."""
 
     @property
     def sides(self) -> list[Value]:
-        """Both of each pair of :attr:`outer`."""
+        """All values in the pairs of :attr:`outer`."""
         return [side for pair in self.outer for side in pair]
 
     @property
     def spikes(self) -> Value | None:
-        """The truth value that the step emits as 1 or 0, if it emits one."""
+        """The boolean that the step emits as 1 or 0; None for an output that is no boolean."""
         return self.nexts[-1].as_boolean
 
     def with_gradients(
-        self, changed: Callable[[Value], Value], outer: Iterable[tuple[Value, Value]]
+        self, rewrite: Callable[[Value], Value], outer: Iterable[tuple[Value, Value]]
     ) -> "Step":
-        """The step with each gradient `changed`, and with other pairs :attr:`outer`."""
+        """The step with each gradient replaced by `rewrite` of it, and with the pairs `outer`."""
         return replace(
             self,
-            grad_input=None if self.grad_input is None else changed(self.grad_input),
-            grad_states=tuple(None if grad is None else changed(grad) for grad in self.grad_states),
-            grad_sums=tuple(map(changed, self.grad_sums)),
+            grad_input=None if self.grad_input is None else rewrite(self.grad_input),
+            grad_states=tuple(None if grad is None else rewrite(grad) for grad in self.grad_states),
+            grad_sums=tuple(map(rewrite, self.grad_sums)),
             outer=tuple(outer),
         )
 
 
 LARGE = 1 << 24
-"""Whole numbers below it are held by every dtype that a kernel computes in."""
+"""Integers below it are exact in every dtype of kernels."""
 
 
 class Values:
-    """Makes the values of one step, computed in `dtype`."""
+    """Makes the values of one step, computed in `dtype`; equal values are the same object."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.known: dict[Any, Value] = {}
+        self._values: dict[Any, Value] = {}
         self.constants: list[float] = []
 
     def number(self, number: Any) -> Value:
         """The value of a Python number.
 
-        A small int or a zero is written into the kernel; any other number is an argument of it, so that
-        cells that differ in it share the kernel.
+        Small integers and zero are written into the code of a kernel. Other numbers are arguments of the
+        kernel, so cells that differ in them share it.
         """
         if not isinstance(number, bool | int | float):
-            raise Unsupported(f"an argument of type {type(number).__name__}")
+            raise Unsupported(f"an operation of the step has an argument of type {type(number).__name__}")
         minus_zero = isinstance(number, float) and math.copysign(1, number) < 0
         if (isinstance(number, bool | int) and abs(number) < LARGE) or (number == 0 and not minus_zero):
             return self.make("number", data=int(number))
@@ -191,7 +196,7 @@ class Values:
         return Value("constant", data=len(self.constants) - 1)
 
     def make(self, op: str, *args: Value, data: int | str = 0) -> Value:
-        """The value ``op(*args)``, the same object whenever it is the same value."""
+        """The value of `op` applied to `args`, which are converted to booleans or numbers as it needs."""
         if op in ("to_float", "to_bool") and args[0].boolean == (op == "to_bool"):
             return args[0]
         if op == "to_bool" and args[0].as_boolean is not None:
@@ -200,14 +205,14 @@ class Values:
         if row is None or not row.takes_booleans:
             args = tuple(self.make("to_float", a) for a in args)
         key = (op, args, data)
-        if key not in self.known:
+        if key not in self._values:
             assert op in ("number", "product", "draw") or op in OPERATIONS, op
-            self.known[key] = Value(op, args, data)
-        return self.known[key]
+            self._values[key] = Value(op, args, data)
+        return self._values[key]
 
 
 def rounded(number: Any, dtype: torch.dtype) -> Any:
-    """`number`, if it is one, as PyTorch has it beside a tensor of `dtype`."""
+    """`number` in the precision of `dtype`; other objects, and booleans, unchanged."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         return number
     kind = torch.int64 if isinstance(number, int) else torch.float64

@@ -1,7 +1,8 @@
-"""Traces a step to the graph of its pointwise operations, forward and backward.
+"""Traces the step of a cell: the graph of its pointwise operations, forward and backward.
 
 The cell's ``forward`` and its gradient run on small tensors while their ATen operations are recorded
-(:mod:`hibana.compiler.graph.recorder`) and read as a :class:`Step` (:mod:`hibana.compiler.graph.reading`).
+(:mod:`hibana.compiler.graph.recorder`). The recorded graph is converted to a :class:`Step`
+(:mod:`hibana.compiler.graph.reading`).
 """
 
 import random
@@ -27,18 +28,24 @@ from hibana.compiler.tensors import shape_class, tensors_of
 def trace(
     cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu", *, draws: bool = False
 ) -> Step:
-    """The graph of one step of `cell` on inputs of `shape`, as PyTorch computes it on `device`.
+    """The step of `cell` on inputs of `shape`, as PyTorch computes it on `device`.
 
-    It may draw random numbers if `draws`.
+    The step runs on two small shapes. If its graph is the same for both, it is the graph for all sizes of
+    the dimensions that no tensor of the cell has. Otherwise the step runs on `shape`, on the meta device.
 
-    The step runs on two small shapes. If it is the same on both, the sizes of dimensions that no tensor of
-    the cell has do not matter; else it runs once on `shape` itself, on the meta device.
+    Args:
+        cell: the cell.
+        shape: of one step of input.
+        dtype: in which the step computes.
+        device: ``"cpu"`` or ``"cuda"``.
+        draws: whether the step may draw random numbers.
 
     Raises:
-        Unsupported: if the step is not pointwise in operations known here, with the reason.
+        Unsupported: if the step has other operations than those of the table and matrix products, if it
+            changes the shape, or if its graph is not the same at each call.
     """
-    with ThreadPoolExecutor(1) as clean:  # a thread has no modes, no autocast, and records gradients
-        step = clean.submit(_trace, cell, shape, dtype, device).result()
+    with ThreadPoolExecutor(1) as executor:  # a new thread has no modes, no autocast, and records gradients
+        step = executor.submit(_trace, cell, shape, dtype, device).result()
     if step.draws and not draws:
         raise Unsupported(f"the step of {type(cell).__name__} draws random numbers")
     return step
@@ -46,52 +53,54 @@ def trace(
 
 def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> Step:
     tensors = tensors_of(cell)
-    small = [_of_any_size(tensors, shape, size) for size in (2, 3)]
-    alone = _copied(cell, tensors)
-    graphs, looked, seen = [], False, []
-    for one in small:
-        drawn = _random_state()
-        graph, sizes = joint_graph(alone, tensors, one, dtype, "cpu")
+    small_shapes = [_small_shape(tensors, shape, size) for size in (2, 3)]
+    copy = _copy(cell, tensors)
+    graphs, keys, reads_size, draws = [], [], False, []
+    for small_shape in small_shapes:
+        random_state = _random_state()
+        graph, graph_reads_size = joint_graph(copy, tensors, small_shape, dtype, "cpu")
         graphs.append(graph)
-        looked = looked or sizes
-        walk = Dependencies(alone)
-        seen.append(((walk.key, walk.refusal), _random_state() == drawn))
-    if seen[0][0] != seen[1][0]:
+        reads_size = reads_size or graph_reads_size
+        dependencies = Dependencies(copy)
+        keys.append((dependencies.key, dependencies.refusal))
+        draws.append(_random_state() != random_state)
+    if keys[0] != keys[1]:
         raise Unsupported("the step changes what it holds besides its states, as a counter does")
-    if not any(same for _, same in seen):
+    if all(draws):
         raise Unsupported("the step draws random numbers of Python's or NumPy's")
-    if not looked and str(graphs[0]) == str(graphs[1]):
-        return replace(Reading(cell, tensors, graphs[0], small[0], dtype, device).step(), any_size=True)
-    if str(graphs[0]) != str(joint_graph(alone, tensors, small[0], dtype, "cpu")[0]):
+    if not reads_size and str(graphs[0]) == str(graphs[1]):
+        step = Reading(cell, tensors, graphs[0], small_shapes[0], dtype, device).step()
+        return replace(step, any_size=True)
+    if str(graphs[0]) != str(joint_graph(copy, tensors, small_shapes[0], dtype, "cpu")[0]):
         raise Unsupported("the step is another one at each call")
-    graph, _ = joint_graph(alone, tensors, shape, dtype, "meta")
+    graph, _ = joint_graph(copy, tensors, shape, dtype, "meta")
     return Reading(cell, tensors, graph, shape, dtype, device).step()
 
 
-def _copied(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
-    """A copy of `cell` with the same tensors, so that a step that changes its cell changes a copy.
+def _copy(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
+    """A copy of `cell` with the same tensors, to trace without changing attributes of `cell`.
 
-    Layers that choose a kernel by their input are those of torch in it.
+    In the copy, layers of hibana that choose a kernel by their input are the plain layers of torch.
     """
     try:
-        same = [*tensors.values(), *Dependencies(cell).shared_with_copy()]
-        copied = deepcopy(cell, {id(value): value for value in same})
-    except Exception:  # what can't be copied, for whatever reason of its own, is read where it is
+        shared = [*tensors.values(), *Dependencies(cell).shared_with_copy()]
+        copy = deepcopy(cell, {id(value): value for value in shared})
+    except Exception:  # an attribute of the user's that cannot be copied: the trace runs on the cell itself
         return cell
-    for module in copied.modules():
+    for module in copy.modules():
         if (kind := traced_kind(module)) is not type(module):
             module.__class__ = kind
-    return copied
+    return copy
 
 
-def _of_any_size(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:
-    """`shape` with each dimension replaced by `size` that no tensor of the cell has a say in."""
+def _small_shape(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:
+    """`shape` with `size` in place of each dimension that no tensor of the cell determines."""
     return torch.Size(size if n < 0 else n for n in shape_class(tensors, shape))
 
 
 def _random_state() -> Hashable:
     """The state of the global random generators of Python and NumPy."""
-    # NumPy loads them when they are first touched: until then nobody has drawn any.
-    numbers = sys.modules.get("numpy.random")
-    drawn = numbers.get_state()[1:3] if numbers else ((), 0)
-    return random.getstate(), tuple(drawn[0]), drawn[1]
+    # numpy.random is loaded on first use
+    numpy_random = sys.modules.get("numpy.random")
+    words, position = numpy_random.get_state()[1:3] if numpy_random else ((), 0)
+    return random.getstate(), tuple(words), position
