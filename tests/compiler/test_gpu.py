@@ -92,7 +92,7 @@ def test_on_cuda_a_step_takes_no_loose_tensor() -> None:
             return (v * self.held[0] + input_,)
 
     trace(Loose(), torch.Size([2]), torch.float32)
-    with pytest.raises(RuntimeError, match="a tensor of the step's own is on the CPU, not on cuda"):
+    with pytest.raises(RuntimeError, match="a tensor in the code of the step is on the CPU, not on cuda"):
         trace(Loose(), torch.Size([2]), torch.float32, "cuda")
 
 

@@ -74,13 +74,13 @@ _SAID: set[str] = set()
 
 
 _FIXES = {
-    "draws random numbers of": "draw them by torch functions such as torch.rand_like",
+    "draws random numbers": "draw them by torch functions such as torch.rand_like",
     "changes the shape": "put layers that mix neurons outside of the cell, or into hb.Recurrent",
     "sum over neurons": "put layers that mix neurons outside of the cell, or into hb.Recurrent",
     "multiplies neurons with one another": "put layers that mix neurons outside of the cell",
     "changes what it holds": "return the value as one of the states",
     "no step computes": "multiply by a state or by the input",
-    "takes several from one operation": "use an operation for each result",
+    "has several results": "use an operation for each result",
     "computes in": "keep the dtype of the input, by .to(input_.dtype)",
     "not a pointwise operation": "use element-wise operations of torch",
     "can change unseen": "make it an attribute of the cell, or a constant of its module",

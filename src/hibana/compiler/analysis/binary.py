@@ -1,4 +1,4 @@
-"""Which values of a step are zeros and ones: integers between 0 and 1."""
+"""Binary values of a step: those that are always 0 or 1."""
 
 from collections.abc import Mapping
 
@@ -13,12 +13,12 @@ States = frozenset[int]
 
 
 def is_binary(values: Tensor) -> bool:
-    """Whether `values` are all zeros and ones."""
+    """Whether all `values` are 0 or 1."""
     return bool(((values == 0) | (values == 1)).all())
 
 
 def binary_states(step: Step, initially: States) -> States:
-    """The states that are zeros and ones after every step, if those of `initially` are at the start."""
+    """The states that are binary at every step, if those of `initially` are binary before the first step."""
     names = {str(i): i for i in range(len(step.states))}
     binary = initially
     while True:
@@ -30,15 +30,15 @@ def binary_states(step: Step, initially: States) -> States:
 
 
 class Integers(Analysis[Interval | None]):
-    """Bounds of integers; None for numbers that may be others."""
+    """Bounds of values that are always integers; None for other values."""
 
     def __init__(self, step: Step, states: Mapping[str, int], binary: States) -> None:
-        """`states` has the indices of states by the names of the leaves that read them."""
+        """`states` maps names of leaves to indices of states; the states `binary` are 0 or 1."""
         super().__init__()
         self.step, self.states, self.binary = step, states, binary
 
     def is_binary(self, value: Value) -> bool:
-        """Whether `value` is zeros and ones if the states `binary` are."""
+        """Whether `value` is always 0 or 1."""
         bounds = self.of(value)
         return bounds is not None and bounds[0] >= 0 and bounds[1] <= 1
 

@@ -1,9 +1,8 @@
-"""Bounds of a step's values, and the rule that zero times an unbounded derivative is zero.
+"""Bounds of the values of a step, and gradients in which zero times an unbounded derivative is zero.
 
-Autograd multiplies nothing by a gradient that is None, and kernels take zeros for it. The product with a
-derivative is the same unless that is infinite or NaN, as the derivative of ``sqrt`` at zero. So values are
-bounded, given that the states before and after the step are finite; a quotient that may divide by zero may be
-infinite.
+Where autograd has the gradient None, kernels have zeros. The results are the same unless a zero is multiplied
+with a derivative that is infinite or NaN, such as the derivative of ``sqrt`` at 0. The bounds show which
+derivatives are finite, given that the states before and after the step are.
 """
 
 import math
@@ -23,8 +22,9 @@ LARGEST = 3.4028234663852886e38
 def guard_products(step: Step) -> Step:
     """`step` with gradients in which zero times an unbounded derivative is zero.
 
-    Products and quotients of a gradient and a value that is not surely finite are selected by whether the
-    gradient is zero. The number zero, as the gradient of ``floor``, stays zero.
+    A product or quotient of a gradient and a value that may be infinite or NaN becomes zero where the
+    gradient is zero. A product with the constant zero, such as the gradient of ``floor``, becomes that
+    constant.
     """
     guarding = _Guarding(step)
     outer = [guarding.of(side) if has_gradient(side) else side for side in step.sides]
@@ -36,33 +36,33 @@ def guard_products(step: Step) -> Step:
 
 
 class _Guarding(Rewriting):
-    """Replaces products and quotients in the gradients of a step."""
+    """Guards products and quotients in the gradients of a step."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
         self.bounds = Bounds(step)
         self.forward = set(reachable(step.nexts))
-        backward = reachable(gradients(step))
-        self.flowing = dependents(backward, (value for value in backward if value.is_gradient))
+        order = reachable(gradients(step))
+        self.backward = dependents(order, (value for value in order if value.is_gradient))
 
     def operation(self, value: Value, row: Operation, args: list[Value]) -> Value:
-        changed = super().operation(value, row, args)
+        result = super().operation(value, row, args)
         if value in self.forward or row.name not in ("mul", "div"):
-            return changed
+            return result
         first, second = value.args
-        flowing = [new for old, new in zip(value.args, args, strict=True) if old in self.flowing]
+        factors = [new for old, new in zip(value.args, args, strict=True) if old in self.backward]
         if first.is_number(0) or (second.is_number(0) and row.zero_at_zero):
-            return changed if flowing else Value("number")
-        if len(flowing) != 1 or self._is_finite_factor(value):
-            return changed
-        return Value("where", (Value("to_bool", (flowing[0],)), changed, Value("number")))
+            return result if factors else Value("number")
+        if len(factors) != 1 or self._is_finite_factor(value):
+            return result
+        return Value("where", (Value("to_bool", (factors[0],)), result, Value("number")))
 
     def _is_finite_factor(self, value: Value) -> bool:
         """Whether a product or quotient multiplies a gradient by a finite number."""
         first, second = value.args
         if value.op == "div":
-            return first in self.flowing and reciprocal(self.bounds.of(second)) is not None
-        return self.bounds.of(second if first in self.flowing else first) is not None
+            return first in self.backward and reciprocal(self.bounds.of(second)) is not None
+        return self.bounds.of(second if first in self.backward else first) is not None
 
 
 class Bounds(Analysis[Interval | None]):
@@ -72,7 +72,7 @@ class Bounds(Analysis[Interval | None]):
         super().__init__()
         self.constants = step.constants
         self.finite: set[Value] = set()
-        """Values that are finite since the states after the step are."""
+        """Values that are finite because the states after the step are."""
         waiting = list(step.nexts)
         while waiting:
             value = waiting.pop()
@@ -108,10 +108,10 @@ class Bounds(Analysis[Interval | None]):
 
     @staticmethod
     def _of_operation(value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
-        known = [bounds for bounds in args if bounds is not None]
-        if len(known) < len(args):
+        bounds = [interval for interval in args if interval is not None]
+        if len(bounds) < len(args):
             return None
         if row.name == "mul" and value.args[0] is value.args[1]:
-            low, high = sorted(end * end for end in known[0])
-            return 0.0 if known[0][0] <= 0 <= known[0][1] else low, high
-        return row.bounds if isinstance(row.bounds, tuple) else row.bounds(*known)
+            low, high = sorted(end * end for end in bounds[0])
+            return 0.0 if bounds[0][0] <= 0 <= bounds[0][1] else low, high
+        return row.bounds if isinstance(row.bounds, tuple) else row.bounds(*bounds)

@@ -1,4 +1,4 @@
-"""Values of a step in PyTorch, one operation at a time, where compiling would not pay."""
+"""Evaluates values of a step in PyTorch, one operation at a time."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from hibana.compiler.graph.step import Value
 
 
 class Eager(Analysis[Tensor]):
-    """Tensors of values, with numbers of `dtype`; a subclass gives those of leaves."""
+    """Tensors of values, with numbers in `dtype`; a subclass defines the tensors of leaves."""
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()

@@ -319,7 +319,7 @@ class _FixedPoint(Analysis[_Fixed]):
                 compared.append(arguments)
         for entry in (value for value in numbers if value.is_input):
             largest = (
-                max(max(map(abs, self._range(v))) for v in units.together(entry, numbers)) if fine else 0.0
+                max(max(map(abs, self._range(v))) for v in units.related(entry, numbers)) if fine else 0.0
             )
             bits = STATE - math.log2(max(largest, 1e-30) / float(self.unit.min()))
             units.set(entry, self.unit * 2.0 ** -(min(8, max(0, math.floor(bits))) if fine else 0))
@@ -349,7 +349,7 @@ class _FixedPoint(Analysis[_Fixed]):
     def _unit(self, value: Value) -> Tensor:
         """The unit of a number, from measured ranges if nothing else determines it."""
         if (unit := self.units.of(value)) is None:
-            together = self.units.together(value, self.order)
+            together = self.units.related(value, self.order)
             sizes = [max(map(abs, self._range(v))) / self.units.ratio(v, value) for v in together]
             largest = max(
                 float(torch.as_tensor(size, dtype=torch.float64, device="cpu").max()) for size in sizes

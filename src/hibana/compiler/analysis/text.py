@@ -1,4 +1,4 @@
-"""Statements that compute values, in a given language: their order, and which values get a name."""
+"""Statements of a language that compute the values of a step, with variables for values used repeatedly."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,23 +8,24 @@ from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 from hibana.compiler.graph.step import Value
 
 LONGEST = 60
-"""A value used once is written in place up to this many characters."""
+"""Maximum characters of an expression that is written in place instead of being assigned to a variable."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """A language, as templates: of operations with ``{0}``, ``{1}``, … for their arguments."""
+    """The templates of a language."""
 
     name: str
     operations: Mapping[str, str]
-    """That of ``product`` has ``{matrix}`` as well."""
+    """By operation, with ``{0}``, ``{1}``, … for the arguments; ``product`` also has ``{matrix}``."""
     number: str
-    """Of an integer ``{0}``."""
-    assigned: str = "{name} = {text}"
-    """Of the definition of a number, and of a truth value if it differs."""
-    assigned_truth: str = ""
+    """An integer, ``{0}``."""
+    assignment: str = "{name} = {text}"
+    """A statement that defines a variable."""
+    boolean_assignment: str = ""
+    """A statement that defines a boolean variable, if it differs from `assignment`."""
     transposed: str = "{0}.T"
-    """Of the matrix ``{0}``, transposed."""
+    """The transpose of the matrix ``{0}``."""
 
 
 def statements(
@@ -33,12 +34,12 @@ def statements(
     """Statements that compute `stores`, in order, and the expression of each store.
 
     Args:
-        stores: a name for each value; a value that becomes a variable has that name.
+        stores: the values by name; a value ``v`` that becomes a variable is called ``v_new``.
         leaves: the expression of each named leaf.
         dialect: the language.
 
     Raises:
-        Unsupported: if the language lacks an operation.
+        Unsupported: if the language has no form of an operation.
     """
     writing = _Writing(stores, leaves, dialect)
     results = writing.run(stores.values())
@@ -46,7 +47,7 @@ def statements(
 
 
 class _Writing(Analysis[str]):
-    """The statements of one function body; the results are expressions."""
+    """Collects the statements of one function body; its results are expressions."""
 
     def __init__(self, stores: Mapping[str, Value], leaves: Mapping[str, str], dialect: Dialect) -> None:
         super().__init__()
@@ -84,22 +85,22 @@ class _Writing(Analysis[str]):
         return template
 
     def _named(self, value: Value, text: str) -> str:
-        """`text`, or a variable that is assigned it if it is long or used more than once."""
+        """The expression `text`, or a new variable for it if it is long or used more than once."""
         if self.uses[value] == 1 and len(text) <= LONGEST:
             return text
         name = self.names.get(value, f"a{len(self.lines)}")
-        template = (value.boolean and self.dialect.assigned_truth) or self.dialect.assigned
+        template = (value.boolean and self.dialect.boolean_assignment) or self.dialect.assignment
         self.lines.append(template.format(name=name, text=_bare(text)))
         return name
 
 
 def templates(column: str) -> dict[str, str]:
-    """The entries of a column of the table of operations, by operation."""
+    """The forms in a column of the table of operations, by operation."""
     return {name: text for name, row in OPERATIONS.items() if (text := getattr(row, column))}
 
 
 def _bare(text: str) -> str:
-    """`text` without the parentheses around it."""
+    """`text` without parentheses around all of it."""
     depth = 0
     for i, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")

@@ -1,7 +1,7 @@
-"""The table of operations: one row for each, with its forms in every target language and its properties.
+"""The table of operations: for each operation a row with its form in each target language and its properties.
 
-A row without an entry for a language can't be emitted in it, and raises :class:`Unsupported`. Operations of
-PyTorch that are compositions of rows are in :mod:`hibana.compiler.graph.aten`.
+An operation without an entry for a language raises :class:`Unsupported` there. PyTorch's operations that are
+compositions of rows are in :mod:`hibana.compiler.graph.aten`.
 """
 
 import math
@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional
 
 
-class Unsupported(RuntimeError):  # noqa: N818 # it names a state of affairs, and is raised as "…: why"
-    """A step, or a call, that a compiled backend can't serve, and why."""
+class Unsupported(RuntimeError):  # noqa: N818 # callers also catch it to choose another backend
+    """A compiled backend does not support a step or a call; the message is the reason."""
 
 
 Expression = str | tuple[Any, ...]
 """An expression: a digit, an argument such as ``"{0}"``, or an operation's name and its arguments."""
 
 Interval = tuple[float, float]
-"""The least and the greatest number that a value may be."""
+"""Lower and upper bound of a value."""
 
 ANY: Interval = (-math.inf, math.inf)
 
@@ -34,53 +34,52 @@ class Operation:
     name: str
     arity: int
     text: str
-    """Its form in equations: a template with ``{0}``, ``{1}``, … for the arguments, like the others."""
+    """Its form in equations. Like all forms it is a template, with ``{0}``, ``{1}``, … for the arguments."""
     llvm: tuple[str, ...] = ()
-    """LLVM instructions: ``{V}`` is the vector type, ``{T}`` the number type, ``{M}`` a mask type, ``{K}`` an
-    intrinsic's suffix, ``{t0}`` the first instruction's result; empty if a function computes it."""
+    """LLVM instructions: ``{V}`` is the vector type, ``{T}`` the number type, ``{M}`` a mask type, ``{K}``
+    the suffix of an intrinsic, ``{t0}`` the first instruction's result; empty if a function computes it."""
     triton: str = ""
-    """``REAL`` is the number type, ``DIVIDED`` and ``ROOT`` round as IEEE requires."""
+    """Triton: ``REAL`` is the number type, ``DIVIDED`` and ``ROOT`` a quotient and root as in IEEE 754."""
     c: str = ""
     """C99; ``REAL`` is the number type, ``@`` the suffix of its literals and functions."""
     onnx: str = ""
-    """ONNX's operator, or two of which the second is applied to the result of the first."""
+    """ONNX's operator, or two operators, to apply one after the other."""
     aten: tuple[str, ...] = ()
-    """The ATen operations that are this operation, applied to their arguments in order."""
+    """ATen operations that are equal to this operation, with the same order of arguments."""
     eager: Callable[..., Tensor] | None = None
-    """PyTorch's function of tensors, if it is not called `name`."""
+    """PyTorch's function of tensors, if its name is not `name`."""
     boolean: bool = False
-    """Whether the result is a truth value."""
+    """Whether the result is a boolean."""
     takes_booleans: bool = False
-    """Whether truth values among its arguments remain truth values; other operations take them as 0 and 1."""
+    """Whether it takes booleans as arguments; other operations take 0 and 1 instead."""
     on_booleans: str = ""
-    """The operation that PyTorch computes in its place if all arguments are truth values."""
+    """The operation that PyTorch computes instead if all arguments are booleans."""
     call: bool = False
-    """Whether a function computes it, a row at a time, since IEEE does not determine it."""
+    """Whether a function computes it for a row of neurons, since IEEE 754 does not determine the result."""
     effort: float = 0.1
-    """The cost of recomputing it, in stored bits."""
+    """The cost of computing it again in the backward pass, in stored bits."""
     energy: Literal["", "addition", "multiplication"] = ""
-    """The operation as which an energy estimate counts it."""
+    """How an energy estimate counts it."""
     mkl: str = ""
-    """The functions that may compute it: of MKL, Sleef and the C library."""
+    """The function of MKL that may compute it; likewise `sleef`, and `libm` of the C library."""
     sleef: str = ""
     libm: str = ""
     hibana: bool = False
-    """Whether hibana has a function of its own (:mod:`hibana.compiler.cpu.vector_math`)."""
+    """Whether hibana has a function for it (:mod:`hibana.compiler.cpu.vector_math`)."""
     expansion: Expression = ""
-    """Its form in other operations where no function computes it, to more than 2 ulp, for gradients alone."""
+    """Its form in other operations, for gradients if no function is available; its error may exceed 2 ulp."""
     bounds: Interval | Callable[..., Interval | None] = lambda *_: None
-    """Bounds of the result: constant, or a function of the arguments' bounds; None if it may be infinite or
-    NaN."""
+    """Bounds of the result, or a function of the arguments' bounds; None if it may be infinite or NaN."""
     range: Interval | None = ANY
-    """Bounds of a result that is known to be finite; None if that does not count."""
+    """Bounds of a result that is finite because states are; None if finite states do not imply that."""
     keeps_finite: tuple[int, ...] = ()
     """The arguments that are finite if the result is."""
     integer: bool = False
-    """Whether integers give an integer."""
+    """Whether the result is an integer if the arguments are."""
     zero_at_zero: bool = False
     """Whether the result is zero if any argument is zero and the others are finite."""
     linear: bool = False
-    """Whether it is linear in some of its arguments, the others fixed."""
+    """Whether it is linear in some of its arguments while the others are constant."""
 
     @property
     def function(self) -> Callable[..., Tensor]:
@@ -90,9 +89,9 @@ class Operation:
 
 
 LEAST = 1e-30
-"""A quotient by a number at least this far from zero counts as finite."""
+"""Quotients by numbers of at least this size count as finite."""
 LARGEST_EXPONENT = 80.0
-"""Up to here ``exp`` is finite in float32."""
+"""``exp`` of at most this number is finite in float32."""
 
 
 def _same(x: Any) -> Any:
@@ -169,10 +168,10 @@ def _logical(name: str, text: str, llvm: str, triton: str, c: str) -> Operation:
 
 
 def _extreme(name: str, order: str, sign: str, **columns: Any) -> Operation:
-    """The row of ``maximum`` or ``minimum`` of two numbers: NaN if either is, as in torch.
+    """The row of ``maximum`` or ``minimum`` of two numbers: NaN if one of them is, as in torch.
 
-    The first number is taken if LLVM's predicate `order`, `sign` in other languages, holds. So of zeros with
-    two signs it is the second; in torch that depends on their place in the tensor.
+    The result is the first number if LLVM's predicate `order` holds, which is `sign` in other languages. Of
+    zeros with different signs it is the second; in torch it depends on their position in the tensor.
     """
     llvm = (
         f"fcmp {order} {{V}} {{0}}, {{1}}",
@@ -196,7 +195,7 @@ def _intrinsic(name: str, intrinsic: str, triton: str, n: int = 1, **columns: An
 
 
 _ROUGH_ON_CUDA = ("acosh", "asinh")
-"""Functions in which CUDA's library takes an approximate root."""
+"""Functions that compute an approximate root in CUDA's library."""
 
 
 def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns: Any) -> Operation:
@@ -325,10 +324,10 @@ OPERATIONS: dict[str, Operation] = {
 
 
 def row_of(name: str, column: str) -> Operation:
-    """The row of the operation `name`, which has an entry in `column`.
+    """The row of the operation `name`, after checking that it has an entry in `column`.
 
     Raises:
-        Unsupported: if it has none.
+        Unsupported: if there is no such row, or no entry.
     """
     row = OPERATIONS.get(name)
     if row is None or not getattr(row, column):

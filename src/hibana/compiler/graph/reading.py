@@ -1,7 +1,7 @@
-"""An fx graph of ATen operations read as a :class:`Step`, node by node.
+"""Converts an fx graph of ATen operations to a :class:`Step`, node by node.
 
-What depends on the cell's tensors alone runs once a call, in PyTorch. Numbers become numbered constants, so
-that changing one changes no structure.
+Operations on the cell's tensors alone are not part of the step: PyTorch runs them once per call. Python
+numbers become numbered constants, so steps that differ only in numbers have equal graphs.
 """
 
 import operator
@@ -37,7 +37,7 @@ from hibana.runtime import torch_internals
 
 
 class Reading:
-    """Reads an fx graph once, node by node."""
+    """Converts the fx graph of a step of `shape`, node by node. An instance converts one graph."""
 
     def __init__(
         self,
@@ -55,8 +55,9 @@ class Reading:
         self.dtype = dtype
         self.device = device
         self.values: dict[fx.Node, Value] = {}
-        self.made = Values(dtype)
-        self.make, self.number = self.made.make, self.made.number
+        """The value of each node that has a number per neuron."""
+        self.step_values = Values(dtype)
+        self.make, self.number = self.step_values.make, self.step_values.number
         self.cell_tensors: list[fx.Node] = []
         self.parameters: list[fx.Node] = []
         self.once: set[fx.Node] = set()
@@ -64,15 +65,20 @@ class Reading:
         self.after: set[fx.Node] = set()
         """Nodes that depend on sums over neurons."""
         self.sums: list[fx.Node] = []
-        """Per-neuron nodes that gradients of the cell's tensors are summed from."""
+        """Nodes with a number per neuron, whose sums give gradients of the cell's tensors."""
         self.layouts: dict[fx.Node, Tensor] = {}
+        """The layout of each node in :attr:`values` (:mod:`hibana.compiler.graph.nodes`)."""
         self.matrices = Matrices(shape, self.once)
         self.outer: dict[fx.Node, tuple[Value, Value]] = {}
-        self.behind: set[fx.Node] = set()
-        """Nodes that depend on gradients."""
+        """The operands of each product that is summed over samples."""
         self.draws = 0
 
     def step(self) -> Step:
+        """The step.
+
+        Raises:
+            Unsupported: if an operation is not pointwise, no matrix product, or not in the table.
+        """
         leaves = [node for node in self.graph.nodes if node.op == "placeholder"]
         for index, node in enumerate(leaves):
             self._read_leaf(node, index)
@@ -83,40 +89,45 @@ class Reading:
         assert isinstance(outputs, tuple)
         count = len(self.names)
         nexts = tuple(self._value(node) for node in outputs[:count])
-        grads, learned = outputs[count : 2 * count + 1], outputs[2 * count + 1 :]
+        grads, tensor_grads = outputs[count : 2 * count + 1], outputs[2 * count + 1 :]
         grad_input, *grad_states = (None if g is None else self._value(g) for g in grads)
-        ends = self._ends(learned)
+        epilogue_outputs = self._epilogue_outputs(tensor_grads)
         return Step(
-            states=tuple(f"{name}_state" for name in self.names),  # no name of a pass's own ends so
+            states=tuple(f"{name}_state" for name in self.names),  # no other name in a pass ends like this
             nexts=nexts,
             grad_input=grad_input,
             grad_states=tuple(grad_states),
             grad_sums=tuple(self._value(node) for node in self.sums),
-            constants=tuple(self.made.constants),
+            constants=tuple(self.step_values.constants),
             prologue=self._part(self.cell_tensors, [*self.parameters, *self.matrices.nodes]),
-            epilogue=self._part([*self.cell_tensors, *self.sums, *self.outer], ends),
+            epilogue=self._part([*self.cell_tensors, *self.sums, *self.outer], epilogue_outputs),
             parameters=len(self.parameters),
             matrices=len(self.matrices.nodes),
             outer=tuple(self.outer.values()),
             draws=self.draws,
         )
 
-    def _ends(self, learned: Sequence[Any]) -> list[fx.Node | None]:
-        """The node of each tensor's gradient, None where it has none; a sum where it is per neuron."""
-        found = iter(learned)
-        ends = [next(found) if tensor.requires_grad else None for tensor in self.tensors.values()]
-        for end in ends:
-            if end is not None and end not in self.after and end not in self.once and end not in self.sums:
-                self._sum(end)
-        return ends
+    def _epilogue_outputs(self, tensor_grads: Sequence[Any]) -> list[fx.Node | None]:
+        """The node of the gradient of each tensor of the cell, or None; `tensor_grads` are those that exist.
+
+        A gradient per neuron is summed over time.
+        """
+        gradients = iter(tensor_grads)
+        nodes = [next(gradients) if tensor.requires_grad else None for tensor in self.tensors.values()]
+        for node in nodes:
+            if node is not None and node not in self.after and node not in self.once:
+                self._sum(node)
+        return nodes
 
     def _sum(self, node: fx.Node) -> None:
+        """Has the step sum `node` over time."""
         if not is_step(self.layouts[node], self.shape):
             raise Unsupported("a sum over neurons that were moved")
         if node not in self.sums:
             self.sums.append(node)
 
     def _read_leaf(self, node: fx.Node, index: int) -> None:
+        """Reads the placeholder `index`, in the order of :func:`joint_graph`."""
         count = len(self.names)
         if index <= count or index > count + len(self.tensors):
             self.layouts[node] = step_layout(self.shape)
@@ -129,21 +140,19 @@ class Reading:
             self.once.add(node)
         else:
             self.values[node] = Value("gradient", data=index - 1 - count - len(self.tensors))
-            self.behind.add(node)
 
     def _read_call(self, node: fx.Node) -> None:
+        """Reads one operation: as a value, or as part of the prologue or epilogue."""
         used = node.all_input_nodes
         target = node.target
-        if any(other in self.behind for other in used):
-            self.behind.add(node)
         if target is foreign and self.device != "cpu":
-            raise Unsupported(f"a tensor of the step's own is on the CPU, not on {self.device}")
+            raise Unsupported(f"a tensor in the code of the step is on the CPU, not on {self.device}")
         if target in (torch.ops.aten.sum.default, torch.ops.aten.sum.dim_IntList) and used[0] in self.values:
             self.after.add(node)
             self._sum(used[0])
             return
         if has_out_argument(node):
-            raise Unsupported(f"{target} writes into a tensor that it was given")
+            raise Unsupported(f"{target} writes to its argument `out`")
         if target is draw:
             self._read_draw(node)
             return
@@ -163,7 +172,7 @@ class Reading:
                 raise Unsupported(f"{target} mixes neurons with a sum over neurons")
             self.after.add(node)
         elif self._is_narrowed(node):
-            self.after.add(node)  # after the sum over time, as PyTorch does after one over neurons
+            self.after.add(node)  # PyTorch converts after summing over neurons
             self._sum(used[0])
         elif varies:
             self._read_pointwise(node)
@@ -177,7 +186,7 @@ class Reading:
             self.once.add(node)
 
     def _is_unchanged(self, node: fx.Node) -> bool:
-        """Whether `node` is a product with 1, which the derivatives of ``addcmul`` and others are full of."""
+        """Whether `node` is a product with 1, as in the derivatives of ``addcmul`` and other operations."""
         if node.target is not torch.ops.aten.mul.Scalar or type(node.args[1]) not in (int, float):
             return False
         (source,) = node.all_input_nodes
@@ -185,54 +194,49 @@ class Reading:
         return same_dtype and bool(node.args[1] == 1) and not any(map(writes, self.graph.nodes))
 
     def _is_narrowed(self, node: fx.Node) -> bool:
-        """Whether `node` gives a gradient the narrower dtype of the cell's tensor that it is for."""
+        """Whether `node` converts a gradient to the narrower dtype of a tensor of the cell."""
         if name_of(node.target) != "_to_copy" or node.all_input_nodes[0] not in self.values:
             return False
         dtype = node.meta["val"].dtype
-        of_the_cell = {tensor.dtype for tensor in self.tensors.values() if tensor.requires_grad}
-        return dtype != self.dtype and dtype in of_the_cell and self._is_held_by(dtype)
+        cell_dtypes = {tensor.dtype for tensor in self.tensors.values() if tensor.requires_grad}
+        return dtype != self.dtype and dtype in cell_dtypes and self._converts_exactly(dtype)
 
     def _move(self, node: fx.Node, source: fx.Node) -> None:
-        """Reads an operation that only moves numbers."""
+        """Reads an operation that only moves the numbers of `source`."""
         assert callable(node.target)
         if node.meta["val"].numel() != self.shape.numel():
-            raise Unsupported(f"{node.target} gives a neuron's number to several")
+            raise Unsupported(f"{node.target} copies the number of a neuron to several neurons")
         if node.meta["val"].dtype != source.meta["val"].dtype:
-            raise Unsupported(f"{node.target} changes the type")
+            raise Unsupported(f"{node.target} changes the dtype")
         self.layouts[node] = moved(self.layouts[source], node.target, node.args[1:], node.kwargs)
         self.values[node] = self.values[source]
         if name_of(node.target) == "squeeze_":
             self.layouts[source] = self.layouts[node]
 
     def _read_product(self, node: fx.Node, name: str) -> None:
-        """Reads a product of a row of neurons, for each sample, with a matrix; or one summed over samples."""
+        """Reads a product of the neurons of each sample with a matrix, or a product summed over samples."""
         *added, left, right = node.args
         assert isinstance(left, fx.Node)
         assert isinstance(right, fx.Node)
         if any(node.kwargs.get(factor, 1) != 1 for factor in ("alpha", "beta")):
             raise Unsupported(f"{node.target} with a factor")
         neurons = self.shape[-1] if self.shape else 0
-        within = [self.layouts.get(side) for side in (left, right)]
         if left in self.values and right in self.values:
-            assert within[0] is not None
-            assert within[1] is not None
-            if added or not (columns(within[0], neurons) and rows(within[1], neurons)):
+            if added or not (columns(self.layouts[left], neurons) and rows(self.layouts[right], neurons)):
                 raise Unsupported(f"{node.target} multiplies neurons with one another")
             self.outer[node] = self.values[left], self.values[right]
             self.after.add(node)
             return
-        across = left in self.values
-        operand, matrix = (left, right) if across else (right, left)
+        operand_is_left = left in self.values
+        operand, matrix = (left, right) if operand_is_left else (right, left)
         layout = self.layouts.get(operand)
         if matrix not in self.once or layout is None or matrix.meta["val"].dtype != self.dtype:
-            raise Unsupported(f"{node.target} of what is no row of neurons and no matrix of the cell's own")
+            raise Unsupported(f"{node.target} must multiply neurons with a matrix of the cell")
         size = matrix.meta["val"].shape
-        if size[-2:] != (neurons, neurons) or not (rows if across else columns)(layout, neurons):
+        if size[-2:] != (neurons, neurons) or not (rows if operand_is_left else columns)(layout, neurons):
             raise Unsupported(f"{node.target} of {neurons} neurons with a matrix {tuple(size)}")
-        index, turned = self.matrices.place(matrix)
-        value = self.make(
-            "product", self.values[operand], data=2 * index + (turned if across else not turned)
-        )
+        index, transposed = self.matrices.place(matrix)
+        value = self.make("product", self.values[operand], data=2 * index + (transposed == operand_is_left))
         self.layouts[node] = layout
         self.values[node] = value
         if added:
@@ -242,7 +246,7 @@ class Reading:
             self.values[node] = self.make("add", self._value(bias), value)
 
     def _check_layout(self, node: fx.Node, used: list[fx.Node]) -> None:
-        """Has all of `used` meet neuron by neuron, in the layout of the first of them that has one."""
+        """Sets the layout of `node` to the layout of its arguments `used`, which must all be the same."""
         shape = node.meta["val"].shape
         layouts = [self.layouts[other] for other in used if other in self.layouts]
         layouts += [self.layouts[node]] if node in self.layouts else []
@@ -256,9 +260,10 @@ class Reading:
         self.layouts[node] = layouts[0]
 
     def _read_pointwise(self, node: fx.Node) -> None:
+        """Reads an operation neuron by neuron, which may write to its first argument."""
         assert isinstance(node.target, torch_internals.OpOverload)
         if any(user.target is operator.getitem for user in node.users):
-            raise Unsupported(f"{node.target}: the step takes several from one operation")
+            raise Unsupported(f"{node.target} has several results")
         result = node.meta["val"]
         self._check_layout(node, node.all_input_nodes)
         if result.dtype not in (self.dtype, torch.bool):
@@ -266,7 +271,7 @@ class Reading:
         target, args = as_computed(node, self.dtype, self.device)
         boolean = result.dtype == torch.bool
         if boolean and all(n.meta["val"].dtype == torch.bool for n in node.all_input_nodes):
-            # beside truth values alone, a number is one of the default dtype
+            # with boolean tensors only, PyTorch rounds numbers to the default dtype
             args = tuple(rounded(a, torch.get_default_dtype()) for a in args)
         value = translate(target, args, node.kwargs, self._argument, self.make, boolean=boolean)
         if writes(node):
@@ -291,31 +296,33 @@ class Reading:
         self.draws += 1
 
     def _argument(self, argument: Any) -> Value:
+        """The value of an argument: a node or a number."""
         if isinstance(argument, fx.Node):
             return self._value(argument)
         return self.number(argument)
 
     def _value(self, node: Any) -> Value:
+        """The value of `node`, which becomes a parameter if it depends on the cell's tensors alone."""
         if node in self.values:
             return self.values[node]
         if node in self.after:
-            raise Unsupported("a sum over neurons feeds a neuron")
+            raise Unsupported("the step uses a sum over neurons")
         tensor = node.meta["val"]
-        if tensor.dtype not in (self.dtype, torch.bool) and not self._is_held_by(tensor.dtype):
+        if tensor.dtype not in (self.dtype, torch.bool) and not self._converts_exactly(tensor.dtype):
             raise Unsupported(f"a parameter of the step is {tensor.dtype}, not {self.dtype}")
-        self.parameters.append(self._in_full(node))
+        self.parameters.append(self._in_step_dtype(node))
         value = Value("parameter", data=len(self.parameters) - 1, scalar=tensor.numel() == 1)
         if tensor.dtype == torch.bool:
             value = self.make("to_bool", value)
         self.values[node] = value
         return value
 
-    def _is_held_by(self, dtype: torch.dtype) -> bool:
-        """Whether what is computed with a number of `dtype` is computed in this step's dtype, exactly."""
+    def _converts_exactly(self, dtype: torch.dtype) -> bool:
+        """Whether numbers of `dtype` are exact in the dtype of the step, and promoted to it."""
         return dtype.is_floating_point and torch.promote_types(dtype, self.dtype) == self.dtype
 
-    def _in_full(self, node: fx.Node) -> fx.Node:
-        """`node`, of a parameter, in the step's dtype: a change of dtype that loses nothing."""
+    def _in_step_dtype(self, node: fx.Node) -> fx.Node:
+        """`node`, a parameter, converted to the dtype of the step."""
         tensor = node.meta["val"]
         if tensor.dtype == self.dtype:
             return node
@@ -326,7 +333,7 @@ class Reading:
         return wide
 
     def _part(self, inputs: list[fx.Node], outputs: list[Any]) -> Part:
-        """The traced operations that lead from the nodes `inputs` to `outputs`, as a function of its own."""
+        """The traced operations from `inputs` to `outputs`; sums are first reshaped from the step's shape."""
         shapes = {n: self.layouts[n].shape for n in inputs if n in self.sums}
-        moved = {n: list(shape) for n, shape in shapes.items() if shape != self.shape}
-        return part_between(self.graph, inputs, outputs, moved, self.device)
+        reshaped = {n: list(shape) for n, shape in shapes.items() if shape != self.shape}
+        return part_between(self.graph, inputs, outputs, reshaped, self.device)
