@@ -6,24 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from hibana.data.user_data import event_files, folders, pictures, sound
 from hibana.data.user_data.arrays import ArrayInputs, Arrays, are_pictures, are_series
 from hibana.data.user_data.base import KINDS, Description, UserData, description_from_plain
 from hibana.data.user_data.base import without_removed_options as without_removed_options
-from hibana.data.user_data.event_files import SUFFIXES as EVENTS
-from hibana.data.user_data.event_files import has_event_header
 from hibana.data.user_data.events import BINS, EventInputs, Events
-from hibana.data.user_data.folders import (
-    TEST,
-    TRAINING,
-    file_lists,
-    first_listed_file,
-    os_errors_as_value_errors,
-    visible_entries,
-)
-from hibana.data.user_data.pictures import SUFFIXES as PICTURES
 from hibana.data.user_data.pictures import Images
 from hibana.data.user_data.series import LENGTHS, SequenceInputs, Sequences, default_steps
-from hibana.data.user_data.sound import SUFFIXES as SOUND
 from hibana.data.user_data.sound import Sound
 from hibana.data.user_data.table import Table
 from hibana.data.user_data.target import TASKS
@@ -35,9 +24,9 @@ __all__ += ["kind_of", "without_removed_options"]
 
 _KIND_OF_SUFFIX = {
     **dict.fromkeys((".csv", ".tsv", ".parquet"), "sequences"),
-    **dict.fromkeys(PICTURES, "images"),
-    **dict.fromkeys(set(EVENTS) - {".csv"}, "events"),
-    **dict.fromkeys(SOUND, "sound"),
+    **dict.fromkeys(pictures.SUFFIXES, "images"),
+    **dict.fromkeys(set(event_files.SUFFIXES) - {".csv"}, "events"),
+    **dict.fromkeys(sound.SUFFIXES, "sound"),
 }
 """Kind of the files in folders by class; CSV files whose header names events are events."""
 _TABLES = (".csv", ".tsv", ".txt", ".data", ".parquet", ".pq")
@@ -49,7 +38,7 @@ _ADVICE = {
         (".raw", ".dat"),
         "may be a Prophesee recording; convert it with metavision_file_to_csv, and add a first line x,y,p,t",
     ),
-    **dict.fromkeys(SOUND, "is one recording; give a folder, of recordings in folders by class"),
+    **dict.fromkeys(sound.SUFFIXES, "is one recording; give a folder, of recordings in folders by class"),
 }
 """Messages about files that are not read."""
 
@@ -66,7 +55,7 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
     Raises:
         ValueError: if `path` does not exist, or its kind is unknown.
     """
-    with os_errors_as_value_errors(path):
+    with folders.os_errors_as_value_errors(path):
         if path.is_dir():
             return _kind_of_folder(path)
         if not path.is_file():
@@ -77,29 +66,28 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
         if suffix == ".ts" or (grouped and suffix in _TABLES):
             return "sequences"
         if suffix in _TABLES:
-            first = first_listed_file(path)
-            return "table" if first is None else _kind_of_listed(first)
+            return _kind_of_list(path) or "table"
         advice = _ADVICE.get(suffix, f"ends in {suffix or 'nothing'}; name its kind (--kind)")
         raise ValueError(f"data must be one of a known kind, {path} {advice}")
 
 
 def _kind_of_folder(path: Path) -> str:
     """The kind of the files by class, of the listed files, or of the arrays in a folder."""
-    entries, tables = visible_entries(path), file_lists(path)
-    folders = [entry for entry in entries if entry.is_dir()]
-    parts = [folder for folder in folders if folder.name.lower() in (*TRAINING, *TEST)]
-    in_parts = [entry for part in parts for entry in visible_entries(part) if entry.is_dir()]
-    for class_folders in () if tables else (in_parts, folders):
-        files = [file for folder in class_folders for file in visible_entries(folder) if file.is_file()]
-        if kinds := Counter(filter(None, map(_kind_of_sample, files))):
+    entries, tables = folders.visible_entries(path), folders.file_lists(path)
+    classes = [entry for entry in entries if entry.is_dir()]
+    parts = [folder for folder in classes if folder.name.lower() in (*folders.TRAINING, *folders.TEST)]
+    in_parts = [entry for part in parts for entry in folders.visible_entries(part) if entry.is_dir()]
+    for class_folders in () if tables else (in_parts, classes):
+        files = (file for folder in class_folders for file in folders.visible_entries(folder))
+        if kinds := Counter(kind for file in files if file.is_file() and (kind := _kind_of_sample(file))):
             return max(kinds, key=kinds.__getitem__)
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables[:5])
         raise ValueError(
             f"data must hold one list of files, {path} has {len(tables)}; name one of them: {names}"
         )
-    if tables and (first := first_listed_file(tables[0])):
-        return _kind_of_listed(first)
+    if tables and (kind := _kind_of_list(tables[0])):
+        return kind
     if any(entry.suffix == ".npy" for entry in entries):
         return "sequences" if are_series(path) else "arrays"
     for file in path.rglob("*"):
@@ -111,17 +99,20 @@ def _kind_of_folder(path: Path) -> str:
     )
 
 
-def _kind_of_listed(file: Path) -> str:
-    """The kind of a list of files whose first file is `file`."""
-    if kind := _kind_of_sample(file):
-        return kind
-    raise ValueError(f"data must be one of a known kind, a list names {file.name}, which is none")
+def _kind_of_list(table: Path) -> str | None:
+    """The kind of the files that a ``filename,label`` table lists; ``None`` for other tables."""
+    file = folders.first_listed_file(table)
+    if file is not None and _kind_of_sample(file) is None:
+        raise ValueError(f"data must be one of a known kind, a list names {file.name}, which is none")
+    return None if file is None else _kind_of_sample(file)
 
 
 def _kind_of_sample(file: Path) -> str | None:
     """The kind of data that consist of files such as `file`."""
     suffix = file.suffix.lower()
-    return "events" if suffix == ".csv" and has_event_header(file) else _KIND_OF_SUFFIX.get(suffix)
+    return (
+        "events" if suffix == ".csv" and event_files.has_event_header(file) else _KIND_OF_SUFFIX.get(suffix)
+    )
 
 
 def from_dataset(dataset: Any, **options: Any) -> UserData:
