@@ -69,7 +69,7 @@ def _is_open(settings: Settings, samples: data.UserData) -> bool:
         isinstance(samples, data.Sequences)
         and settings.kind in ("sequences", "sound")
         and settings.explicit <= data_options
-        and not samples.are_spikes
+        and not samples.has_spike_trains
         and bool(samples.description.target.classes)
     )
 

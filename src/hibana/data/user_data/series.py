@@ -119,7 +119,7 @@ class Sequences(UserData):
     longest: int
     """Frames of the shortest and of the longest training sequence before resizing."""
     _features: tuple[str, ...] = ()
-    are_spikes = False
+    has_spike_trains = False
     """Whether the source consists of arrays of 0 and 1; these are not scaled."""
 
     def __init__(
@@ -153,10 +153,13 @@ class Sequences(UserData):
             self.steps, self.lengths = self.option("steps"), self.option("lengths")
         elif (not isinstance(source, str | Path) or _is_array(source)) and are_spikes(*raw.values):
             self.steps = max(steps) if self._has_default_steps else self.steps
-            self.are_spikes, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
-        count = len(self._features)
+            self.has_spike_trains, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
+        kind, count = (
+            "trains of spikes, 0 and 1," if self.has_spike_trains else "sequences",
+            len(self._features),
+        )
         raw.summary = (
-            f"{len(steps):,} {'trains of spikes, 0 and 1,' if self.are_spikes else 'sequences'} of {count} "
+            f"{len(steps):,} {kind} of {count} "
             f"{'feature' if count == 1 else 'features'}, {span(min(steps), max(steps))} steps, "
             f"{LENGTH_VERBS[self.lengths]} to {self.steps}{missing}"
         )
@@ -202,14 +205,14 @@ class Sequences(UserData):
                     f"{argument} must be a column of {path.name}: {', '.join(names)}; got {name!r}"
                 )
         sequences = table.groupby(group, sort=False)
-        counts = sequences[[name for name in names if name != group]].nunique(dropna=False)
         if not label:
-            constant = [str(name) for name in counts.columns if counts[name].max() == 1]
+            counts = sequences[[name for name in names if name != group]].nunique(dropna=False).max()
+            constant = [str(name) for name in counts[counts == 1].index]
             label = usual_label(constant) or (constant[-1] if constant else "")
-        if label in names and counts[label].max() > 1:
+        if label in names and (counts := sequences[label].nunique(dropna=False)).max() > 1:
             raise ValueError(
                 f"label {label!r} must be the same in all rows of a sequence, "
-                f"{group} {counts[label].idxmax()} has {counts[label].max()} labels"
+                f"{group} {counts.idxmax()} has {counts.max()} labels"
             )
         if not features:
             numbering = [name for name in names if name not in (group, label) and _counts_rows(table, name)]
@@ -228,7 +231,7 @@ class Sequences(UserData):
         present = [column[~np.isnan(column)] for column in part.T]
         fill = np.array([np.median(column) if len(column) else 0.0 for column in present])
         scale = fit_scale(torch.from_numpy(np.where(np.isnan(part), fill, part)), unit=False)
-        if self.are_spikes:
+        if self.has_spike_trains:
             zeros, ones = (0.0,) * part.shape[1], (1.0,) * part.shape[1]
             scale = Scale(zeros, ones, zeros, ones, clipped=False)
         group, encoding = None if self.labels is not None else self.group, self.encoding or ""
