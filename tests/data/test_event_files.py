@@ -58,9 +58,17 @@ def test_descriptions_with_removed_options_are_read_unless_the_options_matter(tm
     made = data.Events(folder(tmp_path), steps=5)
     made.setup()
     said = made.description.to_plain()
-    earlier = {**said, "inputs": {**said["inputs"], "split_by": "time", "denoise": 0.0, "columns": ""}}
+    earlier = {
+        **said,
+        "inputs": {**said["inputs"], "split_by": "time", "denoise": 0.0, "columns": "", "missing": "median"},
+    }
     assert user_data.description_from_plain(earlier) == made.description
-    for name, value in (("split_by", "number"), ("denoise", 5000.0), ("columns", "xytp")):
+    for name, value in (
+        ("split_by", "number"),
+        ("denoise", 5000.0),
+        ("columns", "xytp"),
+        ("missing", "drop"),
+    ):
         with pytest.raises(ValueError, match="must have the entries"):
             user_data.description_from_plain({**earlier, "inputs": {**earlier["inputs"], name: value}})
 

@@ -34,10 +34,7 @@ _ADVICE = {
     **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".7z", ".tar", ".tgz"), "is packed; unpack it first"),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as CSV"),
     **dict.fromkeys((".m4a", ".aac", ".wma"), "is sound that can't be read; save it as .flac, .ogg or .wav"),
-    **dict.fromkeys(
-        (".raw", ".dat"),
-        "may be a Prophesee recording; convert it with metavision_file_to_csv, and add a first line x,y,p,t",
-    ),
+    **dict.fromkeys((".raw", ".dat"), "may be a Prophesee recording; run metavision_file_to_csv on it"),
     **dict.fromkeys(sound.SUFFIXES, "is one recording; give a folder, of recordings in folders by class"),
 }
 """Messages about files that are not read."""

@@ -27,7 +27,7 @@ KINDS: dict[str, type["UserData"]] = {}
 """The subclasses of :class:`UserData` by kind."""
 
 REMOVED: dict[str, tuple[Any, ...]] = {"dates": ("refuse", "drop"), "denoise": (0.0,), "split_by": ("time",)}
-REMOVED |= {"columns": ("",), "event_columns": (None,), "missing": ("median", "drop")}
+REMOVED |= {"columns": ("",), "event_columns": (None,), "missing": ("median",)}
 REMOVED |= {"rule": (None,), "least_rate": (0.01,), "silence_penalty": (0.0,)}
 """Options of earlier versions, and the values with which their files are still read."""
 

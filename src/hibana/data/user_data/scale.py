@@ -70,7 +70,7 @@ def fit_scale(values: Tensor, *, unit: bool, joint: bool = False) -> Scale:
     shift, width = (low, high - low) if unit else (mean, deviation)
     constant = width <= 1e-12 * flat.abs().amax(0).clamp(min=1e-300)
     factor = torch.where(constant, 0.0, 1 / width)
-    shifts, factors, lows, highs = (tuple(each.tolist()) for each in (shift, factor, low, high))
+    shifts, factors, lows, highs = (tuple(row.tolist()) for row in (shift, factor, low, high))
     return Scale(shifts, factors, lows, highs, clipped=unit)
 
 

@@ -143,7 +143,7 @@ class Sequences(UserData):
 
     def read(self, source: Any) -> RawSamples:
         raw = self._read(source)
-        raw.values = [each[:, None] if each.ndim == 1 else each for each in raw.values]
+        raw.values = [frames[:, None] if frames.ndim == 1 else frames for frames in raw.values]
         _check(raw)
         self._features = self._features or tuple(str(k) for k in range(1, 1 + raw.values[0].shape[1]))
         is_missing = np.isnan(np.concatenate(raw.values))
@@ -256,7 +256,7 @@ def default_steps(kind: str | None, source: Any) -> int | None:
 
 def _numbered(frames: Sequence[Any], labels: list[str] | None) -> RawSamples:
     """Sequences that are called ``sequence 1`` and so on."""
-    values = [np.asarray(each, np.float64) for each in frames]
+    values = [np.asarray(sequence, np.float64) for sequence in frames]
     return RawSamples(values, labels, [f"sequence {number}" for number in range(1, len(values) + 1)])
 
 
@@ -285,7 +285,7 @@ def _in_arrays(source: str | Path, label: str | None) -> RawSamples:
         steps = inputs.shape[1]
         if not (np.isin(lengths, np.arange(1, steps + 1))).all():
             raise ValueError(f"lengths must be whole numbers of 1 to {steps} steps, got {lengths}")
-        frames = [each[: int(length)] for each, length in zip(frames, lengths, strict=True)]
+        frames = [series[: int(length)] for series, length in zip(frames, lengths, strict=True)]
     raw = _numbered(frames, labels)
     raw.parts, raw.label = parts, label or "class"
     return raw

@@ -82,7 +82,7 @@ class Sound(Sequences):
 
     def read(self, source: Any) -> RawSamples:
         raw = labelled_files(Path(source), SUFFIXES, "recordings of sound")
-        rates, seconds = (sorted(each) for each in zip(*map(_rate_and_seconds, raw.values), strict=True))
+        rates, seconds = (sorted(values) for values in zip(*map(_rate_and_seconds, raw.values), strict=True))
         self.highest = self.option("highest") or min(HIGHEST, rates[0] / 2)
         self.steps, self.lengths = self.option("steps"), self.option("lengths")
         raw.values = [read_levels(path, self.highest) for path in raw.values]

@@ -189,29 +189,28 @@ class Table(UserData):
         if self.columns is not None:
             return table[self.columns], []
         inputs = table[names]
-        identifiers, others, most = [], [], min(MOST_CATEGORIES, len(table) // 2)
+        identifiers, unusable, most_categories = [], [], min(MOST_CATEGORIES, len(table) // 2)
         are_numbers, are_empty = numeric(inputs), inputs.isna().all()
         for place, name in enumerate(inputs.columns):
             column = inputs.iloc[:, place]
             is_identifier = name.lower() in IDENTIFIERS and column.nunique() == len(table)
             if is_identifier or (are_numbers[place] and is_row_number(column)):
                 identifiers.append(name)
-            elif are_empty.iloc[place] or (not are_numbers[place] and column.nunique() > most):
-                others.append(name)
-        quoted_identifiers, quoted_others = (
-            ", ".join(f"`{name}`" for name in group) for group in (identifiers, others)
-        )
-        inputs = inputs.drop(columns=[*identifiers, *others])
+            elif are_empty.iloc[place] or (not are_numbers[place] and column.nunique() > most_categories):
+                unusable.append(name)
+        inputs = inputs.drop(columns=[*identifiers, *unusable])
         if not len(inputs.columns):
-            excluded = ", ".join(filter(None, (quoted_identifiers, quoted_others)))
+            excluded = _quoted([*identifiers, *unusable])
             why = "as empty, as identifiers of rows or as text that differs from row to row"
             raise ValueError(
                 f"{self.source_name} must have columns to learn from beside {label!r}"
                 + (f"; left out {why}: {excluded} (--columns uses them)" if excluded else "")
             )
-        notes = [f"left out as they identify rows (--columns uses them): {quoted_identifiers}"]
-        notes = notes if identifiers else []
-        return inputs, [*notes, f"left out: {quoted_others}"] if others else notes
+        exclusions = {
+            "left out as they identify rows (--columns uses them)": identifiers,
+            "left out": unusable,
+        }
+        return inputs, [f"{reason}: {_quoted(names)}" for reason, names in exclusions.items() if names]
 
 
 def is_row_number(column: Any) -> bool:
@@ -221,7 +220,7 @@ def is_row_number(column: Any) -> bool:
     from row to row.
 
     >>> import pandas
-    >>> [is_row_number(pandas.Series(each)) for each in ([3, 1, 2, 5, 4], [1, 3, 4, 8, 9], [4, 9, 1, 2, 8])]
+    >>> [is_row_number(pandas.Series(rows)) for rows in ([3, 1, 2, 5, 4], [1, 3, 4, 8, 9], [4, 9, 1, 2, 8])]
     [True, True, False]
     """
     values = column.to_numpy(np.float64, na_value=np.nan)
@@ -263,6 +262,10 @@ def numbers_of(name: str, series: Any) -> "np.ndarray[Any, Any]":
         text = repr(value) if isinstance(value, str) else str(value)
         raise ValueError(f"column {name!r} must be finite numbers, row {row + 1} has {text}")
     return numbers
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _shortened(names: Sequence[str]) -> str:

@@ -95,7 +95,7 @@ def fit_target(name: str, labels: Sequence[str], training: Sequence[int], task: 
             f"(task regression), or another column's (label)?"
         )
     counts = Counter(labels[index] for index in training)
-    return Target(name, classes, tuple(counts[each] for each in classes), 0.0, 1.0)
+    return Target(name, classes, tuple(counts[label] for label in classes), 0.0, 1.0)
 
 
 def texts(labels: Sequence[object]) -> list[str]:
