@@ -120,6 +120,10 @@ class Kernels(ABC):
         """The kind of device whose PyTorch the results equal."""
         return "cpu"
 
+    def parameter_row(self, values: Tensor) -> Tensor:
+        """The kernels' argument for a parameter with these `values`, one per neuron, in memory order."""
+        return values.contiguous()
+
     def for_step(self, step: "Step") -> Self:
         """The same kernels for a `step` that differs from this one only in its constants."""
         kernels = copy(self)

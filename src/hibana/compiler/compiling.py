@@ -16,7 +16,7 @@ from hibana.compiler.graph.serial import structure_key
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.synapses import required_residuals, with_computed_operands
 from hibana.compiler.graph.trace import trace
-from hibana.compiler.memory_layout import Order, inverse_order, step_order, step_to_order
+from hibana.compiler.memory_layout import Order, inverse_order, step_order
 
 
 class Program:
@@ -47,7 +47,9 @@ class Program:
             parameters = [value.to(dtype).resolve_neg() for value in values[:count]]
             for i, value in enumerate(parameters):
                 if value.numel() > 1:
-                    parameters[i] = step_to_order(order, value.expand(shape))
+                    row = value.expand(shape)
+                    row = row if order is None else row.permute(step_order(order))
+                    parameters[i] = self.kernels.parameter_row(row)
             return parameters + [matrix.detach().resolve_neg() for matrix in values[count:]]
 
 

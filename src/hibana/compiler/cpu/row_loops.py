@@ -13,6 +13,10 @@ from hibana.runtime.kernels import Bytes, Pointer, Value
 ROW = 4096
 """Maximum neurons in a row, a multiple of 64: the state fits in L1, and rows are long enough to prefetch."""
 
+PARAMETER_ROW = 1024
+"""Maximum neurons in a row of a kernel with parameters per neuron: their rows share the L1 cache. With
+rows of 4096, inference of a SEW ResNet takes 1.04 of the time (one thread, AMD EPYC)."""
+
 MANY = 32
 """Scratch rows above which rows become narrower, so that all of them fit on a thread's stack."""
 
@@ -50,7 +54,9 @@ class RowLoops(KernelWriter):
     def source(self) -> Source:
         """Writes the kernel: for each row, the states' initial values and all steps."""
         code, loop, states = self.code, self.loop, self.loop.states
-        self.read_arguments(dict.fromkeys([*SIZES, *(row.stride for row in loop.sequences.values())]))
+        parameters = [name for i in range(self.step.parameters) if (name := f"p{i}") in self.leaves]
+        strides = [row.stride for row in loop.sequences.values()]
+        self.read_arguments(dict.fromkeys([*SIZES, *strides, *(f"{name}_period" for name in parameters)]))
         size, page = self.size, PAGE // loop.number.element.size
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         width = ROW if len(scratch) <= MANY else max(64, ROW * MANY // len(scratch) // 64 * 64)
@@ -70,15 +76,14 @@ class RowLoops(KernelWriter):
             self.rows |= {name: own_rows[name] for name in others}
             for name, state in states.items():
                 self._begin_state(name, state, own_rows[name])
-            for name in (f"p{i}" for i in range(self.step.parameters)):
-                if name in self.leaves:
-                    self.rows[name] = self.at[f"{name}_at"] + self.first
+            for name in parameters:
+                self.rows[name] = self.at[f"{name}_at"] + self.first % size[f"{name}_period"]
             self.edge_rows = {leaf: self._argument(base, self.zeros) for leaf, base in loop.edge.items()}
             whole = (self.count & (VECTOR - 1)).equals(0)
             self.write_steps(whole.select(size["steps"] // UNROLLED, 0) if loop.steps else None)
         if any(pass_.nontemporal for pass_ in self.passes):
             code.fence()  # other stores are not ordered after non-temporal ones without it
-        return self.finish(len(own), width)
+        return self.finish(len(own), min(width, PARAMETER_ROW) if parameters else width)
 
     def _spread_over_page(self, buffers: dict[str, Pointer]) -> dict[str, Pointer]:
         """The kernel's own rows, at offsets in their `buffers` that avoid 4K aliasing."""
