@@ -107,7 +107,7 @@ def drive(shape=SHAPE, dtype=torch.float32):
 def test_the_bits_are_those_of_the_papers_implementation(counter, key, expected):
     """The known answers of Random123, the paper's library, for Threefry-2x32 of 13 rounds."""
     schedule = key_schedule(*key, draws._add, operator.xor)
-    assert threefry(schedule, counter, draws._add, draws._rotated, operator.xor) == expected
+    assert threefry(schedule, counter, draws._add, draws._rotate_left, operator.xor) == expected
 
 
 @each_backend
@@ -269,7 +269,7 @@ def test_looking_at_a_cell_draws_nothing():
 def test_nothing_drawn_is_kept():
     for cell, kept in ((Diffusing(), "v after the step"), (Dropped(), "v after the step"), (Several(), "v")):
         report = hb.explain(cell)
-        assert "no number drawn is kept" in report
+        assert "none is stored" in report
         numbers = [line for line in report.splitlines() if line.strip().startswith("32 bits: ")]
         assert all("uniform" not in line and "normal" not in line for line in numbers)
         assert any(kept in line for line in numbers)
@@ -516,7 +516,7 @@ def test_transforms():
         torch.vmap(lambda x: hb.unroll(cell, x)[0], randomness="different")(inputs.expand(2, *SHAPE))
     with pytest.raises(RuntimeError, match=r"torch\.vmap would draw the same numbers for each sample"):
         torch.vmap(torch.func.grad(lambda x: hb.unroll(cell, x)[0].sum()))(inputs.expand(2, *SHAPE))
-    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace would write down"):
+    with pytest.raises(RuntimeError, match=r"torch\.jit\.trace would record"):
         torch.jit.trace(hb.OverTime(cell), inputs)
 
 

@@ -151,16 +151,6 @@ def test_one_call_shows_shapes_densities_and_what_ran():
     assert not any(module._forward_hooks for module in net.modules())
 
 
-def test_one_call_names_nan_and_silent_layers():
-    net = torch.nn.Sequential(torch.nn.Linear(4, 8), hb.IF(), torch.nn.Linear(8, 8), hb.IF(threshold=1e9))
-    x = torch.ones(6, 2, 4)
-    x[2, 0, 1] = torch.nan
-    said = hb.explain(net, x)
-    assert "the inputs hold NaN or infinity, first at step 2" in said
-    assert "layer '1': 8 of 16 neurons of all samples were given NaN or infinity" in said
-    assert "layer '3' is silent: none of 16 neurons of all samples spiked" in said
-
-
 def test_that_no_gradient_flows_is_said():
     class Compared(hb.Cell):
         def forward(self, input_, v_previous, s_previous):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import hibana as hb
 from conformance.functions import ONE
-from hibana.compiler.cpu.vector_functions import library_function, own_function, sleef_function
+from hibana.compiler.cpu.vector_functions import hibana_function, library_function, sleef_function
 from hibana.compiler.graph.ops import OPERATIONS
 
 EXTENDED = np.finfo(np.longdouble).nmant > 60
@@ -55,7 +55,7 @@ TRUTH: dict[str, Callable[..., Numbers]] = {
 
 def served_by(name: str, dtype: torch.dtype) -> int:
     """The address of the function that stands in for PyTorch's, or 0."""
-    address = own_function(name, dtype)
+    address = hibana_function(name, dtype)
     if not address and OPERATIONS[name].arity == 2:
         address = sleef_function(name, dtype)
     return address or library_function(name, dtype)

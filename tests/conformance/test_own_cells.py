@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 import hibana as hb
 from conformance.compare import (
@@ -321,6 +322,20 @@ class Named(hb.Cell):
 
     def forward(self, input_, v_previous):
         return (v_previous * getattr(self, self.name) + input_,)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight):
+        return 2 * weight
+
+
+def test_a_parametrized_cell_keeps_attributes_of_any_name():
+    inputs = torch.rand(5, 4)
+    cell = Named("made", 0.5)
+    expected = hb.unroll(cell, inputs)[0]
+    cell.weight = nn.Parameter(torch.rand(4))
+    parametrize.register_parametrization(cell, "weight", Doubled())
+    assert torch.equal(hb.unroll(cell, inputs)[0], expected)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in vars(nn.Module())])

@@ -6,18 +6,18 @@ from typing import TypeVar
 Key = TypeVar("Key")
 Entry = TypeVar("Entry")
 
-_CHANGING = RLock()
+_LOCK = RLock()
 
 
 class BoundedDict(dict[Key, Entry]):
-    """A dictionary of at most `size` entries: a new one evicts the oldest. It is read without a lock."""
+    """A dictionary of at most `size` entries: a new entry evicts the oldest. Reading takes no lock."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.size = size
 
     def __setitem__(self, key: Key, entry: Entry) -> None:
-        with _CHANGING:
+        with _LOCK:
             super().__setitem__(key, entry)
             while len(self) > self.size:
                 del self[next(iter(self))]

@@ -1,4 +1,4 @@
-"""Checks of the arguments of a call, and the warning where only the reference loop runs it."""
+"""Checks of the arguments of a call, and the warning about calls that only the reference loop can run."""
 
 import inspect
 import os
@@ -16,7 +16,7 @@ from hibana.compiler import reference
 
 
 def check_inputs(cell: Cell, inputs: Tensor) -> None:
-    """Raises ``TypeError`` or ``ValueError`` if `inputs` are no sequence, or `cell` is none."""
+    """Raises ``TypeError`` or ``ValueError`` if `inputs` is not a sequence, or `cell` not a cell."""
     check_cell(cell)
     if not isinstance(inputs, Tensor):
         raise TypeError(f"inputs must be a tensor [T, ...], got {type(inputs).__name__}")
@@ -29,7 +29,7 @@ def check_inputs(cell: Cell, inputs: Tensor) -> None:
 
 
 def check_batch(inputs: Tensor) -> None:
-    """Raises ``ValueError`` for inputs of one dimension: a layer over time needs ``[T, batch, ...]``."""
+    """Raises ``ValueError`` for inputs of one dimension; a layer takes ``[T, batch, ...]``."""
     if isinstance(inputs, Tensor) and inputs.ndim == 1:
         raise ValueError(
             f"inputs of a layer must be [T, batch, ...], time first, got shape {tuple(inputs.shape)}; "
@@ -38,11 +38,11 @@ def check_batch(inputs: Tensor) -> None:
 
 
 def checked_state(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """`state` to go on from, in the dtype that it is carried in.
+    """The initial `state` in the dtype of states.
 
     Raises:
-        TypeError: if it holds something else than tensors of numbers.
-        ValueError: if one is missing, or has another shape or device than a step of `inputs`.
+        TypeError: if it contains anything but floating-point tensors.
+        ValueError: if a tensor is missing, or its shape or device is not that of a step of `inputs`.
     """
     names = cell._hibana.states
     if not isinstance(state, tuple | list) or len(state) != len(names):
@@ -67,11 +67,11 @@ def checked_state(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tupl
 
 
 class SlowPathWarning(RuntimeWarning):
-    """A call that the reference loop runs, step by step, since no compiled backend serves it, and why."""
+    """A call runs in the reference loop, step by step, because no backend can compile it."""
 
 
-_SAID: set[str] = set()
-
+_WARNED: set[str] = set()
+"""The texts of earlier warnings."""
 
 _FIXES = {
     "draws random numbers": "draw them by torch functions such as torch.rand_like",
@@ -85,21 +85,21 @@ _FIXES = {
     "not a pointwise operation": "use element-wise operations of torch",
     "can change unseen": "make it an attribute of the cell, or a constant of its module",
 }
-"""By a part of the reason: what to change in a step."""
+"""The change of a step that avoids the reference loop, by a part of the reason."""
 
 
 def warn_slow(cell: Cell, reason: str, name: str = "") -> None:
-    """Warns, once for each `reason`, that the reference loop runs `cell`, or all cells called `name`.
+    """Warns, once per `reason`, that the reference loop runs `cell`, or all cells that `name` describes.
 
-    The warning points to the user's step, or to the user's call of a cell of hibana.
+    The warning points to the user's own step, or to the user's call of one of hibana's cells.
     """
     fix = "" if name else next((fix for part, fix in _FIXES.items() if part in reason), _FIX)
     name = name or type(cell).__name__
     text = f"{name} is run by the reference loop, step by step and many times slower, because {reason}"
-    if text not in _SAID:
+    if text not in _WARNED:
         file, line = _step_of_user(cell) or _call_of_user()
         warnings.warn_explicit(f"{text}; to fix it, {fix}" if fix else text, SlowPathWarning, file, line)
-        _SAID.add(text)  # not before: if warnings are errors, each call raises one
+        _WARNED.add(text)  # after the warning, so that every call raises if warnings are errors
 
 
 _FIX = 'write it in element-wise operations of torch, or accept the loop by backend="reference"'
@@ -108,7 +108,7 @@ _PACKAGES = tuple(f"{Path(file).parent}{os.sep}" for file in (torch.__file__, Pa
 
 
 def _step_of_user(cell: Cell) -> tuple[str, int] | None:
-    """File and line of the first step in `cell` that is not a part of hibana."""
+    """File and line of the first step in `cell` that the user wrote, or None."""
     for module in cell.modules():
         code = getattr(inspect.unwrap(type(module).forward), "__code__", None)
         if isinstance(module, Cell) and code is not None and not _is_library(code.co_filename):
@@ -117,7 +117,7 @@ def _step_of_user(cell: Cell) -> tuple[str, int] | None:
 
 
 def _call_of_user() -> tuple[str, int]:
-    """File and line of the innermost call that is neither in hibana nor in torch."""
+    """File and line of the innermost call outside of hibana and torch."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_back is not None and _is_library(frame.f_code.co_filename):
         frame = frame.f_back

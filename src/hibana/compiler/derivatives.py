@@ -1,4 +1,4 @@
-"""Autograd nodes that can be differentiated once, and take one gradient at a time."""
+"""Autograd functions that are differentiable once and take one gradient at a time."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -15,18 +15,18 @@ _are_transforms_active = torch_internals.are_transforms_active
 
 
 def unwrapped_apply(node: type[torch.autograd.Function]) -> Callable[..., Any]:
-    """``node.apply`` without its support of ``torch.func``, a good part of a small call's time."""
+    """``node.apply`` without its support for ``torch.func``, which would slow down small calls."""
     below: Any = super(torch.autograd.Function, node)
     apply: Callable[..., Any] = below.apply
     return apply
 
 
 def once_differentiable(backward: Callable[..., Any], instead: str) -> Callable[..., Any]:
-    """`backward`, whose gradients raise when they are differentiated, with what to do `instead`.
+    """`backward` with gradients that raise if they are differentiated; the error recommends `instead`.
 
-    Torch's own ``once_differentiable`` has a fixed message, and is silent where the incoming gradient is a
-    constant, or ``torch.autograd.grad`` reaches its inputs another way. So the gradients here depend on every
-    leaf that the node's inputs were made of.
+    Torch's own ``once_differentiable`` has a fixed message. It raises nothing if the incoming gradient is a
+    constant, or if ``torch.autograd.grad`` reaches the inputs on another path. Here the gradients depend on
+    every leaf behind the node's inputs, so that any differentiation raises.
     """
 
     def once(ctx: Any, *grads: Tensor | None) -> Any:
@@ -37,27 +37,27 @@ def once_differentiable(backward: Callable[..., Any], instead: str) -> Callable[
         if not torch.is_grad_enabled():
             return backward(ctx, *grads)
         with torch.no_grad():
-            found = backward(ctx, *grads)
-        found = found if isinstance(found, tuple) else (found,)
-        given = [g for g in found if isinstance(g, Tensor)]
-        message = f"twice differentiated, what can be differentiated once (once_differentiable): {instead}"
-        arrived = [g for g in grads if g is not None]
-        hanging = iter(_refused(message, len(given), *given, *arrived, *_leaves(ctx)))
-        return tuple(next(hanging) if isinstance(g, Tensor) else g for g in found)
+            results = backward(ctx, *grads)
+        results = results if isinstance(results, tuple) else (results,)
+        tensors = [g for g in results if isinstance(g, Tensor)]
+        message = f"differentiated twice, but can be differentiated once (once_differentiable): {instead}"
+        incoming = [g for g in grads if g is not None]
+        guarded = iter(_raise_if_differentiated(message, len(tensors), *tensors, *incoming, *_leaves(ctx)))
+        return tuple(next(guarded) if isinstance(g, Tensor) else g for g in results)
 
     return once
 
 
 def without_autocast() -> AbstractContextManager[None]:
-    """A context in which torch's operations keep float32, as the kernels around them do."""
-    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else _NOTHING
+    """A context that disables autocast: torch's operations keep float32, as the kernels around them do."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else _NO_CONTEXT
 
 
-_NOTHING = nullcontext()
+_NO_CONTEXT = nullcontext()
 
 
 def check_unbatched(grads: Sequence[Tensor | None]) -> None:
-    """Raises RuntimeError if one of `grads` is a batch of gradients, which kernels can't read."""
+    """Raises ``RuntimeError`` if one of `grads` is a batch of gradients, which kernels can't read."""
     for grad in grads:
         if grad is not None and (_is_batched(grad) or (_are_transforms_active() and _is_transformed(grad))):
             raise RuntimeError(
@@ -66,7 +66,9 @@ def check_unbatched(grads: Sequence[Tensor | None]) -> None:
             )
 
 
-class _Refused(torch.autograd.Function):
+class _RaiseIfDifferentiated(torch.autograd.Function):
+    """Returns views of the first `count` tensors; a derivative through any tensor raises `message`."""
+
     @staticmethod
     def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         ctx.message = message
@@ -77,19 +79,19 @@ class _Refused(torch.autograd.Function):
         raise RuntimeError(ctx.message)
 
 
-_refused: Callable[..., Any] = _Refused.apply
+_raise_if_differentiated: Callable[..., Any] = _RaiseIfDifferentiated.apply
 
 
 def _leaves(node: Any) -> list[Tensor]:
-    """Every leaf in the graph of the inputs of `node`."""
-    found: dict[int, Tensor] = {}
-    seen: set[Any] = set()
-    rest = [node]
-    while rest:
-        for above, _ in rest.pop().next_functions:
-            if above is not None and above not in seen:
-                seen.add(above)
-                rest.append(above)
-                if (leaf := getattr(above, "variable", None)) is not None:
-                    found[id(leaf)] = leaf
-    return list(found.values())
+    """The leaf tensors that the inputs of `node` depend on."""
+    leaves: dict[int, Tensor] = {}
+    visited: set[Any] = set()
+    stack = [node]
+    while stack:
+        for function, _ in stack.pop().next_functions:
+            if function is not None and function not in visited:
+                visited.add(function)
+                stack.append(function)
+                if (leaf := getattr(function, "variable", None)) is not None:
+                    leaves[id(leaf)] = leaf
+    return list(leaves.values())

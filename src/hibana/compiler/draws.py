@@ -1,11 +1,12 @@
-"""The random numbers that a step draws, in PyTorch: the specification of every backend's draws.
+"""The random numbers of a step in PyTorch: the specification of every backend's random numbers.
 
-A number is a function of the seed of the call, of the step of time, of the neuron, and of which draw of the
-step it is. So a backward draws again what the forward drew, and no number is kept. The key of the generator
-(:mod:`hibana.compiler.generator`) is the seed, its upper word plus the number of the draw within the step;
-the counter is the element's index in the tensor that is drawn, and the step's in the call. Elements i and
-i + 16 of each 32 share the two words of one counter: one has the first and the other the second, or either
-one of a pair of normal numbers. Uniform numbers of float64 have both words of a counter of their own:
+A number is a function of the seed of the call, of the step of time, of the neuron, and of the draw's number
+within the step. So a backward computes the numbers of the forward again, and stores none. The key of the
+generator (:mod:`hibana.compiler.generator`) is the seed; the draw's number is added to its upper word. The
+counter is the element's index in the tensor, and the number of the step. Elements i and i + 16 of each 32
+share a
+counter: i gets its first word and i + 16 its second, or each gets one of a pair of normal numbers. A uniform
+float64 number takes both words of its own counter:
 
     uniform = floor(w / 2**8) 2**-24 in float32;  w0 2**-32 + floor(w1 / 2**11) 2**-53 in float64
 """
@@ -25,75 +26,75 @@ from hibana.runtime import torch_internals
 
 _MASK = 0xFFFFFFFF
 _BITS = {torch.bfloat16: 8, torch.float16: 11}
-"""Bits of a uniform number of half precision, so many that none rounds to 1."""
+"""Bits of a uniform number of half precision; with more bits a number could round to 1."""
 
 
 def new_seed() -> int:
-    """64 bits of torch's default generator of the CPU, which ``torch.manual_seed`` seeds."""
-    ends = torch.iinfo(torch.int64)
-    return int(torch.randint(ends.min, ends.max, (), dtype=torch.int64, device="cpu"))
+    """64 bits from torch's default CPU generator, which ``torch.manual_seed`` seeds."""
+    limits = torch.iinfo(torch.int64)
+    return int(torch.randint(limits.min, limits.max, (), dtype=torch.int64, device="cpu"))
 
 
 def key(seed: int, number: int) -> tuple[int, int]:
-    """The key of the draw `number` of a step: the lower and the upper word."""
+    """The key of draw `number` of a step: its lower and its upper word."""
     return seed & _MASK, ((seed >> 32) + number) & _MASK
 
 
 def numbers(name: str, seed: int, step: int, like: Tensor) -> Tensor:
-    """The numbers of a step's graph that are called `name`, such as ``uniform0``, of the shape of `like`."""
+    """The random numbers of the leaf `name` of a step, such as ``uniform0``, with the shape of `like`."""
     kind = name.rstrip("0123456789")
     return (normal if kind == "normal" else uniform)(seed, int(name.removeprefix(kind)), step, like)
 
 
 def uniform(seed: int, number: int, step: int, like: Tensor) -> Tensor:
-    """The uniform numbers in [0, 1) of draw `number` of `step`, of the shape, dtype and device of `like`."""
+    """Uniform numbers in [0, 1): draw `number` of `step`, with the shape, dtype and device of `like`."""
     dtype, count = like.dtype, like.numel()
     if dtype == torch.float64:
         x, y = _words(seed, number, step, count, like.device)
         return (x.to(dtype) * 2.0**-32 + (y >> 11).to(dtype) * 2.0**-53).view(like.shape)
     word = _shared(count, *_words(seed, number, step, _counters(count), like.device)).view(like.shape)
     if dtype == torch.float32:
-        drawn: Tensor = generator.uniform(_Numbers, word)
-        return drawn
+        numbers: Tensor = generator.uniform(_Numbers, word)
+        return numbers
     return (word >> (32 - _BITS[dtype])).to(dtype) * 2.0 ** -_BITS[dtype]
 
 
 def normal(seed: int, number: int, step: int, like: Tensor) -> Tensor:
-    """The same of normal numbers, which are computed in float32."""
+    """Normal numbers, computed in float32: draw `number` of `step`, with the shape and dtype of `like`."""
     words = _words(seed, number, step, _counters(like.numel()), like.device)
     return _shared(like.numel(), *generator.normal(_Numbers, *words)).view(like.shape).to(like.dtype)
 
 
 def _counters(count: int) -> int:
-    """How many counters so many elements share."""
+    """The number of counters that `count` elements share."""
     return -(-count // (2 * SHARED)) * SHARED
 
 
 def _shared(count: int, one: Tensor, other: Tensor) -> Tensor:
-    """What the first `count` elements have of pairs."""
+    """The first `count` elements, from the first and second results (`one`, `other`) of all counters."""
     return torch.stack([one.view(-1, SHARED), other.view(-1, SHARED)], 1).flatten()[:count]
 
 
 def _words(
     seed: int, number: int, step: int, count: int, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
-    """The two words of the first `count` counters, as int64 from 0 to 2**32 - 1."""
+    """The two random words of each of the first `count` counters, as int64 from 0 to 2**32 - 1."""
     schedule: Any = key_schedule(*key(seed, number), _add, operator.xor)
     element = torch.arange(count, dtype=torch.int64, device=device)
     counter: tuple[Any, Any] = (element, torch.full_like(element, step))
-    return threefry(schedule, counter, _add, _rotated, operator.xor)
+    return threefry(schedule, counter, _add, _rotate_left, operator.xor)
 
 
 def _add(one: Any, other: Any) -> Any:
     return (one + other) & _MASK
 
 
-def _rotated(word: Any, by: int) -> Any:
+def _rotate_left(word: Any, by: int) -> Any:
     return ((word << by) | (word >> (32 - by))) & _MASK
 
 
 class _Numbers:
-    """Words as int64, of which 32 bits count."""
+    """:class:`hibana.compiler.generator.Numbers` for words that are int64 tensors with 32 bits."""
 
     @staticmethod
     def real(word: Tensor) -> Tensor:
@@ -109,7 +110,7 @@ class _Numbers:
 
     @staticmethod
     def root(number: Tensor) -> Tensor:
-        return number.to(torch.float64).sqrt().to(torch.float32)  # the library's of float32 may be an ulp off
+        return number.to(torch.float64).sqrt().to(torch.float32)  # float32's may be an ulp off
 
     @staticmethod
     def where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
@@ -117,15 +118,15 @@ class _Numbers:
 
 
 class Drawing(TorchFunctionMode):
-    """Within it, ``torch.rand_like`` and its kin draw the numbers of :attr:`step` of one call.
+    """A context that makes ``torch.rand_like`` and similar functions return the numbers of :attr:`step`.
 
-    Functions that are not in the list below, and those that are given a generator, draw as torch does.
+    Functions outside of the table :data:`_DRAWS`, and calls with a generator, draw as torch does.
     """
 
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
-        """The class of the cell, for errors."""
+        """The class of the cell, for error messages."""
         self.step = 0
         self.seed: int | None = None
         self._last = (-1, 0)
@@ -137,21 +138,21 @@ class Drawing(TorchFunctionMode):
             return func(*args, **kwargs)
         named = {name: value for name, value in kwargs.items() if name not in ("generator", "input")}
         first = (kwargs["input"],) if "input" in kwargs else ()
-        found = draw(self, *first, *args, **named)
-        return func(*args, **kwargs) if found is None else found
+        numbers = draw(self, *first, *args, **named)
+        return func(*args, **kwargs) if numbers is None else numbers
 
     def uniform(self, like: Tensor) -> Tensor:
-        """The next uniform numbers of the step, of the shape and dtype of `like`."""
+        """The next uniform numbers of the step, with the shape and dtype of `like`."""
         return uniform(*self._next(like), like)
 
     def normal(self, like: Tensor) -> Tensor:
-        """The next normal numbers of the step, of the shape and dtype of `like`."""
+        """The next normal numbers of the step, with the shape and dtype of `like`."""
         return normal(*self._next(like), like)
 
     def _next(self, like: Tensor) -> tuple[int, int, int]:
         """The seed, the number of the next draw, and the step."""
         if not like.dtype.is_floating_point:
-            raise TypeError(f"a step draws floating-point numbers, got {like.dtype}")
+            raise TypeError(f"a step can draw only floating-point numbers, got {like.dtype}")
         if self.seed is None:
             _check_may_draw(self.name)
             self.seed = new_seed()
@@ -161,12 +162,12 @@ class Drawing(TorchFunctionMode):
 
 
 def _check_may_draw(name: str) -> None:
-    """Raises where a seed would become part of a program, or one number that of several samples."""
+    """Raises ``RuntimeError`` if a program would contain a seed, or several samples would share one."""
     draws = f"the step of {name} draws random numbers"
     if torch_internals.jit_trace() is not None:
-        raise RuntimeError(f"{draws}, which torch.jit.trace would write down as constants")
+        raise RuntimeError(f"{draws}, which torch.jit.trace would record as constants")
     if torch.compiler.is_exporting():
-        raise RuntimeError(f"{draws}, which a program of PyTorch's operations alone can't")
+        raise RuntimeError(f"{draws}, which a program of PyTorch's operations can't do")
     if torch_internals.is_vmap_active():
         raise RuntimeError(
             f"{draws}, and torch.vmap would draw the same numbers for each sample: move the mapped dimension "
@@ -175,13 +176,13 @@ def _check_may_draw(name: str) -> None:
 
 
 def _like(like: Tensor, **options: Any) -> Tensor:
-    """An empty tensor as ``torch.rand_like(like, **options)`` makes one."""
+    """An uninitialized tensor like the result of ``torch.rand_like(like, **options)``."""
     options.pop("requires_grad", None)
     return torch.empty_like(like.detach(), **{name: value for name, value in options.items() if value})
 
 
-def _of_size(*size: Any, out: Tensor | None = None, **options: Any) -> Tensor:
-    """An empty tensor as ``torch.rand(*size, **options)`` makes one."""
+def _empty(*size: Any, out: Tensor | None = None, **options: Any) -> Tensor:
+    """An uninitialized tensor like the result of ``torch.rand(*size, **options)``."""
     if out is not None:
         return out
     size = tuple(options.get("size", size))
@@ -191,50 +192,55 @@ def _of_size(*size: Any, out: Tensor | None = None, **options: Any) -> Tensor:
 
 
 def _bernoulli(drawing: Drawing, p: Tensor | float, like: Tensor) -> Tensor:
+    """Zeros and ones like `like`, which are 1 with probability `p`."""
     return (drawing.uniform(like.detach()) < p).to(like.dtype)
 
 
-def _bernoulli_of(
+def _torch_bernoulli(
     drawing: Drawing, x: Tensor, p: float | None = None, *, out: Tensor | None = None
 ) -> Tensor:
-    made = _bernoulli(drawing, x.detach() if p is None else p, x)
-    return made if out is None else out.copy_(made)
+    """``torch.bernoulli`` with its arguments."""
+    numbers = _bernoulli(drawing, x.detach() if p is None else p, x)
+    return numbers if out is None else out.copy_(numbers)
 
 
 def _dropout(
     drawing: Drawing, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Tensor | None:
+    """``torch.nn.functional.dropout`` with its arguments; None if it draws nothing or raises."""
     if not (training and 0 < p < 1 and x.numel()):
-        return None  # nothing is drawn, or torch refuses it
-    kept = _bernoulli(drawing, 1 - p, x).div_(1 - p)
-    return x.mul_(kept) if inplace else x * kept
+        return None
+    factors = _bernoulli(drawing, 1 - p, x).div_(1 - p)
+    return x.mul_(factors) if inplace else x * factors
 
 
 def _uniform_(drawing: Drawing, x: Tensor, *ends: float, **named: Any) -> Tensor:
+    """``Tensor.uniform_`` with its arguments."""
     low, high = (*ends, *(0.0, 1.0)[len(ends) :])
-    low, high = named.get("from", low), named.get("to", high)  # what they are called is a word of Python's
+    low, high = named.get("from", low), named.get("to", high)  # `from` can't be a parameter in Python
     return x.copy_(drawing.uniform(x) * (high - low) + low)
 
 
-_OF_TENSORS: Any = Tensor
-"""Its methods are descriptors, of which torch's own types know nothing."""
+_TENSOR: Any = Tensor
+"""Its methods are descriptors, which torch's type stubs lack."""
 
 _DRAWS: dict[Any, Callable[..., Tensor | None]] = {
-    torch.rand_like: lambda drawing, x, **o: _made(drawing.uniform(_like(x, **o)), o),
-    torch.randn_like: lambda drawing, x, **o: _made(drawing.normal(_like(x, **o)), o),
-    torch.rand: lambda drawing, *size, **o: _made(drawing.uniform(_of_size(*size, **o)), o),
-    torch.randn: lambda drawing, *size, **o: _made(drawing.normal(_of_size(*size, **o)), o),
-    torch.bernoulli: _bernoulli_of,
-    _OF_TENSORS.bernoulli: _bernoulli_of,
-    _OF_TENSORS.bernoulli_: lambda drawing, x, p=0.5: x.copy_(_bernoulli(drawing, p, x)),
-    _OF_TENSORS.uniform_: _uniform_,
-    _OF_TENSORS.normal_: lambda drawing, x, mean=0.0, std=1.0: x.copy_(drawing.normal(x) * std + mean),
+    torch.rand_like: lambda drawing, x, **o: _finish(drawing.uniform(_like(x, **o)), o),
+    torch.randn_like: lambda drawing, x, **o: _finish(drawing.normal(_like(x, **o)), o),
+    torch.rand: lambda drawing, *size, **o: _finish(drawing.uniform(_empty(*size, **o)), o),
+    torch.randn: lambda drawing, *size, **o: _finish(drawing.normal(_empty(*size, **o)), o),
+    torch.bernoulli: _torch_bernoulli,
+    _TENSOR.bernoulli: _torch_bernoulli,
+    _TENSOR.bernoulli_: lambda drawing, x, p=0.5: x.copy_(_bernoulli(drawing, p, x)),
+    _TENSOR.uniform_: _uniform_,
+    _TENSOR.normal_: lambda drawing, x, mean=0.0, std=1.0: x.copy_(drawing.normal(x) * std + mean),
     functional.dropout: _dropout,
 }
-"""What draws in a step, from its own arguments; None where it is to do as it does elsewhere."""
+"""Replacements of torch's functions, with their arguments; None means that torch's function shall run."""
 
 
-def _made(values: Tensor, options: dict[str, Any]) -> Tensor:
+def _finish(values: Tensor, options: dict[str, Any]) -> Tensor:
+    """`values` with the options ``requires_grad`` and ``out`` of torch's function."""
     if options.get("requires_grad"):
         values.requires_grad_()
     out = options.get("out")

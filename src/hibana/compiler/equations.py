@@ -1,4 +1,4 @@
-"""The report on one cell of :func:`hibana.explain`: equations, backend, residuals and code."""
+"""The report on one cell for :func:`hibana.explain`: equations, backend, residuals and code."""
 
 import copy
 import re
@@ -23,61 +23,65 @@ REFERENCE = "backend    reference loop, because "
 
 
 def mathematics() -> Dialect:
-    """The language of equations."""
+    """The notation of the equations."""
     return Dialect("text", {**templates("text"), "product": "({0} @ {matrix})"}, number="{0}")
 
 
 class Report(NamedTuple):
-    """What is said of a layer: in a line of a table, and by itself."""
+    """The description of one layer, by itself and as entries of a table."""
 
     runs: str
-    """What computes it, and why."""
+    """The backend that computes it, and the reason."""
     text: str
-    """All that is said of it, but the code."""
+    """The complete description without the code."""
     source: str = ""
-    """The code that was generated."""
+    """The generated code."""
     keeps: str = ""
-    """Bits for the backward."""
+    """Bits that the backward needs."""
     gradient: str = ""
-    """Where the gradient of what it emits matters."""
+    """Where the gradient of the outputs matters."""
 
 
 def explain_cell(
     cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, backend: str = "cpu"
 ) -> Report:
-    """The report on `cell` over steps of `shape`."""
+    """The report on `cell` over steps of `shape`; None: a shape that its tensors broadcast to."""
     name = type(cell).__name__
-    dtype = state_dtype(dtype)  # what kernels compute in
+    dtype = state_dtype(dtype)
     if is_parametrized(cell):
-        cell = evaluate_parametrizations(copy.deepcopy(cell))  # which may iterate
+        cell = evaluate_parametrizations(copy.deepcopy(cell))  # a parametrization may change its own state
     if shape is None:
         shape = fitting_shape(cell)
-    unserved = f"{name}\n{REFERENCE}"
+    reason = ""
     on_cpu, on_cuda = (refusal(backend, device) for device in ("cpu", "cuda"))
     if on_cpu and on_cuda:
         reason = on_cpu if backend == default_backend("cpu") else on_cuda
-        return Report(f"reference loop, because {reason}", f"{unserved}{reason}\n")
-    try:
-        made = programs.program(cell, backend, torch.Size(shape), dtype)
-    except Unsupported as refused:
-        return Report(f"reference loop, because {refused}", f"{unserved}{refused}\n")
-    step, plan = made.step, made.plan
-    bits = plan.bits(torch.finfo(dtype).bits)
+    else:
+        try:
+            program = programs.program(cell, backend, torch.Size(shape), dtype)
+        except Unsupported as refused:
+            reason = str(refused)
+    if reason:
+        return Report(f"reference loop, because {reason}", f"{name}\n{REFERENCE}{reason}\n")
+    step, plan, kernels, number_bits = program.step, program.plan, program.kernels, torch.finfo(dtype).bits
+    bits = _bits(plan.bits(number_bits))
     where, sentence = _support(step, plan)
     lines = [
         f"{name}   state ({', '.join(cell.state_names())}), emits {cell.state_names()[-1]}",
-        f"backend    {made.kernels.about}",
-        *(
-            [f"numerics   {', '.join(made.kernels.approximate)}: within 2 ulp, not PyTorch's own bits"]
-            if made.kernels.approximate
-            else []
-        ),
-        f"residuals  {_bits(bits)} per neuron and step for the backward, nothing for inference",
-        *(
-            f"           {_bits(cost_in_bits(v, torch.finfo(dtype).bits))}: {_kept(step, v)}"
-            for v in plan.residuals
-        ),
-        *_drawn(step),
+        f"backend    {kernels.about}",
+    ]
+    if kernels.approximate:
+        operations = ", ".join(kernels.approximate)
+        lines.append(f"numerics   {operations}: within 2 ulp, not PyTorch's own bits")
+    lines.append(f"residuals  {bits} per neuron and step for the backward, nothing for inference")
+    lines += [
+        f"           {_bits(cost_in_bits(value, number_bits))}: {_description(step, value)}"
+        for value in plan.residuals
+    ]
+    if step.draws:
+        count = f"{step.draws} random number{'s' * (step.draws != 1)}"
+        lines.append(f"draws      {count} per neuron and step, from one seed per call; none is stored")
+    lines += [
         f"gradient   {sentence}",
         "",
         "one step ([...] is 1 where true, else 0)",
@@ -86,38 +90,32 @@ def explain_cell(
         "its gradient, from after the step to before it",
         *_equations(step, backward_pass(step, plan, wants_input=True)),
     ]
-    source = [
-        "source, forward",
-        _indented(made.kernels.source("forward")),
-        "source, backward",
-        _indented(made.kernels.source("backward")),
-    ]
-    return Report(made.kernels.about, "\n".join(lines) + "\n", "\n".join(source) + "\n", _bits(bits), where)
-
-
-def _drawn(step: Step) -> list[str]:
-    if not step.draws:
-        return []
-    count = f"{step.draws} random number{'s' * (step.draws != 1)}"
-    return [f"draws      {count} per neuron and step, of one seed a call; no number drawn is kept"]
+    source = "".join(
+        f"source, {direction}\n{_indented(kernels.source(direction))}\n"
+        for direction in ("forward", "backward")
+    )
+    return Report(kernels.about, "\n".join(lines) + "\n", source, bits, where)
 
 
 def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
-    standing = {name: _spoken(name, step) for name in leaves(stores)}
-    lines, results = statements(stores, standing, mathematics())
-    said = [_as_written(line) for line in lines]
-    named = {line.partition(" = ")[0] for line in said}
-    rest = [_as_written(f"{store}' = {result}") for store, result in results.items()]
-    said += [line for line in rest if line.partition(" = ")[0] not in named]
-    return [f"  {_readable(line)}" for line in said]
+    """The equations of a pass, one per line."""
+    lines, results = statements(
+        stores, {name: _notation(name, step) for name in leaves(stores)}, mathematics()
+    )
+    equations = [_primed(line) for line in lines]
+    named = {line.partition(" = ")[0] for line in equations}
+    others = [_primed(f"{store}' = {result}") for store, result in results.items()]
+    equations += [line for line in others if line.partition(" = ")[0] not in named]
+    return [f"  {_readable(line)}" for line in equations]
 
 
-def _as_written(text: str) -> str:
-    """`text` with the names that the cell has for its states, primed after the step."""
+def _primed(text: str) -> str:
+    """`text` with the cell's names of its states; a prime marks a state after the step."""
     return text.replace("_new", "'").replace("_state", "")
 
 
-def _spoken(name: str, step: Step) -> str:
+def _notation(name: str, step: Step) -> str:
+    """The notation of the leaf `name`: the value of a constant, or the cell's name of a state."""
     if name.startswith("c["):
         return f"{step.constants[int(name[2:-1])]:.7g}"
     return (
@@ -126,14 +124,16 @@ def _spoken(name: str, step: Step) -> str:
 
 
 def _readable(line: str) -> str:
+    """An equation without double parentheses, and with shorter names of gradients."""
     target, _, value = line.partition(" = ")
     value = re.sub(r"\[\((.*)\)\]", r"[\1]", value)
     return f"{target} = {value}".replace("emitted_grad", "d_emitted").replace("_grad'", "_grad before")
 
 
-def _kept(step: Step, value: Value) -> str:
+def _description(step: Step, value: Value) -> str:
+    """A residual in words, such as ``whether s is 1``."""
     for name, next_ in zip(step.states, step.nexts, strict=True):
-        name = name.removesuffix("_state")  # as the cell calls it
+        name = name.removesuffix("_state")
         if value is next_:
             return f"{name} after the step"
         if value is next_.as_boolean:
@@ -141,22 +141,22 @@ def _kept(step: Step, value: Value) -> str:
     if value.is_input:
         return "the input itself"
     stores = forward_pass(step, Plan((value,), (), (), None, None))
-    lines, results = statements(stores, {n: _spoken(n, step) for n in leaves(stores)}, mathematics())
+    lines, results = statements(stores, {n: _notation(n, step) for n in leaves(stores)}, mathematics())
     text = results["residual0"]
-    for line in reversed(lines):  # what has a name of its own is written out, but for the next states
-        name, _, said = line.partition(" = ")
+    for line in reversed(lines):  # replace every named intermediate value, except the next states
+        name, _, expression = line.partition(" = ")
         if name.removesuffix("_new") not in step.states:
-            text = said if text == name else re.sub(rf"\b{name}\b", f"({said})", text)
-    return f"whether {_as_written(text)}" if value.boolean else _as_written(text)
+            text = expression if text == name else re.sub(rf"\b{name}\b", f"({expression})", text)
+    return f"whether {_primed(text)}" if value.boolean else _primed(text)
 
 
 def _support(step: Step, plan: Plan) -> tuple[str, str]:
-    """For ``explain``: at which neurons the gradient of the spikes matters, in short and as a sentence."""
+    """Where the gradient of the outputs matters, in short and as the end of a sentence."""
     if not passes_gradient(step):
         return "none", f"of what is emitted never reaches the input: {NO_DERIVATIVE}"
     if plan.support is None:
         return "everywhere", "of what is emitted can matter everywhere"
-    where = f"where {_kept(step, plan.support).removeprefix('whether ')}"
+    where = f"where {_description(step, plan.support).removeprefix('whether ')}"
     return where, f"of what is emitted matters only {where}"
 
 

@@ -1,9 +1,9 @@
-"""Random bits, and normal numbers of them, as functions of a key and a counter: the same on every backend.
+"""Random bits, uniform and normal numbers as functions of a key and a counter, the same on every backend.
 
 The bits are those of Threefry-2x32 (Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1,
-2, 3"). Normal numbers come in pairs, of the method of Box and Muller (1958, "A note on the generation of
-random normal deviates"). All of it is written once, in additions, products, quotients and roots that IEEE
-determines, for the numbers of each backend; what a step draws is :mod:`hibana.compiler.draws`.
+2, 3"). Normal numbers are pairs by the method of Box and Muller (1958, "A note on the generation of random
+normal deviates"). Each function is generic over the numbers of the backends, and uses only operations that
+IEEE 754 determines. :mod:`hibana.compiler.draws` defines the numbers of a step.
 """
 
 import math
@@ -11,28 +11,28 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 ROUNDS = 13
-"""Rounds from which on the paper finds no failure of Threefry-2x32 in BigCrush."""
+"""The fewest rounds of Threefry-2x32 without a failure in BigCrush, according to the paper."""
 ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 PARITY = 0x1BD11BDA
-"""What the third word of the key is made with: the paper's constant for words of 32 bits."""
+"""The paper's constant for the third word of the key, for 32-bit words."""
 
 SHARED = 16
-"""Elements of a draw, so many apart in groups of twice as many, that share the two words of one counter."""
+"""The distance of the two elements that share a counter, in groups of twice as many elements."""
 
 LARGEST_NORMAL = 6.6
-"""A bound of normal numbers: the root of -2 log 2**-31."""
+"""An upper bound of the magnitude of normal numbers: the root of -2 log 2**-31."""
 
 Word = TypeVar("Word")
-"""A number of 32 bits, or many; `+` on it is modulo 2**32."""
+"""A 32-bit number, or a vector of them; `+` is modulo 2**32."""
 
 
 def key_schedule(
     low: Word, high: Word, add: Callable[[Word, int], Word], xor: Callable[..., Word]
 ) -> list[tuple[Word, Word]]:
-    """Threefry's round keys for the key (`low`, `high`): a pair of words, one for each word of the counter.
+    """Threefry's round keys for the key (`low`, `high`): pairs of words, one for each word of the counter.
 
-    The first pair is added before round 0, each other one after four more rounds. `add` and `xor` are those
-    of the backend's words of 32 bits.
+    The first pair is added before round 0, each further pair after four more rounds. `add` and `xor` are the
+    backend's operations on 32-bit words.
     """
     key = (low, high, xor(xor(low, high), PARITY))
     return [(key[i % 3], add(key[(i + 1) % 3], i)) for i in range(ROUNDS // 4 + 1)]
@@ -42,18 +42,18 @@ def threefry(
     schedule: Sequence[tuple[Word, Word]],
     counter: tuple[Word, Word],
     add: Callable[[Word, Word], Word],
-    rotated: Callable[[Word, int], Word],
+    rotate_left: Callable[[Word, int], Word],
     xor: Callable[[Word, Word], Word],
 ) -> tuple[Word, Word]:
-    """The two words of random bits at `counter`, under the key of `schedule`.
+    """The two words of random bits of `counter`, under the key with the round keys `schedule`.
 
-    `rotated` turns a word to the left by so many bits.
+    `add`, `rotate_left` (by a number of bits) and `xor` are the backend's operations on 32-bit words.
     """
     (first, second), *later = schedule
     x, y = add(counter[0], first), add(counter[1], second)
     for i in range(ROUNDS):
         x = add(x, y)
-        y = xor(rotated(y, ROTATIONS[i % len(ROTATIONS)]), x)
+        y = xor(rotate_left(y, ROTATIONS[i % len(ROTATIONS)]), x)
         if i % 4 == 3:
             to_x, to_y = later[i // 4]
             x, y = add(x, to_x), add(y, to_y)
@@ -61,40 +61,40 @@ def threefry(
 
 
 class Numbers(Protocol):
-    """What a backend has besides Python's operators for words of 32 bits and float32."""
+    """The operations of a backend on 32-bit words and float32 numbers, besides Python's operators."""
 
     def real(self, word: Any) -> Any:
-        """A signed word, rounded to float32."""
+        """A signed word as a float32 number, rounded."""
 
     def bits(self, number: Any) -> Any:
-        """The bits of a float32 as a word."""
+        """The bits of a float32 number as a word."""
 
     def number(self, word: Any) -> Any:
-        """The float32 that has these bits."""
+        """The float32 number with these bits."""
 
     def root(self, number: Any) -> Any:
         """The square root, rounded once."""
 
     def where(self, condition: Any, one: Any, other: Any) -> Any:
-        """`one` where the condition holds, else `other`."""
+        """`one` where `condition` is true, else `other`."""
 
 
 def uniform(n: Numbers, word: Any) -> Any:
-    """A float32 in [0, 1): the word's upper 24 bits, in units of 2**-24."""
+    """A float32 number in [0, 1): the word's upper 24 bits, in units of 2**-24."""
     return n.real(word >> 8) * 2.0**-24
 
 
 _ROOT_OF_HALF = 0x3F3504F3
-"""The bits of sqrt(1/2) as a float32."""
+"""The bits of sqrt(1/2) as a float32 number."""
 
 
 def normal(n: Numbers, x: Any, y: Any) -> tuple[Any, Any]:
-    """A pair of independent normal numbers of two words, computed in float32.
+    """A pair of independent normal numbers from two random words, computed in float32.
 
-    ``sqrt(-2 log r) (cos a, sin a)``, with r of 30 bits of `x`, and of `y` an angle of 23 bits from -pi/4 to
-    pi/4, a quadrant by one bit that exchanges cosine and sine, and one that is the sign of both.
+    ``sqrt(-2 log r) (cos a, sin a)``. r has 30 bits of `x`. 23 bits of `y` are an angle from -pi/4 to pi/4;
+    one bit of `y` exchanges cosine and sine, and another is the sign of both.
     """
-    # m = 2**e mantissa, the mantissa from sqrt(1/2) to sqrt(2); r = m / 2**31
+    # r = m / 2**31 with m = 2**e mantissa, and the mantissa from sqrt(1/2) to sqrt(2)
     shifted = n.bits(n.real((x >> 1) | 1)) + (0x3F800000 - _ROOT_OF_HALF)
     mantissa = n.number((shifted & 0x7FFFFF) + _ROOT_OF_HALF)
     part = (mantissa - 1) / (mantissa + 1)

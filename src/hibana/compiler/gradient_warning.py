@@ -1,4 +1,4 @@
-"""The warning about a cell that passes no gradient on, at its first call with one."""
+"""The warning about a cell whose outputs have no gradient, at its first call that needs one."""
 
 import warnings
 from typing import Any
@@ -12,7 +12,7 @@ __all__ = ["NO_DERIVATIVE", "NetworkWarning", "has_derivative", "warn_without_de
 
 
 class NetworkWarning(RuntimeWarning):
-    """A network that can't learn, or whose numbers are not what a function needs."""
+    """A network can't learn, or its outputs do not have the form that a function needs."""
 
 
 NO_DERIVATIVE = (
@@ -20,23 +20,23 @@ NO_DERIVATIVE = (
     "or by a surrogate, such as hb.surrogate.ATan()(v - threshold)"
 )
 _CHECKED: "WeakSet[Cell]" = WeakSet()
-"""The cells whose first call was checked, also as part of another cell."""
+"""The cells whose first call was checked, by itself or as a part of another cell."""
 
 
 def has_derivative(outputs: Tensor) -> bool:
-    """Whether a gradient of `outputs`, which a cell emitted, can reach its inputs."""
-    from hibana.compiler.graph.plan import passes_gradient  # loaded with the first step that is compiled
+    """Whether a gradient of `outputs`, the outputs of a cell, can reach its inputs."""
+    from hibana.compiler.graph.plan import passes_gradient  # imported with the first compiled step
 
     node: Any = outputs.grad_fn
-    if node is not None and node.name() == "ToCopyBackward0":  # of half precision
+    if node is not None and node.name() == "ToCopyBackward0":  # to half precision
         node = node.next_functions[0][0]
     compiled = getattr(node, "specification", None)
     return node is not None if compiled is None else passes_gradient(compiled.program.step)
 
 
 def warn_without_derivative(cell: Cell, outputs: Tensor) -> None:
-    """Warns at the first call of `cell` that needs the gradient of its inputs and has none."""
-    inner = cell._modules.get("cell")  # of a cell that was made around another, perhaps for this call
+    """Warns at the first call of `cell` that needs the gradient of its inputs, if `outputs` have none."""
+    inner = cell._modules.get("cell")  # a wrapper of a cell may exist for this call only
     checked = inner if isinstance(inner, Cell) else cell
     if checked in _CHECKED:
         return

@@ -1,4 +1,6 @@
-"""The reference loop: the specification of every backend, and the fallback where none serves a cell."""
+"""The reference loop: the specification of every backend, and the fallback for cells that none can
+compile.
+"""
 
 import torch
 from torch import Tensor
@@ -11,23 +13,28 @@ from hibana.compiler.draws import Drawing
 def unroll(
     cell: Cell, inputs: Tensor, state: tuple[Tensor, ...], drawing: Drawing | None = None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """`cell` run over `inputs`, ``[T, ...]``, from `state`: what it emitted, and the state it ended in.
+    """The outputs of `cell` over `inputs`, and its last state.
 
-    State is carried in float32 where the input is of half precision; outputs take the input's dtype. What the
-    step draws comes from `drawing`, from its current step on, or from a new one; a graph of Dynamo's has
-    PyTorch's own draws. Whoever calls it has computed what parametrisations do, once for all steps.
+    Callers must evaluate parametrizations first.
+
+    Args:
+        cell: the cell.
+        inputs: ``[T, ...]``. For half precision the states are float32; outputs have the inputs' dtype.
+        state: the initial state.
+        drawing: the source of the step's random numbers, from its current step on; None for a new source. A
+            graph of Dynamo's has PyTorch's own random numbers instead.
     """
     emitted = []
     traced = torch.compiler.is_dynamo_compiling()
     if not traced:
         drawing = drawing or Drawing(type(cell).__name__)
     for input_ in inputs.unbind():
-        given = input_.to(state_dtype(inputs.dtype))
+        step_input = input_.to(state_dtype(inputs.dtype))
         if traced or drawing is None:
-            state = check_states(cell, cell(given, *state))
+            state = check_states(cell, cell(step_input, *state))
         else:
             with drawing:
-                after = cell(given, *state)
+                after = cell(step_input, *state)
             drawing.step += 1
             state = check_states(cell, after)
         emitted.append(state[-1].to(inputs.dtype))
@@ -35,5 +42,5 @@ def unroll(
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype that state is carried in for an input of `dtype`."""
+    """The dtype of the states for inputs of `dtype`."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,4 +1,4 @@
-"""Whether a cell emits spikes: read from its traced step, never from a name."""
+"""Whether a cell emits spikes, as derived from its traced step."""
 
 import torch
 
@@ -11,7 +11,7 @@ from hibana.compiler.tensors import fitting_shape, tensors_of
 
 
 def emits_spikes(cell: Cell) -> bool:
-    """Whether `cell` emits only zeros and ones, as :attr:`Cell.emits_spikes` or else its step says.
+    """Whether `cell` emits only zeros and ones, by :attr:`Cell.emits_spikes` or else by its step.
 
     Raises:
         Unsupported: if the step can't be traced.
@@ -32,6 +32,7 @@ def emits_spikes(cell: Cell) -> bool:
 
 
 def _is_last_state_binary(cell: Cell) -> bool:
+    """Whether the last state of `cell` is 0 or 1 at every step."""
     shape = torch.Size(fitting_shape(cell))
     dtypes = [tensor.dtype for tensor in tensors_of(cell).values() if tensor.is_floating_point()]
     dtype = dtypes[0] if dtypes else torch.float32
@@ -40,7 +41,7 @@ def _is_last_state_binary(cell: Cell) -> bool:
     except Unsupported as error:
         raise Unsupported(
             f"whether {type(cell).__name__} emits spikes can't be read from its step ({error}); "
-            f"say so in the class: emits_spikes = True, or False"
+            f"set emits_spikes = True, or False, in the class"
         ) from error
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         states = cell.initial_state(torch.zeros(shape, dtype=dtype, device="cpu"))

@@ -1,4 +1,4 @@
-"""The tensors that a cell holds, and how they broadcast to the shape of a step."""
+"""The tensors of a cell, their parametrizations, and the shapes that they broadcast to."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
@@ -13,10 +13,11 @@ ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 def evaluate_parametrizations(module: ModuleT) -> ModuleT:
-    """`module`, or a copy that holds the tensors that parametrisations compute, once for a whole call.
+    """A copy of `module` with the tensors that its parametrizations compute; `module` itself without any.
 
-    The copy shares all other parameters and buffers; attributes that a step sets on it are lost. Dynamo can
-    copy no module, and has :func:`cached_parametrizations`.
+    So each tensor is computed once per call instead of at each step. The copy shares all other parameters and
+    buffers; attributes that a step sets on it are lost. Dynamo can't copy a module: see
+    :func:`cached_parametrizations`.
     """
     if module._modules and is_parametrized(module) and not torch.compiler.is_dynamo_compiling():
         copied: ModuleT = _with_computed(module, {})
@@ -25,72 +26,74 @@ def evaluate_parametrizations(module: ModuleT) -> ModuleT:
 
 
 def cached_parametrizations() -> AbstractContextManager[Any]:
-    """A context within which each parametrised tensor is computed once, while torch.compile traces.
+    """A context that computes each parametrized tensor once, while ``torch.compile`` traces.
 
-    Outside of a trace it does nothing: ``torch.nn.utils.parametrize.cached`` would change other threads too.
+    Outside of a trace it does nothing: ``torch.nn.utils.parametrize.cached`` would affect other threads too.
     """
     if torch.compiler.is_dynamo_compiling():
-        return parametrize.cached()  # of all threads: not for calls
+        return parametrize.cached()
     return nullcontext()
 
 
 def is_parametrized(module: nn.Module) -> bool:
-    """Whether parametrisations compute tensors of `module`, or of a module in it."""
+    """Whether parametrizations compute tensors of `module` or of a module in it."""
     inner = module._modules
     if isinstance(inner.get("parametrizations"), nn.ModuleDict):
         return True
     return any(each is not None and each._modules and is_parametrized(each) for each in inner.values())
 
 
-def _with_computed(module: nn.Module, known: dict[nn.Module, Any]) -> Any:
-    if module in known:
-        return known[module]
-    parametrisations = module._modules.get("parametrizations")
-    computed = dict(parametrisations.items()) if isinstance(parametrisations, nn.ModuleDict) else {}
+def _with_computed(module: nn.Module, copies: dict[nn.Module, Any]) -> Any:
+    """The copy of :func:`evaluate_parametrizations`; `copies` holds those of other modules."""
+    if module in copies:
+        return copies[module]
+    parametrizations = module._modules.get("parametrizations")
+    computed = dict(parametrizations.items()) if isinstance(parametrizations, nn.ModuleDict) else {}
     kind: Any = parametrize.type_before_parametrizations(module)
-    copied = known[module] = kind.__new__(kind)
-    own = {name: value for name, value in vars(module).items() if name != "made"}
-    for place in ("_parameters", "_buffers"):
-        held = {name: getattr(module, name) for name, each in computed.items() if getattr(each, place)}
-        own[place] = getattr(module, place) | held
-    own["_modules"] = {
-        name: None if inner is None else _with_computed(inner, known)
+    copied = copies[module] = kind.__new__(kind)
+    attributes = dict(vars(module))
+    for group in ("_parameters", "_buffers"):
+        tensors = {name: getattr(module, name) for name, each in computed.items() if getattr(each, group)}
+        attributes[group] = getattr(module, group) | tensors
+    attributes["_modules"] = {
+        name: None if inner is None else _with_computed(inner, copies)
         for name, inner in module._modules.items()
         if not (computed and name == "parametrizations")
     }
-    vars(copied).update(own)
+    vars(copied).update(attributes)
     return copied
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
-    """The parameters of `cell`, then its buffers, by name; a tensor with two names twice."""
+    """The parameters of `cell`, then its buffers, by name; a tensor with two names occurs twice."""
     if not (cell._parameters or cell._buffers or cell._modules):
         return {}
     modules = list(cell.named_modules()) if cell._modules else [("", cell)]
     return {
         f"{prefix}.{name}" if prefix else name: tensor
-        for held in ("_parameters", "_buffers")
+        for group in ("_parameters", "_buffers")
         for prefix, module in modules
-        for name, tensor in getattr(module, held).items()
+        for name, tensor in getattr(module, group).items()
         if tensor is not None
     }
 
 
 def fitting_shape(cell: Cell) -> tuple[int, ...]:
-    """A shape of inputs that the tensors of `cell` can be broadcast with; ``(8,)`` if it has none."""
+    """A shape of one step that the tensors of `cell` broadcast to; ``(8,)`` for a cell without tensors."""
     sizes = [tensor.shape for tensor in tensors_of(cell).values() if tensor.numel() > 1]
     if not sizes:
         return (8,)
     try:
-        return tuple(torch.broadcast_shapes(*sizes))  # type: ignore[no-untyped-call] # torch leaves it so
-    except RuntimeError:  # matrices, or parts of them: of as many neurons as their longest side
+        return tuple(torch.broadcast_shapes(*sizes))  # type: ignore[no-untyped-call] # torch lacks its type
+    except RuntimeError:  # matrices, or parts of them, with as many neurons as their longest side
         return (max(size for shape in sizes for size in shape),)
 
 
 def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...]:
     """`shape` with -1 for each dimension that no tensor of the cell determines.
 
-    A tensor that does not broadcast to a step is a matrix, or part of one, and fixes the neurons' dimension.
+    A tensor that does not broadcast to `shape` is a matrix, or part of one, and determines the last
+    dimension.
     """
     fixed = [-1] * len(shape)
     for tensor in tensors.values():
@@ -104,6 +107,7 @@ def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...
 
 
 def _broadcasts(one: torch.Size, shape: torch.Size) -> bool:
+    """Whether a tensor of the shape `one` broadcasts to `shape`."""
     return len(one) <= len(shape) and all(
         a in (1, b) for a, b in zip(reversed(one), reversed(shape), strict=False)
     )

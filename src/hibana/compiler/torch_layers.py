@@ -1,4 +1,4 @@
-"""Roles of the layers of ``torch.nn``, the layers that :func:`hibana.optimize` would change, notes at errors.
+"""The roles of the layers of ``torch.nn``, the layers that :func:`hibana.optimize` would change, error notes.
 
 Nothing here changes a network.
 """
@@ -24,9 +24,10 @@ __all__ = [
 ]
 
 CALL = nn.Module._call_impl.__code__
-"""Code of the frame in which torch calls a module."""
+"""The code of torch's call of a module; a frame with it names the module."""
 ORIGINAL_CLASS = "_hibana_was"
-"""Key, in the ``__dict__`` of a module that :func:`hibana.optimize` has changed, of its class before."""
+"""The key of a module's original class in its ``__dict__``, after :func:`hibana.optimize` changed the
+class."""
 TORCH_LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "linear": (nn.Linear,),
     "convolution": (nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -42,28 +43,29 @@ TORCH_LAYERS: dict[str, tuple[type[nn.Module], ...]] = {
     "recurrent": (nn.RNNBase, nn.RNNCellBase),
     "sequence": (nn.Sequential,),
 }
-"""The role of each class of torch's layers that hibana distinguishes. This is the only such table."""
+"""The classes of torch's layers that hibana distinguishes, by role. No other table lists classes of
+layers."""
 
 
 def role_of(module: object) -> str:
-    """The role of a module whose class is, or inherits from, one of torch's; empty if it has none."""
+    """The role of a module by its class or a base class in :data:`TORCH_LAYERS`, or ``""``."""
     return next((role for role, classes in TORCH_LAYERS.items() if isinstance(module, classes)), "")
 
 
 def is_user_class(module: nn.Module) -> bool:
-    """Whether the class of `module` is neither torch's nor hibana's, so that its role may mislead."""
+    """Whether the user wrote the class of `module`; then it may not do what its role says."""
     return not type(module).__module__.startswith(("torch.nn.", "hibana."))
 
 
 def spatial_dims(module: nn.Module) -> int:
-    """Dimensions of a sample of `module` besides channels, by the name of torch's class; 2 if it has none."""
+    """Dimensions of a sample besides channels: the number in the name of the module's class, else 2."""
     classes = TORCH_LAYERS[role_of(module)]
     digits = next(kind for kind in classes if isinstance(module, kind)).__name__[-2:-1]
     return int(digits) if digits.isdigit() else 2
 
 
 def has_channel_axis(module: object) -> bool:
-    """Whether `module` takes axis 1 for channels, and so knows no time."""
+    """Whether `module` takes single images, with channels in axis 1, instead of sequences."""
     roles = (
         "convolution",
         "transposed convolution",
@@ -76,50 +78,51 @@ def has_channel_axis(module: object) -> bool:
 
 
 def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
-    """The layers of torch's own in `net` that have a form per spike or in the neurons' pass, by name.
+    """The layers of torch's own in `net` that :func:`hibana.optimize` would make faster, by name.
 
-    There are none if the network was optimised, or if a functional call has replaced its parameters.
+    The result is empty for an optimized network. Layers whose parameters a functional call replaced are left
+    out.
     """
     if any(ORIGINAL_CLASS in vars(module) for module in net.modules()):
         return {}
-    whole = [m for m in net.modules() if hasattr(m, "explain") or getattr(m, "holds_step", False)]
-    described = {inner for module in whole for inner in module.modules()}
-    found = {}
+    fast = [m for m in net.modules() if hasattr(m, "explain") or getattr(m, "holds_step", False)]
+    inside_fast = {inner for module in fast for inner in module.modules()}
+    layers = {}
     weighted = 0
     for name, module in net.named_modules():
         has_weights = role_of(module) in ("linear", "convolution")
         if has_weights:
-            weighted += 1  # the first one mostly takes numbers that are no spikes
-        if module in described or not isinstance(module._parameters.get("weight"), nn.Parameter):
+            weighted += 1  # the inputs of the first layer with weights are usually not spikes
+        if module in inside_fast or not isinstance(module._parameters.get("weight"), nn.Parameter):
             continue
         plain = type(module).__module__.startswith("torch.nn.")
         norm = role_of(module) == "batch normalization" and spatial_dims(module) == 2
         if plain and (norm or (has_weights and weighted > 1 and spatial_dims(module) < 3)):
-            found[name] = module
-    return found
+            layers[name] = module
+    return layers
 
 
 def layer_list(layers: dict[str, nn.Module], most: int = 4) -> str:
-    """Some of the `layers` by name and class, and how many there are beside those."""
+    """The names and classes of the first `most` layers, and the number of further layers, as text."""
     texts = [f"{name or '-'} ({type(module).__name__})" for name, module in layers.items()]
-    rest = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + rest
+    more = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return ", ".join(texts[:most]) + more
 
 
 def add_hint(net: nn.Module, error: BaseException) -> None:
-    """Notes at an `error` of torch's which layer of `net` raised it, or that this one takes no time."""
-    module, given = _innermost(error.__traceback__)
+    """Adds a note to an `error` of torch's: the layer of `net` that raised it, and the shape of its input."""
+    module, inputs = _innermost_call(error.__traceback__)
     name = next((name for name, inner in net.named_modules() if inner is module), "")
-    if not isinstance(given, Tensor):
+    if not isinstance(inputs, Tensor):
         return
-    if has_channel_axis(module) and given.ndim == spatial_dims(module) + 3:
-        error.add_note(no_time_axis_message(net, module, given.shape))
+    if has_channel_axis(module) and inputs.ndim == spatial_dims(module) + 3:
+        error.add_note(no_time_axis_message(net, module, inputs.shape))
     elif name:
-        error.add_note(f"layer {name!r} ({type(module).__name__}) was given the shape {list(given.shape)}")
+        error.add_note(f"layer {name!r} ({type(module).__name__}) was given the shape {list(inputs.shape)}")
 
 
 def no_time_axis_message(net: nn.Module, layer: nn.Module, shape: torch.Size) -> str:
-    """An error message: `layer`, one of images in `net`, was given a sequence and takes single images."""
+    """An error message: `layer`, a part of `net`, takes single images and got a sequence of this `shape`."""
     name = next((name for name, inner in net.named_modules() if inner is layer), "")
     kind = type(layer).__name__
     return (
@@ -129,13 +132,13 @@ def no_time_axis_message(net: nn.Module, layer: nn.Module, shape: torch.Size) ->
     )
 
 
-def _innermost(trace: TracebackType | None) -> tuple[Any, Any]:
-    """The module whose call is the last in `trace`, and its first argument."""
-    found: tuple[Any, Any] = None, None
+def _innermost_call(trace: TracebackType | None) -> tuple[Any, Any]:
+    """The module of the innermost call in `trace`, and its first argument; None without a call."""
+    call: tuple[Any, Any] = None, None
     while trace is not None:
         frame: FrameType = trace.tb_frame
         if frame.f_code is CALL:
             arguments = frame.f_locals.get("args") or (None,)
-            found = frame.f_locals.get("self"), arguments[0]
+            call = frame.f_locals.get("self"), arguments[0]
         trace = trace.tb_next
-    return found
+    return call

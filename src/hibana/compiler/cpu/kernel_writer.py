@@ -25,7 +25,7 @@ from hibana.runtime.kernels import (
 )
 
 MKL_MODE = 0x2 | 0x100 | 0x140000
-"""The mode in which PyTorch calls MKL: high accuracy, no error handling, denormals kept."""
+"""PyTorch's mode for MKL: high accuracy, no error handling, denormals kept."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Source:
     """The names of the arguments, in order."""
     functions: Mapping[str, str]
     """For each argument that is the address of a vector function, the operation that it computes."""
-    own_rows: int
-    """Rows of numbers that the kernel keeps besides its arguments."""
+    buffer_rows: int
+    """Rows of numbers that the kernel keeps in memory of its own."""
     max_row: int = 0
     """Maximum neurons in a row of a kernel over rows; 0 for a kernel over samples."""
 
@@ -188,11 +188,11 @@ class KernelWriter(ABC):
         draw_arguments = [self.size["seed"], time, first] if call.draws else []
         write_call(self.code, call, rows, self.scalars, functions, neurons, in_reverse, draw_arguments)
 
-    def finish(self, own_rows: int, max_row: int = 0) -> Source:
+    def finish(self, buffer_rows: int, max_row: int = 0) -> Source:
         """The LLVM module of the kernel and its functions."""
         text = self.code.text(f"define void @{self.loop.direction}(i64 %begin, i64 %end, ptr %args)")
         module = source([*self.code.texts, text])
-        return Source(module, self.arguments, self.functions, own_rows, max_row)
+        return Source(module, self.arguments, self.functions, buffer_rows, max_row)
 
 
 def scalar_arguments(passes: Iterable[Pass], read: Callable[[str, int], Value]) -> dict[str, Value]:

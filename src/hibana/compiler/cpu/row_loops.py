@@ -65,25 +65,25 @@ class RowLoops(KernelWriter):
         for name in scratch:
             self.rows[name] = code.array(loop.number, ROW + page if width == ROW else width)
         others = [name for name in loop.stores if name not in states and name not in loop.sequences]
-        own = {name: code.array(loop.number, ROW + page) for name in (*states, *others)}
+        buffers = {name: code.array(loop.number, ROW + page) for name in (*states, *others)}
         self.zeros = code.array(loop.number, ROW + page)
         self.zeros.clear(ROW)
         with code.loop(self.begin, self.end) as row:
             self.first = row * size["width"]
             self.count = size["width"].smaller(size["neurons"] - self.first)
             self.in_reverse = (row + 1).equals(self.end).select(size["reversed"], 0)
-            own_rows = self._spread_over_page(own)
-            self.rows |= {name: own_rows[name] for name in others}
+            state_rows = self._spread_over_page(buffers)
+            self.rows |= {name: state_rows[name] for name in others}
             for name, state in states.items():
-                self._begin_state(name, state, own_rows[name])
+                self._begin_state(name, state, state_rows[name])
             for name in parameters:
                 self.rows[name] = self.at[f"{name}_at"] + self.first % size[f"{name}_period"]
             self.edge_rows = {leaf: self._argument(base, self.zeros) for leaf, base in loop.edge.items()}
-            whole = (self.count & (VECTOR - 1)).equals(0)
-            self.write_steps(whole.select(size["steps"] // UNROLLED, 0) if loop.steps else None)
+            is_full = (self.count & (VECTOR - 1)).equals(0)
+            self.write_steps(is_full.select(size["steps"] // UNROLLED, 0) if loop.steps else None)
         if any(pass_.nontemporal for pass_ in self.passes):
             code.fence()  # other stores are not ordered after non-temporal ones without it
-        return self.finish(len(own), min(width, PARAMETER_ROW) if parameters else width)
+        return self.finish(len(buffers), min(width, PARAMETER_ROW) if parameters else width)
 
     def _spread_over_page(self, buffers: dict[str, Pointer]) -> dict[str, Pointer]:
         """The kernel's own rows, at offsets in their `buffers` that avoid 4K aliasing."""
@@ -100,10 +100,10 @@ class RowLoops(KernelWriter):
         argument = self.at[name]
         return (argument + self.first).replace_if(~argument.is_not_null(), default)
 
-    def _begin_state(self, name: str, state: StateRow, own_row: Pointer) -> None:
-        """Starts a row of state, in the argument that receives its last values or in `own_row`."""
+    def _begin_state(self, name: str, state: StateRow, buffer: Pointer) -> None:
+        """Starts a row of state, in the argument that receives its last values or in `buffer`."""
         start = self._argument(state.start, self.zeros) if state.start else self.zeros
-        self.rows[name] = self._argument(state.end, own_row)
+        self.rows[name] = self._argument(state.end, buffer)
         self.rows[name].copy(start, self.count)
 
     def run_pass(self, pass_: Pass, t: Value, *, edge: bool) -> None:
@@ -116,8 +116,8 @@ class RowLoops(KernelWriter):
 
     def _row(self, name: str, t: Value) -> Pointer:
         """The address of the current row `name` at step `t`; ``{row}.1`` belongs to the step that follows."""
-        found = self.sequence_step(name, t)
-        if found is None:
+        sequence_step = self.sequence_step(name, t)
+        if sequence_step is None:
             return self.rows[name]
-        sequence, offset = found
+        sequence, offset = sequence_step
         return self.at[sequence.base] + (offset + (self.first >> 3 if sequence.bits else self.first))

@@ -24,7 +24,7 @@ FEW_RECOMPUTED = 4
 
 @dataclass(eq=False)
 class Pass:
-    """The functions of a pass over one row, and the sequence in which a kernel calls them."""
+    """The functions of a pass over one row, and the sequence of a kernel's calls of them."""
 
     name: str
     stores: Stores

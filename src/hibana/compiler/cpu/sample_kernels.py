@@ -65,14 +65,14 @@ class SampleKernels(NativeKernels):
         samples = shape[1:-1].numel()
         wide = padded(neurons)
         samples_per_thread = max(1, -(-samples // threads))
-        near = NEAR // (max(1, source.own_rows) * wide * self.size)
+        near = NEAR // (max(1, source.buffer_rows) * wide * self.size)
         per_tile = max(1, min(samples_per_thread, MOST, max(4, near)))
         tiles = -(-samples // per_tile)
         pieces = min(tiles, threads)
         tiles_per_thread = -(-tiles // pieces) if pieces else 0
         # as SampleLoops divides it: the kernel's rows, a row of zeros, lists of spikes, and rows of bits
         lists = per_tile * wide * (4 + self.size) + 8 * per_tile + 8 * wide
-        workspace = (source.own_rows * per_tile + 1) * wide * self.size + lists + wide // 4
+        workspace = (source.buffer_rows * per_tile + 1) * wide * self.size + lists + wide // 4
         workspace = -(-workspace // LINE) * LINE
         sizes = {
             **{"steps": steps, "samples": samples, "neurons": neurons, "padded": wide, "per_tile": per_tile},

@@ -47,11 +47,11 @@ class SampleLoops(KernelWriter):
         size = self.size
         size["step_size"] = size["samples"] * size["neurons"]
         scratch = [row for pass_ in self.passes for row in (*pass_.scratch, *pass_.products)]
-        own = list(dict.fromkeys([*loop.states, *scratch]))
+        buffers = list(dict.fromkeys([*loop.states, *scratch]))
         by_matrix, by_rows = product(loop.number), product_at(loop.number)
         self.products = by_matrix, by_rows
         with code.loop(self.begin, self.end) as thread:
-            self._divide_workspace(thread, own)
+            self._divide_workspace(thread, buffers)
             first = thread * size["tiles_per_thread"]
             last = (first + size["tiles_per_thread"]).smaller(size["tiles"])
             with code.loop(first, last) as tile:
@@ -60,10 +60,10 @@ class SampleLoops(KernelWriter):
                 self._begin_states()
                 self.write_steps(None)
                 self._end_states()
-        return self.finish(len(own))
+        return self.finish(len(buffers))
 
-    def _divide_workspace(self, thread: Value, own: list[str]) -> None:
-        """Divides a thread's memory into the rows `own`, zeros, lists, and rows of set and of clear bits."""
+    def _divide_workspace(self, thread: Value, buffers: list[str]) -> None:
+        """Divides a thread's memory into the rows `buffers`, zeros, lists, and rows of bits."""
         size, number = self.size, self.loop.number
         at = self.at["workspace"] + thread * size["workspace_bytes"]
         at.clear(size["workspace_bytes"])
@@ -76,7 +76,7 @@ class SampleLoops(KernelWriter):
             at = part + count
             return part
 
-        self.rows = {name: allocate(number, numbers) for name in own}
+        self.rows = {name: allocate(number, numbers) for name in buffers}
         self.zeros = allocate(number, padded)
         self.all_bits, self.no_bits = allocate(Bytes, octets), allocate(Bytes, octets)
         lists = (number, numbers), (Ints, numbers), (Longs, padded)
@@ -95,14 +95,14 @@ class SampleLoops(KernelWriter):
         with self._each_sample() as (s, sample):
             for name, state in self.loop.states.items():
                 start = self._argument(state.start, sample) if state.start else self.zeros
-                self._own_row(name, s).copy(start, self.size["neurons"])
+                self._buffer_row(name, s).copy(start, self.size["neurons"])
 
     def _end_states(self) -> None:
         """Copies the last values of the rows of state to the arguments that receive them."""
         for name, state in self.loop.states.items():
             end = self.at[state.end]
             with self.code.when(end.is_not_null()), self._each_sample() as (s, sample):
-                (end + self._offset(sample)).copy(self._own_row(name, s), self.size["neurons"])
+                (end + self._offset(sample)).copy(self._buffer_row(name, s), self.size["neurons"])
 
     def run_pass(self, pass_: Pass, t: Value, *, edge: bool) -> None:
         for are_products, calls in groupby(pass_.sequence, key=lambda call: call.function == "product"):
@@ -121,14 +121,14 @@ class SampleLoops(KernelWriter):
 
     def _row(self, name: str, t: Value, s: Value, sample: Value, *, edge: bool) -> Pointer:
         """The address of the row `name` of the sample `s` of the tile, which is `sample` of the batch."""
-        found = self.sequence_step(name, t)
-        if found is not None:
-            sequence, offset = found
+        sequence_step = self.sequence_step(name, t)
+        if sequence_step is not None:
+            sequence, offset = sequence_step
             return self.at[sequence.base] + offset + sample * self._sample_stride(sequence)
         if edge and name in self.loop.edge:
             return self._argument(self.loop.edge[name], sample)
         if name in self.rows:
-            return self._own_row(name, s)
+            return self._buffer_row(name, s)
         return self.at[f"{name}_at"] + self._offset(sample)
 
     def _product(self, call: Call, t: Value, *, edge: bool) -> None:
@@ -147,14 +147,16 @@ class SampleLoops(KernelWriter):
 
     def _tile_rows(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
         """The address of the rows `name` of the tile's samples, and the stride between them."""
-        found = self.sequence_step(name, t)
-        if found is not None:
-            sequence, offset = found
+        sequence_step = self.sequence_step(name, t)
+        if sequence_step is not None:
+            sequence, offset = sequence_step
             stride = self._sample_stride(sequence)
             return self.at[sequence.base] + offset + self.sample * stride, stride
         if edge and name in self.loop.edge:
-            is_given = self.at[self.loop.edge[name]].is_not_null()
-            return self._argument(self.loop.edge[name], self.sample), is_given.select(self.size["neurons"], 0)
+            has_argument = self.at[self.loop.edge[name]].is_not_null()
+            return self._argument(self.loop.edge[name], self.sample), has_argument.select(
+                self.size["neurons"], 0
+            )
         return self.rows[name], self.size["padded"]
 
     def _mask(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
@@ -176,7 +178,7 @@ class SampleLoops(KernelWriter):
         argument = self.at[name]
         return self.zeros.replace_if(argument.is_not_null(), argument + self._offset(sample))
 
-    def _own_row(self, name: str, s: Value) -> Pointer:
+    def _buffer_row(self, name: str, s: Value) -> Pointer:
         """The kernel's own row `name` of the tile's sample `s`."""
         return self.rows[name] + s * self.size["padded"]
 

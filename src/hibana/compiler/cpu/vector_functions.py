@@ -58,7 +58,7 @@ def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
         address = _exact_function(op, dtype)
         if not address and (op in forward or not needs_no_vector_function(op)):
             is_binary = OPERATIONS[op].arity == 2  # Sleef's functions of one number must have torch's bits
-            address = own_function(op, dtype) or (is_binary and sleef_function(op, dtype))
+            address = hibana_function(op, dtype) or (is_binary and sleef_function(op, dtype))
             address = address or library_function(op, dtype)
             if not address:
                 raise Unsupported(f"{op} of {dtype} has no function within 2 ulp")
@@ -118,7 +118,7 @@ def _mkl_function(op: str, dtype: torch.dtype) -> int:
     return _symbol_address(name) if OPERATIONS[op].mkl else 0
 
 
-def own_function(op: str, dtype: torch.dtype) -> int:
+def hibana_function(op: str, dtype: torch.dtype) -> int:
     """The address of hibana's own function, or 0."""
     if op not in FUNCTIONS:
         return 0
