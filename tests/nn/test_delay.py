@@ -59,7 +59,7 @@ def test_every_synapse_has_its_own_delay(sigma):
     layer.mode = "events"
     with torch.no_grad():
         torch.testing.assert_close(layer(x), rounded)
-        assert "an addition for each synapse" in layer.explain()
+        assert "one addition per synapse" in layer.explain()
         first, state = layer(x[:4], return_state=True)
         torch.testing.assert_close(torch.cat([first, layer(x[4:], state)]), rounded)
 
@@ -75,7 +75,7 @@ def test_whole_delays_are_added_spike_by_spike(inputs, outputs, bias):
         layer.mode = "events"
         with torch.no_grad():
             torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-5)
-            assert "an addition for each synapse" in layer.explain()
+            assert "one addition per synapse" in layer.explain()
 
 
 def gradients(layer, mode, x, training, below=None):
@@ -87,7 +87,7 @@ def gradients(layer, mode, x, training, below=None):
     torch.manual_seed(3)
     (out * torch.randn(out.shape)).sum().backward()
     assert layer.explain().startswith(mode)
-    assert mode == "dense" or "an addition for each synapse" in layer.explain()
+    assert mode == "dense" or "one addition per synapse" in layer.explain()
     found = [out, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
     return found if below is None else [*found, current.grad]
 
@@ -238,14 +238,14 @@ def test_additions_for_each_synapse_are_chosen_where_they_take_less(monkeypatch,
     dense.mode = "dense"
     x = (torch.rand(40, 32, 64) < 0.1).float()
     torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
-    assert ("an addition for each synapse" in layer.explain()) == (one_by_one < kernels)
+    assert ("one addition per synapse" in layer.explain()) == (one_by_one < kernels)
 
 
 @pytest.mark.parametrize(("longest", "one_by_one"), [(50, True), (2, False)])
 def test_long_delays_are_added_one_by_one(longest, one_by_one):
     layer = hb.DelayedLinear(64, 32, longest, sigma=0.0)
     layer((torch.rand(40, 32, 64) < 0.1).float())
-    assert ("an addition for each synapse" in layer.explain()) == one_by_one
+    assert ("one addition per synapse" in layer.explain()) == one_by_one
 
 
 OUTSIDE = [-0.6, -1e9, 9.4, 1e9, torch.inf, -torch.inf, 9.0, 0.0]
@@ -316,7 +316,7 @@ def test_no_delay_lies_outside_its_range(delay, learn):
     spikes = (torch.rand(13, 4, 2) < 0.5).float()
     for synapses.training in (True, False):
         found = synapses(spikes)
-        assert "an addition for each synapse" in synapses.explain()
+        assert "one addition per synapse" in synapses.explain()
         assert found[..., 1:].isfinite().all()
 
 

@@ -1,6 +1,6 @@
-"""Parts of deep networks over time: one mask for all steps, normalisation to a threshold, less memory.
+"""Modules of deep networks over time: dropout, batch normalization to a threshold, and checkpoints.
 
-Nothing here is faster than what torch has; each is what a network over time wants in its place.
+They replace modules of torch that treat time steps as samples; they are not faster.
 """
 
 from contextlib import nullcontext
@@ -21,15 +21,15 @@ __all__ = ["Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"]
 
 @final
 class StepsDropout(nn.Module):
-    """Dropout whose mask is one for all time steps: ``[T, batch, ...] -> [T, batch, ...]``.
+    """Dropout with the same mask at all time steps: ``[T, batch, ...] -> [T, batch, ...]``.
 
         y_t = x_t * m / (1 - p),   m_i = 0 with probability p, else 1
 
-    A neuron is left out for a whole sequence, instead of spike by spike. What is left of spikes are whole
-    numbers times one factor, for which :class:`hibana.Linear` and :class:`hibana.Conv2d` add rows of weights.
+    A neuron is dropped for an entire sequence, instead of single spikes. The remaining spikes are integers
+    times one factor, for which :class:`hibana.Linear` and :class:`hibana.Conv2d` add rows of weights.
 
     Args:
-        p: the probability, in [0, 1).
+        p: the probability that a neuron is dropped, in [0, 1).
 
     Raises:
         ValueError: if `p` is not in [0, 1), or the input has no batch.
@@ -63,17 +63,18 @@ class StepsDropout(nn.Module):
 
 @final
 class ThresholdBatchNorm2d(BatchNorm2dOverSteps):
-    """Batch normalization over time and batch to a neuron's threshold (tdBN).
+    """Batch normalization over time and batch to the threshold of neurons (tdBN).
 
         y = alpha * threshold * (x - mean) / sqrt(variance + eps)
 
-    initially: ``nn.BatchNorm2d`` whose weight starts at this factor, over ``[T, batch, channels, H, W]`` or
-    ``[N, channels, H, W]``. It folds into the convolution before it (:func:`hibana.fold_batchnorm`).
+    This is ``nn.BatchNorm2d`` with an initial weight of ``alpha * threshold``, over
+    ``[T, batch, channels, H, W]`` or ``[N, channels, H, W]``. :func:`hibana.fold_batchnorm` folds it into the
+    convolution before it.
 
     Args:
-        features: channels.
-        threshold: of the neurons behind it.
-        alpha: 1, or ``1 / sqrt(n)`` where the outputs of n such layers are added.
+        features: number of channels.
+        threshold: the threshold of the neurons after it.
+        alpha: 1, or ``1 / sqrt(n)`` if the outputs of n such layers are added.
         eps, momentum: as of ``nn.BatchNorm2d``.
 
     Raises:
@@ -107,17 +108,17 @@ class ThresholdBatchNorm2d(BatchNorm2dOverSteps):
 
 @final
 class Checkpointed(nn.Module):
-    """`module`, of which nothing is kept for the backward but what went in, as bits if that is spikes.
+    """`module`, with only its input stored for the backward pass, as bits if the input is spikes.
 
-    The backward runs it once more (``torch.utils.checkpoint``): a third more arithmetic, and the memory of
-    one block instead of all. Running statistics of batch normalisation are updated once, not twice. Spikes
-    and small whole numbers at its border take a bit instead of a float32 each.
+    The backward pass runs the module again (``torch.utils.checkpoint``), which takes a third more arithmetic,
+    and the memory of one block instead of all blocks. Running statistics of batch normalization are updated
+    once, not twice. Spikes and small integers in the input take a bit instead of a float32 each.
 
-    What is freed goes back to the system, or to what comes next, as the C library sees fit: glibc takes large
-    tensors from one heap after a while, where bits that are kept between them hold holes open
-    (``MALLOC_MMAP_THRESHOLD_=1000000`` in the environment has each go back at once; the peak of ten blocks at
-    [T=4, batch 16, 32x32x32] is then 51 MB instead of 113). The first checkpoint of a process loads torch's
-    compiler, 140 MB, whatever is checkpointed.
+    The C library decides when the freed memory returns to the system. After a while, glibc allocates large
+    tensors from one heap, and the stored bits between them keep it fragmented. With
+    ``MALLOC_MMAP_THRESHOLD_=1000000`` in the environment the memory of each tensor returns at once: the peak
+    of ten blocks at [T=4, batch 16, 32x32x32] is then 51 MB instead of 113. The first checkpoint of a process
+    loads torch's compiler, 140 MB.
 
     >>> import hibana as hb
     >>> block = Checkpointed(nn.Sequential(nn.Linear(4, 8), hb.IF()))
@@ -131,23 +132,23 @@ class Checkpointed(nn.Module):
         self.module = module
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What the module makes of `inputs`."""
+        """The output of the module for `inputs`."""
         if is_fx_proxy(inputs):
             return cast(Tensor, fx_leaf_call(self, inputs))
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _watched():
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_transformed():
             return cast(Tensor, self.module(inputs))
         with torch.autograd.graph.saved_tensors_hooks(PackedTensor.pack, PackedTensor.unpack):
-            made: Any = checkpoint(
+            outputs: Any = checkpoint(
                 self.module,
                 inputs,
                 use_reentrant=False,
-                context_fn=lambda: (nullcontext(), _StatisticsKept(self.module)),
+                context_fn=lambda: (nullcontext(), _PreservedStatistics(self.module)),
             )
-        return cast(Tensor, made)
+        return cast(Tensor, outputs)
 
 
-def _watched() -> bool:
-    """Whether transforms, forward-mode derivatives or a trace are about, which know no checkpoints."""
+def _is_transformed() -> bool:
+    """Whether a transform, forward-mode derivatives or a trace is active; none supports checkpoints."""
     return bool(
         torch_internals.are_transforms_active()
         or torch_internals.is_forward_mode()
@@ -155,17 +156,17 @@ def _watched() -> bool:
     )
 
 
-class _StatisticsKept:
-    """Running statistics afterwards are those before: they have counted this batch."""
+class _PreservedStatistics:
+    """A context that restores running statistics at its end: the first forward pass has counted the batch."""
 
     def __init__(self, module: nn.Module) -> None:
         norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase)]
         self.buffers = [buffer for norm in norms for buffer in norm.buffers()]
 
     def __enter__(self) -> None:
-        self.before = [buffer.clone() for buffer in self.buffers]
+        self.saved = [buffer.clone() for buffer in self.buffers]
 
     def __exit__(self, *raised: object) -> None:
         with torch.no_grad():
-            for buffer, value in zip(self.buffers, self.before, strict=True):
+            for buffer, value in zip(self.buffers, self.saved, strict=True):
                 buffer.copy_(value)

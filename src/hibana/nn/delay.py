@@ -1,4 +1,4 @@
-"""Learned delays, one per neuron (``hb.Delay``), and what delays per synapse share with them."""
+"""Learned delays: one per neuron (``hb.Delay``), and the base class of all layers with delays."""
 
 import math
 from typing import final
@@ -12,14 +12,14 @@ __all__ = ["Delay", "Delayed", "fix_delays", "narrow_delays"]
 
 
 class Delayed(LooksBack):
-    """What layers with delays share: a delay in steps, in [0, max_delay], and how it is learned.
+    """The base class of layers with learned delays in steps, in [0, max_delay].
 
     In training a delay d is a kernel over time, and so has a gradient:
 
         κ_k = exp(-(k - d)^2 / (2 sigma^2)) / Z,   sum_k κ_k = 1,   k = 0 ... max_delay
 
-    or, for a `sigma` of 0, the two steps nearest to d by linear interpolation, ``max(0, 1 - |k - d|)``. In
-    evaluation, and once its delays are fixed, it is rounded to whole steps, so that spikes stay spikes.
+    or, for a `sigma` of 0, linear interpolation between the two steps nearest to d, ``max(0, 1 - |k - d|)``.
+    In evaluation, and after :meth:`fix`, delays are rounded to integers, so that spikes stay spikes.
     """
 
     delay: Tensor
@@ -47,23 +47,27 @@ class Delayed(LooksBack):
 
     @property
     def steps(self) -> Tensor:
-        """The delays as they are in evaluation: whole steps in [0, max_delay], int64."""
-        return self._whole(self.delay)
+        """The delays of evaluation: integers in [0, max_delay], int64."""
+        return self._rounded(self.delay)
 
     def narrow(self, progress: float) -> None:
-        """Narrows the kernel as training goes on: `sigma` from ``max_delay/2`` at 0 to 0.5 at 1.
+        """Sets `sigma` for a stage of the training: ``max_delay/2`` at the beginning, 0.5 at the end.
+
+        Args:
+            progress: the fraction of the training that has passed.
 
         Raises:
-            ValueError: if `progress`, the part of the training that is over, is not in [0, 1].
+            ValueError: if `progress` is not in [0, 1].
         """
         if not 0 <= progress <= 1:
             raise ValueError(f"progress must lie in [0, 1], got {progress!r}")
         self.sigma = 0.5 * max(1.0, self.max_delay) ** (1 - progress)
 
     def fix(self) -> None:
-        """Makes whole steps of the delays, which are learned no more: ``delay.requires_grad_(False)``.
+        """Rounds the delays to integers, and ends their training: ``delay.requires_grad_(False)``.
 
-        What is trained from then on is what is evaluated. What a parametrisation gives is rounded when read.
+        Training then uses the delays of evaluation. Delays that a parametrization computes are rounded when
+        they are read.
         """
         self._fixed = True
         if not nn.utils.parametrize.is_parametrized(self, "delay"):
@@ -73,15 +77,16 @@ class Delayed(LooksBack):
 
     @property
     def interpolates(self) -> bool:
-        """Whether delays are kernels over time now: in training, while they are learned."""
+        """Whether delays are kernels over time instead of integers: in training, while they are learned."""
         return self._interpolates(self.delay)
 
-    # What follows takes the delays as read once a call: reading them may run a parametrisation.
+    # The methods below take the delays as an argument: reading the attribute may run a parametrization, so a
+    # call reads it once.
 
     def _interpolates(self, delay: Tensor) -> bool:
-        """:attr:`interpolates`, whether or not `delay` is the parameter itself.
+        """:attr:`interpolates`, for a `delay` that may not be the parameter itself.
 
-        A parametrisation or :func:`torch.func.functional_call` gives another tensor, which need not require
+        A parametrization or :func:`torch.func.functional_call` returns another tensor, which may not require
         a gradient while the delays are learned.
         """
         if not self.training or "delay" in self._buffers:
@@ -89,60 +94,57 @@ class Delayed(LooksBack):
         return delay.requires_grad if isinstance(delay, nn.Parameter) else not self._fixed
 
     def _inside(self, delay: Tensor) -> Tensor:
-        """`delay` in [0, max_delay]: reflected at the bounds, so that the gradient turns it back."""
-        above = torch.where(delay >= 0, delay, -delay)
-        most = float(self.max_delay)
-        folded = torch.where(above <= most, above, 2 * most - above)  # at most `most`
-        return torch.where(folded < 0, 0.0, folded)  # at its bound, clamp's derivative is 1 or 0, by release
+        """`delay` reflected at the bounds into [0, max_delay], so that its gradient points back inside."""
+        positive = torch.where(delay >= 0, delay, -delay)
+        longest = float(self.max_delay)
+        reflected = torch.where(positive <= longest, positive, 2 * longest - positive)
+        return torch.where(reflected < 0, 0.0, reflected)  # not clamp: releases differ in its derivative
 
-    def _whole(self, delay: Tensor) -> Tensor:
-        """`delay` rounded to whole steps in [0, max_delay], int64; 0 for NaN."""
+    def _rounded(self, delay: Tensor) -> Tensor:
+        """`delay` rounded to integers in [0, max_delay], int64; 0 for NaN."""
         return self._inside(delay).detach().round().long().clamp(0, self.max_delay)
 
     def _between(self, delay: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole steps before `delay`, and the part of a step that it is after those.
+        """The integer below `delay`, and the fraction of a step from it to `delay`.
 
-        The longest delay is one whole step after the one before it, so that there is a step on either side.
+        For the longest delay they are ``max_delay - 1`` and 1, so that both neighbouring steps exist.
         """
         inside = self._inside(delay)
         last = max(0, self.max_delay - 1)
-        before = inside.detach().floor().clamp(max=last)
-        return before.long().clamp(0, last), inside - before  # NaN as an integer lies outside
+        floor = inside.detach().floor().clamp(max=last)
+        return floor.long().clamp(0, last), inside - floor  # NaN as an integer is out of range
 
     def _kernel(self, delay: Tensor) -> Tensor:
-        """``[..., max_delay + 1]``, κ for each of `delay`; the last is for the step itself."""
-        back = torch.arange(
-            self.max_delay, -1, -1, dtype=delay.dtype, device=delay.device
-        )  # steps back in time
+        """The kernel κ of each of `delay`, ``[..., max_delay + 1]``; its last entry is the current step."""
+        ago = torch.arange(self.max_delay, -1, -1, dtype=delay.dtype, device=delay.device)  # in steps
         if not self._interpolates(delay):
-            return (back == self._whole(delay)[..., None]).to(delay.dtype)
-        distance = back - self._inside(delay)[..., None]
+            return (ago == self._rounded(delay)[..., None]).to(delay.dtype)
+        distance = ago - self._inside(delay)[..., None]
         _check_sigma(self.sigma)
         if self.sigma == 0:
-            step, later = self._between(delay)
-            return torch.where(back == step[..., None], 1 - later[..., None], 0.0) + torch.where(
-                back == step[..., None] + 1, later[..., None], 0.0
-            )
+            floor, fraction = (values[..., None] for values in self._between(delay))
+            below = torch.where(ago == floor, 1 - fraction, 0.0)
+            return below + torch.where(ago == floor + 1, fraction, 0.0)
         return torch.softmax(distance.square() / (-2 * self.sigma**2), dim=-1)
 
 
 @final
 class Delay(Delayed):
-    """A delay for each neuron, as of its axon: ``[T, batch, ...] -> [T, batch, ...]``.
+    """A delay for each neuron, like that of an axon: ``[T, batch, ...] -> [T, batch, ...]``.
 
         y_t = x_(t - d) for each neuron,   x_t = 0 for t < 0
 
-    In evaluation d is rounded to whole steps, and what comes out are the inputs, later. A delay that is
-    learned is, in training, a kernel over time (see `sigma`): what comes out are mixtures then. Its state in
-    :func:`hibana.run` are the last `max_delay` steps of its input.
+    In evaluation d is rounded to an integer, and the outputs are delayed inputs. In training, a learned delay
+    is a kernel over time (see `sigma`), and the outputs are weighted sums of inputs. The state in
+    :func:`hibana.run` is the last `max_delay` steps of the input.
 
     Args:
         delay: in steps, in [0, `max_delay`]: a number, or a tensor that broadcasts against one sample at one
             step, such as ``[features]``.
-        max_delay: the longest that it may become; the longest of `delay`, rounded up, if ``None``.
-        learn: whether it is a parameter.
-        sigma: width of the kernel in steps while it is learned: κ_k ~ exp(-(k - d)^2 / (2 sigma^2)); 0 is
-            linear interpolation between the two nearest steps. :meth:`narrow` narrows it over a training.
+        max_delay: the upper bound of learned delays; the maximum of `delay`, rounded up, if ``None``.
+        learn: whether `delay` is a parameter.
+        sigma: width of the kernel in steps in training: κ_k ~ exp(-(k - d)^2 / (2 sigma^2)); 0 is linear
+            interpolation between the two nearest steps. :meth:`narrow` narrows it over a training.
 
     Raises:
         ValueError: if a delay is not in [0, `max_delay`], or the input is not ``[T, batch, ...]``.
@@ -160,30 +162,23 @@ class Delay(Delayed):
     """
 
     def __init__(
-        self,
-        delay: float | Tensor,
-        max_delay: int | None = None,
-        *,
-        learn: bool = False,
-        sigma: float = 0.5,
+        self, delay: float | Tensor, max_delay: int | None = None, *, learn: bool = False, sigma: float = 0.5
     ) -> None:
-        begun = torch.as_tensor(delay, dtype=torch.get_default_dtype(), device=None).clone()
-        most = math.ceil(float(begun.max())) if max_delay is None and begun.numel() else max_delay
-        right = bool(((begun >= 0) & begun.isfinite()).all()) and (
-            most is None or bool((begun <= most).all())
-        )
-        if not right:
+        delays = torch.as_tensor(delay, dtype=torch.get_default_dtype(), device=None).clone()
+        longest = math.ceil(float(delays.max())) if max_delay is None and delays.numel() else max_delay
+        is_valid = bool(((delays >= 0) & delays.isfinite()).all())
+        if not is_valid or not (longest is None or bool((delays <= longest).all())):
             raise ValueError(f"delay must lie in [0, max_delay], in steps, got {delay!r}, {max_delay=}")
-        super().__init__(begun, 0 if most is None else most, learn, sigma)
+        super().__init__(delays, 0 if longest is None else longest, learn, sigma)
 
     def extra_repr(self) -> str:
         learned = isinstance(self.delay, nn.Parameter)
         return f"{tuple(self.delay.shape)}, max_delay={self.max_delay}{', learn=True' * learned}"
 
-    def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+    def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
         if inputs.ndim < 3 or inputs.shape[0] == 0:
             raise ValueError(f"inputs must be [T, batch, ...] with T at least 1, got {tuple(inputs.shape)}")
-        sample, steps = inputs.shape[2:], inputs.shape[0]  # which an export keeps open
+        sample, steps = inputs.shape[2:], inputs.shape[0]  # not len(inputs), which an export fixes
         before = inputs.new_zeros(self.max_delay, *inputs.shape[1:]) if history is None else history
         padded = torch.cat([before, inputs])
         delay = self.delay
@@ -191,21 +186,24 @@ class Delay(Delayed):
             kernel = self._kernel(delay).to(inputs.dtype).expand(*sample, -1)  # [..., max_delay + 1]
             weight = kernel.reshape(-1, 1, self.max_delay + 1, 1)
             images = padded.flatten(2).permute(2, 0, 1)[None]  # [1, neurons, steps, batch]
-            mixed = nn.functional.conv2d(images, weight, groups=len(weight))
-            return mixed[0].permute(1, 2, 0).reshape(inputs.shape)
-        chosen = self._whole(delay).expand(sample).reshape(-1)  # [neurons]
+            outputs = nn.functional.conv2d(images, weight, groups=len(weight))
+            return outputs[0].permute(1, 2, 0).reshape(inputs.shape)
+        delays = self._rounded(delay).expand(sample).reshape(-1)  # [neurons]
         flat = padded.flatten(2)
-        at = torch.arange(steps, dtype=torch.int64, device=inputs.device)[:, None] + (
-            self.max_delay - chosen
-        )  # [T, neurons]
-        return flat.gather(0, at[:, None].expand(steps, *flat.shape[1:])).view(inputs.shape)
+        step = torch.arange(steps, dtype=torch.int64, device=inputs.device)[:, None]
+        source = step + (self.max_delay - delays)  # [T, neurons]
+        return flat.gather(0, source[:, None].expand(steps, *flat.shape[1:])).view(inputs.shape)
 
 
 def narrow_delays(net: nn.Module, progress: float) -> None:
-    """:meth:`Delayed.narrow` for all delays of `net`: call it each epoch, with the part that is over.
+    """Narrows the kernels of all delays of `net`; call it each epoch.
 
-    The kernels are wide at first, so that a delay finds what is far from it, and narrow at last, so that
-    rounding it changes little.
+    The kernels are wide at first, so that the gradient of a delay sees distant steps, and narrow at last, so
+    that rounding the delay changes little.
+
+    Args:
+        net: any module; layers without delays do not change.
+        progress: the fraction of the training that has passed, in [0, 1].
 
     >>> net = nn.Sequential(Delay(torch.rand(3) * 20, 20, learn=True))
     >>> for epoch in range(10):
@@ -219,9 +217,9 @@ def narrow_delays(net: nn.Module, progress: float) -> None:
 
 
 def fix_delays(net: nn.Module) -> None:
-    """:meth:`Delayed.fix` for all delays of `net`: call it when half of the training is over.
+    """Rounds all delays of `net` to integers and ends their training; call it in the middle of the training.
 
-    Delays between two steps are rounded in evaluation. Rounded before, the weights learn what to make of it.
+    Evaluation rounds delays. If they are rounded before, the weights adapt to the rounded delays.
 
     >>> net = nn.Sequential(Delay(torch.tensor([0.4, 2.7]), 20, learn=True))
     >>> fix_delays(net)
@@ -235,5 +233,6 @@ def fix_delays(net: nn.Module) -> None:
 
 
 def _check_sigma(sigma: float) -> None:
+    """Raises ValueError unless `sigma` is a finite number of steps, 0 or more."""
     if not (math.isfinite(sigma) and sigma >= 0):
         raise ValueError(f"sigma must be finite steps, 0 or more, got {sigma!r}")

@@ -1,4 +1,4 @@
-"""A linear layer with a delay for each synapse, all of them learned."""
+"""``hb.DelayedLinear``: a linear layer with a learned delay for each synapse."""
 
 from typing import final
 
@@ -26,20 +26,20 @@ class DelayedLinear(Weighted, Delayed):
         y_t,o = bias_o + sum_i W_oi x_(t - d_oi),i,   x_t = 0 for t < 0
 
     Weights and delays are learned together. In training a synapse is a kernel over time, ``W_oi κ(d_oi)``
-    (see `sigma`), and for an input of spikes rows of weights are added per spike, as in
-    :class:`hibana.Window`; in evaluation its delay is rounded to whole steps. Between two steps (`sigma` of
-    0) and at whole ones each spike is two additions for each synapse, or one, forward and backward, however
-    long the delays. Its state in :func:`hibana.run` are the last `max_delay` steps of its input.
+    (see `sigma`), and each spike adds rows of weights, as in :class:`hibana.Window`. In evaluation delays are
+    rounded to integers. A spike then takes one addition per synapse, or two with a `sigma` of 0 in training,
+    forward and backward, for delays of any length. The state in :func:`hibana.run` is the last `max_delay`
+    steps of the input.
 
     Args:
-        in_features: neurons before the synapses.
-        out_features: neurons after them.
-        max_delay: the longest delay, in steps; delays start spread evenly over [0, `max_delay`].
-        bias: whether there is one.
+        in_features: number of neurons before the synapses.
+        out_features: number of neurons after the synapses.
+        max_delay: the longest delay, in steps; initial delays are uniform in [0, `max_delay`].
+        bias: whether the layer adds a learned bias.
         sigma: width of the kernel in steps: κ_k ~ exp(-(k - d)^2 / (2 sigma^2)); 0 is linear interpolation
-            between the two nearest steps. :meth:`narrow`, or :func:`hibana.narrow_delays` for a whole
-            network, narrows it over a training, and :func:`hibana.fix_delays` makes whole steps of delays;
-            without, what is trained and what is rounded stay apart.
+            between the two nearest steps. :meth:`narrow`, or :func:`hibana.narrow_delays` for a network,
+            narrows it over a training, and :func:`hibana.fix_delays` rounds the delays; without them, the
+            trained layer differs from the evaluated one.
 
     Raises:
         ValueError: if the input is not ``[T, batch, in_features]``.
@@ -54,13 +54,7 @@ class DelayedLinear(Weighted, Delayed):
     """
 
     def __init__(
-        self,
-        in_features: int,
-        out_features: int,
-        max_delay: int,
-        bias: bool = True,
-        *,
-        sigma: float = 0.5,
+        self, in_features: int, out_features: int, max_delay: int, bias: bool = True, *, sigma: float = 0.5
     ) -> None:
         check_sizes(in_features=in_features, out_features=out_features)
         super().__init__(
@@ -70,12 +64,12 @@ class DelayedLinear(Weighted, Delayed):
             sigma,
         )
         self.in_features, self.out_features = in_features, out_features
-        self._hold((out_features, in_features), bias)
+        self._create_parameters((out_features, in_features), bias)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws weight and bias as ``torch.nn.Linear`` does, and delays evenly from [0, max_delay]."""
-        self._draw()
+        """Draws weight and bias as ``torch.nn.Linear`` does, and delays uniformly from [0, max_delay]."""
+        self._initialize_weights()
         nn.init.uniform_(self.delay, 0.0, float(self.max_delay))
 
     def extra_repr(self) -> str:
@@ -83,74 +77,86 @@ class DelayedLinear(Weighted, Delayed):
         return f"{sizes}{', bias=False' * (self.bias is None)}"
 
     def kernel(self) -> Tensor:
-        """``[out_features, in_features, max_delay + 1]``: the weights over time, the present last."""
+        """The weights over time, ``[out_features, in_features, max_delay + 1]``, the current step last."""
         return self.weight[..., None] * self._kernel(self.delay)
 
-    def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+    def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
         if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.in_features:
             raise ValueError(
                 f"inputs must be [T, batch, {self.in_features}] with T at least 1, "
                 f"got shape {tuple(inputs.shape)}"
             )
-        known = inputs.requires_grad and not torch.compiler.is_compiling() and kernels_accept(inputs)
-        under = lookup(inputs) if known else None
-        synapses = self.weight, self.bias, self.delay  # each read once: reading may run a parametrisation
-        if (found := self._one_by_one(inputs, history, under, *synapses)) is not None:
-            return found
+        has_source = inputs.requires_grad and not torch.compiler.is_compiling() and kernels_accept(inputs)
+        source = lookup(inputs) if has_source else None
+        synapses = self.weight, self.bias, self.delay  # each read once: reading may run a parametrization
+        if (outputs := self._add_per_synapse(inputs, history, source, *synapses)) is not None:
+            return outputs
         weight, bias, delay = synapses
         kernel = weight[..., None] * self._kernel(delay)
-        out, self._reason = causal_convolution(inputs, kernel, bias, 1, history, under, self.mode)
-        return out
+        outputs, self._reason = causal_convolution(inputs, kernel, bias, 1, history, source, self.mode)
+        return outputs
 
-    def _one_by_one(
+    def _add_per_synapse(
         self,
         inputs: Tensor,
         history: Tensor | None,
-        below: Provenance | None,
+        source: Provenance | None,
         weight: Tensor,
         bias: Tensor | None,
         delay: Tensor,
     ) -> Tensor | None:
-        """What comes out by an addition for each spike and synapse, at one step, or at two between them.
+        """The outputs, by one or two additions for each spike and synapse.
 
-        None if the kernels are wider, the gradient of the input is wanted at many places, the input is
-        dense, or no spikes, or the tensors have other shapes or sizes than the kernel takes.
+        Args:
+            inputs: ``[T, batch, in_features]``.
+            history: the earlier steps; None for zeros.
+            source: the provenance of `inputs`.
+            weight: ``[out_features, in_features]``.
+            bias: ``[out_features]``.
+            delay: in steps, ``[out_features, in_features]``.
+
+        Returns:
+            None if another kernel must or should compute them: delays are kernels with a `sigma` above 0, the
+            gradient of the input is needed at many places, the input is not spikes, events are slower, or
+            the tensors have other shapes or sizes than the kernel takes.
         """
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return None
         if not kernels_accept(inputs, weight, bias, delay):
             return None
-        of_bias = None if bias is None else bias.shape
-        fits = not shape_error(weight.shape, of_bias, self.in_features, 2) and delay.shape == weight.shape
+        bias_shape = None if bias is None else bias.shape
+        fits = not shape_error(weight.shape, bias_shape, self.in_features, 2) and delay.shape == weight.shape
         if not fits or 0 in weight.shape:
             return None
-        between = self._interpolates(delay)
-        if self.mode == "dense" or (between and self.sigma > 0):
+        interpolates = self._interpolates(delay)
+        if self.mode == "dense" or (interpolates and self.sigma > 0):
             return None
-        seen = inputs if history is None else torch.cat([history, inputs])
-        if inputs.requires_grad and not (history is None and _at_few_places(inputs, below)):
+        history_and_inputs = inputs if history is None else torch.cat([history, inputs])
+        if inputs.requires_grad and not (history is None and _needs_few_gradients(inputs, source)):
             return None
-        if len(weight) * (len(seen) + self.max_delay + 1) >= 1 << 31:  # places are 32 bits wide
+        total_steps = len(history_and_inputs)
+        if len(weight) * (total_steps + self.max_delay + 1) >= 1 << 31:  # the kernel's indices have 32 bits
             return None
-        found = pack_binary(seen.detach().reshape(-1, self.in_features).contiguous())
-        if found is None:
+        spikes = pack_binary(history_and_inputs.detach().reshape(-1, self.in_features).contiguous())
+        if spikes is None:
             return None
-        self._reason = f"events: {found.density:.0%} of the input spiked; an addition for each synapse, later"
-        skip = len(seen) - len(inputs)
-        if between:
-            lags, later = self._between(delay)
-            taps = torch.stack([weight * (1 - later), weight * later])
+        self._reason = f"events: {spikes.density:.0%} of the input spiked; one addition per synapse and spike"
+        skip = total_steps - len(inputs)
+        if interpolates:
+            lags, fraction = self._between(delay)
+            taps = torch.stack([weight * (1 - fraction), weight * fraction])
         else:
-            lags, taps = self._whole(delay), weight[None]
-        if self.mode == "auto" and not self._is_faster(seen, found, taps, lags, bias, weight, delay):
+            lags, taps = self._rounded(delay), weight[None]
+        tensors = taps, lags, bias, weight, delay
+        if self.mode == "auto" and not self._is_faster(history_and_inputs, spikes, *tensors):
             return None
         if needs_gradient(inputs, taps, bias):
-            return delayed_product(seen, found.bits[0], taps, lags, bias, skip, below)
-        return delayed_product_forward(found.bits[0], taps, lags, bias, len(seen), skip)
+            return delayed_product(history_and_inputs, spikes.bits[0], taps, lags, bias, skip, source)
+        return delayed_product_forward(spikes.bits[0], taps, lags, bias, total_steps, skip)
 
     def _is_faster(
         self,
-        seen: Tensor,
+        inputs: Tensor,
         spikes: Planes,
         taps: Tensor,
         lags: Tensor,
@@ -158,37 +164,51 @@ class DelayedLinear(Weighted, Delayed):
         weight: Tensor,
         delay: Tensor,
     ) -> bool:
-        """Whether an addition for each spike, synapse and tap takes less time than kernels over time."""
-        steps, rows, inputs = seen.shape
-        longest, number = self.max_delay, len(taps)
-        density, sizes = select.density_bucket(spikes.density), (steps, rows, longest, number)
-        key = select.Key("delays", sizes, steps * rows, inputs, self.out_features, density)
+        """Whether one addition per spike, synapse and tap takes less time than kernels over time.
+
+        Args:
+            inputs: ``[T, batch, in_features]``.
+            spikes: the same as bits.
+            taps: the weights of each tap, ``[taps, out_features, in_features]``.
+            lags: the delay of the first tap of each synapse, ``[out_features, in_features]``.
+            weight: ``[out_features, in_features]``.
+            bias: ``[out_features]``.
+            delay: in steps, ``[out_features, in_features]``.
+        """
+        steps, rows, in_features = inputs.shape
+        longest, tap_count = self.max_delay, len(taps)
+        density, sizes = select.density_bucket(spikes.density), (steps, rows, longest, tap_count)
+        key = select.Key("delays", sizes, steps * rows, in_features, self.out_features, density)
 
         def calls() -> list[select.Call]:
-            of_bias = None if bias is None else bias.detach()
+            """Both computations, to be timed."""
+            detached_bias = None if bias is None else bias.detach()
             kernel = (weight[..., None] * self._kernel(delay)).detach()
-            numbers = seen.detach()
+            numbers = inputs.detach()
             return [
-                lambda: delayed_product_forward(spikes.bits[0], taps.detach(), lags, of_bias, steps, 0),
-                lambda: causal_convolution(numbers, kernel, of_bias, 1, None, None, "events"),
+                lambda: delayed_product_forward(spikes.bits[0], taps.detach(), lags, detached_bias, steps, 0),
+                lambda: causal_convolution(numbers, kernel, detached_bias, 1, None, None, "events"),
             ]
 
-        return select.prefers_events(key, calls, PER_SYNAPSE * number <= longest)
+        return select.prefers_events(key, calls, MIN_DELAY_PER_TAP * tap_count <= longest)
 
 
-PER_SYNAPSE = 8
-"""Longest delay per tap from which on additions for each synapse beat kernels over time."""
+MIN_DELAY_PER_TAP = 8
+"""Smallest `max_delay` per tap at which one addition per synapse is faster than kernels over time."""
 
 
-def _at_few_places(inputs: Tensor, below: Provenance | None) -> bool:
-    """Whether the gradient of `inputs`, ``[T, batch, features]``, is wanted where few of their bits are."""
+def _needs_few_gradients(inputs: Tensor, source: Provenance | None) -> bool:
+    """Whether the layer below needs the gradient of few of `inputs`, ``[T, batch, features]``.
+
+    `source` is their provenance, which holds the mask of the needed places.
+    """
     batch, features = inputs.shape[1:]
-    if below is None or below.observers is None or not inputs.is_contiguous() or features % 64:
+    if source is None or source.observers is None or not inputs.is_contiguous() or features % 64:
         return False
-    mask = below.explicit_mask
-    rows = None if mask is None else below.rows(mask, batch * features)
-    return rows is not None and density_of(rows, batch * features) <= ONE_BY_ONE_UP_TO
+    mask = source.explicit_mask
+    rows = None if mask is None else source.rows(mask, batch * features)
+    return rows is not None and density_of(rows, batch * features) <= MAX_GRADIENT_DENSITY
 
 
-ONE_BY_ONE_UP_TO = 0.2
-"""Part of the inputs up to which their gradient is computed place by place."""
+MAX_GRADIENT_DENSITY = 0.2
+"""Largest fraction of the inputs whose gradient is computed input by input."""

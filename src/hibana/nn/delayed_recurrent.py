@@ -1,4 +1,4 @@
-"""A layer whose spikes come back to it, each synapse after its own delay."""
+"""``hb.DelayedRecurrent``: neurons whose spikes return to them through synapses with learned delays."""
 
 from typing import final
 
@@ -10,7 +10,7 @@ from hibana.cells.base import check_cell
 from hibana.compiler import State, check_backend, unroll_layer
 from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations
 from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.layers import GRADIENT_SCALE, checked_gradient_scale, damped
+from hibana.nn.layers import GRADIENT_SCALE, check_gradient_scale, scale_gradient
 from hibana.nn.running import Stateful
 
 __all__ = ["DelayedRecurrent"]
@@ -22,20 +22,20 @@ class DelayedRecurrent(Stateful):
 
         state_t,o = cell(input_t,o + sum_i W_oi s_(t - 1 - d_oi),i , state_(t-1),o),   s the emitted state
 
-    With delays of 0 it is :class:`hibana.Recurrent`. Weights and delays are learned together, as those of
-    :class:`hibana.DelayedLinear`, which is its `recurrent`: :func:`hibana.narrow_delays` and
-    :func:`hibana.fix_delays` reach them. Its state in :func:`hibana.run` are the cell's and, last, the spikes
-    of the `max_delay` steps before the last, ``[max_delay, B, F]``. Steps are taken one by one in a Python
-    loop, with the cell alone compiled: the product of a step is dense, F inputs at each of ``max_delay + 1``
-    steps.
+    With delays of 0 it equals :class:`hibana.Recurrent`. Its synapses, `recurrent`, are a
+    :class:`hibana.DelayedLinear`: weights and delays are learned together, and :func:`hibana.narrow_delays`
+    and :func:`hibana.fix_delays` apply to them. The state in :func:`hibana.run` is the cell's state and then
+    the spikes of the `max_delay` steps before the last one, ``[max_delay, B, F]``. A Python loop runs the
+    steps, with only the cell compiled. The product of each step is dense, with F inputs at each of
+    ``max_delay + 1`` steps.
 
     Args:
         cell: one step of a neuron.
         features: F, the number of neurons.
-        max_delay: the longest delay, in steps beyond the one that spikes take to come back at all.
+        max_delay: the longest delay, in steps, in addition to the one step that every spike takes.
         sigma: as of :class:`hibana.DelayedLinear`.
-        gradient_scale: of the gradient through the synapses, as of :class:`hibana.Recurrent`.
-        backend: what runs the cell, as in :func:`hibana.unroll`.
+        gradient_scale: the factor of the gradient through the synapses, as of :class:`hibana.Recurrent`.
+        backend: the backend that runs the cell, as in :func:`hibana.unroll`.
 
     Raises:
         TypeError: if `cell` is not a cell.
@@ -64,38 +64,38 @@ class DelayedRecurrent(Stateful):
         check_cell(cell)
         check_backend(backend)
         self.cell, self.features, self.backend = cell, features, backend
-        self.gradient_scale = checked_gradient_scale(gradient_scale)
+        self.gradient_scale = check_gradient_scale(gradient_scale)
         self.recurrent = DelayedLinear(features, features, max_delay, bias=False, sigma=sigma)
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """What the cell emits over `inputs`, ``[T, B, F]``, from `state`, and its last state."""
+        """The outputs for `inputs`, both ``[T, B, F]``, from `state`, and the last state."""
         if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
                 f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}"
             )
         longest = self.recurrent.max_delay
         if state is None:
-            before = inputs.new_zeros(longest, *inputs.shape[1:])
-            state = (*self.cell.initial_state(inputs[0]), before)
-        *inner, before = state
-        if before.shape != (longest, *inputs.shape[1:]):
+            history = inputs.new_zeros(longest, *inputs.shape[1:])
+            state = (*self.cell.initial_state(inputs[0]), history)
+        *cell_states, history = state
+        if history.shape != (longest, *inputs.shape[1:]):
             raise ValueError(
                 f"state must end in the spikes before the last, {(longest, *inputs.shape[1:])}, "
-                f"got {tuple(before.shape)}"
+                f"got {tuple(history.shape)}"
             )
-        weights = self.recurrent.kernel().permute(2, 1, 0).flatten(0, 1)  # [steps * F, F], the present last
-        cell, held = evaluate_parametrizations(self.cell), tuple(inner)
-        seen = [*before.to(inputs.dtype).unbind(), held[-1].to(inputs.dtype)]
-        emitted = []
+        weights = self.recurrent.kernel().permute(2, 1, 0).flatten(0, 1)  # [steps * F, F], current step last
+        cell, cell_state = evaluate_parametrizations(self.cell), tuple(cell_states)
+        spikes = [*history.to(inputs.dtype).unbind(), cell_state[-1].to(inputs.dtype)]  # one tensor per step
+        outputs = []
         with cached_parametrizations():
             for input_ in inputs:
-                fed_back = torch.cat(seen[len(seen) - longest - 1 :], dim=1) @ weights
-                driven = input_ + damped(fed_back, self.gradient_scale)
-                outputs, held = unroll_layer(cell, driven[None], held, backend=self.backend)
-                emitted.append(outputs)
-                seen.append(outputs[0])
-        last = seen[len(seen) - longest - 1 : -1]
-        return torch.cat(emitted), (*held, torch.stack(last) if last else before)
+                feedback = torch.cat(spikes[len(spikes) - longest - 1 :], dim=1) @ weights
+                currents = input_ + scale_gradient(feedback, self.gradient_scale)
+                output, cell_state = unroll_layer(cell, currents[None], cell_state, backend=self.backend)
+                outputs.append(output)
+                spikes.append(output[0])
+        last_spikes = spikes[len(spikes) - longest - 1 : -1]
+        return torch.cat(outputs), (*cell_state, torch.stack(last_spikes) if last_spikes else history)
 
     def extra_repr(self) -> str:
         return f"gradient_scale={self.gradient_scale}"

@@ -15,17 +15,17 @@ __all__ = ["EachStep"]
 
 
 class EachStep(nn.Module):
-    """`module`, which knows no time, at each step of a sequence: ``[T, batch, ...] -> [T, batch, ...]``.
+    """`module`, whose input has no time, at each step of a sequence: ``[T, batch, ...] -> [T, batch, ...]``.
 
-    Time and batch are joined for the call, so that a convolution, a pooling or a batch normalisation of
-    ``torch.nn`` sees the rank it expects. An input that does not change over time (expanded: zero stride)
-    costs one call instead of T, in evaluation and, for linear layers, convolutions, pooling and batch
-    normalisation, in training. (T copies of a batch have its mean and variance; the running variance counts
-    the batch, not its copies, as its samples.)
+    The call joins time and batch, so that a convolution, a pooling or a batch normalization of ``torch.nn``
+    gets the number of dimensions that it expects. An input that is constant over time (expanded, with a
+    stride of zero) takes one call instead of T, in evaluation and, for linear layers, convolutions, pooling
+    and batch normalization, in training. (T copies of a batch have the mean and variance of the batch; the
+    running variance counts the samples of the batch, not those of its copies.)
 
     Raises:
-        ValueError: if the input has fewer than three dimensions, or `module` holds a layer over time, which
-            would take time and batch for time.
+        ValueError: if the input has fewer than three dimensions, or `module` contains a layer over time,
+            which would read the joined time and batch as time.
 
     >>> import torch, hibana as hb
     >>> layer = hb.EachStep(torch.nn.Conv2d(1, 4, 3))
@@ -39,13 +39,13 @@ class EachStep(nn.Module):
         self.module = module
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """What `module` makes of each step of `inputs`, ``[T, batch, ...]``."""
+        """The outputs of `module` for each step of `inputs`, ``[T, batch, ...]``."""
         if is_fx_proxy(inputs):
             return cast(Tensor, fx_leaf_call(self, inputs))
         if inputs.ndim < 3:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
         if self.module._modules or isinstance(self.module, Stateful):
-            check_knows_no_time("module", self.module)  # it may have got another since
+            check_knows_no_time("module", self.module)  # layers may have been added
         steps, batch = inputs.shape[:2]
         if self.runs_once(inputs):
             once: Tensor = self.module(inputs[0])
@@ -62,21 +62,24 @@ class EachStep(nn.Module):
         return register_view(outputs, outputs.reshape(steps, batch, *outputs.shape[1:]))
 
     def runs_once(self, inputs: Tensor) -> bool:
-        """Whether one call serves all steps of `inputs`, ``[T, batch, ...]``, which are the same."""
+        """Whether one call computes all steps of `inputs`, ``[T, batch, ...]``, because they are the same."""
         batch = inputs.shape[1]
         return is_constant_over_time(inputs) and (not self.training or _may_run_once(self.module, batch))
 
 
 def _may_run_once(module: nn.Module, batch: int) -> bool:
-    """Whether `module`, in training, makes the same of a batch as of a batch and copies of it."""
-    return all(not is_user_class(inner) and _is_alike(inner, batch) for inner in module.modules())
+    """Whether `module`, in training, has the same outputs for a batch with and without copies of it."""
+    return all(not is_user_class(inner) and _ignores_copies(inner, batch) for inner in module.modules())
 
 
-def _is_alike(layer: nn.Module, batch: int) -> bool:
-    """Whether `layer` gives the same for copies; a normalization refuses one sample, but not its copies."""
+def _ignores_copies(layer: nn.Module, batch: int) -> bool:
+    """Whether copies of a batch do not change the outputs of `layer` for it, in training.
+
+    A batch normalization refuses a single sample, but accepts copies of it.
+    """
     role = role_of(layer)
     return role in _OF_ONE_SAMPLE or (role == "batch normalization" and batch > 1)
 
 
 _OF_ONE_SAMPLE = ("linear", "convolution", "maximum", "average", "reshape", "sequence")
-"""Roles of layers that compute each sample by itself, also in training."""
+"""Roles of layers whose output for a sample depends on that sample alone, also in training."""

@@ -1,4 +1,7 @@
-"""The time of a neuron's first spike, also between two steps; losses of it are in :mod:`hibana.nn.loss`."""
+"""The time of a neuron's first spike, which may lie between two steps.
+
+Losses of spike times are in :mod:`hibana.nn.loss`.
+"""
 
 import torch
 from torch import Tensor
@@ -7,14 +10,14 @@ __all__ = ["first_spike_times"]
 
 
 def first_spike_times(spikes: Tensor) -> Tensor:
-    """The time of each neuron's first spike, in steps, T where it has none.
+    """The time of each neuron's first spike, in steps; T for a neuron without spikes.
 
         t = k + 1 - s_k        k: the first step at which s_k > 0
 
-    A spike of 1 at step k is at time k. A spike between two steps, as :class:`hibana.learn.SpikeTimeCell`
-    emits it, is shared by both: ``s_k = k + 1 - t`` and ``s_(k+1) = t - k``. The gradient with respect to
-    `spikes` is -1 at step k and 0 elsewhere, which is what that cell and :class:`hibana.learn.EventPropCell`
-    take for a spike that moves in time. A neuron that does not spike gets no gradient.
+    A spike of 1 at step k is at time k. :class:`hibana.learn.SpikeTimeCell` emits a spike between two steps
+    as a part of each: ``s_k = k + 1 - t`` and ``s_(k+1) = t - k``. The gradient with respect to `spikes` is
+    -1 at step k and 0 elsewhere; that cell and :class:`hibana.learn.EventPropCell` read it as the gradient of
+    the spike's time. A neuron that does not spike gets no gradient.
 
     Args:
         spikes: ``[T, ...]``, at least 0.
@@ -36,6 +39,6 @@ def first_spike_times(spikes: Tensor) -> Tensor:
     if spikes.ndim < 1 or not len(spikes):
         raise ValueError(f"spikes must be [T, ...], T at least 1, got shape {tuple(spikes.shape)}")
     fired = spikes.detach() > 0
-    step = fired.to(torch.uint8).argmax(0, keepdim=True)  # of equal values, the first
+    step = fired.to(torch.uint8).argmax(0, keepdim=True)  # the first of equal values
     time = (step + 1).to(spikes.dtype) - spikes.gather(0, step)
     return torch.where(fired.any(0), time[0], float(len(spikes)))

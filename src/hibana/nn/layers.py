@@ -1,7 +1,7 @@
 """Cells over time, as layers that sit in ``nn.Sequential`` like an activation.
 
-A layer takes a sequence ``[T, ...]`` and returns the emitted sequence. Every call starts at rest:
-there is no hidden state and nothing to reset. To go on from a state, ask for it with :func:`hibana.run`.
+A layer takes a sequence ``[T, ...]`` and returns the sequence of outputs. Every call starts at rest:
+there is no hidden state and nothing to reset. :func:`hibana.run` continues from a state.
 """
 
 import inspect
@@ -46,8 +46,8 @@ __all__ = [
     "RefractoryLIF",
     "ResonateAndFire",
     "SiLIF",
-    "checked_gradient_scale",
-    "damped",
+    "check_gradient_scale",
+    "scale_gradient",
     "run",
 ]
 
@@ -56,11 +56,12 @@ Arguments = ParamSpec("Arguments")
 
 
 class OverTime(Stateful):
-    """`cell` over a whole sequence: ``[T, ...] -> [T, ...]``.
+    """`cell` over a sequence: ``[T, ...] -> [T, ...]``.
 
     Args:
         cell: one step of a neuron.
-        backend: what runs it, as in :func:`hibana.unroll`; ``"reference"`` has derivatives of every order.
+        backend: the backend that runs it, as in :func:`hibana.unroll`; ``"reference"`` has derivatives of
+            every order.
 
     >>> import torch, hibana as hb
     >>> layer = hb.OverTime(hb.IFCell(threshold=0.5))
@@ -74,77 +75,72 @@ class OverTime(Stateful):
         super().__init__()
         check_cell(cell)
         self.cell = cell
-        _choose(self, backend)
+        _set_backend(self, backend)
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
-        """What the cell emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
+        """The outputs of the cell for `inputs`, ``[T, ...]``; with `return_state` also its last state."""
         if type(inputs) is not Tensor and is_fx_proxy(inputs):
             return fx_leaf_call(self, inputs, state, return_state=return_state)
         if call_context.run_active:
             return running.served(self, inputs, state, return_state)
         if return_state:
             return self.over_time(inputs, state)
-        # a module takes longer to find its own module than most of what follows
+        # not self.cell, whose lookup takes longer than most of the lines below
         cell: cells.Cell = self._modules["cell"]  # type: ignore[assignment]
         return run_cell(cell, inputs, state, backend=self.backend, is_layer=True)[0]
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """What the cell emits over `inputs`, ``[T, batch, ...]``, from `state`, and its last state."""
+        """The outputs of the cell for `inputs`, ``[T, batch, ...]``, from `state`, and its last state."""
         check_batch(inputs)
         cell: cells.Cell = self._modules["cell"]  # type: ignore[assignment] # as above
         return unroll_layer(cell, inputs, state, backend=self.backend)
-
-    def is_cell_alone(self) -> bool:
-        kind, own = type(self), OverTime
-        return (kind.forward, kind.over_time, kind.__call__) == (own.forward, own.over_time, own.__call__)
 
     def extra_repr(self) -> str:
         return "" if self.backend == "auto" else f"backend={self.backend!r}"
 
 
-def _choose(layer: "OverTime | Recurrent", backend: str) -> None:
-    """Has `layer` run by `backend`; by what serves, which its class says, if it is ``"auto"``."""
+def _set_backend(layer: "OverTime | Recurrent", backend: str) -> None:
+    """Sets the backend of `layer`, unless it is ``"auto"``, the attribute of the class."""
     check_backend(backend)
     if backend != "auto":
         layer.backend = backend
 
 
 GRADIENT_SCALE = 0.5
-"""Of the gradient through a recurrent layer's synapses, chosen by measurement (``docs/how/synapses.md``)."""
+"""Default factor of the gradient through recurrent synapses, as measured in ``docs/how/synapses.md``."""
 
 
 @final
 class Recurrent(Stateful):
-    """`cell` over time with a weight matrix from what it emits back to its input: ``[T, B, F] -> [T, B, F]``.
+    """`cell` over time with a weight matrix from its output to its input: ``[T, B, F] -> [T, B, F]``.
 
         state_t = cell(input_t + W s_(t-1), state_(t-1)),   s the emitted state
 
-    Back through W the gradient is multiplied by `gradient_scale` at each step: over many steps it would
-    explode, where surrogate and weights make of each step more than they were given (see *When it does not
-    learn* in the documentation). What the layer computes is the same.
+    The gradient through W is multiplied by `gradient_scale` at each step: if surrogate and weights enlarge it
+    at each step, it explodes over many steps (see *When it does not learn* in the documentation). The outputs
+    do not depend on `gradient_scale`.
 
     A linear map, ``nn.Linear`` or :class:`hibana.Linear`, is compiled with the cell as one step, and adds a
-    row of weights per spike. Another module (a convolution, a network) is called at each step in a Python
-    loop, with the cell alone compiled; :func:`hibana.explain` says which it is. Tensors that a
-    parametrisation computes, as ``spectral_norm`` of ``torch.nn.utils.parametrizations`` does, are computed
-    once a call, as those of ``torch.nn.RNN`` are; a hook on `recurrent` runs at each step. Through
-    :func:`run` a sequence can be taken in chunks; detach the state between them for backpropagation through
-    time truncated to a chunk.
+    row of weights per spike. Another module (a convolution, a network) runs at each step in a Python loop,
+    with only the cell compiled; :func:`hibana.explain` shows which of both applies. Tensors of a
+    parametrization, such as ``spectral_norm`` of ``torch.nn.utils.parametrizations``, are computed once per
+    call, as in ``torch.nn.RNN``; a hook on `recurrent` runs at each step. :func:`run` can process a sequence
+    in chunks; detach the state between them for truncated backpropagation through time.
 
     Args:
         cell: one step of a neuron.
-        features: F, the number of neurons; of channels, where `recurrent` maps ``[B, F, ...]``.
-        recurrent: the module from ``[B, F]`` spikes to ``[B, F]`` input; ``nn.Linear(F, F, bias=False)`` with
-            its own initialisation, if none is given. With another one, such as a convolution, the input may
-            be ``[T, B, F, ...]``.
-        gradient_scale: of the gradient through `recurrent`, in [0, 1]; 1 is the whole derivative, 0 cuts the
-            path through the synapses off.
-        backend: what runs it, as in :func:`hibana.unroll`.
+        features: F, the number of neurons, or of channels if `recurrent` maps ``[B, F, ...]``.
+        recurrent: the module from ``[B, F]`` spikes to ``[B, F]`` input; if None,
+            ``nn.Linear(F, F, bias=False)`` with its default initialization. With another module, such as a
+            convolution, the input may be ``[T, B, F, ...]``.
+        gradient_scale: the factor of the gradient through `recurrent`, in [0, 1]; 1 is the exact derivative,
+            0 removes the path through the synapses.
+        backend: the backend that runs it, as in :func:`hibana.unroll`.
 
     Raises:
         TypeError: if `cell` is not a cell.
         ValueError: if `gradient_scale` is not in [0, 1], the input is not ``[T, B, F, ...]``, or `recurrent`
-            holds a layer over time.
+            contains a layer over time.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*; Werbos (1990), *Backpropagation through time*, for the truncation.
@@ -172,51 +168,49 @@ class Recurrent(Stateful):
         super().__init__()
         check_cell(cell)
         self.cell = cell
-        _choose(self, backend)
+        _set_backend(self, backend)
         self.features = features
-        self.gradient_scale = checked_gradient_scale(gradient_scale)
+        self.gradient_scale = check_gradient_scale(gradient_scale)
         if recurrent is not None:
             check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
-        self.step()  # made here, since a graph that is being compiled can make no module
+        self.step()  # creates the step here, because a graph under compilation can't create modules
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """What the cell emits over `inputs`, ``[T, B, F]``, from `state`, and its last state."""
-        flat = isinstance(self.recurrent, TORCH_LAYERS["linear"])
-        wrong = inputs.ndim != 3 if flat else inputs.ndim < 3
-        if wrong or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
+        """The outputs of the cell for `inputs`, both ``[T, B, F]``, from `state`, and its last state."""
+        is_linear = isinstance(self.recurrent, TORCH_LAYERS["linear"])
+        is_wrong = inputs.ndim != 3 if is_linear else inputs.ndim < 3
+        if is_wrong or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
                 f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}; "
                 f"weights to the {self.features} neurons, such as a linear layer, are a layer of their own"
             )
         step = evaluate_parametrizations(self.step())
-        whole = unroll_compiled(step, inputs, state, backend=self.backend)
-        if whole is not None:
-            return whole
+        result = unroll_compiled(step, inputs, state, backend=self.backend)
+        if result is not None:
+            return result
         if state is None:
             state = self.cell.initial_state(inputs[0])
-        emitted = []
+        outputs = []
         with cached_parametrizations():
             for input_ in inputs:
-                fed_back = damped(step.recurrent(state[-1].to(inputs.dtype)), self.gradient_scale)
-                outputs, state = unroll_layer(
-                    step.cell, (input_ + fed_back)[None], state, backend=self.backend
-                )
-                emitted.append(outputs)
-        return torch.cat(emitted), state
+                feedback = scale_gradient(step.recurrent(state[-1].to(inputs.dtype)), self.gradient_scale)
+                currents = (input_ + feedback)[None]
+                output, state = unroll_layer(step.cell, currents, state, backend=self.backend)
+                outputs.append(output)
+        return torch.cat(outputs), state
 
     def step(self) -> "RecurrentCell":
-        """The cell and what feeds its spikes back to it, as one step."""
-        made: RecurrentCell | None = self.__dict__.get("_step")
-        if made is None or made.made_of() != (self.cell, self.recurrent, self.gradient_scale):
-            # not as a module of this one, which has both already
-            made = RecurrentCell(self.cell, self.recurrent, self.gradient_scale)
-            self.__dict__["_step"] = made
-        return made
+        """The cell and its recurrent synapses as one step, cached until one of them is replaced."""
+        step: RecurrentCell | None = self.__dict__.get("_step")
+        if step is None or step.parts() != (self.cell, self.recurrent, self.gradient_scale):
+            step = RecurrentCell(self.cell, self.recurrent, self.gradient_scale)
+            self.__dict__["_step"] = step  # not an attribute, which would register cell and synapses twice
+        return step
 
 
 class RecurrentCell(cells.Cell):
-    """One step of `cell` on its input and what `recurrent` makes of what it emitted last."""
+    """One step of `cell` on the sum of its input and the output of `recurrent` for its previous spikes."""
 
     cell: cells.Cell
 
@@ -225,15 +219,15 @@ class RecurrentCell(cells.Cell):
         self.cell, self.recurrent, self.gradient_scale = cell, recurrent, gradient_scale
         self._enter()
 
-    def made_of(self) -> tuple[cells.Cell, nn.Module, float]:
-        """What it was made with."""
+    def parts(self) -> tuple[cells.Cell, nn.Module, float]:
+        """The arguments of the constructor."""
         return self.cell, self.recurrent, self.gradient_scale
 
     def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
-        fed_back = damped(self.recurrent(state[-1]), self.gradient_scale)
-        return self.cell(input_ + fed_back, *state)  # type: ignore[no-any-return]
+        feedback = scale_gradient(self.recurrent(state[-1]), self.gradient_scale)
+        return self.cell(input_ + feedback, *state)  # type: ignore[no-any-return]
 
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # they are those of the cell it has
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names of the inner cell
         return self.cell.state_names()
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
@@ -243,25 +237,32 @@ class RecurrentCell(cells.Cell):
         return self.cell.rests_at_zero()
 
 
-def checked_gradient_scale(scale: float) -> float:
-    """`scale`, of the gradient through the synapses, if it lies in [0, 1]; else raises ValueError."""
+def check_gradient_scale(scale: float) -> float:
+    """`scale` as a float.
+
+    Raises:
+        ValueError: if `scale` is not in [0, 1].
+    """
     if isinstance(scale, bool) or not 0 <= scale <= 1:
         raise ValueError(f"gradient_scale must lie in [0, 1], got {scale!r}")
     return float(scale)
 
 
-def damped(current: Tensor, scale: float) -> Tensor:
-    """`current`, whose gradient is multiplied by `scale`."""
+def scale_gradient(current: Tensor, scale: float) -> Tensor:
+    """`current`, with its gradient multiplied by `scale`."""
     if scale == 1:
         return current
     if torch.compiler.is_compiling() or torch_internals.jit_trace() is not None or in_forward_mode():
-        return current + (current - current.detach()) * (scale - 1)  # NaN, of an infinite one
-    scaled: Tensor = _Damped.apply(current, scale)  # type: ignore[no-untyped-call] # torch leaves it so
+        return current + (current - current.detach()) * (scale - 1)  # NaN for infinite currents
+    scaled: Tensor = _ScaledGradient.apply(current, scale)  # type: ignore[no-untyped-call] # torch leaves it so
     return scaled
 
 
-class _Damped(torch.autograd.Function):
-    """Nothing, to a step; its gradient's product with a number. Saved and transformed code writes it out."""
+class _ScaledGradient(torch.autograd.Function):
+    """The identity, with the gradient multiplied by a number.
+
+    Compiled, traced and forward-mode code uses plain operations instead.
+    """
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, scale: float) -> Tensor:
@@ -274,33 +275,33 @@ class _Damped(torch.autograd.Function):
 
 
 def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:
-    """The layer of `cell`: ``OverTime(cell(...))`` under a name of its own."""
+    """A layer class called `name`, whose instances are ``OverTime(cell(...))``."""
 
     def __init__(  # noqa: N807 - it becomes the method of the class below
         self: OverTime, *args: Any, backend: str = "auto", **kwargs: Any
     ) -> None:
         OverTime.__init__(self, cell(*args, **kwargs), backend=backend)
 
-    own = inspect.signature(cell)
-    chosen = inspect.signature(OverTime).parameters["backend"]
+    signature = inspect.signature(cell)
+    backend_parameter = inspect.signature(OverTime).parameters["backend"]
     body = {
         "__init__": __init__,
         "__module__": __name__,
-        "__signature__": own.replace(parameters=[*own.parameters.values(), chosen]),
-        "__doc__": _over_time(cell),
+        "__signature__": signature.replace(parameters=[*signature.parameters.values(), backend_parameter]),
+        "__doc__": _layer_docstring(cell),
     }
     return cast(Callable[Arguments, OverTime], type(name, (OverTime,), body))
 
 
-def _over_time(cell: Callable[Arguments, cells.Cell]) -> str:
-    """What the layer of `cell` says of itself: what the cell does, but its example, and `backend`."""
+def _layer_docstring(cell: Callable[Arguments, cells.Cell]) -> str:
+    """The docstring of the layer of `cell`: that of the cell without its example, plus `backend`."""
     text = inspect.getdoc(cell) or ""
     text = text.partition(">>> ")[0].rstrip()
-    summary, _, rest = text.partition("\n")
-    over_time = f"Over a whole sequence, ``[T, batch, ...]``: ``OverTime({cell.__name__}(...))``."
-    arguments, source, named = rest.partition("\n\nSource:")
-    backend = "    backend: what runs it, as in :func:`hibana.unroll`."
-    return f"{summary}\n\n{over_time}\n{arguments}\n{backend}{source}{named}\n"
+    summary, _, body = text.partition("\n")
+    over_time = f"Over a sequence, ``[T, batch, ...]``: ``OverTime({cell.__name__}(...))``."
+    arguments, source, reference = body.partition("\n\nSource:")
+    backend = "    backend: the backend that runs it, as in :func:`hibana.unroll`."
+    return f"{summary}\n\n{over_time}\n{arguments}\n{backend}{source}{reference}\n"
 
 
 IF = _layer("IF", cells.IFCell)

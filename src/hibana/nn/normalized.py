@@ -25,7 +25,7 @@ FUSED_FROM = 1 << 19
 Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
 _NORMS = TORCH_LAYERS["batch normalization"]
 _FORWARDS = (nn.BatchNorm2d.forward, BatchNorm2dOverSteps.forward)
-"""The methods of layers that normalize and do nothing else."""
+"""The forward methods of layers that only normalize."""
 
 
 @final
@@ -66,9 +66,9 @@ class Normalized(nn.Sequential):
 
     def __init__(self, each: EachStep, neurons: OverTime) -> None:
         if not isinstance(each, EachStep) or _parts(each) is None:
-            found = type(each.module if isinstance(each, EachStep) else each).__name__
+            kind = type(each.module if isinstance(each, EachStep) else each).__name__
             raise TypeError(
-                f"each must be an EachStep that ends in a batch normalization of torch.nn, got {found}"
+                f"each must be an EachStep that ends in a batch normalization of torch.nn, got {kind}"
             )
         if not isinstance(neurons, OverTime):
             raise TypeError(f"neurons must be a layer of a cell, as hb.IF(), got {type(neurons).__name__}")
@@ -113,9 +113,12 @@ def is_normalized(module: Any, neurons: Any) -> bool:
 
 
 def _in_one_pass(module: Any, neurons: Any, input_: Tensor) -> tuple[Tensor | None, str]:
-    """The spikes of `neurons` over what `module`, which ends in a normalization, makes of `input_`.
+    """The output of `module` and then `neurons` for `input_`, with the normalization in the neurons' pass.
 
-    None, and the reason, if the two must be called one after the other.
+    `module` ends in a batch normalization.
+
+    Returns:
+        The spikes, or None if the two must be called one after the other; and the reason, or "".
     """
     parts = _parts(module)
     if parts is None or not isinstance(neurons, OverTime):
@@ -136,7 +139,7 @@ _NOT_PLAIN = "the input is not float32 on the CPU, or a transform is active"
 
 
 def _parts(module: Any) -> tuple[nn.Sequential | None, Norm] | None:
-    """The normalization in which `module` ends, and the modules before it; None if it ends in none."""
+    """The modules before the final batch normalization, and that; None if `module` does not end in one."""
     if isinstance(module, BatchNorm2dOverSteps) and _is_norm(module):
         return None, module
     inner: Any = module._modules["module"] if isinstance(module, EachStep) else None
@@ -147,11 +150,12 @@ def _parts(module: Any) -> tuple[nn.Sequential | None, Norm] | None:
 
 
 def _is_norm(module: Any) -> bool:
+    """Whether `module` is a batch normalization with torch's own forward."""
     return isinstance(module, _NORMS) and type(module).forward in _FORWARDS
 
 
 def _refusal(norm: Norm, neurons: OverTime, *around: nn.Module) -> str:
-    """The reason to call the modules one after the other, whatever the input; empty if there is none."""
+    """The reason to call the modules one after the other for every input, or an empty string."""
     if torch.compiler.is_compiling() or call_context.run_active:
         return "the call is compiled, or within hibana.run"
     if torch.is_grad_enabled() or norm.training or norm.running_mean is None:
@@ -165,9 +169,10 @@ def _refusal(norm: Norm, neurons: OverTime, *around: nn.Module) -> str:
 
 
 def _normalized(norm: Norm, neurons: OverTime, currents: Tensor) -> tuple[Tensor | None, str]:
-    """The spikes of `neurons` over `currents` ``[T, batch, channels, ...]`` normalized by `norm`.
+    """The output of `neurons` for `currents` ``[T, batch, channels, ...]``, normalized by `norm`.
 
-    None, and the reason, if the modules must be called one after the other.
+    Returns:
+        The spikes, or None if the modules must be called one after the other; and the reason, or "".
     """
     if currents.numel() < FUSED_FROM:
         return None, f"{currents.numel():,} numbers are too few"
@@ -188,8 +193,8 @@ def _normalized(norm: Norm, neurons: OverTime, currents: Tensor) -> tuple[Tensor
     shape = -1, *(1,) * (currents.ndim - 3)
     try:
         outputs = run_wrapped_cell(neurons.cell, _Scaled, (scale.view(shape), shift.view(shape)), currents)
-    except Unsupported as refused:
-        return None, str(refused)
+    except Unsupported as error:
+        return None, str(error)
     return outputs, ""
 
 
@@ -210,7 +215,7 @@ class _Scaled(cells.Cell):
     def forward(self, input_: Tensor, *state: Tensor) -> Any:
         return self.cell(torch.addcmul(self.shift, input_, self.scale), *state)
 
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # those of the cell it holds
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names of the inner cell
         return self.cell.state_names()
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:

@@ -1,6 +1,6 @@
-"""``hb.optimize``: changes a network of plain ``torch.nn`` in place to the layers that run fast over time.
+"""``hb.optimize``: replaces the classes of ``torch.nn`` layers by classes that are fast over time, in place.
 
-It walks over the modules rather than over a graph of calls: a class changes whatever calls the module.
+It visits modules rather than a graph of calls, because a class applies to every call of a module.
 """
 
 import itertools
@@ -33,11 +33,11 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 _LAYERS = {kind: ours for kind, ours in EVENT_CLASSES.items() if ours in (spikes.Linear, spikes.Conv1d)}
 _LAYERS |= OVER_STEPS
-_LEFT = {
+_UNCHANGED = {
     "BatchNorm1d": "takes axis 1 for features, also over time: wrap it in hibana.EachStep",
     "Conv3d": "a window over three dimensions is torch's",
 }
-"""Layers that stay, and why."""
+"""Layers that keep their class, with the reason."""
 
 
 def optimize(
@@ -49,32 +49,32 @@ def optimize(
       (:class:`hibana.Linear`, :class:`hibana.Conv2d`).
     - Layers of images (``Conv2d``, ``BatchNorm2d``, ``MaxPool2d``, ``AvgPool2d``, ``Flatten()``, ...) take
       ``[T, batch, channels, height, width]`` themselves; no :class:`hibana.EachStep` is needed around them.
-    - A batch normalization directly followed by neurons in an ``nn.Sequential`` is computed as
-      :class:`hibana.Normalized` does: in the neurons' pass, in inference.
+    - A batch normalization directly before neurons in an ``nn.Sequential`` is computed like
+      :class:`hibana.Normalized`: in the neurons' pass, in inference.
     - With an `example`, a network whose ``forward`` is written for images (``torch.flatten(x, 1)``,
-      ``torch.cat(..., 1)``), as torchvision's are, is called with time and batch joined, and its neurons with
+      ``torch.cat(..., 1)``), such as those of torchvision, gets time and batch joined, and its neurons get
       ``[T, batch, ...]``.
 
-    Classes change; parameters, buffers, hooks, names in ``state_dict`` and the modules themselves stay.
-    Synapses within a step (:class:`hibana.Recurrent`), which are compiled with it, stay as they are.
-    Subclasses of torch's layers and unknown layers are left and named. Outputs and gradients equal those of
-    the plain network up to rounding.
+    Classes change; parameters, buffers, hooks, names in ``state_dict`` and the module objects stay. Synapses
+    within a step (:class:`hibana.Recurrent`) do not change, because they are compiled with the step.
+    Subclasses of torch's layers and unknown layers do not change either, and the table lists them. Outputs
+    and gradients equal those of the plain network up to rounding.
 
     Args:
         net: any module; changed in place.
         example: an input ``[T, batch, ...]``; the network is called with it a few times, in evaluation,
-            before and after, and if the results differ, all changes are undone.
-        undo: gives every layer its previous class back, and changes nothing else.
-        verbose: prints a table of the layers that were changed, and of those that were left and why;
-            :func:`hibana.explain` has the changed classes too.
+            before and after. If the results differ, all changes are undone.
+        undo: restores the previous class of every layer, and changes nothing else.
+        verbose: prints a table of the changed layers, and of unchanged layers with the reason;
+            :func:`hibana.explain` lists the changed classes too.
 
     Returns:
         `net` itself.
 
     Raises:
-        RuntimeError: if the network gives something else for `example` than before (means differ by more than
-            a twentieth: rounding may flip single spikes); nothing is changed then. What the changed network
-            itself raises for the example is raised too.
+        RuntimeError: if the output for `example` differs from that before (means by more than 5%, because
+            rounding may flip single spikes); nothing is changed then. An exception that the changed network
+            raises for the example is raised too.
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.BatchNorm2d(4), hb.IF())
@@ -106,37 +106,38 @@ def optimize(
 
 
 def table(net: nn.Module) -> str:
-    """A row for each layer of `net` that :func:`optimize` changed, or left for a reason."""
-    pass_of = set[nn.Module]()
+    """A table of the layers of `net` that :func:`optimize` changed, or did not change for a reason."""
+    in_neuron_pass = set[nn.Module]()
     for module in net.modules():
         if isinstance(module, NormalizingSequential):
             pairs = itertools.pairwise(module)
-            pass_of |= {part for pair in pairs if is_normalized(*pair) for part in pair[0].modules()}
+            in_neuron_pass |= {part for pair in pairs if is_normalized(*pair) for part in pair[0].modules()}
     rows = [("layer", "was", "is")]
     for name, module in net.named_modules():
-        if row := _row(module, module in pass_of):
+        if row := _row(module, module in in_neuron_pass):
             rows.append((name or "-", *row))
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows)
 
 
 def _change_layers(net: nn.Module) -> None:
+    """Changes the classes of all layers of `net`, except those within the step of another layer."""
     each_step = [module for module in net.modules() if isinstance(module, EachStep)]
-    within = {id(inner) for each in each_step for inner in each.module.modules()}
+    in_each_step = {id(inner) for each in each_step for inner in each.module.modules()}
     steps = [module for module in net.modules() if isinstance(module, Stateful) and module.holds_step]
-    kept = {id(inner) for step in steps for inner in step.modules()}
+    in_step = {id(inner) for step in steps for inner in step.modules()}
     for module in net.modules():
         kind = type(module)
-        if id(module) in kept:
+        if id(module) in in_step:
             continue
-        if kind is nn.Sequential and id(module) not in within:
+        if kind is nn.Sequential and id(module) not in in_each_step:
             _change(module, NormalizingSequential)
         elif kind in _LAYERS:
-            _change(module, (EVENT_CLASSES if id(module) in within else _LAYERS).get(kind, kind))
+            _change(module, (EVENT_CLASSES if id(module) in in_each_step else _LAYERS).get(kind, kind))
 
 
 def _change_for(net: nn.Module, example: Tensor) -> None:
-    """Changes the layers of `net`, whose input `example` is, and checks that its result stays the same."""
+    """Changes the layers of `net`, and checks that its outputs for the input `example` stay the same."""
     expected = _result(net, example)
     if not isinstance(expected, Exception):
         _change_layers(net)
@@ -149,12 +150,12 @@ def _change_for(net: nn.Module, example: Tensor) -> None:
         _undo(net)
     _change_layers(net)
     if isinstance(expected, Exception):
-        _called(net, example)  # raises what the changed network raises
+        _outputs(net, example)  # raises the exception of the changed network
         return
     over_time = _result(net, example)
     if isinstance(over_time, Exception) or any(t.shape[:2] != example.shape[:2] for t in over_time):
         _join(net, example)
-    elif not _alike(over_time, expected):
+    elif not _is_close(over_time, expected):
         raise RuntimeError(
             "net gives one result for images over time and another for the joined images of all steps, and "
             "hibana can't tell which is meant; it was changed back. Put the layers of images in "
@@ -164,15 +165,16 @@ def _change_for(net: nn.Module, example: Tensor) -> None:
 
 
 def _check_same(net: nn.Module, example: Tensor, expected: list[Tensor]) -> None:
-    if not _alike(_called(net, example), expected):
+    """Raises RuntimeError unless the outputs of `net` for `example` are close to `expected`."""
+    if not _is_close(_outputs(net, example), expected):
         raise RuntimeError(
             "net gives something else for the example after optimize; it was changed back. Try without an "
             "example, or report it"
         )
 
 
-def _alike(outputs: list[Tensor], expected: list[Tensor]) -> bool:
-    """Whether both are the same but for rounding, which flips few spikes."""
+def _is_close(outputs: list[Tensor], expected: list[Tensor]) -> bool:
+    """Whether both differ by rounding at most, which may flip a few spikes."""
     if [tensor.shape for tensor in outputs] != [tensor.shape for tensor in expected]:
         return False
     pairs = [(a.double(), b.double()) for a, b in zip(outputs, expected, strict=True)]
@@ -182,7 +184,7 @@ def _alike(outputs: list[Tensor], expected: list[Tensor]) -> bool:
 
 
 def _join(net: nn.Module, example: Tensor) -> None:
-    """Makes `net` be called with steps and batch joined, and its neurons with both."""
+    """Changes `net` to run with steps and batch joined, and its neurons with ``[T, batch, ...]``."""
     for module in net.modules():
         if isinstance(module, Stateful):
             _change(module, joined_kind(JoinedNeurons, type(module)))
@@ -191,17 +193,21 @@ def _join(net: nn.Module, example: Tensor) -> None:
 
 
 _DIMENSIONS = "joined_dimensions"
-"""Key, in the ``__dict__`` of a network whose steps are joined, of the dimensions of its input."""
+"""Key in the ``__dict__`` of a network with joined steps: the number of dimensions of its input."""
 
 
 def _change(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Sets the class of `module`, and remembers its first class."""
     if type(module) is not kind:
         module.__dict__.setdefault(ORIGINAL_CLASS, type(module))
         module.__class__ = kind
 
 
 def _row(module: nn.Module, in_pass: bool) -> tuple[str, str] | None:
-    """The class before and the change of a layer; None if there is nothing to report."""
+    """The first class of a layer and its change, for the table; None for a layer without a row.
+
+    `in_pass` says whether the layer runs in the pass of the neurons after it.
+    """
     kind, was = type(module), module.__dict__.get(ORIGINAL_CLASS)
     if isinstance(module, JoinedNetwork):
         return _name(was), "called with time and batch joined"
@@ -215,8 +221,8 @@ def _row(module: nn.Module, in_pass: bool) -> tuple[str, str] | None:
         over_time = isinstance(module, OverSteps | FlattenOverSteps | JoinedNeurons)
         changes += (["over time"] if over_time else []) + normalizes
         return _name(was), ", ".join(changes or ["passes spikes on as bits"])
-    if kind.__name__ in _LEFT and kind.__module__.startswith("torch.nn.") and not normalizes:
-        return kind.__name__, f"left: {_LEFT[kind.__name__]}"
+    if kind.__name__ in _UNCHANGED and kind.__module__.startswith("torch.nn.") and not normalizes:
+        return kind.__name__, f"left: {_UNCHANGED[kind.__name__]}"
     bases = [base.__name__ for base in kind.__mro__[1:] if base in _LAYERS]
     if bases and kind.__module__.partition(".")[0] != "hibana":
         return kind.__name__, f"left: a subclass of {bases[0]}"
@@ -224,34 +230,32 @@ def _row(module: nn.Module, in_pass: bool) -> tuple[str, str] | None:
 
 
 def _name(kind: type | None) -> str:
+    """The name of a class, or an empty string for None."""
     return "" if kind is None else kind.__name__
 
 
 def _undo(net: nn.Module) -> None:
+    """Restores the first class of all modules of `net`."""
     for module in net.modules():
         was = module.__dict__.pop(ORIGINAL_CLASS, None)
         module.__dict__.pop(_DIMENSIONS, None)
         if was is not None:
-            for noted in (
-                "_reason",
-                "_small_call",
-                "_refused",
-            ):  # by layers per spike, about their last calls
-                module.__dict__.pop(noted, None)
+            for key in ("_reason", "_small_call", "_refused"):  # reports of event layers on their last calls
+                module.__dict__.pop(key, None)
             module.__class__ = was
 
 
-def _called(net: nn.Module, example: Tensor) -> list[Tensor]:
-    """The tensors that `net` returns in evaluation."""
+def _outputs(net: nn.Module, example: Tensor) -> list[Tensor]:
+    """The tensors that `net` returns for `example` in evaluation."""
     cuda = [example.get_device()] if example.is_cuda else []
     with evaluating(net), torch.no_grad(), torch.random.fork_rng(cuda):
-        torch.manual_seed(0)  # a step may draw: the same at each call
+        torch.manual_seed(0)  # random steps draw the same numbers in each call
         return [leaf for leaf in tree_leaves(net(example)) if isinstance(leaf, Tensor)]
 
 
 def _result(net: nn.Module, example: Tensor) -> list[Tensor] | Exception:
-    """The tensors that `net` returns in evaluation, or the exception that it raises."""
+    """The tensors that `net` returns for `example` in evaluation, or the exception that it raises."""
     try:
-        return _called(net, example)
+        return _outputs(net, example)
     except Exception as error:
         return error

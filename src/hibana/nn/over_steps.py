@@ -1,13 +1,12 @@
-"""Networks of images as :func:`hibana.optimize` has them: layers take time, or it is joined with the batch.
+"""Classes that :func:`hibana.optimize` gives to layers and networks of images, so that they accept time.
 
-Each layer has the parameters, buffers, hooks and names of the layer of ``torch.nn`` whose class it takes. An
-input ``[T, batch, channels, ...]`` is joined to ``[T * batch, channels, ...]`` for the call; an input without
-time goes through as before.
+A layer has the parameters, buffers, hooks and names of the layer of ``torch.nn`` that it replaces. It joins
+an input ``[T, batch, channels, ...]`` to ``[T * batch, channels, ...]``; inputs without time are unchanged.
 
-``torch.flatten(x, 1)``, ``torch.cat(..., 1)`` or ``x.mean((2, 3))`` in a ``forward`` mean axes of images.
-Such a network is called with ``[T * batch, channels, ...]``, and each of its layers over time with
-``[T, batch, channels, ...]``. A class is made here for each class of a network or layer; pickles name the
-latter.
+In a network whose ``forward`` uses axes of images (``torch.flatten(x, 1)``, ``torch.cat(..., 1)``,
+``x.mean((2, 3))``), the entire network gets ``[T * batch, channels, ...]``, and each of its layers over time
+gets ``[T, batch, channels, ...]``. Such classes are derived at run time from the class of the network or
+layer; pickles contain the name of the original class.
 """
 
 from collections.abc import Iterator
@@ -46,15 +45,15 @@ __all__ = [
 
 
 class OverSteps(nn.Module):
-    """What they share."""
+    """The base class of layers of images that accept time: joins time and batch for the call."""
 
     dimensions: ClassVar[int] = 2
-    """Of an image."""
+    """Number of spatial dimensions of an image."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
         if is_fx_proxy(input):
             return cast(Tensor, fx_leaf_call(self, input))
-        call: Any = super().forward  # of the layer of torch.nn
+        call: Any = super().forward  # the method of torch.nn's layer
         if input.ndim != self.dimensions + 3:
             return cast(Tensor, call(input))
         if self.runs_once(input) and is_constant_over_time(input):
@@ -63,7 +62,7 @@ class OverSteps(nn.Module):
         return register_view(outputs, outputs.reshape(*input.shape[:2], *outputs.shape[1:]))
 
     def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
-        """Whether one call serves all steps of an `input` that is the same at each step."""
+        """Whether one call computes all steps of an `input` that is constant over time."""
         return True
 
 
@@ -72,7 +71,7 @@ class Conv2dOverSteps(OverSteps, spikes.Conv2d):
 
 
 class BatchNorm2dOverSteps(OverSteps, nn.BatchNorm2d):
-    """``nn.BatchNorm2d``: mean and variance are over time and batch."""
+    """``nn.BatchNorm2d``, with mean and variance over time and batch."""
 
     def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
         return not self.training or input.shape[1] > 1  # torch refuses a single sample of one pixel
@@ -99,14 +98,14 @@ class UpsampleOverSteps(OverSteps, spikes.Upsample):
 
 
 class Dropout2dOverSteps(OverSteps, nn.Dropout2d):
-    """``nn.Dropout2d``: a mask for each step."""
+    """``nn.Dropout2d``, with a mask for each step."""
 
     def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
         return not self.training
 
 
 class FlattenOverSteps(spikes.Flatten):
-    """``nn.Flatten()``, which of images over time joins channels, height and width, not the batch."""
+    """``nn.Flatten()``, which joins channels, height and width of images over time, and keeps the batch."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
         if is_fx_proxy(input) or input.ndim != 5 or (self.start_dim, self.end_dim) != (1, -1):
@@ -123,15 +122,15 @@ OVER_STEPS: dict[type[nn.Module], Any] = {
         FlattenOverSteps,
     )
 }
-"""Which class a layer of ``torch.nn`` takes."""
+"""The replacement of each class of ``torch.nn``."""
 
 _STEPS: ContextVar[int | None] = ContextVar("hibana.joined", default=None)
-"""T, within the call of a network whose steps are joined; else None."""
+"""T within the call of a network with joined steps; else None."""
 
 
 @contextmanager
 def joining(steps: int | None) -> Iterator[None]:
-    """Within it, modules get `steps` steps joined with the batch; with None, steps are apart again."""
+    """A context that gives modules `steps` steps joined with the batch, or separate steps for None."""
     token = _STEPS.set(steps)
     try:
         yield
@@ -140,9 +139,9 @@ def joining(steps: int | None) -> Iterator[None]:
 
 
 def call_eagerly(forward: Any, inputs: Tensor) -> Any:
-    """``forward(inputs)``, which ``torch.compile`` does not look into on the CPU.
+    """``forward(inputs)``, outside of graphs of ``torch.compile`` on the CPU.
 
-    A graph would have dense products, and no bits of spikes: three times the time of the layers per spike.
+    A graph would compute dense products instead of events, in three times the time.
     """
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and inputs.is_cpu:
         return _uncompiled(forward, inputs)
@@ -153,48 +152,50 @@ _uncompiled = torch_internals.disable_dynamo(lambda forward, inputs: forward(inp
 
 
 def may_be_joined(net: nn.Module, example: Tensor) -> bool:
-    """Whether `net` may be a network of images: it has neurons, and otherwise no layer that takes time."""
+    """Whether `net` may be a network of images: it has neurons, and no other layer whose input has time."""
     if isinstance(net, Stateful) or example.ndim < 4:
         return False
     over_time = [module for module in net.modules() if isinstance(module, Stateful)]
-    within = {inner for module in over_time for inner in module.modules()}
-    others = [module for module in net.modules() if module not in within]
-    takes_time = any(
+    in_neurons = {inner for module in over_time for inner in module.modules()}
+    other_modules = [module for module in net.modules() if module not in in_neurons]
+    others_take_time = any(
         role_of(module) == "recurrent"
         or (type(module).__module__.startswith("hibana.") and not role_of(module))
-        for module in others
+        for module in other_modules
     )
-    return bool(over_time) and not takes_time
+    return bool(over_time) and not others_take_time
 
 
-class _Made(nn.Module):
-    """Base of classes that are made at run time; a pickle names the mixin and the class they are made of."""
+class _Derived(nn.Module):
+    """The base of classes that are derived at run time; a pickle contains the names of both bases."""
 
-    _of: tuple[type, type]
+    _bases: tuple[type, type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         reduced: Any = super().__reduce_ex__(protocol)
-        return (_new, type(self)._of, *reduced[2:])
+        return (_new, type(self)._bases, *reduced[2:])
 
 
 def _new(mixin: type, kind: type) -> Any:
-    made = joined_kind(mixin, kind)
-    return made.__new__(made)
+    """An empty instance of the class derived from `mixin` and `kind`, for unpickling."""
+    derived = joined_kind(mixin, kind)
+    return derived.__new__(derived)
 
 
 def joined_kind(mixin: Any, kind: Any) -> Any:
-    """The class `kind`, of a network or of a layer over time, called with steps joined."""
-    return _made_of(mixin, kind)
+    """The subclass of `mixin` and of `kind`, the class of a network or of a layer over time."""
+    return _derive(mixin, kind)
 
 
 @cache
-def _made_of(mixin: Any, kind: Any) -> Any:
-    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_of": (mixin, kind)}
+def _derive(mixin: Any, kind: Any) -> Any:
+    """:func:`joined_kind`, which returns the same class for the same arguments."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "_bases": (mixin, kind)}
     return type(kind.__name__, (mixin, kind), {**names, "__doc__": kind.__doc__})
 
 
-class JoinedNetwork(_Made):
-    """A network of images, called with ``[T, batch, channels, ...]``."""
+class JoinedNetwork(_Derived):
+    """A mixin of networks of images, which accepts ``[T, batch, channels, ...]``."""
 
     joined_dimensions: int
     """Number of dimensions of an input, time and batch included."""
@@ -207,23 +208,24 @@ class JoinedNetwork(_Made):
             )
         steps, batch = inputs.shape[:2]
 
-        def split_steps(found: Any) -> Any:
-            if not isinstance(found, Tensor):
-                return found
-            if found.ndim == 0 or found.shape[0] != steps * batch:
+        def split_steps(output: Any) -> Any:
+            """An output ``[T * batch, ...]`` as ``[T, batch, ...]``."""
+            if not isinstance(output, Tensor):
+                return output
+            if output.ndim == 0 or output.shape[0] != steps * batch:
                 raise ValueError(
                     f"net must return [T * batch, ...], {steps * batch} rows, for images of all steps, got "
-                    f"shape {tuple(found.shape)}"
+                    f"shape {tuple(output.shape)}"
                 )
-            return register_view(found, found.reshape(steps, batch, *found.shape[1:]))
+            return register_view(output, output.reshape(steps, batch, *output.shape[1:]))
 
         with joining(steps):
-            found = call_eagerly(super().forward, register_view(inputs, inputs.flatten(0, 1)))
-        return tree_map(split_steps, found)
+            outputs = call_eagerly(super().forward, register_view(inputs, inputs.flatten(0, 1)))
+        return tree_map(split_steps, outputs)
 
 
-class EagerNetwork(_Made):
-    """A network with a ``forward`` of its own, which ``torch.compile`` does not look into on the CPU."""
+class EagerNetwork(_Derived):
+    """A mixin of networks that run outside of graphs of ``torch.compile`` on the CPU."""
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         call: Any = super().forward
@@ -233,8 +235,8 @@ class EagerNetwork(_Made):
         return call_eagerly(lambda _: call(*inputs, **named), first)
 
 
-class JoinedNeurons(_Made):
-    """A layer over time, in a network whose steps are joined."""
+class JoinedNeurons(_Derived):
+    """A mixin of layers over time in a network with joined steps: separates time and batch."""
 
     def __call__(self, inputs: Any, *rest: Any, **named: Any) -> Any:
         steps = _STEPS.get()
@@ -247,5 +249,5 @@ class JoinedNeurons(_Made):
             )
         over_time = register_view(inputs, inputs.reshape(steps, -1, *inputs.shape[1:]))
         with joining(None):
-            emitted = super().__call__(over_time)
-        return register_view(emitted, emitted.flatten(0, 1))
+            outputs = super().__call__(over_time)
+        return register_view(outputs, outputs.flatten(0, 1))

@@ -1,7 +1,7 @@
-"""``hb.run``: a network from a state, and the state that it ends in.
+"""``hb.run``: runs a network from a state, and returns the last state.
 
-The state travels with the call: layers ask which run they are called within, and no module is changed. So a
-network may be run in several threads at once, called plainly beside that, and run within a run.
+The state belongs to the call: layers look up the current run, and no module changes. So
+several threads may run a network at once, others may call it without a state, and runs may be nested.
 """
 
 import sys
@@ -26,7 +26,7 @@ __all__ = ["Stateful", "check_knows_no_time", "evaluating", "run"]
 
 @contextmanager
 def evaluating(net: nn.Module) -> Iterator[None]:
-    """Within it `net` is in evaluation mode; afterwards each module is in the mode that it was in."""
+    """A context that sets `net` to evaluation mode; its end restores the mode of each module."""
     modes = [(module, module.training) for module in net.modules()]
     net.eval()
     try:
@@ -37,25 +37,26 @@ def evaluating(net: nn.Module) -> Iterator[None]:
 
 
 class Stateful(nn.Module):
-    """A layer over time: what a run carries the state of."""
+    """The base class of layers over time, whose state :func:`run` passes on."""
 
     holds_step = False
-    """Whether the modules in it are parts of its step, which is compiled with them."""
+    """Whether the inner modules are parts of the layer's step, and compiled with it."""
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
-        """What it emits over `inputs`, ``[T, ...]``; with `return_state` also its last state."""
+        """The outputs for `inputs`, both ``[T, ...]``; with `return_state` also the last state."""
         if is_fx_proxy(inputs):
             return fx_leaf_call(self, inputs, state, return_state=return_state)
         if call_context.run_active:
             return served(self, inputs, state, return_state)
-        outputs, ended = self.over_time(inputs, state)
-        return (outputs, ended) if return_state else outputs
+        outputs, last_state = self.over_time(inputs, state)
+        return (outputs, last_state) if return_state else outputs
 
     def __getattr__(self, name: str) -> Any:
-        """What a module holds under `name`; of what other libraries reset layers by, what to do here.
+        """The parameter, buffer or module called `name`.
 
         Raises:
-            AttributeError: if there is nothing.
+            AttributeError: if none exists; for methods with which other libraries reset layers, the message
+                tells what to do in hibana.
         """
         if name not in foreign.METHODS:
             return super().__getattr__(name)
@@ -64,81 +65,76 @@ class Stateful(nn.Module):
         except AttributeError as error:
             raise AttributeError(f"{error}; {foreign.METHODS[name]}", name=name, obj=self) from None
 
-    def is_cell_alone(self) -> bool:
-        """Whether a call of this class is one of its cell over time, and no more."""
-        return False
-
     @abstractmethod
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """What it emits over `inputs`, ``[T, ...]``, from `state`, and the state it ends in."""
+        """The outputs for `inputs`, both ``[T, ...]``, from `state` (None: at rest), and the last state."""
         raise NotImplementedError
 
 
 def run(
     net: nn.Module, inputs: Tensor, state: dict[str, State] | None = None
 ) -> tuple[Any, dict[str, State]]:
-    """Runs a network that holds hibana layers, from a state, and returns the state it ended in.
+    """Runs a network with hibana layers from a state, and returns its output and last state.
 
-    The state is that of this call alone: other calls of `net`, in this thread or others, begin at rest. It
-    has its gradient's graph: where each call has a backward of its own, detach it between them (torch says
-    "backward through the graph a second time" otherwise).
-    Parts of `net` can't be checkpointed (``torch.utils.checkpoint``) in a run that is differentiated, since
-    their state would be lost when they are computed again.
+    The state belongs to this call: other calls of `net`, in this thread or others, start at rest. The state
+    is part of the graph of gradients; detach it between calls that each have a backward pass (otherwise torch
+    raises "backward through the graph a second time"). Parts of `net` can't use ``torch.utils.checkpoint`` in
+    a run with gradients, because their state would be lost when they are computed again.
 
     Args:
         net: any module; it is called as ``net(inputs)``.
-        inputs: what `net` takes, time first.
-        state: what an earlier call returned; every layer at rest if ``None``.
+        inputs: the input of `net`, time first.
+        state: the state that an earlier call returned; every layer starts at rest if ``None``.
 
     Returns:
         The network's output, and a dictionary from each hibana layer's name in `net` to its state, a
-        tuple of plain tensors. A layer that is called more than once in a pass has one entry a call:
-        ``name``, ``name#1``, …. What a run within this one carries is its own, and not among these.
+        tuple of plain tensors. A layer that is called more than once in a pass has one entry per call:
+        ``name``, ``name#1``, …. States of a nested run are not included.
 
     Raises:
-        ValueError: if `state` does not have exactly one entry for each layer that was called; or `net` has
-            states that can't be carried so: recurrent layers of torch, layers that are not modules in it,
-            calls of :func:`hibana.unroll`, and of layers with a state of their own.
+        ValueError: if `state` does not have exactly one entry for each layer that was called; or `net`
+            contains states that a run can't pass on: recurrent layers of torch, layers that are not
+            submodules, calls of :func:`hibana.unroll`, and calls of layers with an explicit state.
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 2), hb.IF())
     >>> x = torch.rand(6, 1, 3)
-    >>> whole, _ = hb.run(net, x)
+    >>> expected, _ = hb.run(net, x)
     >>> first, state = hb.run(net, x[:2])
-    >>> rest, state = hb.run(net, x[2:], state)
-    >>> torch.equal(whole, torch.cat([first, rest]))
+    >>> second, state = hb.run(net, x[2:], state)
+    >>> torch.equal(expected, torch.cat([first, second]))
     True
     """
     if "torch._dynamo" in sys.modules:
-        _leave_to_python()
-    going = _Run(_names(net), state, torch.is_grad_enabled())
+        _exclude_from_graphs()
+    run_ = _Run(_layer_names(net), state, torch.is_grad_enabled())
     try:
-        with call_context.RunContext(going):
+        with call_context.RunContext(run_):
             outputs = net(inputs)
     except (RuntimeError, ValueError) as error:
         add_hint(net, error)
         raise
-    if state is not None and (unknown := state.keys() - going.ended.keys()):
+    if state is not None and (unknown := state.keys() - run_.last_states.keys()):
         raise ValueError(f"state has entries for layers that were not called: {', '.join(sorted(unknown))}")
-    return outputs, going.ended
+    return outputs, run_.last_states
 
 
-def _names(net: nn.Module) -> dict[Stateful, str]:
-    """The layers over time in `net`, named as by ``named_modules``, in a fifth of its time.
+def _layer_names(net: nn.Module) -> dict[Stateful, str]:
+    """The name of each layer over time in `net`, as in ``named_modules``, in a fifth of its time.
 
     Raises:
-        ValueError: if there is a recurrent layer of torch among its modules.
+        ValueError: if `net` contains a recurrent layer of torch.
     """
-    found: dict[Stateful, str] = {}
-    seen = set[nn.Module]()
-    left: list[tuple[str, nn.Module]] = [("", net)]
-    while left:
-        name, module = left.pop()
-        if module in seen:
+    names: dict[Stateful, str] = {}
+    visited = set[nn.Module]()
+    stack: list[tuple[str, nn.Module]] = [("", net)]
+    while stack:
+        name, module = stack.pop()
+        if module in visited:
             continue
-        seen.add(module)
+        visited.add(module)
         if isinstance(module, Stateful):
-            found[module] = name
+            names[module] = name
         elif isinstance(module, TORCH_LAYERS["recurrent"]):
             raise ValueError(  # noqa: TRY004 - the net is of the right type, and holds one that is refused
                 f"net must hold no recurrent layer of torch: the state of {name or 'net'!r}, "
@@ -147,28 +143,25 @@ def _names(net: nn.Module) -> dict[Stateful, str]:
             )
         if inner := module._modules:
             prefix = f"{name}." if name else ""
-            left += [(prefix + key, each) for key, each in reversed(inner.items()) if each is not None]
-    return found
+            stack += [(prefix + key, each) for key, each in reversed(inner.items()) if each is not None]
+    return names
 
 
 class _Run:
-    """One run: where its layers begin, how often each was called, and where they ended."""
+    """One call of :func:`run`: the first and the last states of its layers, and how often each was called."""
 
     def __init__(
-        self,
-        names: dict[Stateful, str],
-        state: dict[str, State] | None,
-        differentiable: bool,
+        self, names: dict[Stateful, str], state: dict[str, State] | None, differentiable: bool
     ) -> None:
         self.names = names
         self.state = state
         self.differentiable = differentiable
         self.hooks = saved_tensor_hooks()
         self.calls: dict[str, int] = {}
-        self.ended: dict[str, State] = {}
+        self.last_states: dict[str, State] = {}
 
     def serve(self, layer: Stateful, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """One call of `layer`, from this run's state."""
+        """Calls `layer` from its state in this run; returns the outputs and the last state."""
         name = self.names.get(layer)
         if name is None:
             raise ValueError(
@@ -188,16 +181,18 @@ class _Run:
         call = self.calls[name] = self.calls.get(name, -1) + 1
         key = name if call == 0 else f"{name}#{call}"
         if self.state is not None and key not in self.state:
-            there = ", ".join(self.state) or "none"
-            raise ValueError(f"state has no entry for layer {key!r}; it has {there}")
+            keys = ", ".join(self.state) or "none"
+            raise ValueError(f"state has no entry for layer {key!r}; it has {keys}")
         with call_context.RunContext(None):
-            outputs, ended = layer.over_time(inputs, None if self.state is None else self.state[key])
-        self.ended[key] = ended
-        return outputs, ended
+            outputs, last_state = layer.over_time(inputs, None if self.state is None else self.state[key])
+        self.last_states[key] = last_state
+        return outputs, last_state
 
     def _is_checkpointed(self) -> bool:
         """Whether a layer is called within a checkpoint of torch that was entered during this run."""
-        if (hooks := saved_tensor_hooks()) is not None and hooks != self.hooks:  # of torch.distributed, too
+        if (
+            hooks := saved_tensor_hooks()
+        ) is not None and hooks != self.hooks:  # torch.distributed's checkpoints set them too
             return getattr(hooks[0], "__qualname__", "").startswith("_checkpoint_hook.")
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_code is not run.__code__:
@@ -208,15 +203,15 @@ class _Run:
 
 
 def served(layer: Stateful, inputs: Tensor, state: State | None, return_state: bool) -> Any:
-    """A call of `layer` while some thread is within a run, perhaps not this one."""
-    going: _Run | None = call_context.current_run()
-    serve = layer.over_time if going is None else lambda x, begun: going.serve(layer, x, begun)
-    outputs, ended = serve(inputs, state)
-    return (outputs, ended) if return_state else outputs
+    """A call of `layer` while a run is active in this thread or another one."""
+    run_: _Run | None = call_context.current_run()
+    serve = layer.over_time if run_ is None else lambda x, first_state: run_.serve(layer, x, first_state)
+    outputs, last_state = serve(inputs, state)
+    return (outputs, last_state) if return_state else outputs
 
 
-def _leave_to_python() -> None:
-    """Has graphs compiled by torch call :func:`served` rather than look into it."""
+def _exclude_from_graphs() -> None:
+    """Makes graphs of ``torch.compile`` call :func:`served` instead of tracing it."""
     global served
     if not getattr(served, "_torchdynamo_disable", False):
         reason = "hibana.run carries the states of layers"
@@ -224,7 +219,7 @@ def _leave_to_python() -> None:
 
 
 def check_knows_no_time(argument: str, module: nn.Module) -> None:
-    """Raises a ValueError if `module`, given as `argument`, holds a layer over time."""
+    """Raises ValueError if `module`, the value of `argument`, contains a layer over time."""
     over_time = (named for named in module.named_modules() if isinstance(named[1], Stateful))
     for name, inner in over_time:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""``hb.Window``: a causal convolution over time; and what layers with a reach into the past share."""
+"""``hb.Window``, a causal convolution over time, and base classes of layers that read earlier inputs."""
 
 import math
 from abc import abstractmethod
@@ -19,38 +19,46 @@ __all__ = ["LooksBack", "Weighted", "Window", "check_sizes"]
 
 
 class LooksBack(Stateful):
-    """A layer whose state are the last steps of its input: as many as it :attr:`reach` says."""
+    """A layer whose state is the last :attr:`reach` steps of its input."""
 
     @property
     @abstractmethod
     def reach(self) -> int:
-        """How many steps before the present one it sees."""
+        """The number of steps before the current step that an output depends on."""
 
     @abstractmethod
-    def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
-        """What it makes of `inputs`, ``[T, ...]``, after the steps of `history`, zeros if None.
+    def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+        """The outputs for `inputs`, ``[T, ...]``.
+
+        Args:
+            history: the inputs before them, ``[reach, ...]``; zeros if None.
+            inputs: the input sequence.
 
         Raises:
-            ValueError: if `inputs` have another shape than it takes.
+            ValueError: if the layer does not take inputs of this shape.
         """
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
-        """What it makes of `inputs`, ``[T, batch, ...]``; with `return_state` also the state it ends in."""
+        """The outputs for `inputs`, ``[T, batch, ...]``; with `return_state` also the last state."""
         if state is None and not (return_state or call_context.run_active or is_fx_proxy(inputs)):
-            return self.after(None, inputs)
+            return self.outputs_after(None, inputs)
         return super().forward(inputs, state, return_state=return_state)
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """What it makes of `inputs` after the steps in `state`, and the last steps, ``[reach, ...]``."""
+        """The outputs for `inputs` after the steps in `state`, and the last steps, ``[reach, ...]``."""
         if state is None:
-            outputs, history = self.after(None, inputs), inputs.new_zeros(self.reach, *inputs.shape[1:])
+            outputs, history = (
+                self.outputs_after(None, inputs),
+                inputs.new_zeros(self.reach, *inputs.shape[1:]),
+            )
         else:
             history = self._history(state, inputs)
-            outputs = self.after(history, inputs)
-        seen = inputs if len(inputs) >= self.reach else torch.cat([history, inputs])
-        return outputs, (seen[len(seen) - self.reach :],)
+            outputs = self.outputs_after(history, inputs)
+        steps = inputs if len(inputs) >= self.reach else torch.cat([history, inputs])
+        return outputs, (steps[len(steps) - self.reach :],)
 
     def _history(self, state: State, inputs: Tensor) -> Tensor:
+        """The steps in `state`, in the dtype of `inputs`; raises ValueError if their shape is wrong."""
         shape = (self.reach, *inputs.shape[1:])
         if not isinstance(state, tuple) or len(state) != 1 or state[0].shape != shape:
             got = [tuple(part.shape) for part in state] if isinstance(state, tuple) else type(state).__name__
@@ -59,35 +67,35 @@ class LooksBack(Stateful):
 
 
 class Weighted(nn.Module):
-    """What layers of weights over time share: weight and bias, how they are drawn, what is said of a call."""
+    """The weight and bias of a layer over time, their initialization, and the reason for its last kernel."""
 
     mode: Mode = "auto"
     """As of :class:`hibana.Linear`."""
     weight: Tensor
     bias: Tensor | None
 
-    def _hold(self, shape: tuple[int, ...], bias: bool) -> None:
-        """Makes parameters `weight`, of `shape`, and `bias`, ``[shape[0]]``, if there is one."""
+    def _create_parameters(self, shape: tuple[int, ...], has_bias: bool) -> None:
+        """Creates the parameters `weight`, of `shape`, and `bias`, ``[shape[0]]`` or None."""
         dtype = torch.get_default_dtype()
         self.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=None))
-        held = nn.Parameter(torch.empty(shape[0], dtype=dtype, device=None)) if bias else None
-        self.register_parameter("bias", held)
+        bias = nn.Parameter(torch.empty(shape[0], dtype=dtype, device=None)) if has_bias else None
+        self.register_parameter("bias", bias)
         self._reason = "not called yet"
 
-    def _draw(self) -> None:
-        """Draws weight and bias evenly from ``±1 / sqrt(inputs)``, as torch does."""
+    def _initialize_weights(self) -> None:
+        """Draws weight and bias uniformly from ``±1 / sqrt(inputs)``, as torch does."""
         bound = 1 / math.sqrt(self.weight[0].numel())
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound, bound)
 
     def explain(self) -> str:
-        """How the last call was computed, and why."""
+        """The kernel of the last call, and the reason for it."""
         return self._reason
 
 
 def check_sizes(**sizes: object) -> None:
-    """Raises ValueError for a size that is no whole number of at least 1."""
+    """Raises ValueError, with the name, for a size that is not an integer of at least 1."""
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
@@ -99,33 +107,33 @@ class Window(Weighted, LooksBack):
 
         y_t = bias + sum_(k < K) W[:, :, k] x_(t - (K - 1 - k) dilation),   x_t = 0 for t < 0
 
-    so that step t depends on steps up to t, ``(K - 1) dilation`` of them before it: ``torch.nn.Conv1d`` over
-    time, padded on the left only, with its arguments, parameters and initialisation. For an input of spikes
-    it adds a row of weights per spike and tap, forward and backward, where :class:`hibana.Linear` would; a
-    depthwise one, and any other input, is torch's convolution. Its state in :func:`hibana.run` are the last
-    ``(K - 1) dilation`` steps of its input.
+    The output of step t depends on step t and the ``(K - 1) dilation`` steps before it. The layer equals
+    ``torch.nn.Conv1d`` over time, padded on the left only, with the same arguments, parameters and
+    initialization. Each spike adds a row of weights per tap, forward and backward, under the conditions of
+    :class:`hibana.Linear`; depthwise convolutions and other inputs use torch's convolution. The state in
+    :func:`hibana.run` is the last ``(K - 1) dilation`` steps of the input.
 
     Args:
-        in_channels: features, or channels of ``[T, batch, channels, height, width]``, at each of whose pixels
-            the same convolution stands.
-        out_channels: of what comes out.
-        kernel_size: K, how many steps it meets, at least 1.
-        dilation: steps from one of them to the next, at least 1.
+        in_channels: features, or channels of ``[T, batch, channels, height, width]``; all pixels have the
+            same weights.
+        out_channels: features or channels of the output.
+        kernel_size: K, the number of steps with a weight, at least 1.
+        dilation: the distance between these steps, at least 1.
         groups: 1 for a full convolution, `in_channels` for a depthwise one, as of ``torch.nn.Conv1d``.
-        bias: whether there is one.
+        bias: whether the layer adds a learned bias.
 
     Raises:
-        ValueError: if the input is not ``[T, batch, in_channels, ...]``, or a size makes no sense.
+        ValueError: if the input is not ``[T, batch, in_channels, ...]``, or a size is not valid.
 
     Source: van den Oord et al. (2016), *WaveNet: a generative model for raw audio* (causal, dilated).
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(hb.Window(3, 8, kernel_size=5), hb.LIF(), hb.Window(8, 8, 3, dilation=2))
     >>> x = torch.rand(20, 2, 3)
-    >>> whole = net(x)
+    >>> expected = net(x)
     >>> first, state = hb.run(net, x[:7])
     >>> second, state = hb.run(net, x[7:], state)
-    >>> torch.allclose(whole, torch.cat([first, second]), atol=1e-5)
+    >>> torch.allclose(expected, torch.cat([first, second]), atol=1e-5)
     True
     """
 
@@ -145,7 +153,7 @@ class Window(Weighted, LooksBack):
             raise ValueError(f"groups must divide in_channels and out_channels, got {groups}")
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.dilation, self.groups = kernel_size, dilation, groups
-        self._hold((out_channels, in_channels // groups, kernel_size), bias)
+        self._create_parameters((out_channels, in_channels // groups, kernel_size), bias)
         self.reset_parameters()
 
     @property
@@ -154,8 +162,8 @@ class Window(Weighted, LooksBack):
         return (self.kernel_size - 1) * self.dilation
 
     def reset_parameters(self) -> None:
-        """Draws weight and bias evenly from ``±1 / sqrt(in_channels / groups * K)``, as torch does."""
-        self._draw()
+        """Draws weight and bias uniformly from ``±1 / sqrt(in_channels / groups * K)``, as torch does."""
+        self._initialize_weights()
 
     def extra_repr(self) -> str:
         return (
@@ -164,15 +172,15 @@ class Window(Weighted, LooksBack):
             f"{f', groups={self.groups}' if self.groups > 1 else ''}{', bias=False' * (self.bias is None)}"
         )
 
-    def after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+    def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
         if inputs.ndim < 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.in_channels:
             raise ValueError(
                 f"inputs must be [T, batch, {self.in_channels}, ...] with T at least 1, "
                 f"got shape {tuple(inputs.shape)}"
             )
-        seen = inputs.requires_grad and not torch.compiler.is_compiling()
-        in_order = seen and inputs.movedim(2, -1).is_contiguous()  # as the bits of the layer below lie
-        under = lookup(inputs) if in_order and kernels_accept(inputs) else None
+        has_source = inputs.requires_grad and not torch.compiler.is_compiling()
+        in_order = has_source and inputs.movedim(2, -1).is_contiguous()  # the order of the source's bits
+        source = lookup(inputs) if in_order and kernels_accept(inputs) else None
         weight = self.weight
         if history is not None and len(history) != (weight.shape[2] - 1) * self.dilation:
             raise ValueError(
@@ -180,9 +188,9 @@ class Window(Weighted, LooksBack):
                 f"got shape {tuple(weight.shape)}"
             )
         rows = _as_rows(inputs)
-        before = None if history is None else _as_rows(history)
+        earlier = None if history is None else _as_rows(history)
         outputs, self._reason = causal_convolution(
-            rows, weight, self.bias, self.dilation, before, under, self.mode
+            rows, weight, self.bias, self.dilation, earlier, source, self.mode
         )
         return outputs.view(*inputs.shape[:2], *inputs.shape[3:], outputs.shape[2]).movedim(-1, 2)
 

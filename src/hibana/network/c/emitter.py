@@ -15,19 +15,7 @@ from hibana.network.c.neurons import NeuronWriter
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Activations, Lowering, StateArray, in_order, times
 from hibana.network.neurons import trace_layer
-from hibana.runtime.kernels import (
-    INT,
-    LONG,
-    SHORT,
-    Code,
-    Doubles,
-    Floats,
-    Ints,
-    Longs,
-    Pointer,
-    Type,
-    Value,
-)
+from hibana.runtime.kernels import INT, LONG, SHORT, Code, Doubles, Floats, Ints, Longs, Pointer, Type, Value
 
 __all__ = ["Emitter", "Spiking"]
 

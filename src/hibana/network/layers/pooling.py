@@ -73,10 +73,7 @@ class Maximum(Pooling):
             return _pooled(to, node, inputs, last, _Fold(to.lowest(), _maximum))
         out = to.temporary(node.size, binary=True)
         out.clear(node.size)
-        with (
-            to.each_nonzero(inputs) as (i, _),
-            each_output_of(to, node, i, last) as (c, _ky, _kx, oy, ox),
-        ):
+        with to.each_nonzero(inputs) as (i, _), each_output_of(to, node, i, last) as (c, _ky, _kx, oy, ox):
             pixels = node.size // channels
             out[(oy * width + ox) * channels + c if last else c * pixels + oy * width + ox] = 1
         order = channels_last(node.shape) if last else in_order(node.size)
