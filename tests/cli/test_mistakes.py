@@ -154,7 +154,7 @@ MISTAKES = [
     ("train --data good.csv --columns a,c", "columns must name columns of good.csv: a, b; got 'c'"),
     ("train --data good.csv --task regression", "label 'label' must be finite numbers, got 'x' in row 1"),
     ("train --data good.csv --task learning", "task must be one of classification, regression"),
-    ("train --data good.csv --kind video", "kind must be one of arrays, events"),
+    ("train --data good.csv --kind video", "kind must be one of arrays, images"),
     ("train --data good.csv --group c", "group must be a column of good.csv: a, b, label; got 'c'"),
     ("train --data good.csv --layers 8c3", "needs images"),
     ("train --data good.csv --coding delta", "must be one of constant, poisson"),
