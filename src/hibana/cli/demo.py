@@ -35,7 +35,8 @@ class OverTime(NamedTuple):
 def one_step(show: Callable[[str], None] = print) -> OneStep:
     """Demo 1: forty neurons with potentials ``arange(0, 2, 0.05)``, at one moment, without input.
 
-    Shows the potentials, the spikes, and the gradient before and after the backward, like the article.
+    Calls `show` with the potentials, the spikes, and the gradient before and after the backward pass, as the
+    article prints them.
     """
     vt = torch.arange(0, 2, 0.05, dtype=torch.float32, device="cpu", requires_grad=True)
     input_, s_previous = torch.zeros_like(vt), torch.zeros_like(vt)
@@ -53,7 +54,7 @@ def one_step(show: Callable[[str], None] = print) -> OneStep:
 def over_time(timesteps: int = 100) -> OverTime:
     """Demo 2: one neuron from potential 0, threshold 1, with random inputs uniform in [0, 1/15).
 
-    The first of the `timesteps` is the start itself, so the last input is not used, like in the article.
+    The first of the `timesteps` is the initial state, so the last input is not used, as in the article.
     """
     x_input = torch.rand(timesteps, dtype=torch.float32, device="cpu") / 15
     states = record(IFCell(threshold=1.0), x_input[:-1])

@@ -44,9 +44,10 @@ def step_reader(model: "Network", window: float | None, rate: int | None) -> "St
     """
     inputs = None if model.description is None else model.description.inputs
     shape, settings = tuple(model.hyper["shape"]), model.settings
+    is_sensor = inputs is None and settings.is_sequential and len(shape) == 3 and shape[0] <= 2
+    if window is not None and not (is_sensor or isinstance(inputs, EventInputs)):
+        raise Refusal(f"--window applies to events of a camera; {settings.title} has none")
     if isinstance(inputs, SoundInputs):
-        if window is not None:
-            raise Refusal(f"--window applies to events of a camera; {settings.title} has none")
         return _SoundReader(model, inputs, SAMPLE_RATE if rate is None else rate)
     if rate is not None:
         raise Refusal(f"--rate applies to sound; {settings.title} is {settings.data_kind}")
@@ -58,8 +59,6 @@ def step_reader(model: "Network", window: float | None, rate: int | None) -> "St
         width = inputs.duration / inputs.steps if window is None else window * 1000
         return _EventReader(model, shape, width, counts=inputs.bins == "counts")
     if window is not None:
-        if inputs is not None or len(shape) != 3 or shape[0] > 2 or not settings.is_sequential:
-            raise Refusal(f"--window applies to events of a camera; {settings.title} has none")
         return _EventReader(model, shape, window * 1000)
     if inputs is not None and not isinstance(inputs, ArrayInputs | SequenceInputs):
         raise Refusal(f"--stream reads numbers or events; {settings.title} is {settings.data_kind}")
@@ -137,7 +136,7 @@ class _LineReader(StepReader):
             text = line.decode().strip().removeprefix("\ufeff")
         except UnicodeDecodeError:
             raise ValueError("must be UTF-8 text") from None
-        separator = next((each for each in ",;\t" if each in text), None)
+        separator = next((char for char in ",;\t" if char in text), None)
         cells = [cell.strip().strip('"') for cell in text.split(separator)]
         is_first_line, self.is_first_line = self.is_first_line, False
         if is_first_line and self.names and not any(map(_is_number, cells)):

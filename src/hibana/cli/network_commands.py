@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hibana.cli.common import Failure, Integer, Refusal, allow_local_imports, progress, refuse_errors
-from hibana.cli.tables import format_answers, print_confusions
+from hibana.cli.tables import format_answers, print_confusions, regression_error
 
 if TYPE_CHECKING:
     from hibana.train import Network
@@ -80,8 +80,6 @@ def _print_test_results(model: "Network") -> None:
     """Prints the results of the network on the test set of its data."""
     import torch
 
-    from hibana.nn import loss
-
     with progress(f"reading {model.settings.data}"), refuse_errors():
         samples = model.settings.samples(model.description)
         samples.setup()
@@ -96,12 +94,7 @@ def _print_test_results(model: "Network") -> None:
         return
     assert model.description is not None
     target = model.description.target
-    error = (scores[:, 0] - labels).square().mean().item() * target.deviation**2
-    explained = loss.r_squared(scores[:, 0], labels)
-    print(
-        f"{target.name}: {len(labels)} samples, mean squared error {error:.4g}, "
-        f"{explained:.1%} of the variance explained"
-    )
+    print(regression_error(target.name, scores[:, 0], labels, target.deviation))
 
 
 def play(

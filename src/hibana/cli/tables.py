@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
     from hibana.train import Answers, Linear, Outcome
 
-__all__ = ["format_answers", "format_step", "print_confusions", "print_result", "step_heading"]
+__all__ = ["format_answers", "format_step", "print_confusions", "print_result", "regression_error"]
+__all__ += ["step_heading"]
 
 MAX_LAYERS = 12
 """Spiking layers up to which each has its own row."""
@@ -122,6 +123,8 @@ def print_confusions(predicted: "Tensor", labels: "Tensor", names: tuple[str, ..
 
 def format_answers(answers: "Answers", output_format: str) -> str:
     """Formats predictions as ``table``, ``csv`` or ``json``."""
+    import torch
+
     rows = _rows(answers)
     if output_format == "json":
         return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
@@ -134,27 +137,28 @@ def format_answers(answers: "Answers", output_format: str) -> str:
     if right:
         lines.append(f"{sum(right)} of {len(right)} right, {sum(right) / len(right):.1%}")
     if answers.labels and not answers.classes:
-        lines += _regression_error(answers)
+        pairs = zip(answers.answers, map(_to_number, answers.labels), strict=True)
+        numbers = [pair for pair in pairs if math.isfinite(pair[1])]
+        if numbers:
+            predicted, labels = torch.tensor(numbers, dtype=torch.float64, device="cpu").T
+            lines.append(regression_error(answers.label, predicted, labels))
     return "\n".join(lines) + "\n"
 
 
-def _regression_error(answers: "Answers") -> list[str]:
-    """Returns a line with the error of predicted quantities; no line if no sample has a numeric label."""
-    import torch
+def regression_error(name: str, predicted: "Tensor", labels: "Tensor", deviation: float = 1.0) -> str:
+    """Returns a line with the error of predicted quantities.
 
+    Args:
+        name: name of the quantity.
+        predicted: predictions, ``[N]``.
+        labels: correct values, ``[N]``.
+        deviation: standard deviation in whose units both are.
+    """
     from hibana.nn.loss import r_squared
 
-    pairs = [
-        (answer, number)
-        for answer, label in zip(answers.answers, answers.labels or (), strict=False)
-        if math.isfinite(number := _to_number(label))
-    ]
-    if not pairs:
-        return []
-    predicted, labels = torch.tensor(pairs, dtype=torch.float64, device="cpu").T
     error, explained = (predicted - labels).square().mean().item(), r_squared(predicted, labels)
     suffix = "" if math.isnan(explained) else f", {explained:.1%} of the variance explained"
-    return [f"{answers.label}: {len(labels)} samples, mean squared error {error:.4g}{suffix}"]
+    return f"{name}: {len(labels)} samples, mean squared error {error * deviation**2:.4g}{suffix}"
 
 
 def _to_number(text: str) -> float:

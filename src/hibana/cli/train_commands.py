@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import cyclopts
+from cyclopts.validators import Number
 from docstring_parser import parse
 
 from hibana import keep_memory
@@ -32,7 +33,6 @@ with progress("loading PyTorch"):
     from hibana.train.architecture import check_trust
     from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim
     from hibana.train.settings import CHOICES, FILE_OPTIONS
-    from hibana.train.threads import check as check_threads
     from hibana.train.threads import choose
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def train(  # noqa: D417 - options are documented in Settings
     out: Path | None = None,
     resume: Path | None = None,
     overwrite: bool = False,
-    threads: Integer | None = None,
+    threads: Annotated[Integer | None, cyclopts.Parameter(validator=Number(gte=1, lte=1024))] = None,
     trust: tuple[str, ...] = (),
     **options: Any,
 ) -> None:
@@ -99,10 +99,14 @@ def train(  # noqa: D417 - options are documented in Settings
     keep_memory()
     torch.set_flush_denormal(True)  # before torch's threads start, which inherit it
     with refuse_errors():
-        if threads is not None:
-            check_threads(threads)
         check_trust(None, trust, "the command")
-        run_settings, checkpoint = _run_settings(settings, resume, trust, options)
+        if resume is None:
+            checkpoint = None
+            run_settings = read(settings, trust=trust, **options) if settings else Settings(**options)
+        elif settings is None:
+            run_settings, checkpoint = resume_settings(resume, trust=trust, **options)
+        else:
+            raise ValueError("--resume takes its settings from the checkpoint; leave out --settings")
         path = out or RUNS / f"{run_settings.title}-{run_settings.seed}"
         if resume is not None and out is None:
             path = resume if resume.is_dir() else resume.parent
@@ -125,17 +129,6 @@ def train(  # noqa: D417 - options are documented in Settings
         _complete(prepared, folder)
 
 
-def _run_settings(
-    file: Path | None, resume: Path | None, trust: tuple[str, ...], options: dict[str, Any]
-) -> tuple[Settings, Path | None]:
-    """Returns the settings of the run, and the checkpoint that it is resumed from."""
-    if resume is None:
-        return read(file, trust=trust, **options) if file else Settings(**options), None
-    if file is not None:
-        raise ValueError("--resume takes its settings from the checkpoint; leave out --settings")
-    return resume_settings(resume, trust=trust, **options)
-
-
 def _check_accelerator(name: str) -> None:
     """Raises a ValueError if Lightning does not know the accelerator, or this machine does not have it."""
     from lightning.pytorch.accelerators import AcceleratorRegistry
@@ -150,17 +143,12 @@ def _check_accelerator(name: str) -> None:
 @contextmanager
 def _without_writer_tracebacks() -> Iterator[None]:
     """Hides tracebacks of TensorBoard's writer thread: the training thread raises the same OSError again."""
-    original_hook = threading.excepthook
-
-    def hook(arguments: threading.ExceptHookArgs) -> None:
-        if not isinstance(arguments.exc_value, OSError):
-            original_hook(arguments)
-
-    threading.excepthook = hook
+    original = threading.excepthook
+    threading.excepthook = lambda error: None if isinstance(error.exc_value, OSError) else original(error)
     try:
         yield
     finally:
-        threading.excepthook = original_hook
+        threading.excepthook = original
 
 
 def _complete(prepared: "Prepared", folder: RunFolder) -> None:
@@ -206,16 +194,14 @@ def _draw(
     import torch
 
     from hibana import plot
+    from hibana.cli.play.network import picture_of
     from hibana.train import activity
 
     inputs, label, *lengths = samples.test[0]
     inputs = inputs[: int(lengths[0])] if lengths else inputs
     with torch.inference_mode():
         outputs, spikes = activity(model.net, model.encode(inputs[None]))
-    if inputs.ndim == 2 and samples.sequential:
-        image = inputs.T
-    else:
-        image = inputs.reshape(1, -1) if inputs.ndim == 1 else inputs.reshape(-1, *inputs.shape[-2:]).mean(0)
+    image, _ = picture_of(inputs, sequential=bool(samples.sequential))
     figure = plot.training(
         outcome.history,
         baseline,

@@ -40,17 +40,12 @@ def augment_batch(images: Tensor, augmentation: str) -> Tensor:
             moves images by up to one pixel and recordings by up to an eighth of the side along each axis, and
             fills with zeros. ``roll`` moves recordings by as much, around the edges. ``none`` does nothing.
 
-    Raises:
-        ValueError: if `images` have no height and width.
-
     Source: Li, Kim, Park, Geller & Panda (2022), *Neuromorphic data augmentation for training spiking neural
     networks*.
     """
     words = {*augmentation.split("-")} - {"none"}
     if not words:
         return images
-    if images.ndim < 3:
-        raise ValueError(f"augment must be none for inputs that are no images, got {augmentation!r}")
     if "flip" in words:
         is_mirrored = torch.rand(len(images), dtype=torch.float32, device=images.device) < 0.5
         images = torch.where(_per_image(is_mirrored, images), images.flip(-1), images)

@@ -74,7 +74,8 @@ class Classifier(Network, lightning.LightningModule):
         super().seed_evaluation(rank)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        inputs, labels, *lengths = self._checked(batch, "training")
+        finite.check_batch(batch, getattr(self.samples, "training", None), "training", self.current_epoch + 1)
+        inputs, labels, *lengths = batch
         settings = self.settings
         inputs = self.encode(augment_batch(inputs, settings.augment or settings.data_set.augmentation))
         outputs, spikes = activity(self.net, inputs, *lengths)
@@ -117,7 +118,8 @@ class Classifier(Network, lightning.LightningModule):
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: tuple[Tensor, ...], part: str) -> None:
-        inputs, labels, *lengths = self._checked(batch, part)
+        finite.check_batch(batch, getattr(self.samples, part, None), part, self.current_epoch + 1)
+        inputs, labels, *lengths = batch
         outputs, spikes = activity(self.net, self.encode(inputs), *lengths)
         scores = self.objective.scores(outputs, *lengths)
         measure: Tensor | RSquared
@@ -142,19 +144,6 @@ class Classifier(Network, lightning.LightningModule):
                 assert isinstance(metric, metrics.FiringRate | metrics.SilentNeurons)
                 metric.update(layer, *lengths)
                 self.log(f"{part}/{quantity}/{name}", metric, batch_size=len(labels))
-
-    def _checked(self, batch: tuple[Tensor, ...], part: str) -> tuple[Tensor, ...]:
-        """Returns `batch`: inputs, labels, and lengths if samples are padded.
-
-        Raises:
-            FloatingPointError: if an input or label is not finite; names its sample and column.
-        """
-        try:
-            finite.check_batch(batch, getattr(self.samples, part, None), part)
-        except ValueError as error:
-            epoch = self.current_epoch + 1
-            raise FloatingPointError(f"training stopped in epoch {epoch}: {error}") from error
-        return batch
 
     def configure_optimizers(self) -> Any:
         rate = self.settings.learning_rate

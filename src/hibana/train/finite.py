@@ -26,19 +26,23 @@ def check(samples: data.DataSet) -> None:
             _check((split.inputs, split.labels), split, part)
 
 
-def check_batch(batch: tuple[Tensor, ...], split: Any, part: str) -> None:
+def check_batch(batch: tuple[Tensor, ...], split: Any, part: str, epoch: int) -> None:
     """Checks a batch of samples that are not held in memory.
 
     Args:
         batch: inputs and labels.
         split: the split that the batch is from; ``None`` if unknown.
         part: name of the split: training, validation or test.
+        epoch: number of the epoch, for the message.
 
     Raises:
-        ValueError: see :func:`check`.
+        FloatingPointError: naming epoch, part, sample and column of the first value that is not finite.
     """
-    if not isinstance(split, data.InMemory):
-        _check(batch, split, part)
+    try:
+        if not isinstance(split, data.InMemory):
+            _check(batch, split, part)
+    except ValueError as error:
+        raise FloatingPointError(f"training stopped in epoch {epoch}: {error}") from error
 
 
 def _check(tensors: tuple[Tensor, ...], split: Any, part: str) -> None:

@@ -300,7 +300,9 @@ def build_classifier(
     model = Classifier(
         settings, samples.shape, samples.classes, description=description, most_weights=max_weights
     )
-    series.check(model, samples)
+    splits = samples.training, samples.validation
+    if isinstance(model.net, Rocket) and not all(isinstance(split, data.InMemory) for split in splits):
+        raise ValueError(f"layers {settings.layers} needs samples in memory, {settings.title} has others")
     if resume is None:
         augment.check(settings.augment, model.shape, sequential=settings.is_sequential)
     return model

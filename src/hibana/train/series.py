@@ -17,7 +17,7 @@ from hibana.train.network import Network
 from hibana.train.recipes import PERIODS, rocket
 from hibana.train.settings import FILE_OPTIONS, Settings
 
-__all__ = ["check", "choose_network", "evaluation_batch", "fit_rocket"]
+__all__ = ["choose_network", "evaluation_batch", "fit_rocket"]
 
 MAX_ROCKET_STEPS = 1_500
 """Longer series are stretched to this number of steps for the Rocket."""
@@ -114,20 +114,6 @@ def fit_rocket(model: Network, samples: data.DataSet) -> float:
 def evaluation_batch(net: Rocket, steps: int) -> int:
     """Returns the number of samples, each of `steps` steps, whose spikes in `net` fit in memory together."""
     return min(512, max(1, MAX_SPIKES // (steps * net.neurons)))
-
-
-def check(model: Network, samples: data.DataSet) -> None:
-    """Checks that a Rocket can be fitted to `samples`; accepts all other networks.
-
-    Raises:
-        ValueError: if the samples are not held in memory.
-    """
-    splits = samples.training, samples.validation
-    if isinstance(model.net, Rocket) and not all(isinstance(split, data.InMemory) for split in splits):
-        raise ValueError(
-            f"layers {model.settings.layers} must be of samples of one length that are held in memory, "
-            f"{model.settings.title} has others"
-        )
 
 
 def _network(settings: Settings, samples: data.UserData) -> Network:

@@ -120,12 +120,11 @@ class Settings:
         smoothing: label smoothing, in [0, 1). Default: 0, for sequences 0.1.
         augment: random changes of training samples. Images: ``flip`` mirrors left and right, ``shift`` moves
             by up to one pixel. Recordings: ``shift`` moves by up to an eighth of each side, ``roll`` moves as
-            far around the edges. ``-`` joins words: ``flip-shift``. Default: that of the data set.
+            far around the edges. Join words by a dash: ``flip-shift``. Default: that of the data set.
         epochs: passes over the training set. Default: 40, for small tables 60, for the Rocket 0, which keeps
             its closed-form solution.
-        patience: number of epochs without a smaller validation loss after which training stops and the epoch
-            with the smallest loss is tested; 0 disables this. Default: 0, for small tables with at least 10
-            validation rows 30.
+        patience: epochs without a smaller validation loss after which training stops; then the epoch with the
+            smallest loss is tested. 0 disables this. Default: 0; 30 for small tables.
         batch_size: samples in a batch, over all processes together. Default: 64, for small tables 16.
         learning_rate: peak of the one-cycle schedule. Default: 0.005, for sequences 0.003.
         weight_decay: weight decay of AdamW; biases and time constants do not decay. Default: 0.01, for small

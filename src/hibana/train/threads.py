@@ -11,21 +11,13 @@ import torch
 
 from hibana.train.network import Network
 
-__all__ = ["check", "choose", "dense_multiplications"]
+__all__ = ["choose"]
 
 MIN_MULTIPLICATIONS = 3e8
-"""Multiplications in a dense forward pass of a batch, from which more than one thread is used."""
+"""Multiplications in a dense forward pass of a batch from which more than one thread is used.
 
-
-def check(threads: int) -> None:
-    """Checks a number of threads.
-
-    Raises:
-        ValueError: if `threads` is below 1, or more than four per processor.
-    """
-    most = 4 * (os.cpu_count() or 1)
-    if not 1 <= threads <= most:
-        raise ValueError(f"threads must be from 1 to {most}, four for each processor here, got {threads}")
+Pooling and strides are ignored.
+"""
 
 
 def choose(model: Network, threads: int | None = None) -> int:
@@ -35,14 +27,11 @@ def choose(model: Network, threads: int | None = None) -> int:
     :func:`hibana.train.fit` does not, because the number of threads belongs to the calling program.
     """
     if threads is None:
-        is_small = dense_multiplications(model) < MIN_MULTIPLICATIONS and "OMP_NUM_THREADS" not in os.environ
+        pixels = math.prod(model.shape[-2:]) if len(model.shape) > 1 else 1
+        weights = (w for w in model.net.parameters() if w.ndim > 1)
+        products = sum(w.numel() * (pixels if w.ndim == 4 else 1) for w in weights)
+        multiplications = products * model.settings.steps * model.settings.batch_size
+        is_small = multiplications < MIN_MULTIPLICATIONS and "OMP_NUM_THREADS" not in os.environ
         threads = 1 if is_small else torch.get_num_threads()
     torch.set_num_threads(threads)
     return threads
-
-
-def dense_multiplications(model: Network) -> float:
-    """Returns the multiplications in a dense forward pass of one batch, ignoring pooling and strides."""
-    pixels = math.prod(model.shape[-2:]) if len(model.shape) > 1 else 1
-    weights = sum(w.numel() * (pixels if w.ndim == 4 else 1) for w in model.net.parameters() if w.ndim > 1)
-    return float(weights * model.settings.steps * model.settings.batch_size)

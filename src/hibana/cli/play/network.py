@@ -4,14 +4,13 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from hibana.cli.play.source import UserError
 from hibana.runtime.extras import missing_module_message
 
-__all__ = ["TrainedNetwork"]
+__all__ = ["TrainedNetwork", "picture_of"]
 
 
 class TrainedNetwork:
@@ -75,9 +74,9 @@ class TrainedNetwork:
             torch.manual_seed(index)  # the same random numbers each time
             potentials, spikes = activity(self._model.net, self._model.encode(inputs[None]))
             answer = int(self._model.objective.scores(potentials).argmax(1))
-        picture, axes = _picture(inputs, self._samples.sequential)
+        picture, axes = picture_of(inputs, sequential=bool(self._samples.sequential))
         return {
-            "picture": picture,
+            "picture": picture.numpy(),
             "axes": axes,
             "layers": [
                 {
@@ -108,13 +107,13 @@ class TrainedNetwork:
         raise UserError("the network classifies all test samples correctly")
 
 
-def _picture(inputs: Tensor, sequential: bool) -> tuple[np.ndarray[Any, Any], tuple[str, str] | None]:
-    """Returns a sample as a picture, and the names of its axes; ``None`` for pixels.
+def picture_of(inputs: Tensor, *, sequential: bool) -> tuple[Tensor, tuple[str, str] | None]:
+    """Returns a sample as a picture ``[height, width]``, and the names of its axes; ``None`` for pixels.
 
     Series become features over time. For images, channels and time are averaged.
     """
     if sequential and inputs.ndim == 2:
-        return inputs.T.numpy(), ("Time step", "Feature")
+        return inputs.T, ("Time step", "Feature")
     if inputs.ndim < 2:
-        return inputs.reshape(1, -1).numpy(), ("Feature", "")
-    return inputs.reshape(-1, *inputs.shape[-2:]).mean(dim=0).numpy(), None
+        return inputs.reshape(1, -1), ("Feature", "")
+    return inputs.reshape(-1, *inputs.shape[-2:]).mean(dim=0), None
