@@ -2,9 +2,9 @@
 
     python examples/series.py DATA/ArrowHead/ArrowHead_TRAIN.ts DATA/GunPoint/GunPoint_TRAIN.ts ...
 
-Beside each ``NAME_TRAIN.ts`` lies its ``NAME_TEST.ts``. Series of unequal length are padded, and each counts
-to its own end. Of neurons that rest after a spike and of those that do not, those are taken whose error on
-left-out training series is less.
+The folder of each ``NAME_TRAIN.ts`` must contain ``NAME_TEST.ts``. Series of unequal length are padded, and
+steps after the end of a series do not count. Networks with and without a refractory period are fitted; the
+one with the smaller error on left-out training series is tested.
 """
 
 import argparse
@@ -21,14 +21,20 @@ from hibana.data.user_data import ts_files
 
 
 def read(path: Path, middle: np.ndarray | None = None, deviation: np.ndarray | None = None):
-    """Series ``[T, channels]`` at mean 0 and deviation 1 of the training part, and their labels."""
+    """Reads a ``.ts`` file; returns scaled series ``[T, channels]``, labels, and mean and deviation.
+
+    Args:
+        path: the file.
+        middle: mean of each channel; ``None``: that of this file.
+        deviation: standard deviation of each channel; ``None``: that of this file.
+    """
     values, labels = ts_files.read_ts(path)
     if labels is None:
         raise SystemExit(f"{path} must have labels")
     if middle is None or deviation is None:
-        every = np.concatenate(values)
-        middle, deviation = np.nanmean(every, 0), np.nanstd(every, 0).clip(1e-8)
-    scaled = [torch.from_numpy((each - middle) / deviation).float().nan_to_num() for each in values]
+        joined = np.concatenate(values)
+        middle, deviation = np.nanmean(joined, 0), np.nanstd(joined, 0).clip(1e-8)
+    scaled = [torch.from_numpy((series - middle) / deviation).float().nan_to_num() for series in values]
     return scaled, labels, middle, deviation
 
 
@@ -36,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("files", nargs="+", type=Path, help="NAME_TRAIN.ts")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--periods", type=int, nargs="+", default=[0, 3], help="steps that neurons rest")
+    parser.add_argument("--periods", type=int, nargs="+", default=[0, 3], help="refractory periods in steps")
     options = parser.parse_args()
     hb.keep_memory()
     print("| data | series | steps | channels | classes | leave-one-out % | test % | spikes per step | s |")
@@ -48,17 +54,17 @@ def main() -> None:
         classes = sorted({*names, *expected})
         labels = torch.tensor([classes.index(name) for name in names])
         answers = torch.tensor([classes.index(name) for name in expected])
-        (inputs, lengths), (shown, ends) = hb.lengths.pad(training), hb.lengths.pad(test)
+        (inputs, lengths), (test_inputs, ends) = hb.lengths.pad(training), hb.lengths.pad(test)
         rows = [
-            trial(seed, options.periods, inputs, labels, lengths, shown, answers, ends, classes)
+            trial(seed, options.periods, inputs, labels, lengths, test_inputs, answers, ends, classes)
             for seed in range(options.seeds)
         ]
-        held_out, accuracy, rate, seconds = (list(each) for each in zip(*rows, strict=True))
+        held_out, accuracy, rate, seconds = (list(column) for column in zip(*rows, strict=True))
         means.append(statistics.mean(accuracy))
         print(
             f"| {path.name.removesuffix('_TRAIN.ts')} | {len(labels)} | {len(inputs)} | {inputs.shape[2]} "
             f"| {len(classes)} | {statistics.mean(held_out):.1f} "
-            f"| {means[-1]:.1f} ({', '.join(f'{each:.1f}' for each in accuracy)}) "
+            f"| {means[-1]:.1f} ({', '.join(f'{value:.1f}' for value in accuracy)}) "
             f"| {statistics.mean(rate):.3f} | {statistics.mean(seconds):.1f} |",
             flush=True,
         )
@@ -71,28 +77,32 @@ def trial(
     inputs: Tensor,
     labels: Tensor,
     lengths: Tensor,
-    shown: Tensor,
+    test_inputs: Tensor,
     answers: Tensor,
     ends: Tensor,
     classes: list[str],
 ) -> tuple[float, float, float, float]:
-    """Leave-one-out and test accuracy in per cent, firing rate in the test, seconds of both."""
-    begun = time.perf_counter()
+    """Fits and tests networks with different refractory periods.
+
+    Returns:
+        Leave-one-out accuracy and test accuracy in percent, firing rate on the test set, and seconds.
+    """
+    start = time.perf_counter()
     size = (inputs.shape[2],), len(classes)
     nets = [hb.models.rocket(*size, steps=len(inputs), period=period, seed=seed) for period in periods]
     held_out, net = min(
-        ((net.fit(inputs, labels, lengths), net) for net in nets), key=lambda each: each[1].error
+        ((net.fit(inputs, labels, lengths), net) for net in nets), key=lambda fitted: fitted[1].error
     )
     with torch.inference_mode():
         scores = torch.cat(
             [
-                hb.loss.MembraneMean().scores(net(part), own)
-                for part, own in zip(shown.split(32, dim=1), ends.split(32), strict=True)
+                hb.loss.MembraneMean().scores(net(part), part_ends)
+                for part, part_ends in zip(test_inputs.split(32, dim=1), ends.split(32), strict=True)
             ]
         )
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     right = float((scores.argmax(1) == answers).float().mean())
-    return 100 * held_out, 100 * right, float(net.rates(shown, ends).mean()), seconds
+    return 100 * held_out, 100 * right, float(net.rates(test_inputs, ends).mean()), seconds
 
 
 if __name__ == "__main__":

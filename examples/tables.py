@@ -1,7 +1,7 @@
-"""Small tables beside a linear model: six of scikit-learn's and two that are made here.
+"""Networks and linear models on small tables: six of scikit-learn's and two generated ones.
 
-``python examples/tables.py --seed 0 1 2`` trains on each what ``hibana train --data TABLE.csv`` does without
-an option, and prints the errors on the test parts, mean over the seeds.
+``python examples/tables.py --seed 0 1 2`` trains on each table like ``hibana train --data TABLE.csv`` with
+its default options, and prints the mean test error over the seeds.
 """
 
 import argparse
@@ -17,10 +17,10 @@ TABLES = ("diabetes", "linnerud", "iris", "wine", "breast_cancer", "digits", "fr
 
 
 def table(name: str) -> pd.DataFrame:
-    """A table whose column ``target`` is to be learned; classes are words."""
+    """Returns the table called `name`, with the labels in column ``target``; class labels are text."""
     if name == "friedman1":
         x, y = datasets.make_friedman1(400, 10, noise=1.0, random_state=0)
-    elif name == "noisy_classes":  # drawn from a softmax: a linear model is the truth
+    elif name == "noisy_classes":  # drawn from a softmax of a linear function: a linear model is optimal
         random = np.random.default_rng(0)
         x, weights = random.normal(size=(400, 10)), random.normal(size=(10, 3)) * 0.6
         y = (x @ weights + random.gumbel(size=(400, 3))).argmax(1)
@@ -33,17 +33,17 @@ def table(name: str) -> pd.DataFrame:
 
 
 def errors(name: str, seed: int) -> tuple[float, float, float]:
-    """Of the network and of the linear model on the test part, and how often a neuron spikes in a step."""
-    quantity = "regression" if name == "linnerud" else None  # whose 20 weights could be classes
-    samples = hb.data.Table(table(name), label="target", task=quantity, seed=seed)
+    """Returns the test errors of network and linear model, and spikes per neuron and step."""
+    task = "regression" if name == "linnerud" else None  # its 20 distinct weights look like classes
+    samples = hb.data.Table(table(name), label="target", task=task, seed=seed)
     with tempfile.TemporaryDirectory() as folder:
         model, outcome = hb.train.fit(hb.train.Settings(seed=seed), folder, samples=samples)
-    beside = hb.train.linear(model, samples)
+    linear = hb.train.linear(model, samples)
     rate = float(np.mean(list(outcome.rates.values())))
-    if outcome.error is None or beside.error is None:
-        return 1 - outcome.accuracy, 1 - beside.accuracy, rate
+    if outcome.error is None or linear.error is None:
+        return 1 - outcome.accuracy, 1 - linear.accuracy, rate
     unit = samples.description.target.deviation**2
-    return outcome.error * unit, beside.error * unit, rate
+    return outcome.error * unit, linear.error * unit, rate
 
 
 if __name__ == "__main__":
@@ -54,8 +54,8 @@ if __name__ == "__main__":
     print("| table | network | seeds | linear model | network / linear | firing rate |")
     print("|---|---|---|---|---|---|")
     for name in options.table:
-        each = [errors(name, seed) for seed in options.seed]
-        network, linear, rate = np.mean(each, axis=0)
-        seeds = ", ".join(f"{error:.4g}" for error, *_ in each)
+        rows = [errors(name, seed) for seed in options.seed]
+        network, linear, rate = np.mean(rows, axis=0)
+        seeds = ", ".join(f"{error:.4g}" for error, *_ in rows)
         ratio = f"{network / linear:.2f} | {rate:.1%}"
         print(f"| {name} | {network:.4g} | {seeds} | {linear:.4g} | {ratio} |", flush=True)

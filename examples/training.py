@@ -1,4 +1,4 @@
-"""The loop that the examples of sequences share: a loss, a penalty above a firing rate, AdamW, one cycle."""
+"""Training loop of the examples: a loss, a penalty on firing rates, AdamW and a one-cycle schedule."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -29,25 +29,25 @@ def train(
     each_step: Callable[[float], None] | None = None,
     each_epoch: Callable[[int], None] | None = None,
 ) -> None:
-    """Trains `net` on `batches` of each epoch.
+    """Trains a spiking or an ordinary network.
 
     Args:
-        net: spiking or not.
-        batches: those of an epoch, by its number.
-        count: how many they are.
-        objective: of what `net` puts out.
-        epochs: passes.
-        learning_rate: the peak of the one cycle.
-        weight_decay: of AdamW, for weights alone.
-        most_rate: spikes per neuron and step, above which a layer pays.
-        delay_rate: the peak learning rate of delays, which are numbers of steps.
-        each_step: called with the part of the training that is over.
-        each_epoch: called after each epoch, with its number.
+        net: the network, from ``[T, batch, features]`` to the objective's outputs.
+        batches: returns the batches of the epoch with a given number.
+        count: number of batches per epoch.
+        objective: loss of the outputs.
+        epochs: passes over the training set.
+        learning_rate: peak of the one-cycle schedule.
+        weight_decay: weight decay of AdamW, for weights only.
+        most_rate: firing rate, in spikes per neuron and step, above which a layer is penalized.
+        delay_rate: peak learning rate of delays, whose unit is a time step.
+        each_step: called before each batch with the completed fraction of the training.
+        each_epoch: called after each epoch with its number.
     """
     delays = [p for name, p in net.named_parameters() if name.endswith("delay")]
-    known = {id(p) for p in delays}
+    delay_ids = {id(p) for p in delays}
     groups = [
-        {**group, "params": [p for p in group["params"] if id(p) not in known], "lr": learning_rate}
+        {**group, "params": [p for p in group["params"] if id(p) not in delay_ids], "lr": learning_rate}
         for group in weight_decay_groups(net, weight_decay)
     ]
     if delays:
@@ -74,18 +74,18 @@ def descend(
     each_epoch: Callable[[int], None] | None = None,
     **cycle: float,
 ) -> None:
-    """One cycle of AdamW down a loss of a batch.
+    """Minimizes a loss with AdamW and a one-cycle schedule.
 
     Args:
-        net: whose loss it is.
-        loss_of: inputs and labels.
-        batches: those of an epoch, by its number.
-        count: how many they are.
-        groups: of parameters, each with the peak of its learning rate.
-        epochs: passes.
-        each_step: called with the part of the training that is over.
-        each_epoch: called after each epoch, with its number.
-        cycle: what ``OneCycleLR`` takes besides.
+        net: the network.
+        loss_of: returns the loss of a batch from its inputs and labels.
+        batches: returns the batches of the epoch with a given number.
+        count: number of batches per epoch.
+        groups: parameter groups, each with its peak learning rate ``lr``.
+        epochs: passes over the training set.
+        each_step: called before each batch with the completed fraction of the training.
+        each_epoch: called after each epoch with its number.
+        cycle: further options of ``OneCycleLR``.
     """
     optimizer = torch.optim.AdamW(groups, fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
@@ -109,20 +109,20 @@ def descend(
 def accuracy(
     net: nn.Module, batches: Iterable[Batch], objective: hb.loss.Objective
 ) -> tuple[float, dict[str, float]]:
-    """The part of `batches` that `net` names, in evaluation, and the firing rate of each spiking layer."""
+    """Returns the accuracy of `net` on `batches`, and the firing rate of each spiking layer."""
     net.eval()
-    spiking, right, seen, rates = bool(spiking_layers(net)), 0.0, 0, {}
+    spiking, right, total, rates = bool(spiking_layers(net)), 0.0, 0, {}
     for inputs, labels in batches:
         outputs, spikes = activity(net, inputs) if spiking else (net(inputs), None)
         right += float(objective.accuracy(outputs, labels)) * len(labels)
-        seen += len(labels)
+        total += len(labels)
         for name, rate in ({} if spikes is None else spikes.rates()).items():
             rates[name] = rates.get(name, 0.0) + rate * len(labels)
-    return right / seen, {name: rate / seen for name, rate in rates.items()}
+    return right / total, {name: rate / total for name, rate in rates.items()}
 
 
 def keep(path: Path | None, row: dict[str, Any]) -> None:
-    """Adds a line to the file of what runs came to, if there is one."""
+    """Appends a result to the JSON-lines file at `path`; does nothing if `path` is ``None``."""
     if path is not None:
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
