@@ -21,7 +21,7 @@ def test_what_moves_on_is_brighter_before_it_and_darker_behind(monkeypatch):
         def uniform(self, low, high, size=None):  # size, direction, place and speed
             return np.full(size, 16.0) if size else {0: 0.0}.get(low, low)
 
-    events = event_camera.filmed("circle", 60, Right(np.random.PCG64(0)), begun=5)
+    events = event_camera.record("circle", 60, Right(np.random.PCG64(0)), start=5)
     assert events["t"].min() >= 5000
     assert events["t"].max() < 65_000
     assert (np.diff(events["t"]) >= 0).all()
@@ -33,7 +33,7 @@ def test_what_moves_on_is_brighter_before_it_and_darker_behind(monkeypatch):
 def test_a_file_played_gives_what_the_network_gives_on_its_recording(tmp_path):
     torch.manual_seed(0)
     drawn = np.random.default_rng(0)
-    event_camera.film(tmp_path, 5, drawn)
+    event_camera.write_recordings(tmp_path, 5, drawn)
     data = hb.data.Events(tmp_path, size=event_camera.SIDE, steps=event_camera.WINDOWS, batch_size=8)
     data.setup()
     assert data.names == tuple(sorted(event_camera.SHAPES))
@@ -59,7 +59,7 @@ def test_a_file_played_gives_what_the_network_gives_on_its_recording(tmp_path):
 
 
 def test_a_file_is_played_at_its_own_pace():
-    events = event_camera.filmed("square", 200, np.random.default_rng(0)).tolist()
+    events = event_camera.record("square", 200, np.random.default_rng(0)).tolist()
     net = event_camera.network()
     stream = hb.compile(net, torch.zeros(1, 1, 2, 32, 32)).stream()
     begun = time.perf_counter()
