@@ -15,18 +15,9 @@ from torch import Tensor, nn
 
 from hibana.compiler import unroll_layer
 from hibana.compiler.graph.ops import Unsupported
-from hibana.learn import parameter_traces
+from hibana.learn import parameter_traces, rule_cells
 from hibana.learn.derivatives import CellDerivatives, Jacobian, Recursion
 from hibana.learn.network import NeuronLayer
-from hibana.learn.rule_cells import (
-    CellRun,
-    EffectCell,
-    InputTraceCell,
-    NeuronTraceCell,
-    SilentCell,
-    filter_backwards,
-    run_cell,
-)
 from hibana.learn.rules import PPProp, Rule
 from hibana.learn.synapses import Synapses
 from hibana.learn.traces import End, InputTraces, SynapseTraces
@@ -65,9 +56,9 @@ class Chunk:
     outputs: Tensor
     state: tuple[Tensor, ...]
     """The neurons' states after the last step."""
-    weight_run: CellRun | None
+    weight_run: rule_cells.CellRun | None
     """The run for the gradients of weights; None for a trace of rank one."""
-    parameter_run: CellRun | None
+    parameter_run: rule_cells.CellRun | None
     """The run for the gradients of the cell's parameters."""
     effect: Tensor | None
     """The neuron's factor of a trace of rank one, ``[T, batch, ...]``."""
@@ -87,13 +78,13 @@ class OnlineLayer:
         self.layer, self.rule = layer, rule
         self.derivatives = CellDerivatives(layer.cell)
         is_silent = layer.spikes and not rule.through_spikes
-        self.silent = CellDerivatives(SilentCell(layer), layer.cell) if is_silent else None
+        self.silent = CellDerivatives(rule_cells.SilentCell(layer), layer.cell) if is_silent else None
         """Derivatives without the effects of a spike, for rules that leave them out."""
         self.expanded: parameter_traces.ExpandedCell | None = None
-        self.step_cell: NeuronTraceCell | None = None
-        self.neuron_cell: NeuronTraceCell | None = None
-        self.input_cell: InputTraceCell | None = None
-        self.effect_cell: EffectCell | None = None
+        self.step_cell = rule_cells.NeuronTraceCell(layer, layer.cell, None)
+        self.neuron_cell: rule_cells.NeuronTraceCell | None = None
+        self.input_cell: rule_cells.InputTraceCell | None = None
+        self.effect_cell: rule_cells.EffectCell | None = None
         self._cells_key: Any = None
         self.reset()
 
@@ -177,12 +168,13 @@ class OnlineLayer:
         learns = bool(layer.cell_parameters)
         self.expanded = parameter_traces.ExpandedCell(layer.cell, step) if learns else None
         cell = layer.cell if self.expanded is None else self.expanded.cell
-        self.step_cell = NeuronTraceCell(layer, layer.cell, None)
-        self.neuron_cell = NeuronTraceCell(layer, cell, jacobian, self_synapse=rule.keeps_self_synapse)
+        self.neuron_cell = rule_cells.NeuronTraceCell(
+            layer, cell, jacobian, self_synapse=rule.keeps_self_synapse
+        )
         if self.silent is not None:
-            self.input_cell = InputTraceCell(layer, jacobian, components, step)
+            self.input_cell = rule_cells.InputTraceCell(layer, jacobian, components, step)
         if isinstance(rule, PPProp):
-            self.effect_cell = EffectCell(layer, jacobian, rule.decay, step)
+            self.effect_cell = rule_cells.EffectCell(layer, jacobian, rule.decay, step)
 
     def run(self, inputs: Tensor) -> Tensor:
         """The layer's outputs over a chunk, with a gradient for its parameters and for `inputs`."""
@@ -218,7 +210,7 @@ class OnlineLayer:
         effects: tuple[Tensor, ...] = ()
         if layer.cell_parameters or not (plan.is_rank_one or self.input_cell is not None):
             parameters = [] if self.expanded is None else self.expanded.expand(step)
-            parameter_run = run_cell(self.neuron_cell, drive, self.state, parameters)
+            parameter_run = rule_cells.run_cell(self.neuron_cell, drive, self.state, parameters)
         if plan.is_rank_one:
             effect, effects = self._run_effects(drive, leak)
             outputs, state = unroll_layer(layer.step, drive, self.state)
@@ -226,7 +218,7 @@ class OnlineLayer:
             weight_run = parameter_run
             if self.input_cell is not None and plan.recursion is not None:
                 self.input_cell.set_recursion(plan.recursion)
-                weight_run = run_cell(self.input_cell, drive, self.state, [])
+                weight_run = rule_cells.run_cell(self.input_cell, drive, self.state, [])
             assert weight_run is not None
             outputs = weight_run.outputs.detach()
             state = tuple([value.detach() for value in weight_run.last])
@@ -328,7 +320,7 @@ class OnlineLayer:
                 earlier = self.traces[name].gradient(factors)
                 _add(totals, synapses.parameters, synapses.split_gradient(earlier))
         if chunk.parameter_run is not None and self.expanded is not None:
-            filtered = filter_backwards(signal, chunk.leak)
+            filtered = rule_cells.filter_backwards(signal, chunk.leak)
             readout_grad = None if chunk.leak is None else chunk.leak * filtered[0]
             within = chunk.parameter_run.gradients(chunk.parameter_run.outputs, filtered)
             expanded = parameter_traces.gradients(self.parameter_traces, within, readout_grad)
@@ -342,9 +334,9 @@ class OnlineLayer:
             assert chunk.effect is not None
             assert chunk.plan.recursion is not None
             decay = chunk.plan.recursion.transition[0, 0]
-            drive_grad = filter_backwards(signal * chunk.effect, decay)
+            drive_grad = rule_cells.filter_backwards(signal * chunk.effect, decay)
             return drive_grad, [drive_grad[0] * decay]
-        filtered = filter_backwards(signal, chunk.leak)
+        filtered = rule_cells.filter_backwards(signal, chunk.leak)
         grads = chunk.weight_run.gradients(chunk.weight_run.outputs, filtered)
         by_part = grads.extra
         if self.silent is None:
@@ -360,8 +352,7 @@ class OnlineLayer:
         if recursion is not None and components and components[-1] == len(chunk.state) - 1:
             grad = signal * recursion.input_factor[-1]
         else:
-            assert self.step_cell is not None
-            run = run_cell(self.step_cell, chunk.neuron_inputs, chunk.before, [])
+            run = rule_cells.run_cell(self.step_cell, chunk.neuron_inputs, chunk.before, [])
             grad = run.gradients(run.outputs, signal).neuron_inputs
         if self.layer.synapses is not None and self.layer.synapses.is_linear:
             return grad @ self.layer.synapses.parameters[0].detach()

@@ -44,7 +44,10 @@ class InputTraces:
         self.traces = traces.view(-1, *rows.shape[1:])
 
     def gradient(self, component_grads: Sequence[Tensor]) -> Tensor:
-        """The weights' gradient through the steps before the chunk, ``[outputs, inputs]``."""
+        """The weights' gradient ``[outputs, inputs]`` through the steps before a chunk.
+
+        `component_grads` are the gradients ``[rows, outputs]`` of the components before the chunk.
+        """
         assert self.traces is not None
         return torch.cat(list(component_grads)).T @ self.traces.flatten(0, 1)
 
@@ -90,16 +93,18 @@ class SynapseTraces:
             self.traces = rows.new_zeros(len(ends), rows.shape[1], outputs, rows.shape[2])
         if len(rows) == 1 and self._has_kernel():
             factors = [end.part_factors[j] for j in range(len(ends)) for end in ends]
-            self.pending = _PendingStep(
-                rows[0].contiguous(), [*factors, *(end.input_factors[0] for end in ends)]
-            )
+            factors += [end.input_factors[0] for end in ends]
+            self.pending = _PendingStep(rows[0].contiguous(), factors)
             return
         step = max(1, BLOCK // self.traces[0, 0].numel())
         for first in range(0, rows.shape[1], step):
             _advance_rows(self.traces[:, first : first + step], rows, ends, slice(first, first + step))
 
     def gradient(self, part_grads: Sequence[Tensor]) -> Tensor:
-        """The weights' gradient through the steps before the chunk, ``[outputs, inputs]``."""
+        """The weights' gradient ``[outputs, inputs]`` through the steps before a chunk.
+
+        `part_grads` are the gradients ``[rows, outputs]`` of the parts before the chunk.
+        """
         assert self.traces is not None
         if self._has_kernel():
             return self._run_kernel(part_grads)
@@ -115,10 +120,9 @@ class SynapseTraces:
             self._run_kernel(())
 
     def _has_kernel(self) -> bool:
-        assert self.traces is not None
-        return (
-            self.traces.dtype == torch.float32 and self.traces.is_cpu and not available.unavailable_reason()
-        )
+        traces = self.traces
+        assert traces is not None
+        return traces.dtype == torch.float32 and traces.is_cpu and not available.unavailable_reason()
 
     def _run_kernel(self, part_grads: Sequence[Tensor]) -> Tensor:
         """Updates the traces by the pending step, and returns the gradient, empty without `part_grads`."""

@@ -79,13 +79,9 @@ class BoundLauncher(NamedTuple):
     def __call__(self, pieces: int, grain: int = 1, /, **tensors: Tensor | None) -> None:
         """Runs the work items ``range(pieces)``, on one thread if they are at most `grain`."""
         signature = self.launcher.signature
-        try:
-            ordered = signature.tensors_of(tensors)
-        except KeyError:
-            raise self.launcher.argument_error(tensors, signature.addresses.keys()) from None
-        if len(tensors) != len(ordered):
+        if tensors.keys() != signature.addresses.keys():
             raise self.launcher.argument_error(tensors, signature.addresses.keys())
-        run(self.address, pieces, signature.pack(ordered) + self.integers, grain)
+        run(self.address, pieces, signature.pack(signature.tensors_of(tensors)) + self.integers, grain)
 
 
 class Launcher:
@@ -112,14 +108,11 @@ class Launcher:
         `arguments` are a tensor or None for each address, an int for each integer, and the options.
         """
         signature = self.signature
-        try:
-            constants, tensors = signature.options_and_integers_of(arguments), signature.tensors_of(arguments)
-        except KeyError:
-            raise self.argument_error(arguments, signature.names) from None
-        if len(arguments) != len(signature.names):
+        if arguments.keys() != signature.names:
             raise self.argument_error(arguments, signature.names)
+        constants = signature.options_and_integers_of(arguments)
         _, address, integers = self._bound.get(constants) or self._bind(constants)
-        run(address, pieces, signature.pack(tensors) + integers, grain)
+        run(address, pieces, signature.pack(signature.tensors_of(arguments)) + integers, grain)
 
     def bind(self, **constants: Hashable) -> BoundLauncher:
         """The kernel bound to its integers and options, which are the arguments."""

@@ -49,14 +49,13 @@ class CellStep:
     def tensors(self, cell: Cell) -> dict[str, Tensor]:
         """The tensors that a kernel reads, with the current values of `cell`, by their argument names."""
         with torch.no_grad():
-            values: list[Tensor] = [
-                value.detach().float() for value in self.step.prologue(*tensors_of(cell).values())
-            ]
+            tensors = self.step.prologue(*tensors_of(cell).values())
+        values: list[Tensor] = [tensor.detach().float() for tensor in tensors]
         size, count = self.neurons, self.step.parameters
 
         def matrix(number: int) -> Tensor:
             index, is_transposed = divmod(number, 2)
-            weights = values[count + index].reshape(size, size)
+            weights: Tensor = values[count + index].reshape(size, size)
             return weights.T if is_transposed else weights
 
         empty = torch.empty(0, dtype=torch.float32, device="cpu")
