@@ -31,7 +31,7 @@ def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 8), hb.LIF(), torch.nn.Linear(8, 2), hb.LI(tau=5.0))
     >>> print(hb.learn.explain(net))
     rule d-rtrl
-    layer '1', LIFCell: 2 numbers for each sample and synapse, 1 of them for what the readout remembers
+    layer '1', LIFCell: 2 numbers for each sample and synapse, 1 of them for the memory of the readout
       nothing is left out: the gradient of backpropagation through time
     layer '3', LICell: 1 number for each sample and input
       nothing is left out: the gradient of backpropagation through time
@@ -68,7 +68,7 @@ def _traces(layer: NeuronLayer, plan: TracePlan) -> str:
         return f"1 number for each sample and input, {count + leaky} for each sample and neuron"
     if plan.recursion is not None:
         return f"{_numbers(len(plan.components))} for each sample and input"
-    readout = ", 1 of them for what the readout remembers" if leaky else ""
+    readout = ", 1 of them for the memory of the readout" if leaky else ""
     return f"{_numbers(count + leaky)} for each sample and synapse{readout}"
 
 
@@ -84,15 +84,15 @@ def _omissions(
     if layer.recurrent is not None:
         yield rule.omitted_recurrence
     if not rule.through_spikes and layer.spikes:
-        yield "the reset, and what else its spikes change in its own later states"
+        yield "the reset and other effects of its spikes on its later states"
     if plan.is_rank_one:
-        yield "which input met which state of the neuron"
+        yield "the correlation between single inputs and states of a neuron"
     spiking = [repr(later.name) for later in later_layers if later.spikes]
     if spiking:
-        yield f"what the neurons of {', '.join(spiking)} remember of earlier steps"
+        yield f"the memory of the neurons of {', '.join(spiking)} at earlier steps"
     leaky = [repr(later.name) for later in later_layers if not later.spikes]
     if leaky and not rule.keeps_readout:
-        yield f"what {', '.join(leaky)} remembers of earlier steps"
+        yield f"the memory of {', '.join(leaky)} at earlier steps"
 
 
 def _approximations(layer: NeuronLayer, chain: list[Layer]) -> Iterator[str]:

@@ -177,7 +177,7 @@ def _set_readouts(layers: list[NeuronLayer]) -> None:
 
 
 class LeakyReadout:
-    """A layer that does not spike, and the factor by which its memory decays: ``1 - 1/tau`` of LI.
+    """A layer that does not spike, and the decay factor of its memory, such as ``1 - 1/tau`` of LI.
 
     Raises:
         ValueError: if the factor is not the same for all neurons and steps.

@@ -98,7 +98,7 @@ class OnlineLayer:
         self.effects: tuple[Tensor, ...] = ()
         """As :attr:`Chunk.effects`."""
         self.pending: Chunk | None = None
-        """The last chunk, by which the traces are not updated yet."""
+        """The last chunk; the next chunk updates the traces with it."""
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the states and traces after the last chunk."""

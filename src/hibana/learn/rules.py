@@ -28,7 +28,7 @@ class Rule:
     """Whether the state's derivative includes a recurrent neuron's synapse to itself."""
     through_spikes: ClassVar[bool] = True
     """Whether the state's derivative includes effects of the previous spike (reset, adaptation)."""
-    omitted_recurrence: ClassVar[str] = "all that goes through recurrent synapses over time"
+    omitted_recurrence: ClassVar[str] = "the gradient through recurrent synapses over time"
     """The part of a recurrent layer's gradient that the rule leaves out, in words."""
 
 

@@ -66,7 +66,7 @@ class End(NamedTuple):
 
 
 class _PendingStep(NamedTuple):
-    """A single step by which the traces are not updated yet."""
+    """The factors of a single step; the next pass over the traces applies them."""
 
     inputs: Tensor
     coefficients: list[Tensor | None]

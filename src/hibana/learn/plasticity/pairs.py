@@ -23,7 +23,7 @@ __all__ = ["PairRule", "Pairs", "check_rate", "check_spikes", "check_time_consta
 
 @dataclass(frozen=True)
 class Pairs:
-    """The parameters by which pairs of spikes change a weight: arguments of :class:`hibana.learn.STDP`.
+    """The parameters of a pair rule: arguments of :class:`hibana.learn.STDP`.
 
     Raises:
         TypeError: if `bounds` is not None or two numbers.
