@@ -74,7 +74,7 @@ class _Recordings(DataSet):
 
     def _open(self, part: dict[str, Any]) -> Any:
         """The tonic data set of one official part, sorted by file name."""
-        name, suffix, download = type(self).__name__, self.suffix, self.download
+        name, suffix, may_download = type(self).__name__, self.suffix, self.download
         with explain_import_error(f"hibana.data.{name}"):
             import tonic
         base: Any = getattr(tonic.datasets, name)
@@ -91,7 +91,7 @@ class _Recordings(DataSet):
 
             def download(self) -> None:
                 folder = Path(self.location_on_system)
-                if not download:
+                if not may_download:
                     raise FileNotFoundError(
                         f"root must hold the unpacked files of {name}, {folder} holds none; give the folder "
                         f"that holds {folder.name}, or ask for the download"
