@@ -133,12 +133,14 @@ def run(net, example, sequences, at_end=True):
         rest = stream._block
         stream._block = mapped(rest.numel()).view(rest.shape)
         stream._block.copy_(rest)
-        protect(stream._block, repeated(guards.emitters[-1].state, stream.batch))
+        protect(stream._block, repeated(guards.emitters[-1].initial_state, stream.batch))
         stream._bind(program._native)
         chunks = []
         for chunk in inputs.split(chunks_of):
-            outputs = guarded(torch.zeros(len(chunk), *stream._blank.shape, dtype=stream._number), at_end)
-            stream._run(len(chunk), outputs, guarded(chunk, at_end), stride=stream._stride)
+            outputs = guarded(
+                torch.zeros(len(chunk), *stream._output_template.shape, dtype=stream._native_dtype), at_end
+            )
+            stream._run(len(chunk), outputs, guarded(chunk, at_end), stride=stream._step_inputs)
             chunks.append(outputs.clone())
         results.append(torch.cat(chunks))
     return results
