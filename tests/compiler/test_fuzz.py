@@ -180,7 +180,7 @@ def test_an_error_without_a_name_is_found(monkeypatch):
 
 
 def test_bits_of_overwritten_spikes_are_found(monkeypatch):
-    monkeypatch.setattr(provenance, "agree", lambda tensor, planes: int(tensor.count_nonzero()))
+    monkeypatch.setattr(provenance, "matching_ones", lambda tensor, planes: int(tensor.count_nonzero()))
     wrong = networks.Network(("Linear", "IF", "Linear"), {1: "mul_"}, batch=64, width=64)
     with pytest.raises(Different):
         twins.compare(wrong, Counts())
