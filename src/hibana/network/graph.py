@@ -31,7 +31,7 @@ class Node:
     """An ``nn.Module``; None for arithmetic in a ``forward``."""
     inputs: tuple["Node", ...]
     input_shapes: tuple[Shape, ...]
-    """The shape in which the layer takes one sample of each input."""
+    """The shape of one sample of each input, as the layer reads it; a source may have another shape."""
     shape: Shape
     density: float = 1.0
     """Fraction of the outputs on the example that are not zero."""

@@ -1,12 +1,13 @@
 """The report of :func:`hibana.from_ann`: firing rates against activations, and accuracy against time."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from hibana.compiler import State
 from hibana.nn.layers import run
@@ -116,20 +117,18 @@ def sum_outputs(
 ) -> Iterator[dict[str, Tensor]]:
     """Sums the outputs of the layers `names` over all calls in the block, and over steps if `over_time`."""
     totals: dict[str, Tensor] = {}
+    name_of = {net.get_submodule(name): name for name in names}
 
-    def hook(name: str) -> Any:
-        """A forward hook that adds the output of layer `name` to its total."""
-
-        def add(module: nn.Module, args: Any, result: Any) -> None:
+    def add(module: nn.Module, args: Any, result: Any) -> None:
+        if (name := name_of.get(module)) is not None:
             outputs = result[0] if isinstance(result, tuple) else result
             totals[name] = totals.get(name, 0) + (outputs.sum(0) if over_time else outputs)
 
-        return add
-
-    with ExitStack() as hooks:
-        for name in names:
-            hooks.callback(net.get_submodule(name).register_forward_hook(hook(name)).remove)
+    hook = register_module_forward_hook(add)
+    try:
         yield totals
+    finally:
+        hook.remove()
 
 
 def report(

@@ -22,7 +22,7 @@ from hibana.network.sliding_window import sliding_window
 from hibana.nn.delay import fix_delays
 from hibana.nn.layers import OverTime, Recurrent
 
-__all__ = ["QuantizationAware", "Scale", "check_bits", "quantization_aware"]
+__all__ = ["QuantizationAware", "Scale", "quantization_aware"]
 
 Scale = float | Tensor
 """The real number that 1 of a layer's integer output stands for; a tensor has one number per channel."""
@@ -57,7 +57,7 @@ class QuantizationAware(nn.Module):
 
     def __init__(self, network: Network, bits: int, calibration: Tensor) -> None:
         super().__init__()
-        self.bits, self.limit = bits, check_bits(bits)
+        self.bits, self.limit = bits, 2 ** (bits - 1) - 1
         self.plain = network.net
         fix_delays(self.plain)
         index = {node: i for i, node in enumerate(network.nodes)}
@@ -240,25 +240,15 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
     >>> aware.plain[2].weight.grad.shape, aware.net[2].weight.int().unique().tolist()
     (torch.Size([3, 8]), [-1, 0, 1])
     """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise ValueError(f"bits must be a whole number from 2 to 8, got {bits!r}")
     with torch.no_grad():
-        check_bits(bits)
         aware = QuantizationAware(read(net, calibration), bits, calibration)
         cells = [module for module in aware.plain.modules() if isinstance(module, Cell)]
         if not any(values.requires_grad for cell in cells for values in cell.parameters()):
             # else a time constant may become one that multiplies, and numbers larger, in training
             aware.dtype = exact_dtype(aware.quantized(), calibration)
     return aware.train(net.training)
-
-
-def check_bits(bits: int) -> int:
-    """The largest integer weight of `bits` bits.
-
-    Raises:
-        ValueError: if `bits` is not an integer from 2 to 8.
-    """
-    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise ValueError(f"bits must be a whole number from 2 to 8, got {bits!r}")
-    return int(2 ** (bits - 1) - 1)
 
 
 def _layer(node: Node, output: Node, index: dict[Node, int]) -> _Layer:

@@ -1,12 +1,12 @@
 """A network in integers, whose numbers provably fit into 32 bits, and the report of its quantization."""
 
 import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from hibana.network.c import exact_dtype
 from hibana.network.graph import Node
@@ -106,12 +106,12 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
         network = read(aware.plain, calibration)
         scales = dict(zip(network.nodes, aware.scales, strict=True))
         nodes = [node for node in network.nodes if node.module is not None]
-        after = dict(_outputs(nodes, network.output, small.net, small.integer_input(calibration), scales))
+        after = _outputs(nodes, network.output, small.net, small.integer_input(calibration), scales)
         if is_trained:
             trained, inputs = copy.deepcopy(aware.net).eval(), aware.integer_input(calibration)
-            before = dict(_outputs(nodes, network.output, trained, inputs, scales))
+            before = _outputs(nodes, network.output, trained, inputs, scales)
         else:
-            before = dict(_outputs(nodes, network.output, aware.plain, calibration))
+            before = _outputs(nodes, network.output, aware.plain, calibration)
         layers = []
         for node in nodes:
             error = 0.0 if is_trained else _weight_error(node, aware, small)
@@ -123,23 +123,17 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
 
 def _outputs(
     nodes: list[Node], output: Node, net: nn.Module, inputs: Tensor, scales: dict[Node, Any] | None = None
-) -> Iterator[tuple[Node, Tensor]]:
-    """Each node and its output in `net` for `inputs`, ``[samples of all steps, ...]``, times its scale."""
-    outputs: dict[Node, Tensor] = {}
-    hooks = []
-    for node in nodes:
-
-        def store(module: nn.Module, args: Any, result: Tensor, node: Node = node) -> None:
-            outputs[node] = result
-
-        hooks.append(net.get_submodule(node.name).register_forward_hook(store))
+) -> dict[Node, Tensor]:
+    """The output of each node in `net` for `inputs`, ``[samples of all steps, ...]``, times its scale."""
+    results: dict[nn.Module, Tensor] = {}
+    hook = register_module_forward_hook(lambda module, args, result: results.update({module: result}))
     try:
-        outputs[output] = net(inputs)
+        outputs = {output: net(inputs)}
     finally:
-        for hook in hooks:
-            hook.remove()
-    for node, values in outputs.items():
-        yield node, values.reshape(-1, *node.shape).double() * (1.0 if scales is None else scales[node])
+        hook.remove()
+    outputs |= {node: results[net.get_submodule(node.name)] for node in nodes if node is not output}
+    factors: dict[Node, Any] = scales or dict.fromkeys(outputs, 1.0)
+    return {node: x.reshape(-1, *node.shape).double() * factors[node] for node, x in outputs.items()}
 
 
 def _weight_error(node: Node, aware: QuantizationAware, small: Quantized) -> float:
