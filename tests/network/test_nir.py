@@ -428,7 +428,7 @@ def test_an_old_nir_has_no_reset_potential():
         (lambda: ports(lif(3, tau=1e-4)), r"node 'n1' \(LIF\): tau is in time steps"),
         (lambda: ports(lif(3, threshold=np.nan)), r"node 'n1' \(LIF\): v_threshold"),
         (lambda: ports(nir.LI(*(np.ones(3) for _ in range(3)))), r"node 'n1' \(LI\): v_leak"),
-        (lambda: ports(nir.Threshold(np.ones(3))), r"node 'n1' \(Threshold\): hibana has no such node"),
+        (lambda: ports(nir.Threshold(np.ones(3))), r"node 'n1' \(Threshold\): hibana has no layer for it"),
         (lambda: ports(nir.Linear(np.eye(3)), shape=(0,)), r"node 'n0' \(Input\)"),
         (lambda: chain(nir.Linear(np.eye(3)), nir.Output(np.array([3]))), "one Input node, has 0"),
         (lambda: ports(nir.Linear(np.eye(3)), edges=[("n0", "n1"), ("n0", "n1"), ("n1", "n2")]), "twice"),
@@ -493,7 +493,7 @@ LINE = [("input", "x"), ("x", "output")]
     [
         (
             {"type": "Izhikevich", "a": 0.1, "r": np.ones(3)},
-            r"node 'x' \(Izhikevich\): hibana has no such node",
+            r"node 'x' \(Izhikevich\): hibana has no layer for it",
         ),
         ({"type": "Linear"}, r"node 'x' \(Linear\): has no field 'weight'"),
         ({"type": "Linear", "weight": "none"}, r"node 'x' \(Linear\)"),

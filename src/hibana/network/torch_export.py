@@ -42,7 +42,7 @@ def export(
     plain = _plain(copy.deepcopy(net).eval(), _Scan if dynamic_time else _Loop)
     dynamic = [axis for axis, is_dynamic in enumerate((dynamic_time, dynamic_batch)) if is_dynamic]
     if any(example.shape[axis] < 2 for axis in dynamic):
-        raise ValueError(f"example must have two steps and samples where any are taken, got {example.shape}")
+        raise ValueError(f"example must have at least 2 steps or samples where dynamic, got {example.shape}")
     shapes = (dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC),) if dynamic else None
     if dynamic_time:  # else torch reads its compiler's cache of an earlier scan, which fixes sizes
         torch.compiler.reset()

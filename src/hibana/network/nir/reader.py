@@ -178,7 +178,7 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
             shapes[name] = shape if layer is None or keeps_shape else _output_shape(layer, shape)
             _check_size("one sample of its output", shapes[name], max_bytes)
             if isinstance(layer, LooksBack):
-                _check_size("the input that it keeps", (layer.reach, *shape), max_bytes)
+                _check_size("its stored past input", (layer.reach, *shape), max_bytes)
         except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
             problem = f"has no field {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"node {name!r} ({node.type}): {problem}") from error
@@ -209,7 +209,7 @@ def _kind(node: Node) -> LayerKind:
     """The kind of layer that runs `node`."""
     kind = next((kind for kind in LAYERS.values() if node.type in kind.nir_types), None)
     if kind is None:
-        raise ValueError("hibana has no such node")
+        raise ValueError("hibana has no layer for it")
     return kind
 
 
@@ -252,11 +252,11 @@ def _input_shape(node: Node, name: str) -> Shape:
     return tuple(int(n) for n in shape)
 
 
-def _check_size(what: str, shape: Shape, max_bytes: int) -> None:
-    """Raises ValueError if a float32 tensor of `shape`, described as `what`, takes more than `max_bytes`."""
+def _check_size(name: str, shape: Shape, max_bytes: int) -> None:
+    """Raises ValueError if the tensor `name`, of float32 and `shape`, takes more than `max_bytes`."""
     size = 4 * math.prod(shape)
     if size > max_bytes:
-        raise ValueError(f"{what}, {shape}, takes {size:,} bytes; max_bytes is {max_bytes:,}")
+        raise ValueError(f"{name}, {shape}, takes {size:,} bytes; max_bytes is {max_bytes:,}")
 
 
 def _join(path: str, name: str) -> str:

@@ -68,7 +68,7 @@ def write(
         f"{name} ({setting})" for name, layer, kind in layers if kind and (setting := kind.lost_in_nir(layer))
     ]
     if lost:
-        warnings.warn(f"NIR cannot say what matters only in training: {'; '.join(lost)}", stacklevel=2)
+        warnings.warn(f"NIR has no field for training settings: {'; '.join(lost)}", stacklevel=2)
     graph = _graph({name: _nir_node(node, name) for name, node in nodes.items()}, edges, {"dt": dt})
     if path is not None:
         contents = io.BytesIO()

@@ -82,7 +82,7 @@ class QuantizationAware(nn.Module):
                 except RangesNeeded:
                     self._measure(self.layers[len(self.scales)], calibration)
         if isinstance(self.scales[self.output], Tensor):
-            raise Unsupported(f"layer {network.output.name!r} puts out numbers of different scales")
+            raise Unsupported(f"layer {network.output.name!r}: its output channels have different scales")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The output for ``[T, batch, ...]``, in the units of the float network."""
@@ -140,8 +140,8 @@ class QuantizationAware(nn.Module):
         first, second = (_one_scale(layer, scale) for scale in scales)
         if first != second:
             raise Unsupported(
-                f"layer {layer.name!r} adds numbers of different scales; spikes have one, and "
-                "layers that read spikes and are added nowhere else"
+                f"layer {layer.name!r} adds integers of different scales; add spikes, or outputs of layers "
+                "that read spikes and are used in one sum alone"
             )
         return first
 
@@ -259,7 +259,7 @@ def _layer(node: Node, output: Node, index: dict[Node, int]) -> _Layer:
     """
     module: Any = node.module
     if node.kind == "scale":
-        raise Unsupported(f"layer {node.name!r} multiplies by a number, which gives no whole ones")
+        raise Unsupported(f"layer {node.name!r} multiplies by a number, which has no integer form")
     if node.kind not in _KINDS:
         node.layer.refuse(node, "integer")
     area = 1
@@ -267,12 +267,12 @@ def _layer(node: Node, output: Node, index: dict[Node, int]) -> _Layer:
         window = sliding_window(node)
         if type(module) is not nn.AvgPool2d or (any(window.padding) and not module.count_include_pad):
             raise Unsupported(
-                f"layer {node.name!r}: only nn.AvgPool2d that counts its padding is a whole sum"
+                f"layer {node.name!r}: only nn.AvgPool2d with count_include_pad=True has an integer form"
             )
         area = int(module.divisor_override or window.kernel[0] * window.kernel[1])
     if isinstance(module, Recurrent) and not isinstance(module.recurrent, nn.Linear):
         kind = type(module.recurrent).__name__
-        raise Unsupported(f"layer {node.name!r}: {kind} from spikes back has no form in whole numbers")
+        raise Unsupported(f"layer {node.name!r}: recurrent synapses of class {kind} have no integer form")
     per_channel = node.layer.weighted and _feeds_only_spiking_neurons(node, output)
     inputs = tuple(index[source] for source in node.inputs)
     return _Layer(node.name, node.kind, inputs, node.shape, per_channel, area)
@@ -342,5 +342,5 @@ def _input_scale(node: Node) -> tuple[float, tuple[int, int]]:
 def _one_scale(layer: _Layer, scale: Scale) -> float:
     """`scale`, an input's scale; raises Unsupported if it has one number per channel."""
     if isinstance(scale, Tensor):
-        raise Unsupported(f"layer {layer.name!r} takes numbers of different scales together")
+        raise Unsupported(f"layer {layer.name!r}: the channels of its input have different scales")
     return scale
