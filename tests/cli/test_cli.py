@@ -291,7 +291,7 @@ def test_convert_writes_c_in_whole_numbers(trained, tmp_path, capsys):
     header = (tmp_path / "small.h").read_text()
     assert "void small_step(small_state *net, const uint8_t input[SMALL_INPUTS]);" in header
     assert "No number overflows within 4 steps" in header
-    assert "#define SMALL_STEPS 4 /* at most, from a reset on" in header
+    assert "#define SMALL_STEPS 4 /* the most after a reset" in header
     assert "bits must be" in refused(capsys, "convert", checkpoint, tmp_path / "no.c", "--bits", "9")
     assert not (tmp_path / "no.c").exists()
 
