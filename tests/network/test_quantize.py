@@ -234,9 +234,9 @@ def test_what_has_no_form_in_whole_numbers_is_refused_by_name():
         (Drawing(), "the step of Drawing draws random numbers"),
         (
             Remainder(),
-            "Remainder: fmod has no integer form, as it is no function of one number with the same",
+            "Remainder: fmod has no integer form: it must be a function of one number, with constants",
         ),
-        (Logarithm(), "Logarithm: log is not finite everywhere from -"),
+        (Logarithm(), "Logarithm: log is not finite on the range of its argument, -"),
     ):
         with pytest.raises(Unsupported, match=f"layer '1': {re.escape(says)}"):
             hb.quantize(nn.Sequential(nn.Linear(3, 2), hb.OverTime(cell)), x)

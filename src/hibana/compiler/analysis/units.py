@@ -1,14 +1,35 @@
-"""Units of fixed-point numbers: ratios between the units of values, and units of quantized weights."""
+"""Units of fixed-point numbers: of the values of a step, and of quantized weights.
+
+real number = integer * unit
+"""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from hibana.compiler.graph.step import Value
+from hibana.compiler.analysis.binary import Integers, binary_states, is_binary
+from hibana.compiler.analysis.real_values import Range, RealValues
+from hibana.compiler.graph.analysis import Analysis, reachable
+from hibana.compiler.graph.ops import Operation
+from hibana.compiler.graph.step import Step, Value
 
-__all__ = ["Units", "row_units"]
+__all__ = ["FLIPPED", "FRACTION", "ONE", "SHARING", "RangesNeeded", "StepUnits", "Units", "row_units"]
+
+FRACTION = 15
+"""Bits of a factor, and of the range of a number whose unit nothing else determines."""
+STATE = 14
+"""Bits of the measured range of a state that saturates."""
+SHARING = ("add", "sub", "neg", "abs", "maximum", "minimum", "where")
+"""Operations whose arguments and result share a unit."""
+FLIPPED = {"gt": "lt", "ge": "le", "lt": "gt", "le": "ge", "eq": "eq", "ne": "ne"}
+"""By comparison: the comparison that holds with its operands swapped."""
+ONE = torch.ones((), dtype=torch.float64, device="cpu")
+
+
+class RangesNeeded(Exception):  # noqa: N818 # the caller measures the ranges and tries again
+    """The fixed-point form of a step depends on ranges measured on data."""
 
 
 class Units:
@@ -54,6 +75,175 @@ class Units:
             value, factor = self.parents[value]
             ratio = ratio * factor
         return value, ratio
+
+
+class StepUnits:
+    """The units of the values of one step. Each value is a constant, binary, or a number with a unit."""
+
+    def __init__(
+        self,
+        step: Step,
+        nexts: Sequence[Value],
+        tensors: Sequence[Tensor],
+        initial: Sequence[Tensor],
+        input_unit: Tensor,
+        ranges: Sequence[Range] | None,
+    ) -> None:
+        self.nexts, self.initial, self.input_unit = nexts, initial, input_unit
+        self.order = reachable(nexts)
+        self.ranges = None if ranges is None else dict(zip(self.order, ranges, strict=True))
+        self.real = RealValues(step, tensors)
+        self.spikes = binary_states(step, frozenset(i for i, v in enumerate(initial) if is_binary(v)))
+        """Indices of the binary states."""
+        self.integers = Integers(step, {f"{i}": i for i in range(len(nexts))}, self.spikes)
+        self.constant: dict[Value, Tensor] = {}
+        """The numbers of values that depend on no input, state or draw."""
+        for value in self.order:
+            varies = value.op in ("input", "previous", "draw") or value.is_product
+            if not varies and all(argument in self.constant for argument in value.args):
+                self.constant[value] = self.real.of(value).double()
+        self.units = Units()
+        self.growing = self._growing()
+        self._choose(fine=bool(self.growing))
+
+    def is_binary(self, value: Value) -> bool:
+        """Whether `value` is always 0 or 1, and no constant."""
+        return value not in self.constant and self.integers.is_binary(value)
+
+    def is_number(self, value: Value) -> bool:
+        """Whether `value` is neither constant nor binary."""
+        return value not in self.constant and not self.is_binary(value)
+
+    def is_gated(self, value: Value) -> bool:
+        """Whether `value` is a product with a binary value."""
+        return value.op == "mul" and any(map(self.is_binary, value.args))
+
+    def factor(self, value: Value) -> Tensor | None:
+        """The factor c if `value` is ``x * c`` or ``x / (1 / c)`` with a constant c; else None."""
+        if value.op == "div" and value.args[1] in self.constant:
+            return 1 / self.constant[value.args[1]]
+        return next((self.constant[a] for a in value.args if a in self.constant and value.op == "mul"), None)
+
+    def range(self, value: Value) -> Range:
+        """The measured range of `value`; raises RangesNeeded if no range was measured."""
+        if self.ranges is None:
+            raise RangesNeeded
+        return self.ranges[value]
+
+    def of(self, value: Value) -> Tensor:
+        """The unit of a number; from measured ranges if nothing else determines it."""
+        if (unit := self.units.of(value)) is None:
+            related = self.units.related(value, self.order)
+            sizes = [max(map(abs, self.range(v))) / self.units.ratio(v, value) for v in related]
+            largest = max(
+                float(torch.as_tensor(size, dtype=torch.float64, device="cpu").max()) for size in sizes
+            )
+            unit = torch.tensor((largest or 1.0) / 2**FRACTION, dtype=torch.float64, device="cpu")
+            self.units.set(value, unit)
+        return unit
+
+    def of_state(self, state: int) -> Tensor:
+        """The unit of a state; 1 for a binary or constant state."""
+        before = (value for value in self.order if value.is_previous and value.data == state)
+        numbers = [value for value in (*before, self.nexts[state]) if self.is_number(value)]
+        return self.of(numbers[0]) if numbers else ONE
+
+    def _growing(self) -> frozenset[int]:
+        """States that may grow without bound: they feed each other, or their own coefficient exceeds 1."""
+        numbers = [i for i in range(len(self.nexts)) if i not in self.spikes]
+        gains = {
+            j: dict(zip(numbers, _Gain(self, j).run(self.nexts[i] for i in numbers), strict=True))
+            for j in numbers
+        }
+        reach = {i: {j for j in numbers if gains[j][i] > 0} for i in numbers}
+        for _ in numbers:
+            reach = {i: reach[i].union(*(reach[j] for j in reach[i])) for i in numbers}
+        mutual = {i for i in numbers for j in reach[i] if j != i and i in reach[j]}
+        return frozenset(mutual | {i for i in numbers if gains[i][i] > 1 + 1e-9})
+
+    def _choose(self, *, fine: bool) -> None:
+        """Joins values that share a unit; `fine` divides the unit of the input by up to 2^8."""
+        numbers = [value for value in self.order if self.is_number(value)]
+        scaled, compared = self._join_exact(numbers)
+        for entry in (value for value in numbers if value.is_input):
+            shift = 0
+            if fine:
+                related = self.units.related(entry, numbers)
+                largest = max(max(map(abs, self.range(value))) for value in related)
+                bits = STATE - math.log2(max(largest, 1e-30) / float(self.input_unit.min()))
+                shift = min(8, max(0, math.floor(bits)))
+            self.units.set(entry, self.input_unit * 2.0**-shift)
+        counters = frozenset(i for i, v in enumerate(self.initial) if bool((v == v.round()).all()))
+        while (
+            integer := frozenset(i for i in counters if self._is_integer(self.nexts[i], counters))
+        ) != counters:
+            counters = integer
+        for value in numbers:
+            if self._is_integer(value, counters):
+                self.units.set(value, ONE)
+        for value, argument, ratio in scaled:
+            if bool((ratio > 0).all()):
+                self.units.join(value, argument, ratio)
+        for one, other in compared:
+            self.units.join(one, other)
+
+    def _join_exact(
+        self, numbers: list[Value]
+    ) -> tuple[list[tuple[Value, Value, Tensor]], list[tuple[Value, Value]]]:
+        """Joins numbers that must share a unit.
+
+        Returns products with constants, ``(product, number, factor)``, and pairs of compared numbers, whose
+        units are joined only if nothing else determines them.
+        """
+        scaled, compared = [], []
+        for value in numbers:
+            if value.is_previous and self.is_number(self.nexts[int(value.data)]):
+                self.units.join(value, self.nexts[int(value.data)])
+        for value in self.order:
+            arguments = [argument for argument in value.args if self.is_number(argument)]
+            if value in numbers and (value.op in SHARING or self.is_gated(value)):
+                for argument in arguments:
+                    self.units.join(argument, value)
+            elif value in numbers and (factor := self.factor(value)) is not None:
+                scaled.append((value, arguments[0], factor.abs()))
+            elif value.op in FLIPPED and len(arguments) == 2:
+                compared.append((arguments[0], arguments[1]))
+        return scaled, compared
+
+    def _is_integer(self, value: Value, states: frozenset[int]) -> bool:
+        """Whether `value` is a small integer, such as a counter, if the `states` are integers."""
+        if value in self.constant:
+            number = self.constant[value]
+            return bool(((number == number.round()) & (number.abs() < 2**20)).all())
+        if value.is_previous:
+            return int(value.data) in states
+        if value.op in (*SHARING, "mul"):
+            return all(self._is_integer(argument, states) for argument in value.args)
+        return value.op == "floor" or self.is_binary(value)
+
+
+class _Gain(Analysis[float]):
+    """Bounds of the derivatives of numbers with respect to one previous state; infinite if unknown."""
+
+    def __init__(self, units: StepUnits, state: int) -> None:
+        super().__init__({value: 0.0 for value in units.order if not units.is_number(value)})
+        self.units, self.state = units, state
+
+    def leaf(self, value: Value) -> float:
+        return float(value.is_previous and value.data == self.state)
+
+    def operation(self, value: Value, row: Operation, args: list[float]) -> float:
+        if not any(args):
+            return 0.0
+        if row.name in ("add", "sub"):
+            return sum(args)
+        if row.name in SHARING or self.units.is_gated(value):
+            return max(args)
+        factor = self.units.factor(value)
+        return math.inf if factor is None else max(args) * float(factor.abs().max())
+
+    def product(self, value: Value, args: list[float]) -> float:
+        return math.inf if args[0] else 0.0
 
 
 def row_units(weights: Tensor, limit: int) -> Tensor:

@@ -1,0 +1,96 @@
+"""Values of a step in float64, and their ranges over data: the reference of its fixed-point form."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.analysis.eager import Eager
+from hibana.compiler.graph.analysis import Rewriting, reachable
+from hibana.compiler.graph.ops import Operation
+from hibana.compiler.graph.step import Step, Value
+
+__all__ = ["Range", "RealValues", "measured_ranges", "simplified_nexts"]
+
+Range = tuple[float, float]
+"""Smallest and largest number over calibration data."""
+
+
+def simplified_nexts(step: Step) -> tuple[Value, ...]:
+    """The next states of `step`, with ``floor`` as the only rounding, and without ``fma`` and ``sign``."""
+    return tuple(_Simplified().run(step.nexts))
+
+
+def measured_ranges(
+    step: Step, tensors: Sequence[Tensor], initial: Sequence[Tensor], inputs: Tensor
+) -> list[Range]:
+    """The range over `inputs`, ``[T, batch, ...]``, of each value in :func:`simplified_nexts`.
+
+    `tensors` are the arguments of the step's prologue, `initial` its initial states.
+    """
+    nexts = simplified_nexts(step)
+    state = [torch.zeros_like(inputs[0], dtype=torch.float64) + value for value in initial]
+    ranges: list[Range] = []
+    for input_ in inputs.double():
+        values = RealValues(step, tensors, input_, state)
+        state = values.run(nexts)
+        step_ranges = [(float(values.of(v).min()), float(values.of(v).max())) for v in reachable(nexts)]
+        pairs = zip(ranges or step_ranges, step_ranges, strict=True)
+        ranges = [(min(a, c), max(b, d)) for (a, b), (c, d) in pairs]
+    return ranges
+
+
+class _Simplified(Rewriting):
+    """Replaces roundings by ``floor``, and removes ``fma`` and ``sign``."""
+
+    def operation(self, value: Value, row: Operation, args: list[Value]) -> Value:
+        def make(op: str, *arguments: Value) -> Value:
+            return Value(op, arguments)
+
+        def ceil(x: Value) -> Value:
+            return make("neg", make("floor", make("neg", x)))
+
+        x, zero = args[0], Value("number")
+        if row.name == "fma":
+            return make("add", make("mul", x, args[1]), args[2])
+        if row.name == "ceil":
+            return ceil(x)
+        if row.name == "trunc":
+            return make("where", make("lt", x, zero), ceil(x), make("floor", x))
+        if row.name == "sign":
+            return make("sub", *(make("to_float", make(op, x, zero)) for op in ("gt", "lt")))
+        return super().operation(value, row, args)
+
+
+class RealValues(Eager):
+    """The values of a step in float64. Values that depend on no input and state need neither."""
+
+    def __init__(
+        self,
+        step: Step,
+        tensors: Sequence[Tensor],
+        input_: Tensor | None = None,
+        state: Sequence[Tensor] = (),
+    ) -> None:
+        super().__init__(torch.float64)
+        self.step, self.input, self.state = step, input_, state
+        self.tensors: list[Tensor] = [value.double() for value in step.prologue(*tensors)]
+
+    def leaf(self, value: Value) -> Tensor:
+        if value.is_input and self.input is not None:
+            return self.input
+        if value.is_previous:
+            return self.state[int(value.data)]
+        if value.op == "parameter":
+            return self.tensors[int(value.data)]
+        number = self.step.constants[int(value.data)] if value.op == "constant" else float(value.data)
+        return torch.tensor(number, dtype=torch.float64, device="cpu")
+
+    def matrix(self, value: Value) -> Tensor:
+        """The matrix of a product, ``[from, to]``."""
+        index, transposed = value.matrix
+        matrix = self.tensors[self.step.parameters + index]
+        return matrix.T if transposed else matrix
+
+    def product(self, value: Value, args: list[Tensor]) -> Tensor:
+        return args[0] @ self.matrix(value)
