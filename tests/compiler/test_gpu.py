@@ -42,7 +42,7 @@ def test_the_cpu_is_served_by_the_interpreter_alone() -> None:
         "try: hb.unroll(hb.IFCell(), torch.rand(3, 2), backend='triton')\n"
         "except RuntimeError as error: print(error)"
     )
-    assert "in its interpreter alone, which TRITON_INTERPRET=1 asks for" in program(code, TRITON_INTERPRET="")
+    assert "only in its interpreter: set TRITON_INTERPRET=1" in program(code, TRITON_INTERPRET="")
 
 
 def test_without_triton_it_says_what_to_install() -> None:
@@ -106,11 +106,11 @@ def test_a_function_that_is_not_pytorchs_is_refused(monkeypatch: pytest.MonkeyPa
 
     kernels._compared.cache_clear()
     running.kernel_of.cache_clear()
-    library = running._pytorchs_library()
+    library = running._pytorch_functions()
     monkeypatch.setattr(library, "exp", library.tanh)
     try:
         cell = Grows()
-        with pytest.raises(RuntimeError, match="exp can't be had here to the last bit of PyTorch's own"):
+        with pytest.raises(RuntimeError, match="Triton's exp differs from PyTorch's"):
             TRITON(cell, torch.rand(3, 5), None)
     finally:
         kernels._compared.cache_clear()

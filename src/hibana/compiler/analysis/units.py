@@ -173,13 +173,11 @@ class StepUnits:
                 bits = STATE - math.log2(max(largest, 1e-30) / float(self.input_unit.min()))
                 shift = min(8, max(0, math.floor(bits)))
             self.units.set(entry, self.input_unit * 2.0**-shift)
-        counters = frozenset(i for i, v in enumerate(self.initial) if bool((v == v.round()).all()))
-        while (
-            integer := frozenset(i for i in counters if self._is_integer(self.nexts[i], counters))
-        ) != counters:
-            counters = integer
+        states = frozenset(i for i, v in enumerate(self.initial) if bool((v == v.round()).all()))
+        while (integer := frozenset(i for i in states if self._is_integer(self.nexts[i], states))) != states:
+            states = integer
         for value in numbers:
-            if self._is_integer(value, counters):
+            if self._is_integer(value, states):
                 self.units.set(value, ONE)
         for value, argument, ratio in scaled:
             if bool((ratio > 0).all()):

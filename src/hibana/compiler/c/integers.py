@@ -1,8 +1,8 @@
-"""The forward of a step in C's integers, with bounds that prove that nothing overflows.
+"""The forward pass of a step in integers of C, with bounds that prove that nothing overflows.
 
-Each value is an integer times a power of two, ``n * 2^-e``, between two bounds. Sums align exponents, a
-product with a power of two changes only the exponent, ``floor`` shifts: bit for bit what PyTorch computes in
-floating point, where such numbers are exact.
+Each value is an integer times a power of two, ``n * 2^-e``, with lower and upper bounds. Sums align
+exponents, a product with a power of two changes only the exponent, ``floor`` shifts. PyTorch's floating point
+is exact for such numbers, so the results are equal bit for bit.
 """
 
 import math
@@ -16,10 +16,10 @@ from hibana.compiler.graph.passes import Stores, leaves
 from hibana.compiler.graph.step import Value
 
 Bounds = tuple[int, int]
-"""The least and the greatest integer that a number may be."""
+"""Lower and upper bound of the integer of a value."""
 
 FINEST = 24
-"""Numbers are multiples of 2^-24 at the finest."""
+"""Constants are multiples of 2^-24."""
 _TEXT = {
     "maximum": "({0} > {1} ? {0} : {1})",
     "minimum": "({0} < {1} ? {0} : {1})",
@@ -28,15 +28,15 @@ _TEXT = {
     "ge 0": "({0} >> {1})",
     "lt 0": "({0} < 0 ? ~(~{0} >> {1}) : {0} >> {1})",
 }
-"""Forms of operations that differ from those of floating point. C99 does not define shifts of negative
-integers; their complement is not negative."""
-_LONGEST_TRUTH = 60
-"""Longer truth values become variables."""
+"""Forms of operations that differ from floating point; ``ge 0`` and ``lt 0`` are right shifts by ``{1}``. C99
+does not define shifts of negative integers, so they shift the complement."""
+_LONGEST_BOOLEAN = 60
+"""Maximum characters of a boolean expression that is not assigned to a variable."""
 
 
 @dataclass(frozen=True)
 class Integer:
-    """A value in C: an integer expression, its bounds and its exponent."""
+    """A value in C: an integer expression, bounds of the integer, and the exponent e of ``n * 2^-e``."""
 
     text: str
     low: int
@@ -45,17 +45,17 @@ class Integer:
 
     @property
     def is_wide(self) -> bool:
-        """Whether 32 bits do not hold it."""
+        """Whether it needs 64 bits."""
         return self.low <= -(2**31) or self.high >= 2**31
 
     @property
-    def is_truth(self) -> bool:
-        """Whether it is 0 or 1."""
+    def is_boolean(self) -> bool:
+        """Whether it is always 0 or 1."""
         return self.exponent == 0 and self.low >= 0 and self.high <= 1
 
     @property
     def number(self) -> Fraction | None:
-        """The number that it is, if it is a constant."""
+        """The number of a constant; None for other values."""
         return Fraction(self.low, 2**self.exponent) if self.low == self.high else None
 
     def with_exponent(self, exponent: int) -> "Integer":
@@ -69,29 +69,31 @@ class Integer:
 
 
 def integer_statements(
-    stores: Stores, standing: Callable[[str, Value], str | float], bounds: Mapping[str, Bounds]
+    stores: Stores, leaf_expression: Callable[[str, Value], str | float], bounds: Mapping[str, Bounds]
 ) -> tuple[list[str], dict[str, Integer], int]:
-    """The body of a loop over neurons that computes `stores`, their values, and the largest integer in it.
+    """The body of a loop over neurons that computes `stores`, their expressions, and the largest integer.
 
-    `standing` gives the name of a leaf, or its number if it is one for all neurons; `bounds` are of named
-    leaves.
+    Args:
+        stores: the values to compute, by name.
+        leaf_expression: returns the C expression of a leaf, or its number if all neurons share it.
+        bounds: of the leaves, by name.
 
     Raises:
-        Unsupported: if an operation is not available, a number is no multiple of 2^-24, or an integer does
-            not fit in 64 bits.
+        Unsupported: if an operation has no form in integers, a constant is no multiple of 2^-24, or an
+            integer does not fit in 64 bits.
     """
-    writing = _Writing({name: standing(name, leaf) for name, leaf in leaves(stores).items()}, bounds)
+    writing = _Writing({name: leaf_expression(name, leaf) for name, leaf in leaves(stores).items()}, bounds)
     results = dict(zip(stores, writing.run(stores.values()), strict=True))
     largest = max((max(-value.low, value.high) for value in writing.results.values()), default=0)
     return writing.lines, results, largest
 
 
 class _Writing(Analysis[Integer]):
-    """The statements of one body."""
+    """Collects the statements of one loop body; its results are expressions."""
 
-    def __init__(self, read: Mapping[str, str | float], bounds: Mapping[str, Bounds]) -> None:
+    def __init__(self, leaves: Mapping[str, str | float], bounds: Mapping[str, Bounds]) -> None:
         super().__init__()
-        self.read, self.bounds = read, bounds
+        self.leaves, self.bounds = leaves, bounds
         self.lines: list[str] = []
 
     def on_number(self, value: Value) -> Integer:
@@ -99,8 +101,10 @@ class _Writing(Analysis[Integer]):
 
     def leaf(self, value: Value) -> Integer:
         name = str(value.data)
-        read = self.read[name]
-        return Integer(read, *self.bounds[name]) if isinstance(read, str) else _constant(read)
+        expression = self.leaves[name]
+        return (
+            Integer(expression, *self.bounds[name]) if isinstance(expression, str) else _constant(expression)
+        )
 
     def operation(self, value: Value, row: Operation, args: list[Integer]) -> Integer:
         if row.name == "floor":
@@ -109,16 +113,17 @@ class _Writing(Analysis[Integer]):
             return self._named(self._product(row, *args))
         if not (row.integer or row.boolean) or not callable(row.bounds):
             raise Unsupported(f"operation {row.name!r} has no form in integers")
-        if row.name == "sub" and args[0].number == 1 and args[1].is_truth:
+        if row.name == "sub" and args[0].number == 1 and args[1].is_boolean:
             return replace(args[1], text=f"(!{args[1].text})", low=0, high=1)
         exponent = max(arg.exponent for arg in args[-2:])
         args = [*args[:-2], *(arg.with_exponent(exponent) for arg in args[-2:])]
         result = self._result(row, args, exponent)
-        if (left := self._left_of_a_leak(value, result)) is not None:
-            result = replace(result, low=left[0], high=left[1])
+        if (tight := self._leak_bounds(value, result)) is not None:
+            result = replace(result, low=tight[0], high=tight[1])
         return self._named(result)
 
     def _result(self, row: Operation, args: list[Integer], exponent: int) -> Integer:
+        """The operation `row` of `args`; the result of an operation on numbers has `exponent`."""
         bounds = (
             (0, 1)
             if row.boolean or not callable(row.bounds)
@@ -131,23 +136,25 @@ class _Writing(Analysis[Integer]):
         return replace(result, text=_TEXT.get(row.name, row.c).format(*texts))
 
     def _product(self, row: Operation, one: Integer, other: Integer) -> Integer:
+        """The product of two values; a selection if one of them is a boolean."""
         exponent = one.exponent + other.exponent
         result = self._result(row, [one, other], exponent)
         for first, second in ((one, other), (other, one)):
-            if first.is_truth and first.number is None:
+            if first.is_boolean and first.number is None:
                 return replace(result, text=f"({first.text} ? {second.text} : 0)")
             if first.low == first.high == 1:
                 return replace(second, exponent=exponent)
         return result
 
     def _floor(self, one: Integer) -> Integer:
+        """The largest integer that is at most `one`, by a shift."""
         if one.exponent <= 0:
             return one
         text = _TEXT["lt 0" if one.low < 0 else "ge 0"].format(self._named(one).text, one.exponent)
         return self._named(Integer(text, one.low >> one.exponent, one.high >> one.exponent))
 
-    def _left_of_a_leak(self, value: Value, result: Integer) -> Bounds | None:
-        """The bounds of ``v - floor(v c + h)``, c from 0 to 1, which increases with v; else None."""
+    def _leak_bounds(self, value: Value, result: Integer) -> Bounds | None:
+        """Bounds of ``v - floor(v c + h)`` for c from 0 to 1, which increases with v; else None."""
         if value.op != "sub" or value.args[1].op != "floor" or result.exponent:
             return None
         (inner,) = value.args[1].args
@@ -163,10 +170,10 @@ class _Writing(Analysis[Integer]):
         return low, high
 
     def _named(self, result: Integer) -> Integer:
-        """`result` as a variable, unless it is a name, a number or a short truth value."""
+        """`result` assigned to a variable, unless it is a name, a number or a short boolean."""
         if result.low <= -(2**63) or result.high >= 2**63:
             raise Unsupported("a number of the step does not fit in 64 bits")
-        is_short = result.is_truth and len(result.text) <= _LONGEST_TRUTH
+        is_short = result.is_boolean and len(result.text) <= _LONGEST_BOOLEAN
         if is_short or result.text.isidentifier() or result.text.strip("(-)").isdecimal():
             return result
         name = f"a{len(self.lines)}"
@@ -175,6 +182,7 @@ class _Writing(Analysis[Integer]):
 
 
 def _constant(number: float) -> Integer:
+    """The constant `number`, a multiple of 2^-24."""
     exact = Fraction(number)
     exponent = exact.denominator.bit_length() - 1
     if exponent > FINEST:

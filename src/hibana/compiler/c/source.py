@@ -1,7 +1,7 @@
-"""The forward of a step as statements of C, in stages: operands of a matrix product before its users.
+"""The forward pass of a step as statements of C, in stages that matrix products separate.
 
 A stage is the body of a loop over neurons. Only operands and results of matrix products are stored between
-stages; a later stage computes other values again, with the same bits.
+stages; a later stage computes all other values again, with the same bits.
 """
 
 import ctypes
@@ -17,16 +17,20 @@ from hibana.compiler.graph.step import Step, Value
 
 
 def dialect(real: str) -> Dialect:
-    """How C says each operation on numbers of `real`, ``"float"`` or ``"double"``."""
+    """The forms of operations in C, for numbers of type `real`: ``"float"`` or ``"double"``."""
     suffix = "f" if real == "float" else ""
-    said = {n: c.replace("REAL", real).replace("@", suffix) for n, c in templates("c").items()}
+    operations = {n: c.replace("REAL", real).replace("@", suffix) for n, c in templates("c").items()}
     return Dialect(
-        "C", said, f"{{0}}.0{suffix}", f"const {real} {{name}} = {{text}};", "const int {name} = {text};"
+        "C",
+        operations,
+        f"{{0}}.0{suffix}",
+        f"const {real} {{name}} = {{text}};",
+        "const int {name} = {text};",
     )
 
 
 def literal(number: float, real: str) -> str:
-    """`number` in C, to the last bit of `real`."""
+    """`number` as a literal of C with the exact value in the type `real`."""
     if math.isnan(number):
         return "NAN"
     suffix = "f" if real == "float" else ""
@@ -42,49 +46,56 @@ def literal(number: float, real: str) -> str:
 
 @dataclass(frozen=True)
 class Product:
-    """A product of a row of neurons with a matrix of the cell's."""
+    """A product of the neurons with a matrix of the cell."""
 
     matrix: int
+    """The index of the matrix."""
     transposed: bool
     operand: Value
-    """In terms of leaves and earlier products."""
+    """The operand, as a function of leaves and earlier products."""
     state: int | None
-    """If the operand is a previous state, which one."""
+    """The index of the previous state that the operand is, or None."""
     is_binary: bool
-    """Whether the operand is zeros and ones."""
+    """Whether the operand is always 0 or 1."""
 
 
 def split_products(step: Step, binary: States) -> tuple[list[Product], Stores]:
-    """The products of a step in order, and its next states; product i is then the leaf ``product{i}``."""
+    """The products of `step` in order, and its next states, which read product i as the leaf ``product{i}``.
+
+    The states `binary` are 0 or 1 at every step.
+    """
     stores = forward_pass(step, None)
-    found = [value for value in reachable(stores.values()) if value.is_product]
-    read = {value: Value("row", data=f"product{i}") for i, value in enumerate(found)}
+    values = [value for value in reachable(stores.values()) if value.is_product]
+    results = {value: Value("row", data=f"product{i}") for i, value in enumerate(values)}
     states = {name: i for i, name in enumerate(step.states)} | {"emitted_before": len(step.states) - 1}
     integers = Integers(step, states, binary)
     products = []
-    for value in found:
+    for value in values:
         (argument,) = value.args
-        operand = substitute({"operand": argument}, read)["operand"]
+        operand = substitute({"operand": argument}, results)["operand"]
         state = states.get(str(argument.data)) if argument.is_row else None
         products.append(Product(*value.matrix, operand, state, integers.is_binary(argument)))
-    return products, substitute(stores, read)
+    return products, substitute(stores, results)
 
 
 def neuron_statements(
-    stores: Stores, standing: Callable[[str, Value], str], spoken: Dialect
+    stores: Stores, leaf_expression: Callable[[str, Value], str], dialect: Dialect
 ) -> tuple[list[str], dict[str, str]]:
-    """The body of a loop over neurons, as :func:`statements`; `standing` gives the expression of a leaf."""
-    read = leaves(stores)
-    return statements(stores, {name: standing(name, leaf) for name, leaf in read.items()}, spoken)
+    """The body of a loop over neurons that computes `stores`, as :func:`statements` of `dialect`.
+
+    `leaf_expression` returns the expression for the name of a leaf and the leaf.
+    """
+    expressions = {name: leaf_expression(name, leaf) for name, leaf in leaves(stores).items()}
+    return statements(stores, expressions, dialect)
 
 
 def library_functions(stores: Stores) -> set[str]:
-    """The operations in `stores` whose last bits depend on the C library: all but the square root."""
+    """The operations in `stores` whose results depend on the C library: functions except square roots."""
     rows = (value.operation for value in reachable(stores.values()) if value.is_call)
     return {row.name for row in rows if row is not None and row.c and row.libm != "sqrt"}
 
 
 def operation_count(stores: Stores) -> int:
-    """The operations of `stores` per neuron and step; conversions and negations of truth values are free."""
+    """The number of operations per neuron and step; conversions and negations of booleans do not count."""
     rows = [value.operation for value in reachable(stores.values())]
     return sum(row is not None and not (row.takes_booleans and row.arity == 1) for row in rows)

@@ -1,7 +1,7 @@
-"""A step's kernels on a GPU, in Triton: compiled on first use, run over tensors.
+"""Kernels of a step in Triton, compiled on first use.
 
-The numbers are PyTorch's on that device: a function of the device's library is used only if it gives
-PyTorch's own bits there.
+The results equal PyTorch's on the same device: a step with a function of the device's library is supported
+only if the function returns the same bits as PyTorch's.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,30 +22,30 @@ from hibana.compiler.graph.synapses import operands
 from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.named_kernels import Named, NamedKernels, Variant
 from hibana.compiler.triton.language import Language
-from hibana.compiler.triton.running import exact, is_interpreted, kernel_of, over_neurons, started
+from hibana.compiler.triton.running import exact, is_interpreted, kernel_of, launch, over_neurons
 from hibana.compiler.triton.source import backward_source, forward_source, function_source
 
 
 def refusal(device: str) -> str:
-    """Why nothing on `device`, a kind of device, can be served, or ``""``."""
+    """Why Triton supports no tensors on `device`, such as ``"cpu"``; ``""`` if it does."""
     try:
         import triton
     except ImportError:
         return "Triton is not installed: pip install '.[gpu]'"
     if triton.knobs.runtime.interpret:
-        return "" if device == "cpu" else "TRITON_INTERPRET=1 is set: Triton serves the CPU alone"
+        return "" if device == "cpu" else "TRITON_INTERPRET=1 is set: Triton supports only the CPU"
     if device != "cuda":
-        return f"Triton serves {device} in its interpreter alone, which TRITON_INTERPRET=1 asks for"
+        return f"Triton supports {device} only in its interpreter: set TRITON_INTERPRET=1"
     if not torch.cuda.is_available():
         return "there is no CUDA device"
-    return "PyTorch's numbers on ROCm were never compared" if torch.version.hip else ""
+    return "hibana was never compared with PyTorch on ROCm" if torch.version.hip else ""
 
 
 class GpuKernels(NamedKernels):
-    """The kernels of one step in one dtype; they read and write sequences of half precision as they are.
+    """The kernels of one step in one dtype; sequences of half precision are read and written as they are.
 
     Raises:
-        Unsupported: if the step has a function that is not available to PyTorch's last bit.
+        Unsupported: if an operation of the step has no Triton form with the bits of PyTorch's results.
     """
 
     about: ClassVar = "triton: one kernel forward and one back, over blocks of neurons"
@@ -57,14 +57,14 @@ class GpuKernels(NamedKernels):
         self.dtype = dtype
         self.operands = operands(step)
         self.language = Language(str(dtype).removeprefix("torch."), is_interpreted(), bool(step.matrices))
-        served = self.language.dialect.operations
+        operations = self.language.dialect.operations
         for value in reachable([*step.nexts, *gradients(step)]):
-            if value.operation is not None and not served.get(value.op):
+            if value.operation is not None and not operations.get(value.op):
                 raise Unsupported(f"operation {value.op!r} has no triton implementation")
         rows = {v.op: v.operation for v in reachable(step.nexts) if v.operation is not None}
         for op in sorted(name for name, row in rows.items() if row.call or name in FUNCTION_OF):
             if not agrees(op, replace(self.language, by_samples=False)):
-                raise Unsupported(f"{op} can't be had here to the last bit of PyTorch's own")
+                raise Unsupported(f"Triton's {op} differs from PyTorch's on this device")
         self._built: dict[object, Callable[..., object]] = {}
         self._set_step(step)
 
@@ -88,24 +88,35 @@ class GpuKernels(NamedKernels):
         return backward_source(self.step, self.plan, self.language, wants_input=bool(variant))
 
     def _launch(
-        self, direction: str, variant: Variant, shape: torch.Size, matrices: Sequence[Tensor], given: Named
+        self,
+        direction: str,
+        variant: Variant,
+        shape: torch.Size,
+        matrices: Sequence[Tensor],
+        arguments: Named,
     ) -> None:
         key = (direction, variant)
         if key not in self._built:
             self._built[key] = kernel_of(self._source(direction, variant), direction, self.language)
-        device = next(v.device for v in given.values() if isinstance(v, Tensor))
-        given |= {"constants": self._numbers(device)}
-        low, high = draws.key(given["seed"], 0)
-        given |= {"seed_low": _signed(low), "seed_high": _signed(high)}
-        self._run(self._built[key], shape, matrices, given, device)
+        device = next(v.device for v in arguments.values() if isinstance(v, Tensor))
+        low, high = draws.key(arguments["seed"], 0)
+        arguments |= {"seed_low": _signed(low), "seed_high": _signed(high)}
+        arguments |= {"constants": self._constants_on(device)}
+        self._run(self._built[key], shape, matrices, arguments, device)
 
     def _run(
-        self, kernel: Any, shape: torch.Size, matrices: Sequence[Tensor], given: Named, device: torch.device
+        self,
+        kernel: Any,
+        shape: torch.Size,
+        matrices: Sequence[Tensor],
+        arguments: Named,
+        device: torch.device,
     ) -> None:
-        """Runs `kernel` over all blocks; a step without products has no `matrices`."""
-        over_neurons(kernel, given, shape[0], shape[1:].numel(), device, self.language.interpreted)
+        """Runs `kernel` over sequences of `shape`. A step without products has no `matrices`."""
+        over_neurons(kernel, arguments, shape[0], shape[1:].numel(), device, self.language.interpreted)
 
-    def _numbers(self, device: torch.device) -> Tensor:
+    def _constants_on(self, device: torch.device) -> Tensor:
+        """The constants of the step as a tensor on `device`."""
         if device not in self._constants:
             numbers = self.step.constants or (0.0,)
             self._constants[device] = torch.tensor(numbers, dtype=self.dtype, device=device)
@@ -113,15 +124,15 @@ class GpuKernels(NamedKernels):
 
 
 SAMPLES = 16
-"""Samples per program: the fewest that ``tl.dot`` takes."""
+"""Samples per program: the minimum for ``tl.dot``."""
 INNER = 16
-"""Rows of a matrix that a product reads at a time."""
+"""Rows of a matrix per iteration of a product."""
 WIDEST = {torch.float32: 1024, torch.float64: 512}
-"""Maximum neurons, limited by registers, and by shared memory for the rows of a matrix."""
+"""Maximum neurons by dtype, limited by registers, and by shared memory for rows of a matrix."""
 
 
 class SampleKernels(GpuKernels):
-    """The kernels of one step with products, in one dtype; :meth:`check` refuses steps that are too wide."""
+    """The kernels of one step with matrix products, in one dtype, for at most :data:`WIDEST` neurons."""
 
     about: ClassVar = "triton: one kernel forward and one back, over samples, with dense products"
     takes_half: ClassVar = False
@@ -134,58 +145,72 @@ class SampleKernels(GpuKernels):
             )
 
     def _run(
-        self, kernel: Any, shape: torch.Size, matrices: Sequence[Tensor], given: Named, device: torch.device
+        self,
+        kernel: Any,
+        shape: torch.Size,
+        matrices: Sequence[Tensor],
+        arguments: Named,
+        device: torch.device,
     ) -> None:
         steps, features, samples = shape[0], shape[-1], shape[1:-1].numel()
         if not (features and samples):
             return
-        given |= {f"M{i}_at": _plain(matrix) for i, matrix in enumerate(matrices)}
-        given |= {f"M{i}_transposed_at": _plain(matrix.mT) for i, matrix in enumerate(matrices)}
+        arguments |= {f"M{i}_at": _plain(matrix) for i, matrix in enumerate(matrices)}
+        arguments |= {f"M{i}_transposed_at": _plain(matrix.mT) for i, matrix in enumerate(matrices)}
         wide = max(INNER, 1 << (features - 1).bit_length())
-        given |= {"steps": steps, "neurons": samples * features, "row_bytes": samples * row_bytes(features)}
-        given |= {"size": wide.bit_length(), "samples": samples, "features": features}
-        given |= {"sample_bytes": row_bytes(features), "SAMPLES": SAMPLES, "NEURONS": wide, "INNER": INNER}
-        given["workspace"] = torch.empty(samples, features, dtype=self.dtype, device=device)
+        arguments |= {
+            "steps": steps,
+            "neurons": samples * features,
+            "row_bytes": samples * row_bytes(features),
+        }
+        arguments |= {"size": wide.bit_length(), "samples": samples, "features": features}
+        arguments |= {
+            "sample_bytes": row_bytes(features),
+            "SAMPLES": SAMPLES,
+            "NEURONS": wide,
+            "INNER": INNER,
+        }
+        arguments["workspace"] = torch.empty(samples, features, dtype=self.dtype, device=device)
         warps = 4 if wide <= 128 else 8 if wide <= 512 else 16
         options = {} if self.language.interpreted else {"num_warps": warps}
-        started(kernel, (-(-samples // SAMPLES),), given, device, self.language.interpreted, **options)
+        launch(kernel, (-(-samples // SAMPLES),), arguments, device, self.language.interpreted, **options)
 
 
 def _signed(word: int) -> int:
-    """A word of 32 bits as the signed number that has them, so that Triton takes all for one type."""
+    """A word of 32 bits as the signed integer with the same bits, so that Triton gives all words one type."""
     return word - (word >> 31 << 32)
 
 
 def _plain(matrix: Tensor) -> Tensor:
-    """`matrix` as a contiguous one of two dimensions."""
+    """`matrix` as a contiguous tensor of two dimensions."""
     return (matrix.squeeze(0) if matrix.ndim == 3 else matrix).contiguous()
 
 
 FUNCTION_OF = {"root": "rsqrt"}
-"""The PyTorch function to compare with, where its name differs."""
+"""By operation: the PyTorch function to compare with, if its name differs."""
 
 
 def agrees(op: str, language: Language) -> bool:
-    """Whether kernels compute `op` of a sample to PyTorch's last bit on the current device."""
+    """Whether kernels on the current device compute the same bits as PyTorch for `op` of test numbers."""
     device = "cpu" if language.interpreted else f"cuda:{torch.cuda.current_device()}"
     return _compared(op, language, device)
 
 
 @cache
 def _compared(op: str, language: Language, device: str) -> bool:
-    with ThreadPoolExecutor(1) as clean:  # a thread has no modes: these tensors are real
-        return clean.submit(_sampled, op, language, device).result()
+    with ThreadPoolExecutor(1) as executor:  # a new thread has no modes that replace tensors
+        return executor.submit(_compare, op, language, device).result()
 
 
-def _sampled(op: str, language: Language, device: str) -> bool:
+def _compare(op: str, language: Language, device: str) -> bool:
     dtype = getattr(torch, language.real)
     sizes = torch.logspace(-45, 38, 500, dtype=torch.float64, device="cpu")
     even = torch.linspace(-20, 20, 4097, dtype=torch.float32, device="cpu")
     ends = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=torch.float32, device="cpu")
     sample = torch.cat([even, sizes, -sizes, ends]).to(dtype).to(device)
-    found = torch.empty_like(sample)
+    outputs = torch.empty_like(sample)
     kernel = kernel_of(function_source(language, op), "function", language)
-    given = {"input": sample, "outputs": found}
-    over_neurons(kernel, given, 1, sample.numel(), sample.device, language.interpreted)
-    wanted = getattr(torch, FUNCTION_OF.get(op, op))(sample)
-    return bool(((found == wanted) | (found.isnan() & wanted.isnan())).all())
+    arguments = {"input": sample, "outputs": outputs}
+    over_neurons(kernel, arguments, 1, sample.numel(), sample.device, language.interpreted)
+    expected = getattr(torch, FUNCTION_OF.get(op, op))(sample)
+    return bool(((outputs == expected) | (outputs.isnan() & expected.isnan())).all())

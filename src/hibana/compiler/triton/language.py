@@ -1,7 +1,7 @@
-"""Triton: the frame of a kernel over blocks, expressions of each operation, rounded as IEEE 754 requires.
+"""Triton source: expressions of operations, rounded as IEEE 754 requires, and the frame of a kernel.
 
-A product's operand goes through scratch memory, ``workspace``, since a block can't be sliced in registers;
-the order of its sums is that of ``tl.dot``.
+A block of numbers cannot be sliced in registers, so the operand of a matrix product is written to scratch
+memory, ``workspace``. ``tl.dot`` determines the order of its sums.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,23 +15,23 @@ from hibana.compiler.graph.ops import OPERATIONS, Expression
 
 @dataclass(frozen=True)
 class Language:
-    """Triton for numbers of one kind, compiled for a device or run by Triton's interpreter."""
+    """Triton with numbers of one dtype, compiled for a device or run by Triton's interpreter."""
 
     real: str
     """``"float32"`` or ``"float64"``."""
     interpreted: bool
-    """The interpreter has no device's library, and uses PyTorch's own functions."""
+    """Whether the interpreter runs it, with PyTorch's functions instead of the library of a device."""
     by_samples: bool = False
-    """Whether a block is all neurons of some samples, ``[SAMPLES, NEURONS]``, rather than some neurons."""
+    """Whether blocks are all neurons of some samples, ``[SAMPLES, NEURONS]``, not ``[BLOCK]``."""
 
     @property
     def shape(self) -> str:
-        """The shape of a block of numbers, as Triton source: a tuple of its constants."""
+        """The shape of a block of numbers: a tuple in Triton source."""
         return "(SAMPLES, NEURONS)" if self.by_samples else "(BLOCK,)"
 
     @property
     def dialect(self) -> Dialect:
-        """Triton's expressions, rounded as IEEE requires."""
+        """Triton's expressions of operations."""
         single = self.real == "float32"
         divided, root = (
             ("tl.div_rn({0}, {1})", "tl.sqrt_rn({0})") if single else ("({0} / {1})", "tl.sqrt({0})")
@@ -43,29 +43,30 @@ class Language:
         if self.interpreted:
             operations |= {name: f"libdevice.{name}({{0}})" for name in interpreted()}
         else:
-            written = {n: row.expansion for n, row in OPERATIONS.items() if row.expansion and not row.triton}
-            operations |= {name: self._template(how, operations) for name, how in written.items()}
+            rows = [row for row in OPERATIONS.values() if row.expansion and not row.triton]
+            operations |= {row.name: self._template(row.expansion, operations) for row in rows}
         if self.by_samples:
             operations["product"] = _PRODUCT
         return Dialect("Triton", operations, self.number("{0}"), transposed="{0}_transposed")
 
-    def _template(self, how: Expression, operations: Mapping[str, str]) -> str:
-        """A row's entry `written` as a template."""
-        if isinstance(how, tuple):
-            return operations[how[0]].format(*(self._template(part, operations) for part in how[1:]))
-        return how if how.startswith("{") else self.number(how)
+    def _template(self, expression: Expression, operations: Mapping[str, str]) -> str:
+        """:attr:`Operation.expansion` as a template, from the templates of other `operations`."""
+        if isinstance(expression, tuple):
+            name, *args = expression
+            return operations[name].format(*(self._template(argument, operations) for argument in args))
+        return expression if expression.startswith("{") else self.number(expression)
 
     def number(self, number: int | str) -> str:
-        """A block of one number, an integer or an expression."""
+        """A block in which all numbers are `number`, an integer or an expression."""
         return f"tl.full({self.shape}, {number}, tl.{self.real})"
 
     def cast(self, text: str) -> str:
-        """`text` converted to the dtype that is computed in."""
+        """The expression `text` converted to the dtype of the kernel."""
         return f"{text}.to(tl.{self.real})"
 
 
 def interpreted() -> list[str]:
-    """The functions of one argument that PyTorch has, which are the interpreter's library."""
+    """The functions of one argument that Triton's interpreter takes from PyTorch."""
     return [n for n, row in OPERATIONS.items() if row.call and row.arity == 1 and hasattr(torch, n)]
 
 
@@ -73,7 +74,7 @@ _PRODUCT = "multiplied({0}, {matrix}_at, workspace, sample, neuron, here, featur
 
 MULTIPLIED = """\
 def multiplied(x, matrix, workspace, sample, neuron, here, features, INNER: tl.constexpr):
-    tl.debug_barrier()  # until all have read what was there before
+    tl.debug_barrier()  # until all threads have read the previous contents
     tl.store(workspace + sample * features + neuron, x, here & (neuron < features))
     tl.debug_barrier()
     y = tl.zeros_like(x)
@@ -87,7 +88,7 @@ def multiplied(x, matrix, workspace, sample, neuron, here, features, INNER: tl.c
         y = tl.dot(left, right, y, input_precision="ieee", out_dtype=y.dtype)
     return y
 """
-"""``y = x M`` for a block."""
+"""Triton source of the product ``y = x M`` for a block."""
 
 _OF_NEURONS = (
     "lo = tl.program_id(0).to(tl.int64) * BLOCK",
@@ -98,7 +99,7 @@ _OF_NEURONS = (
     "eighth = tl.arange(0, BLOCK // 8)",
     "there_eighth = eighth < row_bytes - lo // 8",
 )
-"""The offsets of a block of neurons."""
+"""Statements that compute the offsets of a block of neurons."""
 
 _OF_SAMPLES = (
     "lo = tl.program_id(0).to(tl.int64) * SAMPLES",
@@ -113,7 +114,7 @@ _OF_SAMPLES = (
     "eighth = sample * sample_bytes + byte",
     "there_eighth = here & (byte < sample_bytes)",
 )
-"""The offsets of a block of samples."""
+"""Statements that compute the offsets of a block of samples."""
 
 
 def program(
@@ -124,17 +125,22 @@ def program(
     body: Iterable[str],
     language: Language,
 ) -> str:
-    """A kernel over blocks, with `body` for one block.
+    """The source of a kernel over blocks.
 
-    Of its `arguments`, besides those that every kernel has, `rows` point to a number per neuron, `bits` to a
-    bit per neuron.
+    Args:
+        name: of the kernel.
+        arguments: of the kernel, besides the arguments of all kernels.
+        rows: the arguments that point to a number per neuron.
+        bits: the arguments that point to a bit per neuron.
+        body: the statements for one block.
+        language: determines the kind of block.
     """
     by_samples = language.by_samples
     row, octets = ("lo * features", "lo * sample_bytes") if by_samples else ("lo", "lo // 8")
-    moved = {**dict.fromkeys(rows, row), **dict.fromkeys(bits, octets)}
+    offsets = {**dict.fromkeys(rows, row), **dict.fromkeys(bits, octets)}
     lines = [
         *(_OF_SAMPLES if by_samples else _OF_NEURONS),
-        *(f"if {pointer} is not None:\n    {pointer} += {offset}" for pointer, offset in moved.items()),
+        *(f"if {pointer} is not None:\n    {pointer} += {offset}" for pointer, offset in offsets.items()),
         *(["workspace += lo * features"] if by_samples else []),
         *body,
     ]
@@ -153,5 +159,5 @@ def program(
 
 
 def block(lines: Iterable[str]) -> str:
-    """`lines`, each of which may be several, indented."""
+    """`lines` joined and indented; a line may contain line breaks."""
     return "\n".join(f"    {line}" for text in lines for line in text.split("\n"))

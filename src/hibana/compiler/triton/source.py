@@ -1,9 +1,9 @@
-"""The source of the GPU kernels: a step's passes in Triton, in a loop over time.
+"""Triton source of the kernels of a step: its forward and backward pass in a loop over time.
 
-A program holds the state of a block in registers while all T steps run over it. A block is some neurons, or,
-where a step multiplies by matrices, all neurons of some samples. Every value is a whole block: scalars are
-broadcast when the kernel begins. Sequences advance by adding their stride to a pointer, so that no product of
-sizes overflows. The branches of a pointer that is None are left out.
+A program keeps the state of a block in registers during all T steps. A block is some neurons or, if the step
+has matrix products, all neurons of some samples. Every value has the shape of a block: the kernel broadcasts
+scalars before the loop. The pointer of a sequence advances by its stride at each step, so no product of sizes
+overflows. Triton removes the branches of pointers that are None.
 """
 
 from collections.abc import Mapping
@@ -18,11 +18,11 @@ from hibana.compiler.triton.draws import draws
 from hibana.compiler.triton.language import Language, block, program
 
 ANY_SIZE = ("steps", "size", "seed_low", "seed_high")
-"""Arguments that kernels are not specialised for."""
+"""Arguments whose values do not cause a new compilation."""
 
 
 def function_source(language: Language, op: str) -> str:
-    """A kernel that computes `op` of every number of ``input``; of ``root``, the reciprocal."""
+    """A kernel that computes `op` of every number of ``input``; for ``root``, its reciprocal."""
     value = Value(op, (Value("row", data="x"),))
     if op == "root":
         value = Value("div", (Value("number", data=1), value))
@@ -32,14 +32,14 @@ def function_source(language: Language, op: str) -> str:
 
 
 def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
-    """The kernel that runs `step` over time and writes the residuals of `plan`, if it is given."""
+    """The kernel that runs `step` over time and writes the residuals of a `plan`."""
     stores = forward_pass(step, plan)
-    read = leaves(stores)
-    drawing = [*_times("t", language), *draws(read, language)] if step.draws else []
+    inputs = leaves(stores)
+    drawing = [*_draw_steps("t", language), *draws(inputs, language)] if step.draws else []
     emitted = step.states[-1]
     residuals = {name: value for name, value in stores.items() if name not in step.states}
-    standing = {**_standing(read), "emitted_before": emitted}
-    lines, results = statements(stores, standing, language.dialect)
+    variables = {**_leaf_variables(inputs), "emitted_before": emitted}
+    lines, results = statements(stores, variables, language.dialect)
     firsts, lasts = ([f"{name}_{end}" for name in step.states] for end in ("first", "last"))
     bits = [f"{name}_all" for name, value in residuals.items() if value.boolean]
     reals = [f"{name}_all" for name, value in residuals.items() if not value.boolean]
@@ -48,41 +48,43 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
         *(f"{name}_all" for name in residuals),
         *_shared(step, stores),
     )
-    rows = ("input", "outputs", *firsts, *lasts, *reals, *_parameter_rows(read))
+    rows = ("input", "outputs", *firsts, *lasts, *reals, *_parameter_rows(inputs))
     body = [
-        *_spread(read, language),
-        *(_begun(name, f"{name}_first", language) for name in step.states),
+        *_load_parameters(inputs, language),
+        *(_load_or_zero(name, f"{name}_first", language) for name in step.states),
         "for t in range(steps):",
         block(
             [
-                *([f"x = {language.cast('tl.load(input + j, there)')}"] if "x" in read else []),
+                *([f"x = {language.cast('tl.load(input + j, there)')}"] if "x" in inputs else []),
                 *drawing,
                 *lines,
                 f"tl.store(outputs + j, {results[emitted]}, there)",
                 *(
                     line
                     for name, value in residuals.items()
-                    for line in _stored(name, value, results[name], language)
+                    for line in _store_residual(name, value, results[name], language)
                 ),
-                *_renewed({name: results[name] for name in step.states}),
+                *_assign_together({name: results[name] for name in step.states}),
                 "input += input_step",
                 "outputs += neurons",
                 *(f"{name}_all += {_stride(value)}" for name, value in residuals.items()),
             ]
         ),
-        *(_given_back(f"{name}_last", name) for name in step.states),
+        *(_store_unless_none(f"{name}_last", name) for name in step.states),
     ]
     return program("forward", arguments, rows, bits, body, language)
 
 
 def backward_source(step: Step, plan: Plan, language: Language, *, wants_input: bool) -> str:
-    """The kernel that runs the gradient of `step` back over time; see :func:`backward_pass`."""
+    """The kernel that runs :func:`backward_pass` of `step` from the last step to the first."""
     before = before_pass(step, plan)
     stores = backward_pass(step, plan, wants_input=wants_input)
     now, then = leaves(stores), leaves(before)
-    drawing = [*_times("steps - 1 - back", language), *draws({**now, **then}, language)] if step.draws else []
-    rebuilding, rebuilt = statements(before, _standing(then), language.dialect)
-    lines, results = statements(stores, _standing(now), language.dialect)
+    drawing = (
+        [*_draw_steps("steps - 1 - back", language), *draws({**now, **then}, language)] if step.draws else []
+    )
+    rebuilding, rebuilt = statements(before, _leaf_variables(then), language.dialect)
+    lines, results = statements(stores, _leaf_variables(now), language.dialect)
     emitted = step.states[-1]
     residuals = {f"residual{i}": value for i, value in enumerate(plan.residuals) if not value.is_input}
     streams = [_Stream("x", "input", "input_step", False)]
@@ -105,9 +107,12 @@ def backward_source(step: Step, plan: Plan, language: Language, *, wants_input: 
     bits = [s.base for s in streams if s.bits]
     rows = [a for a in arguments if a not in ("input_step", "grad_outputs_step", *shared, *bits)]
     body = [
-        *_spread({**then, **now}, language),
-        *(_begun(f"{name}_first", f"{name.removesuffix('_before')}_first", language) for name in before),
-        *(_begun(f"{name}_grad", f"{name}_last_grad", language) for name in step.states),
+        *_load_parameters({**then, **now}, language),
+        *(
+            _load_or_zero(f"{name}_first", f"{name.removesuffix('_before')}_first", language)
+            for name in before
+        ),
+        *(_load_or_zero(f"{name}_grad", f"{name}_last_grad", language) for name in step.states),
         f"arriving = {emitted}_grad",
         f"{emitted}_grad = {language.number(0)}",
         *(f"{name} = {language.number(0)}" for name in results if not name.endswith("_state_grad")),
@@ -135,15 +140,15 @@ def backward_source(step: Step, plan: Plan, language: Language, *, wants_input: 
                 *lines,
                 *written,
                 *(f"tl.store({name}_all + j, {text}, there)" for name, text in outer.items()),
-                *_renewed(results),
+                *_assign_together(results),
                 *(f"{s.name} = {s.earlier}" for s in both),
                 "grad_outputs -= grad_outputs_step",
                 *(["grad_input -= neurons"] if wants_input else []),
                 *(f"{name}_all -= neurons" for name in outer),
             ]
         ),
-        *(_given_back(f"{name}_first_grad", f"{name}_grad") for name in step.states),
-        *(_given_back(f"{name}_all", name) for name in sums),
+        *(_store_unless_none(f"{name}_first_grad", f"{name}_grad") for name in step.states),
+        *(_store_unless_none(f"{name}_all", name) for name in sums),
     ]
     rows += _parameter_rows({**then, **now})
     return program("backward", arguments, rows, bits, body, language)
@@ -151,80 +156,92 @@ def backward_source(step: Step, plan: Plan, language: Language, *, wants_input: 
 
 @dataclass(frozen=True)
 class _Stream:
-    """A sequence that a backward reads, step by step."""
+    """A sequence that the backward pass reads at each step."""
 
     name: str
+    """The variable with the values of the current step."""
     base: str
+    """The pointer."""
     stride: str
+    """The distance of two steps."""
     bits: bool
+    """Whether it holds a bit per neuron, not a number."""
 
     @property
     def earlier(self) -> str:
-        """Its name at the step before."""
+        """The variable with the values of the step before."""
         return f"{self.name}_earlier"
 
     def loaded(self, where: str, language: Language) -> str:
+        """The values at the pointer, for neurons in the mask `where`."""
         if self.bits:
             return f"((tl.load({self.base} + octet, {where}, 0) >> bit) & 1) != 0"
         return language.cast(f"tl.load({self.base} + j, {where})")
 
 
-def _standing(read: Mapping[str, Value]) -> dict[str, str]:
-    """The variable of each leaf: of ``c[0]`` and ``p0[0]``, ``c0`` and ``p0``."""
-    return {name: _spread_name(name) if leaf.is_scalar else name for name, leaf in read.items()}
+def _leaf_variables(leaves: Mapping[str, Value]) -> dict[str, str]:
+    """The variable of each leaf, such as ``c0`` for ``c[0]`` and ``p0`` for ``p0[0]``."""
+    return {name: _scalar_variable(name) if leaf.is_scalar else name for name, leaf in leaves.items()}
 
 
-def _spread_name(scalar: str) -> str:
+def _scalar_variable(scalar: str) -> str:
+    """The variable of a scalar leaf: ``p0`` for ``p0[0]``, ``c0`` for ``c[0]``."""
     return scalar.replace("[0]", "") if scalar[0] == "p" else scalar.replace("[", "").rstrip("]")
 
 
-def _spread(read: Mapping[str, Value], language: Language) -> list[str]:
+def _load_parameters(leaves: Mapping[str, Value], language: Language) -> list[str]:
+    """Statements that load parameters and constants, and broadcast scalars."""
     places = {
-        name: f"{_spread_name(name)}_at" if name[0] == "p" else f"constants + {name[2:-1]}"
-        for name, leaf in read.items()
+        name: f"{_scalar_variable(name)}_at" if name[0] == "p" else f"constants + {name[2:-1]}"
+        for name, leaf in leaves.items()
         if leaf.is_scalar
     }
-    scalars = [f"{_spread_name(n)} = {language.number(f'tl.load({at})')}" for n, at in places.items()]
-    return scalars + [f"{at[:-3]} = tl.load({at} + j, there)" for at in _parameter_rows(read)]
+    scalars = [f"{_scalar_variable(n)} = {language.number(f'tl.load({at})')}" for n, at in places.items()]
+    return scalars + [f"{at[:-3]} = tl.load({at} + j, there)" for at in _parameter_rows(leaves)]
 
 
-def _parameter_rows(read: Mapping[str, Value]) -> list[str]:
-    rows = [name for name, leaf in read.items() if leaf.is_row and name[0] == "p"]
+def _parameter_rows(leaves: Mapping[str, Value]) -> list[str]:
+    """The pointers of parameters with a number per neuron."""
+    rows = [name for name, leaf in leaves.items() if leaf.is_row and name[0] == "p"]
     return [f"{name}_at" for name in rows if name[1:].isdigit()]
 
 
 def _shared(step: Step, stores: Mapping[str, Value]) -> tuple[str, ...]:
-    """The arguments of both directions: constants, the cell's tensors, and the matrices of `stores`."""
+    """Arguments of both directions: constants, parameters, matrices in `stores`, and the seed."""
     factors = {int(v.data) for v in reachable(stores.values()) if v.is_product}
     matrices = (f"M{i // 2}{'_transposed' if i % 2 else ''}_at" for i in sorted(factors))
     seed = ("seed_low", "seed_high") if step.draws else ()
     return ("constants", *(f"p{i}_at" for i in range(step.parameters)), *matrices, *seed)
 
 
-def _times(time: str, language: Language) -> list[str]:
-    """The step of the draws, and the one before it."""
+def _draw_steps(time: str, language: Language) -> list[str]:
+    """Statements for the index of the step in draws, ``now``, and of the step before."""
     return [f"now = tl.full({language.shape}, {time}, tl.int32)", "earlier = now - 1"]
 
 
 def _stride(value: Value) -> str:
+    """The distance of two steps of a residual."""
     return "row_bytes" if value.boolean else "neurons"
 
 
-def _begun(name: str, pointer: str, language: Language) -> str:
-    given, zero = f"    {name} = tl.load({pointer} + j, there)", f"    {name} = {language.number(0)}"
-    return "\n".join([f"if {pointer} is None:", zero, "else:", given])
+def _load_or_zero(name: str, pointer: str, language: Language) -> str:
+    """A statement that loads `name` from `pointer`, or sets it to zero if that is None."""
+    load, zero = f"    {name} = tl.load({pointer} + j, there)", f"    {name} = {language.number(0)}"
+    return "\n".join([f"if {pointer} is None:", zero, "else:", load])
 
 
-def _given_back(pointer: str, name: str) -> str:
+def _store_unless_none(pointer: str, name: str) -> str:
+    """A statement that stores `name` at `pointer` unless that is None."""
     return f"if {pointer} is not None:\n    tl.store({pointer} + j, {name}, there)"
 
 
-def _renewed(values: Mapping[str, str]) -> list[str]:
-    """Assigns every name its new value, after all were computed from the old ones."""
+def _assign_together(values: Mapping[str, str]) -> list[str]:
+    """Assignments of all `values` to their variables, after all have been computed from the old values."""
     return [*(f"{n}_next = {text}" for n, text in values.items()), *(f"{n} = {n}_next" for n in values)]
 
 
-def _stored(name: str, value: Value, result: str, language: Language) -> list[str]:
+def _store_residual(name: str, value: Value, result: str, language: Language) -> list[str]:
+    """Statements that store the residual `name` with the expression `result`: a number, or packed bits."""
     if not value.boolean:
         return [f"tl.store({name}_all + j, {result}, there)"]
     *before, last = language.shape.strip("(),").split(", ")
