@@ -1,4 +1,4 @@
-"""Bounds of the values of a step, and gradients in which zero times an unbounded derivative is zero.
+"""Bounds of the values of a step, and gradients where zero times an unbounded derivative is zero.
 
 Where autograd has the gradient None, kernels have zeros. The results are the same unless a zero is multiplied
 with a derivative that is infinite or NaN, such as the derivative of ``sqrt`` at 0. The bounds show which
@@ -20,7 +20,7 @@ LARGEST = 3.4028234663852886e38
 
 
 def guard_products(step: Step) -> Step:
-    """`step` with gradients in which zero times an unbounded derivative is zero.
+    """`step` with gradients where zero times an unbounded derivative is zero.
 
     A product or quotient of a gradient and a value that may be infinite or NaN becomes zero where the
     gradient is zero. A product with the constant zero, such as the gradient of ``floor``, becomes that

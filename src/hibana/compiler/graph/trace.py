@@ -36,7 +36,7 @@ def trace(
     Args:
         cell: the cell.
         shape: of one step of input.
-        dtype: in which the step computes.
+        dtype: of the numbers in the step.
         device: ``"cpu"`` or ``"cuda"``.
         draws: whether the step may draw random numbers.
 

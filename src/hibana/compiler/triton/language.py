@@ -57,7 +57,7 @@ class Language:
         return expression if expression.startswith("{") else self.number(expression)
 
     def number(self, number: int | str) -> str:
-        """A block in which all numbers are `number`, an integer or an expression."""
+        """A block filled with `number`, an integer or an expression."""
         return f"tl.full({self.shape}, {number}, tl.{self.real})"
 
     def cast(self, text: str) -> str:
