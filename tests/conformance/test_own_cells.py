@@ -355,7 +355,7 @@ def test_an_attribute_may_have_any_name(name):
 
 
 def test_the_name_that_is_hibanas_own_is_refused():
-    with pytest.raises(AttributeError, match="_hibana is what hibana keeps of a cell"):
+    with pytest.raises(AttributeError, match="_hibana is reserved for hibana"):
         Named("_hibana", 1.0)
 
 

@@ -130,7 +130,7 @@ class Delayed(hb.Cell):
         with torch.no_grad():
             self.synapses.weight.copy_((self.synapses.weight * 64).round() / 64)
         self.names = tuple(f"s{i}" for i in range(states))
-        self._enter()
+        self._create_cache()
 
     def forward(self, input_, *state):
         spikes = hb.surrogate.ATan()(input_ + self.synapses(state[0]) - 0.5)

@@ -1,8 +1,8 @@
 """One step of each neuron, in plain PyTorch.
 
-A *cell* maps ``(input, *previous state)`` to the next state; **the last state is what the layer
-emits**. This module holds equations only, a file a family: nothing here loops over time, allocates a backward
-or knows a device. A neuron of your own is a subclass of :class:`Cell` with one method:
+A *cell* maps ``(input, *previous state)`` to the next state; **the last state is the layer's output**. The
+package contains equations only, one file per family of neurons: no loop over time, no backward, no device. A
+custom neuron is a subclass of :class:`Cell` with one method:
 
 >>> from hibana.cells.surrogate import Step
 >>> class Doubler(Cell):
@@ -47,5 +47,5 @@ __all__ = [
 ]
 
 for _name in set(__all__) - {"Learn", "Reset", "Value"}:
-    # one address in messages and pickles, whichever file a neuron lies in
+    # the same module name in messages and pickles, independent of the file
     globals()[_name].__module__ = __name__

@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire that adapts: a threshold that moves, or a current that is taken away."""
+"""Leaky integrate-and-fire with adaptation: of the threshold, or by a current that is subtracted."""
 
 from typing import Any, Self, final
 
@@ -64,21 +64,21 @@ class ALIFCell(Spiking):
 
 @final
 class AdLIFCell(Spiking):
-    """Adaptive leaky integrate-and-fire: a current that follows potential and spikes, and is taken away.
+    """Adaptive leaky integrate-and-fire: potential and spikes drive a current that is subtracted.
 
         w = (1 - 1/tau_adaptation) * w_previous + coupling * v_previous + jump * s_previous
         v = (1 - 1/tau) * rested(v_previous) + (input_ - w) / tau
         s = H(v - threshold)
 
-    Coupled to its potential, a neuron resonates, and what it saw stays in `w` for `tau_adaptation` steps. The
-    paper lets `coupling` be -1 and more; below ``-1/tau_adaptation`` a potential grows by itself, and from 0
+    With a coupling, a neuron resonates, and `w` remembers its input for `tau_adaptation` steps. The paper
+    allows a `coupling` of -1 and more; below ``-1/tau_adaptation`` the potential grows without input, from 0
     on it does not.
 
     Args:
         tau: membrane time constant, in time steps.
         tau_adaptation: time constant of the adaptation `w`, in time steps.
-        coupling: of the adaptation to the potential, in [0, 1].
-        jump: what a spike adds to the adaptation, in [0, 2].
+        coupling: weight of the potential in the adaptation, in [0, 1].
+        jump: amount that a spike adds to the adaptation, in [0, 2].
         threshold: spikes where ``v > threshold``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
@@ -124,9 +124,9 @@ class AdLIFCell(Spiking):
         `tau` is spread evenly in its logarithm over [least, most] (by default the range of the paper),
         `tau_adaptation` over [6 least, 24 most], `coupling` over [0.0001, 0.01], `jump` evenly over its own.
 
-        What a spike leaves in `w` is gone after ``1/(1/tau_adaptation + coupling)`` steps, since `w` pushes
-        the potential down, and that pulls `w` down: a `coupling` drawn from all of [0, 1] forgets within few
-        steps, and neurons that should remember hundreds of them need one below 0.01.
+        The effect of a spike on `w` decays within ``1/(1/tau_adaptation + coupling)`` steps, since `w` lowers
+        the potential, and the lower potential lowers `w`. With a `coupling` from all of [0, 1] neurons forget
+        within few steps; a memory of hundreds of steps needs one below 0.01.
 
         Args:
             shape: of the neurons, such as 128.

@@ -1,4 +1,4 @@
-"""What every neuron is: one step as a module."""
+"""The base classes of neurons: one step as a module, and the checks of its states."""
 
 import inspect
 from abc import abstractmethod
@@ -12,86 +12,85 @@ from hibana.cells.peer_aliases import unknown_argument_error
 from hibana.cells.ranges import Range
 
 CACHE_ATTRIBUTE = "_hibana"
-"""The one name of a cell's attributes that is not the user's."""
+"""The attribute of a cell that is reserved for hibana."""
 
 
 class CellCache:
-    """The compiler's caches of one cell, its attribute ``_hibana``, which copies of the cell don't share."""
+    """The compiler's cache of one cell, its attribute ``_hibana``; copies of the cell do not share it."""
 
     __slots__ = ("dependencies", "states")
 
     def __init__(self, states: tuple[str, ...]) -> None:
         self.states = states
-        """:meth:`Cell.state_names`, looked up once."""
+        """The result of :meth:`Cell.state_names`."""
         self.dependencies: Any = None
-        """All that the step can read, with the programs and calls that this determines; None as soon as an
-        attribute is set."""
+        """Everything that the step can read, with the programs compiled for it; None after an attribute
+        changed."""
 
 
 class Cell(nn.Module):
     """One step of a neuron: ``forward(input_, *state) -> state``, pointwise, the emitted state last.
 
-    Hyper-parameters are attributes: floats, tensors that broadcast against one step of input, or
+    Hyperparameters are attributes: floats, tensors that broadcast against one step of input, or
     ``nn.Parameter``s. A tensor that is assigned becomes a buffer, so it moves with the module.
     """
 
     emits_spikes: bool | None = None
-    """Whether it emits only zeros and ones. None: as its step says (:func:`hibana.compiler.emits_spikes`)."""
+    """Whether the output is only zeros and ones; None: see :func:`hibana.compiler.emits_spikes`."""
     _hibana: CellCache
 
     def __init__(self) -> None:
         super().__init__()
-        self._enter()
+        self._create_cache()
 
     def __setstate__(self, state: dict[str, object]) -> None:
-        super().__setstate__(state)  # type: ignore[no-untyped-call] # torch leaves it so
-        self._enter()
+        super().__setstate__(state)  # type: ignore[no-untyped-call] # untyped in torch
+        self._create_cache()
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in self.__dict__.copy().items() if name != CACHE_ATTRIBUTE}
 
-    def _enter(self, states: tuple[str, ...] | None = None) -> None:
+    def _create_cache(self, states: tuple[str, ...] | None = None) -> None:
+        """Sets an empty cache; `states` are the names of the states, read from ``forward`` if None."""
         self.__dict__[CACHE_ATTRIBUTE] = CellCache(self.state_names() if states is None else states)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        own = self.__dict__.get(CACHE_ATTRIBUTE)
-        if own is not None and self.__dict__.get(name, own) is not value:  # the same object changes nothing
-            own.dependencies = None
+        cache = self.__dict__.get(CACHE_ATTRIBUTE)
+        if cache is not None and self.__dict__.get(name, cache) is not value:  # the same object is no change
+            cache.dependencies = None
         if isinstance(range_ := getattr(type(self), name, None), Range):
-            self.__dict__.get("_parameters", {}).pop(range_.learned, None)
+            self.__dict__.get("_parameters", {}).pop(range_.parameter_name, None)
         elif name == CACHE_ATTRIBUTE:
-            raise AttributeError(
-                f"{name} is what hibana keeps of a cell; choose another name for the attribute"
-            )
-        plain = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
-        known = self.__dict__.get("_buffers", {})
-        if plain and name not in known and name not in self.__dict__.get("_parameters", {}):
+            raise AttributeError(f"{name} is reserved for hibana; choose another name for the attribute")
+        is_buffer = isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+        buffers = self.__dict__.get("_buffers", {})
+        if is_buffer and name not in buffers and name not in self.__dict__.get("_parameters", {}):
             self.__dict__.pop(name, None)
             self.register_buffer(name, value)
             return
-        if name in known and not isinstance(value, Tensor):
-            del known[name]
+        if name in buffers and not isinstance(value, Tensor):
+            del buffers[name]
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
-        internal = self.__dict__.get(CACHE_ATTRIBUTE)
-        if internal is not None:
-            internal.dependencies = None
+        cache = self.__dict__.get(CACHE_ATTRIBUTE)
+        if cache is not None:
+            cache.dependencies = None
         super().__delattr__(name)
 
     @abstractmethod
     def forward(self, input_: Tensor, /, *state: Tensor) -> tuple[Tensor, ...]:
-        """The next state, from one step of input and the previous state, all of one shape."""
+        """The next state, from one step of input and the previous state; all tensors have one shape."""
         raise NotImplementedError(f"{type(self).__name__} must define forward(input_, *state) -> state")
 
     @classmethod
     def state_names(cls) -> tuple[str, ...]:
-        """The names of the states: the parameters of ``forward`` after the input, less ``_previous``.
+        """The names of the states: the parameters of ``forward`` after the input, without ``_previous``.
 
-        Those of :class:`hibana.IFCell` are ``("v", "s")``.
+        The states of :class:`hibana.IFCell` are ``("v", "s")``.
 
         Raises:
-            TypeError: if ``forward`` does not name its states one by one.
+            TypeError: if ``forward`` does not name each state.
         """
         _, _, *states = inspect.signature(cls.forward).parameters.values()
         if not states or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in states):
@@ -102,25 +101,25 @@ class Cell(nn.Module):
         return tuple(p.name.removesuffix("_previous") for p in states)
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
-        """The state at rest: by default zeros like one step of input, one tensor for each state."""
+        """The resting state: by default one tensor of zeros like `input_`, one step of input, per state."""
         return tuple(torch.zeros_like(input_) for _ in self.state_names())
 
     def rests_at_zero(self) -> bool:
-        """Whether :meth:`initial_state` is known to be all zeros, which then need not be written out."""
+        """Whether all tensors of :meth:`initial_state` are zeros; kernels then need no initial state."""
         return type(self).initial_state is Cell.initial_state
 
 
 class BuiltIn(Cell):
-    """A cell of hibana's own, which answers the arguments that other libraries' neurons take."""
+    """Base class of hibana's cells: ``learn``, hints for other libraries' arguments, and ``repr``."""
 
     rare: tuple[str, ...] = ()
-    """Options that few ask for."""
+    """Options that ``repr`` shows only if they differ from their defaults."""
 
     def _learn(self, names: str | Sequence[str]) -> None:
-        """Makes parameters of the values called `names`.
+        """Replaces the values `names` by trainable parameters.
 
         Raises:
-            ValueError: if the cell has no value of that name that has a range.
+            ValueError: if a name is not that of a value with a range.
         """
         ranges = {
             name: value
@@ -135,17 +134,18 @@ class BuiltIn(Cell):
                 ranges[name].learn(self)
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Refuses arguments by names that are not the cell's, and a size where there is none.
+        """Checks the names of the arguments, and that the first is not a number of neurons.
 
         Raises:
-            TypeError: saying what hibana's argument is.
+            TypeError: for an unknown argument, with the name of hibana's argument, and for an integer
+                threshold that looks like a size.
         """
         code = cls.__init__.__code__
-        known = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
+        parameters = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
         name = cls.__name__.removesuffix("Cell")
-        if error := unknown_argument_error(name, kwargs, known):
+        if error := unknown_argument_error(name, kwargs, parameters):
             raise error
-        if args and type(args[0]) is int and args[0] > 1 and known[0] == "threshold":
+        if args and type(args[0]) is int and args[0] > 1 and parameters[0] == "threshold":
             raise TypeError(
                 f"the first argument of {name} is its threshold, not a number of neurons, which it takes "
                 f"from its input: leave it out, or write threshold={args[0]} if that is meant"
@@ -153,19 +153,19 @@ class BuiltIn(Cell):
         return super().__new__(cls)
 
     def extra_repr(self) -> str:
-        """The hyper-parameters that are not parameters, as they were given; rare ones if they were."""
-        shown = {**vars(self), **self._buffers}
-        given = inspect.signature(type(self)).parameters
-        rare = [name for name, one in given.items() if name in self.rare and shown.get(name) is one.default]
-        names = [name for name in given if name in shown and name not in rare]
-        return ", ".join(f"{name}={shown[name]!r}" for name in names)
+        """The arguments that are not trainable parameters; rare ones only if they are not their defaults."""
+        values = {**vars(self), **self._buffers}
+        arguments = inspect.signature(type(self)).parameters
+        hidden = {name for name in self.rare if values.get(name) is arguments[name].default}
+        names = [name for name in arguments if name in values and name not in hidden]
+        return ", ".join(f"{name}={values[name]!r}" for name in names)
 
 
 def check_cell(cell: object) -> None:
-    """Refuses what is no cell, or one that was not made whole.
+    """Checks that `cell` is a :class:`Cell` whose ``__init__`` ran.
 
     Raises:
-        TypeError: saying what it is.
+        TypeError: if not, with the type of `cell`.
     """
     if not isinstance(cell, Cell):
         got = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
@@ -175,26 +175,27 @@ def check_cell(cell: object) -> None:
         raise TypeError(f"{type(cell).__name__}.__init__ must call super().__init__() before anything else")
 
 
-def check_states(cell: Cell, given: object) -> tuple[Tensor, ...]:
-    """What a step gave, if it is one tensor for each state that the cell takes.
+def check_states(cell: Cell, states: object) -> tuple[Tensor, ...]:
+    """`states`, the result of a step of `cell`, as a tuple.
 
     Raises:
-        TypeError: saying what it should give, and what it gave.
+        TypeError: unless it is a tuple or list with one tensor for each state of the cell.
     """
     names = cell.state_names()
-    if isinstance(given, tuple | list) and len(given) == len(names):
-        for name, value in zip(names, given, strict=True):
+    if isinstance(states, tuple | list) and len(states) == len(names):
+        for name, value in zip(names, states, strict=True):
             if not isinstance(value, Tensor):
-                raise TypeError(f"{_wanted(cell)}; {name} is of type {type(value).__name__}")
-        return tuple(given)
-    if isinstance(given, tuple | list):
-        got = f"{len(given)} for the {len(names)} that it takes after the input"
+                raise TypeError(f"{_expected_states(cell)}; {name} is of type {type(value).__name__}")
+        return tuple(states)
+    if isinstance(states, tuple | list):
+        got = f"{len(states)} for the {len(names)} that it takes after the input"
     else:
-        got = f"a {type(given).__name__}, no tuple"
-    raise TypeError(f"{_wanted(cell)}; got {got}")
+        got = f"a {type(states).__name__}, no tuple"
+    raise TypeError(f"{_expected_states(cell)}; got {got}")
 
 
-def _wanted(cell: Cell) -> str:
+def _expected_states(cell: Cell) -> str:
+    """The first half of an error message: what ``forward`` of `cell` must return."""
     names = cell.state_names()
-    listed = ", ".join(names) + "," * (len(names) == 1)
-    return f"forward of {type(cell).__name__} must return its states, ({listed}), each like the input"
+    text = ", ".join(names) + "," * (len(names) == 1)
+    return f"forward of {type(cell).__name__} must return its states, ({text}), each like the input"

@@ -1,4 +1,4 @@
-"""``hb.spike``: the Heaviside step with a derivative that is any expression of a step's values."""
+"""``hb.spike``: the Heaviside step with any derivative, given as a tensor."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,15 @@ def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
 
         s = H(x),   dL/dx = dL/ds * derivative
 
-    A surrogate is the case of a derivative that depends on `x` alone. Within a cell the derivative may be
-    written in any value of the step: a state, the input, a parameter, a trace. It is taken as a constant: no
-    gradient flows into what it is made of. It is compiled on every backend; the plan keeps what it needs.
+    A surrogate is a derivative that depends on `x` alone. Within a cell, the derivative may be computed from
+    any value of the step: a state, the input, a parameter, a trace. The backward treats it as a constant: no
+    gradient flows into the values that it is computed from. All backends compile it.
 
     Args:
-        x: how far the potential is above the threshold, floating point, any shape.
-        derivative: a tensor of the dtype of `x` that broadcasts to its shape, or a surrogate; the article's,
-            ``H(x)``, if ``None``. One that vanishes outside a window is ``torch.where(window, formula, 0)``.
+        x: the potential minus the threshold, floating point, any shape.
+        derivative: a tensor of the dtype of `x` that broadcasts to its shape, or a surrogate; ``None`` for
+            the article's, ``H(x)``. Write a derivative that vanishes outside a window as
+            ``torch.where(window, formula, 0)``.
 
     Returns:
         Zeros and ones of the shape and dtype of `x`.
@@ -40,7 +41,7 @@ def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
     torch.Size([5, 2, 3])
     """
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        raise TypeError(f"x must be a floating-point tensor, got {_said(x)}")
+        raise TypeError(f"x must be a floating-point tensor, got {_describe(x)}")
     if derivative is None:
         derivative = Step()
     if isinstance(derivative, Surrogate):
@@ -48,10 +49,10 @@ def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
     if not isinstance(derivative, Tensor) or derivative.dtype != x.dtype:
         raise TypeError(
             f"derivative must be a tensor of the dtype of x, {x.dtype}, or a surrogate such as "
-            f"hb.surrogate.ATan(), got {_said(derivative)}"
+            f"hb.surrogate.ATan(), got {_describe(derivative)}"
         )
     derivative = derivative.detach()
-    # sizes are no numbers while torch.jit.trace runs
+    # sizes are tensors, not integers, during torch.jit.trace
     tracing = torch_internals.jit_trace() is not None and not torch.compiler.is_dynamo_compiling()
     if not tracing and derivative.shape != x.shape:
         try:
@@ -63,5 +64,6 @@ def spike(x: Tensor, derivative: Tensor | Surrogate | None = None) -> Tensor:
     return spikes
 
 
-def _said(value: object) -> str:
+def _describe(value: object) -> str:
+    """The type of `value` for an error message, with the dtype of a tensor."""
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__

@@ -25,8 +25,8 @@ class IFCell(Spiking):
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
         reset: the potential after a spike, or ``"subtract"`` to subtract the threshold.
-        initial: the potential at the start, zero by default. Half a threshold makes a count of spikes
-            round to the nearest instead of down (:func:`hibana.from_ann`).
+        initial: the potential at the start, zero by default. Half a threshold rounds the number of spikes to
+            the nearest instead of down (:func:`hibana.from_ann`).
         learn: names of values to make parameters of, such as ``"threshold"``; a tensor is one per neuron.
 
     Source: the article; Lapicque (1907).
@@ -55,7 +55,7 @@ class IFCell(Spiking):
         return v, self.surrogate(v - self.threshold)
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
-        """The potential at `initial`, and no spike."""
+        """The potential `initial`, and zero spikes."""
         spikes = torch.zeros_like(input_)
         return spikes + self.initial, spikes
 

@@ -26,7 +26,7 @@ class IzhikevichCell(Spiking):
         a: rate of the recovery `u`, per ms.
         b: sensitivity of the recovery to `v`.
         c: potential after a spike, mV.
-        d: what a spike adds to the recovery.
+        d: amount that a spike adds to the recovery.
         dt: time step, ms.
         threshold: peak of the spike, mV.
         surrogate: the derivative of ``H``, or its name.

@@ -1,4 +1,4 @@
-"""Leaky integrate-and-fire, what is learnt of it, what drives it and what holds it back; the readout."""
+"""Leaky integrate-and-fire, variants with a learned leak, a synaptic current or a rest; and the readout."""
 
 import math
 from typing import Any, final
@@ -20,10 +20,10 @@ class LIFCell(Spiking):
         v = (1 - 1/tau) * rested(v_previous) + input_,   rested(v) = v * (1 - s_previous)
         s = H(v - threshold)
 
-    The options after `learn` are what neurons of other libraries do.
+    The options after `learn` reproduce neurons of other libraries.
 
     Args:
-        tau: membrane time constant in time steps, at least 1; infinite is :class:`IFCell`.
+        tau: membrane time constant in time steps, at least 1; an infinite one gives :class:`IFCell`.
         threshold: spikes where ``v > threshold``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
@@ -31,12 +31,12 @@ class LIFCell(Spiking):
         learn: names of values to make parameters of, such as ``"tau"``; a tensor is one per neuron.
         rest: the potential that `v` leaks to, ``v = rest + (1 - 1/tau) * (rested - rest) + input_``:
             SpikingJelly's `v_reset` is `rest` and `reset`.
-        decay_input: the input counts ``input_/tau``, as SpikingJelly's does by default.
-        leak_first: the threshold is subtracted after the leak and the input, ``v = (1 - 1/tau) * v_previous +
+        decay_input: add ``input_/tau`` instead of ``input_``, as SpikingJelly does by default.
+        leak_first: subtract the threshold after the leak and the input, ``v = (1 - 1/tau) * v_previous +
             input_ - s_previous * threshold``: snnTorch's delayed reset; only with ``reset="subtract"``.
-        lower_bound: what the potential after the reset does not fall below, as sinabs' `min_v_mem`.
-        most_spikes: in one step, ``s = sum_(k <= most_spikes) H(v - k * threshold)``: sinabs' multi-spike, of
-            which each takes one threshold; only with ``reset="subtract"``.
+        lower_bound: lower bound of the potential after the reset, sinabs' `min_v_mem`.
+        most_spikes: most spikes in one step, ``s = sum_(k <= most_spikes) H(v - k * threshold)``: sinabs'
+            multi-spike, where each spike subtracts one threshold; only with ``reset="subtract"``.
 
     Source: Gerstner, Kistler, Naud & Paninski (2014), *Neuronal dynamics*, section 1.3, in forward
     Euler steps, the input in units of potential per step.
@@ -88,7 +88,7 @@ class LIFCell(Spiking):
         return v, spikes
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
-        """The potential at `rest`, and no spike."""
+        """The potential `rest`, and zero spikes."""
         spikes = torch.zeros_like(input_)
         return spikes + self.rest, spikes
 
@@ -96,6 +96,7 @@ class LIFCell(Spiking):
         return not isinstance(self.rest, Tensor) and self.rest == 0
 
     def _leaked(self, v: Tensor) -> Tensor:
+        """The potential `v` after one step of the leak towards `rest`."""
         if not isinstance(self.rest, Tensor) and self.rest == 0:
             return v * decay(self.tau)
         return (v - self.rest) * decay(self.tau) + self.rest
@@ -109,8 +110,8 @@ class PLIFCell(Spiking):
         s = H(v - threshold)
 
     Args:
-        tau: membrane time constant in time steps to start from, above 1; `w` is the parameter, of as many
-            elements as `tau` has: a number is one for the layer, a tensor one for each neuron.
+        tau: initial membrane time constant in time steps, above 1. The parameter `w` has as many elements as
+            `tau`: one for the layer if it is a number, one per neuron if it is a tensor.
         threshold: spikes where ``v > threshold``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
@@ -132,35 +133,36 @@ class PLIFCell(Spiking):
         learn: Learn = (),
     ) -> None:
         super().__init__(threshold, reset, surrogate, detach_reset)
-        begun = torch.as_tensor(tau, dtype=torch.float64, device="cpu").detach()
-        if not bool((begun.isfinite() & (begun > 1)).all()):
+        initial_tau = torch.as_tensor(tau, dtype=torch.float64, device="cpu").detach()
+        if not bool((initial_tau.isfinite() & (initial_tau > 1)).all()):
             raise ValueError(f"tau must be finite and above 1, got {tau!r}")
-        start = -(begun - 1.0).log()
+        start = -(initial_tau - 1.0).log()
         self.start = start.item() if start.ndim == 0 else start.tolist()
-        size = start.shape or (1,)  # what shards parameters takes no scalars
-        blank = torch.empty(size, dtype=torch.get_default_dtype(), device=torch.get_default_device())
-        self.w = nn.Parameter(blank)
+        size = start.shape or (1,)  # FSDP shards no scalar parameters
+        empty = torch.empty(size, dtype=torch.get_default_dtype(), device=torch.get_default_device())
+        self.w = nn.Parameter(empty)
         self.reset_parameters()
         self._learn(learn)
 
     @property
     def tau(self) -> Tensor:
-        """The time constant that `w` stands for, in time steps: ``1/sigmoid(w)``, above 1."""
+        """The time constant ``1/sigmoid(w)`` in time steps, above 1."""
         return 1 / self._k()
 
     def reset_parameters(self) -> None:
-        """Sets `w` to what it was made with; for parameters that were made without memory."""
+        """Sets `w` to its initial value, for parameters that were created on the meta device."""
         with torch.no_grad():
             self.w.copy_(torch.tensor(self.start, dtype=self.w.dtype, device=self.w.device))
 
     def _k(self) -> Tensor:
-        k = torch.sigmoid(self.w)  # whose size no step may ask for, or it is one for that size
-        alone = not isinstance(self.start, list) or len(self.start) == 1
-        return k.squeeze(0) if alone else k
+        """``1/tau``, a scalar if `tau` is one number."""
+        k = torch.sigmoid(self.w)
+        is_shared = not isinstance(self.start, list) or len(self.start) == 1  # a step must not read w's size
+        return k.squeeze(0) if is_shared else k
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if (w := state_dict.get(f"{prefix}w")) is not None and w.ndim == 0:
-            state_dict[f"{prefix}w"] = w.reshape(1)  # as checkpoints had it once
+            state_dict[f"{prefix}w"] = w.reshape(1)  # old checkpoints have a scalar
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
@@ -228,7 +230,7 @@ class RefractoryLIFCell(Spiking):
 
     Args:
         tau: membrane time constant, in time steps.
-        period: refractory period, in whole time steps; 0 is :class:`LIFCell`.
+        period: refractory period, in whole time steps; 0 gives :class:`LIFCell`.
         threshold: spikes where ``v > threshold``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
@@ -262,9 +264,9 @@ class RefractoryLIFCell(Spiking):
         self, input_: Tensor, r_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         r = torch.where(s_previous > 0, self.period, torch.clamp(r_previous - 1, min=0))
-        awake = (r == 0).to(input_.dtype)
-        v = self._rested(v_previous, s_previous) * decay(self.tau) + input_ * awake
-        return r, v, self.surrogate(v - self.threshold) * awake
+        is_active = (r == 0).to(input_.dtype)
+        v = self._rested(v_previous, s_previous) * decay(self.tau) + input_ * is_active
+        return r, v, self.surrogate(v - self.threshold) * is_active
 
 
 @final
@@ -274,8 +276,8 @@ class LICell(BuiltIn):
         v = (1 - 1/tau) * v_previous + input_
 
     Args:
-        tau: membrane time constant, in time steps; infinite (the default) sums its input.
-        learn: ``"tau"`` makes a parameter of it; a tensor is one per neuron.
+        tau: membrane time constant, in time steps; with the default, infinity, `v` is the sum of the input.
+        learn: ``"tau"`` to learn it; a tensor is one per neuron.
 
     Source: Gerstner et al. (2014), *Neuronal dynamics*, section 1.3, without a threshold.
     """

@@ -1,4 +1,4 @@
-"""Neurons whose own dynamics make the upstroke of a spike: exponential and quadratic."""
+"""Integrate-and-fire neurons with a nonlinear upstroke of the spike: exponential and quadratic."""
 
 from typing import final
 
@@ -70,7 +70,7 @@ class QIFCell(Spiking):
     Args:
         tau: membrane time constant, in time steps.
         curvature: strength of the quadratic term, per unit of `v`.
-        critical: potential above which `v` runs away by itself, in units of `v`.
+        critical: potential above which `v` grows without input, in units of `v`.
         threshold: spikes where ``v > threshold``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.

@@ -1,6 +1,6 @@
-"""Names that other libraries give to what hibana has, and the sentence for those who type one here.
+"""Names of other libraries for hibana's arguments, modules and options, and the hints in error messages.
 
-This room knows words only: it imports nothing of hibana.
+The module imports nothing of hibana.
 """
 
 import difflib
@@ -18,9 +18,9 @@ _RESET = (("reset", "reset, a potential to reset to, or 'subtract'"),)
 _TAU = (("tau", "tau, in time steps"),)
 _TAU_SYNAPSE = (("tau_synapse", "tau_synapse, in time steps"),)
 _STEPS = (("steps", "steps"), ("", "none is needed: time is the first axis of the input, [T, batch, ...]"))
-_WHOLE = (("", "none is needed: a layer always takes a whole sequence, [T, batch, ...]"),)
-_REST = (("", "none is needed: every call starts at rest, and hb.run goes on from a state"),)
-_LEARNED = (("", "an nn.Parameter in the argument's own place is learned"),)
+_SEQUENCE = (("", "none is needed: a layer always takes a whole sequence, [T, batch, ...]"),)
+_STATE = (("", "none is needed: every call starts at rest, and hb.run continues from a state"),)
+_LEARNED = (("", "pass an nn.Parameter as the argument itself to learn it"),)
 _SIZE = (("", "none is needed: a layer takes its size from its input"),)
 _ARGUMENTS = {
     **dict.fromkeys(("v_threshold", "v_th", "thresh", "spike_threshold"), _THRESHOLD),
@@ -32,15 +32,15 @@ _ARGUMENTS = {
     **dict.fromkeys(("tau_mem", "tau_m"), _TAU),
     **dict.fromkeys(("tau_syn", "tau_s"), _TAU_SYNAPSE),
     **dict.fromkeys(("num_steps", "num_timesteps", "time_steps", "timesteps", "T"), _STEPS),
-    **dict.fromkeys(("step_mode", "return_sequences"), _WHOLE),
+    **dict.fromkeys(("step_mode", "return_sequences"), _SEQUENCE),
     "batch_first": (("", "time is the first axis of the input, [T, batch, ...]: use x.transpose(0, 1)"),),
-    **dict.fromkeys(("init_hidden", "batch_size"), _REST),
+    **dict.fromkeys(("init_hidden", "batch_size"), _STATE),
     **dict.fromkeys(("learn_beta", "learn_threshold", "learn_alpha", "train_a"), _LEARNED),
     "store_v_seq": (("", "none is needed: hb.record gives every state at every step"),),
     **dict.fromkeys(("in_features", "out_features", "size", "hidden_size"), _SIZE),
     **dict.fromkeys(("num_neurons", "n_neurons", "neurons"), _SIZE),
 }
-"""What hibana's argument is, by the foreign name: what to say where it has a certain one, "" being always."""
+"""Hints by other libraries' argument names, each with hibana's argument that must exist, or "" for always."""
 
 MODULES = {
     **dict.fromkeys(("Leaky", "LIFNode", "Lapicque", "LIFSqueeze"), "LIF"),
@@ -56,18 +56,16 @@ MODULES = {
     **dict.fromkeys(("datasets", "spikevision"), "data"),
     **dict.fromkeys(("export_to_nir", "export_nir", "import_nir"), "nir"),
 }
-"""What stands in hibana for names of other libraries' modules and layers."""
+"""Names in hibana, by the names of other libraries' modules and layers."""
 
 _AT_REST = "every call starts at rest; to carry a state on, use hb.run(net, inputs, state)"
+_STATE_METHODS = "reset reset_mem reset_hidden reset_net reset_state reset_states init_leaky init_lif"
+_STATE_METHODS += " init_synaptic init_rleaky init_alpha detach_hidden detach_net"
 METHODS = {
-    **dict.fromkeys(
-        ("reset", "reset_mem", "reset_hidden", "reset_net", "reset_state", "reset_states"), _AT_REST
-    ),
-    **dict.fromkeys(("init_leaky", "init_lif", "init_synaptic", "init_rleaky", "init_alpha"), _AT_REST),
-    **dict.fromkeys(("detach_hidden", "detach_net"), _AT_REST),
+    **dict.fromkeys(_STATE_METHODS.split(), _AT_REST),
     "set_step_mode": f"a layer always takes a whole sequence, [T, batch, ...]; {_AT_REST}",
 }
-"""What to say of what other libraries' layers, or functions of layers, do between calls."""
+"""Hints by the names of other libraries' methods and functions that manage a layer's state between calls."""
 
 OPTIONS = {
     **dict.fromkeys(("lr", "max-lr", "learningrate"), "learning-rate"),
@@ -97,38 +95,38 @@ OPTIONS = {
     **dict.fromkeys(("force", "replace"), "overwrite"),
     **dict.fromkeys(("attached-reset",), "no-detach-reset"),
 }
-"""What options of ``hibana train`` are, by the names that other programs give them."""
+"""Names of ``hibana train``'s options, by the names that other programs use."""
 
 
-def unknown_argument_error(called: str, given: Iterable[str], known: Sequence[str]) -> TypeError | None:
-    """What to raise where `called` is given arguments by names that are not among `known`.
+def unknown_argument_error(called: str, names: Iterable[str], parameters: Sequence[str]) -> TypeError | None:
+    """The error for the first of `names` that is not in `parameters` of function `called`; None if all are.
 
-    >>> print(no_argument("LIF", ["beta"], ["tau", "threshold"]))
+    >>> print(unknown_argument_error("LIF", ["beta"], ["tau", "threshold"]))
     LIF has no argument 'beta'; hibana's is tau, in time steps: a decay of beta a step is tau = 1 / (1 - beta)
-    >>> print(no_argument("LIF", ["treshold"], ["tau", "threshold"]))
+    >>> print(unknown_argument_error("LIF", ["treshold"], ["tau", "threshold"]))
     LIF has no argument 'treshold'; did you mean 'threshold'? It takes tau, threshold
     """
-    for name in given:
-        if name in known:
+    for name in names:
+        if name in parameters:
             continue
-        for wanted, said in _ARGUMENTS.get(name, ()):
-            if wanted in known:
-                return TypeError(f"{called} has no argument {name!r}; hibana's is {said}")
-            if not wanted:
-                return TypeError(f"{called} has no argument {name!r}; {said}")
-        near = difflib.get_close_matches(name, known, 1)
-        hint = f"; did you mean {near[0]!r}? It takes " if near else "; it takes "
-        return TypeError(f"{called} has no argument {name!r}{hint}{', '.join(known)}")
+        for parameter, hint in _ARGUMENTS.get(name, ()):
+            if parameter in parameters:
+                return TypeError(f"{called} has no argument {name!r}; hibana's is {hint}")
+            if not parameter:
+                return TypeError(f"{called} has no argument {name!r}; {hint}")
+        similar = difflib.get_close_matches(name, parameters, 1)
+        hint = f"; did you mean {similar[0]!r}? It takes " if similar else "; it takes "
+        return TypeError(f"{called} has no argument {name!r}{hint}{', '.join(parameters)}")
     return None
 
 
 def check_argument_names(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """`function`, which answers arguments by foreign names with its own."""
-    known = list(inspect.signature(function).parameters)
+    """A decorator: `function` then raises :func:`unknown_argument_error` for unknown arguments."""
+    parameters = list(inspect.signature(function).parameters)
 
     @wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if error := unknown_argument_error(function.__name__, kwargs, known):
+        if error := unknown_argument_error(function.__name__, kwargs, parameters):
             raise error
         return function(*args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Hyper-parameters that stay in a range while they are learned, as descriptors of a cell's class."""
+"""Hyperparameters that stay in a range while they are learned, as descriptors of a cell's class."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -11,15 +11,15 @@ from hibana.runtime import torch_internals
 
 
 class Range(ABC):
-    """A hyper-parameter whose value stays in a range, whatever an optimiser makes of its parameter.
+    """A hyperparameter whose value stays in a range, for any value of its parameter.
 
-    Reading it gives a float or a tensor as it was set, of an ``nn.Parameter`` its value moved into the range,
-    and of a value that the cell was asked to learn a function of the parameter :attr:`learned`.
+    The attribute's value is a float or tensor as it was set; for an ``nn.Parameter``, its value mapped into
+    the range; and for a value in the cell's ``learn``, a function of the parameter :attr:`parameter_name`.
     """
 
     name: str
     prefix: str
-    """Of the name of the parameter of a learned value."""
+    """Prefix of :attr:`parameter_name`."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
@@ -30,70 +30,70 @@ class Range(ABC):
         """The range, in words."""
 
     @abstractmethod
-    def _kept(self, parameter: Tensor) -> Tensor:
-        """`parameter` in the range, and reflected at the bound elsewhere."""
+    def _reflect(self, parameter: Tensor) -> Tensor:
+        """`parameter`, reflected at the bound where it is outside of the range."""
 
     @abstractmethod
     def _inverse(self, value: Tensor) -> Tensor:
-        """The parameter of a learned `value`; raises ValueError if it is not inside the range."""
+        """The parameter with this `value`; raises ValueError if the value is not inside the range."""
 
     @abstractmethod
-    def _value(self, learned: Tensor) -> Tensor:
-        """The value of a parameter :attr:`learned`."""
+    def _value(self, parameter: Tensor) -> Tensor:
+        """The hyperparameter's value for the parameter :attr:`parameter_name`."""
 
     @property
-    def learned(self) -> str:
-        """The name of the parameter of a learned value."""
+    def parameter_name(self) -> str:
+        """The name of the parameter of a value in the cell's ``learn``."""
         return f"{self.prefix}_{self.name}"
 
     def learn(self, cell: nn.Module) -> None:
-        """Makes a parameter of the value that `cell` has.
+        """Replaces the value in `cell` by the parameter :attr:`parameter_name`.
 
         Raises:
-            ValueError: if it does not lie inside the range.
+            ValueError: if the value is not inside the range.
         """
         value = torch.as_tensor(getattr(cell, self.name), dtype=torch.get_default_dtype(), device=None)
-        learned = self._inverse(value.detach())
+        parameter = self._inverse(value.detach())
         delattr(cell, self.name)
-        one = learned.reshape(1) if learned.ndim == 0 else learned  # what shards parameters takes no scalars
-        setattr(cell, self.learned, nn.Parameter(one))
+        parameter = parameter.reshape(1) if parameter.ndim == 0 else parameter  # FSDP shards no scalars
+        setattr(cell, self.parameter_name, nn.Parameter(parameter))
 
     def __get__(self, cell: nn.Module | None, owner: type) -> Any:
-        # a float lies in the instance, where Python finds it before it comes here
+        # not called for a float, which is in the instance's dictionary
         if cell is None:
             return self
-        own = vars(cell)
-        if self.name in own.get("_buffers", ()):
-            return own["_buffers"][self.name]
-        parameters = own.get("_parameters", {})
-        if (learned := parameters.get(self.learned)) is not None:
-            return learned if _is_sharded(learned) else self._value(learned)
+        attributes = vars(cell)
+        if self.name in attributes.get("_buffers", ()):
+            return attributes["_buffers"][self.name]
+        parameters = attributes.get("_parameters", {})
+        if (parameter := parameters.get(self.parameter_name)) is not None:
+            return parameter if _is_sharded(parameter) else self._value(parameter)
         if self.name not in parameters:
             raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
         parameter = parameters[self.name]
-        # fully_shard keeps it so between calls, and reads it to keep it
-        return parameter if _is_sharded(parameter) else self._kept(parameter)
+        # fully_shard reads a sharded parameter between calls, and must get the parameter itself
+        return parameter if _is_sharded(parameter) else self._reflect(parameter)
 
 
 class AtLeast(Range):
-    """A hyper-parameter that stays at `least` or above, whatever an optimiser makes of its parameter.
+    """A hyperparameter that stays at `least` or above, for any value of its parameter.
 
-    Declared in a cell's class, it is what reading the attribute gives: a float or a tensor as it was set, and
-    for an ``nn.Parameter`` ``p``, which an optimiser can take anywhere,
+    It is declared in a cell's class. The attribute's value is a float or tensor as it was set, and for an
+    ``nn.Parameter`` ``p``, which an optimizer may move out of the range,
 
         value = p              where p >= least
                 2 * least - p  elsewhere
 
-    In its range it is `p`, the user's own object; beyond the bound it counts from there inwards, so that the
-    gradient turns `p` back. ``named_parameters()`` and ``state_dict()`` hold `p` under its name either way.
+    Inside the range, the value is the object `p` itself. Outside, it is reflected at the bound, so that the
+    gradient moves `p` back. ``named_parameters()`` and ``state_dict()`` contain `p` under the attribute's
+    name.
 
-    A value that a cell was asked to learn (``learn="tau"``) is ``least + exp(q)``, which no `q` takes out of
-    the range, and which an optimiser changes in proportion; `q` is the parameter ``log_tau``, of one element
-    or of as many as the value.
+    A value in the cell's ``learn`` (``learn="tau"``) is ``least + exp(q)``, which is in the range for every
+    `q`, and which an optimizer changes in proportion. `q` is the parameter ``log_tau``, with as many elements
+    as the value.
 
     Args:
-        least: the bound; 0 stands for the smallest number of the parameter's precision, since what must be
-            positive can't be zero.
+        least: the bound; 0 means the smallest positive number of the parameter's dtype.
 
     >>> import torch
     >>> import hibana as hb
@@ -120,12 +120,12 @@ class AtLeast(Range):
     def __str__(self) -> str:
         return f"at {self.least} or above"
 
-    def _kept(self, parameter: Tensor) -> Tensor:
+    def _reflect(self, parameter: Tensor) -> Tensor:
         least = max(self.least, torch.finfo(parameter.dtype).tiny)
         if _can_branch_on(parameter) and bool((parameter >= least).all()):
             return parameter
         inside = (parameter >= least).to(parameter.dtype)
-        # not torch.where: its derivative takes a truth value per neuron to where kernels take numbers
+        # not torch.where: its derivative needs a boolean parameter, and kernels take numbers
         return parameter * (2 * inside - 1) + (1 - inside) * (2 * least)
 
     def _inverse(self, value: Tensor) -> Tensor:
@@ -135,16 +135,16 @@ class AtLeast(Range):
             )
         return (value - self.least).log()
 
-    def _value(self, learned: Tensor) -> Tensor:
-        return learned.exp() + self.least
+    def _value(self, parameter: Tensor) -> Tensor:
+        return parameter.exp() + self.least
 
 
 class Between(Range):
-    """A hyper-parameter that stays in [`least`, `most`], whatever an optimiser makes of its parameter.
+    """A hyperparameter that stays in [`least`, `most`], for any value of its parameter.
 
-    As :class:`AtLeast`, with two bounds: an ``nn.Parameter`` counts inwards from the bound that it is beyond,
-    and a value that a cell was asked to learn is ``least + (most - least) * sigmoid(q)`` with the parameter
-    ``logit_NAME``.
+    It is like :class:`AtLeast` with two bounds: an ``nn.Parameter`` outside of the range is reflected at the
+    nearest bound, and a value in the cell's ``learn`` is ``least + (most - least) * sigmoid(q)`` with the
+    parameter ``logit_NAME``.
     """
 
     prefix = "logit"
@@ -155,31 +155,31 @@ class Between(Range):
     def __str__(self) -> str:
         return f"in [{self.least}, {self.most}]"
 
-    def _kept(self, parameter: Tensor) -> Tensor:
+    def _reflect(self, parameter: Tensor) -> Tensor:
         above = (parameter >= self.least).to(parameter.dtype)
         value = parameter * (2 * above - 1) + (1 - above) * (2 * self.least)
         below = (value <= self.most).to(parameter.dtype)
         return value * (2 * below - 1) + (1 - below) * (2 * self.most)
 
     def _inverse(self, value: Tensor) -> Tensor:
-        part = (value - self.least) / (self.most - self.least)
-        if not bool(((part > 0) & (part < 1)).all()):
-            within = f"between {self.least} and {self.most}"
-            raise ValueError(f"{self.name} must lie {within} to be learned, got {value!r}")
-        return part.logit()
+        fraction = (value - self.least) / (self.most - self.least)
+        if not bool(((fraction > 0) & (fraction < 1)).all()):
+            bounds = f"between {self.least} and {self.most}"
+            raise ValueError(f"{self.name} must lie {bounds} to be learned, got {value!r}")
+        return fraction.logit()
 
-    def _value(self, learned: Tensor) -> Tensor:
-        return torch.sigmoid(learned) * (self.most - self.least) + self.least
+    def _value(self, parameter: Tensor) -> Tensor:
+        return torch.sigmoid(parameter) * (self.most - self.least) + self.least
 
 
 def _is_sharded(parameter: Tensor) -> bool:
-    """Whether this process holds a shard of `parameter`; no step runs on a shard."""
-    distributed = sys.modules.get("torch.distributed.tensor")  # loaded by whoever shards
+    """Whether `parameter` is a shard; no step runs on a shard."""
+    distributed = sys.modules.get("torch.distributed.tensor")  # imported before any tensor is sharded
     return distributed is not None and isinstance(parameter, distributed.DTensor)
 
 
 def _can_branch_on(parameter: Tensor) -> bool:
-    """Whether the values of `parameter` may decide what is computed: not under a trace or transform."""
+    """Whether Python may branch on the values of `parameter`: not in a trace, a transform, or on meta."""
     return (
         type(parameter) is nn.Parameter
         and not parameter.is_meta

@@ -1,4 +1,4 @@
-"""Neurons whose potential oscillates: complex states, kept as two real ones."""
+"""Neurons whose potential oscillates: complex states, stored as two real states."""
 
 import math
 from typing import Any, Self, final
@@ -14,7 +14,7 @@ from hibana.cells.values import Learn, Reset, Value, between, log_uniform, time_
 
 @final
 class ResonateAndFireCell(Spiking):
-    """Balanced resonate-and-fire: it answers to one frequency, and keeps its rhythm after a spike.
+    """Balanced resonate-and-fire: it responds to one frequency, and a spike does not reset its phase.
 
         q = (1 - 1/tau_refractory) * q_previous + s_previous
         r = sqrt(1 - omega^2) - damping - refractory * q
@@ -22,14 +22,14 @@ class ResonateAndFireCell(Spiking):
         w = omega * v_previous + r * w_previous
         s = H(v - (threshold + q))
 
-    ``v + iw`` is the complex state. Without damping its size would neither grow nor fall, whatever `omega`
-    is; a spike dampens it for a while and raises the threshold, instead of resetting it. The paper has a step
-    of 0.01, by which its values are multiplied here: ``omega=0.1`` is 10 there.
+    ``v + iw`` is the complex state. Without damping its magnitude is constant for every `omega`. A spike does
+    not reset the state: for some steps, it increases the damping and raises the threshold. The paper's values
+    are multiplied by its step of 0.01 here: ``omega=0.1`` is 10 there.
 
     Args:
         omega: angular frequency, in radians per step, in [0, 0.99].
-        damping: share of the state that is lost in a step, in (0, 1).
-        refractory: what is lost besides for each unit of `q`, in [0, 1].
+        damping: fraction of the state that is lost per step, in [0, 1].
+        refractory: additional fraction that is lost per unit of `q`, in [0, 1].
         tau_refractory: time constant of `q`, in time steps.
         threshold: spikes where ``v > threshold + q``.
         surrogate: the derivative of ``H``, or its name.
@@ -90,9 +90,9 @@ class ResonateAndFireCell(Spiking):
         spiked = s_previous.detach() if self.detach_reset else s_previous
         omega = self.omega
         q = q_previous * decay(self.tau_refractory) + spiked
-        kept = (1 - omega * omega) ** 0.5 - self.damping - q * self.refractory
-        v = v_previous * kept - w_previous * omega + input_
-        w = v_previous * omega + w_previous * kept
+        r = (1 - omega * omega) ** 0.5 - self.damping - q * self.refractory
+        v = v_previous * r - w_previous * omega + input_
+        w = v_previous * omega + w_previous * r
         return q, w, v, self.surrogate(v - (q + self.threshold))
 
 
@@ -103,12 +103,12 @@ class SiLIFCell(Spiking):
         v + iw = exp(-1/tau + i omega) * (rested(v_previous) + i w_previous) + input_
         s = H(v - threshold)
 
-    Of a pair of conjugate states of a diagonal state-space model, `v` is twice the real part. The paper
-    learns a step size too, which is part of `tau` and `omega` here.
+    `v` is the sum of a pair of conjugate states of a diagonal state-space model, twice their real part. The
+    paper also learns a step size, which is part of `tau` and `omega` here.
 
     Args:
         tau: time constant of the state, in time steps.
-        omega: angular frequency, in radians per step, in [0, pi]; 0 is a leaky integrate-and-fire neuron.
+        omega: angular frequency, in radians per step, in [0, pi]; 0 gives a leaky integrate-and-fire neuron.
         threshold: spikes where ``v > threshold``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
@@ -148,7 +148,7 @@ class SiLIFCell(Spiking):
         """A cell whose neurons differ, and learn all that they differ in.
 
         `tau` is spread evenly in its logarithm over [least, most], `omega` likewise over
-        ``[1/most, 1/least]``, so that a slow neuron turns slowly or fast.
+        ``[1/most, 1/least]``, independently, so that a slow neuron may oscillate slowly or fast.
 
         Args:
             shape: of the neurons, such as 64.
@@ -163,14 +163,14 @@ class SiLIFCell(Spiking):
         self, input_: Tensor, w_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         rested = self._rested(v_previous, s_previous)
-        kept = _computed("exp", -1 / self.tau)
-        along, across = kept * _computed("cos", self.omega), kept * _computed("sin", self.omega)
-        v = rested * along - w_previous * across + input_
-        w = rested * across + w_previous * along
+        magnitude = _apply("exp", -1 / self.tau)
+        real, imaginary = magnitude * _apply("cos", self.omega), magnitude * _apply("sin", self.omega)
+        v = rested * real - w_previous * imaginary + input_
+        w = rested * imaginary + w_previous * real
         return w, v, self.surrogate(v - self.threshold)
 
 
-def _computed(function: str, value: Value) -> Value:
+def _apply(function: str, value: Value) -> Value:
     """``exp``, ``cos`` or ``sin`` of a number or a tensor."""
-    found: Value = getattr(torch if isinstance(value, Tensor) else math, function)(value)
-    return found
+    result: Value = getattr(torch if isinstance(value, Tensor) else math, function)(value)
+    return result

@@ -1,4 +1,4 @@
-"""What neurons that spike have in common: a threshold, a reset, a surrogate."""
+"""The base class of spiking neurons, with a threshold, a reset and a surrogate; and leaks of a potential."""
 
 import torch
 from torch import Tensor
@@ -24,29 +24,25 @@ class Spiking(BuiltIn):
         self.detach_reset = detach_reset
 
     def _rested(self, v_previous: Tensor, s_previous: Tensor) -> Tensor:
-        return after_reset(v_previous, s_previous, self.threshold, self.reset, self.detach_reset)
-
-
-def after_reset(v: Tensor, spikes: Tensor, threshold: Value, reset: Reset, detach: bool) -> Tensor:
-    """The potential at the start of a step: reset where the neuron spiked in the step before."""
-    if detach:
-        spikes = spikes.detach()
-    if isinstance(reset, str):
-        return v - spikes * threshold
-    if not isinstance(reset, Tensor) and reset == 0:
-        return v * (1 - spikes)
-    return v * (1 - spikes) + spikes * reset
+        """``rested(v_previous)`` in the equations of cells: reset where the previous step's spikes are 1."""
+        spikes, reset = s_previous.detach() if self.detach_reset else s_previous, self.reset
+        if isinstance(reset, str):
+            threshold: Value = self.threshold
+            return v_previous - spikes * threshold
+        if not isinstance(reset, Tensor) and reset == 0:
+            return v_previous * (1 - spikes)
+        return v_previous * (1 - spikes) + spikes * reset
 
 
 def bounded_below(v: Tensor, bound: Value | None) -> Tensor:
-    """The potential, which does not fall below `bound`, where there is one."""
+    """The potential `v`, at least `bound`; `v` itself if `bound` is None."""
     if bound is None:
         return v
     if isinstance(bound, Tensor):
         return torch.maximum(v, bound)
-    return torch.where(v < bound, bound, v)  # at its bound, clamp's derivative is 1 or 0, by torch's release
+    return torch.where(v < bound, bound, v)  # clamp's derivative at the bound depends on torch's version
 
 
 def decay(tau: Value) -> Value:
-    """What is left of a potential after one step of a leak: ``1 - 1/tau``."""
+    """The factor of a potential in one step of a leak: ``1 - 1/tau``."""
     return 1 - 1 / tau

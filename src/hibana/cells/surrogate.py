@@ -1,10 +1,10 @@
-"""The Heaviside step, and what to call its derivative.
+"""The Heaviside step and its surrogate derivatives.
 
-``H(x) = 1 if x > 0 else 0`` has no useful derivative, so one is made up to suit: a *surrogate*. This
-room holds the step and every surrogate; nothing in it knows about neurons or time.
+``H(x) = 1 if x > 0 else 0`` has no useful derivative, so a backward pass uses another one: a *surrogate*. The
+module contains the step and all surrogates, and does not depend on neurons or time.
 
-A surrogate is a small immutable object. Calling it applies the step, and its
-:meth:`~Surrogate.derivative` is what a backward pass multiplies the gradient with:
+A surrogate is a small immutable object. Calling it applies the step, and the backward pass multiplies the
+gradient with its :meth:`~Surrogate.derivative`:
 
 >>> import torch
 >>> from hibana.cells.surrogate import ATan, Heaviside
@@ -49,11 +49,11 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Surrogate(ABC):
-    """What to call the derivative of the Heaviside step.
+    """A replacement for the derivative of the Heaviside step.
 
-    A subclass gives one formula, :meth:`derivative`, in pointwise PyTorch. Write a derivative that
-    vanishes outside a window as ``torch.where(window, formula, 0)``: the layers below then know where
-    a gradient can be used and compute it only there.
+    A subclass defines one formula, :meth:`derivative`, in pointwise PyTorch. Write a derivative that vanishes
+    outside a window as ``torch.where(window, formula, 0)``: the layer before the neurons then computes the
+    gradient of its output only inside the window.
 
     Shape parameters are fields of the frozen dataclass. A ``float`` field must be positive and finite.
     """
@@ -73,26 +73,26 @@ class Surrogate(ABC):
         """The value used for ``dH/dx`` at `x`; same shape and dtype as `x`."""
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``H(x)``, differentiated as this surrogate says."""
+        """``H(x)``, with this surrogate's derivative in the backward pass."""
         spikes: Tensor = Heaviside.apply(x, self)
         return spikes
 
     def keep(self, x: Tensor) -> Tensor:
-        """What a backward pass keeps of `x`: all that :meth:`restore` needs."""
+        """The tensor to save for the backward pass, from which :meth:`restore` computes the derivative."""
         return x
 
-    def restore(self, kept: Tensor, dtype: torch.dtype) -> Tensor:
-        """The derivative, from what :meth:`keep` kept."""
-        return self.derivative(kept)
+    def restore(self, saved: Tensor, dtype: torch.dtype) -> Tensor:
+        """The derivative, from the result of :meth:`keep`."""
+        return self.derivative(saved)
 
 
 @dataclass(frozen=True)
 class _Window(Surrogate):
-    """A derivative that is one constant inside a window and zero outside: one bit is all it needs."""
+    """A derivative that is one constant inside a window and zero outside, for which one bit is saved."""
 
     @abstractmethod
     def window(self, x: Tensor) -> Tensor:
-        """Where the derivative is not zero; boolean."""
+        """A boolean tensor: whether the derivative is not zero."""
 
     @property
     def height(self) -> float:
@@ -108,8 +108,8 @@ class _Window(Surrogate):
         return self.window(x)
 
     @final
-    def restore(self, kept: Tensor, dtype: torch.dtype) -> Tensor:
-        inside = kept.to(dtype)
+    def restore(self, saved: Tensor, dtype: torch.dtype) -> Tensor:
+        inside = saved.to(dtype)
         return inside if self.height == 1.0 else inside * self.height
 
 
@@ -287,7 +287,7 @@ class LeakyReLU(Surrogate):
 @final
 @dataclass(frozen=True)
 class StraightThrough(Surrogate):
-    """``dH/dx = 1``: the gradient passes as if the step were not there.
+    """``dH/dx = 1``: the gradient passes through the step unchanged.
 
     Source: Bengio, Léonard & Courville (2013), *Estimating or propagating gradients through
     stochastic neurons for conditional computation*.
@@ -300,7 +300,7 @@ class StraightThrough(Surrogate):
 @final
 @dataclass(frozen=True)
 class Formula(Surrogate):
-    """A surrogate of your own, from one formula in pointwise PyTorch.
+    """A custom surrogate, from one formula in pointwise PyTorch.
 
     Args:
         formula: ``x -> dH/dx``. A function at the top of a module pickles; a lambda does not.
@@ -321,52 +321,54 @@ class Formula(Surrogate):
         return self.formula(x)
 
 
-class _Once(torch.autograd.Function):
-    """The step, differentiated backwards."""
+class _ReverseMode(torch.autograd.Function):
+    """The step with a derivative in reverse mode."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, *_: Surrogate | Tensor) -> Tensor:  # not every Dynamo has defaults of objects
+    def forward(
+        x: Tensor, *_: Surrogate | Tensor
+    ) -> Tensor:  # some versions of Dynamo reject object defaults
         return (x > 0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, *rest = inputs
-        derivative = rest[0] if rest else Step()
+        x, *optional = inputs
+        derivative = optional[0] if optional else Step()
         ctx.arguments = len(inputs)
         ctx.surrogate = None if isinstance(derivative, Tensor) else derivative
-        kept = derivative if isinstance(derivative, Tensor) else derivative.keep(x)
-        ctx.save_for_backward(kept)
-        ctx.save_for_forward(kept)
+        saved = derivative if isinstance(derivative, Tensor) else derivative.keep(x)
+        ctx.save_for_backward(saved)
+        ctx.save_for_forward(saved)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
-        (kept,) = ctx.saved_tensors
-        grad = grad_output * _restored(ctx.surrogate, kept, grad_output.dtype)
+        (saved,) = ctx.saved_tensors
+        grad = grad_output * _saved_derivative(ctx.surrogate, saved, grad_output.dtype)
         return grad if ctx.arguments == 1 else (grad, None)
 
 
-class _BothWays(_Once):
-    """The step, differentiated forwards too, which torch.compile takes from no function of one's own."""
+class _BothModes(_ReverseMode):
+    """The step with a derivative in forward mode too, which torch.compile does not support."""
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
-        (kept,) = ctx.saved_tensors
-        return tangent * _restored(ctx.surrogate, kept, tangent.dtype)
+        (saved,) = ctx.saved_tensors
+        return tangent * _saved_derivative(ctx.surrogate, saved, tangent.dtype)
 
 
-def _restored(surrogate: Surrogate | None, kept: Tensor, dtype: torch.dtype) -> Tensor:
-    """The derivative, which without a surrogate is what was kept."""
-    return kept if surrogate is None else surrogate.restore(kept, dtype)
+def _saved_derivative(surrogate: Surrogate | None, saved: Tensor, dtype: torch.dtype) -> Tensor:
+    """The derivative from the tensor `saved` for it; without a surrogate, `saved` is the derivative."""
+    return saved if surrogate is None else surrogate.restore(saved, dtype)
 
 
-class Heaviside(_Once):
+class Heaviside(_ReverseMode):
     """The step ``H(x) = 1 if x > 0 else 0``, with ``H(0) = 0``, in the dtype of `x`.
 
     ``Heaviside.apply(x)`` has the article's derivative, ``dH/dx = H(x)``, and saves one boolean per
-    element for it. ``Heaviside.apply(x, surrogate)`` has the derivative that the surrogate gives; a tensor
-    of the shape of `x` in its place is the derivative itself.
+    element for it. ``Heaviside.apply(x, surrogate)`` has the surrogate's derivative. The second argument may
+    also be the derivative itself, a tensor of the shape of `x`.
 
     >>> import torch
     >>> x = torch.tensor([-0.5, 0.0, 0.5], requires_grad=True)
@@ -377,47 +379,46 @@ class Heaviside(_Once):
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
-        """The step of the first argument, differentiated as the second says."""
+        """The step of the first argument, with the derivative of the second."""
         if not torch.compiler.is_dynamo_compiling():
             if torch_internals.jit_trace() is not None:
-                return written_out(*args, **kwargs)
+                return step_in_torch(*args, **kwargs)
             if in_forward_mode():
-                return _BothWays.apply(*args, **kwargs)  # type: ignore[no-untyped-call] # torch leaves it so
-        return super().apply(*args, **kwargs)  # type: ignore[no-untyped-call] # as above
+                return _BothModes.apply(*args, **kwargs)  # type: ignore[no-untyped-call] # untyped in torch
+        return super().apply(*args, **kwargs)  # type: ignore[no-untyped-call] # untyped in torch
 
 
 def in_forward_mode() -> bool:
-    """Whether derivatives are taken forwards, or by ``torch.func``."""
+    """Whether forward-mode differentiation or a transform of ``torch.func`` is active."""
     return torch_internals.is_forward_mode() or torch_internals.current_transform() is not None
 
 
-def written_out(x: Tensor, derivative: Surrogate | Tensor = Step()) -> Tensor:
+def step_in_torch(x: Tensor, derivative: Surrogate | Tensor = Step()) -> Tensor:
     """The step in PyTorch's own operations, which ``torch.jit.trace`` can save.
 
-    Of the second term only the derivative is not zero.
+    It is the sum of the step and of a term that is zero, and whose derivative is the surrogate's.
     """
     finite = torch.where(x.isfinite(), x, 0)
     at = finite.detach()
     factor = derivative if isinstance(derivative, Tensor) else derivative.derivative(at)
-    term: Tensor = (finite - at) * factor
-    return term + (x > 0).to(x.dtype)
+    zero: Tensor = (finite - at) * factor
+    return zero + (x > 0).to(x.dtype)
 
 
 def named(name: str) -> Surrogate:
-    """The surrogate called `name`, at its defaults; case, ``-`` and ``_`` do not matter.
+    """The surrogate with this `name` and default arguments; case, ``-`` and ``_`` are ignored.
 
     >>> named("atan")
     ATan(alpha=2.0)
 
     Raises:
-        ValueError: if there is none of that name; the message lists them all.
+        ValueError: for an unknown name; the message lists all names.
     """
-    wanted = name.replace("-", "").replace("_", "").lower()
+    key = name.replace("-", "").replace("_", "").lower()
     for surrogate in _BUILT_IN:
-        if surrogate.__name__.lower() == wanted:
+        if surrogate.__name__.lower() == key:
             return surrogate()
-    known = ", ".join(surrogate.__name__ for surrogate in _BUILT_IN)
-    raise ValueError(f"surrogate must be one of {known}; got {name!r}")
+    raise ValueError(f"surrogate must be one of {', '.join(NAMES)}; got {name!r}")
 
 
 _BUILT_IN: tuple[type[Surrogate], ...] = (
@@ -435,4 +436,4 @@ _BUILT_IN: tuple[type[Surrogate], ...] = (
     StraightThrough,
 )
 NAMES = tuple(surrogate.__name__ for surrogate in _BUILT_IN)
-"""What :func:`named` knows."""
+"""The names that :func:`named` accepts."""

@@ -1,4 +1,4 @@
-"""What a hyper-parameter may be, and what is refused when a neuron is made."""
+"""Types of hyperparameters, and the checks of their values in a cell's ``__init__``."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,27 +11,27 @@ from hibana.cells.surrogate import Surrogate, named
 from hibana.runtime import torch_internals
 
 Value = float | Tensor
-"""A hyper-parameter: a float, a tensor that broadcasts per neuron, or an ``nn.Parameter``, which is learned.
+"""A hyperparameter: a float, a tensor with one value per neuron, or an ``nn.Parameter``, which is learned.
 
-Time constants and thresholds that are learned stay in their range: :class:`hibana.cells.AtLeast`.
+Learned time constants and thresholds stay in their range: :class:`hibana.cells.AtLeast`.
 """
 Reset = Value | Literal["subtract"]
 """A potential to reset to (hard), or ``"subtract"``: the threshold is subtracted (soft)."""
 
 Learn = str | Sequence[str]
-"""Names of the values that a cell makes parameters of, each in its range: one number for the layer, or one
-for each neuron where the value is a tensor (:func:`log_uniform`)."""
+"""Names of the values that a cell learns, each in its range: one number for the layer, or one per neuron if
+the value is a tensor (:func:`log_uniform`)."""
 
 
 def log_uniform(least: float, most: float, *shape: int) -> Tensor:
-    """Values spread evenly in their logarithm over [least, most]: a time constant for each neuron.
+    """Random values, log-uniform over [least, most], such as one time constant per neuron.
 
-    A layer whose neurons remember for unlike times need not be told which the task wants.
+    A layer with many different time constants needs no tuning of a single one.
 
     Args:
-        least: above 0.
-        most: `least` or more.
-        shape: of the neurons, such as 128.
+        least: lower bound, above 0.
+        most: upper bound, at least `least`.
+        shape: shape of the neurons, such as 128.
 
     Source: Perez-Nieves, Leung, Dragotti & Goodman (2021), *Neural heterogeneity promotes robust learning*
     (time constants that differ from neuron to neuron).
@@ -48,46 +48,46 @@ def log_uniform(least: float, most: float, *shape: int) -> Tensor:
 
 
 def between(name: str, value: Value, least: float, most: float) -> Value:
-    """`value`, if each of its elements lies in [least, most]."""
+    """`value`; raises ValueError unless all its elements are in [least, most]."""
     return _checked(name, value, lambda v: (v >= least) & (v <= most), f"must lie in [{least}, {most}]")
 
 
 def positive(name: str, value: Value) -> Value:
-    """`value`, if each of its elements is positive and finite; a number as a float."""
+    """`value`, a number as a float; raises ValueError unless all its elements are positive and finite."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = float(value)
-    real = not isinstance(value, Tensor) or value.is_floating_point()
-    return _checked(name, value, lambda v: real & (v > 0) & (v < math.inf), "must be positive and finite")
+    is_real = not isinstance(value, Tensor) or value.is_floating_point()
+    return _checked(name, value, lambda v: is_real & (v > 0) & (v < math.inf), "must be positive and finite")
 
 
 def finite(name: str, value: Value) -> Value:
-    """`value`, if each of its elements is finite."""
+    """`value`; raises ValueError unless all its elements are finite."""
     return _checked(name, value, lambda v: abs(v) < math.inf, "must be finite")
 
 
 def time_constant(name: str, value: Value) -> Value:
-    """`value`, if each of its elements is a time constant of at least one step."""
+    """`value`; raises ValueError unless all its elements are time constants of at least one step."""
     if isinstance(value, float) and value == math.inf:
         return value
     positive(name, value)
     return _checked(name, value, lambda v: v >= 1, "is in time steps and must be at least 1")
 
 
-def _checked(name: str, value: Value, holds: Callable[[Any], Any], wanted: str) -> Value:
-    """`value`, if it is a number or a tensor, each element of which `holds` accepts."""
+def _checked(name: str, value: Value, is_valid: Callable[[Any], Any], requirement: str) -> Value:
+    """`value`; raises TypeError if it is no number or tensor, ValueError unless all elements are valid."""
     if isinstance(value, bool) or not isinstance(value, int | float | Tensor):
         raise TypeError(f"{name} must be a float or a tensor, got {type(value).__name__}")
     if isinstance(value, Tensor):
-        right = not _has_values(value) or bool(holds(value).all())
+        valid = not _has_values(value) or bool(is_valid(value).all())
     else:
-        right = holds(value)
-    if not right:
-        raise ValueError(f"{name} {wanted}, got {value!r}")
+        valid = is_valid(value)
+    if not valid:
+        raise ValueError(f"{name} {requirement}, got {value!r}")
     return value
 
 
 def checked_surrogate(surrogate: Surrogate | str) -> Surrogate:
-    """`surrogate`, if it is one, or the one of that name."""
+    """`surrogate`, or the built-in one with that name; raises TypeError for other objects."""
     if isinstance(surrogate, str):
         return named(surrogate)
     if isinstance(surrogate, type) and issubclass(surrogate, Surrogate):
@@ -98,7 +98,7 @@ def checked_surrogate(surrogate: Surrogate | str) -> Surrogate:
 
 
 def checked_reset(reset: Reset) -> Reset:
-    """`reset`, if it is a potential or ``"subtract"``."""
+    """`reset`; raises ValueError unless it is a finite potential or ``"subtract"``."""
     if isinstance(reset, Tensor) or reset == "subtract":
         return reset
     if isinstance(reset, bool) or not isinstance(reset, int | float) or not math.isfinite(reset):
@@ -107,5 +107,5 @@ def checked_reset(reset: Reset) -> Reset:
 
 
 def _has_values(value: Tensor) -> bool:
-    """Whether `value` holds numbers, rather than the shape of some that are loaded later, or never."""
+    """Whether `value` holds numbers: it is neither a meta nor a fake tensor."""
     return not value.is_meta and not torch_internals.is_fake(value)

@@ -280,7 +280,7 @@ class _DerivativeCell(Cell):
         nn.Module.__init__(self)
         self.cell, self.over_step, self.same_step = cell, over_step, same_step
         self.between_components = between_components
-        self._enter()
+        self._create_cache()
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         before = states[len(self.over_step) + len(self.same_step) :]

@@ -37,7 +37,7 @@ class RuleCell(Cell):
         self.is_recurrent = module is not None
         self._recurrent = (module,)  # a tuple, so that its parameters are not those of this module
         self.copy_weights()
-        self._enter()
+        self._create_cache()
 
     def copy_weights(self) -> None:
         """Copies the recurrent weights, because an optimizer may change them before the graph is used."""

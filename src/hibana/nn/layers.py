@@ -217,7 +217,7 @@ class RecurrentCell(cells.Cell):
     def __init__(self, cell: cells.Cell, recurrent: nn.Module, gradient_scale: float) -> None:
         nn.Module.__init__(self)
         self.cell, self.recurrent, self.gradient_scale = cell, recurrent, gradient_scale
-        self._enter()
+        self._create_cache()
 
     def parts(self) -> tuple[cells.Cell, nn.Module, float]:
         """The arguments of the constructor."""

@@ -210,7 +210,7 @@ class _Scaled(cells.Cell):
         self.cell = cell
         self.register_buffer("scale", scale)
         self.register_buffer("shift", shift)
-        self._enter(cell._hibana.states)
+        self._create_cache(cell._hibana.states)
 
     def forward(self, input_: Tensor, *state: Tensor) -> Any:
         return self.cell(torch.addcmul(self.shift, input_, self.scale), *state)

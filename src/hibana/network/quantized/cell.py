@@ -103,7 +103,7 @@ class FixedCell(Cell):
     ) -> None:
         nn.Module.__init__(self)
         self.cell_name, self.names = type(cell).__name__, tuple(cell.state_names())
-        self._enter(self.names)
+        self._create_cache(self.names)
         order = reachable(form.nexts)
         index = {value: i for i, value in enumerate(order)}
         self.program: tuple[tuple[Any, ...], ...] = tuple(
