@@ -13,6 +13,20 @@ from hibana.compiler.cpu import row_kernels as cpu
 from hibana.compiler.cpu.launch import ALIASING_FROM
 from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
 
+OLD_NAMES = {
+    "emitted": "run_cell",
+    "emitted_around": "run_wrapped_cell",
+    "unrolled": "unroll_layer",
+    "unrolled_whole": "unroll_compiled",
+}
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+def test_functions_have_their_old_names_for_one_release(name):
+    with pytest.warns(DeprecationWarning, match=f"use hibana.compiler.{OLD_NAMES[name]}"):
+        assert getattr(hb.compiler, name) is getattr(hb.compiler, OLD_NAMES[name])
+
+
 GRADIENTS = {
     "contiguous": lambda shape: torch.randn(shape),
     "expanded": lambda shape: torch.ones(()).expand(shape),

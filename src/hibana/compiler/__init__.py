@@ -1,5 +1,6 @@
-"""A step of a cell as kernels over time. :mod:`hibana.compiler.call` is where a call comes in."""
+"""The compiler from a step of a cell to kernels over time. :mod:`hibana.compiler.call` handles each call."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -37,19 +38,38 @@ __all__ = [
 ]
 
 
-class _Operators(torch_internals.OpNamespace):
-    """``torch.ops.hibana``, whose operators are registered when one is first asked for.
+_RENAMED = {
+    "emitted": run_cell,
+    "emitted_around": run_wrapped_cell,
+    "unrolled": unroll_layer,
+    "unrolled_whole": unroll_compiled,
+}
+"""Functions by their deprecated names, for one release."""
 
-    A program of ``torch.export`` is loaded wherever hibana is imported, and to register an operator takes
-    twenty times as long as to import all of hibana.
+
+def __getattr__(name: str) -> Any:
+    """A function by its deprecated name."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    function = _RENAMED[name]
+    message = f"{__name__}.{name} is deprecated; use {__name__}.{function.__name__}"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return function
+
+
+class _Operators(torch_internals.OpNamespace):
+    """``torch.ops.hibana``, which registers its operators when a program first uses one.
+
+    A program of ``torch.export`` can be loaded wherever hibana is imported. Registering the operators takes
+    twenty times as long as importing hibana.
     """
 
-    __module__ = torch_internals.OpNamespace.__module__  # by which operators are pickled
+    __module__ = torch_internals.OpNamespace.__module__  # operators are pickled by it
 
     def __getattr__(self, name: str) -> Any:
-        from hibana.compiler import operator  # noqa: F401 - its import registers them
+        from hibana.compiler import operator  # noqa: F401 - registers the operators
 
         return super().__getattr__(name)
 
 
-torch.ops.hibana = _Operators("hibana")  # type: ignore[attr-defined] # any name is one of a namespace
+torch.ops.hibana = _Operators("hibana")  # type: ignore[attr-defined] # torch accepts any name
