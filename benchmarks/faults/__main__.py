@@ -10,6 +10,7 @@ from benchmarks.faults.trial import Tally
 
 SECTIONS: dict[str, Callable[[bool], Iterator[Tally]]] = {
     "kills": training.kills,
+    "elastic": training.elastic,
     "disk": training.full_disk,
     "folder": training.one_folder,
     "caches": caches.caches,

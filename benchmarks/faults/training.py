@@ -12,9 +12,10 @@ from typing import Any
 
 from benchmarks.faults.trial import Ended, Tally, begun, ended, run, scratch
 
-__all__ = ["full_disk", "kills", "one_folder"]
+__all__ = ["elastic", "full_disk", "kills", "one_folder"]
 
 SMALL = ("--layers", "20", "--steps", "4", "--coding", "poisson", "--batch-size", "130")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc-per-node", 2, "--max-restarts", 3)
 OTHER_DISK = Path("/dev/shm")
 """Where this is another file system than the runs' folders."""
 
@@ -93,6 +94,43 @@ def one_folder(quick: bool) -> Iterator[Tally]:
                 fault = "what is kept is no training that ended well"
             tally.add(fault, max(end.seconds for end in ends))
     yield tally
+
+
+def elastic(quick: bool) -> Iterator[Tally]:
+    """SIGKILL of one of two processes that torchrun started: the weights of an undisturbed run."""
+    chance, epochs = random.Random(0), 12
+    tally = Tally("torchrun: SIGKILL of one of two processes")
+    with scratch() as folder:
+        undisturbed = run([*TORCHRUN, *_training(folder / "undisturbed", epochs)])
+        if undisturbed.fault(0):
+            yield _failed("a training of two processes that nobody disturbs", undisturbed)
+            return
+        expected = _weights(folder / "undisturbed")
+        for trial in range(3 if quick else 30):
+            if tally.tries == (1 if quick else 10):
+                break
+            out, began = folder / f"killed-{trial}", time.perf_counter()
+            agent = begun([*TORCHRUN, *_training(out, epochs)])
+            time.sleep(undisturbed.seconds * chance.uniform(0.2, 0.9))
+            workers = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+            for worker in workers[: 1 + chance.randrange(2)][-1:]:
+                os.kill(int(worker), signal.SIGKILL)
+            end = ended(agent, began)
+            fault = (
+                "it hung"
+                if end.code is None
+                else f"it ended with {end.code}: {end.errors}"
+                if end.code
+                else None
+            )
+            if fault is None and not workers:
+                continue  # the training ended before its kill: another moment
+            if fault is None and not _equal(_weights(out), expected):
+                fault = "the weights differ"
+            if fault is None and len(list(folder.glob(f"{out.name}*"))) != 1:
+                fault = "it used several folders"
+            tally.add(fault, end.seconds)
+        yield tally
 
 
 def _training(out: Path, epochs: int, seed: int = 0) -> list[Any]:

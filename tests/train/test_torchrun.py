@@ -1,4 +1,4 @@
-"""Trainings that ``torchrun`` started."""
+"""Trainings that ``torchrun`` started; ``benchmarks.faults`` kills their processes."""
 
 import pytest
 
@@ -7,6 +7,8 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 from hibana import train
 from hibana.cli import main
 from hibana.train import run
+from hibana.train.callbacks import CheckpointWriter
+from hibana.train.run_folder import claim, interrupted_folder
 
 
 @pytest.fixture
@@ -17,6 +19,7 @@ def torchrun(monkeypatch):
         variables = {
             **{"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
             **{"GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "none", "TORCHELASTIC_RESTART_COUNT": "0"},
+            "TORCHELASTIC_ERROR_FILE": "/tmp/torchelastic_a/none_b/attempt_0/0/error.json",
         }
         for name, value in {**variables, **changes}.items():
             monkeypatch.setenv(name, value)
@@ -26,7 +29,7 @@ def torchrun(monkeypatch):
 
 def test_torchrun_determines_the_number_of_processes(torchrun, tmp_path, capsys):
     def devices(**options):
-        return run._with_torchrun_processes(train.Settings(**options), is_resumed=False).devices
+        return run._with_torchrun_processes(train.Settings(**options)).devices
 
     assert devices(devices=4) == 4
     torchrun()
@@ -40,9 +43,40 @@ def test_torchrun_determines_the_number_of_processes(torchrun, tmp_path, capsys)
     assert not list(tmp_path.glob("run/*.ckpt"))
 
 
-def test_a_restart_of_torchrun_must_resume_the_run(torchrun, tmp_path):
-    torchrun(WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", TORCHELASTIC_RESTART_COUNT="1")
+def test_a_restart_resumes_the_folder_of_the_same_torchrun(torchrun, tmp_path):
+    def begin():
+        with claim(tmp_path / "run") as folder:
+            folder.begin(train.Settings())
+            return folder.path
+
+    def interrupted(**changes):
+        torchrun(**{"TORCHELASTIC_RESTART_COUNT": "1", **changes})
+        return interrupted_folder(tmp_path / "run")
+
+    begin()
+    assert interrupted() is None
+    torchrun()
+    assert begin() == interrupted() == tmp_path / "run-1"
+    assert interrupted(TORCHELASTIC_RESTART_COUNT="0") is None
+    assert interrupted(TORCHELASTIC_ERROR_FILE="/tmp/torchelastic_c/none_d/attempt_1/0/error.json") is None
+
+
+def test_fit_resumes_after_a_restart(torchrun, tmp_path, monkeypatch):
     settings = train.Settings(layers="12", epochs=2, steps=4, batch_size=130)
-    with pytest.raises(ValueError, match=r"torchrun restarted .* --resume FOLDER"):
-        run.prepare(settings)
-    assert run._with_torchrun_processes(settings, is_resumed=True).devices == 1
+    _, undisturbed = train.fit(settings, tmp_path / "undisturbed")
+    write = CheckpointWriter.on_train_epoch_end
+
+    def write_and_fail(self, *arguments):
+        write(self, *arguments)
+        raise RuntimeError("stopped here")
+
+    torchrun(WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
+    with monkeypatch.context() as patched:
+        patched.setattr(CheckpointWriter, "on_train_epoch_end", write_and_fail)
+        with pytest.raises(RuntimeError, match="stopped here"):
+            train.fit(settings, tmp_path / "run")
+    torchrun(WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", TORCHELASTIC_RESTART_COUNT="1")
+    _, outcome = train.fit(settings, tmp_path / "run")
+    assert outcome.checkpoint == tmp_path / "run" / "checkpoint.ckpt"
+    assert outcome.history == undisturbed.history
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "undisturbed"]

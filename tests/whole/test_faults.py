@@ -18,6 +18,7 @@ from benchmarks.faults.trial import Ended, Tally, run
     "section",
     [
         "flips",
+        "elastic",
         "first-calls",
         "forks",
         *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("concurrent", "growth")),

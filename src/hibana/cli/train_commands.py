@@ -31,7 +31,7 @@ from hibana.cli.common import (
 with progress("loading PyTorch"):
     from hibana.train import Settings, read, results, resume_settings
     from hibana.train.architecture import check_trust
-    from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim
+    from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim, interrupted_folder
     from hibana.train.settings import CHOICES, FILE_OPTIONS
     from hibana.train.threads import choose
 
@@ -110,6 +110,9 @@ def train(  # noqa: D417 - options are documented in Settings
         path = out or RUNS / f"{run_settings.title}-{run_settings.seed}"
         if resume is not None and out is None:
             path = resume if resume.is_dir() else resume.parent
+        if resume is None and (interrupted := interrupted_folder(path)) is not None:
+            run_settings, checkpoint = resume_settings(interrupted, trust=trust)
+            path = resume = interrupted
         with progress("loading PyTorch Lightning"):
             from hibana.train.run import prepare
         with progress(f"reading {run_settings.title}"):

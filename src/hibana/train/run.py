@@ -35,7 +35,7 @@ from hibana.train.baseline import first_samples
 from hibana.train.callbacks import CheckpointFiles, CheckpointWriter, History
 from hibana.train.classifier import Classifier
 from hibana.train.loading import data_description, resume_settings
-from hibana.train.run_folder import BEST, LAST, LOGS, RunFolder, claim
+from hibana.train.run_folder import BEST, LAST, LOGS, RunFolder, claim, interrupted_folder, is_torchrun
 from hibana.train.settings import UNIT_CODINGS, Settings
 
 __all__ = ["Outcome", "Prepared", "build_classifier", "complete", "fit", "prepare"]
@@ -135,8 +135,10 @@ def fit(
             "samples must be a data set, got a tuple; arrays X and y become one by "
             "hb.data.Arrays(X, labels=y), sequences by hb.data.Sequences(X, labels=y)"
         )
-    resume = None if resume is None else Path(resume)
-    with claim(Path(folder), resume=resume, overwrite=overwrite) as run_folder:
+    path, resume = Path(folder), None if resume is None else Path(resume)
+    if resume is None and (interrupted := interrupted_folder(path)) is not None:
+        path = resume = interrupted
+    with claim(path, resume=resume, overwrite=overwrite) as run_folder:
         checkpoint_path = None
         if resume is not None:
             explicit = frozenset[str]() if settings is None else settings.explicit
@@ -167,7 +169,7 @@ def prepare(
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
         samples = data.user_data.from_dataset(samples, unit=settings.coding in UNIT_CODINGS, **options)
-    settings = _with_torchrun_processes(settings, is_resumed=resume is not None)
+    settings = _with_torchrun_processes(settings)
     samples = samples or settings.samples(None if resume is None else data_description(resume))
     samples.prepare_data()
     samples.setup()
@@ -180,19 +182,14 @@ def prepare(
     return Prepared(settings, samples, build_classifier(settings, samples, resume), resume)
 
 
-def _with_torchrun_processes(settings: Settings, *, is_resumed: bool) -> Settings:
+def _with_torchrun_processes(settings: Settings) -> Settings:
     """Returns `settings` with the numbers of processes and machines of ``torchrun``, if it runs this process.
 
     Raises:
-        ValueError: if the settings have other numbers, or ``torchrun`` restarted a run that is not resumed.
+        ValueError: if the settings have other numbers.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_torchelastic_launched()):
+    if not is_torchrun():
         return settings
-    if os.environ["TORCHELASTIC_RESTART_COUNT"] != "0" and not is_resumed:
-        raise ValueError(
-            "torchrun restarted the training after a failure; leave out --max-restarts, and pass "
-            "--resume FOLDER to continue from the last completed epoch"
-        )
     devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
     if (settings.devices, settings.nodes) not in ((1, 1), (devices, nodes)):
         raise ValueError(

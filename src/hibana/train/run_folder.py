@@ -1,22 +1,30 @@
-"""The folder of a run: its file names, and a lock against other runs.
+"""The folder of a run: its file names, a lock against other runs, and the search for it after a restart.
 
 The lock is on the file ``.lock`` in the folder. The operating system releases it when the process ends. If a
 folder holds another run, the next free number is appended: ``digits-0``, ``digits-0-1``, ``digits-0-2``.
+
+If a process of a training dies, ``torchrun --max-restarts`` starts all its processes again. They resume the
+run that the same ``torchrun`` started: its folder names the ``torchrun`` job in the file ``.torchrun``.
 """
 
+import os
 import shutil
 from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
+from torch import distributed
 
 from hibana.runtime import files
 from hibana.train.settings import Settings
 
-__all__ = ["BEST", "LAST", "LOGS", "PICTURE", "RESULT", "SETTINGS", "RunFolder", "best_checkpoint", "claim"]
+__all__ = [
+    *("BEST", "LAST", "LOGS", "PICTURE", "RESULT", "SETTINGS", "RunFolder", "best_checkpoint", "claim"),
+    *("interrupted_folder", "is_torchrun"),
+]
 
-BEST, LAST, SETTINGS, LOCK = "best.ckpt", "checkpoint.ckpt", "settings.yaml", ".lock"
+BEST, LAST, SETTINGS, LOCK, JOB = "best.ckpt", "checkpoint.ckpt", "settings.yaml", ".lock", ".torchrun"
 PICTURE, LOGS, RESULT = "training.png", "tensorboard", "result.json"
 
 
@@ -38,10 +46,12 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if not self.is_main:
             return
         if not self.is_resumed:
-            for name in (SETTINGS, LAST, BEST, PICTURE, RESULT):
+            for name in (SETTINGS, LAST, BEST, PICTURE, RESULT, JOB):
                 (self.path / name).unlink(missing_ok=True)
             shutil.rmtree(self.path / LOGS, ignore_errors=True)
         settings.write(self.path / SETTINGS)
+        if is_torchrun():
+            (self.path / JOB).write_text(_torchrun_job())
 
     def close(self) -> None:
         """Releases the lock."""
@@ -87,6 +97,34 @@ def claim(path: Path, *, resume: Path | None = None, overwrite: bool = False) ->
             return RunFolder(candidate, lock, is_resumed=is_resumed)
         lock.release()
     raise AssertionError("count() never ends")
+
+
+def is_torchrun() -> bool:
+    """Returns whether ``torchrun`` started this process."""
+    return distributed.is_available() and distributed.is_torchelastic_launched()
+
+
+def _torchrun_job() -> str:
+    """Returns a name that is equal in all processes that one ``torchrun`` starts and restarts."""
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    if os.environ["GROUP_WORLD_SIZE"] == "1":  # users may repeat the identifier; this folder's name is random
+        name += str(Path(os.environ.get("TORCHELASTIC_ERROR_FILE", "")).parents[2:3])
+    return name
+
+
+def interrupted_folder(path: Path) -> Path | None:
+    """Returns the folder of the run that this ``torchrun`` started before it restarted its processes.
+
+    Args:
+        path: the requested folder of the run; ``PATH-1``, ``PATH-2`` and so on are searched too.
+
+    Returns:
+        The folder, or None in the first start and without ``torchrun``.
+    """
+    if not is_torchrun() or os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        return None
+    jobs = [file for file in path.parent.glob(f"{path.name}*/{JOB}") if file.read_text() == _torchrun_job()]
+    return max(jobs, key=lambda file: file.stat().st_mtime).parent if jobs else None
 
 
 def best_checkpoint(path: Path) -> Path:
