@@ -63,8 +63,9 @@ def operations(
 def _operations_over_time(
     layer: Window | DelayedLinear, inputs: Tensor, lengths: Tensor | None, spiking: bool
 ) -> Tensor:
-    """The number of weights by which values of ``[T, batch, channels, ...]`` are multiplied before their
-    sample ends; of spikes alone if `spiking`, else of all values.
+    """The number of products of weights and values of ``[T, batch, channels, ...]`` before each sample ends.
+
+    If `spiking`, zeros have no products.
     """
     steps, batch = inputs.shape[:2]
     remaining = torch.arange(steps, 0, -1, dtype=torch.int64, device=inputs.device)
