@@ -19,14 +19,9 @@ from hibana.compiler.graph.step import Step, Value
 def dialect(real: str) -> Dialect:
     """The forms of operations in C, for numbers of type `real`: ``"float"`` or ``"double"``."""
     suffix = "f" if real == "float" else ""
-    operations = {n: c.replace("REAL", real).replace("@", suffix) for n, c in templates("c").items()}
-    return Dialect(
-        "C",
-        operations,
-        f"{{0}}.0{suffix}",
-        f"const {real} {{name}} = {{text}};",
-        "const int {name} = {text};",
-    )
+    forms = {n: c.replace("REAL", real).replace("@", suffix) for n, c in templates("c").items()}
+    definition = f"const {real} {{name}} = {{text}};"
+    return Dialect("C", forms, f"{{0}}.0{suffix}", definition, "const int {name} = {text};")
 
 
 def literal(number: float, real: str) -> str:

@@ -88,32 +88,22 @@ class GpuKernels(NamedKernels):
         return backward_source(self.step, self.plan, self.language, wants_input=bool(variant))
 
     def _launch(
-        self,
-        direction: str,
-        variant: Variant,
-        shape: torch.Size,
-        matrices: Sequence[Tensor],
-        arguments: Named,
+        self, direction: str, variant: Variant, shape: torch.Size, matrices: Sequence[Tensor], named: Named
     ) -> None:
         key = (direction, variant)
         if key not in self._built:
             self._built[key] = kernel_of(self._source(direction, variant), direction, self.language)
-        device = next(v.device for v in arguments.values() if isinstance(v, Tensor))
-        low, high = draws.key(arguments["seed"], 0)
-        arguments |= {"seed_low": _signed(low), "seed_high": _signed(high)}
-        arguments |= {"constants": self._constants_on(device)}
-        self._run(self._built[key], shape, matrices, arguments, device)
+        device = next(v.device for v in named.values() if isinstance(v, Tensor))
+        low, high = draws.key(named["seed"], 0)
+        named |= {"seed_low": _signed(low), "seed_high": _signed(high)}
+        named |= {"constants": self._constants_on(device)}
+        self._run(self._built[key], shape, matrices, named, device)
 
     def _run(
-        self,
-        kernel: Any,
-        shape: torch.Size,
-        matrices: Sequence[Tensor],
-        arguments: Named,
-        device: torch.device,
+        self, kernel: Any, shape: torch.Size, matrices: Sequence[Tensor], named: Named, device: torch.device
     ) -> None:
         """Runs `kernel` over sequences of `shape`. A step without products has no `matrices`."""
-        over_neurons(kernel, arguments, shape[0], shape[1:].numel(), device, self.language.interpreted)
+        over_neurons(kernel, named, shape[0], shape[1:].numel(), device, self.language.interpreted)
 
     def _constants_on(self, device: torch.device) -> Tensor:
         """The constants of the step as a tensor on `device`."""
@@ -145,35 +135,21 @@ class SampleKernels(GpuKernels):
             )
 
     def _run(
-        self,
-        kernel: Any,
-        shape: torch.Size,
-        matrices: Sequence[Tensor],
-        arguments: Named,
-        device: torch.device,
+        self, kernel: Any, shape: torch.Size, matrices: Sequence[Tensor], named: Named, device: torch.device
     ) -> None:
         steps, features, samples = shape[0], shape[-1], shape[1:-1].numel()
         if not (features and samples):
             return
-        arguments |= {f"M{i}_at": _plain(matrix) for i, matrix in enumerate(matrices)}
-        arguments |= {f"M{i}_transposed_at": _plain(matrix.mT) for i, matrix in enumerate(matrices)}
+        named |= {f"M{i}_at": _plain(matrix) for i, matrix in enumerate(matrices)}
+        named |= {f"M{i}_transposed_at": _plain(matrix.mT) for i, matrix in enumerate(matrices)}
         wide = max(INNER, 1 << (features - 1).bit_length())
-        arguments |= {
-            "steps": steps,
-            "neurons": samples * features,
-            "row_bytes": samples * row_bytes(features),
-        }
-        arguments |= {"size": wide.bit_length(), "samples": samples, "features": features}
-        arguments |= {
-            "sample_bytes": row_bytes(features),
-            "SAMPLES": SAMPLES,
-            "NEURONS": wide,
-            "INNER": INNER,
-        }
-        arguments["workspace"] = torch.empty(samples, features, dtype=self.dtype, device=device)
+        named |= {"steps": steps, "neurons": samples * features, "row_bytes": samples * row_bytes(features)}
+        named |= {"size": wide.bit_length(), "samples": samples, "features": features}
+        named |= {"sample_bytes": row_bytes(features), "SAMPLES": SAMPLES, "NEURONS": wide, "INNER": INNER}
+        named["workspace"] = torch.empty(samples, features, dtype=self.dtype, device=device)
         warps = 4 if wide <= 128 else 8 if wide <= 512 else 16
         options = {} if self.language.interpreted else {"num_warps": warps}
-        launch(kernel, (-(-samples // SAMPLES),), arguments, device, self.language.interpreted, **options)
+        launch(kernel, (-(-samples // SAMPLES),), named, device, self.language.interpreted, **options)
 
 
 def _signed(word: int) -> int:
@@ -210,7 +186,7 @@ def _compare(op: str, language: Language, device: str) -> bool:
     sample = torch.cat([even, sizes, -sizes, ends]).to(dtype).to(device)
     outputs = torch.empty_like(sample)
     kernel = kernel_of(function_source(language, op), "function", language)
-    arguments = {"input": sample, "outputs": outputs}
-    over_neurons(kernel, arguments, 1, sample.numel(), sample.device, language.interpreted)
+    named = {"input": sample, "outputs": outputs}
+    over_neurons(kernel, named, 1, sample.numel(), sample.device, language.interpreted)
     expected = getattr(torch, FUNCTION_OF.get(op, op))(sample)
     return bool(((outputs == expected) | (outputs.isnan() & expected.isnan())).all())
