@@ -484,7 +484,7 @@ def test_an_object_that_is_refused(name, monkeypatch):
     with pytest.raises(Unsupported, match=reason):
         hb.unroll(cell, INPUTS, backend="cpu")
     assert "reference loop, because the step may " in hb.explain(cell)
-    monkeypatch.setattr("hibana.compiler.checks._SAID", set())
+    monkeypatch.setattr("hibana.compiler.checks._WARNED", set())
     _, said = both(cell)
     assert len(said) == 1
     change()

@@ -292,7 +292,7 @@ class Random(hb.Cell):
 
 def test_a_fall_back_is_said_once_with_its_reason() -> None:
     layer, x = hb.OverTime(Random()), torch.rand(3, 2)
-    hb.compiler.checks._SAID.clear()
+    hb.compiler.checks._WARNED.clear()
     with pytest.warns(hb.SlowPathWarning, match="Random is run by the reference loop.*to fix it") as found:
         layer(x)
     assert "draws random numbers" in str(found[0].message)

@@ -53,7 +53,7 @@ DAMAGES = {
 def reason(request, monkeypatch):
     """Nothing can be compiled; a pattern of the reason that is given."""
     request.param(monkeypatch)
-    monkeypatch.setattr(checks, "_SAID", set())
+    monkeypatch.setattr(checks, "_WARNED", set())
     available.unavailable_reason.cache_clear()
     yield DAMAGES[request.param]
     monkeypatch.undo()
