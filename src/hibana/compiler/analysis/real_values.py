@@ -76,15 +76,21 @@ class RealValues(Eager):
         self.step, self.input, self.state = step, input_, state
         self.tensors: list[Tensor] = [value.double() for value in step.prologue(*tensors)]
 
-    def leaf(self, value: Value) -> Tensor:
-        if value.is_input and self.input is not None:
-            return self.input
-        if value.is_previous:
-            return self.state[int(value.data)]
-        if value.op == "parameter":
-            return self.tensors[int(value.data)]
-        number = self.step.constants[int(value.data)] if value.op == "constant" else float(value.data)
-        return torch.tensor(number, dtype=torch.float64, device="cpu")
+    def on_input(self, value: Value) -> Tensor:
+        assert self.input is not None
+        return self.input
+
+    def on_previous(self, value: Value) -> Tensor:
+        return self.state[int(value.data)]
+
+    def on_parameter(self, value: Value) -> Tensor:
+        return self.tensors[int(value.data)]
+
+    def on_constant(self, value: Value) -> Tensor:
+        return torch.tensor(self.step.constants[int(value.data)], dtype=torch.float64, device="cpu")
+
+    def on_number(self, value: Value) -> Tensor:
+        return torch.tensor(float(value.data), dtype=torch.float64, device="cpu")
 
     def matrix(self, value: Value) -> Tensor:
         """The matrix of a product, ``[from, to]``."""
