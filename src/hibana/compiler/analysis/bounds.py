@@ -53,14 +53,14 @@ class _Guarding(Rewriting):
         factors = [new for old, new in zip(value.args, args, strict=True) if old in self.backward]
         if first.is_number(0) or (second.is_number(0) and row.zero_at_zero):
             return result if factors else Value("number")
-        if len(factors) != 1 or self._is_finite_factor(value):
+        if len(factors) != 1 or self._is_finite_factor(value, row):
             return result
         return Value("where", (Value("to_bool", (factors[0],)), result, Value("number")))
 
-    def _is_finite_factor(self, value: Value) -> bool:
+    def _is_finite_factor(self, value: Value, row: Operation) -> bool:
         """Whether a product or quotient multiplies a gradient by a finite number."""
         first, second = value.args
-        if value.op == "div":
+        if not row.zero_at_zero:  # a quotient
             return first in self.backward and reciprocal(self.bounds.of(second)) is not None
         return self.bounds.of(second if first in self.backward else first) is not None
 
