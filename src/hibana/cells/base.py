@@ -24,8 +24,7 @@ class CellCache:
         self.states = states
         """The result of :meth:`Cell.state_names`."""
         self.dependencies: Any = None
-        """Everything that the step can read, with the programs compiled for it; None after an attribute
-        changed."""
+        """Everything that the step can read, with its programs; None after an attribute changed."""
 
 
 class Cell(nn.Module):
@@ -48,6 +47,7 @@ class Cell(nn.Module):
         self._create_cache()
 
     def __getstate__(self) -> dict[str, object]:
+        """The attributes to copy or pickle: all but the cache."""
         return {name: value for name, value in self.__dict__.copy().items() if name != CACHE_ATTRIBUTE}
 
     def _create_cache(self, states: tuple[str, ...] | None = None) -> None:

@@ -70,7 +70,7 @@ class Surrogate(ABC):
 
     @abstractmethod
     def derivative(self, x: Tensor) -> Tensor:
-        """The value used for ``dH/dx`` at `x`; same shape and dtype as `x`."""
+        """The surrogate of ``dH/dx`` at `x`, element by element; same shape and dtype as `x`."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """``H(x)``, with this surrogate's derivative in the backward pass."""
@@ -101,6 +101,7 @@ class _Window(Surrogate):
 
     @final
     def derivative(self, x: Tensor) -> Tensor:
+        """`height` inside the window, 0 outside, in the dtype of `x`."""
         return self.restore(self.window(x), x.dtype)
 
     @final
@@ -156,6 +157,7 @@ class ATan(Surrogate):
     alpha: float = 2.0
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The derivative of the arc tangent of `x`, scaled to ``alpha/2`` at 0."""
         scaled = x * (0.5 * math.pi * self.alpha)
         return (0.5 * self.alpha) / (scaled * scaled + 1.0)
 
@@ -172,6 +174,7 @@ class FastSigmoid(Surrogate):
     slope: float = 25.0
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The derivative of the fast sigmoid of `x`, 1 at 0."""
         root = x.abs() * self.slope + 1.0
         return 1.0 / (root * root)
 
@@ -187,6 +190,7 @@ class Sigmoid(Surrogate):
     alpha: float = 4.0
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The derivative of the logistic function of ``alpha*x``, ``alpha/4`` at 0."""
         logistic = torch.sigmoid(x * self.alpha)
         return logistic * (1.0 - logistic) * self.alpha
 
@@ -204,6 +208,7 @@ class Triangle(Surrogate):
     height: float = 1.0
 
     def derivative(self, x: Tensor) -> Tensor:
+        """A triangle: `height` at 0, falling linearly to 0 at ``|x| = width``."""
         distance = x.abs()
         return torch.where(distance < self.width, (1.0 - distance / self.width) * self.height, 0.0)
 
@@ -220,6 +225,7 @@ class PiecewiseQuadratic(Surrogate):
     alpha: float = 1.0
 
     def derivative(self, x: Tensor) -> Tensor:
+        """A triangle of area one: `alpha` at 0, falling linearly to 0 at ``|x| = 1/alpha``."""
         distance = x.abs() * self.alpha
         return torch.where(distance < 1.0, (1.0 - distance) * self.alpha, 0.0)
 
@@ -236,6 +242,7 @@ class Gaussian(Surrogate):
     sigma: float = 0.5
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The density at `x` of the normal distribution with standard deviation `sigma`."""
         scaled = x / self.sigma
         return torch.exp(scaled * scaled * -0.5) / (self.sigma * math.sqrt(2.0 * math.pi))
 
@@ -252,6 +259,7 @@ class Erfc(Surrogate):
     alpha: float = 2.0
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The derivative of ``erfc(-alpha*x)/2``, a normal density."""
         scaled = x * self.alpha
         return torch.exp(-(scaled * scaled)) * (self.alpha / math.sqrt(math.pi))
 
@@ -267,6 +275,7 @@ class PiecewiseExponential(Surrogate):
     alpha: float = 1.0
 
     def derivative(self, x: Tensor) -> Tensor:
+        """An exponential decay on both sides of 0, where it is ``alpha/2``."""
         return torch.exp(x.abs() * -self.alpha) * (0.5 * self.alpha)
 
 
@@ -281,6 +290,7 @@ class LeakyReLU(Surrogate):
     leak: float = 0.01
 
     def derivative(self, x: Tensor) -> Tensor:
+        """1 where ``x > 0``, `leak` elsewhere."""
         return torch.where(x > 0, torch.ones_like(x), torch.full_like(x, self.leak))
 
 
@@ -294,6 +304,7 @@ class StraightThrough(Surrogate):
     """
 
     def derivative(self, x: Tensor) -> Tensor:
+        """1 for every `x`."""
         return torch.ones_like(x)
 
 
@@ -318,6 +329,7 @@ class Formula(Surrogate):
             raise TypeError(f"formula must be callable, x -> dH/dx, got {self.formula!r}")
 
     def derivative(self, x: Tensor) -> Tensor:
+        """The user's formula at `x`."""
         return self.formula(x)
 
 
@@ -421,19 +433,7 @@ def named(name: str) -> Surrogate:
     raise ValueError(f"surrogate must be one of {', '.join(NAMES)}; got {name!r}")
 
 
-_BUILT_IN: tuple[type[Surrogate], ...] = (
-    Step,
-    ATan,
-    FastSigmoid,
-    Sigmoid,
-    Triangle,
-    Box,
-    Gaussian,
-    Erfc,
-    PiecewiseQuadratic,
-    PiecewiseExponential,
-    LeakyReLU,
-    StraightThrough,
-)
+_BUILT_IN: tuple[type[Surrogate], ...] = (Step, ATan, FastSigmoid, Sigmoid, Triangle, Box, Gaussian, Erfc)
+_BUILT_IN += (PiecewiseQuadratic, PiecewiseExponential, LeakyReLU, StraightThrough)
 NAMES = tuple(surrogate.__name__ for surrogate in _BUILT_IN)
 """The names that :func:`named` accepts."""

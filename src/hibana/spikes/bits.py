@@ -75,13 +75,19 @@ def matching_ones(numbers: Tensor, planes: Tensor) -> int | None:
     if not numbers.numel():
         return 0
     plane_count, pieces, pitch = planes.shape
-    length = wide = numbers.numel() // pieces
+    length = row_length = numbers.numel() // pieces
     if length % WORD == 0 and length == pitch * OCTET:
-        wide = gcd(length, COMPARED_LENGTH)
-        pieces, pitch = pieces * (length // wide), wide // OCTET
+        row_length = gcd(length, COMPARED_LENGTH)
+        pieces, pitch = pieces * (length // row_length), row_length // OCTET
     parts = torch.get_num_threads()
     results = torch.empty(2 * parts, dtype=torch.int64, device="cpu")
-    sizes = {"rows": pieces, "wide": wide, "pitch": pitch, "plane": pieces * pitch, "parts": parts}
+    sizes = {
+        "rows": pieces,
+        "row_length": row_length,
+        "pitch": pitch,
+        "plane": pieces * pitch,
+        "parts": parts,
+    }
     _compare(parts, numbers=numbers, bits=planes, results=results, **sizes, planes=plane_count)
     ones_and_differences = results.tolist()
     return None if any(ones_and_differences[1::2]) else sum(ones_and_differences[::2])
@@ -97,13 +103,13 @@ def _compare(
     bits: Bytes,
     results: Longs,
     rows: Value,
-    wide: Value,
+    row_length: Value,
     pitch: Value,
     plane: Value,
     parts: Value,
     planes: int,
 ) -> None:
-    """Compares `rows` of `wide` numbers with `bits`; each part of the rows writes two `results`.
+    """Compares `rows` of `row_length` numbers with `bits`; each part of the rows writes two `results`.
 
     The first is the number of ones in `bits`, the second is not zero if any number differs from its bits.
     `bits` has `pitch` bytes per row and `plane` bytes per plane.
@@ -112,6 +118,7 @@ def _compare(
         wrong_bits, wrong_values = code.variable(0), code.variable(0, INT.of(OCTET))
 
         def compare(values: Value, at: Bytes, width: int) -> None:
+            """Compares a vector of `width` numbers with the bits at the address `at` of the first plane."""
             if planes == 1:
                 plane_bits = [values.differs(0.0)]
                 wrong = plane_bits[0].select(values.float_bits() ^ float_bits(1.0), 0)
@@ -128,12 +135,12 @@ def _compare(
 
         first, last = _share(rows, part, parts)
         with code.loop(first, last) as row:
-            at, row_bits = numbers + row * wide, bits + row * pitch
-            full_words = wide // WORD
+            at, row_bits = numbers + row * row_length, bits + row * pitch
+            full_words = row_length // WORD
             with code.loop(0, full_words) as word:
                 compare((at + word * WORD).load(WORD), row_bits + word * (WORD // OCTET), WORD)
-            with code.loop(full_words * WORD, wide, OCTET) as k:
-                mask = code.first_lanes((wide - k).smaller(OCTET), OCTET)
+            with code.loop(full_words * WORD, row_length, OCTET) as k:
+                mask = code.first_lanes((row_length - k).smaller(OCTET), OCTET)
                 compare((at + k).load(OCTET, mask), row_bits + k // OCTET, OCTET)
         words = plane * planes // LONG.size
         first, last = _share(words, part, parts)
@@ -196,6 +203,7 @@ def _scan(
         first, last = _share(rows, part, parts)
 
         def packed(values: Value) -> Value:
+            """The word of bits of 64 numbers; notes whether any number is neither 0 nor 1."""
             is_one = values.differs(0.0)
             difference = is_one.select(values.float_bits() ^ one, 0)
             for lane in range(0, WORD, VECTOR):
@@ -203,6 +211,7 @@ def _scan(
             return is_one.word()
 
         def store(target: Pointer, word: Value) -> None:
+            """Writes a word to `target` and counts its ones."""
             target.store(word)
             ones.value += word.popcount()
 

@@ -23,6 +23,7 @@ class Flatten(nn.Flatten):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
+        """The flattened `input`, with its bits attached if it holds spikes."""
         if is_fx_proxy(input):
             return cast(Tensor, fx_leaf_call(self, input))
         flat = super().forward(input)
@@ -34,10 +35,11 @@ class Flatten(nn.Flatten):
 
 
 def _attach_copy(spikes: Tensor, copied: Tensor) -> Tensor:
-    """Attaches the bits of `copied`, a flattened copy of `spikes`, to it; returns `copied`.
+    """Packs the flattened copy `copied` of `spikes` into bits, attaches these to it, and returns it.
 
-    Nothing is attached if `spikes` has no bits attached. If the gradient of `spikes` is needed only at the
-    spikes, so is the gradient of `copied`. A separate gradient mask is not passed on.
+    If `spikes` has no bits attached, `copied` is returned unchanged. If the gradient of `spikes` is needed
+    only where they are 1, and `copied` requires a gradient, the same holds for `copied`. Any other mask is
+    dropped: the gradient of `copied` is then needed everywhere.
     """
     provenance = lookup(spikes)
     if provenance is not None and provenance.spikes is not None and copied.numel():

@@ -169,6 +169,7 @@ def _scan(
         first, last = part * per_part, ((part + 1) * per_part).smaller(rows)
 
         def pack(values: Value, target: Pointer) -> None:
+            """Packs 64 numbers into one word of each plane, counts the ones, and ors the levels."""
             shifted = values * inverses + SHIFT
             level = shifted.float_bits() ^ SHIFT_BITS
             differs = ((shifted - SHIFT) * factors).differs(values)

@@ -46,6 +46,7 @@ class MaxPool2d(nn.MaxPool2d):
     _reason = "not called yet"
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.MaxPool2d's name for it
+        """The pooled `input`; pooled spikes have their bits attached."""
         if is_fx_proxy(input):
             return cast(Tensor, fx_leaf_call(self, input))
         check_no_time(self, input, 2)
@@ -85,6 +86,7 @@ class MaxPool2d(nn.MaxPool2d):
         return any(_has_padding_window(*size, ceil=self.ceil_mode) for size in sizes)
 
     def _kernel_and_stride(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The sizes of the window and of the stride, each as (height, width)."""
         return pair(self.kernel_size), pair(self.kernel_size if self.stride is None else self.stride)
 
     def _pool_padded(self, input: Tensor) -> Tensor:  # noqa: A002
@@ -175,6 +177,7 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, images: Tensor, pooled: Tensor, selected: Tensor, sizes: dict[str, int]) -> Tensor:
+        """Returns `pooled` unchanged; saves the indices of the selected pixels."""
         ctx.sizes, ctx.shape = sizes, images.shape
         ctx.save_for_backward(selected)
         return pooled.detach()
@@ -182,6 +185,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of the images; None for all other arguments."""
         (selected,) = ctx.saved_tensors
         count, channels, height, width = ctx.shape
         gradient = grad.resolve_neg().permute(0, 2, 3, 1).contiguous()

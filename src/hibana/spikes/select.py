@@ -91,8 +91,8 @@ class Choice(NamedTuple):
 
     def dense_reason(self, density: float) -> str:
         """Why torch computes all products of an input of this `density`."""
-        why = self.times or "torch is faster at these sizes and this density"
-        return f"{density:.0%} of the input spiked; {why}"
+        reason = self.times or "torch is faster at these sizes and this density"
+        return f"{density:.0%} of the input spiked; {reason}"
 
 
 ALL = Choice()

@@ -72,10 +72,16 @@ def input_gradient(mask: Tensor, weight: Tensor, grad: Tensor, geometry: Geometr
     outputs = weight.shape[0]
     row = panel(outputs)
     table = product.pack_weights(weight.reshape(outputs, -1), row)
-    per_tile, deep, wide = geometry.tile(kernels.TILE)
-    pieces = -(-images // per_tile) * -(-height // deep) * -(-width // wide)
+    per_tile, tile_height, tile_width = geometry.tile(kernels.TILE)
+    pieces = -(-images // per_tile) * -(-height // tile_height) * -(-width // tile_width)
     tensors = {"bits": mask, "table": table, "gradient": grad, "target": out}
-    tiles = {"images": images, "per_tile": per_tile, "deep": deep, "wide": wide, "outputs": outputs}
+    tiles = {
+        "images": images,
+        "per_tile": per_tile,
+        "tile_height": tile_height,
+        "tile_width": tile_width,
+        "outputs": outputs,
+    }
     unrolled = geometry.unrolled
     kernels.input_gradient(pieces, 1, **tensors, **geometry.sizes, **tiles, row=row, unrolled=unrolled)
     return out.permute(0, 3, 1, 2)
@@ -121,6 +127,7 @@ class _Convolution(torch.autograd.Function):
         geometry: Geometry,
         choice: Choice,
     ) -> Tensor:
+        """The convolution, per spike or by torch, and the tensors that the backward needs."""
         ctx.density, ctx.scales, ctx.support, ctx.choice = input_.density, input_.scales, support, choice
         ctx.geometry, ctx.shape, ctx.weight_shape = geometry, images.shape, weight.shape
         kernel = as_kernel(weight)
@@ -138,6 +145,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients of images, weight and bias; None for those not needed and for all other arguments."""
         bits, weight, windows, numbers = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
         check_saved(weight, ctx.weight_shape)
@@ -198,6 +206,7 @@ def choose(
     planes, scanned = packed.planes, packed.key.scanned
 
     def calls() -> list[Call]:
+        """The candidates that :func:`select.choose` times."""
         numbers = dense.channels_last(images.detach())
         kernel = as_kernel(weight.detach())
         out = dense.convolution(numbers, kernel, bias, geometry)

@@ -100,6 +100,7 @@ def _spike_convolution(
     key = select.Key("window", (geometry,), *sizes, learning=learning)
 
     def lines() -> Tensor:
+        """The inputs as contiguous rows ``[T, rows * channels]``."""
         return inputs.detach().reshape(steps, length).contiguous()
 
     packed = pack_input(provenance, length, is_contiguous, inputs.detach(), lines, key, auto)

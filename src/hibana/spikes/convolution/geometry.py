@@ -49,9 +49,13 @@ class Geometry(NamedTuple):
 
         It has several images only if it covers them completely, and one row if the dilation down is not 1.
         """
-        wide = -(-self.image[1] // -(-self.image[1] // TILE_WIDTH))
-        deep = min(most // wide, self.image[0]) if self.dilation[0] == 1 else 1
-        return (most // (deep * wide) if (deep, wide) == self.image else 1), deep, wide
+        tile_width = -(-self.image[1] // -(-self.image[1] // TILE_WIDTH))
+        tile_height = min(most // tile_width, self.image[0]) if self.dilation[0] == 1 else 1
+        return (
+            (most // (tile_height * tile_width) if (tile_height, tile_width) == self.image else 1),
+            tile_height,
+            tile_width,
+        )
 
     def uncropped(self, grad: Tensor) -> Tensor:
         """The gradient `grad` of the output, padded with zeros for the rows of :attr:`cropped_output`."""

@@ -52,8 +52,8 @@ def windows(code: Code, begin: Value, end: Value, *, bits: Longs, target: Longs,
     step = sizes.stride_across * channels
     words = words_of(sizes.width * channels)
     pitch = words_of((sizes.width + sizes.padding_across * 2) * channels) + 2
-    wide = sizes.kernel_width * channels
-    window = words_of(sizes.kernel_height * wide)
+    window_row_bits = sizes.kernel_width * channels
+    window = words_of(sizes.kernel_height * window_row_bits)
     joined = sizes.dilation_across.equals(1)
     fits_word = window.equals(1) & joined
     with (
@@ -72,11 +72,11 @@ def windows(code: Code, begin: Value, end: Value, *, bits: Longs, target: Longs,
         with code.when(fits_word), code.loop(0, out_width) as x:
             window_bits = code.variable(0)
             with code.loop(0, sizes.kernel_height) as i:
-                row_bits = bits_at(rows + pitch * i, x * step) & first_bits(code, wide)
-                window_bits.value |= row_bits << i * wide
+                row_bits = bits_at(rows + pitch * i, x * step) & first_bits(code, window_row_bits)
+                window_bits.value |= row_bits << i * window_row_bits
             out[x] = window_bits.value
         with code.when(~fits_word):
-            pieces, piece = joined.select(1, sizes.kernel_width), joined.select(wide, channels)
+            pieces, piece = joined.select(1, sizes.kernel_width), joined.select(window_row_bits, channels)
             remainder = piece % WORD
             full = piece - remainder
             n = code.variable(0)
@@ -119,21 +119,21 @@ def input_gradient(
     images: Value,
     outputs: Value,
     per_tile: Value,
-    deep: Value,
-    wide: Value,
+    tile_height: Value,
+    tile_width: Value,
     row: Row,
     unrolled: int,
 ) -> None:
     """The input gradient at stride 1: computed where `bits` are set, zero elsewhere.
 
-    One work item is a tile of at most TILE pixels: `deep` x `wide` pixels of `per_tile` images; `per_tile` is
-    above 1 only if a tile covers an image. First, the kernel lists for each channel the pixels whose bit is
-    set. Then, for each panel of outputs, it copies the output gradient around the tile to a buffer, padded
-    with zeros, and multiplies each channel's weights with eight listed pixels at a time.
+    One work item is a tile of at most TILE pixels: `tile_height` x `tile_width` pixels of `per_tile` images;
+    `per_tile` is above 1 only if a tile covers an image. First, the kernel lists for each channel the pixels
+    whose bit is set. Then, for each panel of outputs, it copies the output gradient around the tile to a
+    buffer, padded with zeros, and multiplies each channel's weights with eight listed pixels at a time.
 
     The table holds, for each panel of outputs, ``[channels][kernel height][kernel width][panel]``. If the
-    dilation down is not 1, `deep` must be 1. `unrolled` pixels of a window's row are computed at a time: all,
-    or 1.
+    dilation down is not 1, `tile_height` must be 1. `unrolled` pixels of a window's row are computed at a
+    time: all, or 1.
     """
     channels, width = sizes.channels, sizes.width
     words, blocks = words_of(width * channels), words_of(channels)
@@ -141,9 +141,12 @@ def input_gradient(
     taps = sizes.kernel_height * sizes.kernel_width
     panel_floats = words_of(channels * taps) * (WORD * row.floats)
     reach_down, reach_across = sizes.kernel_height - 1, (sizes.kernel_width - 1) * sizes.dilation_across
-    pitch = (wide + reach_across) * row.floats
-    tall = deep + reach_down
-    tiles_down, tiles_across = (sizes.height + deep - 1) // deep, (width + wide - 1) // wide
+    pitch = (tile_width + reach_across) * row.floats
+    tall = tile_height + reach_down
+    tiles_down, tiles_across = (
+        (sizes.height + tile_height - 1) // tile_height,
+        (width + tile_width - 1) // tile_width,
+    )
     line_floats = width * channels
     image_floats = sizes.height * line_floats
     with code.scratch(
@@ -156,15 +159,19 @@ def input_gradient(
         (Shorts, channels * TILE + SLACK),
     ) as (tile_gradient, masks, pixels, gradient_offsets, out_offsets, begins, index):
         pixels[words] = 0
-        with code.loop(0, per_tile) as k, code.loop(0, deep) as down, code.loop(0, wide) as across:
-            pixel = (k * deep + down) * wide + across
+        with (
+            code.loop(0, per_tile) as k,
+            code.loop(0, tile_height) as down,
+            code.loop(0, tile_width) as across,
+        ):
+            pixel = (k * tile_height + down) * tile_width + across
             gradient_offsets[pixel] = (k * tall + down) * pitch + across * row.floats
             out_offsets[pixel] = k * image_floats + down * line_floats + across * channels
         with code.loop(begin, end) as item:
             image, tile = item // (tiles_down * tiles_across) * per_tile, item % (tiles_down * tiles_across)
             count = (images - image).smaller(per_tile)
-            top, left = tile // tiles_across * deep, tile % tiles_across * wide
-            height, across = (sizes.height - top).smaller(deep), (width - left).smaller(wide)
+            top, left = tile // tiles_across * tile_height, tile % tiles_across * tile_width
+            height, across = (sizes.height - top).smaller(tile_height), (width - left).smaller(tile_width)
             out = target + (image * image_floats + top * line_floats + left * channels)
             masks.clear(blocks * TILE)
             with code.loop(0, count) as k, code.loop(0, height) as y:
@@ -174,7 +181,7 @@ def input_gradient(
                 with code.loop(0, blocks) as block, code.loop(0, across) as x:
                     mask = bits_at(pixels, (left + x) * channels + block * WORD)
                     mask &= first_bits(code, (channels - block * WORD).smaller(WORD))
-                    masks[block * TILE + (k * deep + y) * wide + x] = mask
+                    masks[block * TILE + (k * tile_height + y) * tile_width + x] = mask
             with code.loop(0, blocks * (TILE // WORD)) as square:
                 transpose_bits(code, masks + square * WORD)
             n = code.variable(0)
@@ -232,8 +239,8 @@ def copy_padded(
     stop = (sizes.out_width - begin).smaller(count).larger(first)
     target.clear(first * row.floats)
     (target + stop * row.floats).clear((count - stop) * row.floats)
-    wide = (outputs - panel * row.floats).smaller(row.floats)
-    for masks in row.masks(code, wide):
+    output_count = (outputs - panel * row.floats).smaller(row.floats)
+    for masks in row.masks(code, output_count):
         with code.loop(first, stop) as x:
             at, to = line + (begin + x) * outputs, target + x * row.floats
             for v, mask in enumerate(masks):
@@ -264,6 +271,7 @@ def _add_products(
     sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in numbers]
 
     def add_products(factors: Pointer, gradients: list[Pointer]) -> None:
+        """Adds to each sum the products of one row of weights with the gradients at an address per sum."""
         for v, factor in enumerate(row.load(factors)):
             for total, at in zip(sums, gradients, strict=True):
                 total.value = factor.fused((at + VECTOR * v).load(VECTOR), total.value)

@@ -36,6 +36,7 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
     """Spatial dimensions of the input."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
+        """The convolution of `input`, per spike if possible and faster, else by torch."""
         if torch.compiler.is_compiling():
             return self._forward_compiling(input)
         weight, bias = self._tensors()

@@ -66,26 +66,26 @@ def forward(
     input_: Input,
     sizes: Sizes,
     outputs: Value,
-    deep: Value,
+    tile_height: Value,
     per_tile: Value,
     row: Row,
 ) -> None:
     """Rows of output pixels: the bias plus the weight rows of the spikes under each window.
 
-    One work item is `deep` rows of an image, or all rows of `per_tile` images. Its sums are computed for one
-    row of the kernel and 64 channels at a time, whose weights stay in the cache. The table holds
+    One work item is `tile_height` rows of an image, or all rows of `per_tile` images. Its sums are computed
+    for one row of the kernel and 64 channels at a time, whose weights stay in the cache. The table holds
     ``[panels][planes][kernel height][kernel width][channels][panel]``, each plane padded to a multiple of 64
     rows. `bias` may be null.
     """
     channels, width, out_width = sizes.channels, sizes.width, sizes.out_width
-    kernel_width, pieces = sizes.kernel_width, (sizes.out_height + deep - 1) // deep
+    kernel_width, pieces = sizes.kernel_width, (sizes.out_height + tile_height - 1) // tile_height
     plane_rows = words_of(sizes.kernel_height * kernel_width * channels) * WORD
     lists = input_.planes * words_of(channels)
-    tall = (deep - 1) * sizes.stride_down + (sizes.kernel_height - 1) * sizes.dilation_down + 1
+    tall = (tile_height - 1) * sizes.stride_down + (sizes.kernel_height - 1) * sizes.dilation_down + 1
     with (
         code.scratch(
             (Floats, row.floats),
-            (Floats, per_tile * deep * out_width * row.floats),
+            (Floats, per_tile * tile_height * out_width * row.floats),
             (Longs, words_of(width * channels) + 1),
             (Longs, per_tile * lists * tall * width + 1),
             (Shorts, per_tile * input_.planes * tall * width * channels + SLACK),
@@ -93,8 +93,8 @@ def forward(
         code.loop(begin, end, per_tile) as item,
     ):
         images = (end - item).smaller(per_tile)
-        image, upper = item // pieces, item % pieces * deep
-        lower = (upper + deep).smaller(sizes.out_height)
+        image, upper = item // pieces, item % pieces * tile_height
+        lower = (upper + tile_height).smaller(sizes.out_height)
         above = upper * sizes.stride_down - sizes.padding_down
         top, bottom = above.larger(0), (above + tall).smaller(sizes.height)
         pixel_bits = PixelBits(input_, sizes, bits, pixels)
@@ -150,7 +150,7 @@ def weight_gradient(
     input_: Input,
     sizes: Sizes,
     outputs: Value,
-    deep: Value,
+    tile_height: Value,
     per_tile: Value,
     parts_across: Value,
     parts_down: Value,
@@ -161,17 +161,18 @@ def weight_gradient(
     """Parts of the weight gradient at stride 1, ``[outputs][planes][kernel height and width][channels]``.
 
     A part is a range of panels of outputs, and a range of units, over `per_part` images. A unit is a plane, a
-    word of channels, and a row of the kernel. `deep` rows of `per_tile` images are processed at a time. Their
-    pixels are numbered in rows of ``width + reach`` pixels, where reach is the distance from the first to the
-    last pixel of a window's row; the output gradient around them is copied to a buffer with the same pitch,
-    padded with zeros. `unrolled` adjacent pixels of the window are processed at a time: all of a row, or 1.
+    word of channels, and a row of the kernel. `tile_height` rows of `per_tile` images are processed at a
+    time. Their pixels are numbered in rows of ``width + reach`` pixels, where reach is the distance from the
+    first to the last pixel of a window's row; the output gradient around them is copied to a buffer with the
+    same pitch, padded with zeros. `unrolled` adjacent pixels of the window are processed at a time: all of a
+    row, or 1.
     """
     channels, width = sizes.channels, sizes.width
     taps = sizes.kernel_height * sizes.kernel_width
     inputs = input_.planes * taps * channels
     reach_down = (sizes.kernel_height - 1) * sizes.dilation_down
     reach_across = (sizes.kernel_width - 1) * sizes.dilation_across
-    pitch, tall = width + reach_across, deep + reach_down
+    pitch, tall = width + reach_across, tile_height + reach_down
     blocks = words_of(per_tile * tall * pitch)
     lists, panels = input_.planes * words_of(channels), row.panels(outputs)
     units = lists * sizes.kernel_height
@@ -185,7 +186,7 @@ def weight_gradient(
             (Longs, words_of(width * channels) + 1),
             (Longs, blocks * WORD),
             (Longs, lists * WORD + 1),
-            (Shorts, input_.planes * channels * per_tile * deep * width + SLACK),
+            (Shorts, input_.planes * channels * per_tile * tile_height * width + SLACK),
         ) as (sums, tile_gradient, pixels, columns, first, index),
         code.loop(begin, end) as part,
     ):
@@ -197,8 +198,11 @@ def weight_gradient(
         pixels[pixel_bits.row_words] = 0
         sums.clear((panel_end - panel_begin) * (unit_end - unit_begin) * row_floats)
         last = (per_part * (share + 1)).smaller(input_.images)
-        with code.loop(per_part * share, last, per_tile) as image, code.loop(0, sizes.height, deep) as top:
-            count, rows = (last - image).smaller(per_tile), (sizes.height - top).smaller(deep)
+        with (
+            code.loop(per_part * share, last, per_tile) as image,
+            code.loop(0, sizes.height, tile_height) as top,
+        ):
+            count, rows = (last - image).smaller(per_tile), (sizes.height - top).smaller(tile_height)
             n = code.variable(0)
             with code.loop(0, lists) as list_:
                 plane, word = list_ // pixel_bits.pixel_words, list_ % pixel_bits.pixel_words

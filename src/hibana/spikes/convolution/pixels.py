@@ -63,7 +63,11 @@ def _gradient_geometry_fits(geometry: Geometry) -> bool:
 
 
 def _windows_overlap(geometry: Geometry) -> bool:
-    """Whether windows overlap horizontally, and the rows of a window fit into MOST_ROW_NUMBERS."""
+    """Whether neighboring windows of a row share pixels, and the rows under one window are short enough.
+
+    The rows under a window, with each pixel's channels padded to at least 64, must have fewer numbers than
+    MOST_ROW_NUMBERS.
+    """
     down, across = geometry.reach
     numbers = (down + 1) * (geometry.image[1] + across) * max(64, geometry.channels)
     return geometry.kernel[1] > geometry.stride[1] and numbers < MOST_ROW_NUMBERS
@@ -94,11 +98,17 @@ def _forward_launch(bits: torch.Size, outputs: int, geometry: Geometry, row: Row
     (planes, rows, _), (height, width) = bits, geometry.output
     images = rows // geometry.image[0]
     parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
-    deep = -(-height // parts)
-    per_tile = _images_per_tile(planes, outputs, geometry) if deep == height else 1
-    sizes = {"images": images, "planes": planes, "outputs": outputs, "deep": deep, "per_tile": per_tile}
+    tile_height = -(-height // parts)
+    per_tile = _images_per_tile(planes, outputs, geometry) if tile_height == height else 1
+    sizes = {
+        "images": images,
+        "planes": planes,
+        "outputs": outputs,
+        "tile_height": tile_height,
+        "per_tile": per_tile,
+    }
     kernel = kernels.forward.bind(**sizes, **geometry.sizes, row=row)
-    return _ForwardLaunch(kernel, (images, height, width, outputs), images * -(-height // deep))
+    return _ForwardLaunch(kernel, (images, height, width, outputs), images * -(-height // tile_height))
 
 
 def _images_per_tile(planes: int, outputs: int, geometry: Geometry) -> int:
@@ -127,10 +137,12 @@ def parts(rows: int, outputs: int, planes: int, geometry: Geometry, threads: int
 def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
     """The weight gradient ``[outputs, channels, height, width]`` of a convolution with stride 1.
 
+    Its parts are computed in parallel (:func:`parts`); the results of different ranges of images are added.
+
     Args:
-        input_: bits of the images.
-        rows: gradient of the output, ``[pixels, outputs]``.
-        geometry: of the convolution.
+        input_: the images as planes of bits, ``[planes, N * image height, words]``.
+        rows: the gradient of the output, ``[N * output height * output width, outputs]``.
+        geometry: the sizes of the convolution.
     """
     outputs, planes = rows.shape[1], input_.bits.shape[0]
     row = panel(outputs)
@@ -139,8 +151,8 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
     pitch = geometry.image[1] + across
     cached_pixels = CACHED_FLOATS // row.floats
     pieces = -(-geometry.image[0] // max(1, cached_pixels // pitch))
-    deep = -(-geometry.image[0] // pieces)
-    per_tile = max(1, cached_pixels // (pitch * (deep + down))) if pieces == 1 else 1
+    tile_height = -(-geometry.image[0] // pieces)
+    per_tile = max(1, cached_pixels // (pitch * (tile_height + down))) if pieces == 1 else 1
     split = parts(rows.shape[0], outputs, planes, geometry, torch.get_num_threads())
     inputs = planes * geometry.channels * geometry.kernel[0] * geometry.kernel[1]
     out = torch.empty(split.rows, outputs, inputs, dtype=torch.float32, device="cpu")
@@ -153,7 +165,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
         planes=planes,
         **geometry.sizes,
         outputs=outputs,
-        deep=deep,
+        tile_height=tile_height,
         per_tile=per_tile,
         parts_across=split.across,
         parts_down=split.down,

@@ -124,6 +124,7 @@ class _DelayedProduct(torch.autograd.Function):
         skip: int,
         support: Provenance | None,
     ) -> Tensor:
+        """The product; saves bits, weights and delays for the backward."""
         ctx.save_for_backward(bits, weight, lags)
         ctx.skip, ctx.support, ctx.steps = skip, support, len(inputs)
         return delayed_product_forward(bits, weight, lags, bias, len(inputs), skip)
@@ -131,6 +132,7 @@ class _DelayedProduct(torch.autograd.Function):
     @staticmethod
     @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients of inputs, weight and bias; None for those not needed and for all other arguments."""
         bits, weight, lags = ctx.saved_tensors
         grad = grad.resolve_neg().contiguous()
         tensors, sizes = _offsets_and_sizes(bits, weight, lags, ctx.steps)
@@ -186,6 +188,7 @@ def _forward(
         sums.clear(outputs * columns)
 
         def add_spike(step: Value, input_: Value) -> None:
+            """Adds the weights of one spike to the sums."""
             for synapse, at in _synapses(code, offsets, outputs, sums, step, input_):
                 at.store(at.load(taps) + (table + synapse * taps).load(taps))
 
@@ -222,6 +225,7 @@ def _weight_gradient(
             _transpose_gradient(code, gradient, columns, sizes, row)
 
             def add_spike(step: Value, input_: Value) -> None:
+                """Adds the output gradients that one spike reaches to the weight gradient."""
                 for synapse, at in _synapses(code, offsets, outputs, columns, step, input_):
                     total = part_sums + synapse * taps
                     total.store(total.load(taps) + at.load(taps))
@@ -252,6 +256,7 @@ def _input_gradient(
         _transpose_gradient(code, gradient, columns, sizes, row)
 
         def write_gradient(step: Value, input_: Value) -> None:
+            """Writes the gradient of one input at one step."""
             sums = code.variable(0.0, FLOAT.of(taps))
             for synapse, at in _synapses(code, offsets, outputs, columns, step, input_):
                 sums.value += at.load(taps) * (table + synapse * taps).load(taps)
@@ -271,6 +276,7 @@ def _synapses(
     first = input_ * outputs
 
     def synapse(output: Value) -> tuple[Value, Pointer]:
+        """The index of the synapse to `output`, and its address in `columns` at `step`."""
         return first + output, columns + (offsets[first + output].to(LONG) + step)
 
     unrolled_count = outputs - outputs % UNROLLED

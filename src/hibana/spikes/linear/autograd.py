@@ -54,6 +54,7 @@ class _Linear(torch.autograd.Function):
         support: Provenance | None,
         choice: Choice,
     ) -> Tensor:
+        """The product, per spike or by torch, and the tensors that the backward needs."""
         bits, ctx.density, ctx.scales = planes.joint, planes.density, planes.scales
         ctx.leading = leading = input.shape[:-1]
         ctx.support, ctx.choice, ctx.table = support, choice, None
@@ -69,6 +70,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients of input, weight and bias; None for those not needed and for all other arguments."""
         bits, weight, numbers = ctx.saved_tensors
         outputs, inputs = weight.shape
         grad = grad.resolve_neg()
@@ -130,6 +132,7 @@ def _masked_input_gradient(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor)
         return None
 
     def masked_product() -> Tensor:
+        """The input gradient where the mask is set, zero elsewhere."""
         table = product.pack_weights(weight, panel(outputs)) if ctx.table is None else ctx.table
         return product.input_gradient(mask, table, rows, inputs, ctx.leading)
 

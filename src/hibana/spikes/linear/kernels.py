@@ -94,12 +94,12 @@ def _transpose_block(
 
     Missing inputs and outputs are zeros. Returns the number of inputs in the word, at most 64.
     """
-    wide = (outputs - panel * row.floats).smaller(row.floats)
+    output_count = (outputs - panel * row.floats).smaller(row.floats)
     count = (inputs - word * WORD).smaller(WORD)
-    with code.when((wide < row.floats) | (count < WORD)):
+    with code.when((output_count < row.floats) | (count < WORD)):
         target.clear(WORD * row.floats)
     at = source + (panel * row.floats * inputs + word * WORD)
-    transpose(code, target, code.constant(row.floats), at, inputs, wide, count)
+    transpose(code, target, code.constant(row.floats), at, inputs, output_count, count)
     return count
 
 
@@ -191,6 +191,7 @@ def forward_tables(
         with row.writable_panel(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch):
 
             def sums(word: Value) -> Iterator[Sum]:
+                """Iterates over rows: the bits of a word, the row to start from, and the row to write."""
                 with code.loop(0, rows) as i:
                     out_row = out + pitch * i
                     yield (bits + words * (top + i))[word], initial.replace_if(word > 0, out_row), out_row

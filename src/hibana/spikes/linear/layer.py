@@ -59,6 +59,7 @@ class Linear(SpikeLayer, nn.Linear):
     """The class that a trace of a step sees instead: :func:`hibana.compiler.graph.objects.traced_kind`."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
+        """``input @ weight.T + bias``, per spike if possible and faster, else by torch."""
         if torch.compiler.is_compiling():
             return self._forward_compiling(input)
         if (
@@ -107,6 +108,7 @@ class Linear(SpikeLayer, nn.Linear):
         numbers = input.detach() if input.requires_grad else input
 
         def rows() -> Tensor:
+            """The input as contiguous rows ``[count, in_features]``."""
             return numbers.reshape(count, inputs).contiguous()
 
         key = select.Key("linear", (), count, inputs, outputs, learning=learning)
@@ -130,6 +132,7 @@ class Linear(SpikeLayer, nn.Linear):
         return product.forward(planes.joint, planes.density, weight, bias, planes.scales, leading)[0]
 
     def _torch_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
+        """``input @ weight.T + bias`` by torch."""
         return functional.linear(input, weight, bias)
 
 
@@ -139,6 +142,7 @@ def _choice(packed: PackedInput, rows: Callable[[], Tensor], weight: Tensor, bia
     inputs = weight.shape[1]
 
     def calls() -> list[Call]:
+        """The candidates that :func:`select.choose` times."""
         bits, numbers = planes.joint, rows()
         density, scales = planes.density, planes.scales
         outputs = functional.linear(numbers, weight, bias)

@@ -113,6 +113,7 @@ def gradient_crossover() -> float:
 
 
 def _ceil_div(count: int, size: int) -> int:
+    """``count / size``, rounded up."""
     return -(-count // size)
 
 

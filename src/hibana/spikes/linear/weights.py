@@ -63,14 +63,14 @@ def weight_gradient(
         share = part // parts_down // parts_across
         panel_begin, panel_end = panels * across // parts_across, panels * (across + 1) // parts_across
         word_begin, word_end = words * down // parts_down, words * (down + 1) // parts_down
-        wide, deep = panel_end - panel_begin, word_end - word_begin
-        sums.clear(wide * deep * (WORD * row.floats))
-        block_rows.clear(wide * (GRADIENTS * row.floats))
-        bias_sums.clear(wide * row.floats)
+        panel_count, word_count = panel_end - panel_begin, word_end - word_begin
+        sums.clear(panel_count * word_count * (WORD * row.floats))
+        block_rows.clear(panel_count * (GRADIENTS * row.floats))
+        bias_sums.clear(panel_count * row.floats)
         row_end = (per_part * (share + 1)).smaller(total)
         with code.loop(per_part * share, row_end, GRADIENTS) as top:
             rows = (row_end - top).smaller(GRADIENTS)
-            with code.loop(0, wide) as panel:
+            with code.loop(0, panel_count) as panel:
                 _copy_rows(
                     code,
                     row,
@@ -81,19 +81,19 @@ def weight_gradient(
                     block_rows + panel * (GRADIENTS * row.floats),
                     bias_sums + panel * row.floats,
                 )
-            with code.loop(0, deep) as d:
+            with code.loop(0, word_count) as d:
                 source = bits + (words * top + word_begin + d)
                 _transpose_columns(code, source, words, rows, columns + d * (WORD * LENGTH), square)
-            block = _Block(code, row, rows, wide, deep, block_rows, columns, sums)
+            block = _Block(code, row, rows, panel_count, word_count, block_rows, columns, sums)
             if by_table:
                 _add_by_table(block, tables)
             else:
                 _add_by_list(block, first, index)
-        with code.loop(0, wide) as panel:
+        with code.loop(0, panel_count) as panel:
             output = (panel_begin + panel) * row.floats
             output_count = (outputs - output).smaller(row.floats)
-            with code.loop(0, deep) as d:
-                at = sums + (panel * deep + d) * (WORD * row.floats)
+            with code.loop(0, word_count) as d:
+                at = sums + (panel * word_count + d) * (WORD * row.floats)
                 input_ = (word_begin + d) * WORD
                 to = targets + (outputs * inputs * share + output * inputs + input_)
                 input_count = (inputs - input_).smaller(WORD)
@@ -109,9 +109,9 @@ class _Block(NamedTuple):
     row: Row
     rows: Value
     """Number of gradient rows, at most GRADIENTS."""
-    wide: Value
+    panel_count: Value
     """Number of panels of outputs."""
-    deep: Value
+    word_count: Value
     """Number of words of inputs."""
     gradients: Pointer
     """``[panels][GRADIENTS][panel]`` floats."""
@@ -124,11 +124,12 @@ class _Block(NamedTuple):
 def _add_by_table(block: _Block, tables: Pointer) -> None:
     """Adds to each input's sum the rows where it spiked, by tables of the sums of four rows."""
     code, row = block.code, block.row
-    with code.loop(0, block.wide) as panel:
+    with code.loop(0, block.panel_count) as panel:
 
         def sums(word: Value) -> Iterator[Sum]:
-            with code.loop(0, block.deep * WORD) as k:
-                at = block.sums + (panel * block.deep * WORD + k) * row.floats
+            """Iterates over the inputs: their bits over 64 rows, and twice the address of their sum."""
+            with code.loop(0, block.word_count * WORD) as k:
+                at = block.sums + (panel * block.word_count * WORD + k) * row.floats
                 yield (block.columns + k * LENGTH)[word], at, at
 
         gradients = block.gradients + panel * (GRADIENTS * row.floats)
@@ -138,8 +139,8 @@ def _add_by_table(block: _Block, tables: Pointer) -> None:
 def _add_by_list(block: _Block, first: Pointer, index: Pointer) -> None:
     """Adds to each input's sum the rows where it spiked, from a list of these rows."""
     code, row = block.code, block.row
-    with code.loop(0, block.deep, LISTED) as word:
-        inputs = (block.deep - word).smaller(LISTED) * WORD
+    with code.loop(0, block.word_count, LISTED) as word:
+        inputs = (block.word_count - word).smaller(LISTED) * WORD
         n = code.variable(0)
         with code.loop(0, inputs) as k:
             first[k] = n.value
@@ -147,9 +148,9 @@ def _add_by_list(block: _Block, first: Pointer, index: Pointer) -> None:
                 bits = block.columns[(word * WORD + k) * LENGTH + w]
                 n.value = append_bits(code, row, bits, w * WORD, index, n.value)
         first[inputs] = n.value
-        with code.loop(0, block.wide) as panel, code.loop(0, inputs) as k:
+        with code.loop(0, block.panel_count) as panel, code.loop(0, inputs) as k:
             gradients = block.gradients + panel * (GRADIENTS * row.floats)
-            at = block.sums + ((panel * block.deep + word) * WORD + k) * row.floats
+            at = block.sums + ((panel * block.word_count + word) * WORD + k) * row.floats
             add_rows(code, row, at, at, gradients, index + first[k], first[k + 1] - first[k])
 
 
@@ -159,12 +160,12 @@ def _copy_rows(
     gradient: Pointer,
     outputs: Value,
     rows: Value,
-    wide: Value,
+    output_count: Value,
     target: Pointer,
     bias_sums: Pointer,
 ) -> None:
-    """Copies `rows` rows of a panel of `wide` outputs to `target`, and adds each row to `bias_sums`."""
-    for masks in row.masks(code, wide):
+    """Copies `rows` rows of a panel of `output_count` outputs to `target`, and adds them to `bias_sums`."""
+    for masks in row.masks(code, output_count):
         sums = [code.variable(value) for value in row.load(bias_sums)]
         with code.loop(0, rows) as i:
             for v, (mask, total) in enumerate(zip(masks, sums, strict=True)):

@@ -100,9 +100,10 @@ def first_bits(code: Code, count: Value) -> Value:
 
 
 def put_bits(code: Code, at: Pointer, position: Value, source: Pointer, count: Value) -> None:
-    """Ors `count` bits of `source` into the words at `at`, from bit `position` on.
+    """Writes the first `count` bits of `source` into the words at `at`, as bits `position` and following.
 
-    The word after the one with the last bit is written too.
+    The bits there must be zero, since the new bits are combined with them by "or". The word after the one
+    with the last written bit is read and written too, without a change.
     """
     first, shift = at + (position >> 6), position & (WORD - 1)
     with code.loop(0, count, WORD) as start:

@@ -53,17 +53,17 @@ class Row(NamedTuple):
         for v, value in enumerate(values):
             (at + VECTOR * v).store(value)
 
-    def masks(self, code: Code, wide: Value) -> Iterator[list[Value | None]]:
-        """The masks of the vectors of a row of `wide` floats, None for full vectors.
+    def masks(self, code: Code, count: Value) -> Iterator[list[Value | None]]:
+        """The masks of the vectors of a row of `count` floats, None for full vectors.
 
         Yields twice, for a full row and for a partial row, so that the caller's loop emits code for both
         cases.
         """
-        with code.when(wide.equals(self.floats)):
+        with code.when(count.equals(self.floats)):
             yield [None] * self.vectors
-        with code.when(wide < self.floats):
+        with code.when(count < self.floats):
             yield [
-                code.first_lanes((wide - VECTOR * v).larger(0).smaller(VECTOR), VECTOR)
+                code.first_lanes((count - VECTOR * v).larger(0).smaller(VECTOR), VECTOR)
                 for v in range(self.vectors)
             ]
 
@@ -76,11 +76,11 @@ class Row(NamedTuple):
         The address lies in `target`, ``[count, outputs]``. If the last panel is not full, the address is
         `block`, and the panel is copied to `target` at the end of the ``with`` block.
         """
-        wide = (outputs - panel * self.floats).smaller(self.floats)
-        is_partial, at = wide < self.floats, target + panel * self.floats
+        output_count = (outputs - panel * self.floats).smaller(self.floats)
+        is_partial, at = output_count < self.floats, target + panel * self.floats
         yield at.replace_if(is_partial, block), is_partial.select(self.floats, outputs)
         with code.when(is_partial), code.loop(0, count) as k:
-            (at + outputs * k).copy(block + self.floats * k, wide)
+            (at + outputs * k).copy(block + self.floats * k, output_count)
 
 
 def panel(outputs: int) -> Row:
@@ -109,10 +109,11 @@ def add_rows(
 
     With `unrolled` > 1, `start`, `target` and each summand are `unrolled` consecutive rows.
     """
-    wide = row._replace(vectors=row.vectors * unrolled)
-    sums = [code.variable(value) for value in wide.load(start)]
+    wide_row = row._replace(vectors=row.vectors * unrolled)
+    sums = [code.variable(value) for value in wide_row.load(start)]
 
     def add(position: Value) -> None:
+        """Adds the row of `table` with the number ``index[position]`` to the sums."""
         at = table + index[position].to(LONG) * row.floats
         for v, total in enumerate(sums):
             total.value += (at + VECTOR * v).load(VECTOR)
@@ -123,7 +124,7 @@ def add_rows(
             add(i + offset)
     with code.loop(unrolled_count, count) as i:
         add(i)
-    wide.store([total.value for total in sums], target)
+    wide_row.store([total.value for total in sums], target)
 
 
 def dots(
