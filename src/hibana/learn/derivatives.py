@@ -255,7 +255,7 @@ def _separating_nodes(state: Tensor, nodes: set[Any], arguments: Sequence[Tensor
             separating.add(node)
         elif node not in visited:
             visited.add(node)
-            waiting += [before for before, _ in node.next_functions if before is not None]
+            waiting += [previous for previous, _ in node.next_functions if previous is not None]
     return separating
 
 
@@ -283,14 +283,16 @@ class _DerivativeCell(Cell):
         self._create_cache()
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        before = states[len(self.over_step) + len(self.same_step) :]
-        next_states, over_step = step_derivatives(self.cell, (input_, *before), self.over_step)
+        """The derivatives in the order of :meth:`state_names`, then the next states of `cell`."""
+        previous = states[len(self.over_step) + len(self.same_step) :]
+        next_states, over_step = step_derivatives(self.cell, (input_, *previous), self.over_step)
         same_step = same_step_derivatives(next_states, self.same_step, self.between_components)
         derivatives = [over_step[pair] for pair in self.over_step]
         derivatives += [same_step[pair] for pair in self.same_step]
         return (*derivatives, *(state.detach() for state in next_states))
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # derivatives, then states of `cell`
+        """A name for each derivative, then the names of the states of `cell`."""
         return (
             *(f"by_step_{i}_{j - INPUT}" for i, j in self.over_step),
             *(f"within_{i}_{j}" for i, j in self.same_step),

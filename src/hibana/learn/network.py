@@ -87,12 +87,12 @@ def layers_of(net: nn.Module, keeps_readout: bool) -> list[Layer]:
     layers: list[Layer] = []
     for name, module in _chain("", net):
         if isinstance(module, OverTime | Recurrent):
-            before = layers[-1] if layers else None
-            weights = before.module if isinstance(before, MemorylessLayer) else None
+            previous = layers[-1] if layers else None
+            weights = previous.module if isinstance(previous, MemorylessLayer) else None
             inner = weights.module if isinstance(weights, EachStep) else weights
             synapses = None
-            if before is not None and inner is not None and is_synapses(inner):
-                synapses = Synapses(before.name, inner)
+            if previous is not None and inner is not None and is_synapses(inner):
+                synapses = Synapses(previous.name, inner)
                 layers.pop()
             layers.append(_neuron_layer(name, module, weights if synapses else None, synapses))
         else:
@@ -202,6 +202,7 @@ class LeakyReadout:
         return recursion.transition[0, 0]
 
     def _error(self, reason: str) -> ValueError:
+        """The error that names the layer and the `reason` why it can't be a leaky readout."""
         return ValueError(
             f"layer {self.name!r}, {type(self.layer.cell).__name__}: a layer that does not spike must leak "
             f"by one factor for all neurons, or what it remembers would be lost to the layers before it: "

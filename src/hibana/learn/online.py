@@ -154,14 +154,17 @@ class Online:
             layer.load_state_dict(state["layers"][layer.layer.name])
 
     def __getstate__(self) -> dict[str, Any]:
+        """The network, the rule, and the states and traces, for pickling and copying."""
         return {"net": self.net, "rule": self.rule, "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restores the result of :meth:`__getstate__`."""
         self.__init__(state["net"], state["rule"])
         self.load_state_dict(state["state"])
 
     @property
     def _online_layers(self) -> list[OnlineLayer]:
+        """The layers of neurons, without the layers that have no memory."""
         return [layer for layer in self.layers if isinstance(layer, OnlineLayer)]
 
     @property
@@ -171,6 +174,7 @@ class Online:
         return {layer.layer.name: layer.trace_numbers for layer in layers if layer.trace_numbers}
 
     def _run(self, x: Tensor) -> Tensor:
+        """The network's outputs for the inputs `x`, ``[T, batch, ...]``."""
         for layer in self.layers:
             x = layer.run(x) if isinstance(layer, OnlineLayer) else layer.module(x)
         return x

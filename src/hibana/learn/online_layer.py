@@ -51,7 +51,7 @@ class Chunk:
     """The inputs of the layer, ``[T, batch, ...]``, a leaf of the graph of `neuron_inputs`."""
     neuron_inputs: Tensor
     """The products of inputs and weights, with their graph."""
-    before: tuple[Tensor, ...]
+    previous_state: tuple[Tensor, ...]
     """The neurons' states before the first step."""
     outputs: Tensor
     state: tuple[Tensor, ...]
@@ -68,7 +68,7 @@ class Chunk:
     @property
     def recurrent_inputs(self) -> Tensor:
         """The inputs of recurrent synapses: the outputs of the step before each step."""
-        return torch.cat([self.before[-1][None], self.outputs[:-1]])
+        return torch.cat([self.previous_state[-1][None], self.outputs[:-1]])
 
 
 class OnlineLayer:
@@ -185,7 +185,17 @@ class OnlineLayer:
         return outputs
 
     def run_chunk(self, inputs: Tensor, with_graph: bool) -> Chunk:
-        """Runs the layer over inputs ``[T, batch, ...]``, with a graph if the gradient may be needed."""
+        """Runs the layer over a chunk, stores the chunk as :attr:`pending`, and returns it.
+
+        Args:
+            inputs: the inputs of the layer, ``[T, batch, ...]``.
+            with_graph: whether to keep the graph of the input module, for the gradients of its weights.
+
+        Raises:
+            TypeError: if the neurons' inputs are not float32 or float64.
+            ValueError: if the batch differs from that of the current state, or the rule does not support the
+                layer.
+        """
         layer = self.layer
         with torch.set_grad_enabled(with_graph):
             by_matrix = layer.synapses is not None and layer.synapses.is_linear
@@ -197,17 +207,18 @@ class OnlineLayer:
                 f"got {neuron_inputs.dtype}"
             )
         drive, step = neuron_inputs.detach(), neuron_inputs[0].detach()
-        before = layer.cell.initial_state(step) if self.state is None else self.state
-        if before[0].shape != step.shape:
+        previous_state = layer.cell.initial_state(step) if self.state is None else self.state
+        if previous_state[0].shape != step.shape:
             raise ValueError(
-                f"layer {layer.name!r} carries a state of shape {tuple(before[0].shape)}, but this step "
-                f"is of {tuple(step.shape)}; call reset() before a batch of another size"
+                f"layer {layer.name!r} carries a state of shape {tuple(previous_state[0].shape)}, but this "
+                f"step is of {tuple(step.shape)}; call reset() before a batch of another size"
             )
         plan = self.plan(step)
         leak = None if layer.readout is None else layer.readout.decay(step)
         assert self.neuron_cell is not None
         weight_run, parameter_run, effect = None, None, None
         effects: tuple[Tensor, ...] = ()
+        # This run gives the gradients of parameters, and of weights if the rule has no other cell for them.
         if layer.cell_parameters or not (plan.is_rank_one or self.input_cell is not None):
             parameters = [] if self.expanded is None else self.expanded.expand(step)
             parameter_run = rule_cells.run_cell(self.neuron_cell, drive, self.state, parameters)
@@ -223,7 +234,9 @@ class OnlineLayer:
             outputs = weight_run.outputs.detach()
             state = tuple([value.detach() for value in weight_run.last])
         runs = weight_run, parameter_run
-        self.pending = Chunk(plan, leak, leaf, neuron_inputs, before, outputs, state, *runs, effect, effects)
+        self.pending = Chunk(
+            plan, leak, leaf, neuron_inputs, previous_state, outputs, state, *runs, effect, effects
+        )
         return self.pending
 
     def _run_effects(self, neuron_inputs: Tensor, leak: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -352,7 +365,7 @@ class OnlineLayer:
         if recursion is not None and components and components[-1] == len(chunk.state) - 1:
             grad = signal * recursion.input_factor[-1]
         else:
-            run = rule_cells.run_cell(self.step_cell, chunk.neuron_inputs, chunk.before, [])
+            run = rule_cells.run_cell(self.step_cell, chunk.neuron_inputs, chunk.previous_state, [])
             grad = run.gradients(run.outputs, signal).neuron_inputs
         if self.layer.synapses is not None and self.layer.synapses.is_linear:
             return grad @ self.layer.synapses.parameters[0].detach()
@@ -382,11 +395,13 @@ class _OnlineStep(torch.autograd.Function):
     def forward(
         ctx: Any, layer: OnlineLayer, with_graph: bool, inputs: Tensor, *learned: nn.Parameter
     ) -> Tensor:
+        """The outputs of `layer` for a chunk of `inputs`; `learned` are the parameters that get gradients."""
         ctx.layer, ctx.learned, ctx.chunk = layer, learned, layer.run_chunk(inputs, with_graph)
         outputs: Tensor = ctx.chunk.outputs
         return outputs
 
     @staticmethod
     def backward(ctx: Any, signal: Tensor) -> Any:
+        """The gradients of `inputs` and of the learned parameters for `signal`, that of the outputs."""
         grad, totals = ctx.layer.gradients(ctx.chunk, signal, to_inputs=ctx.needs_input_grad[2])
         return None, None, grad, *(totals.get(parameter) for parameter in ctx.learned)

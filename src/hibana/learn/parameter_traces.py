@@ -65,13 +65,13 @@ def advance(traces: ParameterTraces, run: CellRun, leak: Tensor | None) -> Param
         run: the chunk.
         leak: the decay factor of a leaky readout; None without a leaky readout.
     """
-    after: ParameterTraces = [[] for _ in run.parameters]
+    new_traces: ParameterTraces = [[] for _ in run.parameters]
     for state in [*range(len(run.last)), *([] if leak is None else [None])]:
         grads = run.end_gradients(state, leak)
         readout = leak ** len(run.outputs) if state is None and leak is not None else None
-        for parameter_traces, total in zip(after, gradients(traces, grads, readout), strict=True):
+        for parameter_traces, total in zip(new_traces, gradients(traces, grads, readout), strict=True):
             parameter_traces.append(total)
-    return after
+    return new_traces
 
 
 def gradients(traces: ParameterTraces, grads: Gradients, readout_grad: Tensor | None) -> list[Tensor]:

@@ -53,9 +53,11 @@ class RuleCell(Cell):
         return input_ + functional.linear(spikes.detach(), self.weight, self.bias)
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # extra states, then those of the cell
+        """The names of the extra states, then those of the cell."""
         return (*self.extra, *self.cell.state_names())
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """The resting state of the neurons, with extra states of zero."""
         return self.from_state(self.cell.initial_state(input_))
 
     def from_state(self, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -63,6 +65,7 @@ class RuleCell(Cell):
         return (*(torch.zeros_like(state[0]) for _ in self.extra), *state)
 
     def rests_at_zero(self) -> bool:
+        """Whether the resting state of the neurons is zero."""
         return self.cell.rests_at_zero()
 
 
@@ -88,13 +91,14 @@ class NeuronTraceCell(RuleCell):
         super().__init__(layer, cell, [f"coupling_{i}_{j}" for i, j in self.same_step])
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        before = states[len(self.extra) :]
+        """The extra states (derivatives), then the neurons' states after a step."""
+        previous = states[len(self.extra) :]
         if not self.over_time:
-            before = tuple([state.detach() for state in before])
-        total = self.total_input(input_, before[-1])
+            previous = tuple([state.detach() for state in previous])
+        total = self.total_input(input_, previous[-1])
         if self.self_synapse and self.is_recurrent:
-            total = _with_gradient(total, before[-1], self.weight.diagonal() * self.gradient_scale)
-        next_states = self.cell(total, *before)
+            total = _with_gradient(total, previous[-1], self.weight.diagonal() * self.gradient_scale)
+        next_states = self.cell(total, *previous)
         values = same_step_derivatives(next_states, self.same_step, self.between_components)
         return (*(values[pair] for pair in self.same_step), *next_states)
 
@@ -130,10 +134,11 @@ class InputTraceCell(RuleCell):
         self.input_factor.copy_(recursion.input_factor)
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """The extra states (traces), then the neurons' states after a step."""
         count = len(self.extra)
-        traces, before = states[:count], states[count:]
-        total = self.total_input(input_, before[-1])
-        next_states, _ = step_derivatives(self.cell, (total, *before), ())
+        traces, previous = states[:count], states[count:]
+        total = self.total_input(input_, previous[-1])
+        next_states, _ = step_derivatives(self.cell, (total, *previous), ())
         values = same_step_derivatives(next_states, self.same_step, self.between_components)
         next_traces = []
         for i in range(count):
@@ -164,10 +169,11 @@ class EffectCell(RuleCell):
         """The decay factor of a leaky readout behind the layer, 0 without a leaky readout."""
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """The neurons' states after a step, the effect on each of them, and the effect on the output."""
         count = len(states) // 2
-        before, effects, effect = states[:count], states[count:-1], states[-1]
-        total = self.total_input(input_, before[-1])
-        next_states, factors = step_derivatives(self.cell, (total, *before), self.over_step)
+        previous, effects, effect = states[:count], states[count:-1], states[-1]
+        total = self.total_input(input_, previous[-1])
+        next_states, factors = step_derivatives(self.cell, (total, *previous), self.over_step)
         next_effects = [torch.zeros_like(input_) for _ in next_states]
         for (i, j), factor in factors.items():
             source = 1 - self.decay if j == INPUT else effects[j] * self.decay
@@ -176,10 +182,12 @@ class EffectCell(RuleCell):
         return (*(state.detach() for state in next_states), *next_effects, next_effect)
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the neurons' states, then effects
+        """The names of the neurons' states, of the effect on each of them, and ``effect``."""
         names = self.cell.state_names()
         return (*names, *(f"effect_on_{name}" for name in names), "effect")
 
     def from_state(self, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The neurons' states `state`, with effects of zero."""
         return (*state, *(torch.zeros_like(value) for value in (*state, state[0])))
 
 
@@ -190,8 +198,9 @@ class SilentCell(RuleCell):
     def __init__(self, layer: NeuronLayer) -> None:
         super().__init__(layer, layer.cell, ())
 
-    def forward(self, input_: Tensor, *before: Tensor) -> tuple[Tensor, ...]:
-        return self.cell(input_, *before[:-1], torch.zeros_like(before[-1]))  # type: ignore[no-any-return]
+    def forward(self, input_: Tensor, *previous: Tensor) -> tuple[Tensor, ...]:
+        """The neurons' states after a step without a previous spike."""
+        return self.cell(input_, *previous[:-1], torch.zeros_like(previous[-1]))  # type: ignore[no-any-return]
 
 
 def _with_gradient(value: Tensor, source: Tensor, factor: Tensor) -> Tensor:
@@ -201,13 +210,17 @@ def _with_gradient(value: Tensor, source: Tensor, factor: Tensor) -> Tensor:
 
 
 class _WithGradient(torch.autograd.Function):
+    """See :func:`_with_gradient`."""
+
     @staticmethod
     def forward(ctx: Any, value: Tensor, source: Tensor, factor: Tensor) -> Tensor:
+        """`value`; stores `factor` for the backward."""
         ctx.factor = factor
         return value.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradients of `value` and `source`."""
         return grad, grad * ctx.factor, None
 
 
@@ -235,7 +248,7 @@ class CellRun:
     last: tuple[Tensor, ...]
     """The neurons' states after the chunk."""
     neuron_inputs: Tensor
-    before: tuple[Tensor, ...]
+    previous: tuple[Tensor, ...]
     """The cell's extra states and the neurons' states before the chunk; empty in the resting state."""
     parameters: list[Tensor]
     """The cell's parameters, for each sample and neuron."""
@@ -243,14 +256,14 @@ class CellRun:
 
     def gradients(self, output: Tensor, grad: Tensor) -> Gradients:
         """Gradients of `output` (the outputs, or a state after the chunk) times `grad`."""
-        leaves = [self.neuron_inputs, *self.before, *self.parameters]
+        leaves = [self.neuron_inputs, *self.previous, *self.parameters]
         grads: Sequence[Tensor | None] = [None] * len(leaves)
         if output.requires_grad:  # a state without a derivative has none
             grads = torch.autograd.grad(output, leaves, grad, retain_graph=True, allow_unused=True)
         of_inputs, *others = grads
         of_inputs = torch.zeros_like(self.neuron_inputs) if of_inputs is None else of_inputs
         first, count = len(self.extra), len(self.extra) + len(self.last)
-        if not self.before:
+        if not self.previous:
             others = [*(None for _ in range(count)), *others]
         return Gradients(of_inputs, others[:first], others[first:count], others[count:])
 
@@ -285,11 +298,11 @@ def run_cell(
     cell.copy_weights()
     with torch.enable_grad():
         leaf = inputs.detach().requires_grad_()
-        before = () if state is None else cell.from_state(state)
-        before = tuple([value.detach().requires_grad_() for value in before])
-        outputs, last = unroll_layer(cell, leaf, before or None)
+        previous = () if state is None else cell.from_state(state)
+        previous = tuple([value.detach().requires_grad_() for value in previous])
+        outputs, last = unroll_layer(cell, leaf, previous or None)
     count = len(cell.extra)
-    return CellRun(outputs, last[:count], last[count:], leaf, before, parameters)
+    return CellRun(outputs, last[:count], last[count:], leaf, previous, parameters)
 
 
 def filter_backwards(signal: Tensor, leak: Tensor | None) -> Tensor:

@@ -129,6 +129,7 @@ class PPProp(Rule):
     name = "pp-prop"
 
     def __post_init__(self) -> None:
+        """Checks `decay`."""
         if isinstance(self.decay, bool) or not isinstance(self.decay, int | float):
             raise TypeError(f"decay must be a float, got {type(self.decay).__name__}")
         if not (math.isfinite(self.decay) and 0 <= self.decay < 1):

@@ -28,6 +28,7 @@ class _CurrentDriven(Cell):
         self.tau_synapse, self.tau, self.threshold, self.limit = tau_synapse, tau, threshold, limit
 
     def extra_repr(self) -> str:
+        """The parameters, for the representation of the cell."""
         names = ("tau_synapse", "tau", "threshold", "limit")
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
 

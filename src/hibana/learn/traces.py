@@ -116,10 +116,12 @@ class SynapseTraces:
         return self.traces
 
     def _update(self) -> None:
+        """Applies the pending step, if any, to the traces."""
         if self.pending is not None:
             self._run_kernel(())
 
     def _has_kernel(self) -> bool:
+        """Whether the kernel supports the traces: float32 on the CPU, if native code can be compiled."""
         traces = self.traces
         assert traces is not None
         return traces.dtype == torch.float32 and traces.is_cpu and not available.unavailable_reason()
@@ -151,11 +153,11 @@ class SynapseTraces:
 
 def _advance_rows(traces: Tensor, rows: Tensor, ends: Sequence[End], selected: slice) -> None:
     """Updates the `selected` rows, ``[parts, selected, outputs, inputs]``, by a chunk, in place."""
-    before = list(traces)
-    for i in reversed(range(len(before))):  # the memory of a readout first, because no other part reads it
-        part, end = before[i], ends[i]
+    previous = list(traces)
+    for i in reversed(range(len(previous))):  # the memory of a readout first, because no other part reads it
+        part, end = previous[i], ends[i]
         if any(other.part_factors[i] is not None for other in ends[:i]):
-            before[i] = part.clone()
+            previous[i] = part.clone()
         factors = [f if f is None or not f.ndim else f[selected, :, None] for f in end.part_factors]
         decay = factors[i]
         if decay is None:
@@ -164,7 +166,7 @@ def _advance_rows(traces: Tensor, rows: Tensor, ends: Sequence[End], selected: s
             part.mul_(decay)
         for j, factor in enumerate(factors):
             if j != i and factor is not None:
-                part.addcmul_(factor, before[j])
+                part.addcmul_(factor, previous[j])
         input_factors = end.input_factors[:, selected].permute(1, 2, 0)
         part.baddbmm_(input_factors, rows[:, selected].transpose(0, 1))
 
@@ -227,8 +229,8 @@ def move(
             remaining = iter(factors)
             if terms.moves:
                 x = (inputs + row * count + v).load(VECTOR, mask)
-                before, values = values, [next(remaining) * values[0] for _ in parts]
-                for old in before[1:]:
+                previous, values = values, [next(remaining) * values[0] for _ in parts]
+                for old in previous[1:]:
                     values = [value + next(remaining) * old for value in values]
                 values = [value + next(remaining) * x for value in values]
                 for part, value in zip(parts, values, strict=True):

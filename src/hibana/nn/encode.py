@@ -247,6 +247,7 @@ def _check(values: Tensor, steps: int) -> None:
 
 
 def _check_unit_interval(values: Tensor) -> None:
+    """Raises if a value is outside [0, 1]."""
     if not bool(((values >= 0) & (values <= 1)).all()):
         raise ValueError(
             f"values must lie in [0, 1], got {values.min().item():.4g} to {values.max().item():.4g}"
@@ -254,5 +255,6 @@ def _check_unit_interval(values: Tensor) -> None:
 
 
 def _check_positive(name: str, value: float) -> None:
+    """Raises if `value`, called `name`, is not positive and finite."""
     if not (math.isfinite(value) and value > 0):
         raise ValueError(f"{name} must be positive and finite, got {value!r}")

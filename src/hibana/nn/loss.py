@@ -61,6 +61,7 @@ class Objective(ABC):
     """The name of the result of :meth:`accuracy`; higher is better."""
 
     def __post_init__(self) -> None:
+        """Checks the arguments."""
         if self.weights is not None and not all(math.isfinite(w) and w >= 0 for w in self.weights):
             raise ValueError(
                 f"weights must be finite and at least 0, one for each class, got {self.weights!r}"
@@ -111,6 +112,7 @@ class Objective(ABC):
         return (self.scores(outputs, *_optional(lengths)).argmax(dim=1) == target).float().mean()
 
     def _check(self, outputs: Tensor, target: Tensor) -> None:
+        """Raises if the shapes or the dtype of `target` don't fit this objective."""
         _check(outputs, target, outputs.shape[1:2], "one class index per sample")
 
 
@@ -125,6 +127,7 @@ class _CrossEntropy(Objective):
 
     @final
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The cross-entropy of the scores, a scalar."""
         scores = self.scores(outputs, *_optional(lengths))
         return self.cross_entropy(scores, target)
 
@@ -139,6 +142,7 @@ class Rate(_CrossEntropy):
     """
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The firing rate of each class, ``[batch, classes]``."""
         return _mean(outputs, lengths)
 
 
@@ -151,6 +155,7 @@ class Count(_CrossEntropy):
     """
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The number of spikes of each class, ``[batch, classes]``."""
         return padding.masked(outputs, lengths).sum(dim=0)
 
 
@@ -164,6 +169,7 @@ class MembraneMax(_CrossEntropy):
     """
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The highest potential of each class, ``[batch, classes]``."""
         return padding.masked(outputs, lengths, -math.inf).amax(dim=0)
 
 
@@ -177,6 +183,7 @@ class MembraneLast(_CrossEntropy):
     """
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The last potential of each class, ``[batch, classes]``."""
         return padding.last(outputs, lengths)
 
 
@@ -189,6 +196,7 @@ class MembraneMean(_CrossEntropy):
     """
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The mean potential of each class, ``[batch, classes]``."""
         return _mean(outputs, lengths)
 
 
@@ -221,11 +229,13 @@ class FirstSpike(_CrossEntropy):
     exact: bool = False
 
     def __post_init__(self) -> None:
+        """Checks the arguments."""
         super().__post_init__()
         if not (math.isfinite(self.tau) and self.tau > 0):
             raise ValueError(f"tau must be positive and finite, got {self.tau!r}")
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Minus the time of the first spike of each class, divided by `tau`, ``[batch, classes]``."""
         if not self.exact:
             return padding.masked((1 - outputs).cumprod(dim=0), lengths).sum(dim=0) / -self.tau
         times = first_spike_times(padding.masked(outputs, lengths))
@@ -253,14 +263,17 @@ class TET(Objective):
     potential: float = 1.0
 
     def __post_init__(self) -> None:
+        """Checks the arguments."""
         super().__post_init__()
         if not 0 <= self.weight <= 1:
             raise ValueError(f"weight must lie in [0, 1], got {self.weight!r}")
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The mean output of each class, ``[batch, classes]``."""
         return _mean(outputs, lengths)
 
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The mean of the cross-entropy at each step, plus the regulariser."""
         steps = outputs.shape[0]
         reduction = "mean" if lengths is None else "none"
         entropy = self.cross_entropy(outputs.flatten(0, 1), target.repeat(steps), reduction)
@@ -288,18 +301,22 @@ class EveryStep(Objective):
     """
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The outputs, ``[T, batch, classes]``."""
         return outputs
 
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The mean cross-entropy over all steps with a target."""
         entropy = self.cross_entropy(outputs.flatten(0, 1), target.flatten(), "none").view_as(target)
         has_target = _has_target(target, lengths)
         return ((entropy * has_target).sum(dim=0) / has_target.sum(dim=0).clamp(min=1)).mean()
 
     def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The fraction of steps with a target whose highest score is at the target."""
         has_target = _has_target(target, lengths)
         return ((outputs.argmax(dim=2) == target) & has_target).sum() / has_target.sum()
 
     def _check(self, outputs: Tensor, target: Tensor) -> None:
+        """Raises if the shapes or the dtype of `target` don't fit this objective."""
         _check(outputs, target, outputs.shape[:2], "one class index per step and sample")
 
 
@@ -319,15 +336,19 @@ class MeanSquaredError(Objective):
     measure: ClassVar[str] = "explained"
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The scores of the objective `read`, ``[batch, 1]``."""
         return self.read.scores(outputs, *_optional(lengths))
 
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """The mean squared difference between the score and `target`."""
         return (self.scores(outputs, *_optional(lengths))[:, 0] - target).square().mean()
 
     def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """One minus the mean squared error."""
         return 1 - self.loss(outputs, target, *_optional(lengths))
 
     def _check(self, outputs: Tensor, target: Tensor) -> None:
+        """Raises if the shapes or the dtype of `target` don't fit this objective."""
         if outputs.ndim != 3 or outputs.shape[2] != 1 or target.shape != outputs.shape[1:2]:
             raise ValueError(
                 f"outputs must be [T, batch, 1] and target [batch], got shapes {tuple(outputs.shape)} and "

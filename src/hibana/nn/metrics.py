@@ -206,10 +206,12 @@ class SynOps(Metric):
         net_inputs: list[Tensor] = []
 
         def count_samples(module: nn.Module, args: tuple[Any, ...]) -> None:
+            """Stores the network's inputs and adds their samples to the count."""
             net_inputs[:] = args[:1]
             self.update(0, 0, args[0].shape[1])
 
         def count_operations(name: str, layer: Weighted, inputs: Tensor, outputs: Tensor) -> None:
+            """Adds the operations of a call of `layer`."""
             if lengths is None:
                 kind, count = operations(layer, inputs)
             elif isinstance(layer, LooksBack):

@@ -93,5 +93,6 @@ def _over_processes(mean: Tensor, weight: Tensor | None) -> Tensor:
 
 
 def _check_rate(name: str, value: float) -> None:
+    """Raises if `value`, called `name`, is not in (0, 1]."""
     if not 0 < value <= 1:
         raise ValueError(f"{name} must be a rate in (0, 1], in spikes per neuron and step, got {value!r}")

@@ -106,6 +106,7 @@ def _write(path: Path, code: bytes) -> None:
 
 @cache  # one warning for each reason: a full disk fails at every kernel
 def _warn_uncached(reason: str) -> None:
+    """Warns that kernels are not cached on disk, and why; once for each reason."""
     warnings.warn(
         f"compiled kernels are not kept: {reason}; set HIBANA_CACHE to a folder of yours, or to 'off'",
         RuntimeWarning,

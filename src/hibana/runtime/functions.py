@@ -82,4 +82,5 @@ def source(texts: Iterable[str]) -> str:
 
 
 def _llvm_type(kind: Kind) -> str:
+    """LLVM's name of the type `kind`; all addresses are ``ptr``."""
     return str(kind) if isinstance(kind, Type) else "ptr"

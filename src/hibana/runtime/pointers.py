@@ -13,6 +13,7 @@ class Pointer:
     element: ClassVar[Type]
 
     def __init_subclass__(cls, element: Type) -> None:
+        """Sets the element type of a subclass: ``class Floats(Pointer, element=FLOAT)``."""
         cls.element = element
 
     def __init__(self, writer: Writer, text: str) -> None:
@@ -32,9 +33,11 @@ class Pointer:
         return kind(self.writer, self.text)
 
     def __getitem__(self, index: Operand) -> Value:
+        """Loads the element `index`."""
         return (self + index).load()
 
     def __setitem__(self, index: Operand, value: Operand) -> None:
+        """Stores `value` as the element `index`."""
         (self + index).store(value)
 
     def load(self, width: int = 1, mask: Value | None = None, align: int = 0, other: float = 0) -> Value:
@@ -95,12 +98,15 @@ class Pointer:
         return Value(self.writer, BIT, self._let(f"icmp ne ptr {self.text}, null"))
 
     def _long(self, count: Operand) -> Value:
+        """`count` as a 64-bit integer of the kernel."""
         return count if isinstance(count, Value) else constant(self.writer, LONG, count)
 
     def _offset(self, element: Type, count: Operand) -> Self:
+        """The address `count` elements of type `element` after this one."""
         return type(self)(self.writer, self.writer.offset(element, self.text, self._long(count).text))
 
     def _let(self, instruction: str) -> str:
+        """The text of the result of LLVM's `instruction`."""
         return self.writer.let("", instruction)
 
 

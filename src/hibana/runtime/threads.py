@@ -41,6 +41,7 @@ _Serial = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p
 
 @cache
 def _serial(address: int) -> "ctypes._CFunctionType":
+    """The kernel at `address` as a function of ctypes."""
     return _Serial(address)
 
 
@@ -74,6 +75,7 @@ def bind_kernel(address: int, count: int, grain: int = 1) -> Callable[[bytes], N
     parallel = partial(parallel_for(), 0, count, grain, address)
 
     def run_parallel(args: bytes) -> None:
+        """Runs the kernel on torch's threads with the argument block `args`."""
         if parallel(args):
             raise _error(count)
 
@@ -81,4 +83,5 @@ def bind_kernel(address: int, count: int, grain: int = 1) -> Callable[[bytes], N
 
 
 def _error(count: int) -> RuntimeError:
+    """The error of a failed run over `count` work items."""
     return RuntimeError(f"torch_parallel_for failed over {count} pieces of work")

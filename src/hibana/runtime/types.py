@@ -34,6 +34,7 @@ class Type:
         return element if self.width == 1 else f"v{self.width}{element}"
 
     def __str__(self) -> str:
+        """The type in LLVM's notation, such as ``<16 x float>``."""
         return self.element if self.width == 1 else f"<{self.width} x {self.element}>"
 
 

@@ -28,6 +28,7 @@ def _comparison(float_predicate: str, integer_predicate: str) -> "_Operator":
     """The comparison with LLVM's predicates for floats and for integers."""
 
     def compare(left: "Value", right: "Operand") -> "Value":
+        """The element-wise comparison, as booleans."""
         name = f"fcmp {float_predicate}" if left.type.real else f"icmp {integer_predicate}"
         return left._binary(name, BIT.of(left.type.width), right)
 
@@ -43,6 +44,7 @@ class Value:
         self.text = text
 
     def __bool__(self) -> bool:
+        """Raises a TypeError: Python's ``if`` can't branch on a kernel's value."""
         raise TypeError(
             "a kernel's value is unknown while the kernel is built: use `select` or `when` instead of `if`"
         )
@@ -231,13 +233,16 @@ class Value:
         return Value(self.writer, self.type, self.writer.name(self.type, self.text, name))
 
     def _binary(self, name: str, result: Type, other: "Operand") -> "Value":
+        """The result, of type `result`, of LLVM's instruction `name` on this value and `other`."""
         text = self.writer.binary(name, self.type, self.text, self.lift(other).text)
         return Value(self.writer, result, text)
 
     def _convert(self, instruction: str, target: Type) -> "Value":
+        """This value, converted to the type `target` by LLVM's `instruction`."""
         return Value(self.writer, target, self.writer.convert(instruction, self.type, target, self.text))
 
     def __str__(self) -> str:
+        """The value in LLVM's notation, with its type."""
         return f"{self.type} {self.text}"
 
 

@@ -54,6 +54,7 @@ class CellStep:
         size, count = self.neurons, self.step.parameters
 
         def matrix(number: int) -> Tensor:
+            """Matrix ``number // 2`` of the step, transposed if `number` is odd, ``[neurons, neurons]``."""
             index, is_transposed = divmod(number, 2)
             weights: Tensor = values[count + index].reshape(size, size)
             return weights.T if is_transposed else weights
@@ -94,6 +95,7 @@ class CellStep:
             rows[name] = tensors["scratch"] + stride * i
 
         def scalar(array: str, i: int) -> Value:
+            """The number ``array[i]``: a constant if `array` is ``c``, else a parameter such as ``p2``."""
             if array == "c":
                 return tensors["constants"][i]
             return (tensors["parameters"] + size * int(array[1:]))[0]

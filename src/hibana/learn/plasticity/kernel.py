@@ -80,6 +80,7 @@ def build_kernel(neurons: CellStep, pairs: Pairs) -> Launcher:
         sizes: Sizes,
         rates: Rates,
     ) -> None:
+        """Runs all steps of a call: neurons, traces and weights; sets `status` to 1 for other than spikes."""
         batch, ins, outs, stride = sizes.batch, sizes.inputs_count, sizes.outputs_count, sizes.stride
         decay_pre, decay_post = (x.to(INT).float_from_bits() for x in (rates.decay_pre, rates.decay_post))
         not_spikes = _has_other_than_spikes(code, inputs, sizes.steps * batch * ins)

@@ -39,6 +39,7 @@ class Pairs:
     nearest: bool
 
     def __post_init__(self) -> None:
+        """Checks the parameters."""
         check_time_constant("tau_pre", self.tau_pre)
         check_time_constant("tau_post", self.tau_post)
         check_rate("a_plus", self.a_plus)
@@ -219,6 +220,7 @@ def check_spikes(inputs: Tensor) -> None:
 
 
 def _type_name(value: object) -> str:
+    """The dtype of a tensor, or the class name of another object, for error messages."""
     return f"a tensor of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
@@ -235,4 +237,5 @@ def check_time_constant(name: str, tau: float) -> None:
 
 
 def _is_number(value: object) -> bool:
+    """Whether `value` is an integer or a float; booleans are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
