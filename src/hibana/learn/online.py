@@ -228,8 +228,8 @@ def _chunks(x: object, chunk: int) -> Iterator[Tensor]:
 def _check_input(name: str, x: object, dimensions: int) -> None:
     """Raises if `x` is no floating-point tensor with elements and more than `dimensions` dimensions."""
     if not isinstance(x, Tensor) or not x.is_floating_point():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name} must be a floating-point tensor, got {got}")
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
     if x.ndim <= dimensions or not x.numel():
         shape = "[batch, ...]" if dimensions == 1 else "[T, batch, ...]"
         raise ValueError(f"{name} must be {shape}, none of them 0, got shape {tuple(x.shape)}")

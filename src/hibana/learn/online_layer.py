@@ -78,14 +78,22 @@ class OnlineLayer:
         self.layer, self.rule = layer, rule
         self.derivatives = CellDerivatives(layer.cell)
         is_silent = layer.spikes and not rule.through_spikes
-        self.silent = CellDerivatives(rule_cells.SilentCell(layer), layer.cell) if is_silent else None
+        self.silent_derivatives = (
+            CellDerivatives(rule_cells.SilentCell(layer), layer.cell) if is_silent else None
+        )
         """Derivatives without the effects of a spike, for rules that leave them out."""
-        self.expanded: parameter_traces.ExpandedCell | None = None
+        self.expanded_cell: parameter_traces.ExpandedCell | None = None
+        """The cell with one value of each learned parameter per sample and neuron; None without any."""
         self.step_cell = rule_cells.NeuronTraceCell(layer, layer.cell, None)
+        """Passes the gradient of the outputs to the inputs of the same step."""
         self.neuron_cell: rule_cells.NeuronTraceCell | None = None
+        """Passes the gradient over time within each neuron."""
         self.input_cell: rule_cells.InputTraceCell | None = None
+        """Passes the gradient over time by factors that all neurons share; for OTTT, else None."""
         self.effect_cell: rule_cells.EffectCell | None = None
+        """Computes the neuron's factor of a trace of rank one; for PP-Prop, else None."""
         self._cells_key: Any = None
+        """The :attr:`CellDerivatives.key` for which the cells were built."""
         self.reset()
 
     def reset(self) -> None:
@@ -142,9 +150,9 @@ class OnlineLayer:
         by_synapse = layer.readout is not None or has_self_synapse
         try:
             jacobian = self.derivatives.jacobian(step)
-            if self.silent is not None:
-                components = self.silent.jacobian(step).components
-                recursion = self.silent.recursion(step)
+            if self.silent_derivatives is not None:
+                components = self.silent_derivatives.jacobian(step).components
+                recursion = self.silent_derivatives.recursion(step)
             else:
                 components = jacobian.components
                 recursion = None if by_synapse else self.derivatives.recursion(step)
@@ -152,7 +160,7 @@ class OnlineLayer:
                 self._build_cells(jacobian, components, step)
         except Unsupported as error:
             raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {error}") from error
-        if recursion is None and self.silent is not None:
+        if recursion is None and self.silent_derivatives is not None:
             raise ValueError(
                 f"layer {layer.name!r}, {kind}: rule {self.rule.name!r} keeps one trace for each input, "
                 'so the leak must be one number for all neurons at all times; use "d-rtrl", or "pp-prop"'
@@ -166,12 +174,12 @@ class OnlineLayer:
         """Builds the cells that run the layer, for neurons' inputs like `step`, ``[batch, ...]``."""
         layer, rule, self._cells_key = self.layer, self.rule, self.derivatives.key
         learns = bool(layer.cell_parameters)
-        self.expanded = parameter_traces.ExpandedCell(layer.cell, step) if learns else None
-        cell = layer.cell if self.expanded is None else self.expanded.cell
+        self.expanded_cell = parameter_traces.ExpandedCell(layer.cell, step) if learns else None
+        cell = layer.cell if self.expanded_cell is None else self.expanded_cell.cell
         self.neuron_cell = rule_cells.NeuronTraceCell(
             layer, cell, jacobian, self_synapse=rule.keeps_self_synapse
         )
-        if self.silent is not None:
+        if self.silent_derivatives is not None:
             self.input_cell = rule_cells.InputTraceCell(layer, jacobian, components, step)
         if isinstance(rule, PPProp):
             self.effect_cell = rule_cells.EffectCell(layer, jacobian, rule.decay, step)
@@ -220,7 +228,7 @@ class OnlineLayer:
         effects: tuple[Tensor, ...] = ()
         # This run gives the gradients of parameters, and of weights if the rule has no other cell for them.
         if layer.cell_parameters or not (plan.is_rank_one or self.input_cell is not None):
-            parameters = [] if self.expanded is None else self.expanded.expand(step)
+            parameters = [] if self.expanded_cell is None else self.expanded_cell.expand(step)
             parameter_run = rule_cells.run_cell(self.neuron_cell, drive, self.state, parameters)
         if plan.is_rank_one:
             effect, effects = self._run_effects(drive, leak)
@@ -330,14 +338,14 @@ class OnlineLayer:
             _add(totals, learned, grads)
             if name in self.traces:
                 factors = [synapses.output_rows(grad[None])[0] * scale for grad in part_grads]
-                earlier = self.traces[name].gradient(factors)
-                _add(totals, synapses.parameters, synapses.split_gradient(earlier))
-        if chunk.parameter_run is not None and self.expanded is not None:
-            filtered = rule_cells.filter_backwards(signal, chunk.leak)
-            readout_grad = None if chunk.leak is None else chunk.leak * filtered[0]
-            within = chunk.parameter_run.gradients(chunk.parameter_run.outputs, filtered)
-            expanded = parameter_traces.gradients(self.parameter_traces, within, readout_grad)
-            for parameter, grad in zip(self.expanded.parameters, expanded, strict=True):
+                trace_grad = self.traces[name].gradient(factors)
+                _add(totals, synapses.parameters, synapses.split_gradient(trace_grad))
+        if chunk.parameter_run is not None and self.expanded_cell is not None:
+            filtered_signal = rule_cells.filter_backwards(signal, chunk.leak)
+            readout_grad = None if chunk.leak is None else chunk.leak * filtered_signal[0]
+            chunk_grads = chunk.parameter_run.gradients(chunk.parameter_run.outputs, filtered_signal)
+            neuron_grads = parameter_traces.gradients(self.parameter_traces, chunk_grads, readout_grad)
+            for parameter, grad in zip(self.expanded_cell.parameters, neuron_grads, strict=True):
                 _add(totals, [parameter], [grad.sum_to_size(parameter.shape)])
         return self._input_gradient(chunk, signal) if to_inputs else None, totals
 
@@ -349,14 +357,14 @@ class OnlineLayer:
             decay = chunk.plan.recursion.transition[0, 0]
             drive_grad = rule_cells.filter_backwards(signal * chunk.effect, decay)
             return drive_grad, [drive_grad[0] * decay]
-        filtered = rule_cells.filter_backwards(signal, chunk.leak)
-        grads = chunk.weight_run.gradients(chunk.weight_run.outputs, filtered)
+        filtered_signal = rule_cells.filter_backwards(signal, chunk.leak)
+        grads = chunk.weight_run.gradients(chunk.weight_run.outputs, filtered_signal)
         by_part = grads.extra
-        if self.silent is None:
+        if self.silent_derivatives is None:
             by_part = chunk.plan.jacobian.component_gradients(grads.states, self.same_step)
         part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_part]
         if chunk.leak is not None:
-            part_grads.append(chunk.leak * filtered[0])
+            part_grads.append(chunk.leak * filtered_signal[0])
         return grads.neuron_inputs, part_grads
 
     def _input_gradient(self, chunk: Chunk, signal: Tensor) -> Tensor:

@@ -260,12 +260,12 @@ class CellRun:
         grads: Sequence[Tensor | None] = [None] * len(leaves)
         if output.requires_grad:  # a state without a derivative has none
             grads = torch.autograd.grad(output, leaves, grad, retain_graph=True, allow_unused=True)
-        of_inputs, *others = grads
-        of_inputs = torch.zeros_like(self.neuron_inputs) if of_inputs is None else of_inputs
+        input_grad, *other_grads = grads
+        input_grad = torch.zeros_like(self.neuron_inputs) if input_grad is None else input_grad
         first, count = len(self.extra), len(self.extra) + len(self.last)
         if not self.previous:
-            others = [*(None for _ in range(count)), *others]
-        return Gradients(of_inputs, others[:first], others[first:count], others[count:])
+            other_grads = [*(None for _ in range(count)), *other_grads]
+        return Gradients(input_grad, other_grads[:first], other_grads[first:count], other_grads[count:])
 
     def end_gradients(self, state: int | None, leak: Tensor | None) -> Gradients:
         """Gradients of a neurons' state after the chunk, or of the memory of a readout if `state` is None.

@@ -178,8 +178,8 @@ def spikes_at(times: Tensor, steps: int) -> Tensor:
             [0.0000, 0.7500]])
     """
     if not isinstance(times, Tensor) or not times.is_floating_point():
-        got = times.dtype if isinstance(times, Tensor) else type(times).__name__
-        raise TypeError(f"times must be a floating-point tensor, got {got}")
+        kind = times.dtype if isinstance(times, Tensor) else type(times).__name__
+        raise TypeError(f"times must be a floating-point tensor, got {kind}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps!r}")
     clock = torch.arange(steps, dtype=times.dtype, device=times.device)

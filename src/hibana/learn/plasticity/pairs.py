@@ -200,9 +200,11 @@ class PairRule:
         names = (*cell.state_names(), "pre", "post")
         shapes = [tuple(zeros.shape)] * (len(names) - 2) + [tuple(step.shape), tuple(zeros.shape)]
         are_tensors = all(isinstance(value, Tensor) for value in state)
-        got = [tuple(value.shape) for value in state] if are_tensors else state
-        if got != shapes:
-            raise ValueError(f"state must be the tensors ({', '.join(names)}) of shapes {shapes}, got {got}")
+        actual = [tuple(value.shape) for value in state] if are_tensors else state
+        if actual != shapes:
+            raise ValueError(
+                f"state must be the tensors ({', '.join(names)}) of shapes {shapes}, got {actual}"
+            )
         return tuple(value.detach().to(inputs) for value in state)
 
     @torch.no_grad()
