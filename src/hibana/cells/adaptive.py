@@ -22,7 +22,7 @@ class ALIFCell(Spiking):
     Args:
         tau: membrane time constant, in time steps.
         tau_adaptation: time constant of the adaptation `a`, in time steps.
-        strength: how much one spike raises the threshold, in units of `v`.
+        strength: rise of the threshold per spike, in units of `v`.
         threshold: spikes where ``v > threshold + strength * a``.
         surrogate: the derivative of ``H``, or its name.
         detach_reset: stop the gradient at the reset.
@@ -119,7 +119,7 @@ class AdLIFCell(Spiking):
 
     @classmethod
     def spread(cls, *shape: int, least: float = 5.0, most: float = 25.0, **options: Any) -> Self:
-        """A cell whose neurons differ, and learn all that they differ in.
+        """A cell with different random values for each neuron, which it learns.
 
         `tau` is spread evenly in its logarithm over [least, most] (by default the range of the paper),
         `tau_adaptation` over [6 least, 24 most], `coupling` over [0.0001, 0.01], `jump` evenly over its own.
@@ -129,10 +129,10 @@ class AdLIFCell(Spiking):
         within few steps; a memory of hundreds of steps needs one below 0.01.
 
         Args:
-            shape: of the neurons, such as 128.
+            shape: the shape of the neurons, such as 128.
             least: the shortest membrane time constant.
             most: the longest one.
-            options: of the cell.
+            options: further arguments of the cell.
         """
         spread = {"tau": (least, most), "tau_adaptation": (6 * least, 24 * most), "coupling": (1e-4, 1e-2)}
         values: dict[str, Any] = {name: log_uniform(*ends, *shape) for name, ends in spread.items()}

@@ -162,10 +162,11 @@ class Between(Range):
         return value * (2 * below - 1) + (1 - below) * (2 * self.most)
 
     def _inverse(self, value: Tensor) -> Tensor:
+        """The parameter q with ``least + (most - least) * sigmoid(q) = value``."""
         fraction = (value - self.least) / (self.most - self.least)
         if not bool(((fraction > 0) & (fraction < 1)).all()):
-            bounds = f"between {self.least} and {self.most}"
-            raise ValueError(f"{self.name} must lie {bounds} to be learned, got {value!r}")
+            bounds = f"between {self.least} and {self.most} to be learned"
+            raise ValueError(f"{self.name} must lie {bounds}, got {value!r}")
         return fraction.logit()
 
     def _value(self, parameter: Tensor) -> Tensor:

@@ -70,16 +70,16 @@ class ResonateAndFireCell(Spiking):
 
     @classmethod
     def spread(cls, *shape: int, least: float = 0.05, most: float = 0.5, **options: Any) -> Self:
-        """A cell whose neurons differ, and learn all that they differ in.
+        """A cell with different random values for each neuron, which it learns.
 
         `omega` is spread evenly in its logarithm over [least, most], `damping` over [0.001, 0.01], which is
         the paper's range.
 
         Args:
-            shape: of the neurons, such as 64.
+            shape: the shape of the neurons, such as 64.
             least: the lowest frequency, in radians per step.
             most: the highest one, below 0.99.
-            options: of the cell.
+            options: further arguments of the cell.
         """
         values = {"omega": log_uniform(least, most, *shape), "damping": log_uniform(1e-3, 1e-2, *shape)}
         return cls(**{**values, "learn": (*values,), **options})
@@ -145,16 +145,16 @@ class SiLIFCell(Spiking):
 
     @classmethod
     def spread(cls, *shape: int, least: float = 5.0, most: float = 100.0, **options: Any) -> Self:
-        """A cell whose neurons differ, and learn all that they differ in.
+        """A cell with different random values for each neuron, which it learns.
 
         `tau` is spread evenly in its logarithm over [least, most], `omega` likewise over
         ``[1/most, 1/least]``, independently, so that a slow neuron may oscillate slowly or fast.
 
         Args:
-            shape: of the neurons, such as 64.
+            shape: the shape of the neurons, such as 64.
             least: the shortest time constant.
             most: the longest one.
-            options: of the cell.
+            options: further arguments of the cell.
         """
         values = {"tau": log_uniform(least, most, *shape), "omega": log_uniform(1 / most, 1 / least, *shape)}
         return cls(**{**values, "learn": (*values,), **options})

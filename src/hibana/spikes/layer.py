@@ -140,12 +140,12 @@ def pack_input(
     numbers, or, with `auto`, the density of a sample is too high.
 
     Args:
-        provenance: of the input.
+        provenance: the provenance of the input.
         length: elements of a row.
         is_contiguous: whether the input is contiguous, row after row.
         numbers: the input, detached.
         rows: returns the input as contiguous rows.
-        key: of the call, without density and planes.
+        key: the key of the product, without density and planes.
         auto: whether a high density makes the product dense; if False, the input is always packed.
     """
     planes = attached_planes(provenance, length, is_contiguous)

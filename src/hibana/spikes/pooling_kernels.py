@@ -32,7 +32,7 @@ def forward(
     selected: Bytes,
     sizes: Sizes,
 ) -> None:
-    """Rows of output pixels: `target` is 1 where a pixel of the window is 1, and `selected` is its index.
+    """Writes rows of output pixels: `target` is 1 if a pixel of the window is, and `selected` is its index.
 
     If several pixels are 1, the index is that of the first. The number of channels must be a multiple of 16.
     `bits` are those of contiguous images, and `pooled` receives those of the output. `pooled` and `selected`
@@ -73,7 +73,7 @@ def backward(
     sizes: Sizes,
     columns: int,
 ) -> None:
-    """Rows of windows of `columns` columns: the selected pixel gets the gradient, all others get zero."""
+    """Writes the gradient of rows of windows: the selected pixel of each gets the gradient, others zero."""
     with code.loop(begin, end) as item:
         image, y = item // sizes.out_height, item % sizes.out_height
         with code.loop(0, sizes.window_height) as down:

@@ -144,7 +144,7 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]] | None = N
     """Whether a layer's forward and weight gradient are computed per spike or by torch.
 
     Args:
-        key: of the product.
+        key: the key of the product.
         ones: density of bits, summed over all planes.
         calls: returns the candidates to time, in this order: the forward per spike and by torch; if weights
             learn, their gradient per spike and by torch; if bits are packed from numbers, the packing.
@@ -170,8 +170,8 @@ def restricts_gradient(choice: Choice, key: Key, density: float, calls: Callable
     """Whether the input gradient is computed only where the surrogate's derivative is not zero.
 
     Args:
-        choice: of the forward.
-        key: of the input gradient.
+        choice: the choice of the forward.
+        key: the key of the input gradient.
         density: fraction of the inputs that need a gradient.
         calls: returns the two candidates: the restricted gradient per spike, and the full one by torch.
     """

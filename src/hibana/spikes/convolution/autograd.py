@@ -100,7 +100,7 @@ def _weight_gradient(
         input_: bits of the images.
         windows: bits under each window, if they were saved.
         rows: gradient of the output, ``[pixels, outputs]``.
-        geometry: of the convolution.
+        geometry: the sizes of the convolution.
         needs_bias: whether to compute the bias gradient.
     """
     if pixels.is_pixelwise_for_weights(geometry, input_.density):
@@ -127,7 +127,7 @@ class _Convolution(torch.autograd.Function):
         geometry: Geometry,
         choice: Choice,
     ) -> Tensor:
-        """The convolution, per spike or by torch, and the tensors that the backward needs."""
+        """Returns the convolution, computed per spike or by torch; saves the tensors for the backward."""
         ctx.density, ctx.scales, ctx.support, ctx.choice = input_.density, input_.scales, support, choice
         ctx.geometry, ctx.shape, ctx.weight_shape = geometry, images.shape, weight.shape
         kernel = as_kernel(weight)

@@ -46,8 +46,8 @@ def causal_convolution(
         bias: ``[outputs]``.
         dilation: steps between two taps of the kernel.
         history: the ``(K - 1) dilation`` steps before the first; zeros if None.
-        provenance: of the inputs.
-        mode: as of :class:`hibana.Linear`.
+        provenance: the provenance of `inputs`.
+        mode: the mode, as in :class:`hibana.Linear`.
     """
     check_mode(mode)
     reach = (weight.shape[2] - 1) * dilation

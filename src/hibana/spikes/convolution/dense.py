@@ -55,11 +55,11 @@ def gradients(
     """Torch's gradients of images and weights; None for a gradient that is not `needed`.
 
     Args:
-        shape: of the images, ``[N, channels, height, width]``.
+        shape: the shape of the images, ``[N, channels, height, width]``.
         numbers: the images; may be None if the weight gradient is not needed.
         weight: ``[outputs, channels, height, width]``.
         rows: gradient of the output, ``[pixels, outputs]``.
-        geometry: of the convolution.
+        geometry: the sizes of the convolution.
         needed: whether to compute the gradient of the images, and of the weights.
     """
     if geometry.skips and geometry.channels < SAFE_CHANNELS:

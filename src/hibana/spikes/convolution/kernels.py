@@ -124,7 +124,7 @@ def input_gradient(
     row: Row,
     unrolled: int,
 ) -> None:
-    """The input gradient at stride 1: computed where `bits` are set, zero elsewhere.
+    """Writes the input gradient at stride 1: computed where `bits` are set, zero elsewhere.
 
     One work item is a tile of at most TILE pixels: `tile_height` x `tile_width` pixels of `per_tile` images;
     `per_tile` is above 1 only if a tile covers an image. First, the kernel lists for each channel the pixels

@@ -70,7 +70,7 @@ def forward(
     per_tile: Value,
     row: Row,
 ) -> None:
-    """Rows of output pixels: the bias plus the weight rows of the spikes under each window.
+    """Writes rows of output pixels: the bias plus the weight rows of the spikes under each window.
 
     One work item is `tile_height` rows of an image, or all rows of `per_tile` images. Its sums are computed
     for one row of the kernel and 64 channels at a time, whose weights stay in the cache. The table holds
@@ -158,7 +158,7 @@ def weight_gradient(
     row: Row,
     unrolled: int,
 ) -> None:
-    """Parts of the weight gradient at stride 1, ``[outputs][planes][kernel height and width][channels]``.
+    """Writes parts of the weight gradient at stride 1, ``[outputs][planes][kernel pixels][channels]``.
 
     A part is a range of panels of outputs, and a range of units, over `per_part` images. A unit is a plane, a
     word of channels, and a row of the kernel. `tile_height` rows of `per_tile` images are processed at a

@@ -51,7 +51,7 @@ def delayed_product_forward(
     """``y_t,o = bias_o + sum_k,i W_koi s_(t + skip - lag_oi - k),i``, ``[steps - skip, rows, outputs]``.
 
     Args:
-        bits: of spikes ``[steps * rows, inputs]``, packed to words of 64.
+        bits: the spikes ``[steps * rows, inputs]``, packed to words of 64 bits.
         weight: ``[taps, outputs, inputs]``, with one or two taps.
         lags: delay of the first tap in steps, whole numbers ``[outputs, inputs]``.
         bias: ``[outputs]``.
@@ -124,7 +124,7 @@ class _DelayedProduct(torch.autograd.Function):
         skip: int,
         support: Provenance | None,
     ) -> Tensor:
-        """The product; saves bits, weights and delays for the backward."""
+        """Returns the product; saves bits, weights and delays for the backward."""
         ctx.save_for_backward(bits, weight, lags)
         ctx.skip, ctx.support, ctx.steps = skip, support, len(inputs)
         return delayed_product_forward(bits, weight, lags, bias, len(inputs), skip)
@@ -179,9 +179,9 @@ def _forward(
     sizes: _Sizes,
     taps: int,
 ) -> None:
-    """The forward. One work item is a row over all steps, summed as ``[outputs][columns]``.
+    """Writes the product `target`, ``[steps - skip, rows, outputs]``; `bias` may be null.
 
-    `bias` may be null.
+    One work item is a row over all steps, whose sums are in a buffer ``[outputs][columns]``.
     """
     outputs, columns, steps = sizes.outputs, sizes.columns, sizes.steps - sizes.skip
     with code.scratch((Floats, outputs * columns)) as (sums,), code.loop(begin, end) as row:

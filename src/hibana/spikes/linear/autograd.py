@@ -54,7 +54,7 @@ class _Linear(torch.autograd.Function):
         support: Provenance | None,
         choice: Choice,
     ) -> Tensor:
-        """The product, per spike or by torch, and the tensors that the backward needs."""
+        """Returns the product, computed per spike or by torch; saves the tensors that the backward needs."""
         bits, ctx.density, ctx.scales = planes.joint, planes.density, planes.scales
         ctx.leading = leading = input.shape[:-1]
         ctx.support, ctx.choice, ctx.table = support, choice, None

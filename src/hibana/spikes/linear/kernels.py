@@ -119,7 +119,7 @@ def forward_lists(
     per_tile: Value,
     row: Row,
 ) -> None:
-    """Rows of outputs: the bias plus the weight rows of the inputs that spiked.
+    """Writes rows of outputs: the bias plus the weight rows of the inputs that spiked.
 
     The spikes of `per_tile` rows are listed first. Then, for one block of `tile` words of inputs after
     another, the block's weights are added to all of these rows. `bias` may be null.
@@ -171,7 +171,7 @@ def forward_tables(
     outputs: Value,
     row: Row,
 ) -> None:
-    """Rows of outputs: the bias plus the weight rows of the inputs that spiked.
+    """Writes rows of outputs: the bias plus the weight rows of the inputs that spiked.
 
     The sum of the weight rows of each four inputs is looked up in a table. `bias` may be null.
     """
@@ -214,7 +214,7 @@ def input_gradient(
     tile: Value,
     row: Row,
 ) -> None:
-    """Rows of the input gradient: dot products of gradient and weights where `bits` are set, zero elsewhere.
+    """Writes rows of the input gradient: ``gradient @ weight`` where `bits` are set, zero elsewhere.
 
     One block of `tile` words of inputs is computed at a time, so that its weights stay in the cache.
     """

@@ -229,7 +229,7 @@ def weight_gradient(
 
     Args:
         bits: planes of the input, ``[rows, planes * words]``.
-        density: of `bits`.
+        density: the density of `bits`.
         grad: gradient of the output, ``[rows, outputs]``.
         inputs: number of inputs.
         bias: whether to compute the bias gradient.
@@ -308,7 +308,7 @@ def gradient_mask(
         support: provenance of the input.
         bits: the spikes, which are the mask if the provenance has no other.
         length: elements of a row.
-        density: of the spikes.
+        density: the density of the spikes.
     """
     if support is None or not support.has_no_observer():
         return None

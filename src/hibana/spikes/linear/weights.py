@@ -37,7 +37,7 @@ def weight_gradient(
     row: Row,
     by_table: bool,
 ) -> None:
-    """Parts of the weight gradient: a range of panels of outputs, of words of inputs, and of rows each.
+    """Writes parts of the weight gradient, each for a range of panels of outputs, words of inputs, and rows.
 
     A part copies one block of gradient rows after another to a buffer that stays in the cache. It adds to the
     sum of each input the rows where the input spiked: from a list of these rows, or (`by_table`) from tables
@@ -127,7 +127,7 @@ def _add_by_table(block: _Block, tables: Pointer) -> None:
     with code.loop(0, block.panel_count) as panel:
 
         def sums(word: Value) -> Iterator[Sum]:
-            """Iterates over the inputs: their bits over 64 rows, and twice the address of their sum."""
+            """Iterates over the inputs: the bits of 64 rows, the sum to start from, and the sum to write."""
             with code.loop(0, block.word_count * WORD) as k:
                 at = block.sums + (panel * block.word_count * WORD + k) * row.floats
                 yield (block.columns + k * LENGTH)[word], at, at
