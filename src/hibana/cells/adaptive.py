@@ -57,6 +57,7 @@ class ALIFCell(Spiking):
     def forward(  # type: ignore[override]
         self, input_: Tensor, a_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next state, by the equations of the class."""
         a = a_previous * decay(self.tau_adaptation) + s_previous
         v = self._rested(v_previous, s_previous) * decay(self.tau) + input_
         return a, v, self.surrogate(v - (a * self.strength + self.threshold))
@@ -122,16 +123,17 @@ class AdLIFCell(Spiking):
         """A cell with different random values for each neuron, which it learns.
 
         `tau` is spread evenly in its logarithm over [least, most] (by default the range of the paper),
-        `tau_adaptation` over [6 least, 24 most], `coupling` over [0.0001, 0.01], `jump` evenly over its own.
+        `tau_adaptation` over [6 least, 24 most], `coupling` over [0.0001, 0.01]. `jump` is spread evenly
+        over [0, 2] and then clamped to [0.02, 1.98].
 
         The effect of a spike on `w` decays within ``1/(1/tau_adaptation + coupling)`` steps, since `w` lowers
         the potential, and the lower potential lowers `w`. With a `coupling` from all of [0, 1] neurons forget
         within few steps; a memory of hundreds of steps needs one below 0.01.
 
         Args:
-            shape: the shape of the neurons, such as 128.
-            least: the shortest membrane time constant.
-            most: the longest one.
+            shape: shape of the layer's neurons, such as 128.
+            least: the shortest membrane time constant, in time steps.
+            most: the longest membrane time constant, in time steps.
             options: further arguments of the cell.
         """
         spread = {"tau": (least, most), "tau_adaptation": (6 * least, 24 * most), "coupling": (1e-4, 1e-2)}
@@ -143,6 +145,7 @@ class AdLIFCell(Spiking):
     def forward(  # type: ignore[override]
         self, input_: Tensor, w_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next state, by the equations of the class."""
         w = w_previous * decay(self.tau_adaptation) + v_previous * self.coupling + s_previous * self.jump
         v = self._rested(v_previous, s_previous) * decay(self.tau) + (input_ - w) / self.tau
         return w, v, self.surrogate(v - self.threshold)

@@ -43,6 +43,7 @@ class Cell(nn.Module):
         self._create_cache()
 
     def __setstate__(self, state: dict[str, object]) -> None:
+        """Restores a pickled or copied cell, with an empty cache."""
         super().__setstate__(state)  # type: ignore[no-untyped-call] # untyped in torch
         self._create_cache()
 
@@ -55,6 +56,7 @@ class Cell(nn.Module):
         self.__dict__[CACHE_ATTRIBUTE] = CellCache(self.state_names() if states is None else states)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute, a tensor as a buffer; compiled programs that depend on it are dropped."""
         cache = self.__dict__.get(CACHE_ATTRIBUTE)
         if cache is not None and self.__dict__.get(name, cache) is not value:  # the same object is no change
             cache.dependencies = None
@@ -73,6 +75,7 @@ class Cell(nn.Module):
         super().__setattr__(name, value)
 
     def __delattr__(self, name: str) -> None:
+        """Deletes an attribute; compiled programs that depend on it are dropped."""
         cache = self.__dict__.get(CACHE_ATTRIBUTE)
         if cache is not None:
             cache.dependencies = None
@@ -168,9 +171,9 @@ def check_cell(cell: object) -> None:
         TypeError: if not, with the type of `cell`.
     """
     if not isinstance(cell, Cell):
-        got = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
+        type_name = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
         hint = "; pass its cell, layer.cell" if isinstance(getattr(cell, "cell", None), Cell) else ""
-        raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {got}{hint}")
+        raise TypeError(f"cell must be a hibana.Cell, one step of a neuron, got {type_name}{hint}")
     if CACHE_ATTRIBUTE not in vars(cell):
         raise TypeError(f"{type(cell).__name__}.__init__ must call super().__init__() before anything else")
 
@@ -188,14 +191,14 @@ def check_states(cell: Cell, states: object) -> tuple[Tensor, ...]:
                 raise TypeError(f"{_expected_states(cell)}; {name} is of type {type(value).__name__}")
         return tuple(states)
     if isinstance(states, tuple | list):
-        got = f"{len(states)} for the {len(names)} that it takes after the input"
+        actual = f"{len(states)} for the {len(names)} that it takes after the input"
     else:
-        got = f"a {type(states).__name__}, no tuple"
-    raise TypeError(f"{_expected_states(cell)}; got {got}")
+        actual = f"a {type(states).__name__}, no tuple"
+    raise TypeError(f"{_expected_states(cell)}; got {actual}")
 
 
 def _expected_states(cell: Cell) -> str:
-    """The first half of an error message: what ``forward`` of `cell` must return."""
+    """The first half of an error message: the states that ``forward`` of `cell` must return."""
     names = cell.state_names()
     text = ", ".join(names) + "," * (len(names) == 1)
     return f"forward of {type(cell).__name__} must return its states, ({text}), each like the input"

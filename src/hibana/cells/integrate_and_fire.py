@@ -51,6 +51,7 @@ class IFCell(Spiking):
         self._learn(learn)
 
     def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The next state, by the equations of the class."""
         v = self._rested(v_previous, s_previous) + input_
         return v, self.surrogate(v - self.threshold)
 

@@ -59,6 +59,7 @@ class IzhikevichCell(Spiking):
     def forward(  # type: ignore[override]
         self, input_: Tensor, u_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next state, by the equations of the class."""
         spiked = s_previous.detach() if self.detach_reset else s_previous
         v0 = v_previous * (1 - spiked) + spiked * self.c
         u0 = u_previous + spiked * self.d
@@ -67,5 +68,6 @@ class IzhikevichCell(Spiking):
         return u, v, self.surrogate(v - self.threshold)
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """The resting state: ``u = -65 * b``, ``v = -65`` and no spikes."""
         v = torch.full_like(input_, -65.0)
         return v * self.b, v, torch.zeros_like(input_)

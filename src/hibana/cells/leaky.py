@@ -77,6 +77,7 @@ class LIFCell(Spiking):
         self._learn(learn)
 
     def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The next state, by the equations of the class."""
         drive = input_ / self.tau if self.decay_input else input_
         if self.leak_first:
             v = self._rested(self._leaked(v_previous) + drive, s_previous)
@@ -161,11 +162,13 @@ class PLIFCell(Spiking):
         return k.squeeze(0) if is_shared else k
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Loads the parameter `w`, also from checkpoints where it is a scalar."""
         if (w := state_dict.get(f"{prefix}w")) is not None and w.ndim == 0:
             state_dict[f"{prefix}w"] = w.reshape(1)  # old checkpoints have a scalar
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The next state, by the equations of the class."""
         k = self._k()
         v = self._rested(v_previous, s_previous) * (1 - k) + input_ * k
         return v, self.surrogate(v - self.threshold)
@@ -214,6 +217,7 @@ class CubaLIFCell(Spiking):
     def forward(  # type: ignore[override]
         self, input_: Tensor, i_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next state, by the equations of the class."""
         i = i_previous * decay(self.tau_synapse) + input_
         v = self._rested(v_previous, s_previous) * decay(self.tau) + i
         return i, v, self.surrogate(v - self.threshold)
@@ -263,6 +267,7 @@ class RefractoryLIFCell(Spiking):
     def forward(  # type: ignore[override]
         self, input_: Tensor, r_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next state, by the equations of the class."""
         r = torch.where(s_previous > 0, self.period, torch.clamp(r_previous - 1, min=0))
         is_active = (r == 0).to(input_.dtype)
         v = self._rested(v_previous, s_previous) * decay(self.tau) + input_ * is_active
@@ -290,4 +295,5 @@ class LICell(BuiltIn):
         self._learn(learn)
 
     def forward(self, input_: Tensor, v_previous: Tensor) -> tuple[Tensor]:  # type: ignore[override]
+        """The next state, by the equations of the class."""
         return (v_previous * decay(self.tau) + input_,)

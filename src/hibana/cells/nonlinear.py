@@ -54,6 +54,7 @@ class EIFCell(Spiking):
         self._learn(learn)
 
     def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The next state, by the equations of the class."""
         u = self._rested(v_previous, s_previous)
         upstroke = torch.exp((u - self.rheobase) / self.sharpness) * self.sharpness
         v = u + (upstroke - u) / self.tau + input_
@@ -101,6 +102,7 @@ class QIFCell(Spiking):
         self._learn(learn)
 
     def forward(self, input_: Tensor, v_previous: Tensor, s_previous: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """The next state, by the equations of the class."""
         u = self._rested(v_previous, s_previous)
         v = u + u * (u - self.critical) * self.curvature / self.tau + input_
         return v, self.surrogate(v - self.threshold)

@@ -126,6 +126,7 @@ def check_argument_names(function: Callable[Arguments, Result]) -> Callable[Argu
 
     @wraps(function)
     def call(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        """The result of `function`, after a check of the names of the keyword arguments."""
         if error := unknown_argument_error(function.__name__, kwargs, parameters):
             raise error
         return function(*args, **kwargs)

@@ -59,6 +59,7 @@ class Range(ABC):
         setattr(cell, self.parameter_name, nn.Parameter(parameter))
 
     def __get__(self, cell: nn.Module | None, owner: type) -> Any:
+        """The hyperparameter's value in `cell`; the descriptor itself if read from the class."""
         # not called for a float, which is in the instance's dictionary
         if cell is None:
             return self
@@ -121,6 +122,7 @@ class AtLeast(Range):
         return f"at {self.least} or above"
 
     def _reflect(self, parameter: Tensor) -> Tensor:
+        """`parameter` where it is at least `least`, else ``2 * least - parameter``."""
         least = max(self.least, torch.finfo(parameter.dtype).tiny)
         if _can_branch_on(parameter) and bool((parameter >= least).all()):
             return parameter
@@ -129,6 +131,7 @@ class AtLeast(Range):
         return parameter * (2 * inside - 1) + (1 - inside) * (2 * least)
 
     def _inverse(self, value: Tensor) -> Tensor:
+        """``log(value - least)``; raises ValueError unless all values are finite and above `least`."""
         if not bool((value.isfinite() & (value > self.least)).all()):
             raise ValueError(
                 f"{self.name} must be finite and above {self.least} to be learned, got {value!r}"
@@ -136,6 +139,7 @@ class AtLeast(Range):
         return (value - self.least).log()
 
     def _value(self, parameter: Tensor) -> Tensor:
+        """The value ``least + exp(parameter)``."""
         return parameter.exp() + self.least
 
 
@@ -156,6 +160,7 @@ class Between(Range):
         return f"in [{self.least}, {self.most}]"
 
     def _reflect(self, parameter: Tensor) -> Tensor:
+        """`parameter`, reflected at `least` where it is below, then at `most` where it is above."""
         above = (parameter >= self.least).to(parameter.dtype)
         value = parameter * (2 * above - 1) + (1 - above) * (2 * self.least)
         below = (value <= self.most).to(parameter.dtype)
@@ -170,6 +175,7 @@ class Between(Range):
         return fraction.logit()
 
     def _value(self, parameter: Tensor) -> Tensor:
+        """The value ``least + (most - least) * sigmoid(parameter)``."""
         return torch.sigmoid(parameter) * (self.most - self.least) + self.least
 
 

@@ -76,9 +76,9 @@ class ResonateAndFireCell(Spiking):
         the paper's range.
 
         Args:
-            shape: the shape of the neurons, such as 64.
+            shape: shape of the layer's neurons, such as 64.
             least: the lowest frequency, in radians per step.
-            most: the highest one, below 0.99.
+            most: the highest frequency, in radians per step, below 0.99.
             options: further arguments of the cell.
         """
         values = {"omega": log_uniform(least, most, *shape), "damping": log_uniform(1e-3, 1e-2, *shape)}
@@ -87,6 +87,7 @@ class ResonateAndFireCell(Spiking):
     def forward(  # type: ignore[override]
         self, input_: Tensor, q_previous: Tensor, w_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The next state, by the equations of the class."""
         spiked = s_previous.detach() if self.detach_reset else s_previous
         omega = self.omega
         q = q_previous * decay(self.tau_refractory) + spiked
@@ -151,9 +152,9 @@ class SiLIFCell(Spiking):
         ``[1/most, 1/least]``, independently, so that a slow neuron may oscillate slowly or fast.
 
         Args:
-            shape: the shape of the neurons, such as 64.
-            least: the shortest time constant.
-            most: the longest one.
+            shape: shape of the layer's neurons, such as 64.
+            least: the shortest time constant, in time steps.
+            most: the longest time constant, in time steps.
             options: further arguments of the cell.
         """
         values = {"tau": log_uniform(least, most, *shape), "omega": log_uniform(1 / most, 1 / least, *shape)}
@@ -162,6 +163,7 @@ class SiLIFCell(Spiking):
     def forward(  # type: ignore[override]
         self, input_: Tensor, w_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
+        """The next state, by the equations of the class."""
         rested = self._rested(v_previous, s_previous)
         magnitude = _apply("exp", -1 / self.tau)
         real, imaginary = magnitude * _apply("cos", self.omega), magnitude * _apply("sin", self.omega)

@@ -59,6 +59,7 @@ class Surrogate(ABC):
     """
 
     def __post_init__(self) -> None:
+        """Raises TypeError or ValueError unless all ``float`` fields are positive and finite."""
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type is not float:
@@ -106,10 +107,12 @@ class _Window(Surrogate):
 
     @final
     def keep(self, x: Tensor) -> Tensor:
+        """The boolean tensor :meth:`window` of `x`."""
         return self.window(x)
 
     @final
     def restore(self, saved: Tensor, dtype: torch.dtype) -> Tensor:
+        """The derivative in `dtype`: `height` where `saved` is true, else 0."""
         inside = saved.to(dtype)
         return inside if self.height == 1.0 else inside * self.height
 
@@ -123,6 +126,7 @@ class Step(_Window):
     """
 
     def window(self, x: Tensor) -> Tensor:
+        """Whether the derivative at `x` is not zero, a boolean tensor."""
         return x > 0
 
 
@@ -138,10 +142,12 @@ class Box(_Window):
     width: float = 1.0
 
     def window(self, x: Tensor) -> Tensor:
+        """Whether the derivative at `x` is not zero, a boolean tensor."""
         return x.abs() < 0.5 * self.width
 
     @property
     def height(self) -> float:
+        """The derivative inside the window, ``1/width``."""
         return 1.0 / self.width
 
 
@@ -329,7 +335,7 @@ class Formula(Surrogate):
             raise TypeError(f"formula must be callable, x -> dH/dx, got {self.formula!r}")
 
     def derivative(self, x: Tensor) -> Tensor:
-        """The user's formula at `x`."""
+        """The surrogate derivative at `x`, by the user's formula."""
         return self.formula(x)
 
 
@@ -342,23 +348,26 @@ class _ReverseMode(torch.autograd.Function):
     def forward(
         x: Tensor, *_: Surrogate | Tensor
     ) -> Tensor:  # some versions of Dynamo reject object defaults
+        """``H(x)``, in the dtype of `x`; the optional second argument is the derivative or a surrogate."""
         return (x > 0).to(x.dtype)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Saves the tensor from which the derivative is computed, and the surrogate if there is one."""
         x, *optional = inputs
-        derivative = optional[0] if optional else Step()
-        ctx.arguments = len(inputs)
-        ctx.surrogate = None if isinstance(derivative, Tensor) else derivative
-        saved = derivative if isinstance(derivative, Tensor) else derivative.keep(x)
+        argument = optional[0] if optional else Step()
+        ctx.argument_count = len(inputs)
+        ctx.surrogate = None if isinstance(argument, Tensor) else argument
+        saved = argument if isinstance(argument, Tensor) else argument.keep(x)
         ctx.save_for_backward(saved)
         ctx.save_for_forward(saved)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
+        """The gradient of `x`, and None for the optional second argument."""
         (saved,) = ctx.saved_tensors
         grad = grad_output * _saved_derivative(ctx.surrogate, saved, grad_output.dtype)
-        return grad if ctx.arguments == 1 else (grad, None)
+        return grad if ctx.argument_count == 1 else (grad, None)
 
 
 class _BothModes(_ReverseMode):
@@ -366,6 +375,7 @@ class _BothModes(_ReverseMode):
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
+        """The tangent of the output, from the `tangent` of `x`."""
         (saved,) = ctx.saved_tensors
         return tangent * _saved_derivative(ctx.surrogate, saved, tangent.dtype)
 
@@ -411,9 +421,9 @@ def step_in_torch(x: Tensor, derivative: Surrogate | Tensor = Step()) -> Tensor:
     It is the sum of the step and of a term that is zero, and whose derivative is the surrogate's.
     """
     finite = torch.where(x.isfinite(), x, 0)
-    at = finite.detach()
-    factor = derivative if isinstance(derivative, Tensor) else derivative.derivative(at)
-    zero: Tensor = (finite - at) * factor
+    point = finite.detach()  # the same values, without a gradient
+    factor = derivative if isinstance(derivative, Tensor) else derivative.derivative(point)
+    zero: Tensor = (finite - point) * factor
     return zero + (x > 0).to(x.dtype)
 
 
