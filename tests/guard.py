@@ -109,7 +109,7 @@ class Guards:
         protect(memories[1], repeated(of_static, results // of_static.size))
         self.memories.append(memories)
         yield tuple(
-            kind.at(code.constant(memory.data_ptr() + offset))
+            kind.from_address(code.constant(memory.data_ptr() + offset))
             for memory, offset, (kind, _) in zip(memories, (input_offset, 0, 0), parts, strict=True)
         )
 

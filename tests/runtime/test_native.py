@@ -272,7 +272,7 @@ def calling(code: Code, begin: Value, end: Value, *, out: Doubles, negated: Valu
     out[1] = NORM(code, out, code.constant(12.0, DOUBLE))
     DOUBLED.do(code, out)
     DOUBLED.do(code, own)
-    Function.at(Pointer.at(negated), Doubles).do(code, own + 1)
+    Function.at_address(Pointer.from_address(negated), Doubles).do(code, own + 1)
     (out + 2).store(vector.with_lane(1, own[0]))
     (out + 5).store(own.load(3))
 

@@ -74,7 +74,7 @@ def test_a_kernel_that_another_process_reads_stays_on_windows(tmp_path, monkeypa
     path = tmp_path / "a.kernel"
     path.write_bytes(b"theirs")
     _refusing(monkeypatch)
-    build._write(path, b"ours")
+    build._write_object_code(path, b"ours")
     assert path.read_bytes() == b"theirs"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -83,7 +83,7 @@ def test_a_folder_that_may_not_be_written_to_is_an_error_on_windows_too(tmp_path
     _refusing(monkeypatch)
     build._warn_uncached.cache_clear()
     with pytest.warns(RuntimeWarning, match="compiled kernels are not kept"):
-        build._write(tmp_path / "a.kernel", b"ours")
+        build._write_object_code(tmp_path / "a.kernel", b"ours")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -72,11 +72,11 @@ def _load_source(source: str, names: tuple[str, ...]) -> _Code:
         if code is None:
             folder = toolchain_folder()
             path = None if folder is None else folder / f"{key[:40]}.kernel"
-            object_code = None if path is None else _read(path)
+            object_code = None if path is None else _read_object_code(path)
             if object_code is None:
                 object_code = _compile(source)
                 if path is not None:
-                    _write(path, object_code)
+                    _write_object_code(path, object_code)
             code = _LOADED[key] = _load(object_code, names)
         return code
 
@@ -86,7 +86,7 @@ def _digest(path: Path, code: bytes) -> bytes:
     return hashlib.sha256(f"{path.parent.name}/{path.name}".encode() + code).digest()
 
 
-def _read(path: Path) -> bytes | None:
+def _read_object_code(path: Path) -> bytes | None:
     """The object code in a cache file; None if it is missing or damaged."""
     data = files.read(path)
     if data is None or data[:_DIGEST] != _digest(path, data[_DIGEST:]):
@@ -94,7 +94,7 @@ def _read(path: Path) -> bytes | None:
     return data[_DIGEST:]
 
 
-def _write(path: Path, code: bytes) -> None:
+def _write_object_code(path: Path, code: bytes) -> None:
     """Writes a cache file; warns once for each error."""
     try:
         files.write(path, _digest(path, code) + code, mode=0o600, durable=False)

@@ -30,6 +30,7 @@ class Variable:
 
     @value.setter
     def value(self, value: Operand) -> None:
+        """Assigns `value`, a number or a kernel's value of the variable's type."""
         if not isinstance(value, Value):
             value = constant(self._writer, self._type, value)
         if value.type != self._type:
@@ -54,8 +55,8 @@ class Code:
         """Loads a kernel's arguments, addresses or integers of 64 bits, from ``%args``, by their names."""
         arguments = {}
         for i, (name, kind) in enumerate(kinds.items()):
-            at = Longs(self.writer, "%args") + i
-            text = self.writer.let("", f"load {kind if isinstance(kind, Type) else 'ptr'}, ptr {at.text}")
+            place = Longs(self.writer, "%args") + i
+            text = self.writer.let("", f"load {kind if isinstance(kind, Type) else 'ptr'}, ptr {place.text}")
             arguments[name] = value_or_pointer(self.writer, kind, text)
         return arguments
 
@@ -131,8 +132,8 @@ class Code:
         The body is written twice: in a loop over full vectors, with mask None, and for the remainder.
         """
         full = count - count % width
-        with self.loop(0, full, width) as at:
-            yield at, None
+        with self.loop(0, full, width) as offset:
+            yield offset, None
         with self.when(full < count):
             yield full, self.first_lanes(count - full, width)
 
@@ -153,6 +154,7 @@ class Code:
             size = (count if isinstance(count, Value) else self.constant(count)) * kind.element.size
             end = end + ((size + (LINE - 1)) & -LINE)
         block = Bytes(self.writer, self.writer.let("", f"call ptr @malloc({end + LINE})"))
+        # `block` is LINE bytes longer than the arrays, which begin at the next multiple of LINE
         aligned = block + ((0 - block.address()) & (LINE - 1))
         yield tuple((aligned + begin).of(kind) for begin, (kind, _) in zip(begins, parts, strict=True))
         self.writer.do(f"call void @free(ptr {block.text})")

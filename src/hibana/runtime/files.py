@@ -99,7 +99,7 @@ def require_private(folder: Path) -> None:
 
 
 def _untrusted_reason(status: os.stat_result) -> str | None:
-    """Why another user may have written a file or folder; None if no other user can, as on Windows."""
+    """The reason why other users may have written a file or folder; None if they can't, as on Windows."""
     if not hasattr(os, "getuid"):
         return None
     if status.st_uid != os.getuid():

@@ -25,7 +25,7 @@ class Function:
     """Definitions and declarations of the function and of its callees; empty if it is at an address."""
 
     @classmethod
-    def at(cls, address: Pointer, *kinds: Kind) -> "Function":
+    def at_address(cls, address: Pointer, *kinds: Kind) -> "Function":
         """The ``void`` function at `address`, with parameters of `kinds`."""
         return cls(address.text, kinds)
 
@@ -43,8 +43,8 @@ class Function:
         """LLVM's instruction of a call; adds the function's definition to `code`."""
         kinds = tuple([x.type if isinstance(x, Value) else type(x) for x in arguments])
         if kinds != self.kinds:
-            expected, got = ([*map(_llvm_type, types)] for types in (self.kinds, kinds))
-            raise TypeError(f"{self.identifier} takes {expected}, got {got}")
+            expected, actual = ([*map(_llvm_type, types)] for types in (self.kinds, kinds))
+            raise TypeError(f"{self.identifier} takes {expected}, got {actual}")
         code.texts |= dict.fromkeys(self.texts)
         operands = ", ".join([str(x) if isinstance(x, Value) else f"ptr {x.text}" for x in arguments])
         return f"call {self.result or 'void'} {self.identifier}({operands})"

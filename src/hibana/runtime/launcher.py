@@ -159,7 +159,7 @@ class Launcher:
 def _getter(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
     """A function that returns the values of `names` in a mapping as a tuple."""
     keys = list(names)
-    if len(keys) > 1:
+    if len(keys) > 1:  # with one key, itemgetter returns the value without a tuple
         return itemgetter(*keys)
     return lambda mapping: tuple([mapping[key] for key in keys])
 

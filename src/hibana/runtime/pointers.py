@@ -89,7 +89,7 @@ class Pointer:
         return Value(self.writer, LONG, self._let(f"ptrtoint ptr {self.text} to i64"))
 
     @classmethod
-    def at(cls, address: Value) -> Self:
+    def from_address(cls, address: Value) -> Self:
         """The pointer for an address that :meth:`address` returned."""
         return cls(address.writer, address.writer.let("", f"inttoptr {address} to ptr"))
 

@@ -38,7 +38,8 @@ class Writer:
         """Lines that allocate memory on the stack, for the beginning of the function."""
         self._names = 0
         self._lines: list[str | list[str]] = []
-        self._before: list[list[str]] = []
+        """The lines in order; a list holds the lines before a loop, which grow while the loop is written."""
+        self._lines_before_loops: list[list[str]] = []
         """For each open loop, outermost first: the lines to write before it."""
         self._loops_around: dict[str, int] = {}
         """For each value: the number of loops around its definition."""
@@ -57,12 +58,12 @@ class Writer:
         return text if type_.width == 1 else f"splat ({type_.element} {text})"
 
     def name(self, type_: Type | None, text: str, name: str) -> str:
-        """A value of `type_`, or an address, that other languages store in a constant `name`."""
+        """`text`, a value of `type_`, or an address if None; C code stores it in a constant `name`."""
         return text
 
-    def binary(self, name: str, type_: Type, one: str, other: str) -> str:
+    def binary(self, name: str, type_: Type, left: str, right: str) -> str:
         """The result of LLVM's instruction `name` (``fadd``, ``icmp slt``, ...) on two values of `type_`."""
-        return self.let("", f"{name} {type_} {one}, {other}")
+        return self.let("", f"{name} {type_} {left}, {right}")
 
     def select(self, kind: Type, condition: str, type_: Type, yes: str, no: str) -> str:
         """`yes` where `condition` is true, else `no`."""
@@ -168,12 +169,12 @@ class Writer:
             self.count += 1
             name = f"a{self.count}"
         text = named(name)
-        loops = len(self._before)
+        loops = len(self._lines_before_loops)
         if loops and instruction.partition(" ")[0] in PURE:
             operands = _OPERAND.findall(instruction)
             loops = min(loops, max([self._loops_around.get(name, 0) for name in operands], default=0))
-        if loops < len(self._before):
-            self._before[loops].append(f"  {text} = {instruction}")
+        if loops < len(self._lines_before_loops):
+            self._lines_before_loops[loops].append(f"  {text} = {instruction}")
         else:
             self.do(f"{text} = {instruction}")
         self._loops_around[text] = loops
@@ -186,8 +187,8 @@ class Writer:
     @contextmanager
     def region(self) -> Iterator[None]:
         """Marks the lines that the ``with`` block writes as the body of a loop."""
-        before = list[str]()
-        self._lines.append(before)
-        self._before.append(before)
+        lines_before = list[str]()
+        self._lines.append(lines_before)
+        self._lines_before_loops.append(lines_before)
         yield
-        self._before.pop()
+        self._lines_before_loops.pop()

@@ -237,7 +237,7 @@ def write_call(
         return
     number = type(rows[0])
     if call.function in functions:
-        callee = Function.at(functions[call.function], INT, *[number] * (len(rows) + 1), LONG)
+        callee = Function.at_address(functions[call.function], INT, *[number] * (len(rows) + 1), LONG)
     else:
         callee = _libm_row(call.function, number)
     callee.do(code, size.to(INT), *rows, rows[0], code.constant(MKL_MODE))

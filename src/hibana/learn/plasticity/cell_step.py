@@ -101,7 +101,8 @@ class CellStep:
             return (tensors["parameters"] + size * int(array[1:]))[0]
 
         scalars = scalar_arguments([self._pass], scalar)
-        functions = {name: Pointer.at(tensors["functions"][i]) for i, name in enumerate(self._called)}
+        addresses = tensors["functions"]
+        functions = {name: Pointer.from_address(addresses[i]) for i, name in enumerate(self._called)}
         for call in self._pass.sequence:
             operands = [rows[name] for name in call.rows]
             if call.function == "product":

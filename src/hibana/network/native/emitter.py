@@ -111,7 +111,7 @@ class Emitter(Lowering):
         """The vector function at `address`, loaded from the table of functions."""
         if address not in self.functions:
             self.functions.append(address)
-        return Pointer.at(self._function_table[self.functions.index(address)])
+        return Pointer.from_address(self._function_table[self.functions.index(address)])
 
     def bits(self, count: int) -> Bytes:
         return self.temporary(-(-count // 64) * 8, Bytes).of(Bytes)

@@ -169,7 +169,7 @@ def _fixed_dots(
     rows = [table + k * row.floats for k in numbers]
     sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in numbers]
     with code.loop(0, pieces) as i:
-        vector_piece = Floats.at(addresses[i])
+        vector_piece = Floats.from_address(addresses[i])
         row_pieces = [at + i * piece_floats for at in rows]
         for v, factor in enumerate(row.load(vector_piece)):
             for total, at in zip(sums, row_pieces, strict=True):
