@@ -42,6 +42,7 @@ _RENAMED = {"decayed": "weight_decay_groups", "made": "build_classifier", "resum
 
 
 def __dir__() -> list[str]:
+    """Returns the names of the module, with those that are imported at their first use."""
     return sorted({*globals(), *__all__})
 
 

@@ -174,6 +174,7 @@ def build(
 
 
 def _check_weights(count: int, most: int | None) -> None:
+    """Raises ValueError if `count` weights are more than `most`, unless that is None."""
     if most is not None and count > most:
         raise ValueError(f"layers must have at most {most:,} weights together, got {count:,}")
 
@@ -204,9 +205,10 @@ def _build_layers(
 
 
 class _SkipSequential(nn.Sequential):
-    """Layers with a linear path from the input to the readout: its last two modules are path and readout."""
+    """Layers, then a linear path from the input to the readout, and the readout, as the last two modules."""
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the readout's outputs for the sum of the two currents, hidden layers and linear path."""
         *hidden, skip, readout = self
         currents = inputs
         for layer in hidden:
@@ -238,6 +240,7 @@ class _Stack:
         self.shape, self.cell = shape, cell
 
     def add_channel_axis(self, description: str) -> None:
+        """Adds a channel axis if the shape is (height, width); raises ValueError unless it is an image's."""
         if len(self.shape) == 2:
             self.modules["channel"] = nn.Unflatten(2, (1, self.shape[0]))
             self.shape = (1, *self.shape)
@@ -253,18 +256,21 @@ class _Stack:
         return math.prod(self.shape)
 
     def add_neurons(self, number: int, recurrent: int | None = None) -> None:
+        """Adds spiking neurons; `recurrent` is their number if they have recurrent weights, else None."""
         cell = self.cell()
         name = type(cell).__name__.removesuffix("Cell").lower()
         layer = layers.OverTime(cell) if recurrent is None else layers.Recurrent(cell, recurrent)
         self.modules[f"{name}{number}"] = layer
 
     def add_linear(self, number: int, word: str, options: dict[str, str]) -> None:
+        """Adds a linear layer, after flattening, and its neurons."""
         width = int(options["size"])
         self.modules[f"linear{number}"] = events.Linear(self.flatten(f"flatten{number}"), width)
         self.add_neurons(number, width if "recurrent" in options else None)
         self.shape = (width,)
 
     def add_window(self, number: int, word: str, options: dict[str, str]) -> None:
+        """Adds a layer over a window of `taps` time steps, normalized with ``norm``, and its neurons."""
         width, normalized = int(options["size"]), "norm" in options
         features = self.flatten(f"flatten{number}")
         taps, dilation = int(options["taps"]), int(options.get("dilation", 1))
@@ -275,6 +281,7 @@ class _Stack:
         self.shape = (width,)
 
     def add_convolution(self, number: int, word: str, options: dict[str, str]) -> None:
+        """Adds a convolution, normalized with ``norm``, and its neurons; `word` is for error messages."""
         channels, *sides = self.shape
         size, kernel, stride = int(options["size"]), int(options["kernel"]), int(options.get("stride", 1))
         padding = kernel // 2
@@ -289,6 +296,7 @@ class _Stack:
         self.shape = (size, *((side + 2 * padding - kernel) // stride + 1 for side in sides))
 
     def add_pooling(self, number: int, word: str, options: dict[str, str]) -> None:
+        """Adds pooling, ``p`` for maxima, else averages; `word` is for error messages."""
         channels, height, width = self.shape
         window = int(options["size"])
         if window > min(height, width):

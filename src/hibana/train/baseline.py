@@ -57,7 +57,7 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
         elif model.settings.coding == "delta" or (model.settings.coding == "none" and _are_spikes(inputs)):
             inputs = model.encode(inputs).sum(dim=0)
         arrays += [inputs.flatten(1).numpy(), labels.numpy()]
-    *training, inputs, targets = arrays
+    *training, inputs, targets = arrays  # inputs and labels of the training part, then of the test part
     if model.is_regression:
         answers = Ridge().fit(*training).predict(inputs)
         explained = loss.r_squared(torch.from_numpy(answers), torch.from_numpy(targets))
@@ -80,4 +80,5 @@ def first_samples(split: data.Samples, count: int) -> tuple[torch.Tensor, ...]:
 
 
 def _are_spikes(inputs: torch.Tensor) -> bool:
+    """Returns whether all `inputs` are 0 or 1."""
     return bool(((inputs == 0) | (inputs == 1)).all())

@@ -19,11 +19,13 @@ class CheckpointFiles(CheckpointIO):
     """Makes Lightning read and write checkpoints with :mod:`hibana.train.checkpoint`."""
 
     def save_checkpoint(self, content: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Writes the checkpoint `content` to the file `path`."""
         checkpoint.write(content, Path(path))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
+        """Returns the contents of the checkpoint `path`."""
         return checkpoint.read(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -41,16 +43,19 @@ class History(Callback):
         self.values: dict[str, list[float]] = {}
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Appends the epoch's value of each logged quantity."""
         for name, value in trainer.callback_metrics.items():
             self.values.setdefault(name, []).append(value.item())
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the values of all epochs as tensors, for the checkpoint."""
         tensors = {
             name: torch.tensor(v, dtype=torch.float64, device="cpu") for name, v in self.values.items()
         }
         return {"values": tensors}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the values of all epochs from a checkpoint."""
         self.values = {name: values.tolist() for name, values in state_dict["values"].items()}
 
 
@@ -76,12 +81,15 @@ class CheckpointWriter(Checkpoint):
         return "Keeper"
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Sets the folder of the first process in all processes."""
         self.folder = Path(trainer.strategy.broadcast(str(self.folder)))  # the first process chose it
 
     def on_fit_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Stops a resumed training that had stopped early."""
         self._stop_if_due(trainer)  # the resumed run may have stopped early
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Writes the checkpoints of the epoch; raises FloatingPointError if a weight is not finite."""
         for name, value in pl_module.state_dict().items():
             if value.is_floating_point() and not bool(value.isfinite().all()):
                 epoch = trainer.current_epoch + 1
@@ -96,12 +104,15 @@ class CheckpointWriter(Checkpoint):
         trainer.save_checkpoint(self.folder / LAST)
 
     def _stop_if_due(self, trainer: lightning.Trainer) -> None:
+        """Stops the training after `patience` epochs without a smaller loss."""
         if 0 < self.patience <= self.epochs_since:
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
+        """Returns the smallest loss and the number of epochs since then, for the checkpoint."""
         return {"least": self.smallest_loss, "waited": self.epochs_since}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the smallest loss and the number of epochs since then from a checkpoint."""
         self.smallest_loss = state_dict.get("least", math.inf)  # older versions stored the best accuracy
         self.epochs_since = state_dict["waited"]

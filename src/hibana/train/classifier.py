@@ -63,17 +63,21 @@ class Classifier(Network, lightning.LightningModule):
         torch.manual_seed(self.settings.seed * 1_000_003 + epoch_and_process)
 
     def on_validation_epoch_start(self) -> None:
+        """Seeds the random numbers of the validation."""
         self.seed_evaluation()
 
     def on_test_epoch_start(self) -> None:
+        """Seeds the random numbers of the test."""
         self.seed_evaluation()
 
     def seed_evaluation(self, rank: int | None = None) -> None:
+        """Seeds the random numbers of an evaluation in process `rank`, by default the trainer's."""
         if rank is None:
             rank = 0 if self._trainer is None else self.trainer.global_rank
         super().seed_evaluation(rank)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """Returns the loss of a batch with its penalty on firing rates; logs the loss and the accuracy."""
         finite.check_batch(batch, getattr(self.samples, "training", None), "training", self.current_epoch + 1)
         inputs, labels, *lengths = batch
         settings = self.settings
@@ -98,6 +102,7 @@ class Classifier(Network, lightning.LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
+        """Scales the gradient to a norm of at most `clip`; raises FloatingPointError if it is not finite."""
         norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.settings.clip)
         if self.settings.precision != "16-mixed":  # its scaler skips steps that overflow
             self._check_finite("the gradient's norm", norm, self.trainer.fit_loop.batch_idx)
@@ -112,12 +117,15 @@ class Classifier(Network, lightning.LightningModule):
             )
 
     def validation_step(self, batch: tuple[Tensor, ...]) -> None:
+        """Evaluates a batch of the validation part."""
         self._evaluate(batch, "validation")
 
     def test_step(self, batch: tuple[Tensor, ...]) -> None:
+        """Evaluates a batch of the test part."""
         self._evaluate(batch, "test")
 
     def _evaluate(self, batch: tuple[Tensor, ...], part: str) -> None:
+        """Logs the loss, the accuracy or R², and the layers' firing rates of a batch of `part`."""
         finite.check_batch(batch, getattr(self.samples, part, None), part, self.current_epoch + 1)
         inputs, labels, *lengths = batch
         outputs, spikes = activity(self.net, self.encode(inputs), *lengths)
@@ -146,6 +154,7 @@ class Classifier(Network, lightning.LightningModule):
                 self.log(f"{part}/{quantity}/{name}", metric, batch_size=len(labels))
 
     def configure_optimizers(self) -> Any:
+        """Returns AdamW and its schedule of learning rates, which changes at every step."""
         rate = self.settings.learning_rate
         fused = self.settings.precision != "16-mixed"  # a fused step would unscale gradients after clipping
         optimizer = torch.optim.AdamW(
@@ -191,6 +200,7 @@ class _Cycle(torch.optim.lr_scheduler.OneCycleLR):
     """A one-cycle schedule that spans all steps of the run, also if a resumed run has more epochs."""
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the schedule, with the length of the present training."""
         new_length = {name: vars(self)[name] for name in ("total_steps", "_schedule_phases")}
         super().load_state_dict({**state_dict, **new_length})
 

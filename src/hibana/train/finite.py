@@ -54,6 +54,7 @@ def _check(tensors: tuple[Tensor, ...], split: Any, part: str) -> None:
             tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu")
             if bool(tensor.isfinite().all()):
                 continue
+            # position of the first bad value, counted from 1; [0] for a label, which is one number
             *axes, column = [i + 1 for i in (~tensor.isfinite()).nonzero()[0].tolist()] or [0]
             position = (f" at {axes}" if axes else "") + (f", column {column}" if column else "")
             raise ValueError(

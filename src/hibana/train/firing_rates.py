@@ -68,7 +68,10 @@ def activity(net: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> t
     hooks = []
 
     def recorder(name: str) -> Any:
+        """Returns a hook that stores the spikes of the layer `name`."""
+
         def hook(module: nn.Module, args: Any, outputs: Tensor) -> None:
+            """Stores the layer's spikes, with zeros after the end of each sample."""
             spikes[name] = padding.masked(outputs, lengths)
 
         return hook
@@ -132,8 +135,8 @@ def scale_to_rate(
         rate: spikes per neuron and step, in (0, 1).
         lengths: lengths ``[batch]`` of samples that are padded to T. Steps after the end do not count.
         each_neuron: first equalize the input of the neurons in a layer: scale the weights of each neuron so
-            that its potential ``v`` without a threshold has the same standard deviation over time and samples
-            as that of the others. Without it, neurons with long time constants get little input.
+            that all potentials ``v`` without a threshold have the same standard deviation over time and
+            samples. Without it, neurons with long time constants get little input.
 
     Returns:
         The rate of each spiking layer after scaling, by name. A layer whose current is never positive can't
@@ -200,6 +203,7 @@ def _mean_rate(spikes: Tensor, lengths: Tensor | None) -> Tensor:
     """Returns the mean of `spikes` ``[T, batch, ...]``, without the steps after the end of a sample."""
     if lengths is None:
         return spikes.mean()
+    # one boolean [T, batch] for all neurons of a sample
     return spikes[padding.within(lengths, spikes).flatten(2)[..., 0]].mean()
 
 
@@ -227,7 +231,7 @@ def _equalize(name: str, layer: nn.Module, current: Tensor, parameters: list[nn.
     Args:
         name: name of the layer, for messages.
         layer: a spiking layer.
-        current: its input ``[T, batch, neurons, ...]``.
+        current: the input current of the layer, ``[T, batch, neurons, ...]``.
         parameters: weight and bias before the layer, ``[neurons, ...]``; they are changed in place.
 
     Returns:
@@ -250,8 +254,8 @@ def _equalize(name: str, layer: nn.Module, current: Tensor, parameters: list[nn.
                 f"each_neuron needs weights for each of {len(factor)} neurons of {name!r}, "
                 f"got {tuple(parameter.shape)}"
             )
-        parameter.mul_(factor.view(-1, *[1] * (parameter.ndim - 1)))
-    return current * factor.view(-1, *[1] * (current.ndim - 3))
+        parameter.mul_(factor.view(-1, *[1] * (parameter.ndim - 1)))  # one factor per row of weights
+    return current * factor.view(-1, *[1] * (current.ndim - 3))  # broadcasts over [T, batch, neurons, ...]
 
 
 def _input_current(net: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Tensor, nn.Module | None]:
@@ -260,10 +264,12 @@ def _input_current(net: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Te
     currents: list[Tensor] = []
 
     def record_module(module: nn.Module, args: Any) -> None:
+        """Appends `module` to the modules with weights, until the layer is called."""
         if not currents:
             weighted_modules.append(module)
 
     def record_current(module: nn.Module, args: Any) -> None:
+        """Stores the input of the layer."""
         currents.append(args[0])
 
     inner = set(layer.modules())

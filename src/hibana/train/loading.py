@@ -35,7 +35,7 @@ def resume_settings(
     Args:
         path: a checkpoint, or a run's folder.
         trust: functions ``module:function`` that the file may name as its layers. They are executed.
-        changes: options that replace those of the run. Only :data:`CHANGEABLE` options may differ.
+        changes: options that replace the run's. Only :data:`CHANGEABLE` options may differ.
 
     Raises:
         ValueError: if there is no checkpoint or run at `path`, the file names a function that is not in
@@ -50,10 +50,10 @@ def resume_settings(
     else:
         raise ValueError(f"{EXPECTED}; folder {path} holds no run of hibana train")
     for name, value in changes.items():
-        before = getattr(settings, name)
-        if name not in CHANGEABLE and value != before:
+        setting = getattr(settings, name)  # the value in the resumed run
+        if name not in CHANGEABLE and value != setting:
             raise ValueError(
-                f"{name} must be {before!r}, as in {path}, which is resumed, got {value!r}; "
+                f"{name} must be {setting!r}, as in {path}, which is resumed, got {value!r}; "
                 f"only {', '.join(sorted(CHANGEABLE))} may change"
             )
     if changes.get("epochs", settings.epochs) < settings.epochs:
@@ -75,16 +75,16 @@ def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
             that is not in `trust`.
     """
     path = best_checkpoint(Path(path))
-    saved = _open(path, trust)
+    contents = _open(path, trust)
     try:
         model = Network(
-            saved.settings,
-            saved.shape,
-            saved.classes,
-            description=saved.description,
-            most_weights=sum(weight.numel() for weight in saved.weights.values()),
+            contents.settings,
+            contents.shape,
+            contents.classes,
+            description=contents.description,
+            most_weights=sum(weight.numel() for weight in contents.weights.values()),
         )
-        model.load_state_dict(saved.weights)
+        model.load_state_dict(contents.weights)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{EXPECTED}; {path} holds something else: {one_line(error)}") from error
     if path.name in (BEST, LAST) and best_checkpoint(path.parent) == path:
@@ -138,6 +138,7 @@ def data_description(path: Path) -> data.Description | None:
 
 
 def _description(path: Path, content: dict[str, Any]) -> data.Description | None:
+    """Returns the description of the inputs in a checkpoint's `content`; None if there is none."""
     if "description" not in content:
         return None
     try:

@@ -214,6 +214,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
+    """Returns the contents of a configuration; raises ValueError if its form is not that of this version."""
     try:
         config = json.loads(path.read_bytes())
     except (RecursionError, ValueError) as error:
@@ -235,6 +236,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
+    """Returns the weights in the file `path`; raises ValueError unless its SHA-256 is `digest`."""
     with explain_import_error("from_pretrained"):
         from safetensors import SafetensorError
         from safetensors.torch import load

@@ -86,6 +86,7 @@ def list_runs(folder: Path) -> list[RunSummary]:
 
 
 def _summary(path: Path, modified: float) -> RunSummary:
+    """Returns the summary of the run in folder `path`; `modified` is its time in seconds since 1970."""
     date = datetime.fromtimestamp(modified).strftime("%Y-%m-%d %H:%M")
     try:
         content = settings_file.read(path / SETTINGS)

@@ -212,7 +212,7 @@ def complete(
         if resume is None:
             history.values[f"validation/{model.objective.measure}"] = [series.fit_rocket(model, samples)]
     inputs, _, *lengths = first_samples(samples.training, 512)
-    started = {} if resume else model.prepare(inputs, *lengths)
+    initial_rates = {} if resume else model.prepare(inputs, *lengths)
     if resume is not None and settings.patience > 0 and folder.is_main and not (folder.path / BEST).exists():
         checkpoint.read(resume.parent / BEST)  # raises a ValueError if it is missing or damaged
         files.write(folder.path / BEST, (resume.parent / BEST).read_bytes())
@@ -244,7 +244,7 @@ def complete(
         recalls=_recalls(model, samples),
         rates=_layer_metrics(metrics, "rate"),
         silent={name: int(count) for name, count in _layer_metrics(metrics, "silent").items()},
-        started=started,
+        started=initial_rates,
         seconds=seconds,
         history=epoch_values,
     )
@@ -257,6 +257,7 @@ def complete(
 def _trainer(
     settings: Settings, folder: Path, callbacks: list[Callback], *, progress: bool
 ) -> lightning.Trainer:
+    """Returns Lightning's trainer for `settings`, which writes its files to `folder`."""
     has_tensorboard = importlib.util.find_spec("tensorboard") is not None
     return lightning.Trainer(
         max_epochs=settings.epochs,

@@ -59,6 +59,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             self._lock.release()
 
     def __exit__(self, *error: object) -> None:
+        """Releases the folder's lock."""
         self.close()
 
 
@@ -134,4 +135,5 @@ def best_checkpoint(path: Path) -> Path:
 
 
 def _holds_run(path: Path) -> bool:
+    """Returns whether the folder `path` contains settings or a checkpoint."""
     return any((path / name).exists() for name in (SETTINGS, LAST, BEST))

@@ -117,6 +117,7 @@ def evaluation_batch(net: Rocket, steps: int) -> int:
 
 
 def _network(settings: Settings, samples: data.UserData) -> Network:
+    """Returns a new network for `samples`, initialized with the seed of `settings`."""
     torch.manual_seed(settings.seed)
     return Network(settings, samples.shape, samples.classes, description=samples.description)
 

@@ -192,6 +192,7 @@ class Settings:
     """Names of the options that the caller passed."""
 
     def __new__(cls, *arguments: Any, **options: Any) -> Self:
+        """Creates the object, and stores the names of the options that are passed and not None."""
         for name in options:
             if name not in cls.__dataclass_fields__:
                 raise TypeError(_unknown_option(name))
@@ -201,6 +202,7 @@ class Settings:
         return settings
 
     def __post_init__(self) -> None:
+        """Checks the options, and replaces absent ones by their defaults for the data."""
         for option in fields(self):
             if option.name not in ("steps", "coding") or getattr(self, option.name) is not None:
                 _check_type(option.name, getattr(self, option.name), option.type)
@@ -220,10 +222,12 @@ class Settings:
         self._check()
 
     def _set(self, **values: Any) -> None:
+        """Sets fields of the frozen object."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
     def _set_default(self, **values: Any) -> None:
+        """Sets the fields that the caller did not pass."""
         self._set(**{name: value for name, value in values.items() if name not in self.explicit})
 
     def _defaults(self, source: Any, rows: int | None = None) -> dict[str, Any]:
@@ -296,7 +300,8 @@ class Settings:
         """Returns the data set of these settings, in batches of `batch_size`.
 
         Args:
-            description: how files were read for a trained network, to read more files in the same way.
+            description: how the files of the training were read; further files are read in the same way.
+                A data set by name or a class has the `kind` None and ignores it.
 
         Raises:
             TypeError: if the class of the data has no argument for one of the options.
@@ -310,7 +315,7 @@ class Settings:
         options = {"seed": self.seed, **self._reading_options()}
         if self.kind is not None or self.is_sequential:
             options["steps"] = self.steps
-        if self.kind is None:
+        if self.kind is None:  # a data set by name, or a class of the user
             return data_set(self.batch_size, **options)  # type: ignore[no-any-return]
         options |= {"unit": self.coding in UNIT_CODINGS, "description": description}
         return data_set(self.data, batch_size=self.batch_size, **options)  # type: ignore[no-any-return]
@@ -390,7 +395,7 @@ def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Se
     Args:
         path: the file.
         trust: functions ``module:function`` that the file may name as its layers. They are executed.
-        changes: options that replace those of the file.
+        changes: options that replace the file's.
 
     Raises:
         ValueError: if the file can't be read, is not YAML, contains an option that does not exist or a value
@@ -416,6 +421,7 @@ def closest(name: str, names: Collection[str]) -> str | None:
 
 
 def _unknown_option(name: str) -> str:
+    """Returns the error message for an unknown option, with the most similar option."""
     similar = closest(name, Settings.__dataclass_fields__)
     return f"there is no setting {short_repr(name)}" + (f"; did you mean {similar}?" if similar else "")
 
@@ -440,11 +446,13 @@ def _kind_of(data: str, group: str | None) -> str:
 
 
 def _check_choice(name: str, value: str | None, words: tuple[str, ...]) -> None:
+    """Raises ValueError unless `value` is None or one of `words`."""
     if value is not None and value not in words:
         raise ValueError(f"{name} must be one of {', '.join(words)}; got {short_repr(value)}")
 
 
 def _check_type(name: str, value: object, accepted: Any) -> None:
+    """Raises ValueError unless `value` has the type `accepted`; floats may be whole numbers."""
     types = {float: int | float, float | None: int | float | None}.get(accepted, accepted)
     if (isinstance(value, bool) and accepted is not bool) or not isinstance(value, types):
         expected = getattr(accepted, "__name__", accepted)
