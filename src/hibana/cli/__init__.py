@@ -114,6 +114,7 @@ def _check_command(tokens: list[str]) -> None:
 
 
 def _print_error(name: str, sentence: str, status: int) -> int:
+    """Prints `sentence` to standard error after the command's `name`; returns `status`."""
     print(f"{name}: {sentence}", file=sys.stderr)
     return status
 

@@ -85,7 +85,7 @@ class _Source:
         model: the trained network; ``None`` for a NIR file.
         net: its layers.
         shape: shape of one step of one input.
-        scores: how a program reduces the outputs over time.
+        scores: the reduction of a program's outputs over time: ``sum``, ``max``, ``last`` or ``first``.
     """
 
     def __init__(self, path: Path, dt: float | None, trust: tuple[str, ...]) -> None:
@@ -139,6 +139,7 @@ class _Source:
 def _write_c(
     network: _Source, target: Path, steps: int | None, bits: int | None, ram: int | None, flash: int | None
 ) -> None:
+    """Writes a C program to `target`, and prints its size; `ram` and `flash` are limits in bytes."""
     from hibana.network import to_c
 
     if network.model is None:
@@ -155,6 +156,7 @@ def _write_c(
 
 
 def _write_onnx(network: _Source, target: Path, bits: int | None) -> None:
+    """Writes an ONNX file to `target`, quantized if `bits` is not None, and prints its inputs' form."""
     from hibana.network import to_onnx
     from hibana.runtime import files
 
@@ -170,6 +172,7 @@ def _write_onnx(network: _Source, target: Path, bits: int | None) -> None:
 
 
 def _write_page(network: _Source, target: Path, bits: int) -> None:
+    """Writes a web page to `target` that runs the network, with `bits` a weight, on samples."""
     from hibana.network.page import to_page
     from hibana.runtime import files
 
@@ -181,6 +184,7 @@ def _write_page(network: _Source, target: Path, bits: int) -> None:
 
 
 def _write_program(network: _Source, target: Path, steps: int | None) -> None:
+    """Writes a program of ``torch.export`` to `target` for `steps` time steps, and prints its inputs."""
     import torch
 
     from hibana.network import export

@@ -157,6 +157,7 @@ class _LineReader(StepReader):
 
 
 def _is_number(cell: str) -> bool:
+    """Whether the text `cell` is a number."""
     try:
         float(cell)
     except ValueError:
@@ -170,7 +171,7 @@ class _NumberReader(_LineReader):
     Args:
         model: a trained network.
         shape: shape of one step of one input.
-        inputs: how the user's training data were scaled; ``None`` for a data set by name.
+        inputs: the scaling of the user's training data; ``None`` for a data set by name.
     """
 
     def __init__(
@@ -182,6 +183,7 @@ class _NumberReader(_LineReader):
         self.is_unit = inputs is None and model.settings.data_set.unit
 
     def read(self, piece: bytes) -> list[Tensor]:
+        """Returns the encoded time step of a line of numbers; no step for a header."""
         row = self.parse(piece)
         return [] if row is None else [self.encode(self._scaled(row))]
 
@@ -230,11 +232,13 @@ class _EventReader(_LineReader):
         self._reset()
 
     def _reset(self) -> None:
+        """Begins a new sequence, with an empty window."""
         self.start: float | None = None
         self.index = 0  # number of the current window
         self.window = np.zeros(self.shape)
 
     def read(self, piece: bytes) -> list[Tensor]:
+        """Returns the windows that ended before the event in `piece`; raises ValueError for a wrong event."""
         row = self.parse(piece)
         if row is None:
             return []
@@ -257,6 +261,7 @@ class _EventReader(_LineReader):
         return steps
 
     def end(self) -> list[Tensor]:
+        """Returns the last, unfinished window of the sequence."""
         steps = [] if self.start is None else [self._finish_window()]
         self._reset()
         return steps + super().end()
@@ -284,7 +289,7 @@ class _SoundReader(StepReader):
 
     Args:
         model: a trained network.
-        inputs: how the sound of the training data became inputs.
+        inputs: the conversion of the training data's sound to inputs.
         rate: samples per second.
     """
 
@@ -306,13 +311,16 @@ class _SoundReader(StepReader):
         self.loudest: deque[float] = deque(maxlen=inputs.steps)
 
     def pieces(self, source: IO[bytes]) -> Iterator[bytes]:
+        """Yields `source` in pieces of one hop: two bytes a sample."""
         while piece := source.read(2 * self.hop):
             yield piece
 
     def is_end(self, piece: bytes) -> bool:
+        """Returns False: sound is one sequence, without blank lines."""
         return False
 
     def read(self, piece: bytes) -> list[Tensor]:
+        """Returns the time steps of the frames that are complete after the samples in `piece`."""
         if len(piece) % 2:
             raise Failure("standard input must hold samples of two bytes, and ends in the middle of one")
         self.buffer = np.concatenate([self.buffer, np.frombuffer(piece, "<i2") / 32_768])

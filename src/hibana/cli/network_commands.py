@@ -133,6 +133,7 @@ def play(
                 raise ValueError(f"checkpoint must be a file that `hibana train` wrote, there is no {path}")
 
     def show(address: str) -> None:
+        """Prints the page's `address`, and opens it in the browser if `browser`."""
         print(f"{address}\nCtrl-C ends it.", flush=True)
         if browser:
             webbrowser.open(address)

@@ -93,9 +93,9 @@ class _StreamPredictor:
             start: time at which the input arrived.
         """
         for x in steps:
-            before = time.perf_counter()
+            step_start = time.perf_counter()
             outputs = self.stream.step(x.contiguous())
-            self.network_durations.append(time.perf_counter() - before)
+            self.network_durations.append(time.perf_counter() - step_start)
             answers = to_answers(self.model, self._scores(outputs), [str(self.sequence_steps)])
             if self.output_format == "csv" and self.total_steps == 0:
                 sys.stdout.write(step_heading(answers.label, answers.classes))

@@ -186,6 +186,7 @@ def step_heading(label: str, classes: Sequence[str]) -> str:
 
 
 def _csv_line(cells: Sequence[Any]) -> str:
+    """Returns one line of a CSV file, with its newline."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerow(cells)
     return stream.getvalue()

@@ -31,7 +31,7 @@ def cell_fields(kind: type[Cell], on_change: Callable[[], None], defaults: dict[
     Args:
         kind: class of the cell.
         on_change: called after each change of a value.
-        defaults: initial values that replace those of the signature.
+        defaults: initial values that replace the signature's.
 
     Raises:
         UserError: if an argument has no default.
@@ -93,6 +93,7 @@ def number_field(
     spinner.on_change("value", lambda attribute, old, new: on_change())
 
     def read() -> float:
+        """Returns the number; raises UserError if the field is empty."""
         if spinner.value is None:
             raise UserError(f"{name} must be a number")
         return int(spinner.value) if is_integer else float(spinner.value)
@@ -101,6 +102,7 @@ def number_field(
 
 
 def _checkbox_field(name: str, value: bool, on_change: Callable[[], None]) -> Field:
+    """Returns a checkbox for a boolean."""
     box = Checkbox(label=_title(name), active=value, name=name)
     box.on_change("active", lambda attribute, old, new: on_change())
     return Field(name, box, lambda: bool(box.active))
@@ -113,6 +115,7 @@ def _text_field(name: str, value: object, words: tuple[str, ...], on_change: Cal
     field.on_change("value", lambda attribute, old, new: on_change())
 
     def read() -> float | str:
+        """Returns the text if it is one of `words`, else the number; raises UserError if it is neither."""
         text: str = field.value.strip()
         if text in words:
             return text
@@ -135,10 +138,12 @@ def _surrogate_field(name: str, value: str, on_change: Callable[[], None]) -> Fi
     element, parameters = Column(), list[Field]()
 
     def show() -> None:
+        """Shows the fields of the selected surrogate."""
         parameters[:] = surrogate_fields(select.value, on_change)
         element.children = [select, *(field.element for field in parameters)]
 
     def choose(attribute: str, old: Any, new: Any) -> None:
+        """Shows the fields of the new surrogate, and reports the change."""
         show()
         on_change()
 
@@ -155,4 +160,5 @@ def _literal_words(annotation: Any) -> tuple[str, ...]:
 
 
 def _title(name: str) -> str:
+    """Returns `name` in words, for the page."""
     return name.replace("_", " ")

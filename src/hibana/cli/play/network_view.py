@@ -65,6 +65,7 @@ class NetworkView:
             self._open()
 
     def _make_figures(self) -> None:
+        """Creates the figures of the input and of the readout, with empty data."""
         self._picture = empty("image", "dw", "dh")
         self._input = new_figure("Input", height=320, name="input")
         self._input.image("image", x=0, y=0, dw="dw", dh="dh", source=self._picture, palette="Viridis256")
@@ -83,6 +84,7 @@ class NetworkView:
         figure.vspan("x", source=self._current_step, color=GREY, line_dash="dashed")
 
     def _open(self) -> None:
+        """Opens the checkpoint of the path field and shows its first test sample, or an error."""
         try:
             network = TrainedNetwork(self._path.value.strip(), self._trust)
         except UserError as error:
@@ -111,6 +113,7 @@ class NetworkView:
         self._show_readout(sample)
 
     def _next_mistake(self) -> None:
+        """Selects the next test sample that the network classifies wrongly."""
         assert self._network is not None  # the button is hidden until a network is open
         try:
             self._index.value = self._network.next_misclassified(self._shown_index)
@@ -118,6 +121,7 @@ class NetworkView:
             self._error.text = str(error)
 
     def _show_picture(self, sample: dict[str, Any]) -> None:
+        """Shows the picture of `sample`, its axes and its label."""
         picture, axes = sample["picture"], sample["axes"]
         self._picture.data = {"image": [picture], "dw": [picture.shape[1]], "dh": [picture.shape[0]]}
         self._input.axis.visible = axes is not None
@@ -126,6 +130,7 @@ class NetworkView:
         self._input.title.text = f"Input: {sample['names'][sample['label']]}"
 
     def _show_layers(self, layers: list[dict[str, Any]]) -> None:
+        """Draws one raster of spikes per layer, and sets the slider to the last time step."""
         steps = layers[0]["raster"].shape[1] if layers else 1
         self._step.update(end=max(steps - 1, 1), value=steps - 1)
         self._current_step.data = {"x": [steps - 1]}
@@ -142,6 +147,7 @@ class NetworkView:
         self._layers.children = rasters
 
     def _show_readout(self, sample: dict[str, Any]) -> None:
+        """Draws the readout's potentials: the label's in blue, a wrong answer's in red."""
         potentials, label, answer, names = (sample[key] for key in ("potentials", "label", "answer", "names"))
         steps, classes = potentials.shape
         self._lines.data = {

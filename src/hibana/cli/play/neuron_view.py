@@ -52,6 +52,7 @@ class NeuronView:
         self._choose(INITIAL_VALUES)
 
     def _make_figures(self) -> None:
+        """Creates all figures of the tab, with empty data."""
         self._states = empty("time", "potential", "spike", "threshold", "input", "gradient")
         self._others = empty("xs", "ys", "colour", "name")
         self._curve, self._point = empty("current", "rate"), empty("current", "rate")
@@ -133,6 +134,7 @@ class NeuronView:
         self._draw(results, strength)
 
     def _draw(self, results: dict[str, Any], strength: float) -> None:
+        """Draws the `results` of a simulation of the neuron; `strength` is the strength of the input."""
         threshold, step, others = results["threshold"], results["step"], results["others"]
         spike = np.full(neuron.STEPS, np.nan)
         spike[results["spikes"]] = results["potential"][results["spikes"]]
@@ -163,4 +165,5 @@ class NeuronView:
 
 
 def _select(name: str, value: str, options: list[str]) -> Select:
+    """Returns a menu of `options` with `value` selected."""
     return Select(title=name, value=value, options=options, name=name, width=fields.WIDTH)

@@ -47,6 +47,7 @@ def serve(
         raise ValueError(f"port must be in 0 to 65535, got {port}")
 
     def fill(document: Document) -> None:
+        """Adds the two tabs to a new page."""
         views = {
             "One neuron": NeuronView(document).layout,
             "A trained network": NetworkView(checkpoint, list(trust)).layout,
