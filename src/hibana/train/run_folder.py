@@ -51,7 +51,7 @@ class RunFolder(AbstractContextManager["RunFolder"]):
             shutil.rmtree(self.path / LOGS, ignore_errors=True)
         settings.write(self.path / SETTINGS)
         if is_torchrun():
-            (self.path / JOB).write_text(_torchrun_job())
+            (self.path / JOB).write_text(_torchrun_job(), encoding="utf-8")
 
     def close(self) -> None:
         """Releases the lock."""
@@ -124,7 +124,8 @@ def interrupted_folder(path: Path) -> Path | None:
     """
     if not is_torchrun() or os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
         return None
-    jobs = [file for file in path.parent.glob(f"{path.name}*/{JOB}") if file.read_text() == _torchrun_job()]
+    job_files = path.parent.glob(f"{path.name}*/{JOB}")
+    jobs = [file for file in job_files if file.read_text(encoding="utf-8") == _torchrun_job()]
     return max(jobs, key=lambda file: file.stat().st_mtime).parent if jobs else None
 
 
