@@ -129,11 +129,14 @@ MISTAKES = [
     ("train --data archive.zip", "is packed; unpack it first"),
     ("train --data blank", "data must be files by class"),
     ("train --data nothing", "data must be files by class"),
-    ("train --data empty.csv", "can't be read: it is empty"),
+    ("train --data empty.csv", "can't be read: the file is empty"),
     ("train --data header.csv", "must have rows, it has none"),
     ("train --data inf.csv", "column 'a' must be finite numbers, row 41 has inf"),
     ("train --data ragged.csv", "ragged.csv can't be read: Error tokenizing"),
-    ("train --data bytes.csv", "bytes.csv can't be read: it contains zero bytes, so it is not a text file"),
+    (
+        "train --data bytes.csv",
+        "bytes.csv can't be read: the file contains zero bytes, so it is not a text file",
+    ),
     (
         "train --data kanji.csv",
         "can't be read: its text is neither UTF-8 nor cp932 nor cp1252; give its encoding (--encoding)",

@@ -210,7 +210,7 @@ def runs(tmp_path_factory):
     [
         ("tones", "missing.wav", "samples must be in a file or folder, there is no "),
         ("tones", "table.csv", "recordings of sound must be files of type .wav, .flac, .ogg, .opus, .mp3, "),
-        ("table", "picture.png", "can't be read: it contains zero bytes, so it is not a text file"),
+        ("table", "picture.png", "can't be read: the file contains zero bytes, so it is not a text file"),
         ("arrays", "table.csv", "table.csv can't be read: it is not a NumPy file of numbers"),
     ],
 )

@@ -79,15 +79,19 @@ class DataSet:
                 self.training, self.validation, self.test = self.splits()
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of this process's training samples, in the random order of the seed and the epoch."""
         return self._loader(self.training, self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of this process's validation samples in their order."""
         return self._loader(self.validation, self.evaluated_at_once, shuffle=False)
 
     def test_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of this process's test samples in their order."""
         return self._loader(self.test, self.evaluated_at_once, shuffle=False)
 
     def _loader(self, samples: Samples, batch_size: int, *, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of this process's share of `samples`; `batch_size` counts the samples of all processes."""
         processes, rank = self.processes, self.rank
         if batch_size % processes and shuffle:
             raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
@@ -134,6 +138,7 @@ def machine_memory() -> int:
 
 
 def _identity(batch: Any) -> Any:
+    """Returns `batch`: the samples in memory are already indexed one batch at a time."""
     return batch
 
 
@@ -159,9 +164,11 @@ class InMemory(Dataset[tuple[Tensor, ...]]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, ...]:
+        """The input, the label and the length, if there are lengths, of one sample."""
         return tuple(batch[0] for batch in self.__getitems__([index]))
 
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, ...]:
+        """One batch: the inputs, labels and lengths, if there are lengths, of the samples with `indices`."""
         rows = torch.as_tensor(indices, dtype=torch.int64, device="cpu")
         inputs = self.inputs[rows]
         if inputs.dtype == torch.uint8:

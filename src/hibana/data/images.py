@@ -41,6 +41,7 @@ class Digits(DataSet):
     unit = True
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
+        """The first 1,300 images, the next 137 and the last 360, as ``float32``."""
         from sklearn.datasets import load_digits
 
         images, labels = load_digits(return_X_y=True)
@@ -83,6 +84,7 @@ class _IDXImages(DataSet):
             getattr(torchvision.datasets, type(self).__name__)(self.root, download=True)
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
+        """The training images without the last 5,000, the last 5,000, and the official test images."""
         folder = self._folder()
         if folder is None:
             raise FileNotFoundError(

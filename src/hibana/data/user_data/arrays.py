@@ -46,13 +46,16 @@ class ArrayInputs(Inputs):
     scale: Scale | None
 
     def tensor(self, values: Array) -> Tensor:
+        """Scaled numbers as ``float32``; arrays without a scale, such as bytes, unchanged."""
         if self.scale is None:
             return torch.from_numpy(np.ascontiguousarray(values))
         numbers = torch.from_numpy(values.astype(np.float64))
         is_joint = len(self.scale.shift) == 1
+        # a joint scale has one entry, so all numbers become values of one feature: [..., 1]
         return self.scale(numbers[..., None])[..., 0] if is_joint else self.scale(numbers)
 
     def difference_from_training(self, values: Array) -> str:
+        """A clause on another type or range than in training; empty if there is no difference."""
         if values.shape[1:] != self.shape:
             expected = ", ".join(map(str, self.shape))
             raise ValueError(f"inputs must have the shape [N, {expected}], got {values.shape}")
@@ -93,6 +96,7 @@ class Arrays(UserData):
         self.labels = labels
 
     def read(self, source: Any) -> RawSamples:
+        """The samples in `source`, ``[N, ...]``, with channels before height and width."""
         training_shape = None if self._description is None else self._description.inputs.shape
         inputs, labels, parts = self._arrays(source)
         if 0 in inputs.shape[1:]:
@@ -125,6 +129,7 @@ class Arrays(UserData):
         return next(iter(arrays.values())), None, None
 
     def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
+        """The shape of the inputs, and a scale of the training samples; bytes need no scale."""
         values = raw.values
         if values.dtype == np.uint8:
             return ArrayInputs(values.shape[1:], None)
@@ -215,13 +220,15 @@ def _checked(inputs: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def _check_finite(values: Array) -> None:
-    """Raises a ValueError that names the sample and position of the first value that is no finite number."""
+    """Raises a ValueError that names the sample and position of the first value that is not finite."""
     if values.dtype.kind not in "iuf":
         raise ValueError(f"inputs must be numbers, got {values.dtype}")
     if not np.isfinite(values).all():
-        row, *place = (int(axis[0]) for axis in np.nonzero(~np.isfinite(values)))
+        # np.nonzero returns one array of indices per axis; the first of each is the first such value's
+        row, *position = (int(indices[0]) for indices in np.nonzero(~np.isfinite(values)))
         raise ValueError(
-            f"inputs must be finite numbers, sample {row + 1} has {values[(row, *place)]} at {place or [0]}"
+            f"inputs must be finite numbers, sample {row + 1} has {values[(row, *position)]} "
+            f"at {position or [0]}"
         )
 
 

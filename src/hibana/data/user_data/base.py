@@ -149,6 +149,7 @@ class UserData(DataSet):
         self.summary = ""
 
     def __init_subclass__(cls) -> None:
+        """Registers the subclass in ``KINDS`` under its `kind`."""
         KINDS[cls.kind] = cls
 
     @abstractmethod
@@ -165,6 +166,7 @@ class UserData(DataSet):
         return getattr(inputs if hasattr(inputs, name) else self, name)
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
+        """Reads the source and the test source; also sets the description and the summary."""
         raw = self._labelled_samples(self.source, self.source_name)
         assert raw.labels is not None
         task = self.task or guess_task(raw.labels)
@@ -221,10 +223,12 @@ class UserData(DataSet):
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Names of the classes; empty for regression."""
         return self.description.target.classes
 
     @property
     def sequential(self) -> bool:  # type: ignore[override] # depends on the data
+        """Whether inputs have a time axis, ``[T, *shape]``."""
         return self.description.inputs.sequential
 
 

@@ -92,12 +92,14 @@ def _cells(line: str) -> list[str]:
 
 
 def _read_npy(path: Path) -> Any:
+    """The array in an ``.npy`` file, or the arrays in an ``.npz`` file by name."""
     with path.open("rb") as file:
         loaded = np.load(file, allow_pickle=False)
         return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
 
 
 def _read_text(path: Path) -> Any:
+    """The columns by name if the first line names them, else an array ``[events, columns]``."""
     lines = path.read_text(encoding="utf-8-sig").splitlines() or [""]
     names = _cells(lines[0])
     has_words = any(character.isalpha() for character in "".join(names).replace("e", ""))
@@ -108,6 +110,7 @@ def _read_text(path: Path) -> Any:
 
 
 def _read_hdf5(path: Path) -> Any:
+    """The columns t, x, y and p by name, or the array of events, in an HDF5 file."""
     import h5py
 
     with h5py.File(path) as file:
@@ -120,6 +123,7 @@ def _read_hdf5(path: Path) -> Any:
 
 
 def _read_aedat4(path: Path) -> Any:
+    """The structured array of events in an AEDAT4 file."""
     import aedat  # noqa: F401 - without it tonic's error does not name the package
     import tonic
 

@@ -39,6 +39,7 @@ class EventInputs(Inputs):
         return (self.polarities, self.height, self.width)
 
     def tensor(self, values: Sequence[Any]) -> Tensor:
+        """The recordings in bins, ``[N, steps, polarities, height, width]``, boolean or ``float32``."""
         dtype = torch.bool if self.bins == "spikes" else torch.float32
         inputs = torch.empty((len(values), self.steps, *self.shape), dtype=dtype, device="cpu")
         for bins, events in zip(inputs, values, strict=True):
@@ -58,6 +59,7 @@ class EventInputs(Inputs):
         return counts > 0 if self.bins == "spikes" else counts.float()
 
     def difference_from_training(self, values: Sequence[Any]) -> str:
+        """A clause on the first recording of another length than in training; empty if there is none."""
         for events in values:
             t, x, y, _ = events.T
             if x.max() >= self.width or y.max() >= self.height:
@@ -105,6 +107,7 @@ class Events(UserData):
         self.size = (size, size) if isinstance(size, int) else size
 
     def read(self, source: Any) -> RawSamples:
+        """The events of each recording in the folder `source`."""
         raw = labelled_files(Path(source), SUFFIXES, "recordings")
         first = raw.values[0]
         raw.values = [read_events(path) for path in raw.values]
@@ -114,11 +117,15 @@ class Events(UserData):
         return raw
 
     def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
+        """The size of the sensor, and the duration of nine of ten training recordings."""
         lengths = sorted(float(np.ptp(raw.values[index][:, 0])) for index in training)
         duration = lengths[min(len(lengths) - 1, len(lengths) * 9 // 10)]
         if duration <= 0:
             raise ValueError("recordings must have a duration, all events of these have the same time")
-        width, height, last = (int(max(events[:, k].max() for events in raw.values)) + 1 for k in (1, 2, 3))
+        # columns 1, 2 and 3 of the events are x, y and the polarity
+        width, height, polarities = (
+            int(max(events[:, k].max() for events in raw.values)) + 1 for k in (1, 2, 3)
+        )
         if self.size is not None:
             height, width = self.size
         elif max(height, width) > MOST_SIDE:
@@ -127,4 +134,4 @@ class Events(UserData):
                 f"given; got events on {height}x{width}"
             )
         raw.summary += f" on {height}x{width} pixels, {self.steps} bins of {duration / self.steps:.4g}"
-        return EventInputs(height, width, min(last, 2), duration, self.steps, self.bins)
+        return EventInputs(height, width, min(polarities, 2), duration, self.steps, self.bins)

@@ -34,6 +34,7 @@ class ImageInputs(Inputs):
         return (3, self.height, self.width) if self.colour else (self.height, self.width)
 
     def tensor(self, values: Sequence[Path]) -> Tensor:
+        """The pictures as bytes, ``[N, *shape]``."""
         return torch.from_numpy(np.stack([self._pixels(path) for path in values]))
 
     def _pixels(self, path: Path) -> "np.ndarray[Any, Any]":
@@ -53,6 +54,7 @@ class ImageInputs(Inputs):
         return pixels.transpose(2, 0, 1) if self.colour else pixels
 
     def difference_from_training(self, values: Sequence[Path]) -> str:
+        """A clause on the first coloured picture, if the training data are grey; else empty."""
         if not self.colour:
             for path in values:
                 with _open(path) as picture:
@@ -82,19 +84,21 @@ class Images(UserData):
         self.size = (size, size) if isinstance(size, int) else size
 
     def read(self, source: Any) -> RawSamples:
+        """The paths of the pictures in the folder `source`; :meth:`ImageInputs.tensor` reads the pixels."""
         raw = labelled_files(Path(source), SUFFIXES, "pictures")
         raw.summary = f"{len(raw.values):,} pictures"
         return raw
 
     def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
+        """The height and width of the inputs, and whether any picture is in colour."""
         sizes, colour = set(), False
         for path in raw.values:
             with _open(path) as picture:
                 sizes.add((picture.height, picture.width))
                 colour = colour or _is_colour(picture)
         height, width = self.size or _default_size(sorted(sizes))
-        least, most = (f"{rows}x{columns}" for rows, columns in (min(sizes), max(sizes)))
-        raw.summary += f", {'colour' if colour else 'grey'}, {span(least, most)} pixels"
+        smallest, largest = (f"{rows}x{columns}" for rows, columns in (min(sizes), max(sizes)))
+        raw.summary += f", {'colour' if colour else 'grey'}, {span(smallest, largest)} pixels"
         raw.summary += "" if sizes == {(height, width)} else f" resized to {height}x{width}"
         return ImageInputs(height, width, colour)
 

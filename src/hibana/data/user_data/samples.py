@@ -62,8 +62,10 @@ class RawSamples:
         indices = [index for index, label in enumerate(self.labels) if label]
         summary, parts = f"{self.summary}, {unlabelled:,} samples without a label left out", self.parts
         if parts is not None:
-            place = {index: position for position, index in enumerate(indices)}
-            training, validation, test = ([place[i] for i in part if i in place] for part in parts)
+            new_indices = {index: position for position, index in enumerate(indices)}
+            training, validation, test = (
+                [new_indices[index] for index in part if index in new_indices] for part in parts
+            )
             parts = training, validation, test
         is_frame = hasattr(self.values, "iloc")
         values = self.values.iloc[indices] if is_frame else [self.values[index] for index in indices]
@@ -103,15 +105,15 @@ def draw_parts(labels: Sequence[str], seed: int, *, stratified: bool, has_test: 
 
 
 def add_validation(parts: Parts) -> Parts:
-    """`parts`; if its validation part is empty, every 10th training sample is moved there."""
+    """`parts`, with every 10th training sample as validation part if that is empty."""
     training, validation, test = parts
     validation = validation or training[EACH - 1 :: EACH] or training[-1:]
     return sorted(set(training) - set(validation)), validation, test
 
 
-def span(least: object, most: object) -> str:
+def span(smallest: object, largest: object) -> str:
     """A range of values in a sentence: ``3 to 5``, or ``3``."""
-    return f"{least}" if least == most else f"{least} to {most}"
+    return f"{smallest}" if smallest == largest else f"{smallest} to {largest}"
 
 
 def _share(count: int, share: float) -> int:

@@ -75,4 +75,5 @@ def fit_scale(values: Tensor, *, unit: bool, joint: bool = False) -> Scale:
 
 
 def _tensor(values: tuple[float, ...]) -> Tensor:
+    """`values` as ``float64`` on the CPU."""
     return torch.tensor(values, dtype=torch.float64, device="cpu")

@@ -54,6 +54,7 @@ class SequenceInputs(Inputs):
         return (len(self.features),)
 
     def tensor(self, values: list[Array]) -> Tensor:
+        """The sequences at one length, ``[N, steps, F]``, filled and scaled."""
         return torch.stack([self._resized(self.scaled(frames)) for frames in values])
 
     def scaled(self, frames: Array) -> Tensor:
@@ -71,12 +72,14 @@ class SequenceInputs(Inputs):
         return functional.pad(frames[: self.steps], (0, 0, 0, max(0, self.steps - len(frames))))
 
     def step_counts(self, values: list[Array]) -> Tensor | None:
+        """The number of steps of each sequence before padding, ``[N]``; ``None`` unless masked."""
         if self.lengths != "mask":
             return None
         steps = [min(len(frames), self.steps) for frames in values]
         return torch.tensor(steps, dtype=torch.int64, device="cpu")
 
     def difference_from_training(self, values: list[Array]) -> str:
+        """A clause on a feature with another range than in training; empty if there is none."""
         for frames in values:
             if frames.shape[1] != len(self.features):
                 raise ValueError(f"sequences must have {len(self.features)} features, got {frames.shape[1]}")
@@ -142,6 +145,7 @@ class Sequences(UserData):
             self.test_source = test_file if test_file.exists() else None
 
     def read(self, source: Any) -> RawSamples:
+        """The sequences in `source`, ``[frames, F]`` each; also sets the length of spike trains."""
         raw = self._read(source)
         raw.values = [frames[:, None] if frames.ndim == 1 else frames for frames in raw.values]
         _check(raw)
@@ -174,7 +178,7 @@ class Sequences(UserData):
             return _numbered(list(source), None if self.labels is None else texts(list(self.labels)))
         label = self.label or (None if self._description is None else self._description.target.name)
         if _is_array(source):
-            return _in_arrays(source, label)
+            return _read_array_series(source, label)
         path = Path(source)
         if path.suffix == ".ts":
             return _numbered(*read_ts(path))
@@ -225,15 +229,16 @@ class Sequences(UserData):
         return RawSamples(list(tables), labels, sequence_names, label=label or "class", notes=notes)
 
     def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
-        part = np.concatenate([raw.values[index] for index in training])
+        """The fill values (medians) and the scale of the training frames; spike trains are not scaled."""
+        frames = np.concatenate([raw.values[index] for index in training])  # [all training frames, F]
         lengths = [len(raw.values[index]) for index in training]
         self.shortest, self.longest = min(lengths), max(lengths)
-        present = [column[~np.isnan(column)] for column in part.T]
+        present = [column[~np.isnan(column)] for column in frames.T]
         fill = np.array([np.median(column) if len(column) else 0.0 for column in present])
-        scale = fit_scale(torch.from_numpy(np.where(np.isnan(part), fill, part)), unit=False)
+        scale = fit_scale(torch.from_numpy(np.where(np.isnan(frames), fill, frames)), unit=False)
         if self.has_spike_trains:
-            zeros, ones = (0.0,) * part.shape[1], (1.0,) * part.shape[1]
-            scale = Scale(zeros, ones, zeros, ones, clipped=False)
+            zeros, ones = (0.0,) * frames.shape[1], (1.0,) * frames.shape[1]
+            scale = Scale(zeros, ones, zeros, ones, clipped=False)  # shift 0, factor 1, range 0 to 1
         group, encoding = None if self.labels is not None else self.group, self.encoding or ""
         fills = tuple(fill.tolist())
         return SequenceInputs(self._features, fills, scale, self.steps, self.lengths, group, encoding)
@@ -254,39 +259,45 @@ def default_steps(kind: str | None, source: Any) -> int | None:
     return max(x.shape[1] for x in inputs) if are_trains else None
 
 
-def _numbered(frames: Sequence[Any], labels: list[str] | None) -> RawSamples:
-    """Sequences that are called ``sequence 1`` and so on."""
-    values = [np.asarray(sequence, np.float64) for sequence in frames]
+def _numbered(sequences: Sequence[Any], labels: list[str] | None) -> RawSamples:
+    """Samples from `sequences`, ``[frames, F]`` or ``[frames]``, with the names ``sequence 1`` and so on."""
+    values = [np.asarray(sequence, np.float64) for sequence in sequences]
     return RawSamples(values, labels, [f"sequence {number}" for number in range(1, len(values) + 1)])
 
 
-def _in_arrays(source: str | Path, label: str | None) -> RawSamples:
-    """The series in a file or folder of arrays; `label` is the name of the array of labels.
+def _read_array_series(source: str | Path, label: str | None) -> RawSamples:
+    """The series in a file or folder of arrays, cut to their lengths if there is an array of lengths.
+
+    Args:
+        source: a file, or a folder of ``.npy`` files. A single array has no labels.
+        label: name of the array of labels; detected if ``None`` or missing.
 
     Raises:
-        ValueError: if the arrays are no series, or their lengths do not fit.
+        ValueError: if the inputs are not series, or the lengths do not fit.
     """
     arrays = read_arrays(source)
     lengths = None
     if any(name.startswith("lengths") for name in arrays):  # or lengths_train and so on
+        # this function pairs inputs with any array of one value per sample: with the lengths here
         inputs, lengths, parts = inputs_and_labels(arrays, "lengths")
         arrays = {name: values for name, values in arrays.items() if not name.startswith("lengths")}
+    # parts: indices of the training, validation and test samples if the names of the arrays define a split
     if len(arrays) == 1:
         inputs, labels, parts = next(iter(arrays.values())), None, None
     else:
         inputs, classes, parts = inputs_and_labels(arrays, label if label in arrays else None)
         labels = texts(classes.tolist())
-    if inputs.ndim not in (2, 3) or inputs.dtype.kind not in "biuf":
+    if inputs.ndim not in (2, 3) or inputs.dtype.kind not in "biuf":  # boolean, integer, unsigned, float
         raise ValueError(
             f"series in arrays must be numbers [N, T, F] or [N, T], got {inputs.dtype} {inputs.shape}"
         )
-    frames = list(inputs)
+    series = list(inputs)
     if lengths is not None:
-        steps = inputs.shape[1]
-        if not (np.isin(lengths, np.arange(1, steps + 1))).all():
-            raise ValueError(f"lengths must be whole numbers of 1 to {steps} steps, got {lengths}")
-        frames = [series[: int(length)] for series, length in zip(frames, lengths, strict=True)]
-    raw = _numbered(frames, labels)
+        max_steps = inputs.shape[1]
+        if not (np.isin(lengths, np.arange(1, max_steps + 1))).all():
+            raise ValueError(f"lengths must be whole numbers of 1 to {max_steps} steps, got {lengths}")
+        series = [frames[: int(length)] for frames, length in zip(series, lengths, strict=True)]
+    raw = _numbered(series, labels)
     raw.parts, raw.label = parts, label or "class"
     return raw
 
@@ -341,7 +352,8 @@ def _check(raw: RawSamples) -> None:
                 f"{raw.names[0]} {raw.values[0].shape[1]}"
             )
         if np.isinf(frames).any():
-            row, column = (int(axis[0]) for axis in np.nonzero(np.isinf(frames)))
+            # np.nonzero returns the rows and the columns of all such values; those of the first are named
+            row, column = (int(indices[0]) for indices in np.nonzero(np.isinf(frames)))
             raise ValueError(
                 f"sequences must be finite, {name} has inf in row {row + 1}, column {column + 1}"
             )

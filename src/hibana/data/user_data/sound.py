@@ -40,6 +40,7 @@ class SoundInputs(SequenceInputs):
     highest: float = HIGHEST
 
     def difference_from_training(self, values: list[Numbers]) -> str:
+        """A clause on another range than in training, or on a lower rate; empty if neither holds."""
         if self.scale.high[-1] > -RANGE and all((frames[:, -1] <= -RANGE).all() for frames in values):
             edge = _edges(self.highest)[BANDS - 1]
             return f"there is no sound above {edge:,.0f} Hz, as of a lower rate; the training data have some"
@@ -81,6 +82,7 @@ class Sound(Sequences):
         super().__init__(source, lengths=lengths, **options)
 
     def read(self, source: Any) -> RawSamples:
+        """The levels of each recording in the folder `source`, ``[frames, 40]``; also sets the band limit."""
         raw = labelled_files(Path(source), SUFFIXES, "recordings of sound")
         rates, seconds = (sorted(values) for values in zip(*map(_rate_and_seconds, raw.values), strict=True))
         self.highest = self.option("highest") or min(HIGHEST, rates[0] / 2)
@@ -96,6 +98,7 @@ class Sound(Sequences):
         return raw
 
     def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
+        """The description of the sequences, with the upper end of the last band."""
         inputs = super().learn(raw, training)
         sequence_fields = {field.name: getattr(inputs, field.name) for field in fields(SequenceInputs)}
         return SoundInputs(**sequence_fields, highest=self.highest)

@@ -73,13 +73,14 @@ class TableInputs(Inputs):
         return table[names]
 
     def tensor(self, values: "DataFrame") -> Tensor:
+        """The features after scaling, ``[rows, F]``."""
         return self.scale(self.features(values))
 
     def features(self, values: "DataFrame") -> Tensor:
         """The features before scaling, ``[rows, F]``.
 
         Raises:
-            ValueError: naming row and column of a value that is infinite or no number.
+            ValueError: naming row and column of a value that is infinite or not a number.
         """
         features: list[np.ndarray[Any, Any]] = []
         for column in self.columns:
@@ -92,6 +93,7 @@ class TableInputs(Inputs):
         return torch.from_numpy(np.stack(features, axis=1))
 
     def difference_from_training(self, values: "DataFrame") -> str:
+        """A clause on a column with another range than in training; empty if there is none."""
         names = [f"column {c.name!r}" for c in self.columns for _ in range(len(c.categories) or 1)]
         return self.scale.difference_from_training(self.features(values), names)
 
@@ -128,6 +130,7 @@ class Table(UserData):
         self.columns = None if columns is None else list(columns)
 
     def read(self, source: Any) -> RawSamples:
+        """The rows of the table `source`, without columns that are left out."""
         table, notes = read_table(source, self.option("encoding"))
         if self._description is None:
             label = self._label_column(table)
@@ -145,6 +148,7 @@ class Table(UserData):
         return RawSamples(inputs, labels, names, ", ".join(summary + exclusions), label=label, notes=notes)
 
     def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
+        """Per column a median or the categories of the training part, and one scale for all features."""
         part = raw.values.iloc[list(training)]
         columns = []
         for name, is_number in zip(part.columns, numeric(part), strict=True):
@@ -189,22 +193,22 @@ class Table(UserData):
         if self.columns is not None:
             return table[self.columns], []
         inputs = table[names]
-        identifiers, unusable, most_categories = [], [], min(MOST_CATEGORIES, len(table) // 2)
+        identifiers, unusable, max_categories = [], [], min(MOST_CATEGORIES, len(table) // 2)
         are_numbers, are_empty = numeric(inputs), inputs.isna().all()
         for place, name in enumerate(inputs.columns):
             column = inputs.iloc[:, place]
             is_identifier = name.lower() in IDENTIFIERS and column.nunique() == len(table)
             if is_identifier or (are_numbers[place] and is_row_number(column)):
                 identifiers.append(name)
-            elif are_empty.iloc[place] or (not are_numbers[place] and column.nunique() > most_categories):
+            elif are_empty.iloc[place] or (not are_numbers[place] and column.nunique() > max_categories):
                 unusable.append(name)
         inputs = inputs.drop(columns=[*identifiers, *unusable])
         if not len(inputs.columns):
             excluded = _quoted([*identifiers, *unusable])
-            why = "as empty, as identifiers of rows or as text that differs from row to row"
+            reasons = "as empty, as identifiers of rows or as text that differs from row to row"
             raise ValueError(
                 f"{self.source_name} must have columns to learn from beside {label!r}"
-                + (f"; left out {why}: {excluded} (--columns uses them)" if excluded else "")
+                + (f"; left out {reasons}: {excluded} (--columns uses them)" if excluded else "")
             )
         exclusions = {
             "left out as they identify rows (--columns uses them)": identifiers,
@@ -249,7 +253,7 @@ def numbers_of(name: str, series: Any) -> "np.ndarray[Any, Any]":
     """The numbers of the column `name`, NaN for missing values.
 
     Raises:
-        ValueError: naming the row of a value that is infinite or no number.
+        ValueError: naming the row of a value that is infinite or not a number.
     """
     import pandas
 
@@ -265,6 +269,7 @@ def numbers_of(name: str, series: Any) -> "np.ndarray[Any, Any]":
 
 
 def _quoted(names: Sequence[str]) -> str:
+    """The names in backquotes, separated by commas."""
     return ", ".join(f"`{name}`" for name in names)
 
 

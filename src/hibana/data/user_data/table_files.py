@@ -75,7 +75,7 @@ def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
     """
     has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     if not encoding and not has_mark and b"\0" in content:
-        raise ValueError("it contains zero bytes, so it is not a text file")
+        raise ValueError("the file contains zero bytes, so it is not a text file")
     for name in [encoding] if encoding else ["utf-16"] if has_mark else ["utf-8-sig", "cp932", "cp1252"]:
         try:
             text = content.decode(name)
@@ -98,8 +98,8 @@ def _is_japanese(text: str) -> bool:
     In cp1252, bytes from 0xE0 on are accented lowercase letters, and 0x92 is an apostrophe. In cp932 they are
     first bytes of rare kanji.
     """
-    letters = [(before, letter.encode("cp932")[0]) for before, letter in _JAPANESE.findall(text)]
-    western = [first for before, first in letters if first >= 0xE0 or (before and first == 0x92)]
+    letters = [(latin, letter.encode("cp932")[0]) for latin, letter in _JAPANESE.findall(text)]
+    western = [byte for latin, byte in letters if byte >= 0xE0 or (latin and byte == 0x92)]
     return 2 * len(western) < len(letters)
 
 
@@ -127,7 +127,7 @@ def _layout(sample: str) -> dict[str, Any]:
     """The arguments `sep`, `header` and `decimal` of pandas for a text that starts with `sample`."""
     lines = [line for line in sample.splitlines() if line.strip()][:LINES]
     if not lines:
-        raise ValueError("it is empty")
+        raise ValueError("the file is empty")
     separator = _separator(lines)
     rows = [line.split() for line in lines] if separator == r"\s+" else csv.reader(lines, delimiter=separator)
     rows = [[cell.strip() for cell in row] for row in rows]

@@ -45,7 +45,7 @@ class Target:
         """`labels` as ``int64`` class indices, or as numbers scaled to mean 0 and deviation 1.
 
         Raises:
-            ValueError: if a label is an unknown class, or no finite number.
+            ValueError: if a label is an unknown class, or not a finite number.
         """
         if not self.classes:
             return ((_numbers(self.name, labels) - self.mean) / self.deviation).float()
@@ -66,6 +66,7 @@ class Target:
         return tuple(total / (len(self.counts) * max(1, count)) for count in self.counts)
 
     def __str__(self) -> str:
+        """A clause for the summary: the name and the counts of the classes, or mean and deviation."""
         if not self.classes:
             return f"label `{self.name}`: a quantity (training part: {self.mean:.4g} ± {self.deviation:.2g})"
         counts = ", ".join(f"{name} {count}" for name, count in zip(self.classes, self.counts, strict=True))
@@ -78,7 +79,7 @@ def fit_target(name: str, labels: Sequence[str], training: Sequence[int], task: 
     """The target of all `labels`, with the counts or the scale of the samples with the indices `training`.
 
     Raises:
-        ValueError: if there are too few or too many classes, or a label of a quantity is no finite number.
+        ValueError: if there are too few or too many classes, or a label of a quantity is not a finite number.
     """
     if task == "regression":
         numbers = _numbers(name, labels)[list(training)]
@@ -125,7 +126,7 @@ def guess_task(labels: Sequence[str]) -> str:
 
 
 def _numbers(name: str, labels: Sequence[str]) -> Tensor:
-    """`labels` as ``float64``, ``[N]``; `name` is their name in the message about one that is no number."""
+    """`labels` as ``float64``, ``[N]``; the error for a label that is not a number contains `name`."""
     numbers = [number(label) for label in labels]
     for row, value in enumerate(numbers, start=1):
         if not math.isfinite(value):
