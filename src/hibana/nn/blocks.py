@@ -49,6 +49,7 @@ class StepsDropout(nn.Module):
         self.p = p
 
     def forward(self, inputs: Tensor) -> Tensor:
+        """`inputs` times one random mask ``[batch, ...]`` for all steps; unchanged in evaluation."""
         if is_fx_proxy(inputs):
             return cast(Tensor, fx_leaf_call(self, inputs))
         if inputs.ndim < 2:
@@ -102,6 +103,7 @@ class ThresholdBatchNorm2d(BatchNorm2dOverSteps):
         super().__init__(features, eps, momentum)
 
     def reset_parameters(self) -> None:
+        """Resets the statistics, sets the bias to 0, and all weights to ``alpha * threshold``."""
         super().reset_parameters()
         nn.init.constant_(self.weight, self.alpha * self.threshold)
 
@@ -164,9 +166,11 @@ class _PreservedStatistics:
         self.buffers = [buffer for norm in norms for buffer in norm.buffers()]
 
     def __enter__(self) -> None:
+        """Copies the running statistics."""
         self.saved = [buffer.clone() for buffer in self.buffers]
 
     def __exit__(self, *raised: object) -> None:
+        """Writes the copies back into the running statistics, also after an error."""
         with torch.no_grad():
             for buffer, value in zip(self.buffers, self.saved, strict=True):
                 buffer.copy_(value)

@@ -114,6 +114,7 @@ class NetworkCheck:
         return "\n".join(lines)
 
     def __enter__(self) -> Self:
+        """Registers the hooks on all modules except cells and their parts."""
         cells = [module for module in self._net.modules() if isinstance(module, Cell)]
         parts_of_cells = {part for cell in cells for part in cell.modules()}
         for name, module in self._net.named_modules():
@@ -123,6 +124,7 @@ class NetworkCheck:
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Removes the hooks; adds the innermost active layer and its input shapes to an error."""
         self._hooks.close()
         self._linear_output = None
         if error is not None and self._calls:
@@ -159,6 +161,7 @@ class NetworkCheck:
         """A forward pre-hook for the module `name` that checks its inputs."""
 
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            """Records the call, and checks the values and, outside of EachStep, the axes of its inputs."""
             inputs = [tensor for tensor in tree_leaves(args) if isinstance(tensor, Tensor)]
             if module is self._net:
                 self._calls.clear()
@@ -231,6 +234,7 @@ class NetworkCheck:
         )
 
     def _raise(self, reason: str) -> NoReturn:
+        """Raises a ValueError with `reason`, and forgets the active calls."""
         self._calls.clear()
         raise ValueError(reason)
 

@@ -176,14 +176,16 @@ class Delay(Delayed):
         return f"{tuple(self.delay.shape)}, max_delay={self.max_delay}{', learn=True' * learned}"
 
     def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+        """The delayed `inputs`, ``[T, batch, ...]``; zeros precede them if `history` is ``None``."""
         if inputs.ndim < 3 or inputs.shape[0] == 0:
             raise ValueError(f"inputs must be [T, batch, ...] with T at least 1, got {tuple(inputs.shape)}")
         sample, steps = inputs.shape[2:], inputs.shape[0]  # not len(inputs), which an export fixes
-        before = inputs.new_zeros(self.max_delay, *inputs.shape[1:]) if history is None else history
-        padded = torch.cat([before, inputs])
+        previous_inputs = inputs.new_zeros(self.max_delay, *inputs.shape[1:]) if history is None else history
+        padded = torch.cat([previous_inputs, inputs])
         delay = self.delay
         if self._interpolates(delay):
             kernel = self._kernel(delay).to(inputs.dtype).expand(*sample, -1)  # [..., max_delay + 1]
+            # each neuron is a channel with its own kernel over time, and the batch is the width of an image
             weight = kernel.reshape(-1, 1, self.max_delay + 1, 1)
             images = padded.flatten(2).permute(2, 0, 1)[None]  # [1, neurons, steps, batch]
             outputs = nn.functional.conv2d(images, weight, groups=len(weight))

@@ -81,6 +81,7 @@ class DelayedLinear(Weighted, Delayed):
         return self.weight[..., None] * self._kernel(self.delay)
 
     def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+        """The sums of delayed inputs, ``[T, batch, out_features]``; no history means zeros."""
         if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.in_features:
             raise ValueError(
                 f"inputs must be [T, batch, {self.in_features}] with T at least 1, "

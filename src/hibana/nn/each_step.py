@@ -69,7 +69,7 @@ class EachStep(nn.Module):
 
 def _may_run_once(module: nn.Module, batch: int) -> bool:
     """Whether `module`, in training, has the same outputs for a batch with and without copies of it."""
-    return all(not is_user_class(inner) and _ignores_copies(inner, batch) for inner in module.modules())
+    return all(not is_user_class(layer) and _ignores_copies(layer, batch) for layer in module.modules())
 
 
 def _ignores_copies(layer: nn.Module, batch: int) -> bool:

@@ -105,6 +105,7 @@ class Energy:
     arithmetic: str
 
     def __str__(self) -> str:
+        """A table of operations, memory accesses and energies, and the list of assumptions."""
         accounts = [account for account in (self.network, self.against) if account is not None]
         table: dict[str, list[str]] = {"": ["network", "dense"][: len(accounts)]}
         for name in ("additions", "multiplications"):

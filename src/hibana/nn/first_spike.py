@@ -34,11 +34,11 @@ def first_spike_times(spikes: Tensor) -> Tensor:
     tensor([1.0000, 1.7500, 3.0000])
     """
     if not isinstance(spikes, Tensor) or not spikes.is_floating_point():
-        got = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
-        raise TypeError(f"spikes must be a floating-point tensor, got {got}")
+        kind = spikes.dtype if isinstance(spikes, Tensor) else type(spikes).__name__
+        raise TypeError(f"spikes must be a floating-point tensor, got {kind}")
     if spikes.ndim < 1 or not len(spikes):
         raise ValueError(f"spikes must be [T, ...], T at least 1, got shape {tuple(spikes.shape)}")
-    fired = spikes.detach() > 0
-    step = fired.to(torch.uint8).argmax(0, keepdim=True)  # the first of equal values
+    is_spike = spikes.detach() > 0
+    step = is_spike.to(torch.uint8).argmax(0, keepdim=True)  # of equal values, the first
     time = (step + 1).to(spikes.dtype) - spikes.gather(0, step)
-    return torch.where(fired.any(0), time[0], float(len(spikes)))
+    return torch.where(is_spike.any(0), time[0], float(len(spikes)))

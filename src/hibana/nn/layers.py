@@ -224,16 +224,20 @@ class RecurrentCell(cells.Cell):
         return self.cell, self.recurrent, self.gradient_scale
 
     def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
+        """The state after one step with `input_` plus the recurrent product of the previous spikes."""
         feedback = scale_gradient(self.recurrent(state[-1]), self.gradient_scale)
         return self.cell(input_ + feedback, *state)  # type: ignore[no-any-return]
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names of the inner cell
+        """The names of the states of the inner cell."""
         return self.cell.state_names()
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """The initial state of the inner cell."""
         return self.cell.initial_state(input_)
 
     def rests_at_zero(self) -> bool:
+        """Whether all tensors of the inner cell's initial state are zeros."""
         return self.cell.rests_at_zero()
 
 
@@ -266,11 +270,13 @@ class _ScaledGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, current: Tensor, scale: float) -> Tensor:
+        """`current` unchanged."""
         ctx.scale = scale
         return current.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """The gradient of `current`, which is `grad` times the scale; no gradient of the scale."""
         return grad * ctx.scale, None
 
 

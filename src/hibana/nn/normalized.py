@@ -118,18 +118,18 @@ def _in_one_pass(module: Any, neurons: Any, input_: Tensor) -> tuple[Tensor | No
     `module` ends in a batch normalization.
 
     Returns:
-        The spikes, or None if the two must be called one after the other; and the reason, or "".
+        The outputs of the neurons and "", or None and the reason to call the two modules one after the other.
     """
     parts = _parts(module)
     if parts is None or not isinstance(neurons, OverTime):
         return None, _REPLACED
-    before, norm = parts
+    preceding_modules, norm = parts
     reason = _refusal(norm, neurons, module, *module.children())
     if reason or not kernels_accept(input_):
         return None, reason or _NOT_PLAIN
-    currents = EachStep(before)(input_) if before else input_
+    currents = EachStep(preceding_modules)(input_) if preceding_modules else input_
     outputs, reason = _normalized(norm, neurons, currents)
-    if outputs is None and before:
+    if outputs is None and preceding_modules:
         outputs = neurons(EachStep(norm)(currents))
     return outputs, reason
 
@@ -139,14 +139,15 @@ _NOT_PLAIN = "the input is not float32 on the CPU, or a transform is active"
 
 
 def _parts(module: Any) -> tuple[nn.Sequential | None, Norm] | None:
-    """The modules before the final batch normalization, and that; None if `module` does not end in one."""
+    """The modules before the final batch normalization, and the normalization; None if there is none."""
     if isinstance(module, BatchNorm2dOverSteps) and _is_norm(module):
         return None, module
-    inner: Any = module._modules["module"] if isinstance(module, EachStep) else None
-    last: Any = inner[-1] if type(inner) in TORCH_LAYERS["sequence"] and len(inner) > 1 else None
-    if _is_norm(last):
-        return inner[:-1], last
-    return (None, inner) if _is_norm(inner) else None
+    content: Any = module._modules["module"] if isinstance(module, EachStep) else None
+    is_sequence = type(content) in TORCH_LAYERS["sequence"] and len(content) > 1
+    last_module: Any = content[-1] if is_sequence else None
+    if _is_norm(last_module):
+        return content[:-1], last_module
+    return (None, content) if _is_norm(content) else None
 
 
 def _is_norm(module: Any) -> bool:
@@ -154,7 +155,7 @@ def _is_norm(module: Any) -> bool:
     return isinstance(module, _NORMS) and type(module).forward in _FORWARDS
 
 
-def _refusal(norm: Norm, neurons: OverTime, *around: nn.Module) -> str:
+def _refusal(norm: Norm, neurons: OverTime, *modules: nn.Module) -> str:
     """The reason to call the modules one after the other for every input, or an empty string."""
     if torch.compiler.is_compiling() or call_context.run_active:
         return "the call is compiled, or within hibana.run"
@@ -162,8 +163,10 @@ def _refusal(norm: Norm, neurons: OverTime, *around: nn.Module) -> str:
         return "only evaluation without a gradient normalizes in the neurons' pass"
     if neurons.backend not in ("auto", "cpu") or type(neurons).forward is not OverTime.forward:
         return f"the neurons run on backend {neurons.backend!r}"
-    modules = (*around, norm, neurons, neurons.cell)
-    if any(map(has_hooks, modules)) or torch_internals.has_global_module_hooks():
+    if (
+        any(map(has_hooks, (*modules, norm, neurons, neurons.cell)))
+        or torch_internals.has_global_module_hooks()
+    ):
         return "hooks must run between the modules"
     return ""
 
@@ -172,7 +175,7 @@ def _normalized(norm: Norm, neurons: OverTime, currents: Tensor) -> tuple[Tensor
     """The output of `neurons` for `currents` ``[T, batch, channels, ...]``, normalized by `norm`.
 
     Returns:
-        The spikes, or None if the modules must be called one after the other; and the reason, or "".
+        The outputs of the neurons and "", or None and the reason to call the modules one after the other.
     """
     if currents.numel() < FUSED_FROM:
         return None, f"{currents.numel():,} numbers are too few"
@@ -213,13 +216,17 @@ class _Scaled(cells.Cell):
         self._create_cache(cell._hibana.states)
 
     def forward(self, input_: Tensor, *state: Tensor) -> Any:
+        """The state of the inner cell after one step with the scaled input."""
         return self.cell(torch.addcmul(self.shift, input_, self.scale), *state)
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names of the inner cell
+        """The names of the states of the inner cell."""
         return self.cell.state_names()
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """The initial state of the inner cell for the scaled input."""
         return self.cell.initial_state(torch.addcmul(self.shift, input_, self.scale))
 
     def rests_at_zero(self) -> bool:
+        """Whether all tensors of the inner cell's initial state are zeros."""
         return self.cell.rests_at_zero()

@@ -102,6 +102,7 @@ def watch_layers(
         """A forward hook that reports the layer `name`."""
 
         def report(module: nn.Module, args: tuple[Any, ...], named: dict[str, Any], outputs: Tensor) -> None:
+            """Passes one call of `module` to `on_synapses` or `on_other`."""
             if isinstance(module, Weighted):
                 (inputs,) = *args, *named.values()
                 on_synapses(name, module, inputs, outputs)

@@ -122,18 +122,18 @@ def table(net: nn.Module) -> str:
 
 def _change_layers(net: nn.Module) -> None:
     """Changes the classes of all layers of `net`, except those within the step of another layer."""
-    each_step = [module for module in net.modules() if isinstance(module, EachStep)]
-    in_each_step = {id(inner) for each in each_step for inner in each.module.modules()}
-    steps = [module for module in net.modules() if isinstance(module, Stateful) and module.holds_step]
-    in_step = {id(inner) for step in steps for inner in step.modules()}
+    wrappers = [module for module in net.modules() if isinstance(module, EachStep)]
+    ids_in_wrappers = {id(submodule) for wrapper in wrappers for submodule in wrapper.module.modules()}
+    layers = [module for module in net.modules() if isinstance(module, Stateful) and module.holds_step]
+    ids_in_layers = {id(submodule) for layer in layers for submodule in layer.modules()}
     for module in net.modules():
         kind = type(module)
-        if id(module) in in_step:
+        if id(module) in ids_in_layers:
             continue
-        if kind is nn.Sequential and id(module) not in in_each_step:
+        if kind is nn.Sequential and id(module) not in ids_in_wrappers:
             _change(module, NormalizingSequential)
         elif kind in _LAYERS:
-            _change(module, (EVENT_CLASSES if id(module) in in_each_step else _LAYERS).get(kind, kind))
+            _change(module, (EVENT_CLASSES if id(module) in ids_in_wrappers else _LAYERS).get(kind, kind))
 
 
 def _change_for(net: nn.Module, example: Tensor) -> None:

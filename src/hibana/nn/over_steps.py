@@ -51,6 +51,7 @@ class OverSteps(nn.Module):
     """Number of spatial dimensions of an image."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn's name for it
+        """The output for images ``[T, batch, channels, ...]``, or without time as in torch.nn."""
         if is_fx_proxy(input):
             return cast(Tensor, fx_leaf_call(self, input))
         call: Any = super().forward  # the method of torch.nn's layer
@@ -74,6 +75,7 @@ class BatchNorm2dOverSteps(OverSteps, nn.BatchNorm2d):
     """``nn.BatchNorm2d``, with mean and variance over time and batch."""
 
     def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
+        """Whether one call computes all steps of a constant `input`: always in evaluation."""
         return not self.training or input.shape[1] > 1  # torch refuses a single sample of one pixel
 
 
@@ -101,6 +103,7 @@ class Dropout2dOverSteps(OverSteps, nn.Dropout2d):
     """``nn.Dropout2d``, with a mask for each step."""
 
     def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
+        """Whether one call computes all steps of a constant `input`; masks differ in training."""
         return not self.training
 
 
@@ -108,6 +111,7 @@ class FlattenOverSteps(spikes.Flatten):
     """``nn.Flatten()``, which joins channels, height and width of images over time, and keeps the batch."""
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - as above
+        """Images over time, of 5 dimensions, as ``[T, batch, features]``; other inputs as in torch.nn."""
         if is_fx_proxy(input) or input.ndim != 5 or (self.start_dim, self.end_dim) != (1, -1):
             return super().forward(input)
         joined = super().forward(register_view(input, input.flatten(0, 1)))
@@ -156,7 +160,7 @@ def may_be_joined(net: nn.Module, example: Tensor) -> bool:
     if isinstance(net, Stateful) or example.ndim < 4:
         return False
     over_time = [module for module in net.modules() if isinstance(module, Stateful)]
-    in_neurons = {inner for module in over_time for inner in module.modules()}
+    in_neurons = {submodule for layer in over_time for submodule in layer.modules()}
     other_modules = [module for module in net.modules() if module not in in_neurons]
     others_take_time = any(
         role_of(module) == "recurrent"
@@ -172,6 +176,7 @@ class _Derived(nn.Module):
     _bases: tuple[type, type]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        """The pickled form: :func:`_new`, the two base classes, and the state of the module."""
         reduced: Any = super().__reduce_ex__(protocol)
         return (_new, type(self)._bases, *reduced[2:])
 
@@ -201,6 +206,7 @@ class JoinedNetwork(_Derived):
     """Number of dimensions of an input, time and batch included."""
 
     def forward(self, inputs: Tensor) -> Any:
+        """The outputs ``[T, batch, ...]`` of the network of images, called with time and batch joined."""
         if inputs.ndim != self.joined_dimensions:
             raise ValueError(
                 f"inputs must be [T, batch, ...] of {self.joined_dimensions} dimensions, as the example that "
@@ -228,6 +234,7 @@ class EagerNetwork(_Derived):
     """A mixin of networks that run outside of graphs of ``torch.compile`` on the CPU."""
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The outputs of the network, computed outside of the graph of ``torch.compile``."""
         call: Any = super().forward
         first = next((x for x in (*inputs, *named.values()) if isinstance(x, Tensor)), None)
         if first is None:
@@ -238,11 +245,12 @@ class EagerNetwork(_Derived):
 class JoinedNeurons(_Derived):
     """A mixin of layers over time in a network with joined steps: separates time and batch."""
 
-    def __call__(self, inputs: Any, *rest: Any, **named: Any) -> Any:
+    def __call__(self, inputs: Any, *args: Any, **named: Any) -> Any:
+        """The outputs ``[T * batch, ...]`` for joined inputs; as usual if steps are not joined."""
         steps = _STEPS.get()
         if steps is None:
-            return super().__call__(inputs, *rest, **named)
-        if rest or named:
+            return super().__call__(inputs, *args, **named)
+        if args or named:
             raise TypeError(
                 f"{type(self).__name__} must be called with its input alone in a network that "
                 "hibana.optimize calls with time and batch joined: use hibana.run for states"

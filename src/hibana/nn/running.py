@@ -221,9 +221,9 @@ def _exclude_from_graphs() -> None:
 def check_knows_no_time(argument: str, module: nn.Module) -> None:
     """Raises ValueError if `module`, the value of `argument`, contains a layer over time."""
     over_time = (named for named in module.named_modules() if isinstance(named[1], Stateful))
-    for name, inner in over_time:
+    for name, layer in over_time:
         raise ValueError(
-            f"{argument} must hold no layer over time: {name or argument!r} is {type(inner).__name__}, "
+            f"{argument} must hold no layer over time: {name or argument!r} is {type(layer).__name__}, "
             "which would take what it is given, one step or all with the batch, for its sequence; "
             "put it beside, as in nn.Sequential(hibana.EachStep(nn.Conv2d(...)), hibana.IF())"
         )

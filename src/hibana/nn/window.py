@@ -61,8 +61,9 @@ class LooksBack(Stateful):
         """The steps in `state`, in the dtype of `inputs`; raises ValueError if their shape is wrong."""
         shape = (self.reach, *inputs.shape[1:])
         if not isinstance(state, tuple) or len(state) != 1 or state[0].shape != shape:
-            got = [tuple(part.shape) for part in state] if isinstance(state, tuple) else type(state).__name__
-            raise ValueError(f"state must be one tensor of the last steps, {shape}, got {got}")
+            is_tuple = isinstance(state, tuple)
+            form = [tuple(tensor.shape) for tensor in state] if is_tuple else type(state).__name__
+            raise ValueError(f"state must be one tensor of the last steps, {shape}, got {form}")
         return state[0].to(inputs.dtype)
 
 
@@ -173,6 +174,7 @@ class Window(Weighted, LooksBack):
         )
 
     def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+        """The convolution over time, ``[T, batch, out_channels, ...]``; no history means zeros."""
         if inputs.ndim < 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.in_channels:
             raise ValueError(
                 f"inputs must be [T, batch, {self.in_channels}, ...] with T at least 1, "
@@ -188,9 +190,9 @@ class Window(Weighted, LooksBack):
                 f"got shape {tuple(weight.shape)}"
             )
         rows = _as_rows(inputs)
-        earlier = None if history is None else _as_rows(history)
+        history_rows = None if history is None else _as_rows(history)
         outputs, self._reason = causal_convolution(
-            rows, weight, self.bias, self.dilation, earlier, source, self.mode
+            rows, weight, self.bias, self.dilation, history_rows, source, self.mode
         )
         return outputs.view(*inputs.shape[:2], *inputs.shape[3:], outputs.shape[2]).movedim(-1, 2)
 

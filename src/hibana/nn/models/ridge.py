@@ -65,14 +65,14 @@ def ridge(features: Tensor, targets: Tensor, weights: Tensor | None = None) -> R
     values, vectors = torch.linalg.eigh(x @ x.T if is_wide else x.T @ x)
     is_positive = values > values[-1].clamp(min=1e-300) * 1e-12
     values, vectors = values[is_positive], vectors[:, is_positive]
-    left = vectors if is_wide else x @ vectors / values.sqrt()  # left singular vectors of x, [N, rank]
-    projection = left.T @ y
-    squared = left.square()
+    left_vectors = vectors if is_wide else x @ vectors / values.sqrt()  # [N, rank]
+    projection = left_vectors.T @ y
+    squared = left_vectors.square()
     unit = float(x.square().sum()) / len(x) or 1.0
     best: tuple[float, float, Tensor] | None = None
     for penalty in PENALTIES.tolist():
         shrunk = values / (values + penalty * unit)
-        residual = y - left @ (shrunk[:, None] * projection)
+        residual = y - left_vectors @ (shrunk[:, None] * projection)
         remainder = (1 - squared @ shrunk - share).clamp(min=1e-9)  # 1 - diagonal of the hat matrix
         error = residual / remainder[:, None]
         total = float(error.square().sum())
@@ -80,7 +80,7 @@ def ridge(features: Tensor, targets: Tensor, weights: Tensor | None = None) -> R
             best = total, penalty, error
     assert best is not None
     _, penalty, error = best
-    dual = left @ (projection / (values + penalty * unit)[:, None])
+    dual = left_vectors @ (projection / (values + penalty * unit)[:, None])
     weight = (dual.T @ x) * scale
     return Ridge(weight, y_mean - weight @ x_mean, (y - error) / root[:, None] + y_mean, penalty)
 
