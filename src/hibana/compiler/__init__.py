@@ -67,6 +67,7 @@ class _Operators(torch_internals.OpNamespace):
     __module__ = torch_internals.OpNamespace.__module__  # operators are pickled by it
 
     def __getattr__(self, name: str) -> Any:
+        """The operator, or group of operators, `name`."""
         from hibana.compiler import operator  # noqa: F401 - registers the operators
 
         return super().__getattr__(name)

@@ -64,9 +64,9 @@ def run(
 
     Args:
         program: the compiled step of `cell`.
-        cell: it remembers the specification of the run under `key`, unless that is None.
+        cell: the cell, which remembers the specification of the run under `key`.
         wants_last: whether the caller needs the last states.
-        key: as above.
+        key: the key of the run in the cell's cache; None: the cell remembers nothing.
         inputs: ``[T, ...]``.
         state: the initial states; None for zeros.
     """
@@ -114,7 +114,7 @@ def run_specification(
     kernels = spec.program.kernels
     arguments = _arguments(spec, inputs, tensors, kernels.emitting if spec.always_attaches else None)
     outputs, last, residuals = kernels.forward(arguments)
-    if residuals:
+    if residuals:  # `kernels.emitting` stores only the bits of the outputs
         attach(outputs, residuals[0][None], outputs.shape[1:].numel())
     if spec.order is None:
         return outputs, last
@@ -126,31 +126,34 @@ def run_specification(
 def run_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
     """:func:`run_specification` with prepared kernels, for a call that needs the gradient of `inputs`."""
     outputs, *last = _apply(spec, inputs)
-    if outputs.numel() >= FEWEST:
+    if outputs.numel() >= MIN_OUTPUTS:
         _attach_bits(outputs)
     return outputs, last
 
 
-FEWEST = 256
+MIN_OUTPUTS = 256
 """Minimum outputs that get bits attached; torch multiplies fewer numbers faster."""
 
 
 def _attach_bits(outputs: Tensor) -> None:
     """Attaches the bits that the node of `outputs` saved, and the mask of where it needs their gradient."""
     node: Any = outputs.grad_fn
-    if node is None or outputs.numel() < FEWEST:
+    if node is None or outputs.numel() < MIN_OUTPUTS:
         return
     spikes, mask = node.spikes, node.support
     if spikes is not None or mask is not None:
         planes, length = None if spikes is None else spikes[None], outputs.shape[1:].numel()
-        observers = None if mask is None else ()
+        observers = None if mask is None else ()  # None: no region of the gradient; (): no observer yet
         attach(outputs, planes, length, mask=None if mask is spikes else mask, observers=observers)
 
 
 def _arguments(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...], plan: "Plan | None"
 ) -> ForwardArguments:
-    """The arguments of the forward kernel, in memory order."""
+    """The arguments of the forward kernel, in memory order.
+
+    `tensors` are the initial states, then the cell's tensors; `plan`: the residuals to store, None for none.
+    """
     program, order, count = spec.program, spec.order, spec.initial_count
     first = [step_to_order(order, t) for t in tensors[:count]] if count else program.zero_states
     inputs = inputs if order is None else inputs.permute(order)
@@ -172,6 +175,7 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
+        """The outputs and the last states; `tensors` are the initial states, then the cell's tensors."""
         program, plan, order, count, prepared = (
             *(spec.program, spec.plan, spec.order, spec.initial_count),
             spec.prepared,
@@ -188,9 +192,9 @@ class _Run(torch.autograd.Function):
         inputs, first, parameters, *_ = arguments
         ctx.seed = arguments.seed
         outputs, last, residuals = program.kernels.forward(arguments)
-        read = (_frozen_leaf(inputs),) if plan.reads_input else ()
+        saved_inputs = (_frozen_leaf(inputs),) if plan.reads_input else ()
         initial = [first[i] for i in plan.first] if count else ()
-        ctx.save_for_backward(*read, *initial, *tensors[count:], *parameters, *residuals)
+        ctx.save_for_backward(*saved_inputs, *initial, *tensors[count:], *parameters, *residuals)
         is_packed = not program.step.matrices or inputs.shape[-1] % 8 == 0  # without padding between samples
         ctx.support = residuals[plan.support_at] if is_packed and plan.support_at is not None else None
         ctx.spikes = residuals[plan.spikes_at] if is_packed and plan.spikes_at is not None else None
@@ -202,11 +206,15 @@ class _Run(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None) -> Any:
-        # `_once` checks for second derivatives, which is expensive, so only they pay for it
+        """The gradients of the arguments of :meth:`forward`, as :func:`_backward` returns them."""
+        # With grad mode on, a second derivative may follow; `_checked_backward` raises an error for it, which
+        # is slow.
         if torch.is_grad_enabled():
-            return _once(ctx, grad_outputs, *last_grads)
+            return _checked_backward(ctx, grad_outputs, *last_grads)
         check_unbatched((grad_outputs, *last_grads))
         prepared = ctx.specification.prepared
+        # A prepared kernel reads a gradient of the outputs from contiguous memory at one address, without a
+        # pending negation, and takes no gradient of the last states. `_backward` copes with the other cases.
         if (
             prepared is None
             or grad_outputs is None
@@ -233,14 +241,14 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     """
     spec = ctx.specification
     program, plan, order, count = spec.program, spec.plan, spec.order, spec.initial_count
-    needed = ctx.needs_input_grad[1:]  # for the inputs, the initial states, the cell's tensors
+    needs_grad = ctx.needs_input_grad[1:]  # for the inputs, the initial states, the cell's tensors
     saved = iter(saved_tensors(ctx))
     inputs = next(saved) if plan.reads_input else None
     first: Sequence[Tensor | None] = program.zero_states
     if count:
-        by_state = dict(zip(plan.first, islice(saved, len(plan.first)), strict=True))
-        first = [by_state.get(i) for i in range(count)]
-    cell_tensors = tuple(islice(saved, len(needed) - 1 - count))
+        saved_states = dict(zip(plan.first, islice(saved, len(plan.first)), strict=True))
+        first = [saved_states.get(i) for i in range(count)]
+    cell_tensors = tuple(islice(saved, len(needs_grad) - 1 - count))
     parameters = tuple(islice(saved, program.step.parameters + program.step.matrices))
     if grad_outputs is not None:
         if order is not None:
@@ -260,23 +268,26 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         tuple(saved),
         grad_outputs,
         grads,
-        wants_input=needed[0],
-        wants_first=any(needed[1 : 1 + count]),
+        wants_input=needs_grad[0],
+        wants_first=any(needs_grad[1 : 1 + count]),
         seed=0 if spec.prepared else ctx.seed,
     )
     grad_input, first_grads, sums = program.kernels.backward(arguments)
     if order is not None:
-        back = inverse_order(order)
+        inverse = inverse_order(order)
         if grad_input is not None:
-            grad_input = grad_input.permute(back)
+            grad_input = grad_input.permute(inverse)
         first_grads, sums = (
-            [None if g is None else permute_step(back, g) for g in some] for some in (first_grads, sums)
+            [None if g is None else permute_step(inverse, g) for g in tensors]
+            for tensors in (first_grads, sums)
         )
-    if len(needed) == 1:
+    if len(needs_grad) == 1:
         return None, grad_input
-    state_grads = (g if need else None for g, need in zip(first_grads, needed[1 : 1 + count], strict=False))
+    state_grads = (
+        g if need else None for g, need in zip(first_grads, needs_grad[1 : 1 + count], strict=False)
+    )
     cell_grads: Sequence[Tensor | None] = (None,) * len(cell_tensors)
-    if any(needed[1 + count :]):
+    if any(needs_grad[1 + count :]):
         cell_grads = program.step.epilogue(*cell_tensors, *sums)
     return None, grad_input, *state_grads, *cell_grads
 
@@ -299,7 +310,7 @@ def saved_tensors(ctx: Any) -> tuple[Any, ...]:
     return tensors
 
 
-_once = once_differentiable(
+_checked_backward = once_differentiable(
     _backward,
     'layer.backend = "reference", or hibana.unroll(..., backend="reference"), has derivatives of every order',
 )

@@ -62,13 +62,13 @@ class BackwardArguments(NamedTuple):
     inputs: Tensor | None
     """The inputs, if they are a residual."""
     first: Sequence[Tensor | None]
-    """The initial states that the plan reads; None for zeros, and for other states."""
+    """The initial states; None for zeros, and for states that the plan does not read."""
     parameters: Sequence[Tensor]
-    """As in the forward."""
+    """The parameters of the forward."""
     residuals: Sequence[Tensor]
     """The residuals other than the inputs."""
     grad_outputs: Tensor | None
-    """Each step contiguous; None for zeros."""
+    """The gradient of the outputs, each step contiguous; None for zeros."""
     last_grads: Sequence[Tensor | None]
     """The gradients of the last states other than the emitted state; None for zeros."""
     wants_input: bool
@@ -90,8 +90,9 @@ class Prepared(NamedTuple):
     forward: Callable[[Tensor], tuple[Tensor, list[Tensor], list[Tensor]]]
     """From contiguous inputs to the result of :meth:`Kernels.forward`."""
     backward: Callable[[Sequence[Tensor], Tensor], Tensor]
-    """From the residuals, the inputs first if they are one, and the contiguous gradient of the outputs to the
-    gradient of the inputs; the last states have no gradient."""
+    """From the residuals and the contiguous gradient of the outputs to the gradient of the inputs.
+
+    Inputs that are a residual come first. The last states have no gradient."""
 
 
 class Kernels(ABC):
@@ -108,7 +109,7 @@ class Kernels(ABC):
     step: "Step"
     plan: "Plan"
     emitting: "Plan | None" = None
-    """The plan of a forward that stores the bits of the outputs for no backward; None if it can't."""
+    """The plan of a forward that stores only the bits of the outputs, for no backward; None: impossible."""
     dtype: torch.dtype
 
     @abstractmethod
@@ -125,7 +126,7 @@ class Kernels(ABC):
         return values.contiguous()
 
     def for_step(self, step: "Step") -> Self:
-        """The same kernels for a `step` that differs from this one only in its constants."""
+        """A copy of these kernels for a `step` that differs from their step only in its constants."""
         kernels = copy(self)
         kernels._set_step(step)
         return kernels
@@ -155,15 +156,16 @@ class Kernels(ABC):
         """The source of the ``"forward"`` or ``"backward"``, for ``explain``; `keep`: with residuals."""
 
     def residual_shapes(
-        self, steps: int, one: Sequence[int], plan: "Plan | None" = None
+        self, steps: int, step_shape: Sequence[int], plan: "Plan | None" = None
     ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """The shape and dtype of each residual of `plan`: bits ``[T, ceil(N/8)]``, or numbers ``[T, *one]``.
+        """The shape and dtype of each residual of `plan`: bits ``[T, ceil(N/8)]`` or numbers ``[T, ...]``.
 
-        If the step has matrix products, the bits of each sample fill whole bytes.
+        `step_shape` is the shape of one of the `steps`. If the step has matrix products, the bits of each
+        sample fill whole bytes; otherwise all neurons of a step are one row of bits.
         """
-        *samples, neurons = one if self.step.matrices else (prod(one),)
+        *samples, neurons = step_shape if self.step.matrices else (prod(step_shape),)
         bits = ((steps, prod(samples) * row_bytes(neurons)), torch.uint8)
-        reals = ((steps, *one), self.dtype)
+        reals = ((steps, *step_shape), self.dtype)
         return [bits if value.boolean else reals for value in (plan or self.plan).stored]
 
     def check(self, shape: torch.Size) -> None:  # noqa: B027 # most backends run every shape

@@ -90,9 +90,9 @@ def unroll_compiled(
 ) -> tuple[Tensor, State] | None:
     """:func:`unroll_layer`; None, without a warning, if only the reference loop could run the cell."""
     check_inputs(cell, inputs)
-    chosen = default_backend(inputs.device.type) if backend == "auto" else backend
+    backend_name = default_backend(inputs.device.type) if backend == "auto" else backend
     try:
-        return None if backend == "reference" else unroll_layer(cell, inputs, state, backend=chosen)
+        return None if backend == "reference" else unroll_layer(cell, inputs, state, backend=backend_name)
     except Unsupported:
         return None
 
@@ -119,10 +119,10 @@ def run_cell(
             initial = () if state is None else checked_state(cell, inputs, state)
             return autograd.run_specification(spec, inputs, (*initial, *tensors_of(cell).values()))
     check_inputs(cell, inputs)
-    full = reference.state_dtype(inputs.dtype)
-    if inputs.dtype != full and inputs.is_cpu and torch.is_autocast_enabled("cpu"):
+    full_dtype = reference.state_dtype(inputs.dtype)
+    if inputs.dtype != full_dtype and inputs.is_cpu and torch.is_autocast_enabled("cpu"):
         # as torch's float32 operations do, so that the next layer gets spikes whose events it can use
-        return run_cell(cell, inputs.to(full), state, backend=backend, is_layer=is_layer)
+        return run_cell(cell, inputs.to(full_dtype), state, backend=backend, is_layer=is_layer)
     cell = evaluate_parametrizations(cell)
     if is_layer:
         check_batch(inputs)
@@ -155,11 +155,11 @@ def _executable(
     """A function that runs `cell`: a compiled program, an operator of a graph, or the reference loop.
 
     Args:
-        cell: it remembers a compiled run under `key`, unless that is None.
+        cell: the cell, which remembers a compiled run under `key`.
         inputs: ``[T, ...]``.
         backend: as in :func:`unroll`.
         wants_last: whether the caller needs the last states.
-        key: as above.
+        key: the key of the run in the cell's cache; None: the cell remembers nothing.
 
     Raises:
         Unsupported: if the backend was requested by name and can't run the call.
@@ -169,29 +169,30 @@ def _executable(
         return loop
     check_backend(backend)
     device, dtype = inputs.device.type, reference.state_dtype(inputs.dtype)
-    chosen = default_backend(device) if backend == "auto" else backend
+    backend_name = default_backend(device) if backend == "auto" else backend
     run: Executable | None = None
-    subject: str | None = None  # of a warning: cells, "" for this cell; None: torch or the tracer warns
+    # The cells that a warning names, "" for this cell; None: no warning, since torch or the tracer warns.
+    subject: str | None = None
     if reason := _device_mismatch(cell, inputs):
         pass
     elif is_traced(inputs):
         from hibana.compiler import operator
 
-        run, reason = operator.executable(cell, inputs, dtype, chosen, backend == "auto")
+        run, reason = operator.executable(cell, inputs, dtype, backend_name, backend == "auto")
     elif torch_internals.jit_trace() is not None:
         reason = "torch.jit.trace records PyTorch's own operations; so does convert.export"
     elif in_forward_mode():
         reason = "only the loop supports transforms of torch.func and forward-mode derivatives"
         subject = type(cell).__name__
-    elif reason := refusal(chosen, device):
+    elif reason := refusal(backend_name, device):
         subject = "every cell"  # one warning instead of one per class of cells
     else:
         try:
-            program = programs.program(cell, chosen, inputs.shape[1:], dtype)
-        except Unsupported as refused:
+            program = programs.program(cell, backend_name, inputs.shape[1:], dtype)
+        except Unsupported as error:
             if backend != "auto":
                 raise
-            reason, subject = str(refused), ""
+            reason, subject = str(error), ""
         else:
             run = partial(autograd.run, program, cell, wants_last, key if inputs.dtype == dtype else None)
             if program.kernels.takes_half:
@@ -241,9 +242,10 @@ def run_wrapped_cell(
         Unsupported: if the wrapped cell can't be compiled.
     """
     key = wrap, _key("cpu", inputs, False)
+    # `order`: the index in `all_tensors` of each tensor of the wrapped cell
     all_tensors = (*tensors, *tensors_of(cell).values())
-    if (remembered := programs.recall(cell, key)) is not None:
-        spec, order = remembered
+    if (cached_run := programs.recall(cell, key)) is not None:
+        spec, order = cached_run
         return autograd.run_specification(spec, inputs, tuple([all_tensors[i] for i in order]))[0]
     wrapped = wrap(cell, *tensors)
     outputs, _ = run_cell(wrapped, inputs, backend="cpu", is_layer=True)

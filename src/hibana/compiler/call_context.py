@@ -37,13 +37,16 @@ class RunContext:
     __slots__ = ("_run", "_token")
 
     def __init__(self, run: Any) -> None:
+        """Stores `run`, a run or None."""
         self._run = run
 
     def __enter__(self) -> None:
+        """Makes the run this thread's current run."""
         _count_run(1)
         self._token = _CURRENT_RUN.set(self._run)
 
     def __exit__(self, *exception: object) -> None:
+        """Restores the run that was current before."""
         _count_run(-1)  # before `reset`, which raises if the block is left in another context
         _CURRENT_RUN.reset(self._token)
 

@@ -46,9 +46,9 @@ def checked_state(cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]) -> tupl
     """
     names = cell._hibana.states
     if not isinstance(state, tuple | list) or len(state) != len(names):
-        got = f"{len(state)} tensors" if isinstance(state, tuple | list) else type(state).__name__
+        description = f"{len(state)} tensors" if isinstance(state, tuple | list) else type(state).__name__
         raise ValueError(
-            f"state must be the tensors ({', '.join(names)}) of {type(cell).__name__}, got {got}"
+            f"state must be the tensors ({', '.join(names)}) of {type(cell).__name__}, got {description}"
         )
     shape, dtype = inputs.shape[1:], reference.state_dtype(inputs.dtype)
     for name, value in zip(names, state, strict=True):

@@ -23,6 +23,7 @@ class Program:
     """One step and its kernels, for one shape, dtype and device."""
 
     def __init__(self, step: Step, kernels: Kernels) -> None:
+        """Stores the `step`, its `kernels`, and their plan of residuals."""
         self.step, self.kernels, self.plan = step, kernels, kernels.plan
         self.zero_states = (None,) * len(step.states)
         """Initial states that are zeros."""
@@ -58,24 +59,25 @@ def compile_cell(
 ) -> Program:
     """The program of `cell` for steps of `shape`.
 
-    Steps that differ only in their constants share kernels: the first such program is in `cache`.
+    Steps that differ only in their constants share kernels. `cache` holds the first program of such steps.
 
     Raises:
         Unsupported: if the step can't be compiled, with the reason.
     """
-    traced = trace(cell, shape, dtype, kernel_class(backend).device(), draws=True)
-    step = with_computed_operands(guard_products(traced))
+    traced_step = trace(cell, shape, dtype, kernel_class(backend).device(), draws=True)
+    step = with_computed_operands(guard_products(traced_step))
     key = backend, dtype, structure_key(step)
-    first: Program | None = cache.get(key)
-    if first is None:
-        make = kernel_class(backend, bool(step.matrices))
-        if step.draws and not make.takes_draws:
+    shared_program: Program | None = cache.get(key)
+    if shared_program is None:
+        kernels_class = kernel_class(backend, bool(step.matrices))
+        if step.draws and not kernels_class.takes_draws:
             raise Unsupported(f"the step draws random numbers, and backend {backend!r} draws none")
-        program = Program(step, make(step, make_plan(step, required_residuals(step)), dtype))
+        program = Program(step, kernels_class(step, make_plan(step, required_residuals(step)), dtype))
         program.kernels.check(shape)
         cache[key] = program
         return program
-    first.kernels.check(shape)
+    shared_program.kernels.check(shape)
     constants = {name: getattr(step, name) for name in ("constants", "prologue", "epilogue", "any_size")}
-    step = replace(first.step, **constants)  # with the values of the first step, which its plan refers to
-    return Program(step, first.kernels.for_step(step))
+    # The plan of the shared kernels refers to the values of their own step, so only constants are replaced.
+    step = replace(shared_program.step, **constants)
+    return Program(step, shared_program.kernels.for_step(step))

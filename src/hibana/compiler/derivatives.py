@@ -16,8 +16,9 @@ _are_transforms_active = torch_internals.are_transforms_active
 
 def unwrapped_apply(node: type[torch.autograd.Function]) -> Callable[..., Any]:
     """``node.apply`` without its support for ``torch.func``, which would slow down small calls."""
-    below: Any = super(torch.autograd.Function, node)
-    apply: Callable[..., Any] = below.apply
+    # `super` skips the `apply` of `torch.autograd.Function`, which supports ``torch.func``
+    base: Any = super(torch.autograd.Function, node)
+    apply: Callable[..., Any] = base.apply
     return apply
 
 
@@ -30,6 +31,7 @@ def once_differentiable(backward: Callable[..., Any], instead: str) -> Callable[
     """
 
     def once(ctx: Any, *grads: Tensor | None) -> Any:
+        """The gradients of the node `ctx`; with grad mode on, they raise if they are differentiated."""
         if torch.is_autocast_enabled("cpu"):
             with torch.autocast("cpu", enabled=False):
                 return once(ctx, *grads)
@@ -42,8 +44,10 @@ def once_differentiable(backward: Callable[..., Any], instead: str) -> Callable[
         tensors = [g for g in results if isinstance(g, Tensor)]
         message = f"differentiated twice, but can be differentiated once (once_differentiable): {instead}"
         incoming = [g for g in grads if g is not None]
-        guarded = iter(_raise_if_differentiated(message, len(tensors), *tensors, *incoming, *_leaves(ctx)))
-        return tuple(next(guarded) if isinstance(g, Tensor) else g for g in results)
+        checked_gradients = iter(
+            _raise_if_differentiated(message, len(tensors), *tensors, *incoming, *_leaves(ctx))
+        )
+        return tuple(next(checked_gradients) if isinstance(g, Tensor) else g for g in results)
 
     return once
 
@@ -71,11 +75,13 @@ class _RaiseIfDifferentiated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, message: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Views of the first `count` tensors, each with this node as its gradient function."""
         ctx.message = message
         return tuple(tensor.view_as(tensor) for tensor in tensors[:count])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
+        """Raises ``RuntimeError``, since a gradient was differentiated."""
         raise RuntimeError(ctx.message)
 
 
@@ -86,7 +92,7 @@ def _leaves(node: Any) -> list[Tensor]:
     """The leaf tensors that the inputs of `node` depend on."""
     leaves: dict[int, Tensor] = {}
     visited: set[Any] = set()
-    stack = [node]
+    stack = [node]  # a depth-first search without recursion: a graph may be deeper than Python's stack
     while stack:
         for function, _ in stack.pop().next_functions:
             if function is not None and function not in visited:

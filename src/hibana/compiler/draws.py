@@ -4,9 +4,8 @@ A number is a function of the seed of the call, of the step of time, of the neur
 within the step. So a backward computes the numbers of the forward again, and stores none. The key of the
 generator (:mod:`hibana.compiler.generator`) is the seed; the draw's number is added to its upper word. The
 counter is the element's index in the tensor, and the number of the step. Elements i and i + 16 of each 32
-share a
-counter: i gets its first word and i + 16 its second, or each gets one of a pair of normal numbers. A uniform
-float64 number takes both words of its own counter:
+share a counter: i gets its first word and i + 16 its second, or each gets one of a pair of normal numbers. A
+uniform float64 number takes both words of its own counter:
 
     uniform = floor(w / 2**8) 2**-24 in float32;  w0 2**-32 + floor(w1 / 2**11) 2**-53 in float64
 """
@@ -86,10 +85,12 @@ def _words(
 
 
 def _add(one: Any, other: Any) -> Any:
+    """The sum of two words, modulo 2**32."""
     return (one + other) & _MASK
 
 
 def _rotate_left(word: Any, by: int) -> Any:
+    """A 32-bit `word` rotated left by `by` bits."""
     return ((word << by) | (word >> (32 - by))) & _MASK
 
 
@@ -98,22 +99,27 @@ class _Numbers:
 
     @staticmethod
     def real(word: Tensor) -> Tensor:
+        """The words as float32 numbers, rounded."""
         return word.to(torch.float32)
 
     @staticmethod
     def bits(number: Tensor) -> Tensor:
+        """The bits of float32 numbers as words."""
         return number.view(torch.int32).to(torch.int64) & _MASK
 
     @staticmethod
     def number(word: Tensor) -> Tensor:
+        """The float32 numbers with these bits."""
         return word.to(torch.int32).view(torch.float32)
 
     @staticmethod
     def root(number: Tensor) -> Tensor:
+        """The square roots, rounded once."""
         return number.to(torch.float64).sqrt().to(torch.float32)  # float32's may be an ulp off
 
     @staticmethod
     def where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        """`one` where `condition` is true, else `other`."""
         return torch.where(condition, one, other)
 
 
@@ -124,21 +130,24 @@ class Drawing(TorchFunctionMode):
     """
 
     def __init__(self, name: str) -> None:
+        """Starts at step 0, without a seed; `name` is the class of the cell."""
         super().__init__()
         self.name = name
         """The class of the cell, for error messages."""
         self.step = 0
         self.seed: int | None = None
         self._last = (-1, 0)
+        """The step and the number of the last draw; step -1 before the first draw."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """The result of torch's function `func`, or of its replacement in :data:`_DRAWS`."""
         kwargs = kwargs or {}
         draw = _DRAWS.get(func)
         if draw is None or kwargs.get("generator") is not None:
             return func(*args, **kwargs)
-        named = {name: value for name, value in kwargs.items() if name not in ("generator", "input")}
-        first = (kwargs["input"],) if "input" in kwargs else ()
-        numbers = draw(self, *first, *args, **named)
+        options = {name: value for name, value in kwargs.items() if name not in ("generator", "input")}
+        tensor = (kwargs["input"],) if "input" in kwargs else ()
+        numbers = draw(self, *tensor, *args, **options)
         return func(*args, **kwargs) if numbers is None else numbers
 
     def uniform(self, like: Tensor) -> Tensor:
@@ -215,7 +224,7 @@ def _dropout(
 
 
 def _uniform_(drawing: Drawing, x: Tensor, *ends: float, **named: Any) -> Tensor:
-    """``Tensor.uniform_`` with its arguments."""
+    """``Tensor.uniform_`` with its arguments: `ends` are the interval's lower and upper end, or fewer."""
     low, high = (*ends, *(0.0, 1.0)[len(ends) :])
     low, high = named.get("from", low), named.get("to", high)  # `from` can't be a parameter in Python
     return x.copy_(drawing.uniform(x) * (high - low) + low)

@@ -59,13 +59,13 @@ def explain_cell(
     else:
         try:
             program = programs.program(cell, backend, torch.Size(shape), dtype)
-        except Unsupported as refused:
-            reason = str(refused)
+        except Unsupported as error:
+            reason = str(error)
     if reason:
         return Report(f"reference loop, because {reason}", f"{name}\n{REFERENCE}{reason}\n")
     step, plan, kernels, number_bits = program.step, program.plan, program.kernels, torch.finfo(dtype).bits
-    bits = _bits(plan.bits(number_bits))
-    where, sentence = _support(step, plan)
+    bit_count = _bits(plan.bits(number_bits))
+    region, sentence = _support(step, plan)
     lines = [
         f"{name}   state ({', '.join(cell.state_names())}), emits {cell.state_names()[-1]}",
         f"backend    {kernels.about}",
@@ -73,7 +73,7 @@ def explain_cell(
     if kernels.approximate:
         operations = ", ".join(kernels.approximate)
         lines.append(f"numerics   {operations}: within 2 ulp, not PyTorch's own bits")
-    lines.append(f"residuals  {bits} per neuron and step for the backward, nothing for inference")
+    lines.append(f"residuals  {bit_count} per neuron and step for the backward, nothing for inference")
     lines += [
         f"           {_bits(cost_in_bits(value, number_bits))}: {_description(step, value)}"
         for value in plan.residuals
@@ -94,7 +94,7 @@ def explain_cell(
         f"source, {direction}\n{_indented(kernels.source(direction))}\n"
         for direction in ("forward", "backward")
     )
-    return Report(kernels.about, "\n".join(lines) + "\n", source, bits, where)
+    return Report(kernels.about, "\n".join(lines) + "\n", source, bit_count, region)
 
 
 def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
@@ -103,9 +103,9 @@ def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
         stores, {name: _notation(name, step) for name in leaves(stores)}, mathematics()
     )
     equations = [_primed(line) for line in lines]
-    named = {line.partition(" = ")[0] for line in equations}
-    others = [_primed(f"{store}' = {result}") for store, result in results.items()]
-    equations += [line for line in others if line.partition(" = ")[0] not in named]
+    targets = {line.partition(" = ")[0] for line in equations}
+    result_equations = [_primed(f"{store}' = {result}") for store, result in results.items()]
+    equations += [line for line in result_equations if line.partition(" = ")[0] not in targets]
     return [f"  {_readable(line)}" for line in equations]
 
 
@@ -156,13 +156,15 @@ def _support(step: Step, plan: Plan) -> tuple[str, str]:
         return "none", f"of what is emitted never reaches the input: {NO_DERIVATIVE}"
     if plan.support is None:
         return "everywhere", "of what is emitted can matter everywhere"
-    where = f"where {_description(step, plan.support).removeprefix('whether ')}"
-    return where, f"of what is emitted matters only {where}"
+    region = f"where {_description(step, plan.support).removeprefix('whether ')}"
+    return region, f"of what is emitted matters only {region}"
 
 
 def _bits(count: int) -> str:
+    """A number of bits in words, such as ``1 bit``."""
     return f"{count} bit{'' if count == 1 else 's'}"
 
 
 def _indented(text: str) -> str:
+    """`text` with each line indented by two spaces, and one line break at its end."""
     return "\n".join(f"  {line}" if line else "" for line in text.rstrip().split("\n")) + "\n"

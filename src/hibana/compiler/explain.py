@@ -86,26 +86,26 @@ def _reports(
     """The name of each layer of `module` that has a report, and the report."""
     from hibana.compiler.equations import REFERENCE, Report, explain_cell
 
-    described: set[nn.Module] = set()
-    named: set[str] = set()
+    reported_modules: set[nn.Module] = set()
+    labels: set[str] = set()
     for name, part in module.named_modules():
-        if part in described:
+        if part in reported_modules:
             continue
         if isinstance(part, Cell):
             layer, _, last = name.rpartition(".")
             report = explain_cell(part, shape, dtype, backend)
             if REFERENCE not in report.text:
-                described.update(part.modules())
-            named.add(label := layer if last == "cell" and layer not in named else name)
+                reported_modules.update(part.modules())
+            labels.add(label := layer if last == "cell" and layer not in labels else name)
             yield label, report
         elif callable(step := getattr(part, "step", None)) and isinstance(cell := step(), Cell):
             report = explain_cell(cell, shape, dtype, backend)
             if REFERENCE in report.text:
-                named.add(name)
+                labels.add(name)
                 note = "each step is called in Python, with the cell alone compiled"
                 yield name, report._replace(runs=f"{report.runs}; {note}", text=f"{report.text}{note}\n")
             else:
-                described.update(part.modules())
+                reported_modules.update(part.modules())
                 yield name, report
         elif callable(explain_part := getattr(part, "explain", None)):
             yield name, Report(str(explain_part()), f"{explain_part()}\n")
@@ -125,24 +125,27 @@ def _record_calls(net: nn.Module, inputs: Tensor) -> dict[str, _Call]:
     Layers inside of another layer are left out. A layer with several calls has the time of all of them.
     """
     calls: dict[str, _Call] = {}
-    started: dict[str, float] = {}
+    start_times: dict[str, float] = {}
 
-    def start(name: str, *_: Any) -> None:
-        started[name] = perf_counter()
+    def record_start(name: str, *_: Any) -> None:
+        """Stores the start time of the call of the layer `name`."""
+        start_times[name] = perf_counter()
 
-    def stop(name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        seconds = perf_counter() - started[name]
+    def record_end(name: str, _: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Stores the call of the layer `name`, with the time since its start."""
+        seconds = perf_counter() - start_times[name]
         if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-            earlier = calls[name].seconds if name in calls else 0.0
-            calls[name] = _Call(args[0], output, earlier + seconds)
+            previous_seconds = calls[name].seconds if name in calls else 0.0
+            calls[name] = _Call(args[0], output, previous_seconds + seconds)
 
     def add_hooks(name: str, module: nn.Module) -> None:
-        inner = list(module.named_children())
-        if not inner or hasattr(module, "explain") or any(isinstance(part, Cell) for _, part in inner):
-            hooks.callback(module.register_forward_pre_hook(partial(start, name)).remove)
-            hooks.callback(module.register_forward_hook(partial(stop, name)).remove)
+        """Adds both hooks to a layer `module`; calls itself for each child of any other module."""
+        children = list(module.named_children())
+        if not children or hasattr(module, "explain") or any(isinstance(part, Cell) for _, part in children):
+            hooks.callback(module.register_forward_pre_hook(partial(record_start, name)).remove)
+            hooks.callback(module.register_forward_hook(partial(record_end, name)).remove)
             return
-        for child, part in inner:
+        for child, part in children:
             add_hooks(f"{name}.{child}".removeprefix("."), part)
 
     with ExitStack() as hooks, torch.no_grad(), preserve_state(net, inputs):
@@ -172,7 +175,7 @@ def preserve_state(net: nn.Module, inputs: Tensor) -> Iterator[None]:
 
 def describe_axes(inputs: Tensor) -> str:
     """A sentence with the numbers of steps and samples in `inputs`."""
-    steps, batch = (*inputs.shape, 1, 1)[:2]
+    steps, batch = (*inputs.shape, 1, 1)[:2]  # a missing dimension counts as 1
     samples = f"{batch} sample{'s' * (batch != 1)}"
     return (
         f"read as {steps} step{'s' * (steps != 1)} of {samples}: time is the first axis, the batch the second"
@@ -181,8 +184,8 @@ def describe_axes(inputs: Tensor) -> str:
 
 def _table(net: nn.Module, reports: "dict[str, Report]", calls: dict[str, _Call]) -> list[str]:
     """The lines of a table of the layers of `net` that have a report or were called."""
-    measured = ["input", "output", "not zero", "time"] * bool(calls)
-    columns = ["layer", "class", *measured, "keeps", "gradient", "runs"]
+    call_columns = ["input", "output", "not zero", "time"] if calls else []
+    columns = ["layer", "class", *call_columns, "keeps", "gradient", "runs"]
     seconds = sum(call.seconds for call in calls.values())
     rows = [columns]
     for name, module in net.named_modules():

@@ -49,14 +49,14 @@ def threefry(
 
     `add`, `rotate_left` (by a number of bits) and `xor` are the backend's operations on 32-bit words.
     """
-    (first, second), *later = schedule
-    x, y = add(counter[0], first), add(counter[1], second)
+    (key_x, key_y), *later_keys = schedule
+    x, y = add(counter[0], key_x), add(counter[1], key_y)
     for i in range(ROUNDS):
         x = add(x, y)
         y = xor(rotate_left(y, ROTATIONS[i % len(ROTATIONS)]), x)
         if i % 4 == 3:
-            to_x, to_y = later[i // 4]
-            x, y = add(x, to_x), add(y, to_y)
+            key_x, key_y = later_keys[i // 4]
+            x, y = add(x, key_x), add(y, key_y)
     return x, y
 
 
@@ -95,17 +95,20 @@ def normal(n: Numbers, x: Any, y: Any) -> tuple[Any, Any]:
     one bit of `y` exchanges cosine and sine, and another is the sign of both.
     """
     # r = m / 2**31 with m = 2**e mantissa, and the mantissa from sqrt(1/2) to sqrt(2)
+    # Adding the distance of the bits of 1 and sqrt(1/2) makes the exponent field change at sqrt(1/2).
     shifted = n.bits(n.real((x >> 1) | 1)) + (0x3F800000 - _ROOT_OF_HALF)
     mantissa = n.number((shifted & 0x7FFFFF) + _ROOT_OF_HALF)
-    part = (mantissa - 1) / (mantissa + 1)
-    square = part * part
-    log = part * (2 + square * (2 / 3 + square * (2 / 5 + square * (2 / 7 + square * (2 / 9)))))
+    ratio = (mantissa - 1) / (mantissa + 1)  # log(mantissa) = 2 artanh(ratio)
+    square = ratio * ratio
+    log = ratio * (2 + square * (2 / 3 + square * (2 / 5 + square * (2 / 7 + square * (2 / 9)))))
+    # 31 - e, since 127 is the bias of float32 exponents
     exponent = n.real(127 + 31 - (shifted >> 23))
-    distance = n.root(exponent * (2 * math.log(2)) - log * 2)
+    radius = n.root(exponent * (2 * math.log(2)) - log * 2)
     angle = n.real((((y >> 6) & 0xFFFFFF) | 1) - 0x800000) * (math.pi / 2 * 2.0**-24)
     z = angle * angle
     sine = angle * (1 + z * (-1 / 6 + z * (1 / 120 + z * (-1 / 5040 + z * (1 / 362880)))))
     cosine = 1 + z * (-1 / 2 + z * (1 / 24 + z * (-1 / 720 + z * (1 / 40320))))
-    signed = n.number(n.bits(distance) ^ (y & 0x80000000))
-    exchanged = (y & 0x40000000) > 0
-    return signed * n.where(exchanged, sine, cosine), signed * n.where(exchanged, cosine, sine)
+    signed_radius = n.number(n.bits(radius) ^ (y & 0x80000000))
+    is_exchanged = (y & 0x40000000) > 0
+    first = signed_radius * n.where(is_exchanged, sine, cosine)
+    return first, signed_radius * n.where(is_exchanged, cosine, sine)

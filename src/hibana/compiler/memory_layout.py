@@ -19,7 +19,7 @@ def constant_step(sequence: Tensor) -> Tensor | None:
     first = sequence[0]
     if sequence.stride(0) == 0:
         return first
-    if not torch.equal(first, sequence[-1]):  # most other sequences return here
+    if not torch.equal(first, sequence[-1]):  # a cheap test, which most sequences with unequal steps fail
         return None
     return first if torch.equal(sequence[1:-1], sequence[:-2]) else None
 
@@ -35,9 +35,9 @@ def step_to_order(order: Order | None, value: Tensor) -> Tensor:
     return value.contiguous() if order is None else value.permute(step_order(order)).contiguous()
 
 
-def permute_step(back: Order, value: Tensor) -> Tensor:
-    """`value`, a tensor of one step, permuted by the order `back` of a sequence's dimensions."""
-    return value.permute(step_order(back))
+def permute_step(order: Order, value: Tensor) -> Tensor:
+    """`value`, a tensor of one step, permuted by the `order` of a sequence's dimensions."""
+    return value.permute(step_order(order))
 
 
 def step_order(order: Order) -> Order:
@@ -47,8 +47,8 @@ def step_order(order: Order) -> Order:
 
 def to_callers_order(order: Order, outputs: Tensor, last: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Outputs and last states in memory `order`, permuted to the caller's order."""
-    back = inverse_order(order)
-    return outputs.permute(back), [permute_step(back, value) for value in last]
+    inverse = inverse_order(order)
+    return outputs.permute(inverse), [permute_step(inverse, value) for value in last]
 
 
 def memory_order(inputs: Tensor) -> Order | None:
@@ -60,16 +60,16 @@ def memory_order(inputs: Tensor) -> Order | None:
     return order if inputs.permute(order)[0].is_contiguous() else None
 
 
-def expand_over_time(once: Tensor, steps: int) -> Tensor:
-    """`once` expanded over time, ``[T, ...]``, by way of its memory order.
+def expand_over_time(step: Tensor, steps: int) -> Tensor:
+    """The tensor `step` expanded over time, ``[T, ...]``, by way of its memory order.
 
     Torch's sum of the gradient over time then reads memory in order. In another order, such as that of
     channels-last tensors, the sum takes ten times as long.
     """
-    order = None if torch.compiler.is_compiling() else memory_order(once[None])
+    order = None if torch.compiler.is_compiling() else memory_order(step[None])
     if order is None:
-        return once.expand(steps, *once.shape)
-    in_memory_order = once.permute(step_order(order))
+        return step.expand(steps, *step.shape)
+    in_memory_order = step.permute(step_order(order))
     return in_memory_order.expand(steps, *in_memory_order.shape).permute(inverse_order(order))
 
 

@@ -38,6 +38,7 @@ class NamedKernels(Kernels):
     """The operands of the step's matrix products; each gives one matrix product over the whole sequence."""
 
     def _set_step(self, step: "Step") -> None:
+        """Sets the step, and the names of its arguments in the kernels."""
         super()._set_step(step)
         states = step.states
         self._initial_names = tuple(f"{name}_first" for name in states)
@@ -59,8 +60,8 @@ class NamedKernels(Kernels):
 
         Args:
             direction: ``"forward"`` or ``"backward"``.
-            variant: which of the kernels of that direction.
-            shape: of the sequences, ``[T, ...]``.
+            variant: the kernel among those of that direction.
+            shape: the shape of the sequences, ``[T, ...]``.
             matrices: the matrices of the step.
             arguments: all other arguments; a name that the kernel lacks is ignored.
         """
@@ -80,64 +81,76 @@ class NamedKernels(Kernels):
         """
         inputs, initial, parameters, plan, wants_last, may_offset, seed = arguments
         shape, count = inputs.shape, self.step.parameters
-        read = self._readable(inputs)
-        outputs = self._new_sequence(read, shape, may_offset)
+        read_inputs = self._readable(inputs)
+        outputs = self._new_sequence(read_inputs, shape, may_offset)
         last: list[Tensor] = []
         if wants_last:  # without the emitted state, which is the last of the outputs unless these are rounded
             states = len(initial) - (inputs.dtype == self.dtype)
             last = [inputs.new_empty(shape[1:], dtype=self.dtype) for _ in range(states)]
         layouts = self.residual_shapes(shape[0], shape[1:], plan) if plan else []
-        residuals = [inputs.new_empty(size, dtype=dtype) for size, dtype in layouts]
-        named: Named = {"input": read, "input_step": read.stride(0), "outputs": outputs, "seed": seed}
-        named |= dict.fromkeys(self._last_names) | dict(zip(self._last_names, last, strict=False))
-        named |= dict(zip(self._initial_names, initial, strict=True))
-        named |= dict(zip(self._parameter_names, parameters[:count], strict=True))
-        named |= dict(zip(plan.names, residuals, strict=True)) if plan else {}
-        self._launch("forward", plan, shape, parameters[count:], named)
+        residuals = [inputs.new_empty(residual_shape, dtype=dtype) for residual_shape, dtype in layouts]
+        kernel_arguments: Named = {
+            "input": read_inputs,
+            "input_step": read_inputs.stride(0),
+            "outputs": outputs,
+            "seed": seed,
+        }
+        kernel_arguments |= dict.fromkeys(self._last_names) | dict(zip(self._last_names, last, strict=False))
+        kernel_arguments |= dict(zip(self._initial_names, initial, strict=True))
+        kernel_arguments |= dict(zip(self._parameter_names, parameters[:count], strict=True))
+        kernel_arguments |= dict(zip(plan.names, residuals, strict=True)) if plan else {}
+        self._launch("forward", plan, shape, parameters[count:], kernel_arguments)
         return outputs.to(inputs.dtype), last, residuals
 
     def backward(
         self, arguments: BackwardArguments
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
+        """The gradients as :meth:`Kernels.backward`; a matrix has the gradient of :func:`sum_over_time`."""
         shape, inputs, initial, parameters, residuals, grad_outputs, last_grads = arguments[:7]
         step_shape, count, wants_input = shape[1:], self.step.parameters, arguments.wants_input
         tensors = (*residuals, grad_outputs, inputs, *last_grads, *parameters, *initial)
-        like = next((t for t in tensors if t is not None), None)
-        if like is None:  # all gradients are zero
-            like = torch.empty(0, dtype=self.dtype, device=self.device())
+        template = next((t for t in tensors if t is not None), None)
+        if template is None:  # all gradients are zero
+            template = torch.empty(0, dtype=self.dtype, device=self.device())
         if grad_outputs is None:
-            grad_outputs = like.new_zeros(step_shape, dtype=self.dtype).expand(shape)
+            grad_outputs = template.new_zeros(step_shape, dtype=self.dtype).expand(shape)
         read_grads = self._readable(grad_outputs)
-        read = None if inputs is None else self._readable(inputs)
+        read_inputs = None if inputs is None else self._readable(inputs)
         grad_input = self._new_sequence(read_grads, shape, arguments.may_offset) if wants_input else None
         initial_grads: list[Tensor | None] = [None] * len(initial)
         if arguments.wants_first:
-            initial_grads = [like.new_empty(step_shape, dtype=self.dtype) for _ in initial]
-        sums = [like.new_empty(step_shape, dtype=self.dtype) for _ in self.step.grad_sums]
-        named: Named = {
-            **{"input": read, "input_step": 0 if read is None else read.stride(0), "grad_input": grad_input},
+            initial_grads = [template.new_empty(step_shape, dtype=self.dtype) for _ in initial]
+        sums = [template.new_empty(step_shape, dtype=self.dtype) for _ in self.step.grad_sums]
+        kernel_arguments: Named = {
+            **{
+                "input": read_inputs,
+                "input_step": 0 if read_inputs is None else read_inputs.stride(0),
+                "grad_input": grad_input,
+            },
             **{"grad_outputs": read_grads, "grad_outputs_step": read_grads.stride(0)},
             **{"wants_first": int(arguments.wants_first), "seed": arguments.seed},
         }
-        named |= dict(zip(self._initial_names, initial, strict=True))
-        named |= dict(zip(self._initial_grad_names, initial_grads, strict=True))
-        named |= dict(zip(self._last_grad_names, last_grads, strict=False))
-        named |= dict(zip(self._parameter_names, parameters[:count], strict=True))
-        named |= {f"sum{i}_all": tensor for i, tensor in enumerate(sums)}
-        named |= dict(zip(self.plan.names, residuals, strict=True))
+        kernel_arguments |= dict(zip(self._initial_names, initial, strict=True))
+        kernel_arguments |= dict(zip(self._initial_grad_names, initial_grads, strict=True))
+        kernel_arguments |= dict(zip(self._last_grad_names, last_grads, strict=False))
+        kernel_arguments |= dict(zip(self._parameter_names, parameters[:count], strict=True))
+        kernel_arguments |= {f"sum{i}_all": tensor for i, tensor in enumerate(sums)}
+        kernel_arguments |= dict(zip(self.plan.names, residuals, strict=True))
         gradients = {} if grad_input is None else {self.step.grad_input: grad_input}
         for i, operand in enumerate(self.operands):
             if operand.gradient not in gradients:  # several products may share one gradient
-                gradients[operand.gradient] = named[f"outer{i}_all"] = like.new_empty(shape, dtype=self.dtype)
-        self._launch("backward", wants_input, shape, parameters[count:], named)
+                gradients[operand.gradient] = kernel_arguments[f"outer{i}_all"] = template.new_empty(
+                    shape, dtype=self.dtype
+                )
+        self._launch("backward", wants_input, shape, parameters[count:], kernel_arguments)
         if grad_input is not None:
             grad_input = grad_input.to(grad_outputs.dtype)
         stored = dict(zip(self.plan.stored, residuals, strict=True))
-        for o in self.operands:
-            residual = inputs if o.residual.is_input else stored[o.residual]
+        for operand in self.operands:
+            residual = inputs if operand.residual.is_input else stored[operand.residual]
             assert residual is not None
-            first = None if o.state is None else initial[o.state]
-            sums.append(sum_over_time(o, residual, first, gradients[o.gradient]))
+            first = None if operand.state is None else initial[operand.state]
+            sums.append(sum_over_time(operand, residual, first, gradients[operand.gradient]))
         return grad_input, initial_grads, sums
 
 
@@ -145,7 +158,8 @@ def sum_over_time(operand: "Operand", residual: Tensor, first: Tensor | None, gr
     """The matrix ``left^T right`` of a product's operand and gradient, summed over samples and time.
 
     Args:
-        operand: which side of the pair it is, and whether `residual` holds its value one step earlier.
+        operand: the side of the pair, and the state if `residual` holds its value after each step: then the
+            product reads it one step later.
         residual: the operand at each step, ``[T, ...]``: numbers, or bytes of bits of each sample.
         first: the operand at the first step if it is an initial state; None for zeros.
         gradient: the gradient at the product, ``[T, ..., N]``.

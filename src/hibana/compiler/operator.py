@@ -53,7 +53,7 @@ def executable(
 def _serialized(
     cell: Cell, backend: str, device: str, dtype: torch.dtype, ndim: int, dynamo: bool, auto: bool
 ) -> tuple[str, str]:
-    """The serialized step of `cell` for steps of `ndim` dimensions of any size, and why it is not possible.
+    """The serialized step of `cell` for steps of `ndim` dimensions of any size, and the reason it is absent.
 
     One of the two texts is empty. If Dynamo makes the graph (`dynamo`), all numbers that the step reads must
     be settings that Dynamo can guard.
@@ -68,8 +68,8 @@ def _serialized(
         if compiled is not None and compiled.step.any_size:
             return serial.write(compiled.step, compiled.plan, dtype), ""
         reason = reason or "its step depends on the size of the inputs, and a graph takes inputs of any size"
-    except Unsupported as refused:
-        reason = str(refused)
+    except Unsupported as error:
+        reason = str(error)
     if auto and device != "meta":
         warn_slow(cell, reason)
     return "", reason
@@ -130,22 +130,25 @@ def _unroll(
     """Runs `cell` over `inputs` by the operator: the outputs, and the last states other than the emitted one.
 
     Args:
-        cell: its tensors are arguments of the operator.
+        cell: the cell, whose tensors are arguments of the operator.
         text: the serialized step.
-        backend: its name.
+        backend: the name of the backend.
         inputs: ``[T, ...]``.
         state: the initial states; None for zeros.
     """
     first = [] if state is None else list(state)
     cell_tensors = list(tensors_of(cell).values())
-    keep = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *cell_tensors))
-    number = _call_number(text, backend)
-    seed = torch.ops.hibana.seed(number) if number else None
-    outputs, *rest = torch.ops.hibana.unroll(inputs, first, cell_tensors, text, backend, keep, seed)
-    return outputs, rest[: len(cell._hibana.states) - 1]
+    needs_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (inputs, *first, *cell_tensors))
+    call_number = _call_number(text, backend)
+    seed = torch.ops.hibana.seed(call_number) if call_number else None
+    outputs, *states_and_residuals = torch.ops.hibana.unroll(
+        inputs, first, cell_tensors, text, backend, needs_gradient, seed
+    )
+    return outputs, states_and_residuals[: len(cell._hibana.states) - 1]
 
 
 _CALLS = count(1)
+"""The numbers of calls that draw random numbers."""
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator] # torch lacks its type
@@ -162,6 +165,7 @@ def _seed(number: int) -> Tensor:
 
 @_seed.register_fake
 def _(number: int) -> Tensor:
+    """A tensor with the shape and dtype of a seed, for traces."""
     return torch.empty((), dtype=torch.int64, device="cpu")
 
 
@@ -196,6 +200,7 @@ def _initial_states(program: Program, first: Tensors) -> Sequence[Tensor | None]
 
 
 def _with_contiguous_steps(tensor: Tensor) -> Tensor:
+    """`tensor`, copied if its steps are not contiguous."""
     return tensor if steps_contiguous(tensor) else tensor.contiguous()
 
 
@@ -228,11 +233,12 @@ def _forward(
 def _(
     inputs: Tensor, first: Any, cell_tensors: Any, step: str, backend: str, keep: bool, seed: Any = None
 ) -> list[Tensor]:
+    """Tensors with the shapes and dtypes of the results of :func:`_forward`, for traces."""
     program = _program(step, backend, inputs)
-    steps, *one = inputs.shape
-    residuals = program.kernels.residual_shapes(steps, one) if keep else []
-    last = [inputs.new_empty(one) for _ in program.step.states[1:]]
-    return [inputs.new_empty((steps, *one)), *last, *(inputs.new_empty(s, dtype=d) for s, d in residuals)]
+    layouts = program.kernels.residual_shapes(inputs.shape[0], inputs.shape[1:]) if keep else []
+    last = [inputs.new_empty(inputs.shape[1:]) for _ in program.step.states[1:]]
+    residuals = [inputs.new_empty(shape, dtype=dtype) for shape, dtype in layouts]
+    return [inputs.new_empty(inputs.shape), *last, *residuals]
 
 
 @torch.library.custom_op("hibana::unroll_backward", mutates_args=())
@@ -276,7 +282,8 @@ def _backward(
 
 @_backward.register_fake
 def _(inputs: Tensor, first: Any, cell_tensors: Tensors, *arguments: Any) -> list[Tensor]:
-    step, backend, learned, *_ = arguments[3:]
+    """Tensors with the shapes and dtypes of the results of :func:`_backward`, for traces."""
+    step, backend, learned, *_ = arguments[3:]  # after the residuals, `grad_outputs` and `last_grads`
     first_grads = [inputs.new_empty(inputs.shape[1:]) for _ in _program(step, backend, inputs).step.states]
     cell_grads = [
         torch.empty_like(t) for t, is_learned in zip(cell_tensors, learned, strict=True) if is_learned
@@ -307,20 +314,21 @@ def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     """The gradients of the arguments of ``hibana::unroll``, computed by ``hibana::unroll_backward``."""
     saved, first_count = list(ctx.saved_tensors), ctx.first_count
     seed = saved.pop() if ctx.draws else None
-    like = next(g for g in grads if g is not None)
-    inputs = saved.pop(0) if ctx.reads_input else like.new_empty(()).expand(ctx.shape)
+    template = next(g for g in grads if g is not None)
+    # `hibana::unroll_backward` reads only shape and dtype of inputs that are no residual
+    inputs = saved.pop(0) if ctx.reads_input else template.new_empty(()).expand(ctx.shape)
     end = first_count + len(ctx.learned)
     outputs, *last = grads[: ctx.states]
     outputs = inputs.new_zeros(()).expand(ctx.shape) if outputs is None else outputs
     last = [inputs.new_zeros(ctx.shape[1:]) if g is None else g for g in last]
     arguments = saved[:first_count], saved[first_count:end], saved[end:], outputs, last
-    grad_input, *rest = torch.ops.hibana.unroll_backward(
+    grad_input, *other_grads = torch.ops.hibana.unroll_backward(
         inputs, *arguments, ctx.step, ctx.backend, ctx.learned, seed
     )
-    learned_grads = iter(rest[ctx.states :])
+    learned_grads = iter(other_grads[ctx.states :])  # after the gradient of each initial state
     cell_grads = [next(learned_grads) if is_learned else None for is_learned in ctx.learned]
     # torch takes no gradient for an argument with its default value, such as a missing seed
-    return grad_input, rest[:first_count], cell_grads, None, None, None, *[None] * ctx.draws
+    return grad_input, other_grads[:first_count], cell_grads, None, None, None, *[None] * ctx.draws
 
 
 _forward.register_autograd(_gradient, setup_context=_setup)

@@ -3,8 +3,7 @@
 - A cell remembers its runs and programs while nothing that its step reads has changed (:func:`recall`,
   :func:`remember`). The key of a run holds backend, shape, strides, dtype, threads and so on.
 - All cells share one dictionary. Cells of one class with equal hyper-parameters and tensors of equal shapes
-  share
-  a program (:func:`program`), and steps that differ only in their constants share kernels
+  share a program (:func:`program`), and steps that differ only in their constants share kernels
   (:mod:`hibana.compiler.compiling`).
 
 A backend is imported when a step is first compiled for it.
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 SHARED_PROGRAMS = 1280
 _SHARED: "BoundedDict[Hashable, Program | str]" = BoundedDict(SHARED_PROGRAMS)
-"""Programs by the fingerprint of a cell and by the structure of a step, or why a program is not possible."""
+"""Programs by the fingerprint of a cell and by the structure of a step, or the reason for their absence."""
 
 
 def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> "Program":
@@ -49,7 +48,7 @@ def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> 
 
 
 def recall(cell: Cell, run: Hashable) -> Any:
-    """What :func:`remember` stored for `run`; None if anything that the step of `cell` reads has changed."""
+    """The result of :func:`remember` for the key `run`; None if an object that the step reads has changed."""
     cache: CellCache | None = cell.__dict__.get(CACHE_ATTRIBUTE)
     dependencies: Dependencies | None = None if cache is None else cache.dependencies
     if dependencies is None or not _is_bare(cell):
@@ -61,7 +60,7 @@ def recall(cell: Cell, run: Hashable) -> Any:
 
 
 def remember(cell: Cell, run: Hashable, result: Any) -> None:
-    """Stores `result` for :func:`recall`, unless `cell` holds modules or has hooks."""
+    """Stores `result` under the key `run` for :func:`recall`, unless `cell` holds modules or has hooks."""
     if _is_bare(cell):
         dependencies_of(cell).cache[_run_key(cell, run)] = result
 
@@ -86,7 +85,7 @@ def _run_key(cell: Cell, run: Hashable) -> Hashable:
 def _shared_program(
     cell: Cell, fingerprint: Hashable, backend: str, shape: torch.Size, dtype: torch.dtype
 ) -> "Program | str":
-    """The program of all cells with one `fingerprint`, or why it is not possible; compiled on first use."""
+    """The program of all cells with one `fingerprint`, compiled on first use, or the reason it is absent."""
     exact_key = fingerprint, backend, shape, dtype
     any_size_key = fingerprint, backend, shape_class(tensors_of(cell), shape), dtype
     result = _SHARED.get(exact_key) or _SHARED.get(any_size_key)
@@ -104,6 +103,7 @@ def _shared_program(
 
 
 def _cpu_kernels(products: bool) -> type[Kernels]:
+    """The class of CPU kernels of steps with or without matrix `products`."""
     if products:
         from hibana.compiler.cpu.sample_kernels import SampleKernels
 
@@ -114,18 +114,21 @@ def _cpu_kernels(products: bool) -> type[Kernels]:
 
 
 def _cpu_refusal(device: str) -> str:
+    """The reason why the CPU backend can't run on a type of `device`, or an empty text."""
     from hibana.runtime import available
 
     return available.unavailable_reason() if device == "cpu" else f"it serves cpu, not {device}"
 
 
 def _triton_kernels(products: bool) -> type[Kernels]:
+    """The class of Triton kernels of steps with or without matrix `products`."""
     from hibana.compiler.triton.kernels import GpuKernels, SampleKernels
 
     return SampleKernels if products else GpuKernels
 
 
 def _triton_refusal(device: str) -> str:
+    """The reason why the Triton backend can't run on a type of `device`, or an empty text."""
     from hibana.compiler.triton import kernels as gpu
 
     return gpu.refusal(device)

@@ -24,21 +24,21 @@ def unroll(
         drawing: the source of the step's random numbers, from its current step on; None for a new source. A
             graph of Dynamo's has PyTorch's own random numbers instead.
     """
-    emitted = []
-    traced = torch.compiler.is_dynamo_compiling()
-    if not traced:
+    outputs = []
+    is_traced = torch.compiler.is_dynamo_compiling()
+    if not is_traced:
         drawing = drawing or Drawing(type(cell).__name__)
     for input_ in inputs.unbind():
         step_input = input_.to(state_dtype(inputs.dtype))
-        if traced or drawing is None:
+        if is_traced or drawing is None:
             state = check_states(cell, cell(step_input, *state))
         else:
             with drawing:
-                after = cell(step_input, *state)
+                next_state = cell(step_input, *state)
             drawing.step += 1
-            state = check_states(cell, after)
-        emitted.append(state[-1].to(inputs.dtype))
-    return torch.stack(emitted), state
+            state = check_states(cell, next_state)
+        outputs.append(state[-1].to(inputs.dtype))
+    return torch.stack(outputs), state
 
 
 def state_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -20,8 +20,8 @@ def evaluate_parametrizations(module: ModuleT) -> ModuleT:
     :func:`cached_parametrizations`.
     """
     if module._modules and is_parametrized(module) and not torch.compiler.is_dynamo_compiling():
-        copied: ModuleT = _with_computed(module, {})
-        return copied
+        copy: ModuleT = _copy_with_tensors(module, {})
+        return copy
     return module
 
 
@@ -37,31 +37,35 @@ def cached_parametrizations() -> AbstractContextManager[Any]:
 
 def is_parametrized(module: nn.Module) -> bool:
     """Whether parametrizations compute tensors of `module` or of a module in it."""
-    inner = module._modules
-    if isinstance(inner.get("parametrizations"), nn.ModuleDict):
+    children = module._modules
+    if isinstance(children.get("parametrizations"), nn.ModuleDict):
         return True
-    return any(each is not None and each._modules and is_parametrized(each) for each in inner.values())
+    return any(part is not None and part._modules and is_parametrized(part) for part in children.values())
 
 
-def _with_computed(module: nn.Module, copies: dict[nn.Module, Any]) -> Any:
-    """The copy of :func:`evaluate_parametrizations`; `copies` holds those of other modules."""
+def _copy_with_tensors(module: nn.Module, copies: dict[nn.Module, Any]) -> Any:
+    """The copy of :func:`evaluate_parametrizations`; `copies` holds the copies of other modules."""
     if module in copies:
         return copies[module]
     parametrizations = module._modules.get("parametrizations")
-    computed = dict(parametrizations.items()) if isinstance(parametrizations, nn.ModuleDict) else {}
-    kind: Any = parametrize.type_before_parametrizations(module)
-    copied = copies[module] = kind.__new__(kind)
+    parametrized = dict(parametrizations.items()) if isinstance(parametrizations, nn.ModuleDict) else {}
+    original_class: Any = parametrize.type_before_parametrizations(module)
+    copy = copies[module] = original_class.__new__(original_class)
     attributes = dict(vars(module))
     for group in ("_parameters", "_buffers"):
-        tensors = {name: getattr(module, name) for name, each in computed.items() if getattr(each, group)}
+        tensors = {
+            name: getattr(module, name)
+            for name, parametrization in parametrized.items()
+            if getattr(parametrization, group)
+        }
         attributes[group] = getattr(module, group) | tensors
     attributes["_modules"] = {
-        name: None if inner is None else _with_computed(inner, copies)
-        for name, inner in module._modules.items()
-        if not (computed and name == "parametrizations")
+        name: None if child is None else _copy_with_tensors(child, copies)
+        for name, child in module._modules.items()
+        if not (parametrized and name == "parametrizations")
     }
-    vars(copied).update(attributes)
-    return copied
+    vars(copy).update(attributes)
+    return copy
 
 
 def tensors_of(cell: Cell) -> dict[str, Tensor]:
@@ -106,8 +110,9 @@ def shape_class(tensors: dict[str, Tensor], shape: torch.Size) -> tuple[int, ...
     return tuple(fixed)
 
 
-def _broadcasts(one: torch.Size, shape: torch.Size) -> bool:
-    """Whether a tensor of the shape `one` broadcasts to `shape`."""
-    return len(one) <= len(shape) and all(
-        a in (1, b) for a, b in zip(reversed(one), reversed(shape), strict=False)
+def _broadcasts(tensor_shape: torch.Size, shape: torch.Size) -> bool:
+    """Whether a tensor of the shape `tensor_shape` broadcasts to `shape`."""
+    return len(tensor_shape) <= len(shape) and all(
+        size in (1, target_size)
+        for size, target_size in zip(reversed(tensor_shape), reversed(shape), strict=False)
     )

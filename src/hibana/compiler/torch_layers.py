@@ -85,28 +85,28 @@ def faster_layers(net: nn.Module) -> dict[str, nn.Module]:
     """
     if any(ORIGINAL_CLASS in vars(module) for module in net.modules()):
         return {}
-    fast = [m for m in net.modules() if hasattr(m, "explain") or getattr(m, "holds_step", False)]
-    inside_fast = {inner for module in fast for inner in module.modules()}
+    fast_modules = [m for m in net.modules() if hasattr(m, "explain") or getattr(m, "holds_step", False)]
+    parts_of_fast_modules = {inner for module in fast_modules for inner in module.modules()}
     layers = {}
-    weighted = 0
+    weighted_count = 0
     for name, module in net.named_modules():
         has_weights = role_of(module) in ("linear", "convolution")
         if has_weights:
-            weighted += 1  # the inputs of the first layer with weights are usually not spikes
-        if module in inside_fast or not isinstance(module._parameters.get("weight"), nn.Parameter):
+            weighted_count += 1  # the inputs of the first layer with weights are usually not spikes
+        if module in parts_of_fast_modules or not isinstance(module._parameters.get("weight"), nn.Parameter):
             continue
-        plain = type(module).__module__.startswith("torch.nn.")
-        norm = role_of(module) == "batch normalization" and spatial_dims(module) == 2
-        if plain and (norm or (has_weights and weighted > 1 and spatial_dims(module) < 3)):
+        is_torch_class = type(module).__module__.startswith("torch.nn.")
+        is_norm = role_of(module) == "batch normalization" and spatial_dims(module) == 2
+        if is_torch_class and (is_norm or (has_weights and weighted_count > 1 and spatial_dims(module) < 3)):
             layers[name] = module
     return layers
 
 
-def layer_list(layers: dict[str, nn.Module], most: int = 4) -> str:
-    """The names and classes of the first `most` layers, and the number of further layers, as text."""
+def layer_list(layers: dict[str, nn.Module], max_count: int = 4) -> str:
+    """The names and classes of the first `max_count` layers, and the number of further layers, as text."""
     texts = [f"{name or '-'} ({type(module).__name__})" for name, module in layers.items()]
-    more = f" and {len(texts) - most} more" if len(texts) > most else ""
-    return ", ".join(texts[:most]) + more
+    remainder = f" and {len(texts) - max_count} more" if len(texts) > max_count else ""
+    return ", ".join(texts[:max_count]) + remainder
 
 
 def add_hint(net: nn.Module, error: BaseException) -> None:
