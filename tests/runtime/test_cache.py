@@ -99,7 +99,7 @@ def test_a_damaged_file_is_compiled_anew_and_replaced(folder, damage):
     whole = kept.read_bytes()
     kept.write_bytes(damage(whole))
     assert _counts() == [0, 3, 6, 9, 12, 15, 18, 21]
-    assert module._read(kept) is not None
+    assert module._read_object_code(kept) is not None
     assert _files(folder) == [kept]
 
 
@@ -122,8 +122,8 @@ def test_a_file_of_another_toolchain_is_not_run(folder, monkeypatch):
     _forget()
     there = module.toolchain_folder() / before.name
     there.write_bytes(before.read_bytes())
-    assert module._read(before) is not None
-    assert module._read(there) is None
+    assert module._read_object_code(before) is not None
+    assert module._read_object_code(there) is None
 
 
 @pytest.mark.skipif(not hasattr(os, "getuid"), reason="files here have no owner's mode")
@@ -256,7 +256,7 @@ def test_two_processes_that_compile_at_once(folder):
     assert [process.returncode for process in started] == [0, 0]
     files = _files(folder)
     assert files
-    assert all(module._read(path) is not None for path in files)
+    assert all(module._read_object_code(path) is not None for path in files)
 
 
 def test_a_folder_that_cannot_be_had_is_said_once_and_nothing_is_kept(tmp_path, monkeypatch):
