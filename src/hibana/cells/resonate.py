@@ -148,7 +148,7 @@ class SiLIFCell(Spiking):
     def spread(cls, *shape: int, least: float = 5.0, most: float = 100.0, **options: Any) -> Self:
         """A cell with different random values for each neuron, which it learns.
 
-        `tau` is spread evenly in its logarithm over [least, most], `omega` likewise over
+        `tau` is spread evenly in its logarithm over [least, most], `omega` in the same way over
         ``[1/most, 1/least]``, independently, so that a slow neuron may oscillate slowly or fast.
 
         Args:

@@ -72,18 +72,23 @@ class Value:
     """Element-wise ``!=``; true for NaN."""
 
     def __rsub__(self, other: "Operand") -> "Value":
+        """``other - self``."""
         return self.lift(other) - self
 
     def __rtruediv__(self, other: "Operand") -> "Value":
+        """``other / self``."""
         return self.lift(other) / self
 
     def __neg__(self) -> "Value":
+        """The negative of each float."""
         return self.new(self.type, f"fneg {self}")
 
     def __abs__(self) -> "Value":
+        """The absolute value of each float."""
         return self.call("fabs")
 
     def __invert__(self) -> "Value":
+        """Each integer or boolean with all bits inverted."""
         return self ^ -1
 
     def select(self, yes: "Operand", no: "Operand") -> "Value":
