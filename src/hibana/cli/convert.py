@@ -83,7 +83,7 @@ class _Source:
 
     Attributes:
         model: the trained network; ``None`` for a NIR file.
-        net: its layers.
+        net: the layers of the network.
         shape: shape of one step of one input.
         scores: the reduction of a program's outputs over time: ``sum``, ``max``, ``last`` or ``first``.
     """

@@ -131,9 +131,9 @@ def build(
 ) -> nn.Module:
     """Builds the network that `description` describes.
 
-    The readout of a description with ``skip`` sums two currents: those of the layers, and a linear map of the
-    input. Both start at zero: training begins with equal scores and first learns the linear map, which is a
-    convex problem.
+    The readout of a description with ``skip`` sums two currents: the output of the layers, and a linear map
+    of the input. Both start at zero: training begins with equal scores and first learns the linear map, which
+    is a convex problem.
 
     Args:
         description: a row of layers, or ``module:function``: a function that builds the network from
@@ -173,10 +173,10 @@ def build(
     return _build_layers(description, shape, classes, cell, readout_tau)
 
 
-def _check_weights(count: int, most: int | None) -> None:
-    """Raises ValueError if `count` weights are more than `most`, unless that is None."""
-    if most is not None and count > most:
-        raise ValueError(f"layers must have at most {most:,} weights together, got {count:,}")
+def _check_weights(count: int, max_count: int | None) -> None:
+    """Raises ValueError if `count` weights are more than `max_count`, unless that is None."""
+    if max_count is not None and count > max_count:
+        raise ValueError(f"layers must have at most {max_count:,} weights together, got {count:,}")
 
 
 def _build_layers(
@@ -187,7 +187,7 @@ def _build_layers(
     stack = _Stack(shape, cell)
     if any(kind in ("convolution", "pooling") for _, kind, _ in words):
         stack.add_channel_axis(description)
-    hidden = [word for word in words if word[1] != "skip"]
+    hidden = [word for word in words if word[1] != "skip"]  # (word, kind, options)
     for number, (word, kind, options) in enumerate(hidden, start=1):
         if kind in ("convolution", "pooling") and len(stack.shape) != 3:
             raise ValueError(f"{word!r} needs [channels, height, width], but follows a linear layer")

@@ -338,7 +338,7 @@ class Settings:
         """Returns these settings with the defaults for `samples`, which depend on their kind and number.
 
         Settings without a kind become settings of `samples`, which may be in memory. If the user passed
-        `layers`, the other defaults for small tables do not apply: they suit their own layers only.
+        `layers`, the other defaults for small tables do not apply: they suit only the default layers.
 
         Raises:
             ValueError: if `samples` are in memory and the user passed an option for reading files.
@@ -355,7 +355,7 @@ class Settings:
             settings = Settings(**{name: getattr(self, name) for name in self.explicit} | changes)
         rows = None if "layers" in self.explicit else len(samples.training)  # type: ignore[arg-type] # all splits have a length
         values = settings._defaults(samples.source, rows)
-        if len(samples.validation) < MIN_VALIDATION_ROWS:  # type: ignore[arg-type] # likewise
+        if len(samples.validation) < MIN_VALIDATION_ROWS:  # type: ignore[arg-type] # all splits have a length
             values["patience"] = 0
         if samples.batch_size != Settings.batch_size:  # the user passed it to the class of the samples
             values["batch_size"] = samples.batch_size

@@ -77,7 +77,7 @@ def simulate(
 
     Args:
         kind: class of the cell.
-        values: its hyperparameters; a surrogate is ``(name, {parameter: value})``.
+        values: hyperparameters of the cell, by name; a surrogate is ``(name, {parameter: value})``.
         strength: strength of the input.
         noise: standard deviation of the noise; the random numbers are always the same.
         top: largest current of the F-I curve.
@@ -126,7 +126,8 @@ def simulate(
         "name": potential,
         "potential": _array(states[potential][:, 0]),
         "emitted": _array(output),
-        "others": {n: _array(v[:, 0]) for n, v in list(states.items())[:-1] if n != potential},
+        # all states but the potential and the last one, which is the output
+        "others": {name: _array(v[:, 0]) for name, v in list(states.items())[:-1] if name != potential},
         "gradient": _array(gradient),
         "spiking": spiking,
         "spikes": output.nonzero().flatten().numpy() if spiking else np.zeros(0, int),
@@ -154,12 +155,13 @@ def _single_step(cell: Cell) -> tuple[float, Results] | tuple[None, None]:
         if not bool(((s == 0) | (s == 1)).all()) or not len(spiking) or spiking[0] == 0:
             return None, None
         first = int(spiking[0])
-        lower, upper = grid[first - 1 : first + 1].tolist()
+        lower, upper = grid[first - 1 : first + 1].tolist()  # the last input without a spike, the first with
         grid = torch.linspace(lower, upper, 257, dtype=torch.float64, device="cpu")
     smallest = float(grid[-1])
     index = cell.state_names().index(_potential_name(cell))
     inputs = torch.linspace(0, 2 * smallest, 401, dtype=torch.float64, device="cpu").requires_grad_()
     states = _step(cell, inputs)
+    # derivatives of the potential and of the spike, the last state, by the input
     dv, ds = (_gradient(states[state].sum(), inputs) for state in (index, -1))
     if not bool(dv.any()):
         return None, None
