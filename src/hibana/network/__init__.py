@@ -43,6 +43,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
+    """Imports the module of a public name when the name is first read."""
     if name in _LAZY:
         return getattr(importlib.import_module(f"hibana.network.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

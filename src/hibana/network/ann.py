@@ -190,6 +190,7 @@ class _Difference(Cell):
     def forward(  # type: ignore[override]  # a cell names its states
         self, input_: Tensor, total_previous: Tensor, difference_previous: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """The new total, which is `input_`, and its difference from the total of the previous step."""
         return input_, input_ - total_previous
 
 

@@ -98,8 +98,8 @@ def _evaluation_copy(net: nn.Module) -> nn.Module:
             raise ValueError(f"layer {name!r}: {type(module).__name__} has no weights yet; call net once")
     # tensors that are no parameters, such as pruned weights, may have a grad_fn, and deepcopy refuses these
     detached = {id(v): v.detach() for m in net.modules() for v in vars(m).values() if isinstance(v, Tensor)}
-    copied = copy.deepcopy(net, detached).eval()
-    for module in list[Any](copied.modules()):
+    evaluation_net = copy.deepcopy(net, detached).eval()
+    for module in list[Any](evaluation_net.modules()):
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, hook._tensor_name)  # type: ignore[no-untyped-call] # torch leaves it so
@@ -109,7 +109,7 @@ def _evaluation_copy(net: nn.Module) -> nn.Module:
             del module.parametrizations
             for name, values in weights.items():
                 module.register_parameter(name, nn.Parameter(values))
-    return copied
+    return evaluation_net
 
 
 def _fold(net: nn.Module, calls: fx.Graph, norm: Any) -> None:
@@ -175,6 +175,7 @@ class _Tracer(fx.Tracer):
         return root_fn, [self.root, self.create_proxy("placeholder", arguments[0].name, (), {})]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether the trace contains a call of the module `m` instead of the calls within it."""
         is_layer = isinstance(m, Stateful) or is_supported_class(m) or _inherits_forward(m)
         return is_layer or super().is_leaf_module(m, module_qualified_name)
 

@@ -19,6 +19,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(real: Tensor, integer: Tensor) -> Tensor:
+        """A copy of `integer`."""
         return integer.clone()
 
     @staticmethod
@@ -27,6 +28,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
+        """`gradient` for `real`, and no gradient for `integer`."""
         return gradient, None
 
 

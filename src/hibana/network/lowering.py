@@ -117,9 +117,9 @@ class Lowering(ABC):
     def accumulate(self, target: Pointer, row: Pointer, count: int, x: Value | None) -> None:
         """``target += x row``, of `count` numbers; ``target += row`` if `x` is None."""
         with self.registers(count) as parts:
-            for at, width in parts:
-                place = target + at
-                place.store(place.load(width) + times((row + at).load(width), x))
+            for offset, width in parts:
+                place = target + offset
+                place.store(place.load(width) + times((row + offset).load(width), x))
 
     def add_bias(self, out: Pointer, bias: Tensor, size: int) -> None:
         """Adds a number for each channel to an image of `size` numbers, channels last."""

@@ -61,6 +61,7 @@ class NeuronLayer:
 
     @property
     def _output_state(self) -> int:
+        """Index of the output among the states: the last."""
         return len(self.step.states) - 1
 
     def state_name(self, state: int) -> str:
@@ -72,12 +73,12 @@ class NeuronLayer:
         if not leaf.is_scalar:
             return name
         if name[0] == "c":
-            return self.step.constants[int(name[2:-1])]
-        return float(self.parameters[int(name[1 : name.index("[")])])
+            return self.step.constants[int(name[2:-1])]  # "c[INDEX]"
+        return float(self.parameters[int(name[1 : name.index("[")])])  # "pINDEX[...]"
 
     def parameter_index(self, name: str) -> str:
         """The C expression that indexes a parameter for neuron ``j``."""
-        count = len(self.parameters[int(name[1:])])
+        count = len(self.parameters[int(name[1:])])  # "pINDEX"
         return "j" if count == self.node.size else f"j % {count}"
 
     def weights(self, product: Product) -> Tensor:

@@ -124,10 +124,10 @@ class OnnxStep:
 
         Its samples have `shape`, and `initial` broadcasts to ``[batch, *shape]``.
         """
-        before = f"{name}_before"
-        self.states.append((before, name, shape))
-        self.constant(initial, f"{before}_first")
-        return before
+        previous_name = f"{name}_before"
+        self.states.append((previous_name, name, shape))
+        self.constant(initial, f"{previous_name}_first")
+        return previous_name
 
     def _reshaped(self, value: str, shape: tuple[int, ...], new_shape: tuple[int, ...]) -> str:
         """`value`, whose samples have `shape`, with samples of `new_shape`."""
@@ -137,15 +137,15 @@ class OnnxStep:
 
     def past(self, value: str, channels: int, pixels: int, reach: int) -> str:
         """`value` at the last steps, ``[batch, channels, reach + 1, pixels]``, the earliest step first."""
-        now = self.op("Reshape", [value, self.constant(int64_tensor([-1, channels, 1, pixels]))])
+        current = self.op("Reshape", [value, self.constant(int64_tensor([-1, channels, 1, pixels]))])
         if reach == 0:
-            return now
-        after = f"past{len(self.states)}"
+            return current
+        next_name = f"past{len(self.states)}"
         zero = torch.zeros((1, 1, 1, 1), dtype=self.network.dtype, device="cpu")
-        before = self._add_state(after, (channels, reach, pixels), zero)
-        steps = self.op("Concat", [before, now], axis=2)
+        previous = self._add_state(next_name, (channels, reach, pixels), zero)
+        steps = self.op("Concat", [previous, current], axis=2)
         start, end, axis = (self.constant(int64_tensor([number])) for number in (1, reach + 1, 2))
-        self.op("Slice", [steps, start, end, axis], name=after)
+        self.op("Slice", [steps, start, end, axis], name=next_name)
         return steps
 
     def neurons(self, node: Node, value: str) -> str:
@@ -190,9 +190,11 @@ class _StepValues(Analysis[str]):
         self.model, self.step, self.rows, self.tensors = model, step, rows, tensors
 
     def on_number(self, value: Value) -> str:
+        """The name of a constant with a number."""
         return self.model.number(float(value.data))
 
     def on_row(self, value: Value) -> str:
+        """The name of the values of an input or state; a tensor of the cell becomes a constant."""
         return self.rows.get(str(value.data)) or self.on_scalar(value)
 
     def on_scalar(self, value: Value) -> str:
@@ -203,12 +205,14 @@ class _StepValues(Analysis[str]):
         return self.model.constant(self.tensors[index].to(self.model.network.dtype))
 
     def product(self, value: Value, args: list[str]) -> str:
+        """The name of the product of `args` with a weight matrix."""
         index, transposed = value.matrix
         matrix = self.tensors[self.step.parameters + index]
         matrix = matrix.reshape(matrix.shape[-2:])
         return self.model.op("MatMul", [*args, self.model.constant(matrix.T if transposed else matrix)])
 
     def operation(self, value: Value, row: Operation, args: list[str]) -> str:
+        """The name of the result of the ONNX operators of `row`, applied one after the other."""
         for op in row_of(row.name, "onnx").onnx.split():
             element_type = self.model.onnx.TensorProto.BOOL if row.boolean else self.model.element_type
             settings: dict[str, Any] = {"to": element_type} if op == "Cast" else {}

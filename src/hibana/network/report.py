@@ -62,6 +62,7 @@ class Conversion:
     labelled: bool
 
     def __str__(self) -> str:
+        """A table with one row per layer, and the accuracies for each number of steps."""
         width = max(len(layer.name) for layer in self.layers)
         lines = [
             f"{'layer':{width}}  neurons  threshold  activation    rate   error  saturated",
@@ -120,6 +121,7 @@ def sum_outputs(
     name_of = {net.get_submodule(name): name for name in names}
 
     def add(module: nn.Module, args: Any, result: Any) -> None:
+        """Adds the outputs of `module`, summed over time, to its total."""
         if (name := name_of.get(module)) is not None:
             outputs = result[0] if isinstance(result, tuple) else result
             totals[name] = totals.get(name, 0) + (outputs.sum(0) if over_time else outputs)

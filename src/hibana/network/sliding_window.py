@@ -24,7 +24,7 @@ class SlidingWindow:
     dilation: Pair
     padding: Pair
     """Pixels before the first row and column."""
-    after: Pair
+    end_padding: Pair
     """Pixels after the last row and column."""
     image: Pair
     outputs: Pair
@@ -32,7 +32,7 @@ class SlidingWindow:
     @property
     def expected_outputs(self) -> Pair:
         """The height and width of the output that the settings imply."""
-        padded = (sum(sides) for sides in zip(self.image, self.padding, self.after, strict=True))
+        padded = (sum(sides) for sides in zip(self.image, self.padding, self.end_padding, strict=True))
         sizes = zip(padded, self.dilation, self.kernel, self.stride, strict=True)
         height, width = ((side - d * (k - 1) - 1) // s + 1 for side, d, k, s in sizes)
         return height, width
@@ -60,12 +60,12 @@ def sliding_window(node: Node) -> SlidingWindow:
     kernel, dilation = pair(module.kernel_size), pair(getattr(module, "dilation", 1))
     height, width = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
     if module.padding == "same":
-        before, after = (height // 2, width // 2), (height - height // 2, width - width // 2)
+        padding, end_padding = (height // 2, width // 2), (height - height // 2, width - width // 2)
     else:
-        before = after = pair(0 if module.padding == "valid" else module.padding, 0)
+        padding = end_padding = pair(0 if module.padding == "valid" else module.padding, 0)
     stride = pair(module.kernel_size if module.stride is None else module.stride)
     image, outputs = image_shape(shape)[1:], image_shape(node.shape)[1:]
-    return SlidingWindow(kernel, stride, dilation, before, after, image, outputs)
+    return SlidingWindow(kernel, stride, dilation, padding, end_padding, image, outputs)
 
 
 def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:

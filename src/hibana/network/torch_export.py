@@ -94,9 +94,10 @@ class _Scan(_Loop):
         dtype = reference.state_dtype(inputs.dtype)
 
         def step(state: tuple[Tensor, ...], input_: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-            after = self.cell(self.current(input_, state).to(dtype), *state)
+            """The next state and the output of one step of the cell."""
+            next_state = self.cell(self.current(input_, state).to(dtype), *state)
             # the next state and the output must be different tensors
-            return tuple(part.clone() for part in after), after[-1].to(inputs.dtype).clone()
+            return tuple(part.clone() for part in next_state), next_state[-1].to(inputs.dtype).clone()
 
         state = tuple(part.clone() for part in self.cell.initial_state(inputs[0].to(dtype)))
         outputs: Tensor = scan(step, state, inputs)[1]
@@ -115,15 +116,17 @@ class _DelayedFeedback(Cell):
         self.weights = nn.Buffer(layer.recurrent.kernel().detach().permute(2, 1, 0).flatten(0, 1).clone())
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # one more than the cell has
+        """The previous spikes, ``earlier``, and the states of the cell."""
         return "earlier", *self.cell.state_names()
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """No previous spikes, ``[max_delay, batch, ...]``, and the initial state of the cell."""
         return input_.new_zeros(self.max_delay, *input_.shape), *self.cell.initial_state(input_)
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """The next states, from an input ``[B, F]``."""
-        earlier, *state = states
-        spikes = torch.cat([earlier, state[-1][None]])  # [max_delay + 1, B, F]
+        previous_spikes, *state = states
+        spikes = torch.cat([previous_spikes, state[-1][None]])  # [max_delay + 1, B, F]
         current = spikes.transpose(0, 1).flatten(1).to(self.weights.dtype) @ self.weights
         return spikes[1:], *self.cell(input_ + current, *state)
 

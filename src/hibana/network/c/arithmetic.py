@@ -66,6 +66,8 @@ class FloatArithmetic(Arithmetic):
         self.guards = _GUARDS
 
     def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
+        """The C statements of one step of `layer`, and the C expression of each result by its name."""
+
         def expression(name: str, leaf: Value) -> str:
             value = layer.leaf_value(name, leaf)
             return value if isinstance(value, str) else self.literal(value, self.kind)
@@ -76,6 +78,7 @@ class FloatArithmetic(Arithmetic):
             raise Unsupported(f"layer {layer.node.name!r}: {error}") from error
 
     def constant_type(self, name: str, values: Tensor) -> str:
+        """The C type ``float`` or ``double``; raises a ValueError if a weight is not finite."""
         if not bool(values.isfinite().all()):
             raise ValueError(f"layer {name!r}: its weights must be finite, and some are not")
         return self.kind
@@ -128,6 +131,7 @@ class IntegerArithmetic(Arithmetic):
         self._check(network.output, "the sum over time", (low * summed_steps, high * summed_steps))
 
     def constant_type(self, name: str, values: Tensor) -> str:
+        """The smallest C type of integers that holds `values`; raises if they are not integers of 32 bits."""
         if not bool((values == values.round()).all()):
             raise ValueError(f"layer {name!r}: its weights must be whole numbers, and some are not")
         largest = float(values.abs().max()) if values.numel() else 0.0
@@ -136,6 +140,7 @@ class IntegerArithmetic(Arithmetic):
         return "int8_t" if largest < 2**7 else "int16_t" if largest < 2**15 else "int32_t"
 
     def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
+        """The C statements of one step of `layer`, and the C expression of each result by its name."""
         lines, results, _ = self._integer_step(layer, stores, self.leaf_bounds[layer.node])
         return lines, {name: value.text for name, value in results.items()}
 

@@ -83,17 +83,20 @@ class CWriter(Writer):
         return self._text(text)
 
     def constant(self, type_: Type, number: float) -> str:
+        """The literal of `number` in C."""
         if type_.real:
             return literal(number, _kind_of(type_))
         return "INT32_MIN" if number == -(2**31) else str(int(number))
 
     def name(self, type_: Type | None, text: str, name: str) -> str:
+        """Defines a constant with the value `text`, and returns it; a pointer if `type_` is ``None``."""
         expression, name = self._text(text), self._fresh(name)
         kind = self._values[text].kind if type_ is None else _kind_of(type_)
         self.write([f"{f'{kind} *const' if type_ is None else f'const {kind}'} {name} = {expression};"])
         return self._new(name, kind)
 
     def binary(self, name: str, type_: Type, left: str, right: str) -> str:
+        """The expression of LLVM's instruction `name` (``fadd``, ``icmp slt``, ...) on two values."""
         if type_ == BIT:
             level, loosest = {"and": (AND, AND), "or": (OR, COMPARISON)}[name]
             operator = "&&" if name == "and" else "||"
@@ -107,16 +110,19 @@ class CWriter(Writer):
         return self._join(_kind_of(type_), operator, level, (left, level), (right, level - 1))
 
     def select(self, kind: Type, condition: str, type_: Type, yes: str, no: str) -> str:
+        """The expression ``condition ? yes : no``."""
         first, second, third = (self._text(text, OR) for text in (condition, yes, no))
         read = self._read(condition, yes, no)
         return self._new(f"{first} ? {second} : {third}", _kind_of(type_), CHOICE, read)
 
-    def convert(self, how: str, from_: Type, to: Type, text: str) -> str:
+    def convert(self, instruction: str, from_: Type, to: Type, text: str) -> str:
+        """The value cast to the type `to`; unchanged for integers that C converts itself."""
         if not to.real and to != SHORT:
             return text
         return self._new(f"({_kind_of(to)}){self._text(text, ATOM)}", _kind_of(to), ATOM, self._read(text))
 
     def offset(self, element: Type, pointer: str, count: str) -> str:
+        """The pointer to the element `count` places after `pointer`."""
         if count == "0":
             return pointer
         array, index = self._values[pointer].parts
@@ -125,12 +131,14 @@ class CWriter(Writer):
         kind, read = self._values[pointer].kind, self._read(pointer, count)
         return self._new(f"{self._text(base)} + {sum_}", kind, SUM, read, (base, sum_))
 
-    def load(self, type_: Type, pointer: str, how: str) -> str:
+    def load(self, type_: Type, pointer: str, options: str) -> str:
+        """The number at `pointer`, as a value of `type_`; integers in an array become real if `type_` is."""
         kind = self.kind(pointer)
         text = self._new(self.place(pointer), kind, ATOM, self._statements)
         return self.convert("", INT, type_, text) if type_.real and kind not in ("float", "double") else text
 
-    def store(self, type_: Type, value: str, pointer: str, how: str) -> None:
+    def store(self, type_: Type, value: str, pointer: str, options: str) -> None:
+        """Writes an assignment of `value` to the number at `pointer`, with ``+=`` if possible."""
         place, text, kind = self.place(pointer), self._text(value), self.kind(pointer)
         is_literal, is_integer = value not in self._values, kind[-2:] == "_t"
         left, right = ("", "") if is_literal else self._values[value].parts
@@ -143,10 +151,12 @@ class CWriter(Writer):
             self.write([f"{place} = {number};"])
 
     def clear(self, pointer: str, size: int, count: str, byte: int) -> None:
+        """Writes a loop that sets `count` numbers to 0; only LLVM uses `size` and `byte`."""
         with self.loop("0", count, "1", "o") as o:
             self.store(INT, "0", self.offset(INT, pointer, o), "")
 
     def copy(self, target: str, source: str, size: int, count: str) -> None:
+        """Writes an assignment of `count` numbers, in a loop if there are several."""
         if count == "1":
             self.write([f"{self.place(target)} = {self.place(source)};"])
             return
@@ -155,12 +165,14 @@ class CWriter(Writer):
             self.write([f"{' = '.join(places)};"])
 
     def variable(self, type_: Type, value: str) -> str:
+        """Defines a variable of C with the first value `value`, and returns a pointer to it."""
         name, kind = self._fresh("value"), _kind_of(type_)
         self.write([f"{kind} {name} = {self._text(value)};"])
         return self.number(name, kind)
 
     @contextmanager
     def loop(self, first: str, last: str, by: str, name: str) -> Iterator[str]:
+        """Writes a ``for`` loop around the statements of the block; yields its index."""
         step = "++" if by == "1" else f" += {self._text(by)}"
         bounds = self._text(first), self._text(last, SUM)
         if self._read(last) is not None:
@@ -172,6 +184,7 @@ class CWriter(Writer):
 
     @contextmanager
     def when(self, condition: str) -> Iterator[None]:
+        """Writes an ``if`` around the statements of the block."""
         with self._block(f"if ({self._text(condition)})"):
             yield
 
@@ -277,6 +290,7 @@ def array(name: str, kind: str, values: Tensor) -> list[str]:
     numbers = [literal(float(n), kind).strip("()") if real else str(int(n)) for n in flat]
     width, longest = values.shape[-1], max(map(len, numbers), default=0)
     per_line = max(1, 104 // (longest + 2))
-    rows = (numbers[at : at + width] for at in range(0, len(numbers), width))
-    lines = [f"    {', '.join(row[at : at + per_line])}," for row in rows for at in range(0, width, per_line)]
+    rows = (numbers[start : start + width] for start in range(0, len(numbers), width))
+    parts = (row[start : start + per_line] for row in rows for start in range(0, width, per_line))
+    lines = [f"    {', '.join(part)}," for part in parts]
     return [f"static const {kind} {name}[{len(numbers)}] = {{{shape and f' /* {shape} */'}", *lines, "};"]

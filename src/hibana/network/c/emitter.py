@@ -82,10 +82,12 @@ class Emitter(Lowering):
         return self._arrays[name]
 
     def constant(self, values: Tensor, name: str = "w") -> Pointer:
+        """A constant array of C with `values`, of the smallest type that holds them."""
         kind = self.arithmetic.constant_type(self._node.name, values)
         return self.constant_array(f"{self.name}_{name}{self.position[self._node]}", kind, values)
 
     def indices(self, values: Tensor, name: str = "i") -> Pointer:
+        """A constant array of C with the indices `values`, of the smallest type that holds them."""
         kind = index_type(int(values.max()) + 1)
         return self.constant_array(f"{self.name}_{name}{self.position[self._node]}", kind, values).of(Longs)
 
@@ -110,6 +112,7 @@ class Emitter(Lowering):
         return self.memory.add_shared(name, kind, count, first, last)
 
     def state(self, array: StateArray, initial: Tensor) -> Pointer:
+        """An array in the state, or a counter, which starts at 0 and is not larger than its ring."""
         position = self.position[self._node]
         if array.kind != "counter":
             self._counter_type = index_type(array.shape[0])
@@ -131,11 +134,13 @@ class Emitter(Lowering):
         return pointer
 
     def numbers(self, activations: Activations) -> Pointer:
+        """The array of the numbers of `activations`; in C all activations have one."""
         assert activations.numbers is not None
         return activations.numbers
 
     @contextmanager
     def each_nonzero(self, activations: Activations) -> Iterator[tuple[Value, Value | None]]:
+        """Writes a loop over nonzero values; yields the index and, unless all values are 1, the value."""
         code, size, numbers = self.code, activations.node.size, self.numbers(activations)
         if activations in self._spike_lists:
             spikes, count = self._spike_lists[activations]
@@ -153,17 +158,20 @@ class Emitter(Lowering):
                     yield i, None if activations.binary else x
 
     def vectors(self, count: int) -> Iterator[tuple[Value | int, int]]:
+        """Writes a loop over `count` numbers; yields the index and the width 1, because C has no vectors."""
         with self.code.loop(0, count, name="o") as o:
             yield o, 1
 
     @contextmanager
     def registers(self, count: int) -> Iterator[list[tuple[Value | int, int]]]:
+        """Writes a loop over `count` numbers; yields one vector of width 1 at the index."""
         with self.code.loop(0, count, name="o") as o:
             yield [(o, 1)]
 
     def product(
         self, node: Node, inputs: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
     ) -> None:
+        """Writes the product of the inputs with `weights`, plus `bias`, into `out`."""
         rows, size = self.constant(weights), node.size
         biases = None if bias is None else self.constant(bias, "b")
         is_exact = self.number is Ints  # integers have the same sum in any order
@@ -230,6 +238,7 @@ class Emitter(Lowering):
                 out[o] = total + sum(terms[1:], terms[0])
 
     def neurons(self, node: Node, currents: Activations) -> Activations:
+        """Writes one step of the neurons of `node` on `currents`, and returns their outputs."""
         layer = trace_layer(node, self.position[node], currents.order, self.dtype)
         activations = NeuronWriter(self, layer, currents).write()
         if activations.binary:

@@ -29,10 +29,12 @@ class _Field:
 
     @property
     def bytes(self) -> int:
+        """Size of the field in bytes; a scalar has the count 0."""
         return SIZES[self.kind] * max(1, self.count)
 
     @property
     def declaration(self) -> str:
+        """The declaration of the field in a struct of C."""
         return f"{self.kind} {self.name}{f'[{self.count}]' * bool(self.count)};"
 
 
@@ -50,17 +52,19 @@ class Memory:
 
     def add_shared(self, name: str, kind: str, count: int, first: int, last: int) -> str:
         """Adds an array that is used from node `first` to node `last` of a step; returns its expression."""
-        free = [at for at, union in enumerate(self._unions) if all(a.last_user < first for a in union)]
-        at = free[0] if free else len(self._unions)
-        self._unions += [] if free else [[]]
-        self._unions[at].append(_Field(name, kind, count, last))
-        return f"net->shared{at}.{name}"
+        is_free = [all(array.last_user < first for array in union) for union in self._unions]
+        if not any(is_free):
+            self._unions.append([])
+            is_free.append(True)
+        index = is_free.index(True)
+        self._unions[index].append(_Field(name, kind, count, last))
+        return f"net->shared{index}.{name}"
 
     def _layout(self) -> list[tuple[int, int, list[str]]]:
         """Alignment, bytes and declaration of each field of the struct, the widest alignment first."""
         layout = [(SIZES[field.kind], field.bytes, [field.declaration]) for field in self._fields]
-        for at, union in enumerate(self._unions):
-            lines = ["union {", *(f"    {array.declaration}" for array in union), f"}} shared{at};"]
+        for index, union in enumerate(self._unions):
+            lines = ["union {", *(f"    {array.declaration}" for array in union), f"}} shared{index};"]
             size = max(array.bytes for array in union)
             layout.append((max(SIZES[array.kind] for array in union), size, lines))
         return sorted(layout, key=lambda field: -field[0])

@@ -95,6 +95,7 @@ class Unit(Emitter):
             self.costs.append(self._cost(node))
 
     def _cost(self, node: Node) -> Cost:
+        """The operations of `node`, and the neurons or network input whose spikes decide their number."""
         additions, at_rates, dense = node.layer.operations(node, self.dtype)
         source = node if node.kind in _NEURONS else node.inputs[0]
         while source.kind not in (*_NEURONS, "input"):

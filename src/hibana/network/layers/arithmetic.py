@@ -21,6 +21,7 @@ class Input(LayerKind):
     name = "input"
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
+        """No operations."""
         return Operations(0, 0, 0)
 
 
@@ -31,6 +32,7 @@ class Sum(LayerKind):
     functions = (operator.add, operator.iadd, torch.add, "add", "add_")
 
     def read(self, call: Call) -> Node:
+        """The node of `call`; raises Unsupported unless it adds two values of one shape."""
         two_values = len(call.inputs) == 2 and not call.arguments and not call.named
         if not two_values or call.input_shapes[0] != call.input_shapes[1]:
             terms = " and ".join(map(str, (*call.input_shapes, *call.arguments)))
@@ -38,14 +40,17 @@ class Sum(LayerKind):
         return super().read(call)
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Writes an ``Add`` of the two inputs."""
         return step.op("Add", inputs)
 
     def lower(self, node: Node, to: Lowering) -> Activations:
+        """Writes loops that add the second input, in the order of the first one, to the first."""
         first, second = (to.activations[source] for source in node.inputs)
         second = to.reordered(second, first.order)
-        left, right, out = to.numbers(first), to.numbers(second), to.temporary(node.size)
-        for at, width in to.vectors(node.size):
-            (out + at).store((left + at).load(width) + (right + at).load(width))
+        terms, out = (to.numbers(first), to.numbers(second)), to.temporary(node.size)
+        for offset, width in to.vectors(node.size):
+            values = [(term + offset).load(width) for term in terms]
+            (out + offset).store(values[0] + values[1])
         return Activations(node, first.order, out)
 
 
@@ -77,6 +82,7 @@ class Scaling(LayerKind):
     elementwise = True
 
     def read(self, call: Call) -> Node:
+        """The node of a :class:`Scale`, or of a product of one value with a Python number."""
         if call.module is not None:
             return super().read(call)
         number = call.arguments[0] if len(call.inputs) == len(call.arguments) == 1 else None
@@ -86,28 +92,33 @@ class Scaling(LayerKind):
         return Node(call.name, self, scale, call.inputs, call.input_shapes, call.shape)
 
     def check(self, node: Node) -> None:
+        """Raises Unsupported if the scale changes the shape."""
         self.require(node, node.input_shapes[0], {})
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Writes a ``Mul`` of the input with the scale."""
         return step.op("Mul", [*inputs, step.constant(node.module.scale.to(step.network.dtype))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
+        """Writes loops that multiply the input with one number, or with one number per element."""
         inputs, scale = to.activations[node.inputs[0]], node.module.scale.detach()
         numbers, out = to.numbers(inputs), to.temporary(node.size)
         if scale.numel() == 1:
             number = to.constant(scale.flatten())[0].named("scale")
-            for at, width in to.vectors(node.size):
-                (out + at).store((numbers + at).load(width) * spread(number, width))
+            for offset, width in to.vectors(node.size):
+                (out + offset).store((numbers + offset).load(width) * spread(number, width))
         else:
             per_sample = scale.reshape(scale.shape[-len(node.shape) :]).expand(node.shape)
             scales = to.constant(per_sample.flatten()[inputs.order])
-            for at, width in to.vectors(node.size):
-                (out + at).store((numbers + at).load(width) * (scales + at).load(width))
+            for offset, width in to.vectors(node.size):
+                (out + offset).store((numbers + offset).load(width) * (scales + offset).load(width))
         return Activations(node, inputs.order, out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
+        """A ``Scale`` node, with one number per element."""
         return NirNode("Scale", {"scale": full_array(node.module.scale, node.shape, "scale")})
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        """A :class:`Scale` with the numbers of the node."""
         check_broadcasts(node.fields["scale"], shape)
         return Scale(tensor(node.fields["scale"]))

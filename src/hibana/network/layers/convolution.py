@@ -29,25 +29,29 @@ class Convolution(SlidingKind):
     weighted = True
 
     def check(self, node: Node) -> None:
+        """Raises Unsupported for padding other than zeros, or a weight of another size than the settings."""
         super().check(node)
         module, channels = node.module, node.input_shapes[0][0]
         if module.padding_mode != "zeros":
             self.refuse_setting(node, f"padding_mode={module.padding_mode!r}")
-        inner = channels // module.groups if channels == module.in_channels else -1
-        weight = (module.out_channels, inner, *module.kernel_size)
+        group_inputs = channels // module.groups if channels == module.in_channels else -1
+        weight = (module.out_channels, group_inputs, *module.kernel_size)
         self.require(node, self.expected_shape(node, module.out_channels), {"weight": weight})
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
+        """One product for each weight and position of the kernel."""
         module = node.module
         per_tap = module.in_channels // module.groups * module.out_channels
         return dense_operations(node, sliding_window(node).taps * per_tap)
 
     def weights(self, node: Node, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows ``[in_channels, height, width, out_channels / groups]`` of the kernel, and the bias."""
         weight = node.module.weight.detach()
         image = weight if weight.ndim == 4 else weight[:, :, None]
         return rows_of_channels(image, node.module.groups), node.module.bias
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Writes a ``Conv`` of the input."""
         module = node.module
         bias = [] if module.bias is None else [step.constant(module.bias)]
         dilations = sliding_window(node).dilation[3 - len(node.shape) :]
@@ -55,15 +59,19 @@ class Convolution(SlidingKind):
         return step.op("Conv", arrays, **self.onnx_settings(node), dilations=dilations, group=module.groups)
 
     def lower(self, node: Node, to: Lowering) -> Activations:
+        """Writes loops that add a row of weights to each output pixel that a nonzero input reaches."""
         module = node.module
-        inputs, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
+        inputs, channels_are_last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         weights, bias = self.weights(node, inputs.order)
         rows, out = to.constant(weights), to.temporary(node.size)
         channels, _, width = image_shape(node.shape)
         per_group = channels // module.groups
         kernel = sliding_window(node).kernel
         out.clear(node.size)
-        with to.each_nonzero(inputs) as (i, x), each_output_of(to, node, i, last) as (c, ky, kx, oy, ox):
+        with (
+            to.each_nonzero(inputs) as (i, x),
+            each_output_of(to, node, i, channels_are_last) as (c, ky, kx, oy, ox),
+        ):
             pixel = oy * (width * channels) + ox * channels
             if module.groups > 1:
                 pixel = pixel + c // (module.in_channels // module.groups) * per_group
@@ -75,6 +83,7 @@ class Convolution(SlidingKind):
         return Activations(node, channels_last(node.shape), out)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
+        """A ``Conv1d`` or ``Conv2d`` node; a missing bias becomes zeros."""
         module, (_, *sides) = node.module, node.input_shapes[0]
         bias = module.weight.new_zeros(module.out_channels) if module.bias is None else module.bias
         total = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
@@ -91,21 +100,22 @@ class Convolution(SlidingKind):
         return NirNode(f"Conv{len(sides)}d", {**arrays, **fields, "groups": module.groups})
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        """The convolution of the node, called at each step."""
         fields, sides = node.fields, int(node.type[4])
         self.check_sample(shape, sides)
-        outputs, inner, *kernel = np.shape(fields["weight"])
+        outputs, group_inputs, *kernel = np.shape(fields["weight"])
         (groups,) = integers(fields, "groups", dimensions=1)
         sizes: dict[str, Any] = {
             name: fields[name] if isinstance(fields[name], str) else integers(fields, name, dimensions=sides)
             for name in ("stride", "padding", "dilation")
         }
         kind: Any = nn.Conv1d if sides == 1 else nn.Conv2d
-        layer = kind(inner * groups, outputs, tuple(kernel), groups=groups, device="meta", **sizes)
+        layer = kind(group_inputs * groups, outputs, tuple(kernel), groups=groups, device="meta", **sizes)
         return EachStep(load_weights(layer, fields))
 
 
 def rows_of_channels(weight: Tensor, groups: int) -> Tensor:
     """Weights ``[outputs, inputs / groups, *kernel]`` as ``[inputs, *kernel, outputs / groups]``."""
-    outputs, inner, *kernel = weight.shape
-    grouped = weight.view(groups, outputs // groups, inner, *kernel)
-    return grouped.movedim(1, -1).reshape(groups * inner, *kernel, outputs // groups)
+    outputs, group_inputs, *kernel = weight.shape
+    grouped = weight.view(groups, outputs // groups, group_inputs, *kernel)
+    return grouped.movedim(1, -1).reshape(groups * group_inputs, *kernel, outputs // groups)

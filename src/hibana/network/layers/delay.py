@@ -33,21 +33,26 @@ class Delays(LayerKind):
     over_time = elementwise = True
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
+        """No operations."""
         return Operations(0, 0, 0)
 
     def check(self, node: Node) -> None:
+        """Raises Unsupported if the delays change the shape."""
         self.require(node, node.input_shapes[0], {})
 
     def delays(self, node: Node, order: Tensor) -> Tensor:
+        """The delay of each input in steps, in the `order` of memory."""
         steps: Tensor = node.module.steps.detach()
         return steps.expand(node.shape).flatten()[order]
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Writes the inputs of the current and previous steps, and a ``Gather`` of the delayed values."""
         delays = self.delays(node, in_order(node.size))
         delayed = _delayed(delays, step.past(inputs[0], node.size, 1, int(delays.max())), step)
         return step.op("Reshape", [delayed, step.constant(int64_tensor([-1, *node.shape]))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
+        """Writes loops that store the inputs in a ring, and read the numbers of `delays` steps ago."""
         inputs = to.activations[node.inputs[0]]
         order, binary = inputs.order, inputs.binary
         numbers, out = to.numbers(inputs), to.temporary(node.size, binary=binary)
@@ -56,19 +61,22 @@ class Delays(LayerKind):
         per_number = None if is_uniform else to.indices(delays, "d")
         ring = Ring(to, node, order, node.module.reach + 1, binary=binary)
         (ring.numbers + ring.now * node.size).copy(numbers, node.size)
+        # in a ring, the step that lies `delay` steps back is `ring.steps - delay` steps ahead
         ahead: Value | int = ring.steps - int(delays[0]) if is_uniform and delays[0] else 0
         with to.code.loop(0, node.size, name="o") as o:
             if per_number is not None:
-                ago = per_number[o].to(LONG).named("ago")
-                ahead = ago.equals(0).select(ago, ring.steps - ago)
+                delay = per_number[o].to(LONG).named("ago")
+                ahead = delay.equals(0).select(delay, ring.steps - delay)
             (out + o).copy(ring.step(ahead) + o, 1)
         ring.advance()
         return Activations(node, order, out, binary=binary)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
+        """A ``Delay`` node, in seconds."""
         return _delay_node(node.module.steps, node.shape, dt)
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        """A :class:`hibana.Delay` with the delays in steps; raises ValueError if they are not whole."""
         check_broadcasts(node.fields["delay"], shape)
         exact = torch.as_tensor(node.in_steps("delay", dt), dtype=torch.float64, device="cpu")
         steps = exact.round()
@@ -90,15 +98,18 @@ class DelayedSynapses(Linear):
     over_time = True
 
     def check(self, node: Node) -> None:
+        """Raises Unsupported unless weight and delay have one entry per synapse."""
         outputs = node.module.out_features
         synapses = (outputs, node.input_shapes[0][0])
         self.require(node, (outputs,), {"weight": synapses, "delay": synapses})
 
     def delays(self, node: Node, order: Tensor) -> Tensor:
+        """The delays of the synapses in steps, ``[inputs, outputs]``, inputs in the `order` of memory."""
         steps: Tensor = node.module.steps
         return steps.T[order].contiguous()
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Writes the delayed input of each synapse, times its weight, summed for each output."""
         module = node.module
         delays: Tensor = module.steps.detach()  # [outputs, inputs]
         delayed = _delayed(delays, step.past(inputs[0], delays.shape[1], 1, int(delays.max())), step)
@@ -108,6 +119,7 @@ class DelayedSynapses(Linear):
         return total if module.bias is None else step.op("Add", [total, step.constant(module.bias)])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
+        """Writes loops that add each nonzero input, after its delays, to a ring of the outputs' sums."""
         inputs, order = to.activations[node.inputs[0]], in_order(node.size)
         weights, bias = self.weights(node, inputs.order)
         rows, delays = to.constant(weights), to.indices(self.delays(node, inputs.order), "d")
@@ -116,6 +128,7 @@ class DelayedSynapses(Linear):
         return Activations(node, order, ring.take(bias))
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
+        """A NIR graph with a delay and a linear node for each delay; see :func:`sum_of_delays`."""
         module = node.module
         weights = {int(d): module.weight * (module.steps == d) for d in module.steps.unique()}
         return sum_of_delays(weights, module.bias, node.input_shapes[0], dt)

@@ -42,11 +42,13 @@ class Neurons(LayerKind):
     """Number of matrices that the layer multiplies with in addition to those of its step."""
 
     def title(self, node: Node) -> str:
+        """The name of the cell, such as ``LIF``, with ``recurrent`` if the layer is."""
         module = node.module
         cell = module.cell._get_name().removesuffix("Cell")
         return f"recurrent {cell}" if isinstance(module, Recurrent) else cell
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
+        """The operations of the cell per neuron, and the products with recurrent weights."""
         layer = trace_layer(node, 0, in_order(node.size), dtype)
         products = (len(layer.products) + self.feedback) * node.size**2
         neurons = layer.operation_count * node.size
@@ -54,21 +56,26 @@ class Neurons(LayerKind):
         return Operations(neurons + products, at_rates, products)
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Writes the operators of one step of the cell."""
         return step.neurons(node, inputs[0])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
+        """Writes one step of the cell."""
         return to.neurons(node, to.activations[node.inputs[0]])
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
+        """A node of the cell, or a NIR graph with recurrent synapses."""
         module = node.module
         neurons = _neuron_node(module.cell, node.shape, dt)
         return neurons if isinstance(module, OverTime) else _recurrent_node(module, neurons, node.shape)
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        """The layer of neurons of the node."""
         check_broadcasts(node.fields["r"], shape)
         return _neurons_of(node, dt)
 
     def lost_in_nir(self, module: nn.Module) -> str:
+        """The surrogate, unless it is the default, and ``detach_reset``."""
         cell: Any = module.cell
         if not hasattr(cell, "surrogate"):
             return ""
@@ -84,30 +91,35 @@ class DelayedRecurrentNeurons(Neurons):
     feedback = 1
 
     def check(self, node: Node) -> None:
+        """Raises Unsupported unless weight and delay have one entry per pair of neurons."""
         synapses = node.input_shapes[0] * 2
         self.require(node, node.input_shapes[0], {"recurrent.weight": synapses, "recurrent.delay": synapses})
 
     def title(self, node: Node) -> str:
+        """The name of the cell, such as ``delayed recurrent LIF``."""
         return f"delayed recurrent {super().title(node)}"
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Raises Unsupported."""
         self.refuse(node, "ONNX")
 
     def lower(self, node: Node, to: Lowering) -> Activations:
+        """Writes one step of the cell on the input plus the delayed feedback, which a ring holds."""
         order = in_order(node.size)
         inputs = to.reordered(to.activations[node.inputs[0]], order)
         synapses = node.module.recurrent
         rows, delays = to.constant(synapses.weight.T), to.indices(synapses.steps.T, "d")
         ring = Ring(to, node, order, synapses.reach + 1)
         numbers, currents = to.numbers(inputs), ring.take(None)
-        for at, width in to.vectors(node.size):
-            place = currents + at
-            place.store((numbers + at).load(width) + place.load(width))
+        for offset, width in to.vectors(node.size):
+            target = currents + offset
+            target.store((numbers + offset).load(width) + target.load(width))
         outputs = to.neurons(node, Activations(node, order, currents))
         ring.scatter(outputs, rows, delays)
         return outputs
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
+        """Raises Unsupported."""
         self.refuse(node, "NIR")
 
 

@@ -31,6 +31,7 @@ class Pooling(SlidingKind):
     """The checks and the operation count of both kinds of pooling."""
 
     def check(self, node: Node) -> None:
+        """Raises Unsupported for ``ceil_mode``, or an output of another shape than the settings."""
         if not isinstance(node.module, Mean):
             super().check(node)
         if node.module.ceil_mode:
@@ -38,6 +39,7 @@ class Pooling(SlidingKind):
         self.require(node, self.expected_shape(node, node.input_shapes[0][0]), {})
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
+        """One operation for each pixel under each window."""
         taps = sliding_window(node).taps * image_shape(node.shape)[0]
         return Operations(taps, taps, 0)
 
@@ -49,20 +51,24 @@ class Maximum(Pooling):
     types = TORCH_LAYERS["maximum"]
 
     def check(self, node: Node) -> None:
+        """Raises Unsupported for dilation, and for the settings that no pooling supports."""
         super().check(node)
         if node.module.dilation not in (1, (1,), (1, 1)):
             self.refuse_setting(node, "dilation")
 
     def title(self, node: Node) -> str:
+        """The name of the layer in tables."""
         return "max-pooling"
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Writes a ``MaxPool`` of the input."""
         return step.op("MaxPool", inputs, **self.onnx_settings(node))
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        inputs, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
+        """Writes loops over windows; for binary inputs a union of their bits, or a loop over the ones."""
+        inputs, is_channels_last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         channels, _, width = image_shape(node.shape)
-        if inputs.bits is not None and last and channels % 8 == 0:
+        if inputs.bits is not None and is_channels_last and channels % 8 == 0:
             bits = to.bits(node.size)
             bits.clear(-(-node.size // 64) * 8)
             union = _Fold(to.code.constant(0, BYTE), lambda total, octet: total | octet)
@@ -70,16 +76,20 @@ class Maximum(Pooling):
                 _fold_windows(to, node, union, inputs.bits, bits, channels // 8, octets)
             return Activations(node, channels_last(node.shape), bits=bits, binary=True)
         if not inputs.binary:
-            return _pooled(to, node, inputs, last, _Fold(to.lowest(), _maximum))
+            return _pooled(to, node, inputs, is_channels_last, _Fold(to.lowest(), _maximum))
         out = to.temporary(node.size, binary=True)
         out.clear(node.size)
-        with to.each_nonzero(inputs) as (i, _), each_output_of(to, node, i, last) as (c, _ky, _kx, oy, ox):
+        with (
+            to.each_nonzero(inputs) as (i, _),
+            each_output_of(to, node, i, is_channels_last) as (c, _ky, _kx, oy, ox),
+        ):
             pixels = node.size // channels
-            out[(oy * width + ox) * channels + c if last else c * pixels + oy * width + ox] = 1
-        order = channels_last(node.shape) if last else in_order(node.size)
+            out[(oy * width + ox) * channels + c if is_channels_last else c * pixels + oy * width + ox] = 1
+        order = channels_last(node.shape) if is_channels_last else in_order(node.size)
         return Activations(node, order, out, binary=True)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
+        """Raises a ValueError: NIR has no maximum."""
         raise ValueError("NIR has no max-pooling; train with average pooling, or stride the convolution")
 
 
@@ -92,6 +102,7 @@ class Average(Pooling):
     nir_types = ("SumPool2d", "AvgPool2d")
 
     def read(self, call: Call) -> Node:
+        """The node of `call`; a mean without a window becomes a window of the entire image."""
         if hasattr(call.module, "kernel_size"):
             return super().read(call)
         if call.module is None and not _is_over_sides(call):
@@ -106,9 +117,11 @@ class Average(Pooling):
         return node
 
     def title(self, node: Node) -> str:
+        """The name of the layer in tables."""
         return "avg-pooling"
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Writes an ``AveragePool``, rescaled if the module has another divisor."""
         module, settings = node.module, self.onnx_settings(node)
         mean = step.op("AveragePool", inputs, count_include_pad=int(module.count_include_pad), **settings)
         divisor = getattr(module, "divisor_override", None)
@@ -117,20 +130,23 @@ class Average(Pooling):
         return step.op("Mul", [mean, step.number(math.prod(settings["kernel_shape"]) / divisor)])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
+        """Writes loops that add the pixels of each window, and divide by the divisor or their number."""
         module, window, element = node.module, sliding_window(node), to.number.element
-        inputs, last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
+        inputs, is_channels_last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         divisor = getattr(module, "divisor_override", None)
         area = divisor or window.kernel[0] * window.kernel[1]
         divides_by_count = not (divisor or module.count_include_pad) and any(window.padding)
 
         def mean(total: Value, count: Value) -> Value:
-            by = count.real(element) if divides_by_count else to.code.constant(area, element)
-            return total if area == 1 else total / spread(by, total.type.width)
+            """The sum `total` of `count` pixels divided by the divisor, or by `count` without padding."""
+            number = count.real(element) if divides_by_count else to.code.constant(area, element)
+            return total if area == 1 else total / spread(number, total.type.width)
 
         fold = _Fold(to.code.constant(0, element), lambda total, pixel: total + pixel, mean)
-        return _pooled(to, node, inputs, last, fold)
+        return _pooled(to, node, inputs, is_channels_last, fold)
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
+        """An ``AvgPool2d`` node, or ``SumPool2d`` for the divisor 1."""
         module = node.module
         self.check_sample(node.input_shapes[0], 2)
         sizes = {k: np.broadcast_to(getattr(module, k), 2) for k in ("kernel_size", "stride", "padding")}
@@ -141,6 +157,7 @@ class Average(Pooling):
         return NirNode("SumPool2d" if module.divisor_override else "AvgPool2d", sizes)
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        """The pooling of the node, called at each step."""
         self.check_sample(shape, 2)
         sizes: Any = {key: integers(node.fields, key) for key in ("kernel_size", "stride", "padding")}
         return EachStep(nn.AvgPool2d(**sizes, divisor_override=1 if node.type == "SumPool2d" else None))
@@ -173,14 +190,16 @@ def _maximum(total: Value, pixel: Value) -> Value:
     return (above | pixel.differs(pixel) if pixel.type.real else above).select(pixel, total)
 
 
-def _pooled(to: Lowering, node: Node, inputs: Activations, last: bool, fold: _Fold) -> Activations:
+def _pooled(
+    to: Lowering, node: Node, inputs: Activations, is_channels_last: bool, fold: _Fold
+) -> Activations:
     """The output of the pooling `node`: a `fold` of each window of `inputs`, an image.
 
-    `last` says whether the channels of the image are last in memory, rather than first.
+    `is_channels_last` says whether the channels of the image are last in memory, rather than first.
     """
     window, (channels, height, width) = sliding_window(node), image_shape(node.shape)
     numbers, out = to.numbers(inputs), to.temporary(node.size)
-    if last:
+    if is_channels_last:
         with to.registers(channels) as parts:
             _fold_windows(to, node, fold, numbers, out, channels, parts)
         return Activations(node, channels_last(node.shape), out)
@@ -218,13 +237,13 @@ def _fold_windows(
             begin = i * window.stride[axis] - window.padding[axis]
             end = (begin + window.kernel[axis]).smaller(code.constant(window.image[axis]))
             ranges.append((begin.larger(code.constant(0)).named(low), end.named(high)))
-        totals = [(at, lanes, code.variable(spread(fold.first, lanes))) for at, lanes in parts]
+        totals = [(offset, lanes, code.variable(spread(fold.first, lanes))) for offset, lanes in parts]
         with code.loop(*ranges[0], name="y") as y, code.loop(*ranges[1], name="x") as x:
-            place = source + (y * window.image[1] + x) * stride
-            for at, lanes, total in totals:
-                pixel = (place + at).load(lanes).named("pixel")
+            pixel_address = source + (y * window.image[1] + x) * stride
+            for offset, lanes, total in totals:
+                pixel = (pixel_address + offset).load(lanes).named("pixel")
                 total.value = fold.combine(total.value, pixel)
         (top, bottom), (left, right) = ranges
         count = (bottom - top) * (right - left)
-        for at, _, total in totals:
-            (target + ((oy * width + ox) * stride + at)).store(fold.result(total.value, count))
+        for offset, _, total in totals:
+            (target + ((oy * width + ox) * stride + offset)).store(fold.result(total.value, count))

@@ -26,11 +26,14 @@ class Reshape(LayerKind):
     nir_types = ("Flatten",)
 
     def read(self, call: Call) -> Node:
+        """The input node: memory holds the same numbers."""
         return call.inputs[0]
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
+        """The ``nn.Flatten`` of the node, called at each step."""
         start, end = (range(len(shape))[int(node.fields[key])] for key in ("start_dim", "end_dim"))
         return EachStep(nn.Flatten(start + 1, end + 1))
 
     def lost_in_nir(self, module: nn.Module) -> str:
+        """The dropout, which only training needs; empty for other modules."""
         return repr(module) if hasattr(module, "p") else ""  # a dropout

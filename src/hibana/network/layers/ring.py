@@ -22,11 +22,12 @@ class Ring:
         self._counter = to.state(StateArray(node.name, "counter", (), order), zero).of(Longs)
         self.now = self._counter.load().named("now")
 
-    def step(self, later: Value | int) -> Pointer:
-        """The numbers of the step that is `later` than the current one, by less than the ring's steps."""
-        at = (self.now + later).named("at")
-        wrapped = (at < self.steps).select(0, self.to.code.constant(self.steps))  # compiled without a branch
-        return self.numbers + (at - wrapped) * self.size
+    def step(self, delay: Value | int) -> Pointer:
+        """The numbers of the step `delay` steps after the current one, fewer than the ring has."""
+        index = (self.now + delay).named("at")
+        # select is compiled without a branch
+        wrapped = (index < self.steps).select(0, self.to.code.constant(self.steps))
+        return self.numbers + (index - wrapped) * self.size
 
     def scatter(self, inputs: Activations, rows: Pointer, delays: Pointer) -> None:
         """Adds the weights of each nonzero input to the steps at which they arrive.

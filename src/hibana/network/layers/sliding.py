@@ -18,6 +18,7 @@ class SlidingKind(LayerKind):
     """A kernel over samples ``[channels, width]`` or ``[channels, height, width]``."""
 
     def check(self, node: Node) -> None:
+        """Raises Unsupported unless samples are ``[channels, width]`` or ``[channels, height, width]``."""
         (shape,), module = node.input_shapes, node.module
         sides, kind = spatial_dims(module), type(module).__name__
         if sides > 2 or not hasattr(module, "kernel_size"):
@@ -37,8 +38,9 @@ class SlidingKind(LayerKind):
 
     def onnx_settings(self, node: Node) -> dict[str, Any]:
         """Kernel, strides and pads as attributes of an ONNX node."""
+        # pairs are (height, width): the slice keeps both for an image, and the width alone for a sequence
         window, sides = sliding_window(node), slice(3 - len(node.shape), None)
-        pads = [*window.padding][sides] + [*window.after][sides]
+        pads = [*window.padding][sides] + [*window.end_padding][sides]
         return {"kernel_shape": window.kernel[sides], "strides": window.stride[sides], "pads": pads}
 
 
@@ -70,10 +72,10 @@ def each_output_of(
         """A branch that is taken if some output has `tap` on `pixel`; yields that output."""
         stride = window.stride[axis]
         offset = (pixel + window.padding[axis] - tap * window.dilation[axis]).named(name)
-        at = offset // stride
-        inside = (offset >= 0) & (at < window.outputs[axis])
+        output_index = offset // stride
+        inside = (offset >= 0) & (output_index < window.outputs[axis])
         with to.code.when(inside if stride == 1 else inside & (offset % stride).equals(0)):
-            yield at
+            yield output_index
 
     with (
         to.code.loop(0, window.kernel[0], name="ky") as ky,

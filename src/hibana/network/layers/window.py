@@ -27,21 +27,25 @@ class OverWindow(LayerKind):
     over_time = weighted = True
 
     def check(self, node: Node) -> None:
+        """Raises Unsupported unless the weight has the size of the settings."""
         module = node.module
         channels, *sides = node.input_shapes[0]
-        inner = channels // module.groups if channels == module.in_channels else -1
-        weight = (module.out_channels, inner, module.kernel_size)
+        group_inputs = channels // module.groups if channels == module.in_channels else -1
+        weight = (module.out_channels, group_inputs, module.kernel_size)
         self.require(node, (module.out_channels, *sides), {"weight": weight})
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
+        """One product for each weight and pixel."""
         module = node.module
         per_input = module.kernel_size * module.out_channels // module.groups
         return dense_operations(node, node.inputs[0].size * per_input)
 
     def weights(self, node: Node, order: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rows ``[in_channels, kernel_size, out_channels / groups]``, and the bias."""
         return rows_of_channels(node.module.weight.detach(), node.module.groups), node.module.bias
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
+        """Writes a product with the inputs of all steps of the kernel: a ``Gemm`` or a ``Conv``."""
         module = node.module
         pixels = node.size // module.out_channels
         steps = step.past(inputs[0], module.in_channels, pixels, module.reach)
@@ -60,20 +64,22 @@ class OverWindow(LayerKind):
         return step.op("Reshape", [sums, step.constant(int64_tensor([-1, *node.shape]))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
+        """Writes loops that add each nonzero input, for each step of the kernel, to a ring of sums."""
         module, order = node.module, channels_last(node.shape)
         inputs = to.activations[node.inputs[0]]
         weights, bias = self.weights(node, inputs.order)
         channels, outputs, taps = module.in_channels, module.out_channels, module.kernel_size
         per_group, pixels = outputs // module.groups, node.size // outputs
-        channel_of, last, rows = None, False, to.constant(weights)
+        channel_of, is_last, rows = None, False, to.constant(weights)
         if pixels > 1:
-            inputs, last = to.image(inputs, node.input_shapes[0])
+            # is_last: whether the channels of the input image are last in memory, rather than first
+            inputs, is_last = to.image(inputs, node.input_shapes[0])
         elif not torch.equal(inputs.order, in_order(channels)):
             channel_of = to.indices(inputs.order, "order")
         ring = Ring(to, node, order, module.reach + 1)
         with to.each_nonzero(inputs) as (i, x):
             if pixels > 1:
-                c, pixel = (i % channels, i // channels) if last else (i // pixels, i % pixels)
+                c, pixel = (i % channels, i // channels) if is_last else (i // pixels, i % pixels)
             else:
                 c = i if channel_of is None else channel_of[i].to(LONG).named("c")
                 pixel = to.code.constant(0)
@@ -87,6 +93,7 @@ class OverWindow(LayerKind):
         return Activations(node, order, ring.take(bias))
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
+        """A NIR graph with a delay and a linear node for each step of the kernel."""
         module = node.module
         weight, groups = module.weight.detach(), module.groups
         dense = [torch.block_diag(*tap.chunk(groups)) for tap in weight.unbind(2)]  # type: ignore[no-untyped-call] # torch leaves it so

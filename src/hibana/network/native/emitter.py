@@ -66,13 +66,13 @@ class Emitter(Lowering):
     """Writes a function that computes layers of one step of one sample.
 
     Constants, state and scratch memory are blocks; the code contains the offsets of arrays in them. A second
-    function of the same step adds to the constants and the state of `earlier`, the emitter of the first one.
+    function of the same step adds to the constants and the state of `first_emitter`.
     """
 
     target = "native"
 
     def __init__(
-        self, code: Code, dtype: torch.dtype, blocks: dict[str, Any], earlier: "Emitter | None" = None
+        self, code: Code, dtype: torch.dtype, blocks: dict[str, Any], first_emitter: "Emitter | None" = None
     ) -> None:
         self.code, self.dtype = code, dtype
         self.number = self.number_pointer(dtype)
@@ -81,10 +81,10 @@ class Emitter(Lowering):
         self._scratch_block: Bytes = blocks["scratch"]
         self._function_table: Longs = blocks["functions"]
         self.scratch = Block()
-        self.weights: Block = earlier.weights if earlier else Block()
-        self.initial_state: Block = earlier.initial_state if earlier else Block()
-        self.arrays: list[StateArray] = earlier.arrays if earlier else []
-        self.functions: list[int] = earlier.functions if earlier else []
+        self.weights: Block = first_emitter.weights if first_emitter else Block()
+        self.initial_state: Block = first_emitter.initial_state if first_emitter else Block()
+        self.arrays: list[StateArray] = first_emitter.arrays if first_emitter else []
+        self.functions: list[int] = first_emitter.functions if first_emitter else []
         """Addresses of the vector functions that the code calls."""
         self.activations: dict[Node, Activations] = {}
         self.packed: dict[Node, PackedRows] = {}
@@ -98,6 +98,7 @@ class Emitter(Lowering):
         return Doubles if dtype == torch.float64 else Floats
 
     def constant(self, values: Tensor, name: str = "") -> Pointer:
+        """Adds `values` to the constants; a pointer to them."""
         return (self._weights_block + self._add_weights(values)).of(self.number)
 
     def _add_weights(self, values: Tensor) -> int:
@@ -105,6 +106,7 @@ class Emitter(Lowering):
         return self.weights.add(values.to(self.dtype))
 
     def indices(self, values: Tensor, name: str = "") -> Ints:
+        """Adds `values` to the constants as ``int32``; a pointer to them."""
         return (self._weights_block + self.weights.add(values.to(torch.int32))).of(Ints)
 
     def function(self, address: int) -> Pointer:
@@ -114,9 +116,11 @@ class Emitter(Lowering):
         return Pointer.from_address(self._function_table[self.functions.index(address)])
 
     def bits(self, count: int) -> Bytes:
+        """Scratch memory for `count` bits, rounded up to whole words of 64."""
         return self.temporary(-(-count // 64) * 8, Bytes).of(Bytes)
 
     def temporary(self, count: int, kind: type[Pointer] | None = None, *, binary: bool = False) -> Pointer:
+        """Scratch memory for `count` elements of `kind`, by default numbers; `binary` is for C."""
         kind = kind or self.number
         offset = self.scratch.reserve(count * kind.element.size)
         pointer = (self._scratch_block + offset).of(kind)
@@ -128,23 +132,27 @@ class Emitter(Lowering):
         return self._offsets[temporary.text]
 
     def state(self, array: StateArray, initial: Tensor) -> Bytes:
+        """Adds an array to the state, with the values `initial`; a pointer to it."""
         offset = self.initial_state.add(initial)
         self.arrays.append(replace(array, offset=offset))
         return self._state_block + offset
 
     def vectors(self, count: int) -> Iterator[tuple[Any, int]]:
+        """Yields the offset and width of each vector: in a loop, then for the remainder without a loop."""
         remainder = count % VECTOR
         if count > remainder:
-            with self.code.loop(0, count - remainder, VECTOR) as at:
-                yield at, VECTOR
+            with self.code.loop(0, count - remainder, VECTOR) as offset:
+                yield offset, VECTOR
         for first, width in vector_parts(remainder):
             yield count - remainder + first, width
 
     @contextmanager
     def registers(self, count: int) -> Iterator[list[tuple[Any, int]]]:
+        """Yields the offsets and widths of vectors that cover `count` numbers, without a loop."""
         yield vector_parts(count)
 
     def numbers(self, activations: Activations) -> Pointer:
+        """The array of the numbers of `activations`, expanded from their bits if necessary."""
         if activations.numbers is None:
             activations.numbers = self.temporary(activations.node.size)
             self.expand(activations, activations.numbers)
@@ -154,13 +162,13 @@ class Emitter(Lowering):
         """Writes the bits of `activations` to `target`, as zeros and ones."""
         bits = activations.bits
         assert bits is not None
-        for at, width in self.vectors(activations.node.size):
-            if isinstance(at, Value):
-                mask = bits.of(Ints)[at // 32].mask(width)
+        for offset, width in self.vectors(activations.node.size):
+            if isinstance(offset, Value):
+                mask = bits.of(Ints)[offset // 32].mask(width)
             else:
-                mask = (bits.of(Longs)[at // 64] >> (at % 64)).mask(width)
+                mask = (bits.of(Longs)[offset // 64] >> (offset % 64)).mask(width)
             one = self.code.constant(1, self.number.element.of(width))
-            (target + at).store(mask.select(one, 0))
+            (target + offset).store(mask.select(one, 0))
 
     def _list_nonzero(self, activations: Activations) -> tuple[Pointer, Value]:
         """The places of the nonzero numbers, and their count; the first call writes the loop."""
@@ -180,13 +188,14 @@ class Emitter(Lowering):
                     append(activations.bits.of(Longs)[w], w * 64)
             else:
                 numbers = self.numbers(activations)
-                for at, width in self.vectors(size):
-                    append((numbers + at).load(width).differs(0).word().to(LONG), at)
+                for offset, width in self.vectors(size):
+                    append((numbers + offset).load(width).differs(0).word().to(LONG), offset)
             activations.nonzero = places, count.value
         return activations.nonzero
 
     @contextmanager
     def each_nonzero(self, activations: Activations) -> Iterator[tuple[Value, Value | None]]:
+        """Writes a loop over nonzero values; yields the index and, unless all values are 1, the value."""
         places, count = self._list_nonzero(activations)
         with self.code.loop(0, count) as k:
             i = places[k].to(LONG)
@@ -206,13 +215,13 @@ class Emitter(Lowering):
         zero = self.code.constant(0, self.number.element)
         for first, width, offset in packed.chunks:
             weights = (self._weights_block + offset).of(self.number)
-            totals = [(at, n, self.code.variable(spread(zero, n))) for at, n in vector_parts(width)]
+            totals = [(offset, n, self.code.variable(spread(zero, n))) for offset, n in vector_parts(width)]
             with self.each_nonzero(inputs) as (i, x):
                 row = weights + i * width
-                for at, n, total in totals:
-                    total.value = total.value + times((row + at).load(n), x)
-            for at, _, total in totals:
-                (out + (first + at)).store(self.with_bias(total.value, packed, first + at))
+                for offset, n, total in totals:
+                    total.value = total.value + times((row + offset).load(n), x)
+            for offset, _, total in totals:
+                (out + (first + offset)).store(self.with_bias(total.value, packed, first + offset))
 
     def with_bias(self, sums: Value, packed: PackedRows, first: int) -> Value:
         """`sums` of the outputs from `first` on, plus their bias if the layer has one."""
@@ -224,10 +233,12 @@ class Emitter(Lowering):
     def product(
         self, node: Node, inputs: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
     ) -> None:
+        """Writes the product of the inputs with the packed `weights`, plus `bias`, into `out`."""
         packed = self.packed[node] = self.pack(weights, bias)
         self.add_rows(inputs, packed, out)
 
     def neurons(self, node: Node, currents: Activations) -> Activations:
+        """Writes one step of the neurons of `node` on `currents`, and returns their outputs."""
         return write_neurons(self, node, len(self.activations), currents)
 
 

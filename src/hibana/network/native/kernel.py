@@ -38,8 +38,8 @@ class Native:
     kernel: runtime.Kernel
     weights: Tensor
     """All constants, as bytes."""
-    rest: Tensor
-    """The state of a sample at rest, as bytes."""
+    initial_state: Tensor
+    """The initial state of a sample, as bytes."""
     arrays: tuple[StateArray, ...]
     functions: Tensor
     """Addresses of the vector functions that the kernel calls."""
@@ -60,6 +60,7 @@ def build(network: Network) -> Native:
     emitters: list[Emitter] = []
 
     def body(code: Code, inputs: Any, results: Any, outputs: Any, **blocks: Any) -> None:
+        """Writes one step of the nodes that are not static layers, and stores the outputs."""
         emitter = Emitter(code, network.dtype, blocks, static_layers.emitter)
         emitters.append(emitter)
         emitter.activations = static_layers.activations(results, number)
@@ -70,13 +71,13 @@ def build(network: Network) -> Native:
 
     step = runtime.function("sample", body, {"inputs": number, "results": Bytes, "outputs": number, **KINDS})
     (emitter,) = emitters
-    rest = emitter.initial_state.packed()
+    initial_state = emitter.initial_state.packed()
     code = Code()
-    _write_call(code, network, static_layers, step, len(rest), emitter.scratch.size)
+    _write_call(code, network, static_layers, step, len(initial_state), emitter.scratch.size)
     head = "define void @network(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
     (kernel,) = runtime.assemble(runtime.source([*code.texts, code.text(head)]), ("network",))
     functions = torch.tensor(emitter.functions, dtype=torch.int64, device="cpu")
-    return Native(network, kernel, emitter.weights.packed(), rest, tuple(emitter.arrays), functions)
+    return Native(network, kernel, emitter.weights.packed(), initial_state, tuple(emitter.arrays), functions)
 
 
 def _write(emitter: Emitter, node: Node, inputs: Pointer) -> None:
@@ -170,8 +171,8 @@ def _check_nan(code: Code, row: Pointer, count: Value, status: Any) -> None:
     width = 32
     zero, one = (code.constant(number, BYTE.of(width)) for number in (0, 1))
     has_nan = code.variable(0, BYTE.of(width))
-    for at, mask in code.vectors(count, width):
-        x = (row + at).load(width, mask)
+    for offset, mask in code.vectors(count, width):
+        x = (row + offset).load(width, mask)
         has_nan.value = has_nan.value | x.differs(x).select(one, 0)
     bits = has_nan.value.differs(zero).word()
     status.value = bits.equals(0).select(status.value, NAN)

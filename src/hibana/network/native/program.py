@@ -127,6 +127,7 @@ class Program:
         return build(read(net, example))
 
     def __reduce__(self) -> Any:
+        """Raises a TypeError: a program contains addresses of compiled functions."""
         raise TypeError("a program can't be pickled or copied: save the network, and compile it again")
 
     def __repr__(self) -> str:

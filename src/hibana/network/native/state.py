@@ -48,8 +48,10 @@ def write_state(
     numbers = [array for array in arrays if array.kind != "counter"]
     names = dict.fromkeys(array.layer for array in numbers)
     if not isinstance(state, Mapping) or state.keys() != names.keys():
-        got = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
-        raise ValueError(f"state must have an entry for each layer, {', '.join(names)}, got {got or 'none'}")
+        entries = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
+        raise ValueError(
+            f"state must have an entry for each layer, {', '.join(names)}, got {entries or 'none'}"
+        )
     tensors: list[Tensor] = []
     for name in names:
         expected = [_tensor_shape(array, len(block)) for array in numbers if array.layer == name]

@@ -44,6 +44,7 @@ class StaticLayers:
         emitters: list[Emitter] = []
 
         def body(code: Code, inputs: Any, **blocks: Any) -> None:
+            """Writes one step of the static layers."""
             emitter = Emitter(code, network.dtype, blocks)
             emitters.append(emitter)
             for node in self.nodes:
@@ -102,8 +103,8 @@ class StaticLayers:
         size, width = self.nodes[0].size, 32
         nonzero = code.variable(0)
         with code.loop(0, (count >= MIN_STEPS).select(count, 0)) as k:
-            for at, mask in code.vectors(code.constant(size), width):
-                differs = (row + k * stride + at).load(width, mask).differs(0)
+            for offset, mask in code.vectors(code.constant(size), width):
+                differs = (row + k * stride + offset).load(width, mask).differs(0)
                 nonzero.value = nonzero.value + differs.word().popcount().to(LONG)
         return nonzero.value * 2 > count * size
 
@@ -116,9 +117,12 @@ class StaticLayers:
         per_register = REGISTER_BYTES // number.element.size
 
         def body(code: Code, inputs: Any, stride: Value, count: Value, **blocks: Any) -> None:
+            """Writes the product of the weights with `count` steps of inputs, `stride` numbers apart."""
             emitter = Emitter(code, self.emitter.dtype, blocks, self.emitter)
             zero = code.constant(0, number.element)
             chunks = packed.chunks
+            # a chunk is its first output, its number of outputs and the byte offset of its rows; a part is a
+            # chunk with the first output and the width of one vector in it
             parts = [(chunk, *part) for chunk in chunks for part in vector_parts(chunk[1], per_register)]
             for (first, width, place), begin, n in parts:
                 weights = (blocks["weights"] + place).of(number)

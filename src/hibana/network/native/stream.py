@@ -52,7 +52,7 @@ class Stream:
         self._shape = torch.Size((batch, *graph.input.shape))
         self._output_template = torch.empty((batch, *graph.output_shape), dtype=graph.dtype, device="cpu")
         """A tensor like the output of a step: ``empty_like`` takes a quarter of the time of ``empty``."""
-        self._block = native.rest.repeat(batch, 1)
+        self._block = native.initial_state.repeat(batch, 1)
         self._work = sum(node.size for node in graph.nodes)
         self._status = ctypes.c_int64()
         self._arguments = (ctypes.c_int64 * len(ARGUMENTS))()
@@ -134,7 +134,7 @@ class Stream:
     def reset(self) -> None:
         """Sets all samples to rest."""
         with self._exclusive():
-            self._block.copy_(self.program._native.rest)
+            self._block.copy_(self.program._native.initial_state)
             self._steps = 0
 
     @property
@@ -153,6 +153,7 @@ class Stream:
 
     @state.setter
     def state(self, state: Mapping[str, State]) -> None:
+        """Writes `state` into the stream, and restarts the count of steps."""
         with self._exclusive():
             write_state(self._native.arrays, self._block, self._native_dtype, state)
             self._steps = 0
@@ -172,6 +173,7 @@ class Stream:
         return output
 
     def __reduce__(self) -> Any:
+        """Raises a TypeError: a stream contains memory of compiled code."""
         raise TypeError("a stream can't be pickled or copied: save its state, and give it to a new stream")
 
     def __repr__(self) -> str:
@@ -216,7 +218,7 @@ class Stream:
         """Makes calls run `native`, on this stream's state."""
         self._native = native
         self._call = _Function(native.kernel.address)
-        self._check_length("state", self._block, self.batch * native.rest.numel())
+        self._check_length("state", self._block, self.batch * native.initial_state.numel())
         arguments = self._arguments
         arguments[_INDEX["state"]] = self._block.data_ptr()
         arguments[_INDEX["weights"]] = native.weights.data_ptr()

@@ -86,6 +86,7 @@ def refusal(file: Any, max_bytes: int) -> str | None:
         return None if is_hard else f"{name} is a link to elsewhere, which is not followed"
 
     def check_values(name: str, item: Any) -> str | None:
+        """The reason to refuse the data set `item`, or ``None``; adds its bytes to `size`."""
         nonlocal size
         if not isinstance(item, h5py.Dataset):
             return None

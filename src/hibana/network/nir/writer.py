@@ -157,7 +157,7 @@ def _nir_node(node: NirNode, name: str) -> Any:
     if node.type in ("Input", "Output"):
         return getattr(nir, node.type)(node.fields["shape"])
     if node.type == "NIRGraph":
-        nodes = {key: _nir_node(inner, name) for key, inner in node.fields["nodes"].items()}
+        nodes = {key: _nir_node(part, name) for key, part in node.fields["nodes"].items()}
         return _graph(nodes, node.fields["edges"], {})
     kind, values = getattr(nir, node.type), dict(node.fields)
     if (

@@ -322,6 +322,7 @@ def _feeds_only_spiking_neurons(node: Node, output: Node) -> bool:
     """Whether all users of `node` are spiking neurons, with pooling and delays between them at most."""
 
     def is_spiking(user: Node) -> bool:
+        """Whether `user`, which reads the output of `node`, passes it only to spiking neurons."""
         if user.input_shapes[user.inputs.index(node)] != node.shape:
             return False  # a reshaped value has no channels with a scale each
         if user.kind in ("maximum", "average", "delay"):

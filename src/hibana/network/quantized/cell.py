@@ -178,12 +178,14 @@ class FixedCell(Cell):
                 case _:
                     result = _function(op)(*arguments)
             values.append(result)
-        after = tuple(values[i] for i in self.outputs)
+        next_states = tuple(values[i] for i in self.outputs)
         if not self.float_cell:
-            return after
-        units = [self._buffer("u", i + 1) for i in range(len(after))]
+            return next_states
+        units = [self._buffer("u", i + 1) for i in range(len(next_states))]
         real = self._float_step(input_ * self._buffer("u", 0), *map(operator.mul, state, units))
-        return tuple(straight_through(r / u, a) for r, u, a in zip(real, units, after, strict=True))
+        return tuple(
+            straight_through(r / u, integer) for r, u, integer in zip(real, units, next_states, strict=True)
+        )
 
     def _float_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The next states of the float cell, from its input and states."""
@@ -195,19 +197,24 @@ class FixedCell(Cell):
         return real
 
     def _buffer(self, letter: str, index: int) -> Any:
+        """The buffer with this letter and number."""
         return self._buffers[f"{letter}{index}"]
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # those of the cell
+        """The names of the states of the cell that was quantized."""
         return self.names
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """The initial state in integers, one tensor like `input_` per state."""
         zeros = torch.zeros_like(input_)
         return tuple(zeros + self._buffer("r", i) for i in range(len(self.names)))
 
     def rests_at_zero(self) -> bool:
+        """Whether all tensors of the initial state are zeros."""
         return self.starts_at_zero
 
     def _get_name(self) -> str:
+        """The name of the class that was quantized, after ``Int``."""
         return f"Int{self.cell_name}"
 
     def extra_repr(self) -> str:

@@ -43,6 +43,7 @@ class Quantization:
     """Fraction of the samples and steps whose largest output has the same index."""
 
     def __str__(self) -> str:
+        """A table with one row per layer, and the share of samples with the same class."""
         head = f"{'layer':12} {'':12} {'weights changed':>15} {'not zero':>10} {'now':>10} {'agreement':>10}"
         rows = [
             f"{c.name:12.12} {c.what:12} {c.weight_error:15.2%} {c.before:10.2%} {c.after:10.2%} "
@@ -106,17 +107,19 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
         network = read(aware.plain, calibration)
         scales = dict(zip(network.nodes, aware.scales, strict=True))
         nodes = [node for node in network.nodes if node.module is not None]
-        after = _outputs(nodes, network.output, small.net, small.integer_input(calibration), scales)
+        outputs_after = _outputs(nodes, network.output, small.net, small.integer_input(calibration), scales)
         if is_trained:
             trained, inputs = copy.deepcopy(aware.net).eval(), aware.integer_input(calibration)
-            before = _outputs(nodes, network.output, trained, inputs, scales)
+            outputs_before = _outputs(nodes, network.output, trained, inputs, scales)
         else:
-            before = _outputs(nodes, network.output, aware.plain, calibration)
+            outputs_before = _outputs(nodes, network.output, aware.plain, calibration)
         layers = []
         for node in nodes:
             error = 0.0 if is_trained else _weight_error(node, aware, small)
-            layers.append(_layer_change(node, error, before[node], after[node]))
-        classes = [outputs[network.output].flatten(1).argmax(1) for outputs in (before, after)]
+            layers.append(_layer_change(node, error, outputs_before[node], outputs_after[node]))
+        classes = [
+            outputs[network.output].flatten(1).argmax(1) for outputs in (outputs_before, outputs_after)
+        ]
         same_class = float((classes[0] == classes[1]).double().mean())
         return small, Quantization(tuple(layers), same_class)
 
