@@ -58,13 +58,14 @@ class Draws:
         time: Value,
         first: Value,
     ) -> None:
+        """Writes the instructions that all blocks of the row share."""
         self.code, self.width, self.aligned, self.first = code, width, aligned, first
         self.schedules: dict[int, list[tuple[Value, Value]]] = {}
         """The round keys of the generator, by the number of the draw."""
         self.groups: dict[_Draw, tuple[_Draw, ...]] = {}
-        """For each draw, the draws that are made together with it."""
+        """For member draw, the draws that are made together with it."""
         self.times: dict[tuple[_Draw, ...], Value] = {}
-        """The steps of a group, each in as many lanes as it has counters."""
+        """The steps of a group, member in as many lanes as it has counters."""
         draws = sorted(map(_parse, names))
         for draw in draws:
             if draw.number not in self.schedules:
@@ -72,9 +73,13 @@ class Draws:
                 words = key_schedule(low, high, operator.add, operator.xor)
                 self.schedules[draw.number] = [(x.spread(width), y.spread(width)) for x, y in words]
             if draw not in self.groups:
-                ungrouped = [other for other in draws if other[:2] == draw[:2] and other not in self.groups]
-                group = tuple(ungrouped[: 2 if aligned else 1])
-                steps = [(time + each.later).to(INT).spread(width // 2) for each in group]
+                candidates = [
+                    candidate
+                    for candidate in draws
+                    if candidate[:2] == draw[:2] and candidate not in self.groups
+                ]
+                group = tuple(candidates[: 2 if aligned else 1])
+                steps = [(time + member.later).to(INT).spread(width // 2) for member in group]
                 self.times[group] = steps[0].shuffled(steps[-1], range(width))
                 self.groups |= dict.fromkeys(group, group)
 
@@ -87,6 +92,7 @@ class Block:
     """The draws of the block that begins at the neuron `begin`; each is made once."""
 
     def __init__(self, draws: Draws, begin: Value) -> None:
+        """Starts without results; `begin` is the number of the block's first neuron."""
         self.draws, self.begin = draws, begin
         self.results: dict[_Draw, Value] = {}
 
@@ -109,20 +115,23 @@ class Block:
         counter = (self.begin >> 1).spread(half) + self._lane_indices().part(0, half)
         if len(group) == 2:
             counter = counter.shuffled(counter, [*range(half)] * 2)
-        one, other = self._pair(group, counter)
+        first_numbers, second_numbers = self._pair(group, counter)
         lanes = range(half)
         return [
-            one.shuffled(
-                other, [*(i * half + j for j in lanes), *((len(group) + i) * half + j for j in lanes)]
+            first_numbers.shuffled(
+                second_numbers,
+                [*(i * half + j for j in lanes), *((len(group) + i) * half + j for j in lanes)],
             )
             for i in range(len(group))
         ]
 
     def _unaligned(self, group: tuple[_Draw, ...]) -> Value:
-        """The float32 numbers of the draw of a group of one, if each neuron has its own counter."""
+        """The float32 numbers of the draw of a group of first_numbers, if each neuron has its own counter."""
         element = self.begin.spread(self.draws.width) + self._lane_indices()
-        one, other = self._pair(group, ((element >> 1) & -SHARED) | (element & (SHARED - 1)))
-        return ((element & SHARED) > 0).select(other, one)
+        first_numbers, second_numbers = self._pair(
+            group, ((element >> 1) & -SHARED) | (element & (SHARED - 1))
+        )
+        return ((element & SHARED) > 0).select(second_numbers, first_numbers)
 
     def _double_uniform(self, draw: _Draw, group: tuple[_Draw, ...]) -> Value:
         """The uniform float64 numbers of a draw; each takes both words of a counter."""
@@ -134,6 +143,7 @@ class Block:
         return x.to(LONG).real(DOUBLE) * 2.0**-32 + (y >> 11).real(DOUBLE) * 2.0**-53
 
     def _lane_indices(self) -> Value:
+        """The vector 0, 1, 2, ... of 32-bit integers, one for each neuron of the block."""
         return self.draws.code.lane_indices(INT.of(self.draws.width))
 
     def _pair(self, group: tuple[_Draw, ...], counter: Value) -> tuple[Value, Value]:
@@ -153,6 +163,7 @@ class Block:
 
 
 def _rotate_left(word: Value, by: int) -> Value:
+    """The 32-bit words `word`, rotated left by `by` bits."""
     return word.call("fshl", word, word.constant(word.type, by))
 
 
@@ -161,20 +172,25 @@ class _Numbers:
 
     @staticmethod
     def real(word: Value) -> Value:
+        """The signed words as float32 numbers, rounded."""
         return word.real(FLOAT)
 
     @staticmethod
     def bits(number: Value) -> Value:
+        """The bits of float32 numbers as words."""
         return number.float_bits()
 
     @staticmethod
     def number(word: Value) -> Value:
+        """The float32 numbers with these bits."""
         return word.float_from_bits()
 
     @staticmethod
     def root(number: Value) -> Value:
+        """The square roots, rounded once."""
         return number.call("sqrt")
 
     @staticmethod
     def where(condition: Value, one: Value, other: Value) -> Value:
+        """`one` where `condition` is true, else `other`."""
         return condition.select(one, other)

@@ -47,6 +47,7 @@ class KernelWriter(ABC):
     """A kernel while it is written; a subclass adds the loops over neurons or samples around `loop`."""
 
     def __init__(self, step: Step, loop: TimeLoop) -> None:
+        """Collects the passes of `loop`, their leaves, and the vector functions that they call."""
         self.step = step
         self.loop = loop
         self.passes = loop.passes()
@@ -100,7 +101,7 @@ class KernelWriter(ABC):
         """Writes the loop over all steps.
 
         Args:
-            groups: how many times the loop runs :data:`UNROLLED` steps at once; None: never.
+            groups: the number of groups of :data:`UNROLLED` steps that run at once; None: no groups.
         """
         loop, steps = self.loop, self.size["steps"]
         grouped = self.code.constant(0) if groups is None else groups * UNROLLED
@@ -158,11 +159,11 @@ class KernelWriter(ABC):
 
         None if the row belongs to no sequence.
         """
-        row, _, ahead = name.rpartition(".")
+        row, _, distance = name.rpartition(".")
         if row not in self.loop.sequences:
             return None
-        sequence, later = self.loop.sequences[row], int(ahead)
-        step = t if not later else t + later if self.loop.forwards else t - later
+        sequence, offset = self.loop.sequences[row], int(distance)
+        step = t if not offset else t + offset if self.loop.forwards else t - offset
         return sequence, step * self.size[sequence.stride]
 
     def call(
@@ -177,10 +178,10 @@ class KernelWriter(ABC):
         """Writes the call of a row function.
 
         Args:
-            call: of a function of a pass, or of an operation's vector function.
+            call: a call of a function of a pass, or of an operation's vector function.
             rows: the addresses of the function's rows.
             neurons: the number of neurons in a row.
-            in_reverse: how many of them, at the end of the row, run in reverse order.
+            in_reverse: the number of neurons at the end of the row that run in reverse order.
             time: the step.
             first: the number of the row's first neuron within the step.
         """
@@ -221,12 +222,12 @@ def write_call(
 
     Args:
         code: the kernel.
-        call: of a function of the pass, or of an operation.
+        call: a call of a function of the pass, or of an operation.
         rows: the addresses of the call's rows.
         scalars: the result of :func:`scalar_arguments`.
         functions: the addresses of vector functions by operation; other operations call the C library.
         size: the number of neurons in a row.
-        in_reverse: how many of them, at the end of the row, run in reverse order.
+        in_reverse: the number of neurons at the end of the row that run in reverse order.
         draw_arguments: the seed, the step and the first neuron's number, if the pass draws random numbers.
     """
     if isinstance(call.function, Function):
@@ -251,10 +252,11 @@ def libm_function(op: str, number: Type) -> Function:
 
 def _libm_row(op: str, kind: type[Pointer]) -> Function:
     """A function that applies the C library's `op` to a row, with the signature of a vector function."""
-    one = libm_function(op, kind.element)
+    of_number = libm_function(op, kind.element)
 
     def body(code: Code, count: Value, source: Pointer, target: Pointer, mode: Value) -> None:
+        """Writes the loop over the numbers of a row."""
         with code.loop(0, count.signed_to(LONG)) as j:
-            target[j] = one(code, source[j])
+            target[j] = of_number(code, source[j])
 
     return function(f"{op}_row", body, {"count": INT, "source": kind, "target": kind, "mode": LONG})

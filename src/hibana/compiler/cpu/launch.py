@@ -11,7 +11,7 @@ from torch import Tensor
 from hibana.compiler.cpu.row_function import LINE
 from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
 
-SHORTEST = 512
+MIN_ROW = 512
 """Minimum neurons in a row."""
 
 ROW_COST = 128
@@ -62,26 +62,27 @@ def argument_packer(
     missing = [name for name in arguments if name not in position]
     if missing:
         raise TypeError(f"a kernel's arguments {missing} have no value")
-    fixed = tuple(constants.values())
+    constant_values = tuple(constants.values())
     select = itemgetter(*(position[name] for name in arguments))
     pack = struct.Struct(f"{len(arguments)}q").pack
-    return lambda values: pack(*select((*fixed, *values)))
+    return lambda values: pack(*select((*constant_values, *values)))
 
 
-def split_rows(steps: int, neurons: int, threads: int, longest: int) -> tuple[int, int, int]:
+def split_rows(steps: int, neurons: int, threads: int, max_width: int) -> tuple[int, int, int]:
     """The most even split of `neurons`: the number of rows, their width, and the minimum rows of a thread.
 
     Args:
         steps: steps of the sequence.
         neurons: neurons of a step.
         threads: threads that share the rows.
-        longest: maximum neurons in a row.
+        max_width: maximum neurons in a row.
     """
 
     def cost(width: int) -> int:
+        """The cost of a thread with the most rows of this `width`, in neurons."""
         return -(-neurons // (width * threads)) * (width + ROW_COST)
 
-    widths = range(min(SHORTEST, longest), longest + 1, MULTIPLE)
+    widths = range(min(MIN_ROW, max_width), max_width + 1, MULTIPLE)
     width = min(widths, key=lambda w: (cost(w), -w))
     return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
 

@@ -33,6 +33,7 @@ class NativeKernels(NamedKernels):
     takes_draws: ClassVar = True
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        """Finds the vector functions of `step`; kernels are compiled at their first launch."""
         self.plan = plan
         self.dtype = dtype
         self.real = str(dtype).removeprefix("torch.")
@@ -45,12 +46,14 @@ class NativeKernels(NamedKernels):
         self._set_step(step)
 
     def _set_step(self, step: Step) -> None:
+        """Sets the step, and an array in memory of its constants."""
         super()._set_step(step)
         number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
         self.constants = (number * len(step.constants))(*step.constants)
         self.constants_address = ctypes.addressof(self.constants)
 
     def source(self, direction: str, *, keep: bool = True) -> str:
+        """The LLVM IR of a kernel."""
         variant: Variant = True if direction == "backward" else self.plan if keep else None
         return self._source(direction, variant, False).text
 
@@ -84,11 +87,11 @@ class NativeKernels(NamedKernels):
 
         Args:
             direction: ``"forward"`` or ``"backward"``.
-            variant: which of the kernels of that direction.
-            shape: of the sequences, ``[T, ...]``.
+            variant: the kernel among those of that direction.
+            shape: the shape of the sequences, ``[T, ...]``.
             names: the arguments of each launch, in order.
             is_aligned: whether the sequence that the kernel writes begins at a cache line.
-            threads: torch's threads.
+            threads: the number of torch's threads.
         """
 
     def _function_addresses(self, source: Source) -> dict[str, int]:
@@ -103,6 +106,7 @@ class NativeKernels(NamedKernels):
         matrices: Sequence[Tensor],
         arguments: Named,
     ) -> None:
+        """Runs the kernel, bound to the shape at its first launch, with the addresses of `arguments`."""
         arguments["constants"] = self.constants_address
         written = arguments["outputs" if direction == "forward" else "grad_input"]
         is_aligned = written is not None and written.data_ptr() % LINE == 0

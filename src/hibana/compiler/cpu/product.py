@@ -109,6 +109,7 @@ class _Product:
     counts: Longs
 
     def __post_init__(self) -> None:
+        """Computes the numbers in a vector, and the table's stride in bytes."""
         self.width = LINE // self.x.element.size
         self.table_stride = _bytes_of_a_row(self.table, self.outputs)
 
@@ -124,14 +125,14 @@ class _Product:
     def write(self, sums: Sequence[Variable], sample: Value, first: Value) -> None:
         """Stores the `sums` in the result of `sample`, from its number `first` on."""
         y = self.y + (sample * self.y_step + first)
-        for i, one in enumerate(sums):
-            (y + self.width * i).store(one.value)
+        for i, total in enumerate(sums):
+            (y + self.width * i).store(total.value)
 
 
 def _add_products(sums: Sequence[Variable], factor: Value, vectors: Sequence[Value]) -> None:
     """Adds ``factor * vectors`` to `sums`; each product and sum is rounded once, together."""
-    for one, vector in zip(sums, vectors, strict=True):
-        one.value = factor.fma(vector, one.value)
+    for total, vector in zip(sums, vectors, strict=True):
+        total.value = factor.fma(vector, total.value)
 
 
 def _product(code: Code, **arguments: Pointer | Value) -> None:
@@ -143,22 +144,23 @@ def _product(code: Code, **arguments: Pointer | Value) -> None:
     total = code.variable(0)  # non-zero numbers in the lists
 
     def are_few() -> Value:
+        """Whether so is_sparse numbers are listed that the product is sparse."""
         return total.value * DENSE_FROM < p.samples * p.inputs
 
     with code.loop(0, p.samples) as s, code.when(are_few()):
-        at = s * p.inputs
-        n = list_nonzero(code, p.x + s * p.x_step, p.inputs, p.places + at, p.values + at)
-        p.counts[s] = n
-        total.value += n
-    few = are_few()
+        offset = s * p.inputs
+        count = list_nonzero(code, p.x + s * p.x_step, p.inputs, p.places + offset, p.values + offset)
+        p.counts[s] = count
+        total.value += count
+    is_sparse = are_few()
     tile = tiles()
-    with code.when(few):
+    with code.when(is_sparse):
         grouped = p.outputs & -tile.panels * PANEL
         _sum_listed(p, tile.panels, 0, grouped)
         if tile.panels > 1:
             _sum_listed(p, 1, grouped, p.outputs)
     in_tiles = p.samples & -tile.samples
-    with code.when(~few):
+    with code.when(~is_sparse):
         with code.loop(0, p.outputs, tile.vectors * p.width) as first:
             _sum_all(p, first, tile.vectors, tile.samples, 0, in_tiles)
         with code.loop(0, p.outputs, PANEL) as first:
@@ -167,23 +169,23 @@ def _product(code: Code, **arguments: Pointer | Value) -> None:
 
 def _list_nonzero(code: Code, x: Pointer, inputs: Value, places: Ints, values: Pointer) -> Value:
     """Lists the non-zero numbers of `x` and their indices; returns their count."""
-    n = code.variable(0)
-    for at, valid in code.vectors(inputs, LINE // x.element.size):
-        nonzero = (x + at).load(LINE // x.element.size, valid).differs(0)
+    count = code.variable(0)
+    for offset, valid in code.vectors(inputs, LINE // x.element.size):
+        nonzero = (x + offset).load(LINE // x.element.size, valid).differs(0)
         with code.each_bit(nonzero.word()) as bit:
-            index = at + bit.to(LONG)
-            values[n.value] = x[index]
-            places[n.value] = index.to(INT)
-            n.value += 1
-    return n.value
+            index = offset + bit.to(LONG)
+            values[count.value] = x[index]
+            places[count.value] = index.to(INT)
+            count.value += 1
+    return count.value
 
 
 def _sum_listed(p: _Product, panels: int, first: Value | int, last: Value) -> None:
-    """Writes the sparse product of the outputs from `first` to `last`, `panels` panels at once."""
+    """Writes the sparse product of the outputs from `first` to `last`, `panels` panels offset once."""
     code = p.code
     with code.loop(first, last, panels * PANEL) as panel, code.loop(0, p.samples) as s:
-        at, table, sums = s * p.inputs, p.table + panel, p.sums(panels * PANEL // p.width)
-        places, values = p.places + at, p.values + at
+        offset, table, sums = s * p.inputs, p.table + panel, p.sums(panels * PANEL // p.width)
+        places, values = p.places + offset, p.values + offset
         with code.loop(0, p.counts[s]) as e:
             row = p.row(table.bytes(places[e].to(LONG) * p.table_stride), len(sums))
             _add_products(sums, values[e].spread(p.width), row)
@@ -203,13 +205,13 @@ def _sum_all(
         xs, sums = [p.x + i * p.x_step for i in samples], [p.sums(vectors) for _ in samples]
         with code.loop(0, p.inputs) as k:
             row = p.row(table.bytes(k * p.table_stride), len(sums[0]))
-            for x, each in zip(xs, sums, strict=True):
-                _add_products(each, x[k].spread(p.width), row)
-        for sample, each in zip(samples, sums, strict=True):
-            p.write(each, sample, output)
+            for x, accumulators in zip(xs, sums, strict=True):
+                _add_products(accumulators, x[k].spread(p.width), row)
+        for sample, accumulators in zip(samples, sums, strict=True):
+            p.write(accumulators, sample, output)
 
 
-NEAR = 384 << 10
+PART_BYTES = 384 << 10
 """Bytes of the part of a table that all samples read before the next part: a fraction of L2."""
 
 
@@ -231,7 +233,7 @@ def _product_at(
     kinds: dict[str, Kind] = {"bits": Bytes, "inputs": LONG, "indices": Longs}
     list_bits = function("bits_listed", _list_bits, kinds)
     row = _bytes_of_a_row(table, outputs)
-    tile = ((code.constant(NEAR) // row) & -64).larger(64)
+    tile = ((code.constant(PART_BYTES) // row) & -64).larger(64)
     with code.loop(0, (inputs + tile) // tile) as i, code.loop(0, samples) as s:
         first = i * tile
         count = (inputs - first).smaller(tile)
@@ -267,29 +269,29 @@ def _dots(
         outputs: full panels.
         indices: a list of rows.
         per_tile: dot products at once.
-        first: the first place in the list.
-        last: the place after the last one.
+        first: the position in the list of the first row.
+        last: the position after the last row.
     """
     width = LINE // gradient.element.size
     zeros = code.constant(0, gradient.element.of(width))
     with code.loop(first, last, per_tile) as e:
-        chosen = [indices[e + k] for k in range(per_tile)]
-        places = [rows.bytes(index * row) for index in chosen]
-        sums = [code.variable(zeros) for _ in chosen]
+        row_indices = [indices[e + k] for k in range(per_tile)]
+        addresses = [rows.bytes(index * row) for index in row_indices]
+        sums = [code.variable(zeros) for _ in row_indices]
         with code.loop(0, outputs, width) as j:
-            vectors = [(place + j).load(width) for place in places]
+            vectors = [(address + j).load(width) for address in addresses]
             _add_products(sums, (gradient + j).load(width), vectors)
-        for index, one in zip(chosen, sums, strict=True):
-            out[index] = one.value.sum()
+        for index, total in zip(row_indices, sums, strict=True):
+            out[index] = total.value.sum()
 
 
 def _list_bits(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
     """Lists the indices of the set bits among the first `inputs` bits; returns their count."""
-    n = code.variable(0)
+    count = code.variable(0)
     with code.loop(0, inputs, 8) as i, code.each_bit(bits[i >> 3]) as bit:
-        indices[n.value] = i + bit.to(LONG)
-        n.value += 1
-    return n.value
+        indices[count.value] = i + bit.to(LONG)
+        count.value += 1
+    return count.value
 
 
 def _bytes_of_a_row(table: Pointer, outputs: Value) -> Value:

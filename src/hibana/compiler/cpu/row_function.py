@@ -72,6 +72,7 @@ class _Block(Analysis[Value]):
         scalars: Mapping[str, Value],
         draws: Draws | None,
     ) -> None:
+        """Computes the masks of a block with `count` neurons; None: all lanes belong to the row."""
         super().__init__()
         self.code = code
         self.rows = rows
@@ -116,21 +117,26 @@ class _Block(Analysis[Value]):
             address.store((value & self.valid).word().octets(), self.valid_octets)
 
     def on_number(self, value: graph.Value) -> Value:
+        """A vector of the number `value`."""
         return self.code.constant(float(value.data), self.vector)
 
     def on_scalar(self, value: graph.Value) -> Value:
+        """A vector of the scalar argument `value`."""
         return self.scalars[str(value.data)]
 
     def on_draw(self, value: graph.Value) -> Value:
+        """The block's random numbers of the draw `value`."""
         assert self.block_draws is not None
         return self.block_draws.numbers(str(value.data), self.element)
 
     def on_row(self, value: graph.Value) -> Value:
+        """The block's numbers in the row `value`; prefetches a later block if the row is in `ahead`."""
         if str(value.data) in self.ahead:
             self.prefetch(str(value.data), to_write=False)
         return self.on_bits(value)
 
     def on_bits(self, value: graph.Value) -> Value:
+        """The block's numbers or truth values in the row `value`."""
         address = self.address(str(value.data))
         if not isinstance(address, Bytes):
             return address.load(VECTOR, self.valid)
@@ -139,6 +145,7 @@ class _Block(Analysis[Value]):
         return address.load(OCTETS, self.valid_octets).word().mask(VECTOR)
 
     def operation(self, value: graph.Value, row: Operation, args: list[Value]) -> Value:
+        """The result of an operation on `args`: the instructions of the table `OPERATIONS`."""
         if value.data == IN_LOOP:
             return exp_of_float32(args[0])
         *steps, last = row_of(row.name, "llvm").llvm
@@ -162,7 +169,7 @@ def row_function(
     """A function that computes `stores` for `n` neurons, the last `in_reverse` of them in reverse order.
 
     Args:
-        name: of the function.
+        name: the name of the function.
         stores: the rows to write, and their values.
         number: the pointer type of numbers.
         short: whether all blocks run through the masked code, which is a third of the instructions.
@@ -184,6 +191,7 @@ def row_function(
     }
 
     def write(code: Code, n: Value, in_reverse: Value, **arguments: Any) -> None:
+        """Writes the function: full blocks, blocks in reverse order, then the remaining neurons."""
         vectors = {s: arguments[_identifier(s)].spread(VECTOR) for s in scalars}
         draw_arguments = {name: arguments[name] for name in _DRAW_ARGUMENTS} if draw_names else {}
         draws = Draws(code, draw_names, VECTOR, aligned=aligned, **draw_arguments) if draw_names else None

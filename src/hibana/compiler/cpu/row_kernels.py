@@ -39,6 +39,7 @@ class CpuKernels(NativeKernels):
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        """Raises ``Unsupported`` if no function computes an operation of the step."""
         super().__init__(step, plan, dtype)
         self.emitting = spikes_plan(step)
 
@@ -73,6 +74,7 @@ class CpuKernels(NativeKernels):
         super()._launch(direction, variant, shape, matrices, arguments)
 
     def _new_sequence(self, read: Tensor, shape: torch.Size, may_offset: bool) -> Tensor:
+        """A tensor of `shape` without 4K aliasing between it and `read`."""
         return unaliased(read, shape, may_offset)
 
     def _bind(
@@ -84,6 +86,7 @@ class CpuKernels(NativeKernels):
         is_aligned: bool,
         threads: int,
     ) -> Launch:
+        """A kernel bound to sequences of one `shape`, with rows split among `threads`."""
         steps, neurons = shape[0], shape[1:].numel()
         step_bytes = neurons * self.size
         is_large = steps * step_bytes >= NONTEMPORAL_FROM and step_bytes % LINE == 0
@@ -95,6 +98,7 @@ class CpuKernels(NativeKernels):
         return Launch(bind_kernel(kernel.address, rows, grain), pack)
 
     def prepare(self, plan: Plan, shape: torch.Size, wants_last: bool) -> Prepared | None:
+        """The kernels for short sequences of a step without parameters and draws; None for others."""
         if self.step.parameters or self.step.draws or shape.numel() * self.size > PREPARED_UP_TO:
             return None
         empty_like, last_count = torch.empty_like, (len(self.step.states) - 1) * wants_last
@@ -106,11 +110,13 @@ class CpuKernels(NativeKernels):
         run_backward = self._prepared("backward", True, shape, ("grad_outputs", "grad_input", *saved_names))
 
         def forward(inputs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            """The outputs, the last states, and the residuals."""
             outputs, results = empty_like(inputs), [empty_like(template) for template in templates]
             run_forward([tensor.data_ptr() for tensor in (inputs, outputs, *results)])
             return outputs, results[:last_count], results[last_count:]
 
         def backward(saved: Sequence[Tensor], grad_outputs: Tensor) -> Tensor:
+            """The gradient of the inputs."""
             grad_input = empty_like(grad_outputs)
             run_backward([tensor.data_ptr() for tensor in (grad_outputs, grad_input, *saved)])
             return grad_input
@@ -122,10 +128,16 @@ class CpuKernels(NativeKernels):
     ) -> Callable[[list[int]], None]:
         """A run over contiguous sequences, as a function of the addresses `names`; all others are null."""
         neurons = shape[1:].numel()
-        fixed = dict.fromkeys([*self._initial_names, *self._last_names], 0)
-        fixed |= dict.fromkeys([*self._initial_grad_names, *self._last_grad_names, "input"], 0)
-        fixed |= {"constants": self.constants_address, "input_step": neurons, "grad_outputs_step": neurons}
-        fixed = {name: value for name, value in fixed.items() if name not in names}
-        launch = self._bound(direction, variant, shape, (*names, *fixed), False, torch.get_num_threads())
-        run, pack, values = launch.kernel, launch.pack, tuple(fixed.values())
+        constant_arguments = dict.fromkeys([*self._initial_names, *self._last_names], 0)
+        constant_arguments |= dict.fromkeys([*self._initial_grad_names, *self._last_grad_names, "input"], 0)
+        constant_arguments |= {
+            "constants": self.constants_address,
+            "input_step": neurons,
+            "grad_outputs_step": neurons,
+        }
+        constant_arguments = {name: value for name, value in constant_arguments.items() if name not in names}
+        launch = self._bound(
+            direction, variant, shape, (*names, *constant_arguments), False, torch.get_num_threads()
+        )
+        run, pack, values = launch.kernel, launch.pack, tuple(constant_arguments.values())
         return lambda addresses: run(pack((*addresses, *values)))

@@ -17,7 +17,7 @@ PARAMETER_ROW = 1024
 """Maximum neurons in a row of a kernel with parameters per neuron: their rows share the L1 cache. With
 rows of 4096, inference of a SEW ResNet takes 1.04 of the time (one thread, AMD EPYC)."""
 
-MANY = 32
+MAX_FULL_ROWS = 32
 """Scratch rows above which rows become narrower, so that all of them fit on a thread's stack."""
 
 PAGE = 4096
@@ -37,8 +37,8 @@ ROW_SPACING = 448
 """Offset between the kernel's own rows, within a page."""
 
 SIZES = ("steps", "neurons", "width", "row_bytes", "reversed")
-"""Steps, neurons of a step, neurons of a row, bytes of bits of a step, and how many neurons of the last row
-run in reverse order."""
+"""Steps, neurons of a step, neurons of a row, bytes of bits of a step, and the number of neurons of the last
+row that run in reverse order."""
 
 
 class RowLoops(KernelWriter):
@@ -47,9 +47,9 @@ class RowLoops(KernelWriter):
     first: Value
     """The number of the current row's first neuron."""
     count: Value
-    """How many neurons the current row has."""
+    """The number of neurons of the current row."""
     in_reverse: Value
-    """How many of them, at the end of the row, run in reverse order."""
+    """The number of neurons at the end of the current row that run in reverse order."""
 
     def source(self) -> Source:
         """Writes the kernel: for each row, the states' initial values and all steps."""
@@ -59,13 +59,15 @@ class RowLoops(KernelWriter):
         self.read_arguments(dict.fromkeys([*SIZES, *strides, *(f"{name}_period" for name in parameters)]))
         size, page = self.size, PAGE // loop.number.element.size
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
-        width = ROW if len(scratch) <= MANY else max(64, ROW * MANY // len(scratch) // 64 * 64)
+        width = (
+            ROW if len(scratch) <= MAX_FULL_ROWS else max(64, ROW * MAX_FULL_ROWS // len(scratch) // 64 * 64)
+        )
         self.rows: dict[str, Pointer] = {}
         """The addresses of the current rows by name."""
         for name in scratch:
             self.rows[name] = code.array(loop.number, ROW + page if width == ROW else width)
-        others = [name for name in loop.stores if name not in states and name not in loop.sequences]
-        buffers = {name: code.array(loop.number, ROW + page) for name in (*states, *others)}
+        results = [name for name in loop.stores if name not in states and name not in loop.sequences]
+        buffers = {name: code.array(loop.number, ROW + page) for name in (*states, *results)}
         self.zeros = code.array(loop.number, ROW + page)
         self.zeros.clear(ROW)
         with code.loop(self.begin, self.end) as row:
@@ -73,7 +75,7 @@ class RowLoops(KernelWriter):
             self.count = size["width"].smaller(size["neurons"] - self.first)
             self.in_reverse = (row + 1).equals(self.end).select(size["reversed"], 0)
             state_rows = self._spread_over_page(buffers)
-            self.rows |= {name: state_rows[name] for name in others}
+            self.rows |= {name: state_rows[name] for name in results}
             for name, state in states.items():
                 self._begin_state(name, state, state_rows[name])
             for name in parameters:
@@ -107,6 +109,7 @@ class RowLoops(KernelWriter):
         self.rows[name].copy(start, self.count)
 
     def run_pass(self, pass_: Pass, t: Value, *, edge: bool) -> None:
+        """Writes the calls of `pass_` at step `t` for the current row."""
         rows = dict(self.edge_rows) if edge else {}
         for call in pass_.sequence:
             for name in call.rows:

@@ -49,6 +49,7 @@ class Pass:
     """The operations that vector functions or the C library compute."""
 
     def __post_init__(self) -> None:
+        """Cuts the stores at vector functions and products, and adds the calls in order."""
         self.leaves = leaves(self.stores)
         stores = _Lowering(self.calls, in_loop=self.number is Floats).rewrite(self.stores)
         self.long = is_long(stores)
@@ -158,12 +159,14 @@ class _Lowering(Rewriting):
     """
 
     def __init__(self, calls: Container[str], *, in_loop: bool) -> None:
+        """Stores the names of vector functions, and whether ``exp`` is computed within the loop."""
         super().__init__()
         self.calls = calls
         self.in_loop = in_loop and "exp" not in calls
         self.zero = Value("number")
 
     def operation(self, value: Value, row: Operation, args: Sequence[Value]) -> Value:
+        """The operation `value` on `args`, in operations that LLVM or a vector function computes."""
         if row.expansion and value.op not in self.calls:
             return self._expand(row.expansion, args)
         if value.op == "exp" and self.in_loop:

@@ -20,10 +20,10 @@ from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.named_kernels import Named, Variant
 from hibana.runtime.kernels import bind_kernel
 
-NEAR = 256 << 10
+TILE_BYTES = 256 << 10
 """Maximum bytes of rows of a tile, the samples that a thread works on at a time: a part of L2."""
 
-MOST = 16
+MAX_TILE_SAMPLES = 16
 """Maximum samples of a tile; more samples mean fewer passes over the weights."""
 
 
@@ -33,6 +33,7 @@ class SampleKernels(NativeKernels):
     about: ClassVar = "cpu: one native kernel forward and one back, sample by sample, with products per spike"
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        """Finds the vector functions of `step`, and the operands of its products."""
         super().__init__(step, plan, dtype)
         self.operands = synapses.operands(step)
 
@@ -44,6 +45,7 @@ class SampleKernels(NativeKernels):
         matrices: Sequence[Tensor],
         arguments: Named,
     ) -> None:
+        """As :meth:`NativeKernels._launch`, with each matrix as a table."""
         _, source = self._kernel(direction, variant)
         for i, matrix in enumerate(matrices):
             for name, is_transposed in ((f"m{2 * i}_at", False), (f"m{2 * i + 1}_at", True)):
@@ -60,28 +62,40 @@ class SampleKernels(NativeKernels):
         is_aligned: bool,
         threads: int,
     ) -> Launch:
+        """A kernel bound to sequences of one `shape`, with tiles of samples split among `threads`."""
         kernel, source = self._kernel(direction, variant)
         steps, neurons = shape[0], shape[-1]
         samples = shape[1:-1].numel()
-        wide = padded(neurons)
+        padded_neurons = padded(neurons)
         samples_per_thread = max(1, -(-samples // threads))
-        near = NEAR // (max(1, source.buffer_rows) * wide * self.size)
-        per_tile = max(1, min(samples_per_thread, MOST, max(4, near)))
+        samples_in_cache = TILE_BYTES // (max(1, source.buffer_rows) * padded_neurons * self.size)
+        per_tile = max(1, min(samples_per_thread, MAX_TILE_SAMPLES, max(4, samples_in_cache)))
         tiles = -(-samples // per_tile)
-        pieces = min(tiles, threads)
-        tiles_per_thread = -(-tiles // pieces) if pieces else 0
-        # as SampleLoops divides it: the kernel's rows, a row of zeros, lists of spikes, and rows of bits
-        lists = per_tile * wide * (4 + self.size) + 8 * per_tile + 8 * wide
-        workspace = (source.buffer_rows * per_tile + 1) * wide * self.size + lists + wide // 4
+        thread_count = min(tiles, threads)
+        tiles_per_thread = -(-tiles // thread_count) if thread_count else 0
+        # Bytes of a thread's memory, as SampleLoops divides it: the kernel's rows, a row of zeros, the lists
+        # of spikes (int32 index and number of each, int64 count per sample, int64 indices), two rows of bits.
+        list_bytes = per_tile * padded_neurons * (4 + self.size) + 8 * per_tile + 8 * padded_neurons
+        workspace = (
+            (source.buffer_rows * per_tile + 1) * padded_neurons * self.size
+            + list_bytes
+            + padded_neurons // 4
+        )
         workspace = -(-workspace // LINE) * LINE
         sizes = {
-            **{"steps": steps, "samples": samples, "neurons": neurons, "padded": wide, "per_tile": per_tile},
+            **{
+                "steps": steps,
+                "samples": samples,
+                "neurons": neurons,
+                "padded": padded_neurons,
+                "per_tile": per_tile,
+            },
             **{"tiles": tiles, "tiles_per_thread": tiles_per_thread, "workspace_bytes": workspace},
             **{"sample_bytes": row_bytes(neurons), "row_bytes": samples * row_bytes(neurons)},
         }
         sizes |= self._function_addresses(source)
         pack = argument_packer(source.arguments, sizes, (*names, "workspace"))
-        return Launch(bind_kernel(kernel.address, pieces), pack, workspace * pieces)
+        return Launch(bind_kernel(kernel.address, thread_count), pack, workspace * thread_count)
 
 
 def _table(matrix: Tensor, *, is_transposed: bool) -> Tensor:

@@ -31,7 +31,7 @@ class SampleLoops(KernelWriter):
     sample: Value
     """The number of the tile's first sample."""
     count: Value
-    """How many samples the tile has."""
+    """The number of samples of the tile."""
     rows: dict[str, Pointer]
     """The kernel's own rows by name, each of all samples of the tile."""
     zeros: Pointer
@@ -65,15 +65,16 @@ class SampleLoops(KernelWriter):
     def _divide_workspace(self, thread: Value, buffers: list[str]) -> None:
         """Divides a thread's memory into the rows `buffers`, zeros, lists, and rows of bits."""
         size, number = self.size, self.loop.number
-        at = self.at["workspace"] + thread * size["workspace_bytes"]
-        at.clear(size["workspace_bytes"])
+        address = self.at["workspace"] + thread * size["workspace_bytes"]
+        address.clear(size["workspace_bytes"])
         padded, per_tile = size["padded"], size["per_tile"]
         numbers, octets = per_tile * padded, padded >> 3
 
         def allocate(kind: type[Pointer], count: Value) -> Any:
-            nonlocal at
-            part = at.of(kind)
-            at = part + count
+            """The address of the next `count` elements of the type that `kind` points to."""
+            nonlocal address
+            part = address.of(kind)
+            address = part + count
             return part
 
         self.rows = {name: allocate(number, numbers) for name in buffers}
@@ -105,6 +106,7 @@ class SampleLoops(KernelWriter):
                 (end + self._offset(sample)).copy(self._buffer_row(name, s), self.size["neurons"])
 
     def run_pass(self, pass_: Pass, t: Value, *, edge: bool) -> None:
+        """Writes the calls of `pass_` at step `t`: functions of rows sample by sample, products at once."""
         for are_products, calls in groupby(pass_.sequence, key=lambda call: call.function == "product"):
             if are_products:
                 for call in calls:
@@ -116,8 +118,9 @@ class SampleLoops(KernelWriter):
                     for name in call.rows:
                         if name not in rows:
                             rows[name] = self._row(name, t, s, sample, edge=edge)
-                    none, first = self.code.constant(0), self._offset(sample)
-                    self.call(call, [rows[name] for name in call.rows], self.size["neurons"], none, t, first)
+                    in_reverse, first = self.code.constant(0), self._offset(sample)
+                    addresses = [rows[name] for name in call.rows]
+                    self.call(call, addresses, self.size["neurons"], in_reverse, t, first)
 
     def _row(self, name: str, t: Value, s: Value, sample: Value, *, edge: bool) -> Pointer:
         """The address of the row `name` of the sample `s` of the tile, which is `sample` of the batch."""
@@ -134,9 +137,10 @@ class SampleLoops(KernelWriter):
     def _product(self, call: Call, t: Value, *, edge: bool) -> None:
         """Writes a matrix product of all samples of the tile."""
         code, size = self.code, self.size
-        operand, *mask, result = call.rows
+        operand, *mask, result = call.rows  # `mask` has one row for a masked product, else none
         x, x_stride = self._tile_rows(operand, t, edge=edge)
         table, y = self.at[_table(call)], self.rows[result]
+        # the stride between results, the samples, the inputs, and the outputs with padding
         sizes = size["padded"], self.count, size["neurons"], size["padded"]
         by_matrix, by_rows = self.products
         if not mask:
@@ -188,5 +192,9 @@ class SampleLoops(KernelWriter):
 
 
 def _table(call: Call) -> str:
-    """The argument that is the table of a product; a masked product reads the transposed matrix's table."""
+    """The argument that is the table of a product; a masked product reads the transposed matrix's table.
+
+    Tables ``2 i`` and ``2 i + 1`` are matrix i and its transpose. The rows of a masked product are three:
+    operand, mask and result.
+    """
     return f"m{call.matrix ^ 1 if len(call.rows) == 3 else call.matrix}_at"

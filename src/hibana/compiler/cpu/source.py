@@ -86,4 +86,5 @@ def backward_source(
 
 
 def _source(step: Step, loop: TimeLoop) -> Source:
+    """The source of the kernel: a kernel over samples for a step with products, else over rows."""
     return (SampleLoops if step.matrices else RowLoops)(step, loop).source()

@@ -138,6 +138,7 @@ class TimeLoop:
         return list(dict.fromkeys(pass_ for pass_ in passes if pass_))
 
     def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
+        """The pass `name` over `count` successive steps; `edge`: whether the edge is one of the steps."""
         stores = self._unrolled(count, edge=edge)
         rows = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.sequences)
         nontemporal = rows & stores.keys() if self.nontemporal and count > 1 else frozenset()
@@ -173,11 +174,12 @@ class _AtStep(Rewriting):
     def __init__(
         self, loop: TimeLoop, index: int, values: Mapping[str, Value], renamed: dict[tuple[str, str], Value]
     ) -> None:
+        """`renamed` holds the new leaves by operation and name; all steps share the dictionary."""
         super().__init__()
         self.loop, self.index, self.values, self.renamed = loop, index, values, renamed
-        """`renamed` holds the new leaves by operation and name, so that all steps share them."""
 
     def on_row(self, value: Value) -> Value:
+        """The value of the row `value`, or its row under the name that it has at this step."""
         name = str(value.data)
         is_sequence = name.removesuffix("_earlier") in self.loop.sequences
         return self.values.get(name) or self._renamed(value, self._position(name) if is_sequence else None)
@@ -185,6 +187,7 @@ class _AtStep(Rewriting):
     on_bits = on_row
 
     def on_draw(self, value: Value) -> Value:
+        """The draw `value` under the name that it has at this step."""
         return self._renamed(value, -self.loop.earlier * self._position(str(value.data)))
 
     def _position(self, name: str) -> int:
@@ -192,6 +195,7 @@ class _AtStep(Rewriting):
         return self.index + (self.loop.earlier if name.endswith("_earlier") else 0)
 
     def _renamed(self, value: Value, position: int | None) -> Value:
+        """The leaf `value`, with the step's `position` in its name; None: under its own name."""
         name = str(value.data)
         name = name if position is None else f"{name.removesuffix('_earlier')}.{position}"
         return self.renamed.setdefault((value.op, name), Value(value.op, data=name))

@@ -124,6 +124,7 @@ def hibana_function(op: str, dtype: torch.dtype) -> int:
         return 0
 
     def compute(code: Code, *arguments: Value) -> Value:
+        """The results of a vector of arguments, computed in float64 and rounded to their type."""
         numbers = Numbers(code, single=dtype != torch.float64)
         return FUNCTIONS[op](numbers, *[x.to(DOUBLE) for x in arguments]).to(arguments[0].type)
 
@@ -161,6 +162,7 @@ def _symbol_address(symbol: str) -> int:
 
 
 def _pointer_type(dtype: torch.dtype) -> type[Pointer]:
+    """The type of pointers to numbers of `dtype`."""
     return Doubles if dtype == torch.float64 else Floats
 
 
@@ -173,6 +175,7 @@ def _row(op: str, dtype: torch.dtype, width: int, compute: Callable[..., Value])
     pointer, sources = _pointer_type(dtype), ("source", "second")[: OPERATIONS[op].arity]
 
     def body(code: Code, count: Value, mode: Value, target: Pointer, **rows: Pointer) -> None:
+        """Writes the loop over a row; lanes after its end read 0.5, a number without a special case."""
         n = count.signed_to(LONG)
         with code.loop(0, n, width) as j:
             valid = code.lane_indices(LONG.of(width)) < (n - j).spread(width)

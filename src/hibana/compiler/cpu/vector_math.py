@@ -18,6 +18,7 @@ class Numbers:
     """The building blocks of functions of float64 vectors."""
 
     def __init__(self, code: Code, *, single: bool) -> None:
+        """Stores the `code` to write to, and whether the result is rounded to float32 (`single`)."""
         self.code = code
         self.single = single
         """Whether the result is rounded to float32."""
@@ -90,6 +91,7 @@ def lane_by_lane(code: Code, function: Function, arguments: Sequence[Value]) -> 
 
 
 def _sigmoid(n: Numbers, x: Value) -> Value:
+    """``1 / (1 + exp(-x))``; in float64 the rounding errors of sum and quotient are corrected."""
     decay = n.decay(x)
     numerator, denominator = (x < 0).select(decay, 1), decay + 1
     quotient = numerator / denominator
@@ -101,6 +103,7 @@ def _sigmoid(n: Numbers, x: Value) -> Value:
 
 
 def _softplus(n: Numbers, x: Value) -> Value:
+    """``log(1 + exp(x))``."""
     return (x > 0).select(x, 0) + n.log1p_of_fraction(n.decay(x))
 
 
