@@ -353,7 +353,7 @@ class _ReverseMode(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Saves the tensor from which the derivative is computed, and the surrogate if there is one."""
+        """Saves the tensor from which the derivative is computed, and the surrogate, None for a tensor."""
         x, *optional = inputs
         argument = optional[0] if optional else Step()
         ctx.argument_count = len(inputs)

@@ -138,7 +138,7 @@ def data_description(path: Path) -> data.Description | None:
 
 
 def _description(path: Path, content: dict[str, Any]) -> data.Description | None:
-    """Returns the description of the inputs in a checkpoint's `content`; None if there is none."""
+    """Returns the description of the inputs in a checkpoint's `content`; None without a description."""
     if "description" not in content:
         return None
     try:
