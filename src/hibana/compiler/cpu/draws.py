@@ -83,9 +83,9 @@ class Draws:
                 self.times[group] = steps[0].shuffled(steps[-1], range(width))
                 self.groups |= dict.fromkeys(group, group)
 
-    def block(self, at: Value) -> "Block":
-        """The draws of the block at index `at` of the row."""
-        return Block(self, (self.first + at).to(INT))
+    def block(self, index: Value) -> "Block":
+        """The draws of the block that begins at `index` in the row."""
+        return Block(self, (self.first + index).to(INT))
 
 
 class Block:

@@ -57,7 +57,7 @@ class KernelWriter(ABC):
         self.code = Code()
         self.begin, self.end = (Value(self.code.writer, LONG, text) for text in ("%begin", "%end"))
         self.arguments: tuple[str, ...] = ()
-        self.at: dict[str, Pointer] = {}
+        self.addresses: dict[str, Pointer] = {}
         """The arguments that are addresses."""
         self.size: dict[str, Value] = {}
         """The arguments that are integers."""
@@ -88,9 +88,9 @@ class KernelWriter(ABC):
         kinds |= {row.base: Bytes for row in sequences if row.bits} | dict.fromkeys(self.functions, Pointer)
         self.arguments = tuple(kinds)
         for name, value in self.code.arguments(kinds).items():
-            (self.size if isinstance(value, Value) else self.at)[name] = value
+            (self.size if isinstance(value, Value) else self.addresses)[name] = value
         self.scalars = scalar_arguments(
-            self.passes, lambda array, i: self.at["constants" if array == "c" else f"{array}_at"][i]
+            self.passes, lambda array, i: self.addresses["constants" if array == "c" else f"{array}_at"][i]
         )
 
     @abstractmethod
@@ -185,7 +185,7 @@ class KernelWriter(ABC):
             time: the step.
             first: the number of the row's first neuron within the step.
         """
-        functions = {op: self.at[name] for name, op in self.functions.items()}
+        functions = {op: self.addresses[name] for name, op in self.functions.items()}
         draw_arguments = [self.size["seed"], time, first] if call.draws else []
         write_call(self.code, call, rows, self.scalars, functions, neurons, in_reverse, draw_arguments)
 

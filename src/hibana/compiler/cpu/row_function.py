@@ -65,7 +65,7 @@ class _Block(Analysis[Value]):
         code: Code,
         rows: Rows,
         number: type[Pointer],
-        at: Value,
+        index: Value,
         count: Value | None,
         ahead: frozenset[str],
         names: Mapping[graph.Value, str],
@@ -80,11 +80,11 @@ class _Block(Analysis[Value]):
         self.names = names
         """The names of results in the code."""
         self.scalars = scalars
-        self.block_draws: Block | None = draws.block(at) if draws else None
+        self.block_draws: Block | None = draws.block(index) if draws else None
         self.element = number.element
         self.vector = self.element.of(VECTOR)
-        self.at = at
-        self.octet = at >> 3
+        self.index = index
+        self.octet = index >> 3
         self.valid = self.valid_octets = None
         """Masks of the lanes and of the bytes of bits that belong to the row; None: the block is full."""
         if count is not None:
@@ -98,7 +98,7 @@ class _Block(Analysis[Value]):
         """The address of the block in the row `name`."""
         if name not in self.addresses:
             row = self.rows[name]
-            self.addresses[name] = row + (self.octet if isinstance(row, Bytes) else self.at)
+            self.addresses[name] = row + (self.octet if isinstance(row, Bytes) else self.index)
         return self.addresses[name]
 
     def prefetch(self, name: str, *, to_write: bool) -> None:
@@ -197,13 +197,13 @@ def row_function(
         draws = Draws(code, draw_names, VECTOR, aligned=aligned, **draw_arguments) if draw_names else None
         block = partial(_block, code, stores, arguments, vectors, draws, number)
         if short:
-            with code.loop(0, n, VECTOR) as at:
-                block(at, n - at)
+            with code.loop(0, n, VECTOR) as index:
+                block(index, n - index)
             return
         full = n & -VECTOR
         turn = (full - in_reverse).larger(0)
-        with code.loop(0, turn, VECTOR) as at:
-            block(at, nontemporal=nontemporal, ahead=ahead)
+        with code.loop(0, turn, VECTOR) as index:
+            block(index, nontemporal=nontemporal, ahead=ahead)
         with code.loop(0, full - turn, VECTOR) as back:
             block(full - VECTOR - back, nontemporal=nontemporal)
         remainder = n - full
@@ -233,13 +233,13 @@ def _block(
     scalars: Mapping[str, Value],
     draws: Draws | None,
     number: type[Pointer],
-    at: Value,
+    index: Value,
     count: Value | None = None,
     *,
     nontemporal: frozenset[str] = frozenset(),
     ahead: frozenset[str] = frozenset(),
 ) -> None:
-    """Computes `stores` for the block of neurons at index `at`.
+    """Computes `stores` for the block of neurons from `index` on.
 
     Args:
         code: the code of the function.
@@ -248,15 +248,15 @@ def _block(
         scalars: the vectors of the scalar leaves.
         draws: the random numbers of the row, or None.
         number: the pointer type of numbers.
-        at: the index of the block's first neuron in the row.
+        index: the index of the block's first neuron in the row.
         count: the number of neurons in the block; None: it is full.
         nontemporal: the rows that are written by non-temporal stores, aligned to cache lines.
         ahead: the rows that are prefetched.
     """
     names: dict[graph.Value, str] = {}
     for name, value in stores.items():
-        names.setdefault(value, f"{name}.{at.text[1:]}")
-    block = _Block(code, rows, number, at, count, ahead, names, scalars, draws)
+        names.setdefault(value, f"{name}.{index.text[1:]}")
+    block = _Block(code, rows, number, index, count, ahead, names, scalars, draws)
     overwritten = leaves(stores)  # rows that are read are stored last
     for name, value in stores.items():
         result = block.of(value)

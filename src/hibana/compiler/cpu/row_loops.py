@@ -79,7 +79,7 @@ class RowLoops(KernelWriter):
             for name, state in states.items():
                 self._begin_state(name, state, state_rows[name])
             for name in parameters:
-                self.rows[name] = self.at[f"{name}_at"] + self.first % size[f"{name}_period"]
+                self.rows[name] = self.addresses[f"{name}_at"] + self.first % size[f"{name}_period"]
             self.edge_rows = {leaf: self._argument(base, self.zeros) for leaf, base in loop.edge.items()}
             is_full = (self.count & (VECTOR - 1)).equals(0)
             self.write_steps(is_full.select(size["steps"] // UNROLLED, 0) if loop.steps else None)
@@ -89,7 +89,7 @@ class RowLoops(KernelWriter):
 
     def _spread_over_page(self, buffers: dict[str, Pointer]) -> dict[str, Pointer]:
         """The kernel's own rows, at offsets in their `buffers` that avoid 4K aliasing."""
-        read = (self.at["input" if self.loop.forwards else "grad_outputs"] + self.first).address()
+        read = (self.addresses["input" if self.loop.forwards else "grad_outputs"] + self.first).address()
         rows = {}
         for i, (name, buffer) in enumerate(buffers.items()):
             address = buffer.of(Bytes)
@@ -99,7 +99,7 @@ class RowLoops(KernelWriter):
 
     def _argument(self, name: str, default: Pointer) -> Pointer:
         """The current row of the argument `name`, or `default` if that is null."""
-        argument = self.at[name]
+        argument = self.addresses[name]
         return (argument + self.first).replace_if(~argument.is_not_null(), default)
 
     def _begin_state(self, name: str, state: StateRow, buffer: Pointer) -> None:
@@ -123,4 +123,4 @@ class RowLoops(KernelWriter):
         if sequence_step is None:
             return self.rows[name]
         sequence, offset = sequence_step
-        return self.at[sequence.base] + (offset + (self.first >> 3 if sequence.bits else self.first))
+        return self.addresses[sequence.base] + (offset + (self.first >> 3 if sequence.bits else self.first))

@@ -65,7 +65,7 @@ class SampleLoops(KernelWriter):
     def _divide_workspace(self, thread: Value, buffers: list[str]) -> None:
         """Divides a thread's memory into the rows `buffers`, zeros, lists, and rows of bits."""
         size, number = self.size, self.loop.number
-        address = self.at["workspace"] + thread * size["workspace_bytes"]
+        address = self.addresses["workspace"] + thread * size["workspace_bytes"]
         address.clear(size["workspace_bytes"])
         padded, per_tile = size["padded"], size["per_tile"]
         numbers, octets = per_tile * padded, padded >> 3
@@ -101,7 +101,7 @@ class SampleLoops(KernelWriter):
     def _end_states(self) -> None:
         """Copies the last values of the rows of state to the arguments that receive them."""
         for name, state in self.loop.states.items():
-            end = self.at[state.end]
+            end = self.addresses[state.end]
             with self.code.when(end.is_not_null()), self._each_sample() as (s, sample):
                 (end + self._offset(sample)).copy(self._buffer_row(name, s), self.size["neurons"])
 
@@ -127,19 +127,19 @@ class SampleLoops(KernelWriter):
         sequence_step = self.sequence_step(name, t)
         if sequence_step is not None:
             sequence, offset = sequence_step
-            return self.at[sequence.base] + offset + sample * self._sample_stride(sequence)
+            return self.addresses[sequence.base] + offset + sample * self._sample_stride(sequence)
         if edge and name in self.loop.edge:
             return self._argument(self.loop.edge[name], sample)
         if name in self.rows:
             return self._buffer_row(name, s)
-        return self.at[f"{name}_at"] + self._offset(sample)
+        return self.addresses[f"{name}_at"] + self._offset(sample)
 
     def _product(self, call: Call, t: Value, *, edge: bool) -> None:
         """Writes a matrix product of all samples of the tile."""
         code, size = self.code, self.size
         operand, *mask, result = call.rows  # `mask` has one row for a masked product, else none
         x, x_stride = self._tile_rows(operand, t, edge=edge)
-        table, y = self.at[_table(call)], self.rows[result]
+        table, y = self.addresses[_table(call)], self.rows[result]
         # the stride between results, the samples, the inputs, and the outputs with padding
         sizes = size["padded"], self.count, size["neurons"], size["padded"]
         by_matrix, by_rows = self.products
@@ -155,9 +155,9 @@ class SampleLoops(KernelWriter):
         if sequence_step is not None:
             sequence, offset = sequence_step
             stride = self._sample_stride(sequence)
-            return self.at[sequence.base] + offset + self.sample * stride, stride
+            return self.addresses[sequence.base] + offset + self.sample * stride, stride
         if edge and name in self.loop.edge:
-            has_argument = self.at[self.loop.edge[name]].is_not_null()
+            has_argument = self.addresses[self.loop.edge[name]].is_not_null()
             return self._argument(self.loop.edge[name], self.sample), has_argument.select(
                 self.size["neurons"], 0
             )
@@ -179,7 +179,7 @@ class SampleLoops(KernelWriter):
 
     def _argument(self, name: str, sample: Value) -> Pointer:
         """The row of `sample` in the argument `name`, or a row of zeros if that is null."""
-        argument = self.at[name]
+        argument = self.addresses[name]
         return self.zeros.replace_if(argument.is_not_null(), argument + self._offset(sample))
 
     def _buffer_row(self, name: str, s: Value) -> Pointer:
