@@ -118,7 +118,7 @@ def trace_layer(node: Node, index: int, order: Tensor, dtype: torch.dtype) -> Ne
         node: a layer of neurons.
         index: its position in the network.
         order: PyTorch's index of the neuron at each place in memory, ``[neurons]``.
-        dtype: of all floating-point tensors.
+        dtype: the type of all floating-point tensors.
 
     Raises:
         Unsupported: naming the layer, if its step cannot be traced.

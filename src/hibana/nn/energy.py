@@ -64,7 +64,7 @@ class Account:
     """The operations, memory accesses and energy of a network for one sample.
 
     Attributes:
-        additions: of synapses, biases and neurons; a maximum is one, a comparison with 0 none.
+        additions: additions of synapses, biases and neurons; a maximum is one, a comparison with 0 none.
         multiplications: the same; a function such as ``exp`` is one.
         reads: words that are read, by content (``weights``, ``states``, ``activations``) and memory level.
         writes: words that are written, likewise.

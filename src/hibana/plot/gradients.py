@@ -56,6 +56,7 @@ def gradient_norms(
         """A forward hook that stores the output or input of each call of the layer `name`."""
 
         def hook(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
+            """Stores the tensor of one call; later calls are numbered, ``NAME#1`` and so on."""
             if of == "inputs":
                 tensor = args[0] if args else kwargs["inputs"]
             else:

@@ -143,7 +143,7 @@ def sum_of_delays(weights: dict[int, Tensor], bias: Tensor | None, shape: Shape,
         weights: the weights ``[outputs, inputs]`` of each delay in steps, in rising order of delays or
             falling; the bias is part of the branch with the longest one.
         bias: ``[outputs]``.
-        shape: of one sample of the input.
+        shape: the shape of one sample of the input.
         dt: seconds per step.
     """
     outputs, inputs = next(iter(weights.values())).shape

@@ -185,7 +185,7 @@ def _leaky_node(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape:
         kind: the type of the node.
         taus: time constants in steps by field name; the last one is the membrane's.
         spiking: the fields of threshold and reset, if the neurons spike.
-        shape: of a sample.
+        shape: the shape of a sample.
         dt: seconds per step.
     """
     if any(is_infinite(tau) for tau in taus.values()):

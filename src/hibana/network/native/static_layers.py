@@ -81,7 +81,7 @@ class StaticLayers:
         """Writes the computation of up to :attr:`steps` steps.
 
         Args:
-            code: of the caller.
+            code: the code of the calling function.
             row: the input of the first step.
             stride: numbers from the input of one step to that of the next.
             count: the number of steps.

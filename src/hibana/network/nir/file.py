@@ -82,6 +82,7 @@ def refusal(file: Any, max_bytes: int) -> str | None:
     size = 0
 
     def check_link(name: str, link: Any) -> str | None:
+        """The reason to refuse `link`, or ``None`` for a hard link."""
         is_hard = isinstance(link, h5py.HardLink)
         return None if is_hard else f"{name} is a link to elsewhere, which is not followed"
 

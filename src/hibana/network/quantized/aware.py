@@ -300,6 +300,7 @@ def _groups_of_one_scale(nodes: tuple[Node, ...]) -> dict[str, tuple[str, ...]]:
     """The layers that read spikes and whose outputs are added: for each name, all names of its group."""
 
     def terms(node: Node) -> list[Node]:
+        """The layers whose outputs `node` adds, also through other sums; `node` itself if it is not a sum."""
         return [node] if node.kind != "sum" else [term for source in node.inputs for term in terms(source)]
 
     groups = {}

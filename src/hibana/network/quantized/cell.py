@@ -42,7 +42,7 @@ def fixed_cell(
         shape: the shape of one sample.
         unit: the real number that 1 of the integer input stands for, or one number per channel.
         limit: the largest integer in a matrix of the step.
-        ranges: those of :func:`measure_ranges`; None if they are not measured.
+        ranges: the result of :func:`measure_ranges`; None if ranges are not measured.
         training: whether the result has the gradient of `cell`.
 
     Raises:

@@ -69,7 +69,7 @@ def rocket(
     ``net.requires_grad_()`` all weights can be trained.
 
     Args:
-        shape: of one step of input, ``(channels,)``.
+        shape: the shape of one step of the input, ``(channels,)``.
         classes: number of outputs.
         make_cell: returns a new cell with threshold 1; called once for each layer. By default
             ``LIFCell(tau=1)``, whose potential is its input, or ``RefractoryLIFCell(tau=1, period=period)``.
