@@ -1,11 +1,11 @@
-"""Deep convolutional networks with batch normalisation beside ReLU: a step of training and inference.
+"""Deep convolutional networks with batch normalization beside ReLU: a step of training and inference.
 
 ``[T=4, batch 16, 3x32x32]``, the image shown at each step. Every contender has the same weights, image and
 layers; what differs is the neuron and, for hibana, the layers whose work follows the spikes. The shift of
-each batch normalisation is such that its neurons fire at the rate asked for, with the statistics of the
+each batch normalization is such that its neurons fire at the rate asked for, with the statistics of the
 batch in training and with the running ones, which are made to be those, in evaluation. The ReLU network
 computes each step, as the others do: ``relu`` in torch's own order of memory, ``relu-last`` channels last,
-in which torch is faster. ``hibana-apart`` normalises before the neurons, ``hibana`` within their pass.
+in which torch is faster. ``hibana-apart`` normalizes before the neurons, ``hibana`` within their pass.
 
 With ``python -m benchmarks.deep`` it runs on any version of hibana that is on the path, one network a call.
 """
@@ -38,7 +38,7 @@ SURROGATES = ("Step", "Box", "Triangle")
 
 
 class Neurons(nn.Module):
-    """The neurons of `contender` behind a convolution and its batch normalisation, over time."""
+    """The neurons of `contender` behind a convolution and its batch normalization, over time."""
 
     def __init__(self, contender: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ def tuned(name: str, contender: str, image: Tensor, rate: float) -> tuple[dict[s
     reached: list[float] = []
 
     def settle(part: Neurons, given: tuple[Tensor, ...]) -> None:
-        """Bisects the shift of the normalisation, and has running statistics be those of the batch."""
+        """Bisects the shift of the normalization, and has running statistics be those of the batch."""
         low, high = -3.0, 3.0
         below = part.below(*given)
         part.norm.momentum = 1.0

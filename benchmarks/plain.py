@@ -84,7 +84,7 @@ def _resnet() -> nn.Module:
 
 
 NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = {
-    "fashion": ("32c3-32c3-p2-64c3-64c3-p2-10, normalised", _fashion, (8, 32, 1, 28, 28)),
+    "fashion": ("32c3-32c3-p2-64c3-64c3-p2-10, normalized", _fashion, (8, 32, 1, 28, 28)),
     "vgg": (deep.NETWORKS["vgg"][0], _vgg, (deep.STEPS, deep.BATCH, *deep.SHAPE)),
     "784-1000-10": ("784-1000-10 (the first of snnTorch's tutorials)", _tutorial_dense, (25, 128, 784)),
     "12c5": ("12c5-p2-64c5-p2-10 (snnTorch's convolutional one)", _tutorial_small, (25, 32, 1, 28, 28)),

@@ -34,7 +34,7 @@ def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def convolved(inputs: int, outputs: int, kernel: int, stride: int, make_cell: MakeCell) -> nn.Sequential:
-    """Convolution, batch normalisation over time and batch, neurons: ``[T, B, inputs, H, W]`` to spikes."""
+    """Convolution, batch normalization over time and batch, neurons: ``[T, B, inputs, H, W]`` to spikes."""
     convolution = hb.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     below = hb.EachStep(nn.Sequential(convolution, nn.BatchNorm2d(outputs)))
     return hb.Normalized(below, hb.OverTime(make_cell()))
@@ -78,7 +78,7 @@ def sew_resnet(
 
         y = SN(BN(conv(SN(BN(conv(x)))))) + x
 
-    with SN spiking neurons; x goes through convolution, normalisation and neurons of its own where the size
+    with SN spiking neurons; x goes through convolution, normalization and neurons of its own where the size
     changes. From depth 50 on a path has three convolutions: 1x1, 3x3, and 1x1 to four times the channels.
     Images below 64 pixels begin with a 3x3 convolution instead of 7x7, stride 2, and pooling.
 
@@ -159,7 +159,7 @@ def spiking_vgg(
 ) -> nn.Module:
     """VGG of spiking neurons, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
 
-    Each 3x3 convolution has batch normalisation over time and batch; after each stage the image is pooled to
+    Each 3x3 convolution has batch normalization over time and batch; after each stage the image is pooled to
     half its size, as long as it is more than a pixel. The mean over what is left, one linear layer and its
     sum over time read out the classes, instead of the three wide linear layers of the original.
 

@@ -59,7 +59,7 @@ class Counted(nn.Module):
 
 
 def at_once(inputs: int, outputs: int) -> nn.Module:
-    """Convolution, normalisation, and neurons that count at once: ``[B, C, H, W]``."""
+    """Convolution, normalization, and neurons that count at once: ``[B, C, H, W]``."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), Counted()
     )

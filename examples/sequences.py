@@ -3,7 +3,7 @@
     python examples/sequences.py --task mnist-1d --network spiking gru relu --seed 0 1 2 --record runs.jsonl
     python examples/sequences.py --table runs.jsonl
 
-The spiking network is three convolutions over five steps each (`hb.Window`), batch normalisation and LIF
+The spiking network is three convolutions over five steps each (`hb.Window`), batch normalization and LIF
 neurons; its dilations are 1, d and d², d the largest with which the three see no more steps than the sequence
 has: what ``hibana train`` takes for sequences. Nothing but width, steps and epochs differs from task to task.
 The ReLU network is the same with ReLUs, the GRU is torch's with a linear readout. All are trained alike:

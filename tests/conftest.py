@@ -1,4 +1,4 @@
-"""What every test runs under: uninitialised memory is NaN, and properties are checked repeatably."""
+"""What every test runs under: uninitialized memory is NaN, and properties are checked repeatably."""
 
 import gc
 import os

@@ -18,7 +18,7 @@ def _channels_last(*shape):
 
 
 class PerChannel(hb.Cell):
-    """IF with a threshold and a leak for each channel, learnt."""
+    """IF with a threshold and a leak for each channel, learned."""
 
     def __init__(self):
         super().__init__()

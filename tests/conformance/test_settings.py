@@ -211,7 +211,7 @@ PUT = {
     "one for each neuron, unseen": lambda cell: _put(cell, torch.linspace(-1, 1, 4)),
     "one for all, unseen": lambda cell: _put(cell, torch.tensor([2.0])),
     "frozen": lambda cell: cell.held.requires_grad_(False),
-    "learnt again": lambda cell: cell.held.requires_grad_(True),
+    "learned again": lambda cell: cell.held.requires_grad_(True),
     "a buffer, unseen": lambda cell: cell._buffers.update(held=cell._parameters.pop("held").detach()),
     "a parameter again": lambda cell: setattr(cell, "held", nn.Parameter(torch.tensor([0.3]))),
 }

@@ -12,14 +12,14 @@ CONTEXTS = ["functional_call", "checkpoint", "reentrant checkpoint", PARAMETRIZE
 
 
 class _Halved(nn.Module):
-    """A parametrisation that keeps weights on their grid."""
+    """A parametrization that keeps weights on their grid."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * 0.5
 
 
 def parametrized(net: nn.Module, context: str) -> nn.Module:
-    """`net`, its weights and delays parametrised if the `context` says so."""
+    """`net`, its weights and delays parametrized if the `context` says so."""
     if context == PARAMETRIZED:
         for layer in list(net.modules()):
             for name in ("weight", "delay"):

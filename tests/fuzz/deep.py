@@ -1,4 +1,4 @@
-"""Random networks of convolutions, normalisations and neurons, with residual sums, beside torch's own.
+"""Random networks of convolutions, normalizations and neurons, with residual sums, beside torch's own.
 
 Weights lie on a grid of 1/64, so that sums of spikes are exact in any order. In evaluation spikes are equal
 to the last bit. In training mean and variance differ in their last digits, which may make another spike now
@@ -39,7 +39,7 @@ FEW = 1e-3
 NEAR = 1e-6
 """How far a potential that is so near its threshold may be rounded to the other side."""
 FEWEST = 16
-"""Numbers to normalise a channel over: the gradient of two, which become 1 and -1, is all rounding."""
+"""Numbers to normalize a channel over: the gradient of two, which become 1 and -1, is all rounding."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,7 @@ def _measured(nearest: list[float], layer: hb.OverTime, inputs: tuple[Tensor]) -
 
 
 def _fewest(of: Deep, wanted: dict[str, Any]) -> float:
-    """How many numbers a channel is normalised over, at least."""
+    """How many numbers a channel is normalized over, at least."""
     outputs = [value for name, value in wanted.items() if name.startswith("output")]
     return min(value.numel() for value in outputs) / of.channels / (of.steps if of.still else 1)
 

@@ -146,14 +146,14 @@ def _layer(draw: random.Random, shape: tuple[int, ...], n: int) -> tuple[nn.Modu
         case "linear":
             layer: nn.Module = nn.Linear(channels, outputs, bias=draw.random() < 0.5)
             if draw.random() < 0.3:
-                layer = nn.Sequential(layer, _normalisation(draw, nn.BatchNorm1d, outputs))
+                layer = nn.Sequential(layer, _normalization(draw, nn.BatchNorm1d, outputs))
             return _called(draw, layer, shape, (outputs,))
         case "convolution":
             groups = channels if outputs == channels and draw.random() < 0.3 else 1
             kind, norm = (nn.Conv1d, nn.BatchNorm1d) if len(sides) == 1 else (nn.Conv2d, nn.BatchNorm2d)
             layer = kind(channels, outputs, 3, padding=1, groups=groups, bias=draw.random() < 0.5)
             if draw.random() < 0.3:
-                layer = nn.Sequential(layer, _normalisation(draw, norm, outputs))
+                layer = nn.Sequential(layer, _normalization(draw, norm, outputs))
             return _called(draw, layer, shape, (outputs, *sides))
         case "neurons":
             return _neurons(draw, shape), shape
@@ -196,8 +196,8 @@ def _called(
     return (hb.EachStep(layer) if style == "each" else Called(layer, style, seen, shape)), shape
 
 
-def _normalisation(draw: random.Random, kind: Any, channels: int) -> nn.Module:
-    """Batch normalisation in exact numbers: a factor of 2, or of 1."""
+def _normalization(draw: random.Random, kind: Any, channels: int) -> nn.Module:
+    """Batch normalization in exact numbers: a factor of 2, or of 1."""
     norm: nn.Module = kind(channels, eps=0.0, affine=draw.random() < 0.5)
     norm.running_mean.copy_(torch.randint(-2, 3, (channels,)) / 8)
     norm.running_var.fill_(draw.choice([0.25, 1.0]))

@@ -131,7 +131,7 @@ NETWORKS = {
 }  # fmt: skip
 
 
-def normalised():
+def normalized():
     net = nn.Sequential(
         nn.Unflatten(2, (1, 6)), each(nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3))),
         hb.IF(0.5), nn.Flatten(2), nn.Dropout(0.5), nn.Linear(12, 4), hb.LI(),
@@ -141,7 +141,7 @@ def normalised():
     return net.eval()
 
 
-NETWORKS["normalised"] = (normalised, (6, 3))
+NETWORKS["normalized"] = (normalized, (6, 3))
 
 
 def check(net, inputs, folder, **how):

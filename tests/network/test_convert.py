@@ -14,7 +14,7 @@ from hibana.network.fold import fold_batchnorm
 
 
 def settled(model, x):
-    """`model` in evaluation, its batch normalisation having seen `x`, with weights of its own."""
+    """`model` in evaluation, its batch normalization having seen `x`, with weights of its own."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)

@@ -1,4 +1,4 @@
-"""Batch normalisation folded: the same outputs in evaluation, the network's own structure kept."""
+"""Batch normalization folded: the same outputs in evaluation, the network's own structure kept."""
 
 import pytest
 import torch
@@ -74,7 +74,7 @@ def test_a_normalisation_without_weight_and_bias_is_folded():
 def test_what_cannot_be_folded_is_named():
     with pytest.raises(ValueError, match="layer 1: no linear layer or convolution before it"):
         hb.fold_batchnorm(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))
-    with pytest.raises(ValueError, match="layer 1: batch normalisation without running statistics"):
+    with pytest.raises(ValueError, match="layer 1: batch normalization without running statistics"):
         hb.fold_batchnorm(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4, track_running_stats=False)))
 
     class Branching(nn.Module):
@@ -86,7 +86,7 @@ def test_what_cannot_be_folded_is_named():
 
 
 class Twice(nn.Module):
-    """Calls one normalisation after two convolutions."""
+    """Calls one normalization after two convolutions."""
 
     def __init__(self):
         super().__init__()
@@ -110,7 +110,7 @@ class Aliased(nn.Module):
 
 
 class Between(Twice):
-    """Calls the normalisation once where it has no convolution to be folded into."""
+    """Calls the normalization once where it has no convolution to be folded into."""
 
     def forward(self, x):
         return self.norm(torch.relu(self.norm(self.one(x))))

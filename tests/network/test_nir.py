@@ -579,7 +579,7 @@ def test_any_name_of_a_node_is_a_layer(names):
 
 def test_a_normalisation_that_takes_samples_for_channels_is_not_written():
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), hb.IF()).eval()
-    with pytest.raises(ValueError, match="layer '0': Linear: batch normalisation after it takes samples"):
+    with pytest.raises(ValueError, match="layer '0': Linear: batch normalization after it takes samples"):
         write(net)
     write(nn.Sequential(hb.EachStep(nn.Sequential(*net[:2])), hb.IF()), input_shape=(3,))
 

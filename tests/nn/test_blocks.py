@@ -1,4 +1,4 @@
-"""Parts of deep networks: dropout over time, normalisation to a threshold, blocks that keep their border."""
+"""Parts of deep networks: dropout over time, normalization to a threshold, blocks that keep their border."""
 
 import copy
 import random

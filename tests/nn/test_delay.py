@@ -253,7 +253,7 @@ OUTSIDE = [-0.6, -1e9, 9.4, 1e9, torch.inf, -torch.inf, 9.0, 0.0]
 
 
 class Itself(nn.Module):
-    """A parametrisation that changes nothing."""
+    """A parametrization that changes nothing."""
 
     def forward(self, value):
         return value * 1.0
@@ -267,13 +267,13 @@ def with_delays(layer, how):
     if how == "vmap":
         stacked = {name: tensor[None] for name, tensor in held.items()}
         return lambda x: torch.vmap(lambda each: torch.func.functional_call(layer, each, (x,)))(stacked)[0]
-    parametrised = copy.deepcopy(layer)
-    nn.utils.parametrize.register_parametrization(parametrised, "delay", Itself())
-    return parametrised
+    parametrized = copy.deepcopy(layer)
+    nn.utils.parametrize.register_parametrization(parametrized, "delay", Itself())
+    return parametrized
 
 
 @pytest.mark.cover(2)
-@pytest.mark.parametrize("how", ["functional_call", "vmap", "parametrisation"])
+@pytest.mark.parametrize("how", ["functional_call", "vmap", "parametrization"])
 @pytest.mark.parametrize("mode", ["events", "dense"])
 @pytest.mark.parametrize("sigma", [0.0, 0.5])
 @pytest.mark.parametrize("training", [True, False])
@@ -290,7 +290,7 @@ def test_any_tensor_of_delays_is_reflected_into_its_range(how, mode, sigma, trai
     torch.testing.assert_close(called(x), layer(x))
 
 
-@pytest.mark.parametrize("how", ["functional_call", "vmap", "parametrisation"])
+@pytest.mark.parametrize("how", ["functional_call", "vmap", "parametrization"])
 @pytest.mark.parametrize("training", [True, False])
 def test_any_tensor_of_delays_of_neurons_is_reflected_into_its_range(how, training):
     layer = hb.Delay(torch.full([len(OUTSIDE)], 3.0), 9, learn=True, sigma=0.0).train(training)
@@ -326,12 +326,12 @@ def test_a_fixed_layer_stays_fixed_where_its_delays_are_no_parameter():
     x = torch.rand(13, 4, 3)
     for how in ("functional_call", "vmap"):
         torch.testing.assert_close(with_delays(layer, how)(x), layer(x))
-    parametrised = with_delays(hb.DelayedLinear(3, 2, 9), "parametrisation")
-    hb.fix_delays(parametrised)
-    trained = parametrised.train()(x)
-    torch.testing.assert_close(trained, parametrised.eval()(x))
+    parametrized = with_delays(hb.DelayedLinear(3, 2, 9), "parametrization")
+    hb.fix_delays(parametrized)
+    trained = parametrized.train()(x)
+    torch.testing.assert_close(trained, parametrized.eval()(x))
     trained.sum().backward()
-    assert parametrised.parametrizations.delay.original.grad is None
+    assert parametrized.parametrizations.delay.original.grad is None
 
 
 def test_kernels_refuse_places_outside_their_rows():

@@ -48,7 +48,7 @@ def test_spiking_vgg_has_the_layers_of_vgg_but_two(depth):
 @pytest.mark.parametrize("name", SMALL)
 def test_outputs_and_gradients_are_those_of_the_dense_network(name):
     torch.manual_seed(3)
-    net = SMALL[name]((3, 16, 16), 5).double()  # sums of batch normalisation cancel
+    net = SMALL[name]((3, 16, 16), 5).double()  # sums of batch normalization cancel
     x = torch.rand(3, 4, 3, 16, 16)
     exact = copy.deepcopy(net)
     for inner in exact.modules():

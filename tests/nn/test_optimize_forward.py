@@ -17,7 +17,7 @@ def conv(inputs=8, outputs=8, **named):
 
 
 class Chain(nn.Module):
-    """Convolution, normalisation, neurons, twice; the neurons are one module."""
+    """Convolution, normalization, neurons, twice; the neurons are one module."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Chain(nn.Module):
 
 
 class Post(Chain):
-    """The second normalisation's output is added to before the neurons."""
+    """The second normalization's output is added to before the neurons."""
 
     def forward(self, x):
         x = self.neurons(self.bn1(self.conv1(x)))

@@ -1,4 +1,4 @@
-"""Tensors that a parametrisation computes: every layer reads each of them once a call, whatever serves it."""
+"""Tensors that a parametrization computes: every layer reads each of them once a call, whatever serves it."""
 
 import copy
 import os
@@ -65,7 +65,7 @@ OTHERS = {
         (torch.rand(50, 16, 64) < 0.02).float(),
     ),
     "a learned delay": lambda: (hb.Delay(torch.rand(4), 3, learn=True), torch.rand(5, 2, 4)),
-    "normalised": lambda: (
+    "normalized": lambda: (
         hb.Normalized(hb.EachStep(nn.Sequential(hb.Conv2d(8, 16, 3), nn.BatchNorm2d(16))), hb.IF()),
         torch.rand(4, 8, 8, 48, 48),
     ),
@@ -172,7 +172,7 @@ def test_recording_reads_each_tensor_of_a_cell_once():
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_graph_computes_recurrent_synapses_once(backend):
     # In a process of its own: after thousands of other tests Dynamo may break this graph.
-    code = "import sys; from nn.test_parametrised import recurrent_graph; recurrent_graph(sys.argv[1])"
+    code = "import sys; from nn.test_parametrized import recurrent_graph; recurrent_graph(sys.argv[1])"
     search = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     done = subprocess.run(
         [sys.executable, "-c", code, backend], env={**os.environ, **search}, capture_output=True, text=True

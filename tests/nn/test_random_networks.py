@@ -25,7 +25,7 @@ NEURONS = (
 
 
 class Block(nn.Module):
-    """A convolution, a normalisation and neurons, joined in one of several ways."""
+    """A convolution, a normalization and neurons, joined in one of several ways."""
 
     def __init__(self, draw, inputs, outputs):
         super().__init__()
@@ -136,7 +136,7 @@ def exact(net):
 def rounded(net, x, generator):
     """`net` and `x`, each number off by up to :data:`SUMMED`, and channels last in memory.
 
-    PyTorch then adds up a normalisation's numbers in float32, as hibana does, and else in float64.
+    PyTorch then adds up a normalization's numbers in float32, as hibana does, and else in float64.
     """
 
     def off(values):
@@ -156,14 +156,14 @@ def largest(values):
 def agree(found, plain, off, wanted):
     """Checks that `found` are the `wanted` exact results but for rounding.
 
-    What errors of sums become on their way, through a normalisation of few numbers above all, two plain
+    What errors of sums become on their way, through a normalization of few numbers above all, two plain
     networks say: `plain`, and one whose parameters and inputs are `off` by such an error.
     """
     assert found.keys() == wanted.keys()
     gradients = max(largest(wanted[name]) for name in found if name != "outputs")
     for name, value in found.items():
         error = max(largest(each[name].double() - wanted[name]) for each in (plain, off))
-        # before a normalisation, the gradient of a bias is what was rounded of larger ones
+        # before a normalization, the gradient of a bias is what was rounded of larger ones
         scale = gradients if name.endswith(".bias") else largest(wanted[name])
         allowed = TIMES * (error + SUMMED * scale)
         apart = largest(value.double() - wanted[name])

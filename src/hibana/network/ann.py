@@ -53,12 +53,12 @@ def from_ann(
     Each ReLU becomes ``IF(threshold, reset="subtract", initial=threshold / 2)``. Its firing rate over T steps
     of a constant current x is x / threshold, rounded to a multiple of 1/T and clipped to 0 and 1. The
     threshold is a percentile of the layer's activations on the calibration data, for a ReLU6 at most 6; the
-    weights of the next layers absorb it. Batch normalisation is folded. A max-pooling emits the increase of
+    weights of the next layers absorb it. Batch normalization is folded. A max-pooling emits the increase of
     the largest spike count in its window, so its sum over time is exactly that count. For large T, with
     `percentile` 100, the readout divided by T is the output of `model` on the calibration data.
 
     Args:
-        model: a network of linear layers, convolutions, batch normalisation, ReLU, ReLU6, average and
+        model: a network of linear layers, convolutions, batch normalization, ReLU, ReLU6, average and
             max-pooling, flatten, dropout, additions, and concatenations of channels, such as torchvision's
             ResNet, MobileNetV2 and DenseNet; it does not change.
         calibration_data: inputs ``[N, ...]``, or (inputs, labels), or batches of either, as a DataLoader
@@ -99,7 +99,7 @@ def from_ann(
 
 
 def _trace(model: nn.Module) -> fx.GraphModule:
-    """`model` in evaluation, batch normalisation folded: calls of one module each, sums, concatenations.
+    """`model` in evaluation, batch normalization folded: calls of one module each, sums, concatenations.
 
     It rewrites traced calls instead of the node graph of `hibana.network.reader`, because the node graph has
     no poolings to several pixels, no three-dimensional layers and no concatenations.
@@ -263,5 +263,5 @@ def _layer(
             return nn.Sequential(LI(), EachStep(copy.deepcopy(module)), OverTime(_Difference())), scale
     raise ValueError(
         f"layer {path!r}: {type(module).__name__} cannot be converted; use ReLU, linear layers, "
-        "convolutions, batch normalisation, pooling, flatten, additions and concatenations"
+        "convolutions, batch normalization, pooling, flatten, additions and concatenations"
     )

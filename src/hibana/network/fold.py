@@ -1,7 +1,7 @@
-"""Tracing a network to calls of its layers, with batch normalisation folded into the layer before it.
+"""Tracing a network to calls of its layers, with batch normalization folded into the layer before it.
 
 The node graph, NIR and :func:`hibana.from_ann` start from these calls. Folding is for inference, where batch
-normalisation is a scale and a shift.
+normalization is a scale and a shift.
 """
 
 import copy
@@ -31,12 +31,12 @@ NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 def fold_batchnorm(net: NetworkT) -> NetworkT:
-    """A copy of `net` in evaluation mode, without batch normalisation and parametrisations.
+    """A copy of `net` in evaluation mode, without batch normalization and parametrizations.
 
         y = (x - mean) / sqrt(variance + eps) * weight + bias,   x = W z + b
 
     is one layer with the weight ``W * weight / sqrt(variance + eps)``; ``nn.Identity`` replaces the
-    normalisation. A two-dimensional normalisation without a linear layer or convolution before it becomes a
+    normalization. A two-dimensional normalization without a linear layer or convolution before it becomes a
     convolution of each channel with one weight.
 
     Raises:
@@ -64,7 +64,7 @@ def trace_folded(net: nn.Module) -> tuple[nn.Module, fx.Graph]:
 
     - ``leading``: the number of dimensions before those of a sample; 2 for time and batch, 1 if joined,
     - ``within``: the path of the module whose ``forward`` calls,
-    - ``normalised``: whether batch normalisation over dimension 1 was folded into the layer, which is valid
+    - ``normalized``: whether batch normalization over dimension 1 was folded into the layer, which is valid
       only if time and batch are joined when it is called.
 
     Raises:
@@ -92,7 +92,7 @@ def trace_folded(net: nn.Module) -> tuple[nn.Module, fx.Graph]:
 
 
 def _evaluation_copy(net: nn.Module) -> nn.Module:
-    """A copy of `net` in evaluation mode, whose pruned and parametrised weights are parameters."""
+    """A copy of `net` in evaluation mode, whose pruned and parametrized weights are parameters."""
     for name, module in net.named_modules():
         if isinstance(module, LazyModuleMixin) and cast(Any, module).has_uninitialized_params():
             raise ValueError(f"layer {name!r}: {type(module).__name__} has no weights yet; call net once")
@@ -113,17 +113,17 @@ def _evaluation_copy(net: nn.Module) -> nn.Module:
 
 
 def _fold(net: nn.Module, calls: fx.Graph, norm: Any) -> None:
-    """Folds the batch normalisation `norm` into the layers before its calls, or into a convolution."""
+    """Folds the batch normalization `norm` into the layers before its calls, or into a convolution."""
     nodes = [node for node in calls.nodes if _module(net, node) is norm]
     if norm.running_mean is None or norm.running_var is None:
-        raise ValueError(f"layer {nodes[0].target}: batch normalisation without running statistics")
+        raise ValueError(f"layer {nodes[0].target}: batch normalization without running statistics")
     for name, number in (("weight", 1), ("bias", 0)):  # None if affine=False
         if getattr(norm, name) is None:
             setattr(norm, name, nn.Parameter(torch.full_like(norm.running_var, number)))
     layers = [_exclusive_layer(net, calls, node.args[0]) for node in nodes]
     if None not in layers:
         for node, layer in zip(nodes, layers, strict=True):
-            node.args[0].meta["normalised"] = not isinstance(layer, Window)
+            node.args[0].meta["normalized"] = not isinstance(layer, Window)
             fuse: Any = fuse_linear_bn_eval if role_of(layer) == "linear" else fuse_conv_bn_eval
             _replace(net, layer, fuse(layer, norm))
             node.replace_all_uses_with(node.args[0])
@@ -145,7 +145,7 @@ def _exclusive_layer(net: nn.Module, calls: fx.Graph, node: Any) -> nn.Module | 
     if not has_weights or len(node.users) != 1:
         return None
     if isinstance(module, Window) and next(iter(node.users)).meta["leading"] != 1:
-        return None  # the normalisation would take the samples of a step for channels
+        return None  # the normalization would take the samples of a step for channels
     return module if sum(_module(net, other) is module for other in calls.nodes) == 1 else None
 
 

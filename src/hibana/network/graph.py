@@ -63,7 +63,7 @@ class Network:
     """The shape of one sample of the output."""
     dtype: torch.dtype
     net: nn.Module
-    """The copy of the network, with batch normalisation folded, that holds the nodes' modules."""
+    """The copy of the network, with batch normalization folded, that holds the nodes' modules."""
 
     def __str__(self) -> str:
         """A table of the layers: output shapes, and operations for one sample and step.

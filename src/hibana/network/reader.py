@@ -30,7 +30,7 @@ _SIZES: tuple[Any, ...] = (getattr, "size", "dim", "numel")
 
 
 def read(net: nn.Module, example: Tensor, *, shares_state: bool = False) -> Network:
-    """`net` as a graph, batch normalisation folded, with statistics of its values on `example`.
+    """`net` as a graph, batch normalization folded, with statistics of its values on `example`.
 
     Args:
         net: a network over ``[T, batch, ...]``; it does not change.
@@ -141,9 +141,9 @@ class _Reader:
         value = arguments[0] if len(arguments) == 1 == len((*call.args, *call.kwargs)) else None
         if not isinstance(value, _Value):
             raise Unsupported(f"{layer} must be called with one tensor")
-        if call.meta.get("normalised") and value.leading != 1:
+        if call.meta.get("normalized") and value.leading != 1:
             raise Unsupported(
-                f"{layer}: batch normalisation after it takes samples for channels: use EachStep"
+                f"{layer}: batch normalization after it takes samples for channels: use EachStep"
             )
         kind, count = kind_of(module), self.call_counts[name]
         if kind is None:

@@ -139,7 +139,7 @@ class Energy:
             "input once), adds up in a register, and writes each output once; of equal steps only the first",
             "at each step a neuron reads its input and its states, writes its states, and computes its "
             "step as it is written: a product with a spike is a multiplication",
-            "batch normalisation is folded into weights; addressing, communication and idle power are free",
+            "batch normalization is folded into weights; addressing, communication and idle power are free",
             *([f"not counted: {', '.join(sorted(uncounted))}"] if uncounted else []),
         ]
 

@@ -70,7 +70,7 @@ class Code:
         return Value(self.writer, type_, f"<{lanes}>")
 
     def variable(self, value: Operand, type_: Type = LONG) -> Variable:
-        """A new variable, initialised with `value`."""
+        """A new variable, initialized with `value`."""
         if not isinstance(value, Value):
             value = self.constant(value, type_)
         return Variable(self.writer, value.type, self.writer.variable(value.type, value.text))

@@ -96,7 +96,7 @@ class Writer:
         self.do(f"call void @llvm.memcpy.p0.p0.i64({arguments})")
 
     def variable(self, type_: Type, value: str) -> str:
-        """A new variable, initialised with `value`."""
+        """A new variable, initialized with `value`."""
         name = self.allocate("v", str(type_))
         self.store(type_, value, name, "")
         return name

@@ -20,7 +20,7 @@ class Oja(PairRule):
         y_t = (1 - 1/tau_post) y_(t-1) + z_t       a trace of each neuron's spikes
         dw  = rate * mean over t and batch of y_t (x_t - y_t w)
 
-    The decay normalises the weights: they converge to ``mean(y x) / mean(y^2)`` for any rate. If a neuron's
+    The decay normalizes the weights: they converge to ``mean(y x) / mean(y^2)`` for any rate. If a neuron's
     activity is linear in its input, this is the first principal component, with length 1. The rule needs no
     bounds and no scaling of weights. Weights are constant over a call and change at its end.
 

@@ -76,7 +76,7 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
 
     Args:
         net: a network over ``[T, batch, ...]`` of linear layers, convolutions, pooling, flatten, batch
-            normalisation after a linear layer or convolution, sums, windows, delays, and neurons; it does
+            normalization after a linear layer or convolution, sums, windows, delays, and neurons; it does
             not change.
         example: inputs ``[T, batch, ...]``; the program has its dtype, and firing rates are measured on it.
         name: the prefix of the program's functions.

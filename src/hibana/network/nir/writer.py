@@ -33,7 +33,7 @@ def write(
 ) -> Any:
     """`net` as a NIR graph, which is also written to `path` if that is not None.
 
-    Batch normalisation is folded into the layer before it. Settings that matter only for training (a
+    Batch normalization is folded into the layer before it. Settings that matter only for training (a
     surrogate, a dropout) are left out with a warning that names the layers.
 
     Args:

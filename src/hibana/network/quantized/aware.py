@@ -212,7 +212,7 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
 
     Weights, biases, inputs, thresholds, leaks and potentials are the integers of the quantized network. The
     gradient passes straight through each rounding, and spikes have their surrogate in the units of `net`.
-    After training give the result to :func:`quantize`. Batch normalisation is folded and delays become whole
+    After training give the result to :func:`quantize`. Batch normalization is folded and delays become whole
     steps (:func:`hibana.fix_delays`) before training.
 
     Args:

@@ -61,7 +61,7 @@ def quantize(net: nn.Module, calibration: Tensor, bits: int | None = None) -> tu
     Each output channel before spiking neurons has its own scale, which the threshold of its neuron absorbs.
     A readout has one scale, so that its outputs can be compared, and so have layers that read spikes and are
     added. Weights that are multiples of the smallest one, by at most 2^(bits-1) - 1, are represented exactly.
-    Inputs become bytes, unless all are 0 or 1; batch normalisation is folded. A leak is a shift if tau is a
+    Inputs become bytes, unless all are 0 or 1; batch normalization is folded. A leak is a shift if tau is a
     power of two, else a rounded product. Neurons without a leak that read spikes need no multiplication.
     Cells of any kind get the fixed-point form of their step (:mod:`hibana.compiler.analysis.fixed_point`),
     with matrices of `bits` bits.
