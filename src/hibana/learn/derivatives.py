@@ -184,7 +184,11 @@ def step_derivatives(
 def same_step_derivatives(
     next_states: Sequence[Tensor], same_step: Iterable[Pair], between_components: Sequence[Pair]
 ) -> dict[Pair, Tensor]:
-    """Values of the derivatives `same_step`, from the states after a step with their autograd graph."""
+    """The derivatives of states by components (states with a trace) of the same step.
+
+    A pair ``(i, j)`` is the derivative of state i by component j. Autograd gives total derivatives; the
+    paths through other components are subtracted. Components that depend on most others come first.
+    """
     same_step = list(same_step)
     total = _derivatives(next_states, next_states, [*same_step, *(between_components if same_step else ())])
     direct: dict[Pair, Tensor] = {}

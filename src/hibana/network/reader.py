@@ -216,13 +216,14 @@ class _Reader:
     ) -> None:
         """Adds the node that `kind` reads from `call`, whose tensor inputs are `values`.
 
-        `results` are those of both runs; `arguments` the other arguments of a function, positional and named.
+        `results` are the outputs of the call on the example and on a second input with other numbers of
+        steps and samples. `arguments` are the other arguments of a function, positional and named.
         """
         inputs, shapes = tuple(value.node for value in values), tuple(value.shape for value in values)
         leading, name = values[0].leading, call.name if module is None else str(call.target)
         shape = tuple(results[0].shape[leading:])
         node = kind.read(Call(name, self._where(call), module, inputs, shapes, shape, leading, *arguments))
-        if node in inputs:
+        if node in inputs:  # the call only changes the shape
             self.results[call] = self._reshaped(call, values[0], results)
         else:
             self._add(call, node, results, leading)

@@ -46,6 +46,10 @@ class _Guarding(Rewriting):
         self.backward = dependents(order, (value for value in order if value.is_gradient))
 
     def operation(self, value: Value, row: Operation, args: list[Value]) -> Value:
+        """The operation with new arguments; products and quotients with a gradient become `where`.
+
+        ``where(gradient, result, 0)`` keeps a zero gradient zero if the other factor is not finite.
+        """
         result = super().operation(value, row, args)
         if value in self.forward or row.name not in ("mul", "div"):
             return result
@@ -99,6 +103,7 @@ class Bounds(Analysis[Interval | None]):
         return ANY
 
     def operation(self, value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
+        """The bounds of the operation's result; None if they are unknown."""
         if row.boolean:
             return 0.0, 1.0
         bounds = self._of_operation(value, row, args)

@@ -107,7 +107,10 @@ class _Block(Analysis[Value]):
             self.address(name).bytes(line).prefetch(to_write=to_write)
 
     def store(self, name: str, value: Value, *, nontemporal: bool) -> None:
-        """Stores `value`, numbers or truth values, in the row `name`."""
+        """Stores `value` in the row `name`: numbers as they are, truth values as one bit each.
+
+        Only the lanes in `self.valid` are written, or all if it is None.
+        """
         address = self.address(name)
         if not isinstance(address, Bytes):
             address.store(value, self.valid, LINE if nontemporal else 0, nontemporal=nontemporal)

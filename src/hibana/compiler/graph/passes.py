@@ -106,6 +106,7 @@ class _Pass(Rewriting):
         return self._leaf("bits", f"gate{value.data}")
 
     def on_constant(self, value: Value) -> Value:
+        """A scalar argument of the kernel: an element of its array ``c``."""
         return self._leaf("scalar", f"c[{value.data}]")
 
     def on_parameter(self, value: Value) -> Value:

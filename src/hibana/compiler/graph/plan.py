@@ -84,7 +84,7 @@ def spikes_plan(step: Step) -> Plan | None:
 
 
 def gradients(step: Step) -> list[Value]:
-    """The results of the backward pass of `step`, with the sides of :attr:`Step.outer` that are gradients."""
+    """The results of the backward pass of `step`, and the gradients among the factors in `step.outer`."""
     grads = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
     return grads + [side for side in step.sides if has_gradient(side)]
 
@@ -96,14 +96,14 @@ def has_gradient(value: Value) -> bool:
 
 def passes_gradient(step: Step) -> bool:
     """Whether the output's gradient reaches the input or a tensor of the cell, at this or an earlier step."""
-    reaching: set[int | str] = set()  # states whose gradient after the step does
+    reaching: set[int | str] = set()  # indices of the states whose later gradient reaches them
     roots = [root for root in (step.grad_input, *step.grad_sums, *step.sides) if root is not None]
     while roots:
         states = {v.data for v in reachable(roots) if v.is_gradient} - reaching
         reaching |= states
         before = (step.grad_states[int(state)] for state in states)
         roots = [root for root in before if root is not None]
-    return len(step.nexts) - 1 in reaching
+    return len(step.nexts) - 1 in reaching  # the output is the last state
 
 
 def state_gates(step: Step) -> dict[int, Value]:
@@ -147,7 +147,7 @@ def _gate_of_use(value: Value, user: Value, user_gate: Gate | None) -> Gate | No
 
 
 def zero_outside(factor: Value) -> Value | None:
-    """A boolean outside which `factor` is zero, or None."""
+    """A boolean value such that `factor` is zero wherever it is false; None if none is known."""
     waiting = [factor]
     while waiting:
         value = waiting.pop()

@@ -199,7 +199,8 @@ class Reading:
             return False
         dtype = node.meta["val"].dtype
         cell_dtypes = {tensor.dtype for tensor in self.tensors.values() if tensor.requires_grad}
-        return dtype != self.dtype and dtype in cell_dtypes and self._converts_exactly(dtype)
+        is_narrower = dtype != self.dtype and self._converts_exactly(dtype)  # without loss, to `self.dtype`
+        return is_narrower and dtype in cell_dtypes
 
     def _move(self, node: fx.Node, source: fx.Node) -> None:
         """Reads an operation that only moves the numbers of `source`."""

@@ -106,7 +106,7 @@ class Emitter(Lowering):
         return self.weights.add(values.to(self.dtype))
 
     def indices(self, values: Tensor, name: str = "") -> Ints:
-        """Adds `values` to the constants as ``int32``; a pointer to them."""
+        """Stores `values` as ``int32`` among the weights and returns a pointer; only C uses `name`."""
         return (self._weights_block + self.weights.add(values.to(torch.int32))).of(Ints)
 
     def function(self, address: int) -> Pointer:
