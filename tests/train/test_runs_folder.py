@@ -43,7 +43,7 @@ def test_a_run_leaves_those_before_it_alone(tmp_path, monkeypatch, capsys):
     folders = [Path("hibana-runs") / name for name in ("digits-0", "digits-0-1", "digits-0-2", "digits-1")]
     assert sorted(Path("hibana-runs").iterdir()) == folders
     assert (
-        "hibana-runs/digits-0 holds another run, which stays; this one goes to hibana-runs/digits-0-2" in said
+        "hibana-runs/digits-0 holds another run, which is kept; this one is in hibana-runs/digits-0-2" in said
     )
     before = [(folder / "checkpoint.ckpt").stat().st_mtime_ns for folder in folders]
     assert main(["train", *QUICK, "--overwrite", "--out", str(folders[1])]) == 0
