@@ -72,15 +72,15 @@ Layer = MemorylessLayer | NeuronLayer
 
 
 def layers_of(net: nn.Module, keeps_readout: bool) -> list[Layer]:
-    """The layers of `net` in order.
+    """The layers of `net` in order; a linear layer or convolution before neurons is part of their layer.
 
     Args:
         net: a chain of modules.
-        keeps_readout: whether to set the leaky readout of each layer of neurons.
+        keeps_readout: whether the traces include the leaky readout behind a layer of neurons.
 
     Raises:
-        TypeError: if `net` is no module, or naming the layer that rules do not support.
-        ValueError: naming the layer that can't be learned online as it is, and the fix.
+        TypeError: if `net` is not a module, or contains a layer that online rules do not support.
+        ValueError: if `net` has no neurons, or a layer with parameters that online rules cannot learn.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net must be a torch.nn.Module, got {type(net).__name__}")

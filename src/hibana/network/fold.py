@@ -220,6 +220,7 @@ def layer_name(path: str, names: Collection[str]) -> str:
     name = ".".join(parts) if all(parts) else "_".join(parts) or "_"
 
     def is_free(name: str) -> bool:
+        """Whether `name` is not in `names`, nor the path of a layer inside or around one of them."""
         nested = any(other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in names)
         return name not in names and not nested
 

@@ -103,7 +103,7 @@ def _sigmoid(n: Numbers, x: Value) -> Value:
 
 
 def _softplus(n: Numbers, x: Value) -> Value:
-    """``log(1 + exp(x))``."""
+    """``log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))``, which does not overflow."""
     return (x > 0).select(x, 0) + n.log1p_of_fraction(n.decay(x))
 
 
