@@ -100,6 +100,7 @@ if TYPE_CHECKING:
     from hibana.nn.each_step import EachStep
     from hibana.nn.normalized import Normalized
     from hibana.nn.optimize import optimize
+    from hibana.nn.sparse_linear import SparseLinear
     from hibana.nn.window import Window
     from hibana.runtime.heap import keep_memory
     from hibana.spikes import Conv2d, Linear
@@ -136,6 +137,7 @@ _MODULES = {
     "network.fold": ("fold_batchnorm",),
     "nn.normalized": ("Normalized",),
     "nn.optimize": ("optimize",),
+    "nn.sparse_linear": ("SparseLinear",),
     "nn.window": ("Window",),
     "runtime.heap": ("keep_memory",),
     "spikes": ("Conv2d", "Linear"),
@@ -186,6 +188,7 @@ __all__ = [
     "SiLIF",
     "SiLIFCell",
     "SlowPathWarning",
+    "SparseLinear",
     "StepsDropout",
     "ThresholdBatchNorm2d",
     "Window",
