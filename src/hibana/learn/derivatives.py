@@ -1,7 +1,8 @@
 """Derivatives of one step of a cell: which of them are nonzero, which are constant, and their values.
 
-The trace of a synapse stores one number per *component*: a state that depends on the input and is not a
-function of other states of the same step. The one component of LIF is the potential.
+A state is *independent* if it depends on the input and is not a function of other states of the same step.
+The trace of a synapse (the derivative of the states by its weight) stores one number per independent state.
+LIF has one independent state, the potential; its spike is a function of the potential.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,36 +31,42 @@ Pair = tuple[int, int]
 
 
 class Recursion(NamedTuple):
-    """The recursion ``e_t = A e_(t-1) + k x_t`` of a trace whose factors all neurons and steps share."""
+    """The recursion ``e_t = A e_(t-1) + k x_t`` of the trace e of an input x; all neurons share A and k."""
 
     transition: Tensor
-    """A, ``[components, components]``."""
+    """A, ``[independent states, independent states]``."""
     input_factor: Tensor
-    """k, ``[components]``."""
+    """k, ``[independent states]``."""
 
 
 @dataclass(frozen=True)
 class Jacobian:
-    """The nonzero derivatives of a step. A dictionary's value is True if all neurons and steps share it."""
+    """Which derivatives of a step are nonzero.
+
+    The dictionaries map a derivative to whether it is constant: the same for all neurons at all steps.
+    """
 
     over_step: dict[Pair, bool]
     """Derivatives of states after the step by :data:`INPUT` or by a state before the step."""
     same_step: dict[Pair, bool]
-    """Derivatives of states that are functions of components of the same step, by each component alone."""
-    between_components: tuple[Pair, ...]
-    """Derivatives of components by other components of the same step."""
-    components: tuple[int, ...]
+    """Partial derivatives of the other states by independent states of the same step."""
+    between_independent: tuple[Pair, ...]
+    """Derivatives of independent states by each other at the same step."""
+    independent_states: tuple[int, ...]
+    """Indices of the independent states."""
     states: int
     """Number of states."""
 
     def recursion(self, cell: Cell, example: Tensor) -> Recursion | None:
-        """The recursion of the trace with the cell's current values; None if it differs between neurons.
+        """The factors A and k of ``e_t = A e_(t-1) + k x_t``, the trace e of an input x.
+
+        None if the factors differ between neurons or change over time.
 
         Args:
-            cell: the cell of this Jacobian.
+            cell: the cell whose derivatives this object describes, with the current values of its parameters.
             example: one step of its input, ``[batch, ...]``.
         """
-        row = {state: i for i, state in enumerate(self.components)}
+        row = {state: i for i, state in enumerate(self.independent_states)}
         sources = {INPUT, *row, *(state for state, _ in self.same_step)}
         over = [pair for pair in self.over_step if pair[0] in row and pair[1] in sources]
         inner = [pair for pair in self.same_step if pair[1] in row and any(pair[0] == j for _, j in over)]
@@ -69,23 +76,26 @@ class Jacobian:
         by_argument = example.new_zeros(self.states, 1 + self.states)
         for (i, j), value in values.items():
             by_argument[i, j - INPUT] = value.flatten()[0]
-        by_component = example.new_zeros(self.states, len(row))
-        by_component[list(row), list(row.values())] = 1
-        for (i, j), value in same_step_derivatives(next_states, inner, self.between_components).items():
-            by_component[i, row[j]] = value.flatten()[0]
-        component_rows = by_argument[list(row)]
-        return Recursion(component_rows[:, 1:] @ by_component, component_rows[:, 0])
+        by_independent = example.new_zeros(self.states, len(row))
+        by_independent[list(row), list(row.values())] = 1
+        for (i, j), value in same_step_derivatives(next_states, inner, self.between_independent).items():
+            by_independent[i, row[j]] = value.flatten()[0]
+        independent_rows = by_argument[list(row)]
+        return Recursion(independent_rows[:, 1:] @ by_independent, independent_rows[:, 0])
 
-    def component_gradients(
+    def independent_gradients(
         self, state_grads: Sequence[Tensor | None], same_step: Sequence[Tensor]
     ) -> list[Tensor | None]:
-        """The gradients of the components, from the gradients of all states by the chain rule.
+        """The gradients of the independent states, by the chain rule.
+
+        A state that is a function of independent states passes its gradient on to them.
 
         Args:
             state_grads: the gradient of each state; None is zero.
-            same_step: values of the derivatives :attr:`same_step`; empty in the resting state.
+            same_step: the values of the derivatives in `self.same_step`, in the same order; empty in the
+                resting state.
         """
-        totals = {i: state_grads[i] for i in self.components}
+        totals = {i: state_grads[i] for i in self.independent_states}
         for (state, i), factor in zip(self.same_step, same_step, strict=False):
             grad, total = state_grads[state], totals[i]
             if grad is not None:
@@ -99,35 +109,38 @@ class CellDerivatives:
 
     Args:
         cell: the cell whose step is differentiated.
-        watched: the cell whose changes invalidate the cache, if `cell` only wraps it.
+        wrapped_cell: the cell inside `cell` whose changes invalidate the cache; `cell` itself if None.
     """
 
-    def __init__(self, cell: Cell, watched: Cell | None = None) -> None:
-        self.cell, self.watched = cell, cell if watched is None else watched
+    def __init__(self, cell: Cell, wrapped_cell: Cell | None = None) -> None:
+        self.cell, self.wrapped_cell = cell, cell if wrapped_cell is None else wrapped_cell
         self.key: Any = None
-        """Identifies the cell's settings and the shape, dtype and device of the cached Jacobian."""
+        """The cell's settings and the input's shape, dtype and device that `_jacobian` belongs to."""
         self._jacobian: Jacobian | None = None
         self._recursion: Recursion | None = None
-        self._is_current = False
+        self._is_recursion_valid = False
 
     def jacobian(self, example: Tensor) -> Jacobian:
         """The Jacobian for inputs like `example`, ``[batch, ...]``; raises as :func:`jacobian_of`."""
-        key = dependencies_of(self.watched).key, example.shape[1:], example.dtype, example.device
+        key = dependencies_of(self.wrapped_cell).key, example.shape[1:], example.dtype, example.device
         if self._jacobian is None or self.key != key:
-            self._jacobian, self.key, self._is_current = jacobian_of(self.cell, example), key, False
+            self._jacobian, self.key, self._is_recursion_valid = jacobian_of(self.cell, example), key, False
         return self._jacobian
 
     def recursion(self, example: Tensor) -> Recursion | None:
-        """The result of :meth:`Jacobian.recursion`."""
+        """The factors of the recursion of an input's trace, or None, as :meth:`Jacobian.recursion`."""
         jacobian = self.jacobian(example)
-        if not self._is_current:
+        if not self._is_recursion_valid:
             self._recursion = jacobian.recursion(self.cell, example)
-            self._is_current = not tensors_of(self.watched)  # values of tensors change without a new key
+            # The key does not contain the values of the cell's tensors, so these may change at any time.
+            self._is_recursion_valid = not tensors_of(self.wrapped_cell)
         return self._recursion
 
 
 def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
-    """The Jacobian of a step of `cell` for inputs like `example`, ``[batch, ...]``.
+    """Which derivatives of a step of `cell` are nonzero, and which of these are constant.
+
+    `example` is one step of the input, ``[batch, ...]``.
 
     Raises:
         Unsupported: if the step can't be traced, or multiplies neurons by matrices.
@@ -144,22 +157,22 @@ def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
         for j, grad in enumerate(_gradients(state, arguments))
         if grad is not None
     ]
-    same_step, between_components = _same_step_pairs(next_states, arguments)
+    same_step, between_independent = _same_step_pairs(next_states, arguments)
     input_dependent = {INPUT}
     for _ in next_states:
         input_dependent |= {i for i, j in over_step if j in input_dependent}
     functions_of_others = {state for state, _ in same_step}
-    components = tuple(
+    independent_states = tuple(
         i for i in range(len(next_states)) if i in input_dependent and i not in functions_of_others
     )
-    inner = [(i, j) for i, j in same_step if j in components]
-    wrapper = _DerivativeCell(cell, over_step, inner, between_components)
+    inner = [(i, j) for i, j in same_step if j in independent_states]
+    wrapper = _DerivativeCell(cell, over_step, inner, between_independent)
     constant = [_is_constant(value) for value in trace(wrapper, example.shape, example.dtype).nexts]
     return Jacobian(
         dict(zip(over_step, constant, strict=False)),
         dict(zip(inner, constant[len(over_step) :], strict=False)),
-        tuple(between_components),
-        components,
+        tuple(between_independent),
+        independent_states,
         len(next_states),
     )
 
@@ -167,12 +180,13 @@ def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
 def step_derivatives(
     cell: Cell, arguments: Sequence[Tensor], over_step: Iterable[Pair]
 ) -> tuple[Sequence[Tensor], dict[Pair, Tensor]]:
-    """The states after a step, with their autograd graph, and the derivatives `over_step` of each neuron.
+    """Runs a step; returns the states after it, with their autograd graph, and derivatives for each neuron.
 
     Args:
         cell: the cell.
-        arguments: the input and the states before the step.
-        over_step: pairs as in :attr:`Jacobian.over_step`.
+        arguments: the input and the states before the step, each ``[batch, ...]``.
+        over_step: the derivatives to compute: pairs ``(i, j)`` of a state i after the step and a state j
+            before the step, or the input if j is :data:`INPUT`.
     """
     with torch.enable_grad():
         leaves = [argument.detach().requires_grad_() for argument in arguments]
@@ -182,19 +196,23 @@ def step_derivatives(
 
 
 def same_step_derivatives(
-    next_states: Sequence[Tensor], same_step: Iterable[Pair], between_components: Sequence[Pair]
+    next_states: Sequence[Tensor], same_step: Iterable[Pair], between_independent: Sequence[Pair]
 ) -> dict[Pair, Tensor]:
-    """The derivatives of states by components (states with a trace) of the same step.
+    """The partial derivatives of states by independent states of the same step.
 
-    A pair ``(i, j)`` is the derivative of state i by component j. Autograd gives total derivatives; the
-    paths through other components are subtracted. Components that depend on most others come first.
+    Autograd returns total derivatives. The paths through other independent states are subtracted from them.
+
+    Args:
+        next_states: the states after a step, with their autograd graph.
+        same_step: the derivatives to compute: pairs ``(i, j)`` of a state i and an independent state j.
+        between_independent: the pairs of independent states of which the first depends on the second.
     """
     same_step = list(same_step)
-    total = _derivatives(next_states, next_states, [*same_step, *(between_components if same_step else ())])
+    total = _derivatives(next_states, next_states, [*same_step, *(between_independent if same_step else ())])
     direct: dict[Pair, Tensor] = {}
-    for state, j in sorted(same_step, key=lambda pair: -sum(i == pair[1] for i, _ in between_components)):
+    for state, j in sorted(same_step, key=lambda pair: -sum(i == pair[1] for i, _ in between_independent)):
         value = total[state, j]
-        for i, source in between_components:  # subtract the paths through other components
+        for i, source in between_independent:
             if source == j and (state, i) in direct:
                 value = value - direct[state, i] * total[i, j]
         direct[state, j] = value
@@ -204,7 +222,7 @@ def same_step_derivatives(
 def _derivatives(
     values: Sequence[Tensor], sources: Sequence[Tensor], pairs: Iterable[Pair]
 ) -> dict[Pair, Tensor]:
-    """For each pair (i, j): the derivative of ``values[i]`` by ``sources[j]``, on which it depends."""
+    """For each pair (i, j): the derivative of ``values[i]`` by ``sources[j]``, for each neuron."""
     by_value: dict[int, list[int]] = {}
     for i, j in pairs:
         by_value.setdefault(i, []).append(j)
@@ -224,7 +242,11 @@ def _gradients(state: Tensor, sources: Sequence[Tensor]) -> Any:
 def _same_step_pairs(
     next_states: Sequence[Tensor], arguments: Sequence[Tensor]
 ) -> tuple[list[Pair], list[Pair]]:
-    """The pairs of `same_step` and of `between_components` in :class:`Jacobian`, of all states."""
+    """Which states depend on others of the same step.
+
+    Returns the pairs ``(i, j)`` of a state i that is a function of states like j alone, and the pairs of such
+    states j that depend on each other.
+    """
     same_step: list[Pair] = []
     for i, state in enumerate(next_states):
         others = {
@@ -237,7 +259,7 @@ def _same_step_pairs(
         if nodes is not None:
             same_step += [(i, others[node]) for node in nodes]
     sources = sorted({j for _, j in same_step})
-    between_components = [
+    between_independent = [
         (i, j)
         for i in sources
         for j, grad in zip(
@@ -245,11 +267,14 @@ def _same_step_pairs(
         )
         if j != i and grad is not None
     ]
-    return same_step, between_components
+    return same_step, between_independent
 
 
 def _separating_nodes(state: Tensor, nodes: set[Any], arguments: Sequence[Tensor]) -> set[Any] | None:
-    """The `nodes` first on each path of the graph of `state`; None if a path to `arguments` avoids them."""
+    """The first of `nodes` on each path backwards through the autograd graph of `state`.
+
+    None if `state` is not a function of `nodes` alone: a path to one of `arguments` contains none of them.
+    """
     separating, visited, waiting = set(), set(), [state.grad_fn]
     while waiting:
         node = waiting.pop()
@@ -279,18 +304,18 @@ class _DerivativeCell(Cell):
     cell: Cell
 
     def __init__(
-        self, cell: Cell, over_step: list[Pair], same_step: list[Pair], between_components: list[Pair]
+        self, cell: Cell, over_step: list[Pair], same_step: list[Pair], between_independent: list[Pair]
     ) -> None:
         nn.Module.__init__(self)
         self.cell, self.over_step, self.same_step = cell, over_step, same_step
-        self.between_components = between_components
+        self.between_independent = between_independent
         self._create_cache()
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """The derivatives in the order of :meth:`state_names`, then the next states of `cell`."""
         previous = states[len(self.over_step) + len(self.same_step) :]
         next_states, over_step = step_derivatives(self.cell, (input_, *previous), self.over_step)
-        same_step = same_step_derivatives(next_states, self.same_step, self.between_components)
+        same_step = same_step_derivatives(next_states, self.same_step, self.between_independent)
         derivatives = [over_step[pair] for pair in self.over_step]
         derivatives += [same_step[pair] for pair in self.same_step]
         return (*derivatives, *(state.detach() for state in next_states))

@@ -63,11 +63,12 @@ def _plan(layer: NeuronLayer, rule: Rule) -> TracePlan:
 
 def _traces(layer: NeuronLayer, plan: TracePlan) -> str:
     """The numbers that the layer's traces store, in words."""
-    count, leaky = len(plan.jacobian.components), layer.readout is not None
+    count = len(plan.jacobian.independent_states)  # states with their own number in a trace, 1 for LIF
+    leaky = layer.readout is not None
     if plan.is_rank_one:
         return f"1 number for each sample and input, {count + leaky} for each sample and neuron"
     if plan.recursion is not None:
-        return f"{_numbers(len(plan.components))} for each sample and input"
+        return f"{_numbers(len(plan.independent_states))} for each sample and input"
     readout = ", 1 of them for the memory of the readout" if leaky else ""
     return f"{_numbers(count + leaky)} for each sample and synapse{readout}"
 
@@ -80,7 +81,10 @@ def _numbers(count: int) -> str:
 def _omissions(
     layer: NeuronLayer, later_layers: list[NeuronLayer], plan: TracePlan, rule: Rule
 ) -> Iterator[str]:
-    """The parts of the layer's gradient that `rule` leaves out, in words."""
+    """The parts of the layer's gradient that `rule` leaves out, in words.
+
+    `later_layers` are the layers of neurons behind `layer`.
+    """
     if layer.recurrent is not None:
         yield rule.omitted_recurrence
     if not rule.through_spikes and layer.spikes:
@@ -96,7 +100,7 @@ def _omissions(
 
 
 def _approximations(layer: NeuronLayer, chain: list[Layer]) -> Iterator[str]:
-    """The modules between `layer` and its leaky readout whose derivative changes over time, in words."""
+    """The modules before the leaky readout of `layer` whose past derivatives the rule replaces, in words."""
     if layer.readout is None:
         return
     between = chain[chain.index(layer) + 1 : chain.index(layer.readout.layer)]

@@ -59,7 +59,7 @@ class NeuronLayer:
 
     @property
     def step(self) -> Cell:
-        """One step of the layer, recurrent synapses included."""
+        """One step of the layer, including its recurrent synapses."""
         return self.module.step() if isinstance(self.module, Recurrent) else self.module.cell
 
     @property
@@ -115,7 +115,7 @@ def layers_of(net: nn.Module, keeps_readout: bool) -> list[Layer]:
 
 
 def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that run one after the other, by name."""
+    """The modules of nested ``nn.Sequential``s in the order of execution, with their names."""
     if type(module) in (nn.Sequential, NormalizingSequential):
         for child_name, child in module.named_children():
             yield from _chain(f"{name}.{child_name}" if name else child_name, child)

@@ -3,7 +3,8 @@
 A chunk is a number of steps that run together, by a cell whose gradient over time is that of the rule
 (:mod:`hibana.learn.rule_cells`), so automatic differentiation gives the rule's gradients within the chunk.
 Traces hold the gradients from the steps before the chunk. They are updated by the gradients of the states
-after the chunk.
+after the chunk. A readout is a layer behind, without spikes, that remembers its input (leaky). The trace of a
+synapse has one part for each independent state of the neuron, and one for the memory of the readout.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,8 +33,8 @@ class TracePlan(NamedTuple):
     """How the traces of a layer's synapses are computed."""
 
     jacobian: Jacobian
-    components: Sequence[int]
-    """The states with a number in a trace."""
+    independent_states: Sequence[int]
+    """Indices of the states that have their own number in a trace."""
     recursion: Recursion | None
     """The recursion of an input's trace; None if each synapse has a trace."""
     is_rank_one: bool = False
@@ -48,7 +49,7 @@ class Chunk:
     leak: Tensor | None
     """The decay factor of a leaky readout behind the layer; None without a leaky readout."""
     inputs: Tensor
-    """The inputs of the layer, ``[T, batch, ...]``, a leaf of the graph of `neuron_inputs`."""
+    """The inputs of the layer, ``[T, batch, ...]``, from which `neuron_inputs` are computed."""
     neuron_inputs: Tensor
     """The products of inputs and weights, with their graph."""
     previous_state: tuple[Tensor, ...]
@@ -140,7 +141,9 @@ class OnlineLayer:
         return sum(tensor.numel() for tensor in tensors if tensor is not None)
 
     def plan(self, step: Tensor) -> TracePlan:
-        """How the traces are computed, for neurons' inputs like `step`, ``[batch, ...]``.
+        """How the rule computes the layer's traces; also builds the cells for it if the layer has changed.
+
+        `step` is an example of the neurons' input at one step, ``[batch, ...]``.
 
         Raises:
             ValueError: naming the layer, if its step can't be followed or the rule does not support it.
@@ -151,13 +154,13 @@ class OnlineLayer:
         try:
             jacobian = self.derivatives.jacobian(step)
             if self.silent_derivatives is not None:
-                components = self.silent_derivatives.jacobian(step).components
+                independent_states = self.silent_derivatives.jacobian(step).independent_states
                 recursion = self.silent_derivatives.recursion(step)
             else:
-                components = jacobian.components
+                independent_states = jacobian.independent_states
                 recursion = None if by_synapse else self.derivatives.recursion(step)
             if self.derivatives.key != self._cells_key:
-                self._build_cells(jacobian, components, step)
+                self._build_cells(jacobian, independent_states, step)
         except Unsupported as error:
             raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {error}") from error
         if recursion is None and self.silent_derivatives is not None:
@@ -168,9 +171,9 @@ class OnlineLayer:
         if recursion is None and isinstance(self.rule, PPProp):
             decay = torch.full([1, 1], self.rule.decay, dtype=step.dtype, device=step.device)
             return TracePlan(jacobian, (), Recursion(decay, torch.ones_like(decay[0])), is_rank_one=True)
-        return TracePlan(jacobian, components, recursion)
+        return TracePlan(jacobian, independent_states, recursion)
 
-    def _build_cells(self, jacobian: Jacobian, components: Sequence[int], step: Tensor) -> None:
+    def _build_cells(self, jacobian: Jacobian, independent_states: Sequence[int], step: Tensor) -> None:
         """Builds the cells that run the layer, for neurons' inputs like `step`, ``[batch, ...]``."""
         layer, rule, self._cells_key = self.layer, self.rule, self.derivatives.key
         learns = bool(layer.cell_parameters)
@@ -180,7 +183,7 @@ class OnlineLayer:
             layer, cell, jacobian, self_synapse=rule.keeps_self_synapse
         )
         if self.silent_derivatives is not None:
-            self.input_cell = rule_cells.InputTraceCell(layer, jacobian, components, step)
+            self.input_cell = rule_cells.InputTraceCell(layer, jacobian, independent_states, step)
         if isinstance(rule, PPProp):
             self.effect_cell = rule_cells.EffectCell(layer, jacobian, rule.decay, step)
 
@@ -248,7 +251,10 @@ class OnlineLayer:
         return self.pending
 
     def _run_effects(self, neuron_inputs: Tensor, leak: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The neuron's factor of a trace of rank one over a chunk, and :attr:`Chunk.effects`."""
+        """Computes the neuron's factor of traces that are products of an input and a neuron factor (PP-Prop).
+
+        Returns the factor at each step of a chunk, ``[T, batch, ...]``, and the cell's last extra states.
+        """
         cell = self.effect_cell
         assert cell is not None
         cell.leak.copy_(torch.zeros_like(cell.leak) if leak is None else leak)
@@ -263,7 +269,7 @@ class OnlineLayer:
         chunk, self.pending = self.pending, None
         if chunk is None:
             return
-        has_traces = chunk.plan.components or chunk.plan.is_rank_one
+        has_traces = chunk.plan.independent_states or chunk.plan.is_rank_one
         for name, synapses, inputs in self._learned_synapses(chunk) if has_traces else ():
             rows = synapses.rows(inputs)
             if chunk.plan.recursion is not None:
@@ -295,13 +301,18 @@ class OnlineLayer:
         return learned
 
     def _ends(self, synapses: Synapses, chunk: Chunk) -> list[End]:
-        """The factors of each part of a trace after the chunk: the components, then a readout's memory."""
+        """For each part of the traces after the chunk: its factors of the inputs and of the traces before it.
+
+        A trace has one part for each independent state of a neuron, then one for a readout's memory.
+        """
         assert chunk.weight_run is not None
         leak, ends = chunk.leak, []
-        for state in [*chunk.plan.components, *([] if leak is None else [None])]:
+        for state in [*chunk.plan.independent_states, *([] if leak is None else [None])]:
             grads = chunk.weight_run.end_gradients(state, leak)
-            by_component = chunk.plan.jacobian.component_gradients(grads.states, self.same_step)
-            factors = [None if grad is None else synapses.output_rows(grad[None])[0] for grad in by_component]
+            by_independent = chunk.plan.jacobian.independent_gradients(grads.states, self.same_step)
+            factors = [
+                None if grad is None else synapses.output_rows(grad[None])[0] for grad in by_independent
+            ]
             if leak is not None:
                 factors.append(leak ** len(chunk.outputs) if state is None else None)
             ends.append(End(synapses.output_rows(grads.neuron_inputs), factors))
@@ -350,7 +361,11 @@ class OnlineLayer:
         return self._input_gradient(chunk, signal) if to_inputs else None, totals
 
     def _weight_gradients(self, chunk: Chunk, signal: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The gradients of the neurons' input at each step, and of each part of a trace before the chunk."""
+        """The gradients of the neurons' input at each step, and of the states that have a trace.
+
+        `signal` is the gradient of the chunk's outputs, ``[T, batch, ...]``. The second result has a gradient
+        ``[batch, ...]`` for each independent state, then for a readout's memory, before the chunk.
+        """
         if chunk.weight_run is None:
             assert chunk.effect is not None
             assert chunk.plan.recursion is not None
@@ -361,16 +376,19 @@ class OnlineLayer:
         grads = chunk.weight_run.gradients(chunk.weight_run.outputs, filtered_signal)
         by_part = grads.extra
         if self.silent_derivatives is None:
-            by_part = chunk.plan.jacobian.component_gradients(grads.states, self.same_step)
+            by_part = chunk.plan.jacobian.independent_gradients(grads.states, self.same_step)
         part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_part]
         if chunk.leak is not None:
             part_grads.append(chunk.leak * filtered_signal[0])
         return grads.neuron_inputs, part_grads
 
     def _input_gradient(self, chunk: Chunk, signal: Tensor) -> Tensor:
-        """The gradient of the inputs at each step through the outputs of the same step."""
-        components, recursion = chunk.plan.components, chunk.plan.recursion
-        if recursion is not None and components and components[-1] == len(chunk.state) - 1:
+        """The gradient of the layer's inputs at each step, through the outputs of the same step alone.
+
+        `signal` is the gradient of the outputs, ``[T, batch, ...]``.
+        """
+        independent_states, recursion = chunk.plan.independent_states, chunk.plan.recursion
+        if recursion is not None and independent_states and independent_states[-1] == len(chunk.state) - 1:
             grad = signal * recursion.input_factor[-1]
         else:
             run = rule_cells.run_cell(self.step_cell, chunk.neuron_inputs, chunk.previous_state, [])

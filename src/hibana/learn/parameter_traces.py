@@ -58,12 +58,12 @@ class ExpandedCell:
 
 
 def advance(traces: ParameterTraces, run: CellRun, leak: Tensor | None) -> ParameterTraces:
-    """The traces after a chunk.
+    """The parameters' traces after a chunk: a number of steps that run together.
 
     Args:
         traces: the traces before the chunk; empty in the resting state.
-        run: the chunk.
-        leak: the decay factor of a leaky readout; None without a leaky readout.
+        run: the cell's outputs and states over the chunk, with their autograd graph.
+        leak: the decay factor of a leaky readout behind the neurons; None without a leaky readout.
     """
     new_traces: ParameterTraces = [[] for _ in run.parameters]
     for state in [*range(len(run.last)), *([] if leak is None else [None])]:
@@ -75,11 +75,11 @@ def advance(traces: ParameterTraces, run: CellRun, leak: Tensor | None) -> Param
 
 
 def gradients(traces: ParameterTraces, grads: Gradients, readout_grad: Tensor | None) -> list[Tensor]:
-    """The gradient of each parameter, for each sample and neuron, including the steps before the chunk.
+    """The gradient of each parameter, ``[batch, neurons...]``, including the steps before a chunk of steps.
 
     Args:
-        traces: the traces before the chunk; empty in the resting state.
-        grads: gradients within the chunk.
+        traces: for each parameter the derivatives of the states before the chunk; empty in the resting state.
+        grads: gradients of the parameters and of the states before the chunk, from the chunk's steps alone.
         readout_grad: the gradient of a leaky readout's memory before the chunk; None is zero.
     """
     factors: Sequence[Tensor | None] = [*grads.states, readout_grad]
@@ -94,7 +94,7 @@ def gradients(traces: ParameterTraces, grads: Gradients, readout_grad: Tensor | 
 
 
 def _acts_by_neuron(step: Step) -> bool:
-    """Whether each parameter acts on its own neuron alone: its gradient is a sum over neurons of products."""
+    """Whether each parameter's number for a neuron acts on this neuron alone."""
     part = step.epilogue
     assert isinstance(part, Part)
     first = part.input_count - len(step.grad_sums) - len(step.outer)

@@ -73,7 +73,7 @@ class RuleCell(Cell):
 class NeuronTraceCell(RuleCell):
     """A step whose gradient over time stays within each neuron: D-RTRL and e-prop.
 
-    The extra states are the derivatives :attr:`Jacobian.same_step`.
+    The extra states are derivatives of states by other states of the same step (:attr:`Jacobian.same_step`).
 
     Args:
         layer: the layer.
@@ -86,7 +86,7 @@ class NeuronTraceCell(RuleCell):
         self, layer: NeuronLayer, cell: Cell, jacobian: Jacobian | None, *, self_synapse: bool = False
     ) -> None:
         self.same_step = () if jacobian is None else tuple(jacobian.same_step)
-        self.between_components = () if jacobian is None else jacobian.between_components
+        self.between_independent = () if jacobian is None else jacobian.between_independent
         self.over_time, self.self_synapse = jacobian is not None, self_synapse
         super().__init__(layer, cell, [f"coupling_{i}_{j}" for i, j in self.same_step])
 
@@ -99,7 +99,7 @@ class NeuronTraceCell(RuleCell):
         if self.self_synapse and self.is_recurrent:
             total = _with_gradient(total, previous[-1], self.weight.diagonal() * self.gradient_scale)
         next_states = self.cell(total, *previous)
-        values = same_step_derivatives(next_states, self.same_step, self.between_components)
+        values = same_step_derivatives(next_states, self.same_step, self.between_independent)
         return (*(values[pair] for pair in self.same_step), *next_states)
 
 
@@ -107,29 +107,29 @@ class NeuronTraceCell(RuleCell):
 class InputTraceCell(RuleCell):
     """A step whose gradient over time only has factors that all neurons share: OTTT.
 
-        m_t = A m_(t-1) + k u_t      extra states; zero, but with the gradient of the trace's components
-        ds_t = C_t dm_t              C: derivatives of the output by the components
+        m_t = A m_(t-1) + k u_t      extra states; zero, but with the gradient of the independent states
+        ds_t = C_t dm_t              C: derivatives of the output by the independent states
 
     Args:
         layer: the layer.
         jacobian: the Jacobian of its cell.
-        components: the states with a component.
+        independent_states: indices of the states that have their own number in a trace.
         example: a tensor with the dtype and device of the layer's input.
     """
 
     def __init__(
-        self, layer: NeuronLayer, jacobian: Jacobian, components: Sequence[int], example: Tensor
+        self, layer: NeuronLayer, jacobian: Jacobian, independent_states: Sequence[int], example: Tensor
     ) -> None:
-        super().__init__(layer, layer.cell, [f"trace_of_{i}" for i in components])
+        super().__init__(layer, layer.cell, [f"trace_of_{i}" for i in independent_states])
         output = len(layer.cell.state_names()) - 1
-        self.same_step = tuple([(output, i) for i in components if (output, i) in jacobian.same_step])
-        self.between_components = jacobian.between_components
-        self.trace_indices = tuple([list(components).index(i) for _, i in self.same_step])
-        self.transition = example.new_zeros(len(components), len(components))
-        self.input_factor = example.new_zeros(len(components))
+        self.same_step = tuple([(output, i) for i in independent_states if (output, i) in jacobian.same_step])
+        self.between_independent = jacobian.between_independent
+        self.trace_indices = tuple([list(independent_states).index(i) for _, i in self.same_step])
+        self.transition = example.new_zeros(len(independent_states), len(independent_states))
+        self.input_factor = example.new_zeros(len(independent_states))
 
     def set_recursion(self, recursion: Recursion) -> None:
-        """Copies the factors of the trace."""
+        """Copies the factors A and k of the traces' recursion ``e_t = A e_(t-1) + k x_t``."""
         self.transition.copy_(recursion.transition)
         self.input_factor.copy_(recursion.input_factor)
 
@@ -139,7 +139,7 @@ class InputTraceCell(RuleCell):
         traces, previous = states[:count], states[count:]
         total = self.total_input(input_, previous[-1])
         next_states, _ = step_derivatives(self.cell, (total, *previous), ())
-        values = same_step_derivatives(next_states, self.same_step, self.between_components)
+        values = same_step_derivatives(next_states, self.same_step, self.between_independent)
         next_traces = []
         for i in range(count):
             next_trace = _with_gradient(torch.zeros_like(input_), total, self.input_factor[i])
@@ -255,10 +255,13 @@ class CellRun:
     _end_gradients: dict[int | None, Gradients] = field(default_factory=dict)
 
     def gradients(self, output: Tensor, grad: Tensor) -> Gradients:
-        """Gradients of `output` (the outputs, or a state after the chunk) times `grad`."""
+        """The gradients of everything that the run depends on, from the gradient `grad` of `output`.
+
+        `output` is the outputs or a state after the chunk.
+        """
         leaves = [self.neuron_inputs, *self.previous, *self.parameters]
         grads: Sequence[Tensor | None] = [None] * len(leaves)
-        if output.requires_grad:  # a state without a derivative has none
+        if output.requires_grad:
             grads = torch.autograd.grad(output, leaves, grad, retain_graph=True, allow_unused=True)
         input_grad, *other_grads = grads
         input_grad = torch.zeros_like(self.neuron_inputs) if input_grad is None else input_grad
@@ -268,11 +271,11 @@ class CellRun:
         return Gradients(input_grad, other_grads[:first], other_grads[first:count], other_grads[count:])
 
     def end_gradients(self, state: int | None, leak: Tensor | None) -> Gradients:
-        """Gradients of a neurons' state after the chunk, or of the memory of a readout if `state` is None.
+        """Gradients of the sum of one state over neurons, after the last step.
 
         Args:
-            state: index of the state.
-            leak: the decay factor of the readout.
+            state: index of the neurons' state; None for the memory of the leaky readout behind them.
+            leak: the decay factor of the readout, which weights the output of each step by its age.
         """
         if state not in self._end_gradients:
             output = self.outputs if state is None else self.last[state]
@@ -287,7 +290,7 @@ class CellRun:
 def run_cell(
     cell: RuleCell, inputs: Tensor, state: tuple[Tensor, ...] | None, parameters: list[Tensor]
 ) -> CellRun:
-    """Runs `cell` and keeps the graph.
+    """Runs `cell` over a sequence and keeps the autograd graph.
 
     Args:
         cell: the cell.

@@ -2,7 +2,7 @@
 
 Within a chunk (steps that run together), the gradient of a weight is the product of its input and a signal
 that is filtered backwards. Traces hold the part of the gradient from the steps before the chunk, and are
-updated once per chunk.
+updated once per chunk. A row is a sample, or an output pixel of a sample of a convolution.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ class InputTraces:
 
     def __init__(self, traces: Tensor | None = None) -> None:
         self.traces = traces
-        """``[components, rows, inputs]``; None before the first chunk."""
+        """``[independent states, rows, inputs]``; None before the first chunk."""
 
     def advance(self, rows: Tensor, recursion: Recursion) -> None:
         """Updates the traces by a chunk with the inputs `rows`, ``[T, rows, inputs]``."""
@@ -43,13 +43,14 @@ class InputTraces:
             traces += torch.linalg.matrix_power(transition, len(rows)) @ self.traces.flatten(1)
         self.traces = traces.view(-1, *rows.shape[1:])
 
-    def gradient(self, component_grads: Sequence[Tensor]) -> Tensor:
+    def gradient(self, state_grads: Sequence[Tensor]) -> Tensor:
         """The weights' gradient ``[outputs, inputs]`` through the steps before a chunk.
 
-        `component_grads` are the gradients ``[rows, outputs]`` of the components before the chunk.
+        `state_grads` are the gradients ``[rows, outputs]`` of the neurons' independent states before the
+        chunk.
         """
         assert self.traces is not None
-        return torch.cat(list(component_grads)).T @ self.traces.flatten(0, 1)
+        return torch.cat(list(state_grads)).T @ self.traces.flatten(0, 1)
 
     def tensor(self) -> Tensor | None:
         """The traces after the last chunk; None before the first chunk."""
@@ -57,7 +58,7 @@ class InputTraces:
 
 
 class End(NamedTuple):
-    """The factors that give one part of a synapse's trace after a chunk."""
+    """The factors that give one part of the synapses' traces after a chunk (steps that run together)."""
 
     input_factors: Tensor
     """Factor of the input at each step, ``[T, rows, outputs]``."""
@@ -74,7 +75,7 @@ class _PendingStep(NamedTuple):
 
 @final
 class SynapseTraces:
-    """Traces with one number for each part (component, memory of a readout), row, output and input.
+    """Traces with one number for each part (independent state, memory of a readout), row, output and input.
 
     If the kernel supports the tensors, an update by a single step waits for the next gradient: one pass over
     the traces then does both.
@@ -86,7 +87,13 @@ class SynapseTraces:
         self.pending: _PendingStep | None = None
 
     def advance(self, rows: Tensor, ends: Sequence[End]) -> None:
-        """Updates the traces by a chunk with the inputs `rows`, ``[T, rows, inputs]``; `ends` is by part."""
+        """Updates the traces by a chunk of T steps.
+
+        Args:
+            rows: the inputs, ``[T, rows, inputs]``.
+            ends: for each part of a trace (independent state, memory of a readout) the factors of the inputs
+                and of the previous traces.
+        """
         self._update()
         if self.traces is None:
             outputs = ends[0].input_factors.shape[2]
@@ -121,13 +128,17 @@ class SynapseTraces:
             self._run_kernel(())
 
     def _has_kernel(self) -> bool:
-        """Whether the kernel supports the traces: float32 on the CPU, if native code can be compiled."""
+        """Whether the native kernel supports the traces: float32 on the CPU, if code can be compiled."""
         traces = self.traces
         assert traces is not None
         return traces.dtype == torch.float32 and traces.is_cpu and not available.unavailable_reason()
 
     def _run_kernel(self, part_grads: Sequence[Tensor]) -> Tensor:
-        """Updates the traces by the pending step, and returns the gradient, empty without `part_grads`."""
+        """Updates the traces by the pending step, then sums the weights' gradient, in one pass.
+
+        `part_grads` are the gradients ``[rows, outputs]`` of the parts of a trace. Returns the gradient
+        ``[outputs, inputs]``, or ``[0, inputs]`` if `part_grads` is empty.
+        """
         assert self.traces is not None
         parts, rows, outputs, inputs = self.traces.shape
         factors = [*(self.pending.coefficients if self.pending else ()), *part_grads]
@@ -152,7 +163,14 @@ class SynapseTraces:
 
 
 def _advance_rows(traces: Tensor, rows: Tensor, ends: Sequence[End], selected: slice) -> None:
-    """Updates the `selected` rows, ``[parts, selected, outputs, inputs]``, by a chunk, in place."""
+    """Updates some rows of the traces by a chunk of T steps, in place.
+
+    Args:
+        traces: the traces of the selected rows, ``[parts, selected, outputs, inputs]``.
+        rows: the inputs of all rows, ``[T, rows, inputs]``.
+        ends: for each part of a trace the factors of the inputs and of the previous traces.
+        selected: the selected rows.
+    """
     previous = list(traces)
     for i in reversed(range(len(previous))):  # the memory of a readout first, because no other part reads it
         part, end = previous[i], ends[i]

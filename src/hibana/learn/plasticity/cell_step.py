@@ -78,14 +78,16 @@ class CellStep:
         size: Value,
         stride: Value,
     ) -> None:
-        """Emits one step.
+        """Adds one step of all neurons for one sample to the kernel `code`.
 
         Args:
-            code: the kernel.
-            rows: the rows of a sample by their names in the pass: ``x``, ``emitted_before``, each state.
-            tensors: the addresses of :meth:`tensors`, and of the scratch rows as ``scratch``.
+            code: the kernel under construction.
+            rows: addresses of one float32 per neuron: the input ``x``, the previous output
+                ``emitted_before``, and each state by its name. The step overwrites the states.
+            tensors: addresses of the arrays that :meth:`tensors` returns, and of the scratch memory
+                (``scratch``).
             size: number of neurons.
-            stride: distance between scratch rows, in numbers.
+            stride: distance between two rows of the scratch memory, in float32 numbers.
         """
         rows = dict(rows)
         for name, leaf in self._pass.leaves.items():

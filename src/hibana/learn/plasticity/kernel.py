@@ -80,7 +80,10 @@ def build_kernel(neurons: CellStep, pairs: Pairs) -> Launcher:
         sizes: Sizes,
         rates: Rates,
     ) -> None:
-        """Runs all steps of a call: neurons, traces and weights; sets `status` to 1 for other than spikes."""
+        """Runs all steps of a call: neurons, traces of their spikes, and changes of the weights.
+
+        If an input is neither 0 nor 1, it sets `status` to 1 and changes nothing.
+        """
         batch, ins, outs, stride = sizes.batch, sizes.inputs_count, sizes.outputs_count, sizes.stride
         decay_pre, decay_post = (x.to(INT).float_from_bits() for x in (rates.decay_pre, rates.decay_post))
         not_spikes = _has_other_than_spikes(code, inputs, sizes.steps * batch * ins)
@@ -103,7 +106,10 @@ def build_kernel(neurons: CellStep, pairs: Pairs) -> Launcher:
                     done[i] = 0
 
             def apply_step(i: Value, step: Value, sent: Pointer | None) -> None:
-                """Updates row `i` and its input's trace by a step; `sent` are the input's spikes, if any."""
+                """Updates the weights and the trace of input `i` by a step.
+
+                `sent` points to the input's spikes; None if it has none at this step.
+                """
                 trace, step_spikes = pre + i * batch, spikes + step * (batch * stride)
                 with code.loop(0, batch) as b:
                     spike = code.constant(0, FLOAT) if sent is None else sent[b * ins]
@@ -116,7 +122,7 @@ def build_kernel(neurons: CellStep, pairs: Pairs) -> Launcher:
                         _change_row(*row)
 
             def apply_steps_before(i: Value, stop: Value) -> None:
-                """Updates row `i` by its unfinished steps before `stop`, at which its input did not spike."""
+                """Updates the weights of input `i` by its steps up to `stop` since its last spike."""
                 with code.when(done[i].differs(NEVER)), code.loop(done[i].to(LONG), stop) as step:
                     apply_step(i, step, None)
 
@@ -148,7 +154,7 @@ def build_kernel(neurons: CellStep, pairs: Pairs) -> Launcher:
 
 
 def _next_trace(pairs: Pairs, trace: Value, decay: Value, spikes: Value) -> Value:
-    """The trace after a step with `spikes`."""
+    """The trace after a step: decayed by the factor `decay`, and raised by `spikes` (0 or 1)."""
     decayed = trace * decay
     return (spikes > decayed).select(spikes, decayed) if pairs.nearest else decayed + spikes
 
@@ -181,10 +187,18 @@ def _change_row(
     sizes: Sizes,
     rates: Rates,
 ) -> None:
-    """Changes an input's row of weights ``[stride]`` by one step.
+    """Adds code that changes the weights of one input by one step.
 
-    `trace` is the input's trace ``[batch]``, `sent` its spikes (one every ``sizes.inputs_count`` numbers) or
-    None without a spike; `spikes` (as bytes) and `post` are those of the neurons, ``[batch, stride]``.
+    Args:
+        code: the kernel under construction.
+        pairs: the rule.
+        row: the input's weights to all neurons, ``[stride]``.
+        trace: the trace of the input's spikes, ``[batch]``.
+        spikes: the neurons' spikes at the step as bytes, ``[batch, stride]``.
+        sent: the input's spikes, one every ``sizes.inputs_count`` numbers; None if it does not spike.
+        post: the traces of the neurons' spikes, ``[batch, stride]``.
+        sizes: the sizes of the call.
+        rates: the numbers of the rule.
     """
     with code.loop(0, sizes.outputs_count, BLOCK) as j:
         plus, minus = code.variable(0, FLOAT.of(BLOCK)), code.variable(0, FLOAT.of(BLOCK))
@@ -201,7 +215,11 @@ def _change_row(
 def _trace_neurons(
     code: Code, pairs: Pairs, emitted: Pointer, as_bytes: Pointer, post: Pointer, sizes: Sizes, decay: Value
 ) -> Value:
-    """Updates the neurons' traces `post` by a step's spikes, and stores these as bytes; 0 without a spike."""
+    """Adds code that updates the neurons' traces by the spikes of a step; returns 0 if no neuron spikes.
+
+    `emitted` are the spikes as floats, ``[batch, outputs]``; the code also stores them in `as_bytes`. That
+    array and the traces `post` are ``[batch, stride]``.
+    """
     any_spike = code.variable(0, INT)
     with code.loop(0, sizes.batch) as b, code.loop(0, sizes.outputs_count, BLOCK) as j:
         mask = code.first_lanes((sizes.outputs_count - j).smaller(BLOCK), BLOCK)
@@ -217,7 +235,7 @@ def _trace_neurons(
 def _add_rows(
     code: Code, current: Pointer, weights: Floats, bias: Floats, sent: Pointer, ins: Value, stride: Value
 ) -> None:
-    """Stores the sum of the bias and the weights of the inputs that spike in `current`, ``[stride]``."""
+    """Adds code that sets `current`, ``[stride]``, to the bias plus the weights of inputs that spike."""
     for j, _ in code.vectors(stride, BLOCK):
         (current + j).store((bias + j).load(BLOCK))
     with code.loop(0, ins) as i, code.when(sent[i].differs(0)):

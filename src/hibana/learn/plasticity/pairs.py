@@ -54,19 +54,22 @@ class Pairs:
             raise ValueError(f"bounds must be two finite numbers where soft is True, got {bounds!r}")
 
     def next_trace(self, trace: Tensor, spikes: Tensor, tau: float) -> Tensor:
-        """The trace after a step with `spikes`."""
+        """The trace after a step with `spikes`; it decays with the time constant `tau`, in steps."""
         decayed = trace * decay(tau)
         return torch.maximum(decayed, spikes) if self.nearest else decayed + spikes
 
     def traces(self, spikes: Tensor, tau: float) -> Tensor:
-        """The trace after each step, for `spikes` and a result of shape ``[T, batch, neurons]``."""
+        """The decaying trace of `spikes` after each step; both are ``[T, batch, neurons]``."""
         traces = [spikes[0]]
         for step in spikes[1:]:
             traces.append(self.next_trace(traces[-1], step, tau))
         return torch.stack(traces)
 
     def weight_change(self, weight: Tensor, potentiation: Tensor, depression: Tensor) -> Tensor:
-        """The change of the weights, from the two sums over pairs; all have shape ``[outputs, inputs]``."""
+        """The change of the weights, from the sums over pairs of spikes; all are ``[outputs, inputs]``.
+
+        `potentiation` sums the pairs that strengthen a weight, `depression` those that weaken it.
+        """
         if self.bounds is None or not self.soft:
             return self.a_plus * potentiation - self.a_minus * depression
         lower, upper = self.bounds
