@@ -104,10 +104,12 @@ if TYPE_CHECKING:
     from hibana.nn.window import Window
     from hibana.runtime.heap import keep_memory
     from hibana.spikes import Conv2d, Linear
+    from hibana.spikes.sparse import connect as connect
     from hibana.spikes.tune import tune
     from hibana.train.pretrained import pretrained
 
 _PUBLIC = {
+    "connect": "spikes.sparse.connect",
     "convert": "network",
     "data": "data",
     "demo": "cli.demo",
@@ -194,6 +196,7 @@ __all__ = [
     "Window",
     "check",
     "compile",
+    "connect",
     "convert",
     "encode",
     "events",

@@ -62,14 +62,15 @@ class Connections(NamedTuple):
             if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < count:
                 bounds = f"{int(indices.min())} to {int(indices.max())}"
                 raise ValueError(f"{name} must lie in [0, {count}), got {bounds}")
+        key = sources.long()
         if delays is not None:
             if delays.numel() and not bool(((delays >= 0) & (delays <= MAX_DELAY) & (delays % 1 == 0)).all()):
                 raise ValueError(f"delays must be whole numbers of steps in [0, {MAX_DELAY}]")
             delays = delays.to(torch.uint8)
-        order = targets.long().argsort(stable=True)
-        if delays is not None:
-            order = order[delays[order].argsort(stable=True)]
-        order = order[sources[order].argsort(stable=True)]
+            key = key * (MAX_DELAY + 1) + delays
+        if shape[0] * (MAX_DELAY + 1) * shape[1] >= 1 << 63:
+            raise ValueError(f"shape must have fewer than 2^55 pairs of neurons, got {shape}")
+        order = (key * shape[1] + targets).argsort(stable=True)
         row_starts = torch.zeros(shape[0] + 1, dtype=torch.int64, device="cpu")
         row_starts[1:] = torch.bincount(sources.long(), minlength=shape[0]).cumsum(0)
         return cls(
