@@ -69,7 +69,7 @@ class Unit(Emitter):
     def _add_input(self) -> None:
         """Copies the input to the struct, unless layers before the first neurons alone read it."""
         node, kind = self.network.input, self.arithmetic.input
-        direct = [user.kind in ("linear", "convolution") and user in self.static_nodes for user in node.users]
+        direct = [user.layer.weighted and user in self.static_nodes for user in node.users]
         self._copies_input = not (direct and all(direct)) or node is self.network.output
         array = "input"
         if self._copies_input:

@@ -29,6 +29,14 @@ class Ring:
         wrapped = (index < self.steps).select(0, self.to.code.constant(self.steps))
         return self.numbers + (index - wrapped) * self.size
 
+    def place(self, index: Value) -> Pointer:
+        """The number `index` places after the first number of the current step; the ring has more places."""
+        after = (self.now * self.size + index).named("after")
+        total = self.steps * self.size
+        # select is compiled without a branch
+        wrapped = (after < total).select(0, self.to.code.constant(total))
+        return self.numbers + (after - wrapped)
+
     def scatter(self, inputs: Activations, rows: Pointer, delays: Pointer) -> None:
         """Adds the weights of each nonzero input to the steps at which they arrive.
 

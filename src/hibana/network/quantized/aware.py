@@ -28,7 +28,12 @@ Scale = float | Tensor
 """The real number that 1 of a layer's integer output stands for; a tensor has one number per channel."""
 _SAME_SCALE = ("maximum", "delay")
 """Kinds of layers whose output has the scale of the input."""
-_KINDS = (*_SAME_SCALE, "input", "linear", "convolution", "window", "delayed", "average", "sum", "neurons")
+_SHARED_SCALE = ("sparse", "delayed sparse")
+"""Kinds of layers whose weights, a number for each synapse, have one scale."""
+_KINDS = (
+    *(*_SAME_SCALE, *_SHARED_SCALE, "input", "linear", "convolution", "window", "delayed"),
+    *("average", "sum", "neurons"),
+)
 """Kinds of layers that have an integer form."""
 
 
@@ -71,7 +76,7 @@ class QuantizationAware(nn.Module):
         self.scales: list[Scale] = []
         """The scale of each layer since the last call."""
         self.units: dict[str, Tensor] = {}
-        """The real number that 1 of an integer weight stands for, ``[outputs]``, by layer."""
+        """The real number that 1 of an integer weight stands for, ``[outputs]`` or ``[1]``, by layer."""
         self.ranges: dict[str, list[Range]] = {}
         """Measured ranges of the values in a step whose integer form depends on them, by layer."""
         with torch.no_grad():
@@ -148,15 +153,15 @@ class QuantizationAware(nn.Module):
     def _refresh_weights(self, layer: _Layer, scale: Scale) -> Scale:
         """Rounds the weight and bias of `layer`, straight through, and returns its output's scale."""
         plain: Any = self.plain.get_submodule(layer.name)
-        weights = plain.weight.detach().double().flatten(1)
         if layer.per_channel:
-            units = row_units(weights, self.limit)
+            units = row_units(plain.weight.detach().double().flatten(1), self.limit)
         else:
             group: list[Any] = [
                 self.plain.get_submodule(n) for n in self.groups.get(layer.name, (layer.name,))
             ]
-            group_weights = torch.cat([member.weight.detach().double().flatten() for member in group])
-            units = row_units(group_weights[None], self.limit).expand(len(weights))
+            parts = [member.weight.detach().double().flatten() for member in group]
+            group_weights = torch.cat([*parts, parts[0].new_zeros(1)])  # a sparse layer may have no weights
+            units = row_units(group_weights[None], self.limit)
         output_units = units * _one_scale(layer, scale)
         self.units[layer.name] = units
         buffers = self.net.get_submodule(layer.name)._buffers
@@ -273,7 +278,8 @@ def _layer(node: Node, output: Node, index: dict[Node, int]) -> _Layer:
     if isinstance(module, Recurrent) and not isinstance(module.recurrent, nn.Linear):
         kind = type(module.recurrent).__name__
         raise Unsupported(f"layer {node.name!r}: recurrent synapses of class {kind} have no integer form")
-    per_channel = node.layer.weighted and _feeds_only_spiking_neurons(node, output)
+    has_channels = node.layer.weighted and node.kind not in _SHARED_SCALE
+    per_channel = has_channels and _feeds_only_spiking_neurons(node, output)
     inputs = tuple(index[source] for source in node.inputs)
     return _Layer(node.name, node.kind, inputs, node.shape, per_channel, area)
 
