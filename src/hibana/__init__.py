@@ -259,8 +259,7 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """The public module, function or class `name`, imported now.
 
-    Raises:
-        AttributeError: if the name does not exist, or a package that it needs is not installed.
+    Raises AttributeError if the name does not exist, or a package that it needs is not installed.
     """
     if name in _MODULE_OF:
         with extras.explain_import_error(f"hibana.{name}"):

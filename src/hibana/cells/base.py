@@ -121,8 +121,7 @@ class BuiltIn(Cell):
     def _learn(self, names: str | Sequence[str]) -> None:
         """Replaces the values `names` by trainable parameters.
 
-        Raises:
-            ValueError: if a name is not that of a value with a range.
+        Raises ValueError if a name is not that of a value with a range.
         """
         ranges = {
             name: value
@@ -139,9 +138,8 @@ class BuiltIn(Cell):
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Checks the names of the arguments, and that the first is not a number of neurons.
 
-        Raises:
-            TypeError: for an unknown argument, with the name of hibana's argument, and for an integer
-                threshold that looks like a size.
+        Raises TypeError for an unknown argument, with the name of hibana's argument, and for an integer
+        threshold that looks like a size.
         """
         code = cls.__init__.__code__
         parameters = code.co_varnames[1 : code.co_argcount + code.co_kwonlyargcount]
@@ -167,8 +165,7 @@ class BuiltIn(Cell):
 def check_cell(cell: object) -> None:
     """Checks that `cell` is a :class:`Cell` whose ``__init__`` ran.
 
-    Raises:
-        TypeError: if not, with the type of `cell`.
+    Raises TypeError if not, with the type of `cell`.
     """
     if not isinstance(cell, Cell):
         type_name = f"the class {cell.__name__}" if isinstance(cell, type) else type(cell).__name__
@@ -181,8 +178,7 @@ def check_cell(cell: object) -> None:
 def check_states(cell: Cell, states: object) -> tuple[Tensor, ...]:
     """`states`, the result of a step of `cell`, as a tuple.
 
-    Raises:
-        TypeError: unless it is a tuple or list with one tensor for each state of the cell.
+    Raises TypeError unless it is a tuple or list with one tensor for each state of the cell.
     """
     names = cell.state_names()
     if isinstance(states, tuple | list) and len(states) == len(names):

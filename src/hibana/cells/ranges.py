@@ -49,8 +49,7 @@ class Range(ABC):
     def learn(self, cell: nn.Module) -> None:
         """Replaces the value in `cell` by the parameter :attr:`parameter_name`.
 
-        Raises:
-            ValueError: if the value is not inside the range.
+        Raises ValueError if the value is not inside the range.
         """
         value = torch.as_tensor(getattr(cell, self.name), dtype=torch.get_default_dtype(), device=None)
         parameter = self._inverse(value.detach())

@@ -56,11 +56,7 @@ def progress(activity: str) -> Iterator[None]:
 
 
 def writable(folder: Path) -> Path:
-    """Returns `folder`, and creates it if it is missing.
-
-    Raises:
-        Refusal: if no file can be written to it.
-    """
+    """Returns `folder`, and creates it if it is missing; raises Refusal if no file can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):

@@ -112,8 +112,7 @@ class _Source:
     def samples(self, purpose: str) -> "Tensor":
         """Returns encoded samples of the training set, ``[T, N, *shape]``.
 
-        Raises:
-            ValueError: if the source is a NIR file; the message starts with `purpose`.
+        Raises ValueError if the source is a NIR file; the message starts with `purpose`.
         """
         import torch
 

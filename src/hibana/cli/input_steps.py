@@ -93,8 +93,7 @@ class StepReader(ABC):
     def read(self, piece: bytes) -> list[Tensor]:
         """Returns the time steps that are complete after `piece`.
 
-        Raises:
-            ValueError: if the piece can't be read; the reader is then unchanged, and the piece is skipped.
+        Raises ValueError if the piece can't be read; the reader is then unchanged, and the piece is skipped.
         """
 
     def end(self) -> list[Tensor]:

@@ -295,8 +295,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
 def saved_tensors(ctx: Any) -> tuple[Any, ...]:
     """The tensors that a node saved.
 
-    Raises:
-        RuntimeError: if a backward has freed them, with advice on states that are passed between calls.
+    Raises RuntimeError if a backward has freed them, with advice on states that are passed between calls.
     """
     try:
         tensors: tuple[Any, ...] = ctx.saved_tensors

@@ -192,8 +192,7 @@ _DEFAULTS: dict[str, str] = {}
 def register(backend: Backend) -> None:
     """Makes `backend` available by its name, and by ``"auto"`` on devices that no other backend serves.
 
-    Raises:
-        ValueError: if another backend has that name.
+    Raises ValueError if another backend has that name.
     """
     if backend.name in names():
         raise ValueError(f"backend {backend.name!r} is there already")
@@ -230,7 +229,6 @@ def refusal(name: str, device: str) -> str:
 def kernel_class(name: str, products: bool = False) -> type[Kernels]:
     """The class of the kernels of the backend `name`, for steps with or without matrix `products`.
 
-    Raises:
-        Unsupported: if the backend lacks such kernels.
+    Raises Unsupported if the backend lacks such kernels.
     """
     return _BACKENDS[name].kernels(products)

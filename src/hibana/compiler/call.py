@@ -236,10 +236,8 @@ def run_wrapped_cell(
 ) -> Tensor:
     """The outputs of the cell ``wrap(cell, *tensors)`` over `inputs`, ``[T, ...]``, from rest, on the CPU.
 
-    `cell` remembers the compiled run. The outputs' bits are attached to them, without a gradient too.
-
-    Raises:
-        Unsupported: if the wrapped cell can't be compiled.
+    `cell` remembers the compiled run. The outputs' bits are attached to them, without a gradient too. Raises
+    Unsupported if the wrapped cell can't be compiled.
     """
     key = wrap, _key("cpu", inputs, False)
     # `order`: the index in `all_tensors` of each tensor of the wrapped cell

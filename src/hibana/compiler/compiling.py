@@ -60,9 +60,7 @@ def compile_cell(
     """The program of `cell` for steps of `shape`.
 
     Steps that differ only in their constants share kernels. `cache` holds the first program of such steps.
-
-    Raises:
-        Unsupported: if the step can't be compiled, with the reason.
+    Raises Unsupported if the step can't be compiled, with the reason.
     """
     traced_step = trace(cell, shape, dtype, kernel_class(backend).device(), draws=True)
     step = with_computed_operands(guard_products(traced_step))

@@ -101,8 +101,7 @@ def _guard(cell: Cell, step_input: Tensor) -> None:
 def _settings(cell: Cell) -> tuple[tuple[str, float], ...]:
     """Path and value of each number that the step can read, with paths such as ``surrogate.alpha``.
 
-    Raises:
-        Unsupported: if a number is not an attribute of the cell or of its attributes.
+    Raises Unsupported if a number is not an attribute of the cell or of its attributes.
     """
     numbers = []
     for path, number in dependencies_of(cell).numbers:
@@ -179,8 +178,7 @@ def _read(text: str, backend: str) -> tuple[Program, torch.dtype]:
 def _program(text: str, backend: str, inputs: Tensor, runs: bool = False) -> Program:
     """The program of a serialized step for `inputs`; `runs`: whether it is to run on their device.
 
-    Raises:
-        RuntimeError: if the step was serialized for another dtype or device.
+    Raises RuntimeError if the step was serialized for another dtype or device.
     """
     compiled, dtype = _read(text, backend)
     if inputs.dtype != dtype:

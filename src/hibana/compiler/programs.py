@@ -34,8 +34,7 @@ _SHARED: "BoundedDict[Hashable, Program | str]" = BoundedDict(SHARED_PROGRAMS)
 def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> "Program":
     """The program of `cell` for steps of `shape`, compiled on first use.
 
-    Raises:
-        Unsupported: if the step can't be compiled, with the reason.
+    Raises Unsupported if the step can't be compiled, with the reason.
     """
     dependencies = dependencies_of(cell)
     key = (backend, shape, dtype)

@@ -114,8 +114,7 @@ class DataSet:
 def check_steps(steps: int, least: int) -> int:
     """Returns `steps` if it is an integer of at least `least`.
 
-    Raises:
-        ValueError: if `steps` has another type or is smaller.
+    Raises ValueError if `steps` has another type or is smaller.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
         raise ValueError(f"steps must be an integer of at least {least}, got {steps!r}")

@@ -140,10 +140,8 @@ class CellDerivatives:
 def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
     """Which derivatives of a step of `cell` are nonzero, and which of these are constant.
 
-    `example` is one step of the input, ``[batch, ...]``.
-
-    Raises:
-        Unsupported: if the step can't be traced, or multiplies neurons by matrices.
+    `example` is one step of the input, ``[batch, ...]``. Raises Unsupported if the step can't be traced, or
+    multiplies neurons by matrices.
     """
     if trace(cell, example.shape, example.dtype).matrices:
         raise Unsupported("the step multiplies its states by matrices; use hibana.Recurrent for these")

@@ -238,8 +238,7 @@ def _check_input(name: str, x: object, dimensions: int) -> None:
 def _check_loss(value: object, t: int) -> Tensor | None:
     """A loss as a scalar, or None.
 
-    Raises:
-        TypeError: naming step `t`, if `value` is not a tensor of one number.
+    Raises TypeError, naming step `t`, if `value` is not a tensor of one number.
     """
     if value is None:
         return None

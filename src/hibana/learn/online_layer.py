@@ -143,10 +143,8 @@ class OnlineLayer:
     def plan(self, step: Tensor) -> TracePlan:
         """How the rule computes the layer's traces; also builds the cells for it if the layer has changed.
 
-        `step` is an example of the neurons' input at one step, ``[batch, ...]``.
-
-        Raises:
-            ValueError: naming the layer, if its step can't be followed or the rule does not support it.
+        `step` is an example of the neurons' input at one step, ``[batch, ...]``. Raises ValueError, naming
+        the layer, if its step can't be followed or the rule does not support it.
         """
         layer, kind = self.layer, type(self.layer.cell).__name__
         has_self_synapse = layer.recurrent is not None and self.rule.keeps_self_synapse

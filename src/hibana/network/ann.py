@@ -99,10 +99,11 @@ def from_ann(
 
 
 def _trace(model: nn.Module) -> fx.GraphModule:
-    """`model` in evaluation, batch normalization folded: calls of one module each, sums, concatenations.
+    """Traces `model` in evaluation mode to a graph of module calls, sums and concatenations.
 
-    It rewrites traced calls instead of the node graph of `hibana.network.reader`, because the node graph has
-    no poolings to several pixels, no three-dimensional layers and no concatenations.
+    Batch normalization is folded. It rewrites traced calls instead of the node graph of
+    `hibana.network.reader`, because the node graph has no poolings to several pixels, no three-dimensional
+    layers and no concatenations.
     """
     folded, calls = trace_folded(model)
     layers: dict[str, nn.Module] = {}

@@ -19,7 +19,7 @@ __all__ = ["Activations", "Lowering", "StateArray", "in_order", "spread", "times
 
 @dataclass(eq=False)
 class Activations:
-    """The output of a node at the current step: numbers, or booleans packed as bits."""
+    """Where generated code stores the output of a node at the current step: as numbers, or as packed bits."""
 
     node: Node
     order: Tensor
@@ -65,15 +65,15 @@ class Lowering(ABC):
 
     @abstractmethod
     def constant(self, values: Tensor, name: str = "w") -> Pointer:
-        """An array of constants."""
+        """The address of an array in the program that holds the constant `values`."""
 
     @abstractmethod
     def indices(self, values: Tensor, name: str = "i") -> Pointer:
-        """An array of constant indices."""
+        """The address of an array in the program that holds the constant indices `values`."""
 
     @abstractmethod
     def temporary(self, count: int, *, binary: bool = False) -> Pointer:
-        """An array that lives for a step; `binary` if all numbers will be 0 or 1."""
+        """An array of `count` numbers that lives for one step; `binary` promises that all will be 0 or 1."""
 
     def bits(self, count: int) -> Bytes:
         """An array of `count` bits, in words of 64 bits, that lives for a step."""
@@ -85,7 +85,7 @@ class Lowering(ABC):
 
     @abstractmethod
     def numbers(self, activations: Activations) -> Pointer:
-        """The numbers of a node; bits are expanded to 0 and 1."""
+        """The address of a node's numbers; if they are stored as bits, adds code that expands these."""
 
     @abstractmethod
     def each_nonzero(self, activations: Activations) -> AbstractContextManager[tuple[Value, Value | None]]:
@@ -131,7 +131,10 @@ class Lowering(ABC):
             self.accumulate(out + p, numbers, channels, None)
 
     def reordered(self, activations: Activations, order: Tensor) -> Activations:
-        """The same activations, with their numbers in the `order` of memory."""
+        """Copies the numbers to another order in memory.
+
+        `order` is PyTorch's index of the number at each place.
+        """
         if torch.equal(activations.order, order):
             return activations
         place_of = torch.empty_like(order)
@@ -144,14 +147,17 @@ class Lowering(ABC):
         return Activations(activations.node, order, target, binary=binary)
 
     def image(self, activations: Activations, shape: tuple[int, ...]) -> tuple[Activations, bool]:
-        """The same activations as an image of `shape`, and whether channels are last in memory."""
+        """The activations in PyTorch's order or channels last, and whether channels are last in memory.
+
+        `shape` is the shape of one image, ``[channels, height, width]`` or similar.
+        """
         if torch.equal(activations.order, channels_last(shape)):
             return activations, True
         return self.reordered(activations, in_order(activations.node.size)), False
 
 
 def in_order(count: int) -> Tensor:
-    """The indices 0 to `count` - 1: the order in memory of numbers that lie as in PyTorch."""
+    """The indices 0 to `count` - 1, which describe numbers in PyTorch's own order in memory."""
     return torch.arange(count, dtype=torch.int64, device="cpu")
 
 

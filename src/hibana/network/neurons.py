@@ -69,7 +69,7 @@ class NeuronLayer:
         return f"{self.step.states[state].removesuffix('_state')}_{self.index}"
 
     def leaf_value(self, name: str, leaf: Value) -> str | float:
-        """A leaf of the step: its number if all neurons share it, else its `name`."""
+        """A parameter or constant of the step in C: its number if all neurons share it, else its `name`."""
         if not leaf.is_scalar:
             return name
         if name[0] == "c":
@@ -129,6 +129,7 @@ def trace_layer(node: Node, index: int, order: Tensor, dtype: torch.dtype) -> Ne
     channels = node.shape[0] if is_channels_last else 0
 
     def in_order(values: Tensor) -> Tensor:
+        """`values`, broadcast to one number per neuron, in memory order."""
         return values.detach().to(dtype).expand(1, *node.shape).flatten()[order]
 
     def parameter(values: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def read(net: nn.Module, example: Tensor, *, shares_state: bool = False) -> Netw
 
 
 class _Sizes(NamedTuple):
-    """A result that is not a tensor, such as a size, in the run on the example and on the probe."""
+    """A result that is not a tensor, such as a size, for the example and the probe (another T and batch)."""
 
     example: Any
     probe: Any
@@ -66,12 +66,12 @@ class _Sizes(NamedTuple):
 
 @dataclass
 class _Value:
-    """A tensor of the network in both runs."""
+    """A tensor that the network computes from the example, and from the probe (another T and batch)."""
 
     example: Tensor
     """``[T, batch, ...]``, or ``[T * batch, ...]``."""
     probe: Tensor
-    """The same with another T and another batch."""
+    """The same tensor, computed from the probe."""
     leading: int
     """The number of dimensions before those of a sample: 2, or 1."""
     node: Node
@@ -100,7 +100,7 @@ class _Reader:
         self.call_counts = Counter(call.target for call in calls.nodes if call.op == "call_module")
 
     def network(self) -> Network:
-        """The graph of layers."""
+        """Reads all calls, and returns the graph of layers."""
         for call in self.calls.nodes:
             if call.op == "placeholder":
                 node = Node("input", LAYERS["input"], None, (), (), tuple(self.inputs[0].shape[2:]))
@@ -121,7 +121,7 @@ class _Reader:
         raise Unsupported("net returns nothing")
 
     def _argument(self, call: fx.Node, source: fx.Node) -> _Value | _Sizes:
-        """The result of `source` as an argument of `call`; :class:`EachStep` joins time and batch."""
+        """The result of `source` for `call`; inside :class:`EachStep`, time and batch are one dimension."""
         value, leading = self.results[source], call.meta["leading"]
         if not isinstance(value, _Value) or leading == source.meta["leading"]:
             return value
@@ -134,7 +134,7 @@ class _Reader:
         return _Value(example, probe, leading, value.node)
 
     def _read_module(self, call: fx.Node, name: str) -> None:
-        """Runs and reads a call of the module `name`."""
+        """Runs the module `name` on the inputs of `call`, and adds a node for it."""
         module: Any = self.net.get_submodule(name)
         layer = f"layer {name!r}: {type(module).__name__}"
         arguments = [self._argument(call, source) for source in call.all_input_nodes]
@@ -166,7 +166,7 @@ class _Reader:
         self._read(call, kind, module, [value], results)
 
     def _read_function(self, call: fx.Node) -> None:
-        """Runs and reads a call of a function, or of a method of tensors."""
+        """Runs the function or tensor method that `call` calls, and adds a node for it, or stores a size."""
         target: Any = call.target
         kind = kind_of_function(target)
         sources = {source: self._argument(call, source) for source in call.all_input_nodes}
@@ -179,9 +179,10 @@ class _Reader:
             raise unsupported
         runs: list[tuple[Any, Any]] = []
         """Positional and named arguments on the example and on the probe."""
-        for run in ("example", "probe"):
-            in_run = {source: getattr(value, run) for source, value in sources.items()}
-            runs.append((fx.node.map_arg(call.args, in_run.get), fx.node.map_arg(call.kwargs, in_run.get)))
+        for which in ("example", "probe"):
+            tensor_of = {source: getattr(value, which) for source, value in sources.items()}
+            args_of_run = fx.node.map_arg(call.args, tensor_of.get)
+            runs.append((args_of_run, fx.node.map_arg(call.kwargs, tensor_of.get)))
         try:
             results = [
                 getattr(tensors[0], target)(*tensors[1:], **named)
@@ -229,7 +230,7 @@ class _Reader:
             self._add(call, node, results, leading)
 
     def _reshaped(self, call: fx.Node, value: _Value, results: Sequence[Tensor]) -> _Value:
-        """The numbers of `value` in another shape, or with time and batch joined or apart."""
+        """The value of a call that reshapes `value`, or joins or splits time and batch; raises for others."""
         example = results[0]
         dropped = call.target is functional.dropout and not torch.equal(example, value.example)
         for leading in (value.leading, 3 - value.leading) if not dropped else ():
@@ -247,7 +248,11 @@ class _Reader:
         return f"{call.name!r} in {f'layer {path!r}' if path else f'{type(self.net).__name__}.forward'}"
 
     def _add(self, call: fx.Node, node: Node, results: Sequence[Tensor], leading: int) -> None:
-        """Adds `node`, the result of `call`, with its statistics on the example."""
+        """Adds `node` with the statistics of its outputs on the example.
+
+        `results` are the outputs of `call` on the example and on the probe; their first `leading` dimensions
+        are time and batch.
+        """
         value = self._value(node, results, leading)
         if value is None or math.prod(value.shape) != node.size:
             shapes = f"{list(results[0].shape)} of samples {node.shape}"
@@ -262,7 +267,7 @@ class _Reader:
         self.results[call] = value
 
     def _value(self, node: Node, results: Sequence[Tensor], leading: int) -> _Value | None:
-        """`results` in both runs as the value of `node`.
+        """The outputs of `node` on the example and on the probe as one record.
 
         None unless the sizes of the first `leading` dimensions follow T and batch, and all others are equal.
         """

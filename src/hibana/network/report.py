@@ -95,11 +95,7 @@ def accuracy_over_time(network: nn.Module, inputs: Tensor, labels: Tensor, T: in
 
 
 def batches_of(data: Tensor | tuple[Tensor, Tensor] | Iterable[Any]) -> list[Batch]:
-    """Calibration data as batches of inputs and labels.
-
-    Raises:
-        ValueError: if there is no sample.
-    """
+    """Calibration data as batches of inputs and labels; raises ValueError if there is no sample."""
     if isinstance(data, Tensor):
         batches: list[Batch] = [(x, None) for x in torch.split(data, BATCH_SIZE)]
     elif isinstance(data, tuple | list) and len(data) == 2 and all(isinstance(part, Tensor) for part in data):
@@ -168,7 +164,7 @@ def report(
 
 
 def _correct_counts(network: nn.Module, x: Tensor, classes: Tensor, steps: int) -> Tensor:
-    """The number of samples whose largest output is that of their class, after each step, ``[steps]``.
+    """The number of correctly classified samples after each step, ``[steps]``.
 
     The network runs `CHUNK_STEPS` steps of the constant current `x` at a time, which bounds its memory.
     """

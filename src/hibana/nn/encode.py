@@ -224,8 +224,7 @@ _BY_NAME: dict[str, Callable[..., Tensor]] = {
 def named(name: str) -> Callable[..., Tensor]:
     """The coding called `name`, for values without a time axis.
 
-    Raises:
-        ValueError: if no coding has this name; the message lists all names.
+    Raises ValueError if no coding has this name; the message lists all names.
     """
     if name not in _BY_NAME:
         raise ValueError(f"coding must be one of {', '.join(_BY_NAME)}; got {name!r}")

@@ -242,11 +242,7 @@ class RecurrentCell(cells.Cell):
 
 
 def check_gradient_scale(scale: float) -> float:
-    """`scale` as a float.
-
-    Raises:
-        ValueError: if `scale` is not in [0, 1].
-    """
+    """`scale` as a float; raises ValueError if `scale` is not in [0, 1]."""
     if isinstance(scale, bool) or not 0 <= scale <= 1:
         raise ValueError(f"gradient_scale must lie in [0, 1], got {scale!r}")
     return float(scale)

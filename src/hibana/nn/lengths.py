@@ -21,8 +21,7 @@ __all__ = ["checked", "last", "masked", "pad", "within"]
 def pad(sequences: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """A batch ``[T, batch, ...]`` of sequences ``[T_i, ...]`` with zeros after their ends, and the lengths.
 
-    Raises:
-        ValueError: if there is no sequence, one has no steps, or their steps differ in shape.
+    Raises ValueError if there is no sequence, one has no steps, or their steps differ in shape.
     """
     shapes = [tuple(sequence.shape) for sequence in sequences]
     have_one_shape = all(shape and shape[0] > 0 and shape[1:] == shapes[0][1:] for shape in shapes)

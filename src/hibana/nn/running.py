@@ -54,9 +54,8 @@ class Stateful(nn.Module):
     def __getattr__(self, name: str) -> Any:
         """The parameter, buffer or module called `name`.
 
-        Raises:
-            AttributeError: if none exists; for methods with which other libraries reset layers, the message
-                tells what to do in hibana.
+        Raises AttributeError if none exists; for methods with which other libraries reset layers, the message
+        tells what to do in hibana.
         """
         if name not in foreign.METHODS:
             return super().__getattr__(name)
@@ -122,8 +121,7 @@ def run(
 def _layer_names(net: nn.Module) -> dict[Stateful, str]:
     """The name of each layer over time in `net`, as in ``named_modules``, in a fifth of its time.
 
-    Raises:
-        ValueError: if `net` contains a recurrent layer of torch.
+    Raises ValueError if `net` contains a recurrent layer of torch.
     """
     names: dict[Stateful, str] = {}
     visited = set[nn.Module]()

@@ -93,8 +93,7 @@ def integer_ticks(bins: int = 9) -> MaxNLocator:
 def times(axes: Axes, steps: int, dt: float | None) -> Array:
     """Time of each step; also labels the time axis of `axes` and sets its ticks.
 
-    Raises:
-        ValueError: if `dt` is not positive.
+    Raises ValueError if `dt` is not positive.
     """
     if dt is None:
         axes.set_xlabel("Timestep")
@@ -109,9 +108,8 @@ def times(axes: Axes, steps: int, dt: float | None) -> Array:
 def array(name: str, tensor: Tensor, shapes: Sequence[str]) -> Array:
     """`tensor`, called `name` in messages, as an array for Matplotlib.
 
-    Raises:
-        ValueError: if `tensor` is empty, or its number of dimensions is not that of one of `shapes`, such as
-            ``"[T, neurons]"`` or ``"[T, ...]"``.
+    Raises ValueError if `tensor` is empty, or its number of dimensions is not that of one of `shapes`, such
+    as ``"[T, neurons]"`` or ``"[T, ...]"``.
     """
     allowed = {shape.count(",") + 1 for shape in shapes if "..." not in shape}
     least = min((shape.count(",") for shape in shapes if "..." in shape), default=99)

@@ -45,8 +45,7 @@ class Kernel:
 def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
     """The kernels `names` of an LLVM IR module, compiled or read from the cache.
 
-    Raises:
-        RuntimeError: if LLVM can't read `source`.
+    Raises RuntimeError if LLVM can't read `source`.
     """
     code = _load_source(source, names)
     return tuple(Kernel(name, code.addresses[name], source, code) for name in names)
@@ -178,8 +177,7 @@ def compresses() -> bool:
 def cache_folder() -> Path | None:
     """The folder of compiled kernels: ``HIBANA_CACHE``, or the user's cache folder; None if off.
 
-    Raises:
-        RuntimeError: if the folder is in the user's home folder, and the user has no home folder.
+    Raises RuntimeError if the folder is in the user's home folder, and the user has no home folder.
     """
     setting = os.environ.get("HIBANA_CACHE", "")
     if setting.lower() in ("off", "0"):

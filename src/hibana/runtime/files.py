@@ -91,8 +91,7 @@ def sweep(folder: Path, age: float = ABANDONED) -> None:
 def require_private(folder: Path) -> None:
     """Checks that other users can't create files in `folder`.
 
-    Raises:
-        PermissionError: if another user owns `folder` or can write to it.
+    Raises PermissionError if another user owns `folder` or can write to it.
     """
     if reason := _untrusted_reason(folder.stat()):
         raise PermissionError(f"{folder} {reason}")

@@ -61,8 +61,7 @@ class Signature:
 def address_of(tensor: Tensor) -> int:
     """The address of a tensor's memory.
 
-    Raises:
-        ValueError: if the memory holds the negatives of the tensor's numbers, as for ``z.conj().imag``.
+    Raises ValueError if the memory holds the negatives of the tensor's numbers, as for ``z.conj().imag``.
     """
     if tensor.is_neg():
         raise ValueError("kernels read memory, which holds the negatives of this view: call resolve_neg()")

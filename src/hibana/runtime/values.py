@@ -263,8 +263,7 @@ def constant(writer: Writer, type_: Type, number: float) -> Value:
 def float_bits(number: float) -> int:
     """The bits of `number` as float32; a kernel reads them by ``value.to(INT).float_from_bits()``.
 
-    Raises:
-        OverflowError: if `number` is finite and too large for float32.
+    Raises OverflowError if `number` is finite and too large for float32.
     """
     bits: int = struct.unpack("<i", struct.pack("<f", number))[0]
     return bits

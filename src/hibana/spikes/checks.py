@@ -58,8 +58,7 @@ def kernels_accept(*tensors: Tensor | None) -> bool:
 def check_saved(tensor: Tensor, shape: torch.Size) -> None:
     """Checks that ``tensor.data``, saved for a backward, was not set to another shape or dtype.
 
-    Raises:
-        RuntimeError: if its shape is not `shape`, or its dtype is not float32.
+    Raises RuntimeError if its shape is not `shape`, or its dtype is not float32.
     """
     if tensor.shape != shape or tensor.dtype != torch.float32:
         raise RuntimeError(
@@ -84,8 +83,7 @@ def shape_error(weight: torch.Size, bias: torch.Size | None, channels: int, dime
 def check_no_time(layer: nn.Module, inputs: Tensor, dimensions: int) -> None:
     """Checks that `inputs` of a `layer` of images with `dimensions` spatial dimensions have no time axis.
 
-    Raises:
-        ValueError: if `inputs` have more than ``dimensions + 2`` dimensions.
+    Raises ValueError if `inputs` have more than ``dimensions + 2`` dimensions.
     """
     if inputs.ndim > dimensions + 2:
         sizes = ("length", "height, width", "depth, height, width")[dimensions - 1]

@@ -49,8 +49,7 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> Any:
     """The attribute `name`, from a module that is imported now.
 
-    Raises:
-        ModuleNotFoundError: if the extra ``train`` is not installed.
+    Raises ModuleNotFoundError if the extra ``train`` is not installed.
     """
     if name in _RENAMED:
         message = f"hibana.train.{name} is deprecated; use hibana.train.{_RENAMED[name]}"

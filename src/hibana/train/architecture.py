@@ -89,8 +89,7 @@ def is_function(name: str) -> bool:
 def import_object(reference: str, option: str) -> Any:
     """Imports and returns the object `reference`, ``module:name``.
 
-    Raises:
-        ValueError: if there is no such module or name; the message starts with the name of the `option`.
+    Raises ValueError if there is no such module or name; the message starts with the name of the `option`.
     """
     module, _, name = reference.partition(":")
     try:

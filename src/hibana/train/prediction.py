@@ -90,11 +90,7 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
 
 
 def _checked_path(source: str | Path) -> Path:
-    """Returns `source` as a path.
-
-    Raises:
-        ValueError: if there is no such path.
-    """
+    """Returns `source` as a path; raises ValueError if there is no such path."""
     path = Path(source)
     if not path.exists():
         raise ValueError(f"samples must be in a file or folder, there is no {source}")
@@ -117,8 +113,7 @@ def to_answers(model: Network, scores: torch.Tensor, names: list[str]) -> Answer
 def _data_set_inputs(model: Network, source: Any) -> torch.Tensor:
     """Returns inputs ``[N, ...]`` for a network that was trained on a data set by name.
 
-    Raises:
-        ValueError: if they have another shape or range than the data set.
+    Raises ValueError if they have another shape or range than the data set.
     """
     settings = model.settings
     if isinstance(source, Path):

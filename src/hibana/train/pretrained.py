@@ -80,9 +80,8 @@ def is_pretrained(path: Path) -> bool:
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     """Checks that a network may be written to a folder, which may be missing.
 
-    Raises:
-        ValueError: if `folder` is a file, contains a run, or, without `overwrite`, contains files that
-            :func:`write` did not write.
+    Raises ValueError if `folder` is a file, contains a run, or, without `overwrite`, contains files that
+    :func:`write` did not write.
     """
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder must be a folder, and {folder} is a file")

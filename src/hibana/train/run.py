@@ -185,8 +185,7 @@ def prepare(
 def _with_torchrun_processes(settings: Settings) -> Settings:
     """Returns `settings` with the numbers of processes and machines of ``torchrun``, if it runs this process.
 
-    Raises:
-        ValueError: if the settings have other numbers.
+    Raises ValueError if the settings have other numbers.
     """
     if not is_torchrun():
         return settings

@@ -239,8 +239,7 @@ class Settings:
     def _check(self) -> None:
         """Checks each option, and options that depend on each other.
 
-        Raises:
-            ValueError: naming the option and what it accepts.
+        Raises ValueError, naming the option and what it accepts.
         """
         codings = CODINGS[4:] if self.is_sequential else CODINGS[:4]
         _check_choice(f"coding of {self.data}", self.coding, codings)
@@ -429,8 +428,7 @@ def _unknown_option(name: str) -> str:
 def _kind_of(data: str, group: str | None) -> str:
     """Detects the kind of the file or folder `data`; `group` is the option of that name.
 
-    Raises:
-        ValueError: if there is no such file, or its kind is unknown.
+    Raises ValueError if there is no such file, or its kind is unknown.
     """
     path = Path(data).expanduser()
     if os.path.exists(path) or (path.parent != Path() and len(data) <= 255):  # noqa: PTH110 - Path.exists raises for impossible names

@@ -96,8 +96,7 @@ class TrainedNetwork:
     def next_misclassified(self, index: int) -> int:
         """Returns the next misclassified test sample after `index`, wrapping around at the end.
 
-        Raises:
-            UserError: if all test samples are classified correctly.
+        Raises UserError if all test samples are classified correctly.
         """
         for offset in range(1, self.count + 1):
             candidate = (index + offset) % self.count

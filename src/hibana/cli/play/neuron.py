@@ -40,10 +40,7 @@ def input_range(kind: type[Cell]) -> tuple[float, float]:
 
     Let I be the smallest current that causes a spike every 20 steps. The strength is 1.25 I. The end is 5 I,
     or 1.25 times the current that causes half of the largest rate if that is less, rounded up. A cell that
-    never fires has (0.5, 1).
-
-    Raises:
-        UserError: if the cell has no defaults, or fails.
+    never fires has (0.5, 1). Raises UserError if the cell has no defaults, or fails.
     """
     cell = make_cell(kind, {})
     currents = torch.logspace(-3, 3, 121, dtype=torch.float32, device="cpu")
@@ -179,8 +176,7 @@ def _step(cell: Cell, input_: Tensor) -> tuple[Tensor, ...]:
 def _states(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
     """Runs the reference loop; returns every state over time, ``[T, N]``, by name.
 
-    Raises:
-        UserError: if the step returns a state of another shape or dtype than the input.
+    Raises UserError if the step returns a state of another shape or dtype than the input.
     """
     state, steps = cell.initial_state(inputs[0]), []
     for input_ in inputs.unbind(0):

@@ -61,8 +61,7 @@ def built_in() -> dict[str, type[cells.Cell]]:
 def find(name: str, source: str | None = None) -> type[cells.Cell]:
     """Returns the built-in cell called `name`, or the last cell that the code `source` defines.
 
-    Raises:
-        UserError: if there is no such cell, or executing the code fails.
+    Raises UserError if there is no such cell, or executing the code fails.
     """
     if source is not None:
         return _execute(source)
@@ -91,8 +90,7 @@ def _execute(source: str) -> type[cells.Cell]:
 def make_cell(kind: type[cells.Cell], values: dict[str, Any]) -> cells.Cell:
     """Returns a cell with hyperparameters `values`; a surrogate is ``(name, {parameter: value})``.
 
-    Raises:
-        UserError: if the cell or the surrogate does not accept a value.
+    Raises UserError if the cell or the surrogate does not accept a value.
     """
     try:
         return kind(

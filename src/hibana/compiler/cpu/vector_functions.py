@@ -45,10 +45,7 @@ def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
 
     The forward uses the function that gives this torch's bits, otherwise hibana's own, Sleef's or the C
     library's. Operations of the backward alone may be missing: kernels then call the C library, or compute
-    ``exp`` of float32 themselves.
-
-    Raises:
-        Unsupported: if an operation of the forward has no such function.
+    ``exp`` of float32 themselves. Raises Unsupported if an operation of the forward has no such function.
     """
     forward = {value.op for value in reachable(step.nexts) if value.is_call}
     addresses = {}

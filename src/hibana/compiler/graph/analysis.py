@@ -62,12 +62,15 @@ class Rewriting(Analysis[Value]):
     """Replaces values: the results are values too. By default each value is its own result."""
 
     def leaf(self, value: Value) -> Value:
+        """`value` itself."""
         return value
 
     def operation(self, value: Value, row: Operation, args: list[Value]) -> Value:
+        """`value` with the rewritten arguments `args`."""
         return self.product(value, args)
 
     def product(self, value: Value, args: list[Value]) -> Value:
+        """`value` with the rewritten arguments `args`; `value` itself if they are the same objects."""
         return value if tuple(args) == value.args else replace(value, args=tuple(args))
 
     def rewrite(self, named: Mapping[str, Value]) -> dict[str, Value]:

@@ -73,6 +73,7 @@ def _direct(row: Operation) -> Rule:
 
 
 def _same(x: Any, *_: Any) -> Any:
+    """`x` itself. Functions below are rules: they build the terms of an ATen operation from its arguments."""
     return x
 
 
@@ -90,6 +91,7 @@ _POWERS: dict[float, Rule] = {
 
 
 def _power(x: Any, exponent: Any) -> Any:
+    """The terms of ``torch.pow``, which PyTorch computes in another way for some constant exponents."""
     is_constant = isinstance(x, Term) and not isinstance(exponent, Term)
     return _POWERS[exponent](x) if is_constant and exponent in _POWERS else apply("pow", x, exponent)
 
@@ -109,14 +111,16 @@ def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
 
 
 def _where(condition: Any, x: Any, y: Any) -> Any:
-    gate = apply("to_bool", condition)
-    then, other = gate.lift(x), gate.lift(y)
+    """The terms of ``torch.where``; logical operations if both `x` and `y` are booleans."""
+    choice = apply("to_bool", condition)
+    then, other = choice.lift(x), choice.lift(y)
     if then.value.boolean and other.value.boolean:
-        return (gate & then) | (~gate & other)
-    return where(gate, then, other)
+        return (choice & then) | (~choice & other)
+    return where(choice, then, other)
 
 
 def _div(x: Any, y: Any, rounding_mode: Any = None) -> Any:
+    """The terms of ``torch.div`` with a rounding mode, in the order of PyTorch's own kernel."""
     y = x.lift(y)
     quotient = x / y
     if rounding_mode is None:
@@ -137,6 +141,7 @@ def _signs_differ(x: Any, y: Any) -> Any:
 
 
 def _remainder(x: Any, y: Any) -> Any:
+    """The terms of ``torch.remainder``, which has the sign of the divisor `y`."""
     y = x.lift(y) if isinstance(x, Term) else y
     remainder = apply("fmod", x, y)
     return where(remainder.ne(0) & _signs_differ(remainder, y), remainder + y, remainder)
@@ -185,6 +190,7 @@ def _elu(x: Any, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> 
 
 
 def _elu_backward(grad: Any, alpha: Any, scale: Any, input_scale: Any, is_result: Any, x: Any) -> Any:
+    """The gradient of ELU; `x` is its result if `is_result`, else its input."""
     below = times(grad, input_scale)
     if is_result:
         below = below * (x + float(alpha * scale))

@@ -129,6 +129,7 @@ class Dependencies:
         self._watch_namespaces()
 
     def _collect(self, module: nn.Module) -> None:
+        """Visits all objects that the step of `module` can read, until no new ones are found."""
         self._index(module, "self")
         while self._queue:
             value, path = self._queue.popleft()
@@ -227,6 +228,7 @@ class Dependencies:
             self._visit_parts(value, path, index)
 
     def _visit_module(self, module: nn.Module, path: str, index: int) -> None:
+        """Adds the tensors, inner modules and attributes of `module`; raises Unsupported if it has hooks."""
         kind = traced_kind(module)
         # A module that is traced as another class reads only tensors. Another thread may set an attribute.
         attributes = vars(module).copy() if kind is type(module) else {}
@@ -289,14 +291,14 @@ class Dependencies:
         return Identity(kind) if does_not_change(kind) else self._index(kind, path)
 
     def _watch(self, take_snapshot: TakeSnapshot, value: Any) -> None:
+        """Adds the current snapshot of `value`, to detect later changes."""
         self.snapshots.append((take_snapshot, value, take_snapshot(value)))
 
 
 def dependencies_of(cell: Cell) -> Dependencies:
     """The dependencies of `cell`, collected again if any of them has changed.
 
-    Raises:
-        Unsupported: if the step can read an object whose changes cannot be detected, or has hooks.
+    Raises Unsupported if the step can read an object whose changes cannot be detected, or has hooks.
     """
     cache: CellCache = getattr(cell, CACHE_ATTRIBUTE)
     last: Dependencies | None = cache.dependencies

@@ -56,8 +56,7 @@ def has_out_argument(node: fx.Node) -> bool:
 def sharing_memory(node: fx.Node) -> list[fx.Node]:
     """All nodes before the in-place operation `node` whose tensors share the memory that it writes.
 
-    Raises:
-        Unsupported: if an argument of the step, or a tensor from outside it, shares that memory.
+    Raises Unsupported if an argument of the step, or a tensor from outside it, shares that memory.
     """
     memory = _memory_of(node.all_input_nodes[0])
     sharing = []
@@ -72,6 +71,7 @@ def sharing_memory(node: fx.Node) -> list[fx.Node]:
 
 
 def _memory_of(node: fx.Node) -> int:
+    """The address of the storage of the tensor of `node`."""
     return int(node.meta["val"].untyped_storage()._cdata)
 
 

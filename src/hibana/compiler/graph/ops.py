@@ -107,10 +107,12 @@ def _fma(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 def _sum(a: Interval, b: Interval) -> Interval:
+    """Bounds of ``a + b``. The next functions are likewise bounds of a result, from those of arguments."""
     return a[0] + b[0], a[1] + b[1]
 
 
 def _product(a: Interval, b: Interval | None) -> Interval | None:
+    """Bounds of ``a * b``; None, for unknown bounds, if those of `b` are None."""
     if b is None:
         return None
     ends = [0.0 if 0 in (x, y) else x * y for x in a for y in b]
@@ -131,6 +133,7 @@ def _absolute(a: Interval) -> Interval:
 
 
 def _either(_: Interval, a: Interval, b: Interval) -> Interval:
+    """Bounds of ``where(condition, a, b)``."""
     return min(a[0], b[0]), max(a[1], b[1])
 
 
@@ -151,17 +154,20 @@ def _rounded(a: Interval) -> Interval:
 
 
 def _binary(name: str, sign: str, **columns: Any) -> Operation:
+    """The row of an arithmetic operation of two numbers, written with `sign` between them."""
     text = f"({{0}} {sign} {{1}})"
     columns = {"llvm": (f"f{name} {{V}} {{0}}, {{1}}",), "triton": text, "c": text, **columns}
     return Operation(name, 2, text, onnx=name.capitalize(), **columns)
 
 
 def _comparison(name: str, sign: str, order: str, onnx: str) -> Operation:
+    """The row of a comparison: `sign` in Python, Triton and C, `order` the predicate in LLVM."""
     text, llvm = f"({{0}} {sign} {{1}})", (f"fcmp {order} {{V}} {{0}}, {{1}}",)
     return Operation(name, 2, text, llvm, text, text, onnx, (name,), boolean=True)
 
 
 def _logical(name: str, text: str, llvm: str, triton: str, c: str) -> Operation:
+    """The row of an operation on booleans, with its form in equations, LLVM, Triton and C."""
     aten, eager = (f"logical_{name}", f"bitwise_{name}"), getattr(torch, f"logical_{name}")
     columns: Any = {"boolean": True, "takes_booleans": True, "eager": eager}
     return Operation(name, text.count("{"), text, (llvm,), triton, c, name.capitalize(), aten, **columns)
@@ -188,6 +194,7 @@ def _extreme(name: str, order: str, sign: str, **columns: Any) -> Operation:
 
 
 def _intrinsic(name: str, intrinsic: str, triton: str, n: int = 1, **columns: Any) -> Operation:
+    """The row of an operation of `n` numbers that one LLVM intrinsic and one C function compute."""
     plain, typed = (", ".join(f"{kind}{{{i}}}" for i in range(n)) for kind in ("", "{V} "))
     llvm = (f"call {{V}} @llvm.{intrinsic}.{{K}}({typed})",)
     row = Operation(name, n, f"{name}({plain})", llvm, triton, f"{intrinsic}@({plain})", aten=(name,))
@@ -199,6 +206,7 @@ _ROUGH_ON_CUDA = ("acosh", "asinh")
 
 
 def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns: Any) -> Operation:
+    """The row of an operation that a function of the libraries MKL or libm computes for a row of neurons."""
     text = f"{name}({', '.join(f'{{{i}}}' for i in range(arity))})"
     triton = f"libdevice.{text}" if (mkl or libm) and arity == 1 and name not in _ROUGH_ON_CUDA else ""
     c = text.replace(name, f"{libm}@", 1) if libm else ""
@@ -207,6 +215,7 @@ def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns
 
 
 def _with(row: Operation, **columns: Any) -> Operation:
+    """A copy of `row` with other `columns`."""
     return replace(row, **columns)
 
 
@@ -326,8 +335,7 @@ OPERATIONS: dict[str, Operation] = {
 def row_of(name: str, column: str) -> Operation:
     """The row of the operation `name`, after checking that it has an entry in `column`.
 
-    Raises:
-        Unsupported: if there is no such row, or no entry.
+    Raises Unsupported if there is no such row, or no entry.
     """
     row = OPERATIONS.get(name)
     if row is None or not getattr(row, column):

@@ -33,7 +33,10 @@ Stores = dict[str, Value]
 
 
 def forward_pass(step: Step, plan: Plan | None) -> Stores:
-    """The forward pass: the next states, and the residuals of a `plan`."""
+    """What a kernel of the forward pass stores, by name: the next states, and the residuals of a `plan`.
+
+    A residual is a value that the backward pass reads.
+    """
     stores = dict(zip(step.states, step.nexts, strict=True))
     if plan is not None:
         stores |= {f"residual{i}": value for i, value in enumerate(plan.residuals) if not value.is_input}
@@ -47,7 +50,11 @@ def before_pass(step: Step, plan: Plan) -> Stores:
 
 
 def backward_pass(step: Step, plan: Plan, *, wants_input: bool) -> Stores:
-    """The backward pass: gradients of the input and of the previous states, and sums over time."""
+    """What a kernel of the backward pass stores, by name.
+
+    ``x_grad`` is the gradient of the input, ``STATE_grad`` that of a state before the step, ``sum0`` a sum
+    over time for a parameter, and ``outer0`` the gradient factor of an outer product for a matrix.
+    """
     written = {step.grad_input} if wants_input else set()
     outer: Stores = {}
     for i, side in enumerate(gradient_sides(step)):
@@ -69,7 +76,7 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool) -> Stores:
 
 
 def gradient_sides(step: Step) -> list[Value]:
-    """The side of each pair in ``step.outer`` that is a gradient."""
+    """The factor that depends on a gradient, for each outer product (pair of factors) in ``step.outer``."""
     return [next(side for side in pair if has_gradient(side)) for pair in step.outer]
 
 
@@ -97,12 +104,15 @@ class _Pass(Rewriting):
         self.named: dict[tuple[str, str], Value] = {}
 
     def _leaf(self, op: str, name: str) -> Value:
+        """The leaf of kind `op` with a `name`, which the kernel's arguments use; one object for each name."""
         return self.named.setdefault((op, name), Value(op, data=name))
 
     def on_input(self, value: Value) -> Value:
+        """The row ``x``."""
         return self._leaf("row", "x")
 
     def on_gate(self, value: Value) -> Value:
+        """The bits of the mask of a state's gradient from one step earlier."""
         return self._leaf("bits", f"gate{value.data}")
 
     def on_constant(self, value: Value) -> Value:
@@ -110,6 +120,7 @@ class _Pass(Rewriting):
         return self._leaf("scalar", f"c[{value.data}]")
 
     def on_parameter(self, value: Value) -> Value:
+        """The row of a parameter, or its first element if all neurons share it."""
         name = f"p{value.data}"
         return self._leaf("scalar", f"{name}[0]") if value.scalar else self._leaf("row", name)
 
@@ -118,6 +129,7 @@ class _Forward(_Pass):
     """Reads previous states from memory, and the last of them as the output of the step before."""
 
     def on_previous(self, value: Value) -> Value:
+        """The row of a state before the step."""
         is_emitted = value.data == self.emitted
         return self._leaf("row", "emitted_before" if is_emitted else self.step.states[int(value.data)])
 
@@ -126,6 +138,7 @@ class _Before(_Pass):
     """Reads residuals and draws of the step before."""
 
     def on_draw(self, value: Value) -> Value:
+        """The random number of the step before."""
         return self._leaf("draw", f"{value.data}_earlier")
 
 
@@ -133,9 +146,11 @@ class _Backward(_Pass):
     """Reads gradients, and previous states that :func:`before_pass` computes."""
 
     def on_previous(self, value: Value) -> Value:
+        """The row of a state before the step, which :func:`before_pass` computes."""
         return self._leaf("row", f"{self.step.states[int(value.data)]}_before")
 
     def on_gradient(self, value: Value) -> Value:
+        """The gradient of a state after the step; the output's includes the gradient from the next layer."""
         state_grad = self._leaf("row", f"{self.step.states[int(value.data)]}_grad")
         if value.data != self.emitted:
             return state_grad

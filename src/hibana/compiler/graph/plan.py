@@ -14,8 +14,8 @@ from hibana.compiler.graph.residuals import cheapest_residuals, cost_in_bits
 from hibana.compiler.graph.step import Step, Value
 
 Gate = tuple[Value, int | None]
-"""A boolean outside which a value of the backward pass has no effect, and None; or the boolean one step
-earlier, and the state whose gradient it masks there."""
+"""A boolean and None: a value of the backward pass has no effect on neurons where the boolean is false.
+Or such a boolean of the step before, and the index of the state whose gradient it masks there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +50,12 @@ class Plan:
 
     @cached_property
     def support_at(self) -> int | None:
-        """The index of `support` in `stored`."""
+        """The index in :attr:`stored` of the boolean that masks the output's gradient; or None."""
         return None if self.support is None else self.stored.index(self.support)
 
     @cached_property
     def spikes_at(self) -> int | None:
-        """The index of `spikes` in `stored`."""
+        """The index in :attr:`stored` of the output spikes' bits; None if they are not stored."""
         return None if self.spikes is None else self.stored.index(self.spikes)
 
     def bits(self, number_bits: int = 32) -> int:
@@ -64,7 +64,10 @@ class Plan:
 
 
 def make_plan(step: Step, required: Sequence[Value] = ()) -> Plan:
-    """The cheapest plan for the backward pass of `step` that stores the `required` values."""
+    """Chooses the values that the forward pass of `step` stores for the backward pass, at least cost.
+
+    The choice contains the `required` values.
+    """
     roots = gradients(step)
     residuals = cheapest_residuals(step, roots, required)
     support = state_gates(step).get(len(step.nexts) - 1)
@@ -84,7 +87,7 @@ def spikes_plan(step: Step) -> Plan | None:
 
 
 def gradients(step: Step) -> list[Value]:
-    """The results of the backward pass of `step`, and the gradients among the factors in `step.outer`."""
+    """All gradients that the backward pass of `step` computes, also those in outer products for matrices."""
     grads = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
     return grads + [side for side in step.sides if has_gradient(side)]
 
@@ -107,16 +110,21 @@ def passes_gradient(step: Step) -> bool:
 
 
 def state_gates(step: Step) -> dict[int, Value]:
-    """By state: a boolean of the step outside which the gradient of the state has no effect in the step."""
+    """By index of a state: a boolean of the step that masks the gradient of the state.
+
+    Where the boolean is false, the gradient has no effect in the step. States without such a boolean are
+    missing.
+    """
     gates = {int(value.data): gate for value, gate in gates_of(step, {}).items() if value.is_gradient}
     return {state: gate[0] for state, gate in gates.items() if gate is not None}
 
 
 def gates_of(step: Step, earlier: Mapping[int, Value]) -> dict[Value, Gate | None]:
-    """The gate of each value in the backward pass of `step`; None for values that have effect everywhere.
+    """The gate of each value in the backward pass of `step`: a boolean that masks the value.
 
-    `earlier` contains the :func:`state_gates` of the step before, which mask gradients that this step passes
-    on; other results of the backward pass have effect everywhere. A gate depends on no gradient.
+    Where the gate is false, the value has no effect on any result. Values without a gate map to None. A gate
+    depends on no gradient. `earlier` contains the :func:`state_gates` of the step before by state; they mask
+    the state gradients that this step passes on. Other results of the backward pass have no gate.
     """
     roots = gradients(step)
     order = reachable(roots)
@@ -134,7 +142,10 @@ def gates_of(step: Step, earlier: Mapping[int, Value]) -> dict[Value, Gate | Non
 
 
 def _gate_of_use(value: Value, user: Value, user_gate: Gate | None) -> Gate | None:
-    """The gate of `value` as an argument of `user`, whose own gate is `user_gate`."""
+    """A boolean outside which `value` has no effect as an argument of the operation `user`, or None.
+
+    `user_gate` is the same for the result of `user`. ``(boolean, None)`` is a boolean of this step.
+    """
     if value in user.args[1:2] and user.gate is not None:
         return user.gate, None
     if user.operation is None or not user.operation.linear:

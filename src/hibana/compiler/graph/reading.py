@@ -76,8 +76,7 @@ class Reading:
     def step(self) -> Step:
         """The step.
 
-        Raises:
-            Unsupported: if an operation is not pointwise, no matrix product, or not in the table.
+        Raises Unsupported if an operation is not pointwise, no matrix product, or not in the table.
         """
         leaves = [node for node in self.graph.nodes if node.op == "placeholder"]
         for index, node in enumerate(leaves):

@@ -24,13 +24,12 @@ def joint_graph(
     """The graph of one step and its gradient, and whether the step reads the size of a tensor.
 
     Placeholders of the graph are the input, the states, `tensors`, and the gradients of the next states. Its
-    outputs are the next states, and the gradients of all differentiable placeholders, or None.
-
-    Raises:
-        Unsupported: if the step raises an error, or does something that a trace cannot record.
+    outputs are the next states, and the gradients of all differentiable placeholders, or None. Raises
+    Unsupported if the step raises an error, or does something that a trace cannot record.
     """
 
     def placeholder(like: Tensor, differentiable: bool) -> Tensor:
+        """Zeros with the shape and dtype of `like`, recorded as an input of the graph."""
         zeros = torch.zeros(like.shape, dtype=like.dtype, device=device).requires_grad_(differentiable)
         return recorder.placeholder(zeros)
 
@@ -119,6 +118,7 @@ class _AttributeReads(TorchFunctionMode):
         self.recorder = recorder
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Calls `func`; notes reads of sizes, and raises Unsupported for reads of layouts and numbers."""
         if func in _SIZES:
             self.sizes = True
         elif func == _SET_DATA:  # no ATen operation records it
@@ -219,6 +219,7 @@ class _Recorder(TorchDispatchMode):
             return self._recorded(func, args, kwargs or {})
 
     def _recorded(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Runs the ATen operation `func`, adds a node for it to the graph, and returns its result."""
         if torch.Tag.nondeterministic_seeded in func.tags:
             raise Unsupported(f"the step draws random numbers by {func}, which no kernel computes")
         if func in _DECOMPOSED:

@@ -27,7 +27,7 @@ def cost_in_bits(value: Value, number_bits: int = 32) -> int:
 
 
 def cheapest_residuals(step: Step, roots: Sequence[Value], required: Sequence[Value] = ()) -> Residuals:
-    """The residuals for the gradients `roots` of `step`: the `required` values, then the cheapest choice."""
+    """The values to store for a backward pass with results `roots`: `required`, then the cheapest others."""
     search = Search(step, roots, required)
     chosen = min(map(search.improve, search.starts()), key=search.cost)
     return (*required, *(value for value in sorted(chosen, key=cost_in_bits) if value not in required))
@@ -47,16 +47,19 @@ class Search:
         self.candidates = [v for v in last_first if v in used and v not in drawn and self._is_candidate(v)]
 
     def _is_candidate(self, value: Value) -> bool:
-        """Whether storing `value` can help: it is not available anyway, and is known after the step."""
+        """Whether storing `value` can help: a step computes it, and no kernel can read it anyway."""
         return not value.is_available and (not value.is_previous or value in self.nexts)
 
     def _sources(self, values: Iterable[Value]) -> list[Value]:
-        """The states after the step before that are the previous states in `values`."""
+        """The expressions with which the step before computed the previous states in `values`."""
         indices = sorted({int(value.data) for value in values if value.is_previous})
         return [self.nexts[i] for i in indices]
 
     def cost(self, residuals: Residuals) -> float:
-        """Bits of `residuals` and the effort of computing the rest; infinite if they do not suffice."""
+        """The bits of the stored `residuals` and the effort of recomputing all other values from them.
+
+        Infinite if the backward pass needs a value that cannot be recomputed from them.
+        """
         stored = self.required.union(residuals)
         now = [value for value in evaluation_order(self.roots, stored) if not value.is_available]
         before = evaluation_order(self._sources(now), stored)
@@ -65,12 +68,18 @@ class Search:
         return self.bits(residuals) + sum(map(_effort, (*now, *before)))
 
     def bits(self, residuals: Iterable[Value]) -> int:
-        """Bits of `residuals` that are not required; the input needs no store, which counts as -1 bit."""
+        """Bits per neuron and step to store `residuals`, without the required ones.
+
+        The input costs one bit less than other numbers, since the forward pass need not write it.
+        """
         chosen = [value for value in residuals if value not in self.required]
         return sum(map(cost_in_bits, chosen)) - any(value.is_input for value in chosen)
 
     def starts(self) -> Iterator[Residuals]:
-        """Starts of the search: the states, the values that the backward pass uses, and all booleans."""
+        """Three sets of values from which the search starts.
+
+        They are the states, the values that the backward pass uses, and all booleans.
+        """
         for values in (self.nexts, self.roots, [v for v in self.candidates if v.boolean]):
             yield tuple(v for v in self.candidates if v in values or _must_be_stored(v))
 
@@ -89,7 +98,7 @@ class Search:
                 return residuals
 
     def _neighbours(self, residuals: Residuals) -> Iterator[Residuals]:
-        """All sets that differ from `residuals` in one value."""
+        """All sets that differ from `residuals` by one value removed, added or replaced."""
         for value in sorted(residuals, key=cost_in_bits, reverse=True):
             yield tuple(v for v in residuals if v is not value)
         unused = [value for value in self.candidates if value not in residuals]
@@ -117,9 +126,9 @@ def _drawn_numbers(values: Iterable[Value]) -> set[Value]:
     """The numbers in `values` that depend only on draws and available values."""
     drawn: set[Value] = set()
     for value in evaluation_order(values, ()):
-        depends = any(argument in drawn for argument in value.args)
-        depends &= all(argument in drawn or argument.is_available for argument in value.args)
-        if value.is_draw or (depends and not value.boolean):
+        is_function_of_draws = any(argument in drawn for argument in value.args)
+        is_function_of_draws &= all(argument in drawn or argument.is_available for argument in value.args)
+        if value.is_draw or (is_function_of_draws and not value.boolean):
             drawn.add(value)
     return drawn
 

@@ -86,6 +86,7 @@ def _encode(step: Step, document: dict[str, Any], residuals: tuple[Value, ...] =
     index = {value: i for i, value in enumerate(reachable(root for root in roots if root is not None))}
 
     def encode(item: Any) -> dict[str, Any]:
+        """An object that JSON does not know, as an object with one key that begins with ``$``."""
         match item:
             case Value():
                 return {"$value": index[item]}
@@ -112,6 +113,7 @@ def _decode(text: str) -> dict[str, Any]:
     values: list[Value] = []
 
     def define(op: str, args: list[int], data: int | str, scalar: bool) -> None:
+        """Adds the next value of the step; `args` are indices of earlier values."""
         values.append(Value(op, tuple(values[i] for i in args), data, scalar))
 
     def part(input_count: int, calls: list[Any], outputs: list[int | None]) -> Part:
@@ -128,6 +130,7 @@ def _decode(text: str) -> dict[str, Any]:
     }
 
     def decode(item: dict[str, Any]) -> Any:
+        """The Python object for a JSON object with a ``$`` key; other objects unchanged."""
         key = next(iter(item), "")
         return decoders[key](item[key]) if key in decoders else item
 

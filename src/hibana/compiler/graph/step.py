@@ -39,6 +39,7 @@ class Value:
 
     @property
     def is_input(self) -> bool:
+        """Whether it is the leaf of the step's input."""
         return self.op == "input"
 
     @property
@@ -53,6 +54,7 @@ class Value:
 
     @property
     def is_draw(self) -> bool:
+        """Whether it is the leaf of a random number."""
         return self.op == "draw"
 
     @property
@@ -82,6 +84,7 @@ class Value:
 
     @property
     def is_product(self) -> bool:
+        """Whether it is a product with a matrix of the cell."""
         return self.op == "product"
 
     @property
@@ -96,12 +99,15 @@ class Value:
 
     @property
     def as_boolean(self) -> "Value | None":
-        """The boolean that this number is the conversion of, to 1 or 0; None for other numbers."""
+        """If this value is a boolean converted to 1 or 0: the boolean; else None."""
         return self.args[0] if self.op == "to_float" else None
 
     @property
     def gate(self) -> "Value | None":
-        """The condition of ``to_float`` or ``where(condition, x, 0)``, outside which it is 0; else None."""
+        """A boolean such that this value is 0 where it is false, or None.
+
+        It is the condition of a value ``to_float(condition)`` or ``where(condition, x, 0)``.
+        """
         if self.op == "where" and not self.args[2].is_number(0):
             return None
         return self.args[0] if self.op in ("to_float", "where") else None
@@ -148,7 +154,7 @@ class Step:
 
     @property
     def sides(self) -> list[Value]:
-        """All values in the pairs of :attr:`outer`."""
+        """The factors of all outer products, two for each pair in :attr:`outer`."""
         return [side for pair in self.outer for side in pair]
 
     @property
@@ -159,7 +165,7 @@ class Step:
     def with_gradients(
         self, rewrite: Callable[[Value], Value], outer: Iterable[tuple[Value, Value]]
     ) -> "Step":
-        """The step with each gradient replaced by `rewrite` of it, and with the pairs `outer`."""
+        """A copy of the step with `rewrite` applied to each gradient, and with the outer products `outer`."""
         return replace(
             self,
             grad_input=None if self.grad_input is None else rewrite(self.grad_input),

@@ -17,7 +17,7 @@ from hibana.compiler.graph.step import Step, Value
 
 
 class Operand(NamedTuple):
-    """The operand of a matrix product of a step."""
+    """The vector that a matrix of a step multiplies, of which the gradient of the matrix needs all steps."""
 
     residual: Value
     """The value to store: a boolean, a number or the input."""
@@ -30,15 +30,17 @@ class Operand(NamedTuple):
 
 
 def operands(step: Step) -> tuple[Operand, ...]:
-    """The operand of each pair in :attr:`Step.outer`.
+    """The vectors that the matrices of `step` multiply, one for each outer product in :attr:`Step.outer`.
 
-    Raises:
-        Unsupported: if both sides of a pair are gradients or neither, or no step computes the operand.
+    The gradient of a matrix is the sum of the outer products of such a vector and the gradient of the
+    product. Raises Unsupported if both factors of an outer product are gradients or neither, or no step
+    computes the vector.
     """
     return tuple(_operand(step, pair) for pair in step.outer)
 
 
 def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
+    """The factor of an outer product that is no gradient, and how the backward pass gets its value."""
     is_left = has_gradient(pair[1])
     if has_gradient(pair[0]) == is_left:
         raise Unsupported("a product of neurons with one another, in the gradient of a matrix")
@@ -53,9 +55,10 @@ def _operand(step: Step, pair: tuple[Value, Value]) -> Operand:
 
 
 def with_computed_operands(step: Step) -> Step:
-    """`step` with states that it passes on unchanged multiplied by 1 if a matrix multiplies them.
+    """`step`, multiplying by 1 each state that it passes on unchanged and that a matrix multiplies.
 
-    The operand of a matrix is a residual, which a step must compute; the product with 1 is the same number.
+    The backward pass needs the vector that a matrix multiplies, and only values that a step computes are
+    stored for it. Multiplication by 1 makes the state a computed value and does not change the number.
     """
     multiplied = {int(side.data) for side in step.sides if side.is_previous}
     nexts = list(step.nexts)
@@ -66,7 +69,7 @@ def with_computed_operands(step: Step) -> Step:
 
 
 def required_residuals(step: Step) -> list[Value]:
-    """The residuals that matrix products need: their operands, and the masks of their gradients."""
+    """The values that gradients of matrix products need: the multiplied vectors, and masks of gradients."""
     if not step.matrices:
         return []
     masks = [mask for mask, _ in _product_gates(step).values()]
@@ -74,10 +77,14 @@ def required_residuals(step: Step) -> list[Value]:
 
 
 def with_masks(step: Step) -> tuple[Step, dict[int, Value]]:
-    """`step` with a mask as second argument of each product in its gradients, and the masks of states.
+    """Adds masks to the matrix products in the gradients of `step`: neurons whose result is needed.
 
-    A mask is a boolean of this step, or a leaf ``gate``: the mask of the state `data` one step earlier. The
-    second result has these masks by state. A product that is needed for all neurons keeps one argument.
+    A mask becomes the second argument of a product. It is a boolean of this step, or a leaf ``gate`` that
+    stands for a boolean of the step before, which masks the gradient of a state. A product that is needed for
+    all neurons keeps one argument.
+
+    Returns:
+        The step, and by index of a state the boolean that the ``gate`` leaves of the next step stand for.
     """
     gates = _product_gates(step)
     masks = {
@@ -101,12 +108,16 @@ class _Masking(Rewriting):
         self.masks = masks
 
     def product(self, value: Value, args: list[Value]) -> Value:
+        """The product with its mask, if it has one, as second argument."""
         mask = self.masks.get(value)
         return super().product(value, args if mask is None else [*args, mask])
 
 
 def _product_gates(step: Step) -> dict[Value, Gate]:
-    """The gates of the products of gradients, for products that have a gate."""
+    """The boolean that masks each matrix product of a gradient: elsewhere its result has no effect.
+
+    Products without such a boolean are missing.
+    """
     forward = set(reachable(step.nexts))
     gates = gates_of(step, state_gates(step))
     return {

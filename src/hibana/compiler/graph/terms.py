@@ -26,6 +26,7 @@ class Term:
 
     @property
     def value(self) -> Value:
+        """The value of the step that this term stands for."""
         return self._source if isinstance(self._source, Value) else self._read(self._source)
 
     def lift(self, other: Any) -> "Term":

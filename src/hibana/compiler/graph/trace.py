@@ -35,8 +35,8 @@ def trace(
 
     Args:
         cell: the cell.
-        shape: of one step of input.
-        dtype: of the numbers in the step.
+        shape: the shape of one step of the input, ``[batch, ...]``.
+        dtype: the dtype of the numbers in the step.
         device: ``"cpu"`` or ``"cuda"``.
         draws: whether the step may draw random numbers.
 
@@ -52,6 +52,7 @@ def trace(
 
 
 def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> Step:
+    """The step of `cell`, as :func:`trace`; must run in a thread without torch modes."""
     tensors = tensors_of(cell)
     small_shapes = [_small_shape(tensors, shape, size) for size in (2, 3)]
     copy = _copy(cell, tensors)

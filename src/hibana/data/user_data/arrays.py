@@ -142,10 +142,8 @@ class Arrays(UserData):
 def read_arrays(source: Any) -> dict[str, Array]:
     """The arrays in an ``.npz`` file, a folder of ``.npy`` files, or memory, by name.
 
-    The array of a single ``.npy`` file, and data in memory, are called ``inputs``.
-
-    Raises:
-        ValueError: if a file can't be read, or contains other objects than arrays of numbers.
+    The array of a single ``.npy`` file, and data in memory, are called ``inputs``. Raises ValueError if a
+    file can't be read, or contains other objects than arrays of numbers.
     """
     if not isinstance(source, str | Path):
         return {"inputs": np.asarray(source)}
@@ -171,8 +169,7 @@ def read_arrays(source: Any) -> dict[str, Array]:
 def read_numbers(path: Path) -> Tensor:
     """The numbers in a ``.npy`` file, as ``float32``.
 
-    Raises:
-        ValueError: if the file can't be read, or a number is not finite.
+    Raises ValueError if the file can't be read, or a number is not finite.
     """
     arrays = read_arrays(path)
     if list(arrays) != ["inputs"] or arrays["inputs"].dtype.kind not in "biuf":

@@ -51,8 +51,7 @@ class Inputs(ABC):
     def difference_from_training(self, values: Any) -> str:
         """A clause that describes how `values` differ from the training data; empty if they do not.
 
-        Raises:
-            ValueError: if they have another shape.
+        Raises ValueError if they have another shape.
         """
 
 
@@ -82,8 +81,7 @@ class Description:
 def description_from_plain(plain: Any) -> Description:
     """The description whose :meth:`Description.to_plain` is `plain`.
 
-    Raises:
-        ValueError: if `plain` is not the plain form of a description.
+    Raises ValueError if `plain` is not the plain form of a description.
     """
     is_complete = isinstance(plain, dict) and set(plain) == {"kind", "inputs", "target"}
     if not is_complete or plain["kind"] not in KINDS:

@@ -74,11 +74,7 @@ def _are_txyp(events: Array) -> bool:
 
 
 def _event_columns(columns: Iterable[str]) -> list[str]:
-    """The names of the columns of t, x, y and p, in this order.
-
-    Raises:
-        ValueError: if one is missing.
-    """
+    """The names of the columns of t, x, y and p, in this order; raises ValueError if one is missing."""
     names = {str(name).lower(): name for name in columns}
     present = {letter: [name for name in usual if name in names] for letter, usual in NAMES.items()}
     if missing := [letter for letter in present if not present[letter]]:

@@ -110,8 +110,7 @@ def _is_file(folder: Path, name: object) -> bool:
 def _listed_files(path: Path, suffixes: tuple[str, ...], kind: str) -> RawSamples:
     """The files and labels in the ``filename,label`` table `path`.
 
-    Raises:
-        ValueError: naming a row whose file does not exist or has another suffix.
+    Raises ValueError, naming a row whose file does not exist or has another suffix.
     """
     table, _ = read_table(path)
     columns = [column_texts(table[name]) for name in table.columns]

@@ -115,8 +115,7 @@ def _default_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
 def _open(path: Path) -> Any:
     """The picture in a file, rotated upright, as a PIL image.
 
-    Raises:
-        ValueError: if it can't be read, or has floating-point pixels, whose white is not defined.
+    Raises ValueError if it can't be read, or has floating-point pixels, whose white is not defined.
     """
     import PIL.Image
     import PIL.ImageOps

@@ -45,8 +45,7 @@ class RawSamples:
     def labelled(self, source: str) -> "RawSamples":
         """The samples that have a label; the summary of the result counts the others.
 
-        Raises:
-            ValueError: if no sample of `source` has a label, or all labels are the same and others missing.
+        Raises ValueError if no sample of `source` has a label, or all labels are the same and others missing.
         """
         if self.labels is None:
             raise ValueError(f"{source} must have labels ({self.label!r}); {self.summary or 'it has none'}")

@@ -149,8 +149,7 @@ def _filters(rate: int, length: int, highest: float) -> Numbers:
 def _open(path: Path) -> Iterator[Any]:
     """The open ``soundfile.SoundFile`` at `path`.
 
-    Raises:
-        ValueError: if it can't be read, is truncated, empty, or too long.
+    Raises ValueError if it can't be read, is truncated, empty, or too long.
     """
     import soundfile
 
@@ -191,8 +190,7 @@ def _rate_and_seconds(path: Path) -> tuple[int, float]:
 def read_levels(path: Path, highest: float) -> Numbers:
     """The levels of the recording in a file, in bands up to `highest` Hz; see :func:`log_mel`.
 
-    Raises:
-        ValueError: if the file is truncated, empty, or contains numbers that are not finite.
+    Raises ValueError if the file is truncated, empty, or contains numbers that are not finite.
     """
     with _open(path) as file:
         samples, rate = file.read(dtype="float64", always_2d=True), file.samplerate

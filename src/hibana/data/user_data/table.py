@@ -59,8 +59,7 @@ class TableInputs(Inputs):
     def select_columns(self, table: "DataFrame") -> "DataFrame":
         """The columns to learn from; by position if `table` has no header and as many columns.
 
-        Raises:
-            ValueError: if a column is missing.
+        Raises ValueError if a column is missing.
         """
         names = [column.name for column in self.columns]
         if str(table.columns[0]) == f"{PLAIN}1" and len(table.columns) == len(names):
@@ -79,8 +78,7 @@ class TableInputs(Inputs):
     def features(self, values: "DataFrame") -> Tensor:
         """The features before scaling, ``[rows, F]``.
 
-        Raises:
-            ValueError: naming row and column of a value that is infinite or not a number.
+        Raises ValueError, naming row and column of a value that is infinite or not a number.
         """
         features: list[np.ndarray[Any, Any]] = []
         for column in self.columns:
@@ -252,8 +250,7 @@ def numeric(table: "DataFrame") -> "np.ndarray[Any, Any]":
 def numbers_of(name: str, series: Any) -> "np.ndarray[Any, Any]":
     """The numbers of the column `name`, NaN for missing values.
 
-    Raises:
-        ValueError: naming the row of a value that is infinite or not a number.
+    Raises ValueError, naming the row of a value that is infinite or not a number.
     """
     import pandas
 

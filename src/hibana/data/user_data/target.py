@@ -44,8 +44,7 @@ class Target:
     def encoded(self, labels: Sequence[str]) -> Tensor:
         """`labels` as ``int64`` class indices, or as numbers scaled to mean 0 and deviation 1.
 
-        Raises:
-            ValueError: if a label is an unknown class, or not a finite number.
+        Raises ValueError if a label is an unknown class, or not a finite number.
         """
         if not self.classes:
             return ((_numbers(self.name, labels) - self.mean) / self.deviation).float()

@@ -19,8 +19,7 @@ __all__ = ["read_ts"]
 def read_ts(path: Path) -> tuple[list["np.ndarray[Any, Any]"], list[str] | None]:
     """The sequences in a file, ``[frames, dimensions]`` each, and their labels, or ``None`` without labels.
 
-    Raises:
-        ValueError: if the file can't be read; the message names the line.
+    Raises ValueError if the file can't be read; the message names the line.
     """
     try:
         text, _ = decode(path.read_bytes())

@@ -192,8 +192,7 @@ class PairRule:
     def _initial_state(self, state: Sequence[Tensor] | None, inputs: Tensor) -> tuple[Tensor, ...]:
         """The states of the neurons, the inputs' traces and the neurons' traces; the resting state for None.
 
-        Raises:
-            ValueError: if `state` has other shapes.
+        Raises ValueError if `state` has other shapes.
         """
         cell, step = self._cell, inputs[0]
         zeros = step.new_zeros(len(step), self.linear.out_features)

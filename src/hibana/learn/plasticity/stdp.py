@@ -167,8 +167,7 @@ class STDP(PairRule):
     def _compile(self, cell: Cell) -> tuple[CellStep, Launcher]:
         """The step of `cell` and the kernel, which are compiled again if the cell changes.
 
-        Raises:
-            Unsupported: if the cell can't be compiled.
+        Raises Unsupported if the cell can't be compiled.
         """
         key = (type(cell), dependencies_of(cell).key, self.linear.out_features)
         if self._compiled is None or self._key != key:
@@ -183,8 +182,7 @@ class STDP(PairRule):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Computes :meth:`Pairs.run` in float32 on the CPU, with the cell's `tensors`.
 
-        Raises:
-            ValueError: if an input is neither 0 nor 1; the weights are then unchanged.
+        Raises ValueError if an input is neither 0 nor 1; the weights are then unchanged.
         """
         pairs, weight, bias = self.pairs, self.linear.weight.detach(), self.linear.bias
         outs, ins = weight.shape

@@ -38,16 +38,14 @@ class Arithmetic(ABC):
     def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
         """The body of a loop over neurons that computes `stores`, and the C expression of each result.
 
-        Raises:
-            Unsupported: naming the layer, if an operation has no form in C.
+        Raises Unsupported, naming the layer, if an operation has no form in C.
         """
 
     @abstractmethod
     def constant_type(self, name: str, values: Tensor) -> str:
         """C's type of the constants `values` of the layer `name`.
 
-        Raises:
-            ValueError: if the program can't represent them.
+        Raises ValueError if the program can't represent them.
         """
 
     def literal(self, number: float, kind: str) -> str:

@@ -120,8 +120,7 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
 def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
     """The dtype that represents all numbers of `net` exactly, for as many steps as `example` has.
 
-    Raises:
-        Unsupported: naming the layer, if a number may not fit in 32 bits, or is not an integer.
+    Raises Unsupported, naming the layer, if a number may not fit in 32 bits, or is not an integer.
     """
     arithmetic = _integer_arithmetic(net, read(net.net, net.integer_input(example)), len(example), "sum")
     if arithmetic.largest >= 2**53:

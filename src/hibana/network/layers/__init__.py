@@ -27,11 +27,7 @@ LAYERS: dict[str, LayerKind] = {}
 
 
 def register(kind: LayerKind) -> None:
-    """Adds `kind` to the table.
-
-    Raises:
-        ValueError: if another kind has its name.
-    """
+    """Adds `kind` to the table; raises ValueError if another kind has its name."""
     if kind.name in LAYERS:
         raise ValueError(f"name must be new among kinds of layers, got {kind.name!r}")
     LAYERS[kind.name] = kind

@@ -71,8 +71,7 @@ class LayerKind:
     def read(self, call: Call) -> Node:
         """The node of `call`, or its input node if the call changes no number.
 
-        Raises:
-            Unsupported: naming the layer, for settings that no target computes.
+        Raises Unsupported, naming the layer, for settings that no target computes.
         """
         node = Node(call.name, self, call.module, call.inputs, call.input_shapes, call.shape)
         self.check(node)

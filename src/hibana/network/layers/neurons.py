@@ -132,8 +132,7 @@ class DelayedRecurrentNeurons(Neurons):
 def _neuron_node(cell: Cell, shape: Shape, dt: float) -> NirNode:
     """The NIR node of neurons with `cell` and samples of `shape`, with `dt` seconds per step.
 
-    Raises:
-        ValueError: if NIR has no node for the cell or one of its settings.
+    Raises ValueError if NIR has no node for the cell or one of its settings.
     """
     unit_r = {"r": full_array(1.0, shape, "r")}
     match cell:
@@ -202,8 +201,7 @@ def _leaky_node(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape:
 def _spiking_fields(cell: Any, shape: Shape) -> dict[str, Any]:
     """The NIR fields of the threshold and the reset of `cell`.
 
-    Raises:
-        ValueError: if NIR has no field for a setting of the cell.
+    Raises ValueError if NIR has no field for a setting of the cell.
     """
     if isinstance(cell.reset, str):
         raise ValueError(  # noqa: TRY004 - a network that NIR can't express, like the others here

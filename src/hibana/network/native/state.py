@@ -42,8 +42,7 @@ def write_state(
 ) -> None:
     """Writes a state as :func:`read_state` returns it to the samples' blocks ``[batch, bytes]``.
 
-    Raises:
-        ValueError: naming the layer, if `state` has other entries or shapes; nothing is written then.
+    Raises ValueError, naming the layer, if `state` has other entries or shapes; nothing is written then.
     """
     numbers = [array for array in arrays if array.kind != "counter"]
     names = dict.fromkeys(array.layer for array in numbers)

@@ -72,10 +72,8 @@ def _offsets_and_sizes(
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
     """Kernel arguments: `bits` and the offset of each synapse in a row's buffer, and all sizes.
 
-    The buffer of a row is ``[outputs][columns]``, with one column for each step and delay.
-
-    Raises:
-        ValueError: if an offset would lie outside of the buffer.
+    The buffer of a row is ``[outputs][columns]``, with one column for each step and delay. Raises ValueError
+    if an offset would lie outside of the buffer.
     """
     taps, outputs, inputs = weight.shape
     least, most = (int(bound) for bound in lags.aminmax())
