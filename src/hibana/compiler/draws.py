@@ -8,8 +8,11 @@ share a counter: i gets its first word and i + 16 its second, or each gets one o
 uniform float64 number takes both words of its own counter:
 
     uniform = floor(w / 2**8) 2**-24 in float32;  w0 2**-32 + floor(w1 / 2**11) 2**-53 in float64
+
+A Poisson number inverts the distribution function at a uniform number (:func:`poisson`).
 """
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -62,6 +65,33 @@ def normal(seed: int, number: int, step: int, like: Tensor) -> Tensor:
     """Normal numbers, computed in float32: draw `number` of `step`, with the shape and dtype of `like`."""
     words = _words(seed, number, step, _counters(like.numel()), like.device)
     return _shared(like.numel(), *generator.normal(_Numbers, *words)).view(like.shape).to(like.dtype)
+
+
+def poisson(u: Tensor, rate: Tensor, p_zero: Tensor) -> Tensor:
+    """The smallest k with ``u < P(0) + ... + P(k)``, P the Poisson distribution with mean `rate` in [0, 64].
+
+    ``P(k) = P(k - 1) * (rate * (1 / k))`` is added up in the order of k, in the dtype of the arguments; so
+    the result is exact up to the resolution of `u`, which is 2**-24 in float32. The sum ends where it no
+    longer grows. The result is NaN for a `rate` outside of [0, 64].
+
+    Args:
+        u: uniform numbers in [0, 1).
+        rate: the means, with the shape of `u`.
+        p_zero: ``P(0) = exp(-rate)``.
+    """
+    count, probability, total = torch.zeros_like(u), p_zero, p_zero
+    k = 0
+    while bool((is_above := u >= total).any()):
+        k += 1
+        count = torch.where(is_above, count + 1, count)
+        probability = probability * (rate * (1 / k))
+        grown = total + probability
+        total = torch.where(grown > total, grown, math.inf)
+    return torch.where((rate >= 0) & (rate <= LARGEST_RATE), count, math.nan)
+
+
+LARGEST_RATE = 64
+"""The largest mean of a Poisson number; the loop over k takes about as many turns as the largest result."""
 
 
 def _counters(count: int) -> int:
@@ -158,6 +188,11 @@ class Drawing(TorchFunctionMode):
         """The next normal numbers of the step, with the shape and dtype of `like`."""
         return normal(*self._next(like), like)
 
+    def poisson(self, rate: Tensor) -> Tensor:
+        """Poisson numbers with the means `rate`, in its shape and dtype; half precision uses float32."""
+        mean = rate.detach() if rate.dtype == torch.float64 else rate.detach().float()
+        return poisson(self.uniform(mean), mean, torch.exp(-mean)).to(rate.dtype)
+
     def _next(self, like: Tensor) -> tuple[int, int, int]:
         """The seed, the number of the next draw, and the step."""
         if not like.dtype.is_floating_point:
@@ -239,6 +274,7 @@ _DRAWS: dict[Any, Callable[..., Tensor | None]] = {
     torch.rand: lambda drawing, *size, **o: _finish(drawing.uniform(_empty(*size, **o)), o),
     torch.randn: lambda drawing, *size, **o: _finish(drawing.normal(_empty(*size, **o)), o),
     torch.bernoulli: _torch_bernoulli,
+    torch.poisson: lambda drawing, rates: drawing.poisson(rates),
     _TENSOR.bernoulli: _torch_bernoulli,
     _TENSOR.bernoulli_: lambda drawing, x, p=0.5: x.copy_(_bernoulli(drawing, p, x)),
     _TENSOR.uniform_: _uniform_,

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from hibana.compiler.cpu.draws import Block, Draws
-from hibana.compiler.cpu.vector_math import exp_of_float32
+from hibana.compiler.cpu.vector_math import IN_BLOCK
 from hibana.compiler.graph import step as graph
 from hibana.compiler.graph.analysis import Analysis
 from hibana.compiler.graph.ops import Operation, row_of
@@ -149,8 +149,8 @@ class _Block(Analysis[Value]):
 
     def operation(self, value: graph.Value, row: Operation, args: list[Value]) -> Value:
         """The result of an operation on `args`: the instructions of the table `OPERATIONS`."""
-        if value.data == IN_LOOP:
-            return exp_of_float32(args[0])
+        if compute := IN_BLOCK.get(value.op):
+            return compute(self.code, *args)
         *steps, last = row_of(row.name, "llvm").llvm
         texts, types, writer = [argument.text for argument in args], dict(self.types), self.code.writer
         for i, instruction in enumerate(steps):

@@ -8,6 +8,7 @@ library.
 import math
 from collections.abc import Callable, Sequence
 
+from hibana.compiler.draws import LARGEST_RATE
 from hibana.runtime.kernels import DOUBLE, Code, Function, Value, external_function
 
 VECTOR = 8
@@ -74,6 +75,27 @@ def exp_of_float32(x: Value) -> Value:
     result = (result.float_bits() + (shifted.float_bits() << 23)).float_from_bits()
     result = (x < -86.6).select(0, result)
     return (x <= 88.7).select(result, x * math.inf)  # NaN stays NaN
+
+
+def poisson(code: Code, u: Value, rate: Value, p_zero: Value) -> Value:
+    """The numbers of :func:`hibana.compiler.draws.poisson`; the loop over k runs until all lanes are done."""
+    count, probability = code.variable(u.lift(0)), code.variable(p_zero)
+    total, k = code.variable(p_zero), code.variable(u.constant(u.type.of(1), 0))
+    is_above = u >= p_zero
+    with code.when(is_above.word().differs(0)), code.do_while() as repeat_if:
+        k.value = k.value + 1
+        is_above = u >= total.value
+        count.value = is_above.select(count.value + 1, count.value)
+        probability.value = probability.value * (rate * (1 / k.value).spread(u.type.width))
+        grown = total.value + probability.value
+        total.value = (grown > total.value).select(grown, math.inf)
+        repeat_if((u >= total.value).word().differs(0))
+    is_valid = (rate >= 0) & (rate <= LARGEST_RATE)
+    return is_valid.select(count.value, math.nan)
+
+
+IN_BLOCK: dict[str, Callable[..., Value]] = {"exp": lambda _, x: exp_of_float32(x), "poisson": poisson}
+"""The function ``(code, *vectors) -> vector`` of each operation that a block of neurons computes itself."""
 
 
 def _power_of_two(count: Value) -> Value:

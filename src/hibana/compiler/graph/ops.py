@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hibana.compiler.draws import poisson
+
 
 class Unsupported(RuntimeError):  # noqa: N818 # callers also catch it to choose another backend
     """A compiled backend does not support a step or a call; the message is the reason."""
@@ -292,6 +294,10 @@ OPERATIONS: dict[str, Operation] = {
             Operation("where", 3, "({1} if {0} else {2})", _CHOICE, c="({0} ? {1} : {2})", onnx="Where"),
             **{"triton": "tl.where({0}, {1}, {2})", "takes_booleans": True, "bounds": _either},
             **{"integer": True, "linear": True},
+        ),
+        _with(
+            Operation("poisson", 3, "poisson({1})", effort=8.0, energy="multiplication", eager=poisson),
+            range=(0.0, math.inf),
         ),
         _call("exp", mkl="Exp", libm="exp", onnx="Exp", bounds=_exponential, range=(0.0, math.inf)),
         _call("log", mkl="Ln", libm="log", onnx="Log", bounds=_logarithm),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from hibana.cells import Cell
+from hibana.compiler.draws import poisson
 from hibana.compiler.graph.aten import translate
 from hibana.compiler.graph.nodes import (
     MOVES,
@@ -154,6 +155,10 @@ class Reading:
             raise Unsupported(f"{target} writes to its argument `out`")
         if target is draw:
             self._read_draw(node)
+            return
+        if target is poisson:
+            self._check_layout(node, node.all_input_nodes)
+            self.values[node] = self.make("poisson", *map(self._value, node.args))
             return
         name = name_of(target)
         if name in PRODUCTS and any(other in self.values for other in used):

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from hibana.cells import Cell
-from hibana.compiler.draws import Drawing
+from hibana.compiler.draws import Drawing, poisson
 from hibana.compiler.graph.ops import Unsupported
 from hibana.runtime import torch_internals
 from hibana.runtime.torch_internals import TorchDispatchMode, tree_map
@@ -146,6 +146,10 @@ class _RecordedDraws(Drawing):
     def normal(self, like: Tensor) -> Tensor:
         return self.recorder.draw(like, "normal")
 
+    def poisson(self, rate: Tensor) -> Tensor:
+        mean = rate.detach()
+        return self.recorder.poisson(self.uniform(mean), mean, torch.exp(-mean))
+
 
 _ATEN = torch.ops.aten
 
@@ -200,6 +204,12 @@ class _Recorder(TorchDispatchMode):
         """Zeros with the shape and dtype of `like`, recorded as a call of :func:`draw`."""
         blank = torch.zeros_like(like, device=self.device)
         self._name(blank, self.graph.call_function(draw, (self.node(like), distribution)))
+        return blank
+
+    def poisson(self, u: Tensor, rate: Tensor, p_zero: Tensor) -> Tensor:
+        """Zeros like `u`, recorded as a call of :func:`hibana.compiler.draws.poisson`."""
+        blank = torch.zeros_like(u)
+        self._name(blank, self.graph.call_function(poisson, tuple(map(self.node, (u, rate, p_zero)))))
         return blank
 
     def node(self, tensor: Tensor) -> fx.Node:
