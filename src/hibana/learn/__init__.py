@@ -2,18 +2,20 @@
 
 Online rules compute gradients step by step, in memory that does not grow with time, from the derivatives of
 the cell's step. Plasticity changes weights by the spikes of the neurons that they connect. Gradients of spike
-times go backwards through time without a surrogate.
+times go backwards through time without a surrogate. Rewiring moves synapses of sparse layers during training.
 """
 
 from hibana.learn.explain import explain
 from hibana.learn.online import Online, online
 from hibana.learn.plasticity import STDP, Oja, RewardModulatedSTDP
+from hibana.learn.rewire import SET, DeepR, RigL
 from hibana.learn.rules import DRTRL, OTTT, EProp, PPProp, Rule
 from hibana.learn.spike_times import EventPropCell, SpikeTimeCell, spikes_at
 from hibana.nn.first_spike import first_spike_times
 
 __all__ = [
     "DRTRL",
+    "DeepR",
     "EProp",
     "EventPropCell",
     "OTTT",
@@ -21,7 +23,9 @@ __all__ = [
     "Online",
     "PPProp",
     "RewardModulatedSTDP",
+    "RigL",
     "Rule",
+    "SET",
     "STDP",
     "SpikeTimeCell",
     "explain",
