@@ -23,20 +23,11 @@ from hibana.runtime import extras
 __all__ = ["Failure", "Refusal", "main"]
 
 _COMMANDS = {
-    "build": (
-        "cell_commands",
-        "Does nothing: no build step is needed. Removed in the next release.",
-    ),
-    "convert": (
-        "convert",
-        "Converts a network to NIR, C, ONNX, a page or a PyTorch program, or from NIR.",
-    ),
+    "build": ("cell_commands", "Does nothing: no build step is needed. Removed in the next release."),
+    "convert": ("convert", "Converts a network to NIR, C, ONNX, a page or a PyTorch program, or from NIR."),
     "demo": ("cell_commands", "Runs the article's two demos, prints them and draws them."),
     "explain": ("cell_commands", "Prints a cell's equations, the kernels it is compiled to, and why."),
-    "play": (
-        "network_commands",
-        "Opens a page in the browser to change a neuron or watch a network.",
-    ),
+    "play": ("network_commands", "Opens a page in the browser to change a neuron or watch a network."),
     "predict": ("network_commands", "Classifies samples, the test set or a stream with a trained network."),
     "runs": ("train_commands", "Lists the runs in a folder with their data, results and settings."),
     "share": ("network_commands", "Writes a trained network to a folder for others, with a model card."),

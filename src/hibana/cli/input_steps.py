@@ -217,12 +217,7 @@ class _EventReader(_LineReader):
     """
 
     def __init__(
-        self,
-        model: "Network",
-        shape: tuple[int, ...],
-        width: float,
-        *,
-        counts: bool = False,
+        self, model: "Network", shape: tuple[int, ...], width: float, *, counts: bool = False
     ) -> None:
         super().__init__(model, _EVENT_FIELDS, 4)
         if not (math.isfinite(width) and width > 0):

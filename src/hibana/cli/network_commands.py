@@ -98,12 +98,7 @@ def _print_test_results(model: "Network") -> None:
 
 
 def play(
-    checkpoint: Path | None = None,
-    /,
-    *,
-    port: Integer = 0,
-    browser: bool = True,
-    trust: tuple[str, ...] = (),
+    checkpoint: Path | None = None, /, *, port: Integer = 0, browser: bool = True, trust: tuple[str, ...] = ()
 ) -> None:
     """Opens a page in the browser to change a neuron or watch a trained network. Ctrl-C ends it.
 

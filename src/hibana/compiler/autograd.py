@@ -58,7 +58,7 @@ def run(
     inputs: Tensor,
     state: tuple[Tensor, ...] | None,
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The outputs of `cell` over `inputs`, and its last states other than the emitted state.
+    """The outputs of `cell` over `inputs`, and its last states other than the output state.
 
     Outputs have the memory format of `inputs`.
 
@@ -88,7 +88,7 @@ def run(
 def specify_run(
     program: "Program", inputs: Tensor, wants_last: bool, initial_count: int = 0
 ) -> RunSpecification | None:
-    """The specification of a run over inputs with these strides; None if the inputs must be copied first."""
+    """How to run `program` over `inputs` with their strides; None if the inputs must be copied first."""
     order: Order | None = None
     shape = inputs.shape
     # Matrices multiply neurons that are adjacent in memory; random numbers depend on the neurons' order.
@@ -104,7 +104,10 @@ def specify_run(
 def run_specification(
     spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...]
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """Runs a specification as :func:`run` does; `tensors` are the initial states, then the cell's tensors."""
+    """Runs a cell over `inputs`; returns the outputs, and the last states other than the output state.
+
+    `tensors` are the initial states, then the cell's tensors.
+    """
     if torch.is_grad_enabled() and (
         inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
     ):
@@ -136,7 +139,10 @@ MIN_OUTPUTS = 256
 
 
 def _attach_bits(outputs: Tensor) -> None:
-    """Attaches the bits that the node of `outputs` saved, and the mask of where it needs their gradient."""
+    """Attaches metadata to `outputs`: their spikes as bits, and a mask of where their gradient has an effect.
+
+    The autograd node of `outputs` has saved both.
+    """
     node: Any = outputs.grad_fn
     if node is None or outputs.numel() < MIN_OUTPUTS:
         return

@@ -70,7 +70,7 @@ class BackwardArguments(NamedTuple):
     grad_outputs: Tensor | None
     """The gradient of the outputs, each step contiguous; None for zeros."""
     last_grads: Sequence[Tensor | None]
-    """The gradients of the last states other than the emitted state; None for zeros."""
+    """The gradients of the last states other than the output state; None for zeros."""
     wants_input: bool
     """Whether the caller needs the gradient of the inputs."""
     wants_first: bool
@@ -101,7 +101,7 @@ class Kernels(ABC):
     about: ClassVar[str]
     """The backend, in one line."""
     takes_half: ClassVar[bool] = False
-    """Whether sequences may be of half precision; the last states then include the emitted state."""
+    """Whether sequences may be of half precision; the last states then include the output state."""
     takes_draws: ClassVar[bool] = False
     """Whether steps may draw random numbers, as :mod:`hibana.compiler.draws` defines them, from a seed."""
     approximate: tuple[str, ...] = ()
@@ -137,7 +137,7 @@ class Kernels(ABC):
 
     @abstractmethod
     def forward(self, arguments: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The outputs ``[T, ...]``, the last states other than the emitted state, and the plan's
+        """The outputs ``[T, ...]``, the last states other than the output state, and the plan's
         residuals.
         """
 

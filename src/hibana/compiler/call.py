@@ -23,20 +23,12 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations, tensors_of
 from hibana.runtime import torch_internals
 
-__all__ = [
-    "State",
-    "run_cell",
-    "run_wrapped_cell",
-    "record",
-    "unroll",
-    "unroll_layer",
-    "unroll_compiled",
-]
+__all__ = ["State", "run_cell", "run_wrapped_cell", "record", "unroll", "unroll_layer", "unroll_compiled"]
 
 State = tuple[Tensor, ...]
 Executable = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
 """From inputs and initial states, None for zeros, to the outputs and the last states. The last states may
-lack the emitted state, which is the last of the outputs."""
+lack the output state, which is the last of the outputs."""
 
 # Global lookups: attribute lookups would take a tenth of a small call.
 _get_num_threads, _is_grad_enabled = torch.get_num_threads, torch.is_grad_enabled
@@ -100,7 +92,7 @@ def unroll_compiled(
 def run_cell(
     cell: Cell, inputs: Tensor, state: State | None = None, *, backend: str = "auto", is_layer: bool = False
 ) -> tuple[Tensor, Sequence[Tensor]]:
-    """The outputs of `cell` and its last states, which may lack the emitted state, the last of the outputs.
+    """The outputs of `cell` and its last states, which may lack the output state, the last of the outputs.
 
     For a layer (`is_layer`), whose inputs are ``[T, batch, ...]``, all last states may be missing. The other
     arguments are as in :func:`unroll`.

@@ -75,16 +75,17 @@ class NamedKernels(Kernels):
         return read.new_empty(shape)
 
     def forward(self, arguments: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """As :meth:`Kernels.forward`.
+        """Allocates the results and runs the forward kernel; returns the outputs, last states and residuals.
 
-        For half-precision inputs the last states include the emitted state, which the outputs round.
+        The last states lack the output state, which is the last of the outputs. Half-precision outputs are
+        rounded, so the last states then include it.
         """
         inputs, initial, parameters, plan, wants_last, may_offset, seed = arguments
         shape, count = inputs.shape, self.step.parameters
         read_inputs = self._readable(inputs)
         outputs = self._new_sequence(read_inputs, shape, may_offset)
         last: list[Tensor] = []
-        if wants_last:  # without the emitted state, which is the last of the outputs unless these are rounded
+        if wants_last:
             states = len(initial) - (inputs.dtype == self.dtype)
             last = [inputs.new_empty(shape[1:], dtype=self.dtype) for _ in range(states)]
         layouts = self.residual_shapes(shape[0], shape[1:], plan) if plan else []

@@ -126,7 +126,7 @@ def _attribute(value: Any, path: str) -> Any:
 def _unroll(
     cell: Cell, text: str, backend: str, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, list[Tensor]]:
-    """Runs `cell` over `inputs` by the operator: the outputs, and the last states other than the emitted one.
+    """Runs `cell` over `inputs` by the operator; returns the outputs, and the last states but the output.
 
     Args:
         cell: the cell, whose tensors are arguments of the operator.
@@ -176,7 +176,7 @@ def _read(text: str, backend: str) -> tuple[Program, torch.dtype]:
 
 
 def _program(text: str, backend: str, inputs: Tensor, runs: bool = False) -> Program:
-    """The program of a serialized step for `inputs`; `runs`: whether it is to run on their device.
+    """The program of the serialized step `text` for `inputs`; checks that it can run there if `runs`.
 
     Raises RuntimeError if the step was serialized for another dtype or device.
     """
@@ -212,7 +212,7 @@ def _forward(
     keep: bool,
     seed: Tensor | None = None,
 ) -> list[Tensor]:
-    """The outputs, the last states other than the emitted state, and, with `keep`, the residuals."""
+    """The outputs, the last states other than the output state, and, with `keep`, the residuals."""
     program = _program(step, backend, inputs, runs=True)
     # `may_offset`: a graph expects every tensor to begin at the start of its memory
     arguments = ForwardArguments(

@@ -20,7 +20,7 @@ __all__ = ["DelayedRecurrent"]
 class DelayedRecurrent(Stateful):
     """`cell` over time, its spikes fed back through delayed synapses: ``[T, B, F] -> [T, B, F]``.
 
-        state_t,o = cell(input_t,o + sum_i W_oi s_(t - 1 - d_oi),i , state_(t-1),o),   s the emitted state
+        state_t,o = cell(input_t,o + sum_i W_oi s_(t - 1 - d_oi),i , state_(t-1),o),   s the output state
 
     With delays of 0 it equals :class:`hibana.Recurrent`. Its synapses, `recurrent`, are a
     :class:`hibana.DelayedLinear`: weights and delays are learned together, and :func:`hibana.narrow_delays`

@@ -114,7 +114,7 @@ GRADIENT_SCALE = 0.5
 class Recurrent(Stateful):
     """`cell` over time with a weight matrix from its output to its input: ``[T, B, F] -> [T, B, F]``.
 
-        state_t = cell(input_t + W s_(t-1), state_(t-1)),   s the emitted state
+        state_t = cell(input_t + W s_(t-1), state_(t-1)),   s the output state
 
     The gradient through W is multiplied by `gradient_scale` at each step: if surrogate and weights enlarge it
     at each step, it explodes over many steps (see *When it does not learn* in the documentation). The outputs

@@ -97,12 +97,7 @@ def _curves(history: Mapping[str, Sequence[float]], quantity: str) -> dict[str, 
 
 
 def output_potentials(
-    potentials: Tensor,
-    label: int,
-    names: Sequence[str],
-    axes: Axes | None = None,
-    *,
-    dt: float | None = None,
+    potentials: Tensor, label: int, names: Sequence[str], axes: Axes | None = None, *, dt: float | None = None
 ) -> Axes:
     """Draws the potentials of the output neurons: the correct class thick and blue, a wrong prediction red.
 

@@ -115,12 +115,7 @@ def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
 
 @torch.no_grad()
 def scale_to_rate(
-    net: nn.Module,
-    inputs: Tensor,
-    rate: float,
-    lengths: Tensor | None = None,
-    *,
-    each_neuron: bool = False,
+    net: nn.Module, inputs: Tensor, rate: float, lengths: Tensor | None = None, *, each_neuron: bool = False
 ) -> dict[str, float]:
     """Scales the weights before each spiking layer so that it fires at `rate` on `inputs`, first layer first.
 

@@ -151,10 +151,7 @@ def fit(
 
 
 def prepare(
-    settings: Settings,
-    *,
-    samples: "data.DataSet | Dataset[Any] | None" = None,
-    resume: Path | None = None,
+    settings: Settings, *, samples: "data.DataSet | Dataset[Any] | None" = None, resume: Path | None = None
 ) -> Prepared:
     """Reads the data, completes the settings, and builds the network.
 

@@ -100,10 +100,7 @@ class NeuronView:
         self._parameters.children = [field.element for field in self._fields]
         self._input_fields = [
             fields.number_field(name, defaults.get(name, value), self._schedule, largest=largest)
-            for name, value, largest in (
-                ("input strength", strength, top),
-                ("input noise", 0.0, top / 2),
-            )
+            for name, value, largest in (("input strength", strength, top), ("input noise", 0.0, top / 2))
         ]
         self._inputs.children = [field.element for field in self._input_fields]
         self._show()

@@ -18,7 +18,7 @@ def is_binary(values: Tensor) -> bool:
 
 
 def binary_states(step: Step, initially: States) -> States:
-    """The states that are binary at every step, if those of `initially` are binary before the first step."""
+    """The states that are 0 or 1 at every step, if the states `initially` are so before the first step."""
     names = {str(i): i for i in range(len(step.states))}
     binary = initially
     while True:
@@ -43,6 +43,7 @@ class Integers(Analysis[Interval | None]):
         return bounds is not None and bounds[0] >= 0 and bounds[1] <= 1
 
     def leaf(self, value: Value) -> Interval | None:
+        """Bounds 0 and 1 of a boolean; None for numbers, which may be no integers."""
         return (0.0, 1.0) if value.boolean else None
 
     def on_previous(self, value: Value) -> Interval | None:
@@ -58,9 +59,11 @@ class Integers(Analysis[Interval | None]):
         return (number, number) if number.is_integer() else None
 
     def product(self, value: Value, args: list[Interval | None]) -> Interval | None:
+        """None: a product with a matrix may be no integer."""
         return None
 
     def operation(self, value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
+        """Bounds of an operation that keeps integers, from those of its arguments; None for others."""
         if row.boolean:
             return 0.0, 1.0
         integers = [bounds for bounds in args if bounds is not None]

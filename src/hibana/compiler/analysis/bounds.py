@@ -86,12 +86,14 @@ class Bounds(Analysis[Interval | None]):
                     waiting += [value.args[i] for i in value.operation.keeps_finite]
 
     def leaf(self, value: Value) -> Interval | None:
+        """Inputs, states and parameters are finite."""
         return ANY
 
     def on_number(self, value: Value) -> Interval | None:
         return float(value.data), float(value.data)
 
     def on_constant(self, value: Value) -> Interval | None:
+        """The number itself; None if it is infinite in float32."""
         number = self.constants[int(value.data)]
         return (number, number) if abs(number) <= LARGEST else None
 
@@ -100,6 +102,7 @@ class Bounds(Analysis[Interval | None]):
         return (-LARGEST_NORMAL, LARGEST_NORMAL) if is_normal else (0.0, 1.0)
 
     def product(self, value: Value, args: list[Interval | None]) -> Interval | None:
+        """Products with matrices are finite."""
         return ANY
 
     def operation(self, value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
@@ -113,6 +116,7 @@ class Bounds(Analysis[Interval | None]):
 
     @staticmethod
     def _of_operation(value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
+        """Bounds of the operation `row`, from the bounds `args` of its arguments; None if one is unknown."""
         bounds = [interval for interval in args if interval is not None]
         if len(bounds) < len(args):
             return None

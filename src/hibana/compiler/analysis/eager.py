@@ -16,5 +16,6 @@ class Eager(Analysis[Tensor]):
         self.dtype = dtype
 
     def operation(self, value: Value, row: Operation, args: list[Tensor]) -> Tensor:
+        """The result of PyTorch's function for the operation `row`."""
         result = row.function(*args)
         return result if row.boolean else result.to(self.dtype)

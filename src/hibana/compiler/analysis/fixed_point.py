@@ -185,7 +185,7 @@ class _FixedPoint(Analysis[_Fixed]):
         return self.make("mul", fixed.value, self._constant((1 / unit).round()))
 
     def _bits(self, value: Value) -> Value:
-        """The condition `value` as a boolean."""
+        """The boolean that is true where `value` is not zero."""
         return self.make(
             "to_bool", self._in_unit(value, ONE) if value in self.constant else self.of(value).value
         )
@@ -197,7 +197,10 @@ class _FixedPoint(Analysis[_Fixed]):
         return self.make("minimum", self.make("maximum", value, low), high)
 
     def _edge(self, range_: Range, unit: Tensor) -> float:
-        """The integer at which numbers with a measured range saturate: a power of two minus 1."""
+        """The largest integer of a number with the measured `range_` in `unit`, beyond which it saturates.
+
+        It is a power of two minus 1, at least 16 times the measured range.
+        """
         largest = MARGIN * max(map(abs, range_)) / float(unit.min())
         return 2.0 ** min(30, max(12, math.ceil(math.log2(largest + 1)))) - 1
 
@@ -219,11 +222,13 @@ class _FixedPoint(Analysis[_Fixed]):
         return [self.results[value] for value in values]
 
     def leaf(self, value: Value) -> _Fixed:
+        """The input, a state or a draw, which are integers already, with its unit."""
         if value.is_input:
             return _Fixed(value, self.units.input_unit)
         return _Fixed(value, ONE if self.units.is_binary(value) else self.units.of(value))
 
     def operation(self, value: Value, row: Operation, args: list[_Fixed]) -> _Fixed:
+        """The integer form of an operation and its unit; it converts the arguments as it needs them."""
         if row.name in FLIPPED:
             return _Fixed(self._compared(value))
         if row.takes_booleans and row.name != "where":
@@ -236,8 +241,8 @@ class _FixedPoint(Analysis[_Fixed]):
         if row.name == "floor":
             return self._floor(value)
         if self.units.is_gated(value):
-            gate, number = sorted(value.args, key=self.units.is_binary, reverse=True)
-            return _Fixed(self.make("mul", self.of(gate).value, self._in_unit(number, unit)), unit)
+            binary, number = sorted(value.args, key=self.units.is_binary, reverse=True)
+            return _Fixed(self.make("mul", self.of(binary).value, self._in_unit(number, unit)), unit)
         if (factor := self.units.factor(value)) is not None:
             fixed = self.of(next(argument for argument in value.args if argument not in self.constant))
             return _Fixed(self._scaled(fixed.value, factor * (fixed.unit / unit)), unit)
@@ -267,6 +272,7 @@ class _FixedPoint(Analysis[_Fixed]):
         return self.make(op, left.value, self._constant(threshold.clamp(-(2.0**31), 2.0**31)))
 
     def product(self, value: Value, args: list[_Fixed]) -> _Fixed:
+        """A product with a matrix, which is rounded to integers with a unit for each column."""
         (argument,), matrix, unit = value.args, self.units.real.matrix(value), self.units.of(value)
         operand = self.of(argument) if self.units.is_binary(argument) else self._operand(argument)
         matrix = matrix * operand.unit.reshape(-1, 1)

@@ -44,6 +44,8 @@ class _Simplified(Rewriting):
     """Replaces roundings by ``floor``, and removes ``fma`` and ``sign``."""
 
     def operation(self, value: Value, row: Operation, args: list[Value]) -> Value:
+        """The operation `row` on `args`, without ``fma``, ``ceil``, ``trunc`` and ``sign``."""
+
         def make(op: str, *arguments: Value) -> Value:
             return Value(op, arguments)
 
@@ -63,7 +65,7 @@ class _Simplified(Rewriting):
 
 
 class RealValues(Eager):
-    """The values of a step in float64. Values that depend on no input and state need neither."""
+    """The values of a step in float64; only values that depend on `input_` and `state` need these."""
 
     def __init__(
         self,

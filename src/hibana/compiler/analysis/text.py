@@ -68,17 +68,21 @@ class _Writing(Analysis[str]):
         return self.dialect.number.format(value.data)
 
     def leaf(self, value: Value) -> str:
+        """The expression of a named leaf."""
         return self.leaves[str(value.data)]
 
     def operation(self, value: Value, row: Operation, args: list[str]) -> str:
+        """The expression of an operation on the expressions `args`, or the variable that holds it."""
         return self._named(value, self._template(value).format(*args))
 
     def product(self, value: Value, args: list[str]) -> str:
+        """The variable that holds a product with a matrix, which is called ``M0``, ``M1`` and so on."""
         index, transposed = value.matrix
         matrix = self.dialect.transposed.format(f"M{index}") if transposed else f"M{index}"
         return self._named(value, self._template(value).format(*args, matrix=matrix))
 
     def _template(self, value: Value) -> str:
+        """The form of an operation in the language, with ``{0}`` for its first argument."""
         template = self.dialect.operations.get(value.op)
         if template is None:
             raise Unsupported(f"operation {value.op!r} has no {self.dialect.name} implementation")

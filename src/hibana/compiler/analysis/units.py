@@ -33,7 +33,10 @@ class RangesNeeded(Exception):  # noqa: N818 # the caller measures the ranges an
 
 
 class Units:
-    """The units of values, and ratios between units that are not determined yet: a weighted union-find."""
+    """The units of values (real number = integer * unit), and known ratios between undetermined units.
+
+    It is a union-find structure with a ratio on each edge.
+    """
 
     def __init__(self) -> None:
         self.parents: dict[Value, tuple[Value, Tensor | float]] = {}
@@ -60,7 +63,7 @@ class Units:
         self.units.setdefault(root, unit / ratio)
 
     def related(self, value: Value, candidates: Iterable[Value]) -> list[Value]:
-        """The `candidates` whose units have a ratio to the unit of `value`."""
+        """The `candidates` whose ratio to the unit of `value` is known."""
         root = self._root(value)[0]
         return [other for other in candidates if self._root(other)[0] is root]
 
@@ -115,7 +118,7 @@ class StepUnits:
         return value not in self.constant and not self.is_binary(value)
 
     def is_gated(self, value: Value) -> bool:
-        """Whether `value` is a product with a binary value."""
+        """Whether `value` is the product of a number and a value that is always 0 or 1."""
         return value.op == "mul" and any(map(self.is_binary, value.args))
 
     def factor(self, value: Value) -> Tensor | None:
@@ -131,7 +134,7 @@ class StepUnits:
         return self.ranges[value]
 
     def of(self, value: Value) -> Tensor:
-        """The unit of a number; from measured ranges if nothing else determines it."""
+        """The unit of `value` (real number = integer * unit); by default it follows from measured ranges."""
         if (unit := self.units.of(value)) is None:
             related = self.units.related(value, self.order)
             sizes = [max(map(abs, self.range(v))) / self.units.ratio(v, value) for v in related]
@@ -228,9 +231,11 @@ class _Gain(Analysis[float]):
         self.units, self.state = units, state
 
     def leaf(self, value: Value) -> float:
+        """1 for the state itself, 0 for other leaves."""
         return float(value.is_previous and value.data == self.state)
 
     def operation(self, value: Value, row: Operation, args: list[float]) -> float:
+        """A bound of the derivative of an operation, from the bounds `args` for its arguments."""
         if not any(args):
             return 0.0
         if row.name in ("add", "sub"):

@@ -100,6 +100,7 @@ class _Writing(Analysis[Integer]):
         return _constant(float(value.data))
 
     def leaf(self, value: Value) -> Integer:
+        """The expression of a named leaf with its bounds, or the constant that stands for it."""
         name = str(value.data)
         expression = self.leaves[name]
         return (
@@ -107,6 +108,7 @@ class _Writing(Analysis[Integer]):
         )
 
     def operation(self, value: Value, row: Operation, args: list[Integer]) -> Integer:
+        """The result of an operation with its bounds, usually as a new variable of C."""
         if row.name == "floor":
             return self._floor(args[0])
         if row.name == "mul":
@@ -123,7 +125,10 @@ class _Writing(Analysis[Integer]):
         return self._named(result)
 
     def _result(self, row: Operation, args: list[Integer], exponent: int) -> Integer:
-        """The operation `row` of `args`; the result of an operation on numbers has `exponent`."""
+        """The expression and the bounds of the operation `row` on `args`, whose exponents are equal.
+
+        `exponent` is that of the result e: its number is ``n * 2^-e`` for the integer n.
+        """
         bounds = (
             (0, 1)
             if row.boolean or not callable(row.bounds)

@@ -41,17 +41,17 @@ def literal(number: float, real: str) -> str:
 
 @dataclass(frozen=True)
 class Product:
-    """A product of the neurons with a matrix of the cell."""
+    """A product of a vector, with one number per neuron, and a matrix of the cell."""
 
     matrix: int
     """The index of the matrix."""
     transposed: bool
     operand: Value
-    """The operand, as a function of leaves and earlier products."""
+    """The vector, as a function of leaves and earlier products."""
     state: int | None
-    """The index of the previous state that the operand is, or None."""
+    """If the vector is a state before the step, the index of the state; or None."""
     is_binary: bool
-    """Whether the operand is always 0 or 1."""
+    """Whether the vector's numbers are always 0 or 1."""
 
 
 def split_products(step: Step, binary: States) -> tuple[list[Product], Stores]:

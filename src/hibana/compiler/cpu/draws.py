@@ -63,9 +63,9 @@ class Draws:
         self.schedules: dict[int, list[tuple[Value, Value]]] = {}
         """The round keys of the generator, by the number of the draw."""
         self.groups: dict[_Draw, tuple[_Draw, ...]] = {}
-        """For member draw, the draws that are made together with it."""
+        """For each draw, the draws that are computed together with it."""
         self.times: dict[tuple[_Draw, ...], Value] = {}
-        """The steps of a group, member in as many lanes as it has counters."""
+        """For each group, a vector of steps: the step of each draw, once for each of the draw's counters."""
         draws = sorted(map(_parse, names))
         for draw in draws:
             if draw.number not in self.schedules:
@@ -89,7 +89,7 @@ class Draws:
 
 
 class Block:
-    """The draws of the block that begins at the neuron `begin`; each is made once."""
+    """The random numbers of the block of neurons that begins at the neuron `begin`, each computed once."""
 
     def __init__(self, draws: Draws, begin: Value) -> None:
         """Starts without results; `begin` is the number of the block's first neuron."""
@@ -109,7 +109,7 @@ class Block:
         return self.results[draw]
 
     def _aligned(self, group: tuple[_Draw, ...]) -> list[Value]:
-        """The float32 numbers of each draw of a group, if two neurons share a counter."""
+        """The float32 numbers of one or two draws that are computed together; two neurons share a counter."""
         half = self.draws.width // 2
         assert half == SHARED, half
         counter = (self.begin >> 1).spread(half) + self._lane_indices().part(0, half)
@@ -126,7 +126,7 @@ class Block:
         ]
 
     def _unaligned(self, group: tuple[_Draw, ...]) -> Value:
-        """The float32 numbers of the draw of a group of first_numbers, if each neuron has its own counter."""
+        """The float32 numbers of the only draw of `group`; each neuron has its own counter."""
         element = self.begin.spread(self.draws.width) + self._lane_indices()
         first_numbers, second_numbers = self._pair(
             group, ((element >> 1) & -SHARED) | (element & (SHARED - 1))
@@ -134,7 +134,7 @@ class Block:
         return ((element & SHARED) > 0).select(second_numbers, first_numbers)
 
     def _double_uniform(self, draw: _Draw, group: tuple[_Draw, ...]) -> Value:
-        """The uniform float64 numbers of a draw; each takes both words of a counter."""
+        """The uniform float64 numbers of one draw; each takes both random words of a counter."""
         half, width = self.draws.width // 2, self.draws.width
         begin = group.index(draw) * half
         time = self.draws.times[group].part(begin, half)
@@ -147,7 +147,7 @@ class Block:
         return self.draws.code.lane_indices(INT.of(self.draws.width))
 
     def _pair(self, group: tuple[_Draw, ...], counter: Value) -> tuple[Value, Value]:
-        """The float32 numbers of the first and of the second neuron of each counter."""
+        """Two vectors of float32 numbers: for the first and for the second neuron of each counter."""
         time = self.draws.times[group].part(0, counter.type.width)
         x, y = self._words(group, counter, time)
         if group[0].kind == "normal":
@@ -155,7 +155,7 @@ class Block:
         return generator.uniform(_Numbers, x), generator.uniform(_Numbers, y)
 
     def _words(self, group: tuple[_Draw, ...], counter: Value, time: Value) -> tuple[Value, Value]:
-        """The two words of random bits of each counter at the step `time`."""
+        """Two vectors of 32 random bits for each counter, for the step of each draw in `group`."""
         schedule = self.draws.schedules[group[0].number]
         if (width := counter.type.width) < self.draws.width:
             schedule = [(x.part(0, width), y.part(0, width)) for x, y in schedule]

@@ -44,7 +44,7 @@ class Source:
 
 
 class KernelWriter(ABC):
-    """A kernel while it is written; a subclass adds the loops over neurons or samples around `loop`."""
+    """Writes a kernel; a subclass adds the loops over neurons or samples around the loop over time."""
 
     def __init__(self, step: Step, loop: TimeLoop) -> None:
         """Collects the passes of `loop`, their leaves, and the vector functions that they call."""
@@ -128,7 +128,7 @@ class KernelWriter(ABC):
                 self._edge(loop.edge_step, has_groups, steps - UNROLLED, steps - 1)
 
     def _groups(self, first: int, last: Value | None, done: Value | int) -> None:
-        """Writes groups of unrolled steps from `first` to `last`, after `done` steps; without `last` none."""
+        """Writes groups `first` to `last` of unrolled steps, after `done` single steps; None: no groups."""
         if last is not None and self.loop.steps is not None:
             with self.code.loop(first, last) as i:
                 self.run_pass(self.loop.steps, self._time(i * UNROLLED + done), edge=False)
@@ -142,7 +142,10 @@ class KernelWriter(ABC):
             self.run_pass(self.loop.step, t, edge=False)
 
     def _edge(self, step: Pass, has_groups: Value, group: Value | int, single: Value | int) -> None:
-        """Writes the edge: unrolled steps after `group` other steps, or `step` after `single` other steps."""
+        """Writes the first step in time (the edge), alone or in a group of unrolled steps if `has_groups`.
+
+        `group` or `single` is the number of steps that run before it.
+        """
         if self.loop.edge_steps is not None:
             with self.code.when(has_groups):
                 self.run_pass(self.loop.edge_steps, self._time(group), edge=True)
@@ -155,9 +158,10 @@ class KernelWriter(ABC):
         return done if self.loop.forwards else self.size["steps"] - 1 - done
 
     def sequence_step(self, name: str, t: Value) -> tuple[SequenceRow, Value] | None:
-        """The sequence of the row ``{row}.{k}``, and the offset of the step that runs `k` steps after `t`.
+        """Finds the memory of a row such as ``x.2``: the row ``x`` of the step that runs 2 steps after `t`.
 
-        None if the row belongs to no sequence.
+        Returns the sequence ``[T, ...]`` that contains the row, and the offset of that step in it in numbers,
+        or in bytes for bits. None if the row belongs to no sequence.
         """
         row, _, distance = name.rpartition(".")
         if row not in self.loop.sequences:

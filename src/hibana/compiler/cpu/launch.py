@@ -32,12 +32,12 @@ class Launch(NamedTuple):
 
     kernel: Callable[[bytes], None]
     pack: Callable[[Sequence[int]], bytes]
-    """From the arguments that change, in the order of their binding, to the argument block."""
+    """A function from the values of the arguments that change to all arguments as bytes."""
     workspace: int | None = None
     """Bytes of the memory that is the last argument of a run; None without such an argument."""
 
     def run(self, values: Sequence[int]) -> None:
-        """Runs the kernel with the arguments that change."""
+        """Runs the kernel; `values` are the arguments that differ from launch to launch."""
         self.kernel(self.pack(values))
 
 
@@ -69,7 +69,7 @@ def argument_packer(
 
 
 def split_rows(steps: int, neurons: int, threads: int, max_width: int) -> tuple[int, int, int]:
-    """The most even split of `neurons`: the number of rows, their width, and the minimum rows of a thread.
+    """Splits neurons into rows: returns the number of rows, neurons per row, and minimum rows per thread.
 
     Args:
         steps: steps of the sequence.
@@ -79,7 +79,7 @@ def split_rows(steps: int, neurons: int, threads: int, max_width: int) -> tuple[
     """
 
     def cost(width: int) -> int:
-        """The cost of a thread with the most rows of this `width`, in neurons."""
+        """The time of the busiest thread with rows of this `width`, in units of a neuron."""
         return -(-neurons // (width * threads)) * (width + ROW_COST)
 
     widths = range(min(MIN_ROW, max_width), max_width + 1, MULTIPLE)

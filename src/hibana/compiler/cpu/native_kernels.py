@@ -58,7 +58,11 @@ class NativeKernels(NamedKernels):
         return self._source(direction, variant, False).text
 
     def _source(self, direction: str, variant: Any, nontemporal: bool) -> Source:
-        """The source of a kernel; `nontemporal`: whether it writes sequences by non-temporal stores."""
+        """The LLVM IR of a kernel and the facts for its launch.
+
+        `variant` is the plan of values that a forward stores, or whether a backward computes the input's
+        gradient. `nontemporal`: whether the kernel writes sequences by non-temporal stores.
+        """
         if direction == "forward":
             return forward_source(self.step, variant, self.real, self.calls, nontemporal)
         return backward_source(self.step, self.plan, self.real, self.calls, variant, nontemporal)
@@ -87,9 +91,10 @@ class NativeKernels(NamedKernels):
 
         Args:
             direction: ``"forward"`` or ``"backward"``.
-            variant: the kernel among those of that direction.
+            variant: the plan of values that a forward stores, or whether a backward computes the input's
+                gradient.
             shape: the shape of the sequences, ``[T, ...]``.
-            names: the arguments of each launch, in order.
+            names: the names of the arguments that change with each launch, in order.
             is_aligned: whether the sequence that the kernel writes begins at a cache line.
             threads: the number of torch's threads.
         """
@@ -106,7 +111,7 @@ class NativeKernels(NamedKernels):
         matrices: Sequence[Tensor],
         arguments: Named,
     ) -> None:
-        """Runs the kernel, bound to the shape at its first launch, with the addresses of `arguments`."""
+        """Runs a kernel once, on the addresses of the tensors in `arguments`; others are those of `_bind`."""
         arguments["constants"] = self.constants_address
         written = arguments["outputs" if direction == "forward" else "grad_input"]
         is_aligned = written is not None and written.data_ptr() % LINE == 0

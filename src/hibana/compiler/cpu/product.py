@@ -80,8 +80,8 @@ def product(number: type[Pointer]) -> Function:
 def product_at(number: type[Pointer]) -> Function:
     """A function that computes ``y = g M^T`` for each sample at the set bits of its mask, and zero elsewhere.
 
-    Its argument ``table`` is the table of M. ``g`` has full panels that end in zeros. ``indices`` is memory
-    for a list of the set bits.
+    Its argument ``table`` contains M with rows padded by zeros, and ``g`` is padded likewise. ``indices`` is
+    memory for a list of the set bits.
     """
     kinds: dict[str, Kind] = {"g": number, "g_step": LONG, "table": number}
     kinds |= {"bits": Bytes, "bits_step": LONG, "y": number}
@@ -93,7 +93,7 @@ _SIZES = dict.fromkeys(("y_step", "samples", "inputs", "outputs"), LONG)
 
 @dataclass
 class _Product:
-    """The arguments of the function :func:`product`."""
+    """The arguments of the generated function that computes ``y = x M`` for each sample."""
 
     code: Code
     x: Pointer
@@ -136,7 +136,7 @@ def _add_products(sums: Sequence[Variable], factor: Value, vectors: Sequence[Val
 
 
 def _product(code: Code, **arguments: Pointer | Value) -> None:
-    """Writes the function :func:`product`."""
+    """Writes the function that computes ``y = x M`` for each sample; it skips zeros if there are many."""
     p = _Product(code, **arguments)  # type: ignore[arg-type] # by name, as `product` has them
     number = type(p.x)
     kinds: dict[str, Kind] = {"x": number, "inputs": LONG, "places": Ints, "values": number}
@@ -144,7 +144,7 @@ def _product(code: Code, **arguments: Pointer | Value) -> None:
     total = code.variable(0)  # non-zero numbers in the lists
 
     def are_few() -> Value:
-        """Whether so is_sparse numbers are listed that the product is sparse."""
+        """Whether at most one value in DENSE_FROM is listed as non-zero, so that the product is sparse."""
         return total.value * DENSE_FROM < p.samples * p.inputs
 
     with code.loop(0, p.samples) as s, code.when(are_few()):
@@ -181,7 +181,7 @@ def _list_nonzero(code: Code, x: Pointer, inputs: Value, places: Ints, values: P
 
 
 def _sum_listed(p: _Product, panels: int, first: Value | int, last: Value) -> None:
-    """Writes the sparse product of the outputs from `first` to `last`, `panels` panels offset once."""
+    """Writes the sparse product for the outputs from `first` to `last`, `panels` panels of PANEL at once."""
     code = p.code
     with code.loop(first, last, panels * PANEL) as panel, code.loop(0, p.samples) as s:
         offset, table, sums = s * p.inputs, p.table + panel, p.sums(panels * PANEL // p.width)
@@ -229,7 +229,7 @@ def _product_at(
     outputs: Value,
     indices: Longs,
 ) -> None:
-    """Writes the function :func:`product_at`."""
+    """Writes the function that computes ``y = g M^T`` at the set bits of a mask, one dot product per bit."""
     kinds: dict[str, Kind] = {"bits": Bytes, "inputs": LONG, "indices": Longs}
     list_bits = function("bits_listed", _list_bits, kinds)
     row = _bytes_of_a_row(table, outputs)

@@ -55,7 +55,7 @@ Rows = Mapping[str, Pointer]
 
 
 class _Block(Analysis[Value]):
-    """The code of one block of neurons: loads leaves, computes values, stores results.
+    """Writes the code for one block of 32 neurons: loads leaves, computes values, stores results.
 
     The arguments of the constructor are those of :func:`_block`.
     """
@@ -169,7 +169,10 @@ def row_function(
     nontemporal: frozenset[str],
     ahead: frozenset[str],
 ) -> tuple[Function, list[str], list[str], bool]:
-    """A function that computes `stores` for `n` neurons, the last `in_reverse` of them in reverse order.
+    """An LLVM function that computes `stores` for a row of neurons, in blocks of 32.
+
+    It takes the addresses of rows, scalars, the number of neurons ``n``, and ``in_reverse``: how many neurons
+    at the end of the row run in reverse order.
 
     Args:
         name: the name of the function.

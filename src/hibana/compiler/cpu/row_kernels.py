@@ -44,7 +44,7 @@ class CpuKernels(NativeKernels):
         self.emitting = spikes_plan(step)
 
     def parameter_row(self, values: Tensor) -> Tensor:
-        """One period of `values`, repeated for one row more, if they repeat after it; else all `values`.
+        """The memory of a parameter: one period and one row more if its values repeat, else all `values`.
 
         A row of the kernel begins at its first neuron's number modulo the period. A parameter per channel of
         channels-last images has a period of as many numbers as channels.
@@ -66,7 +66,7 @@ class CpuKernels(NativeKernels):
         matrices: Sequence[Tensor],
         arguments: Named,
     ) -> None:
-        """As :meth:`NativeKernels._launch`, with the period of each parameter."""
+        """Adds the period after which each parameter repeats to the `arguments`, and runs the kernel once."""
         neurons = shape[1:].numel()
         for i, name in enumerate(self._parameter_names):
             count = arguments[name].numel()
@@ -98,7 +98,10 @@ class CpuKernels(NativeKernels):
         return Launch(bind_kernel(kernel.address, rows, grain), pack)
 
     def prepare(self, plan: Plan, shape: torch.Size, wants_last: bool) -> Prepared | None:
-        """The kernels for short sequences of a step without parameters and draws; None for others."""
+        """Kernels bound to all arguments but the tensors' addresses, which saves time in short calls.
+
+        None for long sequences, and for steps with parameters or random numbers.
+        """
         if self.step.parameters or self.step.draws or shape.numel() * self.size > PREPARED_UP_TO:
             return None
         empty_like, last_count = torch.empty_like, (len(self.step.states) - 1) * wants_last
@@ -126,7 +129,7 @@ class CpuKernels(NativeKernels):
     def _prepared(
         self, direction: str, variant: Variant, shape: torch.Size, names: tuple[str, ...]
     ) -> Callable[[list[int]], None]:
-        """A run over contiguous sequences, as a function of the addresses `names`; all others are null."""
+        """A function that runs a kernel, from addresses of contiguous tensors `names`; others are null."""
         neurons = shape[1:].numel()
         constant_arguments = dict.fromkeys([*self._initial_names, *self._last_names], 0)
         constant_arguments |= dict.fromkeys([*self._initial_grad_names, *self._last_grad_names, "input"], 0)

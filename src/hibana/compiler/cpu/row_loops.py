@@ -88,7 +88,10 @@ class RowLoops(KernelWriter):
         return self.finish(len(buffers), min(width, PARAMETER_ROW) if parameters else width)
 
     def _spread_over_page(self, buffers: dict[str, Pointer]) -> dict[str, Pointer]:
-        """The kernel's own rows, at offsets in their `buffers` that avoid 4K aliasing."""
+        """The addresses of the kernel's own rows in their `buffers`, shifted to avoid 4K aliasing.
+
+        4K aliasing: a load waits for an earlier store if the low twelve bits of their addresses are equal.
+        """
         read = (self.addresses["input" if self.loop.forwards else "grad_outputs"] + self.first).address()
         rows = {}
         for i, (name, buffer) in enumerate(buffers.items()):
@@ -98,12 +101,15 @@ class RowLoops(KernelWriter):
         return rows
 
     def _argument(self, name: str, default: Pointer) -> Pointer:
-        """The current row of the argument `name`, or `default` if that is null."""
+        """The address of the current row in the array `name`, or `default` if the caller passed no array."""
         argument = self.addresses[name]
         return (argument + self.first).replace_if(~argument.is_not_null(), default)
 
     def _begin_state(self, name: str, state: StateRow, buffer: Pointer) -> None:
-        """Starts a row of state, in the argument that receives its last values or in `buffer`."""
+        """Copies the initial values of a state to where the kernel updates it.
+
+        This is the caller's array for the last values, or `buffer` if there is no such array.
+        """
         start = self._argument(state.start, self.zeros) if state.start else self.zeros
         self.rows[name] = self._argument(state.end, buffer)
         self.rows[name].copy(start, self.count)

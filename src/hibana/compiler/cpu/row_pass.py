@@ -1,7 +1,7 @@
 """A pass of a CPU kernel: the functions that process one row of neurons, for one step or several.
 
-A pass (:mod:`hibana.compiler.graph.passes`) becomes functions of rows. It is cut at each vector function and
-each matrix product, whose operands and results are rows of numbers in memory.
+A row is an array with one number per neuron. A pass (:mod:`hibana.compiler.graph.passes`) becomes functions
+of rows. It is cut at each vector function and each matrix product, which read and write rows in memory.
 """
 
 from collections.abc import Container, Iterable, Sequence
@@ -49,11 +49,11 @@ class Pass:
     """The operations that vector functions or the C library compute."""
 
     def __post_init__(self) -> None:
-        """Cuts the stores at vector functions and products, and adds the calls in order."""
+        """Splits the pass at vector functions and matrix products, and adds the calls in order."""
         self.leaves = leaves(self.stores)
         stores = _Lowering(self.calls, in_loop=self.number is Floats).rewrite(self.stores)
         self.long = is_long(stores)
-        while cuts := _first_cuts(stores):
+        while cuts := _first_cuts(stores):  # the vector functions and products that can be called next
             operands = [(cut, operand) for cut in cuts for operand in _row_operands(cut)]
             names = self._rows(stores, len(operands))
             operand_rows = dict(zip(names, operands, strict=True))
@@ -82,7 +82,10 @@ class Pass:
         return free + new
 
     def _call(self, rows: list[str], value: Value) -> str:
-        """Adds the call that computes `value` from `rows`; returns the row of the result."""
+        """Adds the call that computes `value`, a vector function or product; returns the row of its result.
+
+        `rows` are the names of the rows that hold its arguments.
+        """
         name = rows[0]
         if not value.is_product:
             self.operations.add(value.op)
@@ -134,7 +137,10 @@ def is_long(stores: Stores) -> bool:
 
 
 def _shared_values(stores: Stores, roots: Iterable[Value]) -> list[Value]:
-    """The values behind `roots` that later functions of `stores` read instead of recomputing them."""
+    """Values computed for `roots` that later functions read from memory instead of computing them again.
+
+    `roots` are the arguments of the next vector functions and products, `stores` all results of the pass.
+    """
     dependencies = [value for value in reachable(roots) if value.args]
     inside = set(dependencies)
     everything = reachable(stores.values())
@@ -166,7 +172,10 @@ class _Lowering(Rewriting):
         self.zero = Value("number")
 
     def operation(self, value: Value, row: Operation, args: Sequence[Value]) -> Value:
-        """The operation `value` on `args`, in operations that LLVM or a vector function computes."""
+        """Replaces an operation by operations that LLVM or a vector function computes.
+
+        `args` are the replaced arguments of `value`, and `row` its row in the table of operations.
+        """
         if row.expansion and value.op not in self.calls:
             return self._expand(row.expansion, args)
         if value.op == "exp" and self.in_loop:
@@ -175,13 +184,14 @@ class _Lowering(Rewriting):
             return Value("to_float", (Value("not", (args[1].as_boolean,)),))
         if value.op == "mul":
             first, second = args
-            gate, other = (first.as_boolean, second) if first.as_boolean else (second.as_boolean, first)
-            if gate:
-                return Value("where", (gate, other, Value("mul", (other, self.zero))))
+            # `as_boolean` is the boolean that the number 1 or 0 was converted from
+            boolean, other = (first.as_boolean, second) if first.as_boolean else (second.as_boolean, first)
+            if boolean:
+                return Value("where", (boolean, other, Value("mul", (other, self.zero))))
         return super().operation(value, row, list(args))
 
     def _expand(self, expression: Expression, args: Sequence[Value]) -> Value:
-        """The value of an expansion whose placeholders are `args`."""
+        """The value of an expression such as ``("mul", "{0}", "2")``, with `args` for its placeholders."""
         if not isinstance(expression, tuple):
             if expression.startswith("{"):
                 return args[int(expression[1:-1])]
@@ -198,12 +208,12 @@ def needs_no_vector_function(op: str) -> bool:
 
 
 def _row_operands(value: Value) -> tuple[Value, ...]:
-    """The arguments of a vector call or product that are rows; a product's second argument is a mask."""
+    """The arguments of a vector function, or the vector of a matrix product (any other one is its mask)."""
     return value.args[:1] if value.is_product else value.args
 
 
 def _first_cuts(stores: Stores) -> list[Value]:
-    """The vector calls and products in `stores` that depend on no other vector call or product."""
+    """The vector functions and matrix products in `stores` that depend on no other one of these."""
     values = reachable(stores.values())
     cuts = [v for v in values if v.is_product or (v.is_call and v.data != IN_LOOP)]
     later = dependents(values, cuts)
@@ -211,5 +221,5 @@ def _first_cuts(stores: Stores) -> list[Value]:
 
 
 def _reads_row(value: Value) -> bool:
-    """Whether `value` is a product whose operand is already a row in memory."""
+    """Whether `value` is a matrix product without mask, of a vector that is already a row in memory."""
     return value.is_product and len(value.args) == 1 and value.args[0].is_row

@@ -33,7 +33,7 @@ class SampleKernels(NativeKernels):
     about: ClassVar = "cpu: one native kernel forward and one back, sample by sample, with products per spike"
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
-        """Finds the vector functions of `step`, and the operands of its products."""
+        """Finds the vector functions of `step`, and the vectors that its matrices multiply."""
         super().__init__(step, plan, dtype)
         self.operands = synapses.operands(step)
 
@@ -99,7 +99,7 @@ class SampleKernels(NativeKernels):
 
 
 def _table(matrix: Tensor, *, is_transposed: bool) -> Tensor:
-    """`matrix` or its transpose as a table (:mod:`hibana.compiler.cpu.product`)."""
+    """`matrix` or its transpose, ``[inputs, outputs]``, with rows padded by zeros for the product kernels."""
     matrix = matrix.squeeze(0) if matrix.ndim == 3 else matrix
     matrix = matrix.T if is_transposed else matrix
     inputs, outputs = matrix.shape

@@ -63,7 +63,7 @@ class SampleLoops(KernelWriter):
         return self.finish(len(buffers))
 
     def _divide_workspace(self, thread: Value, buffers: list[str]) -> None:
-        """Divides a thread's memory into the rows `buffers`, zeros, lists, and rows of bits."""
+        """Divides a thread's memory among rows of numbers (`buffers`), zeros, lists of spikes, and bits."""
         size, number = self.size, self.loop.number
         address = self.addresses["workspace"] + thread * size["workspace_bytes"]
         address.clear(size["workspace_bytes"])
@@ -87,26 +87,29 @@ class SampleLoops(KernelWriter):
 
     @contextmanager
     def _each_sample(self) -> Iterator[tuple[Value, Value]]:
-        """Loops over the tile's samples: the number of each within the tile, and within the batch."""
+        """A loop over the samples of the tile; yields a sample's number in the tile and in the batch."""
         with self.code.loop(0, self.count) as s:
             yield s, self.sample + s
 
     def _begin_states(self) -> None:
-        """Copies the initial values of the rows of state."""
+        """Copies the initial states of the tile's samples into the kernel's own rows."""
         with self._each_sample() as (s, sample):
             for name, state in self.loop.states.items():
                 start = self._argument(state.start, sample) if state.start else self.zeros
                 self._buffer_row(name, s).copy(start, self.size["neurons"])
 
     def _end_states(self) -> None:
-        """Copies the last values of the rows of state to the arguments that receive them."""
+        """Copies the last states of the tile's samples to the caller's tensors."""
         for name, state in self.loop.states.items():
             end = self.addresses[state.end]
             with self.code.when(end.is_not_null()), self._each_sample() as (s, sample):
                 (end + self._offset(sample)).copy(self._buffer_row(name, s), self.size["neurons"])
 
     def run_pass(self, pass_: Pass, t: Value, *, edge: bool) -> None:
-        """Writes the calls of `pass_` at step `t`: functions of rows sample by sample, products at once."""
+        """Writes the calls of `pass_` at step `t`: functions sample by sample, products for all samples.
+
+        At the `edge`, the first step in time, the states before it are arguments of the kernel.
+        """
         for are_products, calls in groupby(pass_.sequence, key=lambda call: call.function == "product"):
             if are_products:
                 for call in calls:
@@ -135,7 +138,10 @@ class SampleLoops(KernelWriter):
         return self.addresses[f"{name}_at"] + self._offset(sample)
 
     def _product(self, call: Call, t: Value, *, edge: bool) -> None:
-        """Writes a matrix product of all samples of the tile."""
+        """Writes the matrix product `call` for all samples of the tile at step `t`.
+
+        At the `edge`, the first step in time, the states before it are arguments of the kernel.
+        """
         code, size = self.code, self.size
         operand, *mask, result = call.rows  # `mask` has one row for a masked product, else none
         x, x_stride = self._tile_rows(operand, t, edge=edge)
@@ -150,7 +156,7 @@ class SampleLoops(KernelWriter):
         by_rows.do(code, x, x_stride, table, bits, bits_stride, y, *sizes, self.indices)
 
     def _tile_rows(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
-        """The address of the rows `name` of the tile's samples, and the stride between them."""
+        """The address of the row `name` of the tile's first sample, and the stride from sample to sample."""
         sequence_step = self.sequence_step(name, t)
         if sequence_step is not None:
             sequence, offset = sequence_step
@@ -174,7 +180,7 @@ class SampleLoops(KernelWriter):
         return self.no_bits.replace_if(wants_first, self.all_bits), self.code.constant(0)
 
     def _sample_stride(self, sequence: SequenceRow) -> Value:
-        """The stride between the samples of one step of a sequence, in numbers or, for bits, in bytes."""
+        """The stride from sample to sample within a step of a sequence, in numbers or, for bits, in bytes."""
         return self.size["sample_bytes" if sequence.bits else "neurons"]
 
     def _argument(self, name: str, sample: Value) -> Pointer:

@@ -12,11 +12,7 @@ from hibana.compiler.graph.synapses import with_masks
 
 
 def forward_source(
-    step: Step,
-    plan: Plan | None,
-    real: str,
-    calls: frozenset[str],
-    nontemporal: bool = False,
+    step: Step, plan: Plan | None, real: str, calls: frozenset[str], nontemporal: bool = False
 ) -> Source:
     """The kernel that runs `step` over time.
 
@@ -48,12 +44,7 @@ def forward_source(
 
 
 def backward_source(
-    step: Step,
-    plan: Plan,
-    real: str,
-    calls: frozenset[str],
-    wants_input: bool,
-    nontemporal: bool = False,
+    step: Step, plan: Plan, real: str, calls: frozenset[str], wants_input: bool, nontemporal: bool = False
 ) -> Source:
     """The kernel that runs the gradient of `step` back over time.
 

@@ -36,7 +36,7 @@ class StateRow(NamedTuple):
 
 
 def sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str) -> dict[str, SequenceRow]:
-    """The sequences that a loop reads or writes, by the names of their rows.
+    """The sequences ``[T, ...]`` that a loop over time reads or writes, by the names of their rows.
 
     Args:
         step: the step of the cell.
@@ -100,7 +100,10 @@ class TimeLoop:
 
     @cached_property
     def before(self) -> Pass | None:
-        """For a long step, a pass that computes :attr:`inner`, so that the edge can run the same step."""
+        """A pass that computes :attr:`inner` before a step with much code, which the edge can then share.
+
+        None for short steps: the edge then has code of its own.
+        """
         if not self.inner or not is_long(self._unrolled(1, edge=False)):
             return None
         inner = _AtStep(self, 0, {}, {}).rewrite(self.inner)
@@ -179,7 +182,7 @@ class _AtStep(Rewriting):
         self.loop, self.index, self.values, self.renamed = loop, index, values, renamed
 
     def on_row(self, value: Value) -> Value:
-        """The value of the row `value`, or its row under the name that it has at this step."""
+        """The value that replaces the row `value`, or the row with this step's position in its name."""
         name = str(value.data)
         is_sequence = name.removesuffix("_earlier") in self.loop.sequences
         return self.values.get(name) or self._renamed(value, self._position(name) if is_sequence else None)
@@ -187,11 +190,11 @@ class _AtStep(Rewriting):
     on_bits = on_row
 
     def on_draw(self, value: Value) -> Value:
-        """The draw `value` under the name that it has at this step."""
+        """The random number `value`, with its distance in time from the first step in its name."""
         return self._renamed(value, -self.loop.earlier * self._position(str(value.data)))
 
     def _position(self, name: str) -> int:
-        """The position of the step that `name` belongs to, in order of execution."""
+        """How many steps after the first step of the pass the step runs that the row `name` belongs to."""
         return self.index + (self.loop.earlier if name.endswith("_earlier") else 0)
 
     def _renamed(self, value: Value, position: int | None) -> Value:

@@ -72,7 +72,7 @@ def approximate(step: Step, dtype: torch.dtype) -> tuple[str, ...]:
 
 @cache
 def _exact_function(op: str, dtype: torch.dtype) -> int:
-    """The address of a function with the bits of this torch's `op`, or 0.
+    """The address of a vector function whose results equal those of ``torch.{op}`` bit for bit, or 0.
 
     Results are compared on a sample, and on pieces of every length: some of torch's results differ near the
     end of a tensor.
@@ -110,13 +110,13 @@ def _equal(results: Tensor, expected: Tensor) -> bool:
 
 
 def _mkl_function(op: str, dtype: torch.dtype) -> int:
-    """The address of the function of the MKL in libtorch, or 0."""
+    """The address of the MKL function for `op` inside libtorch, or 0."""
     name = ("vmd" if dtype == torch.float64 else "vms") + OPERATIONS[op].mkl
     return _symbol_address(name) if OPERATIONS[op].mkl else 0
 
 
 def hibana_function(op: str, dtype: torch.dtype) -> int:
-    """The address of hibana's own function, or 0."""
+    """The address of hibana's own vector function for the operation `op`, or 0."""
     if op not in FUNCTIONS:
         return 0
 
@@ -137,7 +137,7 @@ def library_function(op: str, dtype: torch.dtype) -> int:
 
 
 def sleef_function(op: str, dtype: torch.dtype) -> int:
-    """The address of a function that applies Sleef's function in libtorch, or 0."""
+    """The address of a vector function that calls the Sleef library inside libtorch for `op`, or 0."""
     element = _pointer_type(dtype).element
     width = SLEEF_BYTES.get(torch.backends.cpu.get_cpu_capability(), 0) // element.size
     accuracy = "u05" if op == "hypot" else "u10"
@@ -168,7 +168,10 @@ _ROWS: dict[str, Kernel] = {}
 
 
 def _row(op: str, dtype: torch.dtype, width: int, compute: Callable[..., Value]) -> int:
-    """The address of a vector function; ``compute(code, *arguments)`` computes `width` numbers at a time."""
+    """Compiles a function that applies `op` to arrays of numbers; returns its address.
+
+    ``compute(code, *arguments)`` writes the code for `width` numbers at a time.
+    """
     pointer, sources = _pointer_type(dtype), ("source", "second")[: OPERATIONS[op].arity]
 
     def body(code: Code, count: Value, mode: Value, target: Pointer, **rows: Pointer) -> None:

@@ -213,12 +213,7 @@ def _softplus_backward(grad: Any, x: Any, beta: Any, threshold: Any) -> Any:
     return where(scaled > threshold, grad, smooth)
 
 
-_OPTIONS = {
-    "div": ("rounding_mode",),
-    "addcmul": ("value",),
-    "addcdiv": ("value",),
-    "round": ("decimals",),
-}
+_OPTIONS = {"div": ("rounding_mode",), "addcmul": ("value",), "addcdiv": ("value",), "round": ("decimals",)}
 """By ATen operation: keyword arguments that its rule takes."""
 _IGNORED_OPTIONS = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "implicit")
 """Keyword arguments that do not change the numbers."""

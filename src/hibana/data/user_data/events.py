@@ -93,12 +93,7 @@ class Events(UserData):
     usual_steps = 25
 
     def __init__(
-        self,
-        source: Any,
-        *,
-        bins: str = "spikes",
-        size: int | tuple[int, int] | None = None,
-        **options: Any,
+        self, source: Any, *, bins: str = "spikes", size: int | tuple[int, int] | None = None, **options: Any
     ) -> None:
         super().__init__(source, **options)
         if bins not in BINS:
