@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, find, given, settings
 
-from fuzz import contexts, deep, differ, large, networks, steps, twins
+from fuzz import contexts, deep, differ, large, networks, sparse, steps, twins
 from fuzz.differ import Counts, Different
 from fuzz.steps import Step
 from fuzz.variations import Variation
@@ -37,6 +37,12 @@ def test_random_steps_are_the_references(step):
 @given(networks.networks())
 def test_random_networks_are_the_dense_ones(network):
     twins.compare(network, Counts())
+
+
+@FEW
+@given(sparse.sparse())
+def test_random_sparse_networks_are_the_dense_ones(network):
+    sparse.compare(network, Counts())
 
 
 @pytest.mark.slow

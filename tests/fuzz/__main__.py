@@ -17,10 +17,10 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from fuzz import deep, differ, large, networks, sizes, steps, twins
+from fuzz import deep, differ, large, networks, sizes, sparse, steps, twins
 from fuzz.differ import Counts, Different
 
-BATCHES = {"steps": 15, "networks": 400, "deep": 150, "large": 100, "sizes": 40}
+BATCHES = {"steps": 15, "networks": 400, "deep": 150, "large": 100, "sizes": 40, "sparse": 100}
 """Programs in a batch."""
 LIMIT = 1200
 """Seconds that a batch may take."""
@@ -103,6 +103,7 @@ def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
         "networks": (networks.networks(), lambda network: twins.compare(network, counts)),
         "deep": (deep.deep(), lambda network: deep.compare(network, counts)),
         "large": (large.large(), lambda layer: large.compare(layer, counts)),
+        "sparse": (sparse.sparse(), lambda network: sparse.compare(network, counts)),
     }[kind]
 
     @given(strategy)

@@ -255,7 +255,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         saved_states = dict(zip(plan.first, islice(saved, len(plan.first)), strict=True))
         first = [saved_states.get(i) for i in range(count)]
     cell_tensors = tuple(islice(saved, len(needs_grad) - 1 - count))
-    parameters = tuple(islice(saved, program.step.parameters + program.step.matrices))
+    parameters = tuple(islice(saved, program.step.arguments))
     if grad_outputs is not None:
         if order is not None:
             grad_outputs = grad_outputs.permute(order)

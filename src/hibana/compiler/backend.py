@@ -104,6 +104,8 @@ class Kernels(ABC):
     """Whether sequences may be of half precision; the last states then include the output state."""
     takes_draws: ClassVar[bool] = False
     """Whether steps may draw random numbers, as :mod:`hibana.compiler.draws` defines them, from a seed."""
+    takes_sparse: ClassVar[bool] = False
+    """Whether steps may multiply by sparse matrices (:mod:`hibana.compiler.graph.sparse`)."""
     approximate: tuple[str, ...] = ()
     """Operations that the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
     step: "Step"

@@ -51,7 +51,9 @@ class Program:
                     row = value.expand(shape)
                     row = row if order is None else row.permute(step_order(order))
                     parameters[i] = self.kernels.parameter_row(row)
-            return parameters + [matrix.detach().resolve_neg() for matrix in values[count:]]
+            # not the index tensors of sparse matrices: their checks are remembered for these very tensors
+            matrices = [t.detach().resolve_neg() if t.is_floating_point() else t for t in values[count:]]
+            return parameters + matrices
 
 
 def compile_cell(
@@ -62,12 +64,14 @@ def compile_cell(
     Steps that differ only in their constants share kernels. `cache` holds the first program of such steps.
     Raises Unsupported if the step can't be compiled, with the reason.
     """
-    traced_step = trace(cell, shape, dtype, kernel_class(backend).device(), draws=True)
+    traced_step = trace(cell, shape, dtype, kernel_class(backend).device(), draws=True, sparse=True)
     step = with_computed_operands(guard_products(traced_step))
     key = backend, dtype, structure_key(step)
     shared_program: Program | None = cache.get(key)
     if shared_program is None:
         kernels_class = kernel_class(backend, bool(step.matrices))
+        if step.sparse and not kernels_class.takes_sparse:
+            raise Unsupported(f"backend {backend!r} computes no sparse synapses")
         if step.draws and not kernels_class.takes_draws:
             raise Unsupported(f"the step draws random numbers, and backend {backend!r} draws none")
         program = Program(step, kernels_class(step, make_plan(step, required_residuals(step)), dtype))

@@ -78,6 +78,9 @@ def explain_cell(
         f"           {_bits(cost_in_bits(value, number_bits))}: {_description(step, value)}"
         for value in plan.residuals
     ]
+    if step.sparse:
+        matrices = ", ".join(f"M{i}" for i in step.sparse)
+        lines.append(f"synapses   {matrices}: sparse; a spike adds the weights of its own synapses")
     if step.draws:
         count = f"{step.draws} random number{'s' * (step.draws != 1)}"
         lines.append(f"draws      {count} per neuron and step, from one seed per call; none is stored")

@@ -8,6 +8,7 @@ stored as bits, and :data:`bit_product` is faster than a dense product.
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -147,15 +148,22 @@ class NamedKernels(Kernels):
         if grad_input is not None:
             grad_input = grad_input.to(grad_outputs.dtype)
         stored = dict(zip(self.plan.stored, residuals, strict=True))
-        for operand in self.operands:
+        for operand, matrix in zip(self.operands, self.step.summed_at, strict=True):
             residual = inputs if operand.residual.is_input else stored[operand.residual]
             assert residual is not None
             first = None if operand.state is None else initial[operand.state]
-            sums.append(sum_over_time(operand, residual, first, gradients[operand.gradient]))
+            index = None if matrix is None else self.step.index_of(parameters[count:], matrix)
+            sums.append(sum_over_time(operand, residual, first, gradients[operand.gradient], index))
         return grad_input, initial_grads, sums
 
 
-def sum_over_time(operand: "Operand", residual: Tensor, first: Tensor | None, gradient: Tensor) -> Tensor:
+def sum_over_time(
+    operand: "Operand",
+    residual: Tensor,
+    first: Tensor | None,
+    gradient: Tensor,
+    index: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """The matrix ``left^T right`` of a product's operand and gradient, summed over samples and time.
 
     Args:
@@ -164,18 +172,21 @@ def sum_over_time(operand: "Operand", residual: Tensor, first: Tensor | None, gr
         residual: the operand at each step, ``[T, ...]``: numbers, or bytes of bits of each sample.
         first: the operand at the first step if it is an initial state; None for zeros.
         gradient: the gradient at the product, ``[T, ..., N]``.
+        index: the row starts and targets of a sparse matrix, whose sums at its synapses are the result,
+            ``[synapses]``; None for all sums.
     """
     steps, neurons = gradient.shape[0], gradient.shape[-1]
     gradient = gradient.reshape(steps, math.prod(gradient.shape[1:-1]), neurons)
     columns = row_bytes(neurons) if operand.residual.boolean else neurons
     residual = residual.reshape(*gradient.shape[:2], columns)
+    product = _product if index is None else partial(_sparse_product, *index)
     if operand.state is None:
-        total = _product(gradient, residual, operand.residual.boolean)
+        total = product(gradient, residual, operand.residual.boolean)
     else:
-        total = _product(gradient[1:], residual[:-1], operand.residual.boolean)
+        total = product(gradient[1:], residual[:-1], operand.residual.boolean)
     if first is not None:
-        total = total + gradient[0].T @ first.reshape(-1, neurons)
-    return total.T if operand.is_left else total
+        total = total + product(gradient[:1], first.reshape(1, -1, neurons), False)
+    return total.T if operand.is_left and index is None else total
 
 
 def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
@@ -189,3 +200,13 @@ def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
         words = pad(residual, (0, -residual.shape[1] % 8)).view(torch.int64)
         return bit_product(rows, words)
     return rows.T @ unpack_bits(residual, neurons).to(rows.dtype)
+
+
+def _sparse_product(
+    row_starts: Tensor, targets: Tensor, gradient: Tensor, residual: Tensor, is_bits: bool
+) -> Tensor:
+    """The sum over the first two dimensions of ``residual[source] gradient[target]``, for each synapse."""
+    rows, residual = gradient.flatten(0, 1), residual.flatten(0, 1)
+    x = unpack_bits(residual, rows.shape[1]).to(rows.dtype) if is_bits else residual
+    sources = torch.repeat_interleave(row_starts.diff())
+    return (x[:, sources] * rows[:, targets.long()]).sum(0)

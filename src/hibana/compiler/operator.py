@@ -25,7 +25,7 @@ from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.memory_layout import steps_contiguous
 from hibana.compiler.programs import program
-from hibana.compiler.tensors import tensors_of
+from hibana.compiler.tensors import neuron_shapes, tensors_of
 
 Tensors = Sequence[Tensor]
 Executable = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
@@ -78,8 +78,8 @@ def _serialized(
 def _any_size(cell: Cell, ndim: int) -> torch.Size:
     """A shape of `ndim` dimensions that the tensors of `cell` broadcast to."""
     sizes = [2] * ndim
-    for tensor in tensors_of(cell).values():
-        for dimension, size in zip(range(ndim - 1, -1, -1), reversed(tensor.shape), strict=False):
+    for shape in neuron_shapes(cell):
+        for dimension, size in zip(range(ndim - 1, -1, -1), reversed(shape), strict=False):
             sizes[dimension] = max(sizes[dimension], size)
     return torch.Size(sizes)
 

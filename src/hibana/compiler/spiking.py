@@ -37,7 +37,7 @@ def _is_last_state_binary(cell: Cell) -> bool:
     dtypes = [tensor.dtype for tensor in tensors_of(cell).values() if tensor.is_floating_point()]
     dtype = dtypes[0] if dtypes else torch.float32
     try:
-        step = trace(cell, shape, dtype, draws=True)
+        step = trace(cell, shape, dtype, draws=True, sparse=True)
     except Unsupported as error:
         raise Unsupported(
             f"whether {type(cell).__name__} emits spikes can't be read from its step ({error}); "

@@ -82,9 +82,23 @@ def tensors_of(cell: Cell) -> dict[str, Tensor]:
     }
 
 
+def neuron_shapes(cell: Cell) -> list[torch.Size]:
+    """The shapes of the tensors of `cell` with several numbers; sparse synapses count as one per source."""
+    modules = cell.modules() if cell._modules else [cell]
+    shapes = []
+    for module in modules:
+        sources = module._buffers.get("row_starts")
+        if sources is not None:
+            shapes.append(torch.Size([sources.numel() - 1]))
+            continue
+        tensors = (*module._parameters.values(), *module._buffers.values())
+        shapes += [tensor.shape for tensor in tensors if tensor is not None and tensor.numel() > 1]
+    return shapes
+
+
 def fitting_shape(cell: Cell) -> tuple[int, ...]:
     """A shape of one step that the tensors of `cell` broadcast to; ``(8,)`` for a cell without tensors."""
-    sizes = [tensor.shape for tensor in tensors_of(cell).values() if tensor.numel() > 1]
+    sizes = neuron_shapes(cell)
     if not sizes:
         return (8,)
     try:

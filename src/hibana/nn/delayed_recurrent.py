@@ -7,10 +7,9 @@ from torch import Tensor
 
 from hibana import cells
 from hibana.cells.base import check_cell
-from hibana.compiler import State, check_backend, unroll_layer
-from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations
+from hibana.compiler import State, check_backend
 from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.layers import GRADIENT_SCALE, check_gradient_scale, scale_gradient
+from hibana.nn.layers import GRADIENT_SCALE, check_gradient_scale, scale_gradient, unroll_with_delays
 from hibana.nn.running import Stateful
 
 __all__ = ["DelayedRecurrent"]
@@ -73,29 +72,14 @@ class DelayedRecurrent(Stateful):
             raise ValueError(
                 f"inputs must be [T, B, {self.features}] with T at least 1, got shape {tuple(inputs.shape)}"
             )
-        longest = self.recurrent.max_delay
-        if state is None:
-            history = inputs.new_zeros(longest, *inputs.shape[1:])
-            state = (*self.cell.initial_state(inputs[0]), history)
-        *cell_states, history = state
-        if history.shape != (longest, *inputs.shape[1:]):
-            raise ValueError(
-                f"state must end in the spikes before the last, {(longest, *inputs.shape[1:])}, "
-                f"got {tuple(history.shape)}"
-            )
         weights = self.recurrent.kernel().permute(2, 1, 0).flatten(0, 1)  # [steps * F, F], current step last
-        cell, cell_state = evaluate_parametrizations(self.cell), tuple(cell_states)
-        spikes = [*history.to(inputs.dtype).unbind(), cell_state[-1].to(inputs.dtype)]  # one tensor per step
-        outputs = []
-        with cached_parametrizations():
-            for input_ in inputs:
-                feedback = torch.cat(spikes[len(spikes) - longest - 1 :], dim=1) @ weights
-                currents = input_ + scale_gradient(feedback, self.gradient_scale)
-                output, cell_state = unroll_layer(cell, currents[None], cell_state, backend=self.backend)
-                outputs.append(output)
-                spikes.append(output[0])
-        last_spikes = spikes[len(spikes) - longest - 1 : -1]
-        return torch.cat(outputs), (*cell_state, torch.stack(last_spikes) if last_spikes else history)
+
+        def feedback(spikes: list[Tensor]) -> Tensor:
+            """The products of the weights with the spikes of the last ``max_delay + 1`` steps."""
+            return scale_gradient(torch.cat(spikes, dim=1) @ weights, self.gradient_scale)
+
+        longest = self.recurrent.max_delay
+        return unroll_with_delays(self.cell, inputs, state, longest, feedback, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"gradient_scale={self.gradient_scale}"

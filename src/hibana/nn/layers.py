@@ -28,6 +28,8 @@ from hibana.compiler.tensors import cached_parametrizations, evaluate_parametriz
 from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.nn import running
 from hibana.nn.running import Stateful, check_knows_no_time, run
+from hibana.nn.sparse_linear import SparseLinear
+from hibana.nn.window import LooksBack
 from hibana.runtime import torch_internals
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "check_gradient_scale",
     "scale_gradient",
     "run",
+    "unroll_with_delays",
 ]
 
 
@@ -120,12 +123,16 @@ class Recurrent(Stateful):
     at each step, it explodes over many steps (see *When it does not learn* in the documentation). The outputs
     do not depend on `gradient_scale`.
 
-    A linear map, ``nn.Linear`` or :class:`hibana.Linear`, is compiled with the cell as one step, and adds a
-    row of weights per spike. Another module (a convolution, a network) runs at each step in a Python loop,
-    with only the cell compiled; :func:`hibana.explain` shows which of both applies. Tensors of a
-    parametrization, such as ``spectral_norm`` of ``torch.nn.utils.parametrizations``, are computed once per
-    call, as in ``torch.nn.RNN``; a hook on `recurrent` runs at each step. :func:`run` can process a sequence
-    in chunks; detach the state between them for truncated backpropagation through time.
+    A linear map, ``nn.Linear``, :class:`hibana.Linear` or :class:`hibana.SparseLinear`, is compiled with the
+    cell as one step, and adds a row of weights per spike. With delays d of a :class:`hibana.SparseLinear`, a
+    synapse reads ``s_(t - 1 - d)``; a Python loop runs the steps, and the state in :func:`run` is the state
+    of the cell and then the spikes of the steps before the last one, ``[longest delay, B, F]``.
+
+    Another module (a convolution, a network) runs at each step in a Python loop, with only the cell compiled;
+    :func:`hibana.explain` shows which of both applies. Tensors of a parametrization, such as
+    ``spectral_norm`` of ``torch.nn.utils.parametrizations``, are computed once per call, as in
+    ``torch.nn.RNN``; a hook on `recurrent` runs at each step. :func:`run` can process a sequence in chunks;
+    detach the state between them for truncated backpropagation through time.
 
     Args:
         cell: one step of a neuron.
@@ -140,7 +147,7 @@ class Recurrent(Stateful):
     Raises:
         TypeError: if `cell` is not a cell.
         ValueError: if `gradient_scale` is not in [0, 1], the input is not ``[T, B, F, ...]``, or `recurrent`
-            contains a layer over time.
+            contains a layer over time other than :class:`hibana.SparseLinear`.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*; Werbos (1990), *Backpropagation through time*, for the truncation.
@@ -171,14 +178,14 @@ class Recurrent(Stateful):
         _set_backend(self, backend)
         self.features = features
         self.gradient_scale = check_gradient_scale(gradient_scale)
-        if recurrent is not None:
+        if recurrent is not None and not isinstance(recurrent, SparseLinear):
             check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
         self.step()  # creates the step here, because a graph under compilation can't create modules
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The outputs of the cell for `inputs`, both ``[T, B, F]``, from `state`, and its last state."""
-        is_linear = isinstance(self.recurrent, TORCH_LAYERS["linear"])
+        is_linear = isinstance(self.recurrent, (*TORCH_LAYERS["linear"], SparseLinear))
         is_wrong = inputs.ndim != 3 if is_linear else inputs.ndim < 3
         if is_wrong or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
@@ -186,6 +193,9 @@ class Recurrent(Stateful):
                 f"weights to the {self.features} neurons, such as a linear layer, are a layer of their own"
             )
         step = evaluate_parametrizations(self.step())
+        if isinstance(step.recurrent, LooksBack):
+            reach, backend = step.recurrent.reach, self.backend
+            return unroll_with_delays(step.cell, inputs, state, reach, step.delayed_feedback, backend=backend)
         result = unroll_compiled(step, inputs, state, backend=self.backend)
         if result is not None:
             return result
@@ -209,6 +219,47 @@ class Recurrent(Stateful):
         return step
 
 
+def unroll_with_delays(
+    cell: cells.Cell,
+    inputs: Tensor,
+    state: State | None,
+    reach: int,
+    feedback: Callable[[list[Tensor]], Tensor],
+    *,
+    backend: str,
+) -> tuple[Tensor, State]:
+    """The outputs of `cell` for `inputs` plus the feedback of earlier spikes, and the last state.
+
+    Args:
+        cell: one step of a neuron.
+        inputs: ``[T, B, F]``.
+        state: the states of the cell, and the spikes of the `reach` steps before the last one; None: at rest.
+        reach: the longest delay in steps, in addition to the one step that every spike takes.
+        feedback: from the spikes ``[B, F]`` of the last ``reach + 1`` steps to the input that they cause.
+        backend: as in :func:`hibana.unroll`.
+
+    Raises:
+        ValueError: if the spikes in `state` have the wrong shape.
+    """
+    shape = (reach, *inputs.shape[1:])
+    if state is None:
+        state = (*cell.initial_state(inputs[0]), inputs.new_zeros(shape))
+    *cell_states, history = state
+    if history.shape != shape:
+        raise ValueError(f"state must end in the spikes before the last, {shape}, got {tuple(history.shape)}")
+    cell, cell_state = evaluate_parametrizations(cell), tuple(cell_states)
+    spikes = [*history.to(inputs.dtype).unbind(), cell_state[-1].to(inputs.dtype)]  # one tensor per step
+    outputs = []
+    with cached_parametrizations():
+        for input_ in inputs:
+            currents = input_ + feedback(spikes[len(spikes) - reach - 1 :])
+            output, cell_state = unroll_layer(cell, currents[None], cell_state, backend=backend)
+            outputs.append(output)
+            spikes.append(output[0])
+    last_spikes = spikes[len(spikes) - reach - 1 : -1]
+    return torch.cat(outputs), (*cell_state, torch.stack(last_spikes) if last_spikes else history)
+
+
 class RecurrentCell(cells.Cell):
     """One step of `cell` on the sum of its input and the output of `recurrent` for its previous spikes."""
 
@@ -227,6 +278,13 @@ class RecurrentCell(cells.Cell):
         """The state after one step with `input_` plus the recurrent product of the previous spikes."""
         feedback = scale_gradient(self.recurrent(state[-1]), self.gradient_scale)
         return self.cell(input_ + feedback, *state)  # type: ignore[no-any-return]
+
+    def delayed_feedback(self, spikes: list[Tensor]) -> Tensor:
+        """The sums over delayed synapses for the spikes ``[B, F]`` of the last steps, the latest last."""
+        assert isinstance(self.recurrent, LooksBack)
+        recent = torch.stack(spikes)
+        (sums,) = self.recurrent.outputs_after(recent[:-1], recent[-1:])
+        return scale_gradient(sums, self.gradient_scale)
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names of the inner cell
         """The names of the states of the inner cell."""

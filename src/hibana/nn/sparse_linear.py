@@ -1,12 +1,13 @@
 """``hb.SparseLinear``: a linear layer that stores only its synapses, each with an optional delay."""
 
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from hibana.compiler.graph.sparse import TracedSparseLinear
 from hibana.nn.window import LooksBack, check_sizes
 from hibana.spikes.sparse import Connections
 
@@ -35,6 +36,7 @@ class SparseLinear(nn.Module):
     torch.Size([8, 4, 50])
     """
 
+    traced_as: ClassVar[type[nn.Module]] = TracedSparseLinear
     weight: Tensor
     bias: Tensor | None
     row_starts: Tensor

@@ -69,14 +69,14 @@ class KernelWriter(ABC):
         """Writes the kernel."""
 
     def read_arguments(
-        self, integers: Iterable[str], memory: Iterable[str] = (), tables: Iterable[str] = ()
+        self, integers: Iterable[str], memory: Iterable[str] = (), matrices: Mapping[str, Kind] | None = None
     ) -> None:
         """Declares and reads the kernel's arguments, with the addresses that the loop over time needs.
 
         Args:
             integers: the names of integers.
             memory: the names of addresses of bytes.
-            tables: the names of addresses of matrices.
+            matrices: the names and kinds of addresses of matrices.
         """
         sequences, states = self.loop.sequences.values(), self.loop.states.values()
         rows = [row.base for row in sequences] + [*self.loop.edge.values()]
@@ -84,7 +84,8 @@ class KernelWriter(ABC):
         rows += [f"p{i}_at" for i in range(self.step.parameters) if {f"p{i}", f"p{i}[0]"} & self.leaves]
         seed = ["seed"] if self.step.draws else []
         kinds: dict[str, Kind] = dict.fromkeys([*integers, *seed], LONG)
-        kinds |= dict.fromkeys(memory, Bytes) | dict.fromkeys([*rows, "constants", *tables], self.loop.number)
+        kinds |= dict.fromkeys(memory, Bytes) | dict.fromkeys([*rows, "constants"], self.loop.number)
+        kinds |= matrices or {}
         kinds |= {row.base: Bytes for row in sequences if row.bits} | dict.fromkeys(self.functions, Pointer)
         self.arguments = tuple(kinds)
         for name, value in self.code.arguments(kinds).items():

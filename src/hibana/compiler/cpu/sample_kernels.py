@@ -19,6 +19,7 @@ from hibana.compiler.graph.step import Step
 from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.named_kernels import Named, Variant
 from hibana.runtime.kernels import bind_kernel
+from hibana.runtime.synapses import check_synapses
 
 TILE_BYTES = 256 << 10
 """Maximum bytes of rows of a tile, the samples that a thread works on at a time: a part of L2."""
@@ -30,6 +31,7 @@ MAX_TILE_SAMPLES = 16
 class SampleKernels(NativeKernels):
     """The kernels of one step with products, in one dtype."""
 
+    takes_sparse: ClassVar = True
     about: ClassVar = "cpu: one native kernel forward and one back, sample by sample, with products per spike"
 
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
@@ -47,7 +49,13 @@ class SampleKernels(NativeKernels):
     ) -> None:
         """As :meth:`NativeKernels._launch`, with each matrix as a table."""
         _, source = self._kernel(direction, variant)
-        for i, matrix in enumerate(matrices):
+        for i, matrix in enumerate(matrices[: self.step.matrices]):
+            if i in self.step.sparse:
+                row_starts, targets = self.step.index_of(matrices, i)
+                check_synapses(row_starts, targets, matrix.numel(), shape[-1])
+                names = f"m{2 * i}_at", f"m{2 * i}_starts", f"m{2 * i}_targets"
+                arguments |= dict(zip(names, (matrix.contiguous(), row_starts, targets), strict=True))
+                continue
             for name, is_transposed in ((f"m{2 * i}_at", False), (f"m{2 * i + 1}_at", True)):
                 if name in source.arguments:
                     arguments[name] = _table(matrix, is_transposed=is_transposed)

@@ -14,8 +14,9 @@ from typing import Any
 from hibana.compiler.cpu.kernel_writer import KernelWriter, Source
 from hibana.compiler.cpu.product import product, product_at
 from hibana.compiler.cpu.row_pass import Call, Pass
+from hibana.compiler.cpu.sparse_product import sparse_product, sparse_product_at
 from hibana.compiler.cpu.time_loop import SequenceRow
-from hibana.runtime.kernels import Bytes, Ints, Longs, Pointer, Value
+from hibana.runtime.kernels import BYTE, Bytes, Ints, Kind, Longs, Pointer, Value
 
 SIZES = (
     *("steps", "samples", "neurons", "padded", "per_tile", "tiles", "tiles_per_thread", "workspace_bytes"),
@@ -43,13 +44,16 @@ class SampleLoops(KernelWriter):
         strides = [row.stride for row in loop.sequences.values() if row.stride != "step_size"]
         backward = [] if loop.forwards else ["wants_first"]
         integers = dict.fromkeys([*SIZES, *strides, *backward])
-        self.read_arguments(integers, ["workspace"], sorted({_table(call) for call in calls}))
+        names = sorted({name for call in calls for name in self._matrix(call)})
+        kinds: dict[str, Kind] = {name: _INDEX.get(name.rpartition("_")[2], loop.number) for name in names}
+        self.read_arguments(integers, ["workspace"], kinds)
         size = self.size
         size["step_size"] = size["samples"] * size["neurons"]
         scratch = [row for pass_ in self.passes for row in (*pass_.scratch, *pass_.products)]
         buffers = list(dict.fromkeys([*loop.states, *scratch]))
         by_matrix, by_rows = product(loop.number), product_at(loop.number)
         self.products = by_matrix, by_rows
+        self.sparse_products = sparse_product(loop.number), sparse_product_at(loop.number)
         with code.loop(self.begin, self.end) as thread:
             self._divide_workspace(thread, buffers)
             first = thread * size["tiles_per_thread"]
@@ -84,6 +88,8 @@ class SampleLoops(KernelWriter):
         self.values, self.places, self.indices = [allocate(kind, count) for kind, count in lists]
         self.counts = allocate(Longs, per_tile)
         self.all_bits.clear(octets, 0xFF)
+        neurons = size["neurons"]  # after the last neuron no bit is set; `no_bits` follows `all_bits`
+        self.all_bits[neurons >> 3] = (self.code.constant(1) << (neurons & 7)).to(BYTE) - 1
 
     @contextmanager
     def _each_sample(self) -> Iterator[tuple[Value, Value]]:
@@ -145,15 +151,24 @@ class SampleLoops(KernelWriter):
         code, size = self.code, self.size
         operand, *mask, result = call.rows  # `mask` has one row for a masked product, else none
         x, x_stride = self._tile_rows(operand, t, edge=edge)
-        table, y = self.addresses[_table(call)], self.rows[result]
+        matrix, y = [self.addresses[name] for name in self._matrix(call)], self.rows[result]
+        if len(matrix) > 1:
+            bits = self._mask(mask[0], t, edge=edge) if mask else (self.all_bits, code.constant(0))
+            forward, at_bits = self.sparse_products
+            sparse_sizes = y, size["padded"], self.count, size["neurons"]
+            if call.matrix % 2:
+                at_bits.do(code, x, x_stride, *matrix, *bits, *sparse_sizes)
+            else:
+                forward.do(code, x, x_stride, *matrix, *sparse_sizes)
+            return
         # the stride between results, the samples, the inputs, and the outputs with padding
         sizes = size["padded"], self.count, size["neurons"], size["padded"]
         by_matrix, by_rows = self.products
         if not mask:
-            by_matrix.do(code, x, x_stride, table, y, *sizes, self.places, self.values, self.counts)
+            by_matrix.do(code, x, x_stride, *matrix, y, *sizes, self.places, self.values, self.counts)
             return
-        bits, bits_stride = self._mask(mask[0], t, edge=edge)
-        by_rows.do(code, x, x_stride, table, bits, bits_stride, y, *sizes, self.indices)
+        mask_bits, bits_stride = self._mask(mask[0], t, edge=edge)
+        by_rows.do(code, x, x_stride, *matrix, mask_bits, bits_stride, y, *sizes, self.indices)
 
     def _tile_rows(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
         """The address of the row `name` of the tile's first sample, and the stride from sample to sample."""
@@ -196,11 +211,18 @@ class SampleLoops(KernelWriter):
         """The number of the first neuron of `sample` within a step."""
         return sample * self.size["neurons"]
 
+    def _matrix(self, call: Call) -> list[str]:
+        """The arguments that are the matrix of a product.
 
-def _table(call: Call) -> str:
-    """The argument that is the table of a product; a masked product reads the transposed matrix's table.
+        They are the weights, row starts and targets of a sparse matrix, or one table: tables ``2 i`` and
+        ``2 i + 1`` are matrix i and its transpose. A masked product, whose rows are operand, mask and result,
+        reads the table of the transposed matrix.
+        """
+        matrix = call.matrix // 2
+        if matrix in self.step.sparse:
+            return [f"m{2 * matrix}_at", f"m{2 * matrix}_starts", f"m{2 * matrix}_targets"]
+        return [f"m{call.matrix ^ 1 if len(call.rows) == 3 else call.matrix}_at"]
 
-    Tables ``2 i`` and ``2 i + 1`` are matrix i and its transpose. The rows of a masked product are three:
-    operand, mask and result.
-    """
-    return f"m{call.matrix ^ 1 if len(call.rows) == 3 else call.matrix}_at"
+
+_INDEX: dict[str, type[Pointer]] = {"starts": Longs, "targets": Ints}
+"""The pointer types of a sparse matrix's arrays other than weights, by the ends of their names."""

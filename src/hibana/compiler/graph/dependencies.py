@@ -230,9 +230,10 @@ class Dependencies:
     def _visit_module(self, module: nn.Module, path: str, index: int) -> None:
         """Adds the tensors, inner modules and attributes of `module`; raises Unsupported if it has hooks."""
         kind = traced_kind(module)
-        # A module that is traced as another class reads only tensors. Another thread may set an attribute.
-        attributes = vars(module).copy() if kind is type(module) else {}
-        attributes = {name: value for name, value in attributes.items() if name not in _UNREAD}
+        attributes = vars(module).copy()  # another thread may set an attribute
+        # A module that is traced as another class reads tensors, and the attributes in `reads` of that class.
+        reads = attributes if kind is type(module) else getattr(kind, "reads", ())
+        attributes = {n: value for n, value in attributes.items() if n in reads and n not in _UNREAD}
         self._namespaces.append(_Namespace(index, path, module, attributes))
         if has_hooks(module):
             raise Unsupported(f"hooks on {type(module).__name__} are to run at each step")

@@ -83,6 +83,9 @@ class Matrices:
         self.once = once
         """Nodes that depend on the cell's tensors alone."""
         self.nodes: list[fx.Node] = []
+        """The matrices; for a sparse matrix, the weights of its synapses."""
+        self.sparse: dict[int, tuple[fx.Node, fx.Node]] = {}
+        """The row starts and targets of each sparse matrix, by its index."""
 
     def place(self, node: fx.Node) -> tuple[int, bool]:
         """The index of the matrix of `node`, which is added if it is new, and whether it is transposed."""
@@ -96,10 +99,33 @@ class Matrices:
             self.nodes.append(node)
         return self.nodes.index(node), transposed
 
+    def place_sparse(self, *tensors: fx.Node) -> int:
+        """The index of the sparse matrix with these weights, row starts and targets; it is added if new.
+
+        Raises:
+            Unsupported: if a tensor depends on the neurons.
+        """
+        if not self.once.issuperset(tensors):
+            raise Unsupported("the synapses of a sparse matrix depend on the state")
+        weights, *index = [_without_aliases(node) for node in tensors]
+        for i, placed in self.sparse.items():
+            if (self.nodes[i], *placed) == (weights, *index):
+                return i
+        self.nodes.append(weights)
+        self.sparse[len(self.nodes) - 1] = index[0], index[1]
+        return len(self.nodes) - 1
+
     def _is_matrix(self, node: Any) -> bool:
         """Whether `node` is a square matrix that depends on the cell's tensors alone."""
         neurons = self.shape[-1]
         return node in self.once and node.meta["val"].squeeze(0).shape == (neurons, neurons)
+
+
+def _without_aliases(node: fx.Node) -> fx.Node:
+    """The node whose tensor `node` is an alias of."""
+    while name_of(node.target) == "alias":
+        (node,) = node.all_input_nodes
+    return node
 
 
 MOVES = frozenset(

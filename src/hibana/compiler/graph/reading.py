@@ -33,6 +33,7 @@ from hibana.compiler.graph.nodes import (
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.part import Part, part_between
 from hibana.compiler.graph.recorder import draw, foreign
+from hibana.compiler.graph.sparse import PRODUCT, SUMS
 from hibana.compiler.graph.step import Step, Value, Values, rounded
 from hibana.runtime import torch_internals
 
@@ -72,6 +73,8 @@ class Reading:
         self.matrices = Matrices(shape, self.once)
         self.outer: dict[fx.Node, tuple[Value, Value]] = {}
         """The operands of each product that is summed over samples."""
+        self.summed_at: list[int | None] = []
+        """For each product in :attr:`outer`, the sparse matrix whose synapses need a sum, or None."""
         self.draws = 0
 
     def step(self) -> Step:
@@ -92,6 +95,7 @@ class Reading:
         grads, tensor_grads = outputs[count : 2 * count + 1], outputs[2 * count + 1 :]
         grad_input, *grad_states = (None if g is None else self._value(g) for g in grads)
         epilogue_outputs = self._epilogue_outputs(tensor_grads)
+        index_nodes = [node for nodes in self.matrices.sparse.values() for node in nodes]
         return Step(
             states=tuple(f"{name}_state" for name in self.names),  # no other name in a pass ends like this
             nexts=nexts,
@@ -99,11 +103,13 @@ class Reading:
             grad_states=tuple(grad_states),
             grad_sums=tuple(self._value(node) for node in self.sums),
             constants=tuple(self.step_values.constants),
-            prologue=self._part(self.cell_tensors, [*self.parameters, *self.matrices.nodes]),
+            prologue=self._part(self.cell_tensors, [*self.parameters, *self.matrices.nodes, *index_nodes]),
             epilogue=self._part([*self.cell_tensors, *self.sums, *self.outer], epilogue_outputs),
             parameters=len(self.parameters),
             matrices=len(self.matrices.nodes),
             outer=tuple(self.outer.values()),
+            sparse=tuple(self.matrices.sparse),
+            summed_at=tuple(self.summed_at),
             draws=self.draws,
         )
 
@@ -159,6 +165,9 @@ class Reading:
         if target is poisson:
             self._check_layout(node, node.all_input_nodes)
             self.values[node] = self.make("poisson", *map(self._value, node.args))
+            return
+        if target in (PRODUCT, SUMS):
+            self._read_sparse(node)
             return
         name = name_of(target)
         if name in PRODUCTS and any(other in self.values for other in used):
@@ -229,8 +238,7 @@ class Reading:
         if left in self.values and right in self.values:
             if added or not (columns(self.layouts[left], neurons) and rows(self.layouts[right], neurons)):
                 raise Unsupported(f"{node.target} multiplies neurons with one another")
-            self.outer[node] = self.values[left], self.values[right]
-            self.after.add(node)
+            self._add_outer(node, left, right, None)
             return
         operand_is_left = left in self.values
         operand, matrix = (left, right) if operand_is_left else (right, left)
@@ -249,6 +257,32 @@ class Reading:
             assert isinstance(bias, fx.Node)
             self._check_layout(node, [bias])
             self.values[node] = self.make("add", self._value(bias), value)
+
+    def _add_outer(self, node: fx.Node, left: fx.Node, right: fx.Node, matrix: int | None) -> None:
+        """Reads `node` as outer products summed over samples, at the synapses of a sparse `matrix` or all."""
+        self.outer[node] = self.values[left], self.values[right]
+        self.summed_at.append(matrix)
+        self.after.add(node)
+
+    def _read_sparse(self, node: fx.Node) -> None:
+        """Reads a product with a sparse matrix, or the gradient of its weights."""
+        arguments: Any = node.args  # rows of neurons, one or two, then the matrix
+        *rows, weights, row_starts, targets, outputs = arguments if node.target is SUMS else arguments[:-1]
+        neurons, dtype = self.shape[-1] if self.shape else 0, weights.meta["val"].dtype
+        starts = row_starts.meta["val"].shape
+        if outputs != neurons or starts != (neurons + 1,) or dtype != self.dtype:
+            size = f"{starts[0] - 1} to {outputs} in {dtype}"
+            raise Unsupported(f"a step of {neurons} neurons in {self.dtype} has sparse synapses from {size}")
+        for row in rows:
+            layout = self.layouts.get(row)
+            if layout is None or layout.shape[-1:] != (neurons,) or not is_step(layout, self.shape):
+                raise Unsupported("a sparse matrix must multiply the neurons of the step, in their order")
+        index = self.matrices.place_sparse(weights, row_starts, targets)
+        if node.target is SUMS:
+            self._add_outer(node, rows[0], rows[1], index)
+            return
+        self.layouts[node] = self.layouts[rows[0]]
+        self.values[node] = self.make("product", self.values[rows[0]], data=2 * index + arguments[-1])
 
     def _check_layout(self, node: fx.Node, used: list[fx.Node]) -> None:
         """Sets the layout of `node` to the layout of its arguments `used`, which must all be the same."""

@@ -1,7 +1,7 @@
 """The traced :class:`Step` of a cell, as a graph of values: the input of all analyses and code generators."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -147,6 +147,11 @@ class Step:
     """The number of matrices."""
     outer: tuple[tuple[Value, Value], ...] = ()
     """Pairs of rows whose outer products, summed over samples and time, are gradients of matrices."""
+    sparse: tuple[int, ...] = ()
+    """The matrices that are sparse: `prologue` returns the weights of their synapses, and after all matrices
+    the row starts and the targets of each (:mod:`hibana.compiler.graph.sparse`)."""
+    summed_at: tuple[int | None, ...] = ()
+    """For each pair in `outer`, the sparse matrix whose synapses alone need a sum; None for all sums."""
     draws: int = 0
     """The number of random numbers per neuron."""
     any_size: bool = False
@@ -161,6 +166,16 @@ class Step:
     def spikes(self) -> Value | None:
         """The boolean that the step emits as 1 or 0; None for an output that is no boolean."""
         return self.nexts[-1].as_boolean
+
+    @property
+    def arguments(self) -> int:
+        """The number of tensors that :attr:`prologue` returns."""
+        return self.parameters + self.matrices + 2 * len(self.sparse)
+
+    def index_of(self, matrices: Sequence[Tensor], matrix: int) -> tuple[Tensor, Tensor]:
+        """The row starts and targets of a sparse `matrix`; `matrices` is what `prologue` returns for them."""
+        first = self.matrices + 2 * self.sparse.index(matrix)
+        return matrices[first], matrices[first + 1]
 
     def with_gradients(
         self, rewrite: Callable[[Value], Value], outer: Iterable[tuple[Value, Value]]

@@ -26,7 +26,13 @@ from hibana.compiler.tensors import shape_class, tensors_of
 
 
 def trace(
-    cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str = "cpu", *, draws: bool = False
+    cell: Cell,
+    shape: torch.Size,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    *,
+    draws: bool = False,
+    sparse: bool = False,
 ) -> Step:
     """The step of `cell` on inputs of `shape`, as PyTorch computes it on `device`.
 
@@ -39,6 +45,7 @@ def trace(
         dtype: the dtype of the numbers in the step.
         device: ``"cpu"`` or ``"cuda"``.
         draws: whether the step may draw random numbers.
+        sparse: whether the step may multiply by sparse matrices.
 
     Raises:
         Unsupported: if the step has other operations than those of the table and matrix products, if it
@@ -48,6 +55,8 @@ def trace(
         step = executor.submit(_trace, cell, shape, dtype, device).result()
     if step.draws and not draws:
         raise Unsupported(f"the step of {type(cell).__name__} draws random numbers")
+    if step.sparse and not sparse:
+        raise Unsupported(f"the step of {type(cell).__name__} has sparse synapses")
     return step
 
 
