@@ -120,11 +120,11 @@ class Kernels(ABC):
 
     @staticmethod
     def device() -> str:
-        """The kind of device whose PyTorch the results equal."""
+        """The kind of device, ``"cpu"`` or ``"cuda"``, on which PyTorch computes the same results."""
         return "cpu"
 
     def parameter_row(self, values: Tensor) -> Tensor:
-        """The kernels' argument for a parameter with these `values`, one per neuron, in memory order."""
+        """The tensor that kernels read for a parameter: `values`, one per neuron, in memory order."""
         return values.contiguous()
 
     def for_step(self, step: "Step") -> Self:
@@ -139,18 +139,16 @@ class Kernels(ABC):
 
     @abstractmethod
     def forward(self, arguments: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The outputs ``[T, ...]``, the last states other than the output state, and the plan's
-        residuals.
-        """
+        """The outputs ``[T, ...]``, the last states without the output, and the plan's residuals."""
 
     @abstractmethod
     def backward(
         self, arguments: BackwardArguments
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
-        """The gradients of the input and of the initial states, and the sums over time."""
+        """The gradients of the input and of the initial states, and of parameters, summed over time."""
 
     def prepare(self, plan: "Plan", shape: torch.Size, wants_last: bool) -> Prepared | None:
-        """Kernels bound to sequences of `shape`, with the residuals of `plan`; None if this saves no time."""
+        """Kernels bound to one `shape` of sequences and the stored values of `plan`; None if no faster."""
         return None
 
     @abstractmethod

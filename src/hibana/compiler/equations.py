@@ -45,7 +45,10 @@ class Report(NamedTuple):
 def explain_cell(
     cell: Cell, shape: tuple[int, ...] | None, dtype: torch.dtype, backend: str = "cpu"
 ) -> Report:
-    """The report on `cell` over steps of `shape`; None: a shape that its tensors broadcast to."""
+    """Describes how `backend` computes `cell`: equations, stored bits and source.
+
+    `shape` is the shape of one step of input; None for a shape that the cell's tensors broadcast to.
+    """
     name = type(cell).__name__
     dtype = state_dtype(dtype)
     if is_parametrized(cell):
@@ -154,7 +157,7 @@ def _description(step: Step, value: Value) -> str:
 
 
 def _support(step: Step, plan: Plan) -> tuple[str, str]:
-    """Where the gradient of the outputs matters, in short and as the end of a sentence."""
+    """Where the gradient of the outputs has an effect, as a table entry and as the end of a sentence."""
     if not passes_gradient(step):
         return "none", f"of what is emitted never reaches the input: {NO_DERIVATIVE}"
     if plan.support is None:

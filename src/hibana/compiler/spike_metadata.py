@@ -2,7 +2,8 @@
 
 This is the only mechanism that tells a layer that its input holds spikes. Both facts are optional:
 
-- the numbers as bit planes. They are valid for every tensor that covers exactly this memory. Readers must
+- the numbers as bit planes: plane k contains bit k of each number, as packed bits. They are valid for every
+tensor that covers exactly this memory. Readers must
   compare them with the numbers, since a write through ``.data``, NumPy or DLPack leaves no trace;
 - the neurons at which the layer that emitted the tensor needs its gradient, and the observers of that
   gradient. They are valid only for registered tensor objects: the layer's output, and views that hibana makes
@@ -47,7 +48,7 @@ class GradientRegion(NamedTuple):
 
 
 class SpikeMetadata(NamedTuple):
-    """The metadata of one range of a storage."""
+    """What is known about the numbers in one range of a storage; a piece is a row of bits, in whole bytes."""
 
     planes: Tensor | None
     """The numbers as bit planes ``[planes, pieces, bytes]`` in memory order; spikes have one plane."""
@@ -73,10 +74,10 @@ def attach(
 
     Args:
         tensor: its memory range gets the metadata, and the object itself a gradient region.
-        planes: as :attr:`SpikeMetadata.planes`.
-        length: numbers per piece.
+        planes: the numbers as bit planes ``[planes, pieces, bytes]`` in memory order, one plane for spikes.
+        length: the numbers in a piece (a row of bits).
         max_value: the largest possible number.
-        mask: as :attr:`GradientRegion.mask`.
+        mask: bits ``[pieces, bytes]``, set where the gradient of `tensor` is needed.
         observers: earlier tensors that also see the gradient; None: the gradient is needed everywhere.
     """
     regions = () if observers is None else (_region(tensor, mask, observers),)
@@ -97,7 +98,10 @@ def metadata_of(tensor: Tensor) -> SpikeMetadata | None:
 
 
 def gradient_region_of(tensor: Tensor, metadata: SpikeMetadata) -> GradientRegion | None:
-    """The region of `tensor` in `metadata`; None if it is not registered or was written to in place."""
+    """Where the gradient of `tensor` is needed; None, for everywhere, if that is unknown.
+
+    It is unknown if `tensor` is not registered in `metadata` or was written to in place.
+    """
     if not tensor.requires_grad or tensor.grad_fn is None:
         return None
     for region in metadata.regions:
@@ -125,6 +129,6 @@ def register_view(tensor: Tensor, view: Tensor) -> Tensor:
 
 
 def _region(tensor: Tensor, mask: Tensor | None, observers: Observers) -> GradientRegion:
-    """The region of `tensor`, which its own hooks and `observers` observe."""
+    """A record of where the gradient of `tensor` is needed, and of all tensors whose hooks see it."""
     observer = ref(tensor), ref(torch_internals.hooks_of(tensor))
     return GradientRegion(ref(tensor), tensor._version, tensor.stride(), mask, (*observers, observer))

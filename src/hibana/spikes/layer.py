@@ -100,7 +100,7 @@ def check_mode(mode: str) -> None:
 
 
 def attached_planes(provenance: Provenance | None, length: int, is_contiguous: bool) -> Planes | None:
-    """The planes of bits that a producer attached to an input, as rows of `length` elements.
+    """The bit planes that a producer attached to an input, as rows of `length` elements.
 
     None if no planes are attached, if rows do not begin at a word, or if the input is not contiguous.
     """
@@ -134,18 +134,18 @@ def pack_input(
     key: select.Key,
     auto: bool,
 ) -> PackedInput | str:
-    """The input of a product as planes of bits, attached by its producer or packed from its numbers.
+    """The input of a product as bit planes, attached by its producer or packed from its numbers.
 
     If torch must compute the product, returns the reason: the input holds neither spikes nor small whole
     numbers, or, with `auto`, the density of a sample is too high.
 
     Args:
-        provenance: the provenance of the input.
+        provenance: the bits and the gradient mask that a layer attached to the input, or None.
         length: elements of a row.
         is_contiguous: whether the input is contiguous, row after row.
         numbers: the input, detached.
         rows: returns the input as contiguous rows.
-        key: the key of the product, without density and planes.
+        key: kind and sizes of the product, without density and number of bit planes.
         auto: whether a high density makes the product dense; if False, the input is always packed.
     """
     planes = attached_planes(provenance, length, is_contiguous)
@@ -175,12 +175,12 @@ def _complete_key(key: select.Key, planes: Planes) -> select.Key:
 
 
 def pack_binary(rows: Tensor) -> Planes | None:
-    """Contiguous `rows` of 0 and 1 as one plane of bits; None for other numbers. A sample is tested first."""
+    """Contiguous `rows` of 0 and 1 as one bit plane; None for other numbers. A sample is tested first."""
     return None if _sampled_density(rows) is None else _pack_all(rows)
 
 
 def _pack_all(rows: Tensor) -> Planes | None:
-    """Contiguous `rows` of 0 and 1 as one plane of bits; None for other numbers."""
+    """Contiguous `rows` of 0 and 1 as one bit plane; None for other numbers."""
     bits, density = pack_bits(rows)
     return None if density is None else Planes(bits[None], density)
 
@@ -202,9 +202,13 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 def mask_provenance(
     provenance: Provenance | None, length: int, is_contiguous: bool, planes: Planes
 ) -> Provenance | None:
-    """`provenance`, if the input gradient may be restricted to its mask in rows of `length`; else None.
+    """`provenance`, if its mask may restrict the input gradient; else None.
 
-    `is_contiguous` and `planes` describe the input.
+    Args:
+        provenance: the bits and the gradient mask that a layer attached to the input, or None.
+        length: elements of a row of the input.
+        is_contiguous: whether the input is contiguous, row after row.
+        planes: the input as bit planes.
     """
     if provenance is None or provenance.observers is None:
         return None

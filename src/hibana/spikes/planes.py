@@ -31,7 +31,7 @@ _NOT_A_MULTIPLE = 1 << 30
 
 
 class Planes(NamedTuple):
-    """Numbers as bits."""
+    """Numbers as bit planes: bit k of a number, in plane k, stands for ``factor * 2^k``."""
 
     bits: Tensor
     """``[planes, rows, words]`` of 64 bits, the least significant plane first."""
@@ -46,17 +46,17 @@ class Planes(NamedTuple):
 
     @property
     def joint(self) -> Tensor:
-        """``[rows, planes * words]``."""
+        """All planes side by side, ``[rows, planes * words]``."""
         return join_planes(self.bits.unbind())
 
 
 def join_planes(planes: Sequence[Tensor]) -> Tensor:
-    """``[rows, planes * words]`` from one ``[rows, words]`` for each plane."""
+    """Concatenates bit planes ``[rows, words]`` to ``[rows, planes * words]``."""
     return planes[0] if len(planes) == 1 else torch.cat(tuple(planes), 1)
 
 
 def pack_integers(rows: Tensor) -> Planes | None:
-    """Contiguous `rows` of numbers as planes; None unless all are a factor times 0, 1, 2, … up to 15.
+    """Packs contiguous `rows` of numbers into bit planes; None unless all are a factor times 0, 1, …, 15.
 
     Each multiple of the factor, rounded to float32, must equal its number exactly.
     """
@@ -68,7 +68,7 @@ def pack_integers(rows: Tensor) -> Planes | None:
 
 
 def candidate_factors(numbers: Tensor) -> list[tuple[float, int]]:
-    """Factors that all sampled `numbers` are small multiples of, each with the planes that it needs.
+    """Factors that all sampled `numbers` are small multiples of, each with the bits that the multiples need.
 
     `numbers` must fill their memory.
     """
@@ -114,9 +114,10 @@ def _sample(
 
 
 def _pack_multiples(rows: Tensor, factor: float, planes: int) -> Planes | None:
-    """Contiguous `rows` of multiples of `factor` as `planes` planes, or as more if they need more.
+    """Packs contiguous `rows` into bit planes: plane k holds bit k of each number divided by `factor`.
 
-    None if any number is no multiple of `factor`, or needs more than MOST_PLANES planes.
+    There are at least `planes` planes. None if any number is no multiple of `factor`, or needs more than
+    MOST_PLANES planes.
     """
     count, inputs = rows.shape
     bits = torch.empty(planes, count, -(-inputs // WORD), dtype=torch.int64, device="cpu")
@@ -154,10 +155,10 @@ def _scan(
     inverse: Value,
     planes: int,
 ) -> None:
-    """Packs rows of floats into planes of bits; for each part, counts the ones and ors all levels.
+    """Packs rows of floats, divided by `factor`, into bit planes; one work item is a part of the rows.
 
-    A level is a number divided by `factor`, or a value beyond all planes if that is no integer. `factor` and
-    `inverse` are the bits of float32.
+    For each part it counts the ones and combines all quotients by "or". A quotient that is no integer counts
+    as a number with more bits than there are planes. `factor` and `inverse` are the bits of float32.
     """
     full_words, remainder = inputs // WORD, inputs % WORD
     words = words_of(inputs)

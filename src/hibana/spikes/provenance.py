@@ -19,7 +19,7 @@ __all__ = ["Provenance", "fills_memory", "lookup", "register_view", "probe"]
 
 
 class Provenance(NamedTuple):
-    """Bits of a tensor's numbers, and the mask of its gradient."""
+    """What is known about a tensor of spikes or sums of spikes: bits, and where its gradient is needed."""
 
     length: int
     """Elements of each piece of the bits; pieces are in memory order."""
@@ -83,7 +83,10 @@ def probe() -> Tensor:
 
 
 def lookup(tensor: Tensor) -> Provenance | None:
-    """The valid provenance of `tensor`, or None. Bits that differ from the numbers are omitted."""
+    """The bits and the gradient mask that a layer attached to `tensor`, or None if none are valid.
+
+    Bits that differ from the numbers, since these were overwritten, are omitted.
+    """
     attached = metadata_of(tensor)
     if attached is None or not fills_memory(tensor):
         return None

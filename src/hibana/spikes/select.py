@@ -133,7 +133,7 @@ def density_bucket(density: float) -> int:
 
 
 def _density_factor(key: Key) -> float:
-    """A factor from 0 to 1 on the densities up to which a product of these sizes is computed per spike."""
+    """A factor from 0 to 1 for the largest density at which a product is computed per spike; 0 is never."""
     fewest = 0 if key.product.startswith("linear") else FEW_OUTPUTS
     if key.inputs < FEW_INPUTS or key.outputs < (FEW_OUTPUTS_SCANNED if key.scanned else fewest):
         return 0.0
@@ -144,8 +144,8 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]] | None = N
     """Whether a layer's forward and weight gradient are computed per spike or by torch.
 
     Args:
-        key: the key of the product.
-        ones: density of bits, summed over all planes.
+        key: kind and sizes of the product.
+        ones: the fraction of bits that are set, summed over all bit planes of the input.
         calls: returns the candidates to time, in this order: the forward per spike and by torch; if weights
             learn, their gradient per spike and by torch; if bits are packed from numbers, the packing.
     """

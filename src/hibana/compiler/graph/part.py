@@ -33,6 +33,7 @@ class Part:
     """Indices of values."""
 
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
+        """The outputs for the input `tensors`."""
         return self._compiled(*tensors)
 
     @cached_property
@@ -41,6 +42,7 @@ class Part:
         constants: dict[str, Any] = {}
 
         def source(argument: Any) -> str:
+            """Python source of an argument: the variable of a value, or a new constant."""
             if isinstance(argument, Place):
                 return f"v{argument.at}"
             if isinstance(argument, list | tuple):
@@ -89,16 +91,17 @@ def _on_device(kwargs: dict[str, Any], device: str) -> dict[str, Any]:
 
 
 def guard_part(part: Part, first: int) -> Part:
-    """`part` where zero times an unbounded derivative is zero; its inputs from `first` on are gradients.
+    """Changes products with a gradient so that a gradient of zero times infinity or NaN is zero.
 
-    Each product or quotient of a gradient and a computed value is zero where the gradient is. Other inputs
-    count as finite.
+    Each product or quotient of a gradient and a computed value becomes zero where the gradient is zero. The
+    inputs of `part` from `first` on are gradients; its other inputs count as finite.
     """
     calls: list[Any] = []
     places = {i: Place(i) for i in range(part.input_count)}
     backward, finite = set(range(first, part.input_count)), set(range(first))
 
     def add(function: Any, *args: Any, **kwargs: Any) -> Place:
+        """Adds a call; returns the place of its result."""
         calls.append((function, args, kwargs))
         return Place(part.input_count + len(calls) - 1)
 

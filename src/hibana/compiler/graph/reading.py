@@ -72,7 +72,7 @@ class Reading:
         """The layout of each node in :attr:`values` (:mod:`hibana.compiler.graph.nodes`)."""
         self.matrices = Matrices(shape, self.once)
         self.outer: dict[fx.Node, tuple[Value, Value]] = {}
-        """The operands of each product that is summed over samples."""
+        """The two factors of each outer product that is summed over samples."""
         self.summed_at: list[int | None] = []
         """For each product in :attr:`outer`, the sparse matrix whose synapses need a sum, or None."""
         self.draws = 0
@@ -114,9 +114,10 @@ class Reading:
         )
 
     def _epilogue_outputs(self, tensor_grads: Sequence[Any]) -> list[fx.Node | None]:
-        """The node of the gradient of each tensor of the cell, or None; `tensor_grads` are those that exist.
+        """For each tensor of the cell, the node of its gradient; None without a gradient.
 
-        A gradient per neuron is summed over time.
+        `tensor_grads` are the nodes of tensors that require a gradient. A gradient per neuron is summed over
+        time.
         """
         gradients = iter(tensor_grads)
         nodes = [next(gradients) if tensor.requires_grad else None for tensor in self.tensors.values()]
@@ -126,7 +127,7 @@ class Reading:
         return nodes
 
     def _sum(self, node: fx.Node) -> None:
-        """Has the step sum `node` over time."""
+        """Adds `node`, a gradient per neuron, to the values that kernels sum over time."""
         if not is_step(self.layouts[node], self.shape):
             raise Unsupported("a sum over neurons that were moved")
         if node not in self.sums:
@@ -148,7 +149,11 @@ class Reading:
             self.values[node] = Value("gradient", data=index - 1 - count - len(self.tensors))
 
     def _read_call(self, node: fx.Node) -> None:
-        """Reads one operation: as a value, or as part of the prologue or epilogue."""
+        """Classifies one operation of the graph and converts it if it runs at each step.
+
+        Operations on the cell's tensors alone run once, before the first step (prologue). Operations on sums
+        over neurons run once, after the last step (epilogue).
+        """
         used = node.all_input_nodes
         target = node.target
         if target is foreign and self.device != "cpu":
@@ -216,7 +221,7 @@ class Reading:
         return is_narrower and dtype in cell_dtypes
 
     def _move(self, node: fx.Node, source: fx.Node) -> None:
-        """Reads an operation that only moves the numbers of `source`."""
+        """Reads an operation that only moves the numbers of `source`, such as a view or a transposition."""
         assert callable(node.target)
         if node.meta["val"].numel() != self.shape.numel():
             raise Unsupported(f"{node.target} copies the number of a neuron to several neurons")
@@ -228,7 +233,11 @@ class Reading:
             self.layouts[source] = self.layouts[node]
 
     def _read_product(self, node: fx.Node, name: str) -> None:
-        """Reads a product of the neurons of each sample with a matrix, or a product summed over samples."""
+        """Reads a matrix product of the operation `name`.
+
+        One factor is a matrix ``[neurons, neurons]`` of the cell, or both have a number per neuron and sample
+        and are summed over samples, as in the gradient of such a matrix.
+        """
         *added, left, right = node.args
         assert isinstance(left, fx.Node)
         assert isinstance(right, fx.Node)
@@ -240,16 +249,16 @@ class Reading:
                 raise Unsupported(f"{node.target} multiplies neurons with one another")
             self._add_outer(node, left, right, None)
             return
-        operand_is_left = left in self.values
-        operand, matrix = (left, right) if operand_is_left else (right, left)
-        layout = self.layouts.get(operand)
+        vector_is_left = left in self.values
+        vector, matrix = (left, right) if vector_is_left else (right, left)
+        layout = self.layouts.get(vector)
         if matrix not in self.once or layout is None or matrix.meta["val"].dtype != self.dtype:
             raise Unsupported(f"{node.target} must multiply neurons with a matrix of the cell")
         size = matrix.meta["val"].shape
-        if size[-2:] != (neurons, neurons) or not (rows if operand_is_left else columns)(layout, neurons):
+        if size[-2:] != (neurons, neurons) or not (rows if vector_is_left else columns)(layout, neurons):
             raise Unsupported(f"{node.target} of {neurons} neurons with a matrix {tuple(size)}")
         index, transposed = self.matrices.place(matrix)
-        value = self.make("product", self.values[operand], data=2 * index + (transposed == operand_is_left))
+        value = self.make("product", self.values[vector], data=2 * index + (transposed == vector_is_left))
         self.layouts[node] = layout
         self.values[node] = value
         if added:
@@ -372,7 +381,10 @@ class Reading:
         return wide
 
     def _part(self, inputs: list[fx.Node], outputs: list[Any]) -> Part:
-        """The traced operations from `inputs` to `outputs`; sums are first reshaped from the step's shape."""
+        """The traced operations from `inputs` to `outputs`, as a function of tensors.
+
+        Sums over time arrive in the step's shape, and are first reshaped to the shape in the trace.
+        """
         shapes = {n: self.layouts[n].shape for n in inputs if n in self.sums}
         reshaped = {n: list(shape) for n, shape in shapes.items() if shape != self.shape}
         return part_between(self.graph, inputs, outputs, reshaped, self.device)

@@ -87,6 +87,7 @@ def _numbers(distribution: str, key: Any, element: _Variable, step: _Variable, l
     """An expression of the random numbers at the indices `element` of the drawn tensor."""
 
     def words(counter: _Variable) -> tuple[_Variable, _Variable]:
+        """Two words of random bits for each counter."""
         return threefry(key, (counter, step), operator.add, _rotate, operator.xor)
 
     if distribution == "uniform" and language.real == "float64":

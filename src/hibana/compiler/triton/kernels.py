@@ -83,6 +83,7 @@ class GpuKernels(NamedKernels):
         return exact(sequence)
 
     def _source(self, direction: str, variant: Variant) -> str:
+        """Triton source; `variant`: what a forward stores, or whether a backward computes `x`'s gradient."""
         if direction == "forward":
             return forward_source(self.step, self.plan if variant else None, self.language)
         return backward_source(self.step, self.plan, self.language, wants_input=bool(variant))
@@ -174,11 +175,13 @@ def agrees(op: str, language: Language) -> bool:
 
 @cache
 def _compared(op: str, language: Language, device: str) -> bool:
+    """The result of :func:`_compare`, which runs once for each operation and device."""
     with ThreadPoolExecutor(1) as executor:  # a new thread has no modes that replace tensors
         return executor.submit(_compare, op, language, device).result()
 
 
 def _compare(op: str, language: Language, device: str) -> bool:
+    """Whether a Triton kernel and PyTorch compute the same bits for `op` of 5,000 test numbers."""
     dtype = getattr(torch, language.real)
     sizes = torch.logspace(-45, 38, 500, dtype=torch.float64, device="cpu")
     even = torch.linspace(-20, 20, 4097, dtype=torch.float32, device="cpu")

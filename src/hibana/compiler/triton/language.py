@@ -128,12 +128,12 @@ def program(
     """The source of a kernel over blocks.
 
     Args:
-        name: of the kernel.
-        arguments: of the kernel, besides the arguments of all kernels.
-        rows: the arguments that point to a number per neuron.
-        bits: the arguments that point to a bit per neuron.
+        name: the name of the kernel.
+        arguments: its arguments, besides those that all kernels have.
+        rows: the arguments that point to one number per neuron.
+        bits: the arguments that point to one bit per neuron.
         body: the statements for one block.
-        language: determines the kind of block.
+        language: determines whether a block is some neurons, or all neurons of some samples.
     """
     by_samples = language.by_samples
     row, octets = ("lo * features", "lo * sample_bytes") if by_samples else ("lo", "lo // 8")

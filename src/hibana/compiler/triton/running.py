@@ -59,7 +59,7 @@ def launch(
     interpreted: bool,
     **options: object,
 ) -> None:
-    """Runs `kernel` over the programs of `grid` with `arguments` by name; other arguments are None."""
+    """Runs a Triton `kernel` of `grid` programs with `arguments` by name; other arguments are None."""
     context: AbstractContextManager[object] = np.errstate(all="ignore")
     if not interpreted:
         options |= {"enable_fp_fusion": False, "enable_reflect_ftz": False}
@@ -102,6 +102,7 @@ def _pytorch_functions() -> SimpleNamespace:
     from triton.runtime.interpreter import TensorHandle
 
     def on_blocks(op: str) -> Callable[[Any], Any]:
+        """A function that applies ``torch.{op}`` to a block of the interpreter."""
         function = getattr(torch, op)
 
         def call(x: Any) -> Any:

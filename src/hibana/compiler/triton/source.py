@@ -22,7 +22,7 @@ ANY_SIZE = ("steps", "size", "seed_low", "seed_high")
 
 
 def function_source(language: Language, op: str) -> str:
-    """A kernel that computes `op` of every number of ``input``; for ``root``, its reciprocal."""
+    """Triton source of a kernel that computes `op`, or ``1 / root``, of every number of ``input``."""
     value = Value(op, (Value("row", data="x"),))
     if op == "root":
         value = Value("div", (Value("number", data=1), value))
@@ -32,7 +32,7 @@ def function_source(language: Language, op: str) -> str:
 
 
 def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
-    """The kernel that runs `step` over time and writes the residuals of a `plan`."""
+    """Triton source of a kernel that runs `step` over time and stores what the backward needs (`plan`)."""
     stores = forward_pass(step, plan)
     inputs = leaves(stores)
     drawing = [*_draw_steps("t", language), *draws(inputs, language)] if step.draws else []
@@ -76,7 +76,7 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
 
 
 def backward_source(step: Step, plan: Plan, language: Language, *, wants_input: bool) -> str:
-    """The kernel that runs :func:`backward_pass` of `step` from the last step to the first."""
+    """Triton source of a kernel that computes the gradient of `step` from the last step to the first."""
     before = before_pass(step, plan)
     stores = backward_pass(step, plan, wants_input=wants_input)
     now, then = leaves(stores), leaves(before)

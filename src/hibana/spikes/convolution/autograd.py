@@ -180,9 +180,9 @@ _apply = unwrapped_apply(_Convolution)
 def _gradient_mask(
     ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor, geometry: Geometry
 ) -> product.GradientMask | None:
-    """The mask that restricts the input gradient; None if torch computes it everywhere.
+    """Where the input gradient is computed, as bits; None if torch computes it everywhere.
 
-    Torch does so if the restriction is not allowed or not faster, and at any stride but 1.
+    Torch does so if something may read the complete gradient, if it is faster, and at any stride but 1.
     """
     if geometry.stride != (1, 1):
         return None
@@ -245,8 +245,8 @@ def convolution(
 ) -> Tensor:
     """The convolution ``[N, outputs, height, width]`` of `images` with bits `input_`, with gradients.
 
-    If `support` is not None, the input gradient may be restricted to its mask. `weight` has three or four
-    dimensions, as in :func:`as_kernel`.
+    `support` tells where the input gradient is needed; None: everywhere. `weight` has three or four
+    dimensions, as in :func:`as_kernel`. `choice`: which products are computed per spike.
     """
     leaf = probe() if support is not None else None
     with without_autocast():

@@ -46,8 +46,8 @@ def causal_convolution(
         bias: ``[outputs]``.
         dilation: steps between two taps of the kernel.
         history: the ``(K - 1) dilation`` steps before the first; zeros if None.
-        provenance: the provenance of `inputs`.
-        mode: the mode, as in :class:`hibana.Linear`.
+        provenance: the bits and the gradient mask that a layer attached to `inputs`, or None.
+        mode: ``"auto"``, ``"dense"`` (by torch) or ``"events"`` (per spike).
     """
     check_mode(mode)
     reach = (weight.shape[2] - 1) * dilation

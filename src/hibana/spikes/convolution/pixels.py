@@ -140,7 +140,7 @@ def weight_gradient(input_: Planes, rows: Tensor, geometry: Geometry) -> Tensor:
     Its parts are computed in parallel (:func:`parts`); the results of different ranges of images are added.
 
     Args:
-        input_: the images as planes of bits, ``[planes, N * image height, words]``.
+        input_: the images as bit planes, ``[planes, N * image height, words]``.
         rows: the gradient of the output, ``[N * output height * output width, outputs]``.
         geometry: the sizes of the convolution.
     """

@@ -36,8 +36,8 @@ def delayed_product(
 ) -> Tensor:
     """The result of :func:`delayed_product_forward`, with gradients of `inputs`, `weight` and `bias`.
 
-    `inputs` are the spikes ``[steps, rows, inputs]``; the other arguments are as there. If `support`, the
-    provenance of `inputs`, is not None, its mask restricts the input gradient.
+    `inputs` are the spikes ``[steps, rows, inputs]``; the other arguments are as there. `support` tells where
+    the input gradient is needed; None: everywhere.
     """
     apply: Any = _DelayedProduct.apply  # untyped in torch
     leaf = probe() if support is not None else None
@@ -70,7 +70,7 @@ def delayed_product_forward(
 def _offsets_and_sizes(
     bits: Tensor, weight: Tensor, lags: Tensor, steps: int
 ) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Kernel arguments: `bits` and the offset of each synapse in a row's buffer, and all sizes.
+    """Arguments of the kernels: the bits, the offset of each synapse in a row's buffer, and all sizes.
 
     The buffer of a row is ``[outputs][columns]``, with one column for each step and delay. Raises ValueError
     if an offset would lie outside of the buffer.

@@ -29,10 +29,11 @@ def linear(
     support: Provenance | None,
     choice: Choice,
 ) -> Tensor:
-    """``input @ weight.T + bias``, with gradients, for an `input` ``[..., in_features]`` with bits `planes`.
+    """``input @ weight.T + bias``, with gradients, for an `input` ``[..., in_features]`` packed as `planes`.
 
-    If `support` is not None, the input gradient may be restricted to its mask. The result is no view: a write
-    to another view of the same matrix would make autograd drop hooks on this view.
+    `support` tells where the input gradient is needed; None: everywhere. `choice`: which products are
+    computed per spike. The result is no view: a write to another view of the same matrix would make autograd
+    drop hooks on this view.
     """
     leaf = probe() if support is not None else None
     with without_autocast():
@@ -125,7 +126,10 @@ def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: 
 
 
 def _masked_input_gradient(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
-    """The input gradient where the producer's mask is set, zero elsewhere; None if not allowed or slower."""
+    """The input gradient where the layer that emitted the input needs it, zero elsewhere.
+
+    None if that is slower than the full gradient, or if something else may read the gradient.
+    """
     outputs, inputs = weight.shape
     mask = product.gradient_mask(ctx.support, bits, inputs, ctx.density)
     if mask is None:

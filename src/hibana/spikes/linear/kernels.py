@@ -56,7 +56,7 @@ def pack_planes(
     row: Row,
     planes: int,
 ) -> None:
-    """Packs weights for each plane of bits to ``[panels][planes][words * 64][panel]``, padded with zeros.
+    """Packs weights for each bit plane to ``[panels][planes][words * 64][panel]``, padded with zeros.
 
     The weights of plane k are multiplied by `factor` (the bits of a float32) times 2^k. The inputs of a
     window of `places` pixels, ``[channels][places]``, are reordered to ``[places][channels]``. One work item

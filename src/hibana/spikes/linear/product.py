@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 Scales = tuple[float, ...]
-"""The factor of each plane of bits."""
+"""The factor of each bit plane."""
 
 BLOCKED_FROM = 0.06
 """Density from which on the forward processes the weights in blocks that fit into the L1 cache."""
@@ -141,7 +141,7 @@ def pack_weights(weight: Tensor, row: Row, scales: Scales = ONE) -> Tensor:
 def _packing(
     outputs: int, inputs: int, places: int, row: Row, scales: Scales
 ) -> tuple[int, tuple[int, ...], BoundLauncher]:
-    """Number of work items, shape of the table, and kernel of :func:`pack_weights`."""
+    """Number of work items, shape of the table, and kernel that packs weights into panels of outputs."""
     words, panels, planes = _ceil_div(inputs, WORD), _ceil_div(outputs, row.floats), len(scales)
     shape = panels, planes * words * WORD, row.floats
     sizes = {"outputs": outputs, "inputs": inputs, "row": row}
@@ -285,7 +285,10 @@ class Parts(NamedTuple):
 
 
 def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) -> Parts:
-    """The parts of a weight gradient with `words` words of inputs, at most `most` parts of the rows."""
+    """Splits a weight gradient into parallel parts, of which at most `most` divide the rows.
+
+    The sizes are rows, outputs, and 64-bit words of inputs.
+    """
     panels = _ceil_div(outputs, panel(outputs).floats)
     if rows >= PARTS * PART_ROWS and panels * words <= FEW_SUMS and most >= PARTS:
         return Parts(PARTS, 1, 1)
@@ -305,8 +308,8 @@ def gradient_mask(
     """The mask of inputs that need a gradient in the backward that is running; None if all do.
 
     Args:
-        support: provenance of the input.
-        bits: the spikes, which are the mask if the provenance has no other.
+        support: what is known about the input: where its gradient is needed, and who may read it.
+        bits: the spikes, which are the mask if `support` has no other.
         length: elements of a row.
         density: the density of the spikes.
     """

@@ -105,7 +105,7 @@ def add_rows(
     count: Value,
     unrolled: int = 1,
 ) -> None:
-    """``target = start + sum over k < count of table[index[k]]``, rows of floats.
+    """Adds code for ``target = start + sum over k < count of table[index[k]]``; all are rows of floats.
 
     With `unrolled` > 1, `start`, `target` and each summand are `unrolled` consecutive rows.
     """
@@ -164,7 +164,7 @@ def _fixed_dots(
     piece_floats: Value,
     index: Pointer,
 ) -> None:
-    """:func:`dots` of the first `entries` numbers in `index`; `entries` is 4 or 8."""
+    """Adds code for 4 or 8 dot products, as in :func:`dots`: for the first `entries` numbers in `index`."""
     numbers = [index[e].to(LONG) for e in range(entries)]
     rows = [table + k * row.floats for k in numbers]
     sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in numbers]

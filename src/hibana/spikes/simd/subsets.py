@@ -50,7 +50,7 @@ def add_subsets(
 def _add(
     code: Code, row: Row, tables: Pointer, source: Pointer, fours: int, sums: Callable[[], Iterable[Sum]]
 ) -> None:
-    """:func:`add_subsets` for the first ``4 * fours`` rows of a word."""
+    """Adds the selected ones of the first ``4 * fours`` rows at `source` to each of the `sums`, by tables."""
     strip = Row(min(STRIP, row.vectors), row.compresses)
     for first in range(0, row.floats, strip.floats):
         with code.loop(0, fours) as four:
