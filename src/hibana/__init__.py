@@ -101,6 +101,7 @@ if TYPE_CHECKING:
     from hibana.nn.normalized import Normalized
     from hibana.nn.optimize import optimize
     from hibana.nn.sparse_linear import SparseLinear
+    from hibana.nn.spike_trains import SpikeTrains
     from hibana.nn.window import Window
     from hibana.runtime.heap import keep_memory
     from hibana.spikes import Conv2d, Linear
@@ -140,6 +141,7 @@ _MODULES = {
     "nn.normalized": ("Normalized",),
     "nn.optimize": ("optimize",),
     "nn.sparse_linear": ("SparseLinear",),
+    "nn.spike_trains": ("SpikeTrains",),
     "nn.window": ("Window",),
     "runtime.heap": ("keep_memory",),
     "spikes": ("Conv2d", "Linear"),
@@ -191,6 +193,7 @@ __all__ = [
     "SiLIFCell",
     "SlowPathWarning",
     "SparseLinear",
+    "SpikeTrains",
     "StepsDropout",
     "ThresholdBatchNorm2d",
     "Window",

@@ -8,6 +8,7 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+import hibana as hb
 from hibana import plot, surrogate
 from hibana.plot.style import GREY, PALETTE, RED
 from scenes import layers, spikes
@@ -58,6 +59,54 @@ def test_rates_above_a_raster_count_its_spikes():
     values, edges, _ = steps.get_data()
     spans = torch.tensor(edges).diff()  # ms
     assert torch.isclose((torch.tensor(values) / 1000 * spans * 7).sum(), population.sum().double())
+
+
+@pytest.mark.parametrize("sort", [None, "first", "rate"])
+def test_events_are_drawn_like_dense_spikes(sort):
+    events = {name: hb.SpikeTrains.from_dense(dense) for name, dense in layers().items()}
+    expected, axes = (plot.raster(spikes, sort=sort, rates=True) for spikes in (layers(), events))
+    assert marks(axes) == marks(expected)
+    heights = [
+        [steps.get_data().values.tolist() for steps in figure.child_axes[0].patches]
+        for figure in (axes, expected)
+    ]
+    assert heights[0] == heights[1]
+
+
+def test_layers_are_labelled_with_their_rates_in_hertz():
+    axes = plot.raster({"a": torch.eye(4), "b": torch.zeros(4, 4)}, dt=0.5)
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a\n500.0 Hz", "b\n0.0 Hz"]
+
+
+def test_population_rates_in_bins_count_all_spikes():
+    populations = layers(steps=1000)
+    axes = plot.population_rates(populations, bins=7, dt=0.5)
+    for steps, dense in zip(axes.patches, populations.values(), strict=True):
+        values, edges, _ = steps.get_data()
+        assert len(values) == 7
+        spikes_per_bin = torch.tensor(values) / 1000 * torch.tensor(edges).diff() * dense.shape[1]
+        assert torch.isclose(spikes_per_bin.sum(), dense.sum().double())
+    assert [text.get_text() for text in axes.get_legend().texts] == ["if1", "if2"]
+
+
+def test_activity_draws_means_of_the_statistics_and_published_values():
+    populations = {name: hb.SpikeTrains.from_dense(s) for name, s in layers(steps=1000).items()}
+    silent = hb.SpikeTrains.from_dense(torch.zeros(1000, 3))
+    figure = plot.activity(populations | {"silent": silent}, dt=0.5, published={"synchrony": [1, 2, 3]})
+    rate, irregularity, correlation, synchrony = figure.axes
+    points = lambda axes: [line.get_xydata().tolist() for line in axes.lines]  # noqa: E731
+    for axes, statistic in ((rate, "rates"), (irregularity, "irregularity"), (correlation, "correlations")):
+        arguments = {"rates": (0.5,), "irregularity": (), "correlations": (3.0, 0.5)}[statistic]
+        means = [float(getattr(s, statistic)(*arguments).nanmean()) for s in populations.values()]
+        expected = [[[pytest.approx(mean), row]] for row, mean in enumerate(means)]
+        assert points(axes) == expected + [[[0.0, 2]]] * (statistic == "rates")
+    assert [bar.get_width() for bar in synchrony.patches[:2]] == [
+        s.synchrony(3.0, 0.5) for s in populations.values()
+    ]
+    assert points(synchrony) == [[[1, 0], [2, 1], [3, 2]]]
+    assert [tick.get_text() for tick in rate.get_yticklabels()] == ["if1", "if2", "silent"]
+    with pytest.raises(ValueError, match=r"published must have keys of .* got \['rates'\]"):
+        plot.activity(populations, published={"rates": [1, 2]})
 
 
 def test_surrogate_draws_the_step_and_its_derivative():

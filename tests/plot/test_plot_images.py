@@ -41,6 +41,14 @@ def raster_layers_with_rates():
     return plot.raster(layers(), sort="rate", rates=True)
 
 
+def population_rates():
+    return plot.population_rates(layers(steps=1000), dt=0.1)
+
+
+def activity():
+    return plot.activity(layers(steps=1000), bin_width=10, published={"rate": [0.08, 0.1]})
+
+
 def output_potentials():
     potentials = (uniform(40, 5) - 0.45).cumsum(0)
     return plot.output_potentials(potentials, 0, ["cat", "dog", "cow", "hen", "pig"])
@@ -75,6 +83,8 @@ DRAWINGS = [
     raster_short,
     raster_sorted_with_rates,
     raster_layers_with_rates,
+    population_rates,
+    activity,
     surrogate,
     current_step,
     output_potentials,

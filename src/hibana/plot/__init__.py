@@ -17,7 +17,7 @@ with explain_import_error("hibana.plot"):
     from hibana.plot.gradients import gradient_norms
     from hibana.plot.learning import learning_curves, output_potentials, training
     from hibana.plot.neurons import current_step, membrane, surrogate
-    from hibana.plot.spikes import raster
+    from hibana.plot.spikes import activity, population_rates, raster
 
-__all__ = ["current_step", "gradient_norms", "learning_curves", "membrane", "output_potentials", "raster"]
-__all__ += ["surrogate", "training"]
+__all__ = ["activity", "current_step", "gradient_norms", "learning_curves", "membrane", "output_potentials"]
+__all__ += ["population_rates", "raster", "surrogate", "training"]
