@@ -98,6 +98,13 @@ def test_a_graph_of_nir_computes_the_same(case, tmp_path, monkeypatch):
         hb.nir.write(net, dt=1e-3, input_shape=shape)
 
 
+@pytest.mark.parametrize("delays", [None, torch.randint(0, 4, (8, 9))])
+def test_an_export_to_torch_computes_the_same_for_any_number_of_steps(delays):
+    layer, x = on_grid(hb.SparseLinear(9, 8, 0.3, delays=delays)), torch.rand(11, 2, 9).round()
+    program = hb.convert.export(layer, x[:5], dynamic_time=True).module()
+    assert torch.equal(program(x), layer(x))
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -131,6 +131,8 @@ def test_what_a_convolution_gives_is_written_once(padding):
     [
         hb.Window(3, 5, 4, dilation=2),
         hb.DelayedLinear(3, 5, max_delay=4),
+        hb.SparseLinear(3, 5, 0.7),
+        hb.SparseLinear(3, 5, 0.7, delays=torch.randint(0, 9, (5, 3))),
         hb.Recurrent(hb.LIFCell(), 3),
         hb.DelayedRecurrent(hb.LIFCell(), 3, max_delay=2),
         hb.EachStep(nn.Linear(3, 4)),

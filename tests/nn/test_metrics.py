@@ -34,6 +34,7 @@ def test_sparsity_counts_zeros_of_any_values():
 
 LAYERS = {
     "linear": (nn.Linear(6, 4), (6,)),
+    "sparse": (hb.SparseLinear(6, 4, 0.6), (6,)),
     "conv": (nn.Conv2d(2, 3, 3, padding=1), (2, 5, 6)),
     "strided": (nn.Conv2d(2, 3, 3, stride=2), (2, 6, 7)),
     "dilated": (nn.Conv2d(2, 3, 2, dilation=2, padding=1), (2, 5, 6)),
@@ -63,7 +64,14 @@ def test_each_spike_costs_the_outputs_that_it_changes(name):
 
 
 @pytest.mark.parametrize(
-    "layer", [hb.Window(3, 4, 3, 2), hb.Window(4, 8, 2, groups=2), hb.DelayedLinear(3, 2, 5)]
+    "layer",
+    [
+        hb.Window(3, 4, 3, 2),
+        hb.Window(4, 8, 2, groups=2),
+        hb.DelayedLinear(3, 2, 5),
+        hb.SparseLinear(3, 7, 0.6, delays=torch.randint(0, 9, (7, 3))),
+    ],
+    ids=lambda layer: type(layer).__name__,
 )
 def test_each_spike_costs_the_outputs_that_it_changes_later(layer):
     layer.eval()

@@ -12,6 +12,7 @@ from hibana.cells import Cell
 from hibana.compiler import reference
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
+from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime.torch_internals import scan
 from hibana.spikes.adopt import EVENT_CLASSES
 
@@ -131,8 +132,40 @@ class _DelayedFeedback(Cell):
         return spikes[1:], *self.cell(input_ + current, *state)
 
 
+class _SparseSums(nn.Module):
+    """The sums of a :class:`hibana.SparseLinear`, from the products of all synapses ``[..., synapses]``."""
+
+    def __init__(self, layer: SparseLinear) -> None:
+        super().__init__()
+        self.weight, self.bias, self.out_features = layer.weight, layer.bias, layer.out_features
+        delays = torch.zeros_like(layer.targets) if layer.delays is None else layer.delays
+        self.delays: list[int] = sorted(set(delays.tolist()))
+        for delay in self.delays:
+            synapses = (delays == delay).nonzero().flatten()
+            for name, values in (
+                ("synapses", synapses),
+                ("sources", layer.sources),
+                ("targets", layer.targets),
+            ):
+                of_delay = values if name == "synapses" else values.long()[synapses]
+                self.register_buffer(f"{name}{delay}", of_delay)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The sums, ``[..., out_features]``; with delays, `inputs` are ``[T, batch, in_features]``."""
+        sums = inputs.new_zeros(*inputs.shape[:-1], self.out_features)
+        for delay in self.delays:
+            synapses, sources, targets = (
+                self.get_buffer(f"{name}{delay}") for name in ("synapses", "sources", "targets")
+            )
+            past = torch.cat([inputs.new_zeros(delay, *inputs.shape[1:]), inputs])[: inputs.shape[0]]
+            sums = sums.index_add(-1, targets, past[..., sources] * self.weight[synapses])
+        return sums if self.bias is None else sums + self.bias
+
+
 def _plain(module: nn.Module, loop: type[_Loop]) -> nn.Module:
     """`module` with each layer of hibana replaced by one that runs PyTorch operations."""
+    if isinstance(module, SparseLinear):
+        return _SparseSums(module)
     if isinstance(module, OverTime):
         return loop(module.cell)
     if isinstance(module, Recurrent):

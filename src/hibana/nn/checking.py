@@ -20,6 +20,7 @@ from hibana.compiler.torch_layers import faster_layers, has_channel_axis, layer_
 from hibana.nn.each_step import EachStep
 from hibana.nn.over_steps import OverSteps
 from hibana.nn.running import Stateful
+from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime.torch_internals import tree_leaves
 
 __all__ = ["check"]
@@ -193,7 +194,8 @@ class NetworkCheck:
             for state, values in states.items():
                 self._check_finite([values], f"state {state} of {layer}")
         self._calls.pop()
-        if role_of(module) == "linear" and not in_each_step and tensors:
+        is_linear = role_of(module) == "linear" or isinstance(module, SparseLinear)
+        if is_linear and not in_each_step and tensors:
             self._linear_output = tensors[0]
 
     def _check_finite(self, tensors: list[Tensor], place: str) -> None:

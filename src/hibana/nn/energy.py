@@ -25,10 +25,10 @@ from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.torch_layers import role_of
-from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.operations import Neurons, Weighted, operations, watch_layers
 from hibana.nn.running import evaluating
-from hibana.nn.window import Window
+from hibana.nn.sparse_linear import SparseLinear
+from hibana.nn.window import LooksBack, Window
 
 __all__ = ["Account", "Energy", "energy"]
 
@@ -236,7 +236,7 @@ class _Counts:
             is_constant = inputs.stride(0) == 0
             counted = inputs.new_full((1,) if is_constant else inputs.shape, 0.5).expand(inputs.shape)
         kind, number = operations(layer, counted)
-        count, over_time = int(number), isinstance(layer, Window | DelayedLinear)
+        count, over_time = int(number), isinstance(layer, LooksBack)
         if kind == "macs" and inputs.stride(0) == 0 and not over_time:
             inputs, outputs = inputs[:1], outputs[:1]  # equal steps are computed once
         input_size = _input_size(layer, inputs)
@@ -246,12 +246,13 @@ class _Counts:
         weights = sum(parameter.numel() for parameter in layer.parameters())
         self._access(name, "weights", weights, reads=count + biases)
         if kind == "acs":
-            sums = output_size * (layer.reach + 1 if isinstance(layer, Window | DelayedLinear) else 1)
+            sums = output_size * (layer.reach + 1 if isinstance(layer, LooksBack) else 1)
             self._access(name, "activations", input_size, reads=int(inputs.count_nonzero()))
             self._access(name, "states", sums, reads=count, writes=count)
             return
         self.multiplications[name] += count
-        reads = inputs.numel() if role_of(layer) == "linear" else count
+        is_linear = role_of(layer) == "linear" or isinstance(layer, SparseLinear)
+        reads = inputs.numel() if is_linear else count
         self._access(name, "activations", input_size, reads=reads)
         self._access(name, "activations", output_size, writes=outputs.numel())
 

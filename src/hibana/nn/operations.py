@@ -17,12 +17,13 @@ from hibana.nn import lengths as padding
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
-from hibana.nn.window import Window
+from hibana.nn.sparse_linear import SparseLinear
+from hibana.nn.window import LooksBack, Window
 
 __all__ = ["Neurons", "Weighted", "operations", "watch_layers"]
 
 Neurons = OverTime | Recurrent | DelayedRecurrent
-Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Window | DelayedLinear
+Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Window | DelayedLinear | SparseLinear
 
 
 @torch.no_grad()
@@ -43,12 +44,14 @@ def operations(
         raise ValueError(f"padding_mode must be 'zeros', got {layer.padding_mode!r}")
     spiking = is_binary(inputs)
     kind: Literal["acs", "macs"] = "acs" if spiking else "macs"
-    if isinstance(layer, Window | DelayedLinear):
+    if isinstance(layer, LooksBack):
         return kind, _operations_over_time(layer, inputs, lengths, spiking)
     if not spiking and inputs.stride(0) == 0:
         inputs = inputs[:1]  # equal steps are computed once
     weighted: Any = layer
     active = inputs.ne(0) if spiking else inputs.new_ones(()).expand(inputs.shape)
+    if isinstance(layer, SparseLinear):
+        return kind, (active.reshape(-1, layer.in_features).sum(0) * layer.row_starts.diff()).sum().long()
     if role_of(layer) == "linear":
         return kind, active.count_nonzero() * weighted.out_features
     # one product per pair of input and weight that meet; all output channels of a group have equally many
@@ -60,9 +63,7 @@ def operations(
     return kind, products.round().to(torch.int64) * (len(weighted.weight) // weighted.groups)
 
 
-def _operations_over_time(
-    layer: Window | DelayedLinear, inputs: Tensor, lengths: Tensor | None, spiking: bool
-) -> Tensor:
+def _operations_over_time(layer: Any, inputs: Tensor, lengths: Tensor | None, spiking: bool) -> Tensor:
     """The number of products of weights and values of ``[T, batch, channels, ...]`` before each sample ends.
 
     If `spiking`, zeros have no products.
@@ -72,13 +73,20 @@ def _operations_over_time(
     remaining = remaining[:, None].expand(steps, batch)
     if lengths is not None:
         remaining = (remaining - steps + padding.checked(lengths, inputs)).clamp(min=0)
-    if isinstance(layer, DelayedLinear):
+    lags: Tensor
+    channels = torch.arange(inputs.shape[2], dtype=torch.int64, device=inputs.device)
+    if isinstance(layer, SparseLinear):
+        assert layer.delays is not None
+        channels, lags = layer.sources, layer.delays
+    elif isinstance(layer, DelayedLinear):
         lags = layer.steps  # [outputs, channels]
     else:
         taps = torch.arange(layer.weight.shape[2], dtype=torch.int64, device=inputs.device) * layer.dilation
-        taps = taps.repeat(layer.weight.shape[0] // layer.groups)
-        lags = taps[:, None].expand(-1, inputs.shape[2])  # [outputs * K, channels]
-    counts = torch.stack([(lags < n).sum(0) for n in range(steps + 1)])[remaining]  # [T, batch, channels]
+        lags = taps.repeat(layer.weight.shape[0] // layer.groups)[:, None].expand(-1, inputs.shape[2])
+    places = (channels * steps + lags.long())[lags < steps]
+    per_lag = torch.bincount(places, minlength=inputs.shape[2] * steps).view(-1, steps)  # [channels, lags]
+    before = nn.functional.pad(per_lag.cumsum(1), (1, 0)).T  # products at lags below n, [n, channels]
+    counts = before[remaining]  # [T, batch, channels]
     counts = counts.view(*counts.shape, *[1] * (inputs.ndim - 3)).expand(inputs.shape)
     return (counts * (inputs != 0)).sum() if spiking else counts.sum()
 
