@@ -401,7 +401,7 @@ class Heaviside(_ReverseMode):
 
     @classmethod
     def apply(cls, *args: Any, **kwargs: Any) -> Any:
-        """The step of the first argument, with the derivative of the second."""
+        """A step function of the first argument; its gradient uses the derivative in the second argument."""
         if not torch.compiler.is_dynamo_compiling():
             if torch_internals.jit_trace() is not None:
                 return step_in_torch(*args, **kwargs)

@@ -204,9 +204,9 @@ def _change(module: nn.Module, kind: type[nn.Module]) -> None:
 
 
 def _row(module: nn.Module, in_pass: bool) -> tuple[str, str] | None:
-    """The first class of a layer and its change, for the table; None for a layer without a row.
+    """The original class of a layer and how it was changed, for the table; None for a layer without a row.
 
-    `in_pass` says whether the layer runs in the pass of the neurons after it.
+    `in_pass` says whether the layer is a batch normalization that the kernel of the next neurons computes.
     """
     kind, was = type(module), module.__dict__.get(ORIGINAL_CLASS)
     if isinstance(module, JoinedNetwork):
@@ -235,7 +235,7 @@ def _name(kind: type | None) -> str:
 
 
 def _undo(net: nn.Module) -> None:
-    """Restores the first class of all modules of `net`."""
+    """Restores the original class of all modules of `net`."""
     for module in net.modules():
         was = module.__dict__.pop(ORIGINAL_CLASS, None)
         module.__dict__.pop(_DIMENSIONS, None)

@@ -63,7 +63,10 @@ def choose_network(settings: Settings, samples: data.UserData) -> tuple[Settings
 
 
 def _is_open(settings: Settings, samples: data.UserData) -> bool:
-    """Whether the user passed options of the data only, and a Rocket can classify the data."""
+    """Whether the network is still to be chosen: the user passed only options of the data, which are series.
+
+    A Rocket (random convolutions of spiking neurons) must be able to classify them.
+    """
     data_options = {*FILE_OPTIONS, "data", "steps", "seed"} - {"class_weights"}
     return (
         isinstance(samples, data.Sequences)

@@ -58,8 +58,8 @@ def _option(default: Any, accepted: Any = None, group: str = "training") -> Any:
     """Returns a dataclass field for an option of :class:`Settings`.
 
     Args:
-        default: the default for still inputs; ``None`` for `steps` and `coding`, whose default depends on the
-            data.
+        default: the default for inputs without a time axis; ``None`` for `steps` and `coding`, whose default
+            depends on the data.
         accepted: a :class:`_Range`, a tuple of words, or a function that raises for other values.
         group: ``reading`` for arguments of the data set's class, ``files`` for other options of files and
             folders, ``training`` for all others.

@@ -153,11 +153,6 @@ def _round(x: Any, decimals: Any = 0) -> Any:
     return apply("round", x)
 
 
-def _heaviside(x: Any, at_zero: Any) -> Any:
-    above = apply("to_float", x > 0)
-    return where(x.eq(0), at_zero, above)
-
-
 def _nan_to_num(x: Any, nan: Any, high: Any, low: Any) -> Any:
     result = where(x.ne(x), nan, x)
     result = where(x.eq(math.inf), high, result)
@@ -173,10 +168,6 @@ def _lerp(start: Any, end: Any, weight: Any) -> Any:
     weight, difference = start.lift(weight), end - start
     near = abs(weight) < 0.5
     return apply("fma", where(near, weight, weight - 1), difference, where(near, start, end))
-
-
-def _addcmul(x: Any, y: Any, z: Any, *, value: Any = 1) -> Any:
-    return apply("fma", times(y, value), z, x)  # as compilers contract PyTorch's kernel
 
 
 def _hardtanh(x: Any, low: Any = -1, high: Any = 1) -> Any:
@@ -255,7 +246,7 @@ COMPOSED: dict[str, Rule] = {
     "remainder": _remainder,
     "round": _round,
     "frac": lambda x: x - apply("trunc", x),
-    "heaviside": _heaviside,
+    "heaviside": lambda x, at_zero: where(x.eq(0), at_zero, apply("to_float", x > 0)),
     "nan_to_num": _nan_to_num,
     "isnan": lambda x: x.ne(x),
     "isinf": lambda x: abs(x).eq(math.inf),
@@ -263,7 +254,7 @@ COMPOSED: dict[str, Rule] = {
     "fmax": _ignoring_nan("gt"),
     "fmin": _ignoring_nan("lt"),
     "lerp": _lerp,
-    "addcmul": _addcmul,
+    "addcmul": lambda x, y, z, *, value=1: apply("fma", times(y, value), z, x),  # contracted as in PyTorch
     "addcdiv": lambda x, y, z, *, value=1: x + times(y, value) / z,
 }
 

@@ -104,10 +104,6 @@ def _first_if(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(condition | x.isnan(), x, y)
 
 
-def _fma(x: Tensor, y: Tensor, z: Tensor) -> Tensor:
-    return torch.addcmul(z, x, y)
-
-
 def _sum(a: Interval, b: Interval) -> Interval:
     """Bounds of ``a + b``. The next functions are likewise bounds of a result, from those of arguments."""
     return a[0] + b[0], a[1] + b[1]
@@ -130,21 +126,8 @@ def _opposite(a: Interval) -> Interval:
     return -a[1], -a[0]
 
 
-def _absolute(a: Interval) -> Interval:
-    return max(0.0, a[0], -a[1]), max(-a[0], a[1])
-
-
-def _either(_: Interval, a: Interval, b: Interval) -> Interval:
-    """Bounds of ``where(condition, a, b)``."""
-    return min(a[0], b[0]), max(a[1], b[1])
-
-
 def _root(a: Interval) -> Interval | None:
     return (math.sqrt(a[0]), math.sqrt(a[1])) if a[0] >= 0 else None
-
-
-def _exponential(a: Interval) -> Interval | None:
-    return (math.exp(a[0]), math.exp(a[1])) if a[1] <= LARGEST_EXPONENT else None
 
 
 def _logarithm(a: Interval) -> Interval | None:
@@ -216,11 +199,8 @@ def _call(name: str, arity: int = 1, *, mkl: str = "", libm: str = "", **columns
     return replace(row, effort=8.0, energy="multiplication", **columns)
 
 
-def _with(row: Operation, **columns: Any) -> Operation:
-    """A copy of `row` with other `columns`."""
-    return replace(row, **columns)
-
-
+_with: Callable[..., Operation] = replace
+"""A copy of a row with other columns. Untyped: each column has its own type."""
 _NE = "({0} != 0)"
 _ONE = "select {{M}} {0}, {{V}} splat ({{T}} 1.0), {{V}} zeroinitializer"
 _SIGN = (
@@ -268,7 +248,10 @@ OPERATIONS: dict[str, Operation] = {
             Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})", "Neg", ("neg",)),
             **{"bounds": _opposite, "zero_at_zero": True, "linear": True} | _PRESERVING,
         ),
-        _intrinsic("abs", "fabs", "tl.abs({0})", onnx="Abs", bounds=_absolute, **_PRESERVING),
+        _with(
+            _intrinsic("abs", "fabs", "tl.abs({0})", onnx="Abs", **_PRESERVING),
+            bounds=lambda a: (max(0.0, a[0], -a[1]), max(-a[0], a[1])),
+        ),
         _with(
             _intrinsic("root", "sqrt", "ROOT", text="sqrt({0})", onnx="Sqrt", aten=(), eager=torch.sqrt),
             **{"effort": 0.5, "bounds": _root} | _PRODUCT,
@@ -285,21 +268,33 @@ OPERATIONS: dict[str, Operation] = {
             c="(REAL)(({0} > 0) - ({0} < 0))",
         ),
         _intrinsic("copysign", "copysign", "", 2),
-        _intrinsic("fma", "fma", "", 3, aten=(), eager=_fma, linear=True, **_PRODUCT),
+        _intrinsic(
+            "fma",
+            "fma",
+            "",
+            3,
+            aten=(),
+            eager=lambda x, y, z: torch.addcmul(z, x, y),
+            linear=True,
+            **_PRODUCT,
+        ),
         _with(
             Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),
             **{"aten": ("fmod",)} | _PRODUCT,
         ),
         _with(
             Operation("where", 3, "({1} if {0} else {2})", _CHOICE, c="({0} ? {1} : {2})", onnx="Where"),
-            **{"triton": "tl.where({0}, {1}, {2})", "takes_booleans": True, "bounds": _either},
-            **{"integer": True, "linear": True},
+            **{"triton": "tl.where({0}, {1}, {2})", "takes_booleans": True, "integer": True},
+            **{"bounds": lambda _, a, b: (min(a[0], b[0]), max(a[1], b[1])), "linear": True},
         ),
         _with(
             Operation("poisson", 3, "poisson({1})", effort=8.0, energy="multiplication", eager=poisson),
             range=(0.0, math.inf),
         ),
-        _call("exp", mkl="Exp", libm="exp", onnx="Exp", bounds=_exponential, range=(0.0, math.inf)),
+        _with(
+            _call("exp", mkl="Exp", libm="exp", onnx="Exp", range=(0.0, math.inf)),
+            bounds=lambda a: (math.exp(a[0]), math.exp(a[1])) if a[1] <= LARGEST_EXPONENT else None,
+        ),
         _call("log", mkl="Ln", libm="log", onnx="Log", bounds=_logarithm),
         _call("log2", mkl="Log2", libm="log2", bounds=_logarithm),
         _call("log10", mkl="Log10", libm="log10"),

@@ -67,6 +67,7 @@ class FloatArithmetic(Arithmetic):
         """The C statements of one step of `layer`, and the C expression of each result by its name."""
 
         def expression(name: str, leaf: Value) -> str:
+            """C's expression of a leaf: a literal if all neurons share its number, else its name."""
             value = layer.leaf_value(name, leaf)
             return value if isinstance(value, str) else self.literal(value, self.kind)
 
@@ -145,7 +146,10 @@ class IntegerArithmetic(Arithmetic):
     def _integer_step(
         self, layer: NeuronLayer, stores: Stores, bounds: dict[str, Bounds]
     ) -> tuple[list[str], dict[str, Integer], int]:
-        """:func:`integer_statements` of `stores`, for leaves of the layer within `bounds`."""
+        """C statements in integers that compute `stores`, their expressions, and the largest integer.
+
+        `bounds` are the smallest and largest value of each state, parameter and product that `stores` read.
+        """
         try:
             return integer_statements(stores, layer.leaf_value, bounds)
         except Unsupported as error:
@@ -168,15 +172,15 @@ class IntegerArithmetic(Arithmetic):
         return (min(0, low), max(0, high)) if reads_zeros else (low, high)
 
     def _neuron_bounds(self, layer: NeuronLayer, x: Bounds) -> Bounds:
-        """Bounds all states over the steps, for inputs within `x`, and returns the bounds of the output."""
+        """Bounds all states over the steps, for inputs within `x`; returns the bounds of the output."""
         names = [*layer.step.states[:-1], "emitted_before"]
         bounds = {f"p{i}": _range_of(values) for i, values in enumerate(layer.parameters)} | {"x": x}
         bounds |= {name: _range_of(state) for name, state in zip(names, layer.initial_state, strict=True)}
         for _ in range(self.steps):
             previous = dict(bounds)
             for i, product in enumerate(layer.products):
-                operand = self._integer_step(layer, {"operand": product.operand}, bounds)[1]["operand"]
-                factors = (0, 1) if product.is_binary else (operand.low, operand.high)
+                vector = self._integer_step(layer, {"operand": product.operand}, bounds)[1]["operand"]
+                factors = (0, 1) if product.is_binary else (vector.low, vector.high)
                 bounds[f"product{i}"] = self._sum_bounds(layer.weights(product), None, factors)
                 self._check(layer.node, "a sum", bounds[f"product{i}"])
             _, results, largest = self._integer_step(layer, layer.stores, bounds)

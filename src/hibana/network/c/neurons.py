@@ -77,7 +77,7 @@ class NeuronWriter:
         return [f"const {kind} {name} = {value};" for name, value in values.items()]
 
     def _product(self, i: int, product: Product, spikes: Activations) -> None:
-        """Writes product `i` of the step into an array; `spikes` are the output of the previous step."""
+        """Writes matrix product number `i` of the step into an array; `spikes` are the last step's output."""
         layer, to = self.layer, self.to
         out = self._array(f"product{i}")
         if product.state is None:

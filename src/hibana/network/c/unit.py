@@ -82,7 +82,11 @@ class Unit(Emitter):
         self.activations[node] = Activations(node, in_order(node.size), pointer)
 
     def _add_layer(self, node: Node) -> None:
-        """Writes a layer; a layer that reads the input from the caller has two forms."""
+        """Writes the statements of a layer.
+
+        A layer that reads the caller's input has two forms: for an array of numbers, and for a list of the
+        ones.
+        """
         if node in self.static_nodes and self.network.input in node.inputs and not self._copies_input:
             self.from_numbers += self._layer_lines(node)
             self.reads_events = True
@@ -95,7 +99,7 @@ class Unit(Emitter):
             self.costs.append(self._cost(node))
 
     def _cost(self, node: Node) -> Cost:
-        """The operations of `node`, and the neurons or network input whose spikes decide their number."""
+        """The number of operations of `node`, and the layer whose spikes decide how many are needed."""
         additions, at_rates, dense = node.layer.operations(node, self.dtype)
         source = node if node.kind in _NEURONS else node.inputs[0]
         while source.kind not in (*_NEURONS, "input"):

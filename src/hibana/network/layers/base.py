@@ -89,7 +89,10 @@ class LayerKind:
         return Operations(node.size, node.size, 0)
 
     def weights(self, node: Node, order: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weights as rows ``[inputs, ..., outputs]`` with inputs in the `order` of memory, and the bias."""
+        """Weights as rows ``[inputs, ..., outputs]``, and the bias.
+
+        Inputs are in the order of memory: `order` is PyTorch's index of the input at each place.
+        """
         self.refuse(node, "weights")
 
     def delays(self, node: Node, order: Tensor) -> Tensor:
@@ -97,7 +100,10 @@ class LayerKind:
         self.refuse(node, "delays")
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        """Builds the loops of `node` for one step of one sample; ``to.activations`` has its inputs."""
+        """Adds the code of `node`, for one step of one sample, to a program; returns where its output is.
+
+        ``to.activations`` has the inputs.
+        """
         self.refuse(node, to.target)
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:

@@ -11,7 +11,10 @@ __all__ = ["Ring"]
 
 
 class Ring:
-    """The outputs of a layer for the current and later steps, in the state; a counter is the current step."""
+    """A ring buffer in the network's state: the sums of a layer for the current and later steps.
+
+    A counter in the state is the index of the current step.
+    """
 
     def __init__(self, to: Lowering, node: Node, order: Tensor, steps: int, *, binary: bool = False) -> None:
         self.to, self.steps, self.size = to, steps, node.size
@@ -23,14 +26,14 @@ class Ring:
         self.now = self._counter.load().named("now")
 
     def step(self, delay: Value | int) -> Pointer:
-        """The numbers of the step `delay` steps after the current one, fewer than the ring has."""
+        """The address of the sums `delay` steps after the current step; the ring has more steps than that."""
         index = (self.now + delay).named("at")
         # select is compiled without a branch
         wrapped = (index < self.steps).select(0, self.to.code.constant(self.steps))
         return self.numbers + (index - wrapped) * self.size
 
     def place(self, index: Value) -> Pointer:
-        """The number `index` places after the first number of the current step; the ring has more places."""
+        """The address `index` numbers after the start of the current step, around the end of the ring."""
         after = (self.now * self.size + index).named("after")
         total = self.steps * self.size
         # select is compiled without a branch

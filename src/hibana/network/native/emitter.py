@@ -171,7 +171,10 @@ class Emitter(Lowering):
             (target + offset).store(mask.select(one, 0))
 
     def _list_nonzero(self, activations: Activations) -> tuple[Pointer, Value]:
-        """The places of the nonzero numbers, and their count; the first call writes the loop."""
+        """The address of a list of the indices of the nonzero numbers, and its length.
+
+        The first call for these `activations` adds the loop that fills the list.
+        """
         if activations.nonzero is None:
             size, count = activations.node.size, self.code.variable(0)
             places = self.temporary(size, Ints).of(Ints)

@@ -23,9 +23,9 @@ __all__ = ["write_neurons"]
 
 
 def write_neurons(emitter: "Emitter", node: Node, index: int, currents: Activations) -> Activations:
-    """Writes one step of the neurons of `node` on the input `currents`; returns their output.
+    """Adds the code of one step of the neurons of `node`, with the input `currents`; returns their output.
 
-    `index` is the position of the layer in the network. The states lie in the block of the network's state.
+    `index` is the position of the layer in the network. The states are part of the network's state.
     """
     order, number, code = currents.order, emitter.number, emitter.code
     layer = trace_layer(node, index, order, emitter.dtype)
@@ -78,7 +78,7 @@ def write_neurons(emitter: "Emitter", node: Node, index: int, currents: Activati
 
 
 def _stores(layer: NeuronLayer) -> tuple[Stores, bool]:
-    """The values that a step stores, and whether the output is stored as the bits ``fired``."""
+    """The values that the code of a step stores, by name, and whether output spikes are packed into bits."""
     stores, output_state = forward_pass(layer.step, None), layer.step.states[-1]
     boolean = stores[output_state].as_boolean
     as_bits = layer.emits_spikes and boolean is not None and bool(boolean.args)
