@@ -1,54 +1,84 @@
 """``hb.SparseLinear``: a linear layer that stores only its synapses, each with an optional delay."""
 
 import math
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy, is_traced_or_transformed
 from hibana.compiler.graph.sparse import TracedSparseLinear
 from hibana.nn.window import LooksBack, check_sizes
-from hibana.spikes.sparse import Connections
+from hibana.runtime import available
+from hibana.spikes.checks import is_constant_over_time, kernels_accept
+from hibana.spikes.layer import (
+    UNSUPPORTED,
+    SpikeLayer,
+    attached_planes,
+    check_mode,
+    mask_provenance,
+    needs_gradient,
+    pack_binary,
+)
+from hibana.spikes.provenance import lookup
+from hibana.spikes.sparse import Connections, autograd, product
+from hibana.spikes.sparse.product import SynapseIndex
+from hibana.spikes.sparse.read import read_connections
 
-__all__ = ["SparseLinear"]
+__all__ = ["DelayedSparseLinear", "SparseLinear"]
 
 
-class SparseLinear(nn.Module):
+class SparseLinear(SpikeLayer):
     """A linear layer with few synapses: ``[..., in_features] -> [..., out_features]``.
 
         y_t,o = bias_o + sum over synapses k with target o of weight_k x_(t - delay_k), source_k
 
-    A synapse is stored with the row of its source neuron. With `delays`, the input is ``[T, batch,
-    in_features]``, and the state in :func:`hibana.run` is its last steps, as many as the longest delay.
+    A synapse is stored with the row of its source neuron: `weight` ``[synapses]``, `targets` ``[synapses]``,
+    and `row_starts` ``[in_features + 1]``, the index of each row's first synapse. For an input of spikes
+    (float32, on the CPU), each spike adds one row, and the backward reads the rows of the spikes, under the
+    conditions of :class:`hibana.Linear`. Any other input is multiplied in time and memory proportional to the
+    synapses.
+
+    With `delays`, the input is ``[T, batch, in_features]``, the layer becomes a
+    ``DelayedSparseLinear``, and its state in :func:`hibana.run` is the last steps of the input, as
+    many as the longest delay.
+
+    `mode` is ``"auto"``, or forces ``"dense"`` or (wherever possible) ``"events"``. With events a second
+    derivative raises ``RuntimeError``: set ``mode = "dense"`` to compute it.
 
     Args:
         in_features: number of neurons before the synapses.
         out_features: number of neurons after the synapses.
         connectivity: the probability of a synapse from each input to each output; a boolean mask ``[out,
-            in]``; or :class:`Connections`.
+            in]``; a sparse matrix ``[out, in]`` of torch or SciPy, whose values become the weights; a module
+            with a `weight` ``[out, in]``, whose numbers other than zero become the weights; a rule of
+            :mod:`hibana.connect` or a list of rules; or :class:`~hibana.connect.Connections`.
         bias: whether the layer adds a learned bias.
-        delays: the delay of each synapse in steps, ``[out, in]``, whole numbers in [0, 255]; None for 0.
+        delays: the delay of each synapse in steps, from 0 to 255: a whole number for all synapses, a
+            distribution of :mod:`hibana.connect`, or whole numbers ``[out, in]``; None for the delays in
+            `connectivity`, or 0.
+
+    Raises:
+        TypeError: if `connectivity` has another type.
+        ValueError: if a size, a shape, an index, a probability or a delay is not valid.
 
     >>> import torch, hibana as hb
     >>> layer = hb.SparseLinear(100, 50, connectivity=0.1)
     >>> layer(torch.rand(8, 4, 100)).shape
     torch.Size([8, 4, 50])
+    >>> hb.SparseLinear(100, 50, hb.connect.fixed_in_degree(20), bias=False, delays=3)
+    DelayedSparseLinear(in_features=100, out_features=50, synapses=1000, bias=False)
     """
 
     traced_as: ClassVar[type[nn.Module]] = TracedSparseLinear
+    """The class that a trace of a step sees instead, as of :class:`hibana.Linear`."""
     weight: Tensor
     bias: Tensor | None
     row_starts: Tensor
     targets: Tensor
     delays: Tensor | None
-
-    def __new__(cls, *args: Any, **kwargs: Any) -> "SparseLinear":
-        """An instance of the subclass with a state if there are delays."""
-        connections = kwargs.get("connectivity", args[2] if len(args) > 2 else None)
-        has_delays = kwargs.get("delays", args[4] if len(args) > 4 else None) is not None
-        has_delays |= isinstance(connections, Connections) and connections.delays is not None
-        return super().__new__(_DelayedSparseLinear if has_delays and cls is SparseLinear else cls)
+    _index: SynapseIndex | None = None
 
     def __init__(
         self,
@@ -56,45 +86,68 @@ class SparseLinear(nn.Module):
         out_features: int,
         connectivity: Any = 0.1,
         bias: bool = True,
-        delays: Tensor | None = None,
+        delays: Any = None,
     ) -> None:
         check_sizes(in_features=in_features, out_features=out_features)
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        shape = (in_features, out_features)
-        if not isinstance(connectivity, Connections):
-            is_mask = isinstance(connectivity, Tensor)
-            mask = connectivity if is_mask else torch.rand(out_features, in_features) < connectivity
-            sources, targets = mask.T.nonzero(as_tuple=True)
-            per_synapse = None if delays is None else delays[targets, sources]
-            connectivity = Connections.from_pairs(sources, targets, shape, per_synapse)
-        self.register_buffer("row_starts", connectivity.row_starts)
-        self.register_buffer("targets", connectivity.targets)
-        self.register_buffer("delays", connectivity.delays)
-        self.weight = nn.Parameter(torch.empty(connectivity.size))
-        self.register_parameter("bias", nn.Parameter(torch.empty(out_features)) if bias else None)
-        self.reset_parameters()
-        if connectivity.weights is not None:
-            with torch.no_grad():
-                self.weight.copy_(connectivity.weights)
+        synapses = read_connections(connectivity, (in_features, out_features), delays)
+        self.register_buffer("row_starts", synapses.row_starts)
+        self.register_buffer("targets", synapses.targets)
+        self.register_buffer("delays", synapses.delays)
+        if synapses.delays is not None:
+            self._set_class()
+        dtype = torch.get_default_dtype()
+        weights = torch.empty(synapses.size, dtype=dtype) if synapses.weights is None else synapses.weights
+        self.weight = nn.Parameter(weights)
+        biases = nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None
+        self.register_parameter("bias", biases)
+        for parameter in (self.weight if synapses.weights is None else None, self.bias):
+            if parameter is not None:
+                nn.init.uniform_(parameter, -self._bound, self._bound)
+        buffers = self.row_starts, self.targets, self.delays
+        self._index = SynapseIndex.check(*buffers, in_features, out_features)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, mask: Tensor | None = None) -> Self:
-        """The synapses of `linear` inside `mask`; without a mask, those whose weight is not zero."""
-        weight, bias = linear.weight.detach(), linear.bias
-        layer = cls(weight.shape[1], weight.shape[0], weight != 0 if mask is None else mask, bias is not None)
+    def from_linear(cls, linear: nn.Module, mask: Tensor | None = None) -> "SparseLinear":
+        """A layer with copies of the weights of `linear` inside `mask`, and of its bias.
+
+        Args:
+            linear: a ``torch.nn.Linear``, or another module with a `weight` ``[out, in]`` and a `bias`.
+            mask: booleans ``[out, in]``; a synapse inside the mask is stored even if its weight is zero. None
+                for the weights that are not zero.
+        """
+        weight, bias = cast(Tensor, linear.weight).detach(), cast(Tensor | None, linear.bias)
+        layer = cls(weight.shape[1], weight.shape[0], linear if mask is None else mask, bias is not None)
         with torch.no_grad():
-            layer.weight.copy_(weight[layer.targets.long(), layer.sources])
-            if layer.bias is not None:
-                layer.bias.copy_(bias)
+            if mask is not None:
+                layer.weight.data = weight[layer.targets.long(), layer.sources]
+            if bias is not None and layer.bias is not None:
+                layer.bias.data = bias.detach().clone()
         return layer
 
     def reset_parameters(self) -> None:
         """Draws weights and bias uniformly from ``±1 / sqrt(mean number of synapses of an output)``."""
-        bound = 1 / math.sqrt(max(1.0, self.weight.numel() / self.out_features))
         for parameter in (self.weight, self.bias):
             if parameter is not None:
-                nn.init.uniform_(parameter, -bound, bound)
+                nn.init.uniform_(parameter, -self._bound, self._bound)
+
+    @property
+    def _bound(self) -> float:
+        """The largest absolute value of an initial weight."""
+        return 1 / math.sqrt(max(1.0, self.targets.numel() / self.out_features))
+
+    def _set_class(self) -> None:
+        """Makes this layer a :class:`DelayedSparseLinear`, which has a state."""
+        if type(self) is SparseLinear:
+            self.__class__ = DelayedSparseLinear
+        elif not isinstance(self, DelayedSparseLinear):
+            raise TypeError(f"{type(self).__name__} must be a subclass of DelayedSparseLinear to have delays")
+
+    @property
+    def reach(self) -> int:
+        """The longest delay in steps."""
+        return self.index.reach
 
     @property
     def connections(self) -> Connections:
@@ -106,6 +159,18 @@ class SparseLinear(nn.Module):
         """The source neuron of each synapse, ``[synapses]``, int64."""
         return self.connections.sources
 
+    @property
+    def index(self) -> SynapseIndex:
+        """The indices of the synapses, which are checked after each change.
+
+        Raises:
+            ValueError: if an index is out of range, or a buffer has a wrong shape or dtype.
+        """
+        buffers = self.row_starts, self.targets, self.delays
+        if self._index is None or not self._index.is_current(*buffers):
+            self._index = SynapseIndex.check(*buffers, self.in_features, self.out_features)
+        return self._index
+
     def to_dense(self) -> Tensor:
         """The weights as a matrix ``[out_features, in_features]``, with zeros where there is no synapse."""
         flat = self.targets.long() * self.in_features + self.sources
@@ -114,33 +179,112 @@ class SparseLinear(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
         """The sums over all synapses, ``[..., out_features]``."""
-        return functional.linear(input, self.to_dense(), self.bias)
+        if is_fx_proxy(input):
+            return cast(Tensor, fx_leaf_call(self, input))
+        if not input.ndim or input.shape[-1] != self.in_features:
+            raise ValueError(f"input must be [..., {self.in_features}], got shape {tuple(input.shape)}")
+        if not is_traced_or_transformed(input) and is_constant_over_time(input):
+            out = self._sums(input[0], None)
+            return out.expand(input.shape[0], *out.shape)
+        return self._sums(input, None)
+
+    def _sums(self, input: Tensor, history: Tensor | None) -> Tensor:  # noqa: A002
+        """The sums over all synapses, in the dtype of `input`; numbers of 16 bits are added in float32.
+
+        `input` is ``[..., in_features]``. With delays it is ``[T, batch, in_features]``, and `history` holds
+        the `reach` steps before it; None for zeros.
+        """
+        weight, bias = self._tensors()
+        if not input.is_floating_point():
+            raise TypeError(f"input must have a floating-point dtype, got {input.dtype}")
+        dtype = torch.promote_types(torch.promote_types(input.dtype, weight.dtype), torch.float32)
+        steps = (input if history is None else torch.cat([history, input])).to(dtype)
+        weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
+        skip = 0 if history is None else len(history)
+        if is_traced_or_transformed(steps) or type(weight) not in (Tensor, nn.Parameter):
+            self._reason = f"dense: {UNSUPPORTED}"
+            out = autograd.multiply_traced(steps, *self._parts(weight), self.out_features, self.reach, skip)
+        else:
+            sums = self._sums_of_spikes(steps, weight, bias, skip)
+            if sums is not None:
+                return sums.to(input.dtype)
+            out = autograd.multiply_numbers(steps, *self._parts(weight), self.out_features, skip)
+        return (out if bias is None else out + bias).to(input.dtype)
+
+    def _parts(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """`weight` and the buffers of the synapses."""
+        return weight, self.row_starts, self.targets, self.delays
+
+    def _sums_of_spikes(self, steps: Tensor, weight: Tensor, bias: Tensor | None, skip: int) -> Tensor | None:
+        """The sums, one row of synapses per spike; None if torch must or should compute them.
+
+        `steps` are the input; the first `skip` of them get no output.
+        """
+        check_mode(self.mode)
+        index = self.index  # also checks the indices for the other products
+        if self.mode == "dense" or not kernels_accept(steps, weight, bias):
+            reason = available.unavailable_reason() or UNSUPPORTED
+            self._reason = f"dense: {'asked for' if self.mode == 'dense' else reason}"
+            return None
+        provenance, is_contiguous = lookup(steps), steps.is_contiguous()
+        spikes = attached_planes(provenance, self.in_features, is_contiguous)
+        if spikes is None or spikes.bits.shape[0] > 1:
+            spikes = pack_binary(steps.detach().reshape(-1, self.in_features).contiguous())
+        if spikes is None:
+            self._reason = "dense: the input is not spikes"
+            return None
+        self._reason = _Events(spikes.density)
+        if needs_gradient(steps, weight, bias):
+            support = None
+            if steps.requires_grad:
+                support = mask_provenance(provenance, self.in_features, is_contiguous, spikes)
+            return autograd.multiply_spikes(steps, weight, bias, spikes, support, index, skip)
+        return product.forward(index, spikes.joint, weight, bias, steps.shape[:-1], skip)
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, {self.weight.numel()} synapses"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, synapses={self.targets.numel()}, bias={self.bias is not None}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes to copy or pickle; the index is computed again."""
+        return {name: value for name, value in self.__dict__.items() if name != "_index"}
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
+        """Loads the synapses in `state_dict`, also if their number differs from this layer's."""
+        targets, delays = (state_dict.get(prefix + name) for name in ("targets", "delays"))
+        if isinstance(targets, Tensor) and targets.shape != self.targets.shape:
+            for name in ("targets", "delays"):
+                if (buffer := self._buffers[name]) is not None:
+                    self._buffers[name] = buffer.new_empty(targets.shape)
+            self.weight.data = self.weight.new_empty(targets.shape)
+        if isinstance(delays, Tensor) and self.delays is None:
+            self.delays = torch.empty_like(self.targets, dtype=torch.uint8)
+            self._set_class()
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-class _DelayedSparseLinear(LooksBack, SparseLinear):
-    """Sparse synapses of which some have delays."""
+class _Events(NamedTuple):
+    """The ``explain`` text of a call with spikes, which is formatted only if it is read."""
+
+    density: float
+
+    def __str__(self) -> str:
+        return f"events: {self.density:.0%} of the input spiked; one row of synapses added for each"
+
+
+class DelayedSparseLinear(LooksBack, SparseLinear):
+    """A :class:`SparseLinear` whose synapses have delays; its state is the last :attr:`reach` input steps."""
 
     @property
     def reach(self) -> int:
-        """The longest delay."""
-        assert self.delays is not None
-        return int(self.delays.max()) if self.delays.numel() else 0
+        """The longest delay in steps."""
+        return self.index.reach
 
     def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
         """The sums over all synapses, ``[T, batch, out_features]``; no history means zeros."""
-        reach, steps = self.reach, len(inputs)
-        assert self.delays is not None
-        padded = torch.cat(
-            [inputs.new_zeros(reach, *inputs.shape[1:]) if history is None else history, inputs]
-        )
-        out = inputs.new_zeros(*inputs.shape[:-1], self.out_features)
-        for delay in range(reach + 1):
-            weight = torch.where(self.delays == delay, self.weight, 0)
-            flat = self.targets.long() * self.in_features + self.sources
-            dense = weight.new_zeros(self.out_features * self.in_features).index_add(0, flat, weight)
-            shifted = padded[reach - delay : reach - delay + steps]
-            out = out + shifted @ dense.view(self.out_features, self.in_features).T
-        return out if self.bias is None else out + self.bias
+        if inputs.ndim != 3 or inputs.shape[0] == 0 or inputs.shape[2] != self.in_features:
+            raise ValueError(
+                f"inputs must be [T, batch, {self.in_features}] with T at least 1, "
+                f"got shape {tuple(inputs.shape)}"
+            )
+        return self._sums(inputs, history)

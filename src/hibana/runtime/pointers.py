@@ -64,6 +64,16 @@ class Pointer:
         hint = ", !nontemporal !0" if nontemporal else ""
         self.writer.store(value.type, value.text, self.text, f", align {align}{hint}")
 
+    def gather(self, indices: Value, mask: Value | None = None) -> Value:
+        """The elements at a vector of 32-bit `indices`; elements outside of `mask` are zero."""
+        width = indices.type.width
+        type_, addresses = self.element.of(width), f"<{width} x ptr>"
+        places = self._let(f"getelementptr {self.element}, ptr {self.text}, {indices}")
+        lanes = constant(self.writer, BIT.of(width), 1) if mask is None else mask
+        options = f"i32 {self.element.size}, {lanes}, {constant(self.writer, type_, 0)}"
+        name = f"@llvm.masked.gather.{type_.mangled}.v{width}p0"
+        return Value(self.writer, type_, self._let(f"call {type_} {name}({addresses} {places}, {options})"))
+
     def clear(self, count: Operand, byte: int = 0) -> None:
         """Sets all bytes of `count` elements to `byte`."""
         self.writer.clear(self.text, self.element.size, self._long(count).text, byte)

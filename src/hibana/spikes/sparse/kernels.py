@@ -1,0 +1,222 @@
+"""Kernels of sparse synapses: the product with spikes, and the gradients of its weights and of its input.
+
+A row of synapses has one source neuron. The *offset* of a synapse is ``delay * outputs + target``: the
+distance from the first sum of the current step to the sum that its weight is added to, in an array ``[steps,
+outputs]``. Spikes are bits ``[steps * sequences, words]``. Without delays, each row of an input is a sequence
+of one step.
+"""
+
+from collections.abc import Iterator
+
+from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Group, Ints, Longs, Pointer, Value, kernel
+from hibana.spikes.simd.lists import WORD, words_of
+from hibana.spikes.simd.rows import VECTOR, transpose
+
+__all__ = ["LANES", "forward", "full_input_gradient", "input_gradient", "weight_gradient"]
+
+UNROLLED = 4
+"""Synapses per iteration of the forward's loop."""
+LANES = 32
+"""Rows of the output gradient that :func:`full_input_gradient` multiplies at a time."""
+
+
+class Sizes(Group):
+    """Sizes that the kernels of spikes take."""
+
+    steps: Value
+    sequences: Value
+    inputs: Value
+    outputs: Value
+    reach: Value
+    """The longest delay in steps."""
+
+
+@kernel
+def forward(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    bits: Longs,
+    row_starts: Longs,
+    offsets: Ints,
+    weight: Floats,
+    bias: Floats,
+    target: Floats,
+    sizes: Sizes,
+    skip: Value,
+    chunk: Value,
+) -> None:
+    """Writes the sums ``[steps - skip, sequences, outputs]`` of all steps from number `skip`.
+
+    A work item writes `chunk` steps of one sequence. It reads up to `reach` steps before them, whose delayed
+    spikes arrive in the chunk. Sums of the current and the next `reach` steps are in a buffer. `bias` may be
+    null.
+    """
+    outputs, reach, sequences = sizes.outputs, sizes.reach, sizes.sequences
+    window = reach.larger(1)
+    with code.scratch((Floats, (window + reach) * outputs)) as (sums,), code.loop(begin, end) as item:
+        sequence, first = item % sequences, skip + item // sequences * chunk
+        last = (first + chunk).smaller(sizes.steps)
+        start = (first - reach).larger(0)
+
+        def initialize(from_step: Value | int, to_step: Value) -> None:
+            """Sets the sums of a range of steps of the buffer to the bias."""
+            with code.loop(from_step, to_step) as step:
+                at = sums + step * outputs
+                with code.when(bias.is_not_null()):
+                    at.copy(bias, outputs)
+                with code.when(~bias.is_not_null()):
+                    at.clear(outputs)
+
+        initialize(0, window + reach)
+        with code.loop(start, last, window) as base:
+            count = (last - base).smaller(window)
+            with code.loop(0, count) as step:
+                spikes = bits + ((base + step) * sequences + sequence) * words_of(sizes.inputs)
+                for source in _each_spike(code, spikes, 0, words_of(sizes.inputs)):
+                    _add_row(code, row_starts + source, offsets, weight, sums + step * outputs)
+            with code.loop((first - base).larger(0), count) as step:
+                row = (base + step - skip) * sequences + sequence
+                (target + row * outputs).copy(sums + step * outputs, outputs)
+            sums.copy(sums + window * outputs, reach * outputs)
+            initialize(reach, reach + window)
+
+
+def _each_spike(code: Code, spikes: Longs, first_word: Value | int, last_word: Value) -> Iterator[Value]:
+    """Iterates over the positions of the set bits in words `first_word` to `last_word` of a row."""
+    with code.loop(first_word, last_word) as word, code.each_bit(spikes[word]) as bit:
+        yield word * WORD + bit
+
+
+def _add_row(code: Code, row_start: Longs, offsets: Ints, weight: Floats, sums: Pointer) -> None:
+    """Adds the weights of one row of synapses to `sums`, each at its offset."""
+    first, last = row_start[0], row_start[1]
+
+    def add(synapse: Value) -> None:
+        at = sums + offsets[synapse].to(LONG)
+        at.store(at.load() + weight[synapse])
+
+    unrolled_last = last - (last - first) % UNROLLED
+    with code.loop(first, unrolled_last, UNROLLED) as synapse:
+        for k in range(UNROLLED):
+            add(synapse + k)
+    with code.loop(unrolled_last, last) as synapse:
+        add(synapse)
+
+
+def _row_vectors(code: Code, row_start: Longs) -> Iterator[tuple[Value, Value | None]]:
+    """Iterates over the synapses of a row by vectors: the first synapse of each, and the mask of the last."""
+    first, last = row_start[0], row_start[1]
+    for k, mask in code.vectors(last - first, VECTOR):
+        yield first + k, mask
+
+
+@kernel
+def weight_gradient(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    bits: Longs,
+    row_starts: Longs,
+    offsets: Ints,
+    gradient: Floats,
+    target: Floats,
+    sizes: Sizes,
+    parts: Value,
+) -> None:
+    """Writes the gradient of each weight: the sum of output gradients over the spikes of its source.
+
+    A work item is one of `parts` ranges of source neurons. A sum belongs to one item, which adds in the order
+    of `bits`, so that the sum does not depend on `parts`. `gradient` is ``[sequences, steps + reach,
+    outputs]``.
+    """
+    words, sequences = words_of(sizes.inputs), sizes.sequences
+    with code.loop(begin, end) as part:
+        first_word, last_word = words * part // parts, words * (part + 1) // parts
+        first = row_starts[(first_word * WORD).smaller(sizes.inputs)]
+        last = row_starts[(last_word * WORD).smaller(sizes.inputs)]
+        (target + first).clear(last - first)
+        with code.loop(0, sequences) as sequence, code.loop(0, sizes.steps) as step:
+            spikes = bits + (step * sequences + sequence) * words
+            at = gradient + (sequence * (sizes.steps + sizes.reach) + step) * sizes.outputs
+            for source in _each_spike(code, spikes, first_word, last_word):
+                for synapse, mask in _row_vectors(code, row_starts + source):
+                    values = at.gather((offsets + synapse).load(VECTOR, mask), mask)
+                    sums = target + synapse
+                    sums.store(sums.load(VECTOR, mask) + values, mask)
+
+
+@kernel
+def input_gradient(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    bits: Longs,
+    row_starts: Longs,
+    offsets: Ints,
+    weight: Floats,
+    gradient: Floats,
+    target: Floats,
+    sizes: Sizes,
+) -> None:
+    """Writes the input gradient ``[steps, sequences, inputs]`` where `bits` are set, zero elsewhere.
+
+    A work item is one row. `gradient` is ``[sequences, steps + reach, outputs]``.
+    """
+    words = words_of(sizes.inputs)
+    with code.loop(begin, end) as row:
+        step, sequence = row // sizes.sequences, row % sizes.sequences
+        at = gradient + (sequence * (sizes.steps + sizes.reach) + step) * sizes.outputs
+        out = target + row * sizes.inputs
+        out.clear(sizes.inputs)
+        for source in _each_spike(code, bits + row * words, 0, words):
+            total = code.variable(0.0, FLOAT.of(VECTOR))
+            for synapse, mask in _row_vectors(code, row_starts + source):
+                values = at.gather((offsets + synapse).load(VECTOR, mask), mask)
+                total.value = values.fused((weight + synapse).load(VECTOR, mask), total.value)
+            out[source] = total.value.sum()
+
+
+@kernel
+def full_input_gradient(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    row_starts: Longs,
+    targets: Ints,
+    weight: Floats,
+    gradient: Floats,
+    target: Floats,
+    rows: Value,
+    inputs: Value,
+    outputs: Value,
+) -> None:
+    """Writes the input gradient ``[rows, inputs]`` of synapses without delays.
+
+    `gradient` is ``[rows, outputs]``. A work item is a block of LANES rows. It is transposed, so that a
+    synapse multiplies vectors of rows.
+    """
+    with (
+        code.scratch((Floats, outputs * LANES), (Floats, WORD * LANES)) as (block, sums),
+        code.loop(begin, end) as item,
+    ):
+        first, lanes = item * LANES, code.constant(LANES)
+        count = (rows - first).smaller(LANES)
+        block.clear(outputs * LANES)
+        transpose(code, block, lanes, gradient + first * outputs, outputs, count, outputs)
+        with code.loop(0, inputs, WORD) as source:
+            sources = (inputs - source).smaller(WORD)
+            with code.loop(0, sources) as k:
+                totals = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in range(LANES // VECTOR)]
+                with code.loop(row_starts[source + k], row_starts[source + k + 1]) as synapse:
+                    at = block + targets[synapse].to(LONG) * LANES
+                    factor = weight[synapse].spread(VECTOR)
+                    for v, total in enumerate(totals):
+                        total.value = factor.fused((at + v * VECTOR).load(VECTOR), total.value)
+                for v, total in enumerate(totals):
+                    (sums + (k * LANES + v * VECTOR)).store(total.value)
+            transpose(code, target + (first * inputs + source), inputs, sums, lanes, sources, count)

@@ -1,0 +1,217 @@
+"""The product of spikes and sparse synapses, and its gradients: checks the indices and calls the kernels."""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from hibana.spikes.sparse import kernels
+
+__all__ = ["SynapseIndex", "forward", "full_input_gradient", "input_gradient", "weight_gradient"]
+
+PART_SYNAPSES = 1 << 16
+"""Synapses of a part of the weight gradient: their offsets and sums fit into half of a 1 MiB L2 cache."""
+GRAIN = 8
+"""Fewest rows of an input without delays that a thread computes."""
+CHUNK = 64
+"""Fewest steps that a thread computes of a sequence with delays; it reads `reach` more steps before them."""
+
+
+class SynapseIndex(NamedTuple):
+    """The synapses of a layer, checked: kernels read and write memory at these indices."""
+
+    row_starts: Tensor
+    """Index of the first synapse of each source neuron, then the number of all: ``[inputs + 1]``, int64."""
+    offsets: Tensor
+    """``delay * outputs + target`` of each synapse, ``[synapses]``, int32."""
+    inputs: int
+    outputs: int
+    reach: int
+    """The longest delay in steps."""
+    sources: tuple[Tensor | None, ...]
+    """The tensors that were checked: row starts, targets, and delays or None."""
+    versions: tuple[int | None, ...]
+    """Torch's version counter of each of these tensors when it was checked; None if a tensor has none."""
+
+    @classmethod
+    def check(
+        cls, row_starts: Tensor, targets: Tensor, delays: Tensor | None, inputs: int, outputs: int
+    ) -> Self:
+        """The index of synapses from `inputs` to `outputs` neurons, as stored in :class:`Connections`.
+
+        Raises:
+            ValueError: if a tensor has a wrong dtype or shape, or an index is out of range.
+        """
+        count = targets.numel()
+        expected = {
+            "row_starts": (row_starts, torch.int64, inputs + 1),
+            "targets": (targets, torch.int32, count),
+        }
+        if delays is not None:
+            expected["delays"] = delays, torch.uint8, count
+        for name, (tensor, dtype, length) in expected.items():
+            if tensor.dtype != dtype or tensor.shape != (length,) or not tensor.is_contiguous():
+                raise ValueError(
+                    f"{name} must be a contiguous {dtype} tensor of shape ({length},), "
+                    f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
+                )
+        starts, ends = row_starts[:-1], row_starts[1:]
+        if int(row_starts[0]) != 0 or int(row_starts[-1]) != count or not bool((starts <= ends).all()):
+            raise ValueError(f"row_starts must not decrease, begin with 0 and end with {count}, the synapses")
+        least, most = (int(bound) for bound in targets.aminmax()) if count else (0, 0)
+        if not 0 <= least <= most < outputs:
+            raise ValueError(f"targets must lie in [0, {outputs}), got {least} to {most}")
+        reach = int(delays.max()) if delays is not None and count else 0
+        if (reach + 1) * outputs >= 1 << 31:
+            raise ValueError(
+                f"out_features * (longest delay + 1) must be below 2^31, got {outputs} * {reach + 1}"
+            )
+        offsets = targets if delays is None else torch.add(targets, delays, alpha=outputs)
+        sources = row_starts, targets, delays
+        return cls(row_starts, offsets, inputs, outputs, reach, sources, tuple(map(_version, sources)))
+
+    def is_current(self, *tensors: Tensor | None) -> bool:
+        """Whether `tensors` are the checked row starts, targets and delays, unchanged since then.
+
+        A write through ``.data`` is not detected.
+        """
+        return all(
+            tensor is checked and (tensor is None or (version is not None and _version(tensor) == version))
+            for tensor, checked, version in zip(tensors, self.sources, self.versions, strict=True)
+        )
+
+    @property
+    def synapses(self) -> int:
+        """The number of synapses."""
+        return self.offsets.numel()
+
+
+def _version(tensor: Tensor | None) -> int | None:
+    """Torch's version counter of `tensor`; None for None, and for a tensor of inference mode."""
+    return None if tensor is None or tensor.is_inference() else tensor._version
+
+
+def _sizes(index: SynapseIndex, bits: Tensor, steps: int) -> dict[str, int]:
+    """The integers that all kernels of spikes take, for `bits` of `steps` steps.
+
+    Raises:
+        ValueError: if the shape of `bits` does not fit.
+    """
+    words = -(-index.inputs // 64)
+    if bits.ndim != 2 or bits.shape[1] != words or bits.shape[0] % steps or not bits.is_contiguous():
+        raise ValueError(f"bits must be [{steps} * sequences, {words}], got {tuple(bits.shape)}")
+    sizes = {"steps": steps, "sequences": bits.shape[0] // steps, "reach": index.reach}
+    return {**sizes, "inputs": index.inputs, "outputs": index.outputs}
+
+
+def _per_synapse(index: SynapseIndex, weight: Tensor) -> Tensor:
+    """`weight` in contiguous memory; raises ValueError unless it has one number for each synapse."""
+    if weight.shape != (index.synapses,):
+        raise ValueError(f"weight must have shape ({index.synapses},), got {tuple(weight.shape)}")
+    return weight.contiguous()
+
+
+def forward(
+    index: SynapseIndex,
+    bits: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    leading: Sequence[int],
+    skip: int = 0,
+) -> Tensor:
+    """``y_t,o = bias_o + sum over synapses k of weight_k s_(t + skip - delay_k), source_k``.
+
+    Args:
+        index: the synapses.
+        bits: the spikes, packed to words of 64 bits, ``[rows, words]``.
+        weight: ``[synapses]``.
+        bias: ``[outputs]``, or None.
+        leading: sizes of the input's dimensions, which multiply to the rows; the first is the number of steps
+            if any synapse has a delay.
+        skip: number of first steps whose output is not computed.
+
+    Returns:
+        The sums, ``[*leading, outputs]``, with `skip` steps less.
+    """
+    steps = leading[0] if index.reach else 1
+    sizes = _sizes(index, bits, steps)
+    leading = (steps - skip, *leading[1:]) if skip else leading
+    out = torch.empty(*leading, index.outputs, dtype=torch.float32, device="cpu")
+    chunk = max(CHUNK, 2 * index.reach) if index.reach else 1
+    kernels.forward(
+        sizes["sequences"] * -(-(steps - skip) // chunk),
+        GRAIN if steps == 1 else 1,
+        bits=bits,
+        row_starts=index.row_starts,
+        offsets=index.offsets,
+        weight=_per_synapse(index, weight),
+        bias=None if bias is None else bias.contiguous(),
+        target=out,
+        skip=skip,
+        chunk=chunk,
+        **sizes,
+    )
+    return out
+
+
+def weight_gradient(index: SynapseIndex, bits: Tensor, gradient: Tensor, steps: int) -> Tensor:
+    """The gradient of the weights, ``[synapses]``.
+
+    Args:
+        index: the synapses.
+        bits: the spikes, ``[steps * sequences, words]``.
+        gradient: gradient of the output, ``[sequences, steps + reach, outputs]``.
+        steps: number of steps of the spikes.
+    """
+    out = torch.empty(index.synapses, dtype=torch.float32, device="cpu")
+    parts = min(bits.shape[1], max(torch.get_num_threads(), -(-index.synapses // PART_SYNAPSES)))
+    kernels.weight_gradient(
+        parts,
+        bits=bits,
+        row_starts=index.row_starts,
+        offsets=index.offsets,
+        gradient=gradient,
+        target=out,
+        parts=parts,
+        **_sizes(index, bits, steps),
+    )
+    return out
+
+
+def input_gradient(index: SynapseIndex, mask: Tensor, weight: Tensor, gradient: Tensor, steps: int) -> Tensor:
+    """The input gradient ``[steps * sequences, inputs]`` where the bits `mask` are set, zero elsewhere.
+
+    `mask` is ``[steps * sequences, words]``, and `gradient` ``[sequences, steps + reach, outputs]``.
+    """
+    out = torch.empty(mask.shape[0], index.inputs, dtype=torch.float32, device="cpu")
+    kernels.input_gradient(
+        mask.shape[0],
+        GRAIN,
+        bits=mask,
+        row_starts=index.row_starts,
+        offsets=index.offsets,
+        weight=_per_synapse(index, weight),
+        gradient=gradient,
+        target=out,
+        **_sizes(index, mask, steps),
+    )
+    return out
+
+
+def full_input_gradient(index: SynapseIndex, weight: Tensor, gradient: Tensor) -> Tensor:
+    """The input gradient ``[rows, inputs]`` of synapses without delays; `gradient` is ``[rows, outputs]``."""
+    rows = gradient.shape[0]
+    out = torch.empty(rows, index.inputs, dtype=torch.float32, device="cpu")
+    kernels.full_input_gradient(
+        -(-rows // kernels.LANES),
+        row_starts=index.row_starts,
+        targets=index.offsets,
+        weight=_per_synapse(index, weight),
+        gradient=gradient,
+        target=out,
+        rows=rows,
+        inputs=index.inputs,
+        outputs=index.outputs,
+    )
+    return out
