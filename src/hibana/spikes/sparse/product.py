@@ -6,6 +6,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from hibana.runtime.synapses import check_synapses
 from hibana.spikes.sparse import kernels
 
 __all__ = ["SynapseIndex", "forward", "full_input_gradient", "input_gradient", "weight_gradient"]
@@ -44,30 +45,21 @@ class SynapseIndex(NamedTuple):
             ValueError: if a tensor has a wrong dtype or shape, or an index is out of range.
         """
         count = targets.numel()
-        expected = {
-            "row_starts": (row_starts, torch.int64, inputs + 1),
-            "targets": (targets, torch.int32, count),
-        }
-        if delays is not None:
-            expected["delays"] = delays, torch.uint8, count
-        for name, (tensor, dtype, length) in expected.items():
-            if tensor.dtype != dtype or tensor.shape != (length,) or not tensor.is_contiguous():
-                raise ValueError(
-                    f"{name} must be a contiguous {dtype} tensor of shape ({length},), "
-                    f"got {tensor.dtype} of shape {tuple(tensor.shape)}"
-                )
-        starts, ends = row_starts[:-1], row_starts[1:]
-        if int(row_starts[0]) != 0 or int(row_starts[-1]) != count or not bool((starts <= ends).all()):
-            raise ValueError(f"row_starts must not decrease, begin with 0 and end with {count}, the synapses")
-        least, most = (int(bound) for bound in targets.aminmax()) if count else (0, 0)
-        if not 0 <= least <= most < outputs:
-            raise ValueError(f"targets must lie in [0, {outputs}), got {least} to {most}")
+        check_synapses(row_starts.cpu(), targets.cpu(), count, outputs)
+        if row_starts.shape != (inputs + 1,):
+            raise ValueError(
+                f"row_starts must have {inputs + 1} numbers, got shape {tuple(row_starts.shape)}"
+            )
+        if delays is not None and (delays.dtype != torch.uint8 or delays.shape != targets.shape):
+            kind = f"{delays.dtype} of shape {tuple(delays.shape)}"
+            raise ValueError(f"delays must be torch.uint8 of shape ({count},), got {kind}")
         reach = int(delays.max()) if delays is not None and count else 0
         if (reach + 1) * outputs >= 1 << 31:
             raise ValueError(
                 f"out_features * (longest delay + 1) must be below 2^31, got {outputs} * {reach + 1}"
             )
         offsets = targets if delays is None else torch.add(targets, delays, alpha=outputs)
+        sources = row_starts, targets, delays
         sources = row_starts, targets, delays
         return cls(row_starts, offsets, inputs, outputs, reach, sources, tuple(map(_version, sources)))
 
