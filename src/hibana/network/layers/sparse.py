@@ -13,7 +13,7 @@ from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Activations, Lowering, in_order, times
 from hibana.network.nir_node import NirNode
 from hibana.network.onnx_export import OnnxStep
-from hibana.nn.sparse_linear import SparseLinear, _DelayedSparseLinear
+from hibana.nn.sparse_linear import SparseLinear, DelayedSparseLinear
 from hibana.runtime.kernels import LONG, Pointer, Value
 from hibana.spikes.sparse import Connections
 
@@ -130,7 +130,7 @@ class DelayedSparseSynapses(SparseSynapses):
     """:class:`hibana.SparseLinear` with a delay for each synapse."""
 
     name = "delayed sparse"
-    types = (_DelayedSparseLinear,)
+    types = (DelayedSparseLinear,)
     over_time = True
 
     def lower(self, node: Node, to: Lowering) -> Activations:

@@ -60,7 +60,6 @@ class SynapseIndex(NamedTuple):
             )
         offsets = targets if delays is None else torch.add(targets, delays, alpha=outputs)
         sources = row_starts, targets, delays
-        sources = row_starts, targets, delays
         return cls(row_starts, offsets, inputs, outputs, reach, sources, tuple(map(_version, sources)))
 
     def is_current(self, *tensors: Tensor | None) -> bool:
