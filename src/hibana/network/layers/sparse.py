@@ -13,7 +13,7 @@ from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Activations, Lowering, in_order, times
 from hibana.network.nir_node import NirNode
 from hibana.network.onnx_export import OnnxStep
-from hibana.nn.sparse_linear import SparseLinear, DelayedSparseLinear
+from hibana.nn.sparse_linear import DelayedSparseLinear, SparseLinear
 from hibana.runtime.kernels import LONG, Pointer, Value
 from hibana.spikes.sparse import Connections
 
