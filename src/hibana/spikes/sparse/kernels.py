@@ -8,14 +8,30 @@ of one step.
 
 from collections.abc import Iterator
 
-from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Group, Ints, Longs, Pointer, Value, kernel
-from hibana.spikes.simd.lists import WORD, words_of
-from hibana.spikes.simd.rows import VECTOR, transpose
+from hibana.runtime.kernels import (
+    FLOAT,
+    LONG,
+    Code,
+    Floats,
+    Group,
+    Ints,
+    Longs,
+    Pointer,
+    Shorts,
+    Value,
+    kernel,
+)
+from hibana.spikes.simd.lists import SLACK, WORD, append_bits, words_of
+from hibana.spikes.simd.rows import VECTOR, Row, transpose
 
 __all__ = ["LANES", "forward", "full_input_gradient", "input_gradient", "weight_gradient"]
 
-UNROLLED = 4
+UNROLLED = 8
 """Synapses per iteration of the forward's loop."""
+LISTED = 128
+"""Words of spikes that are listed at a time."""
+AHEAD = 4
+"""Spikes from the one that is added to the one whose row is prefetched."""
 LANES = 32
 """Rows of the output gradient that :func:`full_input_gradient` multiplies at a time."""
 
@@ -46,6 +62,7 @@ def forward(
     sizes: Sizes,
     skip: Value,
     chunk: Value,
+    row: Row,
 ) -> None:
     """Writes the sums ``[steps - skip, sequences, outputs]`` of all steps from number `skip`.
 
@@ -55,7 +72,10 @@ def forward(
     """
     outputs, reach, sequences = sizes.outputs, sizes.reach, sizes.sequences
     window = reach.larger(1)
-    with code.scratch((Floats, (window + reach) * outputs)) as (sums,), code.loop(begin, end) as item:
+    with (
+        code.scratch((Floats, (window + reach) * outputs), LIST) as (sums, index),
+        code.loop(begin, end) as item,
+    ):
         sequence, first = item % sequences, skip + item // sequences * chunk
         last = (first + chunk).smaller(sizes.steps)
         start = (first - reach).larger(0)
@@ -73,36 +93,54 @@ def forward(
         with code.loop(start, last, window) as base:
             count = (last - base).smaller(window)
             with code.loop(0, count) as step:
-                spikes = bits + ((base + step) * sequences + sequence) * words_of(sizes.inputs)
-                for source in _each_spike(code, spikes, 0, words_of(sizes.inputs)):
+                words = words_of(sizes.inputs)
+                spikes = bits + ((base + step) * sequences + sequence) * words
+                for source, later_source in _each_spike(code, row, index, spikes, 0, words):
+                    later_row = row_starts[later_source]
+                    for k in (0, VECTOR):
+                        (offsets + later_row + k).prefetch(to_write=False)
+                        (weight + later_row + k).prefetch(to_write=False)
                     _add_row(code, row_starts + source, offsets, weight, sums + step * outputs)
             with code.loop((first - base).larger(0), count) as step:
-                row = (base + step - skip) * sequences + sequence
-                (target + row * outputs).copy(sums + step * outputs, outputs)
+                at = target + ((base + step - skip) * sequences + sequence) * outputs
+                at.copy(sums + step * outputs, outputs)
             sums.copy(sums + window * outputs, reach * outputs)
             initialize(reach, reach + window)
 
 
-def _each_spike(code: Code, spikes: Longs, first_word: Value | int, last_word: Value) -> Iterator[Value]:
-    """Iterates over the positions of the set bits in words `first_word` to `last_word` of a row."""
-    with code.loop(first_word, last_word) as word, code.each_bit(spikes[word]) as bit:
-        yield word * WORD + bit
+LIST = Shorts, LISTED * WORD + SLACK
+"""Class and length of the buffer for a list of spikes."""
+
+
+def _each_spike(
+    code: Code, row: Row, index: Pointer, spikes: Longs, first_word: Value | int, last_word: Value
+) -> Iterator[tuple[Value, Value]]:
+    """Iterates over the set bits in words `first_word` to `last_word` of `spikes`, listed in `index`.
+
+    Yields the position of a bit, and the position of the bit AHEAD places later, or of the last.
+    """
+    with code.loop(first_word, last_word, LISTED) as top:
+        n = code.variable(0)
+        with code.loop(top, (top + LISTED).smaller(last_word)) as word:
+            n.value = append_bits(code, row, spikes[word], (word - top) * WORD, index, n.value)
+        count, base = n.value, top * WORD
+        with code.loop(0, count) as k:
+            later = (k + AHEAD).smaller(count - 1)
+            yield base + index[k].to(LONG), base + index[later].to(LONG)
 
 
 def _add_row(code: Code, row_start: Longs, offsets: Ints, weight: Floats, sums: Pointer) -> None:
-    """Adds the weights of one row of synapses to `sums`, each at its offset."""
+    """Adds the weights of one row of synapses to `sums`, each at its offset, one after another."""
     first, last = row_start[0], row_start[1]
-
-    def add(synapse: Value) -> None:
-        at = sums + offsets[synapse].to(LONG)
-        at.store(at.load() + weight[synapse])
-
     unrolled_last = last - (last - first) % UNROLLED
     with code.loop(first, unrolled_last, UNROLLED) as synapse:
+        places, weights = (offsets + synapse).load(UNROLLED), (weight + synapse).load(UNROLLED)
         for k in range(UNROLLED):
-            add(synapse + k)
+            at = sums + places.lane(k).to(LONG)
+            at.store(at.load() + weights.lane(k))
     with code.loop(unrolled_last, last) as synapse:
-        add(synapse)
+        at = sums + offsets[synapse].to(LONG)
+        at.store(at.load() + weight[synapse])
 
 
 def _row_vectors(code: Code, row_start: Longs) -> Iterator[tuple[Value, Value | None]]:
@@ -125,6 +163,7 @@ def weight_gradient(
     target: Floats,
     sizes: Sizes,
     parts: Value,
+    row: Row,
 ) -> None:
     """Writes the gradient of each weight: the sum of output gradients over the spikes of its source.
 
@@ -132,16 +171,18 @@ def weight_gradient(
     of `bits`, so that the sum does not depend on `parts`. `gradient` is ``[sequences, steps + reach,
     outputs]``.
     """
-    words, sequences = words_of(sizes.inputs), sizes.sequences
-    with code.loop(begin, end) as part:
+    words, sequences, outputs = words_of(sizes.inputs), sizes.sequences, sizes.outputs
+    with code.scratch(LIST) as (index,), code.loop(begin, end) as part:
         first_word, last_word = words * part // parts, words * (part + 1) // parts
         first = row_starts[(first_word * WORD).smaller(sizes.inputs)]
         last = row_starts[(last_word * WORD).smaller(sizes.inputs)]
         (target + first).clear(last - first)
         with code.loop(0, sequences) as sequence, code.loop(0, sizes.steps) as step:
             spikes = bits + (step * sequences + sequence) * words
-            at = gradient + (sequence * (sizes.steps + sizes.reach) + step) * sizes.outputs
-            for source in _each_spike(code, spikes, first_word, last_word):
+            at = gradient + (sequence * (sizes.steps + sizes.reach) + step) * outputs
+            with code.loop(outputs, 2 * outputs, VECTOR) as k:
+                (at + k).prefetch(to_write=False)  # the next step's gradient
+            for source, _ in _each_spike(code, row, index, spikes, first_word, last_word):
                 for synapse, mask in _row_vectors(code, row_starts + source):
                     values = at.gather((offsets + synapse).load(VECTOR, mask), mask)
                     sums = target + synapse
@@ -161,18 +202,19 @@ def input_gradient(
     gradient: Floats,
     target: Floats,
     sizes: Sizes,
+    row: Row,
 ) -> None:
     """Writes the input gradient ``[steps, sequences, inputs]`` where `bits` are set, zero elsewhere.
 
-    A work item is one row. `gradient` is ``[sequences, steps + reach, outputs]``.
+    A work item is one row of the result. `gradient` is ``[sequences, steps + reach, outputs]``.
     """
     words = words_of(sizes.inputs)
-    with code.loop(begin, end) as row:
-        step, sequence = row // sizes.sequences, row % sizes.sequences
+    with code.scratch(LIST) as (index,), code.loop(begin, end) as item:
+        step, sequence = item // sizes.sequences, item % sizes.sequences
         at = gradient + (sequence * (sizes.steps + sizes.reach) + step) * sizes.outputs
-        out = target + row * sizes.inputs
+        out = target + item * sizes.inputs
         out.clear(sizes.inputs)
-        for source in _each_spike(code, bits + row * words, 0, words):
+        for source, _ in _each_spike(code, row, index, bits + item * words, 0, words):
             total = code.variable(0.0, FLOAT.of(VECTOR))
             for synapse, mask in _row_vectors(code, row_starts + source):
                 values = at.gather((offsets + synapse).load(VECTOR, mask), mask)

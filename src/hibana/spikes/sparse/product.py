@@ -1,18 +1,19 @@
 """The product of spikes and sparse synapses, and its gradients: checks the indices and calls the kernels."""
 
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from hibana.runtime.synapses import check_synapses
+from hibana.spikes.simd.rows import panel
 from hibana.spikes.sparse import kernels
 
 __all__ = ["SynapseIndex", "forward", "full_input_gradient", "input_gradient", "weight_gradient"]
 
-PART_SYNAPSES = 1 << 16
-"""Synapses of a part of the weight gradient: their offsets and sums fit into half of a 1 MiB L2 cache."""
+PART_SYNAPSES = 1 << 17
+"""Synapses of a part of the weight gradient: their offsets and sums fill a 1 MiB L2 cache."""
 GRAIN = 8
 """Fewest rows of an input without delays that a thread computes."""
 CHUNK = 64
@@ -83,8 +84,8 @@ def _version(tensor: Tensor | None) -> int | None:
     return None if tensor is None or tensor.is_inference() else tensor._version
 
 
-def _sizes(index: SynapseIndex, bits: Tensor, steps: int) -> dict[str, int]:
-    """The integers that all kernels of spikes take, for `bits` of `steps` steps.
+def _sizes(index: SynapseIndex, bits: Tensor, steps: int) -> dict[str, Any]:
+    """The sizes and options that all kernels of spikes take, for `bits` of `steps` steps.
 
     Raises:
         ValueError: if the shape of `bits` does not fit.
@@ -93,7 +94,7 @@ def _sizes(index: SynapseIndex, bits: Tensor, steps: int) -> dict[str, int]:
     if bits.ndim != 2 or bits.shape[1] != words or bits.shape[0] % steps or not bits.is_contiguous():
         raise ValueError(f"bits must be [{steps} * sequences, {words}], got {tuple(bits.shape)}")
     sizes = {"steps": steps, "sequences": bits.shape[0] // steps, "reach": index.reach}
-    return {**sizes, "inputs": index.inputs, "outputs": index.outputs}
+    return {**sizes, "inputs": index.inputs, "outputs": index.outputs, "row": panel(1)}
 
 
 def _per_synapse(index: SynapseIndex, weight: Tensor) -> Tensor:
