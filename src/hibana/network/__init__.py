@@ -2,6 +2,7 @@
 
 :func:`from_ann` replaces activations by integrate-and-fire neurons, :func:`quantize` real numbers by
 integers. :func:`to_c`, :func:`to_onnx` and :func:`export` write the loop over time for other programs.
+:func:`to_neo` and :func:`to_nwb` convert recorded spikes.
 """
 
 import importlib
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from hibana.network.integer_network import Quantized
     from hibana.network.onnx_export import to_onnx
     from hibana.network.quantized import Quantization, QuantizationAware, quantization_aware, quantize
+    from hibana.network.spike_export import to_neo, to_nwb
 
 __all__ = [
     "CProgram",
@@ -30,6 +32,8 @@ __all__ = [
     "quantization_aware",
     "quantize",
     "to_c",
+    "to_neo",
+    "to_nwb",
     "to_onnx",
 ]
 
@@ -38,6 +42,7 @@ _LAZY = {
     **dict.fromkeys(("Quantization", "QuantizationAware", "quantization_aware", "quantize"), "quantized"),
     "Quantized": "integer_network",
     "to_onnx": "onnx_export",
+    **dict.fromkeys(("to_neo", "to_nwb"), "spike_export"),
 }
 """Modules of this package that are imported at the first use of a name, by name."""
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 _MODULES = {
     "nir": ("nir", "h5py"),
+    "neuro": ("neo", "pynwb"),
     "play": ("bokeh", "tornado"),
     "page": ("ziglang",),
     "sound": ("soundfile",),
