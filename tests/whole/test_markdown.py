@@ -216,13 +216,13 @@ LOOKED_FOR = {
     "snntorch": "spikegen spikeplot RLeaky ce_rate_loss fast_sigmoid reset_mem Dropout RTRL",
     "spikingjelly": "PoissonEncoder ann2snn monitor set_step_mode reset_net Dropout STDPLearner OTTTLIFNode",
 }
-"""What people who come from a library look for."""
+"""Names that users of a library look for on its page."""
 
 
 @pytest.mark.parametrize("library", LOOKED_FOR)
-def test_a_page_for_migrants_has_what_they_look_for_and_what_there_is_none_of(library):
+def test_a_page_for_users_of_another_library_names_its_features_and_what_is_missing(library):
     text = (ROOT / "docs" / "coming-from" / f"{library}.md").read_text(encoding="utf-8")
-    there, none = text.split("## What there is none of")
+    there, none = text.split("## Missing in hibana")
     for name in LOOKED_FOR[library].split():
         assert re.search(rf"\b{name}\b", there), name
     assert "membrane of spiking outputs" in there
