@@ -268,6 +268,7 @@ class OwnForward(nn.Module):
         return last(neurons(first(x)))
 
 
+@pytest.mark.dynamo
 @pytest.mark.parametrize("own_forward", [False, True])
 def test_under_torch_compile_an_optimized_network_keeps_its_layers_per_spike(own_forward):
     net = OwnForward() if own_forward else nn.Sequential(nn.Linear(6, 8), hb.IF(), nn.Linear(8, 3))
