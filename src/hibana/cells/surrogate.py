@@ -107,7 +107,7 @@ class _Window(Surrogate):
 
     @final
     def keep(self, x: Tensor) -> Tensor:
-        """The boolean tensor :meth:`window` of `x`."""
+        """The tensor that the forward saves for the backward: whether the derivative at `x` is not zero."""
         return self.window(x)
 
     @final

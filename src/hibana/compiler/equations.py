@@ -104,7 +104,7 @@ def explain_cell(
 
 
 def _equations(step: Step, stores: Mapping[str, Value]) -> list[str]:
-    """The equations of a pass, one per line."""
+    """The equations of the values in `stores` as text, one per line, for :func:`hibana.explain`."""
     lines, results = statements(
         stores, {name: _notation(name, step) for name in leaves(stores)}, mathematics()
     )

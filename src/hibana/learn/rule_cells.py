@@ -182,7 +182,7 @@ class EffectCell(RuleCell):
         return (*(state.detach() for state in next_states), *next_effects, next_effect)
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the neurons' states, then effects
-        """The names of the neurons' states, of the effect on each of them, and ``effect``."""
+        """The states' names: those of the neurons, ``effect_on_STATE`` (a derivative) for each, ``effect``."""
         names = self.cell.state_names()
         return (*names, *(f"effect_on_{name}" for name in names), "effect")
 

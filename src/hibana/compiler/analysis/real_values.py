@@ -86,6 +86,7 @@ class RealValues(Eager):
         return self.state[int(value.data)]
 
     def on_parameter(self, value: Value) -> Tensor:
+        """The tensor of a parameter of the step."""
         return self.tensors[int(value.data)]
 
     def on_constant(self, value: Value) -> Tensor:

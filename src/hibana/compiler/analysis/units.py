@@ -250,7 +250,7 @@ class _Gain(Analysis[float]):
 
 
 def row_units(weights: Tensor, limit: int) -> Tensor:
-    """The unit of each row of `weights`, ``[rows, inputs]``, for integers from ``-limit`` to `limit`.
+    """The unit of each row of `weights`, ``[rows, inputs]``: weight = integer * unit, within ± `limit`.
 
     Rows whose weights are multiples of the smallest, such as -1 and 2, are represented exactly.
     """

@@ -112,7 +112,7 @@ class _Pass(Rewriting):
         return self._leaf("row", "x")
 
     def on_gate(self, value: Value) -> Value:
-        """The bits of the mask of a state's gradient from one step earlier."""
+        """The bits of a mask: the neurons at which a state's gradient of the step before is needed."""
         return self._leaf("bits", f"gate{value.data}")
 
     def on_constant(self, value: Value) -> Value:
