@@ -16,7 +16,6 @@ from hibana.cells import Cell
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.step import Value
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
 from hibana.runtime.torch_internals import run_backward
@@ -165,7 +164,9 @@ def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
     )
     inner = [(i, j) for i, j in same_step if j in independent_states]
     wrapper = _DerivativeCell(cell, over_step, inner, between_independent)
-    constant = [_is_constant(value) for value in trace(wrapper, example.shape, example.dtype).nexts]
+    derivatives = trace(wrapper, example.shape, example.dtype).nexts
+    # a derivative is constant if it depends on numbers alone, not on states or inputs
+    constant = [all(leaf.args or leaf.is_uniform for leaf in reachable([d])) for d in derivatives]
     return Jacobian(
         dict(zip(over_step, constant, strict=False)),
         dict(zip(inner, constant[len(over_step) :], strict=False)),
@@ -289,11 +290,6 @@ def _separating_nodes(state: Tensor, nodes: set[Any], arguments: Sequence[Tensor
 def _zeros(example: Tensor) -> Tensor:
     """One sample of zeros, ``[1, ...]``, for an `example` of shape ``[batch, ...]``."""
     return example.new_zeros(1, *example.shape[1:])
-
-
-def _is_constant(value: Value) -> bool:
-    """Whether all neurons and steps share `value`: its leaves are numbers, no rows of states or inputs."""
-    return all(leaf.args or leaf.is_uniform for leaf in reachable([value]))
 
 
 class _DerivativeCell(Cell):

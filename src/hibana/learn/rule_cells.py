@@ -182,7 +182,7 @@ class EffectCell(RuleCell):
         return (*(state.detach() for state in next_states), *next_effects, next_effect)
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the neurons' states, then effects
-        """The states' names: those of the neurons, ``effect_on_STATE`` (a derivative) for each, ``effect``."""
+        """The names: the neurons' states, a derivative ``effect_on_STATE`` for each of them, ``effect``."""
         names = self.cell.state_names()
         return (*names, *(f"effect_on_{name}" for name in names), "effect")
 

@@ -150,7 +150,7 @@ def _unpadded_bits(images: Tensor, provenance: Provenance | None) -> Tensor | No
 
 
 def _pool_bits(images: Tensor, window: Pair, bits: Tensor, provenance: Provenance | None) -> Tensor:
-    """The maxima of spikes, computed from their `bits`: ``[N, channels, height / window, width / window]``."""
+    """The maxima of spikes from their `bits`: ``[N, channels, height / window, width / window]``."""
     count, channels, height, width = images.shape
     out_height, out_width = height // window[0], width // window[1]
     sizes = {"channels": channels, "height": height, "width": width, "out_height": out_height}

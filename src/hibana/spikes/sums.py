@@ -70,7 +70,10 @@ def _same_layout(a: Provenance, b: Provenance, a_bits: Tensor, b_bits: Tensor) -
 
 
 def _added_planes(a: Provenance, b: Provenance) -> Tensor | None:
-    """The planes of a sum, by a ripple-carry adder over bytes of bits; None if these cannot be added."""
+    """Adds tensors that are stored as bit planes (plane k has bit k of each number), by a ripple-carry adder.
+
+    None if one has no bit planes, their layouts differ, or the sums would need too many planes.
+    """
     if a.planes is None or b.planes is None or a.max_value + b.max_value >= 1 << MOST_PLANES:
         return None
     if not _same_layout(a, b, a.planes, b.planes):

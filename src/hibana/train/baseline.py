@@ -6,6 +6,7 @@ import torch
 from torch.utils.data import default_collate
 
 from hibana import data
+from hibana.compiler.analysis.binary import is_binary
 from hibana.nn import lengths as padding
 from hibana.nn import loss
 from hibana.runtime.extras import explain_import_error
@@ -54,7 +55,7 @@ def linear(model: "Network", samples: data.DataSet) -> Linear:
         if lengths:  # series of unequal length: their means over time
             total = padding.masked(inputs.transpose(0, 1), lengths[0]).sum(0)
             inputs = total / lengths[0].view(-1, *[1] * (inputs.ndim - 2))
-        elif model.settings.coding == "delta" or (model.settings.coding == "none" and _are_spikes(inputs)):
+        elif model.settings.coding == "delta" or (model.settings.coding == "none" and is_binary(inputs)):
             inputs = model.encode(inputs).sum(dim=0)
         arrays += [inputs.flatten(1).numpy(), labels.numpy()]
     *training, inputs, targets = arrays  # inputs and labels of the training part, then of the test part
@@ -77,8 +78,3 @@ def linear_accuracy(model: "Network", samples: data.DataSet) -> float:
 def first_samples(split: data.Samples, count: int) -> tuple[torch.Tensor, ...]:
     """Returns inputs and labels of the first `count` samples of `split`, and their lengths if padded."""
     return tuple(default_collate([split[index] for index in range(min(count, len(split)))]))  # type: ignore[arg-type]
-
-
-def _are_spikes(inputs: torch.Tensor) -> bool:
-    """Returns whether all `inputs` are 0 or 1."""
-    return bool(((inputs == 0) | (inputs == 1)).all())

@@ -33,7 +33,7 @@ class Integers(Analysis[Interval | None]):
     """Bounds of values that are always integers; None for other values."""
 
     def __init__(self, step: Step, states: Mapping[str, int], binary: States) -> None:
-        """`states` maps names of leaves to indices of states; the states `binary` are 0 or 1."""
+        """`states` maps the names of state values in the step to indices; states in `binary` are 0 or 1."""
         super().__init__()
         self.step, self.states, self.binary = step, states, binary
 

@@ -98,6 +98,7 @@ class Bounds(Analysis[Interval | None]):
         return (number, number) if abs(number) <= LARGEST else None
 
     def on_draw(self, value: Value) -> Interval | None:
+        """Bounds of a random number."""
         is_normal = str(value.data).startswith("normal")
         return (-LARGEST_NORMAL, LARGEST_NORMAL) if is_normal else (0.0, 1.0)
 

@@ -303,6 +303,7 @@ class _FixedPoint(Analysis[_Fixed]):
             )
 
         def function(x: Tensor) -> Tensor:
+            """The operation as a function of its only argument that is no constant."""
             return row.function(*(others[a].flatten()[0] if a in others else x for a in value.args))
 
         return self._pieces(value, numbers[0], function, unit)

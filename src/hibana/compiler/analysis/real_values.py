@@ -102,4 +102,5 @@ class RealValues(Eager):
         return matrix.T if transposed else matrix
 
     def product(self, value: Value, args: list[Tensor]) -> Tensor:
+        """The product of a vector and a matrix of the step."""
         return args[0] @ self.matrix(value)

@@ -246,6 +246,7 @@ class _Gain(Analysis[float]):
         return math.inf if factor is None else max(args) * float(factor.abs().max())
 
     def product(self, value: Value, args: list[float]) -> float:
+        """A product with a matrix has an unknown bound, unless it does not depend on the state."""
         return math.inf if args[0] else 0.0
 
 

@@ -106,6 +106,7 @@ def _bounded(op: str, x: Any, bound: Any) -> Any:
 
 
 def _clamp(x: Any, low: Any = None, high: Any = None) -> Any:
+    """The terms of ``torch.clamp``."""
     result = x if low is None else _bounded("maximum", x, low)
     return result if high is None else _bounded("minimum", result, high)
 
@@ -137,6 +138,7 @@ def _div(x: Any, y: Any, rounding_mode: Any = None) -> Any:
 
 
 def _signs_differ(x: Any, y: Any) -> Any:
+    """Whether one of two numbers is negative and the other is not."""
     return (x < 0) ^ (y < 0)
 
 
@@ -154,6 +156,7 @@ def _round(x: Any, decimals: Any = 0) -> Any:
 
 
 def _nan_to_num(x: Any, nan: Any, high: Any, low: Any) -> Any:
+    """The terms of ``torch.nan_to_num``, with numbers for NaN and both infinities."""
     result = where(x.ne(x), nan, x)
     result = where(x.eq(math.inf), high, result)
     return where(x.eq(-math.inf), low, result)
@@ -165,6 +168,7 @@ def _ignoring_nan(order: str) -> Rule:
 
 
 def _lerp(start: Any, end: Any, weight: Any) -> Any:
+    """The terms of ``torch.lerp``, which PyTorch starts from the nearer end."""
     weight, difference = start.lift(weight), end - start
     near = abs(weight) < 0.5
     return apply("fma", where(near, weight, weight - 1), difference, where(near, start, end))
@@ -176,6 +180,7 @@ def _hardtanh(x: Any, low: Any = -1, high: Any = 1) -> Any:
 
 
 def _elu(x: Any, alpha: Any = 1.0, scale: Any = 1.0, input_scale: Any = 1.0) -> Any:
+    """The terms of ``scale * elu(x)`` with its parameters."""
     below = times(apply("elu", times(x, input_scale)), alpha * scale)
     return where(x < 0, below, times(x, scale))
 
@@ -199,6 +204,7 @@ def _softplus(x: Any, beta: Any = 1, threshold: Any = 20) -> Any:
 
 
 def _softplus_backward(grad: Any, x: Any, beta: Any, threshold: Any) -> Any:
+    """The gradient of softplus, from the gradient `grad` of its result."""
     scaled = times(x, beta)
     smooth = grad * apply("sigmoid", scaled)
     return where(scaled > threshold, grad, smooth)

@@ -101,6 +101,7 @@ def _same(x: Any) -> Any:
 
 
 def _first_if(condition: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """`x` where the condition holds or `x` is NaN, else `y`."""
     return torch.where(condition | x.isnan(), x, y)
 
 
@@ -131,10 +132,12 @@ def _root(a: Interval) -> Interval | None:
 
 
 def _logarithm(a: Interval) -> Interval | None:
+    """Bounds of a logarithm; None if it may be infinite or NaN."""
     return ANY if a[0] >= LEAST else None
 
 
 def _rounded(a: Interval) -> Interval:
+    """Bounds of `a` after rounding to an integer."""
     return a[0] - 1, a[1] + 1
 
 

@@ -63,7 +63,8 @@ def trace(
 def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> Step:
     """The step of `cell`, as :func:`trace`; must run in a thread without torch modes."""
     tensors = tensors_of(cell)
-    small_shapes = [_small_shape(tensors, shape, size) for size in (2, 3)]
+    # two sizes for each dimension that no tensor of the cell determines
+    small_shapes = [torch.Size(size if n < 0 else n for n in shape_class(tensors, shape)) for size in (2, 3)]
     copy = _copy(cell, tensors)
     graphs, keys, reads_size, draws = [], [], False, []
     for small_shape in small_shapes:
@@ -101,11 +102,6 @@ def _copy(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
         if (kind := traced_kind(module)) is not type(module):
             module.__class__ = kind
     return copy
-
-
-def _small_shape(tensors: dict[str, Tensor], shape: torch.Size, size: int) -> torch.Size:
-    """`shape` with `size` in place of each dimension that no tensor of the cell determines."""
-    return torch.Size(size if n < 0 else n for n in shape_class(tensors, shape))
 
 
 def _random_state() -> Hashable:

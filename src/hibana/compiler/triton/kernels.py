@@ -91,6 +91,7 @@ class GpuKernels(NamedKernels):
     def _launch(
         self, direction: str, variant: Variant, shape: torch.Size, matrices: Sequence[Tensor], named: Named
     ) -> None:
+        """Runs the kernel of a `direction` once, on the tensors in `named`."""
         key = (direction, variant)
         if key not in self._built:
             self._built[key] = kernel_of(self._source(direction, variant), direction, self.language)
@@ -129,6 +130,7 @@ class SampleKernels(GpuKernels):
     takes_half: ClassVar = False
 
     def check(self, shape: torch.Size) -> None:
+        """Raises Unsupported if a step of `shape` has more neurons than one program can hold."""
         if shape[-1] > WIDEST[self.dtype]:
             raise Unsupported(
                 f"a product of {shape[-1]} neurons is wider than the {WIDEST[self.dtype]} of {self.dtype} "

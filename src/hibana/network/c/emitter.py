@@ -66,7 +66,7 @@ class Emitter(Lowering):
         """Arrays of the indices of spikes, and the address of their count."""
 
     def begin(self, node: Node) -> None:
-        """Starts the code of a layer. A layer on the input is written twice: for numbers and for events."""
+        """Sets the layer under construction, and starts to number its temporary arrays from 0."""
         self._node, self._temporaries = node, 0
 
     def pointer(self, name: str, kind: str) -> Pointer:

@@ -69,7 +69,7 @@ def each_output_of(
 
     @contextmanager
     def output(tap: Value, pixel: Value, axis: int, name: str) -> Iterator[Value]:
-        """A branch, taken if the kernel entry `tap` of some output covers `pixel`; yields the output's index."""
+        """A branch, taken if kernel entry `tap` of some output is on `pixel`; yields the output's index."""
         stride = window.stride[axis]
         offset = (pixel + window.padding[axis] - tap * window.dilation[axis]).named(name)
         output_index = offset // stride

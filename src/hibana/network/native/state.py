@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler import State
+from hibana.compiler.analysis.binary import is_binary
 from hibana.network.lowering import StateArray
 
 __all__ = ["pack_bits", "read_state", "write_state"]
@@ -59,7 +60,7 @@ def write_state(
             raise ValueError(f"state of layer {name!r} must be tensors of {expected}, got {shapes}")
         tensors += state[name]
     for array, values in zip(numbers, tensors, strict=True):
-        if array.kind == "bits" and not bool(((values == 0) | (values == 1)).all()):
+        if array.kind == "bits" and not is_binary(values):
             raise ValueError(f"state of layer {array.layer!r}: spikes must be 0 or 1")
     for array, values in zip(numbers, tensors, strict=True):
         dims = len(array.shape) - (array.kind == "ring")

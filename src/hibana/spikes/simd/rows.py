@@ -89,7 +89,7 @@ def panel(outputs: int) -> Row:
 
 
 def load_bias(code: Code, row: Row, start: Pointer, bias: Pointer, panel: Value, outputs: Value) -> None:
-    """Fills `start` with the initial sums of one panel (group of outputs): its bias, or zeros without bias."""
+    """Fills `start` with the initial sums of a panel (group of outputs): its bias, or zeros without bias."""
     start.clear(row.floats)
     with code.when(bias.is_not_null()):
         start.copy(bias + row.floats * panel, (outputs - row.floats * panel).smaller(row.floats))
