@@ -214,9 +214,9 @@ def test_no_synapses() -> None:
         (lambda: connect.probability(0.5, target=slice(0, 4, 2)), "with step 1"),
         (lambda: connect.probability(0.5, delay=256), r"delay must be a whole number of steps in \[0, 255\]"),
         (lambda: connect.probability(0.5, delay=0.5), "delay must be a whole number"),
-        (lambda: connect.probability(0.5, delay=connect.normal(300, 2)), "delay must mostly lie in"),
-        (lambda: connect.probability(0.5, weight=connect.normal(0, 1, low=9)), "bounds must leave"),
-        (lambda: connect.normal(0, 0), "std positive"),
+        (lambda: connect.probability(0.5, delay=connect.normal(300, 2)), "delay must lie in"),
+        (lambda: connect.probability(0.5, weight=connect.normal(0, 1, low=9)), "low and high must leave 1%"),
+        (lambda: connect.normal(0, 0), "std must be positive and mean finite, got 0"),
         (lambda: connect.uniform(1, 1), "low must be less than high"),
         (lambda: connect.distance(X, torch.rand(4, 3), torch.exp), "must have the shapes"),
         (lambda: connect.distance(X[:2], Y, torch.exp), "got 2 and 4 positions"),
@@ -238,6 +238,8 @@ def test_errors_say_what_is_wrong(rule, message) -> None:
 def test_errors_of_lists_and_types() -> None:
     with pytest.raises(TypeError, match="source must be a range or a slice of neurons, got list"):
         connect.probability(0.5, source=[1]).connections(3, 4)
+    with pytest.raises(TypeError, match="weight must be a number, a distribution or None, got Tensor"):
+        connect.probability(0.5, weight=torch.ones(1)).connections(3, 4)
     with pytest.raises(TypeError, match=r"rules must be made by the functions of hb\.connect, got float"):
         connect.connections([0.5], 3, 4)
     with pytest.raises(ValueError, match="either all rules of a list have a weight, or none has"):

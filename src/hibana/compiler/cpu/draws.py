@@ -151,23 +151,23 @@ class Block:
         time = self.draws.times[group].part(0, counter.type.width)
         x, y = self._words(group, counter, time)
         if group[0].kind == "normal":
-            return generator.normal(_Numbers, x, y)
-        return generator.uniform(_Numbers, x), generator.uniform(_Numbers, y)
+            return generator.normal(VectorNumbers, x, y)
+        return generator.uniform(VectorNumbers, x), generator.uniform(VectorNumbers, y)
 
     def _words(self, group: tuple[_Draw, ...], counter: Value, time: Value) -> tuple[Value, Value]:
         """Two vectors of 32 random bits for each counter, for the step of each draw in `group`."""
         schedule = self.draws.schedules[group[0].number]
         if (width := counter.type.width) < self.draws.width:
             schedule = [(x.part(0, width), y.part(0, width)) for x, y in schedule]
-        return threefry(schedule, (counter, time), operator.add, _rotate_left, operator.xor)
+        return threefry(schedule, (counter, time), operator.add, rotate_left, operator.xor)
 
 
-def _rotate_left(word: Value, by: int) -> Value:
+def rotate_left(word: Value, by: int) -> Value:
     """The 32-bit words `word`, rotated left by `by` bits."""
     return word.call("fshl", word, word.constant(word.type, by))
 
 
-class _Numbers:
+class VectorNumbers:
     """:class:`hibana.compiler.generator.Numbers` for words that are vectors of 32-bit integers."""
 
     @staticmethod

@@ -15,7 +15,7 @@ synapses of all of its rules, for instance of the projections between several po
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
@@ -23,12 +23,13 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.draws import new_seed
-from hibana.spikes.sparse.connections import MAX_DELAY, Connections
-from hibana.spikes.sparse.distributions import Distribution, Normal, Uniform, delay_probabilities
-from hibana.spikes.sparse.generate import Pattern, Projection, draw_targets, generate, multinomial
+from hibana.spikes.sparse.connections import Connections
+from hibana.spikes.sparse.distributions import Distribution, alias_table, normal, uniform
+from hibana.spikes.sparse.generate import Pattern, Projection, generate, multinomial
 
 __all__ = [
     "Connections",
+    "Distribution",
     "Options",
     "Rule",
     "connections",
@@ -44,8 +45,10 @@ __all__ = [
     "uniform",
 ]
 
+ROWS_AT_ONCE = 64
+"""Most source neurons for which :func:`distance` computes probabilities at a time."""
 PAIRS_AT_ONCE = 1 << 20
-"""Pairs of neurons for which :func:`distance` computes probabilities at a time: 4 MB per temporary tensor."""
+"""Most pairs of neurons in such a block, for more than one source: 8 MB per temporary tensor."""
 
 
 class Options(TypedDict, total=False):
@@ -89,14 +92,15 @@ class Rule:
         try:
             source = _neurons("source", self.options.get("source"), in_features)
             target = _neurons("target", self.options.get("target"), out_features)
-            weight, delay = self.options.get("weight"), self.options.get("delay")
-            _check_delay(0 if delay is None else delay)
+            weight, delay = self.options.get("weight"), self.options.get("delay") or 0
+            _check_weight(weight)
+            alias_table(delay)  # raises the error of a wrong delay
             seed = self.options.get("seed")
             seed = new_seed() if seed is None else seed
             pattern = self.pattern(len(source), len(target), seed)
         except (TypeError, ValueError) as error:
             raise type(error)(f"connect.{self.name}: {error}") from error
-        return Projection(source, target, pattern, weight, 0 if delay is None else delay, seed)
+        return Projection(source, target, pattern, weight, delay, seed)
 
 
 def connections(rules: Rule | Sequence[Rule], in_features: int, out_features: int) -> Connections:
@@ -180,8 +184,11 @@ def fixed_in_degree(k: int, **options: Unpack[Options]) -> Rule:
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
         if k > sources:
             raise ValueError(f"k must be at most the number of source neurons, {sources}, got {k}")
-        drawn = draw_targets(Pattern(torch.full((targets,), k, device="cpu")), sources, seed)
-        return _from_pairs(drawn, torch.arange(targets, device="cpu").repeat_interleave(k), sources, targets)
+        degrees = Pattern(torch.full((targets,), k, device="cpu"))
+        by_target = generate(
+            [Projection(range(targets), range(sources), degrees, None, 0, seed)], (targets, sources)
+        )
+        return _pattern_from_pairs(by_target.targets, by_target.sources, (sources, targets))
 
     return Rule(f"fixed_in_degree({k})", pattern, options)
 
@@ -222,7 +229,7 @@ def one_to_one(**options: Unpack[Options]) -> Rule:
         if sources != targets:
             raise ValueError(f"sources and targets must be equally many, got {sources} and {targets}")
         ones = torch.ones(sources, dtype=torch.int64, device="cpu")
-        return Pattern(ones, torch.arange(targets, device="cpu"))
+        return Pattern(ones, torch.arange(targets, dtype=torch.int32, device="cpu"))
 
     return Rule("one_to_one()", pattern, options)
 
@@ -253,29 +260,32 @@ def distance(
     >>> round(rule.connections(900, 900).size / 900, 1)  # the integral, 2 pi 0.5 width^2, is 12.6
     12.4
     """
-    places = [x.detach().to("cpu", torch.float32) for x in (source_positions, target_positions)]
-    if not places[0].ndim == places[1].ndim == 2 or places[0].shape[1] != places[1].shape[1]:
+    source_places, target_places = (
+        x.detach().to("cpu", torch.float64) for x in (source_positions, target_positions)
+    )
+    axes = target_places.shape[1:]
+    if source_places.ndim != 2 or source_places.shape[1:] != axes:
         shapes = f"{tuple(source_positions.shape)} and {tuple(target_positions.shape)}"
         raise ValueError(f"positions must have the shapes [sources, d] and [targets, d], got {shapes}")
-    periods = torch.as_tensor(period, dtype=torch.float32, device="cpu").expand(places[0].shape[1]).tolist()
-    if not cutoff > 0 or min(periods, default=math.inf) <= 0:
+    periods = torch.as_tensor(period, dtype=torch.float64, device="cpu").expand(axes)
+    if not (cutoff > 0 and bool((periods > 0).all())):
         raise ValueError(f"cutoff and period must be positive, got {cutoff} and {period}")
 
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
-        if (sources, targets) != (len(places[0]), len(places[1])):
-            sizes = f"{len(places[0])} and {len(places[1])} positions"
+        if (sources, targets) != (len(source_places), len(target_places)):
+            sizes = f"{len(source_places)} and {len(target_places)} positions"
             raise ValueError(f"{sources} sources and {targets} targets need as many positions, got {sizes}")
-        generator, rows = _generator(seed), max(1, PAIRS_AT_ONCE // max(1, targets))
-        counts, pairs = [], []
-        for block in torch.split(places[0], rows):
-            apart = _distances(block, places[1], periods)
-            p = profile(apart).where(apart <= cutoff, 0)
+        generator, pairs = _generator(seed), [torch.empty(2, 0, dtype=torch.int64, device="cpu")]
+        for rows, columns in _near_blocks(source_places, target_places, cutoff, periods):
+            d = _differences(source_places[rows], target_places[columns], periods).norm(dim=0)
+            p = profile(d).where(d <= cutoff, 0)
             if not bool(((p >= 0) & (p <= 1)).all()):
                 raise ValueError(f"profile must return probabilities in [0, 1], got {p.min()} to {p.max()}")
-            mask = torch.rand(p.shape, generator=generator, device="cpu") < p
-            counts.append(mask.sum(1))
-            pairs.append(mask.nonzero()[:, 1].to(torch.int32))
-        return Pattern(torch.cat(counts), torch.cat(pairs))
+            chosen = torch.rand(p.shape, dtype=torch.float64, generator=generator, device="cpu") < p
+            row, column = chosen.nonzero(as_tuple=True)
+            pairs.append(torch.stack([rows[row], columns[column]]))
+        connected = torch.cat(pairs, 1)
+        return _pattern_from_pairs(connected[0], connected[1], (sources, targets))
 
     return Rule("distance(...)", pattern, options)
 
@@ -288,23 +298,6 @@ def gaussian(peak: float, width: float) -> Callable[[Tensor], Tensor]:
 def exponential(peak: float, length: float) -> Callable[[Tensor], Tensor]:
     """The profile ``peak exp(-d / length)`` of a distance d."""
     return lambda d: peak * torch.exp(-d / length)
-
-
-def normal(mean: float, std: float, low: float = -math.inf, high: float = math.inf) -> Distribution:
-    """Normal numbers; those outside of [`low`, `high`] are drawn again, as by NEST's ``redraw``.
-
-    Raises:
-        ValueError: if `std` is not positive, or less than 1% of the numbers lie between the bounds.
-    """
-    return Normal(mean, std, low, high)
-
-
-def uniform(low: float, high: float) -> Distribution:
-    """Real numbers from `low` to `high`, all equally probable.
-
-    Delays are rounded. For equally probable whole delays from a to b, write ``uniform(a - 0.5, b + 0.5)``.
-    """
-    return Uniform(low, high)
 
 
 def _generator(seed: int) -> torch.Generator:
@@ -337,30 +330,45 @@ def _check_count(name: str, count: int) -> None:
         raise ValueError(f"{name} must be a whole number from 0, got {count!r}")
 
 
-def _check_delay(delay: float | Distribution) -> None:
-    """Raises a ValueError if `delay` is no whole number in [0, 255], or has almost no probability there."""
-    if isinstance(delay, Normal | Uniform):
-        delay_probabilities(delay)
-    elif not (0 <= delay <= MAX_DELAY and delay % 1 == 0):
-        raise ValueError(f"delay must be a whole number of steps in [0, {MAX_DELAY}], got {delay}")
+def _check_weight(weight: object) -> None:
+    """Raises a TypeError if `weight` is neither a number nor a distribution nor None."""
+    if not isinstance(weight, float | int | Distribution | None):
+        raise TypeError(f"weight must be a number, a distribution or None, got {type(weight).__name__}")
 
 
-def _from_pairs(sources: Tensor, targets: Tensor, source_count: int, target_count: int) -> Pattern:
+def _pattern_from_pairs(sources: Tensor, targets: Tensor, shape: tuple[int, int]) -> Pattern:
     """The pattern with the synapses ``sources[k] -> targets[k]``."""
-    sorted_pairs = Connections.from_pairs(sources, targets, (source_count, target_count))
-    return Pattern(sorted_pairs.row_starts.diff(), sorted_pairs.targets)
+    rows = Connections.from_pairs(sources, targets, shape)
+    return Pattern(rows.row_starts.diff(), rows.targets)
 
 
-def _distances(sources: Tensor, targets: Tensor, periods: Sequence[float]) -> Tensor:
-    """The distance of each source from each target: ``[sources, d]``, ``[targets, d]`` to
-    ``[sources, targets]``.
+def _near_blocks(
+    sources: Tensor, targets: Tensor, cutoff: float, periods: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of sources and of targets: each pair of neurons within `cutoff` is in one of the blocks.
 
-    Coordinates that differ by a multiple of the axis's period are the same place.
+    A block's sources are neighbors on the first axis; its targets are those within `cutoff` on this axis.
+
+    Args:
+        sources: positions ``[sources, d]``.
+        targets: positions ``[targets, d]``.
+        cutoff: the largest distance.
+        periods: the period of each axis, ``[d]``.
     """
-    squares = torch.zeros(len(sources), len(targets), device="cpu")
-    for axis, period in enumerate(periods):
-        difference = sources[:, None, axis] - targets[None, :, axis]
-        if period < math.inf:
-            difference = difference - period * torch.round(difference / period)
-        squares += difference**2
-    return squares.sqrt()
+    size = max(1, min(ROWS_AT_ONCE, PAIRS_AT_ONCE // max(1, len(targets))))
+    for rows in torch.split(sources[:, 0].argsort(), size):
+        first, last = sources[rows[:1], :1], sources[rows[-1:], :1]
+        difference = _differences((first + last) / 2, targets[:, :1], periods[:1])
+        yield rows, (difference[0, 0].abs() <= cutoff + (last - first)[0] / 2).nonzero()[:, 0]
+
+
+def _differences(sources: Tensor, targets: Tensor, periods: Tensor) -> Tensor:
+    """Positions of `sources` ``[m, d]`` relative to `targets` ``[n, d]``: ``[d, m, n]``.
+
+    Of the places of a target, which repeat with the periods ``[d]``, the nearest one is meant.
+    """
+    difference = sources.T[:, :, None] - targets.T[:, None, :]
+    repeats = periods[:, None, None]
+    return torch.where(
+        repeats < math.inf, difference - repeats * torch.round(difference / repeats), difference
+    )

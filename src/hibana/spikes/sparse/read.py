@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hibana.spikes.sparse import connect
 from hibana.spikes.sparse.connections import Connections
-from hibana.spikes.sparse.distributions import Normal, Uniform, delay_probabilities
+from hibana.spikes.sparse.distributions import Distribution, delay_probabilities
 
 __all__ = ["read_connections"]
 
@@ -35,7 +35,7 @@ def read_connections(connectivity: Any, shape: tuple[int, int], delays: Any = No
     if synapses.delays is not None:
         raise ValueError("delays must be None: the synapses of connectivity have delays")
     sources, targets = synapses.sources, synapses.targets
-    if isinstance(delays, Normal | Uniform):
+    if isinstance(delays, Distribution):
         probabilities = delay_probabilities(delays)
         delays = torch.multinomial(probabilities, max(1, synapses.size), replacement=True)[: synapses.size]
     delays = torch.as_tensor(delays)
