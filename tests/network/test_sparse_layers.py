@@ -7,7 +7,7 @@ from torch import nn
 import hibana as hb
 from c_programs import compiled, needs_cc, outputs_of
 from hibana.compiler.graph.ops import Unsupported
-from hibana.network.layers import sparse
+from hibana.network import synapses
 
 CASES = ["spikes", "delays of an image"]
 
@@ -36,6 +36,15 @@ def network(case):
         *(hb.SparseLinear(6, 6, none, delays=zeros), hb.LI()),
     ]
     return on_grid(nn.Sequential(*layers)), x
+
+
+def in_onnxruntime(net, x):
+    """The outputs of `net` for `x` as an ONNX model."""
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    model = hb.convert.to_onnx(net, x).SerializeToString()
+    session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"input": x.numpy()})[0])
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -76,13 +85,8 @@ def test_training_in_integers_moves_the_weights_of_synapses():
 
 @pytest.mark.parametrize("case", CASES)
 def test_onnx_gives_the_outputs_of_pytorch(case):
-    pytest.importorskip("onnx", reason="onnx is not installed")
-    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     net, x = network(case)
-    model = hb.convert.to_onnx(net, x).SerializeToString()
-    session = runtime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (outputs,) = session.run(None, {"input": x.numpy()})
-    assert torch.equal(torch.from_numpy(outputs), net(x))
+    assert torch.equal(in_onnxruntime(net, x), net(x))
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -93,7 +97,7 @@ def test_a_graph_of_nir_computes_the_same(case, tmp_path, monkeypatch):
     x = torch.rand(9, 3, *shape).round()
     hb.nir.write(net, tmp_path / "net.nir", dt=1e-3, input_shape=shape)
     assert torch.equal(hb.nir.read(tmp_path / "net.nir")(x), net(x))
-    monkeypatch.setattr(sparse, "MAX_NUMBERS", 100)
+    monkeypatch.setattr(synapses, "MAX_NUMBERS", 100)
     with pytest.raises(ValueError, match=r"layer '\d': its dense weight has [\d,]+ numbers"):
         hb.nir.write(net, dt=1e-3, input_shape=shape)
 
@@ -103,6 +107,78 @@ def test_an_export_to_torch_computes_the_same_for_any_number_of_steps(delays):
     layer, x = on_grid(hb.SparseLinear(9, 8, 0.3, delays=delays)), torch.rand(11, 2, 9).round()
     program = hb.convert.export(layer, x[:5], dynamic_time=True).module()
     assert torch.equal(program(x), layer(x))
+
+
+class Two(hb.Cell):
+    """Neurons with two sparse matrices in their step."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = hb.SparseLinear(20, 20, 0.1), hb.SparseLinear(20, 20, 0.1, bias=False)
+
+    def forward(self, input_, v_previous, s_previous):
+        v = v_previous * 0.5 + input_ + self.first(s_previous) - self.second(s_previous)
+        return v, hb.spike(v - 0.3)
+
+
+DELAYS = torch.randint(0, 4, (20, 20))
+RECURRENT = {
+    "sparse": lambda: hb.Recurrent(hb.IFCell(0.3), 20, hb.SparseLinear(20, 20, 0.2)),
+    "sparse with delays": lambda: hb.Recurrent(
+        hb.IFCell(0.3), 20, hb.SparseLinear(20, 20, 0.2, delays=DELAYS)
+    ),
+    "two in a cell": lambda: hb.OverTime(Two()),
+    "dense with delays": lambda: hb.DelayedRecurrent(hb.IFCell(0.3), 20, 4),
+}
+
+
+def recurrent_network(name):
+    """A network with recurrent synapses, whose neurons read an image with channels last in memory."""
+    torch.manual_seed(0)
+    image = hb.EachStep(nn.Conv2d(1, 2, (1, 2))), nn.Flatten(2)
+    net = on_grid(nn.Sequential(*image, RECURRENT[name](), hb.Linear(20, 3), hb.LI()))
+    x = torch.randint(0, 17, (12, 3, 1, 2, 6)) / 16
+    net[0].module.bias.data.fill_(0.25)
+    assert 0.1 < net[:3](x).mean() < 0.9
+    return net, x
+
+
+@needs_cc
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_synapses_are_the_same_in_programs(name, tmp_path):
+    net, x = recurrent_network(name)
+    expected, program = net(x), hb.compile(net, x)
+    assert torch.equal(program(x), expected)
+    stream = program.stream(3)
+    assert torch.equal(torch.stack([stream.step(step) for step in x]), expected)
+    source = hb.convert.to_c(net, x)
+    outputs, *_ = outputs_of(compiled(source, tmp_path, len(x)), source, x)
+    assert torch.equal(outputs, expected.double())
+    assert torch.equal(hb.convert.export(net, x).module()(x), expected)
+    with pytest.raises(Unsupported, match=r"layer '2': .* (integer form|no form here)"):
+        hb.quantize(net, x)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_recurrent_synapses_are_the_same_in_onnx_and_nir_or_refused(name, tmp_path):
+    pytest.importorskip("nir", reason="the extra nir is not installed")
+    net, x = recurrent_network(name)
+    if name in ("sparse", "two in a cell"):
+        assert torch.equal(in_onnxruntime(net, x), net(x))
+    else:
+        with pytest.raises(Unsupported, match=r"layer '2': .*Recurrent.* has no ONNX form"):
+            hb.convert.to_onnx(net, x)
+    if name == "sparse":
+        hb.nir.write(net[2:], tmp_path / "net.nir", dt=1e-3, input_shape=(20,))
+        assert torch.equal(hb.nir.read(tmp_path / "net.nir")(net[:2](x)), net(x))
+
+
+def test_a_large_recurrent_layer_is_no_matrix():
+    synapses = hb.SparseLinear(8000, 8000, hb.connect.fixed_in_degree(5))
+    program = hb.compile(hb.Recurrent(hb.LIFCell(), 8000, synapses), torch.rand(2, 1, 8000))
+    operations = program.graph.nodes[1].layer.operations(program.graph.nodes[1], torch.float32)
+    assert operations.at_most < 20 * 8000 < operations.products == 8000**2
+    assert program._native.weights.numel() < 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -120,7 +196,7 @@ def test_indices_that_lead_outside_of_arrays_are_refused(change, monkeypatch):
     net = nn.Sequential(hb.SparseLinear(20, 20, 0.3, delays=torch.ones(20, 20)), hb.IF())
     change(net[0])
     monkeypatch.setattr(type(net[0]), "outputs_after", lambda layer, history, inputs: inputs)
-    with pytest.raises(Unsupported, match=r"layer '0': (row_starts|the settings)"):
+    with pytest.raises(Unsupported, match=r"layer '0': (row_starts must|targets must|20 inputs)"):
         hb.compile(net, torch.rand(4, 1, 20))
 
 

@@ -3,6 +3,7 @@
 How the layer is written in a target language does not belong here.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +18,13 @@ from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
 from hibana.network.graph import Node
 from hibana.network.sliding_window import channels_last
+from hibana.network.synapses import check_connections, reordered
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent, RecurrentCell
+from hibana.nn.window import LooksBack
+from hibana.spikes.sparse import Connections
 
-__all__ = ["NeuronLayer", "trace_layer", "trace_step"]
+__all__ = ["NeuronLayer", "sparse_matrix", "trace_layer", "trace_step"]
 
 
 @dataclass
@@ -35,8 +39,8 @@ class NeuronLayer:
     """One tensor ``[neurons]`` per state."""
     parameters: tuple[Tensor, ...]
     """Each ``[1]``, ``[channels]`` or ``[neurons]``."""
-    matrices: tuple[Tensor, ...]
-    """Each ``[from, to]``."""
+    matrices: tuple[Tensor | Connections, ...]
+    """Each ``[from, to]``, or the synapses of a sparse matrix."""
     binary_states: States
     """The states that are 0 or 1 at every step."""
     products: list[Product]
@@ -81,17 +85,30 @@ class NeuronLayer:
         count = len(self.parameters[int(name[1:])])  # "pINDEX"
         return "j" if count == self.node.size else f"j % {count}"
 
-    def weights(self, product: Product) -> Tensor:
-        """The matrix that `product` multiplies with, ``[from, to]``."""
-        matrix = self.matrices[product.matrix]
-        return matrix.T.contiguous() if product.transposed else matrix
+    @property
+    def synapse_count(self) -> int:
+        """The number of weights that the products of a step read."""
+        matrices = [self.matrices[product.matrix] for product in self.products]
+        return sum(m.size if isinstance(m, Connections) else m.numel() for m in matrices)
+
+    def weights(self, product: Product) -> Tensor | Connections:
+        """The matrix that `product` multiplies with, ``[from, to]``, or the synapses of a sparse matrix."""
+        return self.matrix(product.matrix, product.transposed)
+
+    def matrix(self, index: int, transposed: bool) -> Tensor | Connections:
+        """Matrix `index`, or its transpose."""
+        matrix = self.matrices[index]
+        if isinstance(matrix, Connections):
+            assert not transposed  # only the backward pass of a step transposes a sparse matrix
+            return matrix
+        return matrix.T.contiguous() if transposed else matrix
 
 
 def trace_step(node: Node, dtype: torch.dtype) -> tuple[Step, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Traces the neurons of `node` on one sample.
 
     Returns:
-        The step, its initial states ``[1, *sample]``, and its parameters followed by its matrices.
+        The step, its initial states ``[1, *sample]``, and the tensors that its prologue returns.
 
     Raises:
         Unsupported: naming the layer, if its step cannot be traced.
@@ -99,11 +116,11 @@ def trace_step(node: Node, dtype: torch.dtype) -> tuple[Step, tuple[Tensor, ...]
     module = node.module
     assert isinstance(module, OverTime | Recurrent | DelayedRecurrent)
     cell = module.cell
-    if isinstance(module, Recurrent):
+    if isinstance(module, Recurrent) and not isinstance(module.recurrent, LooksBack):
         cell = RecurrentCell(cell, module.recurrent, 1.0)  # there is no gradient to scale
     example = torch.zeros(1, *node.shape, dtype=dtype, device="cpu")
     try:
-        step = trace(cell, example.shape, dtype)
+        step = trace(cell, example.shape, dtype, sparse=True)
     except Unsupported as error:
         raise Unsupported(f"layer {node.name!r}: {error}") from error
     with torch.no_grad():
@@ -138,15 +155,36 @@ def trace_layer(node: Node, index: int, order: Tensor, dtype: torch.dtype) -> Ne
         per_channel = has_channels and values.numel() == channels == values.shape[-sample_rank]
         return values.detach().to(dtype).flatten() if values.numel() == 1 or per_channel else in_order(values)
 
-    for matrix in tensors[step.parameters :]:
-        if matrix.numel() != node.size**2:
+    def matrix(index: int) -> Tensor | Connections:
+        """Matrix `index` of the step for neurons in memory order."""
+        if index in step.sparse:
+            return reordered(sparse_matrix(node, step, tensors, index), order, order)
+        values = tensors[step.parameters + index].detach()
+        if values.numel() != node.size**2:
             raise Unsupported(
                 f"layer {node.name!r}: its step multiplies samples of shape {node.shape} by a matrix that is "
-                f"{list(matrix.shape)} and not [{node.size}, {node.size}]"
+                f"{list(values.shape)} and not [{node.size}, {node.size}]"
             )
+        return values.reshape(node.size, -1)[order][:, order]
+
     initial_state = tuple(in_order(state) for state in states)
     parameters = tuple(parameter(values) for values in tensors[: step.parameters])
-    matrices = tuple(m.detach().reshape(node.size, -1)[order][:, order] for m in tensors[step.parameters :])
+    matrices = tuple(map(matrix, range(step.matrices)))
     binary = binary_states(step, frozenset(i for i, state in enumerate(initial_state) if is_binary(state)))
     products, stores = split_products(step, binary)
     return NeuronLayer(node, index, step, initial_state, parameters, matrices, binary, products, stores)
+
+
+def sparse_matrix(node: Node, step: Step, tensors: Sequence[Tensor], index: int) -> Connections:
+    """The synapses of the sparse matrix `index` in the `step` of `node`, in PyTorch's order of neurons.
+
+    `tensors` are those that the step's prologue returns.
+
+    Raises:
+        Unsupported: naming the layer, if an index is out of range.
+    """
+    matrices = tensors[step.parameters :]
+    row_starts, targets = step.index_of(matrices, index)
+    synapses = Connections(row_starts, targets, None, matrices[index].detach())
+    check_connections(node, synapses, node.size, node.size)
+    return synapses

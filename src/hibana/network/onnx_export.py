@@ -11,8 +11,9 @@ from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.step import Step, Value
 from hibana.network.graph import Network, Node
 from hibana.network.integer_network import Quantized
-from hibana.network.neurons import trace_step
+from hibana.network.neurons import sparse_matrix, trace_step
 from hibana.network.sliding_window import int64_tensor
+from hibana.network.synapses import padded, synapses_of_outputs
 from hibana.runtime.extras import explain_import_error
 
 __all__ = ["OnnxStep", "to_onnx"]
@@ -148,6 +149,13 @@ class OnnxStep:
         self.op("Slice", [steps, start, end, axis], name=next_name)
         return steps
 
+    def gathered_sum(self, value: str, places: Tensor, weights: Tensor) -> str:
+        """``sum_k weights[o, k] value[places[o, k]]`` for each output o; `value` is ``[batch, numbers]``."""
+        gathered = self.op("Gather", [value, self.constant(places)], axis=1)
+        products = self.op("Mul", [gathered, self.constant(weights)])
+        # MatMul, because OpenVINO 2026.4 computes ReduceSum of one number and a bias added to it wrongly
+        return self.op("MatMul", [products, self.constant(torch.ones_like(weights[0]))])
+
     def neurons(self, node: Node, value: str) -> str:
         """Adds the neurons of `node` with the input `value`, and returns the name of their output."""
         step, initial, tensors = trace_step(node, self.network.dtype)
@@ -157,7 +165,7 @@ class OnnxStep:
             names[row] = self._add_state(f"{state}{index}", tuple(values.shape[1:]), values)
         stores = forward_pass(step, None)
         try:
-            results = _StepValues(self, step, names, tensors).run(stores.values())
+            results = _StepValues(self, node, step, names, tensors).run(stores.values())
         except Unsupported as error:
             raise Unsupported(f"layer {node.name!r}: {error}") from error
         for name, result in zip(stores, results, strict=True):
@@ -184,10 +192,10 @@ class _StepValues(Analysis[str]):
     """
 
     def __init__(
-        self, model: OnnxStep, step: Step, rows: dict[str, str], tensors: tuple[Tensor, ...]
+        self, model: OnnxStep, node: Node, step: Step, rows: dict[str, str], tensors: tuple[Tensor, ...]
     ) -> None:
         super().__init__()
-        self.model, self.step, self.rows, self.tensors = model, step, rows, tensors
+        self.model, self.node, self.step, self.rows, self.tensors = model, node, step, rows, tensors
 
     def on_number(self, value: Value) -> str:
         """The name of a constant with a number."""
@@ -208,6 +216,11 @@ class _StepValues(Analysis[str]):
         """The name of the product of `args` with a weight matrix."""
         index, transposed = value.matrix
         matrix = self.tensors[self.step.parameters + index]
+        if index in self.step.sparse:
+            synapses = sparse_matrix(self.node, self.step, self.tensors, index)
+            table = synapses_of_outputs(self.node, synapses.targets, self.node.size)
+            places, weights = padded(synapses.sources, table), padded(matrix.detach(), table)
+            return self.model.gathered_sum(args[0], places, weights)
         matrix = matrix.reshape(matrix.shape[-2:])
         return self.model.op("MatMul", [*args, self.model.constant(matrix.T if transposed else matrix)])
 

@@ -4,15 +4,18 @@ hibana's layers are replaced in the tree of modules, because ``torch.export`` tr
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler import reference
+from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
+from hibana.nn.window import LooksBack
 from hibana.runtime.torch_internals import scan
 from hibana.spikes.adopt import EVENT_CLASSES
 
@@ -105,33 +108,6 @@ class _Scan(_Loop):
         return outputs
 
 
-class _DelayedFeedback(Cell):
-    """One step of a :class:`hibana.DelayedRecurrent`.
-
-    Its first state is the spikes of the `max_delay` steps before the previous one.
-    """
-
-    def __init__(self, layer: DelayedRecurrent) -> None:
-        nn.Module.__init__(self)
-        self.cell, self.max_delay = layer.cell, layer.recurrent.max_delay
-        self.weights = nn.Buffer(layer.recurrent.kernel().detach().permute(2, 1, 0).flatten(0, 1).clone())
-
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # one more than the cell has
-        """The previous spikes, ``earlier``, and the states of the cell."""
-        return "earlier", *self.cell.state_names()
-
-    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
-        """No previous spikes, ``[max_delay, batch, ...]``, and the initial state of the cell."""
-        return input_.new_zeros(self.max_delay, *input_.shape), *self.cell.initial_state(input_)
-
-    def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """The next states, from an input ``[B, F]``."""
-        previous_spikes, *state = states
-        spikes = torch.cat([previous_spikes, state[-1][None]])  # [max_delay + 1, B, F]
-        current = spikes.transpose(0, 1).flatten(1).to(self.weights.dtype) @ self.weights
-        return spikes[1:], *self.cell(input_ + current, *state)
-
-
 class _SparseSums(nn.Module):
     """The sums of a :class:`hibana.SparseLinear`, from the products of all synapses ``[..., synapses]``."""
 
@@ -150,16 +126,62 @@ class _SparseSums(nn.Module):
                 of_delay = values if name == "synapses" else values.long()[synapses]
                 self.register_buffer(f"{name}{delay}", of_delay)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The sums, ``[..., out_features]``; with delays, `inputs` are ``[T, batch, in_features]``."""
-        sums = inputs.new_zeros(*inputs.shape[:-1], self.out_features)
+    def added(self, past: Callable[[int], Tensor]) -> Tensor:
+        """The sums, from the function `past` of a delay in steps to the inputs of that many steps ago."""
+        current = past(0)
+        sums = current.new_zeros(*current.shape[:-1], self.out_features)
         for delay in self.delays:
             synapses, sources, targets = (
                 self.get_buffer(f"{name}{delay}") for name in ("synapses", "sources", "targets")
             )
-            past = torch.cat([inputs.new_zeros(delay, *inputs.shape[1:]), inputs])[: inputs.shape[0]]
-            sums = sums.index_add(-1, targets, past[..., sources] * self.weight[synapses])
+            sums = sums.index_add(-1, targets, past(delay)[..., sources] * self.weight[synapses])
         return sums if self.bias is None else sums + self.bias
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The sums, ``[..., out_features]``; with delays, `inputs` are ``[T, batch, in_features]``."""
+
+        def past(delay: int) -> Tensor:
+            """The inputs `delay` steps ago, zeros before the first step."""
+            padding = inputs.new_zeros(delay, *inputs.shape[1:])
+            return torch.cat([padding, inputs])[: inputs.shape[0]] if delay else inputs
+
+        return self.added(past)
+
+
+class _DelayedFeedback(Cell):
+    """One step of neurons with delayed synapses to themselves.
+
+    Its first state is the spikes of the `reach` steps before the previous one.
+    """
+
+    sums: _SparseSums | None
+    """The sums over sparse synapses; None if the synapses are dense."""
+
+    def __init__(self, cell: Cell, synapses: DelayedLinear | SparseLinear, reach: int) -> None:
+        nn.Module.__init__(self)
+        self.cell, self.reach, self.sums = cell, reach, None
+        if isinstance(synapses, SparseLinear):
+            self.sums = _SparseSums(synapses)
+        else:
+            self.weights = nn.Buffer(synapses.kernel().detach().permute(2, 1, 0).flatten(0, 1).clone())
+
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # one more than the cell has
+        """The previous spikes, ``earlier``, and the states of the cell."""
+        return "earlier", *self.cell.state_names()
+
+    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
+        """No previous spikes, ``[reach, batch, ...]``, and the initial state of the cell."""
+        return input_.new_zeros(self.reach, *input_.shape), *self.cell.initial_state(input_)
+
+    def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
+        """The next states, from an input ``[B, F]``."""
+        previous_spikes, *state = states
+        spikes = torch.cat([previous_spikes, state[-1][None]])  # [reach + 1, B, F]
+        if self.sums is None:
+            current = spikes.transpose(0, 1).flatten(1).to(self.weights.dtype) @ self.weights
+        else:
+            current = self.sums.added(lambda delay: spikes[self.reach - delay])
+        return spikes[1:], *self.cell(input_ + current, *state)
 
 
 def _plain(module: nn.Module, loop: type[_Loop]) -> nn.Module:
@@ -167,14 +189,22 @@ def _plain(module: nn.Module, loop: type[_Loop]) -> nn.Module:
     if isinstance(module, SparseLinear):
         return _SparseSums(module)
     if isinstance(module, OverTime):
-        return loop(module.cell)
-    if isinstance(module, Recurrent):
-        return loop(module.cell, _plain(module.recurrent, loop))
-    if isinstance(module, DelayedRecurrent):
-        return loop(_DelayedFeedback(module))
+        return loop(_plain_cell(module.cell, loop))
+    if isinstance(module, Recurrent | DelayedRecurrent):
+        cell, synapses = _plain_cell(module.cell, loop), module.recurrent
+        if isinstance(synapses, DelayedLinear | SparseLinear) and isinstance(synapses, LooksBack):
+            return loop(_DelayedFeedback(cell, synapses, synapses.reach))
+        return loop(cell, _plain(synapses, loop))
     for torch_class, event_class in EVENT_CLASSES.items():
         if type(module) is event_class:
             module.__class__ = torch_class  # it has the same parameters, and multiplies densely
     for name, child in module.named_children():
         setattr(module, name, _plain(child, loop))
     return module
+
+
+def _plain_cell(cell: Cell, loop: type[_Loop]) -> Cell:
+    """`cell` with the modules in it replaced by those that run PyTorch operations."""
+    plain = _plain(cell, loop)
+    assert isinstance(plain, Cell)
+    return plain

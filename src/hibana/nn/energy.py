@@ -274,7 +274,7 @@ class _Counts:
     def _operations_of_step(self, layer: Neurons, outputs: Tensor) -> tuple[int, int]:
         """Additions and multiplications of one neuron in one step."""
         try:
-            step = trace(layer.cell, outputs.shape[1:], outputs.dtype)
+            step = trace(layer.cell, outputs.shape[1:], outputs.dtype, sparse=True)
         except Unsupported:
             self.uncounted.add(f"the step of {type(layer.cell).__name__}")
             return 0, 0

@@ -127,7 +127,7 @@ def watch_layers(
             has_parameters = any(parameter is not None for parameter in module._parameters.values())
             is_inner = module in inside_neurons or (module._modules and not has_parameters)
             is_other = on_other is not None and (isinstance(module, Neurons) or not is_inner)
-            is_weighted = isinstance(module, Weighted) and module not in recurrent.values()
+            is_weighted = isinstance(module, Weighted) and module not in inside_neurons
             if is_weighted or is_other or recurrent[module] is not None:
                 hooks.callback(module.register_forward_hook(hook(name), with_kwargs=True).remove)
         yield

@@ -56,7 +56,7 @@ def trace(
     if step.draws and not draws:
         raise Unsupported(f"the step of {type(cell).__name__} draws random numbers")
     if step.sparse and not sparse:
-        raise Unsupported(f"the step of {type(cell).__name__} has sparse synapses")
+        raise Unsupported(f"the step of {type(cell).__name__} has sparse synapses, which have no form here")
     return step
 
 

@@ -181,7 +181,9 @@ class IntegerArithmetic(Arithmetic):
             for i, product in enumerate(layer.products):
                 vector = self._integer_step(layer, {"operand": product.operand}, bounds)[1]["operand"]
                 factors = (0, 1) if product.is_binary else (vector.low, vector.high)
-                bounds[f"product{i}"] = self._sum_bounds(layer.weights(product), None, factors)
+                weights = layer.weights(product)
+                assert isinstance(weights, Tensor)  # integer steps have no sparse matrices
+                bounds[f"product{i}"] = self._sum_bounds(weights, None, factors)
                 self._check(layer.node, "a sum", bounds[f"product{i}"])
             _, results, largest = self._integer_step(layer, layer.stores, bounds)
             self.largest = max(self.largest, largest)

@@ -7,7 +7,9 @@ from hibana.compiler.graph.passes import Stores, leaves
 from hibana.network.c.code import each
 from hibana.network.lowering import Activations
 from hibana.network.neurons import NeuronLayer
+from hibana.network.synapses import add_synapses
 from hibana.runtime.kernels import Pointer
+from hibana.spikes.sparse import Connections
 
 if TYPE_CHECKING:
     from hibana.network.c.emitter import Emitter
@@ -35,6 +37,7 @@ class NeuronWriter:
         for i, product in enumerate(layer.products):
             self._product(i, product, outputs)
         self._next_states()
+        self.to.list_spikes(outputs)
         return outputs
 
     def _array(self, name: str, binary: bool = False) -> Pointer:
@@ -92,6 +95,9 @@ class NeuronWriter:
         inputs = spikes
         if product.state != len(layer.step.states) - 1 or not layer.reads_spike_list:
             inputs = Activations(layer.node, spikes.order, operand, binary=product.is_binary)
-        rows = to.constant(layer.weights(product), f"m{product.matrix}{'t' * product.transposed}_")
+        weights, name = layer.weights(product), f"m{product.matrix}{'t' * product.transposed}_"
         out.clear(self.size)
-        to.add_rows(inputs, rows, self.size, out)
+        if isinstance(weights, Connections):
+            add_synapses(to, weights, inputs, self.size, lambda target: out + target, name)
+        else:
+            to.add_rows(inputs, to.constant(weights, name), self.size, out)

@@ -113,9 +113,9 @@ class Unit(Emitter):
         """The block of C that computes `node`."""
         self.begin(node)
         outputs = self.activations[node] = node.layer.lower(node, self)
-        if outputs.binary and node.kind not in _NEURONS:
+        if outputs.binary and node.kind not in _NEURONS:  # neurons list their own spikes
             self.allocate_list(outputs)
-        self.list_spikes(outputs)
+            self.list_spikes(outputs)
         title = comment_text(f"{node.name}: {node.layer.title(node)}")
         comment = f"/* {title}, gives {'x'.join(map(str, node.shape))} */"
         return block("", [comment, *self.writer.take_lines()])

@@ -48,7 +48,8 @@ class Delays(LayerKind):
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the inputs of the current and previous steps, and a ``Gather`` of the delayed values."""
         delays = self.delays(node, in_order(node.size))
-        delayed = _delayed(delays, step.past(inputs[0], node.size, 1, int(delays.max())), step)
+        past = step.op("Flatten", [step.past(inputs[0], node.size, 1, int(delays.max()))], axis=1)
+        delayed = step.op("Gather", [past, step.constant(_places(delays))], axis=1)
         return step.op("Reshape", [delayed, step.constant(int64_tensor([-1, *node.shape]))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
@@ -112,10 +113,9 @@ class DelayedSynapses(Linear):
         """Writes the delayed input of each synapse, times its weight, summed for each output."""
         module = node.module
         delays: Tensor = module.steps.detach()  # [outputs, inputs]
-        delayed = _delayed(delays, step.past(inputs[0], delays.shape[1], 1, int(delays.max())), step)
-        products = step.op("Mul", [delayed, step.constant(module.weight.detach())])
-        # MatMul, because OpenVINO 2026.4 computes ReduceSum of one number and a bias added to it wrongly
-        total = step.op("MatMul", [products, step.constant(torch.ones_like(module.weight[0]))])
+        past = step.past(inputs[0], delays.shape[1], 1, int(delays.max()))
+        flat = step.op("Flatten", [past], axis=1)
+        total = step.gathered_sum(flat, _places(delays), module.weight.detach())
         return total if module.bias is None else step.op("Add", [total, step.constant(module.bias)])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
@@ -171,15 +171,11 @@ def _delay_node(steps: Tensor, shape: Shape, dt: float) -> NirNode:
     return NirNode("Delay", {"delay": in_steps.astype(np.float64) * dt}, {"delay_steps": in_steps})
 
 
-def _delayed(delays: Tensor, past: str, step: OnnxStep) -> str:
-    """Writes the delayed values of inputs into an ONNX `step`; the name of the result.
+def _places(delays: Tensor) -> Tensor:
+    """The places of delayed inputs among those of the current and earlier steps, ``[inputs, steps]``.
 
-    Args:
-        delays: in steps; its last dimension is the inputs.
-        past: the name of the inputs at the current and the earlier steps, ``[batch, inputs, steps, 1]``.
-        step: the step under construction.
+    `delays` are in steps; its last dimension is the inputs. The earliest step is the first.
     """
     inputs, longest = delays.shape[-1], int(delays.max())
     first = torch.arange(inputs, dtype=torch.int64, device="cpu") * (longest + 1)
-    flat = step.op("Flatten", [past], axis=1)
-    return step.op("Gather", [flat, step.constant(first + longest - delays.long())], axis=1)
+    return first + longest - delays.long()

@@ -1,7 +1,7 @@
 """Layers of neurons: any cell over time, with or without synapses back to itself."""
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
@@ -10,18 +10,22 @@ from torch import Tensor, nn
 from hibana import cells
 from hibana.cells import Cell
 from hibana.cells.surrogate import Step
+from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import role_of
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.arithmetic import Scale
-from hibana.network.layers.base import LayerKind, Operations
+from hibana.network.layers.base import Call, LayerKind, Operations
 from hibana.network.layers.linear import linear_node
 from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.neurons import trace_layer
 from hibana.network.nir_node import NirNode, array, check_broadcasts, float_or_tensor, full_array, is_infinite
 from hibana.network.onnx_export import OnnxStep
+from hibana.network.synapses import add_synapses, check_connections, check_table
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import IF, LI, LIF, CubaLIF, OverTime, Recurrent
+from hibana.nn.sparse_linear import SparseLinear
+from hibana.nn.window import LooksBack
 
 __all__ = ["DelayedRecurrentNeurons", "Neurons", "with_feedback"]
 
@@ -39,21 +43,29 @@ class Neurons(LayerKind):
     nir_types = ("IF", "LIF", "CubaLIF", "LI", "I")
     over_time = elementwise = True
     feedback = 0
-    """Number of matrices that the layer multiplies with in addition to those of its step."""
+    """Number of products with recurrent weights in addition to those of the step."""
+
+    def read(self, call: Call) -> Node:
+        """The node of `call`, of the kind with delayed feedback if the recurrent synapses have delays."""
+        has_delays = isinstance(getattr(call.module, "recurrent", None), LooksBack)
+        return _DELAYED.read(call) if has_delays and not self.feedback else super().read(call)
 
     def title(self, node: Node) -> str:
         """The name of the cell, such as ``LIF``, with ``recurrent`` if the layer is."""
         module = node.module
         cell = module.cell._get_name().removesuffix("Cell")
-        return f"recurrent {cell}" if isinstance(module, Recurrent) else cell
+        return cell if isinstance(module, OverTime) else f"recurrent {cell}"
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         """The operations of the cell per neuron, and the products with recurrent weights."""
         layer = trace_layer(node, 0, in_order(node.size), dtype)
-        products = (len(layer.products) + self.feedback) * node.size**2
+        synapses = layer.synapse_count
+        if self.feedback:
+            synapses += int(node.module.recurrent.weight.numel())
         neurons = layer.operation_count * node.size
-        at_rates = neurons + products * (node.density if layer.emits_spikes else 1.0)
-        return Operations(neurons + products, at_rates, products)
+        at_rates = neurons + synapses * (node.density if layer.emits_spikes else 1.0)
+        dense = (len(layer.products) + self.feedback) * node.size**2
+        return Operations(neurons + synapses, at_rates, dense)
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the operators of one step of the cell."""
@@ -67,7 +79,7 @@ class Neurons(LayerKind):
         """A node of the cell, or a NIR graph with recurrent synapses."""
         module = node.module
         neurons = _neuron_node(module.cell, node.shape, dt)
-        return neurons if isinstance(module, OverTime) else _recurrent_node(module, neurons, node.shape)
+        return neurons if isinstance(module, OverTime) else _recurrent_node(node, neurons)
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
         """The layer of neurons of the node."""
@@ -84,20 +96,32 @@ class Neurons(LayerKind):
 
 
 class DelayedRecurrentNeurons(Neurons):
-    """:class:`hibana.DelayedRecurrent`: neurons with a delayed synapse from each neuron to each neuron."""
+    """Neurons with delayed synapses to themselves.
+
+    They are a :class:`hibana.DelayedRecurrent`, or a :class:`hibana.Recurrent` with a
+    :class:`hibana.SparseLinear` that has delays.
+    """
 
     name = "delayed recurrent"
     types = (DelayedRecurrent,)
     feedback = 1
 
     def check(self, node: Node) -> None:
-        """Raises Unsupported unless weight and delay have one entry per pair of neurons."""
-        synapses = node.input_shapes[0] * 2
-        self.require(node, node.input_shapes[0], {"recurrent.weight": synapses, "recurrent.delay": synapses})
+        """Raises Unsupported unless the arrays of the synapses have the sizes that loops read."""
+        synapses, (shape,) = node.module.recurrent, node.input_shapes
+        if isinstance(synapses, SparseLinear):
+            check_connections(node, synapses.connections, *shape, *shape)
+        else:
+            self.require(node, shape, {"recurrent.weight": shape * 2, "recurrent.delay": shape * 2})
 
     def title(self, node: Node) -> str:
         """The name of the cell, such as ``delayed recurrent LIF``."""
-        return f"delayed recurrent {super().title(node)}"
+        return f"delayed {super().title(node)}"
+
+    def refuse(self, node: Node, target: str) -> NoReturn:
+        """Raises Unsupported, because neurons with delays have no form for `target`."""
+        layer = f"{type(node.module).__name__}{' with delays' * isinstance(node.module, Recurrent)}"
+        raise Unsupported(f"layer {node.name!r}: {layer} has no {target} form")
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Raises Unsupported."""
@@ -105,22 +129,27 @@ class DelayedRecurrentNeurons(Neurons):
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes one step of the cell on the input plus the delayed feedback, which a ring holds."""
-        order = in_order(node.size)
+        order, synapses = in_order(node.size), node.module.recurrent
         inputs = to.reordered(to.activations[node.inputs[0]], order)
-        synapses = node.module.recurrent
-        rows, delays = to.constant(synapses.weight.T), to.indices(synapses.steps.T, "d")
         ring = Ring(to, node, order, synapses.reach + 1)
-        numbers, currents = to.numbers(inputs), ring.take(None)
+        numbers, currents = to.numbers(inputs), ring.take(synapses.bias)
         for offset, width in to.vectors(node.size):
             target = currents + offset
             target.store((numbers + offset).load(width) + target.load(width))
         outputs = to.neurons(node, Activations(node, order, currents))
-        ring.scatter(outputs, rows, delays)
+        if isinstance(synapses, SparseLinear):
+            add_synapses(to, synapses.connections, outputs, node.size, ring.place, "feedback_")
+        else:
+            rows, delays = to.constant(synapses.weight.T), to.indices(synapses.steps.T, "d")
+            ring.scatter(outputs, rows, delays)
         return outputs
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         """Raises Unsupported."""
         self.refuse(node, "NIR")
+
+
+_DELAYED = DelayedRecurrentNeurons()
 
 
 # A NIR neuron is a differential equation; hibana runs it in forward Euler steps of dt. With tau in steps,
@@ -161,16 +190,21 @@ def _neuron_node(cell: Cell, shape: Shape, dt: float) -> NirNode:
     raise ValueError(f"NIR has no node for a {type(cell).__name__}")
 
 
-def _recurrent_node(module: Recurrent, neurons: NirNode, shape: Shape) -> NirNode:
+def _recurrent_node(node: Node, neurons: NirNode) -> NirNode:
     """The NIR graph of a recurrent layer: the node `neurons`, and a linear node that feeds it back."""
-    feedback: Any = module.recurrent
-    if role_of(feedback) != "linear":
+    feedback, shape = node.module.recurrent, node.shape
+    if isinstance(feedback, SparseLinear):
+        check_table(node, node.size**2, "its dense weight")
+        weight = feedback.to_dense()
+    elif role_of(feedback) == "linear":
+        weight = feedback.weight
+    else:
         kind = type(feedback).__name__
         raise ValueError(f"only a linear layer can be written as the way back to the input, not a {kind}")
     nodes = {
         "input": NirNode("Input", {"shape": np.array(shape)}),
         "neuron": neurons,
-        "w_rec": linear_node(feedback.weight, feedback.bias),
+        "w_rec": linear_node(weight, feedback.bias),
         "output": NirNode("Output", {"shape": np.array(shape)}),
     }
     edges = [("input", "neuron"), ("neuron", "w_rec"), ("w_rec", "neuron"), ("neuron", "output")]

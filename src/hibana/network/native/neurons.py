@@ -14,7 +14,9 @@ from hibana.network.graph import Node
 from hibana.network.lowering import Activations, StateArray
 from hibana.network.native.state import pack_bits
 from hibana.network.neurons import NeuronLayer, trace_layer
+from hibana.network.synapses import add_synapses
 from hibana.runtime.kernels import Pointer, Value
+from hibana.spikes.sparse import Connections
 
 if TYPE_CHECKING:
     from hibana.network.native.emitter import Emitter
@@ -67,10 +69,13 @@ def write_neurons(emitter: "Emitter", node: Node, index: int, currents: Activati
     for call in row_pass.sequence:
         arguments = [rows[name] for name in call.rows]
         if call.function == "product":
-            matrix, transposed = divmod(call.matrix, 2)
-            weights = layer.matrices[matrix].T if transposed else layer.matrices[matrix]
+            weights, out = layer.matrix(call.matrix // 2, bool(call.matrix % 2)), arguments[-1]
             operand = Activations(node, order, arguments[0])
-            emitter.add_rows(operand, emitter.pack(weights), arguments[-1])
+            if isinstance(weights, Connections):
+                out.clear(node.size)
+                add_synapses(emitter, weights, operand, node.size, out.__add__)
+            else:
+                emitter.add_rows(operand, emitter.pack(weights), out)
         else:
             write_call(code, call, arguments, scalars, addresses, code.constant(node.size), code.constant(0))
     emitter.arrays += rings  # of delayed synapses; hibana.run has them last, too

@@ -1,0 +1,138 @@
+"""Sparse synapses in the graph of a network: their order in memory, loops over them, and tables of them."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network.graph import Node
+from hibana.network.lowering import Activations, Lowering, in_order, times
+from hibana.runtime.kernels import LONG, Pointer, Value
+from hibana.runtime.synapses import check_synapses
+from hibana.spikes.sparse import Connections
+
+__all__ = ["MAX_NUMBERS", "add_synapses", "check_connections", "check_table", "longest_delay", "padded"]
+__all__ += ["reordered", "synapses_of_outputs"]
+
+MAX_NUMBERS = 1 << 26
+"""Most numbers of a table that stands for sparse weights where a format has no sparse form: 256 MiB."""
+_MAX_INDEX = 1 << 31
+"""Indices of synapses and of sums have 31 bits."""
+
+
+def check_connections(node: Node, synapses: Connections, inputs: int, outputs: int) -> None:
+    """Checks that loops over the synapses of `node` stay within their arrays.
+
+    Raises:
+        Unsupported: naming the layer, if an array has a wrong size, or an index is out of range.
+    """
+    row_starts, targets, delays, weights = synapses
+    assert weights is not None
+    try:
+        check_synapses(row_starts, targets, weights.numel(), outputs)
+    except ValueError as error:
+        raise Unsupported(f"layer {node.name!r}: {error}") from error
+    delay_count = weights.numel() if delays is None else delays.numel()
+    if row_starts.numel() != inputs + 1 or delay_count != weights.numel():
+        sizes = f"{row_starts.numel()} row_starts and {delay_count} delays"
+        raise Unsupported(
+            f"layer {node.name!r}: {inputs} inputs with {weights.numel()} synapses need {inputs + 1} "
+            f"row_starts and as many delays as synapses, got {sizes}"
+        )
+    if max(weights.numel(), (longest_delay(synapses) + 1) * outputs) >= _MAX_INDEX:
+        raise Unsupported(
+            f"layer {node.name!r}: {weights.numel():,} synapses with delays up to {longest_delay(synapses)} "
+            f"need indices of more than 31 bits"
+        )
+
+
+def longest_delay(synapses: Connections) -> int:
+    """The longest delay in steps."""
+    delays = synapses.delays
+    return 0 if delays is None or delays.numel() == 0 else int(delays.max())
+
+
+def reordered(synapses: Connections, order: Tensor, target_order: Tensor | None = None) -> Connections:
+    """The synapses between neurons in another order.
+
+    Args:
+        synapses: the synapses between neurons in PyTorch's order.
+        order: PyTorch's index of the source neuron at each place in memory.
+        target_order: PyTorch's index of the target neuron at each place; None if targets keep their order.
+    """
+    row_starts, targets, delays, weights = synapses
+    if target_order is not None:
+        targets = target_order.argsort()[targets.long()].to(torch.int32)
+    if not torch.equal(order, in_order(len(order))):
+        lengths = row_starts.diff()[order]
+        starts = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+        shift = (row_starts[order] - starts[:-1]).repeat_interleave(lengths)
+        indices, row_starts = in_order(len(targets)) + shift, starts
+        targets = targets[indices]
+        delays, weights = (None if values is None else values[indices] for values in (delays, weights))
+    return Connections(row_starts, targets, delays, weights)
+
+
+def add_synapses(
+    to: Lowering,
+    synapses: Connections,
+    inputs: Activations,
+    outputs: int,
+    place: Callable[[Value], Pointer],
+    name: str = "",
+) -> None:
+    """Writes loops that add the weights of each nonzero input to the sums that they reach.
+
+    Args:
+        to: the code under construction.
+        synapses: a row of synapses for each input, in the order of memory.
+        inputs: the inputs at the current step.
+        outputs: the number of target neurons.
+        place: from the index ``delay * outputs + target`` to the address of the sum.
+        name: the prefix of the names of the arrays in C.
+    """
+    assert synapses.weights is not None
+    indices, weights = synapses.targets.long(), synapses.weights.detach()
+    if synapses.delays is not None:
+        indices = indices + synapses.delays.long() * outputs
+    if synapses.size == 0:  # C has no arrays without elements: one synapse, which no row contains
+        indices, weights = indices.new_zeros(1), weights.new_zeros(1)
+    starts, rows = to.indices(synapses.row_starts, f"{name}starts"), to.constant(weights, f"{name}w")
+    targets = to.indices(indices, f"{name}{'targets' if synapses.delays is None else 'places'}")
+    with to.each_nonzero(inputs) as (i, x):
+        end = starts[i + 1].to(LONG).named("end")
+        with to.code.loop(starts[i].to(LONG), end, name="synapse") as synapse:
+            target = place(targets[synapse].to(LONG))
+            target.store(target.load() + times(rows[synapse], x))
+
+
+def synapses_of_outputs(node: Node, targets: Tensor, outputs: int) -> Tensor:
+    """The indices of each output's synapses, ``[outputs, most synapses of an output]``; the rest is -1.
+
+    Raises:
+        Unsupported: naming the layer, if the table is larger than :data:`MAX_NUMBERS`.
+    """
+    counts = torch.bincount(targets.long(), minlength=outputs)
+    most = max(1, int(counts.max()))
+    check_table(node, outputs * most, "the table of its outputs' synapses")
+    table = torch.full((outputs, most), -1, dtype=torch.int64, device="cpu")
+    by_target = targets.argsort(stable=True)
+    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
+    table[targets[by_target].long(), in_order(len(targets)) - first] = by_target
+    return table
+
+
+def padded(values: Tensor, table: Tensor) -> Tensor:
+    """``values[table]``, with 0 where `table` is -1."""
+    extended = torch.cat([values, values.new_zeros(1)])
+    return extended[table]
+
+
+def check_table(node: Node, numbers: int, description: str) -> None:
+    """Raises Unsupported, with `description`, if a table has more than :data:`MAX_NUMBERS` numbers."""
+    if numbers > MAX_NUMBERS:
+        raise Unsupported(
+            f"layer {node.name!r}: {description} has {numbers:,} numbers, more than {MAX_NUMBERS:,}; "
+            "this format has no sparse weights"
+        )
