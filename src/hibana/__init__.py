@@ -231,7 +231,17 @@ def _bit_product(rows: "Tensor", words: "Tensor") -> "Tensor":
     return product.product_with_bits(rows, words)
 
 
+def _synapse_sums(row_starts: "Tensor", targets: "Tensor", rows: "Tensor", words: "Tensor") -> "Tensor":
+    """For each synapse the sum of ``rows[:, target]`` where the bit of its source in `words` is set."""
+    from hibana.spikes.sparse import product
+
+    count, neurons = rows.shape
+    index = product.SynapseIndex.check(row_starts, targets, None, neurons, neurons)
+    return product.weight_gradient(index, words, rows[None], count)
+
+
 named_kernels.bit_product = _bit_product
+named_kernels.synapse_sums = _synapse_sums
 
 
 class _PublicModules:

@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 
 bit_product: Callable[[Tensor, Tensor], Tensor] | None = None
 """``rows^T B`` for float32 rows and rows B of as many bits, in whole 64-bit words. :mod:`hibana` sets it."""
+synapse_sums: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+"""From the row starts and targets of sparse synapses, float32 rows of gradients of their targets, and rows of
+bits of their sources, to the sum for each synapse. :mod:`hibana` sets it."""
+MOST_TERMS = 1 << 24
+"""Maximum numbers that torch multiplies at once for the gradient of sparse synapses without a kernel."""
 
 Named: TypeAlias = dict[str, Any]
 """Tensors, numbers and addresses by the names of a kernel's arguments; None is a null address."""
@@ -191,15 +196,12 @@ def sum_over_time(
 
 def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
     """``gradient^T residual``, summed over the first two dimensions; `residual` may be bytes of bits."""
-    neurons = gradient.shape[-1]
-    rows = gradient.flatten(0, 1)
-    residual = residual.flatten(0, 1)
+    rows, residual = gradient.flatten(0, 1), residual.flatten(0, 1)
     if not is_bits:
         return rows.T @ residual
-    if bit_product is not None and rows.dtype == torch.float32 and len(rows) and rows.device.type == "cpu":
-        words = pad(residual, (0, -residual.shape[1] % 8)).view(torch.int64)
-        return bit_product(rows, words)
-    return rows.T @ unpack_bits(residual, neurons).to(rows.dtype)
+    if bit_product is not None and _has_kernel(rows):
+        return bit_product(rows, _words(residual))
+    return rows.T @ unpack_bits(residual, rows.shape[1]).to(rows.dtype)
 
 
 def _sparse_product(
@@ -207,6 +209,21 @@ def _sparse_product(
 ) -> Tensor:
     """The sum over the first two dimensions of ``residual[source] gradient[target]``, for each synapse."""
     rows, residual = gradient.flatten(0, 1), residual.flatten(0, 1)
+    if is_bits and synapse_sums is not None and _has_kernel(rows):
+        return synapse_sums(row_starts, targets, rows, _words(residual))
     x = unpack_bits(residual, rows.shape[1]).to(rows.dtype) if is_bits else residual
-    sources = torch.repeat_interleave(row_starts.diff())
-    return (x[:, sources] * rows[:, targets.long()]).sum(0)
+    sources = torch.repeat_interleave(row_starts.diff(), output_size=targets.numel())
+    part = max(1, MOST_TERMS // max(1, len(rows)))
+    parts = [slice(first, first + part) for first in range(0, targets.numel(), part)]
+    sums = [(x[:, sources[p]] * rows[:, targets[p]]).sum(0) for p in parts]
+    return torch.cat(sums) if sums else rows.new_zeros(0)
+
+
+def _has_kernel(rows: Tensor) -> bool:
+    """Whether :data:`bit_product` and :data:`synapse_sums` take the gradient `rows`."""
+    return rows.dtype == torch.float32 and len(rows) > 0 and rows.device.type == "cpu"
+
+
+def _words(octets: Tensor) -> Tensor:
+    """Rows of bytes as rows of 64-bit words."""
+    return pad(octets, (0, -octets.shape[1] % 8)).view(torch.int64)

@@ -77,6 +77,11 @@ def product(number: type[Pointer]) -> Function:
     return function("product", _product, {**kinds, "places": Ints, "values": number, "counts": Longs})
 
 
+def list_nonzero(number: type[Pointer]) -> Function:
+    """A function that writes the non-zero numbers of a row, and their indices, and returns their count."""
+    return function("listed", _list_nonzero, {"x": number, "inputs": LONG, "places": Ints, "values": number})
+
+
 def product_at(number: type[Pointer]) -> Function:
     """A function that computes ``y = g M^T`` for each sample at the set bits of its mask, and zero elsewhere.
 
@@ -138,9 +143,7 @@ def _add_products(sums: Sequence[Variable], factor: Value, vectors: Sequence[Val
 def _product(code: Code, **arguments: Pointer | Value) -> None:
     """Writes the function that computes ``y = x M`` for each sample; it skips zeros if there are many."""
     p = _Product(code, **arguments)  # type: ignore[arg-type] # by name, as `product` has them
-    number = type(p.x)
-    kinds: dict[str, Kind] = {"x": number, "inputs": LONG, "places": Ints, "values": number}
-    list_nonzero = function("listed", _list_nonzero, kinds)
+    list_numbers = list_nonzero(type(p.x))
     total = code.variable(0)  # non-zero numbers in the lists
 
     def are_few() -> Value:
@@ -149,7 +152,7 @@ def _product(code: Code, **arguments: Pointer | Value) -> None:
 
     with code.loop(0, p.samples) as s, code.when(are_few()):
         offset = s * p.inputs
-        count = list_nonzero(code, p.x + s * p.x_step, p.inputs, p.places + offset, p.values + offset)
+        count = list_numbers(code, p.x + s * p.x_step, p.inputs, p.places + offset, p.values + offset)
         p.counts[s] = count
         total.value += count
     is_sparse = are_few()

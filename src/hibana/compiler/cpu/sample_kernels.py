@@ -52,6 +52,10 @@ class SampleKernels(NativeKernels):
         for i, matrix in enumerate(matrices[: self.step.matrices]):
             if i in self.step.sparse:
                 row_starts, targets = self.step.index_of(matrices, i)
+                if row_starts.numel() != shape[-1] + 1:
+                    raise ValueError(
+                        f"row_starts must have {shape[-1] + 1} numbers, got {row_starts.numel()}"
+                    )
                 check_synapses(row_starts, targets, matrix.numel(), shape[-1])
                 names = f"m{2 * i}_at", f"m{2 * i}_starts", f"m{2 * i}_targets"
                 arguments |= dict(zip(names, (matrix.contiguous(), row_starts, targets), strict=True))

@@ -159,7 +159,7 @@ class SampleLoops(KernelWriter):
             if call.matrix % 2:
                 at_bits.do(code, x, x_stride, *matrix, *bits, *sparse_sizes)
             else:
-                forward.do(code, x, x_stride, *matrix, *sparse_sizes)
+                forward.do(code, x, x_stride, *matrix, *sparse_sizes, self.places, self.values)
             return
         # the stride between results, the samples, the inputs, and the outputs with padding
         sizes = size["padded"], self.count, size["neurons"], size["padded"]

@@ -5,9 +5,14 @@ weights and targets from ``row_starts[j]`` to ``row_starts[j + 1]``. ``y = x M``
 with a non-zero ``x[j]``. ``y = g M^T`` under a mask sums over the row of each source j whose bit is set.
 """
 
+from hibana.compiler.cpu.product import list_nonzero
 from hibana.compiler.cpu.row_function import LINE
 from hibana.runtime.kernels import LONG, Bytes, Code, Function, Ints, Kind, Longs, Pointer, Value, function
 
+AHEAD = 4
+"""Spikes from the one whose row is added to the one whose row is prefetched."""
+LINES = 2
+"""Cache lines of a row that are prefetched; the processor goes on by itself."""
 SUMS = 4
 """Partial sums of a row: an addition that waits for the one before would take several times as long."""
 
@@ -16,10 +21,10 @@ def sparse_product(number: type[Pointer]) -> Function:
     """A function that computes ``y = x M`` for each sample.
 
     Its arguments ``x_step`` and ``y_step`` are the strides between samples; all `y_step` numbers of a sample
-    are written.
+    are written. ``places`` and ``values`` are memory for a list of the non-zero numbers of a sample.
     """
     kinds: dict[str, Kind] = {"x": number, "x_step": LONG, **_matrix(number), "y": number}
-    return function("sparse_product", _product, kinds | _SIZES)
+    return function("sparse_product", _product, {**kinds, **_SIZES, "places": Ints, "values": number})
 
 
 def sparse_product_at(number: type[Pointer]) -> Function:
@@ -50,20 +55,24 @@ def _product(
     y_step: Value,
     samples: Value,
     neurons: Value,
+    places: Ints,
+    values: Pointer,
 ) -> None:
     """Writes the function :func:`sparse_product`."""
-    width = LINE // x.element.size
+    list_numbers = list_nonzero(type(x))
     with code.loop(0, samples) as s:
-        sources, out = x + s * x_step, y + s * y_step
+        out = y + s * y_step
         out.clear(y_step)
-        for offset, valid in code.vectors(neurons, width):
-            nonzero = (sources + offset).load(width, valid).differs(0)
-            with code.each_bit(nonzero.word()) as bit:
-                source = offset + bit.to(LONG)
-                factor = sources[source]
-                with code.loop(row_starts[source], row_starts[source + 1]) as k:
-                    target = targets[k].to(LONG)
-                    out[target] = factor.fma(weights[k], out[target])
+        count = list_numbers(code, x + s * x_step, neurons, places, values)
+        with code.loop(0, count) as e:
+            later = row_starts[places[(e + AHEAD).smaller(count - 1)].to(LONG)]
+            for array in (weights, targets):
+                for line in range(LINES):
+                    (array + (later + line * (LINE // 4))).prefetch(to_write=False)
+            source, factor = places[e].to(LONG), values[e]
+            with code.loop(row_starts[source], row_starts[source + 1]) as k:
+                target = targets[k].to(LONG)
+                out[target] = factor.fma(weights[k], out[target])
 
 
 def _product_at(
