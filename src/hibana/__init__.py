@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from hibana.network import nir as nir
     from hibana.network.fold import fold_batchnorm
     from hibana.network.native import compile  # noqa: A004 - as torch.compile
+    from hibana.network.simulate import simulate
     from hibana.nn import encode, lengths, loss
     from hibana.nn import metrics as metrics
     from hibana.nn import models as models
@@ -131,6 +132,7 @@ _PUBLIC = {
 _MODULES = {
     "network": ("from_ann", "quantize"),
     "network.native": ("compile",),
+    "network.simulate": ("simulate",),
     "nn.blocks": ("Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"),
     "nn.checking": ("check",),
     "nn.delay": ("Delay", "fix_delays", "narrow_delays"),
@@ -217,6 +219,7 @@ __all__ = [
     "quantize",
     "record",
     "run",
+    "simulate",
     "spike",
     "surrogate",
     "tune",

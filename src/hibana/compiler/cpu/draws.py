@@ -24,10 +24,10 @@ class _Draw(NamedTuple):
 
 
 def _parse(name: str) -> _Draw:
-    """The draw with a name such as ``uniform0.3``: kind, number, and steps after the first."""
+    """The draw with a name such as ``uniform0.3``: kind, number, and steps after the first, 0 if omitted."""
     kind_and_number, _, later = name.partition(".")
     kind = kind_and_number.rstrip("0123456789")
-    return _Draw(kind, int(kind_and_number.removeprefix(kind)), int(later))
+    return _Draw(kind, int(kind_and_number.removeprefix(kind)), int(later or 0))
 
 
 class Draws:

@@ -1,0 +1,220 @@
+"""``hb.simulate``: runs a network for many steps with constant memory, and records its spikes and states."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from hibana.cells import Cell
+from hibana.compiler import State
+from hibana.compiler.checks import warn_slow
+from hibana.compiler.graph.ops import Unsupported
+from hibana.network.simulation import Chunk, Simulation, check_neurons
+from hibana.nn.layers import Recurrent, run
+from hibana.nn.sparse_linear import SparseLinear
+from hibana.nn.spike_trains import SpikeTrains
+
+__all__ = ["Recording", "simulate"]
+
+LONGEST_CHUNK = 1000
+"""Steps after which Python records spikes, draws the progress bar, and reacts to Ctrl-C."""
+LONGEST_RUN = 100
+"""The same for networks that :func:`hibana.run` runs, with inputs and outputs of all steps of a chunk."""
+
+
+class Recording(NamedTuple):
+    """The record of a simulation: the spikes of the network's output neurons, and states of some of them."""
+
+    spikes: SpikeTrains | None
+    """Step and neuron of each spike; None if only counts were recorded."""
+    counts: Tensor
+    """The number of spikes of each neuron, ``[neurons]``, int64."""
+    states: dict[str, Tensor]
+    """The states of the selected neurons, ``[samples, selected]``, by the name of the state."""
+    steps: int
+    """The number of steps that were simulated, fewer than requested after Ctrl-C."""
+
+
+class _Runner(Protocol):
+    """A network that runs chunks of steps."""
+
+    neurons: int
+    longest_chunk: int
+
+    def advance(self, steps: int) -> Chunk:
+        """Runs at most `steps` steps."""
+
+    def state(self) -> dict[str, State]:
+        """The state after the last step, in the format of :func:`hibana.run`."""
+
+
+def simulate(
+    net: nn.Module,
+    steps: int,
+    inputs: Tensor | None = None,
+    state: dict[str, State] | None = None,
+    *,
+    record: Literal["spikes", "counts"] = "spikes",
+    neurons: Tensor | None = None,
+    every: int = 1,
+    progress: bool | None = None,
+) -> tuple[Recording, dict[str, State]]:
+    """Runs a network for many steps without gradients, and returns its record and its last state.
+
+    A :class:`hibana.Recurrent` layer whose synapses are a :class:`hibana.SparseLinear`, with or without
+    delays, runs as one native program on all of torch's threads. Its spikes do not depend on the number of
+    threads. One seed of torch's generator determines all random numbers of the simulation. Other networks
+    run by :func:`hibana.run` in chunks of steps, each with a seed of its own. Memory does not grow with the
+    number of steps, except for the record.
+
+    Ctrl-C ends the simulation after the current chunk of at most 1000 steps; the record so far is returned.
+
+    Args:
+        net: a network without a batch dimension in its inputs, whose outputs are spikes.
+        steps: the number of steps.
+        inputs: the input of every step, ``[features]``, or of each step, ``[steps, features, ...]``. None is
+            no input current; other networks than recurrent layers need inputs.
+        state: the state that an earlier simulation or :func:`hibana.run` returned, with a batch of 1; None:
+            the network starts at rest. The state of recurrent synapses with delays ends in the spikes before
+            the last step, ``[longest delay, 1, neurons]``.
+        record: ``"spikes"``, or ``"counts"`` for only the number of spikes of each neuron.
+        neurons: the indices of output neurons whose states are recorded, ascending; None for no neuron.
+        every: states are recorded after each `every` steps.
+        progress: whether a progress bar is shown on the error output; None: if that is a terminal.
+
+    Raises:
+        ValueError: if an argument is out of range or has the wrong shape, or an output is no spike.
+
+    >>> import torch, hibana as hb
+    >>> net = hb.Recurrent(hb.LIFCell(), 100, hb.SparseLinear(100, 100, bias=False))
+    >>> record, state = hb.simulate(net, 1000, torch.full([100], 0.3), neurons=torch.tensor([0, 7]), every=10)
+    >>> record.states["v"].shape
+    torch.Size([100, 2])
+    >>> more, state = hb.simulate(net, 500, torch.full([100], 0.3), state, record="counts")
+    """
+    if record not in ("spikes", "counts"):
+        raise ValueError(f'record must be "spikes" or "counts", got {record!r}')
+    for name, value in (("steps", steps), ("every", every)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    with torch.no_grad():
+        runner = _runner(net, steps, inputs, state, neurons, every)
+        return _record(runner, steps, keep_spikes=record == "spikes", progress=progress), runner.state()
+
+
+def _runner(
+    net: nn.Module,
+    steps: int,
+    inputs: Tensor | None,
+    state: dict[str, State] | None,
+    neurons: Tensor | None,
+    every: int,
+) -> _Runner:
+    """The native program of `net`, or :class:`_Chunks` for a network that has none."""
+    if isinstance(net, Recurrent) and isinstance(net.recurrent, SparseLinear):
+        if state is not None and state.keys() != {""}:
+            raise ValueError(f"state must have the entry '' of the layer, got {', '.join(state) or 'none'}")
+        try:
+            return Simulation(net, steps, inputs, None if state is None else state[""], neurons, every)
+        except Unsupported as error:
+            warn_slow(net.cell, str(error))
+            inputs = torch.zeros(net.features) if inputs is None else inputs
+    return _Chunks(net, steps, inputs, state, neurons, every)
+
+
+def _record(runner: _Runner, steps: int, *, keep_spikes: bool, progress: bool | None) -> Recording:
+    """Runs `steps` steps, or fewer after Ctrl-C, and returns their record."""
+    counts = torch.zeros(runner.neurons, dtype=torch.int64)
+    chunks: list[tuple[Tensor, Tensor]] = []
+    samples: dict[str, list[Tensor]] = {}
+    done = 0
+    show = sys.stderr.isatty() if progress is None else progress
+    start = time.perf_counter()
+    with _interruption() as interrupted:
+        while done < steps and not interrupted.is_set():
+            chunk = runner.advance(min(runner.longest_chunk, steps - done))
+            counts += torch.bincount(chunk.neurons, minlength=runner.neurons)
+            if keep_spikes:
+                chunks.append((chunk.spike_steps + done, chunk.neurons))
+            for name, values in chunk.states.items():
+                samples.setdefault(name, []).append(values)
+            done += chunk.steps
+            if show:
+                seconds, end = time.perf_counter() - start, "\n" if done == steps else ""
+                bar = "#" * (30 * done // steps)
+                print(f"\r[{bar:30}] {done:,} of {steps:,} steps, {seconds:.1f} s", end=end, file=sys.stderr)
+    spikes = None
+    if keep_spikes:
+        spike_steps, neurons = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        spikes = SpikeTrains(spike_steps, neurons, (done, runner.neurons))
+    return Recording(spikes, counts, {name: torch.cat(values) for name, values in samples.items()}, done)
+
+
+@contextmanager
+def _interruption() -> Iterator[threading.Event]:
+    """A context in which Ctrl-C sets the event that it yields, if it runs in the main thread."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = signal.signal(signal.SIGINT, lambda *_: event.set())
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+class _Chunks:
+    """A network that :func:`hibana.run` runs in chunks; the arguments are those of :func:`simulate`."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        steps: int,
+        inputs: Tensor | None,
+        state: dict[str, State] | None,
+        selected: Tensor | None,
+        every: int,
+    ) -> None:
+        if inputs is None:
+            raise ValueError("inputs must be a tensor for this network, got None")
+        if inputs.ndim > 1 and len(inputs) != steps:
+            raise ValueError(f"inputs must have {steps} steps like `steps`, got shape {tuple(inputs.shape)}")
+        self.net, self.selected, self.every = net, selected, every
+        self.inputs = (inputs.expand(steps, -1) if inputs.ndim == 1 else inputs)[:, None]
+        self.last_state, self.done = state, 0
+        self.neurons = run(net, self.inputs[:1], state)[0][0].numel()
+        check_neurons(selected, self.neurons)
+        self.longest_chunk = LONGEST_RUN
+
+    def advance(self, steps: int) -> Chunk:
+        """Runs at most `steps` steps, until states are recorded."""
+        if self.selected is not None:
+            steps = min(steps, self.every - self.done % self.every)
+        outputs, self.last_state = run(self.net, self.inputs[self.done : self.done + steps], self.last_state)
+        outputs = outputs.reshape(steps, -1)
+        spike_steps, neurons = outputs.nonzero(as_tuple=True)
+        if bool((outputs[spike_steps, neurons] != 1).any()):
+            raise ValueError(
+                "net must return spikes, 0 or 1, got other numbers: end it in a spiking layer, or use hb.run"
+            )
+        self.done += steps
+        states = {}
+        if self.selected is not None and self.done % self.every == 0:
+            layer, values = next(reversed(self.last_state.items()))
+            cell = self.net.get_submodule(layer.partition("#")[0]).cell
+            assert isinstance(cell, Cell)
+            rows = [value.reshape(1, -1)[:, self.selected] for value in values]
+            states = dict(zip(cell.state_names()[:-1], rows, strict=False))
+        return Chunk(steps, spike_steps, neurons.to(torch.int32), states)
+
+    def state(self) -> dict[str, State]:
+        """The state after the last step."""
+        assert self.last_state is not None
+        return self.last_state

@@ -1,0 +1,319 @@
+"""The native program of :func:`hibana.simulate`: recurrent neurons with sparse synapses over many steps.
+
+The neurons are divided into parts of consecutive neurons, at least one per thread, which take a step
+together and wait for each other once per step. At each step, a part
+
+1. adds the weights of the spikes that arrive at its neurons. Spikes stay in lists; for each delay d, the
+   synapses with delay d of the neurons that fired d + 1 steps ago are read. Weights are added in the order
+   of delays, then of source neurons, so sums do not depend on the number of parts.
+2. computes the step of its neurons, by the row functions that the compiler writes for the cell.
+3. appends its neurons that fired to its list, for all parts.
+"""
+
+import platform
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
+from hibana.compiler.cpu.row_pass import Pass
+from hibana.compiler.cpu.vector_functions import vector_functions
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
+from hibana.compiler.graph.step import Step
+from hibana.compiler.graph.step import Value as GraphValue
+from hibana.runtime.kernels import (
+    INT,
+    LONG,
+    Bytes,
+    Code,
+    Doubles,
+    Floats,
+    Ints,
+    Kernel,
+    Kind,
+    Longs,
+    Pointer,
+    Value,
+    assemble,
+    external_function,
+    function,
+    kernel,
+    source,
+)
+
+__all__ = ["BLOCK", "SEGMENTS", "WORD", "Program", "segment_index", "write_program"]
+
+WORD = 64
+"""Parts begin at multiples of this number of neurons, whose spikes are one word of bits."""
+BLOCK = 1024
+"""Neurons that take a step at once; rows of intermediate results then stay in the first-level cache."""
+SEGMENTS = 4096
+"""Runs of synapses that are listed before their weights are added."""
+AHEAD = 4
+"""Distance in segments of the prefetched synapses from those being added."""
+LINE = 16
+"""Numbers in a cache line."""
+SPINS = 4000
+"""Reads of the barrier's counter before a waiting thread lets other threads of the system run."""
+
+INTEGERS = (
+    *("steps", "time", "seed", "parts", "delays", "keys", "capacity", "stride"),
+    *("input_stride", "every", "selected"),
+)
+"""Integer arguments of a program: the number of steps, the number of the first step, the seed of the draws,
+the numbers of parts and of delays, ``delays * parts``, the numbers of a part's spike list and of its list of
+ends, the distance between the inputs of two steps, and how many neurons are recorded at which steps.
+"""
+
+
+class Program(NamedTuple):
+    """A compiled program and the facts that its launch needs."""
+
+    kernel: Kernel
+    arguments: tuple[str, ...]
+    """The names of the arguments in order: integers, then addresses."""
+    functions: tuple[int, ...]
+    """Addresses of the vector functions that the program calls."""
+    parameters: tuple[str, ...]
+    """The names of the arguments that are parameters of the cell."""
+    scratch_rows: int
+    """Rows of :data:`BLOCK` numbers that each part keeps between the calls of a step."""
+
+
+@kernel
+def segment_index(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    row_starts: Longs,
+    targets: Ints,
+    delays: Bytes,
+    part_of_word: Bytes,
+    index: Ints,
+    unsorted: Longs,
+    keys: Value,
+    parts: Value,
+    has_delays: bool,
+) -> None:
+    """Writes where the synapses with each delay to each part begin in the rows `begin` to `end`.
+
+    Entry ``delay * parts + part`` of a row of `index`, ``[rows, keys + 1]``, is the offset in the row of the
+    first synapse with at least this delay and part; the last entry is the length of the row. Sets `unsorted`
+    to 1 if a row is not sorted by delay and target.
+    """
+    with code.loop(begin, end) as row:
+        entries, first, last = index + row * (keys + 1), row_starts[row], row_starts[row + 1]
+        filled = code.variable(0)
+        with code.loop(first, last) as k:
+            key = part_of_word[targets[k].to(LONG) >> 6].to(LONG)
+            if has_delays:
+                key = key + delays[k].to(LONG) * parts
+            with code.loop(filled.value, key + 1) as entry:
+                entries[entry] = (k - first).to(INT)
+            with code.when(key + 1 < filled.value):
+                unsorted.store(1)
+            filled.value = filled.value.larger(key + 1)
+        with code.loop(filled.value, keys + 1) as entry:
+            entries[entry] = (last - first).to(INT)
+
+
+def write_program(step: Step, dtype: torch.dtype) -> Program:
+    """Compiles the program of neurons with the given `step`, whose input includes the synapses' sums.
+
+    Raises:
+        Unsupported: if the step multiplies by a matrix, does not emit spikes as 0 or 1, or an operation has
+            no function for `dtype`.
+    """
+    if step.matrices:
+        raise Unsupported("the step multiplies states by a matrix")
+    number = Doubles if dtype == torch.float64 else Floats
+    functions = vector_functions(step, dtype)
+    writer = _Writer(step, Pass("neurons", _stores(step), number, frozenset(functions)), number)
+    writer.write()
+    head = "define void @simulate(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
+    (native,) = assemble(source([*writer.code.texts, writer.code.text(head)]), ("simulate",))
+    addresses = tuple(functions[op] for op in writer.operations)
+    parameters = tuple(name for name in writer.kinds if name[0] == "p" and name[1:].isdigit())
+    return Program(native, tuple(writer.kinds), addresses, parameters, writer.scratch_rows)
+
+
+def _stores(step: Step) -> Stores:
+    """The values that a step stores: all states but the last, and the spikes as the bits ``fired``."""
+    stores, output = forward_pass(step, None), step.states[-1]
+    spikes = stores.pop(output).as_boolean
+    if spikes is None:
+        raise Unsupported("the step does not emit spikes that are 0 or 1, as hb.spike returns them")
+    stores["fired"] = spikes
+    previous = leaves(stores).get("emitted_before")
+    if previous is None:
+        return stores
+    return substitute(stores, {previous: GraphValue("to_float", (GraphValue("bits", data="fired"),))})
+
+
+class _Writer:
+    """Writes the function that runs the parts from ``%begin`` to ``%end`` over all steps."""
+
+    def __init__(self, step: Step, row_pass: Pass, number: type[Pointer]) -> None:
+        self.step, self.row_pass, self.number = step, row_pass, number
+        self.operations = sorted(op for op in row_pass.operations & row_pass.calls)
+        """The operations whose vector functions the kernel calls."""
+        self.inner = (*row_pass.scratch, *row_pass.products)
+        self.scratch_rows = len(self.inner)
+        parameters = sorted(
+            {name.partition("[")[0] for name in row_pass.leaves if name[0] == "p" and name[1:2].isdigit()}
+        )
+        self.kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
+        self.kinds |= dict.fromkeys(("row_starts", "bounds", "ends", "work", "barrier", "functions"), Longs)
+        self.kinds |= dict.fromkeys(("targets", "index", "lists", "neurons", "neuron_bounds"), Ints)
+        self.kinds |= dict.fromkeys(
+            ("weights", "sums", "bias", "inputs", "scratch", "constants", "samples"), number
+        )
+        self.kinds |= {"fired": Bytes} | dict.fromkeys((*step.states[:-1], *parameters), number)
+        self.code = Code()
+        self.arguments: dict[str, Any] = self.code.arguments(self.kinds)
+        self.begin, self.end = (Value(self.code.writer, LONG, text) for text in ("%begin", "%end"))
+        addresses = self.arguments["functions"]
+        self.functions = {op: Pointer.from_address(addresses[i]) for i, op in enumerate(self.operations)}
+        self.scalars: Mapping[str, Value] = scalar_arguments(
+            [row_pass], lambda array, i: self.arguments["constants" if array == "c" else array][i]
+        )
+
+    def write(self) -> None:
+        """Writes all steps; the element 1 of ``barrier`` is the step before which all parts stop."""
+        code, arguments = self.code, self.arguments
+        stop = arguments["barrier"] + 1
+        with code.loop(0, arguments["steps"]) as t, code.when(t < _atomic_load(code, stop)):
+            with code.loop(self.begin, self.end) as part:
+                low, high = arguments["bounds"][part], arguments["bounds"][part + 1]
+                self._deliver(part, t)
+                self._update(part, t, low, high)
+                self._sample(part, t)
+                self._list_spikes(part, t, low, high, stop)
+            _wait(code, arguments["barrier"], self.end - self.begin, (t + 1) * arguments["parts"])
+
+    def _deliver(self, part: Value, t: Value) -> None:
+        """Adds the weights of the spikes that arrive at `part` at step `t` to ``sums``."""
+        code, a = self.code, self.arguments
+        work, count = a["work"] + part * (2 * SEGMENTS), code.variable(0)
+        kinds: dict[str, Kind] = {"sums": self.number, "targets": Ints, "weights": self.number}
+        add = function("add_segments", _add_segments, kinds | {"work": Longs, "count": LONG})
+
+        def add_listed() -> None:
+            add.do(code, a["sums"], a["targets"], a["weights"], work, count.value)
+
+        with code.loop(0, a["delays"]) as delay, code.loop(0, a["parts"]) as source_part:
+            ends = a["ends"] + (source_part * a["stride"] + t + a["delays"] - delay)
+            spikes = a["lists"] + source_part * a["capacity"]
+            with code.loop(ends[-1], ends[0]) as k:
+                neuron = spikes[k].to(LONG)
+                entry = a["index"] + (neuron * (a["keys"] + 1) + delay * a["parts"] + part)
+                row, first, last = a["row_starts"][neuron], entry[0].to(LONG), entry[1].to(LONG)
+                place = count.value
+                work[place * 2] = row + first
+                work[place * 2 + 1] = row + last
+                count.value = (first < last).select(place + 1, place)
+                with code.when(count.value.equals(SEGMENTS)):
+                    add_listed()
+                    count.value = 0
+        add_listed()
+
+    def _update(self, part: Value, t: Value, low: Value, high: Value) -> None:
+        """Computes the step of the neurons from `low` to `high`, and clears their sums."""
+        code, a = self.code, self.arguments
+        scratch = a["scratch"] + part * (self.scratch_rows * BLOCK)
+        with code.loop(low, high, BLOCK) as first:
+            size = (high - first).smaller(BLOCK)
+            sums = a["sums"] + first
+            for name, offset in (("bias", first), ("inputs", t * a["input_stride"] + first)):
+                with code.when(a[name].is_not_null()):
+                    _add_row(code, sums, a[name] + offset, size)
+            rows: dict[str, Pointer] = {name: scratch + i * BLOCK for i, name in enumerate(self.inner)}
+            rows |= {"x": sums, "fired": a["fired"] + (first >> 3)}
+            for call in self.row_pass.sequence:
+                pointers = [rows[name] if name in rows else a[name] + first for name in call.rows]
+                draws = [a["seed"], a["time"] + t, first] if call.draws else []
+                zero = code.constant(0)
+                write_call(code, call, pointers, self.scalars, self.functions, size, zero, draws)
+            sums.clear(size)
+
+    def _list_spikes(self, part: Value, t: Value, low: Value, high: Value, stop: Pointer) -> None:
+        """Appends the neurons of `part` that fired; stops all parts if its list may be full after a step."""
+        code, a = self.code, self.arguments
+        ends = a["ends"] + (part * a["stride"] + t + a["delays"])
+        spikes, end = a["lists"] + part * a["capacity"], code.variable(ends[0])
+        with (
+            code.loop(low >> 6, (high + (WORD - 1)) >> 6) as word,
+            code.each_bit(a["fired"].of(Longs)[word]) as bit,
+        ):
+            place = end.value
+            spikes[place] = (word * WORD + bit).to(INT)
+            end.value = place + 1
+        ends[1] = end.value
+        with code.when(a["capacity"] - end.value < high - low):
+            code.writer.do(f"store atomic {t + 1}, ptr {stop.text} monotonic, align 8")
+
+    def _sample(self, part: Value, t: Value) -> None:
+        """Records the states of the selected neurons of `part` if step `t` is one of each `every` steps."""
+        code, a = self.code, self.arguments
+        time, carried = a["time"] + t + 1, self.step.states[:-1]
+        is_due = (time % a["every"]).equals(0) & (a["selected"] > 0)
+        with code.when(is_due):
+            row = time // a["every"] - a["time"] // a["every"] - 1
+            bounds = a["neuron_bounds"] + part
+            with code.loop(bounds[0].to(LONG), bounds[1].to(LONG)) as i:
+                neuron = a["neurons"][i].to(LONG)
+                for j, name in enumerate(carried):
+                    place = (row * len(carried) + j) * a["selected"] + i
+                    a["samples"][place] = a[name][neuron]
+
+
+def _add_segments(
+    code: Code, sums: Pointer, targets: Ints, weights: Pointer, work: Longs, count: Value
+) -> None:
+    """Adds the weights of `count` segments, whose first synapses and ends are in `work`, to `sums`."""
+    with code.loop(0, count) as j:
+        ahead = (j + AHEAD).smaller(count - 1) * 2
+        with code.loop(work[ahead], work[ahead + 1], LINE) as k:
+            (targets + k).prefetch(to_write=False)
+            (weights + k).prefetch(to_write=False)
+        with code.loop(work[j * 2], work[j * 2 + 1]) as k:
+            sum_ = sums + targets[k].to(LONG)
+            sum_.store(sum_.load() + weights[k])
+
+
+def _add_row(code: Code, sums: Pointer, row: Pointer, size: Value) -> None:
+    """Adds a row of `size` numbers to `sums`."""
+    for offset, mask in code.vectors(size, 32):
+        (sums + offset).store((row + offset).load(32, mask) + (sums + offset).load(32, mask), mask)
+
+
+def _atomic_load(code: Code, address: Pointer) -> Value:
+    """The 64-bit integer at `address`, which other threads write; later reads see what they wrote before."""
+    text = code.writer.let("", f"load atomic i64, ptr {address.text} acquire, align 8")
+    return Value(code.writer, LONG, text)
+
+
+def _wait(code: Code, counter: Pointer, arrived: Value, all_arrived: Value) -> None:
+    """Adds `arrived` to `counter` and waits until it is at least `all_arrived`.
+
+    A thread waits only after all its parts have arrived, so it does not matter how many threads run them.
+    """
+    code.writer.let("", f"atomicrmw add ptr {counter.text}, {arrived} acq_rel, align 8")
+    spins = code.variable(0)
+    with code.do_while() as repeat_if:
+        waits = _atomic_load(code, counter) < all_arrived
+        with code.when(waits):
+            if platform.machine().lower() in ("x86_64", "amd64"):
+                _PAUSE.do(code)
+            spins.value = spins.value + 1
+            with code.when(spins.value > SPINS):
+                _YIELD(code)
+        repeat_if(waits)
+
+
+_PAUSE = external_function("llvm.x86.sse2.pause", None)
+_YIELD = external_function("SwitchToThread" if sys.platform == "win32" else "sched_yield", INT)

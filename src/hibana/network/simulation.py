@@ -1,0 +1,267 @@
+"""A recurrent layer with sparse synapses in simulation: its memory, its native program, and its state."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from hibana.compiler import State
+from hibana.compiler.draws import new_seed
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.trace import trace
+from hibana.compiler.tensors import evaluate_parametrizations, tensors_of
+from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, segment_index, write_program
+from hibana.nn.layers import Recurrent
+from hibana.nn.sparse_linear import SparseLinear
+from hibana.nn.window import LooksBack
+from hibana.runtime import available
+from hibana.runtime.synapses import check_synapses
+from hibana.runtime.threads import pack_arguments, run
+
+__all__ = ["Chunk", "Simulation", "check_neurons"]
+
+CAPACITY = 1 << 18
+"""Smallest number of spikes that a part can list in a chunk, in addition to those of two steps."""
+LONGEST_CHUNK = 1000
+"""Steps of a chunk, if its spikes fit into the lists."""
+
+
+class Chunk(NamedTuple):
+    """The record of some steps of a simulation."""
+
+    steps: int
+    spike_steps: Tensor
+    """The step of each spike, counted from the start of the chunk, ascending, ``[spikes]``, int64."""
+    neurons: Tensor
+    """The neuron of each spike, ``[spikes]``, int32."""
+    states: dict[str, Tensor]
+    """The states of the selected neurons, ``[samples, selected]``, by the name of the state."""
+
+
+class Simulation:
+    """A layer :class:`hibana.Recurrent` with :class:`hibana.SparseLinear` synapses during a simulation.
+
+    Args:
+        layer: the layer.
+        steps: the number of steps of the simulation.
+        inputs: the input of every step, ``[neurons]``, or of each step, ``[steps, neurons]``; None: zeros.
+        state: the state of the layer as in :func:`hibana.run`; None: at rest.
+        selected: the ascending indices of the neurons whose states are recorded, or None.
+        every: states are recorded after each `every` steps.
+
+    Raises:
+        Unsupported: if the layer has no native program.
+        ValueError: if an argument has the wrong shape, or the synapses are not sorted.
+    """
+
+    longest_chunk = LONGEST_CHUNK
+
+    def __init__(
+        self,
+        layer: Recurrent,
+        steps: int,
+        inputs: Tensor | None,
+        state: State | None,
+        selected: Tensor | None,
+        every: int,
+    ) -> None:
+        synapses = layer.recurrent
+        assert isinstance(synapses, SparseLinear)
+        self.neurons, self.every, self.dtype = layer.features, every, synapses.weight.dtype
+        if self.dtype not in (torch.float32, torch.float64) or not synapses.weight.is_cpu:
+            raise Unsupported(f"weights of {self.dtype} on {synapses.weight.device}; float32 on the CPU runs")
+        if reason := available.unavailable_reason():
+            raise Unsupported(reason)
+        cell, shape = evaluate_parametrizations(layer.cell), torch.Size([1, self.neurons])
+        step = trace(cell, shape, self.dtype, draws=True)
+        self.program = write_program(step, self.dtype)
+        self.seed = new_seed() if step.draws else 0
+        self.time = 0
+        self.tensors: dict[str, Tensor | None] = {
+            "constants": torch.tensor(step.constants or [0.0], dtype=self.dtype),
+            "functions": torch.tensor(self.program.functions or [0], dtype=torch.int64),
+            "bias": None if synapses.bias is None else self._row("bias", synapses.bias),
+        }
+        for i, value in enumerate(step.prologue(*tensors_of(cell).values())[: step.parameters]):
+            if f"p{i}" in self.program.parameters:
+                self.tensors[f"p{i}"] = value.detach().to(self.dtype).expand(shape).flatten().contiguous()
+        self._divide(torch.get_num_threads())
+        self._set_synapses(synapses)
+        self._set_inputs(steps, inputs)
+        self._select(torch.empty(0, dtype=torch.int64) if selected is None else selected)
+        example = torch.zeros(shape, dtype=self.dtype)
+        self.names = cell.state_names()
+        self.has_history = isinstance(synapses, LooksBack)
+        history = [example.new_zeros(self.delays - 1, *shape)] if self.has_history else []
+        self._set_state(state or (*cell.initial_state(example), *history))
+
+    def _row(self, name: str, values: Tensor) -> Tensor:
+        """`values` as a contiguous row ``[neurons]`` in the dtype of the simulation."""
+        if values.numel() != self.neurons or values.shape[-1:] != (self.neurons,):
+            raise ValueError(f"{name} must have {self.neurons} neurons, got shape {tuple(values.shape)}")
+        return values.detach().to(self.dtype).resolve_neg().flatten().contiguous()
+
+    def _divide(self, threads: int) -> None:
+        """Divides the neurons into at most one part for each of the `threads`."""
+        words = -(-self.neurons // WORD)
+        size = -(-words // min(threads, words, 128))
+        bounds = torch.arange(0, words + size, size).clamp(max=words)
+        self.parts = len(bounds) - 1
+        self.part_of_word = torch.repeat_interleave(bounds.diff()).to(torch.uint8)
+        self.tensors["bounds"] = (bounds * WORD).clamp(max=self.neurons)
+        self.tensors["work"] = torch.empty(self.parts * SEGMENTS * 2, dtype=torch.int64)
+        scratch = max(1, self.parts * self.program.scratch_rows * BLOCK)
+        self.tensors["scratch"] = torch.empty(scratch, dtype=self.dtype)
+        self.tensors["sums"] = torch.zeros(self.neurons, dtype=self.dtype)
+
+    def _set_synapses(self, synapses: SparseLinear) -> None:
+        """Checks the synapses, and computes where those with each delay to each part begin."""
+        row_starts, targets, delays, weights = synapses.connections
+        assert weights is not None
+        if synapses.in_features != self.neurons or synapses.out_features != self.neurons:
+            shape = f"{synapses.in_features} to {synapses.out_features}"
+            raise ValueError(f"recurrent must connect {self.neurons} neurons with themselves, got {shape}")
+        check_synapses(row_starts, targets, weights.numel(), self.neurons)
+        if row_starts.numel() != self.neurons + 1 or int(row_starts.diff().max()) >= 1 << 31:
+            raise ValueError(f"row_starts must be {self.neurons + 1} numbers less than 2**31 apart")
+        if delays is not None and (
+            delays.shape != targets.shape or delays.dtype != torch.uint8 or not delays.is_contiguous()
+        ):
+            raise ValueError(f"delays must be one uint8 per synapse, got {delays.dtype} {list(delays.shape)}")
+        self.delays = 1 + (synapses.reach if isinstance(synapses, LooksBack) else 0)
+        keys = self.delays * self.parts
+        index = torch.empty(self.neurons * (keys + 1), dtype=torch.int32)
+        unsorted = torch.zeros(1, dtype=torch.int64)
+        segment_index(
+            *(self.neurons, 256),
+            **{"row_starts": row_starts, "targets": targets, "delays": delays, "index": index},
+            **{"part_of_word": self.part_of_word, "unsorted": unsorted, "keys": keys, "parts": self.parts},
+            has_delays=delays is not None,
+        )
+        if unsorted.item():
+            raise ValueError(
+                "each row of synapses must be sorted by delay, then target: use Connections.from_pairs"
+            )
+        self.tensors |= {"row_starts": row_starts, "targets": targets, "index": index}
+        self.tensors["weights"] = weights.detach().contiguous()
+
+    def _set_inputs(self, steps: int, inputs: Tensor | None) -> None:
+        """Stores the inputs, and the distance in numbers between those of two steps."""
+        self.tensors["inputs"], self.input_stride = None, 0
+        if inputs is None:
+            return
+        is_constant = inputs.ndim == 1
+        if inputs.shape != ((self.neurons,) if is_constant else (steps, self.neurons)):
+            shapes = f"[{self.neurons}] or [{steps}, {self.neurons}]"
+            raise ValueError(f"inputs must have the shape {shapes}, got {tuple(inputs.shape)}")
+        self.tensors["inputs"] = inputs.detach().to(self.dtype).resolve_neg().contiguous()
+        self.input_stride = 0 if is_constant else self.neurons
+
+    def _select(self, selected: Tensor) -> None:
+        """Stores the indices of the neurons whose states are recorded, and the range of each part in them."""
+        check_neurons(selected, self.neurons)
+        self.selected = selected.numel()
+        self.tensors["neurons"] = torch.cat([selected, selected.new_zeros(1)]).to(torch.int32)
+        bounds = torch.searchsorted(selected.contiguous(), self._tensor("bounds"))
+        self.tensors["neuron_bounds"] = bounds.to(torch.int32)
+
+    def _set_state(self, state: State) -> None:
+        """Copies `state` into the memory of the program."""
+        shapes: list[tuple[int, ...]] = [(1, self.neurons)] * len(self.names)
+        shapes += [(self.delays - 1, 1, self.neurons)] if self.has_history else []
+        if [tuple(part.shape) for part in state] != shapes:
+            names = f"{', '.join(self.names)}{' and the spikes before the last' * self.has_history}"
+            raise ValueError(f"state must be {names}, {shapes}, got {[tuple(part.shape) for part in state]}")
+        *states, spikes = state[: len(self.names)]
+        history = state[-1] if self.has_history else spikes[None][:0]
+        for name, value in zip(self.names, states, strict=False):
+            self.tensors[f"{name}_state"] = self._row(f"state {name}", value).clone()
+        fired = torch.cat([history.to(spikes.dtype), spikes[None]]).flatten(1)  # [delays, neurons]
+        if not bool(((fired == 0) | (fired == 1)).all()):
+            raise ValueError(f"state {self.names[-1]} and the spikes before must be 0 or 1")
+        words = torch.zeros(-(-self.neurons // WORD) * WORD, dtype=torch.uint8)
+        words[: self.neurons] = fired[-1]
+        self.tensors["fired"] = (words.view(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
+        self.recent = fired.nonzero(as_tuple=True)
+
+    def state(self) -> dict[str, State]:
+        """The state after the last step, in the format of :func:`hibana.run`."""
+        spikes = torch.zeros(self.delays, 1, self.neurons, dtype=self.dtype)
+        spikes[self.recent[0], 0, self.recent[1]] = 1
+        inner = [self._tensor(f"{name}_state").clone()[None] for name in self.names[:-1]]
+        return {"": (*inner, spikes[-1].clone(), *([spikes[:-1].clone()] if self.has_history else []))}
+
+    def _tensor(self, name: str) -> Tensor:
+        """The tensor of the program's argument `name`."""
+        tensor = self.tensors[name]
+        assert tensor is not None
+        return tensor
+
+    def _list_recent(self) -> tuple[Tensor, Tensor]:
+        """Lists for the spikes of each part, which begin with the recent spikes, and the ends of their steps.
+
+        The lists are ``[parts, capacity]``; they have room for a step in which all neurons fire. The ends are
+        ``[parts, delays + LONGEST_CHUNK + 1]``: entry i is the number of spikes before recent step i.
+        """
+        steps, neurons = self.recent
+        part_of = self.part_of_word[neurons.long() // WORD]
+        places = [(part_of == part).nonzero().flatten() for part in range(self.parts)]
+        largest_part = int(self._tensor("bounds").diff().max())
+        lists = torch.empty(
+            self.parts, max(map(len, places)) + max(CAPACITY, 2 * largest_part), dtype=torch.int32
+        )
+        ends = torch.zeros(self.parts, self.delays + LONGEST_CHUNK + 1, dtype=torch.int64)
+        for part, spikes in enumerate(places):
+            lists[part, : len(spikes)] = neurons[spikes]
+            counts = torch.bincount(steps[spikes], minlength=self.delays)
+            ends[part, 1 : self.delays + 1] = counts.cumsum(0)
+        return lists, ends
+
+    def advance(self, steps: int) -> Chunk:
+        """Runs `steps` steps, at most :data:`LONGEST_CHUNK`, or fewer if a list of spikes is full."""
+        steps = min(steps, LONGEST_CHUNK)
+        lists, ends = self._list_recent()
+        samples = torch.empty(steps // self.every + 1, len(self.names) - 1, self.selected, dtype=self.dtype)
+        barrier = torch.tensor([0, steps], dtype=torch.int64)
+        inputs = self.tensors["inputs"]
+        if inputs is not None and self.input_stride:
+            inputs = inputs[self.time :]
+        arguments: dict[str, Tensor | int | None] = {
+            **self.tensors,
+            **{"lists": lists, "ends": ends, "samples": samples, "barrier": barrier, "inputs": inputs},
+            **{"steps": steps, "time": self.time, "seed": self.seed, "parts": self.parts},
+            **{"delays": self.delays, "keys": self.delays * self.parts, "capacity": lists.shape[1]},
+            **{"stride": ends.shape[1], "input_stride": self.input_stride, "every": self.every},
+            "selected": self.selected,
+        }
+        values = [arguments[name] for name in self.program.arguments]
+        numbers = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in values]
+        run(self.program.kernel.address, self.parts, pack_arguments(numbers))
+        steps = int(barrier[1])
+        return self._chunk(steps, lists, ends[:, self.delays : self.delays + steps + 1], samples)
+
+    def _chunk(self, steps: int, lists: Tensor, ends: Tensor, samples: Tensor) -> Chunk:
+        """The record of the last `steps` steps, whose spikes end at `ends`, ``[parts, steps + 1]``."""
+        unsorted_steps = torch.cat([torch.repeat_interleave(row.diff()) for row in ends])
+        spike_steps, order = unsorted_steps.sort(stable=True)
+        parts = [spikes[row[0] : row[-1]] for spikes, row in zip(lists, ends, strict=True)]
+        neurons = torch.cat(parts)[order]
+        earlier_steps, earlier_neurons = self.recent
+        all_steps = torch.cat([earlier_steps - steps, spike_steps + (self.delays - steps)])
+        first = int((all_steps < 0).sum())
+        self.recent = all_steps[first:], torch.cat([earlier_neurons, neurons])[first:]
+        rows = (self.time + steps) // self.every - self.time // self.every
+        self.time += steps
+        by_state = samples[:rows].unbind(1) if self.selected else ()
+        states = {name: values.clone() for name, values in zip(self.names, by_state, strict=False)}
+        return Chunk(steps, spike_steps, neurons, states)
+
+
+def check_neurons(selected: Tensor | None, neurons: int) -> None:
+    """Raises ValueError unless `selected` are ascending indices ``[selected]`` of neurons, or None."""
+    if selected is None or (selected.ndim == 1 and not selected.numel()):
+        return
+    if selected.ndim != 1 or selected.is_floating_point() or not bool((selected.diff() > 0).all()):
+        raise ValueError(f"neurons must be ascending indices [selected], got {selected!r}")
+    if not 0 <= int(selected[0]) <= int(selected[-1]) < neurons:
+        raise ValueError(f"neurons must lie in [0, {neurons}), got {int(selected[0])} to {int(selected[-1])}")

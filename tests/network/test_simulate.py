@@ -1,0 +1,244 @@
+"""``hb.simulate``: the spikes of a loop in PyTorch for any number of threads, chunk by chunk."""
+
+import os
+import signal
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+import hibana as hb
+from hibana.cells.surrogate import ATan
+from hibana.compiler import draws, reference
+from hibana.network import simulate, simulation
+from hibana.spikes.sparse import Connections
+
+
+class Refractory(hb.Cell):
+    """Neurons with Poisson input and a refractory period; on a dyadic grid, so that sums are exact."""
+
+    def __init__(self, neurons):
+        super().__init__()
+        self.rate = torch.linspace(0.1, 3, neurons)
+
+    def forward(self, input_, v, countdown, spikes):
+        is_active = countdown == 0
+        v = torch.where(is_active, 0.875 * v + input_ + 0.125 * torch.poisson(self.rate.expand_as(v)), v)
+        spikes = (v >= 1).to(v.dtype)
+        return torch.where(spikes > 0, 0, v), torch.where(spikes > 0, 3, torch.relu(countdown - 1)), spikes
+
+
+class Plain(hb.Cell):
+    """Spikes by a surrogate, and an initial potential."""
+
+    def forward(self, input_, v, spikes):
+        v = 0.75 * v * (1 - spikes) + input_
+        return v, ATan()(v - 1)
+
+    def initial_state(self, input_):
+        return torch.full_like(input_, 0.5), torch.zeros_like(input_)
+
+
+def network(neurons, longest_delay=None, *, cell=Refractory, bias=True, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
+    delays = None if longest_delay is None else torch.randint(0, longest_delay + 1, (neurons, neurons))
+    synapses = hb.SparseLinear(neurons, neurons, 0.1, bias, delays)
+    with torch.no_grad():
+        synapses.weight.copy_((torch.randn_like(synapses.weight) * 8).round() / 64)
+        if bias:
+            synapses.bias.copy_((torch.rand(neurons) * 16).round() / 128)
+    return hb.Recurrent(cell(neurons) if cell is Refractory else cell(), neurons, synapses).to(dtype)
+
+
+def expected(net, steps, inputs=None):
+    """All spikes, all potentials and the last state, by a loop in PyTorch with one seed."""
+    synapses, drawing = net.recurrent, draws.Drawing("test")
+    delays = synapses.delays if synapses.delays is not None else torch.zeros_like(synapses.targets)
+    shape = synapses.reach + 1, net.features, net.features
+    dense = torch.zeros(shape, dtype=synapses.weight.dtype)
+    places = (delays.long(), synapses.targets.long(), synapses.sources)
+    dense.index_put_(places, synapses.weight.detach(), accumulate=True)
+    zeros = dense.new_zeros(1, net.features)
+    cell_state = net.cell.initial_state(zeros)
+    spikes, potentials = [zeros] * (len(dense) - 1) + [cell_state[-1]], []
+    with torch.no_grad():
+        for t in range(steps):
+            feedback = sum(spikes[-1 - d] @ dense[d].T for d in range(len(dense)))
+            feedback = feedback if synapses.bias is None else feedback + synapses.bias
+            current = feedback if inputs is None else feedback + (inputs if inputs.ndim == 1 else inputs[t])
+            _, cell_state = reference.unroll(net.cell, current[None], tuple(cell_state), drawing)
+            spikes.append(cell_state[-1])
+            potentials.append(cell_state[0][0])
+    last = torch.stack(spikes[-len(dense) : -1]) if len(dense) > 1 else zeros[:0, None]
+    end = (*cell_state, last) if synapses.delays is not None else tuple(cell_state)
+    return torch.cat(spikes[-steps:]), torch.stack(potentials), end
+
+
+def dense(record):
+    spikes = torch.zeros(record.spikes.shape)
+    spikes[record.spikes.steps, record.spikes.neurons.long()] = 1
+    return spikes
+
+
+@pytest.fixture(params=[1, 2, 4])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("neurons", "longest", "options"),
+    [
+        (1, 0, {}),
+        (5, 7, {"dtype": torch.float64}),
+        (64, None, {"bias": False}),
+        (200, None, {"cell": Plain}),
+        (200, 3, {"cell": Plain, "bias": False}),
+        (260, 40, {"bias": False}),
+        (70, 255, {}),
+    ],
+)
+def test_spikes_and_states_of_the_loop(threads, neurons, longest, options):
+    net, steps = network(neurons, longest, **options), 300
+    dtype = net.recurrent.weight.dtype
+    inputs = (torch.rand(steps, neurons) * 0.6).to(dtype) if neurons != 260 else None
+    torch.manual_seed(3)
+    spikes, potentials, state = expected(net, steps, inputs)
+    torch.manual_seed(3)
+    selected = torch.tensor(sorted({0, neurons // 2, neurons - 1}))
+    record, found = hb.simulate(net, steps, inputs, neurons=selected, every=7)
+    assert neurons == 1 or spikes.mean() > 0.02
+    assert torch.equal(dense(record).to(dtype), spikes)
+    assert torch.equal(record.counts, spikes.sum(0).long())
+    assert torch.equal(record.states["v"], potentials[6::7, selected])
+    assert record.steps == steps
+    assert len(found[""]) == len(state)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(found[""], state, strict=True))
+
+
+@pytest.mark.parametrize("longest", [None, 0, 9])
+def test_state_continues_in_simulate_and_in_run(longest):
+    net, inputs = network(130, longest, cell=Plain), torch.rand(60, 130) * 0.6
+    spikes, last = hb.run(net, inputs[:, None])
+    first, state = hb.simulate(net, 20, inputs[:20])
+    second, state = hb.simulate(net, 20, inputs[20:40], state)
+    third, state = hb.run(net, inputs[40:, None], state)
+    assert torch.equal(torch.cat([dense(first), dense(second), third[:, 0]]), spikes[:, 0])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state[""], last[""], strict=True))
+    again, _ = hb.simulate(net, 20, inputs[40:], hb.run(net, inputs[:40, None])[1])
+    assert torch.equal(dense(again), spikes[40:, 0])
+
+
+def test_full_lists_end_a_chunk_early(monkeypatch, threads):
+    """Lists that hold the spikes of a few steps only, and all neurons firing together."""
+    net = network(200, 12)
+    torch.manual_seed(1)
+    whole, state = hb.simulate(net, 1200, torch.full([200], 0.25))
+    monkeypatch.setattr(simulation, "CAPACITY", 1)
+    torch.manual_seed(1)
+    record, again = hb.simulate(net, 1200, torch.full([200], 0.25))
+    assert torch.equal(record.spikes.steps, whole.spikes.steps)
+    assert torch.equal(record.spikes.neurons, whole.spikes.neurons)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state[""], again[""], strict=True))
+    torch.manual_seed(1)
+    counted, _ = hb.simulate(net, 1200, torch.full([200], 0.25), record="counts")
+    assert counted.spikes is None
+    assert torch.equal(counted.counts, whole.counts)
+
+
+def test_other_networks_run_in_chunks():
+    torch.manual_seed(2)
+    net = nn.Sequential(nn.Linear(6, 40), hb.LIF(), nn.Linear(40, 9), hb.IF())
+    inputs = torch.rand(230, 6)
+    spikes, last = hb.run(net, inputs[:, None])
+    selected = torch.tensor([1, 8])
+    record, state = hb.simulate(net, 230, inputs, neurons=selected, every=100)
+    assert torch.equal(dense(record), spikes[:, 0])
+    assert torch.equal(state["3"][0], last["3"][0])
+    assert torch.equal(record.states["v"][1], hb.run(net, inputs[:200, None])[1]["3"][0][0, selected])
+    constant, _ = hb.simulate(net, 20, inputs[0], state, record="counts")
+    repeated, _ = hb.run(net, inputs[:1, None].expand(20, 1, 6), last)
+    assert torch.equal(constant.counts, repeated.sum((0, 1)).long())
+
+
+def test_interruption_returns_the_record_so_far(monkeypatch, capsys):
+    monkeypatch.setattr(simulation, "LONGEST_CHUNK", 10)
+    net, before = network(64, 3), signal.getsignal(signal.SIGINT)
+    chunks = []
+
+    def advance(self, steps, run=simulation.Simulation.advance):
+        chunks.append(steps)
+        if len(chunks) == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return run(self, steps)
+
+    torch.manual_seed(4)
+    whole, _ = hb.simulate(net, 60)
+    monkeypatch.setattr(simulation.Simulation, "advance", advance)
+    torch.manual_seed(4)
+    record, state = hb.simulate(net, 1000, progress=True)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert record.steps == 30
+    assert torch.equal(dense(record), dense(whole)[:30])
+    assert torch.equal(state[""][-2][0], dense(whole)[29])
+    assert "30 of 1,000 steps" in capsys.readouterr().err
+    results = []
+    thread = threading.Thread(target=lambda: results.append(hb.simulate(net, 20)))
+    thread.start()
+    thread.join()
+    assert results[0][0].steps == 20
+
+
+def test_what_has_no_program_warns_and_runs():
+    class Graded(Plain):
+        def forward(self, input_, v, spikes):
+            v = 0.5 * v + input_
+            return v, torch.where(v > 1, v / v, v * 0)
+
+    net = network(70, cell=Graded)
+    with pytest.warns(hb.SlowPathWarning, match="does not emit spikes that are 0 or 1"):
+        record, _ = hb.simulate(net, 20, torch.full([70], 0.6))
+    assert torch.equal(dense(record), hb.run(net, torch.full([20, 1, 70], 0.6))[0][:, 0])
+
+
+def test_arguments_are_checked():
+    net = network(70, 5)
+    _, state = hb.simulate(net, 3)
+    wrong = (*state[""][:-1], state[""][-1][1:])
+    unsorted = network(70, 5)
+    unsorted.recurrent.delays.copy_(unsorted.recurrent.delays.flip(0))
+    outside = network(70, 5)
+    outside.recurrent.targets[0] = 70
+    sequence = nn.Sequential(nn.Linear(4, 3), hb.LI())
+    for message, call in {
+        "steps must be a whole number of at least 1, got 0": lambda: hb.simulate(net, 0),
+        "every must be a whole number of at least 1, got 2.0": lambda: hb.simulate(net, 3, every=2.0),
+        'record must be "spikes" or "counts"': lambda: hb.simulate(net, 3, record="all"),
+        r"inputs must have the shape \[70\] or \[3, 70\]": lambda: hb.simulate(net, 3, torch.zeros(2, 70)),
+        "state must be v, countdown, spikes and": lambda: hb.simulate(net, 3, state={"": wrong}),
+        "must be 0 or 1": lambda: hb.simulate(net, 3, state={"": tuple(x + 0.5 for x in state[""])}),
+        "state must have the entry ''": lambda: hb.simulate(net, 3, state={}),
+        r"neurons must lie in \[0, 70\)": lambda: hb.simulate(net, 3, neurons=torch.tensor([3, 70])),
+        "neurons must be ascending": lambda: hb.simulate(net, 3, neurons=torch.tensor([3, 3])),
+        "sorted by delay, then target": lambda: hb.simulate(unsorted, 3),
+        "targets must lie in": lambda: hb.simulate(outside, 3),
+        "inputs must be a tensor for this network": lambda: hb.simulate(sequence, 3),
+        "net must return spikes": lambda: hb.simulate(sequence, 3, torch.rand(4)),
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_empty_rows_and_no_synapses():
+    empty = Connections.from_pairs(torch.zeros(0).long(), torch.zeros(0).long(), (90, 90))
+    one = Connections.from_pairs(torch.tensor([89]), torch.tensor([0]), (90, 90), torch.tensor([255]))
+    for connections in (empty, one):
+        net = hb.Recurrent(Refractory(90), 90, hb.SparseLinear(90, 90, connections, bias=False))
+        torch.manual_seed(5)
+        spikes, _, _ = expected(net, 50)
+        torch.manual_seed(5)
+        assert torch.equal(dense(hb.simulate(net, 50)[0]), spikes)
+    assert simulate.LONGEST_CHUNK == simulation.LONGEST_CHUNK
