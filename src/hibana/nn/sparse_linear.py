@@ -28,6 +28,14 @@ from hibana.spikes.sparse.read import read_connections
 
 __all__ = ["DelayedSparseLinear", "SparseLinear"]
 
+EVENTS_UP_TO = 0.15
+"""Density of spikes up to which synapses without delays add a row per spike.
+
+Measured with 2048 x 2048 neurons, 1, 5 and 10% of the synapses (Intel Xeon with AVX-512, one thread): the
+forward takes the time of the product with any numbers at a density of 10 to 14%, the weight gradient at 12 to
+20%.
+"""
+
 
 class SparseLinear(SpikeLayer):
     """A linear layer with few synapses: ``[..., in_features] -> [..., out_features]``.
@@ -147,7 +155,11 @@ class SparseLinear(SpikeLayer):
     @property
     def reach(self) -> int:
         """The longest delay in steps."""
-        return self.index.reach
+        if self.delays is None:
+            return 0
+        is_traced = torch.compiler.is_compiling() and self._index is not None
+        index = self._index if is_traced else self.index  # a trace can't check the numbers of a tensor
+        return cast(SynapseIndex, index).reach
 
     @property
     def connections(self) -> Connections:
@@ -233,6 +245,9 @@ class SparseLinear(SpikeLayer):
         if spikes is None:
             self._reason = "dense: the input is not spikes"
             return None
+        if self.mode == "auto" and not index.reach and spikes.density > EVENTS_UP_TO:
+            self._reason = f"dense: {spikes.density:.0%} of the input spiked"
+            return None
         self._reason = _Events(spikes.density)
         if needs_gradient(steps, weight, bias):
             support = None
@@ -275,10 +290,7 @@ class _Events(NamedTuple):
 class DelayedSparseLinear(LooksBack, SparseLinear):
     """A :class:`SparseLinear` whose synapses have delays; its state is the last :attr:`reach` input steps."""
 
-    @property
-    def reach(self) -> int:
-        """The longest delay in steps."""
-        return self.index.reach
+    reach = SparseLinear.reach  # otherwise abstract
 
     def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
         """The sums over all synapses, ``[T, batch, out_features]``; no history means zeros."""

@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.compiler.derivatives import unwrapped_apply, without_autocast
-from hibana.spikes.checks import dense_for_more
+from hibana.spikes.checks import dense_for_more, kernels_accept
 from hibana.spikes.linear.product import gradient_mask
 from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.sparse import product
 from hibana.spikes.sparse.product import SynapseIndex
 
-__all__ = ["multiply_numbers", "multiply_spikes", "multiply_traced"]
+__all__ = ["multiply_numbers", "multiply_spikes", "multiply_traced", "sums_per_synapse"]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch warns once per process that sparse matrices are in a beta state
@@ -26,6 +26,8 @@ MASKED_UP_TO = 0.1
 
 Measured with 1, 5 and 10% of 2048 x 2048 synapses: the full gradient takes the time of a mask of 10 to 12%.
 """
+BLOCK_NUMBERS = 1 << 22
+"""Numbers of a temporary tensor of :func:`sums_per_synapse`."""
 
 
 def multiply_spikes(
@@ -128,7 +130,7 @@ def _input_gradient(
     if mask is not None and (index.reach or mask.density < MASKED_UP_TO):
         return product.input_gradient(index, mask.bits, weight, gradient, steps)
     if not index.reach:
-        return product.full_input_gradient(index, weight, gradient[0])
+        return product.multiply_numbers(index, weight, gradient[0], transposed=True)
     everywhere = torch.full_like(bits, -1)
     if index.inputs % 64:
         everywhere[:, -1] = (1 << index.inputs % 64) - 1
@@ -159,13 +161,13 @@ def multiply_numbers(
     """
     if delays is None:
         rows = input.reshape(-1, input.shape[-1])
-        return _multiply(rows, weight, row_starts, targets, outputs).view(*input.shape[:-1], outputs)
+        return _multiply(0, rows, weight, row_starts, targets, outputs).view(*input.shape[:-1], outputs)
     out = input.new_zeros(*input.shape[:-1], outputs)
     for delay in delays.bincount().nonzero()[:, 0].tolist():
         synapses = (delays == delay).nonzero()[:, 0]
         starts = torch.searchsorted(synapses, row_starts)
         earlier = input[: max(0, len(input) - delay)]
-        sums = _multiply(earlier.flatten(0, 1), weight[synapses], starts, targets[synapses], outputs)
+        sums = _multiply(0, earlier.flatten(0, 1), weight[synapses], starts, targets[synapses], outputs)
         out = out + functional.pad(
             sums.view(*earlier.shape[:2], outputs), (0, 0, 0, 0, len(input) - len(earlier), 0)
         )
@@ -196,93 +198,83 @@ def multiply_traced(
     return terms.new_zeros(len(steps), outputs, input.shape[1]).index_add(1, targets, terms).transpose(1, 2)
 
 
-def _multiply(rows: Tensor, weight: Tensor, row_starts: Tensor, targets: Tensor, outputs: int) -> Tensor:
-    """The sums over all synapses without delays, ``[rows, outputs]``, of `rows` ``[rows, inputs]``."""
-    if targets.numel() < 1 << 31:
-        row_starts = row_starts.to(targets.dtype)
-    else:
-        targets = targets.to(row_starts.dtype)
+def sums_per_synapse(input: Tensor, gradient: Tensor, row_starts: Tensor, targets: Tensor) -> Tensor:  # noqa: A002
+    """For each synapse the sum over rows of ``input[row, source] * gradient[row, target]``, ``[synapses]``.
+
+    This is the weight gradient without delays. `input` are numbers ``[rows, inputs]``, or bits of spikes
+    ``[rows, words]``, int64; `gradient` is ``[rows, outputs]``.
+    """
+    if input.dtype != torch.int64:
+        return _multiply(2, input, gradient, row_starts, targets, gradient.shape[1])
+    if kernels_accept(gradient):
+        index = SynapseIndex.without_delays(row_starts, targets, gradient.shape[1])
+        return product.weight_gradient(index, input, gradient.contiguous()[None], len(input))
+    numbers = (input[..., None] >> torch.arange(64, device=input.device)) & 1
+    numbers = numbers.flatten(1)[:, : row_starts.numel() - 1].to(gradient.dtype)
+    return _sums_per_synapse(numbers, gradient, row_starts, targets)
+
+
+def _sums_per_synapse(input: Tensor, gradient: Tensor, row_starts: Tensor, targets: Tensor) -> Tensor:  # noqa: A002
+    """:func:`sums_per_synapse` of numbers by torch, for a block of synapses after another."""
+    sources = torch.repeat_interleave(row_starts.diff(), output_size=targets.numel())
+    synapses = max(1, BLOCK_NUMBERS // max(1, len(input)))
+    sums = [
+        (input.index_select(1, some_sources) * gradient.index_select(1, some_targets)).sum(0)
+        for some_sources, some_targets in zip(
+            *(torch.split(i, synapses) for i in (sources, targets)), strict=True
+        )
+    ]
+    return torch.cat(sums)
+
+
+def _multiply(
+    kind: int, one: Tensor, two: Tensor, row_starts: Tensor, targets: Tensor, outputs: int
+) -> Tensor:
+    """A product of two of the three tensors of synapses without delays: see :class:`_Bilinear`."""
+    apply: Any = _Bilinear.apply  # untyped in torch
     with without_autocast():
-        return _apply_to(_Multiply, rows, weight, row_starts, targets, outputs)
-
-
-def _apply_to(node: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    """The result of an autograd node."""
-    apply: Any = node.apply  # untyped in torch
-    out: Tensor = apply(*arguments)
+        out: Tensor = apply(kind, one, two, row_starts, targets, outputs)
     return out
 
 
-def _matrix(weight: Tensor, row_starts: Tensor, targets: Tensor, outputs: int) -> Tensor:
-    """The synapses as a sparse matrix ``[inputs, outputs]``."""
-    shape = row_starts.numel() - 1, outputs
-    return torch.sparse_csr_tensor(row_starts, targets, weight.detach(), shape, check_invariants=False)
+class _Bilinear(torch.autograd.Function):
+    """One of three products of synapses without delays; the derivatives are the other two.
 
-
-class _Multiply(torch.autograd.Function):
-    """``input @ matrix``, ``[rows, outputs]``, with the synapses as matrix ``[inputs, outputs]``.
-
-    This node and the two nodes of its gradients are bilinear. The derivative of each is given by the others.
+    Kind 0 is the output ``[rows, outputs]`` of an input ``[rows, inputs]`` and weights ``[synapses]``. Kind 1
+    is the input gradient of an output gradient and weights. Kind 2 is the weight gradient of an input and an
+    output gradient.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        input: Tensor,  # noqa: A002
-        weight: Tensor,
-        row_starts: Tensor,
-        targets: Tensor,
-        outputs: int,
+        ctx: Any, kind: int, one: Tensor, two: Tensor, row_starts: Tensor, targets: Tensor, outputs: int
     ) -> Tensor:
-        """Returns the product."""
-        ctx.save_for_backward(input, weight, row_starts, targets)
-        ctx.outputs = outputs
-        return input.detach() @ _matrix(weight, row_starts, targets, outputs)
+        """Returns the product of `one` and `two`."""
+        ctx.save_for_backward(one, two, row_starts, targets)
+        ctx.kind, ctx.outputs = kind, outputs
+        one, two = one.detach(), two.detach()
+        if kernels_accept(one, two):
+            index = SynapseIndex.without_delays(row_starts, targets, outputs)
+            if kind == 2:
+                return product.sums_per_synapse(index, one.contiguous(), two.contiguous())
+            return product.multiply_numbers(index, two, one.contiguous(), transposed=kind == 1)
+        if kind == 2:
+            return _sums_per_synapse(one, two, row_starts, targets)
+        dtype = torch.promote_types(
+            row_starts.dtype if targets.numel() >= 1 << 31 else torch.int32, targets.dtype
+        )
+        indices, shape = (row_starts.to(dtype), targets.to(dtype)), (row_starts.numel() - 1, outputs)
+        matrix = torch.sparse_csr_tensor(*indices, two, shape, check_invariants=False)
+        return one @ (matrix if kind == 0 else matrix.t())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        """The gradients of input and weight."""
-        input_, weight, *index = ctx.saved_tensors
-        to_input = _apply_to(_MultiplyBack, grad, weight, *index) if ctx.needs_input_grad[0] else None
-        to_weight = _apply_to(_PerSynapse, input_, grad, *index) if ctx.needs_input_grad[1] else None
-        return to_input, to_weight, None, None, None
-
-
-class _MultiplyBack(torch.autograd.Function):
-    """``gradient @ matrix.T``, ``[rows, inputs]``: the gradient of the input of :class:`_Multiply`."""
-
-    @staticmethod
-    def forward(ctx: Any, gradient: Tensor, weight: Tensor, row_starts: Tensor, targets: Tensor) -> Tensor:
-        """Returns the product."""
-        ctx.save_for_backward(gradient, weight, row_starts, targets)
-        return gradient.detach() @ _matrix(weight, row_starts, targets, gradient.shape[1]).t()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        """The gradients of `gradient` and `weight`."""
-        gradient, weight, *index = ctx.saved_tensors
-        outputs = gradient.shape[1]
-        to_gradient = _apply_to(_Multiply, grad, weight, *index, outputs) if ctx.needs_input_grad[0] else None
-        to_weight = _apply_to(_PerSynapse, grad, gradient, *index) if ctx.needs_input_grad[1] else None
-        return to_gradient, to_weight, None, None
-
-
-class _PerSynapse(torch.autograd.Function):
-    """``sum over rows of input_source gradient_target``, ``[synapses]``: the weight gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, gradient: Tensor, row_starts: Tensor, targets: Tensor) -> Tensor:  # noqa: A002
-        """Returns the sums."""
-        ctx.save_for_backward(input, gradient, row_starts, targets)
-        zeros = _matrix(input.new_zeros(targets.numel()), row_starts, targets, gradient.shape[1])
-        sums: Tensor = torch.sparse.sampled_addmm(zeros, input.detach().T, gradient.detach(), beta=0.0)
-        return sums.values()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        """The gradients of `input` and `gradient`."""
-        input_, gradient, *index = ctx.saved_tensors
-        outputs = gradient.shape[1]
-        to_input = _apply_to(_MultiplyBack, gradient, grad, *index) if ctx.needs_input_grad[0] else None
-        to_gradient = _apply_to(_Multiply, input_, grad, *index, outputs) if ctx.needs_input_grad[1] else None
-        return to_input, to_gradient, None, None
+        """The gradients of `one` and `two`; None for all other arguments."""
+        one, two, row_starts, targets = ctx.saved_tensors
+        for_one = ((1, grad, two), (0, grad, two), (1, two, grad))[ctx.kind]
+        for_two = ((2, one, grad), (2, grad, one), (0, one, grad))[ctx.kind]
+        to_one, to_two = (
+            _multiply(kind, a, b, row_starts, targets, ctx.outputs) if is_needed else None
+            for (kind, a, b), is_needed in zip((for_one, for_two), ctx.needs_input_grad[1:3], strict=True)
+        )
+        return None, to_one, to_two, None, None, None

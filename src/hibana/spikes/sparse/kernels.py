@@ -1,4 +1,4 @@
-"""Kernels of sparse synapses: the product with spikes, and the gradients of its weights and of its input.
+"""Kernels of sparse synapses and spikes: the product, and the gradients of its weights and of its input.
 
 A row of synapses has one source neuron. The *offset* of a synapse is ``delay * outputs + target``: the
 distance from the first sum of the current step to the sum that its weight is added to, in an array ``[steps,
@@ -22,9 +22,9 @@ from hibana.runtime.kernels import (
     kernel,
 )
 from hibana.spikes.simd.lists import SLACK, WORD, append_bits, words_of
-from hibana.spikes.simd.rows import VECTOR, Row, transpose
+from hibana.spikes.simd.rows import VECTOR, Row
 
-__all__ = ["LANES", "forward", "full_input_gradient", "input_gradient", "weight_gradient"]
+__all__ = ["forward", "input_gradient", "weight_gradient"]
 
 UNROLLED = 8
 """Synapses per iteration of the forward's loop."""
@@ -32,8 +32,6 @@ LISTED = 128
 """Words of spikes that are listed at a time."""
 AHEAD = 4
 """Spikes from the one that is added to the one whose row is prefetched."""
-LANES = 32
-"""Rows of the output gradient that :func:`full_input_gradient` multiplies at a time."""
 
 
 class Sizes(Group):
@@ -220,45 +218,3 @@ def input_gradient(
                 values = at.gather((offsets + synapse).load(VECTOR, mask), mask)
                 total.value = values.fused((weight + synapse).load(VECTOR, mask), total.value)
             out[source] = total.value.sum()
-
-
-@kernel
-def full_input_gradient(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    row_starts: Longs,
-    targets: Ints,
-    weight: Floats,
-    gradient: Floats,
-    target: Floats,
-    rows: Value,
-    inputs: Value,
-    outputs: Value,
-) -> None:
-    """Writes the input gradient ``[rows, inputs]`` of synapses without delays.
-
-    `gradient` is ``[rows, outputs]``. A work item is a block of LANES rows. It is transposed, so that a
-    synapse multiplies vectors of rows.
-    """
-    with (
-        code.scratch((Floats, outputs * LANES), (Floats, WORD * LANES)) as (block, sums),
-        code.loop(begin, end) as item,
-    ):
-        first, lanes = item * LANES, code.constant(LANES)
-        count = (rows - first).smaller(LANES)
-        block.clear(outputs * LANES)
-        transpose(code, block, lanes, gradient + first * outputs, outputs, count, outputs)
-        with code.loop(0, inputs, WORD) as source:
-            sources = (inputs - source).smaller(WORD)
-            with code.loop(0, sources) as k:
-                totals = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in range(LANES // VECTOR)]
-                with code.loop(row_starts[source + k], row_starts[source + k + 1]) as synapse:
-                    at = block + targets[synapse].to(LONG) * LANES
-                    factor = weight[synapse].spread(VECTOR)
-                    for v, total in enumerate(totals):
-                        total.value = factor.fused((at + v * VECTOR).load(VECTOR), total.value)
-                for v, total in enumerate(totals):
-                    (sums + (k * LANES + v * VECTOR)).store(total.value)
-            transpose(code, target + (first * inputs + source), inputs, sums, lanes, sources, count)

@@ -8,9 +8,16 @@ from torch import Tensor
 
 from hibana.runtime.synapses import check_synapses
 from hibana.spikes.simd.rows import panel
-from hibana.spikes.sparse import kernels
+from hibana.spikes.sparse import kernels, number_kernels
 
-__all__ = ["SynapseIndex", "forward", "full_input_gradient", "input_gradient", "weight_gradient"]
+__all__ = [
+    "SynapseIndex",
+    "forward",
+    "input_gradient",
+    "multiply_numbers",
+    "sums_per_synapse",
+    "weight_gradient",
+]
 
 PART_SYNAPSES = 1 << 17
 """Synapses of a part of the weight gradient: their offsets and sums fill a 1 MiB L2 cache."""
@@ -62,6 +69,11 @@ class SynapseIndex(NamedTuple):
         offsets = targets if delays is None else torch.add(targets, delays, alpha=outputs)
         sources = row_starts, targets, delays
         return cls(row_starts, offsets, inputs, outputs, reach, sources, tuple(map(_version, sources)))
+
+    @classmethod
+    def without_delays(cls, row_starts: Tensor, targets: Tensor, outputs: int) -> Self:
+        """The index of synapses without delays, which the caller has checked."""
+        return cls(row_starts, targets, row_starts.numel() - 1, outputs, 0, (), ())
 
     def is_current(self, *tensors: Tensor | None) -> bool:
         """Whether `tensors` are the checked row starts, targets and delays, unchanged since then.
@@ -191,19 +203,45 @@ def input_gradient(index: SynapseIndex, mask: Tensor, weight: Tensor, gradient: 
     return out
 
 
-def full_input_gradient(index: SynapseIndex, weight: Tensor, gradient: Tensor) -> Tensor:
-    """The input gradient ``[rows, inputs]`` of synapses without delays; `gradient` is ``[rows, outputs]``."""
-    rows = gradient.shape[0]
-    out = torch.empty(rows, index.inputs, dtype=torch.float32, device="cpu")
-    kernels.full_input_gradient(
-        -(-rows // kernels.LANES),
+def multiply_numbers(index: SynapseIndex, weight: Tensor, source: Tensor, *, transposed: bool) -> Tensor:
+    """The output ``[rows, outputs]`` of the input `source`, ``[rows, inputs]``, of synapses without delays.
+
+    If `transposed`, `source` is an output gradient, and the result is the input gradient.
+    """
+    rows, length = source.shape[0], index.inputs if transposed else index.outputs
+    out = torch.empty(rows, length, dtype=torch.float32, device="cpu")
+    number_kernels.multiply(
+        -(-rows // number_kernels.LANES),
         row_starts=index.row_starts,
         targets=index.offsets,
         weight=_per_synapse(index, weight),
-        gradient=gradient,
+        source=source,
         target=out,
         rows=rows,
         inputs=index.inputs,
         outputs=index.outputs,
+        transposed=transposed,
+    )
+    return out
+
+
+def sums_per_synapse(index: SynapseIndex, source: Tensor, gradient: Tensor) -> Tensor:
+    """The weight gradient ``[synapses]`` of synapses without delays.
+
+    `source` is the input ``[rows, inputs]``, and `gradient` that of the output, ``[rows, outputs]``.
+    """
+    out = torch.empty(index.synapses, dtype=torch.float32, device="cpu")
+    parts = min(torch.get_num_threads(), -(-index.inputs // 64))
+    number_kernels.sums_per_synapse(
+        parts,
+        row_starts=index.row_starts,
+        targets=index.offsets,
+        source=source,
+        gradient=gradient,
+        target=out,
+        rows=source.shape[0],
+        inputs=index.inputs,
+        outputs=index.outputs,
+        parts=parts,
     )
     return out
