@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Mapping
+from textwrap import indent
 from typing import NamedTuple
 
 import torch
@@ -97,7 +98,7 @@ def explain_cell(
         *_equations(step, backward_pass(step, plan, wants_input=True)),
     ]
     source = "".join(
-        f"source, {direction}\n{_indented(kernels.source(direction))}\n"
+        f"source, {direction}\n{indent(kernels.source(direction).rstrip(), '  ')}\n\n"
         for direction in ("forward", "backward")
     )
     return Report(kernels.about, "\n".join(lines) + "\n", source, bit_count, region)
@@ -169,8 +170,3 @@ def _support(step: Step, plan: Plan) -> tuple[str, str]:
 def _bits(count: int) -> str:
     """A number of bits in words, such as ``1 bit``."""
     return f"{count} bit{'' if count == 1 else 's'}"
-
-
-def _indented(text: str) -> str:
-    """`text` with each line indented by two spaces, and one line break at its end."""
-    return "\n".join(f"  {line}" if line else "" for line in text.rstrip().split("\n")) + "\n"

@@ -293,7 +293,7 @@ def _zeros(example: Tensor) -> Tensor:
 
 
 class _DerivativeCell(Cell):
-    """A cell whose states are the derivatives of a step of `cell`; tracing it shows which are constant."""
+    """A cell whose states are derivatives of `cell`'s step; the compiler finds those that are constant."""
 
     cell: Cell
 

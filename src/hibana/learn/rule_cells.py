@@ -169,7 +169,7 @@ class EffectCell(RuleCell):
         """The decay factor of a leaky readout behind the layer, 0 without a leaky readout."""
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """The neurons' states after a step, the effect on each of them, and the effect on the output."""
+        """The neurons' states after a step, F of each of them, and z; `states` are these before the step."""
         count = len(states) // 2
         previous, effects, effect = states[:count], states[count:-1], states[-1]
         total = self.total_input(input_, previous[-1])

@@ -83,7 +83,7 @@ class SynapseTraces:
 
     def __init__(self, traces: Tensor | None = None) -> None:
         self.traces = traces
-        """``[parts, rows, outputs, inputs]``; None before the first chunk."""
+        """``[independent states, rows, outputs, inputs]``; None before the first steps are computed."""
         self.pending: _PendingStep | None = None
 
     def advance(self, rows: Tensor, ends: Sequence[End]) -> None:

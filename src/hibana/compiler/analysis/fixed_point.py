@@ -292,7 +292,7 @@ class _FixedPoint(Analysis[_Fixed]):
         return _Fixed(self.make("floor", self.make("mul", scaled, self.values.number(2.0**-places))))
 
     def _function(self, value: Value, row: Operation, unit: Tensor) -> _Fixed:
-        """A function of one number, as a piecewise linear function."""
+        """Replaces `value`, a function of one number, by a piecewise linear one with the result's `unit`."""
         numbers = [argument for argument in value.args if argument not in self.constant]
         others = {a: self.constant[a] for a in value.args if a in self.constant}
         is_unary = len(numbers) == 1 and not self.units.is_binary(numbers[0])

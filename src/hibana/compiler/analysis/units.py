@@ -63,7 +63,7 @@ class Units:
         self.units.setdefault(root, unit / ratio)
 
     def related(self, value: Value, candidates: Iterable[Value]) -> list[Value]:
-        """The `candidates` whose ratio to the unit of `value` is known."""
+        """The `candidates` for which the ratio of their unit to that of `value` is known."""
         root = self._root(value)[0]
         return [other for other in candidates if self._root(other)[0] is root]
 

@@ -63,7 +63,7 @@ def table_stride(count: int, size: int) -> int:
 
 
 def padded(count: int) -> int:
-    """`count` rounded up to full panels."""
+    """`count` numbers of a row, rounded up to full panels of PANEL numbers."""
     return -(-count // PANEL) * PANEL
 
 
@@ -298,5 +298,5 @@ def _list_bits(code: Code, bits: Bytes, inputs: Value, indices: Longs) -> Value:
 
 
 def _bytes_of_a_row(table: Pointer, outputs: Value) -> Value:
-    """:func:`table_stride` in bytes, for padded `outputs`."""
+    """Bytes from one row of a weight table to the next; `outputs`, numbers of a row, are full panels."""
     return outputs * table.element.size + LINE

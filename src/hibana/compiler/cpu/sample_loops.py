@@ -132,7 +132,7 @@ class SampleLoops(KernelWriter):
                     self.call(call, addresses, self.size["neurons"], in_reverse, t, first)
 
     def _row(self, name: str, t: Value, s: Value, sample: Value, *, edge: bool) -> Pointer:
-        """The address of the row `name` of the sample `s` of the tile, which is `sample` of the batch."""
+        """The address of the neurons of value `name`, for sample `s` of the tile (`sample` of the batch)."""
         sequence_step = self.sequence_step(name, t)
         if sequence_step is not None:
             sequence, offset = sequence_step

@@ -113,7 +113,7 @@ class TimeLoop:
 
     @cached_property
     def step(self) -> Pass:
-        """One step other than the edge."""
+        """The pass over one step; with :attr:`before` also over the edge, the step at time 0."""
         return self._pass("step", 1, edge=self.before is not None)
 
     @cached_property

@@ -78,7 +78,7 @@ class Reading:
         self.draws = 0
 
     def step(self) -> Step:
-        """The step.
+        """Converts the recorded graph of a cell's step to a `Step`.
 
         Raises Unsupported if an operation is not pointwise, no matrix product, or not in the table.
         """

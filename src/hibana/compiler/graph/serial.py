@@ -72,6 +72,7 @@ def _version() -> str:
 
 
 def _fields(record: Step | Plan) -> dict[str, Any]:
+    """The fields of a record by name; nested records stay as they are."""
     return {field.name: getattr(record, field.name) for field in fields(record)}
 
 

@@ -13,7 +13,7 @@ Rule = Callable[..., Any]
 
 
 def _infix(op: str) -> tuple[Rule, Rule]:
-    """The methods of an operator for `op`: with the term as left operand, and as right operand."""
+    """Methods as ``__add__`` and ``__radd__``: `op` of a term and `other`, and of `other` and the term."""
     return lambda term, other: term.apply(op, term, other), lambda term, other: term.apply(op, other, term)
 
 

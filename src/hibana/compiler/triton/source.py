@@ -76,7 +76,10 @@ def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
 
 
 def backward_source(step: Step, plan: Plan, language: Language, *, wants_input: bool) -> str:
-    """Triton source of a kernel that computes the gradient of `step` from the last step to the first."""
+    """Triton source of a kernel that computes the gradient of `step` from the last time step to the first.
+
+    `before` are values of the step before that an iteration computes again, `stores` those of its own step.
+    """
     before = before_pass(step, plan)
     stores = backward_pass(step, plan, wants_input=wants_input)
     now, then = leaves(stores), leaves(before)

@@ -110,7 +110,7 @@ class Unit(Emitter):
         return Cost(node.name, title, node.size, additions, at_rates, multiplies, dense, source.name, size)
 
     def _layer_lines(self, node: Node) -> list[str]:
-        """The block of C that computes `node`."""
+        """The C block that computes the layer of `node`, with a title as comment."""
         self.begin(node)
         outputs = self.activations[node] = node.layer.lower(node, self)
         if outputs.binary and node.kind not in _NEURONS:  # neurons list their own spikes

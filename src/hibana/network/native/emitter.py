@@ -106,7 +106,10 @@ class Emitter(Lowering):
         return self.weights.add(values.to(self.dtype))
 
     def indices(self, values: Tensor, name: str = "") -> Ints:
-        """Stores `values` as ``int32`` among the weights and returns a pointer; only C uses `name`."""
+        """Stores `values` as ``int32`` in the block of weights, and returns a pointer to them.
+
+        `name` is the array's name in C; native code has no names.
+        """
         return (self._weights_block + self.weights.add(values.to(torch.int32))).of(Ints)
 
     def function(self, address: int) -> Pointer:

@@ -74,7 +74,7 @@ def _windows_overlap(geometry: Geometry) -> bool:
 
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """The convolution ``[N, outputs, height, width]``, channels last."""
+    """The convolution ``[N, outputs, height, width]`` of spikes in bits; in memory, channels are last."""
     row = panel(weight.shape[0])
     launch = _forward_launch(input_.bits.shape, weight.shape[0], geometry, row)
     out = torch.empty(launch.shape, dtype=torch.float32, device="cpu")

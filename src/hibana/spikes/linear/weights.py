@@ -127,7 +127,7 @@ def _add_by_table(block: _Block, tables: Pointer) -> None:
     with code.loop(0, block.panel_count) as panel:
 
         def sums(word: Value) -> Iterator[Sum]:
-            """Iterates over the inputs: the bits of 64 rows, the sum to start from, and the sum to write."""
+            """For each input: its bits in 64 rows, the address of its sums so far, and of its new sums."""
             with code.loop(0, block.word_count * WORD) as k:
                 at = block.sums + (panel * block.word_count * WORD + k) * row.floats
                 yield (block.columns + k * LENGTH)[word], at, at
