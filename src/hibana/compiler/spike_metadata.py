@@ -112,7 +112,7 @@ def gradient_region_of(tensor: Tensor, metadata: SpikeMetadata) -> GradientRegio
 
 
 def register_view(tensor: Tensor, view: Tensor) -> Tensor:
-    """Registers `view`, a reshaped `tensor`, for the gradient region of `tensor`; returns `view`.
+    """Lets layers that read `view`, a reshaped `tensor`, restrict its gradient as `tensor`'s; returns `view`.
 
     A view that covers only a part of the memory is not registered.
     """

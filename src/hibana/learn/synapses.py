@@ -104,7 +104,7 @@ class Synapses:
         return values.reshape(values.shape[0], -1, values.shape[-1])
 
     def split_gradient(self, grad: Tensor) -> list[Tensor]:
-        """The gradients of weight and bias, from one of shape ``[outputs, inputs]`` as in :meth:`rows`."""
+        """The gradients of weight and bias, from ``[outputs, inputs]``, whose last column is the bias's."""
         weight = self.parameters[0]
         grads = [grad[:, : math.prod(weight.shape[1:])].reshape(weight.shape)]
         return [*grads, grad[:, -1]] if self.module.bias is not None else grads

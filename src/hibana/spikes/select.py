@@ -170,8 +170,8 @@ def restricts_gradient(choice: Choice, key: Key, density: float, calls: Callable
     """Whether the input gradient is computed only where the surrogate's derivative is not zero.
 
     Args:
-        choice: the choice of the forward.
-        key: the key of the input gradient.
+        choice: the products of the forward that are computed per spike; ``ALL`` restricts the gradient too.
+        key: sizes of the input gradient, under which its tuned times are stored.
         density: fraction of the inputs that need a gradient.
         calls: returns the two candidates: the restricted gradient per spike, and the full one by torch.
     """

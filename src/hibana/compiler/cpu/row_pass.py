@@ -174,7 +174,7 @@ class _Lowering(Rewriting):
     def operation(self, value: Value, row: Operation, args: Sequence[Value]) -> Value:
         """Replaces an operation by operations that LLVM or a vector function computes.
 
-        `args` are the replaced arguments of `value`, and `row` its row in the table of operations.
+        `args` are the replaced arguments of `value`; vector functions compute the operations in `calls`.
         """
         if row.expansion and value.op not in self.calls:
             return self._expand(row.expansion, args)

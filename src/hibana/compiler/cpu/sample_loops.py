@@ -171,7 +171,7 @@ class SampleLoops(KernelWriter):
         by_rows.do(code, x, x_stride, *matrix, mask_bits, bits_stride, y, *sizes, self.indices)
 
     def _tile_rows(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
-        """The address of the row `name` of the tile's first sample, and the stride from sample to sample."""
+        """The address of the neurons of value `name` for the tile's first sample, and its sample stride."""
         sequence_step = self.sequence_step(name, t)
         if sequence_step is not None:
             sequence, offset = sequence_step

@@ -122,7 +122,7 @@ class _Block(NamedTuple):
 
 
 def _add_by_table(block: _Block, tables: Pointer) -> None:
-    """Adds to each input's sum the rows where it spiked, by tables of the sums of four rows."""
+    """Adds to each input's sum the gradient rows where it spiked, by tables of the sums of four rows."""
     code, row = block.code, block.row
     with code.loop(0, block.panel_count) as panel:
 
@@ -137,7 +137,7 @@ def _add_by_table(block: _Block, tables: Pointer) -> None:
 
 
 def _add_by_list(block: _Block, first: Pointer, index: Pointer) -> None:
-    """Adds to each input's sum the rows where it spiked, from a list of these rows."""
+    """Adds to each input's sum the gradient rows where it spiked, from a list of these rows."""
     code, row = block.code, block.row
     with code.loop(0, block.word_count, LISTED) as word:
         inputs = (block.word_count - word).smaller(LISTED) * WORD
