@@ -219,6 +219,7 @@ def test_no_synapses() -> None:
         (lambda: connect.normal(0, 0), "std must be positive and mean finite, got 0"),
         (lambda: connect.uniform(1, 1), "low must be less than high"),
         (lambda: connect.distance(X, torch.rand(4, 3), torch.exp), "must have the shapes"),
+        (lambda: connect.distance(X * math.nan, Y, torch.exp), "positions must be finite"),
         (lambda: connect.distance(X[:2], Y, torch.exp), "got 2 and 4 positions"),
         (
             lambda: connect.distance(X, Y, lambda d: d + 1),
@@ -240,16 +241,29 @@ def test_errors_of_lists_and_types() -> None:
         connect.probability(0.5, source=[1]).connections(3, 4)
     with pytest.raises(TypeError, match="weight must be a number, a distribution or None, got Tensor"):
         connect.probability(0.5, weight=torch.ones(1)).connections(3, 4)
+    with pytest.raises(TypeError, match=r"probability\(0.5\) has no argument 'weights'; did you mean"):
+        connect.probability(0.5, weights=1.0)
     with pytest.raises(TypeError, match=r"rules must be made by the functions of hb\.connect, got float"):
         connect.connections([0.5], 3, 4)
     with pytest.raises(ValueError, match="either all rules of a list have a weight, or none has"):
         connect.connections([connect.probability(1), connect.probability(1, weight=1)], 3, 4)
 
 
-def test_from_pairs_sorts_and_checks() -> None:
+@pytest.mark.parametrize(("sources", "targets"), [(1, 1), (3, 257), (2, 70000), (70, 1), (300, 1024)])
+def test_all_shapes_are_sorted(sources, targets) -> None:
+    for delay in (None, connect.uniform(0, 255), 255):
+        c = connect.fixed_total(5000, delay=delay, weight=2.0).connections(sources, targets)
+        assert c.size == 5000
+        _check_order(c, sources, targets)
+        assert (c.weights == 2).all()
+        assert delay is None or int(c.delays.max()) > 240
+
+
+@pytest.mark.parametrize("size", [2000, 30000])  # torch sorts few pairs, a kernel many
+def test_from_pairs_sorts_and_checks(size) -> None:
     torch.manual_seed(0)
-    sources, targets = torch.randint(0, 30, (2000,)), torch.randint(0, 20, (2000,))
-    delays, weights = torch.randint(0, 256, (2000,)), torch.rand(2000, dtype=torch.float64)
+    sources, targets = torch.randint(0, 30, (size,)), torch.randint(0, 20, (size,))
+    delays, weights = torch.randint(0, 256, (size,)), torch.rand(size, dtype=torch.float64)
     c = Connections.from_pairs(sources, targets, (30, 20), delays, weights)
     _check_order(c, 30, 20)
     expected = sorted(zip(sources.tolist(), delays.tolist(), targets.tolist(), weights.tolist(), strict=True))
@@ -260,6 +274,8 @@ def test_from_pairs_sorts_and_checks() -> None:
             Connections.from_pairs(*wrong, (30, 20))
     with pytest.raises(ValueError, match="delays must be whole numbers"):
         Connections.from_pairs(sources, targets, (30, 20), delays + 0.5)
+    with pytest.raises(ValueError, match=r"at most 2\^31 target neurons"):
+        Connections.from_pairs(sources, targets, (30, 2**31 + 1))
 
 
 def test_layers_accept_the_result() -> None:

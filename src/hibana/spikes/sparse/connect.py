@@ -22,6 +22,7 @@ from typing import TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from hibana.cells.peer_aliases import unknown_argument_error
 from hibana.compiler.draws import new_seed
 from hibana.spikes.sparse.connections import Connections
 from hibana.spikes.sparse.distributions import Distribution, alias_table, normal, uniform
@@ -78,6 +79,14 @@ class Rule:
     """``(number of sources, number of targets, seed)`` to the synapses without weights and delays."""
     options: Options
 
+    def __post_init__(self) -> None:
+        if error := unknown_argument_error(self.name, self.options, [*Options.__annotations__]):
+            raise error
+        weight = self.options.get("weight")
+        if not isinstance(weight, float | int | Distribution | None):
+            raise TypeError(f"weight must be a number, a distribution or None, got {type(weight).__name__}")
+        alias_table(self.options.get("delay") or 0)  # raises the error of a wrong delay
+
     def connections(self, in_features: int, out_features: int) -> Connections:
         """The synapses between `in_features` source neurons and `out_features` target neurons."""
         return connections(self, in_features, out_features)
@@ -86,20 +95,18 @@ class Rule:
         """The rule with all of its ranges and numbers known.
 
         Raises:
-            TypeError: if an option has the wrong type.
+            TypeError: if `source` or `target` is not a range or a slice.
             ValueError: if a range does not fit the sizes, or the rule can't be fulfilled.
         """
         try:
             source = _neurons("source", self.options.get("source"), in_features)
             target = _neurons("target", self.options.get("target"), out_features)
-            weight, delay = self.options.get("weight"), self.options.get("delay") or 0
-            _check_weight(weight)
-            alias_table(delay)  # raises the error of a wrong delay
             seed = self.options.get("seed")
             seed = new_seed() if seed is None else seed
             pattern = self.pattern(len(source), len(target), seed)
         except (TypeError, ValueError) as error:
             raise type(error)(f"connect.{self.name}: {error}") from error
+        weight, delay = self.options.get("weight"), self.options.get("delay") or 0
         return Projection(source, target, pattern, weight, delay, seed)
 
 
@@ -112,7 +119,7 @@ def connections(rules: Rule | Sequence[Rule], in_features: int, out_features: in
         out_features: number of target neurons.
 
     Raises:
-        TypeError: if `rules` are not rules, or an option has the wrong type.
+        TypeError: if `rules` are not rules.
         ValueError: if a rule does not fit the sizes, or some rules have a `weight` and others have none.
 
     >>> connections(one_to_one(delay=3), 4, 4).delays
@@ -264,9 +271,11 @@ def distance(
         x.detach().to("cpu", torch.float64) for x in (source_positions, target_positions)
     )
     axes = target_places.shape[1:]
-    if source_places.ndim != 2 or source_places.shape[1:] != axes:
+    if source_places.ndim != 2 or source_places.shape[1:] != axes or not axes[0]:
         shapes = f"{tuple(source_positions.shape)} and {tuple(target_positions.shape)}"
         raise ValueError(f"positions must have the shapes [sources, d] and [targets, d], got {shapes}")
+    if not bool(source_places.isfinite().all() and target_places.isfinite().all()):
+        raise ValueError("positions must be finite, got infinite coordinates or NaN")
     periods = torch.as_tensor(period, dtype=torch.float64, device="cpu").expand(axes)
     if not (cutoff > 0 and bool((periods > 0).all())):
         raise ValueError(f"cutoff and period must be positive, got {cutoff} and {period}")
@@ -328,12 +337,6 @@ def _check_count(name: str, count: int) -> None:
     """Raises a ValueError if `count` is not a whole number from 0."""
     if not (isinstance(count, int) and count >= 0):
         raise ValueError(f"{name} must be a whole number from 0, got {count!r}")
-
-
-def _check_weight(weight: object) -> None:
-    """Raises a TypeError if `weight` is neither a number nor a distribution nor None."""
-    if not isinstance(weight, float | int | Distribution | None):
-        raise TypeError(f"weight must be a number, a distribution or None, got {type(weight).__name__}")
 
 
 def _pattern_from_pairs(sources: Tensor, targets: Tensor, shape: tuple[int, int]) -> Pattern:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hibana.runtime.kernels import address_of, float_bits
-from hibana.spikes.sparse.connections import Connections, row_starts_of
+from hibana.spikes.sparse.connections import Connections, check_target_count, row_starts_of
 from hibana.spikes.sparse.distributions import Distribution, alias_table
 from hibana.spikes.sparse.row_draws import MAX_ROW, Entry, fill_rows
 
@@ -63,8 +63,9 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
     """The synapses of all `projections` between ``shape[0]`` sources and ``shape[1]`` targets.
 
     Raises:
-        ValueError: if a source neuron has more than 2^25 synapses.
+        ValueError: if a source neuron has more than 2^25 synapses, or there are more than 2^31 targets.
     """
+    check_target_count(shape[1])
     counts = torch.zeros(shape[0], dtype=torch.int64, device="cpu")
     for projection in projections:
         counts[projection.source.start : projection.source.stop] += projection.pattern.counts
