@@ -125,9 +125,20 @@ def test_degrees_follow_their_laws() -> None:
     assert _has_law(pairs, p, p)
 
 
+def test_all_targets_and_all_sets_are_equally_probable() -> None:
+    n = 20000
+    counts = connect.fixed_total(n, seed=0).connections(3, 10).targets.bincount()
+    assert ((counts - n / 10).abs() < 5 * math.sqrt(n * 0.09)).all()
+    pairs = connect.fixed_out_degree(2, seed=0).connections(n, 5).targets.view(n, 2)
+    counts = (5 * pairs[:, 0] + pairs[:, 1]).bincount()
+    assert len(counts[counts > 0]) == 10
+    assert ((counts[counts > 0] - n / 10).abs() < 5 * math.sqrt(n * 0.09)).all()
+
+
 def test_distance_law() -> None:
     """Synapses per bin of distance are binomial; nothing is beyond the cut-off, on a ring."""
-    places, period = torch.rand(600, 2) * 10, 10.0
+    torch.manual_seed(0)
+    places, period = torch.rand(600, 2, dtype=torch.float64) * 10, 10.0
     rule = connect.distance(
         places, places[:500], connect.gaussian(0.6, 1.5), cutoff=4.0, period=period, seed=0
     )
@@ -137,6 +148,9 @@ def test_distance_law() -> None:
     connected = torch.zeros(600, 500)
     connected[c.sources, c.targets.long()] = 1
     assert not connected[apart > 4].any()
+    all_near = connect.distance(places, places[:500], torch.ones_like, cutoff=1.0, period=period)
+    c = all_near.connections(600, 500)
+    assert torch.equal(torch.stack([c.sources, c.targets.long()], 1), (apart <= 1).nonzero())
     for low in torch.arange(0, 4, 0.5):
         inside = (apart >= low) & (apart < low + 0.5)
         p = 0.6 * torch.exp(-0.5 * (apart[inside] / 1.5) ** 2)
@@ -153,6 +167,7 @@ def test_weights_and_delays_follow_their_distributions() -> None:
     variance = 4 * (1 - 0.5 * phi / mass - (phi / mass) ** 2)
     assert abs(c.weights.mean() - mean) < 5 * math.sqrt(variance / n)
     assert abs(c.weights.var() - variance) < 5 * variance * math.sqrt(2 / n)
+    assert len(c.weights.unique()) > 0.99 * n
     edges = torch.arange(-0.5, 30)
     cumulative = 0.5 * torch.erfc((2 - edges) / (3 * math.sqrt(2)))
     expected = cumulative.diff() / (1 - cumulative[0]) * n
