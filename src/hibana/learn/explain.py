@@ -10,6 +10,7 @@ from hibana.compiler.torch_layers import role_of
 from hibana.learn.network import Layer, MemorylessLayer, NeuronLayer, layers_of
 from hibana.learn.online_layer import OnlineLayer, TracePlan
 from hibana.learn.rules import Rule, rule_of
+from hibana.learn.synapses import is_sparse
 from hibana.nn.each_step import EachStep
 
 __all__ = ["explain"]
@@ -55,7 +56,7 @@ def _plan(layer: NeuronLayer, rule: Rule) -> TracePlan:
     tensors = list(tensors_of(layer.cell).values())
     shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call] # torch's
     if layer.synapses is not None and shape.numel() == 1:
-        shape = torch.Size([layer.synapses.parameters[0].shape[0]])
+        shape = torch.Size([layer.synapses.output_count])
     dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
     device = tensors[0].device if tensors else torch.device("cpu")
     return OnlineLayer(layer, rule).plan(torch.zeros(1, *shape, dtype=dtype, device=device))
@@ -119,4 +120,4 @@ def _is_linear(module: nn.Module) -> bool:
         return all(_is_linear(child) for child in module.children())
     if role in ("batch normalization", "dropout"):
         return not module.training
-    return role in ("linear", "convolution", "average", "reshape")
+    return is_sparse(module) or role in ("linear", "convolution", "average", "reshape")

@@ -185,9 +185,11 @@ def online(net: nn.Module, rule: Rule | str = "d-rtrl") -> Online:
 
     Args:
         net: an ``nn.Sequential`` over ``[T, batch, ...]`` of layers of neurons (:class:`hibana.OverTime`,
-            layers such as ``hibana.LIF``, :class:`hibana.Recurrent`), of ``nn.Linear``, ``nn.Conv1d`` or
-            ``nn.Conv2d`` (within :class:`hibana.EachStep`) right before them, and of modules without
-            parameters and memory; behind the last layer of neurons any module without memory.
+            layers such as ``hibana.LIF``, :class:`hibana.Recurrent`), of ``nn.Linear``,
+            :class:`hibana.SparseLinear` without delays, ``nn.Conv1d`` or ``nn.Conv2d`` (within
+            :class:`hibana.EachStep`) right before them, and of modules without parameters and memory; behind
+            the last layer of neurons any module without memory. A sparse layer has traces for its stored
+            synapses alone; if its synapses move, call :meth:`Online.reset`.
         rule: ``"d-rtrl"``, ``"e-prop"``, ``"ottt"``, ``"pp-prop"``, or an object such as
             ``hibana.learn.PPProp(decay=0.8)``.
 

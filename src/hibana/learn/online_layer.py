@@ -273,7 +273,9 @@ class OnlineLayer:
             if chunk.plan.recursion is not None:
                 self._traces_of(name, InputTraces).advance(rows, chunk.plan.recursion)
             else:
-                self._traces_of(name, SynapseTraces).advance(rows, self._ends(synapses, chunk))
+                self._traces_of(name, SynapseTraces).advance(
+                    rows, self._ends(synapses, chunk), synapses.stored
+                )
         if (run := chunk.parameter_run) is not None:
             if self.layer.cell_parameters:
                 self.parameter_traces = parameter_traces.advance(self.parameter_traces, run, chunk.leak)
@@ -347,7 +349,7 @@ class OnlineLayer:
             _add(totals, learned, grads)
             if name in self.traces:
                 factors = [synapses.output_rows(grad[None])[0] * scale for grad in part_grads]
-                trace_grad = self.traces[name].gradient(factors)
+                trace_grad = self.traces[name].gradient(factors, synapses.stored)
                 _add(totals, synapses.parameters, synapses.split_gradient(trace_grad))
         if chunk.parameter_run is not None and self.expanded_cell is not None:
             filtered_signal = rule_cells.filter_backwards(signal, chunk.leak)

@@ -89,9 +89,10 @@ class Rewiring:
             ValueError: if the optimizer's state has a tensor of another shape than the weight.
         """
         weight, width, old_sources = layer.weight, layer.out_features, layer.sources
-        kept = torch.ones_like(old_sources, dtype=torch.bool).index_fill_(0, removed, False)
-        keys = pairs = (old_sources * width + layer.targets)[kept]
-        new_keys = new_pairs = choose(torch.unique(pairs), len(removed))
+        kept = _all_but(removed, old_sources)
+        keys = (old_sources * width + layer.targets)[kept]
+        pairs = torch.unique_consecutive(keys) if layer.delays is None else torch.unique(keys)
+        new_keys = new_pairs = choose(pairs, len(removed))
         if layer.delays is not None:  # rows are sorted by delay and target
             old_rows = old_sources * (MAX_DELAY + 1) + layer.delays
             new_rows = new_pairs // width * (MAX_DELAY + 1) + layer.delays[removed]
@@ -100,8 +101,7 @@ class Rewiring:
         new_pairs = new_pairs[by_key]
         new = torch.searchsorted(keys, new_keys) + torch.arange(len(new_keys), device=keys.device)
         order = torch.empty_like(old_sources)  # the old index of each synapse
-        order[torch.ones_like(kept).index_fill_(0, new, False)] = kept.nonzero()[:, 0]
-        order[new] = removed[by_key]
+        order[_all_but(new, old_sources)], order[new] = kept, removed[by_key]
         change = torch.bincount(new_pairs // width, minlength=layer.in_features)
         change -= torch.bincount(old_sources[removed], minlength=layer.in_features)
         layer.row_starts[1:] += change.cumsum(0)
@@ -156,7 +156,7 @@ class DeepR(Rewiring):
         optimizer: torch.optim.Optimizer,
         *,
         temperature: float | None = None,
-        l1: float = 1e-4,
+        l1: float = 1e-3,
         seed: int = 0,
     ) -> None:
         super().__init__(net, optimizer, seed)
@@ -379,6 +379,11 @@ def draw_absent(pairs: Tensor, count: int, total: int, generator: torch.Generato
         ranks = torch.unique(torch.cat([ranks, more]))
     ranks_of_pairs = pairs - torch.arange(len(pairs), device="cpu")  # absent numbers below each pair
     return ranks + torch.searchsorted(ranks_of_pairs, ranks, right=True)
+
+
+def _all_but(indices: Tensor, synapses: Tensor) -> Tensor:
+    """The indices of `synapses` without `indices`, ascending."""
+    return torch.ones_like(synapses, dtype=torch.bool).index_fill_(0, indices, False).nonzero()[:, 0]
 
 
 def _weakest(layer: SparseLinear, synapses: Tensor, fraction: float) -> Tensor:

@@ -1,7 +1,7 @@
-"""The weights in front of neurons: a linear layer or a convolution as a matrix product of rows."""
+"""The weights in front of neurons: a linear layer, dense or sparse, or a convolution as a product of rows."""
 
 import math
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,47 @@ from torch.nn import functional
 
 from hibana.compiler.tensors import is_parametrized
 from hibana.compiler.torch_layers import role_of, spatial_dims
+from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime import available
 from hibana.spikes.layer import SMALLEST_WORK
 
-__all__ = ["Synapses", "is_synapses"]
+__all__ = ["StoredSynapses", "Synapses", "is_sparse", "is_synapses"]
+
+BLOCK = 1 << 22
+"""Numbers of the temporary tensors of :meth:`StoredSynapses.sums`, at most: 16 MB."""
+
+
+class StoredSynapses(NamedTuple):
+    """The neurons that each synapse of a sparse layer connects."""
+
+    sources: Tensor
+    """Index of the source neuron of each synapse, ``[synapses]``."""
+    targets: Tensor
+    """Index of the target neuron of each synapse, ``[synapses]``."""
+
+    def sums(self, outputs: Tensor, inputs: Tensor) -> Tensor:
+        """``sum_r outputs[r, target] inputs[r, source]`` for each synapse, ``[synapses]``.
+
+        Args:
+            outputs: ``[rows, target neurons]``.
+            inputs: ``[rows, source neurons]``.
+        """
+        total = inputs.new_zeros(len(self.sources))
+        step = max(1, BLOCK // max(1, len(total)))
+        for rows, numbers in zip(torch.split(outputs, step), torch.split(inputs, step), strict=True):
+            total += (rows[:, self.targets] * numbers[:, self.sources]).sum(0)
+        return total
+
+
+def is_sparse(module: nn.Module) -> bool:
+    """Whether `module` is a :class:`hibana.SparseLinear` without delays."""
+    return isinstance(module, SparseLinear) and module.delays is None
 
 
 def is_synapses(module: nn.Module) -> bool:
-    """Whether :class:`Synapses` supports `module`: a linear layer, Conv1d or Conv2d."""
+    """Whether :class:`Synapses` supports `module`: a linear layer without delays, Conv1d or Conv2d."""
     role = role_of(module)
-    return role == "linear" or (role == "convolution" and spatial_dims(module) < 3)
+    return is_sparse(module) or role == "linear" or (role == "convolution" and spatial_dims(module) < 3)
 
 
 @final
@@ -38,7 +69,7 @@ class Synapses:
             raise ValueError(
                 f"layer {name!r} has parametrizations; learning rules need the weights as plain parameters"
             )
-        if not self.is_linear:
+        if role_of(module) == "convolution":
             reason = ""
             if module.groups != 1:
                 reason = f"groups={module.groups}"
@@ -71,8 +102,27 @@ class Synapses:
 
     @property
     def is_linear(self) -> bool:
-        """Whether the module is a linear layer, not a convolution."""
+        """Whether the module is a linear layer with a weight matrix."""
         return role_of(self.module) == "linear"
+
+    @property
+    def output_count(self) -> int:
+        """The number of output neurons, or of channels of a convolution."""
+        module: Any = self.module
+        return int(module.out_channels if role_of(module) == "convolution" else module.out_features)
+
+    @property
+    def stored(self) -> StoredSynapses | None:
+        """The stored synapses of a sparse layer, then one synapse per bias from an input of 1; else None."""
+        module = self.module
+        if not isinstance(module, SparseLinear):
+            return None
+        sources, targets = module.sources, module.targets.long()
+        if module.bias is not None:
+            outputs = torch.arange(module.out_features, device=targets.device)
+            sources = torch.cat([sources, torch.full_like(outputs, module.in_features)])
+            targets = torch.cat([targets, outputs])
+        return StoredSynapses(sources, targets)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -88,7 +138,7 @@ class Synapses:
     def rows(self, inputs: Tensor) -> Tensor:
         """Inputs ``[T, batch, ...]`` as ``[T, rows, inputs]``; if there is a bias, a last column of 1."""
         module = self.module
-        if not self.is_linear:
+        if role_of(module) == "convolution":
             windows = _windows(module, inputs.flatten(0, 1))  # [T * batch, inputs, pixels]
             rows = windows.transpose(1, 2).reshape(inputs.shape[0], -1, windows.shape[1])
         else:
@@ -99,13 +149,19 @@ class Synapses:
 
     def output_rows(self, values: Tensor) -> Tensor:
         """Values of the layer's output shape ``[T, batch, ...]`` as ``[T, rows, outputs]``."""
-        if not self.is_linear:
+        if role_of(self.module) == "convolution":
             values = values.movedim(2, -1)
         return values.reshape(values.shape[0], -1, values.shape[-1])
 
     def split_gradient(self, grad: Tensor) -> list[Tensor]:
-        """The gradients of weight and bias, from ``[outputs, inputs]``, whose last column is the bias's."""
+        """The gradients of weight and bias, from the gradient of all synapses.
+
+        Its shape is ``[outputs, inputs]``, whose last column is the bias's; for a sparse layer it is
+        ``[synapses]``, with the synapses of :attr:`stored`.
+        """
         weight = self.parameters[0]
+        if is_sparse(self.module):
+            return list(torch.split(grad, [p.numel() for p in self.parameters]))
         grads = [grad[:, : math.prod(weight.shape[1:])].reshape(weight.shape)]
         return [*grads, grad[:, -1]] if self.module.bias is not None else grads
 

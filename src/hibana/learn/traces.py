@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hibana.learn.derivatives import Recursion
+from hibana.learn.synapses import StoredSynapses
 from hibana.runtime import available
 from hibana.runtime.kernels import Code, Floats, Value, kernel
 
@@ -43,14 +44,20 @@ class InputTraces:
             traces += torch.linalg.matrix_power(transition, len(rows)) @ self.traces.flatten(1)
         self.traces = traces.view(-1, *rows.shape[1:])
 
-    def gradient(self, state_grads: Sequence[Tensor]) -> Tensor:
-        """The weights' gradient ``[outputs, inputs]`` through the steps before a chunk.
+    def gradient(self, state_grads: Sequence[Tensor], stored: StoredSynapses | None) -> Tensor:
+        """The weights' gradient through the steps before a chunk.
 
-        `state_grads` are the gradients ``[rows, outputs]`` of the neurons' independent states before the
-        chunk.
+        Args:
+            state_grads: the gradients ``[rows, outputs]`` of the neurons' independent states before the
+                chunk.
+            stored: the synapses of a sparse layer; else None.
+
+        Returns:
+            ``[outputs, inputs]``, or ``[synapses]`` for a sparse layer.
         """
         assert self.traces is not None
-        return torch.cat(list(state_grads)).T @ self.traces.flatten(0, 1)
+        grads, traces = torch.cat(list(state_grads)), self.traces.flatten(0, 1)
+        return grads.T @ traces if stored is None else stored.sums(grads, traces)
 
     def tensor(self) -> Tensor | None:
         """The traces after the last chunk; None before the first chunk."""
@@ -83,17 +90,22 @@ class SynapseTraces:
 
     def __init__(self, traces: Tensor | None = None) -> None:
         self.traces = traces
-        """``[independent states, rows, outputs, inputs]``; None before the first steps are computed."""
+        """``[parts, rows, outputs, inputs]``, for a sparse layer ``[parts, rows, synapses]``; None before the
+        first steps are computed."""
         self.pending: _PendingStep | None = None
 
-    def advance(self, rows: Tensor, ends: Sequence[End]) -> None:
+    def advance(self, rows: Tensor, ends: Sequence[End], stored: StoredSynapses | None) -> None:
         """Updates the traces by a chunk of T steps.
 
         Args:
             rows: the inputs, ``[T, rows, inputs]``.
             ends: for each part of a trace (independent state, memory of a readout) the factors of the inputs
                 and of the previous traces.
+            stored: the synapses of a sparse layer; else None.
         """
+        if stored is not None:
+            self.traces = _next_stored(self.traces, rows, ends, stored)
+            return
         self._update()
         if self.traces is None:
             outputs = ends[0].input_factors.shape[2]
@@ -107,12 +119,20 @@ class SynapseTraces:
         for first in range(0, rows.shape[1], step):
             _advance_rows(self.traces[:, first : first + step], rows, ends, slice(first, first + step))
 
-    def gradient(self, part_grads: Sequence[Tensor]) -> Tensor:
-        """The weights' gradient ``[outputs, inputs]`` through the steps before a chunk.
+    def gradient(self, part_grads: Sequence[Tensor], stored: StoredSynapses | None) -> Tensor:
+        """The weights' gradient through the steps before a chunk.
 
-        `part_grads` are the gradients ``[rows, outputs]`` of the parts before the chunk.
+        Args:
+            part_grads: the gradients ``[rows, outputs]`` of the parts before the chunk.
+            stored: the synapses of a sparse layer; else None.
+
+        Returns:
+            ``[outputs, inputs]``, or ``[synapses]`` for a sparse layer.
         """
         assert self.traces is not None
+        if stored is not None:
+            parts = zip(part_grads, self.traces, strict=True)
+            return torch.stack([(grad[:, stored.targets] * part).sum(0) for grad, part in parts]).sum(0)
         if self._has_kernel():
             return self._run_kernel(part_grads)
         return torch.einsum("prn,prnm->nm", torch.stack(list(part_grads)), self.traces)
@@ -187,6 +207,20 @@ def _advance_rows(traces: Tensor, rows: Tensor, ends: Sequence[End], selected: s
                 part.addcmul_(factor, previous[j])
         input_factors = end.input_factors[:, selected].permute(1, 2, 0)
         part.baddbmm_(input_factors, rows[:, selected].transpose(0, 1))
+
+
+def _next_stored(traces: Tensor | None, rows: Tensor, ends: Sequence[End], stored: StoredSynapses) -> Tensor:
+    """The traces ``[parts, rows, synapses]`` of a sparse layer after a chunk with the inputs `rows`."""
+    shape = len(ends), rows.shape[1], len(stored.sources)
+    traces = rows.new_zeros(shape) if traces is None else traces
+    result = rows.new_zeros(shape)
+    for total, end in zip(result, ends, strict=True):
+        for factor, part in zip(end.part_factors, traces, strict=True):
+            if factor is not None:
+                total.addcmul_(part, factor[:, stored.targets] if factor.ndim else factor)
+        for inputs, factors in zip(rows, end.input_factors, strict=True):
+            total.addcmul_(inputs[:, stored.sources], factors[:, stored.targets])
+    return result
 
 
 class Terms(NamedTuple):

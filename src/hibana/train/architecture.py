@@ -24,7 +24,7 @@ import importlib
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,9 @@ from hibana.cells import Cell
 from hibana.nn import layers
 from hibana.nn.each_step import EachStep
 from hibana.nn.models.rocket import rocket, size
+from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import Window
+from hibana.spikes.sparse import connect
 
 __all__ = ["build", "check", "check_trust", "import_object", "is_function", "rocket_parameters"]
 
@@ -126,6 +128,7 @@ def build(
     cell: Callable[[], Cell],
     *,
     readout_tau: float = float("inf"),
+    connectivity: float = 1.0,
     most_weights: int | None = None,
 ) -> nn.Module:
     """Builds the network that `description` describes.
@@ -141,6 +144,9 @@ def build(
         classes: number of outputs.
         cell: function that returns a new cell; called once per layer.
         readout_tau: time constant of the readout in steps; if infinite, the readout sums its input.
+        connectivity: the fraction of the synapses of all fully connected layers together that exist, in (0,
+            1]. Layers that lose synapses are :class:`hibana.SparseLinear`, with equally many synapses for
+            each output neuron. Functions and ``rocket`` ignore it.
         most_weights: maximum number of weights, checked before any is allocated.
 
     Raises:
@@ -165,11 +171,41 @@ def build(
         _check_weights(size(shape[0], classes, steps), most_weights)
         seed = int(torch.randint(1 << 31, (), dtype=torch.int64, device="cpu"))
         return rocket(shape, classes, steps=steps, period=period, seed=seed).requires_grad_()
-    if most_weights is not None:
-        with torch.device("meta"):
-            shapes = _build_layers(description, shape, classes, cell, readout_tau)
-        _check_weights(sum(weight.numel() for weight in shapes.parameters()), most_weights)
-    return _build_layers(description, shape, classes, cell, readout_tau)
+    arguments = description, shape, classes, cell, readout_tau
+    if most_weights is None and connectivity == 1:
+        return _build_layers(*arguments, iter(()))
+    with torch.device("meta"):
+        net = _build_layers(*arguments, iter(()))
+    sizes = [
+        (layer.in_features, layer.out_features) for layer in net.modules() if type(layer) is events.Linear
+    ]
+    degrees = _degrees(sizes, connectivity)
+    absent = sum((size[0] - degree) * size[1] for size, degree in zip(sizes, degrees, strict=True))
+    _check_weights(sum(weight.numel() for weight in net.parameters()) - absent, most_weights)
+    return _build_layers(*arguments, iter(degrees))
+
+
+def _degrees(sizes: Sequence[tuple[int, int]], connectivity: float) -> list[int]:
+    """The number of synapses per output neuron of each layer.
+
+    All layers together have the fraction `connectivity` of all synapses. The fraction of a layer is
+    proportional to ``1 / inputs + 1 / outputs``, at most 1, so that small layers lose fewer synapses.
+
+    Source: Mocanu et al. (2018), *Scalable training of artificial neural networks with adaptive sparse
+    connectivity inspired by network science*.
+
+    >>> _degrees([(784, 800), (800, 800), (800, 10)], 0.05)
+    [35, 35, 800]
+    """
+    dense: set[tuple[int, int]] = set()
+    while True:
+        rest = [size for size in sizes if size not in dense]
+        count = connectivity * sum(map(math.prod, sizes)) - sum(math.prod(s) for s in sizes if s in dense)
+        scale = count / max(1, sum(map(sum, rest)))
+        full = {size for size in rest if scale * sum(size) >= math.prod(size)}
+        if not full:
+            return [s[0] if s in dense else max(1, round(scale * sum(s) / s[1])) for s in sizes]
+        dense |= full
 
 
 def _check_weights(count: int, max_count: int | None) -> None:
@@ -179,11 +215,20 @@ def _check_weights(count: int, max_count: int | None) -> None:
 
 
 def _build_layers(
-    description: str, shape: Shape, classes: int, cell: Callable[[], Cell], readout_tau: float
+    description: str,
+    shape: Shape,
+    classes: int,
+    cell: Callable[[], Cell],
+    readout_tau: float,
+    degrees: Iterator[int],
 ) -> nn.Module:
-    """Builds the network of a row of layers; see :func:`build`."""
+    """Builds the network of a row of layers; see :func:`build`.
+
+    `degrees` are the numbers of synapses per output neuron of the fully connected layers; without more of
+    them, a layer has all synapses.
+    """
     words = _parse(description)
-    stack = _Stack(shape, cell)
+    stack = _Stack(shape, cell, degrees)
     if any(kind in ("convolution", "pooling") for _, kind, _ in words):
         stack.add_channel_axis(description)
     hidden = [word for word in words if word[1] != "skip"]  # (word, kind, options)
@@ -191,12 +236,12 @@ def _build_layers(
         if kind in ("convolution", "pooling") and len(stack.shape) != 3:
             raise ValueError(f"{word!r} needs [channels, height, width], but follows a linear layer")
         getattr(stack, f"add_{kind}")(number, word, options)
-    stack.modules["linear"] = events.Linear(stack.flatten("flatten"), classes)
+    stack.modules["linear"] = stack.linear(stack.flatten("flatten"), classes)
     readout = layers.LI(readout_tau)
     if len(hidden) == len(words):
         return nn.Sequential(OrderedDict(**stack.modules, readout=readout))
-    skip = _Stack(shape, cell)
-    skip.modules["linear"] = events.Linear(skip.flatten("flatten"), classes, bias=False)
+    skip = _Stack(shape, cell, degrees)
+    skip.modules["linear"] = skip.linear(skip.flatten("flatten"), classes, bias=False)
     for linear in (stack.modules["linear"], skip.modules["linear"]):
         for parameter in linear.parameters():
             nn.init.zeros_(parameter)
@@ -234,9 +279,9 @@ def _parse(description: str) -> list[tuple[str, str, dict[str, str]]]:
 class _Stack:
     """The modules of a network under construction, and the output shape of the last."""
 
-    def __init__(self, shape: Shape, cell: Callable[[], Cell]) -> None:
+    def __init__(self, shape: Shape, cell: Callable[[], Cell], degrees: Iterator[int]) -> None:
         self.modules: OrderedDict[str, nn.Module] = OrderedDict()
-        self.shape, self.cell = shape, cell
+        self.shape, self.cell, self.degrees = shape, cell, degrees
 
     def add_channel_axis(self, description: str) -> None:
         """Adds a channel axis if the shape is (height, width); raises ValueError unless it is an image's."""
@@ -258,13 +303,24 @@ class _Stack:
         """Adds spiking neurons; `recurrent` is their number if they have recurrent weights, else None."""
         cell = self.cell()
         name = type(cell).__name__.removesuffix("Cell").lower()
-        layer = layers.OverTime(cell) if recurrent is None else layers.Recurrent(cell, recurrent)
-        self.modules[f"{name}{number}"] = layer
+        if recurrent is None:
+            self.modules[f"{name}{number}"] = layers.OverTime(cell)
+        else:
+            synapses = self.linear(recurrent, recurrent, bias=False)
+            self.modules[f"{name}{number}"] = layers.Recurrent(cell, recurrent, synapses)
+
+    def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
+        """A linear layer, sparse if the next of `degrees` is below the number of inputs."""
+        degree = next(self.degrees, inputs)
+        if degree == inputs:
+            return events.Linear(inputs, outputs, bias=bias)
+        synapses = connect.fixed_in_degree(degree).connections(inputs, outputs)
+        return SparseLinear(inputs, outputs, synapses, bias)
 
     def add_linear(self, number: int, word: str, options: dict[str, str]) -> None:
         """Adds a linear layer, after flattening, and its neurons."""
         width = int(options["size"])
-        self.modules[f"linear{number}"] = events.Linear(self.flatten(f"flatten{number}"), width)
+        self.modules[f"linear{number}"] = self.linear(self.flatten(f"flatten{number}"), width)
         self.add_neurons(number, width if "recurrent" in options else None)
         self.shape = (width,)
 

@@ -10,6 +10,7 @@ from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.utilities import dim_zero_cat
 
 from hibana.data import DataSet, Description
+from hibana.learn import SET, DeepR, RigL
 from hibana.nn import loss, metrics
 from hibana.train import finite
 from hibana.train.augment import augment_batch
@@ -49,6 +50,8 @@ class Classifier(Network, lightning.LightningModule):
         names = [_key(name) for name in spiking_layers(self.net)]
         self.rates = nn.ModuleDict({name: metrics.FiringRate() for name in names})
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
+        self.rewiring: DeepR | SET | RigL | None = None
+        """Moves synapses during training; None if none move."""
         self.samples: DataSet | None = None
         """The data, for error messages that name a sample."""
 
@@ -56,6 +59,30 @@ class Classifier(Network, lightning.LightningModule):
         """Adds the description of the user's data to `checkpoint`."""
         if self.description is not None:
             checkpoint["description"] = self.description.to_plain()
+
+    def on_train_start(self) -> None:
+        """Prepares the moves of synapses, which continue those of a resumed run."""
+        optimizer, seed = self.optimizers(use_pl_optimizer=False), self.settings.seed
+        assert isinstance(optimizer, torch.optim.Optimizer)
+        steps = int(self.trainer.estimated_stepping_batches)
+        match self.settings.rewire:
+            case "deep-r":
+                self.rewiring = DeepR(self.net, optimizer, seed=seed)
+            case "set":  # once per epoch, as in the paper
+                self.rewiring = SET(
+                    self.net, optimizer, every=int(self.trainer.num_training_batches), seed=seed
+                )
+            case "rigl":
+                end = max(1, 3 * steps // 4)
+                self.rewiring = RigL(self.net, optimizer, end=end, every=max(1, min(100, steps // 100)))
+        if self.rewiring is not None:
+            self.rewiring.load_state_dict({"steps": self.trainer.global_step})
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Makes a step of the optimizer, and then moves synapses."""
+        super().optimizer_step(*args, **kwargs)
+        if self.rewiring is not None:
+            self.rewiring.step()
 
     def on_train_epoch_start(self) -> None:
         """Seeds torch for this epoch and process."""

@@ -17,6 +17,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.nn import layers
 from hibana.nn import lengths as padding
 from hibana.nn.delayed_recurrent import DelayedRecurrent
+from hibana.nn.sparse_linear import SparseLinear
 
 __all__ = ["Activity", "activity", "weight_decay_groups", "scale_to_rate", "spiking_layers"]
 
@@ -176,7 +177,8 @@ def weight_decay_groups(net: nn.Module, weight_decay: float) -> list[dict[str, A
     """Returns parameter groups for an optimizer such as AdamW; only weights decay.
 
     Delays and parameters with one axis (biases, gains of a normalization, time constants, thresholds) are not
-    weights. Decay of a gain would silence its layer, and decay of a time constant would shorten its memory.
+    weights, except the synapses of :class:`hibana.SparseLinear`. Decay of a gain would silence its layer, and
+    decay of a time constant would shorten its memory.
 
     >>> import hibana as hb
     >>> net = nn.Sequential(hb.Linear(4, 8), hb.PLIF(), hb.DelayedLinear(8, 2, max_delay=5))
@@ -184,8 +186,10 @@ def weight_decay_groups(net: nn.Module, weight_decay: float) -> list[dict[str, A
     [(2, 0.1), (4, 0.0)]
     """
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+    synapses = {module.weight for module in net.modules() if isinstance(module, SparseLinear)}
     for name, parameter in net.named_parameters():
-        groups[parameter.ndim > 1 and name.rpartition(".")[2] != "delay"].append(parameter)
+        is_weight = parameter.ndim > 1 and name.rpartition(".")[2] != "delay"
+        groups[is_weight or parameter in synapses].append(parameter)
     decays = {True: weight_decay, False: 0.0}
     return [
         {"params": parameters, "weight_decay": decays[is_weight]}

@@ -64,6 +64,7 @@ class Network(nn.Module):
             classes,
             settings.make_cell,
             readout_tau=settings.readout_tau,
+            connectivity=settings.connectivity,
             most_weights=most_weights,
         )
         optimize(self.net, verbose=False)

@@ -48,6 +48,7 @@ _COUNT = _Range("at least 1 and below 2^31", lambda value: 1 <= value < 2**31)
 _COUNT_OR_0 = _Range("at least 0 and below 2^31", lambda value: 0 <= value < 2**31)
 _POSITIVE = _Range("positive and finite", lambda value: 0 < value < math.inf)
 _NOT_NEGATIVE = _Range("finite and at least 0", lambda value: 0 <= value < math.inf)
+_FRACTION = _Range("in (0, 1]", lambda value: 0 < value <= 1)
 _RATE = _Range("in (0, 1], spikes per step", lambda value: 0 < value <= 1)
 _START_RATE = _Range("in [0, 1), spikes per step", lambda value: 0 <= value < 1)
 _AT_LEAST_1 = _Range("at least 1 step", lambda value: value >= 1)
@@ -106,6 +107,10 @@ class Settings:
             rows; ``16c3b-p2-32c3b-p2-128`` for images; ``16c5s2b-32c5s2b-128`` for recordings of events;
             ``96w5b-96w5d2b-96w5d4b`` for sequences of 40 steps; ``rocket40`` for the user's own series of 40
             steps.
+        connectivity: fraction of the synapses of all fully connected layers together that exist, in (0, 1];
+            below 1, only these synapses are stored and computed. Small layers lose fewer synapses.
+        rewire: rule that moves synapses during training if the connectivity is below 1: ``deep-r``
+            (hibana.learn.DeepR), ``set`` (SET, after each epoch), ``rigl`` (RigL), or ``none``.
         cell: cell of the hidden neurons. Default: IF, for sequences LIF.
         tau: membrane time constant of the hidden neurons in steps. Default: that of the cell.
         surrogate: surrogate derivative of the spike function. Default: Step, for sequences ATan.
@@ -126,7 +131,8 @@ class Settings:
         patience: epochs without a smaller validation loss after which training stops; then the epoch with the
             smallest loss is tested. 0 disables this. Default: 0; 30 for small tables.
         batch_size: samples in a batch, over all processes together. Default: 64, for small tables 16.
-        learning_rate: peak of the one-cycle schedule. Default: 0.005, for sequences 0.003.
+        learning_rate: peak of the one-cycle schedule. Default: 0.005, for sequences 0.003; four times as
+            much with a connectivity below 1.
         weight_decay: weight decay of AdamW; biases and time constants do not decay. Default: 0.01, for small
             tables 2, for sequences 0.1.
         clip: largest norm of the gradient.
@@ -161,6 +167,8 @@ class Settings:
     root: str | None = None
     download: bool = False
     layers: str = _option("256,256", architecture.check)
+    connectivity: float = _option(1.0, _FRACTION)
+    rewire: str = _option("none", ("none", "deep-r", "set", "rigl"))
     cell: str = _option("IF", tuple(CELLS))
     tau: float | None = None
     surrogate: str = _option("Step", surrogate.NAMES)
@@ -234,7 +242,10 @@ class Settings:
         """Returns the defaults for the data at `source` with `rows` training samples; see :mod:`recipes`."""
         if self.is_sequential and architecture.rocket_parameters(self.layers) is not None:
             return rocket(self.steps)
-        return defaults(self.kind, self.data_set, self.steps, source=source, rows=rows)
+        values = defaults(self.kind, self.data_set, self.steps, source=source, rows=rows)
+        if self.connectivity < 1:  # with fewer synapses per neuron, each has a larger weight
+            values["learning_rate"] = 4 * values.get("learning_rate", Settings.learning_rate)
+        return values
 
     def _check(self) -> None:
         """Checks each option, and options that depend on each other.
@@ -261,6 +272,11 @@ class Settings:
             raise ValueError(
                 f"batch_size must be divisible by devices times nodes, {processes}, got {self.batch_size}"
             )
+        is_built_in = ":" not in self.layers and architecture.rocket_parameters(self.layers) is None
+        if self.connectivity < 1 and not is_built_in:
+            raise ValueError(f"connectivity must be 1 for layers {self.layers}, got {self.connectivity}")
+        if self.rewire != "none" and self.connectivity == 1:
+            raise ValueError(f"rewire {self.rewire} needs a connectivity below 1, such as connectivity 0.05")
         if self.loss == "first-spike" and ":" not in self.layers:
             raise ValueError(
                 f"loss first-spike needs outputs that spike; layers {self.layers} end in potentials"

@@ -6,8 +6,9 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from hibana.learn.plasticity.pairs import PairRule, Pairs, check_rate
+from hibana.learn.plasticity.pairs import PairRule, Pairs, check_rate, pair_sums
 from hibana.nn.layers import OverTime
+from hibana.nn.sparse_linear import SparseLinear
 
 __all__ = ["Oja"]
 
@@ -25,14 +26,16 @@ class Oja(PairRule):
     bounds and no scaling of weights. Weights are constant over a call and change at its end.
 
     Args:
-        linear: the weights, ``[outputs, inputs]``, which change in place; the bias stays.
+        linear: the weights, ``[outputs, inputs]``, or a :class:`hibana.SparseLinear` without delays; they
+            change in place, the bias stays.
         neurons: a layer of spiking neurons.
         tau_pre: time constant of the inputs' traces, in steps, at least 1; 1 for their spikes alone.
         tau_post: time constant of the neurons' traces, in steps, at least 1.
         rate: learning rate, at least 0. Weights converge if ``rate * mean(y^2)`` is below 2.
 
     Raises:
-        TypeError: if `linear` is no ``nn.Linear`` or `neurons` no layer of neurons.
+        TypeError: if `linear` is neither ``nn.Linear`` nor a sparse layer without delays, or `neurons` no
+            layer of neurons.
         ValueError: if a time constant is below 1, the rate negative, or the neurons do not emit spikes.
 
     Source: Oja (1982), *A simplified neuron model as a principal component analyzer*.
@@ -47,7 +50,13 @@ class Oja(PairRule):
     """
 
     def __init__(
-        self, linear: nn.Linear, neurons: OverTime, *, tau_pre: float, tau_post: float, rate: float = 0.01
+        self,
+        linear: nn.Linear | SparseLinear,
+        neurons: OverTime,
+        *,
+        tau_pre: float,
+        tau_post: float,
+        rate: float = 0.01,
     ) -> None:
         check_rate("rate", rate)
         super().__init__(linear, neurons, Pairs(tau_pre, tau_post, 1.0, 0.0, None, False, False))
@@ -77,6 +86,11 @@ class Oja(PairRule):
         with torch.no_grad():
             pre = self.pairs.traces(inputs, self.pairs.tau_pre).flatten(0, 1)
             post = self.pairs.traces(spikes, self.pairs.tau_post).flatten(0, 1)
-            correlation = post.T @ pre / len(post)
-            weight += self.rate * (correlation - post.square().mean(0)[:, None] * weight)
+            correlation = pair_sums(self.linear)(post, pre) / len(post)
+            power = post.square().mean(0)
+            if isinstance(self.linear, SparseLinear):
+                power = power[self.linear.targets.long()]
+            else:
+                power = power[:, None]
+            weight += self.rate * (correlation - power * weight)
         return spikes

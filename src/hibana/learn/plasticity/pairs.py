@@ -4,21 +4,22 @@ The formulas are the specification of the kernel, and run if the kernel can't.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hibana.cells import Cell
 from hibana.cells.base import check_states
 from hibana.cells.spiking import decay
 from hibana.compiler import emits_spikes, unroll_layer
 from hibana.compiler.tensors import evaluate_parametrizations, is_parametrized, tensors_of
+from hibana.learn.synapses import StoredSynapses, is_sparse
 from hibana.nn.layers import OverTime
+from hibana.nn.sparse_linear import SparseLinear
 
-__all__ = ["PairRule", "Pairs", "check_rate", "check_spikes", "check_time_constant"]
+__all__ = ["PairRule", "Pairs", "check_rate", "check_spikes", "check_time_constant", "pair_sums"]
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,16 @@ class Pairs:
             weight.clamp_(*self.bounds)
 
     def run(
-        self, weight: Tensor, bias: Tensor | None, cell: Cell, inputs: Tensor, state: tuple[Tensor, ...]
+        self,
+        linear: nn.Linear | SparseLinear,
+        cell: Cell,
+        inputs: Tensor,
+        state: tuple[Tensor, ...],
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Runs a sequence, and changes the weights in place at each step.
+        """Runs a sequence, and changes the weights of `linear` in place at each step.
 
         Args:
-            weight: ``[outputs, inputs]``.
-            bias: ``[outputs]``.
+            linear: the weights.
             cell: one step of the neurons.
             inputs: spikes, ``[T, batch, inputs]``.
             state: the states of the neurons, the traces of the inputs, and the traces of the neurons.
@@ -97,23 +101,27 @@ class Pairs:
             The spikes, ``[T, batch, outputs]``, and the state after the last step.
         """
         *neurons, pre, post = state
-        outputs = []
+        weight, sums, outputs = linear.weight.detach(), pair_sums(linear), []
         for step in inputs.unbind():
-            neurons = [*check_states(cell, cell(functional.linear(step, weight, bias), *neurons))]
+            neurons = [*check_states(cell, cell(linear(step), *neurons))]
             spikes = neurons[-1]
             pre = self.next_trace(pre, step, self.tau_pre)
             post = self.next_trace(post, spikes, self.tau_post)
-            self.apply(weight, self.weight_change(weight, spikes.T @ pre, post.T @ step))
+            self.apply(weight, self.weight_change(weight, sums(spikes, pre), sums(post, step)))
             outputs.append(spikes)
         return torch.stack(outputs), (*neurons, pre, post)
 
     def total_change(
-        self, weight: Tensor, inputs: Tensor, spikes: Tensor, gain: Tensor | None = None
+        self,
+        linear: nn.Linear | SparseLinear,
+        inputs: Tensor,
+        spikes: Tensor,
+        gain: Tensor | None = None,
     ) -> Tensor:
-        """The change ``[outputs, inputs]`` over a sequence with constant weights and traces from zero.
+        """The change of the weights of `linear` over a sequence with constant weights and traces from zero.
 
         Args:
-            weight: ``[outputs, inputs]``.
+            linear: the weights.
             inputs: ``[T, batch, inputs]``.
             spikes: ``[T, batch, outputs]``.
             gain: factor of the change at each step and sample, ``[T, batch]``; 1 if None.
@@ -121,22 +129,37 @@ class Pairs:
         pre, post = self.traces(inputs, self.tau_pre), self.traces(spikes, self.tau_post)
         if gain is not None:
             pre, post = pre * gain[..., None], post * gain[..., None]
-        potentiation = spikes.flatten(0, 1).T @ pre.flatten(0, 1)
-        depression = post.flatten(0, 1).T @ inputs.flatten(0, 1)
-        return self.weight_change(weight, potentiation, depression)
+        sums = pair_sums(linear)
+        potentiation = sums(spikes.flatten(0, 1), pre.flatten(0, 1))
+        depression = sums(post.flatten(0, 1), inputs.flatten(0, 1))
+        return self.weight_change(linear.weight.detach(), potentiation, depression)
+
+
+def pair_sums(linear: nn.Linear | SparseLinear) -> Callable[[Tensor, Tensor], Tensor]:
+    """``f(outputs [rows, outputs], inputs [rows, inputs])``: sums over rows of the products of each synapse.
+
+    The sums have the shape of the weight: ``[outputs, inputs]``, or ``[synapses]`` of a sparse layer.
+    """
+    if isinstance(linear, SparseLinear):
+        return StoredSynapses(linear.sources, linear.targets.long()).sums
+    return lambda outputs, inputs: outputs.T @ inputs
 
 
 class PairRule:
     """A rule for the weights between the inputs of a linear layer and the neurons behind it.
 
     Raises:
-        TypeError: if `linear` is no ``nn.Linear`` or `neurons` no layer of neurons.
+        TypeError: if `linear` is no ``nn.Linear`` and no :class:`hibana.SparseLinear` without delays, or
+            `neurons` no layer of neurons.
         ValueError: if `linear` has parametrizations, or `neurons` do not emit spikes.
     """
 
-    def __init__(self, linear: nn.Linear, neurons: OverTime, pairs: Pairs) -> None:
-        if not isinstance(linear, nn.Linear):
-            raise TypeError(f"linear must be a torch.nn.Linear, got {_type_name(linear)}")
+    def __init__(self, linear: nn.Linear | SparseLinear, neurons: OverTime, pairs: Pairs) -> None:
+        if not (isinstance(linear, nn.Linear) or is_sparse(linear)):
+            raise TypeError(
+                "linear must be a torch.nn.Linear, or a hibana.SparseLinear without delays, "
+                f"got {_type_name(linear)}"
+            )
         if is_parametrized(linear):
             raise ValueError("linear must hold its weight as a parameter, got one with parametrizations")
         if not isinstance(neurons, OverTime):

@@ -9,6 +9,7 @@ from hibana.cells.spiking import decay
 from hibana.learn.plasticity.pairs import PairRule, Pairs, check_time_constant
 from hibana.learn.rule_cells import filter_backwards
 from hibana.nn.layers import OverTime
+from hibana.nn.sparse_linear import SparseLinear
 
 __all__ = ["RewardModulatedSTDP"]
 
@@ -27,7 +28,8 @@ class RewardModulatedSTDP(PairRule):
         dw = sum_t g_t e_t,   g_t = (1 - 1/tau_eligibility) g_(t+1) + r_t / tau_eligibility
 
     Args:
-        linear: the weights, ``[outputs, inputs]``, which change in place; the bias stays.
+        linear: the weights, ``[outputs, inputs]``, or a :class:`hibana.SparseLinear` without delays; they
+            change in place, the bias stays.
         neurons: a layer of spiking neurons.
         tau_pre: time constant of the inputs' traces, in steps, at least 1.
         tau_post: time constant of the neurons' traces, in steps, at least 1.
@@ -40,7 +42,8 @@ class RewardModulatedSTDP(PairRule):
         nearest: whether only pairs of nearest spikes count, or all pairs.
 
     Raises:
-        TypeError: if `linear` is no ``nn.Linear`` or `neurons` no layer of neurons.
+        TypeError: if `linear` is neither ``nn.Linear`` nor a sparse layer without delays, or `neurons` no
+            layer of neurons.
         ValueError: if a time constant is below 1, a rate negative, `bounds` no interval, or the neurons emit
             no spikes.
 
@@ -58,7 +61,7 @@ class RewardModulatedSTDP(PairRule):
 
     def __init__(
         self,
-        linear: nn.Linear,
+        linear: nn.Linear | SparseLinear,
         neurons: OverTime,
         *,
         tau_pre: float,
@@ -126,5 +129,5 @@ class RewardModulatedSTDP(PairRule):
             if self.tau_eligibility is not None:
                 factor = torch.tensor(decay(self.tau_eligibility), dtype=gain.dtype, device=gain.device)
                 gain = filter_backwards(gain / self.tau_eligibility, factor)
-            self.pairs.apply(weight, self.pairs.total_change(weight, inputs, spikes, gain))
+            self.pairs.apply(weight, self.pairs.total_change(self.linear, inputs, spikes, gain))
         self._last_call = None

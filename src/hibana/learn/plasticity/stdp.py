@@ -1,4 +1,4 @@
-"""``hb.learn.STDP``: spike-timing-dependent plasticity of the weights of a linear layer."""
+"""``hb.learn.STDP``: spike-timing-dependent plasticity of the weights of a linear layer, dense or sparse."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ from hibana.learn.plasticity.cell_step import CellStep
 from hibana.learn.plasticity.kernel import BLOCK, build_kernel
 from hibana.learn.plasticity.pairs import PairRule, Pairs, check_spikes
 from hibana.nn.layers import OverTime
+from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime import available
 from hibana.runtime.kernels import Launcher, float_bits
 
@@ -39,7 +40,8 @@ class STDP(PairRule):
     sequence is one native call, whose work is proportional to the number of spikes.
 
     Args:
-        linear: the weights, ``[outputs, inputs]``, which change in place; the bias stays.
+        linear: the weights, ``[outputs, inputs]``, which change in place; the bias stays. The synapses of a
+            :class:`hibana.SparseLinear` without delays change in plain PyTorch, step by step.
         neurons: a layer of spiking neurons, such as ``hibana.LIF()``, or ``hibana.OverTime`` of any cell.
         tau_pre: time constant of the inputs' traces, in steps, at least 1.
         tau_post: time constant of the neurons' traces, in steps, at least 1.
@@ -52,7 +54,8 @@ class STDP(PairRule):
             ``"auto"`` (``"cpu"`` if it supports the call).
 
     Raises:
-        TypeError: if `linear` is no ``nn.Linear`` or `neurons` no layer of neurons.
+        TypeError: if `linear` is neither ``nn.Linear`` nor a sparse layer without delays, or `neurons` no
+            layer of neurons.
         ValueError: if a time constant is below 1, a rate negative, `bounds` no interval, or the neurons emit
             no spikes.
 
@@ -71,7 +74,7 @@ class STDP(PairRule):
 
     def __init__(
         self,
-        linear: nn.Linear,
+        linear: nn.Linear | SparseLinear,
         neurons: OverTime,
         *,
         tau_pre: float,
@@ -142,16 +145,18 @@ class STDP(PairRule):
         """
         inputs = self._check_inputs(inputs)
         spikes, weight = self._run_constant(inputs, state), self.linear.weight
-        change = self.pairs.total_change(weight.detach(), inputs, spikes)
+        change = self.pairs.total_change(self.linear, inputs, spikes)
         weight.grad = -change if weight.grad is None else weight.grad - change
         return spikes
 
     def _run(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The spikes and the state after the last step, from the kernel if the backend allows it."""
         cell = self._cell
-        is_supported = inputs.is_cpu and inputs.dtype == torch.float32
+        is_dense = isinstance(self.linear, nn.Linear)
+        is_supported = inputs.is_cpu and inputs.dtype == torch.float32 and is_dense
         if self.backend == "cpu" and not is_supported:
-            raise Unsupported(f"backend 'cpu' runs float32 on the CPU, got {inputs.dtype} on {inputs.device}")
+            got = f"{inputs.dtype} on {inputs.device}" if is_dense else type(self.linear).__name__
+            raise Unsupported(f"backend 'cpu' runs nn.Linear in float32 on the CPU, got {got}")
         if self.backend != "reference" and is_supported:
             try:
                 neurons, kernel = self._compile(cell)
@@ -162,7 +167,7 @@ class STDP(PairRule):
             else:
                 return self._run_kernel(kernel, neurons.tensors(cell), inputs, state)
         check_spikes(inputs)
-        return self.pairs.run(self.linear.weight.detach(), self.linear.bias, cell, inputs, state)
+        return self.pairs.run(self.linear, cell, inputs, state)
 
     def _compile(self, cell: Cell) -> tuple[CellStep, Launcher]:
         """The step of `cell` and the kernel, which are compiled again if the cell changes.
