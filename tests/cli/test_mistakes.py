@@ -202,7 +202,7 @@ MISTAKES = [
         "inputs must be in [0, 1] like those of digits; they range from 16 to 16",
     ),
     ("predict digits.ckpt good.csv", "good.csv can't be read: it is not a NumPy file of numbers"),
-    ("convert own.ckpt out.tflite", "target must end in .c, .html, .nir, .onnx or .pt2"),
+    ("convert own.ckpt out.tflite", "target must end in .c, .html, .nir, .onnx, .pt2 or .v"),
     ("play nothere.ckpt", "there is no nothere.ckpt"),
     ("play --port 70000", "port must be in 0 to 65535, got 70000"),
     ("predict own.ckpt good.csv --trust mine", "trust must name functions, MODULE:FUNCTION, got 'mine'"),

@@ -25,18 +25,18 @@ def convert(
     flash: Integer | None = None,
     trust: tuple[str, ...] = (),
 ) -> None:
-    """Converts a network to NIR, C, ONNX, a web page or a PyTorch program, or from NIR.
+    """Converts a network to NIR, C, Verilog, ONNX, a web page or a PyTorch program, or from NIR.
 
     Prints a line for each property of the network that the target can't represent.
 
     Args:
         source: a checkpoint of hibana train, a run's folder, or a NIR file (.nir).
-        target: a NIR file (.nir), C code (.c), a web page to draw inputs on (.html), ONNX (.onnx), or a
-            program that runs in PyTorch without hibana (.pt2).
+        target: a NIR file (.nir), C code (.c), a circuit in Verilog (.v), a web page to draw inputs on
+            (.html), ONNX (.onnx), or a program that runs in PyTorch without hibana (.pt2).
         dt: time step in seconds; by default that of the source, else 1e-4.
         steps: number of time steps of a program; by default as in training.
         bits: use integers, with weights of 2 to 8 bits, in C, ONNX or a page; by default C and ONNX use
-            floating point, and pages 8 bits.
+            floating point, pages and circuits 8 bits.
         ram: largest number of bytes for variables in C; larger programs are not written.
         flash: largest number of bytes for constants in C; larger programs are not written.
         trust: MODULE:FUNCTION of yours that the file may name and that is then executed; may be repeated.
@@ -48,8 +48,8 @@ def convert(
             raise ValueError(f"target must be in a folder that can be written, got {target}")
         if target.is_dir():
             raise ValueError(f"target must be a file, and {target} is a folder")
-        if target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2"):
-            raise ValueError(f"target must end in .c, .html, .nir, .onnx or .pt2, got {target}")
+        if target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2", ".v"):
+            raise ValueError(f"target must end in .c, .html, .nir, .onnx, .pt2 or .v, got {target}")
         with progress(f"reading {source}"):
             network = _Source(source, dt, trust)
         if target.suffix == ".nir":
@@ -62,6 +62,8 @@ def convert(
             _write_onnx(network, target, bits)
         elif target.suffix == ".html":
             _write_page(network, target, 8 if bits is None else bits)
+        elif target.suffix == ".v":
+            _write_circuit(network, target, 8 if bits is None else bits)
         else:
             _write_c(network, target, steps, bits, ram, flash)
     for loss in losses:
@@ -152,6 +154,16 @@ def _write_c(
     program.write(target)
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} of variables")
     print(f"{target.with_suffix('.h')}  states the cost of a step")
+
+
+def _write_circuit(network: _Source, target: Path, bits: int) -> None:
+    """Writes a circuit with weights of `bits` bits to `target`, and a testbench beside it."""
+    from hibana.network import to_verilog
+
+    program = to_verilog(network.quantized(bits), network.samples(""), scores=network.scores)
+    _, bench = program.write(target)
+    print(f"{program.weight_bits:,} bits of constants, {program.state_bits:,} of variables")
+    print(f"{bench}  plays samples and compares every spike: iverilog -o net {target} {bench} && ./net")
 
 
 def _write_onnx(network: _Source, target: Path, bits: int | None) -> None:

@@ -1,7 +1,8 @@
 """Conversion of trained networks: from ReLU networks, and to integers, C, ONNX and PyTorch programs.
 
 :func:`from_ann` replaces activations by integrate-and-fire neurons, :func:`quantize` real numbers by
-integers. :func:`to_c`, :func:`to_onnx` and :func:`export` write the loop over time for other programs.
+integers. :func:`to_c`, :func:`to_onnx` and :func:`export` write the loop over time for other programs,
+:func:`to_verilog` a circuit.
 :func:`to_neo` and :func:`to_nwb` convert recorded spikes.
 """
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from hibana.network.onnx_export import to_onnx
     from hibana.network.quantized import Quantization, QuantizationAware, quantization_aware, quantize
     from hibana.network.spike_export import to_neo, to_nwb
+    from hibana.network.verilog import VerilogProgram, to_verilog
 
 __all__ = [
     "CProgram",
@@ -26,6 +28,7 @@ __all__ = [
     "Quantization",
     "QuantizationAware",
     "Quantized",
+    "VerilogProgram",
     "accuracy_over_time",
     "export",
     "from_ann",
@@ -35,12 +38,14 @@ __all__ = [
     "to_neo",
     "to_nwb",
     "to_onnx",
+    "to_verilog",
 ]
 
 _LAZY = {
     **dict.fromkeys(("CProgram", "to_c"), "c"),
     **dict.fromkeys(("Quantization", "QuantizationAware", "quantization_aware", "quantize"), "quantized"),
     "Quantized": "integer_network",
+    **dict.fromkeys(("VerilogProgram", "to_verilog"), "verilog"),
     "to_onnx": "onnx_export",
     **dict.fromkeys(("to_neo", "to_nwb"), "spike_export"),
 }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hibana.compiler.c.source import library_functions
 from hibana.network.c.arithmetic import Arithmetic
-from hibana.network.c.code import CWriter, array, each
+from hibana.network.c.code import CWriter, each
 from hibana.network.c.memory import SIZES, Memory, index_type
 from hibana.network.c.neurons import NeuronWriter
 from hibana.network.graph import Network, Node
@@ -48,8 +48,8 @@ class Emitter(Lowering):
         self.reads_events = False
         """Whether the code under construction reads the input as a list of the indices that are 1."""
         self.memory = Memory()
-        self.constants: list[str] = []
-        """Lines that define the constant arrays."""
+        self.constants: list[tuple[str, str, Tensor]] = []
+        """The name, C's type, and the values of each constant array."""
         self.constant_bytes = 0
         self.resets: list[str] = []
         """Statements that set the state to rest."""
@@ -77,7 +77,7 @@ class Emitter(Lowering):
         """The constant array `name` of C's type `kind`, which is defined by the first call."""
         if name not in self._arrays:
             self._arrays[name] = self.pointer(name, f"const {kind}")
-            self.constants += array(name, kind, values)
+            self.constants.append((name, kind, values))
             self.constant_bytes += SIZES[kind] * values.numel()
         return self._arrays[name]
 

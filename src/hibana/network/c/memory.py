@@ -60,6 +60,11 @@ class Memory:
         self._unions[index].append(_Field(name, kind, count, last))
         return f"net->shared{index}.{name}"
 
+    def fields(self) -> list[tuple[str, str, int]]:
+        """The name, C's type and the length of each array; the length of a number is 0."""
+        shared = [array for union in self._unions for array in union]
+        return [(field.name, field.kind, field.count) for field in (*self._fields, *shared)]
+
     def _layout(self) -> list[tuple[int, int, list[str]]]:
         """Alignment, bytes and declaration of each field of the struct, the widest alignment first."""
         layout = [(SIZES[field.kind], field.bytes, [field.declaration]) for field in self._fields]

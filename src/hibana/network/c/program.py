@@ -16,7 +16,7 @@ from hibana.network.integer_network import Quantized
 from hibana.network.reader import read
 from hibana.runtime import files
 
-__all__ = ["CProgram", "Cost", "exact_dtype", "to_c"]
+__all__ = ["CProgram", "Cost", "build_unit", "exact_dtype", "to_c"]
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def to_c(net: nn.Module, example: Tensor, *, name: str = "net", scores: str = "s
         raise ValueError(f"name must be letters, digits and _, and begin with a letter, got {name!r}")
     if scores not in SCORES:
         raise ValueError(f"scores must be one of {', '.join(SCORES)}, got {scores!r}")
-    unit = _unit(net, example, name, scores)
+    unit = build_unit(net, example, name, scores)
     description = str(net)
     return CProgram(
         name,
@@ -128,15 +128,17 @@ def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
     return torch.float32 if arithmetic.largest < 2**24 else torch.float64
 
 
-def _unit(net: nn.Module, example: Tensor, name: str, scores: str) -> Unit:
-    """The program of `net`, which computes in integers if `net` is quantized."""
+def build_unit(
+    net: nn.Module, example: Tensor, name: str, scores: str, unit_class: type[Unit] = Unit
+) -> Unit:
+    """The statements of the program of `net`, which computes in integers if `net` is quantized."""
     if isinstance(net, Quantized):
         network = read(net.net, net.integer_input(example))
         arithmetic: Arithmetic = _integer_arithmetic(net, network, len(example), scores)
     else:
         network = read(net, example)
         arithmetic = FloatArithmetic(network.dtype)
-    return Unit(network, arithmetic, name, scores, len(example))
+    return unit_class(network, arithmetic, name, scores, len(example))
 
 
 def _integer_arithmetic(net: Quantized, network: Network, steps: int, scores: str) -> IntegerArithmetic:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from textwrap import indent
 
 from hibana.network.c.arithmetic import Arithmetic
-from hibana.network.c.code import block, comment_text, each
+from hibana.network.c.code import array, block, comment_text, each
 from hibana.network.c.emitter import Emitter
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Activations, in_order
@@ -143,7 +143,8 @@ class Unit(Emitter):
             *(self.from_numbers + self.from_events),
             *(self.static_lines + self.step_lines + self.resets),
         ]
-        includes = ["#include <math.h>"] if any(map(_OF_MATH.search, [*self.constants, *statements])) else []
+        constants = [line for constant in self.constants for line in array(*constant)]
+        includes = ["#include <math.h>"] if any(map(_OF_MATH.search, [*constants, *statements])) else []
         static_function, static_call = [], []
         if self.static_lines:
             static_function = [*block(f"static void {name}_still({name}_state *net)", self.static_lines), ""]
@@ -153,7 +154,7 @@ class Unit(Emitter):
 {self._comment(description)}
 
 {_lines([f'#include "{name}.h"', *includes, *self.arithmetic.guards])}
-{_lines(self.constants)}
+{_lines(constants)}
 {_lines([*static_function, f"static void {name}_read_events({arguments}) {{"])}\
 {_lines([*self.from_events, *static_call], 1)}}}
 

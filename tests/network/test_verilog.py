@@ -1,0 +1,107 @@
+"""A network as Verilog: its testbench, in a simulator, finds every spike and output equal to PyTorch's."""
+
+import shutil
+import subprocess
+
+import pytest
+import torch
+from hibana.convert import quantize, to_verilog
+from torch import nn
+
+import hibana as hb
+
+needs_simulator = pytest.mark.skipif(
+    shutil.which("iverilog") is None, reason="no Verilog simulator, iverilog"
+)
+
+
+class Talking(hb.Cell):
+    """A cell of a user, with synapses inside the step."""
+
+    def __init__(self, neurons):
+        super().__init__()
+        self.synapses = nn.Linear(neurons, neurons, bias=False)
+
+    def forward(self, input_, v_previous, s_previous):
+        v = 0.75 * v_previous * (1 - s_previous) + input_ + self.synapses(s_previous)
+        return v, hb.spike(v - 0.5)
+
+
+NETWORKS = {
+    "fully connected": (
+        lambda: nn.Sequential(
+            nn.Linear(8, 12), hb.LIF(3.0), nn.Linear(12, 10), hb.IF(), nn.Linear(10, 3), hb.LI()
+        ),
+        (8,),
+    ),
+    "images": (
+        lambda: nn.Sequential(
+            hb.EachStep(nn.Conv2d(2, 4, 3, padding=1, stride=2)),
+            hb.IF(0.25),
+            hb.EachStep(nn.MaxPool2d(2)),
+            nn.Flatten(2),
+            nn.Linear(36, 3),
+            hb.LIF(4.0, threshold=0.25),
+        ),
+        (2, 11, 11),
+    ),
+    "recurrent": (
+        lambda: nn.Sequential(nn.Linear(5, 6), hb.Recurrent(hb.LIFCell(4.0, threshold=0.2), 6)),
+        (5,),
+    ),
+    "cell of a user": (lambda: nn.Sequential(nn.Linear(5, 6), hb.OverTime(Talking(6))), (5,)),
+    "delays and windows": (
+        lambda: nn.Sequential(
+            hb.Window(3, 4, 2), hb.IF(0.2), hb.Delay(2.0), hb.DelayedLinear(4, 3, 3), hb.IF(0.2)
+        ),
+        (3,),
+    ),
+    "average": (
+        lambda: nn.Sequential(
+            hb.IF(0.5), hb.EachStep(nn.AvgPool2d(2)), nn.Flatten(2), nn.Linear(9, 2), hb.LI()
+        ),
+        (1, 6, 6),
+    ),
+}
+
+
+def simulate(program, folder):
+    """The last line that the testbench prints, and the module's file."""
+    path, bench = program.write(folder / "net.v")
+    subprocess.run(["iverilog", "-g2005", "-o", folder / "net", path, bench], check=True)
+    done = subprocess.run([folder / "net"], check=True, capture_output=True, text=True)
+    return next(line for line in reversed(done.stdout.splitlines()) if line.endswith("equal")), path
+
+
+@needs_simulator
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_spike_and_output_equals_pytorch(name, tmp_path):
+    torch.manual_seed(0)
+    make, shape = NETWORKS[name]
+    inputs = (torch.rand(10, 3, *shape) < 0.5).float() * torch.rand(10, 3, *shape)
+    net, _ = quantize(make().eval(), inputs)
+    assert net(inputs).any()
+    program = to_verilog(net, inputs, samples=3)
+    line, path = simulate(program, tmp_path)
+    assert line == "3 of 3 equal"
+    if shutil.which("verilator"):
+        subprocess.run(["verilator", "--lint-only", "-Wall", path], check=True)
+
+
+@needs_simulator
+def test_the_testbench_finds_a_changed_weight(tmp_path):
+    torch.manual_seed(0)
+    inputs = torch.rand(10, 2, 4)
+    net, _ = quantize(nn.Sequential(nn.Linear(4, 6), hb.IF()), inputs)
+    assert simulate(to_verilog(net, inputs), tmp_path)[0] == "2 of 2 equal"
+    expected = to_verilog(net, inputs).testbench
+    with torch.no_grad():
+        net.net[0].weight.mul_(-1)
+    changed = to_verilog(net, inputs)
+    object.__setattr__(changed, "testbench", expected)
+    assert simulate(changed, tmp_path)[0] == "0 of 2 equal"
+
+
+def test_floats_are_refused():
+    with pytest.raises(TypeError, match=r"net must be the result of hb\.quantize, got Sequential"):
+        to_verilog(nn.Sequential(nn.Linear(4, 3), hb.IF()), torch.rand(4, 1, 4))
