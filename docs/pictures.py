@@ -46,7 +46,7 @@ def main() -> None:
     mpl.use("Agg")
     mpl.rcParams["savefig.dpi"] = 160  # twice what a column of the site shows
     asked = [DOCS / name for name in sys.argv[1:]]
-    for page in asked or [DOCS / "start.md", *sorted(DOCS.glob("tutorials/*.md"))]:
+    for page in asked or [DOCS / "start.md", DOCS / "sparse.md", *sorted(DOCS.glob("tutorials/*.md"))]:
         print(page.name, *draw(page), flush=True)
     print("README.md", *draw_dark(), flush=True)
 
