@@ -175,6 +175,8 @@ def test_weights_and_delays_follow_their_distributions() -> None:
     assert ((counts[:30] - expected[:30]).abs() <= 5 * expected.sqrt() + 1).all()
     c = connect.fixed_total(n, delay=connect.uniform(0.5, 3.5), seed=0).connections(10, 10)
     assert c.delays.unique().tolist() == [1, 2, 3]
+    many = connect.fixed_out_degree(387, delay=connect.normal(14, 7.5, low=0), seed=0)
+    _check_order(many.connections(60, 7717), 60, 7717)  # delays above 31, the largest alias
     assert ((c.delays.long().bincount()[1:] - n / 3).abs() < 5 * math.sqrt(n * 2 / 9)).all()
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hibana.runtime.kernels import address_of, float_bits
 from hibana.spikes.sparse.connections import Connections, check_target_count, row_starts_of
-from hibana.spikes.sparse.distributions import Distribution, alias_table
+from hibana.spikes.sparse.distributions import CHOICES, Distribution, alias_table
 from hibana.spikes.sparse.row_draws import MAX_ROW, Entry, fill_rows
 
 __all__ = ["Pattern", "Projection", "generate", "multinomial"]
@@ -75,7 +75,9 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
     row_starts = row_starts_of(counts)
     size = int(row_starts[-1])
     tables = {projection.delay: alias_table(projection.delay) for projection in projections}
-    max_delay = max((int((table & 0xFF).max()) for table in tables.values()), default=0)
+    columns = torch.arange(CHOICES, device="cpu")
+    possible = [torch.maximum(table & 0xFF, columns * (table >> 8 != 0)) for table in tables.values()]
+    max_delay = max((int(delays.max()) for delays in possible), default=0)
     starts = [row_starts_of(projection.pattern.counts) for projection in projections]
     entries = [
         _entry(each, begins, tables[each.delay]) for each, begins in zip(projections, starts, strict=True)
