@@ -71,6 +71,30 @@ def test_gradients_equal_those_of_the_masked_layer(rule, cell, bias, readout):
         assert numbers / dense_numbers == (len(sparse.weight) + 7 * bias) / (70 + 7 * bias)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rule", RULES)
+def test_recurrent_synapses_equal_those_of_the_masked_layer(rule, bias):
+    torch.manual_seed(0)
+    mask = torch.rand(8, 8) < 0.4
+    mask[0, 0] = True  # a synapse to itself
+    linear = nn.Linear(8, 8, bias=bias).double()
+    with torch.no_grad():
+        linear.weight.mul_(mask)
+    sparse, readout = hb.SparseLinear.from_linear(linear, mask).double(), nn.Linear(8, 2).double()
+    x, results = torch.rand(9, 3, 8, dtype=torch.float64), []
+    for synapses in (sparse, linear):
+        cell = hb.LIFCell(tau=4.0, detach_reset=True, surrogate=hb.surrogate.ATan())
+        recurrent = hb.Recurrent(cell, 8, synapses, gradient_scale=0.5)
+        learner = hb.learn.online(nn.Sequential(recurrent, copy.deepcopy(readout)), RULES[rule])
+        for chunk in x.split([4, 1, 4]):
+            y = learner.steps(chunk)
+            y.square().sum().backward()
+        results.append(y)
+    assert torch.allclose(*results, rtol=0, atol=1e-12)
+    assert sparse.weight.grad.count_nonzero() > 0
+    assert_equal(sparse, linear, "grad")
+
+
 def test_state_of_sparse_traces_is_restored():
     sparse, *_ = layers()
     net = nn.Sequential(sparse, hb.LIF(), nn.Linear(7, 2).double(), hb.LI(tau=3.0))
@@ -139,9 +163,9 @@ def test_unsupported_layers_are_named():
         hb.learn.online(nn.Sequential(delayed, hb.LIF()))
     with pytest.raises(TypeError, match="SparseLinear without delays"):
         hb.learn.STDP(delayed, hb.LIF(), **PAIRS)
-    recurrent = hb.Recurrent(hb.LIFCell(), 7, hb.SparseLinear(7, 7, 0.5))
-    with pytest.raises(TypeError, match="'1': recurrent must be an nn"):
-        hb.learn.online(nn.Sequential(hb.SparseLinear(10, 7), recurrent))
+    recurrent = hb.Recurrent(hb.LIFCell(), 10, hb.SparseLinear(10, 10, 0.5, delays=torch.ones(10, 10)))
+    with pytest.raises(TypeError, match=r"'0': recurrent must be .*, got DelayedSparseLinear"):
+        hb.learn.online(nn.Sequential(recurrent))
     rule = hb.learn.STDP(hb.SparseLinear(10, 7), hb.LIF(), **PAIRS, backend="cpu")
     with pytest.raises(Unsupported, match="float32 on the CPU, got SparseLinear"):
         rule(torch.zeros(2, 1, 10))

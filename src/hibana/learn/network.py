@@ -17,7 +17,7 @@ from hibana.compiler.reference import state_dtype
 from hibana.compiler.tensors import is_parametrized, tensors_of
 from hibana.compiler.torch_layers import role_of
 from hibana.learn.derivatives import CellDerivatives
-from hibana.learn.synapses import Synapses, is_synapses
+from hibana.learn.synapses import Synapses, is_sparse, is_synapses
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.normalized import NormalizingSequential
@@ -131,10 +131,11 @@ def _neuron_layer(
     if is_parametrized(layer.cell):
         raise ValueError(f"layer {name!r}: its cell has parametrizations, which rules don't see through")
     if isinstance(layer, Recurrent):
-        if role_of(layer.recurrent) != "linear":
+        if role_of(layer.recurrent) != "linear" and not is_sparse(layer.recurrent):
             kind = type(layer.recurrent).__name__
             raise TypeError(
-                f"layer {name!r}: recurrent must be an nn.Linear to be learned online, got {kind}"
+                f"layer {name!r}: recurrent must be an nn.Linear to be learned online, or a "
+                f"hibana.SparseLinear without delays, got {kind}"
             )
         recurrent, scale = Synapses(f"{name}.recurrent", layer.recurrent), layer.gradient_scale
     try:

@@ -1,5 +1,6 @@
 """Cells that compute a layer's step with the gradient over time of a rule, and runs of them with a graph."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
@@ -12,6 +13,7 @@ from hibana.cells import Cell
 from hibana.compiler import unroll_layer
 from hibana.learn.derivatives import INPUT, Jacobian, Recursion, same_step_derivatives, step_derivatives
 from hibana.learn.network import NeuronLayer
+from hibana.nn.sparse_linear import SparseLinear
 
 __all__ = ["CellRun", "EffectCell", "Gradients", "InputTraceCell", "NeuronTraceCell", "SilentCell"]
 __all__ += ["filter_backwards", "run_cell"]
@@ -29,6 +31,8 @@ class RuleCell(Cell):
     cell: Cell
     weight: Tensor
     bias: Tensor | None
+    self_weight: Tensor
+    """The weight of the synapse of each neuron to itself, for sparse recurrent synapses, ``[neurons]``."""
 
     def __init__(self, layer: NeuronLayer, cell: Cell, extra: Sequence[str]) -> None:
         nn.Module.__init__(self)
@@ -36,12 +40,21 @@ class RuleCell(Cell):
         self.cell, self.gradient_scale, self.extra = cell, layer.gradient_scale, tuple(extra)
         self.is_recurrent = module is not None
         self._recurrent = (module,)  # a tuple, so that its parameters are not those of this module
+        self.synapses = (
+            copy.deepcopy(module).requires_grad_(False) if isinstance(module, SparseLinear) else None
+        )
         self.copy_weights()
         self._create_cache()
 
     def copy_weights(self) -> None:
         """Copies the recurrent weights, because an optimizer may change them before the graph is used."""
         (module,) = self._recurrent
+        if self.synapses is not None:
+            self.synapses.load_state_dict(module.state_dict())
+            sources, targets, weight = module.sources, module.targets.long(), module.weight.detach()
+            to_itself = weight.new_zeros(module.out_features)
+            self._buffers["self_weight"] = to_itself.index_add_(0, targets, weight * (sources == targets))
+            return
         for name in ("weight", "bias"):
             value = None if module is None else getattr(module, name)
             self._buffers[name] = None if value is None else value.detach().clone()
@@ -50,6 +63,8 @@ class RuleCell(Cell):
         """The input plus the recurrent input from the previous `spikes`, which passes no gradient."""
         if not self.is_recurrent:
             return input_
+        if self.synapses is not None:
+            return input_ + self.synapses(spikes.detach())  # type: ignore[no-any-return] # a module
         return input_ + functional.linear(spikes.detach(), self.weight, self.bias)
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # extra states, then those of the cell
@@ -97,7 +112,8 @@ class NeuronTraceCell(RuleCell):
             previous = tuple([state.detach() for state in previous])
         total = self.total_input(input_, previous[-1])
         if self.self_synapse and self.is_recurrent:
-            total = _with_gradient(total, previous[-1], self.weight.diagonal() * self.gradient_scale)
+            weight = self.weight.diagonal() if self.synapses is None else self.self_weight
+            total = _with_gradient(total, previous[-1], weight * self.gradient_scale)
         next_states = self.cell(total, *previous)
         values = same_step_derivatives(next_states, self.same_step, self.between_independent)
         return (*(values[pair] for pair in self.same_step), *next_states)

@@ -88,6 +88,9 @@ class Synapses:
             inputs: spikes or numbers, ``[T, batch, inputs]``.
             grad: the gradient of the layer's output, ``[T, batch, outputs]``.
         """
+        if (stored := self.stored) is not None:
+            rows = self.rows(inputs).flatten(0, 1)
+            return self.split_gradient(stored.sums(grad.flatten(0, -2), rows))
         grads, rows, has_bias = grad.flatten(0, -2), inputs.flatten(0, -2), self.module.bias is not None
         is_large = grads.numel() * rows.shape[1] >= SMALLEST_WORK and grads.dtype == torch.float32
         if is_large and grads.is_cpu and not available.unavailable_reason():
