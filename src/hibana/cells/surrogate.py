@@ -27,24 +27,9 @@ from torch import Tensor
 
 from hibana.runtime import torch_internals
 
-__all__ = [
-    "ATan",
-    "Box",
-    "Erfc",
-    "FastSigmoid",
-    "Formula",
-    "Gaussian",
-    "Heaviside",
-    "LeakyReLU",
-    "PiecewiseExponential",
-    "PiecewiseQuadratic",
-    "Sigmoid",
-    "Step",
-    "StraightThrough",
-    "Surrogate",
-    "Triangle",
-    "named",
-]
+__all__ = ["ATan", "Box", "Erfc", "FastSigmoid", "Formula", "Gaussian", "Heaviside", "LeakyReLU"]
+__all__ += ["PiecewiseExponential", "PiecewiseQuadratic", "Sigmoid", "Step", "StraightThrough", "Surrogate"]
+__all__ += ["Triangle", "named"]
 
 
 @dataclass(frozen=True)

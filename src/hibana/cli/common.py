@@ -9,16 +9,8 @@ from typing import Annotated
 
 import cyclopts
 
-__all__ = [
-    "Failure",
-    "Integer",
-    "Refusal",
-    "allow_local_imports",
-    "progress",
-    "refuse_errors",
-    "unwritable",
-    "writable",
-]
+__all__ = ["Failure", "Integer", "Refusal", "allow_local_imports", "progress", "refuse_errors", "unwritable"]
+__all__ += ["writable"]
 
 
 class Refusal(Exception):  # noqa: N818 - not an error of the program

@@ -13,23 +13,6 @@ from hibana.learn.rules import DRTRL, OTTT, EProp, PPProp, Rule
 from hibana.learn.spike_times import EventPropCell, SpikeTimeCell, spikes_at
 from hibana.nn.first_spike import first_spike_times
 
-__all__ = [
-    "DRTRL",
-    "DeepR",
-    "EProp",
-    "EventPropCell",
-    "OTTT",
-    "Oja",
-    "Online",
-    "PPProp",
-    "RewardModulatedSTDP",
-    "RigL",
-    "Rule",
-    "SET",
-    "STDP",
-    "SpikeTimeCell",
-    "explain",
-    "first_spike_times",
-    "online",
-    "spikes_at",
-]
+__all__ = ["DRTRL", "DeepR", "EProp", "EventPropCell", "OTTT", "Oja", "Online", "PPProp"]
+__all__ += ["RewardModulatedSTDP", "RigL", "Rule", "SET", "STDP", "SpikeTimeCell", "explain"]
+__all__ += ["first_spike_times", "online", "spikes_at"]

@@ -21,25 +21,9 @@ if TYPE_CHECKING:
     from hibana.network.spike_export import to_neo, to_nwb
     from hibana.network.verilog import VerilogProgram, to_verilog
 
-__all__ = [
-    "CProgram",
-    "Conversion",
-    "LayerReport",
-    "Quantization",
-    "QuantizationAware",
-    "Quantized",
-    "VerilogProgram",
-    "accuracy_over_time",
-    "export",
-    "from_ann",
-    "quantization_aware",
-    "quantize",
-    "to_c",
-    "to_neo",
-    "to_nwb",
-    "to_onnx",
-    "to_verilog",
-]
+__all__ = ["CProgram", "Conversion", "LayerReport", "Quantization", "QuantizationAware", "Quantized"]
+__all__ += ["VerilogProgram", "accuracy_over_time", "export", "from_ann", "quantization_aware", "quantize"]
+__all__ += ["to_c", "to_neo", "to_nwb", "to_onnx", "to_verilog"]
 
 _LAZY = {
     **dict.fromkeys(("CProgram", "to_c"), "c"),

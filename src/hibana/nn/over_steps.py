@@ -28,20 +28,9 @@ from hibana.runtime.torch_internals import tree_map
 from hibana.spikes.checks import is_constant_over_time
 from hibana.spikes.provenance import register_view
 
-__all__ = [
-    "OVER_STEPS",
-    "BatchNorm2dOverSteps",
-    "Conv2dOverSteps",
-    "EagerNetwork",
-    "FlattenOverSteps",
-    "JoinedNetwork",
-    "JoinedNeurons",
-    "OverSteps",
-    "call_eagerly",
-    "joined_kind",
-    "joining",
-    "may_be_joined",
-]
+__all__ = ["OVER_STEPS", "BatchNorm2dOverSteps", "Conv2dOverSteps", "EagerNetwork", "FlattenOverSteps"]
+__all__ += ["JoinedNetwork", "JoinedNeurons", "OverSteps", "call_eagerly", "joined_kind", "joining"]
+__all__ += ["may_be_joined"]
 
 
 class OverSteps(nn.Module):

@@ -36,6 +36,7 @@ class SpikeTrains:
     shape: tuple[int, int]
 
     def __post_init__(self) -> None:
+        """Checks shapes, ranges and order; raises ValueError if they are wrong."""
         if self.steps.ndim != 1 or self.steps.shape != self.neurons.shape:
             shapes = f"{tuple(self.steps.shape)} and {tuple(self.neurons.shape)}"
             raise ValueError(f"steps and neurons must both be [spikes], got {shapes}")

@@ -19,18 +19,5 @@ from hibana.spikes.linear import Linear
 from hibana.spikes.pooling import MaxPool2d
 from hibana.spikes.sums import add
 
-__all__ = [
-    "AdaptiveAvgPool2d",
-    "AdaptiveMaxPool2d",
-    "AvgPool2d",
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose2d",
-    "Flatten",
-    "Linear",
-    "MaxPool2d",
-    "Upsample",
-    "add",
-    "adopt",
-]
+__all__ = ["AdaptiveAvgPool2d", "AdaptiveMaxPool2d", "AvgPool2d", "Conv1d", "Conv2d", "Conv3d"]
+__all__ += ["ConvTranspose2d", "Flatten", "Linear", "MaxPool2d", "Upsample", "add", "adopt"]

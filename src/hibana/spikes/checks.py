@@ -11,15 +11,8 @@ from torch import Tensor, nn
 from hibana.compiler.derivatives import once_differentiable
 from hibana.runtime import available, torch_internals
 
-__all__ = [
-    "check_no_time",
-    "check_saved",
-    "dense_for_more",
-    "is_constant_over_time",
-    "kernels_accept",
-    "pair",
-    "shape_error",
-]
+__all__ = ["check_no_time", "check_saved", "dense_for_more", "is_constant_over_time", "kernels_accept"]
+__all__ += ["pair", "shape_error"]
 
 
 dense_for_more = partial(

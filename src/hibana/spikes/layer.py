@@ -14,23 +14,9 @@ from hibana.spikes.planes import Planes, candidate_factors, pack_integers
 from hibana.spikes.provenance import Provenance, fills_memory
 from hibana.spikes.simd.lists import WORD
 
-__all__ = [
-    "NOT_SPIKES",
-    "SMALLEST_WORK",
-    "SMALL_PRODUCT",
-    "SMALL_PRODUCT_REASON",
-    "UNSUPPORTED",
-    "Mode",
-    "PackedInput",
-    "SpikeLayer",
-    "attached_planes",
-    "check_mode",
-    "mask_provenance",
-    "needs_gradient",
-    "pack_binary",
-    "pack_input",
-    "pack_numbers",
-]
+__all__ = ["NOT_SPIKES", "SMALLEST_WORK", "SMALL_PRODUCT", "SMALL_PRODUCT_REASON", "UNSUPPORTED", "Mode"]
+__all__ += ["PackedInput", "SpikeLayer", "attached_planes", "check_mode", "mask_provenance", "needs_gradient"]
+__all__ += ["pack_binary", "pack_input", "pack_numbers"]
 
 Mode = Literal["auto", "dense", "events"]
 

@@ -12,17 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = [
-    "ALL",
-    "Call",
-    "Choice",
-    "Key",
-    "choose",
-    "is_tuning",
-    "prefers_events",
-    "restricts_gradient",
-    "tuning",
-]
+__all__ = ["ALL", "Call", "Choice", "Key", "choose", "is_tuning", "prefers_events", "restricts_gradient"]
+__all__ += ["tuning"]
 
 Call = Callable[[], object]
 

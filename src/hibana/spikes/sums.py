@@ -64,7 +64,10 @@ def _mask_union(summands: list[Provenance | None]) -> Provenance | None:
 
 
 def _same_layout(a: Provenance, b: Provenance, a_bits: Tensor, b_bits: Tensor) -> bool:
-    """Whether both bits order the elements alike: in pieces of full words, or in pieces of equal length."""
+    """Whether bit k of both is the same element of their tensors, so that words can be combined.
+
+    Bits are stored in pieces that end at full words, so pieces of another length move the later elements.
+    """
     fills_words = a.length % WORD == 0 == b.length % WORD
     return fills_words or (a.length == b.length and a_bits.shape[-2:] == b_bits.shape[-2:])
 

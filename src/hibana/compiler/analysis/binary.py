@@ -47,14 +47,17 @@ class Integers(Analysis[Interval | None]):
         return (0.0, 1.0) if value.boolean else None
 
     def on_previous(self, value: Value) -> Interval | None:
+        """Bounds 0 and 1 of a state that is always 0 or 1; None for other states."""
         return (0.0, 1.0) if self.states.get(str(value.data)) in self.binary else None
 
     on_row = on_previous
 
     def on_number(self, value: Value) -> Interval | None:
+        """A number is its own lower and upper bound."""
         return float(value.data), float(value.data)
 
     def on_constant(self, value: Value) -> Interval | None:
+        """The bounds of a constant of the step; None if it is no integer."""
         number = self.step.constants[int(value.data)]
         return (number, number) if number.is_integer() else None
 

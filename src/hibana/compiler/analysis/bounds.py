@@ -90,6 +90,7 @@ class Bounds(Analysis[Interval | None]):
         return ANY
 
     def on_number(self, value: Value) -> Interval | None:
+        """A number is its own lower and upper bound."""
         return float(value.data), float(value.data)
 
     def on_constant(self, value: Value) -> Interval | None:

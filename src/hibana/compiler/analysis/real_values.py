@@ -47,9 +47,11 @@ class _Simplified(Rewriting):
         """The operation `row` on `args`, without ``fma``, ``ceil``, ``trunc`` and ``sign``."""
 
         def make(op: str, *arguments: Value) -> Value:
+            """The value of the operation `op` on `arguments`."""
             return Value(op, arguments)
 
         def ceil(x: Value) -> Value:
+            """``ceil(x)`` as ``-floor(-x)``."""
             return make("neg", make("floor", make("neg", x)))
 
         x, zero = args[0], Value("number")
@@ -79,10 +81,12 @@ class RealValues(Eager):
         self.tensors: list[Tensor] = [value.double() for value in step.prologue(*tensors)]
 
     def on_input(self, value: Value) -> Tensor:
+        """The input of the step."""
         assert self.input is not None
         return self.input
 
     def on_previous(self, value: Value) -> Tensor:
+        """The state before the step."""
         return self.state[int(value.data)]
 
     def on_parameter(self, value: Value) -> Tensor:
@@ -90,9 +94,11 @@ class RealValues(Eager):
         return self.tensors[int(value.data)]
 
     def on_constant(self, value: Value) -> Tensor:
+        """A constant of the step, as a tensor."""
         return torch.tensor(self.step.constants[int(value.data)], dtype=torch.float64, device="cpu")
 
     def on_number(self, value: Value) -> Tensor:
+        """A number, as a tensor."""
         return torch.tensor(float(value.data), dtype=torch.float64, device="cpu")
 
     def matrix(self, value: Value) -> Tensor:

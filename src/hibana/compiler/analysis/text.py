@@ -65,6 +65,7 @@ class _Writing(Analysis[str]):
             self.uses[value] += 1
 
     def on_number(self, value: Value) -> str:
+        """The text of a number in the dialect."""
         return self.dialect.number.format(value.data)
 
     def leaf(self, value: Value) -> str:

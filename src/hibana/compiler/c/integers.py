@@ -97,6 +97,7 @@ class _Writing(Analysis[Integer]):
         self.lines: list[str] = []
 
     def on_number(self, value: Value) -> Integer:
+        """The expression of a number, which must be a multiple of 2^-24."""
         return _constant(float(value.data))
 
     def leaf(self, value: Value) -> Integer:

@@ -204,7 +204,7 @@ class SampleLoops(KernelWriter):
         return self.zeros.replace_if(argument.is_not_null(), argument + self._offset(sample))
 
     def _buffer_row(self, name: str, s: Value) -> Pointer:
-        """The kernel's own row `name` of the tile's sample `s`."""
+        """The address of the value `name` in the kernel's own memory, for sample `s` of the tile."""
         return self.rows[name] + s * self.size["padded"]
 
     def _offset(self, sample: Value) -> Value:

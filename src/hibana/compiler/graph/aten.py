@@ -63,6 +63,7 @@ def _direct(row: Operation) -> Rule:
     """The rule of an operation that is equal to `row`; further arguments, such as ``alpha``, must be 1."""
 
     def rule(*args: Any) -> Any:
+        """The operation of the table with the name of `row`, on the arguments of the ATen operation."""
         if any(factor != 1 for factor in args[row.arity :]):
             raise Unsupported(f"{row.name} with alpha={args[row.arity]}")
         term = next(a for a in args if isinstance(a, Term))
@@ -150,6 +151,7 @@ def _remainder(x: Any, y: Any) -> Any:
 
 
 def _round(x: Any, decimals: Any = 0) -> Any:
+    """The terms of ``torch.round``, refused with `decimals`."""
     if decimals:
         raise Unsupported(f"round with decimals={decimals}")
     return apply("round", x)
@@ -175,6 +177,7 @@ def _lerp(start: Any, end: Any, weight: Any) -> Any:
 
 
 def _hardtanh(x: Any, low: Any = -1, high: Any = 1) -> Any:
+    """The terms of ``torch.nn.functional.hardtanh``: `x` between `low` and `high`."""
     high = x.lift(high)
     return apply("minimum", high, apply("maximum", low, x))
 

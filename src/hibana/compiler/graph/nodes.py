@@ -171,4 +171,5 @@ def columns(layout: Tensor, neurons: int) -> bool:
 
 
 def _in_order(layout: Tensor) -> bool:
+    """Whether `layout`, the index of the neuron at each place, lists all neurons in their order."""
     return torch.equal(layout.reshape(-1), step_layout(torch.Size([layout.numel()])))

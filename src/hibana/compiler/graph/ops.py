@@ -124,10 +124,12 @@ def reciprocal(a: Interval | None) -> Interval | None:
 
 
 def _opposite(a: Interval) -> Interval:
+    """Bounds of ``-a``."""
     return -a[1], -a[0]
 
 
 def _root(a: Interval) -> Interval | None:
+    """Bounds of ``sqrt(a)``; None if it may be NaN."""
     return (math.sqrt(a[0]), math.sqrt(a[1])) if a[0] >= 0 else None
 
 

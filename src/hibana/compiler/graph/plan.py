@@ -120,11 +120,12 @@ def state_gates(step: Step) -> dict[int, Value]:
 
 
 def gates_of(step: Step, earlier: Mapping[int, Value]) -> dict[Value, Gate | None]:
-    """The gate of each value in the backward pass of `step`: a boolean that masks the value.
+    """The gate of each value in the backward pass of `step`; None for values without a gate.
 
-    Where the gate is false, the value has no effect on any result. Values without a gate map to None. A gate
-    depends on no gradient. `earlier` contains the :func:`state_gates` of the step before by state; they mask
-    the state gradients that this step passes on. Other results of the backward pass have no gate.
+    A gate is a boolean, such as "the neuron spiked", that depends on no gradient; where it is false, the
+    value has no effect on any result of the pass. The gate of a state's gradient is one of the step before,
+    which `earlier` contains by index of the state. Other results have no gate. Any other value has a gate if
+    all its uses have the same one.
     """
     roots = gradients(step)
     order = reachable(roots)

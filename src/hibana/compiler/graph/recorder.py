@@ -141,12 +141,15 @@ class _RecordedDraws(Drawing):
         self.recorder = recorder
 
     def uniform(self, like: Tensor) -> Tensor:
+        """Records a draw from [0, 1), of the shape of `like`."""
         return self.recorder.draw(like, "uniform")
 
     def normal(self, like: Tensor) -> Tensor:
+        """Records a draw from the normal distribution, of the shape of `like`."""
         return self.recorder.draw(like, "normal")
 
     def poisson(self, rate: Tensor) -> Tensor:
+        """Records a draw from the Poisson distributions of mean `rate`."""
         mean = rate.detach()
         return self.recorder.poisson(self.uniform(mean), mean, torch.exp(-mean))
 
@@ -155,6 +158,7 @@ _ATEN = torch.ops.aten
 
 
 def _log_sigmoid(call: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """``log_sigmoid(x)``, and ``exp(-|x|)``, which its backward reads."""
     decay = call(_ATEN.exp.default, call(_ATEN.neg.default, call(_ATEN.abs.default, x)))
     return call(_ATEN.log_sigmoid.default, x), decay
 
@@ -162,6 +166,7 @@ def _log_sigmoid(call: Callable[..., Tensor], x: Tensor) -> tuple[Tensor, Tensor
 def _prelu_backward(
     call: Callable[..., Tensor], grad: Tensor, x: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor]:
+    """The gradients of the input `x` and of the `slope` of ``prelu``, from the gradient of its result."""
     above = call(_ATEN.gt.Scalar, x, 0)
     grad_x = call(_ATEN.where.self, above, grad, call(_ATEN.mul.Tensor, slope, grad))
     return grad_x, call(_ATEN.masked_fill.Scalar, call(_ATEN.mul.Tensor, x, grad), above, 0)
@@ -225,6 +230,7 @@ class _Recorder(TorchDispatchMode):
         return self.nodes[id(tensor)]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Records each ATen operation, below autograd."""
         with torch_internals.without_torch_function():  # the recorder reads sizes itself
             return self._recorded(func, args, kwargs or {})
 
@@ -256,6 +262,7 @@ class _Recorder(TorchDispatchMode):
         return result
 
     def _name(self, tensor: Tensor, node: fx.Node) -> None:
+        """Stores the `node` of the graph that computes `tensor`, and keeps both alive."""
         node.meta["val"] = tensor
         self.nodes[id(tensor)] = node
         self.storages[tensor.untyped_storage()._cdata] = node

@@ -118,6 +118,7 @@ def _decode(text: str) -> dict[str, Any]:
         values.append(Value(op, tuple(values[i] for i in args), data, scalar))
 
     def part(input_count: int, calls: list[Any], outputs: list[int | None]) -> Part:
+        """A part of the step's graph that PyTorch runs; `calls` are names of functions, and arguments."""
         return Part(input_count, [(_operator(name), *arguments) for name, *arguments in calls], outputs)
 
     decoders: dict[str, Callable[[Any], Any]] = {

@@ -52,6 +52,7 @@ def module_snapshots(names: list[str]) -> TakeSnapshot:
     """A function that takes snapshots of modules: attributes `names`, inner modules, tensor properties."""
 
     def take(module: nn.Module) -> Hashable:
+        """The snapshot of `module`, which is equal to another one unless something has changed."""
         attributes, inner = vars(module), module._modules
         tensors = tensor_properties(module._parameters), tensor_properties(module._buffers)
         values = [id(attributes.get(name, MISSING)) for name in names]

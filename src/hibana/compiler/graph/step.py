@@ -94,7 +94,7 @@ class Value:
 
     @property
     def is_call(self) -> bool:
-        """Whether a function computes it for a row of neurons at a time."""
+        """Whether a library function computes this value, for a row of neurons at a time."""
         return self.operation is not None and self.operation.call
 
     @property

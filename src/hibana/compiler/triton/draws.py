@@ -42,22 +42,27 @@ class _Words:
 
     @staticmethod
     def real(word: _Variable) -> _Variable:
+        """The float32 number equal to the integer `word`, which is below 2^31."""
         return word.assign(f"{word}.to(tl.int32).to(tl.float32)")
 
     @staticmethod
     def bits(number: _Variable) -> _Variable:
+        """The bits of a float32 `number` as a word."""
         return number.assign(f"{number}.to(tl.uint32, bitcast=True)")
 
     @staticmethod
     def number(word: _Variable) -> _Variable:
+        """The float32 number whose bits are `word`."""
         return word.assign(f"{word}.to(tl.float32, bitcast=True)")
 
     @staticmethod
     def root(number: _Variable) -> _Variable:
+        """The square root, rounded as IEEE 754 requires."""
         return number.assign(f"tl.sqrt_rn({number})")
 
     @staticmethod
     def where(condition: _Variable, one: _Variable, other: _Variable) -> _Variable:
+        """Number `one` where `condition` holds, else `other`."""
         return condition.assign(f"tl.where({condition}, {one}, {other})")
 
 

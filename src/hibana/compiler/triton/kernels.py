@@ -69,17 +69,21 @@ class GpuKernels(NamedKernels):
         self._set_step(step)
 
     def _set_step(self, step: Step) -> None:
+        """Stores `step`; its constants are copied again to each device."""
         super()._set_step(step)
         self._constants: dict[torch.device, Tensor] = {}
 
     @staticmethod
     def device() -> str:
+        """The device that Triton's kernels run on: the CPU in its interpreter."""
         return "cpu" if is_interpreted() else "cuda"
 
     def source(self, direction: str, *, keep: bool = True) -> str:
+        """Triton source of the kernel of a `direction`; a forward stores residuals if `keep`."""
         return self._source(direction, keep)
 
     def _readable(self, sequence: Tensor) -> Tensor:
+        """The tensor that kernels read for `sequence`."""
         return exact(sequence)
 
     def _source(self, direction: str, variant: Variant) -> str:

@@ -71,7 +71,7 @@ class CWriter(Writer):
         return self._new(name, kind)
 
     def number(self, name: str, kind: str) -> str:
-        """The pointer to the number with the expression `name`, of C's type `kind`."""
+        """The pointer to a number: the variable `name` (an expression of C) of C's type `kind`."""
         return self._new(f"&{name}", kind, parts=(name, ""))
 
     def kind(self, pointer: str) -> str:

@@ -11,16 +11,8 @@ from torch import nn
 
 from hibana.network.layers.base import Call, LayerKind, Operations
 
-__all__ = [
-    "LAYERS",
-    "Call",
-    "LayerKind",
-    "Operations",
-    "is_supported_class",
-    "kind_of",
-    "kind_of_function",
-    "register",
-]
+__all__ = ["LAYERS", "Call", "LayerKind", "Operations", "is_supported_class", "kind_of", "kind_of_function"]
+__all__ += ["register"]
 
 LAYERS: dict[str, LayerKind] = {}
 """Each kind by its name."""

@@ -17,23 +17,9 @@ from hibana.spikes.select import ALL, Choice
 from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, compresses, panel
 
-__all__ = [
-    "Explanation",
-    "GradientMask",
-    "Parts",
-    "crossover",
-    "explanation",
-    "forward",
-    "gradient_crossover",
-    "gradient_mask",
-    "input_gradient",
-    "pack_weights",
-    "parts",
-    "product_with_bits",
-    "sum_planes",
-    "weight_gradient",
-    "words_per_block",
-]
+__all__ = ["Explanation", "GradientMask", "Parts", "crossover", "explanation", "forward"]
+__all__ += ["gradient_crossover", "gradient_mask", "input_gradient", "pack_weights", "parts"]
+__all__ += ["product_with_bits", "sum_planes", "weight_gradient", "words_per_block"]
 
 Scales = tuple[float, ...]
 """The factor of each bit plane."""

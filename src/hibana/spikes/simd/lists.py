@@ -3,19 +3,8 @@
 from hibana.runtime.kernels import SHORT, Code, Pointer, Value
 from hibana.spikes.simd.rows import Row
 
-__all__ = [
-    "PLACES",
-    "SHIFT",
-    "SHIFT_BITS",
-    "SLACK",
-    "WORD",
-    "append_bits",
-    "bits_at",
-    "first_bits",
-    "put_bits",
-    "transpose_bits",
-    "words_of",
-]
+__all__ = ["PLACES", "SHIFT", "SHIFT_BITS", "SLACK", "WORD", "append_bits", "bits_at", "first_bits"]
+__all__ += ["put_bits", "transpose_bits", "words_of"]
 
 WORD = 64
 """Bits of a word."""

@@ -10,17 +10,8 @@ from typing import NamedTuple
 
 from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Pointer, Value, compresses
 
-__all__ = [
-    "VECTOR",
-    "Row",
-    "add_rows",
-    "compresses",
-    "dots",
-    "horizontal_sums",
-    "load_bias",
-    "panel",
-    "transpose",
-]
+__all__ = ["VECTOR", "Row", "add_rows", "compresses", "dots", "horizontal_sums", "load_bias", "panel"]
+__all__ += ["transpose"]
 
 VECTOR = 16
 """Floats of a vector."""
