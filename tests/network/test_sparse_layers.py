@@ -181,6 +181,28 @@ def test_a_large_recurrent_layer_is_no_matrix():
     assert program._native.weights.numel() < 1_000_000
 
 
+@pytest.mark.parametrize("delays", [None, torch.randint(0, 4, (8, 9))])
+@pytest.mark.parametrize("bias", [False, True])
+def test_batch_normalization_is_folded_into_weights_of_synapses(delays, bias):
+    norm = nn.BatchNorm1d(8, momentum=1.0)
+    net, x = nn.Sequential(hb.SparseLinear(9, 8, 0.5, bias, delays), hb.EachStep(norm)), torch.rand(6, 5, 9)
+    net(3 * x)
+    folded = hb.fold_batchnorm(net)
+    assert isinstance(folded[1].module, nn.Identity)
+    torch.testing.assert_close(folded(x), net.eval()(x))
+
+
+def test_a_relu_network_with_sparse_layers_becomes_spiking_unless_it_has_delays():
+    torch.manual_seed(0)
+    model = nn.Sequential(hb.SparseLinear(4, 16, 0.5), nn.ReLU(), hb.SparseLinear(16, 3, 0.5))
+    x = torch.rand(20, 4)
+    net, _ = hb.from_ann(model, x, 256, percentile=100)
+    torch.testing.assert_close(net(x.expand(256, 20, 4))[-1] / 256, model(x), atol=0.02, rtol=0)
+    model[2] = hb.SparseLinear(16, 3, 0.5, delays=1)
+    with pytest.raises(ValueError, match=r"layer '2': DelayedSparseLinear cannot be converted"):
+        hb.from_ann(model, x[None], 4)
+
+
 @pytest.mark.parametrize(
     "change",
     [

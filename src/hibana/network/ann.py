@@ -16,6 +16,7 @@ from hibana.network.fold import layer_name, trace_folded
 from hibana.network.report import Batch, Conversion, batches_of, report, sum_outputs
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import IF, LI, OverTime
+from hibana.nn.sparse_linear import SparseLinear
 
 __all__ = ["from_ann"]
 
@@ -247,11 +248,11 @@ def _layer(
 
     `scale` is that of the input, `threshold` that of a ReLU, `path` the layer's name in the model.
     """
-    match role_of(module):
-        case "linear" | "convolution" as role:
+    match "sparse" if type(module) is SparseLinear else role_of(module):
+        case "sparse" | "linear" | "convolution" as role:
             scaled: Any = copy.deepcopy(module)
             scaled.weight.mul_(scale)
-            return (scaled if role == "linear" else EachStep(scaled)), 1.0
+            return (EachStep(scaled) if role == "convolution" else scaled), 1.0
         case "rectifier":
             assert threshold is not None
             start = threshold / scale

@@ -23,6 +23,7 @@ from hibana.nn.blocks import Checkpointed
 from hibana.nn.each_step import EachStep
 from hibana.nn.over_steps import JoinedNetwork
 from hibana.nn.running import Stateful
+from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import Window
 
 __all__ = ["fold_batchnorm", "layer_name", "trace_folded"]
@@ -123,8 +124,9 @@ def _fold(net: nn.Module, calls: fx.Graph, norm: Any) -> None:
     layers = [_exclusive_layer(net, calls, node.args[0]) for node in nodes]
     if None not in layers:
         for node, layer in zip(nodes, layers, strict=True):
-            node.args[0].meta["normalized"] = not isinstance(layer, Window)
+            node.args[0].meta["normalized"] = not isinstance(layer, Window | SparseLinear)
             fuse: Any = fuse_linear_bn_eval if role_of(layer) == "linear" else fuse_conv_bn_eval
+            fuse = _fused_sparse if isinstance(layer, SparseLinear) else fuse
             _replace(net, layer, fuse(layer, norm))
             node.replace_all_uses_with(node.args[0])
             calls.erase_node(node)
@@ -138,13 +140,24 @@ def _fold(net: nn.Module, calls: fx.Graph, norm: Any) -> None:
         raise ValueError(f"layer {nodes[0].target}: no linear layer or convolution before it to fold it into")
 
 
+def _fused_sparse(layer: SparseLinear, norm: Any) -> SparseLinear:
+    """A copy of `layer` with the batch normalization `norm` of its outputs in weights and bias."""
+    fused = copy.deepcopy(layer)
+    scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
+    bias = torch.zeros_like(norm.running_mean) if layer.bias is None else layer.bias
+    fused.weight = nn.Parameter(layer.weight * scale[layer.targets.long()])
+    fused.bias = nn.Parameter((bias - norm.running_mean) * scale + norm.bias)
+    return fused
+
+
 def _exclusive_layer(net: nn.Module, calls: fx.Graph, node: Any) -> nn.Module | None:
     """The linear layer or convolution that `node` calls, if neither it nor its result is used elsewhere."""
     module = _module(net, node)
-    has_weights = isinstance(module, Window) or role_of(module) in ("linear", "convolution")
+    is_over_time = isinstance(module, Window | SparseLinear)
+    has_weights = is_over_time or role_of(module) in ("linear", "convolution")
     if not has_weights or len(node.users) != 1:
         return None
-    if isinstance(module, Window) and next(iter(node.users)).meta["leading"] != 1:
+    if is_over_time and next(iter(node.users)).meta["leading"] != 1:
         return None  # the normalization would take the samples of a step for channels
     return module if sum(_module(net, other) is module for other in calls.nodes) == 1 else None
 
