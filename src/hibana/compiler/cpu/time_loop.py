@@ -182,7 +182,10 @@ class _AtStep(Rewriting):
         self.loop, self.index, self.values, self.renamed = loop, index, values, renamed
 
     def on_row(self, value: Value) -> Value:
-        """The value that replaces the row `value`, or the row with this step's position in its name."""
+        """The value that replaces the leaf `value` in this step, or the leaf under another name.
+
+        A leaf that is read from a sequence, such as ``x``, gets the step's position in its name: ``x.2``.
+        """
         name = str(value.data)
         is_sequence = name.removesuffix("_earlier") in self.loop.sequences
         return self.values.get(name) or self._renamed(value, self._position(name) if is_sequence else None)
@@ -194,7 +197,7 @@ class _AtStep(Rewriting):
         return self._renamed(value, -self.loop.earlier * self._position(str(value.data)))
 
     def _position(self, name: str) -> int:
-        """How many steps after the first step of the pass the step runs that the row `name` belongs to."""
+        """The position in the pass of the step that the leaf `name` belongs to; the first step has 0."""
         return self.index + (self.loop.earlier if name.endswith("_earlier") else 0)
 
     def _renamed(self, value: Value, position: int | None) -> Value:

@@ -37,7 +37,7 @@ def append_bits(code: Code, row: Row, word: Value, base: Value, index: Pointer, 
 
 
 def _append_in_fours(code: Code, word: Value, base: Value, index: Pointer, n: Value) -> Value:
-    """:func:`append_bits`, four positions per iteration, so that few branches depend on the data."""
+    """:func:`append_bits` with four set bits per iteration, so that few branches depend on the data."""
     stop, remaining, at = n + word.popcount(), code.variable(word), code.variable(n)
     with code.do_while() as again:
         for offset in range(4):
@@ -49,7 +49,10 @@ def _append_in_fours(code: Code, word: Value, base: Value, index: Pointer, n: Va
 
 
 def _append_by_vector(code: Code, word: Value, base: Value, index: Pointer, n: Value) -> Value:
-    """:func:`append_bits`, 32 positions by one ``vpcompressw``."""
+    """:func:`append_bits` with 32 bits of `word` per instruction ``vpcompressw``.
+
+    It appends `base` + the position of each set bit to ``index[n:]``, and returns the new length.
+    """
     places = base.to(SHORT).spread(_HALF) + code.lane_indices(SHORT.of(_HALF))
     (index + n).store(places.compressed(word.mask(_HALF)))
     count = (word & 0xFFFFFFFF).popcount()
