@@ -4,7 +4,7 @@ A rule or a list of rules is the argument `connectivity` of :class:`hibana.Spars
 synapses of all of its rules, for instance of the projections between several populations:
 
 >>> import torch, hibana as hb
->>> excitatory, inhibitory, all_neurons = range(0, 80), range(80, 100), range(0, 100)
+>>> excitatory, inhibitory = range(0, 80), range(80, 100)
 >>> rules = [
 ...     hb.connect.fixed_total(1000, source=excitatory, weight=hb.connect.normal(0.1, 0.01, low=0)),
 ...     hb.connect.probability(0.1, source=inhibitory, target=excitatory, weight=-0.4),
@@ -15,7 +15,7 @@ synapses of all of its rules, for instance of the projections between several po
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
@@ -25,8 +25,7 @@ from torch import Tensor
 from hibana.cells.peer_aliases import unknown_argument_error
 from hibana.compiler.draws import new_seed
 from hibana.spikes.sparse.connections import Connections
-from hibana.spikes.sparse.distributions import Distribution, alias_table, normal, uniform
-from hibana.spikes.sparse.generate import Pattern, Projection, generate, multinomial
+from hibana.spikes.sparse.generate import Distribution, Pattern, Projection, generate, multinomial
 
 __all__ = [
     "Connections",
@@ -46,10 +45,8 @@ __all__ = [
     "uniform",
 ]
 
-ROWS_AT_ONCE = 64
-"""Most source neurons for which :func:`distance` computes probabilities at a time."""
-PAIRS_AT_ONCE = 1 << 20
-"""Most pairs of neurons in such a block, for more than one source: 8 MB per temporary tensor."""
+ROWS_AT_ONCE = 16
+"""Source neurons for which :func:`distance` computes probabilities at a time."""
 
 
 class Options(TypedDict, total=False):
@@ -85,19 +82,13 @@ class Rule:
         weight = self.options.get("weight")
         if not isinstance(weight, float | int | Distribution | None):
             raise TypeError(f"weight must be a number, a distribution or None, got {type(weight).__name__}")
-        alias_table(self.options.get("delay") or 0)  # raises the error of a wrong delay
 
     def connections(self, in_features: int, out_features: int) -> Connections:
         """The synapses between `in_features` source neurons and `out_features` target neurons."""
         return connections(self, in_features, out_features)
 
     def projection(self, in_features: int, out_features: int) -> Projection:
-        """The rule with all of its ranges and numbers known.
-
-        Raises:
-            TypeError: if `source` or `target` is not a range or a slice.
-            ValueError: if a range does not fit the sizes, or the rule can't be fulfilled.
-        """
+        """The rule between `in_features` sources and `out_features` targets; see :func:`connections`."""
         try:
             source = _neurons("source", self.options.get("source"), in_features)
             target = _neurons("target", self.options.get("target"), out_features)
@@ -119,7 +110,7 @@ def connections(rules: Rule | Sequence[Rule], in_features: int, out_features: in
         out_features: number of target neurons.
 
     Raises:
-        TypeError: if `rules` are not rules.
+        TypeError: if `rules` are not rules, or a range of neurons is neither a range nor a slice.
         ValueError: if a rule does not fit the sizes, or some rules have a `weight` and others have none.
 
     >>> connections(one_to_one(delay=3), 4, 4).delays
@@ -139,9 +130,7 @@ def probability(p: float, **options: Unpack[Options]) -> Rule:
 
     The number of targets of each source is drawn from the binomial law, then so many different targets.
 
-    Args:
-        p: probability of a synapse, in [0, 1].
-        options: `source`, `target`, `weight`, `delay` and `seed`; see :class:`Options`.
+    `options` are those of every rule: see :class:`Options`.
 
     >>> round(probability(0.1, seed=0).connections(1000, 1000).size / 1000**2, 3)
     0.1
@@ -159,9 +148,7 @@ def probability(p: float, **options: Unpack[Options]) -> Rule:
 def fixed_out_degree(k: int, **options: Unpack[Options]) -> Rule:
     """Each source neuron has `k` different targets; all sets of `k` targets are equally probable.
 
-    Args:
-        k: number of targets of each source, at most the number of target neurons.
-        options: `source`, `target`, `weight`, `delay` and `seed`; see :class:`Options`.
+    `options` are those of every rule: see :class:`Options`.
 
     >>> fixed_out_degree(3).connections(5, 10).row_starts
     tensor([ 0,  3,  6,  9, 12, 15])
@@ -179,9 +166,7 @@ def fixed_out_degree(k: int, **options: Unpack[Options]) -> Rule:
 def fixed_in_degree(k: int, **options: Unpack[Options]) -> Rule:
     """Each target neuron has `k` different sources; all sets of `k` sources are equally probable.
 
-    Args:
-        k: number of sources of each target, at most the number of source neurons.
-        options: `source`, `target`, `weight`, `delay` and `seed`; see :class:`Options`.
+    `options` are those of every rule: see :class:`Options`.
 
     >>> fixed_in_degree(3).connections(10, 5).targets.bincount()
     tensor([3, 3, 3, 3, 3])
@@ -191,11 +176,8 @@ def fixed_in_degree(k: int, **options: Unpack[Options]) -> Rule:
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
         if k > sources:
             raise ValueError(f"k must be at most the number of source neurons, {sources}, got {k}")
-        degrees = Pattern(torch.full((targets,), k, device="cpu"))
-        by_target = generate(
-            [Projection(range(targets), range(sources), degrees, None, 0, seed)], (targets, sources)
-        )
-        return _pattern_from_pairs(by_target.targets, by_target.sources, (sources, targets))
+        by_target = fixed_out_degree(k, seed=seed).connections(targets, sources)
+        return _sorted_pattern(by_target.targets, by_target.sources, (sources, targets))
 
     return Rule(f"fixed_in_degree({k})", pattern, options)
 
@@ -203,9 +185,7 @@ def fixed_in_degree(k: int, **options: Unpack[Options]) -> Rule:
 def fixed_total(n: int, **options: Unpack[Options]) -> Rule:
     """`n` synapses, each between a random source and a random target; pairs may repeat.
 
-    Args:
-        n: number of synapses.
-        options: `source`, `target`, `weight`, `delay` and `seed`; see :class:`Options`.
+    `options` are those of every rule: see :class:`Options`.
 
     The law is that of ``fixed_total_number`` in NEST.
 
@@ -225,8 +205,7 @@ def fixed_total(n: int, **options: Unpack[Options]) -> Rule:
 def one_to_one(**options: Unpack[Options]) -> Rule:
     """The k-th source neuron is connected with the k-th target neuron.
 
-    Args:
-        options: `source`, `target`, `weight`, `delay` and `seed`; see :class:`Options`.
+    `options` are those of every rule: see :class:`Options`.
 
     >>> one_to_one(source=range(1, 4)).connections(5, 3).sources
     tensor([1, 2, 3])
@@ -247,54 +226,48 @@ def distance(
     profile: Callable[[Tensor], Tensor],
     *,
     cutoff: float = math.inf,
-    period: float | Sequence[float] = math.inf,
     **options: Unpack[Options],
 ) -> Rule:
     """Each pair of neurons is connected with a probability that depends on their Euclidean distance.
 
     Args:
-        source_positions: ``[sources, d]``, in any unit of length.
-        target_positions: ``[targets, d]``.
+        source_positions: positions of the neurons of `source`, ``[sources, d]``, in any unit of length.
+        target_positions: positions of the neurons of `target`, ``[targets, d]``.
         profile: maps distances to probabilities in [0, 1], such as :func:`gaussian` or :func:`exponential`.
         cutoff: distance beyond which no pair is connected. A short cutoff saves time.
-        period: space is repeated with this period in all axes, or in each of d axes: neurons are on a ring
-            or a torus.
-        options: `source`, `target`, `weight`, `delay` and `seed`; see :class:`Options`. Positions belong to
-            the neurons of `source` and `target`.
+        options: `source`, `target`, `weight`, `delay` and `seed`; see :class:`Options`.
 
     >>> grid = torch.cartesian_prod(torch.arange(30.0), torch.arange(30.0))
-    >>> rule = distance(grid, grid, gaussian(0.5, width=2.0), cutoff=6.0, period=30.0, seed=0)
-    >>> round(rule.connections(900, 900).size / 900, 1)  # the integral, 2 pi 0.5 width^2, is 12.6
-    12.4
+    >>> rule = distance(grid, grid, gaussian(0.5, width=2.0), cutoff=6.0)
+    >>> connections = rule.connections(900, 900)
     """
-    source_places, target_places = (
-        x.detach().to("cpu", torch.float64) for x in (source_positions, target_positions)
-    )
-    axes = target_places.shape[1:]
-    if source_places.ndim != 2 or source_places.shape[1:] != axes or not axes[0]:
+    origins, ends = (x.detach().to("cpu", torch.float64) for x in (source_positions, target_positions))
+    if origins.ndim != 2 or origins.shape[1:] != ends.shape[1:] or not origins.shape[1]:
         shapes = f"{tuple(source_positions.shape)} and {tuple(target_positions.shape)}"
         raise ValueError(f"positions must have the shapes [sources, d] and [targets, d], got {shapes}")
-    if not bool(source_places.isfinite().all() and target_places.isfinite().all()):
+    if not bool(origins.isfinite().all() and ends.isfinite().all()):
         raise ValueError("positions must be finite, got infinite coordinates or NaN")
-    periods = torch.as_tensor(period, dtype=torch.float64, device="cpu").expand(axes)
-    if not (cutoff > 0 and bool((periods > 0).all())):
-        raise ValueError(f"cutoff and period must be positive, got {cutoff} and {period}")
+    if not cutoff > 0:
+        raise ValueError(f"cutoff must be positive, got {cutoff}")
 
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
-        if (sources, targets) != (len(source_places), len(target_places)):
-            sizes = f"{len(source_places)} and {len(target_places)} positions"
+        if (sources, targets) != (len(origins), len(ends)):
+            sizes = f"{len(origins)} and {len(ends)} positions"
             raise ValueError(f"{sources} sources and {targets} targets need as many positions, got {sizes}")
         generator, pairs = _generator(seed), [torch.empty(2, 0, dtype=torch.int64, device="cpu")]
-        for rows, columns in _near_blocks(source_places, target_places, cutoff, periods):
-            d = _differences(source_places[rows], target_places[columns], periods).norm(dim=0)
+        for rows in torch.split(origins[:, 0].argsort(), ROWS_AT_ONCE):
+            # The sources `rows` are neighbors on the first axis; the targets `columns` are near them.
+            low, high = origins[rows[0], 0] - cutoff, origins[rows[-1], 0] + cutoff
+            columns = ((ends[:, 0] >= low) & (ends[:, 0] <= high)).nonzero()[:, 0]
+            d = (origins[rows, None] - ends[None, columns]).norm(dim=2)
             p = profile(d).where(d <= cutoff, 0)
             if not bool(((p >= 0) & (p <= 1)).all()):
                 raise ValueError(f"profile must return probabilities in [0, 1], got {p.min()} to {p.max()}")
-            chosen = torch.rand(p.shape, dtype=torch.float64, generator=generator, device="cpu") < p
-            row, column = chosen.nonzero(as_tuple=True)
+            connected = torch.rand(p.shape, dtype=torch.float64, generator=generator, device="cpu") < p
+            row, column = connected.nonzero(as_tuple=True)
             pairs.append(torch.stack([rows[row], columns[column]]))
-        connected = torch.cat(pairs, 1)
-        return _pattern_from_pairs(connected[0], connected[1], (sources, targets))
+        connected_pairs = torch.cat(pairs, 1)
+        return _sorted_pattern(connected_pairs[0], connected_pairs[1], (sources, targets))
 
     return Rule("distance(...)", pattern, options)
 
@@ -309,28 +282,47 @@ def exponential(peak: float, length: float) -> Callable[[Tensor], Tensor]:
     return lambda d: peak * torch.exp(-d / length)
 
 
+def normal(mean: float, std: float, low: float = -math.inf, high: float = math.inf) -> Distribution:
+    """Normal numbers; those outside of [`low`, `high`] are drawn again, as by ``redraw`` in NEST.
+
+    Raises:
+        ValueError: if `std` is not positive. Rules raise it if less than 1% of the numbers are in the bounds.
+    """
+    if not (0 < std < math.inf and math.isfinite(mean)):
+        raise ValueError(
+            f"std must be positive and mean finite, got {std} and {mean}; pass a number for std 0"
+        )
+    return Distribution(True, mean, std, low, high)
+
+
+def uniform(low: float, high: float) -> Distribution:
+    """Real numbers from `low` to `high`, all equally probable.
+
+    Delays are rounded: for equally probable delays from 1 to 5 steps, write ``uniform(0.5, 5.5)``.
+
+    Raises:
+        ValueError: if `low` is not less than `high`.
+    """
+    if not 0 < high - low < math.inf:
+        raise ValueError(f"low must be less than high, and both finite, got {low} and {high}")
+    return Distribution(False, low, high - low, low, high)
+
+
 def _generator(seed: int) -> torch.Generator:
     """A generator of torch with the seed `seed`."""
     return torch.Generator("cpu").manual_seed(seed)
 
 
 def _neurons(name: str, neurons: range | slice | None, size: int) -> range:
-    """The neurons of the option `name`, in a population of `size` neurons.
-
-    Raises:
-        TypeError: if `neurons` is neither a range nor a slice.
-        ValueError: if it has a step or exceeds the population.
-    """
-    if neurons is None:
-        return range(size)
+    """The neurons of the option `name`, in a population of `size` neurons."""
     if isinstance(neurons, slice):
-        start, stop = neurons.start, neurons.stop
-        neurons = range(0 if start is None else start, size if stop is None else stop, neurons.step or 1)
-    if not isinstance(neurons, range):
+        stop = size if neurons.stop is None else neurons.stop
+        neurons = range(neurons.start or 0, stop, neurons.step or 1)
+    if not isinstance(neurons, range | None):
         raise TypeError(f"{name} must be a range or a slice of neurons, got {type(neurons).__name__}")
-    if neurons.step != 1 or not 0 <= neurons.start <= neurons.stop <= size:
+    if neurons is not None and (neurons.step != 1 or not 0 <= neurons.start <= neurons.stop <= size):
         raise ValueError(f"{name} must be a range in [0, {size}] with step 1, got {neurons}")
-    return neurons
+    return range(size) if neurons is None else neurons
 
 
 def _check_count(name: str, count: int) -> None:
@@ -339,39 +331,7 @@ def _check_count(name: str, count: int) -> None:
         raise ValueError(f"{name} must be a whole number from 0, got {count!r}")
 
 
-def _pattern_from_pairs(sources: Tensor, targets: Tensor, shape: tuple[int, int]) -> Pattern:
+def _sorted_pattern(sources: Tensor, targets: Tensor, shape: tuple[int, int]) -> Pattern:
     """The pattern with the synapses ``sources[k] -> targets[k]``."""
     rows = Connections.from_pairs(sources, targets, shape)
     return Pattern(rows.row_starts.diff(), rows.targets)
-
-
-def _near_blocks(
-    sources: Tensor, targets: Tensor, cutoff: float, periods: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of sources and of targets: each pair of neurons within `cutoff` is in one of the blocks.
-
-    A block's sources are neighbors on the first axis; its targets are those within `cutoff` on this axis.
-
-    Args:
-        sources: positions ``[sources, d]``.
-        targets: positions ``[targets, d]``.
-        cutoff: the largest distance.
-        periods: the period of each axis, ``[d]``.
-    """
-    size = max(1, min(ROWS_AT_ONCE, PAIRS_AT_ONCE // max(1, len(targets))))
-    for rows in torch.split(sources[:, 0].argsort(), size):
-        first, last = sources[rows[:1], :1], sources[rows[-1:], :1]
-        difference = _differences((first + last) / 2, targets[:, :1], periods[:1])
-        yield rows, (difference[0, 0].abs() <= cutoff + (last - first)[0] / 2).nonzero()[:, 0]
-
-
-def _differences(sources: Tensor, targets: Tensor, periods: Tensor) -> Tensor:
-    """Positions of `sources` ``[m, d]`` relative to `targets` ``[n, d]``: ``[d, m, n]``.
-
-    Of the places of a target, which repeat with the periods ``[d]``, the nearest one is meant.
-    """
-    difference = sources.T[:, :, None] - targets.T[:, None, :]
-    repeats = periods[:, None, None]
-    return torch.where(
-        repeats < math.inf, difference - repeats * torch.round(difference / repeats), difference
-    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from hibana.runtime import available
 from hibana.runtime.kernels import Code, Longs, Value, kernel
 
-__all__ = ["MAX_DELAY", "Connections", "check_target_count", "row_starts_of"]
+__all__ = ["MAX_DELAY", "Connections", "row_starts_of"]
 
 MAX_DELAY = 255
 """Longest delay in steps: delays are stored as uint8."""
@@ -63,7 +63,8 @@ class Connections(NamedTuple):
         Raises:
             ValueError: if an index is not in `shape`, or a delay is not a whole number in [0, 255].
         """
-        check_target_count(shape[1])
+        if shape[1] > 1 << 31:
+            raise ValueError(f"there may be at most 2^31 target neurons, got {shape[1]}")
         for name, indices, count in (("sources", sources, shape[0]), ("targets", targets, shape[1])):
             if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < count:
                 bounds = f"{int(indices.min())} to {int(indices.max())}"
@@ -82,12 +83,6 @@ class Connections(NamedTuple):
             None if delays is None else delays[order],
             None if weights is None else weights[order],
         )
-
-
-def check_target_count(count: int) -> None:
-    """Raises a ValueError if there are more target neurons than int32 has indices."""
-    if count > 1 << 31:
-        raise ValueError(f"there may be at most 2^31 target neurons, got {count}")
 
 
 def row_starts_of(counts: Tensor) -> Tensor:

@@ -1,22 +1,40 @@
 """Draws random synapses: how many each source neuron has, then their targets, delays and weights."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hibana.runtime.kernels import address_of, float_bits
-from hibana.spikes.sparse.connections import Connections, check_target_count, row_starts_of
-from hibana.spikes.sparse.distributions import CHOICES, Distribution, alias_table
-from hibana.spikes.sparse.row_draws import MAX_ROW, Entry, fill_rows
+from hibana.runtime.kernels import address_of
+from hibana.spikes.sparse.connections import Connections, row_starts_of
+from hibana.spikes.sparse.row_draws import CHOICES, MAX_ROW, Entry, fill_rows
 
-__all__ = ["Pattern", "Projection", "generate", "multinomial"]
+__all__ = ["Distribution", "Pattern", "Projection", "delay_thresholds", "generate", "multinomial"]
 
 ROW_BLOCKS = 64
 """Blocks of rows with about equally many synapses, which threads share."""
 MAX_DIGIT_BITS = 10
 """Most bits by which a pass of the radix sort sorts: its counts, 8 KB, fit into the L1 cache."""
+SMALLEST_SHARE = 0.01
+"""Smallest share of random numbers that bounds may leave, since numbers outside are drawn again."""
+
+
+class Distribution(NamedTuple):
+    """Random numbers ``offset + scale z``; those outside of [`low`, `high`] are drawn again."""
+
+    is_normal: bool
+    """Whether z is a standard normal number; otherwise it is uniform in [0, 1)."""
+    offset: float
+    scale: float
+    low: float
+    high: float
+
+    def cumulative(self, x: float) -> float:
+        """The probability of a number below `x`, without the bounds."""
+        z = (x - self.offset) / self.scale
+        return 0.5 * math.erfc(-z / math.sqrt(2)) if self.is_normal else min(max(z, 0.0), 1.0)
 
 
 class Pattern(NamedTuple):
@@ -31,18 +49,35 @@ class Pattern(NamedTuple):
 
 
 class Projection(NamedTuple):
-    """Synapses from one range of neurons to another."""
+    """Synapses from one range of neurons to another; the targets of the pattern count from its begin."""
 
     source: range
     target: range
     pattern: Pattern
-    """Its targets count from the begin of `target`."""
     weight: float | Distribution | None
-    """The weight of each synapse; None if the layer shall draw the weights."""
     delay: float | Distribution
-    """The delay of each synapse in steps."""
     seed: int
-    """Seed of targets, weights and delays; its lowest 64 bits are used."""
+
+
+def delay_thresholds(delay: float | Distribution) -> Tensor:
+    """The probability of each delay or a smaller one, in units of 2^-32: ``[256]``, int64.
+
+    A delay is drawn as the number of thresholds that are at most a random word of 32 bits. Numbers of a
+    distribution are rounded to whole delays; those rounded outside of [0, 255] are drawn again.
+
+    Raises:
+        ValueError: if a number is not whole and in [0, 255], or if less than 1% of a distribution is there.
+    """
+    if not isinstance(delay, Distribution):
+        if not (0 <= delay < CHOICES and delay % 1 == 0):
+            raise ValueError(f"delay must be a whole number of steps in [0, {CHOICES - 1}], got {delay}")
+        return (torch.arange(CHOICES, device="cpu") >= delay).long() << 32
+    edges = [min(max(step - 0.5, delay.low), delay.high) for step in range(CHOICES + 1)]
+    shares = torch.tensor([delay.cumulative(x) for x in edges], dtype=torch.float64, device="cpu")
+    shares -= shares[0].clone()
+    if shares[-1] < SMALLEST_SHARE:
+        raise ValueError(f"delay must lie in [0, {CHOICES - 1}] steps, got {delay}")
+    return (shares[1:] / shares[-1] * 2**32).round().long()
 
 
 def multinomial(total: int, size: int, generator: torch.Generator) -> Tensor:
@@ -65,28 +100,29 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
     Raises:
         ValueError: if a source neuron has more than 2^25 synapses, or there are more than 2^31 targets.
     """
-    check_target_count(shape[1])
     counts = torch.zeros(shape[0], dtype=torch.int64, device="cpu")
     for projection in projections:
         counts[projection.source.start : projection.source.stop] += projection.pattern.counts
-    longest = int(counts.max()) if shape[0] else 0
-    if longest > MAX_ROW:
-        raise ValueError(f"a source neuron may have at most {MAX_ROW} synapses, got {longest}")
+    longest, target_bits = int(counts.max()) if shape[0] else 0, max(1, (shape[1] - 1).bit_length())
+    if longest > MAX_ROW or target_bits > 31:
+        raise ValueError(
+            f"there may be 2^25 synapses of a source, and 2^31 target neurons, got {longest} and {shape[1]}"
+        )
     row_starts = row_starts_of(counts)
     size = int(row_starts[-1])
-    tables = {projection.delay: alias_table(projection.delay) for projection in projections}
-    columns = torch.arange(CHOICES, device="cpu")
-    possible = [torch.maximum(table & 0xFF, columns * (table >> 8 != 0)) for table in tables.values()]
-    max_delay = max((int(delays.max()) for delays in possible), default=0)
-    starts = [row_starts_of(projection.pattern.counts) for projection in projections]
-    entries = [
-        _entry(each, begins, tables[each.delay]) for each, begins in zip(projections, starts, strict=True)
-    ]
+    thresholds = torch.stack(
+        [delay_thresholds(delay) for delay in (*(each.delay for each in projections), 0)]
+    )
+    max_delay = int((thresholds < 1 << 32).sum(1).max())
+    starts = [
+        row_starts_of(projection.pattern.counts) for projection in projections
+    ]  # the table has addresses
+    table = [_entry(projection, starts[i]) for i, projection in enumerate(projections)]
+    numbers = [_weight_numbers(projection.weight) for projection in projections]
     has_weights = any(projection.weight is not None for projection in projections)
     targets = torch.empty(size, dtype=torch.int32, device="cpu")
     delays = torch.empty(size, dtype=torch.uint8, device="cpu") if max_delay else None
     weights = torch.empty(size, dtype=torch.float32, device="cpu") if has_weights else None
-    target_bits = max(1, (shape[1] - 1).bit_length())
     key_bits = target_bits + max_delay.bit_length()
     # A row of mean length has at least as many keys as a digit has values.
     passes = -(-key_bits // min(max((size // max(1, shape[0])).bit_length(), 4), MAX_DIGIT_BITS))
@@ -96,13 +132,15 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
         ROW_BLOCKS,
         bounds=torch.cat([inner.new_zeros(1), inner, inner.new_tensor([shape[0]])]),
         row_starts=row_starts,
-        table=torch.tensor(entries, dtype=torch.int64, device="cpu"),
+        table=torch.tensor(table, dtype=torch.int64, device="cpu"),
+        thresholds=thresholds,
+        numbers=torch.tensor(numbers, dtype=torch.float32, device="cpu"),
         targets=targets,
         delays=delays,
         weights=weights,
         projections=len(projections),
         longest=longest,
-        words=max((len(projection.target) for projection in projections), default=0) // 64 + 1,
+        words=shape[1] // 64 + 1,
         target_bits=target_bits,
         passes=passes,
         digit_bits=-(-key_bits // passes),
@@ -112,29 +150,21 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
     return Connections(row_starts, targets, delays, weights)
 
 
-def _entry(projection: Projection, starts: Tensor, delays: Tensor) -> Entry:
-    """The entry of `projection` in the table of :func:`fill_rows`.
+def _entry(projection: Projection, starts: Tensor) -> Entry:
+    """The entry of `projection` in the kernel's table; `starts` are the first synapses of its rows."""
+    source, target, (_, targets, repeats), weight, _, seed = projection
+    is_normal = isinstance(weight, Distribution) and weight.is_normal
+    signed_seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+    addresses = address_of(starts), 0 if targets is None else address_of(targets)
+    ranges = source.start, source.stop, target.start, len(target)
+    return Entry(*ranges, *addresses, int(repeats), signed_seed, int(is_normal))
 
-    `starts` are the indices of the first synapse of each row, and `delays` an alias table. The entry holds
-    their addresses: both tensors must live until the kernel ends.
-    """
-    targets, weight = projection.pattern.targets, projection.weight
-    if isinstance(weight, Distribution):
-        offset, scale, low, high = weight.offset, weight.scale, weight.low, weight.high
-        least, most = (low - offset) / scale, (high - offset) / scale
-    else:
-        offset = low = high = weight or 0.0
-        scale, least, most = 0.0, 0.0, 1.0
-    return Entry(
-        projection.source.start,
-        projection.source.stop,
-        projection.target.start,
-        len(projection.target),
-        address_of(starts),
-        0 if targets is None else address_of(targets),
-        int(projection.pattern.repeats),
-        (projection.seed + (1 << 63)) % (1 << 64) - (1 << 63),
-        address_of(delays),
-        int(isinstance(weight, Distribution) and weight.is_normal),
-        *map(float_bits, (least, most, scale, offset, low, high)),
-    )
+
+def _weight_numbers(weight: float | Distribution | None) -> list[float]:
+    """The six numbers of a projection from which the kernel draws a weight."""
+    if not isinstance(weight, Distribution):
+        return [0, 1, 0, weight or 0, weight or 0, weight or 0]
+    _, offset, scale, low, high = weight
+    if not weight.cumulative(high) - weight.cumulative(low) >= SMALLEST_SHARE:
+        raise ValueError(f"low and high must leave {SMALLEST_SHARE:.0%} of the numbers, got {weight}")
+    return [(low - offset) / scale, (high - offset) / scale, scale, offset, low, high]

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hibana.spikes.sparse import connect
 from hibana.spikes.sparse.connections import Connections
-from hibana.spikes.sparse.distributions import Distribution, delay_probabilities
+from hibana.spikes.sparse.generate import Distribution, delay_thresholds
 
 __all__ = ["read_connections"]
 
@@ -36,8 +36,8 @@ def read_connections(connectivity: Any, shape: tuple[int, int], delays: Any = No
         raise ValueError("delays must be None: the synapses of connectivity have delays")
     sources, targets = synapses.sources, synapses.targets
     if isinstance(delays, Distribution):
-        probabilities = delay_probabilities(delays)
-        delays = torch.multinomial(probabilities, max(1, synapses.size), replacement=True)[: synapses.size]
+        words = torch.randint(1 << 32, (synapses.size,), device="cpu")
+        delays = torch.searchsorted(delay_thresholds(delays), words, right=True)
     delays = torch.as_tensor(delays)
     if delays.ndim == 2:
         _check_shape("delays", delays, shape)

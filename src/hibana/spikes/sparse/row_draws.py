@@ -12,21 +12,22 @@ from hibana.compiler.cpu.draws import VectorNumbers, rotate_left
 from hibana.compiler.generator import key_schedule, threefry
 from hibana.runtime.kernels import BYTE, INT, LONG, Bytes, Code, Floats, Ints, Longs, Pointer, Value, kernel
 
-__all__ = ["MAX_ROW", "Entry", "fill_rows"]
+__all__ = ["CHOICES", "MAX_ROW", "Entry", "fill_rows"]
 
 LANES = 16
 """Counters of the random generator in a vector."""
 TARGETS, DELAYS, WEIGHTS = range(3)
 """Streams of random numbers: added to the upper word of the seed."""
+CHOICES = 256
+"""Number of different delays."""
 INDEX_BITS = 25
-"""Low bits of a sort key, which hold the synapse's index in its row. Above are 31 bits of a target and 8 bits
-of a delay."""
+"""Low bits of a sort key: the synapse's index in its row. Above are 31 bits of a target and 8 of a delay."""
 MAX_ROW = 1 << INDEX_BITS
 """Most synapses of a source neuron."""
 
 
 class Entry(NamedTuple):
-    """A projection in the kernel's table. Each field is a 64-bit integer, or the bits of a float32."""
+    """A projection in the kernel's table of 64-bit integers."""
 
     source_begin: int
     source_end: int
@@ -39,31 +40,16 @@ class Entry(NamedTuple):
     repeats: int
     """1 if a row may have the same target several times, else 0."""
     seed: int
-    delays: int
-    """Address of the delays' alias table, ``[256]``, int32."""
     is_normal: int
     """1 if weights are made of standard normal numbers, 0 if of uniform numbers in [0, 1)."""
-    least: int
-    """Float: smaller random numbers are drawn again."""
-    most: int
-    """Float: larger random numbers are drawn again."""
-    scale: int
-    """Float: the factor of the random number in the weight."""
-    offset: int
-    """Float: the term that is added to the product."""
-    low: int
-    """Float: the lower bound of weights, which removes rounding errors."""
-    high: int
-    """Float: the upper bound of weights."""
 
 
 class _Projection:
     """The entry `index` of the table, with the random numbers of one row."""
 
     def __init__(self, code: Code, table: Pointer, index: Value, row: Value) -> None:
-        place = table + index * len(Entry._fields)
         self.code = code
-        self.fields = {name: place[i] for i, name in enumerate(Entry._fields)}
+        self.fields = {name: table[index * len(Entry._fields) + i] for i, name in enumerate(Entry._fields)}
         self.row = row - self.fields["source_begin"]
         self.is_inside = (row >= self.fields["source_begin"]) & (row < self.fields["source_end"])
 
@@ -73,9 +59,8 @@ class _Projection:
         schedule = key_schedule(seed.to(INT), (seed >> 32).to(INT) + stream, operator.add, operator.xor)
         keys = [(x.spread(LANES), y.spread(LANES)) for x, y in schedule]
         counter = first.to(INT).spread(LANES) + self.code.lane_indices(INT.of(LANES))
-        return threefry(
-            keys, (counter, self.row.to(INT).spread(LANES)), operator.add, rotate_left, operator.xor
-        )
+        row = self.row.to(INT).spread(LANES)
+        return threefry(keys, (counter, row), operator.add, rotate_left, operator.xor)
 
     def draw_targets(self, keys: Pointer, size: Value, used: Pointer) -> None:
         """Writes `size` random targets to `keys`; `used` has a zero bit for each target neuron.
@@ -84,8 +69,7 @@ class _Projection:
         brilliance"): of n neurons, the i-th target is uniform in 0 ... n - size + i, and is replaced by n -
         size + i if it occurred before.
         """
-        code = self.code
-        is_set = self.fields["repeats"].equals(0)
+        code, is_set = self.code, self.fields["repeats"].equals(0)
         last = self.fields["target_count"] - is_set.select(size, 1)
         with code.loop(0, size, LANES) as i:
             lanes = i.spread(LANES) + code.lane_indices(LONG.of(LANES))
@@ -103,41 +87,40 @@ class _Projection:
             with code.loop(0, size) as i:
                 used[keys[i] // 64] = 0
 
-    def add_delays(self, keys: Pointer, size: Value, noise: Pointer, target_bits: Value) -> None:
+    def add_delays(
+        self, keys: Pointer, size: Value, noise: Pointer, thresholds: Pointer, target_bits: Value
+    ) -> None:
         """Adds a random delay above the target of each of `size` keys; `noise` is memory for as many words.
 
-        The lowest 8 bits of a random word select a column of the alias table, the others its index or the
-        other delay; see :func:`hibana.spikes.sparse.distributions.alias_table`.
+        A delay is the number of `thresholds`, in increasing order, that are at most a random word.
         """
-        table = Ints.from_address(self.fields["delays"])
         with self.code.loop(0, size, 2 * LANES) as i:
             for half, words in enumerate(self.words(DELAYS, i // 2)):
                 (noise + i + half * LANES).store(words)
         with self.code.loop(0, size) as i:
-            word = noise[i]
-            column = word & 0xFF
-            entry = table[column.to(LONG)]
-            delay = ((word >> 8) < (entry >> 8)).select(column, entry & 0xFF)
-            keys[i] = keys[i] + (delay.to(LONG) << target_bits)
+            word, delay = noise[i].to(LONG), self.code.constant(0)
+            step = CHOICES // 2
+            while step:
+                delay = (thresholds[delay + (step - 1)] <= word).select(delay + step, delay)
+                step //= 2
+            keys[i] = keys[i] + (delay << target_bits)
 
-    def draw_weights(self, weights: Pointer, size: Value) -> None:
+    def draw_weights(self, weights: Pointer, size: Value, numbers: Pointer) -> None:
         """Writes `size` random weights to `weights`, and up to ``2 LANES`` further numbers."""
         code = self.code
-        least, most, scale, offset, low, high = (
-            self.fields[name].to(INT).float_from_bits().spread(LANES) for name in Entry._fields[-6:]
-        )
+        least, most, scale, offset, low, high = (numbers[i].spread(LANES) for i in range(6))
         is_normal = self.fields["is_normal"].differs(0)
         written, counter = code.variable(0), code.variable(0)
         with code.do_while() as again:
             words = self.words(WEIGHTS, counter.value)
             for normal, word in zip(generator.normal(VectorNumbers, *words), words, strict=True):
                 number = is_normal.select(normal, generator.uniform(VectorNumbers, word))
-                is_kept = (number >= least) & (number <= most)
+                is_accepted = (number >= least) & (number <= most)
                 weight = number * scale + offset
                 weight = (weight < low).select(low, weight)
                 weight = (weight > high).select(high, weight)
-                (weights + written.value).store(weight.compressed(is_kept))
-                written.value += is_kept.word().popcount().to(LONG)
+                (weights + written.value).store(weight.compressed(is_accepted))
+                written.value += is_accepted.word().popcount().to(LONG)
             counter.value += LANES
             again(written.value < size)
 
@@ -181,6 +164,8 @@ def fill_rows(
     bounds: Longs,
     row_starts: Longs,
     table: Longs,
+    thresholds: Longs,
+    numbers: Floats,
     targets: Ints,
     delays: Bytes,
     weights: Floats,
@@ -193,21 +178,16 @@ def fill_rows(
     has_delays: bool,
     has_weights: bool,
 ) -> None:
-    """Writes the synapses of all projections in `table`, row by row, in order of delay and target.
+    """Writes the synapses of all `projections` row by row, in order of delay and target.
 
-    Work item i is the rows from ``bounds[i]`` to ``bounds[i + 1]``, of at most `longest` synapses each.
-    `words` of 64 bits have at least one bit for each target neuron of a projection.
+    Work item i is the rows from ``bounds[i]`` to ``bounds[i + 1]``, of at most `longest` synapses each. Each
+    projection has an :class:`Entry` in `table`, 256 `thresholds` of delays, and 6 `numbers`: smaller and
+    larger random numbers than the first two are drawn again; the others are scale, offset, least and largest
+    weight. `words` of 64 bits have at least one bit for each target neuron of a projection.
     """
-    padded = longest + 2 * LANES
-    long_arrays = [(Longs, size) for size in (padded, padded, code.constant(1) << digit_bits, words)]
-    with code.scratch(*long_arrays, (Ints, padded), (Floats, padded)) as (
-        keys,
-        spare,
-        counts,
-        used,
-        noise,
-        drawn_weights,
-    ):
+    padded, digits = longest + 2 * LANES, code.constant(1) << digit_bits
+    longs = [(Longs, size) for size in (padded, padded, digits, words)]
+    with code.scratch(*longs, (Floats, padded)) as (keys, spare, counts, used, drawn):
         used.clear(words)
         with code.loop(bounds[begin], bounds[end]) as row:
             size = code.variable(0)
@@ -225,18 +205,19 @@ def fill_rows(
                     with code.loop(done, done + count) as i:
                         keys[i] = keys[i] + fields["target_begin"]
                     if has_delays:
-                        projection.add_delays(keys + done, count, noise, target_bits)
+                        limits = thresholds + index * CHOICES
+                        projection.add_delays(keys + done, count, spare.of(Ints), limits, target_bits)
                     if has_weights:
-                        projection.draw_weights(drawn_weights + done, count)
+                        projection.draw_weights(drawn + done, count, numbers + index * 6)
                     size.value = done + count
             with code.loop(0, size.value) as i:
                 keys[i] = (keys[i] << INDEX_BITS) | i
             result = _sort(code, keys, spare, counts, size.value, passes, digit_bits)
-            target_mask, begin_of_row = (code.constant(1) << target_bits) - 1, row_starts[row]
+            begin_of_row = row_starts[row]
             with code.loop(0, size.value) as i:
-                key = result[i]
-                targets[begin_of_row + i] = ((key >> INDEX_BITS) & target_mask).to(INT)
+                key, place = result[i], begin_of_row + i
+                targets[place] = ((key >> INDEX_BITS) & ((code.constant(1) << target_bits) - 1)).to(INT)
                 if has_delays:
-                    delays[begin_of_row + i] = (key >> (target_bits + INDEX_BITS)).to(BYTE)
+                    delays[place] = (key >> (target_bits + INDEX_BITS)).to(BYTE)
                 if has_weights:
-                    weights[begin_of_row + i] = drawn_weights[key & (MAX_ROW - 1)]
+                    weights[place] = drawn[key & (MAX_ROW - 1)]
