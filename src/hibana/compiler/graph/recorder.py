@@ -212,7 +212,7 @@ class _Recorder(TorchDispatchMode):
         return blank
 
     def poisson(self, u: Tensor, rate: Tensor, p_zero: Tensor) -> Tensor:
-        """Zeros like `u`, recorded as a call of :func:`hibana.compiler.draws.poisson`."""
+        """Records a number of Poisson's distribution of mean `rate`, from `u` in [0, 1); returns zeros."""
         blank = torch.zeros_like(u)
         self._name(blank, self.graph.call_function(poisson, tuple(map(self.node, (u, rate, p_zero)))))
         return blank
