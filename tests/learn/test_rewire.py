@@ -1,6 +1,10 @@
 """Rewiring: the number of synapses is constant, rows stay sorted, and optimizer state follows its synapse."""
 
 import copy
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -217,8 +221,52 @@ def test_same_seed_same_synapses_and_resumes(rule):
         return synapses(net[0], net[0].weight)
 
     assert run([4]) == run([4]) == run([1, 3])
-    if rule != "RigL":
+    if rule != "RigL":  # draws no random numbers
         assert run([4]).keys() != run([4], seed=1).keys()
+
+
+DISTRIBUTED = """
+import sys, torch, hibana as hb
+from torch import distributed, nn
+rank, group = int(sys.argv[1]), sys.argv[2]
+distributed.init_process_group("gloo", init_method=f"file://{group}", rank=rank, world_size=2)
+torch.manual_seed(0)
+hidden = hb.LIF(surrogate=hb.surrogate.ATan())
+net = nn.Sequential(hb.SparseLinear(20, 30, 0.1), hidden, hb.SparseLinear(30, 5, 0.3))
+copies, optimizer = nn.parallel.DistributedDataParallel(net), torch.optim.Adam(net.parameters(), lr=0.02)
+rules = {"DeepR": {"l1": 0.01}, "SET": {"every": 3}, "RigL": {"every": 3, "end": 100}}
+rule = getattr(hb.learn, sys.argv[3])(net, optimizer, **rules[sys.argv[3]])
+before = net[0].targets.clone()
+torch.manual_seed(rank)  # each process has other inputs
+for _ in range(7):
+    optimizer.zero_grad()
+    (copies((torch.rand(6, 8, 20) < 0.3).float()) - torch.rand(5)).square().mean().backward()
+    optimizer.step()
+    rule.step()
+assert not torch.equal(net[0].targets, before)
+for name, value in net.state_dict().items():
+    values = [torch.empty_like(value) for _ in range(2)]
+    distributed.all_gather(values, value)
+    assert torch.equal(*values), name
+distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES)
+def test_all_processes_move_the_same_synapses(rule, tmp_path):
+    source = str(Path(hb.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", DISTRIBUTED]
+    processes = [
+        subprocess.Popen(
+            [*command, str(rank), tmp_path / "group", rule], env=environment, stderr=subprocess.PIPE
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors.decode()
 
 
 def test_errors_name_the_layer():

@@ -84,6 +84,11 @@ def test_the_command_line_trains_and_converts(tmp_path, capsys):
     assert "bytes of constants" in capsys.readouterr().out
 
 
+def test_the_default_learning_rate_is_that_of_sparse_layers():
+    assert train.Settings(connectivity=0.1).learning_rate == 2 * train.Settings().learning_rate
+    assert train.Settings(connectivity=0.1, learning_rate=0.1).learning_rate == 0.1
+
+
 def test_options_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="rewire set needs a connectivity below 1"):
         train.Settings(rewire="set")

@@ -131,8 +131,8 @@ class Settings:
         patience: epochs without a smaller validation loss after which training stops; then the epoch with the
             smallest loss is tested. 0 disables this. Default: 0; 30 for small tables.
         batch_size: samples in a batch, over all processes together. Default: 64, for small tables 16.
-        learning_rate: peak of the one-cycle schedule. Default: 0.005, for sequences 0.003; four times as
-            much with a connectivity below 1.
+        learning_rate: peak of the one-cycle schedule. Default: 0.005, for sequences 0.003; twice as much
+            with a connectivity below 1.
         weight_decay: weight decay of AdamW; biases and time constants do not decay. Default: 0.01, for small
             tables 2, for sequences 0.1.
         clip: largest norm of the gradient.
@@ -244,7 +244,7 @@ class Settings:
             return rocket(self.steps)
         values = defaults(self.kind, self.data_set, self.steps, source=source, rows=rows)
         if self.connectivity < 1:  # with fewer synapses per neuron, each has a larger weight
-            values["learning_rate"] = 4 * values.get("learning_rate", Settings.learning_rate)
+            values["learning_rate"] = 2 * values.get("learning_rate", Settings.learning_rate)
         return values
 
     def _check(self) -> None:
