@@ -14,6 +14,7 @@ import argparse
 import math
 import time
 from itertools import accumulate, pairwise
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -151,7 +152,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=55)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--figure", help="file of the figure")
+    parser.add_argument("--figure", help="file of the figure; a raster is written beside it")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
@@ -170,9 +171,24 @@ def main() -> None:
         f"{built - start:.1f} s, simulated {simulated * 1e3:.0f} ms in {duration:.2f} s: "
         f"real-time factor {duration / simulated:.2f}"
     )
-    for (name, trains), published in zip(record.spikes.split(sizes).items(), RATES, strict=True):
-        rate, irregularity = trains.rates(STEP).mean(), trains.irregularity().nanmean()
-        print(f"  {name:5} {rate:6.2f} /s (full scale {published}), irregularity {irregularity:.2f}")
+    populations = record.spikes.split(sizes)
+    for (name, trains), published in zip(populations.items(), RATES, strict=True):
+        print(
+            f"  {name:5} {trains.rates(STEP).mean():6.2f} /s (full scale {published}), irregularity "
+            f"{trains.irregularity().nanmean():.2f}, synchrony {trains.synchrony(dt=STEP):.1f}"
+        )
+    if options.figure:
+        draw(populations, Path(options.figure))
+
+
+def draw(populations: dict[str, hb.SpikeTrains], file: Path) -> None:
+    """Writes the statistics of all populations to `file`, and a raster of 300 ms beside it."""
+    from hibana import plot
+
+    top_down = dict(reversed(populations.items()))
+    plot.activity(top_down, dt=STEP, published={"rate": RATES[::-1]}).savefig(file)
+    excerpts = {name: trains.between(0, 3000) for name, trains in top_down.items()}
+    plot.raster(excerpts, dt=STEP).figure.savefig(file.with_stem(f"{file.stem}-raster"))
 
 
 if __name__ == "__main__":

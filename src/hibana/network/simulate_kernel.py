@@ -56,8 +56,9 @@ AHEAD = 4
 """Distance in segments of the prefetched synapses from those being added."""
 LINE = 16
 """Numbers in a cache line."""
-SPINS = 4000
-"""Reads of the barrier's counter before a waiting thread lets other threads of the system run."""
+SPINS = 100
+"""Reads of the barrier's counter, a microsecond or two, before a waiting thread lets other threads run. With
+4000, a simulation takes eight times as long if its threads share a core."""
 
 INTEGERS = (
     *("steps", "time", "seed", "parts", "delays", "keys", "capacity", "stride"),
