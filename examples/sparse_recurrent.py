@@ -1,6 +1,6 @@
 """Trains a large network with sparse recurrent synapses by backpropagation through time.
 
-    python examples/sparse_recurrent.py --neurons 20000 --connectivity 0.01 --epochs 4
+    python examples/sparse_recurrent.py --neurons 20000 --connectivity 0.01
 
 Delayed match to sample: a cue is shown for ten steps, one of four random patterns of input spikes; after a
 delay a second cue follows; the network decides whether both were the same. The neurons have adaptive
@@ -30,7 +30,7 @@ def batch(size: int, delay: int, patterns: torch.Tensor) -> tuple[torch.Tensor, 
 
 def network(neurons: int, connectivity: float) -> nn.Module:
     """Sparse input synapses, recurrent adaptive neurons, and the firing rate of the second cue as readout."""
-    cell = hb.ALIFCell(tau=10.0, tau_adaptation=60.0, strength=0.3, surrogate="Box", detach_reset=True)
+    cell = hb.ALIFCell(tau=10.0, tau_adaptation=60.0, strength=1.0, surrogate="Box", detach_reset=True)
     return nn.Sequential(
         hb.SparseLinear(INPUTS, neurons, connectivity=0.1),
         hb.Recurrent(cell, neurons, hb.SparseLinear(neurons, neurons, connectivity, bias=False)),
@@ -44,10 +44,10 @@ def main() -> None:
     parser.add_argument("--neurons", type=int, default=20_000)
     parser.add_argument("--connectivity", type=float, default=0.01)
     parser.add_argument("--delay", type=int, default=20, help="steps between the cues")
-    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batches", type=int, default=15, help="batches per epoch")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
