@@ -234,13 +234,15 @@ def _bit_product(rows: "Tensor", words: "Tensor") -> "Tensor":
     return product.product_with_bits(rows, words)
 
 
-def _synapse_sums(row_starts: "Tensor", targets: "Tensor", rows: "Tensor", words: "Tensor") -> "Tensor":
-    """For each synapse the sum of ``rows[:, target]`` where the bit of its source in `words` is set."""
+def _synapse_sums(row_starts: "Tensor", targets: "Tensor", rows: "Tensor", x: "Tensor") -> "Tensor":
+    """For each synapse the sum of ``x[:, source] rows[:, target]``; `x` are numbers, or words of bits."""
     from hibana.spikes.sparse import product
 
     count, neurons = rows.shape
     index = product.SynapseIndex.check(row_starts, targets, None, neurons, neurons)
-    return product.weight_gradient(index, words, rows[None], count)
+    if x.dtype == rows.dtype:
+        return product.sums_per_synapse(index, x.contiguous(), rows)
+    return product.weight_gradient(index, x, rows[None], count)
 
 
 named_kernels.bit_product = _bit_product

@@ -39,7 +39,7 @@ def test_random_networks_are_the_dense_ones(network):
     twins.compare(network, Counts())
 
 
-@FEW
+@settings(FEW, max_examples=examples(24))
 @given(sparse.sparse())
 def test_random_sparse_networks_are_the_dense_ones(network):
     sparse.compare(network, Counts())

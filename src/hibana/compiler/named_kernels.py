@@ -27,7 +27,7 @@ bit_product: Callable[[Tensor, Tensor], Tensor] | None = None
 """``rows^T B`` for float32 rows and rows B of as many bits, in whole 64-bit words. :mod:`hibana` sets it."""
 synapse_sums: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
 """From the row starts and targets of sparse synapses, float32 rows of gradients of their targets, and rows of
-bits of their sources, to the sum for each synapse. :mod:`hibana` sets it."""
+numbers or of bits of their sources, to the sum for each synapse. :mod:`hibana` sets it."""
 MOST_TERMS = 1 << 24
 """Maximum numbers that torch multiplies at once for the gradient of sparse synapses without a kernel."""
 
@@ -209,8 +209,8 @@ def _sparse_product(
 ) -> Tensor:
     """The sum over the first two dimensions of ``residual[source] gradient[target]``, for each synapse."""
     rows, residual = gradient.flatten(0, 1), residual.flatten(0, 1)
-    if is_bits and synapse_sums is not None and _has_kernel(rows):
-        return synapse_sums(row_starts, targets, rows, _words(residual))
+    if synapse_sums is not None and _has_kernel(rows):
+        return synapse_sums(row_starts, targets, rows, _words(residual) if is_bits else residual)
     x = unpack_bits(residual, rows.shape[1]).to(rows.dtype) if is_bits else residual
     sources = torch.repeat_interleave(row_starts.diff(), output_size=targets.numel())
     part = max(1, MOST_TERMS // max(1, len(rows)))

@@ -24,6 +24,7 @@ from hibana.compiler import (
     unroll_layer,
 )
 from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
+from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations
 from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.nn import running
@@ -276,6 +277,8 @@ class RecurrentCell(cells.Cell):
 
     def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """The state after one step with `input_` plus the recurrent product of the previous spikes."""
+        if isinstance(self.recurrent, LooksBack):
+            raise Unsupported("recurrent synapses with delays read the spikes of several steps")
         feedback = scale_gradient(self.recurrent(state[-1]), self.gradient_scale)
         return self.cell(input_ + feedback, *state)  # type: ignore[no-any-return]
 
