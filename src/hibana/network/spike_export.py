@@ -1,4 +1,4 @@
-"""Spikes as objects of Neo and of Neurodata Without Borders (NWB), for the analysis tools of neuroscience."""
+"""Spikes as objects of Neo and of Neurodata Without Borders (NWB), for tools of neuroscience."""
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime

@@ -135,21 +135,16 @@ class SpikeTrains:
             most: the pairs are those of the first `most` neurons that spike.
         """
         spiking = self.neurons.bincount().nonzero()[:most, 0]
-        row = torch.searchsorted(spiking, self.neurons).clamp(max=max(len(spiking) - 1, 0))
-        is_chosen = spiking[row] == self.neurons
-        chosen = SpikeTrains(self.steps[is_chosen], row[is_chosen], (self.shape[0], len(spiking)))
-        coefficients = torch.corrcoef(chosen._bin(bin_width, dt, chosen.neurons, len(spiking)))
+        rows = self.neurons.new_full((self.shape[1],), len(spiking))  # all other neurons share the last row
+        rows[spiking] = torch.arange(len(spiking)).to(rows)
+        counts = self._bin(bin_width, dt, rows[self.neurons.long()], len(spiking) + 1)[:-1]
         first, second = torch.triu_indices(len(spiking), len(spiking), offset=1)
-        return coefficients.reshape(len(spiking), len(spiking))[first, second]
+        return torch.corrcoef(counts).view(len(spiking), len(spiking))[first, second]
 
     def _bin(self, bin_width: float, dt: float | None, rows: Tensor, row_count: int) -> Tensor:
-        """Spike counts ``[row_count, bins]``, float64, without an incomplete last bin.
+        """Spike counts ``[row_count, bins]``, float64; spike k counts in row ``rows[k]``.
 
-        Args:
-            bin_width: see :meth:`synchrony`.
-            dt: see :meth:`synchrony`.
-            rows: the row in which each spike is counted, ``[spikes]``.
-            row_count: the number of rows.
+        An incomplete last bin is left out.
 
         Raises:
             ValueError: if a bin has less than one step, or fewer than two bins fit into the recording.
@@ -157,8 +152,8 @@ class SpikeTrains:
         width = round(bin_width / (dt or 1))
         bins = self.shape[0] // width if width > 0 else 0
         if bins < 2:
-            limits = f"must be from one step to half of the {self.shape[0]} steps"
-            raise ValueError(f"bin_width {limits}, got {bin_width} {'steps' if dt is None else 'ms'}")
+            limits = f"from one step to half of the {self.shape[0]} steps"
+            raise ValueError(f"bin_width must be {limits}, got {bin_width} {'steps' if dt is None else 'ms'}")
         inside = self.steps < bins * width
         cells = rows[inside].long() * bins + self.steps[inside] // width
         return torch.bincount(cells, minlength=row_count * bins).view(row_count, bins).double()
