@@ -101,7 +101,8 @@ class _Projection:
             word, delay = noise[i].to(LONG), self.code.constant(0)
             step = CHOICES // 2
             while step:
-                delay = (thresholds[delay + (step - 1)] <= word).select(delay + step, delay)
+                # An addition instead of a selection: LLVM would make it a branch, which is mispredicted.
+                delay = delay + (thresholds[delay + (step - 1)] <= word).to(LONG) * step
                 step //= 2
             keys[i] = keys[i] + (delay << target_bits)
 
