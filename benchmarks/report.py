@@ -15,6 +15,7 @@ from benchmarks import (
     plain,
     promises,
     recurrent_report,
+    sparse,
     streaming,
 )
 from benchmarks.pictures import TITLES
@@ -94,6 +95,7 @@ def _page(
         "plain": ("Networks of plain torch.nn", plain.section),
         "cells": ("Small layers beside torch's own", cells.section),
         "online": ("Learning online", online.section),
+        "sparse": ("Sparse synapses", sparse.section),
         "grid": ("Layers beside torch's own, by density", grid_report.section),
         "compile": ("First use", _first_use),
         "training": ("Fashion-MNIST, trained", _training),

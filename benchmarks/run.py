@@ -21,9 +21,9 @@ __all__ = ["main", "wanted"]
 
 PARTS = (
     *("layers", "networks", "streaming", "recurrent", "scaling", "compile"),
-    *("deep", "plain", "cells", "online", "grid", "training", "gpu"),
+    *("deep", "plain", "cells", "online", "sparse", "grid", "training", "gpu"),
 )
-_ASKED_FOR = ("deep", "plain", "cells", "online", "grid", "training", "gpu")
+_ASKED_FOR = ("deep", "plain", "cells", "online", "sparse", "grid", "training", "gpu")
 """Parts that run only if they are named."""
 
 
@@ -70,6 +70,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PYTHON",
         help="Python of an environment with spyx and jax (pip install spyx jax), for the part recurrent",
     )
+    parser.add_argument(
+        "--brainevent",
+        default="",
+        metavar="PYTHON",
+        help="Python of an environment with brainevent (pip install brainevent numba), for the part sparse",
+    )
     parser.add_argument("--job", help=argparse.SUPPRESS)
     return parser
 
@@ -88,6 +94,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         recurrent,
         recurrent_training,
         scaling,
+        sparse,
         streaming,
         training,
     )
@@ -103,6 +110,7 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
         plain,
         cells,
         online,
+        sparse,
         grid,
         training,
         recurrent_training,
@@ -140,7 +148,7 @@ def _run(name: str, options: argparse.Namespace) -> bool:
 def _variables(options: argparse.Namespace) -> dict[str, str]:
     threads = str(options.threads)
     variables = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "HIBANA_BENCH_SPYX": options.spyx}
-    return {**os.environ, **variables}
+    return {**os.environ, **variables, "HIBANA_BENCH_BRAINEVENT": options.brainevent}
 
 
 def _do(name: str, options: argparse.Namespace) -> int:

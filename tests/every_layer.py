@@ -25,6 +25,7 @@ ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
     "DelayedRecurrent": lambda: hb.DelayedRecurrent(hb.LIFCell(surrogate=smooth), 4, 2),
     "Window": lambda: hb.Window(4, 4, 2),
     "Linear": lambda: hb.Linear(4, 4),
+    "SparseLinear": lambda: hb.SparseLinear(4, 4, 0.6),
     "Conv1d": lambda: hb.events.Conv1d(2, 2, 3, padding=1),
     "Conv2d": lambda: hb.Conv2d(2, 2, 3, padding=1),
     "Conv3d": lambda: hb.events.Conv3d(2, 2, 3, padding=1),
@@ -42,7 +43,7 @@ ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
     "MaxPool2d": lambda: hb.events.MaxPool2d(2),
     "Flatten": lambda: hb.events.Flatten(),
 }
-OF_EVENTS = ("Linear", "Conv1d", "Conv2d", "Window", "DelayedLinear", "MaxPool2d", "Flatten")
+OF_EVENTS = ("Linear", "SparseLinear", "Conv1d", "Conv2d", "Window", "DelayedLinear", "MaxPool2d", "Flatten")
 
 
 def found_layers() -> dict[str, type[nn.Module]]:
@@ -114,6 +115,8 @@ def reference(layer: nn.Module, x: Tensor) -> Tensor:
         weight = layer.weight if isinstance(layer, hb.Window) else layer.kernel()
         before = nn.functional.pad(x.permute(1, 2, 0), (weight.shape[2] - 1, 0))
         return nn.functional.conv1d(before, weight, layer.bias).permute(2, 0, 1)
+    if isinstance(layer, hb.SparseLinear):
+        return nn.functional.linear(x, layer.to_dense(), layer.bias)
     if type(layer).__name__ in OF_EVENTS:
         return getattr(nn, type(layer).__name__).forward(layer, x)  # type: ignore[no-any-return]
     return layer(x)  # type: ignore[no-any-return]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hibana as hb
-from benchmarks import agreement, deep, gpu, measure, online, recurrent, recurrent_spyx, run
+from benchmarks import agreement, deep, gpu, measure, online, recurrent, recurrent_spyx, run, sparse
 
 
 @pytest.fixture
@@ -309,3 +309,14 @@ def test_every_rule_takes_the_benchmarks_sequence_and_its_loss(monkeypatch):
         online._by_sequence(hb.learn.online(net, rule), x, labels, 4)
         torch.testing.assert_close(net[2].weight.grad, exact[2])  # the readout's own
         assert all(weights.grad.abs().sum() > 0 for weights in net.parameters())
+
+
+def test_contenders_of_sparse_synapses_compute_the_same_gradients():
+    x, gradient = (torch.rand(2, 3, 40) < 0.3).float().requires_grad_(), torch.randn(2, 3, 40)
+    gradients = []
+    for who in sparse.CONTENDERS:
+        layer, parameters = sparse._calls(who, 0.2, 40)
+        sparse._training_step(layer, parameters, x, gradient, None)
+        gradients.append((x.grad, parameters[1].grad, layer(x)))
+    for other in gradients[1:]:
+        torch.testing.assert_close(other, gradients[0])

@@ -99,22 +99,23 @@ class SparseLinear(SpikeLayer):
         check_sizes(in_features=in_features, out_features=out_features)
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        synapses = read_connections(connectivity, (in_features, out_features), delays)
-        self.register_buffer("row_starts", synapses.row_starts)
-        self.register_buffer("targets", synapses.targets)
-        self.register_buffer("delays", synapses.delays)
+        device = torch.get_default_device()
+        with torch.device("cpu"):
+            synapses = read_connections(connectivity, (in_features, out_features), delays)
+        index = synapses.row_starts, synapses.targets, synapses.delays
+        self._index = SynapseIndex.check(*index, in_features, out_features)
+        for name, buffer in zip(("row_starts", "targets", "delays"), index, strict=True):
+            self.register_buffer(name, None if buffer is None else buffer.to(device))
         if synapses.delays is not None:
             self._set_class()
         dtype = torch.get_default_dtype()
         weights = torch.empty(synapses.size, dtype=dtype) if synapses.weights is None else synapses.weights
-        self.weight = nn.Parameter(weights)
+        self.weight = nn.Parameter(weights.to(device))
         biases = nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None
         self.register_parameter("bias", biases)
         for parameter in (self.weight if synapses.weights is None else None, self.bias):
             if parameter is not None:
                 nn.init.uniform_(parameter, -self._bound, self._bound)
-        buffers = self.row_starts, self.targets, self.delays
-        self._index = SynapseIndex.check(*buffers, in_features, out_features)
 
     @classmethod
     def from_linear(cls, linear: nn.Module, mask: Tensor | None = None) -> "SparseLinear":
@@ -157,9 +158,10 @@ class SparseLinear(SpikeLayer):
         """The longest delay in steps."""
         if self.delays is None:
             return 0
-        is_traced = torch.compiler.is_compiling() and self._index is not None
-        index = self._index if is_traced else self.index  # a trace can't check the numbers of a tensor
-        return cast(SynapseIndex, index).reach
+        has_numbers = type(self.targets) is Tensor and not self.targets.is_meta
+        if self._index is not None and (torch.compiler.is_compiling() or not has_numbers):
+            return self._index.reach
+        return self.index.reach
 
     @property
     def connections(self) -> Connections:
@@ -213,7 +215,7 @@ class SparseLinear(SpikeLayer):
         steps = (input if history is None else torch.cat([history, input])).to(dtype)
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         skip = 0 if history is None else len(history)
-        if is_traced_or_transformed(steps) or type(weight) not in (Tensor, nn.Parameter):
+        if is_traced_or_transformed(steps) or steps.is_meta or type(weight) not in (Tensor, nn.Parameter):
             self._reason = f"dense: {UNSUPPORTED}"
             out = autograd.multiply_traced(steps, *self._parts(weight), self.out_features, self.reach, skip)
         else:

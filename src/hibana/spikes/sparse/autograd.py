@@ -98,7 +98,7 @@ class _MultiplySpikes(torch.autograd.Function):
                 rows.view(-1, bits.shape[0] // steps, index.outputs), index, ctx.skip
             )
         else:
-            steps, gradient = len(rows), rows[None]
+            steps, gradient = 1, rows[:, None]
         if ctx.needs_input_grad[0]:
             to_input = _input_gradient(ctx, index, bits, weight, gradient, steps).view(ctx.shape)
         if ctx.needs_input_grad[1]:
@@ -130,7 +130,7 @@ def _input_gradient(
     if mask is not None and (index.reach or mask.density < MASKED_UP_TO):
         return product.input_gradient(index, mask.bits, weight, gradient, steps)
     if not index.reach:
-        return product.multiply_numbers(index, weight, gradient[0], transposed=True)
+        return product.multiply_numbers(index, weight, gradient[:, 0], transposed=True)
     everywhere = torch.full_like(bits, -1)
     if index.inputs % 64:
         everywhere[:, -1] = (1 << index.inputs % 64) - 1
@@ -208,7 +208,7 @@ def sums_per_synapse(input: Tensor, gradient: Tensor, row_starts: Tensor, target
         return _multiply(2, input, gradient, row_starts, targets, gradient.shape[1])
     if kernels_accept(gradient):
         index = SynapseIndex.without_delays(row_starts, targets, gradient.shape[1])
-        return product.weight_gradient(index, input, gradient.contiguous()[None], len(input))
+        return product.weight_gradient(index, input, gradient.contiguous()[:, None], 1)
     numbers = (input[..., None] >> torch.arange(64, device=input.device)) & 1
     numbers = numbers.flatten(1)[:, : row_starts.numel() - 1].to(gradient.dtype)
     return _sums_per_synapse(numbers, gradient, row_starts, targets)

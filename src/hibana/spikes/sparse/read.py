@@ -1,6 +1,5 @@
 """Reads synapses from the values of ``hb.SparseLinear``'s arguments `connectivity` and `delays`."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,7 +56,7 @@ def _without_delays(connectivity: Any, shape: tuple[int, int]) -> Connections:
         return connectivity
     if isinstance(connectivity, int | float) and not isinstance(connectivity, bool):
         connectivity = connect.probability(float(connectivity))
-    if isinstance(connectivity, Sequence):
+    if isinstance(connectivity, list | tuple):
         return connect.connections(connectivity, *shape)
     if hasattr(connectivity, "connections"):
         synapses: Connections = connectivity.connections(*shape)
