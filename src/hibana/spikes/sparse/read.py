@@ -63,10 +63,9 @@ def _without_delays(connectivity: Any, shape: tuple[int, int]) -> Connections:
         return synapses
     if hasattr(connectivity, "tocoo"):  # SciPy
         entries = connectivity.tocoo()
-        indices = [torch.as_tensor(index, dtype=torch.int64) for index in (entries.row, entries.col)]
-        connectivity = torch.sparse_coo_tensor(
-            torch.stack(indices), torch.as_tensor(entries.data), entries.shape
-        )
+        _check_shape("connectivity", entries, shape)
+        targets, sources, values = (torch.tensor(part) for part in (entries.row, entries.col, entries.data))
+        return Connections.from_pairs(sources.long(), targets.long(), shape, weights=_weights(values))
     if not isinstance(connectivity, Tensor):
         raise TypeError(
             "connectivity must be a probability, mask, sparse matrix, module with a weight, Connections, "
@@ -104,7 +103,7 @@ def _weights(values: Tensor) -> Tensor | None:
     return values if values.is_floating_point() else values.to(torch.get_default_dtype())
 
 
-def _check_shape(name: str, matrix: Tensor, shape: tuple[int, int]) -> None:
+def _check_shape(name: str, matrix: Any, shape: tuple[int, int]) -> None:
     """Raises a ValueError unless `matrix` is ``[targets, sources]``."""
     if matrix.shape != (shape[1], shape[0]):
         raise ValueError(
