@@ -29,8 +29,6 @@ from hibana.compiler.tensors import cached_parametrizations, evaluate_parametriz
 from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.nn import running
 from hibana.nn.running import Stateful, check_knows_no_time, run
-from hibana.nn.sparse_linear import SparseLinear
-from hibana.nn.window import LooksBack
 from hibana.runtime import torch_internals
 
 __all__ = [
@@ -179,14 +177,14 @@ class Recurrent(Stateful):
         _set_backend(self, backend)
         self.features = features
         self.gradient_scale = check_gradient_scale(gradient_scale)
-        if recurrent is not None and not isinstance(recurrent, SparseLinear):
+        if recurrent is not None and not _is_sparse(recurrent):
             check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
         self.step()  # creates the step here, because a graph under compilation can't create modules
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The outputs of the cell for `inputs`, both ``[T, B, F]``, from `state`, and its last state."""
-        is_linear = isinstance(self.recurrent, (*TORCH_LAYERS["linear"], SparseLinear))
+        is_linear = isinstance(self.recurrent, TORCH_LAYERS["linear"]) or _is_sparse(self.recurrent)
         is_wrong = inputs.ndim != 3 if is_linear else inputs.ndim < 3
         if is_wrong or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
@@ -194,7 +192,7 @@ class Recurrent(Stateful):
                 f"weights to the {self.features} neurons, such as a linear layer, are a layer of their own"
             )
         step = evaluate_parametrizations(self.step())
-        if isinstance(step.recurrent, LooksBack):
+        if isinstance(step.recurrent, Stateful):  # sparse synapses with delays
             reach, backend = step.recurrent.reach, self.backend
             return unroll_with_delays(step.cell, inputs, state, reach, step.delayed_feedback, backend=backend)
         result = unroll_compiled(step, inputs, state, backend=self.backend)
@@ -218,6 +216,11 @@ class Recurrent(Stateful):
             step = RecurrentCell(self.cell, self.recurrent, self.gradient_scale)
             self.__dict__["_step"] = step  # not an attribute, which would register cell and synapses twice
         return step
+
+
+def _is_sparse(module: nn.Module) -> bool:
+    """Whether `module` is a :class:`hibana.SparseLinear`, without an import of its kernels."""
+    return bool(getattr(module, "is_sparse_linear", False))
 
 
 def unroll_with_delays(
@@ -277,16 +280,16 @@ class RecurrentCell(cells.Cell):
 
     def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """The state after one step with `input_` plus the recurrent product of the previous spikes."""
-        if isinstance(self.recurrent, LooksBack):
+        if isinstance(self.recurrent, Stateful):
             raise Unsupported("recurrent synapses with delays read the spikes of several steps")
         feedback = scale_gradient(self.recurrent(state[-1]), self.gradient_scale)
         return self.cell(input_ + feedback, *state)  # type: ignore[no-any-return]
 
     def delayed_feedback(self, spikes: list[Tensor]) -> Tensor:
         """The sums over delayed synapses for the spikes ``[B, F]`` of the last steps, the latest last."""
-        assert isinstance(self.recurrent, LooksBack)
+        synapses: Any = self.recurrent
         recent = torch.stack(spikes)
-        (sums,) = self.recurrent.outputs_after(recent[:-1], recent[-1:])
+        (sums,) = synapses.outputs_after(recent[:-1], recent[-1:])
         return scale_gradient(sums, self.gradient_scale)
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names of the inner cell
