@@ -86,9 +86,10 @@ class Rewiring:
             The indices of the new synapses.
 
         Raises:
-            ValueError: if the optimizer's state has a tensor of another shape than the weight.
+            ValueError: if the optimizer's state has a tensor of another shape than the weight; then nothing
+                changes.
         """
-        weight, width, old_sources = layer.weight, layer.out_features, layer.sources
+        width, old_sources, tensors = layer.out_features, layer.sources, self._tensors(layer.weight)
         kept = _all_but(removed, old_sources)
         keys = (old_sources * width + layer.targets)[kept]
         pairs = torch.unique_consecutive(keys) if layer.delays is None else torch.unique(keys)
@@ -108,12 +109,25 @@ class Rewiring:
         layer.targets.copy_(layer.targets[order].index_copy_(0, new, (new_pairs % width).to(layer.targets)))
         if layer.delays is not None:
             layer.delays.copy_(layer.delays[order])
-        for key, value in {"weight": weight, "grad": weight.grad, **self.optimizer.state[weight]}.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape:
-                value.copy_(value[order].index_fill_(0, new, 0))
-            elif isinstance(value, Tensor) and value.ndim:
-                raise ValueError(f"optimizer must keep numbers by weight, {key!r} has shape {value.shape}")
+        for tensor in tensors:
+            tensor.copy_(tensor[order].index_fill_(0, new, 0))
         return new
+
+    def _tensors(self, weight: Tensor) -> list[Tensor]:
+        """All tensors with one number per synapse: the weight, its gradient, and its moments.
+
+        Raises:
+            ValueError: if the optimizer's state has a tensor of another shape.
+        """
+        tensors: list[Tensor] = [weight] if weight.grad is None else [weight, weight.grad]
+        for name, value in self.optimizer.state.get(weight, {}).items():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                tensors.append(value)
+            elif isinstance(value, Tensor) and value.ndim:
+                raise ValueError(
+                    f"optimizer must keep one number per weight, {name!r} is {tuple(value.shape)}"
+                )
+        return tensors
 
 
 @final

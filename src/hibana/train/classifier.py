@@ -64,17 +64,14 @@ class Classifier(Network, lightning.LightningModule):
         """Prepares the moves of synapses, which continue those of a resumed run."""
         optimizer, seed = self.optimizers(use_pl_optimizer=False), self.settings.seed
         assert isinstance(optimizer, torch.optim.Optimizer)
-        steps = int(self.trainer.estimated_stepping_batches)
+        epoch, steps = int(self.trainer.num_training_batches), int(self.trainer.estimated_stepping_batches)
         match self.settings.rewire:
             case "deep-r":
                 self.rewiring = DeepR(self.net, optimizer, seed=seed)
-            case "set":  # once per epoch, as in the paper
-                self.rewiring = SET(
-                    self.net, optimizer, every=int(self.trainer.num_training_batches), seed=seed
-                )
+            case "set":
+                self.rewiring = SET(self.net, optimizer, every=epoch, seed=seed)
             case "rigl":
-                end = max(1, 3 * steps // 4)
-                self.rewiring = RigL(self.net, optimizer, end=end, every=max(1, min(100, steps // 100)))
+                self.rewiring = RigL(self.net, optimizer, every=min(100, epoch), end=max(1, 3 * steps // 4))
         if self.rewiring is not None:
             self.rewiring.load_state_dict({"steps": self.trainer.global_step})
 

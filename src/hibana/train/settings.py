@@ -110,7 +110,8 @@ class Settings:
         connectivity: fraction of the synapses of all fully connected layers together that exist, in (0, 1];
             below 1, only these synapses are stored and computed. Small layers lose fewer synapses.
         rewire: rule that moves synapses during training if the connectivity is below 1: ``deep-r``
-            (hibana.learn.DeepR), ``set`` (SET, after each epoch), ``rigl`` (RigL), or ``none``.
+            (hibana.learn.DeepR), ``set`` (SET, after each epoch), ``rigl`` (RigL, every 100 steps or after
+            each epoch), or ``none``.
         cell: cell of the hidden neurons. Default: IF, for sequences LIF.
         tau: membrane time constant of the hidden neurons in steps. Default: that of the cell.
         surrogate: surrogate derivative of the spike function. Default: Step, for sequences ATan.
