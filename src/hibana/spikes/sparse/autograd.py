@@ -1,4 +1,4 @@
-"""Products of sparse synapses as autograd nodes: of spikes by native kernels, and of any numbers by torch."""
+"""Products of sparse synapses as autograd nodes: of spikes, and of any numbers."""
 
 import warnings
 from typing import Any
@@ -163,7 +163,7 @@ def multiply_numbers(
         rows = input.reshape(-1, input.shape[-1])
         return _multiply(0, rows, weight, row_starts, targets, outputs).view(*input.shape[:-1], outputs)
     out = input.new_zeros(*input.shape[:-1], outputs)
-    for delay in delays.bincount().nonzero()[:, 0].tolist():
+    for delay in delays.bincount().nonzero()[:, 0].tolist():  # the synapses of one delay at a time
         synapses = (delays == delay).nonzero()[:, 0]
         starts = torch.searchsorted(synapses, row_starts)
         earlier = input[: max(0, len(input) - delay)]

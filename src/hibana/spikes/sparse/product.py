@@ -109,11 +109,17 @@ def _sizes(index: SynapseIndex, bits: Tensor, steps: int) -> dict[str, Any]:
     return {**sizes, "inputs": index.inputs, "outputs": index.outputs, "row": panel(1)}
 
 
-def _per_synapse(index: SynapseIndex, weight: Tensor) -> Tensor:
-    """`weight` in contiguous memory; raises ValueError unless it has one number for each synapse."""
-    if weight.shape != (index.synapses,):
-        raise ValueError(f"weight must have shape ({index.synapses},), got {tuple(weight.shape)}")
-    return weight.contiguous()
+def _contiguous(name: str, tensor: Tensor, *shape: int) -> Tensor:
+    """`tensor` in contiguous memory; raises ValueError unless it is float32 and has this `shape`."""
+    if tensor.shape != shape or tensor.dtype != torch.float32:
+        kind = f"{tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise ValueError(f"{name} must be torch.float32 of shape {shape}, got {kind}")
+    return tensor.contiguous()
+
+
+def _by_sequence(index: SynapseIndex, gradient: Tensor, bits: Tensor, steps: int) -> Tensor:
+    """`gradient`, checked to be ``[sequences, steps + reach, outputs]``."""
+    return _contiguous("gradient", gradient, len(bits) // steps, steps + index.reach, index.outputs)
 
 
 def forward(
@@ -149,8 +155,8 @@ def forward(
         bits=bits,
         row_starts=index.row_starts,
         offsets=index.offsets,
-        weight=_per_synapse(index, weight),
-        bias=None if bias is None else bias.contiguous(),
+        weight=_contiguous("weight", weight, index.synapses),
+        bias=None if bias is None else _contiguous("bias", bias, index.outputs),
         target=out,
         skip=skip,
         chunk=chunk,
@@ -175,7 +181,7 @@ def weight_gradient(index: SynapseIndex, bits: Tensor, gradient: Tensor, steps: 
         bits=bits,
         row_starts=index.row_starts,
         offsets=index.offsets,
-        gradient=gradient,
+        gradient=_by_sequence(index, gradient, bits, steps),
         target=out,
         parts=parts,
         **_sizes(index, bits, steps),
@@ -195,8 +201,8 @@ def input_gradient(index: SynapseIndex, mask: Tensor, weight: Tensor, gradient: 
         bits=mask,
         row_starts=index.row_starts,
         offsets=index.offsets,
-        weight=_per_synapse(index, weight),
-        gradient=gradient,
+        weight=_contiguous("weight", weight, index.synapses),
+        gradient=_by_sequence(index, gradient, mask, steps),
         target=out,
         **_sizes(index, mask, steps),
     )
@@ -214,8 +220,8 @@ def multiply_numbers(index: SynapseIndex, weight: Tensor, source: Tensor, *, tra
         -(-rows // number_kernels.LANES),
         row_starts=index.row_starts,
         targets=index.offsets,
-        weight=_per_synapse(index, weight),
-        source=source,
+        weight=_contiguous("weight", weight, index.synapses),
+        source=_contiguous("source", source, rows, index.outputs if transposed else index.inputs),
         target=out,
         rows=rows,
         inputs=index.inputs,
@@ -236,8 +242,8 @@ def sums_per_synapse(index: SynapseIndex, source: Tensor, gradient: Tensor) -> T
         parts,
         row_starts=index.row_starts,
         targets=index.offsets,
-        source=source,
-        gradient=gradient,
+        source=_contiguous("source", source, source.shape[0], index.inputs),
+        gradient=_contiguous("gradient", gradient, source.shape[0], index.outputs),
         target=out,
         rows=source.shape[0],
         inputs=index.inputs,
