@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,8 @@ from hibana.nn.spike_trains import SpikeTrains
 
 __all__ = ["Recording", "simulate"]
 
-LONGEST_CHUNK = 1000
-"""Steps after which Python records spikes, draws the progress bar, and reacts to Ctrl-C."""
 LONGEST_RUN = 100
-"""The same for networks that :func:`hibana.run` runs, with inputs and outputs of all steps of a chunk."""
+"""Steps of a chunk of a network that :func:`hibana.run` runs, whose inputs and outputs are in memory."""
 
 
 class Recording(NamedTuple):
@@ -39,19 +37,6 @@ class Recording(NamedTuple):
     """The states of the selected neurons, ``[samples, selected]``, by the name of the state."""
     steps: int
     """The number of steps that were simulated, fewer than requested after Ctrl-C."""
-
-
-class _Runner(Protocol):
-    """A network that runs chunks of steps."""
-
-    neurons: int
-    longest_chunk: int
-
-    def advance(self, steps: int) -> Chunk:
-        """Runs at most `steps` steps."""
-
-    def state(self) -> dict[str, State]:
-        """The state after the last step, in the format of :func:`hibana.run`."""
 
 
 def simulate(
@@ -115,7 +100,7 @@ def _runner(
     state: dict[str, State] | None,
     neurons: Tensor | None,
     every: int,
-) -> _Runner:
+) -> "Simulation | _Chunks":
     """The native program of `net`, or :class:`_Chunks` for a network that has none."""
     if isinstance(net, Recurrent) and isinstance(net.recurrent, SparseLinear):
         if state is not None and state.keys() != {""}:
@@ -128,7 +113,9 @@ def _runner(
     return _Chunks(net, steps, inputs, state, neurons, every)
 
 
-def _record(runner: _Runner, steps: int, *, keep_spikes: bool, progress: bool | None) -> Recording:
+def _record(
+    runner: "Simulation | _Chunks", steps: int, *, keep_spikes: bool, progress: bool | None
+) -> Recording:
     """Runs `steps` steps, or fewer after Ctrl-C, and returns their record."""
     counts = torch.zeros(runner.neurons, dtype=torch.int64)
     chunks: list[tuple[Tensor, Tensor]] = []

@@ -123,7 +123,7 @@ def segment_index(
 
 
 def write_program(step: Step, dtype: torch.dtype) -> Program:
-    """Compiles the program of neurons with the given `step`, whose input includes the synapses' sums.
+    """Compiles the program of neurons that take `step`, whose input includes the synapses' sums.
 
     Raises:
         Unsupported: if the step multiplies by a matrix, does not emit spikes as 0 or 1, or an operation has
