@@ -6,6 +6,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import hibana as hb
 from hibana.compiler.torch_layers import faster_layers
@@ -285,3 +286,25 @@ def test_under_torch_compile_an_optimized_network_keeps_its_layers_per_spike(own
     copied = pickle.loads(pickle.dumps(net))
     assert torch.equal(copied(x), net(x))
     assert type(hb.optimize(net, undo=True)) in (OwnForward, nn.Sequential)
+
+
+@pytest.mark.parametrize("how", ["zeros", "prune"])
+def test_a_pruned_layer_of_a_network_without_gradients_becomes_sparse(how, capsys):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(40, 50), hb.IF(0.1), nn.Linear(50, 30), hb.LI())
+    if how == "prune":
+        prune.random_unstructured(net[0], "weight", 0.96)
+    else:
+        net[0].weight.data *= torch.rand(50, 40) < 0.04
+    x = torch.rand(6, 3, 40).round()
+    plain, expected = list(net), net(x).detach()
+    hb.optimize(net, x, verbose=False)
+    assert type(net[0]) is hb.Linear  # an optimizer may have its parameters
+    hb.optimize(net.eval().requires_grad_(False), x)
+    assert type(net[0]) is hb.SparseLinear
+    assert type(net[2]) is hb.Linear
+    assert f"sparse, {net[0].targets.numel()} of 2,000 weights" in capsys.readouterr().out
+    torch.testing.assert_close(net(x), expected)
+    hb.optimize(net, undo=True)
+    assert list(net) == plain
+    assert type(net[0]) is nn.Linear

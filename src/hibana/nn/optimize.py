@@ -4,10 +4,11 @@ It visits modules rather than a graph of calls, because a class applies to every
 """
 
 import itertools
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from hibana import spikes
 from hibana.compiler.torch_layers import ORIGINAL_CLASS, role_of
@@ -24,6 +25,7 @@ from hibana.nn.over_steps import (
     may_be_joined,
 )
 from hibana.nn.running import Stateful, evaluating
+from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime.torch_internals import tree_leaves
 from hibana.spikes.adopt import EVENT_CLASSES
 
@@ -31,6 +33,10 @@ __all__ = ["optimize", "table"]
 
 NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
+MAX_DENSITY = 0.05
+"""Largest fraction of weights that are not zero at which a sparse layer replaces a linear layer."""
+_REPLACED = "_hibana_replaced"
+"""Key in the ``__dict__`` of a sparse layer: the linear layer that it replaces."""
 _LAYERS = {kind: ours for kind, ours in EVENT_CLASSES.items() if ours in (spikes.Linear, spikes.Conv1d)}
 _LAYERS |= OVER_STEPS
 _UNCHANGED = {
@@ -54,11 +60,14 @@ def optimize(
     - With an `example`, a network whose ``forward`` is written for images (``torch.flatten(x, 1)``,
       ``torch.cat(..., 1)``), such as those of torchvision, gets time and batch joined, and its neurons get
       ``[T, batch, ...]``.
+    - A pruned linear layer, with at most 5% of its weights not zero, becomes a :class:`hibana.SparseLinear`
+      in a network without gradients (``net.eval().requires_grad_(False)``), where no optimizer can lose its
+      parameters. Its ``state_dict`` then has the entries of the sparse layer.
 
-    Classes change; parameters, buffers, hooks, names in ``state_dict`` and the module objects stay. Synapses
-    within a step (:class:`hibana.Recurrent`) do not change, because they are compiled with the step.
-    Subclasses of torch's layers and unknown layers do not change either, and the table lists them. Outputs
-    and gradients equal those of the plain network up to rounding.
+    In all other layers classes change; parameters, buffers, hooks, names in ``state_dict`` and the module
+    objects stay. Synapses within a step (:class:`hibana.Recurrent`) do not change, because they are compiled
+    with the step. Subclasses of torch's layers and unknown layers do not change either, and the table lists
+    them. Outputs and gradients equal those of the plain network up to rounding.
 
     Args:
         net: any module; changed in place.
@@ -126,6 +135,7 @@ def _change_layers(net: nn.Module) -> None:
     ids_in_wrappers = {id(submodule) for wrapper in wrappers for submodule in wrapper.module.modules()}
     layers = [module for module in net.modules() if isinstance(module, Stateful) and module.holds_step]
     ids_in_layers = {id(submodule) for layer in layers for submodule in layer.modules()}
+    _replace_pruned(net, ids_in_layers)
     for module in net.modules():
         kind = type(module)
         if id(module) in ids_in_layers:
@@ -134,6 +144,32 @@ def _change_layers(net: nn.Module) -> None:
             _change(module, NormalizingSequential)
         elif kind in _LAYERS:
             _change(module, (EVENT_CLASSES if id(module) in ids_in_wrappers else _LAYERS).get(kind, kind))
+
+
+def _replace_pruned(net: nn.Module, excluded: set[int]) -> None:
+    """Replaces pruned linear layers of `net` by sparse layers, except modules with an id in `excluded`."""
+    replacements: dict[nn.Module, SparseLinear] = {}
+    for name, module in list(net.named_modules(remove_duplicate=False)):
+        if module not in replacements:
+            if not name or id(module) in excluded or not _is_pruned(module):
+                continue
+            replacements[module] = SparseLinear.from_linear(module).eval().requires_grad_(False)
+            replacements[module].__dict__[_REPLACED] = module
+        net.set_submodule(name, replacements[module])
+
+
+def _is_pruned(module: nn.Module) -> bool:
+    """Whether `module` is a linear layer for inference on the CPU with few weights that are not zero."""
+    if type(module) not in (nn.Linear, spikes.Linear) or module.training:
+        return False
+    hooks = list(module._forward_pre_hooks.values())
+    if module._forward_hooks or not all(isinstance(hook, prune.BasePruningMethod) for hook in hooks):
+        return False
+    for hook in hooks:
+        hook(module, ())  # sets the weight to the product of the original weight with its mask
+    weight = cast(Tensor, module.weight)
+    is_trained = any(parameter.requires_grad for parameter in module.parameters())
+    return not is_trained and weight.is_cpu and int(weight.count_nonzero()) <= MAX_DENSITY * weight.numel()
 
 
 def _change_for(net: nn.Module, example: Tensor) -> None:
@@ -209,6 +245,9 @@ def _row(module: nn.Module, in_pass: bool) -> tuple[str, str] | None:
     `in_pass` says whether the layer is a batch normalization that the kernel of the next neurons computes.
     """
     kind, was = type(module), module.__dict__.get(ORIGINAL_CLASS)
+    if (linear := module.__dict__.get(_REPLACED)) is not None:
+        synapses = cast(SparseLinear, module).targets.numel()
+        return _name(type(linear)), f"sparse, {synapses:,} of {linear.weight.numel():,} weights"
     if isinstance(module, JoinedNetwork):
         return _name(was), "called with time and batch joined"
     if kind is NormalizingSequential or isinstance(module, EagerNetwork):
@@ -235,7 +274,10 @@ def _name(kind: type | None) -> str:
 
 
 def _undo(net: nn.Module) -> None:
-    """Restores the original class of all modules of `net`."""
+    """Restores the first class of all modules of `net`, and the linear layers that were replaced."""
+    for name, module in list(net.named_modules(remove_duplicate=False)):
+        if (linear := module.__dict__.get(_REPLACED)) is not None:
+            net.set_submodule(name, linear)
     for module in net.modules():
         was = module.__dict__.pop(ORIGINAL_CLASS, None)
         module.__dict__.pop(_DIMENSIONS, None)
