@@ -16,7 +16,7 @@ __all__ = ["Distribution", "Pattern", "Projection", "delay_thresholds", "generat
 ROW_BLOCKS = 64
 """Blocks of rows with about equally many synapses, which threads share."""
 MAX_DIGIT_BITS = 10
-"""Most bits by which a pass of the radix sort sorts: its counts, 8 KB, fit into the L1 cache."""
+"""Most bits of a digit of the radix sort: the counts of its values, 8 KB, fit into the L1 cache."""
 SMALLEST_SHARE = 0.01
 """Smallest share of random numbers that bounds may leave, since numbers outside are drawn again."""
 
