@@ -106,16 +106,6 @@ def test_other_sizes_and_dtypes_take_the_loop(outputs, dtype):
         hb.unroll(cell, x, backend="cpu")
 
 
-def test_truncated_backpropagation_in_pieces():
-    layer = hb.Recurrent(hb.LIFCell(), 20, hb.SparseLinear(20, 20, 0.2))
-    state = None
-    for x in torch.rand(9, 2, 20).split(3):
-        outputs, state = hb.run(layer, x, state)
-        outputs.sum().backward()
-        state = {name: tuple(part.detach() for part in parts) for name, parts in state.items()}
-    assert layer.recurrent.weight.grad.abs().sum() > 0
-
-
 def test_with_delays_the_state_is_the_cells_and_earlier_spikes():
     delays = torch.randint(0, 4, (20, 20))
     delays[0, 0] = 3
