@@ -79,7 +79,7 @@ class Wires:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self._known: dict[str, Expression] = {}
+        self._by_text: dict[str, Expression] = {}
 
     def constant(self, number: int, bits: int = 32) -> Expression:
         """The constant `number`."""
@@ -88,18 +88,18 @@ class Wires:
     def add(self, text: str, bits: int, *parts: Expression, slow: bool = False) -> Expression:
         """A wire with the value `text`, which depends on `parts`."""
         key = f"{bits}:{text}"
-        if key not in self._known:
-            name = f"w{len(self._known)}"
+        if key not in self._by_text:
+            name = f"w{len(self._by_text)}"
             kind = "wire" if bits == 1 else f"wire signed [{bits - 1}:0]"
             self.lines.append(f"{kind} {name} = {text};")
-            self._known[key] = Expression(
+            self._by_text[key] = Expression(
                 name,
                 bits,
                 is_slow=slow or any(part.is_slow for part in parts),
                 registers=frozenset().union(*(part.registers for part in parts)),
                 loads=frozenset().union(*(part.loads for part in parts)),
             )
-        return self._known[key]
+        return self._by_text[key]
 
     def unary(self, operator: str, x: Expression) -> Expression:
         """The result of ``!``, ``~``, ``-`` or ``+``."""

@@ -71,7 +71,7 @@ class Machine:
         self.registers = [f"r_{name}" for name in scalars]
         self.states: list[State] = []
         self._captured: set[str] = set()
-        """Registers that are assigned once in the block in which they are read."""
+        """Registers that one block assigns and reads."""
         self._names: dict[str, Expression | _Pointer] = {
             name: Expression(f"r_{name}", 32, registers=frozenset([f"r_{name}"])) for name in scalars
         }
@@ -99,13 +99,13 @@ class Machine:
         """Starts a block: all registers are ready, and all ports are free, in its cycle 0."""
         self._block: list[State] = []
         self._ready: dict[str, int] = {}
-        """The first cycle in which a register has its new value."""
+        """First cycle with the new value of a register."""
         self._used: dict[str, int] = {}
-        """The last cycle in which a register, or the last read of an array, is used."""
+        """Last cycle that uses a register, or the number that was last read from an array."""
         self._read: dict[str, int] = {}
-        """The last cycle in which an array is read."""
+        """Last cycle that reads an array."""
         self._written: dict[str, int] = {}
-        """The last cycle in which an array is written."""
+        """Last cycle that writes an array."""
         self._reads: list[tuple[int, Array, str]] = []
         self._writes: list[tuple[int, Array, str, str]] = []
 
@@ -137,20 +137,23 @@ class Machine:
         return last
 
     def _cycle(self, expression: Expression) -> int:
-        """The first cycle in which `expression` has its value."""
+        """The first cycle with the value of `expression`."""
         ready = max((self._ready.get(name, 0) for name in expression.registers), default=0)
         reads = max((self._read[name] + 1 for name in expression.loads), default=0)
         return max(ready, reads)
 
     def _use(self, expression: Expression, earliest: int = 0) -> int:
-        """The first cycle from `earliest` on in which `expression` has its value; marks it as used there."""
+        """The first cycle from `earliest` on with the value of `expression`; records the use."""
         cycle = max(earliest, self._cycle(expression))
         for name in (*expression.registers, *expression.loads):
             self._used[name] = max(self._used.get(name, 0), cycle)
         return cycle
 
     def _load(self, array: Array, index: Expression) -> Expression:
-        """The number of `array` at `index`, read as early as possible."""
+        """The number of `array` at `index`, read in the first cycle that has the index and a free read port.
+
+        The number appears at the memory's output one cycle later, and stays until the next read of the array.
+        """
         earliest = self._written.get(array.name, -1) + 1
         if array.name in self._read:
             earliest = max(earliest, self._read[array.name] + 1, self._used.get(array.name, 0))
@@ -434,9 +437,9 @@ class Machine:
             pointer = self._pointer(node.left)
             return _Pointer(pointer.array, self.wires.binary("+", pointer.offset, self._value(node.right)))
         name = _name_of(node)
-        known = self._names.get(name)
-        if isinstance(known, _Pointer):
-            return known
+        named = self._names.get(name)
+        if isinstance(named, _Pointer):
+            return named
         return _Pointer(self.arrays[name], self.wires.constant(0))
 
     def _place(self, node: c_ast.ArrayRef) -> _Pointer:
