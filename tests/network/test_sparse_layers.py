@@ -220,11 +220,3 @@ def test_indices_that_lead_outside_of_arrays_are_refused(change, monkeypatch):
     monkeypatch.setattr(type(net[0]), "outputs_after", lambda layer, history, inputs: inputs)
     with pytest.raises(Unsupported, match=r"layer '0': (row_starts must|targets must|20 inputs)"):
         hb.compile(net, torch.rand(4, 1, 20))
-
-
-def test_tables_count_the_stored_synapses():
-    net, x = network("spikes")
-    node = hb.compile(net, x).graph.nodes[1]
-    operations = node.layer.operations(node, x.dtype)
-    synapses = net[0].weight.numel()
-    assert operations == (synapses, pytest.approx(synapses * node.inputs[0].density), 20 * 20)

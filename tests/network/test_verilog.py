@@ -56,6 +56,12 @@ NETWORKS = {
         ),
         (3,),
     ),
+    "sparse synapses": (
+        lambda: nn.Sequential(
+            hb.SparseLinear(6, 9, 0.5), hb.IF(0.2), hb.SparseLinear(9, 4, 0.5, delays=2), hb.IF(0.2)
+        ),
+        (6,),
+    ),
     "average": (
         lambda: nn.Sequential(
             hb.IF(0.5), hb.EachStep(nn.AvgPool2d(2)), nn.Flatten(2), nn.Linear(9, 2), hb.LI()
