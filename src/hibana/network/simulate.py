@@ -88,7 +88,7 @@ def simulate(
     for name, value in (("steps", steps), ("every", every)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    with torch.no_grad():
+    with torch.no_grad(), torch.device("cpu"):
         runner = _runner(net, steps, inputs, state, neurons, every)
         return _record(runner, steps, keep_spikes=record == "spikes", progress=progress), runner.state()
 
@@ -186,7 +186,7 @@ class _Chunks:
             steps = min(steps, self.every - self.done % self.every)
         outputs, self.last_state = run(self.net, self.inputs[self.done : self.done + steps], self.last_state)
         outputs = outputs.reshape(steps, -1)
-        spike_steps, neurons = outputs.nonzero(as_tuple=True)
+        spike_steps, neurons = (indices.cpu() for indices in outputs.nonzero(as_tuple=True))
         if bool((outputs[spike_steps, neurons] != 1).any()):
             raise ValueError(
                 "net must return spikes, 0 or 1, got other numbers: end it in a spiking layer, or use hb.run"
@@ -197,7 +197,7 @@ class _Chunks:
             layer, values = next(reversed(self.last_state.items()))
             cell = self.net.get_submodule(layer.partition("#")[0]).cell
             assert isinstance(cell, Cell)
-            rows = [value.reshape(1, -1)[:, self.selected] for value in values]
+            rows = [value.reshape(1, -1).cpu()[:, self.selected] for value in values]
             states = dict(zip(cell.state_names()[:-1], rows, strict=False))
         return Chunk(steps, spike_steps, neurons.to(torch.int32), states)
 
