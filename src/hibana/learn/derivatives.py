@@ -204,7 +204,7 @@ def same_step_derivatives(
     Args:
         next_states: the states after a step, with their autograd graph.
         same_step: the derivatives to compute: pairs ``(i, j)`` of a state i and an independent state j.
-        between_independent: the pairs of independent states of which the first depends on the second.
+        between_independent: pairs of independent states; the first of each depends on the second.
     """
     same_step = list(same_step)
     total = _derivatives(next_states, next_states, [*same_step, *(between_independent if same_step else ())])

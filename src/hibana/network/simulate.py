@@ -145,7 +145,7 @@ def _record(
 
 @contextmanager
 def _interruption() -> Iterator[threading.Event]:
-    """A context in which Ctrl-C sets the event that it yields, if it runs in the main thread."""
+    """A context manager that yields an event. Ctrl-C sets the event, if the code runs in the main thread."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event

@@ -200,7 +200,7 @@ class Simulation:
     def _list_recent(self) -> tuple[Tensor, Tensor]:
         """Lists for the spikes of each part, which begin with the recent spikes, and the ends of their steps.
 
-        The lists are ``[parts, capacity]``; they have room for a step in which all neurons fire. The ends are
+        The lists are ``[parts, capacity]``; a step fits even if all neurons fire. The ends are
         ``[parts, delays + LONGEST_CHUNK + 1]``: entry i is the number of spikes before recent step i.
         """
         steps, neurons = self.recent

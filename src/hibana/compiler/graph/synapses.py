@@ -17,7 +17,7 @@ from hibana.compiler.graph.step import Step, Value
 
 
 class Operand(NamedTuple):
-    """The vector that a matrix of a step multiplies, of which the gradient of the matrix needs all steps."""
+    """The vector that a matrix of a step multiplies. The gradient of the matrix needs it at all steps."""
 
     residual: Value
     """The value to store: a boolean, a number or the input."""

@@ -271,7 +271,7 @@ class Parts(NamedTuple):
 
 
 def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) -> Parts:
-    """Splits a weight gradient into parallel parts, of which at most `most` divide the rows.
+    """Splits a weight gradient into parallel parts; at most `most` of them divide the rows.
 
     The sizes are rows, outputs, and 64-bit words of inputs.
     """
@@ -294,7 +294,7 @@ def gradient_mask(
     """The mask of inputs that need a gradient in the backward that is running; None if all do.
 
     Args:
-        support: what is known about the input: where its gradient is needed, and who may read it.
+        support: where the gradient of the input is needed, and who may read it.
         bits: the spikes, which are the mask if `support` has no other.
         length: elements of a row.
         density: the density of the spikes.
