@@ -90,19 +90,19 @@ class Rewiring:
                 changes.
         """
         width, old_sources, tensors = layer.out_features, layer.sources, self._tensors(layer.weight)
-        kept = _all_but(removed, old_sources)
-        keys = (old_sources * width + layer.targets)[kept]
+        stays = _all_but(removed, old_sources)
+        keys = (old_sources * width + layer.targets)[stays]
         pairs = torch.unique_consecutive(keys) if layer.delays is None else torch.unique(keys)
         new_keys = new_pairs = choose(pairs, len(removed))
         if layer.delays is not None:  # rows are sorted by delay and target
             old_rows = old_sources * (MAX_DELAY + 1) + layer.delays
             new_rows = new_pairs // width * (MAX_DELAY + 1) + layer.delays[removed]
-            keys, new_keys = (old_rows * width + layer.targets)[kept], new_rows * width + new_pairs % width
+            keys, new_keys = (old_rows * width + layer.targets)[stays], new_rows * width + new_pairs % width
         new_keys, by_key = new_keys.sort()
         new_pairs = new_pairs[by_key]
         new = torch.searchsorted(keys, new_keys) + torch.arange(len(new_keys), device=keys.device)
         order = torch.empty_like(old_sources)  # the old index of each synapse
-        order[_all_but(new, old_sources)], order[new] = kept, removed[by_key]
+        order[_all_but(new, old_sources)], order[new] = stays, removed[by_key]
         change = torch.bincount(new_pairs // width, minlength=layer.in_features)
         change -= torch.bincount(old_sources[removed], minlength=layer.in_features)
         layer.row_starts[1:] += change.cumsum(0)

@@ -152,7 +152,7 @@ class STDP(PairRule):
     def _run(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The spikes and the state after the last step, from the kernel if the backend allows it."""
         cell = self._cell
-        is_dense = isinstance(self.linear, nn.Linear)
+        is_dense = not isinstance(self.linear, SparseLinear)
         is_supported = inputs.is_cpu and inputs.dtype == torch.float32 and is_dense
         if self.backend == "cpu" and not is_supported:
             got = f"{inputs.dtype} on {inputs.device}" if is_dense else type(self.linear).__name__

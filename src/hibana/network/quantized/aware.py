@@ -12,6 +12,7 @@ from hibana.compiler import emits_spikes
 from hibana.compiler.analysis.fixed_point import Range, RangesNeeded
 from hibana.compiler.analysis.units import row_units
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.torch_layers import role_of
 from hibana.network.c import exact_dtype
 from hibana.network.graph import Network, Node
 from hibana.network.integer_network import Quantized, integer_input, straight_through
@@ -271,7 +272,7 @@ def _layer(node: Node, output: Node, index: dict[Node, int]) -> _Layer:
                 f"layer {node.name!r}: only nn.AvgPool2d with count_include_pad=True has an integer form"
             )
         area = int(module.divisor_override or window.kernel[0] * window.kernel[1])
-    if isinstance(module, Recurrent) and not isinstance(module.recurrent, nn.Linear):
+    if isinstance(module, Recurrent) and role_of(module.recurrent) != "linear":
         kind = type(module.recurrent).__name__
         raise Unsupported(f"layer {node.name!r}: recurrent synapses of class {kind} have no integer form")
     has_channels = node.layer.weighted and node.kind not in _SHARED_SCALE
