@@ -253,7 +253,9 @@ def test_convert_goes_to_nir_and_on_to_a_program(trained, tmp_path, capsys):
 def test_convert_refuses(trained, tmp_path, capsys):
     pytest.importorskip("nir", reason="the extra nir is not installed")
     checkpoint = trained[0] / "checkpoint.ckpt"
-    assert ".c, .html, .nir, .onnx or .pt2" in refused(capsys, "convert", checkpoint, tmp_path / "x.tflite")
+    assert ".c, .html, .nir, .onnx, .pt2 or .v" in refused(
+        capsys, "convert", checkpoint, tmp_path / "x.tflite"
+    )
     assert "folder" in refused(capsys, "convert", checkpoint, tmp_path / "nowhere" / "x.nir")
     assert "source must be a NIR file, there is no" in refused(
         capsys, "convert", tmp_path / "none.nir", tmp_path / "x.pt2"

@@ -20,7 +20,7 @@ class Branch(hb.Cell):
 
 class Noise(hb.Cell):
     def forward(self, input_, v):
-        return (v + torch.poisson(input_),)
+        return (v + torch.normal(input_, 0.5),)
 
 
 class Crowd(hb.Cell):

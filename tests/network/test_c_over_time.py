@@ -178,7 +178,7 @@ def test_a_window_without_bias_in_groups_is_bounded_group_by_group():
     small, _ = quantize(net, inputs)
     from hibana.network.c import program
 
-    numbers = program._unit(small, inputs, "net", "sum").arithmetic
+    numbers = program.build_unit(small, inputs, "net", "sum").arithmetic
     window = next(node for node in numbers.bounds if node.kind == "window")
     low, high = numbers.bounds[window]
     assert -3 * 127 <= low < high <= 3 * 127

@@ -182,7 +182,7 @@ def test_bounds_hold_on_the_worst_input():
 def _bounds(small, inputs):
     from hibana.network.c import program
 
-    written = program._unit(small, inputs, "net", "sum")
+    written = program.build_unit(small, inputs, "net", "sum")
     return next(iter(written.arithmetic.leaf_bounds.values()))
 
 

@@ -100,7 +100,9 @@ class Rewiring:
             keys, new_keys = (old_rows * width + layer.targets)[stays], new_rows * width + new_pairs % width
         new_keys, by_key = new_keys.sort()
         new_pairs = new_pairs[by_key]
-        new = torch.searchsorted(keys, new_keys) + torch.arange(len(new_keys), device=keys.device)
+        new = torch.searchsorted(keys, new_keys) + torch.arange(
+            len(new_keys), device=keys.device, dtype=torch.int64
+        )
         order = torch.empty_like(old_sources)  # the old index of each synapse
         order[_all_but(new, old_sources)], order[new] = stays, removed[by_key]
         change = torch.bincount(new_pairs // width, minlength=layer.in_features)
@@ -191,13 +193,13 @@ class DeepR(Rewiring):
         weight, lr = layer.weight, float(self._groups()[layer.weight]["lr"])
         sign = self._signs.pop(name, _signs(weight))  # absent if the optimizer's step was skipped
         temperature = lr * self.l1**2 / 18 if self.temperature is None else self.temperature
-        noise = torch.randn(len(weight), generator=generator, device="cpu").to(weight)
+        noise = torch.randn(len(weight), generator=generator, device="cpu", dtype=torch.float32).to(weight)
         theta = sign * weight - lr * self.l1 + math.sqrt(2 * lr * temperature) * noise
         weight.copy_(theta.copysign(sign))
         removed = (theta < 0).nonzero()[:, 0]
         if len(removed):
             new = self._replace(layer, removed, _random_choice(layer, generator))
-            new_signs = torch.rand(len(new), generator=generator, device="cpu") - 0.5
+            new_signs = torch.rand(len(new), generator=generator, device="cpu", dtype=torch.float32) - 0.5
             weight[new] = weight[new].copysign(new_signs.to(weight))
 
 
@@ -333,7 +335,7 @@ class RigL(_Periodic):
             )
         assert self.end is not None
         fraction = self.fraction / 2 * (1 + math.cos(math.pi * (self.steps + 1) / self.end))
-        all_synapses = torch.arange(len(layer.weight), device=layer.weight.device)
+        all_synapses = torch.arange(len(layer.weight), device=layer.weight.device, dtype=torch.int64)
         removed = _weakest(layer, all_synapses, fraction).sort().values
         self._replace(layer, removed, partial(_strongest_absent, self._calls[name], layer))
         self._calls[name].clear()
@@ -359,7 +361,9 @@ def _strongest_absent(
             distributed.all_reduce(grads)
         start, end = torch.searchsorted(pairs, pairs.new_tensor([first * width, (first + step) * width]))
         magnitudes = grads.abs().flatten().index_fill_(0, pairs[start:end] - first * width, -1)
-        strongest = torch.cat([strongest, torch.arange(len(magnitudes), device=pairs.device) + first * width])
+        strongest = torch.cat(
+            [strongest, torch.arange(len(magnitudes), device=pairs.device, dtype=torch.int64) + first * width]
+        )
         sizes, best = torch.cat([sizes, magnitudes]).topk(min(count, len(strongest)))
         strongest = strongest[best]
     return strongest
@@ -387,11 +391,17 @@ def draw_absent(pairs: Tensor, count: int, total: int, generator: torch.Generato
     absent = total - len(pairs)
     ranks = pairs.new_empty(0)
     if 2 * count >= absent:
-        ranks = torch.randperm(absent, generator=generator, device="cpu")[:count].sort().values
+        ranks = (
+            torch.randperm(absent, generator=generator, device="cpu", dtype=torch.int64)[:count].sort().values
+        )
     while len(ranks) < count:
-        more = torch.randint(absent, (count - len(ranks),), generator=generator, device="cpu")
+        more = torch.randint(
+            absent, (count - len(ranks),), generator=generator, device="cpu", dtype=torch.int64
+        )
         ranks = torch.unique(torch.cat([ranks, more]))
-    ranks_of_pairs = pairs - torch.arange(len(pairs), device="cpu")  # absent numbers below each pair
+    ranks_of_pairs = pairs - torch.arange(
+        len(pairs), device="cpu", dtype=torch.int64
+    )  # absent numbers below each pair
     return ranks + torch.searchsorted(ranks_of_pairs, ranks, right=True)
 
 

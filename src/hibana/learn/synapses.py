@@ -122,7 +122,7 @@ class Synapses:
             return None
         sources, targets = module.sources, module.targets.long()
         if module.bias is not None:
-            outputs = torch.arange(module.out_features, device=targets.device)
+            outputs = torch.arange(module.out_features, device=targets.device, dtype=torch.int64)
             sources = torch.cat([sources, torch.full_like(outputs, module.in_features)])
             targets = torch.cat([targets, outputs])
         return StoredSynapses(sources, targets)

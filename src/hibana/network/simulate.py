@@ -109,7 +109,11 @@ def _runner(
             return Simulation(net, steps, inputs, None if state is None else state[""], neurons, every)
         except Unsupported as error:
             warn_slow(net.cell, str(error))
-            inputs = torch.zeros(net.features) if inputs is None else inputs
+            inputs = (
+                torch.zeros(net.features, dtype=torch.get_default_dtype(), device="cpu")
+                if inputs is None
+                else inputs
+            )
     return _Chunks(net, steps, inputs, state, neurons, every)
 
 
@@ -117,7 +121,7 @@ def _record(
     runner: "Simulation | _Chunks", steps: int, *, keep_spikes: bool, progress: bool | None
 ) -> Recording:
     """Runs `steps` steps, or fewer after Ctrl-C, and returns their record."""
-    counts = torch.zeros(runner.neurons, dtype=torch.int64)
+    counts = torch.zeros(runner.neurons, dtype=torch.int64, device="cpu")
     chunks: list[tuple[Tensor, Tensor]] = []
     samples: dict[str, list[Tensor]] = {}
     done = 0

@@ -78,8 +78,8 @@ class Simulation:
         self.seed = new_seed() if step.draws else 0
         self.time = 0
         self.tensors: dict[str, Tensor | None] = {
-            "constants": torch.tensor(step.constants or [0.0], dtype=self.dtype),
-            "functions": torch.tensor(self.program.functions or [0], dtype=torch.int64),
+            "constants": torch.tensor(step.constants or [0.0], dtype=self.dtype, device="cpu"),
+            "functions": torch.tensor(self.program.functions or [0], dtype=torch.int64, device="cpu"),
             "bias": None if synapses.bias is None else self._row("bias", synapses.bias),
         }
         for i, value in enumerate(step.prologue(*tensors_of(cell).values())[: step.parameters]):
@@ -88,8 +88,8 @@ class Simulation:
         self._divide(torch.get_num_threads())
         self._set_synapses(synapses)
         self._set_inputs(steps, inputs)
-        self._select(torch.empty(0, dtype=torch.int64) if selected is None else selected)
-        example = torch.zeros(shape, dtype=self.dtype)
+        self._select(torch.empty(0, dtype=torch.int64, device="cpu") if selected is None else selected)
+        example = torch.zeros(shape, dtype=self.dtype, device="cpu")
         self.names = cell.state_names()
         self.has_history = isinstance(synapses, LooksBack)
         history = [example.new_zeros(self.delays - 1, *shape)] if self.has_history else []
@@ -105,14 +105,14 @@ class Simulation:
         """Divides the neurons into at most one part for each of the `threads`."""
         words = -(-self.neurons // WORD)
         size = -(-words // min(threads, words, 128))
-        bounds = torch.arange(0, words + size, size).clamp(max=words)
+        bounds = torch.arange(0, words + size, size, dtype=torch.int64, device="cpu").clamp(max=words)
         self.parts = len(bounds) - 1
         self.part_of_word = torch.repeat_interleave(bounds.diff()).to(torch.uint8)
         self.tensors["bounds"] = (bounds * WORD).clamp(max=self.neurons)
-        self.tensors["work"] = torch.empty(self.parts * SEGMENTS * 2, dtype=torch.int64)
+        self.tensors["work"] = torch.empty(self.parts * SEGMENTS * 2, dtype=torch.int64, device="cpu")
         scratch = max(1, self.parts * self.program.scratch_rows * BLOCK)
-        self.tensors["scratch"] = torch.empty(scratch, dtype=self.dtype)
-        self.tensors["sums"] = torch.zeros(self.neurons, dtype=self.dtype)
+        self.tensors["scratch"] = torch.empty(scratch, dtype=self.dtype, device="cpu")
+        self.tensors["sums"] = torch.zeros(self.neurons, dtype=self.dtype, device="cpu")
 
     def _set_synapses(self, synapses: SparseLinear) -> None:
         """Checks the synapses, and computes where those with each delay to each part begin."""
@@ -130,8 +130,8 @@ class Simulation:
             raise ValueError(f"delays must be one uint8 per synapse, got {delays.dtype} {list(delays.shape)}")
         self.delays = 1 + (synapses.reach if isinstance(synapses, LooksBack) else 0)
         keys = self.delays * self.parts
-        index = torch.empty(self.neurons * (keys + 1), dtype=torch.int32)
-        unsorted = torch.zeros(1, dtype=torch.int64)
+        index = torch.empty(self.neurons * (keys + 1), dtype=torch.int32, device="cpu")
+        unsorted = torch.zeros(1, dtype=torch.int64, device="cpu")
         segment_index(
             *(self.neurons, 256),
             **{"row_starts": row_starts, "targets": targets, "delays": delays, "index": index},
@@ -179,14 +179,16 @@ class Simulation:
         fired = torch.cat([history.to(spikes.dtype), spikes[None]]).flatten(1)  # [delays, neurons]
         if not bool(((fired == 0) | (fired == 1)).all()):
             raise ValueError(f"state {self.names[-1]} and the spikes before must be 0 or 1")
-        words = torch.zeros(-(-self.neurons // WORD) * WORD, dtype=torch.uint8)
+        words = torch.zeros(-(-self.neurons // WORD) * WORD, dtype=torch.uint8, device="cpu")
         words[: self.neurons] = fired[-1]
-        self.tensors["fired"] = (words.view(-1, 8) << torch.arange(8)).sum(1).to(torch.uint8)
+        self.tensors["fired"] = (
+            (words.view(-1, 8) << torch.arange(8, dtype=torch.int64, device="cpu")).sum(1).to(torch.uint8)
+        )
         self.recent = fired.nonzero(as_tuple=True)
 
     def state(self) -> dict[str, State]:
         """The state after the last step, in the format of :func:`hibana.run`."""
-        spikes = torch.zeros(self.delays, 1, self.neurons, dtype=self.dtype)
+        spikes = torch.zeros(self.delays, 1, self.neurons, dtype=self.dtype, device="cpu")
         spikes[self.recent[0], 0, self.recent[1]] = 1
         inner = [self._tensor(f"{name}_state").clone()[None] for name in self.names[:-1]]
         return {"": (*inner, spikes[-1].clone(), *([spikes[:-1].clone()] if self.has_history else []))}
@@ -208,9 +210,12 @@ class Simulation:
         places = [(part_of == part).nonzero().flatten() for part in range(self.parts)]
         largest_part = int(self._tensor("bounds").diff().max())
         lists = torch.empty(
-            self.parts, max(map(len, places)) + max(CAPACITY, 2 * largest_part), dtype=torch.int32
+            self.parts,
+            max(map(len, places)) + max(CAPACITY, 2 * largest_part),
+            dtype=torch.int32,
+            device="cpu",
         )
-        ends = torch.zeros(self.parts, self.delays + LONGEST_CHUNK + 1, dtype=torch.int64)
+        ends = torch.zeros(self.parts, self.delays + LONGEST_CHUNK + 1, dtype=torch.int64, device="cpu")
         for part, spikes in enumerate(places):
             lists[part, : len(spikes)] = neurons[spikes]
             counts = torch.bincount(steps[spikes], minlength=self.delays)
@@ -221,8 +226,10 @@ class Simulation:
         """Runs `steps` steps, at most :data:`LONGEST_CHUNK`, or fewer if a list of spikes is full."""
         steps = min(steps, LONGEST_CHUNK)
         lists, ends = self._list_recent()
-        samples = torch.empty(steps // self.every + 1, len(self.names) - 1, self.selected, dtype=self.dtype)
-        barrier = torch.tensor([0, steps], dtype=torch.int64)
+        samples = torch.empty(
+            steps // self.every + 1, len(self.names) - 1, self.selected, dtype=self.dtype, device="cpu"
+        )
+        barrier = torch.tensor([0, steps], dtype=torch.int64, device="cpu")
         inputs = self.tensors["inputs"]
         if inputs is not None and self.input_stride:
             inputs = inputs[self.time :]

@@ -111,9 +111,13 @@ class SparseLinear(SpikeLayer):
         if synapses.delays is not None:
             self._set_class()
         dtype = torch.get_default_dtype()
-        weights = torch.empty(synapses.size, dtype=dtype) if synapses.weights is None else synapses.weights
+        weights = (
+            torch.empty(synapses.size, dtype=dtype, device=None)
+            if synapses.weights is None
+            else synapses.weights
+        )
         self.weight = nn.Parameter(weights.to(device))
-        biases = nn.Parameter(torch.empty(out_features, dtype=dtype)) if bias else None
+        biases = nn.Parameter(torch.empty(out_features, dtype=dtype, device=None)) if bias else None
         self.register_parameter("bias", biases)
         for parameter in (self.weight if synapses.weights is None else None, self.bias):
             if parameter is not None:

@@ -136,9 +136,11 @@ class SpikeTrains:
         """
         spiking = self.neurons.bincount().nonzero()[:most, 0]
         rows = self.neurons.new_full((self.shape[1],), len(spiking))  # all other neurons share the last row
-        rows[spiking] = torch.arange(len(spiking)).to(rows)
+        rows[spiking] = torch.arange(len(spiking), dtype=torch.int64, device="cpu").to(rows)
         counts = self._bin(bin_width, dt, rows[self.neurons.long()], len(spiking) + 1)[:-1]
-        first, second = torch.triu_indices(len(spiking), len(spiking), offset=1)
+        first, second = torch.triu_indices(
+            len(spiking), len(spiking), offset=1, dtype=torch.int64, device="cpu"
+        )
         return torch.corrcoef(counts).view(len(spiking), len(spiking))[first, second]
 
     def _bin(self, bin_width: float, dt: float | None, rows: Tensor, row_count: int) -> Tensor:

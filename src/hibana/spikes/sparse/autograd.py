@@ -19,7 +19,7 @@ __all__ = ["multiply_numbers", "multiply_spikes", "multiply_traced", "sums_per_s
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch warns once per process that sparse matrices are in a beta state
-    torch.eye(1, device="cpu").to_sparse_csr()
+    torch.eye(1, device="cpu", dtype=torch.float32).to_sparse_csr()
 
 MASKED_UP_TO = 0.1
 """Density of a surrogate's mask up to which the input gradient is computed only where the mask is set.
@@ -193,7 +193,9 @@ def multiply_traced(
         terms = input.index_select(-1, sources) * weight
         return terms.new_zeros(*input.shape[:-1], outputs).index_add(-1, targets, terms)
     padded = functional.pad(input, (0, 0, 0, 0, reach, 0))
-    steps = torch.arange(skip, len(input), device=input.device)[:, None] + (reach - delays.long())
+    steps = torch.arange(skip, len(input), device=input.device, dtype=torch.int64)[:, None] + (
+        reach - delays.long()
+    )
     terms = padded[steps, :, sources] * weight[:, None]  # [steps, synapses, sequences]
     return terms.new_zeros(len(steps), outputs, input.shape[1]).index_add(1, targets, terms).transpose(1, 2)
 
@@ -209,7 +211,7 @@ def sums_per_synapse(input: Tensor, gradient: Tensor, row_starts: Tensor, target
     if kernels_accept(gradient):
         index = SynapseIndex.without_delays(row_starts, targets, gradient.shape[1])
         return product.weight_gradient(index, input, gradient.contiguous()[:, None], 1)
-    numbers = (input[..., None] >> torch.arange(64, device=input.device)) & 1
+    numbers = (input[..., None] >> torch.arange(64, device=input.device, dtype=torch.int64)) & 1
     numbers = numbers.flatten(1)[:, : row_starts.numel() - 1].to(gradient.dtype)
     return _sums_per_synapse(numbers, gradient, row_starts, targets)
 

@@ -158,7 +158,7 @@ def fixed_out_degree(k: int, **options: Unpack[Options]) -> Rule:
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
         if k > targets:
             raise ValueError(f"k must be at most the number of target neurons, {targets}, got {k}")
-        return Pattern(torch.full((sources,), k, device="cpu"))
+        return Pattern(torch.full((sources,), k, device="cpu", dtype=torch.int64))
 
     return Rule(f"fixed_out_degree({k})", pattern, options)
 

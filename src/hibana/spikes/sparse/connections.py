@@ -73,7 +73,7 @@ class Connections(NamedTuple):
             if delays.numel() and not bool(((delays >= 0) & (delays <= MAX_DELAY) & (delays % 1 == 0)).all()):
                 raise ValueError(f"delays must be whole numbers of steps in [0, {MAX_DELAY}]")
             delays = delays.to(torch.uint8)
-        order = torch.arange(len(targets), device=targets.device)
+        order = torch.arange(len(targets), device=targets.device, dtype=torch.int64)
         for keys, size in ((targets, shape[1]), (delays, MAX_DELAY + 1), (sources, shape[0])):
             if keys is not None:
                 order = _sort(order, keys.long(), size)

@@ -71,7 +71,7 @@ def delay_thresholds(delay: float | Distribution) -> Tensor:
     if not isinstance(delay, Distribution):
         if not (0 <= delay < CHOICES and delay % 1 == 0):
             raise ValueError(f"delay must be a whole number of steps in [0, {CHOICES - 1}], got {delay}")
-        return (torch.arange(CHOICES, device="cpu") >= delay).long() << 32
+        return (torch.arange(CHOICES, device="cpu", dtype=torch.int64) >= delay).long() << 32
     edges = [min(max(step - 0.5, delay.low), delay.high) for step in range(CHOICES + 1)]
     shares = torch.tensor([delay.cumulative(x) for x in edges], dtype=torch.float64, device="cpu")
     shares -= shares[0].clone()
@@ -87,7 +87,11 @@ def multinomial(total: int, size: int, generator: torch.Generator) -> Tensor:
     """
     counts = torch.tensor([total], dtype=torch.float64, device="cpu")
     for level in reversed(range(max(size - 1, 0).bit_length())):
-        edges = (torch.arange(2 * len(counts) + 1, device="cpu") << level).clamp(max=size).double()
+        edges = (
+            (torch.arange(2 * len(counts) + 1, device="cpu", dtype=torch.int64) << level)
+            .clamp(max=size)
+            .double()
+        )
         sizes = edges.diff()
         first = torch.binomial(counts, sizes[::2] / (sizes[::2] + sizes[1::2]).clamp(min=1), generator)
         counts = torch.stack([first, counts - first], 1).flatten()
@@ -126,7 +130,7 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
     key_bits = target_bits + max_delay.bit_length()
     # A row of mean length has at least as many keys as a digit has values.
     passes = -(-key_bits // min(max((size // max(1, shape[0])).bit_length(), 4), MAX_DIGIT_BITS))
-    block_ends = torch.arange(1, ROW_BLOCKS, device="cpu") * size // ROW_BLOCKS
+    block_ends = torch.arange(1, ROW_BLOCKS, device="cpu", dtype=torch.int64) * size // ROW_BLOCKS
     inner = torch.searchsorted(row_starts[:-1], block_ends)
     fill_rows(
         ROW_BLOCKS,

@@ -35,9 +35,9 @@ def read_connections(connectivity: Any, shape: tuple[int, int], delays: Any = No
         raise ValueError("delays must be None: the synapses of connectivity have delays")
     sources, targets = synapses.sources, synapses.targets
     if isinstance(delays, Distribution):
-        words = torch.randint(1 << 32, (synapses.size,), device="cpu")
+        words = torch.randint(1 << 32, (synapses.size,), device="cpu", dtype=torch.int64)
         delays = torch.searchsorted(delay_thresholds(delays), words, right=True)
-    delays = torch.as_tensor(delays)
+    delays = torch.as_tensor(delays, dtype=None, device=None)
     if delays.ndim == 2:
         _check_shape("delays", delays, shape)
         delays = delays[targets.long(), sources]
@@ -64,7 +64,9 @@ def _without_delays(connectivity: Any, shape: tuple[int, int]) -> Connections:
     if hasattr(connectivity, "tocoo"):  # SciPy
         entries = connectivity.tocoo()
         _check_shape("connectivity", entries, shape)
-        targets, sources, values = (torch.tensor(part) for part in (entries.row, entries.col, entries.data))
+        targets, sources, values = (
+            torch.tensor(part, dtype=None, device="cpu") for part in (entries.row, entries.col, entries.data)
+        )
         return Connections.from_pairs(sources.long(), targets.long(), shape, weights=_weights(values))
     if not isinstance(connectivity, Tensor):
         raise TypeError(
