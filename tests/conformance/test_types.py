@@ -131,6 +131,8 @@ BOUNDED = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_zero_within_its_bounds_keeps_its_sign(name, dtype):
+    if "no number" in name and not torch.ones(64).clamp(min=math.nan).isnan().all():
+        pytest.skip("this torch (2.10) ignores bounds that are no numbers")
     inputs = torch.tensor([0.0, -0.0, 1.0, -1.0, math.nan], dtype=dtype).repeat_interleave(7)[None]
     cell = Step(lambda x, v, s: BOUNDED[name](x))
     (_, (found, _)), (_, (wanted, _)) = (hb.unroll(cell, inputs, backend=b) for b in ("cpu", "reference"))

@@ -160,6 +160,7 @@ def test_a_nan_gradient_is_passed_on_beside_an_infinite_derivative():
     assert grad[0, 1:].tolist() == [1.0, 0.0]
 
 
+@pytest.mark.dynamo
 def test_a_traced_graph_has_the_same_gradients():
     x = torch.tensor([[0.0, 1.0], [0.0, 0.5]], requires_grad=True)
     cell = Root()
