@@ -217,7 +217,7 @@ class CubaLIFCell(Spiking):
     def forward(  # type: ignore[override]
         self, input_: Tensor, i_previous: Tensor, v_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The next state, by the equations of the class."""
+        """The next current, potential and spikes; the potential is reset after a spike, and decays."""
         i = i_previous * decay(self.tau_synapse) + input_
         v = self._rested(v_previous, s_previous) * decay(self.tau) + i
         return i, v, self.surrogate(v - self.threshold)

@@ -139,7 +139,11 @@ class Kernels(ABC):
 
     @abstractmethod
     def forward(self, arguments: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """The outputs ``[T, ...]``, the last states without the output, and the plan's residuals."""
+        """Returns the outputs ``[T, ...]``, the last states, and the residuals.
+
+        The output is the last state of a cell, so the last states are without it. Residuals are the values
+        that :attr:`plan` stores for the backward pass.
+        """
 
     @abstractmethod
     def backward(

@@ -79,8 +79,9 @@ class Rewiring:
         Args:
             layer: the layer.
             removed: indices of the replaced synapses, ascending.
-            choose: returns the pairs of the new synapses, from the pairs of all other synapses (different and
-                ascending) and the number of new ones.
+            choose: a function that chooses where new synapses are. A pair is the number ``source *
+                out_features + target``. Its arguments are the pairs of the other synapses, ascending and
+                without duplicates, and the number of new synapses. It returns the pairs of the new synapses.
 
         Returns:
             The indices of the new synapses.

@@ -98,7 +98,7 @@ class Delayed(LooksBack):
         positive = torch.where(delay >= 0, delay, -delay)
         longest = float(self.max_delay)
         reflected = torch.where(positive <= longest, positive, 2 * longest - positive)
-        return torch.where(reflected < 0, 0.0, reflected)  # not clamp: releases differ in its derivative
+        return torch.where(reflected < 0, 0.0, reflected)  # clamp has other derivatives in some torch
 
     def _rounded(self, delay: Tensor) -> Tensor:
         """`delay` rounded to integers in [0, max_delay], int64; 0 for NaN."""

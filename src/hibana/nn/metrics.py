@@ -229,8 +229,8 @@ def _without_padding(inputs: Tensor, steps_and_batch: torch.Size, lengths: Tenso
     """The steps of `inputs` before the ends of the samples, joined in one dimension.
 
     Args:
-        inputs: a layer's inputs, ``[T, batch, ...]`` or ``[T * batch, ...]``. Inputs that are the same at
-            each step (stride zero), or of another shape, are returned unchanged.
+        inputs: a layer's inputs, ``[T, batch, ...]`` or ``[T * batch, ...]``. Inputs of another shape are
+            returned unchanged, and so are numbers other than spikes that are equal at all steps (stride 0).
         steps_and_batch: the sizes T and batch.
         lengths: the lengths of the samples, ``[batch]``.
     """

@@ -300,7 +300,12 @@ class _Stack:
         return math.prod(self.shape)
 
     def add_neurons(self, number: int, recurrent: int | None = None) -> None:
-        """Adds spiking neurons; `recurrent` is their number if they have recurrent weights, else None."""
+        """Adds a layer of spiking neurons.
+
+        Args:
+            number: the number at the end of the layer's name, such as 2 in ``lif2``.
+            recurrent: the number of neurons if they have recurrent weights, else None.
+        """
         cell = self.cell()
         name = type(cell).__name__.removesuffix("Cell").lower()
         if recurrent is None:

@@ -317,7 +317,7 @@ class Settings:
 
         Args:
             description: how the files of the training were read; further files are read in the same way.
-                A data set by name or a class has the `kind` None and ignores it.
+                Only the user's own files need it; named data sets and classes ignore it.
 
         Raises:
             TypeError: if the class of the data has no argument for one of the options.
@@ -325,7 +325,7 @@ class Settings:
         """
         if self.data == IN_MEMORY:
             raise ValueError(
-                "data of this run were in memory and can't be read again; give a file, or samples in memory"
+                "data of this run were in memory and can't be read again; pass a file, or the samples again"
             )
         data_set: Any = self.data_set
         options = {"seed": self.seed, **self._reading_options()}

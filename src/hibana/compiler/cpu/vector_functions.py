@@ -129,7 +129,10 @@ def hibana_function(op: str, dtype: torch.dtype) -> int:
 
 
 def library_function(op: str, dtype: torch.dtype) -> int:
-    """The address of a function that applies the C library's function to each number, or 0."""
+    """The address of a function that applies the C library's `op` to each number of a row.
+
+    0 if the C library has no function for the operation.
+    """
     if not OPERATIONS[op].libm:
         return 0
     of_number = libm_function(op, _pointer_type(dtype).element)

@@ -80,6 +80,7 @@ class Matrices:
 
     def __init__(self, shape: torch.Size, once: set[fx.Node]) -> None:
         self.shape = shape
+        """The shape of one step of the input."""
         self.once = once
         """Nodes that depend on the cell's tensors alone."""
         self.nodes: list[fx.Node] = []

@@ -116,5 +116,5 @@ def span(smallest: object, largest: object) -> str:
 
 
 def _share(count: int, share: float) -> int:
-    """The rounded `share` of `count`, and at least one of three."""
+    """``share * count``, rounded; at least 1 if `count` is 3 or more."""
     return min(max(round(count * share), 1 if count >= 3 else 0), count)

@@ -122,12 +122,15 @@ class _Block(NamedTuple):
 
 
 def _add_by_table(block: _Block, tables: Pointer) -> None:
-    """Adds to each input's sum the gradient rows where it spiked, by tables of the sums of four rows."""
+    """Adds to the sum of each input the gradient rows where the input spiked.
+
+    For each four gradient rows, a table holds the sums of their 16 subsets; four bits of an input select one.
+    """
     code, row = block.code, block.row
     with code.loop(0, block.panel_count) as panel:
 
         def sums(word: Value) -> Iterator[Sum]:
-            """For each input: its bits in 64 rows, the address of its sums so far, and of its new sums."""
+            """Yields for each input its bits in 64 rows, and the addresses to read and to write its sum."""
             with code.loop(0, block.word_count * WORD) as k:
                 at = block.sums + (panel * block.word_count * WORD + k) * row.floats
                 yield (block.columns + k * LENGTH)[word], at, at
