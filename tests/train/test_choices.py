@@ -101,6 +101,8 @@ def test_each_choice_trains_and_its_checkpoint_predicts(name, choice, tmp_path, 
         monkeypatch.setitem(sys.modules, "outputs", types.SimpleNamespace(spiking=spiking))
         trust = ["--trust", "outputs:spiking"]
         options[options.index("--layers") + 1] = "outputs:spiking"
+    if name == "rewire":  # moves synapses of sparse layers
+        options += ["--connectivity", "0.5"]
     given = ["train", *options, f"--{name.replace('_', '-')}", choice, "--out", "run"]
     if choice == "16-mixed":  # which only GPUs compute with
         assert main(given) == 2

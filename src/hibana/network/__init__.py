@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from hibana.network.ann import from_ann
 from hibana.network.report import Conversion, LayerReport, accuracy_over_time
 from hibana.network.torch_export import export
+from hibana.runtime.extras import explain_import_error
 
 if TYPE_CHECKING:
     from hibana.network.c import CProgram, to_c
@@ -39,5 +40,6 @@ _LAZY = {
 def __getattr__(name: str) -> Any:
     """Imports the module of a public name when the name is first read."""
     if name in _LAZY:
-        return getattr(importlib.import_module(f"hibana.network.{_LAZY[name]}"), name)
+        with explain_import_error(f"hibana.convert.{name}"):
+            return getattr(importlib.import_module(f"hibana.network.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
