@@ -248,7 +248,12 @@ class Simulation:
         return self._chunk(steps, lists, ends[:, self.delays : self.delays + steps + 1], samples)
 
     def _chunk(self, steps: int, lists: Tensor, ends: Tensor, samples: Tensor) -> Chunk:
-        """The record of the last `steps` steps, whose spikes end at `ends`, ``[parts, steps + 1]``."""
+        """The record of the last `steps` steps.
+
+        Row p of `lists` holds the neurons of part p that spiked, step after step. The spikes of step t are at
+        ``ends[p, t]`` to ``ends[p, t + 1]``. `samples` are the selected neurons' states, ``[rows, states,
+        neurons]``.
+        """
         unsorted_steps = torch.cat([torch.repeat_interleave(row.diff()) for row in ends])
         spike_steps, order = unsorted_steps.sort(stable=True)
         parts = [spikes[row[0] : row[-1]] for spikes, row in zip(lists, ends, strict=True)]
