@@ -9,6 +9,7 @@ from hibana.convert import quantize, to_verilog
 from torch import nn
 
 import hibana as hb
+from hibana.compiler.graph.ops import Unsupported
 
 needs_simulator = pytest.mark.skipif(
     shutil.which("iverilog") is None, reason="no Verilog simulator, iverilog"
@@ -106,6 +107,14 @@ def test_the_testbench_finds_a_changed_weight(tmp_path):
     changed = to_verilog(net, inputs)
     object.__setattr__(changed, "testbench", expected)
     assert simulate(changed, tmp_path)[0] == "0 of 2 equal"
+
+
+def test_more_numbers_than_an_index_holds_are_refused(monkeypatch):
+    inputs = torch.rand(4, 1, 4)
+    net, _ = quantize(nn.Sequential(nn.Linear(4, 9), hb.IF()), inputs)
+    monkeypatch.setattr("hibana.network.verilog.program.INDEX_BITS", 3)
+    with pytest.raises(Unsupported, match="layer '0': 9 numbers; circuits index 8"):
+        to_verilog(net, inputs)
 
 
 def test_floats_are_refused():

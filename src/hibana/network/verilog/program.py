@@ -8,10 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
+from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c.program import build_unit
 from hibana.network.c.unit import Unit
 from hibana.network.integer_network import Quantized
 from hibana.network.lowering import Activations, times
+from hibana.network.verilog.expressions import INDEX_BITS
 from hibana.network.verilog.schedule import Array, Machine
 from hibana.network.verilog.testbench import testbench
 from hibana.runtime import files
@@ -84,7 +86,7 @@ def to_verilog(net: Quantized, example: Tensor, *, scores: str = "sum", samples:
 
     Raises:
         TypeError: if `net` does not compute in integers.
-        Unsupported: naming the layer, if it has no form in C.
+        Unsupported: naming the layer, if it has no form in C, or more than 2^20 outputs.
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), hb.IF())
@@ -96,6 +98,11 @@ def to_verilog(net: Quantized, example: Tensor, *, scores: str = "sum", samples:
     if not isinstance(net, Quantized):
         raise TypeError(f"net must be the result of hb.quantize, got {type(net).__name__}")
     unit = build_unit(net, example, "net", scores, _Unit)
+    for node in unit.network.nodes:
+        if node.size > 1 << INDEX_BITS:
+            raise Unsupported(
+                f"layer {node.name!r}: {node.size:,} numbers; circuits index {1 << INDEX_BITS:,}"
+            )
     machine, entries = _machine(unit)
     arrays = list(machine.arrays.values())
     constants = sum(a.bits * a.count for a in arrays if a.values is not None)
