@@ -27,14 +27,6 @@ def folder(tmp_path, count=12):
     return tmp_path / "moves"
 
 
-def test_recordings_of_prophesee_are_answered_with_their_converter(tmp_path):
-    (tmp_path / "moves" / "left").mkdir(parents=True)
-    (tmp_path / "moves" / "left" / "1.raw").write_bytes(b"% evt 3.0\n")
-    for source in (tmp_path / "moves", tmp_path / "moves" / "left" / "1.raw"):
-        with pytest.raises(ValueError, match=r"1.raw may be a Prophesee .* metavision_file_to_csv"):
-            user_data.kind_of(source)
-
-
 def test_events_of_a_stream_are_answered_as_those_of_a_file(tmp_path, monkeypatch, capsys):
     pytest.importorskip("lightning", reason="the extra train is not installed")
     from hibana import train

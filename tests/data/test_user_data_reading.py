@@ -1,7 +1,5 @@
 """Row numbers, text encodings, truncated files, and the messages about files that can't be read."""
 
-import re
-
 import numpy as np
 import pytest
 
@@ -10,22 +8,15 @@ pytest.importorskip("pandas", reason="the extra train is not installed")
 
 import pandas
 
+from data.test_user_data import read
 from hibana import data
 from hibana.cli import main
-from hibana.data import user_data
 from hibana.data.user_data.table_files import decode
 
 SMALL = ["--layers", "16", "--epochs", "2", "--batch-size", "8", "--steps", "4"]
 JAPANESE = "番号,長さ,重さ,判定\n" + "".join(
     f"{k + 1},{k % 7}.5,{k % 5},{('良品', '悪い')[k >= 20]}\n" for k in range(40)
 )
-
-
-def read(path, **options):
-    """The data set at `path`, read."""
-    made = user_data.KINDS[user_data.kind_of(path, grouped="group" in options)](path, **options)
-    made.setup()
-    return made
 
 
 def sorted_by_class(name, numbers):
@@ -135,45 +126,6 @@ def test_an_encoding_that_does_not_exist_or_fit_is_refused(tmp_path):
         read(tmp_path / "parts.csv", encoding="sjs")
     with pytest.raises(ValueError, match=r"parts\.csv can't be read: it is not text in the encoding utf-8"):
         read(tmp_path / "parts.csv", encoding="utf-8")
-
-
-def test_labels_that_a_ts_file_does_not_declare_are_refused(tmp_path):
-    lines = ["@classLabel true a b", "@data", *(f"{k},1,2:{'ab'[k % 2]}" for k in range(20))]
-    (tmp_path / "some.ts").write_text("\n".join([*lines, "3,1,2:c"]))
-    with pytest.raises(ValueError, match=r"some\.ts, line 23: label 'c' must be .* @classLabel lists: a, b"):
-        read(tmp_path / "some.ts")
-    (tmp_path / "some.ts").write_text("\n".join(["@classLabel true", *lines[1:], "3,1,2:c"]))
-    assert read(tmp_path / "some.ts").names == ("a", "b", "c")
-
-
-@pytest.mark.parametrize("ending", ["wav", "aiff", "flac"])
-def test_truncated_recordings_of_sound_are_refused(tmp_path, ending):
-    soundfile = pytest.importorskip("soundfile", reason="the extra sound is not installed")
-    from hibana.data.user_data.sound import read_levels
-
-    path = tmp_path / f"cut.{ending}"
-    soundfile.write(path, np.random.default_rng(0).normal(size=16_000) / 10, 16_000)
-    content = path.read_bytes()
-    assert len(read_levels(path, 8000.0)) == 98
-    path.write_bytes(content[: len(content) * 3 // 4])
-    with pytest.raises(ValueError, match=rf"recording .*cut\.{ending} can't be read as sound: "):
-        read_levels(path, 8000.0)
-    if ending == "wav":  # a program that writes to a pipe does not know the sizes
-        unknown = b"\xff" * 4
-        path.write_bytes(content[:4] + unknown + content[8:40] + unknown + content[44 : len(content) // 2])
-        assert 40 < len(read_levels(path, 8000.0)) < 98
-
-
-def test_a_typo_in_columns_is_answered_with_the_names(tmp_path):
-    path = tmp_path / "some.csv"
-    path.write_text("height,width,kind\n" + "".join(f"{k % 7},{k % 5},{'ab'[k % 2]}\n" for k in range(40)))
-    words = "columns must name columns of some.csv: height, width; got 'heigth'; did you mean 'height'?"
-    with pytest.raises(ValueError, match=re.escape(words)):
-        read(path, columns=["width", "heigth"])
-    with pytest.raises(ValueError, match="got 'kind'; that is the label"):
-        read(path, columns=["kind"])
-    with pytest.raises(ValueError, match=r"label must be a column of some.csv: .*; did you mean 'kind'"):
-        read(path, label="kinds")
 
 
 @pytest.mark.parametrize(

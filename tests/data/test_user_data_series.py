@@ -174,12 +174,3 @@ def test_what_is_no_dataset_of_pairs_is_refused(tmp_path, samples):
     words = rf"must be a map-style dataset of pairs \(x, y\) .*, got {type(samples).__name__}; hb.data.Arrays"
     with pytest.raises(ValueError, match=words):
         train.fit(train.Settings(), tmp_path / "run", samples=samples)
-
-
-def test_several_labels_of_a_sample_are_said_not_to_be_learned_yet(tmp_path):
-    np.savez(tmp_path / "many.npz", x=np.zeros([40, 3]), y=np.zeros([40, 2]))
-    with pytest.raises(ValueError, match=r"labels must be \[N\], .* \(40, 2\); several labels of a sample"):
-        made_of(tmp_path / "many.npz")
-    np.savez(tmp_path / "ragged.npz", x=np.array([np.zeros(3), np.zeros(4)], object), y=[0, 1])
-    with pytest.raises(ValueError, match="pad series of unequal length to one, and store their `lengths`"):
-        made_of(tmp_path / "ragged.npz")

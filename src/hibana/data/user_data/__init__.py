@@ -30,14 +30,6 @@ _KIND_OF_SUFFIX = {
 }
 """Kind of the files in folders by class; CSV files whose header names events are events."""
 _TABLES = (".csv", ".tsv", ".txt", ".data", ".parquet", ".pq")
-_ADVICE = {
-    **dict.fromkeys((".gz", ".zip", ".bz2", ".xz", ".7z", ".tar", ".tgz"), "is packed; unpack it first"),
-    **dict.fromkeys((".xlsx", ".xls", ".ods"), "is a spreadsheet; save it as CSV"),
-    **dict.fromkeys((".m4a", ".aac", ".wma"), "is sound that can't be read; save it as .flac, .ogg or .wav"),
-    **dict.fromkeys((".raw", ".dat"), "may be a Prophesee recording; run metavision_file_to_csv on it"),
-    **dict.fromkeys(sound.SUFFIXES, "is one recording; give a folder, of recordings in folders by class"),
-}
-"""Messages about files that are not read."""
 
 
 def kind_of(path: Path, *, grouped: bool = False) -> str:
@@ -64,8 +56,7 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
             return "sequences"
         if suffix in _TABLES:
             return _kind_of_list(path) or "table"
-        advice = _ADVICE.get(suffix, f"ends in {suffix or 'nothing'}; name its kind (--kind)")
-        raise ValueError(f"data must be one of a known kind, {path} {advice}")
+        raise ValueError(f"data must be a folder or a table, or --kind must name their kind; got {path}")
 
 
 def _kind_of_folder(path: Path) -> str:
@@ -87,9 +78,6 @@ def _kind_of_folder(path: Path) -> str:
         return kind
     if any(entry.suffix == ".npy" for entry in entries):
         return "sequences" if are_series(path) else "arrays"
-    for file in path.rglob("*"):
-        if advice := _ADVICE.get(file.suffix.lower()):
-            raise ValueError(f"data must be of a known kind, {file} {advice}")
     raise ValueError(
         f"data must be files by class, such as {path}/CLASS/NAME.png, a list of files with a label each, "
         f"such as {path}/labels.csv, or inputs.npy and labels.npy; {path} holds none"

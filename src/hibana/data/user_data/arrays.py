@@ -1,8 +1,5 @@
 """Arrays of numbers: inputs and labels in ``.npz`` or ``.npy`` files, or in memory."""
 
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +14,7 @@ from hibana.data.user_data.samples import Parts, RawSamples, add_validation
 from hibana.data.user_data.scale import Scale, fit_scale
 from hibana.data.user_data.target import texts
 
-__all__ = ["UNREADABLE", "ArrayInputs", "Arrays", "are_pictures", "are_series", "are_spikes", "input_arrays"]
+__all__ = ["ArrayInputs", "Arrays", "are_pictures", "are_series", "are_spikes", "input_arrays"]
 __all__ += ["inputs_and_labels", "read_arrays", "read_numbers"]
 
 NAMES = (
@@ -29,11 +26,6 @@ PARTS = ("_train", "_val", "_test")
 """Suffixes of the names for the parts of a split."""
 CHANNELS = (1, 3, 4)
 """Numbers of channels of pictures."""
-UNREADABLE = (
-    *(OSError, EOFError, MemoryError, OverflowError, RuntimeError, SyntaxError, TypeError, KeyError),
-    *(tokenize.TokenError, zipfile.BadZipFile, zlib.error),
-)
-"""Exceptions that NumPy raises for damaged files, besides ``ValueError``; RuntimeError for a password."""
 
 Array = np.ndarray[Any, Any]
 
@@ -98,7 +90,10 @@ class Arrays(UserData):
     def read(self, source: Any) -> RawSamples:
         """The samples in `source`, ``[N, ...]``, with channels before height and width."""
         training_shape = None if self._description is None else self._description.inputs.shape
-        inputs, labels, parts = self._arrays(source)
+        arrays = read_arrays(source)
+        if self.labels is not None:
+            arrays["labels"] = np.asarray(self.labels)
+        inputs, labels, parts = inputs_and_labels(arrays, self.label)
         if 0 in inputs.shape[1:]:
             raise ValueError(f"inputs must have at least one number a sample, got the shape {inputs.shape}")
         inputs = inputs.astype(np.float32) if inputs.dtype == np.bool_ else inputs
@@ -113,20 +108,6 @@ class Arrays(UserData):
         names = [f"sample {number}" for number in range(1, len(inputs) + 1)]
         summary = f"{len(inputs):,} arrays of {shape}"
         return RawSamples(inputs, label_texts, names, summary, parts, self.label or "class")
-
-    def _arrays(self, source: Any) -> tuple[Array, Array | None, Parts | None]:
-        """Inputs, labels and the split of `source`; a single array has no labels."""
-        arrays = read_arrays(source)
-        if self.labels is not None:
-            arrays["labels"] = np.asarray(self.labels)
-        if len(arrays) > 1:
-            return inputs_and_labels(arrays, self.label)
-        if self._description is None:
-            raise ValueError(
-                "arrays must have labels; save inputs and labels as x and y in an .npz file, or as "
-                "inputs.npy and labels.npy in a folder"
-            )
-        return next(iter(arrays.values())), None, None
 
     def learn(self, raw: RawSamples, training: Sequence[int]) -> Inputs:
         """The shape of the inputs, and a scale of the training samples; bytes need no scale."""
@@ -157,11 +138,9 @@ def read_arrays(source: Any) -> dict[str, Array]:
         with path.open("rb") as file:
             loaded = np.load(file, allow_pickle=False)
             return {"inputs": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (*UNREADABLE, ValueError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        if "Object arrays" in reason:
-            reason = "it holds objects; pad series of unequal length to one, and store their `lengths`"
-        elif "pickle" in reason:
+    except Exception as error:  # NumPy raises many types for damaged files
+        reason = " ".join(str(error).split())[:200]
+        if "pickle" in reason:  # NumPy suggests to load pickled objects, which would execute code
             reason = "it is not a NumPy file of numbers"
         raise ValueError(f"inputs in {path} can't be read: {reason}") from error
 
@@ -180,8 +159,12 @@ def read_numbers(path: Path) -> Tensor:
     return torch.from_numpy(numbers)
 
 
-def inputs_and_labels(arrays: dict[str, Array], label: str | None) -> tuple[Array, Array, Parts | None]:
+def inputs_and_labels(
+    arrays: dict[str, Array], label: str | None
+) -> tuple[Array, Array | None, Parts | None]:
     """Inputs, labels and the split among the arrays of a file; without a split, ``None``.
+
+    A single array are the inputs, without labels.
 
     Args:
         arrays: the arrays by name.
@@ -190,6 +173,8 @@ def inputs_and_labels(arrays: dict[str, Array], label: str | None) -> tuple[Arra
     Raises:
         ValueError: if they have other names, or their lengths differ.
     """
+    if len(arrays) == 1:
+        return next(iter(arrays.values())), None, None
     for x, y in [(x, label) for x, _ in NAMES] if label else NAMES:
         if x in arrays and y in arrays:
             return *_checked(arrays[x], arrays[y]), None
@@ -208,10 +193,8 @@ def _checked(inputs: Array, labels: Array) -> tuple[Array, Array]:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or inputs.ndim < 2 or len(inputs) != len(labels):
-        is_multi_label = labels.ndim == 2 and len(labels) == len(inputs)
         raise ValueError(
             f"inputs must be [N, ...] and labels must be [N], got {inputs.shape} and {labels.shape}"
-            + ("; several labels of a sample (multi-label) are not learned yet" if is_multi_label else "")
         )
     return inputs, labels
 
@@ -220,13 +203,10 @@ def _check_finite(values: Array) -> None:
     """Raises a ValueError that names the sample and position of the first value that is not finite."""
     if values.dtype.kind not in "iuf":
         raise ValueError(f"inputs must be numbers, got {values.dtype}")
-    if not np.isfinite(values).all():
-        # np.nonzero returns one array of indices per axis; the first of each is the first such value's
-        row, *position = (int(indices[0]) for indices in np.nonzero(~np.isfinite(values)))
-        raise ValueError(
-            f"inputs must be finite numbers, sample {row + 1} has {values[(row, *position)]} "
-            f"at {position or [0]}"
-        )
+    is_invalid = ~np.isfinite(values)
+    if is_invalid.any():
+        sample, *position = np.argwhere(is_invalid)[0].tolist()
+        raise ValueError(f"inputs must be finite numbers, sample {sample + 1} is not, at {position}")
 
 
 def input_arrays(source: Any) -> list[Array]:

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from hibana.data.user_data.arrays import UNREADABLE
-
 __all__ = ["MOST_SIDE", "SUFFIXES", "has_event_header", "read_events"]
 
 NAMES = {"t": ("t", "ts", "time", "timestamp"), "x": ("x",), "y": ("y",), "p": ("p", "pol", "polarity", "on")}
@@ -39,15 +37,15 @@ def read_events(path: Path) -> Array:
                 "its columns have no names, and their values are not t x y p; name the columns in the file, "
                 "such as x,y,t,p in the first line of a text file"
             )
-    except ValueError as error:
-        raise ValueError(f"recording {path} must hold events t, x, y, p: {error}") from error
-    except UNREADABLE as error:
+    except ImportError:
+        raise
+    except Exception as error:  # the readers raise many types for damaged files
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"recording {path} can't be read: {reason}") from error
+        raise ValueError(f"recording {path} must hold events t, x, y, p: {reason}") from error
     is_invalid = ~np.isfinite(events)
     is_invalid[:, 1:3] |= events[:, 1:3] < 0
     if is_invalid.any():
-        row, column = (int(axis[0]) for axis in np.nonzero(is_invalid))
+        row, column = np.argwhere(is_invalid)[0].tolist()
         raise ValueError(
             f"recording {path}: event {row + 1} has {events[row, column]} as its {'txyp'[column]}"
         )

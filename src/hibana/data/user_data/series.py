@@ -279,14 +279,9 @@ def _read_array_series(source: str | Path, label: str | None) -> RawSamples:
     lengths = None
     if any(name.startswith("lengths") for name in arrays):  # or lengths_train and so on
         # this function pairs inputs with any array of one value per sample: with the lengths here
-        inputs, lengths, parts = inputs_and_labels(arrays, "lengths")
+        _, lengths, _ = inputs_and_labels(arrays, "lengths")
         arrays = {name: values for name, values in arrays.items() if not name.startswith("lengths")}
-    # parts: indices of the training, validation and test samples if the names of the arrays define a split
-    if len(arrays) == 1:
-        inputs, labels, parts = next(iter(arrays.values())), None, None
-    else:
-        inputs, classes, parts = inputs_and_labels(arrays, label if label in arrays else None)
-        labels = texts(classes.tolist())
+    inputs, classes, parts = inputs_and_labels(arrays, label if label in arrays else None)
     if inputs.ndim not in (2, 3) or inputs.dtype.kind not in "biuf":  # boolean, integer, unsigned, float
         raise ValueError(
             f"series in arrays must be numbers [N, T, F] or [N, T], got {inputs.dtype} {inputs.shape}"
@@ -297,7 +292,7 @@ def _read_array_series(source: str | Path, label: str | None) -> RawSamples:
         if not (np.isin(lengths, np.arange(1, max_steps + 1))).all():
             raise ValueError(f"lengths must be whole numbers of 1 to {max_steps} steps, got {lengths}")
         series = [frames[: int(length)] for frames, length in zip(series, lengths, strict=True)]
-    raw = _numbered(series, labels)
+    raw = _numbered(series, None if classes is None else texts(classes.tolist()))
     raw.parts, raw.label = parts, label or "class"
     return raw
 
@@ -352,8 +347,7 @@ def _check(raw: RawSamples) -> None:
                 f"{raw.names[0]} {raw.values[0].shape[1]}"
             )
         if np.isinf(frames).any():
-            # np.nonzero returns the rows and the columns of all such values; those of the first are named
-            row, column = (int(indices[0]) for indices in np.nonzero(np.isinf(frames)))
+            row, column = np.argwhere(np.isinf(frames))[0].tolist()
             raise ValueError(
                 f"sequences must be finite, {name} has inf in row {row + 1}, column {column + 1}"
             )

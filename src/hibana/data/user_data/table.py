@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
@@ -167,11 +166,8 @@ class Table(UserData):
             label = PLAIN + self.label if self.label.isdigit() and self.label not in names else self.label
             if label in names:
                 return label
-            is_list = set(self.label.split(",")) <= set(names)
-            hint = "; several labels of a sample (multi-label) are not learned yet" if is_list else None
             raise ValueError(
                 f"label must be a column of {self.source_name}: {_shortened(names)}; got {self.label!r}"
-                + (hint or _suggestion(label, names))
             )
         if usual := usual_label(names):
             return usual
@@ -183,10 +179,8 @@ class Table(UserData):
         names = [name for name in table.columns if name != label]
         for name in self.columns or ():
             if name not in names:
-                hint = "; that is the label" if name == label else _suggestion(name, names)
                 raise ValueError(
                     f"columns must name columns of {self.source_name}: {_shortened(names)}; got {name!r}"
-                    f"{hint}"
                 )
         if self.columns is not None:
             return table[self.columns], []
@@ -273,12 +267,6 @@ def _quoted(names: Sequence[str]) -> str:
 def _shortened(names: Sequence[str]) -> str:
     """The first 20 names in a sentence."""
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-
-
-def _suggestion(name: str, names: Sequence[str]) -> str:
-    """A clause that suggests the most similar name; empty if no name is similar."""
-    similar = get_close_matches(name, names, 1)
-    return f"; did you mean {similar[0]!r}?" if similar else ""
 
 
 def _column_counts(table: "DataFrame") -> list[str]:

@@ -28,7 +28,7 @@ def read_ts(path: Path) -> tuple[list["np.ndarray[Any, Any]"], list[str] | None]
         raise ValueError(f"sequences {path} can't be read: {reason}") from error
     header: dict[str, str] = {}
     values, labels = [], []
-    is_labelled, classes = False, list[str]()
+    is_labelled = False
     for number, line in enumerate(map(str.strip, text.splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
@@ -41,16 +41,10 @@ def read_ts(path: Path) -> tuple[list["np.ndarray[Any, Any]"], list[str] | None]
                 raise ValueError(f"sequences {path} must be without timestamps, which are not read")
             has_label = [header.get(key, "").lower() for key in ("@classlabel", "@targetlabel")]
             is_labelled = any(value.startswith("true") for value in has_label)
-            classes = header.get("@classlabel", "").split()[1:]
             continue
         dimensions = line.split(":")
         if is_labelled:
             labels.append(dimensions.pop().strip())
-            if classes and labels[-1] not in classes:
-                raise ValueError(
-                    f"{path.name}, line {number}: label {labels[-1]!r} must be one of those that @classLabel "
-                    f"lists: {', '.join(classes[:20])}"
-                )
         values.append(_frames(dimensions, f"{path.name}, line {number}"))
     if not values:
         raise ValueError(f"sequences {path} must be a .ts file with lines after @data")
