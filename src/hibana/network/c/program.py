@@ -1,6 +1,7 @@
 """A network as one file of C99 and a header."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,7 +130,7 @@ def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
 
 
 def build_unit(
-    net: nn.Module, example: Tensor, name: str, scores: str, unit_class: type[Unit] = Unit
+    net: nn.Module, example: Tensor, name: str, scores: str, unit_class: Callable[..., Unit] = Unit
 ) -> Unit:
     """The statements of the program of `net`, which computes in integers if `net` is quantized."""
     if isinstance(net, Quantized):

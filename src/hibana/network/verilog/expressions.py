@@ -1,6 +1,7 @@
 """Integer expressions of C as wires of Verilog, each with the width that C gives it."""
 
 from dataclasses import dataclass
+from math import gcd
 
 from hibana.compiler.graph.ops import Unsupported
 
@@ -32,6 +33,8 @@ class Expression:
     """The registers on which it depends."""
     loads: frozenset[str] = frozenset()
     """The arrays on whose last read number it depends."""
+    divisor: int = 1
+    """A number that divides the value; 0 for the constant 0."""
 
     def of_bits(self, bits: int, wires: "Wires") -> "Expression":
         """The same value with 32 or 64 bits."""
@@ -83,10 +86,12 @@ class Wires:
 
     def constant(self, number: int, bits: int = 32) -> Expression:
         """The constant `number`."""
-        return Expression(str(number), bits, is_constant=True)
+        return Expression(str(number), bits, is_constant=True, divisor=abs(number))
 
-    def add(self, text: str, bits: int, *parts: Expression, slow: bool = False) -> Expression:
-        """A wire with the value `text`, which depends on `parts`."""
+    def add(
+        self, text: str, bits: int, *parts: Expression, slow: bool = False, divisor: int = 1
+    ) -> Expression:
+        """A wire with the value `text`, which depends on `parts` and is a multiple of `divisor`."""
         key = f"{bits}:{text}"
         if key not in self._by_text:
             name = f"w{len(self._by_text)}"
@@ -98,6 +103,7 @@ class Wires:
                 is_slow=slow or any(part.is_slow for part in parts),
                 registers=frozenset().union(*(part.registers for part in parts)),
                 loads=frozenset().union(*(part.loads for part in parts)),
+                divisor=divisor,
             )
         return self._by_text[key]
 
@@ -138,7 +144,12 @@ class Wires:
         result = 1 if operator in _COMPARISONS else bits
         text = f"{_literal(one)} {operator} {_literal(other)}"
         is_slow = operator == "*" and not _is_power_of_two(one) and not _is_power_of_two(other)
-        return self.add(text, result, one, other, slow=is_slow)
+        divisor = 1
+        if operator in ("+", "-"):
+            divisor = gcd(one.divisor, other.divisor)
+        elif operator == "*":
+            divisor = one.divisor * other.divisor
+        return self.add(text, result, one, other, slow=is_slow, divisor=divisor)
 
     def choice(self, condition: Expression, yes: Expression, no: Expression) -> Expression:
         """``condition ? yes : no``."""

@@ -1,12 +1,12 @@
 """``hb.convert.to_verilog``: an integer network as one Verilog file, from the statements of its C program."""
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c.program import build_unit
@@ -14,13 +14,17 @@ from hibana.network.c.unit import Unit
 from hibana.network.integer_network import Quantized
 from hibana.network.lowering import Activations, times
 from hibana.network.verilog.expressions import INDEX_BITS
-from hibana.network.verilog.schedule import Array, Machine
+from hibana.network.verilog.module import module_text
+from hibana.network.verilog.schedule import Array
+from hibana.network.verilog.statements import Machine
 from hibana.network.verilog.testbench import testbench
 from hibana.runtime import files
 from hibana.runtime.kernels import Pointer
 
 __all__ = ["VerilogProgram", "to_verilog"]
 
+ADDERS = (1, 2, 4, 8, 16, 32)
+"""Numbers of weights that a circuit can add in one cycle."""
 _BITS = {"int8_t": 8, "uint8_t": 8, "int16_t": 16, "uint16_t": 16, "int32_t": 32, "uint32_t": 32}
 
 
@@ -32,6 +36,8 @@ class VerilogProgram:
     """The module ``net``."""
     testbench: str
     """The module ``net_tb``, which plays samples and compares all spikes."""
+    recording: str
+    """The file that the testbench reads: a line for each step, with its inputs, spikes and outputs."""
     weight_bits: int
     """Bits of constants."""
     state_bits: int
@@ -40,11 +46,16 @@ class VerilogProgram:
     """States of the state machine."""
 
     def write(self, path: Path | str) -> tuple[Path, Path]:
-        """Writes the module to `path`, which ends in ``.v``, and the testbench beside it as ``*_tb.v``."""
+        """Writes the module to `path`, which ends in ``.v``, and the testbench beside it as ``*_tb.v``.
+
+        The testbench reads ``*_tb.hex`` beside it, with `path` as it is here: relative to the current folder.
+        """
         target = Path(path)
         bench = target.with_name(f"{target.stem}_tb.v")
+        recording = bench.with_suffix(".hex")
         files.write(target, self.source.encode())
-        files.write(bench, self.testbench.encode())
+        files.write(bench, self.testbench.replace("net_tb.hex", str(recording)).encode())
+        files.write(recording, self.recording.encode())
         return target, bench
 
 
@@ -53,20 +64,38 @@ class _Unit(Unit):
 
     target = "Verilog"
 
+    def __init__(self, *arguments: Any, adders: int) -> None:
+        self.adders = adders
+        self.strides: dict[str, tuple[int, int]] = {}
+        """For each array of rows of weights, the length of a row without and with zeros at its end."""
+        super().__init__(*arguments)
+
     def add_rows(self, inputs: Activations, rows: Pointer, size: int, out: Pointer) -> None:
-        """``out += sum_i x_i rows[i]`` over nonzero inputs x, for `rows` ``[inputs, size]``."""
+        """``out += sum_i x_i rows[i]`` over nonzero inputs x, for `rows` ``[inputs, size]``.
+
+        Zeros fill each row up to a multiple of the number of adders, so that each row starts with a word.
+        """
+        lanes = min(self.adders, 1 << (size - 1).bit_length())
+        stride = -(-size // lanes) * lanes
+        self.strides[self.writer.expression(rows.text)] = size, stride
         with self.each_nonzero(inputs) as (i, x):
-            row = (rows + i * size).named("row")
+            row = (rows + i * stride).named("row")
             with self.code.loop(0, size, name="o") as o:
                 out[o] = out[o] + times(row[o], x)
 
+    def spike_arrays(self) -> dict[str, str]:
+        """For each layer of spiking neurons, the name of its array of spikes, without struct and union."""
+        return {layer.name: re.split(r"->|\.", layer.array)[-1] for layer in self.spiking}
 
-def to_verilog(net: Quantized, example: Tensor, *, scores: str = "sum", samples: int = 20) -> VerilogProgram:
+
+def to_verilog(
+    net: Quantized, example: Tensor, *, scores: str = "sum", samples: int = 20, adders: int = 1
+) -> VerilogProgram:
     """`net` as one self-contained, synthesizable Verilog file, and a testbench.
 
     The circuit is a state machine that runs the statements of :func:`to_c`, with one memory per array. For
-    each spike, it adds one weight per cycle. Its states, sums and spikes equal those of the C program and of
-    `net` in PyTorch.
+    each spike, it adds `adders` weights per cycle. Its states, sums and spikes equal those of the C program
+    and of `net` in PyTorch.
 
     ============================  ====================================================================
     ``clk``, ``rst``              clock; a reset, after which the network is at rest
@@ -83,9 +112,13 @@ def to_verilog(net: Quantized, example: Tensor, *, scores: str = "sum", samples:
         example: inputs ``[T, batch, ...]``; the testbench plays the first `samples` of the batch.
         scores: the reduction of the outputs over time, as of :func:`to_c`.
         samples: the number of samples in the testbench.
+        adders: the number of weights of a row that are added in one cycle: 1, 2, 4, 8, 16 or 32. Rows of
+            convolutions, a weight per output channel, use the largest of these numbers that divides the
+            channels and is not larger than `adders`.
 
     Raises:
         TypeError: if `net` does not compute in integers.
+        ValueError: if `adders` is another number.
         Unsupported: naming the layer, if it has no form in C, or more than 2^20 outputs.
 
     >>> import torch, hibana as hb
@@ -97,23 +130,29 @@ def to_verilog(net: Quantized, example: Tensor, *, scores: str = "sum", samples:
     """
     if not isinstance(net, Quantized):
         raise TypeError(f"net must be the result of hb.quantize, got {type(net).__name__}")
-    unit = build_unit(net, example, "net", scores, _Unit)
+    if adders not in ADDERS:
+        raise ValueError(f"adders must be one of {', '.join(map(str, ADDERS))}, got {adders}")
+    unit = build_unit(net, example, "net", scores, partial(_Unit, adders=adders))
+    assert isinstance(unit, _Unit)
     for node in unit.network.nodes:
         if node.size > 1 << INDEX_BITS:
             raise Unsupported(
                 f"layer {node.name!r}: {node.size:,} numbers; circuits index {1 << INDEX_BITS:,}"
             )
     machine, entries = _machine(unit)
-    arrays = list(machine.arrays.values())
+    arrays = list(machine.schedule.arrays.values())
     constants = sum(a.bits * a.count for a in arrays if a.values is not None)
     changing = sum(a.bits * a.count for a in arrays if a.values is None)
-    source = _module(unit, machine, entries, str(net))
-    bench = testbench(unit, net, example[:, :samples])
-    return VerilogProgram(source, bench, constants, changing, len(machine.states))
+    source = module_text(unit, machine, entries, str(net))
+    bench, recording = testbench(unit, net, example[:, :samples], unit.spike_arrays())
+    return VerilogProgram(source, bench, recording, constants, changing, len(machine.schedule.states))
 
 
-def _machine(unit: Unit) -> tuple[Machine, dict[str, int]]:
-    """The state machine of the statements of `unit`, and the first state of each program."""
+def _machine(unit: _Unit) -> tuple[Machine, dict[str, int]]:
+    """The state machine of the statements of `unit`, and the first state of each program.
+
+    Each pass limits the words of an array to the elements that loops of the previous pass handle together.
+    """
     from pycparser import CParser, c_ast
 
     index = "int i"
@@ -131,32 +170,36 @@ def _machine(unit: Unit) -> tuple[Machine, dict[str, int]]:
         f"    net->sent[i] = {unit.output('i')};",
         "}",
     ]
-    programs = {
+    lines = {
         "rest": [*unit.resets, "const int count = 0;", *unit.from_events, *unit.static_lines],
         "read": [*unit.from_numbers, *unit.static_lines],
         "step": [*unit.step_lines, *ranking, *send],
     }
     types = "".join(f"typedef int {kind};\n" for kind in (*_BITS, "int64_t", "size_t"))
-    functions = "".join(
-        f"void {name}(void) {{\n{chr(10).join(lines)}\n}}\n" for name, lines in programs.items()
-    )
+    functions = "".join(f"void {name}(void) {{\n{chr(10).join(body)}\n}}\n" for name, body in lines.items())
     tree: Any = CParser().parse(types + re.sub(r"/\*.*?\*/", "", functions, flags=re.DOTALL))
-    arrays, scalars = _memory(unit)
-    machine = Machine(arrays, [*scalars, "best"])
-    entries: dict[str, int] = {}
-    for function in tree.ext:
-        if isinstance(function, c_ast.FuncDef):
-            name = function.decl.name
-            entries[name] = machine.run(function.body.block_items or [])
-            entries[f"{name}_end"] = len(machine.states) - 1
-    return machine, entries
+    programs = {f.decl.name: f.body.block_items or [] for f in tree.ext if isinstance(f, c_ast.FuncDef)}
+    names = [name for name, *_ in (*unit.constants, *unit.memory.fields())]
+    fixed = {*unit.spike_arrays().values(), "input"}
+    lanes = {name: unit.adders for name in names if name not in fixed and unit.adders > 1}
+    while True:
+        arrays, scalars = _memory(unit, lanes)
+        machine, entries = Machine(arrays, [*scalars, "best"]), dict[str, int]()
+        for name, statements in programs.items():
+            entries[name] = machine.run(statements)
+            entries[f"{name}_end"] = len(machine.schedule.states) - 1
+        if machine.lanes == lanes:
+            return machine, entries
+        lanes = machine.lanes
 
 
-def _memory(unit: Unit) -> tuple[list[Array], list[str]]:
-    """The arrays of the program, and the names of its variables that are numbers."""
+def _memory(unit: _Unit, lanes: dict[str, int]) -> tuple[list[Array], list[str]]:
+    """The arrays of the program, with words of `lanes` elements, and the names of its other variables."""
     arrays, scalars = [], []
     for name, kind, values in unit.constants:
-        numbers = tuple(int(number) for number in values.flatten().tolist())
+        size, stride = unit.strides.get(name, (1, 1))
+        rows = nn.functional.pad(values.reshape(-1, size), (0, stride - size))
+        numbers = tuple(int(number) for number in rows.flatten().tolist())
         arrays.append(Array(name, _BITS[kind], len(numbers), not kind.startswith("u"), numbers))
     for name, kind, count in unit.memory.fields():
         if count:
@@ -167,168 +210,6 @@ def _memory(unit: Unit) -> tuple[list[Array], list[str]]:
     if not any(array.name == "input" for array in arrays):
         arrays.append(Array("input", _BITS[kind], unit.network.input.size, kind == "int8_t"))
     arrays.append(Array("sent", 32, unit.network.output.size, signed=True))
+    for array in arrays:
+        array.lanes = lanes.get(array.name, 1)
     return arrays, scalars
-
-
-def _module(unit: Unit, machine: Machine, entries: dict[str, int], description: str) -> str:
-    """The text of the module ``net``."""
-    inputs, outputs, count = unit.network.input.size, unit.network.output.size, len(machine.states)
-    bits = (count + 2).bit_length()
-    idle, send, show = (f"{bits}'d{count + k}" for k in range(3))
-    ends = {
-        entries["rest_end"]: f"state <= {idle};",
-        entries["read_end"]: f"state <= {bits}'d{entries['step']}; fresh <= 1'b0;",
-        entries["step_end"]: f"state <= {send}; place <= 32'sd0;",
-    }
-    cases = []
-    for number, state in enumerate(machine.states):
-        jump = ends.get(number)
-        if jump is None:
-            jump = f"state <= {bits}'d{state.next};"
-            if state.condition:
-                jump = f"state <= {state.condition} ? {bits}'d{state.next} : {bits}'d{state.otherwise};"
-        cases.append(f"{bits}'d{number}: begin {' '.join([*state.assignments, jump])} end")
-    machine.arrays["sent"].reads.append((count + 1, f"place[{machine.arrays['sent'].address_bits - 1}:0]"))
-    received = f"received[{machine.arrays['input'].address_bits - 1}:0]"
-    machine.arrays["input"].writes.append((count, received, "s_axis_tdata", "s_axis_tvalid"))
-    title = "\n".join(
-        f"// {line}"
-        for line in ["net: a spiking network in integers, written by hibana", "", *description.splitlines()]
-    )
-    widths = {name: 64 if name.endswith("_64") else 32 for name in machine.registers}
-    memories = [line for array in machine.arrays.values() for line in _array(array, bits)]
-    return f"""\
-{title}
-
-/* verilator lint_off UNUSEDSIGNAL */
-/* verilator lint_off UNUSEDPARAM */
-module net (
-    input wire clk,
-    input wire rst,
-    input wire start,
-    input wire clear,
-    output wire ready,
-    input wire [7:0] s_axis_tdata,
-    input wire s_axis_tvalid,
-    output wire s_axis_tready,
-    output wire [31:0] m_axis_tdata,
-    output wire m_axis_tvalid,
-    input wire m_axis_tready,
-    output wire m_axis_tlast,
-    output wire [31:0] class_index
-);
-
-reg [{bits - 1}:0] state;
-reg fresh;  // new inputs have arrived since the last step
-reg [31:0] received;
-reg signed [31:0] place;
-{_lines(f"reg signed [{width - 1}:0] {name};" for name, width in widths.items())}
-assign ready = state == {idle};
-assign s_axis_tready = ready;
-assign m_axis_tvalid = state == {show};
-assign m_axis_tdata = q_sent;
-assign m_axis_tlast = place == 32'sd{outputs - 1};
-assign class_index = r_best;
-
-{_lines(memories)}
-{_lines(machine.wires.lines)}
-always @(posedge clk) begin
-    if (rst) begin
-        state <= {bits}'d{entries["rest"]};
-        fresh <= 1'b0;
-        received <= 32'd0;
-    end else case (state)
-        {idle}: begin
-            if (s_axis_tvalid) begin
-                received <= received == 32'd{inputs - 1} ? 32'd0 : received + 32'd1;
-                if (received == 32'd{inputs - 1}) fresh <= 1'b1;
-            end else if (clear) state <= {bits}'d{entries["rest"]};
-            else if (start) state <= fresh ? {bits}'d{entries["read"]} : {bits}'d{entries["step"]};
-        end
-        {send}: state <= {show};
-        {show}: if (m_axis_tready) begin
-            place <= place + 32'sd1;
-            state <= m_axis_tlast ? {idle} : {send};
-        end
-{_lines(cases, "        ")}        default: state <= {idle};
-    endcase
-end
-
-endmodule
-"""
-
-
-def _array(array: Array, state_bits: int) -> list[str]:
-    """The lines of a memory: its numbers, its ports, and the states that use them."""
-    name, bits, address = array.name, array.bits, f"[{array.address_bits - 1}:0]"
-    lines = [f"reg [{bits - 1}:0] m_{name} [0:{array.count - 1}];"]
-    if array.values is not None:
-        lines += _constants(array)
-    if array.reads:
-        sign = f"{{{32 - bits}{{o_{name}[{bits - 1}]}}}}" if array.signed else f"{32 - bits}'d0"
-        value = f"o_{name}" if bits == 32 else f"{{{sign}, o_{name}}}"
-        lines += [
-            f"reg [{bits - 1}:0] o_{name};",
-            f"wire signed [31:0] q_{name} = {value};",
-            *_port(f"r_{name}", [("a", address)], [(s, (a,), "1'b1") for s, a in array.reads], state_bits),
-            f"always @(posedge clk) if (r_{name}_e) o_{name} <= m_{name}[r_{name}_a];",
-        ]
-    if array.writes:
-        parts = [("a", address), ("d", f"[{bits - 1}:0]")]
-        writes = [(s, (a, d), enable) for s, a, d, enable in array.writes]
-        lines += [
-            *_port(f"w_{name}", parts, writes, state_bits),
-            f"always @(posedge clk) if (w_{name}_e) m_{name}[w_{name}_a] <= w_{name}_d;",
-        ]
-    return [*lines, ""]
-
-
-CHUNK = 256
-"""Numbers of a constant array in one literal: simulators and yosys are slow with longer ones."""
-
-
-def _constants(array: Array) -> list[str]:
-    """The lines that initialize a constant array, from literals of CHUNK numbers."""
-    assert array.values is not None
-    bits, lines = array.bits, [f"integer i_{array.name};"]
-    for first in range(0, array.count, CHUNK):
-        numbers = array.values[first : first + CHUNK]
-        literal = sum((number & ((1 << bits) - 1)) << (bits * i) for i, number in enumerate(numbers))
-        name = f"C_{array.name}_{first // CHUNK}"
-        index = f"i_{array.name}"
-        lines += [
-            f"localparam [{bits * len(numbers) - 1}:0] {name} = {bits * len(numbers)}'h{literal:x};",
-            f"initial for ({index} = 0; {index} < {len(numbers)}; {index} = {index} + 1) "
-            f"m_{array.name}[{first} + {index}] = {name}[{bits} * {index} +: {bits}];",
-        ]
-    return lines
-
-
-def _port(
-    name: str, parts: list[tuple[str, str]], uses: Sequence[tuple[int, tuple[str, ...], str]], state_bits: int
-) -> list[str]:
-    """A port of a memory: whether it is used, and the values of its `parts`, in each state."""
-    choices = [
-        f"        {state_bits}'d{state}: begin {name}_e = {enable}; "
-        + " ".join(f"{name}_{part} = {value};" for (part, _), value in zip(parts, values, strict=True))
-        + " end"
-        for state, values, enable in uses
-    ]
-    zeros = [f"    {name}_{part} = 0;" for part, _ in parts]
-    return [
-        f"reg {name}_e;",
-        *(f"reg {width} {name}_{part};" for part, width in parts),
-        "always @* begin",
-        f"    {name}_e = 1'b0;",
-        *zeros,
-        "    case (state)",
-        *choices,
-        "        default: ;",
-        "    endcase",
-        "end",
-    ]
-
-
-def _lines(lines: Any, indent: str = "") -> str:
-    """Lines of text."""
-    return "".join(f"{indent}{line}\n" for line in lines)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
@@ -13,37 +14,41 @@ from hibana.network.integer_network import Quantized
 __all__ = ["testbench"]
 
 
-def testbench(unit: Unit, net: Quantized, inputs: Tensor) -> str:
-    """The module ``net_tb`` for `inputs`, ``[T, samples, ...]``, of the circuit of `unit`."""
+def testbench(unit: Unit, net: Quantized, inputs: Tensor, spike_arrays: dict[str, str]) -> tuple[str, str]:
+    """The module ``net_tb`` for `inputs`, ``[T, samples, ...]``, and the recording that it reads.
+
+    Each line of the recording is one step of a sample, as a hexadecimal number: from the lowest bit on, the
+    inputs (8 bits each), the spikes of the layers (1 bit each), and the outputs (32 bits each).
+
+    Args:
+        unit: the statements of the circuit.
+        net: the network in PyTorch.
+        inputs: the inputs of the float network.
+        spike_arrays: the name of the array of spikes of each spiking layer.
+    """
     numbers = net.integer_input(inputs)
     steps, samples = numbers.shape[:2]
     outputs = _outputs(unit, net, numbers)
-    names = {spiking.name: spiking.array.replace(".", "->").split("->")[-1] for spiking in unit.spiking}
-    layers = [node for node in unit.network.nodes if node.name in names]
-    none = numbers.new_zeros(steps, samples, 1)  # Verilog has no numbers of zero bits
-    spikes = torch.cat([outputs[node] for node in layers], -1) if layers else none
-    size, width, count = unit.network.input.size, spikes.shape[-1], unit.network.output.size
+    layers = [node for node in unit.network.nodes if node.name in spike_arrays]
     results = outputs[unit.network.output][..., unit.activations[unit.network.output].order.argsort()]
-    tables = [
-        ("inputs", 8, numbers.reshape(steps, samples, size)),
-        ("expected", 1, spikes),
-        ("results", 32, results),
-    ]
-    rows = [
-        f"    {name}[{k}] = {bits * row.numel()}'h{_hex(row, bits)};"
-        for name, bits, table in tables
-        for k, row in enumerate(table.transpose(0, 1).flatten(0, 1).to(torch.int64))
-    ]
-    compared, first = [], 0
+    parts = [(8, numbers.flatten(2)), *((1, outputs[node]) for node in layers), (32, results)]
+    rows = [_bits(part.transpose(0, 1).flatten(0, 1).to(torch.int64), bits) for bits, part in parts]
+    recording = "".join(f"{row}\n" for row in _hexadecimal(torch.cat(rows, 1)))
+    compared, first = [], 8 * unit.network.input.size
     for node in layers:
         compared.append(
-            f"            for (i = 0; i < size + {node.size - size}; i = i + 1) "
-            f"if (dut.m_{names[node.name]}[i][0] !== wanted[{first} + i]) equal = 0;"
+            f"            for (i = 0; i < {node.size}; i = i + 1) "
+            f"if (dut.m_{spike_arrays[node.name]}[i][0] !== row[{first} + i]) equal = 0;"
         )
         first += node.size
+    return _module(unit, steps, samples, first, compared), recording
+
+
+def _module(unit: Unit, steps: int, samples: int, spike_end: int, compared: list[str]) -> str:
+    """The module ``net_tb``; `compared` compares spikes, and outputs start at bit `spike_end` of a row."""
+    size, width = unit.network.input.size, spike_end + 32 * unit.network.output.size
     return f"""\
 // Plays {samples} samples of {steps} steps, and compares every spike and output of every step with PyTorch's.
-`timescale 1ns / 1ps
 module net_tb;
 reg clk = 0, rst = 1, start = 0, clear = 0, tvalid = 0;
 reg [7:0] tdata = 0;
@@ -53,19 +58,17 @@ net dut (.clk(clk), .rst(rst), .start(start), .clear(clear), .ready(ready), .s_a
     .s_axis_tvalid(tvalid), .s_axis_tready(s_tready), .m_axis_tdata(m_data), .m_axis_tvalid(m_valid),
     .m_axis_tready(1'b1), .m_axis_tlast(m_last), .class_index(class_index));
 always #5 clk = ~clk;
-reg [{8 * size - 1}:0] inputs [0:{samples * steps - 1}];
-reg [{width - 1}:0] expected [0:{samples * steps - 1}];
-reg [{32 * count - 1}:0] results [0:{samples * steps - 1}];
-reg [{32 * count - 1}:0] received;
-reg [{width - 1}:0] wanted;
-reg [{8 * size - 1}:0] bytes;
-integer s, t, i, equal, right = 0, cycles = 0;
-integer steps = {steps}, size = {size};  // variables, so that simulators do not unroll the loops
+reg [{width - 1}:0] rows [0:{samples * steps - 1}];  // each the inputs, spikes and outputs of a step
+reg [{width - 1}:0] row;
+reg [{8 * size - 1}:0] inputs;  // of the step before
+integer s, t, i, equal, right = 0, cycles = 0, received = 0;
 always @(posedge clk) if (!ready && !rst) cycles = cycles + 1;
-wire [{32 * count + 31}:0] shifted = {{m_data, received}};
-always @(posedge clk) if (m_valid) received = shifted[{32 * count + 31}:32];
+always @(posedge clk) if (m_valid) begin
+    if (m_data !== row[{spike_end} + 32 * received +: 32]) equal = 0;
+    received = m_last ? 0 : received + 1;
+end
 initial begin
-{chr(10).join(rows)}
+    $readmemh("net_tb.hex", rows);
     repeat (3) @(negedge clk);
     rst = 0;
     for (s = 0; s < {samples}; s = s + 1) begin
@@ -74,13 +77,13 @@ initial begin
         while (!ready) @(negedge clk);
         equal = 1;
         if (s == 0) cycles = 0;
-        for (t = 0; t < steps; t = t + 1) begin
-            bytes = inputs[s * {steps} + t];
-            if (t == 0 || inputs[s * {steps} + t] != inputs[s * {steps} + t - 1]) begin
-                for (i = 0; i < size; i = i + 1) begin
+        for (t = 0; t < {steps}; t = t + 1) begin
+            row = rows[s * {steps} + t];
+            if (t == 0 || row[{8 * size - 1}:0] !== inputs) begin
+                inputs = row[{8 * size - 1}:0];
+                for (i = 0; i < {size}; i = i + 1) begin
                     tvalid = 1;
-                    tdata = bytes[7:0];
-                    bytes = bytes >> 8;
+                    tdata = row[8 * i +: 8];
                     @(negedge clk);
                 end
                 tvalid = 0;
@@ -88,8 +91,6 @@ initial begin
             start = 1;
             @(negedge clk) start = 0;
             while (!ready) @(negedge clk);
-            wanted = expected[s * {steps} + t];
-            if (received !== results[s * {steps} + t]) equal = 0;
 {chr(10).join(compared)}
         end
         $display("sample %0d class %0d", s, class_index);
@@ -120,7 +121,13 @@ def _outputs(unit: Unit, net: Quantized, numbers: Tensor) -> dict[Node, Tensor]:
     return outputs
 
 
-def _hex(numbers: Tensor, bits: int) -> str:
-    """Integers as one hexadecimal number, the first integer in the lowest `bits` bits."""
-    mask = (1 << bits) - 1
-    return f"{sum((n & mask) << (bits * i) for i, n in enumerate(numbers.tolist())):x}"
+def _bits(numbers: Tensor, bits: int) -> Tensor:
+    """The lowest `bits` bits of integers ``[rows, N]``, the lowest first, as bytes ``[rows, N * bits]``."""
+    shifts = torch.arange(bits, dtype=torch.int64, device="cpu")
+    return (numbers[..., None] >> shifts & 1).flatten(1).to(torch.uint8)
+
+
+def _hexadecimal(bits: Tensor) -> list[str]:
+    """Each row of bits, the lowest first, as a hexadecimal number."""
+    packed = np.packbits(bits.numpy(), axis=1, bitorder="little")
+    return [row[::-1].tobytes().hex() for row in packed]
