@@ -158,7 +158,7 @@ def test_a_header_names_the_columns(runs, monkeypatch, capsys, tmp_path):
 
 BAD = {
     "1,2,3": "must hold 2 numbers, got 3",
-    "1,two": "must hold numbers, got 'two'",
+    "1,two": "must hold numbers: could not convert string to float: 'two'",
     "1,inf": "must hold finite numbers",
     "1,1e300": "must hold finite numbers",
 }

@@ -334,6 +334,7 @@ class Listed(data.DataSet):
 @pytest.mark.parametrize("part", ["training", "validation", "test"])
 def test_an_input_that_is_not_finite_is_refused_by_its_sample_and_column(part, held, tmp_path):
     words = rf"inputs must be finite numbers, sample 17 of the {part} part has nan, column 2"
+    words = words if held else r"stopped (in|after) epoch .* an input (is nan|of .* is not finite)"
     settings = small(layers="4", epochs=1, augment="none")
     with pytest.raises(ValueError if held else FloatingPointError, match=words):
         train.fit(settings, tmp_path / "run", samples=Listed(part, held=held))

@@ -3,7 +3,6 @@
 Both run :class:`hibana.IFCell`. Results are plain tensors; :mod:`hibana.plot` draws them.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -32,21 +31,20 @@ class OverTime(NamedTuple):
     threshold: float
 
 
-def one_step(show: Callable[[str], None] = print) -> OneStep:
+def one_step() -> OneStep:
     """Demo 1: forty neurons with potentials ``arange(0, 2, 0.05)``, at one moment, without input.
 
-    Calls `show` with the potentials, the spikes, and the gradient before and after the backward pass, as the
-    article prints them.
+    Prints the potentials, the spikes, and the gradient before and after the backward pass, like the article.
     """
     vt = torch.arange(0, 2, 0.05, dtype=torch.float32, device="cpu", requires_grad=True)
     input_, s_previous = torch.zeros_like(vt), torch.zeros_like(vt)
     _, o = IFCell()(input_, vt, s_previous)
-    show(f"{vt = }")
-    show(f"{o = }")
-    show(f"{vt.grad = }")
+    print(f"{vt = }")
+    print(f"{o = }")
+    print(f"{vt.grad = }")
     o.sum().backward()
-    show("after the backward")
-    show(f"{vt.grad = }")
+    print("after the backward")
+    print(f"{vt.grad = }")
     assert vt.grad is not None
     return OneStep(vt.detach(), o.detach(), vt.grad, threshold=1.0)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from hibana.cli.common import Failure, Refusal
 from hibana.data.user_data import ArrayInputs, EventInputs, SequenceInputs
 from hibana.data.user_data.sound import HOP, WINDOW, SoundInputs, band_energies, levels
+from hibana.data.user_data.table_files import number
 from hibana.nn import encode
 
 if TYPE_CHECKING:
@@ -138,7 +139,7 @@ class _LineReader(StepReader):
         separator = next((char for char in ",;\t" if char in text), None)
         cells = [cell.strip().strip('"') for cell in text.split(separator)]
         is_first_line, self.is_first_line = self.is_first_line, False
-        if is_first_line and self.names and not any(map(_is_number, cells)):
+        if is_first_line and self.names and all(math.isnan(number(cell)) for cell in cells):
             if missing := [name for name in self.names if name not in cells]:
                 names = ", ".join(self.names)
                 raise Refusal(f"the header must name {names}; {missing[0]!r} is not in {text[:80]!r}")
@@ -149,19 +150,10 @@ class _LineReader(StepReader):
             raise ValueError(f"must hold {count} numbers, got {len(cells)}")
         if self.header is not None:
             cells = [cells[self.header.index(name)] for name in self.names]
-        for cell in cells:
-            if cell and not _is_number(cell):
-                raise ValueError(f"must hold numbers, got {cell[:40]!r}")
-        return np.array([float(cell or "nan") for cell in cells])
-
-
-def _is_number(cell: str) -> bool:
-    """Whether the text `cell` is a number."""
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return True
+        try:
+            return np.array([float(cell or "nan") for cell in cells])
+        except ValueError as error:
+            raise ValueError(f"must hold numbers: {str(error)[:80]}") from None
 
 
 class _NumberReader(_LineReader):

@@ -78,8 +78,7 @@ class _StreamPredictor:
             example = torch.zeros(1, 1, *model.shape, dtype=dtype, device="cpu")
             self.stream = native.compile(model.net, example).stream()
         model.seed_evaluation()
-        self.max_outputs = model.settings.steps
-        self.outputs: Tensor | None = None  # the last outputs, stored twice so that they are contiguous
+        self.outputs: deque[Tensor] = deque(maxlen=model.settings.steps)  # the latest of this sequence
         self.sequence_steps = 0  # steps of this sequence
         self.total_steps = 0  # steps of all sequences
         self.durations: deque[float] = deque(maxlen=MAX_DURATIONS)
@@ -96,7 +95,10 @@ class _StreamPredictor:
             step_start = time.perf_counter()
             outputs = self.stream.step(x.contiguous())
             self.network_durations.append(time.perf_counter() - step_start)
-            answers = to_answers(self.model, self._scores(outputs), [str(self.sequence_steps)])
+            self.outputs.append(outputs.clone())
+            self.sequence_steps += 1
+            scores = self.model.objective.scores(torch.stack([*self.outputs]))
+            answers = to_answers(self.model, scores, [str(self.sequence_steps)])
             if self.output_format == "csv" and self.total_steps == 0:
                 sys.stdout.write(step_heading(answers.label, answers.classes))
             sys.stdout.write(format_step(answers, self.output_format))
@@ -104,22 +106,10 @@ class _StreamPredictor:
             self.durations.append(time.perf_counter() - start)
             self.total_steps += 1
 
-    def _scores(self, outputs: Tensor) -> Tensor:
-        """Stores `outputs` ``[1, ...]`` and returns the scores ``[1, classes]`` over the last outputs."""
-        size = self.max_outputs
-        if self.outputs is None:
-            self.outputs = outputs.new_empty(2 * size, *outputs.shape)
-        index = self.sequence_steps % size
-        self.outputs[index] = self.outputs[index + size] = outputs
-        self.sequence_steps += 1
-        first, last = (
-            (0, self.sequence_steps) if self.sequence_steps <= size else (index + 1, index + 1 + size)
-        )
-        return self.model.objective.scores(self.outputs[first:last])
-
     def reset(self) -> None:
         """Starts a new sequence: the network returns to its resting state."""
         self.stream.reset()
+        self.outputs.clear()
         self.sequence_steps = 0
 
     def summary(self, piece: str) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from hibana.data.user_data.table_files import number
 from hibana.train.architecture import rocket_parameters
 from hibana.train.recipes import OPTIONS_OF_FEW_ROWS, windows
 
@@ -137,7 +138,7 @@ def format_answers(answers: "Answers", output_format: str) -> str:
     if right:
         lines.append(f"{sum(right)} of {len(right)} right, {sum(right) / len(right):.1%}")
     if answers.labels and not answers.classes:
-        pairs = zip(answers.answers, map(_to_number, answers.labels), strict=True)
+        pairs = zip(answers.answers, map(number, answers.labels), strict=True)
         numbers = [pair for pair in pairs if math.isfinite(pair[1])]
         if numbers:
             predicted, labels = torch.tensor(numbers, dtype=torch.float64, device="cpu").T
@@ -159,14 +160,6 @@ def regression_error(name: str, predicted: "Tensor", labels: "Tensor", deviation
     error, explained = (predicted - labels).square().mean().item(), r_squared(predicted, labels)
     suffix = "" if math.isnan(explained) else f", {explained:.1%} of the variance explained"
     return f"{name}: {len(labels)} samples, mean squared error {error * deviation**2:.4g}{suffix}"
-
-
-def _to_number(text: str) -> float:
-    """Returns `text` as a number; NaN if it is not one."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def format_step(answers: "Answers", output_format: str) -> str:

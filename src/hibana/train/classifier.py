@@ -9,10 +9,9 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassStatScores
 from torchmetrics.utilities import dim_zero_cat
 
-from hibana.data import DataSet, Description
+from hibana.data import Description
 from hibana.learn import SET, DeepR, RigL
 from hibana.nn import loss, metrics
-from hibana.train import finite
 from hibana.train.augment import augment_batch
 from hibana.train.firing_rates import activity, spiking_layers, weight_decay_groups
 from hibana.train.network import Network
@@ -52,8 +51,6 @@ class Classifier(Network, lightning.LightningModule):
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
         self.rewiring: DeepR | SET | RigL | None = None
         """Moves synapses during training; None if none move."""
-        self.samples: DataSet | None = None
-        """The data, for error messages that name a sample."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the description of the user's data to `checkpoint`."""
@@ -88,23 +85,17 @@ class Classifier(Network, lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Seeds the random numbers of the validation."""
-        self.seed_evaluation()
+        self.seed_evaluation(self.trainer.global_rank)
 
     def on_test_epoch_start(self) -> None:
         """Seeds the random numbers of the test."""
-        self.seed_evaluation()
-
-    def seed_evaluation(self, rank: int | None = None) -> None:
-        """Seeds the random numbers of an evaluation in process `rank`, by default the trainer's."""
-        if rank is None:
-            rank = 0 if self._trainer is None else self.trainer.global_rank
-        super().seed_evaluation(rank)
+        self.seed_evaluation(self.trainer.global_rank)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Returns the loss of a batch with its penalty on firing rates; logs the loss and the accuracy."""
-        finite.check_batch(batch, getattr(self.samples, "training", None), "training", self.current_epoch + 1)
         inputs, labels, *lengths = batch
         settings = self.settings
+        self._check_finite("an input", inputs, batch_idx)
         inputs = self.encode(augment_batch(inputs, settings.augment or settings.data_set.augmentation))
         outputs, spikes = activity(self.net, inputs, *lengths)
         error = self.objective(outputs, labels, *lengths)
@@ -132,12 +123,13 @@ class Classifier(Network, lightning.LightningModule):
             self._check_finite("the gradient's norm", norm, self.trainer.fit_loop.batch_idx)
 
     def _check_finite(self, name: str, value: Tensor, batch: int) -> None:
-        """Raises a FloatingPointError that names epoch and batch if `value` is not finite."""
-        if not bool(value.isfinite()):
+        """Raises a FloatingPointError that names epoch and batch if a number of `value` is not finite."""
+        is_finite = value.isfinite()
+        if not bool(is_finite.all()):
             epoch = f"epoch {self.current_epoch + 1} of {self.settings.epochs}"
             raise FloatingPointError(
                 f"training stopped in {epoch}, batch {batch + 1} of {self.trainer.num_training_batches}: "
-                f"{name} is {value.item()}; a smaller learning_rate may help"
+                f"{name} is {value[~is_finite][0].item()}; a smaller learning_rate may help"
             )
 
     def validation_step(self, batch: tuple[Tensor, ...]) -> None:
@@ -150,7 +142,6 @@ class Classifier(Network, lightning.LightningModule):
 
     def _evaluate(self, batch: tuple[Tensor, ...], part: str) -> None:
         """Logs the loss, the accuracy or R², and the layers' firing rates of a batch of `part`."""
-        finite.check_batch(batch, getattr(self.samples, part, None), part, self.current_epoch + 1)
         inputs, labels, *lengths = batch
         outputs, spikes = activity(self.net, self.encode(inputs), *lengths)
         scores = self.objective.scores(outputs, *lengths)
@@ -163,10 +154,12 @@ class Classifier(Network, lightning.LightningModule):
         if part == "test" and self.recall is not None:
             self.recall.update(scores, labels)
         error = self.objective(outputs, labels, *lengths)
-        if not bool(error.isfinite()):
-            raise FloatingPointError(
-                f"training stopped after epoch {self.current_epoch + 1}: the {part} loss is {error.item()}"
-            )
+        for name, value in (("an input", inputs), ("the loss", error)):
+            if not bool(value.isfinite().all()):
+                epoch = self.current_epoch + 1
+                raise FloatingPointError(
+                    f"training stopped after epoch {epoch}: {name} of {part} is not finite"
+                )
         options: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True}
         self.log(f"{part}/loss", error, **options)
         self.log(f"{part}/{self.objective.measure}", measure, prog_bar=True, **options)

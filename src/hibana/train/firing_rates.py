@@ -34,13 +34,7 @@ class Activity(dict[str, Tensor]):
 
     def rates(self) -> dict[str, float]:
         """Returns the spikes per neuron and step of each layer."""
-        if self.lengths is None:
-            return {name: spikes.detach().mean().item() for name, spikes in self.items()}
-        steps = int(self.lengths.sum())
-        return {
-            name: float(spikes.detach().sum()) / (steps * spikes[0, 0].numel())
-            for name, spikes in self.items()
-        }
+        return {name: _mean_rate(spikes.detach(), self.lengths).item() for name, spikes in self.items()}
 
     def silent(self) -> dict[str, int]:
         """Returns the number of neurons of each layer that never spiked."""

@@ -216,7 +216,6 @@ def complete(
         _silence_lightning()
         trainer = _trainer(settings, folder.path, [history, writer, *callbacks], progress=progress)
         samples.processes, samples.rank = trainer.world_size, trainer.global_rank
-        model.samples = samples
         trainer.fit(
             model, samples.train_dataloader(), samples.val_dataloader(), ckpt_path=resume, weights_only=True
         )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.cli.play.source import UserError, make_cell, user_errors
-from hibana.compiler import unroll
+from hibana.compiler import record, unroll
 
 __all__ = ["COURSES", "STEPS", "input_range", "simulate"]
 
@@ -46,7 +46,6 @@ def input_range(kind: type[Cell]) -> tuple[float, float]:
     currents = torch.logspace(-3, 3, 121, dtype=torch.float32, device="cpu")
     inputs = currents.expand(STEPS, -1)
     with torch.no_grad():
-        _states(cell, inputs[:1, :1])
         outputs = _outputs(cell, inputs, backend="reference")
     rates = outputs.mean(dim=0)
     fires = (rates >= 0.05) & ((outputs == 0) | (outputs == 1)).all(dim=0)
@@ -81,22 +80,15 @@ def simulate(
         course: one of :data:`COURSES`.
 
     Returns:
-        ``time``, ``input``, ``potential`` and ``emitted`` (the output), ``[STEPS]``; ``others``, further
-        states by name; ``gradient``, d(sum of the outputs)/d(input_t); ``spiking``, whether the output is
-        spikes; ``spikes``, their steps; ``rate``, the mean output; ``currents`` and ``rates``: the F-I curve,
-        the mean output per step for constant currents with that noise; ``threshold`` and ``step``: see
-        :func:`_single_step`; ``name`` of the potential; ``note``, a warning or an empty text.
+        ``time``, ``input`` and ``potential``, ``[STEPS]``; ``others``, further states by name; ``gradient``,
+        d(sum of the outputs)/d(input_t); ``spiking``, whether the output is spikes; ``spikes``, their steps;
+        ``rate``, the mean output; ``currents`` and ``rates``: the F-I curve, the mean output per step for
+        constant currents with that noise; ``threshold`` and ``step``: see :func:`_single_step`; ``name`` of
+        the potential; ``note``, a warning or an empty text.
 
     Raises:
         UserError: if a value is not accepted, or the cell fails.
     """
-    for name, value in (("input strength", strength), ("input noise", noise)):
-        if not math.isfinite(value):
-            raise UserError(f"{name} must be finite, got {value!r}")
-    if noise < 0:
-        raise UserError(f"input noise must be at least 0, got {noise!r}")
-    if course not in COURSES:
-        raise UserError(f"course must be one of {', '.join(COURSES)}; got {course!r}")
     cell = make_cell(kind, values)
     generator = torch.Generator().manual_seed(0)
     size = STEPS, 1 + CURRENTS * COPIES
@@ -107,7 +99,7 @@ def simulate(
     constant = currents.repeat_interleave(COPIES) + noise * random[:, 1:]
 
     with torch.no_grad():
-        states = _states(cell, inputs)
+        states = record(cell, inputs)
     outputs = _outputs(cell, inputs)
     gradient = _gradient(outputs.sum(), inputs)[:, 0]
     with torch.no_grad():
@@ -122,7 +114,6 @@ def simulate(
         "input": _array(inputs[:, 0]),
         "name": potential,
         "potential": _array(states[potential][:, 0]),
-        "emitted": _array(output),
         # all states but the potential and the last one, which is the output
         "others": {name: _array(v[:, 0]) for name, v in list(states.items())[:-1] if name != potential},
         "gradient": _array(gradient),
@@ -171,24 +162,6 @@ def _step(cell: Cell, input_: Tensor) -> tuple[Tensor, ...]:
     """Returns the states after one step from rest."""
     state = cell.initial_state(input_.detach())
     return cell(input_, *state)  # type: ignore[no-any-return] # nn.Module's call is untyped
-
-
-def _states(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:
-    """Runs the reference loop; returns every state over time, ``[T, N]``, by name.
-
-    Raises UserError if the step returns a state of another shape or dtype than the input.
-    """
-    state, steps = cell.initial_state(inputs[0]), []
-    for input_ in inputs.unbind(0):
-        state = cell(input_, *state)
-        steps.append(state)
-    names = cell.state_names()
-    if not isinstance(state, tuple | list) or len(state) != len(names):
-        raise UserError(f"forward must return ({', '.join(names)})")
-    for name, value in zip(names, state, strict=True):
-        if not isinstance(value, Tensor) or value.shape != inputs[0].shape or not value.is_floating_point():
-            raise UserError(f"forward must return ({', '.join(names)}), each like the input; {name} is not")
-    return {name: torch.stack(values) for name, values in zip(names, zip(*steps, strict=True), strict=True)}
 
 
 def _outputs(cell: Cell, inputs: Tensor, backend: str = "auto") -> Tensor:
