@@ -131,17 +131,6 @@ def test_state_continues_in_simulate_and_in_run(longest):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(state[""], last[""], strict=True))
 
 
-def test_full_lists_end_a_chunk_early(monkeypatch, threads):
-    net, records = network(200, 12), []
-    for capacity, kind in ((simulation.CAPACITY, "spikes"), (1, "spikes"), (1, "counts")):
-        monkeypatch.setattr(simulation, "CAPACITY", capacity)
-        torch.manual_seed(1)
-        records.append(hb.simulate(net, 1200, torch.full([200], 0.25), record=kind)[0])
-    assert torch.equal(dense(records[0]), dense(records[1]))
-    assert records[2].spikes is None
-    assert torch.equal(records[2].counts, records[0].counts)
-
-
 def test_other_networks_run_in_chunks():
     torch.manual_seed(2)
     net = nn.Sequential(nn.Linear(6, 40), hb.LIF(), nn.Linear(40, 9), hb.IF())

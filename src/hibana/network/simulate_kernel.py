@@ -3,11 +3,11 @@
 The neurons are divided into parts of consecutive neurons, at least one per thread, which take a step
 together and wait for each other once per step. At each step, a part
 
-1. adds the weights of the spikes that arrive at its neurons. Spikes stay in lists; for each delay d, the
-   synapses with delay d of the neurons that fired d + 1 steps ago are read. Weights are added in the order
-   of delays, then of source neurons, so sums do not depend on the number of parts.
-2. computes the step of its neurons, by the row functions that the compiler writes for the cell.
-3. appends its neurons that fired to its list, for all parts.
+1. adds the weights of the spikes that arrive at its neurons. The spikes of all steps are bits; for each delay
+   d, the synapses with delay d of the neurons that fired d + 1 steps ago are read. Weights are added in the
+   order of delays, then of source neurons, so sums do not depend on the number of parts.
+2. computes the step of its neurons, by the row functions that the compiler writes for the cell, which store
+   the neurons that fired as bits.
 """
 
 import platform
@@ -48,6 +48,8 @@ __all__ = ["BLOCK", "SEGMENTS", "WORD", "Program", "segment_index", "write_progr
 
 WORD = 64
 """Parts begin at multiples of this number of neurons, whose spikes are one word of bits."""
+WORDS = 8
+"""Words of spikes that are compared with zero at once: a cache line. Each step has a multiple of them."""
 BLOCK = 1024
 """Neurons that take a step at once; rows of intermediate results then stay in the first-level cache."""
 SEGMENTS = 4096
@@ -61,12 +63,12 @@ SPINS = 100
 4000, a simulation takes eight times as long if its threads share a core."""
 
 INTEGERS = (
-    *("steps", "time", "seed", "parts", "delays", "keys", "capacity", "stride"),
+    *("steps", "time", "seed", "parts", "delays", "keys", "words"),
     *("input_stride", "every", "selected"),
 )
 """Integer arguments of a program: the number of steps, the number of the first step, the seed of the draws,
-the numbers of parts and of delays, ``delays * parts``, the numbers of a part's spike list and of its list of
-ends, the distance between the inputs of two steps, and how many neurons are recorded at which steps.
+the numbers of parts and of delays, ``delays * parts``, the words of spikes of a step, the distance between
+the inputs of two steps, and how many neurons are recorded at which steps.
 """
 
 
@@ -143,7 +145,10 @@ def write_program(step: Step, dtype: torch.dtype) -> Program:
 
 
 def _stores(step: Step) -> Stores:
-    """The values that a step stores: all states but the last, and the spikes as the bits ``fired``."""
+    """The values that a step stores: all states but the last, and the spikes as the bits ``fired``.
+
+    The bits ``fired_before`` are the spikes of the previous step.
+    """
     stores, output = forward_pass(step, None), step.states[-1]
     spikes = stores.pop(output).as_boolean
     if spikes is None:
@@ -152,7 +157,7 @@ def _stores(step: Step) -> Stores:
     previous = leaves(stores).get("emitted_before")
     if previous is None:
         return stores
-    return substitute(stores, {previous: GraphValue("to_float", (GraphValue("bits", data="fired"),))})
+    return substitute(stores, {previous: GraphValue("to_float", (GraphValue("bits", data="fired_before"),))})
 
 
 class _Writer:
@@ -168,12 +173,12 @@ class _Writer:
             {name.partition("[")[0] for name in row_pass.leaves if name[0] == "p" and name[1:2].isdigit()}
         )
         self.kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
-        self.kinds |= dict.fromkeys(("row_starts", "bounds", "ends", "work", "barrier", "functions"), Longs)
-        self.kinds |= dict.fromkeys(("targets", "index", "lists", "neurons", "neuron_bounds"), Ints)
+        self.kinds |= dict.fromkeys(("row_starts", "bounds", "work", "arrived", "fired", "functions"), Longs)
+        self.kinds |= dict.fromkeys(("targets", "index", "neurons", "neuron_bounds"), Ints)
         self.kinds |= dict.fromkeys(
             ("weights", "sums", "bias", "inputs", "scratch", "constants", "samples"), number
         )
-        self.kinds |= {"fired": Bytes} | dict.fromkeys((*step.states[:-1], *parameters), number)
+        self.kinds |= dict.fromkeys((*step.states[:-1], *parameters), number)
         self.code = Code()
         self.arguments: dict[str, Any] = self.code.arguments(self.kinds)
         self.begin, self.end = (Value(self.code.writer, LONG, text) for text in ("%begin", "%end"))
@@ -184,17 +189,14 @@ class _Writer:
         )
 
     def write(self) -> None:
-        """Writes all steps; the element 1 of ``barrier`` is the step before which all parts stop."""
-        code, arguments = self.code, self.arguments
-        stop = arguments["barrier"] + 1
-        with code.loop(0, arguments["steps"]) as t, code.when(t < _atomic_load(code, stop)):
+        """Writes all steps."""
+        code, a = self.code, self.arguments
+        with code.loop(0, a["steps"]) as t:
             with code.loop(self.begin, self.end) as part:
-                low, high = arguments["bounds"][part], arguments["bounds"][part + 1]
                 self._deliver(part, t)
-                self._update(part, t, low, high)
+                self._update(part, t, a["bounds"][part], a["bounds"][part + 1])
                 self._sample(part, t)
-                self._list_spikes(part, t, low, high, stop)
-            _wait(code, arguments["barrier"], self.end - self.begin, (t + 1) * arguments["parts"])
+            _wait(code, a["arrived"], self.end - self.begin, (t + 1) * a["parts"])
 
     def _deliver(self, part: Value, t: Value) -> None:
         """Adds the weights of the spikes that arrive at `part` at step `t` to ``sums``."""
@@ -206,11 +208,14 @@ class _Writer:
         def add_listed() -> None:
             add.do(code, a["sums"], a["targets"], a["weights"], work, count.value)
 
-        with code.loop(0, a["delays"]) as delay, code.loop(0, a["parts"]) as source_part:
-            ends = a["ends"] + (source_part * a["stride"] + t + a["delays"] - delay)
-            spikes = a["lists"] + source_part * a["capacity"]
-            with code.loop(ends[-1], ends[0]) as k:
-                neuron = spikes[k].to(LONG)
+        with code.loop(0, a["delays"]) as delay:
+            fired = a["fired"] + (t + a["delays"] - 1 - delay) * a["words"]
+            with (
+                code.loop(0, a["words"], WORDS) as first_word,
+                code.each_bit((fired + first_word).load(WORDS).differs(0).word().to(LONG)) as place_of_word,
+                code.each_bit(fired[first_word + place_of_word]) as bit,
+            ):
+                neuron = (first_word + place_of_word) * WORD + bit
                 entry = a["index"] + (neuron * (a["keys"] + 1) + delay * a["parts"] + part)
                 row, first, last = a["row_starts"][neuron], entry[0].to(LONG), entry[1].to(LONG)
                 place = count.value
@@ -233,29 +238,14 @@ class _Writer:
                 with code.when(a[name].is_not_null()):
                     _add_row(code, sums, a[name] + offset, size)
             rows: dict[str, Pointer] = {name: scratch + i * BLOCK for i, name in enumerate(self.inner)}
-            rows |= {"x": sums, "fired": a["fired"] + (first >> 3)}
+            before = a["fired"] + ((t + a["delays"] - 1) * a["words"] + first // WORD)
+            rows |= {"x": sums, "fired_before": before, "fired": before + a["words"]}
             for call in self.row_pass.sequence:
                 pointers = [rows[name] if name in rows else a[name] + first for name in call.rows]
                 draws = [a["seed"], a["time"] + t, first] if call.draws else []
                 zero = code.constant(0)
                 write_call(code, call, pointers, self.scalars, self.functions, size, zero, draws)
             sums.clear(size)
-
-    def _list_spikes(self, part: Value, t: Value, low: Value, high: Value, stop: Pointer) -> None:
-        """Appends the neurons of `part` that fired; stops all parts if its list may be full after a step."""
-        code, a = self.code, self.arguments
-        ends = a["ends"] + (part * a["stride"] + t + a["delays"])
-        spikes, end = a["lists"] + part * a["capacity"], code.variable(ends[0])
-        with (
-            code.loop(low >> 6, (high + (WORD - 1)) >> 6) as word,
-            code.each_bit(a["fired"].of(Longs)[word]) as bit,
-        ):
-            place = end.value
-            spikes[place] = (word * WORD + bit).to(INT)
-            end.value = place + 1
-        ends[1] = end.value
-        with code.when(a["capacity"] - end.value < high - low):
-            code.writer.do(f"store atomic {t + 1}, ptr {stop.text} monotonic, align 8")
 
     def _sample(self, part: Value, t: Value) -> None:
         """Records the states of the selected neurons of `part` if step `t` is one of each `every` steps."""

@@ -10,7 +10,8 @@ from hibana.compiler.draws import new_seed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import evaluate_parametrizations, tensors_of
-from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, segment_index, write_program
+from hibana.network.native.state import pack_bits, unpack_bits
+from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, WORDS, segment_index, write_program
 from hibana.nn.layers import Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
@@ -20,10 +21,8 @@ from hibana.runtime.threads import pack_arguments, run
 
 __all__ = ["Chunk", "Simulation", "check_neurons"]
 
-CAPACITY = 1 << 18
-"""Smallest number of spikes that a part can list in a chunk, in addition to those of two steps."""
 LONGEST_CHUNK = 1000
-"""Steps of a chunk, if its spikes fit into the lists."""
+"""Most steps of a chunk, whose spikes are in memory as bits."""
 
 
 class Chunk(NamedTuple):
@@ -54,8 +53,6 @@ class Simulation:
         ValueError: if an argument has the wrong shape, or the synapses are not sorted.
     """
 
-    longest_chunk = LONGEST_CHUNK
-
     def __init__(
         self,
         layer: Recurrent,
@@ -76,7 +73,7 @@ class Simulation:
         step = trace(cell, shape, self.dtype, draws=True)
         self.program = write_program(step, self.dtype)
         self.seed = new_seed() if step.draws else 0
-        self.time = 0
+        self.time, self.longest_chunk = 0, LONGEST_CHUNK
         self.tensors: dict[str, Tensor | None] = {
             "constants": torch.tensor(step.constants or [0.0], dtype=self.dtype, device="cpu"),
             "functions": torch.tensor(self.program.functions or [0], dtype=torch.int64, device="cpu"),
@@ -108,6 +105,7 @@ class Simulation:
         bounds = torch.arange(0, words + size, size, dtype=torch.int64, device="cpu").clamp(max=words)
         self.parts = len(bounds) - 1
         self.part_of_word = torch.repeat_interleave(bounds.diff()).to(torch.uint8)
+        self.words = -(-words // WORDS) * WORDS
         self.tensors["bounds"] = (bounds * WORD).clamp(max=self.neurons)
         self.tensors["work"] = torch.empty(self.parts * SEGMENTS * 2, dtype=torch.int64, device="cpu")
         scratch = max(1, self.parts * self.program.scratch_rows * BLOCK)
@@ -179,19 +177,15 @@ class Simulation:
         fired = torch.cat([history.to(spikes.dtype), spikes[None]]).flatten(1)  # [delays, neurons]
         if not bool(((fired == 0) | (fired == 1)).all()):
             raise ValueError(f"state {self.names[-1]} and the spikes before must be 0 or 1")
-        words = torch.zeros(-(-self.neurons // WORD) * WORD, dtype=torch.uint8, device="cpu")
-        words[: self.neurons] = fired[-1]
-        self.tensors["fired"] = (
-            (words.view(-1, 8) << torch.arange(8, dtype=torch.int64, device="cpu")).sum(1).to(torch.uint8)
-        )
-        self.recent = fired.nonzero(as_tuple=True)
+        self.fired = torch.zeros(self.delays, self.words, dtype=torch.int64, device="cpu")
+        packed = pack_bits(fired).view(torch.int64)
+        self.fired[:, : packed.shape[1]] = packed
 
     def state(self) -> dict[str, State]:
         """The state after the last step, in the format of :func:`hibana.run`."""
-        spikes = torch.zeros(self.delays, 1, self.neurons, dtype=self.dtype, device="cpu")
-        spikes[self.recent[0], 0, self.recent[1]] = 1
+        spikes = unpack_bits(self.fired.view(torch.uint8), self.neurons, self.dtype)[:, None]
         inner = [self._tensor(f"{name}_state").clone()[None] for name in self.names[:-1]]
-        return {"": (*inner, spikes[-1].clone(), *([spikes[:-1].clone()] if self.has_history else []))}
+        return {"": (*inner, spikes[-1].clone(), *([spikes[:-1]] if self.has_history else []))}
 
     def _tensor(self, name: str) -> Tensor:
         """The tensor of the program's argument `name`."""
@@ -199,74 +193,34 @@ class Simulation:
         assert tensor is not None
         return tensor
 
-    def _list_recent(self) -> tuple[Tensor, Tensor]:
-        """Lists for the spikes of each part, which begin with the recent spikes, and the ends of their steps.
-
-        The lists are ``[parts, capacity]``; a step fits even if all neurons fire. The ends are
-        ``[parts, delays + LONGEST_CHUNK + 1]``: entry i is the number of spikes before recent step i.
-        """
-        steps, neurons = self.recent
-        part_of = self.part_of_word[neurons.long() // WORD]
-        places = [(part_of == part).nonzero().flatten() for part in range(self.parts)]
-        largest_part = int(self._tensor("bounds").diff().max())
-        lists = torch.empty(
-            self.parts,
-            max(map(len, places)) + max(CAPACITY, 2 * largest_part),
-            dtype=torch.int32,
-            device="cpu",
-        )
-        ends = torch.zeros(self.parts, self.delays + LONGEST_CHUNK + 1, dtype=torch.int64, device="cpu")
-        for part, spikes in enumerate(places):
-            lists[part, : len(spikes)] = neurons[spikes]
-            counts = torch.bincount(steps[spikes], minlength=self.delays)
-            ends[part, 1 : self.delays + 1] = counts.cumsum(0)
-        return lists, ends
-
     def advance(self, steps: int) -> Chunk:
-        """Runs `steps` steps, at most :data:`LONGEST_CHUNK`, or fewer if a list of spikes is full."""
-        steps = min(steps, LONGEST_CHUNK)
-        lists, ends = self._list_recent()
-        samples = torch.empty(
-            steps // self.every + 1, len(self.names) - 1, self.selected, dtype=self.dtype, device="cpu"
-        )
-        barrier = torch.tensor([0, steps], dtype=torch.int64, device="cpu")
+        """Runs `steps` steps, and returns their record."""
+        fired = torch.zeros(self.delays + steps, self.words, dtype=torch.int64, device="cpu")
+        fired[: self.delays] = self.fired
+        rows = (self.time + steps) // self.every - self.time // self.every
+        samples = torch.empty(rows, len(self.names) - 1, self.selected, dtype=self.dtype, device="cpu")
+        arrived = torch.zeros(1, dtype=torch.int64, device="cpu")
         inputs = self.tensors["inputs"]
         if inputs is not None and self.input_stride:
             inputs = inputs[self.time :]
         arguments: dict[str, Tensor | int | None] = {
             **self.tensors,
-            **{"lists": lists, "ends": ends, "samples": samples, "barrier": barrier, "inputs": inputs},
+            **{"fired": fired, "samples": samples, "arrived": arrived, "inputs": inputs},
             **{"steps": steps, "time": self.time, "seed": self.seed, "parts": self.parts},
-            **{"delays": self.delays, "keys": self.delays * self.parts, "capacity": lists.shape[1]},
-            **{"stride": ends.shape[1], "input_stride": self.input_stride, "every": self.every},
-            "selected": self.selected,
+            **{"delays": self.delays, "keys": self.delays * self.parts, "words": self.words},
+            **{"input_stride": self.input_stride, "every": self.every, "selected": self.selected},
         }
         values = [arguments[name] for name in self.program.arguments]
         numbers = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in values]
         run(self.program.kernel.address, self.parts, pack_arguments(numbers))
-        steps = int(barrier[1])
-        return self._chunk(steps, lists, ends[:, self.delays : self.delays + steps + 1], samples)
-
-    def _chunk(self, steps: int, lists: Tensor, ends: Tensor, samples: Tensor) -> Chunk:
-        """The record of the last `steps` steps.
-
-        Row p of `lists` holds the neurons of part p that spiked, step after step. The spikes of step t are at
-        ``ends[p, t]`` to ``ends[p, t + 1]``. `samples` are the selected neurons' states, ``[rows, states,
-        neurons]``.
-        """
-        unsorted_steps = torch.cat([torch.repeat_interleave(row.diff()) for row in ends])
-        spike_steps, order = unsorted_steps.sort(stable=True)
-        parts = [spikes[row[0] : row[-1]] for spikes, row in zip(lists, ends, strict=True)]
-        neurons = torch.cat(parts)[order]
-        earlier_steps, earlier_neurons = self.recent
-        all_steps = torch.cat([earlier_steps - steps, spike_steps + (self.delays - steps)])
-        first = int((all_steps < 0).sum())
-        self.recent = all_steps[first:], torch.cat([earlier_neurons, neurons])[first:]
-        rows = (self.time + steps) // self.every - self.time // self.every
-        self.time += steps
-        by_state = samples[:rows].unbind(1) if self.selected else ()
+        self.fired, self.time = fired[steps:].clone(), self.time + steps
+        spike_steps, words = fired[self.delays :].nonzero(as_tuple=True)
+        octets = fired[spike_steps + self.delays, words][:, None].view(torch.uint8)
+        places, bits = unpack_bits(octets, WORD, torch.uint8).nonzero(as_tuple=True)
+        neurons = (words[places] * WORD + bits).to(torch.int32)
+        by_state = samples.unbind(1) if self.selected else ()
         states = {name: values.clone() for name, values in zip(self.names, by_state, strict=False)}
-        return Chunk(steps, spike_steps, neurons, states)
+        return Chunk(steps, spike_steps[places], neurons, states)
 
 
 def check_neurons(selected: Tensor | None, neurons: int) -> None:

@@ -10,7 +10,7 @@ from hibana.compiler import State
 from hibana.compiler.analysis.binary import is_binary
 from hibana.network.lowering import StateArray
 
-__all__ = ["pack_bits", "read_state", "write_state"]
+__all__ = ["pack_bits", "read_state", "unpack_bits", "write_state"]
 
 
 def read_state(arrays: Sequence[StateArray], block: Tensor, dtype: torch.dtype) -> dict[str, State]:
@@ -22,7 +22,7 @@ def read_state(arrays: Sequence[StateArray], block: Tensor, dtype: torch.dtype) 
             continue
         if array.kind == "bits":
             packed = block[:, array.offset : array.offset + -(-prod(array.shape) // 64) * 8]
-            in_memory = _unpack_bits(packed, prod(array.shape), dtype)
+            in_memory = unpack_bits(packed, prod(array.shape), dtype)
         else:
             in_memory = _view(block, array, dtype)
         if array.kind == "ring":
@@ -99,7 +99,7 @@ def pack_bits(values: Tensor) -> Tensor:
     return octets.sum(-1, dtype=torch.uint8)
 
 
-def _unpack_bits(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+def unpack_bits(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
     """The first `count` bits of ``[..., bytes]``, as zeros and ones of `dtype`."""
     bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device="cpu") & 1
     return bits.flatten(-2)[..., :count].to(dtype)
