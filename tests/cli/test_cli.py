@@ -298,6 +298,17 @@ def test_convert_writes_c_in_whole_numbers(trained, tmp_path, capsys):
     assert not (tmp_path / "no.c").exists()
 
 
+def test_convert_writes_a_library_for_arduino(trained, tmp_path, capsys):
+    checkpoint, target = trained[0] / "checkpoint.ckpt", tmp_path / "digits"
+    assert main(["convert", str(checkpoint), str(target), "--arduino", "--flash", "9"]) == 2
+    assert "--flash is 9" in capsys.readouterr().err
+    assert not target.exists()
+    assert main(["convert", str(checkpoint), str(target), "--arduino"]) == 0
+    assert "weights changed" in capsys.readouterr().out
+    assert "of the test set, and prints its class: " in (target / "examples/digits/digits.ino").read_text()
+    assert "const uint8_t input[DIGITS_INPUTS]" in (target / "src" / "digits.h").read_text()
+
+
 def test_convert_writes_a_page(trained, tmp_path, capsys):
     pytest.importorskip("ziglang", reason="the extra page is not installed")
     target = tmp_path / "page.html"

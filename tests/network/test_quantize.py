@@ -149,7 +149,7 @@ def test_if_networks_multiply_nothing_but_the_first_layers_image():
     spikes = (torch.rand(4, 3, 9) < 0.5).float()
     small, _ = hb.quantize(net, spikes)
     by_numbers = [  # two rows at once, and one that is left
-        "net->current1 += (int16_t)(x * a) + (int16_t)(y * b);",
+        "net->current1 += (int32_t)(int16_t)(x * a) + (int32_t)(int16_t)(y * b);",
         "net->current1 += x * row;",
     ]
     assert small.input_range == (0, 1)

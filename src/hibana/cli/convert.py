@@ -23,6 +23,7 @@ def convert(
     bits: Integer | None = None,
     ram: Integer | None = None,
     flash: Integer | None = None,
+    arduino: bool = False,
     trust: tuple[str, ...] = (),
 ) -> None:
     """Converts a network to NIR, C, Verilog, ONNX, a web page or a PyTorch program, or from NIR.
@@ -32,13 +33,15 @@ def convert(
     Args:
         source: a checkpoint of hibana train, a run's folder, or a NIR file (.nir).
         target: a NIR file (.nir), C code (.c), a circuit in Verilog (.v), a web page to draw inputs on
-            (.html), ONNX (.onnx), or a program that runs in PyTorch without hibana (.pt2).
+            (.html), ONNX (.onnx), a program that runs in PyTorch without hibana (.pt2), or, with --arduino,
+            a folder.
         dt: time step in seconds; by default that of the source, else 1e-4.
         steps: number of time steps of a program; by default as in training.
         bits: use integers, with weights of 2 to 8 bits, in C, ONNX or a page; by default C and ONNX use
-            floating point, pages and circuits 8 bits.
+            floating point, pages, circuits and --arduino 8 bits.
         ram: largest number of bytes for variables in C; larger programs are not written.
         flash: largest number of bytes for constants in C; larger programs are not written.
+        arduino: write an Arduino and PlatformIO library, which is also an ESP-IDF component.
         trust: MODULE:FUNCTION of yours that the file may name and that is then executed; may be repeated.
     """
     allow_local_imports(trust)
@@ -46,13 +49,15 @@ def convert(
         warnings.simplefilter("always", UserWarning)
         if not os.access(target.parent, os.W_OK):
             raise ValueError(f"target must be in a folder that can be written, got {target}")
-        if target.is_dir():
+        if target.is_dir() and not arduino:
             raise ValueError(f"target must be a file, and {target} is a folder")
-        if target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2", ".v"):
+        if not arduino and target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2", ".v"):
             raise ValueError(f"target must end in .c, .html, .nir, .onnx, .pt2 or .v, got {target}")
         with progress(f"reading {source}"):
             network = _Source(source, dt, trust)
-        if target.suffix == ".nir":
+        if arduino:
+            _write_library(network, target, 8 if bits is None else bits, ram, flash)
+        elif target.suffix == ".nir":
             from hibana.network import nir
 
             nir.write(network.net, target, dt=dt, input_shape=network.shape)
@@ -68,7 +73,8 @@ def convert(
             _write_c(network, target, steps, bits, ram, flash)
     for loss in losses:
         print(f"lost: {loss.message}")
-    print(f"{target}  {target.stat().st_size:,} bytes")
+    size = sum(path.stat().st_size for path in (target, *target.rglob("*")) if path.is_file())
+    print(f"{target}  {size:,} bytes")
 
 
 _REDUCTIONS = {
@@ -111,8 +117,8 @@ class _Source:
 
         return torch.zeros(steps, batch, *self.shape, dtype=torch.float32, device="cpu")
 
-    def samples(self, purpose: str) -> "Tensor":
-        """Returns encoded samples of the training set, ``[T, N, *shape]``.
+    def samples(self, purpose: str, split: str = "training") -> "Tensor":
+        """Returns encoded samples of the training, validation or test set, ``[T, N, *shape]``.
 
         Raises ValueError if the source is a NIR file; the message starts with `purpose`.
         """
@@ -123,9 +129,10 @@ class _Source:
         samples = self.model.settings.samples(self.model.description)
         samples.prepare_data()
         samples.setup()
-        count = min(MAX_SAMPLES, len(samples.training))  # type: ignore[arg-type] # all splits have a length
+        part = getattr(samples, split)
+        count = min(MAX_SAMPLES, len(part))
         self.model.seed_evaluation()
-        return self.model.encode(torch.stack([samples.training[i][0] for i in range(count)]))
+        return self.model.encode(torch.stack([part[i][0] for i in range(count)]))
 
     def quantized(self, bits: int) -> Any:
         """Returns the network in integers; prints how well it agrees with the original."""
@@ -154,6 +161,21 @@ def _write_c(
     program.write(target)
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} of variables")
     print(f"{target.with_suffix('.h')}  states the cost of a step")
+
+
+def _write_library(network: _Source, target: Path, bits: int, ram: int | None, flash: int | None) -> None:
+    """Writes a library with weights of `bits` bits to `target`; `ram` and `flash` are limits in bytes."""
+    from hibana.network import to_c
+    from hibana.network.c.library import write_library
+
+    net = network.quantized(bits)
+    program = to_c(net, network.samples(""), name=target.name, scores=network.scores)
+    program.check_memory(ram, flash)
+    sample = network.samples("", "test")[:, :1]
+    assert network.model is not None
+    expected = int(network.model.objective.scores(net(sample)).argmax())
+    write_library(program, target, net.integer_input(sample).flatten(1), expected)
+    print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} of variables")
 
 
 def _write_circuit(network: _Source, target: Path, bits: int) -> None:

@@ -116,8 +116,11 @@ class CWriter(Writer):
         return self._new(f"{first} ? {second} : {third}", _kind_of(type_), CHOICE, read)
 
     def convert(self, instruction: str, from_: Type, to: Type, text: str) -> str:
-        """The value cast to the type `to`; unchanged for integers that C converts itself."""
-        if not to.real and to != SHORT:
+        """The value cast to the type `to`; unchanged for integers that C converts itself.
+
+        C computes sums of 16-bit numbers in ``int``, which has 16 bits on an AVR: they need the cast.
+        """
+        if not to.real and SHORT not in (from_, to):
             return text
         return self._new(f"({_kind_of(to)}){self._text(text, ATOM)}", _kind_of(to), ATOM, self._read(text))
 
