@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from hibana.compiler.torch_layers import role_of, spatial_dims
-from hibana.network.layers import is_supported_class
+from hibana.network.layers import kind_of
 from hibana.nn.blocks import Checkpointed
 from hibana.nn.each_step import EachStep
 from hibana.nn.over_steps import JoinedNetwork
@@ -189,7 +189,9 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether the trace contains a call of the module `m` instead of the calls within it."""
-        is_layer = isinstance(m, Stateful) or is_supported_class(m) or _inherits_forward(m)
+        kind, class_ = kind_of(m), type(m)
+        is_kind = kind is not None and (class_ in kind.types or class_.__module__.startswith("hibana."))
+        is_layer = isinstance(m, Stateful) or is_kind or _inherits_forward(m)
         return is_layer or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:

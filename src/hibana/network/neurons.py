@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.analysis.binary import States, binary_states, is_binary
-from hibana.compiler.c.source import Product, operation_count, split_products
+from hibana.compiler.c.source import Product, split_products
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
 from hibana.compiler.graph.step import Step, Value
@@ -51,22 +51,12 @@ class NeuronLayer:
     @property
     def emits_spikes(self) -> bool:
         """Whether the output is 0 or 1 at every step."""
-        return self._output_state in self.binary_states
-
-    @property
-    def operation_count(self) -> int:
-        """Scalar operations per neuron and step."""
-        return operation_count(self.stores)
+        return len(self.step.states) - 1 in self.binary_states
 
     @property
     def reads_spike_list(self) -> bool:
         """Whether a product needs the list of neurons that spiked in the previous step."""
-        return self.emits_spikes and any(p.state == self._output_state for p in self.products)
-
-    @property
-    def _output_state(self) -> int:
-        """Index of the output among the states: the last."""
-        return len(self.step.states) - 1
+        return self.emits_spikes and any(p.state == len(self.step.states) - 1 for p in self.products)
 
     def state_name(self, state: int) -> str:
         """The field of `state` in the C struct."""
@@ -85,23 +75,11 @@ class NeuronLayer:
         count = len(self.parameters[int(name[1:])])  # "pINDEX"
         return "j" if count == self.node.size else f"j % {count}"
 
-    @property
-    def synapse_count(self) -> int:
-        """The number of weights that the products of a step read."""
-        matrices = [self.matrices[product.matrix] for product in self.products]
-        return sum(m.size if isinstance(m, Connections) else m.numel() for m in matrices)
-
-    def weights(self, product: Product) -> Tensor | Connections:
-        """The matrix that `product` multiplies with, ``[from, to]``, or the synapses of a sparse matrix."""
-        return self.matrix(product.matrix, product.transposed)
-
     def matrix(self, index: int, transposed: bool) -> Tensor | Connections:
-        """Matrix `index`, or its transpose."""
+        """Matrix `index`, ``[from, to]``, or its transpose, or the synapses of a sparse matrix."""
         matrix = self.matrices[index]
-        if isinstance(matrix, Connections):
-            assert not transposed  # only the backward pass of a step transposes a sparse matrix
-            return matrix
-        return matrix.T.contiguous() if transposed else matrix
+        # a sparse matrix is never transposed: only the backward pass of a step does that
+        return matrix.T.contiguous() if transposed and isinstance(matrix, Tensor) else matrix
 
 
 def trace_step(node: Node, dtype: torch.dtype) -> tuple[Step, tuple[Tensor, ...], tuple[Tensor, ...]]:

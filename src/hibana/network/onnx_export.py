@@ -218,7 +218,7 @@ class _StepValues(Analysis[str]):
         matrix = self.tensors[self.step.parameters + index]
         if index in self.step.sparse:
             synapses = sparse_matrix(self.node, self.step, self.tensors, index)
-            table = synapses_of_outputs(self.node, synapses.targets, self.node.size)
+            table = synapses_of_outputs(synapses.targets, self.node.size)
             places, weights = padded(synapses.sources, table), padded(matrix.detach(), table)
             return self.model.gathered_sum(args[0], places, weights)
         matrix = matrix.reshape(matrix.shape[-2:])

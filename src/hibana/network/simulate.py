@@ -89,32 +89,20 @@ def simulate(
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     with torch.no_grad(), torch.device("cpu"):
-        runner = _runner(net, steps, inputs, state, neurons, every)
+        runner: Simulation | _Chunks | None = None
+        if isinstance(net, Recurrent) and isinstance(net.recurrent, SparseLinear):
+            if state is not None and state.keys() != {""}:
+                names = ", ".join(state) or "none"
+                raise ValueError(f"state must have the entry '' of the layer, got {names}")
+            try:
+                layer_state = None if state is None else state[""]
+                runner = Simulation(net, steps, inputs, layer_state, neurons, every)
+            except Unsupported as error:
+                warn_slow(net.cell, str(error))
+                zeros = torch.zeros(net.features, dtype=torch.get_default_dtype(), device="cpu")
+                inputs = zeros if inputs is None else inputs
+        runner = runner or _Chunks(net, steps, inputs, state, neurons, every)
         return _record(runner, steps, keep_spikes=record == "spikes", progress=progress), runner.state()
-
-
-def _runner(
-    net: nn.Module,
-    steps: int,
-    inputs: Tensor | None,
-    state: dict[str, State] | None,
-    neurons: Tensor | None,
-    every: int,
-) -> "Simulation | _Chunks":
-    """The native program of `net`, or :class:`_Chunks` for a network that has none."""
-    if isinstance(net, Recurrent) and isinstance(net.recurrent, SparseLinear):
-        if state is not None and state.keys() != {""}:
-            raise ValueError(f"state must have the entry '' of the layer, got {', '.join(state) or 'none'}")
-        try:
-            return Simulation(net, steps, inputs, None if state is None else state[""], neurons, every)
-        except Unsupported as error:
-            warn_slow(net.cell, str(error))
-            inputs = (
-                torch.zeros(net.features, dtype=torch.get_default_dtype(), device="cpu")
-                if inputs is None
-                else inputs
-            )
-    return _Chunks(net, steps, inputs, state, neurons, every)
 
 
 def _record(

@@ -12,11 +12,8 @@ from hibana.runtime.kernels import LONG, Pointer, Value
 from hibana.runtime.synapses import check_synapses
 from hibana.spikes.sparse import Connections
 
-__all__ = ["MAX_NUMBERS", "add_synapses", "check_connections", "check_table", "longest_delay", "padded"]
-__all__ += ["reordered", "synapses_of_outputs"]
+__all__ = ["add_synapses", "check_connections", "longest_delay", "padded", "reordered", "synapses_of_outputs"]
 
-MAX_NUMBERS = 1 << 26
-"""Most numbers of a table that stands for sparse weights where a format has no sparse form: 256 MiB."""
 _MAX_INDEX = 1 << 31
 """Indices of synapses and of sums have 31 bits."""
 
@@ -107,15 +104,10 @@ def add_synapses(
             target.store(target.load() + times(rows[synapse], x))
 
 
-def synapses_of_outputs(node: Node, targets: Tensor, outputs: int) -> Tensor:
-    """The indices of each output's synapses, ``[outputs, most synapses of an output]``; the rest is -1.
-
-    Raises:
-        Unsupported: naming the layer, if the table is larger than :data:`MAX_NUMBERS`.
-    """
+def synapses_of_outputs(targets: Tensor, outputs: int) -> Tensor:
+    """The indices of each output's synapses, ``[outputs, most synapses of an output]``; the rest is -1."""
     counts = torch.bincount(targets.long(), minlength=outputs)
     most = max(1, int(counts.max()))
-    check_table(node, outputs * most, "the table of its outputs' synapses")
     table = torch.full((outputs, most), -1, dtype=torch.int64, device="cpu")
     by_target = targets.argsort(stable=True)
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -127,12 +119,3 @@ def padded(values: Tensor, table: Tensor) -> Tensor:
     """``values[table]``, with 0 where `table` is -1."""
     extended = torch.cat([values, values.new_zeros(1)])
     return extended[table]
-
-
-def check_table(node: Node, numbers: int, description: str) -> None:
-    """Raises Unsupported, with `description`, if a table has more than :data:`MAX_NUMBERS` numbers."""
-    if numbers > MAX_NUMBERS:
-        raise Unsupported(
-            f"layer {node.name!r}: {description} has {numbers:,} numbers, more than {MAX_NUMBERS:,}; "
-            "this format has no sparse weights"
-        )

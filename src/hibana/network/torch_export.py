@@ -115,25 +115,20 @@ class _SparseSums(nn.Module):
         super().__init__()
         self.weight, self.bias, self.out_features = layer.weight, layer.bias, layer.out_features
         delays = torch.zeros_like(layer.targets) if layer.delays is None else layer.delays
-        self.delays: list[int] = sorted(set(delays.tolist()))
-        for delay in self.delays:
-            synapses = (delays == delay).nonzero().flatten()
-            for name, values in (
-                ("synapses", synapses),
-                ("sources", layer.sources),
-                ("targets", layer.targets),
-            ):
-                of_delay = values if name == "synapses" else values.long()[synapses]
-                self.register_buffer(f"{name}{delay}", of_delay)
+        by_delay = delays.argsort(stable=True)
+        counts = torch.bincount(delays)
+        lags = counts.nonzero().flatten()
+        self.lags, self.counts = lags.tolist(), counts[lags].tolist()
+        """The different delays, ascending, and the number of synapses with each."""
+        self.synapses, self.sources = nn.Buffer(by_delay), nn.Buffer(layer.sources[by_delay])
+        self.targets = nn.Buffer(layer.targets.long()[by_delay])
 
     def added(self, past: Callable[[int], Tensor]) -> Tensor:
         """The sums, from the function `past` of a delay in steps to the inputs of that many steps ago."""
         current = past(0)
         sums = current.new_zeros(*current.shape[:-1], self.out_features)
-        for delay in self.delays:
-            synapses, sources, targets = (
-                self.get_buffer(f"{name}{delay}") for name in ("synapses", "sources", "targets")
-            )
+        parts = (torch.split(values, self.counts) for values in (self.synapses, self.sources, self.targets))
+        for delay, synapses, sources, targets in zip(self.lags, *parts, strict=True):
             sums = sums.index_add(-1, targets, past(delay)[..., sources] * self.weight[synapses])
         return sums if self.bias is None else sums + self.bias
 

@@ -1,8 +1,6 @@
 """The arithmetic of a C program: types of its numbers, their literals, and the C form of a neuron's step."""
 
 import math
-from abc import ABC, abstractmethod
-from typing import final
 
 import torch
 from torch import Tensor
@@ -17,59 +15,35 @@ from hibana.network.lowering import in_order
 from hibana.network.neurons import NeuronLayer, trace_layer
 from hibana.network.sliding_window import sliding_window
 
-__all__ = ["Arithmetic", "FloatArithmetic", "IntegerArithmetic"]
+__all__ = ["Arithmetic", "FloatArithmetic", "IntegerArithmetic", "number_literal"]
 
 
-class Arithmetic(ABC):
-    """The numbers of a program."""
+class FloatArithmetic:
+    """Numbers of IEEE 754; operations keep the order of the step."""
 
-    kind: str
-    """C's type of sums and states."""
-    input: str
-    """C's type of the inputs."""
-    guards: tuple[str, ...]
-    """Preprocessor lines that refuse compilers with other arithmetic."""
-    steps_comment: str = "of the example; any number of steps may run"
+    steps_comment = "of the example; any number of steps may run"
     """The comment in the header beside the number of steps."""
     remarks: tuple[str, ...] = ()
     """Lines about the numbers for the comment at the top of the program."""
 
-    @abstractmethod
+    def __init__(self, dtype: torch.dtype) -> None:
+        if dtype not in (torch.float32, torch.float64):
+            raise Unsupported(f"C programs compute in float32 or float64, got {dtype}")
+        self.kind = self.input = "float" if dtype == torch.float32 else "double"
+        """C's types of sums and states, and of the inputs."""
+        self.guards = _GUARDS
+        """Preprocessor lines that refuse compilers with other arithmetic."""
+
     def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
         """The body of a loop over neurons that computes `stores`, and the C expression of each result.
 
         Raises Unsupported, naming the layer, if an operation has no form in C.
         """
 
-    @abstractmethod
-    def constant_type(self, name: str, values: Tensor) -> str:
-        """C's type of the constants `values` of the layer `name`.
-
-        Raises ValueError if the program can't represent them.
-        """
-
-    def literal(self, number: float, kind: str) -> str:
-        """`number` as a literal of C's type `kind`."""
-        return source.literal(number, kind) if kind in ("float", "double") else str(int(number))
-
-
-@final
-class FloatArithmetic(Arithmetic):
-    """Numbers of IEEE 754; operations keep the order of the step."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        if dtype not in (torch.float32, torch.float64):
-            raise Unsupported(f"C programs compute in float32 or float64, got {dtype}")
-        self.kind = self.input = "float" if dtype == torch.float32 else "double"
-        self.guards = _GUARDS
-
-    def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
-        """The C statements of one step of `layer`, and the C expression of each result by its name."""
-
         def expression(name: str, leaf: Value) -> str:
             """C's expression of a leaf: a literal if all neurons share its number, else its name."""
             value = layer.leaf_value(name, leaf)
-            return value if isinstance(value, str) else self.literal(value, self.kind)
+            return value if isinstance(value, str) else number_literal(value, self.kind)
 
         try:
             return source.neuron_statements(stores, expression, source.dialect(self.kind))
@@ -83,8 +57,7 @@ class FloatArithmetic(Arithmetic):
         return self.kind
 
 
-@final
-class IntegerArithmetic(Arithmetic):
+class IntegerArithmetic:
     """Integers of 32 bits, with bounds that prove that none overflows within a number of steps."""
 
     def __init__(
@@ -116,7 +89,7 @@ class IntegerArithmetic(Arithmetic):
             f"an output times {output_scale:.9g} is PyTorch's. No number overflows within {steps} steps.",
         )
         self.kind, self.input = "int32_t", "uint8_t" if low >= 0 else "int8_t"
-        self.guards = ()
+        self.guards: tuple[str, ...] = ()
         self.bounds: dict[Node, Bounds] = {}
         """Bounds of the outputs of each layer."""
         self.leaf_bounds: dict[Node, dict[str, Bounds]] = {}
@@ -139,7 +112,7 @@ class IntegerArithmetic(Arithmetic):
         return "int8_t" if largest < 2**7 else "int16_t" if largest < 2**15 else "int32_t"
 
     def statements(self, layer: NeuronLayer, stores: Stores) -> tuple[list[str], dict[str, str]]:
-        """The C statements of one step of `layer`, and the C expression of each result by its name."""
+        """The body of a loop over neurons that computes `stores`, and the C expression of each result."""
         lines, results, _ = self._integer_step(layer, stores, self.leaf_bounds[layer.node])
         return lines, {name: value.text for name, value in results.items()}
 
@@ -181,7 +154,7 @@ class IntegerArithmetic(Arithmetic):
             for i, product in enumerate(layer.products):
                 vector = self._integer_step(layer, {"operand": product.operand}, bounds)[1]["operand"]
                 factors = (0, 1) if product.is_binary else (vector.low, vector.high)
-                weights = layer.weights(product)
+                weights = layer.matrix(product.matrix, product.transposed)
                 assert isinstance(weights, Tensor)  # integer steps have no sparse matrices
                 bounds[f"product{i}"] = self._sum_bounds(weights, None, factors)
                 self._check(layer.node, "a sum", bounds[f"product{i}"])
@@ -226,6 +199,15 @@ class IntegerArithmetic(Arithmetic):
                 f"layer {node.name!r}: {description} may reach {largest:,} in {self.steps} steps, "
                 "more than 32 bits hold; calibrate with fewer steps, or take fewer bits"
             )
+
+
+Arithmetic = FloatArithmetic | IntegerArithmetic
+"""The numbers of a program."""
+
+
+def number_literal(number: float, kind: str) -> str:
+    """`number` as a literal of C's type `kind`."""
+    return source.literal(number, kind) if kind in ("float", "double") else str(int(number))
 
 
 def _range_of(values: Tensor) -> Bounds:

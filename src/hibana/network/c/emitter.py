@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.c.source import library_functions
-from hibana.network.c.arithmetic import Arithmetic
+from hibana.network.c.arithmetic import Arithmetic, number_literal
 from hibana.network.c.code import CWriter, each
 from hibana.network.c.memory import SIZES, Memory, index_type
 from hibana.network.c.neurons import NeuronWriter
@@ -125,7 +125,7 @@ class Emitter(Lowering):
         """A new array of the struct, which the reset sets to `initial`."""
         kind = "uint8_t" if binary else self.arithmetic.kind
         pointer = self.pointer(self.memory.add(name, kind, initial.numel()), kind)
-        value = self.arithmetic.literal(float(initial[0]), kind)
+        value = number_literal(float(initial[0]), kind)
         if not bool((initial == initial[0]).all()):
             constant_type = self.arithmetic.constant_type(self._node.name, initial)
             numbers = self.constant_array(f"{self.name}_{name}_initial", constant_type, initial)

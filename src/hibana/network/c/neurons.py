@@ -95,7 +95,8 @@ class NeuronWriter:
         inputs = spikes
         if product.state != len(layer.step.states) - 1 or not layer.reads_spike_list:
             inputs = Activations(layer.node, spikes.order, operand, binary=product.is_binary)
-        weights, name = layer.weights(product), f"m{product.matrix}{'t' * product.transposed}_"
+        weights = layer.matrix(product.matrix, product.transposed)
+        name = f"m{product.matrix}{'t' * product.transposed}_"
         out.clear(self.size)
         if isinstance(weights, Connections):
             add_synapses(to, weights, inputs, self.size, lambda target: out + target, name)

@@ -11,7 +11,7 @@ from torch import nn
 
 from hibana.network.layers.base import Call, LayerKind, Operations
 
-__all__ = ["LAYERS", "Call", "LayerKind", "Operations", "is_supported_class", "kind_of", "kind_of_function"]
+__all__ = ["LAYERS", "Call", "LayerKind", "Operations", "kind_of", "kind_of_function"]
 __all__ += ["register"]
 
 LAYERS: dict[str, LayerKind] = {}
@@ -33,12 +33,6 @@ def kind_of(module: nn.Module | None) -> LayerKind | None:
 def kind_of_function(target: Any) -> LayerKind | None:
     """The kind of a function, or of the tensor method with this name; None if no kind has it."""
     return next((kind for kind in LAYERS.values() if target in kind.functions), None)
-
-
-def is_supported_class(module: nn.Module) -> bool:
-    """Whether the class of `module` is one of a kind's types, or a subclass of one defined in hibana."""
-    kind = kind_of(module)
-    return kind is not None and (type(module) in kind.types or type(module).__module__.startswith("hibana."))
 
 
 for _file in pkgutil.iter_modules(__path__):

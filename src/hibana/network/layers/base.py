@@ -95,10 +95,6 @@ class LayerKind:
         """
         self.refuse(node, "weights")
 
-    def delays(self, node: Node, order: Tensor) -> Tensor:
-        """Delays in steps of synapses ``[inputs, outputs]``, or of inputs, in the `order` of memory."""
-        self.refuse(node, "delays")
-
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Adds the code of `node`, for one step of one sample, to a program; returns where its output is.
 

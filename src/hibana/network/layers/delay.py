@@ -1,4 +1,4 @@
-"""Delays of single values, and linear layers with a delay per synapse."""
+"""Delays of single values, linear layers with a delay per synapse, and the rings that hold later steps."""
 
 import numpy as np
 import torch
@@ -7,16 +7,15 @@ from torch import Tensor, nn
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.linear import Linear, linear_node
-from hibana.network.layers.ring import Ring
-from hibana.network.lowering import Activations, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering, StateArray, in_order, times
 from hibana.network.nir_node import NirNode, check_broadcasts, full_array
 from hibana.network.onnx_export import OnnxStep
 from hibana.network.sliding_window import int64_tensor
 from hibana.nn.delay import Delay
 from hibana.nn.delayed_linear import DelayedLinear
-from hibana.runtime.kernels import LONG, Value
+from hibana.runtime.kernels import LONG, Longs, Pointer, Value
 
-__all__ = ["DelayedSynapses", "Delays", "sum_of_delays"]
+__all__ = ["DelayedSynapses", "Delays", "Ring", "sum_of_delays"]
 
 _MAX_STEPS = 2**24
 """Longest delay read from NIR, in steps: float32 represents every integer up to it."""
@@ -40,14 +39,9 @@ class Delays(LayerKind):
         """Raises Unsupported if the delays change the shape."""
         self.require(node, node.input_shapes[0], {})
 
-    def delays(self, node: Node, order: Tensor) -> Tensor:
-        """The delay of each input in steps, in the `order` of memory."""
-        steps: Tensor = node.module.steps.detach()
-        return steps.expand(node.shape).flatten()[order]
-
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the inputs of the current and previous steps, and a ``Gather`` of the delayed values."""
-        delays = self.delays(node, in_order(node.size))
+        delays = node.module.steps.detach().expand(node.shape).flatten()
         past = step.op("Flatten", [step.past(inputs[0], node.size, 1, int(delays.max()))], axis=1)
         delayed = step.op("Gather", [past, step.constant(_places(delays))], axis=1)
         return step.op("Reshape", [delayed, step.constant(int64_tensor([-1, *node.shape]))])
@@ -57,7 +51,7 @@ class Delays(LayerKind):
         inputs = to.activations[node.inputs[0]]
         order, binary = inputs.order, inputs.binary
         numbers, out = to.numbers(inputs), to.temporary(node.size, binary=binary)
-        delays = self.delays(node, order)
+        delays = node.module.steps.detach().expand(node.shape).flatten()[order]
         is_uniform = bool((delays == delays[0]).all())
         per_number = None if is_uniform else to.indices(delays, "d")
         ring = Ring(to, node, order, node.module.reach + 1, binary=binary)
@@ -104,11 +98,6 @@ class DelayedSynapses(Linear):
         synapses = (outputs, node.input_shapes[0][0])
         self.require(node, (outputs,), {"weight": synapses, "delay": synapses})
 
-    def delays(self, node: Node, order: Tensor) -> Tensor:
-        """The delays of the synapses in steps, ``[inputs, outputs]``, inputs in the `order` of memory."""
-        steps: Tensor = node.module.steps
-        return steps.T[order].contiguous()
-
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the delayed input of each synapse, times its weight, summed for each output."""
         module = node.module
@@ -122,7 +111,8 @@ class DelayedSynapses(Linear):
         """Writes loops that add each nonzero input, after its delays, to a ring of the outputs' sums."""
         inputs, order = to.activations[node.inputs[0]], in_order(node.size)
         weights, bias = self.weights(node, inputs.order)
-        rows, delays = to.constant(weights), to.indices(self.delays(node, inputs.order), "d")
+        delays = node.module.steps.T[inputs.order].contiguous()  # [inputs, outputs]
+        rows, delays = to.constant(weights), to.indices(delays, "d")
         ring = Ring(to, node, order, node.module.reach + 1)
         ring.scatter(inputs, rows, delays)
         return Activations(node, order, ring.take(bias))
@@ -132,6 +122,67 @@ class DelayedSynapses(Linear):
         module = node.module
         weights = {int(d): module.weight * (module.steps == d) for d in module.steps.unique()}
         return sum_of_delays(weights, module.bias, node.input_shapes[0], dt)
+
+
+class Ring:
+    """A ring buffer in the network's state: the sums of a layer for the current and later steps.
+
+    A counter in the state is the index of the current step.
+    """
+
+    def __init__(self, to: Lowering, node: Node, order: Tensor, steps: int, *, binary: bool = False) -> None:
+        self.to, self.steps, self.size = to, steps, node.size
+        zeros = torch.zeros(steps * node.size, dtype=to.dtype, device="cpu")
+        array = StateArray(node.name, "ring", (steps, *node.shape), order, binary)
+        self.numbers = to.state(array, zeros).of(to.number)
+        zero = torch.zeros(1, dtype=torch.int64, device="cpu")
+        self._counter = to.state(StateArray(node.name, "counter", (), order), zero).of(Longs)
+        self.now = self._counter.load().named("now")
+
+    def step(self, delay: Value | int) -> Pointer:
+        """The address of the sums `delay` steps after the current step; the ring has more steps than that."""
+        index = (self.now + delay).named("at")
+        # select is compiled without a branch
+        wrapped = (index < self.steps).select(0, self.to.code.constant(self.steps))
+        return self.numbers + (index - wrapped) * self.size
+
+    def place(self, index: Value) -> Pointer:
+        """The address `index` numbers after the start of the current step, around the end of the ring."""
+        after = (self.now * self.size + index).named("after")
+        total = self.steps * self.size
+        # select is compiled without a branch
+        wrapped = (after < total).select(0, self.to.code.constant(total))
+        return self.numbers + (after - wrapped)
+
+    def scatter(self, inputs: Activations, rows: Pointer, delays: Pointer) -> None:
+        """Adds the weights of each nonzero input to the steps at which they arrive.
+
+        Args:
+            inputs: the layer's input at the current step.
+            rows: the weights ``[inputs, size]``.
+            delays: the delay of each synapse in steps, ``[inputs, size]``.
+        """
+        with self.to.each_nonzero(inputs) as (i, x), self.to.code.loop(0, self.size, name="o") as o:
+            synapse = i * self.size + o
+            target = self.step(delays[synapse].to(LONG)) + o
+            target.store(target.load() + times(rows[synapse], x))
+
+    def take(self, bias: Tensor | None) -> Pointer:
+        """The sums of the current step plus a bias for each channel; clears them, and advances the ring."""
+        to, out = self.to, self.to.temporary(self.size)
+        current = self.numbers + self.now * self.size
+        out.copy(current, self.size)
+        if bias is not None:
+            to.add_bias(out, bias, self.size)
+        current.clear(self.size)
+        self.advance()
+        return out
+
+    def advance(self) -> None:
+        """Makes the next step the current one."""
+        following = self.now + 1
+        self.now = (following < self.steps).select(following, 0).named("next")
+        self._counter.store(self.now)
 
 
 def sum_of_delays(weights: dict[int, Tensor], bias: Tensor | None, shape: Shape, dt: float) -> NirNode:

@@ -1,7 +1,7 @@
 """Layers of neurons: any cell over time, with or without synapses back to itself."""
 
 from dataclasses import replace
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -10,22 +10,23 @@ from torch import Tensor, nn
 from hibana import cells
 from hibana.cells import Cell
 from hibana.cells.surrogate import Step
-from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.c.source import operation_count
 from hibana.compiler.torch_layers import role_of
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.arithmetic import Scale
 from hibana.network.layers.base import Call, LayerKind, Operations
+from hibana.network.layers.delay import Ring
 from hibana.network.layers.linear import linear_node
-from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.neurons import trace_layer
 from hibana.network.nir_node import NirNode, array, check_broadcasts, float_or_tensor, full_array, is_infinite
 from hibana.network.onnx_export import OnnxStep
-from hibana.network.synapses import add_synapses, check_connections, check_table
+from hibana.network.synapses import add_synapses, check_connections
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import IF, LI, LIF, CubaLIF, OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
+from hibana.spikes.sparse import Connections
 
 __all__ = ["DelayedRecurrentNeurons", "Neurons", "with_feedback"]
 
@@ -59,10 +60,11 @@ class Neurons(LayerKind):
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         """The operations of the cell per neuron, and the products with recurrent weights."""
         layer = trace_layer(node, 0, in_order(node.size), dtype)
-        synapses = layer.synapse_count
+        matrices = [layer.matrices[product.matrix] for product in layer.products]
+        synapses = sum(m.size if isinstance(m, Connections) else m.numel() for m in matrices)
         if self.feedback:
             synapses += int(node.module.recurrent.weight.numel())
-        neurons = layer.operation_count * node.size
+        neurons = operation_count(layer.stores) * node.size
         at_rates = neurons + synapses * (node.density if layer.emits_spikes else 1.0)
         dense = (len(layer.products) + self.feedback) * node.size**2
         return Operations(neurons + synapses, at_rates, dense)
@@ -105,6 +107,7 @@ class DelayedRecurrentNeurons(Neurons):
     name = "delayed recurrent"
     types = (DelayedRecurrent,)
     feedback = 1
+    to_onnx, to_nir = LayerKind.to_onnx, LayerKind.to_nir  # which refuse the layer
 
     def check(self, node: Node) -> None:
         """Raises Unsupported unless the arrays of the synapses have the sizes that loops read."""
@@ -117,15 +120,6 @@ class DelayedRecurrentNeurons(Neurons):
     def title(self, node: Node) -> str:
         """The name of the cell, such as ``delayed recurrent LIF``."""
         return f"delayed {super().title(node)}"
-
-    def refuse(self, node: Node, target: str) -> NoReturn:
-        """Raises Unsupported, because neurons with delays have no form for `target`."""
-        layer = f"{type(node.module).__name__}{' with delays' * isinstance(node.module, Recurrent)}"
-        raise Unsupported(f"layer {node.name!r}: {layer} has no {target} form")
-
-    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
-        """Raises Unsupported."""
-        self.refuse(node, "ONNX")
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes one step of the cell on the input plus the delayed feedback, which a ring holds."""
@@ -143,10 +137,6 @@ class DelayedRecurrentNeurons(Neurons):
             rows, delays = to.constant(synapses.weight.T), to.indices(synapses.steps.T, "d")
             ring.scatter(outputs, rows, delays)
         return outputs
-
-    def to_nir(self, node: Node, dt: float) -> NirNode:
-        """Raises Unsupported."""
-        self.refuse(node, "NIR")
 
 
 _DELAYED = DelayedRecurrentNeurons()
@@ -194,7 +184,6 @@ def _recurrent_node(node: Node, neurons: NirNode) -> NirNode:
     """The NIR graph of a recurrent layer: the node `neurons`, and a linear node that feeds it back."""
     feedback, shape = node.module.recurrent, node.shape
     if isinstance(feedback, SparseLinear):
-        check_table(node, node.size**2, "its dense weight")
         weight = feedback.to_dense()
     elif role_of(feedback) == "linear":
         weight = feedback.weight

@@ -5,15 +5,13 @@ from torch import Tensor
 
 from hibana.network.graph import Node
 from hibana.network.layers.base import LayerKind, Operations
-from hibana.network.layers.delay import sum_of_delays
-from hibana.network.layers.ring import Ring
+from hibana.network.layers.delay import Ring, sum_of_delays
 from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.nir_node import NirNode
 from hibana.network.onnx_export import OnnxStep
 from hibana.network.synapses import (
     add_synapses,
     check_connections,
-    check_table,
     longest_delay,
     padded,
     reordered,
@@ -47,7 +45,7 @@ class SparseSynapses(LayerKind):
     def weights(self, node: Node, order: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weights of each output's synapses, ``[synapses of an output, outputs]``, and the bias."""
         module = node.module
-        table = synapses_of_outputs(node, module.targets, node.size)
+        table = synapses_of_outputs(module.targets, node.size)
         return padded(module.weight.detach(), table).T, module.bias
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
@@ -58,7 +56,7 @@ class SparseSynapses(LayerKind):
         if module.delays is not None:
             places = places - module.delays.long()
         past = step.op("Flatten", [step.past(inputs[0], features, 1, reach)], axis=1)
-        table = synapses_of_outputs(node, module.targets, node.size)
+        table = synapses_of_outputs(module.targets, node.size)
         total = step.gathered_sum(past, padded(places, table), padded(module.weight.detach(), table))
         return total if module.bias is None else step.op("Add", [total, step.constant(module.bias)])
 
@@ -77,7 +75,6 @@ class SparseSynapses(LayerKind):
         module = node.module
         delays = torch.zeros_like(module.targets) if module.delays is None else module.delays
         steps = delays.unique().tolist() or [0]
-        check_table(node, len(steps) * node.size * module.in_features, "its dense weight")
         places = module.targets.long() * module.in_features + module.sources
         weights = {}
         for delay in steps:

@@ -6,9 +6,8 @@ from torch import Tensor
 from hibana.network.graph import Node
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.convolution import rows_of_channels
-from hibana.network.layers.delay import sum_of_delays
+from hibana.network.layers.delay import Ring, sum_of_delays
 from hibana.network.layers.linear import dense_operations
-from hibana.network.layers.ring import Ring
 from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.nir_node import NirNode
 from hibana.network.onnx_export import OnnxStep
