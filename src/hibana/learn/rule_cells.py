@@ -7,77 +7,64 @@ from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hibana.cells import Cell
 from hibana.compiler import unroll_layer
 from hibana.learn.derivatives import INPUT, Jacobian, Recursion, same_step_derivatives, step_derivatives
 from hibana.learn.network import NeuronLayer
-from hibana.nn.sparse_linear import SparseLinear
 
 __all__ = ["CellRun", "EffectCell", "Gradients", "InputTraceCell", "NeuronTraceCell", "SilentCell"]
 __all__ += ["filter_backwards", "run_cell"]
 
 
 class RuleCell(Cell):
-    """A cell that computes the step of a layer of neurons, with extra states in front of the neurons' states.
+    """A cell that computes the step of a layer of neurons, with extra states.
 
     Args:
         layer: the layer.
         cell: one step of its neurons.
-        extra: the names of the extra states.
+        extra: the names of the extra states in front of the neurons' states.
+        results: the names of the extra states behind them; the last is the output.
     """
 
     cell: Cell
-    weight: Tensor
-    bias: Tensor | None
     self_weight: Tensor
-    """The weight of the synapse of each neuron to itself, for sparse recurrent synapses, ``[neurons]``."""
+    """The weight of the recurrent synapse of each neuron to itself, ``[neurons]``."""
 
-    def __init__(self, layer: NeuronLayer, cell: Cell, extra: Sequence[str]) -> None:
+    def __init__(
+        self, layer: NeuronLayer, cell: Cell, extra: Sequence[str] = (), results: Sequence[str] = ()
+    ) -> None:
         nn.Module.__init__(self)
-        module: Any = None if layer.recurrent is None else layer.recurrent.module
-        self.cell, self.gradient_scale, self.extra = cell, layer.gradient_scale, tuple(extra)
-        self.is_recurrent = module is not None
-        self._recurrent = (module,)  # a tuple, so that its parameters are not those of this module
-        self.synapses = (
-            copy.deepcopy(module).requires_grad_(False) if isinstance(module, SparseLinear) else None
-        )
+        self.cell, self.extra, self.results = cell, tuple(extra), tuple(results)
+        self._original = (layer.recurrent,)  # a tuple, so that its parameters are not those of this module
+        module = None if layer.recurrent is None else layer.recurrent.module
+        self.synapses = None if module is None else copy.deepcopy(module).requires_grad_(False)
         self.copy_weights()
         self._create_cache()
 
     def copy_weights(self) -> None:
         """Copies the recurrent weights, because an optimizer may change them before the graph is used."""
-        (module,) = self._recurrent
-        if self.synapses is not None:
-            self.synapses.load_state_dict(module.state_dict())
-            sources, targets, weight = module.sources, module.targets.long(), module.weight.detach()
-            to_itself = weight.new_zeros(module.out_features)
-            self._buffers["self_weight"] = to_itself.index_add_(0, targets, weight * (sources == targets))
-            return
-        for name in ("weight", "bias"):
-            value = None if module is None else getattr(module, name)
-            self._buffers[name] = None if value is None else value.detach().clone()
+        (original,) = self._original
+        if original is not None and self.synapses is not None:
+            self.synapses.load_state_dict(original.module.state_dict())
+            self._buffers["self_weight"] = original.self_weights()
 
     def total_input(self, input_: Tensor, spikes: Tensor) -> Tensor:
         """The input plus the recurrent input from the previous `spikes`, which passes no gradient."""
-        if not self.is_recurrent:
-            return input_
-        if self.synapses is not None:
-            return input_ + self.synapses(spikes.detach())  # type: ignore[no-any-return] # a module
-        return input_ + functional.linear(spikes.detach(), self.weight, self.bias)
+        return input_ if self.synapses is None else input_ + self.synapses(spikes.detach())
 
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # extra states, then those of the cell
-        """The names of the extra states, then those of the cell."""
-        return (*self.extra, *self.cell.state_names())
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # those of the cell, and extra states
+        """The names of the extra states, of the states of the cell, and of the results."""
+        return (*self.extra, *self.cell.state_names(), *self.results)
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
         """The resting state of the neurons, with extra states of zero."""
         return self.from_state(self.cell.initial_state(input_))
 
     def from_state(self, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The states of this cell for the neurons' states `state`; extra states are zero."""
-        return (*(torch.zeros_like(state[0]) for _ in self.extra), *state)
+        """The states of this cell for the neurons' states `state`; all other states are zero."""
+        zero = torch.zeros_like(state[0])
+        return (*(zero.clone() for _ in self.extra), *state, *(zero.clone() for _ in self.results))
 
     def rests_at_zero(self) -> bool:
         """Whether the resting state of the neurons is zero."""
@@ -102,7 +89,9 @@ class NeuronTraceCell(RuleCell):
     ) -> None:
         self.same_step = () if jacobian is None else tuple(jacobian.same_step)
         self.between_independent = () if jacobian is None else jacobian.between_independent
-        self.over_time, self.self_synapse = jacobian is not None, self_synapse
+        self.over_time = jacobian is not None
+        self.self_scale = layer.gradient_scale if self_synapse and layer.recurrent is not None else 0.0
+        """Factor of the gradient through the synapse of a neuron to itself."""
         super().__init__(layer, cell, [f"coupling_{i}_{j}" for i, j in self.same_step])
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
@@ -111,9 +100,8 @@ class NeuronTraceCell(RuleCell):
         if not self.over_time:
             previous = tuple([state.detach() for state in previous])
         total = self.total_input(input_, previous[-1])
-        if self.self_synapse and self.is_recurrent:
-            weight = self.weight.diagonal() if self.synapses is None else self.self_weight
-            total = _with_gradient(total, previous[-1], weight * self.gradient_scale)
+        if self.self_scale:
+            total = _with_gradient(total, previous[-1], self.self_weight * self.self_scale)
         next_states = self.cell(total, *previous)
         values = same_step_derivatives(next_states, self.same_step, self.between_independent)
         return (*(values[pair] for pair in self.same_step), *next_states)
@@ -179,7 +167,8 @@ class EffectCell(RuleCell):
     """
 
     def __init__(self, layer: NeuronLayer, jacobian: Jacobian, decay: float, example: Tensor) -> None:
-        super().__init__(layer, layer.cell, ())
+        names = [f"effect_on_{name}" for name in layer.cell.state_names()]
+        super().__init__(layer, layer.cell, results=[*names, "effect"])
         self.decay, self.over_step = decay, tuple(jacobian.over_step)
         self.leak = example.new_zeros(())
         """The decay factor of a leaky readout behind the layer, 0 without a leaky readout."""
@@ -197,22 +186,13 @@ class EffectCell(RuleCell):
         next_effect = next_effects[-1] + effect * (self.leak * self.decay)
         return (*(state.detach() for state in next_states), *next_effects, next_effect)
 
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the neurons' states, then effects
-        """The names: the neurons' states, a derivative ``effect_on_STATE`` for each of them, ``effect``."""
-        names = self.cell.state_names()
-        return (*names, *(f"effect_on_{name}" for name in names), "effect")
-
-    def from_state(self, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The neurons' states `state`, with effects of zero."""
-        return (*state, *(torch.zeros_like(value) for value in (*state, state[0])))
-
 
 @final
 class SilentCell(RuleCell):
     """One step of neurons whose previous spike is set to zero, so that no gradient passes through it."""
 
     def __init__(self, layer: NeuronLayer) -> None:
-        super().__init__(layer, layer.cell, ())
+        super().__init__(layer, layer.cell)
 
     def forward(self, input_: Tensor, *previous: Tensor) -> tuple[Tensor, ...]:
         """The neurons' states after a step without a previous spike."""

@@ -138,6 +138,15 @@ class Synapses:
         """Whether the weight or the bias requires a gradient."""
         return any(parameter.requires_grad for parameter in self.parameters)
 
+    def self_weights(self) -> Tensor:
+        """The weight of the synapse of each neuron to itself, ``[neurons]``; for a linear layer."""
+        weight = self.parameters[0].detach()
+        if not isinstance(self.module, SparseLinear):
+            return weight.diagonal().clone()
+        sources, targets = self.module.sources, self.module.targets.long()
+        zeros = weight.new_zeros(self.module.out_features)
+        return zeros.index_add_(0, targets, weight * (sources == targets))
+
     def rows(self, inputs: Tensor) -> Tensor:
         """Inputs ``[T, batch, ...]`` as ``[T, rows, inputs]``; if there is a bias, a last column of 1."""
         module = self.module
