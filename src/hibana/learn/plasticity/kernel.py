@@ -1,58 +1,17 @@
 """The kernel that runs neurons over a sequence while a pair rule changes their weights.
 
-Weights are stored as ``[inputs, outputs]``: an input spike adds one row to the neurons' input, and depression
-changes the same row. Potentiation at a neuron's spike would change a column; instead it waits until the next
-spike of each input, or the end, and is then applied to the row step by step. Each weight undergoes the same
-changes in the same order.
+Weights are stored as ``[inputs, outputs]``: an input's spike adds one row to the neurons' input. After each
+step, the rows of inputs that take part in a pair of spikes change.
 """
 
 from hibana.learn.plasticity.cell_step import VECTOR, CellStep
 from hibana.learn.plasticity.pairs import Pairs
-from hibana.runtime.kernels import (
-    BYTE,
-    FLOAT,
-    INT,
-    LONG,
-    Bytes,
-    Code,
-    Floats,
-    Group,
-    Ints,
-    Launcher,
-    Longs,
-    Pointer,
-    Value,
-    kernel,
-)
+from hibana.runtime.kernels import FLOAT, INT, Code, Floats, Launcher, Longs, Pointer, Value, kernel
 
-__all__ = ["BLOCK", "build_kernel"]
+__all__ = ["build_kernel"]
 
 BLOCK = 2 * VECTOR
-"""Outputs that are computed at once; a row of weights is padded to a multiple of it."""
-NEVER = -1
-"""Number of finished steps of a row whose input has no trace: it can't be potentiated."""
-
-
-class Sizes(Group):
-    """Sizes of a call."""
-
-    steps: Value
-    batch: Value
-    inputs_count: Value
-    outputs_count: Value
-    stride: Value
-    """Numbers of a row of weights, a multiple of BLOCK."""
-
-
-class Rates(Group):
-    """The numbers of a rule, as the bits of float32 numbers."""
-
-    decay_pre: Value
-    decay_post: Value
-    a_plus: Value
-    a_minus: Value
-    lower: Value
-    upper: Value
+"""Outputs that are computed at once."""
 
 
 def build_kernel(neurons: CellStep, pairs: Pairs) -> Launcher:
@@ -72,183 +31,116 @@ def build_kernel(neurons: CellStep, pairs: Pairs) -> Launcher:
         before: Floats,
         pre: Floats,
         post: Floats,
+        rates: Floats,
         parameters: Floats,
         constants: Floats,
         matrices: Floats,
         functions: Longs,
-        status: Longs,
-        sizes: Sizes,
-        rates: Rates,
+        steps: Value,
+        batch: Value,
+        ins: Value,
+        outs: Value,
     ) -> None:
-        """Runs all steps of a call: neurons, traces of their spikes, and changes of the weights.
-
-        If an input is neither 0 nor 1, it sets `status` to 1 and changes nothing.
-        """
-        batch, ins, outs, stride = sizes.batch, sizes.inputs_count, sizes.outputs_count, sizes.stride
-        decay_pre, decay_post = (x.to(INT).float_from_bits() for x in (rates.decay_pre, rates.decay_post))
-        not_spikes = _has_other_than_spikes(code, inputs, sizes.steps * batch * ins)
-        with code.when(not_spikes):
-            status[0] = 1
-        steps = not_spikes.select(0, sizes.steps)
-        with code.scratch(
-            (Floats, stride),
-            (Floats, stride * neurons.scratch_rows),
-            (Bytes, steps * batch * stride),
-            (Ints, steps),
-            (Ints, ins),
-            (Ints, ins),
-        ) as (current, scratch, spikes, any_spike, spiking, done):
+        """Runs all steps of a call: neurons, traces of spikes, and changes of the weights."""
+        decay_pre, decay_post, *change_rates = [rates[i] for i in range(6)]
+        with code.scratch((Floats, outs), (Floats, outs * neurons.scratch_rows)) as (current, scratch):
             tensors: dict[str, Pointer] = {"parameters": parameters, "constants": constants}
             tensors |= {"matrices": matrices, "functions": functions, "scratch": scratch}
-            with code.loop(0, ins) as i:
-                done[i] = NEVER
-                with code.loop(0, batch) as b, code.when(pre[i * batch + b].differs(0)):
-                    done[i] = 0
-
-            def apply_step(i: Value, step: Value, sent: Pointer | None) -> None:
-                """Updates the weights and the trace of input `i` by a step.
-
-                `sent` points to the input's spikes; None if it has none at this step.
-                """
-                trace, step_spikes = pre + i * batch, spikes + step * (batch * stride)
-                with code.loop(0, batch) as b:
-                    spike = code.constant(0, FLOAT) if sent is None else sent[b * ins]
-                    trace[b] = _next_trace(pairs, trace[b], decay_pre, spike)
-                row = code, pairs, weights + i * stride, trace, step_spikes, sent, post, sizes, rates
-                if sent is not None:
-                    _change_row(*row)
-                else:
-                    with code.when(any_spike[step].differs(0)):
-                        _change_row(*row)
-
-            def apply_steps_before(i: Value, stop: Value) -> None:
-                """Updates the weights of input `i` by its steps up to `stop` since its last spike."""
-                with code.when(done[i].differs(NEVER)), code.loop(done[i].to(LONG), stop) as step:
-                    apply_step(i, step, None)
-
             with code.loop(0, steps) as t:
                 sent, emitted = inputs + t * (batch * ins), outputs + t * (batch * outs)
-                with code.loop(0, ins) as i:
-                    spiking[i] = 0
-                    with code.loop(0, batch) as b, code.when(sent[b * ins + i].differs(0)):
-                        spiking[i] = 1
-                    with code.when(spiking[i].differs(0)):
-                        apply_steps_before(i, t)
                 with code.loop(0, batch) as b:
-                    _add_rows(code, current, weights, bias, sent + b * ins, ins, stride)
+                    _add_rows(code, current, weights, bias, sent + b * ins, ins, outs)
                     earlier = (emitted + (0 - batch * outs)).replace_if(t.equals(0), before)
                     rows = {"x": current, "emitted_before": earlier + b * outs}
                     for s, name in enumerate(states[:-1]):
                         rows[name] = states_at + (batch * s + b) * outs
                     rows[states[-1]] = emitted + b * outs
-                    neurons.emit(code, rows, tensors, outs, stride)
-                as_bytes = spikes + t * (batch * stride)
-                any_spike[t] = _trace_neurons(code, pairs, emitted, as_bytes, post, sizes, decay_post)
-                with code.loop(0, ins) as i, code.when(spiking[i].differs(0)):
-                    apply_step(i, t, sent + i)
-                    done[i] = (t + 1).to(INT)
-            with code.loop(0, ins) as i:
-                apply_steps_before(i, steps)
+                    neurons.emit(code, rows, tensors, outs, outs)
+                _update_traces(code, pairs, pre, sent, batch * ins, decay_pre)
+                any_spike = _update_traces(code, pairs, post, emitted, batch * outs, decay_post)
+                with code.loop(0, ins) as i:
+                    has_pair = code.variable(0)
+                    with code.loop(0, batch) as b:
+                        number = any_spike.select(pre[b * ins + i], sent[b * ins + i])
+                        has_pair.value = number.differs(0).select(1, has_pair.value)
+                    with code.when(has_pair.value.differs(0)):
+                        _change_row(
+                            code,
+                            pairs,
+                            weights + i * outs,
+                            (pre + i, sent + i, ins),
+                            (post, emitted, outs),
+                            batch,
+                            change_rates,
+                        )
 
     return kernel(stdp)
 
 
-def _next_trace(pairs: Pairs, trace: Value, decay: Value, spikes: Value) -> Value:
-    """The trace after a step: decayed by the factor `decay`, and raised by `spikes` (0 or 1)."""
-    decayed = trace * decay
-    return (spikes > decayed).select(spikes, decayed) if pairs.nearest else decayed + spikes
+def _add_rows(
+    code: Code, current: Pointer, weights: Floats, bias: Floats, sent: Pointer, ins: Value, outs: Value
+) -> None:
+    """Adds code that sets `current`, ``[outputs]``, to the bias plus the weights of inputs that spike."""
+    current.copy(bias, outs)
+    with code.loop(0, ins) as i, code.when(sent[i].differs(0)):
+        for j, mask in code.vectors(outs, BLOCK):
+            total = (current + j).load(BLOCK, mask) + (weights + (i * outs + j)).load(BLOCK, mask)
+            (current + j).store(total, mask)
 
 
-def _next_weight(pairs: Pairs, weight: Value, plus: Value, minus: Value | None, rates: Rates) -> Value:
-    """The weights after a step, from the sums of potentiating and (if any) depressing pairs."""
-    lower, upper, a_plus, a_minus = (
-        bits.to(INT).float_from_bits().spread(BLOCK)
-        for bits in (rates.lower, rates.upper, rates.a_plus, rates.a_minus)
-    )
-    plus = plus * a_plus
-    total = weight + (plus * (upper - weight) if pairs.soft else plus)
-    if minus is not None:
-        minus = minus * a_minus
-        total = total - (minus * (weight - lower) if pairs.soft else minus)
-    if pairs.bounds is None:
-        return total
-    total = (total < lower).select(lower, total)
-    return (total > upper).select(upper, total)
+def _update_traces(
+    code: Code, pairs: Pairs, traces: Pointer, spikes: Pointer, count: Value, decay: Value
+) -> Value:
+    """Adds code that updates `traces` by the `spikes` of a step; returns whether there is a spike.
+
+    Both are `count` numbers; a trace decays by the factor `decay`.
+    """
+    any_spike = code.variable(0, INT)
+    for at, mask in code.vectors(count, BLOCK):
+        spike = (spikes + at).load(BLOCK, mask)
+        any_spike.value = any_spike.value | spike.differs(0).word()
+        decayed = (traces + at).load(BLOCK, mask) * decay.spread(BLOCK)
+        updated = (spike > decayed).select(spike, decayed) if pairs.nearest else decayed + spike
+        (traces + at).store(updated, mask)
+    return any_spike.value.differs(0)
 
 
 def _change_row(
     code: Code,
     pairs: Pairs,
     row: Pointer,
-    trace: Pointer,
-    spikes: Pointer,
-    sent: Pointer | None,
-    post: Pointer,
-    sizes: Sizes,
-    rates: Rates,
+    source: tuple[Pointer, Pointer, Value],
+    targets: tuple[Pointer, Pointer, Value],
+    batch: Value,
+    rates: list[Value],
 ) -> None:
-    """Adds code that changes the weights of one input by one step.
+    """Adds code that changes the weights of one input, ``[outputs]``, by the pairs of a step.
 
     Args:
         code: the kernel under construction.
         pairs: the rule.
-        row: the input's weights to all neurons, ``[stride]``.
-        trace: the trace of the input's spikes, ``[batch]``.
-        spikes: the neurons' spikes at the step as bytes, ``[batch, stride]``.
-        sent: the input's spikes, one every ``sizes.inputs_count`` numbers; None if it does not spike.
-        post: the traces of the neurons' spikes, ``[batch, stride]``.
-        sizes: the sizes of the call.
-        rates: the numbers of the rule.
+        row: the weights.
+        source: the trace and the spike of the input, for the first sample, and the distance to the next.
+        targets: the traces and the spikes of the neurons, ``[batch, outputs]``, and the number of outputs.
+        batch: number of samples.
+        rates: the rates of potentiation and depression, and the lower and the upper bound.
     """
-    with code.loop(0, sizes.outputs_count, BLOCK) as j:
+    trace, sent, ins = source
+    post, emitted, outs = targets
+    a_plus, a_minus, lower, upper = [rate.spread(BLOCK) for rate in rates]
+    for j, mask in code.vectors(outs, BLOCK):
         plus, minus = code.variable(0, FLOAT.of(BLOCK)), code.variable(0, FLOAT.of(BLOCK))
-        with code.loop(0, sizes.batch) as b:
-            has_spike = (spikes + (b * sizes.stride + j)).load(BLOCK).differs(0)
-            plus.value = plus.value + has_spike.select(trace[b].spread(BLOCK), 0)
-            if sent is not None:
-                spike = sent[b * sizes.inputs_count].spread(BLOCK)
-                minus.value = minus.value + spike * (post + (b * sizes.stride + j)).load(BLOCK)
-        depression = None if sent is None else minus.value
-        (row + j).store(_next_weight(pairs, (row + j).load(BLOCK), plus.value, depression, rates))
-
-
-def _trace_neurons(
-    code: Code, pairs: Pairs, emitted: Pointer, as_bytes: Pointer, post: Pointer, sizes: Sizes, decay: Value
-) -> Value:
-    """Adds code that updates the neurons' traces by the spikes of a step; returns 0 if no neuron spikes.
-
-    `emitted` are the spikes as floats, ``[batch, outputs]``; the code also stores them in `as_bytes`. That
-    array and the traces `post` are ``[batch, stride]``.
-    """
-    any_spike = code.variable(0, INT)
-    with code.loop(0, sizes.batch) as b, code.loop(0, sizes.outputs_count, BLOCK) as j:
-        mask = code.first_lanes((sizes.outputs_count - j).smaller(BLOCK), BLOCK)
-        spikes = (emitted + (b * sizes.outputs_count + j)).load(BLOCK, mask)
-        has_spike = spikes.differs(0)
-        any_spike.value = any_spike.value | has_spike.word()
-        (as_bytes + (b * sizes.stride + j)).store(has_spike.select(code.constant(1, BYTE.of(BLOCK)), 0))
-        trace = post + (b * sizes.stride + j)
-        trace.store(_next_trace(pairs, trace.load(BLOCK), decay.spread(BLOCK), spikes))
-    return any_spike.value
-
-
-def _add_rows(
-    code: Code, current: Pointer, weights: Floats, bias: Floats, sent: Pointer, ins: Value, stride: Value
-) -> None:
-    """Adds code that sets `current`, ``[stride]``, to the bias plus the weights of inputs that spike."""
-    for j, _ in code.vectors(stride, BLOCK):
-        (current + j).store((bias + j).load(BLOCK))
-    with code.loop(0, ins) as i, code.when(sent[i].differs(0)):
-        for j, _ in code.vectors(stride, BLOCK):
-            at = current + j
-            at.store(at.load(BLOCK) + (weights + (i * stride + j)).load(BLOCK))
-
-
-def _has_other_than_spikes(code: Code, inputs: Floats, count: Value) -> Value:
-    """Whether any of `count` numbers is neither 0 nor 1."""
-    flags, zeros = code.variable(0, BYTE.of(BLOCK)), code.constant(0, BYTE.of(BLOCK))
-    for at, mask in code.vectors(count, BLOCK):
-        x = (inputs + at).load(BLOCK, mask)
-        is_other = x.differs(0) & x.differs(1)
-        flags.value = flags.value | is_other.select(code.constant(1, BYTE.of(BLOCK)), 0)
-    return flags.value.differs(zeros).word().differs(0)
+        with code.loop(0, batch) as b:
+            has_spike = (emitted + (b * outs + j)).load(BLOCK, mask).differs(0)
+            plus.value = plus.value + has_spike.select(trace[b * ins].spread(BLOCK), 0)
+            post_traces = (post + (b * outs + j)).load(BLOCK, mask)
+            minus.value = minus.value + sent[b * ins].spread(BLOCK) * post_traces
+        weight = (row + j).load(BLOCK, mask)
+        potentiation, depression = plus.value * a_plus, minus.value * a_minus
+        if pairs.soft:
+            potentiation, depression = potentiation * (upper - weight), depression * (weight - lower)
+        total = weight + potentiation - depression
+        if pairs.bounds is not None:
+            total = (total < lower).select(lower, total)
+            total = (total > upper).select(upper, total)
+        (row + j).store(total, mask)

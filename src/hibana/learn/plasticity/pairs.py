@@ -19,7 +19,7 @@ from hibana.learn.synapses import StoredSynapses, is_sparse
 from hibana.nn.layers import OverTime
 from hibana.nn.sparse_linear import SparseLinear
 
-__all__ = ["PairRule", "Pairs", "check_rate", "check_spikes", "check_time_constant", "pair_sums"]
+__all__ = ["PairRule", "Pairs", "check_rate", "check_time_constant", "pair_sums"]
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,8 @@ class PairRule:
 
         Raises:
             TypeError: if `inputs` is not a tensor of the weights' dtype.
-            ValueError: if its shape or device is wrong, or the weights lie outside the bounds.
+            ValueError: if its shape or device is wrong, a number is not 0 or 1, or the weights lie outside
+                the bounds.
         """
         weight, bounds = self.linear.weight, self.pairs.bounds
         if not isinstance(inputs, Tensor) or inputs.dtype != weight.dtype:
@@ -210,6 +211,8 @@ class PairRule:
                     f"bounds must hold the weights, which lie in [{least.item():.6g}, {most.item():.6g}], "
                     f"got {bounds}; begin within them: torch.nn.init.uniform_(linear.weight, *bounds)"
                 )
+        if not bool(((inputs == 0) | (inputs == 1)).all()):
+            raise ValueError("inputs must be spikes, 0 or 1")
         return inputs.detach()
 
     def _initial_state(self, state: Sequence[Tensor] | None, inputs: Tensor) -> tuple[Tensor, ...]:
@@ -235,15 +238,8 @@ class PairRule:
     @torch.no_grad()
     def _run_constant(self, inputs: Tensor, state: Sequence[Tensor] | None) -> Tensor:
         """The neurons' spikes ``[T, batch, outputs]`` with constant weights, from the neurons' `state`."""
-        check_spikes(inputs)
         state = None if state is None else tuple(state)
         return unroll_layer(self.neurons.cell, self.linear(inputs), state)[0]
-
-
-def check_spikes(inputs: Tensor) -> None:
-    """Raises ``ValueError`` if a number is neither 0 nor 1."""
-    if not bool(((inputs == 0) | (inputs == 1)).all()):
-        raise ValueError("inputs must be spikes, 0 or 1")
 
 
 def _type_name(value: object) -> str:

@@ -12,12 +12,12 @@ from hibana.compiler.checks import warn_slow
 from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.learn.plasticity.cell_step import CellStep
-from hibana.learn.plasticity.kernel import BLOCK, build_kernel
-from hibana.learn.plasticity.pairs import PairRule, Pairs, check_spikes
+from hibana.learn.plasticity.kernel import build_kernel
+from hibana.learn.plasticity.pairs import PairRule, Pairs
 from hibana.nn.layers import OverTime
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime import available
-from hibana.runtime.kernels import Launcher, float_bits
+from hibana.runtime.kernels import Launcher
 
 __all__ = ["STDP"]
 
@@ -166,7 +166,6 @@ class STDP(PairRule):
                 warn_slow(cell, str(error))
             else:
                 return self._run_kernel(kernel, neurons.tensors(cell), inputs, state)
-        check_spikes(inputs)
         return self.pairs.run(self.linear, cell, inputs, state)
 
     def _compile(self, cell: Cell) -> tuple[CellStep, Launcher]:
@@ -185,50 +184,32 @@ class STDP(PairRule):
     def _run_kernel(
         self, launcher: Launcher, tensors: Mapping[str, Tensor], inputs: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Computes :meth:`Pairs.run` in float32 on the CPU, with the cell's `tensors`.
-
-        Raises ValueError if an input is neither 0 nor 1; the weights are then unchanged.
-        """
+        """Computes :meth:`Pairs.run` in float32 on the CPU, with the cell's `tensors`."""
         pairs, weight, bias = self.pairs, self.linear.weight.detach(), self.linear.bias
-        outs, ins = weight.shape
-        steps, batch, _ = inputs.shape
-        *inner, before, pre, post = state
-        stride = -(-outs // BLOCK) * BLOCK
-        rows = weight.new_zeros(ins, stride)
-        rows[:, :outs] = weight.T
-        padded_bias = weight.new_zeros(stride)
-        if bias is not None:
-            padded_bias[:outs] = bias.detach()
+        (steps, batch, ins), outs = inputs.shape, len(weight)
+        *inner, before, pre, post = [
+            tensor.resolve_neg().clone(memory_format=torch.contiguous_format) for tensor in state
+        ]
         states = torch.stack(inner) if inner else weight.new_zeros(0)
-        pre_rows = pre.T.clone(memory_format=torch.contiguous_format)
-        padded_post = weight.new_zeros(batch, stride)
-        padded_post[:, :outs] = post
+        rows = weight.T.contiguous()
         outputs = weight.new_empty(steps, batch, outs)
-        status = torch.zeros(1, dtype=torch.int64, device="cpu")
-        rates = {"decay_pre": 1 - 1 / pairs.tau_pre, "decay_post": 1 - 1 / pairs.tau_post}
-        rates |= {"a_plus": pairs.a_plus, "a_minus": pairs.a_minus}
-        rates |= dict(zip(("lower", "upper"), pairs.bounds or (-math.inf, math.inf), strict=True))
+        rates = 1 - 1 / pairs.tau_pre, 1 - 1 / pairs.tau_post, pairs.a_plus, pairs.a_minus
         launcher(
             1,
             inputs=inputs.resolve_neg().contiguous(),
             outputs=outputs,
             weights=rows,
-            bias=padded_bias,
+            bias=weight.new_zeros(outs) if bias is None else bias.detach().contiguous(),
             states_at=states,
-            before=before.resolve_neg().contiguous(),
-            pre=pre_rows,
-            post=padded_post,
-            status=status,
+            before=before,
+            pre=pre,
+            post=post,
+            rates=weight.new_tensor([*rates, *(pairs.bounds or (-math.inf, math.inf))]),
             **tensors,
             steps=steps,
             batch=batch,
-            inputs_count=ins,
-            outputs_count=outs,
-            stride=stride,
-            **{name: float_bits(number) for name, number in rates.items()},
+            ins=ins,
+            outs=outs,
         )
-        if status.item():
-            raise ValueError("inputs must be spikes, 0 or 1")
-        weight.copy_(rows[:, :outs].T)
-        last = outputs[-1].clone(), pre_rows.T.contiguous(), padded_post[:, :outs].clone()
-        return outputs, (*states.unbind(), *last)
+        weight.copy_(rows.T)
+        return outputs, (*states.unbind(), outputs[-1].clone(), pre, post)
