@@ -5,7 +5,7 @@ layers; what differs is the neuron and, for hibana, the layers whose work follow
 each batch normalization is such that its neurons fire at the rate asked for, with the statistics of the
 batch in training and with the running ones, which are made to be those, in evaluation. The ReLU network
 computes each step, as the others do: ``relu`` in torch's own order of memory, ``relu-last`` channels last,
-in which torch is faster. ``hibana-apart`` normalizes before the neurons, ``hibana`` within their pass.
+in which torch is faster.
 
 With ``python -m benchmarks.deep`` it runs on any version of hibana that is on the path, one network a call.
 """
@@ -48,8 +48,7 @@ class Neurons(nn.Module):
         self.norm = nn.BatchNorm2d(outputs)
         self.below = hb.EachStep(nn.Sequential(convolution, self.norm))
         self.neurons = _neuron(contender)
-        at_once = ours and not contender.endswith("-apart") and getattr(hb, "Normalized", None)
-        self.layer = at_once(self.below, self.neurons) if at_once else nn.Sequential(self.below, self.neurons)
+        self.layer = nn.Sequential(self.below, self.neurons)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return cast(Tensor, self.layer(inputs))
@@ -86,7 +85,7 @@ def _neuron(contender: str) -> nn.Module:
     if contender.startswith("relu"):
         return nn.ReLU()
     if contender.startswith("hibana"):
-        surrogate = getattr(hb.surrogate, contender.removesuffix("-apart").partition("+")[2] or "Step")
+        surrogate = getattr(hb.surrogate, contender.partition("+")[2] or "Step")
         return hb.IF(1.0, surrogate(), detach_reset=True)
     from benchmarks import peers
 

@@ -15,7 +15,6 @@ from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
 
 OLD_NAMES = {
     "emitted": "run_cell",
-    "emitted_around": "run_wrapped_cell",
     "unrolled": "unroll_layer",
     "unrolled_whole": "unroll_compiled",
 }

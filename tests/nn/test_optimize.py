@@ -10,9 +10,8 @@ from torch.nn.utils import prune
 
 import hibana as hb
 from hibana.compiler.torch_layers import faster_layers
-from hibana.nn import normalized
-from hibana.nn.normalized import NormalizingSequential
 from hibana.nn.optimize import table
+from hibana.nn.over_steps import OVER_STEPS
 
 X = torch.rand(4, 3, 2, 16, 16)
 
@@ -89,22 +88,6 @@ def test_outputs_gradients_and_statistics_are_those_of_each_step(training):
     assert [id(p) for p in (*net.parameters(), *net.buffers())] == tensors
 
 
-@pytest.mark.parametrize("in_each_step", [True, False])
-def test_inference_normalizes_in_the_neurons_pass_with_the_same_result(in_each_step, monkeypatch):
-    monkeypatch.setattr(normalized, "FUSED_FROM", 0)
-    calls = []
-    counted = normalized.run_wrapped_cell
-    monkeypatch.setattr(normalized, "run_wrapped_cell", lambda *args: calls.append(args) or counted(*args))
-    net = wrapped(plain()) if in_each_step else plain()
-    net = hb.optimize(net, verbose=False).eval()
-    assert table(net).count("in the neurons' pass in inference") == 2
-    separately = net(X)
-    assert not calls
-    with torch.no_grad():
-        torch.testing.assert_close(net(X), separately)
-    assert len(calls) == 2
-
-
 def test_an_image_shown_at_each_step_is_computed_once():
     net = hb.optimize(plain(), verbose=False)
     image, seen = torch.rand(3, 2, 16, 16), []
@@ -178,7 +161,7 @@ def test_it_is_copied_and_pickled():
     hb.optimize(net, verbose=False)
     net(X)
     for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert type(again) is NormalizingSequential
+        assert type(again[0]) is type(net[0]) is OVER_STEPS[nn.Conv2d]
         torch.testing.assert_close(again.eval()(X), net.eval()(X))
     modules = dict(net.named_modules())
     assert [*modules] == ["", *map(str, range(12)), *(f"{i}.cell" for i in (2, 6, 11))] or len(modules) == 16
@@ -217,7 +200,7 @@ def test_hibana_train_optimises_its_network():
     reference = architecture.build("8c3b-p2-16c3b-32", (8, 8), 10, hb.IFCell)
     assert [*model.net.state_dict()] == [*reference.state_dict()]
     reference.load_state_dict(model.net.state_dict())
-    assert type(model.net) is NormalizingSequential
+    assert any(isinstance(module, hb.Conv2d) for module in model.net.modules())
     x = torch.rand(4, 3, 8, 8)
     outputs, spikes = activity(model.net, x)
     assert [*spikes] == [*activity(reference, x)[1]]

@@ -277,24 +277,6 @@ def test_one_number_that_somebody_wrote_is_seen_wherever_it_lies(reader, sigma):
     assert torch.equal(neurons(lying), emitted)
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("reader", READERS)
-def test_one_number_that_somebody_wrote_in_evaluation_is_seen(reader, mode):
-    drawn = random.Random(reader)
-    each = hb.EachStep(nn.Sequential(hb.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16)))
-    below = hb.Normalized(each, hb.IF(0.5)).eval()
-    images = torch.rand(4, 32, 3, 16, 16)
-    with mode():
-        below(images)
-        for write in [None, *list(ONE_NUMBER) * 4]:
-            spikes = below(images)
-            reads = _by_events(READERS[reader]())
-            if write is not None:
-                ONE_NUMBER[write](spikes, drawn.randrange(spikes.numel()), drawn.choice([0.0, 1.0, 0.5]))
-            got, wanted = reads(spikes), _Apart(reads)(spikes.clone())
-            torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("layer", [hb.IF(), hb.LIF(surrogate=hb.surrogate.ATan())], ids=repr)
 @pytest.mark.filterwarnings("ignore:.*use_reentrant")
 def test_channels_last_spikes_of_a_reentrant_checkpoint_are_written_to(layer):

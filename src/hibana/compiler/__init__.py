@@ -10,7 +10,6 @@ from hibana.compiler.call import (
     State,
     record,
     run_cell,
-    run_wrapped_cell,
     unroll,
     unroll_compiled,
     unroll_layer,
@@ -29,7 +28,6 @@ __all__ = [
     "check_batch",
     "emits_spikes",
     "run_cell",
-    "run_wrapped_cell",
     "explain",
     "record",
     "unroll",
@@ -40,7 +38,6 @@ __all__ = [
 
 _RENAMED = {
     "emitted": run_cell,
-    "emitted_around": run_wrapped_cell,
     "unrolled": unroll_layer,
     "unrolled_whole": unroll_compiled,
 }

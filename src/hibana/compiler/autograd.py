@@ -43,8 +43,6 @@ class RunSpecification(NamedTuple):
     """The memory order of the inputs' dimensions; None if it is their own order."""
     initial_count: int = 0
     """The number of initial states: all states, or 0 for a run from zeros."""
-    always_attaches: bool = False
-    """Whether bits are attached to the outputs without a gradient too, at a tenth of a forward's time."""
     prepared: Prepared | None = None
     """Kernels bound to all of this, for a small run with a gradient, from zeros, of a cell without
     tensors."""
@@ -114,11 +112,7 @@ def run_specification(
         outputs, *last = _apply(spec, inputs, *tensors)
         _attach_bits(outputs)
         return outputs, last
-    kernels = spec.program.kernels
-    arguments = _arguments(spec, inputs, tensors, kernels.emitting if spec.always_attaches else None)
-    outputs, last, residuals = kernels.forward(arguments)
-    if residuals:  # `kernels.emitting` stores only the bits of the outputs
-        attach(outputs, residuals[0][None], outputs.shape[1:].numel())
+    outputs, last, _ = spec.program.kernels.forward(_arguments(spec, inputs, tensors, None))
     if spec.order is None:
         return outputs, last
     outputs, last = to_callers_order(spec.order, outputs, last)

@@ -110,8 +110,6 @@ class Kernels(ABC):
     """Operations that the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
     step: "Step"
     plan: "Plan"
-    emitting: "Plan | None" = None
-    """The plan of a forward that stores only the bits of the outputs, for no backward; None: impossible."""
     dtype: torch.dtype
 
     @abstractmethod

@@ -23,7 +23,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations, tensors_of
 from hibana.runtime import torch_internals
 
-__all__ = ["State", "run_cell", "run_wrapped_cell", "record", "unroll", "unroll_layer", "unroll_compiled"]
+__all__ = ["State", "run_cell", "record", "unroll", "unroll_layer", "unroll_compiled"]
 
 State = tuple[Tensor, ...]
 Executable = Callable[[Tensor, State | None], tuple[Tensor, Sequence[Tensor]]]
@@ -221,32 +221,6 @@ def _run_in_full(
     """
     outputs, last = run(inputs.to(dtype), state)
     return outputs.to(inputs.dtype), last if len(last) == states else (*last, outputs[-1].clone())
-
-
-def run_wrapped_cell(
-    cell: Cell, wrap: Callable[..., Cell], tensors: tuple[Tensor, ...], inputs: Tensor
-) -> Tensor:
-    """The outputs of the cell ``wrap(cell, *tensors)`` over `inputs`, ``[T, ...]``, from rest, on the CPU.
-
-    `cell` remembers the compiled run. The outputs' bits are attached to them, without a gradient too. Raises
-    Unsupported if the wrapped cell can't be compiled.
-    """
-    key = wrap, _key("cpu", inputs, False)
-    # `order`: the index in `all_tensors` of each tensor of the wrapped cell
-    all_tensors = (*tensors, *tensors_of(cell).values())
-    if (cached_run := programs.recall(cell, key)) is not None:
-        spec, order = cached_run
-        return autograd.run_specification(spec, inputs, tuple([all_tensors[i] for i in order]))[0]
-    wrapped = wrap(cell, *tensors)
-    outputs, _ = run_cell(wrapped, inputs, backend="cpu", is_layer=True)
-    if wrapped.rests_at_zero():
-        program = programs.program(wrapped, "cpu", inputs.shape[1:], inputs.dtype)
-        spec = autograd.specify_run(program, inputs, False)
-        if spec is not None:
-            index = {id(tensor): i for i, tensor in enumerate(all_tensors)}
-            order = [index[id(tensor)] for tensor in tensors_of(wrapped).values()]
-            programs.remember(cell, key, (spec._replace(always_attaches=True), order))
-    return outputs
 
 
 def record(cell: Cell, inputs: Tensor) -> dict[str, Tensor]:

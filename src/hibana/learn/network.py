@@ -15,12 +15,12 @@ from hibana.compiler import emits_spikes
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.reference import state_dtype
 from hibana.compiler.tensors import is_parametrized, tensors_of
-from hibana.compiler.torch_layers import role_of
+from hibana.compiler.torch_layers import ORIGINAL_CLASS, role_of
 from hibana.learn.derivatives import CellDerivatives
 from hibana.learn.synapses import Synapses, is_sparse, is_synapses
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime, Recurrent
-from hibana.nn.normalized import NormalizingSequential
+from hibana.nn.over_steps import EagerNetwork
 from hibana.nn.running import Stateful
 
 __all__ = ["Layer", "LeakyReadout", "MemorylessLayer", "NeuronLayer", "layers_of"]
@@ -116,7 +116,8 @@ def layers_of(net: nn.Module, keeps_readout: bool) -> list[Layer]:
 
 def _chain(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """The modules of nested ``nn.Sequential``s in the order of execution, with their names."""
-    if type(module) in (nn.Sequential, NormalizingSequential):
+    was = module.__dict__.get(ORIGINAL_CLASS) if isinstance(module, EagerNetwork) else type(module)
+    if was is nn.Sequential:
         for child_name, child in module.named_children():
             yield from _chain(f"{name}.{child_name}" if name else child_name, child)
     else:

@@ -3,7 +3,6 @@
 It visits modules rather than a graph of calls, because a class applies to every call of a module.
 """
 
-import itertools
 from typing import TypeVar, cast
 
 import torch
@@ -11,9 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from hibana import spikes
-from hibana.compiler.torch_layers import ORIGINAL_CLASS, role_of
+from hibana.compiler.torch_layers import ORIGINAL_CLASS
 from hibana.nn.each_step import EachStep
-from hibana.nn.normalized import NormalizingSequential, is_normalized
 from hibana.nn.over_steps import (
     OVER_STEPS,
     EagerNetwork,
@@ -55,8 +53,6 @@ def optimize(
       (:class:`hibana.Linear`, :class:`hibana.Conv2d`).
     - Layers of images (``Conv2d``, ``BatchNorm2d``, ``MaxPool2d``, ``AvgPool2d``, ``Flatten()``, ...) take
       ``[T, batch, channels, height, width]`` themselves; no :class:`hibana.EachStep` is needed around them.
-    - A batch normalization directly before neurons in an ``nn.Sequential`` is computed like
-      :class:`hibana.Normalized`: in the neurons' pass, in inference.
     - With an `example`, a network whose ``forward`` is written for images (``torch.flatten(x, 1)``,
       ``torch.cat(..., 1)``), such as those of torchvision, gets time and batch joined, and its neurons get
       ``[T, batch, ...]``.
@@ -90,7 +86,7 @@ def optimize(
     >>> net = hb.optimize(net)
     layer  was          is
     0      Conv2d       per spike, over time
-    1      BatchNorm2d  over time, in the neurons' pass in inference
+    1      BatchNorm2d  over time
     >>> net(torch.rand(5, 2, 1, 8, 8)).shape
     torch.Size([5, 2, 4, 8, 8])
     """
@@ -116,14 +112,9 @@ def optimize(
 
 def table(net: nn.Module) -> str:
     """A table of the layers of `net` that :func:`optimize` changed, or did not change for a reason."""
-    in_neuron_pass = set[nn.Module]()
-    for module in net.modules():
-        if isinstance(module, NormalizingSequential):
-            pairs = itertools.pairwise(module)
-            in_neuron_pass |= {part for pair in pairs if is_normalized(*pair) for part in pair[0].modules()}
     rows = [("layer", "was", "is")]
     for name, module in net.named_modules():
-        if row := _row(module, module in in_neuron_pass):
+        if row := _row(module):
             rows.append((name or "-", *row))
     widths = [max(len(row[i]) for row in rows) for i in (0, 1)]
     return "\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows)
@@ -138,11 +129,7 @@ def _change_layers(net: nn.Module) -> None:
     _replace_pruned(net, ids_in_layers)
     for module in net.modules():
         kind = type(module)
-        if id(module) in ids_in_layers:
-            continue
-        if kind is nn.Sequential and id(module) not in ids_in_wrappers:
-            _change(module, NormalizingSequential)
-        elif kind in _LAYERS:
+        if id(module) not in ids_in_layers and kind in _LAYERS:
             _change(module, (EVENT_CLASSES if id(module) in ids_in_wrappers else _LAYERS).get(kind, kind))
 
 
@@ -239,33 +226,27 @@ def _change(module: nn.Module, kind: type[nn.Module]) -> None:
         module.__class__ = kind
 
 
-def _row(module: nn.Module, in_pass: bool) -> tuple[str, str] | None:
-    """The original class of a layer and how it was changed, for the table; None for a layer without a row.
-
-    `in_pass` says whether the layer is a batch normalization that the kernel of the next neurons computes.
-    """
+def _row(module: nn.Module) -> tuple[str, str] | None:
+    """The original class of a layer and how it was changed, for the table; None for a layer without a row."""
     kind, was = type(module), module.__dict__.get(ORIGINAL_CLASS)
     if (linear := module.__dict__.get(_REPLACED)) is not None:
         synapses = cast(SparseLinear, module).targets.numel()
         return _name(type(linear)), f"sparse, {synapses:,} of {linear.weight.numel():,} weights"
     if isinstance(module, JoinedNetwork):
         return _name(was), "called with time and batch joined"
-    if kind is NormalizingSequential or isinstance(module, EagerNetwork):
+    if isinstance(module, EagerNetwork):
         return None
-    normalizes = (
-        ["in the neurons' pass in inference"] if in_pass and role_of(module) == "batch normalization" else []
-    )
     if was is not None:
         changes = ["per spike"] if isinstance(module, spikes.Linear | spikes.Conv1d | spikes.Conv2d) else []
         over_time = isinstance(module, OverSteps | FlattenOverSteps | JoinedNeurons)
-        changes += (["over time"] if over_time else []) + normalizes
+        changes += ["over time"] if over_time else []
         return _name(was), ", ".join(changes or ["passes spikes on as bits"])
-    if kind.__name__ in _UNCHANGED and kind.__module__.startswith("torch.nn.") and not normalizes:
+    if kind.__name__ in _UNCHANGED and kind.__module__.startswith("torch.nn."):
         return kind.__name__, f"left: {_UNCHANGED[kind.__name__]}"
     bases = [base.__name__ for base in kind.__mro__[1:] if base in _LAYERS]
     if bases and kind.__module__.partition(".")[0] != "hibana":
         return kind.__name__, f"left: a subclass of {bases[0]}"
-    return (kind.__name__, normalizes[0]) if normalizes else None
+    return None
 
 
 def _name(kind: type | None) -> str:

@@ -15,8 +15,7 @@ from hibana.compiler.cpu.launch import Launch, argument_packer, split_rows, unal
 from hibana.compiler.cpu.native_kernels import NativeKernels
 from hibana.compiler.cpu.row_function import LINE
 from hibana.compiler.cpu.row_loops import PARAMETER_ROW
-from hibana.compiler.graph.plan import Plan, spikes_plan
-from hibana.compiler.graph.step import Step
+from hibana.compiler.graph.plan import Plan
 from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.named_kernels import Named, Variant
 from hibana.runtime.kernels import bind_kernel
@@ -37,11 +36,6 @@ class CpuKernels(NativeKernels):
     """The kernels of one step without matrix products, in one dtype."""
 
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
-
-    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
-        """Raises ``Unsupported`` if no function computes an operation of the step."""
-        super().__init__(step, plan, dtype)
-        self.emitting = spikes_plan(step)
 
     def parameter_row(self, values: Tensor) -> Tensor:
         """The memory of a parameter: one period and one row more if its values repeat, else all `values`.

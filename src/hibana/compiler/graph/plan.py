@@ -80,12 +80,6 @@ def make_plan(step: Step, required: Sequence[Value] = ()) -> Plan:
     return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, spikes)
 
 
-def spikes_plan(step: Step) -> Plan | None:
-    """The plan of a forward pass that stores only the bits of its spikes; None if it emits no spikes."""
-    spikes = step.spikes
-    return None if spikes is None or not spikes.args else Plan((spikes,), (), (), None, spikes)
-
-
 def gradients(step: Step) -> list[Value]:
     """All gradients that the backward pass of `step` computes, also those in outer products for matrices."""
     grads = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
