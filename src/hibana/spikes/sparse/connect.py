@@ -19,13 +19,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict, Unpack
 
+import numpy as np
 import torch
+from numpy.random import Generator, default_rng
 from torch import Tensor
 
 from hibana.cells.peer_aliases import unknown_argument_error
 from hibana.compiler.draws import new_seed
 from hibana.spikes.sparse.connections import Connections
-from hibana.spikes.sparse.generate import Distribution, Pattern, Projection, generate, multinomial
+from hibana.spikes.sparse.generate import Array, Distribution, Pattern, Projection, draw_sets, generate
 
 __all__ = [
     "Connections",
@@ -139,8 +141,7 @@ def probability(p: float, **options: Unpack[Options]) -> Rule:
         raise ValueError(f"p must lie in [0, 1], got {p}")
 
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
-        sizes = torch.full((sources,), float(targets), dtype=torch.float64, device="cpu")
-        return Pattern(torch.binomial(sizes, torch.full_like(sizes, p), _generator(seed)).long())
+        return Pattern.of_counts(_generator(seed).binomial(targets, p, sources))
 
     return Rule(f"probability({p})", pattern, options)
 
@@ -158,7 +159,7 @@ def fixed_out_degree(k: int, **options: Unpack[Options]) -> Rule:
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
         if k > targets:
             raise ValueError(f"k must be at most the number of target neurons, {targets}, got {k}")
-        return Pattern(torch.full((sources,), k, device="cpu", dtype=torch.int64))
+        return Pattern.of_counts(np.full(sources, k))
 
     return Rule(f"fixed_out_degree({k})", pattern, options)
 
@@ -176,8 +177,9 @@ def fixed_in_degree(k: int, **options: Unpack[Options]) -> Rule:
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
         if k > sources:
             raise ValueError(f"k must be at most the number of source neurons, {sources}, got {k}")
-        by_target = fixed_out_degree(k, seed=seed).connections(targets, sources)
-        return _sorted_pattern(by_target.targets, by_target.sources, (sources, targets))
+        columns = np.arange(targets).repeat(k)
+        rows = draw_sets(_generator(seed), np.full(targets, k), sources)
+        return _sorted_pattern(rows, columns, sources, targets)
 
     return Rule(f"fixed_in_degree({k})", pattern, options)
 
@@ -197,7 +199,9 @@ def fixed_total(n: int, **options: Unpack[Options]) -> Rule:
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
         if n and not sources * targets:
             raise ValueError(f"{n} synapses need source and target neurons, got {sources} and {targets}")
-        return Pattern(multinomial(n, sources, _generator(seed)), repeats=True)
+        if not n:
+            return Pattern.of_counts(np.zeros(sources, np.int64))
+        return Pattern.of_counts(_generator(seed).multinomial(n, np.full(sources, 1 / sources)), repeats=True)
 
     return Rule(f"fixed_total({n})", pattern, options)
 
@@ -214,8 +218,7 @@ def one_to_one(**options: Unpack[Options]) -> Rule:
     def pattern(sources: int, targets: int, seed: int) -> Pattern:
         if sources != targets:
             raise ValueError(f"sources and targets must be equally many, got {sources} and {targets}")
-        ones = torch.ones(sources, dtype=torch.int64, device="cpu")
-        return Pattern(ones, torch.arange(targets, dtype=torch.int32, device="cpu"))
+        return Pattern(np.arange(sources + 1), np.arange(targets))
 
     return Rule("one_to_one()", pattern, options)
 
@@ -263,11 +266,11 @@ def distance(
             p = profile(d).where(d <= cutoff, 0)
             if not bool(((p >= 0) & (p <= 1)).all()):
                 raise ValueError(f"profile must return probabilities in [0, 1], got {p.min()} to {p.max()}")
-            connected = torch.rand(p.shape, dtype=torch.float64, generator=generator, device="cpu") < p
+            connected = torch.from_numpy(generator.random(p.shape)) < p
             row, column = connected.nonzero(as_tuple=True)
             pairs.append(torch.stack([rows[row], columns[column]]))
-        connected_pairs = torch.cat(pairs, 1)
-        return _sorted_pattern(connected_pairs[0], connected_pairs[1], (sources, targets))
+        row_of_pair, column_of_pair = torch.cat(pairs, 1).numpy()
+        return _sorted_pattern(row_of_pair, column_of_pair, sources, targets)
 
     return Rule("distance(...)", pattern, options)
 
@@ -308,9 +311,9 @@ def uniform(low: float, high: float) -> Distribution:
     return Distribution(False, low, high - low, low, high)
 
 
-def _generator(seed: int) -> torch.Generator:
-    """A generator of torch with the seed `seed`."""
-    return torch.Generator("cpu").manual_seed(seed)
+def _generator(seed: int) -> Generator:
+    """The generator of the random numbers of a pattern."""
+    return default_rng(seed % (1 << 64))
 
 
 def _neurons(name: str, neurons: range | slice | None, size: int) -> range:
@@ -331,7 +334,9 @@ def _check_count(name: str, count: int) -> None:
         raise ValueError(f"{name} must be a whole number from 0, got {count!r}")
 
 
-def _sorted_pattern(sources: Tensor, targets: Tensor, shape: tuple[int, int]) -> Pattern:
-    """The pattern with the synapses ``sources[k] -> targets[k]``."""
-    rows = Connections.from_pairs(sources, targets, shape)
-    return Pattern(rows.row_starts.diff(), rows.targets)
+def _sorted_pattern(rows: Array, columns: Array, sources: int, targets: int) -> Pattern:
+    """The pattern with a synapse from each of the source neurons `rows` to the same entry of `columns`."""
+    pairs = np.sort(rows * targets + columns)
+    return Pattern.of_counts(
+        np.bincount(pairs // max(1, targets), minlength=sources), pairs % max(1, targets)
+    )

@@ -9,15 +9,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.runtime import available
-from hibana.runtime.kernels import Code, Longs, Value, kernel
-
-__all__ = ["MAX_DELAY", "Connections", "row_starts_of"]
+__all__ = ["MAX_DELAY", "Connections"]
 
 MAX_DELAY = 255
 """Longest delay in steps: delays are stored as uint8."""
-SMALL_SORT = 1 << 14
-"""Most synapses that torch sorts: it takes a few ms, less than compiling a kernel."""
 
 
 class Connections(NamedTuple):
@@ -63,8 +58,10 @@ class Connections(NamedTuple):
         Raises:
             ValueError: if an index is not in `shape`, or a delay is not a whole number in [0, 255].
         """
-        if shape[1] > 1 << 31:
-            raise ValueError(f"there may be at most 2^31 target neurons, got {shape[1]}")
+        if shape[1] > 1 << 31 or shape[0] * shape[1] >= 1 << 55:
+            raise ValueError(
+                f"there may be at most 2^31 target neurons and 2^55 pairs of neurons, got {shape}"
+            )
         for name, indices, count in (("sources", sources, shape[0]), ("targets", targets, shape[1])):
             if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < count:
                 bounds = f"{int(indices.min())} to {int(indices.max())}"
@@ -73,41 +70,12 @@ class Connections(NamedTuple):
             if delays.numel() and not bool(((delays >= 0) & (delays <= MAX_DELAY) & (delays % 1 == 0)).all()):
                 raise ValueError(f"delays must be whole numbers of steps in [0, {MAX_DELAY}]")
             delays = delays.to(torch.uint8)
-        order = torch.arange(len(targets), device=targets.device, dtype=torch.int64)
-        for keys, size in ((targets, shape[1]), (delays, MAX_DELAY + 1), (sources, shape[0])):
-            if keys is not None:
-                order = _sort(order, keys.long(), size)
+        rows = sources.long() if delays is None else sources.long() * (MAX_DELAY + 1) + delays
+        order = (rows * shape[1] + targets).argsort(stable=True)
+        counts = torch.bincount(sources.long(), minlength=shape[0])
         return cls(
-            row_starts_of(torch.bincount(sources.long(), minlength=shape[0])),
+            torch.cat([counts.new_zeros(1), counts.cumsum(0)]),
             targets.to(torch.int32)[order],
             None if delays is None else delays[order],
             None if weights is None else weights[order],
         )
-
-
-def row_starts_of(counts: Tensor) -> Tensor:
-    """The index of the first synapse of each row with `counts` synapses, and the number of all synapses."""
-    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-
-
-def _sort(order: Tensor, keys: Tensor, size: int) -> Tensor:
-    """`order`, ``[synapses]``, stably sorted by ``keys[order]``, which are in [0, size)."""
-    if len(order) <= SMALL_SORT or order.device.type != "cpu" or available.unavailable_reason():
-        return order[keys[order].argsort(stable=True)]
-    result = torch.empty_like(order)
-    starts = row_starts_of(torch.bincount(keys, minlength=size))
-    _counting_sort(len(order), len(order), order=order, keys=keys.contiguous(), places=starts, result=result)
-    return result
-
-
-@kernel
-def _counting_sort(
-    code: Code, begin: Value, end: Value, *, order: Longs, keys: Longs, places: Longs, result: Longs
-) -> None:
-    """Writes each number of `order` to the next of the `places` of its key, on one thread."""
-    with code.loop(begin, end) as i:
-        number = order[i]
-        place = places + keys[number]
-        index = place.load()
-        result[index] = number
-        place.store(index + 1)

@@ -1,22 +1,25 @@
-"""Draws random synapses: how many each source neuron has, then their targets, delays and weights."""
+"""Draws random synapses: for each source neuron its targets, and for each synapse a delay and a weight."""
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.random import Generator, SeedSequence, default_rng
+from numpy.typing import NDArray
 
-from hibana.runtime.kernels import address_of
-from hibana.spikes.sparse.connections import Connections, row_starts_of
-from hibana.spikes.sparse.row_draws import CHOICES, MAX_ROW, Entry, fill_rows
+from hibana.spikes.sparse.connections import MAX_DELAY, Connections
 
-__all__ = ["Distribution", "Pattern", "Projection", "delay_thresholds", "generate", "multinomial"]
+__all__ = ["Array", "Distribution", "Pattern", "Projection", "draw_delays", "draw_sets", "generate"]
 
-ROW_BLOCKS = 64
-"""Blocks of rows with about equally many synapses, which threads share."""
-MAX_DIGIT_BITS = 10
-"""Most bits of a digit of the radix sort: the counts of its values, 8 KB, fit into the L1 cache."""
+Array = NDArray[Any]
+
+CHUNK_PAIRS, CHUNK_ROWS = 1 << 22, 64
+"""Most pairs of a source and a target neuron in a chunk of rows, unless these are the fewest rows of a chunk.
+The synapses of a chunk are in memory as 64-bit keys while they are drawn."""
+DELAY_BITS = MAX_DELAY.bit_length()
 SMALLEST_SHARE = 0.01
 """Smallest share of random numbers that bounds may leave, since numbers outside are drawn again."""
 
@@ -31,21 +34,51 @@ class Distribution(NamedTuple):
     low: float
     high: float
 
-    def cumulative(self, x: float) -> float:
-        """The probability of a number below `x`, without the bounds."""
-        z = (x - self.offset) / self.scale
-        return 0.5 * math.erfc(-z / math.sqrt(2)) if self.is_normal else min(max(z, 0.0), 1.0)
+    @property
+    def share(self) -> float:
+        """The probability of a number in the bounds, without drawing again."""
+        z_low, z_high = ((bound - self.offset) / self.scale for bound in (self.low, self.high))
+        if self.is_normal:
+            return 0.5 * (math.erfc(-z_high / math.sqrt(2)) - math.erfc(-z_low / math.sqrt(2)))
+        return min(max(z_high, 0.0), 1.0) - min(max(z_low, 0.0), 1.0)
+
+    def draw(self, generator: Generator, count: int) -> Array:
+        """`count` random numbers, float32."""
+        numbers = self._draw_without_bounds(generator, count)
+        outside = self._outside(numbers)
+        while len(outside):
+            redrawn = self._draw_without_bounds(generator, len(outside))
+            numbers[outside] = redrawn
+            outside = outside[self._outside(redrawn)]
+        return numbers
+
+    def _draw_without_bounds(self, generator: Generator, count: int) -> Array:
+        """`count` random numbers, also outside of the bounds."""
+        draw = generator.standard_normal if self.is_normal else generator.random
+        numbers: Array = draw(count, dtype=np.float32)
+        numbers *= self.scale
+        numbers += self.offset
+        return numbers
+
+    def _outside(self, numbers: Array) -> Array:
+        """The indices of the `numbers` outside of the bounds."""
+        return np.flatnonzero((numbers < self.low) | (numbers > self.high))
 
 
 class Pattern(NamedTuple):
     """Which synapses a rule creates, without their weights and delays."""
 
-    counts: Tensor
-    """The number of synapses of each source neuron, ``[sources]``, int64."""
-    targets: Tensor | None = None
-    """The targets in order of sources, ``[synapses]``, int32; None for targets that are drawn."""
+    row_starts: Array
+    """The index of each source neuron's first synapse, then the number of all: ``[sources + 1]``, int64."""
+    targets: Array | None = None
+    """The targets in order of sources, ``[synapses]``; None for targets that are drawn."""
     repeats: bool = False
     """Whether a drawn target may occur several times in a row."""
+
+    @classmethod
+    def of_counts(cls, counts: Array, targets: Array | None = None, repeats: bool = False) -> "Pattern":
+        """The pattern with `counts` ``[sources]`` synapses of each source neuron."""
+        return cls(np.append(0, np.cumsum(counts)), targets, repeats)
 
 
 class Projection(NamedTuple):
@@ -58,117 +91,122 @@ class Projection(NamedTuple):
     delay: float | Distribution
     seed: int
 
+    def check(self) -> None:
+        """Raises a ValueError if delays or weights can't be drawn."""
+        draw_delays(self.delay, default_rng(0), 0)
+        if isinstance(self.weight, Distribution) and not self.weight.share >= SMALLEST_SHARE:
+            raise ValueError(
+                f"low and high must leave {SMALLEST_SHARE:.0%} of the numbers, got {self.weight}"
+            )
 
-def delay_thresholds(delay: float | Distribution) -> Tensor:
-    """The probability of each delay or a smaller one, in units of 2^-32: ``[256]``, int64.
 
-    A delay is drawn as the number of thresholds that are at most a random word of 32 bits. Numbers of a
-    distribution are rounded to whole delays; those rounded outside of [0, 255] are drawn again.
+def draw_delays(delay: float | Distribution, generator: Generator, count: int) -> Array:
+    """The delays of `count` synapses in whole steps, uint8.
+
+    Numbers of a distribution are rounded; those rounded outside of [0, 255] are drawn again.
 
     Raises:
         ValueError: if a number is not whole and in [0, 255], or if less than 1% of a distribution is there.
     """
     if not isinstance(delay, Distribution):
-        if not (0 <= delay < CHOICES and delay % 1 == 0):
-            raise ValueError(f"delay must be a whole number of steps in [0, {CHOICES - 1}], got {delay}")
-        return (torch.arange(CHOICES, device="cpu", dtype=torch.int64) >= delay).long() << 32
-    edges = [min(max(step - 0.5, delay.low), delay.high) for step in range(CHOICES + 1)]
-    shares = torch.tensor([delay.cumulative(x) for x in edges], dtype=torch.float64, device="cpu")
-    shares -= shares[0].clone()
-    if shares[-1] < SMALLEST_SHARE:
-        raise ValueError(f"delay must lie in [0, {CHOICES - 1}] steps, got {delay}")
-    return (shares[1:] / shares[-1] * 2**32).round().long()
+        if not (0 <= delay <= MAX_DELAY and delay % 1 == 0):
+            raise ValueError(f"delay must be a whole number of steps in [0, {MAX_DELAY}], got {delay}")
+        return np.full(count, delay, np.uint8)
+    bounded = delay._replace(low=max(delay.low, -0.5), high=min(delay.high, MAX_DELAY + 0.5))
+    if not bounded.share >= SMALLEST_SHARE:
+        raise ValueError(f"delay must lie in [0, {MAX_DELAY}] steps, got {delay}")
+    return bounded.draw(generator, count).round().clip(0, MAX_DELAY).astype(np.uint8)
 
 
-def multinomial(total: int, size: int, generator: torch.Generator) -> Tensor:
-    """The numbers of `total` balls in `size` urns, if each ball is put into a random urn: ``[size]``, int64.
+def _draw_weights(weight: float | Distribution | None, generator: Generator, count: int) -> Array:
+    """The weights of `count` synapses, float32; zeros for None."""
+    if isinstance(weight, Distribution):
+        return weight.draw(generator, count)
+    return np.full(count, weight or 0, np.float32)
 
-    Splits the urns into halves: the number of balls in the first half is binomial.
+
+def draw_sets(generator: Generator, counts: Array, size: int) -> Array:
+    """For each of the `counts`, so many different numbers below `size`; all sets are equally probable.
+
+    The sets are concatenated, int64.
     """
-    counts = torch.tensor([total], dtype=torch.float64, device="cpu")
-    for level in reversed(range(max(size - 1, 0).bit_length())):
-        edges = (
-            (torch.arange(2 * len(counts) + 1, device="cpu", dtype=torch.int64) << level)
-            .clamp(max=size)
-            .double()
-        )
-        sizes = edges.diff()
-        first = torch.binomial(counts, sizes[::2] / (sizes[::2] + sizes[1::2]).clamp(min=1), generator)
-        counts = torch.stack([first, counts - first], 1).flatten()
-    return counts[:size].long()
+    sets = [generator.choice(size, count, replace=False, shuffle=False) for count in counts.tolist() if count]
+    return np.concatenate([np.empty(0, np.int64), *sets])
 
 
 def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Connections:
     """The synapses of all `projections` between ``shape[0]`` sources and ``shape[1]`` targets.
 
+    Threads share chunks of rows. The random numbers of a projection in a chunk depend on its seed and on the
+    chunk, so the result does not depend on the number of threads.
+
     Raises:
-        ValueError: if a source neuron has more than 2^25 synapses, or there are more than 2^31 targets.
+        ValueError: if there are more than 2^31 target neurons, or if a delay or a weight can't be drawn.
     """
-    counts = torch.zeros(shape[0], dtype=torch.int64, device="cpu")
+    if shape[1] > 1 << 31:
+        raise ValueError(f"there may be at most 2^31 target neurons, got {shape[1]}")
+    counts = np.zeros(shape[0], np.int64)
     for projection in projections:
-        counts[projection.source.start : projection.source.stop] += projection.pattern.counts
-    longest, target_bits = int(counts.max()) if shape[0] else 0, max(1, (shape[1] - 1).bit_length())
-    if longest > MAX_ROW or target_bits > 31:
-        raise ValueError(
-            f"there may be 2^25 synapses of a source, and 2^31 target neurons, got {longest} and {shape[1]}"
-        )
-    row_starts = row_starts_of(counts)
+        projection.check()
+        counts[projection.source.start : projection.source.stop] += np.diff(projection.pattern.row_starts)
+    row_starts = np.append(0, np.cumsum(counts))
     size = int(row_starts[-1])
-    thresholds = torch.stack(
-        [delay_thresholds(delay) for delay in (*(each.delay for each in projections), 0)]
-    )
-    max_delay = int((thresholds < 1 << 32).sum(1).max())
-    starts = [
-        row_starts_of(projection.pattern.counts) for projection in projections
-    ]  # the table has addresses
-    table = [_entry(projection, starts[i]) for i, projection in enumerate(projections)]
-    numbers = [_weight_numbers(projection.weight) for projection in projections]
+    has_delays = any(projection.delay != 0 for projection in projections)
     has_weights = any(projection.weight is not None for projection in projections)
-    targets = torch.empty(size, dtype=torch.int32, device="cpu")
-    delays = torch.empty(size, dtype=torch.uint8, device="cpu") if max_delay else None
-    weights = torch.empty(size, dtype=torch.float32, device="cpu") if has_weights else None
-    key_bits = target_bits + max_delay.bit_length()
-    # A row of mean length has at least as many keys as a digit has values.
-    passes = -(-key_bits // min(max((size // max(1, shape[0])).bit_length(), 4), MAX_DIGIT_BITS))
-    block_ends = torch.arange(1, ROW_BLOCKS, device="cpu", dtype=torch.int64) * size // ROW_BLOCKS
-    inner = torch.searchsorted(row_starts[:-1], block_ends)
-    fill_rows(
-        ROW_BLOCKS,
-        bounds=torch.cat([inner.new_zeros(1), inner, inner.new_tensor([shape[0]])]),
-        row_starts=row_starts,
-        table=torch.tensor(table, dtype=torch.int64, device="cpu"),
-        thresholds=thresholds,
-        numbers=torch.tensor(numbers, dtype=torch.float32, device="cpu"),
-        targets=targets,
-        delays=delays,
-        weights=weights,
-        projections=len(projections),
-        longest=longest,
-        words=shape[1] // 64 + 1,
-        target_bits=target_bits,
-        passes=passes,
-        digit_bits=-(-key_bits // passes),
-        has_delays=delays is not None,
-        has_weights=has_weights,
-    )
-    return Connections(row_starts, targets, delays, weights)
+    targets = np.empty(size, np.int32)
+    delays = np.empty(size, np.uint8) if has_delays else None
+    weights = np.empty(size, np.float32) if has_weights else None
+    target_bits, index_bits = max(shape[1] - 1, 0).bit_length(), len(projections).bit_length()
+    chunk_rows = max(CHUNK_ROWS, CHUNK_PAIRS // max(1, shape[1]))
+
+    def fill(first_row: int) -> None:
+        """Writes the synapses of a chunk of rows, in order of rows, delays and targets."""
+        rows = range(first_row, min(first_row + chunk_rows, shape[0]))
+        chunk = slice(row_starts[rows.start], row_starts[rows.stop])
+        keys, drawn_weights, done = np.empty(chunk.stop - chunk.start, np.int64), [np.empty(0, np.float32)], 0
+        for index, projection in enumerate(projections):
+            generator = default_rng(SeedSequence(projection.seed % (1 << 64), spawn_key=(first_row,)))
+            sources, their_targets = _draw_pairs(projection, rows, generator)
+            # a key holds, from its upper bits to its lower bits: row, delay, target, number of the projection
+            key = keys[done : done + len(sources)]
+            np.left_shift(sources, DELAY_BITS, out=key)
+            key |= draw_delays(projection.delay, generator, len(sources))
+            key <<= target_bits
+            key |= their_targets
+            key <<= index_bits
+            key |= index
+            done += len(sources)
+            drawn_weights.append(_draw_weights(projection.weight, generator, len(sources)))
+        keys.sort()
+        if weights is not None:  # any weight of a projection fits any of its synapses
+            indices = (keys & ((1 << index_bits) - 1)).astype(np.min_scalar_type(len(projections)))
+            weights[chunk][indices.argsort(kind="stable")] = np.concatenate(drawn_weights)
+        keys >>= index_bits
+        targets[chunk] = keys & ((1 << target_bits) - 1)
+        if delays is not None:
+            keys >>= target_bits
+            delays[chunk] = keys & MAX_DELAY
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for _ in pool.map(fill, range(0, shape[0], chunk_rows)):
+            pass  # raises the errors of `fill`
+    tensors = [None if array is None else torch.from_numpy(array) for array in (delays, weights)]
+    return Connections(torch.from_numpy(row_starts), torch.from_numpy(targets), *tensors)
 
 
-def _entry(projection: Projection, starts: Tensor) -> Entry:
-    """The entry of `projection` in the kernel's table; `starts` are the first synapses of its rows."""
-    source, target, (_, targets, repeats), weight, _, seed = projection
-    is_normal = isinstance(weight, Distribution) and weight.is_normal
-    signed_seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
-    addresses = address_of(starts), 0 if targets is None else address_of(targets)
-    ranges = source.start, source.stop, target.start, len(target)
-    return Entry(*ranges, *addresses, int(repeats), signed_seed, int(is_normal))
-
-
-def _weight_numbers(weight: float | Distribution | None) -> list[float]:
-    """The six numbers of a projection from which the kernel draws a weight."""
-    if not isinstance(weight, Distribution):
-        return [0, 1, 0, weight or 0, weight or 0, weight or 0]
-    _, offset, scale, low, high = weight
-    if not weight.cumulative(high) - weight.cumulative(low) >= SMALLEST_SHARE:
-        raise ValueError(f"low and high must leave {SMALLEST_SHARE:.0%} of the numbers, got {weight}")
-    return [(low - offset) / scale, (high - offset) / scale, scale, offset, low, high]
+def _draw_pairs(projection: Projection, rows: range, generator: Generator) -> tuple[Array, Array]:
+    """The sources, counted from the first of `rows`, and the targets of a projection's synapses in `rows`."""
+    source, target, (row_starts, targets, repeats), *_ = projection
+    start, stop = max(rows.start, source.start), min(rows.stop, source.stop)
+    if start >= stop:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    starts = row_starts[start - source.start : stop - source.start + 1]
+    counts = np.diff(starts)
+    sources = np.repeat(np.arange(start - rows.start, stop - rows.start), counts)
+    if targets is not None:
+        targets = targets[starts[0] : starts[-1]]
+    elif repeats:
+        targets = generator.integers(len(target), size=len(sources)) if len(sources) else sources
+    else:
+        targets = draw_sets(generator, counts, len(target))
+    return sources, targets + target.start

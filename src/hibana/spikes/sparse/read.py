@@ -3,11 +3,13 @@
 from typing import Any
 
 import torch
+from numpy.random import default_rng
 from torch import Tensor, nn
 
+from hibana.compiler.draws import new_seed
 from hibana.spikes.sparse import connect
 from hibana.spikes.sparse.connections import Connections
-from hibana.spikes.sparse.generate import Distribution, delay_thresholds
+from hibana.spikes.sparse.generate import Distribution, draw_delays
 
 __all__ = ["read_connections"]
 
@@ -35,8 +37,7 @@ def read_connections(connectivity: Any, shape: tuple[int, int], delays: Any = No
         raise ValueError("delays must be None: the synapses of connectivity have delays")
     sources, targets = synapses.sources, synapses.targets
     if isinstance(delays, Distribution):
-        words = torch.randint(1 << 32, (synapses.size,), device="cpu", dtype=torch.int64)
-        delays = torch.searchsorted(delay_thresholds(delays), words, right=True)
+        delays = draw_delays(delays, default_rng(new_seed() % (1 << 64)), synapses.size)
     delays = torch.as_tensor(delays, dtype=None, device=None)
     if delays.ndim == 2:
         _check_shape("delays", delays, shape)
