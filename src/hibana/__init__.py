@@ -241,7 +241,7 @@ def _synapse_sums(row_starts: "Tensor", targets: "Tensor", rows: "Tensor", x: "T
     count, neurons = rows.shape
     index = product.SynapseIndex.check(row_starts, targets, None, neurons, neurons)
     if x.dtype == rows.dtype:
-        return product.sums_per_synapse(index, x.contiguous(), rows)
+        return product.sums_per_synapse(row_starts, targets, x, rows)
     return product.weight_gradient(index, x, rows[None], count)
 
 

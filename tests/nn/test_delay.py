@@ -10,7 +10,6 @@ from torch import nn
 
 import hibana as hb
 from hibana.spikes import select
-from hibana.spikes.convolution.synapse_delays import delayed_product_forward
 
 
 def later(x, steps):
@@ -332,11 +331,3 @@ def test_a_fixed_layer_stays_fixed_where_its_delays_are_no_parameter():
     torch.testing.assert_close(trained, parametrized.eval()(x))
     trained.sum().backward()
     assert parametrized.parametrizations.delay.original.grad is None
-
-
-def test_kernels_refuse_places_outside_their_rows():
-    bits = torch.full((6, 1), 3, dtype=torch.int64)
-    weight = torch.rand(1, 4, 2)
-    for lags in (torch.full((4, 2), -1), torch.zeros(2, 4, dtype=torch.int64), torch.full((4, 2), 1 << 30)):
-        with pytest.raises(ValueError, match="lags must be"):
-            delayed_product_forward(bits, weight, lags, None, 3, 0)

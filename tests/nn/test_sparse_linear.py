@@ -180,5 +180,6 @@ def test_too_many_delayed_outputs_raise() -> None:
     outputs = (1 << 31) // 100
     connections = hb.connect.Connections(*(torch.tensor(x) for x in ([0, 1], [5], [99])))
     connections = connections._replace(targets=connections.targets.int(), delays=connections.delays.byte())
+    layer = hb.SparseLinear(1, outputs + 1, connections, bias=False)
     with pytest.raises(ValueError, match=r"out_features \* \(longest delay \+ 1\) must be below 2\^31"):
-        hb.SparseLinear(1, outputs + 1, connections, bias=False)
+        layer(torch.ones(1, 1, 1))

@@ -11,10 +11,11 @@ from hibana.spikes import select
 from hibana.spikes.bits import density_of
 from hibana.spikes.checks import kernels_accept, shape_error
 from hibana.spikes.convolution.causal import causal_convolution
-from hibana.spikes.convolution.synapse_delays import delayed_product, delayed_product_forward
 from hibana.spikes.layer import needs_gradient, pack_binary
 from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import Provenance, lookup
+from hibana.spikes.sparse import autograd, product
+from hibana.spikes.sparse.product import SynapseIndex
 
 __all__ = ["DelayedLinear"]
 
@@ -106,7 +107,7 @@ class DelayedLinear(Weighted, Delayed):
         bias: Tensor | None,
         delay: Tensor,
     ) -> Tensor | None:
-        """The outputs, by one or two additions for each spike and synapse.
+        """The outputs, by one or two sparse synapses with a delay for each weight.
 
         Args:
             inputs: ``[T, batch, in_features]``.
@@ -136,7 +137,7 @@ class DelayedLinear(Weighted, Delayed):
         if inputs.requires_grad and not (history is None and _needs_few_gradients(inputs, source)):
             return None
         total_steps = len(history_and_inputs)
-        if len(weight) * (total_steps + self.max_delay + 1) >= 1 << 31:  # the kernel's indices have 32 bits
+        if len(weight) * (self.max_delay + 2) >= 1 << 31:  # the kernel's indices have 32 bits
             return None
         spikes = pack_binary(history_and_inputs.detach().reshape(-1, self.in_features).contiguous())
         if spikes is None:
@@ -148,19 +149,20 @@ class DelayedLinear(Weighted, Delayed):
             taps = torch.stack([weight * (1 - fraction), weight * fraction])
         else:
             lags, taps = self._rounded(delay), weight[None]
-        tensors = taps, lags, bias, weight, delay
+        index, weights = _synapses(lags, len(taps)), taps.permute(2, 0, 1).flatten()
+        tensors = index, weights, bias, weight, delay
         if self.mode == "auto" and not self._is_faster(history_and_inputs, spikes, *tensors):
             return None
-        if needs_gradient(inputs, taps, bias):
-            return delayed_product(history_and_inputs, spikes.bits[0], taps, lags, bias, skip, source)
-        return delayed_product_forward(spikes.bits[0], taps, lags, bias, total_steps, skip)
+        if needs_gradient(inputs, weights, bias):
+            return autograd.multiply_spikes(history_and_inputs, weights, bias, spikes, source, index, skip)
+        return product.forward(index, spikes.joint, weights, bias, history_and_inputs.shape[:-1], skip)
 
     def _is_faster(
         self,
         inputs: Tensor,
         spikes: Planes,
-        taps: Tensor,
-        lags: Tensor,
+        index: SynapseIndex,
+        weights: Tensor,
         bias: Tensor | None,
         weight: Tensor,
         delay: Tensor,
@@ -170,14 +172,14 @@ class DelayedLinear(Weighted, Delayed):
         Args:
             inputs: ``[T, batch, in_features]``.
             spikes: the same as bits.
-            taps: the weights of each tap, ``[taps, out_features, in_features]``.
-            lags: the delay of the first tap of each synapse, ``[out_features, in_features]``.
+            index: the taps of all synapses.
+            weights: the weight of each tap, ``[in_features * taps * out_features]``.
             weight: ``[out_features, in_features]``.
             bias: ``[out_features]``.
             delay: in steps, ``[out_features, in_features]``.
         """
         steps, rows, in_features = inputs.shape
-        longest, tap_count = self.max_delay, len(taps)
+        longest, tap_count = self.max_delay, weights.numel() // weight.numel()
         density, sizes = select.density_bucket(spikes.density), (steps, rows, longest, tap_count)
         key = select.Key("delays", sizes, steps * rows, in_features, self.out_features, density)
 
@@ -185,9 +187,9 @@ class DelayedLinear(Weighted, Delayed):
             """Both computations, to be timed."""
             detached_bias = None if bias is None else bias.detach()
             kernel = (weight[..., None] * self._kernel(delay)).detach()
-            numbers = inputs.detach()
+            numbers, taps = inputs.detach(), weights.detach()
             return [
-                lambda: delayed_product_forward(spikes.bits[0], taps.detach(), lags, detached_bias, steps, 0),
+                lambda: product.forward(index, spikes.joint, taps, detached_bias, numbers.shape[:-1]),
                 lambda: causal_convolution(numbers, kernel, detached_bias, 1, None, None, "events"),
             ]
 
@@ -196,6 +198,20 @@ class DelayedLinear(Weighted, Delayed):
 
 MIN_DELAY_PER_TAP = 8
 """Smallest `max_delay` per tap at which one addition per synapse is faster than kernels over time."""
+
+
+def _synapses(lags: Tensor, taps: int) -> SynapseIndex:
+    """The index of sparse synapses ``[in_features, taps, out_features]``, one for each tap of each synapse.
+
+    `lags` are the delays of the first taps, ``[out_features, in_features]``. The delay of the second tap is
+    one step longer.
+    """
+    outputs, inputs = lags.shape
+    delays = lags.T[:, None] + torch.arange(taps, dtype=torch.int64, device="cpu")[:, None]
+    offsets = delays * outputs + torch.arange(outputs, dtype=torch.int64, device="cpu")
+    row_starts = torch.arange(inputs + 1, dtype=torch.int64, device="cpu") * (taps * outputs)
+    reach = max(1, int(delays.max()))
+    return SynapseIndex(row_starts, offsets.flatten().to(torch.int32), inputs, outputs, reach)
 
 
 def _needs_few_gradients(inputs: Tensor, source: Provenance | None) -> bool:

@@ -11,6 +11,7 @@ from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy, is_traced_or
 from hibana.compiler.graph.sparse import TracedSparseLinear
 from hibana.nn.window import LooksBack, check_sizes
 from hibana.runtime import available
+from hibana.runtime.synapses import check_synapses
 from hibana.spikes.checks import is_constant_over_time, kernels_accept
 from hibana.spikes.layer import (
     UNSUPPORTED,
@@ -88,7 +89,8 @@ class SparseLinear(SpikeLayer):
     row_starts: Tensor
     targets: Tensor
     delays: Tensor | None
-    _index: SynapseIndex | None = None
+    _longest_delay: int = 0
+    """The result of :attr:`reach` at its last use."""
 
     def __init__(
         self,
@@ -104,11 +106,12 @@ class SparseLinear(SpikeLayer):
         device = torch.get_default_device()
         with torch.device("cpu"):
             synapses = read_connections(connectivity, (in_features, out_features), delays)
-        index = synapses.row_starts, synapses.targets, synapses.delays
-        self._index = SynapseIndex.check(*index, in_features, out_features)
-        for name, buffer in zip(("row_starts", "targets", "delays"), index, strict=True):
+        check_synapses(synapses.row_starts, synapses.targets, synapses.size, out_features)
+        for name in ("row_starts", "targets", "delays"):
+            buffer = getattr(synapses, name)
             self.register_buffer(name, None if buffer is None else buffer.to(device))
         if synapses.delays is not None:
+            self._longest_delay = product.longest_delay(synapses.delays)
             self._set_class()
         dtype = torch.get_default_dtype()
         weights = (
@@ -164,10 +167,10 @@ class SparseLinear(SpikeLayer):
         """The longest delay in steps."""
         if self.delays is None:
             return 0
-        has_numbers = type(self.targets) is Tensor and not self.targets.is_meta
-        if self._index is not None and (torch.compiler.is_compiling() or not has_numbers):
-            return self._index.reach
-        return self.index.reach
+        has_numbers = type(self.delays) is Tensor and not self.delays.is_meta
+        if has_numbers and not torch.compiler.is_compiling():
+            self._longest_delay = product.longest_delay(self.delays)
+        return self._longest_delay
 
     @property
     def connections(self) -> Connections:
@@ -187,9 +190,7 @@ class SparseLinear(SpikeLayer):
             ValueError: if an index is out of range, or a buffer has a wrong shape or dtype.
         """
         buffers = self.row_starts, self.targets, self.delays
-        if self._index is None or not self._index.is_current(*buffers):
-            self._index = SynapseIndex.check(*buffers, self.in_features, self.out_features)
-        return self._index
+        return SynapseIndex.check(*buffers, self.in_features, self.out_features)
 
     def to_dense(self) -> Tensor:
         """The weights as a matrix ``[out_features, in_features]``, with zeros where there is no synapse."""
@@ -267,10 +268,6 @@ class SparseLinear(SpikeLayer):
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
         return f"{sizes}, synapses={self.targets.numel()}, bias={self.bias is not None}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """The attributes to copy or pickle; the index is computed again."""
-        return {name: value for name, value in self.__dict__.items() if name != "_index"}
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any) -> None:
         """Loads the synapses in `state_dict`, also if their number differs from this layer's."""

@@ -26,8 +26,6 @@ MASKED_UP_TO = 0.1
 
 Measured with 1, 5 and 10% of 2048 x 2048 synapses: the full gradient takes the time of a mask of 10 to 12%.
 """
-BLOCK_NUMBERS = 1 << 22
-"""Numbers of a temporary tensor of :func:`sums_per_synapse`."""
 
 
 def multiply_spikes(
@@ -213,20 +211,7 @@ def sums_per_synapse(input: Tensor, gradient: Tensor, row_starts: Tensor, target
         return product.weight_gradient(index, input, gradient.contiguous()[:, None], 1)
     numbers = (input[..., None] >> torch.arange(64, device=input.device, dtype=torch.int64)) & 1
     numbers = numbers.flatten(1)[:, : row_starts.numel() - 1].to(gradient.dtype)
-    return _sums_per_synapse(numbers, gradient, row_starts, targets)
-
-
-def _sums_per_synapse(input: Tensor, gradient: Tensor, row_starts: Tensor, targets: Tensor) -> Tensor:  # noqa: A002
-    """:func:`sums_per_synapse` of numbers by torch, for a block of synapses after another."""
-    sources = torch.repeat_interleave(row_starts.diff(), output_size=targets.numel())
-    synapses = max(1, BLOCK_NUMBERS // max(1, len(input)))
-    sums = [
-        (input.index_select(1, some_sources) * gradient.index_select(1, some_targets)).sum(0)
-        for some_sources, some_targets in zip(
-            *(torch.split(i, synapses) for i in (sources, targets)), strict=True
-        )
-    ]
-    return torch.cat(sums)
+    return product.sums_per_synapse(row_starts, targets, numbers, gradient)
 
 
 def _multiply(
@@ -255,18 +240,12 @@ class _Bilinear(torch.autograd.Function):
         ctx.save_for_backward(one, two, row_starts, targets)
         ctx.kind, ctx.outputs = kind, outputs
         one, two = one.detach(), two.detach()
+        if kind == 2:
+            return product.sums_per_synapse(row_starts, targets, one, two)
         if kernels_accept(one, two):
             index = SynapseIndex.without_delays(row_starts, targets, outputs)
-            if kind == 2:
-                return product.sums_per_synapse(index, one.contiguous(), two.contiguous())
             return product.multiply_numbers(index, two, one.contiguous(), transposed=kind == 1)
-        if kind == 2:
-            return _sums_per_synapse(one, two, row_starts, targets)
-        dtype = torch.promote_types(
-            row_starts.dtype if targets.numel() >= 1 << 31 else torch.int32, targets.dtype
-        )
-        indices, shape = (row_starts.to(dtype), targets.to(dtype)), (row_starts.numel() - 1, outputs)
-        matrix = torch.sparse_csr_tensor(*indices, two, shape, check_invariants=False)
+        matrix = product.sparse_matrix(row_starts, targets, two, outputs)
         return one @ (matrix if kind == 0 else matrix.t())
 
     @staticmethod

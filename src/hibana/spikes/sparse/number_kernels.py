@@ -1,18 +1,16 @@
-"""Kernels of sparse synapses without delays and any numbers: products of two of input, weights and output.
+"""Kernel of the product of any numbers and sparse synapses without delays, and of its input gradient.
 
 Blocks of rows are transposed, so that a synapse multiplies vectors with the numbers of 16 rows.
 """
 
 from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Ints, Longs, Pointer, Value, kernel
-from hibana.spikes.simd.lists import WORD, words_of
+from hibana.spikes.simd.lists import WORD
 from hibana.spikes.simd.rows import VECTOR, transpose
 
-__all__ = ["LANES", "multiply", "sums_per_synapse"]
+__all__ = ["LANES", "multiply"]
 
 LANES = 32
 """Rows that :func:`multiply` multiplies at a time: their sums for 2048 outputs take 256 KiB."""
-SUM_LANES = 64
-"""Rows that :func:`sums_per_synapse` adds at a time; more rows mean fewer additions across a vector."""
 
 
 @kernel
@@ -73,51 +71,6 @@ def multiply(
                 transpose(code, target + offset, inputs, input_block, lanes, sources, count)
         if not transposed:
             transpose(code, target + first * outputs, outputs, output_block, lanes, outputs, count)
-
-
-@kernel
-def sums_per_synapse(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    row_starts: Longs,
-    targets: Ints,
-    source: Floats,
-    gradient: Floats,
-    target: Floats,
-    rows: Value,
-    inputs: Value,
-    outputs: Value,
-    parts: Value,
-) -> None:
-    """Writes for each synapse the sum over rows of the input `source` times the output `gradient`.
-
-    A work item is one of `parts` ranges of source neurons. The sums do not depend on `parts`.
-    """
-    words = words_of(inputs)
-    blocks = (Floats, outputs * SUM_LANES), (Floats, WORD * SUM_LANES)
-    with code.scratch(*blocks) as (output_block, input_block), code.loop(begin, end) as part:
-        first_word, last_word = words * part // parts, words * (part + 1) // parts
-        first_synapse = row_starts[(first_word * WORD).smaller(inputs)]
-        (target + first_synapse).clear(row_starts[(last_word * WORD).smaller(inputs)] - first_synapse)
-        lanes = code.constant(SUM_LANES)
-        with code.loop(0, rows, SUM_LANES) as first:
-            count = (rows - first).smaller(SUM_LANES)
-            output_block.clear(outputs * SUM_LANES)
-            transpose(code, output_block, lanes, gradient + first * outputs, outputs, count, outputs)
-            input_block.clear(WORD * SUM_LANES)
-            with code.loop(first_word * WORD, (last_word * WORD).smaller(inputs), WORD) as word:
-                sources = (inputs - word).smaller(WORD)
-                transpose(code, input_block, lanes, source + (first * inputs + word), inputs, count, sources)
-                with code.loop(0, sources) as k:
-                    factors = _load(input_block + k * SUM_LANES, SUM_LANES)
-                    with code.loop(row_starts[word + k], row_starts[word + k + 1]) as synapse:
-                        at_output = output_block + targets[synapse].to(LONG) * SUM_LANES
-                        total = code.constant(0.0, FLOAT.of(VECTOR))
-                        for factor, number in zip(factors, _load(at_output, SUM_LANES), strict=True):
-                            total = factor.fused(number, total)
-                        target[synapse] = target[synapse] + total.sum()
 
 
 def _load(at: Pointer, count: int) -> list[Value]:

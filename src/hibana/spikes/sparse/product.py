@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.runtime.synapses import check_synapses
+from hibana.runtime.synapses import check_synapses, remember
 from hibana.spikes.simd.rows import panel
 from hibana.spikes.sparse import kernels, number_kernels
 
@@ -14,7 +14,9 @@ __all__ = [
     "SynapseIndex",
     "forward",
     "input_gradient",
+    "longest_delay",
     "multiply_numbers",
+    "sparse_matrix",
     "sums_per_synapse",
     "weight_gradient",
 ]
@@ -38,10 +40,6 @@ class SynapseIndex(NamedTuple):
     outputs: int
     reach: int
     """The longest delay in steps."""
-    sources: tuple[Tensor | None, ...]
-    """The tensors that were checked: row starts, targets, and delays or None."""
-    versions: tuple[int | None, ...]
-    """Torch's version counter of each of these tensors when it was checked; None if a tensor has none."""
 
     @classmethod
     def check(
@@ -53,7 +51,7 @@ class SynapseIndex(NamedTuple):
             ValueError: if a tensor has a wrong dtype or shape, or an index is out of range.
         """
         count = targets.numel()
-        check_synapses(row_starts.cpu(), targets.cpu(), count, outputs)
+        check_synapses(row_starts, targets, count, outputs, targets.device)
         if row_starts.shape != (inputs + 1,):
             raise ValueError(
                 f"row_starts must have {inputs + 1} numbers, got shape {tuple(row_starts.shape)}"
@@ -61,29 +59,18 @@ class SynapseIndex(NamedTuple):
         if delays is not None and (delays.dtype != torch.uint8 or delays.shape != targets.shape):
             kind = f"{delays.dtype} of shape {tuple(delays.shape)}"
             raise ValueError(f"delays must be torch.uint8 of shape ({count},), got {kind}")
-        reach = int(delays.max()) if delays is not None and count else 0
+        reach = 0 if delays is None else longest_delay(delays)
         if (reach + 1) * outputs >= 1 << 31:
             raise ValueError(
                 f"out_features * (longest delay + 1) must be below 2^31, got {outputs} * {reach + 1}"
             )
-        offsets = targets if delays is None else torch.add(targets, delays, alpha=outputs)
-        sources = row_starts, targets, delays
-        return cls(row_starts, offsets, inputs, outputs, reach, sources, tuple(map(_version, sources)))
+        offsets = targets if delays is None else remember(_offsets, targets, delays, outputs)
+        return cls(row_starts, offsets, inputs, outputs, reach)
 
     @classmethod
     def without_delays(cls, row_starts: Tensor, targets: Tensor, outputs: int) -> Self:
         """The index of synapses without delays, which the caller has checked."""
-        return cls(row_starts, targets, row_starts.numel() - 1, outputs, 0, (), ())
-
-    def is_current(self, *tensors: Tensor | None) -> bool:
-        """Whether `tensors` are the checked row starts, targets and delays, unchanged since then.
-
-        A write through ``.data`` is not detected.
-        """
-        return all(
-            tensor is checked and (tensor is None or (version is not None and _version(tensor) == version))
-            for tensor, checked, version in zip(tensors, self.sources, self.versions, strict=True)
-        )
+        return cls(row_starts, targets, row_starts.numel() - 1, outputs, 0)
 
     @property
     def synapses(self) -> int:
@@ -91,9 +78,19 @@ class SynapseIndex(NamedTuple):
         return self.offsets.numel()
 
 
-def _version(tensor: Tensor | None) -> int | None:
-    """Torch's version counter of `tensor`; None for None, and for a tensor of inference mode."""
-    return None if tensor is None or tensor.is_inference() else tensor._version
+def _offsets(targets: Tensor, delays: Tensor, outputs: int) -> Tensor:
+    """``delay * outputs + target`` of each synapse, int32."""
+    return torch.add(targets, delays, alpha=outputs)
+
+
+def longest_delay(delays: Tensor) -> int:
+    """The longest of `delays` in steps, remembered until these change; 0 without synapses."""
+    return remember(_maximum, delays)
+
+
+def _maximum(delays: Tensor) -> int:
+    """The largest number of `delays`; 0 without numbers."""
+    return int(delays.max()) if delays.numel() else 0
 
 
 def _sizes(index: SynapseIndex, bits: Tensor, steps: int) -> dict[str, Any]:
@@ -231,23 +228,22 @@ def multiply_numbers(index: SynapseIndex, weight: Tensor, source: Tensor, *, tra
     return out
 
 
-def sums_per_synapse(index: SynapseIndex, source: Tensor, gradient: Tensor) -> Tensor:
-    """The weight gradient ``[synapses]`` of synapses without delays.
+def sums_per_synapse(row_starts: Tensor, targets: Tensor, source: Tensor, gradient: Tensor) -> Tensor:
+    """The weight gradient ``[synapses]`` of synapses without delays, by torch.
 
     `source` is the input ``[rows, inputs]``, and `gradient` that of the output, ``[rows, outputs]``.
     """
-    out = torch.empty(index.synapses, dtype=torch.float32, device="cpu")
-    parts = min(torch.get_num_threads(), -(-index.inputs // 64))
-    number_kernels.sums_per_synapse(
-        parts,
-        row_starts=index.row_starts,
-        targets=index.offsets,
-        source=_contiguous("source", source, source.shape[0], index.inputs),
-        gradient=_contiguous("gradient", gradient, source.shape[0], index.outputs),
-        target=out,
-        rows=source.shape[0],
-        inputs=index.inputs,
-        outputs=index.outputs,
-        parts=parts,
+    zeros = gradient.new_zeros(targets.numel())
+    matrix = sparse_matrix(row_starts, targets, zeros, gradient.shape[1])
+    sums: Tensor = torch.sparse.sampled_addmm(matrix, source.T, gradient, beta=0.0)
+    return sums.values()
+
+
+def sparse_matrix(row_starts: Tensor, targets: Tensor, weight: Tensor, outputs: int) -> Tensor:
+    """The matrix ``[inputs, outputs]`` of synapses without delays, in torch's CSR layout."""
+    is_large = targets.numel() >= 1 << 31
+    dtype = torch.promote_types(row_starts.dtype if is_large else torch.int32, targets.dtype)
+    shape = row_starts.numel() - 1, outputs
+    return torch.sparse_csr_tensor(
+        row_starts.to(dtype), targets.to(dtype), weight, shape, check_invariants=False
     )
-    return out
