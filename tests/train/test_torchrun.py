@@ -1,5 +1,8 @@
 """Trainings that ``torchrun`` started; ``benchmarks.faults`` kills their processes."""
 
+import subprocess
+import sys
+
 import pytest
 
 pytest.importorskip("lightning", reason="the extra train is not installed")
@@ -80,3 +83,19 @@ def test_fit_resumes_after_a_restart(torchrun, tmp_path, monkeypatch):
     assert outcome.checkpoint == tmp_path / "run" / "checkpoint.ckpt"
     assert outcome.history == undisturbed.history
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "undisturbed"]
+
+
+WAITING = """
+import time
+from datetime import timedelta
+from hibana.train import run
+run.TIMEOUT = timedelta(seconds=-59)
+run.DDPStrategy.setup_environment = lambda self: time.sleep(100)
+run._Processes().setup_environment()
+"""
+
+
+def test_a_process_that_waits_for_a_connection_ends():
+    done = subprocess.run([sys.executable, "-c", WAITING], capture_output=True, text=True, timeout=90)
+    assert done.returncode == 1
+    assert "setup_environment" in done.stderr

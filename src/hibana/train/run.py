@@ -6,6 +6,7 @@ the epoch with the smallest validation loss. Checkpoints contain data only: open
 """
 
 import atexit
+import faulthandler
 import importlib.util
 import logging
 import math
@@ -249,6 +250,20 @@ def complete(
     return model, outcome
 
 
+class _Processes(DDPStrategy):
+    """Distributed training; a process that cannot connect to the others ends a minute after TIMEOUT.
+
+    Gloo has a limit of its own, but two processes that ``torchrun`` had restarted once waited on and on.
+    """
+
+    def setup_environment(self) -> None:
+        faulthandler.dump_traceback_later(TIMEOUT.total_seconds() + 60, exit=True)
+        try:
+            super().setup_environment()
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+
+
 def _trainer(
     settings: Settings, folder: Path, callbacks: list[Callback], *, progress: bool
 ) -> lightning.Trainer:
@@ -260,7 +275,7 @@ def _trainer(
         accelerator=settings.accelerator,
         devices=settings.devices,
         num_nodes=settings.nodes,
-        strategy=DDPStrategy(timeout=TIMEOUT) if settings.devices * settings.nodes > 1 else "auto",
+        strategy=_Processes(timeout=TIMEOUT) if settings.devices * settings.nodes > 1 else "auto",
         precision=settings.precision,  # type: ignore[arg-type]  # checked by Settings
         callbacks=callbacks,
         plugins=[CheckpointFiles()],
