@@ -5,7 +5,7 @@
 
 Each run is ``examples/microcircuit.py`` in a process of its own, with one and with two threads in turn. The
 real-time factor is the number of seconds that one second of the model takes; the best of all repetitions
-counts. Scale 1 needs 6 GB of memory. ``--out`` names the figure (PNG); the numbers are written beside it as JSON.
+counts. Scale 1 needs 6 GB of memory. ``--out`` names the figure (PNG); a JSON file beside it has the numbers.
 """
 
 import argparse
@@ -23,9 +23,7 @@ NUMBERS = re.compile(r"built in (?P<build>[\d.]+) s.*real-time factor (?P<factor
 def run(scale: float, seconds: float, threads: int) -> tuple[float, float]:
     """The build time in seconds and the real-time factor of one run of the example."""
     command = [sys.executable, EXAMPLE, "--scale", str(scale), "--seconds", str(seconds)]
-    done = subprocess.run(
-        [*command, "--threads", str(threads)], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
     numbers = NUMBERS.search(done.stdout)
     if numbers is None:
         raise RuntimeError(f"{EXAMPLE.name} printed no real-time factor: {done.stdout!r}")
@@ -40,7 +38,7 @@ def measure(scales: list[float], seconds: float, repeat: int) -> dict[str, list[
         for threads, table in rows.items():
             build, factor = (min(column) for column in zip(*(each[threads] for each in runs), strict=True))
             table.append([scale, build, factor])
-            print(f"scale {scale}, {threads} threads: built in {build} s, real-time factor {factor}", flush=True)
+            print(f"scale {scale}, {threads} threads: built in {build} s, factor {factor}", flush=True)
     return rows
 
 
@@ -58,7 +56,8 @@ def draw(rows: dict[str, list[list[float]]], file: Path) -> None:
         for x, y in zip(scale, factor, strict=True):
             above = threads == "1"
             offset, side = ((0, 6), "bottom") if above else ((0, -6), "top")
-            axes.annotate(f"{y:g}", (x, y), offset, textcoords="offset points", ha="center", va=side, color=color)
+            place = {"textcoords": "offset points", "ha": "center", "va": side}
+            axes.annotate(f"{y:g}", (x, y), offset, color=color, **place)
     axes.axhline(1, color="gray", linewidth=0.8, linestyle="--")
     axes.text(axes.get_xlim()[0] * 1.05, 1.1, "real time", color="gray", va="bottom")
     axes.set_xticks(scale, [f"{x:g}" for x in scale])
