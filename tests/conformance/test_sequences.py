@@ -33,14 +33,10 @@ def test_a_single_step_of_each_cell(run, kind):
 
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("kind", CELLS)
-@pytest.mark.parametrize(
-    ("steps", "nontemporal"),
-    [(3, False), (4, False), (5, False), (11, False), (11, True)],  # other stores of the same steps
-    ids=["3", "4", "5", "11", "11 non-temporal"],
-)
-def test_several_steps_at_once(kind, steps, nontemporal, monkeypatch):
-    if nontemporal:
-        monkeypatch.setattr(cpu, "NONTEMPORAL_FROM", 0)
+@pytest.mark.parametrize("steps", [3, 4, 5, 11])
+@pytest.mark.parametrize("nontemporal_from", [0, cpu.NONTEMPORAL_FROM])
+def test_several_steps_at_once(kind, steps, nontemporal_from, monkeypatch):
+    monkeypatch.setattr(cpu, "NONTEMPORAL_FROM", nontemporal_from)
     monkeypatch.setattr(programs, "_SHARED", {})  # what is ready for a shape was made with the other
     cell = kind()
     inputs = drive(cell, (steps, 2, 64))

@@ -79,8 +79,8 @@ class KernelWriter(ABC):
             matrices: the names and kinds of addresses of matrices.
         """
         sequences, states = self.loop.sequences.values(), self.loop.states.values()
-        rows = [row.base for row in sequences] + [*self.loop.edge.values()]
-        rows += [row.start for row in states if row.start] + [row.end for row in states]
+        rows = [row.base for row in sequences] + [*self.loop.initial.values()]
+        rows += [name for row in states for name in (row.start, row.end) if name]
         rows += [f"p{i}_at" for i in range(self.step.parameters) if {f"p{i}", f"p{i}[0]"} & self.leaves]
         seed = ["seed"] if self.step.draws else []
         kinds: dict[str, Kind] = dict.fromkeys([*integers, *seed], LONG)
@@ -95,81 +95,39 @@ class KernelWriter(ABC):
         )
 
     @abstractmethod
-    def run_pass(self, pass_: Pass, t: Value, *, edge: bool) -> None:
-        """Writes the calls of `pass_` at step `t`; at the `edge` the states before it are arguments."""
+    def run_pass(self, pass_: Pass, t: Value) -> None:
+        """Writes the calls of `pass_`, whose first step is step `t`."""
 
-    def write_steps(self, groups: Value | None) -> None:
-        """Writes the loop over all steps.
+    def write_steps(self, groups: Value | int) -> None:
+        """Writes the loops over `groups` of :data:`UNROLLED` steps, and over the remaining single steps."""
+        if self.loop.steps is not None:
+            with self.code.loop(0, groups) as i:
+                self.run_pass(self.loop.steps, self._time(i * UNROLLED))
+        with self.code.loop(groups * UNROLLED, self.size["steps"]) as i:
+            self.run_pass(self.loop.step, self._time(i))
 
-        Args:
-            groups: the number of groups of :data:`UNROLLED` steps that run at once; None: no groups.
-        """
-        loop, steps = self.loop, self.size["steps"]
-        grouped = self.code.constant(0) if groups is None else groups * UNROLLED
-        if loop.edge_step is None:
-            self._groups(0, groups, 0)
-            self._singles(grouped, steps)
-        elif groups is None:
-            if loop.forwards:
-                self.run_pass(loop.edge_step, self.code.constant(0), edge=True)
-                self._singles(1, steps)
-            else:
-                self._singles(0, steps - 1)
-                self.run_pass(loop.edge_step, self.code.constant(0), edge=True)
-        else:
-            has_groups = groups > 0
-            if loop.forwards:
-                self._edge(loop.edge_step, has_groups, 0, 0)
-                self._groups(1, groups, 0)
-                self._singles(has_groups.select(grouped, 1), steps)
-            else:
-                singles = has_groups.select(steps - grouped, steps - 1)
-                self._singles(0, singles)
-                self._groups(0, groups - 1, singles)
-                self._edge(loop.edge_step, has_groups, steps - UNROLLED, steps - 1)
-
-    def _groups(self, first: int, last: Value | None, done: Value | int) -> None:
-        """Writes groups `first` to `last` of unrolled steps, after `done` single steps; None: no groups."""
-        if last is not None and self.loop.steps is not None:
-            with self.code.loop(first, last) as i:
-                self.run_pass(self.loop.steps, self._time(i * UNROLLED + done), edge=False)
-
-    def _singles(self, first: Value | int, last: Value) -> None:
-        """Writes single steps from `first` to `last` in order of execution."""
-        with self.code.loop(first, last) as i:
-            t = self._time(i)
-            if self.loop.before is not None:
-                self.run_pass(self.loop.before, t, edge=False)
-            self.run_pass(self.loop.step, t, edge=False)
-
-    def _edge(self, step: Pass, has_groups: Value, group: Value | int, single: Value | int) -> None:
-        """Writes the first step in time (the edge), alone or in a group of unrolled steps if `has_groups`.
-
-        `group` or `single` is the number of steps that run before it.
-        """
-        if self.loop.edge_steps is not None:
-            with self.code.when(has_groups):
-                self.run_pass(self.loop.edge_steps, self._time(group), edge=True)
-        with self.code.when(~has_groups):
-            self.run_pass(step, self._time(single), edge=True)
-
-    def _time(self, done: Value | int) -> Value:
-        """The time of the step that runs after `done` other steps."""
-        done = done if isinstance(done, Value) else self.code.constant(done)
+    def _time(self, done: Value) -> Value:
+        """The step in time that runs after `done` other steps."""
         return done if self.loop.forwards else self.size["steps"] - 1 - done
+
+    def is_first(self, t: Value, position: int) -> Value:
+        """Whether a step of a backward, `position` steps after step `t` in order of execution, is step 0."""
+        return t.equals(position)
 
     def sequence_step(self, name: str, t: Value) -> tuple[SequenceRow, Value] | None:
         """Finds the memory of a row such as ``x.2``: the row ``x`` of the step that runs 2 steps after `t`.
 
         Returns the sequence ``[T, ...]`` that contains the row, and the offset of that step in it in numbers,
-        or in bytes for bits. None if the row belongs to no sequence.
+        or in bytes for bits. None if the row belongs to no sequence. A step before the first step in time,
+        whose values are read and not used, is replaced by the first.
         """
         row, _, distance = name.rpartition(".")
         if row not in self.loop.sequences:
             return None
         sequence, offset = self.loop.sequences[row], int(distance)
-        step = t if not offset else t + offset if self.loop.forwards else t - offset
-        return sequence, step * self.size[sequence.stride]
+        if offset:
+            t = (t + offset if self.loop.forwards else t - offset).larger(0)
+        return sequence, t * self.size[sequence.stride]
 
     def call(
         self,
@@ -192,7 +150,12 @@ class KernelWriter(ABC):
         """
         functions = {op: self.addresses[name] for name, op in self.functions.items()}
         draw_arguments = [self.size["seed"], time, first] if call.draws else []
-        write_call(self.code, call, rows, self.scalars, functions, neurons, in_reverse, draw_arguments)
+        scalars = dict(self.scalars)
+        for name in call.scalars:
+            if name.startswith("is_first."):
+                is_first = self.is_first(time, int(name.removeprefix("is_first.")))
+                scalars[name] = is_first.select(self.code.constant(1, self.loop.number.element), 0)
+        write_call(self.code, call, rows, scalars, functions, neurons, in_reverse, draw_arguments)
 
     def finish(self, buffer_rows: int, max_row: int = 0) -> Source:
         """The LLVM module of the kernel and its functions."""
@@ -209,7 +172,8 @@ def scalar_arguments(passes: Iterable[Pass], read: Callable[[str, int], Value]) 
     scalars = {}
     for name in dict.fromkeys(n for pass_ in passes for call in pass_.sequence for n in call.scalars):
         array, _, index = name.rstrip("]").partition("[")
-        scalars[name] = read(array, int(index))
+        if index:
+            scalars[name] = read(array, int(index))
     return scalars
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hibana.compiler.cpu.kernel_writer import Source
 from hibana.compiler.cpu.launch import Launch
-from hibana.compiler.cpu.row_function import LINE
 from hibana.compiler.cpu.source import backward_source, forward_source
 from hibana.compiler.cpu.vector_functions import approximate, vector_functions
 from hibana.compiler.graph.plan import Plan
@@ -84,7 +83,6 @@ class NativeKernels(NamedKernels):
         variant: Variant,
         shape: torch.Size,
         names: tuple[str, ...],
-        is_aligned: bool,
         threads: int,
     ) -> Launch:
         """A kernel bound to sequences of one shape.
@@ -95,7 +93,6 @@ class NativeKernels(NamedKernels):
                 gradient.
             shape: the shape of the sequences, ``[T, ...]``.
             names: the names of the arguments that change with each launch, in order.
-            is_aligned: whether the sequence that the kernel writes begins at a cache line.
             threads: the number of torch's threads.
         """
 
@@ -113,10 +110,7 @@ class NativeKernels(NamedKernels):
     ) -> None:
         """Runs a kernel once, on the addresses of the tensors in `arguments`; others are those of `_bind`."""
         arguments["constants"] = self.constants_address
-        written = arguments["outputs" if direction == "forward" else "grad_input"]
-        is_aligned = written is not None and written.data_ptr() % LINE == 0
-        threads = torch.get_num_threads()
-        launch = self._bound(direction, variant, shape, tuple(arguments), is_aligned, threads)
+        launch = self._bound(direction, variant, shape, tuple(arguments), torch.get_num_threads())
         if launch.workspace is not None:
             arguments["workspace"] = torch.empty(launch.workspace, dtype=torch.uint8, device="cpu")
         launch.run([_address(value) for value in arguments.values()])

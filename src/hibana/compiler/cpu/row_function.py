@@ -166,8 +166,8 @@ def row_function(
     *,
     short: bool,
     aligned: bool,
-    nontemporal: frozenset[str],
-    ahead: frozenset[str],
+    sequences: frozenset[str],
+    nontemporal: bool,
 ) -> tuple[Function, list[str], list[str], bool]:
     """An LLVM function that computes `stores` for a row of neurons, in blocks of 32.
 
@@ -180,8 +180,8 @@ def row_function(
         number: the pointer type of numbers.
         short: whether all blocks run through the masked code, which is a third of the instructions.
         aligned: whether the number of the first neuron is a multiple of :data:`VECTOR`.
-        nontemporal: the rows that are written by non-temporal stores.
-        ahead: the rows that are prefetched.
+        sequences: the rows of sequences, which are prefetched.
+        nontemporal: whether rows of numbers of sequences are written by non-temporal stores.
 
     Returns:
         The function, the names of its rows, the names of its scalars, and whether it draws random numbers. If
@@ -196,6 +196,8 @@ def row_function(
         if name not in scalars and name not in draw_names
     }
 
+    streamed = sequences if nontemporal else frozenset()
+
     def write(code: Code, n: Value, in_reverse: Value, **arguments: Any) -> None:
         """Writes the function: full blocks, blocks in reverse order, then the remaining neurons."""
         vectors = {s: arguments[_identifier(s)].spread(VECTOR) for s in scalars}
@@ -209,9 +211,9 @@ def row_function(
         full = n & -VECTOR
         turn = (full - in_reverse).larger(0)
         with code.loop(0, turn, VECTOR) as index:
-            block(index, nontemporal=nontemporal, ahead=ahead)
+            block(index, ahead=sequences, streamed=streamed)
         with code.loop(0, full - turn, VECTOR) as back:
-            block(full - VECTOR - back, nontemporal=nontemporal)
+            block(full - VECTOR - back, streamed=streamed)
         remainder = n - full
         with code.when(remainder.differs(0)):
             block(full, remainder)
@@ -242,8 +244,8 @@ def _block(
     index: Value,
     count: Value | None = None,
     *,
-    nontemporal: frozenset[str] = frozenset(),
     ahead: frozenset[str] = frozenset(),
+    streamed: frozenset[str] = frozenset(),
 ) -> None:
     """Computes `stores` for the block of neurons from `index` on.
 
@@ -256,8 +258,8 @@ def _block(
         number: the pointer type of numbers.
         index: the index of the block's first neuron in the row.
         count: the number of neurons in the block; None: it is full.
-        nontemporal: the rows that are written by non-temporal stores, aligned to cache lines.
         ahead: the rows that are prefetched.
+        streamed: the rows whose numbers are written by non-temporal stores, aligned to cache lines.
     """
     names: dict[graph.Value, str] = {}
     for name, value in stores.items():
@@ -267,9 +269,9 @@ def _block(
     for name, value in stores.items():
         result = block.of(value)
         if name not in overwritten:
-            if name in ahead - nontemporal and not value.boolean:
+            if name in ahead - streamed and not value.boolean:
                 block.prefetch(name, to_write=True)
-            block.store(name, result, nontemporal=name in nontemporal)
+            block.store(name, result, nontemporal=name in streamed)
     for name, value in stores.items():
         if name in overwritten:
-            block.store(name, block.of(value), nontemporal=name in nontemporal)
+            block.store(name, block.of(value), nontemporal=False)

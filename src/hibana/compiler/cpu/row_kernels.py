@@ -77,14 +77,13 @@ class CpuKernels(NativeKernels):
         variant: Variant,
         shape: torch.Size,
         names: tuple[str, ...],
-        is_aligned: bool,
         threads: int,
     ) -> Launch:
         """A kernel bound to sequences of one `shape`, with rows split among `threads`."""
         steps, neurons = shape[0], shape[1:].numel()
         step_bytes = neurons * self.size
         is_large = steps * step_bytes >= NONTEMPORAL_FROM and step_bytes % LINE == 0
-        kernel, source = self._kernel(direction, variant, is_large and is_aligned)
+        kernel, source = self._kernel(direction, variant, is_large)
         rows, width, grain = split_rows(steps, neurons, threads, source.max_row)
         sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
         sizes |= {"row_bytes": row_bytes(neurons)} | self._function_addresses(source)
@@ -134,7 +133,7 @@ class CpuKernels(NativeKernels):
         }
         constant_arguments = {name: value for name, value in constant_arguments.items() if name not in names}
         launch = self._bound(
-            direction, variant, shape, (*names, *constant_arguments), False, torch.get_num_threads()
+            direction, variant, shape, (*names, *constant_arguments), torch.get_num_threads()
         )
         run, pack, values = launch.kernel, launch.pack, tuple(constant_arguments.values())
         return lambda addresses: run(pack((*addresses, *values)))

@@ -66,8 +66,7 @@ class RowLoops(KernelWriter):
         """The addresses of the current rows by name."""
         for name in scratch:
             self.rows[name] = code.array(loop.number, ROW + page if width == ROW else width)
-        results = [name for name in loop.stores if name not in states and name not in loop.sequences]
-        buffers = {name: code.array(loop.number, ROW + page) for name in (*states, *results)}
+        buffers = {name: code.array(loop.number, ROW + page) for name in states}
         self.zeros = code.array(loop.number, ROW + page)
         self.zeros.clear(ROW)
         with code.loop(self.begin, self.end) as row:
@@ -75,15 +74,14 @@ class RowLoops(KernelWriter):
             self.count = size["width"].smaller(size["neurons"] - self.first)
             self.in_reverse = (row + 1).equals(self.end).select(size["reversed"], 0)
             state_rows = self._spread_over_page(buffers)
-            self.rows |= {name: state_rows[name] for name in results}
             for name, state in states.items():
                 self._begin_state(name, state, state_rows[name])
             for name in parameters:
                 self.rows[name] = self.addresses[f"{name}_at"] + self.first % size[f"{name}_period"]
-            self.edge_rows = {leaf: self._argument(base, self.zeros) for leaf, base in loop.edge.items()}
+            self.initial = {name: self._argument(name, self.zeros) for name in loop.initial.values()}
             is_full = (self.count & (VECTOR - 1)).equals(0)
-            self.write_steps(is_full.select(size["steps"] // UNROLLED, 0) if loop.steps else None)
-        if any(pass_.nontemporal for pass_ in self.passes):
+            self.write_steps(is_full.select(size["steps"] // UNROLLED, 0) if loop.steps else 0)
+        if loop.nontemporal:
             code.fence()  # other stores are not ordered after non-temporal ones without it
         return self.finish(len(buffers), min(width, PARAMETER_ROW) if parameters else width)
 
@@ -111,12 +109,12 @@ class RowLoops(KernelWriter):
         This is the caller's array for the last values, or `buffer` if there is no such array.
         """
         start = self._argument(state.start, self.zeros) if state.start else self.zeros
-        self.rows[name] = self._argument(state.end, buffer)
+        self.rows[name] = self._argument(state.end, buffer) if state.end else buffer
         self.rows[name].copy(start, self.count)
 
-    def run_pass(self, pass_: Pass, t: Value, *, edge: bool) -> None:
-        """Writes the calls of `pass_` at step `t` for the current row."""
-        rows = dict(self.edge_rows) if edge else {}
+    def run_pass(self, pass_: Pass, t: Value) -> None:
+        """Writes the calls of `pass_` from step `t` on for the current row."""
+        rows: dict[str, Pointer] = {}
         for call in pass_.sequence:
             for name in call.rows:
                 if name not in rows:
@@ -127,6 +125,11 @@ class RowLoops(KernelWriter):
         """The address of the current row `name` at step `t`; ``{row}.1`` belongs to the step that follows."""
         sequence_step = self.sequence_step(name, t)
         if sequence_step is None:
-            return self.rows[name]
+            argument, _, position = name.partition(".")
+            if argument not in self.initial:
+                return self.rows[name]
+            # another row, which is in the cache, where the values are not used
+            unused = self.rows[next(iter(self.loop.states))]
+            return unused.replace_if(self.is_first(t, int(position)), self.initial[argument])
         sequence, offset = sequence_step
         return self.addresses[sequence.base] + (offset + (self.first >> 3 if sequence.bits else self.first))

@@ -31,10 +31,10 @@ class Pass:
     number: type[Pointer]
     calls: frozenset[str]
     """Operations whose vector functions are arguments of the kernel; other operations call the C library."""
-    nontemporal: frozenset[str] = frozenset()
-    """Rows that are written by non-temporal stores."""
-    ahead: frozenset[str] = frozenset()
-    """Rows that are prefetched."""
+    sequences: frozenset[str] = frozenset()
+    """Rows of sequences, which are prefetched."""
+    nontemporal: bool = False
+    """Whether rows of numbers of sequences are written by non-temporal stores."""
     aligned: bool = True
     """Whether rows begin at neurons whose numbers are multiples of a vector's."""
     functions: int = 0
@@ -52,7 +52,7 @@ class Pass:
         """Splits the pass at vector functions and matrix products, and adds the calls in order."""
         self.leaves = leaves(self.stores)
         stores = _Lowering(self.calls, in_loop=self.number is Floats).rewrite(self.stores)
-        self.long = is_long(stores)
+        self.long = len(reachable(stores.values())) >= LONG
         while cuts := _first_cuts(stores):  # the vector functions and products that can be called next
             operands = [(cut, operand) for cut in cuts for operand in _row_operands(cut)]
             names = self._rows(stores, len(operands))
@@ -108,8 +108,8 @@ class Pass:
             self.number,
             short=self.long,
             aligned=self.aligned,
+            sequences=self.sequences,
             nontemporal=self.nontemporal,
-            ahead=self.ahead,
         )
         self.functions += 1
         self.sequence.append(Call(function, rows, scalars, draws=draws))
@@ -129,11 +129,6 @@ class Call:
     """For a product, twice the number of the matrix, plus 1 if it is transposed."""
     draws: bool = False
     """Whether the function draws random numbers."""
-
-
-def is_long(stores: Stores) -> bool:
-    """Whether computing `stores` takes at least :data:`LONG` values."""
-    return len(reachable(stores.values())) >= LONG
 
 
 def _shared_values(stores: Stores, roots: Iterable[Value]) -> list[Value]:

@@ -71,7 +71,6 @@ class SampleKernels(NativeKernels):
         variant: Variant,
         shape: torch.Size,
         names: tuple[str, ...],
-        is_aligned: bool,
         threads: int,
     ) -> Launch:
         """A kernel bound to sequences of one `shape`, with tiles of samples split among `threads`."""

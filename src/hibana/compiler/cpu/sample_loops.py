@@ -15,7 +15,6 @@ from hibana.compiler.cpu.kernel_writer import KernelWriter, Source
 from hibana.compiler.cpu.product import product, product_at
 from hibana.compiler.cpu.row_pass import Call, Pass
 from hibana.compiler.cpu.sparse_product import sparse_product, sparse_product_at
-from hibana.compiler.cpu.time_loop import SequenceRow
 from hibana.runtime.kernels import BYTE, Bytes, Ints, Kind, Longs, Pointer, Value
 
 SIZES = (
@@ -62,7 +61,7 @@ class SampleLoops(KernelWriter):
                 self.sample = tile * size["per_tile"]
                 self.count = size["per_tile"].smaller(size["samples"] - self.sample)
                 self._begin_states()
-                self.write_steps(None)
+                self.write_steps(0)
                 self._end_states()
         return self.finish(len(buffers))
 
@@ -99,61 +98,44 @@ class SampleLoops(KernelWriter):
 
     def _begin_states(self) -> None:
         """Copies the initial states of the tile's samples into the kernel's own rows."""
-        with self._each_sample() as (s, sample):
-            for name, state in self.loop.states.items():
-                start = self._argument(state.start, sample) if state.start else self.zeros
-                self._buffer_row(name, s).copy(start, self.size["neurons"])
+        for name, state in self.loop.states.items():
+            start, stride = self._initial(state.start) if state.start else (self.zeros, self.code.constant(0))
+            with self._each_sample() as (s, _):
+                self._buffer_row(name, s).copy(start + s * stride, self.size["neurons"])
 
     def _end_states(self) -> None:
         """Copies the last states of the tile's samples to the caller's tensors."""
-        for name, state in self.loop.states.items():
-            end = self.addresses[state.end]
+        ends = {name: self.addresses[state.end] for name, state in self.loop.states.items() if state.end}
+        for name, end in ends.items():
             with self.code.when(end.is_not_null()), self._each_sample() as (s, sample):
                 (end + self._offset(sample)).copy(self._buffer_row(name, s), self.size["neurons"])
 
-    def run_pass(self, pass_: Pass, t: Value, *, edge: bool) -> None:
-        """Writes the calls of `pass_` at step `t`: functions sample by sample, products for all samples.
-
-        At the `edge`, the first step in time, the states before it are arguments of the kernel.
-        """
+    def run_pass(self, pass_: Pass, t: Value) -> None:
+        """Writes the calls of `pass_` at step `t`: functions sample by sample, products for all samples."""
         for are_products, calls in groupby(pass_.sequence, key=lambda call: call.function == "product"):
             if are_products:
                 for call in calls:
-                    self._product(call, t, edge=edge)
+                    self._product(call, t)
                 continue
             with self._each_sample() as (s, sample):
                 rows: dict[str, Pointer] = {}
                 for call in calls:
                     for name in call.rows:
                         if name not in rows:
-                            rows[name] = self._row(name, t, s, sample, edge=edge)
+                            address, stride = self._rows(name, t)
+                            rows[name] = address + s * stride
                     in_reverse, first = self.code.constant(0), self._offset(sample)
                     addresses = [rows[name] for name in call.rows]
                     self.call(call, addresses, self.size["neurons"], in_reverse, t, first)
 
-    def _row(self, name: str, t: Value, s: Value, sample: Value, *, edge: bool) -> Pointer:
-        """The address of the neurons of value `name`, for sample `s` of the tile (`sample` of the batch)."""
-        sequence_step = self.sequence_step(name, t)
-        if sequence_step is not None:
-            sequence, offset = sequence_step
-            return self.addresses[sequence.base] + offset + sample * self._sample_stride(sequence)
-        if edge and name in self.loop.edge:
-            return self._argument(self.loop.edge[name], sample)
-        if name in self.rows:
-            return self._buffer_row(name, s)
-        return self.addresses[f"{name}_at"] + self._offset(sample)
-
-    def _product(self, call: Call, t: Value, *, edge: bool) -> None:
-        """Writes the matrix product `call` for all samples of the tile at step `t`.
-
-        At the `edge`, the first step in time, the states before it are arguments of the kernel.
-        """
+    def _product(self, call: Call, t: Value) -> None:
+        """Writes the matrix product `call` for all samples of the tile at step `t`."""
         code, size = self.code, self.size
         operand, *mask, result = call.rows  # `mask` has one row for a masked product, else none
-        x, x_stride = self._tile_rows(operand, t, edge=edge)
+        x, x_stride = self._rows(operand, t)
         matrix, y = [self.addresses[name] for name in self._matrix(call)], self.rows[result]
         if len(matrix) > 1:
-            bits = self._mask(mask[0], t, edge=edge) if mask else (self.all_bits, code.constant(0))
+            bits = self._mask(mask[0], t) if mask else (self.all_bits, code.constant(0))
             forward, at_bits = self.sparse_products
             sparse_sizes = y, size["padded"], self.count, size["neurons"]
             if call.matrix % 2:
@@ -167,41 +149,47 @@ class SampleLoops(KernelWriter):
         if not mask:
             by_matrix.do(code, x, x_stride, *matrix, y, *sizes, self.places, self.values, self.counts)
             return
-        mask_bits, bits_stride = self._mask(mask[0], t, edge=edge)
+        mask_bits, bits_stride = self._mask(mask[0], t)
         by_rows.do(code, x, x_stride, *matrix, mask_bits, bits_stride, y, *sizes, self.indices)
 
-    def _tile_rows(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
-        """The address of the neurons of value `name` for the tile's first sample, and its sample stride."""
-        sequence_step = self.sequence_step(name, t)
+    def _rows(self, name: str, t: Value) -> tuple[Pointer, Value]:
+        """The address of the neurons of value `name` for the tile's first sample, and the sample stride."""
+        sequence_step, neurons = self.sequence_step(name, t), self.size["neurons"]
+        row, _, position = name.partition(".")
         if sequence_step is not None:
             sequence, offset = sequence_step
-            stride = self._sample_stride(sequence)
-            return self.addresses[sequence.base] + offset + self.sample * stride, stride
-        if edge and name in self.loop.edge:
-            has_argument = self.addresses[self.loop.edge[name]].is_not_null()
-            return self._argument(self.loop.edge[name], self.sample), has_argument.select(
-                self.size["neurons"], 0
-            )
-        return self.rows[name], self.size["padded"]
+            stride = self.size["sample_bytes"] if sequence.bits else neurons
+            address = self.addresses[sequence.base] + offset + self.sample * stride
+            if not self.loop.forwards or position == "0":
+                return address, stride
+            initial, initial_stride = self._initial(f"{row}_first")
+            is_first = t.equals(0)
+            return address.replace_if(is_first, initial), is_first.select(initial_stride, stride)
+        if name in self.rows:
+            return self.rows[name], self.size["padded"]
+        if row in self.loop.initial.values():
+            return self._initial(row)
+        return self.addresses[f"{name}_at"] + self.sample * neurons, neurons
 
-    def _mask(self, name: str, t: Value, *, edge: bool) -> tuple[Pointer, Value]:
+    def _initial(self, name: str) -> tuple[Pointer, Value]:
+        """The address of the argument `name` for the tile's first sample, and the sample stride.
+
+        Zeros with a stride of 0 if the argument is null.
+        """
+        argument, neurons = self.addresses[name], self.size["neurons"]
+        exists = argument.is_not_null()
+        return self.zeros.replace_if(exists, argument + self.sample * neurons), exists.select(neurons, 0)
+
+    def _mask(self, name: str, t: Value) -> tuple[Pointer, Value]:
         """The address of the bits `name` that mask a product, for the tile's samples, and their stride."""
-        if name.rpartition(".")[0] in self.loop.sequences:
-            return self._tile_rows(name, t, edge=edge)
-        if not edge:
-            return self.rows[name].of(Bytes), self.size["padded"] * self.loop.number.element.size
-        # At time 0 the product is a part of the initial states' gradients: all of it is needed, or nothing.
-        wants_first = self.size["wants_first"].differs(0)
-        return self.no_bits.replace_if(wants_first, self.all_bits), self.code.constant(0)
-
-    def _sample_stride(self, sequence: SequenceRow) -> Value:
-        """The stride from sample to sample within a step of a sequence, in numbers or, for bits, in bytes."""
-        return self.size["sample_bytes" if sequence.bits else "neurons"]
-
-    def _argument(self, name: str, sample: Value) -> Pointer:
-        """The row of `sample` in the argument `name`, or a row of zeros if that is null."""
-        argument = self.addresses[name]
-        return self.zeros.replace_if(argument.is_not_null(), argument + self._offset(sample))
+        bits, stride = self._rows(name, t)
+        if name.endswith(".0"):
+            return bits, stride
+        # Bits of the step before. Before the first step in time the product is a part of the gradients of the
+        # initial states: all of it is needed, or nothing.
+        is_first, wants_first = self.is_first(t, 0), self.size["wants_first"].differs(0)
+        initial = self.no_bits.replace_if(wants_first, self.all_bits)
+        return bits.replace_if(is_first, initial), is_first.select(0, stride)
 
     def _buffer_row(self, name: str, s: Value) -> Pointer:
         """The address of the value `name` in the kernel's own memory, for sample `s` of the tile."""

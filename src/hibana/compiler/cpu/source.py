@@ -5,7 +5,7 @@ from hibana.compiler.cpu.row_function import NUMBERS
 from hibana.compiler.cpu.row_loops import RowLoops
 from hibana.compiler.cpu.sample_loops import SampleLoops
 from hibana.compiler.cpu.time_loop import StateRow, TimeLoop, sequence_rows
-from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass, leaves
+from hibana.compiler.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.graph.synapses import with_masks
@@ -27,20 +27,19 @@ def forward_source(
     """
     stores = forward_pass(step, plan)
     *carried, emitted = step.states
-    sequences = sequence_rows(step, stores, plan, "forward")
-    inner, edge = {}, {}
-    if "emitted_before" in leaves(stores):
-        inner["emitted_before"] = Value("row", data=f"{emitted}_earlier")
-        edge["emitted_before"] = f"{emitted}_first"
-    next_values: dict[str, str] = {}
-    if not step.matrices:
-        next_values = {**{name: name for name in carried}, "emitted_before": emitted}
-        if inner and (spikes := stores[emitted].as_boolean):  # one bit is faster to read again than a number
-            stores["fired"] = spikes
-            inner["emitted_before"] = Value("to_float", (Value("bits", data="fired"),))
     states = {name: StateRow(f"{name}_first", f"{name}_last") for name in carried}
-    rest = next_values, inner, edge, NUMBERS[real], calls, nontemporal, not step.matrices
-    return _source(step, TimeLoop("forward", stores, sequences, states, *rest))
+    before: Stores = {}
+    initial: dict[str, str] = {}
+    if "emitted_before" in leaves(stores):
+        if step.matrices:  # reads the output of the step before
+            before["emitted_before"] = Value("row", data=f"{emitted}_earlier")
+            initial["emitted_before"] = f"{emitted}_first"
+        else:  # outputs may bypass the cache: a copy of the last one is a state
+            stores["emitted_before"] = stores[emitted]
+            states["emitted_before"] = StateRow(f"{emitted}_first", "")
+    sequences = sequence_rows(step, stores, plan, "forward")
+    rest = NUMBERS[real], calls, not step.matrices, nontemporal
+    return _source(step, TimeLoop("forward", stores, sequences, states, before, initial, *rest))
 
 
 def backward_source(
@@ -66,16 +65,15 @@ def backward_source(
     states = {f"{name}_grad": StateRow(f"{name}_last_grad", f"{name}_first_grad") for name in carried}
     states[f"{emitted}_grad"] = StateRow("", f"{emitted}_first_grad")
     states |= {f"sum{i}": StateRow("", f"sum{i}_all") for i in range(len(step.grad_sums))}
-    inner = before | {
+    gates = {
         f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(mask)}_earlier")
         for state, mask in masks.items()
     }
-    edge = {name: f"{name.removesuffix('_before')}_first" for name in before}
-    next_values = {} if step.matrices else {name: name for name in states}
-    rest = next_values, inner, edge, NUMBERS[real], calls, nontemporal, not step.matrices
+    initial = {name: f"{name.removesuffix('_before')}_first" for name in before}
+    rest = before | gates, initial, NUMBERS[real], calls, not step.matrices, nontemporal
     return _source(step, TimeLoop("backward", stores, sequences, states, *rest))
 
 
 def _source(step: Step, loop: TimeLoop) -> Source:
     """The source of the kernel: a kernel over samples for a step with products, else over rows."""
-    return (SampleLoops if step.matrices else RowLoops)(step, loop).source()
+    return (RowLoops if loop.by_rows else SampleLoops)(step, loop).source()

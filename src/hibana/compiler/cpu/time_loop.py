@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from hibana.compiler.cpu.row_pass import Pass, is_long
+from hibana.compiler.cpu.row_pass import Pass
 from hibana.compiler.graph.analysis import Rewriting
 from hibana.compiler.graph.passes import Stores, leaves
 from hibana.compiler.graph.plan import Plan
@@ -32,7 +32,7 @@ class StateRow(NamedTuple):
     start: str
     """The address of its initial values; an empty name or a null address stands for zeros."""
     end: str
-    """The address that receives its last values, or null."""
+    """The address that receives its last values; an empty name or a null address if nothing receives them."""
 
 
 def sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str) -> dict[str, SequenceRow]:
@@ -62,10 +62,7 @@ def sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str)
 
 @dataclass(frozen=True)
 class TimeLoop:
-    """A loop over time, forward or backward.
-
-    The step at time 0 is the *edge*: it reads the states before it from arguments of the kernel.
-    """
+    """A loop over time, forward or backward."""
 
     direction: str
     """``"forward"`` or ``"backward"``; a backward runs from the last step to the first."""
@@ -73,20 +70,19 @@ class TimeLoop:
     """The results of one step, by row."""
     sequences: Mapping[str, SequenceRow]
     states: Mapping[str, StateRow]
-    next_values: Mapping[str, str]
-    """For each row of state, the store that is its value at the step that runs next."""
-    inner: Stores
-    """For each leaf that differs at the edge, its value at all other steps."""
-    edge: Mapping[str, str]
-    """For each leaf that is an argument of the kernel at the edge, that argument."""
+    """The rows that pass from step to step: the leaf and the result of a step have the same name."""
+    before: Stores
+    """For each leaf that belongs to the step before, its value: a state, or the mask of a gradient."""
+    initial: Mapping[str, str]
+    """For each state in `before`, the kernel argument with its values before the first step."""
     number: type[Pointer]
     """The pointer type of numbers."""
     calls: frozenset[str]
     """The operations whose vector functions are arguments of the kernel."""
+    by_rows: bool
+    """Whether the kernel runs over rows of neurons; otherwise over samples, as matrix products require."""
     nontemporal: bool = False
     """Whether unrolled steps write sequences by non-temporal stores."""
-    aligned: bool = True
-    """Whether rows begin at neurons whose numbers are multiples of a vector's."""
 
     @property
     def forwards(self) -> bool:
@@ -99,73 +95,52 @@ class TimeLoop:
         return -1 if self.forwards else 1
 
     @cached_property
-    def before(self) -> Pass | None:
-        """A pass that computes :attr:`inner` before a step with much code, which the edge can then share.
-
-        None for short steps: the edge then has code of its own.
-        """
-        if not self.inner or not is_long(self._unrolled(1, edge=False)):
-            return None
-        inner = _AtStep(self, 0, {}, {}).rewrite(self.inner)
-        before = Pass(f"{self.direction}_before", inner, self.number, self.calls, aligned=self.aligned)
-        before.scratch += self.inner
-        return before
-
-    @cached_property
     def step(self) -> Pass:
-        """The pass over one step; with :attr:`before` also over the edge, the step at time 0."""
-        return self._pass("step", 1, edge=self.before is not None)
+        """The pass over one step."""
+        return self._pass("step", 1)
 
     @cached_property
     def steps(self) -> Pass | None:
         """:data:`UNROLLED` steps; None if a value between them would pass through memory."""
-        if not self.next_values or self.step.long or len(self.step.sequence) != 1:
+        if not self.by_rows or self.step.long or len(self.step.sequence) != 1:
             return None
-        return self._pass("steps", UNROLLED, edge=False)
-
-    @cached_property
-    def edge_step(self) -> Pass | None:
-        """The edge, if it differs from other steps."""
-        if self.before is not None:
-            return self.step
-        return self._pass("edge_step", 1, edge=True) if self.inner else None
-
-    @cached_property
-    def edge_steps(self) -> Pass | None:
-        """:data:`UNROLLED` steps with the edge among them, if it differs from other steps."""
-        return self._pass("edge_steps", UNROLLED, edge=True) if self.inner and self.steps else None
+        return self._pass("steps", UNROLLED)
 
     def passes(self) -> list[Pass]:
         """All passes of the loop."""
-        passes = (self.before, self.step, self.steps, self.edge_step, self.edge_steps)
-        return list(dict.fromkeys(pass_ for pass_ in passes if pass_))
+        return [self.step, self.steps] if self.steps else [self.step]
 
-    def _pass(self, name: str, count: int, *, edge: bool) -> Pass:
-        """The pass `name` over `count` successive steps; `edge`: whether the edge is one of the steps."""
-        stores = self._unrolled(count, edge=edge)
+    def _pass(self, name: str, count: int) -> Pass:
+        """The pass `name` over `count` successive steps."""
+        stores = self._unrolled(count)
         rows = frozenset(r for r in (*leaves(stores), *stores) if r.rpartition(".")[0] in self.sequences)
-        nontemporal = rows & stores.keys() if self.nontemporal and count > 1 else frozenset()
-        options = nontemporal, rows, self.aligned
-        return Pass(f"{self.direction}_{name}", stores, self.number, self.calls, *options)
+        nontemporal = self.nontemporal and count > 1
+        return Pass(
+            f"{self.direction}_{name}", stores, self.number, self.calls, rows, nontemporal, self.by_rows
+        )
 
-    def _unrolled(self, count: int, *, edge: bool) -> Stores:
+    def _unrolled(self, count: int) -> Stores:
         """The stores of `count` successive steps; states pass between them as values.
 
         The row of a sequence is called ``{name}.0`` at the step that runs first, ``{name}.1`` at the second.
-        `edge`: whether the edge is one of the steps, the first of a forward or the last of a backward.
         """
         renamed: dict[tuple[str, str], Value] = {}
         unrolled: Stores = {}
         results: Stores = {}
         states: Stores = {}
-        edge_index = (0 if self.forwards else count - 1) if edge else None
         for i in range(count):
-            inner = {} if i == edge_index else {k: v for k, v in self.inner.items() if k not in states}
-            values = states | _AtStep(self, i, states, renamed).rewrite(inner)
-            results = _AtStep(self, i, values, renamed).rewrite(self.stores)
+            before = _AtStep(self, i, {}, renamed).rewrite(self.before)
+            if i == count - 1 and not self.forwards:  # no other step can be the first step in time
+                before |= {name: self._initial_or(before[name], name, i) for name in self.initial}
+            results = _AtStep(self, i, states | before, renamed).rewrite(self.stores)
             unrolled |= {f"{name}.{i}": v for name, v in results.items() if name in self.sequences}
-            states = {leaf: results[store] for leaf, store in self.next_values.items() if store in results}
+            states = {name: results[name] for name in self.states if name in results}
         return unrolled | {name: v for name, v in results.items() if name not in self.sequences}
+
+    def _initial_or(self, value: Value, name: str, position: int) -> Value:
+        """`value` of the state `name`; the initial state if the step at `position` is the first in time."""
+        is_first = Value("to_bool", (Value("scalar", data=f"is_first.{position}"),))
+        return Value("where", (is_first, Value("row", data=f"{self.initial[name]}.{position}"), value))
 
 
 class _AtStep(Rewriting):
