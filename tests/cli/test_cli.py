@@ -4,7 +4,6 @@ import io
 import re
 import subprocess
 import sys
-import zipfile
 
 import numpy
 import pytest
@@ -143,42 +142,16 @@ def test_a_folder_that_cannot_be_written_is_refused(command, capsys, tmp_path):
         assert f"--out must be a folder that can be written, got {folder}: " in said
 
 
-def not_checkpoints(checkpoint, folder):
-    """Files that are no checkpoint: text, nothing, other archives, other pickles, and parts of one."""
-    whole = checkpoint.read_bytes()
-    contents = {
-        "text": b"accuracy 100%\n",
-        "empty": b"",
-        "zeros": bytes(1000),
-        "flipped": whole[:1000] + bytes([whole[1000] ^ 255]) + whole[1001:-22] + bytes(22),
-        **{f"cut{part}": whole[: len(whole) * part // 10] for part in (1, 5, 9)},
-        "last byte missing": whole[:-1],
-    }
-    for name, content in contents.items():
-        (folder / name).write_bytes(content)
-        yield folder / name
-    with zipfile.ZipFile(folder / "archive", "w") as archive:
-        archive.writestr("a", "b")
-    yield folder / "archive"
+def test_what_is_no_checkpoint_is_refused(trained, tmp_path, capsys):
     from hibana.train import checkpoint
 
-    for name, content in {
-        "number": 3.0,
-        "tensors": {"a": torch.zeros(2)},
-        "a module": torch.nn.ReLU(),
-        "parts": {"state_dict": {}, "hyper_parameters": {"seed": 0}},
-        "other": {"state_dict": {}, "hyper_parameters": {"features": 64, "classes": 10}},
-    }.items():
-        checkpoint.write(content, folder / name)
-        yield folder / name
-
-
-def test_what_is_no_checkpoint_is_refused(trained, tmp_path, capsys):
-    folder, _ = trained
-    for path in [*not_checkpoints(folder / "checkpoint.ckpt", tmp_path), tmp_path / "missing", tmp_path]:
-        said = refused(capsys, "predict", path)
-        assert "checkpoint must be a file that `hibana train` wrote" in said, path
-        assert str(path) in said
+    (tmp_path / "text").write_text("accuracy 100%")
+    (tmp_path / "cut").write_bytes((trained[0] / "checkpoint.ckpt").read_bytes()[:-1])
+    checkpoint.write({"state_dict": {}, "hyper_parameters": {"seed": 0}}, tmp_path / "parts")
+    for name in ("text", "cut", "parts", "missing", "."):
+        said = refused(capsys, "predict", tmp_path / name)
+        assert "checkpoint must be a file that `hibana train` wrote" in said
+        assert str(tmp_path / name) in said
     assert "checkpoint must be" in refused(capsys, "train", "--resume", tmp_path / "text")
 
 

@@ -626,24 +626,14 @@ def test_pictures_of_floating_point_numbers_are_refused(tmp_path):
         read(tmp_path / "maps")
 
 
-def test_few_threads_for_little_work(tmp_path, monkeypatch):
-    from hibana.train import threads
+def test_few_threads_for_little_work(monkeypatch):
+    from hibana.cli import train_commands
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    before = torch.get_num_threads()
-    chosen = []
-    try:
-        for layers in ("16", "4096,4096"):
-            settings = train.Settings(layers=layers)
-            samples = settings.samples()
-            samples.setup()
-            monkeypatch.setattr(torch, "set_num_threads", chosen.append)
-            monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-            threads.choose(train.build_classifier(settings, samples))
-        assert chosen == [1, 2]
-    finally:
-        monkeypatch.undo()
-        torch.set_num_threads(before)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    for layers, threads in (("16", 1), ("4096,4096", 2)):
+        model = train.Network(train.Settings(layers=layers), (8, 8), 10)
+        assert train_commands._default_threads(model) == threads
 
 
 def test_the_error_of_quantities_is_printed_for_samples_with_labels(tmp_path, monkeypatch, capsys):

@@ -134,16 +134,6 @@ def test_unnamed_columns_of_events_in_another_order_than_txyp_are_refused(tmp_pa
     assert "values are not t x y p; name the columns in the file" in refusal(capsys, "--data", folder)
 
 
-def test_a_sensor_larger_than_any_is_refused_unless_its_size_is_given(tmp_path, capsys):
-    folder = tmp_path / "mine"
-    for number in range(20):
-        (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-        rows = "".join(f"{t},{9 * t},1,1\n" for t in range(300))
-        (folder / "ab"[number % 2] / f"{number}.csv").write_text("t,x,y,p\n" + rows)
-    assert "must have at most 2,048 pixels a side, unless the size" in refusal(capsys, "--data", folder)
-    assert read(folder, size=20, steps=2).shape == (2, 20, 20)
-
-
 def test_descriptions_with_unknown_fields_are_refused(tmp_path):
     said = read(events(tmp_path / "mine", "txyp"), steps=2).description.to_plain()
     with pytest.raises(ValueError, match="must have the entries"):

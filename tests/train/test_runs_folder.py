@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -160,20 +159,6 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_a_sentence(tmp_path, monke
         checkpoint.write({"a": 1}, path)
     assert path.read_bytes() == before
     assert not list(path.parent.glob("unfinished-*"))
-    assert main(["train", *QUICK, "--out", str(tmp_path / "full")]) == 1
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert "can't be written: No space left on device" in err
-
-
-def test_logs_that_cannot_be_written_are_a_sentence_too(tmp_path, monkeypatch, capsys):
-    writer = pytest.importorskip("tensorboard.summary.writer.record_writer", reason="it writes the logs")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # not pytest's, which tells nobody
-    monkeypatch.setattr(writer.RecordWriter, "write", full)  # in a thread of its own, which ends with that
     assert main(["train", *QUICK, "--out", str(tmp_path / "full")]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1

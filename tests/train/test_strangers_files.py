@@ -202,7 +202,6 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     [
         (BOMB + "epochs: *j\n", "there is no setting 'a'"),
         ("epochs: " + "[" * 20_000, "must be YAML: maximum recursion"),
-        ("epochs: " + "{a: " * 15_000, "must be YAML: maximum recursion"),
         ("layers: " + "1" * 70_000, "must be at most 65,536 bytes"),
         ("layers: [" + "1, " * 10_000 + "1]", "layers must be of type str, got .1, 1, 1"),
         ("epochs: " + "9" * 4_000, "epochs must be below 2.63, got 9*[.]{3}9*$"),
@@ -211,8 +210,6 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("epochs: 2024-99-99", "must be YAML"),
         ("x" * 900 + ": 3", "there is no setting"),
         ("data: " + "x" * 60_000, "data must be one of"),
-        ("? [a, b]\n: 3", "must be YAML"),
-        ("epochs: =", "must be"),
     ],
 )
 def test_settings_that_would_take_long_get_a_short_sentence(tmp_path, text, words):
@@ -231,44 +228,25 @@ def test_settings_may_be_changed_by_hand(tmp_path):
     assert train.resume_settings(tmp_path) == (train.Settings(epochs=4, layers="12-12r"), None)
 
 
-def npy(path, header, numbers=bytes(80), version=1):
-    size = 2 if version == 1 else 4
-    path.write_bytes(
-        b"\x93NUMPY" + bytes([version, 0]) + len(header).to_bytes(size, "little") + header + numbers
-    )
-    return path
-
-
 @pytest.mark.parametrize(
     "header",
     [
         b"{'descr': '<f8', 'fortran_order': False, 'shape': (99999999999, 8, 8), }",
-        b"{'descr': '<f8', 'fortran_order': False, 'shape': (11,), }",
-        b"{'descr': '<f8', 'fortran_order': False, 'shape': (-1, -10), }",
         b"{'descr': '|O', 'fortran_order': False, 'shape': (10,), }",
-        b"{'descr': '<f3', 'fortran_order': False, 'shape': (10,), }",
         b"{'descr': '<U2', 'fortran_order': False, 'shape': (10,), }",
         b"(" * 9_999,
-        b"9" * 60_000,
-        b"{'descr': '<f8', 'fortran_order': False, 'shape': (" + b"1, " * 99 + b"), }",
-        b"{'descr': [('a', '<f4', (1000000, 1000000))], 'fortran_order': False, 'shape': (5,), }",
     ],
 )
 def test_an_array_that_is_not_what_its_header_says_is_refused(tmp_path, header):
+    path = tmp_path / "a.npy"
+    path.write_bytes(b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header + bytes(80))
     with pytest.raises(ValueError, match=r"inputs in .*a\.npy"):
-        read_numbers(npy(tmp_path / "a.npy", header))
-
-
-def test_arrays_are_read_as_numpy_reads_them(tmp_path):
-    path, numbers = tmp_path / "a.npy", numpy.arange(24).reshape(2, 3, 4)
-    for kind in ("f2", "f4", ">f8", "u1", "i8", ">i2"):
-        for array in (
-            numbers.astype(kind),
-            numpy.asfortranarray(numbers.astype(kind)),
-            numbers[:0].astype(kind),
-        ):
-            numpy.save(path, array)
-            assert torch.equal(read_numbers(path), torch.tensor(array.astype("float32")))
-    numpy.save(path, numpy.full([2], numpy.nan))
-    with pytest.raises(ValueError, match="must be finite numbers"):
         read_numbers(path)
+
+
+def test_numbers_too_large_for_float32_are_refused(tmp_path):
+    path = tmp_path / "a.npy"
+    for value in (numpy.nan, 1e300):
+        numpy.save(path, numpy.full([2], value))
+        with pytest.raises(ValueError, match="must be finite numbers"):
+            read_numbers(path)

@@ -9,9 +9,6 @@ from typing import Annotated
 
 import cyclopts
 
-__all__ = ["Failure", "Integer", "Refusal", "allow_local_imports", "progress", "refuse_errors", "unwritable"]
-__all__ += ["writable"]
-
 
 class Refusal(Exception):  # noqa: N818 - not an error of the program
     """A sentence that says why a command does not start; exit status 2."""

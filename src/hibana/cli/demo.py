@@ -3,6 +3,7 @@
 Both run :class:`hibana.IFCell`. Results are plain tensors; :mod:`hibana.plot` draws them.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -31,20 +32,21 @@ class OverTime(NamedTuple):
     threshold: float
 
 
-def one_step() -> OneStep:
+def one_step(show: Callable[[str], None] = print) -> OneStep:
     """Demo 1: forty neurons with potentials ``arange(0, 2, 0.05)``, at one moment, without input.
 
-    Prints the potentials, the spikes, and the gradient before and after the backward pass, like the article.
+    Calls `show` with the potentials, the spikes, and the gradient before and after the backward pass, as the
+    article prints them.
     """
     vt = torch.arange(0, 2, 0.05, dtype=torch.float32, device="cpu", requires_grad=True)
     input_, s_previous = torch.zeros_like(vt), torch.zeros_like(vt)
     _, o = IFCell()(input_, vt, s_previous)
-    print(f"{vt = }")
-    print(f"{o = }")
-    print(f"{vt.grad = }")
+    show(f"{vt = }")
+    show(f"{o = }")
+    show(f"{vt.grad = }")
     o.sum().backward()
-    print("after the backward")
-    print(f"{vt.grad = }")
+    show("after the backward")
+    show(f"{vt.grad = }")
     assert vt.grad is not None
     return OneStep(vt.detach(), o.detach(), vt.grad, threshold=1.0)
 

@@ -19,13 +19,11 @@ from hibana.nn import encode
 if TYPE_CHECKING:
     from hibana.train import Network
 
-__all__ = ["StepReader", "step_reader"]
 
 MAX_EMPTY_WINDOWS = 10_000
 """Consecutive windows without an event; a longer gap is treated as a mistake in the times."""
 SAMPLE_RATE = 16_000
 """Default number of samples of sound per second."""
-_MIN_SAMPLE_RATE, _MAX_SAMPLE_RATE = 2_000, 768_000
 _EVENT_FIELDS = ("t", "x", "y", "p")
 _TOLERANCE = 0.01
 """Distance from [0, 1] that values may have because of rounding."""
@@ -228,10 +226,12 @@ class _EventReader(_LineReader):
         row = self.parse(piece)
         if row is None:
             return []
-        t, *place = row.tolist()
-        x, y, polarity = map(self._index, _EVENT_FIELDS[1:], place)
-        if not math.isfinite(t):
-            raise ValueError(f"must have a finite time, got {t:g}")
+        if not np.isfinite(row).all():
+            raise ValueError("must hold finite numbers")
+        t, x, y, polarity = row.tolist()
+        place = np.array([polarity > 0, y, x])  # a polarity of -1, as in some files, becomes 0
+        if not ((place == np.floor(place)) & (place >= 0) & (place < self.shape)).all():
+            raise ValueError(f"must lie on {self.shape[1]}x{self.shape[2]} pixels, got x = {x:g}, y = {y:g}")
         start = t if self.start is None else self.start
         windows = (t - start) / self.width
         if windows < self.index:
@@ -243,7 +243,8 @@ class _EventReader(_LineReader):
             )
         self.start = start
         steps = [self._finish_window() for _ in range(math.floor(windows) - self.index)]
-        self.window[polarity, y, x] = self.window[polarity, y, x] + 1 if self.counts else 1
+        index = tuple(place.astype(int))
+        self.window[index] = self.window[index] + 1 if self.counts else 1
         return steps
 
     def end(self) -> list[Tensor]:
@@ -256,15 +257,6 @@ class _EventReader(_LineReader):
         """Returns the time step of the current window, and starts the next window."""
         window, self.window, self.index = self.window, np.zeros(self.shape), self.index + 1
         return self.encode(torch.from_numpy(window))
-
-    def _index(self, name: str, value: float) -> int:
-        """Returns `value` as an index of the axis `name`; a polarity of -1, as in some files, becomes 0."""
-        if name == "p" and math.isfinite(value):
-            value = float(value > 0)
-        size = self.shape["pyx".index(name)]
-        if not (value.is_integer() and 0 <= value < size):
-            raise ValueError(f"must have {name} in [0, {size}), got {value:g}")
-        return int(value)
 
 
 class _SoundReader(StepReader):
@@ -283,9 +275,6 @@ class _SoundReader(StepReader):
 
     def __init__(self, model: "Network", inputs: SoundInputs, rate: int) -> None:
         super().__init__(model)
-        if not _MIN_SAMPLE_RATE <= rate <= _MAX_SAMPLE_RATE:
-            limits = f"from {_MIN_SAMPLE_RATE:,} to {_MAX_SAMPLE_RATE:,}"
-            raise Refusal(f"--rate must be {limits} samples a second, got {rate}")
         if inputs.highest > rate / 2:
             raise Refusal(
                 f"--rate must be at least {2 * inputs.highest:,.0f}: {model.settings.title} was trained "

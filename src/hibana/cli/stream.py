@@ -18,7 +18,6 @@ from hibana.train.prediction import to_answers
 if TYPE_CHECKING:
     from hibana.train import Network
 
-__all__ = ["predict_stream"]
 
 MAX_DURATIONS = 100_000
 """Number of latest steps whose durations are summarized."""

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from hibana.train import Answers, Linear, Outcome
 
-__all__ = ["format_answers", "format_step", "print_confusions", "print_result", "regression_error"]
-__all__ += ["step_heading"]
 
 MAX_LAYERS = 12
 """Spiking layers up to which each has its own row."""

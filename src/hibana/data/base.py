@@ -12,8 +12,6 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from hibana.runtime.extras import explain_import_error
 
-__all__ = ["DataSet", "InMemory", "Samples", "check_steps", "machine_memory", "stretch"]
-
 Samples = Dataset[tuple[Tensor, ...]]
 """A split: ``(input, label)`` by index."""
 

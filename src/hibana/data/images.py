@@ -11,8 +11,6 @@ from torch import Tensor
 from hibana.data.base import DataSet, InMemory, Samples
 from hibana.runtime.extras import explain_import_error
 
-__all__ = ["MNIST", "Digits", "FashionMNIST"]
-
 DEBIAN = Path("/usr/share/datasets")
 """Folder of Debian's package ``dataset-fashion-mnist``."""
 

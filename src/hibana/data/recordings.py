@@ -10,8 +10,6 @@ from torch.utils.data import Dataset, Subset
 from hibana.data.base import DataSet, Samples, check_steps
 from hibana.runtime.extras import explain_import_error
 
-__all__ = ["NMNIST", "SHD", "SSC", "DVSGesture"]
-
 
 class _Recordings(DataSet):
     """Recordings on disk, read one at a time as spikes ``[steps, *shape]``.

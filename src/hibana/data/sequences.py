@@ -12,8 +12,6 @@ from torch.nn import functional
 
 from hibana.data.base import DataSet, InMemory, Samples, check_steps, stretch
 
-__all__ = ["MNIST1D", "SpokenDigits"]
-
 
 class _Sequences(DataSet):
     """Sequences of `steps` steps."""

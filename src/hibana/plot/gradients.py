@@ -1,14 +1,13 @@
 """Norm of the gradient at each layer and step, for one batch."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from hibana.nn.layers import OverTime, Recurrent
-
-__all__ = ["gradient_norms"]
 
 
 def gradient_norms(
@@ -52,22 +51,17 @@ def gradient_norms(
         raise ValueError(f"of must be 'outputs' or 'inputs', got {of!r}")
     tensors: dict[str, Tensor] = {}
 
-    def recorder(name: str) -> Any:
-        """A forward hook that stores the output or input of each call of the layer `name`."""
-
-        def hook(module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
-            """Stores the tensor of one call; later calls are numbered, ``NAME#1`` and so on."""
-            if of == "inputs":
-                tensor = args[0] if args else kwargs["inputs"]
-            else:
-                tensor = outputs[0] if isinstance(outputs, tuple) else outputs
-            calls = sum(key.partition("#")[0] == name for key in tensors)
-            tensors[name if calls == 0 else f"{name}#{calls}"] = tensor
-
-        return hook
+    def store(name: str, module: nn.Module, args: Any, kwargs: Any, outputs: Any) -> None:
+        """Stores the output or input of a call of the layer `name`; later calls are ``NAME#1`` and so on."""
+        if of == "inputs":
+            tensor = args[0] if args else kwargs["inputs"]
+        else:
+            tensor = outputs[0] if isinstance(outputs, tuple) else outputs
+        calls = sum(key.partition("#")[0] == name for key in tensors)
+        tensors[name if calls == 0 else f"{name}#{calls}"] = tensor
 
     hooks = [
-        module.register_forward_hook(recorder(name), with_kwargs=True)
+        module.register_forward_hook(partial(store, name), with_kwargs=True)
         for name, module in net.named_modules()
         if isinstance(module, OverTime | Recurrent)
     ]

@@ -11,8 +11,6 @@ from hibana.plot import style
 from hibana.plot.spikes import raster
 from hibana.plot.style import BLUE, GREY, RED
 
-__all__ = ["learning_curves", "output_potentials", "training"]
-
 MOST_NAMED = 12
 """With more classes, only the names of the correct and of the predicted class are shown."""
 
@@ -82,7 +80,7 @@ def training(
         raster(spikes, panels["raster"])
     classes, font = style.drawable(list(names) or [str(neuron) for neuron in range(potentials.shape[1])])
     axes = panels["image"]
-    axes.imshow(style.array("image", image, ("[height, width]",)))
+    axes.imshow(style.array("image", image, "[height, width]"))
     axes.set(xticks=[], yticks=[])
     axes.set_title(f"A test sample: {f'{label:.3g}' if is_quantity else classes[int(label)]}", **font)
     output_potentials(potentials, 0 if is_quantity else int(label), classes, panels["output"])
@@ -111,7 +109,7 @@ def output_potentials(
     Raises:
         ValueError: if `potentials` has another shape, or `names` another length.
     """
-    values = style.array("potentials", potentials, ("[T, classes]",))
+    values = style.array("potentials", potentials, "[T, classes]")
     if len(names) != values.shape[1]:
         raise ValueError(f"names must name the {values.shape[1]} classes, got {len(names)}")
     names, font = style.drawable(names)

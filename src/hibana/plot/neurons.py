@@ -12,8 +12,6 @@ from hibana.cells.surrogate import Surrogate
 from hibana.plot import style
 from hibana.plot.style import BLUE, ORANGE, RED, array
 
-__all__ = ["current_step", "membrane", "surrogate"]
-
 
 def membrane(
     potentials: Tensor,
@@ -37,7 +35,7 @@ def membrane(
     Raises:
         ValueError: if the shapes do not fit.
     """
-    values, fired = array("potentials", potentials, ("[T]",)), array("spikes", spikes, ("[T]",)) > 0
+    values, fired = array("potentials", potentials, "[T]"), array("spikes", spikes, "[T]") > 0
     if values.shape != fired.shape:
         raise ValueError(f"spikes must have the shape of potentials, {values.shape}, got {fired.shape}")
     threshold = float(threshold)
@@ -61,8 +59,8 @@ def current_step(
     potentials: Tensor, spikes: Tensor, gradient: Tensor, threshold: float, axes: Sequence[Axes] | None = None
 ) -> Sequence[Axes]:
     """Draws spikes and derivatives of one step against potentials, each ``[neurons]``, on two axes."""
-    x = array("potentials", potentials, ("[neurons]",))
-    heights = array("spikes", spikes, ("[neurons]",)), array("gradient", gradient, ("[neurons]",))
+    x = array("potentials", potentials, "[neurons]")
+    heights = array("spikes", spikes, "[neurons]"), array("gradient", gradient, "[neurons]")
     axes = _two_panels(x, heights, ".-", axes)
     labels = ("Spikes", "Spike $s$"), ("Derivative", r"$\partial s / \partial v$")
     for panel, (title, ylabel) in zip(axes, labels, strict=True):
@@ -74,7 +72,7 @@ def current_step(
 
 def surrogate(function: Surrogate, x: Tensor, axes: Sequence[Axes] | None = None) -> Sequence[Axes]:
     """Draws the Heaviside step at `x`, ``[points]``, and its derivative in `function`, on two axes."""
-    points = array("x", x, ("[points]",))
+    points = array("x", x, "[points]")
     axes = _two_panels(points, (function(x).detach().cpu(), function.derivative(x).detach().cpu()), "-", axes)
     axes[0].set(title="Heaviside step", xlabel="$x$", ylabel="$H(x)$")
     axes[1].set(title=f"Its derivative, as {type(function).__name__} has it", xlabel="$x$", ylabel="$dH/dx$")

@@ -12,8 +12,6 @@ from torch import Tensor
 from hibana.nn.spike_trains import SpikeTrains
 from hibana.plot import style
 
-__all__ = ["activity", "population_rates", "raster"]
-
 Spikes = Tensor | SpikeTrains
 """Spikes of a population: a tensor ``[T, ...]`` of 0 and 1, or events."""
 MOST_VECTORS = 5_000
@@ -89,7 +87,7 @@ def _spike_trains(layers: Mapping[str, Spikes] | Spikes) -> dict[str, SpikeTrain
     trains = {}
     for name, spikes in by_name.items():
         if isinstance(spikes, Tensor):
-            style.array(f"spikes {name}".strip(), spikes, ("[T, ...]",))
+            style.array(f"spikes {name}".strip(), spikes, "[T, ...]")
             spikes = SpikeTrains.from_dense(spikes)
         trains[name] = spikes
     lengths = {s.shape[0] for s in trains.values()}

@@ -105,16 +105,15 @@ def times(axes: Axes, steps: int, dt: float | None) -> Array:
     return np.arange(steps) * dt
 
 
-def array(name: str, tensor: Tensor, shapes: Sequence[str]) -> Array:
+def array(name: str, tensor: Tensor, shape: str) -> Array:
     """`tensor`, called `name` in messages, as an array for Matplotlib.
 
-    Raises ValueError if `tensor` is empty, or its number of dimensions is not that of one of `shapes`, such
-    as ``"[T, neurons]"`` or ``"[T, ...]"``.
+    Raises ValueError if `tensor` is empty, or its number of dimensions is not that of `shape`, such as
+    ``"[T, neurons]"`` or ``"[T, ...]"``.
     """
-    allowed = {shape.count(",") + 1 for shape in shapes if "..." not in shape}
-    least = min((shape.count(",") for shape in shapes if "..." in shape), default=99)
-    if (tensor.ndim not in allowed and tensor.ndim < least) or tensor.numel() == 0:
-        raise ValueError(f"{name} must be {' or '.join(shapes)}, not empty, got shape {tuple(tensor.shape)}")
+    axes = shape.count(",")  # commas; "..." stands for any number of axes
+    if tensor.numel() == 0 or (tensor.ndim < axes if "..." in shape else tensor.ndim != axes + 1):
+        raise ValueError(f"{name} must be {shape}, not empty, got shape {tuple(tensor.shape)}")
     plain = tensor.detach().cpu()
     values: Array = (plain.float() if plain.is_floating_point() and plain.itemsize < 4 else plain).numpy()
     return values

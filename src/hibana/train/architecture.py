@@ -39,8 +39,6 @@ from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import Window
 from hibana.spikes.sparse import connect
 
-__all__ = ["build", "check", "check_trust", "import_object", "is_function", "rocket_parameters"]
-
 Shape = tuple[int, ...]
 
 _WORDS = {

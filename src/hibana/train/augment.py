@@ -7,8 +7,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-__all__ = ["augment_batch", "check"]
-
 SHIFT_DIVISOR = 8
 """Recordings move by at most their side divided by this."""
 

@@ -14,7 +14,6 @@ from hibana.runtime.extras import explain_import_error
 if TYPE_CHECKING:
     from hibana.train.network import Network
 
-__all__ = ["Linear", "first_samples", "linear", "linear_accuracy"]
 
 MAX_SAMPLES = 10_000
 """Training samples that the linear model is fitted to, at most."""

@@ -12,8 +12,6 @@ from lightning.pytorch.callbacks import Callback, Checkpoint
 from hibana.train import checkpoint
 from hibana.train.run_folder import BEST, LAST
 
-__all__ = ["CheckpointFiles", "CheckpointWriter", "History"]
-
 
 class CheckpointFiles(CheckpointIO):
     """Makes Lightning read and write checkpoints with :mod:`hibana.train.checkpoint`."""

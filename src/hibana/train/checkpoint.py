@@ -15,8 +15,6 @@ import torch
 
 from hibana.runtime import files
 
-__all__ = ["EXPECTED", "read", "write"]
-
 EXPECTED = "checkpoint must be a file that `hibana train` wrote"
 """First half of each error message about a checkpoint."""
 _DIGEST_LABEL = b"hibana sha256 "
@@ -49,11 +47,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         archive = path.read_bytes()
-    except FileNotFoundError as error:
-        raise ValueError(f"{EXPECTED}; there is no file or folder {path}") from error
     except (OSError, ValueError) as error:  # a ValueError for a path with a zero byte
-        if path.is_dir():
-            raise ValueError(f"{EXPECTED}; folder {path} holds no run of hibana train") from error
         raise ValueError(f"{EXPECTED}; {path} can't be read: {error}") from error
     body, digest = archive[:-_DIGEST_LENGTH], archive[-_DIGEST_LENGTH:]
     if not body.endswith(_DIGEST_LABEL):

@@ -17,8 +17,6 @@ from hibana.train.firing_rates import activity, spiking_layers, weight_decay_gro
 from hibana.train.network import Network
 from hibana.train.settings import Settings
 
-__all__ = ["Classifier"]
-
 
 class Classifier(Network, lightning.LightningModule):
     """A :class:`Network` that Lightning can train.

@@ -6,8 +6,6 @@ the network's output stays finite. :class:`hibana.train.Classifier` checks the b
 
 from hibana import data
 
-__all__ = ["check"]
-
 
 def check(samples: data.DataSet) -> None:
     """Checks all samples that are held in memory.

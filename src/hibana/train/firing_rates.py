@@ -6,6 +6,7 @@ far below it by the rate penalty. Starting at the target avoids both.
 
 import copy
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,8 +19,6 @@ from hibana.nn import layers
 from hibana.nn import lengths as padding
 from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.sparse_linear import SparseLinear
-
-__all__ = ["Activity", "activity", "weight_decay_groups", "scale_to_rate", "spiking_layers"]
 
 
 class Activity(dict[str, Tensor]):
@@ -60,19 +59,13 @@ def activity(net: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> t
     """
     spikes = Activity()
     spikes.lengths = None if lengths is None else padding.checked(lengths, inputs)
-    hooks = []
 
-    def recorder(name: str) -> Any:
-        """Returns a hook that stores the spikes of the layer `name`."""
+    def store(name: str, module: nn.Module, args: Any, outputs: Tensor) -> None:
+        """Stores the spikes of the layer `name`, with zeros after the end of each sample."""
+        spikes[name] = padding.masked(outputs, lengths)
 
-        def hook(module: nn.Module, args: Any, outputs: Tensor) -> None:
-            """Stores the layer's spikes, with zeros after the end of each sample."""
-            spikes[name] = padding.masked(outputs, lengths)
-
-        return hook
-
-    for name, module in _spiking_layers_or_warning(net, "spikes are counted").items():
-        hooks.append(module.register_forward_hook(recorder(name)))
+    spiking = _spiking_layers_or_warning(net, "spikes are counted")
+    hooks = [module.register_forward_hook(partial(store, name)) for name, module in spiking.items()]
     try:
         outputs = net(inputs)
     finally:

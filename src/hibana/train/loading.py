@@ -16,8 +16,6 @@ from hibana.train.run_folder import BEST, LAST, SETTINGS, best_checkpoint
 from hibana.train.settings import Settings, read
 from hibana.train.settings_file import one_line
 
-__all__ = ["CHANGEABLE", "data_description", "load", "resume_settings"]
-
 _TRAINING_STATE = {"epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
 """Contents of a checkpoint that resuming a run needs."""
 CHANGEABLE = {"epochs", "patience", "devices", "nodes", "accelerator", "precision"}

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from hibana.data import DataSet
     from hibana.train.results import Measurements
 
-__all__ = ["Network"]
-
 
 class Network(nn.Module):
     """A spiking network that classifies its input, or predicts a quantity.

@@ -12,8 +12,6 @@ from hibana.runtime.extras import explain_import_error
 from hibana.train.loading import load
 from hibana.train.network import Network
 
-__all__ = ["Answers", "predict", "to_answers"]
-
 BATCH_SIZE = 512
 
 
@@ -60,7 +58,9 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
     if not isinstance(model, Network):
         model = load(Path(model), trust=trust)
     model.eval()
-    source = _checked_path(source) if isinstance(source, str | Path) else source
+    source = Path(source) if isinstance(source, str) else source
+    if isinstance(source, Path) and not source.exists():
+        raise ValueError(f"samples must be in a file or folder, there is no {source}")
     lengths: tuple[torch.Tensor, ...] = ()
     details: dict[str, Any] = {}
     if model.description is None:
@@ -80,21 +80,10 @@ def predict(model: Network | str | Path, source: Any, *, trust: Collection[str] 
         details["summary"] = f"{name}: {', '.join(raw.notes)}" if raw.notes else ""
         inputs, names = reader.tensor(raw.values), raw.names
     model.seed_evaluation()
-    scores = []
+    inputs = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs.float()
     batches = zip(*(torch.split(tensor, BATCH_SIZE) for tensor in (inputs, *lengths)), strict=True)
-    for batch, *batch_lengths in batches:
-        scores.append(
-            model(batch.float() / 255 if batch.dtype == torch.uint8 else batch.float(), *batch_lengths)
-        )
-    return to_answers(model, torch.cat(scores), names)._replace(**details)
-
-
-def _checked_path(source: str | Path) -> Path:
-    """Returns `source` as a path; raises ValueError if there is no such path."""
-    path = Path(source)
-    if not path.exists():
-        raise ValueError(f"samples must be in a file or folder, there is no {source}")
-    return path
+    scores = torch.cat([model(*batch) for batch in batches])
+    return to_answers(model, scores, names)._replace(**details)
 
 
 def to_answers(model: Network, scores: torch.Tensor, names: list[str]) -> Answers:

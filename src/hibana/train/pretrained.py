@@ -28,7 +28,6 @@ from hibana.train.settings_file import one_line
 if TYPE_CHECKING:
     from hibana.train.network import Network
 
-__all__ = ["NAMES", "SHIPPED", "check_folder", "download", "is_pretrained", "pretrained", "read", "write"]
 
 CARD, CONFIG, WEIGHTS = "README.md", "config.json", "model.safetensors"
 FORMAT = 1
@@ -107,7 +106,7 @@ def write(model: "Network", folder: Path, name: str = "") -> None:
 
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
     weights = save(tensors, {"format": "pt"})
-    settings = _portable(model.settings)
+    settings = {key: value for key, value in _portable(model.settings).items() if value is not None}
     config = {
         "library_name": "hibana",
         "hibana_version": __version__,

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from hibana.train.baseline import Linear
     from hibana.train.run import Outcome
 
-__all__ = ["RunSummary", "Measurements", "list_runs", "read", "write"]
 
 _INVALID = (OSError, ValueError, KeyError, TypeError, AttributeError)
 """Errors that reading a damaged ``result.json`` raises."""

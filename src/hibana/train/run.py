@@ -39,8 +39,6 @@ from hibana.train.loading import data_description, resume_settings
 from hibana.train.run_folder import BEST, LAST, LOGS, RunFolder, claim, interrupted_folder, is_torchrun
 from hibana.train.settings import UNIT_CODINGS, Settings
 
-__all__ = ["Outcome", "Prepared", "build_classifier", "complete", "fit", "prepare"]
-
 TIMEOUT = timedelta(minutes=10)
 """Longest time that a process waits for the others, when they connect and at each exchange."""
 

@@ -19,11 +19,6 @@ from torch import distributed
 from hibana.runtime import files
 from hibana.train.settings import Settings
 
-__all__ = [
-    *("BEST", "LAST", "LOGS", "PICTURE", "RESULT", "SETTINGS", "RunFolder", "best_checkpoint", "claim"),
-    *("interrupted_folder", "is_torchrun"),
-]
-
 BEST, LAST, SETTINGS, LOCK, JOB = "best.ckpt", "checkpoint.ckpt", "settings.yaml", ".lock", ".torchrun"
 PICTURE, LOGS, RESULT = "training.png", "tensorboard", "result.json"
 

@@ -17,8 +17,6 @@ from hibana.train.network import Network
 from hibana.train.recipes import PERIODS, rocket
 from hibana.train.settings import FILE_OPTIONS, Settings
 
-__all__ = ["choose_network", "evaluation_batch", "fit_rocket"]
-
 MAX_ROCKET_STEPS = 1_500
 """Longer series are stretched to this number of steps for the Rocket."""
 MAX_SERIES, MAX_VALUES = 4_000, 3_000_000
@@ -93,7 +91,8 @@ def _fit_candidate(settings: Settings, samples: data.UserData | None = None) -> 
         data_set.setup()
         assert isinstance(data_set, data.UserData)
         samples = data_set
-    model = _network(settings, samples)
+    torch.manual_seed(settings.seed)
+    model = Network(settings, samples.shape, samples.classes, description=samples.description)
     accuracy = fit_rocket(model, samples)
     assert isinstance(model.net, Rocket)
     return _Candidate(settings, samples, accuracy, model.net.error)
@@ -119,15 +118,7 @@ def evaluation_batch(net: Rocket, steps: int) -> int:
     return min(512, max(1, MAX_SPIKES // (steps * net.neurons)))
 
 
-def _network(settings: Settings, samples: data.UserData) -> Network:
-    """Returns a new network for `samples`, initialized with the seed of `settings`."""
-    torch.manual_seed(settings.seed)
-    return Network(settings, samples.shape, samples.classes, description=samples.description)
-
-
 def _joined(splits: list[data.Samples]) -> tuple[Tensor, ...]:
     """Returns inputs ``[N, T, ...]``, labels ``[N]``, and lengths ``[N]`` if padded, of all `splits`."""
-    in_memory = [split for split in splits if isinstance(split, data.InMemory)]
-    names = ("inputs", "labels") if in_memory[0].lengths is None else ("inputs", "labels", "lengths")
-    inputs, *labels_and_lengths = (torch.cat([getattr(s, name) for s in in_memory]) for name in names)
-    return inputs.float(), *labels_and_lengths
+    parts = [split.__getitems__([*range(len(split))]) for split in splits if isinstance(split, data.InMemory)]
+    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))

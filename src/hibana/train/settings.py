@@ -21,8 +21,6 @@ from hibana.runtime import files
 from hibana.train import architecture, settings_file
 from hibana.train.recipes import MIN_VALIDATION_ROWS, defaults, rocket
 
-__all__ = ["CELLS", "CHOICES", "FILE_OPTIONS", "IN_MEMORY", "UNIT_CODINGS", "Settings", "closest", "read"]
-
 CELLS: dict[str, Callable[..., cells.Cell]] = {
     name: getattr(cells, f"{name}Cell")
     for name in ("IF", "LIF", "PLIF", "CubaLIF", "ALIF", "AdLIF", "RefractoryLIF")
@@ -448,15 +446,13 @@ def _kind_of(data: str, group: str | None) -> str:
     Raises ValueError if there is no such file, or its kind is unknown.
     """
     path = Path(data).expanduser()
-    if os.path.exists(path) or (path.parent != Path() and len(data) <= 255):  # noqa: PTH110 - Path.exists raises for impossible names
+    if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for impossible names
         return user_data.kind_of(path, grouped=group is not None)
-    if path.suffix and len(data) <= 255:
-        raise ValueError(f"data must be a data set's name, a file or folder: there is no file {data}")
     similar = closest(data, DATA_SETS)
     hint = f"; did you mean {similar}?" if similar else ""
     names = ", ".join(DATA_SETS)
     raise ValueError(
-        f"data must be one of {names}, or a file or folder of yours; got {short_repr(data)}{hint}"
+        f"data must be one of {names}, or a file or folder, and there is no {short_repr(data)}{hint}"
     )
 
 

@@ -5,8 +5,6 @@ from typing import Any
 
 import yaml
 
-__all__ = ["one_line", "read"]
-
 MAX_BYTES = 1 << 16
 
 

@@ -11,8 +11,6 @@ from bokeh.models import Checkbox, Column, CustomJS, Select, Slider, Spinner, Te
 from hibana.cells import Cell, surrogate
 from hibana.cli.play.source import UserError
 
-__all__ = ["WIDTH", "Field", "cell_fields", "number_field", "surrogate_fields"]
-
 WIDTH = 260
 """Width of the widgets, in pixels."""
 
@@ -129,12 +127,8 @@ def _text_field(name: str, value: object, words: tuple[str, ...], on_change: Cal
 
 def _surrogate_field(name: str, value: str, on_change: Callable[[], None]) -> Field:
     """Returns a menu of surrogates with the fields of the selected one below it."""
-    kinds = [getattr(surrogate, kind) for kind in surrogate.__all__]
-    classes = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, surrogate.Surrogate)]
-    names = sorted(
-        kind.__name__ for kind in classes if not inspect.isabstract(kind) and kind is not surrogate.Formula
-    )
-    select = Select(title=_title(name), value=value, options=names, name=name, width=WIDTH)
+    options = sorted(surrogate.NAMES)
+    select = Select(title=_title(name), value=value, options=options, name=name, width=WIDTH)
     element, parameters = Column(), list[Field]()
 
     def show() -> None:

@@ -7,8 +7,6 @@ from bokeh.plotting import figure
 
 from hibana.cli.play.fields import WIDTH
 
-__all__ = ["BLUE", "COLOURS", "GREY", "ORANGE", "RED", "Figure", "column", "empty", "message", "new_figure"]
-
 Figure = Any
 """A figure of Bokeh, which mypy treats as Any (see pyproject.toml)."""
 BLUE, ORANGE, RED, GREY = "#3b7dd8", "#d9731a", "#e0403f", "#888888"

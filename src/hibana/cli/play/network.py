@@ -10,8 +10,6 @@ from torch import Tensor
 from hibana.cli.play.source import UserError
 from hibana.runtime.extras import missing_module_message
 
-__all__ = ["TrainedNetwork", "picture_of"]
-
 
 class TrainedNetwork:
     """A trained classifier and its test samples.

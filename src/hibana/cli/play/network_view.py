@@ -10,8 +10,6 @@ from hibana.cli.play.figures import BLUE, COLOURS, GREY, RED, Figure, column, em
 from hibana.cli.play.network import TrainedNetwork
 from hibana.cli.play.source import UserError
 
-__all__ = ["NetworkView"]
-
 PLAY_SCRIPT = """
 clearInterval(window.playing)
 if (cb_obj.active) {

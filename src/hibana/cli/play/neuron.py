@@ -15,8 +15,6 @@ from hibana.cells import Cell
 from hibana.cli.play.source import UserError, make_cell, user_errors
 from hibana.compiler import record, unroll
 
-__all__ = ["COURSES", "STEPS", "input_range", "simulate"]
-
 STEPS = 200
 """Time steps."""
 CURRENTS, COPIES = 49, 16

@@ -10,8 +10,6 @@ from hibana.cli.play import fields, neuron, source
 from hibana.cli.play.figures import BLUE, COLOURS, ORANGE, RED, column, empty, message, new_figure
 from hibana.cli.play.source import UserError
 
-__all__ = ["NeuronView"]
-
 PASTED = "your own…"
 INITIAL_VALUES = {"tau": 15.0, "input strength": 0.08, "input noise": 0.06}
 """Values of the first cell, with spikes so far apart that each reset is visible."""

@@ -18,8 +18,6 @@ from jinja2 import Template
 from hibana.cli.play.network_view import NetworkView
 from hibana.cli.play.neuron_view import NeuronView
 
-__all__ = ["serve"]
-
 ADDRESS = "127.0.0.1"
 PAGE = Template(
     "{% extends base %}{% block postamble %}<style>@media (prefers-color-scheme: dark) "

@@ -12,8 +12,6 @@ import hibana
 from hibana import cells
 from hibana.cells import surrogate
 
-__all__ = ["EXAMPLE", "UserError", "built_in", "describe_error", "find", "make_cell", "user_errors"]
-
 FILE_NAME = "<your cell>"
 """Name of the pasted text in tracebacks."""
 EXAMPLE = '''\

@@ -14,9 +14,6 @@ from hibana.data.user_data.samples import Parts, RawSamples, add_validation
 from hibana.data.user_data.scale import Scale, fit_scale
 from hibana.data.user_data.target import texts
 
-__all__ = ["ArrayInputs", "Arrays", "are_pictures", "are_series", "are_spikes", "input_arrays"]
-__all__ += ["inputs_and_labels", "read_arrays", "read_numbers"]
-
 NAMES = (
     *(("inputs", "labels"), ("x", "y"), ("X", "y"), ("data", "target")),
     *(("images", "labels"), ("data", "labels")),

@@ -20,9 +20,6 @@ from hibana.data.user_data.plain_values import from_plain
 from hibana.data.user_data.samples import RawSamples, draw_parts
 from hibana.data.user_data.target import TASKS, Target, fit_target, guess_task
 
-__all__ = ["KINDS", "Description", "Inputs", "UserData", "description_from_plain", "source_name"]
-__all__ += ["without_removed_options"]
-
 KINDS: dict[str, type["UserData"]] = {}
 """The subclasses of :class:`UserData` by kind."""
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["MOST_SIDE", "SUFFIXES", "has_event_header", "read_events"]
-
 NAMES = {"t": ("t", "ts", "time", "timestamp"), "x": ("x",), "y": ("y",), "p": ("p", "pol", "polarity", "on")}
 """Usual names of the columns of a recording."""
 MOST_SIDE = 2048

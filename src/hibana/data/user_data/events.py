@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from hibana.data.user_data.base import Inputs, UserData
-from hibana.data.user_data.event_files import MOST_SIDE, SUFFIXES, has_event_header, read_events
+from hibana.data.user_data.event_files import SUFFIXES, has_event_header, read_events
 from hibana.data.user_data.folders import labelled_files
 from hibana.data.user_data.samples import RawSamples
-
-__all__ = ["BINS", "EventInputs", "Events"]
 
 BINS = ("spikes", "counts")
 """A bin is 1 if it has at least one event, or holds their number."""
@@ -121,12 +119,6 @@ class Events(UserData):
         width, height, polarities = (
             int(max(events[:, k].max() for events in raw.values)) + 1 for k in (1, 2, 3)
         )
-        if self.size is not None:
-            height, width = self.size
-        elif max(height, width) > MOST_SIDE:
-            raise ValueError(
-                f"recordings must have at most {MOST_SIDE:,} pixels a side, unless the size of the sensor is "
-                f"given; got events on {height}x{width}"
-            )
+        height, width = self.size or (height, width)
         raw.summary += f" on {height}x{width} pixels, {self.steps} bins of {duration / self.steps:.4g}"
         return EventInputs(height, width, min(polarities, 2), duration, self.steps, self.bins)

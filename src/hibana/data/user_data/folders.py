@@ -10,9 +10,6 @@ from hibana.data.user_data.samples import Parts, RawSamples, add_validation
 from hibana.data.user_data.table_files import decode, read_table
 from hibana.data.user_data.target import column_texts
 
-__all__ = ["TEST", "TRAINING", "file_lists", "first_listed_file", "labelled_files"]
-__all__ += ["os_errors_as_value_errors", "visible_entries"]
-
 TRAINING, VALIDATION, TEST = ("train", "training"), ("val", "valid", "validation"), ("test", "testing")
 LISTS = (".csv", ".tsv", ".txt")
 """Suffixes of tables that may list files."""

@@ -13,8 +13,6 @@ from hibana.data.user_data.base import Inputs, UserData
 from hibana.data.user_data.folders import labelled_files
 from hibana.data.user_data.samples import RawSamples, span
 
-__all__ = ["SUFFIXES", "ImageInputs", "Images"]
-
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 SIDE = 32
 """Pixels of the longer side of resized pictures."""

@@ -5,8 +5,6 @@ import types
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-__all__ = ["from_plain"]
-
 MOST_ENTRIES = 1_000_000
 """Maximum length of a list."""
 

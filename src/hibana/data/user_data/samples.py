@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["Parts", "RawSamples", "add_validation", "draw_parts", "span"]
-
 Parts = tuple[list[int], list[int], list[int]]
 """Indices of the training, validation and test samples."""
 TEST, VALIDATION = 0.2, 0.1

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Scale", "fit_scale"]
-
 FAR, OFTEN = 1.0, 0.05
 """Data differ from the training data if more than the share OFTEN of a feature's values lie outside the range
 of the training part by more than FAR times its width."""

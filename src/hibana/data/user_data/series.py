@@ -21,8 +21,6 @@ from hibana.data.user_data.table_files import read_table
 from hibana.data.user_data.target import column_texts, texts
 from hibana.data.user_data.ts_files import read_ts
 
-__all__ = ["LENGTHS", "LENGTH_VERBS", "SequenceInputs", "Sequences", "default_steps"]
-
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 TRAIN_TS, TEST_TS = "_TRAIN.ts", "_TEST.ts"
 """Suffixes of a ``.ts`` file of training samples, and of the file of test samples next to it."""

@@ -14,8 +14,6 @@ from hibana.data.user_data.folders import labelled_files
 from hibana.data.user_data.samples import RawSamples, span
 from hibana.data.user_data.series import LENGTH_VERBS, SequenceInputs, Sequences
 
-__all__ = ["SUFFIXES", "Sound", "SoundInputs", "band_energies", "levels", "log_mel", "read_levels"]
-
 Numbers: TypeAlias = "np.ndarray[Any, Any]"
 
 SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aif", ".aiff")

@@ -17,7 +17,6 @@ from hibana.data.user_data.target import column_texts, texts
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["TIMES", "Column", "Table", "TableInputs", "is_row_number", "numbers_of", "numeric", "usual_label"]
 
 LABELS = ("label", "labels", "target", "class", "classes", "diagnosis", "species", "outcome", "y")
 """Usual names of the column to learn, the most specific first."""
@@ -196,11 +195,10 @@ class Table(UserData):
                 unusable.append(name)
         inputs = inputs.drop(columns=[*identifiers, *unusable])
         if not len(inputs.columns):
-            excluded = _quoted([*identifiers, *unusable])
-            reasons = "as empty, as identifiers of rows or as text that differs from row to row"
+            excluded = _quoted([*identifiers, *unusable]) or "none"
             raise ValueError(
-                f"{self.source_name} must have columns to learn from beside {label!r}"
-                + (f"; left out {reasons}: {excluded} (--columns uses them)" if excluded else "")
+                f"{self.source_name} must have columns to learn from beside {label!r}; left out as empty, as "
+                f"identifiers of rows or as text that differs from row to row: {excluded}"
             )
         exclusions = {
             "left out as they identify rows (--columns uses them)": identifiers,

@@ -5,6 +5,7 @@ import csv
 import io
 import math
 import re
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["PLAIN", "decode", "number", "read_table"]
 
 PLAIN = "column "
 """Prefix of the column names of a table without a header; the column's number follows."""
@@ -73,22 +73,19 @@ def decode(content: bytes, encoding: str | None = None) -> tuple[str, str]:
     >>> decode("番号,良品".encode("cp932"))[1], decode("Mädchen,année".encode("cp1252"))[1]
     ('cp932', 'cp1252')
     """
-    has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    if not encoding and not has_mark and b"\0" in content:
-        raise ValueError("the file contains zero bytes, so it is not a text file")
-    for name in [encoding] if encoding else ["utf-16"] if has_mark else ["utf-8-sig", "cp932", "cp1252"]:
+    if encoding:
         try:
+            return content.decode(encoding), encoding
+        except (LookupError, UnicodeDecodeError) as error:
+            raise ValueError(f"it is not text in the encoding {encoding}: {error}") from error
+    has_mark = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not has_mark and b"\0" in content:
+        raise ValueError("the file contains zero bytes, so it is not a text file")
+    for name in ["utf-16"] if has_mark else ["utf-8-sig", "cp932", "cp1252"]:
+        with suppress(UnicodeDecodeError):
             text = content.decode(name)
-        except LookupError as error:
-            raise ValueError(
-                f"encoding must be a text encoding that Python knows, such as cp932; got {encoding!r}"
-            ) from error
-        except UnicodeDecodeError as error:
-            if encoding:
-                raise ValueError(f"it is not text in the encoding {encoding}: {error.reason}") from error
-            continue
-        if name != "cp932" or encoding or _is_japanese(text):
-            return text, name
+            if name != "cp932" or _is_japanese(text):
+                return text, name
     raise ValueError("its text is neither UTF-8 nor cp932 nor cp1252; give its encoding (--encoding)")
 
 

@@ -11,8 +11,6 @@ from torch import Tensor
 
 from hibana.data.user_data.table_files import number
 
-__all__ = ["TASKS", "Target", "column_texts", "fit_target", "guess_task", "texts"]
-
 TASKS = ("classification", "regression")
 FEW = 20
 """Labels with at most this many different numbers are classes."""

@@ -13,8 +13,6 @@ import numpy as np
 
 from hibana.data.user_data.table_files import decode
 
-__all__ = ["read_ts"]
-
 
 def read_ts(path: Path) -> tuple[list["np.ndarray[Any, Any]"], list[str] | None]:
     """The sequences in a file, ``[frames, dimensions]`` each, and their labels, or ``None`` without labels.
