@@ -183,14 +183,6 @@ def test_the_command_line_is_a_process_that_refuses_in_a_sentence():
     assert run.stderr.startswith('hibana: Unknown command "dance". Available commands: build, convert')
 
 
-def test_what_is_not_installed_is_named_with_the_extra_that_brings_it(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "mnist1d", None)
-    monkeypatch.setitem(sys.modules, "mnist1d.data", None)
-    error = refused(capsys, "train", "--data", "mnist-1d", "--out", tmp_path / "run")
-    assert "needs mnist1d" in error
-    assert "'.[data]'" in error
-
-
 @pytest.mark.parametrize("batches", [3, 30])
 def test_an_interrupted_training_says_how_to_go_on(batches, tmp_path, capsys, monkeypatch):
     seen = []

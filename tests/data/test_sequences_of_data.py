@@ -29,11 +29,3 @@ def test_mnist_1d_is_made_by_its_authors_package_from_its_seed():
     again.setup()
     assert torch.equal(again.test.labels, sequences.test.labels)
     assert torch.equal(again.test.inputs[:, [0, -1]], sequences.test.inputs[:, [0, -1]])  # stretched
-
-
-def test_mnist_1d_without_its_package_gets_a_sentence(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "mnist1d", None)
-    with pytest.raises(
-        ModuleNotFoundError, match=r"MNIST1D needs mnist1d, .*pip install '\.\[data\]' in a clone"
-    ):
-        data.MNIST1D().setup()

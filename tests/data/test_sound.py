@@ -134,12 +134,3 @@ def test_files_that_are_damaged_are_named_in_a_sentence(tmp_path, word):
     with pytest.raises(ValueError, match=words) as error:
         data.Sound(folder).setup()
     assert "\n" not in str(error.value)
-
-
-def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch, capsys):
-    folder = written(tmp_path / "tones", count=4)
-    monkeypatch.setitem(__import__("sys").modules, "soundfile", None)
-    assert main(["train", "--data", str(folder), *SMALL]) == 2
-    assert "pip install '.[sound]' in a clone of hibana brings it" in " ".join(
-        "".join(capsys.readouterr()).split()
-    )

@@ -114,11 +114,6 @@ def test_settings_name_no_function_that_is_run_unasked(stranger, capsys):
     assert "'stranger:net'" in said(capsys, "train", "--resume", "typed")
 
 
-def test_what_may_be_trusted_is_a_function():
-    with pytest.raises(ValueError, match=r"trust must name functions, MODULE:FUNCTION, got 'pty'"):
-        train.architecture.check_trust("12", ["pty"], "settings")
-
-
 def test_each_flipped_bit_of_a_checkpoint_is_refused(tmp_path):
     original, flipped = tmp_path / "original.ckpt", tmp_path / "flipped.ckpt"
     checkpoint.write(content(), original)

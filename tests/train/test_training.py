@@ -239,16 +239,6 @@ def test_settings_that_cannot_be_get_a_sentence(changes, words):
         small(**changes)
 
 
-def test_a_time_constant_needs_a_cell_that_has_one():
-    with pytest.raises(TypeError, match="IF has no argument 'tau'"):
-        small(tau=3.0).make_cell()
-
-
-def test_a_root_needs_a_data_set_that_reads_files():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'root'"):
-        small(root="somewhere").samples()
-
-
 @pytest.mark.parametrize(
     ("text", "words"),
     [

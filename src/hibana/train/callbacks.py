@@ -87,11 +87,7 @@ class CheckpointWriter(Checkpoint):
         self._stop_if_due(trainer)  # the resumed run may have stopped early
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Writes the checkpoints of the epoch; raises FloatingPointError if a weight is not finite."""
-        for name, value in pl_module.state_dict().items():
-            if value.is_floating_point() and not bool(value.isfinite().all()):
-                epoch = trainer.current_epoch + 1
-                raise FloatingPointError(f"training stopped after epoch {epoch}: {name} is not finite")
+        """Writes the checkpoints of the epoch."""
         if self.patience > 0:
             loss = trainer.callback_metrics["validation/loss"].item()
             self.epochs_since += 1

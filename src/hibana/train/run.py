@@ -121,8 +121,8 @@ def fit(
         callbacks: Lightning callbacks that are called in addition to hibana's own.
 
     Raises:
-        FloatingPointError: if a loss, a gradient, a weight, or an input that is not held in memory is not
-            finite. The message names the epoch and batch, or the sample.
+        FloatingPointError: if a loss, a gradient, or an input that is not held in memory is not finite. The
+            message names the epoch and the batch.
         OSError: if a checkpoint can't be written. The previous one is unchanged.
         RuntimeError: if another process of the same training does not connect within ten minutes.
         ValueError: if `resume` is no checkpoint, the folder is in use, or an input or label is not finite.

@@ -50,8 +50,6 @@ class ArrayInputs(Inputs):
             raise ValueError(f"inputs must have the shape [N, {expected}], got {values.shape}")
         if self.scale is None:
             return "" if values.dtype == np.uint8 else f"it is {values.dtype}; the training data are bytes"
-        if values.dtype == np.uint8 and len(self.scale.low) == 1 and self.scale.high[0] <= 1:
-            return "it is bytes; the training data are not"
         names = [f"feature {index}" for index in range(1, 1 + len(self.scale.low))]
         numbers = torch.from_numpy(values.astype(np.float64))
         return self.scale.difference_from_training(numbers, names if len(names) > 1 else ["it"])
