@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
-from hibana.spikes import select
 
 
 def later(x, steps):
@@ -225,19 +224,6 @@ def test_a_lag_is_found():
 def test_what_makes_no_sense_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call()
-
-
-@pytest.mark.parametrize(("one_by_one", "kernels"), [(1.0, 2.0), (2.0, 1.0)])
-def test_additions_for_each_synapse_are_chosen_where_they_take_less(monkeypatch, one_by_one, kernels):
-    monkeypatch.setattr(
-        select, "_times", lambda key, _: (one_by_one, kernels) if key.product == "delays" else None
-    )
-    layer, dense = (hb.DelayedLinear(64, 32, 9, sigma=0.0) for _ in range(2))
-    dense.load_state_dict(layer.state_dict())
-    dense.mode = "dense"
-    x = (torch.rand(40, 32, 64) < 0.1).float()
-    torch.testing.assert_close(layer(x), dense(x), rtol=1e-4, atol=1e-4)
-    assert ("one addition per synapse" in layer.explain()) == (one_by_one < kernels)
 
 
 @pytest.mark.parametrize(("longest", "one_by_one"), [(50, True), (2, False)])

@@ -7,12 +7,10 @@ from torch import Tensor, nn
 
 from hibana.nn.delay import Delayed
 from hibana.nn.window import Weighted, check_sizes
-from hibana.spikes import select
 from hibana.spikes.bits import density_of
 from hibana.spikes.checks import kernels_accept, shape_error
 from hibana.spikes.convolution.causal import causal_convolution
 from hibana.spikes.layer import needs_gradient, pack_binary
-from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import Provenance, lookup
 from hibana.spikes.sparse import autograd, product
 from hibana.spikes.sparse.product import SynapseIndex
@@ -133,6 +131,8 @@ class DelayedLinear(Weighted, Delayed):
         interpolates = self._interpolates(delay)
         if self.mode == "dense" or (interpolates and self.sigma > 0):
             return None
+        if self.mode == "auto" and self.max_delay < MIN_DELAY_PER_TAP * (2 if interpolates else 1):
+            return None
         history_and_inputs = inputs if history is None else torch.cat([history, inputs])
         if inputs.requires_grad and not (history is None and _needs_few_gradients(inputs, source)):
             return None
@@ -150,50 +150,9 @@ class DelayedLinear(Weighted, Delayed):
         else:
             lags, taps = self._rounded(delay), weight[None]
         index, weights = _synapses(lags, len(taps)), taps.permute(2, 0, 1).flatten()
-        tensors = index, weights, bias, weight, delay
-        if self.mode == "auto" and not self._is_faster(history_and_inputs, spikes, *tensors):
-            return None
         if needs_gradient(inputs, weights, bias):
             return autograd.multiply_spikes(history_and_inputs, weights, bias, spikes, source, index, skip)
         return product.forward(index, spikes.joint, weights, bias, history_and_inputs.shape[:-1], skip)
-
-    def _is_faster(
-        self,
-        inputs: Tensor,
-        spikes: Planes,
-        index: SynapseIndex,
-        weights: Tensor,
-        bias: Tensor | None,
-        weight: Tensor,
-        delay: Tensor,
-    ) -> bool:
-        """Whether one addition per spike, synapse and tap takes less time than kernels over time.
-
-        Args:
-            inputs: ``[T, batch, in_features]``.
-            spikes: the same as bits.
-            index: the taps of all synapses.
-            weights: the weight of each tap, ``[in_features * taps * out_features]``.
-            weight: ``[out_features, in_features]``.
-            bias: ``[out_features]``.
-            delay: in steps, ``[out_features, in_features]``.
-        """
-        steps, rows, in_features = inputs.shape
-        longest, tap_count = self.max_delay, weights.numel() // weight.numel()
-        density, sizes = select.density_bucket(spikes.density), (steps, rows, longest, tap_count)
-        key = select.Key("delays", sizes, steps * rows, in_features, self.out_features, density)
-
-        def calls() -> list[select.Call]:
-            """Both computations, to be timed."""
-            detached_bias = None if bias is None else bias.detach()
-            kernel = (weight[..., None] * self._kernel(delay)).detach()
-            numbers, taps = inputs.detach(), weights.detach()
-            return [
-                lambda: product.forward(index, spikes.joint, taps, detached_bias, numbers.shape[:-1]),
-                lambda: causal_convolution(numbers, kernel, detached_bias, 1, None, None, "events"),
-            ]
-
-        return select.prefers_events(key, calls, MIN_DELAY_PER_TAP * tap_count <= longest)
 
 
 MIN_DELAY_PER_TAP = 8
