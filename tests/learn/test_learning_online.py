@@ -190,15 +190,6 @@ def test_ottt_has_the_whole_gradient_of_what_a_cell_learns():
     check_exact(found, exact)
 
 
-def test_traces_larger_than_a_block_are_the_same(monkeypatch):
-    monkeypatch.setattr(hb.learn.traces, "BLOCK", 16)
-    x = spikes(15, 4, 6)
-    net = strong(network(hb.CubaLIF(surrogate=ATan()), "leaky"), x)
-    exact = through_time(net, x, loss_of(x, 3))
-    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
-    check_exact(by_sequence(net, x, loss_of(x, 3), "d-rtrl", 4), exact)
-
-
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", [hb.IFCell, hb.LIFCell, hb.CubaLIFCell], ids=lambda kind: kind.__name__)
 def test_where_all_neurons_have_the_same_trace_every_rule_has_the_whole_gradient(kind, rule):

@@ -18,8 +18,6 @@ from hibana.runtime.kernels import Code, Floats, Value, kernel
 
 __all__ = ["End", "InputTraces", "SynapseTraces"]
 
-BLOCK = 1 << 18
-"""Numbers of a trace that PyTorch updates together, so that they stay in a cache."""
 VECTOR = 16
 """Numbers in a vector."""
 
@@ -73,13 +71,6 @@ class End(NamedTuple):
     """Factor of each part before the chunk, ``[rows, outputs]`` or a scalar; None is zero."""
 
 
-class _PendingStep(NamedTuple):
-    """The factors of a single step; the next pass over the traces applies them."""
-
-    inputs: Tensor
-    coefficients: list[Tensor | None]
-
-
 @final
 class SynapseTraces:
     """Traces with one number for each part (independent state, memory of a readout), row, output and input.
@@ -92,7 +83,8 @@ class SynapseTraces:
         self.traces = traces
         """``[parts, rows, outputs, inputs]``, for a sparse layer ``[parts, rows, synapses]``; None before the
         first steps are computed."""
-        self.pending: _PendingStep | None = None
+        self.pending: tuple[Tensor, list[Tensor | None]] | None = None
+        """The inputs and factors of a single step, which the next pass over the traces applies."""
 
     def advance(self, rows: Tensor, ends: Sequence[End], stored: StoredSynapses | None) -> None:
         """Updates the traces by a chunk of T steps.
@@ -103,21 +95,17 @@ class SynapseTraces:
                 and of the previous traces.
             stored: the synapses of a sparse layer; else None.
         """
-        if stored is not None:
-            self.traces = _next_stored(self.traces, rows, ends, stored)
-            return
         self._update()
         if self.traces is None:
-            outputs = ends[0].input_factors.shape[2]
-            self.traces = rows.new_zeros(len(ends), rows.shape[1], outputs, rows.shape[2])
-        if len(rows) == 1 and self._has_kernel():
+            synapses = (
+                (ends[0].input_factors.shape[2], rows.shape[2]) if stored is None else stored.sources.shape
+            )
+            self.traces = rows.new_zeros(len(ends), rows.shape[1], *synapses)
+        if stored is None and len(rows) == 1 and self._has_kernel():
             factors = [end.part_factors[j] for j in range(len(ends)) for end in ends]
-            factors += [end.input_factors[0] for end in ends]
-            self.pending = _PendingStep(rows[0].contiguous(), factors)
-            return
-        step = max(1, BLOCK // self.traces[0, 0].numel())
-        for first in range(0, rows.shape[1], step):
-            _advance_rows(self.traces[:, first : first + step], rows, ends, slice(first, first + step))
+            self.pending = rows[0].contiguous(), [*factors, *(end.input_factors[0] for end in ends)]
+        else:
+            _advance(self.traces, rows, ends, stored)
 
     def gradient(self, part_grads: Sequence[Tensor], stored: StoredSynapses | None) -> Tensor:
         """The weights' gradient through the steps before a chunk.
@@ -161,7 +149,8 @@ class SynapseTraces:
         """
         assert self.traces is not None
         parts, rows, outputs, inputs = self.traces.shape
-        factors = [*(self.pending.coefficients if self.pending else ()), *part_grads]
+        step_inputs, step_factors = self.pending or (None, [])
+        factors = [*step_factors, *part_grads]
         coefficients = self.traces.new_zeros(len(factors), rows, outputs)
         for row, factor in zip(coefficients, factors, strict=True):
             if factor is not None:
@@ -171,72 +160,49 @@ class SynapseTraces:
             outputs,
             traces=self.traces,
             coefficients=coefficients,
-            inputs=None if self.pending is None else self.pending.inputs,
+            inputs=step_inputs,
             gradient=gradient,
             rows=rows,
             neurons=outputs,
             count=inputs,
-            terms=Terms(parts, self.pending is not None, bool(part_grads)),
+            parts=parts,
+            moves=self.pending is not None,
+            reads=bool(part_grads),
         )
         self.pending = None
         return gradient
 
 
-def _advance_rows(traces: Tensor, rows: Tensor, ends: Sequence[End], selected: slice) -> None:
-    """Updates some rows of the traces by a chunk of T steps, in place.
+def _advance(traces: Tensor, rows: Tensor, ends: Sequence[End], stored: StoredSynapses | None) -> None:
+    """Updates the traces by a chunk of T steps, in place; the arguments are those of SynapseTraces.advance.
 
-    Args:
-        traces: the traces of the selected rows, ``[parts, selected, outputs, inputs]``.
-        rows: the inputs of all rows, ``[T, rows, inputs]``.
-        ends: for each part of a trace the factors of the inputs and of the previous traces.
-        selected: the selected rows.
+    `traces` is ``[parts, rows, outputs, inputs]``, or ``[parts, rows, synapses]`` with `stored` synapses.
     """
+
+    def by_synapse(factor: Tensor) -> Tensor:
+        """A factor ``[rows, outputs]`` in the shape of a part of the traces; a scalar stays a scalar."""
+        if not factor.ndim:
+            return factor
+        return factor[..., None] if stored is None else factor[:, stored.targets]
+
     previous = list(traces)
     for i in reversed(range(len(previous))):  # the memory of a readout first, because no other part reads it
         part, end = previous[i], ends[i]
         if any(other.part_factors[i] is not None for other in ends[:i]):
             previous[i] = part.clone()
-        factors = [f if f is None or not f.ndim else f[selected, :, None] for f in end.part_factors]
-        decay = factors[i]
+        decay = end.part_factors[i]
         if decay is None:
             part.zero_()
         else:
-            part.mul_(decay)
-        for j, factor in enumerate(factors):
+            part.mul_(by_synapse(decay))
+        for j, factor in enumerate(end.part_factors):
             if j != i and factor is not None:
-                part.addcmul_(factor, previous[j])
-        input_factors = end.input_factors[:, selected].permute(1, 2, 0)
-        part.baddbmm_(input_factors, rows[:, selected].transpose(0, 1))
-
-
-def _next_stored(traces: Tensor | None, rows: Tensor, ends: Sequence[End], stored: StoredSynapses) -> Tensor:
-    """The traces ``[parts, rows, synapses]`` of a sparse layer after a chunk with the inputs `rows`."""
-    shape = len(ends), rows.shape[1], len(stored.sources)
-    traces = rows.new_zeros(shape) if traces is None else traces
-    result = rows.new_zeros(shape)
-    for total, end in zip(result, ends, strict=True):
-        for factor, part in zip(end.part_factors, traces, strict=True):
-            if factor is not None:
-                total.addcmul_(part, factor[:, stored.targets] if factor.ndim else factor)
+                part.addcmul_(by_synapse(factor), previous[j])
+        if stored is None:
+            part.baddbmm_(end.input_factors.permute(1, 2, 0), rows.transpose(0, 1))
+            continue
         for inputs, factors in zip(rows, end.input_factors, strict=True):
-            total.addcmul_(inputs[:, stored.sources], factors[:, stored.targets])
-    return result
-
-
-class Terms(NamedTuple):
-    """The work of one pass over the traces; each combination is compiled as a kernel."""
-
-    parts: int
-    """Numbers in the trace of a synapse."""
-    moves: bool
-    """Whether to update the traces by a step."""
-    reads: bool
-    """Whether to sum the gradient."""
-
-    @property
-    def coefficients(self) -> int:
-        """Number of coefficients for each row and neuron."""
-        return self.parts * ((self.parts + 1) * self.moves + self.reads)
+            part.addcmul_(inputs[:, stored.sources], factors[:, stored.targets])
 
 
 @kernel
@@ -252,7 +218,9 @@ def move(
     rows: Value,
     neurons: Value,
     count: Value,
-    terms: Terms,
+    parts: int,
+    moves: bool,
+    reads: bool,
 ) -> None:
     """Updates the traces of neurons `begin` to `end` by a step, in place, and sums the gradient over rows.
 
@@ -263,31 +231,33 @@ def move(
         begin: the first neuron.
         end: the neuron after the last.
         traces: e, ``[parts, rows, neurons, count]``.
-        coefficients: A and k if the pass updates, b if it sums, ``[terms.coefficients, rows, neurons]``.
+        coefficients: A and k if the pass updates, b if it sums, ``[coefficients, rows, neurons]``.
         inputs: x, ``[rows, count]``.
         gradient: ``[neurons, count]``.
         rows: samples, or windows of a convolution.
         neurons: outputs.
         count: inputs.
-        terms: the work of this pass.
+        parts: numbers in the trace of a synapse.
+        moves: whether to update the traces by a step.
+        reads: whether to sum the gradient.
     """
-    size = rows * neurons
+    size, coefficient_count = rows * neurons, parts * ((parts + 1) * moves + reads)
     with code.loop(begin, end) as j, code.loop(0, rows) as row:
         at = row * neurons + j
-        factors = [coefficients[size * k + at].spread(VECTOR) for k in range(terms.coefficients)]
-        parts = [traces + (size * i + at) * count for i in range(terms.parts)]
+        factors = [coefficients[size * k + at].spread(VECTOR) for k in range(coefficient_count)]
+        pointers = [traces + (size * i + at) * count for i in range(parts)]
         for v, mask in code.vectors(count, VECTOR):
-            values = [(part + v).load(VECTOR, mask) for part in parts]
+            values = [(part + v).load(VECTOR, mask) for part in pointers]
             remaining = iter(factors)
-            if terms.moves:
+            if moves:
                 x = (inputs + row * count + v).load(VECTOR, mask)
-                previous, values = values, [next(remaining) * values[0] for _ in parts]
+                previous, values = values, [next(remaining) * values[0] for _ in pointers]
                 for old in previous[1:]:
                     values = [value + next(remaining) * old for value in values]
                 values = [value + next(remaining) * x for value in values]
-                for part, value in zip(parts, values, strict=True):
+                for part, value in zip(pointers, values, strict=True):
                     (part + v).store(value, mask)
-            if terms.reads:
+            if reads:
                 total = (gradient + j * count + v).load(VECTOR, mask)
                 for value in values:
                     total = total + next(remaining) * value
