@@ -76,7 +76,8 @@ class ThresholdBatchNorm2d(BatchNorm2dOverSteps):
         features: number of channels.
         threshold: the threshold of the neurons after it.
         alpha: 1, or ``1 / sqrt(n)`` if the outputs of n such layers are added.
-        eps, momentum: as of ``nn.BatchNorm2d``.
+        eps: as of ``nn.BatchNorm2d``.
+        momentum: as of ``nn.BatchNorm2d``.
 
     Raises:
         ValueError: if `threshold` or `alpha` is not positive.

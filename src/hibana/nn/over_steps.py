@@ -9,7 +9,7 @@ gets ``[T, batch, channels, ...]``. Such classes are derived at run time from th
 layer; pickles contain the name of the original class.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hibana import spikes
 from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.compiler.memory_layout import expand_over_time
-from hibana.compiler.torch_layers import role_of
+from hibana.compiler.torch_layers import is_user_class, role_of
 from hibana.nn.running import Stateful
 from hibana.runtime import torch_internals
 from hibana.runtime.torch_internals import tree_map
@@ -29,8 +29,8 @@ from hibana.spikes.checks import is_constant_over_time
 from hibana.spikes.provenance import register_view
 
 __all__ = ["OVER_STEPS", "BatchNorm2dOverSteps", "Conv2dOverSteps", "EagerNetwork", "FlattenOverSteps"]
-__all__ += ["JoinedNetwork", "JoinedNeurons", "OverSteps", "call_eagerly", "joined_kind", "joining"]
-__all__ += ["may_be_joined"]
+__all__ += ["JoinedNetwork", "JoinedNeurons", "OverSteps", "call_eagerly", "call_over_steps", "joined_kind"]
+__all__ += ["joining", "may_be_joined"]
 
 
 class OverSteps(nn.Module):
@@ -46,14 +46,40 @@ class OverSteps(nn.Module):
         call: Any = super().forward  # the method of torch.nn's layer
         if input.ndim != self.dimensions + 3:
             return cast(Tensor, call(input))
-        if self.runs_once(input) and is_constant_over_time(input):
-            return expand_over_time(call(input[0]), input.shape[0])
-        outputs: Tensor = call(register_view(input, input.flatten(0, 1)))
-        return register_view(outputs, outputs.reshape(*input.shape[:2], *outputs.shape[1:]))
+        return call_over_steps(call, self, input)
 
-    def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
-        """Whether one call computes all steps of an `input` that is constant over time."""
-        return True
+
+def call_over_steps(call: Callable[[Tensor], Tensor], module: nn.Module, inputs: Tensor) -> Tensor:
+    """The outputs ``[T, batch, ...]`` of a module without time for `inputs`, ``[T, batch, ...]``.
+
+    Inputs that are constant over time take one call for one step, if its outputs are those of all steps.
+
+    Args:
+        call: the function of `module` that is called with steps and batch joined.
+        module: the module.
+        inputs: the inputs.
+    """
+    steps, batch = inputs.shape[:2]
+    if is_constant_over_time(inputs) and (not module.training or _may_run_once(module, batch)):
+        return expand_over_time(call(inputs[0]), steps)
+    outputs = call(register_view(inputs, inputs.flatten(0, 1)))
+    return register_view(outputs, outputs.reshape(steps, batch, *outputs.shape[1:]))
+
+
+def _may_run_once(module: nn.Module, batch: int) -> bool:
+    """Whether `module`, in training, has the same outputs for a batch with and without copies of it.
+
+    A batch normalization refuses a single sample, but accepts copies of it.
+    """
+    return all(
+        not is_user_class(layer)
+        and (role_of(layer) in _OF_ONE_SAMPLE or (role_of(layer) == "batch normalization" and batch > 1))
+        for layer in module.modules()
+    )
+
+
+_OF_ONE_SAMPLE = ("linear", "convolution", "maximum", "average", "reshape", "sequence", "upsampling")
+"""Roles of layers whose output for a sample depends on that sample alone, also in training."""
 
 
 class Conv2dOverSteps(OverSteps, spikes.Conv2d):
@@ -62,10 +88,6 @@ class Conv2dOverSteps(OverSteps, spikes.Conv2d):
 
 class BatchNorm2dOverSteps(OverSteps, nn.BatchNorm2d):
     """``nn.BatchNorm2d``, with mean and variance over time and batch."""
-
-    def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
-        """Whether one call computes all steps of a constant `input`: always in evaluation."""
-        return not self.training or input.shape[1] > 1  # torch refuses a single sample of one pixel
 
 
 class MaxPool2dOverSteps(OverSteps, spikes.MaxPool2d):
@@ -91,10 +113,6 @@ class UpsampleOverSteps(OverSteps, spikes.Upsample):
 class Dropout2dOverSteps(OverSteps, nn.Dropout2d):
     """``nn.Dropout2d``, with a mask for each step."""
 
-    def runs_once(self, input: Tensor) -> bool:  # noqa: A002 - as above
-        """Whether one call computes all steps of a constant `input`; masks differ in training."""
-        return not self.training
-
 
 class FlattenOverSteps(spikes.Flatten):
     """``nn.Flatten()``, which joins channels, height and width of images over time, and keeps the batch."""
@@ -103,8 +121,7 @@ class FlattenOverSteps(spikes.Flatten):
         """Images over time, of 5 dimensions, as ``[T, batch, features]``; other inputs as in torch.nn."""
         if is_fx_proxy(input) or input.ndim != 5 or (self.start_dim, self.end_dim) != (1, -1):
             return super().forward(input)
-        joined = super().forward(register_view(input, input.flatten(0, 1)))
-        return register_view(joined, joined.reshape(*input.shape[:2], *joined.shape[1:]))
+        return call_over_steps(super().forward, self, input)
 
 
 OVER_STEPS: dict[type[nn.Module], Any] = {
