@@ -98,6 +98,17 @@ def test_every_spike_and_output_equals_pytorch(name, adders, tmp_path):
 
 
 @needs_simulator
+def test_inputs_that_stay_the_same_over_time(tmp_path):
+    torch.manual_seed(0)
+    inputs = torch.rand(1, 3, 1, 6, 6).expand(8, 3, 1, 6, 6)
+    layers = [hb.EachStep(nn.Conv2d(1, 2, 3)), hb.IF(0.3), nn.Flatten(2), nn.Linear(32, 3)]
+    assert (
+        simulate(to_verilog(quantize(nn.Sequential(*layers), inputs)[0], inputs), tmp_path)[0]
+        == "3 of 3 equal"
+    )
+
+
+@needs_simulator
 def test_the_testbench_finds_a_changed_weight(tmp_path):
     torch.manual_seed(0)
     inputs = torch.rand(10, 2, 4)

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,10 @@ def convert(
     ram: Integer | None = None,
     flash: Integer | None = None,
     arduino: bool = False,
+    samples: Integer = 20,
+    adders: Integer = 1,
+    top: str | None = None,
+    report: bool = False,
     trust: tuple[str, ...] = (),
 ) -> None:
     """Converts a network to NIR, C, Verilog, ONNX, a web page or a PyTorch program, or from NIR.
@@ -42,6 +47,11 @@ def convert(
         ram: largest number of bytes for variables in C; larger programs are not written.
         flash: largest number of bytes for constants in C; larger programs are not written.
         arduino: write an Arduino and PlatformIO library, which is also an ESP-IDF component.
+        samples: number of test samples in the testbench of a circuit.
+        adders: number of weights that a circuit adds in one cycle: 1, 2, 4, 8, 16 or 32.
+        top: FPGA for which the top level and constraints of a board are written beside a circuit: ice40-up5k
+            (iCEBreaker) or ecp5-85k (ULX3S); the host sends inputs over the serial port.
+        report: run yosys, nextpnr and iverilog on a circuit, and print its size, speed, time and energy.
         trust: MODULE:FUNCTION of yours that the file may name and that is then executed; may be repeated.
     """
     allow_local_imports(trust)
@@ -68,7 +78,7 @@ def convert(
         elif target.suffix == ".html":
             _write_page(network, target, 8 if bits is None else bits)
         elif target.suffix == ".v":
-            _write_circuit(network, target, 8 if bits is None else bits)
+            _Circuit(samples, adders, top, report).write(network, target, 8 if bits is None else bits)
         else:
             _write_c(network, target, steps, bits, ram, flash)
     for loss in losses:
@@ -117,8 +127,8 @@ class _Source:
 
         return torch.zeros(steps, batch, *self.shape, dtype=torch.float32, device="cpu")
 
-    def samples(self, purpose: str, split: str = "training") -> "Tensor":
-        """Returns encoded samples of the training, validation or test set, ``[T, N, *shape]``.
+    def samples(self, purpose: str, split: str = "training", largest: int = MAX_SAMPLES) -> "Tensor":
+        """Returns `largest` encoded samples of the training, validation or test set, ``[T, N, *shape]``.
 
         Raises ValueError if the source is a NIR file; the message starts with `purpose`.
         """
@@ -130,7 +140,7 @@ class _Source:
         samples.prepare_data()
         samples.setup()
         part = getattr(samples, split)
-        count = min(MAX_SAMPLES, len(part))
+        count = min(largest, len(part))
         self.model.seed_evaluation()
         return self.model.encode(torch.stack([part[i][0] for i in range(count)]))
 
@@ -178,14 +188,45 @@ def _write_library(network: _Source, target: Path, bits: int, ram: int | None, f
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} of variables")
 
 
-def _write_circuit(network: _Source, target: Path, bits: int) -> None:
-    """Writes a circuit with weights of `bits` bits to `target`, and a testbench beside it."""
-    from hibana.network import to_verilog
+@dataclass(frozen=True)
+class _Circuit:
+    """Options of a circuit."""
 
-    program = to_verilog(network.quantized(bits), network.samples(""), scores=network.scores)
-    _, bench = program.write(target)
-    print(f"{program.weight_bits:,} bits of constants, {program.state_bits:,} of variables")
-    print(f"{bench}  plays samples and compares every spike: iverilog -o net {target} {bench} && ./net")
+    samples: int
+    """Test samples of the testbench."""
+    adders: int
+    top: str | None
+    """The FPGA of a board, or None for a circuit without a top level."""
+    report: bool
+
+    def write(self, network: _Source, target: Path, bits: int) -> None:
+        """Writes a circuit with weights of `bits` bits to `target`, and its other files beside it."""
+        from hibana.network import to_verilog
+        from hibana.network.verilog.board import BOARDS, report, write_top
+
+        if self.samples < 1:
+            raise ValueError(f"--samples must be at least 1, got {self.samples}")
+        if self.top is None and self.report:
+            raise ValueError("--report needs a board: pass --top as well")
+        if self.top is not None and self.top not in BOARDS:
+            raise ValueError(f"--top must be one of {', '.join(BOARDS)}, got {self.top}")
+        net = network.quantized(bits)
+        samples = network.samples("", "test", self.samples)
+        program = to_verilog(net, samples, scores=network.scores, samples=self.samples, adders=self.adders)
+        _, bench = program.write(target)
+        print(f"{program.weight_bits:,} bits of constants, {program.state_bits:,} of variables")
+        print(f"{bench}  plays test samples and compares every spike, in one of two simulators:")
+        print(f"  iverilog -o net_sim {target} {bench} && ./net_sim")
+        print(f"  verilator --binary --timing --top net_tb -o net_sim {target} {bench} && obj_dir/net_sim")
+        if self.top is not None:
+            board = BOARDS[self.top]
+            top, constraints = write_top(program, target, board)
+            print(
+                f"{top}  connects the circuit to the serial port of a board, {board.name}, with {constraints}"
+            )
+            if self.report:
+                with progress("running yosys, nextpnr and iverilog"):
+                    print(report(program, board))
 
 
 def _write_onnx(network: _Source, target: Path, bits: int | None) -> None:

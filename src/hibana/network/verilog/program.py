@@ -44,6 +44,10 @@ class VerilogProgram:
     """Bits of memory that changes."""
     states: int
     """States of the state machine."""
+    inputs: int
+    """Inputs of a step."""
+    steps: int
+    """Steps of a sample."""
 
     def write(self, path: Path | str) -> tuple[Path, Path]:
         """Writes the module to `path`, which ends in ``.v``, and the testbench beside it as ``*_tb.v``.
@@ -145,7 +149,8 @@ def to_verilog(
     changing = sum(a.bits * a.count for a in arrays if a.values is None)
     source = module_text(unit, machine, entries, str(net))
     bench, recording = testbench(unit, net, example[:, :samples], unit.spike_arrays())
-    return VerilogProgram(source, bench, recording, constants, changing, len(machine.schedule.states))
+    count, inputs = len(machine.schedule.states), unit.network.input.size
+    return VerilogProgram(source, bench, recording, constants, changing, count, inputs, len(example))
 
 
 def _machine(unit: _Unit) -> tuple[Machine, dict[str, int]]:
@@ -171,7 +176,13 @@ def _machine(unit: _Unit) -> tuple[Machine, dict[str, int]]:
         "}",
     ]
     lines = {
-        "rest": [*unit.resets, "const int count = 0;", *unit.from_events, *unit.static_lines],
+        "rest": [
+            "net->best = 0;",
+            *unit.resets,
+            "const int count = 0;",
+            *unit.from_events,
+            *unit.static_lines,
+        ],
         "read": [*unit.from_numbers, *unit.static_lines],
         "step": [*unit.step_lines, *ranking, *send],
     }

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from hibana.network.c.unit import Unit
-from hibana.network.graph import Node
 from hibana.network.integer_network import Quantized
 
 __all__ = ["testbench"]
@@ -28,10 +27,10 @@ def testbench(unit: Unit, net: Quantized, inputs: Tensor, spike_arrays: dict[str
     """
     numbers = net.integer_input(inputs)
     steps, samples = numbers.shape[:2]
-    outputs = _outputs(unit, net, numbers)
     layers = [node for node in unit.network.nodes if node.name in spike_arrays]
-    results = outputs[unit.network.output][..., unit.activations[unit.network.output].order.argsort()]
-    parts = [(8, numbers.flatten(2)), *((1, outputs[node]) for node in layers), (32, results)]
+    outputs, results = _run(net, numbers, [node.name for node in layers])
+    spikes = [outputs[node.name][..., unit.activations[node].order] for node in layers]
+    parts = [(8, numbers.flatten(2)), *((1, layer) for layer in spikes), (32, results)]
     rows = [_bits(part.transpose(0, 1).flatten(0, 1).to(torch.int64), bits) for bits, part in parts]
     recording = "".join(f"{row}\n" for row in _hexadecimal(torch.cat(rows, 1)))
     compared, first = [], 8 * unit.network.input.size
@@ -104,21 +103,19 @@ endmodule
 """
 
 
-def _outputs(unit: Unit, net: Quantized, numbers: Tensor) -> dict[Node, Tensor]:
-    """The output of each layer of `net` for integer inputs, ``[T, samples, numbers in memory order]``."""
+def _run(net: Quantized, numbers: Tensor, names: list[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Runs `net` on integers ``[T, samples, ...]``.
+
+    Returns the outputs of the layers with `names`, and those of the network, ``[T, samples, numbers]`` each.
+    """
     results: dict[nn.Module, Any] = {}
     hook = register_module_forward_hook(lambda module, args, result: results.update({module: result}))
     try:
         with torch.no_grad():
-            net.net(numbers)
+            output = net.net(numbers)
     finally:
         hook.remove()
-    outputs = {}
-    for node in unit.network.nodes:
-        if node.module is not None:
-            values = results[net.net.get_submodule(node.name)].reshape(*numbers.shape[:2], -1)
-            outputs[node] = values[..., unit.activations[node].order]
-    return outputs
+    return {name: results[net.net.get_submodule(name)].flatten(2) for name in names}, output.flatten(2)
 
 
 def _bits(numbers: Tensor, bits: int) -> Tensor:
