@@ -1,8 +1,6 @@
 """Weights, biases and inputs of any stride, size, dtype and device: torch's numbers, or torch's error."""
 
 import copy
-import itertools
-import re
 
 import pytest
 import torch
@@ -301,50 +299,3 @@ def test_gradients_of_any_layout_that_come_from_above(make):
             found.append([given.grad, *(p.grad for p in each.parameters())])
         for one, other in zip(*found, strict=True):
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
-
-
-def _in_padding_alone(size, kernel, stride, padding, dilation, count):
-    """Windows over a row of pixels none of whose places is one."""
-    places = [[i * stride - padding + t * dilation for t in range(kernel)] for i in range(count)]
-    return sum(all(not 0 <= place < size for place in window) for window in places)
-
-
-@pytest.mark.cover(2)
-@pytest.mark.parametrize("ceil", [False, True])
-@pytest.mark.parametrize("dilation", [1, 2, (2, 1), 3])
-@pytest.mark.parametrize("stride", [1, 2, 3, None])
-@pytest.mark.parametrize("kernel", [(2, 3), (3, 2), (4, 4)])
-def test_dilated_pooling_keeps_within_the_image(kernel, stride, dilation, ceil):
-    torch.manual_seed(0)
-    dilations = dilation if isinstance(dilation, tuple) else (dilation, dilation)
-    strides = kernel if stride is None else (stride, stride)
-    tried = 0
-    for height, width, padding in itertools.product(range(1, 6), range(1, 6), ((1, 1), (1, 0), (0, 1))):
-        layer = hb.events.MaxPool2d(kernel, stride, padding, dilation, ceil_mode=ceil)
-        x = torch.rand(2, 2, height, width, dtype=torch.float64, requires_grad=True)
-        try:  # the places are told without a backward, which is not safe
-            wanted, places = nn.functional.max_pool2d(
-                x.detach(), kernel, stride, padding, dilation, ceil, return_indices=True
-            )
-        except RuntimeError as error:
-            with pytest.raises(RuntimeError, match=re.escape(str(error).split("\n")[0])):
-                layer(x)
-            continue
-        found = layer(x)
-        assert torch.equal(found, wanted)
-        found.backward(torch.ones_like(found))
-        inside = wanted > -torch.inf
-        counts = torch.zeros(2, 2, height * width, dtype=torch.float64)
-        counts.scatter_add_(2, torch.where(inside, places, 0).flatten(2), inside.to(torch.float64).flatten(2))
-        assert torch.equal(x.grad, counts.view_as(x))
-        sizes = zip((height, width), kernel, strides, padding, dilations, wanted.shape[2:], strict=True)
-        alone = any(_in_padding_alone(*size) for size in sizes)
-        assert layer._has_padding_windows(x) == alone
-        tried += alone
-    assert tried or dilation == 1 or kernel != (2, 3)
-
-
-def test_pooling_that_asks_for_places_refuses_windows_without_any():
-    layer = hb.events.MaxPool2d((2, 3), 2, 1, 2, return_indices=True)
-    with pytest.raises(ValueError, match="return_indices"):
-        layer(torch.rand(2, 1, 1, 5))

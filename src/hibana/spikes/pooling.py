@@ -1,11 +1,9 @@
 """``hb.events.MaxPool2d``: max pooling whose result keeps the spikes of its input as bits."""
 
-import math
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.compiler.derivatives import unwrapped_apply
@@ -32,12 +30,6 @@ class MaxPool2d(nn.MaxPool2d):
     per output: the index of the selected pixel. If the spikes were emitted with the surrogate ``Step``, the
     gradient is restricted to them. Torch computes all other calls.
 
-    If a dilated window covers padding only, the image is first padded with -inf, which gives the same
-    values: torch's own pooling would save an index outside of the image, and write there in the backward.
-
-    Raises:
-        ValueError: if ``return_indices`` is set and a window covers padding only.
-
     >>> import torch, hibana as hb
     >>> hb.events.MaxPool2d(2)(torch.ones(1, 8, 6, 6)).shape
     torch.Size([1, 8, 3, 3])
@@ -50,8 +42,6 @@ class MaxPool2d(nn.MaxPool2d):
         if is_fx_proxy(input):
             return cast(Tensor, fx_leaf_call(self, input))
         check_no_time(self, input, 2)
-        if self._has_padding_windows(input):
-            return self._pool_padded(input)
         window = pair(self.kernel_size)
         if not torch.compiler.is_compiling() and self._is_without_overlap() and _fits(input, window):
             provenance = lookup(input)
@@ -65,68 +55,13 @@ class MaxPool2d(nn.MaxPool2d):
 
     def _is_without_overlap(self) -> bool:
         """Whether windows have no overlap, gap, padding or dilation, and no other option is set."""
-        kernel, stride = self._kernel_and_stride()
+        kernel, stride = self.kernel_size, self.kernel_size if self.stride is None else self.stride
         is_dense = pair(self.padding) == (0, 0) and pair(self.dilation) == (1, 1)
-        return kernel == stride and is_dense and not (self.ceil_mode or self.return_indices)
-
-    def _has_padding_windows(self, input: Tensor) -> bool:  # noqa: A002
-        """Whether a window covers padding only, which is possible for dilated windows alone."""
-        padding, dilation = pair(self.padding), pair(self.dilation)
-        if dilation == (1, 1) or padding == (0, 0) or input.ndim < 3 or not input.is_floating_point():
-            return False
-        kernel, stride = self._kernel_and_stride()
-        if (
-            any(2 * p > k for p, k in zip(padding, kernel, strict=True))
-            or min(*kernel, *stride, *dilation) < 1
-        ):
-            return False  # torch raises an error for these
-        sizes = list(zip(input.shape[-2:], kernel, stride, padding, dilation, strict=True))
-        if min(_windows(*size, ceil=self.ceil_mode) for size in sizes) < 1:
-            return False
-        return any(_has_padding_window(*size, ceil=self.ceil_mode) for size in sizes)
-
-    def _kernel_and_stride(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The sizes of the window and of the stride, each as (height, width)."""
-        return pair(self.kernel_size), pair(self.kernel_size if self.stride is None else self.stride)
-
-    def _pool_padded(self, input: Tensor) -> Tensor:  # noqa: A002
-        """Torch's pooling of `input`, padded with -inf so that all windows lie within."""
-        if self.return_indices:
-            raise ValueError(
-                f"return_indices must be False for an input of shape {tuple(input.shape)}: with padding "
-                f"{self.padding} and dilation {self.dilation} some windows cover padding only"
-            )
-        kernel, stride = self._kernel_and_stride()
-        padding, dilation = pair(self.padding), pair(self.dilation)
-        around: list[int] = []
-        for size, k, s, p, d in zip(input.shape[-2:], kernel, stride, padding, dilation, strict=True):
-            windows = _windows(size, k, s, p, d, ceil=self.ceil_mode)
-            around = [p, (windows - 1) * s + d * (k - 1) + 1 - size - p, *around]
-        self.__dict__["_reason"] = "torch's: a window covers padding only"
-        padded = functional.pad(input, around, value=-math.inf)
-        return functional.max_pool2d(padded, kernel, stride, 0, dilation)
+        return pair(kernel) == pair(stride) and is_dense and not (self.ceil_mode or self.return_indices)
 
     def explain(self) -> str:
         """How the last call was computed, and why."""
         return self._reason
-
-
-def _windows(size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool) -> int:
-    """The number of windows of torch's pooling over a line of `size` pixels."""
-    last_start = size + 2 * padding - dilation * (kernel - 1) - 1
-    count = (last_start + (stride - 1 if ceil else 0)) // stride + 1
-    last_is_outside = ceil and (count - 1) * stride >= size + padding
-    return count - last_is_outside
-
-
-def _has_padding_window(
-    size: int, kernel: int, stride: int, padding: int, dilation: int, *, ceil: bool
-) -> bool:
-    """Whether a window over a line of `size` pixels covers none of them; only windows that begin before the
-    first pixel can.
-    """
-    starts = range(-padding, 0, stride)[: _windows(size, kernel, stride, padding, dilation, ceil=ceil)]
-    return not all(any(0 <= start + tap * dilation < size for tap in range(kernel)) for start in starts)
 
 
 def _fits(images: Tensor, window: Pair) -> bool:
