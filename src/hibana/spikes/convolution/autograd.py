@@ -1,5 +1,6 @@
 """The autograd node of a convolution of spikes: selects the kernels of the forward and of both gradients."""
 
+from math import prod
 from typing import Any
 
 import torch
@@ -10,14 +11,21 @@ from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.convolution import dense, kernels, pixels
 from hibana.spikes.convolution.geometry import Geometry
-from hibana.spikes.layer import PackedInput, pack_numbers
+from hibana.spikes.layer import (
+    Mode,
+    PackedInput,
+    mask_provenance,
+    needs_gradient,
+    pack_input,
+    pack_numbers,
+)
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes, join_planes
 from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.select import ALL, Call, Choice
 from hibana.spikes.simd.rows import panel
 
-__all__ = ["as_kernel", "choose", "convolution", "forward", "input_gradient", "rows_of", "windows_of"]
+__all__ = ["convolution", "forward", "input_gradient", "rows_of", "spike_convolution", "windows_of"]
 
 
 def rows_of(images: Tensor) -> Tensor:
@@ -208,11 +216,11 @@ def choose(
     def calls() -> list[Call]:
         """The candidates that :func:`select.choose` times."""
         numbers = dense.channels_last(images.detach())
-        kernel = as_kernel(weight.detach())
-        out = dense.convolution(numbers, kernel, bias, geometry)
+        kernel, biases = as_kernel(weight.detach()), None if bias is None else bias.detach()
+        out = dense.convolution(numbers, kernel, biases, geometry)
         candidates: list[Call] = [
-            lambda: forward(planes, kernel, bias, geometry),
-            lambda: dense.convolution(numbers, kernel, bias, geometry),
+            lambda: forward(planes, kernel, biases, geometry),
+            lambda: dense.convolution(numbers, kernel, biases, geometry),
         ]
         if packed.key.learning:
             rows = out.permute(0, 2, 3, 1).contiguous().view(-1, kernel.shape[0])
@@ -223,6 +231,46 @@ def choose(
         return [*candidates, lambda: pack_numbers(rows_of(numbers))] if scanned else candidates
 
     return select.choose(packed.key, planes.density * planes.bits.shape[0], calls)
+
+
+def spike_convolution(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    provenance: Provenance | None,
+    mode: Mode,
+) -> tuple[Tensor, product.Explanation] | str:
+    """The convolution of `images` per spike, with gradients, and how it was computed.
+
+    Returns the reason if torch must or should compute it.
+
+    Args:
+        images: ``[N, channels, height, width]``.
+        weight: with three or four dimensions, as in :func:`as_kernel`.
+        bias: ``[outputs]``, or None.
+        geometry: the sizes of the convolution.
+        provenance: the bits and the gradient mask that a layer attached to `images`, or None.
+        mode: ``"auto"`` or ``"events"``.
+    """
+    bias = None if bias is None else bias.contiguous()
+    auto, length, numbers = mode == "auto", geometry.channels * geometry.image[1], images.detach()
+    is_ordered = images.is_contiguous(memory_format=torch.channels_last)
+    sizes = images.shape[0] * prod(geometry.output), weight[0].numel(), len(weight)
+    product_sizes = images.shape[0], geometry
+    key = select.Key("convolution", product_sizes, *sizes, learning=needs_gradient(weight))
+    packed = pack_input(provenance, length, is_ordered, numbers, lambda: rows_of(numbers), key, auto)
+    if not isinstance(packed, PackedInput):
+        return packed
+    planes = packed.planes
+    choice = choose(packed, images, weight, bias, geometry) if auto else ALL
+    if not choice.any:
+        return choice.dense_reason(planes.density)
+    explanation = product.explanation(planes, len(weight), choice)
+    if not needs_gradient(images, weight, bias):
+        return forward(planes, as_kernel(weight.detach()), bias, geometry), explanation
+    support = mask_provenance(provenance, length, is_ordered, planes) if images.requires_grad else None
+    return convolution(images, weight, bias, planes, support, geometry, choice), explanation
 
 
 def as_kernel(weight: Tensor) -> Tensor:

@@ -1,12 +1,9 @@
 """A causal convolution over time, computed as a 2-d convolution of an image of T x batch pixels."""
 
-from math import prod
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hibana.spikes import select
 from hibana.spikes.checks import kernels_accept, shape_error
 from hibana.spikes.convolution import autograd
 from hibana.spikes.convolution.geometry import Geometry
@@ -15,13 +12,8 @@ from hibana.spikes.layer import (
     SMALLEST_WORK,
     UNSUPPORTED,
     Mode,
-    PackedInput,
     check_mode,
-    mask_provenance,
-    needs_gradient,
-    pack_input,
 )
-from hibana.spikes.linear import product
 from hibana.spikes.provenance import Provenance
 
 __all__ = ["causal_convolution", "causal_geometry"]
@@ -56,9 +48,13 @@ def causal_convolution(
         if history is not None and reach:
             inputs, provenance = torch.cat([history.to(inputs.dtype), inputs]), None
         padding = 0 if history is not None else reach
-        result = _spike_convolution(inputs, weight, bias, dilation, padding, provenance, mode)
+        steps, rows, channels = inputs.shape
+        geometry = causal_geometry(steps, rows, channels, weight.shape[2], dilation, padding)
+        images = inputs.permute(2, 0, 1)[None]  # [1, channels, T, rows]
+        result = autograd.spike_convolution(images, weight[..., None], bias, geometry, provenance, mode)
         if not isinstance(result, str):
-            return result
+            out, explanation = result
+            return out[0].permute(1, 2, 0), str(explanation)
         reason = result
         history = None if history is None else inputs[:reach]
         inputs = inputs[reach:] if history is not None else inputs
@@ -80,45 +76,6 @@ def _dense_reason(inputs: Tensor, weight: Tensor, bias: Tensor | None, mode: Mod
     if mode == "auto" and inputs.shape[0] * inputs.shape[1] * weight.numel() < SMALLEST_WORK:
         return SMALL_PRODUCT_REASON
     return shape_error(weight.shape, None if bias is None else bias.shape, inputs.shape[2], 3)
-
-
-def _spike_convolution(
-    inputs: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dilation: int,
-    padding: int,
-    provenance: Provenance | None,
-    mode: Mode,
-) -> tuple[Tensor, str] | str:
-    """The convolution per spike, and its explanation; or only the reason for a dense convolution."""
-    steps, rows, channels = inputs.shape
-    is_contiguous, length, learning = inputs.is_contiguous(), rows * channels, needs_gradient(weight)
-    geometry = causal_geometry(steps, rows, channels, weight.shape[2], dilation, padding)
-    auto = mode == "auto"
-    sizes = prod(geometry.output), weight[0].numel(), len(weight)
-    key = select.Key("window", (geometry,), *sizes, learning=learning)
-
-    def lines() -> Tensor:
-        """The inputs as contiguous rows ``[T, rows * channels]``."""
-        return inputs.detach().reshape(steps, length).contiguous()
-
-    packed = pack_input(provenance, length, is_contiguous, inputs.detach(), lines, key, auto)
-    if not isinstance(packed, PackedInput):
-        return packed
-    planes, choice = packed.planes, select.ALL
-    images, kernel = inputs.permute(2, 0, 1)[None], weight[..., None]  # [1, channels, T, rows]
-    if auto:
-        choice = autograd.choose(packed, images, kernel, None if bias is None else bias.detach(), geometry)
-    if not choice.any:
-        return choice.dense_reason(planes.density)
-    bias = None if bias is None else bias.contiguous()
-    if needs_gradient(inputs, weight, bias):
-        support = mask_provenance(provenance, length, is_contiguous, planes)
-        out = autograd.convolution(images, kernel, bias, planes, support, geometry, choice)
-    else:
-        out = autograd.forward(planes, kernel.detach(), bias, geometry)
-    return out[0].permute(1, 2, 0), str(product.explanation(planes, len(weight), choice))
 
 
 def causal_geometry(steps: int, rows: int, channels: int, size: int, dilation: int, padding: int) -> Geometry:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.spikes import select
 from hibana.spikes.checks import check_no_time, kernels_accept, pair, shape_error
 from hibana.spikes.convolution import autograd, dense
 from hibana.spikes.convolution.geometry import Geometry, Pair, has_image_window
@@ -16,14 +15,10 @@ from hibana.spikes.layer import (
     SMALL_PRODUCT,
     SMALL_PRODUCT_REASON,
     SMALLEST_WORK,
-    PackedInput,
     SpikeLayer,
     check_mode,
-    mask_provenance,
     needs_gradient,
-    pack_input,
 )
-from hibana.spikes.linear import product
 from hibana.spikes.provenance import lookup, register_view
 
 __all__ = ["Conv1d", "Conv2d"]
@@ -76,9 +71,10 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
         images = functional.pad(input, plan.padding, plan.padding_mode) if plan.padding else input
         if self.dimensions == 1:
             images = register_view(images, images.view(*images.shape[:2], 1, images.shape[2]))
-        out = self._spike_product(images, weight, bias, plan.geometry)
-        if isinstance(out, str):
-            return self._dense_product(input, weight, bias, out)
+        result = autograd.spike_convolution(images, weight, bias, plan.geometry, lookup(images), self.mode)
+        if isinstance(result, str):
+            return self._dense_product(input, weight, bias, result)
+        out, self.__dict__["_reason"] = result
         return out.squeeze(2) if self.dimensions == 1 else out
 
     def _dense_product(self, input: Tensor, weight: Tensor, bias: Tensor | None, reason: str) -> Tensor:  # noqa: A002
@@ -127,37 +123,6 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
             *(input.shape, input.stride(), self.mode, self.dilation, self.stride),
             torch.is_grad_enabled(),
         )
-
-    def _spike_product(
-        self, images: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
-    ) -> Tensor | str:
-        """The convolution of `images` ``[N, channels, height, width]``; or the reason to use torch's."""
-        if bias is not None:
-            bias = bias.contiguous()
-        outputs = weight.shape[0]
-        learning, auto = needs_gradient(weight), self.mode == "auto"
-        provenance = lookup(images)
-        length = geometry.channels * geometry.image[1]
-        is_ordered = images.is_contiguous(memory_format=torch.channels_last)
-        sizes = images.shape[0] * prod(geometry.output), weight[0].numel(), outputs
-        key = select.Key("convolution", (images.shape[0], geometry), *sizes, learning=learning)
-        numbers = images.detach()
-        packed = pack_input(
-            provenance, length, is_ordered, numbers, lambda: autograd.rows_of(numbers), key, auto
-        )
-        if not isinstance(packed, PackedInput):
-            return packed
-        planes, choice = packed.planes, select.ALL
-        if auto:
-            detached_bias = None if bias is None else bias.detach()
-            choice = autograd.choose(packed, images, weight, detached_bias, geometry)
-        if not choice.any:
-            return choice.dense_reason(planes.density)
-        self.__dict__["_reason"] = product.explanation(planes, outputs, choice)
-        if not (learning or needs_gradient(images, bias)):
-            return autograd.forward(planes, autograd.as_kernel(weight), bias, geometry)
-        support = mask_provenance(provenance, length, is_ordered, planes) if images.requires_grad else None
-        return autograd.convolution(images, weight, bias, planes, support, geometry, choice)
 
     def _skips(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:  # noqa: A002
         """Whether torch gets only the pixels in windows: its backward is unsafe with all (see `dense`)."""
