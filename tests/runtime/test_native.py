@@ -212,11 +212,6 @@ def test_arguments_are_bound_by_name():
         chosen(1, x=x, out=x, bit=3)
     with pytest.raises(TypeError, match=r"missing \['count'\]"):
         copied(1, source=x, target=x, step=1, vector_width=16)
-    with pytest.raises(TypeError, match=r"kernel copied: missing \['count'\], not among .* \['many'\]"):
-        copied.bind(many=16, step=1, vector_width=16)
-    sized = copied.bind(count=16, step=1, vector_width=16)
-    with pytest.raises(TypeError, match=r"missing \['target'\], not among .* \['count'\]"):
-        sized(1, source=x, count=x)
 
 
 def test_a_kernel_is_split_among_threads_and_each_piece_is_done_once():

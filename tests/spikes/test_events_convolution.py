@@ -681,14 +681,6 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         assert torch.equal(found, wanted)
 
 
-@pytest.fixture
-def _all_weights_lie_far(monkeypatch):
-    monkeypatch.setattr(pixels, "BEYOND_L2", 0)
-    pixels._forward_launch.cache_clear()
-    yield
-    pixels._forward_launch.cache_clear()
-
-
 @pytest.mark.cover(1)
 @pytest.mark.parametrize(
     ("images", "channels", "outputs", "image", "kernel", "padding", "dilation", "planes"),
@@ -701,14 +693,14 @@ def _all_weights_lie_far(monkeypatch):
 )
 @pytest.mark.parametrize("threads", [1, 3])
 def test_images_that_are_summed_together_have_the_same_sums_to_the_bit(
-    images, channels, outputs, image, kernel, padding, dilation, planes, threads, request
+    images, channels, outputs, image, kernel, padding, dilation, planes, threads, monkeypatch
 ):
     geometry = Geometry(channels, image, kernel, (1, 1), padding, dilation)
     numbers = torch.rand(planes, images * image[0], image[1] * channels) < 0.2
     input_ = Planes(torch.stack([pack_bits(plane.float())[0] for plane in numbers]), 0.2)
     weight, bias = torch.randn(outputs, channels, *kernel), torch.randn(outputs)
     one_by_one = pixels.forward(input_, weight, bias, geometry)
-    request.getfixturevalue("_all_weights_lie_far")
+    monkeypatch.setattr(pixels, "BEYOND_L2", 0)
     count = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

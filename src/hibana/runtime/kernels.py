@@ -8,7 +8,7 @@ first kernel that is compiled loads LLVM.
 from hibana.runtime.build import COMPILING, Kernel, assemble, compresses, toolchain_folder
 from hibana.runtime.code import Code, Variable
 from hibana.runtime.functions import Function, external_function, function, source
-from hibana.runtime.launcher import BoundLauncher, Launcher, address_of, kernel
+from hibana.runtime.launcher import Launcher, address_of, kernel
 from hibana.runtime.pointers import Bytes, Doubles, Floats, Ints, Kind, Longs, Pointer, Shorts
 from hibana.runtime.threads import bind_kernel, pack_arguments, run
 from hibana.runtime.types import BIT, BYTE, DOUBLE, FLOAT, INT, LONG, SHORT, Type

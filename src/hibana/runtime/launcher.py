@@ -8,10 +8,10 @@ of its names. Any other parameter is an option; each value of an option compiles
 
 import inspect
 import struct
-from collections.abc import Callable, Hashable, Iterable, Mapping, Set
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -68,21 +68,6 @@ def address_of(tensor: Tensor) -> int:
     return tensor.data_ptr()
 
 
-class BoundLauncher(NamedTuple):
-    """A kernel bound to its integers and options; calls pass the tensors."""
-
-    launcher: "Launcher"
-    address: int
-    integers: bytes
-
-    def __call__(self, pieces: int, grain: int = 1, /, **tensors: Tensor | None) -> None:
-        """Runs the work items ``range(pieces)``, on one thread if they are at most `grain`."""
-        signature = self.launcher.signature
-        if tensors.keys() != signature.addresses.keys():
-            raise self.launcher.argument_error(tensors, signature.addresses.keys())
-        run(self.address, pieces, signature.pack(signature.tensors_of(tensors)) + self.integers, grain)
-
-
 class Launcher:
     """Compiles and runs a kernel: ``launcher(pieces, grain, name=..., ...)``.
 
@@ -94,7 +79,7 @@ class Launcher:
         self.body = body
         self.name = body.__name__
         self._kernels: dict[tuple[Hashable, ...], Kernel] = {}
-        self._bound: dict[tuple[Hashable, ...], BoundLauncher] = {}
+        self._bound: dict[tuple[Hashable, ...], tuple[int, bytes]] = {}
 
     @cached_property
     def signature(self) -> Signature:
@@ -108,17 +93,12 @@ class Launcher:
         """
         signature = self.signature
         if arguments.keys() != signature.names:
-            raise self.argument_error(arguments, signature.names)
+            missing = sorted(signature.names - arguments.keys())
+            unknown = sorted(arguments.keys() - signature.names)
+            raise TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
         constants = signature.options_and_integers_of(arguments)
-        _, address, integers = self._bound.get(constants) or self._bind(constants)
+        address, integers = self._bound.get(constants) or self._bind(constants)
         run(address, pieces, signature.pack(signature.tensors_of(arguments)) + integers, grain)
-
-    def bind(self, **constants: Hashable) -> BoundLauncher:
-        """The kernel bound to its integers and options, which are the arguments."""
-        names = self.signature.names - self.signature.addresses.keys()
-        if constants.keys() != names:
-            raise self.argument_error(constants, names)
-        return self._bind(self.signature.options_and_integers_of(constants))
 
     def source(self, **options: Hashable) -> str:
         """The LLVM IR of the kernel for these options."""
@@ -138,21 +118,15 @@ class Launcher:
             (self._kernels[options],) = assemble(text, (self.name,))
         return self._kernels[options]
 
-    def _bind(self, constants: tuple[Any, ...]) -> BoundLauncher:
-        """Compiles the kernel for the options at the front of `constants`, and packs the integers behind."""
+    def _bind(self, constants: tuple[Any, ...]) -> tuple[int, bytes]:
+        """The address of the kernel for the options in `constants`, and the packed integers after them."""
         count = len(self.signature.options)
         options, integers = constants[:count], constants[count:]
         address = self.kernel(*options).address
         if len(self._bound) >= MAX_BOUND:
             self._bound.clear()
-        bound = BoundLauncher(self, address, struct.pack(f"{len(integers)}q", *integers))
-        self._bound[constants] = bound
+        bound = self._bound[constants] = address, struct.pack(f"{len(integers)}q", *integers)
         return bound
-
-    def argument_error(self, arguments: Mapping[str, object], names: Set[str]) -> TypeError:
-        """The TypeError for `arguments` that differ from the expected `names`."""
-        missing, unknown = sorted(names - arguments.keys()), sorted(arguments.keys() - names)
-        return TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
 
 
 def _getter(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:

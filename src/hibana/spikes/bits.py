@@ -1,6 +1,5 @@
 """Spikes as bits, 64 to a word: packing numbers into bits, counting bits, and comparing bits with numbers."""
 
-from functools import lru_cache
 from math import gcd
 
 import torch
@@ -10,7 +9,6 @@ from hibana.runtime.kernels import (
     FLOAT,
     INT,
     LONG,
-    BoundLauncher,
     Bytes,
     Code,
     Floats,
@@ -48,15 +46,9 @@ def sampled_density(numbers: Tensor, words: int, step: int) -> float | None:
     count = -(-words // step)
     buffer = torch.empty(count + 2, dtype=torch.int64, device="cpu")
     counts = buffer.narrow(0, count, 2)
-    _sample_scan(count, step)(1, source=numbers, bits=buffer, counts=counts)
+    _scan(1, source=numbers, bits=buffer, counts=counts, inputs=WORD, rows=count, step=step, parts=1)
     ones, not_binary = counts.tolist()
     return None if not_binary else ones / (count * WORD)
-
-
-@lru_cache(maxsize=1024)
-def _sample_scan(count: int, step: int) -> BoundLauncher:
-    """:func:`_scan` with the sizes for a sample of `count` words."""
-    return _scan.bind(inputs=WORD, rows=count, step=step, parts=1)
 
 
 def density_of(bits: Tensor, inputs: int) -> float:

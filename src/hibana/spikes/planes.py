@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.runtime.kernels import FLOAT, INT, Code, Floats, Ints, Longs, Pointer, Value, float_bits, kernel
+from hibana.runtime.kernels import INT, Code, Floats, Ints, Longs, Pointer, Value, float_bits, kernel
 from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, words_of
 from hibana.spikes.simd.rows import VECTOR
 
@@ -72,45 +72,24 @@ def candidate_factors(numbers: Tensor) -> list[tuple[float, int]]:
 
     `numbers` must fill their memory.
     """
-    results, count = torch.empty(4, dtype=torch.float32, device="cpu"), numbers.numel()
-    _sample(1, source=numbers, results=results, count=count, step=count // SAMPLE | 1)
-    smallest, largest, not_multiple, not_integer = results.tolist()
-    candidates = {smallest: not_multiple}
-    if smallest > largest:  # all sampled numbers are zero
-        largest, candidates = 1.0, {1.0: not_integer}
-    elif smallest % 1 == 0:
-        candidates.setdefault(1.0, not_integer)
+    memory = numbers.as_strided((numbers.numel(),), (1,))
+    sample = memory[:: numbers.numel() // SAMPLE | 1]
+    smallest, largest = sample.where(sample > 0, float("inf")).min().item(), sample.max().item()
+    candidates = [smallest]
+    if smallest > largest:  # no sampled number is above zero
+        largest, candidates = 1.0, [1.0]
+    elif smallest % 1 == 0 and smallest != 1:
+        candidates.append(1.0)
     return [
         (factor, round(largest / factor).bit_length())
-        for factor, is_wrong in candidates.items()
-        if not is_wrong and largest / factor < 1 << MOST_PLANES
+        for factor in candidates
+        if largest / factor < 1 << MOST_PLANES and _are_multiples(sample, factor)
     ]
 
 
-@kernel
-def _sample(
-    code: Code, begin: Value, end: Value, *, source: Floats, results: Floats, count: Value, step: Value
-) -> None:
-    """Four results over every `step`-th of `count` numbers.
-
-    The smallest number above zero; the largest number; 1 if any number is no multiple of the smallest, else
-    0; 1 if any number is no integer, else 0. Negative numbers count as no multiple and no integer.
-    """
-    with code.loop(begin, end):
-        smallest, largest = code.variable(float("inf"), FLOAT), code.variable(0.0, FLOAT)
-        with code.loop(0, count, step) as i:
-            number = source[i]
-            smallest.value = ((number > 0.0) & (number < smallest.value)).select(number, smallest.value)
-            largest.value = (number > largest.value).select(number, largest.value)
-        results[0], results[1] = smallest.value, largest.value
-        is_wrong = [code.variable(0.0, FLOAT) for _ in range(2)]
-        with code.loop(0, count, step) as i:
-            number = source[i]
-            for factor, wrong in zip((smallest.value, code.constant(1.0, FLOAT)), is_wrong, strict=True):
-                multiple = (number / factor).call("rint") * factor
-                wrong.value = (multiple.differs(number) | (number < 0.0)).select(1.0, wrong.value)
-        for k, wrong in enumerate(is_wrong):
-            results[2 + k] = wrong.value
+def _are_multiples(numbers: Tensor, factor: float) -> bool:
+    """Whether all `numbers` are `factor` times a whole number from 0."""
+    return bool((((numbers / factor).round() * factor == numbers) & (numbers >= 0)).all())
 
 
 def _pack_multiples(rows: Tensor, factor: float, planes: int) -> Planes | None:

@@ -1,12 +1,8 @@
 """A convolution with spikes listed per pixel: when to use it, and the calls of its kernels."""
 
-from functools import lru_cache
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from hibana.runtime.kernels import BoundLauncher
 from hibana.spikes.convolution import pixel_kernels as kernels
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.linear import product
@@ -75,40 +71,26 @@ def _windows_overlap(geometry: Geometry) -> bool:
 
 def forward(input_: Planes, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
     """The convolution ``[N, outputs, height, width]`` of spikes in bits; in memory, channels are last."""
-    row = panel(weight.shape[0])
-    launch = _forward_launch(input_.bits.shape, weight.shape[0], geometry, row)
-    out = torch.empty(launch.shape, dtype=torch.float32, device="cpu")
-    table = product.pack_weights(weight, row, input_.scales)
-    launch.kernel(launch.work_items, bits=input_.bits, table=table, bias=bias, target=out)
-    return out.permute(0, 3, 1, 2)
-
-
-class _ForwardLaunch(NamedTuple):
-    """A forward kernel with its sizes bound, the shape of its output, and its number of work items."""
-
-    kernel: BoundLauncher
-    shape: tuple[int, ...]
-    """Shape of the output, channels last."""
-    work_items: int
-
-
-@lru_cache(maxsize=256)
-def _forward_launch(bits: torch.Size, outputs: int, geometry: Geometry, row: Row) -> _ForwardLaunch:
-    """The forward kernel for `bits` of this shape."""
-    (planes, rows, _), (height, width) = bits, geometry.output
-    images = rows // geometry.image[0]
+    (planes, rows, _), (height, width), outputs = input_.bits.shape, geometry.output, len(weight)
+    images, row = rows // geometry.image[0], panel(outputs)
     parts = -(-height // max(1, PIXELS // width, geometry.reach[0]))
     tile_height = -(-height // parts)
-    per_tile = _images_per_tile(planes, outputs, geometry) if tile_height == height else 1
-    sizes = {
-        "images": images,
-        "planes": planes,
-        "outputs": outputs,
-        "tile_height": tile_height,
-        "per_tile": per_tile,
-    }
-    kernel = kernels.forward.bind(**sizes, **geometry.sizes, row=row)
-    return _ForwardLaunch(kernel, (images, height, width, outputs), images * -(-height // tile_height))
+    out = torch.empty(images, height, width, outputs, dtype=torch.float32, device="cpu")
+    kernels.forward(
+        images * -(-height // tile_height),
+        bits=input_.bits,
+        table=product.pack_weights(weight, row, input_.scales),
+        bias=bias,
+        target=out,
+        images=images,
+        planes=planes,
+        **geometry.sizes,
+        outputs=outputs,
+        tile_height=tile_height,
+        per_tile=_images_per_tile(planes, outputs, geometry) if tile_height == height else 1,
+        row=row,
+    )
+    return out.permute(0, 3, 1, 2)
 
 
 def _images_per_tile(planes: int, outputs: int, geometry: Geometry) -> int:

@@ -11,7 +11,7 @@ from hibana.spikes.simd.lists import SLACK, WORD, append_bits, words_of
 from hibana.spikes.simd.rows import VECTOR, Row, add_rows, dots, load_bias, transpose
 from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
-__all__ = ["TABLE_ROWS", "forward_lists", "forward_tables", "input_gradient", "pack", "pack_planes"]
+__all__ = ["TABLE_ROWS", "forward_lists", "forward_tables", "input_gradient", "pack"]
 
 BLOCK = 256
 """Rows of bits for which the input gradient reads the same block of weights."""
@@ -21,28 +21,6 @@ TABLE_ROWS = 512
 
 @kernel
 def pack(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    source: Floats,
-    target: Floats,
-    outputs: Value,
-    inputs: Value,
-    row: Row,
-) -> None:
-    """Packs ``[outputs, inputs]`` weights to ``[panels][words * 64][panel]``, padded with zeros.
-
-    One work item is 64 inputs of a panel.
-    """
-    words = words_of(inputs)
-    with code.loop(begin, end) as item:
-        out = target + row.floats * WORD * item
-        _transpose_block(code, row, out, source, item // words, item % words, outputs, inputs)
-
-
-@kernel
-def pack_planes(
     code: Code,
     begin: Value,
     end: Value,

@@ -1,14 +1,13 @@
 """The linear product of bits and weights, and its gradients: allocates the results and calls the kernels."""
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from hibana.runtime.kernels import BoundLauncher, float_bits
+from hibana.runtime.kernels import float_bits
 from hibana.spikes.bits import density_of
 from hibana.spikes.linear import kernels, weights
 from hibana.spikes.planes import ONE, Planes
@@ -116,25 +115,22 @@ def pack_weights(weight: Tensor, row: Row, scales: Scales = ONE) -> Tensor:
     elif weight.ndim == 4:
         places = weight.shape[2] * weight.shape[3]
     weight = weight.contiguous()
-    outputs = weight.shape[0]
-    pieces, shape, pack = _packing(outputs, weight.numel() // outputs, places, row, scales)
+    outputs, inputs = weight.shape[0], weight[0].numel()
+    words, panels = _ceil_div(inputs, WORD), _ceil_div(outputs, row.floats)
+    shape = panels, len(scales) * words * WORD, row.floats
     table = torch.empty(shape, dtype=torch.float32, device="cpu")
-    pack(pieces, source=weight, target=table)
+    kernels.pack(
+        panels * words,
+        source=weight,
+        target=table,
+        outputs=outputs,
+        inputs=inputs,
+        places=places,
+        factor=float_bits(scales[0]),
+        row=row,
+        planes=len(scales),
+    )
     return table
-
-
-@lru_cache(maxsize=256)
-def _packing(
-    outputs: int, inputs: int, places: int, row: Row, scales: Scales
-) -> tuple[int, tuple[int, ...], BoundLauncher]:
-    """Number of work items, shape of the table, and kernel that packs weights into panels of outputs."""
-    words, panels, planes = _ceil_div(inputs, WORD), _ceil_div(outputs, row.floats), len(scales)
-    shape = panels, planes * words * WORD, row.floats
-    sizes = {"outputs": outputs, "inputs": inputs, "row": row}
-    if places == 1 and scales == ONE:
-        return panels * words, shape, kernels.pack.bind(**sizes)
-    scaled = {"places": places, "factor": float_bits(scales[0]), "planes": planes}
-    return panels * words, shape, kernels.pack_planes.bind(**sizes, **scaled)
 
 
 def forward(
