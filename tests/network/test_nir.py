@@ -4,7 +4,6 @@ import re
 import struct
 import subprocess
 import sys
-import warnings
 import zlib
 from itertools import pairwise
 
@@ -17,8 +16,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
-from hibana.cli import main
-from selection import examples
 
 nir = pytest.importorskip("nir", reason="the extra nir is not installed")
 from hibana.network.nir import Scale, file, read, write  # noqa: E402 - needs the extra
@@ -68,10 +65,11 @@ def values(draw, numbers, n):
 def neurons(draw, n):
     reset = draw(st.floats(-0.5, 0.5)) if HAS_RESET else 0.0
     threshold = draw(values(thresholds, n))
-    kind = draw(st.sampled_from(["IF", "LIF", "CubaLIF", "LI", "I"]))
+    kind = draw(st.sampled_from(["IF", "LIF", "PLIF", "CubaLIF", "LI", "I"]))
     cell = {
         "IF": lambda: hb.IFCell(threshold, reset=reset),
         "LIF": lambda: hb.LIFCell(draw(values(taus, n)), threshold, reset=reset),
+        "PLIF": lambda: hb.PLIFCell(2.0, threshold),  # 1 / tau = 1 / 2 exactly
         "CubaLIF": lambda: hb.CubaLIFCell(
             draw(values(taus, n)), draw(values(taus, n)), threshold, reset=reset
         ),
@@ -103,32 +101,25 @@ def test_linear_networks_spike_alike_after_the_round_trip(tmp_path_factory, draw
         assert torch.equal(spikes_of(read(source), x), wanted)
 
 
+POOLS = [
+    [],
+    [nn.AvgPool2d(2, 1)],
+    [nn.AvgPool2d((2, 1), (1, 2), (1, 0), divisor_override=1)],
+]
+
+
 @st.composite
 def convolutional_networks(draw):
     channels, side = draw(st.sampled_from([2, 4])), draw(st.integers(6, 9))
     shape = (channels, side) if draw(st.booleans()) else (channels, side, side)
-    kind, norm = (nn.Conv1d, nn.BatchNorm1d) if len(shape) == 2 else (nn.Conv2d, nn.BatchNorm2d)
-    same = draw(st.booleans())
-    kernel, padding, stride = (
-        (3, "same", 1) if same else (draw(st.integers(1, 3)), 1, draw(st.integers(1, 2)))
-    )
-    conv = kind(
+    kernel, padding, stride = draw(st.sampled_from([(3, "same", 1), (1, 1, 2), (2, 1, 1), (3, 1, 2)]))
+    conv = (nn.Conv1d if len(shape) == 2 else nn.Conv2d)(
         channels, 4, kernel, padding=padding, stride=stride, dilation=draw(st.integers(1, 2)),
         groups=draw(st.sampled_from([1, 2])), bias=draw(st.booleans()),
     )  # fmt: skip
-    layers = [conv, norm(4)] if draw(st.booleans()) else [conv]
-    if len(shape) == 3:
-        layers += draw(
-            st.sampled_from(
-                [[], [nn.AvgPool2d(2, 1)], [nn.AvgPool2d((2, 1), (1, 2), (1, 0), divisor_override=1)]]
-            )
-        )
+    layers = [conv, *(draw(st.sampled_from(POOLS)) if len(shape) == 3 else [])]
     each = hb.EachStep(nn.Sequential(*layers))
-    for module in layers:
-        if isinstance(module, norm):
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.5, 2)
-    features = each.eval()(torch.zeros(1, 1, *shape))[0, 0].numel()
+    features = each(torch.zeros(1, 1, *shape))[0, 0].numel()
     return nn.Sequential(each, hb.LIF(3.0, 0.1), nn.Flatten(2), nn.Linear(features, 3), hb.LI()), shape
 
 
@@ -138,28 +129,76 @@ def test_convolutions_pool_and_flatten_come_back(tmp_path_factory, drawn):
     path = tmp_path_factory.mktemp("nir") / "net.nir"
     write(net, path, input_shape=shape)
     x = torch.randn(6, 2, *shape)
-    back = read(path)
-    folded = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in net.modules())
-    assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in back.modules())
-    if folded:  # the folded weights round differently; from the first reading on nothing changes
-        first = spikes_of(_up_to_neuron(back), x)
-        torch.testing.assert_close(first, spikes_of(net[0], x), rtol=1e-4, atol=1e-5)
-        net = back
-        write(net, path)
-        back = read(path)
-    assert torch.equal(spikes_of(back, x), spikes_of(net, x))
+    assert torch.equal(spikes_of(read(path), x), spikes_of(net, x))
 
 
-def _up_to_neuron(net):
-    """The layers of a chain before its first neuron."""
-    layers = []
-    for line in net.graph.nodes:
-        if line.op == "call_module":
-            layer = net.get_submodule(line.target)
-            if isinstance(layer, hb.OverTime):
-                break
-            layers.append(layer)
-    return nn.Sequential(*layers)
+def test_a_normalization_is_folded():
+    net = nn.Sequential(hb.EachStep(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)))).eval()
+    net[0].module[1].running_var.uniform_(0.5, 2)
+    back, x = read(write(net, input_shape=(2, 6, 6))), torch.randn(6, 2, 2, 6, 6)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in back.modules())
+    torch.testing.assert_close(back(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+def on_grid(net):
+    """`net` with weights that are multiples of 1/64, for which all sums are exact in any order."""
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith(("weight", "bias")):
+                parameter.copy_((parameter * 64).round() / 64)
+    return net
+
+
+SUBTRACT = {"reset": "subtract"}
+REWRITTEN = [
+    hb.IFCell(0.5, **SUBTRACT),
+    hb.IFCell(0.5, initial=0.25),
+    hb.IFCell(torch.tensor([0.25, 0.5, 1.0, 0.5]), initial=0.125, **SUBTRACT),
+    hb.LIFCell(4.0, 0.5, **SUBTRACT),
+    hb.LIFCell(torch.tensor([2.0, 4.0, 8.0, 16.0]), 0.5, **SUBTRACT, leak_first=True),
+    hb.LIFCell(4.0, 0.5, **SUBTRACT, decay_input=True),
+    hb.LIFCell(4.0, 0.5, **SUBTRACT, rest=-0.25),
+    hb.LIFCell(1.0, 0.5, **SUBTRACT),
+    hb.LIFCell(float("inf"), 0.5, rest=0.25),
+    hb.PLIFCell(2.0, 0.25, **SUBTRACT),
+]
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("cell", REWRITTEN, ids=repr)
+def test_neurons_that_nir_has_not_are_written_as_graphs(cell, recurrent, tmp_path):
+    neurons = hb.Recurrent(cell, 4, nn.Linear(4, 4)) if recurrent else hb.OverTime(cell)
+    net, x = on_grid(nn.Sequential(nn.Linear(5, 4), neurons)), torch.randint(-64, 192, (40, 3, 5)) / 64
+    if isinstance(cell.reset, str) or HAS_RESET:
+        write(net, tmp_path / "net.nir")
+        back = read(tmp_path / "net.nir")
+        assert torch.equal(spikes_of(back, x), spikes_of(net, x))
+        assert spikes_of(net, x).any()
+        assert [name for name, _ in back.named_children()] == ["0", "1"]
+
+
+def test_a_reset_by_subtraction_is_an_integrator_a_threshold_and_a_scale():
+    nodes = write(nn.Sequential(hb.LIF(4.0, 0.5, **SUBTRACT)), dt=1e-3, input_shape=(2,)).nodes["0"].nodes
+    potential, threshold, scale = (nodes[name] for name in ("potential", "threshold", "reset"))
+    assert (type(potential), type(threshold), type(scale)) == (nir.LI, nir.Threshold, nir.Scale)
+    assert threshold.threshold.tolist() == [0.5, 0.5]
+    assert scale.scale.tolist() == [-0.375, -0.375]  # after the leak of a quarter
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.MaxPool2d(3, 2, 1),
+        nn.Sequential(nn.MaxPool2d(2, 1), nn.MaxPool2d(2)),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    ],
+    ids=repr,
+)
+def test_poolings_that_nir_has_not_are_written_as_chains(pool):
+    net = on_grid(nn.Sequential(hb.EachStep(nn.Conv2d(2, 3, 3)), hb.IF(0.5), hb.EachStep(pool)))
+    x = torch.randint(-64, 192, (12, 3, 2, 9, 9)) / 64
+    torch.testing.assert_close(spikes_of(read(write(net, input_shape=(2, 9, 9))), x), spikes_of(net, x))
 
 
 class Residual(nn.Module):
@@ -280,13 +319,6 @@ def test_scalars_are_written_for_each_neuron():
     np.testing.assert_allclose(node.r, 4.0)  # r = tau / dt: the input has the weight one
 
 
-def test_plif_is_a_lif_with_unit_resistance():
-    net = nn.Sequential(nn.Linear(2, 3), hb.PLIF(2.0, 0.2))  # k = 1/2 exactly
-    x = torch.rand(20, 2, 2) * 4
-    back = read(write(net))
-    assert torch.equal(spikes_of(back, x), spikes_of(net, x))
-
-
 def test_sum_pooling_and_scale():
     pool = nir.SumPool2d(kernel_size=np.array([2, 2]), stride=np.array([2, 2]), padding=np.array([0, 0]))
     net = read(ports(pool, nir.Scale(np.full((1, 2, 2), 0.5)), shape=(1, 4, 4), out=(1, 2, 2)))
@@ -318,17 +350,9 @@ def test_a_graph_in_a_graph_in_a_graph():
     middle = ports(nir.Linear(np.eye(3, dtype=np.float32)), inner)
     net = read(ports(middle, nir.Linear(np.ones((2, 3), np.float32)), out=(2,)), dt=1e-3)
     assert {name for name, m in net.named_modules() if isinstance(m, hb.OverTime)} == {"n1.n2.n1.1"}
-    flat = read(
-        ports(
-            nir.Linear(np.eye(3, dtype=np.float32)),
-            lif(3, threshold=0.1),
-            nir.Linear(np.ones((2, 3))),
-            out=(2,),
-        ),
-        dt=1e-3,
-    )
+    nodes = nir.Linear(np.eye(3, dtype=np.float32)), lif(3, threshold=0.1), nir.Linear(np.ones((2, 3)))
     x = torch.rand(10, 2, 3)
-    assert torch.equal(net(x), flat(x))
+    assert torch.equal(net(x), read(ports(*nodes, out=(2,)), dt=1e-3)(x))
 
 
 # ---- what cannot be said ---------------------------------------------------------------------------
@@ -337,8 +361,9 @@ def test_a_graph_in_a_graph_in_a_graph():
 @pytest.mark.parametrize(
     ("layer", "says"),
     [
-        (hb.IF(reset="subtract"), 'reset="subtract"'),
-        (hb.IF(initial=0.5), "start at rest"),
+        (hb.CubaLIF(reset="subtract"), 'reset="subtract"'),
+        (hb.LIF(lower_bound=-1.0), "lower_bound=-1.0"),
+        (hb.LIF(most_spikes=2, reset="subtract"), "most_spikes=2"),
         (hb.RefractoryLIF(), "RefractoryLIFCell"),
         (hb.Izhikevich(), "IzhikevichCell"),
         (hb.Recurrent(hb.IFCell(), 4, nn.Sequential(nn.Linear(4, 4), nn.ReLU())), "way back"),
@@ -355,10 +380,8 @@ def test_what_nir_cannot_say_names_the_layer(layer, says):
 @pytest.mark.parametrize(
     ("layer", "says"),
     [
-        (nn.MaxPool2d(2), "max-pooling"),
+        (nn.MaxPool2d(2), "max-pooling only of spikes"),
         (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode"),
-        (nn.AvgPool2d(2, padding=1, count_include_pad=False), "count_include_pad"),
-        (nn.AvgPool2d(2, divisor_override=3), "divisor_override"),
         (nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect"), "padding_mode"),
         (nn.Conv2d(2, 1, 3), "channels"),
         (nn.Flatten(0), "time and batch"),
@@ -539,20 +562,18 @@ def test_a_delay_whose_past_would_be_huge(tmp_path):
 
 
 NAMES = [
-    *(
-        "forward",
-        "train",
-        "training",
-        "__class__",
-        "_modules",
-        "meta",
-        "graph",
-        "import",
-        "None",
-        "a.forward",
-    ),
-    *("add", "flatten", "ﬁ", 'a"b', "a b", "a\\", "a/b", "a.b", "a", ".", "", "*/", "é", "0"),
+    "forward",
+    "train",
+    "training",
+    "__class__",
+    "_modules",
+    "meta",
+    "graph",
+    "import",
+    "None",
+    "a.forward",
 ]
+NAMES += ["add", "flatten", "ﬁ", 'a"b', "a b", "a\\", "a/b", "a.b", "a", ".", "", "*/", "é", "0"]
 IN_FILES = [name for name in NAMES if "/" not in name and name not in (".", "")]  # HDF5 takes those for paths
 
 
@@ -564,7 +585,7 @@ def named(names):
 
 
 @pytest.mark.parametrize("names", [*([name] for name in NAMES), NAMES, NAMES[::-1]], ids=str)
-def test_any_name_of_a_node_is_a_layer(names):
+def test_any_name_of_a_node_is_a_layer(names, tmp_path):
     graph, layers = named(names)
     net, x = read(graph), torch.randn(2, 1, 3)
     wanted = x
@@ -573,25 +594,9 @@ def test_any_name_of_a_node_is_a_layer(names):
     torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-4)
     assert len({*net.state_dict()}) == len(names)
     net.load_state_dict(net.state_dict())
-    again = write(net)
-    assert {*again.nodes} >= {*names} & {*IN_FILES}
-
-
-def test_a_normalisation_that_takes_samples_for_channels_is_not_written():
-    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), hb.IF()).eval()
-    with pytest.raises(ValueError, match="layer '0': Linear: batch normalization after it takes samples"):
-        write(net)
-    write(nn.Sequential(hb.EachStep(nn.Sequential(*net[:2])), hb.IF()), input_shape=(3,))
-
-
-def test_names_of_nodes_come_back_from_a_file(tmp_path):
-    graph, _ = named(IN_FILES)
-    write(read(graph), tmp_path / "one.nir")
-    net, x = read(tmp_path / "one.nir"), torch.randn(2, 1, 3)
-    write(net, tmp_path / "two.nir")
-    assert {*nir.read(tmp_path / "two.nir").nodes} == {"input", "output", *IN_FILES}
-    assert torch.equal(read(tmp_path / "two.nir")(x), read(graph)(x))
-    assert main(["convert", str(tmp_path / "one.nir"), str(tmp_path / "one.c")]) == 0
+    write(net, tmp_path / "net.nir")
+    assert {*nir.read(tmp_path / "net.nir").nodes} >= {*names} & {*IN_FILES}
+    assert torch.equal(read(tmp_path / "net.nir")(x), net(x))
 
 
 @pytest.mark.parametrize("name", ['a"b', "import", "graph", "meta", "add", "a/b", "??/", "*/", "new\nline"])
@@ -623,27 +628,6 @@ def test_values_kept_outside_the_file_are_not_read(tmp_path):
         file["node/nodes/x"].create_dataset("weight", (3, 3), "f4", external=[(str(tmp_path / "raw"), 0, 36)])
     with pytest.raises(ValueError, match="nodes/x/weight keeps its values outside"):
         read(path)
-
-
-@pytest.mark.slow
-def test_a_damaged_file_is_an_error_and_never_a_crash(tmp_path):
-    net = nn.Sequential(nn.Linear(5, 8), hb.Recurrent(hb.LIFCell(3.0, 0.3), 8), nn.Linear(8, 3), hb.LI())
-    write(net, tmp_path / "good.nir")
-    good = (tmp_path / "good.nir").read_bytes()
-    random = np.random.default_rng(0)
-    refused, trials = 0, examples(24)
-    for trial in range(trials):
-        bad = bytearray(good[: random.integers(len(good))] if trial % 2 else good)
-        for _ in range(0 if trial % 2 else 12):
-            bad[random.integers(len(bad))] = random.integers(256)
-        (tmp_path / "bad.nir").write_bytes(bad)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # an edge gone astray leaves a dead end
-            try:
-                read(tmp_path / "bad.nir", max_bytes=2**24)
-            except ValueError:  # and nothing else
-                refused += 1
-    assert refused > trials // 2
 
 
 def test_no_file_and_not_a_file(tmp_path):
@@ -704,21 +688,19 @@ file.main(sys.argv[1], int(sys.argv[2]))
 """
 
 
-def test_what_would_take_no_end_is_a_sentence(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("program", "patience", "message"),
+    [
+        ("", 60.0, "HDF5 crashes on it or does not end"),
+        ("import sys; sys.modules['resource'] = None\n", 3.0, "reading it does not end"),  # as on Windows
+    ],
+)
+def test_what_would_take_no_end_is_a_sentence(tmp_path, monkeypatch, program, patience, message):
     path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
-    (tmp_path / "program.py").write_text(ENDLESS.format(folder=str(file.PROGRAM.parent)))
+    (tmp_path / "program.py").write_text(program + ENDLESS.format(folder=str(file.PROGRAM.parent)))
     monkeypatch.setattr(file, "PROGRAM", tmp_path / "program.py")
-    with pytest.raises(ValueError, match=r"x\.nir is damaged: HDF5 crashes on it or does not end"):
-        read(path)
-
-
-def test_what_would_take_no_end_is_a_sentence_on_windows_too(tmp_path, monkeypatch):
-    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
-    endless = ENDLESS.format(folder=str(file.PROGRAM.parent))
-    (tmp_path / "program.py").write_text("import sys; sys.modules['resource'] = None\n" + endless)
-    monkeypatch.setattr(file, "PROGRAM", tmp_path / "program.py")
-    monkeypatch.setattr(file, "PATIENCE", 3.0)
-    with pytest.raises(ValueError, match=r"x\.nir is damaged: reading it does not end"):
+    monkeypatch.setattr(file, "PATIENCE", patience)
+    with pytest.raises(ValueError, match=rf"x\.nir is damaged: {message}"):
         read(path)
 
 
@@ -758,12 +740,11 @@ def test_a_file_with_strange_edges_or_notes(tmp_path, key, value, says):
         contents["node"][key] = value
     with pytest.raises(ValueError, match=says):
         read(path)
-
-
-def test_metadata_that_is_no_group_says_no_dt(tmp_path):
-    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
     with h5py.File(path, "r+") as contents:
-        contents["node"]["metadata"] = 3.0
+        contents["node"].pop("metadata", None)
+        contents["node"]["metadata"] = 3.0  # no group, so it says no dt
+        contents["node"].pop("edges")
+        contents["node"]["edges"] = np.array([("input", "output")], h5py.string_dtype())
     assert read(path).meta["dt"] is None
 
 

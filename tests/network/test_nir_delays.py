@@ -54,11 +54,3 @@ def test_options_of_leaky_neurons_that_nir_has_are_written(options, tmp_path):
     write(net, tmp_path / "net.nir", input_shape=(5,))
     assert torch.equal(read(tmp_path / "net.nir")(x), net(x))
     assert net(x).any()
-
-
-@pytest.mark.parametrize("options", [{"lower_bound": -1.0}, {"most_spikes": 2}])
-def test_options_of_leaky_neurons_that_nir_has_not_are_refused(options):
-    layer = hb.LIF(**options, reset="subtract")
-    layer.cell.reset = 0.0
-    with pytest.raises(ValueError, match=f"layer '0': NIR has no {next(iter(options))}="):
-        write(nn.Sequential(layer), input_shape=(5,))

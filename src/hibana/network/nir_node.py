@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 __all__ = [
     *("NirNode", "array", "check_broadcasts", "float_or_tensor", "full_array", "integers"),
-    *("is_infinite", "load_weights", "tensor"),
+    *("is_infinite", "load_weights", "subgraph", "tensor"),
 ]
 
 Shape = tuple[int, ...]
@@ -51,6 +51,15 @@ class NirNode:
         if dt is None:
             raise ValueError("time constants are in seconds and the graph says no dt; give dt, in seconds")
         return dt
+
+
+def subgraph(
+    nodes: dict[str, NirNode], edges: list[tuple[str, str]], shape: Shape, output_shape: Shape
+) -> NirNode:
+    """A NIR graph of `nodes` with a node ``input`` for samples of `shape` and a node ``output``."""
+    ports = {"input": ("Input", shape), "output": ("Output", output_shape)}
+    port_nodes = {name: NirNode(kind, {"shape": np.array(sizes)}) for name, (kind, sizes) in ports.items()}
+    return NirNode("NIRGraph", {"nodes": port_nodes | nodes, "edges": edges})
 
 
 def integers(fields: dict[str, Any], name: str, *, dimensions: int = 2) -> Shape:

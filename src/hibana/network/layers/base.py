@@ -106,8 +106,8 @@ class LayerKind:
         """Writes `node` into an ONNX `step`, and returns the name of its output."""
         self.refuse(node, "ONNX")
 
-    def to_nir(self, node: Node, dt: float) -> NirNode:
-        """The NIR node of `node`, with `dt` seconds per step.
+    def to_nir(self, node: Node, dt: float) -> NirNode | tuple[NirNode, ...]:
+        """The NIR node of `node`, or a chain of nodes, with `dt` seconds per step.
 
         Raises:
             ValueError: if NIR can't express a setting. The caller adds the name of the layer.

@@ -8,7 +8,7 @@ from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.linear import Linear, linear_node
 from hibana.network.lowering import Activations, Lowering, StateArray, in_order, times
-from hibana.network.nir_node import NirNode, check_broadcasts, full_array
+from hibana.network.nir_node import NirNode, check_broadcasts, full_array, subgraph
 from hibana.network.onnx_export import OnnxStep
 from hibana.network.sliding_window import int64_tensor
 from hibana.nn.delay import Delay
@@ -203,7 +203,8 @@ def sum_of_delays(weights: dict[int, Tensor], bias: Tensor | None, shape: Shape,
     longest = max(weights)
     if longest == 0:
         return linear_node(weights[0], bias)
-    nodes, edges = {"input": NirNode("Input", {"shape": np.array(shape)})}, []
+    nodes: dict[str, NirNode] = {}
+    edges: list[tuple[str, str]] = []
     for delay, weight in weights.items():
         source, name = "input", f"weight{delay}"
         if delay:
@@ -212,8 +213,7 @@ def sum_of_delays(weights: dict[int, Tensor], bias: Tensor | None, shape: Shape,
             edges.append(("input", source))
         nodes[name] = linear_node(weight, bias if delay == longest else None)
         edges += [(source, name), (name, "output")]
-    nodes["output"] = NirNode("Output", {"shape": np.array([outputs])})
-    return NirNode("NIRGraph", {"nodes": nodes, "edges": edges})
+    return subgraph(nodes, edges, shape, (outputs,))
 
 
 def _delay_node(steps: Tensor, shape: Shape, dt: float) -> NirNode:

@@ -1,6 +1,6 @@
 """Layers of neurons: any cell over time, with or without synapses back to itself."""
 
-from dataclasses import replace
+import math
 from typing import Any, cast
 
 import numpy as np
@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from hibana import cells
-from hibana.cells import Cell
 from hibana.cells.surrogate import Step
 from hibana.compiler.c.source import operation_count
 from hibana.compiler.torch_layers import role_of
@@ -19,7 +18,15 @@ from hibana.network.layers.delay import Ring
 from hibana.network.layers.linear import linear_node
 from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.neurons import trace_layer
-from hibana.network.nir_node import NirNode, array, check_broadcasts, float_or_tensor, full_array, is_infinite
+from hibana.network.nir_node import (
+    NirNode,
+    array,
+    check_broadcasts,
+    float_or_tensor,
+    full_array,
+    is_infinite,
+    subgraph,
+)
 from hibana.network.onnx_export import OnnxStep
 from hibana.network.synapses import add_synapses, check_connections
 from hibana.nn.delayed_recurrent import DelayedRecurrent
@@ -32,6 +39,7 @@ __all__ = ["DelayedRecurrentNeurons", "Neurons", "with_feedback"]
 
 _USUAL_DT = 1e-4
 """Seconds per step of a NIR graph without one: the default of the libraries that omit it."""
+_NIR_CELLS = (cells.LICell, cells.IFCell, cells.LIFCell, cells.PLIFCell, cells.CubaLIFCell)
 _ROUNDING = 1e-6
 """A gain that differs less from one counts as one: the rounding of ``dt * r / tau`` in float32."""
 
@@ -77,7 +85,7 @@ class Neurons(LayerKind):
         """Writes one step of the cell."""
         return to.neurons(node, to.activations[node.inputs[0]])
 
-    def to_nir(self, node: Node, dt: float) -> NirNode:
+    def to_nir(self, node: Node, dt: float) -> NirNode | tuple[NirNode, ...]:
         """A node of the cell, or a NIR graph with recurrent synapses."""
         module = node.module
         neurons = _neuron_node(module.cell, node.shape, dt)
@@ -148,36 +156,58 @@ _DELAYED = DelayedRecurrentNeurons()
 # accepts r = 1 / dt.
 
 
-def _neuron_node(cell: Cell, shape: Shape, dt: float) -> NirNode:
-    """The NIR node of neurons with `cell` and samples of `shape`, with `dt` seconds per step.
+def _neuron_node(cell: Any, shape: Shape, dt: float) -> NirNode:
+    """The NIR node or graph of neurons with `cell` and samples of `shape`, with `dt` seconds per step.
 
-    Raises ValueError if NIR has no node for the cell or one of its settings.
+    Without a leak, potentials are written relative to the potential at the start.
+
+    Raises ValueError if NIR has no form of the cell or of one of its settings.
     """
-    unit_r = {"r": full_array(1.0, shape, "r")}
-    match cell:
-        case cells.LICell() if is_infinite(cell.tau):
-            return NirNode("I", unit_r)
-        case cells.LICell():
-            return _leaky_node("LI", {"tau": cell.tau}, {}, shape, dt)
-        case cells.IFCell():
-            if np.any(array(cell.initial) if isinstance(cell.initial, Tensor) else cell.initial):
-                raise ValueError(f"NIR neurons start at rest; initial={cell.initial!r} cannot be written")
-            return NirNode("IF", {**unit_r, **_spiking_fields(cell, shape)})
-        case cells.LIFCell() if is_infinite(cell.tau):
-            return NirNode("IF", {**unit_r, **_spiking_fields(cell, shape)})
-        case cells.LIFCell():
-            node = _leaky_node("LIF", {"tau": cell.tau}, _spiking_fields(cell, shape), shape, dt)
-            leak = {"v_leak": full_array(cell.rest, shape, "rest")}
-            return replace(node, fields={**node.fields, **(unit_r if cell.decay_input else {}), **leak})
-        case cells.PLIFCell():
-            tau = {"tau": 1 / torch.sigmoid(cell.w)}
-            node = _leaky_node("LIF", tau, _spiking_fields(cell, shape), shape, dt)
-            return replace(node, fields={**node.fields, **unit_r})
-        case cells.CubaLIFCell():
-            taus = {"tau_syn": cell.tau_synapse, "tau_mem": cell.tau}
-            node = _leaky_node("CubaLIF", taus, _spiking_fields(cell, shape), shape, dt)
-            return replace(node, fields={**node.fields, "w_in": node.fields["tau_syn"] / dt})
-    raise ValueError(f"NIR has no node for a {type(cell).__name__}")
+    if not isinstance(cell, _NIR_CELLS):
+        raise ValueError(f"NIR has no node for a {type(cell).__name__}")  # noqa: TRY004 - as for settings
+    is_cuba, tau = isinstance(cell, cells.CubaLIFCell), getattr(cell, "tau", math.inf)
+    taus: dict[str, Any] = {"tau_syn": cell.tau_synapse, "tau_mem": tau} if is_cuba else {"tau": tau}
+    is_divided = isinstance(cell, cells.PLIFCell) or getattr(cell, "decay_input", False)
+    for name, default in (("lower_bound", None), ("most_spikes", 1)):
+        if getattr(cell, name, default) != default:
+            raise ValueError(f"NIR has no {name}={getattr(cell, name)!r}")
+    if any(map(is_infinite, taus.values())) and (is_cuba or is_divided):
+        raise ValueError(f"NIR has finite time constants only in a {type(cell).__name__}, got {taus}")
+    start = full_array(getattr(cell, "initial", getattr(cell, "rest", 0.0)), shape, "initial")
+    kind, fields, exact, steps = "I", {"r": full_array(1.0, shape, "r")}, {}, np.asarray(math.inf)
+    if not is_infinite(tau):
+        in_steps = {name: full_array(value, shape, name) for name, value in taus.items()}
+        seconds = {name: values.astype(np.float64) * dt for name, values in in_steps.items()}
+        exact = {f"{n}_steps": in_steps[n] if isinstance(t, Tensor) else float(t) for n, t in taus.items()}
+        kind, steps = "CubaLI" if is_cuba else "LI", in_steps[[*taus][-1]].astype(np.float64)
+        r = fields["r"] if is_divided else seconds[[*taus][-1]] / dt
+        fields = {
+            **seconds,
+            "r": r,
+            "v_leak": start,
+            **({"w_in": seconds["tau_syn"] / dt} if is_cuba else {}),
+        }
+        if not isinstance(getattr(cell, "reset", None), str):
+            start = np.zeros(shape)
+    if isinstance(cell, cells.LICell):
+        return NirNode(kind, fields, exact)
+    threshold = full_array(cell.threshold, shape, "threshold")
+    if not isinstance(cell.reset, str):
+        reset = full_array(cell.reset, shape, "reset")
+        spiking = {"v_threshold": threshold - start, "v_reset": reset - start}
+        return NirNode(f"{kind}F", {**fields, **spiking}, exact)
+    if is_cuba:
+        raise ValueError('NIR resets a CubaLIF to a potential; reset="subtract" cannot be written')
+    # the feedback enters like the input, after the leak, where hibana subtracts before it unless leak_first
+    leak = 1.0 if getattr(cell, "leak_first", False) else 1 - 1 / steps
+    fields |= {"v_leak": np.zeros(shape)} if "v_leak" in fields else {}
+    nodes = {
+        "potential": NirNode(kind, fields, exact),
+        "threshold": NirNode("Threshold", {"threshold": threshold - start}),
+        "reset": NirNode("Scale", {"scale": -threshold * leak * (steps if is_divided else 1.0)}),
+    }
+    edges = [("input", "potential"), ("potential", "threshold"), ("threshold", "output")]
+    return subgraph(nodes, [*edges, ("threshold", "reset"), ("reset", "potential")], shape, shape)
 
 
 def _recurrent_node(node: Node, neurons: NirNode) -> NirNode:
@@ -190,82 +220,64 @@ def _recurrent_node(node: Node, neurons: NirNode) -> NirNode:
     else:
         kind = type(feedback).__name__
         raise ValueError(f"only a linear layer can be written as the way back to the input, not a {kind}")
-    nodes = {
-        "input": NirNode("Input", {"shape": np.array(shape)}),
-        "neuron": neurons,
-        "w_rec": linear_node(weight, feedback.bias),
-        "output": NirNode("Output", {"shape": np.array(shape)}),
-    }
+    nodes = {"neuron": neurons, "w_rec": linear_node(weight, feedback.bias)}
     edges = [("input", "neuron"), ("neuron", "w_rec"), ("w_rec", "neuron"), ("neuron", "output")]
-    return NirNode("NIRGraph", {"nodes": nodes, "edges": edges})
-
-
-def _leaky_node(kind: str, taus: dict[str, Any], spiking: dict[str, Any], shape: Shape, dt: float) -> NirNode:
-    """The NIR node of leaky neurons.
-
-    Args:
-        kind: the type of the node.
-        taus: time constants in steps by field name; the last one is the membrane's.
-        spiking: the fields of threshold and reset, if the neurons spike.
-        shape: the shape of a sample.
-        dt: seconds per step.
-    """
-    if any(is_infinite(tau) for tau in taus.values()):
-        raise ValueError(f"a NIR {kind} has finite time constants, got {taus}")
-    steps = {name: full_array(tau, shape, name) for name, tau in taus.items()}
-    seconds = {name: tau.astype(np.float64) * dt for name, tau in steps.items()}
-    exact = {
-        f"{name}_steps": steps[name] if isinstance(tau, Tensor) else float(tau) for name, tau in taus.items()
-    }
-    membrane = seconds[[*seconds][-1]]
-    return NirNode(kind, {**seconds, "r": membrane / dt, "v_leak": np.zeros(shape), **spiking}, exact)
-
-
-def _spiking_fields(cell: Any, shape: Shape) -> dict[str, Any]:
-    """The NIR fields of the threshold and the reset of `cell`.
-
-    Raises ValueError if NIR has no field for a setting of the cell.
-    """
-    if isinstance(cell.reset, str):
-        raise ValueError(  # noqa: TRY004 - a network that NIR can't express, like the others here
-            'NIR resets to a potential; reset="subtract" cannot be written'
-        )
-    defaults: dict[str, Any] = {"lower_bound": None, "most_spikes": 1, "leak_first": False}
-    if is_infinite(getattr(cell, "tau", 1.0)):
-        defaults |= {"decay_input": False, "rest": 0.0}
-    for name, default in defaults.items():
-        if getattr(cell, name, default) is not default and getattr(cell, name) != default:
-            raise ValueError(f"NIR has no {name}={getattr(cell, name)!r}")
-    return {
-        "v_threshold": full_array(cell.threshold, shape, "threshold"),
-        "v_reset": full_array(cell.reset, shape, "reset"),
-    }
+    return subgraph(nodes, edges, shape, shape)
 
 
 def _neurons_of(node: NirNode, dt: float | None) -> nn.Module:
-    """The layer of neurons of a NIR `node`, after a :class:`Scale` unless its input has the weight one."""
-    fields = node.fields
-    leak = fields.get("v_leak", 0)
+    """The layer of neurons of a NIR `node`, after a :class:`Scale` unless its input has the weight one.
 
-    def from_leak(name: str) -> float | Tensor:
-        """The potential `name`, measured from the leak's."""
-        potential = fields.get(name)
-        potential = np.zeros(1) if potential is None else np.asarray(potential)
-        return float_or_tensor(potential - leak, f"{name} - v_leak")
+    The reader adds the field ``subtracted`` to neurons of a graph that subtracts the threshold.
+    """
+    fields, kind = node.fields, node.type
+    leak = np.asarray(fields.get("v_leak", 0))
+    if kind in ("I", "LI") and leak.any():
+        raise ValueError(f"v_leak must be 0 where nothing spikes, got {leak!r}")
+    taus: tuple[float | Tensor, ...] = ()
+    if kind in ("I", "IF"):
+        gain = _current_gain(fields, dt)
+    elif kind == "CubaLIF":
+        gain = node.gain(dt, "w_in", "tau_syn") * node.gain(dt, "r", "tau_mem")
+        taus = (node.in_steps("tau_syn", dt), node.in_steps("tau_mem", dt))
+    else:
+        gain, taus = node.gain(dt), (node.in_steps("tau", dt),)
+    spiking: dict[str, Any] = {}
+    if "subtracted" in fields:
+        spiking = _subtraction(fields, np.asarray(gain), taus)
+    elif "v_threshold" in fields:
+        reset = fields.get("v_reset")
+        potentials = {"threshold": fields["v_threshold"], "reset": np.zeros(1) if reset is None else reset}
+        spiking = {
+            name: float_or_tensor(np.asarray(value) - leak, f"v_{name} - v_leak")
+            for name, value in potentials.items()
+        }
+    layers: dict[str, Any] = {"I": LI, "LI": LI, "IF": IF, "LIF": LIF, "CubaLIF": CubaLIF}
+    neurons: nn.Module = layers[kind](*taus, **spiking)
+    if bool(((gain - 1).abs() <= _ROUNDING).all()):
+        return neurons
+    return nn.Sequential(Scale(gain.float()), neurons)
 
-    if node.type in ("I", "LI"):
-        if np.any(np.asarray(leak)):
-            raise ValueError(f"v_leak must be 0 where nothing spikes, got {leak!r}")
-        if node.type == "I":
-            return _with_gain(_current_gain(fields, dt), LI())
-        return _with_gain(node.gain(dt), LI(node.in_steps("tau", dt)))
-    spiking: Any = {"threshold": from_leak("v_threshold"), "reset": from_leak("v_reset")}
-    if node.type == "IF":
-        return _with_gain(_current_gain(fields, dt), IF(**spiking))
-    if node.type == "LIF":
-        return _with_gain(node.gain(dt), LIF(node.in_steps("tau", dt), **spiking))
-    gain = node.gain(dt, "w_in", "tau_syn") * node.gain(dt, "r", "tau_mem")
-    return _with_gain(gain, CubaLIF(node.in_steps("tau_syn", dt), node.in_steps("tau_mem", dt), **spiking))
+
+def _subtraction(fields: dict[str, Any], gain: Any, taus: tuple[Any, ...]) -> dict[str, Any]:
+    """The settings of neurons that subtract ``fields["subtracted"]`` from their input after a spike.
+
+    Args:
+        fields: the fields of the NIR node; the input is multiplied by `gain`.
+        gain: the amount that an input of 1 adds to the potential.
+        taus: the membrane's time constant in steps; empty without a leak.
+    """
+    threshold, amount = np.asarray(fields["v_threshold"]), np.asarray(fields["subtracted"]) * gain
+    leak = array(torch.as_tensor(1 - 1 / taus[0])) if taus else 1.0
+    if taus and np.allclose(amount, threshold, _ROUNDING):
+        return {"threshold": float_or_tensor(threshold, "threshold"), "reset": "subtract", "leak_first": True}
+    # a potential that decays to zero in one step needs no reset
+    amount = np.where(leak == 0, threshold, amount / np.where(leak == 0, 1.0, leak))
+    start = amount - threshold
+    if np.allclose(start, 0.0, atol=_ROUNDING * np.abs(threshold).max()):
+        return {"threshold": float_or_tensor(threshold, "threshold"), "reset": "subtract"}
+    settings = {"threshold": amount, "rest" if taus else "initial": start}
+    return {"reset": "subtract", **{name: float_or_tensor(value, name) for name, value in settings.items()}}
 
 
 def _current_gain(fields: dict[str, Any], dt: float | None) -> Tensor:
@@ -276,13 +288,6 @@ def _current_gain(fields: dict[str, Any], dt: float | None) -> Tensor:
     """
     r = torch.as_tensor(float_or_tensor(fields["r"], "r"), dtype=torch.float64, device="cpu")
     return torch.where((r * (_USUAL_DT if dt is None else dt) - 1).abs() <= _ROUNDING, 1.0, r)
-
-
-def _with_gain(gain: Tensor, neurons: nn.Module) -> nn.Module:
-    """`neurons`, after a product of the input with `gain` unless that is one."""
-    if bool(((gain - 1).abs() <= _ROUNDING).all()):
-        return neurons
-    return nn.Sequential(Scale(gain.float()), neurons)
 
 
 def with_feedback(neurons: nn.Module, linear: nn.Linear) -> nn.Module:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from hibana.cells.spiking import Spiking
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
@@ -88,9 +89,21 @@ class Maximum(Pooling):
         order = channels_last(node.shape) if is_channels_last else in_order(node.size)
         return Activations(node, order, out, binary=True)
 
-    def to_nir(self, node: Node, dt: float) -> NirNode:
-        """Raises a ValueError: NIR has no maximum."""
-        raise ValueError("NIR has no max-pooling; train with average pooling, or stride the convolution")
+    def to_nir(self, node: Node, dt: float) -> tuple[NirNode, ...]:
+        """The sum of spikes, and neurons without memory, tau = dt, that spike if the sum is above a half.
+
+        Raises ValueError if the input is not spikes, because NIR has no maximum.
+        """
+        source = node.inputs[0]
+        while source.kind == "maximum":
+            source = source.inputs[0]
+        cell = getattr(source.module, "cell", None)
+        if not isinstance(cell, Spiking) or getattr(cell, "most_spikes", 1) > 1:
+            raise ValueError(f"NIR has max-pooling only of spikes, not of the output of {source.name!r}")
+        self.check_sample(node.input_shapes[0], 2)
+        values = {"tau": dt, "r": 1.0, "v_leak": 0.0, "v_threshold": 0.5, "v_reset": 0.0}
+        fields = {name: np.full(node.shape, value) for name, value in values.items()}
+        return _window_node("SumPool2d", node.module), NirNode("LIF", fields, {"tau_steps": 1.0})
 
 
 class Average(Pooling):
@@ -145,22 +158,33 @@ class Average(Pooling):
         fold = _Fold(to.code.constant(0, element), lambda total, pixel: total + pixel, mean)
         return _pooled(to, node, inputs, is_channels_last, fold)
 
-    def to_nir(self, node: Node, dt: float) -> NirNode:
-        """An ``AvgPool2d`` node, or ``SumPool2d`` for the divisor 1."""
+    def to_nir(self, node: Node, dt: float) -> NirNode | tuple[NirNode, ...]:
+        """An ``AvgPool2d`` node; ``SumPool2d`` for the divisor 1, followed by a ``Scale`` for others."""
         module = node.module
         self.check_sample(node.input_shapes[0], 2)
-        sizes = {k: np.broadcast_to(getattr(module, k), 2) for k in ("kernel_size", "stride", "padding")}
-        if module.divisor_override not in (None, 1):
-            raise ValueError(f"NIR sums or averages, got divisor_override={module.divisor_override}")
-        if module.divisor_override is None and not module.count_include_pad and sizes["padding"].any():
-            raise ValueError("NIR averages over the padding too, got count_include_pad=False")
-        return NirNode("SumPool2d" if module.divisor_override else "AvgPool2d", sizes)
+        pads = bool(np.any(module.padding)) and not module.count_include_pad
+        if module.divisor_override is None and not pads:
+            return _window_node("AvgPool2d", module)
+        sums = _window_node("SumPool2d", module)
+        if module.divisor_override == 1:
+            return sums
+        ones = torch.ones(node.input_shapes[0], dtype=torch.float64, device="cpu")
+        window = (module.kernel_size, module.stride, module.padding)
+        counts = nn.functional.avg_pool2d(ones, *window, divisor_override=1)
+        return sums, NirNode("Scale", {"scale": (module(ones) / counts).numpy()})
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
         """The pooling of the node, called at each step."""
         self.check_sample(shape, 2)
         sizes: Any = {key: integers(node.fields, key) for key in ("kernel_size", "stride", "padding")}
         return EachStep(nn.AvgPool2d(**sizes, divisor_override=1 if node.type == "SumPool2d" else None))
+
+
+def _window_node(kind: str, module: Any) -> NirNode:
+    """The NIR node of type `kind` with the window of `module`, a pooling over images."""
+    return NirNode(
+        kind, {k: np.broadcast_to(getattr(module, k), 2) for k in ("kernel_size", "stride", "padding")}
+    )
 
 
 def _is_over_sides(call: Call) -> bool:

@@ -47,8 +47,6 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
     Source: Pedersen et al. (2024), *Neuromorphic intermediate representation: a unified instruction set for
     interoperable brain-inspired computing*.
     """
-    if dt is not None and not (np.isfinite(dt) and dt > 0):
-        raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
     if isinstance(source, str | os.PathLike):
         content = load(source, max_bytes)
     elif hasattr(source, "nodes") and hasattr(source, "edges"):
@@ -57,20 +55,17 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
         raise TypeError(f"source must be a path or a nir.NIRGraph, got {type(source).__name__}")
     graph = _Graph()
     graph.add(content, "")
-    graph.remove_feedback()
-    return _network(graph, _metadata_dt(content) if dt is None else dt, max_bytes)
-
-
-def _metadata_dt(content: dict[str, Any]) -> float | None:
-    """The seconds per time step in the metadata of a graph, or None."""
     metadata = content.get("metadata")
-    dt = metadata.get("dt") if isinstance(metadata, dict) else None
-    if dt is None:
-        return None
-    value = np.asarray(dt)
-    if value.size != 1 or value.dtype.kind not in "fiu" or not (np.isfinite(value) & (value > 0)).all():
-        raise ValueError(f"the graph's dt must be positive and finite seconds, got {dt!r}; give dt")
-    return float(value.reshape(()))
+    if dt is None and isinstance(metadata, dict):
+        dt = metadata.get("dt")
+    if dt is not None:
+        if np.ndim(dt) or not isinstance(dt, int | float | np.number) or not (np.isfinite(dt) and dt > 0):
+            raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
+        dt = float(dt)
+    graph.remove_inner_ports()
+    graph.merge_subtracting_neurons()
+    graph.remove_feedback()
+    return _network(graph, dt, max_bytes)
 
 
 @dataclass
@@ -126,12 +121,52 @@ class _Graph:
             raise ValueError(f"graph {path!r} must have one {kind} node, has {len(ports)}")
         return self._port(nodes, path, ports[0], kind)
 
-    def remove_feedback(self) -> None:
-        """Moves each linear node whose only source and only target are the same neuron to `feedback`."""
+    def remove_inner_ports(self) -> None:
+        """Removes the ports of graphs in the graph: nodes that pass the sum of their inputs on."""
+        for name in [name for name, node in self.nodes.items() if node.type in PORTS]:
+            targets = [target for target, sources in self.sources.items() if name in sources]
+            if not targets or not self.sources[name]:
+                continue
+            del self.nodes[name]
+            sources = self.sources.pop(name)
+            for target in targets:
+                place = self.sources[target].index(name)
+                self.sources[target][place : place + 1] = sources
+
+    def merge_subtracting_neurons(self) -> None:
+        """Merges each loop of an integrator, a ``Threshold`` and a ``Scale`` into one node of neurons.
+
+        Its type is ``IF`` or ``LIF``, and its field ``subtracted`` is what the scale subtracts per spike.
+        """
+        targets = self._targets()
+        for name, threshold in [item for item in self.nodes.items() if item[1].type == "Threshold"]:
+            integrators = [n for n in self.sources[name] if self.nodes[n].type in ("I", "LI")]
+            scales = [n for n in targets[name] if self.nodes[n].type == "Scale" and targets[n] == integrators]
+            if not (self.sources[name] == integrators and len(integrators) == len(scales) == 1):
+                continue
+            (integrator,), (scale,) = integrators, scales
+            if targets[integrator] != [name] or self.sources[scale] != [name]:
+                continue
+            node = self.nodes[integrator]
+            subtracted = -np.asarray(self.nodes.pop(scale).fields["scale"])
+            spiking = {"v_threshold": threshold.fields["threshold"], "subtracted": subtracted}
+            self.nodes[integrator] = Node(f"{node.type}F", node.fields | spiking, node.metadata)
+            self.sources[integrator].remove(scale)
+            del self.nodes[name], self.sources[name], self.sources[scale]
+            for sources in self.sources.values():
+                sources[:] = [integrator if source == name else source for source in sources]
+
+    def _targets(self) -> dict[str, list[str]]:
+        """The paths of the nodes that read each node."""
         targets: dict[str, list[str]] = {name: [] for name in self.nodes}
         for name, sources in self.sources.items():
             for source in sources:
                 targets[source].append(name)
+        return targets
+
+    def remove_feedback(self) -> None:
+        """Moves each linear node whose only source and only target are the same neuron to `feedback`."""
+        targets = self._targets()
         for name in [name for name, node in self.nodes.items() if node.type in LINEAR]:
             neuron = self.sources[name][0] if self.sources[name] else name
             is_loop = self.sources[name] == targets[name] == [neuron] and neuron != name
@@ -155,7 +190,7 @@ class _Graph:
 def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
     """The network that runs `graph`, whose layers have `dt` seconds per step."""
     order = graph.ordered()
-    begin, end = (_outer_port(graph, kind) for kind in PORTS)
+    begin, end = (_port(graph, kind) for kind in PORTS)
     layers: dict[str, nn.Module] = {}
     shapes: dict[str, Shape] = {begin: _input_shape(graph.nodes[begin], begin)}
     renamed: dict[str, str] = {}
@@ -186,8 +221,9 @@ def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
         for source in sources[1:]:
             value = calls.call_function(add, (value, values[source]))
         if layer is not None:
-            # hibana writes a recurrent layer as a graph, whose name is the layer's
-            path = name.rpartition(".")[0] or name if name in graph.feedback else name
+            # hibana writes recurrent and subtracting neurons as graphs with the name of the layer
+            graphs = (name in graph.feedback) + ("subtracted" in node.fields)
+            path = name.rsplit(".", graphs)[0]
             layers[key := layer_name(path, layers)] = layer
             if key != path:
                 renamed[key] = path
@@ -231,14 +267,9 @@ def _output_shape(layer: nn.Module, shape: Shape) -> Shape:
     return tuple(torch.func.functional_call(layer, weights, (sample,)).shape[2:])
 
 
-def _outer_port(graph: _Graph, kind: str) -> str:
-    """The path of the outermost graph's port of `kind`; ports of nested graphs have edges on both sides."""
+def _port(graph: _Graph, kind: str) -> str:
+    """The path of the only port of `kind`."""
     names = [name for name, node in graph.nodes.items() if node.type == kind]
-    if kind == "Input":
-        names = [name for name in names if not graph.sources[name]]
-    else:
-        read = {source for sources in graph.sources.values() for source in sources}
-        names = [name for name in names if name not in read]
     if len(names) != 1:
         raise ValueError(f"a graph must have one {kind} node, has {len(names)}: {names}")
     return names[0]

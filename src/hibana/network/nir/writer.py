@@ -33,8 +33,11 @@ def write(
 ) -> Any:
     """`net` as a NIR graph, which is also written to `path` if that is not None.
 
-    Batch normalization is folded into the layer before it. Settings that matter only for training (a
-    surrogate, a dropout) are left out with a warning that names the layers.
+    Layers that NIR does not have are written as nodes that compute the same. Reset by subtraction becomes an
+    integrator (``LI``, ``I``), a ``Threshold``, and a ``Scale`` by minus the threshold from there back to the
+    integrator. An initial potential becomes a shift of threshold and reset. Max-pooling of spikes becomes
+    their sum and neurons without memory. Batch normalization is folded into the layer before it. Settings
+    that matter only for training (a surrogate, a dropout) are left out with a warning that names the layers.
 
     Args:
         net: a network over ``[T, batch, ...]`` of layers of hibana and torch.nn, and additions.
@@ -48,8 +51,8 @@ def write(
         The ``nir.NIRGraph``.
 
     Raises:
-        ValueError: naming the layer, if NIR has no form of it: a soft reset, a refractory period, a
-            max-pooling; or if no shape of the input is available.
+        ValueError: naming the layer, if NIR has no form of it, such as a refractory period; or if no shape of
+            the input is available.
 
     Source: Pedersen et al. (2024), *Neuromorphic intermediate representation*.
     """
@@ -123,7 +126,9 @@ class _Graph:
                 nir_node = node.layer.to_nir(node, self.dt)
             except ValueError as error:
                 raise ValueError(f"layer {node.name!r}: {error}") from error
-            self.sources[node] = [self._put(self.names.get(node.name, node.name), nir_node, sources)]
+            for part in nir_node if isinstance(nir_node, tuple) else (nir_node,):
+                sources = [self._put(self.names.get(node.name, node.name), part, sources)]
+            self.sources[node] = sources
         shape = np.array(network.output_shape)
         last = self._reshaped(network.output, network.output_shape, "output")
         self._put("output", NirNode("Output", {"shape": shape}), last)
