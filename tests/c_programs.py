@@ -6,6 +6,9 @@ import subprocess
 import pytest
 import torch
 
+import hibana as hb
+from ordered import in_order
+
 WARNINGS = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 CC = shutil.which("cc")
@@ -98,3 +101,37 @@ def outputs_of(binary, program, inputs, runner=()):
     values = torch.tensor([[read(n) for n in row[:-1]] for row in rows], dtype=torch.float64)
     at_steps, scores = values[:, : -program.outputs], values[:, -program.outputs :]
     return at_steps.view(batch, steps, -1).transpose(0, 1), scores, [int(row[-1]) for row in rows]
+
+
+def check_programs(net, inputs, folder=None, expected=None, **how):
+    """The native program, its stream, and the program in C compute the outputs of `net`, bit for bit.
+
+    Args:
+        net: a network, whose sums are taken in the programs' order.
+        inputs: ``[T, batch, ...]``.
+        folder: a folder for the program in C; None for no such program.
+        expected: the outputs; None to compute them by PyTorch in the order of the programs.
+        how: options of :func:`compiled`.
+
+    Returns:
+        The native program, and the program in C or None.
+    """
+    if expected is None:
+        with torch.no_grad():
+            expected = in_order(net, inputs)(inputs)
+            torch.testing.assert_close(net(inputs).mean(), expected.mean(), atol=0.05, rtol=0.05)
+    assert expected.count_nonzero() > 0
+    native = hb.compile(net, inputs)
+    assert torch.equal(native(inputs), expected)
+    stream, half = native.stream(inputs.shape[1]), len(inputs) // 2
+    steps = [stream.step(x) for x in inputs[:half]]
+    stream.state = stream.state
+    assert torch.equal(torch.cat([*(step[None] for step in steps), stream.run(inputs[half:])]), expected)
+    if folder is None or CC is None:
+        return native, None
+    program, flat = hb.convert.to_c(net, inputs), expected.flatten(2)
+    outputs, scores, classes = outputs_of(compiled(program, folder, len(inputs), **how), program, inputs)
+    assert torch.equal(outputs.to(flat.dtype), flat)
+    assert torch.allclose(scores.to(flat.dtype), flat.sum(0), atol=1e-4)
+    assert classes == scores.argmax(1).tolist()
+    return native, program

@@ -6,21 +6,6 @@ import hibana as hb
 from examples import cart_pole
 
 
-def test_a_pole_stands_falls_and_is_pushed_as_it_should():
-    state = torch.tensor([[0.0, 0, 0, 0], [0, 0, 0.01, 0], [0, 0, 0, 0]])
-    force = torch.tensor([0.0, 0, 10])
-    for _ in range(100):
-        state = cart_pole.next_state(state, force)
-    upright, leaning, pushed = state
-    assert upright.abs().max() == 0
-    assert leaning[2] > 0.2  # falls to where it leans
-    assert pushed[0] > 1  # the cart goes where it is pushed
-    assert cart_pole.is_lost(state).tolist() == [False, True, True]
-    first = cart_pole.next_state(torch.zeros(1, 4), torch.tensor([10.0]))[0]
-    assert first[3] < 0 < first[1]  # and the pole leans back
-    assert abs(float(first[1]) - 0.195) < 0.001  # 10 N on 1.1 kg and a pole that gives way, for 0.02 s
-
-
 def test_a_stream_pushes_as_the_network_does():
     torch.manual_seed(0)
     net = cart_pole.policy(16)

@@ -62,15 +62,6 @@ def test_a_module_of_ones_own():
     torch.testing.assert_close(folded(x).mean(), net(x).mean(), rtol=0.02, atol=0.0)  # ties may turn over
 
 
-def test_a_normalisation_without_weight_and_bias_is_folded():
-    torch.manual_seed(0)
-    for layer, x in ((nn.Linear(4, 3), torch.rand(9, 4)), (nn.Conv2d(2, 3, 3), torch.rand(9, 2, 5, 5))):
-        norm = nn.BatchNorm1d(3, affine=False) if x.ndim == 2 else nn.BatchNorm2d(3, affine=False)
-        net = nn.Sequential(layer, norm)
-        net(x)
-        torch.testing.assert_close(hb.fold_batchnorm(net)(x), net.eval()(x))
-
-
 def test_what_cannot_be_folded_is_named():
     with pytest.raises(ValueError, match="layer 1: no linear layer or convolution before it"):
         hb.fold_batchnorm(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))

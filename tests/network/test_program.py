@@ -1,7 +1,6 @@
 """A network as one native program: what it returns, step by step and over sequences, and what it refuses."""
 
 import copy
-import math
 import pickle
 import threading
 from itertools import pairwise
@@ -9,16 +8,13 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 
 import hibana as hb
+from c_programs import check_programs
 from examples import deep_networks
 from hibana.compiler.graph.ops import Unsupported
-from network.test_c import CELLS, NETWORKS
 from ordered import in_order
-from selection import examples
 
 
 def mlp(*sizes, cell=hb.LIF):
@@ -38,36 +34,9 @@ def dyadic(net, scale=64):
     return net
 
 
-def check(net, inputs):
-    """The program equals PyTorch in the same order of sums, whole and in steps; and something happens."""
-    program = hb.compile(net, inputs)
-    with torch.no_grad():
-        wanted = in_order(net, inputs)(inputs)
-    assert wanted.count_nonzero() > 0
-    assert torch.equal(program(inputs), wanted)
-    stream = program.stream(inputs.shape[1])
-    assert torch.equal(torch.stack([stream.step(x) for x in inputs]), wanted)
-    return program
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_spikes_as_in_pytorch(cell):
-    net = nn.Sequential(nn.Linear(6, 9), CELLS[cell](), nn.Linear(9, 3), hb.LI())
-    if cell == "Izhikevich":
-        net[0].weight.data *= 60
-    check(net.eval(), torch.rand(12, 3, 6))
-
-
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_gives_what_it_does_in_pytorch(name):
-    make, shape = NETWORKS[name]
-    dtype = torch.float64 if name == "double" else torch.float32
-    check(make().eval(), (torch.rand(6, 2, *shape, dtype=dtype) - 0.2).relu())
-
-
 @pytest.mark.parametrize("size", [1, 7, 31, 33, 64, 100, 200])
 def test_layers_of_all_sizes(size):
-    check(dyadic(mlp(5, size, 3)), (torch.rand(9, 2, 5) < 0.5).float())
+    check_programs(dyadic(mlp(5, size, 3)), (torch.rand(9, 2, 5) < 0.5).float())
 
 
 class OnInput(nn.Module):
@@ -138,65 +107,11 @@ def test_a_buffer_of_another_length_is_refused(program, name):
 
 
 def test_neither_a_program_nor_a_stream_is_copied(program):
-    for made, says in ((program, "save the network, and compile"), (program.stream(), "save its state")):
-        with pytest.raises(TypeError, match=says):
+    for made in (program, program.stream()):
+        with pytest.raises(TypeError, match="save the network, and compile"):
             pickle.dumps(made)
-        with pytest.raises(TypeError, match=says):
+        with pytest.raises(TypeError, match="save the network, and compile"):
             copy.deepcopy(made)
-
-
-def test_spikes_are_those_of_the_network_itself_on_exact_weights():
-    net = dyadic(mlp(128, 100, 65, 10), 16)
-    with torch.no_grad():
-        for layer in net[::2]:
-            layer.weight *= 4
-    net[-1] = hb.LIF()
-    inputs = (torch.rand(20, 7, 128) < 0.2).float()
-    with torch.no_grad():
-        wanted = net(inputs)
-    assert 0 < wanted.mean() < 1
-    assert torch.equal(hb.compile(net, inputs)(inputs), wanted)
-
-
-@settings(max_examples=examples(10), deadline=None)
-@given(st.data())
-def test_networks_of_all_sorts_spike_as_in_pytorch(data):
-    torch.manual_seed(data.draw(st.integers(0, 99)))
-    draw = lambda *of: data.draw(st.sampled_from(of))  # noqa: E731
-    channels, side = draw(1, 2, 3, 8), data.draw(st.integers(4, 9))
-    layers, shape = [], (channels, side, side)
-    for _ in range(data.draw(st.integers(0, 2))):
-        kernel, stride = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
-        made = nn.Conv2d(shape[0], draw(1, 3, 8, 16), kernel, stride, kernel // 2, dilation=draw(1, 2))
-        try:
-            shape = tuple(made(torch.zeros(1, *shape)).shape[1:])
-        except RuntimeError:  # the kernel is larger than the image
-            continue
-        layers += [hb.EachStep(made), draw(hb.IF, hb.LIF, hb.ALIF)(threshold=0.2)]
-        if shape[1] > 1 and data.draw(st.booleans()):
-            pool = draw(nn.MaxPool2d, nn.AvgPool2d)(2, data.draw(st.integers(1, 2)), padding=draw(0, 1))
-            layers.append(hb.EachStep(pool))
-            shape = tuple(pool(torch.zeros(1, *shape)).shape[1:])
-    size = math.prod(shape)
-    layers += [nn.Flatten(2), nn.Linear(size, 5, bias=data.draw(st.booleans()))]
-    layers += [
-        draw(
-            hb.IF(0.1),
-            hb.Recurrent(hb.LIFCell(threshold=0.1), 5),
-            hb.Delay(torch.tensor([0.0, 1, 3, 2, 0]), 4),
-        )
-    ]
-    layers += [draw(nn.Linear(5, 3), hb.Window(5, 3, 4, dilation=2), hb.DelayedLinear(5, 3, 4))]
-    inputs = (torch.rand(7, 2, channels, side, side) < 0.5).float()
-    net = nn.Sequential(*layers, hb.LI(draw(math.inf, 3.0))).eval()
-    program = hb.compile(net, inputs)
-    with torch.no_grad():
-        wanted = in_order(net, inputs)(inputs)
-    assert torch.equal(program(inputs), wanted)
-    stream = program.stream(2)
-    pieces = [stream.run(inputs[:3]), *(stream.step(x)[None] for x in inputs[3:5])]
-    stream.state = stream.state
-    assert torch.equal(torch.cat([*pieces, stream.run(inputs[5:])]), wanted)
 
 
 @pytest.mark.parametrize("name", ["spiking_vgg", "sew_resnet"])
@@ -260,28 +175,6 @@ def test_an_input_that_stays_the_same_is_multiplied_once():
         wrong = torch.full([2, *shape], torch.nan).expand(9, 2, *shape)
         with pytest.raises(ValueError, match="NaN"):
             program(wrong)
-
-
-def test_neurons_with_delayed_synapses_to_each_other():
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(6, 40), hb.DelayedRecurrent(hb.LIFCell(threshold=0.5), 40, 5), nn.Linear(40, 3)
-    )
-    dyadic(net)
-    with torch.no_grad():
-        net[1].recurrent.weight.copy_((net[1].recurrent.weight * 256).round() / 64)
-    net[1].recurrent.delay.data[0] = 5
-    inputs = (torch.rand(40, 2, 6) < 0.4).float()
-    program = hb.compile(net, inputs)
-    with torch.no_grad():
-        wanted = net.eval()(inputs)
-        rest = net[:1](inputs)
-        assert not torch.equal(wanted, net[2:](hb.OverTime(net[1].cell)(rest)))
-    assert torch.equal(program(inputs), wanted)
-    stream = program.stream(2)
-    pieces = [stream.run(inputs[:11])]
-    stream.state = stream.state
-    assert torch.equal(torch.cat([*pieces, stream.run(inputs[11:])]), wanted)
 
 
 @pytest.fixture
@@ -515,9 +408,3 @@ def test_layers_that_cannot_be_compiled_are_named():
         hb.compile(nn.Sequential(hb.IF()), x[0])
     with pytest.raises(ValueError, match="example must be on the CPU"):
         hb.compile(nn.Sequential(hb.IF()), x.to("meta"))
-
-
-def test_many_streams_take_little_memory(net):
-    program = hb.compile(mlp(128, 256, 256, 10), torch.rand(1, 1, 128))
-    stream = program.stream()
-    assert stream._block.numel() < 6000 - 1024  # 10,000 of them within 60 MB, their Python objects included
