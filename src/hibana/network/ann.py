@@ -34,12 +34,7 @@ MODULES: dict[Any, type[nn.Module]] = {
 FLATTEN = (torch.flatten, "flatten")
 ADDITIONS = (add, iadd, torch.add, "add", "add_")
 CONCATENATIONS = (torch.cat, torch.concat)
-NO_SPIKING_FORM: dict[Any, str] = {
-    **dict.fromkeys((nn.SiLU, nn.GELU, nn.Hardswish), "it is negative and not monotone, a rate is neither"),
-    **dict.fromkeys((nn.Sigmoid, nn.Hardsigmoid), "it is not zero where its input is negative"),
-    **dict.fromkeys((mul, torch.mul), "a product of values is no sum of spikes"),
-}
-"""The reason why a layer or function cannot be converted."""
+SUPPORTED = "use ReLU, linear layers, convolutions, normalization, pooling, flatten, sums, concatenations"
 
 
 def from_ann(
@@ -116,8 +111,6 @@ def _trace(model: nn.Module) -> fx.GraphModule:
             module = folded.get_submodule(str(node.target))
             # each call of a ReLU has its own threshold
             layers[name] = copy.deepcopy(module) if role_of(module) == "rectifier" else module
-            if type(module) in NO_SPIKING_FORM:
-                raise ValueError(_refusal(str(node.target), type(module)))
             node.meta["path"], node.target = node.target, name
         elif node.target in CONCATENATIONS:
             parts, axis = (*node.args, *node.kwargs.values(), 0)[:2]
@@ -151,15 +144,10 @@ def _module(node: fx.Node) -> nn.Module:
         return nn.Flatten(start, *arguments[1:])  # type: ignore[arg-type] # a number
     kind: Any = MODULES.get(node.target)
     if kind is None:
-        raise ValueError(_refusal(node.name, node.target))
+        name = getattr(node.target, "__name__", node.target)
+        raise ValueError(f"layer {node.name!r}: {name} cannot be converted; {SUPPORTED}")
     named = {k: v for k, v in node.kwargs.items() if k not in ("inplace", "training", "return_indices")}
     return kind() if kind in (nn.ReLU, nn.ReLU6, nn.Identity) else kind(*arguments, **named)  # type: ignore[no-any-return]
-
-
-def _refusal(layer: str, target: Any) -> str:
-    """The message that `target`, a class or a function, of `layer` cannot be converted, and the reason."""
-    reason = f": {NO_SPIKING_FORM[target]}" if target in NO_SPIKING_FORM else ""
-    return f"layer {layer!r}: {getattr(target, '__name__', target)} can't be converted{reason}"
 
 
 def _calibrate(ann: fx.GraphModule, batches: list[Batch], percentile: float) -> dict[str, float]:
@@ -263,7 +251,4 @@ def _layer(
             return EachStep(copy.deepcopy(module)), scale
         case "maximum":
             return nn.Sequential(LI(), EachStep(copy.deepcopy(module)), OverTime(_Difference())), scale
-    raise ValueError(
-        f"layer {path!r}: {type(module).__name__} cannot be converted; use ReLU, linear layers, "
-        "convolutions, batch normalization, pooling, flatten, additions and concatenations"
-    )
+    raise ValueError(f"layer {path!r}: {type(module).__name__} cannot be converted; {SUPPORTED}")

@@ -236,7 +236,9 @@ class _Writer:
             sums = a["sums"] + first
             for name, offset in (("bias", first), ("inputs", t * a["input_stride"] + first)):
                 with code.when(a[name].is_not_null()):
-                    _add_row(code, sums, a[name] + offset, size)
+                    row = a[name] + offset
+                    for i, mask in code.vectors(size, 32):
+                        (sums + i).store((row + i).load(32, mask) + (sums + i).load(32, mask), mask)
             rows: dict[str, Pointer] = {name: scratch + i * BLOCK for i, name in enumerate(self.inner)}
             before = a["fired"] + ((t + a["delays"] - 1) * a["words"] + first // WORD)
             rows |= {"x": sums, "fired_before": before, "fired": before + a["words"]}
@@ -274,12 +276,6 @@ def _add_segments(
         with code.loop(work[j * 2], work[j * 2 + 1]) as k:
             sum_ = sums + targets[k].to(LONG)
             sum_.store(sum_.load() + weights[k])
-
-
-def _add_row(code: Code, sums: Pointer, row: Pointer, size: Value) -> None:
-    """Adds a row of `size` numbers to `sums`."""
-    for offset, mask in code.vectors(size, 32):
-        (sums + offset).store((row + offset).load(32, mask) + (sums + offset).load(32, mask), mask)
 
 
 def _atomic_load(code: Code, address: Pointer) -> Value:

@@ -1,6 +1,6 @@
 """A recurrent layer with sparse synapses in simulation: its memory, its native program, and its state."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from hibana.nn.layers import Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
 from hibana.runtime import available
-from hibana.runtime.synapses import check_synapses
 from hibana.runtime.threads import pack_arguments, run
 
 __all__ = ["Chunk", "Simulation", "check_neurons"]
@@ -74,7 +73,7 @@ class Simulation:
         self.program = write_program(step, self.dtype)
         self.seed = new_seed() if step.draws else 0
         self.time, self.longest_chunk = 0, LONGEST_CHUNK
-        self.tensors: dict[str, Tensor | None] = {
+        self.tensors: dict[str, Any] = {
             "constants": torch.tensor(step.constants or [0.0], dtype=self.dtype, device="cpu"),
             "functions": torch.tensor(self.program.functions or [0], dtype=torch.int64, device="cpu"),
             "bias": None if synapses.bias is None else self._row("bias", synapses.bias),
@@ -114,19 +113,15 @@ class Simulation:
 
     def _set_synapses(self, synapses: SparseLinear) -> None:
         """Checks the synapses, and computes where those with each delay to each part begin."""
-        row_starts, targets, delays, weights = synapses.connections
-        assert weights is not None
         if synapses.in_features != self.neurons or synapses.out_features != self.neurons:
             shape = f"{synapses.in_features} to {synapses.out_features}"
             raise ValueError(f"recurrent must connect {self.neurons} neurons with themselves, got {shape}")
-        check_synapses(row_starts, targets, weights.numel(), self.neurons)
-        if row_starts.numel() != self.neurons + 1 or int(row_starts.diff().max()) >= 1 << 31:
-            raise ValueError(f"row_starts must be {self.neurons + 1} numbers less than 2**31 apart")
-        if delays is not None and (
-            delays.shape != targets.shape or delays.dtype != torch.uint8 or not delays.is_contiguous()
-        ):
-            raise ValueError(f"delays must be one uint8 per synapse, got {delays.dtype} {list(delays.shape)}")
-        self.delays = 1 + (synapses.reach if isinstance(synapses, LooksBack) else 0)
+        self.delays = 1 + synapses.index.reach  # the index is checked
+        row_starts, targets, delays, weights = synapses.connections
+        assert weights is not None
+        if weights.shape != targets.shape:
+            raise ValueError(f"weight must have {targets.numel()} synapses, got {tuple(weights.shape)}")
+        delays = None if delays is None else delays.contiguous()
         keys = self.delays * self.parts
         index = torch.empty(self.neurons * (keys + 1), dtype=torch.int32, device="cpu")
         unsorted = torch.zeros(1, dtype=torch.int64, device="cpu")
@@ -160,7 +155,7 @@ class Simulation:
         check_neurons(selected, self.neurons)
         self.selected = selected.numel()
         self.tensors["neurons"] = torch.cat([selected, selected.new_zeros(1)]).to(torch.int32)
-        bounds = torch.searchsorted(selected.contiguous(), self._tensor("bounds"))
+        bounds = torch.searchsorted(selected.contiguous(), self.tensors["bounds"])
         self.tensors["neuron_bounds"] = bounds.to(torch.int32)
 
     def _set_state(self, state: State) -> None:
@@ -184,14 +179,8 @@ class Simulation:
     def state(self) -> dict[str, State]:
         """The state after the last step, in the format of :func:`hibana.run`."""
         spikes = unpack_bits(self.fired.view(torch.uint8), self.neurons, self.dtype)[:, None]
-        inner = [self._tensor(f"{name}_state").clone()[None] for name in self.names[:-1]]
+        inner = [self.tensors[f"{name}_state"].clone()[None] for name in self.names[:-1]]
         return {"": (*inner, spikes[-1].clone(), *([spikes[:-1]] if self.has_history else []))}
-
-    def _tensor(self, name: str) -> Tensor:
-        """The tensor of the program's argument `name`."""
-        tensor = self.tensors[name]
-        assert tensor is not None
-        return tensor
 
     def advance(self, steps: int) -> Chunk:
         """Runs `steps` steps, and returns their record."""
@@ -203,7 +192,7 @@ class Simulation:
         inputs = self.tensors["inputs"]
         if inputs is not None and self.input_stride:
             inputs = inputs[self.time :]
-        arguments: dict[str, Tensor | int | None] = {
+        arguments = {
             **self.tensors,
             **{"fired": fired, "samples": samples, "arrived": arrived, "inputs": inputs},
             **{"steps": steps, "time": self.time, "seed": self.seed, "parts": self.parts},

@@ -9,13 +9,13 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node
 from hibana.network.lowering import Activations, Lowering, in_order, times
 from hibana.runtime.kernels import LONG, Pointer, Value
-from hibana.runtime.synapses import check_synapses
 from hibana.spikes.sparse import Connections
+from hibana.spikes.sparse.product import SynapseIndex
 
 __all__ = ["add_synapses", "check_connections", "longest_delay", "padded", "reordered", "synapses_of_outputs"]
 
-_MAX_INDEX = 1 << 31
-"""Indices of synapses and of sums have 31 bits."""
+_MAX_SYNAPSES = 1 << 31
+"""Indices of synapses have 31 bits."""
 
 
 def check_connections(node: Node, synapses: Connections, inputs: int, outputs: int) -> None:
@@ -27,20 +27,13 @@ def check_connections(node: Node, synapses: Connections, inputs: int, outputs: i
     row_starts, targets, delays, weights = synapses
     assert weights is not None
     try:
-        check_synapses(row_starts, targets, weights.numel(), outputs)
+        SynapseIndex.check(row_starts, targets, delays, inputs, outputs)
     except ValueError as error:
         raise Unsupported(f"layer {node.name!r}: {error}") from error
-    delay_count = weights.numel() if delays is None else delays.numel()
-    if row_starts.numel() != inputs + 1 or delay_count != weights.numel():
-        sizes = f"{row_starts.numel()} row_starts and {delay_count} delays"
+    if targets.numel() != weights.numel() or weights.numel() >= _MAX_SYNAPSES:
         raise Unsupported(
-            f"layer {node.name!r}: {inputs} inputs with {weights.numel()} synapses need {inputs + 1} "
-            f"row_starts and as many delays as synapses, got {sizes}"
-        )
-    if max(weights.numel(), (longest_delay(synapses) + 1) * outputs) >= _MAX_INDEX:
-        raise Unsupported(
-            f"layer {node.name!r}: {weights.numel():,} synapses with delays up to {longest_delay(synapses)} "
-            f"need indices of more than 31 bits"
+            f"layer {node.name!r}: {weights.numel():,} weights of {targets.numel():,} synapses must be one "
+            f"for each, and fewer than {_MAX_SYNAPSES:,}"
         )
 
 

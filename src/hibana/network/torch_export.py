@@ -4,7 +4,7 @@ hibana's layers are replaced in the tree of modules, because ``torch.export`` tr
 """
 
 import copy
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
 from hibana.runtime.torch_internals import scan
 from hibana.spikes.adopt import EVENT_CLASSES
+from hibana.spikes.sparse.autograd import multiply_traced
 
 __all__ = ["export"]
 
@@ -109,38 +110,21 @@ class _Scan(_Loop):
 
 
 class _SparseSums(nn.Module):
-    """The sums of a :class:`hibana.SparseLinear`, from the products of all synapses ``[..., synapses]``."""
+    """The sums of a :class:`hibana.SparseLinear` in operations of PyTorch."""
 
     def __init__(self, layer: SparseLinear) -> None:
         super().__init__()
-        self.weight, self.bias, self.out_features = layer.weight, layer.bias, layer.out_features
-        delays = torch.zeros_like(layer.targets) if layer.delays is None else layer.delays
-        by_delay = delays.argsort(stable=True)
-        counts = torch.bincount(delays)
-        lags = counts.nonzero().flatten()
-        self.lags, self.counts = lags.tolist(), counts[lags].tolist()
-        """The different delays, ascending, and the number of synapses with each."""
-        self.synapses, self.sources = nn.Buffer(by_delay), nn.Buffer(layer.sources[by_delay])
-        self.targets = nn.Buffer(layer.targets.long()[by_delay])
+        self.layer, self.reach = layer, layer.reach
 
-    def added(self, past: Callable[[int], Tensor]) -> Tensor:
-        """The sums, from the function `past` of a delay in steps to the inputs of that many steps ago."""
-        current = past(0)
-        sums = current.new_zeros(*current.shape[:-1], self.out_features)
-        parts = (torch.split(values, self.counts) for values in (self.synapses, self.sources, self.targets))
-        for delay, synapses, sources, targets in zip(self.lags, *parts, strict=True):
-            sums = sums.index_add(-1, targets, past(delay)[..., sources] * self.weight[synapses])
-        return sums if self.bias is None else sums + self.bias
+    def forward(self, inputs: Tensor, skip: int = 0) -> Tensor:
+        """The sums, ``[..., out_features]``; with delays, `inputs` are ``[T, batch, in_features]``.
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The sums, ``[..., out_features]``; with delays, `inputs` are ``[T, batch, in_features]``."""
-
-        def past(delay: int) -> Tensor:
-            """The inputs `delay` steps ago, zeros before the first step."""
-            padding = inputs.new_zeros(delay, *inputs.shape[1:])
-            return torch.cat([padding, inputs])[: inputs.shape[0]] if delay else inputs
-
-        return self.added(past)
+        The first `skip` steps of the inputs are only read by later steps, and have no output.
+        """
+        layer = self.layer
+        synapses = layer.weight, layer.row_starts, layer.targets, layer.delays
+        sums = multiply_traced(inputs, *synapses, layer.out_features, self.reach, skip)
+        return sums if layer.bias is None else sums + layer.bias
 
 
 class _DelayedFeedback(Cell):
@@ -175,18 +159,18 @@ class _DelayedFeedback(Cell):
         if self.sums is None:
             current = spikes.transpose(0, 1).flatten(1).to(self.weights.dtype) @ self.weights
         else:
-            current = self.sums.added(lambda delay: spikes[self.reach - delay])
+            current = self.sums(spikes, self.reach)[0]
         return spikes[1:], *self.cell(input_ + current, *state)
 
 
-def _plain(module: nn.Module, loop: type[_Loop]) -> nn.Module:
+def _plain(module: Any, loop: type[_Loop]) -> Any:
     """`module` with each layer of hibana replaced by one that runs PyTorch operations."""
     if isinstance(module, SparseLinear):
         return _SparseSums(module)
     if isinstance(module, OverTime):
-        return loop(_plain_cell(module.cell, loop))
+        return loop(_plain(module.cell, loop))
     if isinstance(module, Recurrent | DelayedRecurrent):
-        cell, synapses = _plain_cell(module.cell, loop), module.recurrent
+        cell, synapses = _plain(module.cell, loop), module.recurrent
         if isinstance(synapses, DelayedLinear | SparseLinear) and isinstance(synapses, LooksBack):
             return loop(_DelayedFeedback(cell, synapses, synapses.reach))
         return loop(cell, _plain(synapses, loop))
@@ -196,10 +180,3 @@ def _plain(module: nn.Module, loop: type[_Loop]) -> nn.Module:
     for name, child in module.named_children():
         setattr(module, name, _plain(child, loop))
     return module
-
-
-def _plain_cell(cell: Cell, loop: type[_Loop]) -> Cell:
-    """`cell` with the modules in it replaced by those that run PyTorch operations."""
-    plain = _plain(cell, loop)
-    assert isinstance(plain, Cell)
-    return plain

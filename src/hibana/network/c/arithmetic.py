@@ -11,6 +11,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
 from hibana.compiler.graph.step import Value
 from hibana.network.graph import Network, Node
+from hibana.network.integer_network import Quantized
 from hibana.network.lowering import in_order
 from hibana.network.neurons import NeuronLayer, trace_layer
 from hibana.network.sliding_window import sliding_window
@@ -60,33 +61,24 @@ class FloatArithmetic:
 class IntegerArithmetic:
     """Integers of 32 bits, with bounds that prove that none overflows within a number of steps."""
 
-    def __init__(
-        self,
-        network: Network,
-        input_range: Bounds,
-        scales: tuple[float, float],
-        steps: int,
-        *,
-        summed_steps: int = 1,
-    ) -> None:
-        """Computes bounds of all numbers of `network`.
+    def __init__(self, net: Quantized, network: Network, steps: int, scores: str) -> None:
+        """Computes bounds of all numbers of `network`, the graph of `net`.
 
         Args:
-            network: with integer weights.
-            input_range: the smallest and the largest input.
-            scales: the factors between the integers and PyTorch's numbers, of inputs and of outputs.
+            net: a network in integers.
+            network: its graph.
             steps: the number of steps within which no number may overflow.
-            summed_steps: the number of steps whose outputs the program sums.
+            scores: the reduction of the outputs over time, as in :func:`to_c`.
 
         Raises:
             Unsupported: naming the layer, if a number may not fit in 32 bits, or is not an integer.
         """
-        self.input_range, self.steps = input_range, steps
-        (low, high), (input_scale, output_scale) = input_range, scales
+        self.input_range, self.steps = net.input_range, steps
+        low, high = net.input_range
         self.steps_comment = "the most after a reset: a number may overflow beyond"
         self.remarks = (
-            f"Whole numbers: an input is x / {input_scale:.9g}, rounded, from {low} to {high};",
-            f"an output times {output_scale:.9g} is PyTorch's. No number overflows within {steps} steps.",
+            f"Whole numbers: an input is x / {net.input_scale:.9g}, rounded, from {low} to {high};",
+            f"an output times {net.output_scale:.9g} is PyTorch's. No number overflows within {steps} steps.",
         )
         self.kind, self.input = "int32_t", "uint8_t" if low >= 0 else "int8_t"
         self.guards: tuple[str, ...] = ()
@@ -99,7 +91,8 @@ class IntegerArithmetic:
         for node in network.nodes[1:]:
             self.bounds[node] = self._output_bounds(node, network.dtype)
             self._check(node, "a sum", self.bounds[node])
-        low, high = self.bounds.get(network.output, input_range)
+        low, high = self.bounds.get(network.output, net.input_range)
+        summed_steps = steps if scores == "sum" else 1
         self._check(network.output, "the sum over time", (low * summed_steps, high * summed_steps))
 
     def constant_type(self, name: str, values: Tensor) -> str:

@@ -12,7 +12,6 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.network.c.arithmetic import Arithmetic, FloatArithmetic, IntegerArithmetic
 from hibana.network.c.emitter import Spiking
 from hibana.network.c.unit import SCORES, Cost, Unit
-from hibana.network.graph import Network
 from hibana.network.integer_network import Quantized
 from hibana.network.reader import read
 from hibana.runtime import files
@@ -123,7 +122,7 @@ def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
 
     Raises Unsupported, naming the layer, if a number may not fit in 32 bits, or is not an integer.
     """
-    arithmetic = _integer_arithmetic(net, read(net.net, net.integer_input(example)), len(example), "sum")
+    arithmetic = IntegerArithmetic(net, read(net.net, net.integer_input(example)), len(example), "sum")
     if arithmetic.largest >= 2**53:
         raise Unsupported("net computes with numbers that no dtype of PyTorch represents exactly")
     return torch.float32 if arithmetic.largest < 2**24 else torch.float64
@@ -135,15 +134,8 @@ def build_unit(
     """The statements of the program of `net`, which computes in integers if `net` is quantized."""
     if isinstance(net, Quantized):
         network = read(net.net, net.integer_input(example))
-        arithmetic: Arithmetic = _integer_arithmetic(net, network, len(example), scores)
+        arithmetic: Arithmetic = IntegerArithmetic(net, network, len(example), scores)
     else:
         network = read(net, example)
         arithmetic = FloatArithmetic(network.dtype)
     return unit_class(network, arithmetic, name, scores, len(example))
-
-
-def _integer_arithmetic(net: Quantized, network: Network, steps: int, scores: str) -> IntegerArithmetic:
-    """The bounds of all numbers of `network`, the graph of `net`, within `steps`."""
-    scales = net.input_scale, net.output_scale
-    summed_steps = steps if scores == "sum" else 1
-    return IntegerArithmetic(network, net.input_range, scales, steps, summed_steps=summed_steps)

@@ -91,10 +91,6 @@ class Scaling(LayerKind):
         scale = Scale(torch.tensor(number, dtype=torch.float64, device="cpu"))
         return Node(call.name, self, scale, call.inputs, call.input_shapes, call.shape)
 
-    def check(self, node: Node) -> None:
-        """Raises Unsupported if the scale changes the shape."""
-        self.require(node, node.input_shapes[0], {})
-
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes a ``Mul`` of the input with the scale."""
         return step.op("Mul", [*inputs, step.constant(node.module.scale.to(step.network.dtype))])

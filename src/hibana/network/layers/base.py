@@ -79,6 +79,8 @@ class LayerKind:
 
     def check(self, node: Node) -> None:
         """Raises Unsupported unless `node` has settings that a target can compute."""
+        if self.elementwise:
+            self.require(node, node.input_shapes[0], {})
 
     def title(self, node: Node) -> str:
         """The name of the kind of `node` in tables."""

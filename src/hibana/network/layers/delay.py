@@ -35,10 +35,6 @@ class Delays(LayerKind):
         """No operations."""
         return Operations(0, 0, 0)
 
-    def check(self, node: Node) -> None:
-        """Raises Unsupported if the delays change the shape."""
-        self.require(node, node.input_shapes[0], {})
-
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the inputs of the current and previous steps, and a ``Gather`` of the delayed values."""
         delays = node.module.steps.detach().expand(node.shape).flatten()

@@ -172,10 +172,6 @@ class Stream:
             ((output,),) = read_state((outputs[layer],), self._block, self._native_dtype).values()
         return output
 
-    def __reduce__(self) -> Any:
-        """Raises a TypeError: a stream contains memory of compiled code."""
-        raise TypeError("a stream can't be pickled or copied: save its state, and give it to a new stream")
-
     def __repr__(self) -> str:
         return f"Stream(batch={self.batch}) of {self.program!r}"
 

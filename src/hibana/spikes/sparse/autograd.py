@@ -190,12 +190,15 @@ def multiply_traced(
     if delays is None:
         terms = input.index_select(-1, sources) * weight
         return terms.new_zeros(*input.shape[:-1], outputs).index_add(-1, targets, terms)
+    # shape[0], not len, which torch.export takes for a constant
     padded = functional.pad(input, (0, 0, 0, 0, reach, 0))
-    steps = torch.arange(skip, len(input), device=input.device, dtype=torch.int64)[:, None] + (
+    steps = torch.arange(skip, input.shape[0], device=input.device, dtype=torch.int64)[:, None] + (
         reach - delays.long()
     )
     terms = padded[steps, :, sources] * weight[:, None]  # [steps, synapses, sequences]
-    return terms.new_zeros(len(steps), outputs, input.shape[1]).index_add(1, targets, terms).transpose(1, 2)
+    return (
+        terms.new_zeros(steps.shape[0], outputs, input.shape[1]).index_add(1, targets, terms).transpose(1, 2)
+    )
 
 
 def sums_per_synapse(input: Tensor, gradient: Tensor, row_starts: Tensor, targets: Tensor) -> Tensor:  # noqa: A002
