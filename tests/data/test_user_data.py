@@ -516,34 +516,6 @@ def test_one_command_trains_and_the_checkpoint_names_samples_elsewhere(kind, tmp
     assert main(["convert", "run", "net.pt2"]) == 0
 
 
-def test_a_quantity_is_learned_beside_a_ridge(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    drawn = np.random.default_rng(0)
-    x = drawn.normal(size=[120, 2])
-    np.savetxt("curve.csv", np.column_stack([x, 5 + np.abs(x[:, 0]) * 3]), delimiter=",", fmt="%.4f")
-    small = ["--layers", "16", "--epochs", "25", "--batch-size", "8"]
-    assert main(["train", "--data", "curve.csv", *small]) == 0
-    printed = capsys.readouterr().out
-    assert "label `column 3`: a quantity (training part: " in printed
-    assert "mean squared error" in printed
-    outcome = json.loads((tmp_path / "hibana-runs" / "curve-0" / "result.json").read_text())
-    assert outcome["value"] > 0.5 > outcome["linear"]["accuracy"]
-    answers = train.predict("hibana-runs/curve-0", "curve.csv")
-    assert np.corrcoef(answers.answers, [float(label) for label in answers.labels])[0, 1] > 0.7
-    assert main(["predict", "hibana-runs/curve-0"]) == 0
-    assert "of the variance explained" in capsys.readouterr().out
-
-
-def test_five_lines_of_python_do_the_same(tmp_path):
-    plants = hb.data.Table(pandas.read_csv(table(tmp_path / "plants.csv")), label="kind")
-    settings = hb.train.Settings(data=str(tmp_path / "plants.csv"), layers="16", epochs=3, batch_size=8)
-    model, outcome = hb.train.fit(settings, tmp_path / "run", samples=plants)
-    answers = hb.train.predict(model, pandas.read_csv(tmp_path / "plants.csv"))
-    assert set(answers.answers) <= {"herb", "tree"}
-    assert set(outcome.recalls) == {"herb", "tree"}
-    assert outcome.balanced == pytest.approx(sum(outcome.recalls.values()) / 2)
-
-
 def test_balanced_weights_have_a_rare_class_count_as_much():
     target = user_data.target.fit_target("kind", ["a"] * 30 + ["b"] * 10, range(40), None)
     assert target.weights() == pytest.approx((2 / 3, 2.0))

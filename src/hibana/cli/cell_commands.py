@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hibana.cli.common import Integer, Refusal, allow_local_imports, progress, refuse_errors, writable
+from hibana.cli.common import Integer, Refusal, allow_local_imports, progress, refuse_errors, unwritable
 
 if TYPE_CHECKING:
     from hibana.cells import Cell
@@ -16,7 +16,10 @@ def demo(*, out: Path = Path("hibana-demo"), seed: Integer = 0) -> None:
         out: the folder of the pictures.
         seed: seed of the random input of demo 2.
     """
-    folder = writable(out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(out, error) from error
     if not 0 <= seed < 2**32:
         raise Refusal(f"seed must be in [0, 2^32), got {seed}")
     with progress("loading Matplotlib"):
@@ -43,7 +46,7 @@ def demo(*, out: Path = Path("hibana-demo"), seed: Integer = 0) -> None:
     print("\nPictures")
     axes: dict[str, Any] = {"heaviside": surrogate_axes[0], "demo1": step_axes[0], "demo2": membrane_axes}
     for name in axes:
-        path = folder / f"{name}.png"
+        path = out / f"{name}.png"
         axes[name].figure.savefig(path)
         print(f"  {path}")
 

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Annotated
 
 import cyclopts
@@ -42,16 +41,6 @@ def progress(activity: str) -> Iterator[None]:
 
     with Console(stderr=True).status(Text(f"{activity} …")):
         yield
-
-
-def writable(folder: Path) -> Path:
-    """Returns `folder`, and creates it if it is missing; raises Refusal if no file can be written to it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            return folder
-    except OSError as error:
-        raise unwritable(folder, error) from error
 
 
 def unwritable(folder: Path, error: OSError) -> Refusal:

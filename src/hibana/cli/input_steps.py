@@ -180,8 +180,6 @@ class _NumberReader(_LineReader):
         """Returns the numbers of a line, scaled like the training data."""
         if isinstance(self.inputs, SequenceInputs):
             return self.inputs.scaled(row)
-        if not np.isfinite(row).all():
-            raise ValueError("must hold finite numbers")
         row = row.reshape(self.shape)
         if self.inputs is None:
             if self.is_unit and not (row.min() >= -_TOLERANCE and row.max() <= 1 + _TOLERANCE):

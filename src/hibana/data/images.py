@@ -2,7 +2,7 @@
 
 import gzip
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -63,10 +63,9 @@ class _IDXImages(DataSet):
         *,
         root: str | Path | None = None,
         download: bool = False,
-        seed: int = 0,
-        workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, seed=seed, workers=workers)
+        super().__init__(batch_size, **options)
         if download and root is None:
             raise ValueError("root must name the folder to download to")
         self.root = None if root is None else Path(root).expanduser()

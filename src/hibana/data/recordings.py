@@ -45,10 +45,9 @@ class _Recordings(DataSet):
         root: str | Path = "hibana-data",
         steps: int = 25,
         download: bool = False,
-        seed: int = 0,
-        workers: int = 0,
+        **options: Any,
     ) -> None:
-        super().__init__(batch_size, seed=seed, workers=workers)
+        super().__init__(batch_size, **options)
         self.root, self.steps = Path(root).expanduser(), check_steps(steps, 1)
         self.download = download
 

@@ -19,10 +19,8 @@ class _Sequences(DataSet):
     classes = 10
     sequential = True
 
-    def __init__(
-        self, batch_size: int = 64, *, steps: int | None = None, seed: int = 0, workers: int = 0
-    ) -> None:
-        super().__init__(batch_size, seed=seed, workers=workers)
+    def __init__(self, batch_size: int = 64, *, steps: int | None = None, **options: Any) -> None:
+        super().__init__(batch_size, **options)
         self.steps = check_steps(self.usual_steps if steps is None else steps, 2)
 
 

@@ -339,12 +339,10 @@ def _recalls(model: Classifier, samples: data.DataSet) -> dict[str, float]:
 
 
 def _silence_lightning() -> None:
-    """Hides Lightning's messages about each run, and four warnings that need no action."""
+    """Hides Lightning's messages about each run, and warnings that need no action."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for harmless in (
         ".*does not have many workers",  # the data are in memory, or no workers were requested
-        "Checkpoint directory .* exists and is not empty",  # it contains the settings, or a resumed run
-        "The dirpath has changed",  # the checkpoint was moved before it was resumed
         ".*isinstance.treespec, LeafSpec.* is deprecated",  # a call inside Lightning
     ):
         warnings.filterwarnings("ignore", message=harmless)

@@ -48,14 +48,10 @@ class RunFolder(AbstractContextManager["RunFolder"]):
         if is_torchrun():
             (self.path / JOB).write_text(_torchrun_job(), encoding="utf-8")
 
-    def close(self) -> None:
+    def __exit__(self, *error: object) -> None:
         """Releases the lock."""
         if self._lock is not None:
             self._lock.release()
-
-    def __exit__(self, *error: object) -> None:
-        """Releases the folder's lock."""
-        self.close()
 
 
 def claim(path: Path, *, resume: Path | None = None, overwrite: bool = False) -> RunFolder:
