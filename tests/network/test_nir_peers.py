@@ -1,13 +1,10 @@
-"""The same NIR graph in snnTorch, Norse and SpikingJelly: the same spikes at each step, as semantics allow.
+"""Networks of hibana in other simulators: equal spikes at each step, or the reason of a difference.
 
-All are left out where they are not installed. In an environment of their own:
-
-    python -m venv peers && peers/bin/pip install -e '.[nir,test]' snntorch==1.0.0 norse==1.1.0 \\
-        spikingjelly==2.0.0 nirtorch
-    peers/bin/python -m pytest tests/network/test_nir_peers.py
+Left out where the other libraries are not installed; benchmarks/nir_peers.py says how to install them.
 """
 
 import importlib.util
+import sys
 import warnings
 
 import pytest
@@ -17,36 +14,11 @@ from torch import nn
 import hibana as hb
 
 pytest.importorskip("nir", reason="the extra nir is not installed")
+from benchmarks import nir_peers
+from benchmarks.nir_peers import norse, rockpool, sinabs, snntorch, spikingjelly
 from hibana.network.nir import read, write
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # what the peers warn of is theirs
-
-
-def snntorch(graph, inputs):
-    from snntorch.import_nir import import_from_nir
-
-    return stepped(import_from_nir(graph), inputs)
-
-
-def norse(graph, inputs):
-    import norse.torch
-
-    return stepped(norse.torch.from_nir(graph, dt=1e-4), inputs)
-
-
-def spikingjelly(graph, inputs):
-    from spikingjelly.activation_based.nir_exchange import import_from_nir
-
-    return stepped(import_from_nir(graph), inputs)
-
-
-def stepped(net, inputs):
-    outputs, state = [], None
-    with torch.no_grad():
-        for step in inputs:
-            output, state = net(step, state)
-            outputs.append(output[0] if isinstance(output, tuple) else output)
-    return torch.stack(outputs)
 
 
 PEERS = [
@@ -56,7 +28,7 @@ PEERS = [
             importlib.util.find_spec(run.__name__) is None, reason=f"{run.__name__} is not installed"
         ),
     )
-    for run in (snntorch, norse, spikingjelly)
+    for run in (snntorch, norse, spikingjelly, sinabs, rockpool)
 ]
 
 
@@ -96,6 +68,14 @@ DIFFERENT = {
     ("spikingjelly", "if"): "wants an IF's r to be 1 / dt",
     ("spikingjelly", "recurrent bias"): "leaves the recurrent bias out at the first step",
     ("spikingjelly", "recurrent if"): "wants an IF's r to be 1 / dt",
+    **{
+        ("sinabs", name): "subtracts the threshold, several times a step; decays by exp(-1/tau)"
+        for name in NETWORKS
+    },
+    **{
+        ("rockpool", name): "has no IF, reads a LIF as a CubaLIF, subtracts the threshold"
+        for name in NETWORKS
+    },
 }
 
 
@@ -118,7 +98,7 @@ def equal(peer, graph, inputs, wanted):
     """Whether `peer` gives `wanted`; what it cannot run differs."""
     try:
         outputs = peer(graph, inputs)
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         warnings.warn(f"{peer.__name__} raised {error!r}", stacklevel=2)
         return False
     return torch.equal(outputs, wanted)
@@ -142,3 +122,29 @@ def test_what_spikingjelly_writes_spikes_as_it_does_there(tmp_path, neuron, dt):
         assert 0.01 < wanted.mean() < 0.99
         for source in (graph, tmp_path / "x.nir"):
             assert torch.equal(read(source, dt=dt)(inputs), wanted)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    sys.meta_path.insert(0, finder := nir_peers.Samna())
+    yield nir_peers.digits()
+    sys.meta_path.remove(finder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "make", "simulate"),
+    [
+        ("rockpool", nir_peers.xylo_network, nir_peers.xylo),
+        ("sinabs", nir_peers.dynapcnn_network, nir_peers.dynapcnn),
+    ],
+)
+def test_trained_networks_spike_alike_with_the_numbers_of_a_chip(digits, module, make, simulate):
+    pytest.importorskip(module)
+    spikes, classes = digits
+    net = make()
+    nir_peers.train(net, spikes, classes, epochs=2)
+    with torch.no_grad():
+        chip, numbers = simulate(net, spikes[:, 1697:])
+    assert torch.equal(chip, numbers)
+    assert (chip.sum(0).argmax(1) == classes[1697:]).double().mean() > 0.4

@@ -54,7 +54,7 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
     else:
         raise TypeError(f"source must be a path or a nir.NIRGraph, got {type(source).__name__}")
     graph = _Graph()
-    graph.add(content, "")
+    ports = graph.add(content, "")
     metadata = content.get("metadata")
     if dt is None and isinstance(metadata, dict):
         dt = metadata.get("dt")
@@ -62,10 +62,10 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
         if np.ndim(dt) or not isinstance(dt, int | float | np.number) or not (np.isfinite(dt) and dt > 0):
             raise ValueError(f"dt must be positive and finite seconds, got {dt!r}")
         dt = float(dt)
-    graph.remove_inner_ports()
+    graph.remove_inner_ports(ports)
     graph.merge_subtracting_neurons()
     graph.remove_feedback()
-    return _network(graph, dt, max_bytes)
+    return _network(graph, ports, dt, max_bytes)
 
 
 @dataclass
@@ -77,56 +77,52 @@ class _Graph:
     feedback: dict[str, Node] = field(default_factory=dict)
     """The linear node from a neuron back to itself, by the neuron's path."""
 
-    def add(self, content: dict[str, Any], path: str) -> None:
-        """Adds the graph `content`, whose path is empty for the outermost graph."""
+    def add(self, content: dict[str, Any], path: str) -> tuple[str, ...]:
+        """Adds the graph `content`, and returns the paths of its input and output.
+
+        The `path` of the outermost graph is empty.
+        """
         where = f"graph {path}" if path else "the graph"
-        if not isinstance(content.get("nodes"), dict) or "edges" not in content:
+        nodes, edges = content.get("nodes"), np.asarray(content.get("edges"), object)
+        if not isinstance(nodes, dict) or "edges" not in content:
             raise ValueError(f"{where} has no nodes and edges, so it is not a NIR graph")
-        nodes = content["nodes"]
-        for name, entry in nodes.items():
-            self._add_node(entry, _join(path, name))
-        edges = np.asarray(content["edges"], object)
         if edges.size and (edges.ndim != 2 or edges.shape[1] != 2):
             raise ValueError(f"{where} must have pairs of names as edges, got {content['edges']!r}")
+        ends = {name: self._add_node(entry, _join(path, name)) for name, entry in nodes.items()}
         for edge in edges.reshape(-1, 2):
-            begin, end = (_text(name) for name in edge)
+            begin, end = (name.decode() if isinstance(name, bytes) else name for name in edge)
             if unknown := [name for name in (begin, end) if name not in nodes]:
                 raise ValueError(f"{where} has an edge between nodes it does not have: {unknown}")
-            source, target = self._port(nodes, path, begin, "Output"), self._port(nodes, path, end, "Input")
+            (target, _), (_, source) = ends[end], ends[begin]
             if source in self.sources[target]:
                 raise ValueError(f"{where} has the edge {begin} -> {end} twice")
             self.sources[target].append(source)
+        ports = []
+        for kind in PORTS:
+            names = [name for name, entry in nodes.items() if entry["type"] == kind]
+            if len(names) != 1:
+                raise ValueError(f"{where} must have one {kind} node, has {len(names)}: {names}")
+            ports.append(_join(path, names[0]))
+        return tuple(ports)
 
-    def _add_node(self, entry: Any, path: str) -> None:
-        """Adds the node, or the graph, `entry`."""
-        if not isinstance(entry, dict) or not isinstance(_text(entry.get("type")), str):
+    def _add_node(self, entry: Any, path: str) -> tuple[str, ...]:
+        """Adds the node, or the graph, `entry`; returns the paths of the nodes at its input and output."""
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
             raise ValueError(f"node {path!r} has no type")  # noqa: TRY004 - what is wrong is the file
-        kind = _text(entry["type"])
-        if kind == "NIRGraph":
-            self.add(entry, path)
-            return
+        if entry["type"] == "NIRGraph":
+            return self.add(entry, path)
         metadata = entry.get("metadata")
         fields = {key: value for key, value in entry.items() if key not in ("type", "metadata")}
-        self.nodes[path] = Node(kind, fields, metadata if isinstance(metadata, dict) else {})
+        self.nodes[path] = Node(entry["type"], fields, metadata if isinstance(metadata, dict) else {})
         self.sources[path] = []
+        return path, path
 
-    def _port(self, nodes: dict[str, Any], path: str, name: str, kind: str) -> str:
-        """The path of the node at an edge's end: node `name`, or the only port of `kind` in graph `name`."""
-        path = _join(path, name)
-        if _text(nodes[name].get("type")) != "NIRGraph":
-            return path
-        nodes = nodes[name]["nodes"]
-        ports = [port for port, node in nodes.items() if _text(node.get("type")) == kind]
-        if len(ports) != 1:
-            raise ValueError(f"graph {path!r} must have one {kind} node, has {len(ports)}")
-        return self._port(nodes, path, ports[0], kind)
-
-    def remove_inner_ports(self) -> None:
-        """Removes the ports of graphs in the graph: nodes that pass the sum of their inputs on."""
-        for name in [name for name, node in self.nodes.items() if node.type in PORTS]:
+    def remove_inner_ports(self, ports: tuple[str, ...]) -> None:
+        """Removes all ports, which pass the sum of their inputs on, except those of the outermost graph."""
+        for name in [n for n, node in self.nodes.items() if node.type in PORTS and n not in ports]:
             targets = [target for target, sources in self.sources.items() if name in sources]
-            if not targets or not self.sources[name]:
-                continue
+            if not targets or not self.sources[name] or name in targets:
+                continue  # a dead end, or a cycle of ports
             del self.nodes[name]
             sources = self.sources.pop(name)
             for target in targets:
@@ -187,10 +183,10 @@ class _Graph:
             raise ValueError(f"the cycle {' -> '.join(cycle)} {problem}") from error
 
 
-def _network(graph: _Graph, dt: float | None, max_bytes: int) -> fx.GraphModule:
-    """The network that runs `graph`, whose layers have `dt` seconds per step."""
+def _network(graph: _Graph, ports: tuple[str, ...], dt: float | None, max_bytes: int) -> fx.GraphModule:
+    """The network that runs `graph` between its `ports`, with `dt` seconds per step."""
     order = graph.ordered()
-    begin, end = (_port(graph, kind) for kind in PORTS)
+    begin, end = ports
     layers: dict[str, nn.Module] = {}
     shapes: dict[str, Shape] = {begin: _input_shape(graph.nodes[begin], begin)}
     renamed: dict[str, str] = {}
@@ -267,14 +263,6 @@ def _output_shape(layer: nn.Module, shape: Shape) -> Shape:
     return tuple(torch.func.functional_call(layer, weights, (sample,)).shape[2:])
 
 
-def _port(graph: _Graph, kind: str) -> str:
-    """The path of the only port of `kind`."""
-    names = [name for name, node in graph.nodes.items() if node.type == kind]
-    if len(names) != 1:
-        raise ValueError(f"a graph must have one {kind} node, has {len(names)}: {names}")
-    return names[0]
-
-
 def _input_shape(node: Node, name: str) -> Shape:
     """The shape in the Input node `node`, whose path is `name`."""
     shape = np.asarray(node.fields.get("shape"))
@@ -293,8 +281,3 @@ def _check_size(name: str, shape: Shape, max_bytes: int) -> None:
 def _join(path: str, name: str) -> str:
     """The path of node `name` in the graph at `path`."""
     return f"{path}.{name}" if path else name
-
-
-def _text(value: Any) -> Any:
-    """`value` as text if it is bytes, which is how HDF5 returns text."""
-    return value.decode() if isinstance(value, bytes) else value
