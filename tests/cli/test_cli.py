@@ -274,6 +274,27 @@ def test_convert_writes_a_library_for_arduino(trained, tmp_path, capsys):
     assert "const uint8_t input[DIGITS_INPUTS]" in (target / "src" / "digits.h").read_text()
 
 
+def test_convert_writes_a_circuit_of_a_board(trained, tmp_path, capsys):
+    checkpoint, target = trained[0] / "checkpoint.ckpt", tmp_path / "net.v"
+    options = ["--samples", "3", "--adders", "4", "--top", "ecp5-85k"]
+    assert main(["convert", str(checkpoint), str(target), *options]) == 0
+    assert "the serial port of a board, ULX3S 85F" in capsys.readouterr().out
+    assert {file.name for file in tmp_path.iterdir()} == {
+        *("net.v", "net_tb.v", "net_tb.hex", "net_top.v", "net.lpf")
+    }
+    assert "Plays 3 samples" in (tmp_path / "net_tb.v").read_text()
+
+
+def test_convert_writes_nothing_if_a_layer_has_no_circuit(trained, tmp_path, monkeypatch, capsys):
+    command = ["convert", str(trained[0] / "checkpoint.ckpt"), str(tmp_path / "net.v")]
+    assert main([*command, "--adders", "3"]) == 2
+    assert "adders must be one of 1, 2, 4, 8, 16, 32, got 3" in capsys.readouterr().err
+    monkeypatch.setattr("hibana.network.verilog.program.INDEX_BITS", 3)
+    assert main(command) == 2
+    assert "layer 'input': 64 numbers; circuits index 8" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_convert_writes_a_page(trained, tmp_path, capsys):
     pytest.importorskip("ziglang", reason="the extra page is not installed")
     target = tmp_path / "page.html"
@@ -302,6 +323,9 @@ def test_convert_writes_onnx_in_whole_numbers(trained, tmp_path, capsys):
     ("target", "option", "says"),
     [
         ("net.pt2", ["--steps", "0"], "--steps must be given, at least 1"),
+        ("net.v", ["--samples", "0"], "--samples must be at least 1, got 0"),
+        ("net.v", ["--report"], "--report needs a board: pass --top as well"),
+        ("net.v", ["--top", "ulx3s"], "--top must be one of ice40-up5k, ecp5-85k, got ulx3s"),
         ("", [], "target must be a file, and"),
     ],
 )

@@ -17,10 +17,18 @@ from typing import Any
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from fuzz import deep, differ, large, networks, sizes, sparse, steps, twins
+from fuzz import circuits, deep, differ, large, networks, sizes, sparse, steps, twins
 from fuzz.differ import Counts, Different
 
-BATCHES = {"steps": 15, "networks": 400, "deep": 150, "large": 100, "sizes": 40, "sparse": 100}
+BATCHES = {
+    "steps": 15,
+    "networks": 400,
+    "deep": 150,
+    "large": 100,
+    "sizes": 40,
+    "sparse": 100,
+    "circuits": 20,
+}
 """Programs in a batch."""
 LIMIT = 1200
 """Seconds that a batch may take."""
@@ -94,8 +102,9 @@ def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
     def write() -> None:
         target.write_text(json.dumps({"counts": asdict(counts), "findings": found}))
 
-    if kind == "sizes":
-        found += sizes.run(number, BATCHES[kind], counts, stated)
+    if kind in ("sizes", "circuits"):
+        section = sizes if kind == "sizes" else circuits
+        found += section.run(number, BATCHES[kind], counts, stated)
         write()
         return
     strategy, compare = {

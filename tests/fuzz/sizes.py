@@ -25,7 +25,7 @@ from fuzz.differ import Counts
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import CProgram, to_c, to_onnx
 
-__all__ = ["Net", "drawn", "run"]
+__all__ = ["Net", "compare_in_c", "drawn", "outputs_of", "run"]
 
 STYLES = ("each", "each", "flatten", "reshape", "view", "squeeze", "squeeze steps", "direct")
 
@@ -224,7 +224,7 @@ def run(number: int, count: int, counts: Counts, state: Callable[[Net], None]) -
     for seed in range(number * count, (number + 1) * count):
         net = drawn(seed)
         state(net)
-        expected = _outputs(net.layers, net.example)
+        expected = outputs_of(net.layers, net.example)
         if expected is None:
             counts.invalid += 1
             continue
@@ -236,7 +236,7 @@ def run(number: int, count: int, counts: Counts, state: Callable[[Net], None]) -
             counts.refused += 1
             continue
         counts.compared += 1
-        other = _outputs(net.layers, net.other)
+        other = outputs_of(net.layers, net.other)
         results = {"native": whole, "native steps": steps}
         results |= {"native, other sizes": others[0], "native steps, other sizes": others[1]}
         try:
@@ -261,10 +261,10 @@ def run(number: int, count: int, counts: Counts, state: Callable[[Net], None]) -
             right = other if name.endswith("sizes") else expected
             if right is None or not torch.equal(result, right):
                 findings.append(f"{name} differs: {net}")
-    return findings + _in_c(programs)
+    return findings + compare_in_c(programs)
 
 
-def _outputs(net: nn.Module, inputs: Tensor) -> Tensor | None:
+def outputs_of(net: nn.Module, inputs: Tensor) -> Tensor | None:
     """The network's outputs ``[T, batch, ...]``; None if it raises an error or returns something else."""
     try:
         with torch.no_grad():
@@ -307,7 +307,8 @@ int main(void) {{ {calls} return 0; }}
 _RUN = """
 static void run_{name}(int samples, int steps) {{
     static {name}_state net;
-    static {kind} input[{upper}_INPUTS], output[{upper}_OUTPUTS];
+    static {kind} input[{upper}_INPUTS];
+    static {number} output[{upper}_OUTPUTS];
     while (samples-- > 0) {{
         {name}_reset(&net);
         for (int t = 0; t < steps; t++) {{
@@ -323,14 +324,17 @@ static void run_{name}(int samples, int steps) {{
 """
 
 
-def _in_c(programs: list[tuple[Net, CProgram, Tensor]]) -> list[str]:
+def compare_in_c(programs: list[tuple[Net, CProgram, Tensor]]) -> list[str]:
     """The networks whose programs in C give something else, compiled into one file with sanitizers."""
     if not programs:
         return []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sources = [program.write(folder / f"{program.name}.c")[0] for _, program, _ in programs]
-        functions = [_RUN.format(name=p.name, upper=p.name.upper(), kind=p.input) for _, p, _ in programs]
+        functions = [
+            _RUN.format(name=p.name, upper=p.name.upper(), kind=p.input, number=p.kind)
+            for _, p, _ in programs
+        ]
         calls = [f"run_{p.name}({net.example.shape[1]}, {net.example.shape[0]});" for net, p, _ in programs]
         main = folder / "main.c"
         main.write_text(
@@ -354,10 +358,10 @@ def _in_c(programs: list[tuple[Net, CProgram, Tensor]]) -> list[str]:
         net = programs[min(len(lines), len(programs) - 1)][0]
         findings.append(f"C ends with {ran.returncode}: {net}\n{ran.stderr[-1500:]}")
     for (net, _, expected), line in zip(programs, lines, strict=False):
-        outputs = torch.tensor([float.fromhex(word) for word in line.split()])
+        outputs = torch.tensor([float.fromhex(word) for word in line.split()], dtype=torch.float64)
         steps, batch = expected.shape[:2]
         if not torch.equal(
-            outputs.view(batch, steps, -1).transpose(0, 1), expected.reshape(steps, batch, -1)
+            outputs.view(batch, steps, -1).transpose(0, 1), expected.reshape(steps, batch, -1).double()
         ):
             findings.append(f"C differs: {net}")
     return findings
