@@ -223,7 +223,8 @@ class _Reader:
         inputs, shapes = tuple(value.node for value in values), tuple(value.shape for value in values)
         leading, name = values[0].leading, call.name if module is None else str(call.target)
         shape = tuple(results[0].shape[leading:])
-        node = kind.read(Call(name, self._where(call), module, inputs, shapes, shape, leading, *arguments))
+        node = Node(name, kind, module, inputs, shapes, shape)
+        node = kind.read(Call(node, self._where(call), leading, *arguments))
         if node in inputs:  # the call only changes the shape
             self.results[call] = self._reshaped(call, values[0], results)
         else:

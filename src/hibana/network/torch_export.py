@@ -1,6 +1,6 @@
 """A network as a program of PyTorch operations, for inference in a process without hibana.
 
-hibana's layers are replaced in the tree of modules, because ``torch.export`` traces the calls itself.
+``torch.export`` traces the reference loop of hibana's layers; scans replace layers in the tree of modules.
 """
 
 import copy
@@ -44,7 +44,7 @@ def export(
         ValueError: if a layer of hibana in `net` has no form in PyTorch operations, or a dynamic dimension of
             `example` has size 1, which torch would take for a constant.
     """
-    plain = _plain(copy.deepcopy(net).eval(), _Scan if dynamic_time else _Loop)
+    plain = _plain(copy.deepcopy(net).eval(), has_scans=dynamic_time)
     dynamic = [axis for axis, is_dynamic in enumerate((dynamic_time, dynamic_batch)) if is_dynamic]
     if any(example.shape[axis] < 2 for axis in dynamic):
         raise ValueError(f"example must have at least 2 steps or samples where dynamic, got {example.shape}")
@@ -65,8 +65,8 @@ def export(
     return program
 
 
-class _Loop(nn.Module):
-    """`cell` over time as a Python loop, which an export unrolls.
+class _Scan(nn.Module):
+    """`cell` over time as torch's ``scan``, which an export keeps as a loop.
 
     `recurrent`, if not None, maps the spikes of the previous step to a current that is added to the input.
     """
@@ -75,32 +75,15 @@ class _Loop(nn.Module):
         super().__init__()
         self.cell, self.recurrent = cell, recurrent
 
-    def current(self, input_: Tensor, state: tuple[Tensor, ...]) -> Tensor:
-        """The input of the cell at a step that starts in `state`."""
-        return input_ if self.recurrent is None else input_ + self.recurrent(state[-1].to(input_.dtype))
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The outputs of the cell over `inputs`, ``[T, batch, ...]``, from the initial state."""
-        state = self.cell.initial_state(inputs[0].to(reference.state_dtype(inputs.dtype)))
-        if self.recurrent is None:
-            return reference.unroll(self.cell, inputs, state)[0]
-        results = []
-        for input_ in inputs:
-            outputs, state = reference.unroll(self.cell, self.current(input_, state)[None], state)
-            results.append(outputs)
-        return torch.cat(results)
-
-
-class _Scan(_Loop):
-    """`cell` over time as torch's ``scan``, which an export keeps as a loop."""
-
     def forward(self, inputs: Tensor) -> Tensor:
         """The outputs of the cell over `inputs`, ``[T, batch, ...]``, from the initial state."""
         dtype = reference.state_dtype(inputs.dtype)
 
         def step(state: tuple[Tensor, ...], input_: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
             """The next state and the output of one step of the cell."""
-            next_state = self.cell(self.current(input_, state).to(dtype), *state)
+            if self.recurrent is not None:
+                input_ = input_ + self.recurrent(state[-1].to(input_.dtype))
+            next_state = self.cell(input_.to(dtype), *state)
             # the next state and the output must be different tensors
             return tuple(part.clone() for part in next_state), next_state[-1].to(inputs.dtype).clone()
 
@@ -110,7 +93,7 @@ class _Scan(_Loop):
 
 
 class _SparseSums(nn.Module):
-    """The sums of a :class:`hibana.SparseLinear` in operations of PyTorch."""
+    """The sums of a :class:`hibana.SparseLinear`, whose own call sets an attribute, which no scan may do."""
 
     def __init__(self, layer: SparseLinear) -> None:
         super().__init__()
@@ -163,20 +146,20 @@ class _DelayedFeedback(Cell):
         return spikes[1:], *self.cell(input_ + current, *state)
 
 
-def _plain(module: Any, loop: type[_Loop]) -> Any:
-    """`module` with each layer of hibana replaced by one that runs PyTorch operations."""
-    if isinstance(module, SparseLinear):
+def _plain(module: Any, *, has_scans: bool) -> Any:
+    """`module` with layers of hibana that run PyTorch operations: as a loop, or as a scan if `has_scans`."""
+    if has_scans and isinstance(module, SparseLinear):
         return _SparseSums(module)
-    if isinstance(module, OverTime):
-        return loop(_plain(module.cell, loop))
-    if isinstance(module, Recurrent | DelayedRecurrent):
-        cell, synapses = _plain(module.cell, loop), module.recurrent
+    if has_scans and isinstance(module, OverTime | Recurrent | DelayedRecurrent):
+        cell, synapses = _plain(module.cell, has_scans=True), getattr(module, "recurrent", None)
         if isinstance(synapses, DelayedLinear | SparseLinear) and isinstance(synapses, LooksBack):
-            return loop(_DelayedFeedback(cell, synapses, synapses.reach))
-        return loop(cell, _plain(synapses, loop))
+            return _Scan(_DelayedFeedback(cell, synapses, synapses.reach))
+        return _Scan(cell, None if synapses is None else _plain(synapses, has_scans=True))
+    if hasattr(module, "backend"):
+        module.backend = "reference"
     for torch_class, event_class in EVENT_CLASSES.items():
         if type(module) is event_class:
             module.__class__ = torch_class  # it has the same parameters, and multiplies densely
     for name, child in module.named_children():
-        setattr(module, name, _plain(child, loop))
+        setattr(module, name, _plain(child, has_scans=has_scans))
     return module

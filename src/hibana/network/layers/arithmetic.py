@@ -1,6 +1,7 @@
 """The input of a network, sums of two values, and products with a number or a tensor."""
 
 import operator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,10 @@ class Sum(LayerKind):
 
     def read(self, call: Call) -> Node:
         """The node of `call`; raises Unsupported unless it adds two values of one shape."""
-        two_values = len(call.inputs) == 2 and not call.arguments and not call.named
-        if not two_values or call.input_shapes[0] != call.input_shapes[1]:
-            terms = " and ".join(map(str, (*call.input_shapes, *call.arguments)))
+        shapes = call.node.input_shapes
+        two_values = len(shapes) == 2 and not call.arguments and not call.named
+        if not two_values or shapes[0] != shapes[1]:
+            terms = " and ".join(map(str, (*shapes, *call.arguments)))
             raise Unsupported(f"{call.where} must add two values of one shape, got {terms}")
         return super().read(call)
 
@@ -83,13 +85,12 @@ class Scaling(LayerKind):
 
     def read(self, call: Call) -> Node:
         """The node of a :class:`Scale`, or of a product of one value with a Python number."""
-        if call.module is not None:
+        if call.node.module is not None:
             return super().read(call)
-        number = call.arguments[0] if len(call.inputs) == len(call.arguments) == 1 else None
+        number = call.arguments[0] if len(call.node.inputs) == len(call.arguments) == 1 else None
         if not isinstance(number, int | float):
             raise Unsupported(f"{call.where} must multiply one value of the network by a number")
-        scale = Scale(torch.tensor(number, dtype=torch.float64, device="cpu"))
-        return Node(call.name, self, scale, call.inputs, call.input_shapes, call.shape)
+        return replace(call.node, module=Scale(torch.tensor(number, dtype=torch.float64, device="cpu")))
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes a ``Mul`` of the input with the scale."""

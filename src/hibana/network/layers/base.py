@@ -23,16 +23,10 @@ __all__ = ["Call", "LayerKind", "Operations"]
 class Call:
     """A call in a traced network: of a module, or of a function on tensors."""
 
-    name: str
+    node: Node
+    """The node of the call, unless its kind replaces it; without a module for a function."""
     where: str
     """The name of the call and of the module that contains it, for messages."""
-    module: Any
-    """None for a function."""
-    inputs: tuple[Node, ...]
-    input_shapes: tuple[Shape, ...]
-    """The shape of one sample of each input of the call."""
-    shape: Shape
-    """The shape of one sample of the result."""
     leading: int
     """Number of dimensions before those of a sample: time and batch (2), or both joined (1)."""
     arguments: tuple[Any, ...] = ()
@@ -73,9 +67,8 @@ class LayerKind:
 
         Raises Unsupported, naming the layer, for settings that no target computes.
         """
-        node = Node(call.name, self, call.module, call.inputs, call.input_shapes, call.shape)
-        self.check(node)
-        return node
+        self.check(call.node)
+        return call.node
 
     def check(self, node: Node) -> None:
         """Raises Unsupported unless `node` has settings that a target can compute."""

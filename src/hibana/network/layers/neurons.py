@@ -56,8 +56,10 @@ class Neurons(LayerKind):
 
     def read(self, call: Call) -> Node:
         """The node of `call`, of the kind with delayed feedback if the recurrent synapses have delays."""
-        has_delays = isinstance(getattr(call.module, "recurrent", None), LooksBack)
-        return _DELAYED.read(call) if has_delays and not self.feedback else super().read(call)
+        if isinstance(getattr(call.node.module, "recurrent", None), LooksBack):
+            call.node.layer = _DELAYED
+        call.node.layer.check(call.node)
+        return call.node
 
     def title(self, node: Node) -> str:
         """The name of the cell, such as ``LIF``, with ``recurrent`` if the layer is."""

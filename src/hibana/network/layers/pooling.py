@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -116,16 +117,17 @@ class Average(Pooling):
 
     def read(self, call: Call) -> Node:
         """The node of `call`; a mean without a window becomes a window of the entire image."""
-        if hasattr(call.module, "kernel_size"):
+        node, module = call.node, call.node.module
+        if hasattr(module, "kernel_size"):
             return super().read(call)
-        if call.module is None and not _is_over_sides(call):
+        if module is None and not _is_over_sides(call):
             raise Unsupported(f"{call.where}: mean must be over all sides of an image")
-        if call.module is not None and {*call.shape[1:]} != {1}:
-            kind = type(call.module).__name__
-            raise Unsupported(f"{call.where}: {kind} must leave one pixel, got {call.shape}")
-        channels, *sides = call.input_shapes[0]
+        if module is not None and {*node.shape[1:]} != {1}:
+            kind = type(module).__name__
+            raise Unsupported(f"{call.where}: {kind} must leave one pixel, got {node.shape}")
+        channels, *sides = node.input_shapes[0]
         window = Mean(cast(Any, tuple(sides)))  # a sequence has one side
-        node = Node(call.name, self, window, call.inputs, call.input_shapes, (channels, *(1 for _ in sides)))
+        node = replace(node, module=window, shape=(channels, *(1 for _ in sides)))
         self.check(node)
         return node
 
@@ -189,7 +191,7 @@ def _window_node(kind: str, module: Any) -> NirNode:
 
 def _is_over_sides(call: Call) -> bool:
     """Whether `call`, a mean without a module, is over exactly the height and width of samples."""
-    shape: Shape = call.input_shapes[0]
+    shape = call.node.input_shapes[0]
     if len(shape) not in (2, 3) or not (call.arguments or "dim" in call.named):
         return False
     example = torch.empty([2] * (call.leading + len(shape)), dtype=torch.float32, device="meta")

@@ -27,7 +27,7 @@ class Reshape(LayerKind):
 
     def read(self, call: Call) -> Node:
         """The input node: memory holds the same numbers."""
-        return call.inputs[0]
+        return call.node.inputs[0]
 
     def from_nir(self, node: NirNode, shape: Shape, dt: float | None) -> nn.Module:
         """The ``nn.Flatten`` of the node, called at each step."""
