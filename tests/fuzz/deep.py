@@ -5,7 +5,6 @@ to the last bit. In training mean and variance differ in their last digits, whic
 and then: such a case is not compared further.
 """
 
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,7 +19,6 @@ from fuzz.contexts import called, parametrized
 from fuzz.differ import Counts, Different
 from hibana import surrogate
 from hibana.compiler.memory_layout import inverse_order
-from hibana.nn import normalized
 from hibana.spikes.convolution import dense
 from hibana.spikes.convolution import layer as convolution
 
@@ -169,9 +167,7 @@ def compare(of: Deep, counts: Counts) -> None:
     Raises:
         Different: if what comes out, or a gradient, is not that of torch's layers.
     """
-    with ExitStack() as patched:
-        patched.enter_context(mock.patch.object(normalized, "FUSED_FROM", 0))
-        patched.enter_context(mock.patch.object(convolution, "SMALLEST_WORK", 0))
+    with mock.patch.object(convolution, "SMALLEST_WORK", 0):
         _compare(of, counts)
 
 

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import hibana as hb
-from hibana.nn import normalized
 from nn.test_optimize import results
 
 STEPS, BATCH, SIDE = 4, 2, 8
@@ -216,6 +215,5 @@ def check(seed):
 @pytest.mark.parametrize(
     "seed", [pytest.param(seed, marks=pytest.mark.exhaustive if seed >= 10 else ()) for seed in range(30)]
 )
-def test_optimised_and_undone(seed, monkeypatch):
-    monkeypatch.setattr(normalized, "FUSED_FROM", 0)
+def test_optimised_and_undone(seed):
     check(seed)
