@@ -173,6 +173,18 @@ def test_check_of_a_sound_network_says_nothing_and_changes_nothing():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        hb.DelayedRecurrent(hb.LIFCell(), 8, 3),
+        hb.Recurrent(hb.LIFCell(), 8, hb.SparseLinear(8, 8, 0.5, delays=2)),
+    ],
+    ids=["learned delays", "sparse delays"],
+)
+def test_check_of_recurrent_layers_with_delays(layer):
+    assert "nothing is wrong" in repr(hb.check(nn.Sequential(nn.Linear(3, 8), layer), torch.rand(6, 2, 3)))
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_nan_in_an_input_is_found_though_no_output_shows_it(value):
     net, x = over_time(hb.LIF(), nn.Linear(8, 3), hb.LI())

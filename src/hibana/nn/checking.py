@@ -184,11 +184,13 @@ class NetworkCheck:
         bad = next((n for n, parameter in module.named_parameters() if not _is_finite(parameter)), None)
         cause = "made of finite numbers" if bad is None else f"whose {bad} holds it"
         self._check_finite(tensors, f"the output of {layer}, {cause}")
-        step = getattr(module, "step", None)
+        has_delays = isinstance(getattr(module, "recurrent", None), Stateful)
+        step = None if has_delays else getattr(module, "step", None)
         cell = step() if callable(step) else getattr(module, "cell", None)
         if self._read_as and isinstance(cell, Cell) and inputs and tensors:
             self._layers.append(_NeuronCall(layer, cell, inputs[0], tensors[0]))
-        if isinstance(cell, Cell) and len(args) == 1 and not call_context.run_active:
+        # with delayed feedback, the states are no function of the layer's input and the cell alone
+        if isinstance(cell, Cell) and len(args) == 1 and not (has_delays or call_context.run_active):
             with torch.no_grad():
                 states = record(cell, inputs[0])
             for state, values in states.items():
