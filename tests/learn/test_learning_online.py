@@ -219,41 +219,45 @@ def test_a_readout_remembers_what_linear_maps_made_of_spikes(pool, changes):
         check_exact(found, exact)
 
 
-def test_a_learned_readout_has_the_gradient_of_its_leak():
-    x = spikes(20, 4, 6)
-    net = strong(network(hb.LIF(), "leaky"), x)
-    net[3] = hb.LI(tau=4.0, learn="tau").double()
-    exact = through_time(net, x, loss_of(x, 3))
-    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
+def learned_readout():
+    net = network(hb.LIF(), "leaky")
+    net[3] = hb.LI(tau=4.0, learn="tau")
+    return net, spikes(20, 4, 6)
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"stride": 2, "padding": 1, "bias": False}, {"dilation": 2}], ids=str
-)
-def test_a_convolution_has_the_gradient_of_backpropagation_through_time(options):
+def frozen_layer():
+    net = network(hb.LIF(surrogate=ATan()), "linear")
+    net[0].requires_grad_(False)
+    return net, spikes(10, 4, 6)
+
+
+def convolved(layer, *shape):
+    """A convolution, neurons, and a linear readout, for images of this shape."""
     torch.manual_seed(0)
-    x = spikes(12, 2, 2, 7, 6)
-    sizes = nn.Conv2d(2, 3, 3, **options)(x[0].float()).flatten(1).shape[1]
-    net = nn.Sequential(
-        hb.EachStep(nn.Conv2d(2, 3, 3, **options)),
-        hb.LIF(surrogate=ATan()),
-        nn.Flatten(2),
-        nn.Linear(sizes, 3),
-    )
+    convolution = hb.EachStep(layer)
+    x = spikes(12, 2, *shape)
+    outputs = convolution(x.float()).flatten(2).shape[2]
+    net = nn.Sequential(convolution, hb.LIF(surrogate=ATan()), nn.Flatten(2), nn.Linear(outputs, 3))
+    return net, x
+
+
+EXACT = {
+    "a learned readout": learned_readout,
+    "a frozen layer": frozen_layer,
+    "a convolution": lambda: convolved(nn.Conv2d(2, 3, 3), 2, 7, 6),
+    "a stride": lambda: convolved(nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False), 2, 7, 6),
+    "a dilation": lambda: convolved(nn.Conv2d(2, 3, 3, dilation=2), 2, 7, 6),
+    "one dimension": lambda: convolved(hb.events.Conv1d(2, 3, 4, padding=1), 2, 9),
+}
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_gradients_are_those_of_backpropagation_through_time(name):
+    net, x = EXACT[name]()
     net = strong(net.double(), x)
     exact = through_time(net, x, loss_of(x, 3))
     check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
-    check_exact(by_sequence(net, x, loss_of(x, 3), "d-rtrl", 5), exact)
-
-
-def test_a_convolution_of_one_dimension_too():
-    torch.manual_seed(0)
-    x = spikes(12, 2, 2, 9)
-    net = nn.Sequential(
-        hb.EachStep(hb.events.Conv1d(2, 3, 4, padding=1)), hb.CubaLIF(), nn.Flatten(2), nn.Linear(24, 3)
-    )
-    net = strong(net.double(), x)
-    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), through_time(net, x, loss_of(x, 3)))
+    check_exact(by_sequence(net, iter(x), loss_of(x, 3), "d-rtrl", 5), exact)
 
 
 def chain(*layers, sizes=(6, 5, 8, 3)):
@@ -337,15 +341,6 @@ def test_two_losses_of_a_step_may_have_a_backward_each():
     found = grads(net)
     for name, one in exact.items():
         torch.testing.assert_close(found[name], one, rtol=1e-4, atol=1e-5)
-
-
-def test_a_sequence_may_come_step_by_step():
-    x = spikes(20, 4, 6)
-    net = strong(network(hb.LIF(surrogate=ATan()), "leaky"), x)
-    exact = through_time(net, x, loss_of(x, 3))
-    net.zero_grad()
-    hb.learn.online(net).sequence(iter(x), loss_of(x, 3), chunk=7)
-    check_exact(grads(net), exact)
 
 
 def test_outputs_and_states_are_those_of_the_network():
@@ -467,15 +462,6 @@ def test_a_layer_whose_spikes_have_no_derivative_learns_nothing(rule):
     check_exact(found, {name: one for name, one in exact.items() if name[0] == "2"}, names=False)
     assert not exact["0.weight"].any()
     assert not found["0.weight"].any()
-
-
-def test_frozen_layers_may_stand_before():
-    x = spikes(10, 4, 6)
-    net = strong(network(hb.LIF(surrogate=ATan()), "linear"), x)
-    net[0].requires_grad_(False)
-    exact = through_time(net, x, loss_of(x, 3))
-    check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
-    assert exact.keys() == {"2.weight", "2.bias"}
 
 
 class Counting(hb.Cell):

@@ -147,13 +147,10 @@ def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
     with torch.enable_grad():
         arguments = [_zeros(example).requires_grad_() for _ in range(1 + len(cell.state_names()))]
         next_states = cell(*arguments)
-    over_step = [
-        (i, j - 1)
-        for i, state in enumerate(next_states)
-        if state.requires_grad
-        for j, grad in enumerate(_gradients(state, arguments))
-        if grad is not None
-    ]
+    differentiable = [i for i, state in enumerate(next_states) if state.requires_grad]
+    pairs = [(i, j) for i in differentiable for j in range(len(arguments))]
+    derivatives = _derivatives(next_states, arguments, pairs)
+    over_step = [(i, j + INPUT) for i, j in pairs if derivatives[i, j] is not None]
     same_step, between_independent = _same_step_pairs(next_states, arguments)
     input_dependent = {INPUT}
     for _ in next_states:
@@ -164,9 +161,9 @@ def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
     )
     inner = [(i, j) for i, j in same_step if j in independent_states]
     wrapper = _DerivativeCell(cell, over_step, inner, between_independent)
-    derivatives = trace(wrapper, example.shape, example.dtype).nexts
+    traced = trace(wrapper, example.shape, example.dtype).nexts
     # a derivative is constant if it depends on numbers alone, not on states or inputs
-    constant = [all(leaf.args or leaf.is_uniform for leaf in reachable([d])) for d in derivatives]
+    constant = [all(leaf.args or leaf.is_uniform for leaf in reachable([value])) for value in traced]
     return Jacobian(
         dict(zip(over_step, constant, strict=False)),
         dict(zip(inner, constant[len(over_step) :], strict=False)),
@@ -221,15 +218,8 @@ def same_step_derivatives(
 def _derivatives(
     values: Sequence[Tensor], sources: Sequence[Tensor], pairs: Iterable[Pair]
 ) -> dict[Pair, Tensor]:
-    """For each pair (i, j): the derivative of ``values[i]`` by ``sources[j]``, for each neuron."""
-    by_value: dict[int, list[int]] = {}
-    for i, j in pairs:
-        by_value.setdefault(i, []).append(j)
-    return {
-        (i, j): grad
-        for i, indices in by_value.items()
-        for j, grad in zip(indices, _gradients(values[i], [sources[j] for j in indices]), strict=True)
-    }
+    """The derivative of ``values[i]`` by ``sources[j]`` for each pair (i, j) and neuron; None is zero."""
+    return {(i, j): _gradients(values[i], [sources[j]])[0] for i, j in pairs}
 
 
 def _gradients(state: Tensor, sources: Sequence[Tensor]) -> Any:
@@ -258,15 +248,9 @@ def _same_step_pairs(
         if nodes is not None:
             same_step += [(i, others[node]) for node in nodes]
     sources = sorted({j for _, j in same_step})
-    between_independent = [
-        (i, j)
-        for i in sources
-        for j, grad in zip(
-            sources, _gradients(next_states[i], [next_states[j] for j in sources]), strict=True
-        )
-        if j != i and grad is not None
-    ]
-    return same_step, between_independent
+    pairs = [(i, j) for i in sources for j in sources if i != j]
+    derivatives = _derivatives(next_states, next_states, pairs)
+    return same_step, [pair for pair in pairs if derivatives[pair] is not None]
 
 
 def _separating_nodes(state: Tensor, nodes: set[Any], arguments: Sequence[Tensor]) -> set[Any] | None:

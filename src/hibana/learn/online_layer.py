@@ -66,11 +66,6 @@ class Chunk:
     effects: tuple[Tensor, ...]
     """The states of :class:`EffectCell` after the last step, without the neurons' states."""
 
-    @property
-    def recurrent_inputs(self) -> Tensor:
-        """The inputs of recurrent synapses: the outputs of the step before each step."""
-        return torch.cat([self.previous_state[-1][None], self.outputs[:-1]])
-
 
 class OnlineLayer:
     """The states and traces of one layer of neurons, and the gradients of its parameters."""
@@ -297,7 +292,8 @@ class OnlineLayer:
         if self.layer.synapses is not None and self.layer.synapses.is_learned:
             learned.append(("feeds", self.layer.synapses, chunk.inputs.detach()))
         if self.layer.recurrent is not None and self.layer.recurrent.is_learned:
-            learned.append(("recurrent", self.layer.recurrent, chunk.recurrent_inputs))
+            spikes_before = torch.cat([chunk.previous_state[-1][None], chunk.outputs[:-1]])
+            learned.append(("recurrent", self.layer.recurrent, spikes_before))
         return learned
 
     def _ends(self, synapses: Synapses, chunk: Chunk) -> list[End]:

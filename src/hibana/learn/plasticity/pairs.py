@@ -14,7 +14,7 @@ from hibana.cells import Cell
 from hibana.cells.base import check_states
 from hibana.cells.spiking import decay
 from hibana.compiler import emits_spikes, unroll_layer
-from hibana.compiler.tensors import evaluate_parametrizations, is_parametrized, tensors_of
+from hibana.compiler.tensors import evaluate_parametrizations, is_parametrized
 from hibana.learn.synapses import StoredSynapses, is_sparse
 from hibana.nn.layers import OverTime
 from hibana.nn.sparse_linear import SparseLinear
@@ -184,8 +184,7 @@ class PairRule:
 
         Raises:
             TypeError: if `inputs` is not a tensor of the weights' dtype.
-            ValueError: if its shape or device is wrong, a number is not 0 or 1, or the weights lie outside
-                the bounds.
+            ValueError: if its shape is wrong, a number is not 0 or 1, or the weights lie outside the bounds.
         """
         weight, bounds = self.linear.weight, self.pairs.bounds
         if not isinstance(inputs, Tensor) or inputs.dtype != weight.dtype:
@@ -197,13 +196,6 @@ class PairRule:
                 f"inputs must be [T, batch, {self.linear.in_features}], none of them 0, "
                 f"got shape {tuple(inputs.shape)}"
             )
-        if inputs.device != weight.device:
-            raise ValueError(f"inputs must be on {weight.device} like the weights, got {inputs.device}")
-        for name, tensor in tensors_of(self.neurons.cell).items():
-            if tensor.device != weight.device:
-                raise ValueError(
-                    f"neurons must be on {weight.device} like the weights, got {name} on {tensor.device}"
-                )
         if bounds is not None:
             least, most = weight.detach().aminmax()
             if not (bounds[0] <= least and most <= bounds[1]):
