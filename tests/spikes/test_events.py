@@ -261,7 +261,7 @@ def test_spikes_kept_as_bits_are_added_from_these(sigma, shape, monkeypatch):
     currents = 2 * torch.rand(shape)
     layer, dense = _pair(nn.Linear(shape[-1], 70))
     wanted = _above(currents, dense, sigma)
-    monkeypatch.setattr(shared_layer, "_sampled_density", None)  # nothing else looks at numbers
+    monkeypatch.setattr(shared_layer, "sampled_density", None)  # nothing else looks at numbers
     for got, want in zip(_above(currents, layer, sigma), wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
     density = hb.IF(1.0, sigma)(currents).mean()

@@ -263,7 +263,7 @@ def _undo(net: nn.Module) -> None:
         was = module.__dict__.pop(ORIGINAL_CLASS, None)
         module.__dict__.pop(_DIMENSIONS, None)
         if was is not None:
-            for key in ("_reason", "_small_call", "_refused"):  # reports of event layers on their last calls
+            for key in ("_reason", "_refused"):  # reports of event layers on their last calls
                 module.__dict__.pop(key, None)
             module.__class__ = was
 

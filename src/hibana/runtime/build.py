@@ -1,7 +1,7 @@
 """Compiles LLVM IR to native functions, with a cache of object code on disk.
 
 The name of a cache file is a hash of the IR and of the versions of hibana, LLVM, torch, Python and processor.
-A file is used only if its digest is right and no other user can have written it. The environment variable
+A file is used only if its digest is right and no other user can write to its folder. The environment variable
 ``HIBANA_CACHE`` sets the folder; ``off`` disables the cache.
 """
 
@@ -87,10 +87,11 @@ def _digest(path: Path, code: bytes) -> bytes:
 
 def _read_object_code(path: Path) -> bytes | None:
     """The object code in a cache file; None if it is missing or damaged."""
-    data = files.read(path)
-    if data is None or data[:_DIGEST] != _digest(path, data[_DIGEST:]):
+    try:
+        data = path.read_bytes()
+    except OSError:
         return None
-    return data[_DIGEST:]
+    return data[_DIGEST:] if data[:_DIGEST] == _digest(path, data[_DIGEST:]) else None
 
 
 def _write_object_code(path: Path, code: bytes) -> None:

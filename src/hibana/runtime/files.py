@@ -1,12 +1,8 @@
-"""Writes files atomically, and reads cache files of machine code unless other users can have written them.
-
-An untrusted cache file is treated as missing and is then replaced; an untrusted folder is an error.
-"""
+"""Writes files atomically, and checks that other users can't write files into a folder."""
 
 import contextlib
 import os
 import secrets
-import shutil
 import stat
 import time
 from pathlib import Path
@@ -15,28 +11,6 @@ UNFINISHED = "unfinished-"
 """Prefix of a temporary file, which stays behind if a process is killed while writing."""
 ABANDONED = 600
 """Age in seconds after which a temporary file is abandoned; the slowest write takes half a minute."""
-LARGEST = 1 << 28
-"""Maximum size of a file to read, in bytes; kernels are ten thousand times smaller."""
-
-_FLAGS = ("O_BINARY", "O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK")  # follow no links, wait at no pipe
-
-
-def read(path: Path) -> bytes | None:
-    """The contents of the regular file at `path`; None if it is missing, or others own or can write it."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | sum(getattr(os, flag, 0) for flag in _FLAGS))
-    except OSError:
-        return None
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST or _untrusted_reason(status):
-            return None
-        with os.fdopen(descriptor, "rb", closefd=False) as file:
-            return file.read(LARGEST)
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
 
 
 def write(path: Path, data: bytes | bytearray, *, mode: int = 0o666, durable: bool = True) -> None:
@@ -78,31 +52,19 @@ def _sync(folder: Path) -> None:
 
 
 def sweep(folder: Path, age: float = ABANDONED) -> None:
-    """Removes temporary files and folders in `folder` that are at least `age` seconds old."""
+    """Removes temporary files in `folder` that are at least `age` seconds old."""
     for path in folder.glob(f"{UNFINISHED}*"):
         with contextlib.suppress(OSError):  # another process removes it too, or the disk is read-only
             if time.time() - path.lstat().st_mtime >= age:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
+                path.unlink()
 
 
 def require_private(folder: Path) -> None:
-    """Checks that other users can't create files in `folder`.
-
-    Raises PermissionError if another user owns `folder` or can write to it.
-    """
-    if reason := _untrusted_reason(folder.stat()):
-        raise PermissionError(f"{folder} {reason}")
-
-
-def _untrusted_reason(status: os.stat_result) -> str | None:
-    """The reason why other users may have written a file or folder; None if they can't, as on Windows."""
+    """Raises PermissionError if another user owns `folder` or can create files in it."""
     if not hasattr(os, "getuid"):
-        return None
+        return  # Windows
+    status = folder.stat()
     if status.st_uid != os.getuid():
-        return "belongs to another user"
+        raise PermissionError(f"{folder} belongs to another user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return "can be written by others"
-    return None
+        raise PermissionError(f"{folder} can be written by others")

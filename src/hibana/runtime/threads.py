@@ -62,10 +62,7 @@ def run(address: int, count: int, args: bytes, grain: int = 1) -> None:
     Raises:
         RuntimeError: if torch reports an error.
     """
-    if count <= grain:
-        _serial(address)(0, count, args)
-    elif parallel_for()(0, count, grain, address, args):
-        raise _error(count)
+    bind_kernel(address, count, grain)(args)
 
 
 def bind_kernel(address: int, count: int, grain: int = 1) -> Callable[[bytes], None]:
@@ -77,11 +74,6 @@ def bind_kernel(address: int, count: int, grain: int = 1) -> Callable[[bytes], N
     def run_parallel(args: bytes) -> None:
         """Runs the kernel on torch's threads with the argument block `args`."""
         if parallel(args):
-            raise _error(count)
+            raise RuntimeError(f"torch_parallel_for failed over {count} pieces of work")
 
     return run_parallel
-
-
-def _error(count: int) -> RuntimeError:
-    """The error of a failed run over `count` work items."""
-    return RuntimeError(f"torch_parallel_for failed over {count} pieces of work")

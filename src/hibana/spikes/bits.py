@@ -25,6 +25,8 @@ __all__ = ["density_of", "matching_ones", "pack_bits", "sampled_density"]
 
 COMPARED_LENGTH = 4096
 """Numbers of a row in :func:`matching_ones`, at most; rows are divided among threads."""
+SAMPLE = 128
+"""Words of 64 numbers that are sampled before all numbers are scanned."""
 OCTET = 8
 """Bits of a byte."""
 
@@ -37,12 +39,17 @@ def pack_bits(rows: Tensor) -> tuple[Tensor, float | None]:
     return bits, None if not_binary else ones / max(1, bits.shape[0] * inputs)
 
 
-def sampled_density(numbers: Tensor, words: int, step: int) -> float | None:
-    """The density of ones in every `step`-th word of `numbers`; None if any of them is neither 0 nor 1.
+def sampled_density(numbers: Tensor) -> float | None:
+    """The density of ones in a sample of `numbers`, which fill their memory; None if any is not 0 or 1.
 
-    A word is 64 numbers, consecutive in memory; `numbers` have `words` words. The scan runs on the calling
-    thread: its result is often that torch computes the product, and then no other thread should be woken.
+    The sample is SAMPLE words or more of 64 consecutive numbers. Their stride is odd: with an even one, all
+    sampled words could lie in the same columns. The scan runs on the calling thread: its result is often that
+    torch computes the product, and then no other thread should be woken.
     """
+    words = numbers.numel() // WORD
+    if not words:
+        return pack_bits(numbers)[1]
+    step = words // SAMPLE | 1
     count = -(-words // step)
     buffer = torch.empty(count + 2, dtype=torch.int64, device="cpu")
     counts = buffer.narrow(0, count, 2)

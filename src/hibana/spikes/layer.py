@@ -12,7 +12,6 @@ from hibana.spikes import select
 from hibana.spikes.bits import pack_bits, sampled_density
 from hibana.spikes.planes import Planes, candidate_factors, pack_integers
 from hibana.spikes.provenance import Provenance, fills_memory
-from hibana.spikes.simd.lists import WORD
 
 __all__ = ["NOT_SPIKES", "SMALLEST_WORK", "SMALL_PRODUCT", "SMALL_PRODUCT_REASON", "UNSUPPORTED", "Mode"]
 __all__ += ["PackedInput", "SpikeLayer", "attached_planes", "check_mode", "mask_provenance", "needs_gradient"]
@@ -27,8 +26,6 @@ SMALL_PRODUCT_REASON = "torch is faster at these sizes at any density"
 SMALL_PRODUCT = f"dense: {SMALL_PRODUCT_REASON}"
 """The ``explain`` text of a layer whose product is below :data:`SMALLEST_WORK`. It is written to the layer's
 ``__dict__``, since ``Module.__setattr__`` takes a microsecond, which is measurable for such a product."""
-SAMPLE = 128
-"""Words of 64 numbers that are sampled before all numbers are scanned."""
 UNSUPPORTED = "compiled, transformed, or not float32 on the CPU"
 NOT_SPIKES = "the input is neither spikes nor small whole numbers"
 
@@ -138,7 +135,7 @@ def pack_input(
     if planes is not None:
         return PackedInput(planes, _complete_key(key, planes))
     filled = numbers if fills_memory(numbers) else rows()
-    density = _sampled_density(filled)
+    density = sampled_density(filled)
     key = key._replace(scanned=True)
     if density is not None:
         # the density of the sample, not of all bits: the choice is made before all bits are packed
@@ -162,22 +159,13 @@ def _complete_key(key: select.Key, planes: Planes) -> select.Key:
 
 def pack_binary(rows: Tensor) -> Planes | None:
     """Contiguous `rows` of 0 and 1 as one bit plane; None for other numbers. A sample is tested first."""
-    return None if _sampled_density(rows) is None else _pack_all(rows)
+    return None if sampled_density(rows) is None else _pack_all(rows)
 
 
 def _pack_all(rows: Tensor) -> Planes | None:
     """Contiguous `rows` of 0 and 1 as one bit plane; None for other numbers."""
     bits, density = pack_bits(rows)
     return None if density is None else Planes(bits[None], density)
-
-
-def _sampled_density(numbers: Tensor) -> float | None:
-    """The density of ones in a sample of `numbers`, which fill their memory; None if any is not 0 or 1.
-
-    The stride of the sample is odd: with an even one, all sampled words could lie in the same columns.
-    """
-    words = numbers.numel() // WORD
-    return sampled_density(numbers, words, words // SAMPLE | 1) if words else pack_bits(numbers)[1]
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

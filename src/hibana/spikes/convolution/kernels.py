@@ -55,7 +55,6 @@ def windows(code: Code, begin: Value, end: Value, *, bits: Longs, target: Longs,
     window_row_bits = sizes.kernel_width * channels
     window = words_of(sizes.kernel_height * window_row_bits)
     joined = sizes.dilation_across.equals(1)
-    fits_word = window.equals(1) & joined
     with (
         code.scratch((Longs, sizes.kernel_height * pitch), (Longs, words + 1)) as (rows, row),
         code.loop(begin, end) as item,
@@ -69,40 +68,33 @@ def windows(code: Code, begin: Value, end: Value, *, bits: Longs, target: Longs,
                 row.copy(bits + words * (image * sizes.height + above), words)
                 put_bits(code, rows + pitch * i, sizes.padding_across * channels, row, sizes.width * channels)
         out = target + window * item * out_width
-        with code.when(fits_word), code.loop(0, out_width) as x:
-            window_bits = code.variable(0)
-            with code.loop(0, sizes.kernel_height) as i:
-                row_bits = bits_at(rows + pitch * i, x * step) & first_bits(code, window_row_bits)
-                window_bits.value |= row_bits << i * window_row_bits
-            out[x] = window_bits.value
-        with code.when(~fits_word):
-            pieces, piece = joined.select(1, sizes.kernel_width), joined.select(window_row_bits, channels)
-            remainder = piece % WORD
-            full = piece - remainder
-            n = code.variable(0)
-            with code.loop(0, out_width) as x:
-                partial, filled = code.variable(0), code.variable(0)  # a word, and its number of bits
-                with code.loop(0, sizes.kernel_height) as i, code.loop(0, pieces) as j:
-                    line = rows + pitch * i
-                    source = x * step + j * sizes.dilation_across * channels
-                    shift = filled.value
-                    with code.loop(0, full, WORD) as offset:
-                        word = bits_at(line + offset // WORD, source)
-                        out[n.value] = partial.value | (word << shift)
+        pieces, piece = joined.select(1, sizes.kernel_width), joined.select(window_row_bits, channels)
+        remainder = piece % WORD
+        full = piece - remainder
+        n = code.variable(0)
+        with code.loop(0, out_width) as x:
+            partial, filled = code.variable(0), code.variable(0)  # a word, and its number of bits
+            with code.loop(0, sizes.kernel_height) as i, code.loop(0, pieces) as j:
+                line = rows + pitch * i
+                source = x * step + j * sizes.dilation_across * channels
+                shift = filled.value
+                with code.loop(0, full, WORD) as offset:
+                    word = bits_at(line + offset // WORD, source)
+                    out[n.value] = partial.value | (word << shift)
+                    n.value += 1
+                    partial.value = (word >> 1) >> (WORD - 1 - shift)
+                with code.when(remainder > 0):
+                    word = bits_at(line + full // WORD, source) & first_bits(code, remainder)
+                    partial.value |= word << shift
+                    filled.value += remainder
+                    with code.when(filled.value >= WORD):
+                        out[n.value] = partial.value
                         n.value += 1
                         partial.value = (word >> 1) >> (WORD - 1 - shift)
-                    with code.when(remainder > 0):
-                        word = bits_at(line + full // WORD, source) & first_bits(code, remainder)
-                        partial.value |= word << shift
-                        filled.value += remainder
-                        with code.when(filled.value >= WORD):
-                            out[n.value] = partial.value
-                            n.value += 1
-                            partial.value = (word >> 1) >> (WORD - 1 - shift)
-                            filled.value -= WORD
-                with code.when(filled.value > 0):
-                    out[n.value] = partial.value
-                    n.value += 1
+                        filled.value -= WORD
+            with code.when(filled.value > 0):
+                out[n.value] = partial.value
+                n.value += 1
 
 
 @kernel

@@ -12,7 +12,6 @@ from hibana.spikes.checks import check_no_time, kernels_accept, pair, shape_erro
 from hibana.spikes.convolution import autograd, dense
 from hibana.spikes.convolution.geometry import Geometry, Pair, has_image_window
 from hibana.spikes.layer import (
-    SMALL_PRODUCT,
     SMALL_PRODUCT_REASON,
     SMALLEST_WORK,
     SpikeLayer,
@@ -35,9 +34,6 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
         if torch.compiler.is_compiling():
             return self._forward_compiling(input)
         weight, bias = self._tensors()
-        if type(input) is Tensor and self.__dict__.get("_small_call") == self._call_key(input):
-            self.__dict__["_reason"] = SMALL_PRODUCT
-            return self._conv_forward(input, weight, bias)
         if max(self.dilation) > 1 and self._covers_padding_only(input, weight):
             return self._convolve_padding(input, weight, bias)
         if (
@@ -47,16 +43,6 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
             and input.is_cpu
             and self._is_small(input, weight)
         ):
-            if self._can_pass_unchanged(input, weight, bias):
-                never_skips = (
-                    input.shape[1] >= dense.SAFE_CHANNELS
-                    or max(self.stride) == 1
-                    or not torch.is_grad_enabled()
-                )
-                if never_skips and max(self.dilation) == 1:
-                    self.__dict__["_small_call"] = self._call_key(input)
-                self.__dict__["_reason"] = SMALL_PRODUCT
-                return self._conv_forward(input, weight, bias)
             return self._dense_product(input, weight, bias, SMALL_PRODUCT_REASON)
         if not kernels_accept(input, weight, bias):
             return self._forward_unsupported(input, weight, bias)
@@ -110,19 +96,6 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
     def _is_small(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
         """Whether torch is faster at any density, by an estimate of the multiplications."""
         return input.numel() * weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
-
-    def _can_pass_unchanged(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:  # noqa: A002
-        """Whether torch's layer can take `input` as it is: channels last, and no pixels to skip."""
-        return dense.is_channels_last(input) and (
-            input.shape[1] >= dense.SAFE_CHANNELS or not self._skips(input, weight, bias)
-        )
-
-    def _call_key(self, input: Tensor) -> tuple[object, ...]:  # noqa: A002
-        """The facts that decide whether a product is small, apart from the shape of the weight."""
-        return (
-            *(input.shape, input.stride(), self.mode, self.dilation, self.stride),
-            torch.is_grad_enabled(),
-        )
 
     def _skips(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:  # noqa: A002
         """Whether torch gets only the pixels in windows: its backward is unsafe with all (see `dense`)."""
