@@ -1,17 +1,19 @@
-"""Spikes as bits, 64 to a word: packing numbers into bits, counting bits, and comparing bits with numbers."""
+"""Numbers as bits, 64 to a word: packs numbers into bits, counts bits, and compares bits with numbers."""
 
+from functools import reduce
 from math import gcd
+from operator import or_
 
 import torch
 from torch import Tensor
 
 from hibana.runtime.kernels import (
-    FLOAT,
     INT,
     LONG,
     Bytes,
     Code,
     Floats,
+    Ints,
     Longs,
     Pointer,
     Value,
@@ -21,22 +23,24 @@ from hibana.runtime.kernels import (
 from hibana.spikes.simd.lists import SHIFT, SHIFT_BITS, WORD, words_of
 from hibana.spikes.simd.rows import VECTOR
 
-__all__ = ["density_of", "matching_ones", "pack_bits", "sampled_density"]
+__all__ = ["density_of", "matching_ones", "pack_bits", "sampled_density", "scan"]
 
 COMPARED_LENGTH = 4096
 """Numbers of a row in :func:`matching_ones`, at most; rows are divided among threads."""
 SAMPLE = 128
 """Words of 64 numbers that are sampled before all numbers are scanned."""
+NOT_A_MULTIPLE = 1 << 30
+"""Stands for the quotient of a number that is no multiple of the factor: larger than any that is packed."""
 OCTET = 8
 """Bits of a byte."""
 
 
 def pack_bits(rows: Tensor) -> tuple[Tensor, float | None]:
     """The bits ``[rows, words]`` of contiguous `rows`, and the density of ones, or None if not binary."""
-    inputs = rows.shape[1]
-    bits = torch.empty(rows.shape[0], -(-inputs // 64), dtype=torch.int64, device="cpu")
-    ones, not_binary = _scan_rows(rows, bits, inputs)
-    return bits, None if not_binary else ones / max(1, bits.shape[0] * inputs)
+    count, inputs = rows.shape
+    bits = torch.empty(1, count, -(-inputs // WORD), dtype=torch.int64, device="cpu")
+    ones, level_bits = scan(rows, bits, inputs)
+    return bits[0], ones / max(1, count * inputs) if level_bits in (0, 1) else None
 
 
 def sampled_density(numbers: Tensor) -> float | None:
@@ -48,19 +52,30 @@ def sampled_density(numbers: Tensor) -> float | None:
     """
     words = numbers.numel() // WORD
     if not words:
-        return pack_bits(numbers)[1]
+        return pack_bits(numbers.as_strided((1, numbers.numel()), (1, 1)))[1]
     step = words // SAMPLE | 1
     count = -(-words // step)
-    buffer = torch.empty(count + 2, dtype=torch.int64, device="cpu")
-    counts = buffer.narrow(0, count, 2)
-    _scan(1, source=numbers, bits=buffer, counts=counts, inputs=WORD, rows=count, step=step, parts=1)
-    ones, not_binary = counts.tolist()
-    return None if not_binary else ones / (count * WORD)
+    bits = torch.empty(1, count, 1, dtype=torch.int64, device="cpu")
+    ones, level_bits = scan(numbers, bits, WORD, step=step, threads=1)
+    return ones / (count * WORD) if level_bits in (0, 1) else None
 
 
 def density_of(bits: Tensor, inputs: int) -> float:
     """The density of ones in `bits`, ``[rows, words]``, with `inputs` bits a row."""
-    return _scan_rows(None, bits, inputs)[0] / max(1, bits.shape[0] * inputs)
+    parts = torch.get_num_threads()
+    counts = torch.empty(parts, dtype=torch.int64, device="cpu")
+    _count(parts, bits=bits, counts=counts, words=bits.numel(), parts=parts)
+    return int(counts.sum()) / max(1, bits.shape[0] * inputs)
+
+
+@kernel
+def _count(
+    code: Code, begin: Value, end: Value, *, bits: Longs, counts: Longs, words: Value, parts: Value
+) -> None:
+    """Counts the ones of each of `parts` parts of the `words` of `bits`."""
+    with code.loop(begin, end) as part:
+        first, last = _share(words, part, parts)
+        counts[part] = _count_ones(code, bits + first, last - first)
 
 
 def matching_ones(numbers: Tensor, planes: Tensor) -> int | None:
@@ -164,14 +179,33 @@ def _count_ones(code: Code, words: Pointer, count: Value) -> Value:
     return total.value.sum()
 
 
-def _scan_rows(source: Tensor | None, bits: Tensor, inputs: int) -> tuple[int, int]:
-    """Runs :func:`_scan`; returns the number of ones, and a number above 0 if `source` is not binary."""
-    count, parts = bits.shape[0], torch.get_num_threads()
-    counts = torch.empty(parts, 2, dtype=torch.int64, device="cpu")
-    tensors = {"source": source, "bits": bits, "counts": counts}
-    _scan(parts, **tensors, inputs=inputs, rows=count, step=1, parts=parts)
-    flat = counts.view(-1).tolist()
-    return sum(flat[::2]), sum(flat[1::2])
+def scan(
+    source: Tensor, bits: Tensor, inputs: int, factor: float = 1.0, step: int = 1, threads: int = 0
+) -> tuple[int, int]:
+    """Packs every `step`-th row of `source` into bit planes: plane k gets bit k of each number / `factor`.
+
+    Args:
+        source: numbers, in rows of `inputs`.
+        bits: ``[planes, rows, words]``, int64, for the result.
+        inputs: numbers of a row.
+        factor: the factor of which all numbers shall be small multiples.
+        step: distance from one packed row to the next.
+        threads: number of threads; 0 for all.
+
+    Returns:
+        The number of set bits, and the quotients of all numbers and `factor`, combined by "or". A quotient
+        that is no integer counts as NOT_A_MULTIPLE.
+
+    Raises:
+        OverflowError: if `factor` or its inverse is too large for float32.
+    """
+    parts, (planes, rows, _) = threads or torch.get_num_threads(), bits.shape
+    ones = torch.empty(parts, dtype=torch.int64, device="cpu")
+    levels = torch.empty(parts, VECTOR, dtype=torch.int32, device="cpu")
+    unit = {"factor": float_bits(factor), "inverse": float_bits(1 / factor)}
+    tensors = {"source": source, "bits": bits, "ones": ones, "levels": levels}
+    _scan(parts, **tensors, **unit, inputs=inputs, rows=rows, step=step, parts=parts, planes=planes)
+    return int(ones.sum()), reduce(or_, levels.flatten().tolist())
 
 
 @kernel
@@ -182,46 +216,49 @@ def _scan(
     *,
     source: Floats,
     bits: Longs,
-    counts: Longs,
+    ones: Longs,
+    levels: Ints,
     inputs: Value,
     rows: Value,
     step: Value,
     parts: Value,
+    factor: Value,
+    inverse: Value,
+    planes: int,
 ) -> None:
-    """Packs every `step`-th row of `source` into a row of `bits`; each part of the rows writes two `counts`.
+    """The kernel of :func:`scan`; one work item is one of `parts` parts of the rows.
 
-    The first is the number of ones, the second is 1 if any number is neither 0 nor 1. If `source` is null,
-    the ones of `bits` are counted.
+    For each part it counts the ones and combines all quotients by "or". `factor` and `inverse` are the bits
+    of float32.
     """
     full_words, remainder = inputs // WORD, inputs % WORD
     words = words_of(inputs)
+    factors, inverses = (number.to(INT).float_from_bits().spread(WORD) for number in (factor, inverse))
+    not_multiple = code.constant(NOT_A_MULTIPLE, INT.of(VECTOR))
     with code.scratch((Floats, WORD)) as (tail,), code.loop(begin, end) as part:
         tail.clear(WORD)
-        ones, not_binary = code.variable(0), code.variable(0, INT.of(VECTOR))
-        one = code.constant(1.0, FLOAT.of(WORD)).float_bits()
+        count, level_bits = code.variable(0), code.variable(0, INT.of(VECTOR))
         first, last = _share(rows, part, parts)
 
-        def packed(values: Value) -> Value:
-            """The word of bits of 64 numbers; notes whether any number is neither 0 nor 1."""
-            is_one = values.differs(0.0)
-            difference = is_one.select(values.float_bits() ^ one, 0)
+        def pack(values: Value, target: Pointer) -> None:
+            """Packs 64 numbers into one word of each plane, counts the ones, and ors the levels."""
+            shifted = values * inverses + SHIFT
+            level = shifted.float_bits() ^ SHIFT_BITS
+            differs = ((shifted - SHIFT) * factors).differs(values)
             for lane in range(0, WORD, VECTOR):
-                not_binary.value |= difference.part(lane, VECTOR)
-            return is_one.word()
+                flag = differs.part(lane, VECTOR).select(not_multiple, 0)
+                level_bits.value |= level.part(lane, VECTOR) | flag
+            for plane in range(planes):
+                word = (level & (1 << plane)).differs(0).word()
+                count.value += word.popcount()
+                (target + rows * words * plane).store(word)
 
-        def store(target: Pointer, word: Value) -> None:
-            """Writes a word to `target` and counts its ones."""
-            target.store(word)
-            ones.value += word.popcount()
-
-        with code.when(source.is_not_null()), code.loop(first, last) as row:
+        with code.loop(first, last) as row:
             at, out = source + inputs * row * step, bits + words * row
             with code.loop(0, full_words) as w:
-                store(out + w, packed((at + WORD * w).load(WORD)))
+                pack((at + WORD * w).load(WORD), out + w)
             with code.when(remainder > 0):
                 tail.copy(at + WORD * full_words, remainder)
-                store(out + full_words, packed(tail.load(WORD)))
-        with code.when(~source.is_not_null()):
-            ones.value = _count_ones(code, bits + words * first, words * (last - first))
-        counts[2 * part] = ones.value
-        counts[2 * part + 1] = not_binary.value.differs(0).word().differs(0).to(LONG)
+                pack(tail.load(WORD), out + full_words)
+        ones[part] = count.value
+        (levels + VECTOR * part).store(level_bits.value)
