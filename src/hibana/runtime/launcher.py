@@ -7,10 +7,8 @@ of its names. Any other parameter is an option; each value of an option compiles
 """
 
 import inspect
-import struct
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable
 from functools import cached_property
-from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -19,7 +17,7 @@ from hibana.runtime.build import Kernel, assemble
 from hibana.runtime.code import Code
 from hibana.runtime.functions import source
 from hibana.runtime.pointers import Pointer
-from hibana.runtime.threads import run
+from hibana.runtime.threads import pack_arguments, run
 from hibana.runtime.types import LONG
 from hibana.runtime.values import Group, Value
 
@@ -49,13 +47,7 @@ class Signature:
             else:
                 self.options.append(name)
         self.names = frozenset([*self.addresses, *self.integers, *self.options])
-        self.tensors_of = _getter(self.addresses)
-        self.options_and_integers_of = _getter([*self.options, *self.integers])
-        self._pack = struct.Struct(f"{len(self.addresses)}q").pack
-
-    def pack(self, tensors: Iterable[Tensor | None]) -> bytes:
-        """The first part of the argument block: the addresses of `tensors` in declared order, 0 for None."""
-        return self._pack(*[0 if tensor is None else address_of(tensor) for tensor in tensors])
+        self.constants = *self.options, *self.integers
 
 
 def address_of(tensor: Tensor) -> int:
@@ -96,9 +88,11 @@ class Launcher:
             missing = sorted(signature.names - arguments.keys())
             unknown = sorted(arguments.keys() - signature.names)
             raise TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
-        constants = signature.options_and_integers_of(arguments)
+        constants = tuple([arguments[name] for name in signature.constants])
         address, integers = self._bound.get(constants) or self._bind(constants)
-        run(address, pieces, signature.pack(signature.tensors_of(arguments)) + integers, grain)
+        tensors = [arguments[name] for name in signature.addresses]
+        addresses = [0 if tensor is None else address_of(tensor) for tensor in tensors]
+        run(address, pieces, pack_arguments(addresses) + integers, grain)
 
     def source(self, **options: Hashable) -> str:
         """The LLVM IR of the kernel for these options."""
@@ -125,16 +119,8 @@ class Launcher:
         address = self.kernel(*options).address
         if len(self._bound) >= MAX_BOUND:
             self._bound.clear()
-        bound = self._bound[constants] = address, struct.pack(f"{len(integers)}q", *integers)
+        bound = self._bound[constants] = address, pack_arguments(integers)
         return bound
-
-
-def _getter(names: Iterable[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-    """A function that returns the values of `names` in a mapping as a tuple."""
-    keys = list(names)
-    if len(keys) > 1:  # with one key, itemgetter returns the value without a tuple
-        return itemgetter(*keys)
-    return lambda mapping: tuple([mapping[key] for key in keys])
 
 
 def kernel(body: Callable[..., None]) -> Launcher:
