@@ -43,11 +43,8 @@ def write_library(program: CProgram, folder: Path, inputs: Tensor, expected: int
         "name": name,
         "version": _VERSION,
         "description": sentence,
-        "keywords": ["spiking neural network"],
         "frameworks": "*",
         "platforms": "*",
-        "headers": f"{name}.h",
-        "examples": [{"name": name, "base": f"examples/{name}", "files": [f"{name}.ino"]}],
     }
     properties = {
         "name": name,
