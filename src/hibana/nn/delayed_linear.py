@@ -7,10 +7,9 @@ from torch import Tensor, nn
 
 from hibana.nn.delay import Delayed
 from hibana.nn.window import Weighted, check_sizes
-from hibana.spikes.bits import density_of
 from hibana.spikes.checks import kernels_accept, shape_error
 from hibana.spikes.convolution.causal import causal_convolution
-from hibana.spikes.layer import needs_gradient, pack_binary
+from hibana.spikes.layer import mask_provenance, needs_gradient, pack_binary
 from hibana.spikes.provenance import Provenance, lookup
 from hibana.spikes.sparse import autograd, product
 from hibana.spikes.sparse.product import SynapseIndex
@@ -117,8 +116,8 @@ class DelayedLinear(Weighted, Delayed):
 
         Returns:
             None if another kernel must or should compute them: delays are kernels with a `sigma` above 0, the
-            gradient of the input is needed at many places, the input is not spikes, events are slower, or
-            the tensors have other shapes or sizes than the kernel takes.
+            input is not spikes, events are slower, or the tensors have other shapes or sizes than the kernel
+            takes.
         """
         if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
             return None
@@ -134,8 +133,6 @@ class DelayedLinear(Weighted, Delayed):
         if self.mode == "auto" and self.max_delay < MIN_DELAY_PER_TAP * (2 if interpolates else 1):
             return None
         history_and_inputs = inputs if history is None else torch.cat([history, inputs])
-        if inputs.requires_grad and not (history is None and _needs_few_gradients(inputs, source)):
-            return None
         total_steps = len(history_and_inputs)
         if len(weight) * (self.max_delay + 2) >= 1 << 31:  # the kernel's indices have 32 bits
             return None
@@ -151,7 +148,9 @@ class DelayedLinear(Weighted, Delayed):
             lags, taps = self._rounded(delay), weight[None]
         index, weights = _synapses(lags, len(taps)), taps.permute(2, 0, 1).flatten()
         if needs_gradient(inputs, weights, bias):
-            return autograd.multiply_spikes(history_and_inputs, weights, bias, spikes, source, index, skip)
+            is_contiguous = inputs.is_contiguous()
+            support = mask_provenance(source, self.in_features, is_contiguous, spikes) if not skip else None
+            return autograd.multiply_spikes(history_and_inputs, weights, bias, spikes, support, index, skip)
         return product.forward(index, spikes.joint, weights, bias, history_and_inputs.shape[:-1], skip)
 
 
@@ -171,20 +170,3 @@ def _synapses(lags: Tensor, taps: int) -> SynapseIndex:
     row_starts = torch.arange(inputs + 1, dtype=torch.int64, device="cpu") * (taps * outputs)
     reach = max(1, int(delays.max()))
     return SynapseIndex(row_starts, offsets.flatten().to(torch.int32), inputs, outputs, reach)
-
-
-def _needs_few_gradients(inputs: Tensor, source: Provenance | None) -> bool:
-    """Whether the layer below needs the gradient of few of `inputs`, ``[T, batch, features]``.
-
-    `source` is their provenance, which holds the mask of the needed places.
-    """
-    batch, features = inputs.shape[1:]
-    if source is None or source.observers is None or not inputs.is_contiguous() or features % 64:
-        return False
-    mask = source.explicit_mask
-    rows = None if mask is None else source.rows(mask, batch * features)
-    return rows is not None and density_of(rows, batch * features) <= MAX_GRADIENT_DENSITY
-
-
-MAX_GRADIENT_DENSITY = 0.2
-"""Largest fraction of the inputs whose gradient is computed input by input."""
