@@ -50,17 +50,13 @@ def size_in_points(axes: Axes) -> tuple[float, float]:
 def spread_out(heights: Sequence[float], gap: float) -> list[float]:
     """Label positions, at least `gap` apart, with the least squared distance from the ascending `heights`.
 
-    This is isotonic regression of ``heights[i] - i * gap``: descending neighbours are pooled.
+    This is isotonic regression of ``heights[i] - i * gap``.
     """
-    pools: list[tuple[float, int]] = []  # mean, count
-    for position, height in enumerate(heights):
-        mean, count = height - position * gap, 1
-        while pools and pools[-1][0] > mean:
-            below, more = pools.pop()
-            mean, count = (mean * count + below * more) / (count + more), count + more
-        pools.append((mean, count))
-    means = [mean for mean, count in pools for _ in range(count)]
-    return [mean + position * gap for position, mean in enumerate(means)]
+    from sklearn.isotonic import isotonic_regression
+
+    offsets = np.arange(len(heights)) * gap
+    positions: list[float] = (isotonic_regression(np.array(heights) - offsets) + offsets).tolist()
+    return positions
 
 
 def drawable(names: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

@@ -53,12 +53,6 @@ def cell_fields(kind: type[Cell], on_change: Callable[[], None], defaults: dict[
     return fields
 
 
-def surrogate_fields(name: str, on_change: Callable[[], None]) -> list[Field]:
-    """Returns fields for the shape parameters of the surrogate called `name`."""
-    parameters = inspect.signature(type(surrogate.named(name))).parameters.values()
-    return [number_field(parameter.name, parameter.default, on_change) for parameter in parameters]
-
-
 def number_field(
     name: str,
     value: float,
@@ -132,8 +126,9 @@ def _surrogate_field(name: str, value: str, on_change: Callable[[], None]) -> Fi
     element, parameters = Column(), list[Field]()
 
     def show() -> None:
-        """Shows the fields of the selected surrogate."""
-        parameters[:] = surrogate_fields(select.value, on_change)
+        """Shows fields for the shape parameters of the selected surrogate."""
+        shape = inspect.signature(type(surrogate.named(select.value))).parameters
+        parameters[:] = [number_field(name, p.default, on_change) for name, p in shape.items()]
         element.children = [select, *(field.element for field in parameters)]
 
     def choose(attribute: str, old: Any, new: Any) -> None:

@@ -94,7 +94,9 @@ class Arrays(UserData):
         inputs = inputs.astype(np.float32) if inputs.dtype == np.bool_ else inputs
         _check_finite(inputs)
         shape = "x".join(map(str, inputs.shape[1:]))
-        if _is_channels_last(inputs.shape) and inputs.shape[1:] != training_shape:
+        may_be_channels = [size in CHANNELS for size in inputs.shape]
+        is_channels_last = inputs.ndim == 4 and may_be_channels[3] and not may_be_channels[1]
+        if is_channels_last and inputs.shape[1:] != training_shape:
             inputs = np.moveaxis(inputs, -1, 1)
             shape += f", turned to {'x'.join(map(str, inputs.shape[1:]))}"
         elif inputs.ndim == 3 and not _is_picture(inputs):
@@ -242,8 +244,3 @@ def _is_picture(values: Array) -> bool:
     if values.ndim == 3:
         return values.dtype == np.uint8 and not are_spikes(values)
     return values.ndim == 4 and (values.shape[1] in CHANNELS or values.shape[-1] in CHANNELS)
-
-
-def _is_channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether `shape`, ``[N, H, W, C]``, has a number of channels of pictures in its last place alone."""
-    return len(shape) == 4 and shape[1] not in CHANNELS and shape[-1] in CHANNELS

@@ -82,15 +82,19 @@ class Sound(Sequences):
     def read(self, source: Any) -> RawSamples:
         """The levels of each recording in the folder `source`, ``[frames, 40]``; also sets the band limit."""
         raw = labelled_files(Path(source), SUFFIXES, "recordings of sound")
-        rates, seconds = (sorted(values) for values in zip(*map(_rate_and_seconds, raw.values), strict=True))
-        self.highest = self.option("highest") or min(HIGHEST, rates[0] / 2)
+        rates, seconds = [], []
+        for path in raw.values:
+            with _open(path) as file:
+                rates.append(file.samplerate)
+                seconds.append(file.frames / file.samplerate)
+        self.highest = self.option("highest") or min(HIGHEST, min(rates) / 2)
         self.steps, self.lengths = self.option("steps"), self.option("lengths")
         raw.values = [read_levels(path, self.highest) for path in raw.values]
         frames = sorted(map(len, raw.values))
         self._features = tuple(f"{edge:.0f} Hz" for edge in _edges(self.highest)[1:-1])
         raw.summary = (
-            f"{len(frames):,} recordings of sound, {span(f'{seconds[0]:.2f}', f'{seconds[-1]:.2f}')} s at "
-            f"{span(f'{rates[0]:,}', f'{rates[-1]:,}')} Hz, {BANDS} mel bands to {self.highest:,.0f} Hz "
+            f"{len(frames):,} recordings of sound, {span(f'{min(seconds):.2f}', f'{max(seconds):.2f}')} s at "
+            f"{span(f'{min(rates):,}', f'{max(rates):,}')} Hz, {BANDS} mel bands to {self.highest:,.0f} Hz "
             f"every 10 ms, {span(frames[0], frames[-1])} frames, {LENGTH_VERBS[self.lengths]} to {self.steps}"
         )
         return raw
@@ -156,12 +160,6 @@ def _open(path: Path) -> Iterator[Any]:
     except soundfile.SoundFileError as error:
         reason = " ".join(str(error).replace(f"Error opening {str(path)!r}: ", "").split())[:200]
         raise ValueError(f"recording {path} can't be read as sound: {reason}") from error
-
-
-def _rate_and_seconds(path: Path) -> tuple[int, float]:
-    """The rate in Hz and the length in seconds of a file."""
-    with _open(path) as file:
-        return file.samplerate, file.frames / file.samplerate
 
 
 def read_levels(path: Path, highest: float) -> Numbers:
