@@ -32,8 +32,6 @@ class NeuronLayer:
     """A traced layer of neurons."""
 
     node: Node
-    index: int
-    """Position in the network; the suffix of the layer's names in C."""
     step: Step
     initial_state: tuple[Tensor, ...]
     """One tensor ``[neurons]`` per state."""
@@ -58,10 +56,6 @@ class NeuronLayer:
         """Whether a product needs the list of neurons that spiked in the previous step."""
         return self.emits_spikes and any(p.state == len(self.step.states) - 1 for p in self.products)
 
-    def state_name(self, state: int) -> str:
-        """The field of `state` in the C struct."""
-        return f"{self.step.states[state].removesuffix('_state')}_{self.index}"
-
     def leaf_value(self, name: str, leaf: Value) -> str | float:
         """A parameter or constant of the step in C: its number if all neurons share it, else its `name`."""
         if not leaf.is_scalar:
@@ -69,11 +63,6 @@ class NeuronLayer:
         if name[0] == "c":
             return self.step.constants[int(name[2:-1])]  # "c[INDEX]"
         return float(self.parameters[int(name[1 : name.index("[")])])  # "pINDEX[...]"
-
-    def parameter_index(self, name: str) -> str:
-        """The C expression that indexes a parameter for neuron ``j``."""
-        count = len(self.parameters[int(name[1:])])  # "pINDEX"
-        return "j" if count == self.node.size else f"j % {count}"
 
     def matrix(self, index: int, transposed: bool) -> Tensor | Connections:
         """Matrix `index`, ``[from, to]``, or its transpose, or the synapses of a sparse matrix."""
@@ -106,12 +95,11 @@ def trace_step(node: Node, dtype: torch.dtype) -> tuple[Step, tuple[Tensor, ...]
         return step, initial_state, step.prologue(*tensors_of(cell).values())
 
 
-def trace_layer(node: Node, index: int, order: Tensor, dtype: torch.dtype) -> NeuronLayer:
+def trace_layer(node: Node, order: Tensor, dtype: torch.dtype) -> NeuronLayer:
     """Traces the neurons of `node` and puts their tensors in memory order.
 
     Args:
         node: a layer of neurons.
-        index: its position in the network.
         order: PyTorch's index of the neuron at each place in memory, ``[neurons]``.
         dtype: the type of all floating-point tensors.
 
@@ -150,7 +138,7 @@ def trace_layer(node: Node, index: int, order: Tensor, dtype: torch.dtype) -> Ne
     matrices = tuple(map(matrix, range(step.matrices)))
     binary = binary_states(step, frozenset(i for i, state in enumerate(initial_state) if is_binary(state)))
     products, stores = split_products(step, binary)
-    return NeuronLayer(node, index, step, initial_state, parameters, matrices, binary, products, stores)
+    return NeuronLayer(node, step, initial_state, parameters, matrices, binary, products, stores)
 
 
 def sparse_matrix(node: Node, step: Step, tensors: Sequence[Tensor], index: int) -> Connections:

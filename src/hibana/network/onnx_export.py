@@ -149,12 +149,16 @@ class OnnxStep:
         self.op("Slice", [steps, start, end, axis], name=next_name)
         return steps
 
-    def gathered_sum(self, value: str, places: Tensor, weights: Tensor) -> str:
-        """``sum_k weights[o, k] value[places[o, k]]`` for each output o; `value` is ``[batch, numbers]``."""
+    def gathered_sum(self, value: str, places: Tensor, weights: Tensor, bias: Tensor | None = None) -> str:
+        """``sum_k weights[o, k] value[places[o, k]] + bias[o]`` for each output o.
+
+        `value` is ``[batch, numbers]``.
+        """
         gathered = self.op("Gather", [value, self.constant(places)], axis=1)
         products = self.op("Mul", [gathered, self.constant(weights)])
         # MatMul, because OpenVINO 2026.4 computes ReduceSum of one number and a bias added to it wrongly
-        return self.op("MatMul", [products, self.constant(torch.ones_like(weights[0]))])
+        sums = self.op("MatMul", [products, self.constant(torch.ones_like(weights[0]))])
+        return sums if bias is None else self.op("Add", [sums, self.constant(bias)])
 
     def neurons(self, node: Node, value: str) -> str:
         """Adds the neurons of `node` with the input `value`, and returns the name of their output."""

@@ -13,7 +13,7 @@ together and wait for each other once per step. At each step, a part
 import platform
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -32,7 +32,6 @@ from hibana.runtime.kernels import (
     Doubles,
     Floats,
     Ints,
-    Kernel,
     Kind,
     Longs,
     Pointer,
@@ -44,7 +43,7 @@ from hibana.runtime.kernels import (
     source,
 )
 
-__all__ = ["BLOCK", "SEGMENTS", "WORD", "Program", "segment_index", "write_program"]
+__all__ = ["BLOCK", "SEGMENTS", "WORD", "WORDS", "Program", "segment_index"]
 
 WORD = 64
 """Parts begin at multiples of this number of neurons, whose spikes are one word of bits."""
@@ -70,20 +69,6 @@ INTEGERS = (
 the numbers of parts and of delays, ``delays * parts``, the words of spikes of a step, the distance between
 the inputs of two steps, and how many neurons are recorded at which steps.
 """
-
-
-class Program(NamedTuple):
-    """A compiled program and the facts that its launch needs."""
-
-    kernel: Kernel
-    arguments: tuple[str, ...]
-    """The names of the arguments in order: integers, then addresses."""
-    functions: tuple[int, ...]
-    """Addresses of the vector functions that the program calls."""
-    parameters: tuple[str, ...]
-    """The names of the arguments that are parameters of the cell."""
-    scratch_rows: int
-    """Rows of :data:`BLOCK` numbers that each part keeps between the calls of a step."""
 
 
 @kernel
@@ -124,26 +109,6 @@ def segment_index(
             entries[entry] = (last - first).to(INT)
 
 
-def write_program(step: Step, dtype: torch.dtype) -> Program:
-    """Compiles the program of neurons that take `step`, whose input includes the synapses' sums.
-
-    Raises:
-        Unsupported: if the step multiplies by a matrix, does not emit spikes as 0 or 1, or an operation has
-            no function for `dtype`.
-    """
-    if step.matrices:
-        raise Unsupported("the step multiplies states by a matrix")
-    number = Doubles if dtype == torch.float64 else Floats
-    functions = vector_functions(step, dtype)
-    writer = _Writer(step, Pass("neurons", _stores(step), number, frozenset(functions)), number)
-    writer.write()
-    head = "define void @simulate(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
-    (native,) = assemble(source([*writer.code.texts, writer.code.text(head)]), ("simulate",))
-    addresses = tuple(functions[op] for op in writer.operations)
-    parameters = tuple(name for name in writer.kinds if name[0] == "p" and name[1:].isdigit())
-    return Program(native, tuple(writer.kinds), addresses, parameters, writer.scratch_rows)
-
-
 def _stores(step: Step) -> Stores:
     """The values that a step stores: all states but the last, and the spikes as the bits ``fired``.
 
@@ -160,43 +125,59 @@ def _stores(step: Step) -> Stores:
     return substitute(stores, {previous: GraphValue("to_float", (GraphValue("bits", data="fired_before"),))})
 
 
-class _Writer:
-    """Writes the function that runs the parts from ``%begin`` to ``%end`` over all steps."""
+class Program:
+    """The native program of neurons that take `step`, whose input includes the synapses' sums.
 
-    def __init__(self, step: Step, row_pass: Pass, number: type[Pointer]) -> None:
-        self.step, self.row_pass, self.number = step, row_pass, number
-        self.operations = sorted(op for op in row_pass.operations & row_pass.calls)
-        """The operations whose vector functions the kernel calls."""
-        self.inner = (*row_pass.scratch, *row_pass.products)
-        self.scratch_rows = len(self.inner)
-        parameters = sorted(
+    Its function runs the parts from ``%begin`` to ``%end`` over all steps.
+
+    Raises:
+        Unsupported: if the step multiplies by a matrix, does not emit spikes as 0 or 1, or an operation has
+            no function for `dtype`.
+    """
+
+    def __init__(self, step: Step, dtype: torch.dtype) -> None:
+        if step.matrices:
+            raise Unsupported("the step multiplies states by a matrix")
+        self.step, self.number = step, Doubles if dtype == torch.float64 else Floats
+        functions = vector_functions(step, dtype)
+        self.row_pass = row_pass = Pass("neurons", _stores(step), self.number, frozenset(functions))
+        operations = sorted(row_pass.operations & row_pass.calls)
+        self.addresses = [functions[op] for op in operations]
+        """Addresses of the vector functions that the program calls."""
+        self.scratch_rows = len(row_pass.scratch)
+        """Rows of :data:`BLOCK` numbers that each part keeps between the calls of a step."""
+        self.parameters = sorted(
             {name.partition("[")[0] for name in row_pass.leaves if name[0] == "p" and name[1:2].isdigit()}
         )
-        self.kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
-        self.kinds |= dict.fromkeys(("row_starts", "bounds", "work", "arrived", "fired", "functions"), Longs)
-        self.kinds |= dict.fromkeys(("targets", "index", "neurons", "neuron_bounds"), Ints)
-        self.kinds |= dict.fromkeys(
-            ("weights", "sums", "bias", "inputs", "scratch", "constants", "samples"), number
-        )
-        self.kinds |= dict.fromkeys((*step.states[:-1], *parameters), number)
+        """The names of the arguments that are parameters of the cell."""
+        kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
+        kinds |= dict.fromkeys(("row_starts", "bounds", "work", "arrived", "fired", "functions"), Longs)
+        kinds |= dict.fromkeys(("targets", "index", "neurons", "neuron_bounds"), Ints)
+        numbers = ("weights", "sums", "bias", "inputs", "scratch", "constants", "samples")
+        kinds |= dict.fromkeys((*numbers, *step.states[:-1], *self.parameters), self.number)
+        self.names = tuple(kinds)
+        """The names of the arguments in order: integers, then addresses."""
         self.code = Code()
-        self.arguments: dict[str, Any] = self.code.arguments(self.kinds)
-        self.begin, self.end = (Value(self.code.writer, LONG, text) for text in ("%begin", "%end"))
-        addresses = self.arguments["functions"]
-        self.functions = {op: Pointer.from_address(addresses[i]) for i, op in enumerate(self.operations)}
+        self.arguments: dict[str, Any] = self.code.arguments(kinds)
+        pointers = self.arguments["functions"]
+        self.functions = {op: Pointer.from_address(pointers[i]) for i, op in enumerate(operations)}
         self.scalars: Mapping[str, Value] = scalar_arguments(
             [row_pass], lambda array, i: self.arguments["constants" if array == "c" else array][i]
         )
+        self._write()
+        head = "define void @simulate(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
+        (self.kernel,) = assemble(source([*self.code.texts, self.code.text(head)]), ("simulate",))
 
-    def write(self) -> None:
+    def _write(self) -> None:
         """Writes all steps."""
         code, a = self.code, self.arguments
+        begin, end = (Value(code.writer, LONG, text) for text in ("%begin", "%end"))
         with code.loop(0, a["steps"]) as t:
-            with code.loop(self.begin, self.end) as part:
+            with code.loop(begin, end) as part:
                 self._deliver(part, t)
                 self._update(part, t, a["bounds"][part], a["bounds"][part + 1])
                 self._sample(part, t)
-            _wait(code, a["arrived"], self.end - self.begin, (t + 1) * a["parts"])
+            _wait(code, a["arrived"], end - begin, (t + 1) * a["parts"])
 
     def _deliver(self, part: Value, t: Value) -> None:
         """Adds the weights of the spikes that arrive at `part` at step `t` to ``sums``."""
@@ -239,7 +220,9 @@ class _Writer:
                     row = a[name] + offset
                     for i, mask in code.vectors(size, 32):
                         (sums + i).store((row + i).load(32, mask) + (sums + i).load(32, mask), mask)
-            rows: dict[str, Pointer] = {name: scratch + i * BLOCK for i, name in enumerate(self.inner)}
+            rows: dict[str, Pointer] = {
+                name: scratch + i * BLOCK for i, name in enumerate(self.row_pass.scratch)
+            }
             before = a["fired"] + ((t + a["delays"] - 1) * a["words"] + first // WORD)
             rows |= {"x": sums, "fired_before": before, "fired": before + a["words"]}
             for call in self.row_pass.sequence:
@@ -278,12 +261,6 @@ def _add_segments(
             sum_.store(sum_.load() + weights[k])
 
 
-def _atomic_load(code: Code, address: Pointer) -> Value:
-    """The 64-bit integer at `address`, which other threads write; later reads see what they wrote before."""
-    text = code.writer.let("", f"load atomic i64, ptr {address.text} acquire, align 8")
-    return Value(code.writer, LONG, text)
-
-
 def _wait(code: Code, counter: Pointer, arrived: Value, all_arrived: Value) -> None:
     """Adds `arrived` to `counter` and waits until it is at least `all_arrived`.
 
@@ -292,7 +269,9 @@ def _wait(code: Code, counter: Pointer, arrived: Value, all_arrived: Value) -> N
     code.writer.let("", f"atomicrmw add ptr {counter.text}, {arrived} acq_rel, align 8")
     spins = code.variable(0)
     with code.do_while() as repeat_if:
-        waits = _atomic_load(code, counter) < all_arrived
+        # acquire: later reads see what other threads wrote before they arrived
+        count = code.writer.let("", f"load atomic i64, ptr {counter.text} acquire, align 8")
+        waits = Value(code.writer, LONG, count) < all_arrived
         with code.when(waits):
             if platform.machine().lower() in ("x86_64", "amd64"):
                 _PAUSE.do(code)

@@ -11,7 +11,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import evaluate_parametrizations, tensors_of
 from hibana.network.native.state import pack_bits, unpack_bits
-from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, WORDS, segment_index, write_program
+from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, WORDS, Program, segment_index
 from hibana.nn.layers import Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
@@ -70,12 +70,12 @@ class Simulation:
             raise Unsupported(reason)
         cell, shape = evaluate_parametrizations(layer.cell), torch.Size([1, self.neurons])
         step = trace(cell, shape, self.dtype, draws=True)
-        self.program = write_program(step, self.dtype)
+        self.program = Program(step, self.dtype)
         self.seed = new_seed() if step.draws else 0
         self.time, self.longest_chunk = 0, LONGEST_CHUNK
         self.tensors: dict[str, Any] = {
             "constants": torch.tensor(step.constants or [0.0], dtype=self.dtype, device="cpu"),
-            "functions": torch.tensor(self.program.functions or [0], dtype=torch.int64, device="cpu"),
+            "functions": torch.tensor(self.program.addresses or [0], dtype=torch.int64, device="cpu"),
             "bias": None if synapses.bias is None else self._row("bias", synapses.bias),
         }
         for i, value in enumerate(step.prologue(*tensors_of(cell).values())[: step.parameters]):
@@ -199,7 +199,7 @@ class Simulation:
             **{"delays": self.delays, "keys": self.delays * self.parts, "words": self.words},
             **{"input_stride": self.input_stride, "every": self.every, "selected": self.selected},
         }
-        values = [arguments[name] for name in self.program.arguments]
+        values = [arguments[name] for name in self.program.names]
         numbers = [value.data_ptr() if isinstance(value, Tensor) else value or 0 for value in values]
         run(self.program.kernel.address, self.parts, pack_arguments(numbers))
         self.fired, self.time = fired[steps:].clone(), self.time + steps

@@ -131,7 +131,7 @@ class IntegerArithmetic:
             self._check(node, "a sum", self._sum_bounds(weights, None, inputs[0], groups))
             return self._sum_bounds(weights, bias, inputs[0], groups)
         if node.kind == "neurons":
-            return self._neuron_bounds(trace_layer(node, 0, order, dtype), inputs[0])
+            return self._neuron_bounds(trace_layer(node, order, dtype), inputs[0])
         taps = math.prod(sliding_window(node).kernel) if node.kind == "average" else 1
         low, high = (sum(bounds[end] for bounds in inputs) * taps for end in (0, 1))
         reads_zeros = taps > 1 or node.kind == "delay"  # pixels outside the image, steps before the first

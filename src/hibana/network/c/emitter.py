@@ -239,7 +239,7 @@ class Emitter(Lowering):
 
     def neurons(self, node: Node, currents: Activations) -> Activations:
         """Writes one step of the neurons of `node` on `currents`, and returns their outputs."""
-        layer = trace_layer(node, self.position[node], currents.order, self.dtype)
+        layer = trace_layer(node, currents.order, self.dtype)
         activations = NeuronWriter(self, layer, currents).write()
         if activations.binary:
             array = self.writer.expression(self.numbers(activations).text)

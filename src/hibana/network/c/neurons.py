@@ -23,9 +23,11 @@ class NeuronWriter:
     def __init__(self, to: "Emitter", layer: NeuronLayer, currents: Activations) -> None:
         self.to, self.layer, self.currents = to, layer, currents
         self.kind, self.size = to.arithmetic.kind, layer.node.size
+        self.index = to.position[layer.node]
+        names = [f"{name.removesuffix('_state')}_{self.index}" for name in layer.step.states]
         self.states = [
-            to.state_array(layer.state_name(i), initial, binary=i in layer.binary_states)
-            for i, initial in enumerate(layer.initial_state)
+            to.state_array(name, initial, binary=i in layer.binary_states)
+            for i, (name, initial) in enumerate(zip(names, layer.initial_state, strict=True))
         ]
 
     def write(self) -> Activations:
@@ -43,7 +45,7 @@ class NeuronWriter:
     def _array(self, name: str, binary: bool = False) -> Pointer:
         """A new array of the struct with one number per neuron."""
         kind = "uint8_t" if binary else self.kind
-        return self.to.pointer(self.to.memory.add(f"{name}_{self.layer.index}", kind, self.size), kind)
+        return self.to.pointer(self.to.memory.add(f"{name}_{self.index}", kind, self.size), kind)
 
     def _next_states(self) -> None:
         """Writes the loop over neurons that computes the next states."""
@@ -73,10 +75,11 @@ class NeuronWriter:
             elif name in states:
                 values[name] = element(self.states[states[name]], "j", kind)
             elif name.startswith("product"):
-                values[name] = f"net->{name}_{layer.index}[j]"
+                values[name] = f"net->{name}_{self.index}[j]"
             elif leaf.is_row:
-                numbers = self.to.constant(layer.parameters[int(name[1:])], f"{name}_")
-                values[name] = element(numbers, layer.parameter_index(name), kind)
+                numbers = layer.parameters[int(name[1:])]
+                place = "j" if len(numbers) == self.size else f"j % {len(numbers)}"
+                values[name] = element(self.to.constant(numbers, f"{name}_"), place, kind)
         return [f"const {kind} {name} = {value};" for name, value in values.items()]
 
     def _product(self, i: int, product: Product, spikes: Activations) -> None:

@@ -100,8 +100,7 @@ class DelayedSynapses(Linear):
         delays: Tensor = module.steps.detach()  # [outputs, inputs]
         past = step.past(inputs[0], delays.shape[1], 1, int(delays.max()))
         flat = step.op("Flatten", [past], axis=1)
-        total = step.gathered_sum(flat, _places(delays), module.weight.detach())
-        return total if module.bias is None else step.op("Add", [total, step.constant(module.bias)])
+        return step.gathered_sum(flat, _places(delays), module.weight.detach(), module.bias)
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes loops that add each nonzero input, after its delays, to a ring of the outputs' sums."""

@@ -69,7 +69,7 @@ class Neurons(LayerKind):
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         """The operations of the cell per neuron, and the products with recurrent weights."""
-        layer = trace_layer(node, 0, in_order(node.size), dtype)
+        layer = trace_layer(node, in_order(node.size), dtype)
         matrices = [layer.matrices[product.matrix] for product in layer.products]
         synapses = sum(m.size if isinstance(m, Connections) else m.numel() for m in matrices)
         if self.feedback:

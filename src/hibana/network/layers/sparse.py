@@ -57,8 +57,8 @@ class SparseSynapses(LayerKind):
             places = places - module.delays.long()
         past = step.op("Flatten", [step.past(inputs[0], features, 1, reach)], axis=1)
         table = synapses_of_outputs(module.targets, node.size)
-        total = step.gathered_sum(past, padded(places, table), padded(module.weight.detach(), table))
-        return total if module.bias is None else step.op("Add", [total, step.constant(module.bias)])
+        weights = padded(module.weight.detach(), table)
+        return step.gathered_sum(past, padded(places, table), weights, module.bias)
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes loops that add the weights of each nonzero input to the sums of its targets."""

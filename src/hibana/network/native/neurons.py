@@ -30,7 +30,7 @@ def write_neurons(emitter: "Emitter", node: Node, index: int, currents: Activati
     `index` is the position of the layer in the network. The states are part of the network's state.
     """
     order, number, code = currents.order, emitter.number, emitter.code
-    layer = trace_layer(node, index, order, emitter.dtype)
+    layer = trace_layer(node, order, emitter.dtype)
     rings = [array for array in emitter.arrays if array.layer == node.name]
     emitter.arrays[:] = [array for array in emitter.arrays if array not in rings]
     stores, as_bits = _stores(layer)

@@ -54,7 +54,11 @@ def write_state(
         )
     tensors: list[Tensor] = []
     for name in names:
-        expected = [_tensor_shape(array, len(block)) for array in numbers if array.layer == name]
+        expected = []
+        for array in numbers:
+            if array.layer == name:
+                steps = int(array.kind == "ring")  # the number of dimensions before that of samples
+                expected.append((*array.shape[:steps], len(block), *array.shape[steps:]))
         shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in state[name]]
         if shapes != expected:
             raise ValueError(f"state of layer {name!r} must be tensors of {expected}, got {shapes}")
@@ -74,13 +78,6 @@ def write_state(
     for array in arrays:
         if array.kind == "counter":
             _view(block, array, torch.int64).zero_()
-
-
-def _tensor_shape(array: StateArray, batch: int) -> tuple[int, ...]:
-    """The shape of the tensor of `array` for `batch` samples."""
-    if array.kind == "ring":
-        return (array.shape[0], batch, *array.shape[1:])
-    return (batch, *array.shape)
 
 
 def _view(block: Tensor, array: StateArray, dtype: torch.dtype) -> Tensor:
