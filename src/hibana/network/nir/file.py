@@ -20,14 +20,8 @@ __all__ = ["load"]
 PROGRAM = Path(__file__)
 PATIENCE = 60.0
 """Seconds, and as many per 100 MB, after which :func:`load` ends a process whose disk does not answer."""
-SECONDS, BYTES_PER_SECOND = 2.0, 5_000_000
-"""Processor time for any file, and the bytes of a file that justify another second."""
 MAX_EXPANSION = 1032
 """Bytes that one byte of a compressed file expands to at most: the limit of deflate."""
-BASE_MEMORY = 1 << 28
-"""Bytes for Python and its libraries."""
-REFUSED = 3
-"""Exit status if the file cannot be read; the last line of the error output is the reason."""
 
 
 def load(path: str | os.PathLike[str], max_bytes: int) -> dict[str, Any]:
@@ -40,7 +34,6 @@ def load(path: str | os.PathLike[str], max_bytes: int) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is no file.
         ValueError: if it is not a NIR file, is damaged, or is larger than `max_bytes`.
-        RuntimeError: if the process cannot start, or cannot import h5py and nir.
     """
     name, file_path = os.fspath(path), Path(path)
     if not file_path.is_file():
@@ -58,21 +51,12 @@ def load(path: str | os.PathLike[str], max_bytes: int) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         raise ValueError(f"{name} is damaged: reading it does not end") from error
     *_, reason = ["", *process.stderr.decode(errors="replace").strip().splitlines()]
-    if process.returncode == REFUSED:
-        raise ValueError(f"{name} is damaged or not a NIR file: {reason}")
     if process.returncode < 0:
         signal = -process.returncode
         raise ValueError(f"{name} is damaged: HDF5 crashes on it or does not end (signal {signal})")
     if process.returncode:
-        raise RuntimeError(f"{name} can't be read, because no process can load h5py and nir: {reason}")
-    return _contents(path)
-
-
-def _contents(path: str | os.PathLike[str], max_bytes: int | None = None) -> dict[str, Any]:
-    """The group ``node`` of the file at `path`; raises ValueError if :func:`refusal` gives a reason."""
+        raise ValueError(f"{name} is damaged or not a NIR file: {reason}")
     with h5py.File(path, "r") as file:
-        if max_bytes is not None and (reason := refusal(file, max_bytes)):
-            raise ValueError(reason)
         contents: dict[str, Any] = hdf2dict(file["node"])
     return contents
 
@@ -81,14 +65,12 @@ def refusal(file: Any, max_bytes: int) -> str | None:
     """The reason not to read `file`: links, values outside the file, or arrays above `max_bytes`; or None."""
     size = 0
 
-    def check_link(name: str, link: Any) -> str | None:
-        """The reason to refuse `link`, or ``None`` for a hard link."""
-        is_hard = isinstance(link, h5py.HardLink)
-        return None if is_hard else f"{name} is a link to elsewhere, which is not followed"
-
-    def check_values(name: str, item: Any) -> str | None:
-        """The reason to refuse the data set `item`, or ``None``; adds its bytes to `size`."""
+    def refusal_of(name: str, link: Any) -> str | None:
+        """The reason to refuse `link`, or the data set that it names, whose bytes are added to `size`."""
         nonlocal size
+        if not isinstance(link, h5py.HardLink):
+            return f"{name} is a link to elsewhere, which is not followed"
+        item = file[name]
         if not isinstance(item, h5py.Dataset):
             return None
         size += item.nbytes
@@ -97,31 +79,39 @@ def refusal(file: Any, max_bytes: int) -> str | None:
         too_large = f"{name} would bring the file to more than the {max_bytes:,} of max_bytes"
         return too_large if size > max_bytes else None
 
-    reason: str | None = file.visititems_links(check_link) or file.visititems(check_values)
+    reason: str | None = file.visititems_links(refusal_of)
     return reason
 
 
 def limit_resources(size: int, max_bytes: int) -> None:
-    """Has the system end this process if a file of `size` bytes takes too much time or memory."""
+    """Has the system end this process if a file of `size` bytes takes too much time or memory.
+
+    The limits are 2 s of processor time and 1 s more per 5 MB, and 256 MB for Python and its libraries in
+    addition to the arrays.
+    """
     try:
         import resource
     except ImportError:  # on Windows, where the caller alone limits the time
         return
-    seconds = math.ceil(time.process_time() + SECONDS + size / BYTES_PER_SECOND)
+    seconds = math.ceil(time.process_time() + 2.0 + size / 5e6)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
-    memory = BASE_MEMORY + min(max_bytes, MAX_EXPANSION * size)
+    memory = (1 << 28) + min(max_bytes, MAX_EXPANSION * size)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
 
 
 def main(path: str, max_bytes: int) -> int:
-    """Reads the file at `path` within the limits and returns the exit status."""
+    """Reads the file at `path` within the limits, and returns 1 if it cannot be read."""
     limit_resources(Path(path).stat().st_size, max_bytes)
     try:
-        _contents(path, max_bytes)
+        with h5py.File(path, "r") as file:
+            reason = refusal(file, max_bytes)
+            if reason is None:
+                hdf2dict(file["node"])
     except Exception as error:  # damaged bytes raise many types
-        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
-        return REFUSED
-    return 0
+        reason = " ".join(str(error).split()) or type(error).__name__
+    if reason is not None:
+        print(reason, file=sys.stderr)
+    return int(reason is not None)
 
 
 if __name__ == "__main__":
