@@ -76,7 +76,7 @@ def write_top(program: VerilogProgram, target: Path, board: Board) -> tuple[Path
     describes the bytes. Returns the two files, ``*_top.v`` and ``*.pcf`` or ``*.lpf``.
     """
     top, constraints = target.with_name(f"{target.stem}_top.v"), target.with_suffix(f".{board.constraints}")
-    text = (package_files("hibana.network.verilog") / "top.v").read_text()
+    text = (package_files("hibana.network.verilog") / "top.v").read_text(encoding="utf-8")
     text = text.replace("CLOCK = 12000000", f"CLOCK = {board.clock}")
     files.write(top, text.replace("INPUTS = 1", f"INPUTS = {program.inputs}").encode())
     files.write(constraints, board.pins.encode())
@@ -107,7 +107,7 @@ def report(program: VerilogProgram, board: Board) -> str:
         _run(*board.place, "-q", "--json", design, *pins, "--freq", board.clock / 1e6, "--report", measured)
         _run("iverilog", "-g2005", "-o", simulator, target, bench)
         simulated = _run(simulator)
-        result = json.loads(measured.read_text())
+        result = json.loads(measured.read_text(encoding="utf-8"))
     megahertz = min(clock["achieved"] for clock in result["fmax"].values())
     cells, memories = (result["utilization"][kind] for kind in board.cells)
     (cycles,) = re.findall(r"(\d+) cycles per step", simulated)
