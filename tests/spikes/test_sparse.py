@@ -137,6 +137,15 @@ def test_a_change_of_the_indices_is_checked_before_the_next_call() -> None:
         layer(x)
 
 
+def test_a_change_of_the_delays_is_seen_by_the_next_call() -> None:
+    layer = _layer(20, 10, 0.5, delays=3)
+    x = (torch.rand(8, 2, 20) < 0.5).float()
+    layer(x)
+    layer.delays.fill_(5)
+    assert layer.reach == 5
+    assert torch.equal(layer(x), _dense_sums(layer, x, layer.weight, layer.bias))
+
+
 @pytest.mark.parametrize("mode", ["events", "dense"])
 def test_duplicates_and_unsorted_synapses_add_up(mode: str) -> None:
     starts = torch.tensor([0, 4, 4, 6])
