@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Iterable
-from operator import add, iadd, mul
+from operator import mul
 from typing import Any, final
 
 import torch
@@ -13,6 +13,7 @@ from torch.nn import functional
 from hibana.cells import Cell
 from hibana.compiler.torch_layers import role_of
 from hibana.network.fold import layer_name, trace_folded
+from hibana.network.layers.arithmetic import Sum
 from hibana.network.report import Batch, Conversion, batches_of, report, sum_outputs
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import IF, LI, OverTime
@@ -32,7 +33,6 @@ MODULES: dict[Any, type[nn.Module]] = {
 }
 """The module that computes the same as a function, or as a method of tensors, in evaluation."""
 FLATTEN = (torch.flatten, "flatten")
-ADDITIONS = (add, iadd, torch.add, "add", "add_")
 CONCATENATIONS = (torch.cat, torch.concat)
 SUPPORTED = "use ReLU, linear layers, convolutions, normalization, pooling, flatten, sums, concatenations"
 
@@ -121,7 +121,7 @@ def _trace(model: nn.Module) -> fx.GraphModule:
                     f"the batch, got {node.args} {dict(node.kwargs)}"
                 )
             node.args, node.kwargs = (parts, axis), {}
-        elif node.target in ADDITIONS:
+        elif node.target in Sum.functions:
             if len(node.args) != 2 or node.kwargs or not all(isinstance(arg, fx.Node) for arg in node.args):
                 raise ValueError(
                     f"layer {node.name!r}: only two values of the network can be added, got {node.args}"

@@ -260,8 +260,6 @@ def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> Qu
 def _layer(node: Node, output: Node, index: dict[Node, int]) -> _Layer:
     """The record of `node`; raises Unsupported, naming the layer, if it has no integer form."""
     module: Any = node.module
-    if node.kind == "scale":
-        raise Unsupported(f"layer {node.name!r} multiplies by a number, which has no integer form")
     if node.kind not in _KINDS:
         node.layer.refuse(node, "integer")
     area = 1
