@@ -50,6 +50,7 @@ def test_snntorch_modules_spike_alike_at_each_step(name):
     x = torch.randint(0, 64, (30, 4, 2, 6, 6) if name == "convolution" else (30, 4, 6)) / 32
     chain = hb.convert.to_snntorch(net, x[:2])
     assert not any(type(module).__module__.startswith("hibana") for module in chain.modules())
+    assert any(type(module).__module__.startswith("hibana") for module in net.modules())
     with torch.no_grad():
         spikes = torch.stack([chain(step) for step in x])
         assert torch.equal(spikes, net(x))

@@ -1,6 +1,5 @@
 """A network as snnTorch modules, for hls4ml and other tools that read those."""
 
-import copy
 import math
 from typing import Any
 
@@ -83,10 +82,13 @@ def _add_reshape(chain: nn.Sequential, shape: Shape, expected: Shape) -> None:
 def _module(node: Node, *, is_last: bool) -> nn.Module:
     """The module that computes `node` at one step; `is_last` says whether the network returns its output."""
     module = node.module
-    if isinstance(module, OverTime) and (is_last or not isinstance(module.cell, cells.LICell)):
+    is_readout = isinstance(getattr(module, "cell", None), cells.LICell)
+    if isinstance(module, OverTime) and (is_last or not is_readout):
         return _neurons(node, module.cell)
-    if isinstance(module, Recurrent) and role_of(module.recurrent) == "linear":
-        return _neurons(node, module.cell, _torch_layer(module.recurrent))
+    if isinstance(module, Recurrent) and role_of(module.recurrent) == "linear" and not is_readout:
+        neurons = _neurons(node, module.cell)
+        neurons.recurrent = _torch_layer(module.recurrent)
+        return neurons
     is_mean_of_sequence = isinstance(module, nn.AvgPool2d) and len(node.shape) == 2
     if not role_of(module) or node.layer.over_time or is_mean_of_sequence:
         node.layer.refuse(node, "snnTorch")
@@ -94,42 +96,45 @@ def _module(node: Node, *, is_last: bool) -> nn.Module:
 
 
 def _torch_layer(module: nn.Module) -> nn.Module:
-    """A copy of `module` whose class is the base class of ``torch.nn``."""
-    layer = copy.deepcopy(module)
-    layer.__class__ = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
-    return layer
+    """`module`, which belongs to a copy of the network, with its base class in ``torch.nn`` as its class."""
+    module.__class__ = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
+    return module
 
 
-def _neurons(node: Node, cell: Any, synapses: nn.Module | None = None) -> nn.Module:
-    """The neurons of `node`; if `synapses` are not None, the spikes return through them at the next step."""
-    settings: dict[str, Any] = {"beta": _number(decay(getattr(cell, "tau", math.inf))), "init_hidden": True}
-    if isinstance(cell, cells.LICell) and synapses is None:
-        readout: nn.Module = snntorch.Leaky(**settings, reset_mechanism="none", output=True)
-        return readout
-    is_cuba = isinstance(cell, cells.CubaLIFCell) and synapses is None
-    if not is_cuba and not isinstance(cell, cells.IFCell | cells.LIFCell):
+def _neurons(node: Node, cell: Any) -> nn.Module:
+    """The neurons of `node`; the caller sets the synapses of recurrent ones.
+
+    Raises Unsupported, naming the layer, if snnTorch has no form of `cell` or of a setting.
+    """
+    kind: Any = snntorch.Leaky
+    numbers = {"beta": decay(getattr(cell, "tau", math.inf))}
+    settings: dict[str, Any] = {"reset_mechanism": "none", "output": True}
+    if not isinstance(cell, cells.LICell):
+        settings = _reset(node, cell)
+        numbers["threshold"] = cell.threshold
+    if isinstance(node.module, Recurrent):
+        kind, settings["linear_features"] = snntorch.RLeaky, node.size
+    elif isinstance(cell, cells.CubaLIFCell):
+        kind, numbers["alpha"] = snntorch.Synaptic, decay(cell.tau_synapse)
+    for name, number in numbers.items():
+        settings[name] = torch.as_tensor(number, dtype=torch.float64, device="cpu").detach()
+    neurons: nn.Module = kind(**settings, init_hidden=True)
+    return neurons
+
+
+def _reset(node: Node, cell: Any) -> dict[str, Any]:
+    """The arguments for the reset of spiking neurons with `cell`; raises Unsupported as :func:`_neurons`."""
+    # snnTorch's recurrent Synaptic fails without a delay of the reset
+    is_recurrent_cuba = isinstance(cell, cells.CubaLIFCell) and isinstance(node.module, Recurrent)
+    if is_recurrent_cuba or not isinstance(cell, cells.IFCell | cells.LIFCell | cells.CubaLIFCell):
         raise Unsupported(f"layer {node.name!r}: {node.layer.title(node)} has no snnTorch form")
     subtracts = isinstance(cell.reset, str)
     supported = _SUPPORTED if subtracts else {**_SUPPORTED, "reset": 0.0}
-    if subtracts and bool((settings["beta"] != 1).any()):
+    if subtracts and not isinstance(cell, cells.IFCell):
         supported = {**supported, "leak_first": True}
     for name, value in supported.items():
         actual = getattr(cell, name, False if name == "leak_first" else value)
         if isinstance(actual, Tensor) or actual != value:
             raise Unsupported(f"layer {node.name!r}: snnTorch has no {name}={actual!r}, only {value!r}")
     # snnTorch with a delay subtracts at the start of the next step, and without one resets in the same step
-    settings |= {"reset_mechanism": "subtract" if subtracts else "zero", "reset_delay": subtracts}
-    settings["threshold"] = _number(cell.threshold)
-    if is_cuba:
-        kind, settings["alpha"] = snntorch.Synaptic, _number(decay(cell.tau_synapse))
-    else:
-        kind = snntorch.Leaky if synapses is None else snntorch.RLeaky
-    neurons: nn.Module = kind(**settings, **({} if synapses is None else {"linear_features": node.size}))
-    if synapses is not None:
-        neurons.recurrent = synapses
-    return neurons
-
-
-def _number(value: Any) -> Tensor:
-    """`value`, a number or a tensor, as a tensor without gradient."""
-    return torch.as_tensor(value, dtype=torch.float64, device="cpu").detach()
+    return {"reset_mechanism": "subtract" if subtracts else "zero", "reset_delay": subtracts}
