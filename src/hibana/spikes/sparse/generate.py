@@ -165,6 +165,8 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
         chunk = slice(row_starts[rows.start], row_starts[rows.stop])
         keys, drawn_weights, done = np.empty(chunk.stop - chunk.start, np.int64), [np.empty(0, np.float32)], 0
         for index, projection in enumerate(projections):
+            if projection.source.stop <= rows.start or rows.stop <= projection.source.start:
+                continue
             generator = default_rng(SeedSequence(projection.seed % (1 << 64), spawn_key=(first_row,)))
             sources, their_targets = _draw_pairs(projection, rows, generator)
             # a key holds, from its upper bits to its lower bits: row, delay, target, number of the projection
@@ -195,11 +197,12 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
 
 
 def _draw_pairs(projection: Projection, rows: range, generator: Generator) -> tuple[Array, Array]:
-    """The sources, counted from the first of `rows`, and the targets of a projection's synapses in `rows`."""
+    """The sources, counted from the first of `rows`, and the targets of a projection's synapses in `rows`.
+
+    At least one of the `rows` must be a source neuron of the projection.
+    """
     source, target, (row_starts, targets, repeats), *_ = projection
     start, stop = max(rows.start, source.start), min(rows.stop, source.stop)
-    if start >= stop:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
     starts = row_starts[start - source.start : stop - source.start + 1]
     counts = np.diff(starts)
     sources = np.repeat(np.arange(start - rows.start, stop - rows.start), counts)
