@@ -65,10 +65,6 @@ OTHERS = {
         (torch.rand(50, 16, 64) < 0.02).float(),
     ),
     "a learned delay": lambda: (hb.Delay(torch.rand(4), 3, learn=True), torch.rand(5, 2, 4)),
-    "normalized": lambda: (
-        hb.Normalized(hb.EachStep(nn.Sequential(hb.Conv2d(8, 16, 3), nn.BatchNorm2d(16))), hb.IF()),
-        torch.rand(4, 8, 8, 48, 48),
-    ),
 }
 
 

@@ -226,10 +226,6 @@ def test_layers_over_time_are_no_part_of_what_knows_no_time():
                 make(nn.Sequential(nn.Linear(3, 3), layer))
             with pytest.raises(ValueError, match="is IF"):
                 make(hb.IF())
-    later = hb.EachStep(nn.Sequential(nn.Linear(3, 3)))
-    later.module.append(hb.IF())
-    with pytest.raises(ValueError, match="'1' is IF"):
-        later(torch.rand(4, 2, 3))
 
 
 def test_inputs_without_time_are_told_where_that_can_be_known():

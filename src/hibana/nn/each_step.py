@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.nn.over_steps import call_over_steps
-from hibana.nn.running import Stateful, check_knows_no_time
+from hibana.nn.running import check_knows_no_time
 
 __all__ = ["EachStep"]
 
@@ -41,8 +41,6 @@ class EachStep(nn.Module):
             return cast(Tensor, fx_leaf_call(self, inputs))
         if inputs.ndim < 3:
             raise ValueError(f"inputs must be [T, batch, ...], got shape {tuple(inputs.shape)}")
-        if self.module._modules or isinstance(self.module, Stateful):
-            check_knows_no_time("module", self.module)  # layers may have been added
         try:
             return call_over_steps(self.module, self.module, inputs)
         except (RuntimeError, ValueError) as error:

@@ -77,7 +77,8 @@ class OverTime(Stateful):
         super().__init__()
         check_cell(cell)
         self.cell = cell
-        _set_backend(self, backend)
+        check_backend(backend)
+        self.backend = backend
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """The outputs of the cell for `inputs`, ``[T, ...]``; with `return_state` also its last state."""
@@ -99,13 +100,6 @@ class OverTime(Stateful):
 
     def extra_repr(self) -> str:
         return "" if self.backend == "auto" else f"backend={self.backend!r}"
-
-
-def _set_backend(layer: "OverTime | Recurrent", backend: str) -> None:
-    """Sets the backend of `layer`, unless it is ``"auto"``, the attribute of the class."""
-    check_backend(backend)
-    if backend != "auto":
-        layer.backend = backend
 
 
 GRADIENT_SCALE = 0.5
@@ -174,7 +168,8 @@ class Recurrent(Stateful):
         super().__init__()
         check_cell(cell)
         self.cell = cell
-        _set_backend(self, backend)
+        check_backend(backend)
+        self.backend = backend
         self.features = features
         self.gradient_scale = check_gradient_scale(gradient_scale)
         if recurrent is not None and not _is_sparse(recurrent):
