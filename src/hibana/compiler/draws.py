@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from hibana.compiler import generator
-from hibana.compiler.generator import SHARED, key_schedule, threefry
+from hibana.compiler.generator import SHARED, Numbers, key_schedule, threefry
 from hibana.runtime import torch_internals
 
 _MASK = 0xFFFFFFFF
@@ -56,7 +56,7 @@ def uniform(seed: int, number: int, step: int, like: Tensor) -> Tensor:
         return (x.to(dtype) * 2.0**-32 + (y >> 11).to(dtype) * 2.0**-53).view(like.shape)
     word = _shared(count, *_words(seed, number, step, _counters(count), like.device)).view(like.shape)
     if dtype == torch.float32:
-        numbers: Tensor = generator.uniform(_Numbers, word)
+        numbers: Tensor = generator.uniform(_TENSORS, word)
         return numbers
     return (word >> (32 - _BITS[dtype])).to(dtype) * 2.0 ** -_BITS[dtype]
 
@@ -64,7 +64,7 @@ def uniform(seed: int, number: int, step: int, like: Tensor) -> Tensor:
 def normal(seed: int, number: int, step: int, like: Tensor) -> Tensor:
     """Normal numbers, computed in float32: draw `number` of `step`, with the shape and dtype of `like`."""
     words = _words(seed, number, step, _counters(like.numel()), like.device)
-    return _shared(like.numel(), *generator.normal(_Numbers, *words)).view(like.shape).to(like.dtype)
+    return _shared(like.numel(), *generator.normal(_TENSORS, *words)).view(like.shape).to(like.dtype)
 
 
 def poisson(u: Tensor, rate: Tensor, p_zero: Tensor) -> Tensor:
@@ -108,49 +108,22 @@ def _words(
     seed: int, number: int, step: int, count: int, device: torch.device | str
 ) -> tuple[Tensor, Tensor]:
     """The two random words of each of the first `count` counters, as int64 from 0 to 2**32 - 1."""
-    schedule: Any = key_schedule(*key(seed, number), _add, operator.xor)
     element = torch.arange(count, dtype=torch.int64, device=device)
-    counter: tuple[Any, Any] = (element, torch.full_like(element, step))
-    return threefry(schedule, counter, _add, _rotate_left, operator.xor)
+    schedule = key_schedule(_TENSORS, *key(seed, number))
+    return threefry(_TENSORS, schedule, (element, torch.full_like(element, step)))
 
 
-def _add(one: Any, other: Any) -> Any:
-    """The sum of two words, modulo 2**32."""
-    return (one + other) & _MASK
-
-
-def _rotate_left(word: Any, by: int) -> Any:
-    """A 32-bit `word` rotated left by `by` bits."""
-    return ((word << by) | (word >> (32 - by))) & _MASK
-
-
-class _Numbers:
-    """:class:`hibana.compiler.generator.Numbers` for words that are int64 tensors with 32 bits."""
-
-    @staticmethod
-    def real(word: Tensor) -> Tensor:
-        """The words as float32 numbers, rounded."""
-        return word.to(torch.float32)
-
-    @staticmethod
-    def bits(number: Tensor) -> Tensor:
-        """The bits of float32 numbers as words."""
-        return number.view(torch.int32).to(torch.int64) & _MASK
-
-    @staticmethod
-    def number(word: Tensor) -> Tensor:
-        """The float32 numbers with these bits."""
-        return word.to(torch.int32).view(torch.float32)
-
-    @staticmethod
-    def root(number: Tensor) -> Tensor:
-        """The square roots, rounded once."""
-        return number.to(torch.float64).sqrt().to(torch.float32)  # float32's may be an ulp off
-
-    @staticmethod
-    def where(condition: Tensor, one: Tensor, other: Tensor) -> Tensor:
-        """`one` where `condition` is true, else `other`."""
-        return torch.where(condition, one, other)
+_TENSORS = Numbers(
+    add=lambda one, other: (one + other) & _MASK,
+    xor=operator.xor,
+    rotate_left=lambda word, by: ((word << by) | (word >> (32 - by))) & _MASK,
+    real=lambda word: word.to(torch.float32),
+    bits=lambda number: number.view(torch.int32).to(torch.int64) & _MASK,
+    number=lambda word: word.to(torch.int32).view(torch.float32),
+    root=lambda number: number.to(torch.float64).sqrt().to(torch.float32),  # float32's may be an ulp off
+    where=torch.where,
+)
+"""The operations on int64 tensors that hold 32-bit words, and on float32 tensors."""
 
 
 class Drawing(TorchFunctionMode):

@@ -8,7 +8,7 @@ IEEE 754 determines. :mod:`hibana.compiler.draws` defines the numbers of a step.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 ROUNDS = 13
 """The fewest rounds of Threefry-2x32 without a failure in BigCrush, according to the paper."""
@@ -22,61 +22,51 @@ SHARED = 16
 LARGEST_NORMAL = 6.6
 """An upper bound of the magnitude of normal numbers: the root of -2 log 2**-31."""
 
-Word = TypeVar("Word")
-"""A 32-bit number, or a vector of them; `+` is modulo 2**32."""
+
+class Numbers(NamedTuple):
+    """A backend's operations on 32-bit words and float32 numbers, or vectors of them.
+
+    The functions below also use the operators of Python.
+    """
+
+    add: Callable[[Any, Any], Any]
+    """The sum of two words modulo 2**32."""
+    xor: Callable[[Any, Any], Any]
+    """The exclusive or of two words."""
+    rotate_left: Callable[[Any, int], Any]
+    """A word, rotated left by a number of bits."""
+    real: Callable[[Any], Any]
+    """A signed word as a float32 number, rounded."""
+    bits: Callable[[Any], Any]
+    """The bits of a float32 number as a word."""
+    number: Callable[[Any], Any]
+    """The float32 number with the bits of a word."""
+    root: Callable[[Any], Any]
+    """The square root of a float32 number, rounded once."""
+    where: Callable[[Any, Any, Any], Any]
+    """The second argument where the first, a condition, is true; else the third."""
 
 
-def key_schedule(
-    low: Word, high: Word, add: Callable[[Word, int], Word], xor: Callable[..., Word]
-) -> list[tuple[Word, Word]]:
+def key_schedule(n: Numbers, low: Any, high: Any) -> list[tuple[Any, Any]]:
     """Threefry's round keys for the key (`low`, `high`): pairs of words, one for each word of the counter.
 
-    The first pair is added before round 0, each further pair after four more rounds. `add` and `xor` are the
-    backend's operations on 32-bit words.
+    The first pair is added before round 0, each further pair after four more rounds.
     """
-    key = (low, high, xor(xor(low, high), PARITY))
-    return [(key[i % 3], add(key[(i + 1) % 3], i)) for i in range(ROUNDS // 4 + 1)]
+    key = (low, high, n.xor(n.xor(low, high), PARITY))
+    return [(key[i % 3], n.add(key[(i + 1) % 3], i)) for i in range(ROUNDS // 4 + 1)]
 
 
-def threefry(
-    schedule: Sequence[tuple[Word, Word]],
-    counter: tuple[Word, Word],
-    add: Callable[[Word, Word], Word],
-    rotate_left: Callable[[Word, int], Word],
-    xor: Callable[[Word, Word], Word],
-) -> tuple[Word, Word]:
-    """The two words of random bits of `counter`, under the key with the round keys `schedule`.
-
-    `add`, `rotate_left` (by a number of bits) and `xor` are the backend's operations on 32-bit words.
-    """
+def threefry(n: Numbers, schedule: Sequence[tuple[Any, Any]], counter: tuple[Any, Any]) -> tuple[Any, Any]:
+    """The two words of random bits of `counter`, under the key with the round keys `schedule`."""
     (key_x, key_y), *later_keys = schedule
-    x, y = add(counter[0], key_x), add(counter[1], key_y)
+    x, y = n.add(counter[0], key_x), n.add(counter[1], key_y)
     for i in range(ROUNDS):
-        x = add(x, y)
-        y = xor(rotate_left(y, ROTATIONS[i % len(ROTATIONS)]), x)
+        x = n.add(x, y)
+        y = n.xor(n.rotate_left(y, ROTATIONS[i % len(ROTATIONS)]), x)
         if i % 4 == 3:
             key_x, key_y = later_keys[i // 4]
-            x, y = add(x, key_x), add(y, key_y)
+            x, y = n.add(x, key_x), n.add(y, key_y)
     return x, y
-
-
-class Numbers(Protocol):
-    """The operations of a backend on 32-bit words and float32 numbers, besides Python's operators."""
-
-    def real(self, word: Any) -> Any:
-        """A signed word as a float32 number, rounded."""
-
-    def bits(self, number: Any) -> Any:
-        """The bits of a float32 number as a word."""
-
-    def number(self, word: Any) -> Any:
-        """The float32 number with these bits."""
-
-    def root(self, number: Any) -> Any:
-        """The square root, rounded once."""
-
-    def where(self, condition: Any, one: Any, other: Any) -> Any:
-        """`one` where `condition` is true, else `other`."""
 
 
 def uniform(n: Numbers, word: Any) -> Any:

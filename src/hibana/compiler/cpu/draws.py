@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from hibana.compiler import generator
-from hibana.compiler.generator import SHARED, key_schedule, threefry
+from hibana.compiler.generator import SHARED, Numbers, key_schedule, threefry
 from hibana.runtime.kernels import DOUBLE, FLOAT, INT, LONG, Code, Type, Value
 
 
@@ -70,7 +70,7 @@ class Draws:
         for draw in draws:
             if draw.number not in self.schedules:
                 low, high = seed.to(INT), (seed >> 32).to(INT) + draw.number
-                words = key_schedule(low, high, operator.add, operator.xor)
+                words = key_schedule(VECTORS, low, high)
                 self.schedules[draw.number] = [(x.spread(width), y.spread(width)) for x, y in words]
             if draw not in self.groups:
                 candidates = [
@@ -151,46 +151,25 @@ class Block:
         time = self.draws.times[group].part(0, counter.type.width)
         x, y = self._words(group, counter, time)
         if group[0].kind == "normal":
-            return generator.normal(VectorNumbers, x, y)
-        return generator.uniform(VectorNumbers, x), generator.uniform(VectorNumbers, y)
+            return generator.normal(VECTORS, x, y)
+        return generator.uniform(VECTORS, x), generator.uniform(VECTORS, y)
 
     def _words(self, group: tuple[_Draw, ...], counter: Value, time: Value) -> tuple[Value, Value]:
         """Two vectors of 32 random bits for each counter, for the step of each draw in `group`."""
         schedule = self.draws.schedules[group[0].number]
         if (width := counter.type.width) < self.draws.width:
             schedule = [(x.part(0, width), y.part(0, width)) for x, y in schedule]
-        return threefry(schedule, (counter, time), operator.add, rotate_left, operator.xor)
+        return threefry(VECTORS, schedule, (counter, time))
 
 
-def rotate_left(word: Value, by: int) -> Value:
-    """The 32-bit words `word`, rotated left by `by` bits."""
-    return word.call("fshl", word, word.constant(word.type, by))
-
-
-class VectorNumbers:
-    """:class:`hibana.compiler.generator.Numbers` for words that are vectors of 32-bit integers."""
-
-    @staticmethod
-    def real(word: Value) -> Value:
-        """The signed words as float32 numbers, rounded."""
-        return word.real(FLOAT)
-
-    @staticmethod
-    def bits(number: Value) -> Value:
-        """The bits of float32 numbers as words."""
-        return number.float_bits()
-
-    @staticmethod
-    def number(word: Value) -> Value:
-        """The float32 numbers with these bits."""
-        return word.float_from_bits()
-
-    @staticmethod
-    def root(number: Value) -> Value:
-        """The square roots, rounded once."""
-        return number.call("sqrt")
-
-    @staticmethod
-    def where(condition: Value, one: Value, other: Value) -> Value:
-        """`one` where `condition` is true, else `other`."""
-        return condition.select(one, other)
+VECTORS = Numbers(
+    add=operator.add,
+    xor=operator.xor,
+    rotate_left=lambda word, by: word.call("fshl", word, word.constant(word.type, by)),
+    real=lambda word: word.real(FLOAT),
+    bits=Value.float_bits,
+    number=Value.float_from_bits,
+    root=lambda number: number.call("sqrt"),
+    where=Value.select,
+)
+"""The operations on a kernel's vectors of 32-bit integers, and of float32 numbers."""

@@ -1,8 +1,6 @@
 """A part of a traced graph that PyTorch runs once per call, before or after the kernels."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -34,30 +32,10 @@ class Part:
 
     def __call__(self, *tensors: Tensor) -> tuple[Any, ...]:
         """The outputs for the input `tensors`."""
-        return self._compiled(*tensors)
-
-    @cached_property
-    def _compiled(self) -> Callable[..., tuple[Any, ...]]:
-        """A Python function that runs the calls; value i is its variable ``v{i}``."""
-        constants: dict[str, Any] = {}
-
-        def source(argument: Any) -> str:
-            """Python source of an argument: the variable of a value, or a new constant."""
-            if isinstance(argument, Place):
-                return f"v{argument.at}"
-            if isinstance(argument, list | tuple):
-                return f"[{', '.join(map(source, argument))}]"
-            constants[f"c{len(constants)}"] = argument
-            return f"c{len(constants) - 1}"
-
-        lines = [f"def run({', '.join(f'v{i}' for i in range(self.input_count))}):"]
-        for i, (function, args, kwargs) in enumerate(self.calls, self.input_count):
-            arguments = [*map(source, args), *(f"{name}={source(part)}" for name, part in kwargs.items())]
-            lines.append(f"    v{i} = {source(function)}({', '.join(arguments)})")
-        results = [f"{None if i is None else f'v{i}'}, " for i in self.outputs]
-        exec("\n".join([*lines, f"    return ({''.join(results)})"]), constants)  # noqa: S102 # our own source
-        run: Callable[..., tuple[Any, ...]] = constants["run"]
-        return run
+        values: list[Any] = list(tensors)
+        for function, args, kwargs in self.calls:
+            values.append(function(*_fill(args, values), **_fill(kwargs, values)))
+        return tuple(None if i is None else values[i] for i in self.outputs)
 
 
 def part_between(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from hibana.compiler import generator
-from hibana.compiler.generator import SHARED, key_schedule, threefry
+from hibana.compiler.generator import SHARED, Numbers, key_schedule, threefry
 from hibana.compiler.graph.step import Value
 from hibana.compiler.triton.language import Language
 
@@ -37,33 +37,17 @@ class _Variable:
     __rshift__, __gt__ = _binary("{0} >> {1}"), _binary("{0} > {1}")
 
 
-class _Words:
-    """The operations of :mod:`hibana.compiler.generator` on blocks of uint32 words and float32 numbers."""
-
-    @staticmethod
-    def real(word: _Variable) -> _Variable:
-        """The float32 number equal to the integer `word`, which is below 2^31."""
-        return word.assign(f"{word}.to(tl.int32).to(tl.float32)")
-
-    @staticmethod
-    def bits(number: _Variable) -> _Variable:
-        """The bits of a float32 `number` as a word."""
-        return number.assign(f"{number}.to(tl.uint32, bitcast=True)")
-
-    @staticmethod
-    def number(word: _Variable) -> _Variable:
-        """The float32 number whose bits are `word`."""
-        return word.assign(f"{word}.to(tl.float32, bitcast=True)")
-
-    @staticmethod
-    def root(number: _Variable) -> _Variable:
-        """The square root, rounded as IEEE 754 requires."""
-        return number.assign(f"tl.sqrt_rn({number})")
-
-    @staticmethod
-    def where(condition: _Variable, one: _Variable, other: _Variable) -> _Variable:
-        """Number `one` where `condition` holds, else `other`."""
-        return condition.assign(f"tl.where({condition}, {one}, {other})")
+_WORDS = Numbers(
+    add=operator.add,
+    xor=operator.xor,
+    rotate_left=lambda word, by: word.assign(f"({word} << {by}) | ({word} >> {32 - by})"),
+    real=lambda word: word.assign(f"{word}.to(tl.int32).to(tl.float32)"),
+    bits=lambda number: number.assign(f"{number}.to(tl.uint32, bitcast=True)"),
+    number=lambda word: word.assign(f"{word}.to(tl.float32, bitcast=True)"),
+    root=lambda number: number.assign(f"tl.sqrt_rn({number})"),
+    where=lambda condition, one, other: condition.assign(f"tl.where({condition}, {one}, {other})"),
+)
+"""The operations on blocks of uint32 words, which are below 2^31 for `real`, and of float32 numbers."""
 
 
 def draws(leaves: Mapping[str, Value], language: Language) -> list[str]:
@@ -82,7 +66,7 @@ def draws(leaves: Mapping[str, Value], language: Language) -> list[str]:
             element.assign(f"tl.full({language.shape}, {word}, tl.int32).to(tl.uint32, bitcast=True)")
             for word in ("seed_low", "seed_high")
         )
-        key = key_schedule(low, high + int(draw.removeprefix(distribution)), operator.add, operator.xor)
+        key = key_schedule(_WORDS, low, high + int(draw.removeprefix(distribution)))
         step = element.assign(f"{'now' if draw == name else 'earlier'}.to(tl.uint32, bitcast=True)")
         lines.append(f"{name} = {_numbers(distribution, key, element, step, language)}")
     return lines
@@ -93,7 +77,7 @@ def _numbers(distribution: str, key: Any, element: _Variable, step: _Variable, l
 
     def words(counter: _Variable) -> tuple[_Variable, _Variable]:
         """Two words of random bits for each counter."""
-        return threefry(key, (counter, step), operator.add, _rotate, operator.xor)
+        return threefry(_WORDS, key, (counter, step))
 
     if distribution == "uniform" and language.real == "float64":
         x, y = words(element)
@@ -101,10 +85,5 @@ def _numbers(distribution: str, key: Any, element: _Variable, step: _Variable, l
     x, y = words(((element >> 1) & (0xFFFFFFFF - SHARED + 1)) | (element & (SHARED - 1)))
     is_second = (element & SHARED) > 0
     if distribution == "normal":
-        return language.cast(_Words.where(is_second, *reversed(generator.normal(_Words, x, y))).name)
-    return language.cast(generator.uniform(_Words, _Words.where(is_second, y, x)).name)
-
-
-def _rotate(word: _Variable, count: int) -> _Variable:
-    """`word` rotated to the left by `count` bits."""
-    return word.assign(f"({word} << {count}) | ({word} >> {32 - count})")
+        return language.cast(_WORDS.where(is_second, *reversed(generator.normal(_WORDS, x, y))).name)
+    return language.cast(generator.uniform(_WORDS, _WORDS.where(is_second, y, x)).name)
