@@ -4,10 +4,6 @@ import pytest
 import torch
 
 import hibana as hb
-from hibana.compiler.cpu.row_kernels import CpuKernels
-from hibana.compiler.cpu.row_loops import PARAMETER_ROW
-from hibana.compiler.graph.plan import make_plan
-from hibana.compiler.graph.trace import trace
 
 LAST = (0, 1, 3, 4, 2)
 """Channels last, as a permutation of ``[T, batch, channels, height, width]``."""
@@ -55,16 +51,6 @@ def test_shared_by(case, surrogate):
     found, wanted = (run(backend, case, surrogate) for backend in ("cpu", "reference"))
     assert 0.05 < found[0].mean() < 0.8
     check_alike(found, wanted)
-
-
-def test_a_repeating_parameter_is_passed_as_one_period_and_a_row():
-    step = trace(hb.LIFCell(tau=torch.rand(48) + 2), torch.Size([6, 19, 19, 48]), torch.float32)
-    kernels = CpuKernels(step, make_plan(step), torch.float32)
-    values = torch.rand(48)
-    row = kernels.parameter_row(values.expand(6, 19, 19, 48))
-    assert torch.equal(row, values.repeat(1 + -(-PARAMETER_ROW // 48))[: 48 + PARAMETER_ROW])
-    each = torch.rand(6, 19, 19, 48)
-    assert torch.equal(kernels.parameter_row(each), each)
 
 
 def test_one_parameter_for_each_sample_beside_one_for_each_neuron():

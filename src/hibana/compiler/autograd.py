@@ -70,33 +70,20 @@ def run(
     """
     initial = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
-    spec = specify_run(program, inputs, wants_last, len(initial))
-    if spec is None:
+    order: Order | None = None
+    # Matrices multiply neurons that are adjacent in memory; random numbers depend on the neurons' order.
+    if not (program.step.matrices or program.step.draws or inputs.is_contiguous()):
+        order = memory_order(inputs)
+    if order is None and not steps_contiguous(inputs):
         inputs, key = inputs.contiguous(), None
-        spec = specify_run(program, inputs, wants_last, len(initial))
-        assert spec is not None
+    shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
+    spec = RunSpecification(program, program.plan, shape, wants_last, order, len(initial))
     needs_gradient = torch.is_grad_enabled() and inputs.requires_grad
     if needs_gradient and not (initial or cell_tensors) and inputs.is_contiguous():
         spec = spec._replace(prepared=program.kernels.prepare(spec.plan, spec.shape, wants_last))
     if key is not None:
         programs.remember(cell, key, spec)
     return run_specification(spec, inputs, (*initial, *cell_tensors))
-
-
-def specify_run(
-    program: "Program", inputs: Tensor, wants_last: bool, initial_count: int = 0
-) -> RunSpecification | None:
-    """How to run `program` over `inputs` with their strides; None if the inputs must be copied first."""
-    order: Order | None = None
-    shape = inputs.shape
-    # Matrices multiply neurons that are adjacent in memory; random numbers depend on the neurons' order.
-    if not (program.step.matrices or program.step.draws or inputs.is_contiguous()):
-        order = memory_order(inputs)
-    if order is not None:
-        shape = torch.Size(inputs.shape[d] for d in order)
-    elif not steps_contiguous(inputs):
-        return None
-    return RunSpecification(program, program.plan, shape, wants_last, order, initial_count)
 
 
 def run_specification(
@@ -157,7 +144,7 @@ def _arguments(
     program, order, count = spec.program, spec.order, spec.initial_count
     first = [step_to_order(order, t) for t in tensors[:count]] if count else program.zero_states
     inputs = inputs if order is None else inputs.permute(order)
-    parameters = program.parameters(tensors[count:], inputs, order)
+    parameters = program.parameters(tensors[count:], inputs.shape[1:], order)
     seed = new_seed() if program.step.draws else 0
     return ForwardArguments(inputs, first, parameters, plan, spec.wants_last, seed=seed)
 
@@ -277,10 +264,8 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         inverse = inverse_order(order)
         if grad_input is not None:
             grad_input = grad_input.permute(inverse)
-        first_grads, sums = (
-            [None if g is None else permute_step(inverse, g) for g in tensors]
-            for tensors in (first_grads, sums)
-        )
+        first_grads = [None if g is None else permute_step(inverse, g) for g in first_grads]
+        sums = [permute_step(inverse, total) for total in sums]
     if len(needs_grad) == 1:
         return None, grad_input
     state_grads = (

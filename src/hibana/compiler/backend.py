@@ -121,10 +121,6 @@ class Kernels(ABC):
         """The kind of device, ``"cpu"`` or ``"cuda"``, on which PyTorch computes the same results."""
         return "cpu"
 
-    def parameter_row(self, values: Tensor) -> Tensor:
-        """The tensor that kernels read for a parameter: `values`, one per neuron, in memory order."""
-        return values.contiguous()
-
     def for_step(self, step: "Step") -> Self:
         """A copy of these kernels for a `step` that differs from their step only in its constants."""
         kernels = copy(self)

@@ -16,7 +16,7 @@ from hibana.compiler.graph.serial import structure_key
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.synapses import required_residuals, with_computed_operands
 from hibana.compiler.graph.trace import trace
-from hibana.compiler.memory_layout import Order, inverse_order, step_order
+from hibana.compiler.memory_layout import Order, inverse_order, step_order, step_to_order
 
 
 class Program:
@@ -29,31 +29,27 @@ class Program:
         """Initial states that are zeros."""
 
     def parameters(
-        self, cell_tensors: Sequence[Tensor], inputs: Tensor, order: Order | None = None
+        self, cell_tensors: Sequence[Tensor], shape: torch.Size, order: Order | None = None
     ) -> list[Tensor]:
         """The kernels' parameters, each one number or one per neuron, then their matrices.
 
         Args:
             cell_tensors: the parameters and buffers of the cell.
-            inputs: ``[T, ...]``, in memory order.
-            order: the memory order of the dimensions; None if it is the caller's order.
+            shape: the shape of a step in memory order.
+            order: the memory order of a sequence's dimensions; None if it is the caller's order.
         """
         if not (self.step.parameters or self.step.matrices):
             return []
-        shape, dtype, count = inputs.shape[1:], self.kernels.dtype, self.step.parameters
-        if order is not None:
-            shape = torch.Size([shape[d] for d in step_order(inverse_order(order))])
+        dtype, count = self.kernels.dtype, self.step.parameters
         with torch.no_grad():
             values = self.step.prologue(*cell_tensors)
             parameters = [value.to(dtype).resolve_neg() for value in values[:count]]
-            for i, value in enumerate(parameters):
-                if value.numel() > 1:
-                    row = value.expand(shape)
-                    row = row if order is None else row.permute(step_order(order))
-                    parameters[i] = self.kernels.parameter_row(row)
+            if order is not None:
+                shape = torch.Size([shape[d] for d in step_order(inverse_order(order))])
+            rows = [v if v.numel() == 1 else step_to_order(order, v.expand(shape)) for v in parameters]
             # not the index tensors of sparse matrices: their checks are remembered for these very tensors
             matrices = [t.detach().resolve_neg() if t.is_floating_point() else t for t in values[count:]]
-            return parameters + matrices
+            return rows + matrices
 
 
 def compile_cell(

@@ -218,7 +218,7 @@ def _forward(
     arguments = ForwardArguments(
         _with_contiguous_steps(inputs),
         _initial_states(program, first),
-        program.parameters(cell_tensors, inputs),
+        program.parameters(cell_tensors, inputs.shape[1:]),
         program.plan if keep else None,
         may_offset=False,
         seed=0 if seed is None else int(seed),
@@ -258,7 +258,7 @@ def _backward(
         inputs.shape,
         _with_contiguous_steps(inputs),
         _initial_states(program, first),
-        program.parameters(cell_tensors, inputs),
+        program.parameters(cell_tensors, inputs.shape[1:]),
         residuals,
         _with_contiguous_steps(grad_outputs),
         [g.contiguous() for g in last_grads],

@@ -14,10 +14,9 @@ from hibana.compiler.backend import Prepared
 from hibana.compiler.cpu.launch import Launch, argument_packer, split_rows, unaliased
 from hibana.compiler.cpu.native_kernels import NativeKernels
 from hibana.compiler.cpu.row_function import LINE
-from hibana.compiler.cpu.row_loops import PARAMETER_ROW
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.memory_layout import row_bytes
-from hibana.compiler.named_kernels import Named, Variant
+from hibana.compiler.named_kernels import Variant
 from hibana.runtime.kernels import bind_kernel
 
 NONTEMPORAL_FROM = 8 << 20
@@ -36,36 +35,6 @@ class CpuKernels(NativeKernels):
     """The kernels of one step without matrix products, in one dtype."""
 
     about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
-
-    def parameter_row(self, values: Tensor) -> Tensor:
-        """The memory of a parameter: one period and one row more if its values repeat, else all `values`.
-
-        A row of the kernel begins at its first neuron's number modulo the period. A parameter per channel of
-        channels-last images has a period of as many numbers as channels.
-        """
-        leading = 0
-        while leading < values.ndim and (values.shape[leading] == 1 or values.stride(leading) == 0):
-            leading += 1
-        period = values.shape[leading:].numel()
-        if 2 * (period + PARAMETER_ROW) > values.numel():
-            return values.contiguous()
-        repeated = values[(0,) * leading].reshape(-1).expand(-(-PARAMETER_ROW // period) + 1, period)
-        return repeated.flatten()[: period + PARAMETER_ROW].contiguous()
-
-    def _launch(
-        self,
-        direction: str,
-        variant: Variant,
-        shape: torch.Size,
-        matrices: Sequence[Tensor],
-        arguments: Named,
-    ) -> None:
-        """Adds the period after which each parameter repeats to the `arguments`, and runs the kernel once."""
-        neurons = shape[1:].numel()
-        for i, name in enumerate(self._parameter_names):
-            count = arguments[name].numel()
-            arguments[f"p{i}_period"] = neurons if count == neurons else count - PARAMETER_ROW
-        super()._launch(direction, variant, shape, matrices, arguments)
 
     def _new_sequence(self, read: Tensor, shape: torch.Size, may_offset: bool) -> Tensor:
         """A tensor of `shape` without 4K aliasing between it and `read`."""

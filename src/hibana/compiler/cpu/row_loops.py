@@ -13,10 +13,6 @@ from hibana.runtime.kernels import Bytes, Pointer, Value
 ROW = 4096
 """Maximum neurons in a row, a multiple of 64: the state fits in L1, and rows are long enough to prefetch."""
 
-PARAMETER_ROW = 1024
-"""Maximum neurons in a row of a kernel with parameters per neuron: their rows share the L1 cache. With
-rows of 4096, inference of a SEW ResNet takes 1.04 of the time (one thread, AMD EPYC)."""
-
 MAX_FULL_ROWS = 32
 """Scratch rows above which rows become narrower, so that all of them fit on a thread's stack."""
 
@@ -56,7 +52,7 @@ class RowLoops(KernelWriter):
         code, loop, states = self.code, self.loop, self.loop.states
         parameters = [name for i in range(self.step.parameters) if (name := f"p{i}") in self.leaves]
         strides = [row.stride for row in loop.sequences.values()]
-        self.read_arguments(dict.fromkeys([*SIZES, *strides, *(f"{name}_period" for name in parameters)]))
+        self.read_arguments(dict.fromkeys([*SIZES, *strides]))
         size, page = self.size, PAGE // loop.number.element.size
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         width = (
@@ -77,13 +73,13 @@ class RowLoops(KernelWriter):
             for name, state in states.items():
                 self._begin_state(name, state, state_rows[name])
             for name in parameters:
-                self.rows[name] = self.addresses[f"{name}_at"] + self.first % size[f"{name}_period"]
+                self.rows[name] = self.addresses[f"{name}_at"] + self.first
             self.initial = {name: self._argument(name, self.zeros) for name in loop.initial.values()}
             is_full = (self.count & (VECTOR - 1)).equals(0)
             self.write_steps(is_full.select(size["steps"] // UNROLLED, 0) if loop.steps else 0)
         if loop.nontemporal:
             code.fence()  # other stores are not ordered after non-temporal ones without it
-        return self.finish(len(buffers), min(width, PARAMETER_ROW) if parameters else width)
+        return self.finish(len(buffers), width)
 
     def _spread_over_page(self, buffers: dict[str, Pointer]) -> dict[str, Pointer]:
         """The addresses of the kernel's own rows in their `buffers`, shifted to avoid 4K aliasing.
