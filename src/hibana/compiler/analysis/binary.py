@@ -70,6 +70,6 @@ class Integers(Analysis[Interval | None]):
         if row.boolean:
             return 0.0, 1.0
         integers = [bounds for bounds in args if bounds is not None]
-        if len(integers) < len(args) or not row.integer or isinstance(row.bounds, tuple):
+        if len(integers) < len(args) or not row.integer or row.bounds is None:
             return None
         return row.bounds(*integers)

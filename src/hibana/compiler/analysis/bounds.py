@@ -1,20 +1,20 @@
-"""Bounds of the values of a step, and gradients where zero times an unbounded derivative is zero.
+"""Gradients of a step where zero times an unbounded derivative is zero.
 
 Where autograd has the gradient None, kernels have zeros. The results are the same unless a zero is multiplied
-with a derivative that is infinite or NaN, such as the derivative of ``sqrt`` at 0. The bounds show which
-derivatives are finite, given that the states before and after the step are.
+with a derivative that is infinite or NaN, such as the derivative of ``sqrt`` at 0. So products with values
+that may be infinite or NaN, though the states are finite, are zero where the gradient is.
 """
 
-import math
 from dataclasses import replace
 
-from hibana.compiler.generator import LARGEST_NORMAL
 from hibana.compiler.graph.analysis import Analysis, Rewriting, dependents, reachable
-from hibana.compiler.graph.ops import ANY, Interval, Operation, reciprocal
+from hibana.compiler.graph.ops import Operation
 from hibana.compiler.graph.part import Part, guard_part
 from hibana.compiler.graph.plan import gradients, has_gradient
 from hibana.compiler.graph.step import Step, Value
 
+LEAST = 1e-30
+"""Quotients by numbers of at least this size count as finite."""
 LARGEST = 3.4028234663852886e38
 """The largest float32."""
 
@@ -40,7 +40,7 @@ class _Guarding(Rewriting):
 
     def __init__(self, step: Step) -> None:
         super().__init__()
-        self.bounds = Bounds(step)
+        self.finite = _Finite(step)
         self.forward = set(reachable(step.nexts))
         order = reachable(gradients(step))
         self.backward = dependents(order, (value for value in order if value.is_gradient))
@@ -65,64 +65,37 @@ class _Guarding(Rewriting):
         """Whether a product or quotient multiplies a gradient by a finite number."""
         first, second = value.args
         if not row.zero_at_zero:  # a quotient
-            return first in self.backward and reciprocal(self.bounds.of(second)) is not None
-        return self.bounds.of(second if first in self.backward else first) is not None
+            return first in self.backward and self.finite.divides_by_number(value)
+        return self.finite.of(second if first in self.backward else first)
 
 
-class Bounds(Analysis[Interval | None]):
-    """Bounds of values; None for values that may be infinite or NaN."""
+class _Finite(Analysis[bool]):
+    """Whether values are finite, if inputs, states and parameters are."""
 
     def __init__(self, step: Step) -> None:
         super().__init__()
         self.constants = step.constants
-        self.finite: set[Value] = set()
-        """Values that are finite because the states after the step are."""
-        waiting = list(step.nexts)
-        while waiting:
-            value = waiting.pop()
-            if value not in self.finite:
-                self.finite.add(value)
-                if value.operation is not None:
-                    waiting += [value.args[i] for i in value.operation.keeps_finite]
 
-    def leaf(self, value: Value) -> Interval | None:
-        """Inputs, states and parameters are finite."""
-        return ANY
+    def leaf(self, value: Value) -> bool:
+        """Inputs, states, parameters, numbers and draws are finite."""
+        return True
 
-    def on_number(self, value: Value) -> Interval | None:
-        """A number is its own lower and upper bound."""
-        return float(value.data), float(value.data)
+    def on_constant(self, value: Value) -> bool:
+        """Whether a constant is finite in float32."""
+        return abs(self.constants[int(value.data)]) <= LARGEST
 
-    def on_constant(self, value: Value) -> Interval | None:
-        """The number itself; None if it is infinite in float32."""
-        number = self.constants[int(value.data)]
-        return (number, number) if abs(number) <= LARGEST else None
-
-    def on_draw(self, value: Value) -> Interval | None:
-        """Bounds of a random number."""
-        is_normal = str(value.data).startswith("normal")
-        return (-LARGEST_NORMAL, LARGEST_NORMAL) if is_normal else (0.0, 1.0)
-
-    def product(self, value: Value, args: list[Interval | None]) -> Interval | None:
+    def product(self, value: Value, args: list[bool]) -> bool:
         """Products with matrices are finite."""
-        return ANY
+        return True
 
-    def operation(self, value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
-        """The bounds of the operation's result; None if they are unknown."""
-        if row.boolean:
-            return 0.0, 1.0
-        bounds = self._of_operation(value, row, args)
-        if bounds is None or any(LARGEST < abs(end) < math.inf for end in bounds):
-            return row.range if value in self.finite else None
-        return bounds
+    def operation(self, value: Value, row: Operation, args: list[bool]) -> bool:
+        """Whether the operation has a finite result for finite arguments."""
+        return row.boolean or (all(args) and (row.finite or self.divides_by_number(value)))
 
-    @staticmethod
-    def _of_operation(value: Value, row: Operation, args: list[Interval | None]) -> Interval | None:
-        """Bounds of the operation `row`, from the bounds `args` of its arguments; None if one is unknown."""
-        bounds = [interval for interval in args if interval is not None]
-        if len(bounds) < len(args):
-            return None
-        if row.name == "mul" and value.args[0] is value.args[1]:
-            low, high = sorted(end * end for end in bounds[0])
-            return 0.0 if bounds[0][0] <= 0 <= bounds[0][1] else low, high
-        return row.bounds if isinstance(row.bounds, tuple) else row.bounds(*bounds)
+    def divides_by_number(self, value: Value) -> bool:
+        """Whether `value` is a quotient whose divisor is a constant of at least 1e-30."""
+        if value.op != "div":
+            return False
+        divisor = value.args[1]
+        number = self.constants[int(divisor.data)] if divisor.op == "constant" else divisor.data
+        return divisor.is_uniform and divisor.op != "parameter" and abs(float(number)) >= LEAST

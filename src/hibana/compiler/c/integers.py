@@ -114,7 +114,7 @@ class _Writing(Analysis[Integer]):
             return self._floor(args[0])
         if row.name == "mul":
             return self._named(self._product(row, *args))
-        if not (row.integer or row.boolean) or not callable(row.bounds):
+        if not row.boolean and (not row.integer or row.bounds is None):
             raise Unsupported(f"operation {row.name!r} has no form in integers")
         if row.name == "sub" and args[0].number == 1 and args[1].is_boolean:
             return replace(args[1], text=f"(!{args[1].text})", low=0, high=1)
@@ -130,12 +130,7 @@ class _Writing(Analysis[Integer]):
 
         `exponent` is that of the result e: its number is ``n * 2^-e`` for the integer n.
         """
-        bounds = (
-            (0, 1)
-            if row.boolean or not callable(row.bounds)
-            else row.bounds(*((a.low, a.high) for a in args))
-        )
-        assert bounds is not None
+        bounds = (0, 1) if row.boolean or row.bounds is None else row.bounds(*((a.low, a.high) for a in args))
         result = Integer("", int(bounds[0]), int(bounds[1]), 0 if row.boolean else exponent)
         cast = "(int64_t)" if result.is_wide and row.name in ("add", "sub", "mul") else ""
         texts = [f"{cast}{args[0].text}", *(arg.text for arg in args[1:])]

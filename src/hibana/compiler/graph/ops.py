@@ -4,7 +4,6 @@ An operation without an entry for a language raises :class:`Unsupported` there. 
 compositions of rows are in :mod:`hibana.compiler.graph.aten`.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -25,8 +24,6 @@ Expression = str | tuple[Any, ...]
 
 Interval = tuple[float, float]
 """Lower and upper bound of a value."""
-
-ANY: Interval = (-math.inf, math.inf)
 
 
 @dataclass(frozen=True)
@@ -70,12 +67,10 @@ class Operation:
     """Whether hibana has a function for it (:mod:`hibana.compiler.cpu.vector_math`)."""
     expansion: Expression = ""
     """Its form in other operations, for gradients if no function is available; its error may exceed 2 ulp."""
-    bounds: Interval | Callable[..., Interval | None] = lambda *_: None
-    """Bounds of the result, or a function of the arguments' bounds; None if it may be infinite or NaN."""
-    range: Interval | None = ANY
-    """Bounds of a result that is finite because states are; None if finite states do not imply that."""
-    keeps_finite: tuple[int, ...] = ()
-    """The arguments that are finite if the result is."""
+    bounds: Callable[..., Interval] | None = None
+    """Bounds of an integer result, from those of the arguments."""
+    finite: bool = False
+    """Whether the result is finite if the arguments are."""
     integer: bool = False
     """Whether the result is an integer if the arguments are."""
     zero_at_zero: bool = False
@@ -88,12 +83,6 @@ class Operation:
         """PyTorch's function of tensors."""
         function: Callable[..., Tensor] = self.eager or getattr(torch, self.name)
         return function
-
-
-LEAST = 1e-30
-"""Quotients by numbers of at least this size count as finite."""
-LARGEST_EXPONENT = 80.0
-"""``exp`` of at most this number is finite in float32."""
 
 
 def _same(x: Any) -> Any:
@@ -110,37 +99,15 @@ def _sum(a: Interval, b: Interval) -> Interval:
     return a[0] + b[0], a[1] + b[1]
 
 
-def _product(a: Interval, b: Interval | None) -> Interval | None:
-    """Bounds of ``a * b``; None, for unknown bounds, if those of `b` are None."""
-    if b is None:
-        return None
-    ends = [0.0 if 0 in (x, y) else x * y for x in a for y in b]
+def _product(a: Interval, b: Interval) -> Interval:
+    """Bounds of ``a * b``."""
+    ends = [x * y for x in a for y in b]
     return min(ends), max(ends)
-
-
-def reciprocal(a: Interval | None) -> Interval | None:
-    """Bounds of ``1 / a``; None if that may be infinite or NaN."""
-    return None if a is None or not (a[0] >= LEAST or a[1] <= -LEAST) else (1 / a[1], 1 / a[0])
 
 
 def _opposite(a: Interval) -> Interval:
     """Bounds of ``-a``."""
     return -a[1], -a[0]
-
-
-def _root(a: Interval) -> Interval | None:
-    """Bounds of ``sqrt(a)``; None if it may be NaN."""
-    return (math.sqrt(a[0]), math.sqrt(a[1])) if a[0] >= 0 else None
-
-
-def _logarithm(a: Interval) -> Interval | None:
-    """Bounds of a logarithm; None if it may be infinite or NaN."""
-    return ANY if a[0] >= LEAST else None
-
-
-def _rounded(a: Interval) -> Interval:
-    """Bounds of `a` after rounding to an integer."""
-    return a[0] - 1, a[1] + 1
 
 
 def _binary(name: str, sign: str, **columns: Any) -> Operation:
@@ -180,7 +147,7 @@ def _extreme(name: str, order: str, sign: str, **columns: Any) -> Operation:
     row = Operation(name, 2, f"{short}({{0}}, {{1}})", llvm, triton, c, short.capitalize(), (name,))
     pick = max if name == "maximum" else min
     bounds: Any = lambda a, b: (pick(a[0], b[0]), pick(a[1], b[1]))  # noqa: E731
-    return replace(row, energy="addition", integer=True, bounds=bounds, **columns)
+    return replace(row, energy="addition", integer=True, finite=True, bounds=bounds, **columns)
 
 
 def _intrinsic(name: str, intrinsic: str, triton: str, n: int = 1, **columns: Any) -> Operation:
@@ -214,9 +181,9 @@ _SIGN = (
 )
 _ONES = (_ONE.format("{0}"),)
 _CHOICE = ("select {M} {0}, {V} {1}, {V} {2}",)
-_ADDITION: Any = {"energy": "addition", "integer": True, "keeps_finite": (0, 1), "linear": True}
+_ADDITION: Any = {"energy": "addition", "integer": True, "finite": True, "linear": True}
 _PRODUCT: Any = {"energy": "multiplication"}
-_PRESERVING: Any = {"keeps_finite": (0,), "integer": True}
+_PRESERVING: Any = {"finite": True, "integer": True}
 
 OPERATIONS: dict[str, Operation] = {
     row.name: row
@@ -237,17 +204,17 @@ OPERATIONS: dict[str, Operation] = {
         ),
         _with(
             Operation("to_float", 1, "[{0}]", _ONES, "{0}.to(tl.REAL)", "(REAL)({0})", "Cast"),
-            **{"eager": _same, "takes_booleans": True, "bounds": _same, "integer": True, "linear": True},
+            **{"eager": _same, "takes_booleans": True, "bounds": _same},
+            **{"integer": True, "finite": True, "linear": True},
         ),
         _binary("add", "+", bounds=_sum, aten=("add",), on_booleans="or", **_ADDITION),
         _binary("sub", "-", bounds=lambda a, b: _sum(a, _opposite(b)), aten=("sub",), **_ADDITION),
         _with(
             _binary("mul", "*", bounds=_product, aten=("mul",), on_booleans="and", **_PRODUCT),
-            **{"keeps_finite": (0, 1), "integer": True, "zero_at_zero": True, "linear": True},
+            **{"finite": True, "integer": True, "zero_at_zero": True, "linear": True},
         ),
         _with(
             _binary("div", "/", triton="DIVIDED", effort=0.5, linear=True, **_PRODUCT),
-            **{"bounds": lambda a, b: _product(a, reciprocal(b)), "range": None, "keeps_finite": (0,)},
         ),
         _with(
             Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})", "Neg", ("neg",)),
@@ -255,24 +222,24 @@ OPERATIONS: dict[str, Operation] = {
         ),
         _with(
             _intrinsic("abs", "fabs", "tl.abs({0})", onnx="Abs", **_PRESERVING),
-            bounds=lambda a: (max(0.0, a[0], -a[1]), max(-a[0], a[1])),
+            bounds=lambda a: (max(0, a[0], -a[1]), max(-a[0], a[1])),
         ),
         _with(
             _intrinsic("root", "sqrt", "ROOT", text="sqrt({0})", onnx="Sqrt", aten=(), eager=torch.sqrt),
-            **{"effort": 0.5, "bounds": _root} | _PRODUCT,
+            **{"effort": 0.5} | _PRODUCT,
         ),
-        _intrinsic("floor", "floor", "tl.floor({0})", onnx="Floor", bounds=_rounded),
-        _intrinsic("ceil", "ceil", "tl.ceil({0})", onnx="Ceil", bounds=_rounded),
-        _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))", bounds=_rounded),
-        _intrinsic("round", "roundeven", "", c="rint@({0})", onnx="Round", aten=()),
+        _intrinsic("floor", "floor", "tl.floor({0})", onnx="Floor", finite=True),
+        _intrinsic("ceil", "ceil", "tl.ceil({0})", onnx="Ceil", finite=True),
+        _intrinsic("trunc", "trunc", "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))", finite=True),
+        _intrinsic("round", "roundeven", "", c="rint@({0})", onnx="Round", aten=(), finite=True),
         _extreme("maximum", "ogt", ">", on_booleans="or", eager=lambda x, y: _first_if(x > y, x, y)),
         _extreme("minimum", "olt", "<", on_booleans="and", eager=lambda x, y: _first_if(x < y, x, y)),
         _with(
-            Operation("sign", 1, "sign({0})", _SIGN, onnx="Sign", aten=("sign", "sgn"), bounds=(-1.0, 1.0)),
+            Operation("sign", 1, "sign({0})", _SIGN, onnx="Sign", aten=("sign", "sgn"), finite=True),
             triton="(({0} > 0).to(tl.REAL) - ({0} < 0).to(tl.REAL))",
             c="(REAL)(({0} > 0) - ({0} < 0))",
         ),
-        _intrinsic("copysign", "copysign", "", 2),
+        _intrinsic("copysign", "copysign", "", 2, finite=True),
         _intrinsic(
             "fma",
             "fma",
@@ -281,6 +248,7 @@ OPERATIONS: dict[str, Operation] = {
             aten=(),
             eager=lambda x, y, z: torch.addcmul(z, x, y),
             linear=True,
+            finite=True,
             **_PRODUCT,
         ),
         _with(
@@ -290,30 +258,28 @@ OPERATIONS: dict[str, Operation] = {
         _with(
             Operation("where", 3, "({1} if {0} else {2})", _CHOICE, c="({0} ? {1} : {2})", onnx="Where"),
             **{"triton": "tl.where({0}, {1}, {2})", "takes_booleans": True, "integer": True},
-            **{"bounds": lambda _, a, b: (min(a[0], b[0]), max(a[1], b[1])), "linear": True},
+            **{"bounds": lambda _, a, b: (min(a[0], b[0]), max(a[1], b[1]))},
+            **{"finite": True, "linear": True},
         ),
         _with(
             Operation("poisson", 3, "poisson({1})", effort=8.0, energy="multiplication", eager=poisson),
-            range=(0.0, math.inf),
+            finite=True,
         ),
-        _with(
-            _call("exp", mkl="Exp", libm="exp", onnx="Exp", range=(0.0, math.inf)),
-            bounds=lambda a: (math.exp(a[0]), math.exp(a[1])) if a[1] <= LARGEST_EXPONENT else None,
-        ),
-        _call("log", mkl="Ln", libm="log", onnx="Log", bounds=_logarithm),
-        _call("log2", mkl="Log2", libm="log2", bounds=_logarithm),
+        _call("exp", mkl="Exp", libm="exp", onnx="Exp"),
+        _call("log", mkl="Ln", libm="log", onnx="Log"),
+        _call("log2", mkl="Log2", libm="log2"),
         _call("log10", mkl="Log10", libm="log10"),
-        _call("tanh", mkl="Tanh", libm="tanh", onnx="Tanh", bounds=(-1.0, 1.0)),
-        _call("sin", mkl="Sin", libm="sin", onnx="Sin", bounds=(-1.0, 1.0)),
-        _call("cos", mkl="Cos", libm="cos", onnx="Cos", bounds=(-1.0, 1.0)),
+        _call("tanh", mkl="Tanh", libm="tanh", onnx="Tanh", finite=True),
+        _call("sin", mkl="Sin", libm="sin", onnx="Sin", finite=True),
+        _call("cos", mkl="Cos", libm="cos", onnx="Cos", finite=True),
         _call("tan", mkl="Tan", libm="tan", onnx="Tan"),
         _call("asin", mkl="Asin", libm="asin", onnx="Asin"),
         _call("acos", mkl="Acos", libm="acos", onnx="Acos"),
-        _call("atan", mkl="Atan", libm="atan", onnx="Atan", bounds=(-2.0, 2.0)),
-        _call("erf", mkl="Erf", libm="erf", onnx="Erf", bounds=(-1.0, 1.0)),
-        _call("erfc", mkl="Erfc", libm="erfc", bounds=(0.0, 2.0)),
+        _call("atan", mkl="Atan", libm="atan", onnx="Atan", finite=True),
+        _call("erf", mkl="Erf", libm="erf", onnx="Erf", finite=True),
+        _call("erfc", mkl="Erfc", libm="erfc", finite=True),
         _call("erfinv", mkl="ErfInv"),
-        _call("sqrt", mkl="Sqrt", libm="sqrt", triton="ROOT", onnx="Sqrt", bounds=_root),
+        _call("sqrt", mkl="Sqrt", libm="sqrt", triton="ROOT", onnx="Sqrt"),
         _call("exp2", sleef="exp2", libm="exp2"),
         _call("expm1", sleef="expm1", libm="expm1"),
         _call("log1p", sleef="log1p", libm="log1p"),
@@ -327,7 +293,7 @@ OPERATIONS: dict[str, Operation] = {
         _call("hypot", 2, sleef="hypot", libm="hypot"),
         _with(
             _call("sigmoid", hibana=True, c="(1.0@ / (1.0@ + exp@(-{0})))", onnx="Sigmoid"),
-            **{"bounds": (0.0, 1.0), "expansion": ("div", "1", ("add", "1", ("exp", ("neg", "{0}"))))},
+            **{"finite": True, "expansion": ("div", "1", ("add", "1", ("exp", ("neg", "{0}"))))},
         ),
         _with(
             _call("softplus", hibana=True, c="log1p@(exp@({0}))", onnx="Softplus", aten=()),
