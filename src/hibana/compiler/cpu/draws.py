@@ -33,9 +33,8 @@ def _parse(name: str) -> _Draw:
 class Draws:
     """The draws of the blocks of one row.
 
-    If the blocks are `aligned`, each counter gives the numbers of two neurons of a block, and two steps are
-    drawn together, because each round of the generator waits for the previous round. Otherwise each neuron
-    has its own counter, and half of the counter's numbers are unused.
+    If the blocks are `aligned`, each counter gives the numbers of two neurons of a block. Otherwise each
+    neuron has its own counter, and half of the counter's numbers are unused.
 
     Args:
         code: the code of the function.
@@ -62,26 +61,14 @@ class Draws:
         self.code, self.width, self.aligned, self.first = code, width, aligned, first
         self.schedules: dict[int, list[tuple[Value, Value]]] = {}
         """The round keys of the generator, by the number of the draw."""
-        self.groups: dict[_Draw, tuple[_Draw, ...]] = {}
-        """For each draw, the draws that are computed together with it."""
-        self.times: dict[tuple[_Draw, ...], Value] = {}
-        """For each group, a vector of steps: the step of each draw, once for each of the draw's counters."""
-        draws = sorted(map(_parse, names))
-        for draw in draws:
+        self.times: dict[_Draw, Value] = {}
+        """For each draw a vector of its step."""
+        for draw in sorted(map(_parse, names)):
             if draw.number not in self.schedules:
                 low, high = seed.to(INT), (seed >> 32).to(INT) + draw.number
                 words = key_schedule(VECTORS, low, high)
                 self.schedules[draw.number] = [(x.spread(width), y.spread(width)) for x, y in words]
-            if draw not in self.groups:
-                candidates = [
-                    candidate
-                    for candidate in draws
-                    if candidate[:2] == draw[:2] and candidate not in self.groups
-                ]
-                group = tuple(candidates[: 2 if aligned else 1])
-                steps = [(time + member.later).to(INT).spread(width // 2) for member in group]
-                self.times[group] = steps[0].shuffled(steps[-1], range(width))
-                self.groups |= dict.fromkeys(group, group)
+            self.times[draw] = (time + draw.later).to(INT).spread(width)
 
     def block(self, index: Value) -> "Block":
         """The draws of the block that begins at `index` in the row."""
@@ -89,76 +76,42 @@ class Draws:
 
 
 class Block:
-    """The random numbers of the block of neurons that begins at the neuron `begin`, each computed once."""
+    """The random numbers of the block of neurons that begins at the neuron `begin`."""
 
     def __init__(self, draws: Draws, begin: Value) -> None:
-        """Starts without results; `begin` is the number of the block's first neuron."""
         self.draws, self.begin = draws, begin
-        self.results: dict[_Draw, Value] = {}
 
     def numbers(self, name: str, type_: Type) -> Value:
         """The vector of the block's random numbers of the draw `name`, of the element type `type_`."""
-        draw = _parse(name)
-        if draw not in self.results:
-            group = self.draws.groups[draw]
-            if draw.kind == "uniform" and type_ == DOUBLE:
-                self.results |= {each: self._double_uniform(each, group) for each in group}
-            else:
-                vectors = self._aligned(group) if self.draws.aligned else [self._unaligned(group)]
-                self.results |= {each: one.to(type_) for each, one in zip(group, vectors, strict=True)}
-        return self.results[draw]
-
-    def _aligned(self, group: tuple[_Draw, ...]) -> list[Value]:
-        """The float32 numbers of one or two draws that are computed together; two neurons share a counter."""
-        half = self.draws.width // 2
-        assert half == SHARED, half
-        counter = (self.begin >> 1).spread(half) + self._lane_indices().part(0, half)
-        if len(group) == 2:
-            counter = counter.shuffled(counter, [*range(half)] * 2)
-        first_numbers, second_numbers = self._pair(group, counter)
-        lanes = range(half)
-        return [
-            first_numbers.shuffled(
-                second_numbers,
-                [*(i * half + j for j in lanes), *((len(group) + i) * half + j for j in lanes)],
-            )
-            for i in range(len(group))
-        ]
-
-    def _unaligned(self, group: tuple[_Draw, ...]) -> Value:
-        """The float32 numbers of the only draw of `group`; each neuron has its own counter."""
-        element = self.begin.spread(self.draws.width) + self._lane_indices()
+        draw, width = _parse(name), self.draws.width
+        lanes = self.draws.code.lane_indices(INT.of(width))
+        element = self.begin.spread(width) + lanes
+        if draw.kind == "uniform" and type_ == DOUBLE:
+            x, y = self._words(draw, element)  # each number takes both random words of a counter
+            return x.to(LONG).real(DOUBLE) * 2.0**-32 + (y >> 11).real(DOUBLE) * 2.0**-53
+        if self.draws.aligned:
+            assert width == 2 * SHARED, width
+            counter = (self.begin >> 1).spread(SHARED) + lanes.part(0, SHARED)
+            first_numbers, second_numbers = self._pair(draw, counter)
+            return first_numbers.shuffled(second_numbers, range(width)).to(type_)
         first_numbers, second_numbers = self._pair(
-            group, ((element >> 1) & -SHARED) | (element & (SHARED - 1))
+            draw, ((element >> 1) & -SHARED) | (element & (SHARED - 1))
         )
-        return ((element & SHARED) > 0).select(second_numbers, first_numbers)
+        return ((element & SHARED) > 0).select(second_numbers, first_numbers).to(type_)
 
-    def _double_uniform(self, draw: _Draw, group: tuple[_Draw, ...]) -> Value:
-        """The uniform float64 numbers of one draw; each takes both random words of a counter."""
-        half, width = self.draws.width // 2, self.draws.width
-        begin = group.index(draw) * half
-        time = self.draws.times[group].part(begin, half)
-        counter = self.begin.spread(width) + self._lane_indices()
-        x, y = self._words(group, counter, time.shuffled(time, range(width)))
-        return x.to(LONG).real(DOUBLE) * 2.0**-32 + (y >> 11).real(DOUBLE) * 2.0**-53
-
-    def _lane_indices(self) -> Value:
-        """The vector 0, 1, 2, ... of 32-bit integers, one for each neuron of the block."""
-        return self.draws.code.lane_indices(INT.of(self.draws.width))
-
-    def _pair(self, group: tuple[_Draw, ...], counter: Value) -> tuple[Value, Value]:
+    def _pair(self, draw: _Draw, counter: Value) -> tuple[Value, Value]:
         """Two vectors of float32 numbers: for the first and for the second neuron of each counter."""
-        time = self.draws.times[group].part(0, counter.type.width)
-        x, y = self._words(group, counter, time)
-        if group[0].kind == "normal":
+        x, y = self._words(draw, counter)
+        if draw.kind == "normal":
             return generator.normal(VECTORS, x, y)
         return generator.uniform(VECTORS, x), generator.uniform(VECTORS, y)
 
-    def _words(self, group: tuple[_Draw, ...], counter: Value, time: Value) -> tuple[Value, Value]:
-        """Two vectors of 32 random bits for each counter, for the step of each draw in `group`."""
-        schedule = self.draws.schedules[group[0].number]
+    def _words(self, draw: _Draw, counter: Value) -> tuple[Value, Value]:
+        """Two vectors of 32 random bits for each counter, for the step of the draw."""
+        schedule, time = self.draws.schedules[draw.number], self.draws.times[draw]
         if (width := counter.type.width) < self.draws.width:
             schedule = [(x.part(0, width), y.part(0, width)) for x, y in schedule]
+            time = time.part(0, width)
         return threefry(VECTORS, schedule, (counter, time))
 
 
