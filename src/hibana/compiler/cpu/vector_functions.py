@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hibana.compiler.cpu.kernel_writer import MKL_MODE, libm_function
 from hibana.compiler.cpu.row_pass import needs_no_vector_function
-from hibana.compiler.cpu.vector_math import FUNCTIONS, VECTOR, Numbers, lane_by_lane
+from hibana.compiler.cpu.vector_math import FUNCTIONS, VECTOR, lane_by_lane
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported
 from hibana.compiler.graph.plan import gradients
@@ -120,10 +120,9 @@ def hibana_function(op: str, dtype: torch.dtype) -> int:
     if op not in FUNCTIONS:
         return 0
 
-    def compute(code: Code, *arguments: Value) -> Value:
-        """The results of a vector of arguments, computed in float64 and rounded to their type."""
-        numbers = Numbers(code, single=dtype != torch.float64)
-        return FUNCTIONS[op](numbers, *[x.to(DOUBLE) for x in arguments]).to(arguments[0].type)
+    def compute(code: Code, x: Value) -> Value:
+        """The results of a vector `x`, computed in float64 and rounded to its type."""
+        return FUNCTIONS[op](code, x.to(DOUBLE)).to(x.type)
 
     return _row(op, dtype, VECTOR, compute)
 

@@ -1,8 +1,7 @@
 """Transcendental functions of vectors, for operations that no library computes to PyTorch's bits.
 
-All functions except :func:`exp_of_float32` work on vectors of float64. A float32 result is computed in
-float64 and rounded once. The polynomials here are not accurate enough for float64 results, which use the C
-library.
+All functions except :func:`exp_of_float32` work on vectors of float64: a float32 result is computed in
+float64 and rounded once.
 """
 
 import math
@@ -13,49 +12,6 @@ from hibana.runtime.kernels import DOUBLE, Code, Function, Value, external_funct
 
 VECTOR = 8
 """Numbers in a vector."""
-
-
-class Numbers:
-    """The building blocks of functions of float64 vectors."""
-
-    def __init__(self, code: Code, *, single: bool) -> None:
-        """Stores the `code` to write to, and whether the result is rounded to float32 (`single`)."""
-        self.code = code
-        self.single = single
-        """Whether the result is rounded to float32."""
-
-    def library(self, name: str, *arguments: Value) -> Value:
-        """The C library's function `name` of each number."""
-        return lane_by_lane(self.code, external_function(name, DOUBLE, *[DOUBLE] * len(arguments)), arguments)
-
-    def exp(self, x: Value) -> Value:
-        """``exp(x)``."""
-        if not self.single:
-            return self.library("exp", x)
-        x = (x > 800).select(800, x)
-        x = (x < -800).select(-800, x)
-        count = (x * (1 / math.log(2))).call("rint")
-        remainder = count.fma(-math.log(2), x)
-        result = x.lift(1 / math.factorial(12))
-        for power in range(11, -1, -1):
-            result = result.fma(remainder, 1 / math.factorial(power))
-        half = (count * 0.5).call("floor")
-        return result * _power_of_two(half) * _power_of_two(count - half)
-
-    def decay(self, x: Value) -> Value:
-        """``exp(-|x|)``."""
-        return self.exp(-abs(x))
-
-    def log1p_of_fraction(self, x: Value) -> Value:
-        """``log(1 + x)`` for `x` from 0 to 1."""
-        if not self.single:
-            return self.library("log1p", x)
-        ratio = x / (x + 2)
-        square = ratio * ratio
-        result = x.lift(2 / 29)
-        for odd in range(27, 0, -2):
-            result = result.fma(square, 2 / odd)
-        return result * ratio
 
 
 def exp_of_float32(x: Value) -> Value:
@@ -98,11 +54,6 @@ IN_BLOCK: dict[str, Callable[..., Value]] = {"exp": lambda _, x: exp_of_float32(
 """The function ``(code, *vectors) -> vector`` of each operation that a block of neurons computes itself."""
 
 
-def _power_of_two(count: Value) -> Value:
-    """``2**count`` as float64 numbers, for whole numbers `count`."""
-    return ((count.truncate() + 1023) << 52).float_from_bits()
-
-
 def lane_by_lane(code: Code, function: Function, arguments: Sequence[Value]) -> Value:
     """The vector of the results of `function` for each lane of the `arguments`."""
     type_ = arguments[0].type
@@ -112,26 +63,29 @@ def lane_by_lane(code: Code, function: Function, arguments: Sequence[Value]) -> 
     return result
 
 
-def _sigmoid(n: Numbers, x: Value) -> Value:
-    """``1 / (1 + exp(-x))``; in float64 the rounding errors of sum and quotient are corrected."""
-    decay = n.decay(x)
+def _library(code: Code, name: str, x: Value) -> Value:
+    """The C library's function `name` of each number of a float64 vector."""
+    return lane_by_lane(code, external_function(name, DOUBLE, DOUBLE), [x])
+
+
+def _sigmoid(code: Code, x: Value) -> Value:
+    """``1 / (1 + exp(-x))``; the rounding errors of sum and quotient are corrected."""
+    decay = _library(code, "exp", -abs(x))
     numerator, denominator = (x < 0).select(decay, 1), decay + 1
     quotient = numerator / denominator
-    if n.single:
-        return quotient
     sum_error = decay - (denominator - 1)
     quotient_error = (-quotient).fma(denominator, numerator)
     return quotient + (quotient_error - quotient * sum_error) / denominator
 
 
-def _softplus(n: Numbers, x: Value) -> Value:
+def _softplus(code: Code, x: Value) -> Value:
     """``log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|))``, which does not overflow."""
-    return (x > 0).select(x, 0) + n.log1p_of_fraction(n.decay(x))
+    return (x > 0).select(x, 0) + _library(code, "log1p", _library(code, "exp", -abs(x)))
 
 
-FUNCTIONS: dict[str, Callable[..., Value]] = {
+FUNCTIONS: dict[str, Callable[[Code, Value], Value]] = {
     "sigmoid": _sigmoid,
     "softplus": _softplus,
-    "elu": lambda n, x: (x < 0).select(n.library("expm1", x), x),
+    "elu": lambda code, x: (x < 0).select(_library(code, "expm1", x), x),
 }
-"""The function ``(numbers, *vectors) -> vector`` of each operation."""
+"""The function of a float64 vector for each operation."""
