@@ -9,7 +9,7 @@ import torch
 import hibana as hb
 from conformance.suite import CELLS, takes
 from hibana.compiler import run_cell
-from hibana.compiler.cpu import row_kernels as cpu
+from hibana.compiler.cpu import kernels as cpu
 from hibana.compiler.cpu.launch import ALIASING_FROM
 from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
 

@@ -10,7 +10,7 @@ import torch
 import hibana as hb
 from hibana.compiler import compiling, programs
 from hibana.compiler.bounded_dict import BoundedDict
-from hibana.compiler.cpu import native_kernels as cpu
+from hibana.compiler.cpu import kernels as cpu
 from hibana.compiler.graph import dependencies
 
 X = 3 * torch.rand(6, 2, 5)

@@ -9,7 +9,7 @@ from conformance.suite import CELLS, CPU, drive, each_backend
 from hibana import surrogate
 from hibana.cells.surrogate import ATan
 from hibana.compiler import programs
-from hibana.compiler.cpu import row_kernels as cpu
+from hibana.compiler.cpu import kernels as cpu
 from hibana.compiler.cpu import vector_functions
 
 SHAPES = [(5,), (3, 1), (3, 7), (2, 63), (2, 64), (2, 1025), (3, 2, 1500), (300, 3), (4, 0), (3, 2, 2, 3)]

@@ -107,7 +107,7 @@ def _cpu_kernels(products: bool) -> type[Kernels]:
         from hibana.compiler.cpu.sample_kernels import SampleKernels
 
         return SampleKernels
-    from hibana.compiler.cpu.row_kernels import CpuKernels
+    from hibana.compiler.cpu.kernels import CpuKernels
 
     return CpuKernels
 

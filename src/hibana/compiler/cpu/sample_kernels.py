@@ -9,8 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from hibana.compiler.cpu.kernels import CpuKernels
 from hibana.compiler.cpu.launch import Launch, argument_packer
-from hibana.compiler.cpu.native_kernels import NativeKernels
 from hibana.compiler.cpu.product import padded, table_stride
 from hibana.compiler.cpu.row_function import LINE
 from hibana.compiler.graph import synapses
@@ -28,7 +28,7 @@ MAX_TILE_SAMPLES = 16
 """Maximum samples of a tile; more samples mean fewer passes over the weights."""
 
 
-class SampleKernels(NativeKernels):
+class SampleKernels(CpuKernels):
     """The kernels of one step with products, in one dtype."""
 
     takes_sparse: ClassVar = True
@@ -47,7 +47,7 @@ class SampleKernels(NativeKernels):
         matrices: Sequence[Tensor],
         arguments: Named,
     ) -> None:
-        """As :meth:`NativeKernels._launch`, with each matrix as a table."""
+        """As :meth:`CpuKernels._launch`, with each matrix as a table."""
         _, source = self._kernel(direction, variant)
         for i, matrix in enumerate(matrices[: self.step.matrices]):
             if i in self.step.sparse:

@@ -1,0 +1,202 @@
+"""The CPU kernels of a step, which are compiled on first use.
+
+Those of a step without matrix products run over rows of neurons. A sequence is ``[T, ...]``. Its single steps
+are contiguous; its stride over time is arbitrary, such as 0 for an input that is the same at each step.
+"""
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from hibana.compiler.backend import Prepared
+from hibana.compiler.cpu.kernel_writer import Source
+from hibana.compiler.cpu.launch import Launch, argument_packer, split_rows, unaliased
+from hibana.compiler.cpu.row_function import LINE
+from hibana.compiler.cpu.source import backward_source, forward_source
+from hibana.compiler.cpu.vector_functions import approximate, vector_functions
+from hibana.compiler.graph.plan import Plan
+from hibana.compiler.graph.step import Step
+from hibana.compiler.memory_layout import row_bytes
+from hibana.compiler.named_kernels import Named, NamedKernels, Variant
+from hibana.runtime.kernels import Kernel, address_of, assemble, bind_kernel
+
+SHAPES = 256
+"""Maximum shapes of sequences that the kernels of all steps of one structure stay bound to."""
+
+NONTEMPORAL_FROM = 8 << 20
+"""Bytes of a sequence from which it is written by non-temporal stores: the last-level cache would keep little
+of it until it is read."""
+
+PREPARED_UP_TO = 64 << 10
+"""Maximum bytes of a sequence whose calls are prepared: in a longer call this saves little."""
+
+REVERSED = 512
+"""Neurons at the end of a thread's last row that run in reverse order, against false sharing: the prefetcher
+goes on past the end of a row, and would take cache lines from the thread that writes them."""
+
+
+class CpuKernels(NamedKernels):
+    """The kernels of one step in one dtype, with its vector functions and its constants.
+
+    Raises:
+        Unsupported: if no function computes an operation of the step within 2 ulp.
+    """
+
+    about: ClassVar = "cpu: one native kernel forward and one back, on torch's threads"
+    takes_draws: ClassVar = True
+
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
+        """Finds the vector functions of `step`; kernels are compiled at their first launch."""
+        self.plan = plan
+        self.dtype = dtype
+        self.real = str(dtype).removeprefix("torch.")
+        self.size = dtype.itemsize
+        self.functions = vector_functions(step, dtype)
+        self.calls = frozenset(self.functions)
+        self.approximate = approximate(step, dtype)
+        self._kernels: dict[object, tuple[Kernel, Source]] = {}
+        self._bound = lru_cache(SHAPES)(self._bind)
+        self._set_step(step)
+
+    def _set_step(self, step: Step) -> None:
+        """Sets the step, and an array in memory of its constants."""
+        super()._set_step(step)
+        number = ctypes.c_double if self.dtype == torch.float64 else ctypes.c_float
+        self.constants = (number * len(step.constants))(*step.constants)
+        self.constants_address = ctypes.addressof(self.constants)
+
+    def source(self, direction: str, *, keep: bool = True) -> str:
+        """The LLVM IR of a kernel."""
+        variant: Variant = True if direction == "backward" else self.plan if keep else None
+        return self._source(direction, variant, False).text
+
+    def _source(self, direction: str, variant: Any, nontemporal: bool) -> Source:
+        """The LLVM IR of a kernel and the facts for its launch.
+
+        `variant` is the plan of values that a forward stores, or whether a backward computes the input's
+        gradient. `nontemporal`: whether the kernel writes sequences by non-temporal stores.
+        """
+        if direction == "forward":
+            return forward_source(self.step, variant, self.real, self.calls, nontemporal)
+        return backward_source(self.step, self.plan, self.real, self.calls, variant, nontemporal)
+
+    def _kernel(self, direction: str, variant: Variant, nontemporal: bool = False) -> tuple[Kernel, Source]:
+        """A compiled kernel and its source."""
+        key = direction, variant, nontemporal
+        if key not in self._kernels:
+            source = self._source(*key)
+            (kernel,) = assemble(source.text, (direction,))
+            # Another thread may already run a kernel that it stored first: that one must stay alive.
+            self._kernels.setdefault(key, (kernel, source))
+        return self._kernels[key]
+
+    def _new_sequence(self, read: Tensor, shape: torch.Size, may_offset: bool) -> Tensor:
+        """A tensor of `shape` without 4K aliasing between it and `read`."""
+        return unaliased(read, shape, may_offset)
+
+    def _bind(
+        self,
+        direction: str,
+        variant: Variant,
+        shape: torch.Size,
+        names: tuple[str, ...],
+        threads: int,
+    ) -> Launch:
+        """A kernel bound to sequences of one shape.
+
+        Args:
+            direction: ``"forward"`` or ``"backward"``.
+            variant: the plan of values that a forward stores, or whether a backward computes the input's
+                gradient.
+            shape: the shape of the sequences, ``[T, ...]``.
+            names: the names of the arguments that change with each launch, in order.
+            threads: the number of torch's threads, among which the work is split.
+        """
+        steps, neurons = shape[0], shape[1:].numel()
+        step_bytes = neurons * self.size
+        is_large = steps * step_bytes >= NONTEMPORAL_FROM and step_bytes % LINE == 0
+        kernel, source = self._kernel(direction, variant, is_large)
+        rows, width, grain = split_rows(steps, neurons, threads, source.max_row)
+        sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
+        sizes |= {"row_bytes": row_bytes(neurons)} | self._function_addresses(source)
+        pack = argument_packer(source.arguments, sizes, names)
+        return Launch(bind_kernel(kernel.address, rows, grain), pack)
+
+    def _function_addresses(self, source: Source) -> dict[str, int]:
+        """The kernel's arguments that are the addresses of vector functions."""
+        return {name: self.functions[op] for name, op in source.functions.items()}
+
+    def _launch(
+        self,
+        direction: str,
+        variant: Variant,
+        shape: torch.Size,
+        matrices: Sequence[Tensor],
+        arguments: Named,
+    ) -> None:
+        """Runs a kernel once, on the addresses of the tensors in `arguments`; others are those of `_bind`."""
+        arguments["constants"] = self.constants_address
+        launch = self._bound(direction, variant, shape, tuple(arguments), torch.get_num_threads())
+        if launch.workspace is not None:
+            arguments["workspace"] = torch.empty(launch.workspace, dtype=torch.uint8, device="cpu")
+        launch.run([_address(value) for value in arguments.values()])
+
+    def prepare(self, plan: Plan, shape: torch.Size, wants_last: bool) -> Prepared | None:
+        """Kernels bound to all arguments but the tensors' addresses, which saves time in short calls.
+
+        None for long sequences, and for steps with parameters, matrices or random numbers.
+        """
+        step = self.step
+        if step.arguments or step.draws or shape.numel() * self.size > PREPARED_UP_TO:
+            return None
+        empty_like, last_count = torch.empty_like, (len(step.states) - 1) * wants_last
+        layouts = [(shape[1:], self.dtype)] * last_count + self.residual_shapes(shape[0], shape[1:], plan)
+        templates = [torch.empty(size, dtype=dtype, device="cpu") for size, dtype in layouts]
+        names = ("input", "outputs", *self._last_names[:last_count], *plan.names)
+        run_forward = self._prepared("forward", plan, shape, names)
+        saved_names = (*["input"] * plan.reads_input, *plan.names)
+        run_backward = self._prepared("backward", True, shape, ("grad_outputs", "grad_input", *saved_names))
+
+        def forward(inputs: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+            """The outputs, the last states, and the residuals."""
+            outputs, results = empty_like(inputs), [empty_like(template) for template in templates]
+            run_forward([tensor.data_ptr() for tensor in (inputs, outputs, *results)])
+            return outputs, results[:last_count], results[last_count:]
+
+        def backward(saved: Sequence[Tensor], grad_outputs: Tensor) -> Tensor:
+            """The gradient of the inputs."""
+            grad_input = empty_like(grad_outputs)
+            run_backward([tensor.data_ptr() for tensor in (grad_outputs, grad_input, *saved)])
+            return grad_input
+
+        return Prepared(forward, backward)
+
+    def _prepared(
+        self, direction: str, variant: Variant, shape: torch.Size, names: tuple[str, ...]
+    ) -> Callable[[list[int]], None]:
+        """A function that runs a kernel, from addresses of contiguous tensors `names`; others are null."""
+        neurons = shape[1:].numel()
+        constant_arguments = dict.fromkeys([*self._initial_names, *self._last_names], 0)
+        constant_arguments |= dict.fromkeys([*self._initial_grad_names, *self._last_grad_names, "input"], 0)
+        constant_arguments |= {
+            "constants": self.constants_address,
+            "input_step": neurons,
+            "grad_outputs_step": neurons,
+        }
+        constant_arguments = {name: value for name, value in constant_arguments.items() if name not in names}
+        launch = self._bound(
+            direction, variant, shape, (*names, *constant_arguments), torch.get_num_threads()
+        )
+        run, pack, values = launch.kernel, launch.pack, tuple(constant_arguments.values())
+        return lambda addresses: run(pack((*addresses, *values)))
+
+
+def _address(value: Any) -> int:
+    """The kernel argument for a tensor, a number, or None."""
+    if isinstance(value, Tensor):
+        return address_of(value)
+    return value or 0
