@@ -70,28 +70,21 @@ class Draws:
                 self.schedules[draw.number] = [(x.spread(width), y.spread(width)) for x, y in words]
             self.times[draw] = (time + draw.later).to(INT).spread(width)
 
-    def block(self, index: Value) -> "Block":
-        """The draws of the block that begins at `index` in the row."""
-        return Block(self, (self.first + index).to(INT))
+    def numbers(self, name: str, type_: Type, index: Value) -> Value:
+        """The vector of random numbers of the draw `name` for the block that begins at `index` in the row.
 
-
-class Block:
-    """The random numbers of the block of neurons that begins at the neuron `begin`."""
-
-    def __init__(self, draws: Draws, begin: Value) -> None:
-        self.draws, self.begin = draws, begin
-
-    def numbers(self, name: str, type_: Type) -> Value:
-        """The vector of the block's random numbers of the draw `name`, of the element type `type_`."""
-        draw, width = _parse(name), self.draws.width
-        lanes = self.draws.code.lane_indices(INT.of(width))
-        element = self.begin.spread(width) + lanes
+        `type_` is the type of its elements.
+        """
+        begin = (self.first + index).to(INT)
+        draw, width = _parse(name), self.width
+        lanes = self.code.lane_indices(INT.of(width))
+        element = begin.spread(width) + lanes
         if draw.kind == "uniform" and type_ == DOUBLE:
             x, y = self._words(draw, element)  # each number takes both random words of a counter
             return x.to(LONG).real(DOUBLE) * 2.0**-32 + (y >> 11).real(DOUBLE) * 2.0**-53
-        if self.draws.aligned:
+        if self.aligned:
             assert width == 2 * SHARED, width
-            counter = (self.begin >> 1).spread(SHARED) + lanes.part(0, SHARED)
+            counter = (begin >> 1).spread(SHARED) + lanes.part(0, SHARED)
             first_numbers, second_numbers = self._pair(draw, counter)
             return first_numbers.shuffled(second_numbers, range(width)).to(type_)
         first_numbers, second_numbers = self._pair(
@@ -108,8 +101,8 @@ class Block:
 
     def _words(self, draw: _Draw, counter: Value) -> tuple[Value, Value]:
         """Two vectors of 32 random bits for each counter, for the step of the draw."""
-        schedule, time = self.draws.schedules[draw.number], self.draws.times[draw]
-        if (width := counter.type.width) < self.draws.width:
+        schedule, time = self.schedules[draw.number], self.times[draw]
+        if (width := counter.type.width) < self.width:
             schedule = [(x.part(0, width), y.part(0, width)) for x, y in schedule]
             time = time.part(0, width)
         return threefry(VECTORS, schedule, (counter, time))

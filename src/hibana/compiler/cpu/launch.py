@@ -14,9 +14,6 @@ from hibana.compiler.cpu.row_loops import OUTPUT_OFFSET, PAGE
 MIN_ROW = 512
 """Minimum neurons in a row."""
 
-ROW_COST = 128
-"""Cost of starting a row, in neurons: its memory must arrive first."""
-
 MULTIPLE = 64
 """Rows have a multiple of this many neurons, so that their bits fill whole words."""
 
@@ -77,13 +74,9 @@ def split_rows(steps: int, neurons: int, threads: int, max_width: int) -> tuple[
         threads: threads that share the rows.
         max_width: maximum neurons in a row.
     """
-
-    def cost(width: int) -> int:
-        """The time of the busiest thread with rows of this `width`, in units of a neuron."""
-        return -(-neurons // (width * threads)) * (width + ROW_COST)
-
-    widths = range(min(MIN_ROW, max_width), max_width + 1, MULTIPLE)
-    width = min(widths, key=lambda w: (cost(w), -w))
+    rows_per_thread = max(1, -(-neurons // (threads * max_width)))
+    share = -(-neurons // (threads * rows_per_thread))
+    width = min(max_width, max(MIN_ROW, -(-share // MULTIPLE) * MULTIPLE))
     return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
 
 

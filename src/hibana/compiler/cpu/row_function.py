@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from hibana.compiler.cpu.draws import Block, Draws
+from hibana.compiler.cpu.draws import Draws
 from hibana.compiler.cpu.vector_math import IN_BLOCK
 from hibana.compiler.graph import step as graph
 from hibana.compiler.graph.analysis import Analysis
@@ -80,7 +80,7 @@ class _Block(Analysis[Value]):
         self.names = names
         """The names of results in the code."""
         self.scalars = scalars
-        self.block_draws: Block | None = draws.block(index) if draws else None
+        self.draws = draws
         self.element = number.element
         self.vector = self.element.of(VECTOR)
         self.index = index
@@ -129,8 +129,8 @@ class _Block(Analysis[Value]):
 
     def on_draw(self, value: graph.Value) -> Value:
         """The block's random numbers of the draw `value`."""
-        assert self.block_draws is not None
-        return self.block_draws.numbers(str(value.data), self.element)
+        assert self.draws is not None
+        return self.draws.numbers(str(value.data), self.element, self.index)
 
     def on_row(self, value: graph.Value) -> Value:
         """The block's numbers in the row `value`; prefetches a later block if the row is in `ahead`."""
