@@ -47,22 +47,6 @@ def test_factories_are_not_imported_by_name():
                 assert not FACTORIES & {alias.name for alias in node.names}, path
 
 
-@pytest.mark.parametrize(
-    ("line", "found"),
-    [
-        ("torch.empty(3)", True),
-        ("torch.zeros(3, dtype=torch.int64)", True),
-        ("torch.as_tensor(x, device='cpu')", True),
-        ("torch.zeros(3, dtype=torch.int64, device='cpu')", False),
-        ("x.new_zeros(3)", False),
-        ("torch.zeros_like(x)", False),
-        ("torch.stack([x])", False),
-    ],
-)
-def test_the_rule_finds_what_it_names(line, found):
-    assert bool(list(_bare(line))) == found
-
-
 def _networks():
     """Every layer over time, at rest and from a state, and every layer of events, with an input for each."""
     spikes = (torch.rand([8, 256, 64], dtype=torch.float32) < 0.1).float()

@@ -1,7 +1,6 @@
 """A step may draw random numbers: the same in the reference loop, in every backend and in the backward."""
 
 import math
-import pickle
 
 import pytest
 import torch
@@ -186,10 +185,6 @@ def test_memory_formats_draw_for_the_same_elements():
     assert_same(ran(Escape(), other, backend="cpu")[0], ran(Escape(), inputs, backend="cpu")[0], "outputs")
 
 
-def test_inputs_that_are_the_same_at_each_step():
-    assert_equal(Escape(), drive((1, 3, 40)).expand(9, 3, 40))
-
-
 def test_threads_do_not_matter():
     inputs, before = drive((9, 9001)), torch.get_num_threads()
     try:
@@ -283,14 +278,6 @@ def test_outside_a_loop_a_step_draws_as_torch_does():
     assert torch.equal(spikes, expected)
 
 
-def test_record_draws_what_a_call_draws():
-    cell, inputs = Several(), drive()
-    torch.manual_seed(4)
-    recorded = hb.record(cell, inputs)["s"]
-    torch.manual_seed(4)
-    assert torch.equal(recorded, hb.unroll(cell, inputs)[0])
-
-
 def test_pieces_of_a_stream_draw_anew():
     """Each call has a seed of its own; the first piece is the first part of the whole."""
     net, inputs = hb.OverTime(Escape()), drive((8, 2, 30))
@@ -370,15 +357,6 @@ def assert_uniform(numbers, bins=64):
         assert abs(chi_square(pairs)) < 4
 
 
-def test_the_test_of_uniform_numbers_can_fail():
-    torch.manual_seed(0)
-    assert_uniform(torch.rand(400, 300))
-    with pytest.raises(AssertionError):
-        assert_uniform(torch.rand(400, 300) ** 1.02)
-    with pytest.raises(AssertionError):
-        assert_uniform(torch.rand(200, 300).repeat_interleave(2, 0))
-
-
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("shape", [(512, 256), (16, 8192), (8192, 16), (1000, 131)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -418,21 +396,6 @@ def test_draws_of_one_step_and_of_seeds_in_a_row_are_independent():
 
 
 # --- what the mathematics say -------------------------------------------------------------------------------
-
-
-def test_the_rate_of_escape_noise_is_the_closed_form():
-    """A potential that is the input: each step spikes with the probability that the step says."""
-
-    class Memoryless(hb.Cell):
-        def forward(self, input_, s):
-            return (hb.spike(torch.sigmoid((input_ - 1) / 0.25) - torch.rand_like(input_)),)
-
-    torch.manual_seed(0)
-    drive_ = torch.linspace(0.3, 1.7, 8)
-    rates = hb.unroll(Memoryless(), drive_.expand(2000, 50, 8), backend="cpu")[0].mean((0, 1))
-    expected = torch.sigmoid((drive_ - 1) / 0.25)
-    error = (expected * (1 - expected) / 100_000).sqrt()
-    assert ((rates - expected).abs() < 4 * error).all()
 
 
 def test_dropout_draws_in_training_alone():
@@ -560,15 +523,6 @@ def test_what_kernels_do_not_draw_is_refused_and_drawn_by_the_reference(draw, wh
         torch.manual_seed(1)
         emitted.append(hb.unroll(cell, inputs, backend="reference")[0])
     assert torch.equal(*emitted)
-
-
-def test_a_cell_that_draws_is_pickled_and_runs():
-    net = hb.OverTime(Several())
-    other = pickle.loads(pickle.dumps(net))
-    torch.manual_seed(1)
-    one = net(drive())
-    torch.manual_seed(1)
-    assert torch.equal(other(drive()), one)
 
 
 def test_the_way_back_of_a_recurrent_layer_is_part_of_a_step_that_draws():

@@ -2,8 +2,7 @@
 
 ``python -m conformance.accuracy [float32] [float64] [NAME ...]``, from the folder ``tests``, goes over all
 2**32 numbers of 32 bits, 250 million pairs of them, and ten million numbers or pairs of 64 bits: a minute for
-each function. ``slopes [NAME ...]`` compares derivatives of eight million numbers of 32 bits with those in
-64, PyTorch's own beside them.
+each function.
 """
 
 import ctypes
@@ -15,7 +14,6 @@ import torch
 from torch import Tensor
 
 import hibana as hb
-from conformance.functions import ONE
 from hibana.compiler.cpu.vector_functions import hibana_function, library_function, sleef_function
 from hibana.compiler.graph.ops import OPERATIONS
 
@@ -140,31 +138,7 @@ class Alone(hb.Cell):
         return (self.of(x),)
 
 
-def slope_errors(of: Callable[[Tensor], Tensor], x: Tensor) -> tuple[float, float]:
-    """The largest errors of hibana's and of PyTorch's derivative, in units of 2**-23, relative above 1."""
-
-    def slope(run: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        x = x.clone().requires_grad_()
-        return torch.autograd.grad(run(x).sum(), x)[0].double()
-
-    exact = slope(of, x.double())
-    found = (slope(lambda x: hb.unroll(Alone(of), x[None], backend="cpu")[0][0], x), slope(of, x))
-    errors = [(each - exact).abs() / exact.abs().clamp(min=1) * 2**23 for each in found]
-    finite = exact.isfinite() & found[0].isfinite() & found[1].isfinite()
-    return tuple(error[finite].max().item() for error in errors)
-
-
-def print_slopes(names: list[str]) -> None:
-    for name in names or ONE:
-        pieces = [sample("exp", PIECE, torch.float32, seed)[0] for seed in range(64)]
-        ours, theirs = map(max, zip(*(slope_errors(ONE[name].of, x) for x in pieces), strict=True))
-        print(f"{name}: {ours:.2f}, PyTorch {theirs:.2f}", flush=True)
-
-
 def main() -> None:
-    if sys.argv[1:2] == ["slopes"]:
-        print_slopes(sys.argv[2:])
-        return
     dtypes = {"float32": torch.float32, "float64": torch.float64}
     asked = [dtypes.pop(word) for word in sys.argv[1:] if word in dtypes]
     names = [word for word in sys.argv[1:] if word in TRUTH] or list(TRUTH)

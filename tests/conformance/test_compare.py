@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import hibana as hb
-from conformance.compare import assert_conforms, assert_same_gradients, assert_same_values, reference
+from conformance.compare import assert_conforms, assert_same_gradients, reference
 from conformance.suite import CELLS, SHAPE, drive
 from hibana.cells.surrogate import ATan
 
@@ -134,25 +134,11 @@ def test_each_fault_is_seen(fault, dtype):
         assert_conforms(FAULTS[fault], cell, inputs)
 
 
-@pytest.mark.parametrize("fault", ["a spike too few", "a NaN", "a potential off by its last bit"])
-def test_faults_of_inference_are_seen(fault):
-    cell = hb.IFCell()
-    with pytest.raises(AssertionError, match="IFCell"):
-        assert_same_values(FAULTS[fault], cell, drive(cell))
-
-
 @pytest.mark.parametrize("kind", CELLS)
 def test_a_gradient_off_by_one_percent_is_seen_in_each_cell(kind):
     cell = kind()
     with pytest.raises(AssertionError, match="gradient of the input"):
         assert_same_gradients(FAULTS["a gradient off by 1%"], cell, drive(cell), None, "outputs and states")
-
-
-@pytest.mark.parametrize("kind", CELLS)
-def test_the_reference_passes(kind):
-    cell = kind()
-    assert_same_values(reference, cell, drive(cell))
-    assert_conforms(reference, cell, drive(cell))
 
 
 def test_a_nan_of_the_references_own_must_be_there_too():

@@ -7,7 +7,6 @@ import dataclasses
 import enum
 import functools
 import logging
-import multiprocessing
 import operator
 import random
 import sys
@@ -157,10 +156,6 @@ def of_table():
     return TABLE["slope"]
 
 
-def of_variable():
-    return VARIABLE.get()
-
-
 def of_module():
     return CONFIG.slope
 
@@ -273,14 +268,6 @@ def of_builtins():
     return slope_of_builtins  # noqa: F821 - see below
 
 
-def documented():
-    """0.5"""
-
-
-def annotated(_: "0.5"):
-    pass
-
-
 class OtherSlope:
     slope = 0.25
 
@@ -367,16 +354,8 @@ REFUSED = {
     "the attributes that a pattern matches": lambda: kind(
         Matched(), matched, lambda _: setattr(Matched, "__match_args__", ("other", "slope"))
     ),
-    "the documentation of a function": lambda: kind(
-        documented, lambda held: float(held.__doc__), lambda held: setattr(held, "__doc__", "0.25")
-    ),
     "the global variables of a function": lambda: kind(
         of_global, lambda held: held.__globals__["SLOPE"], lambda _: set_global("SLOPE")()
-    ),
-    "whether an array is writeable": lambda: kind(
-        np.array([0.5]),
-        lambda held: 0.5 if held.flags.writeable else 0.25,
-        lambda held: setattr(held.flags, "writeable", False),
     ),
     "a deque": lambda: kind(collections.deque([0.5]), first_of, lambda held: held.appendleft(0.25)),
     "a method in C": lambda: reading(
@@ -386,19 +365,9 @@ REFUSED = {
     "slots": lambda: kind(Slots(0.5)),
     "a subclass of modules": lambda: kind(OwnModule("own"), slope_of, lambda _: TABLE.update(slope=0.25)),
     "an array": lambda: kind(np.array([0.5]), first_of, lambda held: held.fill(0.25)),
-    "an annotation": lambda: kind(
-        annotated,
-        lambda held: float(held.__annotations__["_"]),
-        lambda held: held.__annotations__.update(_="0.25"),
-    ),
-    "an identity": lambda: reading(lambda: 1 / (1 + id(SLOPE) % 7), set_global("SLOPE")),
     "the settings of NumPy": lambda: reading(
         lambda: len(np.geterr()["over"]) / 8, functools.partial(np.seterr, over="ignore")
     ),
-    "multiprocessing.Value": lambda: kind(
-        multiprocessing.Value("d", 0.5), value_of, lambda held: setattr(held, "value", 0.25)
-    ),
-    "a global context variable": lambda: reading(of_variable, lambda: VARIABLE.set(0.25)),
     "globals()": lambda: reading(of_globals, set_global("SLOPE")),
     "a generator of random numbers": lambda: kind(
         random.Random(0), lambda held: held.getstate()[1][0] / 2**33, lambda held: held.seed(5)
@@ -442,8 +411,6 @@ def restored(monkeypatch):
     monkeypatch.setattr(builtins, "abs", abs)
     monkeypatch.setattr(Matched, "__match_args__", ("slope", "other"))
     monkeypatch.setattr(builtins, "slope_of_builtins", 0.5, raising=False)
-    monkeypatch.setattr(documented, "__doc__", "0.5")
-    monkeypatch.setattr(annotated, "__annotations__", {"_": "0.5"})
 
 
 def both(cell):
@@ -528,9 +495,7 @@ TENSORS = {
     "a parameter's numpy": lambda cell: float(cell.weight.detach().numpy()[0]),
     "a parameter's tolist": lambda cell: cell.weight.tolist()[0],
     "a parameter as text": lambda cell: float(repr(cell.weight.data)[8:-2]),
-    "a loose tensor's numpy": lambda cell: float(cell.loose[0].numpy()[0]),
     "a loose tensor's tolist": lambda cell: cell.loose[0].tolist()[0],
-    "a loose tensor as text": lambda cell: float(repr(cell.loose[0])[8:-2]),
     "an array made of a tensor": lambda cell: float(np.asarray(cell.loose[0])[0]),
     "a gradient": lambda cell: 0.5 if cell.loose[0].grad is None else 0.25,
     "a version": lambda cell: 1 / (2 + cell.loose[0]._version),

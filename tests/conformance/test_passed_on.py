@@ -116,11 +116,6 @@ def test_a_state_that_is_passed_on_over_one_step_and_several_rows(kind, shape):
     assert_conforms(CPU, kind(), 2 * torch.rand(shape))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_state_that_is_passed_on_is_explained(kind):
-    assert "residuals " in hb.explain(kind(), (6,))
-
-
 class Delayed(hb.Cell):
     """Synapses that read the spikes of two, or three, steps before."""
 
