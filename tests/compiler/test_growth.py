@@ -57,8 +57,8 @@ def test_another_value_of_a_hyper_parameter_plans_nothing_and_writes_no_kernel(m
         raise AssertionError("planned or written again")
 
     monkeypatch.setattr(compiling, "make_plan", never)
-    monkeypatch.setattr(cpu, "forward_source", never)
-    monkeypatch.setattr(cpu, "backward_source", never)
+    monkeypatch.setattr(cpu, "forward_loop", never)
+    monkeypatch.setattr(cpu, "backward_loop", never)
     for tau in (3.0, 4.5):
         cell = Own(tau, threshold=0.3)
         inputs, outputs = _step(cell, X, "cpu")

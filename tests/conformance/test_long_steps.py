@@ -8,9 +8,11 @@ import torch
 import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CPU, each_backend
-from hibana.compiler.cpu.source import backward_source
+from hibana.compiler.cpu.row_loops import RowLoops
+from hibana.compiler.cpu.time_loop import backward_loop
 from hibana.compiler.graph.plan import make_plan
 from hibana.compiler.graph.trace import trace
+from hibana.runtime.kernels import Floats
 
 
 class HodgkinHuxley(hb.Cell):
@@ -75,7 +77,7 @@ def test_nothing_is_as_deep_as_a_step_is_long():
     try:
         step = trace(Euler(limit), torch.Size([5]), torch.float32)
         plan = make_plan(step)
-        source = backward_source(step, plan, "float32", frozenset(), wants_input=True)
+        source = RowLoops(step, backward_loop(step, plan, Floats, frozenset(), wants_input=True)).source()
     finally:
         sys.setrecursionlimit(before)
     assert source.text.count("fmul") > limit
@@ -84,7 +86,8 @@ def test_nothing_is_as_deep_as_a_step_is_long():
 def test_what_a_kernel_computes_with_lies_on_a_small_stack():
     step = trace(HodgkinHuxley(12), torch.Size([5]), torch.float32)
     plan = make_plan(step)
-    source = backward_source(step, plan, "float32", frozenset({"exp"}), wants_input=True)
+    loop = backward_loop(step, plan, Floats, frozenset({"exp"}), wants_input=True)
+    source = RowLoops(step, loop).source()
     rooms = [line.split("[")[1].split(" x ") for line in source.text.splitlines() if "alloca" in line]
     assert sum(4 * int(count) for count, _ in rooms) < 2 << 20
     assert source.max_row >= 64

@@ -15,8 +15,10 @@ from torch import Tensor
 from hibana.compiler.backend import Prepared
 from hibana.compiler.cpu.kernel_writer import Source
 from hibana.compiler.cpu.launch import Launch, argument_packer, split_rows, unaliased
-from hibana.compiler.cpu.row_function import LINE
-from hibana.compiler.cpu.source import backward_source, forward_source
+from hibana.compiler.cpu.row_function import LINE, NUMBERS
+from hibana.compiler.cpu.row_loops import RowLoops
+from hibana.compiler.cpu.sample_loops import SampleLoops
+from hibana.compiler.cpu.time_loop import backward_loop, forward_loop
 from hibana.compiler.cpu.vector_functions import approximate, vector_functions
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
@@ -53,7 +55,7 @@ class CpuKernels(NamedKernels):
         """Finds the vector functions of `step`; kernels are compiled at their first launch."""
         self.plan = plan
         self.dtype = dtype
-        self.real = str(dtype).removeprefix("torch.")
+        self.number = NUMBERS[dtype]
         self.size = dtype.itemsize
         self.functions = vector_functions(step, dtype)
         self.calls = frozenset(self.functions)
@@ -81,8 +83,10 @@ class CpuKernels(NamedKernels):
         gradient. `nontemporal`: whether the kernel writes sequences by non-temporal stores.
         """
         if direction == "forward":
-            return forward_source(self.step, variant, self.real, self.calls, nontemporal)
-        return backward_source(self.step, self.plan, self.real, self.calls, variant, nontemporal)
+            loop = forward_loop(self.step, variant, self.number, self.calls, nontemporal)
+        else:
+            loop = backward_loop(self.step, self.plan, self.number, self.calls, variant, nontemporal)
+        return (SampleLoops if self.step.matrices else RowLoops)(self.step, loop).source()
 
     def _kernel(self, direction: str, variant: Variant, nontemporal: bool = False) -> tuple[Kernel, Source]:
         """A compiled kernel and its source."""

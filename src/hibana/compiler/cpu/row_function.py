@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import torch
+
 from hibana.compiler.cpu.draws import Draws
 from hibana.compiler.cpu.vector_math import IN_BLOCK
 from hibana.compiler.graph import step as graph
@@ -44,7 +46,7 @@ AHEAD = 512
 """Distance of prefetches from a block, in bytes. Without prefetches a training step of a recurrent network
 takes 1.12 to 1.16 of the time, inference of a SEW ResNet 1.04 to 1.07 (Intel Xeon)."""
 
-NUMBERS: dict[str, type[Pointer]] = {"float32": Floats, "float64": Doubles}
+NUMBERS: dict[torch.dtype, type[Pointer]] = {torch.float32: Floats, torch.float64: Doubles}
 """The pointer type of numbers, by the dtype that a kernel computes in."""
 
 IN_LOOP = "in loop"

@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 from hibana.compiler.cpu.row_pass import Pass
 from hibana.compiler.graph.analysis import Rewriting
-from hibana.compiler.graph.passes import Stores, leaves
+from hibana.compiler.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.graph.synapses import with_masks
 from hibana.runtime.kernels import Pointer
 
 UNROLLED = 4
@@ -35,7 +36,73 @@ class StateRow(NamedTuple):
     """The address that receives its last values; an empty name or a null address if nothing receives them."""
 
 
-def sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str) -> dict[str, SequenceRow]:
+def forward_loop(
+    step: Step, plan: Plan | None, number: type[Pointer], calls: frozenset[str], nontemporal: bool = False
+) -> "TimeLoop":
+    """The loop that runs `step` over time: over samples for a step with matrix products, else over rows.
+
+    Args:
+        step: the step of the cell.
+        plan: the residuals that the kernel writes; None for none.
+        number: the pointer type of all numbers.
+        calls: the operations that vector functions compute.
+        nontemporal: whether sequences are written by non-temporal stores.
+    """
+    stores = forward_pass(step, plan)
+    *carried, emitted = step.states
+    states = {name: StateRow(f"{name}_first", f"{name}_last") for name in carried}
+    before: Stores = {}
+    initial: dict[str, str] = {}
+    if "emitted_before" in leaves(stores):
+        if step.matrices:  # reads the output of the step before
+            before["emitted_before"] = Value("row", data=f"{emitted}_earlier")
+            initial["emitted_before"] = f"{emitted}_first"
+        else:  # outputs may bypass the cache: a copy of the last one is a state
+            stores["emitted_before"] = stores[emitted]
+            states["emitted_before"] = StateRow(f"{emitted}_first", "")
+    sequences = _sequence_rows(step, stores, plan, "forward")
+    rest = number, calls, not step.matrices, nontemporal
+    return TimeLoop("forward", stores, sequences, states, before, initial, *rest)
+
+
+def backward_loop(
+    step: Step,
+    plan: Plan,
+    number: type[Pointer],
+    calls: frozenset[str],
+    wants_input: bool,
+    nontemporal: bool = False,
+) -> "TimeLoop":
+    """The loop that runs the gradient of `step` back over time.
+
+    Args:
+        step: the step of the cell.
+        plan: the residuals that the forward wrote.
+        number: the pointer type of all numbers.
+        calls: the operations that vector functions compute.
+        wants_input: whether the kernel computes the gradient of the input.
+        nontemporal: whether sequences are written by non-temporal stores.
+    """
+    masks: dict[int, Value] = {}
+    if step.matrices:
+        step, masks = with_masks(step)
+    stores = backward_pass(step, plan, wants_input=wants_input)
+    before = before_pass(step, plan)
+    *carried, emitted = step.states
+    sequences = _sequence_rows(step, stores, plan, "backward")
+    states = {f"{name}_grad": StateRow(f"{name}_last_grad", f"{name}_first_grad") for name in carried}
+    states[f"{emitted}_grad"] = StateRow("", f"{emitted}_first_grad")
+    states |= {f"sum{i}": StateRow("", f"sum{i}_all") for i in range(len(step.grad_sums))}
+    gates = {
+        f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(mask)}_earlier")
+        for state, mask in masks.items()
+    }
+    initial = {name: f"{name.removesuffix('_before')}_first" for name in before}
+    rest = before | gates, initial, number, calls, not step.matrices, nontemporal
+    return TimeLoop("backward", stores, sequences, states, *rest)
+
+
+def _sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str) -> dict[str, SequenceRow]:
     """The sequences ``[T, ...]`` that a loop over time reads or writes, by the names of their rows.
 
     Args:
