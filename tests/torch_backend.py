@@ -18,7 +18,7 @@ class TorchKernels(Kernels):
     def __init__(self, step, plan, dtype):
         self.step, self.plan, self.dtype = step, plan, dtype
 
-    def source(self, direction, *, keep=True):
+    def source(self, direction):
         return f"{direction}: see {__name__}"
 
     def forward(self, given):

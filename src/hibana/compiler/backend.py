@@ -150,8 +150,8 @@ class Kernels(ABC):
         return None
 
     @abstractmethod
-    def source(self, direction: str, *, keep: bool = True) -> str:
-        """The source of the ``"forward"`` or ``"backward"``, for ``explain``; `keep`: with residuals."""
+    def source(self, direction: str) -> str:
+        """The source of the ``"forward"``, with residuals, or of the ``"backward"``, for ``explain``."""
 
     def residual_shapes(
         self, steps: int, step_shape: Sequence[int], plan: "Plan | None" = None

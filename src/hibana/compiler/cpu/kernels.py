@@ -71,10 +71,9 @@ class CpuKernels(NamedKernels):
         self.constants = (number * len(step.constants))(*step.constants)
         self.constants_address = ctypes.addressof(self.constants)
 
-    def source(self, direction: str, *, keep: bool = True) -> str:
+    def source(self, direction: str) -> str:
         """The LLVM IR of a kernel."""
-        variant: Variant = True if direction == "backward" else self.plan if keep else None
-        return self._source(direction, variant, False).text
+        return self._source(direction, self.plan if direction == "forward" else True, False).text
 
     def _source(self, direction: str, variant: Any, nontemporal: bool) -> Source:
         """The LLVM IR of a kernel and the facts for its launch.

@@ -78,9 +78,9 @@ class GpuKernels(NamedKernels):
         """The device that Triton's kernels run on: the CPU in its interpreter."""
         return "cpu" if is_interpreted() else "cuda"
 
-    def source(self, direction: str, *, keep: bool = True) -> str:
-        """Triton source of the kernel of a `direction`; a forward stores residuals if `keep`."""
-        return self._source(direction, keep)
+    def source(self, direction: str) -> str:
+        """Triton source of the kernel of a `direction`; a forward stores residuals."""
+        return self._source(direction, True)
 
     def _readable(self, sequence: Tensor) -> Tensor:
         """The tensor that kernels read for `sequence`."""
