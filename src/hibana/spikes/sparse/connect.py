@@ -134,7 +134,7 @@ def probability(p: float, **options: Unpack[Options]) -> Rule:
 
     `options` are those of every rule: see :class:`Options`.
 
-    >>> round(probability(0.1, seed=0).connections(1000, 1000).size / 1000**2, 3)
+    >>> round(probability(0.1, seed=0).connections(1000, 1000).size / 1000**2, 2)
     0.1
     """
     if not 0 <= p <= 1:
