@@ -127,24 +127,6 @@ def test_names_that_would_cover_one_another_move_apart_as_little_as_they_can():
     assert heights == {"a": 0.0, "b": 0.55, "c": 1.0, "d": 1.45, "e": 10.0}
 
 
-def test_training_has_six_panels_that_can_be_saved(tmp_path):
-    history = {"training/loss": [2.0, 1.0], "validation/loss": [2.1, 1.2]}
-    history |= {
-        "training/accuracy": [0.1, 0.8],
-        "validation/accuracy": [0.1, 0.7],
-        "validation/rate/if1": [0.1, 0.2],
-    }
-    figure = plot.training(
-        history, ("linear", 0.75), torch.rand(8, 8), {"if1": torch.ones(4, 6)}, torch.rand(4, 10), 3
-    )
-    assert len(figure.axes) == 6
-    curves = {axes.get_title(): [line.get_label() for line in axes.lines] for axes in figure.axes}
-    assert curves["Loss"] == ["training", "validation"]
-    assert curves["Accuracy"] == ["training", "validation", "linear (test)"]
-    assert curves["Firing rate"] == ["if1"]
-    figure.savefig(tmp_path / "training.png")
-
-
 def test_a_training_in_closed_form_has_no_empty_panels(tmp_path):
     history = {"training/accuracy": [0.9], "validation/accuracy": [0.8]}
     figure = plot.training(

@@ -50,18 +50,6 @@ def test_flips_mirror_half_of_the_recordings(recordings):
         assert was or torch.equal(a, b)
 
 
-def test_one_seed_gives_one_batch(recordings):
-    results = []
-    for _ in range(2):
-        torch.manual_seed(7)
-        results.append(augment_batch(recordings, "flip-shift-roll"))
-    assert torch.equal(*results)
-
-
-def test_none_gives_the_recordings_themselves(recordings):
-    assert augment_batch(recordings, "none") is recordings
-
-
 @pytest.mark.parametrize(
     ("settings", "words"),
     [

@@ -403,9 +403,3 @@ def test_a_callback_that_raises_ends_the_run_and_gives_the_folder_back(tmp_path)
 def test_arguments_of_other_types_are_answered_with_the_right_ones(tmp_path, settings, options, words):
     with pytest.raises(TypeError, match=words):
         train.fit(settings, tmp_path / "run", **options)
-
-
-def test_an_outcome_is_shown_in_a_line(tmp_path):
-    _, outcome = train.fit(small(), tmp_path / "run")
-    assert f"accuracy={outcome.accuracy}" in repr(outcome)
-    assert len(repr(outcome)) < 200 + len(str(tmp_path))
