@@ -35,16 +35,8 @@ class CellStep:
         self._scratch = [*self._pass.scratch, *self._pass.products]
         self._matrices = list(dict.fromkeys(c.matrix for c in self._pass.sequence if c.function == "product"))
         self._called = sorted(self._pass.operations & self._functions.keys())
-
-    @property
-    def states(self) -> tuple[str, ...]:
-        """The names of the states; the last is the output."""
-        return self.step.states
-
-    @property
-    def scratch_rows(self) -> int:
+        self.scratch_rows = len(self._scratch)
         """Number of scratch rows, of one float32 per neuron, that a step needs."""
-        return len(self._scratch)
 
     def tensors(self, cell: Cell) -> dict[str, Tensor]:
         """The tensors that a kernel reads, with the current values of `cell`, by their argument names."""

@@ -16,7 +16,7 @@ BLOCK = 2 * VECTOR
 
 def build_kernel(neurons: CellStep, pairs: Pairs) -> Launcher:
     """The kernel for `neurons` and the form of `pairs`; the numbers of `pairs` are its arguments."""
-    states = neurons.states
+    states = neurons.step.states
 
     def stdp(
         code: Code,
