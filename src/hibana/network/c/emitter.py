@@ -60,14 +60,11 @@ class Emitter(Lowering):
         self._node = network.input
         """The layer under construction."""
         self._temporaries = 0
+        """Number of temporary arrays of that layer."""
         self._counter_type = ""
         """C's type of the counter of the last ring."""
         self._spike_lists: dict[Activations, tuple[Pointer, Pointer]] = {}
         """Arrays of the indices of spikes, and the address of their count."""
-
-    def begin(self, node: Node) -> None:
-        """Sets the layer under construction, and starts to number its temporary arrays from 0."""
-        self._node, self._temporaries = node, 0
 
     def pointer(self, name: str, kind: str) -> Pointer:
         """The array with the C expression `name`, of numbers of C's type `kind`."""

@@ -111,7 +111,7 @@ class Unit(Emitter):
 
     def _layer_lines(self, node: Node) -> list[str]:
         """The C block that computes the layer of `node`, with a title as comment."""
-        self.begin(node)
+        self._node, self._temporaries = node, 0
         outputs = self.activations[node] = node.layer.lower(node, self)
         if outputs.binary and node.kind not in _NEURONS:  # neurons list their own spikes
             self.allocate_list(outputs)
