@@ -12,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 from hibana.data import Description
 from hibana.learn import SET, DeepR, RigL
 from hibana.nn import loss, metrics
+from hibana.nn.sparse_linear import SparseLinear
 from hibana.train.augment import augment_batch
 from hibana.train.firing_rates import activity, spiking_layers, weight_decay_groups
 from hibana.train.network import Network
@@ -62,7 +63,7 @@ class Classifier(Network, lightning.LightningModule):
         epoch, steps = int(self.trainer.num_training_batches), int(self.trainer.estimated_stepping_batches)
         match self.settings.rewire:
             case "deep-r":
-                self.rewiring = DeepR(self.net, optimizer, seed=seed)
+                self.rewiring = DeepR(self.net, optimizer, l1=deep_r_l1(self.net), seed=seed)
             case "set":
                 self.rewiring = SET(self.net, optimizer, every=epoch, seed=seed)
             case "rigl":
@@ -178,6 +179,26 @@ class Classifier(Network, lightning.LightningModule):
         steps = max(1, int(self.trainer.estimated_stepping_batches))
         schedule = _Cycle(optimizer, rate, total_steps=steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def deep_r_l1(net: nn.Module) -> float:
+    """Returns the strength of DEEP R's l1 regularization for the sparse layers of `net`.
+
+        l1 = min(0.3, 3 / d^2)      d: mean number of synapses per target neuron
+
+    With few synapses per neuron, most of the random initial synapses are of no use: half of the neurons never
+    fire, and their synapses get no gradient. Only the l1 term removes these synapses. With many synapses per
+    neuron, a strong l1 term removes useful synapses. Both numbers were chosen by validation on the digits.
+
+    >>> import hibana as hb
+    >>> rules = hb.connect.fixed_in_degree(2), hb.connect.fixed_in_degree(20)
+    >>> [round(deep_r_l1(hb.SparseLinear(100, 50, rule)), 4) for rule in rules]
+    [0.3, 0.0075]
+    """
+    layers = [module for module in net.modules() if isinstance(module, SparseLinear)]
+    neurons = sum(layer.out_features for layer in layers)
+    synapses = sum(len(layer.weight) for layer in layers)
+    return min(0.3, 3 * (neurons / max(1, synapses)) ** 2)
 
 
 class RSquared(Metric):
