@@ -129,6 +129,24 @@ def test_an_encoding_that_does_not_exist_or_fit_is_refused(tmp_path):
             read(tmp_path / "parts.csv", encoding=encoding)
 
 
+@pytest.mark.parametrize("ending", ["wav", "aiff", "flac"])
+def test_truncated_recordings_of_sound_are_refused(tmp_path, ending):
+    soundfile = pytest.importorskip("soundfile", reason="the extra sound is not installed")
+    from hibana.data.user_data.sound import read_levels
+
+    path = tmp_path / f"cut.{ending}"
+    soundfile.write(path, np.random.default_rng(0).normal(size=16_000) / 10, 16_000)
+    content = path.read_bytes()
+    assert len(read_levels(path, 8000.0)) == 98
+    path.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(ValueError, match=rf"recording .*cut\.{ending} can't be read as sound: "):
+        read_levels(path, 8000.0)
+    if ending == "wav":  # a program that writes to a pipe does not know the sizes
+        unknown = b"\xff" * 4
+        path.write_bytes(content[:4] + unknown + content[8:40] + unknown + content[44 : len(content) // 2])
+        assert 40 < len(read_levels(path, 8000.0)) < 98
+
+
 @pytest.mark.parametrize(
     ("names", "label"),
     [("class,time,value", "class"), ("x,y,kind", "y"), ("x,y,z,kind", "kind"), ("y,Target,kind", "Target")],

@@ -148,11 +148,16 @@ def _filters(rate: int, length: int, highest: float) -> Numbers:
 
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
-    """The open ``soundfile.SoundFile`` at `path`; raises ValueError if it can't be read, or is too long."""
+    """The open ``soundfile.SoundFile`` at `path`.
+
+    Raises ValueError if it can't be read, is truncated, or is too long.
+    """
     import soundfile
 
     try:
         with soundfile.SoundFile(path) as file:
+            if path.stat().st_size < _declared_size(path):
+                raise ValueError(f"recording {path} can't be read as sound: it is truncated")
             if file.frames > LONGEST * file.samplerate:
                 length = f"{path} lasts {file.frames / file.samplerate:,.0f} s"
                 raise ValueError(f"recordings must last at most {LONGEST:.0f} s, {length}; cut it")
@@ -162,10 +167,23 @@ def _open(path: Path) -> Iterator[Any]:
         raise ValueError(f"recording {path} can't be read as sound: {reason}") from error
 
 
+def _declared_size(path: Path) -> int:
+    """The size in bytes that the header of a WAV or AIFF file declares; 0 for other files.
+
+    Programs that write to a pipe declare about 2^31 or 2^32 bytes, because they do not know the size.
+    """
+    with path.open("rb") as file:
+        form, size = file.read(4), file.read(4)
+    if form not in (b"RIFF", b"FORM"):
+        return 0
+    declared = int.from_bytes(size, "little" if form == b"RIFF" else "big") + 8
+    return declared if declared < 0x7FFF0000 else 0
+
+
 def read_levels(path: Path, highest: float) -> Numbers:
     """The levels of the recording in a file, in bands up to `highest` Hz; see :func:`log_mel`.
 
-    Raises ValueError if the file is empty, or contains numbers that are not finite.
+    Raises ValueError if the file is truncated or empty, or contains numbers that are not finite.
     """
     with _open(path) as file:
         samples, rate = file.read(dtype="float64", always_2d=True), file.samplerate
