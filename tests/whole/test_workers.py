@@ -1,5 +1,4 @@
-"""Workers that share the tests: each computes with one thread, a file that sets up for long is run by one,
-and if one dies the run ends with an error."""
+"""Workers that share the tests: each computes with one thread, and if one dies the run ends with an error."""
 
 import os
 import shutil
@@ -28,18 +27,6 @@ def test_passes(number):
 """
 
 
-WHO = """
-import os, time
-import pytest
-
-@pytest.mark.parametrize("number", range(30))
-def test_passes(number):
-    time.sleep(0.02)
-    with open(__file__ + ".workers", "a") as file:
-        file.write(os.environ["PYTEST_XDIST_WORKER"] + "\\n")
-"""
-
-
 def shared_by_two(folder: Path, **tests: str) -> subprocess.CompletedProcess[str]:
     """What came of `tests`, by file, with two workers that share them as ours do."""
     shutil.copy(Path(workers.__file__), folder / "conftest.py")
@@ -55,18 +42,6 @@ def shared_by_two(folder: Path, **tests: str) -> subprocess.CompletedProcess[str
         text=True,
         timeout=600,  # replaced, it would never end
     )
-
-
-@pytest.mark.slow
-def test_the_files_that_set_up_for_long_are_each_run_by_one_worker(tmp_path):
-    together = [Path(name).stem for name in workers.TOGETHER]
-    assert all([*Path(workers.__file__).parent.rglob(name)] for name in workers.TOGETHER)
-    ended = shared_by_two(tmp_path, **dict.fromkeys([*together, "test_another", "test_one_more"], WHO))
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    ran = {path.name.partition(".")[0]: path.read_text().split() for path in tmp_path.glob("*.workers")}
-    assert {name: len(by) for name, by in ran.items()} == dict.fromkeys(ran, 30)
-    assert [len(set(ran[name])) for name in together] == [1] * len(together)
-    assert len({*ran["test_another"], *ran["test_one_more"]}) == 2
 
 
 def test_a_worker_that_is_killed_ends_the_run_with_an_error(tmp_path):

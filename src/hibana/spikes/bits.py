@@ -188,7 +188,7 @@ def scan(
         source: numbers, in rows of `inputs`.
         bits: ``[planes, rows, words]``, int64, for the result.
         inputs: numbers of a row.
-        factor: the factor of which all numbers shall be small multiples.
+        factor: a number; all numbers must be small multiples of it.
         step: distance from one packed row to the next.
         threads: number of threads; 0 for all.
 

@@ -58,7 +58,7 @@ class Machine:
         self._loaded: list[str] = []
         """The arrays that the current statements read, once for each read."""
         self._lane: int | None = None
-        """The lane in which a loop over words computes; -1 in a loop over elements, None elsewhere."""
+        """The lane that computes in a loop over words; -1 in a loop over elements, None elsewhere."""
 
     def run(self, statements: Iterable[c_ast.Node]) -> int:
         """Appends the states of `statements`, and returns the index of the first state."""
