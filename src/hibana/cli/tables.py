@@ -184,7 +184,10 @@ def _csv_line(cells: Sequence[Any]) -> str:
 
 
 def _rows(answers: "Answers", name_key: str = "sample") -> list[dict[str, Any]]:
-    """Returns a dictionary per sample: its name under `name_key`, prediction, probabilities, correctness."""
+    """Returns a dictionary per sample: its name under `name_key`, and the answer.
+
+    With classes also their probabilities, and whether the answer is right where the true class is known.
+    """
     rows = []
     for index, name in enumerate(answers.names):
         row: dict[str, Any] = {name_key: name, answers.label: answers.answers[index]}

@@ -131,7 +131,10 @@ def _notation(name: str, step: Step) -> str:
 
 
 def _readable(line: str) -> str:
-    """An equation without double parentheses, and with shorter names of gradients."""
+    """An equation for the user: ``[(i)]`` becomes ``[i]``, the gradient of the output ``d_emitted``.
+
+    A gradient with a prime is that of a state after the step, the value before this step of the backward.
+    """
     target, _, value = line.partition(" = ")
     value = re.sub(r"\[\((.*)\)\]", r"[\1]", value)
     return f"{target} = {value}".replace("emitted_grad", "d_emitted").replace("_grad'", "_grad before")

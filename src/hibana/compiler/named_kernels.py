@@ -195,7 +195,11 @@ def sum_over_time(
 
 
 def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
-    """``gradient^T residual``, summed over the first two dimensions; `residual` may be bytes of bits."""
+    """``gradient^T residual``, summed over the first two dimensions.
+
+    `residual` is the input of a recurrent product that the forward stored. With `is_bits` it holds 8 spikes a
+    byte, of as many neurons as `gradient` has.
+    """
     rows, residual = gradient.flatten(0, 1), residual.flatten(0, 1)
     if not is_bits:
         return rows.T @ residual

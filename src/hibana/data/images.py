@@ -94,7 +94,10 @@ class _IDXImages(DataSet):
         return InMemory(images[:-5000], labels[:-5000]), InMemory(images[-5000:], labels[-5000:]), test
 
     def _candidates(self) -> list[Path]:
-        """The folders that may contain the files."""
+        """The folders that may contain the files: without `root`, that of Debian's package.
+
+        Else `root`, or the folder below it into which torchvision puts the files.
+        """
         if self.root is None:
             return [DEBIAN / self.debian_folder]
         return [self.root, self.root / type(self).__name__ / "raw"]

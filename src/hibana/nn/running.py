@@ -201,7 +201,10 @@ class _Run:
 
 
 def served(layer: Stateful, inputs: Tensor, state: State | None, return_state: bool) -> Any:
-    """A call of `layer` while a run is active in this thread or another one."""
+    """The result of `layer` while :func:`hibana.run` is active in this thread or another one.
+
+    In this thread, the run passes the layer its state from the call before, and stores the last one.
+    """
     run_: _Run | None = call_context.current_run()
     serve = layer.over_time if run_ is None else lambda x, first_state: run_.serve(layer, x, first_state)
     outputs, last_state = serve(inputs, state)

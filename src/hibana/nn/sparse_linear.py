@@ -213,7 +213,10 @@ class SparseLinear(SpikeLayer):
         """The sums over all synapses, in the dtype of `input`; numbers of 16 bits are added in float32.
 
         `input` is ``[..., in_features]``. With delays it is ``[T, batch, in_features]``, and `history` holds
-        the `reach` steps before it; None for zeros.
+        the steps before it, as many as the longest delay `reach`; None for zeros.
+
+        Traced inputs take torch's operations; spikes the kernels per spike, which also add the bias; other
+        numbers a sparse product.
         """
         weight, bias = self._tensors()
         if not input.is_floating_point():

@@ -24,7 +24,10 @@ def simplified_nexts(step: Step) -> tuple[Value, ...]:
 def measured_ranges(
     step: Step, tensors: Sequence[Tensor], initial: Sequence[Tensor], inputs: Tensor
 ) -> list[Range]:
-    """The range over `inputs`, ``[T, batch, ...]``, of each value in :func:`simplified_nexts`.
+    """The least and greatest number of each intermediate value of `step` over `inputs`, ``[T, batch, ...]``.
+
+    The values have the order of ``reachable(simplified_nexts(step))``; formats of fixed-point numbers follow
+    from their ranges.
 
     `tensors` are the arguments of the step's prologue, `initial` its initial states.
     """

@@ -148,7 +148,7 @@ class _Writing(Analysis[Integer]):
         return result
 
     def _floor(self, one: Integer) -> Integer:
-        """The largest integer that is at most `one`, by a shift."""
+        """The floor of the fixed-point number `one`, an integer divided by ``2^exponent``, by a shift."""
         if one.exponent <= 0:
             return one
         text = _TEXT["lt 0" if one.low < 0 else "ge 0"].format(self._named(one).text, one.exponent)

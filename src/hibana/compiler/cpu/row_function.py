@@ -141,7 +141,10 @@ class _Block(Analysis[Value]):
         return self.on_bits(value)
 
     def on_bits(self, value: graph.Value) -> Value:
-        """The block's numbers or truth values in the row `value`."""
+        """The part of the row called `value` in this block: numbers, or the mask of a row of bits.
+
+        A row of bytes holds one bit for each neuron. At the end of a row only valid neurons are read.
+        """
         address = self.address(str(value.data))
         if not isinstance(address, Bytes):
             return address.load(VECTOR, self.valid)

@@ -49,7 +49,7 @@ class Value:
 
     @property
     def is_gradient(self) -> bool:
-        """Whether it is the leaf of the gradient of a state after the step."""
+        """Whether it is an input of the backward: the gradient with respect to a state after the step."""
         return self.op == "gradient"
 
     @property

@@ -61,7 +61,7 @@ def write_neurons(emitter: "Emitter", node: Node, index: int, currents: Activati
     constants = emitter.constant(torch.tensor(layer.step.constants, dtype=torch.float64, device="cpu"))
 
     def scalar(array: str, i: int) -> Value:
-        """Constant `i` of the step, or the only number of the parameter called `array`."""
+        """Number `i` of the step's constants (`array` is ``c``), or the only one of parameter 3 (``p3``)."""
         return constants[i] if array == "c" else emitter.constant(layer.parameters[int(array[1:])])[0]
 
     scalars = scalar_arguments([row_pass], scalar)

@@ -204,7 +204,9 @@ def input_gradient(
 ) -> None:
     """Writes the input gradient ``[steps, sequences, inputs]`` where `bits` are set, zero elsewhere.
 
-    A work item is one row of the result. `gradient` is ``[sequences, steps + reach, outputs]``.
+    A work item is one row of the result. `gradient` is ``[sequences, steps + reach, outputs]``, with the
+    longest delay `reach`. Synapse k reads the number at ``offsets[k] = delay * outputs + output`` after the
+    row of its step; the synapses of an input begin at ``row_starts[input]``.
     """
     words = words_of(sizes.inputs)
     with code.scratch(LIST) as (index,), code.loop(begin, end) as item:
