@@ -143,12 +143,16 @@ def _gate_of_use(value: Value, user: Value, user_gate: Gate | None) -> Gate | No
     """
     if value in user.args[1:2] and user.gate is not None:
         return user.gate, None
-    if user.operation is None or not user.operation.linear:
+    if user.operation is None:
         return None
-    factors = [argument for argument in user.args if argument is not value]
-    if user_gate is not None or not user.operation.zero_at_zero or not factors:
+    if user_gate is not None and (user.operation.linear or user.operation.boolean):
         return user_gate
-    mask = zero_outside(factors[0])
+    factors = [argument for argument in user.args if argument is not value]
+    if value is user.gate:  # a choice between a product and zero has no effect where the product is zero
+        factors = factors[:1]
+    elif not user.operation.zero_at_zero:
+        return None
+    mask = zero_outside(factors[0]) if factors else None
     return None if mask is None else (mask, None)
 
 

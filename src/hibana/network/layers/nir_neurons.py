@@ -162,7 +162,7 @@ def _subtraction(fields: dict[str, Any], gain: Any, taus: tuple[Any, ...]) -> di
         taus: the membrane's time constant in steps; empty without a leak.
     """
     threshold, amount = np.asarray(fields["v_threshold"]), np.asarray(fields["subtracted"]) * gain
-    leak = array(torch.as_tensor(1 - 1 / taus[0])) if taus else 1.0
+    leak = 1 - 1 / np.asarray(taus[0]) if taus else 1.0
     if taus and np.allclose(amount, threshold, _ROUNDING):
         return {"threshold": float_or_tensor(threshold, "threshold"), "reset": "subtract", "leak_first": True}
     # a potential that decays to zero in one step needs no reset

@@ -233,6 +233,9 @@ def sums_per_synapse(row_starts: Tensor, targets: Tensor, source: Tensor, gradie
 
     `source` is the input ``[rows, inputs]``, and `gradient` that of the output, ``[rows, outputs]``.
     """
+    if targets.numel() > source.shape[1] * gradient.shape[1]:  # some twice: torch refuses such a matrix
+        sources = torch.repeat_interleave(row_starts.diff())
+        return (source.T @ gradient)[sources, targets]
     zeros = gradient.new_zeros(targets.numel())
     matrix = sparse_matrix(row_starts, targets, zeros, gradient.shape[1])
     sums: Tensor = torch.sparse.sampled_addmm(matrix, source.T, gradient, beta=0.0)
