@@ -25,7 +25,8 @@ PEERS = [
     pytest.param(
         run,
         marks=pytest.mark.skipif(
-            importlib.util.find_spec(run.__name__) is None, reason=f"{run.__name__} is not installed"
+            any(importlib.util.find_spec(name) is None for name in (run.__name__, "nirtorch")),
+            reason=f"{run.__name__} or nirtorch is not installed",
         ),
     )
     for run in (snntorch, norse, spikingjelly, sinabs, rockpool)
