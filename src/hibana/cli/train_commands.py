@@ -1,8 +1,6 @@
 """Commands for runs: ``train``, and ``runs``, which lists them."""
 
 import inspect
-import math
-import os
 import re
 import sys
 import textwrap
@@ -33,6 +31,7 @@ with progress("loading PyTorch"):
     from hibana.train.architecture import check_trust
     from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim, interrupted_folder
     from hibana.train.settings import CHOICES, FILE_OPTIONS
+    from hibana.train.threads import choose
 
 if TYPE_CHECKING:
     from hibana.data import DataSet
@@ -40,12 +39,6 @@ if TYPE_CHECKING:
     from hibana.train.run import Prepared
 
 RUNS = Path("hibana-runs")
-MIN_MULTIPLICATIONS = 3e8
-"""Multiplications in a dense forward pass of a batch from which more than one thread is used.
-
-Pooling and strides are ignored. In a small network, threads mostly wait for each other: beside a busy
-process, training on the digits took ten times as long with two threads as with one.
-"""
 
 
 def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
@@ -133,20 +126,8 @@ def train(  # noqa: D417 - options are documented in Settings
             print(f"{path} holds another run, which is kept; this one is in {folder.path}", flush=True)
         if summary := getattr(prepared.samples, "summary", ""):
             print(summary, flush=True)
-        torch.set_num_threads(threads or _default_threads(prepared.model))
+        choose(prepared.model, threads)
         _complete(prepared, folder)
-
-
-def _default_threads(model: "Classifier") -> int:
-    """Returns 1 for small networks, otherwise torch's number of threads, which ``OMP_NUM_THREADS`` sets."""
-    import torch
-
-    pixels = math.prod(model.shape[-2:]) if len(model.shape) > 1 else 1
-    weights = (w for w in model.net.parameters() if w.ndim > 1)
-    products = sum(w.numel() * (pixels if w.ndim == 4 else 1) for w in weights)
-    multiplications = products * model.settings.steps * model.settings.batch_size
-    is_small = multiplications < MIN_MULTIPLICATIONS and "OMP_NUM_THREADS" not in os.environ
-    return 1 if is_small else torch.get_num_threads()
 
 
 def _check_accelerator(name: str) -> None:
