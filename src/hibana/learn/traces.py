@@ -180,7 +180,7 @@ def _advance(traces: Tensor, rows: Tensor, ends: Sequence[End], stored: StoredSy
     """
 
     def by_synapse(factor: Tensor) -> Tensor:
-        """A factor ``[rows, outputs]`` in the shape of a part of the traces; a scalar stays a scalar."""
+        """A factor ``[rows, outputs]`` for each synapse: that of its target; a scalar stays a scalar."""
         if not factor.ndim:
             return factor
         return factor[..., None] if stored is None else factor[:, stored.targets]

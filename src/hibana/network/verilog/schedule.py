@@ -139,7 +139,7 @@ class Schedule:
         return array.result()
 
     def read(self, cycle: int, array: Array, index: Expression) -> None:
-        """Reads the word with the element at `index` in a cycle."""
+        """Places a read of the element at `index` of an array in a cycle of the block."""
         self.state(cycle)
         self._read[array.name] = cycle
         self._reads.append((cycle, array, index.low_bits(array.address_bits, self.wires)))
