@@ -599,13 +599,14 @@ def test_pictures_of_floating_point_numbers_are_refused(tmp_path):
 
 
 def test_few_threads_for_little_work(monkeypatch):
-    from hibana.cli import train_commands
+    from hibana.train import threads as train_threads
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
     for layers, threads in (("16", 1), ("4096,4096", 2)):
         model = train.Network(train.Settings(layers=layers), (8, 8), 10)
-        assert train_commands._default_threads(model) == threads
+        assert train_threads.choose(model) == threads
 
 
 def test_the_error_of_quantities_is_printed_for_samples_with_labels(tmp_path, monkeypatch, capsys):
