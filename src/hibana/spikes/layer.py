@@ -10,7 +10,7 @@ from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import pack_bits, sampled_density
-from hibana.spikes.planes import Planes, candidate_factors, pack_integers
+from hibana.spikes.planes import Planes, pack_integers
 from hibana.spikes.provenance import Provenance, fills_memory
 
 __all__ = ["NOT_SPIKES", "SMALLEST_WORK", "SMALL_PRODUCT", "SMALL_PRODUCT_REASON", "UNSUPPORTED", "Mode"]
@@ -98,7 +98,7 @@ def attached_planes(provenance: Provenance | None, length: int, is_contiguous: b
 
 def pack_numbers(rows: Tensor) -> Planes | str:
     """Contiguous `rows` of spikes or small whole numbers as bits; else the reason for a dense product."""
-    return pack_binary(rows) or pack_integers(rows) or NOT_SPIKES
+    return pack_binary(rows) or pack_integers(rows, lambda: rows) or NOT_SPIKES
 
 
 class PackedInput(NamedTuple):
@@ -147,7 +147,7 @@ def pack_input(
         planes = _pack_all(rows())
         if planes is not None:
             return PackedInput(planes, sample_key)
-    planes = pack_integers(rows()) if density is not None or candidate_factors(filled) else None
+    planes = pack_integers(filled, rows)
     return NOT_SPIKES if planes is None else PackedInput(planes, _complete_key(key, planes))
 
 

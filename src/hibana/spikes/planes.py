@@ -6,16 +6,17 @@ Each plane holds spikes, so a product with such numbers is a product with spikes
 weights per plane.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hibana.spikes.bits import scan
 from hibana.spikes.simd.lists import WORD
 
-__all__ = ["MOST_PLANES", "ONE", "Planes", "candidate_factors", "join_planes", "pack_integers"]
+__all__ = ["MOST_PLANES", "ONE", "Planes", "join_planes", "pack_integers"]
 
 MOST_PLANES = 4
 """Planes at most: numbers up to 15."""
@@ -50,41 +51,41 @@ def join_planes(planes: Sequence[Tensor]) -> Tensor:
     return planes[0] if len(planes) == 1 else torch.cat(tuple(planes), 1)
 
 
-def pack_integers(rows: Tensor) -> Planes | None:
-    """Packs contiguous `rows` of numbers into bit planes; None unless all are a factor times 0, 1, …, 15.
+def pack_integers(numbers: Tensor, rows: Callable[[], Tensor]) -> Planes | None:
+    """Packs numbers into bit planes; None unless all are a factor times 0, 1, …, 15.
 
     Each multiple of the factor, rounded to float32, must equal its number exactly.
+
+    Args:
+        numbers: the numbers, in any order that fills their memory; a sample of them suggests the factor.
+        rows: returns the numbers as contiguous rows.
     """
-    for factor, plane_count in candidate_factors(rows):
-        planes = _pack_multiples(rows, factor, plane_count)
+    for factor, plane_count in _candidate_factors(numbers):
+        planes = _pack_multiples(rows(), factor, plane_count)
         if planes is not None:
             return planes
     return None
 
 
-def candidate_factors(numbers: Tensor) -> list[tuple[float, int]]:
+def _candidate_factors(numbers: Tensor) -> list[tuple[float, int]]:
     """Factors that all sampled `numbers` are small multiples of, each with the bits that the multiples need.
 
     `numbers` must fill their memory.
     """
     memory = numbers.as_strided((numbers.numel(),), (1,))
-    sample = memory[:: numbers.numel() // SAMPLE | 1]
-    smallest, largest = sample.where(sample > 0, float("inf")).min().item(), sample.max().item()
-    candidates = [smallest]
-    if smallest > largest:  # no sampled number is above zero
-        largest, candidates = 1.0, [1.0]
-    elif smallest % 1 == 0 and smallest != 1:
-        candidates.append(1.0)
+    values = np.unique(memory[:: numbers.numel() // SAMPLE | 1].numpy())
+    largest, positive = float(values[-1]), values[values > 0]
+    if values[0] < 0 or len(values) > 1 << MOST_PLANES:
+        return []
+    if not len(positive):
+        return [(1.0, 1)]
+    smallest = float(positive[0])
+    candidates = [smallest, 1.0] if smallest % 1 == 0 and smallest != 1 else [smallest]
     return [
         (factor, round(largest / factor).bit_length())
         for factor in candidates
-        if largest / factor < 1 << MOST_PLANES and _are_multiples(sample, factor)
+        if largest / factor < 1 << MOST_PLANES and (np.round(values / factor) * factor == values).all()
     ]
-
-
-def _are_multiples(numbers: Tensor, factor: float) -> bool:
-    """Whether all `numbers` are `factor` times a whole number from 0."""
-    return bool((((numbers / factor).round() * factor == numbers) & (numbers >= 0)).all())
 
 
 def _pack_multiples(rows: Tensor, factor: float, planes: int) -> Planes | None:
