@@ -267,7 +267,7 @@ def test_arguments_that_oja_refuses():
     for changed, said in [
         ({"rate": -1.0}, "rate must be finite and at least 0, got -1.0"),
         ({"rate": float("nan")}, "rate must be finite and at least 0, got nan"),
-        ({"tau_pre": 0.5}, "tau_pre must be a number of time steps, at least 1, got 0.5"),
+        ({"tau_pre": 0.5}, "tau_pre is in time steps and must be at least 1, got 0.5"),
     ]:
         with pytest.raises(ValueError, match=said):
             hb.learn.Oja(layer(4, 3), hb.LIF(), **{"tau_pre": 2.0, "tau_post": 2.0, **changed})
@@ -313,7 +313,7 @@ def test_a_cell_that_is_not_compiled():
         ({"linear": nn.Conv2d(1, 2, 3)}, TypeError, "linear must be a torch.nn.Linear, or .*, got Conv2d"),
         ({"neurons": hb.LIFCell()}, TypeError, "neurons must be a layer of neurons, .* got LIFCell"),
         ({"neurons": hb.LI()}, ValueError, "neurons must emit spikes, 0 or 1, got LICell"),
-        ({"tau_pre": 0.5}, ValueError, "tau_pre must be a number of time steps, at least 1, got 0.5"),
+        ({"tau_pre": 0.5}, ValueError, "tau_pre is in time steps and must be at least 1, got 0.5"),
         ({"tau_post": float("nan")}, ValueError, "tau_post must be .* got nan"),
         ({"a_plus": -0.1}, ValueError, "a_plus must be finite and at least 0, got -0.1"),
         ({"a_minus": float("inf")}, ValueError, "a_minus must be finite and at least 0, got inf"),

@@ -7,7 +7,7 @@ are contiguous; its stride over time is arbitrary, such as 0 for an input that i
 import ctypes
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,18 @@ PREPARED_UP_TO = 64 << 10
 REVERSED = 512
 """Neurons at the end of a thread's last row that run in reverse order, against false sharing: the prefetcher
 goes on past the end of a row, and would take cache lines from the thread that writes them."""
+
+
+class StepCall(NamedTuple):
+    """A call of a compiled forward kernel for one step, ``kernel(0, pieces, arguments)``."""
+
+    address: int
+    """The address of the kernel, a C function ``void (int64 begin, int64 end, void *arguments)``."""
+    pieces: int
+    arguments: Tensor
+    """The argument block, as bytes."""
+    memory: Named
+    """The tensors whose addresses are in the argument block."""
 
 
 class CpuKernels(NamedKernels):
@@ -127,7 +139,7 @@ class CpuKernels(NamedKernels):
         sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
         sizes |= {"row_bytes": row_bytes(neurons)} | self._function_addresses(source)
         pack = argument_packer(source.arguments, sizes, names)
-        return Launch(bind_kernel(kernel.address, rows, grain), pack)
+        return Launch(bind_kernel(kernel.address, rows, grain), pack, kernel.address, rows)
 
     def _function_addresses(self, source: Source) -> dict[str, int]:
         """The kernel's arguments that are the addresses of vector functions."""
@@ -142,11 +154,46 @@ class CpuKernels(NamedKernels):
         arguments: Named,
     ) -> None:
         """Runs a kernel once, on the addresses of the tensors in `arguments`; others are those of `_bind`."""
+        launch = self._bind_all(direction, variant, shape, matrices, arguments)
+        launch.run([_address(value) for value in arguments.values()])
+
+    def _bind_all(
+        self,
+        direction: str,
+        variant: Variant,
+        shape: torch.Size,
+        matrices: Sequence[Tensor],
+        arguments: Named,
+    ) -> Launch:
+        """The kernel of a launch; adds to `arguments` what the kernel reads besides them."""
         arguments["constants"] = self.constants_address
         launch = self._bound(direction, variant, shape, tuple(arguments), torch.get_num_threads())
         if launch.workspace is not None:
             arguments["workspace"] = torch.empty(launch.workspace, dtype=torch.uint8, device="cpu")
-        launch.run([_address(value) for value in arguments.values()])
+        return launch
+
+    def bind_step(
+        self, x: Tensor, outputs: Tensor, states: Sequence[Tensor], parameters: Sequence[Tensor]
+    ) -> "StepCall":
+        """A call of the forward kernel for one step on fixed memory, which other kernels may repeat.
+
+        The call reads the input and the states, and writes `outputs` and all states but the last in place.
+
+        Args:
+            x: the input, ``[batch, ...]``.
+            outputs: the memory of the outputs, with the shape of `x`.
+            states: the states before the step; the last one holds the outputs of the previous step.
+            parameters: the step's parameters, then its matrices, as in :class:`ForwardArguments`.
+        """
+        count = self.step.parameters
+        arguments: Named = {"input": x, "input_step": 0, "outputs": outputs, "seed": 0}
+        arguments |= dict(zip(self._initial_names, states, strict=True))
+        arguments |= dict(zip(self._last_names[:-1], states[:-1], strict=True))
+        arguments |= dict(zip(self._parameter_names, parameters[:count], strict=True))
+        launch = self._bind_all("forward", None, torch.Size((1, *x.shape)), parameters[count:], arguments)
+        block = launch.pack([_address(value) for value in arguments.values()])
+        packed = torch.frombuffer(bytearray(block), dtype=torch.uint8)
+        return StepCall(launch.address, launch.pieces, packed, arguments)
 
     def prepare(self, plan: Plan, shape: torch.Size, wants_last: bool) -> Prepared | None:
         """Kernels bound to all arguments but the tensors' addresses, which saves time in short calls.

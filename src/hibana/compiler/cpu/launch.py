@@ -30,6 +30,10 @@ class Launch(NamedTuple):
     kernel: Callable[[bytes], None]
     pack: Callable[[Sequence[int]], bytes]
     """A function from the values of the arguments that change to all arguments as bytes."""
+    address: int
+    """The address of the kernel, a C function ``void (int64 begin, int64 end, void *arguments)``."""
+    pieces: int
+    """The number of work items of the kernel."""
     workspace: int | None = None
     """Bytes of the memory that is the last argument of a run; None without such an argument."""
 

@@ -39,15 +39,15 @@ class SampleKernels(CpuKernels):
         super().__init__(step, plan, dtype)
         self.operands = synapses.operands(step)
 
-    def _launch(
+    def _bind_all(
         self,
         direction: str,
         variant: Variant,
         shape: torch.Size,
         matrices: Sequence[Tensor],
         arguments: Named,
-    ) -> None:
-        """As :meth:`CpuKernels._launch`, with each matrix as a table."""
+    ) -> Launch:
+        """As :meth:`CpuKernels._bind_all`, with each matrix as a table."""
         _, source = self._kernel(direction, variant)
         for i, matrix in enumerate(matrices[: self.step.matrices]):
             if i in self.step.sparse:
@@ -63,7 +63,7 @@ class SampleKernels(CpuKernels):
             for name, is_transposed in ((f"m{2 * i}_at", False), (f"m{2 * i + 1}_at", True)):
                 if name in source.arguments:
                     arguments[name] = _table(matrix, is_transposed=is_transposed)
-        super()._launch(direction, variant, shape, matrices, arguments)
+        return super()._bind_all(direction, variant, shape, matrices, arguments)
 
     def _bind(
         self,
@@ -106,7 +106,8 @@ class SampleKernels(CpuKernels):
         }
         sizes |= self._function_addresses(source)
         pack = argument_packer(source.arguments, sizes, (*names, "workspace"))
-        return Launch(bind_kernel(kernel.address, thread_count), pack, workspace * thread_count)
+        run = bind_kernel(kernel.address, thread_count)
+        return Launch(run, pack, kernel.address, thread_count, workspace * thread_count)
 
 
 def _table(matrix: Tensor, *, is_transposed: bool) -> Tensor:

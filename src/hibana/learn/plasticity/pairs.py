@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from hibana.cells import Cell
 from hibana.cells.base import check_states
 from hibana.cells.spiking import decay
+from hibana.cells.values import time_constant
 from hibana.compiler import emits_spikes, unroll_layer
 from hibana.compiler.tensors import evaluate_parametrizations, is_parametrized
 from hibana.learn.synapses import StoredSynapses, is_sparse
 from hibana.nn.layers import OverTime
 from hibana.nn.sparse_linear import SparseLinear
 
-__all__ = ["PairRule", "Pairs", "check_rate", "check_time_constant", "pair_sums"]
+__all__ = ["PairRule", "Pairs", "check_rate", "pair_sums"]
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,15 @@ class Pairs:
 
     def __post_init__(self) -> None:
         """Checks the parameters."""
-        check_time_constant("tau_pre", self.tau_pre)
-        check_time_constant("tau_post", self.tau_post)
+        time_constant("tau_pre", self.tau_pre)
+        time_constant("tau_post", self.tau_post)
         check_rate("a_plus", self.a_plus)
         check_rate("a_minus", self.a_minus)
         bounds = self.bounds
         if bounds is not None:
             if not isinstance(bounds, tuple | list) or len(bounds) != 2:
                 raise TypeError(f"bounds must be two numbers (lower, upper), or None, got {bounds!r}")
-            if not (all(map(_is_number, bounds)) and bounds[0] < bounds[1]):
+            if not bounds[0] < bounds[1]:
                 raise ValueError(f"bounds must be two numbers, the lower first, got {bounds!r}")
         if self.soft and (bounds is None or not all(map(math.isfinite, bounds))):
             raise ValueError(f"bounds must be two finite numbers where soft is True, got {bounds!r}")
@@ -241,16 +242,5 @@ def _type_name(value: object) -> str:
 
 def check_rate(name: str, rate: float) -> None:
     """Raises ``ValueError`` if `rate`, called `name`, is not finite and at least 0."""
-    if not _is_number(rate) or not (math.isfinite(rate) and rate >= 0):
+    if not (math.isfinite(rate) and rate >= 0):
         raise ValueError(f"{name} must be finite and at least 0, got {rate!r}")
-
-
-def check_time_constant(name: str, tau: float) -> None:
-    """Raises ``ValueError`` if `tau`, called `name`, is not at least 1."""
-    if not _is_number(tau) or not tau >= 1:
-        raise ValueError(f"{name} must be a number of time steps, at least 1, got {tau!r}")
-
-
-def _is_number(value: object) -> bool:
-    """Whether `value` is an integer or a float; booleans are not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)

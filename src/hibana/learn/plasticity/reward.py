@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells.spiking import decay
-from hibana.learn.plasticity.pairs import PairRule, Pairs, check_time_constant
+from hibana.cells.values import time_constant
+from hibana.learn.plasticity.pairs import PairRule, Pairs
 from hibana.learn.rule_cells import filter_backwards
 from hibana.nn.layers import OverTime
 from hibana.nn.sparse_linear import SparseLinear
@@ -76,7 +77,7 @@ class RewardModulatedSTDP(PairRule):
         pairs = Pairs(tau_pre, tau_post, a_plus, a_minus, bounds, soft, nearest)
         super().__init__(linear, neurons, pairs)
         if tau_eligibility is not None:
-            check_time_constant("tau_eligibility", tau_eligibility)
+            time_constant("tau_eligibility", tau_eligibility)
         self.tau_eligibility = tau_eligibility
         self._last_call: tuple[Tensor, Tensor] | None = None
         """Inputs and spikes of a call without a reward so far."""

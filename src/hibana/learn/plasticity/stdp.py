@@ -1,23 +1,23 @@
 """``hb.learn.STDP``: spike-timing-dependent plasticity of the weights of a linear layer, dense or sparse."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal, final, overload
 
 import torch
 from torch import Tensor, nn
 
-from hibana.cells import Cell
+from hibana.compiler import programs
 from hibana.compiler.checks import warn_slow
-from hibana.compiler.graph.dependencies import dependencies_of
+from hibana.compiler.compiling import Program
+from hibana.compiler.cpu.kernels import CpuKernels
 from hibana.compiler.graph.ops import Unsupported
-from hibana.learn.plasticity.cell_step import CellStep
-from hibana.learn.plasticity.kernel import build_kernel
+from hibana.compiler.tensors import tensors_of
+from hibana.learn.plasticity.kernel import run_steps
 from hibana.learn.plasticity.pairs import PairRule, Pairs
 from hibana.nn.layers import OverTime
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime import available
-from hibana.runtime.kernels import Launcher
 
 __all__ = ["STDP"]
 
@@ -91,8 +91,6 @@ class STDP(PairRule):
         if backend not in _BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(_BACKENDS)}; got {backend!r}")
         self.backend = backend
-        self._key: object = None
-        self._compiled: tuple[CellStep, Launcher] | None = None
 
     @overload
     def __call__(
@@ -151,7 +149,6 @@ class STDP(PairRule):
 
     def _run(self, inputs: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The spikes and the state after the last step, from the kernel if the backend allows it."""
-        cell = self._cell
         is_dense = not isinstance(self.linear, SparseLinear)
         is_supported = inputs.is_cpu and inputs.dtype == torch.float32 and is_dense
         if self.backend == "cpu" and not is_supported:
@@ -159,57 +156,62 @@ class STDP(PairRule):
             raise Unsupported(f"backend 'cpu' runs nn.Linear in float32 on the CPU, got {got}")
         if self.backend != "reference" and is_supported:
             try:
-                neurons, kernel = self._compile(cell)
+                program = self._compile(inputs.shape[1])
             except Unsupported as error:
                 if self.backend == "cpu":
                     raise
-                warn_slow(cell, str(error))
+                warn_slow(self._cell, str(error))
             else:
-                return self._run_kernel(kernel, neurons.tensors(cell), inputs, state)
-        return self.pairs.run(self.linear, cell, inputs, state)
+                return self._run_kernel(program, inputs, state)
+        return self.pairs.run(self.linear, self._cell, inputs, state)
 
-    def _compile(self, cell: Cell) -> tuple[CellStep, Launcher]:
-        """The step of `cell` and the kernel, which are compiled again if the cell changes.
-
-        Raises Unsupported if the cell can't be compiled.
-        """
-        key = (type(cell), dependencies_of(cell).key, self.linear.out_features)
-        if self._compiled is None or self._key != key:
-            if reason := available.unavailable_reason():
-                raise Unsupported(reason)
-            neurons = CellStep(cell, self.linear.out_features)
-            self._compiled, self._key = (neurons, build_kernel(neurons, self.pairs)), key
-        return self._compiled
+    def _compile(self, batch: int) -> Program:
+        """The neurons' compiled step for `batch` samples; raises Unsupported if it can't be compiled."""
+        if reason := available.unavailable_reason():
+            raise Unsupported(reason)
+        shape = torch.Size((batch, self.linear.out_features))
+        program = programs.program(self._cell, "cpu", shape, torch.float32)
+        if program.step.draws:
+            raise Unsupported(f"the step of {type(self._cell).__name__} draws random numbers")
+        return program
 
     def _run_kernel(
-        self, launcher: Launcher, tensors: Mapping[str, Tensor], inputs: Tensor, state: tuple[Tensor, ...]
+        self, program: Program, inputs: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Computes :meth:`Pairs.run` in float32 on the CPU, with the cell's `tensors`."""
+        """Computes :meth:`Pairs.run` in float32 on the CPU, with the neurons' compiled step `program`."""
         pairs, weight, bias = self.pairs, self.linear.weight.detach(), self.linear.bias
         (steps, batch, ins), outs = inputs.shape, len(weight)
         *inner, before, pre, post = [
             tensor.resolve_neg().clone(memory_format=torch.contiguous_format) for tensor in state
         ]
-        states = torch.stack(inner) if inner else weight.new_zeros(0)
         rows = weight.T.contiguous()
-        outputs = weight.new_empty(steps, batch, outs)
+        outputs, currents, emitted = weight.new_empty(steps, batch, outs), *weight.new_empty(2, batch, outs)
+        parameters = program.parameters(tuple(tensors_of(self._cell).values()), currents.shape)
+        assert isinstance(program.kernels, CpuKernels)
+        step = program.kernels.bind_step(currents, emitted, (*inner, before), parameters)
         rates = 1 - 1 / pairs.tau_pre, 1 - 1 / pairs.tau_post, pairs.a_plus, pairs.a_minus
-        launcher(
+        run_steps(
             1,
             inputs=inputs.resolve_neg().contiguous(),
             outputs=outputs,
             weights=rows,
             bias=weight.new_zeros(outs) if bias is None else bias.detach().contiguous(),
-            states_at=states,
+            currents=currents,
+            emitted=emitted,
             before=before,
             pre=pre,
             post=post,
             rates=weight.new_tensor([*rates, *(pairs.bounds or (-math.inf, math.inf))]),
-            **tensors,
+            step_arguments=step.arguments,
+            step_address=step.address,
+            step_pieces=step.pieces,
             steps=steps,
             batch=batch,
             ins=ins,
             outs=outs,
+            soft=pairs.soft,
+            nearest=pairs.nearest,
+            clips=pairs.bounds is not None,
         )
         weight.copy_(rows.T)
-        return outputs, (*states.unbind(), outputs[-1].clone(), pre, post)
+        return outputs, (*inner, before, pre, post)
