@@ -49,8 +49,6 @@ class Jacobian:
     """Derivatives of states after the step by :data:`INPUT` or by a state before the step."""
     same_step: dict[Pair, bool]
     """Partial derivatives of the other states by independent states of the same step."""
-    between_independent: tuple[Pair, ...]
-    """Derivatives of independent states by each other at the same step."""
     independent_states: tuple[int, ...]
     """Indices of the independent states."""
     states: int
@@ -77,15 +75,15 @@ class Jacobian:
             by_argument[i, j - INPUT] = value.flatten()[0]
         by_independent = example.new_zeros(self.states, len(row))
         by_independent[list(row), list(row.values())] = 1
-        for (i, j), value in same_step_derivatives(next_states, inner, self.between_independent).items():
+        for (i, j), value in same_step_derivatives(next_states, inner).items():
             by_independent[i, row[j]] = value.flatten()[0]
         independent_rows = by_argument[list(row)]
         return Recursion(independent_rows[:, 1:] @ by_independent, independent_rows[:, 0])
 
     def independent_gradients(
         self, state_grads: Sequence[Tensor | None], same_step: Sequence[Tensor]
-    ) -> list[Tensor | None]:
-        """The gradients of the independent states, by the chain rule.
+    ) -> dict[int, Tensor | None]:
+        """The gradients of the independent states, by their indices, by the chain rule.
 
         A state that is a function of independent states passes its gradient on to them.
 
@@ -99,7 +97,7 @@ class Jacobian:
             grad, total = state_grads[state], totals[i]
             if grad is not None:
                 totals[i] = grad * factor if total is None else total + grad * factor
-        return list(totals.values())
+        return totals
 
 
 @final
@@ -151,7 +149,7 @@ def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
     pairs = [(i, j) for i in differentiable for j in range(len(arguments))]
     derivatives = _derivatives(next_states, arguments, pairs)
     over_step = [(i, j + INPUT) for i, j in pairs if derivatives[i, j] is not None]
-    same_step, between_independent = _same_step_pairs(next_states, arguments)
+    same_step = _same_step_pairs(next_states, arguments)
     input_dependent = {INPUT}
     for _ in next_states:
         input_dependent |= {i for i, j in over_step if j in input_dependent}
@@ -160,14 +158,13 @@ def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
         i for i in range(len(next_states)) if i in input_dependent and i not in functions_of_others
     )
     inner = [(i, j) for i, j in same_step if j in independent_states]
-    wrapper = _DerivativeCell(cell, over_step, inner, between_independent)
+    wrapper = _DerivativeCell(cell, over_step, inner)
     traced = trace(wrapper, example.shape, example.dtype).nexts
     # a derivative is constant if it depends on numbers alone, not on states or inputs
     constant = [all(leaf.args or leaf.is_uniform for leaf in reachable([value])) for value in traced]
     return Jacobian(
         dict(zip(over_step, constant, strict=False)),
         dict(zip(inner, constant[len(over_step) :], strict=False)),
-        tuple(between_independent),
         independent_states,
         len(next_states),
     )
@@ -191,9 +188,7 @@ def step_derivatives(
     return next_states, {(i, j + INPUT): value for (i, j), value in values.items()}
 
 
-def same_step_derivatives(
-    next_states: Sequence[Tensor], same_step: Iterable[Pair], between_independent: Sequence[Pair]
-) -> dict[Pair, Tensor]:
+def same_step_derivatives(next_states: Sequence[Tensor], same_step: Iterable[Pair]) -> dict[Pair, Tensor]:
     """The partial derivatives of states by independent states of the same step.
 
     Autograd returns total derivatives. The paths through other independent states are subtracted from them.
@@ -201,15 +196,17 @@ def same_step_derivatives(
     Args:
         next_states: the states after a step, with their autograd graph.
         same_step: the derivatives to compute: pairs ``(i, j)`` of a state i and an independent state j.
-        between_independent: pairs of independent states; the first of each depends on the second.
     """
     same_step = list(same_step)
-    total = _derivatives(next_states, next_states, [*same_step, *(between_independent if same_step else ())])
+    independent = dict.fromkeys(j for _, j in same_step)
+    inner = [(i, j) for i in independent for j in independent if i != j]
+    total = _derivatives(next_states, next_states, [*same_step, *inner])
+    users = {j: [i for i in independent if total.get((i, j)) is not None] for j in independent}
     direct: dict[Pair, Tensor] = {}
-    for state, j in sorted(same_step, key=lambda pair: -sum(i == pair[1] for i, _ in between_independent)):
+    for state, j in sorted(same_step, key=lambda pair: len(users[pair[1]])):
         value = total[state, j]
-        for i, source in between_independent:
-            if source == j and (state, i) in direct:
+        for i in users[j]:  # independent states that depend on state j in the same step
+            if (state, i) in direct:
                 value = value - direct[state, i] * total[i, j]
         direct[state, j] = value
     return direct
@@ -219,23 +216,15 @@ def _derivatives(
     values: Sequence[Tensor], sources: Sequence[Tensor], pairs: Iterable[Pair]
 ) -> dict[Pair, Tensor]:
     """The derivative of ``values[i]`` by ``sources[j]`` for each pair (i, j) and neuron; None is zero."""
-    return {(i, j): _gradients(values[i], [sources[j]])[0] for i, j in pairs}
+    derivatives = {}
+    for i, j in pairs:
+        ones = torch.ones_like(values[i]).detach()
+        (derivatives[i, j],) = run_backward((values[i],), (ones,), (sources[j],), keep_graph=True)
+    return derivatives
 
 
-def _gradients(state: Tensor, sources: Sequence[Tensor]) -> Any:
-    """The gradient of the sum of `state` by each source; None if `state` does not depend on it."""
-    ones = torch.ones_like(state).detach()
-    return run_backward((state,), (ones,), tuple(sources), keep_graph=True)
-
-
-def _same_step_pairs(
-    next_states: Sequence[Tensor], arguments: Sequence[Tensor]
-) -> tuple[list[Pair], list[Pair]]:
-    """Which states depend on others of the same step.
-
-    Returns the pairs ``(i, j)`` of a state i that is a function of states like j alone, and the pairs of such
-    states j that depend on each other.
-    """
+def _same_step_pairs(next_states: Sequence[Tensor], arguments: Sequence[Tensor]) -> list[Pair]:
+    """The pairs ``(i, j)`` of a state i that is a function of states j of the same step alone."""
     same_step: list[Pair] = []
     for i, state in enumerate(next_states):
         others = {
@@ -247,10 +236,7 @@ def _same_step_pairs(
         nodes = _separating_nodes(state, {*others}, arguments) if state.requires_grad else None
         if nodes is not None:
             same_step += [(i, others[node]) for node in nodes]
-    sources = sorted({j for _, j in same_step})
-    pairs = [(i, j) for i in sources for j in sources if i != j]
-    derivatives = _derivatives(next_states, next_states, pairs)
-    return same_step, [pair for pair in pairs if derivatives[pair] is not None]
+    return same_step
 
 
 def _separating_nodes(state: Tensor, nodes: set[Any], arguments: Sequence[Tensor]) -> set[Any] | None:
@@ -281,19 +267,16 @@ class _DerivativeCell(Cell):
 
     cell: Cell
 
-    def __init__(
-        self, cell: Cell, over_step: list[Pair], same_step: list[Pair], between_independent: list[Pair]
-    ) -> None:
+    def __init__(self, cell: Cell, over_step: list[Pair], same_step: list[Pair]) -> None:
         nn.Module.__init__(self)
         self.cell, self.over_step, self.same_step = cell, over_step, same_step
-        self.between_independent = between_independent
         self._create_cache()
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """The derivatives in the order of :meth:`state_names`, then the next states of `cell`."""
         previous = states[len(self.over_step) + len(self.same_step) :]
         next_states, over_step = step_derivatives(self.cell, (input_, *previous), self.over_step)
-        same_step = same_step_derivatives(next_states, self.same_step, self.between_independent)
+        same_step = same_step_derivatives(next_states, self.same_step)
         derivatives = [over_step[pair] for pair in self.over_step]
         derivatives += [same_step[pair] for pair in self.same_step]
         return (*derivatives, *(state.detach() for state in next_states))

@@ -84,8 +84,8 @@ class OnlineLayer:
         """Passes the gradient of the outputs to the inputs of the same step."""
         self.neuron_cell: rule_cells.NeuronTraceCell | None = None
         """Passes the gradient over time within each neuron."""
-        self.input_cell: rule_cells.InputTraceCell | None = None
-        """Passes the gradient over time by factors that all neurons share; for OTTT, else None."""
+        self.silent_cell: rule_cells.SilentTraceCell | None = None
+        """Passes the gradient over time of neurons without spikes; for OTTT, else None."""
         self.effect_cell: rule_cells.EffectCell | None = None
         """Computes the neuron's factor of a trace of rank one; for PP-Prop, else None."""
         self._cells_key: Any = None
@@ -176,7 +176,7 @@ class OnlineLayer:
             layer, cell, jacobian, self_synapse=rule.keeps_self_synapse
         )
         if self.silent_derivatives is not None:
-            self.input_cell = rule_cells.InputTraceCell(layer, jacobian, independent_states, step)
+            self.silent_cell = rule_cells.SilentTraceCell(layer, jacobian, independent_states)
         if isinstance(rule, PPProp):
             self.effect_cell = rule_cells.EffectCell(layer, jacobian, rule.decay, step)
 
@@ -223,7 +223,7 @@ class OnlineLayer:
         weight_run, parameter_run, effect = None, None, None
         effects: tuple[Tensor, ...] = ()
         # This run gives the gradients of parameters, and of weights if the rule has no other cell for them.
-        if layer.cell_parameters or not (plan.is_rank_one or self.input_cell is not None):
+        if layer.cell_parameters or not (plan.is_rank_one or self.silent_cell is not None):
             parameters = [] if self.expanded_cell is None else self.expanded_cell.expand(step)
             parameter_run = rule_cells.run_cell(self.neuron_cell, drive, self.state, parameters)
         if plan.is_rank_one:
@@ -231,9 +231,8 @@ class OnlineLayer:
             outputs, state = unroll_layer(layer.step, drive, self.state)
         else:
             weight_run = parameter_run
-            if self.input_cell is not None and plan.recursion is not None:
-                self.input_cell.set_recursion(plan.recursion)
-                weight_run = rule_cells.run_cell(self.input_cell, drive, self.state, [])
+            if self.silent_cell is not None:
+                weight_run = rule_cells.run_cell(self.silent_cell, drive, self.state, [])
             assert weight_run is not None
             outputs = weight_run.outputs.detach()
             state = tuple([value.detach() for value in weight_run.last])
@@ -305,9 +304,9 @@ class OnlineLayer:
         leak, ends = chunk.leak, []
         for state in [*chunk.plan.independent_states, *([] if leak is None else [None])]:
             grads = chunk.weight_run.end_gradients(state, leak)
-            by_independent = chunk.plan.jacobian.independent_gradients(grads.states, self.same_step)
             factors = [
-                None if grad is None else synapses.output_rows(grad[None])[0] for grad in by_independent
+                None if grad is None else synapses.output_rows(grad[None])[0]
+                for grad in self._independent_gradients(chunk, grads)
             ]
             if leak is not None:
                 factors.append(leak ** len(chunk.outputs) if state is None else None)
@@ -370,25 +369,24 @@ class OnlineLayer:
             return drive_grad, [drive_grad[0] * decay]
         filtered_signal = rule_cells.filter_backwards(signal, chunk.leak)
         grads = chunk.weight_run.gradients(chunk.weight_run.outputs, filtered_signal)
-        by_part = grads.extra
-        if self.silent_derivatives is None:
-            by_part = chunk.plan.jacobian.independent_gradients(grads.states, self.same_step)
-        part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_part]
+        by_state = self._independent_gradients(chunk, grads)
+        part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_state]
         if chunk.leak is not None:
             part_grads.append(chunk.leak * filtered_signal[0])
         return grads.neuron_inputs, part_grads
+
+    def _independent_gradients(self, chunk: Chunk, grads: rule_cells.Gradients) -> list[Tensor | None]:
+        """The gradients of the states before the chunk that have a trace, ``[batch, ...]``; None is zero."""
+        totals = chunk.plan.jacobian.independent_gradients(grads.states, self.same_step)
+        return [totals[state] for state in chunk.plan.independent_states]
 
     def _input_gradient(self, chunk: Chunk, signal: Tensor) -> Tensor:
         """The gradient of the layer's inputs at each step, through the outputs of the same step alone.
 
         `signal` is the gradient of the outputs, ``[T, batch, ...]``.
         """
-        independent_states, recursion = chunk.plan.independent_states, chunk.plan.recursion
-        if recursion is not None and independent_states and independent_states[-1] == len(chunk.state) - 1:
-            grad = signal * recursion.input_factor[-1]
-        else:
-            run = rule_cells.run_cell(self.step_cell, chunk.neuron_inputs, chunk.previous_state, [])
-            grad = run.gradients(run.outputs, signal).neuron_inputs
+        run = rule_cells.run_cell(self.step_cell, chunk.neuron_inputs, chunk.previous_state, [])
+        grad = run.gradients(run.outputs, signal).neuron_inputs
         if self.layer.synapses is not None and self.layer.synapses.is_linear:
             return grad @ self.layer.synapses.parameters[0].detach()
         if self.layer.input_module is not None:

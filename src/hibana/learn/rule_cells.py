@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler import unroll_layer
-from hibana.learn.derivatives import INPUT, Jacobian, Recursion, same_step_derivatives, step_derivatives
+from hibana.learn.derivatives import INPUT, Jacobian, same_step_derivatives, step_derivatives
 from hibana.learn.network import NeuronLayer
 
-__all__ = ["CellRun", "EffectCell", "Gradients", "InputTraceCell", "NeuronTraceCell", "SilentCell"]
-__all__ += ["filter_backwards", "run_cell"]
+__all__ = ["CellRun", "EffectCell", "Gradients", "NeuronTraceCell", "SilentCell"]
+__all__ += ["SilentTraceCell", "filter_backwards", "run_cell"]
 
 
 class RuleCell(Cell):
@@ -88,7 +88,6 @@ class NeuronTraceCell(RuleCell):
         self, layer: NeuronLayer, cell: Cell, jacobian: Jacobian | None, *, self_synapse: bool = False
     ) -> None:
         self.same_step = () if jacobian is None else tuple(jacobian.same_step)
-        self.between_independent = () if jacobian is None else jacobian.between_independent
         self.over_time = jacobian is not None
         self.self_scale = layer.gradient_scale if self_synapse and layer.recurrent is not None else 0.0
         """Factor of the gradient through the synapse of a neuron to itself."""
@@ -103,57 +102,41 @@ class NeuronTraceCell(RuleCell):
         if self.self_scale:
             total = _with_gradient(total, previous[-1], self.self_weight * self.self_scale)
         next_states = self.cell(total, *previous)
-        values = same_step_derivatives(next_states, self.same_step, self.between_independent)
+        values = same_step_derivatives(next_states, self.same_step)
         return (*(values[pair] for pair in self.same_step), *next_states)
 
 
 @final
-class InputTraceCell(RuleCell):
-    """A step whose gradient over time only has factors that all neurons share: OTTT.
+class SilentTraceCell(RuleCell):
+    """A step whose gradient over time is that of neurons without a previous spike: OTTT.
 
-        m_t = A m_(t-1) + k u_t      extra states; zero, but with the gradient of the independent states
-        ds_t = C_t dm_t              C: derivatives of the output by the independent states
+    The values are those of the layer's step. The gradient of an independent state is that of a step after a
+    spike of zero, and the output passes its gradient on to the independent states of the same step.
 
     Args:
         layer: the layer.
         jacobian: the Jacobian of its cell.
         independent_states: indices of the states that have their own number in a trace.
-        example: a tensor with the dtype and device of the layer's input.
     """
 
-    def __init__(
-        self, layer: NeuronLayer, jacobian: Jacobian, independent_states: Sequence[int], example: Tensor
-    ) -> None:
-        super().__init__(layer, layer.cell, [f"trace_of_{i}" for i in independent_states])
-        output = len(layer.cell.state_names()) - 1
-        self.same_step = tuple([(output, i) for i in independent_states if (output, i) in jacobian.same_step])
-        self.between_independent = jacobian.between_independent
-        self.trace_indices = tuple([list(independent_states).index(i) for _, i in self.same_step])
-        self.transition = example.new_zeros(len(independent_states), len(independent_states))
-        self.input_factor = example.new_zeros(len(independent_states))
+    def __init__(self, layer: NeuronLayer, jacobian: Jacobian, independent_states: Sequence[int]) -> None:
+        super().__init__(layer, layer.cell)
+        output, self.independent_states = jacobian.states - 1, tuple(independent_states)
+        pairs = [(output, i) for i in independent_states]
+        self.same_step = tuple([pair for pair in pairs if pair in jacobian.same_step])
 
-    def set_recursion(self, recursion: Recursion) -> None:
-        """Copies the factors A and k of the traces' recursion ``e_t = A e_(t-1) + k x_t``."""
-        self.transition.copy_(recursion.transition)
-        self.input_factor.copy_(recursion.input_factor)
-
-    def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """The extra states (traces), then the neurons' states after a step."""
-        count = len(self.extra)
-        traces, previous = states[:count], states[count:]
+    def forward(self, input_: Tensor, *previous: Tensor) -> tuple[Tensor, ...]:
+        """The neurons' states after a step."""
         total = self.total_input(input_, previous[-1])
         next_states, _ = step_derivatives(self.cell, (total, *previous), ())
-        values = same_step_derivatives(next_states, self.same_step, self.between_independent)
-        next_traces = []
-        for i in range(count):
-            next_trace = _with_gradient(torch.zeros_like(input_), total, self.input_factor[i])
-            for j, trace in enumerate(traces):
-                next_trace = next_trace + trace * self.transition[i, j]
-            next_traces.append(next_trace)
-        *inner, output = (state.detach() for state in next_states)
-        for i, pair in zip(self.trace_indices, self.same_step, strict=True):
-            output = _with_gradient(output, next_traces[i], values[pair])
-        return (*next_traces, *inner, output)
+        factors = same_step_derivatives(next_states, self.same_step)
+        silent_states = self.cell(total, *previous[:-1], torch.zeros_like(previous[-1]))
+        results = [state.detach() for state in next_states]
+        for i in self.independent_states:
+            results[i] = _with_gradient(results[i], silent_states[i], 1.0)
+        for (output, i), factor in factors.items():
+            results[output] = _with_gradient(results[output], results[i], factor)
+        return tuple(results)
 
 
 @final
@@ -199,7 +182,7 @@ class SilentCell(RuleCell):
         return self.cell(input_, *previous[:-1], torch.zeros_like(previous[-1]))  # type: ignore[no-any-return]
 
 
-def _with_gradient(value: Tensor, source: Tensor, factor: Tensor) -> Tensor:
+def _with_gradient(value: Tensor, source: Tensor, factor: Tensor | float) -> Tensor:
     """`value`, whose gradient times `factor` is also added to the gradient of `source`."""
     result: Tensor = _WithGradient.apply(value, source, factor)  # type: ignore[no-untyped-call] # torch's apply
     return result
@@ -209,7 +192,7 @@ class _WithGradient(torch.autograd.Function):
     """See :func:`_with_gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, source: Tensor, factor: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, source: Tensor, factor: Tensor | float) -> Tensor:
         """`value`; stores `factor` for the backward."""
         ctx.factor = factor
         return value.detach()
@@ -225,8 +208,6 @@ class Gradients(NamedTuple):
 
     neuron_inputs: Tensor
     """Gradient of the neurons' input at each step, ``[T, batch, ...]``."""
-    extra: list[Tensor | None]
-    """Gradients of the extra states of the :class:`RuleCell` before the chunk."""
     states: list[Tensor | None]
     """Gradients of the neurons' states before the chunk."""
     parameters: list[Tensor | None]
@@ -244,8 +225,8 @@ class CellRun:
     last: tuple[Tensor, ...]
     """The neurons' states after the chunk."""
     neuron_inputs: Tensor
-    previous: tuple[Tensor, ...]
-    """The cell's extra states and the neurons' states before the chunk; empty in the resting state."""
+    previous: list[Tensor]
+    """The neurons' states before the chunk; empty in the resting state."""
     parameters: list[Tensor]
     """The cell's parameters, for each sample and neuron."""
     _end_gradients: dict[int | None, Gradients] = field(default_factory=dict)
@@ -261,10 +242,8 @@ class CellRun:
             grads = torch.autograd.grad(output, leaves, grad, retain_graph=True, allow_unused=True)
         input_grad, *other_grads = grads
         input_grad = torch.zeros_like(self.neuron_inputs) if input_grad is None else input_grad
-        first, count = len(self.extra), len(self.extra) + len(self.last)
-        if not self.previous:
-            other_grads = [*(None for _ in range(count)), *other_grads]
-        return Gradients(input_grad, other_grads[:first], other_grads[first:count], other_grads[count:])
+        count = len(self.previous)
+        return Gradients(input_grad, other_grads[:count] or [None] * len(self.last), other_grads[count:])
 
     def end_gradients(self, state: int | None, leak: Tensor | None) -> Gradients:
         """Gradients of the sum of one state over neurons, after the last step.
@@ -297,9 +276,8 @@ def run_cell(
     cell.copy_weights()
     with torch.enable_grad():
         leaf = inputs.detach().requires_grad_()
-        previous = () if state is None else cell.from_state(state)
-        previous = tuple([value.detach().requires_grad_() for value in previous])
-        outputs, last = unroll_layer(cell, leaf, previous or None)
+        previous = [value.detach().requires_grad_() for value in state or ()]
+        outputs, last = unroll_layer(cell, leaf, cell.from_state(previous) if previous else None)
     count = len(cell.extra)
     return CellRun(outputs, last[:count], last[count:], leaf, previous, parameters)
 
