@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hibana.learn.network import NeuronLayer, layers_of
 from hibana.learn.online_layer import OnlineLayer
 from hibana.learn.rules import Rule, rule_of
+from hibana.nn.window import check_sizes
 
 __all__ = ["Online", "online"]
 
@@ -96,8 +97,7 @@ class Online:
             TypeError: if `x` is no floating-point tensor, or the loss of a step no tensor.
             ValueError: if `chunk` is not at least 1, or no step has a loss.
         """
-        if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-            raise ValueError(f"chunk must be a whole number of at least 1, got {chunk!r}")
+        check_sizes(chunk=chunk)
         self.reset()
         total: Tensor | None = None
         first = 0

@@ -1,6 +1,5 @@
 """Neurons with gradients of their spike times by EventProp: spikes at steps, or between steps."""
 
-import math
 from typing import final
 
 import torch
@@ -8,6 +7,7 @@ from torch import Tensor
 
 from hibana.cells import Cell, spike
 from hibana.cells.spiking import decay
+from hibana.cells.values import positive, time_constant
 
 __all__ = ["EventPropCell", "SpikeTimeCell", "spikes_at"]
 
@@ -19,13 +19,9 @@ class _CurrentDriven(Cell):
         self, tau_synapse: float = 5.0, tau: float = 20.0, threshold: float = 1.0, limit: float = 100.0
     ) -> None:
         super().__init__()
-        for name, value, least in (("tau_synapse", tau_synapse, 1.0), ("tau", tau, 1.0)):
-            if not value >= least:
-                raise ValueError(f"{name} must be a number of time steps, at least 1, got {value!r}")
-        for name, value in (("threshold", threshold), ("limit", limit)):
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{name} must be positive and finite, got {value!r}")
-        self.tau_synapse, self.tau, self.threshold, self.limit = tau_synapse, tau, threshold, limit
+        self.tau_synapse = time_constant("tau_synapse", tau_synapse)
+        self.tau = time_constant("tau", tau)
+        self.threshold, self.limit = positive("threshold", threshold), positive("limit", limit)
 
     def extra_repr(self) -> str:
         """The parameters, for the representation of the cell."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hibana.cells.peer_aliases import check_argument_names
+from hibana.cells.values import positive
 
 __all__ = ["constant", "delta", "latency", "named", "poisson", "population"]
 
@@ -105,8 +106,8 @@ def latency(values: Tensor, steps: int, *, tau: float | None = None, threshold: 
         times = ((steps - 1) * (1 - values)).round()
         spiking = values > 0
     else:
-        _check_positive("tau", tau)
-        _check_positive("threshold", threshold)
+        positive("tau", tau)
+        positive("threshold", threshold)
         spiking = values > threshold
         above = torch.where(spiking, values, 2 * threshold)
         times = (tau * torch.log(above / (above - threshold))).round()
@@ -150,7 +151,7 @@ def delta(signal: Tensor, threshold: float) -> Tensor:
         raise TypeError(f"signal must be a floating-point tensor [T, batch, ...], got {_kind(signal)}")
     if signal.ndim < 2 or signal.shape[0] == 0:
         raise ValueError(f"signal must be [T, batch, ...] with T at least 1, got shape {tuple(signal.shape)}")
-    _check_positive("threshold", threshold)
+    positive("threshold", threshold)
     reference = signal[0]
     spikes = []
     for value in signal:
@@ -205,7 +206,7 @@ def population(
         raise ValueError(f"neurons must be an integer of at least 3, got {neurons!r}")
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise ValueError(f"low and high must be finite with low < high, got {low!r} and {high!r}")
-    _check_positive("overlap", overlap)
+    positive("overlap", overlap)
     spacing = (high - low) / (neurons - 2)
     order = torch.arange(neurons, device=values.device, dtype=values.dtype)
     centres = low + (order - 0.5) * spacing
@@ -251,9 +252,3 @@ def _check_unit_interval(values: Tensor) -> None:
         raise ValueError(
             f"values must lie in [0, 1], got {values.min().item():.4g} to {values.max().item():.4g}"
         )
-
-
-def _check_positive(name: str, value: float) -> None:
-    """Raises if `value`, called `name`, is not positive and finite."""
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be positive and finite, got {value!r}")

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from hibana.cells.values import positive
 from hibana.nn import lengths as padding
 from hibana.nn.first_spike import first_spike_times
 from hibana.nn.penalties import rate_penalty, silence_penalty
@@ -217,8 +218,7 @@ class FirstSpike(_CrossEntropy):
     def __post_init__(self) -> None:
         """Checks the arguments."""
         super().__post_init__()
-        if not (math.isfinite(self.tau) and self.tau > 0):
-            raise ValueError(f"tau must be positive and finite, got {self.tau!r}")
+        positive("tau", self.tau)
 
     def scores(self, outputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Minus the time of the first spike of each class, divided by `tau`, ``[batch, classes]``."""
