@@ -93,13 +93,11 @@ if TYPE_CHECKING:
     from hibana.nn import encode, lengths, loss
     from hibana.nn import metrics as metrics
     from hibana.nn import models as models
-    from hibana.nn.blocks import Checkpointed, StepsDropout, ThresholdBatchNorm2d
+    from hibana.nn.blocks import Checkpointed, Normalized, StepsDropout, ThresholdBatchNorm2d
     from hibana.nn.checking import check
     from hibana.nn.delay import Delay, fix_delays, narrow_delays
-    from hibana.nn.delayed_linear import DelayedLinear
-    from hibana.nn.delayed_recurrent import DelayedRecurrent
+    from hibana.nn.delayed_linear import DelayedLinear, DelayedRecurrent
     from hibana.nn.each_step import EachStep
-    from hibana.nn.normalized import Normalized
     from hibana.nn.optimize import optimize
     from hibana.nn.sparse_linear import SparseLinear
     from hibana.nn.spike_trains import SpikeTrains
@@ -133,14 +131,12 @@ _MODULES = {
     "network": ("from_ann", "quantize"),
     "network.native": ("compile",),
     "network.simulate": ("simulate",),
-    "nn.blocks": ("Checkpointed", "StepsDropout", "ThresholdBatchNorm2d"),
+    "nn.blocks": ("Checkpointed", "Normalized", "StepsDropout", "ThresholdBatchNorm2d"),
     "nn.checking": ("check",),
     "nn.delay": ("Delay", "fix_delays", "narrow_delays"),
-    "nn.delayed_linear": ("DelayedLinear",),
-    "nn.delayed_recurrent": ("DelayedRecurrent",),
+    "nn.delayed_linear": ("DelayedLinear", "DelayedRecurrent"),
     "nn.each_step": ("EachStep",),
     "network.fold": ("fold_batchnorm",),
-    "nn.normalized": ("Normalized",),
     "nn.optimize": ("optimize",),
     "nn.sparse_linear": ("SparseLinear",),
     "nn.spike_trains": ("SpikeTrains",),

@@ -19,7 +19,6 @@ from hibana.compiler.tensors import tensors_of
 from hibana.network.graph import Node
 from hibana.network.sliding_window import channels_last
 from hibana.network.synapses import check_connections, reordered
-from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent, RecurrentCell
 from hibana.nn.window import LooksBack
 from hibana.spikes.sparse import Connections
@@ -81,7 +80,7 @@ def trace_step(node: Node, dtype: torch.dtype) -> tuple[Step, tuple[Tensor, ...]
         Unsupported: naming the layer, if its step cannot be traced.
     """
     module = node.module
-    assert isinstance(module, OverTime | Recurrent | DelayedRecurrent)
+    assert isinstance(module, OverTime | Recurrent)
     cell = module.cell
     if isinstance(module, Recurrent) and not isinstance(module.recurrent, LooksBack):
         cell = RecurrentCell(cell, module.recurrent, 1.0)  # there is no gradient to scale

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from hibana.cells import Cell
 from hibana.compiler import reference
 from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
@@ -150,7 +149,7 @@ def _plain(module: Any, *, has_scans: bool) -> Any:
     """`module` with layers of hibana that run PyTorch operations: as a loop, or as a scan if `has_scans`."""
     if has_scans and isinstance(module, SparseLinear):
         return _SparseSums(module)
-    if has_scans and isinstance(module, OverTime | Recurrent | DelayedRecurrent):
+    if has_scans and isinstance(module, OverTime | Recurrent):
         cell, synapses = _plain(module.cell, has_scans=True), getattr(module, "recurrent", None)
         if isinstance(synapses, DelayedLinear | SparseLinear) and isinstance(synapses, LooksBack):
             return _Scan(_DelayedFeedback(cell, synapses, synapses.reach))

@@ -1,11 +1,14 @@
-"""``hb.DelayedLinear``: a linear layer with a learned delay for each synapse."""
+"""A learned delay for each synapse: of a linear layer, ``hb.DelayedLinear``, and of neurons to themselves."""
 
+from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from hibana import cells
 from hibana.nn.delay import Delayed
+from hibana.nn.layers import GRADIENT_SCALE, Recurrent
 from hibana.nn.window import Weighted, check_sizes
 from hibana.spikes.checks import kernels_accept, shape_error
 from hibana.spikes.convolution.causal import causal_convolution
@@ -14,7 +17,7 @@ from hibana.spikes.provenance import Provenance, lookup
 from hibana.spikes.sparse import autograd, product
 from hibana.spikes.sparse.product import SynapseIndex
 
-__all__ = ["DelayedLinear"]
+__all__ = ["DelayedLinear", "DelayedRecurrent"]
 
 
 @final
@@ -77,6 +80,14 @@ class DelayedLinear(Weighted, Delayed):
     def kernel(self) -> Tensor:
         """The weights over time, ``[out_features, in_features, max_delay + 1]``, the current step last."""
         return self.weight[..., None] * self._kernel(self.delay)
+
+    def feedback(self) -> Callable[[list[Tensor]], Tensor]:
+        """As :meth:`LooksBack.feedback`, with a dense product; the weights over time are computed once."""
+        weights = self.kernel().permute(2, 1, 0).flatten(0, 1)  # [steps * in_features, out_features]
+        bias = self.bias
+        if bias is None:
+            return lambda inputs: torch.cat(inputs, dim=1) @ weights
+        return lambda inputs: torch.addmm(bias, torch.cat(inputs, dim=1), weights)
 
     def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
         """The sums of delayed inputs, ``[T, batch, out_features]``; no history means zeros."""
@@ -152,6 +163,57 @@ class DelayedLinear(Weighted, Delayed):
             support = mask_provenance(source, self.in_features, is_contiguous, spikes) if not skip else None
             return autograd.multiply_spikes(history_and_inputs, weights, bias, spikes, support, index, skip)
         return product.forward(index, spikes.joint, weights, bias, history_and_inputs.shape[:-1], skip)
+
+
+@final
+class DelayedRecurrent(Recurrent):
+    """`cell` over time, its spikes fed back through delayed synapses: ``[T, B, F] -> [T, B, F]``.
+
+        state_t,o = cell(input_t,o + sum_i W_oi s_(t - 1 - d_oi),i , state_(t-1),o),   s the output state
+
+    With delays of 0 it equals :class:`hibana.Recurrent`. Its synapses, `recurrent`, are a
+    :class:`hibana.DelayedLinear`: weights and delays are learned together, and :func:`hibana.narrow_delays`
+    and :func:`hibana.fix_delays` apply to them. The state in :func:`hibana.run` is the cell's state and then
+    the spikes of the `max_delay` steps before the last one, ``[max_delay, B, F]``. A Python loop runs the
+    steps, with only the cell compiled. The product of each step is dense, with F inputs at each of
+    ``max_delay + 1`` steps.
+
+    Args:
+        cell: one step of a neuron.
+        features: F, the number of neurons.
+        max_delay: the longest delay, in steps, in addition to the one step that every spike takes.
+        sigma: as of :class:`hibana.DelayedLinear`.
+        gradient_scale: the factor of the gradient through the synapses, as of :class:`hibana.Recurrent`.
+        backend: the backend that runs the cell, as in :func:`hibana.unroll`.
+
+    Raises:
+        TypeError: if `cell` is not a cell.
+        ValueError: if `gradient_scale` is not in [0, 1], or the input is not ``[T, B, F]``.
+
+    Source: Hammouamri, Khalfaoui-Hassani & Masquelier (2023), *Learning delays in spiking neural networks
+    using dilated convolutions with learnable spacings*, for the delays; here on the synapses within a layer.
+
+    >>> import torch, hibana as hb
+    >>> layer = hb.DelayedRecurrent(hb.LIFCell(), 3, max_delay=5)
+    >>> layer(torch.rand(8, 1, 3)).shape
+    torch.Size([8, 1, 3])
+    """
+
+    def __init__(
+        self,
+        cell: cells.Cell,
+        features: int,
+        max_delay: int,
+        *,
+        sigma: float = 0.5,
+        gradient_scale: float = GRADIENT_SCALE,
+        backend: str = "auto",
+    ) -> None:
+        synapses = DelayedLinear(features, features, max_delay, bias=False, sigma=sigma)
+        super().__init__(cell, features, synapses, gradient_scale=gradient_scale, backend=backend)
+
+    def extra_repr(self) -> str:
+        return f"gradient_scale={self.gradient_scale}"
 
 
 MIN_DELAY_PER_TAP = 8

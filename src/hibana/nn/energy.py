@@ -214,10 +214,12 @@ class _Counts:
 
     def __init__(self, price: Arithmetic, dense: bool) -> None:
         self.price, self.dense = price, dense
-        self.additions: Counter[str] = Counter()
-        self.multiplications: Counter[str] = Counter()
-        self.accesses: Counter[tuple[str, str, str, str]] = Counter()
-        """Words, by layer, ``reads`` or ``writes``, content, and memory level."""
+        self.additions = self.multiplications = 0
+        self.reads: Counter[tuple[str, str]] = Counter()
+        """Words that are read, by content and memory level."""
+        self.writes: Counter[tuple[str, str]] = Counter()
+        self.layers: defaultdict[str, float] = defaultdict(float)
+        """Joules by layer."""
         self.uncounted: set[str] = set()
         self._step_operations: dict[str, tuple[int, int]] = {}
         """Additions and multiplications of one neuron in one step, by layer."""
@@ -242,7 +244,7 @@ class _Counts:
         input_size = _input_size(layer, inputs)
         output_size = outputs.numel() * input_size // inputs.numel()
         biases = outputs.numel() if layer.bias is not None else 0
-        self.additions[name] += count + biases
+        self._compute(name, count + biases, count if kind == "macs" else 0)
         weights = sum(parameter.numel() for parameter in layer.parameters())
         self._access(name, "weights", weights, reads=count + biases)
         if kind == "acs":
@@ -250,7 +252,6 @@ class _Counts:
             self._access(name, "activations", input_size, reads=int(inputs.count_nonzero()))
             self._access(name, "states", sums, reads=count, writes=count)
             return
-        self.multiplications[name] += count
         is_linear = role_of(layer) == "linear" or isinstance(layer, SparseLinear)
         reads = inputs.numel() if is_linear else count
         self._access(name, "activations", input_size, reads=reads)
@@ -262,8 +263,7 @@ class _Counts:
         if name not in self._step_operations:
             self._step_operations[name] = self._operations_of_step(layer, outputs)
         additions, multiplications = self._step_operations[name]
-        self.additions[name] += additions * updates
-        self.multiplications[name] += multiplications * updates
+        self._compute(name, additions * updates, multiplications * updates)
         spiking = emits_spikes(layer.cell)
         states = len(layer.cell.state_names()) - spiking
         self._access(name, "states", size * states, reads=states * updates, writes=states * updates)
@@ -281,36 +281,34 @@ class _Counts:
         counts = Counter(v.operation.energy for v in reachable(step.nexts) if v.operation is not None)
         return counts["addition"], counts["multiplication"]
 
+    def _compute(self, layer: str, additions: int, multiplications: int) -> None:
+        """Counts the arithmetic of a layer."""
+        self.additions += additions
+        self.multiplications += multiplications
+        self.layers[layer] += additions * self.price.addition + multiplications * self.price.multiplication
+
     def _access(self, layer: str, content: str, words: int, *, reads: int = 0, writes: int = 0) -> None:
         """Counts accesses of the memory that holds the `words` of `content` of a layer."""
         size = words * self.price.bits / 8
         level = next(name for name, (capacity, _) in LEVELS.items() if size <= capacity)
-        for access, count in (("reads", reads), ("writes", writes)):
+        for counter, count in ((self.reads, reads), (self.writes, writes)):
             if count:
-                self.accesses[layer, access, content, level] += count
+                counter[content, level] += count
+                self.layers[layer] += count * LEVELS[level][1] * self.price.bits / 64
 
     def account(self, samples: int) -> Account:
         """All counts divided by the number of `samples`, and their energy."""
-        counts: dict[str, dict[tuple[str, str], float]] = {"reads": {}, "writes": {}}
-        layers: defaultdict[str, float] = defaultdict(float)
-        for (layer, access, *place), count in self.accesses.items():
-            content, level = place
-            counts[access][content, level] = counts[access].get((content, level), 0) + count
-            layers[layer] += count * LEVELS[level][1] * self.price.bits / 64 / samples
-        memory = sum(layers.values())
-        arithmetic = (self.additions, self.price.addition), (self.multiplications, self.price.multiplication)
-        for counter, price in arithmetic:
-            for layer, count in counter.items():
-                layers[layer] += count * price / samples
-        reads, writes = ({key: n / samples for key, n in counter.items()} for counter in counts.values())
+        additions, multiplications = self.additions / samples, self.multiplications / samples
+        reads, writes = ({key: n / samples for key, n in all_.items()} for all_ in (self.reads, self.writes))
+        accesses = [(level, n) for counts in (reads, writes) for (_, level), n in counts.items()]
         return Account(
-            self.additions.total() / samples,
-            self.multiplications.total() / samples,
+            additions,
+            multiplications,
             reads,
             writes,
-            sum(counter.total() * price for counter, price in arithmetic) / samples,
-            memory,
-            dict(layers),
+            additions * self.price.addition + multiplications * self.price.multiplication,
+            sum(n * LEVELS[level][1] for level, n in accesses) * self.price.bits / 64,
+            {layer: joules / samples for layer, joules in self.layers.items()},
             tuple(sorted(self.uncounted)),
         )
 

@@ -6,7 +6,7 @@ there is no hidden state and nothing to reset. :func:`hibana.run` continues from
 
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec, cast, final
+from typing import Any, ParamSpec, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +16,18 @@ from hibana.cells.base import check_cell
 from hibana.cells.surrogate import in_forward_mode
 from hibana.compiler import (
     State,
-    call_context,
     check_backend,
     check_batch,
     run_cell,
     unroll_compiled,
     unroll_layer,
 )
-from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations
 from hibana.compiler.torch_layers import TORCH_LAYERS
-from hibana.nn import running
+from hibana.nn.delay import Delayed
 from hibana.nn.running import Stateful, check_knows_no_time, run
+from hibana.nn.window import LooksBack
 from hibana.runtime import torch_internals
 
 __all__ = [
@@ -50,7 +49,6 @@ __all__ = [
     "check_gradient_scale",
     "scale_gradient",
     "run",
-    "unroll_with_delays",
 ]
 
 
@@ -80,15 +78,9 @@ class OverTime(Stateful):
         check_backend(backend)
         self.backend = backend
 
-    def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
-        """The outputs of the cell for `inputs`, ``[T, ...]``; with `return_state` also its last state."""
-        if type(inputs) is not Tensor and is_fx_proxy(inputs):
-            return fx_leaf_call(self, inputs, state, return_state=return_state)
-        if call_context.run_active:
-            return running.served(self, inputs, state, return_state)
-        if return_state:
-            return self.over_time(inputs, state)
-        # not self.cell, whose lookup takes longer than most of the lines below
+    def outputs_over_time(self, inputs: Tensor, state: State | None) -> Tensor:
+        """The outputs of the cell for `inputs`, ``[T, ...]``, from `state`."""
+        # not self.cell, whose lookup takes longer than the rest of this method
         cell: cells.Cell = self._modules["cell"]  # type: ignore[assignment]
         return run_cell(cell, inputs, state, backend=self.backend, is_layer=True)[0]
 
@@ -106,7 +98,6 @@ GRADIENT_SCALE = 0.5
 """Default factor of the gradient through recurrent synapses, as measured in ``docs/how/synapses.md``."""
 
 
-@final
 class Recurrent(Stateful):
     """`cell` over time with a weight matrix from its output to its input: ``[T, B, F] -> [T, B, F]``.
 
@@ -117,9 +108,10 @@ class Recurrent(Stateful):
     do not depend on `gradient_scale`.
 
     A linear map, ``nn.Linear``, :class:`hibana.Linear` or :class:`hibana.SparseLinear`, is compiled with the
-    cell as one step, and adds a row of weights per spike. With delays d of a :class:`hibana.SparseLinear`, a
-    synapse reads ``s_(t - 1 - d)``; a Python loop runs the steps, and the state in :func:`run` is the state
-    of the cell and then the spikes of the steps before the last one, ``[longest delay, B, F]``.
+    cell as one step, and adds a row of weights per spike. With delays d of a :class:`hibana.SparseLinear` or
+    :class:`hibana.DelayedLinear`, a synapse reads ``s_(t - 1 - d)``; a Python loop runs the steps, and the
+    state in :func:`run` is the state of the cell and then the spikes of the steps before the last one,
+    ``[longest delay, B, F]``.
 
     Another module (a convolution, a network) runs at each step in a Python loop, with only the cell compiled;
     :func:`hibana.explain` shows which of both applies. Tensors of a parametrization, such as
@@ -140,7 +132,7 @@ class Recurrent(Stateful):
     Raises:
         TypeError: if `cell` is not a cell.
         ValueError: if `gradient_scale` is not in [0, 1], the input is not ``[T, B, F, ...]``, or `recurrent`
-            contains a layer over time other than :class:`hibana.SparseLinear`.
+            contains a layer over time other than synapses with delays.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*; Werbos (1990), *Backpropagation through time*, for the truncation.
@@ -172,14 +164,15 @@ class Recurrent(Stateful):
         self.backend = backend
         self.features = features
         self.gradient_scale = check_gradient_scale(gradient_scale)
-        if recurrent is not None and not _is_sparse(recurrent):
+        if recurrent is not None and not (_is_sparse(recurrent) or isinstance(recurrent, Delayed)):
             check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
         self.step()  # creates the step here, because a graph under compilation can't create modules
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The outputs of the cell for `inputs`, both ``[T, B, F]``, from `state`, and its last state."""
-        is_linear = isinstance(self.recurrent, TORCH_LAYERS["linear"]) or _is_sparse(self.recurrent)
+        is_linear = isinstance(self.recurrent, (*TORCH_LAYERS["linear"], Delayed))
+        is_linear = is_linear or _is_sparse(self.recurrent)
         is_wrong = inputs.ndim != 3 if is_linear else inputs.ndim < 3
         if is_wrong or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
@@ -187,22 +180,59 @@ class Recurrent(Stateful):
                 f"weights to the {self.features} neurons, such as a linear layer, are a layer of their own"
             )
         step = evaluate_parametrizations(self.step())
-        if isinstance(step.recurrent, Stateful):  # sparse synapses with delays
-            reach, backend = step.recurrent.reach, self.backend
-            return unroll_with_delays(step.cell, inputs, state, reach, step.delayed_feedback, backend=backend)
+        if isinstance(step.recurrent, LooksBack):  # synapses with delays
+            return self._loop(step.cell, inputs, state, step.recurrent.reach, step.recurrent.feedback())
         result = unroll_compiled(step, inputs, state, backend=self.backend)
         if result is not None:
             return result
+        if state is not None:
+            state = *state, inputs.new_zeros(0, *inputs.shape[1:])  # no spikes of steps before the last one
+        outputs, last = self._loop(step.cell, inputs, state, 0, lambda spikes: step.recurrent(spikes[-1]))
+        return outputs, last[:-1]
+
+    def _loop(
+        self,
+        cell: cells.Cell,
+        inputs: Tensor,
+        state: State | None,
+        reach: int,
+        feedback: Callable[[list[Tensor]], Tensor],
+    ) -> tuple[Tensor, State]:
+        """The outputs of `cell` for `inputs` plus the feedback of earlier spikes, and the last state.
+
+        Args:
+            cell: one step of a neuron.
+            inputs: ``[T, B, F, ...]``.
+            state: the states of the cell, and the spikes of the `reach` steps before the last one; None: at
+                rest.
+            reach: the longest delay in steps, in addition to the one step that every spike takes.
+            feedback: from the spikes ``[B, F, ...]`` of the last ``reach + 1`` steps to the input that they
+                cause.
+
+        Raises:
+            ValueError: if the spikes in `state` have the wrong shape.
+        """
+        shape = (reach, *inputs.shape[1:])
         if state is None:
-            state = self.cell.initial_state(inputs[0])
+            state = (*cell.initial_state(inputs[0]), inputs.new_zeros(shape))
+        *cell_states, history = state
+        if history.shape != shape:
+            raise ValueError(
+                f"state must end in the spikes before the last, {shape}, got {tuple(history.shape)}"
+            )
+        cell_state = tuple(cell_states)
+        spikes = [*history.to(inputs.dtype).unbind(), cell_state[-1].to(inputs.dtype)]  # one tensor per step
         outputs = []
         with cached_parametrizations():
             for input_ in inputs:
-                feedback = scale_gradient(step.recurrent(state[-1].to(inputs.dtype)), self.gradient_scale)
-                currents = (input_ + feedback)[None]
-                output, state = unroll_layer(step.cell, currents, state, backend=self.backend)
+                currents = scale_gradient(feedback(spikes[len(spikes) - reach - 1 :]), self.gradient_scale)
+                output, cell_state = unroll_layer(
+                    cell, (input_ + currents)[None], cell_state, backend=self.backend
+                )
                 outputs.append(output)
-        return torch.cat(outputs), state
+                spikes.append(output[0])
+        last_spikes = spikes[len(spikes) - reach - 1 : -1]
+        return torch.cat(outputs), (*cell_state, torch.stack(last_spikes) if last_spikes else history)
 
     def step(self) -> "RecurrentCell":
         """The cell and its recurrent synapses as one step, cached until one of them is replaced."""
@@ -216,47 +246,6 @@ class Recurrent(Stateful):
 def _is_sparse(module: nn.Module) -> bool:
     """Whether `module` is a :class:`hibana.SparseLinear`, without an import of its kernels."""
     return bool(getattr(module, "is_sparse_linear", False))
-
-
-def unroll_with_delays(
-    cell: cells.Cell,
-    inputs: Tensor,
-    state: State | None,
-    reach: int,
-    feedback: Callable[[list[Tensor]], Tensor],
-    *,
-    backend: str,
-) -> tuple[Tensor, State]:
-    """The outputs of `cell` for `inputs` plus the feedback of earlier spikes, and the last state.
-
-    Args:
-        cell: one step of a neuron.
-        inputs: ``[T, B, F]``.
-        state: the states of the cell, and the spikes of the `reach` steps before the last one; None: at rest.
-        reach: the longest delay in steps, in addition to the one step that every spike takes.
-        feedback: from the spikes ``[B, F]`` of the last ``reach + 1`` steps to the input that they cause.
-        backend: as in :func:`hibana.unroll`.
-
-    Raises:
-        ValueError: if the spikes in `state` have the wrong shape.
-    """
-    shape = (reach, *inputs.shape[1:])
-    if state is None:
-        state = (*cell.initial_state(inputs[0]), inputs.new_zeros(shape))
-    *cell_states, history = state
-    if history.shape != shape:
-        raise ValueError(f"state must end in the spikes before the last, {shape}, got {tuple(history.shape)}")
-    cell, cell_state = evaluate_parametrizations(cell), tuple(cell_states)
-    spikes = [*history.to(inputs.dtype).unbind(), cell_state[-1].to(inputs.dtype)]  # one tensor per step
-    outputs = []
-    with cached_parametrizations():
-        for input_ in inputs:
-            currents = input_ + feedback(spikes[len(spikes) - reach - 1 :])
-            output, cell_state = unroll_layer(cell, currents[None], cell_state, backend=backend)
-            outputs.append(output)
-            spikes.append(output[0])
-    last_spikes = spikes[len(spikes) - reach - 1 : -1]
-    return torch.cat(outputs), (*cell_state, torch.stack(last_spikes) if last_spikes else history)
 
 
 class RecurrentCell(cells.Cell):
@@ -275,17 +264,10 @@ class RecurrentCell(cells.Cell):
 
     def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """The state after one step with `input_` plus the recurrent product of the previous spikes."""
-        if isinstance(self.recurrent, Stateful):
+        if isinstance(self.recurrent, LooksBack):
             raise Unsupported("recurrent synapses with delays read the spikes of several steps")
         feedback = scale_gradient(self.recurrent(state[-1]), self.gradient_scale)
         return self.cell(input_ + feedback, *state)  # type: ignore[no-any-return]
-
-    def delayed_feedback(self, spikes: list[Tensor]) -> Tensor:
-        """The sums over delayed synapses for the spikes ``[B, F]`` of the last steps, the latest last."""
-        synapses: Any = self.recurrent
-        recent = torch.stack(spikes)
-        (sums,) = synapses.outputs_after(recent[:-1], recent[-1:])
-        return scale_gradient(sums, self.gradient_scale)
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names of the inner cell
         """The names of the states of the inner cell."""

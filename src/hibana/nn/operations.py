@@ -15,14 +15,13 @@ from hibana.compiler.analysis.binary import is_binary
 from hibana.compiler.torch_layers import role_of
 from hibana.nn import lengths as padding
 from hibana.nn.delayed_linear import DelayedLinear
-from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack, Window
 
 __all__ = ["Neurons", "Weighted", "operations", "watch_layers"]
 
-Neurons = OverTime | Recurrent | DelayedRecurrent
+Neurons = OverTime | Recurrent
 Weighted = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | Window | DelayedLinear | SparseLinear
 
 
@@ -135,5 +134,5 @@ def watch_layers(
 
 def _recurrent_weights(layer: nn.Module) -> Weighted | None:
     """The weighted layer from the spikes of `layer` to its input, if it has one."""
-    recurrent = layer.recurrent if isinstance(layer, DelayedRecurrent | Recurrent) else None
+    recurrent = layer.recurrent if isinstance(layer, Recurrent) else None
     return recurrent if isinstance(recurrent, Weighted) else None

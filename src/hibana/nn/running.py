@@ -44,12 +44,11 @@ class Stateful(nn.Module):
 
     def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
         """The outputs for `inputs`, both ``[T, ...]``; with `return_state` also the last state."""
-        if is_fx_proxy(inputs):
+        if type(inputs) is not Tensor and is_fx_proxy(inputs):
             return fx_leaf_call(self, inputs, state, return_state=return_state)
         if call_context.run_active:
             return served(self, inputs, state, return_state)
-        outputs, last_state = self.over_time(inputs, state)
-        return (outputs, last_state) if return_state else outputs
+        return self.over_time(inputs, state) if return_state else self.outputs_over_time(inputs, state)
 
     def __getattr__(self, name: str) -> Any:
         """The parameter, buffer or module called `name`.
@@ -68,6 +67,10 @@ class Stateful(nn.Module):
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The outputs for `inputs`, both ``[T, ...]``, from `state` (None: at rest), and the last state."""
         raise NotImplementedError
+
+    def outputs_over_time(self, inputs: Tensor, state: State | None) -> Tensor:
+        """The outputs of :meth:`over_time`; a layer may compute them faster without the last state."""
+        return self.over_time(inputs, state)[0]
 
 
 def run(
@@ -119,18 +122,12 @@ def run(
 
 
 def _layer_names(net: nn.Module) -> dict[Stateful, str]:
-    """The name of each layer over time in `net`, as in ``named_modules``, in a fifth of its time.
+    """The name of each layer over time in `net`.
 
     Raises ValueError if `net` contains a recurrent layer of torch.
     """
     names: dict[Stateful, str] = {}
-    visited = set[nn.Module]()
-    stack: list[tuple[str, nn.Module]] = [("", net)]
-    while stack:
-        name, module = stack.pop()
-        if module in visited:
-            continue
-        visited.add(module)
+    for name, module in net.named_modules():
         if isinstance(module, Stateful):
             names[module] = name
         elif isinstance(module, TORCH_LAYERS["recurrent"]):
@@ -139,9 +136,6 @@ def _layer_names(net: nn.Module) -> dict[Stateful, str]:
                 f"{type(module).__name__}, would be lost; call it outside of the network that is run, "
                 "or use hibana.Recurrent"
             )
-        if inner := module._modules:
-            prefix = f"{name}." if name else ""
-            stack += [(prefix + key, each) for key, each in reversed(inner.items()) if each is not None]
     return names
 
 

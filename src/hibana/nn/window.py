@@ -2,17 +2,17 @@
 
 import math
 from abc import abstractmethod
-from typing import Any, final
+from collections.abc import Callable
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler import State, call_context
-from hibana.compiler.call_context import is_fx_proxy
+from hibana.compiler import State
 from hibana.nn.running import Stateful
 from hibana.spikes.checks import kernels_accept
 from hibana.spikes.convolution.causal import causal_convolution
-from hibana.spikes.layer import Mode
+from hibana.spikes.layer import SpikeLayer
 from hibana.spikes.provenance import lookup
 
 __all__ = ["LooksBack", "Weighted", "Window", "check_sizes"]
@@ -38,24 +38,31 @@ class LooksBack(Stateful):
             ValueError: if the layer does not take inputs of this shape.
         """
 
-    def forward(self, inputs: Tensor, state: State | None = None, *, return_state: bool = False) -> Any:
-        """The outputs for `inputs`, ``[T, batch, ...]``; with `return_state` also the last state."""
-        if state is None and not (return_state or call_context.run_active or is_fx_proxy(inputs)):
-            return self.outputs_after(None, inputs)
-        return super().forward(inputs, state, return_state=return_state)
+    def outputs_over_time(self, inputs: Tensor, state: State | None) -> Tensor:
+        """The outputs for `inputs`, ``[T, batch, ...]``, after the steps in `state`."""
+        return self.outputs_after(None if state is None else self._history(state, inputs), inputs)
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The outputs for `inputs` after the steps in `state`, and the last steps, ``[reach, ...]``."""
-        if state is None:
-            outputs, history = (
-                self.outputs_after(None, inputs),
-                inputs.new_zeros(self.reach, *inputs.shape[1:]),
-            )
-        else:
-            history = self._history(state, inputs)
-            outputs = self.outputs_after(history, inputs)
-        steps = inputs if len(inputs) >= self.reach else torch.cat([history, inputs])
+        history = None if state is None else self._history(state, inputs)
+        outputs, steps = self.outputs_after(history, inputs), inputs
+        if len(inputs) < self.reach:
+            zeros = inputs.new_zeros(self.reach, *inputs.shape[1:])
+            steps = torch.cat([zeros if history is None else history, inputs])
         return outputs, (steps[len(steps) - self.reach :],)
+
+    def feedback(self) -> Callable[[list[Tensor]], Tensor]:
+        """A function from the inputs of the last ``reach + 1`` steps, ``[batch, ...]``, to the last output.
+
+        The function is for calls step by step while parameters are constant.
+        """
+
+        def last_output(inputs: list[Tensor]) -> Tensor:
+            """The output at the last of the steps."""
+            steps = torch.stack(inputs)
+            return self.outputs_after(steps[:-1], steps[-1:])[0]
+
+        return last_output
 
     def _history(self, state: State, inputs: Tensor) -> Tensor:
         """The steps in `state`, in the dtype of `inputs`; raises ValueError if their shape is wrong."""
@@ -67,11 +74,9 @@ class LooksBack(Stateful):
         return state[0].to(inputs.dtype)
 
 
-class Weighted(nn.Module):
-    """The weight and bias of a layer over time, their initialization, and the reason for its last kernel."""
+class Weighted(SpikeLayer):
+    """The weight and bias of a layer over time, and their initialization."""
 
-    mode: Mode = "auto"
-    """As of :class:`hibana.Linear`."""
     weight: Tensor
     bias: Tensor | None
 
@@ -81,7 +86,6 @@ class Weighted(nn.Module):
         self.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=None))
         bias = nn.Parameter(torch.empty(shape[0], dtype=dtype, device=None)) if has_bias else None
         self.register_parameter("bias", bias)
-        self._reason = "not called yet"
 
     def _initialize_weights(self) -> None:
         """Draws weight and bias uniformly from ``±1 / sqrt(inputs)``, as torch does."""
@@ -89,10 +93,6 @@ class Weighted(nn.Module):
         for parameter in (self.weight, self.bias):
             if parameter is not None:
                 nn.init.uniform_(parameter, -bound, bound)
-
-    def explain(self) -> str:
-        """The kernel of the last call, and the reason for it."""
-        return self._reason
 
 
 def check_sizes(**sizes: object) -> None:

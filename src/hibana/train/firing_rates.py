@@ -17,7 +17,6 @@ from hibana.compiler import emits_spikes, record
 from hibana.compiler.graph.ops import Unsupported
 from hibana.nn import layers
 from hibana.nn import lengths as padding
-from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.sparse_linear import SparseLinear
 
 
@@ -92,7 +91,7 @@ def spiking_layers(net: nn.Module) -> dict[str, nn.Module]:
     """
     spiking: dict[str, nn.Module] = {}
     for name, layer in net.named_modules():
-        if isinstance(layer, layers.OverTime | layers.Recurrent | DelayedRecurrent):
+        if isinstance(layer, layers.OverTime | layers.Recurrent):
             try:
                 if emits_spikes(layer.cell):
                     spiking[name] = layer

@@ -16,7 +16,6 @@ from hibana.network.neurons import trace_layer
 from hibana.network.nir_node import NirNode, check_broadcasts
 from hibana.network.onnx_export import OnnxStep
 from hibana.network.synapses import add_synapses, check_connections
-from hibana.nn.delayed_recurrent import DelayedRecurrent
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
@@ -91,12 +90,12 @@ class Neurons(LayerKind):
 class DelayedRecurrentNeurons(Neurons):
     """Neurons with delayed synapses to themselves.
 
-    They are a :class:`hibana.DelayedRecurrent`, or a :class:`hibana.Recurrent` with a
+    They are a :class:`hibana.Recurrent` with a :class:`hibana.DelayedLinear`, or with a
     :class:`hibana.SparseLinear` that has delays.
     """
 
     name = "delayed recurrent"
-    types = (DelayedRecurrent,)
+    types = ()
     feedback = 1
     to_onnx, to_nir = LayerKind.to_onnx, LayerKind.to_nir  # which refuse the layer
 

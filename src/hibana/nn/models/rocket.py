@@ -17,7 +17,7 @@ from hibana.cells import surrogate
 from hibana.nn import layers
 from hibana.nn import lengths as padding
 from hibana.nn.models.ridge import ridge
-from hibana.nn.window import Window
+from hibana.nn.window import Window, check_sizes
 
 __all__ = ["NEURONS", "Rocket", "dilations", "rocket", "size"]
 
@@ -46,16 +46,8 @@ def _neuron(period: int) -> cells.Cell:
     return cells.RefractoryLIFCell(tau=1.0, period=period, surrogate=surrogate.Triangle())
 
 
-def rocket(
-    shape: tuple[int, ...],
-    classes: int,
-    make_cell: Callable[[], cells.Cell] | None = None,
-    *,
-    steps: int,
-    neurons: int = NEURONS,
-    period: int = 0,
-    seed: int = 0,
-) -> "Rocket":
+@final
+class Rocket(nn.Module):
     """Threshold neurons on dilated windows with a linear readout of their rates.
 
         I_t = sum_k w_k sum_c x_(c, t - (8 - k) d),   w with six -1 and three 2, or its negative
@@ -98,67 +90,36 @@ def rocket(
     >>> net(series).mean(0).argmax(1).tolist()
     [0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
     """
-    if len(shape) != 1:
-        raise ValueError(f"shape must be (channels,), of a series of numbers, got {shape}")
-    for name, value in (("channels", shape[0]), ("classes", classes), ("steps", steps)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    if isinstance(neurons, bool) or not isinstance(neurons, int) or neurons < 4 or neurons % 4:
-        raise ValueError(f"neurons must be a multiple of 4, at least 4, got {neurons!r}")
-    if isinstance(period, bool) or not isinstance(period, int) or period < 0:
-        raise ValueError(f"period must be a whole number of steps, 0 or more, got {period!r}")
-    make_cell = make_cell or partial(_neuron, period)
-    low = LOW if period else LOW_WITHOUT_REST
-    return Rocket(shape[0], classes, make_cell, dilations(steps), neurons, low, seed)
-
-
-def dilations(steps: int) -> list[int]:
-    """The dilations for series of `steps` steps: integers from 1 to the largest whose windows fit.
-
-    >>> dilations(9), dilations(150)
-    ([1], [1, 2, 3, 5, 7, 9, 13, 18])
-    """
-    most = max(1.0, (steps - 1) / (TAPS - 1))
-    return sorted({int(most ** (each / (DILATIONS - 1)) + 1e-9) for each in range(DILATIONS)})
-
-
-def size(channels: int, classes: int, steps: int) -> int:
-    """The number of weights of :func:`rocket` with the default number of neurons."""
-    return 84 * NEURONS * len(dilations(steps)) * (TAPS * channels + classes)
-
-
-@final
-class Rocket(nn.Module):
-    """The network of :func:`rocket`: the sum of two branches per dilation, for the series and its difference.
-
-    Args:
-        channels: channels of the series.
-        classes: number of outputs.
-        make_cell: returns a new cell with threshold 1.
-        dilations: dilations of the windows.
-        neurons: neurons for each order of the weights and each dilation, a multiple of 4.
-        low: the lowest quantile of the input that is used as a threshold.
-        seed: seed of the channels of each neuron, and of the sample from which thresholds are computed.
-    """
 
     def __init__(
         self,
-        channels: int,
+        shape: tuple[int, ...],
         classes: int,
-        make_cell: Callable[[], cells.Cell],
-        dilations: list[int],
-        neurons: int,
-        low: float,
-        seed: int,
+        make_cell: Callable[[], cells.Cell] | None = None,
+        *,
+        steps: int,
+        neurons: int = NEURONS,
+        period: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__()
-        self.channels, self.classes, self.low, self.seed = channels, classes, low, seed
+        if len(shape) != 1:
+            raise ValueError(f"shape must be (channels,), of a series of numbers, got {shape}")
+        check_sizes(channels=shape[0], classes=classes, steps=steps)
+        if isinstance(neurons, bool) or not isinstance(neurons, int) or neurons < 4 or neurons % 4:
+            raise ValueError(f"neurons must be a multiple of 4, at least 4, got {neurons!r}")
+        if isinstance(period, bool) or not isinstance(period, int) or period < 0:
+            raise ValueError(f"period must be a whole number of steps, 0 or more, got {period!r}")
+        make_cell = make_cell or partial(_neuron, period)
+        (channels,) = shape
+        self.channels, self.classes, self.seed = channels, classes, seed
+        self.low = LOW if period else LOW_WITHOUT_REST
         self.error = math.nan
         """Mean squared leave-one-out error of the last :meth:`fit`, with targets -1 and 1 for classes."""
         generator = torch.Generator().manual_seed(seed)
         orders = _orders(neurons // 2)
         self.branches = nn.ModuleList()
-        for dilation, has_difference in itertools.product(dilations, (False, True)):
+        for dilation, has_difference in itertools.product(dilations(steps), (False, True)):
             parts: OrderedDict[str, nn.Module] = OrderedDict()
             if has_difference:
                 parts["difference"] = _difference(channels)
@@ -329,6 +290,24 @@ class Rocket(nn.Module):
             first += sums.shape[1]
             rank = (quantile * (len(sums) - 1)).round().long().to(sums.device)
             bias.copy_(1 - sums.sort(dim=0).values.gather(0, rank[None])[0])
+
+
+rocket = Rocket
+
+
+def dilations(steps: int) -> list[int]:
+    """The dilations for series of `steps` steps: integers from 1 to the largest whose windows fit.
+
+    >>> dilations(9), dilations(150)
+    ([1], [1, 2, 3, 5, 7, 9, 13, 18])
+    """
+    most = max(1.0, (steps - 1) / (TAPS - 1))
+    return sorted({int(most ** (each / (DILATIONS - 1)) + 1e-9) for each in range(DILATIONS)})
+
+
+def size(channels: int, classes: int, steps: int) -> int:
+    """The number of weights of :func:`rocket` with the default number of neurons."""
+    return 84 * NEURONS * len(dilations(steps)) * (TAPS * channels + classes)
 
 
 def _difference(channels: int) -> Window:
