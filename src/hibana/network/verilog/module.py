@@ -1,47 +1,40 @@
-"""The text of the module ``net``: its ports, memories, wires, and the state machine."""
+"""The text of the module ``net``: its ports, memories, registers, wires, and the state machine."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable
+from itertools import islice
 
 from hibana.network.c.unit import Unit
-from hibana.network.verilog.schedule import Array
+from hibana.network.verilog.circuit import Array, Circuit
 from hibana.network.verilog.statements import Machine
 
 __all__ = ["module_text"]
 
 
-def module_text(unit: Unit, machine: Machine, entries: dict[str, int], description: str) -> str:
-    """The text of the module ``net``."""
-    inputs, outputs = unit.network.input.size, unit.network.output.size
-    states, arrays = machine.schedule.states, machine.schedule.arrays
-    count = len(states)
-    bits = (count + 2).bit_length()
-    idle, send, show = (f"{bits}'d{count + k}" for k in range(3))
-    ends = {
-        entries["rest_end"]: f"state <= {idle};",
-        entries["read_end"]: f"state <= {bits}'d{entries['step']}; fresh <= 1'b0;",
-        entries["step_end"]: f"state <= {send}; place <= 32'sd0;",
-    }
-    cases = []
-    for number, state in enumerate(states):
-        jump = ends.get(number)
-        if jump is None:
-            jump = f"state <= {bits}'d{state.next};"
-            if state.condition:
-                jump = f"state <= {state.condition} ? {bits}'d{state.next} : {bits}'d{state.otherwise};"
-        cases.append(f"{bits}'d{number}: begin {' '.join([*state.assignments, jump])} end")
-    arrays["sent"].reads.append((count + 1, "1'b1", f"place[{arrays['sent'].address_bits - 1}:0]"))
-    received = f"received[{arrays['input'].address_bits - 1}:0]"
-    arrays["input"].writes.append((count, "s_axis_tvalid", received, "s_axis_tdata"))
-    title = "\n".join(
-        f"// {line}"
-        for line in ["net: a spiking network in integers, written by hibana", "", *description.splitlines()]
-    )
-    widths = {name: 64 if name.endswith("_64") else 32 for name in machine.schedule.registers}
-    memories = [line for array in arrays.values() for line in _array(array, bits)]
-    return f"""\
-{title}
+def module_text(unit: Unit, machine: Machine, programs: dict[str, tuple[int, int]], description: str) -> str:
+    """The text of the module ``net``, with three more states: to wait for inputs, and to send an output.
 
+    `programs` are the first and the last state of each program.
+    """
+    inputs, outputs = unit.network.input.size, unit.network.output.size
+    circuit = machine.circuit
+    waits = circuit.start_state()
+    received = f"received[{circuit.arrays['input'].address_bits - 1}:0]"
+    circuit.set_signals("input", w_input_e="s_axis_tvalid", w_input_a=received, w_input_d="s_axis_tdata")
+    sends = circuit.start_state()
+    place = f"place[{circuit.arrays['sent'].address_bits - 1}:0]"
+    circuit.set_signals("sent", r_sent_e="1'b1", r_sent_a=place)
+    bits = circuit.start_state().bit_length()
+    idle, send, show = (f"{bits}'d{state}" for state in (waits, sends, circuit.state))
+    start = {name: f"{bits}'d{first}" for name, (first, _) in programs.items()}
+    following = {number: f"{bits}'d{number + 1}" for number in range(waits)}
+    for number, (condition, target) in circuit.jumps.items():
+        following[number] = f"{condition} ? {following[number]} : {bits}'d{target}"
+    ends = {"rest": idle, "read": start["step"], "step": send}
+    following |= {last: ends[name] for name, (_, last) in programs.items()}
+    processes = [line for signal in circuit.signals for line in _process(signal, circuit, bits)]
+    title = ["net: a spiking network in integers, written by hibana", "", *description.splitlines()]
+    return f"""\
+{_lines(f"// {line}" for line in title)}
 /* verilator lint_off UNUSEDSIGNAL */
 /* verilator lint_off UNUSEDPARAM */
 module net (
@@ -62,143 +55,116 @@ module net (
 
 reg [{bits - 1}:0] state;
 reg fresh;  // new inputs have arrived since the last step
-reg [31:0] received;
-reg signed [31:0] place;
-{_lines(f"reg signed [{width - 1}:0] {name};" for name, width in widths.items())}
+reg [31:0] received;  // numbers of the next input
+reg [31:0] place;  // number of outputs that were sent
+integer n;
+{_lines(f"reg signed [{width - 1}:0] {name};" for name, width in circuit.registers.items())}
+{_lines(line for array in circuit.arrays.values() for line in _array(array, circuit.signals))}
+{_lines(f"wire signed [63:0] {wire.text} = {text};" for text, wire in circuit.wires.items())}
 assign ready = state == {idle};
 assign s_axis_tready = ready;
 assign m_axis_tvalid = state == {show};
-assign m_axis_tdata = q_sent;
-assign m_axis_tlast = place == 32'sd{outputs - 1};
+assign m_axis_tdata = q_sent[31:0];
+assign m_axis_tlast = place == 32'd{outputs - 1};
 assign class_index = r_best;
 
-{_lines(memories)}
-{_lines(machine.wires.lines)}
 always @(posedge clk) begin
     if (rst) begin
-        state <= {bits}'d{entries["rest"]};
+        state <= {start["rest"]};
         fresh <= 1'b0;
         received <= 32'd0;
     end else case (state)
         {idle}: begin
+            place <= 32'd0;
             if (s_axis_tvalid) begin
                 received <= received == 32'd{inputs - 1} ? 32'd0 : received + 32'd1;
                 if (received == 32'd{inputs - 1}) fresh <= 1'b1;
-            end else if (clear) state <= {bits}'d{entries["rest"]};
-            else if (start) state <= fresh ? {bits}'d{entries["read"]} : {bits}'d{entries["step"]};
+            end else if (clear) state <= {start["rest"]};
+            else if (start) begin
+                state <= fresh ? {start["read"]} : {start["step"]};
+                fresh <= 1'b0;
+            end
         end
         {send}: state <= {show};
         {show}: if (m_axis_tready) begin
-            place <= place + 32'sd1;
+            place <= place + 32'd1;
             state <= m_axis_tlast ? {idle} : {send};
         end
-{_lines(cases, "        ")}        default: state <= {idle};
+{_lines(f"        {bits}'d{number}: state <= {state};" for number, state in following.items())}\
+        default: state <= {idle};
     endcase
 end
 
+{_lines(processes)}
 endmodule
 """
 
 
-def _array(array: Array, state_bits: int) -> list[str]:
-    """The lines of a memory: its words, its ports, and the states that use them."""
+def _array(array: Array, signals: Iterable[str]) -> list[str]:
+    """The lines of a memory: its words, its ports, and the elements that were read, in 64 bits each."""
     name, bits, lanes = array.name, array.bits, array.lanes
-    address, width = f"[{array.address_bits - 1}:0]", f"[{bits * lanes - 1}:0]"
-    words = -(-array.count // lanes)
-    lines = [f"reg {width} m_{name} [0:{words - 1}];"]
-    if array.values is not None:
-        lines += _constants(array, words)
-    if array.reads:
+    word, index = f"[{bits * lanes - 1}:0]", f"[{array.address_bits - 1}:0]"
+    address = f"[{array.address_bits - 1}:{array.lane_bits}]"
+    lines = [f"reg {word} m_{name} [0:{array.words - 1}];", *_constants(array)]
+    if f"r_{name}_e" in signals:
         lines += [
-            f"reg {width} o_{name};",
-            *_port(f"r_{name}", [("e", "", "1'b0"), ("a", address, "0")], array.reads, state_bits),
-            f"always @(posedge clk) if (r_{name}_e) o_{name} <= m_{name}[{_word(array, 'r')}];",
-            *_results(array),
+            f"reg r_{name}_e;",
+            f"reg {index} r_{name}_a, i_{name};",
+            f"reg {word} o_{name};",
+            f"always @(posedge clk) if (r_{name}_e) o_{name} <= m_{name}[r_{name}_a{address}];",
+            f"always @(posedge clk) if (r_{name}_e) i_{name} <= r_{name}_a;",
         ]
-    if array.writes:
-        enable = f"[{lanes - 1}:0]" if lanes > 1 else ""
-        parts = [("e", enable, "0"), ("a", address, "0"), ("d", width, "0")]
-        lines += _port(f"w_{name}", parts, array.writes, state_bits)
+        last = f"{bits} * i_{name}[{array.lane_bits - 1}:0]" if lanes > 1 else "0"
+        parts = [("", last), *((f"_{lane}", f"{bits * lane}") for lane in range(lanes) if lanes > 1)]
+        for suffix, low in parts:
+            sign = f"{{{64 - bits}{{o_{name}[{low} + {bits - 1}]}}}}" if array.signed else f"{64 - bits}'d0"
+            lines.append(f"wire signed [63:0] q_{name}{suffix} = {{{sign}, o_{name}[{low} +: {bits}]}};")
+    if f"w_{name}_e" in signals:
+        lines += [f"reg [{lanes - 1}:0] w_{name}_e;", f"reg {index} w_{name}_a;", f"reg {word} w_{name}_d;"]
         for lane in range(lanes):
-            bit, part = (f"[{lane}]", f"[{bits * lane + bits - 1}:{bits * lane}]") if lanes > 1 else ("", "")
+            part = f"[{bits * lane} +: {bits}]"
             lines.append(
-                f"always @(posedge clk) if (w_{name}_e{bit}) "
-                f"m_{name}[{_word(array, 'w')}]{part} <= w_{name}_d{part};"
+                f"always @(posedge clk) if (w_{name}_e[{lane}]) "
+                f"m_{name}[w_{name}_a{address}]{part} <= w_{name}_d{part};"
             )
     return [*lines, ""]
-
-
-def _word(array: Array, port: str) -> str:
-    """The address of a word at a port: the highest bits of the index of an element."""
-    part = f"[{array.address_bits - 1}:{array.lane_bits}]" if array.lanes > 1 else ""
-    return f"{port}_{array.name}_a{part}"
-
-
-def _results(array: Array) -> list[str]:
-    """The lines that extend the element that was read, and each element of its word, to 32 bits."""
-    name, bits, lane = array.name, array.bits, f"[{array.lane_bits - 1}:0]"
-    elements = [(f"q_{name}", f"o_{name}")]
-    lines = []
-    if array.lanes > 1:
-        lines = [
-            f"reg {lane} l_{name};",
-            f"always @(posedge clk) if (r_{name}_e) l_{name} <= r_{name}_a{lane};",
-            f"wire [{bits - 1}:0] e_{name} = o_{name}[{bits} * l_{name} +: {bits}];",
-        ]
-        parts = [(f"q_{name}_{k}", f"e_{name}_{k}", bits * k) for k in range(array.lanes)]
-        lines += [f"wire [{bits - 1}:0] {part} = o_{name}[{low} +: {bits}];" for _, part, low in parts]
-        elements = [(f"q_{name}", f"e_{name}"), *((result, part) for result, part, _ in parts)]
-    for result, element in elements:
-        sign = f"{{{32 - bits}{{{element}[{bits - 1}]}}}}" if array.signed else f"{32 - bits}'d0"
-        value = element if bits == 32 else f"{{{sign}, {element}}}"
-        lines.append(f"wire signed [31:0] {result} = {value};")
-    return lines
 
 
 CHUNK = 256
 """Words of a constant array in one literal: simulators and yosys are slow with longer ones."""
 
 
-def _constants(array: Array, words: int) -> list[str]:
-    """The lines that initialize the `words` of a constant array, from literals of CHUNK words."""
-    assert array.values is not None
-    bits, lanes, lines = array.bits, array.lanes, [f"integer i_{array.name};"]
-    index = f"i_{array.name}"
-    for first in range(0, words, CHUNK):
-        numbers = array.values[first * lanes : (first + CHUNK) * lanes]
-        count = min(CHUNK, words - first)
-        literal = sum((number & ((1 << bits) - 1)) << (bits * i) for i, number in enumerate(numbers))
-        name, width = f"C_{array.name}_{first // CHUNK}", bits * lanes
+def _constants(array: Array) -> list[str]:
+    """The lines that initialize a constant array, from literals of CHUNK words."""
+    lines, name, width = [], array.name, array.bits * array.lanes
+    values = iter(array.values or ())
+    for first in range(0, array.words if array.values else 0, CHUNK):
+        count = min(CHUNK, array.words - first)
+        numbers = islice(values, count * array.lanes)
+        literal = sum((number % (1 << array.bits)) << (array.bits * i) for i, number in enumerate(numbers))
         lines += [
-            f"localparam [{width * count - 1}:0] {name} = {width * count}'h{literal:x};",
-            f"initial for ({index} = 0; {index} < {count}; {index} = {index} + 1) "
-            f"m_{array.name}[{first} + {index}] = {name}[{width} * {index} +: {width}];",
+            f"localparam [{width * count - 1}:0] C_{name}_{first} = {width * count}'h{literal:x};",
+            f"initial for (n = 0; n < {count}; n = n + 1) "
+            f"m_{name}[{first} + n] = C_{name}_{first}[{width} * n +: {width}];",
         ]
     return lines
 
 
-def _port(
-    name: str, parts: list[tuple[str, str, str]], uses: Sequence[tuple[Any, ...]], state_bits: int
-) -> list[str]:
-    """A port of a memory: the value of each part (name, width, value of other states) in each state."""
-    choices = [
-        f"        {state_bits}'d{state}: begin "
-        + " ".join(f"{name}_{part} = {value};" for (part, *_), value in zip(parts, values, strict=True))
-        + " end"
-        for state, *values in uses
-    ]
+def _process(signal: str, circuit: Circuit, bits: int) -> list[str]:
+    """The process that gives `signal` its value in each state, a number of `bits` bits.
+
+    In other states, registers keep their value, and signals of ports are 0.
+    """
+    is_register = signal in circuit.registers
+    event, operator = ("posedge clk", "<=") if is_register else ("*", "=")
     return [
-        *(f"reg {width} {name}_{part};" for part, width, _ in parts),
-        "always @* begin",
-        *(f"    {name}_{part} = {default};" for part, _, default in parts),
-        "    case (state)",
-        *choices,
-        "        default: ;",
-        "    endcase",
-        "end",
+        f"always @({event}) case (state)",
+        *(f"    {bits}'d{state}: {signal} {operator} {value};" for state, value in circuit.signals[signal]),
+        "    default: ;" if is_register else f"    default: {signal} = 0;",
+        "endcase",
     ]
 
 
-def _lines(lines: Any, indent: str = "") -> str:
+def _lines(lines: Iterable[str]) -> str:
     """Lines of text."""
-    return "".join(f"{indent}{line}\n" for line in lines)
+    return "".join(f"{line}\n" for line in lines)

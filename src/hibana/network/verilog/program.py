@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
+from hibana.network.c.memory import SIZES
 from hibana.network.c.program import build_unit
 from hibana.network.c.unit import Unit
 from hibana.network.integer_network import Quantized
 from hibana.network.lowering import Activations, times
-from hibana.network.verilog.expressions import INDEX_BITS
+from hibana.network.verilog.circuit import INDEX_BITS, Array
 from hibana.network.verilog.module import module_text
-from hibana.network.verilog.schedule import Array
 from hibana.network.verilog.statements import Machine
 from hibana.network.verilog.testbench import testbench
 from hibana.runtime import files
@@ -25,7 +25,6 @@ __all__ = ["VerilogProgram", "to_verilog"]
 
 ADDERS = (1, 2, 4, 8, 16, 32)
 """Numbers of weights that a circuit can add in one cycle."""
-_BITS = {"int8_t": 8, "uint8_t": 8, "int16_t": 16, "uint16_t": 16, "int32_t": 32, "uint32_t": 32}
 
 
 @dataclass(frozen=True)
@@ -143,84 +142,72 @@ def to_verilog(
             raise Unsupported(
                 f"layer {node.name!r}: {node.size:,} numbers; circuits index {1 << INDEX_BITS:,}"
             )
-    machine, entries = _machine(unit)
-    arrays = list(machine.schedule.arrays.values())
+    machine, programs = _machine(unit)
+    arrays = list(machine.circuit.arrays.values())
     constants = sum(a.bits * a.count for a in arrays if a.values is not None)
     changing = sum(a.bits * a.count for a in arrays if a.values is None)
-    source = module_text(unit, machine, entries, str(net))
+    source = module_text(unit, machine, programs, str(net))
     bench, recording = testbench(unit, net, example[:, :samples], unit.spike_arrays())
-    count, inputs = len(machine.schedule.states), unit.network.input.size
+    count, inputs = machine.circuit.state + 1, unit.network.input.size
     return VerilogProgram(source, bench, recording, constants, changing, count, inputs, len(example))
 
 
-def _machine(unit: _Unit) -> tuple[Machine, dict[str, int]]:
-    """The state machine of the statements of `unit`, and the first state of each program.
+def _machine(unit: _Unit) -> tuple[Machine, dict[str, tuple[int, int]]]:
+    """The state machine of the statements of `unit`, and the first and last state of each program.
 
     Each pass limits the words of an array to the elements that loops of the previous pass handle together.
     """
     from pycparser import CParser, c_ast
 
-    index = "int i"
-    ranking = [
-        "net->best = 0;",
-        f"for ({index} = 1; i < {unit.network.output.size}; i++) {{",
-        "    const int32_t largest = net->scores[net->best];",
-        "    if (net->scores[i] > largest) {",
-        "        net->best = i;",
-        "    }",
-        "}",
-    ]
-    send = [
-        f"for ({index} = 0; i < {unit.network.output.size}; i++) {{",
-        f"    net->sent[i] = {unit.output('i')};",
-        "}",
-    ]
+    outputs, output = unit.network.output.size, unit.output("i")
+    ranking = f"""
+    net->best = 0;
+    for (int i = 1; i < {outputs}; i++) {{
+        const int32_t largest = net->scores[net->best];
+        if (net->scores[i] > largest) {{
+            net->best = i;
+        }}
+    }}
+    for (int i = 0; i < {outputs}; i++) {{
+        net->sent[i] = {output};
+    }}"""
+    rest = ["net->best = 0;", *unit.resets, "const int count = 0;", *unit.from_events, *unit.static_lines]
     lines = {
-        "rest": [
-            "net->best = 0;",
-            *unit.resets,
-            "const int count = 0;",
-            *unit.from_events,
-            *unit.static_lines,
-        ],
+        "rest": rest,
         "read": [*unit.from_numbers, *unit.static_lines],
-        "step": [*unit.step_lines, *ranking, *send],
+        "step": [*unit.step_lines, ranking],
     }
-    types = "".join(f"typedef int {kind};\n" for kind in (*_BITS, "int64_t", "size_t"))
+    types = "".join(f"typedef int {kind};\n" for kind in (*SIZES, "size_t") if kind[-2:] == "_t")
     functions = "".join(f"void {name}(void) {{\n{chr(10).join(body)}\n}}\n" for name, body in lines.items())
     tree: Any = CParser().parse(types + re.sub(r"/\*.*?\*/", "", functions, flags=re.DOTALL))
-    programs = {f.decl.name: f.body.block_items or [] for f in tree.ext if isinstance(f, c_ast.FuncDef)}
+    bodies = {f.decl.name: f.body.block_items or [] for f in tree.ext if isinstance(f, c_ast.FuncDef)}
     names = [name for name, *_ in (*unit.constants, *unit.memory.fields())]
     fixed = {*unit.spike_arrays().values(), "input"}
     lanes = {name: unit.adders for name in names if name not in fixed and unit.adders > 1}
     while True:
         arrays, scalars = _memory(unit, lanes)
-        machine, entries = Machine(arrays, [*scalars, "best"]), dict[str, int]()
-        for name, statements in programs.items():
-            entries[name] = machine.run(statements)
-            entries[f"{name}_end"] = len(machine.schedule.states) - 1
+        machine = Machine(arrays, [*scalars, "best"])
+        programs = {name: machine.run(statements) for name, statements in bodies.items()}
         if machine.lanes == lanes:
-            return machine, entries
+            return machine, programs
         lanes = machine.lanes
 
 
 def _memory(unit: _Unit, lanes: dict[str, int]) -> tuple[list[Array], list[str]]:
     """The arrays of the program, with words of `lanes` elements, and the names of its other variables."""
-    arrays, scalars = [], []
-    for name, kind, values in unit.constants:
+    fields = unit.memory.fields()
+    rows: dict[str, tuple[int, ...]] = {}
+    for name, _, values in unit.constants:
         size, stride = unit.strides.get(name, (1, 1))
-        rows = nn.functional.pad(values.reshape(-1, size), (0, stride - size))
-        numbers = tuple(int(number) for number in rows.flatten().tolist())
-        arrays.append(Array(name, _BITS[kind], len(numbers), not kind.startswith("u"), numbers))
-    for name, kind, count in unit.memory.fields():
-        if count:
-            arrays.append(Array(name, _BITS[kind], count, not kind.startswith("u")))
-        else:
-            scalars.append(name)
-    kind = unit.arithmetic.input
-    if not any(array.name == "input" for array in arrays):
-        arrays.append(Array("input", _BITS[kind], unit.network.input.size, kind == "int8_t"))
-    arrays.append(Array("sent", 32, unit.network.output.size, signed=True))
-    for array in arrays:
-        array.lanes = lanes.get(array.name, 1)
-    return arrays, scalars
+        padded = nn.functional.pad(values.reshape(-1, size), (0, stride - size))
+        rows[name] = tuple(int(number) for number in padded.flatten().tolist())
+    shapes = [(name, kind, len(rows[name])) for name, kind, _ in unit.constants]
+    shapes += [field for field in fields if field[-1]]
+    if "input" not in {name for name, *_ in fields}:
+        shapes.append(("input", unit.arithmetic.input, unit.network.input.size))
+    shapes.append(("sent", "int32_t", unit.network.output.size))
+    arrays = [
+        Array(name, 8 * SIZES[kind], count, kind[0] != "u", rows.get(name), lanes.get(name, 1))
+        for name, kind, count in shapes
+    ]
+    return arrays, [name for name, _, count in fields if not count]

@@ -1,14 +1,12 @@
 """The testbench of a circuit: plays recorded samples, and compares all spikes with those of PyTorch."""
 
-from typing import Any
-
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch import Tensor
 
 from hibana.network.c.unit import Unit
 from hibana.network.integer_network import Quantized
+from hibana.network.report import sum_outputs
 
 __all__ = ["testbench"]
 
@@ -16,8 +14,8 @@ __all__ = ["testbench"]
 def testbench(unit: Unit, net: Quantized, inputs: Tensor, spike_arrays: dict[str, str]) -> tuple[str, str]:
     """The module ``net_tb`` for `inputs`, ``[T, samples, ...]``, and the recording that it reads.
 
-    Each line of the recording is one step of a sample, as a hexadecimal number: from the lowest bit on, the
-    inputs (8 bits each), the spikes of the layers (1 bit each), and the outputs (32 bits each).
+    Each line of the recording is one step of a sample, as a hexadecimal number: from the lowest bits on, the
+    inputs (8 bits each), the spikes of the layers (8 bits each), and the outputs (32 bits each).
 
     Args:
         unit: the statements of the circuit.
@@ -28,19 +26,23 @@ def testbench(unit: Unit, net: Quantized, inputs: Tensor, spike_arrays: dict[str
     numbers = net.integer_input(inputs)
     steps, samples = numbers.shape[:2]
     layers = [node for node in unit.network.nodes if node.name in spike_arrays]
-    outputs, results = _run(net, numbers, [node.name for node in layers])
-    spikes = [outputs[node.name][..., unit.activations[node].order] for node in layers]
-    parts = [(8, numbers.flatten(2)), *((1, layer) for layer in spikes), (32, results)]
-    rows = [_bits(part.transpose(0, 1).flatten(0, 1).to(torch.int64), bits) for bits, part in parts]
-    recording = "".join(f"{row}\n" for row in _hexadecimal(torch.cat(rows, 1)))
+    with torch.no_grad(), sum_outputs(net.net, spike_arrays) as spikes:
+        results = net.net(numbers)
+    in_memory = [spikes[node.name].flatten(2)[..., unit.activations[node].order] for node in layers]
+    parts = [*((part, np.int8) for part in (numbers, *in_memory)), (results, np.int32)]
+    columns = [
+        np.ascontiguousarray(part.transpose(0, 1).reshape(samples * steps, -1).numpy().astype(kind))
+        for part, kind in parts
+    ]
+    rows = np.concatenate([column.view(np.uint8) for column in columns], 1)[:, ::-1]
     compared, first = [], 8 * unit.network.input.size
     for node in layers:
         compared.append(
             f"            for (i = 0; i < {node.size}; i = i + 1) "
-            f"if (dut.m_{spike_arrays[node.name]}[i][0] !== row[{first} + i]) equal = 0;"
+            f"if (dut.m_{spike_arrays[node.name]}[i] !== row[{first} + 8 * i +: 8]) equal = 0;"
         )
-        first += node.size
-    return _module(unit, steps, samples, first, compared), recording
+        first += 8 * node.size
+    return _module(unit, steps, samples, first, compared), "".join(f"{row.tobytes().hex()}\n" for row in rows)
 
 
 def _module(unit: Unit, steps: int, samples: int, spike_end: int, compared: list[str]) -> str:
@@ -101,30 +103,3 @@ initial begin
 end
 endmodule
 """
-
-
-def _run(net: Quantized, numbers: Tensor, names: list[str]) -> tuple[dict[str, Tensor], Tensor]:
-    """Runs `net` on integers ``[T, samples, ...]``.
-
-    Returns the outputs of the layers with `names`, and those of the network, ``[T, samples, numbers]`` each.
-    """
-    results: dict[nn.Module, Any] = {}
-    hook = register_module_forward_hook(lambda module, args, result: results.update({module: result}))
-    try:
-        with torch.no_grad():
-            output = net.net(numbers)
-    finally:
-        hook.remove()
-    return {name: results[net.net.get_submodule(name)].flatten(2) for name in names}, output.flatten(2)
-
-
-def _bits(numbers: Tensor, bits: int) -> Tensor:
-    """The lowest `bits` bits of integers ``[rows, N]``, the lowest first, as bytes ``[rows, N * bits]``."""
-    shifts = torch.arange(bits, dtype=torch.int64, device="cpu")
-    return (numbers[..., None] >> shifts & 1).flatten(1).to(torch.uint8)
-
-
-def _hexadecimal(bits: Tensor) -> list[str]:
-    """Each row of bits, the lowest first, as a hexadecimal number."""
-    packed = np.packbits(bits.numpy(), axis=1, bitorder="little")
-    return [row[::-1].tobytes().hex() for row in packed]

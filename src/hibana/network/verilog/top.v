@@ -21,24 +21,22 @@ reg [3:0] age = 0;  // resets the network after configuration
 wire rst = age != 4'd15;
 always @(posedge clk) if (rst) age <= age + 4'd1;
 
-// The receiver samples each bit in its middle: 1 is the start bit, 10 the stop bit.
+// The receiver samples the middle of each of 8 data bits and a stop bit, after a start bit.
 reg [2:0] line = 3'b111;
-reg [3:0] rx_bit = 0;
+reg [3:0] rx_left = 0;  // bits
 reg [15:0] rx_time = 0;
 reg [7:0] rx_data = 0;
 reg rx_valid = 0;
 always @(posedge clk) begin
     line <= {line[1:0], rx};
-    rx_valid <= 1'b0;
-    if (rx_bit == 4'd0) begin
-        rx_time <= BIT / 16'd2;
-        if (!line[2]) rx_bit <= 4'd1;
-    end else if (rx_time != 16'd0) rx_time <= rx_time - 16'd1;
-    else begin
-        rx_time <= BIT - 16'd1;
-        rx_bit <= (rx_bit == 4'd10 || (rx_bit == 4'd1 && line[2])) ? 4'd0 : rx_bit + 4'd1;
-        if (rx_bit == 4'd10) rx_valid <= line[2];
-        else rx_data <= {line[2], rx_data[7:1]};
+    rx_valid <= rx_left == 4'd1 && rx_time == 16'd0 && line[2];
+    rx_time <= rx_time == 16'd0 ? BIT - 16'd1 : rx_time - 16'd1;
+    if (rx_left == 4'd0) begin
+        rx_time <= BIT + BIT / 16'd2;
+        if (!line[2]) rx_left <= 4'd9;
+    end else if (rx_time == 16'd0) begin
+        rx_left <= rx_left - 4'd1;
+        if (rx_left != 4'd1) rx_data <= {line[2], rx_data[7:1]};
     end
 end
 
@@ -51,18 +49,9 @@ reg [15:0] tx_time = 0;
 assign tx = tx_bits[0];
 assign tx_ready = tx_left == 4'd0;
 always @(posedge clk) begin
-    if (tx_ready) begin
-        tx_time <= BIT - 16'd1;
-        if (tx_valid) begin
-            tx_bits <= {1'b1, tx_data, 1'b0};
-            tx_left <= 4'd10;
-        end
-    end else if (tx_time != 16'd0) tx_time <= tx_time - 16'd1;
-    else begin
-        tx_time <= BIT - 16'd1;
-        tx_bits <= {1'b1, tx_bits[9:1]};
-        tx_left <= tx_left - 4'd1;
-    end
+    tx_time <= tx_ready || tx_time == 16'd0 ? BIT - 16'd1 : tx_time - 16'd1;
+    if (tx_ready && tx_valid) {tx_left, tx_bits} <= {4'd10, 1'b1, tx_data, 1'b0};
+    else if (!tx_ready && tx_time == 16'd0) {tx_left, tx_bits} <= {tx_left - 4'd1, 1'b1, tx_bits[9:1]};
 end
 
 reg [31:0] left = 0;  // inputs that the host has yet to send
