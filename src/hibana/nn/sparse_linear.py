@@ -183,6 +183,11 @@ class SparseLinear(SpikeLayer):
         return self.connections.sources
 
     @property
+    def connected_outputs(self) -> int:
+        """The number of outputs that have a synapse."""
+        return int(torch.bincount(self.targets, minlength=1).count_nonzero())
+
+    @property
     def index(self) -> SynapseIndex:
         """The indices of the synapses, which are checked after each change.
 

@@ -24,7 +24,7 @@ import importlib
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from hibana.nn.models.rocket import rocket, size
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import Window
 from hibana.spikes.sparse import connect
+from hibana.train.synapses import LayerSize, Synapses
 
 Shape = tuple[int, ...]
 
@@ -143,8 +144,8 @@ def build(
         cell: function that returns a new cell; called once per layer.
         readout_tau: time constant of the readout in steps; if infinite, the readout sums its input.
         connectivity: the fraction of the synapses of all fully connected layers together that exist, in (0,
-            1]. Layers that lose synapses are :class:`hibana.SparseLinear`, with equally many synapses for
-            each output neuron. Functions and ``rocket`` ignore it.
+            1], distributed as in :class:`hibana.train.synapses.Synapses`. Layers that lose synapses are
+            :class:`hibana.SparseLinear`. Functions and ``rocket`` ignore it.
         most_weights: maximum number of weights, checked before any is allocated.
 
     Raises:
@@ -170,40 +171,17 @@ def build(
         seed = int(torch.randint(1 << 31, (), dtype=torch.int64, device="cpu"))
         return rocket(shape, classes, steps=steps, period=period, seed=seed).requires_grad_()
     arguments = description, shape, classes, cell, readout_tau
+    synapses = Synapses()
     if most_weights is None and connectivity == 1:
-        return _build_layers(*arguments, iter(()))
+        return _build_layers(*arguments, synapses)
     with torch.device("meta"):
-        net = _build_layers(*arguments, iter(()))
-    sizes = [
-        (layer.in_features, layer.out_features) for layer in net.modules() if type(layer) is events.Linear
-    ]
-    degrees = _degrees(sizes, connectivity)
-    absent = sum((size[0] - degree) * size[1] for size, degree in zip(sizes, degrees, strict=True))
+        net = _build_layers(*arguments, synapses)
+    dense = list(synapses.layers)
+    if connectivity < 1:
+        synapses = Synapses.of(dense, connectivity)
+    absent = sum(layer.inputs * layer.outputs - synapses.count(layer) for layer in dense)
     _check_weights(sum(weight.numel() for weight in net.parameters()) - absent, most_weights)
-    return _build_layers(*arguments, iter(degrees))
-
-
-def _degrees(sizes: Sequence[tuple[int, int]], connectivity: float) -> list[int]:
-    """The number of synapses per output neuron of each layer.
-
-    All layers together have the fraction `connectivity` of all synapses. The fraction of a layer is
-    proportional to ``1 / inputs + 1 / outputs``, at most 1, so that small layers lose fewer synapses.
-
-    Source: Mocanu et al. (2018), *Scalable training of artificial neural networks with adaptive sparse
-    connectivity inspired by network science*.
-
-    >>> _degrees([(784, 800), (800, 800), (800, 10)], 0.05)
-    [35, 35, 800]
-    """
-    dense: set[tuple[int, int]] = set()
-    while True:
-        rest = [size for size in sizes if size not in dense]
-        count = connectivity * sum(map(math.prod, sizes)) - sum(math.prod(s) for s in sizes if s in dense)
-        scale = count / max(1, sum(map(sum, rest)))
-        full = {size for size in rest if scale * sum(size) >= math.prod(size)}
-        if not full:
-            return [s[0] if s in dense else max(1, round(scale * sum(s) / s[1])) for s in sizes]
-        dense |= full
+    return _build_layers(*arguments, synapses)
 
 
 def _check_weights(count: int, max_count: int | None) -> None:
@@ -218,15 +196,11 @@ def _build_layers(
     classes: int,
     cell: Callable[[], Cell],
     readout_tau: float,
-    degrees: Iterator[int],
+    synapses: Synapses,
 ) -> nn.Module:
-    """Builds the network of a row of layers; see :func:`build`.
-
-    `degrees` are the numbers of synapses per output neuron of the fully connected layers; without more of
-    them, a layer has all synapses.
-    """
+    """Builds the network of a row of layers, whose fully connected layers have `synapses`."""
     words = _parse(description)
-    stack = _Stack(shape, cell, degrees)
+    stack = _Stack(shape, cell, synapses)
     if any(kind in ("convolution", "pooling") for _, kind, _ in words):
         stack.add_channel_axis(description)
     hidden = [word for word in words if word[1] != "skip"]  # (word, kind, options)
@@ -234,12 +208,12 @@ def _build_layers(
         if kind in ("convolution", "pooling") and len(stack.shape) != 3:
             raise ValueError(f"{word!r} needs [channels, height, width], but follows a linear layer")
         getattr(stack, f"add_{kind}")(number, word, options)
-    stack.modules["linear"] = stack.linear(stack.flatten("flatten"), classes)
+    stack.modules["linear"] = stack.linear(stack.flatten("flatten"), classes, to_hidden=False)
     readout = layers.LI(readout_tau)
     if len(hidden) == len(words):
         return nn.Sequential(OrderedDict(**stack.modules, readout=readout))
-    skip = _Stack(shape, cell, degrees)
-    skip.modules["linear"] = skip.linear(skip.flatten("flatten"), classes, bias=False)
+    skip = _Stack(shape, cell, synapses)
+    skip.modules["linear"] = skip.linear(skip.flatten("flatten"), classes, to_hidden=False, bias=False)
     for linear in (stack.modules["linear"], skip.modules["linear"]):
         for parameter in linear.parameters():
             nn.init.zeros_(parameter)
@@ -277,9 +251,11 @@ def _parse(description: str) -> list[tuple[str, str, dict[str, str]]]:
 class _Stack:
     """The modules of a network under construction, and the output shape of the last."""
 
-    def __init__(self, shape: Shape, cell: Callable[[], Cell], degrees: Iterator[int]) -> None:
+    def __init__(self, shape: Shape, cell: Callable[[], Cell], synapses: Synapses) -> None:
         self.modules: OrderedDict[str, nn.Module] = OrderedDict()
-        self.shape, self.cell, self.degrees = shape, cell, degrees
+        self.shape, self.cell, self.synapses = shape, cell, synapses
+        self.is_hidden = False
+        """Whether the last layer's neurons are hidden neurons behind a fully connected layer."""
 
     def add_channel_axis(self, description: str) -> None:
         """Adds a channel axis if the shape is (height, width); raises ValueError unless it is an image's."""
@@ -312,18 +288,23 @@ class _Stack:
             synapses = self.linear(recurrent, recurrent, bias=False)
             self.modules[f"{name}{number}"] = layers.Recurrent(cell, recurrent, synapses)
 
-    def linear(self, inputs: int, outputs: int, *, bias: bool = True) -> nn.Module:
-        """A linear layer, sparse if the next of `degrees` is below the number of inputs."""
-        degree = next(self.degrees, inputs)
-        if degree == inputs:
+    def linear(
+        self, inputs: int, outputs: int, *, to_hidden: bool = True, bias: bool = True
+    ) -> events.Linear | SparseLinear:
+        """A linear layer, sparse if it loses synapses; `to_hidden` if the outputs are hidden neurons."""
+        layer = LayerSize(inputs, outputs, self.is_hidden, to_hidden)
+        self.synapses.layers.append(layer)
+        if self.synapses.count(layer) == inputs * outputs:
             return events.Linear(inputs, outputs, bias=bias)
-        synapses = connect.fixed_in_degree(degree).connections(inputs, outputs)
-        return SparseLinear(inputs, outputs, synapses, bias)
+        sources, targets, per_target = self.synapses.between(layer)
+        rule = connect.fixed_in_degree(per_target, source=range(sources), target=range(targets))
+        return SparseLinear(inputs, outputs, rule, bias)
 
     def add_linear(self, number: int, word: str, options: dict[str, str]) -> None:
         """Adds a linear layer, after flattening, and its neurons."""
         width = int(options["size"])
         self.modules[f"linear{number}"] = self.linear(self.flatten(f"flatten{number}"), width)
+        self.is_hidden = True
         self.add_neurons(number, width if "recurrent" in options else None)
         self.shape = (width,)
 
@@ -336,7 +317,7 @@ class _Stack:
         if normalized:
             self.modules[f"norm{number}"] = EachStep(nn.BatchNorm1d(width))
         self.add_neurons(number)
-        self.shape = (width,)
+        self.shape, self.is_hidden = (width,), False
 
     def add_convolution(self, number: int, word: str, options: dict[str, str]) -> None:
         """Adds a convolution, normalized with ``norm``, and its neurons; `word` is for error messages."""

@@ -50,6 +50,8 @@ class Classifier(Network, lightning.LightningModule):
         self.silent = nn.ModuleDict({name: metrics.SilentNeurons() for name in names})
         self.rewiring: DeepR | SET | RigL | None = None
         """Moves synapses during training; None if none move."""
+        self.deep_r_l1 = deep_r_l1(self.net)
+        """Strength of DEEP R's l1 regularization, from the synapses before any of them moves."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the description of the user's data to `checkpoint`."""
@@ -63,7 +65,7 @@ class Classifier(Network, lightning.LightningModule):
         epoch, steps = int(self.trainer.num_training_batches), int(self.trainer.estimated_stepping_batches)
         match self.settings.rewire:
             case "deep-r":
-                self.rewiring = DeepR(self.net, optimizer, l1=deep_r_l1(self.net), seed=seed)
+                self.rewiring = DeepR(self.net, optimizer, l1=self.deep_r_l1, seed=seed)
             case "set":
                 self.rewiring = SET(self.net, optimizer, every=epoch, seed=seed)
             case "rigl":
@@ -184,7 +186,7 @@ class Classifier(Network, lightning.LightningModule):
 def deep_r_l1(net: nn.Module) -> float:
     """Returns the strength of DEEP R's l1 regularization for the sparse layers of `net`.
 
-        l1 = min(0.3, 3 / d^2)      d: mean number of synapses per target neuron
+        l1 = min(0.3, 3 / d^2)      d: mean number of synapses per target neuron that has any
 
     With few synapses per neuron, most of the random initial synapses are of no use: half of the neurons never
     fire, and their synapses get no gradient. Only the l1 term removes these synapses. With many synapses per
@@ -196,7 +198,7 @@ def deep_r_l1(net: nn.Module) -> float:
     [0.3, 0.0075]
     """
     layers = [module for module in net.modules() if isinstance(module, SparseLinear)]
-    neurons = sum(layer.out_features for layer in layers)
+    neurons = sum(layer.connected_outputs for layer in layers)
     synapses = sum(len(layer.weight) for layer in layers)
     return min(0.3, 3 * (neurons / max(1, synapses)) ** 2)
 

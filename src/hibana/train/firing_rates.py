@@ -106,6 +106,9 @@ def scale_to_rate(
 ) -> dict[str, float]:
     """Scales the weights before each spiking layer so that it fires at `rate` on `inputs`, first layer first.
 
+    Behind a :class:`hibana.SparseLinear`, `rate` is that of the neurons that have synapses: all spikes of the
+    layer are divided by the number of these neurons.
+
     For the input current ``I`` of a layer, bisection on a logarithmic scale finds the factor ``k`` for which
     ``mean(spikes(k I)) = rate``. Weight and bias of the last module with weights before the layer are
     multiplied by ``k``.
@@ -121,8 +124,8 @@ def scale_to_rate(
             samples. Without it, neurons with long time constants get little input.
 
     Returns:
-        The rate of each spiking layer after scaling, by name. A layer whose current is never positive can't
-        fire; its weights are unchanged.
+        The rate of each spiking layer after scaling, by name: the mean over all of its neurons. A layer whose
+        current is never positive can't fire; its weights are unchanged.
 
     Warns:
         UserWarning: if there is no spiking layer.
@@ -151,7 +154,10 @@ def scale_to_rate(
         parameters = [] if weighted is None else list(weighted.parameters(recurse=False))
         if each_neuron:
             current = _equalize(name, layer, current, parameters)
-        factor = _rate_factor(layer, current, rate, lengths)
+        part = 1.0
+        if isinstance(weighted, SparseLinear):
+            part = weighted.connected_outputs / weighted.out_features
+        factor = _rate_factor(layer, current, rate * part, lengths)
         for parameter in parameters:
             parameter.mul_(factor)
         rates[name] = _mean_rate(layer(current * factor), lengths).item()

@@ -106,13 +106,15 @@ class Settings:
             ``96w5b-96w5d2b-96w5d4b`` for sequences of 40 steps; ``rocket40`` for the user's own series of 40
             steps.
         connectivity: fraction of the synapses of all fully connected layers together that exist, in (0, 1];
-            below 1, only these synapses are stored and computed. Small layers lose fewer synapses.
+            below 1, only these synapses are stored and computed. Small layers lose fewer synapses; see
+            :class:`hibana.train.synapses.Synapses`.
         rewire: rule that moves synapses during training if the connectivity is below 1: ``deep-r``
             (hibana.learn.DeepR), ``set`` (SET, after each epoch), ``rigl`` (RigL, every 100 steps or after
             each epoch), or ``none``.
         cell: cell of the hidden neurons. Default: IF, for sequences LIF.
         tau: membrane time constant of the hidden neurons in steps. Default: that of the cell.
-        surrogate: surrogate derivative of the spike function. Default: Step, for sequences ATan.
+        surrogate: surrogate derivative of the spike function. Default: Step; ATan for sequences, and with a
+            connectivity below 1.
         threshold: threshold of the hidden neurons.
         detach_reset: stop the gradient at the reset.
         readout_tau: time constant of the readout in steps; if infinite, the readout sums its input. Default:
@@ -244,6 +246,7 @@ class Settings:
         values = defaults(self.kind, self.data_set, self.steps, source=source, rows=rows)
         if self.connectivity < 1:  # with fewer synapses per neuron, each has a larger weight
             values["learning_rate"] = 2 * values.get("learning_rate", Settings.learning_rate)
+            values["surrogate"] = "ATan"  # its gradient reaches the many neurons that do not fire at first
         return values
 
     def _check(self) -> None:
