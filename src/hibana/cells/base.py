@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hibana.cells.peer_aliases import unknown_argument_error
-from hibana.cells.ranges import Range
+from hibana.cells.ranges import AtLeast
 
 CACHE_ATTRIBUTE = "_hibana"
 """The attribute of a cell that is reserved for hibana."""
@@ -60,7 +60,7 @@ class Cell(nn.Module):
         cache = self.__dict__.get(CACHE_ATTRIBUTE)
         if cache is not None and self.__dict__.get(name, cache) is not value:  # the same object is no change
             cache.dependencies = None
-        if isinstance(range_ := getattr(type(self), name, None), Range):
+        if isinstance(range_ := getattr(type(self), name, None), AtLeast):
             self.__dict__.get("_parameters", {}).pop(range_.parameter_name, None)
         elif name == CACHE_ATTRIBUTE:
             raise AttributeError(f"{name} is reserved for hibana; choose another name for the attribute")
@@ -127,7 +127,7 @@ class BuiltIn(Cell):
             name: value
             for kind in type(self).__mro__
             for name, value in vars(kind).items()
-            if isinstance(value, Range)
+            if isinstance(value, AtLeast)
         }
         for name in [names] if isinstance(names, str) else names:
             if name not in ranges:

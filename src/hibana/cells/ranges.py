@@ -1,7 +1,6 @@
 """Hyperparameters that stay in a range while they are learned, as descriptors of a cell's class."""
 
 import sys
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -10,72 +9,7 @@ from torch import Tensor, nn
 from hibana.runtime import torch_internals
 
 
-class Range(ABC):
-    """A hyperparameter whose value stays in a range, for any value of its parameter.
-
-    The attribute's value is a float or tensor as it was set; for an ``nn.Parameter``, its value mapped into
-    the range; and for a value in the cell's ``learn``, a function of the parameter :attr:`parameter_name`.
-    """
-
-    name: str
-    prefix: str
-    """Prefix of :attr:`parameter_name`."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self.name = name
-        self.__doc__ = f"`{name}`, which stays {self} while it is learned."
-
-    @abstractmethod
-    def __str__(self) -> str:
-        """The range, in words."""
-
-    @abstractmethod
-    def _reflect(self, parameter: Tensor) -> Tensor:
-        """`parameter`, reflected at the bound where it is outside of the range."""
-
-    @abstractmethod
-    def _inverse(self, value: Tensor) -> Tensor:
-        """The parameter with this `value`; raises ValueError if the value is not inside the range."""
-
-    @abstractmethod
-    def _value(self, parameter: Tensor) -> Tensor:
-        """The hyperparameter's value for the parameter :attr:`parameter_name`."""
-
-    @property
-    def parameter_name(self) -> str:
-        """The name of the parameter of a value in the cell's ``learn``."""
-        return f"{self.prefix}_{self.name}"
-
-    def learn(self, cell: nn.Module) -> None:
-        """Replaces the value in `cell` by the parameter :attr:`parameter_name`.
-
-        Raises ValueError if the value is not inside the range.
-        """
-        value = torch.as_tensor(getattr(cell, self.name), dtype=torch.get_default_dtype(), device=None)
-        parameter = self._inverse(value.detach())
-        delattr(cell, self.name)
-        parameter = parameter.reshape(1) if parameter.ndim == 0 else parameter  # FSDP shards no scalars
-        setattr(cell, self.parameter_name, nn.Parameter(parameter))
-
-    def __get__(self, cell: nn.Module | None, owner: type) -> Any:
-        """The hyperparameter's value in `cell`; the descriptor itself if read from the class."""
-        # not called for a float, which is in the instance's dictionary
-        if cell is None:
-            return self
-        attributes = vars(cell)
-        if self.name in attributes.get("_buffers", ()):
-            return attributes["_buffers"][self.name]
-        parameters = attributes.get("_parameters", {})
-        if (parameter := parameters.get(self.parameter_name)) is not None:
-            return parameter if _is_sharded(parameter) else self._value(parameter)
-        if self.name not in parameters:
-            raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
-        parameter = parameters[self.name]
-        # fully_shard reads a sharded parameter between calls, and must get the parameter itself
-        return parameter if _is_sharded(parameter) else self._reflect(parameter)
-
-
-class AtLeast(Range):
+class AtLeast:
     """A hyperparameter that stays at `least` or above, for any value of its parameter.
 
     It is declared in a cell's class. The attribute's value is a float or tensor as it was set, and for an
@@ -112,10 +46,16 @@ class AtLeast(Range):
     tensor(1.2500, grad_fn=<AddBackward0>)
     """
 
+    name: str
     prefix = "log"
+    """Prefix of :attr:`parameter_name`."""
 
     def __init__(self, least: float) -> None:
         self.least = least
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+        self.__doc__ = f"`{name}`, which stays {self} while it is learned."
 
     def __str__(self) -> str:
         return f"at {self.least} or above"
@@ -141,8 +81,41 @@ class AtLeast(Range):
         """The value ``least + exp(parameter)``."""
         return parameter.exp() + self.least
 
+    @property
+    def parameter_name(self) -> str:
+        """The name of the parameter of a value in the cell's ``learn``."""
+        return f"{self.prefix}_{self.name}"
 
-class Between(Range):
+    def learn(self, cell: nn.Module) -> None:
+        """Replaces the value in `cell` by the parameter :attr:`parameter_name`.
+
+        Raises ValueError if the value is not inside the range.
+        """
+        value = torch.as_tensor(getattr(cell, self.name), dtype=torch.get_default_dtype(), device=None)
+        parameter = self._inverse(value.detach())
+        delattr(cell, self.name)
+        parameter = parameter.reshape(1) if parameter.ndim == 0 else parameter  # FSDP shards no scalars
+        setattr(cell, self.parameter_name, nn.Parameter(parameter))
+
+    def __get__(self, cell: nn.Module | None, owner: type) -> Any:
+        """The hyperparameter's value in `cell`; the descriptor itself if read from the class."""
+        # not called for a float, which is in the instance's dictionary
+        if cell is None:
+            return self
+        attributes = vars(cell)
+        if self.name in attributes.get("_buffers", ()):
+            return attributes["_buffers"][self.name]
+        parameters = attributes.get("_parameters", {})
+        if (parameter := parameters.get(self.parameter_name)) is not None:
+            return parameter if _is_sharded(parameter) else self._value(parameter)
+        if self.name not in parameters:
+            raise AttributeError(f"{type(cell).__name__} has no attribute {self.name!r}")
+        parameter = parameters[self.name]
+        # fully_shard reads a sharded parameter between calls, and must get the parameter itself
+        return parameter if _is_sharded(parameter) else self._reflect(parameter)
+
+
+class Between(AtLeast):
     """A hyperparameter that stays in [`least`, `most`], for any value of its parameter.
 
     It is like :class:`AtLeast` with two bounds: an ``nn.Parameter`` outside of the range is reflected at the

@@ -63,61 +63,23 @@ class Surrogate(ABC):
         spikes: Tensor = Heaviside.apply(x, self)
         return spikes
 
-    def keep(self, x: Tensor) -> Tensor:
-        """The tensor to save for the backward pass, from which :meth:`restore` computes the derivative."""
-        return x
-
-    def restore(self, saved: Tensor, dtype: torch.dtype) -> Tensor:
-        """The derivative, from the result of :meth:`keep`."""
-        return self.derivative(saved)
-
-
-@dataclass(frozen=True)
-class _Window(Surrogate):
-    """A derivative that is one constant inside a window and zero outside, for which one bit is saved."""
-
-    @abstractmethod
-    def window(self, x: Tensor) -> Tensor:
-        """A boolean tensor: whether the derivative is not zero."""
-
-    @property
-    def height(self) -> float:
-        """The derivative inside the window."""
-        return 1.0
-
-    @final
-    def derivative(self, x: Tensor) -> Tensor:
-        """`height` inside the window, 0 outside, in the dtype of `x`."""
-        return self.restore(self.window(x), x.dtype)
-
-    @final
-    def keep(self, x: Tensor) -> Tensor:
-        """The tensor that the forward saves for the backward: whether the derivative at `x` is not zero."""
-        return self.window(x)
-
-    @final
-    def restore(self, saved: Tensor, dtype: torch.dtype) -> Tensor:
-        """The derivative in `dtype`: `height` where `saved` is true, else 0."""
-        inside = saved.to(dtype)
-        return inside if self.height == 1.0 else inside * self.height
-
 
 @final
 @dataclass(frozen=True)
-class Step(_Window):
+class Step(Surrogate):
     """The article's derivative: ``dH/dx = H(x)``; 1 where the neuron spiked, 0 elsewhere.
 
     Source: the article hibana starts from.
     """
 
-    def window(self, x: Tensor) -> Tensor:
-        """Whether the derivative at `x` is not zero, a boolean tensor."""
-        return x > 0
+    def derivative(self, x: Tensor) -> Tensor:
+        """1 where ``x > 0``, 0 elsewhere."""
+        return (x > 0).to(x.dtype)
 
 
 @final
 @dataclass(frozen=True)
-class Box(_Window):
+class Box(Surrogate):
     """A rectangle: ``dH/dx = 1/width  if |x| < width/2  else 0``.
 
     Source: Wu, Deng, Li, Zhu & Shi (2018), *Spatio-temporal backpropagation for training
@@ -126,14 +88,10 @@ class Box(_Window):
 
     width: float = 1.0
 
-    def window(self, x: Tensor) -> Tensor:
-        """Whether the derivative at `x` is not zero, a boolean tensor."""
-        return x.abs() < 0.5 * self.width
-
-    @property
-    def height(self) -> float:
-        """The derivative inside the window, ``1/width``."""
-        return 1.0 / self.width
+    def derivative(self, x: Tensor) -> Tensor:
+        """``1/width`` where ``|x| < width/2``, 0 elsewhere."""
+        inside = (x.abs() < 0.5 * self.width).to(x.dtype)
+        return inside if self.width == 1.0 else inside * (1.0 / self.width)
 
 
 @final
@@ -338,20 +296,19 @@ class _ReverseMode(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Saves the tensor from which the derivative is computed, and the surrogate, None for a tensor."""
+        """Saves the derivative, or `x` and the surrogate that computes the derivative from it."""
         x, *optional = inputs
         argument = optional[0] if optional else Step()
         ctx.argument_count = len(inputs)
         ctx.surrogate = None if isinstance(argument, Tensor) else argument
-        saved = argument if isinstance(argument, Tensor) else argument.keep(x)
+        saved = argument if isinstance(argument, Tensor) else x
         ctx.save_for_backward(saved)
         ctx.save_for_forward(saved)
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> Any:
         """The gradient of `x`, and None for the optional second argument."""
-        (saved,) = ctx.saved_tensors
-        grad = grad_output * _saved_derivative(ctx.surrogate, saved, grad_output.dtype)
+        grad = grad_output * _derivative(ctx)
         return grad if ctx.argument_count == 1 else (grad, None)
 
 
@@ -361,21 +318,22 @@ class _BothModes(_ReverseMode):
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         """The tangent of the output, from the `tangent` of `x`."""
-        (saved,) = ctx.saved_tensors
-        return tangent * _saved_derivative(ctx.surrogate, saved, tangent.dtype)
+        return tangent * _derivative(ctx)
 
 
-def _saved_derivative(surrogate: Surrogate | None, saved: Tensor, dtype: torch.dtype) -> Tensor:
-    """The derivative from the tensor `saved` for it; without a surrogate, `saved` is the derivative."""
-    return saved if surrogate is None else surrogate.restore(saved, dtype)
+def _derivative(ctx: Any) -> Tensor:
+    """The derivative of the step at the input of the node `ctx`."""
+    (saved,) = ctx.saved_tensors
+    derivative: Tensor = saved if ctx.surrogate is None else ctx.surrogate.derivative(saved)
+    return derivative
 
 
 class Heaviside(_ReverseMode):
     """The step ``H(x) = 1 if x > 0 else 0``, with ``H(0) = 0``, in the dtype of `x`.
 
-    ``Heaviside.apply(x)`` has the article's derivative, ``dH/dx = H(x)``, and saves one boolean per
-    element for it. ``Heaviside.apply(x, surrogate)`` has the surrogate's derivative. The second argument may
-    also be the derivative itself, a tensor of the shape of `x`.
+    ``Heaviside.apply(x)`` has the article's derivative, ``dH/dx = H(x)``, and ``Heaviside.apply(x,
+    surrogate)`` the surrogate's. The second argument may also be the derivative itself, a tensor of the shape
+    of `x`.
 
     >>> import torch
     >>> x = torch.tensor([-0.5, 0.0, 0.5], requires_grad=True)
