@@ -388,8 +388,8 @@ def test_normal_numbers_pass_a_chi_square_test(dtype):
 def test_draws_of_one_step_and_of_seeds_in_a_row_are_independent():
     pairs = []
     for seed in range(64):
-        one, other = (draws.numbers(f"uniform{k}", seed, 0, torch.empty(2000)) for k in (0, 1))
-        following = draws.numbers("uniform0", seed + 1, 0, torch.empty(2000))
+        one, other = (draws.uniform(seed, k, 0, torch.empty(2000)) for k in (0, 1))
+        following = draws.uniform(seed + 1, 0, 0, torch.empty(2000))
         pairs.append(torch.stack([16 * cells_of(one, 16) + cells_of(b, 16) for b in (other, following)]))
     for pair in torch.stack(pairs, 1):
         assert abs(chi_square(torch.bincount(pair.flatten(), minlength=256).double())) < 4

@@ -23,7 +23,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from hibana.compiler import generator
-from hibana.compiler.generator import SHARED, Numbers, key_schedule, threefry
+from hibana.compiler.generator import Numbers, key_schedule
 from hibana.runtime import torch_internals
 
 _MASK = 0xFFFFFFFF
@@ -42,29 +42,26 @@ def key(seed: int, number: int) -> tuple[int, int]:
     return seed & _MASK, ((seed >> 32) + number) & _MASK
 
 
-def numbers(name: str, seed: int, step: int, like: Tensor) -> Tensor:
-    """The random numbers of the leaf `name` of a step, such as ``uniform0``, with the shape of `like`."""
-    kind = name.rstrip("0123456789")
-    return (normal if kind == "normal" else uniform)(seed, int(name.removeprefix(kind)), step, like)
-
-
 def uniform(seed: int, number: int, step: int, like: Tensor) -> Tensor:
     """Uniform numbers in [0, 1): draw `number` of `step`, with the shape, dtype and device of `like`."""
-    dtype, count = like.dtype, like.numel()
-    if dtype == torch.float64:
-        x, y = _words(seed, number, step, count, like.device)
-        return (x.to(dtype) * 2.0**-32 + (y >> 11).to(dtype) * 2.0**-53).view(like.shape)
-    word = _shared(count, *_words(seed, number, step, _counters(count), like.device)).view(like.shape)
-    if dtype == torch.float32:
-        numbers: Tensor = generator.uniform(_TENSORS, word)
-        return numbers
-    return (word >> (32 - _BITS[dtype])).to(dtype) * 2.0 ** -_BITS[dtype]
+    values = _numbers("uniform", seed, number, step, like)
+    if (bits := _BITS.get(like.dtype)) is not None:
+        values = (values * 2.0**bits).floor() * 2.0**-bits
+    return values.to(like.dtype)
 
 
 def normal(seed: int, number: int, step: int, like: Tensor) -> Tensor:
     """Normal numbers, computed in float32: draw `number` of `step`, with the shape and dtype of `like`."""
-    words = _words(seed, number, step, _counters(like.numel()), like.device)
-    return _shared(like.numel(), *generator.normal(_TENSORS, *words)).view(like.shape).to(like.dtype)
+    return _numbers("normal", seed, number, step, like).to(like.dtype)
+
+
+def _numbers(distribution: str, seed: int, number: int, step: int, like: Tensor) -> Tensor:
+    """Random numbers with the shape and device of `like`, in float64 or float32."""
+    element = torch.arange(like.numel(), dtype=torch.int64, device=like.device)
+    schedule = key_schedule(_TENSORS, *key(seed, number))
+    steps, in_float64 = torch.full_like(element, step), like.dtype == torch.float64
+    values: Tensor = generator.numbers(_TENSORS, distribution, schedule, element, steps, in_float64)
+    return values.view(like.shape)
 
 
 def poisson(u: Tensor, rate: Tensor, p_zero: Tensor) -> Tensor:
@@ -94,30 +91,12 @@ LARGEST_RATE = 64
 """The largest mean of a Poisson number; the loop over k takes about as many turns as the largest result."""
 
 
-def _counters(count: int) -> int:
-    """The number of counters that `count` elements share."""
-    return -(-count // (2 * SHARED)) * SHARED
-
-
-def _shared(count: int, one: Tensor, other: Tensor) -> Tensor:
-    """The first `count` elements, from the first and second results (`one`, `other`) of all counters."""
-    return torch.stack([one.view(-1, SHARED), other.view(-1, SHARED)], 1).flatten()[:count]
-
-
-def _words(
-    seed: int, number: int, step: int, count: int, device: torch.device | str
-) -> tuple[Tensor, Tensor]:
-    """The two random words of each of the first `count` counters, as int64 from 0 to 2**32 - 1."""
-    element = torch.arange(count, dtype=torch.int64, device=device)
-    schedule = key_schedule(_TENSORS, *key(seed, number))
-    return threefry(_TENSORS, schedule, (element, torch.full_like(element, step)))
-
-
 _TENSORS = Numbers(
     add=lambda one, other: (one + other) & _MASK,
     xor=operator.xor,
     rotate_left=lambda word, by: ((word << by) | (word >> (32 - by))) & _MASK,
     real=lambda word: word.to(torch.float32),
+    double=lambda word: word.to(torch.float64),
     bits=lambda number: number.view(torch.int32).to(torch.int64) & _MASK,
     number=lambda word: word.to(torch.int32).view(torch.float32),
     root=lambda number: number.to(torch.float64).sqrt().to(torch.float32),  # float32's may be an ulp off

@@ -37,6 +37,8 @@ class Numbers(NamedTuple):
     """A word, rotated left by a number of bits."""
     real: Callable[[Any], Any]
     """A signed word as a float32 number, rounded."""
+    double: Callable[[Any], Any]
+    """A word as a float64 number."""
     bits: Callable[[Any], Any]
     """The bits of a float32 number as a word."""
     number: Callable[[Any], Any]
@@ -67,6 +69,32 @@ def threefry(n: Numbers, schedule: Sequence[tuple[Any, Any]], counter: tuple[Any
             key_x, key_y = later_keys[i // 4]
             x, y = n.add(x, key_x), n.add(y, key_y)
     return x, y
+
+
+def numbers(
+    n: Numbers,
+    distribution: str,
+    schedule: Sequence[tuple[Any, Any]],
+    element: Any,
+    step: Any,
+    in_float64: bool,
+) -> Any:
+    """The random numbers of the elements of a tensor with the indices `element`, at the step of time `step`.
+
+    The `distribution` is ``"uniform"`` or ``"normal"``. Elements i and i + 16 of each 32 share a counter: i
+    gets its first word and i + 16 its second, or each gets one of a pair of normal numbers. A uniform number
+    in float64 takes both words of its own counter. Other numbers are float32.
+    """
+    if distribution == "uniform" and in_float64:
+        x, y = threefry(n, schedule, (element, step))
+        return n.double(x) * 2.0**-32 + n.double(y >> 11) * 2.0**-53
+    counter = ((element >> 5) << 4) | (element & (SHARED - 1))
+    is_second = (element & SHARED) > 0
+    x, y = threefry(n, schedule, (counter, step))
+    if distribution == "normal":
+        first, second = normal(n, x, y)
+        return n.where(is_second, second, first)
+    return uniform(n, n.where(is_second, y, x))
 
 
 def uniform(n: Numbers, word: Any) -> Any:

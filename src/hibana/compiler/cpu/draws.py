@@ -79,33 +79,24 @@ class Draws:
         draw, width = _parse(name), self.width
         lanes = self.code.lane_indices(INT.of(width))
         element = begin.spread(width) + lanes
-        if draw.kind == "uniform" and type_ == DOUBLE:
-            x, y = self._words(draw, element)  # each number takes both random words of a counter
-            return x.to(LONG).real(DOUBLE) * 2.0**-32 + (y >> 11).real(DOUBLE) * 2.0**-53
-        if self.aligned:
+        in_float64 = type_ == DOUBLE
+        if self.aligned and not (in_float64 and draw.kind == "uniform"):
             assert width == 2 * SHARED, width
             counter = (begin >> 1).spread(SHARED) + lanes.part(0, SHARED)
             first_numbers, second_numbers = self._pair(draw, counter)
             return first_numbers.shuffled(second_numbers, range(width)).to(type_)
-        first_numbers, second_numbers = self._pair(
-            draw, ((element >> 1) & -SHARED) | (element & (SHARED - 1))
-        )
-        return ((element & SHARED) > 0).select(second_numbers, first_numbers).to(type_)
+        schedule, time = self.schedules[draw.number], self.times[draw]
+        numbers: Value = generator.numbers(VECTORS, draw.kind, schedule, element, time, in_float64)
+        return numbers.to(type_)
 
     def _pair(self, draw: _Draw, counter: Value) -> tuple[Value, Value]:
         """Two vectors of float32 numbers: for the first and for the second neuron of each counter."""
-        x, y = self._words(draw, counter)
+        schedule, time = self.schedules[draw.number], self.times[draw]
+        keys = [(x.part(0, SHARED), y.part(0, SHARED)) for x, y in schedule]
+        x, y = threefry(VECTORS, keys, (counter, time.part(0, SHARED)))
         if draw.kind == "normal":
             return generator.normal(VECTORS, x, y)
         return generator.uniform(VECTORS, x), generator.uniform(VECTORS, y)
-
-    def _words(self, draw: _Draw, counter: Value) -> tuple[Value, Value]:
-        """Two vectors of 32 random bits for each counter, for the step of the draw."""
-        schedule, time = self.schedules[draw.number], self.times[draw]
-        if (width := counter.type.width) < self.width:
-            schedule = [(x.part(0, width), y.part(0, width)) for x, y in schedule]
-            time = time.part(0, width)
-        return threefry(VECTORS, schedule, (counter, time))
 
 
 VECTORS = Numbers(
@@ -113,6 +104,7 @@ VECTORS = Numbers(
     xor=operator.xor,
     rotate_left=lambda word, by: word.call("fshl", word, word.constant(word.type, by)),
     real=lambda word: word.real(FLOAT),
+    double=lambda word: word.to(LONG).real(DOUBLE),
     bits=Value.float_bits,
     number=Value.float_from_bits,
     root=lambda number: number.call("sqrt"),

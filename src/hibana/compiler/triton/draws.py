@@ -2,10 +2,9 @@
 
 import operator
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from hibana.compiler import generator
-from hibana.compiler.generator import SHARED, Numbers, key_schedule, threefry
+from hibana.compiler.generator import Numbers, key_schedule
 from hibana.compiler.graph.step import Value
 from hibana.compiler.triton.language import Language
 
@@ -34,7 +33,8 @@ class _Variable:
     __sub__, __rsub__ = _binary("{0} - {1}"), _binary("{1} - {0}")
     __mul__, __truediv__ = _binary("{0} * {1}"), _binary("tl.div_rn({0}, {1})")
     __and__, __or__, __xor__ = _binary("{0} & {1}"), _binary("{0} | {1}"), _binary("{0} ^ {1}")
-    __rshift__, __gt__ = _binary("{0} >> {1}"), _binary("{0} > {1}")
+    __lshift__, __rshift__ = _binary("{0} << {1}"), _binary("{0} >> {1}")
+    __gt__ = _binary("{0} > {1}")
 
 
 _WORDS = Numbers(
@@ -42,6 +42,7 @@ _WORDS = Numbers(
     xor=operator.xor,
     rotate_left=lambda word, by: word.assign(f"({word} << {by}) | ({word} >> {32 - by})"),
     real=lambda word: word.assign(f"{word}.to(tl.int32).to(tl.float32)"),
+    double=lambda word: word.assign(f"{word}.to(tl.float64)"),
     bits=lambda number: number.assign(f"{number}.to(tl.uint32, bitcast=True)"),
     number=lambda word: word.assign(f"{word}.to(tl.float32, bitcast=True)"),
     root=lambda number: number.assign(f"tl.sqrt_rn({number})"),
@@ -68,22 +69,7 @@ def draws(leaves: Mapping[str, Value], language: Language) -> list[str]:
         )
         key = key_schedule(_WORDS, low, high + int(draw.removeprefix(distribution)))
         step = element.assign(f"{'now' if draw == name else 'earlier'}.to(tl.uint32, bitcast=True)")
-        lines.append(f"{name} = {_numbers(distribution, key, element, step, language)}")
+        in_float64 = language.real == "float64"
+        numbers = generator.numbers(_WORDS, distribution, key, element, step, in_float64)
+        lines.append(f"{name} = {language.cast(numbers.name)}")
     return lines
-
-
-def _numbers(distribution: str, key: Any, element: _Variable, step: _Variable, language: Language) -> str:
-    """An expression of the random numbers at the indices `element` of the drawn tensor."""
-
-    def words(counter: _Variable) -> tuple[_Variable, _Variable]:
-        """Two words of random bits for each counter."""
-        return threefry(_WORDS, key, (counter, step))
-
-    if distribution == "uniform" and language.real == "float64":
-        x, y = words(element)
-        return f"{language.cast(x.name)} * {2.0**-32} + {language.cast((y >> 11).name)} * {2.0**-53}"
-    x, y = words(((element >> 1) & (0xFFFFFFFF - SHARED + 1)) | (element & (SHARED - 1)))
-    is_second = (element & SHARED) > 0
-    if distribution == "normal":
-        return language.cast(_WORDS.where(is_second, *reversed(generator.normal(_WORDS, x, y))).name)
-    return language.cast(generator.uniform(_WORDS, _WORDS.where(is_second, y, x)).name)
