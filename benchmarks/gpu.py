@@ -133,7 +133,7 @@ def _bytes(name: str, cell: hb.Cell, inputs: Tensor, kind: str) -> float:
     if name != "hibana":
         return 0
     kept = hb.unroll(cell, inputs[:, :64].clone().requires_grad_())[0].grad_fn
-    bits = kept.specification.program.plan.bits() if kept is not None and backward else 0
+    bits = kept.specification.kernels.plan.bits() if kept is not None and backward else 0
     return (4 if backward else 2) * sequence + 2 * inputs.numel() * bits / 8
 
 

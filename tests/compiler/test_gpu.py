@@ -58,7 +58,7 @@ def test_without_triton_it_says_what_to_install() -> None:
 @interpreted
 def test_auto_never_takes_the_interpreter() -> None:
     outputs, _ = hb.unroll(hb.IFCell(), torch.rand(3, 2, requires_grad=True))
-    assert type(outputs.grad_fn.specification.program.kernels).__name__ == "CpuKernels"  # type: ignore[union-attr]
+    assert type(outputs.grad_fn.specification.kernels).__name__ == "CpuKernels"  # type: ignore[union-attr]
 
 
 class Quotients(hb.Cell):
@@ -141,7 +141,7 @@ def test_compiled_by_torch_it_goes_through_the_operator() -> None:
 def test_opcheck() -> None:
     cell = hb.PLIFCell(surrogate=ATan())
     inputs = torch.rand(4, 2, 3, requires_grad=True)
-    made = programs.program(cell, "triton", torch.Size([2, 3]), torch.float32)
+    made = programs.kernels_of(cell, "triton", torch.Size([2, 3]), torch.float32)
     text = serial.write(made.step, made.plan, torch.float32)
     arguments = (inputs, [], list(cell.parameters()), text, "triton", True)
     torch.library.opcheck(operator._forward, arguments)
@@ -183,7 +183,7 @@ def test_kernels_compile_for_a_gpu_without_contraction() -> None:
 )
 def test_auto_takes_triton_on_cuda() -> None:
     outputs, _ = hb.unroll(hb.IFCell().cuda(), torch.rand(3, 2, device="cuda", requires_grad=True))
-    assert type(outputs.grad_fn.specification.program.kernels).__name__ == "GpuKernels"  # type: ignore[union-attr]
+    assert type(outputs.grad_fn.specification.kernels).__name__ == "GpuKernels"  # type: ignore[union-attr]
     assert hb.Linear(2, 3, device="cuda")(outputs).shape == (3, 3)
 
 

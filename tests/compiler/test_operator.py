@@ -109,7 +109,7 @@ CELLS = {
 
 def written(cell: hb.Cell, backend: str = "cpu") -> str:
     """The step of `cell` as a graph holds it, for steps of [2, 3]."""
-    made = programs.program(cell, backend, torch.Size([2, 3]), torch.float32)
+    made = programs.kernels_of(cell, backend, torch.Size([2, 3]), torch.float32)
     return serial.write(made.step, made.plan, torch.float32)
 
 

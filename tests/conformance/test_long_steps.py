@@ -9,7 +9,8 @@ import hibana as hb
 from conformance.compare import assert_conforms
 from conformance.suite import CPU, each_backend
 from hibana.compiler.cpu.row_loops import RowLoops
-from hibana.compiler.cpu.time_loop import backward_loop
+from hibana.compiler.cpu.time_loop import TimeLoop
+from hibana.compiler.graph.loops import backward_loop
 from hibana.compiler.graph.plan import make_plan
 from hibana.compiler.graph.trace import trace
 from hibana.runtime.kernels import Floats
@@ -70,14 +71,19 @@ def test_a_step_of_a_thousand_operations_keeps_no_more_than_its_states():
     assert make_plan(step).bits() == 64, "the input and the potential"
 
 
+def backwards(step, calls):
+    """The loop of the gradient of `step` over rows of neurons."""
+    loop = backward_loop(step, make_plan(step), wants_input=True)
+    return TimeLoop(**vars(loop), number=Floats, calls=calls, by_rows=True)
+
+
 def test_nothing_is_as_deep_as_a_step_is_long():
     """A chain of operations longer than Python's stack, from the trace to the kernel's source."""
     before, limit = sys.getrecursionlimit(), 300
     sys.setrecursionlimit(limit)
     try:
         step = trace(Euler(limit), torch.Size([5]), torch.float32)
-        plan = make_plan(step)
-        source = RowLoops(step, backward_loop(step, plan, Floats, frozenset(), wants_input=True)).source()
+        source = RowLoops(step, backwards(step, frozenset())).source()
     finally:
         sys.setrecursionlimit(before)
     assert source.text.count("fmul") > limit
@@ -85,9 +91,7 @@ def test_nothing_is_as_deep_as_a_step_is_long():
 
 def test_what_a_kernel_computes_with_lies_on_a_small_stack():
     step = trace(HodgkinHuxley(12), torch.Size([5]), torch.float32)
-    plan = make_plan(step)
-    loop = backward_loop(step, plan, Floats, frozenset({"exp"}), wants_input=True)
-    source = RowLoops(step, loop).source()
+    source = RowLoops(step, backwards(step, frozenset({"exp"}))).source()
     rooms = [line.split("[")[1].split(" x ") for line in source.text.splitlines() if "alloca" in line]
     assert sum(4 * int(count) for count, _ in rooms) < 2 << 20
     assert source.max_row >= 64

@@ -570,4 +570,5 @@ def test_every_surrogate_is_followed(surrogate):
 def test_every_cell_of_the_package_is_followed_and_costs_a_call_nothing(kind):
     found = Dependencies(kind())
     assert found.refusal == ""
-    assert found.snapshots == []
+    assert found.watched == []
+    assert found.variables == []

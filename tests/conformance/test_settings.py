@@ -136,7 +136,7 @@ def test_a_cell_that_holds_itself_is_compiled():
 
 
 def program(cell, shape=(4,), dtype=torch.float32, backend="cpu"):
-    return programs.program(cell, backend, torch.Size(shape), dtype)
+    return programs.kernels_of(cell, backend, torch.Size(shape), dtype)
 
 
 def test_cells_alike_share_a_program():
@@ -194,7 +194,7 @@ def test_a_new_value_of_a_number_builds_nothing(run):
     one, other = (program(c, backend=run.name) for c in (hb.LIFCell(3.0), hb.LIFCell(4.0, threshold=0.7)))
     assert one is not other
     for direction in ("forward", "backward"):
-        assert other.kernels.source(direction) == one.kernels.source(direction)
+        assert other.source(direction) == one.source(direction)
 
 
 def leaking(held, v):

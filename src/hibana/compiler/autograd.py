@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler import programs
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, Prepared
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Kernels, Prepared
 from hibana.compiler.derivatives import check_unbatched, once_differentiable, unwrapped_apply
 from hibana.compiler.draws import new_seed
 from hibana.compiler.memory_layout import (
@@ -25,16 +25,13 @@ from hibana.compiler.spike_metadata import attach
 from hibana.compiler.tensors import tensors_of
 
 if TYPE_CHECKING:
-    from hibana.compiler.compiling import Program
     from hibana.compiler.graph.plan import Plan
 
 
 class RunSpecification(NamedTuple):
     """Everything that determines a run except its tensors."""
 
-    program: "Program"
-    plan: "Plan"
-    """The residuals to store if a gradient is needed."""
+    kernels: Kernels
     shape: torch.Size
     """The shape of the inputs, with the dimensions in memory order."""
     wants_last: bool
@@ -49,7 +46,7 @@ class RunSpecification(NamedTuple):
 
 
 def run(
-    program: "Program",
+    kernels: Kernels,
     cell: Cell,
     wants_last: bool,
     key: Hashable | None,
@@ -61,7 +58,7 @@ def run(
     Outputs have the memory format of `inputs`.
 
     Args:
-        program: the compiled step of `cell`.
+        kernels: the kernels of the step of `cell`.
         cell: the cell, which remembers the specification of the run under `key`.
         wants_last: whether the caller needs the last states.
         key: the key of the run in the cell's cache; None: the cell remembers nothing.
@@ -72,15 +69,15 @@ def run(
     cell_tensors = tuple(tensors_of(cell).values())
     order: Order | None = None
     # Matrices multiply neurons that are adjacent in memory; random numbers depend on the neurons' order.
-    if not (program.step.matrices or program.step.draws or inputs.is_contiguous()):
+    if not (kernels.step.matrices or kernels.step.draws or inputs.is_contiguous()):
         order = memory_order(inputs)
     if order is None and not steps_contiguous(inputs):
         inputs, key = inputs.contiguous(), None
     shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
-    spec = RunSpecification(program, program.plan, shape, wants_last, order, len(initial))
+    spec = RunSpecification(kernels, shape, wants_last, order, len(initial))
     needs_gradient = torch.is_grad_enabled() and inputs.requires_grad
     if needs_gradient and not (initial or cell_tensors) and inputs.is_contiguous():
-        spec = spec._replace(prepared=program.kernels.prepare(spec.plan, spec.shape, wants_last))
+        spec = spec._replace(prepared=kernels.prepare(kernels.plan, shape, wants_last))
     if key is not None:
         programs.remember(cell, key, spec)
     return run_specification(spec, inputs, (*initial, *cell_tensors))
@@ -99,7 +96,7 @@ def run_specification(
         outputs, *last = _apply(spec, inputs, *tensors)
         _attach_bits(outputs)
         return outputs, last
-    outputs, last, _ = spec.program.kernels.forward(_arguments(spec, inputs, tensors, None))
+    outputs, last, _ = spec.kernels.forward(_arguments(spec, inputs, tensors, None))
     if spec.order is None:
         return outputs, last
     outputs, last = to_callers_order(spec.order, outputs, last)
@@ -141,11 +138,11 @@ def _arguments(
 
     `tensors` are the initial states, then the cell's tensors; `plan`: the residuals to store, None for none.
     """
-    program, order, count = spec.program, spec.order, spec.initial_count
-    first = [step_to_order(order, t) for t in tensors[:count]] if count else program.zero_states
+    kernels, order, count = spec.kernels, spec.order, spec.initial_count
+    first = [step_to_order(order, t) for t in tensors[:count]] if count else kernels.zero_states
     inputs = inputs if order is None else inputs.permute(order)
-    parameters = program.parameters(tensors[count:], inputs.shape[1:], order)
-    seed = new_seed() if program.step.draws else 0
+    parameters = kernels.parameters(tensors[count:], inputs.shape[1:], order)
+    seed = new_seed() if kernels.step.draws else 0
     return ForwardArguments(inputs, first, parameters, plan, spec.wants_last, seed=seed)
 
 
@@ -163,10 +160,8 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
         """The outputs and the last states; `tensors` are the initial states, then the cell's tensors."""
-        program, plan, order, count, prepared = (
-            *(spec.program, spec.plan, spec.order, spec.initial_count),
-            spec.prepared,
-        )
+        kernels, order, count, prepared = spec.kernels, spec.order, spec.initial_count, spec.prepared
+        plan = kernels.plan
         ctx.specification = spec
         ctx.set_materialize_grads(False)
         if prepared is not None:
@@ -178,11 +173,11 @@ class _Run(torch.autograd.Function):
         arguments = _arguments(spec, inputs, tensors, plan)
         inputs, first, parameters, *_ = arguments
         ctx.seed = arguments.seed
-        outputs, last, residuals = program.kernels.forward(arguments)
+        outputs, last, residuals = kernels.forward(arguments)
         saved_inputs = (_frozen_leaf(inputs),) if plan.reads_input else ()
         initial = [first[i] for i in plan.first] if count else ()
         ctx.save_for_backward(*saved_inputs, *initial, *tensors[count:], *parameters, *residuals)
-        is_packed = not program.step.matrices or inputs.shape[-1] % 8 == 0  # without padding between samples
+        is_packed = not kernels.step.matrices or inputs.shape[-1] % 8 == 0  # without padding between samples
         ctx.support = residuals[plan.support_at] if is_packed and plan.support_at is not None else None
         ctx.spikes = residuals[plan.spikes_at] if is_packed and plan.spikes_at is not None else None
         if order is not None:
@@ -227,16 +222,17 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         last_grads: the gradients of the last states; None for zeros.
     """
     spec = ctx.specification
-    program, plan, order, count = spec.program, spec.plan, spec.order, spec.initial_count
+    kernels, order, count = spec.kernels, spec.order, spec.initial_count
+    plan, step = kernels.plan, kernels.step
     needs_grad = ctx.needs_input_grad[1:]  # for the inputs, the initial states, the cell's tensors
     saved = iter(saved_tensors(ctx))
     inputs = next(saved) if plan.reads_input else None
-    first: Sequence[Tensor | None] = program.zero_states
+    first: Sequence[Tensor | None] = kernels.zero_states
     if count:
         saved_states = dict(zip(plan.first, islice(saved, len(plan.first)), strict=True))
         first = [saved_states.get(i) for i in range(count)]
     cell_tensors = tuple(islice(saved, len(needs_grad) - 1 - count))
-    parameters = tuple(islice(saved, program.step.arguments))
+    parameters = tuple(islice(saved, step.arguments))
     if grad_outputs is not None:
         if order is not None:
             grad_outputs = grad_outputs.permute(order)
@@ -244,7 +240,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
             grad_outputs = grad_outputs.resolve_neg()
         if not steps_contiguous(grad_outputs):
             grad_outputs = grad_outputs.contiguous()
-    grads: Sequence[Tensor | None] = program.zero_states[1:]
+    grads: Sequence[Tensor | None] = kernels.zero_states[1:]
     if last_grads:
         grads = [None if g is None else step_to_order(order, g) for g in last_grads]
     arguments = BackwardArguments(
@@ -259,7 +255,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         wants_first=any(needs_grad[1 : 1 + count]),
         seed=0 if spec.prepared else ctx.seed,
     )
-    grad_input, first_grads, sums = program.kernels.backward(arguments)
+    grad_input, first_grads, sums = kernels.backward(arguments)
     if order is not None:
         inverse = inverse_order(order)
         if grad_input is not None:
@@ -273,7 +269,7 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
     )
     cell_grads: Sequence[Tensor | None] = (None,) * len(cell_tensors)
     if any(needs_grad[1 + count :]):
-        cell_grads = program.step.epilogue(*cell_tensors, *sums)
+        cell_grads = step.epilogue(*cell_tensors, *sums)
     return None, grad_input, *state_grads, *cell_grads
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from hibana.compiler.memory_layout import row_bytes
+from hibana.compiler.memory_layout import Order, inverse_order, row_bytes, step_order, step_to_order
 
 if TYPE_CHECKING:
     from hibana.compiler.graph.plan import Plan
@@ -153,10 +153,38 @@ class Kernels(ABC):
     def source(self, direction: str) -> str:
         """The source of the ``"forward"``, with residuals, or of the ``"backward"``, for ``explain``."""
 
+    @property
+    def zero_states(self) -> tuple[None, ...]:
+        """Initial states that are zeros."""
+        return (None,) * len(self.step.states)
+
+    def parameters(
+        self, cell_tensors: Sequence[Tensor], shape: torch.Size, order: Order | None = None
+    ) -> list[Tensor]:
+        """The parameters of the step, each one number or one per neuron, then its matrices.
+
+        Args:
+            cell_tensors: the parameters and buffers of the cell.
+            shape: the shape of a step in memory order.
+            order: the memory order of a sequence's dimensions; None if it is the caller's order.
+        """
+        count = self.step.parameters
+        if not (count or self.step.matrices):
+            return []
+        with torch.no_grad():
+            values = self.step.prologue(*cell_tensors)
+            parameters = [value.to(self.dtype).resolve_neg() for value in values[:count]]
+            if order is not None:
+                shape = torch.Size([shape[d] for d in step_order(inverse_order(order))])
+            rows = [v if v.numel() == 1 else step_to_order(order, v.expand(shape)) for v in parameters]
+            # not the index tensors of sparse matrices: their checks are remembered for these very tensors
+            matrices = [t.detach().resolve_neg() if t.is_floating_point() else t for t in values[count:]]
+            return rows + matrices
+
     def residual_shapes(
-        self, steps: int, step_shape: Sequence[int], plan: "Plan | None" = None
+        self, steps: int, step_shape: Sequence[int]
     ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """The shape and dtype of each residual of `plan`: bits ``[T, ceil(N/8)]`` or numbers ``[T, ...]``.
+        """The shape and dtype of each residual of the plan: bits ``[T, ceil(N/8)]`` or numbers ``[T, ...]``.
 
         `step_shape` is the shape of one of the `steps`. If the step has matrix products, the bits of each
         sample fill whole bytes; otherwise all neurons of a step are one row of bits.
@@ -164,7 +192,7 @@ class Kernels(ABC):
         *samples, neurons = step_shape if self.step.matrices else (prod(step_shape),)
         bits = ((steps, prod(samples) * row_bytes(neurons)), torch.uint8)
         reals = ((steps, *step_shape), self.dtype)
-        return [bits if value.boolean else reals for value in (plan or self.plan).stored]
+        return [bits if value.boolean else reals for value in self.plan.stored]
 
     def check(self, shape: torch.Size) -> None:  # noqa: B027 # most backends run every shape
         """Raises ``Unsupported`` if the kernels can't run steps of `shape`."""

@@ -180,14 +180,14 @@ def _executable(
         subject = "every cell"  # one warning instead of one per class of cells
     else:
         try:
-            program = programs.program(cell, backend_name, inputs.shape[1:], dtype)
+            kernels = programs.kernels_of(cell, backend_name, inputs.shape[1:], dtype)
         except Unsupported as error:
             if backend != "auto":
                 raise
             reason, subject = str(error), ""
         else:
-            run = partial(autograd.run, program, cell, wants_last, key if inputs.dtype == dtype else None)
-            if program.kernels.takes_half:
+            run = partial(autograd.run, kernels, cell, wants_last, key if inputs.dtype == dtype else None)
+            if kernels.takes_half:
                 return run
     if run is not None:
         return run if inputs.dtype == dtype else partial(_run_in_full, run, dtype, len(cell._hibana.states))

@@ -62,12 +62,12 @@ def explain_cell(
         reason = on_cpu if backend == default_backend("cpu") else on_cuda
     else:
         try:
-            program = programs.program(cell, backend, torch.Size(shape), dtype)
+            kernels = programs.kernels_of(cell, backend, torch.Size(shape), dtype)
         except Unsupported as error:
             reason = str(error)
     if reason:
         return Report(f"reference loop, because {reason}", f"{name}\n{REFERENCE}{reason}\n")
-    step, plan, kernels, number_bits = program.step, program.plan, program.kernels, torch.finfo(dtype).bits
+    step, plan, number_bits = kernels.step, kernels.plan, torch.finfo(dtype).bits
     bit_count = _bits(plan.bits(number_bits))
     region, sentence = _support(step, plan)
     lines = [

@@ -31,7 +31,7 @@ def has_derivative(outputs: Tensor) -> bool:
     if node is not None and node.name() == "ToCopyBackward0":  # to half precision
         node = node.next_functions[0][0]
     compiled = getattr(node, "specification", None)
-    return node is not None if compiled is None else passes_gradient(compiled.program.step)
+    return node is not None if compiled is None else passes_gradient(compiled.kernels.step)
 
 
 def warn_without_derivative(cell: Cell, outputs: Tensor) -> None:

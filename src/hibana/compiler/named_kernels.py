@@ -94,7 +94,7 @@ class NamedKernels(Kernels):
         if wants_last:
             states = len(initial) - (inputs.dtype == self.dtype)
             last = [inputs.new_empty(shape[1:], dtype=self.dtype) for _ in range(states)]
-        layouts = self.residual_shapes(shape[0], shape[1:], plan) if plan else []
+        layouts = self.residual_shapes(shape[0], shape[1:]) if plan else []
         residuals = [inputs.new_empty(residual_shape, dtype=dtype) for residual_shape, dtype in layouts]
         kernel_arguments: Named = {
             "input": read_inputs,
@@ -121,6 +121,10 @@ class NamedKernels(Kernels):
             template = torch.empty(0, dtype=self.dtype, device=self.device())
         if grad_outputs is None:
             grad_outputs = template.new_zeros(step_shape, dtype=self.dtype).expand(shape)
+        input_dtype = grad_outputs.dtype
+        if len(last_grads) == len(initial) and (last_grad := last_grads[-1]) is not None:
+            grad_outputs = grad_outputs.to(self.dtype, copy=True)
+            grad_outputs[-1] += last_grad
         read_grads = self._readable(grad_outputs)
         read_inputs = None if inputs is None else self._readable(inputs)
         grad_input = self._new_sequence(read_grads, shape, arguments.may_offset) if wants_input else None
@@ -151,7 +155,7 @@ class NamedKernels(Kernels):
                 )
         self._launch("backward", wants_input, shape, parameters[count:], kernel_arguments)
         if grad_input is not None:
-            grad_input = grad_input.to(grad_outputs.dtype)
+            grad_input = grad_input.to(input_dtype)
         stored = dict(zip(self.plan.stored, residuals, strict=True))
         for operand, matrix in zip(self.operands, self.step.summed_at, strict=True):
             residual = inputs if operand.residual.is_input else stored[operand.residual]

@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from hibana.cells import Cell
-from hibana.compiler.backend import BackwardArguments, ForwardArguments, kernel_class, refusal
+from hibana.compiler.backend import BackwardArguments, ForwardArguments, Kernels, kernel_class, refusal
 from hibana.compiler.checks import warn_slow
-from hibana.compiler.compiling import Program
 from hibana.compiler.draws import new_seed
 from hibana.compiler.graph import serial
 from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.memory_layout import steps_contiguous
-from hibana.compiler.programs import program
-from hibana.compiler.tensors import neuron_shapes, tensors_of
+from hibana.compiler.programs import kernels_of
+from hibana.compiler.tensors import fitting_shape, tensors_of
 
 Tensors = Sequence[Tensor]
 Executable = Callable[[Tensor, tuple[Tensor, ...] | None], tuple[Tensor, list[Tensor]]]
@@ -62,7 +61,7 @@ def _serialized(
         return "", "ONNX has no operators of hibana's"
     reason = refusal(backend, device)
     try:
-        compiled = None if reason else program(cell, backend, _any_size(cell, ndim), dtype)
+        compiled = None if reason else kernels_of(cell, backend, _any_size(cell, ndim), dtype)
         if dynamo:
             _settings(cell)
         if compiled is not None and compiled.step.any_size:
@@ -77,11 +76,8 @@ def _serialized(
 
 def _any_size(cell: Cell, ndim: int) -> torch.Size:
     """A shape of `ndim` dimensions that the tensors of `cell` broadcast to."""
-    sizes = [2] * ndim
-    for shape in neuron_shapes(cell):
-        for dimension, size in zip(range(ndim - 1, -1, -1), reversed(shape), strict=False):
-            sizes[dimension] = max(sizes[dimension], size)
-    return torch.Size(sizes)
+    sizes = (*[2] * ndim, *fitting_shape(cell))
+    return torch.Size(sizes[len(sizes) - ndim :])
 
 
 def _guard(cell: Cell, step_input: Tensor) -> None:
@@ -169,18 +165,18 @@ def _(number: int) -> Tensor:
 
 
 @lru_cache(maxsize=1024)
-def _read(text: str, backend: str) -> tuple[Program, torch.dtype]:
-    """The program of a serialized step, and the dtype of its inputs."""
+def _read(text: str, backend: str) -> tuple[Kernels, torch.dtype]:
+    """The kernels of a serialized step, and the dtype of its inputs."""
     step, plan, dtype = serial.read(text)
-    return Program(step, kernel_class(backend, bool(step.matrices))(step, plan, dtype)), dtype
+    return kernel_class(backend, bool(step.matrices))(step, plan, dtype), dtype
 
 
-def _program(text: str, backend: str, inputs: Tensor, runs: bool = False) -> Program:
-    """The program of the serialized step `text` for `inputs`; checks that it can run there if `runs`.
+def _kernels(text: str, backend: str, inputs: Tensor, runs: bool = False) -> Kernels:
+    """The kernels of the serialized step `text` for `inputs`; checks that they can run there if `runs`.
 
     Raises RuntimeError if the step was serialized for another dtype or device.
     """
-    compiled, dtype = _read(text, backend)
+    kernels, dtype = _read(text, backend)
     if inputs.dtype != dtype:
         raise RuntimeError(
             f"the step was written down for {dtype}, got inputs of {inputs.dtype}: export it again"
@@ -189,12 +185,12 @@ def _program(text: str, backend: str, inputs: Tensor, runs: bool = False) -> Pro
         raise RuntimeError(
             f"the step was written down for backend {backend!r}, and {reason}: export it again"
         )
-    return compiled
+    return kernels
 
 
-def _initial_states(program: Program, first: Tensors) -> Sequence[Tensor | None]:
+def _initial_states(kernels: Kernels, first: Tensors) -> Sequence[Tensor | None]:
     """The kernels' initial states, None for zeros; `first` is empty for a run from zeros."""
-    return [t.contiguous() for t in first] if first else program.zero_states
+    return [t.contiguous() for t in first] if first else kernels.zero_states
 
 
 def _with_contiguous_steps(tensor: Tensor) -> Tensor:
@@ -213,17 +209,17 @@ def _forward(
     seed: Tensor | None = None,
 ) -> list[Tensor]:
     """The outputs, the last states other than the output state, and, with `keep`, the residuals."""
-    program = _program(step, backend, inputs, runs=True)
+    kernels = _kernels(step, backend, inputs, runs=True)
     # `may_offset`: a graph expects every tensor to begin at the start of its memory
     arguments = ForwardArguments(
         _with_contiguous_steps(inputs),
-        _initial_states(program, first),
-        program.parameters(cell_tensors, inputs.shape[1:]),
-        program.plan if keep else None,
+        _initial_states(kernels, first),
+        kernels.parameters(cell_tensors, inputs.shape[1:]),
+        kernels.plan if keep else None,
         may_offset=False,
         seed=0 if seed is None else int(seed),
     )
-    outputs, last, residuals = program.kernels.forward(arguments)
+    outputs, last, residuals = kernels.forward(arguments)
     return [outputs, *last, *residuals]
 
 
@@ -232,9 +228,9 @@ def _(
     inputs: Tensor, first: Any, cell_tensors: Any, step: str, backend: str, keep: bool, seed: Any = None
 ) -> list[Tensor]:
     """Tensors with the shapes and dtypes of the results of :func:`_forward`, for traces."""
-    program = _program(step, backend, inputs)
-    layouts = program.kernels.residual_shapes(inputs.shape[0], inputs.shape[1:]) if keep else []
-    last = [inputs.new_empty(inputs.shape[1:]) for _ in program.step.states[1:]]
+    kernels = _kernels(step, backend, inputs)
+    layouts = kernels.residual_shapes(inputs.shape[0], inputs.shape[1:]) if keep else []
+    last = [inputs.new_empty(inputs.shape[1:]) for _ in kernels.step.states[1:]]
     residuals = [inputs.new_empty(shape, dtype=dtype) for shape, dtype in layouts]
     return [inputs.new_empty(inputs.shape), *last, *residuals]
 
@@ -253,12 +249,12 @@ def _backward(
     seed: Tensor | None = None,
 ) -> list[Tensor]:
     """The gradients of the inputs, of the initial states, and of those cell tensors that are `learned`."""
-    program = _program(step, backend, inputs, runs=True)
+    kernels = _kernels(step, backend, inputs, runs=True)
     arguments = BackwardArguments(
         inputs.shape,
         _with_contiguous_steps(inputs),
-        _initial_states(program, first),
-        program.parameters(cell_tensors, inputs.shape[1:]),
+        _initial_states(kernels, first),
+        kernels.parameters(cell_tensors, inputs.shape[1:]),
         residuals,
         _with_contiguous_steps(grad_outputs),
         [g.contiguous() for g in last_grads],
@@ -267,9 +263,9 @@ def _backward(
         may_offset=False,
         seed=0 if seed is None else int(seed),
     )
-    grad_input, first_grads, sums = program.kernels.backward(arguments)
+    grad_input, first_grads, sums = kernels.backward(arguments)
     assert grad_input is not None
-    grads = program.step.epilogue(*cell_tensors, *sums) if any(learned) else [None] * len(cell_tensors)
+    grads = kernels.step.epilogue(*cell_tensors, *sums) if any(learned) else [None] * len(cell_tensors)
     cell_grads = [
         g.sum_to_size(t.shape) if g is not None else torch.zeros_like(t)
         for g, t, is_learned in zip(grads, cell_tensors, learned, strict=True)
@@ -282,7 +278,7 @@ def _backward(
 def _(inputs: Tensor, first: Any, cell_tensors: Tensors, *arguments: Any) -> list[Tensor]:
     """Tensors with the shapes and dtypes of the results of :func:`_backward`, for traces."""
     step, backend, learned, *_ = arguments[3:]  # after the residuals, `grad_outputs` and `last_grads`
-    first_grads = [inputs.new_empty(inputs.shape[1:]) for _ in _program(step, backend, inputs).step.states]
+    first_grads = [inputs.new_empty(inputs.shape[1:]) for _ in _kernels(step, backend, inputs).step.states]
     cell_grads = [
         torch.empty_like(t) for t, is_learned in zip(cell_tensors, learned, strict=True) if is_learned
     ]
@@ -296,11 +292,11 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
         raise RuntimeError(
             "hibana::unroll was called with keep=False, and has no gradient: call it with keep=True"
         )
-    program = _program(ctx.step, ctx.backend, sequence)
+    kernels = _kernels(ctx.step, ctx.backend, sequence)
     ctx.states, ctx.first_count, ctx.reads_input = (
-        len(program.step.states),
+        len(kernels.step.states),
         len(first),
-        program.plan.reads_input,
+        kernels.plan.reads_input,
     )
     ctx.shape, ctx.learned = sequence.shape, [t.requires_grad for t in cell_tensors]
     read = [sequence] if ctx.reads_input else []

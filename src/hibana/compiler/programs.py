@@ -1,16 +1,16 @@
-"""The cache of runs and programs, on two levels, each of bounded size; the registration of hibana's backends.
+"""The cache of runs and kernels, on two levels, each of bounded size; the registration of hibana's backends.
 
-- A cell remembers its runs and programs while nothing that its step reads has changed (:func:`recall`,
+- A cell remembers its runs and kernels while nothing that its step reads has changed (:func:`recall`,
   :func:`remember`). The key of a run holds backend, shape, strides, dtype, threads and so on.
 - All cells share one dictionary. Cells of one class with equal hyper-parameters and tensors of equal shapes
-  share a program (:func:`program`), and steps that differ only in their constants share kernels
+  share kernels (:func:`kernels_of`), and so do steps that differ only in their constants
   (:mod:`hibana.compiler.compiling`).
 
 A backend is imported when a step is first compiled for it.
 """
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -19,28 +19,25 @@ from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
 from hibana.compiler.backend import Backend, Kernels, register
 from hibana.compiler.bounded_dict import BoundedDict
 from hibana.compiler.graph.dependencies import Dependencies, dependencies_of
+from hibana.compiler.graph.objects import has_hooks, tensor_properties
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.snapshots import has_hooks, is_unchanged, tensor_properties
 from hibana.compiler.tensors import shape_class, tensors_of
 
-if TYPE_CHECKING:
-    from hibana.compiler.compiling import Program
-
 SHARED_PROGRAMS = 1280
-_SHARED: "BoundedDict[Hashable, Program | str]" = BoundedDict(SHARED_PROGRAMS)
-"""Programs by the fingerprint of a cell and by the structure of a step, or the reason for their absence."""
+_SHARED: "BoundedDict[Hashable, Kernels | str]" = BoundedDict(SHARED_PROGRAMS)
+"""Kernels by the fingerprint of a cell and by the structure of a step, or the reason for their absence."""
 
 
-def program(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> "Program":
-    """The program of `cell` for steps of `shape`, compiled on first use.
+def kernels_of(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> Kernels:
+    """The kernels of `cell` for steps of `shape`, compiled on first use.
 
     Raises Unsupported if the step can't be compiled, with the reason.
     """
     dependencies = dependencies_of(cell)
     key = (backend, shape, dtype)
-    result: Program | str | None = dependencies.cache.get(key)
+    result: Kernels | str | None = dependencies.cache.get(key)
     if result is None:
-        result = dependencies.cache[key] = _shared_program(cell, dependencies.key, backend, shape, dtype)
+        result = dependencies.cache[key] = _shared_kernels(cell, dependencies.key, backend, shape, dtype)
     if isinstance(result, str):
         raise Unsupported(result)
     return result
@@ -50,10 +47,7 @@ def recall(cell: Cell, run: Hashable) -> Any:
     """The result of :func:`remember` for the key `run`; None if an object that the step reads has changed."""
     cache: CellCache | None = cell.__dict__.get(CACHE_ATTRIBUTE)
     dependencies: Dependencies | None = None if cache is None else cache.dependencies
-    if dependencies is None or not _is_bare(cell):
-        return None
-    items, snapshots = dependencies.items, dependencies.snapshots
-    if (items or snapshots) and not is_unchanged(items, snapshots):
+    if dependencies is None or not (_is_bare(cell) and dependencies.is_unchanged()):
         return None
     return dependencies.cache.get(_run_key(cell, run))
 
@@ -81,10 +75,10 @@ def _run_key(cell: Cell, run: Hashable) -> Hashable:
     return run, tensor_properties(parameters), tensor_properties(buffers), *devices
 
 
-def _shared_program(
+def _shared_kernels(
     cell: Cell, fingerprint: Hashable, backend: str, shape: torch.Size, dtype: torch.dtype
-) -> "Program | str":
-    """The program of all cells with one `fingerprint`, compiled on first use, or the reason it is absent."""
+) -> Kernels | str:
+    """The kernels of all cells with one `fingerprint`, compiled on first use, or the reason it is absent."""
     exact_key = fingerprint, backend, shape, dtype
     any_size_key = fingerprint, backend, shape_class(tensors_of(cell), shape), dtype
     result = _SHARED.get(exact_key) or _SHARED.get(any_size_key)
@@ -93,12 +87,12 @@ def _shared_program(
     from hibana.compiler.compiling import compile_cell
 
     try:
-        program = compile_cell(cell, backend, shape, dtype, _SHARED)
+        kernels = compile_cell(cell, backend, shape, dtype, _SHARED)
     except Unsupported as reason:
         _SHARED[exact_key] = str(reason)
         return str(reason)
-    _SHARED[any_size_key if program.step.any_size else exact_key] = program
-    return program
+    _SHARED[any_size_key if kernels.step.any_size else exact_key] = kernels
+    return kernels
 
 
 def _cpu_kernels(products: bool) -> type[Kernels]:

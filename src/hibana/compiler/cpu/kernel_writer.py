@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from hibana.compiler.cpu.row_pass import Call, Pass
-from hibana.compiler.cpu.time_loop import UNROLLED, SequenceRow, TimeLoop
+from hibana.compiler.cpu.time_loop import UNROLLED, TimeLoop
+from hibana.compiler.graph.loops import SequenceRow
 from hibana.compiler.graph.ops import row_of
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import (

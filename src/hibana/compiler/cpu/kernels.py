@@ -18,8 +18,9 @@ from hibana.compiler.cpu.launch import Launch, argument_packer, split_rows, unal
 from hibana.compiler.cpu.row_function import LINE, NUMBERS
 from hibana.compiler.cpu.row_loops import RowLoops
 from hibana.compiler.cpu.sample_loops import SampleLoops
-from hibana.compiler.cpu.time_loop import backward_loop, forward_loop
+from hibana.compiler.cpu.time_loop import TimeLoop
 from hibana.compiler.cpu.vector_functions import approximate, vector_functions
+from hibana.compiler.graph.loops import backward_loop, forward_loop
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step
 from hibana.compiler.memory_layout import row_bytes
@@ -93,11 +94,19 @@ class CpuKernels(NamedKernels):
         `variant` is the plan of values that a forward stores, or whether a backward computes the input's
         gradient. `nontemporal`: whether the kernel writes sequences by non-temporal stores.
         """
+        multiplies = self.step.matrices > 0
         if direction == "forward":
-            loop = forward_loop(self.step, variant, self.number, self.calls, nontemporal)
+            loop = forward_loop(self.step, variant, rereads_outputs=multiplies)
         else:
-            loop = backward_loop(self.step, self.plan, self.number, self.calls, variant, nontemporal)
-        return (SampleLoops if self.step.matrices else RowLoops)(self.step, loop).source()
+            loop = backward_loop(self.step, self.plan, wants_input=variant, masks_products=True)
+        time_loop = TimeLoop(
+            **vars(loop),
+            number=self.number,
+            calls=self.calls,
+            nontemporal=nontemporal,
+            by_rows=not multiplies,
+        )
+        return (SampleLoops if multiplies else RowLoops)(self.step, time_loop).source()
 
     def _kernel(self, direction: str, variant: Variant, nontemporal: bool = False) -> tuple[Kernel, Source]:
         """A compiled kernel and its source."""
@@ -204,7 +213,7 @@ class CpuKernels(NamedKernels):
         if step.arguments or step.draws or shape.numel() * self.size > PREPARED_UP_TO:
             return None
         empty_like, last_count = torch.empty_like, (len(step.states) - 1) * wants_last
-        layouts = [(shape[1:], self.dtype)] * last_count + self.residual_shapes(shape[0], shape[1:], plan)
+        layouts = [(shape[1:], self.dtype)] * last_count + self.residual_shapes(shape[0], shape[1:])
         templates = [torch.empty(size, dtype=dtype, device="cpu") for size, dtype in layouts]
         names = ("input", "outputs", *self._last_names[:last_count], *plan.names)
         run_forward = self._prepared("forward", plan, shape, names)

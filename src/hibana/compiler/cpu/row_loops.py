@@ -7,7 +7,8 @@ whole blocks, several steps are unrolled, and the state passes between them in r
 from hibana.compiler.cpu.kernel_writer import KernelWriter, Source
 from hibana.compiler.cpu.row_function import LINE, VECTOR
 from hibana.compiler.cpu.row_pass import Pass
-from hibana.compiler.cpu.time_loop import UNROLLED, StateRow
+from hibana.compiler.cpu.time_loop import UNROLLED
+from hibana.compiler.graph.loops import StateRow
 from hibana.runtime.kernels import Bytes, Pointer, Value
 
 ROW = 4096
@@ -51,9 +52,10 @@ class RowLoops(KernelWriter):
         """Writes the kernel: for each row, the states' initial values and all steps."""
         code, loop, states = self.code, self.loop, self.loop.states
         parameters = [name for i in range(self.step.parameters) if (name := f"p{i}") in self.leaves]
-        strides = [row.stride for row in loop.sequences.values()]
+        strides = [row.stride for row in loop.sequences.values() if row.stride != "step_size"]
         self.read_arguments(dict.fromkeys([*SIZES, *strides]))
         size, page = self.size, PAGE // loop.number.element.size
+        size["step_size"] = size["neurons"]
         scratch = list(dict.fromkeys(row for pass_ in self.passes for row in pass_.scratch))
         width = (
             ROW if len(scratch) <= MAX_FULL_ROWS else max(64, ROW * MAX_FULL_ROWS // len(scratch) // 64 * 64)

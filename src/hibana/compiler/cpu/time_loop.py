@@ -1,147 +1,24 @@
-"""A loop over time: the rows that it reads and writes, and the passes that compute one or several steps."""
+"""A loop over time on the CPU: the passes that compute one or several of its steps."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 from hibana.compiler.cpu.row_pass import Pass
 from hibana.compiler.graph.analysis import Rewriting
-from hibana.compiler.graph.passes import Stores, backward_pass, before_pass, forward_pass, leaves
-from hibana.compiler.graph.plan import Plan
-from hibana.compiler.graph.step import Step, Value
-from hibana.compiler.graph.synapses import with_masks
+from hibana.compiler.graph.loops import Loop
+from hibana.compiler.graph.passes import Stores, leaves
+from hibana.compiler.graph.step import Value
 from hibana.runtime.kernels import Pointer
 
 UNROLLED = 4
 """Steps of an unrolled pass: each reads its input and writes its output; states stay in registers."""
 
 
-class SequenceRow(NamedTuple):
-    """A row of a sequence ``[T, ...]``: it has another address at each step."""
-
-    base: str
-    """The kernel argument that is the sequence's address."""
-    stride: str
-    """The integer that is its stride over time, in numbers or, for bits, in bytes."""
-    bits: bool = False
-
-
-class StateRow(NamedTuple):
-    """A row that the loop carries from step to step, by the names of two kernel arguments."""
-
-    start: str
-    """The address of its initial values; an empty name or a null address stands for zeros."""
-    end: str
-    """The address that receives its last values; an empty name or a null address if nothing receives them."""
-
-
-def forward_loop(
-    step: Step, plan: Plan | None, number: type[Pointer], calls: frozenset[str], nontemporal: bool = False
-) -> "TimeLoop":
-    """The loop that runs `step` over time: over samples for a step with matrix products, else over rows.
-
-    Args:
-        step: the step of the cell.
-        plan: the residuals that the kernel writes; None for none.
-        number: the pointer type of all numbers.
-        calls: the operations that vector functions compute.
-        nontemporal: whether sequences are written by non-temporal stores.
-    """
-    stores = forward_pass(step, plan)
-    *carried, emitted = step.states
-    states = {name: StateRow(f"{name}_first", f"{name}_last") for name in carried}
-    before: Stores = {}
-    initial: dict[str, str] = {}
-    if "emitted_before" in leaves(stores):
-        if step.matrices:  # reads the output of the step before
-            before["emitted_before"] = Value("row", data=f"{emitted}_earlier")
-            initial["emitted_before"] = f"{emitted}_first"
-        else:  # outputs may bypass the cache: a copy of the last one is a state
-            stores["emitted_before"] = stores[emitted]
-            states["emitted_before"] = StateRow(f"{emitted}_first", "")
-    sequences = _sequence_rows(step, stores, plan, "forward")
-    rest = number, calls, not step.matrices, nontemporal
-    return TimeLoop("forward", stores, sequences, states, before, initial, *rest)
-
-
-def backward_loop(
-    step: Step,
-    plan: Plan,
-    number: type[Pointer],
-    calls: frozenset[str],
-    wants_input: bool,
-    nontemporal: bool = False,
-) -> "TimeLoop":
-    """The loop that runs the gradient of `step` back over time.
-
-    Args:
-        step: the step of the cell.
-        plan: the residuals that the forward wrote.
-        number: the pointer type of all numbers.
-        calls: the operations that vector functions compute.
-        wants_input: whether the kernel computes the gradient of the input.
-        nontemporal: whether sequences are written by non-temporal stores.
-    """
-    masks: dict[int, Value] = {}
-    if step.matrices:
-        step, masks = with_masks(step)
-    stores = backward_pass(step, plan, wants_input=wants_input)
-    before = before_pass(step, plan)
-    *carried, emitted = step.states
-    sequences = _sequence_rows(step, stores, plan, "backward")
-    states = {f"{name}_grad": StateRow(f"{name}_last_grad", f"{name}_first_grad") for name in carried}
-    states[f"{emitted}_grad"] = StateRow("", f"{emitted}_first_grad")
-    states |= {f"sum{i}": StateRow("", f"sum{i}_all") for i in range(len(step.grad_sums))}
-    gates = {
-        f"gate{state}": Value("bits", data=f"residual{plan.residuals.index(mask)}_earlier")
-        for state, mask in masks.items()
-    }
-    initial = {name: f"{name.removesuffix('_before')}_first" for name in before}
-    rest = before | gates, initial, number, calls, not step.matrices, nontemporal
-    return TimeLoop("backward", stores, sequences, states, *rest)
-
-
-def _sequence_rows(step: Step, stores: Stores, plan: Plan | None, direction: str) -> dict[str, SequenceRow]:
-    """The sequences ``[T, ...]`` that a loop over time reads or writes, by the names of their rows.
-
-    Args:
-        step: the step of the cell.
-        stores: the results of a step's pass in this `direction`.
-        plan: the residuals that a forward writes or a backward reads.
-        direction: ``"forward"`` or ``"backward"``.
-    """
-    stride = "step_size" if step.matrices else "neurons"
-    rows = {"x": SequenceRow("input", "input_step")}
-    if direction == "forward":
-        rows[step.states[-1]] = SequenceRow("outputs", stride)
-    else:
-        rows["emitted_grad"] = SequenceRow("grad_outputs", "grad_outputs_step")
-    for i, value in enumerate(plan.residuals if plan else ()):
-        if not value.is_input:
-            base = f"residual{i}_all"
-            rows[f"residual{i}"] = SequenceRow(base, "row_bytes" if value.boolean else stride, value.boolean)
-    rows |= {name: SequenceRow(f"{name}_all", stride) for name in stores if name.startswith("outer")}
-    if "x_grad" in stores:
-        rows["x_grad"] = SequenceRow("grad_input", stride)
-    return rows
-
-
 @dataclass(frozen=True)
-class TimeLoop:
-    """A loop over time, forward or backward."""
+class TimeLoop(Loop):
+    """A loop over time in kernels of the CPU."""
 
-    direction: str
-    """``"forward"`` or ``"backward"``; a backward runs from the last step to the first."""
-    stores: Stores
-    """The results of one step, by row."""
-    sequences: Mapping[str, SequenceRow]
-    states: Mapping[str, StateRow]
-    """The rows that pass from step to step: the leaf and the result of a step have the same name."""
-    before: Stores
-    """For each leaf that belongs to the step before, its value: a state, or the mask of a gradient."""
-    initial: Mapping[str, str]
-    """For each state in `before`, the kernel argument with its values before the first step."""
     number: type[Pointer]
     """The pointer type of numbers."""
     calls: frozenset[str]
@@ -150,11 +27,6 @@ class TimeLoop:
     """Whether the kernel runs over rows of neurons; otherwise over samples, as matrix products require."""
     nontemporal: bool = False
     """Whether unrolled steps write sequences by non-temporal stores."""
-
-    @property
-    def forwards(self) -> bool:
-        """Whether the loop runs from the first step to the last."""
-        return self.direction == "forward"
 
     @property
     def earlier(self) -> int:

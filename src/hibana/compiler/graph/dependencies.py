@@ -8,7 +8,7 @@ can read an object whose changes cannot be detected has no valid dependencies: i
 
 import builtins
 from collections import deque
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from types import BuiltinFunctionType, FunctionType, ModuleType
 from typing import Any
@@ -21,37 +21,26 @@ from hibana.compiler.bounded_dict import BoundedDict
 from hibana.compiler.graph.names import names_in
 from hibana.compiler.graph.objects import (
     CONSTANT,
+    MISSING,
     PLAIN,
-    UNCHANGED_PACKAGES,
+    Identity,
+    contents,
     does_not_change,
     exact,
+    has_hooks,
     is_numpy_scalar,
-    is_read_by_torch,
     never_changes,
-    parts_of,
     root,
+    snapshot,
     traced_kind,
 )
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.snapshots import (
-    MISSING,
-    Item,
-    Snapshot,
-    TakeSnapshot,
-    has_hooks,
-    is_unchanged,
-    module_snapshots,
-    namespace_snapshot,
-    parts_snapshot,
-    tensor_properties,
-    tensor_snapshot,
-)
 
 CACHED = 128
 """Maximum programs and calls per cell, which differ in backend, shape, dtype or threads."""
 _UNREAD = frozenset(vars(nn.Module())) | {CACHE_ATTRIBUTE}
 """Attributes of a module that no step computes with."""
-_CALLED_IMPLICITLY = {"__getattr__", "backward", "forward", "jvp", "keep", "restore", "setup_context", "vmap"}
+_CALLED_IMPLICITLY = {"__getattr__", "backward", "forward", "jvp", "setup_context", "vmap"}
 """Methods that Python, torch and :mod:`hibana.cells.surrogate` call while a step runs."""
 _NOT_CALLED = {
     *("__annotate__", "__annotate_func__", "__copy__", "__deepcopy__", "__del__", "__dir__"),
@@ -68,22 +57,9 @@ class _Namespace:
     index: int
     path: str
     owner: Any
-    attributes: dict[str, Any]
+    attributes: Mapping[str, Any]
     read: dict[str, Any] = field(default_factory=dict)
     """The attributes that are dependencies."""
-
-
-class Identity:
-    """Wraps an object and keeps it alive; equal to another wrapper of the same object."""
-
-    def __init__(self, value: object) -> None:
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Identity) and self.value is other.value
-
-    def __hash__(self) -> int:
-        return id(self.value)
 
 
 class Dependencies:
@@ -96,10 +72,11 @@ class Dependencies:
         """Names the first object whose changes cannot be detected; ``""`` if there is no such object."""
         self.numbers: list[tuple[str, float]] = []
         """Path and value of each number, such as ``("self.surrogate.alpha", 2.0)``."""
-        self.snapshots: list[Snapshot] = []
-        """Snapshots of all objects but the module itself."""
-        self.items: list[Item] = []
-        """Global variables, and attributes of classes, functions and Python modules."""
+        self.watched: list[tuple[Any, list[str] | None, Hashable]] = []
+        """All objects but the module itself that may change, with the arguments and results of
+        :func:`hibana.compiler.graph.objects.snapshot`."""
+        self.variables: list[tuple[Mapping[str, Any], str, Any]] = []
+        """Global variables: their dictionary, name and value."""
         self.cache: dict[Hashable, Any] = BoundedDict(CACHED)
         """Programs and calls of the module, valid while its dependencies are unchanged."""
         self._indices: dict[int, int] = {}
@@ -123,10 +100,31 @@ class Dependencies:
             self.refusal = str(error)
         self.key = tuple(self._entries)
         """Equal for modules whose steps read the same, apart from the values of tensors."""
-        self.take_snapshot = module_snapshots(list(self._namespaces[0].read))
-        self.snapshot = self.take_snapshot(module)
-        """The snapshot of the module itself, by :attr:`take_snapshot`."""
-        self._watch_namespaces()
+        self._names_of_module = list(self._namespaces[0].read)
+        self._snapshot_of_module = snapshot(module, self._names_of_module)
+
+    def is_valid_for(self, module: nn.Module) -> bool:
+        """Whether `module`, whose dependencies these are, and all objects that its step reads are unchanged.
+
+        `module` may be a copy with the same attributes.
+        """
+        return snapshot(module, self._names_of_module) == self._snapshot_of_module and self.is_unchanged()
+
+    def is_unchanged(self) -> bool:
+        """Whether all objects but the module itself are unchanged."""
+        for variables, name, value in self.variables:
+            if variables.get(name, MISSING) is not value:
+                return False
+        for value, names, before in self.watched:  # noqa: SIM110 - a generator would take twice as long
+            if snapshot(value, names) != before:
+                return False
+        return True
+
+    def shared_with_copy(self) -> list[object]:
+        """Objects that a copy of the module must share with it: other tensors, and unread attributes."""
+        modules = [space for space in self._namespaces if isinstance(space.owner, nn.Module)]
+        unread = [v for space in modules for name, v in space.attributes.items() if name not in space.read]
+        return [*self._tensors, *unread]
 
     def _collect(self, module: nn.Module) -> None:
         """Visits all objects that the step of `module` can read, until no new ones are found."""
@@ -136,23 +134,11 @@ class Dependencies:
             self._visit(value, path, self._indices[id(value)])
             if not self._queue:
                 self._add_read_attributes()
-
-    def shared_with_copy(self) -> list[object]:
-        """Objects that a copy of the module must share with it: other tensors, and unread attributes."""
-        modules = [space for space in self._namespaces if isinstance(space.owner, nn.Module)]
-        unread = [v for space in modules for name, v in space.attributes.items() if name not in space.read]
-        return [*self._tensors, *unread]
-
-    def _watch_namespaces(self) -> None:
-        """Adds snapshots and items of all namespaces but the module itself."""
         for space in self._namespaces[1:]:
-            owner = space.owner
-            if isinstance(owner, nn.Module):
-                self._watch(module_snapshots(list(space.read)), owner)
-                continue
-            self.items += [(vars(owner).get, name, value) for name, value in space.read.items()]
-            if isinstance(owner, type) or root(owner.__name__) not in UNCHANGED_PACKAGES:
-                self._watch(namespace_snapshot, owner)
+            if isinstance(space.owner, ModuleType) and does_not_change(space.owner):
+                self.variables += [(vars(space.owner), name, value) for name, value in space.read.items()]
+            else:
+                self._watch(space.owner, list(space.read))
 
     def _add_read_attributes(self) -> None:
         """Adds attributes of namespaces whose names occur in the code that has been visited."""
@@ -168,9 +154,13 @@ class Dependencies:
         if name in self._names:
             return True
         if isinstance(owner, nn.Module):
-            return self._computes_names or type(value) in PLAIN or is_read_by_torch(type(owner))
+            if self._computes_names or type(value) in PLAIN or name in owner._modules:
+                return True
+            # code of torch, which is not analyzed, reads the attributes of torch's own modules
+            bases = set(type(owner).__mro__) - {nn.Module}
+            return any(root(base.__module__) == "torch" for base in bases)
         if isinstance(owner, ModuleType):
-            return self._computes_names and root(owner.__name__) not in UNCHANGED_PACKAGES
+            return self._computes_names and not does_not_change(owner)
         if name in _CONSTRUCTORS:
             return self._computes_names or owner in self._instantiated
         if name.startswith("__"):
@@ -208,78 +198,52 @@ class Dependencies:
         return self._index(value, path)
 
     def _visit(self, value: Any, path: str, index: int) -> None:
-        """Adds what `value` consists of, and its snapshot."""
-        if isinstance(value, nn.Module):
-            self._visit_module(value, path, index)
-        elif type(value) is ModuleType or (isinstance(value, ModuleType) and does_not_change(value)):
-            attributes = {n: v for n, v in vars(value).copy().items() if not does_not_change(v)}
-            self._entries.append((index, Identity(value)))
-            self._namespaces.append(_Namespace(index, value.__name__, value, attributes))
-        elif isinstance(value, type):
-            bases = [self._class_entry(base, path) for base in (*value.__mro__[1:], type(value))]
-            self._entries.append((index, Identity(value), *bases))
-            attributes = {n: v for n, v in vars(value).items() if n not in ("__dict__", "__weakref__")}
-            self._namespaces.append(_Namespace(index, path, value, attributes))
-        elif type(value) in (Tensor, nn.Parameter) and not vars(value):
-            self._tensors.append(value)
-            self._watch(tensor_snapshot, value)
-            self._entries.append((index, Identity(value), tensor_snapshot(value)))
-        else:
-            self._visit_parts(value, path, index)
-
-    def _visit_module(self, module: nn.Module, path: str, index: int) -> None:
-        """Adds the tensors, inner modules and attributes of `module`; raises Unsupported if it has hooks."""
-        kind = traced_kind(module)
-        attributes = vars(module).copy()  # another thread may set an attribute
-        # A module that is traced as another class reads tensors, and the attributes in `reads` of that class.
-        reads = attributes if kind is type(module) else getattr(kind, "reads", ())
-        attributes = {n: value for n, value in attributes.items() if n in reads and n not in _UNREAD}
-        self._namespaces.append(_Namespace(index, path, module, attributes))
-        if has_hooks(module):
-            raise Unsupported(f"hooks on {type(module).__name__} are to run at each step")
-        # Separately, since hibana.cells.ranges distinguishes parameters from buffers.
-        tensors = [tensor_properties(each) for each in (module._parameters, module._buffers)]
-        modules = [(name, self._entry(part, f"{path}.{name}")) for name, part in module._modules.items()]
-        self._entries.append((index, self._class_entry(kind, path), module.training, *tensors, *modules))
-
-    def _visit_parts(self, value: Any, path: str, index: int) -> None:
-        """Adds all parts of an object, or refuses an object whose parts cannot be compared."""
-        kind, parts = type(value), parts_of(value)
-        if parts is None:
+        """Adds the contents of `value`; raises Unsupported if they cannot be compared, or for hooks."""
+        kind = traced_kind(value) if isinstance(value, nn.Module) else type(value)
+        described = contents(value)
+        if described is None:
             name = f"{kind.__module__}.{kind.__qualname__}"
             hint = ": make it a tensor" if name == "numpy.ndarray" else ""
             raise Unsupported(f"the step may read {path}, of type {name}, which can change unseen{hint}")
+        properties, parts = described
+        classes = (kind, *value.__mro__[1:]) if isinstance(value, type) else (kind,)
+        self._entries.append((index, properties, *(self._class_entry(each, path) for each in classes)))
+        if isinstance(value, nn.Module | ModuleType | type):
+            path = value.__name__ if isinstance(value, ModuleType) else path
+            self._namespaces.append(_Namespace(index, path, value, _attributes(value, kind, dict(parts))))
+            if isinstance(value, nn.Module) and has_hooks(value):
+                raise Unsupported(f"hooks on {type(value).__name__} are to run at each step")
+            return
         if isinstance(value, FunctionType):
             path = value.__qualname__
             if not does_not_change(value):
                 self._visit_code(value, index)
-        entries: list[Hashable] = []
+        elif isinstance(value, Tensor):
+            self._tensors.append(value)
         for label, part in parts.items():
             is_item = isinstance(value, list | tuple | dict)
             part_path = f"{path}[{label!r}]" if is_item else f"{path}.{label}"
             # `__class__` in a closure is the class of `super()`, which does not instantiate it
             visit = self._class_entry if label == "__class__" else self._entry
-            entries.append((exact(label), visit(part, part_path)))
-        self._entries.append((index, self._class_entry(kind, path), *entries))
+            self._entries.append((index, exact(label), visit(part, part_path)))
         if not never_changes(value):
-            self._watch(parts_snapshot, value)
+            self._watch(value)
 
     def _visit_code(self, function: FunctionType, index: int) -> None:
         """Adds the names of attributes, and the global variables, in the code of `function`."""
-        names, variables = names_in(function.__code__), function.__globals__
+        names = names_in(function.__code__)
         if names.untracked:
             name = f"{min(names.untracked)} in {function.__qualname__}"
             raise Unsupported(f"the step may read {name}, which can change unseen")
         self._names |= names.attributes
         self._computes_names |= names.computes_names
         for name in sorted(names.variables):
-            value = variables.get(name, MISSING)
-            self.items.append((variables.get, name, value))
-            if value is MISSING:
-                value = vars(builtins).get(name, MISSING)
-                self.items.append((vars(builtins).get, name, value))
-            if value is not MISSING:
-                self._entries.append((index, name, self._entry(value, f"the global variable {name}")))
+            for variables in (function.__globals__, vars(builtins)):
+                value = variables.get(name, MISSING)
+                self.variables.append((variables, name, value))
+                if value is not MISSING:
+                    self._entries.append((index, name, self._entry(value, f"the global variable {name}")))
+                    break
 
     def _class_entry(self, kind: type, path: str) -> Hashable:
         """The entry of the key for the class of an object at `path`, whose methods the step may call."""
@@ -291,9 +255,23 @@ class Dependencies:
                 self._names.update(*(names_in(code).attributes for code in codes))
         return Identity(kind) if does_not_change(kind) else self._index(kind, path)
 
-    def _watch(self, take_snapshot: TakeSnapshot, value: Any) -> None:
+    def _watch(self, value: Any, names: list[str] | None = None) -> None:
         """Adds the current snapshot of `value`, to detect later changes."""
-        self.snapshots.append((take_snapshot, value, take_snapshot(value)))
+        self.watched.append((value, names, snapshot(value, names)))
+
+
+def _attributes(owner: Any, kind: type, parts: dict[str, Any]) -> dict[str, Any]:
+    """The attributes among the `parts` of a module, class or Python module that a step may read.
+
+    `kind` is the class whose ``forward`` a trace runs for a module.
+    """
+    if isinstance(owner, ModuleType):
+        return {name: value for name, value in parts.items() if not does_not_change(value)}
+    if isinstance(owner, type):
+        return {name: value for name, value in parts.items() if name not in ("__dict__", "__weakref__")}
+    # A module that is traced as another class reads tensors, modules, and the attributes in `reads` of it.
+    reads = parts if kind is type(owner) else (*getattr(kind, "reads", ()), *owner._modules)
+    return {name: value for name, value in parts.items() if name in reads and name not in _UNREAD}
 
 
 def dependencies_of(cell: Cell) -> Dependencies:
@@ -303,11 +281,7 @@ def dependencies_of(cell: Cell) -> Dependencies:
     """
     cache: CellCache = getattr(cell, CACHE_ATTRIBUTE)
     last: Dependencies | None = cache.dependencies
-    if (
-        last is None
-        or last.take_snapshot(cell) != last.snapshot
-        or not is_unchanged(last.items, last.snapshots)
-    ):
+    if last is None or not last.is_valid_for(cell):
         last = cache.dependencies = Dependencies(cell)
     if last.refusal:
         raise Unsupported(last.refusal)

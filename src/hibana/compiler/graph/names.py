@@ -1,11 +1,9 @@
 """The names in Python code: global variables and attributes that a function may read."""
 
 import dis
-import re
 import types
-from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 _GLOBAL_INSTRUCTIONS = {
     *("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "STORE_GLOBAL", "DELETE_GLOBAL")
@@ -22,7 +20,6 @@ _UNTRACKED_ATTRIBUTES = {
 """Attributes of functions and classes whose changes hibana does not detect."""
 _UNTRACKED_INSTRUCTIONS = {"IMPORT_NAME": "an imported module", "MATCH_CLASS": "a class pattern"}
 """Bytecode instructions that read objects whose changes hibana does not detect, and what they read."""
-_DOTTED_NAME = re.compile(r"[A-Za-z_][\w.]*")
 
 
 class Names(NamedTuple):
@@ -31,7 +28,7 @@ class Names(NamedTuple):
     variables: frozenset[str]
     """Global variables, read or written."""
     attributes: frozenset[str]
-    """Attributes, and string constants that may be the name of an attribute."""
+    """Names of attributes."""
     computes_names: bool
     """Whether the code may read attributes by other names."""
     untracked: frozenset[str]
@@ -48,7 +45,6 @@ def names_in(code: types.CodeType) -> Names:
         for line in lines
         if line.opcode in dis.hasname and line.opname not in _GLOBAL_INSTRUCTIONS
     }
-    attributes.update(part for text in _dotted_names(code.co_consts) for part in text.split("."))
     computes_names = not _READS_ANY_ATTRIBUTE.isdisjoint(attributes | variables)
     untracked = attributes & _UNTRACKED_ATTRIBUTES
     untracked |= {_UNTRACKED_INSTRUCTIONS[i.opname] for i in lines if i.opname in _UNTRACKED_INSTRUCTIONS}
@@ -58,12 +54,3 @@ def names_in(code: types.CodeType) -> Names:
         computes_names |= inner.computes_names
         untracked |= inner.untracked
     return Names(frozenset(variables), frozenset(attributes), computes_names, frozenset(untracked))
-
-
-def _dotted_names(constants: Any) -> Iterator[str]:
-    """The strings in nested tuples of `constants` that have the form of attribute names, ``a`` or ``a.b``."""
-    for constant in constants:
-        if isinstance(constant, tuple | frozenset):
-            yield from _dotted_names(constant)
-        elif isinstance(constant, str) and _DOTTED_NAME.fullmatch(constant):
-            yield constant

@@ -1,15 +1,15 @@
-"""Classifies Python objects that a step reads: which never change, and the parts of those that may change."""
+"""Classifies Python objects that a step reads: those that never change, and the contents of others."""
 
 import sys
 import types
 from collections import namedtuple
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Mapping
 from enum import Enum
 from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 PLAIN = frozenset({float, int, bool, str, types.NoneType})
 """Types of hyperparameters whose values are constants."""
@@ -37,6 +37,8 @@ _READS_STATE = {
 _OPERATIONS = {"OpOverload", "OpOverloadPacket", "ScriptFunction", "_ArrayFunctionDispatcher", "ufunc"}
 """Names of the types of functions of torch and NumPy."""
 _DESCRIPTORS = types.ClassMethodDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType
+MISSING = object()
+"""Stands for an attribute or variable that does not exist."""
 
 
 def root(name: object) -> str:
@@ -73,11 +75,6 @@ def exact(value: Any) -> Any:
     return repr(value) if isinstance(value, float | complex) and (value == 0 or value != value) else value
 
 
-def is_read_by_torch(kind: type) -> bool:
-    """Whether code of torch, which is not analyzed, reads the attributes of a module of type `kind`."""
-    return any(root(base.__module__) == "torch" and base is not nn.Module for base in kind.__mro__)
-
-
 def is_numpy_scalar(value: Any) -> bool:
     """Whether `value` is an immutable NumPy scalar."""
     numpy: Any = sys.modules.get("numpy")
@@ -85,11 +82,24 @@ def is_numpy_scalar(value: Any) -> bool:
     return numpy is not None and isinstance(value, numpy.generic) and not isinstance(value, mutable)
 
 
+class Identity:
+    """Wraps an object and keeps it alive; equal to another wrapper of the same object."""
+
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Identity) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+
 class _Plain:
     """An object whose memory holds a dictionary of attributes and nothing else."""
 
 
-def holds_attributes_only(value: Any) -> bool:
+def _holds_attributes_only(value: Any) -> bool:
     """Whether the attributes in ``vars(value)`` are its only contents, or it is a member of an enum."""
     layouts = [
         (kind.__basicsize__, kind.__itemsize__, kind.__dictoffset__, kind.__weakrefoffset__)
@@ -108,32 +118,75 @@ _IMMUTABLE_PARTS = {
 """By exact type: the attributes that make up an object, and that cannot be set."""
 
 
-def parts_of(value: Any) -> dict[Hashable, Any] | None:
-    """The contents of `value` by attribute, index or key; None if some contents cannot be compared."""
+def contents(value: Any) -> tuple[Hashable, Mapping[Any, Any]] | None:
+    """What is compared of `value`: properties, by ``==``, and parts, by attribute, index or key.
+
+    None if some contents cannot be compared.
+    """
     kind: type = type(value)
+    if isinstance(value, nn.Module):
+        # parameters and buffers separately, since hibana.cells.ranges distinguishes them
+        tensors = tensor_properties(value._parameters), tensor_properties(value._buffers)
+        return (value.training, has_hooks(value), *tensors), {**vars(value), **value._modules}
+    if kind is types.ModuleType or (isinstance(value, types.ModuleType) and does_not_change(value)):
+        return Identity(value), vars(value)
+    if isinstance(value, type):
+        return value.__mro__, vars(value)
+    if kind in (Tensor, nn.Parameter) and not vars(value):
+        return (Identity(value), value.shape, value.dtype, value.device, value.requires_grad), {}
     if kind in _IMMUTABLE_PARTS:
-        return {name: getattr(value, name) for name in _IMMUTABLE_PARTS[kind]}
+        return None, {name: getattr(value, name) for name in _IMMUTABLE_PARTS[kind]}
     if kind is types.FunctionType:
         names, cells = value.__code__.co_freevars, value.__closure__ or ()
         empty = types.CellType()
         closure = {n: c.cell_contents for n, c in zip(names, cells, strict=True) if c != empty}
-        parts = {"code": value.__code__, "defaults": value.__defaults__, "by keyword": value.__kwdefaults__}
-        return {**parts, **closure, **vars(value)}
+        defaults = {"defaults": value.__defaults__, "by keyword": value.__kwdefaults__}
+        return value.__code__, {**defaults, **closure, **vars(value)}
     if kind in (list, tuple) or (isinstance(value, tuple) and hasattr(kind, "_fields")):
-        return dict(enumerate(value))
+        return None, dict(enumerate(value))
     if kind in (set, frozenset):
-        return dict(enumerate(sorted(value, key=repr)))
+        return None, dict(enumerate(sorted(value, key=repr)))
     if kind is dict:
-        return value.copy() if all(type(key) in CONSTANT for key in value) else None
-    return vars(value).copy() if holds_attributes_only(value) else None
+        return (None, value.copy()) if all(type(key) in CONSTANT for key in value) else None
+    return (None, vars(value).copy()) if _holds_attributes_only(value) else None
+
+
+def snapshot(value: Any, names: Iterable[str] | None = None) -> Hashable:
+    """Everything of `value` that is compared, with the ids of its parts: equal unless `value` changes.
+
+    Whoever keeps a snapshot must keep the parts alive. If there are `names`, only these parts are compared,
+    but a part with a new name is a change too.
+    """
+    described = contents(value)
+    if described is None:
+        return None
+    properties, parts = described
+    values = parts.values() if names is None else [parts.get(name, MISSING) for name in names]
+    return type(value), properties, *parts, *map(id, values)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether a call of `module` runs hooks that are registered on it."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def tensor_properties(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
+    """The names, shapes, dtypes and ``requires_grad`` of `tensors`."""
+    properties = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
+    return (*tensors, *properties)
 
 
 def never_changes(value: Any) -> bool:
     """Whether the parts of `value` cannot be replaced: tuples, methods, and hibana's frozen dataclasses."""
-    return isinstance(value, tuple) or type(value) in _IMMUTABLE_PARTS or is_frozen(value)
+    return isinstance(value, tuple) or type(value) in _IMMUTABLE_PARTS or _is_frozen(value)
 
 
-def is_frozen(value: Any) -> bool:
+def _is_frozen(value: Any) -> bool:
     """Whether `value` is a frozen dataclass of hibana with constants only, as most surrogates are."""
     kind: Any = type(value)
     parameters = getattr(kind, "__dataclass_params__", None)

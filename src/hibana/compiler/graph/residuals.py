@@ -111,7 +111,7 @@ class Search:
 
 def _must_be_stored(value: Value) -> bool:
     """Whether `value` cannot be computed again: the input, and products, which are too expensive."""
-    return value.is_input or value.is_product
+    return bool(value.is_input or value.is_product)
 
 
 def _forward_roots(roots: Sequence[Value]) -> list[Value]:

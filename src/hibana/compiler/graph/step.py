@@ -12,6 +12,11 @@ from torch import Tensor
 from hibana.compiler.graph.ops import OPERATIONS, Operation, Unsupported
 
 
+def _has_op(description: str, *ops: str) -> property:
+    """A property of a value: whether its `op` is one of `ops`."""
+    return property(lambda value: value.op in ops, doc=f"Whether it is {description}.")
+
+
 @dataclass(frozen=True, eq=False)
 class Value:
     """A number or a boolean per neuron and step: a leaf, an operation of the table, or a matrix product."""
@@ -37,55 +42,22 @@ class Value:
         """Whether it is a boolean rather than a number."""
         return self.op == "bits" if self.operation is None else self.operation.boolean
 
-    @property
-    def is_input(self) -> bool:
-        """Whether it is the leaf of the step's input."""
-        return self.op == "input"
-
-    @property
-    def is_previous(self) -> bool:
-        """Whether it is the leaf of a state before the step."""
-        return self.op == "previous"
-
-    @property
-    def is_gradient(self) -> bool:
-        """Whether it is an input of the backward: the gradient with respect to a state after the step."""
-        return self.op == "gradient"
-
-    @property
-    def is_draw(self) -> bool:
-        """Whether it is the leaf of a random number."""
-        return self.op == "draw"
-
-    @property
-    def is_row(self) -> bool:
-        """Whether it is a leaf of a pass: one number per neuron."""
-        return self.op == "row"
-
-    @property
-    def is_scalar(self) -> bool:
-        """Whether it is a leaf of a pass: one number for all neurons."""
-        return self.op == "scalar"
-
-    @property
-    def is_named(self) -> bool:
-        """Whether it is a leaf of a pass, with a name in `data`."""
-        return self.op in ("row", "bits", "scalar", "draw")
-
-    @property
-    def is_available(self) -> bool:
-        """Whether it is a leaf that the backward pass can read without storing it."""
-        return self.op in ("constant", "number", "parameter", "gradient")
+    is_input = _has_op("the leaf of the step's input", "input")
+    is_previous = _has_op("the leaf of a state before the step", "previous")
+    is_gradient = _has_op("the gradient of a state after the step, an input of the backward", "gradient")
+    is_draw = _has_op("the leaf of a random number", "draw")
+    is_row = _has_op("a leaf of a pass: one number per neuron", "row")
+    is_scalar = _has_op("a leaf of a pass: one number for all neurons", "scalar")
+    is_named = _has_op("a leaf of a pass, with a name in `data`", "row", "bits", "scalar", "draw")
+    is_available = _has_op(
+        "a leaf that the backward reads without storing it", "constant", "number", "parameter", "gradient"
+    )
+    is_product = _has_op("a product with a matrix of the cell", "product")
 
     @property
     def is_uniform(self) -> bool:
         """Whether it is a leaf that is one number for all neurons and steps."""
         return self.scalar or self.op in ("number", "constant")
-
-    @property
-    def is_product(self) -> bool:
-        """Whether it is a product with a matrix of the cell."""
-        return self.op == "product"
 
     @property
     def matrix(self) -> tuple[int, bool]:

@@ -7,11 +7,12 @@ overflows. Triton removes the branches of pointers that are None.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 
 from hibana.compiler.analysis.text import statements
 from hibana.compiler.graph.analysis import reachable
-from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass, leaves
+from hibana.compiler.graph.loops import Loop, SequenceRow, StateRow, backward_loop, forward_loop
+from hibana.compiler.graph.passes import leaves
 from hibana.compiler.graph.plan import Plan
 from hibana.compiler.graph.step import Step, Value
 from hibana.compiler.triton.draws import draws
@@ -33,153 +34,104 @@ def function_source(language: Language, op: str) -> str:
 
 def forward_source(step: Step, plan: Plan | None, language: Language) -> str:
     """Triton source of a kernel that runs `step` over time and stores what the backward needs (`plan`)."""
-    stores = forward_pass(step, plan)
-    inputs = leaves(stores)
-    drawing = [*_draw_steps("t", language), *draws(inputs, language)] if step.draws else []
-    emitted = step.states[-1]
-    residuals = {name: value for name, value in stores.items() if name not in step.states}
-    variables = {**_leaf_variables(inputs), "emitted_before": emitted}
-    lines, results = statements(stores, variables, language.dialect)
-    firsts, lasts = ([f"{name}_{end}" for name in step.states] for end in ("first", "last"))
-    bits = [f"{name}_all" for name, value in residuals.items() if value.boolean]
-    reals = [f"{name}_all" for name, value in residuals.items() if not value.boolean]
-    arguments = (
-        *("input", "input_step", "outputs", *firsts, *lasts),
-        *(f"{name}_all" for name in residuals),
-        *_shared(step, stores),
-    )
-    rows = ("input", "outputs", *firsts, *lasts, *reals, *_parameter_rows(inputs))
-    body = [
-        *_load_parameters(inputs, language),
-        *(_load_or_zero(name, f"{name}_first", language) for name in step.states),
-        "for t in range(steps):",
-        block(
-            [
-                *([f"x = {language.cast('tl.load(input + j, there)')}"] if "x" in inputs else []),
-                *drawing,
-                *lines,
-                f"tl.store(outputs + j, {results[emitted]}, there)",
-                *(
-                    line
-                    for name, value in residuals.items()
-                    for line in _store_residual(name, value, results[name], language)
-                ),
-                *_assign_together({name: results[name] for name in step.states}),
-                "input += input_step",
-                "outputs += neurons",
-                *(f"{name}_all += {_stride(value)}" for name, value in residuals.items()),
-            ]
-        ),
-        *(_store_unless_none(f"{name}_last", name) for name in step.states),
-    ]
-    return program("forward", arguments, rows, bits, body, language)
+    loop, emitted = forward_loop(step, plan), step.states[-1]
+    # The last output is a state too: kernels for half precision return it before it is rounded.
+    stores = loop.stores | {"emitted_before": loop.stores[emitted]}
+    states = {**loop.states, "emitted_before": StateRow(f"{emitted}_first", f"{emitted}_last")}
+    return _source(replace(loop, stores=stores, states=states), step, language)
 
 
 def backward_source(step: Step, plan: Plan, language: Language, *, wants_input: bool) -> str:
-    """Triton source of a kernel that computes the gradient of `step` from the last time step to the first.
+    """Triton source of a kernel that computes the gradient of `step` from the last time step to the first."""
+    return _source(backward_loop(step, plan, wants_input=wants_input), step, language)
 
-    `before` are values of the step before that an iteration computes again, `stores` those of its own step.
+
+def _source(loop: Loop, step: Step, language: Language) -> str:
+    """Triton source of the kernel of a `loop` of `step`.
+
+    At each step, the kernel loads rows of sequences (`now`, and `then` of the step before), computes again
+    the values of the step before that it needs, and computes its results: rows of sequences, and states.
     """
-    before = before_pass(step, plan)
-    stores = backward_pass(step, plan, wants_input=wants_input)
-    now, then = leaves(stores), leaves(before)
-    drawing = (
-        [*_draw_steps("steps - 1 - back", language), *draws({**now, **then}, language)] if step.draws else []
-    )
-    rebuilding, rebuilt = statements(before, _leaf_variables(then), language.dialect)
-    lines, results = statements(stores, _leaf_variables(now), language.dialect)
-    emitted = step.states[-1]
-    residuals = {f"residual{i}": value for i, value in enumerate(plan.residuals) if not value.is_input}
-    streams = [_Stream("x", "input", "input_step", False)]
-    streams += [_Stream(n, f"{n}_all", _stride(value), value.boolean) for n, value in residuals.items()]
-    streams = [s for s in streams if s.name in now or s.earlier in then]
-    both = [s for s in streams if s.name in now and s.earlier in then]
-    written = [f"tl.store(grad_input + j, {results.pop('x_grad')}, there)"] if wants_input else []
-    firsts, last_grads, first_grads = (
-        [f"{name}_{end}" for name in step.states] for end in ("first", "last_grad", "first_grad")
-    )
-    sums = [f"sum{i}" for i in range(len(step.grad_sums))]
-    outer = {name: results.pop(name) for name in stores if name.startswith("outer")}
-    shared = _shared(step, {**before, **stores})
-    arguments = (
-        *("input", "input_step", "grad_outputs", "grad_outputs_step", "grad_input"),
-        *(*firsts, *last_grads, *first_grads),
-        *(f"{name}_all" for name in (*residuals, *sums, *outer)),
-        *shared,
-    )
-    bits = [s.base for s in streams if s.bits]
-    rows = [a for a in arguments if a not in ("input_step", "grad_outputs_step", *shared, *bits)]
+    now, then = leaves(loop.stores), leaves(loop.before)
+    rows = {
+        name: row
+        for name, row in loop.sequences.items()
+        if name in now or f"{name}_earlier" in then or name in loop.stores
+    }
+    loaded = {name: _load(row, row.base, "there", language) for name, row in rows.items() if name in now}
+    loaded_earlier = {
+        f"{name}_earlier": _load(row, f"{row.base} - {_stride(row)}", "there & ~is_first", language)
+        for name, row in rows.items()
+        if f"{name}_earlier" in then
+    }
+    kept = {name: f"{name}_earlier" for name in loaded if f"{name}_earlier" in loaded_earlier}
+    rebuilding, rebuilt = statements(loop.before, _leaf_variables(then), language.dialect)
+    lines, results = statements(loop.stores, _leaf_variables(now), language.dialect)
+    stores = [_store(row, results.pop(name), language) for name, row in rows.items() if name in loop.stores]
+    direction, time = ("+", "t") if loop.forwards else ("-", "steps - 1 - t")
+    drawing = [*_draw_steps(time, language), *draws({**now, **then}, language)] if step.draws else []
     body = [
         *_load_parameters({**then, **now}, language),
-        *(
-            _load_or_zero(f"{name}_first", f"{name.removesuffix('_before')}_first", language)
-            for name in before
-        ),
-        *(_load_or_zero(f"{name}_grad", f"{name}_last_grad", language) for name in step.states),
-        f"arriving = {emitted}_grad",
-        f"{emitted}_grad = {language.number(0)}",
-        *(f"{name} = {language.number(0)}" for name in results if not name.endswith("_state_grad")),
-        *("last = (steps - 1).to(tl.int64)", "grad_outputs += last * grad_outputs_step"),
-        *(["grad_input += last * neurons"] if wants_input else []),
-        *(f"{name}_all += last * neurons" for name in outer),
-        *(f"{s.base} += last * {s.stride}" for s in streams),
-        *(f"{s.name} = {s.loaded('there', language)}" for s in both),
-        "for back in range(steps):",
-        block(
-            [
-                f"emitted_grad = {language.cast('tl.load(grad_outputs + j, there)')} + arriving",
-                f"arriving = {language.number(0)}",
-                *(f"{s.name} = {s.loaded('there', language)}" for s in streams if s.earlier not in then),
-                *(f"{s.base} -= {s.stride}" for s in streams),
-                *([f"begun = tl.full({language.shape}, back, tl.int32) == steps - 1"] if before else []),
-                *(
-                    f"{s.earlier} = {s.loaded('there & ~begun', language)}"
-                    for s in streams
-                    if s.earlier in then
-                ),
-                *drawing,
-                *rebuilding,
-                *(f"{n} = tl.where(begun, {n}_first, {text})" for n, text in rebuilt.items()),
-                *lines,
-                *written,
-                *(f"tl.store({name}_all + j, {text}, there)" for name, text in outer.items()),
-                *_assign_together(results),
-                *(f"{s.name} = {s.earlier}" for s in both),
-                "grad_outputs -= grad_outputs_step",
-                *(["grad_input -= neurons"] if wants_input else []),
-                *(f"{name}_all -= neurons" for name in outer),
-            ]
-        ),
-        *(_store_unless_none(f"{name}_first_grad", f"{name}_grad") for name in step.states),
-        *(_store_unless_none(f"{name}_all", name) for name in sums),
+        *(_load_or_zero(f"{name}_first", pointer, language) for name, pointer in loop.initial.items()),
+        *(_load_or_zero(name, row.start, language) for name, row in loop.states.items()),
     ]
-    rows += _parameter_rows({**then, **now})
-    return program("backward", arguments, rows, bits, body, language)
+    if not loop.forwards:
+        body += [f"{row.base} += (steps - 1).to(tl.int64) * {_stride(row)}" for row in rows.values()]
+    iteration = [
+        *(f"{name} = {text}" for name, text in loaded.items() if name not in kept),
+        *([f"is_first = tl.full({language.shape}, {time}, tl.int32) == 0"] if loop.before else []),
+        *(f"{name} = {text}" for name, text in loaded_earlier.items()),
+        *drawing,
+        *rebuilding,
+        *(f"{name} = tl.where(is_first, {name}_first, {text})" for name, text in rebuilt.items()),
+        *lines,
+        *(line for store in stores for line in store),
+        *_assign_together(results),
+        *(f"{name} = {earlier}" for name, earlier in kept.items()),
+        *(f"{row.base} {direction}= {_stride(row)}" for row in rows.values()),
+    ]
+    body += [
+        *(f"{name} = {loaded[name]}" for name in kept),
+        *("for t in range(steps):", block(iteration)),
+        *(_store_unless_none(row.end, name) for name, row in loop.states.items() if row.end),
+    ]
+    bits = [row.base for row in rows.values() if row.bits]
+    numbers = [row.base for row in rows.values() if not row.bits]
+    numbers += [
+        *(pointer for row in loop.states.values() for pointer in row if pointer),
+        *loop.initial.values(),
+    ]
+    strides = [row.stride for row in rows.values() if row.stride.endswith("_step")]
+    arguments = (*numbers, *bits, *strides, *_shared(step, {**loop.before, **loop.stores}))
+    return program(
+        loop.direction, arguments, [*numbers, *_parameter_rows({**then, **now})], bits, body, language
+    )
 
 
-@dataclass(frozen=True)
-class _Stream:
-    """A sequence that the backward pass reads at each step."""
+def _stride(row: SequenceRow) -> str:
+    """The distance of two steps of a sequence, in numbers or in bytes of bits."""
+    return "neurons" if row.stride == "step_size" else row.stride
 
-    name: str
-    """The variable with the values of the current step."""
-    base: str
-    """The pointer."""
-    stride: str
-    """The distance of two steps."""
-    bits: bool
-    """Whether it holds a bit per neuron, not a number."""
 
-    @property
-    def earlier(self) -> str:
-        """The variable with the values of the step before."""
-        return f"{self.name}_earlier"
+def _load(row: SequenceRow, pointer: str, where: str, language: Language) -> str:
+    """The values of one step of a sequence at `pointer`, for neurons in the mask `where`."""
+    if row.bits:
+        return f"((tl.load({pointer} + octet, {where}, 0) >> bit) & 1) != 0"
+    return language.cast(f"tl.load({pointer} + j, {where})")
 
-    def loaded(self, where: str, language: Language) -> str:
-        """The values at the pointer, for neurons in the mask `where`."""
-        if self.bits:
-            return f"((tl.load({self.base} + octet, {where}, 0) >> bit) & 1) != 0"
-        return language.cast(f"tl.load({self.base} + j, {where})")
+
+def _store(row: SequenceRow, result: str, language: Language) -> list[str]:
+    """Statements that store the expression `result`, numbers or packed bits, as one step of a sequence."""
+    if not row.bits:
+        return [f"tl.store({row.base} + j, {result}, there)"]
+    *before, last = language.shape.strip("(),").split(", ")
+    half, quarter, eighth = (f"({', '.join([*before, f'{last} // {n}', '2'])})" for n in (2, 4, 8))
+    return [
+        f"even, odd = tl.split(tl.reshape((({result}) & there).to(tl.int32), {half}))",
+        f"even, odd = tl.split(tl.reshape(even | (odd << 1), {quarter}))",
+        f"even, odd = tl.split(tl.reshape(even | (odd << 2), {eighth}))",
+        f"tl.store({row.base} + eighth, (even | (odd << 4)).to(tl.uint8), there_eighth)",
+    ]
 
 
 def _leaf_variables(leaves: Mapping[str, Value]) -> dict[str, str]:
@@ -222,15 +174,12 @@ def _draw_steps(time: str, language: Language) -> list[str]:
     return [f"now = tl.full({language.shape}, {time}, tl.int32)", "earlier = now - 1"]
 
 
-def _stride(value: Value) -> str:
-    """The distance of two steps of a residual."""
-    return "row_bytes" if value.boolean else "neurons"
-
-
 def _load_or_zero(name: str, pointer: str, language: Language) -> str:
-    """A statement that loads `name` from `pointer`, or sets it to zero if that is None."""
-    load, zero = f"    {name} = tl.load({pointer} + j, there)", f"    {name} = {language.number(0)}"
-    return "\n".join([f"if {pointer} is None:", zero, "else:", load])
+    """A statement that loads `name` from `pointer`, or sets it to zero if that is None, or an empty name."""
+    zero = f"{name} = {language.number(0)}"
+    if not pointer:
+        return zero
+    return f"if {pointer} is None:\n    {zero}\nelse:\n    {name} = tl.load({pointer} + j, there)"
 
 
 def _store_unless_none(pointer: str, name: str) -> str:
@@ -241,17 +190,3 @@ def _store_unless_none(pointer: str, name: str) -> str:
 def _assign_together(values: Mapping[str, str]) -> list[str]:
     """Assignments of all `values` to their variables, after all have been computed from the old values."""
     return [*(f"{n}_next = {text}" for n, text in values.items()), *(f"{n} = {n}_next" for n in values)]
-
-
-def _store_residual(name: str, value: Value, result: str, language: Language) -> list[str]:
-    """Statements that store the residual `name` with the expression `result`: a number, or packed bits."""
-    if not value.boolean:
-        return [f"tl.store({name}_all + j, {result}, there)"]
-    *before, last = language.shape.strip("(),").split(", ")
-    half, quarter, eighth = (f"({', '.join([*before, f'{last} // {n}', '2'])})" for n in (2, 4, 8))
-    return [
-        f"even, odd = tl.split(tl.reshape((({result}) & there).to(tl.int32), {half}))",
-        f"even, odd = tl.split(tl.reshape(even | (odd << 1), {quarter}))",
-        f"even, odd = tl.split(tl.reshape(even | (odd << 2), {eighth}))",
-        f"tl.store({name}_all + eighth, (even | (odd << 4)).to(tl.uint8), there_eighth)",
-    ]
