@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler import programs
+from hibana.compiler.backend import Kernels
 from hibana.compiler.checks import warn_slow
-from hibana.compiler.compiling import Program
 from hibana.compiler.cpu.kernels import CpuKernels
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import tensors_of
@@ -156,29 +156,29 @@ class STDP(PairRule):
             raise Unsupported(f"backend 'cpu' runs nn.Linear in float32 on the CPU, got {got}")
         if self.backend != "reference" and is_supported:
             try:
-                program = self._compile(inputs.shape[1])
+                kernels = self._compile(inputs.shape[1])
             except Unsupported as error:
                 if self.backend == "cpu":
                     raise
                 warn_slow(self._cell, str(error))
             else:
-                return self._run_kernel(program, inputs, state)
+                return self._run_kernel(kernels, inputs, state)
         return self.pairs.run(self.linear, self._cell, inputs, state)
 
-    def _compile(self, batch: int) -> Program:
-        """The neurons' compiled step for `batch` samples; raises Unsupported if it can't be compiled."""
+    def _compile(self, batch: int) -> Kernels:
+        """The kernels of the step for `batch` samples; raises Unsupported if it can't be compiled."""
         if reason := available.unavailable_reason():
             raise Unsupported(reason)
         shape = torch.Size((batch, self.linear.out_features))
-        program = programs.program(self._cell, "cpu", shape, torch.float32)
-        if program.step.draws:
+        kernels = programs.kernels_of(self._cell, "cpu", shape, torch.float32)
+        if kernels.step.draws:
             raise Unsupported(f"the step of {type(self._cell).__name__} draws random numbers")
-        return program
+        return kernels
 
     def _run_kernel(
-        self, program: Program, inputs: Tensor, state: tuple[Tensor, ...]
+        self, kernels: Kernels, inputs: Tensor, state: tuple[Tensor, ...]
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Computes :meth:`Pairs.run` in float32 on the CPU, with the neurons' compiled step `program`."""
+        """Computes :meth:`Pairs.run` in float32 on the CPU, with the `kernels` of the neurons."""
         pairs, weight, bias = self.pairs, self.linear.weight.detach(), self.linear.bias
         (steps, batch, ins), outs = inputs.shape, len(weight)
         *inner, before, pre, post = [
@@ -186,9 +186,9 @@ class STDP(PairRule):
         ]
         rows = weight.T.contiguous()
         outputs, currents, emitted = weight.new_empty(steps, batch, outs), *weight.new_empty(2, batch, outs)
-        parameters = program.parameters(tuple(tensors_of(self._cell).values()), currents.shape)
-        assert isinstance(program.kernels, CpuKernels)
-        step = program.kernels.bind_step(currents, emitted, (*inner, before), parameters)
+        parameters = kernels.parameters(tuple(tensors_of(self._cell).values()), currents.shape)
+        assert isinstance(kernels, CpuKernels)
+        step = kernels.bind_step(currents, emitted, (*inner, before), parameters)
         rates = 1 - 1 / pairs.tau_pre, 1 - 1 / pairs.tau_post, pairs.a_plus, pairs.a_minus
         run_steps(
             1,
