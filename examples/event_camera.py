@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import hibana as hb
-from hibana.data.user_data.event_files import read_events
+from hibana.data.user_data.events import read_events
 
 SIDE, CONTRAST, NOISE, FRAME = 32, 0.25, 0.3, 4
 """Pixels per side, change in brightness that causes an event, noise events per millisecond, and milliseconds

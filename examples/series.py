@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import hibana as hb
-from hibana.data.user_data import ts_files
+from hibana.data.user_data.table_files import read_ts
 
 
 def read(path: Path, middle: np.ndarray | None = None, deviation: np.ndarray | None = None):
@@ -28,7 +28,7 @@ def read(path: Path, middle: np.ndarray | None = None, deviation: np.ndarray | N
         middle: mean of each channel; ``None``: that of this file.
         deviation: standard deviation of each channel; ``None``: that of this file.
     """
-    values, labels = ts_files.read_ts(path)
+    values, labels = read_ts(path)
     if labels is None:
         raise SystemExit(f"{path} must have labels")
     if middle is None or deviation is None:

@@ -138,8 +138,7 @@ def test_a_folder_that_cannot_be_written_is_refused(command, capsys, tmp_path):
     if sys.platform.startswith("linux"):
         folders.append("/proc/none")
     for folder in folders:
-        said = refused(capsys, command, "--out", folder)
-        assert f"--out must be a folder that can be written, got {folder}: " in said
+        assert re.search(rf"Errno.*: '{tmp_path}|Errno.*'/proc", refused(capsys, command, "--out", folder))
 
 
 def test_what_is_no_checkpoint_is_refused(trained, tmp_path, capsys):
@@ -326,7 +325,7 @@ def test_convert_writes_onnx_in_whole_numbers(trained, tmp_path, capsys):
         ("net.v", ["--samples", "0"], "--samples must be at least 1, got 0"),
         ("net.v", ["--report"], "--report needs a board: pass --top as well"),
         ("net.v", ["--top", "ulx3s"], "--top must be one of ice40-up5k, ecp5-85k, got ulx3s"),
-        ("", [], "target must be a file, and"),
+        ("", [], "target must end in .c, "),
     ],
 )
 def test_convert_refuses_what_it_would_not_follow(trained, target, option, says, tmp_path, capsys):

@@ -218,9 +218,9 @@ def test_events_that_cannot_be(runs, streamed):
     _, wanted, _ = streamed("events", good)
     far = 10_000 * (MAX_EMPTY_WINDOWS + 10)
     bad = {
-        f"{far},1,1,1": "must come within 10,000 windows of the last event",
-        "1e308,1,1,1": "must come within 10,000 windows of the last event",
-        "-5,1,1,1": "must come in order of time, got t = -5",
+        f"{far},1,1,1": "must come in order of time, and within 10,000 windows of the last event, got t = ",
+        "1e308,1,1,1": "must come in order of time, and within 10,000 windows of the last event, got t = 1e",
+        "-5,1,1,1": "must come in order of time, and within 10,000 windows of the last event, got t = -5;",
         "nan,1,1,1": "must hold finite numbers",
         "0,5,1,1": "must lie on 6x5 pixels, got x = 5, y = 1",
         "0,1,-1,1": "must lie on 6x5 pixels, got x = 1, y = -1",
@@ -247,14 +247,11 @@ def test_still_inputs_are_shown_a_line_a_step(runs, streamed):
 def test_what_gives_no_steps_is_refused(runs, streamed, capsys):
     for name, options, says in (
         ("spikes", (), "latency coding spreads each over all steps"),
-        ("waves", ("--window", "5"), "--window applies to events of a camera; waves has none"),
         ("events", ("--window", "0"), "--window must be positive and finite, got 0"),
     ):
         status, lines, err = streamed(name, ["1,2"], *options)
         assert (status, lines) == (2, [])
         assert says in err
-    assert main(["predict", str(runs / "waves"), "--window", "5"]) == 2
-    assert "--window applies to a stream of events" in capsys.readouterr().err
     assert main(["predict", str(runs / "waves"), str(runs / "waves.npz"), "--stream"]) == 2
     assert "--stream reads standard input; leave" in capsys.readouterr().err
 
@@ -274,28 +271,3 @@ def test_an_answer_comes_before_the_next_line_and_an_end_of_reading_is_no_error(
         assert "steps; from a line" in (err := process.stderr.read())
         assert "Error" not in err
     assert process.returncode == 0
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("redirection", "status", "sentence"),
-    [
-        ("<&-", 2, "hibana predict: --stream needs an open standard input and output"),
-        (">&-", 2, "hibana predict: --stream needs an open standard input and output"),
-        (">/dev/full", 1, "hibana predict: output can't be written: No space left on device"),
-    ],
-)
-def test_closed_and_full_files_are_answered_by_one_sentence(runs, redirection, status, sentence):
-    command = f"'{sys.executable}' -m hibana predict '{runs / 'waves'}' --stream {redirection}"
-    process = subprocess.run(command, shell=True, input="0.5,0.25\n", capture_output=True, text=True)
-    assert process.returncode == status
-    assert sentence in process.stderr
-    assert "Traceback" not in process.stderr
-
-
-@pytest.mark.slow
-def test_a_full_disk_is_answered_by_one_sentence_without_a_stream(runs):
-    command = f"'{sys.executable}' -m hibana predict '{runs / 'waves'}' '{runs / 'waves.npz'}' >/dev/full"
-    process = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert process.returncode == 1
-    assert process.stderr.endswith("hibana predict: output can't be written: No space left on device\n")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from hibana import data, extras
-from hibana.data.user_data.event_files import read_events
+from hibana.data.user_data.events import read_events
 
 XML = """<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo/">
 <node name="0" path="/mainloop/Recorder/outInfo/0/">

@@ -75,9 +75,7 @@ def test_digits_are_scikit_learns_in_their_order():
     [
         (lambda: data.load("cifar"), ValueError, "data must be one of digits, fashion-mnist.* got 'cifar'"),
         (lambda: data.Digits(0), ValueError, "batch_size must be an integer of at least 1, got 0"),
-        (lambda: data.SpokenDigits(steps=1), ValueError, "steps must be an integer of at least 2"),
         (lambda: data.FashionMNIST(download=True), ValueError, "root must name the folder"),
-        (lambda: data.SHD(root=".", steps=0), ValueError, "steps must be an integer of at least 1"),
     ],
 )
 def test_bad_input_gets_a_sentence(make, error, words):

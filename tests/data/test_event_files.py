@@ -7,7 +7,7 @@ import pytest
 
 from hibana import data
 from hibana.data import user_data
-from hibana.data.user_data.event_files import read_events
+from hibana.data.user_data.events import read_events
 
 
 def folder(tmp_path, count=12):

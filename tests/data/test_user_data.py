@@ -463,10 +463,10 @@ def test_a_csv_by_class_that_names_no_events_is_a_sequence(tmp_path, first):
 def test_a_recording_whose_columns_have_other_names_is_refused_and_remarks_are_left_out(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "one.txt").write_text("x y p when\n1 2 0 3\n")
-    with pytest.raises(ValueError, match="must hold events t, x, y, p: there is no 't' among x, y, p, when"):
+    with pytest.raises(ValueError, match="can't be read: there is no 't' among x, y, p, when"):
         read(tmp_path)
     (tmp_path / "a" / "one.txt").write_text("# 240 180\n5 1 2 0\n# 1 2 3 4\n6 3 2 1\n")
-    assert user_data.event_files.read_events(tmp_path / "a" / "one.txt").tolist() == [
+    assert user_data.events.read_events(tmp_path / "a" / "one.txt").tolist() == [
         [5, 1, 2, 0],
         [6, 3, 2, 1],
     ]

@@ -139,7 +139,7 @@ def test_truncated_recordings_of_sound_are_refused(tmp_path, ending):
     content = path.read_bytes()
     assert len(read_levels(path, 8000.0)) == 98
     path.write_bytes(content[: len(content) * 3 // 4])
-    with pytest.raises(ValueError, match=rf"recording .*cut\.{ending} can't be read as sound: "):
+    with pytest.raises(ValueError, match=rf"recording .*cut\.{ending} can't be read: "):
         read_levels(path, 8000.0)
     if ending == "wav":  # a program that writes to a pipe does not know the sizes
         unknown = b"\xff" * 4

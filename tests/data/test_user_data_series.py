@@ -168,6 +168,7 @@ class _Stream(IterableDataset):
         {"train": [1], "test": [2]},
         TensorDataset(torch.zeros(4, 2)),
         TensorDataset(torch.zeros(4, 2), torch.zeros(4, 3)),
+        ([[1.0]], [0]),
     ],
 )
 def test_what_is_no_dataset_of_pairs_is_refused(tmp_path, samples):

@@ -10,7 +10,7 @@ pytest.importorskip("sklearn", reason="the extra train is not installed")
 
 import hibana as hb
 from examples import event_camera
-from hibana.data.user_data.event_files import read_events
+from hibana.data.user_data.events import read_events
 
 
 def test_a_file_played_gives_what_the_network_gives_on_its_recording(tmp_path):

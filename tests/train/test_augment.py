@@ -7,7 +7,6 @@ import torch
 pytest.importorskip("lightning", reason="the extra train is not installed")
 
 from hibana import data, train
-from hibana.train import augment
 from hibana.train.augment import augment_batch
 
 SHAPE = (60, 6, 2, 16, 24)
@@ -60,25 +59,6 @@ def test_flips_mirror_half_of_the_recordings(recordings):
 def test_words_that_mean_nothing_are_refused(settings, words):
     with pytest.raises(ValueError, match=words):
         train.Settings(**settings)
-
-
-@pytest.mark.parametrize(
-    ("how", "shape", "sequential", "words"),
-    [
-        ("roll", (8, 8), False, "augment must be none, flip or shift for images without time, got 'roll'"),
-        ("flip-roll", (8, 8), False, "for images without time"),
-        ("flip", (3,), False, "augment must be none for inputs that are no images, got 'flip'"),
-        ("roll", (3,), True, "for inputs that are no images"),
-    ],
-)
-def test_samples_that_cannot_be_augmented_are_refused(how, shape, sequential, words):
-    with pytest.raises(ValueError, match=words):
-        augment.check(how, shape, sequential=sequential)
-
-
-@pytest.mark.parametrize(("how", "shape", "sequential"), [("flip-shift", (8, 8), False), (None, (3,), False)])
-def test_samples_that_can_be_augmented_are_accepted(how, shape, sequential):
-    augment.check(how, shape, sequential=sequential)
 
 
 def test_tables_are_not_augmented(tmp_path):

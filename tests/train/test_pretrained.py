@@ -151,7 +151,7 @@ def said(folder, **options):
     ("changes", "words"),
     [
         ({"format": 2}, f"config.json of version '{hibana.__version__}' has format 2, which"),
-        ({"settings": {"telepathy": 3}}, "has 'telepathy', which"),
+        ({"settings": {"telepathy": 3}}, "holds other settings: there is no setting 'telepathy'"),
         ({"settings": {"epochs": "many"}}, "holds other settings: epochs must be of type int"),
         ({"settings": {"layers": "99999999"}}, "layers must have at most"),
         ({"settings": {"layers": "10"}}, "holds something else"),
@@ -335,7 +335,7 @@ def test_the_command_shares_and_others_use_the_folder(flowers, capsys):
     [
         (["nowhere", "there"], "No such file or directory"),
         (["{folder}"], "parameter FOLDER requires an argument"),
-        (["{folder}", "{folder}/config.json"], "and {folder}/config.json is a file"),
+        (["{folder}", "{folder}/config.json"], "File exists: '{folder}/config.json'"),
     ],
 )
 def test_the_command_refuses_in_a_sentence(tmp_path, capsys, arguments, words):

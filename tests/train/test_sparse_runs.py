@@ -63,7 +63,7 @@ def test_a_resumed_run_moves_the_same_synapses(rule, tmp_path, monkeypatch):
     torch.manual_seed(0)
     options = {"connectivity": 0.1, "rewire": rule, "learning_rate": 0.05}
     settings = train.Settings(layers="30,20", epochs=2, steps=4, batch_size=130, **options)
-    initial = prepare(settings).model
+    initial = prepare(settings, tmp_path).model
     model, _ = train.fit(settings, tmp_path / "undisturbed")
     write = CheckpointWriter.on_train_epoch_end
 

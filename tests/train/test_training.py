@@ -16,7 +16,6 @@ import torch
 from sklearn.metrics import r2_score
 
 from hibana import data, loss, train
-from hibana.train import finite
 from hibana.train.callbacks import CheckpointWriter
 from hibana.train.classifier import RSquared
 
@@ -324,7 +323,7 @@ class Listed(data.DataSet):
 @pytest.mark.parametrize("part", ["training", "validation", "test"])
 def test_an_input_that_is_not_finite_is_refused_by_its_sample_and_column(part, held, tmp_path):
     words = rf"inputs must be finite numbers, sample 17 of the {part} part has nan, column 2"
-    words = words if held else r"stopped (in|after) epoch .* an input (is nan|of .* is not finite)"
+    words = words if held else r"stopped in epoch 1 of 1.*: an input( of \w+)? is nan"
     settings = small(layers="4", epochs=1, augment="none")
     with pytest.raises(ValueError if held else FloatingPointError, match=words):
         train.fit(settings, tmp_path / "run", samples=Listed(part, held=held))
@@ -336,7 +335,7 @@ def test_a_label_that_is_not_finite_is_refused():
     samples.setup()
     samples.validation.labels = torch.full([24], math.inf)
     with pytest.raises(ValueError, match="labels must be finite numbers, sample 1 of the validation part"):
-        finite.check(samples)
+        samples.validation.check_finite("validation")
 
 
 def test_a_network_trained_in_64_bits_takes_samples_of_32(tmp_path):
@@ -388,18 +387,7 @@ def test_a_callback_that_raises_ends_the_run_and_gives_the_folder_back(tmp_path)
     assert train.fit(small(), tmp_path / "run", overwrite=True)[1].checkpoint.parent == tmp_path / "run"
 
 
-@pytest.mark.parametrize(
-    ("settings", "options", "words"),
-    [
-        (
-            "digits",
-            {},
-            r"settings must be hb.train.Settings, such as Settings\('digits'\), got 'digits'",
-        ),
-        (None, {}, "settings must be hb.train.Settings, .* got None"),
-        (train.Settings(), {"samples": ([[1.0]], [0])}, r"got a tuple; .* hb.data.Arrays\(X, labels=y\)"),
-    ],
-)
-def test_arguments_of_other_types_are_answered_with_the_right_ones(tmp_path, settings, options, words):
-    with pytest.raises(TypeError, match=words):
-        train.fit(settings, tmp_path / "run", **options)
+@pytest.mark.parametrize(("settings", "got"), [("digits", "'digits'"), (None, "None")])
+def test_settings_of_another_type_are_answered_with_the_right_one(tmp_path, settings, got):
+    with pytest.raises(TypeError, match=rf"settings must be hb.train.Settings, .* got {got}"):
+        train.fit(settings, tmp_path / "run")

@@ -5,10 +5,7 @@ The options of ``train`` are the fields of :class:`hibana.train.Settings`. This 
 the function, and prints errors as one sentence. Slow imports are in the modules of the commands.
 """
 
-import errno
-import itertools
 import os
-import re
 import sys
 from collections.abc import Sequence
 
@@ -24,7 +21,7 @@ __all__ = ["Failure", "Refusal", "main"]
 
 _COMMANDS = {
     "build": ("cell_commands", "Does nothing: no build step is needed. Removed in the next release."),
-    "convert": ("convert", "Converts a network to NIR, C, ONNX, a page or a PyTorch program, or from NIR."),
+    "convert": ("convert", "Converts to C, Arduino, Verilog, ONNX, a page, PyTorch or NIR, and from NIR."),
     "demo": ("cell_commands", "Runs the article's two demos, prints them and draws them."),
     "explain": ("cell_commands", "Prints a cell's equations, the kernels it is compiled to, and why."),
     "play": ("network_commands", "Opens a page in the browser to change a neuron or watch a network."),
@@ -55,14 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     tokens = [str(token) for token in (sys.argv[1:] if arguments is None else arguments)]
     name = f"hibana {tokens[0]}" if tokens and tokens[0] in _COMMANDS else "hibana"
+    if not tokens:
+        names = ", ".join(_COMMANDS)
+        return _print_error(name, f"needs a command, one of {names}; hibana --help describes them", 2)
     try:
-        _check_command(tokens)
         command, bound, _ = _APP.parse_args(tokens, exit_on_error=False, print_error=False)
         command(*bound.args, **bound.kwargs)
         if sys.stdout is not None:
             sys.stdout.flush()
-    except BrokenPipeError:
-        _discard_output()
+    except BrokenPipeError:  # discards the output, so that Python's flush at exit does not fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CycloptsError as error:
         return _print_error(name, _sentence(error), 2)
     except Refusal as refusal:
@@ -76,32 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _print_error(name, message, 2)
     except KeyboardInterrupt as interruption:
         return _print_error(name, f"interrupted{interruption}", 130)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        _discard_output()
-        return _print_error(name, f"output can't be written: {error.strerror}", 1)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and not re.search("allocate memory|out of memory", str(error)):
-            raise
-        sentence = "needs more memory than there is; fewer layers or a smaller batch_size need less"
-        return _print_error(name, sentence, 1)
     return 0
-
-
-def _discard_output() -> None:
-    """Redirects standard output to nothing, so that Python's flush at exit does not fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _check_command(tokens: list[str]) -> None:
-    """Raises a :class:`Refusal` if there is no command, or an argument is empty."""
-    if not tokens:
-        raise Refusal(f"needs a command, one of {', '.join(_COMMANDS)}; hibana --help describes them")
-    for option, value in itertools.pairwise(tokens):
-        if not value or (value.startswith("--") and value.endswith("=")):
-            name = (value[:-1] if value else option).split("=")[0]
-            raise Refusal(f"{name if name.startswith('--') else 'an argument'} must not be empty")
 
 
 def _print_error(name: str, sentence: str, status: int) -> int:

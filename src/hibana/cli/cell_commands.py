@@ -1,12 +1,9 @@
 """Commands about single neurons: ``demo``, ``explain`` and ``build``."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from hibana.cli.common import Integer, Refusal, allow_local_imports, progress, refuse_errors, unwritable
-
-if TYPE_CHECKING:
-    from hibana.cells import Cell
+from hibana.cli.common import Integer, Refusal, allow_local_imports, progress, refuse_errors
 
 
 def demo(*, out: Path = Path("hibana-demo"), seed: Integer = 0) -> None:
@@ -16,12 +13,8 @@ def demo(*, out: Path = Path("hibana-demo"), seed: Integer = 0) -> None:
         out: the folder of the pictures.
         seed: seed of the random input of demo 2.
     """
-    try:
+    with refuse_errors():
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(out, error) from error
-    if not 0 <= seed < 2**32:
-        raise Refusal(f"seed must be in [0, 2^32), got {seed}")
     with progress("loading Matplotlib"):
         import torch
 
@@ -63,13 +56,22 @@ def explain(
         code: also print the generated code.
     """
     import hibana
+    from hibana.cells import Cell
     from hibana.cells.surrogate import named
+    from hibana.cli.play.source import built_in
+    from hibana.train.architecture import import_object
 
     with refuse_errors():
         options: dict[str, Any] = {} if surrogate is None else {"surrogate": named(surrogate)}
         if detach_reset:
             options["detach_reset"] = True
-        print(hibana.explain(_cell_class(cell)(**options), code=code), end="")
+        allow_local_imports([cell])
+        classes = {name.lower(): class_ for name, class_ in built_in().items()}
+        kind = import_object(cell, "cell") if ":" in cell else classes.get(cell.removesuffix("Cell").lower())
+        if not (isinstance(kind, type) and issubclass(kind, Cell)):
+            names = ", ".join(built_in())
+            raise Refusal(f"cell must be one of {names}, or MODULE:CLASS of your own; got {cell!r}")
+        print(hibana.explain(kind(**options), code=code), end="")
 
 
 def build() -> None:
@@ -77,19 +79,3 @@ def build() -> None:
     print(
         "hibana build is no longer needed: calls are as fast without a C++ part. Remove it from your scripts."
     )
-
-
-def _cell_class(name: str) -> "type[Cell]":
-    """Returns the cell class called `name`, such as ``LIF`` or ``LIFCell``, or at ``module:class``."""
-    from hibana.cells import Cell
-    from hibana.cli.play.source import built_in
-    from hibana.train.architecture import import_object
-
-    classes = {class_name.lower(): class_ for class_name, class_ in built_in().items()}
-    allow_local_imports([name])
-    cell = import_object(name, "cell") if ":" in name else classes.get(name.removesuffix("Cell").lower())
-    if not (isinstance(cell, type) and issubclass(cell, Cell)):
-        raise Refusal(
-            f"cell must be one of {', '.join(built_in())}, or MODULE:CLASS of your own; got {name!r}"
-        )
-    return cell

@@ -1,9 +1,8 @@
-"""Parts that commands share: errors, progress on the terminal, output folders, and integer options."""
+"""Parts that commands share: errors, progress on the terminal, and integer options."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated
 
 import cyclopts
@@ -19,10 +18,12 @@ class Failure(Exception):  # noqa: N818 - like Refusal
 
 @contextmanager
 def refuse_errors() -> Iterator[None]:
-    """Converts the library's errors about arguments and files to a :class:`Refusal` of the same text."""
+    """Converts errors about arguments and files to a :class:`Refusal` of the same text."""
     try:
         yield
-    except (TypeError, ValueError, FileNotFoundError) as error:
+    except BrokenPipeError:  # the program that reads the output has ended
+        raise
+    except (OSError, TypeError, ValueError) as error:
         raise Refusal(str(error)) from error
     except RuntimeError as error:
         if type(error).__name__ != "Unsupported":  # importing that class would load the compiler
@@ -41,11 +42,6 @@ def progress(activity: str) -> Iterator[None]:
 
     with Console(stderr=True).status(Text(f"{activity} …")):
         yield
-
-
-def unwritable(folder: Path, error: OSError) -> Refusal:
-    """Returns the refusal of an output folder that can't be written."""
-    return Refusal(f"--out must be a folder that can be written, got {folder}: {error.strerror}")
 
 
 def allow_local_imports(names: Iterable[str | None]) -> None:

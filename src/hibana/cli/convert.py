@@ -59,28 +59,27 @@ def convert(
         warnings.simplefilter("always", UserWarning)
         if not os.access(target.parent, os.W_OK):
             raise ValueError(f"target must be in a folder that can be written, got {target}")
-        if target.is_dir() and not arduino:
-            raise ValueError(f"target must be a file, and {target} is a folder")
         if not arduino and target.suffix not in (".c", ".html", ".nir", ".onnx", ".pt2", ".v"):
             raise ValueError(f"target must end in .c, .html, .nir, .onnx, .pt2 or .v, got {target}")
         with progress(f"reading {source}"):
             network = _Source(source, dt, trust)
+        integer_bits = 8 if bits is None else bits
         if arduino:
-            _write_library(network, target, 8 if bits is None else bits, ram, flash)
+            _write_library(network, target, integer_bits, ram, flash)
+        elif target.suffix == ".c":
+            _write_c(network, target, steps, bits, ram, flash)
+        elif target.suffix == ".html":
+            _write_page(network, target, integer_bits)
         elif target.suffix == ".nir":
             from hibana.network import nir
 
             nir.write(network.net, target, dt=dt, input_shape=network.shape)
-        elif target.suffix == ".pt2":
-            _write_program(network, target, steps)
         elif target.suffix == ".onnx":
             _write_onnx(network, target, bits)
-        elif target.suffix == ".html":
-            _write_page(network, target, 8 if bits is None else bits)
-        elif target.suffix == ".v":
-            _Circuit(samples, adders, top, report).write(network, target, 8 if bits is None else bits)
+        elif target.suffix == ".pt2":
+            _write_program(network, target, steps)
         else:
-            _write_c(network, target, steps, bits, ram, flash)
+            _Circuit(samples, adders, top, report).write(network, target, integer_bits)
     for loss in losses:
         print(f"lost: {loss.message}")
     size = sum(path.stat().st_size for path in (target, *target.rglob("*")) if path.is_file())

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 
 MAX_EMPTY_WINDOWS = 10_000
 """Consecutive windows without an event; a longer gap is treated as a mistake in the times."""
-SAMPLE_RATE = 16_000
-"""Default number of samples of sound per second."""
 _EVENT_FIELDS = ("t", "x", "y", "p")
 _TOLERANCE = 0.01
 """Distance from [0, 1] that values may have because of rounding."""
@@ -35,21 +33,17 @@ def step_reader(model: "Network", window: float | None, rate: int | None) -> "St
     Args:
         model: a trained network.
         window: length of a time step in milliseconds for events whose times are microseconds; ``None``: the
-            length in training, in the time unit of its recordings.
-        rate: number of samples of sound per second; ``None``: 16,000.
+            length in training, in the time unit of its recordings. Other inputs ignore it.
+        rate: number of samples of sound per second; ``None``: 16,000. Other inputs ignore it.
 
     Raises:
-        Refusal: if the network's input can't be read step by step, or an option does not apply to it.
+        Refusal: if the network's input can't be read step by step.
     """
     inputs = None if model.description is None else model.description.inputs
     shape, settings = tuple(model.hyper["shape"]), model.settings
     is_sensor = inputs is None and settings.is_sequential and len(shape) == 3 and shape[0] <= 2
-    if window is not None and not (is_sensor or isinstance(inputs, EventInputs)):
-        raise Refusal(f"--window applies to events of a camera; {settings.title} has none")
     if isinstance(inputs, SoundInputs):
-        return _SoundReader(model, inputs, SAMPLE_RATE if rate is None else rate)
-    if rate is not None:
-        raise Refusal(f"--rate applies to sound; {settings.title} is {settings.data_kind}")
+        return _SoundReader(model, inputs, 16_000 if rate is None else rate)
     if settings.coding in ("latency", "population"):
         raise Refusal(
             f"--stream needs an input at each step, and {settings.coding} coding spreads each over all steps"
@@ -57,7 +51,7 @@ def step_reader(model: "Network", window: float | None, rate: int | None) -> "St
     if isinstance(inputs, EventInputs):
         width = inputs.duration / inputs.steps if window is None else window * 1000
         return _EventReader(model, shape, width, counts=inputs.bins == "counts")
-    if window is not None:
+    if is_sensor and window is not None:
         return _EventReader(model, shape, window * 1000)
     if inputs is not None and not isinstance(inputs, ArrayInputs | SequenceInputs):
         raise Refusal(f"--stream reads numbers or events; {settings.title} is {settings.data_kind}")
@@ -232,12 +226,10 @@ class _EventReader(_LineReader):
             raise ValueError(f"must lie on {self.shape[1]}x{self.shape[2]} pixels, got x = {x:g}, y = {y:g}")
         start = t if self.start is None else self.start
         windows = (t - start) / self.width
-        if windows < self.index:
-            raise ValueError(f"must come in order of time, got t = {t:.15g} after its window had ended")
-        if windows - self.index > MAX_EMPTY_WINDOWS:
+        if not 0 <= windows - self.index <= MAX_EMPTY_WINDOWS:
             raise ValueError(
-                f"must come within {MAX_EMPTY_WINDOWS:,} windows of the last event, got t = {t:.15g}, "
-                f"{windows - self.index:.4g} windows later; is it in the right unit?"
+                f"must come in order of time, and within {MAX_EMPTY_WINDOWS:,} windows of the last event, "
+                f"got t = {t:.15g}; is it in the right unit?"
             )
         self.start = start
         steps = [self._finish_window() for _ in range(math.floor(windows) - self.index)]

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hibana.cli.common import Failure, Integer, Refusal, allow_local_imports, progress, refuse_errors
+from hibana.cli.common import Integer, Refusal, allow_local_imports, progress, refuse_errors
 from hibana.cli.tables import format_answers, print_confusions, regression_error
 
 if TYPE_CHECKING:
@@ -41,14 +41,8 @@ def predict(
         trust: MODULE:FUNCTION of yours that the file may name and that is then executed; may be repeated.
     """
     allow_local_imports(trust)
-    if csv and json:
-        raise Refusal("--csv and --json are two formats; pass one of them")
     if stream and inputs is not None:
         raise Refusal(f"--stream reads standard input; leave {inputs} out, or pass it by < {inputs}")
-    if window is not None and not stream:
-        raise Refusal("--window applies to a stream of events; add --stream")
-    if rate is not None and not stream:
-        raise Refusal("--rate applies to a stream of sound; add --stream, files contain their rate")
     with progress("opening the network"), refuse_errors():
         from hibana.train import load
         from hibana.train import predict as predict_samples
@@ -115,17 +109,11 @@ def play(
 
     allow_local_imports(trust)
     with progress("loading the page"), refuse_errors():
+        from hibana.cli.play.network import TrainedNetwork
         from hibana.cli.play.server import serve
-        from hibana.train.architecture import check_trust
-        from hibana.train.pretrained import NAMES, is_pretrained
-        from hibana.train.run_folder import best_checkpoint
 
-        check_trust(None, trust, "the command")
-        path = checkpoint
-        if checkpoint is not None and (str(checkpoint) not in NAMES or checkpoint.exists()):
-            path = best_checkpoint(checkpoint)
-            if not (path.is_file() or is_pretrained(path)):
-                raise ValueError(f"checkpoint must be a file that `hibana train` wrote, there is no {path}")
+        if checkpoint is not None:
+            TrainedNetwork(str(checkpoint), trust)  # raises a ValueError if it can't be shown
 
     def show(address: str) -> None:
         """Prints the page's `address`, and opens it in the browser if `browser`."""
@@ -134,7 +122,7 @@ def play(
             webbrowser.open(address)
 
     with refuse_errors():
-        serve(None if path is None else str(path), port, show, trust=list(trust))
+        serve(None if checkpoint is None else str(checkpoint), port, show, trust=list(trust))
 
 
 def share(checkpoint: Path, folder: Path, /, *, overwrite: bool = False, trust: tuple[str, ...] = ()) -> None:
@@ -153,9 +141,5 @@ def share(checkpoint: Path, folder: Path, /, *, overwrite: bool = False, trust: 
         from hibana.train import load, pretrained
 
         pretrained.check_folder(folder, overwrite=overwrite)
-        model = load(checkpoint, trust=trust)
-    try:
-        model.save_pretrained(folder)
-    except OSError as error:
-        raise Failure(f"{folder} can't be written: {error.strerror or error}") from error
+        load(checkpoint, trust=trust).save_pretrained(folder)
     print(folder)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hibana.cli.common import Failure, Refusal, progress, refuse_errors
+from hibana.cli.common import Failure, progress, refuse_errors
 from hibana.cli.input_steps import step_reader
 from hibana.cli.tables import format_step, step_heading
 from hibana.network import native
@@ -40,12 +40,9 @@ def predict_stream(
         rate: samples of sound per second; ``None``: 16,000.
 
     Raises:
-        Refusal: if the network can't run step by step, its input has no steps, an option does not apply, or
-            standard input or output is closed.
+        Refusal: if the network can't run step by step, or its input has no steps.
         Failure: at the end, if lines were skipped.
     """
-    if None in (sys.stdin, sys.stdout):
-        raise Refusal("--stream needs an open standard input and output; one of them is closed")
     reader = step_reader(model, window, rate)
     predictor = _StreamPredictor(model, output_format, reader.dtype)
     number = skipped = 0

@@ -16,20 +16,12 @@ from docstring_parser import parse
 
 from hibana import keep_memory
 from hibana.cli import tables
-from hibana.cli.common import (
-    Failure,
-    Integer,
-    Refusal,
-    allow_local_imports,
-    progress,
-    refuse_errors,
-    unwritable,
-)
+from hibana.cli.common import Failure, Integer, Refusal, allow_local_imports, progress, refuse_errors
 
 with progress("loading PyTorch"):
-    from hibana.train import Settings, read, results, resume_settings
+    from hibana.train import Settings, read, results
     from hibana.train.architecture import check_trust
-    from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim, interrupted_folder
+    from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim
     from hibana.train.settings import CHOICES, FILE_OPTIONS
     from hibana.train.threads import choose
 
@@ -98,32 +90,27 @@ def train(  # noqa: D417 - options are documented in Settings
     torch.set_flush_denormal(True)  # before torch's threads start, which inherit it
     with refuse_errors():
         check_trust(None, trust, "the command")
-        if resume is None:
-            checkpoint = None
-            run_settings = read(settings, trust=trust, **options) if settings else Settings(**options)
-        elif settings is None:
-            run_settings, checkpoint = resume_settings(resume, trust=trust, **options)
-        else:
+        if resume is not None and settings is not None:
             raise ValueError("--resume takes its settings from the checkpoint; leave out --settings")
-        path = out or RUNS / f"{run_settings.title}-{run_settings.seed}"
-        if resume is not None and out is None:
-            path = resume if resume.is_dir() else resume.parent
-        if resume is None and (interrupted := interrupted_folder(path)) is not None:
-            run_settings, checkpoint = resume_settings(interrupted, trust=trust)
-            path = resume = interrupted
+        new: Settings | None = None
+        if resume is not None:
+            path = out or (resume if resume.is_dir() else resume.parent)
+        else:
+            new = read(settings, trust=trust, **options) if settings else Settings(**options)
+            path = out or RUNS / f"{new.title}-{new.seed}"
         with progress("loading PyTorch Lightning"):
             from hibana.train.run import prepare
-        with progress(f"reading {run_settings.title}"):
-            prepared = prepare(run_settings, resume=checkpoint)
-        if run_settings.accelerator not in ("cpu", "auto"):
-            _check_accelerator(run_settings.accelerator)
-        try:
-            folder = claim(path, resume=resume, overwrite=overwrite)
-        except OSError as error:
-            raise unwritable(path, error) from error
+        with progress("reading the data"):
+            prepared = prepare(new, path, resume=resume, trust=trust, **options)
+        if (accelerator := prepared.settings.accelerator) not in ("cpu", "auto"):
+            _check_accelerator(accelerator)
+        folder = claim(prepared.folder, resume=prepared.resume, overwrite=overwrite)
     with folder:
-        if folder.path != path:
-            print(f"{path} holds another run, which is kept; this one is in {folder.path}", flush=True)
+        if folder.path != prepared.folder:
+            print(
+                f"{prepared.folder} holds another run, which is kept; this one is in {folder.path}",
+                flush=True,
+            )
         if summary := getattr(prepared.samples, "summary", ""):
             print(summary, flush=True)
         choose(prepared.model, threads)

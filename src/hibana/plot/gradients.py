@@ -1,6 +1,7 @@
 """Norm of the gradient at each layer and step, for one batch."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal
 
@@ -60,17 +61,11 @@ def gradient_norms(
         calls = sum(key.partition("#")[0] == name for key in tensors)
         tensors[name if calls == 0 else f"{name}#{calls}"] = tensor
 
-    hooks = [
-        module.register_forward_hook(partial(store, name), with_kwargs=True)
-        for name, module in net.named_modules()
-        if isinstance(module, OverTime | Recurrent)
-    ]
-    try:
-        with torch.enable_grad():
-            loss = objective(net(inputs.detach().requires_grad_(inputs.is_floating_point())), labels)
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with ExitStack() as hooks, torch.enable_grad():
+        for name, module in net.named_modules():
+            if isinstance(module, OverTime | Recurrent):
+                hooks.enter_context(module.register_forward_hook(partial(store, name), with_kwargs=True))
+        loss = objective(net(inputs.detach().requires_grad_(inputs.is_floating_point())), labels)
     if not tensors:
         raise ValueError("net must call at least one layer of hibana (OverTime, IF, ..., Recurrent)")
     for tensor in tensors.values():

@@ -54,9 +54,7 @@ def __getattr__(name: str) -> Any:
     if name in _RENAMED:
         message = f"hibana.train.{name} is deprecated; use hibana.train.{_RENAMED[name]}"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
-        name = _RENAMED[name]
-        if name in globals():
-            return globals()[name]
+        return getattr(importlib.import_module(__name__), _RENAMED[name])
     for module, names in _MODULES.items():
         if name in names:
             with explain_import_error(f"hibana.train.{name}"):

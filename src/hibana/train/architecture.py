@@ -52,8 +52,6 @@ _WORDS = {
 """Patterns of the words of a description, by kind of layer."""
 _ROCKET = re.compile(r"rocket(?P<span>[1-9]\d{0,5})(?:r(?P<period>[1-9]\d{0,2}))?")
 _FUNCTION = re.compile(r"[\w.]+:\w+")
-MAX_LENGTH = 2_000
-"""Maximum number of characters of a description."""
 
 
 def check(description: str) -> None:
@@ -64,8 +62,6 @@ def check(description: str) -> None:
     Raises:
         ValueError: naming the first word that is not a layer.
     """
-    if len(description) > MAX_LENGTH:
-        raise ValueError(f"layers must be at most {MAX_LENGTH:,} characters, got {len(description):,}")
     if not is_function(description) and not _ROCKET.fullmatch(description):
         _parse(description)
 

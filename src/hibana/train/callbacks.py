@@ -6,14 +6,14 @@ from typing import Any
 
 import lightning
 import torch
-from lightning.fabric.plugins import CheckpointIO
+from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, Checkpoint
 
 from hibana.train import checkpoint
 from hibana.train.run_folder import BEST, LAST
 
 
-class CheckpointFiles(CheckpointIO):
+class CheckpointFiles(TorchCheckpointIO):
     """Makes Lightning read and write checkpoints with :mod:`hibana.train.checkpoint`."""
 
     def save_checkpoint(self, content: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -25,9 +25,6 @@ class CheckpointFiles(CheckpointIO):
     ) -> dict[str, Any]:
         """Returns the contents of the checkpoint `path`."""
         return checkpoint.read(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Does nothing: a new checkpoint replaces the file of the previous one."""
 
 
 class History(Callback):

@@ -85,12 +85,10 @@ class Classifier(Network, lightning.LightningModule):
         torch.manual_seed(self.settings.seed * 1_000_003 + epoch_and_process)
 
     def on_validation_epoch_start(self) -> None:
-        """Seeds the random numbers of the validation."""
+        """Seeds the random numbers of the validation or the test."""
         self.seed_evaluation(self.trainer.global_rank)
 
-    def on_test_epoch_start(self) -> None:
-        """Seeds the random numbers of the test."""
-        self.seed_evaluation(self.trainer.global_rank)
+    on_test_epoch_start = on_validation_epoch_start
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """Returns the loss of a batch with its penalty on firing rates; logs the loss and the accuracy."""
@@ -123,14 +121,15 @@ class Classifier(Network, lightning.LightningModule):
         if self.settings.precision != "16-mixed":  # its scaler skips steps that overflow
             self._check_finite("the gradient's norm", norm, self.trainer.fit_loop.batch_idx)
 
-    def _check_finite(self, name: str, value: Tensor, batch: int) -> None:
+    def _check_finite(self, name: str, value: Tensor, batch: int | None = None) -> None:
         """Raises a FloatingPointError that names epoch and batch if a number of `value` is not finite."""
         is_finite = value.isfinite()
         if not bool(is_finite.all()):
-            epoch = f"epoch {self.current_epoch + 1} of {self.settings.epochs}"
+            epoch, epochs = min(self.current_epoch + 1, self.settings.epochs), self.settings.epochs
+            place = "" if batch is None else f", batch {batch + 1} of {self.trainer.num_training_batches}"
             raise FloatingPointError(
-                f"training stopped in {epoch}, batch {batch + 1} of {self.trainer.num_training_batches}: "
-                f"{name} is {value[~is_finite][0].item()}; a smaller learning_rate may help"
+                f"training stopped in epoch {epoch} of {epochs}{place}: {name} is "
+                f"{value[~is_finite][0].item()}; a smaller learning_rate may help"
             )
 
     def validation_step(self, batch: tuple[Tensor, ...]) -> None:
@@ -155,12 +154,8 @@ class Classifier(Network, lightning.LightningModule):
         if part == "test" and self.recall is not None:
             self.recall.update(scores, labels)
         error = self.objective(outputs, labels, *lengths)
-        for name, value in (("an input", inputs), ("the loss", error)):
-            if not bool(value.isfinite().all()):
-                epoch = self.current_epoch + 1
-                raise FloatingPointError(
-                    f"training stopped after epoch {epoch}: {name} of {part} is not finite"
-                )
+        self._check_finite(f"an input of {part}", inputs)
+        self._check_finite(f"the loss of {part}", error)
         options: dict[str, Any] = {"batch_size": len(labels), "sync_dist": True}
         self.log(f"{part}/loss", error, **options)
         self.log(f"{part}/{self.objective.measure}", measure, prog_bar=True, **options)

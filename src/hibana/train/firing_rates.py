@@ -6,6 +6,7 @@ far below it by the rate penalty. Starting at the target avoids both.
 
 import copy
 import warnings
+from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -63,14 +64,10 @@ def activity(net: nn.Module, inputs: Tensor, lengths: Tensor | None = None) -> t
         """Stores the spikes of the layer `name`, with zeros after the end of each sample."""
         spikes[name] = padding.masked(outputs, lengths)
 
-    spiking = _spiking_layers_or_warning(net, "spikes are counted")
-    hooks = [module.register_forward_hook(partial(store, name)) for name, module in spiking.items()]
-    try:
-        outputs = net(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs, spikes
+    with ExitStack() as hooks:
+        for name, module in _spiking_layers_or_warning(net, "spikes are counted").items():
+            hooks.enter_context(module.register_forward_hook(partial(store, name)))
+        return net(inputs), spikes
 
 
 def _spiking_layers_or_warning(net: nn.Module, consequence: str) -> dict[str, nn.Module]:
@@ -212,10 +209,6 @@ def _rate_factor(layer: nn.Module, current: Tensor, rate: float, lengths: Tensor
     return float(2.0**high)
 
 
-NO_THRESHOLD = 1e30
-"""A threshold that no potential reaches."""
-
-
 def _equalize(name: str, layer: nn.Module, current: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     """Scales current and weights of each neuron so that all potentials have the same standard deviation.
 
@@ -234,7 +227,7 @@ def _equalize(name: str, layer: nn.Module, current: Tensor, parameters: list[nn.
     cell = copy.deepcopy(layer.cell)
     if not (isinstance(cell, cells.Cell) and "v" in cell.state_names() and hasattr(cell, "threshold")):
         raise ValueError(f"each_neuron needs cells with a potential v and a threshold, {name!r} has none")
-    cell.threshold = NO_THRESHOLD
+    cell.threshold = 1e30  # no potential reaches it
     potential = record(cell, current)["v"].transpose(0, 2).flatten(1)  # [neurons, ...]
     deviation = potential.std(dim=1)
     has_input = deviation > 0
@@ -264,17 +257,12 @@ def _input_current(net: nn.Module, layer: nn.Module, inputs: Tensor) -> tuple[Te
         currents.append(args[0])
 
     inner = set(layer.modules())
-    hooks = [
-        module.register_forward_pre_hook(record_module)
-        for module in net.modules()
-        if module not in inner and isinstance(getattr(module, "weight", None), nn.Parameter)
-    ]
-    hooks.append(layer.register_forward_pre_hook(record_current))
-    try:
+    with ExitStack() as hooks:
+        for module in net.modules():
+            if module not in inner and isinstance(getattr(module, "weight", None), nn.Parameter):
+                hooks.enter_context(module.register_forward_pre_hook(record_module))
+        hooks.enter_context(layer.register_forward_pre_hook(record_current))
         net(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
     if not currents:
         raise ValueError("net must call each of its spiking layers, and one was not called")
     return currents[0], weighted_modules[-1] if weighted_modules else None

@@ -3,11 +3,10 @@
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
-from hibana import data
 from hibana.data import user_data
 from hibana.train import architecture, checkpoint, pretrained, results
 from hibana.train.checkpoint import EXPECTED
@@ -42,7 +41,7 @@ def resume_settings(
     path = Path(path)
     checkpoint_path: Path | None = path / LAST if path.is_dir() else path
     if checkpoint_path is not None and (checkpoint_path == path or checkpoint_path.exists()):
-        settings = _open(checkpoint_path, trust, resume=True).settings
+        settings, _, _ = _open(checkpoint_path, trust, resume=True)
     elif (path / SETTINGS).exists():
         settings, checkpoint_path = read(path / SETTINGS, trust=trust), None
     else:
@@ -73,16 +72,10 @@ def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
             that is not in `trust`.
     """
     path = best_checkpoint(Path(path))
-    contents = _open(path, trust)
+    settings, weights, arguments = _open(path, trust)
     try:
-        model = Network(
-            contents.settings,
-            contents.shape,
-            contents.classes,
-            description=contents.description,
-            most_weights=sum(weight.numel() for weight in contents.weights.values()),
-        )
-        model.load_state_dict(contents.weights)
+        model = Network(settings, **arguments, most_weights=sum(map(torch.numel, weights.values())))
+        model.load_state_dict(weights)
     except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{EXPECTED}; {path} holds something else: {one_line(error)}") from error
     if path.name in (BEST, LAST) and best_checkpoint(path.parent) == path:
@@ -90,18 +83,16 @@ def load(path: Path | str, *, trust: Collection[str] = ()) -> Network:
     return model.eval()
 
 
-class _Saved(NamedTuple):
-    """The checked contents of a checkpoint, from which a network can be built."""
+def _open(
+    path: Path, trust: Collection[str], *, resume: bool = False
+) -> tuple[Settings, dict[str, torch.Tensor], dict[str, Any]]:
+    """Reads and checks a checkpoint; returns settings, weights, and the other arguments of :class:`Network`.
 
-    settings: Settings
-    shape: tuple[int, ...]
-    classes: int
-    weights: dict[str, torch.Tensor]
-    description: data.Description | None
-
-
-def _open(path: Path, trust: Collection[str], *, resume: bool = False) -> _Saved:
-    """Reads and checks the checkpoint at `path`; with `resume` it must contain the training's state."""
+    Args:
+        path: a checkpoint or shared folder.
+        trust: functions ``module:function`` that the file may name as its layers.
+        resume: whether the checkpoint must contain the state of the training.
+    """
     content = pretrained.read(path) if pretrained.is_pretrained(path) else checkpoint.read(path)
     try:
         options = user_data.without_removed_options(content["hyper_parameters"])
@@ -116,7 +107,14 @@ def _open(path: Path, trust: Collection[str], *, resume: bool = False) -> _Saved
     if not resume and isinstance(options.get("augment"), str):  # version 0.2.0 had two more words
         words = [word for word in options["augment"].split("-") if word not in ("drop", "mix")]
         options["augment"] = "-".join(words) or None
-    description = _description(path, content)
+    description = None
+    if "description" in content:
+        try:
+            description = user_data.description_from_plain(content["description"])
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{EXPECTED}; {path} has a wrong description of its inputs: {one_line(error)}"
+            ) from error
     if options.get("kind") != (None if description is None else description.kind):
         raise ValueError(f"{EXPECTED}; {path} does not describe how its inputs are read")
     try:
@@ -127,21 +125,4 @@ def _open(path: Path, trust: Collection[str], *, resume: bool = False) -> _Saved
     outputs = settings.data_set.classes if description is None else description.target.outputs
     if (shape, classes) != (list(expected.shape), outputs):  # a user's function is called with these
         raise ValueError(f"{EXPECTED}; {path} is of other inputs than {settings.data}")
-    return _Saved(settings, tuple(shape), classes, weights, description)
-
-
-def data_description(path: Path) -> data.Description | None:
-    """Returns how the user's data were read for the checkpoint at `path`; ``None`` for data sets by name."""
-    return _description(path, checkpoint.read(path))
-
-
-def _description(path: Path, content: dict[str, Any]) -> data.Description | None:
-    """Returns the description of the inputs in a checkpoint's `content`; None without a description."""
-    if "description" not in content:
-        return None
-    try:
-        return user_data.description_from_plain(content["description"])
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{EXPECTED}; {path} has a wrong description of its inputs: {one_line(error)}"
-        ) from error
+    return settings, weights, {"shape": tuple(shape), "classes": classes, "description": description}

@@ -15,10 +15,7 @@ from pathlib import Path
 from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from hibana import __version__
-from hibana.data import user_data
 from hibana.runtime import files
 from hibana.runtime.extras import explain_import_error
 from hibana.train.run_folder import SETTINGS
@@ -79,20 +76,15 @@ def is_pretrained(path: Path) -> bool:
 def check_folder(folder: Path, *, overwrite: bool = False) -> None:
     """Checks that a network may be written to a folder, which may be missing.
 
-    Raises ValueError if `folder` is a file, contains a run, or, without `overwrite`, contains files that
-    :func:`write` did not write.
+    Raises ValueError if `folder` contains a run, or, without `overwrite`, files that :func:`write` did not
+    write.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"folder must be a folder, and {folder} is a file")
     if any(True for pattern in (SETTINGS, f"*/{SETTINGS}") for _ in folder.glob(pattern)):
         raise ValueError(f"folder must not hold runs of hibana train, {folder} does; choose another folder")
-    if overwrite or not folder.exists() or not any(folder.iterdir()):
+    if overwrite or not folder.is_dir() or not any(folder.iterdir()):
         return
-    try:
-        is_hibana = json.loads((folder / CONFIG).read_bytes())["library_name"] == "hibana"
-    except (OSError, ValueError, KeyError, TypeError):
-        is_hibana = False
-    if not is_hibana:
+    config = folder / CONFIG
+    if not config.is_file() or b'"library_name": "hibana"' not in config.read_bytes():
         raise ValueError(
             f"folder must be empty or one that hibana share wrote, {folder} holds other files; "
             f"choose another folder, or replace {WEIGHTS} and {CONFIG} in it with --overwrite"
@@ -142,10 +134,10 @@ def _portable(settings: Settings) -> dict[str, Any]:
 def _model_card(model: "Network", name: str) -> str:
     """Returns a model card in Markdown: data, network, results of the run, and how to use it."""
     settings, result = model.settings, model.result
-    data, layers = (_escaped(text) for text in (_portable(settings)["data"], settings.layers))
+    data, layers = _portable(settings)["data"], settings.layers
     shape = "x".join(map(str, model.hyper["shape"]))
     accuracy = firing = "not measured"
-    if result is not None:
+    if result is not None and result.value is not None:
         unit = "of the variance explained" if result.measure == "explained" else "right"
         accuracy = f"{result.value:.1%} {unit}, on its test part"
         rates = ", ".join(f"`{layer}` {rate:.1%}" for layer, rate in result.rates.items())
@@ -181,15 +173,10 @@ A spiking network for PyTorch, trained by hibana.
 ```python
 import hibana as hb
 
-model = hb.train.Network.from_pretrained("{_escaped(name)}")
+model = hb.train.Network.from_pretrained("{name}")
 answers = hb.train.predict(model, "samples")  # a file or folder of the kind that was trained on
 ```
 """
-
-
-def _escaped(text: str) -> str:
-    """Returns `text` with a question mark for each character that Markdown or Python would interpret."""
-    return "".join(char if char.isprintable() and char not in '`"|<>\\' else "?" for char in text)
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -199,13 +186,23 @@ def read(folder: Path) -> dict[str, Any]:
         ModuleNotFoundError: if safetensors is not installed.
         ValueError: if a file is missing, damaged, of a later format, or has other contents.
     """
+    with explain_import_error("from_pretrained"):
+        from safetensors import SafetensorError
+        from safetensors.torch import load
     try:
-        config = _read_config(folder / CONFIG)
-        weights = _read_weights(folder / WEIGHTS, config["weights_sha256"])
+        config, content = _read_config(folder / CONFIG), (folder / WEIGHTS).read_bytes()
     except OSError as error:
         raise ValueError(f"{_EXPECTED}; {error.filename} can't be read: {error.strerror}") from error
     except ValueError as error:
         raise ValueError(f"{_EXPECTED}; in {folder}, {one_line(error)}") from error
+    if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
+        raise ValueError(
+            f"{_EXPECTED}; {folder / WEIGHTS} was changed since it was written: its digest differs"
+        )
+    try:
+        weights = load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{_EXPECTED}; {folder / WEIGHTS} is not a safetensors file: {error}") from error
     description = {name: config[name] for name in ("description",) if name in config}
     options = {**config["settings"], "shape": config["shape"], "classes": config["classes"]}
     return {"hyper_parameters": options, "state_dict": weights, **description}
@@ -220,33 +217,14 @@ def _read_config(path: Path) -> dict[str, Any]:
     types = {"format": int, "weights_sha256": str, "settings": dict, "shape": list, "classes": int}
     if not isinstance(config, dict) or any(type(config.get(name)) is not types[name] for name in types):
         raise ValueError(f"{CONFIG} must have {', '.join(types)} of the right types")
-    option_types = {field.name: field.type for field in fields(Settings)}
-    settings = config["settings"] = user_data.without_removed_options(config["settings"])
-    unknown = [name for name in settings if name not in option_types]
-    if config["format"] != FORMAT or unknown:
+    if config["format"] != FORMAT:
         version = short_repr(config.get("hibana_version"))
-        reason = short_repr(unknown[0]) if unknown else f"format {short_repr(config['format'])}"
-        raise ValueError(f"{CONFIG} of version {version} has {reason}, which {__version__} can't read")
-    for name, value in settings.items():
-        if value == "inf" and option_types[name] in (float, float | None):
-            settings[name] = math.inf
+        reason = f"has format {short_repr(config['format'])}, which {__version__} can't read"
+        raise ValueError(f"{CONFIG} of version {version} {reason}")
+    infinite = [field.name for field in fields(Settings) if field.type in (float, float | None)]
+    settings = config["settings"]
+    settings |= {name: math.inf for name in infinite if settings.get(name) == "inf"}
     return config
-
-
-def _read_weights(path: Path, digest: str) -> dict[str, Tensor]:
-    """Returns the weights in the file `path`; raises ValueError unless its SHA-256 is `digest`."""
-    with explain_import_error("from_pretrained"):
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError(f"{WEIGHTS} was changed since it was written: its digest differs")
-    try:
-        weights: dict[str, Tensor] = load(content)
-    except SafetensorError as error:
-        raise ValueError(f"{WEIGHTS} is not a safetensors file: {error}") from error
-    return weights
 
 
 def download(name: str | Path, **options: Any) -> Path:

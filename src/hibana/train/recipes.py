@@ -8,9 +8,6 @@ from typing import Any
 
 from hibana.data import DataSet, user_data
 
-__all__ = ["FEW_ROWS", "MIN_VALIDATION_ROWS", "OPTIONS_OF_FEW_ROWS", "PERIODS", "SEQUENCES"]
-__all__ += ["defaults", "rocket", "usual", "windows"]
-
 FEW_ROWS = 2_000
 """Training rows of a table below which :data:`OPTIONS_OF_FEW_ROWS` apply."""
 OPTIONS_OF_FEW_ROWS = {

@@ -19,22 +19,20 @@ if TYPE_CHECKING:
     from hibana.train.run import Outcome
 
 
-_INVALID = (OSError, ValueError, KeyError, TypeError, AttributeError)
-"""Errors that reading a damaged ``result.json`` raises."""
-
-
 class Measurements(NamedTuple):
     """Results of a network on the test part.
 
     Attributes:
         measure: ``accuracy``; for regression ``explained``, the fraction of variance explained.
-        value: value of `measure`.
+        value: value of `measure`; ``None`` if it is not defined.
         rates: spikes per neuron and step by layer name.
+        linear: value of `measure` for the linear model; ``None`` if it was not fitted.
     """
 
     measure: str
-    value: float
+    value: float | None
     rates: dict[str, float]
+    linear: float | None = None
 
 
 class RunSummary(NamedTuple):
@@ -72,9 +70,11 @@ def read(folder: Path) -> Measurements | None:
     """Returns the test result of the run in `folder`; ``None`` if it is missing or unreadable."""
     try:
         content = json.loads((folder / RESULT).read_bytes())
-        rates = {str(name): float(rate) for name, rate in content["rates"].items()}
-        return Measurements(str(content["measure"]), float(content["value"]), rates)
-    except _INVALID:
+        rates = {str(name): float(rate) for name, rate in content.get("rates", {}).items()}
+        values = content["value"], (content["linear"] or {}).get("accuracy")
+        value, linear = (None if value is None else float(value) for value in values)
+        return Measurements(str(content["measure"]), value, rates, linear)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -92,7 +92,15 @@ def _summary(path: Path, modified: float) -> RunSummary:
     except ValueError as error:
         return RunSummary(path.name, "", "", "", date, settings_file.one_line(error)[:60])
     settings = ", ".join(f"{name} {value}" for name, value in _non_default(content).items())
-    return RunSummary(path.name, Path(str(content.get("data"))).name, *_result_texts(path), date, settings)
+    results = read(path)
+    if results is None:
+        progress = "not finished" if (path / LAST).exists() else "not begun"
+        result, linear = "unreadable" if (path / RESULT).exists() else progress, ""
+    else:
+        form = "R² {:.3f}" if results.measure == "explained" else "{:.1%}"
+        values = results.value, results.linear
+        result, linear = ("" if value is None else form.format(value) for value in values)
+    return RunSummary(path.name, Path(str(content.get("data"))).name, result, linear, date, settings)
 
 
 def _non_default(content: dict[str, Any]) -> dict[str, Any]:
@@ -106,17 +114,3 @@ def _non_default(content: dict[str, Any]) -> dict[str, Any]:
         for name, value in content.items()
         if name in compared and all(value != recipe.get(name, defaults[name]) for recipe in recipes)
     }
-
-
-def _result_texts(path: Path) -> tuple[str, str]:
-    """Returns the results of the run in the folder `path` and of its linear model as text."""
-    try:
-        content = json.loads((path / RESULT).read_bytes())
-        form = "R² {:.3f}" if content["measure"] == "explained" else "{:.1%}"
-        values = content["value"], (content["linear"] or {}).get("accuracy")
-        result, linear = ("" if value is None else form.format(float(value)) for value in values)
-    except FileNotFoundError:
-        return "not finished" if (path / LAST).exists() else "not begun", ""
-    except _INVALID:
-        return "unreadable", ""
-    return result, linear

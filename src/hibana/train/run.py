@@ -13,7 +13,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
@@ -30,12 +30,12 @@ from hibana import data
 from hibana.data.base import machine_memory
 from hibana.nn.models.rocket import Rocket
 from hibana.runtime import files
-from hibana.train import augment, checkpoint, finite, results, series
+from hibana.train import checkpoint, results, series
 from hibana.train.architecture import is_function
 from hibana.train.baseline import first_samples
 from hibana.train.callbacks import CheckpointFiles, CheckpointWriter, History
 from hibana.train.classifier import Classifier
-from hibana.train.loading import data_description, resume_settings
+from hibana.train.loading import resume_settings
 from hibana.train.run_folder import BEST, LAST, LOGS, RunFolder, claim, interrupted_folder, is_torchrun
 from hibana.train.settings import UNIT_CODINGS, Settings
 
@@ -84,11 +84,22 @@ class Outcome:
 
 
 class Prepared(NamedTuple):
-    """A run before it writes anything: complete settings, data, network, and checkpoint to resume from."""
+    """A run before it writes anything.
+
+    Attributes:
+        settings: the complete settings.
+        samples: the data.
+        model: the network.
+        folder: the requested folder of the run.
+        resume: checkpoint or folder of the run that is resumed; ``None`` for a new run.
+        checkpoint: checkpoint to resume from; ``None`` if no epoch has ended.
+    """
 
     settings: Settings
     samples: data.DataSet
     model: Classifier
+    folder: Path
+    resume: Path | None
     checkpoint: Path | None
 
 
@@ -129,53 +140,62 @@ def fit(
     """
     if not isinstance(settings, Settings) and (settings is not None or resume is None):
         raise TypeError(f"settings must be hb.train.Settings, such as Settings('digits'), got {settings!r}")
-    if isinstance(samples, tuple):
-        raise TypeError(
-            "samples must be a data set, got a tuple; arrays X and y become one by "
-            "hb.data.Arrays(X, labels=y), sequences by hb.data.Sequences(X, labels=y)"
-        )
-    path, resume = Path(folder), None if resume is None else Path(resume)
-    if resume is None and (interrupted := interrupted_folder(path)) is not None:
-        path = resume = interrupted
-    with claim(path, resume=resume, overwrite=overwrite) as run_folder:
-        checkpoint_path = None
-        if resume is not None:
-            explicit = frozenset[str]() if settings is None else settings.explicit
-            changes = {name: getattr(settings, name) for name in explicit}
-            trust = [changes[name] for name in explicit & {"layers", "data"} if is_function(changes[name])]
-            settings, checkpoint_path = resume_settings(resume, trust=trust, **changes)
-        assert settings is not None
-        prepared = prepare(settings, samples=samples, resume=checkpoint_path)
+    changes = {} if settings is None else {name: getattr(settings, name) for name in settings.explicit}
+    trust = [name for name in (changes.get("layers"), changes.get("data")) if name and is_function(name)]
+    resume = None if resume is None else Path(resume)
+    prepared = prepare(settings, Path(folder), samples=samples, resume=resume, trust=trust, **changes)
+    with claim(prepared.folder, resume=prepared.resume, overwrite=overwrite) as run_folder:
         return complete(prepared, run_folder, progress=progress, callbacks=callbacks)
 
 
 def prepare(
-    settings: Settings, *, samples: "data.DataSet | Dataset[Any] | None" = None, resume: Path | None = None
+    settings: Settings | None,
+    folder: Path,
+    *,
+    samples: "data.DataSet | Dataset[Any] | None" = None,
+    resume: Path | None = None,
+    trust: Collection[str] = (),
+    **changes: Any,
 ) -> Prepared:
     """Reads the data, completes the settings, and builds the network.
 
     Args:
-        settings: settings as the user passed them.
+        settings: settings as the user passed them; not used if a run is resumed.
+        folder: the requested folder of the run.
         samples: the data, if they are in memory.
-        resume: checkpoint to resume from.
+        resume: checkpoint or folder of the run to resume. Default: the run that this ``torchrun`` started
+            before it restarted its processes, if there is one.
+        trust: functions ``module:function`` that the resumed run may name as its layers. They are executed.
+        changes: options that replace those of the resumed run.
 
     Raises:
         ValueError: see :func:`fit` and :func:`build_classifier`.
     """
+    if resume is None and (interrupted := interrupted_folder(folder)) is not None:
+        folder = resume = interrupted
+    checkpoint_path = description = None
+    if resume is not None:
+        settings, checkpoint_path = resume_settings(resume, trust=trust, **changes)
+    if checkpoint_path is not None and "description" in (content := checkpoint.read(checkpoint_path)):
+        description = data.user_data.description_from_plain(content["description"])
+    assert settings is not None
     if samples is not None and not isinstance(samples, data.DataSet):
         options: dict[str, Any] = {"batch_size": settings.batch_size, "seed": settings.seed}
         samples = data.user_data.from_dataset(samples, unit=settings.coding in UNIT_CODINGS, **options)
     settings = _with_torchrun_processes(settings)
-    samples = samples or settings.samples(None if resume is None else data_description(resume))
+    samples = samples or settings.samples(description)
     samples.prepare_data()
     samples.setup()
-    finite.check(samples)
+    for part in ("training", "validation", "test"):  # the classifier checks batches of other samples
+        if isinstance(split := getattr(samples, part), data.InMemory):
+            split.check_finite(part)
     if isinstance(samples, data.UserData):
-        if resume is None:
+        if checkpoint_path is None:
             settings, samples = series.choose_network(settings, samples)
         samples.batch_size = settings.batch_size
     lightning.seed_everything(settings.seed, verbose=False)
-    return Prepared(settings, samples, build_classifier(settings, samples, resume), resume)
+    model = build_classifier(settings, samples, checkpoint_path)
+    return Prepared(settings, samples, model, folder, resume, checkpoint_path)
 
 
 def _with_torchrun_processes(settings: Settings) -> Settings:
@@ -198,12 +218,18 @@ def complete(
     prepared: Prepared, folder: RunFolder, *, progress: bool = False, callbacks: Sequence[Callback] = ()
 ) -> tuple[Classifier, Outcome]:
     """Trains and tests a prepared network in a locked folder; see :func:`fit`."""
-    settings, samples, model, resume = prepared
+    settings, samples, model, resume = (
+        prepared.settings,
+        prepared.samples,
+        prepared.model,
+        prepared.checkpoint,
+    )
     folder.begin(settings)
     history, writer = History(), CheckpointWriter(folder.path, settings.patience)
     start = time.perf_counter()
-    if isinstance(model.net, Rocket):
-        samples.evaluated_at_once = series.evaluation_batch(model.net, settings.steps)
+    if isinstance(model.net, Rocket):  # evaluates as many samples at once as fit in memory with their spikes
+        at_once = series.MAX_SPIKES // (settings.steps * model.net.neurons)
+        samples.evaluated_at_once = min(512, max(1, at_once))
         if resume is None:
             history.values[f"validation/{model.objective.measure}"] = [series.fit_rocket(model, samples)]
     inputs, _, *lengths = first_samples(samples.training, 512)
@@ -211,8 +237,13 @@ def complete(
     if resume is not None and settings.patience > 0 and folder.is_main and not (folder.path / BEST).exists():
         checkpoint.read(resume.parent / BEST)  # raises a ValueError if it is missing or damaged
         files.write(folder.path / BEST, (resume.parent / BEST).read_bytes())
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        _silence_lightning()
+        for harmless in (
+            ".*does not have many workers",  # the data are in memory, or no workers were requested
+            ".*isinstance.treespec, LeafSpec.* is deprecated",  # a call inside Lightning
+        ):
+            warnings.filterwarnings("ignore", message=harmless)
         trainer = _trainer(settings, folder.path, [history, writer, *callbacks], progress=progress)
         samples.processes, samples.rank = trainer.world_size, trainer.global_rank
         trainer.fit(
@@ -306,11 +337,8 @@ def build_classifier(
     model = Classifier(
         settings, samples.shape, samples.classes, description=description, most_weights=max_weights
     )
-    splits = samples.training, samples.validation
-    if isinstance(model.net, Rocket) and not all(isinstance(split, data.InMemory) for split in splits):
-        raise ValueError(f"layers {settings.layers} needs samples in memory, {settings.title} has others")
-    if resume is None:
-        augment.check(settings.augment, model.shape, sequential=settings.is_sequential)
+    if resume is None and settings.augment not in (None, "none") and len(model.shape) < 2:
+        raise ValueError(f"augment must be none for inputs that are no images, got {settings.augment!r}")
     return model
 
 
@@ -336,13 +364,3 @@ def _recalls(model: Classifier, samples: data.DataSet) -> dict[str, float]:
         return {}
     correct, _, _, _, total = model.recall.compute().unbind(dim=1)
     return dict(zip(samples.names, (correct / total).tolist(), strict=False))
-
-
-def _silence_lightning() -> None:
-    """Hides Lightning's messages about each run, and warnings that need no action."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for harmless in (
-        ".*does not have many workers",  # the data are in memory, or no workers were requested
-        ".*isinstance.treespec, LeafSpec.* is deprecated",  # a call inside Lightning
-    ):
-        warnings.filterwarnings("ignore", message=harmless)

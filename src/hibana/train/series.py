@@ -113,11 +113,6 @@ def fit_rocket(model: Network, samples: data.DataSet) -> float:
     return model.net.fit(model.encode(inputs), labels, *lengths, weights=weights)
 
 
-def evaluation_batch(net: Rocket, steps: int) -> int:
-    """Returns the number of samples, each of `steps` steps, whose spikes in `net` fit in memory together."""
-    return min(512, max(1, MAX_SPIKES // (steps * net.neurons)))
-
-
 def _joined(splits: list[data.Samples]) -> tuple[Tensor, ...]:
     """Returns inputs ``[N, T, ...]``, labels ``[N]``, and lengths ``[N]`` if padded, of all `splits`."""
     parts = [split.__getitems__([*range(len(split))]) for split in splits if isinstance(split, data.InMemory)]

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from reprlib import repr as short_repr
 from typing import Any, NamedTuple, Self
@@ -43,14 +43,8 @@ class _Range(NamedTuple):
 
 
 _COUNT = _Range("at least 1 and below 2^31", lambda value: 1 <= value < 2**31)
-_COUNT_OR_0 = _Range("at least 0 and below 2^31", lambda value: 0 <= value < 2**31)
 _POSITIVE = _Range("positive and finite", lambda value: 0 < value < math.inf)
 _NOT_NEGATIVE = _Range("finite and at least 0", lambda value: 0 <= value < math.inf)
-_FRACTION = _Range("in (0, 1]", lambda value: 0 < value <= 1)
-_RATE = _Range("in (0, 1], spikes per step", lambda value: 0 < value <= 1)
-_START_RATE = _Range("in [0, 1), spikes per step", lambda value: 0 <= value < 1)
-_AT_LEAST_1 = _Range("at least 1 step", lambda value: value >= 1)
-_SEED = _Range("in [0, 2^32)", lambda value: 0 <= value < 2**32)
 
 
 def _option(default: Any, accepted: Any = None, group: str = "training") -> Any:
@@ -168,30 +162,30 @@ class Settings:
     root: str | None = None
     download: bool = False
     layers: str = _option("256,256", architecture.check)
-    connectivity: float = _option(1.0, _FRACTION)
+    connectivity: float = _option(1.0, _Range("in (0, 1]", lambda value: 0 < value <= 1))
     rewire: str = _option("none", ("none", "deep-r", "set", "rigl"))
     cell: str = _option("IF", tuple(CELLS))
     tau: float | None = None
     surrogate: str = _option("Step", surrogate.NAMES)
     threshold: float = _option(1.0, _POSITIVE)
     detach_reset: bool = True
-    readout_tau: float = _option(math.inf, _AT_LEAST_1)
+    readout_tau: float = _option(math.inf, _Range("at least 1 step", lambda value: value >= 1))
     steps: int = _option(None, _COUNT)
     coding: str = _option(None, CODINGS)
     delta_threshold: float = _option(0.5, _POSITIVE)
     loss: str = _option("membrane-mean", loss.NAMES)
     smoothing: float = 0.0
     augment: str | None = _option(None, ("none", "flip", "shift", "roll"))
-    epochs: int = _option(40, _COUNT_OR_0)
+    epochs: int = _option(40, _Range("at least 0 and below 2^31", lambda value: 0 <= value < 2**31))
     patience: int = _option(0, _NOT_NEGATIVE)
     batch_size: int = _option(64, _COUNT)
     learning_rate: float = _option(5e-3, _POSITIVE)
     weight_decay: float = _option(1e-2, _NOT_NEGATIVE)
     clip: float = _option(1.0, _POSITIVE)
-    start_rate: float = _option(0.2, _START_RATE)
-    rate_target: float = _option(0.07, _RATE)
+    start_rate: float = _option(0.2, _Range("in [0, 1), spikes per step", lambda value: 0 <= value < 1))
+    rate_target: float = _option(0.07, _Range("in (0, 1], spikes per step", lambda value: 0 < value <= 1))
     rate_penalty: float = _option(0.1, _NOT_NEGATIVE)
-    seed: int = _option(0, _SEED)
+    seed: int = _option(0, _Range("in [0, 2^32)", lambda value: 0 <= value < 2**32))
     devices: int = _option(1, _COUNT)
     nodes: int = _option(1, _COUNT)
     accelerator: str = "cpu"
@@ -213,9 +207,9 @@ class Settings:
     def __post_init__(self) -> None:
         """Checks the options, and replaces absent ones by their defaults for the data."""
         for option in fields(self):
-            if option.name not in ("steps", "coding") or getattr(self, option.name) is not None:
-                _check_type(option.name, getattr(self, option.name), option.type)
-        _check_choice("kind", self.kind, CHOICES["kind"])
+            value = getattr(self, option.name)
+            if value is not None or option.name not in ("steps", "coding"):
+                _check_option(option, value)
         is_file = self.data not in DATA_SETS and not _CLASS.fullmatch(self.data)
         if self.kind is not None and not is_file:
             raise ValueError(f"kind is for files and folders, and {self.data} is {self.data_kind}")
@@ -250,32 +244,23 @@ class Settings:
         return values
 
     def _check(self) -> None:
-        """Checks each option, and options that depend on each other.
-
-        Raises ValueError, naming the option and what it accepts.
-        """
+        """Raises ValueError, naming the options, if options that depend on each other do not fit."""
         codings = CODINGS[4:] if self.is_sequential else CODINGS[:4]
-        _check_choice(f"coding of {self.data}", self.coding, codings)
-        for option in fields(self):
-            accepted, name, value = option.metadata.get("accepted"), option.name, getattr(self, option.name)
-            if isinstance(accepted, _Range) and not accepted.accepts(value):
-                raise ValueError(f"{name} must be {accepted.description}, got {short_repr(value)}")
-            if type(accepted) is tuple and name not in ("surrogate", "loss"):  # checked below
-                for word in value.split("-") if name == "augment" and value else [value]:
-                    _check_choice(name, word, accepted)
-            elif callable(accepted) and value is not None:
-                accepted(value)
+        if self.coding not in codings:
+            raise ValueError(
+                f"coding of {self.data} must be one of {', '.join(codings)}; got {short_repr(self.coding)}"
+            )
         surrogate.named(self.surrogate)
         loss.named(self.loss, self.smoothing)
-        if self.epochs == 0 and architecture.rocket_parameters(self.layers) is None:
+        is_rocket = architecture.rocket_parameters(self.layers) is not None
+        if self.epochs == 0 and not is_rocket:
             raise ValueError("epochs must be at least 1, got 0")
         processes = self.devices * self.nodes
         if self.batch_size % processes:
             raise ValueError(
                 f"batch_size must be divisible by devices times nodes, {processes}, got {self.batch_size}"
             )
-        is_built_in = ":" not in self.layers and architecture.rocket_parameters(self.layers) is None
-        if self.connectivity < 1 and not is_built_in:
+        if self.connectivity < 1 and (is_rocket or ":" in self.layers):
             raise ValueError(f"connectivity must be 1 for layers {self.layers}, got {self.connectivity}")
         if self.rewire != "none" and self.connectivity == 1:
             raise ValueError(f"rewire {self.rewire} needs a connectivity below 1, such as connectivity 0.05")
@@ -459,17 +444,21 @@ def _kind_of(data: str, group: str | None) -> str:
     )
 
 
-def _check_choice(name: str, value: str | None, words: tuple[str, ...]) -> None:
-    """Raises ValueError unless `value` is None or one of `words`."""
-    if value is not None and value not in words:
-        raise ValueError(f"{name} must be one of {', '.join(words)}; got {short_repr(value)}")
-
-
-def _check_type(name: str, value: object, accepted: Any) -> None:
-    """Raises ValueError unless `value` has the type `accepted`; floats may be whole numbers."""
-    types = {float: int | float, float | None: int | float | None}.get(accepted, accepted)
-    if (isinstance(value, bool) and accepted is not bool) or not isinstance(value, types):
-        expected = getattr(accepted, "__name__", accepted)
-        raise ValueError(f"{name} must be of type {expected}, got {short_repr(value)}")
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise ValueError(f"{name} must be below 2^63, got {short_repr(value)}")
+def _check_option(option: Field[Any], value: Any) -> None:
+    """Raises ValueError, naming the option and what it accepts, unless `option` accepts `value`."""
+    name, accepted = option.name, option.metadata.get("accepted")
+    kind: Any = option.type
+    types = {float: int | float, float | None: int | float | None}.get(kind, kind)  # floats may be integers
+    if (isinstance(value, bool) and kind is not bool) or not isinstance(value, types):
+        raise ValueError(f"{name} must be of type {getattr(kind, '__name__', kind)}, got {short_repr(value)}")
+    if value is None:
+        return
+    if isinstance(accepted, _Range):
+        if not accepted.accepts(value):
+            raise ValueError(f"{name} must be {accepted.description}, got {short_repr(value)}")
+    elif isinstance(accepted, tuple):
+        for word in value.split("-") if name == "augment" else [value]:
+            if word not in accepted and name != "surrogate":  # named() ignores case and dashes
+                raise ValueError(f"{name} must be one of {', '.join(accepted)}; got {short_repr(word)}")
+    elif accepted is not None:
+        accepted(value)

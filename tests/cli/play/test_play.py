@@ -246,9 +246,9 @@ def test_the_next_mistake_is_one(checkpoint):
 def test_what_is_no_checkpoint_or_sample_is_told(checkpoint, tmp_path):
     (tmp_path / "text").write_text("no checkpoint")
     for path in (tmp_path / "text", tmp_path / "missing", tmp_path, "\0", "~nobody/x"):
-        with pytest.raises(UserError, match="checkpoint must be a file that `hibana train` wrote"):
+        with pytest.raises(ValueError, match="checkpoint must be a file that `hibana train` wrote"):
             TrainedNetwork(os.fspath(path))
-    with pytest.raises(UserError, match="sample must be in 0 to 359, got 360"):
+    with pytest.raises(ValueError, match="sample must be in 0 to 359, got 360"):
         TrainedNetwork(str(checkpoint)).sample(360)
 
 
@@ -282,5 +282,5 @@ def test_the_network_that_comes_with_hibana_is_there_under_its_name(tmp_path, mo
     shown = [network.sample(index) for index in range(0, network.count, 6)]
     assert sum(each["answer"] == each["label"] for each in shown) >= 0.9 * len(shown)
     (tmp_path / "digits").write_text("a file of that name is the user's")
-    with pytest.raises(UserError, match="checkpoint must be a file that `hibana train` wrote"):
+    with pytest.raises(ValueError, match="checkpoint must be a file that `hibana train` wrote"):
         TrainedNetwork("digits")

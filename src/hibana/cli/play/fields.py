@@ -4,6 +4,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from bokeh.models import Checkbox, Column, CustomJS, Select, Slider, Spinner, TextInput, UIElement
@@ -43,7 +44,9 @@ def cell_fields(kind: type[Cell], on_change: Callable[[], None], defaults: dict[
             raise UserError(f"each argument of {kind.__name__} must have a default; {name} has none")
         words = _literal_words(parameter.annotation)
         if isinstance(default, bool):
-            fields.append(_checkbox_field(name, default, on_change))
+            box = Checkbox(label=_title(name), active=default, name=name)
+            box.on_change("active", lambda attribute, old, new: on_change())
+            fields.append(Field(name, box, partial(getattr, box, "active")))
         elif isinstance(default, surrogate.Surrogate):
             fields.append(_surrogate_field(name, type(default).__name__, on_change))
         elif words or (isinstance(default, float) and math.isinf(default)):
@@ -91,13 +94,6 @@ def number_field(
         return int(spinner.value) if is_integer else float(spinner.value)
 
     return Field(name, Column(spinner, slider), read)
-
-
-def _checkbox_field(name: str, value: bool, on_change: Callable[[], None]) -> Field:
-    """Returns a checkbox for a boolean."""
-    box = Checkbox(label=_title(name), active=value, name=name)
-    box.on_change("active", lambda attribute, old, new: on_change())
-    return Field(name, box, lambda: bool(box.active))
 
 
 def _text_field(name: str, value: object, words: tuple[str, ...], on_change: Callable[[], None]) -> Field:

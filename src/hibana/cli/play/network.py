@@ -7,9 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hibana.cli.play.source import UserError
-from hibana.runtime.extras import missing_module_message
-
 
 class TrainedNetwork:
     """A trained classifier and its test samples.
@@ -24,26 +21,22 @@ class TrainedNetwork:
         steps: number of time steps.
 
     Raises:
-        UserError: if there is no checkpoint at `path`, its data or a package are missing, or it is a
-            regression.
+        ModuleNotFoundError: if a package is missing.
+        OSError: if the data are missing.
+        ValueError: if there is no checkpoint at `path`, or it is a regression.
     """
 
     def __init__(self, path: str, trust: Collection[str] = ()) -> None:
-        try:
-            from hibana.train import load
-            from hibana.train.pretrained import NAMES, SHIPPED
+        from hibana.train import load
+        from hibana.train.pretrained import NAMES, SHIPPED
 
-            checkpoint = Path(path).expanduser()
-            is_shipped = str(checkpoint) in NAMES and not checkpoint.exists()
-            self._model = load(SHIPPED / checkpoint if is_shipped else checkpoint, trust=trust)
-            self._samples = self._model.settings.samples(self._model.description)
-            self._samples.setup()
-        except ModuleNotFoundError as error:
-            raise UserError(f"opening the checkpoint {missing_module_message(error) or error}") from error
-        except (ValueError, FileNotFoundError) as error:
-            raise UserError(str(error)) from error
+        checkpoint = Path(path).expanduser()
+        is_shipped = str(checkpoint) in NAMES and not checkpoint.exists()
+        self._model = load(SHIPPED / checkpoint if is_shipped else checkpoint, trust=trust)
+        self._samples = self._model.settings.samples(self._model.description)
+        self._samples.setup()
         if self._model.is_regression:
-            raise UserError("only classifiers can be shown; this network predicts a quantity")
+            raise ValueError("only classifiers can be shown; this network predicts a quantity")
         settings = self._model.settings
         self.steps = settings.steps
         self.count = len(self._samples.test)  # type: ignore[arg-type] # all splits have a length
@@ -60,12 +53,12 @@ class TrainedNetwork:
             index of the correct class; ``answer``, index of the predicted class; ``names`` of the classes.
 
         Raises:
-            UserError: if there is no such sample.
+            ValueError: if there is no such sample.
         """
         from hibana.train import activity
 
         if not 0 <= index < self.count:
-            raise UserError(f"sample must be in 0 to {self.count - 1}, got {index}")
+            raise ValueError(f"sample must be in 0 to {self.count - 1}, got {index}")
         inputs, label, *lengths = self._samples.test[index]
         inputs = inputs[: int(lengths[0])] if lengths else inputs
         with torch.inference_mode():
@@ -94,14 +87,14 @@ class TrainedNetwork:
     def next_misclassified(self, index: int) -> int:
         """Returns the next misclassified test sample after `index`, wrapping around at the end.
 
-        Raises UserError if all test samples are classified correctly.
+        Raises ValueError if all test samples are classified correctly.
         """
         for offset in range(1, self.count + 1):
             candidate = (index + offset) % self.count
             sample = self.sample(candidate)
             if sample["answer"] != sample["label"]:
                 return candidate
-        raise UserError("the network classifies all test samples correctly")
+        raise ValueError("the network classifies all test samples correctly")
 
 
 def picture_of(inputs: Tensor, *, sequential: bool) -> tuple[Tensor, tuple[str, str] | None]:

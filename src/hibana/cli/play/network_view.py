@@ -8,7 +8,6 @@ from bokeh.models import Button, Column, ColumnDataSource, CustomJS, Row, Slider
 from hibana.cli.play.fields import WIDTH
 from hibana.cli.play.figures import BLUE, COLOURS, GREY, RED, Figure, column, empty, message, new_figure
 from hibana.cli.play.network import TrainedNetwork
-from hibana.cli.play.source import UserError
 
 PLAY_SCRIPT = """
 clearInterval(window.playing)
@@ -85,7 +84,7 @@ class NetworkView:
         """Opens the checkpoint of the path field and shows its first test sample, or an error."""
         try:
             network = TrainedNetwork(self._path.value.strip(), self._trust)
-        except UserError as error:
+        except (ModuleNotFoundError, OSError, ValueError) as error:
             self._error.text = str(error)
             return
         self._network, self._shown_index = network, -1
@@ -103,7 +102,7 @@ class NetworkView:
         self._shown_index, self._error.text = index, ""
         try:
             sample = self._network.sample(index)
-        except UserError as error:
+        except ValueError as error:
             self._error.text = str(error)
             return
         self._show_picture(sample)
@@ -115,7 +114,7 @@ class NetworkView:
         assert self._network is not None  # the button is hidden until a network is open
         try:
             self._index.value = self._network.next_misclassified(self._shown_index)
-        except UserError as error:
+        except ValueError as error:
             self._error.text = str(error)
 
     def _show_picture(self, sample: dict[str, Any]) -> None:

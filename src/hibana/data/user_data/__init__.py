@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from hibana.data.user_data import event_files, folders, pictures, sound
+from hibana.data.user_data import events, folders, pictures, sound
 from hibana.data.user_data.arrays import ArrayInputs, Arrays, are_pictures, are_series
 from hibana.data.user_data.base import KINDS, Description, UserData, description_from_plain
 from hibana.data.user_data.base import without_removed_options as without_removed_options
@@ -25,7 +25,7 @@ __all__ += ["kind_of", "without_removed_options"]
 _KIND_OF_SUFFIX = {
     **dict.fromkeys((".csv", ".tsv", ".parquet"), "sequences"),
     **dict.fromkeys(pictures.SUFFIXES, "images"),
-    **dict.fromkeys(set(event_files.SUFFIXES) - {".csv"}, "events"),
+    **dict.fromkeys(set(events.SUFFIXES) - {".csv"}, "events"),
     **dict.fromkeys(sound.SUFFIXES, "sound"),
 }
 """Kind of the files in folders by class; CSV files whose header names events are events."""
@@ -44,19 +44,18 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
     Raises:
         ValueError: if `path` does not exist, or its kind is unknown.
     """
-    with folders.os_errors_as_value_errors(path):
-        if path.is_dir():
-            return _kind_of_folder(path)
-        if not path.is_file():
-            raise ValueError(f"data must be a file or folder, there is no {path}")
-        suffix = path.suffix.lower()
-        if suffix in (".npz", ".npy"):
-            return "sequences" if are_series(path) else "arrays"
-        if suffix == ".ts" or (grouped and suffix in _TABLES):
-            return "sequences"
-        if suffix in _TABLES:
-            return _kind_of_list(path) or "table"
-        raise ValueError(f"data must be a folder or a table, or --kind must name their kind; got {path}")
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if not path.is_file():
+        raise ValueError(f"data must be a file or folder, there is no {path}")
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".npy"):
+        return "sequences" if are_series(path) else "arrays"
+    if suffix == ".ts" or (grouped and suffix in _TABLES):
+        return "sequences"
+    if suffix in _TABLES:
+        return _kind_of_list(path) or "table"
+    raise ValueError(f"data must be a folder or a table, or --kind must name their kind; got {path}")
 
 
 def _kind_of_folder(path: Path) -> str:
@@ -95,9 +94,7 @@ def _kind_of_list(table: Path) -> str | None:
 def _kind_of_sample(file: Path) -> str | None:
     """The kind of data that consist of files such as `file`."""
     suffix = file.suffix.lower()
-    return (
-        "events" if suffix == ".csv" and event_files.has_event_header(file) else _KIND_OF_SUFFIX.get(suffix)
-    )
+    return "events" if suffix == ".csv" and events.has_event_header(file) else _KIND_OF_SUFFIX.get(suffix)
 
 
 def from_dataset(dataset: Any, **options: Any) -> UserData:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hibana.data.user_data.base import Inputs, UserData
-from hibana.data.user_data.samples import Parts, RawSamples, add_validation
-from hibana.data.user_data.scale import Scale, fit_scale
+from hibana.data.user_data.samples import Parts, RawSamples, Scale, add_validation, fit_scale, reading
 from hibana.data.user_data.target import texts
 
 NAMES = (
@@ -131,15 +130,21 @@ def read_arrays(source: Any) -> dict[str, Array]:
         if not arrays:
             raise ValueError(f"folder {path} must hold .npy files, it has none")
         return arrays
-    try:
-        with path.open("rb") as file:
+    with reading(f"inputs in {path}"):
+        loaded = load_numpy(path)
+        return {"inputs": loaded} if isinstance(loaded, np.ndarray) else loaded
+
+
+def load_numpy(path: Path) -> Array | dict[str, Array]:
+    """The array in an ``.npy`` file, or the arrays in an ``.npz`` file by name."""
+    with path.open("rb") as file:
+        try:
             loaded = np.load(file, allow_pickle=False)
-            return {"inputs": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except Exception as error:  # NumPy raises many types for damaged files
-        reason = " ".join(str(error).split())[:200]
-        if "pickle" in reason:  # NumPy suggests to load pickled objects, which would execute code
-            reason = "it is not a NumPy file of numbers"
-        raise ValueError(f"inputs in {path} can't be read: {reason}") from error
+            return loaded if isinstance(loaded, np.ndarray) else dict(loaded)
+        except ValueError as error:
+            if "pickle" in str(error):  # NumPy suggests to load pickled objects, which would execute code
+                raise ValueError("it is not a NumPy file of numbers") from error
+            raise
 
 
 def read_numbers(path: Path) -> Tensor:

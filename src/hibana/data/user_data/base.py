@@ -5,18 +5,18 @@ source into :class:`RawSamples`, and a subclass of :class:`Inputs`, which conver
 """
 
 import json
+import math
+import types
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from hibana.data.base import DataSet, InMemory, Samples
-from hibana.data.user_data.folders import os_errors_as_value_errors
-from hibana.data.user_data.plain_values import from_plain
 from hibana.data.user_data.samples import RawSamples, draw_parts
 from hibana.data.user_data.target import TASKS, Target, fit_target, guess_task
 
@@ -66,8 +66,7 @@ class Description:
         Raises:
             ValueError: if `source` can't be read.
         """
-        with os_errors_as_value_errors(source):
-            return KINDS[self.kind](source, description=self).read(source)
+        return KINDS[self.kind](source, description=self).read(source)
 
     def to_plain(self) -> dict[str, Any]:
         """The description as dictionaries, lists, texts and numbers."""
@@ -84,11 +83,40 @@ def description_from_plain(plain: Any) -> Description:
     if not is_complete or plain["kind"] not in KINDS:
         raise ValueError("a description must have a kind, inputs and a target")
     kind = KINDS[plain["kind"]].inputs
-    inputs: Inputs = from_plain(kind, without_removed_options(plain["inputs"]), kind.__name__.lower())
-    target: Target = from_plain(Target, plain["target"], "target")
+    inputs: Inputs = _from_plain(kind, without_removed_options(plain["inputs"]), kind.__name__.lower())
+    target: Target = _from_plain(Target, plain["target"], "target")
     if len(target.counts) != len(target.classes) or not all(0 < side < 1 << 24 for side in inputs.shape):
         raise ValueError("a description must have a count for each class, and a shape")
     return Description(plain["kind"], inputs, target)
+
+
+def _from_plain(kind: Any, plain: Any, name: str) -> Any:
+    """`plain`, made of dictionaries, lists, texts and numbers, as a value of type `kind`.
+
+    Args:
+        kind: a dataclass, ``tuple[X, ...]``, ``X | None``, ``str``, ``int``, ``float`` or ``bool``.
+        plain: its plain value. Fields with a default may be missing.
+        name: describes the value in messages.
+
+    Raises:
+        ValueError: naming the entry, if an entry is missing, unknown, or of another type.
+    """
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        is_required = {field.name: field.default is MISSING for field in fields(kind)}
+        required = {key for key in is_required if is_required[key]}
+        if not isinstance(plain, dict) or not required <= set(plain) <= set(is_required):
+            raise ValueError(f"{name} must have the entries {', '.join(hints)}")
+        return kind(**{key: _from_plain(hints[key], plain[key], f"{name}.{key}") for key in plain})  # type: ignore[operator]
+    if get_origin(kind) in (Union, types.UnionType):
+        return None if plain is None else _from_plain(get_args(kind)[0], plain, name)
+    if get_origin(kind) is tuple:
+        if not isinstance(plain, list):
+            raise ValueError(f"{name} must be a list, got a {type(plain).__name__}")
+        return tuple(_from_plain(get_args(kind)[0], item, name) for item in plain)
+    if type(plain) is not kind or (kind is float and not math.isfinite(plain)):
+        raise ValueError(f"{name} must be a finite {kind.__name__}, got a {type(plain).__name__}")
+    return plain
 
 
 def without_removed_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -162,7 +190,7 @@ class UserData(DataSet):
 
     def splits(self) -> tuple[Samples, Samples, Samples]:
         """Reads the source and the test source; also sets the description and the summary."""
-        raw = self._labelled_samples(self.source, self.source_name)
+        raw = self.read(self.source).labelled(self.source_name)
         assert raw.labels is not None
         task = self.task or guess_task(raw.labels)
         fit_target(raw.label, raw.labels, range(len(raw.labels)), task)  # raises before parts are drawn
@@ -173,19 +201,14 @@ class UserData(DataSet):
             target = fit_target(raw.label, raw.labels, parts[0], task)
             self._description = Description(self.kind, self.learn(raw, parts[0]), target)
         samples = self._in_memory(raw)
-        self.summary = f"{raw.describe(self.source_name)}, {self._description.target}"
         training, validation, test = (_select(samples, part) for part in parts)
+        self.summary = f"{raw.describe(self.source_name)}, {self._description.target}"
         if self.test_source is not None:
             name = source_name(self.test_source, "test")
-            raw = self._labelled_samples(self.test_source, name)
+            raw = self.read(self.test_source).labelled(name)
             test = self._in_memory(raw)
             self.summary += f"\n{raw.describe(name)}"
         return training, validation, test
-
-    def _labelled_samples(self, source: Any, name: str) -> RawSamples:
-        """The samples in `source`, called `name` in messages, that have a label."""
-        with os_errors_as_value_errors(source):
-            return self.read(source).labelled(name)
 
     def _in_memory(self, raw: RawSamples) -> InMemory:
         """Inputs and labels of `raw`."""

@@ -1,10 +1,7 @@
 """Files in folders by class or by part, and tables that list files with a label each."""
 
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from hibana.data.user_data.samples import Parts, RawSamples, add_validation
 from hibana.data.user_data.table_files import decode, read_table
@@ -37,8 +34,6 @@ def labelled_files(folder: Path, suffixes: tuple[str, ...], kind: str) -> RawSam
         if folder.suffix.lower() not in suffixes:
             raise ValueError(f"{kind} must be files of type {', '.join(suffixes)}; got {folder}")
         return RawSamples([folder], None, [folder.name])
-    if not folder.is_dir():
-        raise ValueError(f"{kind} must be a file or a folder of files; there is no {folder}")
     subfolders = {entry.name.lower(): entry for entry in visible_entries(folder) if entry.is_dir()}
     parts = [
         next((subfolders[name] for name in names if name in subfolders), None)
@@ -56,16 +51,6 @@ def labelled_files(folder: Path, suffixes: tuple[str, ...], kind: str) -> RawSam
     return RawSamples(
         files, [path.parent.name for path in files], [str(path.relative_to(folder)) for path in files]
     )
-
-
-@contextmanager
-def os_errors_as_value_errors(source: Any) -> Iterator[None]:
-    """Replaces an ``OSError`` in its block by a ``ValueError`` with the path, or `source`, and the reason."""
-    try:
-        yield
-    except OSError as error:
-        path = source if error.filename is None else error.filename
-        raise ValueError(f"data at {path} can't be read: {error.strerror or error}") from error
 
 
 def visible_entries(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hibana.data.user_data.base import Inputs, UserData
 from hibana.data.user_data.folders import labelled_files
-from hibana.data.user_data.samples import RawSamples, span
+from hibana.data.user_data.samples import RawSamples, reading, span
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
 SIDE = 32
@@ -94,20 +94,14 @@ class Images(UserData):
             with _open(path) as picture:
                 sizes.add((picture.height, picture.width))
                 colour = colour or _is_colour(picture)
-        height, width = self.size or _default_size(sorted(sizes))
+        height, width = self.size or sorted(sizes)[len(sizes) // 2]
+        if self.size is None and (len(sizes) > 1 or max(height, width) > SIDE):
+            factor = SIDE / max(height, width)
+            height, width = max(1, round(height * factor)), max(1, round(width * factor))
         smallest, largest = (f"{rows}x{columns}" for rows, columns in (min(sizes), max(sizes)))
         raw.summary += f", {'colour' if colour else 'grey'}, {span(smallest, largest)} pixels"
         raw.summary += "" if sizes == {(height, width)} else f" resized to {height}x{width}"
         return ImageInputs(height, width, colour)
-
-
-def _default_size(sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """Height and width: a single size of at most 32 pixels a side, else the median size scaled to 32."""
-    height, width = sizes[len(sizes) // 2]
-    if len(sizes) == 1 and max(height, width) <= SIDE:
-        return height, width
-    factor = SIDE / max(height, width)
-    return max(1, round(height * factor)), max(1, round(width * factor))
 
 
 def _open(path: Path) -> Any:
@@ -118,18 +112,12 @@ def _open(path: Path) -> Any:
     import PIL.Image
     import PIL.ImageOps
 
-    try:
-        with path.open("rb") as file:
-            picture = PIL.Image.open(file)
-            picture.load()
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"picture {path} can't be read: {' '.join(str(error).split())[:200]}") from error
-    if picture.mode == "F":
-        raise ValueError(
-            f"picture {path} can't be read: its numbers are floating-point, without a defined white; save it "
-            f"with 8 or 16 bits"
-        )
-    return PIL.ImageOps.exif_transpose(picture)
+    with reading(f"picture {path}"), path.open("rb") as file:
+        picture = PIL.Image.open(file)
+        picture.load()
+        if picture.mode == "F":
+            raise ValueError("its numbers are floating-point, without a defined white; save 8 or 16 bits")
+        return PIL.ImageOps.exif_transpose(picture)
 
 
 def _is_colour(picture: Any) -> bool:

@@ -14,12 +14,10 @@ from hibana.data.base import stretch
 from hibana.data.user_data.arrays import are_spikes, input_arrays, inputs_and_labels, read_arrays
 from hibana.data.user_data.base import Inputs, UserData
 from hibana.data.user_data.folders import labelled_files
-from hibana.data.user_data.samples import RawSamples, span
-from hibana.data.user_data.scale import Scale, fit_scale
+from hibana.data.user_data.samples import RawSamples, Scale, fit_scale, span
 from hibana.data.user_data.table import TIMES, is_row_number, numbers_of, numeric, usual_label
-from hibana.data.user_data.table_files import read_table
+from hibana.data.user_data.table_files import read_table, read_ts
 from hibana.data.user_data.target import column_texts, texts
-from hibana.data.user_data.ts_files import read_ts
 
 SUFFIXES = (".csv", ".tsv", ".parquet", ".txt")
 TRAIN_TS, TEST_TS = "_TRAIN.ts", "_TEST.ts"
@@ -53,7 +51,11 @@ class SequenceInputs(Inputs):
 
     def tensor(self, values: list[Array]) -> Tensor:
         """The sequences at one length, ``[N, steps, F]``, filled and scaled."""
-        return torch.stack([self._resized(self.scaled(frames)) for frames in values])
+        sequences = map(self.scaled, values)
+        if self.lengths == "stretch":
+            return torch.stack([stretch(frames, self.steps) for frames in sequences])
+        missing = ((frames[: self.steps], max(0, self.steps - len(frames))) for frames in sequences)
+        return torch.stack([functional.pad(frames, (0, 0, 0, count)) for frames, count in missing])
 
     def scaled(self, frames: Array) -> Tensor:
         """Frames ``[..., F]`` after filling missing values (NaN) and scaling."""
@@ -62,12 +64,6 @@ class SequenceInputs(Inputs):
     def _filled(self, frames: Array) -> Array:
         """Frames ``[..., F]`` with the fill values in place of NaN."""
         return np.where(np.isnan(frames), np.array(self.fill), frames)
-
-    def _resized(self, frames: Tensor) -> Tensor:
-        """A sequence ``[frames, F]`` as ``[steps, F]``."""
-        if self.lengths == "stretch":
-            return stretch(frames, self.steps)
-        return functional.pad(frames[: self.steps], (0, 0, 0, max(0, self.steps - len(frames))))
 
     def step_counts(self, values: list[Array]) -> Tensor | None:
         """The number of steps of each sequence before padding, ``[N]``; ``None`` unless masked."""
@@ -156,13 +152,10 @@ class Sequences(UserData):
         elif (not isinstance(source, str | Path) or _is_array(source)) and are_spikes(*raw.values):
             self.steps = max(steps) if self._has_default_steps else self.steps
             self.has_spike_trains, self.lengths = True, "mask" if self.lengths == "mask" else "pad"
-        kind, count = (
-            "trains of spikes, 0 and 1," if self.has_spike_trains else "sequences",
-            len(self._features),
-        )
+        kind = "trains of spikes, 0 and 1," if self.has_spike_trains else "sequences"
+        features = "1 feature" if len(self._features) == 1 else f"{len(self._features)} features"
         raw.summary = (
-            f"{len(steps):,} {kind} of {count} "
-            f"{'feature' if count == 1 else 'features'}, {span(min(steps), max(steps))} steps, "
+            f"{len(steps):,} {kind} of {features}, {span(min(steps), max(steps))} steps, "
             f"{LENGTH_VERBS[self.lengths]} to {self.steps}{missing}"
         )
         if self.labels is None and _is_array(source):
@@ -217,7 +210,8 @@ class Sequences(UserData):
                 f"{group} {counts.idxmax()} has {counts.max()} labels"
             )
         if not features:
-            numbering = [name for name in names if name not in (group, label) and _counts_rows(table, name)]
+            numbers = _feature_columns(table, (group, label))
+            numbering = [name for name in numbers if is_row_number(table[name])]
             self._features = _feature_columns(table, (group, label, *numbering))
             listed = ", ".join(f"`{name}`" for name in numbering)
             notes += [f"left out as they number the rows: {listed}"] if numbering else []
@@ -295,11 +289,6 @@ def _read_array_series(source: str | Path, label: str | None) -> RawSamples:
     return raw
 
 
-def _counts_rows(table: Any, name: str) -> bool:
-    """Whether the column `name` numbers the rows of the long table, and is not the time."""
-    return bool(numeric(table[[name]])[0]) and name.lower() not in TIMES and is_row_number(table[name])
-
-
 def _feature_columns(table: Any, excluded: Sequence[str]) -> tuple[str, ...]:
     """The numeric columns that do not contain the time and are not `excluded`."""
     columns = tuple(
@@ -335,15 +324,10 @@ def _frames(table: Any, features: tuple[str, ...], name: str) -> tuple[Array, li
 
 
 def _check(raw: RawSamples) -> None:
-    """Raises a ValueError for sequences that are empty, infinite, or have different features."""
+    """Raises a ValueError that names a sequence that is empty or has an infinite number."""
     for name, frames in zip(raw.names, raw.values, strict=True):
         if frames.ndim != 2 or frames.size == 0:
             raise ValueError(f"sequences must be [frames, features], {name} has the shape {frames.shape}")
-        if frames.shape[1] != raw.values[0].shape[1]:
-            raise ValueError(
-                f"sequences must have the same features, {name} has {frames.shape[1]}, "
-                f"{raw.names[0]} {raw.values[0].shape[1]}"
-            )
         if np.isinf(frames).any():
             row, column = np.argwhere(np.isinf(frames))[0].tolist()
             raise ValueError(

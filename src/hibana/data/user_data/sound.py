@@ -11,7 +11,7 @@ import numpy as np
 
 from hibana.data.user_data.base import Inputs
 from hibana.data.user_data.folders import labelled_files
-from hibana.data.user_data.samples import RawSamples, span
+from hibana.data.user_data.samples import RawSamples, reading, span
 from hibana.data.user_data.series import LENGTH_VERBS, SequenceInputs, Sequences
 
 Numbers: TypeAlias = "np.ndarray[Any, Any]"
@@ -154,17 +154,14 @@ def _open(path: Path) -> Iterator[Any]:
     """
     import soundfile
 
-    try:
-        with soundfile.SoundFile(path) as file:
-            if path.stat().st_size < _declared_size(path):
-                raise ValueError(f"recording {path} can't be read as sound: it is truncated")
-            if file.frames > LONGEST * file.samplerate:
-                length = f"{path} lasts {file.frames / file.samplerate:,.0f} s"
-                raise ValueError(f"recordings must last at most {LONGEST:.0f} s, {length}; cut it")
-            yield file
-    except soundfile.SoundFileError as error:
-        reason = " ".join(str(error).replace(f"Error opening {str(path)!r}: ", "").split())[:200]
-        raise ValueError(f"recording {path} can't be read as sound: {reason}") from error
+    with reading(f"recording {path}"), soundfile.SoundFile(path) as file:
+        if path.stat().st_size < _declared_size(path):
+            raise ValueError("it is truncated")
+        if file.frames > LONGEST * file.samplerate:
+            raise ValueError(
+                f"it lasts {file.frames / file.samplerate:,.0f} s, of at most {LONGEST:.0f}; cut it"
+            )
+        yield file
 
 
 def _declared_size(path: Path) -> int:
@@ -187,6 +184,6 @@ def read_levels(path: Path, highest: float) -> Numbers:
     """
     with _open(path) as file:
         samples, rate = file.read(dtype="float64", always_2d=True), file.samplerate
-    if len(samples) == 0 or not np.isfinite(samples).all():
-        raise ValueError(f"recording {path} must hold samples, and these must be finite numbers")
+        if len(samples) == 0 or not np.isfinite(samples).all():
+            raise ValueError("it must hold samples, and these must be finite numbers")
     return log_mel(samples.mean(axis=1), rate, highest)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from hibana.data.user_data.base import Inputs, UserData
-from hibana.data.user_data.samples import RawSamples
-from hibana.data.user_data.scale import Scale, fit_scale
+from hibana.data.user_data.samples import RawSamples, Scale, fit_scale
 from hibana.data.user_data.table_files import PLAIN, read_table
 from hibana.data.user_data.target import column_texts, texts
 
@@ -136,7 +135,10 @@ class Table(UserData):
             label = self._description.inputs.label
             inputs, exclusions = self._description.inputs.select_columns(table), []
         is_missing = inputs.isna().to_numpy()
-        summary = [f"{len(table):,} rows", *_column_counts(inputs)]
+        counts = int(numeric(inputs).sum()), int((~numeric(inputs)).sum())
+        words = (("number", "numbers"), ("category", "categories"))
+        summary = [f"{len(table):,} rows"]
+        summary += [f"{n} {names[n > 1]}" for n, names in zip(counts, words, strict=True) if n]
         if is_missing.any():
             summary.append(f"{is_missing.mean():.1%} missing, filled with the median")
         labels = column_texts(table[label]) if label in table.columns else None
@@ -265,10 +267,3 @@ def _quoted(names: Sequence[str]) -> str:
 def _shortened(names: Sequence[str]) -> str:
     """The first 20 names in a sentence."""
     return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
-
-
-def _column_counts(table: "DataFrame") -> list[str]:
-    """The numbers of numeric and other columns in words, without zeros."""
-    numbers = int(numeric(table).sum())
-    counts = ((numbers, "number", "numbers"), (len(table.columns) - numbers, "category", "categories"))
-    return [f"{count} {singular if count == 1 else plural}" for count, singular, plural in counts if count]

@@ -1,4 +1,4 @@
-"""Reader of tables in files: encoding, separator, decimal mark and header are detected from the content."""
+"""Readers of ``.ts`` files and of tables, whose encoding, separator, decimal mark and header are detected."""
 
 import codecs
 import csv
@@ -9,6 +9,10 @@ from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hibana.data.user_data.samples import reading
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -42,16 +46,13 @@ def read_table(source: Any, encoding: str | None = None) -> "tuple[DataFrame, li
     if isinstance(source, pandas.DataFrame):
         return source.rename(columns=str).reset_index(drop=True), []
     path, notes = Path(source), list[str]()
-    try:
+    with reading(f"table {path}"):
         if path.suffix.lower() in (".parquet", ".pq"):
             import pyarrow  # noqa: F401 - if it is missing, pandas does not raise ModuleNotFoundError
 
             table = pandas.read_parquet(path)
         else:
             table, notes = _parse(path.read_bytes(), encoding)
-    except (OSError, ValueError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise ValueError(f"table {path} can't be read: {reason}") from error
     table = table.copy()  # consolidates the columns into one block per type, which is faster
     if len(table) == 0:
         raise ValueError(f"table {path} must have rows, it has none")
@@ -164,3 +165,47 @@ def number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def read_ts(path: Path) -> tuple[list["np.ndarray[Any, Any]"], list[str] | None]:
+    """The sequences in a file, ``[frames, dimensions]`` each, and their labels, or ``None`` without labels.
+
+    Header lines ``@name value`` precede one sequence per line. ``:`` separates the dimensions of a sequence
+    and its label, which is last; ``,`` separates values; ``?`` is a missing value.
+
+    Source: the description of the format in aeon's documentation (*The .ts file format*).
+
+    Raises ValueError if the file can't be read; the message names the line.
+    """
+    with reading(f"sequences {path}"):
+        text, _ = decode(path.read_bytes())
+    header: dict[str, str] = {}
+    values, labels = [], []
+    is_labelled = False
+    for row, line in enumerate(map(str.strip, text.splitlines()), start=1):
+        if not line or line.startswith("#"):
+            continue
+        if "@data" not in header:
+            name, _, value = line.partition(" ")
+            if not name.startswith("@"):
+                raise ValueError(f"sequences {path} must be a .ts file; line {row} is before @data")
+            header[name.lower()] = value.strip()
+            if name.lower() == "@timestamps" and value.strip().lower() == "true":
+                raise ValueError(f"sequences {path} must be without timestamps, which are not read")
+            has_label = [header.get(key, "").lower() for key in ("@classlabel", "@targetlabel")]
+            is_labelled = any(value.startswith("true") for value in has_label)
+            continue
+        dimensions = line.split(":")
+        if is_labelled:
+            labels.append(dimensions.pop().strip())
+        values.append(_frames(dimensions, f"{path.name}, line {row}"))
+    if not values:
+        raise ValueError(f"sequences {path} must be a .ts file with lines after @data")
+    return values, labels if is_labelled else None
+
+
+def _frames(dimensions: list[str], place: str) -> "np.ndarray[Any, Any]":
+    """A sequence, ``[frames, dimensions]``, from one text per dimension; `place` is its line in messages."""
+    with reading(place):
+        numbers = [[float(cell.replace("?", "nan")) for cell in text.split(",")] for text in dimensions]
+        return np.array(numbers).T

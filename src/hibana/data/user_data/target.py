@@ -84,7 +84,8 @@ def fit_target(name: str, labels: Sequence[str], training: Sequence[int], task: 
         if deviation == 0:
             raise ValueError(f"label {name!r} must differ between samples, each is {labels[0]}")
         return Target(name, (), (), float(numbers.mean()), deviation)
-    classes = tuple(sorted(set(labels), key=_sort_key))
+    numbers_first = {name: math.inf if math.isnan(number(name)) else number(name) for name in labels}
+    classes = tuple(sorted(numbers_first, key=lambda name: (numbers_first[name], name)))
     if len(classes) < 2:
         raise ValueError(f"label {name!r} must have at least two classes, got {', '.join(classes) or 'none'}")
     if len(classes) > max(FEW, len(labels) // 2):
@@ -129,9 +130,3 @@ def _numbers(name: str, labels: Sequence[str]) -> Tensor:
         if not math.isfinite(value):
             raise ValueError(f"label {name!r} must be finite numbers, got {labels[row - 1]!r} in row {row}")
     return torch.tensor(numbers, dtype=torch.float64, device="cpu")
-
-
-def _sort_key(name: str) -> tuple[float, str]:
-    """Sorts numbers by value, and other names after them by alphabet."""
-    value = number(name)
-    return (math.inf, name) if math.isnan(value) else (value, name)
