@@ -13,11 +13,9 @@ from hibana.cells import Cell
 from hibana.compiler import reference
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.layers import OverTime, Recurrent
-from hibana.nn.sparse_linear import SparseLinear
-from hibana.nn.window import LooksBack
+from hibana.nn.sparse_linear import DelayedSparseLinear
 from hibana.runtime.torch_internals import scan
 from hibana.spikes.adopt import EVENT_CLASSES
-from hibana.spikes.sparse.autograd import multiply_traced
 
 __all__ = ["export"]
 
@@ -43,7 +41,6 @@ def export(
         ValueError: if a layer of hibana in `net` has no form in PyTorch operations, or a dynamic dimension of
             `example` has size 1, which torch would take for a constant.
     """
-    plain = _plain(copy.deepcopy(net).eval(), has_scans=dynamic_time)
     dynamic = [axis for axis, is_dynamic in enumerate((dynamic_time, dynamic_batch)) if is_dynamic]
     if any(example.shape[axis] < 2 for axis in dynamic):
         raise ValueError(f"example must have at least 2 steps or samples where dynamic, got {example.shape}")
@@ -51,6 +48,7 @@ def export(
     if dynamic_time:  # else torch reads its compiler's cache of an earlier scan, which fixes sizes
         torch.compiler.reset()
     with torch.no_grad():
+        plain = _plain(copy.deepcopy(net).eval(), has_scans=dynamic_time)
         program: torch.export.ExportedProgram = torch.export.export(plain, (example,), dynamic_shapes=shapes)
     operations = {
         str(node.target)
@@ -91,40 +89,16 @@ class _Scan(nn.Module):
         return outputs
 
 
-class _SparseSums(nn.Module):
-    """The sums of a :class:`hibana.SparseLinear`, whose own call sets an attribute, which no scan may do."""
-
-    def __init__(self, layer: SparseLinear) -> None:
-        super().__init__()
-        self.layer, self.reach = layer, layer.reach
-
-    def forward(self, inputs: Tensor, skip: int = 0) -> Tensor:
-        """The sums, ``[..., out_features]``; with delays, `inputs` are ``[T, batch, in_features]``.
-
-        The first `skip` steps of the inputs are only read by later steps, and have no output.
-        """
-        layer = self.layer
-        synapses = layer.weight, layer.row_starts, layer.targets, layer.delays
-        sums = multiply_traced(inputs, *synapses, layer.out_features, self.reach, skip)
-        return sums if layer.bias is None else sums + layer.bias
-
-
 class _DelayedFeedback(Cell):
     """One step of neurons with delayed synapses to themselves.
 
     Its first state is the spikes of the `reach` steps before the previous one.
     """
 
-    sums: _SparseSums | None
-    """The sums over sparse synapses; None if the synapses are dense."""
-
-    def __init__(self, cell: Cell, synapses: DelayedLinear | SparseLinear, reach: int) -> None:
+    def __init__(self, cell: Cell, synapses: DelayedLinear | DelayedSparseLinear) -> None:
         nn.Module.__init__(self)
-        self.cell, self.reach, self.sums = cell, reach, None
-        if isinstance(synapses, SparseLinear):
-            self.sums = _SparseSums(synapses)
-        else:
-            self.weights = nn.Buffer(synapses.kernel().detach().permute(2, 1, 0).flatten(0, 1).clone())
+        self.cell, self.reach, self.dtype = cell, synapses.reach, synapses.weight.dtype
+        self.feedback = synapses.feedback()
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # one more than the cell has
         """The previous spikes, ``earlier``, and the states of the cell."""
@@ -138,21 +112,16 @@ class _DelayedFeedback(Cell):
         """The next states, from an input ``[B, F]``."""
         previous_spikes, *state = states
         spikes = torch.cat([previous_spikes, state[-1][None]])  # [reach + 1, B, F]
-        if self.sums is None:
-            current = spikes.transpose(0, 1).flatten(1).to(self.weights.dtype) @ self.weights
-        else:
-            current = self.sums(spikes, self.reach)[0]
+        current = self.feedback([*spikes.to(self.dtype).unbind()])
         return spikes[1:], *self.cell(input_ + current, *state)
 
 
 def _plain(module: Any, *, has_scans: bool) -> Any:
     """`module` with layers of hibana that run PyTorch operations: as a loop, or as a scan if `has_scans`."""
-    if has_scans and isinstance(module, SparseLinear):
-        return _SparseSums(module)
     if has_scans and isinstance(module, OverTime | Recurrent):
         cell, synapses = _plain(module.cell, has_scans=True), getattr(module, "recurrent", None)
-        if isinstance(synapses, DelayedLinear | SparseLinear) and isinstance(synapses, LooksBack):
-            return _Scan(_DelayedFeedback(cell, synapses, synapses.reach))
+        if isinstance(synapses, DelayedLinear | DelayedSparseLinear):
+            return _Scan(_DelayedFeedback(cell, synapses))
         return _Scan(cell, None if synapses is None else _plain(synapses, has_scans=True))
     if hasattr(module, "backend"):
         module.backend = "reference"

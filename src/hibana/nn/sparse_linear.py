@@ -231,7 +231,8 @@ class SparseLinear(SpikeLayer):
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         skip = 0 if history is None else len(history)
         if is_traced_or_transformed(steps) or steps.is_meta or type(weight) not in (Tensor, nn.Parameter):
-            self._reason = f"dense: {UNSUPPORTED}"
+            if not torch.compiler.is_compiling():  # torch's scan refuses changes of attributes
+                self._reason = f"dense: {UNSUPPORTED}"
             out = autograd.multiply_traced(steps, *self._parts(weight), self.out_features, self.reach, skip)
         else:
             sums = self._sums_of_spikes(steps, weight, bias, skip)
