@@ -104,15 +104,9 @@ def _trace(model: nn.Module) -> fx.GraphModule:
     folded, calls = trace_folded(model)
     layers: dict[str, nn.Module] = {}
     for node in list(calls.nodes):
-        name = layer_name(node.name, layers)
         if node.op in ("placeholder", "output"):
             continue
-        if node.op == "call_module":
-            module = folded.get_submodule(str(node.target))
-            # each call of a ReLU has its own threshold
-            layers[name] = copy.deepcopy(module) if role_of(module) == "rectifier" else module
-            node.meta["path"], node.target = node.target, name
-        elif node.target in CONCATENATIONS:
+        if node.target in CONCATENATIONS:
             parts, axis = (*node.args, *node.kwargs.values(), 0)[:2]
             sequence = isinstance(parts, tuple | list) and all(isinstance(part, fx.Node) for part in parts)
             if not sequence or not isinstance(axis, int) or axis == 0:
@@ -127,12 +121,12 @@ def _trace(model: nn.Module) -> fx.GraphModule:
                     f"layer {node.name!r}: only two values of the network can be added, got {node.args}"
                 )
         else:
-            layers[name] = _module(node)
-            with calls.inserting_after(node):
-                call = calls.call_module(name, (node.args[0],))
-            call.meta["path"] = name
-            node.replace_all_uses_with(call)
-            calls.erase_node(node)
+            name, is_module = layer_name(node.name, layers), node.op == "call_module"
+            module = folded.get_submodule(str(node.target)) if is_module else _module(node)
+            # each call of a ReLU has its own threshold
+            layers[name] = copy.deepcopy(module) if role_of(module) == "rectifier" else module
+            node.meta["path"] = node.target if is_module else name
+            node.op, node.target, node.args, node.kwargs = "call_module", name, node.args[:1], {}
     return fx.GraphModule(layers, calls)
 
 
