@@ -10,11 +10,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hibana.network.graph import Node
-from hibana.network.sliding_window import channels_last
+from hibana.network.graph import Node, Shape
 from hibana.runtime.kernels import LONG, Bytes, Code, Pointer, Value
 
-__all__ = ["Activations", "Lowering", "StateArray", "in_order", "spread", "times"]
+__all__ = ["Activations", "Lowering", "StateArray", "channels_last", "in_order", "spread", "times"]
 
 
 @dataclass(eq=False)
@@ -159,6 +158,11 @@ class Lowering(ABC):
 def in_order(count: int) -> Tensor:
     """The indices 0 to `count` - 1, which describe numbers in PyTorch's own order in memory."""
     return torch.arange(count, dtype=torch.int64, device="cpu")
+
+
+def channels_last(shape: Shape) -> Tensor:
+    """PyTorch's index of the number at each place of an image whose channels are last in memory."""
+    return in_order(math.prod(shape)).view(shape[0], -1).T.flatten()
 
 
 def spread(value: Value, width: int) -> Value:

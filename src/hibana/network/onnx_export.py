@@ -1,5 +1,6 @@
 """A network as an ONNX model that contains the loop over time, so that its size does not grow with T."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,11 +13,10 @@ from hibana.compiler.graph.step import Step, Value
 from hibana.network.graph import Network, Node
 from hibana.network.integer_network import Quantized
 from hibana.network.neurons import sparse_matrix, trace_step
-from hibana.network.sliding_window import int64_tensor
 from hibana.network.synapses import padded, synapses_of_outputs
 from hibana.runtime.extras import explain_import_error
 
-__all__ = ["OnnxStep", "to_onnx"]
+__all__ = ["OnnxStep", "int64_tensor", "to_onnx"]
 
 OPSET = 17
 """Version of ONNX's operators."""
@@ -235,3 +235,8 @@ class _StepValues(Analysis[str]):
             settings: dict[str, Any] = {"to": element_type} if op == "Cast" else {}
             args = [self.model.op(op, args, **settings)]
         return args[0]
+
+
+def int64_tensor(numbers: Iterable[int]) -> Tensor:
+    """`numbers` as a tensor."""
+    return torch.tensor(list(numbers), dtype=torch.int64, device="cpu")

@@ -181,8 +181,7 @@ class _Reader:
         """Positional and named arguments on the example and on the probe."""
         for which in ("example", "probe"):
             tensor_of = {source: getattr(value, which) for source, value in sources.items()}
-            args_of_run = fx.node.map_arg(call.args, tensor_of.get)
-            runs.append((args_of_run, fx.node.map_arg(call.kwargs, tensor_of.get)))
+            runs.append(fx.node.map_arg((call.args, call.kwargs), tensor_of.get))
         try:
             results = [
                 getattr(tensors[0], target)(*tensors[1:], **named)

@@ -8,11 +8,14 @@ from torch import Tensor
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node
 from hibana.network.lowering import Activations, Lowering, in_order, times
+from hibana.nn.delayed_linear import DelayedLinear
+from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime.kernels import LONG, Pointer, Value
 from hibana.spikes.sparse import Connections
 from hibana.spikes.sparse.product import SynapseIndex
 
-__all__ = ["add_synapses", "check_connections", "longest_delay", "padded", "reordered", "synapses_of_outputs"]
+__all__ = ["add_synapses", "check_connections", "connections_of", "padded", "reordered"]
+__all__ += ["synapses_of_outputs"]
 
 _MAX_SYNAPSES = 1 << 31
 """Indices of synapses have 31 bits."""
@@ -37,10 +40,16 @@ def check_connections(node: Node, synapses: Connections, inputs: int, outputs: i
         )
 
 
-def longest_delay(synapses: Connections) -> int:
-    """The longest delay in steps."""
-    delays = synapses.delays
-    return 0 if delays is None or delays.numel() == 0 else int(delays.max())
+def connections_of(layer: SparseLinear | DelayedLinear) -> Connections:
+    """The synapses of `layer`; a delayed linear layer has one from each input to each output."""
+    if isinstance(layer, SparseLinear):
+        row_starts, targets, delays, weights = layer.connections
+    else:
+        outputs, inputs = layer.weight.shape
+        row_starts, targets = in_order(inputs + 1) * outputs, in_order(outputs).repeat(inputs)
+        delays, weights = layer.steps.T.flatten(), layer.weight.T.flatten()
+    assert weights is not None
+    return Connections(row_starts, targets, delays, weights.detach())
 
 
 def reordered(synapses: Connections, order: Tensor, target_order: Tensor | None = None) -> Connections:

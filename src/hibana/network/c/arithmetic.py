@@ -12,9 +12,9 @@ from hibana.compiler.graph.passes import Stores
 from hibana.compiler.graph.step import Value
 from hibana.network.graph import Network, Node
 from hibana.network.integer_network import Quantized
+from hibana.network.layers.sliding import sliding_window
 from hibana.network.lowering import in_order
 from hibana.network.neurons import NeuronLayer, trace_layer
-from hibana.network.sliding_window import sliding_window
 
 __all__ = ["Arithmetic", "FloatArithmetic", "IntegerArithmetic", "number_literal"]
 

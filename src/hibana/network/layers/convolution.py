@@ -10,11 +10,10 @@ from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Operations
 from hibana.network.layers.linear import dense_operations
-from hibana.network.layers.sliding import SlidingKind, each_output_of
-from hibana.network.lowering import Activations, Lowering
+from hibana.network.layers.sliding import SlidingKind, each_output_of, image_shape, sliding_window
+from hibana.network.lowering import Activations, Lowering, channels_last
 from hibana.network.nir_node import NirNode, array, integers, load_weights
 from hibana.network.onnx_export import OnnxStep
-from hibana.network.sliding_window import channels_last, image_shape, sliding_window
 from hibana.nn.each_step import EachStep
 
 __all__ = ["Convolution", "rows_of_channels"]

@@ -1,4 +1,4 @@
-"""Delays of single values, linear layers with a delay per synapse, and the rings that hold later steps."""
+"""Delays of single values, and the rings that hold later steps."""
 
 import numpy as np
 import torch
@@ -6,16 +6,14 @@ from torch import Tensor, nn
 
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind, Operations
-from hibana.network.layers.linear import Linear, linear_node
-from hibana.network.lowering import Activations, Lowering, StateArray, in_order, times
+from hibana.network.layers.linear import linear_node
+from hibana.network.lowering import Activations, Lowering, StateArray, in_order
 from hibana.network.nir_node import NirNode, check_broadcasts, full_array, subgraph
-from hibana.network.onnx_export import OnnxStep
-from hibana.network.sliding_window import int64_tensor
+from hibana.network.onnx_export import OnnxStep, int64_tensor
 from hibana.nn.delay import Delay
-from hibana.nn.delayed_linear import DelayedLinear
 from hibana.runtime.kernels import LONG, Longs, Pointer, Value
 
-__all__ = ["DelayedSynapses", "Delays", "Ring", "sum_of_delays"]
+__all__ = ["Delays", "Ring", "sum_of_delays"]
 
 _MAX_STEPS = 2**24
 """Longest delay read from NIR, in steps: float32 represents every integer up to it."""
@@ -38,8 +36,10 @@ class Delays(LayerKind):
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the inputs of the current and previous steps, and a ``Gather`` of the delayed values."""
         delays = node.module.steps.detach().expand(node.shape).flatten()
-        past = step.op("Flatten", [step.past(inputs[0], node.size, 1, int(delays.max()))], axis=1)
-        delayed = step.op("Gather", [past, step.constant(_places(delays))], axis=1)
+        longest = int(delays.max())
+        past = step.op("Flatten", [step.past(inputs[0], node.size, 1, longest)], axis=1)
+        places = in_order(node.size) * (longest + 1) + longest - delays
+        delayed = step.op("Gather", [past, step.constant(places)], axis=1)
         return step.op("Reshape", [delayed, step.constant(int64_tensor([-1, *node.shape]))])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
@@ -48,17 +48,15 @@ class Delays(LayerKind):
         order, binary = inputs.order, inputs.binary
         numbers, out = to.numbers(inputs), to.temporary(node.size, binary=binary)
         delays = node.module.steps.detach().expand(node.shape).flatten()[order]
-        is_uniform = bool((delays == delays[0]).all())
-        per_number = None if is_uniform else to.indices(delays, "d")
         ring = Ring(to, node, order, node.module.reach + 1, binary=binary)
         (ring.numbers + ring.now * node.size).copy(numbers, node.size)
         # in a ring, the step that lies `delay` steps back is `ring.steps - delay` steps ahead
-        ahead: Value | int = ring.steps - int(delays[0]) if is_uniform and delays[0] else 0
-        with to.code.loop(0, node.size, name="o") as o:
-            if per_number is not None:
-                delay = per_number[o].to(LONG).named("ago")
-                ahead = delay.equals(0).select(delay, ring.steps - delay)
-            (out + o).copy(ring.step(ahead) + o, 1)
+        if bool((delays == delays[0]).all()):
+            out.copy(ring.place((ring.steps - int(delays[0])) * node.size), node.size)
+        else:
+            places = to.indices((ring.steps - delays) * node.size + in_order(node.size), "d")
+            with to.code.loop(0, node.size, name="o") as o:
+                (out + o).copy(ring.place(places[o].to(LONG)), 1)
         ring.advance()
         return Activations(node, order, out, binary=binary)
 
@@ -80,45 +78,6 @@ class Delays(LayerKind):
         return Delay(float(steps) if steps.ndim == 0 else steps.float())
 
 
-class DelayedSynapses(Linear):
-    """:class:`hibana.DelayedLinear`: a linear layer with a delay for each synapse."""
-
-    name = "delayed"
-    types = (DelayedLinear,)
-    nir_types = ()
-    over_time = True
-
-    def check(self, node: Node) -> None:
-        """Raises Unsupported unless weight and delay have one entry per synapse."""
-        outputs = node.module.out_features
-        synapses = (outputs, node.input_shapes[0][0])
-        self.require(node, (outputs,), {"weight": synapses, "delay": synapses})
-
-    def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
-        """Writes the delayed input of each synapse, times its weight, summed for each output."""
-        module = node.module
-        delays: Tensor = module.steps.detach()  # [outputs, inputs]
-        past = step.past(inputs[0], delays.shape[1], 1, int(delays.max()))
-        flat = step.op("Flatten", [past], axis=1)
-        return step.gathered_sum(flat, _places(delays), module.weight.detach(), module.bias)
-
-    def lower(self, node: Node, to: Lowering) -> Activations:
-        """Writes loops that add each nonzero input, after its delays, to a ring of the outputs' sums."""
-        inputs, order = to.activations[node.inputs[0]], in_order(node.size)
-        weights, bias = self.weights(node, inputs.order)
-        delays = node.module.steps.T[inputs.order].contiguous()  # [inputs, outputs]
-        rows, delays = to.constant(weights), to.indices(delays, "d")
-        ring = Ring(to, node, order, node.module.reach + 1)
-        ring.scatter(inputs, rows, delays)
-        return Activations(node, order, ring.take(bias))
-
-    def to_nir(self, node: Node, dt: float) -> NirNode:
-        """A NIR graph with a delay and a linear node for each delay; see :func:`sum_of_delays`."""
-        module = node.module
-        weights = {int(d): module.weight * (module.steps == d) for d in module.steps.unique()}
-        return sum_of_delays(weights, module.bias, node.input_shapes[0], dt)
-
-
 class Ring:
     """A ring buffer in the network's state: the sums of a layer for the current and later steps.
 
@@ -134,33 +93,16 @@ class Ring:
         self._counter = to.state(StateArray(node.name, "counter", (), order), zero).of(Longs)
         self.now = self._counter.load().named("now")
 
-    def step(self, delay: Value | int) -> Pointer:
-        """The address of the sums `delay` steps after the current step; the ring has more steps than that."""
-        index = (self.now + delay).named("at")
-        # select is compiled without a branch
-        wrapped = (index < self.steps).select(0, self.to.code.constant(self.steps))
-        return self.numbers + (index - wrapped) * self.size
+    def place(self, index: Value | int) -> Pointer:
+        """The address `index` numbers after the start of the current step, around the end of the ring.
 
-    def place(self, index: Value) -> Pointer:
-        """The address `index` numbers after the start of the current step, around the end of the ring."""
+        `index` is at most the size of the ring.
+        """
         after = (self.now * self.size + index).named("after")
         total = self.steps * self.size
         # select is compiled without a branch
         wrapped = (after < total).select(0, self.to.code.constant(total))
         return self.numbers + (after - wrapped)
-
-    def scatter(self, inputs: Activations, rows: Pointer, delays: Pointer) -> None:
-        """Adds the weights of each nonzero input to the steps at which they arrive.
-
-        Args:
-            inputs: the layer's input at the current step.
-            rows: the weights ``[inputs, size]``.
-            delays: the delay of each synapse in steps, ``[inputs, size]``.
-        """
-        with self.to.each_nonzero(inputs) as (i, x), self.to.code.loop(0, self.size, name="o") as o:
-            synapse = i * self.size + o
-            target = self.step(delays[synapse].to(LONG)) + o
-            target.store(target.load() + times(rows[synapse], x))
 
     def take(self, bias: Tensor | None) -> Pointer:
         """The sums of the current step plus a bias for each channel; clears them, and advances the ring."""
@@ -215,13 +157,3 @@ def _delay_node(steps: Tensor, shape: Shape, dt: float) -> NirNode:
     """The NIR node of a delay in `steps`, one number or one per value of a sample of `shape`."""
     in_steps = full_array(steps.double(), shape, "delay")
     return NirNode("Delay", {"delay": in_steps.astype(np.float64) * dt}, {"delay_steps": in_steps})
-
-
-def _places(delays: Tensor) -> Tensor:
-    """The places of delayed inputs among those of the current and earlier steps, ``[inputs, steps]``.
-
-    `delays` are in steps; its last dimension is the inputs. The earliest step is the first.
-    """
-    inputs, longest = delays.shape[-1], int(delays.max())
-    first = torch.arange(inputs, dtype=torch.int64, device="cpu") * (longest + 1)
-    return first + longest - delays.long()

@@ -19,7 +19,7 @@ class Linear(LayerKind):
 
     name = "linear"
     types = TORCH_LAYERS["linear"]
-    nir_types: tuple[str, ...] = ("Linear", "Affine")
+    nir_types = ("Linear", "Affine")
     weighted = True
 
     def check(self, node: Node) -> None:

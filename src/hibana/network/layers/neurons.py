@@ -15,7 +15,7 @@ from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.neurons import trace_layer
 from hibana.network.nir_node import NirNode, check_broadcasts
 from hibana.network.onnx_export import OnnxStep
-from hibana.network.synapses import add_synapses, check_connections
+from hibana.network.synapses import add_synapses, check_connections, connections_of
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
@@ -121,11 +121,7 @@ class DelayedRecurrentNeurons(Neurons):
             target = currents + offset
             target.store((numbers + offset).load(width) + target.load(width))
         outputs = to.neurons(node, Activations(node, order, currents))
-        if isinstance(synapses, SparseLinear):
-            add_synapses(to, synapses.connections, outputs, node.size, ring.place, "feedback_")
-        else:
-            rows, delays = to.constant(synapses.weight.T), to.indices(synapses.steps.T, "d")
-            ring.scatter(outputs, rows, delays)
+        add_synapses(to, connections_of(synapses), outputs, node.size, ring.place, "feedback_")
         return outputs
 
 

@@ -14,11 +14,10 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import TORCH_LAYERS
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, Operations
-from hibana.network.layers.sliding import SlidingKind, each_output_of
-from hibana.network.lowering import Activations, Lowering, in_order, spread
+from hibana.network.layers.sliding import SlidingKind, each_output_of, image_shape, sliding_window
+from hibana.network.lowering import Activations, Lowering, channels_last, in_order, spread
 from hibana.network.nir_node import NirNode, integers
 from hibana.network.onnx_export import OnnxStep
-from hibana.network.sliding_window import channels_last, image_shape, sliding_window
 from hibana.nn.each_step import EachStep
 from hibana.runtime.kernels import BYTE, Pointer, Value
 

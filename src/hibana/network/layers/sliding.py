@@ -1,17 +1,19 @@
 """Kinds of layers whose kernel slides over an image or a sequence: convolutions and poolings."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from hibana.compiler.torch_layers import spatial_dims
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import LayerKind
 from hibana.network.lowering import Lowering
-from hibana.network.sliding_window import image_shape, sliding_window
 from hibana.runtime.kernels import Value
 
-__all__ = ["SlidingKind", "each_output_of"]
+__all__ = ["SlidingKind", "SlidingWindow", "each_output_of", "image_shape", "sliding_window"]
+
+Pair = tuple[int, int]
 
 
 class SlidingKind(LayerKind):
@@ -33,8 +35,13 @@ class SlidingKind(LayerKind):
 
     def expected_shape(self, node: Node, channels: int) -> Shape:
         """The shape of one sample of the output that the layer's settings imply."""
-        height, width = sliding_window(node).expected_outputs
-        return (channels, width) if len(node.shape) == 2 else (channels, height, width)
+        w = sliding_window(node)
+        sides = zip(w.image, w.padding, w.end_padding, w.dilation, w.kernel, w.stride, strict=True)
+        outputs = [
+            (side + before + after - dilation * (taps - 1) - 1) // stride + 1
+            for side, before, after, dilation, taps, stride in sides
+        ]
+        return (channels, *outputs[3 - len(node.shape) :])
 
     def onnx_settings(self, node: Node) -> dict[str, Any]:
         """Kernel, strides and pads as attributes of an ONNX node."""
@@ -42,6 +49,57 @@ class SlidingKind(LayerKind):
         window, sides = sliding_window(node), slice(3 - len(node.shape), None)
         pads = [*window.padding][sides] + [*window.end_padding][sides]
         return {"kernel_shape": window.kernel[sides], "strides": window.stride[sides], "pads": pads}
+
+
+@dataclass(frozen=True)
+class SlidingWindow:
+    """A window over an image. Pairs are (height, width); a sequence is an image of height 1."""
+
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+    padding: Pair
+    """Pixels before the first row and column."""
+    end_padding: Pair
+    """Pixels after the last row and column."""
+    image: Pair
+    outputs: Pair
+
+    @property
+    def taps(self) -> int:
+        """The number of taps within the image, summed over the output pixels of one channel."""
+        count = 1
+        for axis in (0, 1):
+            starts = (i * self.stride[axis] - self.padding[axis] for i in range(self.outputs[axis]))
+            offsets = [tap * self.dilation[axis] for tap in range(self.kernel[axis])]
+            count *= sum(0 <= start + tap < self.image[axis] for start in starts for tap in offsets)
+        return count
+
+
+def sliding_window(node: Node) -> SlidingWindow:
+    """The window of `node`, a convolution or a pooling."""
+    module, (shape,) = node.module, node.input_shapes
+
+    def pair(size: Any, height: int = 1) -> Pair:
+        """A setting of the module, one number or one per side, as a pair; `height` is that of a sequence."""
+        sizes = (size,) if isinstance(size, int) else tuple(size)
+        return (height if len(shape) == 2 else sizes[0], sizes[-1])
+
+    kernel, dilation = pair(module.kernel_size), pair(getattr(module, "dilation", 1))
+    height, width = (d * (k - 1) for d, k in zip(dilation, kernel, strict=True))
+    if module.padding == "same":
+        padding, end_padding = (height // 2, width // 2), (height - height // 2, width - width // 2)
+    else:
+        padding = end_padding = pair(0 if module.padding == "valid" else module.padding, 0)
+    stride = pair(module.kernel_size if module.stride is None else module.stride)
+    image, outputs = image_shape(shape)[1:], image_shape(node.shape)[1:]
+    return SlidingWindow(kernel, stride, dilation, padding, end_padding, image, outputs)
+
+
+def image_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """Channels, height and width of an image, or of a sequence as an image of height 1."""
+    channels, *sides = shape
+    return (channels, 1, sides[0]) if len(sides) == 1 else (channels, sides[0], sides[1])
 
 
 @contextmanager

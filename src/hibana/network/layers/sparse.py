@@ -1,7 +1,10 @@
-"""Sparse linear layers: loops over the stored synapses of each nonzero input."""
+"""Layers of single synapses: sparse linear layers, and linear layers with a delay for each synapse.
+
+Loops go over the synapses of each nonzero input.
+"""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hibana.network.graph import Node
 from hibana.network.layers.base import LayerKind, Operations
@@ -12,21 +15,22 @@ from hibana.network.onnx_export import OnnxStep
 from hibana.network.synapses import (
     add_synapses,
     check_connections,
-    longest_delay,
+    connections_of,
     padded,
     reordered,
     synapses_of_outputs,
 )
+from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.sparse_linear import DelayedSparseLinear, SparseLinear
 
-__all__ = ["DelayedSparseSynapses", "SparseSynapses"]
+__all__ = ["DelayedSparseSynapses", "DelayedSynapses", "SparseSynapses"]
 
 
 class SparseSynapses(LayerKind):
     """:class:`hibana.SparseLinear` without delays."""
 
     name = "sparse"
-    types = (SparseLinear,)
+    types: tuple[type[nn.Module], ...] = (SparseLinear,)
     weighted = True
 
     def check(self, node: Node) -> None:
@@ -44,21 +48,21 @@ class SparseSynapses(LayerKind):
 
     def weights(self, node: Node, order: Tensor) -> tuple[Tensor, Tensor | None]:
         """The weights of each output's synapses, ``[synapses of an output, outputs]``, and the bias."""
-        module = node.module
-        table = synapses_of_outputs(module.targets, node.size)
-        return padded(module.weight.detach(), table).T, module.bias
+        synapses = connections_of(node.module)
+        assert synapses.weights is not None
+        table = synapses_of_outputs(synapses.targets, node.size)
+        return padded(synapses.weights, table).T, node.module.bias
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the delayed input of each synapse, times its weight, summed for each output."""
-        module, features = node.module, node.inputs[0].size
-        reach = longest_delay(module.connections)
-        places = module.sources * (reach + 1) + reach
-        if module.delays is not None:
-            places = places - module.delays.long()
+        synapses, features = connections_of(node.module), node.inputs[0].size
+        delays = torch.zeros_like(synapses.targets) if synapses.delays is None else synapses.delays.long()
+        reach = int(delays.max()) if len(delays) else 0
+        places = synapses.sources * (reach + 1) + reach - delays
         past = step.op("Flatten", [step.past(inputs[0], features, 1, reach)], axis=1)
-        table = synapses_of_outputs(module.targets, node.size)
-        weights = padded(module.weight.detach(), table)
-        return step.gathered_sum(past, padded(places, table), weights, module.bias)
+        places = padded(places, synapses_of_outputs(synapses.targets, node.size))
+        weights, bias = self.weights(node, in_order(features))
+        return step.gathered_sum(past, places, weights.T, bias)
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes loops that add the weights of each nonzero input to the sums of its targets."""
@@ -72,14 +76,14 @@ class SparseSynapses(LayerKind):
 
     def to_nir(self, node: Node, dt: float) -> NirNode:
         """A linear node with the dense weight; with delays, a graph with a dense weight for each delay."""
-        module = node.module
-        delays = torch.zeros_like(module.targets) if module.delays is None else module.delays
-        steps = delays.unique().tolist() or [0]
-        places = module.targets.long() * module.in_features + module.sources
+        module, synapses = node.module, connections_of(node.module)
+        assert synapses.weights is not None
+        delays = torch.zeros_like(synapses.targets) if synapses.delays is None else synapses.delays
+        places = synapses.targets.long() * module.in_features + synapses.sources
         weights = {}
-        for delay in steps:
+        for delay in sorted({*delays.tolist()}) or [0]:
             dense = module.weight.new_zeros(node.size * module.in_features)
-            dense.index_add_(0, places, module.weight.detach() * (delays == delay))
+            dense.index_add_(0, places, synapses.weights * (delays == delay))
             weights[delay] = dense.view(node.size, module.in_features)
         return sum_of_delays(weights, module.bias, node.input_shapes[0], dt)
 
@@ -88,12 +92,26 @@ class DelayedSparseSynapses(SparseSynapses):
     """:class:`hibana.SparseLinear` with a delay for each synapse."""
 
     name = "delayed sparse"
-    types = (DelayedSparseLinear,)
+    types: tuple[type[nn.Module], ...] = (DelayedSparseLinear,)
     over_time = True
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes loops that add each nonzero input, after its delays, to a ring of the outputs' sums."""
-        module, order, inputs = node.module, in_order(node.size), to.activations[node.inputs[0]]
-        ring = Ring(to, node, order, longest_delay(module.connections) + 1)
-        add_synapses(to, reordered(module.connections, inputs.order), inputs, node.size, ring.place)
-        return Activations(node, order, ring.take(module.bias))
+        order, inputs = in_order(node.size), to.activations[node.inputs[0]]
+        synapses = reordered(connections_of(node.module), inputs.order)
+        ring = Ring(to, node, order, node.module.reach + 1)
+        add_synapses(to, synapses, inputs, node.size, ring.place)
+        return Activations(node, order, ring.take(node.module.bias))
+
+
+class DelayedSynapses(DelayedSparseSynapses):
+    """:class:`hibana.DelayedLinear`: a synapse with a delay from each input to each output."""
+
+    name = "delayed"
+    types = (DelayedLinear,)
+
+    def check(self, node: Node) -> None:
+        """Raises Unsupported unless weight and delay have one entry per synapse."""
+        outputs = node.module.out_features
+        synapses = (outputs, node.input_shapes[0][0])
+        self.require(node, (outputs,), {"weight": synapses, "delay": synapses})

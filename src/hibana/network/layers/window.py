@@ -8,12 +8,10 @@ from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.convolution import rows_of_channels
 from hibana.network.layers.delay import Ring, sum_of_delays
 from hibana.network.layers.linear import dense_operations
-from hibana.network.lowering import Activations, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering, channels_last
 from hibana.network.nir_node import NirNode
-from hibana.network.onnx_export import OnnxStep
-from hibana.network.sliding_window import channels_last, int64_tensor
+from hibana.network.onnx_export import OnnxStep, int64_tensor
 from hibana.nn.window import Window
-from hibana.runtime.kernels import LONG
 
 __all__ = ["OverWindow"]
 
@@ -65,28 +63,19 @@ class OverWindow(LayerKind):
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes loops that add each nonzero input, for each step of the kernel, to a ring of sums."""
         module, order = node.module, channels_last(node.shape)
-        inputs = to.activations[node.inputs[0]]
+        inputs, is_channels_last = to.image(to.activations[node.inputs[0]], node.input_shapes[0])
         weights, bias = self.weights(node, inputs.order)
         channels, outputs, taps = module.in_channels, module.out_channels, module.kernel_size
-        per_group, pixels = outputs // module.groups, node.size // outputs
-        channel_of, is_last, rows = None, False, to.constant(weights)
-        if pixels > 1:
-            # is_last: whether the channels of the input image are last in memory, rather than first
-            inputs, is_last = to.image(inputs, node.input_shapes[0])
-        elif not torch.equal(inputs.order, in_order(channels)):
-            channel_of = to.indices(inputs.order, "order")
+        per_group, pixels, rows = outputs // module.groups, node.size // outputs, to.constant(weights)
         ring = Ring(to, node, order, module.reach + 1)
         with to.each_nonzero(inputs) as (i, x):
-            if pixels > 1:
-                c, pixel = (i % channels, i // channels) if is_last else (i // pixels, i % pixels)
-            else:
-                c = i if channel_of is None else channel_of[i].to(LONG).named("c")
-                pixel = to.code.constant(0)
+            c, pixel = (i % channels, i // channels) if is_channels_last else (i // pixels, i % pixels)
             first = pixel * outputs
             if module.groups > 1:
                 first = first + c // (channels // module.groups) * per_group
             with to.code.loop(0, taps, name="k") as k:
-                target = ring.step((to.code.constant(taps - 1) - k) * module.dilation) + first
+                steps_later = (to.code.constant(taps - 1) - k) * module.dilation
+                target = ring.place(steps_later * node.size + first)
                 row = rows + (c * taps + k) * per_group
                 to.accumulate(target.named("target"), row.named("weights"), per_group, x)
         return Activations(node, order, ring.take(bias))

@@ -17,16 +17,14 @@ from hibana.network.c import exact_dtype
 from hibana.network.graph import Network, Node
 from hibana.network.integer_network import Quantized, integer_input, straight_through
 from hibana.network.layers import LAYERS
+from hibana.network.layers.sliding import sliding_window
 from hibana.network.quantized.cell import FixedCell, fixed_cell, measure_ranges
 from hibana.network.reader import read
-from hibana.network.sliding_window import sliding_window
 from hibana.nn.delay import fix_delays
 from hibana.nn.layers import OverTime, Recurrent
 
-__all__ = ["QuantizationAware", "Scale", "quantization_aware"]
+__all__ = ["QuantizationAware", "quantization_aware"]
 
-Scale = float | Tensor
-"""The real number that 1 of a layer's integer output stands for; a tensor has one number per channel."""
 _SAME_SCALE = ("maximum", "delay")
 """Kinds of layers whose output has the scale of the input."""
 _SHARED_SCALE = ("sparse", "delayed sparse")
@@ -74,8 +72,9 @@ class QuantizationAware(nn.Module):
         self.dtype = torch.float64
         """The dtype of the integers; it holds each exactly with the initial weights."""
         self.net = _integer_copy(self.plain, self.layers)
-        self.scales: list[Scale] = []
-        """The scale of each layer since the last call."""
+        self.scales: list[Tensor] = []
+        """Since the last call, the real number that 1 of each layer's output stands for, or one per channel.
+        """
         self.units: dict[str, Tensor] = {}
         """The real number that 1 of an integer weight stands for, ``[outputs]`` or ``[1]``, by layer."""
         self.ranges: dict[str, list[Range]] = {}
@@ -87,7 +86,7 @@ class QuantizationAware(nn.Module):
                     break
                 except RangesNeeded:
                     self._measure(self.layers[len(self.scales)], calibration)
-        if isinstance(self.scales[self.output], Tensor):
+        if self.scales[self.output].numel() > 1:
             raise Unsupported(f"layer {network.output.name!r}: its output channels have different scales")
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -95,8 +94,11 @@ class QuantizationAware(nn.Module):
         self.refresh()
         try:
             outputs: Tensor = self.net(self.integer_input(inputs))
-        finally:
-            self._detach()
+        finally:  # detaches the integers from the autograd graph, so that the network can be copied
+            for module in self.net.modules():
+                for name, values in module._buffers.items():
+                    if values is not None and values.grad_fn is not None:
+                        module._buffers[name] = values.detach()
         return (outputs.double() * self.scales[self.output]).to(inputs.dtype)
 
     def integer_input(self, inputs: Tensor) -> Tensor:
@@ -131,10 +133,10 @@ class QuantizationAware(nn.Module):
         for layer in self.layers:
             self.scales.append(self._refresh_layer(layer, [self.scales[i] for i in layer.inputs]))
 
-    def _refresh_layer(self, layer: _Layer, scales: list[Scale]) -> Scale:
+    def _refresh_layer(self, layer: _Layer, scales: list[Tensor]) -> Tensor:
         """Computes the integers of `layer`, whose inputs have `scales`, and returns its output's scale."""
         if layer.kind == "input":
-            return self.input_scale
+            return torch.tensor(self.input_scale, dtype=torch.float64, device="cpu")
         if layer.kind in _SAME_SCALE:
             return scales[0]
         if layer.kind == "average":  # the integer network sums
@@ -151,7 +153,7 @@ class QuantizationAware(nn.Module):
             )
         return first
 
-    def _refresh_weights(self, layer: _Layer, scale: Scale) -> Scale:
+    def _refresh_weights(self, layer: _Layer, scale: Tensor) -> Tensor:
         """Rounds the weight and bias of `layer`, straight through, and returns its output's scale."""
         plain: Any = self.plain.get_submodule(layer.name)
         if layer.per_channel:
@@ -171,20 +173,18 @@ class QuantizationAware(nn.Module):
             if values is not None:
                 real = values.double() / unit.view([-1] + [1] * (values.ndim - 1))
                 buffers[name] = straight_through(real, real.detach().round()).to(self.dtype)
-        if layer.per_channel:
-            return output_units.view([-1] + [1] * (len(layer.shape) - 1))
-        return float(output_units[0])
+        channels = [-1] + [1] * (len(layer.shape) - 1)
+        return output_units.view(channels) if layer.per_channel else output_units[0]
 
-    def _refresh_cell(self, layer: _Layer, scale: Scale) -> Scale:
+    def _refresh_cell(self, layer: _Layer, scale: Tensor) -> Tensor:
         """Computes the integer form of the cell of `layer`, and returns the scale of its output."""
-        unit = torch.tensor(scale, dtype=torch.float64, device="cpu") if isinstance(scale, float) else scale
         ranges, training = self.ranges.get(layer.name), torch.is_grad_enabled()
-        plain, unit = self._cell(layer), unit.double()
-        cell = fixed_cell(layer.name, plain, layer.shape, unit, self.limit, ranges, training)
+        plain = self._cell(layer)
+        cell = fixed_cell(layer.name, plain, layer.shape, scale, self.limit, ranges, training)
         neurons: Any = self.net.get_submodule(layer.name)
         if not isinstance(neurons.cell, FixedCell) or not neurons.cell.copy_numbers(cell.to(self.dtype)):
             neurons.cell = cell.to(self.dtype)
-        return cell.unit.double() if cell.unit.numel() > 1 else float(cell.unit)
+        return cell.unit.double() if cell.unit.numel() > 1 else cell.unit.double().reshape(())
 
     def _cell(self, layer: _Layer) -> Cell:
         """The float cell of `layer`, whose step includes the recurrent synapses."""
@@ -202,13 +202,6 @@ class QuantizationAware(nn.Module):
         finally:
             hook.remove()
         self.ranges[layer.name] = measure_ranges(layer.name, self._cell(layer), layer.shape, inputs[0])
-
-    def _detach(self) -> None:
-        """Detaches the integers from the autograd graph, so that the network can be copied."""
-        for module in self.net.modules():
-            for name, values in module._buffers.items():
-                if values is not None and values.grad_fn is not None:
-                    module._buffers[name] = values.detach()
 
 
 def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> QuantizationAware:
@@ -342,8 +335,8 @@ def _input_scale(node: Node) -> tuple[float, tuple[int, int]]:
     return (high / 255, (0, 255)) if low >= 0 else (max(-low, high) / 127, (-127, 127))
 
 
-def _one_scale(layer: _Layer, scale: Scale) -> float:
+def _one_scale(layer: _Layer, scale: Tensor) -> Tensor:
     """`scale`, an input's scale; raises Unsupported if it has one number per channel."""
-    if isinstance(scale, Tensor):
+    if scale.numel() > 1:
         raise Unsupported(f"layer {layer.name!r}: the channels of its input have different scales")
     return scale
