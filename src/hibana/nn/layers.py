@@ -221,7 +221,8 @@ class Recurrent(Stateful):
                 f"state must end in the spikes before the last, {shape}, got {tuple(history.shape)}"
             )
         cell_state = tuple(cell_states)
-        spikes = [*history.to(inputs.dtype).unbind(), cell_state[-1].to(inputs.dtype)]  # one tensor per step
+        # one tensor per step; a saved program may not contain an unbind without results
+        spikes = [*(history.to(inputs.dtype).unbind() if reach else ()), cell_state[-1].to(inputs.dtype)]
         outputs = []
         with cached_parametrizations():
             for input_ in inputs:
