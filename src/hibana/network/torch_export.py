@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.compiler import reference
-from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.layers import OverTime, Recurrent
-from hibana.nn.sparse_linear import DelayedSparseLinear
+from hibana.nn.window import LooksBack
 from hibana.runtime.torch_internals import scan
 from hibana.spikes.adopt import EVENT_CLASSES
 
@@ -41,6 +40,7 @@ def export(
         ValueError: if a layer of hibana in `net` has no form in PyTorch operations, or a dynamic dimension of
             `example` has size 1, which torch would take for a constant.
     """
+    plain = _plain(copy.deepcopy(net).eval(), has_scans=dynamic_time)
     dynamic = [axis for axis, is_dynamic in enumerate((dynamic_time, dynamic_batch)) if is_dynamic]
     if any(example.shape[axis] < 2 for axis in dynamic):
         raise ValueError(f"example must have at least 2 steps or samples where dynamic, got {example.shape}")
@@ -48,7 +48,6 @@ def export(
     if dynamic_time:  # else torch reads its compiler's cache of an earlier scan, which fixes sizes
         torch.compiler.reset()
     with torch.no_grad():
-        plain = _plain(copy.deepcopy(net).eval(), has_scans=dynamic_time)
         program: torch.export.ExportedProgram = torch.export.export(plain, (example,), dynamic_shapes=shapes)
     operations = {
         str(node.target)
@@ -65,7 +64,8 @@ def export(
 class _Scan(nn.Module):
     """`cell` over time as torch's ``scan``, which an export keeps as a loop.
 
-    `recurrent`, if not None, maps the spikes of the previous step to a current that is added to the input.
+    `recurrent`, if not None, maps the spikes of the previous step, or of several steps, to a current that is
+    added to the input.
     """
 
     def __init__(self, cell: Cell, recurrent: nn.Module | None = None) -> None:
@@ -74,54 +74,33 @@ class _Scan(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The outputs of the cell over `inputs`, ``[T, batch, ...]``, from the initial state."""
-        dtype = reference.state_dtype(inputs.dtype)
+        dtype, synapses = reference.state_dtype(inputs.dtype), self.recurrent
+        reach, feedback = 0, None
+        if isinstance(synapses, LooksBack):
+            reach, feedback = synapses.reach, synapses.feedback()
 
-        def step(state: tuple[Tensor, ...], input_: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-            """The next state and the output of one step of the cell."""
-            if self.recurrent is not None:
-                input_ = input_ + self.recurrent(state[-1].to(input_.dtype))
-            next_state = self.cell(input_.to(dtype), *state)
-            # the next state and the output must be different tensors
-            return tuple(part.clone() for part in next_state), next_state[-1].to(inputs.dtype).clone()
+        def step(carry: tuple[Tensor, ...], input_: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+            """The next carry and the output; a carry is the spikes of `reach` earlier steps and the state."""
+            spikes = [*carry[:reach], carry[-1]]
+            if feedback is not None:
+                input_ = input_ + feedback([step_spikes.to(input_.dtype) for step_spikes in spikes])
+            elif synapses is not None:
+                input_ = input_ + synapses(carry[-1].to(input_.dtype))
+            next_state = self.cell(input_.to(dtype), *carry[reach:])
+            # the next carry and the output must be different tensors
+            next_carry = tuple(part.clone() for part in (*spikes[1:], *next_state))
+            return next_carry, next_state[-1].to(inputs.dtype).clone()
 
         state = tuple(part.clone() for part in self.cell.initial_state(inputs[0].to(dtype)))
-        outputs: Tensor = scan(step, state, inputs)[1]
+        earlier = tuple(torch.zeros_like(state[-1]) for _ in range(reach))
+        outputs: Tensor = scan(step, (*earlier, *state), inputs)[1]
         return outputs
-
-
-class _DelayedFeedback(Cell):
-    """One step of neurons with delayed synapses to themselves.
-
-    Its first state is the spikes of the `reach` steps before the previous one.
-    """
-
-    def __init__(self, cell: Cell, synapses: DelayedLinear | DelayedSparseLinear) -> None:
-        nn.Module.__init__(self)
-        self.cell, self.reach, self.dtype = cell, synapses.reach, synapses.weight.dtype
-        self.feedback = synapses.feedback()
-
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # one more than the cell has
-        """The previous spikes, ``earlier``, and the states of the cell."""
-        return "earlier", *self.cell.state_names()
-
-    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
-        """No previous spikes, ``[reach, batch, ...]``, and the initial state of the cell."""
-        return input_.new_zeros(self.reach, *input_.shape), *self.cell.initial_state(input_)
-
-    def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """The next states, from an input ``[B, F]``."""
-        previous_spikes, *state = states
-        spikes = torch.cat([previous_spikes, state[-1][None]])  # [reach + 1, B, F]
-        current = self.feedback([*spikes.to(self.dtype).unbind()])
-        return spikes[1:], *self.cell(input_ + current, *state)
 
 
 def _plain(module: Any, *, has_scans: bool) -> Any:
     """`module` with layers of hibana that run PyTorch operations: as a loop, or as a scan if `has_scans`."""
     if has_scans and isinstance(module, OverTime | Recurrent):
         cell, synapses = _plain(module.cell, has_scans=True), getattr(module, "recurrent", None)
-        if isinstance(synapses, DelayedLinear | DelayedSparseLinear):
-            return _Scan(_DelayedFeedback(cell, synapses))
         return _Scan(cell, None if synapses is None else _plain(synapses, has_scans=True))
     if hasattr(module, "backend"):
         module.backend = "reference"
