@@ -35,7 +35,7 @@ def filled(code: Code, begin: Value, end: Value, *, out: Longs) -> None:
 @needs_cc
 def test_loops_give_in_c_what_they_do_in_llvm(tmp_path):
     native = (ctypes.c_int64 * 22)()
-    (built,) = assemble(filled.source(), ("filled",))
+    built = assemble(filled.source(), "filled")
     run(built.address, 1, pack_arguments([ctypes.addressof(native)]))
     writer = CWriter()
     fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)

@@ -41,8 +41,8 @@ def at_once(*calls):
 
 def test_threads_that_ask_for_a_kernel_at_once_share_one():
     source = "define void @alone(i64 %begin, i64 %end, i64* %args) {\n  ret void\n}\n"
-    (first, *rest) = at_once(*[lambda: assemble(source, ("alone",))[0]] * THREADS)
-    assert all(kernel.code is first.code for kernel in rest)
+    (first, *rest) = at_once(*[lambda: assemble(source, "alone")] * THREADS)
+    assert all(kernel is first for kernel in rest)
 
 
 @pytest.mark.parametrize("additions", range(3))

@@ -166,7 +166,7 @@ class Program:
         )
         self._write()
         head = "define void @simulate(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
-        (self.kernel,) = assemble(source([*self.code.texts, self.code.text(head)]), ("simulate",))
+        self.kernel = assemble(source([*self.code.texts, self.code.text(head)]), "simulate")
 
     def _write(self) -> None:
         """Writes all steps."""

@@ -31,44 +31,31 @@ if hasattr(os, "register_at_fork"):  # otherwise a forked child could inherit a 
 _DIGEST = hashlib.sha256().digest_size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Kernel:
-    """A native function ``void (int64 begin, int64 end, void *args)`` and its LLVM IR."""
+    """A native function ``void (int64 begin, int64 end, void *args)``, freed with its last reference."""
 
     name: str
     address: int
     source: str
-    code: Any = field(repr=False)
+    """The LLVM IR of its module."""
+    engine: Any = field(repr=False)
     """Reference that keeps the native code loaded."""
 
 
-def assemble(source: str, names: tuple[str, ...]) -> tuple[Kernel, ...]:
-    """The kernels `names` of an LLVM IR module, compiled or read from the cache.
+_LOADED: weakref.WeakValueDictionary[str, Kernel] = weakref.WeakValueDictionary()
+"""Kernels of this process by a hash of their name and source; all threads share them."""
+
+
+def assemble(source: str, name: str) -> Kernel:
+    """The kernel `name` of an LLVM IR module, compiled or read from the cache.
 
     Raises RuntimeError if LLVM can't read `source`.
     """
-    code = _load_source(source, names)
-    return tuple(Kernel(name, code.addresses[name], source, code) for name in names)
-
-
-@dataclass(eq=False)
-class _Code:
-    """Native code loaded into this process; freed with its last reference."""
-
-    addresses: dict[str, int]
-    engine: Any
-
-
-_LOADED: weakref.WeakValueDictionary[str, _Code] = weakref.WeakValueDictionary()
-"""Loaded code by a hash of its source."""
-
-
-def _load_source(source: str, names: tuple[str, ...]) -> _Code:
-    """The native code of `source` with the functions `names`; all threads share it."""
-    key = hashlib.sha256("\n".join((*names, source)).encode()).hexdigest()
+    key = hashlib.sha256(f"{name}\n{source}".encode()).hexdigest()
     with COMPILING:
-        code = _LOADED.get(key)
-        if code is None:
+        kernel = _LOADED.get(key)
+        if kernel is None:
             folder = toolchain_folder()
             path = None if folder is None else folder / f"{key[:40]}.kernel"
             object_code = None if path is None else _read_object_code(path)
@@ -76,8 +63,8 @@ def _load_source(source: str, names: tuple[str, ...]) -> _Code:
                 object_code = _compile(source)
                 if path is not None:
                     _write_object_code(path, object_code)
-            code = _LOADED[key] = _load(object_code, names)
-        return code
+            kernel = _LOADED[key] = _load(object_code, name, source)
+        return kernel
 
 
 def _digest(path: Path, code: bytes) -> bytes:
@@ -155,13 +142,13 @@ def host() -> tuple[Any, Any]:
     return llvm, machine
 
 
-def _load(code: bytes, names: tuple[str, ...]) -> _Code:
-    """Loads object code with the functions `names` into this process."""
+def _load(object_code: bytes, name: str, source: str) -> Kernel:
+    """Loads the object code of `source`, with the function `name`, into this process."""
     llvm, machine = host()
     engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
     engine.finalize_object()
-    return _Code({name: engine.get_function_address(name) for name in names}, engine)
+    return Kernel(name, engine.get_function_address(name), source, engine)
 
 
 @cache

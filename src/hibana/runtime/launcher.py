@@ -109,7 +109,7 @@ class Launcher:
         """The compiled kernel for these values of its options."""
         if options not in self._kernels:
             text = self.source(**dict(zip(self.signature.options, options, strict=True)))
-            (self._kernels[options],) = assemble(text, (self.name,))
+            self._kernels[options] = assemble(text, self.name)
         return self._kernels[options]
 
     def _bind(self, constants: tuple[Any, ...]) -> tuple[int, bytes]:

@@ -154,12 +154,6 @@ class Value:
         type_ = {FLOAT.bits: FLOAT, DOUBLE.bits: DOUBLE}[self.type.bits].of(self.type.width)
         return self.new(type_, f"bitcast {self} to {type_}")
 
-    def truncate(self) -> "Value":
-        """Each float truncated towards zero to an integer of the same width, saturating."""
-        type_ = Type(f"i{self.type.bits}", self.type.bits, self.type.width)
-        name = f"llvm.fptosi.sat.{type_.mangled}.{self.type.mangled}"
-        return self.new(type_, f"call {type_} @{name}({self})")
-
     def word(self) -> "Value":
         """The bits of this vector as one integer; the first element takes the lowest bits."""
         bits = self.type.width * self.type.bits

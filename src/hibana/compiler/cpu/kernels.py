@@ -113,7 +113,7 @@ class CpuKernels(NamedKernels):
         key = direction, variant, nontemporal
         if key not in self._kernels:
             source = self._source(*key)
-            (kernel,) = assemble(source.text, (direction,))
+            kernel = assemble(source.text, direction)
             # Another thread may already run a kernel that it stored first: that one must stay alive.
             self._kernels.setdefault(key, (kernel, source))
         return self._kernels[key]

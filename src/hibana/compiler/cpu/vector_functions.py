@@ -188,5 +188,5 @@ def _row(op: str, dtype: torch.dtype, width: int, compute: Callable[..., Value])
     row = function(f"{op}_row", body, kinds, exported=True)
     text = source(row.texts)
     if text not in _ROWS:
-        (_ROWS[text],) = assemble(text, (f"{op}_row",))
+        _ROWS[text] = assemble(text, f"{op}_row")
     return _ROWS[text].address

@@ -75,7 +75,7 @@ def build(network: Network) -> Native:
     code = Code()
     _write_call(code, network, static_layers, step, len(initial_state), emitter.scratch.size)
     head = "define void @network(i64 %begin, i64 %end, ptr noalias readonly %args) nounwind"
-    (kernel,) = runtime.assemble(runtime.source([*code.texts, code.text(head)]), ("network",))
+    kernel = runtime.assemble(runtime.source([*code.texts, code.text(head)]), "network")
     functions = torch.tensor(emitter.functions, dtype=torch.int64, device="cpu")
     return Native(network, kernel, emitter.weights.packed(), initial_state, tuple(emitter.arrays), functions)
 
