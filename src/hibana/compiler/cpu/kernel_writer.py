@@ -2,7 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import groupby
 
 from hibana.compiler.cpu.row_pass import Call, Pass
 from hibana.compiler.cpu.time_loop import UNROLLED, TimeLoop
@@ -45,7 +47,28 @@ class Source:
 
 
 class KernelWriter(ABC):
-    """Writes a kernel; a subclass adds the loops over neurons or samples around the loop over time."""
+    """Writes a kernel that runs all steps over one *tile* after another.
+
+    A tile is several samples, or a row of neurons. A subclass adds the loop over tiles, which sets the
+    attributes of a tile.
+    """
+
+    first: Value
+    """The number, within a step, of the tile's first neuron."""
+    first_octet: Value
+    """The number of the first byte of the tile's bits within a step."""
+    neurons: Value
+    """The number of neurons of a sample of the tile."""
+    octets: Value
+    """The number of bytes of the bits of a sample."""
+    stride: Value
+    """The number of numbers from a sample to the next in the kernel's own rows."""
+    in_reverse: Value
+    """The number of neurons at the end of a sample that run in reverse order."""
+    rows: dict[str, Pointer]
+    """The kernel's own rows by name: the addresses of the tile's first sample."""
+    zeros: Pointer
+    """A row of zeros."""
 
     def __init__(self, step: Step, loop: TimeLoop) -> None:
         """Collects the passes of `loop`, their leaves, and the vector functions that they call."""
@@ -96,8 +119,68 @@ class KernelWriter(ABC):
         )
 
     @abstractmethod
+    def each_sample(self) -> AbstractContextManager[Value]:
+        """A loop over the samples of the tile; yields the sample's number in the tile."""
+
+    def write_product(self, call: Call, t: Value) -> None:
+        """Writes the matrix product `call` for all samples of the tile at step `t`."""
+        raise NotImplementedError("only kernels over samples have matrix products")
+
+    def begin_states(self) -> None:
+        """Copies the initial values of the states to the kernel's rows."""
+        for name, state in self.loop.states.items():
+            start, stride = self.initial(state.start)
+            with self.each_sample() as s:
+                (self.rows[name] + s * self.stride).copy(start + s * stride, self.neurons)
+
+    def initial(self, name: str) -> tuple[Pointer, Value]:
+        """The address of the argument `name` for the tile's first sample, and the stride between samples.
+
+        Zeros with a stride of 0 if the argument is null or `name` is empty.
+        """
+        if not name:
+            return self.zeros, self.code.constant(0)
+        argument = self.addresses[name]
+        exists = argument.is_not_null()
+        return self.zeros.replace_if(exists, argument + self.first), exists.select(self.neurons, 0)
+
     def run_pass(self, pass_: Pass, t: Value) -> None:
-        """Writes the calls of `pass_`, whose first step is step `t`."""
+        """Writes the calls of `pass_` from step `t` on: functions by sample, products for all samples."""
+        for are_products, calls in groupby(pass_.sequence, key=lambda call: call.function == "product"):
+            if are_products:
+                for call in calls:
+                    self.write_product(call, t)
+                continue
+            with self.each_sample() as s:
+                rows: dict[str, Pointer] = {}
+                for call in calls:
+                    for name in call.rows:
+                        if name not in rows:
+                            address, stride = self.row(name, t)
+                            rows[name] = address + s * stride
+                    self.call(call, [rows[name] for name in call.rows], t, self.first + s * self.neurons)
+
+    def row(self, name: str, t: Value) -> tuple[Pointer, Value]:
+        """The address of the row `name` for the tile's first sample at step `t`, and the sample stride.
+
+        The row ``{name}.1`` belongs to the step that follows.
+        """
+        sequence_step = self.sequence_step(name, t)
+        if sequence_step is not None:
+            sequence, offset = sequence_step
+            in_bits, in_numbers = (self.first_octet, self.octets), (self.first, self.neurons)
+            first, stride = in_bits if sequence.bits else in_numbers
+            return self.addresses[sequence.base] + (offset + first), stride
+        if name in self.rows:
+            return self.rows[name], self.stride
+        argument, _, position = name.partition(".")
+        if not position:  # a parameter with a number for each neuron
+            return self.addresses[f"{name}_at"] + self.first, self.neurons
+        is_first = self.is_first(t, int(position))
+        initial, stride = self.initial(argument)
+        # another row, which is in the cache, where the values are not used
+        unused = self.rows[next(iter(self.loop.states))]
+        return unused.replace_if(is_first, initial), is_first.select(stride, self.stride)
 
     def write_steps(self, groups: Value | int) -> None:
         """Writes the loops over `groups` of :data:`UNROLLED` steps, and over the remaining single steps."""
@@ -130,22 +213,12 @@ class KernelWriter(ABC):
             t = (t + offset if self.loop.forwards else t - offset).larger(0)
         return sequence, t * self.size[sequence.stride]
 
-    def call(
-        self,
-        call: Call,
-        rows: Sequence[Pointer],
-        neurons: Value,
-        in_reverse: Value,
-        time: Value,
-        first: Value,
-    ) -> None:
+    def call(self, call: Call, rows: Sequence[Pointer], time: Value, first: Value) -> None:
         """Writes the call of a row function.
 
         Args:
             call: a call of a function of a pass, or of an operation's vector function.
             rows: the addresses of the function's rows.
-            neurons: the number of neurons in a row.
-            in_reverse: the number of neurons at the end of the row that run in reverse order.
             time: the step.
             first: the number of the row's first neuron within the step.
         """
@@ -156,7 +229,8 @@ class KernelWriter(ABC):
             if name.startswith("is_first."):
                 is_first = self.is_first(time, int(name.removeprefix("is_first.")))
                 scalars[name] = is_first.select(self.code.constant(1, self.loop.number.element), 0)
-        write_call(self.code, call, rows, scalars, functions, neurons, in_reverse, draw_arguments)
+        sizes = self.neurons, self.in_reverse
+        write_call(self.code, call, rows, scalars, functions, *sizes, draw_arguments)
 
     def finish(self, buffer_rows: int, max_row: int = 0) -> Source:
         """The LLVM module of the kernel and its functions."""

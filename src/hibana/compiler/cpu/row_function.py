@@ -5,7 +5,7 @@ LLVM neither contracts nor reorders operations, and the results are those of IEE
 """
 
 from collections.abc import Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from hibana.runtime.kernels import (
     Ints,
     Kind,
     Pointer,
+    Type,
     Value,
     function,
 )
@@ -52,46 +53,74 @@ NUMBERS: dict[torch.dtype, type[Pointer]] = {torch.float32: Floats, torch.float6
 IN_LOOP = "in loop"
 """The data of an ``exp`` of float32 that is computed within the loop instead of by a vector function."""
 
-Rows = Mapping[str, Pointer]
-"""The addresses of rows of numbers or, as bytes, of bits."""
+
+@dataclass(frozen=True)
+class _Row:
+    """The function of a row while it is written."""
+
+    code: Code
+    stores: Stores
+    """The rows to write, and their values."""
+    rows: Mapping[str, Pointer]
+    """The addresses of rows of numbers or, as bytes, of bits."""
+    element: Type
+    """The type of a number."""
+    scalars: Mapping[str, Value]
+    """The vectors of the scalar leaves."""
+    draws: Draws | None
+    """The random numbers of the row."""
+    sequences: frozenset[str]
+    """The rows of sequences, which are prefetched."""
+    streamed: frozenset[str]
+    """The rows whose numbers are written by non-temporal stores, aligned to cache lines."""
+
+    def write_block(self, index: Value, count: Value | None = None, *, prefetches: bool = False) -> None:
+        """Computes all results for the block of neurons from `index` on.
+
+        Args:
+            index: the index of the block's first neuron in the row.
+            count: the number of neurons in the block; None: it is full.
+            prefetches: whether later blocks of sequences are prefetched.
+        """
+        names: dict[graph.Value, str] = {}
+        for name, value in self.stores.items():
+            names.setdefault(value, f"{name}.{index.text[1:]}")
+        block = _Block(self, index, count, names, prefetches)
+        overwritten = leaves(self.stores)  # rows that are read are stored last
+        for name, value in sorted(self.stores.items(), key=lambda item: item[0] in overwritten):
+            result = block.of(value)
+            nontemporal = name in self.streamed and count is None
+            if prefetches and name in self.sequences and not (nontemporal or value.boolean):
+                block.prefetch(name, to_write=True)
+            block.store(name, result, nontemporal=nontemporal)
 
 
 class _Block(Analysis[Value]):
-    """Writes the code for one block of 32 neurons: loads leaves, computes values, stores results.
-
-    The arguments of the constructor are those of :func:`_block`.
-    """
+    """Writes the code for one block of 32 neurons: loads leaves, computes values, stores results."""
 
     def __init__(
         self,
-        code: Code,
-        rows: Rows,
-        number: type[Pointer],
+        row: _Row,
         index: Value,
         count: Value | None,
-        ahead: frozenset[str],
         names: Mapping[graph.Value, str],
-        scalars: Mapping[str, Value],
-        draws: Draws | None,
+        prefetches: bool,
     ) -> None:
-        """Computes the masks of a block with `count` neurons; None: all lanes belong to the row."""
+        """Computes the masks of a block; `names` are those of the results in the code.
+
+        For other arguments see :meth:`_Row.write_block`.
+        """
         super().__init__()
-        self.code = code
-        self.rows = rows
-        self.ahead = ahead
-        self.names = names
-        """The names of results in the code."""
-        self.scalars = scalars
-        self.draws = draws
-        self.element = number.element
-        self.vector = self.element.of(VECTOR)
+        self.row, self.code, self.names = row, row.code, names
+        self.ahead = row.sequences if prefetches else frozenset[str]()
+        self.vector = row.element.of(VECTOR)
         self.index = index
         self.octet = index >> 3
         self.valid = self.valid_octets = None
         """Masks of the lanes and of the bytes of bits that belong to the row; None: the block is full."""
         if count is not None:
-            self.valid = code.lane_indices(LONG.of(VECTOR)) < count.spread(VECTOR)
-            self.valid_octets = code.lane_indices(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
+            self.valid = self.code.lane_indices(LONG.of(VECTOR)) < count.spread(VECTOR)
+            self.valid_octets = self.code.lane_indices(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
         self.addresses: dict[str, Pointer] = {}
         vector = self.vector
         self.types = {"V": str(vector), "T": vector.element, "M": str(MASK), "K": vector.mangled}
@@ -99,7 +128,7 @@ class _Block(Analysis[Value]):
     def address(self, name: str) -> Pointer:
         """The address of the block in the row `name`."""
         if name not in self.addresses:
-            row = self.rows[name]
+            row = self.row.rows[name]
             self.addresses[name] = row + (self.octet if isinstance(row, Bytes) else self.index)
         return self.addresses[name]
 
@@ -127,12 +156,12 @@ class _Block(Analysis[Value]):
 
     def on_scalar(self, value: graph.Value) -> Value:
         """A vector of the scalar argument `value`."""
-        return self.scalars[str(value.data)]
+        return self.row.scalars[str(value.data)]
 
     def on_draw(self, value: graph.Value) -> Value:
         """The block's random numbers of the draw `value`."""
-        assert self.draws is not None
-        return self.draws.numbers(str(value.data), self.element, self.index)
+        assert self.row.draws is not None
+        return self.row.draws.numbers(str(value.data), self.row.element, self.index)
 
     def on_row(self, value: graph.Value) -> Value:
         """The block's numbers in the row `value`; prefetches a later block if the row is in `ahead`."""
@@ -208,20 +237,20 @@ def row_function(
         vectors = {s: arguments[_identifier(s)].spread(VECTOR) for s in scalars}
         draw_arguments = {name: arguments[name] for name in _DRAW_ARGUMENTS} if draw_names else {}
         draws = Draws(code, draw_names, VECTOR, aligned=aligned, **draw_arguments) if draw_names else None
-        block = partial(_block, code, stores, arguments, vectors, draws, number)
+        row = _Row(code, stores, arguments, number.element, vectors, draws, sequences, streamed)
         if short:
             with code.loop(0, n, VECTOR) as index:
-                block(index, n - index)
+                row.write_block(index, n - index)
             return
         full = n & -VECTOR
         turn = (full - in_reverse).larger(0)
         with code.loop(0, turn, VECTOR) as index:
-            block(index, ahead=sequences, streamed=streamed)
+            row.write_block(index, prefetches=True)
         with code.loop(0, full - turn, VECTOR) as back:
-            block(full - VECTOR - back, streamed=streamed)
+            row.write_block(full - VECTOR - back)
         remainder = n - full
         with code.when(remainder.differs(0)):
-            block(full, remainder)
+            row.write_block(full, remainder)
 
     kinds: dict[str, Kind] = {**rows, **dict.fromkeys(map(_identifier, scalars), number.element)}
     kinds |= {"n": LONG, "in_reverse": LONG}
@@ -237,46 +266,3 @@ _DRAW_ARGUMENTS = ("seed", "time", "first")
 def _identifier(scalar: str) -> str:
     """The name of a scalar such as ``c[0]`` in LLVM IR."""
     return scalar.replace("[", ".").replace("]", "")
-
-
-def _block(
-    code: Code,
-    stores: Stores,
-    rows: Rows,
-    scalars: Mapping[str, Value],
-    draws: Draws | None,
-    number: type[Pointer],
-    index: Value,
-    count: Value | None = None,
-    *,
-    ahead: frozenset[str] = frozenset(),
-    streamed: frozenset[str] = frozenset(),
-) -> None:
-    """Computes `stores` for the block of neurons from `index` on.
-
-    Args:
-        code: the code of the function.
-        stores: the rows to write, and their values.
-        rows: the addresses of all rows.
-        scalars: the vectors of the scalar leaves.
-        draws: the random numbers of the row, or None.
-        number: the pointer type of numbers.
-        index: the index of the block's first neuron in the row.
-        count: the number of neurons in the block; None: it is full.
-        ahead: the rows that are prefetched.
-        streamed: the rows whose numbers are written by non-temporal stores, aligned to cache lines.
-    """
-    names: dict[graph.Value, str] = {}
-    for name, value in stores.items():
-        names.setdefault(value, f"{name}.{index.text[1:]}")
-    block = _Block(code, rows, number, index, count, ahead, names, scalars, draws)
-    overwritten = leaves(stores)  # rows that are read are stored last
-    for name, value in stores.items():
-        result = block.of(value)
-        if name not in overwritten:
-            if name in ahead - streamed and not value.boolean:
-                block.prefetch(name, to_write=True)
-            block.store(name, result, nontemporal=name in streamed)
-    for name, value in stores.items():
-        if name in overwritten:
-            block.store(name, block.of(value), nontemporal=False)

@@ -8,12 +8,11 @@ cache. A step is cut at its products: functions of rows run sample by sample
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 from hibana.compiler.cpu.kernel_writer import KernelWriter, Source
 from hibana.compiler.cpu.product import product, product_at
-from hibana.compiler.cpu.row_pass import Call, Pass
+from hibana.compiler.cpu.row_pass import Call
 from hibana.compiler.cpu.sparse_product import sparse_product, sparse_product_at
 from hibana.runtime.kernels import BYTE, Bytes, Ints, Kind, Longs, Pointer, Value
 
@@ -28,13 +27,8 @@ threads and of one, bytes of a thread's memory, bytes of bits of a step and of a
 class SampleLoops(KernelWriter):
     """A kernel over samples while it is written."""
 
-    sample: Value
-    """The number of the tile's first sample."""
     count: Value
     """The number of samples of the tile."""
-    rows: dict[str, Pointer]
-    """The kernel's own rows by name, each of all samples of the tile."""
-    zeros: Pointer
 
     def source(self) -> Source:
         """Writes the kernel: for each tile, the states' initial values, all steps, and the last values."""
@@ -48,6 +42,8 @@ class SampleLoops(KernelWriter):
         self.read_arguments(integers, ["workspace"], kinds)
         size = self.size
         size["step_size"] = size["samples"] * size["neurons"]
+        self.neurons, self.octets, self.stride = size["neurons"], size["sample_bytes"], size["padded"]
+        self.in_reverse = code.constant(0)
         scratch = [row for pass_ in self.passes for row in (*pass_.scratch, *pass_.products)]
         buffers = list(dict.fromkeys([*loop.states, *scratch]))
         by_matrix, by_rows = product(loop.number), product_at(loop.number)
@@ -58,9 +54,10 @@ class SampleLoops(KernelWriter):
             first = thread * size["tiles_per_thread"]
             last = (first + size["tiles_per_thread"]).smaller(size["tiles"])
             with code.loop(first, last) as tile:
-                self.sample = tile * size["per_tile"]
-                self.count = size["per_tile"].smaller(size["samples"] - self.sample)
-                self._begin_states()
+                sample = tile * size["per_tile"]
+                self.count = size["per_tile"].smaller(size["samples"] - sample)
+                self.first, self.first_octet = sample * self.neurons, sample * self.octets
+                self.begin_states()
                 self.write_steps(0)
                 self._end_states()
         return self.finish(len(buffers))
@@ -91,48 +88,24 @@ class SampleLoops(KernelWriter):
         self.all_bits[neurons >> 3] = (self.code.constant(1) << (neurons & 7)).to(BYTE) - 1
 
     @contextmanager
-    def _each_sample(self) -> Iterator[tuple[Value, Value]]:
-        """A loop over the samples of the tile; yields a sample's number in the tile and in the batch."""
+    def each_sample(self) -> Iterator[Value]:
+        """A loop over the samples of the tile; yields the sample's number in the tile."""
         with self.code.loop(0, self.count) as s:
-            yield s, self.sample + s
-
-    def _begin_states(self) -> None:
-        """Copies the initial states of the tile's samples into the kernel's own rows."""
-        for name, state in self.loop.states.items():
-            start, stride = self._initial(state.start) if state.start else (self.zeros, self.code.constant(0))
-            with self._each_sample() as (s, _):
-                self._buffer_row(name, s).copy(start + s * stride, self.size["neurons"])
+            yield s
 
     def _end_states(self) -> None:
         """Copies the last states of the tile's samples to the caller's tensors."""
         ends = {name: self.addresses[state.end] for name, state in self.loop.states.items() if state.end}
         for name, end in ends.items():
-            with self.code.when(end.is_not_null()), self._each_sample() as (s, sample):
-                (end + self._offset(sample)).copy(self._buffer_row(name, s), self.size["neurons"])
+            with self.code.when(end.is_not_null()), self.each_sample() as s:
+                last = end + (self.first + s * self.neurons)
+                last.copy(self.rows[name] + s * self.stride, self.neurons)
 
-    def run_pass(self, pass_: Pass, t: Value) -> None:
-        """Writes the calls of `pass_` at step `t`: functions sample by sample, products for all samples."""
-        for are_products, calls in groupby(pass_.sequence, key=lambda call: call.function == "product"):
-            if are_products:
-                for call in calls:
-                    self._product(call, t)
-                continue
-            with self._each_sample() as (s, sample):
-                rows: dict[str, Pointer] = {}
-                for call in calls:
-                    for name in call.rows:
-                        if name not in rows:
-                            address, stride = self._rows(name, t)
-                            rows[name] = address + s * stride
-                    in_reverse, first = self.code.constant(0), self._offset(sample)
-                    addresses = [rows[name] for name in call.rows]
-                    self.call(call, addresses, self.size["neurons"], in_reverse, t, first)
-
-    def _product(self, call: Call, t: Value) -> None:
+    def write_product(self, call: Call, t: Value) -> None:
         """Writes the matrix product `call` for all samples of the tile at step `t`."""
         code, size = self.code, self.size
         operand, *mask, result = call.rows  # `mask` has one row for a masked product, else none
-        x, x_stride = self._rows(operand, t)
+        x, x_stride = self.row(operand, t)
         matrix, y = [self.addresses[name] for name in self._matrix(call)], self.rows[result]
         if len(matrix) > 1:
             bits = self._mask(mask[0], t) if mask else (self.all_bits, code.constant(0))
@@ -152,37 +125,19 @@ class SampleLoops(KernelWriter):
         mask_bits, bits_stride = self._mask(mask[0], t)
         by_rows.do(code, x, x_stride, *matrix, mask_bits, bits_stride, y, *sizes, self.indices)
 
-    def _rows(self, name: str, t: Value) -> tuple[Pointer, Value]:
-        """The address of the neurons of value `name` for the tile's first sample, and the sample stride."""
-        sequence_step, neurons = self.sequence_step(name, t), self.size["neurons"]
+    def row(self, name: str, t: Value) -> tuple[Pointer, Value]:
+        """As :meth:`KernelWriter.row`; in a forward, the initial values precede the first step."""
+        address, stride = super().row(name, t)
         row, _, position = name.partition(".")
-        if sequence_step is not None:
-            sequence, offset = sequence_step
-            stride = self.size["sample_bytes"] if sequence.bits else neurons
-            address = self.addresses[sequence.base] + offset + self.sample * stride
-            if not self.loop.forwards or position == "0":
-                return address, stride
-            initial, initial_stride = self._initial(f"{row}_first")
-            is_first = t.equals(0)
-            return address.replace_if(is_first, initial), is_first.select(initial_stride, stride)
-        if name in self.rows:
-            return self.rows[name], self.size["padded"]
-        if row in self.loop.initial.values():
-            return self._initial(row)
-        return self.addresses[f"{name}_at"] + self.sample * neurons, neurons
-
-    def _initial(self, name: str) -> tuple[Pointer, Value]:
-        """The address of the argument `name` for the tile's first sample, and the sample stride.
-
-        Zeros with a stride of 0 if the argument is null.
-        """
-        argument, neurons = self.addresses[name], self.size["neurons"]
-        exists = argument.is_not_null()
-        return self.zeros.replace_if(exists, argument + self.sample * neurons), exists.select(neurons, 0)
+        if not self.loop.forwards or row not in self.loop.sequences or position == "0":
+            return address, stride
+        initial, initial_stride = self.initial(f"{row}_first")
+        is_first = t.equals(0)
+        return address.replace_if(is_first, initial), is_first.select(initial_stride, stride)
 
     def _mask(self, name: str, t: Value) -> tuple[Pointer, Value]:
         """The address of the bits `name` that mask a product, for the tile's samples, and their stride."""
-        bits, stride = self._rows(name, t)
+        bits, stride = self.row(name, t)
         if name.endswith(".0"):
             return bits, stride
         # Bits of the step before. Before the first step in time the product is a part of the gradients of the
@@ -190,14 +145,6 @@ class SampleLoops(KernelWriter):
         is_first, wants_first = self.is_first(t, 0), self.size["wants_first"].differs(0)
         initial = self.no_bits.replace_if(wants_first, self.all_bits)
         return bits.replace_if(is_first, initial), is_first.select(0, stride)
-
-    def _buffer_row(self, name: str, s: Value) -> Pointer:
-        """The address of the value `name` in the kernel's own memory, for sample `s` of the tile."""
-        return self.rows[name] + s * self.size["padded"]
-
-    def _offset(self, sample: Value) -> Value:
-        """The number of the first neuron of `sample` within a step."""
-        return sample * self.size["neurons"]
 
     def _matrix(self, call: Call) -> list[str]:
         """The arguments that are the matrix of a product.
