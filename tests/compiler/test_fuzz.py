@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 
 from fuzz import deep, differ, large, networks, sparse, steps, twins
@@ -148,8 +149,9 @@ def test_an_error_without_a_name_is_found(monkeypatch):
         _compared(PLAIN, 10)
 
 
-def test_bits_of_overwritten_spikes_are_found(monkeypatch):
-    monkeypatch.setattr(provenance, "matching_ones", lambda tensor, planes: int(tensor.count_nonzero()))
-    wrong = networks.Network(("Linear", "IF", "Linear"), {1: "mul_"}, batch=64, width=64)
+def test_a_gradient_that_is_left_out_is_found(monkeypatch):
+    rows = provenance.Provenance.rows
+    monkeypatch.setattr(provenance.Provenance, "rows", lambda *given: torch.zeros_like(rows(*given)))
+    wrong = networks.Network(("Linear", "IF", "Linear"), {}, batch=64, width=64)
     with pytest.raises(Different):
         twins.compare(wrong, Counts())

@@ -10,10 +10,10 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.spikes import layer as shared_layer
 from hibana.spikes.bits import pack_bits
-from hibana.spikes.convolution import autograd, pixels
+from hibana.spikes.convolution import pixels
 from hibana.spikes.convolution.geometry import Geometry
+from hibana.spikes.convolution.product import ConvolutionProduct, windows_of
 from hibana.spikes.linear import product
 from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import lookup
@@ -26,10 +26,8 @@ def _spikes(*shape, density, last=True):
     return spikes.contiguous(memory_format=torch.channels_last) if last else spikes
 
 
-def restricted(tensor):
-    """What is known of `tensor`, if its gradient is needed in some places only."""
-    found = lookup(tensor)
-    return None if found is None or found.observers is None else found
+restricted = lookup
+"""Where the gradient of a tensor is needed, if in some places only."""
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")  # torch's own
@@ -236,37 +234,32 @@ def test_spikes_kept_as_bits_are_pooled_from_these(window, channels):
 
 
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
-@pytest.mark.parametrize("write", [None, "in place", "has_no_observer"])
-def test_what_is_pooled_is_known_as_bits_until_it_is_written_to(sigma, write):
+@pytest.mark.parametrize("write", [None, "in place", "spikes"])
+def test_the_gradient_of_pooled_spikes_is_needed_at_these(sigma, write):
     currents = torch.rand(4, 3, 8, 8, 16).mul(1.5).permute(0, 1, 4, 2, 3).requires_grad_()
-    pooled = hb.EachStep(hb.events.MaxPool2d(2))(hb.IF(1.0, sigma, detach_reset=True)(currents))
+    spikes = hb.IF(1.0, sigma, detach_reset=True)(currents)
+    if write == "spikes":
+        spikes.data[1, 2, 3, 4, 5] = 1 - spikes.data[1, 2, 3, 4, 5]
+    pooled = hb.EachStep(hb.events.MaxPool2d(2))(spikes)
     if write == "in place":
         pooled[:, 0].mul_(1.0)
-    if write == "has_no_observer":
-        pooled.data.neg_()
-    found = lookup(pooled)
-    if write is None:
-        assert (found.observers is not None) == isinstance(sigma, surrogate.Step)
+    found = restricted(pooled)
+    if write is None and isinstance(sigma, surrogate.Step):
         rows = pooled.detach().movedim(2, -1).reshape(-1, 64)
-        assert torch.equal(found.spikes.view(torch.int64), pack_bits(rows)[0])
-        assert found.ones == pooled.sum()
+        assert torch.equal(found.mask.view(torch.int64), pack_bits(rows)[0])
     else:
-        assert restricted(pooled) is None
-        assert (found is None) == (write != "in place")
+        assert found is None
 
 
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box()], ids=repr)
 @pytest.mark.parametrize("last", [True, False])
-def test_a_convolution_takes_the_bits_that_a_layer_below_kept(sigma, last, monkeypatch):
+def test_a_convolution_of_the_spikes_of_a_layer(sigma, last):
     currents = torch.rand(4, 3, 16, 9, 8).mul(1.5)
     if last:
         currents = currents.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
     dense = nn.Conv2d(16, 8, 3, padding=1)
     layer = hb.events.adopt(copy.deepcopy(dense))
     layer.mode = "events"
-    scanned = []
-    scan = shared_layer._pack_all
-    monkeypatch.setattr(shared_layer, "_pack_all", lambda rows: scanned.append(1) or scan(rows))
     found = []
     for conv in (layer, dense):
         x = currents.detach().requires_grad_()
@@ -276,7 +269,6 @@ def test_a_convolution_takes_the_bits_that_a_layer_below_kept(sigma, last, monke
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-3)
     assert layer.explain().startswith("events")
-    assert scanned == ([] if last else [1])
 
 
 @pytest.mark.parametrize("value", [0.5, -1.0, float("nan"), float("inf")])
@@ -430,7 +422,9 @@ def test_a_gradient_on_the_support_is_right_there_and_zero_elsewhere(
     )
     wanted = torch.where(support.permute(0, 3, 1, 2), wanted, 0)
     bits, _ = pack_bits(support.float().view(2 * image[0], -1))
-    got = autograd.input_gradient(bits, weight, grad.view(-1, outputs), geometry)
+    convolution = ConvolutionProduct(wanted.shape, weight, geometry)
+    mask = product.GradientMask(bits, density)
+    got = convolution.input_gradient(mask, weight, grad.view(-1, outputs))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item() + 1e-30)
     assert not got[wanted == 0].any()
 
@@ -484,7 +478,9 @@ def test_a_gradient_on_the_support_is_right_at_every_size(
     (wanted,) = torch.autograd.grad(out, x, grad.permute(0, 3, 1, 2).double())
     wanted = torch.where(support.permute(0, 3, 1, 2), wanted, 0).float()
     bits, _ = pack_bits(support.float().view(images * image[0], -1))
-    got = autograd.input_gradient(bits, weight, grad.view(-1, outputs), geometry)
+    convolution = ConvolutionProduct(x.shape, weight, geometry)
+    mask = product.GradientMask(bits, density)
+    got = convolution.input_gradient(mask, weight, grad.view(-1, outputs))
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert not got[wanted == 0].any()
 
@@ -659,7 +655,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
     weight, bias = torch.randn(outputs, channels, *kernel).to(memory_format=lies), torch.randn(outputs)
     gradient = torch.randn(images * geometry.output[0] * geometry.output[1], outputs)
     inputs = channels * kernel[0] * kernel[1]
-    windows = autograd.windows_of(input_.bits, geometry)
+    windows = windows_of(input_.bits, geometry)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "get_num_threads", lambda: threads)
         patch.setattr(pixels, "PIXELS", near)
@@ -672,7 +668,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
     flat = flat.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
     if of_weights is not None:
         torch.testing.assert_close(of_weights, flat, rtol=1e-4, atol=1e-4)
-    wanted, _ = product.forward(
+    wanted = product.forward(
         windows, 0.1, weight.permute(0, 2, 3, 1).reshape(outputs, -1), bias, input_.scales
     )
     wanted = wanted.view(images, *geometry.output, outputs).permute(0, 3, 1, 2)

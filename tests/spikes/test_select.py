@@ -25,10 +25,10 @@ def times(monkeypatch):
     def timed(key, calls):
         for call in calls():
             call()
-        if key.product.endswith("input") or key.product == "delays":
+        if key.product.endswith("input"):
             return seconds["input"], 1.0
         found = [seconds["forward"], 1.0] + [seconds["weights"], 1.0] * key.learning
-        return (*found, seconds["scan"]) if key.scanned else tuple(found)
+        return *found, seconds["scan"]
 
     monkeypatch.setattr(select, "is_tuning", lambda: True)
     monkeypatch.setattr(select, "_times", timed)
@@ -217,12 +217,6 @@ def test_a_small_convolution_that_was_changed_since_is_what_it_is_now():
     layer.mode = "events"
     layer(x.round())
     assert layer.explain().startswith("events")
-
-
-def test_bits_that_are_known_serve_products_of_few_outputs():
-    layer = hb.Linear(512, 10)
-    layer(hb.IF()(torch.rand(25, 128, 512, requires_grad=True)))
-    assert layer.explain().startswith("events: ")
 
 
 @pytest.fixture

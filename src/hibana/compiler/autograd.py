@@ -94,7 +94,7 @@ def run_specification(
         inputs.requires_grad or (tensors and any(tensor.requires_grad for tensor in tensors))
     ):
         outputs, *last = _apply(spec, inputs, *tensors)
-        _attach_bits(outputs)
+        _attach_region(outputs)
         return outputs, last
     outputs, last, _ = spec.kernels.forward(_arguments(spec, inputs, tensors, None))
     if spec.order is None:
@@ -108,27 +108,22 @@ def run_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequen
     """:func:`run_specification` with prepared kernels, for a call that needs the gradient of `inputs`."""
     outputs, *last = _apply(spec, inputs)
     if outputs.numel() >= MIN_OUTPUTS:
-        _attach_bits(outputs)
+        _attach_region(outputs)
     return outputs, last
 
 
 MIN_OUTPUTS = 256
-"""Minimum outputs that get bits attached; torch multiplies fewer numbers faster."""
+"""Minimum outputs that get metadata attached; torch multiplies fewer numbers faster."""
 
 
-def _attach_bits(outputs: Tensor) -> None:
-    """Attaches metadata to `outputs`: their spikes as bits, and a mask of where their gradient has an effect.
-
-    The autograd node of `outputs` has saved both.
-    """
+def _attach_region(outputs: Tensor) -> None:
+    """Attaches to `outputs` the mask of where their gradient has an effect, which their node has saved."""
     node: Any = outputs.grad_fn
     if node is None or outputs.numel() < MIN_OUTPUTS:
         return
-    spikes, mask = node.spikes, node.support
-    if spikes is not None or mask is not None:
-        planes, length = None if spikes is None else spikes[None], outputs.shape[1:].numel()
-        observers = None if mask is None else ()  # None: no region of the gradient; (): no observer yet
-        attach(outputs, planes, length, mask=None if mask is spikes else mask, observers=observers)
+    if node.support is not None:
+        is_spikes = node.support is node.spikes
+        attach(outputs, outputs.shape[1:].numel(), node.support, is_spikes=is_spikes)
 
 
 def _arguments(

@@ -1,13 +1,10 @@
-"""Metadata of tensors that hold spikes, attached to their storage: bits, and the region of the gradient.
+"""Metadata of tensors that a spiking layer emits: where the layer needs the tensor's gradient.
 
-This is the only mechanism that tells a layer that its input holds spikes. Both facts are optional:
-
-- the numbers as bit planes: plane k contains bit k of each number, as packed bits. They are valid for every
-tensor that covers exactly this memory. Readers must
-  compare them with the numbers, since a write through ``.data``, NumPy or DLPack leaves no trace;
-- the neurons at which the layer that emitted the tensor needs its gradient, and the observers of that
-  gradient. They are valid only for registered tensor objects: the layer's output, and views that hibana makes
-  of it. The gradient of any other view is computed everywhere.
+This is the only mechanism that tells a layer where to compute the gradient of its input. The metadata is
+attached to the tensor's storage: the neurons at which the emitting layer needs its gradient, and the
+observers of that gradient. It is valid only for registered tensor objects: the layer's output, and views that
+hibana makes of it. The gradient of any other view is computed everywhere. Nothing is recorded about the
+tensor's numbers, since a write through ``.data``, NumPy or DLPack leaves no trace.
 """
 
 from collections import OrderedDict
@@ -41,52 +38,42 @@ class GradientRegion(NamedTuple):
     version: int
     """The tensor's version counter; after an in-place write the gradient is needed everywhere."""
     strides: tuple[int, ...]
-    mask: Tensor | None
-    """Bits ``[pieces, bytes]`` in memory order, set where the surrogate's derivative can be non-zero. None
-    means that the spikes are the mask."""
+    mask: Tensor
+    """Bits ``[pieces, bytes]`` in memory order, set where the gradient is needed."""
+    is_spikes: bool
+    """Whether the mask is set exactly where the tensor had spikes when it was emitted."""
     observers: Observers
 
 
 class SpikeMetadata(NamedTuple):
-    """What is known about the numbers in one range of a storage; a piece is a row of bits, in whole bytes."""
+    """What is known about one range of a storage; a piece is a row of bits, in whole bytes."""
 
-    planes: Tensor | None
-    """The numbers as bit planes ``[planes, pieces, bytes]`` in memory order; spikes have one plane."""
     length: int
     """Numbers per piece."""
-    max_value: int
-    """The largest possible number."""
     extent: tuple[int | torch.SymInt, int]
     """The range's offset in the storage and its length, in numbers."""
-    regions: tuple[GradientRegion, ...] = ()
+    regions: tuple[GradientRegion, ...]
 
 
 def attach(
-    tensor: Tensor,
-    planes: Tensor | None,
-    length: int,
-    max_value: int = 1,
-    *,
-    mask: Tensor | None = None,
-    observers: Observers | None = None,
+    tensor: Tensor, length: int, mask: Tensor, observers: Observers = (), *, is_spikes: bool = False
 ) -> None:
-    """Attaches metadata to the memory of a float32 `tensor`.
+    """Attaches the region in which the gradient of a float32 `tensor` is needed.
 
     Args:
-        tensor: its memory range gets the metadata, and the object itself a gradient region.
-        planes: the numbers as bit planes ``[planes, pieces, bytes]`` in memory order, one plane for spikes.
+        tensor: its memory range gets the metadata, and the object itself the gradient region.
         length: the numbers in a piece (a row of bits).
-        max_value: the largest possible number.
-        mask: bits ``[pieces, bytes]``, set where the gradient of `tensor` is needed.
-        observers: earlier tensors that also see the gradient; None: the gradient is needed everywhere.
+        mask: bits ``[pieces, bytes]`` in memory order, set where the gradient is needed.
+        observers: earlier tensors that also see the gradient.
+        is_spikes: whether the mask is set exactly where `tensor` has spikes.
     """
-    regions = () if observers is None else (_region(tensor, mask, observers),)
     extent = tensor.storage_offset(), tensor.numel()
-    setattr(tensor.untyped_storage(), _ATTRIBUTE, SpikeMetadata(planes, length, max_value, extent, regions))
+    metadata = SpikeMetadata(length, extent, (_region(tensor, mask, is_spikes, observers),))
+    setattr(tensor.untyped_storage(), _ATTRIBUTE, metadata)
 
 
 def metadata_of(tensor: Tensor) -> SpikeMetadata | None:
-    """The metadata attached to exactly the memory of `tensor`, which may be outdated; None without any."""
+    """The metadata attached to exactly the memory of `tensor`; None without any."""
     try:
         storage = tensor.untyped_storage()
     except NotImplementedError:  # sparse, or wrapped by torch.func
@@ -123,12 +110,13 @@ def register_view(tensor: Tensor, view: Tensor) -> Tensor:
     if metadata is None or region is None or metadata_of(view) is not metadata:
         return view
     alive = tuple(other for other in metadata.regions if other.tensor() is not None)
-    regions = *alive, _region(view, region.mask, region.observers)
+    regions = *alive, _region(view, region.mask, region.is_spikes, region.observers)
     setattr(view.untyped_storage(), _ATTRIBUTE, metadata._replace(regions=regions))
     return view
 
 
-def _region(tensor: Tensor, mask: Tensor | None, observers: Observers) -> GradientRegion:
+def _region(tensor: Tensor, mask: Tensor, is_spikes: bool, observers: Observers) -> GradientRegion:
     """A record of where the gradient of `tensor` is needed, and of all tensors whose hooks see it."""
     observer = ref(tensor), ref(torch_internals.hooks_of(tensor))
-    return GradientRegion(ref(tensor), tensor._version, tensor.stride(), mask, (*observers, observer))
+    seen_by = *observers, observer
+    return GradientRegion(ref(tensor), tensor._version, tensor.stride(), mask, is_spikes, seen_by)

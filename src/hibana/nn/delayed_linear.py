@@ -160,7 +160,8 @@ class DelayedLinear(Weighted, Delayed):
         index, weights = _synapses(lags, len(taps)), taps.permute(2, 0, 1).flatten()
         if needs_gradient(inputs, weights, bias):
             is_contiguous = inputs.is_contiguous()
-            support = mask_provenance(source, self.in_features, is_contiguous, spikes) if not skip else None
+            source = None if skip else source
+            support = mask_provenance(source, inputs, is_contiguous, spikes, self.in_features)
             return autograd.multiply_spikes(history_and_inputs, weights, bias, spikes, support, index, skip)
         return product.forward(index, spikes.joint, weights, bias, history_and_inputs.shape[:-1], skip)
 

@@ -240,7 +240,7 @@ def _row(module: nn.Module) -> tuple[str, str] | None:
         changes = ["per spike"] if isinstance(module, spikes.Linear | spikes.Conv1d | spikes.Conv2d) else []
         over_time = isinstance(module, OverSteps | FlattenOverSteps | JoinedNeurons)
         changes += ["over time"] if over_time else []
-        return _name(was), ", ".join(changes or ["passes spikes on as bits"])
+        return _name(was), ", ".join(changes or ["passes on where spikes need their gradient"])
     if kind.__name__ in _UNCHANGED and kind.__module__.startswith("torch.nn."):
         return kind.__name__, f"left: {_UNCHANGED[kind.__name__]}"
     bases = [base.__name__ for base in kind.__mro__[1:] if base in _LAYERS]

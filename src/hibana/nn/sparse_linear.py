@@ -16,7 +16,6 @@ from hibana.spikes.checks import is_constant_over_time, kernels_accept
 from hibana.spikes.layer import (
     UNSUPPORTED,
     SpikeLayer,
-    attached_planes,
     check_mode,
     mask_provenance,
     needs_gradient,
@@ -257,9 +256,7 @@ class SparseLinear(SpikeLayer):
             self._reason = f"dense: {'asked for' if self.mode == 'dense' else reason}"
             return None
         provenance, is_contiguous = lookup(steps), steps.is_contiguous()
-        spikes = attached_planes(provenance, self.in_features, is_contiguous)
-        if spikes is None or spikes.bits.shape[0] > 1:
-            spikes = pack_binary(steps.detach().reshape(-1, self.in_features).contiguous())
+        spikes = pack_binary(steps.detach().reshape(-1, self.in_features).contiguous())
         if spikes is None:
             self._reason = "dense: the input is not spikes"
             return None
@@ -268,9 +265,7 @@ class SparseLinear(SpikeLayer):
             return None
         self._reason = _Events(spikes.density)
         if needs_gradient(steps, weight, bias):
-            support = None
-            if steps.requires_grad:
-                support = mask_provenance(provenance, self.in_features, is_contiguous, spikes)
+            support = mask_provenance(provenance, steps, is_contiguous, spikes, self.in_features)
             return autograd.multiply_spikes(steps, weight, bias, spikes, support, index, skip)
         return product.forward(index, spikes.joint, weight, bias, steps.shape[:-1], skip)
 

@@ -1,7 +1,7 @@
 """Layers that multiply spikes with weights in time proportional to the spikes, forward and backward.
 
-A layer reads its input's spikes and surrogate mask from data attached to the input tensor; this package does
-not depend on neurons. llvmlite is imported when the first kernel is compiled.
+A layer reads where the gradient of its input is needed from data attached to the input tensor; this package
+does not depend on neurons. llvmlite is imported when the first kernel is compiled.
 """
 
 from hibana.spikes.adopt import adopt

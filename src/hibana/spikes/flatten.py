@@ -1,4 +1,4 @@
-"""``hb.events.Flatten``: ``torch.nn.Flatten`` whose result keeps the input's spikes as bits."""
+"""``hb.events.Flatten``: ``torch.nn.Flatten`` whose result keeps the gradient mask of its input."""
 
 from typing import cast
 
@@ -15,7 +15,7 @@ __all__ = ["Flatten"]
 
 
 class Flatten(nn.Flatten):
-    """``torch.nn.Flatten`` whose result keeps the input's spikes as bits, for the layer that reads it.
+    """``torch.nn.Flatten`` whose result keeps the gradient mask of spikes, for the layer that reads it.
 
     >>> import torch, hibana as hb
     >>> hb.events.Flatten()(torch.ones(5, 2, 3)).shape
@@ -23,7 +23,7 @@ class Flatten(nn.Flatten):
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Flatten's name for it
-        """The flattened `input`, with its bits attached if it holds spikes."""
+        """The flattened `input`; that of spikes has their gradient mask attached."""
         if is_fx_proxy(input):
             return cast(Tensor, fx_leaf_call(self, input))
         flat = super().forward(input)
@@ -35,16 +35,14 @@ class Flatten(nn.Flatten):
 
 
 def _attach_copy(spikes: Tensor, copied: Tensor) -> Tensor:
-    """Packs the flattened copy `copied` of `spikes` into bits, attaches these to it, and returns it.
+    """Attaches a mask to the flattened copy `copied` of `spikes`, and returns it.
 
-    If `spikes` has no bits attached, `copied` is returned unchanged. If the gradient of `spikes` is needed
-    only where they are 1, and `copied` requires a gradient, the same holds for `copied`. Any other mask is
-    dropped: the gradient of `copied` is then needed everywhere.
+    If the gradient of `spikes` is needed only where they are 1, the same holds for `copied`. Any other mask
+    is dropped: the gradient of `copied` is then needed everywhere.
     """
     provenance = lookup(spikes)
-    if provenance is not None and provenance.spikes is not None and copied.numel():
+    if provenance is not None and copied.requires_grad and provenance.is_mask_of(spikes):
         length = copied.shape[-1]
-        bits = pack_bits(copied.detach().view(-1, length))[0].view(torch.uint8)[None]
-        observers = provenance.observers if provenance.mask is None and copied.requires_grad else None
-        attach(copied, bits, length, observers=observers)
+        mask = pack_bits(copied.detach().view(-1, length))[0].view(torch.uint8)
+        attach(copied, length, mask, provenance.observers, is_spikes=True)
     return copied

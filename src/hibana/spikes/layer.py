@@ -14,7 +14,7 @@ from hibana.spikes.planes import Planes, pack_integers
 from hibana.spikes.provenance import Provenance, fills_memory
 
 __all__ = ["NOT_SPIKES", "SMALLEST_WORK", "SMALL_PRODUCT", "SMALL_PRODUCT_REASON", "UNSUPPORTED", "Mode"]
-__all__ += ["PackedInput", "SpikeLayer", "attached_planes", "check_mode", "mask_provenance", "needs_gradient"]
+__all__ += ["PackedInput", "SpikeLayer", "check_mode", "mask_provenance", "needs_gradient"]
 __all__ += ["pack_binary", "pack_input", "pack_numbers"]
 
 Mode = Literal["auto", "dense", "events"]
@@ -82,23 +82,9 @@ def check_mode(mode: str) -> None:
         raise ValueError(f'mode must be "auto", "dense" or "events", got {mode!r}')
 
 
-def attached_planes(provenance: Provenance | None, length: int, is_contiguous: bool) -> Planes | None:
-    """The bit planes that a producer attached to an input, as rows of `length` elements.
-
-    None if no planes are attached, if rows do not begin at a word, or if the input is not contiguous.
-    """
-    if provenance is None or provenance.planes is None or not is_contiguous:
-        return None
-    plane_count = provenance.planes.shape[0]
-    bits = provenance.rows(provenance.planes, length)
-    if bits is None:
-        return None
-    return Planes(bits, provenance.ones / max(1, bits.shape[1] * plane_count * length))
-
-
-def pack_numbers(rows: Tensor) -> Planes | str:
-    """Contiguous `rows` of spikes or small whole numbers as bits; else the reason for a dense product."""
-    return pack_binary(rows) or pack_integers(rows, lambda: rows) or NOT_SPIKES
+def pack_numbers(rows: Tensor) -> Planes | None:
+    """Contiguous `rows` of spikes or small whole numbers as bits; None for other numbers."""
+    return pack_binary(rows) or pack_integers(rows, lambda: rows)
 
 
 class PackedInput(NamedTuple):
@@ -108,35 +94,20 @@ class PackedInput(NamedTuple):
     key: select.Key
 
 
-def pack_input(
-    provenance: Provenance | None,
-    length: int,
-    is_contiguous: bool,
-    numbers: Tensor,
-    rows: Callable[[], Tensor],
-    key: select.Key,
-    auto: bool,
-) -> PackedInput | str:
-    """The input of a product as bit planes, attached by its producer or packed from its numbers.
+def pack_input(numbers: Tensor, rows: Callable[[], Tensor], key: select.Key, auto: bool) -> PackedInput | str:
+    """The input of a product as bit planes; or the reason why torch must compute the product.
 
-    If torch must compute the product, returns the reason: the input holds neither spikes nor small whole
-    numbers, or, with `auto`, the density of a sample is too high.
+    Torch must if the input holds neither spikes nor small whole numbers or, with `auto`, if the density of a
+    sample is too high.
 
     Args:
-        provenance: the bits and the gradient mask that a layer attached to the input, or None.
-        length: elements of a row.
-        is_contiguous: whether the input is contiguous, row after row.
         numbers: the input, detached.
         rows: returns the input as contiguous rows.
         key: kind and sizes of the product, without density and number of bit planes.
         auto: whether a high density makes the product dense; if False, the input is always packed.
     """
-    planes = attached_planes(provenance, length, is_contiguous)
-    if planes is not None:
-        return PackedInput(planes, _complete_key(key, planes))
     filled = numbers if fills_memory(numbers) else rows()
     density = sampled_density(filled)
-    key = key._replace(scanned=True)
     if density is not None:
         # the density of the sample, not of all bits: the choice is made before all bits are packed
         sample_key = key._replace(density=select.density_bucket(density))
@@ -148,13 +119,10 @@ def pack_input(
         if planes is not None:
             return PackedInput(planes, sample_key)
     planes = pack_integers(filled, rows)
-    return NOT_SPIKES if planes is None else PackedInput(planes, _complete_key(key, planes))
-
-
-def _complete_key(key: select.Key, planes: Planes) -> select.Key:
-    """`key` with the density and the number of `planes`."""
-    density = select.density_bucket(planes.density)
-    return key._replace(density=density, planes=planes.bits.shape[0])
+    if planes is None:
+        return NOT_SPIKES
+    bucket = select.density_bucket(planes.density)
+    return PackedInput(planes, key._replace(density=bucket, planes=planes.bits.shape[0]))
 
 
 def pack_binary(rows: Tensor) -> Planes | None:
@@ -174,18 +142,21 @@ def needs_gradient(*tensors: Tensor | None) -> bool:
 
 
 def mask_provenance(
-    provenance: Provenance | None, length: int, is_contiguous: bool, planes: Planes
+    provenance: Provenance | None, numbers: Tensor, is_contiguous: bool, spikes: Planes, length: int
 ) -> Provenance | None:
     """`provenance`, if its mask may restrict the input gradient; else None.
 
     Args:
-        provenance: the bits and the gradient mask that a layer attached to the input, or None.
-        length: elements of a row of the input.
+        provenance: the gradient mask that a layer attached to the input, or None.
+        numbers: the input.
         is_contiguous: whether the input is contiguous, row after row.
-        planes: the input as bit planes.
+        spikes: the input as bits. They replace a mask of spikes whose rows do not begin at words.
+        length: elements of a row of the input.
     """
-    if provenance is None or provenance.observers is None:
+    if provenance is None or not is_contiguous:
         return None
-    if provenance.mask is None:  # the mask is the spikes themselves
-        return provenance if planes.bits.shape[0] == 1 else None
-    return provenance if is_contiguous and provenance.rows(provenance.mask, length) is not None else None
+    if provenance.rows(length) is None:
+        if not provenance.is_mask_of(numbers):
+            return None
+        return provenance._replace(length=length, mask=spikes.bits[0].view(torch.uint8))
+    return provenance

@@ -1,5 +1,6 @@
-"""``hb.events.MaxPool2d``: max pooling whose result keeps the spikes of its input as bits."""
+"""``hb.events.MaxPool2d``: max pooling of bits, whose result keeps the gradient mask of its input."""
 
+from math import gcd
 from typing import Any, cast
 
 import torch
@@ -21,10 +22,12 @@ GRAIN = 4
 """Smallest number of rows of output pixels per thread."""
 LARGEST_WINDOW = 4
 """Height and width of a window up to which bits are pooled."""
+MOST_PACKED = 4096
+"""Most numbers of a row that is packed into bits; rows are divided among threads."""
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """``torch.nn.MaxPool2d`` whose result keeps pooled spikes as bits, for the layer that reads it.
+    """``torch.nn.MaxPool2d``, which pools spikes as bits and keeps the mask of their gradient.
 
     Channels-last spikes are pooled as bits if windows have no overlap, padding or dilation. One byte is saved
     per output: the index of the selected pixel. If the spikes were emitted with the surrogate ``Step``, the
@@ -38,13 +41,15 @@ class MaxPool2d(nn.MaxPool2d):
     _reason = "not called yet"
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.MaxPool2d's name for it
-        """The pooled `input`; pooled spikes have their bits attached."""
+        """The pooled `input`; pooled spikes have a gradient mask attached if the spikes are theirs."""
         if is_fx_proxy(input):
             return cast(Tensor, fx_leaf_call(self, input))
         check_no_time(self, input, 2)
         window = pair(self.kernel_size)
         if not torch.compiler.is_compiling() and self._is_without_overlap() and _fits(input, window):
             provenance = lookup(input)
+            if provenance is not None and not provenance.is_mask_of(input):
+                provenance = None
             bits = _unpadded_bits(input, provenance)
             if bits is not None:
                 self.__dict__["_reason"] = "events: the first spike of each window"
@@ -76,34 +81,38 @@ def _fits(images: Tensor, window: Pair) -> bool:
 
 
 def _unpadded_bits(images: Tensor, provenance: Provenance | None) -> Tensor | None:
-    """The bits of `images` in memory order; None if not all numbers are spikes, or rows are padded."""
-    if provenance is not None and provenance.spikes is not None:
-        return provenance.spikes if provenance.spikes.shape[-1] * 8 == provenance.length else None
-    length = images.shape[3] * images.shape[1]
+    """The bits of `images` in memory order; None if not all numbers are spikes, or rows of bits are padded.
+
+    The mask of `provenance`, if any, is the bits.
+    """
+    if provenance is not None and provenance.mask.shape[1] * 8 == provenance.length:
+        return provenance.mask
+    length = gcd(images.numel(), MOST_PACKED)
     planes = None if length % 64 else pack_binary(images.detach().permute(0, 2, 3, 1).view(-1, length))
     return None if planes is None else planes.bits[0].view(torch.uint8)
 
 
 def _pool_bits(images: Tensor, window: Pair, bits: Tensor, provenance: Provenance | None) -> Tensor:
-    """The maxima of spikes from their `bits`: ``[N, channels, height / window, width / window]``."""
+    """The maxima of spikes from their `bits`: ``[N, channels, height / window, width / window]``.
+
+    With a `provenance`, whose mask is the spikes, the gradient of the maxima is needed at these only.
+    """
     count, channels, height, width = images.shape
     out_height, out_width = height // window[0], width // window[1]
     sizes = {"channels": channels, "height": height, "width": width, "out_height": out_height}
     sizes |= {"window_height": window[0], "window_width": window[1], "out_width": out_width}
-    rows, length = count * out_height, out_width * channels
     out = torch.empty(count, out_height, out_width, channels, dtype=torch.float32, device="cpu")
     learning = needs_gradient(images)
     selected = torch.empty(out.shape, dtype=torch.uint8, device="cpu") if learning else None
-    planes = None if length % 64 else torch.empty(1, rows, length // 8, dtype=torch.uint8, device="cpu")
-    kernels.forward(rows, GRAIN, bits=bits, target=out, pooled=planes, selected=selected, **sizes)
-    if planes is None:
-        planes = pack_bits(out.view(rows, length))[0].view(torch.uint8)[None]
+    kernels.forward(count * out_height, GRAIN, bits=bits, target=out, selected=selected, **sizes)
     pooled = out.permute(0, 3, 1, 2)
-    if learning:
-        pooled = _apply(images, pooled, selected, sizes)
-    mask_is_spikes = learning and provenance is not None and provenance.mask is None
-    observers = provenance.observers if provenance is not None and mask_is_spikes else None
-    attach(pooled, planes, length, observers=observers)
+    if not learning:
+        return pooled
+    pooled = cast(Tensor, _apply(images, pooled, selected, sizes))
+    if provenance is not None:
+        length = out_width * channels
+        mask = pack_bits(out.view(-1, length))[0].view(torch.uint8)
+        attach(pooled, length, mask, provenance.observers, is_spikes=True)
     return pooled
 
 

@@ -28,15 +28,13 @@ def forward(
     *,
     bits: Bytes,
     target: Floats,
-    pooled: Bytes,
     selected: Bytes,
     sizes: Sizes,
 ) -> None:
     """Writes rows of output pixels: `target` is 1 if a pixel of the window is, and `selected` is its index.
 
     If several pixels are 1, the index is that of the first. The number of channels must be a multiple of 16.
-    `bits` are those of contiguous images, and `pooled` receives those of the output. `pooled` and `selected`
-    may be null.
+    `bits` are those of contiguous images. `selected` may be null.
     """
     pixel_bytes = sizes.channels // 8
     with code.loop(begin, end) as item:
@@ -55,8 +53,6 @@ def forward(
                 index.value += 1
             at = (item * sizes.out_width + x) * sizes.channels + channel
             (target + at).store(maximum.value.mask(VECTOR).select(code.constant(1.0, FLOAT.of(VECTOR)), 0.0))
-            with code.when(pooled.is_not_null()):
-                (pooled + at // 8).of(Shorts).store(maximum.value, align=1)
             with code.when(selected.is_not_null()):
                 (selected + at).store(first_index.value)
 

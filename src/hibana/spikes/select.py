@@ -12,8 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["ALL", "Call", "Choice", "Key", "choose", "is_tuning", "prefers_events", "restricts_gradient"]
-__all__ += ["tuning"]
+__all__ = ["ALL", "Call", "Choice", "Key", "choose", "is_tuning", "restricts_gradient", "tuning"]
 
 Call = Callable[[], object]
 
@@ -34,8 +33,8 @@ and weight gradient 0.9 to 1.2 at 64 rows, 0.4 to 0.8 and 0.5 to 0.9 at 128 rows
 FEW_INPUTS = 64
 """Inputs of a sum below which a product is dense, since they do not fill a word of bits. Measured with a 3x3
 window over 2 channels: forward 0.9 to 1.4 of the dense time, weight gradient 1.3 to 2.5 (Intel Xeon)."""
-FEW_OUTPUTS, FEW_OUTPUTS_SCANNED = 12, 32
-"""Outputs below which a product is dense: a convolution, and any product whose input must first be packed.
+FEW_OUTPUTS, FEW_LINEAR_OUTPUTS = 12, 32
+"""Outputs below which a convolution and a linear product are dense.
 
 Measured forward, as a fraction of the dense time: 0.6 to 1.3 with 8 channels (up to 7 with 64 x 64 pixels),
 0.4 to 0.9 with 12 channels (AMD EPYC, Zen 3). Packing: 0.6 to 0.7 with 10 to 16 outputs, 0.25 to 0.45 with 64
@@ -62,8 +61,6 @@ class Key(NamedTuple):
     planes: int = 1
     learning: bool = False
     """Whether the weights get a gradient."""
-    scanned: bool = False
-    """Whether the bits are packed from numbers for this product, at its cost."""
 
 
 class Choice(NamedTuple):
@@ -125,8 +122,8 @@ def density_bucket(density: float) -> int:
 
 def _density_factor(key: Key) -> float:
     """A factor from 0 to 1 for the largest density at which a product is computed per spike; 0 is never."""
-    fewest = 0 if key.product.startswith("linear") else FEW_OUTPUTS
-    if key.inputs < FEW_INPUTS or key.outputs < (FEW_OUTPUTS_SCANNED if key.scanned else fewest):
+    fewest = FEW_OUTPUTS if key.product.startswith("convolution") else FEW_LINEAR_OUTPUTS
+    if key.inputs < FEW_INPUTS or key.outputs < fewest:
         return 0.0
     return min(1.0, max(0.0, (key.rows - FEW_ROWS) / (MANY_ROWS - FEW_ROWS)))
 
@@ -138,15 +135,14 @@ def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]] | None = N
         key: kind and sizes of the product.
         ones: the fraction of bits that are set, summed over all bit planes of the input.
         calls: returns the candidates to time, in this order: the forward per spike and by torch; if weights
-            learn, their gradient per spike and by torch; if bits are packed from numbers, the packing.
+            learn, their gradient per spike and by torch; the packing of the input.
     """
     times = _times(key, calls)
     if times is None:
         factor = _density_factor(key)
         weights = ones < factor * WEIGHTS_UP_TO if key.learning else None
         return Choice(ones < factor * FORWARD_UP_TO, weights)
-    scan = times[-1] if key.scanned else 0.0
-    forward, dense_forward = times[:2]
+    forward, dense_forward, scan = *times[:2], times[-1]
     description = f"forward takes {forward / dense_forward:.2f} of torch's time"
     if not key.learning:
         return Choice(forward + scan < dense_forward, None, description)
@@ -166,13 +162,10 @@ def restricts_gradient(choice: Choice, key: Key, density: float, calls: Callable
         density: fraction of the inputs that need a gradient.
         calls: returns the two candidates: the restricted gradient per spike, and the full one by torch.
     """
-    return choice is ALL or prefers_events(key, calls, density < _density_factor(key) * INPUT_UP_TO)
-
-
-def prefers_events(key: Key, calls: Callable[[], Sequence[Call]], rule: bool) -> bool:
-    """Whether the first of two candidates is used: if tuned, whether it is faster; else `rule`."""
+    if choice is ALL:
+        return True
     times = _times(key, calls)
-    return rule if times is None else times[0] < times[1]
+    return density < _density_factor(key) * INPUT_UP_TO if times is None else times[0] < times[1]
 
 
 def _times(key: Key, calls: Callable[[], Sequence[Call]] | None) -> tuple[float, ...] | None:

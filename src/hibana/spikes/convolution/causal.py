@@ -5,8 +5,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.spikes.checks import kernels_accept, shape_error
-from hibana.spikes.convolution import autograd
 from hibana.spikes.convolution.geometry import Geometry
+from hibana.spikes.convolution.product import convolve
 from hibana.spikes.layer import (
     SMALL_PRODUCT_REASON,
     SMALLEST_WORK,
@@ -38,7 +38,7 @@ def causal_convolution(
         bias: ``[outputs]``.
         dilation: steps between two taps of the kernel.
         history: the ``(K - 1) dilation`` steps before the first; zeros if None.
-        provenance: the bits and the gradient mask that a layer attached to `inputs`, or None.
+        provenance: the gradient mask that a layer attached to `inputs`, or None.
         mode: ``"auto"``, ``"dense"`` (by torch) or ``"events"`` (per spike).
     """
     check_mode(mode)
@@ -51,7 +51,7 @@ def causal_convolution(
         steps, rows, channels = inputs.shape
         geometry = causal_geometry(steps, rows, channels, weight.shape[2], dilation, padding)
         images = inputs.permute(2, 0, 1)[None]  # [1, channels, T, rows]
-        result = autograd.spike_convolution(images, weight[..., None], bias, geometry, provenance, mode)
+        result = convolve(images, weight[..., None], bias, geometry, provenance, mode)
         if not isinstance(result, str):
             out, explanation = result
             return out[0].permute(1, 2, 0), str(explanation)

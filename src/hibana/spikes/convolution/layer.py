@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from hibana.spikes.checks import check_no_time, kernels_accept, pair, shape_error
-from hibana.spikes.convolution import autograd, dense
+from hibana.spikes.convolution import dense
 from hibana.spikes.convolution.geometry import Geometry, Pair, has_image_window
+from hibana.spikes.convolution.product import convolve
 from hibana.spikes.layer import (
     SMALL_PRODUCT_REASON,
     SMALLEST_WORK,
@@ -57,7 +58,7 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
         images = functional.pad(input, plan.padding, plan.padding_mode) if plan.padding else input
         if self.dimensions == 1:
             images = register_view(images, images.view(*images.shape[:2], 1, images.shape[2]))
-        result = autograd.spike_convolution(images, weight, bias, plan.geometry, lookup(images), self.mode)
+        result = convolve(images, weight, bias, plan.geometry, lookup(images), self.mode)
         if isinstance(result, str):
             return self._dense_product(input, weight, bias, result)
         out, self.__dict__["_reason"] = result
@@ -189,7 +190,7 @@ class Conv2d(_SpikeConvolution, nn.Conv2d):
     computes the input gradient, unless it is needed only where the derivative of the emitting layer's
     surrogate is not zero.
 
-    `mode`, and the bits that the emitting layer attached, are as in :class:`hibana.Linear`.
+    `mode` is as in :class:`hibana.Linear`.
 
     >>> import torch, hibana as hb
     >>> layer = hb.Conv2d(32, 64, 3, padding=1)

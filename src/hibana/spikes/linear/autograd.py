@@ -1,6 +1,7 @@
-"""The product of spikes and weights as an autograd node."""
+"""Products of spikes and weights: which of them are computed per spike, and their autograd node."""
 
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -8,41 +9,175 @@ from torch import Tensor
 from hibana.compiler.derivatives import unwrapped_apply, without_autocast
 from hibana.compiler.memory_layout import constant_step
 from hibana.spikes import select
-from hibana.spikes.checks import dense_for_more
-from hibana.spikes.linear import product
-from hibana.spikes.planes import ONE, Planes
+from hibana.spikes.checks import check_saved, dense_for_more
+from hibana.spikes.layer import (
+    Mode,
+    PackedInput,
+    mask_provenance,
+    needs_gradient,
+    pack_input,
+    pack_numbers,
+)
+from hibana.spikes.linear import product as linear
+from hibana.spikes.linear.product import Explanation, GradientMask, explanation, gradient_mask
+from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import Provenance, probe
-from hibana.spikes.select import Choice
+from hibana.spikes.select import ALL, Call, Choice
 from hibana.spikes.simd.rows import panel
 
-__all__ = ["linear"]
+__all__ = ["Gradients", "Product", "multiply"]
 
+Gradients = tuple[Tensor | None, Tensor | None]
+"""Two gradients; None for a gradient that is not needed."""
 STEPS = 4
 """Steps with the same gradient from which on one dense product of one step is the fastest."""
 
 
-def linear(
+class Product:
+    """The linear product ``x W^T`` of an input x ``[..., inputs]`` and weights ``[outputs, inputs]``.
+
+    A subclass computes another product. The *gradient rows* are the output gradient ``[rows, outputs]``.
+    """
+
+    reads_replaced_weights: ClassVar[bool] = False
+    """Whether the backward reads the tensor to which ``weight.data`` was set after the forward, as torch's
+    backward of this product does."""
+    restricts_gradient = True
+    """Whether the input gradient can be computed only where a mask is set."""
+
+    def __init__(self, shape: torch.Size, key: select.Key, row_length: int) -> None:
+        self.shape = shape
+        """Shape of the input."""
+        self.key = key
+        """Kind and sizes of the product."""
+        self.row_length = row_length
+        """Elements of a row of the input; its bits begin at a word."""
+
+    @classmethod
+    def linear(cls, shape: torch.Size, weight: Tensor) -> "Product":
+        """The linear product of an input of this `shape`."""
+        outputs, inputs = weight.shape
+        rows, learning = shape.numel() // inputs, needs_gradient(weight)
+        return cls(shape, select.Key("linear", (), rows, inputs, outputs, learning=learning), inputs)
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """The input `numbers` as contiguous rows."""
+        return numbers.reshape(-1, self.row_length).contiguous()
+
+    def gradient_rows(self, gradient: Tensor) -> Tensor:
+        """The output `gradient` as contiguous gradient rows."""
+        return gradient.reshape(-1, self.key.outputs).contiguous()
+
+    def forward(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The output per spike.
+
+        It is no view: a write to another view of its memory would make autograd drop hooks on it.
+        """
+        leading = self.shape[:-1]
+        return linear.forward(input_.joint, input_.density, weight, bias, input_.scales, leading)
+
+    def weight_gradient(self, input_: Planes, rows: Tensor, needs_bias: bool) -> Gradients:
+        """The gradients of weight and, if needed, bias per spike, from gradient `rows`."""
+        bits, density, scales = input_.joint, input_.density, input_.scales
+        return linear.weight_gradient(bits, density, rows, self.key.inputs, needs_bias, scales)
+
+    def input_gradient(self, mask: GradientMask, weight: Tensor, rows: Tensor) -> Tensor:
+        """The input gradient where `mask` is set, zero elsewhere, from gradient `rows`."""
+        table = linear.pack_weights(weight, panel(self.key.outputs))
+        return linear.input_gradient(mask, table, rows, self.key.inputs, self.shape[:-1])
+
+    def dense(self, numbers: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The output by torch, no view."""
+        rows, outputs = numbers.reshape(-1, self.row_length), self.key.outputs
+        out = torch.empty(*self.shape[:-1], outputs, dtype=torch.float32, device="cpu")
+        if bias is None:
+            torch.mm(rows, weight.T, out=out.view(-1, outputs))
+        else:
+            torch.addmm(bias, rows, weight.T, out=out.view(-1, outputs))
+        return out
+
+    def dense_gradients(
+        self, numbers: Tensor | None, weight: Tensor, rows: Tensor, needed: tuple[bool, bool]
+    ) -> Gradients:
+        """The gradients of input and weight by torch, from gradient `rows`.
+
+        `needed` tells which of both to compute. That of the weight needs the `numbers` of the input.
+        """
+        to_weight = None if numbers is None else rows.T @ numbers.reshape(-1, self.row_length)
+        return rows.view(*self.shape[:-1], -1) @ weight if needed[0] else None, to_weight
+
+    def constant_input_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor | None:
+        """The input gradient of one step, expanded, if the output `gradient` is the same at each step."""
+        one_step = constant_step(gradient) if gradient.shape[0] >= STEPS else None
+        return None if one_step is None else (one_step @ weight).expand(self.shape)
+
+
+def multiply(
+    product: Product,
     input: Tensor,  # noqa: A002 - torch's name
     weight: Tensor,
     bias: Tensor | None,
-    planes: Planes,
-    support: Provenance | None,
-    choice: Choice,
-) -> Tensor:
-    """``input @ weight.T + bias``, with gradients, for an `input` ``[..., in_features]`` packed as `planes`.
+    provenance: Provenance | None,
+    is_ordered: bool,
+    mode: Mode,
+) -> tuple[Tensor, Explanation] | str:
+    """The output of `product` with gradients, and how it was computed.
 
-    `support` tells where the input gradient is needed; None: everywhere. `choice`: which products are
-    computed per spike. The result is no view: a write to another view of the same matrix would make autograd
-    drop hooks on this view.
+    A text instead of both tells why torch must or should compute the output.
+
+    Args:
+        product: the kind and sizes of the product.
+        input: the numbers to multiply.
+        weight: the weights.
+        bias: ``[outputs]``, or None.
+        provenance: the gradient mask that a layer attached to `input`, or None.
+        is_ordered: whether the memory of `input` is in the order of :meth:`Product.rows`.
+        mode: ``"auto"`` or ``"events"``.
     """
-    leaf = probe() if support is not None else None
+    auto, key, numbers = mode == "auto", product.key, input.detach()
+    bias = None if bias is None else bias.contiguous()
+    packed = pack_input(numbers, partial(product.rows, numbers), key, auto)
+    if not isinstance(packed, PackedInput):
+        return packed
+    planes = packed.planes
+    choice = _choose(product, packed, numbers, weight, bias) if auto else ALL
+    if not choice.any:
+        return choice.dense_reason(planes.density)
+    reason = explanation(planes, key.outputs, choice)
+    if not needs_gradient(input, weight, bias):
+        return product.forward(planes, weight, bias), reason
+    support = mask_provenance(provenance, numbers, is_ordered, planes, product.row_length)
+    leaf = None if support is None else probe()
     with without_autocast():
-        out: Tensor = _apply(input, weight, bias, leaf, planes, support, choice)
-    return out
+        out: Tensor = _apply(input, weight, bias, leaf, product, planes, support, choice)
+    return out, reason
 
 
-class _Linear(torch.autograd.Function):
-    """The autograd node of the product; it saves the bits of the spikes for the backward, not the spikes."""
+def _choose(
+    product: Product, packed: PackedInput, numbers: Tensor, weight: Tensor, bias: Tensor | None
+) -> Choice:
+    """The products that are computed per spike for an input with these `numbers`."""
+    planes, weight, bias = packed.planes, weight.detach(), None if bias is None else bias.detach()
+
+    def calls() -> list[Call]:
+        """The candidates that :func:`select.choose` times."""
+        rows = product.gradient_rows(product.dense(numbers, weight, bias))
+        forward: list[Call] = [
+            lambda: product.forward(planes, weight, bias),
+            lambda: product.dense(numbers, weight, bias),
+        ]
+        gradient: list[Call] = [
+            lambda: product.weight_gradient(planes, rows, False),
+            lambda: product.dense_gradients(numbers, weight, rows, (False, True)),
+        ]
+        scan: list[Call] = [lambda: pack_numbers(product.rows(numbers))]
+        return forward + gradient * packed.key.learning + scan
+
+    return select.choose(packed.key, planes.density * planes.bits.shape[0], calls)
+
+
+class _Multiply(torch.autograd.Function):
+    """The autograd node of a product; it saves the bits of the spikes for the backward, not the spikes."""
 
     @staticmethod
     def forward(
@@ -51,98 +186,67 @@ class _Linear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         leaf: Tensor | None,
+        product: Product,
         planes: Planes,
         support: Provenance | None,
         choice: Choice,
     ) -> Tensor:
-        """Returns the product, computed per spike or by torch; saves the tensors that the backward needs."""
-        bits, ctx.density, ctx.scales = planes.joint, planes.density, planes.scales
-        ctx.leading = leading = input.shape[:-1]
-        ctx.support, ctx.choice, ctx.table = support, choice, None
+        """The output, per spike or by torch; `support` tells where the input gradient is needed."""
+        ctx.product, ctx.support, ctx.choice = product, support, choice
+        ctx.density, ctx.factor, ctx.weight_shape = planes.density, planes.factor, weight.shape
+        saved_weight = weight if product.reads_replaced_weights else weight.detach()
+        ctx.save_for_backward(planes.bits, saved_weight, input if choice.weights is False else None)
         if choice.forward:
-            out, table = product.forward(bits, ctx.density, weight, bias, ctx.scales, leading)
-            ctx.table = table if support is not None and ctx.scales == ONE else None
-        else:
-            out = _dense_product(input, weight, bias)
-        # as in torch, the backward reads the forward's tensor even if ``weight.data`` is set to another
-        ctx.save_for_backward(bits, weight.detach(), input if choice.weights is False else None)
-        return out
+            return product.forward(planes, weight, bias)
+        return product.dense(input, weight, bias)
 
     @staticmethod
     @dense_for_more
     def backward(ctx: Any, grad: Tensor) -> Any:
         """The gradients of input, weight and bias; None for those not needed and for all other arguments."""
         bits, weight, numbers = ctx.saved_tensors
-        outputs, inputs = weight.shape
+        product: Product = ctx.product
+        check_saved(weight, ctx.weight_shape)
         grad = grad.resolve_neg()
-        rows = grad.reshape(-1, outputs).contiguous()
+        rows = product.gradient_rows(grad)
         to_input = to_weight = to_bias = None
-        if ctx.needs_input_grad[0]:
-            to_input = _input_gradient(ctx, bits, weight, grad, rows)
-        if ctx.needs_input_grad[1] and numbers is None:
-            has_bias = ctx.needs_input_grad[2]
-            to_weight, to_bias = product.weight_gradient(
-                bits, ctx.density, rows, inputs, has_bias, ctx.scales
-            )
-        elif ctx.needs_input_grad[1]:
-            to_weight = rows.T @ _as_matrix(numbers)
-        if ctx.needs_input_grad[2] and to_bias is None:
+        needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        if needs_input:
+            to_input = product.constant_input_gradient(grad, weight)
+        if needs_input and to_input is None:
+            to_input = _masked_input_gradient(ctx, weight, rows)
+        dense_gradients = needs_input and to_input is None, needs_weight and numbers is not None
+        if any(dense_gradients):
+            to_dense_input, to_weight = product.dense_gradients(numbers, weight, rows, dense_gradients)
+            to_input = to_input if to_dense_input is None else to_dense_input
+        if needs_weight and numbers is None:
+            input_ = Planes(bits, ctx.density, ctx.factor)
+            to_weight, to_bias = product.weight_gradient(input_, rows, needs_bias)
+        elif needs_bias:
             to_bias = rows.sum(0)
-        return to_input, to_weight, to_bias, None, None, None, None
+        if to_input is not None:  # not a view, so that autograd may accumulate in place
+            to_input = to_input.detach()
+        to_weight = None if to_weight is None else to_weight.reshape(ctx.weight_shape)
+        return to_input, to_weight, to_bias, None, None, None, None, None
 
 
-_apply = unwrapped_apply(_Linear)
+_apply = unwrapped_apply(_Multiply)
 
 
-def _as_matrix(input: Tensor) -> Tensor:  # noqa: A002
-    """`input`, ``[..., features]``, as ``[rows, features]``."""
-    return input.reshape(-1, input.shape[-1])
-
-
-def _dense_product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
-    """``input @ weight.T + bias`` by torch; the result is no view."""
-    outputs = weight.shape[0]
-    out = torch.empty(*input.shape[:-1], outputs, dtype=torch.float32, device="cpu")
-    rows = _as_matrix(input)
-    if bias is None:
-        torch.mm(rows, weight.T, out=out.view(-1, outputs))
-    else:
-        torch.addmm(bias, rows, weight.T, out=out.view(-1, outputs))
-    return out
-
-
-def _input_gradient(ctx: Any, bits: Tensor, weight: Tensor, grad: Tensor, rows: Tensor) -> Tensor:
-    """``grad @ weight``, in one of three ways.
-
-    If the gradient is the same at each step, the product of one step, expanded; else, if allowed and faster,
-    the product where the producer's surrogate mask is set; else the product by torch.
-    """
-    steps = grad.shape[0]
-    one_step = constant_step(grad) if steps >= STEPS else None
-    if one_step is not None:
-        return (one_step @ weight).expand(steps, *one_step.shape[:-1], weight.shape[1])
-    restricted = _masked_input_gradient(ctx, bits, weight, rows)
-    return grad @ weight if restricted is None else restricted
-
-
-def _masked_input_gradient(ctx: Any, bits: Tensor, weight: Tensor, rows: Tensor) -> Tensor | None:
+def _masked_input_gradient(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor | None:
     """The input gradient where the layer that emitted the input needs it, zero elsewhere.
 
-    None if that is slower than the full gradient, or if something else may read the gradient.
+    None if that is slower than the full gradient, or if something else may read the full gradient.
     """
-    outputs, inputs = weight.shape
-    mask = product.gradient_mask(ctx.support, bits, inputs, ctx.density)
+    product: Product = ctx.product
+    mask = None
+    if product.restricts_gradient:
+        mask = gradient_mask(ctx.support, product.row_length)
     if mask is None:
         return None
-
-    def masked_product() -> Tensor:
-        """The input gradient where the mask is set, zero elsewhere."""
-        table = product.pack_weights(weight, panel(outputs)) if ctx.table is None else ctx.table
-        return product.input_gradient(mask, table, rows, inputs, ctx.leading)
-
-    bucket = select.density_bucket(mask.density)
-    key = select.Key("linear input", (), len(rows), inputs, outputs, bucket)
-    calls = masked_product, lambda: rows @ weight
-    if select.restricts_gradient(ctx.choice, key, mask.density, lambda: calls):
-        return masked_product()
-    return None
+    restricted = partial(product.input_gradient, mask, weight, rows)
+    full = partial(product.dense_gradients, None, weight, rows, (True, False))
+    kind, bucket = f"{product.key.product} input", select.density_bucket(mask.density)
+    key = product.key._replace(product=kind, density=bucket, learning=False)
+    is_faster = select.restricts_gradient(ctx.choice, key, mask.density, lambda: (restricted, full))
+    return restricted() if is_faster else None

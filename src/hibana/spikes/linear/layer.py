@@ -1,28 +1,15 @@
 """``hb.Linear``: a linear layer that adds a row of weights per spike."""
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hibana.spikes import select
 from hibana.spikes.checks import is_constant_over_time, kernels_accept, shape_error
-from hibana.spikes.layer import (
-    SMALL_PRODUCT,
-    SMALLEST_WORK,
-    PackedInput,
-    SpikeLayer,
-    check_mode,
-    mask_provenance,
-    needs_gradient,
-    pack_input,
-    pack_numbers,
-)
-from hibana.spikes.linear import autograd, product
+from hibana.spikes.layer import SMALL_PRODUCT, SMALLEST_WORK, SpikeLayer, check_mode
+from hibana.spikes.linear.autograd import Product, multiply
 from hibana.spikes.provenance import lookup
-from hibana.spikes.select import Call, Choice
 
 __all__ = ["Linear"]
 
@@ -37,10 +24,9 @@ class Linear(SpikeLayer, nn.Linear):
     stride zero) costs one product, and the result is expanded. The backward saves the bits of the spikes, not
     the spikes.
 
-    If a layer of hibana emitted the input, its bits are used, after a comparison with the numbers: a write to
-    the input is never ignored. The input gradient is computed only where the derivative of that layer's
-    surrogate is not zero, unless a hook, ``retain_grad`` or ``torch.autograd.grad`` may read it. In a step
-    that hibana compiles, such as the synapses of :class:`hibana.Recurrent`, the layer is compiled like
+    If a layer of hibana emitted the input, the input gradient is computed only where the derivative of that
+    layer's surrogate is not zero, unless a hook, ``retain_grad`` or ``torch.autograd.grad`` may read it. In a
+    step that hibana compiles, such as the synapses of :class:`hibana.Recurrent`, the layer is compiled like
     ``torch.nn.Linear``.
 
     `mode` is ``"auto"``, or forces ``"dense"`` or (wherever possible) ``"events"``. With events a second
@@ -99,64 +85,15 @@ class Linear(SpikeLayer, nn.Linear):
         bias_shape, channels = None if bias is None else bias.shape, input.shape[-1] if input.ndim else 0
         if reason := shape_error(weight.shape, bias_shape, channels, 2):
             return self._dense_product(input, weight, bias, reason)
-        outputs, inputs = weight.shape
-        count = input.numel() // max(1, inputs)
-        if count == 0 or outputs == 0 or inputs == 0:
+        if input.numel() == 0 or weight.numel() == 0:
             return self._dense_product(input, weight, bias, "nothing to add")
-        learning, auto = needs_gradient(weight), self.mode == "auto"
-        provenance, is_contiguous = lookup(input), input.is_contiguous()
-        numbers = input.detach() if input.requires_grad else input
-
-        def rows() -> Tensor:
-            """The input as contiguous rows ``[count, in_features]``."""
-            return numbers.reshape(count, inputs).contiguous()
-
-        key = select.Key("linear", (), count, inputs, outputs, learning=learning)
-        packed = pack_input(provenance, inputs, is_contiguous, numbers, rows, key, auto)
-        if not isinstance(packed, PackedInput):
-            return self._dense_product(input, weight, bias, packed)
-        planes = packed.planes
-        choice = select.ALL
-        if auto:
-            choice = _choice(packed, rows, weight.detach(), bias if bias is None else bias.detach())
-            if not choice.any:
-                return self._dense_product(input, weight, bias, choice.dense_reason(planes.density))
-        bias = bias if bias is None else bias.contiguous()
-        self.__dict__["_reason"] = product.explanation(planes, outputs, choice)
-        if learning or needs_gradient(input, bias):
-            support = None
-            if input.requires_grad:
-                support = mask_provenance(provenance, inputs, is_contiguous, planes)
-            return autograd.linear(input, weight, bias, planes, support, choice)
-        leading = input.shape[:-1]
-        return product.forward(planes.joint, planes.density, weight, bias, planes.scales, leading)[0]
+        linear = Product.linear(input.shape, weight)
+        result = multiply(linear, input, weight, bias, lookup(input), input.is_contiguous(), self.mode)
+        if isinstance(result, str):
+            return self._dense_product(input, weight, bias, result)
+        out, self.__dict__["_reason"] = result
+        return out
 
     def _torch_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         """``input @ weight.T + bias`` by torch."""
         return functional.linear(input, weight, bias)
-
-
-def _choice(packed: PackedInput, rows: Callable[[], Tensor], weight: Tensor, bias: Tensor | None) -> Choice:
-    """The products of a layer that are computed per spike; `rows` returns the unpacked input."""
-    planes, scanned = packed.planes, packed.key.scanned
-    inputs = weight.shape[1]
-
-    def calls() -> list[Call]:
-        """The candidates that :func:`select.choose` times."""
-        bits, numbers = planes.joint, rows()
-        density, scales = planes.density, planes.scales
-        outputs = functional.linear(numbers, weight, bias)
-        contiguous_bias = None if bias is None else bias.contiguous()
-        candidates: list[Call] = [
-            lambda: product.forward(bits, density, weight, contiguous_bias, scales),
-            lambda: functional.linear(numbers, weight, bias),
-        ]
-        if packed.key.learning:
-            with_bias = bias is not None
-            candidates += [
-                lambda: product.weight_gradient(bits, density, outputs, inputs, with_bias, scales),
-                lambda: outputs.T @ numbers,
-            ]
-        return [*candidates, lambda: pack_numbers(numbers)] if scanned else candidates
-
-    return select.choose(packed.key, planes.density * planes.bits.shape[0], calls)

@@ -140,8 +140,8 @@ def forward(
     bias: Tensor | None,
     scales: Scales = ONE,
     leading: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """The product of the planes in `bits`, ``[rows, planes * words]``, with `weight`, and the packed weights.
+) -> Tensor:
+    """The product of the planes in `bits`, ``[rows, planes * words]``, with `weight`.
 
     The product is ``[*leading, outputs]``; the sizes in `leading` multiply to the number of rows.
     """
@@ -161,7 +161,7 @@ def forward(
         tile = min(bits.shape[1], BLOCK_WORDS // row.floats if in_blocks else PLACES // WORD)
         per_tile = min(1 << (rows - 1).bit_length(), LISTED // 2 if in_blocks else LISTED)
         kernels.forward_lists(rows, GRAIN, **tensors, **sizes, tile=tile, per_tile=per_tile)
-    return out, table
+    return out
 
 
 class GradientMask(NamedTuple):
@@ -284,20 +284,10 @@ def product_with_bits(rows: Tensor, bits: Tensor) -> Tensor:
     return weight_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
 
 
-def gradient_mask(
-    support: Provenance | None, bits: Tensor, length: int, density: float
-) -> GradientMask | None:
-    """The mask of inputs that need a gradient in the backward that is running; None if all do.
+def gradient_mask(support: Provenance | None, length: int) -> GradientMask | None:
+    """The mask of inputs, in rows of `length`, that need a gradient in the backward that is running.
 
-    Args:
-        support: where the gradient of the input is needed, and who may read it.
-        bits: the spikes, which are the mask if `support` has no other.
-        length: elements of a row.
-        density: the density of the spikes.
+    None if all do. `support` tells where the gradient of the input is needed, and who may read it.
     """
-    if support is None or not support.has_no_observer():
-        return None
-    if support.mask is None:
-        return GradientMask(bits, density)
-    mask = support.rows(support.mask, length)
+    mask = support.rows(length) if support is not None and support.has_no_observer() else None
     return None if mask is None else GradientMask(mask, density_of(mask, length))

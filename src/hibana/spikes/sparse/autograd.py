@@ -124,7 +124,7 @@ def _input_gradient(
     ctx: Any, index: SynapseIndex, bits: Tensor, weight: Tensor, gradient: Tensor, steps: int
 ) -> Tensor:
     """The input gradient ``[rows, inputs]``: where the producer's mask is set, if allowed and faster."""
-    mask = gradient_mask(ctx.support, bits, index.inputs, ctx.density)
+    mask = gradient_mask(ctx.support, index.inputs)
     if mask is not None and (index.reach or mask.density < MASKED_UP_TO):
         return product.input_gradient(index, mask.bits, weight, gradient, steps)
     if not index.reach:
