@@ -90,7 +90,7 @@ class Circuit:
         self.wires: dict[str, Expression] = {}
         """The wires, by the text of their value."""
         self.registers: dict[str, int] = {}
-        """The bits of each register: 32 or 64."""
+        """The bits of each register."""
         self.signals: dict[str, list[tuple[int, str]]] = {}
         """For each register and each signal of a port: the states that set it, and the value."""
         self.jumps: dict[int, tuple[str, int]] = {}
@@ -153,11 +153,12 @@ class Circuit:
         name, address = array.name, index.low_bits(array.address_bits)
         self.set_signals(name, **{f"w_{name}_e": lanes, f"w_{name}_a": address, f"w_{name}_d": word})
 
-    def register(self, name: str = "", bits: int = 32) -> Expression:
-        """The value of a new register of 32 or 64 bits."""
+    def register(self, name: str = "", bits: int = 32, *, signed: bool = True) -> Expression:
+        """The value of a new register of `bits` bits."""
         name = name or f"r{len(self.registers)}"
         self.registers[name] = bits
-        text = f"{{{{{64 - bits}{{{name}[31]}}}}, {name}}}" if bits < 64 else name
+        sign = f"{name}[{bits - 1}]" if signed else "1'b0"
+        text = f"{{{{{64 - bits}{{{sign}}}}}, {name}}}" if bits < 64 else name
         return self.wire(text, Expression(name, frozenset([name])))
 
     def assign(self, register: Expression, value: Expression) -> None:

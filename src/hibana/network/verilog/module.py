@@ -58,7 +58,7 @@ reg fresh;  // new inputs have arrived since the last step
 reg [31:0] received;  // numbers of the next input
 reg [31:0] place;  // number of outputs that were sent
 integer n;
-{_lines(f"reg signed [{width - 1}:0] {name};" for name, width in circuit.registers.items())}
+{_lines(f"reg [{width - 1}:0] {name};" for name, width in circuit.registers.items())}
 {_lines(line for array in circuit.arrays.values() for line in _array(array, circuit.signals))}
 {_lines(f"wire signed [63:0] {wire.text} = {text};" for text, wire in circuit.wires.items())}
 assign ready = state == {idle};

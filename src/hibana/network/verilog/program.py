@@ -185,16 +185,15 @@ def _machine(unit: _Unit) -> tuple[Machine, dict[str, tuple[int, int]]]:
     fixed = {*unit.spike_arrays().values(), "input"}
     lanes = {name: unit.adders for name in names if name not in fixed and unit.adders > 1}
     while True:
-        arrays, scalars = _memory(unit, lanes)
-        machine = Machine(arrays, [*scalars, "best"])
+        machine = Machine(*_memory(unit, lanes))
         programs = {name: machine.run(statements) for name, statements in bodies.items()}
         if machine.lanes == lanes:
             return machine, programs
         lanes = machine.lanes
 
 
-def _memory(unit: _Unit, lanes: dict[str, int]) -> tuple[list[Array], list[str]]:
-    """The arrays of the program, with words of `lanes` elements, and the names of its other variables."""
+def _memory(unit: _Unit, lanes: dict[str, int]) -> tuple[list[Array], dict[str, int]]:
+    """The arrays of the program, with words of `lanes` elements, and the bits of each of its counters."""
     fields = unit.memory.fields()
     rows: dict[str, tuple[int, ...]] = {}
     for name, _, values in unit.constants:
@@ -210,4 +209,4 @@ def _memory(unit: _Unit, lanes: dict[str, int]) -> tuple[list[Array], list[str]]
         Array(name, 8 * SIZES[kind], count, kind[0] != "u", rows.get(name), lanes.get(name, 1))
         for name, kind, count in shapes
     ]
-    return arrays, [name for name, _, count in fields if not count]
+    return arrays, {"best": 32} | {name: 8 * SIZES[kind] for name, kind, count in fields if not count}

@@ -8,11 +8,10 @@ of the statement has words of as many lanes, and the loop starts with a word.
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import gcd
-from typing import Any
+from typing import Any, cast
 
 from pycparser import c_ast, c_generator
 
@@ -33,15 +32,16 @@ class _Pointer:
 class Machine:
     """The state machine of a C program; each call of :meth:`run` appends states."""
 
-    def __init__(self, arrays: Iterable[Array], scalars: Iterable[str]) -> None:
+    def __init__(self, arrays: Iterable[Array], counters: Mapping[str, int]) -> None:
+        """`counters` are the bits of each variable of the struct, an integer that is not negative."""
         self.circuit = Circuit(arrays)
         self.lanes: dict[str, int] = {}
         """Lanes of the arrays that loops read or write in words of several elements."""
-        self._names: dict[str, Expression | _Pointer] = {
-            name: self.circuit.register(f"r_{name}") for name in scalars
+        self._names: dict[str, Any] = {
+            name: self.circuit.register(f"r_{name}", bits, signed=False) for name, bits in counters.items()
         }
         """The value of each constant and variable of C; a variable is a register."""
-        self._variables = {f"r_{name}" for name in scalars}
+        self._variables = {f"r_{name}" for name in counters}
         """The registers of variables."""
         self._read_ahead: list[c_ast.ArrayRef] = []
         """The elements that the current loop has read already."""
@@ -53,22 +53,14 @@ class Machine:
     def run(self, statements: Iterable[c_ast.Node]) -> tuple[int, int]:
         """Appends the states of `statements`, and returns the indices of the first and the last state."""
         first = self.circuit.start_state()
-        with self._scope():
-            self._run(statements)
+        self._run(statements)
         return first, self.circuit.state
 
     # Statements
 
-    @contextmanager
-    def _scope(self) -> Iterator[None]:
-        """A block of C: its names end with it."""
-        outer = self._names
-        self._names = dict(outer)
-        yield
-        self._names = outer
-
     def _run(self, statements: Iterable[c_ast.Node]) -> None:
-        """Appends the states of statements."""
+        """Appends the states of a block of C, whose names end with it."""
+        outer, self._names = self._names, dict(self._names)
         for statement in statements:
             match statement:
                 case c_ast.Decl():
@@ -80,18 +72,17 @@ class Machine:
                 case c_ast.If(iffalse=None):
                     state = self.circuit.branch(self._value(statement.cond))
                     self.circuit.start_state()
-                    with self._scope():
-                        self._run(_items(statement.iftrue))
+                    self._run(_items(statement.iftrue))
                     self.circuit.join(state)
                 case c_ast.Compound():
-                    with self._scope():
-                        self._run(_items(statement))
+                    self._run(_items(statement))
                 case _:
                     raise Unsupported(f"no circuit for the C statement {type(statement).__name__}")
+        self._names = outer
 
-    def _register(self, value: Expression, bits: int = 32) -> Expression:
-        """A new register with `value`."""
-        register = self.circuit.register(bits=bits)
+    def _register(self, value: Expression, bits: int = 32, *, signed: bool = True) -> Expression:
+        """A new register of `bits` bits with `value`."""
+        register = self.circuit.register(bits=bits, signed=signed)
         self.circuit.assign(register, value)
         return replace(register, divisor=value.divisor)
 
@@ -116,7 +107,7 @@ class Machine:
     def _assignment(self, node: c_ast.Assignment) -> None:
         """An assignment to a variable, to an element of an array, or to each element of a word."""
         if not isinstance(node.lvalue, c_ast.ArrayRef):
-            self.circuit.assign(self._number(_name_of(node.lvalue)), self._result(node))
+            self.circuit.assign(self._names[_name_of(node.lvalue)], self._result(node))
             return
         place, values = self._place(node.lvalue), []
         for lane in range(len(self._enables)):
@@ -130,12 +121,6 @@ class Machine:
         value = self._value(node.rvalue)
         return value if node.op == "=" else self.circuit.binary(node.op[0], self._value(node.lvalue), value)
 
-    def _number(self, name: str) -> Expression:
-        """The value of the variable or constant `name`."""
-        value = self._names[name]
-        assert isinstance(value, Expression), name
-        return value
-
     # Loops
 
     def _for(self, node: c_ast.For) -> None:
@@ -145,33 +130,33 @@ class Machine:
         step = 1 if isinstance(node.next, c_ast.UnaryOp) else int(node.next.rvalue.value)
         if end.number == 0:  # the list of events is empty at rest
             return
-        outer = self._read_ahead, self._enables
-        with self._scope():
-            self._names[declaration.name] = start
-            self._read_ahead = self._early_reads(body, declaration.name)
-            for reference in self._read_ahead:
-                self._read(reference)
-            step *= (lanes := self._lanes_of(body, declaration.name, end))
-            register = circuit.register()
-            circuit.assign(register, start)
-            skip = circuit.branch(circuit.binary("<", start, end))
-            first = circuit.start_state()
+        outer = self._names, self._read_ahead, self._enables
+        self._names = {**self._names, declaration.name: start}
+        self._read_ahead = self._early_reads(body, declaration.name)
+        for reference in self._read_ahead:
+            self._read(reference)
+        step *= (lanes := self._lanes_of(body, declaration.name, end))
+        last = max(array.count for array in circuit.arrays.values()) if end.number is None else end.number
+        register = circuit.register(bits=(last + step).bit_length() + 1)
+        circuit.assign(register, start)
+        skip = circuit.branch(circuit.binary("<", start, end))
+        first = circuit.start_state()
 
-            self._names[declaration.name] = index = replace(register, divisor=gcd(start.divisor, step))
-            if lanes > 1:
-                numbers = (circuit.binary("+", index, circuit.constant(lane)) for lane in range(lanes))
-                self._enables = [circuit.binary("<", number, end).truth for number in numbers]
-            self._run(body)
-            self._names[declaration.name] = following = circuit.binary("+", index, circuit.constant(step))
-            places = [self._place(reference) for reference in self._read_ahead]
-            circuit.wait(following, *(place.offset for place in places))
-            circuit.branch(circuit.binary(">=", following, end), first)
-            for place in places:
-                circuit.read(place.array, place.offset)
-            circuit.assign(register, following)
-            circuit.start_state()
-            circuit.join(skip)
-        self._read_ahead, self._enables = outer
+        self._names[declaration.name] = index = replace(register, divisor=gcd(start.divisor, step))
+        if lanes > 1:
+            numbers = (circuit.binary("+", index, circuit.constant(lane)) for lane in range(lanes))
+            self._enables = [circuit.binary("<", number, end).truth for number in numbers]
+        self._run(body)
+        self._names[declaration.name] = following = circuit.binary("+", index, circuit.constant(step))
+        places = [self._place(reference) for reference in self._read_ahead]
+        circuit.wait(following, *(place.offset for place in places))
+        circuit.branch(circuit.binary(">=", following, end), first)
+        for place in places:
+            circuit.read(place.array, place.offset)
+        circuit.assign(register, following)
+        circuit.start_state()
+        circuit.join(skip)
+        self._names, self._read_ahead, self._enables = outer
 
     def _early_reads(self, body: list[c_ast.Node], index: str) -> list[c_ast.ArrayRef]:
         """The elements that each pass of a loop over `index` can read for the next pass.
@@ -236,7 +221,7 @@ class Machine:
             case c_ast.ID(name="INT32_MIN"):
                 return self.circuit.constant(-(2**31))
             case c_ast.ID() | c_ast.StructRef():
-                return self._number(_name_of(node))
+                return cast(Expression, self._names[_name_of(node)])
             case c_ast.ArrayRef():
                 return self._element(node)
             case c_ast.Cast():
@@ -255,7 +240,7 @@ class Machine:
             return self._pointer(node.name).array.result(self._lane)
         array = self._read(node)
         self.circuit.start_state()
-        return self._register(array.result())
+        return self._register(array.result(), array.bits, signed=array.signed)
 
     def _read(self, node: c_ast.ArrayRef) -> Array:
         """Reads an element of an array as soon as possible, and returns the array."""

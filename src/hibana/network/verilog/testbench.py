@@ -1,6 +1,5 @@
 """The testbench of a circuit: plays recorded samples, and compares all spikes with those of PyTorch."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,12 +28,13 @@ def testbench(unit: Unit, net: Quantized, inputs: Tensor, spike_arrays: dict[str
     with torch.no_grad(), sum_outputs(net.net, spike_arrays) as spikes:
         results = net.net(numbers)
     in_memory = [spikes[node.name].flatten(2)[..., unit.activations[node].order] for node in layers]
-    parts = [*((part, np.int8) for part in (numbers, *in_memory)), (results, np.int32)]
+    parts = [*((part, torch.uint8) for part in (numbers, *in_memory)), (results, torch.int32)]
     columns = [
-        np.ascontiguousarray(part.transpose(0, 1).reshape(samples * steps, -1).numpy().astype(kind))
+        part.transpose(0, 1).reshape(samples * steps, -1).to(torch.int64).to(kind).view(torch.uint8)
         for part, kind in parts
     ]
-    rows = np.concatenate([column.view(np.uint8) for column in columns], 1)[:, ::-1]
+    rows = torch.cat(columns, 1).flip(1).numpy()
+    recording = "".join(f"{row.tobytes().hex()}\n" for row in rows)
     compared, first = [], 8 * unit.network.input.size
     for node in layers:
         compared.append(
@@ -42,7 +42,7 @@ def testbench(unit: Unit, net: Quantized, inputs: Tensor, spike_arrays: dict[str
             f"if (dut.m_{spike_arrays[node.name]}[i] !== row[{first} + 8 * i +: 8]) equal = 0;"
         )
         first += 8 * node.size
-    return _module(unit, steps, samples, first, compared), "".join(f"{row.tobytes().hex()}\n" for row in rows)
+    return _module(unit, steps, samples, first, compared), recording
 
 
 def _module(unit: Unit, steps: int, samples: int, spike_end: int, compared: list[str]) -> str:
