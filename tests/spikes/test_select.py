@@ -128,7 +128,6 @@ def test_no_bits_are_packed_where_a_sample_is_too_dense(monkeypatch):
         (lambda: hb.Window(512, 512, 3), (16, 2, 512), False),
         (lambda: hb.Window(128, 128, 5), (50, 16, 128), True),
         (lambda: hb.Window(512, 8, 5), (100, 16, 512), False),
-        (lambda: hb.Linear(512, 20), (2048, 512), False),
         (lambda: hb.Linear(512, 32), (2048, 512), True),
         (lambda: hb.Conv2d(2, 64, 3, padding=1), (16, 2, 32, 32), False),
         (lambda: hb.Conv2d(8, 64, 3, padding=1), (16, 8, 32, 32), True),
@@ -146,6 +145,13 @@ def test_products_of_few_rows_inputs_or_outputs_are_dense(layer, shape, by_spike
     layer.mode = "events"
     layer(spikes)
     assert layer.explain().startswith("events: ")
+
+
+@pytest.mark.parametrize("density", [0.04, 0.16])
+def test_products_of_few_outputs_are_by_spikes_up_to_a_lower_density(density):
+    layer = hb.Linear(512, 20)
+    layer((torch.rand(2048, 512) < density).float())
+    assert layer.explain().startswith("events: " if density < 0.075 else "dense: ")
 
 
 def test_what_takes_torch_no_time_asks_nothing(monkeypatch):

@@ -33,13 +33,14 @@ and weight gradient 0.9 to 1.2 at 64 rows, 0.4 to 0.8 and 0.5 to 0.9 at 128 rows
 FEW_INPUTS = 64
 """Inputs of a sum below which a product is dense, since they do not fill a word of bits. Measured with a 3x3
 window over 2 channels: forward 0.9 to 1.4 of the dense time, weight gradient 1.3 to 2.5 (Intel Xeon)."""
-FEW_OUTPUTS, FEW_LINEAR_OUTPUTS = 12, 32
-"""Outputs below which a convolution and a linear product are dense.
-
-Measured forward, as a fraction of the dense time: 0.6 to 1.3 with 8 channels (up to 7 with 64 x 64 pixels),
-0.4 to 0.9 with 12 channels (AMD EPYC, Zen 3). Packing: 0.6 to 0.7 with 10 to 16 outputs, 0.25 to 0.45 with 64
-outputs (Intel Xeon).
-"""
+FEW_OUTPUTS = 12
+"""Outputs below which a convolution is dense. Measured forward, as a fraction of the dense time: 0.6 to 1.3
+with 8 channels (up to 7 with 64 x 64 pixels), 0.4 to 0.9 with 12 channels (AMD EPYC, Zen 3)."""
+FEW_LINEAR_OUTPUTS, FEW_OUTPUTS_FACTOR = 32, 0.125
+"""Outputs below which packing takes most of the time of a linear product, and the factor of the densities
+above for such a product. Measured with 512 inputs, 3,200 and 12,800 rows and 10 to 31 outputs, packing
+included, as a fraction of the dense time: 0.7 to 1.0 at a density of 4%, 0.9 to 1.3 at 17%, 0.9 to 1.9 at
+27% (Intel Xeon, one thread)."""
 ROUNDS = 6
 """Number of times that :func:`hibana.tune` times each candidate; the shortest time counts."""
 
@@ -122,10 +123,13 @@ def density_bucket(density: float) -> int:
 
 def _density_factor(key: Key) -> float:
     """A factor from 0 to 1 for the largest density at which a product is computed per spike; 0 is never."""
-    fewest = FEW_OUTPUTS if key.product.startswith("convolution") else FEW_LINEAR_OUTPUTS
-    if key.inputs < FEW_INPUTS or key.outputs < fewest:
+    has_few_outputs = key.outputs < FEW_OUTPUTS and key.product.startswith("convolution")
+    if key.inputs < FEW_INPUTS or has_few_outputs:
         return 0.0
-    return min(1.0, max(0.0, (key.rows - FEW_ROWS) / (MANY_ROWS - FEW_ROWS)))
+    factor = min(1.0, max(0.0, (key.rows - FEW_ROWS) / (MANY_ROWS - FEW_ROWS)))
+    if key.outputs < FEW_LINEAR_OUTPUTS and key.product == "linear":
+        factor *= FEW_OUTPUTS_FACTOR
+    return factor
 
 
 def choose(key: Key, ones: float, calls: Callable[[], Sequence[Call]] | None = None) -> Choice:

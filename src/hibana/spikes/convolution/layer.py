@@ -37,14 +37,6 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
         weight, bias = self._tensors()
         if max(self.dilation) > 1 and self._covers_padding_only(input, weight):
             return self._convolve_padding(input, weight, bias)
-        if (
-            type(input) is Tensor
-            and input.ndim == self.dimensions + 2
-            and self.mode == "auto"
-            and input.is_cpu
-            and self._is_small(input, weight)
-        ):
-            return self._dense_product(input, weight, bias, SMALL_PRODUCT_REASON)
         if not kernels_accept(input, weight, bias):
             return self._forward_unsupported(input, weight, bias)
         check_mode(self.mode)
@@ -93,10 +85,6 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
     def _torch_product(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # noqa: A002
         """The convolution by ``torch.nn.Conv1d`` or ``Conv2d``, padding mode included."""
         return self._conv_forward(input, weight, bias)
-
-    def _is_small(self, input: Tensor, weight: Tensor) -> bool:  # noqa: A002
-        """Whether torch is faster at any density, by an estimate of the multiplications."""
-        return input.numel() * weight.numel() < SMALLEST_WORK * input.shape[1] * prod(self.stride)
 
     def _skips(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:  # noqa: A002
         """Whether torch gets only the pixels in windows: its backward is unsafe with all (see `dense`)."""
