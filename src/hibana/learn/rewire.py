@@ -90,31 +90,21 @@ class Rewiring:
             ValueError: if the optimizer's state has a tensor of another shape than the weight; then nothing
                 changes.
         """
-        width, old_sources, tensors = layer.out_features, layer.sources, self._tensors(layer.weight)
-        stays = _all_but(removed, old_sources)
-        keys = (old_sources * width + layer.targets)[stays]
-        pairs = torch.unique_consecutive(keys) if layer.delays is None else torch.unique(keys)
-        new_keys = new_pairs = choose(pairs, len(removed))
+        width, tensors = layer.out_features, self._tensors(layer.weight)
+        is_new = torch.zeros_like(layer.targets, dtype=torch.bool).index_fill_(0, removed, True)
+        pairs = layer.sources * width + layer.targets
+        pairs[removed] = choose(torch.unique(pairs[~is_new]), len(removed))
+        keys = pairs
         if layer.delays is not None:  # rows are sorted by delay and target
-            old_rows = old_sources * (MAX_DELAY + 1) + layer.delays
-            new_rows = new_pairs // width * (MAX_DELAY + 1) + layer.delays[removed]
-            keys, new_keys = (old_rows * width + layer.targets)[stays], new_rows * width + new_pairs % width
-        new_keys, by_key = new_keys.sort()
-        new_pairs = new_pairs[by_key]
-        new = torch.searchsorted(keys, new_keys) + torch.arange(
-            len(new_keys), device=keys.device, dtype=torch.int64
-        )
-        order = torch.empty_like(old_sources)  # the old index of each synapse
-        order[_all_but(new, old_sources)], order[new] = stays, removed[by_key]
-        change = torch.bincount(new_pairs // width, minlength=layer.in_features)
-        change -= torch.bincount(old_sources[removed], minlength=layer.in_features)
-        layer.row_starts[1:] += change.cumsum(0)
-        layer.targets.copy_(layer.targets[order].index_copy_(0, new, (new_pairs % width).to(layer.targets)))
+            keys = (pairs // width * (MAX_DELAY + 1) + layer.delays) * width + pairs % width
+        order = keys.argsort(stable=True)  # the old index of each synapse
+        layer.row_starts[1:] = torch.bincount(pairs // width, minlength=layer.in_features).cumsum(0)
+        layer.targets.copy_((pairs % width)[order])
         if layer.delays is not None:
             layer.delays.copy_(layer.delays[order])
         for tensor in tensors:
-            tensor.copy_(tensor[order].index_fill_(0, new, 0))
-        return new
+            tensor.copy_(tensor.index_fill(0, removed, 0)[order])
+        return is_new[order].nonzero()[:, 0]
 
     def _tensors(self, weight: Tensor) -> list[Tensor]:
         """All tensors with one number per synapse: the weight, its gradient, and its moments.
@@ -404,11 +394,6 @@ def draw_absent(pairs: Tensor, count: int, total: int, generator: torch.Generato
         len(pairs), device="cpu", dtype=torch.int64
     )  # absent numbers below each pair
     return ranks + torch.searchsorted(ranks_of_pairs, ranks, right=True)
-
-
-def _all_but(indices: Tensor, synapses: Tensor) -> Tensor:
-    """The indices of `synapses` without `indices`, ascending."""
-    return torch.ones_like(synapses, dtype=torch.bool).index_fill_(0, indices, False).nonzero()[:, 0]
 
 
 def _weakest(layer: SparseLinear, synapses: Tensor, fraction: float) -> Tensor:

@@ -112,18 +112,12 @@ class SparseLinear(SpikeLayer):
         if synapses.delays is not None:
             self._longest_delay = product.longest_delay(synapses.delays)
             self._set_class()
-        dtype = torch.get_default_dtype()
-        weights = (
-            torch.empty(synapses.size, dtype=dtype, device=None)
-            if synapses.weights is None
-            else synapses.weights
-        )
+        weights, dtype = synapses.weights, torch.get_default_dtype()
+        if weights is None:
+            weights = self._draw(torch.empty(synapses.size, dtype=dtype, device=device))
         self.weight = nn.Parameter(weights.to(device))
-        biases = nn.Parameter(torch.empty(out_features, dtype=dtype, device=None)) if bias else None
-        self.register_parameter("bias", biases)
-        for parameter in (self.weight if synapses.weights is None else None, self.bias):
-            if parameter is not None:
-                nn.init.uniform_(parameter, -self._bound, self._bound)
+        biases = torch.empty(out_features, dtype=dtype, device=device)
+        self.register_parameter("bias", nn.Parameter(self._draw(biases)) if bias else None)
 
     @classmethod
     def from_linear(cls, linear: nn.Module, mask: Tensor | None = None) -> "SparseLinear":
@@ -136,23 +130,21 @@ class SparseLinear(SpikeLayer):
         """
         weight, bias = cast(Tensor, linear.weight).detach(), cast(Tensor | None, linear.bias)
         layer = cls(weight.shape[1], weight.shape[0], linear if mask is None else mask, bias is not None)
-        with torch.no_grad():
-            if mask is not None:
-                layer.weight.data = weight[layer.targets.long(), layer.sources]
-            if bias is not None and layer.bias is not None:
-                layer.bias.data = bias.detach().clone()
+        layer.weight.data = weight[layer.targets.long(), layer.sources]
+        if bias is not None and layer.bias is not None:
+            layer.bias.data = bias.detach().clone()
         return layer
 
     def reset_parameters(self) -> None:
         """Draws weights and bias uniformly from ``±1 / sqrt(mean number of synapses of an output)``."""
         for parameter in (self.weight, self.bias):
             if parameter is not None:
-                nn.init.uniform_(parameter, -self._bound, self._bound)
+                self._draw(parameter)
 
-    @property
-    def _bound(self) -> float:
-        """The largest absolute value of an initial weight."""
-        return 1 / math.sqrt(max(1.0, self.targets.numel() / self.out_features))
+    def _draw(self, values: Tensor) -> Tensor:
+        """Draws initial weights or biases into `values`, and returns it."""
+        bound = 1 / math.sqrt(max(1.0, self.targets.numel() / self.out_features))
+        return nn.init.uniform_(values, -bound, bound)
 
     def _set_class(self) -> None:
         """Makes this layer a :class:`DelayedSparseLinear`, which has a state."""
@@ -229,20 +221,17 @@ class SparseLinear(SpikeLayer):
         steps = (input if history is None else torch.cat([history, input])).to(dtype)
         weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
         skip = 0 if history is None else len(history)
+        synapses = Connections(self.row_starts, self.targets, self.delays, weight)
         if is_traced_or_transformed(steps) or steps.is_meta or type(weight) not in (Tensor, nn.Parameter):
             if not torch.compiler.is_compiling():  # torch's scan refuses changes of attributes
                 self._reason = f"dense: {UNSUPPORTED}"
-            out = autograd.multiply_traced(steps, *self._parts(weight), self.out_features, self.reach, skip)
+            out = autograd.multiply_traced(steps, synapses, self.out_features, self.reach, skip)
         else:
             sums = self._sums_of_spikes(steps, weight, bias, skip)
             if sums is not None:
                 return sums.to(input.dtype)
-            out = autograd.multiply_numbers(steps, *self._parts(weight), self.out_features, skip)
+            out = autograd.multiply_numbers(steps, synapses, self.out_features, skip)
         return (out if bias is None else out + bias).to(input.dtype)
-
-    def _parts(self, weight: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """`weight` and the buffers of the synapses."""
-        return weight, self.row_starts, self.targets, self.delays
 
     def _sums_of_spikes(self, steps: Tensor, weight: Tensor, bias: Tensor | None, skip: int) -> Tensor | None:
         """The sums, one row of synapses per spike; None if torch must or should compute them.

@@ -12,10 +12,10 @@ from hibana.spikes.checks import dense_for_more, kernels_accept
 from hibana.spikes.linear.product import gradient_mask
 from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import Provenance, probe
-from hibana.spikes.sparse import product
+from hibana.spikes.sparse import Connections, product
 from hibana.spikes.sparse.product import SynapseIndex
 
-__all__ = ["multiply_numbers", "multiply_spikes", "multiply_traced", "sums_per_synapse"]
+__all__ = ["multiply_numbers", "multiply_spikes", "multiply_traced"]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch warns once per process that sparse matrices are in a beta state
@@ -137,10 +137,7 @@ def _input_gradient(
 
 def multiply_numbers(
     input: Tensor,  # noqa: A002
-    weight: Tensor,
-    row_starts: Tensor,
-    targets: Tensor,
-    delays: Tensor | None,
+    synapses: Connections,
     outputs: int,
     skip: int = 0,
 ) -> Tensor:
@@ -150,22 +147,21 @@ def multiply_numbers(
 
     Args:
         input: ``[..., inputs]``; with delays, ``[steps, sequences, inputs]``.
-        weight: ``[synapses]``, in the dtype of `input`.
-        row_starts: see :class:`Connections`.
-        targets: see :class:`Connections`.
-        delays: see :class:`Connections`.
+        synapses: their weights have the dtype of `input`.
         outputs: number of outputs.
         skip: number of first steps whose output is not computed.
     """
+    row_starts, targets, delays, weight = synapses
+    assert weight is not None
     if delays is None:
         rows = input.reshape(-1, input.shape[-1])
         return _multiply(0, rows, weight, row_starts, targets, outputs).view(*input.shape[:-1], outputs)
     out = input.new_zeros(*input.shape[:-1], outputs)
     for delay in delays.bincount().nonzero()[:, 0].tolist():  # the synapses of one delay at a time
-        synapses = (delays == delay).nonzero()[:, 0]
-        starts = torch.searchsorted(synapses, row_starts)
+        indices = (delays == delay).nonzero()[:, 0]
+        starts = torch.searchsorted(indices, row_starts)
         earlier = input[: max(0, len(input) - delay)]
-        sums = _multiply(0, earlier.flatten(0, 1), weight[synapses], starts, targets[synapses], outputs)
+        sums = _multiply(0, earlier.flatten(0, 1), weight[indices], starts, targets[indices], outputs)
         out = out + functional.pad(
             sums.view(*earlier.shape[:2], outputs), (0, 0, 0, 0, len(input) - len(earlier), 0)
         )
@@ -174,10 +170,7 @@ def multiply_numbers(
 
 def multiply_traced(
     input: Tensor,  # noqa: A002
-    weight: Tensor,
-    row_starts: Tensor,
-    targets: Tensor,
-    delays: Tensor | None,
+    synapses: Connections,
     outputs: int,
     reach: int,
     skip: int = 0,
@@ -186,6 +179,8 @@ def multiply_traced(
 
     Memory is proportional to the synapses times the rows of the input. `reach` is the longest delay.
     """
+    row_starts, targets, delays, weight = synapses
+    assert weight is not None
     sources = torch.repeat_interleave(row_starts.diff(), output_size=targets.numel())
     if delays is None:
         terms = input.index_select(-1, sources) * weight
@@ -199,22 +194,6 @@ def multiply_traced(
     return (
         terms.new_zeros(steps.shape[0], outputs, input.shape[1]).index_add(1, targets, terms).transpose(1, 2)
     )
-
-
-def sums_per_synapse(input: Tensor, gradient: Tensor, row_starts: Tensor, targets: Tensor) -> Tensor:  # noqa: A002
-    """For each synapse the sum over rows of ``input[row, source] * gradient[row, target]``, ``[synapses]``.
-
-    This is the weight gradient without delays. `input` are numbers ``[rows, inputs]``, or bits of spikes
-    ``[rows, words]``, int64; `gradient` is ``[rows, outputs]``.
-    """
-    if input.dtype != torch.int64:
-        return _multiply(2, input, gradient, row_starts, targets, gradient.shape[1])
-    if kernels_accept(gradient):
-        index = SynapseIndex.without_delays(row_starts, targets, gradient.shape[1])
-        return product.weight_gradient(index, input, gradient.contiguous()[:, None], 1)
-    numbers = (input[..., None] >> torch.arange(64, device=input.device, dtype=torch.int64)) & 1
-    numbers = numbers.flatten(1)[:, : row_starts.numel() - 1].to(gradient.dtype)
-    return product.sums_per_synapse(row_starts, targets, numbers, gradient)
 
 
 def _multiply(
@@ -246,7 +225,7 @@ class _Bilinear(torch.autograd.Function):
         if kind == 2:
             return product.sums_per_synapse(row_starts, targets, one, two)
         if kernels_accept(one, two):
-            index = SynapseIndex.without_delays(row_starts, targets, outputs)
+            index = SynapseIndex(row_starts, targets, row_starts.numel() - 1, outputs, 0)
             return product.multiply_numbers(index, two, one.contiguous(), transposed=kind == 1)
         matrix = product.sparse_matrix(row_starts, targets, two, outputs)
         return one @ (matrix if kind == 0 else matrix.t())

@@ -43,7 +43,9 @@ class Distribution(NamedTuple):
         return min(max(z_high, 0.0), 1.0) - min(max(z_low, 0.0), 1.0)
 
     def draw(self, generator: Generator, count: int) -> Array:
-        """`count` random numbers, float32."""
+        """`count` random numbers, float32; raises a ValueError if too few numbers lie in the bounds."""
+        if not self.share >= SMALLEST_SHARE:
+            raise ValueError(f"low and high must leave {SMALLEST_SHARE:.0%} of the numbers, got {self}")
         numbers = self._draw_without_bounds(generator, count)
         outside = self._outside(numbers)
         while len(outside):
@@ -90,14 +92,6 @@ class Projection(NamedTuple):
     weight: float | Distribution | None
     delay: float | Distribution
     seed: int
-
-    def check(self) -> None:
-        """Raises a ValueError if delays or weights can't be drawn."""
-        draw_delays(self.delay, default_rng(0), 0)
-        if isinstance(self.weight, Distribution) and not self.weight.share >= SMALLEST_SHARE:
-            raise ValueError(
-                f"low and high must leave {SMALLEST_SHARE:.0%} of the numbers, got {self.weight}"
-            )
 
 
 def draw_delays(delay: float | Distribution, generator: Generator, count: int) -> Array:
@@ -147,7 +141,6 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
         raise ValueError(f"there may be at most 2^31 target neurons, got {shape[1]}")
     counts = np.zeros(shape[0], np.int64)
     for projection in projections:
-        projection.check()
         counts[projection.source.start : projection.source.stop] += np.diff(projection.pattern.row_starts)
     row_starts = np.append(0, np.cumsum(counts))
     size = int(row_starts[-1])

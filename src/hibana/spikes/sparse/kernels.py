@@ -1,4 +1,4 @@
-"""Kernels of sparse synapses and spikes: the product, and the gradients of its weights and of its input.
+"""Kernels of sparse synapses: products with spikes and their gradients, and products with any numbers.
 
 A row of synapses has one source neuron. The *offset* of a synapse is ``delay * outputs + target``: the
 distance from the first sum of the current step to the sum that its weight is added to, in an array ``[steps,
@@ -22,9 +22,9 @@ from hibana.runtime.kernels import (
     kernel,
 )
 from hibana.spikes.simd.lists import SLACK, WORD, append_bits, words_of
-from hibana.spikes.simd.rows import VECTOR, Row
+from hibana.spikes.simd.rows import VECTOR, Row, transpose
 
-__all__ = ["forward", "input_gradient", "weight_gradient"]
+__all__ = ["LANES", "forward", "input_gradient", "multiply_numbers", "weight_gradient"]
 
 UNROLLED = 8
 """Synapses per iteration of the forward's loop."""
@@ -32,6 +32,8 @@ LISTED = 128
 """Words of spikes that are listed at a time."""
 AHEAD = 4
 """Spikes from the one that is added to the one whose row is prefetched."""
+LANES = 32
+"""Rows that :func:`multiply_numbers` multiplies at a time: their sums for 2048 outputs take 256 KiB."""
 
 
 class Sizes(Group):
@@ -220,3 +222,68 @@ def input_gradient(
                 values = at.gather((offsets + synapse).load(VECTOR, mask), mask)
                 total.value = values.fused((weight + synapse).load(VECTOR, mask), total.value)
             out[source] = total.value.sum()
+
+
+@kernel
+def multiply_numbers(
+    code: Code,
+    begin: Value,
+    end: Value,
+    *,
+    row_starts: Longs,
+    targets: Ints,
+    weight: Floats,
+    source: Floats,
+    target: Floats,
+    rows: Value,
+    inputs: Value,
+    outputs: Value,
+    transposed: bool,
+) -> None:
+    """Writes the output ``[rows, outputs]`` of the input `source`, ``[rows, inputs]``, without delays.
+
+    If `transposed`, `source` is an output gradient, and the result is the input gradient. A work item is a
+    block of LANES rows, which is transposed, so that a synapse multiplies vectors of the numbers of its rows.
+    """
+    with (
+        code.scratch((Floats, outputs * LANES), (Floats, WORD * LANES)) as (output_block, input_block),
+        code.loop(begin, end) as item,
+    ):
+        first, lanes = item * LANES, code.constant(LANES)
+        count = (rows - first).smaller(LANES)
+        output_block.clear(outputs * LANES)
+        if transposed:
+            transpose(code, output_block, lanes, source + first * outputs, outputs, count, outputs)
+        else:
+            input_block.clear(WORD * LANES)
+        with code.loop(0, inputs, WORD) as word:
+            sources, offset = (inputs - word).smaller(WORD), first * inputs + word
+            if not transposed:
+                transpose(code, input_block, lanes, source + offset, inputs, count, sources)
+            with code.loop(0, sources) as k:
+                at_input = input_block + k * LANES
+                factors = [
+                    code.constant(0.0, FLOAT.of(VECTOR)) if transposed else factor
+                    for factor in _vectors(at_input, LANES)
+                ]
+                totals = [code.variable(factor) for factor in factors]
+                with code.loop(row_starts[word + k], row_starts[word + k + 1]) as synapse:
+                    at_output = output_block + targets[synapse].to(LONG) * LANES
+                    spread_weight = weight[synapse].spread(VECTOR)
+                    for v, (total, sums) in enumerate(zip(totals, _vectors(at_output, LANES), strict=True)):
+                        if transposed:
+                            total.value = spread_weight.fused(sums, total.value)
+                        else:
+                            (at_output + VECTOR * v).store(spread_weight.fused(factors[v], sums))
+                if transposed:
+                    for v, total in enumerate(totals):
+                        (at_input + VECTOR * v).store(total.value)
+            if transposed:
+                transpose(code, target + offset, inputs, input_block, lanes, sources, count)
+        if not transposed:
+            transpose(code, target + first * outputs, outputs, output_block, lanes, outputs, count)
+
+
+def _vectors(at: Pointer, count: int) -> list[Value]:
+    """The vectors of `count` floats at an address."""
+    return [(at + k).load(VECTOR) for k in range(0, count, VECTOR)]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hibana.runtime.synapses import check_synapses, remember
 from hibana.spikes.simd.rows import panel
-from hibana.spikes.sparse import kernels, number_kernels
+from hibana.spikes.sparse import kernels
 
 __all__ = [
     "SynapseIndex",
@@ -66,11 +66,6 @@ class SynapseIndex(NamedTuple):
             )
         offsets = targets if delays is None else remember(_offsets, targets, delays, outputs)
         return cls(row_starts, offsets, inputs, outputs, reach)
-
-    @classmethod
-    def without_delays(cls, row_starts: Tensor, targets: Tensor, outputs: int) -> Self:
-        """The index of synapses without delays, which the caller has checked."""
-        return cls(row_starts, targets, row_starts.numel() - 1, outputs, 0)
 
     @property
     def synapses(self) -> int:
@@ -213,8 +208,8 @@ def multiply_numbers(index: SynapseIndex, weight: Tensor, source: Tensor, *, tra
     """
     rows, length = source.shape[0], index.inputs if transposed else index.outputs
     out = torch.empty(rows, length, dtype=torch.float32, device="cpu")
-    number_kernels.multiply(
-        -(-rows // number_kernels.LANES),
+    kernels.multiply_numbers(
+        -(-rows // kernels.LANES),
         row_starts=index.row_starts,
         targets=index.offsets,
         weight=_contiguous("weight", weight, index.synapses),

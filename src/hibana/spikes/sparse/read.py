@@ -64,11 +64,11 @@ def _without_delays(connectivity: Any, shape: tuple[int, int]) -> Connections:
         return synapses
     if hasattr(connectivity, "tocoo"):  # SciPy
         entries = connectivity.tocoo()
-        _check_shape("connectivity", entries, shape)
-        targets, sources, values = (
+        row, column, values = (
             torch.tensor(part, dtype=None, device="cpu") for part in (entries.row, entries.col, entries.data)
         )
-        return Connections.from_pairs(sources.long(), targets.long(), shape, weights=_weights(values))
+        indices = torch.stack([row, column]).long()
+        connectivity = torch.sparse_coo_tensor(indices, values, entries.shape, check_invariants=False)
     if not isinstance(connectivity, Tensor):
         raise TypeError(
             "connectivity must be a probability, mask, sparse matrix, module with a weight, Connections, "
