@@ -17,7 +17,7 @@ pytest.importorskip("lightning", reason="the extra train is not installed")
 
 from hibana import train
 from hibana.data.user_data.arrays import read_numbers
-from hibana.train import checkpoint, settings_file
+from hibana.train import checkpoint
 
 
 def content(**changes):
@@ -217,7 +217,7 @@ def test_settings_that_would_take_long_get_a_short_sentence(tmp_path, text, word
 def test_settings_may_be_changed_by_hand(tmp_path):
     path = tmp_path / "settings.yaml"
     train.Settings(epochs=3, layers="12-12r").write(path)
-    assert settings_file.read(path) == asdict(train.Settings(epochs=3, layers="12-12r"))
+    assert checkpoint.read_settings(path) == asdict(train.Settings(epochs=3, layers="12-12r"))
     path.write_text(path.read_text().replace("epochs: 3", "epochs: 4"))
     assert train.resume_settings(tmp_path) == (train.Settings(epochs=4, layers="12-12r"), None)
 

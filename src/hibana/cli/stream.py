@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hibana.cli.common import Failure, progress, refuse_errors
 from hibana.cli.input_steps import step_reader
-from hibana.cli.tables import format_step, step_heading
+from hibana.cli.tables import csv_line, format_step
 from hibana.network import native
 from hibana.train.prediction import to_answers
 
@@ -96,7 +96,7 @@ class _StreamPredictor:
             scores = self.model.objective.scores(torch.stack([*self.outputs]))
             answers = to_answers(self.model, scores, [str(self.sequence_steps)])
             if self.output_format == "csv" and self.total_steps == 0:
-                sys.stdout.write(step_heading(answers.label, answers.classes))
+                sys.stdout.write(csv_line(["step", answers.label, *answers.classes]))
             sys.stdout.write(format_step(answers, self.output_format))
             sys.stdout.flush()
             self.durations.append(time.perf_counter() - start)

@@ -129,7 +129,7 @@ def format_answers(answers: "Answers", output_format: str) -> str:
         return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
     if output_format == "csv":
         heading = ["sample", answers.label, *answers.classes]
-        return "".join(map(_csv_line, [heading, *(_cells(answers, row) for row in rows)]))
+        return "".join(map(csv_line, [heading, *(_cells(answers, row) for row in rows)]))
     width = max(len(row["sample"]) for row in rows)
     lines = [f"{row['sample']:<{width}}  {_prediction(answers, row)}" for row in rows]
     right = [row["right"] for row in rows if "right" in row]
@@ -167,16 +167,11 @@ def format_step(answers: "Answers", output_format: str) -> str:
     if output_format == "json":
         return json.dumps(row, ensure_ascii=False) + "\n"
     if output_format == "csv":
-        return _csv_line(_cells(answers, row))
+        return csv_line(_cells(answers, row))
     return f"{row['step']}  {_prediction(answers, row)}\n"
 
 
-def step_heading(label: str, classes: Sequence[str]) -> str:
-    """Returns the heading of the lines of :func:`format_step` in ``csv`` format."""
-    return _csv_line(["step", label, *classes])
-
-
-def _csv_line(cells: Sequence[Any]) -> str:
+def csv_line(cells: Sequence[Any]) -> str:
     """Returns one line of a CSV file, with its newline."""
     stream = io.StringIO()
     csv.writer(stream, lineterminator="\n").writerow(cells)

@@ -13,9 +13,8 @@ import warnings
 from typing import Any
 
 from hibana.data.base import DataSet, InMemory, Samples
-from hibana.data.images import MNIST, Digits, FashionMNIST
+from hibana.data.named_sets import MNIST, MNIST1D, Digits, FashionMNIST, SpokenDigits
 from hibana.data.recordings import NMNIST, SHD, SSC, DVSGesture
-from hibana.data.sequences import MNIST1D, SpokenDigits
 from hibana.data.user_data import Arrays, Description, Events, Images, Sequences, Sound, Table, UserData
 
 __all__ = ["DATA_SETS", "MNIST", "MNIST1D", "NMNIST", "SHD", "SSC", "Arrays", "DVSGesture", "DataSet"]

@@ -14,8 +14,7 @@ Importing this module needs Matplotlib (``pip install '.[train]'``).
 from hibana.runtime.extras import explain_import_error
 
 with explain_import_error("hibana.plot"):
-    from hibana.plot.gradients import gradient_norms
-    from hibana.plot.learning import learning_curves, output_potentials, training
+    from hibana.plot.learning import gradient_norms, learning_curves, output_potentials, training
     from hibana.plot.neurons import current_step, membrane, surrogate
     from hibana.plot.spikes import activity, population_rates, raster
 

@@ -1,6 +1,7 @@
-"""Checkpoint files: the zip file of ``torch.save`` whose comment is the SHA-256 digest of all other bytes.
+"""Files of a run that other people may have written: checkpoints, and settings in YAML.
 
-``torch.load`` can read them too. The digest detects damage, not manipulation: the author of a crafted file
+A checkpoint is the zip file of ``torch.save`` whose comment is the SHA-256 digest of all other bytes.
+``torch.load`` can read it too. The digest detects damage, not manipulation: the author of a crafted file
 can compute its digest. ``weights_only=True`` protects from crafted files: it builds tensors and plain
 values only, and calls no function that a file names.
 """
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from hibana.runtime import files
 
@@ -20,6 +22,8 @@ EXPECTED = "checkpoint must be a file that `hibana train` wrote"
 _DIGEST_LABEL = b"hibana sha256 "
 _DIGEST_LENGTH = 64
 """Hexadecimal digits."""
+MAX_BYTES = 1 << 16
+"""Maximum size of a settings file."""
 
 
 def write(content: dict[str, Any], path: Path) -> None:
@@ -61,3 +65,32 @@ def read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{EXPECTED}; {path} holds a {type(content).__name__}")  # noqa: TRY004 - not an argument's type
     return content
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Returns the names and values in the YAML file at `path`.
+
+    Raises:
+        ValueError: if the file can't be read, is larger than 64 KiB, or is not a YAML mapping.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"settings {path} can't be read: {error.strerror}") from error
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"settings {path} must be at most {MAX_BYTES:,} bytes")
+    try:
+        values = yaml.safe_load(content.decode())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError for dates such as 2024-99-99
+        raise ValueError(f"settings {path} must be YAML: {one_line(error)}") from error
+    if not isinstance(values, dict):
+        raise ValueError(  # noqa: TRY004 - the file's content is wrong, not an argument's type
+            f"settings {path} must hold names and values, got {type(values).__name__}"
+        )
+    return values
+
+
+def one_line(error: Exception) -> str:
+    """Returns the message of `error` on one line of at most 300 characters."""
+    return " ".join(str(error).split())[:300]

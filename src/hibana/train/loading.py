@@ -9,11 +9,10 @@ import torch
 
 from hibana.data import user_data
 from hibana.train import architecture, checkpoint, pretrained, results
-from hibana.train.checkpoint import EXPECTED
+from hibana.train.checkpoint import EXPECTED, one_line
 from hibana.train.network import Network
 from hibana.train.run_folder import BEST, LAST, SETTINGS, best_checkpoint
 from hibana.train.settings import Settings, read
-from hibana.train.settings_file import one_line
 
 _TRAINING_STATE = {"epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
 """Contents of a checkpoint that resuming a run needs."""

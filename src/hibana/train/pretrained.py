@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 from hibana import __version__
 from hibana.runtime import files
 from hibana.runtime.extras import explain_import_error
+from hibana.train.checkpoint import one_line
 from hibana.train.run_folder import SETTINGS
 from hibana.train.settings import IN_MEMORY, Settings
-from hibana.train.settings_file import one_line
 
 if TYPE_CHECKING:
     from hibana.train.network import Network

@@ -77,12 +77,6 @@ def defaults(
     return dict(options)
 
 
-def usual(kind: str | None, data_set: type[DataSet] | None, steps: int) -> list[dict[str, Any]]:
-    """Returns each result that :func:`defaults` can have for such data, and the Rocket's options."""
-    fitted = [rocket(steps)] if kind in ("sequences", "sound") else []
-    return [defaults(kind, data_set, steps, rows=rows) for rows in (None, 1)] + fitted
-
-
 def rocket(steps: int, period: int = 0) -> dict[str, Any]:
     """Returns options of a Rocket over `steps` whose neurons are refractory for `period` steps."""
     return {**ROCKET, "layers": f"rocket{steps}{f'r{period}' if period else ''}"}

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hibana.data import DATA_SETS
 from hibana.runtime import files
-from hibana.train import settings_file
-from hibana.train.recipes import usual
+from hibana.train import checkpoint
+from hibana.train.recipes import defaults, rocket
 from hibana.train.run_folder import LAST, RESULT, SETTINGS
 from hibana.train.settings import Settings
 
@@ -88,9 +88,9 @@ def _summary(path: Path, modified: float) -> RunSummary:
     """Returns the summary of the run in folder `path`; `modified` is its time in seconds since 1970."""
     date = datetime.fromtimestamp(modified).strftime("%Y-%m-%d %H:%M")
     try:
-        content = settings_file.read(path / SETTINGS)
+        content = checkpoint.read_settings(path / SETTINGS)
     except ValueError as error:
-        return RunSummary(path.name, "", "", "", date, settings_file.one_line(error)[:60])
+        return RunSummary(path.name, "", "", "", date, checkpoint.one_line(error)[:60])
     settings = ", ".join(f"{name} {value}" for name, value in _non_default(content).items())
     results = read(path)
     if results is None:
@@ -105,12 +105,15 @@ def _summary(path: Path, modified: float) -> RunSummary:
 
 def _non_default(content: dict[str, Any]) -> dict[str, Any]:
     """Returns the settings in `content` that differ from each default for that kind of data."""
-    defaults = {option.name: option.default for option in fields(Settings)}
-    data_set, steps = DATA_SETS.get(str(content.get("data"))), content.get("steps")  # imports no user's class
-    recipes = usual(content.get("kind"), data_set, steps if isinstance(steps, int) else 1)
-    compared = defaults.keys() & content.keys() - {"data", "kind", "steps", "coding"}
+    standard = {option.name: option.default for option in fields(Settings)}
+    data_set, kind = DATA_SETS.get(str(content.get("data"))), content.get("kind")  # imports no user's class
+    steps = content["steps"] if isinstance(content.get("steps"), int) else 1
+    recipes = [defaults(kind, data_set, steps, rows=rows) for rows in (None, 1)]
+    if kind in ("sequences", "sound"):
+        recipes.append(rocket(steps))
+    compared = standard.keys() & content.keys() - {"data", "kind", "steps", "coding"}
     return {
         name: value
         for name, value in content.items()
-        if name in compared and all(value != recipe.get(name, defaults[name]) for recipe in recipes)
+        if name in compared and all(value != recipe.get(name, standard[name]) for recipe in recipes)
     }

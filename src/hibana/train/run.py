@@ -163,8 +163,8 @@ def prepare(
         settings: settings as the user passed them; not used if a run is resumed.
         folder: the requested folder of the run.
         samples: the data, if they are in memory.
-        resume: checkpoint or folder of the run to resume. Default: the run that this ``torchrun`` started
-            before it restarted its processes, if there is one.
+        resume: checkpoint or folder of the run to resume. Default: after a restart of ``torchrun``, the
+            run that it started before.
         trust: functions ``module:function`` that the resumed run may name as its layers. They are executed.
         changes: options that replace those of the resumed run.
 

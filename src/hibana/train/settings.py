@@ -18,7 +18,7 @@ from hibana.cells import peer_aliases, surrogate
 from hibana.data import DATA_SETS, DataSet, Description, UserData, user_data
 from hibana.nn import loss
 from hibana.runtime import files
-from hibana.train import architecture, settings_file
+from hibana.train import architecture, checkpoint
 from hibana.train.recipes import MIN_VALIDATION_ROWS, defaults, rocket
 
 CELLS: dict[str, Callable[..., cells.Cell]] = {
@@ -403,7 +403,7 @@ def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Se
         ValueError: if the file can't be read, is not YAML, contains an option that does not exist or a value
             that is not accepted, or names a function that is not in `trust`.
     """
-    content = user_data.without_removed_options(settings_file.read(Path(path)))
+    content = user_data.without_removed_options(checkpoint.read_settings(Path(path)))
     for name, value in content.items():
         if name not in Settings.__dataclass_fields__:
             raise ValueError(f"settings {path}: {_unknown_option(str(name))}")

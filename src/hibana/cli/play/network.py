@@ -48,9 +48,9 @@ class TrainedNetwork:
 
         Returns:
             ``picture``, ``[height, width]``, row 0 at the top; ``axes``, the names of its axes, ``None`` for
-            pixels; ``layers``: name, number of ``neurons``, firing ``rate`` and ``raster`` ``[neurons, T]``
-            of each spiking layer, 1 for a spike; ``potentials`` of the readout, ``[T, classes]``; ``label``,
-            index of the correct class; ``answer``, index of the predicted class; ``names`` of the classes.
+            pixels; ``layers``, a raster ``[neurons, T]`` of each spiking layer by name, 1 for a spike;
+            ``potentials`` of the readout, ``[T, classes]``; ``label``, index of the correct class;
+            ``answer``, index of the predicted class; ``names`` of the classes.
 
         Raises:
             ValueError: if there is no such sample.
@@ -69,15 +69,7 @@ class TrainedNetwork:
         return {
             "picture": picture.numpy(),
             "axes": axes,
-            "layers": [
-                {
-                    "name": name,
-                    "neurons": layer[0, 0].numel(),
-                    "rate": float(layer.mean()),
-                    "raster": layer[:, 0].flatten(1).T.byte().numpy(),
-                }
-                for name, layer in spikes.items()
-            ],
+            "layers": {name: layer[:, 0].flatten(1).T.byte().numpy() for name, layer in spikes.items()},
             "potentials": potentials[:, 0].numpy(),
             "label": int(label),
             "answer": answer,

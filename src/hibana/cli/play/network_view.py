@@ -126,22 +126,20 @@ class NetworkView:
         self._input.match_aspect = axes is None
         self._input.title.text = f"Input: {sample['names'][sample['label']]}"
 
-    def _show_layers(self, layers: list[dict[str, Any]]) -> None:
-        """Draws one raster of spikes per layer, and sets the slider to the last time step."""
-        steps = layers[0]["raster"].shape[1] if layers else 1
+    def _show_layers(self, layers: dict[str, Any]) -> None:
+        """Draws the raster of each of the `layers`, and sets the slider to the last time step."""
+        steps = max((raster.shape[1] for raster in layers.values()), default=1)
         self._step.update(end=max(steps - 1, 1), value=steps - 1)
         self._current_step.data = {"x": [steps - 1]}
-        rasters: list[Figure] = []
-        for layer, colour in zip(layers, COLOURS * len(layers), strict=False):
-            title = f"{layer['name']}: {layer['neurons']:,} neurons, {layer['rate']:.1%} spike a step"
-            raster = new_figure(title, x="Time step", y="Neuron", x_range=(-0.5, steps - 0.5))
-            raster.image(
-                [layer["raster"]], x=-0.5, y=0, dw=steps, dh=layer["neurons"], palette=["#00000000", colour]
-            )
-            raster.grid.visible = False
-            self._mark_time(raster)
-            rasters.append(raster)
-        self._layers.children = rasters
+        figures: list[Figure] = []
+        for (name, raster), colour in zip(layers.items(), COLOURS * len(layers), strict=False):
+            title = f"{name}: {len(raster):,} neurons, {raster.mean():.1%} spike a step"
+            figure = new_figure(title, x="Time step", y="Neuron", x_range=(-0.5, steps - 0.5))
+            figure.image([raster], x=-0.5, y=0, dw=steps, dh=len(raster), palette=["#00000000", colour])
+            figure.grid.visible = False
+            self._mark_time(figure)
+            figures.append(figure)
+        self._layers.children = figures
 
     def _show_readout(self, sample: dict[str, Any]) -> None:
         """Draws the readout's potentials: the label's in blue, a wrong answer's in red."""

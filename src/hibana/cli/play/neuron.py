@@ -136,7 +136,7 @@ def _single_step(cell: Cell) -> tuple[float, Results] | tuple[None, None]:
     grid = torch.from_numpy(np.concatenate([[0.0], np.logspace(-3, 4, 141)]))
     for _ in range(3):
         with torch.no_grad():
-            s = _step(cell, grid)[-1]
+            s = cell(grid, *cell.initial_state(grid))[-1]
         spiking = ((s != 0) & s.isfinite()).nonzero().flatten()
         if not bool(((s == 0) | (s == 1)).all()) or not len(spiking) or spiking[0] == 0:
             return None, None
@@ -146,20 +146,14 @@ def _single_step(cell: Cell) -> tuple[float, Results] | tuple[None, None]:
     smallest = float(grid[-1])
     index = cell.state_names().index(_potential_name(cell))
     inputs = torch.linspace(0, 2 * smallest, 401, dtype=torch.float64, device="cpu").requires_grad_()
-    states = _step(cell, inputs)
+    states = cell(inputs, *cell.initial_state(inputs.detach()))
     # derivatives of the potential and of the spike, the last state, by the input
     dv, ds = (_gradient(states[state].sum(), inputs) for state in (index, -1))
     if not bool(dv.any()):
         return None, None
     with torch.no_grad():
-        threshold = float(_step(cell, grid[-1:])[index])
+        threshold = float(cell(grid[-1:], *cell.initial_state(grid[-1:]))[index])
     return threshold, {"v": _array(states[index]), "s": _array(states[-1]), "derivative": _array(ds / dv)}
-
-
-def _step(cell: Cell, input_: Tensor) -> tuple[Tensor, ...]:
-    """Returns the states after one step from rest."""
-    state = cell.initial_state(input_.detach())
-    return cell(input_, *state)  # type: ignore[no-any-return] # nn.Module's call is untyped
 
 
 def _outputs(cell: Cell, inputs: Tensor, backend: str = "auto") -> Tensor:

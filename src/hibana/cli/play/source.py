@@ -61,16 +61,11 @@ def find(name: str, source: str | None = None) -> type[cells.Cell]:
 
     Raises UserError if there is no such cell, or executing the code fails.
     """
-    if source is not None:
-        return _execute(source)
-    cells_by_name = built_in()
-    if name not in cells_by_name:
-        raise UserError(f"cell must be one of {', '.join(cells_by_name)}; got {name!r}")
-    return cells_by_name[name]
-
-
-def _execute(source: str) -> type[cells.Cell]:
-    """Executes the user's code, and returns the last cell that it defines."""
+    if source is None:
+        cells_by_name = built_in()
+        if name not in cells_by_name:
+            raise UserError(f"cell must be one of {', '.join(cells_by_name)}; got {name!r}")
+        return cells_by_name[name]
     linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(keepends=True), FILE_NAME)
     namespace = {"__name__": FILE_NAME, "hb": hibana, "hibana": hibana, "nn": torch.nn, "torch": torch}
     try:

@@ -13,7 +13,6 @@ from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
-import torch
 from torch import Tensor
 
 from hibana.data.base import DataSet, InMemory, Samples
@@ -201,7 +200,8 @@ class UserData(DataSet):
             target = fit_target(raw.label, raw.labels, parts[0], task)
             self._description = Description(self.kind, self.learn(raw, parts[0]), target)
         samples = self._in_memory(raw)
-        training, validation, test = (_select(samples, part) for part in parts)
+        tensors = [samples.inputs, samples.labels, *([] if samples.lengths is None else [samples.lengths])]
+        training, validation, test = (InMemory(*(tensor[part] for tensor in tensors)) for part in parts)
         self.summary = f"{raw.describe(self.source_name)}, {self._description.target}"
         if self.test_source is not None:
             name = source_name(self.test_source, "test")
@@ -253,10 +253,3 @@ class UserData(DataSet):
 def source_name(source: Any, default: str) -> str:
     """The name of the file `source`, or `default` for data in memory."""
     return source.name if isinstance(source, Path) else default
-
-
-def _select(samples: InMemory, indices: Sequence[int]) -> InMemory:
-    """The samples with the given indices."""
-    rows = torch.tensor(indices, dtype=torch.int64, device="cpu")
-    lengths = None if samples.lengths is None else samples.lengths[rows]
-    return InMemory(samples.inputs[rows], samples.labels[rows], lengths)
