@@ -4,7 +4,6 @@ import operator
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, final
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,6 @@ from hibana.compiler.tensors import tensors_of
 from hibana.network.integer_network import straight_through
 
 __all__ = ["FixedCell", "fixed_cell", "measure_ranges"]
-
-_TRACES: "WeakKeyDictionary[Cell, tuple[object, Step]]" = WeakKeyDictionary()
-"""The step of each traced cell, and a key that changes if the step would."""
 
 
 def fixed_cell(
@@ -65,21 +61,20 @@ def measure_ranges(name: str, cell: Cell, shape: tuple[int, ...], inputs: Tensor
 def _traced_step(name: str, cell: Cell, shape: tuple[int, ...]) -> tuple[Step, list[Tensor], list[Tensor]]:
     """The step of `cell` in float64, its tensors, and its initial states for one sample of `shape`."""
     example = torch.zeros(1, *shape, dtype=torch.float64, device="cpu")
+    key = _traced_step, example.shape
     try:
-        key: object = (dependencies_of(cell).key, example.shape)
-    except Unsupported:  # the cell depends on objects that cannot be compared
-        key = None
-    previous_key, step = _TRACES.get(cell, (None, None))
-    if step is None or key is None or previous_key != key:
+        results = dependencies_of(cell).cache
+    except Unsupported:
+        results = {}  # the cell can change unseen
+    if key not in results:
         try:
-            step = trace(deepcopy(cell).double(), example.shape, torch.float64)
+            results[key] = trace(deepcopy(cell).double(), example.shape, torch.float64)
         except Unsupported as error:
             raise Unsupported(f"layer {name!r}: {error}") from error
-        _TRACES[cell] = key, step
     with torch.no_grad():
         tensors = [value.detach().double().cpu() for value in tensors_of(cell).values()]
         states = [state.double().cpu() for state in cell.initial_state(example)]
-    return step, tensors, states
+    return results[key], tensors, states
 
 
 def _function(operation: str) -> Callable[..., Any]:
