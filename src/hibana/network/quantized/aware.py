@@ -110,11 +110,10 @@ class QuantizationAware(nn.Module):
     def quantized(self) -> Quantized:
         """A copy of the network in integers, with the current weights, for inference."""
         with torch.no_grad():
-            self.refresh()
+            self.refresh()  # without gradients, cells have no float cell in them
         net = copy.deepcopy(self.net).eval().to(torch.float64)
         for module in list(net.modules()):
             if isinstance(module, FixedCell):
-                module.remove_gradient()
                 continue
             for name in [n for n in module._non_persistent_buffers_set if n in ("weight", "bias")]:
                 numbers = module._buffers[name]

@@ -110,16 +110,16 @@ class FixedCell(Cell):
         self.emits_spikes = len(self.names) - 1 in form.spikes
         self.float_cell: tuple[Cell, ...] = (cell,) if training else ()
         """The cell that gives the gradient; in a tuple, so that it is not registered as a submodule."""
-        self.tensor_names = tuple(tensors_of(cell)) if training else ()
+        learned = {name: x.double() for name, x in tensors_of(cell).items()} if training else {}
+        self.tensor_names = tuple(learned)
         initial = [(state[0] / u).round() for state, u in zip(states, form.units, strict=True)]
         self.starts_at_zero = not any(bool(state.any()) for state in initial)
-        learned = [values.double() for values in tensors_of(cell).values()] if training else []
         numbers = {
             "c": form.constants,
             "m": form.matrices,
             "u": (unit, *form.units),
             "r": initial,
-            "l": learned,
+            "l": learned.values(),
         }
         for letter, tensors in numbers.items():
             for i, values in enumerate(tensors):
@@ -141,12 +141,6 @@ class FixedCell(Cell):
         if same:
             self._buffers.update(other._buffers)
         return same
-
-    def remove_gradient(self) -> None:
-        """Removes the float cell and its tensors, which only training needs."""
-        for i in range(len(self.tensor_names)):
-            del self._buffers[f"l{i}"]
-        self.float_cell, self.tensor_names = (), ()
 
     def forward(self, input_: Tensor, *state: Tensor) -> tuple[Tensor, ...]:
         """The next states in integers."""
@@ -176,20 +170,13 @@ class FixedCell(Cell):
         next_states = tuple(values[i] for i in self.outputs)
         if not self.float_cell:
             return next_states
-        units = [self._buffer("u", i + 1) for i in range(len(next_states))]
-        real = self._float_step(input_ * self._buffer("u", 0), *map(operator.mul, state, units))
+        (cell,), units = self.float_cell, [self._buffer("u", i + 1) for i in range(len(next_states))]
+        tensors = {name: self._buffer("l", i) for i, name in enumerate(self.tensor_names)}
+        inputs = input_ * self._buffer("u", 0), *map(operator.mul, state, units)
+        real = torch.func.functional_call(cell, tensors, inputs, tie_weights=False)
         return tuple(
             straight_through(r / u, integer) for r, u, integer in zip(real, units, next_states, strict=True)
         )
-
-    def _float_step(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The next states of the float cell, from its input and states."""
-        (cell,) = self.float_cell
-        if not self.tensor_names:
-            return cell(*inputs)  # type: ignore[no-any-return]
-        tensors = {name: self._buffer("l", i) for i, name in enumerate(self.tensor_names)}
-        real: tuple[Tensor, ...] = torch.func.functional_call(cell, tensors, inputs, tie_weights=False)
-        return real
 
     def _buffer(self, letter: str, index: int) -> Any:
         """The buffer with this letter and number."""
