@@ -13,7 +13,7 @@ from hibana.compiler.graph.step import Step, Value
 from hibana.network.graph import Network, Node
 from hibana.network.integer_network import Quantized
 from hibana.network.neurons import sparse_matrix, trace_step
-from hibana.network.synapses import padded, synapses_of_outputs
+from hibana.network.synapses import by_output
 from hibana.runtime.extras import explain_import_error
 
 __all__ = ["OnnxStep", "int64_tensor", "to_onnx"]
@@ -222,9 +222,8 @@ class _StepValues(Analysis[str]):
         matrix = self.tensors[self.step.parameters + index]
         if index in self.step.sparse:
             synapses = sparse_matrix(self.node, self.step, self.tensors, index)
-            table = synapses_of_outputs(synapses.targets, self.node.size)
-            places, weights = padded(synapses.sources, table), padded(matrix.detach(), table)
-            return self.model.gathered_sum(args[0], places, weights)
+            numbers = synapses.sources, matrix.detach()
+            return self.model.gathered_sum(args[0], *by_output(synapses.targets, self.node.size, *numbers))
         matrix = matrix.reshape(matrix.shape[-2:])
         return self.model.op("MatMul", [*args, self.model.constant(matrix.T if transposed else matrix)])
 

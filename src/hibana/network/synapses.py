@@ -14,8 +14,7 @@ from hibana.runtime.kernels import LONG, Pointer, Value
 from hibana.spikes.sparse import Connections
 from hibana.spikes.sparse.product import SynapseIndex
 
-__all__ = ["add_synapses", "check_connections", "connections_of", "padded", "reordered"]
-__all__ += ["synapses_of_outputs"]
+__all__ = ["add_synapses", "by_output", "check_connections", "connections_of", "reordered"]
 
 _MAX_SYNAPSES = 1 << 31
 """Indices of synapses have 31 bits."""
@@ -106,18 +105,15 @@ def add_synapses(
             target.store(target.load() + times(rows[synapse], x))
 
 
-def synapses_of_outputs(targets: Tensor, outputs: int) -> Tensor:
-    """The indices of each output's synapses, ``[outputs, most synapses of an output]``; the rest is -1."""
+def by_output(targets: Tensor, outputs: int, *values: Tensor) -> tuple[Tensor, ...]:
+    """Each of `values`, one per synapse, as ``[outputs, most synapses of an output]``; the rest is 0.
+
+    `targets` are the outputs of the synapses.
+    """
     counts = torch.bincount(targets.long(), minlength=outputs)
     most = max(1, int(counts.max()))
     table = torch.full((outputs, most), -1, dtype=torch.int64, device="cpu")
     by_target = targets.argsort(stable=True)
     first = (counts.cumsum(0) - counts).repeat_interleave(counts)
     table[targets[by_target].long(), in_order(len(targets)) - first] = by_target
-    return table
-
-
-def padded(values: Tensor, table: Tensor) -> Tensor:
-    """``values[table]``, with 0 where `table` is -1."""
-    extended = torch.cat([values, values.new_zeros(1)])
-    return extended[table]
+    return tuple(torch.cat([numbers, numbers.new_zeros(1)])[table] for numbers in values)

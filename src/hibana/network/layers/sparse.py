@@ -12,14 +12,7 @@ from hibana.network.layers.delay import Ring, sum_of_delays
 from hibana.network.lowering import Activations, Lowering, in_order
 from hibana.network.nir_node import NirNode
 from hibana.network.onnx_export import OnnxStep
-from hibana.network.synapses import (
-    add_synapses,
-    check_connections,
-    connections_of,
-    padded,
-    reordered,
-    synapses_of_outputs,
-)
+from hibana.network.synapses import add_synapses, by_output, check_connections, connections_of, reordered
 from hibana.nn.delayed_linear import DelayedLinear
 from hibana.nn.sparse_linear import DelayedSparseLinear, SparseLinear
 
@@ -50,19 +43,19 @@ class SparseSynapses(LayerKind):
         """The weights of each output's synapses, ``[synapses of an output, outputs]``, and the bias."""
         synapses = connections_of(node.module)
         assert synapses.weights is not None
-        table = synapses_of_outputs(synapses.targets, node.size)
-        return padded(synapses.weights, table).T, node.module.bias
+        (weights,) = by_output(synapses.targets, node.size, synapses.weights)
+        return weights.T, node.module.bias
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the delayed input of each synapse, times its weight, summed for each output."""
-        synapses, features = connections_of(node.module), node.inputs[0].size
+        synapses = connections_of(node.module)
+        assert synapses.weights is not None
         delays = torch.zeros_like(synapses.targets) if synapses.delays is None else synapses.delays.long()
         reach = int(delays.max()) if len(delays) else 0
         places = synapses.sources * (reach + 1) + reach - delays
-        past = step.op("Flatten", [step.past(inputs[0], features, 1, reach)], axis=1)
-        places = padded(places, synapses_of_outputs(synapses.targets, node.size))
-        weights, bias = self.weights(node, in_order(features))
-        return step.gathered_sum(past, places, weights.T, bias)
+        places, weights = by_output(synapses.targets, node.size, places, synapses.weights)
+        past = step.op("Flatten", [step.past(inputs[0], node.inputs[0].size, 1, reach)], axis=1)
+        return step.gathered_sum(past, places, weights, node.module.bias)
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes loops that add the weights of each nonzero input to the sums of its targets."""
