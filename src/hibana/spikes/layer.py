@@ -1,7 +1,7 @@
 """Code shared by linear layers and convolutions of spikes: packing the input into bits, and ``explain``."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from hibana.spikes.planes import Planes, pack_integers
 from hibana.spikes.provenance import Provenance, fills_memory
 
 __all__ = ["NOT_SPIKES", "SMALLEST_WORK", "SMALL_PRODUCT", "SMALL_PRODUCT_REASON", "UNSUPPORTED", "Mode"]
-__all__ += ["PackedInput", "SpikeLayer", "check_mode", "mask_provenance", "needs_gradient"]
+__all__ += ["SpikeLayer", "check_mode", "mask_provenance", "needs_gradient"]
 __all__ += ["pack_binary", "pack_input", "pack_numbers"]
 
 Mode = Literal["auto", "dense", "events"]
@@ -87,14 +87,7 @@ def pack_numbers(rows: Tensor) -> Planes | None:
     return pack_binary(rows) or pack_integers(rows, lambda: rows)
 
 
-class PackedInput(NamedTuple):
-    """An input as bits, and the key of its product."""
-
-    planes: Planes
-    key: select.Key
-
-
-def pack_input(numbers: Tensor, rows: Callable[[], Tensor], key: select.Key, auto: bool) -> PackedInput | str:
+def pack_input(numbers: Tensor, rows: Callable[[], Tensor], key: select.Key, auto: bool) -> Planes | str:
     """The input of a product as bit planes; or the reason why torch must compute the product.
 
     Torch must if the input holds neither spikes nor small whole numbers or, with `auto`, if the density of a
@@ -109,20 +102,14 @@ def pack_input(numbers: Tensor, rows: Callable[[], Tensor], key: select.Key, aut
     filled = numbers if fills_memory(numbers) else rows()
     density = sampled_density(filled)
     if density is not None:
-        # the density of the sample, not of all bits: the choice is made before all bits are packed
-        sample_key = key._replace(density=select.density_bucket(density))
         if auto and not select.is_tuning():
-            choice = select.choose(sample_key, density)
+            choice = select.choose(key._replace(density=select.density_bucket(density)), density)
             if not choice.any:
                 return choice.dense_reason(density)
         planes = _pack_all(rows())
         if planes is not None:
-            return PackedInput(planes, sample_key)
-    planes = pack_integers(filled, rows)
-    if planes is None:
-        return NOT_SPIKES
-    bucket = select.density_bucket(planes.density)
-    return PackedInput(planes, key._replace(density=bucket, planes=planes.bits.shape[0]))
+            return planes
+    return pack_integers(filled, rows) or NOT_SPIKES
 
 
 def pack_binary(rows: Tensor) -> Planes | None:

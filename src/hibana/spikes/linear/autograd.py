@@ -12,7 +12,6 @@ from hibana.spikes import select
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.layer import (
     Mode,
-    PackedInput,
     mask_provenance,
     needs_gradient,
     pack_input,
@@ -103,8 +102,13 @@ class Product:
 
         `needed` tells which of both to compute. That of the weight needs the `numbers` of the input.
         """
-        to_weight = None if numbers is None else rows.T @ numbers.reshape(-1, self.row_length)
-        return rows.view(*self.shape[:-1], -1) @ weight if needed[0] else None, to_weight
+        to_input = to_weight = None
+        if needed[0]:
+            to_input = rows.view(*self.shape[:-1], -1) @ weight
+        if needed[1]:
+            assert numbers is not None
+            to_weight = rows.T @ numbers.reshape(-1, self.row_length)
+        return to_input, to_weight
 
     def constant_input_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor | None:
         """The input gradient of one step, expanded, if the output `gradient` is the same at each step."""
@@ -134,16 +138,15 @@ def multiply(
         is_ordered: whether the memory of `input` is in the order of :meth:`Product.rows`.
         mode: ``"auto"`` or ``"events"``.
     """
-    auto, key, numbers = mode == "auto", product.key, input.detach()
+    auto, numbers = mode == "auto", input.detach()
     bias = None if bias is None else bias.contiguous()
-    packed = pack_input(numbers, partial(product.rows, numbers), key, auto)
-    if not isinstance(packed, PackedInput):
-        return packed
-    planes = packed.planes
-    choice = _choose(product, packed, numbers, weight, bias) if auto else ALL
+    planes = pack_input(numbers, partial(product.rows, numbers), product.key, auto)
+    if isinstance(planes, str):
+        return planes
+    choice = _choose(product, planes, numbers, weight, bias) if auto else ALL
     if not choice.any:
         return choice.dense_reason(planes.density)
-    reason = explanation(planes, key.outputs, choice)
+    reason = explanation(planes, product.key.outputs, choice)
     if not needs_gradient(input, weight, bias):
         return product.forward(planes, weight, bias), reason
     support = mask_provenance(provenance, numbers, is_ordered, planes, product.row_length)
@@ -153,11 +156,11 @@ def multiply(
     return out, reason
 
 
-def _choose(
-    product: Product, packed: PackedInput, numbers: Tensor, weight: Tensor, bias: Tensor | None
-) -> Choice:
-    """The products that are computed per spike for an input with these `numbers`."""
-    planes, weight, bias = packed.planes, weight.detach(), None if bias is None else bias.detach()
+def _choose(product: Product, planes: Planes, numbers: Tensor, weight: Tensor, bias: Tensor | None) -> Choice:
+    """The products that are computed per spike for an input with these `numbers`, packed as `planes`."""
+    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    bucket, plane_count = select.density_bucket(planes.density), planes.bits.shape[0]
+    key = product.key._replace(density=bucket, planes=plane_count)
 
     def calls() -> list[Call]:
         """The candidates that :func:`select.choose` times."""
@@ -171,9 +174,9 @@ def _choose(
             lambda: product.dense_gradients(numbers, weight, rows, (False, True)),
         ]
         scan: list[Call] = [lambda: pack_numbers(product.rows(numbers))]
-        return forward + gradient * packed.key.learning + scan
+        return forward + gradient * key.learning + scan
 
-    return select.choose(packed.key, planes.density * planes.bits.shape[0], calls)
+    return select.choose(key, planes.density * plane_count, calls)
 
 
 class _Multiply(torch.autograd.Function):
