@@ -20,7 +20,6 @@ from hibana.cli.common import Failure, Integer, Refusal, allow_local_imports, pr
 
 with progress("loading PyTorch"):
     from hibana.train import Settings, read, results
-    from hibana.train.architecture import check_trust
     from hibana.train.run_folder import LAST, PICTURE, RunFolder, claim
     from hibana.train.settings import CHOICES, FILE_OPTIONS
     from hibana.train.threads import choose
@@ -89,7 +88,6 @@ def train(  # noqa: D417 - options are documented in Settings
     keep_memory()
     torch.set_flush_denormal(True)  # before torch's threads start, which inherit it
     with refuse_errors():
-        check_trust(None, trust, "the command")
         if resume is not None and settings is not None:
             raise ValueError("--resume takes its settings from the checkpoint; leave out --settings")
         new: Settings | None = None

@@ -14,8 +14,6 @@ from hibana.train.network import Network
 from hibana.train.run_folder import BEST, LAST, SETTINGS, best_checkpoint
 from hibana.train.settings import Settings, read
 
-_TRAINING_STATE = {"epoch", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers"}
-"""Contents of a checkpoint that resuming a run needs."""
 CHANGEABLE = {"epochs", "patience", "devices", "nodes", "accelerator", "precision"}
 CHANGEABLE |= {"data", "test", "root", "download"}
 """Options that may differ when a run is resumed."""
@@ -90,7 +88,7 @@ def _open(
     Args:
         path: a checkpoint or shared folder.
         trust: functions ``module:function`` that the file may name as its layers.
-        resume: whether the checkpoint must contain the state of the training.
+        resume: whether the training is resumed; then options of earlier versions are not dropped.
     """
     content = pretrained.read(path) if pretrained.is_pretrained(path) else checkpoint.read(path)
     try:
@@ -99,8 +97,6 @@ def _open(
         shape, classes = options.pop("shape"), options.pop("classes")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{EXPECTED}; {path} holds something else") from error
-    if resume and not content.keys() >= _TRAINING_STATE:
-        raise ValueError(f"{EXPECTED}; {path} holds a network without the state of its training")
     for name in ("layers", "data"):
         architecture.check_trust(options.get(name), trust, f"checkpoint {path}")
     if not resume and isinstance(options.get("augment"), str):  # version 0.2.0 had two more words
