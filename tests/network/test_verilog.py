@@ -7,10 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 from hibana.convert import quantize, to_verilog
+from pycparser import CParser
 from torch import nn
 
 import hibana as hb
 from hibana.compiler.graph.ops import Unsupported
+from hibana.network.verilog.circuit import Array
+from hibana.network.verilog.statements import Machine
 
 needs_simulator = pytest.mark.skipif(
     shutil.which("iverilog") is None, reason="no Verilog simulator, iverilog"
@@ -54,7 +57,7 @@ NETWORKS = {
     "cell of a user": (lambda: nn.Sequential(nn.Linear(5, 6), hb.OverTime(Talking(6))), (5,)),
     "delays and windows": (
         lambda: nn.Sequential(
-            hb.Window(3, 4, 2), hb.IF(0.2), hb.Delay(2.0), hb.DelayedLinear(4, 3, 3), hb.IF(0.2)
+            hb.Window(3, 4, 3), hb.IF(0.2), hb.Delay(2.0), hb.DelayedLinear(4, 3, 3), hb.IF(0.2)
         ),
         (3,),
     ),
@@ -119,6 +122,14 @@ def test_the_testbench_finds_a_changed_weight(tmp_path):
         net.net[0].weight.mul_(-1)
     changed = replace(to_verilog(net, inputs), recording=recording)
     assert simulate(changed, tmp_path)[0] == "0 of 2 equal"
+
+
+def test_an_element_that_a_pass_writes_is_read_after_that():
+    machine = Machine([Array("v", 8, 4, signed=True), Array("s", 8, 4, signed=True)], {})
+    text = "void f(void) { for (int j = 0; j < 4; j++) { v[j] = j; s[j] = v[j]; } }"
+    machine.run(CParser().parse(text).ext[0].body.block_items)
+    ((written, _),), ((read, _),) = (machine.circuit.signals[signal] for signal in ("w_v_e", "r_v_e"))
+    assert read == written + 1
 
 
 def test_more_numbers_than_an_index_holds_are_refused(monkeypatch):

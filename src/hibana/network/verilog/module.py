@@ -54,7 +54,7 @@ module net (
 );
 
 reg [{bits - 1}:0] state;
-reg fresh;  // new inputs have arrived since the last step
+reg fresh;  // the inputs have changed since the last step
 reg [31:0] received;  // numbers of the next input
 reg [31:0] place;  // number of outputs that were sent
 integer n;
@@ -71,7 +71,7 @@ assign class_index = r_best;
 always @(posedge clk) begin
     if (rst) begin
         state <= {start["rest"]};
-        fresh <= 1'b0;
+        fresh <= 1'b1;
         received <= 32'd0;
     end else case (state)
         {idle}: begin
@@ -79,8 +79,10 @@ always @(posedge clk) begin
             if (s_axis_tvalid) begin
                 received <= received == 32'd{inputs - 1} ? 32'd0 : received + 32'd1;
                 if (received == 32'd{inputs - 1}) fresh <= 1'b1;
-            end else if (clear) state <= {start["rest"]};
-            else if (start) begin
+            end else if (clear) begin
+                state <= {start["rest"]};
+                fresh <= 1'b1;
+            end else if (start) begin
                 state <= fresh ? {start["read"]} : {start["step"]};
                 fresh <= 1'b0;
             end

@@ -171,9 +171,9 @@ def _machine(unit: _Unit) -> tuple[Machine, dict[str, tuple[int, int]]]:
     for (int i = 0; i < {outputs}; i++) {{
         net->sent[i] = {output};
     }}"""
-    rest = ["net->best = 0;", *unit.resets, "const int count = 0;", *unit.from_events, *unit.static_lines]
+    zeros = f"for (int i = 0; i < {unit.network.input.size}; i++) {{ input[i] = 0; }}"
     lines = {
-        "rest": rest,
+        "rest": ["net->best = 0;", *unit.resets, zeros],
         "read": [*unit.from_numbers, *unit.static_lines],
         "step": [*unit.step_lines, ranking],
     }

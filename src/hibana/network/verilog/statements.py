@@ -128,8 +128,6 @@ class Machine:
         circuit, body, (declaration,) = self.circuit, _items(node.stmt), node.init.decls
         start, end = self._value(declaration.init), self._constant(self._value(node.cond.right))
         step = 1 if isinstance(node.next, c_ast.UnaryOp) else int(node.next.rvalue.value)
-        if end.number == 0:  # the list of events is empty at rest
-            return
         outer = self._names, self._read_ahead, self._enables
         self._names = {**self._names, declaration.name: start}
         self._read_ahead = self._early_reads(body, declaration.name)
@@ -250,10 +248,10 @@ class Machine:
         return place.array
 
     def _pointer(self, node: c_ast.Node) -> _Pointer:
-        """A pointer expression: an array, or a pointer plus an index."""
+        """A pointer expression: an array, or a pointer plus or minus an index."""
         if isinstance(node, c_ast.BinaryOp):
-            pointer = self._pointer(node.left)
-            return _Pointer(pointer.array, self.circuit.binary("+", pointer.offset, self._value(node.right)))
+            pointer, index = self._pointer(node.left), self._value(node.right)
+            return _Pointer(pointer.array, self.circuit.binary(node.op, pointer.offset, index))
         named = self._names.get(name := _name_of(node))
         if isinstance(named, _Pointer):
             return named

@@ -30,7 +30,12 @@ def testbench(unit: Unit, net: Quantized, inputs: Tensor, spike_arrays: dict[str
     in_memory = [spikes[node.name].flatten(2)[..., unit.activations[node].order] for node in layers]
     parts = [*((part, torch.uint8) for part in (numbers, *in_memory)), (results, torch.int32)]
     columns = [
-        part.transpose(0, 1).reshape(samples * steps, -1).to(torch.int64).to(kind).view(torch.uint8)
+        part.transpose(0, 1)
+        .reshape(samples * steps, -1)
+        .to(torch.int64)
+        .to(kind)
+        .contiguous()
+        .view(torch.uint8)
         for part, kind in parts
     ]
     rows = torch.cat(columns, 1).flip(1).numpy()
