@@ -53,13 +53,11 @@ def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
 
 def _plan(layer: NeuronLayer, rule: Rule) -> TracePlan:
     """How the layer's traces are computed, for an input shaped like the cell's tensors or the weights."""
-    tensors = list(tensors_of(layer.cell).values())
-    shape: torch.Size = torch.broadcast_shapes(*(t.shape for t in tensors))  # type: ignore[no-untyped-call] # torch's
+    shapes = [tensor.shape for tensor in tensors_of(layer.cell).values()]
+    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call] # torch's
     if layer.synapses is not None and shape.numel() == 1:
         shape = torch.Size([layer.synapses.output_count])
-    dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
-    device = tensors[0].device if tensors else torch.device("cpu")
-    return OnlineLayer(layer, rule).plan(torch.zeros(1, *shape, dtype=dtype, device=device))
+    return OnlineLayer(layer, rule).plan(layer.zeros((1, *shape)))
 
 
 def _traces(layer: NeuronLayer, plan: TracePlan) -> str:

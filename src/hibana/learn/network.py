@@ -4,7 +4,7 @@ It reads a chain of modules instead of a graph, because a chain needs no example
 layers does not belong here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -66,6 +66,12 @@ class NeuronLayer:
     def cell_parameters(self) -> list[nn.Parameter]:
         """The parameters of the cell that require a gradient."""
         return [p for p in self.cell.parameters() if p.requires_grad]
+
+    def zeros(self, shape: Sequence[int]) -> Tensor:
+        """Zeros with the dtype and device of the cell's tensors; float32 on the CPU without tensors."""
+        tensors = (tensor for tensor in tensors_of(self.cell).values() if tensor.is_floating_point())
+        like = next(tensors, torch.empty(0, dtype=torch.float32, device="cpu"))
+        return torch.zeros(tuple(shape), dtype=state_dtype(like.dtype), device=like.device)
 
 
 Layer = MemorylessLayer | NeuronLayer
@@ -190,7 +196,7 @@ class LeakyReadout:
         self._derivatives = CellDerivatives(layer.cell)
         if layer.recurrent is not None:
             raise self._error("it has recurrent synapses")
-        self.decay(_scalar_like(layer.cell))
+        self.decay(layer.zeros(()))
 
     def decay(self, example: Tensor) -> Tensor:
         """The current decay factor, with the dtype and device of `example`."""
@@ -211,10 +217,3 @@ class LeakyReadout:
             f"{reason}; "
             'rule "ottt" takes no account of it'
         )
-
-
-def _scalar_like(cell: Cell) -> Tensor:
-    """A zero with the dtype and device of the tensors of `cell`; float32 on the CPU without tensors."""
-    tensors = (tensor for tensor in tensors_of(cell).values() if tensor.is_floating_point())
-    tensor = next(tensors, torch.zeros((), dtype=torch.float32, device="cpu"))
-    return torch.zeros((), dtype=state_dtype(tensor.dtype), device=tensor.device)

@@ -66,11 +66,10 @@ class DelayedLinear(Weighted, Delayed):
         )
         self.in_features, self.out_features = in_features, out_features
         self._create_parameters((out_features, in_features), bias)
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws weight and bias as ``torch.nn.Linear`` does, and delays uniformly from [0, max_delay]."""
-        self._initialize_weights()
+        super().reset_parameters()
         nn.init.uniform_(self.delay, 0.0, float(self.max_delay))
 
     def extra_repr(self) -> str:

@@ -90,9 +90,9 @@ class Objective(ABC):
             scores, target, weights, reduction=reduction, label_smoothing=self.smoothing
         )
 
-    @abstractmethod
     def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The loss for checked arguments; a call of the objective checks them first."""
+        """The loss for checked arguments; by default the mean of ``-log softmax(scores)[target]``."""
+        return self.cross_entropy(self.scores(outputs, *_optional(lengths)), target)
 
     def right(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
         """The accuracy for checked arguments; :meth:`accuracy` checks them first."""
@@ -108,20 +108,9 @@ def _optional(lengths: Tensor | None) -> tuple[Tensor, ...]:
     return () if lengths is None else (lengths,)
 
 
-@dataclass(frozen=True)
-class _CrossEntropy(Objective):
-    """``-log softmax(scores)[target]``."""
-
-    @final
-    def loss(self, outputs: Tensor, target: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """The cross-entropy of the scores, a scalar."""
-        scores = self.scores(outputs, *_optional(lengths))
-        return self.cross_entropy(scores, target)
-
-
 @final
 @dataclass(frozen=True)
-class Rate(_CrossEntropy):
+class Rate(Objective):
     """Cross-entropy of the firing rate, ``1/T sum_t s_t``: spikes per step, in [0, 1].
 
     Source: Fang et al. (2021), *Incorporating learnable membrane time constant to enhance
@@ -135,7 +124,7 @@ class Rate(_CrossEntropy):
 
 @final
 @dataclass(frozen=True)
-class Count(_CrossEntropy):
+class Count(Objective):
     """Cross-entropy of the spike count, ``sum_t s_t``.
 
     Source: Eshraghian et al. (2023), *Training spiking neural networks using lessons from deep learning*.
@@ -148,7 +137,7 @@ class Count(_CrossEntropy):
 
 @final
 @dataclass(frozen=True)
-class MembraneMax(_CrossEntropy):
+class MembraneMax(Objective):
     """Cross-entropy of the highest potential, ``max_t v_t``.
 
     Source: Cramer, Stradmann, Schemmel & Zenke (2022), *The Heidelberg spiking data sets for the systematic
@@ -162,7 +151,7 @@ class MembraneMax(_CrossEntropy):
 
 @final
 @dataclass(frozen=True)
-class MembraneLast(_CrossEntropy):
+class MembraneLast(Objective):
     """Cross-entropy of the last potential, ``v_T``.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
@@ -176,7 +165,7 @@ class MembraneLast(_CrossEntropy):
 
 @final
 @dataclass(frozen=True)
-class MembraneMean(_CrossEntropy):
+class MembraneMean(Objective):
     """Cross-entropy of the mean potential, ``1/T sum_t v_t``.
 
     Source: Eshraghian et al. (2023), *Training spiking neural networks using lessons from deep learning*.
@@ -189,7 +178,7 @@ class MembraneMean(_CrossEntropy):
 
 @final
 @dataclass(frozen=True)
-class FirstSpike(_CrossEntropy):
+class FirstSpike(Objective):
     """Cross-entropy of minus the time of the first spike, ``-t/tau``: the class that spikes first wins.
 
         t = sum_u prod_(w <= u) (1 - s_w)

@@ -81,14 +81,15 @@ class Weighted(SpikeLayer):
     bias: Tensor | None
 
     def _create_parameters(self, shape: tuple[int, ...], has_bias: bool) -> None:
-        """Creates the parameters `weight`, of `shape`, and `bias`, ``[shape[0]]`` or None."""
+        """Creates and draws the parameters `weight`, of `shape`, and `bias`, ``[shape[0]]`` or None."""
         dtype = torch.get_default_dtype()
         self.weight = nn.Parameter(torch.empty(shape, dtype=dtype, device=None))
         bias = nn.Parameter(torch.empty(shape[0], dtype=dtype, device=None)) if has_bias else None
         self.register_parameter("bias", bias)
+        self.reset_parameters()
 
-    def _initialize_weights(self) -> None:
-        """Draws weight and bias uniformly from ``±1 / sqrt(inputs)``, as torch does."""
+    def reset_parameters(self) -> None:
+        """Draws weight and bias uniformly from ``±1 / sqrt(inputs of an output)``, as torch does."""
         bound = 1 / math.sqrt(self.weight[0].numel())
         for parameter in (self.weight, self.bias):
             if parameter is not None:
@@ -155,16 +156,11 @@ class Window(Weighted, LooksBack):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.dilation, self.groups = kernel_size, dilation, groups
         self._create_parameters((out_channels, in_channels // groups, kernel_size), bias)
-        self.reset_parameters()
 
     @property
     def reach(self) -> int:
         """``(K - 1) dilation``."""
         return (self.kernel_size - 1) * self.dilation
-
-    def reset_parameters(self) -> None:
-        """Draws weight and bias uniformly from ``±1 / sqrt(in_channels / groups * K)``, as torch does."""
-        self._initialize_weights()
 
     def extra_repr(self) -> str:
         return (
