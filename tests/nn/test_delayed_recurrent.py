@@ -65,6 +65,15 @@ def test_without_delays_it_is_the_recurrent_layer():
     torch.testing.assert_close(layer(inputs), plain(inputs))
 
 
+def test_a_recurrent_layer_takes_delayed_synapses_with_a_bias():
+    layer, inputs = made().eval(), torch.rand(12, 3, NEURONS)
+    synapses = hb.DelayedLinear(NEURONS, NEURONS, LONGEST)
+    synapses.load_state_dict(layer.recurrent.state_dict() | {"bias": synapses.bias})
+    found = hb.Recurrent(layer.cell, NEURONS, synapses, gradient_scale=1.0).eval()(inputs)
+    torch.testing.assert_close(found, layer(inputs + synapses.bias))
+    assert not torch.equal(found, layer(inputs))
+
+
 def test_a_spike_comes_back_after_one_step_and_its_delay():
     layer = hb.DelayedRecurrent(hb.IFCell(), 2, 5).eval()
     with torch.no_grad():

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler import unroll_layer
 from hibana.compiler.graph.ops import Unsupported
 from hibana.learn import parameter_traces, rule_cells
 from hibana.learn.derivatives import CellDerivatives, Jacobian, Recursion
@@ -54,17 +53,15 @@ class Chunk:
     """The products of inputs and weights, with their graph."""
     previous_state: tuple[Tensor, ...]
     """The neurons' states before the first step."""
-    outputs: Tensor
-    state: tuple[Tensor, ...]
-    """The neurons' states after the last step."""
-    weight_run: rule_cells.CellRun | None
-    """The run for the gradients of weights; None for a trace of rank one."""
+    weight_run: rule_cells.CellRun
+    """The run for the outputs and for the gradients of weights."""
     parameter_run: rule_cells.CellRun | None
     """The run for the gradients of the cell's parameters."""
-    effect: Tensor | None
-    """The neuron's factor of a trace of rank one, ``[T, batch, ...]``."""
-    effects: tuple[Tensor, ...]
-    """The states of :class:`EffectCell` after the last step, without the neurons' states."""
+
+    @property
+    def outputs(self) -> Tensor:
+        """The outputs of the layer, ``[T, batch, ...]``."""
+        return self.weight_run.outputs.detach()
 
 
 class OnlineLayer:
@@ -87,7 +84,7 @@ class OnlineLayer:
         self.silent_cell: rule_cells.SilentTraceCell | None = None
         """Passes the gradient over time of neurons without spikes; for OTTT, else None."""
         self.effect_cell: rule_cells.EffectCell | None = None
-        """Computes the neuron's factor of a trace of rank one; for PP-Prop, else None."""
+        """Passes the gradient over time by a factor of each neuron; for PP-Prop, else None."""
         self._cells_key: Any = None
         """The :attr:`CellDerivatives.key` for which the cells were built."""
         self.reset()
@@ -100,7 +97,7 @@ class OnlineLayer:
         self.traces: dict[str, InputTraces | SynapseTraces] = {}
         self.parameter_traces: parameter_traces.ParameterTraces = []
         self.effects: tuple[Tensor, ...] = ()
-        """As :attr:`Chunk.effects`."""
+        """The extra states of :attr:`effect_cell` after the last step, without the first, which is zero."""
         self.pending: Chunk | None = None
         """The last chunk; the next chunk updates the traces with it."""
 
@@ -220,40 +217,20 @@ class OnlineLayer:
         plan = self.plan(step)
         leak = None if layer.readout is None else layer.readout.decay(step)
         assert self.neuron_cell is not None
-        weight_run, parameter_run, effect = None, None, None
-        effects: tuple[Tensor, ...] = ()
-        # This run gives the gradients of parameters, and of weights if the rule has no other cell for them.
-        if layer.cell_parameters or not (plan.is_rank_one or self.silent_cell is not None):
+        weight_cell: rule_cells.RuleCell = self.silent_cell or self.neuron_cell
+        if plan.is_rank_one and self.effect_cell is not None:
+            weight_cell = self.effect_cell
+            self.effect_cell.leak.copy_(step.new_zeros(()) if leak is None else leak)
+        parameter_run = None
+        if layer.cell_parameters or weight_cell is self.neuron_cell:
             parameters = [] if self.expanded_cell is None else self.expanded_cell.expand(step)
             parameter_run = rule_cells.run_cell(self.neuron_cell, drive, self.state, parameters)
-        if plan.is_rank_one:
-            effect, effects = self._run_effects(drive, leak)
-            outputs, state = unroll_layer(layer.step, drive, self.state)
-        else:
+        if parameter_run is not None and weight_cell is self.neuron_cell:
             weight_run = parameter_run
-            if self.silent_cell is not None:
-                weight_run = rule_cells.run_cell(self.silent_cell, drive, self.state, [])
-            assert weight_run is not None
-            outputs = weight_run.outputs.detach()
-            state = tuple([value.detach() for value in weight_run.last])
-        runs = weight_run, parameter_run
-        self.pending = Chunk(
-            plan, leak, leaf, neuron_inputs, previous_state, outputs, state, *runs, effect, effects
-        )
+        else:
+            weight_run = rule_cells.run_cell(weight_cell, drive, self.state, carried=self.effects)
+        self.pending = Chunk(plan, leak, leaf, neuron_inputs, previous_state, weight_run, parameter_run)
         return self.pending
-
-    def _run_effects(self, neuron_inputs: Tensor, leak: Tensor | None) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Computes the neuron's factor of traces that are products of an input and a neuron factor (PP-Prop).
-
-        Returns the factor at each step of a chunk, ``[T, batch, ...]``, and the cell's last extra states.
-        """
-        cell = self.effect_cell
-        assert cell is not None
-        cell.leak.copy_(torch.zeros_like(cell.leak) if leak is None else leak)
-        cell.copy_weights()
-        state = None if self.state is None else (*self.state, *self.effects)
-        effect, last = unroll_layer(cell, neuron_inputs, state)
-        return effect, last[len(last) // 2 :]
 
     @torch.no_grad()
     def _advance(self) -> None:
@@ -274,7 +251,9 @@ class OnlineLayer:
             if self.layer.cell_parameters:
                 self.parameter_traces = parameter_traces.advance(self.parameter_traces, run, chunk.leak)
             self.same_step = [value.detach() for value in run.extra]
-        self.state, self.effects = chunk.state, chunk.effects
+        self.state = tuple([value.detach() for value in chunk.weight_run.last])
+        if chunk.plan.is_rank_one:
+            self.effects = tuple([value.detach() for value in chunk.weight_run.extra[1:]])
 
     def _traces_of(self, name: str, kind: type[TracesT]) -> TracesT:
         """The traces called `name`; new ones of the class `kind` before the first chunk."""
@@ -300,7 +279,6 @@ class OnlineLayer:
 
         A trace has one part for each independent state of a neuron, then one for a readout's memory.
         """
-        assert chunk.weight_run is not None
         leak, ends = chunk.leak, []
         for state in [*chunk.plan.independent_states, *([] if leak is None else [None])]:
             grads = chunk.weight_run.end_gradients(state, leak)
@@ -361,18 +339,14 @@ class OnlineLayer:
         `signal` is the gradient of the chunk's outputs, ``[T, batch, ...]``. The second result has a gradient
         ``[batch, ...]`` for each independent state, then for a readout's memory, before the chunk.
         """
-        if chunk.weight_run is None:
-            assert chunk.effect is not None
-            assert chunk.plan.recursion is not None
-            decay = chunk.plan.recursion.transition[0, 0]
-            drive_grad = rule_cells.filter_backwards(signal * chunk.effect, decay)
-            return drive_grad, [drive_grad[0] * decay]
-        filtered_signal = rule_cells.filter_backwards(signal, chunk.leak)
+        # the factors of a trace of rank one include a readout's memory
+        leak = None if chunk.plan.is_rank_one else chunk.leak
+        filtered_signal = rule_cells.filter_backwards(signal, leak)
         grads = chunk.weight_run.gradients(chunk.weight_run.outputs, filtered_signal)
-        by_state = self._independent_gradients(chunk, grads)
-        part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_state]
-        if chunk.leak is not None:
-            part_grads.append(chunk.leak * filtered_signal[0])
+        by_part = grads.extra[:1] if chunk.plan.is_rank_one else self._independent_gradients(chunk, grads)
+        part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_part]
+        if leak is not None:
+            part_grads.append(leak * filtered_signal[0])
         return grads.neuron_inputs, part_grads
 
     def _independent_gradients(self, chunk: Chunk, grads: rule_cells.Gradients) -> list[Tensor | None]:
@@ -385,8 +359,12 @@ class OnlineLayer:
 
         `signal` is the gradient of the outputs, ``[T, batch, ...]``.
         """
-        run = rule_cells.run_cell(self.step_cell, chunk.neuron_inputs, chunk.previous_state, [])
-        grad = run.gradients(run.outputs, signal).neuron_inputs
+        states, recursion = chunk.plan.independent_states, chunk.plan.recursion
+        if recursion is not None and states and states[-1] == len(chunk.previous_state) - 1:
+            grad = signal * recursion.input_factor[-1]  # the output is linear in the input
+        else:
+            run = rule_cells.run_cell(self.step_cell, chunk.neuron_inputs, chunk.previous_state)
+            grad = run.gradients(run.outputs, signal).neuron_inputs
         if self.layer.synapses is not None and self.layer.synapses.is_linear:
             return grad @ self.layer.synapses.parameters[0].detach()
         if self.layer.input_module is not None:

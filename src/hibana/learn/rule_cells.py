@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,10 @@ from hibana.cells import Cell
 from hibana.compiler import unroll_layer
 from hibana.learn.derivatives import INPUT, Jacobian, same_step_derivatives, step_derivatives
 from hibana.learn.network import NeuronLayer
+from hibana.nn.layers import with_gradient
 
-__all__ = ["CellRun", "EffectCell", "Gradients", "NeuronTraceCell", "SilentCell"]
-__all__ += ["SilentTraceCell", "filter_backwards", "run_cell"]
+__all__ = ["CellRun", "EffectCell", "Gradients", "NeuronTraceCell", "RuleCell"]
+__all__ += ["SilentCell", "SilentTraceCell", "filter_backwards", "run_cell"]
 
 
 class RuleCell(Cell):
@@ -24,18 +25,15 @@ class RuleCell(Cell):
         layer: the layer.
         cell: one step of its neurons.
         extra: the names of the extra states in front of the neurons' states.
-        results: the names of the extra states behind them; the last is the output.
     """
 
     cell: Cell
     self_weight: Tensor
     """The weight of the recurrent synapse of each neuron to itself, ``[neurons]``."""
 
-    def __init__(
-        self, layer: NeuronLayer, cell: Cell, extra: Sequence[str] = (), results: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, layer: NeuronLayer, cell: Cell, extra: Sequence[str] = ()) -> None:
         nn.Module.__init__(self)
-        self.cell, self.extra, self.results = cell, tuple(extra), tuple(results)
+        self.cell, self.extra = cell, tuple(extra)
         self._original = (layer.recurrent,)  # a tuple, so that its parameters are not those of this module
         module = None if layer.recurrent is None else layer.recurrent.module
         self.synapses = None if module is None else copy.deepcopy(module).requires_grad_(False)
@@ -54,17 +52,20 @@ class RuleCell(Cell):
         return input_ if self.synapses is None else input_ + self.synapses(spikes.detach())
 
     def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # those of the cell, and extra states
-        """The names of the extra states, of the states of the cell, and of the results."""
-        return (*self.extra, *self.cell.state_names(), *self.results)
+        """The names of the extra states, then of the states of the cell."""
+        return (*self.extra, *self.cell.state_names())
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
         """The resting state of the neurons, with extra states of zero."""
         return self.from_state(self.cell.initial_state(input_))
 
-    def from_state(self, state: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The states of this cell for the neurons' states `state`; all other states are zero."""
-        zero = torch.zeros_like(state[0])
-        return (*(zero.clone() for _ in self.extra), *state, *(zero.clone() for _ in self.results))
+    def from_state(self, state: Sequence[Tensor], carried: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
+        """The states of this cell for the neurons' states `state`.
+
+        `carried` are the last of its extra states; the other extra states are zero.
+        """
+        zeros = [torch.zeros_like(state[0]) for _ in self.extra[len(carried) :]]
+        return (*zeros, *carried, *state)
 
     def rests_at_zero(self) -> bool:
         """Whether the resting state of the neurons is zero."""
@@ -100,7 +101,7 @@ class NeuronTraceCell(RuleCell):
             previous = tuple([state.detach() for state in previous])
         total = self.total_input(input_, previous[-1])
         if self.self_scale:
-            total = _with_gradient(total, previous[-1], self.self_weight * self.self_scale)
+            total = with_gradient(total, previous[-1], self.self_weight * self.self_scale)
         next_states = self.cell(total, *previous)
         values = same_step_derivatives(next_states, self.same_step)
         return (*(values[pair] for pair in self.same_step), *next_states)
@@ -133,33 +134,34 @@ class SilentTraceCell(RuleCell):
         silent_states = self.cell(total, *previous[:-1], torch.zeros_like(previous[-1]))
         results = [state.detach() for state in next_states]
         for i in self.independent_states:
-            results[i] = _with_gradient(results[i], silent_states[i], 1.0)
+            results[i] = with_gradient(results[i], silent_states[i], 1.0)
         for (output, i), factor in factors.items():
-            results[output] = _with_gradient(results[output], results[i], factor)
+            results[output] = with_gradient(results[output], results[i], factor)
         return tuple(results)
 
 
 @final
 class EffectCell(RuleCell):
-    """A cell whose output is the neuron's factor of a trace of rank one: PP-Prop.
+    """A step whose gradient over time is the neuron's factor of a trace of rank one: PP-Prop.
 
-    F_t = decay (dh_t/dh_(t-1)) F_(t-1) + (1 - decay) dh_t/du_t     for each state h of a neuron
-    z_t = decay leak z_(t-1) + F_t                                  for the state that is the layer's output
+        F_t = decay (dh_t/dh_(t-1)) F_(t-1) + (1 - decay) dh_t/du_t     for each state h of a neuron
+        z_t = decay leak z_(t-1) + F_t                                  for the state that is the output
+        dm_t = decay dm_(t-1) + du_t,   ds_t = z_t dm_t                 m: a state of zero with a gradient
 
-    Its states are the neurons' states, F for each of them, and z.
+    Its extra states are m, F for each state of the neurons, and z.
     """
 
     def __init__(self, layer: NeuronLayer, jacobian: Jacobian, decay: float, example: Tensor) -> None:
         names = [f"effect_on_{name}" for name in layer.cell.state_names()]
-        super().__init__(layer, layer.cell, results=[*names, "effect"])
+        super().__init__(layer, layer.cell, ["trace", *names, "effect"])
         self.decay, self.over_step = decay, tuple(jacobian.over_step)
         self.leak = example.new_zeros(())
         """The decay factor of a leaky readout behind the layer, 0 without a leaky readout."""
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """The neurons' states after a step, F of each of them, and z; `states` are these before the step."""
-        count = len(states) // 2
-        previous, effects, effect = states[:count], states[count:-1], states[-1]
+        """m, F of each state, z, and the neurons' states after a step; `states` are these before the step."""
+        count = len(self.extra)
+        (trace, *effects, effect), previous = states[:count], states[count:]
         total = self.total_input(input_, previous[-1])
         next_states, factors = step_derivatives(self.cell, (total, *previous), self.over_step)
         next_effects = [torch.zeros_like(input_) for _ in next_states]
@@ -167,7 +169,10 @@ class EffectCell(RuleCell):
             source = 1 - self.decay if j == INPUT else effects[j] * self.decay
             next_effects[i] = next_effects[i] + factor * source
         next_effect = next_effects[-1] + effect * (self.leak * self.decay)
-        return (*(state.detach() for state in next_states), *next_effects, next_effect)
+        next_trace = with_gradient(trace * self.decay, total, 1.0)
+        *inner, output = (state.detach() for state in next_states)
+        output = with_gradient(output, next_trace, next_effect)
+        return (next_trace, *next_effects, next_effect, *inner, output)
 
 
 @final
@@ -182,32 +187,13 @@ class SilentCell(RuleCell):
         return self.cell(input_, *previous[:-1], torch.zeros_like(previous[-1]))  # type: ignore[no-any-return]
 
 
-def _with_gradient(value: Tensor, source: Tensor, factor: Tensor | float) -> Tensor:
-    """`value`, whose gradient times `factor` is also added to the gradient of `source`."""
-    result: Tensor = _WithGradient.apply(value, source, factor)  # type: ignore[no-untyped-call] # torch's apply
-    return result
-
-
-class _WithGradient(torch.autograd.Function):
-    """See :func:`_with_gradient`."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, source: Tensor, factor: Tensor | float) -> Tensor:
-        """`value`; stores `factor` for the backward."""
-        ctx.factor = factor
-        return value.detach()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        """The gradients of `value` and `source`."""
-        return grad, grad * ctx.factor, None
-
-
 class Gradients(NamedTuple):
     """Gradients with respect to everything that a run depends on; None is zero."""
 
     neuron_inputs: Tensor
     """Gradient of the neurons' input at each step, ``[T, batch, ...]``."""
+    extra: list[Tensor | None]
+    """Gradients of the extra states of the :class:`RuleCell` before the chunk."""
     states: list[Tensor | None]
     """Gradients of the neurons' states before the chunk."""
     parameters: list[Tensor | None]
@@ -226,7 +212,7 @@ class CellRun:
     """The neurons' states after the chunk."""
     neuron_inputs: Tensor
     previous: list[Tensor]
-    """The neurons' states before the chunk; empty in the resting state."""
+    """The cell's extra states and the neurons' states before the chunk; empty in the resting state."""
     parameters: list[Tensor]
     """The cell's parameters, for each sample and neuron."""
     _end_gradients: dict[int | None, Gradients] = field(default_factory=dict)
@@ -242,8 +228,10 @@ class CellRun:
             grads = torch.autograd.grad(output, leaves, grad, retain_graph=True, allow_unused=True)
         input_grad, *other_grads = grads
         input_grad = torch.zeros_like(self.neuron_inputs) if input_grad is None else input_grad
-        count = len(self.previous)
-        return Gradients(input_grad, other_grads[:count] or [None] * len(self.last), other_grads[count:])
+        first, count = len(self.extra), len(self.extra) + len(self.last)
+        if not self.previous:
+            other_grads = [*[None] * count, *other_grads]
+        return Gradients(input_grad, other_grads[:first], other_grads[first:count], other_grads[count:])
 
     def end_gradients(self, state: int | None, leak: Tensor | None) -> Gradients:
         """Gradients of the sum of one state over neurons, after the last step.
@@ -263,7 +251,11 @@ class CellRun:
 
 
 def run_cell(
-    cell: RuleCell, inputs: Tensor, state: tuple[Tensor, ...] | None, parameters: list[Tensor]
+    cell: RuleCell,
+    inputs: Tensor,
+    state: tuple[Tensor, ...] | None,
+    parameters: Sequence[Tensor] = (),
+    carried: Sequence[Tensor] = (),
 ) -> CellRun:
     """Runs `cell` over a sequence and keeps the autograd graph.
 
@@ -272,14 +264,16 @@ def run_cell(
         inputs: the neurons' inputs, ``[T, batch, ...]``.
         state: the neurons' states before the first step; None for the resting state.
         parameters: the cell's parameters, for each sample and neuron.
+        carried: the last extra states of the cell before the first step, as for :meth:`RuleCell.from_state`.
     """
     cell.copy_weights()
     with torch.enable_grad():
         leaf = inputs.detach().requires_grad_()
-        previous = [value.detach().requires_grad_() for value in state or ()]
-        outputs, last = unroll_layer(cell, leaf, cell.from_state(previous) if previous else None)
+        previous = () if state is None else cell.from_state(state, carried)
+        leaves = [value.detach().requires_grad_() for value in previous]
+        outputs, last = unroll_layer(cell, leaf, tuple(leaves) or None)
     count = len(cell.extra)
-    return CellRun(outputs, last[:count], last[count:], leaf, previous, parameters)
+    return CellRun(outputs, last[:count], last[count:], leaf, leaves, list(parameters))
 
 
 def filter_backwards(signal: Tensor, leak: Tensor | None) -> Tensor:

@@ -46,8 +46,8 @@ __all__ = [
     "RefractoryLIF",
     "ResonateAndFire",
     "SiLIF",
-    "check_gradient_scale",
     "scale_gradient",
+    "with_gradient",
     "run",
 ]
 
@@ -163,7 +163,9 @@ class Recurrent(Stateful):
         check_backend(backend)
         self.backend = backend
         self.features = features
-        self.gradient_scale = check_gradient_scale(gradient_scale)
+        if isinstance(gradient_scale, bool) or not 0 <= gradient_scale <= 1:
+            raise ValueError(f"gradient_scale must lie in [0, 1], got {gradient_scale!r}")
+        self.gradient_scale = float(gradient_scale)
         if recurrent is not None and not (_is_sparse(recurrent) or isinstance(recurrent, Delayed)):
             check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
@@ -283,39 +285,34 @@ class RecurrentCell(cells.Cell):
         return self.cell.rests_at_zero()
 
 
-def check_gradient_scale(scale: float) -> float:
-    """`scale` as a float; raises ValueError if `scale` is not in [0, 1]."""
-    if isinstance(scale, bool) or not 0 <= scale <= 1:
-        raise ValueError(f"gradient_scale must lie in [0, 1], got {scale!r}")
-    return float(scale)
-
-
 def scale_gradient(current: Tensor, scale: float) -> Tensor:
     """`current`, with its gradient multiplied by `scale`."""
     if scale == 1:
         return current
     if torch.compiler.is_compiling() or torch_internals.jit_trace() is not None or in_forward_mode():
         return current + (current - current.detach()) * (scale - 1)  # NaN for infinite currents
-    scaled: Tensor = _ScaledGradient.apply(current, scale)  # type: ignore[no-untyped-call] # torch leaves it so
-    return scaled
+    return with_gradient(current.detach(), current, scale)
 
 
-class _ScaledGradient(torch.autograd.Function):
-    """The identity, with the gradient multiplied by a number.
+def with_gradient(value: Tensor, source: Tensor, factor: Tensor | float) -> Tensor:
+    """`value`, whose gradient times `factor` is also added to the gradient of `source`."""
+    result: Tensor = _WithGradient.apply(value, source, factor)  # type: ignore[no-untyped-call] # torch's apply
+    return result
 
-    Compiled, traced and forward-mode code uses plain operations instead.
-    """
+
+class _WithGradient(torch.autograd.Function):
+    """See :func:`with_gradient`."""
 
     @staticmethod
-    def forward(ctx: Any, current: Tensor, scale: float) -> Tensor:
-        """`current` unchanged."""
-        ctx.scale = scale
-        return current.detach()
+    def forward(ctx: Any, value: Tensor, source: Tensor, factor: Tensor | float) -> Tensor:
+        """`value`; stores `factor` for the backward."""
+        ctx.factor = factor
+        return value.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        """The gradient of `current`, which is `grad` times the scale; no gradient of the scale."""
-        return grad * ctx.scale, None
+        """The gradients of `value` and `source`."""
+        return grad, grad * ctx.factor, None
 
 
 def _layer(name: str, cell: Callable[Arguments, cells.Cell]) -> Callable[Arguments, OverTime]:
