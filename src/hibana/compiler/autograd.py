@@ -107,8 +107,7 @@ def run_specification(
 def run_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
     """:func:`run_specification` with prepared kernels, for a call that needs the gradient of `inputs`."""
     outputs, *last = _apply(spec, inputs)
-    if outputs.numel() >= MIN_OUTPUTS:
-        _attach_region(outputs)
+    _attach_region(outputs)
     return outputs, last
 
 
@@ -119,10 +118,8 @@ MIN_OUTPUTS = 256
 def _attach_region(outputs: Tensor) -> None:
     """Attaches to `outputs` the mask of where their gradient has an effect, which their node has saved."""
     node: Any = outputs.grad_fn
-    if node is None or outputs.numel() < MIN_OUTPUTS:
-        return
-    if node.support is not None:
-        is_spikes = node.support is node.spikes
+    if node is not None and outputs.numel() >= MIN_OUTPUTS and node.support is not None:
+        is_spikes = node.specification.kernels.plan.support_is_spikes
         attach(outputs, outputs.shape[1:].numel(), node.support, is_spikes=is_spikes)
 
 
@@ -144,9 +141,8 @@ def _arguments(
 class _Run(torch.autograd.Function):
     """A run over a sequence as one node.
 
-    Other modules read its attributes `specification`, `support` and `spikes`. `support` is the mask of the
-    surrogate as bits ``[T, ceil(N/8)]`` in memory order, lowest bit first; None: everywhere. `spikes` are the
-    bits of the outputs, or None. Both may be one tensor (:class:`hibana.compiler.graph.plan.Plan`).
+    Other modules read its attributes `specification` and `support`, the mask of the surrogate as bits
+    ``[T, ceil(N/8)]`` in memory order, lowest bit first; None: everywhere.
 
     It saves, in this order: the inputs and the initial states that the plan reads, the cell's tensors, the
     kernels' parameters, and the residuals.
@@ -163,7 +159,6 @@ class _Run(torch.autograd.Function):
             outputs, last, residuals = prepared.forward(inputs)
             ctx.save_for_backward(*([_frozen_leaf(inputs)] if plan.reads_input else ()), *residuals)
             ctx.support = None if plan.support_at is None else residuals[plan.support_at]
-            ctx.spikes = None if plan.spikes_at is None else residuals[plan.spikes_at]
             return outputs, *last
         arguments = _arguments(spec, inputs, tensors, plan)
         inputs, first, parameters, *_ = arguments
@@ -174,7 +169,6 @@ class _Run(torch.autograd.Function):
         ctx.save_for_backward(*saved_inputs, *initial, *tensors[count:], *parameters, *residuals)
         is_packed = not kernels.step.matrices or inputs.shape[-1] % 8 == 0  # without padding between samples
         ctx.support = residuals[plan.support_at] if is_packed and plan.support_at is not None else None
-        ctx.spikes = residuals[plan.spikes_at] if is_packed and plan.spikes_at is not None else None
         if order is not None:
             outputs, last = to_callers_order(order, outputs, last)
             # not views: autograd would put a node of its own above this node

@@ -13,7 +13,6 @@ A Poisson number inverts the distribution function at a uniform number (:func:`p
 """
 
 import math
-import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -93,7 +92,6 @@ LARGEST_RATE = 64
 
 _TENSORS = Numbers(
     add=lambda one, other: (one + other) & _MASK,
-    xor=operator.xor,
     rotate_left=lambda word, by: ((word << by) | (word >> (32 - by))) & _MASK,
     real=lambda word: word.to(torch.float32),
     double=lambda word: word.to(torch.float64),

@@ -150,7 +150,7 @@ def _description(step: Step, value: Value) -> str:
             return f"whether {name} is 1"
     if value.is_input:
         return "the input itself"
-    stores = forward_pass(step, Plan((value,), (), (), None, None))
+    stores = forward_pass(step, Plan((value,), (), (), None, support_is_spikes=False))
     lines, results = statements(stores, {n: _notation(n, step) for n in leaves(stores)}, mathematics())
     text = results["residual0"]
     for line in reversed(lines):  # replace every named intermediate value, except the next states

@@ -31,8 +31,6 @@ class Numbers(NamedTuple):
 
     add: Callable[[Any, Any], Any]
     """The sum of two words modulo 2**32."""
-    xor: Callable[[Any, Any], Any]
-    """The exclusive or of two words."""
     rotate_left: Callable[[Any, int], Any]
     """A word, rotated left by a number of bits."""
     real: Callable[[Any], Any]
@@ -54,7 +52,7 @@ def key_schedule(n: Numbers, low: Any, high: Any) -> list[tuple[Any, Any]]:
 
     The first pair is added before round 0, each further pair after four more rounds.
     """
-    key = (low, high, n.xor(n.xor(low, high), PARITY))
+    key = (low, high, low ^ high ^ PARITY)
     return [(key[i % 3], n.add(key[(i + 1) % 3], i)) for i in range(ROUNDS // 4 + 1)]
 
 
@@ -64,7 +62,7 @@ def threefry(n: Numbers, schedule: Sequence[tuple[Any, Any]], counter: tuple[Any
     x, y = n.add(counter[0], key_x), n.add(counter[1], key_y)
     for i in range(ROUNDS):
         x = n.add(x, y)
-        y = n.xor(n.rotate_left(y, ROTATIONS[i % len(ROTATIONS)]), x)
+        y = n.rotate_left(y, ROTATIONS[i % len(ROTATIONS)]) ^ x
         if i % 4 == 3:
             key_x, key_y = later_keys[i // 4]
             x, y = n.add(x, key_x), n.add(y, key_y)

@@ -3,7 +3,7 @@
 import torch
 
 from hibana.cells import Cell
-from hibana.compiler.analysis.binary import binary_states, is_binary
+from hibana.compiler.analysis.binary import binary_states
 from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
@@ -45,5 +45,4 @@ def _is_last_state_binary(cell: Cell) -> bool:
         ) from error
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         states = cell.initial_state(torch.zeros(shape, dtype=dtype, device="cpu"))
-    initially = frozenset(i for i, state in enumerate(states) if not state.is_meta and is_binary(state))
-    return len(states) - 1 in binary_states(step, initially)
+    return len(states) - 1 in binary_states(step, states)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hibana.compiler.analysis.binary import States, binary_states, is_binary
+from hibana.compiler.analysis.binary import States, binary_states
 from hibana.compiler.c.source import Product, split_products
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
@@ -135,7 +135,7 @@ def trace_layer(node: Node, order: Tensor, dtype: torch.dtype) -> NeuronLayer:
     initial_state = tuple(in_order(state) for state in states)
     parameters = tuple(parameter(values) for values in tensors[: step.parameters])
     matrices = tuple(map(matrix, range(step.matrices)))
-    binary = binary_states(step, frozenset(i for i, state in enumerate(initial_state) if is_binary(state)))
+    binary = binary_states(step, initial_state)
     products, stores = split_products(step, binary)
     return NeuronLayer(node, step, initial_state, parameters, matrices, binary, products, stores)
 

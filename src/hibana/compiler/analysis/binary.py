@@ -1,6 +1,6 @@
 """Binary values of a step: those that are always 0 or 1."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
@@ -17,10 +17,10 @@ def is_binary(values: Tensor) -> bool:
     return bool(((values == 0) | (values == 1)).all())
 
 
-def binary_states(step: Step, initially: States) -> States:
-    """The states that are 0 or 1 at every step, if the states `initially` are so before the first step."""
+def binary_states(step: Step, initial: Sequence[Tensor]) -> States:
+    """The states that are 0 or 1 at every step from the `initial` states on; a meta tensor is not binary."""
     names = {str(i): i for i in range(len(step.states))}
-    binary = initially
+    binary = frozenset(i for i, state in enumerate(initial) if not state.is_meta and is_binary(state))
     while True:
         integers = Integers(step, names, binary)
         still = frozenset(i for i in binary if integers.is_binary(step.nexts[i]))

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from hibana.compiler.analysis.binary import Integers, binary_states, is_binary
+from hibana.compiler.analysis.binary import Integers, binary_states
 from hibana.compiler.analysis.real_values import Range, RealValues
 from hibana.compiler.graph.analysis import Analysis, reachable
 from hibana.compiler.graph.ops import Operation
@@ -96,7 +96,7 @@ class StepUnits:
         self.order = reachable(nexts)
         self.ranges = None if ranges is None else dict(zip(self.order, ranges, strict=True))
         self.real = RealValues(step, tensors)
-        self.spikes = binary_states(step, frozenset(i for i, v in enumerate(initial) if is_binary(v)))
+        self.spikes = binary_states(step, initial)
         """Indices of the binary states."""
         self.integers = Integers(step, {f"{i}": i for i in range(len(nexts))}, self.spikes)
         self.constant: dict[Value, Tensor] = {}

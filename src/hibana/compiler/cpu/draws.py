@@ -101,7 +101,6 @@ class Draws:
 
 VECTORS = Numbers(
     add=operator.add,
-    xor=operator.xor,
     rotate_left=lambda word, by: word.call("fshl", word, word.constant(word.type, by)),
     real=lambda word: word.real(FLOAT),
     double=lambda word: word.to(LONG).real(DOUBLE),

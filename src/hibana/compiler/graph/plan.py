@@ -30,8 +30,8 @@ class Plan:
     """Initial states that the backward pass reads: those of `before`, and operands of matrix products."""
     support: Value | None
     """The residual outside which the gradient of the output has no effect; or None."""
-    spikes: Value | None
-    """The residual that the step emits as 1 or 0; None if it emits no boolean, or does not store it."""
+    support_is_spikes: bool
+    """Whether `support` is the boolean that the step emits as 1 or 0."""
 
     @cached_property
     def reads_input(self) -> bool:
@@ -53,11 +53,6 @@ class Plan:
         """The index in :attr:`stored` of the boolean that masks the output's gradient; or None."""
         return None if self.support is None else self.stored.index(self.support)
 
-    @cached_property
-    def spikes_at(self) -> int | None:
-        """The index in :attr:`stored` of the output spikes' bits; None if they are not stored."""
-        return None if self.spikes is None else self.stored.index(self.spikes)
-
     def bits(self, number_bits: int = 32) -> int:
         """Bits stored per neuron and step."""
         return sum(cost_in_bits(value, number_bits) for value in self.residuals)
@@ -76,8 +71,8 @@ def make_plan(step: Step, required: Sequence[Value] = ()) -> Plan:
     read = evaluation_order(roots, set(residuals))
     before = tuple(sorted({int(value.data) for value in read if value.is_previous}))
     multiplied = {int(side.data) for side in step.sides if side.is_previous}
-    spikes = step.spikes if step.spikes in residuals else None
-    return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, spikes)
+    support_is_spikes = support is not None and support is step.spikes
+    return Plan(residuals, before, tuple(sorted({*before, *multiplied})), support, support_is_spikes)
 
 
 def gradients(step: Step) -> list[Value]:

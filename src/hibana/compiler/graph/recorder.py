@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
 
 from hibana.cells import Cell
+from hibana.cells.base import check_states
 from hibana.compiler.draws import Drawing, poisson
 from hibana.compiler.graph.ops import Unsupported
 from hibana.runtime import torch_internals
@@ -45,7 +46,7 @@ def joint_graph(
         with recorder, torch.enable_grad():
             with _RecordedDraws(recorder), reads:
                 nexts = torch.func.functional_call(cell, cell_tensors, (input_, *state), tie_weights=False)
-            _check_step(cell, nexts, shape)
+            _check_shapes(cell, nexts, shape)
             gradients = _gradients(nexts, inputs, grads, reads)
     except Unsupported:
         raise
@@ -72,13 +73,10 @@ def _gradients(
     return gradients
 
 
-def _check_step(cell: Cell, nexts: Any, shape: torch.Size) -> None:
-    """Raises Unsupported unless `nexts` contains one tensor of `shape` for each state of `cell`."""
-    names = cell.state_names()
-    if not isinstance(nexts, tuple | list) or len(nexts) != len(names):
-        raise Unsupported(f"forward must return the states ({', '.join(names)}) as a tuple")
-    for name, value in zip(names, nexts, strict=True):
-        if not isinstance(value, Tensor) or value.shape != shape:
+def _check_shapes(cell: Cell, nexts: Any, shape: torch.Size) -> None:
+    """Raises Unsupported unless all states in `nexts`, the result of a step of `cell`, have this `shape`."""
+    for name, value in zip(cell.state_names(), check_states(cell, nexts), strict=True):
+        if value.shape != shape:
             raise Unsupported(f"state {name} does not keep the shape of one step of input")
 
 

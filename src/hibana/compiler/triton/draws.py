@@ -39,7 +39,6 @@ class _Variable:
 
 _WORDS = Numbers(
     add=operator.add,
-    xor=operator.xor,
     rotate_left=lambda word, by: word.assign(f"({word} << {by}) | ({word} >> {32 - by})"),
     real=lambda word: word.assign(f"{word}.to(tl.int32).to(tl.float32)"),
     double=lambda word: word.assign(f"{word}.to(tl.float64)"),
