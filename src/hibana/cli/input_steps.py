@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 MAX_EMPTY_WINDOWS = 10_000
 """Consecutive windows without an event; a longer gap is treated as a mistake in the times."""
-_EVENT_FIELDS = ("t", "x", "y", "p")
 _TOLERANCE = 0.01
 """Distance from [0, 1] that values may have because of rounding."""
 
@@ -168,22 +167,18 @@ class _NumberReader(_LineReader):
     def read(self, piece: bytes) -> list[Tensor]:
         """Returns the encoded time step of a line of numbers; no step for a header."""
         row = self.parse(piece)
-        return [] if row is None else [self.encode(self._scaled(row))]
-
-    def _scaled(self, row: Any) -> Tensor:
-        """Returns the numbers of a line, scaled like the training data."""
+        if row is None:
+            return []
         if isinstance(self.inputs, SequenceInputs):
-            return self.inputs.scaled(row)
+            return [self.encode(self.inputs.scaled(row))]
         row = row.reshape(self.shape)
+        if self.is_unit and not (row.min() >= -_TOLERANCE and row.max() <= 1 + _TOLERANCE):
+            raise ValueError(f"must hold numbers in [0, 1], got {row.min():g} to {row.max():g}")
         if self.inputs is None:
-            if self.is_unit and not (row.min() >= -_TOLERANCE and row.max() <= 1 + _TOLERANCE):
-                raise ValueError(f"must hold numbers in [0, 1], got {row.min():g} to {row.max():g}")
-            return torch.from_numpy(row)
-        if self.inputs.scale is not None:
-            return self.inputs.tensor(row[None])[0]
-        if not ((row >= 0) & (row <= 255) & (row == np.floor(row))).all():
-            raise ValueError("must hold bytes, whole numbers from 0 to 255")
-        return torch.from_numpy(row) / 255
+            return [self.encode(torch.from_numpy(row))]
+        if self.inputs.scale is None:  # bytes
+            return [self.encode(torch.from_numpy(row) / 255)]
+        return [self.encode(self.inputs.tensor(row[None])[0])]
 
 
 class _EventReader(_LineReader):
@@ -201,7 +196,7 @@ class _EventReader(_LineReader):
     def __init__(
         self, model: "Network", shape: tuple[int, ...], width: float, *, counts: bool = False
     ) -> None:
-        super().__init__(model, _EVENT_FIELDS, 4)
+        super().__init__(model, "txyp", 4)
         if not (math.isfinite(width) and width > 0):
             raise Refusal(f"--window must be positive and finite, got {width / 1000:g}")
         self.width, self.counts, self.shape = width, counts, shape
