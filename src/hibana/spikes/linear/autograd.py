@@ -19,7 +19,7 @@ from hibana.spikes.layer import (
 )
 from hibana.spikes.linear import product as linear
 from hibana.spikes.linear.product import Explanation, GradientMask, explanation, gradient_mask
-from hibana.spikes.planes import Planes
+from hibana.spikes.planes import ONE, Planes
 from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.select import ALL, Call, Choice
 from hibana.spikes.simd.rows import panel
@@ -51,6 +51,8 @@ class Product:
         """Kind and sizes of the product."""
         self.row_length = row_length
         """Elements of a row of the input; its bits begin at a word."""
+        self.table: Tensor | None = None
+        """The weights that :meth:`forward` packed, for :meth:`input_gradient`."""
 
     @classmethod
     def linear(cls, shape: torch.Size, weight: Tensor) -> "Product":
@@ -72,8 +74,10 @@ class Product:
 
         It is no view: a write to another view of its memory would make autograd drop hooks on it.
         """
+        table = linear.pack_weights(weight, panel(self.key.outputs), input_.scales)
+        self.table = table if input_.scales == ONE else None
         leading = self.shape[:-1]
-        return linear.forward(input_.joint, input_.density, weight, bias, input_.scales, leading)
+        return linear.forward(input_.joint, input_.density, weight, bias, input_.scales, leading, table)
 
     def weight_gradient(self, input_: Planes, rows: Tensor, needs_bias: bool) -> Gradients:
         """The gradients of weight and, if needed, bias per spike, from gradient `rows`."""
@@ -82,7 +86,7 @@ class Product:
 
     def input_gradient(self, mask: GradientMask, weight: Tensor, rows: Tensor) -> Tensor:
         """The input gradient where `mask` is set, zero elsewhere, from gradient `rows`."""
-        table = linear.pack_weights(weight, panel(self.key.outputs))
+        table = linear.pack_weights(weight, panel(self.key.outputs)) if self.table is None else self.table
         return linear.input_gradient(mask, table, rows, self.key.inputs, self.shape[:-1])
 
     def dense(self, numbers: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -199,9 +203,10 @@ class _Multiply(torch.autograd.Function):
         ctx.density, ctx.factor, ctx.weight_shape = planes.density, planes.factor, weight.shape
         saved_weight = weight if product.reads_replaced_weights else weight.detach()
         ctx.save_for_backward(planes.bits, saved_weight, input if choice.weights is False else None)
-        if choice.forward:
-            return product.forward(planes, weight, bias)
-        return product.dense(input, weight, bias)
+        out = product.forward(planes, weight, bias) if choice.forward else product.dense(input, weight, bias)
+        if support is None:
+            product.table = None  # nothing reads it
+        return out
 
     @staticmethod
     @dense_for_more

@@ -140,14 +140,16 @@ def forward(
     bias: Tensor | None,
     scales: Scales = ONE,
     leading: Sequence[int] | None = None,
+    table: Tensor | None = None,
 ) -> Tensor:
     """The product of the planes in `bits`, ``[rows, planes * words]``, with `weight`.
 
-    The product is ``[*leading, outputs]``; the sizes in `leading` multiply to the number of rows.
+    The product is ``[*leading, outputs]``; the sizes in `leading` multiply to the number of rows. `table` is
+    the packed weight, if it is packed already.
     """
     outputs = weight.shape[0]
     row = panel(outputs)
-    table = pack_weights(weight, row, scales)
+    table = pack_weights(weight, row, scales) if table is None else table
     inputs = weight.numel() // outputs if scales == ONE else table.shape[1]
     rows = bits.shape[0]
     leading = (rows,) if leading is None else leading
