@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 
 import hibana as hb
-from hibana.network.native import emitter, kernel, static_layers
+from hibana.network.native import emitter, kernel
 from hibana.runtime.kernels import Code
 
 PAGE = mmap.PAGESIZE
@@ -90,7 +90,7 @@ class Guards:
 
         for target, name, value in (
             *((Block, "at_end", self.at_end), (emitter, "Block", Block), (Code, "scratch", scratch)),
-            *((static_layers, "Emitter", Emitter), (kernel, "Emitter", Emitter)),
+            (kernel, "Emitter", Emitter),
         ):
             self.patches.enter_context(patch.object(target, name, value))
         return self
@@ -101,16 +101,14 @@ class Guards:
     @contextmanager
     def _scratch(self, code, parts):
         """Memory at a fixed address instead of memory from ``malloc``."""
-        (number, size), (_, results), _ = parts
-        first = Block()
-        input_offset = first.reserve(size * number.element.size)
-        of_static, of_step = self.emitters[0].scratch, self.emitters[-1].scratch
-        memories = first.packed(), mapped(results), of_step.packed()
-        protect(memories[1], repeated(of_static, results // of_static.size))
+        (_, results), _ = parts
+        of_static, of_step = self.emitters[-1].results, self.emitters[-1].scratch
+        memories = mapped(results), of_step.packed()
+        protect(memories[0], repeated(of_static, results // of_static.size))
         self.memories.append(memories)
         yield tuple(
-            kind.from_address(code.constant(memory.data_ptr() + offset))
-            for memory, offset, (kind, _) in zip(memories, (input_offset, 0, 0), parts, strict=True)
+            kind.from_address(code.constant(memory.data_ptr()))
+            for memory, (kind, _) in zip(memories, parts, strict=True)
         )
 
 
@@ -140,7 +138,7 @@ def run(net, example, sequences, at_end=True):
             outputs = guarded(
                 torch.zeros(len(chunk), *stream._output_template.shape, dtype=stream._native_dtype), at_end
             )
-            stream._run(len(chunk), outputs, guarded(chunk, at_end), stride=stream._step_inputs)
+            stream._launch(len(chunk), guarded(chunk, at_end), outputs, stream._shape.numel())
             chunks.append(outputs.clone())
         results.append(torch.cat(chunks))
     return results

@@ -249,7 +249,7 @@ MEMORY = [
     (lambda: [nn.Linear(6, 9), CELLS["Talking"]()], (6,), 4 * (54 + 9 + 81 + 81 + 9 + 9)),
     (
         lambda: [hb.DelayedLinear(5, 9, 300), hb.IF(), hb.Delay(torch.rand(9) * 5), hb.Window(9, 2, 3)],
-        (5,), 4 * (45 + 9 + 54 + 2) + 2 * 45 + 9,  # weights, and delays
+        (5,), 4 * (45 + 9 + 54 + 2) + 2 * 45 + 9 + 6,  # weights, delays, and starts of rows
     ),
 ]  # fmt: skip
 

@@ -5,13 +5,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from hibana.compiler.graph.passes import Stores
 from hibana.network.graph import Node, Shape
 from hibana.runtime.kernels import LONG, Bytes, Code, Pointer, Value
+
+if TYPE_CHECKING:
+    from hibana.network.neurons import NeuronLayer
 
 __all__ = ["Activations", "Lowering", "StateArray", "channels_last", "in_order", "spread", "times"]
 
@@ -44,6 +48,8 @@ class StateArray:
     """PyTorch's index of the number at each place in memory, for one step."""
     binary: bool = False
     """Whether all numbers are 0 or 1."""
+    name: str = ""
+    """The name of the state of a cell, such as ``v_state``; empty for other arrays."""
     offset: int = 0
     """The first byte in the state of a sample of a native program."""
 
@@ -56,6 +62,8 @@ class Lowering(ABC):
 
     target: str
     """The name of the target, for messages."""
+    packs_spikes = False
+    """Whether the spikes of neurons are stored as bits."""
     code: Code
     dtype: torch.dtype
     number: type[Pointer]
@@ -74,17 +82,18 @@ class Lowering(ABC):
     def temporary(self, count: int, *, binary: bool = False) -> Pointer:
         """An array of `count` numbers that lives for one step; `binary` promises that all will be 0 or 1."""
 
-    def bits(self, count: int) -> Bytes:
-        """An array of `count` bits, in words of 64 bits, that lives for a step."""
-        raise NotImplementedError(f"{type(self).__name__} has no arrays of bits")
-
     @abstractmethod
     def state(self, array: StateArray, initial: Tensor) -> Pointer:
         """Adds `array` to the state of the network, with the values `initial` at rest."""
 
-    @abstractmethod
+    def bits(self, count: int) -> Bytes:
+        """An array of `count` bits, in words of 64 bits, that lives for a step."""
+        raise NotImplementedError(f"{type(self).__name__} has no arrays of bits")
+
     def numbers(self, activations: Activations) -> Pointer:
         """The address of a node's numbers; if they are stored as bits, adds code that expands these."""
+        assert activations.numbers is not None
+        return activations.numbers
 
     @abstractmethod
     def each_nonzero(self, activations: Activations) -> AbstractContextManager[tuple[Value, Value | None]]:
@@ -100,13 +109,26 @@ class Lowering(ABC):
 
     @abstractmethod
     def product(
-        self, node: Node, inputs: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
+        self,
+        node: Node,
+        inputs: Activations,
+        weights: Tensor,
+        bias: Tensor | None,
+        out: Pointer,
+        name: str = "w",
     ) -> None:
-        """``out = sum_i x_i weights[i] + bias`` over nonzero inputs x, in rising order, the bias last."""
+        """``out = sum_i x_i weights[i] + bias`` over nonzero inputs x, in rising order, the bias last.
+
+        `out` has a number for each output of `node`. C calls the array of weights `name`.
+        """
 
     @abstractmethod
-    def neurons(self, node: Node, currents: Activations) -> Activations:
-        """One step of the neurons of `node` on the input `currents`."""
+    def compute(self, layer: "NeuronLayer", stores: Stores, rows: dict[str, Pointer]) -> None:
+        """A loop over the neurons of `layer` that computes the values `stores` of its step.
+
+        `rows` are the arrays of the values by name, and those of the input, the states and the products that
+        they depend on. An array may be both read and written.
+        """
 
     def lowest(self) -> Value:
         """Negative infinity, or the smallest integer if the program computes with integers."""

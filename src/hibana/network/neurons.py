@@ -12,8 +12,8 @@ from torch import Tensor
 from hibana.compiler.analysis.binary import States, binary_states
 from hibana.compiler.c.source import Product, split_products
 from hibana.compiler.graph.ops import Unsupported
-from hibana.compiler.graph.passes import Stores
-from hibana.compiler.graph.step import Step, Value
+from hibana.compiler.graph.passes import Stores, leaves
+from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
 from hibana.network.graph import Node
@@ -50,18 +50,18 @@ class NeuronLayer:
         """Whether the output is 0 or 1 at every step."""
         return len(self.step.states) - 1 in self.binary_states
 
-    @property
-    def reads_spike_list(self) -> bool:
-        """Whether a product needs the list of neurons that spiked in the previous step."""
-        return self.emits_spikes and any(p.state == len(self.step.states) - 1 for p in self.products)
-
-    def leaf_value(self, name: str, leaf: Value) -> str | float:
-        """A parameter or constant of the step in C: its number if all neurons share it, else its `name`."""
-        if not leaf.is_scalar:
-            return name
-        if name[0] == "c":
-            return self.step.constants[int(name[2:-1])]  # "c[INDEX]"
-        return float(self.parameters[int(name[1 : name.index("[")])])  # "pINDEX[...]"
+    def leaf_values(self, stores: Stores) -> dict[str, str | float]:
+        """For each leaf of `stores`, its number if all neurons share it, else its name."""
+        values: dict[str, str | float] = {}
+        for name, leaf in leaves(stores).items():
+            array, _, index = name.rstrip("]").partition("[")  # "c[INDEX]", "pINDEX[0]" or another name
+            if not leaf.is_scalar:
+                values[name] = name
+            elif array == "c":
+                values[name] = self.step.constants[int(index)]
+            else:
+                values[name] = float(self.parameters[int(array[1:])])
+        return values
 
     def matrix(self, index: int, transposed: bool) -> Tensor | Connections:
         """Matrix `index`, ``[from, to]``, or its transpose, or the synapses of a sparse matrix."""

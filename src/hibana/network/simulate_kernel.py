@@ -27,7 +27,6 @@ from hibana.compiler.graph.step import Value as GraphValue
 from hibana.runtime.kernels import (
     INT,
     LONG,
-    Bytes,
     Code,
     Doubles,
     Floats,
@@ -39,11 +38,10 @@ from hibana.runtime.kernels import (
     assemble,
     external_function,
     function,
-    kernel,
     source,
 )
 
-__all__ = ["BLOCK", "SEGMENTS", "WORD", "WORDS", "Program", "segment_index"]
+__all__ = ["BLOCK", "SEGMENTS", "WORD", "WORDS", "Program"]
 
 WORD = 64
 """Parts begin at multiples of this number of neurons, whose spikes are one word of bits."""
@@ -69,44 +67,6 @@ INTEGERS = (
 the numbers of parts and of delays, ``delays * parts``, the words of spikes of a step, the distance between
 the inputs of two steps, and how many neurons are recorded at which steps.
 """
-
-
-@kernel
-def segment_index(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    row_starts: Longs,
-    targets: Ints,
-    delays: Bytes,
-    part_of_word: Bytes,
-    index: Ints,
-    unsorted: Longs,
-    keys: Value,
-    parts: Value,
-    has_delays: bool,
-) -> None:
-    """Writes where the synapses with each delay to each part begin in the rows `begin` to `end`.
-
-    Entry ``delay * parts + part`` of a row of `index`, ``[rows, keys + 1]``, is the offset in the row of the
-    first synapse with at least this delay and part; the last entry is the length of the row. Sets `unsorted`
-    to 1 if a row is not sorted by delay and target.
-    """
-    with code.loop(begin, end) as row:
-        entries, first, last = index + row * (keys + 1), row_starts[row], row_starts[row + 1]
-        filled = code.variable(0)
-        with code.loop(first, last) as k:
-            key = part_of_word[targets[k].to(LONG) >> 6].to(LONG)
-            if has_delays:
-                key = key + delays[k].to(LONG) * parts
-            with code.loop(filled.value, key + 1) as entry:
-                entries[entry] = (k - first).to(INT)
-            with code.when(key + 1 < filled.value):
-                unsorted.store(1)
-            filled.value = filled.value.larger(key + 1)
-        with code.loop(filled.value, keys + 1) as entry:
-            entries[entry] = (last - first).to(INT)
 
 
 def _stores(step: Step) -> Stores:

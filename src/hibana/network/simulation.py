@@ -9,9 +9,11 @@ from hibana.compiler import State
 from hibana.compiler.draws import new_seed
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
+from hibana.compiler.memory_layout import unpack_bits
 from hibana.compiler.tensors import evaluate_parametrizations, tensors_of
-from hibana.network.native.state import pack_bits, unpack_bits
-from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, WORDS, Program, segment_index
+from hibana.network.lowering import in_order
+from hibana.network.native.state import pack_bits
+from hibana.network.simulate_kernel import BLOCK, SEGMENTS, WORD, WORDS, Program
 from hibana.nn.layers import Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
@@ -22,6 +24,8 @@ __all__ = ["Chunk", "Simulation", "check_neurons"]
 
 LONGEST_CHUNK = 1000
 """Most steps of a chunk, whose spikes are in memory as bits."""
+INDEXED_ROWS = 256
+"""Rows of synapses whose parts are computed at once, which bounds the memory."""
 
 
 class Chunk(NamedTuple):
@@ -112,7 +116,11 @@ class Simulation:
         self.tensors["sums"] = torch.zeros(self.neurons, dtype=self.dtype, device="cpu")
 
     def _set_synapses(self, synapses: SparseLinear) -> None:
-        """Checks the synapses, and computes where those with each delay to each part begin."""
+        """Checks the synapses, and computes where those with each delay to each part begin.
+
+        Entry ``delay * parts + part`` of a row of the index, ``[neurons, delays * parts + 1]``, is the offset
+        in the row of the first synapse with at least this delay and part; the last entry is the row's length.
+        """
         if synapses.in_features != self.neurons or synapses.out_features != self.neurons:
             shape = f"{synapses.in_features} to {synapses.out_features}"
             raise ValueError(f"recurrent must connect {self.neurons} neurons with themselves, got {shape}")
@@ -121,20 +129,21 @@ class Simulation:
         assert weights is not None
         if weights.shape != targets.shape:
             raise ValueError(f"weight must have {targets.numel()} synapses, got {tuple(weights.shape)}")
-        delays = None if delays is None else delays.contiguous()
         keys = self.delays * self.parts
-        index = torch.empty(self.neurons * (keys + 1), dtype=torch.int32, device="cpu")
-        unsorted = torch.zeros(1, dtype=torch.int64, device="cpu")
-        segment_index(
-            *(self.neurons, 256),
-            **{"row_starts": row_starts, "targets": targets, "delays": delays, "index": index},
-            **{"part_of_word": self.part_of_word, "unsorted": unsorted, "keys": keys, "parts": self.parts},
-            has_delays=delays is not None,
-        )
-        if unsorted.item():
-            raise ValueError(
-                "each row of synapses must be sorted by delay, then target: use Connections.from_pairs"
-            )
+        index = torch.zeros(self.neurons, keys + 1, dtype=torch.int32, device="cpu")
+        for first in range(0, self.neurons, INDEXED_ROWS):
+            starts = row_starts[first : first + INDEXED_ROWS + 1]
+            rows, part = len(starts) - 1, slice(int(starts[0]), int(starts[-1]))
+            key = torch.repeat_interleave(in_order(rows) * keys, starts.diff())
+            key += self.part_of_word[targets[part] // WORD]
+            if delays is not None:
+                key += delays[part].long() * self.parts
+            if bool((key.diff() < 0).any()):
+                raise ValueError(
+                    "each row of synapses must be sorted by delay, then target: use Connections.from_pairs"
+                )
+            counts = torch.bincount(key, minlength=rows * keys).view(rows, keys)
+            index[first : first + rows, 1:] = counts.cumsum(1)
         self.tensors |= {"row_starts": row_starts, "targets": targets, "index": index}
         self.tensors["weights"] = weights.detach().contiguous()
 
@@ -173,12 +182,12 @@ class Simulation:
         if not bool(((fired == 0) | (fired == 1)).all()):
             raise ValueError(f"state {self.names[-1]} and the spikes before must be 0 or 1")
         self.fired = torch.zeros(self.delays, self.words, dtype=torch.int64, device="cpu")
-        packed = pack_bits(fired).view(torch.int64)
-        self.fired[:, : packed.shape[1]] = packed
+        packed = pack_bits(fired)
+        self.fired.view(torch.uint8)[:, : packed.shape[1]] = packed
 
     def state(self) -> dict[str, State]:
         """The state after the last step, in the format of :func:`hibana.run`."""
-        spikes = unpack_bits(self.fired.view(torch.uint8), self.neurons, self.dtype)[:, None]
+        spikes = unpack_bits(self.fired.view(torch.uint8), self.neurons).to(self.dtype)[:, None]
         inner = [self.tensors[f"{name}_state"].clone()[None] for name in self.names[:-1]]
         return {"": (*inner, spikes[-1].clone(), *([spikes[:-1]] if self.has_history else []))}
 
@@ -205,7 +214,7 @@ class Simulation:
         self.fired, self.time = fired[steps:].clone(), self.time + steps
         spike_steps, words = fired[self.delays :].nonzero(as_tuple=True)
         octets = fired[spike_steps + self.delays, words][:, None].view(torch.uint8)
-        places, bits = unpack_bits(octets, WORD, torch.uint8).nonzero(as_tuple=True)
+        places, bits = unpack_bits(octets, WORD).nonzero(as_tuple=True)
         neurons = (words[places] * WORD + bits).to(torch.int32)
         by_state = samples.unbind(1) if self.selected else ()
         states = {name: values.clone() for name, values in zip(self.names, by_state, strict=False)}

@@ -6,13 +6,13 @@ is exact for such numbers, so the results are equal bit for bit.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from hibana.compiler.graph.analysis import Analysis
 from hibana.compiler.graph.ops import Operation, Unsupported
-from hibana.compiler.graph.passes import Stores, leaves
+from hibana.compiler.graph.passes import Stores
 from hibana.compiler.graph.step import Value
 
 Bounds = tuple[int, int]
@@ -69,20 +69,20 @@ class Integer:
 
 
 def integer_statements(
-    stores: Stores, leaf_expression: Callable[[str, Value], str | float], bounds: Mapping[str, Bounds]
+    stores: Stores, leaf_values: Mapping[str, str | float], bounds: Mapping[str, Bounds]
 ) -> tuple[list[str], dict[str, Integer], int]:
     """The body of a loop over neurons that computes `stores`, their expressions, and the largest integer.
 
     Args:
         stores: the values to compute, by name.
-        leaf_expression: returns the C expression of a leaf, or its number if all neurons share it.
+        leaf_values: the C expression of each leaf, or its number if all neurons share it, by name.
         bounds: of the leaves, by name.
 
     Raises:
         Unsupported: if an operation has no form in integers, a constant is no multiple of 2^-24, or an
             integer does not fit in 64 bits.
     """
-    writing = _Writing({name: leaf_expression(name, leaf) for name, leaf in leaves(stores).items()}, bounds)
+    writing = _Writing(leaf_values, bounds)
     results = dict(zip(stores, writing.run(stores.values()), strict=True))
     largest = max((max(-value.low, value.high) for value in writing.results.values()), default=0)
     return writing.lines, results, largest

@@ -6,13 +6,12 @@ stages; a later stage computes all other values again, with the same bits.
 
 import ctypes
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from hibana.compiler.analysis.binary import Integers, States
-from hibana.compiler.analysis.text import Dialect, statements, templates
+from hibana.compiler.analysis.text import Dialect, templates
 from hibana.compiler.graph.analysis import reachable
-from hibana.compiler.graph.passes import Stores, forward_pass, leaves, substitute
+from hibana.compiler.graph.passes import Stores, forward_pass, substitute
 from hibana.compiler.graph.step import Step, Value
 
 
@@ -24,16 +23,18 @@ def dialect(real: str) -> Dialect:
     return Dialect("C", forms, f"{{0}}.0{suffix}", definition, "const int {name} = {text};")
 
 
-def literal(number: float, real: str) -> str:
-    """`number` as a literal of C with the exact value in the type `real`."""
+def literal(number: float, kind: str) -> str:
+    """`number` as a literal of C with the exact value in C's type `kind`, of integers or of real numbers."""
+    if kind not in ("float", "double"):
+        return str(int(number))
     if math.isnan(number):
         return "NAN"
-    suffix = "f" if real == "float" else ""
-    if real == "float":
+    suffix = "f" if kind == "float" else ""
+    if kind == "float":
         number = ctypes.c_float(number).value
     if math.isinf(number):
         return "INFINITY" if number > 0 else "(-INFINITY)"
-    text = f"{number:.9g}" if real == "float" else repr(number)
+    text = f"{number:.9g}" if kind == "float" else repr(number)
     if not any(mark in text for mark in ".e"):
         text += ".0"
     return f"({text}{suffix})" if text[0] == "-" else f"{text}{suffix}"
@@ -71,17 +72,6 @@ def split_products(step: Step, binary: States) -> tuple[list[Product], Stores]:
         state = states.get(str(argument.data)) if argument.is_row else None
         products.append(Product(*value.matrix, operand, state, integers.is_binary(argument)))
     return products, substitute(stores, results)
-
-
-def neuron_statements(
-    stores: Stores, leaf_expression: Callable[[str, Value], str], dialect: Dialect
-) -> tuple[list[str], dict[str, str]]:
-    """The body of a loop over neurons that computes `stores`, as :func:`statements` of `dialect`.
-
-    `leaf_expression` returns the expression for the name of a leaf and the leaf.
-    """
-    expressions = {name: leaf_expression(name, leaf) for name, leaf in leaves(stores).items()}
-    return statements(stores, expressions, dialect)
 
 
 def library_functions(stores: Stores) -> set[str]:

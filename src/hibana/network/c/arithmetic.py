@@ -5,18 +5,18 @@ import math
 import torch
 from torch import Tensor
 
-from hibana.compiler.c import source
+from hibana.compiler.analysis.text import statements
 from hibana.compiler.c.integers import Bounds, Integer, integer_statements
+from hibana.compiler.c.source import dialect, literal
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores
-from hibana.compiler.graph.step import Value
 from hibana.network.graph import Network, Node
 from hibana.network.integer_network import Quantized
 from hibana.network.layers.sliding import sliding_window
 from hibana.network.lowering import in_order
 from hibana.network.neurons import NeuronLayer, trace_layer
 
-__all__ = ["Arithmetic", "FloatArithmetic", "IntegerArithmetic", "number_literal"]
+__all__ = ["Arithmetic", "FloatArithmetic", "IntegerArithmetic"]
 
 
 class FloatArithmetic:
@@ -40,14 +40,10 @@ class FloatArithmetic:
 
         Raises Unsupported, naming the layer, if an operation has no form in C.
         """
-
-        def expression(name: str, leaf: Value) -> str:
-            """C's expression of a leaf: a literal if all neurons share its number, else its name."""
-            value = layer.leaf_value(name, leaf)
-            return value if isinstance(value, str) else number_literal(value, self.kind)
-
+        values = layer.leaf_values(stores)
+        leaves = {n: v if isinstance(v, str) else literal(v, self.kind) for n, v in values.items()}
         try:
-            return source.neuron_statements(stores, expression, source.dialect(self.kind))
+            return statements(stores, leaves, dialect(self.kind))
         except Unsupported as error:
             raise Unsupported(f"layer {layer.node.name!r}: {error}") from error
 
@@ -117,7 +113,7 @@ class IntegerArithmetic:
         `bounds` are the smallest and largest value of each state, parameter and product that `stores` read.
         """
         try:
-            return integer_statements(stores, layer.leaf_value, bounds)
+            return integer_statements(stores, layer.leaf_values(stores), bounds)
         except Unsupported as error:
             raise Unsupported(f"layer {layer.node.name!r}: {error}") from error
 
@@ -196,11 +192,6 @@ class IntegerArithmetic:
 
 Arithmetic = FloatArithmetic | IntegerArithmetic
 """The numbers of a program."""
-
-
-def number_literal(number: float, kind: str) -> str:
-    """`number` as a literal of C's type `kind`."""
-    return source.literal(number, kind) if kind in ("float", "double") else str(int(number))
 
 
 def _range_of(values: Tensor) -> Bounds:

@@ -289,8 +289,7 @@ def array(name: str, kind: str, values: Tensor) -> list[str]:
     """A constant array of C's type `kind` with the numbers of `values`, and their shape in a comment."""
     shape = "".join(f"[{side}]" for side in values.shape) if values.ndim > 1 else ""
     flat = values.detach().cpu().flatten().tolist()
-    real = kind in ("float", "double")
-    numbers = [literal(float(n), kind).strip("()") if real else str(int(n)) for n in flat]
+    numbers = [literal(n, kind).strip("()") for n in flat]
     width, longest = values.shape[-1], max(map(len, numbers), default=0)
     per_line = max(1, 104 // (longest + 2))
     rows = (numbers[start : start + width] for start in range(0, len(numbers), width))

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hibana.compiler.c.source import library_functions
-from hibana.network.c.arithmetic import Arithmetic, number_literal
+from hibana.compiler.c.source import library_functions, literal
+from hibana.compiler.graph.passes import Stores, leaves
+from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.code import CWriter, each
 from hibana.network.c.memory import SIZES, Memory, index_type
-from hibana.network.c.neurons import NeuronWriter
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Activations, Lowering, StateArray, in_order, times
-from hibana.network.neurons import trace_layer
+from hibana.network.neurons import NeuronLayer
 from hibana.runtime.kernels import INT, LONG, SHORT, Code, Doubles, Floats, Ints, Longs, Pointer, Type, Value
 
 __all__ = ["Emitter", "Spiking"]
@@ -64,7 +64,7 @@ class Emitter(Lowering):
         self._counter_type = ""
         """C's type of the counter of the last ring."""
         self._spike_lists: dict[Activations, tuple[Pointer, Pointer]] = {}
-        """Arrays of the indices of spikes, and the address of their count."""
+        """Arrays of the places of ones, and the address of their count."""
 
     def pointer(self, name: str, kind: str) -> Pointer:
         """The array with the C expression `name`, of numbers of C's type `kind`."""
@@ -95,34 +95,31 @@ class Emitter(Lowering):
         name = f"{'flags' if binary else 'current'}{self.position[self._node]}{suffix}"
         if name not in self._arrays:
             kind = "uint8_t" if binary else self.arithmetic.kind
-            self._arrays[name] = self.pointer(self._output_array(name, kind, count), kind)
+            self._arrays[name] = self.pointer(self._output_array(name, kind, count, self._node), kind)
         return self._arrays[name]
 
-    def _output_array(self, name: str, kind: str, count: int) -> str:
-        """The C expression of a new array that lives until the last layer has read the current layer."""
-        node = self._node
+    def _output_array(self, name: str, kind: str, count: int, node: Node) -> str:
+        """The C expression of a new array, for the current layer until the last layer has read `node`."""
         read_later = node in self.static_nodes and any(user not in self.static_nodes for user in node.users)
         if node is self.network.output or read_later:
             return self.memory.add(name, kind, count)
-        first = self.position[node]
+        first = self.position[self._node]
         last = max((self.position[user] for user in node.users), default=first)
         return self.memory.add_shared(name, kind, count, first, last)
 
     def state(self, array: StateArray, initial: Tensor) -> Pointer:
-        """An array in the state, or a counter, which starts at 0 and is not larger than its ring."""
+        """An array of the struct, which the reset sets to `initial`, or the counter of a ring."""
         position = self.position[self._node]
-        if array.kind != "counter":
+        if array.kind == "counter":
+            counter = self.memory.add(f"now{position}", self._counter_type)
+            self.resets.append(f"{counter} = 0;")
+            return Longs(self.writer, self.writer.number(counter, self._counter_type))
+        if array.kind == "ring":
             self._counter_type = index_type(array.shape[0])
-            return self.state_array(f"{array.kind}{position}", initial, binary=array.binary)
-        counter = self.memory.add(f"now{position}", self._counter_type)
-        self.resets.append(f"{counter} = 0;")
-        return Longs(self.writer, self.writer.number(counter, self._counter_type))
-
-    def state_array(self, name: str, initial: Tensor, *, binary: bool = False) -> Pointer:
-        """A new array of the struct, which the reset sets to `initial`."""
-        kind = "uint8_t" if binary else self.arithmetic.kind
+        name = f"{array.name.removesuffix('_state')}_{position}" if array.name else f"{array.kind}{position}"
+        kind = "uint8_t" if array.binary else self.arithmetic.kind
         pointer = self.pointer(self.memory.add(name, kind, initial.numel()), kind)
-        value = number_literal(float(initial[0]), kind)
+        value = literal(float(initial[0]), kind)
         if not bool((initial == initial[0]).all()):
             constant_type = self.arithmetic.constant_type(self._node.name, initial)
             numbers = self.constant_array(f"{self.name}_{name}_initial", constant_type, initial)
@@ -130,17 +127,33 @@ class Emitter(Lowering):
         self.resets += each("j", initial.numel(), [f"{self.element(pointer, 'j')} = {value};"])
         return pointer
 
-    def numbers(self, activations: Activations) -> Pointer:
-        """The array of the numbers of `activations`; in C all activations have one."""
-        assert activations.numbers is not None
-        return activations.numbers
+    def _list_ones(self, activations: Activations) -> tuple[Pointer, Pointer]:
+        """The array of the places of the ones in binary `activations`, and the address of their count.
+
+        The first call for these `activations` writes the loop that fills the list.
+        """
+        if activations not in self._spike_lists:
+            node, code, flags = activations.node, self.code, self.numbers(activations).of(Longs)
+            lists = sum(listed.node is node for listed in self._spike_lists)
+            name = f"{self.position[node]}_{lists + 1}" if lists else str(self.position[node])
+            places = self._output_array(f"spikes{name}", self.index, node.size, node)
+            number = self.memory.add(f"count{name}", self.index)
+            spikes = Longs(self.writer, self.writer.array(places, self.index))
+            count = Longs(self.writer, self.writer.number(number, self.index))
+            end = code.variable(0)  # without branches, which would be mispredicted at spikes
+            with code.loop(0, node.size, name="j") as j:
+                spikes[end.value] = j
+                end.value = end.value + flags[j]
+            count.store(end.value)
+            self._spike_lists[activations] = spikes, count
+        return self._spike_lists[activations]
 
     @contextmanager
     def each_nonzero(self, activations: Activations) -> Iterator[tuple[Value, Value | None]]:
         """Writes a loop over nonzero values; yields the index and, unless all values are 1, the value."""
         code, size, numbers = self.code, activations.node.size, self.numbers(activations)
-        if activations in self._spike_lists:
-            spikes, count = self._spike_lists[activations]
+        if activations.binary:
+            spikes, count = self._list_ones(activations)
             with code.loop(0, count.load().named("n"), name="k") as k:
                 yield spikes[k].named("i"), None
         elif self.reads_events and activations.node is self.network.input:
@@ -150,9 +163,9 @@ class Emitter(Lowering):
                 yield events[k].named("i"), None
         else:
             with code.loop(0, size, name="i") as i:
-                x = numbers.of(Longs)[i] if activations.binary else numbers[i].named("x")
+                x = numbers[i].named("x")
                 with code.when(x.differs(0)):
-                    yield i, None if activations.binary else x
+                    yield i, x
 
     def vectors(self, count: int) -> Iterator[tuple[Value | int, int]]:
         """Writes a loop over `count` numbers; yields the index and the width 1, because C has no vectors."""
@@ -166,10 +179,16 @@ class Emitter(Lowering):
             yield [(o, 1)]
 
     def product(
-        self, node: Node, inputs: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
+        self,
+        node: Node,
+        inputs: Activations,
+        weights: Tensor,
+        bias: Tensor | None,
+        out: Pointer,
+        name: str = "w",
     ) -> None:
         """Writes the product of the inputs with `weights`, plus `bias`, into `out`."""
-        rows, size = self.constant(weights), node.size
+        rows, size = self.constant(weights, name), node.size
         biases = None if bias is None else self.constant(bias, "b")
         is_exact = self.number is Ints  # integers have the same sum in any order
         if biases is not None and is_exact:
@@ -188,9 +207,8 @@ class Emitter(Lowering):
         """
         code, count_in = self.code, inputs.node.size
         reads_events = self.reads_events and inputs.node is self.network.input
-        is_listed = inputs in self._spike_lists
-        if is_listed and count_in >= 4:
-            spikes, counter = self._spike_lists[inputs]
+        if inputs.binary and count_in >= 4:
+            spikes, counter = self._list_ones(inputs)
             count = counter.load().named("n")
             grouped = (count - count % 4).named("grouped")
             with code.loop(0, grouped, 4, name="k") as k:
@@ -198,7 +216,7 @@ class Emitter(Lowering):
                 self._add_group(out, size, [(row, None) for row in group])
             with code.loop(grouped, count, name="k") as k:
                 self.accumulate(out, (rows + spikes[k] * size).named("row"), size, None)
-        elif is_listed or reads_events or inputs.binary or count_in < 2:
+        elif reads_events or inputs.binary or count_in < 2:
             with self.each_nonzero(inputs) as (i, x):
                 self.accumulate(out, (rows + i * size).named("row"), size, x)
         else:
@@ -234,41 +252,28 @@ class Emitter(Lowering):
                 terms = [term.to(products).signed_to(INT) for term in terms]
                 out[o] = total + sum(terms[1:], terms[0])
 
-    def neurons(self, node: Node, currents: Activations) -> Activations:
-        """Writes one step of the neurons of `node` on `currents`, and returns their outputs."""
-        layer = trace_layer(node, currents.order, self.dtype)
-        activations = NeuronWriter(self, layer, currents).write()
-        if activations.binary:
-            array = self.writer.expression(self.numbers(activations).text)
-            self.spiking.append(Spiking(node.name, node.size, array))
-        self.functions |= library_functions(layer.stores)
-        return activations
-
-    def allocate_list(self, activations: Activations, *, always: bool = False) -> None:
-        """Allocates the list of indices of spikes, if a layer reads it, or `always`."""
-        node = activations.node
-        name = f"spikes{self.position[node]}"
-        if always:
-            spikes = self.memory.add(name, self.index, node.size)
-        elif any(user.layer.weighted or user.kind == "maximum" for user in node.users):
-            spikes = self._output_array(name, self.index, node.size)
-        else:
-            return
-        count = self.memory.add(f"count{self.position[node]}", self.index)
-        indices, number = self.writer.array(spikes, self.index), self.writer.number(count, self.index)
-        self._spike_lists[activations] = Longs(self.writer, indices), Longs(self.writer, number)
-        if always:
-            self.resets.append(f"{count} = 0;")
-
-    def list_spikes(self, activations: Activations) -> None:
-        """Writes the list of spikes; without branches, which would be mispredicted at spikes."""
-        if activations not in self._spike_lists:
-            return
-        spikes, count = self._spike_lists[activations]
-        flag = self.element(self.numbers(activations), "j")
-        append = [f"{self.element(spikes, 'count')} = ({self.index})j;", f"count += {flag};"]
-        last = f"{self.writer.place(count.text)} = ({self.index})count;"
-        self.writer.write(["size_t count = 0;", *each("j", activations.node.size, append), last])
+    def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[str, Pointer]) -> None:
+        """Writes a loop over the neurons ``j`` with the statements that compute `stores`."""
+        kind, size, element = self.arithmetic.kind, layer.node.size, self.element
+        flags = {name for name in stores if self.writer.kind(rows[name].text) == "uint8_t"}
+        stores = {n: (value.as_boolean or value) if n in flags else value for n, value in stores.items()}
+        statements, results = self.arithmetic.statements(layer, stores)
+        for name, value in stores.items():
+            needs_comparison = name in flags and not value.boolean
+            result = f"({results[name]}) != 0" if needs_comparison else results[name]
+            statements.append(f"{element(rows[name], 'j')} = {result};")
+        declarations = []
+        for name, leaf in leaves(stores).items():
+            if not leaf.is_row:
+                continue
+            array, place = rows.get(name), "j"
+            if array is None:
+                numbers = layer.parameters[int(name[1:])]
+                array = self.constant(numbers, f"{name}_")
+                place = "j" if len(numbers) == size else f"j % {len(numbers)}"
+            declarations.append(f"const {kind} {name} = {element(array, place, kind)};")
+        self.writer.write(each("j", size, [*declarations, *statements]))
+        self.functions |= library_functions(stores)
 
     def element(self, array: Pointer, place: str, kind: str = "") -> str:
         """The C expression of the number of `array` at `place`, converted to `kind`."""

@@ -6,7 +6,7 @@ from textwrap import indent
 
 from hibana.network.c.arithmetic import Arithmetic
 from hibana.network.c.code import array, block, comment_text, each
-from hibana.network.c.emitter import Emitter
+from hibana.network.c.emitter import Emitter, Spiking
 from hibana.network.graph import Network, Node
 from hibana.network.lowering import Activations, in_order
 
@@ -113,9 +113,9 @@ class Unit(Emitter):
         """The C block that computes the layer of `node`, with a title as comment."""
         self._node, self._temporaries = node, 0
         outputs = self.activations[node] = node.layer.lower(node, self)
-        if outputs.binary and node.kind not in _NEURONS:  # neurons list their own spikes
-            self.allocate_list(outputs)
-            self.list_spikes(outputs)
+        if outputs.binary and node.kind in _NEURONS:
+            array = self.writer.expression(self.numbers(outputs).text)
+            self.spiking.append(Spiking(node.name, node.size, array))
         title = comment_text(f"{node.name}: {node.layer.title(node)}")
         comment = f"/* {title}, gives {'x'.join(map(str, node.shape))} */"
         return block("", [comment, *self.writer.take_lines()])

@@ -11,7 +11,7 @@ from hibana.network.graph import Node, Shape
 from hibana.network.layers.base import Call, LayerKind, Operations
 from hibana.network.layers.delay import Ring
 from hibana.network.layers.nir_neurons import neuron_node, neurons_of, recurrent_node
-from hibana.network.lowering import Activations, Lowering, in_order
+from hibana.network.lowering import Activations, Lowering, StateArray, in_order
 from hibana.network.neurons import trace_layer
 from hibana.network.nir_node import NirNode, check_broadcasts
 from hibana.network.onnx_export import OnnxStep
@@ -19,6 +19,7 @@ from hibana.network.synapses import add_synapses, check_connections, connections
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.nn.window import LooksBack
+from hibana.runtime.kernels import Bytes, Pointer
 from hibana.spikes.sparse import Connections
 
 __all__ = ["DelayedRecurrentNeurons", "Neurons"]
@@ -65,7 +66,7 @@ class Neurons(LayerKind):
 
     def lower(self, node: Node, to: Lowering) -> Activations:
         """Writes one step of the cell."""
-        return to.neurons(node, to.activations[node.inputs[0]])
+        return _write_step(to, node, to.activations[node.inputs[0]])
 
     def to_nir(self, node: Node, dt: float) -> NirNode | tuple[NirNode, ...]:
         """A node of the cell, or a NIR graph with recurrent synapses."""
@@ -120,9 +121,50 @@ class DelayedRecurrentNeurons(Neurons):
         for offset, width in to.vectors(node.size):
             target = currents + offset
             target.store((numbers + offset).load(width) + target.load(width))
-        outputs = to.neurons(node, Activations(node, order, currents))
+        outputs = _write_step(to, node, Activations(node, order, currents))
         add_synapses(to, connections_of(synapses), outputs, node.size, ring.place, "feedback_")
         return outputs
 
 
 _DELAYED = DelayedRecurrentNeurons()
+
+
+def _write_step(to: Lowering, node: Node, currents: Activations) -> Activations:
+    """Writes one step of the cell of `node` on the input `currents`; returns the output, the last state.
+
+    The states are arrays of the network's state. Each product with a matrix has an array, too.
+    """
+    layer, order = trace_layer(node, currents.order, to.dtype), currents.order
+    states, rows = layer.step.states, {"x": to.numbers(currents)}
+    spikes = layer.stores[states[-1]].as_boolean
+    is_packed = to.packs_spikes and layer.emits_spikes and spikes is not None and bool(spikes.args)
+    for i, (name, initial) in enumerate(zip(states, layer.initial_state, strict=True)):
+        is_bits = is_packed and name == states[-1]
+        array = StateArray(
+            node.name, "bits" if is_bits else "numbers", node.shape, order, i in layer.binary_states, name
+        )
+        rows[name] = to.state(array, initial).of(Bytes if is_bits else to.number)
+    rows["emitted_before"] = rows[states[-1]]
+
+    def activations(row: Pointer, *, binary: bool) -> Activations:
+        """The activations in an array of numbers or bits."""
+        if isinstance(row, Bytes):
+            return Activations(node, order, bits=row, binary=True)
+        return Activations(node, order, row, binary=binary)
+
+    for i, product in enumerate(layer.products):
+        operand, out = rows.get(str(product.operand.data)), to.temporary(node.size)
+        if operand is None:
+            operand = to.temporary(node.size, binary=product.is_binary)
+            to.compute(layer, {"operand": product.operand}, {**rows, "operand": operand})
+        inputs = activations(operand, binary=product.is_binary)
+        weights = layer.matrix(product.matrix, product.transposed)
+        name = f"m{product.matrix}{'t' * product.transposed}_"
+        if isinstance(weights, Connections):
+            out.clear(node.size)
+            add_synapses(to, weights, inputs, node.size, out.__add__, name)
+        else:
+            to.product(node, inputs, weights, None, out, name)
+        rows[f"product{i}"] = out
+    to.compute(layer, layer.stores, rows)
+    return activations(rows[states[-1]], binary=layer.emits_spikes)

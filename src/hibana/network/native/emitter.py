@@ -9,11 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hibana.compiler.cpu.kernel_writer import scalar_arguments, write_call
+from hibana.compiler.cpu.row_function import NUMBERS
+from hibana.compiler.cpu.row_pass import Pass
+from hibana.compiler.cpu.vector_functions import vector_functions
+from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.passes import Stores, leaves, substitute
+from hibana.compiler.graph.step import Value as GraphValue
 from hibana.network.graph import Node
 from hibana.network.lowering import Activations, Lowering, StateArray, spread, times
-from hibana.network.native.neurons import write_neurons
+from hibana.network.native.state import pack_bits
+from hibana.network.neurons import NeuronLayer
 from hibana.runtime.code import LINE
-from hibana.runtime.kernels import INT, LONG, Bytes, Code, Doubles, Floats, Ints, Longs, Pointer, Value
+from hibana.runtime.kernels import INT, LONG, Bytes, Code, Ints, Longs, Pointer, Value
 
 __all__ = ["Block", "Emitter", "PackedRows", "vector_parts"]
 
@@ -55,47 +63,50 @@ class Block:
 class PackedRows:
     """Rows of weights among the constants, in chunks of outputs, and a bias."""
 
+    number: type[Pointer]
     inputs: int
     chunks: tuple[tuple[int, int, int], ...]
     """The first output, the number of outputs, and the offset of the rows in bytes, of each chunk."""
     bias: int | None
     """Offset in bytes."""
 
+    def with_bias(self, sums: Value, weights: Pointer, first: int) -> Value:
+        """`sums` of the outputs from `first` on, plus their bias if there is one; `weights` is the block."""
+        if self.bias is None:
+            return sums
+        bias = (weights + self.bias).of(self.number)
+        return sums + (bias + first).load(sums.type.width)
+
 
 class Emitter(Lowering):
-    """Writes a function that computes layers of one step of one sample.
+    """Writes a function that computes one step of one sample.
 
-    Constants, state and scratch memory are blocks; the code contains the offsets of arrays in them. A second
-    function of the same step adds to the constants and the state of `first_emitter`.
+    Constants, state, the results of static layers, and scratch memory are blocks, whose addresses are
+    `blocks` by name. The code contains the offsets of arrays in them.
     """
 
-    target = "native"
+    target, packs_spikes = "native", True
 
-    def __init__(
-        self, code: Code, dtype: torch.dtype, blocks: dict[str, Any], first_emitter: "Emitter | None" = None
-    ) -> None:
+    def __init__(self, code: Code, dtype: torch.dtype, blocks: dict[str, Any]) -> None:
         self.code, self.dtype = code, dtype
-        self.number = self.number_pointer(dtype)
+        self.number = NUMBERS[dtype]
         self._state_block: Bytes = blocks["state"]
         self._weights_block: Bytes = blocks["weights"]
-        self._scratch_block: Bytes = blocks["scratch"]
         self._function_table: Longs = blocks["functions"]
-        self.scratch = Block()
-        self.weights: Block = first_emitter.weights if first_emitter else Block()
-        self.initial_state: Block = first_emitter.initial_state if first_emitter else Block()
-        self.arrays: list[StateArray] = first_emitter.arrays if first_emitter else []
-        self.functions: list[int] = first_emitter.functions if first_emitter else []
+        self._temporary_blocks: dict[bool, Bytes] = {True: blocks["results"], False: blocks["scratch"]}
+        self.weights, self.initial_state, self.results, self.scratch = (Block() for _ in range(4))
+        self.is_static = True
+        """Whether temporary arrays are results of static layers, which later steps may read."""
+        self.arrays: list[StateArray] = []
+        self.functions: list[int] = []
         """Addresses of the vector functions that the code calls."""
         self.activations: dict[Node, Activations] = {}
         self.packed: dict[Node, PackedRows] = {}
         """The weights of linear layers."""
+        self._passes = 0
+        """Number of calls of :meth:`compute`."""
         self._offsets: dict[str, int] = {}
-        """The offset of each temporary array in scratch memory, by the text of its pointer."""
-
-    @staticmethod
-    def number_pointer(dtype: torch.dtype) -> type[Pointer]:
-        """The pointer type of numbers of `dtype`."""
-        return Doubles if dtype == torch.float64 else Floats
+        """The offset of each temporary array in its block, by the text of its pointer."""
 
     def constant(self, values: Tensor, name: str = "") -> Pointer:
         """Adds `values` to the constants; a pointer to them."""
@@ -125,18 +136,18 @@ class Emitter(Lowering):
     def temporary(self, count: int, kind: type[Pointer] | None = None, *, binary: bool = False) -> Pointer:
         """Scratch memory for `count` elements of `kind`, by default numbers; `binary` is for C."""
         kind = kind or self.number
-        offset = self.scratch.reserve(count * kind.element.size)
-        pointer = (self._scratch_block + offset).of(kind)
+        offset = (self.results if self.is_static else self.scratch).reserve(count * kind.element.size)
+        pointer = (self._temporary_blocks[self.is_static] + offset).of(kind)
         self._offsets[pointer.text] = offset
         return pointer
 
     def offset(self, temporary: Pointer) -> int:
-        """The offset in scratch memory, in bytes, of an array that :meth:`temporary` returned."""
+        """The offset in its block, in bytes, of an array that :meth:`temporary` returned."""
         return self._offsets[temporary.text]
 
     def state(self, array: StateArray, initial: Tensor) -> Bytes:
         """Adds an array to the state, with the values `initial`; a pointer to it."""
-        offset = self.initial_state.add(initial)
+        offset = self.initial_state.add(pack_bits(initial) if array.kind == "bits" else initial)
         self.arrays.append(replace(array, offset=offset))
         return self._state_block + offset
 
@@ -157,21 +168,22 @@ class Emitter(Lowering):
     def numbers(self, activations: Activations) -> Pointer:
         """The array of the numbers of `activations`, expanded from their bits if necessary."""
         if activations.numbers is None:
-            activations.numbers = self.temporary(activations.node.size)
-            self.expand(activations, activations.numbers)
+            numbers = activations.numbers = self.temporary(activations.node.size)
+            for offset, width in self.vectors(activations.node.size):
+                one = self.code.constant(1, self.number.element.of(width))
+                (numbers + offset).store(self._is_nonzero(activations, offset, width).select(one, 0))
         return activations.numbers
 
-    def expand(self, activations: Activations, target: Pointer) -> None:
-        """Writes the bits of `activations` to `target`, as zeros and ones."""
-        bits = activations.bits
-        assert bits is not None
-        for offset, width in self.vectors(activations.node.size):
-            if isinstance(offset, Value):
-                mask = bits.of(Ints)[offset // 32].mask(width)
-            else:
-                mask = (bits.of(Longs)[offset // 64] >> (offset % 64)).mask(width)
-            one = self.code.constant(1, self.number.element.of(width))
-            (target + offset).store(mask.select(one, 0))
+    def _is_nonzero(self, activations: Activations, offset: Any, width: int) -> Value:
+        """Whether each of `width` numbers from `offset` on is not zero, as a vector of booleans."""
+        if activations.bits is None:
+            numbers: Value = (self.numbers(activations) + offset).load(width)
+            return numbers.differs(0)
+        if isinstance(offset, Value):  # a multiple of a vector
+            word = activations.bits.of(Ints)[offset // VECTOR]
+        else:
+            word = activations.bits.of(Longs)[offset // 64] >> (offset % 64)
+        return word.mask(width)
 
     def _list_nonzero(self, activations: Activations) -> tuple[Pointer, Value]:
         """The address of a list of the indices of the nonzero numbers, and its length.
@@ -181,21 +193,12 @@ class Emitter(Lowering):
         if activations.nonzero is None:
             size, count = activations.node.size, self.code.variable(0)
             places = self.temporary(size, Ints).of(Ints)
-
-            def append(word: Value, first: Any) -> None:
-                """Appends the positions of the set bits of `word`, plus `first`."""
+            for offset, width in self.vectors(size):
+                word = self._is_nonzero(activations, offset, width).word().to(LONG)
                 with self.code.each_bit(word) as bit:
                     end = count.value
-                    places[end] = (bit + first).to(INT)
+                    places[end] = (bit + offset).to(INT)
                     count.value = end + 1
-
-            if activations.bits is not None:
-                with self.code.loop(0, -(-size // 64)) as w:
-                    append(activations.bits.of(Longs)[w], w * 64)
-            else:
-                numbers = self.numbers(activations)
-                for offset, width in self.vectors(size):
-                    append((numbers + offset).load(width).differs(0).word().to(LONG), offset)
             activations.nonzero = places, count.value
         return activations.nonzero
 
@@ -207,45 +210,71 @@ class Emitter(Lowering):
             i = places[k].to(LONG)
             yield i, None if activations.binary else self.numbers(activations)[i]
 
-    def pack(self, rows: Tensor, bias: Tensor | None = None) -> PackedRows:
+    def product(
+        self,
+        node: Node,
+        inputs: Activations,
+        weights: Tensor,
+        bias: Tensor | None,
+        out: Pointer,
+        name: str = "",
+    ) -> None:
+        """Writes a loop over the nonzero inputs for each chunk of outputs, whose sums stay in registers."""
+        packed = self.packed[node] = self._pack(weights, bias)
+        zero = self.code.constant(0, self.number.element)
+        for first, width, offset in packed.chunks:
+            rows = (self._weights_block + offset).of(self.number)
+            totals = [(offset, n, self.code.variable(spread(zero, n))) for offset, n in vector_parts(width)]
+            with self.each_nonzero(inputs) as (i, x):
+                row = rows + i * width
+                for offset, n, total in totals:
+                    total.value = total.value + times((row + offset).load(n), x)
+            for offset, _, total in totals:
+                sums = packed.with_bias(total.value, self._weights_block, first + offset)
+                (out + (first + offset)).store(sums)
+
+    def _pack(self, rows: Tensor, bias: Tensor | None) -> PackedRows:
         """Adds `rows` ``[inputs, outputs]`` to the constants, the weights of a chunk of outputs together."""
         inputs, outputs = rows.shape
         size, chunks = CHUNK * 4 // self.number.element.size, []
         for first in range(0, outputs, size):
             width = min(size, outputs - first)
             chunks.append((first, width, self._add_weights(rows[:, first : first + width])))
-        return PackedRows(inputs, tuple(chunks), None if bias is None else self._add_weights(bias))
+        bias_offset = None if bias is None else self._add_weights(bias)
+        return PackedRows(self.number, inputs, tuple(chunks), bias_offset)
 
-    def add_rows(self, inputs: Activations, packed: PackedRows, out: Pointer) -> None:
-        """``out = sum_i x_i rows[i] + bias`` over nonzero inputs x, in rising order, the bias last."""
-        zero = self.code.constant(0, self.number.element)
-        for first, width, offset in packed.chunks:
-            weights = (self._weights_block + offset).of(self.number)
-            totals = [(offset, n, self.code.variable(spread(zero, n))) for offset, n in vector_parts(width)]
-            with self.each_nonzero(inputs) as (i, x):
-                row = weights + i * width
-                for offset, n, total in totals:
-                    total.value = total.value + times((row + offset).load(n), x)
-            for offset, _, total in totals:
-                (out + (first + offset)).store(self.with_bias(total.value, packed, first + offset))
+    def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[str, Pointer]) -> None:
+        """Writes the functions of rows that the compiler generates for `stores`, and their calls."""
+        step, code, size = layer.step, self.code, layer.node.size
+        try:
+            functions = vector_functions(step, self.dtype)
+        except Unsupported as error:
+            raise Unsupported(f"layer {layer.node.name!r}: {error}") from error
+        output, before = step.states[-1], GraphValue("row", data=step.states[-1])
+        if isinstance(rows[output], Bytes):
+            before = GraphValue("to_float", (GraphValue("bits", data=output),))
+            stores = {n: value.args[0] if n == output else value for n, value in stores.items()}
+        if (emitted := leaves(stores).get("emitted_before")) is not None:  # the step overwrites this row
+            stores = substitute(stores, {emitted: before})
+        self._passes += 1
+        row_pass = Pass(f"neurons{self._passes}", stores, self.number, frozenset(functions))
+        rows = rows | {name: self.temporary(size) for name in row_pass.scratch}
+        for name, leaf in row_pass.leaves.items():
+            if leaf.is_row and name not in rows:
+                values = layer.parameters[int(name[1:])]
+                rows[name] = self.constant(values.repeat(size // len(values)))
+        constants = self.constant(torch.tensor(step.constants, dtype=torch.float64, device="cpu"))
 
-    def with_bias(self, sums: Value, packed: PackedRows, first: int) -> Value:
-        """`sums` of the outputs from `first` on, plus their bias if the layer has one."""
-        if packed.bias is None:
-            return sums
-        bias = (self._weights_block + packed.bias).of(self.number)
-        return sums + (bias + first).load(sums.type.width)
+        def scalar(array: str, i: int) -> Value:
+            """Constant `i` of the step (`array` is ``c``), or the number of parameter 3 (``p3``)."""
+            return constants[i] if array == "c" else self.constant(layer.parameters[int(array[1:])])[0]
 
-    def product(
-        self, node: Node, inputs: Activations, weights: Tensor, bias: Tensor | None, out: Pointer
-    ) -> None:
-        """Writes the product of the inputs with the packed `weights`, plus `bias`, into `out`."""
-        packed = self.packed[node] = self.pack(weights, bias)
-        self.add_rows(inputs, packed, out)
-
-    def neurons(self, node: Node, currents: Activations) -> Activations:
-        """Writes one step of the neurons of `node` on `currents`, and returns their outputs."""
-        return write_neurons(self, node, len(self.activations), currents)
+        scalars = scalar_arguments([row_pass], scalar)
+        called = sorted(row_pass.operations & functions.keys())
+        addresses = {op: self.function(functions[op]) for op in called}
+        for call in row_pass.sequence:
+            arguments = [rows[name] for name in call.rows]
+            write_call(code, call, arguments, scalars, addresses, code.constant(size), code.constant(0))
 
 
 def vector_parts(count: int, widest: int = CHUNK) -> list[tuple[int, int]]:

@@ -3,14 +3,16 @@
 from collections.abc import Mapping, Sequence
 from math import prod
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hibana.compiler import State
 from hibana.compiler.analysis.binary import is_binary
+from hibana.compiler.memory_layout import unpack_bits
 from hibana.network.lowering import StateArray
 
-__all__ = ["pack_bits", "read_state", "unpack_bits", "write_state"]
+__all__ = ["pack_bits", "read_state", "write_state"]
 
 
 def read_state(arrays: Sequence[StateArray], block: Tensor, dtype: torch.dtype) -> dict[str, State]:
@@ -22,7 +24,7 @@ def read_state(arrays: Sequence[StateArray], block: Tensor, dtype: torch.dtype) 
             continue
         if array.kind == "bits":
             packed = block[:, array.offset : array.offset + -(-prod(array.shape) // 64) * 8]
-            in_memory = unpack_bits(packed, prod(array.shape), dtype)
+            in_memory = unpack_bits(packed, prod(array.shape)).to(dtype)
         else:
             in_memory = _view(block, array, dtype)
         if array.kind == "ring":
@@ -88,15 +90,5 @@ def _view(block: Tensor, array: StateArray, dtype: torch.dtype) -> Tensor:
 
 def pack_bits(values: Tensor) -> Tensor:
     """Zeros and ones ``[..., n]`` as bits ``[..., bytes]``, lowest bit first, padded to words of 64 bits."""
-    count = values.shape[-1]
-    padded = torch.zeros(*values.shape[:-1], -(-count // 64) * 64, dtype=torch.uint8, device="cpu")
-    padded[..., :count] = values
-    weights = 2 ** torch.arange(8, dtype=torch.uint8, device="cpu")
-    octets: Tensor = padded.view(*values.shape[:-1], -1, 8) * weights
-    return octets.sum(-1, dtype=torch.uint8)
-
-
-def unpack_bits(packed: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-    """The first `count` bits of ``[..., bytes]``, as zeros and ones of `dtype`."""
-    bits = packed[..., None] >> torch.arange(8, dtype=torch.uint8, device="cpu") & 1
-    return bits.flatten(-2)[..., :count].to(dtype)
+    packed = torch.from_numpy(np.packbits(values.numpy() != 0, axis=-1, bitorder="little"))
+    return nn.functional.pad(packed, (0, -packed.shape[-1] % 8))

@@ -12,7 +12,7 @@ from torch import Tensor, get_num_threads
 
 from hibana.compiler import State
 from hibana.network.integer_network import Quantized
-from hibana.network.native.kernel import ARGUMENTS, CHECK, NAN, RUN, Native
+from hibana.network.native.kernel import ARGUMENTS, Native
 from hibana.network.native.state import read_state, write_state
 from hibana.runtime.threads import run
 from hibana.spikes.checks import is_constant_over_time
@@ -47,8 +47,6 @@ class Stream:
         self._quantized, self._steps = program.quantized, 0
         """``_steps`` counts the steps of an integer network since the state was set."""
         self._lock = Lock()
-        self._layout: tuple[int, int, bool] | None = None
-        """Steps, stride, and whether the input is numbers, as the arguments of the last call have them."""
         self._shape = torch.Size((batch, *graph.input.shape))
         self._output_template = torch.empty((batch, *graph.output_shape), dtype=graph.dtype, device="cpu")
         """A tensor like the output of a step: ``empty_like`` takes a quarter of the time of ``empty``."""
@@ -58,7 +56,6 @@ class Stream:
         self._arguments = (ctypes.c_int64 * len(ARGUMENTS))()
         self._address = ctypes.addressof(self._arguments)
         self._arguments[_INDEX["samples"]] = batch
-        self._step_inputs, self._step_outputs = batch * graph.input.size, batch * graph.output.size
         self._arguments[_INDEX["status"]] = ctypes.addressof(self._status)
         self._bind(native)
 
@@ -87,7 +84,7 @@ class Stream:
             outputs = self._integer_sequence(self._quantized, x[None, None] if is_single else x[None])[0]
         else:
             outputs = torch.empty_like(self._output_template)
-            self._launch(1, outputs, x, None, 0)  # lengths follow from the shapes
+            self._launch(1, x, outputs, 0)
         return outputs[0] if is_single else outputs
 
     def events(self, indices: "Tensor | np.ndarray[Any, Any] | Sequence[int]") -> Tensor:
@@ -111,16 +108,13 @@ class Stream:
             raise TypeError(f"indices must be whole numbers, got {events.dtype}")
         if events.ndim != 1:
             raise ValueError(f"indices must have one dimension, got shape {tuple(events.shape)}")
-        events = events.to(torch.int64).resolve_neg().contiguous()
-        if self._quantized is not None:
-            x = torch.zeros(self._shape, dtype=self._dtype, device="cpu")
-            if events.numel() and not (int(events.min()) >= 0 and int(events.max()) < x.numel()):
-                raise IndexError(_out_of_range(x.numel()))
-            x.view(-1)[events] = 1
-            return self.step(x)
-        outputs = torch.empty_like(self._output_template)
-        self._run(1, outputs, events=events)
-        return outputs
+        x, size = torch.zeros(self._shape, dtype=self._dtype, device="cpu"), self._shape.numel()
+        try:
+            x.view(-1).scatter_(0, events.long(), 1)
+        except RuntimeError:
+            message = f"indices must be in [0, {size}), the network's inputs; one is out of range"
+            raise IndexError(message) from None
+        return self.step(x)
 
     def run(self, inputs: Tensor) -> Tensor:
         """The outputs of the next steps with `inputs`, ``[T, batch, ...]``, as of a :meth:`step` for each."""
@@ -195,7 +189,7 @@ class Stream:
         steps, is_constant = len(inputs), is_constant_over_time(inputs)
         inputs = (inputs[:1] if is_constant else inputs).resolve_neg().contiguous()
         outputs = torch.empty(steps, *self._output_template.shape, dtype=self._native_dtype, device="cpu")
-        self._run(steps, outputs, inputs, stride=0 if is_constant else self._step_inputs)
+        self._launch(steps, inputs, outputs, 0 if is_constant else self._shape.numel())
         return outputs
 
     def _integer_sequence(self, net: Quantized, inputs: Tensor) -> Tensor:
@@ -214,84 +208,40 @@ class Stream:
         """Makes calls run `native`, on this stream's state."""
         self._native = native
         self._call = _Function(native.kernel.address)
-        self._check_length("state", self._block, self.batch * native.initial_state.numel())
         arguments = self._arguments
         arguments[_INDEX["state"]] = self._block.data_ptr()
         arguments[_INDEX["weights"]] = native.weights.data_ptr()
         arguments[_INDEX["functions"]] = native.functions.data_ptr()
 
-    @staticmethod
-    def _check_length(name: str, buffer: Tensor, numbers: int) -> None:
-        """Raises RuntimeError unless `buffer` has as many numbers as the program's loops access."""
-        if buffer.numel() != numbers:
-            raise RuntimeError(
-                f"{name} must have {numbers} numbers, got {buffer.numel()}: an error in hibana"
-            )
-
-    def _run(
-        self,
-        steps: int,
-        outputs: Tensor,
-        inputs: Tensor | None = None,
-        events: Tensor | None = None,
-        stride: int = 0,
-    ) -> None:
+    def _launch(self, steps: int, inputs: Tensor, outputs: Tensor, stride: int) -> None:
         """Runs the program.
 
         Args:
             steps: number of steps.
+            inputs: contiguous inputs of all steps, or of one step if the stride is 0.
             outputs: memory for the outputs of all steps.
-            inputs: contiguous; None for events.
-            events: indices of the inputs that are 1.
             stride: numbers from the inputs of one step to those of the next, 0 if all steps have the same.
         """
-        self._check_length("outputs", outputs, steps * self._step_outputs)
-        if inputs is not None:
-            self._check_length("inputs", inputs, (steps - 1) * stride + self._step_inputs)
-        self._launch(steps, outputs, inputs, events, stride)
-
-    def _launch(
-        self, steps: int, outputs: Tensor, inputs: Tensor | None, events: Tensor | None, stride: int
-    ) -> None:
-        """:meth:`_run` with buffers of checked lengths."""
         if not self._lock.acquire(False):
             raise RuntimeError(_BUSY)
         try:  # not _exclusive, because a `with` block takes 0.2 of 5 us
             if self._native is not self.program._native:
                 self._bind(self.program._native)
-            arguments = self._arguments
-            if events is not None:  # an empty list has no memory: any address says that the input is a list
-                arguments[5], arguments[6] = events.data_ptr() or self._address, events.numel()
-            if self._layout != (steps, stride, events is None):
-                arguments[0], arguments[1], arguments[3], arguments[7] = CHECK | RUN, steps, 0, stride
-                if events is None:
-                    arguments[5] = arguments[6] = 0
-                self._layout = steps, stride, events is None
-            if inputs is not None:
-                arguments[3] = inputs.data_ptr()
-            arguments[4] = outputs.data_ptr()
+            arguments, status = self._arguments, self._status
+            arguments[0], arguments[1] = inputs.data_ptr(), outputs.data_ptr()
+            arguments[2], arguments[3] = steps, stride
             if self.batch == 1 or self.batch * steps * self._work <= SMALLEST_SHARE or get_num_threads() == 1:
                 self._call(0, self.batch, self._address)
-            else:
-                grain = max(1, SMALLEST_SHARE // (steps * self._work))
-                for mode in (CHECK, RUN):  # all samples are checked before one of them runs
-                    arguments[0] = mode
-                    if not self._status.value:
-                        run(self._native.kernel.address, self.batch, bytes(arguments), grain)
-                self._layout = None
-            if status := self._status.value:
-                self._status.value = 0
+            else:  # all samples are checked before one of them runs
+                status.value = bool(inputs.amin().isnan())
+                if not status.value:
+                    grain = max(1, SMALLEST_SHARE // (steps * self._work))
+                    run(self._native.kernel.address, self.batch, bytes(arguments), grain)
+            has_nan, status.value = status.value, 0
         finally:
             self._lock.release()
-        if status == NAN:
+        if has_nan:
             raise ValueError("inputs must be numbers, got NaN")
-        if status:
-            raise IndexError(_out_of_range(self._native.network.input.size))
-
-
-def _out_of_range(size: int) -> str:
-    """The message for an index that is not below `size`."""
-    return f"indices must be in [0, {size}), the network's inputs; one is out of range"
 
 
 def check_tensor(name: str, x: object, dtype: torch.dtype) -> None:
