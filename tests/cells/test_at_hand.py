@@ -25,7 +25,9 @@ def alone(code):
 @pytest.mark.slow
 def test_a_module_is_loaded_when_it_is_touched_and_says_which_extra_it_misses():
     code = (
-        f"import sys, hibana as hb; print({LAZY} == [n for n in {LAZY} if n in dir(hb)],"
+        "import sys, hibana as hb; hb.Recurrent(hb.LIFCell(), 2)\n"
+        "assert 'hibana.spikes' not in sys.modules  # the kernels of spikes\n"
+        f"print({LAZY} == [n for n in {LAZY} if n in dir(hb)],"
         f"[n for n in {LAZY} if 'hibana.' + n in sys.modules], hb.metrics.FiringRate.__name__)\n"
         "assert 'hibana.plot' not in sys.modules; sys.modules['matplotlib'] = None\n"
         "try: hb.plot\nexcept AttributeError as error: print(error)\nprint(hasattr(hb, 'plot'))"

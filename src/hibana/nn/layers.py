@@ -24,10 +24,7 @@ from hibana.compiler import (
 )
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.tensors import cached_parametrizations, evaluate_parametrizations
-from hibana.compiler.torch_layers import TORCH_LAYERS
-from hibana.nn.delay import Delayed
-from hibana.nn.running import Stateful, check_knows_no_time, run
-from hibana.nn.window import LooksBack
+from hibana.nn.running import LooksBack, Stateful, check_knows_no_time, run
 from hibana.runtime import torch_internals
 
 __all__ = [
@@ -132,7 +129,8 @@ class Recurrent(Stateful):
     Raises:
         TypeError: if `cell` is not a cell.
         ValueError: if `gradient_scale` is not in [0, 1], the input is not ``[T, B, F, ...]``, or `recurrent`
-            contains a layer over time other than synapses with delays.
+            contains a layer over time, unless its state is the last steps of its input, as of
+            synapses with delays.
 
     Source: Bellec et al. (2018), *Long short-term memory and learning-to-learn in networks of spiking
     neurons*; Werbos (1990), *Backpropagation through time*, for the truncation.
@@ -166,15 +164,14 @@ class Recurrent(Stateful):
         if isinstance(gradient_scale, bool) or not 0 <= gradient_scale <= 1:
             raise ValueError(f"gradient_scale must lie in [0, 1], got {gradient_scale!r}")
         self.gradient_scale = float(gradient_scale)
-        if recurrent is not None and not (_is_sparse(recurrent) or isinstance(recurrent, Delayed)):
+        if recurrent is not None and not isinstance(recurrent, LooksBack):
             check_knows_no_time("recurrent", recurrent)
         self.recurrent = nn.Linear(features, features, bias=False) if recurrent is None else recurrent
         self.step()  # creates the step here, because a graph under compilation can't create modules
 
     def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
         """The outputs of the cell for `inputs`, both ``[T, B, F]``, from `state`, and its last state."""
-        is_linear = isinstance(self.recurrent, (*TORCH_LAYERS["linear"], Delayed))
-        is_linear = is_linear or _is_sparse(self.recurrent)
+        is_linear = hasattr(self.recurrent, "in_features")
         is_wrong = inputs.ndim != 3 if is_linear else inputs.ndim < 3
         if is_wrong or inputs.shape[0] == 0 or inputs.shape[2] != self.features:
             raise ValueError(
@@ -244,11 +241,6 @@ class Recurrent(Stateful):
             step = RecurrentCell(self.cell, self.recurrent, self.gradient_scale)
             self.__dict__["_step"] = step  # not an attribute, which would register cell and synapses twice
         return step
-
-
-def _is_sparse(module: nn.Module) -> bool:
-    """Whether `module` is a :class:`hibana.SparseLinear`, without an import of its kernels."""
-    return bool(getattr(module, "is_sparse_linear", False))
 
 
 class RecurrentCell(cells.Cell):

@@ -6,7 +6,7 @@ several threads may run a network at once, others may call it without a state, a
 
 import sys
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,7 +21,7 @@ from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.compiler.torch_layers import TORCH_LAYERS, add_hint
 from hibana.runtime.torch_internals import saved_tensor_hooks
 
-__all__ = ["Stateful", "check_knows_no_time", "evaluating", "run"]
+__all__ = ["LooksBack", "Stateful", "check_knows_no_time", "evaluating", "run"]
 
 
 @contextmanager
@@ -71,6 +71,62 @@ class Stateful(nn.Module):
     def outputs_over_time(self, inputs: Tensor, state: State | None) -> Tensor:
         """The outputs of :meth:`over_time`; a layer may compute them faster without the last state."""
         return self.over_time(inputs, state)[0]
+
+
+class LooksBack(Stateful):
+    """A layer whose state is the last :attr:`reach` steps of its input."""
+
+    @property
+    @abstractmethod
+    def reach(self) -> int:
+        """The number of steps before the current step that an output depends on."""
+
+    @abstractmethod
+    def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
+        """The outputs for `inputs`, ``[T, ...]``.
+
+        Args:
+            history: the inputs before them, ``[reach, ...]``; zeros if None.
+            inputs: the input sequence.
+
+        Raises:
+            ValueError: if the layer does not take inputs of this shape.
+        """
+
+    def outputs_over_time(self, inputs: Tensor, state: State | None) -> Tensor:
+        """The outputs for `inputs`, ``[T, batch, ...]``, after the steps in `state`."""
+        return self.outputs_after(None if state is None else self._history(state, inputs), inputs)
+
+    def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """The outputs for `inputs` after the steps in `state`, and the last steps, ``[reach, ...]``."""
+        history = None if state is None else self._history(state, inputs)
+        outputs, steps = self.outputs_after(history, inputs), inputs
+        if len(inputs) < self.reach:
+            zeros = inputs.new_zeros(self.reach, *inputs.shape[1:])
+            steps = torch.cat([zeros if history is None else history, inputs])
+        return outputs, (steps[len(steps) - self.reach :],)
+
+    def feedback(self) -> Callable[[list[Tensor]], Tensor]:
+        """A function from the inputs of the last ``reach + 1`` steps, ``[batch, ...]``, to the last output.
+
+        The function is for calls step by step while parameters are constant.
+        """
+
+        def last_output(inputs: list[Tensor]) -> Tensor:
+            """The output at the last of the steps."""
+            steps = torch.stack(inputs)
+            return self.outputs_after(steps[:-1], steps[-1:])[0]
+
+        return last_output
+
+    def _history(self, state: State, inputs: Tensor) -> Tensor:
+        """The steps in `state`, in the dtype of `inputs`; raises ValueError if their shape is wrong."""
+        shape = (self.reach, *inputs.shape[1:])
+        if not isinstance(state, tuple) or len(state) != 1 or state[0].shape != shape:
+            is_tuple = isinstance(state, tuple)
+            form = [tuple(tensor.shape) for tensor in state] if is_tuple else type(state).__name__
+            raise ValueError(f"state must be one tensor of the last steps, {shape}, got {form}")
+        return state[0].to(inputs.dtype)
 
 
 def run(

@@ -81,8 +81,6 @@ class SparseLinear(SpikeLayer):
 
     traced_as: ClassVar[type[nn.Module]] = TracedSparseLinear
     """The class that a trace of a step sees instead, as of :class:`hibana.Linear`."""
-    is_sparse_linear = True
-    """:class:`hibana.Recurrent` recognizes the class by this mark, without an import of its kernels."""
     weight: Tensor
     bias: Tensor | None
     row_starts: Tensor

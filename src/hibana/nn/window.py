@@ -1,77 +1,18 @@
-"""``hb.Window``, a causal convolution over time, and base classes of layers that read earlier inputs."""
+"""``hb.Window``, a causal convolution over time, and the weights of layers that read earlier inputs."""
 
 import math
-from abc import abstractmethod
-from collections.abc import Callable
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from hibana.compiler import State
-from hibana.nn.running import Stateful
+from hibana.nn.running import LooksBack
 from hibana.spikes.checks import kernels_accept
 from hibana.spikes.convolution.causal import causal_convolution
 from hibana.spikes.layer import SpikeLayer
 from hibana.spikes.provenance import lookup
 
 __all__ = ["LooksBack", "Weighted", "Window", "check_sizes"]
-
-
-class LooksBack(Stateful):
-    """A layer whose state is the last :attr:`reach` steps of its input."""
-
-    @property
-    @abstractmethod
-    def reach(self) -> int:
-        """The number of steps before the current step that an output depends on."""
-
-    @abstractmethod
-    def outputs_after(self, history: Tensor | None, inputs: Tensor) -> Tensor:
-        """The outputs for `inputs`, ``[T, ...]``.
-
-        Args:
-            history: the inputs before them, ``[reach, ...]``; zeros if None.
-            inputs: the input sequence.
-
-        Raises:
-            ValueError: if the layer does not take inputs of this shape.
-        """
-
-    def outputs_over_time(self, inputs: Tensor, state: State | None) -> Tensor:
-        """The outputs for `inputs`, ``[T, batch, ...]``, after the steps in `state`."""
-        return self.outputs_after(None if state is None else self._history(state, inputs), inputs)
-
-    def over_time(self, inputs: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """The outputs for `inputs` after the steps in `state`, and the last steps, ``[reach, ...]``."""
-        history = None if state is None else self._history(state, inputs)
-        outputs, steps = self.outputs_after(history, inputs), inputs
-        if len(inputs) < self.reach:
-            zeros = inputs.new_zeros(self.reach, *inputs.shape[1:])
-            steps = torch.cat([zeros if history is None else history, inputs])
-        return outputs, (steps[len(steps) - self.reach :],)
-
-    def feedback(self) -> Callable[[list[Tensor]], Tensor]:
-        """A function from the inputs of the last ``reach + 1`` steps, ``[batch, ...]``, to the last output.
-
-        The function is for calls step by step while parameters are constant.
-        """
-
-        def last_output(inputs: list[Tensor]) -> Tensor:
-            """The output at the last of the steps."""
-            steps = torch.stack(inputs)
-            return self.outputs_after(steps[:-1], steps[-1:])[0]
-
-        return last_output
-
-    def _history(self, state: State, inputs: Tensor) -> Tensor:
-        """The steps in `state`, in the dtype of `inputs`; raises ValueError if their shape is wrong."""
-        shape = (self.reach, *inputs.shape[1:])
-        if not isinstance(state, tuple) or len(state) != 1 or state[0].shape != shape:
-            is_tuple = isinstance(state, tuple)
-            form = [tuple(tensor.shape) for tensor in state] if is_tuple else type(state).__name__
-            raise ValueError(f"state must be one tensor of the last steps, {shape}, got {form}")
-        return state[0].to(inputs.dtype)
 
 
 class Weighted(SpikeLayer):
