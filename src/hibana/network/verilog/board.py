@@ -101,8 +101,11 @@ def report(program: VerilogProgram, board: Board) -> str:
         top, constraints = write_top(program, target, board)
         design, measured, simulator = (Path(name) / file for file in ("net.json", "report.json", "net"))
         no_latches = "proc; select -assert-none t:$dlatch t:$adlatch t:$dlatchsr"
-        script = f"read_verilog {target} {top}; {no_latches}; {board.synthesis} -top top -json {design}"
-        _run("yosys", "-q", "-p", script)
+        merge = (
+            "memory_collect; memory_unpack"  # the cells of single words of constants, which slow yosys down
+        )
+        synthesis = f"{board.synthesis} -top top -json {design}"
+        _run("yosys", "-q", "-p", f"read_verilog {target} {top}; {no_latches}; {merge}; {synthesis}")
         pins = f"--{board.constraints}", constraints
         _run(*board.place, "-q", "--json", design, *pins, "--freq", board.clock / 1e6, "--report", measured)
         _run("iverilog", "-g2005", "-o", simulator, target, bench)
