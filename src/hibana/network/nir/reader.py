@@ -54,7 +54,7 @@ def read(source: Any, *, dt: float | None = None, max_bytes: int = 2**31) -> fx.
     else:
         raise TypeError(f"source must be a path or a nir.NIRGraph, got {type(source).__name__}")
     graph = _Graph()
-    ports = graph.add(content, "")
+    ports = graph.add(content)
     metadata = content.get("metadata")
     if dt is None and isinstance(metadata, dict):
         dt = metadata.get("dt")
@@ -77,18 +77,18 @@ class _Graph:
     feedback: dict[str, Node] = field(default_factory=dict)
     """The linear node from a neuron back to itself, by the neuron's path."""
 
-    def add(self, content: dict[str, Any], path: str) -> tuple[str, ...]:
+    def add(self, content: dict[str, Any], prefix: str = "") -> tuple[str, ...]:
         """Adds the graph `content`, and returns the paths of its input and output.
 
-        The `path` of the outermost graph is empty.
+        The `prefix` of the paths of its nodes is ``"PATH."``, or empty for the outermost graph.
         """
-        where = f"graph {path}" if path else "the graph"
+        where = f"graph {prefix[:-1]}" if prefix else "the graph"
         nodes, edges = content.get("nodes"), np.asarray(content.get("edges"), object)
         if not isinstance(nodes, dict) or "edges" not in content:
             raise ValueError(f"{where} has no nodes and edges, so it is not a NIR graph")
         if edges.size and (edges.ndim != 2 or edges.shape[1] != 2):
             raise ValueError(f"{where} must have pairs of names as edges, got {content['edges']!r}")
-        ends = {name: self._add_node(entry, _join(path, name)) for name, entry in nodes.items()}
+        ends = {name: self._add_node(entry, f"{prefix}{name}") for name, entry in nodes.items()}
         for edge in edges.reshape(-1, 2):
             begin, end = (name.decode() if isinstance(name, bytes) else name for name in edge)
             if unknown := [name for name in (begin, end) if name not in nodes]:
@@ -102,7 +102,7 @@ class _Graph:
             names = [name for name, entry in nodes.items() if entry["type"] == kind]
             if len(names) != 1:
                 raise ValueError(f"{where} must have one {kind} node, has {len(names)}: {names}")
-            ports.append(_join(path, names[0]))
+            ports.append(f"{prefix}{names[0]}")
         return tuple(ports)
 
     def _add_node(self, entry: Any, path: str) -> tuple[str, ...]:
@@ -110,7 +110,7 @@ class _Graph:
         if not isinstance(entry, dict) or not isinstance(entry.get("type"), str):
             raise ValueError(f"node {path!r} has no type")  # noqa: TRY004 - what is wrong is the file
         if entry["type"] == "NIRGraph":
-            return self.add(entry, path)
+            return self.add(entry, f"{path}.")
         metadata = entry.get("metadata")
         fields = {key: value for key, value in entry.items() if key not in ("type", "metadata")}
         self.nodes[path] = Node(entry["type"], fields, metadata if isinstance(metadata, dict) else {})
@@ -276,8 +276,3 @@ def _check_size(name: str, shape: Shape, max_bytes: int) -> None:
     size = 4 * math.prod(shape)
     if size > max_bytes:
         raise ValueError(f"{name}, {shape}, takes {size:,} bytes; max_bytes is {max_bytes:,}")
-
-
-def _join(path: str, name: str) -> str:
-    """The path of node `name` in the graph at `path`."""
-    return f"{path}.{name}" if path else name
