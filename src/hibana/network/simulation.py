@@ -24,7 +24,7 @@ __all__ = ["Chunk", "Simulation", "check_neurons"]
 
 LONGEST_CHUNK = 1000
 """Most steps of a chunk, whose spikes are in memory as bits."""
-INDEXED_ROWS = 256
+INDEXED_ROWS = 1024
 """Rows of synapses whose parts are computed at once, which bounds the memory."""
 
 
@@ -135,7 +135,7 @@ class Simulation:
             starts = row_starts[first : first + INDEXED_ROWS + 1]
             rows, part = len(starts) - 1, slice(int(starts[0]), int(starts[-1]))
             key = torch.repeat_interleave(in_order(rows) * keys, starts.diff())
-            key += self.part_of_word[targets[part] // WORD]
+            key += self.part_of_word[targets[part] >> 6]  # a word has 64 neurons
             if delays is not None:
                 key += delays[part].long() * self.parts
             if bool((key.diff() < 0).any()):
