@@ -183,3 +183,21 @@ def test_too_many_delayed_outputs_raise() -> None:
     layer = hb.SparseLinear(1, outputs + 1, connections, bias=False)
     with pytest.raises(ValueError, match=r"out_features \* \(longest delay \+ 1\) must be below 2\^31"):
         layer(torch.ones(1, 1, 1))
+
+
+@pytest.mark.parametrize("delays", [None, 3])
+def test_a_frozen_weight_leaves_the_gradients_of_bias_and_input(delays: int | None) -> None:
+    torch.manual_seed(0)
+    layer, x = hb.SparseLinear(20, 10, 0.4, delays=delays), _spikes(6, 3, 20).requires_grad_()
+    layer.weight.requires_grad_(False)
+    layer.mode = "events"
+    out = layer(x)
+    grad = torch.randn(6, 3, 10)
+    to_bias, to_input = torch.autograd.grad(out, (layer.bias, x), grad, retain_graph=True)
+    assert torch.allclose(to_bias, grad.sum((0, 1)), atol=1e-5)
+    later = grad[delays or 0 :] @ layer.to_dense()  # the gradient of the last steps arrives too late
+    assert torch.allclose(to_input[: len(later)], later, atol=1e-5)
+    if delays is None:
+        layer.targets[0] = 3
+        with pytest.raises(RuntimeError, match="row_starts and targets were modified"):
+            torch.autograd.grad(out, x, grad)

@@ -12,9 +12,10 @@ from hibana.nn.layers import GRADIENT_SCALE, Recurrent
 from hibana.nn.window import Weighted, check_sizes
 from hibana.spikes.checks import kernels_accept, shape_error
 from hibana.spikes.convolution.causal import causal_convolution
-from hibana.spikes.layer import mask_provenance, needs_gradient, pack_binary
+from hibana.spikes.layer import pack_binary
+from hibana.spikes.linear.autograd import multiply_planes
 from hibana.spikes.provenance import Provenance, lookup
-from hibana.spikes.sparse import autograd, product
+from hibana.spikes.sparse.autograd import SparseProduct
 from hibana.spikes.sparse.product import SynapseIndex
 
 __all__ = ["DelayedLinear", "DelayedRecurrent"]
@@ -157,12 +158,9 @@ class DelayedLinear(Weighted, Delayed):
         else:
             lags, taps = self._rounded(delay), weight[None]
         index, weights = _synapses(lags, len(taps)), taps.permute(2, 0, 1).flatten()
-        if needs_gradient(inputs, weights, bias):
-            is_contiguous = inputs.is_contiguous()
-            source = None if skip else source
-            support = mask_provenance(source, inputs, is_contiguous, spikes, self.in_features)
-            return autograd.multiply_spikes(history_and_inputs, weights, bias, spikes, support, index, skip)
-        return product.forward(index, spikes.joint, weights, bias, history_and_inputs.shape[:-1], skip)
+        sums = SparseProduct(history_and_inputs.shape, index, skip)
+        source, is_contiguous = None if skip else source, inputs.is_contiguous()
+        return multiply_planes(sums, history_and_inputs, weights, bias, spikes, source, is_contiguous)
 
 
 @final

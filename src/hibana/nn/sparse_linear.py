@@ -17,10 +17,9 @@ from hibana.spikes.layer import (
     UNSUPPORTED,
     SpikeLayer,
     check_mode,
-    mask_provenance,
-    needs_gradient,
     pack_binary,
 )
+from hibana.spikes.linear.autograd import multiply_planes
 from hibana.spikes.provenance import lookup
 from hibana.spikes.sparse import Connections, autograd, product
 from hibana.spikes.sparse.product import SynapseIndex
@@ -251,10 +250,8 @@ class SparseLinear(SpikeLayer):
             self._reason = f"dense: {spikes.density:.0%} of the input spiked"
             return None
         self._reason = _Events(spikes.density)
-        if needs_gradient(steps, weight, bias):
-            support = mask_provenance(provenance, steps, is_contiguous, spikes, self.in_features)
-            return autograd.multiply_spikes(steps, weight, bias, spikes, support, index, skip)
-        return product.forward(index, spikes.joint, weight, bias, steps.shape[:-1], skip)
+        sums = autograd.SparseProduct(steps.shape, index, skip)
+        return multiply_planes(sums, steps, weight, bias, spikes, provenance, is_contiguous)
 
     def extra_repr(self) -> str:
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"

@@ -24,7 +24,7 @@ from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.select import ALL, Call, Choice
 from hibana.spikes.simd.rows import panel
 
-__all__ = ["Gradients", "Product", "multiply"]
+__all__ = ["Gradients", "Product", "multiply", "multiply_planes"]
 
 Gradients = tuple[Tensor | None, Tensor | None]
 """Two gradients; None for a gradient that is not needed."""
@@ -151,13 +151,30 @@ def multiply(
     if not choice.any:
         return choice.dense_reason(planes.density)
     reason = explanation(planes, product.key.outputs, choice)
+    return multiply_planes(product, input, weight, bias, planes, provenance, is_ordered, choice), reason
+
+
+def multiply_planes(
+    product: Product,
+    input: Tensor,  # noqa: A002
+    weight: Tensor,
+    bias: Tensor | None,
+    planes: Planes,
+    provenance: Provenance | None,
+    is_ordered: bool,
+    choice: Choice = ALL,
+) -> Tensor:
+    """The output of `product` with gradients, for an input with the bits `planes`.
+
+    `choice` tells which products are computed per spike; see :func:`multiply` for the other arguments.
+    """
     if not needs_gradient(input, weight, bias):
-        return product.forward(planes, weight, bias), reason
-    support = mask_provenance(provenance, numbers, is_ordered, planes, product.row_length)
+        return product.forward(planes, weight, bias)
+    support = mask_provenance(provenance, input.detach(), is_ordered, planes, product.row_length)
     leaf = None if support is None else probe()
     with without_autocast():
         out: Tensor = _apply(input, weight, bias, leaf, product, planes, support, choice)
-    return out, reason
+    return out
 
 
 def _choose(product: Product, planes: Planes, numbers: Tensor, weight: Tensor, bias: Tensor | None) -> Choice:
@@ -231,7 +248,7 @@ class _Multiply(torch.autograd.Function):
             input_ = Planes(bits, ctx.density, ctx.factor)
             to_weight, to_bias = product.weight_gradient(input_, rows, needs_bias)
         elif needs_bias:
-            to_bias = rows.sum(0)
+            to_bias = rows.flatten(0, -2).sum(0)
         if to_input is not None:  # not a view, so that autograd may accumulate in place
             to_input = to_input.detach()
         to_weight = None if to_weight is None else to_weight.reshape(ctx.weight_shape)

@@ -7,15 +7,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from hibana.compiler.derivatives import unwrapped_apply, without_autocast
-from hibana.spikes.checks import dense_for_more, kernels_accept
-from hibana.spikes.linear.product import gradient_mask
+from hibana.compiler.derivatives import without_autocast
+from hibana.spikes import select
+from hibana.spikes.checks import kernels_accept
+from hibana.spikes.linear.autograd import Gradients, Product
+from hibana.spikes.linear.product import GradientMask
 from hibana.spikes.planes import Planes
-from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.sparse import Connections, product
 from hibana.spikes.sparse.product import SynapseIndex
 
-__all__ = ["multiply_numbers", "multiply_spikes", "multiply_traced"]
+__all__ = ["SparseProduct", "multiply_numbers", "multiply_traced"]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch warns once per process that sparse matrices are in a beta state
@@ -28,111 +29,78 @@ Measured with 1, 5 and 10% of 2048 x 2048 synapses: the full gradient takes the 
 """
 
 
-def multiply_spikes(
-    input: Tensor,  # noqa: A002 - torch's name
-    weight: Tensor,
-    bias: Tensor | None,
-    spikes: Planes,
-    support: Provenance | None,
-    index: SynapseIndex,
-    skip: int = 0,
-) -> Tensor:
-    """The sums over all synapses of an input of spikes, with gradients.
+class SparseProduct(Product):
+    """The sums over all synapses of an input of spikes.
 
     Args:
-        input: ``[..., inputs]``; if `index` has delays, ``[steps, sequences, inputs]``.
-        weight: ``[synapses]``.
-        bias: ``[outputs]``, or None.
-        spikes: the input as bits.
-        support: provenance of the input, whose mask may restrict the input gradient; or None.
+        shape: shape of the input, ``[..., inputs]``; with delays ``[steps, sequences, inputs]``.
         index: the synapses.
         skip: number of first steps whose output is not computed.
     """
-    leaf = probe() if support is not None else None
-    with without_autocast():
-        out: Tensor = _apply(input, weight, bias, leaf, spikes, support, index, skip)
-    return out
 
+    def __init__(self, shape: torch.Size, index: SynapseIndex, skip: int = 0) -> None:
+        rows = shape.numel() // max(1, index.inputs)
+        super().__init__(shape, select.Key("sparse", (), rows, index.inputs, index.outputs), index.inputs)
+        self.index, self.skip = index, skip
+        self.steps = shape[0] if index.reach else 1
+        self.versions = self._versions()
 
-class _MultiplySpikes(torch.autograd.Function):
-    """The autograd node of :func:`multiply_spikes`; it saves the bits of the spikes for the backward."""
+    def _versions(self) -> list[int]:
+        """The version counters of the index; a tensor of the inference mode has none."""
+        tensors = self.index.row_starts, self.index.offsets
+        return [tensor._version for tensor in tensors if not tensor.is_inference()]
 
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: Tensor,  # noqa: A002
-        weight: Tensor,
-        bias: Tensor | None,
-        leaf: Tensor | None,
-        spikes: Planes,
-        support: Provenance | None,
-        index: SynapseIndex,
-        skip: int,
-    ) -> Tensor:
-        """Returns the sums; saves bits, weights and indices."""
-        bits = spikes.joint
-        out = product.forward(index, bits, weight, bias, input.shape[:-1], skip)
-        ctx.save_for_backward(bits, weight.detach(), index.row_starts, index.offsets)
-        ctx.shape, ctx.density, ctx.support, ctx.index, ctx.skip = (
-            input.shape,
-            spikes.density,
-            support,
-            index,
-            skip,
-        )
-        return out
+    def gradient_rows(self, gradient: Tensor) -> Tensor:
+        """The output `gradient`, ``[sequences, steps + reach, outputs]``, with zeros at steps without output.
 
-    @staticmethod
-    @dense_for_more
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        """The gradients of input, weight and bias; None for those not needed and for all other arguments."""
-        bits, weight, row_starts, offsets = ctx.saved_tensors
-        index = ctx.index._replace(row_starts=row_starts, offsets=offsets)
-        rows = grad.resolve_neg().reshape(-1, index.outputs).contiguous()
-        to_input = to_weight = to_bias = None
-        if index.reach:
-            steps = ctx.shape[0]
-            gradient = _padded_by_sequence(
-                rows.view(-1, bits.shape[0] // steps, index.outputs), index, ctx.skip
+        A kernel reads `reach` steps after each input step. Without delays, each row is one sequence.
+
+        Raises:
+            RuntimeError: if the synapses changed after the forward.
+        """
+        if self.versions != self._versions():
+            raise RuntimeError(
+                "row_starts and targets were modified by an inplace operation after the forward"
             )
+        rows = super().gradient_rows(gradient)
+        if not self.index.reach:
+            return rows[:, None]
+        by_step = rows.view(self.steps - self.skip, -1, self.index.outputs)
+        padded = rows.new_zeros(by_step.shape[1], self.steps + self.index.reach, self.index.outputs)
+        padded[:, self.skip : self.steps] = by_step.transpose(0, 1)
+        return padded
+
+    def forward(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The sums, ``[..., outputs]``."""
+        return product.forward(self.index, input_.joint, weight, bias, self.shape[:-1], self.skip)
+
+    def weight_gradient(self, input_: Planes, rows: Tensor, needs_bias: bool) -> Gradients:
+        """The gradients of the weights ``[synapses]`` and, if needed, of the bias."""
+        to_weight = product.weight_gradient(self.index, input_.joint, rows, self.steps)
+        return to_weight, rows.sum((0, 1)) if needs_bias else None
+
+    def input_gradient(self, mask: GradientMask, weight: Tensor, rows: Tensor) -> Tensor:
+        """The input gradient: where `mask` is set and zero elsewhere, or everywhere if that is faster."""
+        if self.index.reach or mask.density < MASKED_UP_TO:
+            gradient = product.input_gradient(self.index, mask.bits, weight, rows, self.steps)
         else:
-            steps, gradient = 1, rows[:, None]
-        if ctx.needs_input_grad[0]:
-            to_input = _input_gradient(ctx, index, bits, weight, gradient, steps).view(ctx.shape)
-        if ctx.needs_input_grad[1]:
-            to_weight = product.weight_gradient(index, bits, gradient, steps)
-        if ctx.needs_input_grad[2]:
-            to_bias = rows.sum(0)
-        return to_input, to_weight, to_bias, None, None, None, None, None
+            gradient = product.multiply_numbers(self.index, weight, rows[:, 0], transposed=True)
+        return gradient.view(self.shape)
 
+    def dense_gradients(
+        self, numbers: Tensor | None, weight: Tensor, rows: Tensor, needed: tuple[bool, bool]
+    ) -> Gradients:
+        """The input gradient everywhere; the weight gradient is always computed per spike."""
+        words = -(-self.index.inputs // 64)
+        shape = self.steps * len(rows), words
+        everywhere = torch.full(shape, -1, dtype=torch.int64, device="cpu")
+        if self.index.inputs % 64:
+            everywhere[:, -1] = (1 << self.index.inputs % 64) - 1
+        return self.input_gradient(GradientMask(everywhere, 1.0), weight, rows), None
 
-_apply = unwrapped_apply(_MultiplySpikes)
-
-
-def _padded_by_sequence(gradient: Tensor, index: SynapseIndex, skip: int) -> Tensor:
-    """`gradient`, ``[steps, sequences, outputs]``, as ``[sequences, skip + steps + reach, outputs]``.
-
-    The steps without an output have zeros, so that a kernel can read `reach` steps after each input step.
-    """
-    steps, sequences, outputs = gradient.shape
-    padded = gradient.new_zeros(sequences, skip + steps + index.reach, outputs)
-    padded[:, skip : skip + steps] = gradient.transpose(0, 1)
-    return padded
-
-
-def _input_gradient(
-    ctx: Any, index: SynapseIndex, bits: Tensor, weight: Tensor, gradient: Tensor, steps: int
-) -> Tensor:
-    """The input gradient ``[rows, inputs]``: where the producer's mask is set, if allowed and faster."""
-    mask = gradient_mask(ctx.support, index.inputs)
-    if mask is not None and (index.reach or mask.density < MASKED_UP_TO):
-        return product.input_gradient(index, mask.bits, weight, gradient, steps)
-    if not index.reach:
-        return product.multiply_numbers(index, weight, gradient[:, 0], transposed=True)
-    everywhere = torch.full_like(bits, -1)
-    if index.inputs % 64:
-        everywhere[:, -1] = (1 << index.inputs % 64) - 1
-    return product.input_gradient(index, everywhere, weight, gradient, steps)
+    def constant_input_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor | None:
+        """None: the input gradient of each step is computed."""
+        return None
 
 
 def multiply_numbers(
