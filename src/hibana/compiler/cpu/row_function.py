@@ -86,13 +86,19 @@ class _Row:
         for name, value in self.stores.items():
             names.setdefault(value, f"{name}.{index.text[1:]}")
         block = _Block(self, index, count, names, prefetches)
-        overwritten = leaves(self.stores)  # rows that are read are stored last
-        for name, value in sorted(self.stores.items(), key=lambda item: item[0] in overwritten):
+        read = leaves(self.stores)
+        later: list[tuple[str, Value]] = []
+        for name, value in self.stores.items():
             result = block.of(value)
+            if name in read:  # stored after all results have been computed from the old numbers
+                later.append((name, result))
+                continue
             nontemporal = name in self.streamed and count is None
             if prefetches and name in self.sequences and not (nontemporal or value.boolean):
                 block.prefetch(name, to_write=True)
             block.store(name, result, nontemporal=nontemporal)
+        for name, result in later:
+            block.store(name, result, nontemporal=False)
 
 
 class _Block(Analysis[Value]):
