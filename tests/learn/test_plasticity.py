@@ -310,7 +310,7 @@ def test_a_cell_that_is_not_compiled():
 @pytest.mark.parametrize(
     ("changed", "error", "said"),
     [
-        ({"linear": nn.Conv2d(1, 2, 3)}, TypeError, "linear must be a torch.nn.Linear, or .*, got Conv2d"),
+        ({"linear": nn.Conv2d(1, 2, 3)}, TypeError, "linear must be a torch.nn.Linear or .*, got Conv2d"),
         ({"neurons": hb.LIFCell()}, TypeError, "neurons must be a layer of neurons, .* got LIFCell"),
         ({"neurons": hb.LI()}, ValueError, "neurons must emit spikes, 0 or 1, got LICell"),
         ({"tau_pre": 0.5}, ValueError, "tau_pre is in time steps and must be at least 1, got 0.5"),

@@ -118,5 +118,5 @@ def register_view(tensor: Tensor, view: Tensor) -> Tensor:
 def _region(tensor: Tensor, mask: Tensor, is_spikes: bool, observers: Observers) -> GradientRegion:
     """A record of where the gradient of `tensor` is needed, and of all tensors whose hooks see it."""
     observer = ref(tensor), ref(torch_internals.hooks_of(tensor))
-    seen_by = *observers, observer
-    return GradientRegion(ref(tensor), tensor._version, tensor.stride(), mask, is_spikes, seen_by)
+    all_observers = *observers, observer
+    return GradientRegion(ref(tensor), tensor._version, tensor.stride(), mask, is_spikes, all_observers)

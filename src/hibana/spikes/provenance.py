@@ -38,7 +38,7 @@ class Provenance(NamedTuple):
         return None
 
     def is_mask_of(self, tensor: Tensor) -> bool:
-        """Whether the mask is set exactly where `tensor` has spikes, whose memory nobody has overwritten."""
+        """Whether the mask is set exactly where `tensor` has spikes; False after a write to its memory."""
         if not self.is_spikes or not tensor.numel():
             return False
         rows = tensor.detach().as_strided((len(self.mask), self.length), (self.length, 1))

@@ -51,7 +51,7 @@ class Synapses:
 
     @classmethod
     def of(cls, layers: Sequence[LayerSize], connectivity: float) -> "Synapses":
-        """The synapses of `layers` of which the fraction `connectivity` exists.
+        """The synapses of `layers`, a fraction `connectivity` of all possible ones.
 
         >>> hidden = LayerSize(784, 800, False, True), LayerSize(800, 800, True, True)
         >>> layers = *hidden, LayerSize(800, 10, True, False)

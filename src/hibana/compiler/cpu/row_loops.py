@@ -82,8 +82,8 @@ class RowLoops(KernelWriter):
     def _state_row(self, end: str, buffer: Pointer, i: int) -> Pointer:
         """The address at which the kernel updates its state number `i`.
 
-        This is the caller's array for the last values, the argument `end`, if there is one. Otherwise it lies
-        in `buffer`, shifted within a page to avoid 4K aliasing: a load waits for an earlier store if the low
+        This is the caller's array for the last values if the argument `end` exists. Otherwise it lies in
+        `buffer`, shifted within a page to avoid 4K aliasing: a load waits for an earlier store if the low
         twelve bits of their addresses are equal.
         """
         read = (self.addresses["input" if self.loop.forwards else "grad_outputs"] + self.first).address()

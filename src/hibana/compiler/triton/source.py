@@ -64,7 +64,7 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
         for name, row in rows.items()
         if f"{name}_earlier" in then
     }
-    kept = {name: f"{name}_earlier" for name in loaded if f"{name}_earlier" in loaded_earlier}
+    earlier_names = {name: f"{name}_earlier" for name in loaded if f"{name}_earlier" in loaded_earlier}
     rebuilding, rebuilt = statements(loop.before, _leaf_variables(then), language.dialect)
     lines, results = statements(loop.stores, _leaf_variables(now), language.dialect)
     stores = [_store(row, results.pop(name), language) for name, row in rows.items() if name in loop.stores]
@@ -78,7 +78,7 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
     if not loop.forwards:
         body += [f"{row.base} += (steps - 1).to(tl.int64) * {_stride(row)}" for row in rows.values()]
     iteration = [
-        *(f"{name} = {text}" for name, text in loaded.items() if name not in kept),
+        *(f"{name} = {text}" for name, text in loaded.items() if name not in earlier_names),
         *([f"is_first = tl.full({language.shape}, {time}, tl.int32) == 0"] if loop.before else []),
         *(f"{name} = {text}" for name, text in loaded_earlier.items()),
         *drawing,
@@ -87,11 +87,11 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
         *lines,
         *(line for store in stores for line in store),
         *_assign_together(results),
-        *(f"{name} = {earlier}" for name, earlier in kept.items()),
+        *(f"{name} = {earlier}" for name, earlier in earlier_names.items()),
         *(f"{row.base} {direction}= {_stride(row)}" for row in rows.values()),
     ]
     body += [
-        *(f"{name} = {loaded[name]}" for name in kept),
+        *(f"{name} = {loaded[name]}" for name in earlier_names),
         *("for t in range(steps):", block(iteration)),
         *(_store_unless_none(row.end, name) for name, row in loop.states.items() if row.end),
     ]

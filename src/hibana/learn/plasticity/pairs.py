@@ -16,6 +16,7 @@ from hibana.cells.spiking import decay
 from hibana.cells.values import time_constant
 from hibana.compiler import emits_spikes, unroll_layer
 from hibana.compiler.tensors import evaluate_parametrizations, is_parametrized
+from hibana.compiler.torch_layers import role_of
 from hibana.learn.synapses import StoredSynapses, is_sparse
 from hibana.nn.layers import OverTime
 from hibana.nn.sparse_linear import SparseLinear
@@ -156,9 +157,9 @@ class PairRule:
     """
 
     def __init__(self, linear: nn.Linear | SparseLinear, neurons: OverTime, pairs: Pairs) -> None:
-        if not (isinstance(linear, nn.Linear) or is_sparse(linear)):
+        if not (role_of(linear) == "linear" or is_sparse(linear)):
             raise TypeError(
-                "linear must be a torch.nn.Linear, or a hibana.SparseLinear without delays, "
+                "linear must be a torch.nn.Linear or a hibana.SparseLinear without delays, "
                 f"got {_type_name(linear)}"
             )
         if is_parametrized(linear):

@@ -71,7 +71,7 @@ class PackedRows:
     """Offset in bytes."""
 
     def with_bias(self, sums: Value, weights: Pointer, first: int) -> Value:
-        """`sums` of the outputs from `first` on, plus their bias if there is one; `weights` is the block."""
+        """`sums` of the outputs from `first` on, plus their bias (if any); `weights` is the block."""
         if self.bias is None:
             return sums
         bias = (weights + self.bias).of(self.number)
