@@ -259,8 +259,9 @@ class _PublicModules:
         return module
 
     def exec_module(self, module: ModuleType) -> None:
+        """Restores the specification of a module that :meth:`create_module` has already executed."""
         assert module.__spec__ is not None
-        module.__spec__ = module.__spec__.loader_state  # the import replaced the module's spec
+        module.__spec__ = module.__spec__.loader_state
 
 
 sys.meta_path.append(_PublicModules())

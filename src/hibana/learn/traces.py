@@ -31,7 +31,10 @@ class InputTraces:
         """``[independent states, rows, inputs]``; None before the first chunk."""
 
     def advance(self, rows: Tensor, recursion: Recursion) -> None:
-        """Updates the traces by a chunk with the inputs `rows`, ``[T, rows, inputs]``."""
+        """Updates the traces by T steps ``trace = transition @ trace + factor * input``.
+
+        `recursion` is (transition, factor), and `rows` are the inputs ``[T, rows, inputs]``.
+        """
         transition, factor = recursion
         factors = list[Tensor]()
         for _ in rows:

@@ -75,7 +75,7 @@ class Choice(NamedTuple):
 
     @property
     def any(self) -> bool:
-        """Whether any product is computed per spike."""
+        """Whether the forward or the weight gradient is computed per spike."""
         return self.forward or bool(self.weights)
 
     def dense_reason(self, density: float) -> str:

@@ -78,7 +78,10 @@ def product(number: type[Pointer]) -> Function:
 
 
 def list_nonzero(number: type[Pointer]) -> Function:
-    """A function that writes the non-zero numbers of a row, and their indices, and returns their count."""
+    """A function that copies the non-zero numbers of a row to `values` and returns how many there are.
+
+    It writes their indices to `places`.
+    """
     return function("listed", _list_nonzero, {"x": number, "inputs": LONG, "places": Ints, "values": number})
 
 

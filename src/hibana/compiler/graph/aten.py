@@ -122,7 +122,7 @@ def _where(condition: Any, x: Any, y: Any) -> Any:
 
 
 def _div(x: Any, y: Any, rounding_mode: Any = None) -> Any:
-    """The terms of ``torch.div`` with a rounding mode, in the order of PyTorch's own kernel."""
+    """The term ``torch.div(x, y, rounding_mode=...)``, computed in the order of PyTorch's kernel."""
     y = x.lift(y)
     quotient = x / y
     if rounding_mode is None:

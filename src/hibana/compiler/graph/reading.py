@@ -268,7 +268,11 @@ class Reading:
             self.values[node] = self.make("add", self._value(bias), value)
 
     def _add_outer(self, node: fx.Node, left: fx.Node, right: fx.Node, matrix: int | None) -> None:
-        """Reads `node` as outer products summed over samples, at the synapses of a sparse `matrix` or all."""
+        """Records that `node` is a gradient of weights: products of `left` and `right`, summed over samples.
+
+        A kernel computes it after the loop over time. `matrix` is the index of a sparse matrix, whose stored
+        synapses alone get sums; None: all pairs of neurons.
+        """
         self.outer[node] = self.values[left], self.values[right]
         self.summed_at.append(matrix)
         self.after.add(node)

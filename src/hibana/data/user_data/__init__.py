@@ -59,7 +59,7 @@ def kind_of(path: Path, *, grouped: bool = False) -> str:
 
 
 def _kind_of_folder(path: Path) -> str:
-    """The kind of the files by class, of the listed files, or of the arrays in a folder."""
+    """The kind of samples in a folder: of its files by class, of the files it lists, or of its arrays."""
     entries, tables = folders.visible_entries(path), folders.file_lists(path)
     classes = [entry for entry in entries if entry.is_dir()]
     parts = [folder for folder in classes if folder.name.lower() in (*folders.TRAINING, *folders.TEST)]

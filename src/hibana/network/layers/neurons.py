@@ -80,7 +80,7 @@ class Neurons(LayerKind):
         return neurons_of(node, dt)
 
     def lost_in_nir(self, module: nn.Module) -> str:
-        """The surrogate, unless it is the default, and ``detach_reset``."""
+        """The settings that NIR cannot store: a surrogate other than the default, and ``detach_reset``."""
         cell: Any = module.cell
         if not hasattr(cell, "surrogate"):
             return ""

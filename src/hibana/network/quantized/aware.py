@@ -290,7 +290,7 @@ def _integer_copy(plain: nn.Module, layers: tuple[_Layer, ...]) -> nn.Module:
 
 
 def _groups_of_one_scale(nodes: tuple[Node, ...]) -> dict[str, tuple[str, ...]]:
-    """The layers that read spikes and whose outputs are added: for each name, all names of its group."""
+    """Groups of layers that need one scale, as their outputs are added: the group of each layer's name."""
 
     def terms(node: Node) -> list[Node]:
         """The layers whose outputs `node` adds, also through other sums; `node` itself if it is not a sum."""

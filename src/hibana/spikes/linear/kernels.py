@@ -68,9 +68,10 @@ def _transpose_block(
     outputs: Value,
     inputs: Value,
 ) -> Value:
-    """Writes the weights of word number `word` of the inputs, and of one panel, to `target` ``[64][panel]``.
+    """Writes the weights between 64 inputs and the outputs of one vector to `target`, ``[64][row.floats]``.
 
-    Missing inputs and outputs are zeros. Returns the number of inputs in the word, at most 64.
+    The inputs are those of word number `word`, the outputs those of vector number `panel`; missing ones are
+    zeros. Returns the number of inputs in the word, at most 64.
     """
     output_count = (outputs - panel * row.floats).smaller(row.floats)
     count = (inputs - word * WORD).smaller(WORD)
