@@ -3,8 +3,6 @@
 All random numbers come from torch, so the seed determines the result.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -44,16 +42,16 @@ def _move(images: Tensor, *, wrap: bool) -> Tensor:
         images: images ``[batch, ..., height, width]`` or recordings ``[batch, T, channels, height, width]``.
         wrap: move pixels around the edges; otherwise fill with zeros.
     """
-    options: dict[str, Any] = {"size": [len(images), 1], "dtype": torch.int64, "device": images.device}
+    size, device = (len(images), 1), images.device
     if images.ndim == 5:
         largest = [max(1, side // SHIFT_DIVISOR) for side in images.shape[-2:]]
-        shifts = [torch.randint(-pixels, pixels + 1, **options) for pixels in largest]
+        shifts = [torch.randint(-n, n + 1, size, dtype=torch.int64, device=device) for n in largest]
     else:
-        choices = torch.randint(0, 9, **options)  # one of 3x3 places
+        choices = torch.randint(0, 9, size, dtype=torch.int64, device=device)  # one of 3x3 places
         shifts = [1 - choices // 3, 1 - choices % 3]
     for axis, shift in zip((-2, -1), shifts, strict=True):
         side = images.shape[axis]
-        origin = torch.arange(side, dtype=torch.int64, device=images.device) - shift  # [batch, side]
+        origin = torch.arange(side, dtype=torch.int64, device=device) - shift  # [batch, side]
         shape = [len(images), *[1] * (images.ndim - 1)]
         shape[axis] = side
         moved = images.gather(axis, (origin % side).view(shape).expand(images.shape))
