@@ -148,7 +148,7 @@ def _run(net: nn.Sequential, network: Network, x: Tensor) -> dict[str, Tensor | 
     """The output, what was looked at, and every gradient."""
     torch.manual_seed(network.seed + 1)
     x = x.detach().requires_grad_()
-    h, results, extra, looked, views = x, {}, [], [], set()
+    h, results, extra, looked, views, written = x, {}, [], [], set(), -1
     if network.use == "with state":
         h, state = hb.run(net, x)
         for name, values in state.items():
@@ -163,10 +163,10 @@ def _run(net: nn.Sequential, network: Network, x: Tensor) -> dict[str, Tensor | 
             # a reentrant checkpoint returns
             if how in WRITES and isinstance(layer, nn.Linear) and network.context == "reentrant checkpoint":
                 how = None
+            written = place if how in WRITES else written
             _touch(h, how, network.seed, place, results, extra, looked)
     results["output"] = h.detach()
     # of a view that was written through later autograd gives no gradient; a layer of hibana gives no view
-    written = max((place for place, how in network.touched.items() if how in WRITES), default=-1)
     looked = [(place, seen) for place, seen in looked if place > written or not seen._is_view()]
     for place in views:
         if place < written:
