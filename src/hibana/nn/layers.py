@@ -297,13 +297,13 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, source: Tensor, factor: Tensor | float) -> Tensor:
-        """`value`; stores `factor` for the backward."""
+        """Returns `value`; the backward adds its gradient, times `factor`, to the gradient of `source`."""
         ctx.factor = factor
         return value.detach()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        """The gradients of `value` and `source`."""
+        """The gradients of `value` and `source`; the factor gets none."""
         return grad, grad * ctx.factor, None
 
 
