@@ -1,8 +1,8 @@
-"""Deep spiking networks of the literature, built of public parts: SEW-ResNet, spiking VGG, Spikformer.
+"""Deep spiking networks from the literature: SEW-ResNet, spiking VGG and Spikformer.
 
-Each is a function of the shape of one step of input, the number of classes and a function that makes a cell.
-Each returns a network ``[T, batch, channels, height, width] -> [T, batch, classes]``. In this folder
-``hibana train --layers deep_networks:sew_resnet`` trains one.
+Each function takes the shape of one time step of the input, the number of classes, and a function that
+creates a cell. Each returns a network ``[T, batch, channels, height, width] -> [T, batch, classes]``. In this
+folder, ``hibana train --layers deep_networks:sew_resnet`` trains the first.
 """
 
 from collections.abc import Callable
@@ -16,15 +16,15 @@ MakeCell = Callable[[], hb.Cell]
 
 
 def neuron() -> hb.Cell:
-    """The neuron of these networks where no other is asked for: an IF whose surrogate has an end."""
+    """Returns the default cell: integrate-and-fire with a surrogate gradient of bounded support."""
     return hb.IFCell(surrogate=hb.surrogate.Triangle(), detach_reset=True)
 
 
 def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    """Channels, height and width of one step of input.
+    """Returns channels, height and width of one time step of the input.
 
     Raises:
-        ValueError: if `shape` is of no image.
+        ValueError: if `shape` does not have two or three dimensions.
     """
     if len(shape) == 2:
         return 1, shape[0], shape[1]
@@ -34,19 +34,25 @@ def image(shape: tuple[int, ...]) -> tuple[int, int, int]:
 
 
 def convolved(inputs: int, outputs: int, kernel: int, stride: int, make_cell: MakeCell) -> nn.Sequential:
-    """Convolution, batch normalization over time and batch, neurons: ``[T, B, inputs, H, W]`` to spikes."""
+    """Returns convolution, batch normalization and neurons: ``[T, B, inputs, H, W]`` to spikes.
+
+    The normalization uses mean and variance over time and batch.
+    """
     convolution = hb.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     below = hb.EachStep(nn.Sequential(convolution, nn.BatchNorm2d(outputs)))
     return hb.Normalized(below, hb.OverTime(make_cell()))
 
 
 def read_out(features: int, classes: int) -> nn.Sequential:
-    """The mean over the image, a linear layer, its sum over time: ``[T, B, features, H, W]`` to classes."""
+    """Returns the readout: mean over the image, a linear layer, and its running sum over time.
+
+    Shapes: ``[T, B, features, H, W] -> [T, B, classes]``.
+    """
     return nn.Sequential(_Mean(), hb.Linear(features, classes), hb.LI())
 
 
 class _Mean(nn.Module):
-    """Over height and width."""
+    """Mean over height and width."""
 
     def forward(self, images: Tensor) -> Tensor:
         return images.mean((-2, -1))
@@ -61,9 +67,9 @@ BLOCKS = {
     152: (3, 8, 36, 3),
 }
 BOTTLENECK_FROM = 50
-"""The depth from which a block is three convolutions with a narrow one in the middle."""
+"""Smallest depth whose blocks have three convolutions (a bottleneck)."""
 SMALL = 64
-"""Images less high or wide keep their size in the first layer."""
+"""Images with fewer pixels in height or width keep their size in the first layer."""
 
 
 def sew_resnet(
@@ -74,23 +80,26 @@ def sew_resnet(
     depth: int = 18,
     width: int = 64,
 ) -> nn.Module:
-    """SEW-ResNet of so many layers, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
+    """Returns a SEW-ResNet, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
+
+    A block computes, with spiking neurons SN,
 
         y = SN(BN(conv(SN(BN(conv(x)))))) + x
 
-    with SN spiking neurons; x goes through convolution, normalization and neurons of its own where the size
-    changes. From depth 50 on a path has three convolutions: 1x1, 3x3, and 1x1 to four times the channels.
-    Images below 64 pixels begin with a 3x3 convolution instead of 7x7, stride 2, and pooling.
+    Where the size changes, x passes through a convolution, a normalization and neurons before the sum. With
+    depth 50 and more, a block has three convolutions: 1x1, 3x3, and 1x1 with four times the channels. For
+    images below 64 pixels the first layer is a 3x3 convolution; for larger images it is a 7x7 convolution of
+    stride 2, followed by pooling.
 
     Args:
-        shape: of one step of input, ``(channels, height, width)`` or ``(height, width)``.
-        classes: outputs.
-        make_cell: makes the cell of a layer; called once for each.
-        depth: 10, 18, 34, 50, 101 or 152.
-        width: channels of the first stage; each further one has twice as many.
+        shape: one time step of the input, ``(channels, height, width)`` or ``(height, width)``.
+        classes: number of classes.
+        make_cell: returns a new cell; called once per layer.
+        depth: number of layers: 10, 18, 34, 50, 101 or 152.
+        width: channels of the first stage; each further stage has twice as many.
 
     Raises:
-        ValueError: if `depth` is another, or `shape` is of no image.
+        ValueError: if `depth` is not one of these, or `shape` does not have two or three dimensions.
 
     Source: Fang, Yu, Chen, Huang, Masquelier & Tian (2021), *Deep residual learning in spiking neural
     networks*; He et al. (2016), *Deep residual learning for image recognition*, for the sizes.
@@ -144,9 +153,9 @@ STAGES = {
     16: (2, 2, 3, 3, 3),
     19: (2, 2, 4, 4, 4),
 }
-"""Convolutions between two poolings."""
+"""Number of convolutions in each stage, by depth. Each stage ends with pooling."""
 WIDEST = 8
-"""Times the channels of the first stage."""
+"""Largest number of channels relative to the first stage."""
 
 
 def spiking_vgg(
@@ -157,21 +166,21 @@ def spiking_vgg(
     depth: int = 11,
     width: int = 64,
 ) -> nn.Module:
-    """VGG of spiking neurons, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
+    """Returns a VGG of spiking neurons, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
 
-    Each 3x3 convolution has batch normalization over time and batch; after each stage the image is pooled to
-    half its size, as long as it is more than a pixel. The mean over what is left, one linear layer and its
-    sum over time read out the classes, instead of the three wide linear layers of the original.
+    Each 3x3 convolution is followed by batch normalization over time and batch, and by neurons. Each stage
+    ends with max pooling to half the size, unless the image has only one pixel. The readout is the mean over
+    the image, one linear layer and its sum over time; the original has three wide linear layers instead.
 
     Args:
-        shape: of one step of input, ``(channels, height, width)`` or ``(height, width)``.
-        classes: outputs.
-        make_cell: makes the cell of a layer; called once for each.
-        depth: 8, 11, 13, 16 or 19 layers, as the original counts them.
-        width: channels of the first stage; further ones have twice as many, up to eight times.
+        shape: one time step of the input, ``(channels, height, width)`` or ``(height, width)``.
+        classes: number of classes.
+        make_cell: returns a new cell; called once per layer.
+        depth: number of layers, counted as in the original: 8, 11, 13, 16 or 19.
+        width: channels of the first stage; each further stage has twice as many, up to eight times `width`.
 
     Raises:
-        ValueError: if `depth` is another, or `shape` is of no image.
+        ValueError: if `depth` is not one of these, or `shape` does not have two or three dimensions.
 
     Source: Sengupta, Ye, Wang, Liu & Roy (2019), *Going deeper in spiking neural networks: VGG and residual
     architectures*; Simonyan & Zisserman (2015), *Very deep convolutional networks for large-scale image
@@ -199,9 +208,9 @@ def spiking_vgg(
 
 
 SCALE = 0.25
-"""Of the attention's sums: the paper's 0.125 before a threshold of 0.5, here before one of 1."""
+"""Factor of the attention's sums. The paper uses 0.125 with a threshold of 0.5; the threshold here is 1."""
 SMALLEST = 4
-"""Patches high and wide, at least, where the image has as many pixels."""
+"""Smallest height and width in patches; an image that is not larger is not pooled."""
 
 
 def spikformer(
@@ -214,28 +223,30 @@ def spikformer(
     heads: int = 4,
     poolings: int = 2,
 ) -> nn.Module:
-    """Spikformer, small, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
+    """Returns a small Spikformer, ``[T, batch, channels, height, width] -> [T, batch, classes]``.
 
-    Four convolutions, some of them pooled, make of each patch of the image a token of `width` spikes, to
-    which those of another convolution, its place among its neighbours, are added. Then `depth` times
+    Four convolutions, some followed by pooling, turn each patch of the image into a token of `width` spikes.
+    The spikes of one more convolution are added as the position embedding. Then each of `depth` blocks
+    computes
 
         x = x + SN(BN(W SSA(x))),   SSA = SN(Q K^T V * scale),   Q, K, V = SN(BN(W x))
         x = x + SN(BN(W SN(BN(W x))))
 
-    with SN spiking neurons. Q, K and V are spikes, so their products are whole numbers that need no softmax.
-    A map W of tokens is a 1x1 convolution.
+    with spiking neurons SN. Q, K and V are spikes, so their products are nonnegative integers, and no softmax
+    is needed. W is a linear map of each token: a 1x1 convolution.
 
     Args:
-        shape: of one step of input, ``(channels, height, width)`` or ``(height, width)``.
-        classes: outputs.
-        make_cell: makes the cell of a layer; called once for each.
-        depth: blocks of attention and two more layers.
-        width: spikes of a token, a multiple of 8 and of `heads`.
-        heads: of the attention.
-        poolings: 0 to 4, how often the image is halved to patches, while it has 4 x 4 of them left.
+        shape: one time step of the input, ``(channels, height, width)`` or ``(height, width)``.
+        classes: number of classes.
+        make_cell: returns a new cell; called once per layer.
+        depth: number of blocks.
+        width: spikes per token, a multiple of 8 and of `heads`.
+        heads: number of attention heads.
+        poolings: largest number of poolings, 0 to 4; pooling stops when 4 x 4 patches remain.
 
     Raises:
-        ValueError: if `width` is no multiple of 8 and of `heads`, or `shape` is of no image.
+        ValueError: if `width` is not a multiple of 8 and of `heads`, or `shape` does not have two or three
+            dimensions.
 
     Source: Zhou, Zhu, He, Wang, Yan, Tian & Yuan (2023), *Spikformer: when spiking neural network meets
     transformer*.
@@ -246,7 +257,7 @@ def spikformer(
     torch.Size([4, 2, 10])
     """
     if width % 8 or width % heads:
-        raise ValueError(f"width must be a multiple of 8 and of heads, {heads}, got {width!r}")
+        raise ValueError(f"width must be a multiple of 8 and of heads={heads}, got {width!r}")
     channels, height, across = image(shape)
     stack: list[nn.Module] = [] if len(shape) == 3 else [nn.Unflatten(2, (1, height))]
     side = min(height, across)
@@ -257,12 +268,12 @@ def spikformer(
         if stage >= 4 - poolings and side >= 2 * SMALLEST:
             stack.append(hb.EachStep(hb.events.MaxPool2d(2)))
             side //= 2
-    stack.append(_Added(convolved(width, width, 3, 1, make_cell)))
+    stack.append(_Residual(convolved(width, width, 3, 1, make_cell)))
     for _ in range(depth):
-        stack.append(_Added(_Attention(width, heads, make_cell)))
+        stack.append(_Residual(_Attention(width, heads, make_cell)))
         inner = 4 * width
         stack.append(
-            _Added(
+            _Residual(
                 nn.Sequential(
                     convolved(width, inner, 1, 1, make_cell), convolved(inner, width, 1, 1, make_cell)
                 )
@@ -271,7 +282,7 @@ def spikformer(
     return nn.Sequential(*stack, read_out(width, classes))
 
 
-class _Added(nn.Module):
+class _Residual(nn.Module):
     """Adds the spikes of `path` to its input."""
 
     def __init__(self, path: nn.Module) -> None:

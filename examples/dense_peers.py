@@ -1,6 +1,7 @@
-"""A dense ReLU network of random weights as others run it on small machines: for `in_c.py`, to time.
+"""Dense ReLU networks with random weights in other libraries for small devices, timed by `in_c.py`.
 
-`PEERS` has what makes functions that run one image, by the package that has to be installed.
+`PEERS` maps the name of a package to a function that returns, by description, functions that process one
+image. The package must be installed.
 """
 
 import ctypes
@@ -21,11 +22,11 @@ Runs = dict[str, Callable[[], object]]
 
 
 def _model(schema: ModuleType, sizes: Sequence[int], int8: bool) -> bytes:
-    """A model of TensorFlow Lite: fully connected layers, in floats or in int8."""
+    """Returns a TensorFlow Lite model of fully connected layers with float or int8 weights."""
     import flatbuffers
 
     types, random = schema.TensorType, np.random.default_rng(0)
-    kind = types.INT8 if int8 else types.FLOAT32
+    dtype = types.INT8 if int8 else types.FLOAT32
     model, graph, code = schema.ModelT(), schema.SubGraphT(), schema.OperatorCodeT()
     model.version, model.buffers, model.subgraphs, model.operatorCodes = (
         3,
@@ -37,55 +38,56 @@ def _model(schema: ModuleType, sizes: Sequence[int], int8: bool) -> bytes:
     code.version = 4 if int8 else 1
     graph.tensors, graph.operators = [], []
 
-    def tensor(shape: Sequence[int], of: int, scale: float, data: Any = None) -> int:
-        made = schema.TensorT()
-        made.shape, made.type, made.buffer = list(shape), of, 0
+    def add_tensor(shape: Sequence[int], dtype: int, scale: float, data: Any = None) -> int:
+        tensor = schema.TensorT()
+        tensor.shape, tensor.type, tensor.buffer = list(shape), dtype, 0
         if data is not None:
-            kept = schema.BufferT()
-            kept.data = np.frombuffer(data.tobytes(), np.uint8)
-            model.buffers.append(kept)
-            made.buffer = len(model.buffers) - 1
+            buffer = schema.BufferT()
+            buffer.data = np.frombuffer(data.tobytes(), np.uint8)
+            model.buffers.append(buffer)
+            tensor.buffer = len(model.buffers) - 1
         if int8:
-            made.quantization = schema.QuantizationParametersT()
-            made.quantization.scale, made.quantization.zeroPoint = [scale], [0]
-        graph.tensors.append(made)
+            tensor.quantization = schema.QuantizationParametersT()
+            tensor.quantization.scale, tensor.quantization.zeroPoint = [scale], [0]
+        graph.tensors.append(tensor)
         return len(graph.tensors) - 1
 
-    scale, of_weights = 1 / 127, 0.01
-    below = tensor((1, sizes[0]), kind, scale)
-    graph.inputs = [below]
+    scale, weight_scale = 1 / 127, 0.01
+    activations = add_tensor((1, sizes[0]), dtype, scale)
+    graph.inputs = [activations]
     for layer, (inputs, outputs) in enumerate(pairwise(sizes)):
-        drawn = random.integers(-127, 128, (outputs, inputs))
-        weights = drawn.astype(np.int8) if int8 else (drawn / 127 / inputs**0.5).astype(np.float32)
+        integers = random.integers(-127, 128, (outputs, inputs))
+        weights = integers.astype(np.int8) if int8 else (integers / 127 / inputs**0.5).astype(np.float32)
         bias = np.zeros(outputs, np.int32 if int8 else np.float32)
-        given = [
-            below,
-            tensor(weights.shape, kind, of_weights, weights),
-            tensor(bias.shape, types.INT32 if int8 else kind, scale * of_weights, bias),
+        operands = [
+            activations,
+            add_tensor(weights.shape, dtype, weight_scale, weights),
+            add_tensor(bias.shape, types.INT32 if int8 else dtype, scale * weight_scale, bias),
         ]
         scale = 0.05
-        below = tensor((1, outputs), kind, scale)
+        activations = add_tensor((1, outputs), dtype, scale)
         operator, options = schema.OperatorT(), schema.FullyConnectedOptionsT()
         last = layer == len(sizes) - 2
-        activations = schema.ActivationFunctionType
-        options.fusedActivationFunction = activations.NONE if last else activations.RELU
-        operator.inputs, operator.outputs = given, [below]
+        functions = schema.ActivationFunctionType
+        options.fusedActivationFunction = functions.NONE if last else functions.RELU
+        operator.inputs, operator.outputs = operands, [activations]
         operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
         operator.builtinOptions = options
         graph.operators.append(operator)
-    graph.outputs = [below]
+    graph.outputs = [activations]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
 def _image(size: int, int8: bool) -> Any:
-    drawn = np.random.default_rng(0).integers(0, 127, (1, size))
-    return drawn.astype(np.int8) if int8 else (drawn / 127).astype(np.float32)
+    """Returns a random image ``[1, size]``."""
+    integers = np.random.default_rng(0).integers(0, 127, (1, size))
+    return integers.astype(np.int8) if int8 else (integers / 127).astype(np.float32)
 
 
 def micro(sizes: Sequence[int], folder: Path) -> Runs:
-    """TensorFlow Lite Micro, from Python: its portable kernels."""
+    """Returns the calls of TensorFlow Lite Micro from Python, with its portable kernels."""
     from tflite_micro.python.tflite_micro import runtime
     from tflite_micro.tensorflow.lite.micro.python import schema_py_generated as schema
 
@@ -103,7 +105,7 @@ def micro(sizes: Sequence[int], folder: Path) -> Runs:
 
 
 def lite(sizes: Sequence[int], folder: Path) -> Runs:
-    """LiteRT with XNNPACK, which is written for this processor."""
+    """Returns the calls of LiteRT with XNNPACK, whose kernels are optimized for this processor."""
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_litert.interpreter import Interpreter
 
@@ -124,12 +126,15 @@ def lite(sizes: Sequence[int], folder: Path) -> Runs:
 
 
 def emlearn(sizes: Sequence[int], folder: Path) -> Runs:
-    """The file of C that emlearn writes for a network of scikit-learn, by the same compiler and flags."""
+    """Returns a call of the C code that emlearn writes for a scikit-learn network.
+
+    The compiler and its flags are those of `in_c.py`.
+    """
     import emlearn
     from sklearn.neural_network import MLPClassifier
 
     random = np.random.default_rng(0)
-    with chdir(folder), warnings.catch_warnings():  # it leaves files where it runs
+    with chdir(folder), warnings.catch_warnings():  # emlearn leaves files in the working directory
         warnings.simplefilter("ignore")
         net = MLPClassifier(sizes[1:-1], max_iter=1)
         net.fit(random.random((300, sizes[0])).astype(np.float32), np.arange(300) % sizes[-1])
@@ -140,8 +145,8 @@ def emlearn(sizes: Sequence[int], folder: Path) -> Runs:
     flags = ["-O2", "-march=native", "-shared", "-fPIC", headers]
     subprocess.run(["cc", *flags, "-o", library, folder / "dense.c", "-lm"], check=True, capture_output=True)
     image = _image(sizes[0], False)
-    made, at = ctypes.CDLL(str(library)), image.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    return {"emlearn, floats": lambda: made.run(at)}
+    code, pixels = ctypes.CDLL(str(library)), image.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return {"emlearn, floats": lambda: code.run(pixels)}
 
 
 PEERS: dict[str, Callable[[Sequence[int], Path], Runs]] = {

@@ -1,10 +1,10 @@
-"""Learns the digits of scikit-learn without labels, by STDP alone, as Diehl & Cook's network does.
+"""Learns scikit-learn's digits without labels, by STDP, like the network of Diehl and Cook.
 
     python examples/diehl_cook.py --seed 0 1 2 3 4
 
-Neurons inhibit one another, a neuron's threshold grows with its spikes, weights of a neuron are scaled to one
-sum: each neuron comes to stand for one way to write a digit. Labels come in last: a neuron's class is the one
-for which it spiked most on the training set.
+Neurons inhibit each other. The threshold of a neuron grows with its spikes. The weights of each neuron are
+scaled to the same sum. Each neuron thereby learns one way to write a digit. Labels are used only at the end:
+the class of a neuron is the class for which it spiked most often on the training set.
 
 Source: Diehl & Cook (2015), Unsupervised learning of digit recognition using spike-timing-dependent
 plasticity. Inhibition is direct and instantaneous here, not through a second population.
@@ -23,28 +23,28 @@ STEPS, RATE, TOTAL = 100, 0.15, 6.0
 
 
 class Competing(hb.Cell):
-    """Leaky integrate-and-fire: others' spikes inhibit, and each spike raises the neuron's own threshold."""
+    """Leaky integrate-and-fire neurons that inhibit each other; each spike raises the neuron's threshold."""
 
     def __init__(self, neurons: int) -> None:
         super().__init__()
-        self.others = 4.0 * (1 - torch.eye(neurons))
-        self.growth, self.kept = 0.02, 1 - 7e-6
+        self.inhibition = 4.0 * (1 - torch.eye(neurons))
+        self.growth, self.threshold_decay = 0.02, 1 - 7e-6
 
     def forward(  # type: ignore[override]
         self, input_: Tensor, v_previous: Tensor, theta_previous: Tensor, s_previous: Tensor
     ) -> tuple[Tensor, ...]:
-        v = 0.95 * v_previous * (1 - s_previous) + input_ - s_previous @ self.others
+        v = 0.95 * v_previous * (1 - s_previous) + input_ - s_previous @ self.inhibition
         spikes = hb.spike(v - 1 - theta_previous)
-        return v, self.kept * theta_previous + self.growth * spikes, spikes
+        return v, self.threshold_decay * theta_previous + self.growth * spikes, spikes
 
 
 def encoded(images: Tensor) -> Tensor:
-    """Images as random spikes, ``[T, images, pixels]``, as often as a pixel is bright."""
+    """Returns random spikes ``[T, images, pixels]`` with rates proportional to the brightness."""
     return (torch.rand(STEPS, *images.shape) < RATE * images).float()
 
 
 def learn(images: Tensor, neurons: int, epochs: int) -> tuple[nn.Linear, hb.OverTime, Tensor]:
-    """Weights, neurons, and thresholds after all images, one at a time."""
+    """Trains on one image after another; returns the linear layer, the neurons and their thresholds."""
     linear = nn.Linear(images.shape[1], neurons, bias=False).requires_grad_(False)
     nn.init.uniform_(linear.weight, 0.0, 0.3)
     layer = hb.OverTime(Competing(neurons))
@@ -59,12 +59,12 @@ def learn(images: Tensor, neurons: int, epochs: int) -> tuple[nn.Linear, hb.Over
             linear.weight.clamp_(0.0, 1.0)
             state = (rest, theta, rest, no_trace, rest)
             _, (_, theta, *_) = rule(encoded(image[None]), state, return_state=True)
-    layer.cell.growth, layer.cell.kept = 0.0, 1.0
+    layer.cell.growth, layer.cell.threshold_decay = 0.0, 1.0
     return linear, layer, theta
 
 
 def counts(images: Tensor, linear: nn.Linear, layer: hb.OverTime, theta: Tensor) -> Tensor:
-    """How often each neuron spikes for each image."""
+    """Returns the number of spikes of each neuron for each image, ``[images, neurons]``."""
     rest = torch.zeros(len(images), theta.shape[1])
     spikes, _ = hb.unroll(
         layer.cell, linear(encoded(images)), (rest, theta.expand_as(rest).contiguous(), rest)
@@ -73,19 +73,19 @@ def counts(images: Tensor, linear: nn.Linear, layer: hb.OverTime, theta: Tensor)
 
 
 def run(neurons: int, epochs: int, seed: int) -> tuple[float, float]:
-    """The accuracy on 360 test images, and seconds a training image."""
+    """Returns the accuracy on 360 test images, and the seconds per training image."""
     torch.manual_seed(seed)
     digits = load_digits()
     order = torch.randperm(len(digits.target))
     images = torch.tensor(digits.data, dtype=torch.float32)[order] / 16
     labels = torch.tensor(digits.target)[order]
-    begun = time.perf_counter()
-    learned = learn(images[360:], neurons, epochs)
-    seconds = (time.perf_counter() - begun) / (epochs * len(images[360:]))
-    spiked, one_hot = counts(images[360:], *learned), nn.functional.one_hot(labels[360:]).float()
-    classes = (spiked.T @ one_hot / one_hot.sum(0)).argmax(1)  # of each neuron
+    start = time.perf_counter()
+    trained = learn(images[360:], neurons, epochs)
+    seconds = (time.perf_counter() - start) / (epochs * len(images[360:]))
+    spike_counts, one_hot = counts(images[360:], *trained), nn.functional.one_hot(labels[360:]).float()
+    classes = (spike_counts.T @ one_hot / one_hot.sum(0)).argmax(1)  # [neurons]
     members = nn.functional.one_hot(classes, 10).float()
-    votes = counts(images[:360], *learned) @ members / members.sum(0).clamp(min=1)
+    votes = counts(images[:360], *trained) @ members / members.sum(0).clamp(min=1)
     return (votes.argmax(1) == labels[:360]).float().mean().item(), seconds
 
 
@@ -94,10 +94,10 @@ def main() -> None:
     options.add_argument("--neurons", type=int, default=100)
     options.add_argument("--epochs", type=int, default=3)
     options.add_argument("--seed", type=int, nargs="+", default=[0])
-    asked = options.parse_args()
-    for seed in asked.seed:
-        right, seconds = run(asked.neurons, asked.epochs, seed)
-        print(f"seed {seed}: {right:.1%} (chance 10%), {1e3 * seconds:.2f} ms an image", flush=True)
+    arguments = options.parse_args()
+    for seed in arguments.seed:
+        right, seconds = run(arguments.neurons, arguments.epochs, seed)
+        print(f"seed {seed}: {right:.1%} (chance 10%), {1e3 * seconds:.2f} ms per image", flush=True)
 
 
 if __name__ == "__main__":

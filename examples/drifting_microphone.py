@@ -1,12 +1,12 @@
-"""A digit spotter that goes on learning while it listens: halfway its microphone is exchanged for another.
+"""A network that recognizes spoken digits and keeps learning when its microphone is replaced.
 
     python examples/drifting_microphone.py
 
-Spoken digits, one after the other and 40 steps each, are one stream without an end, which comes in packets
-of ten steps. In the last packet of a digit the network names it and is then told which it was: it takes its
-gradient at once, of all steps so far, and nothing of them is kept. Halfway the microphone changes: from then
-on the 13 coefficients are other mixtures of what they were. A copy that stopped learning there shows what
-that costs.
+Spoken digits of 40 steps each form one endless stream, which arrives in packets of ten steps. In the last
+packet of a digit the network classifies it, and then receives the label. Its online learning rule gives the
+gradient over all previous steps without storing them. Halfway, the microphone changes: from then on, the 13
+coefficients are multiplied by a random rotation. A copy of the network that stops learning at this point
+shows the effect of the change.
 """
 
 import argparse
@@ -21,12 +21,12 @@ import hibana as hb
 from hibana import data
 from hibana.train import scale_to_rate
 
-STEPS, TOLD, WINDOW = 40, 10, 250
-"""Of a digit; its last steps, in which it is named and told; digits that a printed line is of."""
+STEPS, PACKET, WINDOW = 40, 10, 250
+"""Steps of a digit, steps of a packet, and digits per printed line."""
 
 
 def network(x: Tensor) -> nn.Module:
-    """13 coefficients to ten digits, scaled to fire on `x`."""
+    """Returns a network from 13 coefficients to ten classes; its weights are scaled to fire on `x`."""
     cell = hb.LIFCell(tau=5.0, surrogate="ATan", reset="subtract")
     net = nn.Sequential(nn.Linear(13, 128), hb.OverTime(cell), nn.Linear(128, 10), hb.LI(tau=10.0))
     scale_to_rate(net, x, 0.1)
@@ -34,20 +34,20 @@ def network(x: Tensor) -> nn.Module:
 
 
 class Spotter:
-    """A network over the stream, which learns on while it listens or has stopped to, and what it heard."""
+    """A network that listens to the stream and records its correct answers; ``rule=None`` does not learn."""
 
     def __init__(self, net: nn.Module, rule: str | None, learning_rate: float) -> None:
-        self.net, self.state, self.right = net, None, list[bool]()
+        self.net, self.state, self.correct = net, None, list[bool]()
         self.learner = None if rule is None else hb.learn.online(net, rule)
         self.optimizer = torch.optim.Adam(net.parameters(), learning_rate)
 
     def hear(self, digit: Tensor, label: Tensor) -> None:
-        """One digit, ``[T, 1, 13]``: named before it is told which it was."""
-        *before, last = digit.split(TOLD)
-        for packet in before:
+        """Classifies one digit, ``[T, 1, 13]``, and then learns from its label."""
+        *first, last = digit.split(PACKET)
+        for packet in first:
             self._steps(packet)
         y = self._steps(last)
-        self.right.append(bool(y.detach().sum((0, 1)).argmax() == label))
+        self.correct.append(bool(y.detach().sum((0, 1)).argmax() == label))
         if self.learner is not None:
             functional.cross_entropy(y[:, 0], label.expand(len(y))).backward()
             self.optimizer.step()
@@ -60,43 +60,43 @@ class Spotter:
             outputs, self.state = hb.run(self.net, x, self.state)
         return outputs
 
-    def share(self, count: int) -> float:
-        """The part of the last `count` digits that it named."""
-        return sum(self.right[-count:]) / count
+    def accuracy(self, count: int) -> float:
+        """Returns the fraction of the last `count` digits that were classified correctly."""
+        return sum(self.correct[-count:]) / count
 
 
 def listen(utterances: int, rule: str, learning_rate: float, seed: int) -> tuple[list[float], list[float]]:
-    """What the spotter, and the copy that stops to learn, named: a number for each :data:`WINDOW` digits."""
+    """Returns the accuracies of the learning network and of the copy, each over :data:`WINDOW` digits."""
     torch.manual_seed(seed)
     samples = data.load("spoken-digits", steps=STEPS)
     samples.setup()
     digits, labels = samples.training.__getitems__(list(range(len(samples.training))))
     digits = digits.transpose(0, 1).contiguous()  # [T, N, 13]
-    spotter, stopped = Spotter(network(digits[:, :256]), rule, learning_rate), None
-    other = torch.linalg.qr(torch.randn(13, 13))[0]
-    learning, without = [], []
+    learner, copied = Spotter(network(digits[:, :256]), rule, learning_rate), None
+    rotation = torch.linalg.qr(torch.randn(13, 13))[0]
+    learning, fixed = [], []
     for count in range(1, utterances + 1):
-        which = int(torch.randint(digits.shape[1], (1,)))
-        digit, label = digits[:, which : which + 1], labels[which : which + 1]
-        if stopped is not None:
-            digit = digit @ other
-            stopped.hear(digit, label)
-        spotter.hear(digit, label)
+        index = int(torch.randint(digits.shape[1], (1,)))
+        digit, label = digits[:, index : index + 1], labels[index : index + 1]
+        if copied is not None:
+            digit = digit @ rotation
+            copied.hear(digit, label)
+        learner.hear(digit, label)
         if count % WINDOW == 0:
-            learning.append(spotter.share(WINDOW))
+            learning.append(learner.accuracy(WINDOW))
             line = f"{count * STEPS:7,} steps: {learning[-1]:.1%}"
-            if stopped is not None:
-                without.append(stopped.share(WINDOW))
-                line += f", without learning on {without[-1]:.1%}"
-            print(line + held(), flush=True)
+            if copied is not None:
+                fixed.append(copied.accuracy(WINDOW))
+                line += f", without further learning {fixed[-1]:.1%}"
+            print(line + peak_memory(), flush=True)
         if count == utterances // 2:
-            stopped = Spotter(copy.deepcopy(spotter.net), None, learning_rate)
-            print("another microphone")
-    return learning, without
+            copied = Spotter(copy.deepcopy(learner.net), None, learning_rate)
+            print("new microphone")
+    return learning, fixed
 
 
-def held() -> str:
-    """The most memory that the process held so far, where the system says it in kilobytes."""
+def peak_memory() -> str:
+    """Returns the peak memory of the process on Linux, which reports it in kilobytes; "" elsewhere."""
     if sys.platform != "linux":
         return ""
     import resource  # not on Windows
@@ -106,13 +106,13 @@ def held() -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    options.add_argument("--utterances", type=int, default=2500, help="of 40 steps each")
+    options.add_argument("--utterances", type=int, default=2500, help="number of digits, 40 steps each")
     options.add_argument("--rule", choices=("d-rtrl", "e-prop", "ottt", "pp-prop"), default="d-rtrl")
     options.add_argument("--learning-rate", type=float, default=4e-3)
     options.add_argument("--seed", type=int, default=0)
-    asked = options.parse_args()
+    arguments = options.parse_args()
     torch.set_num_threads(1)
-    listen(asked.utterances, asked.rule, asked.learning_rate, asked.seed)
+    listen(arguments.utterances, arguments.rule, arguments.learning_rate, arguments.seed)
 
 
 if __name__ == "__main__":

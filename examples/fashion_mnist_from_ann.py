@@ -3,7 +3,7 @@
     python examples/fashion_mnist_from_ann.py --data /usr/share/datasets/fashion-mnist
 
 Prints the accuracy of the ReLU network on the test set, the layer-by-layer report on calibration images of
-the training set, and the accuracy of the spiking network on the whole test set after 1, 2, 4, … T steps.
+the training set, and the accuracy of the spiking network on all test images after 1, 2, 4, … T steps.
 The data are the four .gz files that https://github.com/zalandoresearch/fashion-mnist describes.
 """
 
@@ -21,7 +21,7 @@ import hibana as hb
 
 
 def images(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    """Images ``[N, 1, 28, 28]`` in 0 to 1 and their labels."""
+    """Returns images ``[N, 1, 28, 28]`` with values from 0 to 1, and their labels ``[N]``."""
     with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read(), np.uint8, offset=16).reshape(-1, 1, 28, 28)
     with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
@@ -44,8 +44,8 @@ def train(net: nn.Module, x: Tensor, y: Tensor, epochs: int, batch: int = 128) -
     net.train()
     for epoch in range(epochs):
         total = 0.0
-        for chosen in torch.randperm(len(x))[: len(x) // batch * batch].view(-1, batch):
-            loss = nn.functional.cross_entropy(net(x[chosen]), y[chosen])
+        for indices in torch.randperm(len(x))[: len(x) // batch * batch].view(-1, batch):
+            loss = nn.functional.cross_entropy(net(x[indices]), y[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -57,8 +57,8 @@ def train(net: nn.Module, x: Tensor, y: Tensor, epochs: int, batch: int = 128) -
 
 @torch.no_grad()
 def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    right = sum(int((net(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
-    return right / len(y)
+    correct = sum(int((net(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+    return correct / len(y)
 
 
 def main() -> None:
@@ -67,9 +67,11 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=128, help="time steps T (default: 128)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ann", type=Path, help="where the trained ReLU network is kept, or taken from")
+    parser.add_argument(
+        "--ann", type=Path, help="file of the trained ReLU network: read if it exists, else written"
+    )
     parser.add_argument("--percentile", type=float, default=99.9)
-    parser.add_argument("--images", type=int, default=10_000, help="how many test images (default: all)")
+    parser.add_argument("--images", type=int, default=10_000, help="number of test images (default: all)")
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
 
@@ -78,26 +80,26 @@ def main() -> None:
         net.load_state_dict(torch.load(arguments.ann, weights_only=True))
         net.eval()
     else:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         train(net, *images(arguments.data, "train"), arguments.epochs)
-        print(f"trained in {time.perf_counter() - begun:.0f} s")
+        print(f"trained in {time.perf_counter() - start:.0f} s")
         if arguments.ann is not None:
             torch.save(net.state_dict(), arguments.ann)
 
     x, y = images(arguments.data, "train")
-    begun = time.perf_counter()
+    start = time.perf_counter()
     spiking, report = hb.from_ann(net, (x[:512], y[:512]), T=32, percentile=arguments.percentile)
-    print(f"converted in {time.perf_counter() - begun:.0f} s; on 512 calibration images:\n\n{report}\n")
+    print(f"converted in {time.perf_counter() - start:.0f} s; on 512 calibration images:\n\n{report}\n")
 
     x, y = (part[: arguments.images] for part in images(arguments.data, "t10k"))
-    begun = time.perf_counter()
-    right = accuracy(net, x, y)
-    print(f"ReLU network on {len(x)} test images: {right:.2%}")
+    start = time.perf_counter()
+    expected = accuracy(net, x, y)
+    print(f"ReLU network on {len(x)} test images: {expected:.2%}")
     over_time = accuracy_over_time(spiking, x, y, arguments.steps)
     for steps in sorted({2**n for n in range(arguments.steps.bit_length())} | {arguments.steps}):
-        share = float(over_time[steps - 1])
-        print(f"spiking network, T={steps:<4} {share:.2%}  ({100 * (share - right):+.2f} points)")
-    print(f"evaluated in {time.perf_counter() - begun:.0f} s")
+        measured = float(over_time[steps - 1])
+        print(f"spiking network, T={steps:<4} {measured:.2%}  ({100 * (measured - expected):+.2f} points)")
+    print(f"evaluated in {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

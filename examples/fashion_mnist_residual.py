@@ -1,21 +1,21 @@
-"""Trains a residual spiking network on Fashion-MNIST, four time steps of each image.
+"""Trains a residual spiking network on Fashion-MNIST with four time steps per image.
 
     python examples/fashion_mnist_residual.py --seed 0 1 2
 
-First a network of the same layers learns with numbers in the place of time: each neuron gives at once what
-four steps of a constant current make an integrate-and-fire neuron count. Compiled by Inductor (which takes a
-C++ compiler), and half in bfloat16 (``--bfloat16``) on a processor that multiplies it, that is six times as
-fast there as four steps. Then its weights go on to learn as spiking neurons', from the labels and from what
-the first network says. Validated on 5,000 of the training images; the test images are looked at once, by what
-the last epoch made.
+The training has two stages. First, a counting network with the same layers is trained without time: each of
+its neurons returns the firing rate of an integrate-and-fire neuron after four steps of a constant current. It
+is compiled by Inductor, which needs a C++ compiler. With ``--bfloat16``, on a processor with bfloat16
+products, a step of this stage is six times as fast as four time steps. Second, its weights are copied to the
+spiking network, which is trained on the labels and on the outputs of the counting network. 5,000 training
+images are used for validation. The test images are evaluated once, after the last epoch.
 
 The data are the four .gz files that https://github.com/zalandoresearch/fashion-mnist describes. Sources: Bu
 et al. (2022), *Optimal ANN-SNN conversion for high-accuracy and ultra-low-latency spiking neural networks*,
-for neurons that count at once; Rathi et al. (2020), *Enabling deep spiking neural networks with hybrid
-conversion and spike timing dependent backpropagation*, for going on from there; Fang et al. (2021), *Deep
-residual learning in spiking neural networks*, for sums of spikes; Hinton, Vinyals & Dean (2015), *Distilling
-the knowledge in a neural network*; DeVries & Taylor (2017), *Improved regularization of convolutional neural
-networks with cutout*.
+for counting neurons; Rathi et al. (2020), *Enabling deep spiking neural networks with hybrid conversion and
+spike timing dependent backpropagation*, for the second stage; Fang et al. (2021), *Deep residual learning in
+spiking neural networks*, for the residual sums; Hinton, Vinyals & Dean (2015), *Distilling the knowledge in a
+neural network*; DeVries & Taylor (2017), *Improved regularization of convolutional neural networks with
+cutout*.
 """
 
 import argparse
@@ -35,45 +35,49 @@ import hibana as hb
 from hibana.train import activity, weight_decay_groups
 from hibana.train.augment import augment_batch
 
-STEPS, BATCH, HELD_BACK, CLASSES = 4, 128, 5000, 10
+STEPS, BATCH, HELD_OUT, CLASSES = 4, 128, 5000, 10
 MOST_ACTIVE = 0.12
-"""Spikes per neuron and step, above which a layer pays."""
+"""Firing rate in spikes per neuron and step above which a layer is penalized."""
 SMOOTHING = 0.1
+"""Label smoothing."""
 HOLE = 7
-"""Pixels along the side of the square that half of the images lack."""
+"""Side of the square that cutout erases, in pixels."""
 half = partial(torch.autocast, "cpu", torch.bfloat16)
-"""Products in bfloat16, with ``enabled``: four times as slow on a processor that does not multiply it."""
+"""Context in which products use bfloat16 if ``enabled``; four times slower without hardware support."""
 
 
 class Counted(nn.Module):
-    """What STEPS of this current make a neuron count, for each step; the gradient is that of the clipping."""
+    """Firing rate of an integrate-and-fire neuron after STEPS steps of a constant current.
 
-    active: Tensor
-    """The mean of the last call."""
+    The gradient is that of clipping the current to 0 to 1.
+    """
+
+    mean_rate: Tensor
+    """Mean output of the last call."""
 
     def forward(self, current: Tensor) -> Tensor:
         clipped = current.clamp(0, 1)
         counted = clipped + ((STEPS * clipped + 0.5).floor() / STEPS - clipped).detach()
-        self.active = counted.float().mean()
+        self.mean_rate = counted.float().mean()
         return counted
 
 
-def at_once(inputs: int, outputs: int) -> nn.Module:
-    """Convolution, normalization, and neurons that count at once: ``[B, C, H, W]``."""
+def counting_layer(inputs: int, outputs: int) -> nn.Module:
+    """Returns convolution, batch normalization and counting neurons: ``[B, C, H, W]``."""
     return nn.Sequential(
         nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), Counted()
     )
 
 
-def over_time(inputs: int, outputs: int) -> nn.Module:
-    """The same with neurons that spike: ``[T, B, C, H, W]``."""
+def spiking_layer(inputs: int, outputs: int) -> nn.Module:
+    """Returns convolution, batch normalization and spiking neurons: ``[T, B, C, H, W]``."""
     below = nn.Sequential(hb.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs))
     neurons = hb.IF(surrogate="Triangle", detach_reset=True, reset="subtract")
     return hb.Normalized(hb.EachStep(below), neurons)
 
 
 class Block(nn.Module):
-    """What comes in, and what two layers make of it, added."""
+    """Residual block: the input plus the output of two layers."""
 
     def __init__(self, layer: Callable[[int, int], nn.Module], width: int) -> None:
         super().__init__()
@@ -84,19 +88,20 @@ class Block(nn.Module):
 
 
 class Mean(nn.Module):
-    """Over height and width."""
+    """Mean over height and width."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.mean((-2, -1))
 
 
 def network(spiking: bool, width: int) -> nn.Sequential:
-    """Stages of `width`, twice and four times as many channels, of 28, 14 and 7 pixels; to classes.
+    """Returns the spiking or the counting network.
 
-    One that spikes takes ``[T, B, 1, 28, 28]`` and sums over time; the other takes ``[B, 1, 28, 28]``, and
-    what it gives is of one step.
+    The three stages have `width`, 2 `width` and 4 `width` channels and images of 28, 14 and 7 pixels. The
+    spiking network maps ``[T, B, 1, 28, 28]`` to running sums ``[T, B, classes]``. The counting network maps
+    ``[B, 1, 28, 28]`` to ``[1, B, classes]``.
     """
-    layer = over_time if spiking else at_once
+    layer = spiking_layer if spiking else counting_layer
 
     def pooling() -> nn.Module:
         return hb.EachStep(hb.events.MaxPool2d(2)) if spiking else nn.MaxPool2d(2)
@@ -110,23 +115,26 @@ def network(spiking: bool, width: int) -> nn.Sequential:
 
 
 @torch.no_grad()
-def handed_on(counting: nn.Module, spiking: nn.Module) -> None:
-    """Gives `spiking` all numbers of `counting`; a count is rounded, which half a spike more brings about."""
-    numbers = zip(counting.state_dict().values(), spiking.state_dict().values(), strict=True)
-    for given, own in numbers:
-        own.copy_(given)
+def copy_weights(counting: nn.Module, spiking: nn.Module) -> None:
+    """Copies parameters and buffers from `counting` to `spiking`.
+
+    Half a spike per image is added to each bias: counting neurons round, spiking neurons round down.
+    """
+    tensors = zip(counting.state_dict().values(), spiking.state_dict().values(), strict=True)
+    for source, target in tensors:
+        target.copy_(source)
     for module in spiking.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.bias += 0.5 / STEPS
 
 
-def varied(x: Tensor) -> Tensor:
-    """Images mirrored and moved by a pixel at random; half of them lack a square."""
+def augmented(x: Tensor) -> Tensor:
+    """Returns images mirrored and shifted by a pixel at random; a square is erased from half of them."""
     rows, columns = (
         (torch.arange(side) - torch.randint(side, (len(x), 1))).abs() <= HOLE // 2 for side in x.shape[2:]
     )
-    lacking = rows[:, None, :, None] & columns[:, None, None, :] & (torch.rand(len(x), 1, 1, 1) < 0.5)
-    return augment_batch(x, "flip-shift").masked_fill(lacking, 0.0)
+    erased = rows[:, None, :, None] & columns[:, None, None, :] & (torch.rand(len(x), 1, 1, 1) < 0.5)
+    return augment_batch(x, "flip-shift").masked_fill(erased, 0.0)
 
 
 def train(
@@ -137,13 +145,13 @@ def train(
     learning_rate: float,
     each_epoch: Callable[[int], None],
 ) -> None:
-    """One cycle over `epochs` of `data`, images and labels."""
+    """Trains `net` for `epochs` on `data` (images and labels) with a one-cycle schedule."""
     x, y = data
     count = len(x) // BATCH
 
     def batches(_: int) -> Iterator[tuple[Tensor, Tensor]]:
-        for chosen in torch.randperm(len(x))[: count * BATCH].view(-1, BATCH):
-            yield varied(x[chosen]), y[chosen]
+        for indices in torch.randperm(len(x))[: count * BATCH].view(-1, BATCH):
+            yield augmented(x[indices]), y[indices]
 
     groups = [{**group, "lr": learning_rate} for group in weight_decay_groups(net, 0.05)]
     cycle = {"pct_start": 0.2, "div_factor": 5, "final_div_factor": 100}
@@ -157,23 +165,23 @@ def train_counting(
     each_epoch: Callable[[int], None],
     bfloat16: bool,
 ) -> nn.Module:
-    """Trains `net`, whose neurons count at once; what it gives back is the same network, compiled."""
+    """Trains the counting network `net`; returns the same network compiled."""
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     compiled = torch.compile(net, dynamic=False)
     neurons = [module for module in net.modules() if isinstance(module, Counted)]
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
         with half(enabled=bfloat16):
-            scores = compiled(last(x))[-1].float()
-        too_active = sum((each.active - MOST_ACTIVE).clamp(min=0) for each in neurons)
+            scores = compiled(channels_last(x))[-1].float()
+        too_active = sum((each.mean_rate - MOST_ACTIVE).clamp(min=0) for each in neurons)
         return functional.cross_entropy(scores, y, label_smoothing=SMOOTHING) + too_active
 
     train(net, loss_of, data, epochs, 3e-3, each_epoch)
     return compiled.eval()
 
 
-def last(x: Tensor) -> Tensor:
-    """Images, channels last in memory."""
+def channels_last(x: Tensor) -> Tensor:
+    """Returns the images with channels last in memory."""
     return x.to(memory_format=torch.channels_last)
 
 
@@ -185,65 +193,68 @@ def train_spiking(
     each_epoch: Callable[[int], None],
     bfloat16: bool,
 ) -> None:
-    """Trains `net`, whose neurons spike, half by the labels and half by what `teacher` says."""
+    """Trains the spiking network `net`; labels and the outputs of `teacher` have equal weight in the loss."""
 
     def loss_of(x: Tensor, y: Tensor) -> Tensor:
         with torch.no_grad(), half(enabled=bfloat16):
-            said = teacher(last(x))[-1].float().softmax(1)
-        outputs, spikes = activity(net, shown(x))
+            targets = teacher(channels_last(x))[-1].float().softmax(1)
+        outputs, spikes = activity(net, over_time(x))
         scores = outputs[-1] / STEPS
-        by_labels = functional.cross_entropy(scores, y, label_smoothing=SMOOTHING)
+        label_loss = functional.cross_entropy(scores, y, label_smoothing=SMOOTHING)
         too_active = sum(hb.loss.rate_penalty(layer, MOST_ACTIVE) for layer in spikes.values())
-        return (by_labels + functional.cross_entropy(scores, said)) / 2 + 0.1 * too_active
+        return (label_loss + functional.cross_entropy(scores, targets)) / 2 + 0.1 * too_active
 
     train(net, loss_of, data, epochs, 5e-4, each_epoch)
 
 
-def shown(x: Tensor) -> Tensor:
-    """Images at each of STEPS, ``[T, B, 1, H, W]``."""
+def over_time(x: Tensor) -> Tensor:
+    """Repeats images ``[B, 1, H, W]`` in all STEPS steps: ``[T, B, 1, H, W]``."""
     return x.expand(STEPS, *x.shape)
 
 
-def measured(
+def evaluate(
     net: nn.Module, inputs_of: Callable[[Tensor], Tensor], data: tuple[Tensor, Tensor]
 ) -> tuple[float, list[float]]:
-    """The part of the images that `net` names, and the firing rate of each of its spiking layers."""
+    """Returns the accuracy of `net` on `data`, and the firing rate of each spiking layer."""
     batches = zip(*(part.split(500) for part in data), strict=True)
-    found, rates = accuracy(net, ((inputs_of(x), y) for x, y in batches), hb.loss.MembraneLast())
-    return round(found, 4), [round(rate, 3) for rate in rates.values()]
+    fraction, rates = accuracy(net, ((inputs_of(x), y) for x, y in batches), hb.loss.MembraneLast())
+    return round(fraction, 4), [round(rate, 3) for rate in rates.values()]
 
 
 def run(folder: Path, width: int, epochs: tuple[int, int], seed: int, bfloat16: bool) -> dict[str, Any]:
-    """Trains both networks from one `seed`, and says what came of it."""
+    """Trains both networks; returns the result as a JSON row."""
     torch.manual_seed(seed)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     x, y = images(folder, "train")
     order = torch.randperm(len(x))
-    held_back, learned = ((x[i], y[i]) for i in (order[:HELD_BACK], order[HELD_BACK:]))
+    held_out, training = ((x[i], y[i]) for i in (order[:HELD_OUT], order[HELD_OUT:]))
     validation: list[float] = []
 
-    def say(net: nn.Module, inputs_of: Callable[[Tensor], Tensor], epoch: int) -> None:
-        found, rates = measured(net, inputs_of, held_back)
-        validation.append(found)
-        what, minutes = "spiking" if rates else "counting", (time.perf_counter() - begun) / 60
+    def validate(net: nn.Module, inputs_of: Callable[[Tensor], Tensor], epoch: int) -> None:
+        fraction, rates = evaluate(net, inputs_of, held_out)
+        validation.append(fraction)
+        kind, minutes = "spiking" if rates else "counting", (time.perf_counter() - start) / 60
         print(
-            f"seed {seed}, {what} {epoch + 1}: validation {found:.2%} {rates} {minutes:.0f} min", flush=True
+            f"seed {seed}, {kind} {epoch + 1}: validation {fraction:.2%} {rates} {minutes:.0f} min",
+            flush=True,
         )
 
     counting, spiking = network(False, width), network(True, width)
-    teacher = train_counting(counting, learned, epochs[0], partial(say, counting, last), bfloat16)
-    handed_on(counting, spiking)
-    train_spiking(spiking, teacher, learned, epochs[1], partial(say, spiking, shown), bfloat16)
-    found, rates = measured(spiking, shown, images(folder, "t10k"))
+    teacher = train_counting(
+        counting, training, epochs[0], partial(validate, counting, channels_last), bfloat16
+    )
+    copy_weights(counting, spiking)
+    train_spiking(spiking, teacher, training, epochs[1], partial(validate, spiking, over_time), bfloat16)
+    test, rates = evaluate(spiking, over_time, images(folder, "t10k"))
     return {
         "network": f"residual, {width} channels",
         "parameters": sum(parameter.numel() for parameter in spiking.parameters()),
         "epochs": list(epochs),
         "seed": seed,
         "validation": validation[-epochs[1] :],
-        "test": found,
+        "test": test,
         "rates": rates,
-        "minutes": round((time.perf_counter() - begun) / 60),
+        "minutes": round((time.perf_counter() - start) / 60),
     }
 
 
@@ -252,9 +263,11 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--seed", type=int, nargs="+", default=[0])
     parser.add_argument("--width", type=int, default=48, help="channels of the first stage")
-    parser.add_argument("--epochs", type=int, nargs=2, default=[24, 3], help="counting, and spiking")
-    parser.add_argument("--bfloat16", action="store_true", help="where the processor multiplies it (AMX)")
-    parser.add_argument("--record", type=Path, help="a file that gets a line for each run")
+    parser.add_argument(
+        "--epochs", type=int, nargs=2, default=[24, 3], help="of the counting and of the spiking network"
+    )
+    parser.add_argument("--bfloat16", action="store_true", help="for processors with bfloat16 products (AMX)")
+    parser.add_argument("--record", type=Path, help="append a JSON line per run to this file")
     arguments = parser.parse_args()
     torch.set_flush_denormal(True)
     hb.keep_memory()

@@ -1,11 +1,12 @@
-"""A checkpoint in weights of few bits: rounded after its training, and trained on in whole numbers.
+"""Compares low-bit versions of a trained network: rounded after training, and trained in integers.
 
     hibana train --epochs 25 --out digits
     python examples/in_few_bits.py digits --bits 2,3,4
 
-Beside them the same network trained on in floats, and rounded then. `--tau` puts a leak in its neurons, with
-which it is trained on in floats first. Each is trained on by the same recipe (Adam, its learning rate going
-to zero over `--epochs`), with the same batches; what is rounded is tested as whole numbers, on the test set.
+The third version is trained further in floats, and then rounded. ``--tau`` replaces the neurons by leaky
+neurons; the network is then first trained further in floats. All further trainings use Adam with a learning
+rate that decays to zero over ``--epochs``, and the same batches. All accuracies of low-bit versions are those
+of the integer network on the test set.
 """
 
 import argparse
@@ -22,37 +23,37 @@ BATCH = 64
 
 
 def tensors(split: object) -> tuple[Tensor, Tensor]:
-    """Inputs and labels of a split."""
+    """Returns inputs and labels of a split as two tensors."""
     inputs, labels = zip(*(split[i] for i in range(len(split))), strict=True)
     return torch.stack(inputs), torch.tensor([int(label) for label in labels])
 
 
-def trained_on(
-    net: nn.Module, model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, rate: float
-) -> None:
-    """Trains `net`, which takes what `model` encodes."""
+def train(net: nn.Module, model: nn.Module, data: tuple[Tensor, Tensor], epochs: int, rate: float) -> None:
+    """Trains `net` on `data` after the encoding of `model`."""
     inputs, labels = data
     batches = -(-len(inputs) // BATCH) * epochs
     optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, batches)
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     net.train()
     for _ in range(epochs):
-        for at in torch.randperm(len(inputs), generator=drawn).split(BATCH):
+        for indices in torch.randperm(len(inputs), generator=generator).split(BATCH):
             optimizer.zero_grad()
-            scores = model.objective.scores(net(model.encode(inputs[at])))
-            nn.functional.cross_entropy(scores, labels[at]).backward()
+            scores = model.objective.scores(net(model.encode(inputs[indices])))
+            nn.functional.cross_entropy(scores, labels[indices]).backward()
             optimizer.step()
             schedule.step()
     net.eval()
 
 
-def right(net: nn.Module, model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
-    """The part of `data` that is named rightly."""
+def accuracy(net: nn.Module, model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
+    """Returns the fraction of `data` that is classified correctly."""
     inputs, labels = data
     with torch.no_grad():
-        found = torch.cat([model.objective.scores(net(model.encode(x))).argmax(1) for x in inputs.split(500)])
-    return float((found == labels).double().mean())
+        classes = torch.cat(
+            [model.objective.scores(net(model.encode(x))).argmax(1) for x in inputs.split(500)]
+        )
+    return float((classes == labels).double().mean())
 
 
 def main() -> None:
@@ -77,16 +78,16 @@ def main() -> None:
             if isinstance(layer, hb.OverTime) and isinstance(layer.cell, hb.IFCell):
                 layer.cell = hb.LIFCell(args.tau, layer.cell.threshold, layer.cell.surrogate)
     floats = copy.deepcopy(net)
-    trained_on(floats, model, training, args.epochs, args.rate)
-    print(f"floats: {right(net, model, test):.2%}, trained on {right(floats, model, test):.2%}")
-    print("bits  rounded  floats trained on, rounded  trained on in whole numbers")
+    train(floats, model, training, args.epochs, args.rate)
+    print(f"floats: {accuracy(net, model, test):.2%}, trained further {accuracy(floats, model, test):.2%}")
+    print("bits  rounded  trained in floats, rounded  trained in integers")
     for bits in map(int, args.bits.split(",")):
         start = floats if args.tau is not None else net
         aware = hb.convert.quantization_aware(start, shown, bits)
-        trained_on(aware, model, training, args.epochs, args.rate)
-        found = [right(hb.quantize(n, shown, bits)[0], model, test) for n in (start, floats, aware)]
-        assert found[-1] == right(aware, model, test)
-        print("{:4}  {:7.2%}  {:26.2%}  {:27.2%}".format(bits, *found), flush=True)
+        train(aware, model, training, args.epochs, args.rate)
+        accuracies = [accuracy(hb.quantize(n, shown, bits)[0], model, test) for n in (start, floats, aware)]
+        assert accuracies[-1] == accuracy(aware, model, test)
+        print("{:4}  {:7.2%}  {:26.2%}  {:19.2%}".format(bits, *accuracies), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""A symbol is shown, and asked for many steps later: what neurons remember.
+"""Tests the memory of neurons: the network must name a symbol many steps after it was shown.
 
     python examples/recall.py --neuron AdLIF --delay 200 --seed 0 1 2
 
-One of eight channels fires for five steps; then channels fire at random, one in a hundred steps each; at the
-end a ninth channel fires for five steps, and the potential of the readout in the last step has to name the
-symbol. 128 neurons without recurrent weights, 60 epochs of 2,000 sequences made anew; tested on 2,000 others.
+One of eight channels, the symbol, fires for five steps. Then all eight channels fire at random, with
+probability 0.01 per step. At the end a ninth channel fires for five steps; the potential of the readout in
+the last step must name the symbol. The network has 128 neurons without recurrent weights. It is trained for
+60 epochs of 2,000 new sequences and tested on 2,000 others.
 """
 
 import argparse
@@ -22,7 +23,7 @@ SYMBOLS, SHOWN, HIDDEN, BATCHES = 8, 5, 128, 31
 
 
 def sequences(count: int, delay: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """``[T, count, 9]`` spikes with ``T = delay + 10``, and the symbols."""
+    """Returns spikes ``[T, count, 9]`` with ``T = delay + 10``, and the symbols ``[count]``."""
     labels = torch.randint(SYMBOLS, (count,), generator=generator)
     spikes = (torch.rand(delay + 2 * SHOWN, count, SYMBOLS + 1, generator=generator) < 0.01).float()
     spikes[:SHOWN] = 0.0
@@ -33,7 +34,7 @@ def sequences(count: int, delay: int, generator: torch.Generator) -> tuple[torch
 
 
 def neuron(name: str) -> nn.Module:
-    """128 neurons whose time constants are spread, and learned."""
+    """Returns 128 neurons with different initial time constants, which are trained."""
     if name == "AdLIF":
         return hb.OverTime(hb.AdLIFCell.spread(HIDDEN, surrogate="ATan", detach_reset=True))
     shared = {"tau": hb.log_uniform(5, 60, HIDDEN), "surrogate": "ATan", "detach_reset": True}
@@ -44,7 +45,7 @@ def neuron(name: str) -> nn.Module:
 
 
 def run(name: str, delay: int, epochs: int, seed: int) -> dict[str, Any]:
-    """Trains once, and says what came of it."""
+    """Trains one network; returns the result as a JSON row."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     net = nn.Sequential(
@@ -59,8 +60,8 @@ def run(name: str, delay: int, epochs: int, seed: int) -> dict[str, Any]:
         objective,
         epochs=epochs,
     )
-    tested = sequences(2000, delay, torch.Generator().manual_seed(seed + 10_000))
-    right, rates = accuracy(net, [tested], objective)
+    test = sequences(2000, delay, torch.Generator().manual_seed(seed + 10_000))
+    right, rates = accuracy(net, [test], objective)
     (rate,) = rates.values()
     return {
         "task": "recall",
@@ -79,16 +80,16 @@ def main() -> None:
     options.add_argument("--delay", type=int, default=40, help="steps from the symbol to the question")
     options.add_argument("--epochs", type=int, default=60)
     options.add_argument("--seed", type=int, nargs="+", default=[0])
-    options.add_argument("--record", type=Path, help="a file that a line is added to for each seed")
-    asked = options.parse_args()
-    for seed in asked.seed:
-        row = run(asked.neuron, asked.delay, asked.epochs, seed)
+    options.add_argument("--record", type=Path, help="append a JSON line per seed to this file")
+    arguments = options.parse_args()
+    for seed in arguments.seed:
+        row = run(arguments.neuron, arguments.delay, arguments.epochs, seed)
         print(
-            f"{asked.neuron}, {asked.delay} steps, seed {seed}: "
+            f"{arguments.neuron}, {arguments.delay} steps, seed {seed}: "
             f"{row['test']:.1%} at {row['rates'][0]:.1%} firing (chance {1 / SYMBOLS:.1%})",
             flush=True,
         )
-        keep(asked.record, row)
+        keep(arguments.record, row)
 
 
 if __name__ == "__main__":

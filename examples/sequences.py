@@ -1,14 +1,15 @@
-"""Sequences by a spiking network, a GRU and a causal convolutional ReLU network: one recipe for all.
+"""Compares a spiking network, a GRU and a causal convolutional ReLU network on sequences.
 
     python examples/sequences.py --task mnist-1d --network spiking gru relu --seed 0 1 2 --record runs.jsonl
     python examples/sequences.py --table runs.jsonl
 
-The spiking network is three convolutions over five steps each (`hb.Window`), batch normalization and LIF
-neurons; its dilations are 1, d and d², d the largest with which the three see no more steps than the sequence
-has: what ``hibana train`` takes for sequences. Nothing but width, steps and epochs differs from task to task.
-The ReLU network is the same with ReLUs, the GRU is torch's with a linear readout. All are trained alike:
-inputs as they are, one value of time a step; asked in the last step; the epoch that validates best is tested,
-once.
+The spiking network has three convolutions over five steps each (`hb.Window`), each followed by batch
+normalization and LIF neurons. The dilations are 1, d and d², where d is the largest number for which the
+receptive field is not longer than the sequence. This is the default of ``hibana train`` for sequences. The
+ReLU network has ReLUs instead of the neurons. The GRU is torch's with a linear readout. All networks are
+trained by the same recipe; only width, steps and epochs depend on the task. Inputs are not encoded: each step
+receives one value of the sequence. The last step is classified. The epoch with the best validation accuracy
+is tested once.
 """
 
 import argparse
@@ -33,7 +34,7 @@ from hibana.train import scale_to_rate
 
 @dataclass(frozen=True)
 class Task:
-    """What differs from task to task."""
+    """Settings of a task: time steps, epochs and the width of the layers."""
 
     steps: int
     epochs: int
@@ -51,19 +52,22 @@ OBJECTIVE = hb.loss.MembraneLast(smoothing=0.1)
 
 
 class GRU(nn.Module):
-    """torch's GRU, and a linear readout of what it holds in the last step: ``[1, batch, classes]``."""
+    """torch's GRU with a linear readout of its last state, ``[1, batch, classes]``."""
 
     def __init__(self, features: int, width: int, classes: int) -> None:
         super().__init__()
         self.gru, self.readout = nn.GRU(features, width), nn.Linear(width, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """The scores, ``[1, batch, classes]``."""
+        """Returns the scores, ``[1, batch, classes]``."""
         return self.readout(self.gru(inputs)[0][-1:])
 
 
 class Clothes(data.DataSet):
-    """Fashion-MNIST as 28 rows of 28 pixels, or pixel by pixel, each the mean of 2x2: 196 steps of one."""
+    """Fashion-MNIST as sequences: 28 steps of one row each, or 196 steps of one value each.
+
+    The 196 values are means over 2x2 pixels.
+    """
 
     classes, sequential = 10, True
 
@@ -73,23 +77,23 @@ class Clothes(data.DataSet):
         self.images = data.FashionMNIST(root=root)
 
     def splits(self) -> tuple[data.Samples, data.Samples, data.Samples]:
-        """The splits of the pictures."""
+        """Returns training, validation and test split."""
         return tuple(data.InMemory(self.over_time(part.inputs), part.labels) for part in self.images.splits())
 
     def over_time(self, images: Tensor) -> Tensor:
-        """``[N, T, *shape]`` of pictures ``[N, 28, 28]``."""
+        """Converts images ``[N, 28, 28]`` to sequences ``[N, T, *shape]``."""
         if self.shape == (28,):
             return images
         return nn.functional.avg_pool2d(images[:, None].float() / 255, 2).flatten(1)[..., None]
 
 
 def dilation(steps: int) -> int:
-    """The largest d for which windows of five steps, dilated by 1, d and d², see at most `steps` steps."""
+    """Returns the largest d so that three windows with dilations 1, d and d² cover at most `steps` steps."""
     return max(d for d in range(1, steps) if d == 1 or 4 * (1 + d + d * d) <= steps)
 
 
 def network(kind: str, features: int, width: int, classes: int, steps: int) -> nn.Module:
-    """``[T, batch, features] -> [T, batch, classes]``; of the GRU one step."""
+    """Returns a network ``[T, batch, features] -> [T, batch, classes]``; the GRU returns one step."""
     if kind == "gru":
         return GRU(features, width, classes)
     layers: list[nn.Module] = []
@@ -103,14 +107,14 @@ def network(kind: str, features: int, width: int, classes: int, steps: int) -> n
 
 
 def batches(split: data.InMemory, size: int, order: Tensor) -> Iterator[Batch]:
-    """`split` in this order, ``[T, batch, features]``."""
-    for chosen in order.split(size):
-        inputs, labels = split.__getitems__(chosen.tolist())
+    """Yields batches of `split` in the given order: inputs ``[T, batch, features]`` and labels."""
+    for indices in order.split(size):
+        inputs, labels = split.__getitems__(indices.tolist())
         yield inputs.transpose(0, 1).contiguous(), labels
 
 
 def run(name: str, kind: str, seed: int, epochs: int | None, width: int | None, root: str | None) -> dict:
-    """Trains once, and says what came of it."""
+    """Trains one network; returns the result as a JSON row."""
     task = TASKS[name]
     epochs, width = epochs or task.epochs, width or task.width
     samples = Clothes(name, root) if name.startswith("fashion") else data.load(name, steps=task.steps)
@@ -122,23 +126,23 @@ def run(name: str, kind: str, seed: int, epochs: int | None, width: int | None, 
         scale_to_rate(net, next(batches(training, 512, torch.arange(len(training))))[0], 0.15)
     objective = OBJECTIVE
     best: tuple[float, int, dict[str, Tensor]] = (-1.0, -1, {})
-    spent, begun = 0.0, time.process_time()
+    seconds, start = 0.0, time.process_time()
     history: list[float] = []
 
     def validate(epoch: int) -> None:
-        nonlocal best, spent, begun
-        spent += time.process_time() - begun
-        found, rates = accuracy(net, batches(validation, 500, torch.arange(len(validation))), objective)
-        history.append(round(found, 4))
-        if found > best[0]:
-            best = found, epoch, copy.deepcopy(net.state_dict())
-        print(f"epoch {epoch}: {found:.1%} {[f'{rate:.1%}' for rate in rates.values()]}", flush=True)
-        begun = time.process_time()
+        nonlocal best, seconds, start
+        seconds += time.process_time() - start
+        validated, rates = accuracy(net, batches(validation, 500, torch.arange(len(validation))), objective)
+        history.append(round(validated, 4))
+        if validated > best[0]:
+            best = validated, epoch, copy.deepcopy(net.state_dict())
+        print(f"epoch {epoch}: {validated:.1%} {[f'{rate:.1%}' for rate in rates.values()]}", flush=True)
+        start = time.process_time()
 
-    shuffled = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     train(
         net,
-        lambda _: batches(training, 64, torch.randperm(len(training), generator=shuffled)),
+        lambda _: batches(training, 64, torch.randperm(len(training), generator=generator)),
         -(-len(training) // 64),
         objective,
         epochs=epochs,
@@ -161,13 +165,13 @@ def run(name: str, kind: str, seed: int, epochs: int | None, width: int | None, 
         "validation": round(best[0], 4),
         "best epoch": best[1],
         "rates": [round(rate, 4) for rate in rates.values()],
-        "processor seconds per epoch": round(spent / epochs, 2),
+        "processor seconds per epoch": round(seconds / epochs, 2),
         "history": history,
     }
 
 
 def table(path: Path) -> str:
-    """What was recorded, as Markdown: the mean of the seeds, and each of them."""
+    """Returns the results in a JSON-lines file as a Markdown table: mean over the seeds, and each seed."""
     runs = defaultdict(list)
     for line in path.read_text().splitlines():
         row = json.loads(line)
@@ -198,19 +202,19 @@ def main() -> None:
     options.add_argument("--seed", type=int, nargs="+", default=[0])
     options.add_argument("--epochs", type=int)
     options.add_argument("--width", type=int)
-    options.add_argument("--root", help="of the files of Fashion-MNIST")
-    options.add_argument("--record", type=Path, help="a file that a line is added to")
-    options.add_argument("--table", type=Path, help="print what such a file holds, and train nothing")
-    asked = options.parse_args()
-    if asked.table is not None:
-        print(table(asked.table))
+    options.add_argument("--root", help="folder of the files of Fashion-MNIST")
+    options.add_argument("--record", type=Path, help="append a JSON line per training to this file")
+    options.add_argument("--table", type=Path, help="print the results in this file without training")
+    arguments = options.parse_args()
+    if arguments.table is not None:
+        print(table(arguments.table))
         return
     hb.keep_memory()
     torch.set_flush_denormal(True)
-    for kind, seed in product(asked.network, asked.seed):
-        row = run(asked.task, kind, seed, asked.epochs, asked.width, asked.root)
+    for kind, seed in product(arguments.network, arguments.seed):
+        row = run(arguments.task, kind, seed, arguments.epochs, arguments.width, arguments.root)
         print(json.dumps(row), flush=True)
-        keep(asked.record, row)
+        keep(arguments.record, row)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Is a point in the yin, in the yang, or in one of the two dots? Learned by exact gradients of spike times.
+"""Classifies points of the Yin-Yang figure (yin, yang, dot), trained by exact gradients of spike times.
 
     python examples/yin_yang.py --seed 0 1 2 3 4
 
-Each of x, y, 1 - x and 1 - y is one spike, the earlier the smaller the number; the fifth input is a bias. The
-class is the output neuron that spikes first. The loss depends on spike times alone; a silent neuron gets no
-gradient. A constant bias therefore drives hidden neurons throughout, and a current late in the run drives the
-outputs.
+Each of the numbers x, y, 1 - x and 1 - y is one input spike; a smaller number spikes earlier. The fifth input
+is a bias. The output neuron that spikes first names the class. The loss depends only on spike times, so a
+silent neuron receives no gradient. Therefore a constant bias drives the hidden neurons, and a current late in
+the run drives the outputs.
 
 Sources: Kriener, Göltz & Petrovici (2022), The Yin-Yang dataset; Wunderlich & Pehle (2021), Event-based
 backpropagation can compute exact gradients for spiking neural networks (the loss, the time constants, the
@@ -24,33 +24,33 @@ from training import keep
 
 import hibana as hb
 
-STEP, STEPS = 1.0, 32  # of the simulation: its length in ms, and how many
+STEP, STEPS = 1.0, 32  # length of a time step in ms, and number of steps
 LATEST = 30.0  # time of an input of 1, in ms
 TAU_SYNAPSE, TAU = 5.0, 20.0  # in ms
 THRESHOLD = TAU / STEP  # for weights of tau dv/dt = -v + i and a threshold of 1, as in the paper
-SHARPNESS, PRESSURE, PATIENCE = 0.25, 3e-3, 6.4  # of the loss: ms, a weight, ms
-DRIVE, DRIVE_FROM = 6.0, 20.0  # current into the outputs, in thresholds, and when it begins, in ms
+SHARPNESS, PRESSURE, PATIENCE = 0.25, 3e-3, 6.4  # of the loss, see `loss_of`; in ms, without unit, in ms
+DRIVE, DRIVE_FROM = 6.0, 20.0  # current into the outputs in units of the threshold, and its start in ms
 HIDDEN, BATCH = 120, 32
 
 
 def yin_yang(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Points ``[count, 2]`` in the unit square, as many of each class, and their classes ``[count]``."""
-    wanted = torch.randint(3, (count,), generator=generator)
+    """Returns points ``[count, 2]`` of the figure and their classes ``[count]``, which are balanced."""
+    labels = torch.randint(3, (count,), generator=generator)
     points = torch.rand(40 * count, 2, generator=generator, dtype=torch.float64)
     x, y = points.T
     left, right = torch.hypot(x - 0.25, y - 0.5), torch.hypot(x - 0.75, y - 0.5)
     yin = (right <= 0.1) | ((left > 0.1) & (left <= 0.25)) | ((y > 0.5) & (right > 0.25))
     classes = torch.where((left < 0.1) | (right < 0.1), 2, (~yin).long())
     inside = torch.hypot(x - 0.5, y - 0.5) <= 0.5
-    chosen = torch.empty(count, dtype=torch.long)
-    for one in range(3):
-        slots = (wanted == one).nonzero()[:, 0]
-        chosen[slots] = (inside & (classes == one)).nonzero()[: len(slots), 0]
-    return points[chosen].float(), wanted
+    indices = torch.empty(count, dtype=torch.long)
+    for label in range(3):
+        slots = (labels == label).nonzero()[:, 0]
+        indices[slots] = (inside & (classes == label)).nonzero()[: len(slots), 0]
+    return points[indices].float(), labels
 
 
 def encoded(points: Tensor) -> Tensor:
-    """One spike each of x, y, 1 - x and 1 - y, and the bias, ``[STEPS, points, 5]``.
+    """Encodes x, y, 1 - x and 1 - y as one spike each, and adds the bias: ``[STEPS, points, 5]``.
 
     The bias is the same in each step. With weight w, the synaptic current of a neuron approaches w, and the
     neuron spikes without other inputs if w > 1.
@@ -73,7 +73,7 @@ class Drive(nn.Module):
 
 
 def network() -> nn.Sequential:
-    """Two layers, with initial weights under which nearly all neurons spike for every input."""
+    """Returns two layers whose initial weights let nearly all neurons spike for every input."""
     neuron = hb.learn.SpikeTimeCell(TAU_SYNAPSE / STEP, TAU / STEP, threshold=THRESHOLD)
     layers = [nn.Linear(5, HIDDEN, bias=False), nn.Linear(HIDDEN, 3, bias=False)]
     nn.init.normal_(layers[0].weight[:, :4], 1.5, 0.78)
@@ -86,14 +86,14 @@ OBJECTIVE = hb.loss.FirstSpike(tau=SHARPNESS / STEP, exact=True)
 
 
 def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the first spikes' times, and a penalty on a late spike of the class.
+    """Cross-entropy of the times t of the first spikes, plus a penalty on a late spike of the class.
 
         L = -log softmax(-t / SHARPNESS)[class] + PRESSURE (exp(t_class / PATIENCE) - 1)
 
     The penalty keeps the output of the class early, before the drive begins.
     """
-    of_class = hb.loss.first_spike_times(outputs).gather(1, labels[:, None]) * STEP
-    return OBJECTIVE(outputs, labels) + PRESSURE * (of_class / PATIENCE).expm1().mean()
+    class_times = hb.loss.first_spike_times(outputs).gather(1, labels[:, None]) * STEP
+    return OBJECTIVE(outputs, labels) + PRESSURE * (class_times / PATIENCE).expm1().mean()
 
 
 @torch.no_grad()
@@ -102,14 +102,14 @@ def accuracy(net: nn.Module, inputs: Tensor, labels: Tensor) -> float:
 
 
 def run(epochs: int, learning_rate: float, seed: int) -> dict[str, Any]:
-    """Trains once, and says what came of it."""
+    """Trains one network; returns the result as a JSON row."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(1000 * seed)
     sets = []
     for count in (5000, 5000, 1000):
         points, labels = yin_yang(count, generator)
         sets.append((encoded(points), labels))
-    (inputs, labels), validation, tested = sets
+    (inputs, labels), validation, test = sets
     net = network()
     optimizer = torch.optim.Adam(net.parameters(), learning_rate, fused=True)
     steps = epochs * math.ceil(len(labels) / BATCH)
@@ -124,14 +124,14 @@ def run(epochs: int, learning_rate: float, seed: int) -> dict[str, Any]:
     )
     history, seconds = [], 0.0
     for epoch in range(epochs):
-        begun = time.process_time()
+        start = time.process_time()
         for batch in torch.randperm(len(labels)).split(BATCH):
             loss = loss_of(net(inputs[:, batch]), labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-        seconds += time.process_time() - begun
+        seconds += time.process_time() - start
         if (epoch + 1) % 10 == 0 or epoch + 1 == epochs:
             history.append(round(accuracy(net, *validation), 4))
     return {
@@ -140,7 +140,7 @@ def run(epochs: int, learning_rate: float, seed: int) -> dict[str, Any]:
         "step": STEP,
         "epochs": epochs,
         "seed": seed,
-        "test": round(accuracy(net, *tested), 4),
+        "test": round(accuracy(net, *test), 4),
         "validation": history[-1],
         "processor seconds per epoch": round(seconds / epochs, 3),
         "history": history,
@@ -152,14 +152,15 @@ def main() -> None:
     options.add_argument("--epochs", type=int, default=80)
     options.add_argument("--learning-rate", type=float, default=5e-3)
     options.add_argument("--seed", type=int, nargs="+", default=[0])
-    options.add_argument("--record", type=Path, help="a file that a line is added to for each seed")
-    asked = options.parse_args()
-    for seed in asked.seed:
-        row = run(asked.epochs, asked.learning_rate, seed)
+    options.add_argument("--record", type=Path, help="append a JSON line per seed to this file")
+    arguments = options.parse_args()
+    for seed in arguments.seed:
+        row = run(arguments.epochs, arguments.learning_rate, seed)
         print(
-            f"seed {seed}: {row['test']:.1%}, {row['processor seconds per epoch']:.2f} s an epoch", flush=True
+            f"seed {seed}: {row['test']:.1%}, {row['processor seconds per epoch']:.2f} s per epoch",
+            flush=True,
         )
-        keep(asked.record, row)
+        keep(arguments.record, row)
 
 
 if __name__ == "__main__":
