@@ -12,11 +12,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, final
 
+import numpy as np
 import torch
+from numpy.random import Generator, default_rng
 from torch import Tensor, distributed, nn
 
 from hibana.nn.sparse_linear import SparseLinear
-from hibana.spikes.sparse.connections import MAX_DELAY
+from hibana.spikes.sparse import Connections
 
 __all__ = ["SET", "DeepR", "RigL", "draw_absent"]
 
@@ -47,7 +49,7 @@ class Rewiring:
     @torch.no_grad()
     def step(self) -> None:
         """Moves synapses; call it after each ``optimizer.step()``."""
-        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + self.steps) % 2**63)
+        generator = default_rng((self.seed * 1_000_003 + self.steps) % 2**63)
         for name, layer in self.layers.items():
             self._rewire(name, layer, generator)
         self.steps += 1
@@ -60,7 +62,7 @@ class Rewiring:
         """Restores the result of :meth:`state_dict`."""
         self.steps = state["steps"]
 
-    def _rewire(self, name: str, layer: SparseLinear, generator: torch.Generator) -> None:
+    def _rewire(self, name: str, layer: SparseLinear, generator: Generator) -> None:
         """Moves the synapses of `layer`, called `name`, in one step."""
         raise NotImplementedError
 
@@ -94,17 +96,18 @@ class Rewiring:
         is_new = torch.zeros_like(layer.targets, dtype=torch.bool).index_fill_(0, removed, True)
         pairs = layer.sources * width + layer.targets
         pairs[removed] = choose(torch.unique(pairs[~is_new]), len(removed))
-        keys = pairs
-        if layer.delays is not None:  # rows are sorted by delay and target
-            keys = (pairs // width * (MAX_DELAY + 1) + layer.delays) * width + pairs % width
-        order = keys.argsort(stable=True)  # the old index of each synapse
-        layer.row_starts[1:] = torch.bincount(pairs // width, minlength=layer.in_features).cumsum(0)
-        layer.targets.copy_((pairs % width)[order])
-        if layer.delays is not None:
-            layer.delays.copy_(layer.delays[order])
+        index = torch.arange(len(pairs), dtype=torch.int64, device=pairs.device)
+        row_starts, targets, delays, old_index = Connections.from_pairs(
+            pairs // width, pairs % width, (layer.in_features, width), layer.delays, index
+        )
+        assert old_index is not None
+        layer.row_starts.copy_(row_starts)
+        layer.targets.copy_(targets)
+        if layer.delays is not None and delays is not None:
+            layer.delays.copy_(delays)
         for tensor in tensors:
-            tensor.copy_(tensor.index_fill(0, removed, 0)[order])
-        return is_new[order].nonzero()[:, 0]
+            tensor.copy_(tensor.index_fill(0, removed, 0)[old_index])
+        return is_new[old_index].nonzero()[:, 0]
 
     def _tensors(self, weight: Tensor) -> list[Tensor]:
         """All tensors with one number per synapse: the weight, its gradient, and its moments.
@@ -179,18 +182,18 @@ class DeepR(Rewiring):
         """Stores the signs before the optimizer's step."""
         self._signs = {name: _signs(layer.weight.detach()) for name, layer in self.layers.items()}
 
-    def _rewire(self, name: str, layer: SparseLinear, generator: torch.Generator) -> None:
+    def _rewire(self, name: str, layer: SparseLinear, generator: Generator) -> None:
         """Replaces the synapses of `layer` whose weight changed its sign."""
         weight, lr = layer.weight, float(self._groups()[layer.weight]["lr"])
         sign = self._signs.pop(name, _signs(weight))  # absent if the optimizer's step was skipped
         temperature = lr * self.l1**2 / 18 if self.temperature is None else self.temperature
-        noise = torch.randn(len(weight), generator=generator, device="cpu", dtype=torch.float32).to(weight)
+        noise = torch.from_numpy(generator.standard_normal(len(weight), dtype=np.float32)).to(weight)
         theta = sign * weight - lr * self.l1 + math.sqrt(2 * lr * temperature) * noise
         weight.copy_(theta.copysign(sign))
         removed = (theta < 0).nonzero()[:, 0]
         if len(removed):
             new = self._replace(layer, removed, _random_choice(layer, generator))
-            new_signs = torch.rand(len(new), generator=generator, device="cpu", dtype=torch.float32) - 0.5
+            new_signs = torch.from_numpy(generator.choice([-1.0, 1.0], len(new)))
             weight[new] = weight[new].copysign(new_signs.to(weight))
 
 
@@ -249,7 +252,7 @@ class SET(_Periodic):
     >>> rewiring = hb.learn.SET(net, torch.optim.SGD(net.parameters(), lr=0.1), every=500)
     """
 
-    def _rewire(self, name: str, layer: SparseLinear, generator: torch.Generator) -> None:
+    def _rewire(self, name: str, layer: SparseLinear, generator: Generator) -> None:
         """Replaces the weakest synapses of `layer` by random ones, if the step moves synapses."""
         if self._is_due:
             negative = layer.weight.signbit()
@@ -311,7 +314,7 @@ class RigL(_Periodic):
                 lambda grad: calls.append((rows, grad.detach().flatten(0, -2)))
             )
 
-    def _rewire(self, name: str, layer: SparseLinear, generator: torch.Generator) -> None:
+    def _rewire(self, name: str, layer: SparseLinear, generator: Generator) -> None:
         """Replaces the weakest synapses of `layer` by those with the largest gradients, if it is time.
 
         Raises:
@@ -360,40 +363,28 @@ def _strongest_absent(
     return strongest
 
 
-def _random_choice(layer: SparseLinear, generator: torch.Generator) -> Callable[[Tensor, int], Tensor]:
+def _random_choice(layer: SparseLinear, generator: Generator) -> Callable[[Tensor, int], Tensor]:
     """A function that draws pairs of `layer` outside of those in its first argument; see `draw_absent`."""
-    total = layer.in_features * layer.out_features
-    return lambda pairs, count: draw_absent(pairs.cpu(), count, total, generator).to(pairs.device)
+    return partial(draw_absent, total=layer.in_features * layer.out_features, generator=generator)
 
 
-def draw_absent(pairs: Tensor, count: int, total: int, generator: torch.Generator) -> Tensor:
+def draw_absent(pairs: Tensor, count: int, total: int, generator: Generator) -> Tensor:
     """Different numbers in [0, total) outside of `pairs`, ascending, drawn uniformly.
 
     Args:
         pairs: different numbers in [0, total), ascending.
         count: how many numbers to draw, at most ``total - len(pairs)``.
         total: the number of all pairs.
-        generator: random numbers on the CPU.
+        generator: the source of random numbers.
 
-    >>> import torch
-    >>> draw_absent(torch.tensor([0, 2, 3]), 2, 5, torch.Generator())
+    >>> import numpy, torch
+    >>> draw_absent(torch.tensor([0, 2, 3]), 2, 5, numpy.random.default_rng())
     tensor([1, 4])
     """
-    absent = total - len(pairs)
-    ranks = pairs.new_empty(0)
-    if 2 * count >= absent:
-        ranks = (
-            torch.randperm(absent, generator=generator, device="cpu", dtype=torch.int64)[:count].sort().values
-        )
-    while len(ranks) < count:
-        more = torch.randint(
-            absent, (count - len(ranks),), generator=generator, device="cpu", dtype=torch.int64
-        )
-        ranks = torch.unique(torch.cat([ranks, more]))
-    ranks_of_pairs = pairs - torch.arange(
-        len(pairs), device="cpu", dtype=torch.int64
-    )  # absent numbers below each pair
-    return ranks + torch.searchsorted(ranks_of_pairs, ranks, right=True)
+    chosen = generator.choice(total - len(pairs), count, replace=False, shuffle=False)
+    ranks = torch.from_numpy(chosen).to(pairs.device).sort().values  # among all numbers outside of `pairs`
+    absent_below = pairs - torch.arange(len(pairs), dtype=torch.int64, device=pairs.device)
+    return ranks + torch.searchsorted(absent_below, ranks, right=True)
 
 
 def _weakest(layer: SparseLinear, synapses: Tensor, fraction: float) -> Tensor:
