@@ -15,8 +15,7 @@ from hibana.spikes.convolution.causal import causal_convolution
 from hibana.spikes.layer import pack_binary
 from hibana.spikes.linear.autograd import multiply_planes
 from hibana.spikes.provenance import Provenance, lookup
-from hibana.spikes.sparse.autograd import SparseProduct
-from hibana.spikes.sparse.product import SynapseIndex
+from hibana.spikes.sparse.product import SparseProduct, SynapseIndex
 
 __all__ = ["DelayedLinear", "DelayedRecurrent"]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -171,11 +171,6 @@ class SparseLinear(SpikeLayer):
         return self.connections.sources
 
     @property
-    def connected_outputs(self) -> int:
-        """The number of outputs that have a synapse."""
-        return int(torch.bincount(self.targets, minlength=1).count_nonzero())
-
-    @property
     def index(self) -> SynapseIndex:
         """The indices of the synapses, which are checked after each change.
 
@@ -249,8 +244,8 @@ class SparseLinear(SpikeLayer):
         if self.mode == "auto" and not index.reach and spikes.density > EVENTS_UP_TO:
             self._reason = f"dense: {spikes.density:.0%} of the input spiked"
             return None
-        self._reason = _Events(spikes.density)
-        sums = autograd.SparseProduct(steps.shape, index, skip)
+        self._reason = f"events: {spikes.density:.0%} of the input spiked; one row of synapses added for each"
+        sums = product.SparseProduct(steps.shape, index, skip)
         return multiply_planes(sums, steps, weight, bias, spikes, provenance, is_contiguous)
 
     def extra_repr(self) -> str:
@@ -269,15 +264,6 @@ class SparseLinear(SpikeLayer):
             self.delays = torch.empty_like(self.targets, dtype=torch.uint8)
             self._set_class()
         super()._load_from_state_dict(state_dict, prefix, *arguments)
-
-
-class _Events(NamedTuple):
-    """The ``explain`` text of a call with spikes, which is formatted only if it is read."""
-
-    density: float
-
-    def __str__(self) -> str:
-        return f"events: {self.density:.0%} of the input spiked; one row of synapses added for each"
 
 
 class DelayedSparseLinear(LooksBack, SparseLinear):

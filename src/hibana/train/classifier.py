@@ -193,7 +193,7 @@ def deep_r_l1(net: nn.Module) -> float:
     [0.3, 0.0075]
     """
     layers = [module for module in net.modules() if isinstance(module, SparseLinear)]
-    neurons = sum(layer.connected_outputs for layer in layers)
+    neurons = sum(int(layer.targets.bincount().count_nonzero()) for layer in layers)
     synapses = sum(len(layer.weight) for layer in layers)
     return min(0.3, 3 * (neurons / max(1, synapses)) ** 2)
 

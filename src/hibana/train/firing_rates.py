@@ -153,7 +153,7 @@ def scale_to_rate(
             current = _equalize(name, layer, current, parameters)
         part = 1.0
         if isinstance(weighted, SparseLinear):
-            part = weighted.connected_outputs / weighted.out_features
+            part = int(weighted.targets.bincount().count_nonzero()) / weighted.out_features
         factor = _rate_factor(layer, current, rate * part, lengths)
         for parameter in parameters:
             parameter.mul_(factor)

@@ -1,4 +1,4 @@
-"""Products of sparse synapses as autograd nodes: of spikes, and of any numbers."""
+"""Products of sparse synapses and any numbers, with all derivatives."""
 
 import warnings
 from typing import Any
@@ -8,99 +8,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from hibana.compiler.derivatives import without_autocast
-from hibana.spikes import select
 from hibana.spikes.checks import kernels_accept
-from hibana.spikes.linear.autograd import Gradients, Product
-from hibana.spikes.linear.product import GradientMask
-from hibana.spikes.planes import Planes
 from hibana.spikes.sparse import Connections, product
 from hibana.spikes.sparse.product import SynapseIndex
 
-__all__ = ["SparseProduct", "multiply_numbers", "multiply_traced"]
+__all__ = ["multiply_numbers", "multiply_traced"]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch warns once per process that sparse matrices are in a beta state
     torch.eye(1, device="cpu", dtype=torch.float32).to_sparse_csr()
-
-MASKED_UP_TO = 0.1
-"""Density of a surrogate's mask up to which the input gradient is computed only where the mask is set.
-
-Measured with 1, 5 and 10% of 2048 x 2048 synapses: the full gradient takes the time of a mask of 10 to 12%.
-"""
-
-
-class SparseProduct(Product):
-    """The sums over all synapses of an input of spikes.
-
-    Args:
-        shape: shape of the input, ``[..., inputs]``; with delays ``[steps, sequences, inputs]``.
-        index: the synapses.
-        skip: number of first steps whose output is not computed.
-    """
-
-    def __init__(self, shape: torch.Size, index: SynapseIndex, skip: int = 0) -> None:
-        rows = shape.numel() // max(1, index.inputs)
-        super().__init__(shape, select.Key("sparse", (), rows, index.inputs, index.outputs), index.inputs)
-        self.index, self.skip = index, skip
-        self.steps = shape[0] if index.reach else 1
-        self.versions = self._versions()
-
-    def _versions(self) -> list[int]:
-        """The version counters of the index; a tensor of the inference mode has none."""
-        tensors = self.index.row_starts, self.index.offsets
-        return [tensor._version for tensor in tensors if not tensor.is_inference()]
-
-    def gradient_rows(self, gradient: Tensor) -> Tensor:
-        """The output `gradient`, ``[sequences, steps + reach, outputs]``, with zeros at steps without output.
-
-        A kernel reads `reach` steps after each input step. Without delays, each row is one sequence.
-
-        Raises:
-            RuntimeError: if the synapses changed after the forward.
-        """
-        if self.versions != self._versions():
-            raise RuntimeError(
-                "row_starts and targets were modified by an inplace operation after the forward"
-            )
-        rows = super().gradient_rows(gradient)
-        if not self.index.reach:
-            return rows[:, None]
-        by_step = rows.view(self.steps - self.skip, -1, self.index.outputs)
-        padded = rows.new_zeros(by_step.shape[1], self.steps + self.index.reach, self.index.outputs)
-        padded[:, self.skip : self.steps] = by_step.transpose(0, 1)
-        return padded
-
-    def forward(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """The sums, ``[..., outputs]``."""
-        return product.forward(self.index, input_.joint, weight, bias, self.shape[:-1], self.skip)
-
-    def weight_gradient(self, input_: Planes, rows: Tensor, needs_bias: bool) -> Gradients:
-        """The gradients of the weights ``[synapses]`` and, if needed, of the bias."""
-        to_weight = product.weight_gradient(self.index, input_.joint, rows, self.steps)
-        return to_weight, rows.sum((0, 1)) if needs_bias else None
-
-    def input_gradient(self, mask: GradientMask, weight: Tensor, rows: Tensor) -> Tensor:
-        """The input gradient: where `mask` is set and zero elsewhere, or everywhere if that is faster."""
-        if self.index.reach or mask.density < MASKED_UP_TO:
-            gradient = product.input_gradient(self.index, mask.bits, weight, rows, self.steps)
-        else:
-            gradient = product.multiply_numbers(self.index, weight, rows[:, 0], transposed=True)
-        return gradient.view(self.shape)
-
-    def dense_gradients(
-        self, numbers: Tensor | None, weight: Tensor, rows: Tensor, needed: tuple[bool, bool]
-    ) -> Gradients:
-        """The input gradient everywhere; the weight gradient is always computed per spike."""
-        words = -(-self.index.inputs // 64)
-        shape = self.steps * len(rows), words
-        everywhere = torch.full(shape, -1, dtype=torch.int64, device="cpu")
-        if self.index.inputs % 64:
-            everywhere[:, -1] = (1 << self.index.inputs % 64) - 1
-        return self.input_gradient(GradientMask(everywhere, 1.0), weight, rows), None
-
-    def constant_input_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor | None:
-        """None: the input gradient of each step is computed."""
-        return None
 
 
 def multiply_numbers(

@@ -74,8 +74,8 @@ class Rule:
 
     name: str
     """The call that returned the rule, for instance ``fixed_total(1000)``."""
-    pattern: Callable[[int, int, int], Pattern]
-    """``(number of sources, number of targets, seed)`` to the synapses without weights and delays."""
+    pattern: Callable[[int, int, Generator], Pattern]
+    """``(number of sources, number of targets, random numbers)`` to synapses without weights and delays."""
     options: Options
 
     def __post_init__(self) -> None:
@@ -95,8 +95,8 @@ class Rule:
             source = _neurons("source", self.options.get("source"), in_features)
             target = _neurons("target", self.options.get("target"), out_features)
             seed = self.options.get("seed")
-            seed = new_seed() if seed is None else seed
-            pattern = self.pattern(len(source), len(target), seed)
+            seed = (new_seed() if seed is None else seed) % (1 << 64)
+            pattern = self.pattern(len(source), len(target), default_rng(seed))
         except (TypeError, ValueError) as error:
             raise type(error)(f"connect.{self.name}: {error}") from error
         weight, delay = self.options.get("weight"), self.options.get("delay") or 0
@@ -140,8 +140,8 @@ def probability(p: float, **options: Unpack[Options]) -> Rule:
     if not 0 <= p <= 1:
         raise ValueError(f"p must lie in [0, 1], got {p}")
 
-    def pattern(sources: int, targets: int, seed: int) -> Pattern:
-        return Pattern.of_counts(_generator(seed).binomial(targets, p, sources))
+    def pattern(sources: int, targets: int, generator: Generator) -> Pattern:
+        return Pattern(generator.binomial(targets, p, sources))
 
     return Rule(f"probability({p})", pattern, options)
 
@@ -156,10 +156,10 @@ def fixed_out_degree(k: int, **options: Unpack[Options]) -> Rule:
     """
     _check_count("k", k)
 
-    def pattern(sources: int, targets: int, seed: int) -> Pattern:
+    def pattern(sources: int, targets: int, generator: Generator) -> Pattern:
         if k > targets:
             raise ValueError(f"k must be at most the number of target neurons, {targets}, got {k}")
-        return Pattern.of_counts(np.full(sources, k))
+        return Pattern(np.full(sources, k))
 
     return Rule(f"fixed_out_degree({k})", pattern, options)
 
@@ -174,11 +174,11 @@ def fixed_in_degree(k: int, **options: Unpack[Options]) -> Rule:
     """
     _check_count("k", k)
 
-    def pattern(sources: int, targets: int, seed: int) -> Pattern:
+    def pattern(sources: int, targets: int, generator: Generator) -> Pattern:
         if k > sources:
             raise ValueError(f"k must be at most the number of source neurons, {sources}, got {k}")
         columns = np.arange(targets).repeat(k)
-        rows = draw_sets(_generator(seed), np.full(targets, k), sources)
+        rows = draw_sets(generator, np.full(targets, k), sources)
         return _sorted_pattern(rows, columns, sources, targets)
 
     return Rule(f"fixed_in_degree({k})", pattern, options)
@@ -196,12 +196,12 @@ def fixed_total(n: int, **options: Unpack[Options]) -> Rule:
     """
     _check_count("n", n)
 
-    def pattern(sources: int, targets: int, seed: int) -> Pattern:
+    def pattern(sources: int, targets: int, generator: Generator) -> Pattern:
         if n and not sources * targets:
             raise ValueError(f"{n} synapses need source and target neurons, got {sources} and {targets}")
         if not n:
-            return Pattern.of_counts(np.zeros(sources, np.int64))
-        return Pattern.of_counts(_generator(seed).multinomial(n, np.full(sources, 1 / sources)), repeats=True)
+            return Pattern(np.zeros(sources, np.int64))
+        return Pattern(generator.multinomial(n, np.full(sources, 1 / sources)), repeats=True)
 
     return Rule(f"fixed_total({n})", pattern, options)
 
@@ -215,10 +215,10 @@ def one_to_one(**options: Unpack[Options]) -> Rule:
     tensor([1, 2, 3])
     """
 
-    def pattern(sources: int, targets: int, seed: int) -> Pattern:
+    def pattern(sources: int, targets: int, generator: Generator) -> Pattern:
         if sources != targets:
             raise ValueError(f"sources and targets must be equally many, got {sources} and {targets}")
-        return Pattern(np.arange(sources + 1), np.arange(targets))
+        return Pattern(np.ones(sources, np.int64), np.arange(targets))
 
     return Rule("one_to_one()", pattern, options)
 
@@ -253,11 +253,11 @@ def distance(
     if not cutoff > 0:
         raise ValueError(f"cutoff must be positive, got {cutoff}")
 
-    def pattern(sources: int, targets: int, seed: int) -> Pattern:
+    def pattern(sources: int, targets: int, generator: Generator) -> Pattern:
         if (sources, targets) != (len(origins), len(ends)):
             sizes = f"{len(origins)} and {len(ends)} positions"
             raise ValueError(f"{sources} sources and {targets} targets need as many positions, got {sizes}")
-        generator, pairs = _generator(seed), [torch.empty(2, 0, dtype=torch.int64, device="cpu")]
+        pairs = [torch.empty(2, 0, dtype=torch.int64, device="cpu")]
         for rows in torch.split(origins[:, 0].argsort(), ROWS_AT_ONCE):
             # The sources `rows` are neighbors on the first axis; the targets `columns` are near them.
             low, high = origins[rows[0], 0] - cutoff, origins[rows[-1], 0] + cutoff
@@ -311,11 +311,6 @@ def uniform(low: float, high: float) -> Distribution:
     return Distribution(False, low, high - low, low, high)
 
 
-def _generator(seed: int) -> Generator:
-    """The generator of the random numbers of a pattern."""
-    return default_rng(seed % (1 << 64))
-
-
 def _neurons(name: str, neurons: range | slice | None, size: int) -> range:
     """The neurons of the option `name`, in a population of `size` neurons."""
     if isinstance(neurons, slice):
@@ -336,7 +331,5 @@ def _check_count(name: str, count: int) -> None:
 
 def _sorted_pattern(rows: Array, columns: Array, sources: int, targets: int) -> Pattern:
     """The pattern with a synapse from each of the source neurons `rows` to the same entry of `columns`."""
-    pairs = np.sort(rows * targets + columns)
-    return Pattern.of_counts(
-        np.bincount(pairs // max(1, targets), minlength=sources), pairs % max(1, targets)
-    )
+    sorted_rows, sorted_columns = np.divmod(np.sort(rows * targets + columns), max(1, targets))
+    return Pattern(np.bincount(sorted_rows, minlength=sources), sorted_columns)

@@ -70,17 +70,12 @@ class Distribution(NamedTuple):
 class Pattern(NamedTuple):
     """Which synapses a rule creates, without their weights and delays."""
 
-    row_starts: Array
-    """The index of each source neuron's first synapse, then the number of all: ``[sources + 1]``, int64."""
+    counts: Array
+    """The number of synapses of each source neuron, ``[sources]``, int64."""
     targets: Array | None = None
     """The targets in order of sources, ``[synapses]``; None for targets that are drawn."""
     repeats: bool = False
     """Whether a drawn target may occur several times in a row."""
-
-    @classmethod
-    def of_counts(cls, counts: Array, targets: Array | None = None, repeats: bool = False) -> "Pattern":
-        """The pattern with `counts` ``[sources]`` synapses of each source neuron."""
-        return cls(np.append(0, np.cumsum(counts)), targets, repeats)
 
 
 class Projection(NamedTuple):
@@ -92,6 +87,7 @@ class Projection(NamedTuple):
     weight: float | Distribution | None
     delay: float | Distribution
     seed: int
+    """Seed of the random numbers, in [0, 2^64)."""
 
 
 def draw_delays(delay: float | Distribution, generator: Generator, count: int) -> Array:
@@ -141,7 +137,7 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
         raise ValueError(f"there may be at most 2^31 target neurons, got {shape[1]}")
     counts = np.zeros(shape[0], np.int64)
     for projection in projections:
-        counts[projection.source.start : projection.source.stop] += np.diff(projection.pattern.row_starts)
+        counts[projection.source.start : projection.source.stop] += projection.pattern.counts
     row_starts = np.append(0, np.cumsum(counts))
     size = int(row_starts[-1])
     has_delays = any(projection.delay != 0 for projection in projections)
@@ -160,7 +156,7 @@ def generate(projections: Sequence[Projection], shape: tuple[int, int]) -> Conne
         for index, projection in enumerate(projections):
             if projection.source.stop <= rows.start or rows.stop <= projection.source.start:
                 continue
-            generator = default_rng(SeedSequence(projection.seed % (1 << 64), spawn_key=(first_row,)))
+            generator = default_rng(SeedSequence(projection.seed, spawn_key=(first_row,)))
             sources, their_targets = _draw_pairs(projection, rows, generator)
             # a key holds, from its upper bits to its lower bits: row, delay, target, number of the projection
             key = keys[done : done + len(sources)]
@@ -194,13 +190,13 @@ def _draw_pairs(projection: Projection, rows: range, generator: Generator) -> tu
 
     At least one of the `rows` must be a source neuron of the projection.
     """
-    source, target, (row_starts, targets, repeats), *_ = projection
+    source, target, (counts, targets, repeats), *_ = projection
     start, stop = max(rows.start, source.start), min(rows.stop, source.stop)
-    starts = row_starts[start - source.start : stop - source.start + 1]
-    counts = np.diff(starts)
+    earlier, counts = np.split(counts[: stop - source.start], [start - source.start])
     sources = np.repeat(np.arange(start - rows.start, stop - rows.start), counts)
     if targets is not None:
-        targets = targets[starts[0] : starts[-1]]
+        first = earlier.sum()
+        targets = targets[first : first + len(sources)]
     elif repeats:
         targets = generator.integers(len(target), size=len(sources)) if len(sources) else sources
     else:

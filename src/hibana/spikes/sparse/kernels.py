@@ -33,7 +33,7 @@ LISTED = 128
 AHEAD = 4
 """Spikes from the one that is added to the one whose row is prefetched."""
 LANES = 32
-"""Rows that :func:`multiply_numbers` multiplies at a time: their sums for 2048 outputs take 256 KiB."""
+"""Rows that :func:`multiply_numbers` multiplies at a time: their numbers for 2048 inputs take 256 KiB."""
 
 
 class Sizes(Group):
@@ -60,52 +60,29 @@ def forward(
     bias: Floats,
     target: Floats,
     sizes: Sizes,
-    skip: Value,
-    chunk: Value,
     row: Row,
 ) -> None:
-    """Writes the sums ``[steps - skip, sequences, outputs]`` of all steps from number `skip`.
+    """Writes the sums ``[sequences, steps + reach, outputs]``.
 
-    A work item writes `chunk` steps of one sequence. It reads up to `reach` steps before them, whose delayed
-    spikes arrive in the chunk. Sums of the current and the next `reach` steps are in a buffer. `bias` may be
-    null.
+    The last `reach` steps get delayed spikes only. A work item is one sequence. `bias` may be null.
     """
-    outputs, reach, sequences = sizes.outputs, sizes.reach, sizes.sequences
-    window = reach.larger(1)
-    with (
-        code.scratch((Floats, (window + reach) * outputs), LIST) as (sums, index),
-        code.loop(begin, end) as item,
-    ):
-        sequence, first = item % sequences, skip + item // sequences * chunk
-        last = (first + chunk).smaller(sizes.steps)
-        start = (first - reach).larger(0)
-
-        def initialize(from_step: Value | int, to_step: Value) -> None:
-            """Sets the sums of a range of steps of the buffer to the bias."""
-            with code.loop(from_step, to_step) as step:
-                at = sums + step * outputs
-                with code.when(bias.is_not_null()):
-                    at.copy(bias, outputs)
-                with code.when(~bias.is_not_null()):
-                    at.clear(outputs)
-
-        initialize(0, window + reach)
-        with code.loop(start, last, window) as base:
-            count = (last - base).smaller(window)
-            with code.loop(0, count) as step:
-                words = words_of(sizes.inputs)
-                spikes = bits + ((base + step) * sequences + sequence) * words
-                for source, later_source in _each_spike(code, row, index, spikes, 0, words):
-                    later_row = row_starts[later_source]
-                    for k in (0, VECTOR):
-                        (offsets + later_row + k).prefetch(to_write=False)
-                        (weight + later_row + k).prefetch(to_write=False)
-                    _add_row(code, row_starts + source, offsets, weight, sums + step * outputs)
-            with code.loop((first - base).larger(0), count) as step:
-                at = target + ((base + step - skip) * sequences + sequence) * outputs
-                at.copy(sums + step * outputs, outputs)
-            sums.copy(sums + window * outputs, reach * outputs)
-            initialize(reach, reach + window)
+    outputs, words = sizes.outputs, words_of(sizes.inputs)
+    rows = sizes.steps + sizes.reach
+    with code.scratch(LIST) as (index,), code.loop(begin, end) as sequence:
+        sums = target + sequence * rows * outputs
+        with code.loop(0, rows) as step:
+            with code.when(bias.is_not_null()):
+                (sums + step * outputs).copy(bias, outputs)
+            with code.when(~bias.is_not_null()):
+                (sums + step * outputs).clear(outputs)
+        with code.loop(0, sizes.steps) as step:
+            spikes = bits + (step * sizes.sequences + sequence) * words
+            for source, later_source in _each_spike(code, row, index, spikes, 0, words):
+                later_row = row_starts[later_source]
+                for k in (0, VECTOR):
+                    (offsets + later_row + k).prefetch(to_write=False)
+                    (weight + later_row + k).prefetch(to_write=False)
+                _add_row(code, row_starts + source, offsets, weight, sums + step * outputs)
 
 
 LIST = Shorts, LISTED * WORD + SLACK
@@ -231,59 +208,37 @@ def multiply_numbers(
     end: Value,
     *,
     row_starts: Longs,
-    targets: Ints,
+    places: Ints,
     weight: Floats,
     source: Floats,
     target: Floats,
     rows: Value,
     inputs: Value,
     outputs: Value,
-    transposed: bool,
 ) -> None:
-    """Writes the output ``[rows, outputs]`` of the input `source`, ``[rows, inputs]``, without delays.
+    """Writes ``target[r, o] = sum over synapses k of output o of weight[k] source[r, places[k]]``.
 
-    If `transposed`, `source` is an output gradient, and the result is the input gradient. A work item is a
-    block of LANES rows, which is transposed, so that a synapse multiplies vectors of the numbers of its rows.
+    `source` is ``[rows, inputs]``, and `target` ``[rows, outputs]``; the synapses of output o begin at
+    ``row_starts[o]``. A work item is a block of LANES rows, which is transposed, so that a synapse multiplies
+    vectors of the numbers of its rows.
     """
     with (
-        code.scratch((Floats, outputs * LANES), (Floats, WORD * LANES)) as (output_block, input_block),
+        code.scratch((Floats, inputs * LANES), (Floats, WORD * LANES)) as (input_block, output_block),
         code.loop(begin, end) as item,
     ):
         first, lanes = item * LANES, code.constant(LANES)
         count = (rows - first).smaller(LANES)
-        output_block.clear(outputs * LANES)
-        if transposed:
-            transpose(code, output_block, lanes, source + first * outputs, outputs, count, outputs)
-        else:
-            input_block.clear(WORD * LANES)
-        with code.loop(0, inputs, WORD) as word:
-            sources, offset = (inputs - word).smaller(WORD), first * inputs + word
-            if not transposed:
-                transpose(code, input_block, lanes, source + offset, inputs, count, sources)
-            with code.loop(0, sources) as k:
-                at_input = input_block + k * LANES
-                factors = [
-                    code.constant(0.0, FLOAT.of(VECTOR)) if transposed else factor
-                    for factor in _vectors(at_input, LANES)
-                ]
-                totals = [code.variable(factor) for factor in factors]
+        input_block.clear(inputs * LANES)
+        transpose(code, input_block, lanes, source + first * inputs, inputs, count, inputs)
+        with code.loop(0, outputs, WORD) as word:
+            width = (outputs - word).smaller(WORD)
+            with code.loop(0, width) as k:
+                totals = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in range(LANES // VECTOR)]
                 with code.loop(row_starts[word + k], row_starts[word + k + 1]) as synapse:
-                    at_output = output_block + targets[synapse].to(LONG) * LANES
+                    numbers = input_block + places[synapse].to(LONG) * LANES
                     spread_weight = weight[synapse].spread(VECTOR)
-                    for v, (total, sums) in enumerate(zip(totals, _vectors(at_output, LANES), strict=True)):
-                        if transposed:
-                            total.value = spread_weight.fused(sums, total.value)
-                        else:
-                            (at_output + VECTOR * v).store(spread_weight.fused(factors[v], sums))
-                if transposed:
                     for v, total in enumerate(totals):
-                        (at_input + VECTOR * v).store(total.value)
-            if transposed:
-                transpose(code, target + offset, inputs, input_block, lanes, sources, count)
-        if not transposed:
-            transpose(code, target + first * outputs, outputs, output_block, lanes, outputs, count)
-
-
-def _vectors(at: Pointer, count: int) -> list[Value]:
-    """The vectors of `count` floats at an address."""
-    return [(at + k).load(VECTOR) for k in range(0, count, VECTOR)]
+                        total.value = spread_weight.fused((numbers + VECTOR * v).load(VECTOR), total.value)
+                for v, total in enumerate(totals):
+                    (output_block + (k * LANES + VECTOR * v)).store(total.value)
+            transpose(code, target + first * outputs + word, outputs, output_block, lanes, width, count)

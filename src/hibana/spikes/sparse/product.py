@@ -1,32 +1,38 @@
-"""The product of spikes and sparse synapses, and its gradients: checks the indices and calls the kernels."""
+"""Products of sparse synapses: with spikes, forward and backward, and with any numbers."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from hibana.runtime.synapses import check_synapses, remember
+from hibana.spikes import select
+from hibana.spikes.bits import pack_bits
+from hibana.spikes.linear.autograd import Gradients, Product
+from hibana.spikes.linear.product import GradientMask
+from hibana.spikes.planes import Planes
+from hibana.spikes.simd.lists import WORD
 from hibana.spikes.simd.rows import panel
-from hibana.spikes.sparse import kernels
+from hibana.spikes.sparse import Connections, kernels
 
 __all__ = [
+    "SparseProduct",
     "SynapseIndex",
-    "forward",
-    "input_gradient",
     "longest_delay",
     "multiply_numbers",
     "sparse_matrix",
     "sums_per_synapse",
-    "weight_gradient",
 ]
 
+MASKED_UP_TO = 0.1
+"""Density of a surrogate's mask up to which the input gradient is computed only where the mask is set.
+
+Measured with 1, 5 and 10% of 2048 x 2048 synapses: the full gradient takes the time of a mask of 10 to 12%.
+"""
 PART_SYNAPSES = 1 << 17
 """Synapses of a part of the weight gradient: their offsets and sums fill a 1 MiB L2 cache."""
 GRAIN = 8
 """Fewest rows of an input without delays that a thread computes."""
-CHUNK = 64
-"""Fewest steps that a thread computes of a sequence with delays; it reads `reach` more steps before them."""
 
 
 class SynapseIndex(NamedTuple):
@@ -88,17 +94,117 @@ def _maximum(delays: Tensor) -> int:
     return int(delays.max()) if delays.numel() else 0
 
 
-def _sizes(index: SynapseIndex, bits: Tensor, steps: int) -> dict[str, Any]:
-    """The sizes and options that all kernels of spikes take, for `bits` of `steps` steps.
+class SparseProduct(Product):
+    """The sums over all synapses of an input of spikes.
 
-    Raises:
-        ValueError: if the shape of `bits` does not fit.
+    Kernels read and write sums as ``[sequences, steps + reach, outputs]``, because a spike adds to the sums
+    of its own step and of up to `reach` later steps. Without delays, each row of the input is a sequence of
+    one step.
+
+    Args:
+        shape: shape of the input, ``[..., inputs]``; with delays ``[steps, sequences, inputs]``.
+        index: the synapses.
+        skip: number of first steps whose output is not returned.
     """
-    words = -(-index.inputs // 64)
-    if bits.ndim != 2 or bits.shape[1] != words or bits.shape[0] % steps or not bits.is_contiguous():
-        raise ValueError(f"bits must be [{steps} * sequences, {words}], got {tuple(bits.shape)}")
-    sizes = {"steps": steps, "sequences": bits.shape[0] // steps, "reach": index.reach}
-    return {**sizes, "inputs": index.inputs, "outputs": index.outputs, "row": panel(1)}
+
+    def __init__(self, shape: torch.Size, index: SynapseIndex, skip: int = 0) -> None:
+        rows = shape.numel() // max(1, index.inputs)
+        super().__init__(shape, select.Key("sparse", (), rows, index.inputs, index.outputs), index.inputs)
+        self.index, self.skip = index, skip
+        self.steps = shape[0] if index.reach else 1
+        self.sequences = rows // self.steps
+        self.versions = self._versions()
+
+    def _versions(self) -> list[int]:
+        """The version counters of the index; a tensor of the inference mode has none."""
+        tensors = self.index.row_starts, self.index.offsets
+        return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
+    def _arguments(self, bits: Tensor) -> dict[str, Any]:
+        """The arguments that all kernels of spikes take: `bits` ``[rows, words]``, synapses and sizes.
+
+        Raises:
+            ValueError: if `bits` have another shape.
+        """
+        row_starts, offsets, inputs, outputs, reach = self.index
+        shape = self.steps * self.sequences, -(-inputs // WORD)
+        if bits.shape != shape or not bits.is_contiguous():
+            raise ValueError(f"bits must be {list(shape)} and contiguous, got {list(bits.shape)}")
+        sizes = {"steps": self.steps, "sequences": self.sequences, "reach": reach}
+        sizes |= {"inputs": inputs, "outputs": outputs}
+        return {"bits": bits, "row_starts": row_starts, "offsets": offsets, "row": panel(1), **sizes}
+
+    def gradient_rows(self, gradient: Tensor) -> Tensor:
+        """The output `gradient`, ``[sequences, steps + reach, outputs]``, with zeros at steps without output.
+
+        Raises:
+            RuntimeError: if the synapses changed after the forward.
+        """
+        if self.versions != self._versions():
+            raise RuntimeError(
+                "row_starts and targets were modified by an inplace operation after the forward"
+            )
+        rows = super().gradient_rows(gradient)
+        if not self.index.reach:
+            return rows[:, None]
+        padded = rows.new_zeros(self.sequences, self.steps + self.index.reach, self.index.outputs)
+        padded[:, self.skip : self.steps] = rows.view(-1, self.sequences, self.index.outputs).transpose(0, 1)
+        return padded
+
+    def forward(self, input_: Planes, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """``y_t,o = bias_o + sum over synapses k of weight_k s_(t + skip - delay_k), source_k``.
+
+        The result is ``[..., outputs]``, without the first `skip` steps. It is no view.
+        """
+        reach, outputs = self.index.reach, self.index.outputs
+        shape = (self.sequences, self.steps + reach) if reach else self.shape[:-1]
+        sums = torch.empty(*shape, outputs, dtype=torch.float32, device="cpu")
+        kernels.forward(
+            self.sequences,
+            1 if reach else GRAIN,
+            weight=_contiguous("weight", weight, self.index.synapses),
+            bias=None if bias is None else _contiguous("bias", bias, outputs),
+            target=sums,
+            **self._arguments(input_.joint),
+        )
+        if not reach:
+            return sums
+        return sums[:, self.skip : self.steps].transpose(0, 1).clone(memory_format=torch.contiguous_format)
+
+    def weight_gradient(self, input_: Planes, rows: Tensor, needs_bias: bool) -> tuple[Tensor, Tensor | None]:
+        """The gradients of the weights ``[synapses]`` and, if needed, of the bias."""
+        bits, synapses = input_.joint, self.index.synapses
+        to_weight = torch.empty(synapses, dtype=torch.float32, device="cpu")
+        parts = min(bits.shape[1], max(torch.get_num_threads(), -(-synapses // PART_SYNAPSES)))
+        kernels.weight_gradient(parts, gradient=rows, target=to_weight, parts=parts, **self._arguments(bits))
+        return to_weight, rows.sum((0, 1)) if needs_bias else None
+
+    def input_gradient(self, mask: GradientMask, weight: Tensor, rows: Tensor) -> Tensor:
+        """The input gradient: where `mask` is set and zero elsewhere, or everywhere if that is faster."""
+        if not self.index.reach and mask.density >= MASKED_UP_TO:
+            return multiply_numbers(self.index, weight, rows[:, 0], transposed=True).view(self.shape)
+        to_input = torch.empty(self.shape, dtype=torch.float32, device="cpu")
+        kernels.input_gradient(
+            self.steps * self.sequences,
+            GRAIN,
+            weight=_contiguous("weight", weight, self.index.synapses),
+            gradient=rows,
+            target=to_input,
+            **self._arguments(mask.bits),
+        )
+        return to_input
+
+    def dense_gradients(
+        self, numbers: Tensor | None, weight: Tensor, rows: Tensor, needed: tuple[bool, bool]
+    ) -> Gradients:
+        """The input gradient everywhere; the weight gradient is always computed per spike."""
+        everywhere, _ = pack_bits(torch.ones(1, self.index.inputs, dtype=torch.float32, device="cpu"))
+        bits = everywhere.expand(self.steps * self.sequences, -1).contiguous()
+        return self.input_gradient(GradientMask(bits, 1.0), weight, rows), None
+
+    def constant_input_gradient(self, gradient: Tensor, weight: Tensor) -> Tensor | None:
+        """None: the input gradient of each step is computed."""
+        return None
 
 
 def _contiguous(name: str, tensor: Tensor, *shape: int) -> Tensor:
@@ -109,118 +215,40 @@ def _contiguous(name: str, tensor: Tensor, *shape: int) -> Tensor:
     return tensor.contiguous()
 
 
-def _by_sequence(index: SynapseIndex, gradient: Tensor, bits: Tensor, steps: int) -> Tensor:
-    """`gradient`, checked to be ``[sequences, steps + reach, outputs]``."""
-    return _contiguous("gradient", gradient, len(bits) // steps, steps + index.reach, index.outputs)
-
-
-def forward(
-    index: SynapseIndex,
-    bits: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    leading: Sequence[int],
-    skip: int = 0,
-) -> Tensor:
-    """``y_t,o = bias_o + sum over synapses k of weight_k s_(t + skip - delay_k), source_k``.
-
-    Args:
-        index: the synapses.
-        bits: the spikes, packed to words of 64 bits, ``[rows, words]``.
-        weight: ``[synapses]``.
-        bias: ``[outputs]``, or None.
-        leading: sizes of the input's dimensions, which multiply to the rows; the first is the number of steps
-            if any synapse has a delay.
-        skip: number of first steps whose output is not computed.
-
-    Returns:
-        The sums, ``[*leading, outputs]``, with `skip` steps less.
-    """
-    steps = leading[0] if index.reach else 1
-    sizes = _sizes(index, bits, steps)
-    leading = (steps - skip, *leading[1:]) if skip else leading
-    out = torch.empty(*leading, index.outputs, dtype=torch.float32, device="cpu")
-    chunk = max(CHUNK, 2 * index.reach) if index.reach else 1
-    kernels.forward(
-        sizes["sequences"] * -(-(steps - skip) // chunk),
-        GRAIN if steps == 1 else 1,
-        bits=bits,
-        row_starts=index.row_starts,
-        offsets=index.offsets,
-        weight=_contiguous("weight", weight, index.synapses),
-        bias=None if bias is None else _contiguous("bias", bias, index.outputs),
-        target=out,
-        skip=skip,
-        chunk=chunk,
-        **sizes,
-    )
-    return out
-
-
-def weight_gradient(index: SynapseIndex, bits: Tensor, gradient: Tensor, steps: int) -> Tensor:
-    """The gradient of the weights, ``[synapses]``.
-
-    Args:
-        index: the synapses.
-        bits: the spikes, ``[steps * sequences, words]``.
-        gradient: gradient of the output, ``[sequences, steps + reach, outputs]``.
-        steps: number of steps of the spikes.
-    """
-    out = torch.empty(index.synapses, dtype=torch.float32, device="cpu")
-    parts = min(bits.shape[1], max(torch.get_num_threads(), -(-index.synapses // PART_SYNAPSES)))
-    kernels.weight_gradient(
-        parts,
-        bits=bits,
-        row_starts=index.row_starts,
-        offsets=index.offsets,
-        gradient=_by_sequence(index, gradient, bits, steps),
-        target=out,
-        parts=parts,
-        **_sizes(index, bits, steps),
-    )
-    return out
-
-
-def input_gradient(index: SynapseIndex, mask: Tensor, weight: Tensor, gradient: Tensor, steps: int) -> Tensor:
-    """The input gradient ``[steps * sequences, inputs]`` where the bits `mask` are set, zero elsewhere.
-
-    `mask` is ``[steps * sequences, words]``, and `gradient` ``[sequences, steps + reach, outputs]``.
-    """
-    out = torch.empty(mask.shape[0], index.inputs, dtype=torch.float32, device="cpu")
-    kernels.input_gradient(
-        mask.shape[0],
-        GRAIN,
-        bits=mask,
-        row_starts=index.row_starts,
-        offsets=index.offsets,
-        weight=_contiguous("weight", weight, index.synapses),
-        gradient=_by_sequence(index, gradient, mask, steps),
-        target=out,
-        **_sizes(index, mask, steps),
-    )
-    return out
-
-
 def multiply_numbers(index: SynapseIndex, weight: Tensor, source: Tensor, *, transposed: bool) -> Tensor:
     """The output ``[rows, outputs]`` of the input `source`, ``[rows, inputs]``, of synapses without delays.
 
     If `transposed`, `source` is an output gradient, and the result is the input gradient.
     """
-    rows, length = source.shape[0], index.inputs if transposed else index.outputs
-    out = torch.empty(rows, length, dtype=torch.float32, device="cpu")
+    weight, rows = _contiguous("weight", weight, index.synapses), source.shape[0]
+    if transposed:
+        row_starts, places, outputs, inputs, _ = index
+    else:
+        inputs, outputs = index.inputs, index.outputs
+        row_starts, places, order = remember(_by_target, index.row_starts, index.offsets, outputs)
+        weight = weight[order]
+    out = torch.empty(rows, outputs, dtype=torch.float32, device="cpu")
     kernels.multiply_numbers(
         -(-rows // kernels.LANES),
-        row_starts=index.row_starts,
-        targets=index.offsets,
-        weight=_contiguous("weight", weight, index.synapses),
-        source=_contiguous("source", source, rows, index.outputs if transposed else index.inputs),
+        row_starts=row_starts,
+        places=places,
+        weight=weight,
+        source=_contiguous("source", source, rows, inputs),
         target=out,
         rows=rows,
-        inputs=index.inputs,
-        outputs=index.outputs,
-        transposed=transposed,
+        inputs=inputs,
+        outputs=outputs,
     )
     return out
+
+
+def _by_target(row_starts: Tensor, targets: Tensor, outputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The synapses in order of targets, then sources: the first of each target, their sources and indices."""
+    synapses, shape = Connections(row_starts, targets), (outputs, row_starts.numel() - 1)
+    index = torch.arange(synapses.size, dtype=torch.int64, device="cpu")
+    row_starts, sources, _, order = Connections.from_pairs(targets, synapses.sources, shape, None, index)
+    assert order is not None
+    return row_starts, sources, order
 
 
 def sums_per_synapse(row_starts: Tensor, targets: Tensor, source: Tensor, gradient: Tensor) -> Tensor:

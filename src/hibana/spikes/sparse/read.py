@@ -76,11 +76,8 @@ def _without_delays(connectivity: Any, shape: tuple[int, int]) -> Connections:
         )
     matrix = connectivity.detach().cpu()
     _check_shape("connectivity", matrix, shape)
-    if matrix.layout == torch.strided:
-        if matrix.dtype != torch.bool:
-            raise TypeError(f"a dense matrix must be a boolean mask, got {matrix.dtype}: pass matrix != 0")
-        sources, targets = matrix.T.nonzero(as_tuple=True)
-        return Connections.from_pairs(sources, targets, shape)
+    if matrix.layout == torch.strided and matrix.dtype != torch.bool:
+        raise TypeError(f"a dense matrix must be a boolean mask, got {matrix.dtype}: pass matrix != 0")
     if matrix.layout != torch.sparse_coo:
         matrix = matrix.to_sparse(layout=torch.sparse_coo)
     targets, sources = matrix._indices()  # uncoalesced: entries of equal indices are separate synapses
