@@ -117,7 +117,6 @@ DAMAGED = {
     "text": b"this is no sound",
     "samples": np.zeros([0, 1]),
     "finite": np.array([0.0, np.nan, 0.0] * 500),
-    "601 s": np.zeros(8000 * 601),
 }
 """Contents of files that are refused, by a word of the message."""
 

@@ -150,7 +150,7 @@ def said(folder, **options):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": 2}, f"config.json of version '{hibana.__version__}' has format 2, which"),
+        ({"format": 2}, f"it is of version '{hibana.__version__}' and has format 2, which"),
         ({"settings": {"telepathy": 3}}, "holds other settings: there is no setting 'telepathy'"),
         ({"settings": {"epochs": "many"}}, "holds other settings: epochs must be of type int"),
         ({"settings": {"layers": "99999999"}}, "layers must have at most"),
@@ -159,9 +159,15 @@ def said(folder, **options):
         ({"settings": {"data": "mnist"}}, "is of other inputs than mnist"),
         ({"shape": [8, 9]}, "is of other inputs than digits"),
         ({"classes": 11}, "is of other inputs than digits"),
-        ({"classes": "10"}, "config.json must have format"),
-        ({"description": {"kind": "table"}}, "has a wrong description of its inputs"),
-        ({"weights_sha256": "0" * 64}, "model.safetensors was changed since it was written"),
+        ({"classes": "10"}, "config.json can't be read: it must have format"),
+        (
+            {"description": {"kind": "table"}},
+            "something else: a description must have a kind, inputs and a target",
+        ),
+        (
+            {"weights_sha256": "0" * 64},
+            "model.safetensors can't be read: they were changed since they were written",
+        ),
     ],
 )
 def test_a_configuration_that_says_something_else_is_refused(tmp_path, changes, words):
@@ -173,9 +179,9 @@ def test_a_configuration_that_says_something_else_is_refused(tmp_path, changes, 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "config.json is not JSON"),
-        ("[" * 100_000, "config.json is not JSON"),
-        ("[1, 2]", "config.json must have format"),
+        ("", "config.json can't be read: Expecting value"),
+        ("[" * 100_000, "config.json can't be read: maximum recursion"),
+        ("[1, 2]", "config.json can't be read: it must have format"),
     ],
 )
 def test_a_configuration_that_is_none_is_refused(tmp_path, text, words):
@@ -196,7 +202,7 @@ def header(text, numbers=b""):
     return len(text).to_bytes(8, "little") + text + numbers
 
 
-NOT_WEIGHTS = "is not a safetensors file"
+NOT_WEIGHTS = "model.safetensors can't be read: Error while deserializing"
 
 
 @pytest.mark.parametrize(

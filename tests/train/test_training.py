@@ -243,7 +243,7 @@ def test_settings_that_cannot_be_get_a_sentence(changes, words):
     [
         ("epoch: 3", "there is no setting 'epoch'; did you mean epochs"),
         ("- 3", "must hold names and values, got list"),
-        ("a: b: c", "must be YAML"),
+        ("a: b: c", "can't be read: mapping values are not allowed here"),
         ("epochs: many", "epochs must be of type int, got 'many'"),
     ],
 )

@@ -64,10 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except CycloptsError as error:
         return _print_error(name, _sentence(error), 2)
-    except Refusal as refusal:
-        return _print_error(name, str(refusal), 2)
-    except Failure as failure:
-        return _print_error(name, str(failure), 1)
+    except (Refusal, Failure) as stop:
+        return _print_error(name, str(stop), 2 if isinstance(stop, Refusal) else 1)
     except ImportError as error:
         message = extras.missing_module_message(error)
         if message is None:

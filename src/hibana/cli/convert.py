@@ -2,7 +2,6 @@
 
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,10 +63,9 @@ def convert(
         with progress(f"reading {source}"):
             network = _Source(source, dt, trust)
         integer_bits = 8 if bits is None else bits
-        if arduino:
-            _write_library(network, target, integer_bits, ram, flash)
-        elif target.suffix == ".c":
-            _write_c(network, target, steps, bits, ram, flash)
+        if arduino or target.suffix == ".c":
+            bits = integer_bits if arduino else bits
+            _write_c(network, target, steps, bits, ram, flash, arduino=arduino)
         elif target.suffix == ".html":
             _write_page(network, target, integer_bits)
         elif target.suffix == ".nir":
@@ -79,7 +77,7 @@ def convert(
         elif target.suffix == ".pt2":
             _write_program(network, target, steps)
         else:
-            _Circuit(samples, adders, top, report).write(network, target, integer_bits)
+            _write_circuit(network, target, integer_bits, samples, adders, top, report=report)
     for loss in losses:
         print(f"lost: {loss.message}")
     size = sum(path.stat().st_size for path in (target, *target.rglob("*")) if path.is_file())
@@ -154,78 +152,72 @@ class _Source:
 
 
 def _write_c(
-    network: _Source, target: Path, steps: int | None, bits: int | None, ram: int | None, flash: int | None
+    network: _Source,
+    target: Path,
+    steps: int | None,
+    bits: int | None,
+    ram: int | None,
+    flash: int | None,
+    *,
+    arduino: bool,
 ) -> None:
-    """Writes a C program to `target`, and prints its size; `ram` and `flash` are limits in bytes."""
+    """Writes C code, or a library for Arduino, to `target`; `ram` and `flash` are limits in bytes."""
     from hibana.network import to_c
+    from hibana.network.c.library import write_library
 
+    net = network.net if bits is None else network.quantized(bits)
     if network.model is None:
         print("firing rates are those for an input of zeros: a NIR file has no samples")
         example = network.zeros(steps or 1)
     else:
         example = network.samples("")
-    net = network.net if bits is None else network.quantized(bits)
-    program = to_c(net, example, name=target.stem, scores=network.scores)
+    program = to_c(net, example, name=target.name if arduino else target.stem, scores=network.scores)
     program.check_memory(ram, flash)
-    program.write(target)
+    if arduino:
+        sample = network.samples("", "test")[:, :1]
+        assert network.model is not None
+        expected = int(network.model.objective.scores(net(sample)).argmax())
+        write_library(program, target, net.integer_input(sample).flatten(1), expected)
+    else:
+        program.write(target)
     print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} of variables")
-    print(f"{target.with_suffix('.h')}  states the cost of a step")
+    if not arduino:
+        print(f"{target.with_suffix('.h')}  states the cost of a step")
 
 
-def _write_library(network: _Source, target: Path, bits: int, ram: int | None, flash: int | None) -> None:
-    """Writes a library with weights of `bits` bits to `target`; `ram` and `flash` are limits in bytes."""
-    from hibana.network import to_c
-    from hibana.network.c.library import write_library
+def _write_circuit(
+    network: _Source, target: Path, bits: int, samples: int, adders: int, top: str | None, *, report: bool
+) -> None:
+    """Writes a circuit with weights of `bits` bits to `target`, and its other files beside it.
 
+    The testbench plays `samples` test samples. `top` is the FPGA of a board, or ``None``.
+    """
+    from hibana.network import to_verilog
+    from hibana.network.verilog import board as boards
+
+    if samples < 1:
+        raise ValueError(f"--samples must be at least 1, got {samples}")
+    if top is None and report:
+        raise ValueError("--report needs a board: pass --top as well")
+    if top is not None and top not in boards.BOARDS:
+        raise ValueError(f"--top must be one of {', '.join(boards.BOARDS)}, got {top}")
     net = network.quantized(bits)
-    program = to_c(net, network.samples(""), name=target.name, scores=network.scores)
-    program.check_memory(ram, flash)
-    sample = network.samples("", "test")[:, :1]
-    assert network.model is not None
-    expected = int(network.model.objective.scores(net(sample)).argmax())
-    write_library(program, target, net.integer_input(sample).flatten(1), expected)
-    print(f"{program.constant_bytes:,} bytes of constants, {program.changing_bytes:,} of variables")
-
-
-@dataclass(frozen=True)
-class _Circuit:
-    """Options of a circuit."""
-
-    samples: int
-    """Test samples of the testbench."""
-    adders: int
-    top: str | None
-    """The FPGA of a board, or None for a circuit without a top level."""
-    report: bool
-
-    def write(self, network: _Source, target: Path, bits: int) -> None:
-        """Writes a circuit with weights of `bits` bits to `target`, and its other files beside it."""
-        from hibana.network import to_verilog
-        from hibana.network.verilog.board import BOARDS, report, write_top
-
-        if self.samples < 1:
-            raise ValueError(f"--samples must be at least 1, got {self.samples}")
-        if self.top is None and self.report:
-            raise ValueError("--report needs a board: pass --top as well")
-        if self.top is not None and self.top not in BOARDS:
-            raise ValueError(f"--top must be one of {', '.join(BOARDS)}, got {self.top}")
-        net = network.quantized(bits)
-        samples = network.samples("", "test", self.samples)
-        program = to_verilog(net, samples, scores=network.scores, samples=self.samples, adders=self.adders)
-        _, bench = program.write(target)
-        print(f"{program.weight_bits:,} bits of constants, {program.state_bits:,} of variables")
-        print(f"{bench}  plays test samples and compares every spike, in one of two simulators:")
-        print(f"  iverilog -o net_sim {target} {bench} && ./net_sim")
-        print(f"  verilator --binary --timing --top net_tb -o net_sim {target} {bench} && obj_dir/net_sim")
-        if self.top is not None:
-            board = BOARDS[self.top]
-            top, constraints = write_top(program, target, board)
-            print(
-                f"{top}  connects the circuit to the serial port of a board, {board.name}, with {constraints}"
-            )
-            if self.report:
-                with progress("running yosys, nextpnr and iverilog"):
-                    print(report(program, board))
+    inputs = network.samples("", "test", samples)
+    program = to_verilog(net, inputs, scores=network.scores, samples=samples, adders=adders)
+    _, bench = program.write(target)
+    print(f"{program.weight_bits:,} bits of constants, {program.state_bits:,} of variables")
+    print(f"{bench}  plays test samples and compares every spike, in one of two simulators:")
+    print(f"  iverilog -o net_sim {target} {bench} && ./net_sim")
+    print(f"  verilator --binary --timing --top net_tb -o net_sim {target} {bench} && obj_dir/net_sim")
+    if top is not None:
+        board = boards.BOARDS[top]
+        module, constraints = boards.write_top(program, target, board)
+        print(
+            f"{module}  connects the circuit to the serial port of a board, {board.name}, with {constraints}"
+        )
+        if report:
+            with progress("running yosys, nextpnr and iverilog"):
+                print(boards.report(program, board))
 
 
 def _write_onnx(network: _Source, target: Path, bits: int | None) -> None:

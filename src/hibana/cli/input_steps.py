@@ -45,7 +45,7 @@ def step_reader(model: "Network", window: float | None, rate: int | None) -> "St
         return _SoundReader(model, inputs, 16_000 if rate is None else rate)
     if settings.coding in ("latency", "population"):
         raise Refusal(
-            f"--stream needs an input at each step, and {settings.coding} coding spreads each over all steps"
+            f"--stream needs input at each step; {settings.coding} coding spreads each over all steps"
         )
     if isinstance(inputs, EventInputs):
         width = inputs.duration / inputs.steps if window is None else window * 1000
@@ -174,11 +174,9 @@ class _NumberReader(_LineReader):
         row = row.reshape(self.shape)
         if self.is_unit and not (row.min() >= -_TOLERANCE and row.max() <= 1 + _TOLERANCE):
             raise ValueError(f"must hold numbers in [0, 1], got {row.min():g} to {row.max():g}")
-        if self.inputs is None:
-            return [self.encode(torch.from_numpy(row))]
-        if self.inputs.scale is None:  # bytes
-            return [self.encode(torch.from_numpy(row) / 255)]
-        return [self.encode(self.inputs.tensor(row[None])[0])]
+        values = torch.from_numpy(row) if self.inputs is None else self.inputs.tensor(row[None])[0]
+        is_bytes = self.inputs is not None and self.inputs.scale is None
+        return [self.encode(values / 255 if is_bytes else values)]
 
 
 class _EventReader(_LineReader):

@@ -177,8 +177,5 @@ class InMemory(Dataset[tuple[Tensor, ...]]):
             if not bool(is_finite.all()):
                 sample, *position = ((~is_finite).nonzero()[0] + 1).tolist()
                 column = f", column {position[-1]}" if position else ""
-                raise ValueError(
-                    f"{name} must be finite numbers, sample {sample} of the {part} part has "
-                    f"{tensor[~is_finite][0].item()}{column}, counted from 1; leave the sample out, or put a "
-                    f"number there"
-                )
+                place = f"sample {sample} of the {part} part has {tensor[~is_finite][0].item()}{column}"
+                raise ValueError(f"{name} must be finite numbers, {place}, counted from 1")

@@ -5,7 +5,7 @@ from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import Subset
 
 from hibana.data.base import DataSet, Samples
 from hibana.runtime.extras import explain_import_error
@@ -59,23 +59,35 @@ class _Recordings(DataSet):
     def splits(self) -> tuple[Samples, Samples, Samples]:
         """The official parts in bins; without a validation part, it is drawn from the training part."""
         parts = [self._open(part) for part in self.parts]
-        binned = [_Binned(part, self) for part in parts]
         if len(parts) == 3:
-            return binned[0], binned[1], binned[2]
+            return parts[0], parts[1], parts[2]
         validation = self.validation_indices(parts[0])
         training = sorted(set(range(len(parts[0]))) - set(validation))
-        return Subset(binned[0], training), Subset(binned[0], validation), binned[1]
+        return Subset(parts[0], training), Subset(parts[0], validation), parts[1]
 
     def validation_indices(self, training: Any) -> list[int]:
         """Indices of the validation samples in the official training set: every tenth."""
         return list(range(9, len(training), 10))
 
     def _open(self, part: dict[str, Any]) -> Any:
-        """The tonic data set of one official part, sorted by file name."""
+        """The tonic data set of one official part, sorted by file name, with recordings as binned spikes."""
         name, suffix, may_download = type(self).__name__, self.suffix, self.download
         with explain_import_error(f"hibana.data.{name}"):
             import tonic
         base: Any = getattr(tonic.datasets, name)
+        width = self.duration // self.steps
+        to_frames = tonic.transforms.ToFrame(
+            base.sensor_size, time_window=width, start_time=0, end_time=width * self.steps
+        )
+
+        def to_spikes(events: Any) -> Tensor:
+            """The spikes of one recording, ``[steps, *shape]``."""
+            spikes = torch.from_numpy(to_frames(events)) > 0
+            return spikes.float().reshape(self.steps, *self.shape)
+
+        def to_label(label: Any) -> Tensor:
+            """The class index of one recording."""
+            return torch.tensor(int(label), dtype=torch.int64, device="cpu")
 
         class Local(base):  # type: ignore[misc]
             """The tonic class without checksums of the archives."""
@@ -99,7 +111,7 @@ class _Recordings(DataSet):
                 super().download()
 
         Local.__name__ = name  # names the folder of the data set
-        recordings = Local(str(self.root), **part)
+        recordings = Local(str(self.root), transform=to_spikes, target_transform=to_label, **part)
         order = sorted(range(len(recordings.data)), key=recordings.data.__getitem__)
         for field in ("data", "targets", "users", "lighting"):
             if values := getattr(recordings, field, None):
@@ -180,25 +192,3 @@ class DVSGesture(_Recordings):
     def validation_indices(self, training: Any) -> list[int]:
         """Indices of the recordings of users 21 to 23."""
         return [index for index, user in enumerate(training.users) if user >= 21]
-
-
-class _Binned(Dataset[tuple[Tensor, ...]]):
-    """The recordings of a tonic data set as ``(spikes [steps, *shape], label)``, read when indexed."""
-
-    def __init__(self, recordings: Any, data_set: _Recordings) -> None:
-        import tonic
-
-        width = data_set.duration // data_set.steps
-        self.recordings, self.shape = recordings, (data_set.steps, *data_set.shape)
-        self.to_frames = tonic.transforms.ToFrame(
-            recordings.sensor_size, time_window=width, start_time=0, end_time=width * data_set.steps
-        )
-
-    def __len__(self) -> int:
-        return len(self.recordings)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """The spikes of one recording, ``[steps, *shape]``, and its class index."""
-        events, label = self.recordings[index]
-        spikes = torch.from_numpy(self.to_frames(events)) > 0
-        return spikes.float().reshape(self.shape), torch.tensor(int(label), dtype=torch.int64, device="cpu")

@@ -26,8 +26,9 @@ def augment_batch(images: Tensor, augmentation: str) -> Tensor:
     if not words:
         return images
     if "flip" in words:
-        is_mirrored = torch.rand(len(images), dtype=torch.float32, device=images.device) < 0.5
-        images = torch.where(_per_image(is_mirrored, images), images.flip(-1), images)
+        shape = len(images), *[1] * (images.ndim - 1)  # one number for each image
+        is_mirrored = torch.rand(shape, dtype=torch.float32, device=images.device) < 0.5
+        images = torch.where(is_mirrored, images.flip(-1), images)
     if "shift" in words:
         images = _move(images, wrap=False)
     if "roll" in words:
@@ -57,8 +58,3 @@ def _move(images: Tensor, *, wrap: bool) -> Tensor:
         moved = images.gather(axis, (origin % side).view(shape).expand(images.shape))
         images = moved if wrap else moved * ((origin >= 0) & (origin < side)).view(shape)
     return images
-
-
-def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    """Returns `values` ``[batch]`` in a shape that broadcasts over `images`."""
-    return values.view(-1, *[1] * (images.ndim - 1))

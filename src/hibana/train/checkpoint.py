@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import yaml
 
+from hibana.data.user_data.samples import reading
 from hibana.runtime import files
 
 EXPECTED = "checkpoint must be a file that `hibana train` wrote"
@@ -73,17 +74,10 @@ def read_settings(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: if the file can't be read, is larger than 64 KiB, or is not a YAML mapping.
     """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ValueError(f"settings {path} can't be read: {error.strerror}") from error
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"settings {path} must be at most {MAX_BYTES:,} bytes")
-    try:
-        values = yaml.safe_load(content.decode())
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a ValueError for dates such as 2024-99-99
-        raise ValueError(f"settings {path} must be YAML: {one_line(error)}") from error
+    with reading(f"settings {path}"):
+        if path.stat().st_size > MAX_BYTES:
+            raise ValueError(f"it must have at most {MAX_BYTES:,} bytes")
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(  # noqa: TRY004 - the file's content is wrong, not an argument's type
             f"settings {path} must hold names and values, got {type(values).__name__}"

@@ -234,10 +234,7 @@ def _equalize(name: str, layer: nn.Module, current: Tensor, parameters: list[nn.
     factor = torch.where(has_input, deviation[has_input].mean() / deviation, 1.0)
     for parameter in parameters:
         if len(parameter) != len(factor):
-            raise ValueError(
-                f"each_neuron needs weights for each of {len(factor)} neurons of {name!r}, "
-                f"got {tuple(parameter.shape)}"
-            )
+            raise ValueError(f"each_neuron needs weights for each of {len(factor)} neurons of {name!r}")
         parameter.mul_(factor.view(-1, *[1] * (parameter.ndim - 1)))  # one factor per row of weights
     return current * factor.view(-1, *[1] * (current.ndim - 3))  # broadcasts over [T, batch, neurons, ...]
 

@@ -51,9 +51,7 @@ def resume_settings(
                 f"only {', '.join(sorted(CHANGEABLE))} may change"
             )
     if changes.get("epochs", settings.epochs) < settings.epochs:
-        raise ValueError(
-            f"epochs must be at least the {settings.epochs} of the resumed run, got {changes['epochs']}"
-        )
+        raise ValueError(f"epochs must be at least the run's {settings.epochs}, got {changes['epochs']}")
     return replace(settings, **changes), checkpoint_path
 
 
@@ -95,21 +93,15 @@ def _open(
         options = user_data.without_removed_options(content["hyper_parameters"])
         weights = dict(content["state_dict"])
         shape, classes = options.pop("shape"), options.pop("classes")
+        plain = content.get("description")
+        description = None if plain is None else user_data.description_from_plain(plain)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{EXPECTED}; {path} holds something else") from error
+        raise ValueError(f"{EXPECTED}; {path} holds something else: {one_line(error)}") from error
     for name in ("layers", "data"):
         architecture.check_trust(options.get(name), trust, f"checkpoint {path}")
     if not resume and isinstance(options.get("augment"), str):  # version 0.2.0 had two more words
         words = [word for word in options["augment"].split("-") if word not in ("drop", "mix")]
         options["augment"] = "-".join(words) or None
-    description = None
-    if "description" in content:
-        try:
-            description = user_data.description_from_plain(content["description"])
-        except (ValueError, TypeError) as error:
-            raise ValueError(
-                f"{EXPECTED}; {path} has a wrong description of its inputs: {one_line(error)}"
-            ) from error
     if options.get("kind") != (None if description is None else description.kind):
         raise ValueError(f"{EXPECTED}; {path} does not describe how its inputs are read")
     try:

@@ -160,8 +160,6 @@ def _objective(settings: Settings, description: Description | None) -> loss.Obje
     if target is not None and not target.classes:
         return loss.MeanSquaredError(read=loss.named(settings.loss))
     if settings.class_weights == "balanced" and target is None:
-        raise ValueError(
-            "class_weights must be none for data sets by name: the number of samples per class is unknown"
-        )
+        raise ValueError("class_weights must be none for data sets by name, whose samples are not counted")
     weights = target.weights() if target is not None and settings.class_weights == "balanced" else None
     return loss.named(settings.loss, settings.smoothing, weights)

@@ -16,9 +16,9 @@ from reprlib import repr as short_repr
 from typing import TYPE_CHECKING, Any
 
 from hibana import __version__
+from hibana.data.user_data.samples import reading
 from hibana.runtime import files
 from hibana.runtime.extras import explain_import_error
-from hibana.train.checkpoint import one_line
 from hibana.train.run_folder import SETTINGS
 from hibana.train.settings import IN_MEMORY, Settings
 
@@ -187,22 +187,14 @@ def read(folder: Path) -> dict[str, Any]:
         ValueError: if a file is missing, damaged, of a later format, or has other contents.
     """
     with explain_import_error("from_pretrained"):
-        from safetensors import SafetensorError
         from safetensors.torch import load
-    try:
-        config, content = _read_config(folder / CONFIG), (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise ValueError(f"{_EXPECTED}; {error.filename} can't be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{_EXPECTED}; in {folder}, {one_line(error)}") from error
-    if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
-        raise ValueError(
-            f"{_EXPECTED}; {folder / WEIGHTS} was changed since it was written: its digest differs"
-        )
-    try:
+    with reading(f"configuration {folder / CONFIG}"):
+        config = _read_config(folder / CONFIG)
+    with reading(f"weights {folder / WEIGHTS}"):
+        content = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(content).hexdigest() != config["weights_sha256"]:
+            raise ValueError("they were changed since they were written: their digest differs")
         weights = load(content)
-    except SafetensorError as error:
-        raise ValueError(f"{_EXPECTED}; {folder / WEIGHTS} is not a safetensors file: {error}") from error
     description = {name: config[name] for name in ("description",) if name in config}
     options = {**config["settings"], "shape": config["shape"], "classes": config["classes"]}
     return {"hyper_parameters": options, "state_dict": weights, **description}
@@ -210,17 +202,14 @@ def read(folder: Path) -> dict[str, Any]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """Returns the contents of a configuration; raises ValueError if its form is not that of this version."""
-    try:
-        config = json.loads(path.read_bytes())
-    except (RecursionError, ValueError) as error:
-        raise ValueError(f"{CONFIG} is not JSON: {error}") from error
+    config = json.loads(path.read_bytes())
     types = {"format": int, "weights_sha256": str, "settings": dict, "shape": list, "classes": int}
     if not isinstance(config, dict) or any(type(config.get(name)) is not types[name] for name in types):
-        raise ValueError(f"{CONFIG} must have {', '.join(types)} of the right types")
+        raise ValueError(f"it must have {', '.join(types)} of the right types")
     if config["format"] != FORMAT:
         version = short_repr(config.get("hibana_version"))
         reason = f"has format {short_repr(config['format'])}, which {__version__} can't read"
-        raise ValueError(f"{CONFIG} of version {version} {reason}")
+        raise ValueError(f"it is of version {version} and {reason}")
     infinite = [field.name for field in fields(Settings) if field.type in (float, float | None)]
     settings = config["settings"]
     settings |= {name: math.inf for name in infinite if settings.get(name) == "inf"}

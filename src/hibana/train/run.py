@@ -218,12 +218,7 @@ def complete(
     prepared: Prepared, folder: RunFolder, *, progress: bool = False, callbacks: Sequence[Callback] = ()
 ) -> tuple[Classifier, Outcome]:
     """Trains and tests a prepared network in a locked folder; see :func:`fit`."""
-    settings, samples, model, resume = (
-        prepared.settings,
-        prepared.samples,
-        prepared.model,
-        prepared.checkpoint,
-    )
+    settings, samples, model, _, _, resume = prepared
     folder.begin(settings)
     history, writer = History(), CheckpointWriter(folder.path, settings.patience)
     start = time.perf_counter()
@@ -239,11 +234,8 @@ def complete(
         files.write(folder.path / BEST, (resume.parent / BEST).read_bytes())
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        for harmless in (
-            ".*does not have many workers",  # the data are in memory, or no workers were requested
-            ".*isinstance.treespec, LeafSpec.* is deprecated",  # a call inside Lightning
-        ):
-            warnings.filterwarnings("ignore", message=harmless)
+        warnings.filterwarnings("ignore", ".*does not have many workers")  # the user asked for none
+        warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.* is deprecated")  # in Lightning
         trainer = _trainer(settings, folder.path, [history, writer, *callbacks], progress=progress)
         samples.processes, samples.rank = trainer.world_size, trainer.global_rank
         trainer.fit(
@@ -329,9 +321,7 @@ def build_classifier(
             this machine has.
     """
     if settings.precision == "16-mixed" and settings.accelerator == "cpu":  # Lightning would use another
-        raise ValueError(
-            "precision 16-mixed needs a GPU (accelerator gpu); on a CPU use bf16-mixed for 16-bit products"
-        )
+        raise ValueError("precision 16-mixed needs a GPU; on a CPU use bf16-mixed for 16-bit products")
     description = samples.description if isinstance(samples, data.UserData) else None
     max_weights = machine_memory() // 16  # bytes of a float32 weight, its gradient, and AdamW's two averages
     model = Classifier(

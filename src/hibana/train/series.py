@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from hibana import data
 from hibana.nn.models.rocket import Rocket
@@ -105,15 +104,7 @@ def fit_rocket(model: Network, samples: data.DataSet) -> float:
     """
     assert isinstance(model.net, Rocket)
     splits = [samples.training] if model.settings.epochs else [samples.training, samples.validation]
-    inputs, labels, *lengths = _joined(splits)
-    target = None if model.description is None else model.description.target
-    is_balanced = target is not None and model.settings.class_weights == "balanced" and target.classes
-    weights = target.weights() if target is not None and is_balanced else None
-    labels = labels.double() if model.is_regression else labels
-    return model.net.fit(model.encode(inputs), labels, *lengths, weights=weights)
-
-
-def _joined(splits: list[data.Samples]) -> tuple[Tensor, ...]:
-    """Returns inputs ``[N, T, ...]``, labels ``[N]``, and lengths ``[N]`` if padded, of all `splits`."""
     parts = [split.__getitems__([*range(len(split))]) for split in splits if isinstance(split, data.InMemory)]
-    return tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    inputs, labels, *lengths = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    labels = labels.double() if model.is_regression else labels
+    return model.net.fit(model.encode(inputs), labels, *lengths, weights=model.objective.weights)

@@ -198,7 +198,7 @@ class Settings:
         """Creates the object, and stores the names of the options that are passed and not None."""
         for name in options:
             if name not in cls.__dataclass_fields__:
-                raise TypeError(_unknown_option(name))
+                raise TypeError(_missing("setting ", name, cls.__dataclass_fields__))
         settings = super().__new__(cls)
         explicit = frozenset(name for name, value in options.items() if value is not None)
         object.__setattr__(settings, "explicit", explicit)  # not a field: files contain all options
@@ -257,17 +257,13 @@ class Settings:
             raise ValueError("epochs must be at least 1, got 0")
         processes = self.devices * self.nodes
         if self.batch_size % processes:
-            raise ValueError(
-                f"batch_size must be divisible by devices times nodes, {processes}, got {self.batch_size}"
-            )
+            raise ValueError(f"batch_size must be divisible by {processes} processes, got {self.batch_size}")
         if self.connectivity < 1 and (is_rocket or ":" in self.layers):
             raise ValueError(f"connectivity must be 1 for layers {self.layers}, got {self.connectivity}")
         if self.rewire != "none" and self.connectivity == 1:
             raise ValueError(f"rewire {self.rewire} needs a connectivity below 1, such as connectivity 0.05")
         if self.loss == "first-spike" and ":" not in self.layers:
-            raise ValueError(
-                f"loss first-spike needs outputs that spike; layers {self.layers} end in potentials"
-            )
+            raise ValueError(f"loss first-spike needs outputs that spike; layers {self.layers} have none")
 
     @property
     def data_kind(self) -> str:
@@ -310,9 +306,7 @@ class Settings:
             ValueError: if the samples were in memory.
         """
         if self.data == IN_MEMORY:
-            raise ValueError(
-                "data of this run were in memory and can't be read again; pass a file, or the samples again"
-            )
+            raise ValueError("data of this run were in memory and can't be read again; pass the samples")
         data_set: Any = self.data_set
         options = {"seed": self.seed, **self._reading_options()}
         if self.kind is not None or self.is_sequential:
@@ -406,7 +400,7 @@ def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Se
     content = user_data.without_removed_options(checkpoint.read_settings(Path(path)))
     for name, value in content.items():
         if name not in Settings.__dataclass_fields__:
-            raise ValueError(f"settings {path}: {_unknown_option(str(name))}")
+            raise ValueError(f"settings {path}: {_missing('setting ', name, Settings.__dataclass_fields__)}")
         if Settings.__dataclass_fields__[name].type in (float, float | None) and isinstance(value, str):
             with suppress(ValueError):  # YAML 1.1 reads 1e-3, a float without a point, as text
                 content[name] = float(value)
@@ -416,16 +410,12 @@ def read(path: Path | str, *, trust: Collection[str] = (), **changes: Any) -> Se
     return Settings(**{**content, **changes})
 
 
-def closest(name: str, names: Collection[str]) -> str | None:
-    """Returns the name among `names` that is most similar to `name`, or means the same in another library."""
-    alias = peer_aliases.OPTIONS.get(name.replace("_", "-"), "").replace("-", "_")
-    return alias if alias in names else next(iter(difflib.get_close_matches(name[:80], names, 1)), None)
-
-
-def _unknown_option(name: str) -> str:
-    """Returns the error message for an unknown option, with the most similar option."""
-    similar = closest(name, Settings.__dataclass_fields__)
-    return f"there is no setting {short_repr(name)}" + (f"; did you mean {similar}?" if similar else "")
+def _missing(kind: str, name: object, names: Collection[str]) -> str:
+    """Returns ``there is no KIND NAME``, and the most similar of `names`, also of other libraries."""
+    text = str(name)
+    alias = peer_aliases.OPTIONS.get(text.replace("_", "-"), "").replace("-", "_")
+    similar = [alias] if alias in names else difflib.get_close_matches(text[:80], names, 1)
+    return f"there is no {kind}{short_repr(name)}" + (f"; did you mean {similar[0]}?" if similar else "")
 
 
 def _kind_of(data: str, group: str | None) -> str:
@@ -436,12 +426,8 @@ def _kind_of(data: str, group: str | None) -> str:
     path = Path(data).expanduser()
     if os.path.exists(path):  # noqa: PTH110 - Path.exists raises for impossible names
         return user_data.kind_of(path, grouped=group is not None)
-    similar = closest(data, DATA_SETS)
-    hint = f"; did you mean {similar}?" if similar else ""
     names = ", ".join(DATA_SETS)
-    raise ValueError(
-        f"data must be one of {names}, or a file or folder, and there is no {short_repr(data)}{hint}"
-    )
+    raise ValueError(f"data must be one of {names}, or a file or folder, and {_missing('', data, DATA_SETS)}")
 
 
 def _check_option(option: Field[Any], value: Any) -> None:

@@ -169,8 +169,8 @@ def _gradient(total: Tensor, inputs: Tensor) -> Tensor:
     """Returns d(total)/d(inputs); zeros if `total` does not depend on `inputs`."""
     if not total.requires_grad:
         return torch.zeros_like(inputs)
-    (gradient,) = torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
-    return torch.zeros_like(inputs) if gradient is None else gradient
+    (gradient,) = torch.autograd.grad(total, inputs, retain_graph=True, materialize_grads=True)
+    return gradient
 
 
 def _potential_name(cell: Cell) -> str:

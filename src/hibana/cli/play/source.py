@@ -42,7 +42,7 @@ def user_errors() -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(describe_error(error)) from error
 
 
@@ -68,10 +68,8 @@ def find(name: str, source: str | None = None) -> type[cells.Cell]:
         return cells_by_name[name]
     linecache.cache[FILE_NAME] = (len(source), None, source.splitlines(keepends=True), FILE_NAME)
     namespace = {"__name__": FILE_NAME, "hb": hibana, "hibana": hibana, "nn": torch.nn, "torch": torch}
-    try:
+    with user_errors():
         exec(compile(source, FILE_NAME, "exec"), namespace)  # noqa: S102 - the purpose of the text field
-    except (Exception, SystemExit) as error:
-        raise UserError(describe_error(error)) from error
     classes = [v for v in namespace.values() if isinstance(v, type) and v.__module__ == FILE_NAME]
     cell_classes = [class_ for class_ in classes if issubclass(class_, cells.Cell)]
     if not cell_classes:
@@ -81,24 +79,19 @@ def find(name: str, source: str | None = None) -> type[cells.Cell]:
 
 
 def make_cell(kind: type[cells.Cell], values: dict[str, Any]) -> cells.Cell:
-    """Returns a cell with hyperparameters `values`; a surrogate is ``(name, {parameter: value})``.
-
-    Raises UserError if the cell or the surrogate does not accept a value.
-    """
-    try:
-        return kind(
-            **{
-                name: type(surrogate.named(value[0]))(**value[1]) if isinstance(value, tuple) else value
-                for name, value in values.items()
-            }
-        )
-    except Exception as error:  # a pasted cell may raise any error
-        is_message = isinstance(error, ValueError | TypeError) and kind.__module__.startswith("hibana.")
-        raise UserError(str(error) if is_message else describe_error(error)) from error
+    """Returns a cell with hyperparameters `values`; a surrogate is ``(name, {parameter: value})``."""
+    return kind(
+        **{
+            name: type(surrogate.named(value[0]))(**value[1]) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+    )
 
 
 def describe_error(error: BaseException) -> str:
     r"""Returns the error's name and message, and the line of the pasted text that raised it.
+
+    Errors about values and types that the pasted text did not raise are hibana's sentences, without the name.
 
     >>> try:
     ...     find("", "x = 1\ny = missing")
@@ -107,9 +100,11 @@ def describe_error(error: BaseException) -> str:
     line 2: NameError: name 'missing' is not defined
     """
     message = error.msg if isinstance(error, SyntaxError) else str(error)
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == FILE_NAME]
     if isinstance(error, SyntaxError) and error.filename == FILE_NAME:
         lines = [error.lineno]
+    if not lines and isinstance(error, ValueError | TypeError):
+        return message
+    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return f"line {lines[-1]}: {text}" if lines else text

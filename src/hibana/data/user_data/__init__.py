@@ -70,9 +70,7 @@ def _kind_of_folder(path: Path) -> str:
             return max(kinds, key=kinds.__getitem__)
     if len(tables) > 1:
         names = ", ".join(table.name for table in tables[:5])
-        raise ValueError(
-            f"data must hold one list of files, {path} has {len(tables)}; name one of them: {names}"
-        )
+        raise ValueError(f"data must be one list of files, {path} has {len(tables)}: {names}")
     if tables and (kind := _kind_of_list(tables[0])):
         return kind
     if any(entry.suffix == ".npy" for entry in entries):

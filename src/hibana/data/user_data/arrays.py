@@ -37,10 +37,7 @@ class ArrayInputs(Inputs):
         """Scaled numbers as ``float32``; arrays without a scale, such as bytes, unchanged."""
         if self.scale is None:
             return torch.from_numpy(np.ascontiguousarray(values))
-        numbers = torch.from_numpy(values.astype(np.float64))
-        is_joint = len(self.scale.shift) == 1
-        # a joint scale has one entry, so all numbers become values of one feature: [..., 1]
-        return self.scale(numbers[..., None])[..., 0] if is_joint else self.scale(numbers)
+        return self.scale(torch.from_numpy(values.astype(np.float64)))
 
     def difference_from_training(self, values: Array) -> str:
         """A clause on another type or range than in training; empty if there is no difference."""
@@ -195,9 +192,7 @@ def _checked(inputs: Array, labels: Array) -> tuple[Array, Array]:
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or inputs.ndim < 2 or len(inputs) != len(labels):
-        raise ValueError(
-            f"inputs must be [N, ...] and labels must be [N], got {inputs.shape} and {labels.shape}"
-        )
+        raise ValueError(f"inputs must be [N, ...] and labels [N], got {inputs.shape} and {labels.shape}")
     return inputs, labels
 
 

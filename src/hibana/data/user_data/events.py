@@ -67,10 +67,8 @@ class EventInputs(Inputs):
         for events in values:
             t, x, y, _ = events.T
             if x.max() >= self.width or y.max() >= self.height:
-                raise ValueError(
-                    f"recordings must be of a sensor of {self.height}x{self.width}, "
-                    f"got an event at ({int(x.max())}, {int(y.max())})"
-                )
+                place, sensor = (int(x.max()), int(y.max())), f"{self.height}x{self.width}"
+                raise ValueError(f"recordings must be of a sensor of {sensor}, got an event at {place}")
             length = float(t.max() - t.min())
             if not self.duration / 20 < length < self.duration * 20:
                 return f"it lasts {length:g}; the network was trained for recordings of {self.duration:g}"

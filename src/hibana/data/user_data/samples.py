@@ -159,7 +159,7 @@ class Scale:
     clipped: bool
 
     def __call__(self, values: Tensor) -> Tensor:
-        """`values`, ``[..., F]``, scaled, as ``float32``."""
+        """`values`, ``[..., F]`` or of any shape for a joint scale, scaled, as ``float32``."""
         shift, factor = _tensor(self.shift), _tensor(self.factor)
         scaled = ((values.double() - shift) * factor).float()
         return scaled.clamp(0, 1) if self.clipped else scaled

@@ -15,7 +15,7 @@ from hibana.data.user_data.arrays import are_spikes, input_arrays, inputs_and_la
 from hibana.data.user_data.base import Inputs, UserData
 from hibana.data.user_data.folders import labelled_files
 from hibana.data.user_data.samples import RawSamples, Scale, fit_scale, span
-from hibana.data.user_data.table import TIMES, is_row_number, numbers_of, numeric, usual_label
+from hibana.data.user_data.table import TIMES, check_column, is_row_number, numbers_of, numeric, usual_label
 from hibana.data.user_data.table_files import read_table, read_ts
 from hibana.data.user_data.target import column_texts, texts
 
@@ -195,20 +195,15 @@ class Sequences(UserData):
         table, notes = read_table(path, self.option("encoding"))
         names, features = list(table.columns), self._features
         for argument, name in (("group", group), ("label", None if features else label)):
-            if name is not None and name not in names:
-                raise ValueError(
-                    f"{argument} must be a column of {path.name}: {', '.join(names)}; got {name!r}"
-                )
+            if name is not None:
+                check_column(argument, name, names, path.name)
         sequences = table.groupby(group, sort=False)
         if not label:
             counts = sequences[[name for name in names if name != group]].nunique(dropna=False).max()
             constant = [str(name) for name in counts[counts == 1].index]
             label = usual_label(constant) or (constant[-1] if constant else "")
         if label in names and (counts := sequences[label].nunique(dropna=False)).max() > 1:
-            raise ValueError(
-                f"label {label!r} must be the same in all rows of a sequence, "
-                f"{group} {counts.idxmax()} has {counts.max()} labels"
-            )
+            raise ValueError(f"label {label!r} must be the same in all rows of {group} {counts.idxmax()}")
         if not features:
             numbers = _feature_columns(table, (group, label))
             numbering = [name for name in numbers if is_row_number(table[name])]
@@ -275,9 +270,7 @@ def _read_array_series(source: str | Path, label: str | None) -> RawSamples:
         arrays = {name: values for name, values in arrays.items() if not name.startswith("lengths")}
     inputs, classes, parts = inputs_and_labels(arrays, label if label in arrays else None)
     if inputs.ndim not in (2, 3) or inputs.dtype.kind not in "biuf":  # boolean, integer, unsigned, float
-        raise ValueError(
-            f"series in arrays must be numbers [N, T, F] or [N, T], got {inputs.dtype} {inputs.shape}"
-        )
+        raise ValueError(f"series must be numbers [N, T, F] or [N, T], got {inputs.dtype} {inputs.shape}")
     series = list(inputs)
     if lengths is not None:
         max_steps = inputs.shape[1]
@@ -329,7 +322,5 @@ def _check(raw: RawSamples) -> None:
         if frames.ndim != 2 or frames.size == 0:
             raise ValueError(f"sequences must be [frames, features], {name} has the shape {frames.shape}")
         if np.isinf(frames).any():
-            row, column = np.argwhere(np.isinf(frames))[0].tolist()
-            raise ValueError(
-                f"sequences must be finite, {name} has inf in row {row + 1}, column {column + 1}"
-            )
+            row, column = (np.argwhere(np.isinf(frames))[0] + 1).tolist()
+            raise ValueError(f"sequences must be finite, {name} has inf in row {row}, column {column}")

@@ -25,8 +25,6 @@ LOWEST, HIGHEST = 50.0, 8000.0
 """Hz: the lower end of the first band and the upper end of the last, or half the lowest rate."""
 RANGE = 80.0
 """Decibels below the loudest band of a recording at which levels end."""
-LONGEST = 600.0
-"""Maximum seconds of a recording."""
 FRAMES_AT_ONCE = 1024
 """Frames per Fourier transform."""
 
@@ -65,7 +63,7 @@ class Sound(Sequences):
         options: see :class:`UserData`.
 
     Raises:
-        ValueError: on :meth:`setup`, naming a file that can't be read, has no sound, or is too long.
+        ValueError: on :meth:`setup`, naming a file that can't be read or has no sound.
         ModuleNotFoundError: on :meth:`setup`, if ``soundfile`` is not installed.
 
     Source: Davis & Mermelstein (1980), *Comparison of parametric representations for monosyllabic word
@@ -75,9 +73,6 @@ class Sound(Sequences):
     kind = "sound"
     inputs: ClassVar[type[Inputs]] = SoundInputs
     highest = 0.0
-
-    def __init__(self, source: Any, *, lengths: str = "stretch", **options: Any) -> None:
-        super().__init__(source, lengths=lengths, **options)
 
     def read(self, source: Any) -> RawSamples:
         """The levels of each recording in the folder `source`, ``[frames, 40]``; also sets the band limit."""
@@ -150,17 +145,13 @@ def _filters(rate: int, length: int, highest: float) -> Numbers:
 def _open(path: Path) -> Iterator[Any]:
     """The open ``soundfile.SoundFile`` at `path`.
 
-    Raises ValueError if it can't be read, is truncated, or is too long.
+    Raises ValueError if it can't be read, or is truncated.
     """
     import soundfile
 
     with reading(f"recording {path}"), soundfile.SoundFile(path) as file:
         if path.stat().st_size < _declared_size(path):
             raise ValueError("it is truncated")
-        if file.frames > LONGEST * file.samplerate:
-            raise ValueError(
-                f"it lasts {file.frames / file.samplerate:,.0f} s, of at most {LONGEST:.0f}; cut it"
-            )
         yield file
 
 

@@ -165,11 +165,8 @@ class Table(UserData):
         names = [str(name) for name in table.columns]
         if self.label is not None:
             label = PLAIN + self.label if self.label.isdigit() and self.label not in names else self.label
-            if label in names:
-                return label
-            raise ValueError(
-                f"label must be a column of {self.source_name}: {_shortened(names)}; got {self.label!r}"
-            )
+            check_column("label", label, names, self.source_name)
+            return label
         if usual := usual_label(names):
             return usual
         categories = [name for name in table.columns[~numeric(table)] if table[name].nunique() <= 50]
@@ -179,10 +176,7 @@ class Table(UserData):
         """The columns to learn from, and notes on the columns that are left out."""
         names = [name for name in table.columns if name != label]
         for name in self.columns or ():
-            if name not in names:
-                raise ValueError(
-                    f"columns must name columns of {self.source_name}: {_shortened(names)}; got {name!r}"
-                )
+            check_column("each of columns", name, names, self.source_name)
         if self.columns is not None:
             return table[self.columns], []
         inputs = table[names]
@@ -207,6 +201,13 @@ class Table(UserData):
             "left out": unusable,
         }
         return inputs, [f"{reason}: {_quoted(names)}" for reason, names in exclusions.items() if names]
+
+
+def check_column(argument: str, name: str, columns: Sequence[str], table: str) -> None:
+    """Raises a ValueError about `argument` unless `name` is one of the `columns` of the file `table`."""
+    if name not in columns:
+        listed = ", ".join(columns[:20]) + (", ..." if len(columns) > 20 else "")
+        raise ValueError(f"{argument} must be a column of {table}: {listed}; got {name!r}")
 
 
 def is_row_number(column: Any) -> bool:
@@ -262,8 +263,3 @@ def numbers_of(name: str, series: Any) -> "np.ndarray[Any, Any]":
 def _quoted(names: Sequence[str]) -> str:
     """The names in backquotes, separated by commas."""
     return ", ".join(f"`{name}`" for name in names)
-
-
-def _shortened(names: Sequence[str]) -> str:
-    """The first 20 names in a sentence."""
-    return ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
