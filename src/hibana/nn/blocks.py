@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
+from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy, is_traced_or_transformed
 from hibana.compiler.torch_layers import TORCH_LAYERS, role_of
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime
 from hibana.nn.over_steps import BatchNorm2dOverSteps
-from hibana.runtime import torch_internals
 from hibana.spikes.packed_tensor import PackedTensor
 
 __all__ = ["Checkpointed", "Normalized", "StepsDropout", "ThresholdBatchNorm2d"]
@@ -181,7 +180,9 @@ class Checkpointed(nn.Module):
         """The output of the module for `inputs`."""
         if is_fx_proxy(inputs):
             return cast(Tensor, fx_leaf_call(self, inputs))
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling() or _is_transformed():
+        # no transform, forward-mode derivative or trace supports checkpoints
+        is_traced = torch.compiler.is_compiling() or is_traced_or_transformed(inputs)
+        if not torch.is_grad_enabled() or is_traced:
             return cast(Tensor, self.module(inputs))
         with torch.autograd.graph.saved_tensors_hooks(PackedTensor.pack, PackedTensor.unpack):
             outputs: Any = checkpoint(
@@ -191,15 +192,6 @@ class Checkpointed(nn.Module):
                 context_fn=lambda: (nullcontext(), _PreservedStatistics(self.module)),
             )
         return cast(Tensor, outputs)
-
-
-def _is_transformed() -> bool:
-    """Whether a transform, forward-mode derivatives or a trace is active; none supports checkpoints."""
-    return bool(
-        torch_internals.are_transforms_active()
-        or torch_internals.is_forward_mode()
-        or torch_internals.jit_trace() is not None
-    )
 
 
 class _PreservedStatistics:

@@ -214,12 +214,8 @@ def population(
     return coding(torch.exp(-0.5 * distance * distance), steps)
 
 
-_BY_NAME: dict[str, Callable[..., Tensor]] = {
-    "constant": constant,
-    "poisson": poisson,
-    "latency": latency,
-    "population": population,
-}
+_CODINGS: list[Callable[..., Tensor]] = [constant, poisson, latency, population]
+_BY_NAME = {coding.__name__: coding for coding in _CODINGS}
 
 
 def named(name: str) -> Callable[..., Tensor]:

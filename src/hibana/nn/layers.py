@@ -5,7 +5,7 @@ there is no hidden state and nothing to reset. :func:`hibana.run` continues from
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, cast
 
 import torch
@@ -243,15 +243,33 @@ class Recurrent(Stateful):
         return step
 
 
-class RecurrentCell(cells.Cell):
-    """One step of `cell` on the sum of its input and the output of `recurrent` for its previous spikes."""
+class WrapperCell(cells.Cell):
+    """A cell whose step calls that of another cell.
+
+    Args:
+        cell: the other cell.
+        extra: the names of extra states in front of the states of `cell`.
+    """
 
     cell: cells.Cell
+    extra: tuple[str, ...] = ()
+
+    def __init__(self, cell: cells.Cell, extra: Sequence[str] = ()) -> None:
+        nn.Module.__init__(self)
+        self.cell, self.extra = cell, tuple(extra)
+        self._create_cache()
+
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names depend on `cell`
+        """The names of the extra states, then of the states of the other cell."""
+        return (*self.extra, *self.cell.state_names())
+
+
+class RecurrentCell(WrapperCell):
+    """One step of `cell` on the sum of its input and the output of `recurrent` for its previous spikes."""
 
     def __init__(self, cell: cells.Cell, recurrent: nn.Module, gradient_scale: float) -> None:
-        nn.Module.__init__(self)
-        self.cell, self.recurrent, self.gradient_scale = cell, recurrent, gradient_scale
-        self._create_cache()
+        super().__init__(cell)
+        self.recurrent, self.gradient_scale = recurrent, gradient_scale
 
     def parts(self) -> tuple[cells.Cell, nn.Module, float]:
         """The arguments of the constructor."""
@@ -263,10 +281,6 @@ class RecurrentCell(cells.Cell):
             raise Unsupported("recurrent synapses with delays read the spikes of several steps")
         feedback = scale_gradient(self.recurrent(state[-1]), self.gradient_scale)
         return self.cell(input_ + feedback, *state)  # type: ignore[no-any-return]
-
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names of the inner cell
-        """The names of the states of the inner cell."""
-        return self.cell.state_names()
 
     def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
         """The initial state of the inner cell."""

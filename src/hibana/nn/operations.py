@@ -102,8 +102,8 @@ def watch_layers(
     later as inputs; no other product within a step is reported. Modules without submodules and parameters,
     and layers of neurons, are reported to `on_other(name, layer, outputs)`.
     """
-    recurrent = {module: _recurrent_weights(module) for module in net.modules()}
-    inside_neurons = {m for n in recurrent if isinstance(n, Neurons) for m in n.modules() if m is not n}
+    neurons = [module for module in net.modules() if isinstance(module, Neurons)]
+    inside_neurons = {inner for layer in neurons for inner in layer.modules() if inner is not layer}
 
     def hook(name: str) -> Any:
         """A forward hook that reports the layer `name`."""
@@ -115,9 +115,9 @@ def watch_layers(
                 on_synapses(name, module, inputs, outputs)
             elif on_other is not None:
                 on_other(name, module, outputs)
-            if (weights := recurrent[module]) is not None:
+            if isinstance(module, Recurrent) and isinstance(module.recurrent, Weighted):
                 previous = torch.cat([torch.zeros_like(outputs[:1]), outputs[:-1]])
-                on_synapses(f"{name}.recurrent", weights, previous, outputs)
+                on_synapses(f"{name}.recurrent", module.recurrent, previous, outputs)
 
         return report
 
@@ -127,12 +127,6 @@ def watch_layers(
             is_inner = module in inside_neurons or (module._modules and not has_parameters)
             is_other = on_other is not None and (isinstance(module, Neurons) or not is_inner)
             is_weighted = isinstance(module, Weighted) and module not in inside_neurons
-            if is_weighted or is_other or recurrent[module] is not None:
+            if is_weighted or is_other or isinstance(module, Recurrent):
                 hooks.callback(module.register_forward_hook(hook(name), with_kwargs=True).remove)
         yield
-
-
-def _recurrent_weights(layer: nn.Module) -> Weighted | None:
-    """The weighted layer from the spikes of `layer` to its input, if it has one."""
-    recurrent = layer.recurrent if isinstance(layer, Recurrent) else None
-    return recurrent if isinstance(recurrent, Weighted) else None
