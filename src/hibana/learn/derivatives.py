@@ -7,10 +7,10 @@ LIF has one independent state, the potential; its spike is a function of the pot
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler.graph.analysis import reachable
@@ -18,9 +18,11 @@ from hibana.compiler.graph.dependencies import dependencies_of
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
+from hibana.nn.layers import WrapperCell
 from hibana.runtime.torch_internals import run_backward
 
-__all__ = ["INPUT", "CellDerivatives", "Jacobian", "Recursion", "same_step_derivatives", "step_derivatives"]
+__all__ = ["INPUT", "Jacobian", "Recursion", "jacobian_of", "recursion_of", "same_step_derivatives"]
+__all__ += ["step_derivatives"]
 
 INPUT = -1
 """Index of a step's input in a :data:`Pair`, where states have 0, 1, ..."""
@@ -54,45 +56,19 @@ class Jacobian:
     states: int
     """Number of states."""
 
-    def recursion(self, cell: Cell, example: Tensor) -> Recursion | None:
-        """The factors A and k of ``e_t = A e_(t-1) + k x_t``, the trace e of an input x.
-
-        None if the factors differ between neurons or change over time.
-
-        Args:
-            cell: the cell whose derivatives this object describes, with the current values of its parameters.
-            example: one step of its input, ``[batch, ...]``.
-        """
-        row = {state: i for i, state in enumerate(self.independent_states)}
-        sources = {INPUT, *row, *(state for state, _ in self.same_step)}
-        over = [pair for pair in self.over_step if pair[0] in row and pair[1] in sources]
-        inner = [pair for pair in self.same_step if pair[1] in row and any(pair[0] == j for _, j in over)]
-        if not all(self.over_step[pair] for pair in over) or not all(self.same_step[pair] for pair in inner):
-            return None
-        next_states, values = step_derivatives(cell, [_zeros(example)] * (1 + self.states), over)
-        by_argument = example.new_zeros(self.states, 1 + self.states)
-        for (i, j), value in values.items():
-            by_argument[i, j - INPUT] = value.flatten()[0]
-        by_independent = example.new_zeros(self.states, len(row))
-        by_independent[list(row), list(row.values())] = 1
-        for (i, j), value in same_step_derivatives(next_states, inner).items():
-            by_independent[i, row[j]] = value.flatten()[0]
-        independent_rows = by_argument[list(row)]
-        return Recursion(independent_rows[:, 1:] @ by_independent, independent_rows[:, 0])
-
-    def independent_gradients(
+    def state_gradients(
         self, state_grads: Sequence[Tensor | None], same_step: Sequence[Tensor]
-    ) -> dict[int, Tensor | None]:
-        """The gradients of the independent states, by their indices, by the chain rule.
+    ) -> list[Tensor | None]:
+        """The total gradient of each state before a step, by the chain rule within the previous step.
 
         A state that is a function of independent states passes its gradient on to them.
 
         Args:
-            state_grads: the gradient of each state; None is zero.
-            same_step: the values of the derivatives in `self.same_step`, in the same order; empty in the
-                resting state.
+            state_grads: the gradient of each state; None is zero. Gradients of further states are unchanged.
+            same_step: the values of the derivatives in `self.same_step` at the previous step, in the same
+                order; empty in the resting state.
         """
-        totals = {i: state_grads[i] for i in self.independent_states}
+        totals = list(state_grads)
         for (state, i), factor in zip(self.same_step, same_step, strict=False):
             grad, total = state_grads[state], totals[i]
             if grad is not None:
@@ -100,46 +76,36 @@ class Jacobian:
         return totals
 
 
-@final
-class CellDerivatives:
-    """Caches the Jacobian and the trace recursion of a cell until the cell changes.
-
-    Args:
-        cell: the cell whose step is differentiated.
-        wrapped_cell: the cell inside `cell` whose changes invalidate the cache; `cell` itself if None.
-    """
-
-    def __init__(self, cell: Cell, wrapped_cell: Cell | None = None) -> None:
-        self.cell, self.wrapped_cell = cell, cell if wrapped_cell is None else wrapped_cell
-        self.key: Any = None
-        """The cell's settings and the input's shape, dtype and device that `_jacobian` belongs to."""
-        self._jacobian: Jacobian | None = None
-        self._recursion: Recursion | None = None
-        self._is_recursion_valid = False
-
-    def jacobian(self, example: Tensor) -> Jacobian:
-        """The Jacobian for inputs like `example`, ``[batch, ...]``; raises as :func:`jacobian_of`."""
-        key = dependencies_of(self.wrapped_cell).key, example.shape[1:], example.dtype, example.device
-        if self._jacobian is None or self.key != key:
-            self._jacobian, self.key, self._is_recursion_valid = jacobian_of(self.cell, example), key, False
-        return self._jacobian
-
-    def recursion(self, example: Tensor) -> Recursion | None:
-        """The factors of the recursion of an input's trace, or None, as :meth:`Jacobian.recursion`."""
-        jacobian = self.jacobian(example)
-        if not self._is_recursion_valid:
-            self._recursion = jacobian.recursion(self.cell, example)
-            # The key does not contain the values of the cell's tensors, so these may change at any time.
-            self._is_recursion_valid = not tensors_of(self.wrapped_cell)
-        return self._recursion
-
-
 def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
     """Which derivatives of a step of `cell` are nonzero, and which of these are constant.
 
-    `example` is one step of the input, ``[batch, ...]``. Raises Unsupported if the step can't be traced, or
-    multiplies neurons by matrices.
+    The same object is returned until the cell changes. `example` is one step of the input, ``[batch, ...]``.
+    Raises Unsupported if the step can't be traced, or multiplies neurons by matrices.
     """
+    cache = dependencies_of(cell).cache
+    key = "jacobian", example.shape[1:], example.dtype, example.device
+    jacobian: Jacobian | None = cache.get(key)
+    if jacobian is None:
+        jacobian = cache[key] = _compute_jacobian(cell, example)
+    return jacobian
+
+
+def recursion_of(cell: Cell, example: Tensor) -> Recursion | None:
+    """The factors A and k of ``e_t = A e_(t-1) + k x_t``, the trace e of an input x of `cell`.
+
+    None if the factors differ between neurons or change over time. `example` is one step of the input,
+    ``[batch, ...]``. Raises Unsupported as :func:`jacobian_of`.
+    """
+    cache = dependencies_of(cell).cache
+    key = "recursion", example.shape[1:], example.dtype, example.device
+    recursion: Recursion | None = cache.get(key)
+    if recursion is None or tensors_of(cell):  # the cache does not detect new values of the cell's tensors
+        recursion = cache[key] = _compute_recursion(cell, jacobian_of(cell, example), example)
+    return recursion
+
+
+def _compute_jacobian(cell: Cell, example: Tensor) -> Jacobian:
+    """The result of :func:`jacobian_of`."""
     if trace(cell, example.shape, example.dtype).matrices:
         raise Unsupported("the step multiplies its states by matrices; use hibana.Recurrent for these")
     with torch.enable_grad():
@@ -168,6 +134,27 @@ def jacobian_of(cell: Cell, example: Tensor) -> Jacobian:
         independent_states,
         len(next_states),
     )
+
+
+def _compute_recursion(cell: Cell, jacobian: Jacobian, example: Tensor) -> Recursion | None:
+    """The result of :func:`recursion_of` with the current values of the cell's tensors."""
+    row = {state: i for i, state in enumerate(jacobian.independent_states)}
+    sources = {INPUT, *row, *(state for state, _ in jacobian.same_step)}
+    over = [pair for pair in jacobian.over_step if pair[0] in row and pair[1] in sources]
+    inner = [pair for pair in jacobian.same_step if pair[1] in row and any(pair[0] == j for _, j in over)]
+    constant = [*(jacobian.over_step[pair] for pair in over), *(jacobian.same_step[pair] for pair in inner)]
+    if not all(constant):
+        return None
+    next_states, values = step_derivatives(cell, [_zeros(example)] * (1 + jacobian.states), over)
+    by_argument = example.new_zeros(jacobian.states, 1 + jacobian.states)
+    for (i, j), value in values.items():
+        by_argument[i, j - INPUT] = value.flatten()[0]
+    by_independent = example.new_zeros(jacobian.states, len(row))
+    by_independent[list(row), list(row.values())] = 1
+    for (i, j), value in same_step_derivatives(next_states, inner).items():
+        by_independent[i, row[j]] = value.flatten()[0]
+    independent_rows = by_argument[list(row)]
+    return Recursion(independent_rows[:, 1:] @ by_independent, independent_rows[:, 0])
 
 
 def step_derivatives(
@@ -262,29 +249,19 @@ def _zeros(example: Tensor) -> Tensor:
     return example.new_zeros(1, *example.shape[1:])
 
 
-class _DerivativeCell(Cell):
+class _DerivativeCell(WrapperCell):
     """A cell whose states are derivatives of `cell`'s step; the compiler finds those that are constant."""
 
-    cell: Cell
-
     def __init__(self, cell: Cell, over_step: list[Pair], same_step: list[Pair]) -> None:
-        nn.Module.__init__(self)
-        self.cell, self.over_step, self.same_step = cell, over_step, same_step
-        self._create_cache()
+        names = [f"by_step_{i}_{j - INPUT}" for i, j in over_step]
+        super().__init__(cell, [*names, *(f"within_{i}_{j}" for i, j in same_step)])
+        self.over_step, self.same_step = over_step, same_step
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """The derivatives in the order of :meth:`state_names`, then the next states of `cell`."""
-        previous = states[len(self.over_step) + len(self.same_step) :]
-        next_states, over_step = step_derivatives(self.cell, (input_, *previous), self.over_step)
+        """The derivatives, then the next states of `cell`."""
+        arguments = input_, *states[len(self.extra) :]
+        next_states, over_step = step_derivatives(self.cell, arguments, self.over_step)
         same_step = same_step_derivatives(next_states, self.same_step)
         derivatives = [over_step[pair] for pair in self.over_step]
         derivatives += [same_step[pair] for pair in self.same_step]
         return (*derivatives, *(state.detach() for state in next_states))
-
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # derivatives, then states of `cell`
-        """A name for each derivative, then the names of the states of `cell`."""
-        return (
-            *(f"by_step_{i}_{j - INPUT}" for i, j in self.over_step),
-            *(f"within_{i}_{j}" for i, j in self.same_step),
-            *self.cell.state_names(),
-        )

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
-from hibana.compiler.tensors import tensors_of
+from hibana.compiler.tensors import fitting_shape
 from hibana.compiler.torch_layers import role_of
 from hibana.learn.network import Layer, MemorylessLayer, NeuronLayer, layers_of
 from hibana.learn.online_layer import OnlineLayer, TracePlan
@@ -42,7 +41,7 @@ def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
     layers = [layer for layer in chain if isinstance(layer, NeuronLayer)]
     lines = [f"rule {rule.name}"]
     for i, layer in enumerate(layers):
-        plan = _plan(layer, rule)
+        plan = OnlineLayer(layer, rule).plan(layer.zeros((1, *fitting_shape(layer.cell))))
         lines.append(f"layer {layer.name!r}, {type(layer.cell).__name__}: {_traces(layer, plan)}")
         omissions = [*_omissions(layer, layers[i + 1 :], plan, rule), *_approximations(layer, chain)]
         lines += [f"  left out: {omission}" for omission in omissions]
@@ -51,25 +50,17 @@ def explain(net: nn.Module, rule: Rule | str = "d-rtrl") -> str:
     return "\n".join(lines)
 
 
-def _plan(layer: NeuronLayer, rule: Rule) -> TracePlan:
-    """How the layer's traces are computed, for an input shaped like the cell's tensors or the weights."""
-    shapes = [tensor.shape for tensor in tensors_of(layer.cell).values()]
-    shape: torch.Size = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call] # torch's
-    if layer.synapses is not None and shape.numel() == 1:
-        shape = torch.Size([layer.synapses.output_count])
-    return OnlineLayer(layer, rule).plan(layer.zeros((1, *shape)))
-
-
 def _traces(layer: NeuronLayer, plan: TracePlan) -> str:
     """The numbers that the layer's traces store, in words."""
-    count = len(plan.jacobian.independent_states)  # states with their own number in a trace, 1 for LIF
+    count = _numbers(len(plan.traced_states))
     leaky = layer.readout is not None
     if plan.is_rank_one:
-        return f"1 number for each sample and input, {count + leaky} for each sample and neuron"
+        states = len(plan.jacobian.independent_states) + leaky
+        return f"1 number for each sample and input, {states} for each sample and neuron"
     if plan.recursion is not None:
-        return f"{_numbers(len(plan.independent_states))} for each sample and input"
+        return f"{count} for each sample and input"
     readout = ", 1 of them for the memory of the readout" if leaky else ""
-    return f"{_numbers(count + leaky)} for each sample and synapse{readout}"
+    return f"{count} for each sample and synapse{readout}"
 
 
 def _numbers(count: int) -> str:
@@ -102,7 +93,7 @@ def _approximations(layer: NeuronLayer, chain: list[Layer]) -> Iterator[str]:
     """The modules before the leaky readout of `layer` whose past derivatives the rule replaces, in words."""
     if layer.readout is None:
         return
-    between = chain[chain.index(layer) + 1 : chain.index(layer.readout.layer)]
+    between = chain[chain.index(layer) + 1 : chain.index(layer.readout)]
     modules = [(each.name, each.module) for each in between if isinstance(each, MemorylessLayer)]
     names = ", ".join(repr(name) for name, module in modules if not _is_linear(module))
     if names:

@@ -16,14 +16,14 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.reference import state_dtype
 from hibana.compiler.tensors import is_parametrized, tensors_of
 from hibana.compiler.torch_layers import ORIGINAL_CLASS, role_of
-from hibana.learn.derivatives import CellDerivatives
+from hibana.learn.derivatives import recursion_of
 from hibana.learn.synapses import Synapses, is_sparse, is_synapses
 from hibana.nn.each_step import EachStep
 from hibana.nn.layers import OverTime, Recurrent
 from hibana.nn.over_steps import EagerNetwork
 from hibana.nn.running import Stateful
 
-__all__ = ["Layer", "LeakyReadout", "MemorylessLayer", "NeuronLayer", "layers_of"]
+__all__ = ["Layer", "MemorylessLayer", "NeuronLayer", "layers_of"]
 
 
 @dataclass(eq=False)
@@ -49,18 +49,13 @@ class NeuronLayer:
     """Factor of the gradient through `recurrent`."""
     spikes: bool
     """Whether the neurons emit spikes."""
-    readout: "LeakyReadout | None" = None
-    """The leaky readout behind the layer, or None."""
+    readout: "NeuronLayer | None" = None
+    """The leaky readout behind the layer: neurons that do not spike; None without a readout."""
 
     @property
     def cell(self) -> Cell:
         """One step of a neuron."""
         return self.module.cell
-
-    @property
-    def step(self) -> Cell:
-        """One step of the layer, including its recurrent synapses."""
-        return self.module.step() if isinstance(self.module, Recurrent) else self.module.cell
 
     @property
     def cell_parameters(self) -> list[nn.Parameter]:
@@ -72,6 +67,29 @@ class NeuronLayer:
         tensors = (tensor for tensor in tensors_of(self.cell).values() if tensor.is_floating_point())
         like = next(tensors, torch.empty(0, dtype=torch.float32, device="cpu"))
         return torch.zeros(tuple(shape), dtype=state_dtype(like.dtype), device=like.device)
+
+    def decay(self, example: Tensor) -> Tensor:
+        """The factor by which the memory of a leaky readout decays at each step, such as ``1 - 1/tau`` of LI.
+
+        `example` is a tensor with the dtype and device of the result, a scalar.
+
+        Raises:
+            ValueError: if the factor is not the same for all neurons and steps.
+        """
+        reason = "it has recurrent synapses"
+        if self.recurrent is None:
+            reason = "its derivative changes with its state or input, or it has several states"
+            try:
+                recursion = recursion_of(self.cell, example.new_zeros(1, 1))
+            except Unsupported as error:
+                recursion, reason = None, f"its step can't be followed: {error}"
+            if recursion is not None and len(self.cell.state_names()) == 1:
+                return recursion.transition[0, 0]
+        raise ValueError(
+            f"layer {self.name!r}, {type(self.cell).__name__}: a layer that does not spike must leak by one "
+            f"factor for all neurons, or what it remembers would be lost to the layers before it: {reason}; "
+            'rule "ottt" takes no account of it'
+        )
 
 
 Layer = MemorylessLayer | NeuronLayer
@@ -181,39 +199,5 @@ def _set_readouts(layers: list[NeuronLayer]) -> None:
                 "the memory of the others would be lost"
             )
         if leaky:
-            layer.readout = LeakyReadout(leaky[0])
-
-
-class LeakyReadout:
-    """A layer that does not spike, and the decay factor of its memory, such as ``1 - 1/tau`` of LI.
-
-    Raises:
-        ValueError: if the factor is not the same for all neurons and steps.
-    """
-
-    def __init__(self, layer: NeuronLayer) -> None:
-        self.name, self.layer = layer.name, layer
-        self._derivatives = CellDerivatives(layer.cell)
-        if layer.recurrent is not None:
-            raise self._error("it has recurrent synapses")
-        self.decay(layer.zeros(()))
-
-    def decay(self, example: Tensor) -> Tensor:
-        """The current decay factor, with the dtype and device of `example`."""
-        step = example.new_zeros(1, 1)
-        try:
-            recursion = self._derivatives.recursion(step)
-        except Unsupported as error:
-            raise self._error(f"its step can't be followed: {error}") from error
-        if recursion is None or self._derivatives.jacobian(step).states > 1:
-            raise self._error("its derivative changes with its state or input, or it has several states")
-        return recursion.transition[0, 0]
-
-    def _error(self, reason: str) -> ValueError:
-        """The error that names the layer and the `reason` why it can't be a leaky readout."""
-        return ValueError(
-            f"layer {self.name!r}, {type(self.layer.cell).__name__}: a layer that does not spike must leak "
-            f"by one factor for all neurons, or what it remembers would be lost to the layers before it: "
-            f"{reason}; "
-            'rule "ottt" takes no account of it'
-        )
+            layer.readout = leaky[0]
+            layer.readout.decay(layer.readout.zeros(()))  # raises if the layer can't be a readout

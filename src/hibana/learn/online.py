@@ -213,8 +213,7 @@ def _chunks(x: object, chunk: int) -> Iterator[Tensor]:
     """Splits a tensor ``[T, batch, ...]``, or an iterable of steps, into tensors of `chunk` steps."""
     if isinstance(x, Tensor):
         _check_input("x", x, 2)
-        for first in range(0, len(x), chunk):
-            yield x[first : first + chunk].detach()
+        yield from torch.split(x.detach(), chunk)
         return
     if not isinstance(x, Iterable):
         raise TypeError(f"x must be a floating-point tensor or steps one by one, got {type(x).__name__}")

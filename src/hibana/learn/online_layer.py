@@ -3,8 +3,8 @@
 A chunk is a number of steps that run together, by a cell whose gradient over time is that of the rule
 (:mod:`hibana.learn.rule_cells`), so automatic differentiation gives the rule's gradients within the chunk.
 Traces hold the gradients from the steps before the chunk. They are updated by the gradients of the states
-after the chunk. A readout is a layer behind, without spikes, that remembers its input (leaky). The trace of a
-synapse has one part for each independent state of the neuron, and one for the memory of the readout.
+after the chunk. A readout is a layer behind, without spikes, that remembers its input (leaky); its memory
+counts as one more state of each neuron. The trace of a synapse has one part for each independent state.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.graph.ops import Unsupported
-from hibana.learn import parameter_traces, rule_cells
-from hibana.learn.derivatives import CellDerivatives, Jacobian, Recursion
+from hibana.learn import rule_cells
+from hibana.learn.derivatives import Jacobian, Recursion, jacobian_of, recursion_of
+from hibana.learn.expanded_cell import ExpandedCell
 from hibana.learn.network import NeuronLayer
 from hibana.learn.rules import PPProp, Rule
 from hibana.learn.synapses import Synapses
@@ -32,8 +33,8 @@ class TracePlan(NamedTuple):
     """How the traces of a layer's synapses are computed."""
 
     jacobian: Jacobian
-    independent_states: Sequence[int]
-    """Indices of the states that have their own number in a trace."""
+    traced_states: Sequence[int]
+    """Indices of the states that have their own number in a trace; the last may be a readout's memory."""
     recursion: Recursion | None
     """The recursion of an input's trace; None if each synapse has a trace."""
     is_rank_one: bool = False
@@ -45,8 +46,6 @@ class Chunk:
     """The values of a layer over a number of steps, and the graphs for their gradients."""
 
     plan: TracePlan
-    leak: Tensor | None
-    """The decay factor of a leaky readout behind the layer; None without a leaky readout."""
     inputs: Tensor
     """The inputs of the layer, ``[T, batch, ...]``, from which `neuron_inputs` are computed."""
     neuron_inputs: Tensor
@@ -56,7 +55,7 @@ class Chunk:
     weight_run: rule_cells.CellRun
     """The run for the outputs and for the gradients of weights."""
     parameter_run: rule_cells.CellRun | None
-    """The run for the gradients of the cell's parameters."""
+    """The run for the gradients of the cell's parameters; None without learned parameters."""
 
     @property
     def outputs(self) -> Tensor:
@@ -69,24 +68,19 @@ class OnlineLayer:
 
     def __init__(self, layer: NeuronLayer, rule: Rule) -> None:
         self.layer, self.rule = layer, rule
-        self.derivatives = CellDerivatives(layer.cell)
         is_silent = layer.spikes and not rule.through_spikes
-        self.silent_derivatives = (
-            CellDerivatives(rule_cells.SilentCell(layer), layer.cell) if is_silent else None
-        )
-        """Derivatives without the effects of a spike, for rules that leave them out."""
-        self.expanded_cell: parameter_traces.ExpandedCell | None = None
+        self.silent_cell = rule_cells.SilentCell(layer.cell) if is_silent else None
+        """The cell without the effects of a spike, for rules that leave them out; else None."""
+        self.expanded_cell: ExpandedCell | None = None
         """The cell with one value of each learned parameter per sample and neuron; None without any."""
         self.step_cell = rule_cells.NeuronTraceCell(layer, layer.cell, None)
         """Passes the gradient of the outputs to the inputs of the same step."""
-        self.neuron_cell: rule_cells.NeuronTraceCell | None = None
+        self.neuron_cell: rule_cells.NeuronTraceCell
         """Passes the gradient over time within each neuron."""
-        self.silent_cell: rule_cells.SilentTraceCell | None = None
-        """Passes the gradient over time of neurons without spikes; for OTTT, else None."""
-        self.effect_cell: rule_cells.EffectCell | None = None
-        """Passes the gradient over time by a factor of each neuron; for PP-Prop, else None."""
-        self._cells_key: Any = None
-        """The :attr:`CellDerivatives.key` for which the cells were built."""
+        self.weight_cell: rule_cells.RuleCell
+        """Passes the gradient over time as the rule does for weights."""
+        self._jacobian: Jacobian | None = None
+        """The Jacobian of the cell for which the cells were built."""
         self.reset()
 
     def reset(self) -> None:
@@ -95,9 +89,9 @@ class OnlineLayer:
         self.same_step: list[Tensor] = []
         """Values of :attr:`Jacobian.same_step` at the last step."""
         self.traces: dict[str, InputTraces | SynapseTraces] = {}
-        self.parameter_traces: parameter_traces.ParameterTraces = []
+        self.parameter_traces: rule_cells.ParameterTraces = []
         self.effects: tuple[Tensor, ...] = ()
-        """The extra states of :attr:`effect_cell` after the last step, without the first, which is zero."""
+        """The extra states of an EffectCell after the last step, without the first, which is zero."""
         self.pending: Chunk | None = None
         """The last chunk; the next chunk updates the traces with it."""
 
@@ -138,44 +132,45 @@ class OnlineLayer:
         `step` is an example of the neurons' input at one step, ``[batch, ...]``. Raises ValueError, naming
         the layer, if its step can't be followed or the rule does not support it.
         """
-        layer, kind = self.layer, type(self.layer.cell).__name__
-        has_self_synapse = layer.recurrent is not None and self.rule.keeps_self_synapse
+        layer, rule, kind = self.layer, self.rule, type(self.layer.cell).__name__
+        has_self_synapse = layer.recurrent is not None and rule.keeps_self_synapse
         by_synapse = layer.readout is not None or has_self_synapse
         try:
-            jacobian = self.derivatives.jacobian(step)
-            if self.silent_derivatives is not None:
-                independent_states = self.silent_derivatives.jacobian(step).independent_states
-                recursion = self.silent_derivatives.recursion(step)
+            jacobian, traced_cell = jacobian_of(layer.cell, step), self.silent_cell or layer.cell
+            traced_states = jacobian_of(traced_cell, step).independent_states
+            recursion = None if by_synapse else recursion_of(traced_cell, step)
+            if recursion is None and self.silent_cell is not None:
+                raise ValueError(
+                    f"layer {layer.name!r}, {kind}: rule {rule.name!r} keeps one trace for each input, "
+                    'so the leak must be one number for all neurons at all times; use "d-rtrl", or "pp-prop"'
+                )
+            if recursion is None and isinstance(rule, PPProp):
+                decay = torch.full([1, 1], rule.decay, dtype=step.dtype, device=step.device)
+                plan = TracePlan(jacobian, (), Recursion(decay, torch.ones_like(decay[0])), is_rank_one=True)
             else:
-                independent_states = jacobian.independent_states
-                recursion = None if by_synapse else self.derivatives.recursion(step)
-            if self.derivatives.key != self._cells_key:
-                self._build_cells(jacobian, independent_states, step)
+                remembers = traced_states and layer.readout is not None
+                memory = (jacobian.states,) if remembers else ()
+                plan = TracePlan(jacobian, (*traced_states, *memory), recursion)
+            if jacobian is not self._jacobian:
+                self._build_cells(plan, step)
         except Unsupported as error:
             raise ValueError(f"layer {layer.name!r}, {kind}, can't be learned online: {error}") from error
-        if recursion is None and self.silent_derivatives is not None:
-            raise ValueError(
-                f"layer {layer.name!r}, {kind}: rule {self.rule.name!r} keeps one trace for each input, "
-                'so the leak must be one number for all neurons at all times; use "d-rtrl", or "pp-prop"'
-            )
-        if recursion is None and isinstance(self.rule, PPProp):
-            decay = torch.full([1, 1], self.rule.decay, dtype=step.dtype, device=step.device)
-            return TracePlan(jacobian, (), Recursion(decay, torch.ones_like(decay[0])), is_rank_one=True)
-        return TracePlan(jacobian, independent_states, recursion)
+        return plan
 
-    def _build_cells(self, jacobian: Jacobian, independent_states: Sequence[int], step: Tensor) -> None:
+    def _build_cells(self, plan: TracePlan, step: Tensor) -> None:
         """Builds the cells that run the layer, for neurons' inputs like `step`, ``[batch, ...]``."""
-        layer, rule, self._cells_key = self.layer, self.rule, self.derivatives.key
-        learns = bool(layer.cell_parameters)
-        self.expanded_cell = parameter_traces.ExpandedCell(layer.cell, step) if learns else None
+        layer, rule, learns = self.layer, self.rule, bool(self.layer.cell_parameters)
+        self.expanded_cell = ExpandedCell(layer.cell, step) if learns else None
         cell = layer.cell if self.expanded_cell is None else self.expanded_cell.cell
         self.neuron_cell = rule_cells.NeuronTraceCell(
-            layer, cell, jacobian, self_synapse=rule.keeps_self_synapse
+            layer, cell, plan.jacobian, self_synapse=rule.keeps_self_synapse
         )
-        if self.silent_derivatives is not None:
-            self.silent_cell = rule_cells.SilentTraceCell(layer, jacobian, independent_states)
-        if isinstance(rule, PPProp):
-            self.effect_cell = rule_cells.EffectCell(layer, jacobian, rule.decay, step)
+        self.weight_cell = self.neuron_cell
+        if plan.is_rank_one and isinstance(rule, PPProp):
+            self.weight_cell = rule_cells.EffectCell(layer, plan.jacobian, rule.decay)
+        elif self.silent_cell is not None:
+            self.weight_cell = rule_cells.SilentTraceCell(layer, plan.jacobian, plan.traced_states)
+        self._jacobian = plan.jacobian
 
     def run(self, inputs: Tensor) -> Tensor:
         """The layer's outputs over a chunk, with a gradient for its parameters and for `inputs`."""
@@ -216,20 +211,18 @@ class OnlineLayer:
             )
         plan = self.plan(step)
         leak = None if layer.readout is None else layer.readout.decay(step)
-        assert self.neuron_cell is not None
-        weight_cell: rule_cells.RuleCell = self.silent_cell or self.neuron_cell
-        if plan.is_rank_one and self.effect_cell is not None:
-            weight_cell = self.effect_cell
-            self.effect_cell.leak.copy_(step.new_zeros(()) if leak is None else leak)
         parameter_run = None
-        if layer.cell_parameters or weight_cell is self.neuron_cell:
-            parameters = [] if self.expanded_cell is None else self.expanded_cell.expand(step)
-            parameter_run = rule_cells.run_cell(self.neuron_cell, drive, self.state, parameters)
-        if parameter_run is not None and weight_cell is self.neuron_cell:
-            weight_run = parameter_run
-        else:
-            weight_run = rule_cells.run_cell(weight_cell, drive, self.state, carried=self.effects)
-        self.pending = Chunk(plan, leak, leaf, neuron_inputs, previous_state, weight_run, parameter_run)
+        if self.expanded_cell is not None:
+            parameters, traces = self.expanded_cell.expand(step), self.parameter_traces
+            parameter_run = rule_cells.run_cell(
+                self.neuron_cell, drive, previous_state, leak, parameters, traces
+            )
+        weight_run = parameter_run
+        if weight_run is None or self.weight_cell is not self.neuron_cell:
+            weight_run = rule_cells.run_cell(
+                self.weight_cell, drive, previous_state, leak, carried=self.effects
+            )
+        self.pending = Chunk(plan, leaf, neuron_inputs, previous_state, weight_run, parameter_run)
         return self.pending
 
     @torch.no_grad()
@@ -238,7 +231,7 @@ class OnlineLayer:
         chunk, self.pending = self.pending, None
         if chunk is None:
             return
-        has_traces = chunk.plan.independent_states or chunk.plan.is_rank_one
+        has_traces = chunk.plan.traced_states or chunk.plan.is_rank_one
         for name, synapses, inputs in self._learned_synapses(chunk) if has_traces else ():
             rows = synapses.rows(inputs)
             if chunk.plan.recursion is not None:
@@ -248,12 +241,14 @@ class OnlineLayer:
                     rows, self._ends(synapses, chunk), synapses.stored
                 )
         if (run := chunk.parameter_run) is not None:
-            if self.layer.cell_parameters:
-                self.parameter_traces = parameter_traces.advance(self.parameter_traces, run, chunk.leak)
-            self.same_step = [value.detach() for value in run.extra]
-        self.state = tuple([value.detach() for value in chunk.weight_run.last])
+            by_state = [run.end_gradients(state).parameters for state in range(len(run.last))]
+            self.parameter_traces = [list(traces) for traces in zip(*by_state, strict=True)]
+        run = chunk.weight_run
+        self.state = tuple([value.detach() for value in run.last[: len(chunk.previous_state)]])
         if chunk.plan.is_rank_one:
-            self.effects = tuple([value.detach() for value in chunk.weight_run.extra[1:]])
+            self.effects = tuple([value.detach() for value in run.extra[1:]])
+        else:
+            self.same_step = [value.detach() for value in run.extra]
 
     def _traces_of(self, name: str, kind: type[TracesT]) -> TracesT:
         """The traces called `name`; new ones of the class `kind` before the first chunk."""
@@ -275,19 +270,16 @@ class OnlineLayer:
         return learned
 
     def _ends(self, synapses: Synapses, chunk: Chunk) -> list[End]:
-        """For each part of the traces after the chunk: its factors of the inputs and of the traces before it.
-
-        A trace has one part for each independent state of a neuron, then one for a readout's memory.
-        """
-        leak, ends = chunk.leak, []
-        for state in [*chunk.plan.independent_states, *([] if leak is None else [None])]:
-            grads = chunk.weight_run.end_gradients(state, leak)
+        """For each part of the traces after the chunk: its factors of the inputs and of the traces before."""
+        ends, memory = [], chunk.plan.jacobian.states
+        for state in chunk.plan.traced_states:
+            grads = chunk.weight_run.end_gradients(state)
+            by_part = dict(zip(chunk.plan.traced_states, self._traced_gradients(chunk, grads), strict=True))
+            if state != memory and memory in by_part:
+                by_part[memory] = None  # no state of a neuron depends on a readout's memory
             factors = [
-                None if grad is None else synapses.output_rows(grad[None])[0]
-                for grad in self._independent_gradients(chunk, grads)
+                None if grad is None else synapses.output_rows(grad[None])[0] for grad in by_part.values()
             ]
-            if leak is not None:
-                factors.append(leak ** len(chunk.outputs) if state is None else None)
             ends.append(End(synapses.output_rows(grads.neuron_inputs), factors))
         return ends
 
@@ -310,56 +302,44 @@ class OnlineLayer:
                 f"layer {layer.name!r} is past the step that this backward is of: call backward for each "
                 "step's loss before the next step, or use Online.sequence"
             )
-        drive_grad, part_grads = self._weight_gradients(chunk, signal)
+        run = chunk.weight_run
+        grads = run.gradients(run.outputs, signal)
+        drive_grad = grads.neuron_inputs
+        by_part = grads.extra[:1] if chunk.plan.is_rank_one else self._traced_gradients(chunk, grads)
+        part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_part]
         for name, synapses, inputs in self._learned_synapses(chunk):
             if name == "recurrent":
                 scale, learned = layer.gradient_scale, synapses.parameters
                 scaled = drive_grad if scale == 1 else drive_grad * scale
-                grads: Sequence[Tensor] = synapses.linear_gradients(inputs, scaled)
+                weight_grads: Sequence[Tensor] = synapses.linear_gradients(inputs, scaled)
             else:
                 scale, learned = 1.0, [p for p in synapses.parameters if p.requires_grad]
-                grads = torch.autograd.grad(chunk.neuron_inputs, learned, drive_grad, retain_graph=True)
-            _add(totals, learned, grads)
+                weight_grads = torch.autograd.grad(
+                    chunk.neuron_inputs, learned, drive_grad, retain_graph=True
+                )
+            _add(totals, learned, weight_grads)
             if name in self.traces:
                 factors = [synapses.output_rows(grad[None])[0] * scale for grad in part_grads]
                 trace_grad = self.traces[name].gradient(factors, synapses.stored)
                 _add(totals, synapses.parameters, synapses.split_gradient(trace_grad))
         if chunk.parameter_run is not None and self.expanded_cell is not None:
-            filtered_signal = rule_cells.filter_backwards(signal, chunk.leak)
-            readout_grad = None if chunk.leak is None else chunk.leak * filtered_signal[0]
-            chunk_grads = chunk.parameter_run.gradients(chunk.parameter_run.outputs, filtered_signal)
-            neuron_grads = parameter_traces.gradients(self.parameter_traces, chunk_grads, readout_grad)
-            for parameter, grad in zip(self.expanded_cell.parameters, neuron_grads, strict=True):
+            if chunk.parameter_run is not run:
+                grads = chunk.parameter_run.gradients(chunk.parameter_run.outputs, signal)
+            for parameter, grad in zip(self.expanded_cell.parameters, grads.parameters, strict=True):
                 _add(totals, [parameter], [grad.sum_to_size(parameter.shape)])
         return self._input_gradient(chunk, signal) if to_inputs else None, totals
 
-    def _weight_gradients(self, chunk: Chunk, signal: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """The gradients of the neurons' input at each step, and of the states that have a trace.
-
-        `signal` is the gradient of the chunk's outputs, ``[T, batch, ...]``. The second result has a gradient
-        ``[batch, ...]`` for each independent state, then for a readout's memory, before the chunk.
-        """
-        # the factors of a trace of rank one include a readout's memory
-        leak = None if chunk.plan.is_rank_one else chunk.leak
-        filtered_signal = rule_cells.filter_backwards(signal, leak)
-        grads = chunk.weight_run.gradients(chunk.weight_run.outputs, filtered_signal)
-        by_part = grads.extra[:1] if chunk.plan.is_rank_one else self._independent_gradients(chunk, grads)
-        part_grads = [torch.zeros_like(signal[0]) if grad is None else grad for grad in by_part]
-        if leak is not None:
-            part_grads.append(leak * filtered_signal[0])
-        return grads.neuron_inputs, part_grads
-
-    def _independent_gradients(self, chunk: Chunk, grads: rule_cells.Gradients) -> list[Tensor | None]:
+    def _traced_gradients(self, chunk: Chunk, grads: rule_cells.Gradients) -> list[Tensor | None]:
         """The gradients of the states before the chunk that have a trace, ``[batch, ...]``; None is zero."""
-        totals = chunk.plan.jacobian.independent_gradients(grads.states, self.same_step)
-        return [totals[state] for state in chunk.plan.independent_states]
+        totals = chunk.plan.jacobian.state_gradients(grads.states, self.same_step)
+        return [totals[state] for state in chunk.plan.traced_states]
 
     def _input_gradient(self, chunk: Chunk, signal: Tensor) -> Tensor:
         """The gradient of the layer's inputs at each step, through the outputs of the same step alone.
 
         `signal` is the gradient of the outputs, ``[T, batch, ...]``.
         """
-        states, recursion = chunk.plan.independent_states, chunk.plan.recursion
+        states, recursion = chunk.plan.traced_states, chunk.plan.recursion
         if recursion is not None and states and states[-1] == len(chunk.previous_state) - 1:
             grad = signal * recursion.input_factor[-1]  # the output is linear in the input
         else:

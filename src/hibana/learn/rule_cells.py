@@ -6,70 +6,64 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hibana.cells import Cell
 from hibana.compiler import unroll_layer
 from hibana.learn.derivatives import INPUT, Jacobian, same_step_derivatives, step_derivatives
 from hibana.learn.network import NeuronLayer
-from hibana.nn.layers import with_gradient
+from hibana.nn.layers import WrapperCell, with_gradient
 
-__all__ = ["CellRun", "EffectCell", "Gradients", "NeuronTraceCell", "RuleCell"]
-__all__ += ["SilentCell", "SilentTraceCell", "filter_backwards", "run_cell"]
+__all__ = ["CellRun", "EffectCell", "Gradients", "NeuronTraceCell", "ParameterTraces", "RuleCell"]
+__all__ += ["SilentCell", "SilentTraceCell", "run_cell"]
+
+ParameterTraces = Sequence[Sequence[Tensor]]
+"""For each parameter: the derivative of each state by it, then that of a leaky readout's memory."""
 
 
-class RuleCell(Cell):
+class RuleCell(WrapperCell):
     """A cell that computes the step of a layer of neurons, with extra states.
 
     Args:
         layer: the layer.
         cell: one step of its neurons.
         extra: the names of the extra states in front of the neurons' states.
+        remembers: whether one more state, the output, has the gradient of a leaky readout's memory.
     """
 
-    cell: Cell
     self_weight: Tensor
     """The weight of the recurrent synapse of each neuron to itself, ``[neurons]``."""
+    leak: Tensor
+    """The decay factor of the leaky readout behind the layer, a scalar."""
 
-    def __init__(self, layer: NeuronLayer, cell: Cell, extra: Sequence[str] = ()) -> None:
-        nn.Module.__init__(self)
-        self.cell, self.extra = cell, tuple(extra)
+    def __init__(
+        self, layer: NeuronLayer, cell: Cell, extra: Sequence[str] = (), *, remembers: bool = False
+    ) -> None:
+        self.remembers = remembers
+        super().__init__(cell, extra)
         self._original = (layer.recurrent,)  # a tuple, so that its parameters are not those of this module
         module = None if layer.recurrent is None else layer.recurrent.module
         self.synapses = None if module is None else copy.deepcopy(module).requires_grad_(False)
-        self.copy_weights()
-        self._create_cache()
 
-    def copy_weights(self) -> None:
-        """Copies the recurrent weights, because an optimizer may change them before the graph is used."""
+    def copy_weights(self, leak: Tensor | None) -> None:
+        """Copies the recurrent weights, because an optimizer may change them before the graph is used.
+
+        Also sets the decay factor `leak` of the leaky readout behind the layer; None without a readout.
+        """
         (original,) = self._original
         if original is not None and self.synapses is not None:
             self.synapses.load_state_dict(original.module.state_dict())
             self._buffers["self_weight"] = original.self_weights()
+        if leak is not None:
+            self._buffers["leak"] = leak
 
     def total_input(self, input_: Tensor, spikes: Tensor) -> Tensor:
         """The input plus the recurrent input from the previous `spikes`, which passes no gradient."""
         return input_ if self.synapses is None else input_ + self.synapses(spikes.detach())
 
-    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # those of the cell, and extra states
-        """The names of the extra states, then of the states of the cell."""
-        return (*self.extra, *self.cell.state_names())
-
-    def initial_state(self, input_: Tensor) -> tuple[Tensor, ...]:
-        """The resting state of the neurons, with extra states of zero."""
-        return self.from_state(self.cell.initial_state(input_))
-
-    def from_state(self, state: Sequence[Tensor], carried: Sequence[Tensor] = ()) -> tuple[Tensor, ...]:
-        """The states of this cell for the neurons' states `state`.
-
-        `carried` are the last of its extra states; the other extra states are zero.
-        """
-        zeros = [torch.zeros_like(state[0]) for _ in self.extra[len(carried) :]]
-        return (*zeros, *carried, *state)
-
-    def rests_at_zero(self) -> bool:
-        """Whether the resting state of the neurons is zero."""
-        return self.cell.rests_at_zero()
+    def state_names(self) -> tuple[str, ...]:  # type: ignore[override] # the names depend on the cell
+        """The names of the extra states, then of the states of the cell, then maybe of the output."""
+        return (*super().state_names(), *["remembered_output"] * self.remembers)
 
 
 @final
@@ -77,6 +71,10 @@ class NeuronTraceCell(RuleCell):
     """A step whose gradient over time stays within each neuron: D-RTRL and e-prop.
 
     The extra states are derivatives of states by other states of the same step (:attr:`Jacobian.same_step`).
+    If a leaky readout is behind the layer, the output y has the gradient of the readout's memory of the
+    neurons' spikes s:
+
+        dy_t = leak dy_(t-1) + ds_t
 
     Args:
         layer: the layer.
@@ -92,11 +90,12 @@ class NeuronTraceCell(RuleCell):
         self.over_time = jacobian is not None
         self.self_scale = layer.gradient_scale if self_synapse and layer.recurrent is not None else 0.0
         """Factor of the gradient through the synapse of a neuron to itself."""
-        super().__init__(layer, cell, [f"coupling_{i}_{j}" for i, j in self.same_step])
+        names = [f"coupling_{i}_{j}" for i, j in self.same_step]
+        super().__init__(layer, cell, names, remembers=self.over_time and layer.readout is not None)
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
-        """The extra states (derivatives), then the neurons' states after a step."""
-        previous = states[len(self.extra) :]
+        """The extra states (derivatives), then the neurons' states, and maybe the output, after a step."""
+        previous = states[len(self.extra) : len(states) - self.remembers]
         if not self.over_time:
             previous = tuple([state.detach() for state in previous])
         total = self.total_input(input_, previous[-1])
@@ -104,6 +103,8 @@ class NeuronTraceCell(RuleCell):
             total = with_gradient(total, previous[-1], self.self_weight * self.self_scale)
         next_states = self.cell(total, *previous)
         values = same_step_derivatives(next_states, self.same_step)
+        if self.remembers:
+            next_states = (*next_states, with_gradient(next_states[-1], states[-1], self.leak))
         return (*(values[pair] for pair in self.same_step), *next_states)
 
 
@@ -145,18 +146,17 @@ class EffectCell(RuleCell):
     """A step whose gradient over time is the neuron's factor of a trace of rank one: PP-Prop.
 
         F_t = decay (dh_t/dh_(t-1)) F_(t-1) + (1 - decay) dh_t/du_t     for each state h of a neuron
-        z_t = decay leak z_(t-1) + F_t                                  for the state that is the output
+        z_t = decay leak z_(t-1) + F_t      for the output; leak is 0 without a leaky readout
         dm_t = decay dm_(t-1) + du_t,   ds_t = z_t dm_t                 m: a state of zero with a gradient
 
     Its extra states are m, F for each state of the neurons, and z.
     """
 
-    def __init__(self, layer: NeuronLayer, jacobian: Jacobian, decay: float, example: Tensor) -> None:
+    def __init__(self, layer: NeuronLayer, jacobian: Jacobian, decay: float) -> None:
         names = [f"effect_on_{name}" for name in layer.cell.state_names()]
         super().__init__(layer, layer.cell, ["trace", *names, "effect"])
         self.decay, self.over_step = decay, tuple(jacobian.over_step)
-        self.leak = example.new_zeros(())
-        """The decay factor of a leaky readout behind the layer, 0 without a leaky readout."""
+        self.has_readout = layer.readout is not None
 
     def forward(self, input_: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         """m, F of each state, z, and the neurons' states after a step; `states` are these before the step."""
@@ -168,7 +168,9 @@ class EffectCell(RuleCell):
         for (i, j), factor in factors.items():
             source = 1 - self.decay if j == INPUT else effects[j] * self.decay
             next_effects[i] = next_effects[i] + factor * source
-        next_effect = next_effects[-1] + effect * (self.leak * self.decay)
+        next_effect = next_effects[-1]
+        if self.has_readout:
+            next_effect = next_effect + effect * (self.leak * self.decay)
         next_trace = with_gradient(trace * self.decay, total, 1.0)
         *inner, output = (state.detach() for state in next_states)
         output = with_gradient(output, next_trace, next_effect)
@@ -176,11 +178,8 @@ class EffectCell(RuleCell):
 
 
 @final
-class SilentCell(RuleCell):
-    """One step of neurons whose previous spike is set to zero, so that no gradient passes through it."""
-
-    def __init__(self, layer: NeuronLayer) -> None:
-        super().__init__(layer, layer.cell)
+class SilentCell(WrapperCell):
+    """One step of the neurons of `cell` whose previous spike is zero and passes no gradient on."""
 
     def forward(self, input_: Tensor, *previous: Tensor) -> tuple[Tensor, ...]:
         """The neurons' states after a step without a previous spike."""
@@ -195,9 +194,9 @@ class Gradients(NamedTuple):
     extra: list[Tensor | None]
     """Gradients of the extra states of the :class:`RuleCell` before the chunk."""
     states: list[Tensor | None]
-    """Gradients of the neurons' states before the chunk."""
-    parameters: list[Tensor | None]
-    """Gradients of the cell's parameters, for each sample and neuron."""
+    """Gradients of the neurons' states before the chunk, then of a leaky readout's memory if remembered."""
+    parameters: list[Tensor]
+    """Gradients of the cell's parameters, for each sample and neuron, also through the steps before."""
 
 
 @dataclass(eq=False)
@@ -209,13 +208,13 @@ class CellRun:
     extra: tuple[Tensor, ...]
     """The cell's extra states after the chunk."""
     last: tuple[Tensor, ...]
-    """The neurons' states after the chunk."""
+    """The neurons' states after the chunk, then the output if it has a leaky readout's gradient."""
     neuron_inputs: Tensor
     previous: list[Tensor]
-    """The cell's extra states and the neurons' states before the chunk; empty in the resting state."""
+    """The cell's extra states and the neurons' states before the chunk."""
     parameters: list[Tensor]
     """The cell's parameters, for each sample and neuron."""
-    _end_gradients: dict[int | None, Gradients] = field(default_factory=dict)
+    _end_gradients: dict[int, Gradients] = field(default_factory=dict)
 
     def gradients(self, output: Tensor, grad: Tensor) -> Gradients:
         """The gradients of everything that the run depends on, from the gradient `grad` of `output`.
@@ -228,33 +227,25 @@ class CellRun:
             grads = torch.autograd.grad(output, leaves, grad, retain_graph=True, allow_unused=True)
         input_grad, *other_grads = grads
         input_grad = torch.zeros_like(self.neuron_inputs) if input_grad is None else input_grad
-        first, count = len(self.extra), len(self.extra) + len(self.last)
-        if not self.previous:
-            other_grads = [*[None] * count, *other_grads]
-        return Gradients(input_grad, other_grads[:first], other_grads[first:count], other_grads[count:])
+        first, count = len(self.extra), len(self.previous)
+        parameter_grads = [torch.zeros_like(input_grad[0]) if g is None else g for g in other_grads[count:]]
+        return Gradients(input_grad, other_grads[:first], other_grads[first:count], parameter_grads)
 
-    def end_gradients(self, state: int | None, leak: Tensor | None) -> Gradients:
-        """Gradients of the sum of one state over neurons, after the last step.
-
-        Args:
-            state: index of the neurons' state; None for the memory of the leaky readout behind them.
-            leak: the decay factor of the readout, which weights the output of each step by its age.
-        """
+    def end_gradients(self, state: int) -> Gradients:
+        """Gradients of the sum over neurons of the state with the index `state` in :attr:`last`."""
         if state not in self._end_gradients:
-            output = self.outputs if state is None else self.last[state]
-            grad = torch.ones_like(output)
-            if state is None and leak is not None:
-                ages = torch.arange(len(output) - 1, -1, -1, dtype=leak.dtype, device=leak.device)
-                grad *= (leak**ages).view(-1, *[1] * (output.ndim - 1))
-            self._end_gradients[state] = self.gradients(output, grad)
+            output = self.last[state]
+            self._end_gradients[state] = self.gradients(output, torch.ones_like(output))
         return self._end_gradients[state]
 
 
 def run_cell(
     cell: RuleCell,
     inputs: Tensor,
-    state: tuple[Tensor, ...] | None,
+    state: tuple[Tensor, ...],
+    leak: Tensor | None = None,
     parameters: Sequence[Tensor] = (),
+    traces: ParameterTraces = (),
     carried: Sequence[Tensor] = (),
 ) -> CellRun:
     """Runs `cell` over a sequence and keeps the autograd graph.
@@ -262,29 +253,22 @@ def run_cell(
     Args:
         cell: the cell.
         inputs: the neurons' inputs, ``[T, batch, ...]``.
-        state: the neurons' states before the first step; None for the resting state.
+        state: the neurons' states before the first step.
+        leak: the decay factor of a leaky readout behind the neurons; None without a leaky readout.
         parameters: the cell's parameters, for each sample and neuron.
-        carried: the last extra states of the cell before the first step, as for :meth:`RuleCell.from_state`.
+        traces: the traces of the parameters before the first step; empty in the resting state.
+        carried: the last extra states of the cell before the first step; its other extra states are zero.
     """
-    cell.copy_weights()
+    cell.copy_weights(leak)
+    count = len(cell.extra)
+    zeros = [torch.zeros_like(state[0]) for _ in range(count - len(carried))]
     with torch.enable_grad():
         leaf = inputs.detach().requires_grad_()
-        previous = () if state is None else cell.from_state(state, carried)
+        previous = (*zeros, *carried, *state, *state[-1:] * cell.remembers)
         leaves = [value.detach().requires_grad_() for value in previous]
-        outputs, last = unroll_layer(cell, leaf, tuple(leaves) or None)
-    count = len(cell.extra)
+        first = list(leaves)
+        for parameter, parameter_traces in zip(parameters, traces, strict=False):
+            for i in reversed(range(len(parameter_traces))):
+                first[count + i] = with_gradient(first[count + i], parameter, parameter_traces[i])
+        outputs, last = unroll_layer(cell, leaf, tuple(first))
     return CellRun(outputs, last[:count], last[count:], leaf, leaves, list(parameters))
-
-
-def filter_backwards(signal: Tensor, leak: Tensor | None) -> Tensor:
-    """``f_t = signal_t + leak f_(t+1)``: the gradient of a leaky memory's inputs, from that of its outputs.
-
-    Without a `leak` it is `signal`.
-    """
-    if leak is None:
-        return signal
-    result = signal.clone()
-    steps = result.unbind()
-    for t in range(len(steps) - 2, -1, -1):
-        steps[t].addcmul_(leak, steps[t + 1])
-    return result

@@ -1,7 +1,7 @@
 """The weights in front of neurons: a linear layer, dense or sparse, or a convolution as a product of rows."""
 
 import math
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -12,33 +12,10 @@ from hibana.compiler.torch_layers import role_of, spatial_dims
 from hibana.nn.sparse_linear import SparseLinear
 from hibana.runtime import available
 from hibana.spikes.layer import SMALLEST_WORK
+from hibana.spikes.sparse.connections import Connections
+from hibana.spikes.sparse.product import sums_per_synapse
 
-__all__ = ["StoredSynapses", "Synapses", "is_sparse", "is_synapses"]
-
-BLOCK = 1 << 22
-"""Numbers of the temporary tensors of :meth:`StoredSynapses.sums`, at most: 16 MB."""
-
-
-class StoredSynapses(NamedTuple):
-    """The neurons that each synapse of a sparse layer connects."""
-
-    sources: Tensor
-    """Index of the source neuron of each synapse, ``[synapses]``."""
-    targets: Tensor
-    """Index of the target neuron of each synapse, ``[synapses]``."""
-
-    def sums(self, outputs: Tensor, inputs: Tensor) -> Tensor:
-        """``sum_r outputs[r, target] inputs[r, source]`` for each synapse, ``[synapses]``.
-
-        Args:
-            outputs: ``[rows, target neurons]``.
-            inputs: ``[rows, source neurons]``.
-        """
-        total = inputs.new_zeros(len(self.sources))
-        step = max(1, BLOCK // max(1, len(total)))
-        for rows, numbers in zip(torch.split(outputs, step), torch.split(inputs, step), strict=True):
-            total += (rows[:, self.targets] * numbers[:, self.sources]).sum(0)
-        return total
+__all__ = ["Synapses", "is_sparse", "is_synapses"]
 
 
 def is_sparse(module: nn.Module) -> bool:
@@ -90,7 +67,8 @@ class Synapses:
         """
         if (stored := self.stored) is not None:
             rows = self.rows(inputs).flatten(0, 1)
-            return self.split_gradient(stored.sums(grad.flatten(0, -2), rows))
+            sums = sums_per_synapse(stored.row_starts, stored.targets, rows, grad.flatten(0, -2))
+            return self.split_gradient(sums)
         grads, rows, has_bias = grad.flatten(0, -2), inputs.flatten(0, -2), self.module.bias is not None
         is_large = grads.numel() * rows.shape[1] >= SMALLEST_WORK and grads.dtype == torch.float32
         if is_large and grads.is_cpu and not available.unavailable_reason():
@@ -109,23 +87,17 @@ class Synapses:
         return role_of(self.module) == "linear"
 
     @property
-    def output_count(self) -> int:
-        """The number of output neurons, or of channels of a convolution."""
-        module: Any = self.module
-        return int(module.out_channels if role_of(module) == "convolution" else module.out_features)
-
-    @property
-    def stored(self) -> StoredSynapses | None:
+    def stored(self) -> Connections | None:
         """The stored synapses of a sparse layer, then one synapse per bias from an input of 1; else None."""
-        module = self.module
-        if not isinstance(module, SparseLinear):
+        if not isinstance(self.module, SparseLinear):
             return None
-        sources, targets = module.sources, module.targets.long()
-        if module.bias is not None:
-            outputs = torch.arange(module.out_features, device=targets.device, dtype=torch.int64)
-            sources = torch.cat([sources, torch.full_like(outputs, module.in_features)])
-            targets = torch.cat([targets, outputs])
-        return StoredSynapses(sources, targets)
+        synapses = self.module.connections
+        if self.module.bias is None:
+            return synapses
+        row_starts, targets = synapses.row_starts, synapses.targets
+        outputs = torch.arange(self.module.out_features, dtype=targets.dtype, device=targets.device)
+        last = row_starts[-1:] + len(outputs)
+        return Connections(torch.cat([row_starts, last]), torch.cat([targets, outputs]))
 
     @property
     def parameters(self) -> list[nn.Parameter]:

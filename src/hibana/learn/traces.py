@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from hibana.learn.derivatives import Recursion
-from hibana.learn.synapses import StoredSynapses
 from hibana.runtime import available
 from hibana.runtime.kernels import Code, Floats, Value, kernel
+from hibana.spikes.sparse.connections import Connections
+from hibana.spikes.sparse.product import sums_per_synapse
 
 __all__ = ["End", "InputTraces", "SynapseTraces"]
 
@@ -45,7 +46,7 @@ class InputTraces:
             traces += torch.linalg.matrix_power(transition, len(rows)) @ self.traces.flatten(1)
         self.traces = traces.view(-1, *rows.shape[1:])
 
-    def gradient(self, state_grads: Sequence[Tensor], stored: StoredSynapses | None) -> Tensor:
+    def gradient(self, state_grads: Sequence[Tensor], stored: Connections | None) -> Tensor:
         """The weights' gradient through the steps before a chunk.
 
         Args:
@@ -58,7 +59,9 @@ class InputTraces:
         """
         assert self.traces is not None
         grads, traces = torch.cat(list(state_grads)), self.traces.flatten(0, 1)
-        return grads.T @ traces if stored is None else stored.sums(grads, traces)
+        if stored is None:
+            return grads.T @ traces
+        return sums_per_synapse(stored.row_starts, stored.targets, traces, grads)
 
     def tensor(self) -> Tensor | None:
         """The traces after the last chunk; None before the first chunk."""
@@ -71,7 +74,7 @@ class End(NamedTuple):
     input_factors: Tensor
     """Factor of the input at each step, ``[T, rows, outputs]``."""
     part_factors: Sequence[Tensor | None]
-    """Factor of each part before the chunk, ``[rows, outputs]`` or a scalar; None is zero."""
+    """Factor of each part before the chunk, ``[rows, outputs]``; None is zero."""
 
 
 @final
@@ -89,7 +92,7 @@ class SynapseTraces:
         self.pending: tuple[Tensor, list[Tensor | None]] | None = None
         """The inputs and factors of a single step, which the next pass over the traces applies."""
 
-    def advance(self, rows: Tensor, ends: Sequence[End], stored: StoredSynapses | None) -> None:
+    def advance(self, rows: Tensor, ends: Sequence[End], stored: Connections | None) -> None:
         """Updates the traces by a chunk of T steps.
 
         Args:
@@ -101,7 +104,7 @@ class SynapseTraces:
         self._update()
         if self.traces is None:
             synapses = (
-                (ends[0].input_factors.shape[2], rows.shape[2]) if stored is None else stored.sources.shape
+                (ends[0].input_factors.shape[2], rows.shape[2]) if stored is None else stored.targets.shape
             )
             self.traces = rows.new_zeros(len(ends), rows.shape[1], *synapses)
         if stored is None and len(rows) == 1 and self._has_kernel():
@@ -110,7 +113,7 @@ class SynapseTraces:
         else:
             _advance(self.traces, rows, ends, stored)
 
-    def gradient(self, part_grads: Sequence[Tensor], stored: StoredSynapses | None) -> Tensor:
+    def gradient(self, part_grads: Sequence[Tensor], stored: Connections | None) -> Tensor:
         """The weights' gradient through the steps before a chunk.
 
         Args:
@@ -176,19 +179,17 @@ class SynapseTraces:
         return gradient
 
 
-def _advance(traces: Tensor, rows: Tensor, ends: Sequence[End], stored: StoredSynapses | None) -> None:
+def _advance(traces: Tensor, rows: Tensor, ends: Sequence[End], stored: Connections | None) -> None:
     """Updates the traces by a chunk of T steps, in place; the arguments are those of SynapseTraces.advance.
 
     `traces` is ``[parts, rows, outputs, inputs]``, or ``[parts, rows, synapses]`` with `stored` synapses.
     """
 
     def by_synapse(factor: Tensor) -> Tensor:
-        """A factor ``[rows, outputs]`` for each synapse: that of its target; a scalar stays a scalar."""
-        if not factor.ndim:
-            return factor
+        """A factor ``[rows, outputs]`` for each synapse: that of its target."""
         return factor[..., None] if stored is None else factor[:, stored.targets]
 
-    previous = list(traces)
+    previous, sources = list(traces), None if stored is None else stored.sources
     for i in reversed(range(len(previous))):  # the memory of a readout first, because no other part reads it
         part, end = previous[i], ends[i]
         if any(other.part_factors[i] is not None for other in ends[:i]):
@@ -205,7 +206,7 @@ def _advance(traces: Tensor, rows: Tensor, ends: Sequence[End], stored: StoredSy
             part.baddbmm_(end.input_factors.permute(1, 2, 0), rows.transpose(0, 1))
             continue
         for inputs, factors in zip(rows, end.input_factors, strict=True):
-            part.addcmul_(inputs[:, stored.sources], factors[:, stored.targets])
+            part.addcmul_(inputs[:, sources], factors[:, stored.targets])
 
 
 @kernel

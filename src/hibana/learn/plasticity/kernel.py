@@ -37,7 +37,6 @@ def run_steps(
     outs: Value,
     soft: bool,
     nearest: bool,
-    clips: bool,
 ) -> None:
     """Runs all steps of a call: neurons, traces of spikes, and changes of the weights.
 
@@ -65,7 +64,6 @@ def run_steps(
         outs: number of neurons.
         soft: whether changes get smaller towards the bounds.
         nearest: whether only pairs of nearest spikes count.
-        clips: whether weights are clipped to the bounds.
     """
     decay_pre, decay_post, *change_rates = [rates[i] for i in range(6)]
     step = Function.at_address(Pointer.from_address(step_address), LONG, LONG, Bytes)
@@ -85,7 +83,7 @@ def run_steps(
                 has_pair.value = number.differs(0).select(1, has_pair.value)
             with code.when(has_pair.value.differs(0)):
                 source, targets = (pre + i, sent + i, ins), (post, fired, outs)
-                _change_row(code, weights + i * outs, source, targets, batch, change_rates, soft, clips)
+                _change_row(code, weights + i * outs, source, targets, batch, change_rates, soft)
 
 
 def _add_rows(
@@ -125,7 +123,6 @@ def _change_row(
     batch: Value,
     rates: list[Value],
     soft: bool,
-    clips: bool,
 ) -> None:
     """Adds code that changes the weights of one input, ``[outputs]``, by the pairs of a step.
 
@@ -137,7 +134,6 @@ def _change_row(
         batch: number of samples.
         rates: the rates of potentiation and depression, and the lower and the upper bound.
         soft: whether changes get smaller towards the bounds.
-        clips: whether weights are clipped to the bounds.
     """
     trace, sent, ins = source
     post, emitted, outs = targets
@@ -154,7 +150,6 @@ def _change_row(
         if soft:
             potentiation, depression = potentiation * (upper - weight), depression * (weight - lower)
         total = weight + potentiation - depression
-        if clips:
-            total = (total < lower).select(lower, total)
-            total = (total > upper).select(upper, total)
+        total = (total < lower).select(lower, total)
+        total = (total > upper).select(upper, total)
         (row + j).store(total, mask)

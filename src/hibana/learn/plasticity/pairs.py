@@ -17,9 +17,10 @@ from hibana.cells.values import time_constant
 from hibana.compiler import emits_spikes, unroll_layer
 from hibana.compiler.tensors import evaluate_parametrizations, is_parametrized
 from hibana.compiler.torch_layers import role_of
-from hibana.learn.synapses import StoredSynapses, is_sparse
+from hibana.learn.synapses import is_sparse
 from hibana.nn.layers import OverTime
 from hibana.nn.sparse_linear import SparseLinear
+from hibana.spikes.sparse.product import sums_per_synapse
 
 __all__ = ["PairRule", "Pairs", "check_rate", "pair_sums"]
 
@@ -143,7 +144,8 @@ def pair_sums(linear: nn.Linear | SparseLinear) -> Callable[[Tensor, Tensor], Te
     The sums have the shape of the weight: ``[outputs, inputs]``, or ``[synapses]`` of a sparse layer.
     """
     if isinstance(linear, SparseLinear):
-        return StoredSynapses(linear.sources, linear.targets.long()).sums
+        row_starts, targets = linear.row_starts, linear.targets
+        return lambda outputs, inputs: sums_per_synapse(row_starts, targets, inputs, outputs)
     return lambda outputs, inputs: outputs.T @ inputs
 
 

@@ -211,7 +211,6 @@ class STDP(PairRule):
             outs=outs,
             soft=pairs.soft,
             nearest=pairs.nearest,
-            clips=pairs.bounds is not None,
         )
         weight.copy_(rows.T)
         return outputs, (*inner, before, pre, post)
