@@ -3,9 +3,10 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,11 @@ from hibana.runtime.kernels import LONG, Bytes, Code, Pointer, Value
 if TYPE_CHECKING:
     from hibana.network.neurons import NeuronLayer
 
-__all__ = ["Activations", "Lowering", "StateArray", "channels_last", "in_order", "spread", "times"]
+__all__ = ["CHUNK", "Activations", "Lowering", "StateArray"]
+__all__ += ["channels_last", "in_order", "spread", "times", "vector_parts"]
+
+CHUNK = 64
+"""Numbers that stay in registers while others are added: four registers of AVX-512, eight of AVX2."""
 
 
 @dataclass(eq=False)
@@ -55,15 +60,14 @@ class StateArray:
 
 
 class Lowering(ABC):
-    """Builds the code of a step: memory for arrays, and the loops that depend on the target.
-
-    A target without vectors has loops over single numbers instead.
-    """
+    """Builds the code of a step: memory for arrays, and the loops that depend on the target."""
 
     target: str
     """The name of the target, for messages."""
     packs_spikes = False
     """Whether the spikes of neurons are stored as bits."""
+    vector_width = 1
+    """Numbers of a vector in loops over elements; 1 if the target has no vectors."""
     code: Code
     dtype: torch.dtype
     number: type[Pointer]
@@ -99,13 +103,26 @@ class Lowering(ABC):
     def each_nonzero(self, activations: Activations) -> AbstractContextManager[tuple[Value, Value | None]]:
         """A loop over the nonzero numbers: yields the place, and the number, or None if all are 0 or 1."""
 
-    @abstractmethod
-    def vectors(self, count: int) -> Iterator[tuple[Value | int, int]]:
-        """A loop over vectors that cover `count` elements: yields the offset and the width of each."""
+    def vectors(self, count: int) -> Iterator[tuple[Any, int]]:
+        """Yields the offset and width of each vector: in a loop, then for the remainder without a loop."""
+        remainder = count % self.vector_width
+        if count > remainder:
+            with self.code.loop(0, count - remainder, self.vector_width, name="o") as offset:
+                yield offset, self.vector_width
+        for first, width in vector_parts(remainder):
+            yield count - remainder + first, width
 
-    @abstractmethod
-    def registers(self, count: int) -> AbstractContextManager[list[tuple[Value | int, int]]]:
-        """Vectors that cover `count` elements, all in registers: the offset and the width of each."""
+    @contextmanager
+    def registers(self, count: int) -> Iterator[list[tuple[Any, int]]]:
+        """Yields the offsets and widths of vectors that cover `count` elements, all in registers.
+
+        A target without vectors runs the body in a loop over single elements instead.
+        """
+        if self.vector_width > 1:
+            yield vector_parts(count)
+        else:
+            with self.code.loop(0, count, name="o") as offset:
+                yield [(offset, 1)]
 
     @abstractmethod
     def product(
@@ -185,6 +202,16 @@ def in_order(count: int) -> Tensor:
 def channels_last(shape: Shape) -> Tensor:
     """PyTorch's index of the number at each place of an image whose channels are last in memory."""
     return in_order(math.prod(shape)).view(shape[0], -1).T.flatten()
+
+
+def vector_parts(count: int, widest: int = CHUNK) -> list[tuple[int, int]]:
+    """The offset and the width of vectors that cover `count` elements, the widest first.
+
+    Widths are powers of two up to `widest`.
+    """
+    bits = reversed(range(widest.bit_length() - 1))
+    widths = [widest] * (count // widest) + [1 << b for b in bits if count % widest & 1 << b]
+    return list(zip(accumulate([0, *widths]), widths, strict=False))
 
 
 def spread(value: Value, width: int) -> Value:

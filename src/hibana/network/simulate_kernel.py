@@ -112,7 +112,7 @@ class Program:
         """The names of the arguments that are parameters of the cell."""
         kinds: dict[str, Kind] = dict.fromkeys(INTEGERS, LONG)
         kinds |= dict.fromkeys(("row_starts", "bounds", "work", "arrived", "fired", "functions"), Longs)
-        kinds |= dict.fromkeys(("targets", "index", "neurons", "neuron_bounds"), Ints)
+        kinds |= dict.fromkeys(("targets", "index", "neurons"), Ints)
         numbers = ("weights", "sums", "bias", "inputs", "scratch", "constants", "samples")
         kinds |= dict.fromkeys((*numbers, *step.states[:-1], *self.parameters), self.number)
         self.names = tuple(kinds)
@@ -199,12 +199,13 @@ class Program:
         is_due = (time % a["every"]).equals(0) & (a["selected"] > 0)
         with code.when(is_due):
             row = time // a["every"] - a["time"] // a["every"] - 1
-            bounds = a["neuron_bounds"] + part
-            with code.loop(bounds[0].to(LONG), bounds[1].to(LONG)) as i:
+            low, high = a["bounds"][part], a["bounds"][part + 1]
+            with code.loop(0, a["selected"]) as i:
                 neuron = a["neurons"][i].to(LONG)
-                for j, name in enumerate(carried):
-                    place = (row * len(carried) + j) * a["selected"] + i
-                    a["samples"][place] = a[name][neuron]
+                with code.when((neuron >= low) & (neuron < high)):
+                    for j, name in enumerate(carried):
+                        place = (row * len(carried) + j) * a["selected"] + i
+                        a["samples"][place] = a[name][neuron]
 
 
 def _add_segments(

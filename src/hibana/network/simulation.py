@@ -88,7 +88,9 @@ class Simulation:
         self._divide(torch.get_num_threads())
         self._set_synapses(synapses)
         self._set_inputs(steps, inputs)
-        self._select(torch.empty(0, dtype=torch.int64, device="cpu") if selected is None else selected)
+        check_neurons(selected, self.neurons)
+        self.selected = 0 if selected is None else selected.numel()
+        self.tensors["neurons"] = None if selected is None else selected.to(torch.int32).contiguous()
         example = torch.zeros(shape, dtype=self.dtype, device="cpu")
         self.names = cell.state_names()
         self.has_history = isinstance(synapses, LooksBack)
@@ -158,14 +160,6 @@ class Simulation:
             raise ValueError(f"inputs must have the shape {shapes}, got {tuple(inputs.shape)}")
         self.tensors["inputs"] = inputs.detach().to(self.dtype).resolve_neg().contiguous()
         self.input_stride = 0 if is_constant else self.neurons
-
-    def _select(self, selected: Tensor) -> None:
-        """Stores the indices of the neurons whose states are recorded, and the range of each part in them."""
-        check_neurons(selected, self.neurons)
-        self.selected = selected.numel()
-        self.tensors["neurons"] = torch.cat([selected, selected.new_zeros(1)]).to(torch.int32)
-        bounds = torch.searchsorted(selected.contiguous(), self.tensors["bounds"])
-        self.tensors["neuron_bounds"] = bounds.to(torch.int32)
 
     def _set_state(self, state: State) -> None:
         """Copies `state` into the memory of the program."""

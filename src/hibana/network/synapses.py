@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network.graph import Node
@@ -110,10 +111,6 @@ def by_output(targets: Tensor, outputs: int, *values: Tensor) -> tuple[Tensor, .
 
     `targets` are the outputs of the synapses.
     """
-    counts = torch.bincount(targets.long(), minlength=outputs)
-    most = max(1, int(counts.max()))
-    table = torch.full((outputs, most), -1, dtype=torch.int64, device="cpu")
-    by_target = targets.argsort(stable=True)
-    first = (counts.cumsum(0) - counts).repeat_interleave(counts)
-    table[targets[by_target].long(), in_order(len(targets)) - first] = by_target
-    return tuple(torch.cat([numbers, numbers.new_zeros(1)])[table] for numbers in values)
+    order, counts = targets.argsort(stable=True), torch.bincount(targets.long(), minlength=outputs).tolist()
+    tables = (pad_sequence(list(torch.split(numbers[order], counts)), batch_first=True) for numbers in values)
+    return tuple(table if table.numel() else table.new_zeros(outputs, 1) for table in tables)

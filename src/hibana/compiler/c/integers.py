@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
+from hibana.compiler.analysis.fixed_point import FINEST
+from hibana.compiler.analysis.text import LONGEST
 from hibana.compiler.graph.analysis import Analysis
 from hibana.compiler.graph.ops import Operation, Unsupported
 from hibana.compiler.graph.passes import Stores
@@ -18,8 +20,6 @@ from hibana.compiler.graph.step import Value
 Bounds = tuple[int, int]
 """Lower and upper bound of the integer of a value."""
 
-FINEST = 24
-"""Constants are multiples of 2^-24."""
 _TEXT = {
     "maximum": "({0} > {1} ? {0} : {1})",
     "minimum": "({0} < {1} ? {0} : {1})",
@@ -30,8 +30,6 @@ _TEXT = {
 }
 """Forms of operations that differ from floating point; ``ge 0`` and ``lt 0`` are right shifts by ``{1}``. C99
 does not define shifts of negative integers, so they shift the complement."""
-_LONGEST_BOOLEAN = 60
-"""Maximum characters of a boolean expression that is not assigned to a variable."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +172,7 @@ class _Writing(Analysis[Integer]):
         """`result` assigned to a variable, unless it is a name, a number or a short boolean."""
         if result.low <= -(2**63) or result.high >= 2**63:
             raise Unsupported("a number of the step does not fit in 64 bits")
-        is_short = result.is_boolean and len(result.text) <= _LONGEST_BOOLEAN
+        is_short = result.is_boolean and len(result.text) <= LONGEST
         if is_short or result.text.isidentifier() or result.text.strip("(-)").isdecimal():
             return result
         name = f"a{len(self.lines)}"

@@ -49,8 +49,6 @@ class Product:
     transposed: bool
     operand: Value
     """The vector, as a function of leaves and earlier products."""
-    state: int | None
-    """If the vector is a state before the step, the index of the state; or None."""
     is_binary: bool
     """Whether the vector's numbers are always 0 or 1."""
 
@@ -69,8 +67,7 @@ def split_products(step: Step, binary: States) -> tuple[list[Product], Stores]:
     for value in values:
         (argument,) = value.args
         operand = substitute({"operand": argument}, results)["operand"]
-        state = states.get(str(argument.data)) if argument.is_row else None
-        products.append(Product(*value.matrix, operand, state, integers.is_binary(argument)))
+        products.append(Product(*value.matrix, operand, integers.is_binary(argument)))
     return products, substitute(stores, results)
 
 

@@ -68,11 +68,11 @@ class CWriter(Writer):
 
     def array(self, name: str, kind: str) -> str:
         """The pointer to the array with the expression `name`, whose elements have C's type `kind`."""
-        return self._new(name, kind)
+        return self._new(_Value(name, kind))
 
     def number(self, name: str, kind: str) -> str:
         """The pointer to a number: the variable `name` (an expression of C) of C's type `kind`."""
-        return self._new(f"&{name}", kind, parts=(name, ""))
+        return self._new(_Value(f"&{name}", kind, parts=(name, "")))
 
     def kind(self, pointer: str) -> str:
         """C's type of the elements of an array."""
@@ -93,7 +93,7 @@ class CWriter(Writer):
         expression, name = self._text(text), self._fresh(name)
         kind = self._values[text].kind if type_ is None else _kind_of(type_)
         self.write([f"{f'{kind} *const' if type_ is None else f'const {kind}'} {name} = {expression};"])
-        return self._new(name, kind)
+        return self._new(_Value(name, kind))
 
     def binary(self, name: str, type_: Type, left: str, right: str) -> str:
         """The expression of LLVM's instruction `name` (``fadd``, ``icmp slt``, ...) on two values."""
@@ -113,7 +113,7 @@ class CWriter(Writer):
         """The expression ``condition ? yes : no``."""
         first, second, third = (self._text(text, OR) for text in (condition, yes, no))
         read = self._read(condition, yes, no)
-        return self._new(f"{first} ? {second} : {third}", _kind_of(type_), CHOICE, read)
+        return self._new(_Value(f"{first} ? {second} : {third}", _kind_of(type_), CHOICE, read))
 
     def convert(self, instruction: str, from_: Type, to: Type, text: str) -> str:
         """The value cast to the type `to`; unchanged for integers that C converts itself.
@@ -122,7 +122,8 @@ class CWriter(Writer):
         """
         if not to.real and SHORT not in (from_, to):
             return text
-        return self._new(f"({_kind_of(to)}){self._text(text, ATOM)}", _kind_of(to), ATOM, self._read(text))
+        kind = _kind_of(to)
+        return self._new(_Value(f"({kind}){self._text(text, ATOM)}", kind, ATOM, self._read(text)))
 
     def offset(self, element: Type, pointer: str, count: str) -> str:
         """The pointer to the element `count` places after `pointer`."""
@@ -132,12 +133,12 @@ class CWriter(Writer):
         sum_ = f"{index} + {self._text(count, SUM)}" if index else self._text(count, SUM)
         base = array or pointer
         kind, read = self._values[pointer].kind, self._read(pointer, count)
-        return self._new(f"{self._text(base)} + {sum_}", kind, SUM, read, (base, sum_))
+        return self._new(_Value(f"{self._text(base)} + {sum_}", kind, SUM, read, (base, sum_)))
 
     def load(self, type_: Type, pointer: str, options: str) -> str:
         """The number at `pointer`, as a value of `type_`; integers in an array become real if `type_` is."""
         kind = self.kind(pointer)
-        text = self._new(self.place(pointer), kind, ATOM, self._statements)
+        text = self._new(_Value(self.place(pointer), kind, ATOM, self._statements))
         return self.convert("", INT, type_, text) if type_.real and kind not in ("float", "double") else text
 
     def store(self, type_: Type, value: str, pointer: str, options: str) -> None:
@@ -182,7 +183,7 @@ class CWriter(Writer):
             raise RuntimeError(f"the loop's end {bounds[1]} is read from memory: give it a name")
         outer_names, i = set(self._used_names), self._fresh(name or "i")
         with self._block(f"for (int {i} = {bounds[0]}; {i} < {bounds[1]}; {i}{step})"):
-            yield self._new(i, "int")
+            yield self._new(_Value(i, "int"))
         self._used_names = outer_names
 
     @contextmanager
@@ -202,17 +203,10 @@ class CWriter(Writer):
         self.write(["}"])
         self._used_names = outer_names
 
-    def _new(
-        self,
-        text: str,
-        kind: str,
-        level: int = ATOM,
-        read: int | None = None,
-        parts: tuple[str, str] = ("", ""),
-    ) -> str:
-        """The identifier of a new value."""
+    def _new(self, value: _Value) -> str:
+        """The identifier of a new `value`."""
         name = f"%{len(self._values)}"
-        self._values[name] = _Value(text, kind, level, read, parts)
+        self._values[name] = value
         return name
 
     def _join(
@@ -221,7 +215,8 @@ class CWriter(Writer):
         """The expression ``left operator right``; each operand is a value and its loosest level."""
         first, second = self._text(*left), self._text(*right)
         parts = (first, self._text(right[0])) if operator == "+" else ("", "")
-        return self._new(f"{first} {operator} {second}", kind, level, self._read(left[0], right[0]), parts)
+        read = self._read(left[0], right[0])
+        return self._new(_Value(f"{first} {operator} {second}", kind, level, read, parts))
 
     def _text(self, text: str, loosest: int = CHOICE) -> str:
         """The expression of a value, in parentheses if it binds more loosely than `loosest`."""

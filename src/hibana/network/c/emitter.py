@@ -167,17 +167,6 @@ class Emitter(Lowering):
                 with code.when(x.differs(0)):
                     yield i, x
 
-    def vectors(self, count: int) -> Iterator[tuple[Value | int, int]]:
-        """Writes a loop over `count` numbers; yields the index and the width 1, because C has no vectors."""
-        with self.code.loop(0, count, name="o") as o:
-            yield o, 1
-
-    @contextmanager
-    def registers(self, count: int) -> Iterator[list[tuple[Value | int, int]]]:
-        """Writes a loop over `count` numbers; yields one vector of width 1 at the index."""
-        with self.code.loop(0, count, name="o") as o:
-            yield [(o, 1)]
-
     def product(
         self,
         node: Node,

@@ -80,9 +80,8 @@ class Memory:
 
     def bytes(self) -> int:
         """The size of the struct."""
-        layout, total = self._layout(), 0
-        for alignment, size, _ in layout:
-            total = _round_up(total, alignment) + _round_up(size, alignment)
+        layout = self._layout()  # each field begins at a multiple of its own alignment
+        total = sum(_round_up(size, alignment) for alignment, size, _ in layout)
         return _round_up(total, layout[0][0])
 
 

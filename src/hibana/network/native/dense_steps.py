@@ -3,8 +3,8 @@
 The order of sums is that of single steps.
 """
 
-from hibana.network.lowering import spread
-from hibana.network.native.emitter import PackedRows, vector_parts
+from hibana.network.lowering import spread, vector_parts
+from hibana.network.native.emitter import PackedRows
 from hibana.runtime.kernels import LONG, Bytes, Code, Function, Kind, Pointer, Value, function
 
 __all__ = ["dense_product", "group_size", "is_dense"]

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,18 +16,13 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import Stores, leaves, substitute
 from hibana.compiler.graph.step import Value as GraphValue
 from hibana.network.graph import Node
-from hibana.network.lowering import Activations, Lowering, StateArray, spread, times
+from hibana.network.lowering import CHUNK, Activations, Lowering, StateArray, spread, times, vector_parts
 from hibana.network.native.state import pack_bits
 from hibana.network.neurons import NeuronLayer
 from hibana.runtime.code import LINE
 from hibana.runtime.kernels import INT, LONG, Bytes, Code, Ints, Longs, Pointer, Value
 
-__all__ = ["Block", "Emitter", "PackedRows", "vector_parts"]
-
-VECTOR = 32
-"""Numbers of a vector in element-wise loops."""
-CHUNK = 64
-"""Sums that stay in registers while rows are added: four registers of AVX-512, eight of AVX2."""
+__all__ = ["Block", "Emitter", "PackedRows"]
 
 
 class Block:
@@ -85,7 +79,7 @@ class Emitter(Lowering):
     `blocks` by name. The code contains the offsets of arrays in them.
     """
 
-    target, packs_spikes = "native", True
+    target, packs_spikes, vector_width = "native", True, 32
 
     def __init__(self, code: Code, dtype: torch.dtype, blocks: dict[str, Any]) -> None:
         self.code, self.dtype = code, dtype
@@ -110,11 +104,7 @@ class Emitter(Lowering):
 
     def constant(self, values: Tensor, name: str = "") -> Pointer:
         """Adds `values` to the constants; a pointer to them."""
-        return (self._weights_block + self._add_weights(values)).of(self.number)
-
-    def _add_weights(self, values: Tensor) -> int:
-        """Adds `values` to the constants, and returns their offset in bytes."""
-        return self.weights.add(values.to(self.dtype))
+        return (self._weights_block + self.weights.add(values.to(self.dtype))).of(self.number)
 
     def indices(self, values: Tensor, name: str = "") -> Ints:
         """Stores `values` as ``int32`` in the block of weights, and returns a pointer to them.
@@ -151,20 +141,6 @@ class Emitter(Lowering):
         self.arrays.append(replace(array, offset=offset))
         return self._state_block + offset
 
-    def vectors(self, count: int) -> Iterator[tuple[Any, int]]:
-        """Yields the offset and width of each vector: in a loop, then for the remainder without a loop."""
-        remainder = count % VECTOR
-        if count > remainder:
-            with self.code.loop(0, count - remainder, VECTOR) as offset:
-                yield offset, VECTOR
-        for first, width in vector_parts(remainder):
-            yield count - remainder + first, width
-
-    @contextmanager
-    def registers(self, count: int) -> Iterator[list[tuple[Any, int]]]:
-        """Yields the offsets and widths of vectors that cover `count` numbers, without a loop."""
-        yield vector_parts(count)
-
     def numbers(self, activations: Activations) -> Pointer:
         """The array of the numbers of `activations`, expanded from their bits if necessary."""
         if activations.numbers is None:
@@ -180,7 +156,7 @@ class Emitter(Lowering):
             numbers: Value = (self.numbers(activations) + offset).load(width)
             return numbers.differs(0)
         if isinstance(offset, Value):  # a multiple of a vector
-            word = activations.bits.of(Ints)[offset // VECTOR]
+            word = activations.bits.of(Ints)[offset // self.vector_width]
         else:
             word = activations.bits.of(Longs)[offset // 64] >> (offset % 64)
         return word.mask(width)
@@ -239,8 +215,8 @@ class Emitter(Lowering):
         size, chunks = CHUNK * 4 // self.number.element.size, []
         for first in range(0, outputs, size):
             width = min(size, outputs - first)
-            chunks.append((first, width, self._add_weights(rows[:, first : first + width])))
-        bias_offset = None if bias is None else self._add_weights(bias)
+            chunks.append((first, width, self.weights.add(rows[:, first : first + width].to(self.dtype))))
+        bias_offset = None if bias is None else self.weights.add(bias.to(self.dtype))
         return PackedRows(self.number, inputs, tuple(chunks), bias_offset)
 
     def compute(self, layer: NeuronLayer, stores: Stores, rows: dict[str, Pointer]) -> None:
@@ -275,13 +251,3 @@ class Emitter(Lowering):
         for call in row_pass.sequence:
             arguments = [rows[name] for name in call.rows]
             write_call(code, call, arguments, scalars, addresses, code.constant(size), code.constant(0))
-
-
-def vector_parts(count: int, widest: int = CHUNK) -> list[tuple[int, int]]:
-    """The offset and the width of vectors that cover `count` elements, the widest first.
-
-    Widths are powers of two up to `widest`.
-    """
-    bits = reversed(range(widest.bit_length() - 1))
-    widths = [widest] * (count // widest) + [1 << b for b in bits if count % widest & 1 << b]
-    return list(zip(accumulate([0, *widths]), widths, strict=False))

@@ -14,7 +14,7 @@ from hibana.network.native.dense_steps import dense_product, group_size, is_dens
 from hibana.network.native.emitter import Emitter
 from hibana.runtime import available
 from hibana.runtime import kernels as runtime
-from hibana.runtime.kernels import BYTE, LONG, Bytes, Code, Function, Kind, Longs, Pointer, Value, Variable
+from hibana.runtime.kernels import INT, LONG, Bytes, Code, Function, Kind, Longs, Value
 
 __all__ = ["ARGUMENTS", "Native", "build"]
 
@@ -112,10 +112,12 @@ def _write_call(code: Code, network: Network, emitter: Emitter, step: Function, 
         multiply = dense_product(emitter.packed[linear], offset, result_bytes)
     with code.scratch((Bytes, result_bytes * group), (Bytes, emitter.scratch.size)) as (results, scratch):
         input_changes = a["stride"].differs(0)
-        has_nan = code.variable(0)
+        has_nan = code.variable(0, INT)
         with code.loop(0, input_changes.select(a["steps"], 1)) as t:
             row = a["inputs"] + (t * a["stride"] + begin * size)
-            _check_nan(code, row, (end - begin) * size, has_nan)
+            for place, mask in code.vectors((end - begin) * size, 32):
+                x = (row + place).load(32, mask)
+                has_nan.value = has_nan.value | x.differs(x).word()
         with code.when(has_nan.value.differs(0)):
             a["status"].store(1)
         with (
@@ -137,13 +139,3 @@ def _write_call(code: Code, network: Network, emitter: Emitter, step: Function, 
                 arguments += [a["state"] + sample * state_bytes, a["weights"]]
                 arguments += [results + input_changes.select(k * result_bytes, 0), scratch, a["functions"]]
                 step.do(code, *arguments)
-
-
-def _check_nan(code: Code, row: Pointer, count: Value, has_nan: Variable) -> None:
-    """Sets `has_nan` to 1 if one of the `count` numbers of `row` is NaN."""
-    width = 32
-    is_nan = code.variable(0, BYTE.of(width))
-    for offset, mask in code.vectors(count, width):
-        x = (row + offset).load(width, mask)
-        is_nan.value = is_nan.value | x.differs(x).select(code.constant(1, BYTE.of(width)), 0)
-    has_nan.value = is_nan.value.differs(0).word().equals(0).select(has_nan.value, 1)

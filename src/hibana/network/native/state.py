@@ -47,28 +47,24 @@ def write_state(
 
     Raises ValueError, naming the layer, if `state` has other entries or shapes; nothing is written then.
     """
-    numbers = [array for array in arrays if array.kind != "counter"]
-    names = dict.fromkeys(array.layer for array in numbers)
-    if not isinstance(state, Mapping) or state.keys() != names.keys():
+    current = read_state(arrays, block, dtype)
+    if not isinstance(state, Mapping) or state.keys() != current.keys():
         entries = ", ".join(map(str, state)) if isinstance(state, Mapping) else type(state).__name__
         raise ValueError(
-            f"state must have an entry for each layer, {', '.join(names)}, got {entries or 'none'}"
+            f"state must have an entry for each layer, {', '.join(current)}, got {entries or 'none'}"
         )
-    tensors: list[Tensor] = []
-    for name in names:
-        expected = []
-        for array in numbers:
-            if array.layer == name:
-                steps = int(array.kind == "ring")  # the number of dimensions before that of samples
-                expected.append((*array.shape[:steps], len(block), *array.shape[steps:]))
+    for name, tensors in current.items():
+        expected = [tuple(tensor.shape) for tensor in tensors]
         shapes = [tuple(t.shape) if isinstance(t, Tensor) else type(t).__name__ for t in state[name]]
         if shapes != expected:
             raise ValueError(f"state of layer {name!r} must be tensors of {expected}, got {shapes}")
-        tensors += state[name]
-    for array, values in zip(numbers, tensors, strict=True):
+    tensors_in_order = [tensor for name in current for tensor in state[name]]
+    numbers = [array for array in arrays if array.kind != "counter"]
+    written = list(zip(numbers, tensors_in_order, strict=True))
+    for array, values in written:
         if array.kind == "bits" and not is_binary(values):
             raise ValueError(f"state of layer {array.layer!r}: spikes must be 0 or 1")
-    for array, values in zip(numbers, tensors, strict=True):
+    for array, values in written:
         dims = len(array.shape) - (array.kind == "ring")
         in_memory = values.detach().to("cpu", dtype).flatten(-dims)[..., array.order]
         if array.kind == "bits":
