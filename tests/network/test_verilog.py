@@ -11,7 +11,6 @@ from pycparser import CParser
 from torch import nn
 
 import hibana as hb
-from hibana.compiler.graph.ops import Unsupported
 from hibana.network.verilog.circuit import Array
 from hibana.network.verilog.statements import Machine
 
@@ -124,20 +123,24 @@ def test_the_testbench_finds_a_changed_weight(tmp_path):
     assert simulate(changed, tmp_path)[0] == "0 of 2 equal"
 
 
-def test_an_element_that_a_pass_writes_is_read_after_that():
-    machine = Machine([Array("v", 8, 4, signed=True), Array("s", 8, 4, signed=True)], {})
-    text = "void f(void) { for (int j = 0; j < 4; j++) { v[j] = j; s[j] = v[j]; } }"
-    machine.run(CParser().parse(text).ext[0].body.block_items)
-    ((written, _),), ((read, _),) = (machine.circuit.signals[signal] for signal in ("w_v_e", "r_v_e"))
-    assert read == written + 1
+def machine_of(statements):
+    machine = Machine([Array("v", 0, 3, 4), Array("s", 0, 3, 4)], {}, largest=3)
+    machine.run(CParser().parse(f"void f(void) {{ {statements} }}").ext[0].body.block_items)
+    return machine.circuit
 
 
-def test_more_numbers_than_an_index_holds_are_refused(monkeypatch):
-    inputs = torch.rand(4, 1, 4)
-    net, _ = quantize(nn.Sequential(nn.Linear(4, 9), hb.IF()), inputs)
-    monkeypatch.setattr("hibana.network.verilog.program.INDEX_BITS", 3)
-    with pytest.raises(Unsupported, match="layer '0': 9 numbers; circuits index 8"):
-        to_verilog(net, inputs)
+def test_an_element_that_a_pass_writes_is_read_two_states_later():
+    circuit = machine_of("for (int j = 0; j < 4; j++) { v[j] = j; s[j] = v[j]; }")
+    ((written, _),), ((read, _),) = (circuit.signals[signal] for signal in ("w_v_e", "r_v_e"))
+    assert read == written + 2
+
+
+def test_the_next_pass_reads_an_element_that_a_pass_writes_two_states_later():
+    circuit = machine_of("for (int j = 0; j < 4; j++) { const int a = v[0]; s[0] = a; v[0] = a + j; }")
+    ((last, (_, first)),) = circuit.jumps.items()
+    assert circuit.read_arrays[first] == {"v"}
+    assert circuit.written[last - 1] == {"s", "v"}
+    assert not circuit.written[last]
 
 
 def test_floats_are_refused():

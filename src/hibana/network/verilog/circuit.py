@@ -1,46 +1,71 @@
 """The hardware of a circuit: memories, registers, wires, and the value of each signal in each state.
 
-Each array of the C program is a memory with one read port, whose result arrives one state later, and one
-write port. Each expression is a wire of 64 bits. The bounds of an integer network prove that no number of
-the C program overflows its type, so casts change no number, and more bits give the same numbers.
+Each array of the C program is a memory with one read port and one write port. An element that is read arrives
+in the next state, and an element that is written can be read two states later. Each expression is a wire with
+as many bits as its values need. The bounds of an integer network prove that no number of the C program
+overflows its type, so casts change no number.
 """
 
+import operator as op
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd
 
 from hibana.compiler.graph.ops import Unsupported
 
-__all__ = ["INDEX_BITS", "Array", "Circuit", "Expression"]
+__all__ = ["Array", "Circuit", "Expression", "signed_bits"]
 
-INDEX_BITS = 20
-"""Bits of an index that is divided by a number."""
+_ARITHMETIC = {"+": op.add, "-": op.sub, "*": op.mul, ">>": op.rshift}
+"""C's operators of arithmetic. The results of the bounds of operands bound the result."""
+
+
+def signed_bits(low: int, high: int) -> int:
+    """Bits of the numbers from `low` to `high`, with a bit for the sign."""
+    return 1 + max((~number if number < 0 else number).bit_length() for number in (low, high))
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A value: a constant, or a wire of 64 bits."""
+    """A value: a constant, or a wire with a signed number."""
 
     text: str
+    low: int
+    """The smallest and the largest value."""
+    high: int
     registers: frozenset[str] = frozenset()
     """The registers on which it depends."""
     is_slow: bool = False
     """Whether it contains a product since the last register."""
     divisor: int = 1
     """A number that divides the value; 0 for the constant 0."""
-    number: int | None = None
-    """The value of a constant, else None."""
+
+    @property
+    def number(self) -> int | None:
+        """The value of a constant, else None."""
+        return self.low if self.low == self.high else None
+
+    @property
+    def bits(self) -> int:
+        """Bits of the wire."""
+        return signed_bits(self.low, self.high)
 
     @property
     def truth(self) -> str:
         """Verilog's expression of one bit, which is 1 if the value is not zero."""
-        return f"|{self.text}"
+        return f"|{self.text}" if self.number is None else f"1'b{int(self.number != 0)}"
 
     def low_bits(self, bits: int) -> str:
         """The lowest `bits` bits, as an unsigned number of Verilog."""
         if self.number is not None:
-            return f"{bits}'d{self.number & ((1 << bits) - 1)}"
-        return f"{self.text}[{bits - 1}:0]"
+            return f"{bits}'d{self.number % (1 << bits)}"
+        if bits > self.bits:
+            return f"{{{{{bits - self.bits}{{{self.text}[{self.bits - 1}]}}}}, {self.text}}}"
+        return self.text if bits == self.bits else f"{self.text}[{bits - 1}:0]"
+
+    def signed(self, bits: int) -> str:
+        """The lowest `bits` bits, as a signed number of Verilog."""
+        return f"$signed({self.low_bits(bits)})"
 
 
 @dataclass
@@ -48,14 +73,19 @@ class Array:
     """A memory: an array of the C program."""
 
     name: str
-    bits: int
-    """Bits of an element."""
+    low: int
+    """The smallest element, or a smaller number; no element is larger than `high`, which exceeds `low`."""
+    high: int
     count: int
-    signed: bool
     values: tuple[int, ...] | None = None
     """The elements of a constant array; None if the program writes to it."""
     lanes: int = 1
     """Elements in a word of the memory, a power of two."""
+
+    @property
+    def bits(self) -> int:
+        """Bits of an element."""
+        return signed_bits(self.low, self.high) - (self.low >= 0)
 
     @property
     def lane_bits(self) -> int:
@@ -75,7 +105,7 @@ class Array:
     def result(self, lane: int | None = None) -> Expression:
         """The element that was last read, or the element in `lane` of the same word."""
         suffix = "" if lane is None else f"_{lane}"
-        return Expression(f"q_{self.name}{suffix}", frozenset([f"q_{self.name}"]))
+        return Expression(f"q_{self.name}{suffix}", self.low, self.high, frozenset([f"q_{self.name}"]))
 
 
 class Circuit:
@@ -87,16 +117,23 @@ class Circuit:
 
     def __init__(self, arrays: Iterable[Array]) -> None:
         self.arrays = {array.name: array for array in arrays}
-        self.wires: dict[str, Expression] = {}
-        """The wires, by the text of their value."""
+        self.wires: dict[tuple[str, int, int], Expression] = {}
+        """The wires, by the text and the bounds of their value."""
         self.registers: dict[str, int] = {}
         """The bits of each register."""
+        self.numbered = 0
+        """Number of registers without a name of their own; the statements after a block use its again."""
         self.signals: dict[str, list[tuple[int, str]]] = {}
-        """For each register and each signal of a port: the states that set it, and the value."""
+        """For each register and each signal of a port: the states that assign to it, and the assignment."""
         self.jumps: dict[int, tuple[str, int]] = {}
         """By state: a condition, and the state that follows if it is false."""
         self.state = -1
         """The index of the current, last state."""
+        self.written: defaultdict[int, set[str]] = defaultdict(set)
+        self.read_arrays: defaultdict[int, set[str]] = defaultdict(set)
+        """By state: the arrays that it writes to, and those that it reads."""
+        self.late: set[str] = set()
+        """Arrays that the states before the current one wrote to, which it cannot read."""
         self._busy: set[str] = set()
         """Registers and arrays that the current state sets, reads or writes."""
 
@@ -104,7 +141,7 @@ class Circuit:
 
     def start_state(self) -> int:
         """Starts a state after the current one, and returns its index."""
-        self._busy = set()
+        self._busy, self.late = set(), set(self.written[self.state])
         self.state += 1
         return self.state
 
@@ -116,6 +153,8 @@ class Circuit:
     def branch(self, condition: Expression, target: int = -1) -> int:
         """Jumps from the current state to `target` if `condition` is false; returns the current state."""
         self.wait(condition)
+        if target != self.state and not self.written[self.state].isdisjoint(self.read_arrays[target]):
+            self.start_state()
         self.jumps[self.state] = condition.truth, target
         return self.state
 
@@ -123,20 +162,23 @@ class Circuit:
         """Makes `state`, which jumps, jump to the code that follows."""
         if self._busy:
             self.start_state()
+        self.late |= self.written[state]
         self.jumps[state] = self.jumps[state][0], self.state
 
-    def set_signals(self, resource: str, **values: str) -> None:
-        """Sets signals of the register or array `resource` in the current state."""
+    def set_signals(self, resource: str, *assignments: str) -> None:
+        """Runs Verilog's `assignments` to the register or array `resource` in the current state."""
         self._busy.add(resource)
-        for signal, value in values.items():
-            self.signals.setdefault(signal, []).append((self.state, value))
+        for assignment in assignments:
+            signal = assignment.split()[0].split("[")[0]
+            self.signals.setdefault(signal, []).append((self.state, assignment))
 
     # Memories and registers
 
     def read(self, array: Array, index: Expression) -> None:
         """Reads the element at `index` in the current state."""
         name, address = array.name, index.low_bits(array.address_bits)
-        self.set_signals(name, **{f"r_{name}_e": "1'b1", f"r_{name}_a": address})
+        self.read_arrays[self.state].add(name)
+        self.set_signals(name, f"r_{name}_e = 1'b1", f"r_{name}_a = {address}")
 
     def store(
         self, array: Array, index: Expression, values: list[Expression], enables: Sequence[str] = ("1'b1",)
@@ -151,79 +193,99 @@ class Circuit:
             word = f"{{{array.lanes}{word}}}"
             lanes = f"{array.lanes}'d1 << {index.low_bits(array.lane_bits)}"
         name, address = array.name, index.low_bits(array.address_bits)
-        self.set_signals(name, **{f"w_{name}_e": lanes, f"w_{name}_a": address, f"w_{name}_d": word})
+        self.written[self.state].add(name)
+        self.set_signals(name, f"w_{name}_e <= {lanes}", f"w_{name}_a <= {address}", f"w_{name}_d <= {word}")
 
-    def register(self, name: str = "", bits: int = 32, *, signed: bool = True) -> Expression:
-        """The value of a new register of `bits` bits."""
-        name = name or f"r{len(self.registers)}"
-        self.registers[name] = bits
-        sign = f"{name}[{bits - 1}]" if signed else "1'b0"
-        text = f"{{{{{64 - bits}{{{sign}}}}}, {name}}}" if bits < 64 else name
-        return self.wire(text, Expression(name, frozenset([name])))
+    def register(self, low: int, high: int, name: str = "") -> Expression:
+        """A register for a number from `low` to `high`."""
+        if not name:
+            name = f"r{self.numbered}"
+            self.numbered += 1
+        high = max(high, low + 1)
+        bits = signed_bits(low, high) - (low >= 0)
+        self.registers[name] = max(bits, self.registers.get(name, 0))
+        text = f"{{1'b0, {name}[{bits - 1}:0]}}" if low >= 0 else f"{name}[{bits - 1}:0]"
+        return self._wire(text, low, high, Expression("", low, high, frozenset([name])))
 
     def assign(self, register: Expression, value: Expression) -> None:
         """Sets a register to `value`."""
         (name,) = register.registers
+        bits = register.bits - (register.low >= 0)
         self.wait(value, resource=name)
-        self.set_signals(name, **{name: value.low_bits(self.registers[name])})
+        self.set_signals(name, f"{name}[{bits - 1}:0] <= {value.low_bits(bits)}")
 
     # Expressions
 
     def constant(self, number: int) -> Expression:
         """The constant `number`."""
-        sign = "-" if number < 0 else ""
-        return Expression(f"{sign}64'sd{abs(number)}", divisor=abs(number), number=number)
-
-    def wire(self, text: str, *parts: Expression, divisor: int = 1, is_slow: bool = False) -> Expression:
-        """A wire with the value `text`, which depends on `parts` and is a multiple of `divisor`."""
-        if text not in self.wires:
-            registers = frozenset[str]().union(*(part.registers for part in parts))
-            is_slow = is_slow or any(part.is_slow for part in parts)
-            self.wires[text] = Expression(f"w{len(self.wires)}", registers, is_slow, divisor)
-        return self.wires[text]
-
-    def truth(self, text: str, *parts: Expression) -> Expression:
-        """The number 0 or 1 with the value of an expression of one bit."""
-        return self.wire(f"{{63'd0, {text}}}", *parts)
+        return Expression("", number, number, divisor=abs(number))
 
     def unary(self, operator: str, x: Expression) -> Expression:
         """The result of C's operator ``!``, ``~`` or ``-``."""
-        return self.truth(f"!({x.truth})", x) if operator == "!" else self.wire(f"{operator}{x.text}", x)
+        if operator == "!":
+            return self._truth(f"!({x.truth})", x)
+        if operator == "~":
+            return self._wire(f"~{x.text}", ~x.high, ~x.low, x)
+        return self.binary("-", self.constant(0), x)
 
     def binary(self, operator: str, left: Expression, right: Expression) -> Expression:
         """The result of an operator of C on two integers."""
         if operator in ("&&", "||"):
-            return self.truth(f"{left.truth} {operator} {right.truth}", left, right)
+            return self._truth(f"{left.truth} {operator} {right.truth}", left, right)
         if operator in ("<", "<=", ">", ">=", "==", "!="):
-            return self.truth(f"{left.text} {operator} {right.text}", left, right)
-        if operator in (">>", "<<", "/", "%"):
-            if right.number is None:
-                raise Unsupported(f"no circuit for the operator {operator} with an operand that varies")
-            if operator in "/%":
-                return self._divided(operator, left, right.number)
-            return self.wire(f"{left.text} {operator[0] * 3} {right.number}", left)
-        if operator == "+" and left.number == 0:
-            return right
-        text, divisor, is_slow = (
-            f"{left.text} {operator} {right.text}",
-            gcd(left.divisor, right.divisor),
-            False,
-        )
+            bits = max(left.bits, right.bits)
+            return self._truth(f"{left.signed(bits)} {operator} {right.signed(bits)}", left, right)
+        if operator in (">>", "/", "%") and right.number is None:
+            raise Unsupported(f"no circuit for the operator {operator} with an operand that varies")
+        if operator in ("/", "%"):
+            return self._divided(operator, left, right.low)
+        if operator == "+" and 0 in (left.number, right.number):
+            return left if right.number == 0 else right
+        ends = [_ARITHMETIC[operator](a, b) for a in (left.low, left.high) for b in (right.low, right.high)]
+        low, high = min(ends), max(ends)
+        if operator == ">>":
+            text = f"{left.text}[{left.bits - 1}:{min(right.low, left.bits - 1)}]"
+            return self._wire(text, low, high, left)
+        bits, is_slow, divisor = signed_bits(low, high), False, gcd(left.divisor, right.divisor)
         if operator == "*":
             divisor = left.divisor * right.divisor
             is_slow = not any(part.number and abs(part.number).bit_count() == 1 for part in (left, right))
-        return self.wire(text, left, right, divisor=divisor, is_slow=is_slow)
+        text = f"{left.signed(bits)} {operator} {right.signed(bits)}"
+        return self._wire(text, low, high, left, right, divisor=divisor, is_slow=is_slow)
 
     def choice(self, condition: Expression, yes: Expression, no: Expression) -> Expression:
         """``condition ? yes : no``."""
-        return self.wire(f"{condition.truth} ? {yes.text} : {no.text}", condition, yes, no)
+        low, high = min(yes.low, no.low), max(yes.high, no.high)
+        bits = signed_bits(low, high)
+        text = f"{condition.truth} ? {yes.signed(bits)} : {no.signed(bits)}"
+        return self._wire(text, low, high, condition, yes, no)
+
+    def _truth(self, text: str, *parts: Expression) -> Expression:
+        """The number 0 or 1 with the value of an expression of one bit."""
+        return self._wire(f"{{1'b0, {text}}}", 0, 1, *parts)
+
+    def _wire(
+        self, text: str, low: int, high: int, *parts: Expression, divisor: int = 1, is_slow: bool = False
+    ) -> Expression:
+        """A wire with the value `text`, from `low` to `high`, which depends on `parts`; or a constant."""
+        if low == high:
+            return self.constant(low)
+        if (text, low, high) not in self.wires:
+            registers = frozenset[str]().union(*(part.registers for part in parts))
+            is_slow = is_slow or any(part.is_slow for part in parts)
+            wire = Expression(f"w{len(self.wires)}", low, high, registers, is_slow, divisor)
+            self.wires[text, low, high] = wire
+        return self.wires[text, low, high]
 
     def _divided(self, operator: str, index: Expression, divisor: int) -> Expression:
         """Quotient or remainder of an index, which is not negative, by a product with the reciprocal."""
-        places = INDEX_BITS + divisor.bit_length()
-        factor = self.constant(-(-(1 << places) // divisor))
-        number = self.wire(f"{{{64 - INDEX_BITS}'d0, {index.low_bits(INDEX_BITS)}}}", index)
-        quotient = self.binary(">>", self.binary("*", number, factor), self.constant(places))
+        bits = index.bits - 1
+        places = bits + divisor.bit_length()
+        number = self._wire(f"{{1'b0, {index.low_bits(bits)}}}", 0, (1 << bits) - 1, index)
+        product = self.binary("*", number, self.constant(-(-(1 << places) // divisor)))
+        quotient = self.binary(">>", product, self.constant(places))
         if operator == "/":
             return quotient
-        return self.binary("-", index, self.binary("*", quotient, self.constant(divisor)))
+        bits = signed_bits(0, divisor - 1)
+        multiple = self.binary("*", quotient, self.constant(divisor))
+        return self._wire(f"{index.signed(bits)} - {multiple.signed(bits)}", 0, divisor - 1, index, multiple)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from itertools import islice
 
 from hibana.network.c.unit import Unit
-from hibana.network.verilog.circuit import Array, Circuit
+from hibana.network.verilog.circuit import Array, Circuit, Expression
 from hibana.network.verilog.statements import Machine
 
 __all__ = ["module_text"]
@@ -18,11 +18,11 @@ def module_text(unit: Unit, machine: Machine, programs: dict[str, tuple[int, int
     inputs, outputs = unit.network.input.size, unit.network.output.size
     circuit = machine.circuit
     waits = circuit.start_state()
-    received = f"received[{circuit.arrays['input'].address_bits - 1}:0]"
-    circuit.set_signals("input", w_input_e="s_axis_tvalid", w_input_a=received, w_input_d="s_axis_tdata")
+    circuit.set_signals(
+        "input", "w_input_e <= s_axis_tvalid", "w_input_a <= received", "w_input_d <= s_axis_tdata"
+    )
     sends = circuit.start_state()
-    place = f"place[{circuit.arrays['sent'].address_bits - 1}:0]"
-    circuit.set_signals("sent", r_sent_e="1'b1", r_sent_a=place)
+    circuit.set_signals("sent", "r_sent_e = 1'b1", "r_sent_a = place")
     bits = circuit.start_state().bit_length()
     idle, send, show = (f"{bits}'d{state}" for state in (waits, sends, circuit.state))
     start = {name: f"{bits}'d{first}" for name, (first, _) in programs.items()}
@@ -32,6 +32,8 @@ def module_text(unit: Unit, machine: Machine, programs: dict[str, tuple[int, int
     ends = {"rest": idle, "read": start["step"], "step": send}
     following |= {last: ends[name] for name, (_, last) in programs.items()}
     processes = [line for signal in circuit.signals for line in _process(signal, circuit, bits)]
+    sent = circuit.arrays["sent"]
+    input_bits, place_bits = circuit.arrays["input"].address_bits, sent.address_bits
     title = ["net: a spiking network in integers, written by hibana", "", *description.splitlines()]
     return f"""\
 {_lines(f"// {line}" for line in title)}
@@ -55,30 +57,31 @@ module net (
 
 reg [{bits - 1}:0] state;
 reg fresh;  // the inputs have changed since the last step
-reg [31:0] received;  // numbers of the next input
-reg [31:0] place;  // number of outputs that were sent
+reg [{input_bits - 1}:0] received;  // numbers of the next input
+reg [{place_bits - 1}:0] place;  // number of outputs that were sent
 integer n;
 {_lines(f"reg [{width - 1}:0] {name};" for name, width in circuit.registers.items())}
 {_lines(line for array in circuit.arrays.values() for line in _array(array, circuit.signals))}
-{_lines(f"wire signed [63:0] {wire.text} = {text};" for text, wire in circuit.wires.items())}
+{_lines(_wire(wire, text) for (text, *_), wire in circuit.wires.items())}
+wire is_last = received == {input_bits}'d{inputs - 1};
 assign ready = state == {idle};
 assign s_axis_tready = ready;
 assign m_axis_tvalid = state == {show};
-assign m_axis_tdata = q_sent[31:0];
-assign m_axis_tlast = place == 32'd{outputs - 1};
-assign class_index = r_best;
+assign m_axis_tdata = {sent.result().low_bits(32)};
+assign m_axis_tlast = place == {place_bits}'d{outputs - 1};
+assign class_index = {{{32 - circuit.registers["r_best"]}'d0, r_best}};
 
 always @(posedge clk) begin
     if (rst) begin
         state <= {start["rest"]};
         fresh <= 1'b1;
-        received <= 32'd0;
+        received <= {input_bits}'d0;
     end else case (state)
         {idle}: begin
-            place <= 32'd0;
+            place <= {place_bits}'d0;
             if (s_axis_tvalid) begin
-                received <= received == 32'd{inputs - 1} ? 32'd0 : received + 32'd1;
-                if (received == 32'd{inputs - 1}) fresh <= 1'b1;
+                received <= is_last ? {input_bits}'d0 : received + {input_bits}'d1;
+                if (is_last) fresh <= 1'b1;
             end else if (clear) begin
                 state <= {start["rest"]};
                 fresh <= 1'b1;
@@ -89,7 +92,7 @@ always @(posedge clk) begin
         end
         {send}: state <= {show};
         {show}: if (m_axis_tready) begin
-            place <= place + 32'd1;
+            place <= place + {place_bits}'d1;
             state <= m_axis_tlast ? {idle} : {send};
         end
 {_lines(f"        {bits}'d{number}: state <= {state};" for number, state in following.items())}\
@@ -102,8 +105,13 @@ endmodule
 """
 
 
+def _wire(wire: Expression, text: str) -> str:
+    """The line that defines a wire with the value `text`."""
+    return f"wire signed [{wire.bits - 1}:0] {wire.text} = {text};"
+
+
 def _array(array: Array, signals: Iterable[str]) -> list[str]:
-    """The lines of a memory: its words, its ports, and the elements that were read, in 64 bits each."""
+    """The lines of a memory: its words, its ports, and the elements that were read."""
     name, bits, lanes = array.name, array.bits, array.lanes
     word, index = f"[{bits * lanes - 1}:0]", f"[{array.address_bits - 1}:0]"
     address = f"[{array.address_bits - 1}:{array.lane_bits}]"
@@ -117,10 +125,10 @@ def _array(array: Array, signals: Iterable[str]) -> list[str]:
             f"always @(posedge clk) if (r_{name}_e) i_{name} <= r_{name}_a;",
         ]
         last = f"{bits} * i_{name}[{array.lane_bits - 1}:0]" if lanes > 1 else "0"
-        parts = [("", last), *((f"_{lane}", f"{bits * lane}") for lane in range(lanes) if lanes > 1)]
-        for suffix, low in parts:
-            sign = f"{{{64 - bits}{{o_{name}[{low} + {bits - 1}]}}}}" if array.signed else f"{64 - bits}'d0"
-            lines.append(f"wire signed [63:0] q_{name}{suffix} = {{{sign}, o_{name}[{low} +: {bits}]}};")
+        elements = [(None, last), *((lane, f"{bits * lane}") for lane in range(lanes) if lanes > 1)]
+        sign = "1'b0, " if array.low >= 0 else ""
+        for lane, first in elements:
+            lines.append(_wire(array.result(lane), f"{{{sign}o_{name}[{first} +: {bits}]}}"))
     if f"w_{name}_e" in signals:
         lines += [f"reg [{lanes - 1}:0] w_{name}_e;", f"reg {index} w_{name}_a;", f"reg {word} w_{name}_d;"]
         for lane in range(lanes):
@@ -153,16 +161,19 @@ def _constants(array: Array) -> list[str]:
 
 
 def _process(signal: str, circuit: Circuit, bits: int) -> list[str]:
-    """The process that gives `signal` its value in each state, a number of `bits` bits.
+    """The process with the assignments to `signal` in each state, a number of `bits` bits.
 
-    In other states, registers keep their value, and signals of ports are 0.
+    In other states, registers keep their value, and ports do nothing: their addresses and data do not matter.
     """
-    is_register = signal in circuit.registers
-    event, operator = ("posedge clk", "<=") if is_register else ("*", "=")
+    *others, (state, last) = circuit.signals[signal]
+    operator = last.split()[1]
+    if signal in circuit.registers or signal.endswith("_e"):
+        others.append((state, last))
+        last = "" if signal in circuit.registers else f"{signal} {operator} 0"
     return [
-        f"always @({event}) case (state)",
-        *(f"    {bits}'d{state}: {signal} {operator} {value};" for state, value in circuit.signals[signal]),
-        "    default: ;" if is_register else f"    default: {signal} = 0;",
+        f"always @({'*' if operator == '=' else 'posedge clk'}) case (state)",
+        *(f"    {bits}'d{number}: {assignment};" for number, assignment in others),
+        f"    default: {last};",
         "endcase",
     ]
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hibana.compiler.graph.ops import Unsupported
+from hibana.network.c.arithmetic import IntegerArithmetic
 from hibana.network.c.memory import SIZES
 from hibana.network.c.program import build_unit
 from hibana.network.c.unit import Unit
 from hibana.network.integer_network import Quantized
 from hibana.network.lowering import Activations, times
-from hibana.network.verilog.circuit import INDEX_BITS, Array
+from hibana.network.verilog.circuit import Array
 from hibana.network.verilog.module import module_text
 from hibana.network.verilog.statements import Machine
 from hibana.network.verilog.testbench import testbench
@@ -73,6 +73,14 @@ class _Unit(Unit):
         """For each array of rows of weights, the length of a row without and with zeros at its end."""
         super().__init__(*arguments)
 
+    @property
+    def largest(self) -> int:
+        """2^n - 1, at least the largest absolute value of an index, a variable or an element of an array."""
+        assert isinstance(self.arithmetic, IntegerArithmetic)
+        sizes = max(node.size for node in self.network.nodes)
+        largest = max(self.arithmetic.largest, sizes, self.steps, 255)
+        return min((1 << largest.bit_length()) - 1, 2**31 - 1)
+
     def add_rows(self, inputs: Activations, rows: Pointer, size: int, out: Pointer) -> None:
         """``out += sum_i x_i rows[i]`` over nonzero inputs x, for `rows` ``[inputs, size]``.
 
@@ -122,7 +130,7 @@ def to_verilog(
     Raises:
         TypeError: if `net` does not compute in integers.
         ValueError: if `adders` is another number.
-        Unsupported: naming the layer, if it has no form in C, or more than 2^20 outputs.
+        Unsupported: naming the layer, if it has no form in C.
 
     >>> import torch, hibana as hb
     >>> net = torch.nn.Sequential(torch.nn.Linear(4, 3), hb.IF())
@@ -137,11 +145,6 @@ def to_verilog(
         raise ValueError(f"adders must be one of {', '.join(map(str, ADDERS))}, got {adders}")
     unit = build_unit(net, example, "net", scores, partial(_Unit, adders=adders))
     assert isinstance(unit, _Unit)
-    for node in unit.network.nodes:
-        if node.size > 1 << INDEX_BITS:
-            raise Unsupported(
-                f"layer {node.name!r}: {node.size:,} numbers; circuits index {1 << INDEX_BITS:,}"
-            )
     machine, programs = _machine(unit)
     arrays = list(machine.circuit.arrays.values())
     constants = sum(a.bits * a.count for a in arrays if a.values is not None)
@@ -179,13 +182,15 @@ def _machine(unit: _Unit) -> tuple[Machine, dict[str, tuple[int, int]]]:
     }
     types = "".join(f"typedef int {kind};\n" for kind in (*SIZES, "size_t") if kind[-2:] == "_t")
     functions = "".join(f"void {name}(void) {{\n{chr(10).join(body)}\n}}\n" for name, body in lines.items())
-    tree: Any = CParser().parse(types + re.sub(r"/\*.*?\*/", "", functions, flags=re.DOTALL))
+    lowest = f"({-unit.largest - 1})"
+    text = re.sub(r"/\*.*?\*/", "", functions, flags=re.DOTALL).replace("INT32_MIN", lowest)
+    tree: Any = CParser().parse(types + text)
     bodies = {f.decl.name: f.body.block_items or [] for f in tree.ext if isinstance(f, c_ast.FuncDef)}
     names = [name for name, *_ in (*unit.constants, *unit.memory.fields())]
     fixed = {*unit.spike_arrays().values(), "input"}
     lanes = {name: unit.adders for name in names if name not in fixed and unit.adders > 1}
     while True:
-        machine = Machine(*_memory(unit, lanes))
+        machine = Machine(*_memory(unit, lanes), unit.largest)
         programs = {name: machine.run(statements) for name, statements in bodies.items()}
         if machine.lanes == lanes:
             return machine, programs
@@ -193,20 +198,27 @@ def _machine(unit: _Unit) -> tuple[Machine, dict[str, tuple[int, int]]]:
 
 
 def _memory(unit: _Unit, lanes: dict[str, int]) -> tuple[list[Array], dict[str, int]]:
-    """The arrays of the program, with words of `lanes` elements, and the bits of each of its counters."""
-    fields = unit.memory.fields()
-    rows: dict[str, tuple[int, ...]] = {}
-    for name, _, values in unit.constants:
+    """The arrays of the program, with words of `lanes` elements, and the largest value of each counter."""
+    arrays, counters = list[Array](), {"best": unit.network.output.size}
+    for name, _, numbers in unit.constants:
         size, stride = unit.strides.get(name, (1, 1))
-        padded = nn.functional.pad(values.reshape(-1, size), (0, stride - size))
-        rows[name] = tuple(int(number) for number in padded.flatten().tolist())
-    shapes = [(name, kind, len(rows[name])) for name, kind, _ in unit.constants]
-    shapes += [field for field in fields if field[-1]]
-    if "input" not in {name for name, *_ in fields}:
-        shapes.append(("input", unit.arithmetic.input, unit.network.input.size))
-    shapes.append(("sent", "int32_t", unit.network.output.size))
-    arrays = [
-        Array(name, 8 * SIZES[kind], count, kind[0] != "u", rows.get(name), lanes.get(name, 1))
-        for name, kind, count in shapes
-    ]
-    return arrays, {"best": 32} | {name: 8 * SIZES[kind] for name, kind, count in fields if not count}
+        padded = nn.functional.pad(numbers.reshape(-1, size), (0, stride - size))
+        values = tuple(int(number) for number in padded.flatten().tolist())
+        low, high = min(0, *values), max(1, *values)
+        arrays.append(Array(name, low, high, len(values), values, lanes.get(name, 1)))
+    ranges = {
+        "int32_t": (-unit.largest - 1, unit.largest),
+        "uint8_t": (0, 1),  # of binary numbers; the inputs have another range
+        unit.index: (0, max(node.size for node in unit.network.nodes)),
+    }
+    inputs = (0, 255) if unit.arithmetic.input == "uint8_t" else (-128, 127)
+    fields = {name: (kind, count) for name, kind, count in unit.memory.fields()}
+    fields["input"] = unit.arithmetic.input, unit.network.input.size
+    fields["sent"] = "int32_t", unit.network.output.size
+    for name, (kind, count) in fields.items():
+        if count:
+            range_ = inputs if name == "input" else ranges[kind]
+            arrays.append(Array(name, *range_, count, lanes=lanes.get(name, 1)))
+        else:
+            counters[name] = (1 << 8 * SIZES[kind]) - 1
+    return arrays, counters

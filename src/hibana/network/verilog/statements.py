@@ -32,13 +32,16 @@ class _Pointer:
 class Machine:
     """The state machine of a C program; each call of :meth:`run` appends states."""
 
-    def __init__(self, arrays: Iterable[Array], counters: Mapping[str, int]) -> None:
-        """`counters` are the bits of each variable of the struct, an integer that is not negative."""
-        self.circuit = Circuit(arrays)
+    def __init__(self, arrays: Iterable[Array], counters: Mapping[str, int], largest: int) -> None:
+        """`counters` are the largest values of the variables of the struct, integers that are not negative.
+
+        `largest` is the largest value of the other variables; no value is less than ``-largest - 1``.
+        """
+        self.circuit, self.largest = Circuit(arrays), largest
         self.lanes: dict[str, int] = {}
         """Lanes of the arrays that loops read or write in words of several elements."""
         self._names: dict[str, Any] = {
-            name: self.circuit.register(f"r_{name}", bits, signed=False) for name, bits in counters.items()
+            name: self.circuit.register(0, high, f"r_{name}") for name, high in counters.items()
         }
         """The value of each constant and variable of C; a variable is a register."""
         self._variables = {f"r_{name}" for name in counters}
@@ -54,13 +57,16 @@ class Machine:
         """Appends the states of `statements`, and returns the indices of the first and the last state."""
         first = self.circuit.start_state()
         self._run(statements)
+        if self.circuit.written[self.circuit.state]:
+            self.circuit.start_state()
         return first, self.circuit.state
 
     # Statements
 
     def _run(self, statements: Iterable[c_ast.Node]) -> None:
-        """Appends the states of a block of C, whose names end with it."""
-        outer, self._names = self._names, dict(self._names)
+        """Appends the states of a block of C, whose names and registers end with it."""
+        circuit, outer = self.circuit, (self._names, self._variables, self.circuit.numbered)
+        self._names = dict(self._names)
         for statement in statements:
             match statement:
                 case c_ast.Decl():
@@ -70,26 +76,26 @@ class Machine:
                 case c_ast.For():
                     self._for(statement)
                 case c_ast.If(iffalse=None):
-                    state = self.circuit.branch(self._value(statement.cond))
-                    self.circuit.start_state()
+                    state = circuit.branch(self._value(statement.cond))
+                    circuit.start_state()
                     self._run(_items(statement.iftrue))
-                    self.circuit.join(state)
+                    circuit.join(state)
                 case c_ast.Compound():
                     self._run(_items(statement))
                 case _:
                     raise Unsupported(f"no circuit for the C statement {type(statement).__name__}")
-        self._names = outer
+        self._names, self._variables, circuit.numbered = outer
 
-    def _register(self, value: Expression, bits: int = 32, *, signed: bool = True) -> Expression:
-        """A new register of `bits` bits with `value`."""
-        register = self.circuit.register(bits=bits, signed=signed)
+    def _register(self, value: Expression) -> Expression:
+        """A new register with `value`."""
+        register = self.circuit.register(value.low, value.high)
         self.circuit.assign(register, value)
         return replace(register, divisor=value.divisor)
 
-    def _constant(self, value: Expression, bits: int = 32) -> Expression:
+    def _constant(self, value: Expression) -> Expression:
         """`value`, or a register with it if a variable may change it, or if it contains a product."""
         is_stable = value.registers.isdisjoint(self._variables) and not value.is_slow
-        return value if is_stable else self._register(value, bits)
+        return value if is_stable else self._register(value)
 
     def _declare(self, node: c_ast.Decl) -> None:
         """A pointer, a constant or a variable of C."""
@@ -97,12 +103,13 @@ class Machine:
             pointer = self._pointer(node.init)
             self._names[node.name] = _Pointer(pointer.array, self._constant(pointer.offset))
             return
-        value, bits = self._value(node.init), 64 if node.type.type.names[0] == "int64_t" else 32
+        value = self._value(node.init)
         if "const" in node.quals:
-            self._names[node.name] = self._constant(value, bits)
+            self._names[node.name] = self._constant(value)
         else:
-            self._names[node.name] = variable = self._register(value, bits)
-            self._variables |= variable.registers
+            self._names[node.name] = variable = self.circuit.register(-self.largest - 1, self.largest)
+            self.circuit.assign(variable, value)
+            self._variables = self._variables | variable.registers
 
     def _assignment(self, node: c_ast.Assignment) -> None:
         """An assignment to a variable, to an element of an array, or to each element of a word."""
@@ -128,16 +135,15 @@ class Machine:
         circuit, body, (declaration,) = self.circuit, _items(node.stmt), node.init.decls
         start, end = self._value(declaration.init), self._constant(self._value(node.cond.right))
         step = 1 if isinstance(node.next, c_ast.UnaryOp) else int(node.next.rvalue.value)
-        outer = self._names, self._read_ahead, self._enables
+        outer = self._names, self._read_ahead, self._enables, circuit.numbered
         self._names = {**self._names, declaration.name: start}
         self._read_ahead = self._early_reads(body, declaration.name)
         for reference in self._read_ahead:
             self._read(reference)
         step *= (lanes := self._lanes_of(body, declaration.name, end))
-        last = max(array.count for array in circuit.arrays.values()) if end.number is None else end.number
-        register = circuit.register(bits=(last + step).bit_length() + 1)
+        register = circuit.register(start.low, end.high - 1)
         circuit.assign(register, start)
-        skip = circuit.branch(circuit.binary("<", start, end))
+        skip = None if start.high < end.low else circuit.branch(circuit.binary("<", start, end))
         first = circuit.start_state()
 
         self._names[declaration.name] = index = replace(register, divisor=gcd(start.divisor, step))
@@ -148,13 +154,14 @@ class Machine:
         self._names[declaration.name] = following = circuit.binary("+", index, circuit.constant(step))
         places = [self._place(reference) for reference in self._read_ahead]
         circuit.wait(following, *(place.offset for place in places))
-        circuit.branch(circuit.binary(">=", following, end), first)
+        circuit.branch(circuit.binary("==" if step == 1 else ">=", following, end), first)
         for place in places:
             circuit.read(place.array, place.offset)
         circuit.assign(register, following)
         circuit.start_state()
-        circuit.join(skip)
-        self._names, self._read_ahead, self._enables = outer
+        if skip is not None:
+            circuit.join(skip)
+        self._names, self._read_ahead, self._enables, circuit.numbered = outer
 
     def _early_reads(self, body: list[c_ast.Node], index: str) -> list[c_ast.ArrayRef]:
         """The elements that each pass of a loop over `index` can read for the next pass.
@@ -216,8 +223,6 @@ class Machine:
         match node:
             case c_ast.Constant():
                 return self.circuit.constant(int(node.value))
-            case c_ast.ID(name="INT32_MIN"):
-                return self.circuit.constant(-(2**31))
             case c_ast.ID() | c_ast.StructRef():
                 return cast(Expression, self._names[_name_of(node)])
             case c_ast.ArrayRef():
@@ -238,12 +243,14 @@ class Machine:
             return self._pointer(node.name).array.result(self._lane)
         array = self._read(node)
         self.circuit.start_state()
-        return self._register(array.result(), array.bits, signed=array.signed)
+        return self._register(array.result())
 
     def _read(self, node: c_ast.ArrayRef) -> Array:
         """Reads an element of an array as soon as possible, and returns the array."""
         place = self._place(node)
         self.circuit.wait(place.offset, resource=place.array.name)
+        if place.array.name in self.circuit.late:
+            self.circuit.start_state()
         self.circuit.read(place.array, place.offset)
         return place.array
 
