@@ -281,16 +281,13 @@ def test_convert_writes_a_circuit_of_a_board(trained, tmp_path, capsys):
     assert {file.name for file in tmp_path.iterdir()} == {
         *("net.v", "net_tb.v", "net_tb.hex", "net_top.v", "net.lpf")
     }
-    assert "Plays 3 samples" in (tmp_path / "net_tb.v").read_text()
+    assert "SAMPLES = 3" in (tmp_path / "net_tb.v").read_text()
 
 
-def test_convert_writes_nothing_if_a_layer_has_no_circuit(trained, tmp_path, monkeypatch, capsys):
+def test_convert_writes_nothing_if_a_circuit_is_refused(trained, tmp_path, capsys):
     command = ["convert", str(trained[0] / "checkpoint.ckpt"), str(tmp_path / "net.v")]
     assert main([*command, "--adders", "3"]) == 2
     assert "adders must be one of 1, 2, 4, 8, 16, 32, got 3" in capsys.readouterr().err
-    monkeypatch.setattr("hibana.network.verilog.program.INDEX_BITS", 3)
-    assert main(command) == 2
-    assert "layer 'input': 64 numbers; circuits index 8" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
