@@ -19,8 +19,6 @@ SCORES = {
     "first": "Minus the steps before the first spike",
 }
 """Reductions of the outputs over time, with their descriptions in the header."""
-_NEURONS = ("neurons", "delayed recurrent")
-"""Kinds of layers of neurons."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +99,8 @@ class Unit(Emitter):
     def _cost(self, node: Node) -> Cost:
         """The number of operations of `node`, and the layer whose spikes decide how many are needed."""
         additions, at_rates, dense = node.layer.operations(node, self.dtype)
-        source = node if node.kind in _NEURONS else node.inputs[0]
-        while source.kind not in (*_NEURONS, "input"):
+        source = node if node.kind == "neurons" else node.inputs[0]
+        while source.kind not in ("neurons", "input"):
             source = source.inputs[0]
         size = node.size if source is node else node.inputs[0].size
         multiplies = node.layer.weighted and not self.activations[node.inputs[0]].binary
@@ -113,7 +111,7 @@ class Unit(Emitter):
         """The C block that computes the layer of `node`, with a title as comment."""
         self._node, self._temporaries = node, 0
         outputs = self.activations[node] = node.layer.lower(node, self)
-        if outputs.binary and node.kind in _NEURONS:
+        if outputs.binary and node.kind == "neurons":
             array = self.writer.expression(self.numbers(outputs).text)
             self.spiking.append(Spiking(node.name, node.size, array))
         title = comment_text(f"{node.name}: {node.layer.title(node)}")

@@ -8,7 +8,7 @@ from torch import nn
 from hibana.cells.surrogate import Step
 from hibana.compiler.c.source import operation_count
 from hibana.network.graph import Node, Shape
-from hibana.network.layers.base import Call, LayerKind, Operations
+from hibana.network.layers.base import LayerKind, Operations
 from hibana.network.layers.delay import Ring
 from hibana.network.layers.nir_neurons import neuron_node, neurons_of, recurrent_node
 from hibana.network.lowering import Activations, Lowering, StateArray, in_order
@@ -22,55 +22,76 @@ from hibana.nn.window import LooksBack
 from hibana.runtime.kernels import Bytes, Pointer
 from hibana.spikes.sparse import Connections
 
-__all__ = ["DelayedRecurrentNeurons", "Neurons"]
+__all__ = ["Neurons"]
 
 
 class Neurons(LayerKind):
-    """:class:`hibana.OverTime` (:class:`hibana.LIF`, ...) and :class:`hibana.Recurrent`."""
+    """:class:`hibana.OverTime` (:class:`hibana.LIF`, ...) and :class:`hibana.Recurrent`.
+
+    The recurrent synapses may have delays: a :class:`hibana.DelayedLinear` or :class:`hibana.SparseLinear`.
+    """
 
     name = "neurons"
     types: tuple[type[nn.Module], ...] = (OverTime, Recurrent)
     nir_types = ("IF", "LIF", "CubaLIF", "LI", "I")
     over_time = elementwise = True
-    feedback = 0
-    """Number of products with recurrent weights in addition to those of the step."""
 
-    def read(self, call: Call) -> Node:
-        """The node of `call`, of the kind with delayed feedback if the recurrent synapses have delays."""
-        if isinstance(getattr(call.node.module, "recurrent", None), LooksBack):
-            call.node.layer = _DELAYED
-        call.node.layer.check(call.node)
-        return call.node
+    def check(self, node: Node) -> None:
+        """Raises Unsupported unless the arrays of delayed synapses have the sizes that loops read."""
+        super().check(node)
+        synapses, (shape,) = _delayed_synapses(node), node.input_shapes
+        if isinstance(synapses, SparseLinear):
+            check_connections(node, synapses.connections, *shape, *shape)
+        elif synapses is not None:
+            self.require(node, shape, {"recurrent.weight": shape * 2, "recurrent.delay": shape * 2})
 
     def title(self, node: Node) -> str:
-        """The name of the cell, such as ``LIF``, with ``recurrent`` if the layer is."""
+        """The name of the cell, such as ``LIF``, ``recurrent LIF``, or ``delayed recurrent LIF``."""
         module = node.module
         cell = module.cell._get_name().removesuffix("Cell")
-        return cell if isinstance(module, OverTime) else f"recurrent {cell}"
+        delayed = "delayed " if _delayed_synapses(node) is not None else ""
+        return cell if isinstance(module, OverTime) else f"{delayed}recurrent {cell}"
 
     def operations(self, node: Node, dtype: torch.dtype) -> Operations:
         """The operations of the cell per neuron, and the products with recurrent weights."""
         layer = trace_layer(node, in_order(node.size), dtype)
         matrices = [layer.matrices[product.matrix] for product in layer.products]
         synapses = sum(m.size if isinstance(m, Connections) else m.numel() for m in matrices)
-        if self.feedback:
-            synapses += int(node.module.recurrent.weight.numel())
+        delayed = _delayed_synapses(node)
+        if delayed is not None:
+            synapses += delayed.weight.numel()
         neurons = operation_count(layer.stores) * node.size
         at_rates = neurons + synapses * (node.density if layer.emits_spikes else 1.0)
-        dense = (len(layer.products) + self.feedback) * node.size**2
+        dense = (len(layer.products) + (delayed is not None)) * node.size**2
         return Operations(neurons + synapses, at_rates, dense)
 
     def to_onnx(self, node: Node, inputs: list[str], step: OnnxStep) -> str:
         """Writes the operators of one step of the cell."""
+        if _delayed_synapses(node) is not None:
+            self.refuse(node, "ONNX")
         return step.neurons(node, inputs[0])
 
     def lower(self, node: Node, to: Lowering) -> Activations:
-        """Writes one step of the cell."""
-        return _write_step(to, node, to.activations[node.inputs[0]])
+        """Writes one step of the cell on the input plus the delayed feedback, which a ring holds."""
+        inputs, synapses = to.activations[node.inputs[0]], _delayed_synapses(node)
+        if synapses is None:
+            return _write_step(to, node, inputs)
+        order = in_order(node.size)
+        inputs = to.reordered(inputs, order)
+        ring = Ring(to, node, order, synapses.reach + 1)
+        numbers, currents = to.numbers(inputs), ring.take(synapses.bias)
+        for offset, width in to.vectors(node.size):
+            target = currents + offset
+            target.store((numbers + offset).load(width) + target.load(width))
+        outputs = _write_step(to, node, Activations(node, order, currents))
+        add_synapses(to, connections_of(synapses), outputs, node.size, ring.place, "feedback_")
+        return outputs
 
     def to_nir(self, node: Node, dt: float) -> NirNode | tuple[NirNode, ...]:
         """A node of the cell, or a NIR graph with recurrent synapses."""
         module = node.module
+        if _delayed_synapses(node) is not None:
+            self.refuse(node, "NIR")
         neurons = neuron_node(module.cell, node.shape, dt)
         return neurons if isinstance(module, OverTime) else recurrent_node(node, neurons)
 
@@ -88,45 +109,10 @@ class Neurons(LayerKind):
         return ", ".join(surrogate + ["detach_reset"] * bool(cell.detach_reset))
 
 
-class DelayedRecurrentNeurons(Neurons):
-    """Neurons with delayed synapses to themselves.
-
-    They are a :class:`hibana.Recurrent` with a :class:`hibana.DelayedLinear`, or with a
-    :class:`hibana.SparseLinear` that has delays.
-    """
-
-    name = "delayed recurrent"
-    types = ()
-    feedback = 1
-    to_onnx, to_nir = LayerKind.to_onnx, LayerKind.to_nir  # which refuse the layer
-
-    def check(self, node: Node) -> None:
-        """Raises Unsupported unless the arrays of the synapses have the sizes that loops read."""
-        synapses, (shape,) = node.module.recurrent, node.input_shapes
-        if isinstance(synapses, SparseLinear):
-            check_connections(node, synapses.connections, *shape, *shape)
-        else:
-            self.require(node, shape, {"recurrent.weight": shape * 2, "recurrent.delay": shape * 2})
-
-    def title(self, node: Node) -> str:
-        """The name of the cell, such as ``delayed recurrent LIF``."""
-        return f"delayed {super().title(node)}"
-
-    def lower(self, node: Node, to: Lowering) -> Activations:
-        """Writes one step of the cell on the input plus the delayed feedback, which a ring holds."""
-        order, synapses = in_order(node.size), node.module.recurrent
-        inputs = to.reordered(to.activations[node.inputs[0]], order)
-        ring = Ring(to, node, order, synapses.reach + 1)
-        numbers, currents = to.numbers(inputs), ring.take(synapses.bias)
-        for offset, width in to.vectors(node.size):
-            target = currents + offset
-            target.store((numbers + offset).load(width) + target.load(width))
-        outputs = _write_step(to, node, Activations(node, order, currents))
-        add_synapses(to, connections_of(synapses), outputs, node.size, ring.place, "feedback_")
-        return outputs
-
-
-_DELAYED = DelayedRecurrentNeurons()
+def _delayed_synapses(node: Node) -> Any:
+    """The recurrent synapses of `node`, a layer of neurons, if they have delays; else None."""
+    recurrent = getattr(node.module, "recurrent", None)
+    return recurrent if isinstance(recurrent, LooksBack) else None
 
 
 def _write_step(to: Lowering, node: Node, currents: Activations) -> Activations:
