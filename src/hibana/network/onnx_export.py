@@ -11,7 +11,6 @@ from hibana.compiler.graph.ops import Operation, Unsupported, row_of
 from hibana.compiler.graph.passes import forward_pass
 from hibana.compiler.graph.step import Step, Value
 from hibana.network.graph import Network, Node
-from hibana.network.integer_network import Quantized
 from hibana.network.neurons import sparse_matrix, trace_step
 from hibana.network.synapses import by_output
 from hibana.runtime.extras import explain_import_error
@@ -44,8 +43,6 @@ def to_onnx(net: nn.Module, example: Tensor) -> Any:
     """
     from hibana.network.reader import read  # which imports the kinds of layers, and these this module
 
-    if isinstance(net, Quantized):
-        return to_onnx(net.net, net.integer_input(example))
     with torch.no_grad():
         return OnnxStep(read(net, example)).model()
 

@@ -21,6 +21,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import add_hint
 from hibana.network.fold import trace_folded
 from hibana.network.graph import Network, Node
+from hibana.network.integer_network import Quantized
 from hibana.network.layers import LAYERS, Call, LayerKind, kind_of, kind_of_function
 
 __all__ = ["read"]
@@ -33,7 +34,8 @@ def read(net: nn.Module, example: Tensor, *, shares_state: bool = False) -> Netw
     """`net` as a graph, batch normalization folded, with statistics of its values on `example`.
 
     Args:
-        net: a network over ``[T, batch, ...]``; it does not change.
+        net: a network over ``[T, batch, ...]``; it does not change. The graph of a :class:`Quantized` is that
+            of its network in integers.
         example: an input of `net`.
         shares_state: whether a layer over time may be called several times, each time with its own state.
 
@@ -48,6 +50,8 @@ def read(net: nn.Module, example: Tensor, *, shares_state: bool = False) -> Netw
     if example.ndim < 3 or not example.numel() or example.is_meta:
         shape = f"{tuple(example.shape)} on {example.device}"
         raise ValueError(f"example must be [T, batch, ...], none of them 0, with numbers, got {shape}")
+    if type(net) is Quantized:  # one in training, a subclass, may have integers older than its weights
+        return read(net.net, net.integer_input(example), shares_state=shares_state)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:

@@ -122,7 +122,7 @@ def exact_dtype(net: Quantized, example: Tensor) -> torch.dtype:
 
     Raises Unsupported, naming the layer, if a number may not fit in 32 bits, or is not an integer.
     """
-    arithmetic = IntegerArithmetic(net, read(net.net, net.integer_input(example)), len(example), "sum")
+    arithmetic = IntegerArithmetic(net, read(net, example), len(example), "sum")
     if arithmetic.largest >= 2**53:
         raise Unsupported("net computes with numbers that no dtype of PyTorch represents exactly")
     return torch.float32 if arithmetic.largest < 2**24 else torch.float64
@@ -132,10 +132,10 @@ def build_unit(
     net: nn.Module, example: Tensor, name: str, scores: str, unit_class: Callable[..., Unit] = Unit
 ) -> Unit:
     """The statements of the program of `net`, which computes in integers if `net` is quantized."""
+    network = read(net, example)
+    arithmetic: Arithmetic
     if isinstance(net, Quantized):
-        network = read(net.net, net.integer_input(example))
-        arithmetic: Arithmetic = IntegerArithmetic(net, network, len(example), scores)
+        arithmetic = IntegerArithmetic(net, network, len(example), scores)
     else:
-        network = read(net, example)
         arithmetic = FloatArithmetic(network.dtype)
     return unit_class(network, arithmetic, name, scores, len(example))

@@ -121,10 +121,7 @@ class Program:
         """The native function of the network as it is now."""
         if isinstance(self._example, Tensor) and self._example.device.type != "cpu":
             raise ValueError(f"example must be on the CPU, where programs run, got {self._example.device}")
-        net, example = self._net, self._example
-        if isinstance(net, Quantized) and isinstance(example, Tensor):
-            return build(read(net.net, net.integer_input(example)))
-        return build(read(net, example))
+        return build(read(self._net, self._example))
 
     def __reduce__(self) -> Any:
         """Raises a TypeError: a program contains addresses of compiled functions."""
