@@ -1,50 +1,16 @@
-"""A network that computes in integers, as a module, and rounding that passes gradients on.
+"""A network that computes in integers, as a module.
 
-Source: Bengio, Léonard & Courville (2013), *Estimating or propagating gradients through stochastic neurons
-for conditional computation*: the straight-through estimator.
+The gradient passes straight through the rounding of inputs. Source: Bengio, Léonard & Courville (2013),
+*Estimating or propagating gradients through stochastic neurons for conditional computation*.
 """
 
 import torch
 from torch import Tensor, nn
 
+from hibana.nn.layers import with_gradient
 from hibana.spikes.checks import is_constant_over_time
 
-__all__ = ["Quantized", "integer_input", "straight_through"]
-
-
-class _StraightThrough(torch.autograd.Function):
-    """Returns `integer`; its gradient goes to `real` unchanged."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(real: Tensor, integer: Tensor) -> Tensor:
-        """A copy of `integer`."""
-        return integer.clone()
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Saves no tensor."""
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[Tensor, None]:
-        """`gradient` for `real`, and no gradient for `integer`."""
-        return gradient, None
-
-
-def straight_through(real: Tensor, integer: Tensor) -> Tensor:
-    """`integer`, with the gradient of `real`."""
-    result: Tensor = _StraightThrough.apply(real, integer)  # type: ignore[no-untyped-call] # torch leaves it so
-    return result
-
-
-def integer_input(inputs: Tensor, scale: float, range_: tuple[int, int], dtype: torch.dtype) -> Tensor:
-    """``clamp(round(x / scale), low, high)`` of ``[T, ...]``, with the gradient of ``x / scale``."""
-    if is_constant_over_time(inputs):
-        first_step = integer_input(inputs[:1], scale, range_, dtype)
-        return first_step.expand(len(inputs), *first_step.shape[1:])
-    real = inputs.double() / scale
-    return straight_through(real, real.detach().round().clamp(*range_)).to(dtype)
+__all__ = ["Quantized"]
 
 
 class Quantized(nn.Module):
@@ -69,8 +35,13 @@ class Quantized(nn.Module):
         """The dtype of all numbers in `net`."""
 
     def integer_input(self, inputs: Tensor) -> Tensor:
-        """`inputs` in units of `input_scale`, rounded to integers and clamped to `input_range`."""
-        return integer_input(inputs, self.input_scale, self.input_range, self.dtype)
+        """``clamp(round(x / input_scale), low, high)`` of ``[T, ...]``, with the gradient of the quotient."""
+        if is_constant_over_time(inputs):
+            first_step = self.integer_input(inputs[:1])
+            return first_step.expand(len(inputs), *first_step.shape[1:])
+        real = inputs.double() / self.input_scale
+        integers = real.detach().round().clamp(*self.input_range)
+        return with_gradient(integers, real, 1.0).to(self.dtype)
 
     whole_input = integer_input  # deprecated name, for one release
 

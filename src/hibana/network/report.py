@@ -122,11 +122,8 @@ def sum_outputs(
             outputs = result[0] if isinstance(result, tuple) else result
             totals[name] = totals.get(name, 0) + (outputs.sum(0) if over_time else outputs)
 
-    hook = register_module_forward_hook(add)
-    try:
+    with register_module_forward_hook(add):
         yield totals
-    finally:
-        hook.remove()
 
 
 def report(

@@ -15,13 +15,13 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.torch_layers import role_of
 from hibana.network.c import exact_dtype
 from hibana.network.graph import Network, Node
-from hibana.network.integer_network import Quantized, integer_input, straight_through
+from hibana.network.integer_network import Quantized
 from hibana.network.layers import LAYERS
 from hibana.network.layers.sliding import sliding_window
 from hibana.network.quantized.cell import FixedCell, fixed_cell, measure_ranges
 from hibana.network.reader import read
 from hibana.nn.delay import fix_delays
-from hibana.nn.layers import OverTime, Recurrent
+from hibana.nn.layers import OverTime, Recurrent, with_gradient
 
 __all__ = ["QuantizationAware", "quantization_aware"]
 
@@ -52,26 +52,22 @@ class _Layer:
     """The divisor of an average."""
 
 
-class QuantizationAware(nn.Module):
+class QuantizationAware(Quantized):
     """A network in training that computes in the integers that :func:`quantize` gives it.
 
     `plain` is the float network with the learned tensors. `net` computes in integers: weights, biases,
-    thresholds, leaks and potentials, which each call computes from `plain`.
+    thresholds, leaks and potentials, which each call computes from `plain`. With the initial weights, `dtype`
+    holds each integer exactly.
     """
 
     def __init__(self, network: Network, bits: int, calibration: Tensor) -> None:
-        super().__init__()
-        self.bits, self.limit = bits, 2 ** (bits - 1) - 1
-        self.plain = network.net
-        fix_delays(self.plain)
+        fix_delays(network.net)
         index = {node: i for i, node in enumerate(network.nodes)}
-        self.layers = tuple(_layer(node, network.output, index) for node in network.nodes)
+        layers = tuple(_layer(node, network.output, index) for node in network.nodes)
+        super().__init__(_integer_copy(network.net, layers), *_input_scale(network.input), 1.0, bits)
+        self.plain, self.layers, self.limit = network.net, layers, 2 ** (bits - 1) - 1
         self.groups = _groups_of_one_scale(network.nodes)
         self.output = index[network.output]
-        self.input_scale, self.input_range = _input_scale(network.input)
-        self.dtype = torch.float64
-        """The dtype of the integers; it holds each exactly with the initial weights."""
-        self.net = _integer_copy(self.plain, self.layers)
         self.scales: list[Tensor] = []
         """Since the last call, the real number that 1 of each layer's output stands for, or one per channel.
         """
@@ -86,26 +82,17 @@ class QuantizationAware(nn.Module):
                     break
                 except RangesNeeded:
                     self._measure(self.layers[len(self.scales)], calibration)
-        if self.scales[self.output].numel() > 1:
-            raise Unsupported(f"layer {network.output.name!r}: its output channels have different scales")
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The output for ``[T, batch, ...]``, in the units of the float network."""
         self.refresh()
         try:
-            outputs: Tensor = self.net(self.integer_input(inputs))
+            return super().forward(inputs)
         finally:  # detaches the integers from the autograd graph, so that the network can be copied
             for module in self.net.modules():
                 for name, values in module._buffers.items():
                     if values is not None and values.grad_fn is not None:
                         module._buffers[name] = values.detach()
-        return (outputs.double() * self.scales[self.output]).to(inputs.dtype)
-
-    def integer_input(self, inputs: Tensor) -> Tensor:
-        """`inputs` in units of `input_scale`, rounded to integers and clamped to `input_range`."""
-        return integer_input(inputs, self.input_scale, self.input_range, self.dtype)
-
-    whole_input = integer_input  # deprecated name, for one release
 
     def quantized(self) -> Quantized:
         """A copy of the network in integers, with the current weights, for inference."""
@@ -121,8 +108,7 @@ class QuantizationAware(nn.Module):
                 assert numbers is not None
                 module.register_parameter(name, nn.Parameter(numbers, requires_grad=False))
             module._non_persistent_buffers_set.clear()
-        output_scale = float(self.scales[self.output])
-        return Quantized(net, self.input_scale, self.input_range, output_scale, self.bits)
+        return Quantized(net, self.input_scale, self.input_range, self.output_scale, self.bits)
 
     whole = quantized  # deprecated name, for one release
 
@@ -131,6 +117,10 @@ class QuantizationAware(nn.Module):
         self.scales = []
         for layer in self.layers:
             self.scales.append(self._refresh_layer(layer, [self.scales[i] for i in layer.inputs]))
+        if self.scales[self.output].numel() > 1:
+            name = self.layers[self.output].name
+            raise Unsupported(f"layer {name!r}: its output channels have different scales")
+        self.output_scale = float(self.scales[self.output])
 
     def _refresh_layer(self, layer: _Layer, scales: list[Tensor]) -> Tensor:
         """Computes the integers of `layer`, whose inputs have `scales`, and returns its output's scale."""
@@ -171,7 +161,7 @@ class QuantizationAware(nn.Module):
             values: Tensor | None = getattr(plain, name)
             if values is not None:
                 real = values.double() / unit.view([-1] + [1] * (values.ndim - 1))
-                buffers[name] = straight_through(real, real.detach().round()).to(self.dtype)
+                buffers[name] = with_gradient(real.detach().round(), real, 1.0).to(self.dtype)
         channels = [-1] + [1] * (len(layer.shape) - 1)
         return output_units.view(channels) if layer.per_channel else output_units[0]
 
@@ -195,11 +185,8 @@ class QuantizationAware(nn.Module):
         """Measures the ranges in the step of `layer`, a layer of neurons, on `calibration`."""
         inputs: list[Tensor] = []
         module = self.plain.get_submodule(layer.name)
-        hook = module.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
-        try:
+        with module.register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
             self.plain(calibration)
-        finally:
-            hook.remove()
         self.ranges[layer.name] = measure_ranges(layer.name, self._cell(layer), layer.shape, inputs[0])
 
 
@@ -314,16 +301,13 @@ def _are_spiking_neurons(node: Node) -> bool:
 
 def _feeds_only_spiking_neurons(node: Node, output: Node) -> bool:
     """Whether all users of `node` are spiking neurons, with pooling and delays between them at most."""
-
-    def is_spiking(user: Node) -> bool:
-        """Whether `user`, which reads the output of `node`, passes it only to spiking neurons."""
-        if user.input_shapes[user.inputs.index(node)] != node.shape:
-            return False  # a reshaped value has no channels with a scale each
+    for user in node.users:
+        is_spiking = _are_spiking_neurons(user)
         if user.kind in ("maximum", "average", "delay"):
-            return _feeds_only_spiking_neurons(user, output)
-        return _are_spiking_neurons(user)
-
-    return node is not output and bool(node.users) and all(map(is_spiking, node.users))
+            is_spiking = _feeds_only_spiking_neurons(user, output)
+        if not is_spiking or user.input_shapes[user.inputs.index(node)] != node.shape:
+            return False  # a reshaped value has no channels with a scale each
+    return node is not output and bool(node.users)
 
 
 def _input_scale(node: Node) -> tuple[float, tuple[int, int]]:

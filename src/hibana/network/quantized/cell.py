@@ -16,7 +16,7 @@ from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.step import Step
 from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import tensors_of
-from hibana.network.integer_network import straight_through
+from hibana.nn.layers import with_gradient
 
 __all__ = ["FixedCell", "fixed_cell", "measure_ranges"]
 
@@ -175,7 +175,8 @@ class FixedCell(Cell):
         inputs = input_ * self._buffer("u", 0), *map(operator.mul, state, units)
         real = torch.func.functional_call(cell, tensors, inputs, tie_weights=False)
         return tuple(
-            straight_through(r / u, integer) for r, u, integer in zip(real, units, next_states, strict=True)
+            with_gradient(integer.detach(), r / u, 1.0)
+            for r, u, integer in zip(real, units, next_states, strict=True)
         )
 
     def _buffer(self, letter: str, index: int) -> Any:

@@ -5,13 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 
 from hibana.network.c import exact_dtype
 from hibana.network.graph import Node
 from hibana.network.integer_network import Quantized
 from hibana.network.quantized.aware import QuantizationAware, quantization_aware
 from hibana.network.reader import read
+from hibana.network.report import sum_outputs
 
 __all__ = ["LayerChange", "Quantization", "quantize"]
 
@@ -125,13 +125,9 @@ def _outputs(
     nodes: list[Node], output: Node, net: nn.Module, inputs: Tensor, scales: dict[Node, Any] | None = None
 ) -> dict[Node, Tensor]:
     """The output of each node in `net` for `inputs`, ``[samples of all steps, ...]``, times its scale."""
-    results: dict[nn.Module, Tensor] = {}
-    hook = register_module_forward_hook(lambda module, args, result: results.update({module: result}))
-    try:
-        outputs = {output: net(inputs)}
-    finally:
-        hook.remove()
-    outputs |= {node: results[net.get_submodule(node.name)] for node in nodes if node is not output}
+    with sum_outputs(net, [node.name for node in nodes]) as results:
+        result = net(inputs)
+    outputs = {node: results[node.name] for node in nodes} | {output: result}
     factors: dict[Node, Any] = scales or dict.fromkeys(outputs, 1.0)
     return {node: x.reshape(-1, *node.shape).double() * factors[node] for node, x in outputs.items()}
 
