@@ -12,12 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    *("NirNode", "array", "check_broadcasts", "float_or_tensor", "full_array", "integers"),
-    *("is_infinite", "load_weights", "subgraph", "tensor"),
-]
+from hibana.network.graph import Shape
 
-Shape = tuple[int, ...]
+__all__ = ["NirNode", "array", "check_broadcasts", "float_or_tensor", "full_array", "integers"]
+__all__ += ["load_weights", "subgraph", "tensor"]
 
 
 @dataclass(frozen=True)
@@ -102,11 +100,6 @@ def full_array(number: Any, shape: Shape, name: str) -> Any:
         return np.broadcast_to(values, shape).copy()
     except ValueError:
         raise ValueError(f"{name} of shape {values.shape} does not broadcast to neurons of {shape}") from None
-
-
-def is_infinite(tau: Any) -> bool:
-    """Whether a time constant, or any element of a tensor of time constants, is infinite."""
-    return bool(tau.isinf().any()) if isinstance(tau, Tensor) else math.isinf(tau)
 
 
 def tensor(numbers: Any) -> Tensor:

@@ -18,7 +18,7 @@ from hibana.compiler.torch_layers import role_of
 from hibana.network.graph import Node, Shape
 from hibana.network.layers.arithmetic import Scale
 from hibana.network.layers.linear import linear_node
-from hibana.network.nir_node import NirNode, float_or_tensor, full_array, is_infinite, subgraph
+from hibana.network.nir_node import NirNode, float_or_tensor, full_array, subgraph
 from hibana.nn.layers import IF, LI, LIF, CubaLIF, OverTime, Recurrent
 from hibana.nn.sparse_linear import SparseLinear
 
@@ -63,11 +63,11 @@ def _potential_node(cell: Any, shape: Shape, dt: float) -> NirNode:
     is_cuba, tau = isinstance(cell, cells.CubaLIFCell), getattr(cell, "tau", math.inf)
     taus: dict[str, Any] = {"tau_syn": cell.tau_synapse, "tau_mem": tau} if is_cuba else {"tau": tau}
     unit = full_array(1.0, shape, "r")
-    if any(map(is_infinite, taus.values())):
+    steps = {name: full_array(value, shape, name) for name, value in taus.items()}
+    if any(np.isinf(values).any() for values in steps.values()):
         if is_cuba or _divides_input(cell):
             raise ValueError(f"NIR has finite time constants only in a {type(cell).__name__}, got {taus}")
         return NirNode("I", {"r": unit})
-    steps = {name: full_array(value, shape, name) for name, value in taus.items()}
     seconds = {name: values.astype(np.float64) * dt for name, values in steps.items()}
     exact = {f"{n}_steps": steps[n] if isinstance(t, Tensor) else float(t) for n, t in taus.items()}
     *_, membrane = seconds.values()
