@@ -38,8 +38,8 @@ SEQUENCES = {
 """Options for sequences of numbers, in addition to the layers of :func:`windows`."""
 ROCKET = {**SEQUENCES, "epochs": 0, "loss": "membrane-mean", "smoothing": 0.0, "start_rate": 0.0}
 """Options for the spiking Rocket, :func:`hibana.models.rocket`, which is fitted in closed form."""
-PERIODS = (0, 3)
-"""Refractory periods of the Rocket's neurons, in steps. Validation chooses one."""
+REFRACTORY_PERIOD = 3
+"""Refractory period of the Rocket's neurons in steps, if validation prefers it to none."""
 TAPS, WIDTH = 5, 96
 """Steps in a window, and neurons per window."""
 MAX_DILATION = 99

@@ -11,9 +11,8 @@ import torch
 
 from hibana import data
 from hibana.nn.models.rocket import Rocket
-from hibana.train import architecture
 from hibana.train.network import Network
-from hibana.train.recipes import PERIODS, rocket
+from hibana.train.recipes import REFRACTORY_PERIOD, rocket
 from hibana.train.settings import FILE_OPTIONS, Settings
 
 MAX_ROCKET_STEPS = 1_500
@@ -47,13 +46,11 @@ def choose_network(settings: Settings, samples: data.UserData) -> tuple[Settings
         _fit_candidate(replace(default, **rocket(steps), steps=steps, lengths=lengths))
         for lengths in (("stretch", "mask") if is_unequal else (settings.lengths,))
     ]
-    candidates = [min(candidates, key=lambda candidate: candidate.error)]
-    for period in PERIODS[1:]:
-        options = rocket(steps, period)
-        candidates.append(_fit_candidate(replace(candidates[0].settings, **options), candidates[0].samples))
-    best = min(candidates, key=lambda candidate: candidate.error)
-    parameters = architecture.rocket_parameters(best.settings.layers)
-    neurons = f", refractory for {parameters[1]} steps" if parameters and parameters[1] else ""
+    plain = min(candidates, key=lambda candidate: candidate.error)
+    refractory_settings = replace(plain.settings, **rocket(steps, REFRACTORY_PERIOD))
+    refractory = _fit_candidate(refractory_settings, plain.samples)
+    best = min(plain, refractory, key=lambda candidate: candidate.error)
+    neurons = f", refractory for {REFRACTORY_PERIOD} steps" if best is refractory else ""
     accuracy = f"{best.accuracy:.1%} of left-out training series right"
     best.samples.summary += f"\nspiking Rocket over {steps} steps{neurons}: {accuracy}"
     return best.settings, best.samples
