@@ -188,8 +188,7 @@ class Program:
             for call in self.row_pass.sequence:
                 pointers = [rows[name] if name in rows else a[name] + first for name in call.rows]
                 draws = [a["seed"], a["time"] + t, first] if call.draws else []
-                zero = code.constant(0)
-                write_call(code, call, pointers, self.scalars, self.functions, size, zero, draws)
+                write_call(code, call, pointers, self.scalars, self.functions, size, draws)
             sums.clear(size)
 
     def _sample(self, part: Value, t: Value) -> None:

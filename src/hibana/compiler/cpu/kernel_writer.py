@@ -63,8 +63,6 @@ class KernelWriter(ABC):
     """The number of bytes of the bits of a sample."""
     stride: Value
     """The number of numbers from a sample to the next in the kernel's own rows."""
-    in_reverse: Value
-    """The number of neurons at the end of a sample that run in reverse order."""
     rows: dict[str, Pointer]
     """The kernel's own rows by name: the addresses of the tile's first sample."""
     zeros: Pointer
@@ -229,8 +227,7 @@ class KernelWriter(ABC):
             if name.startswith("is_first."):
                 is_first = self.is_first(time, int(name.removeprefix("is_first.")))
                 scalars[name] = is_first.select(self.code.constant(1, self.loop.number.element), 0)
-        sizes = self.neurons, self.in_reverse
-        write_call(self.code, call, rows, scalars, functions, *sizes, draw_arguments)
+        write_call(self.code, call, rows, scalars, functions, self.neurons, draw_arguments)
 
     def finish(self, buffer_rows: int, max_row: int = 0) -> Source:
         """The LLVM module of the kernel and its functions."""
@@ -259,7 +256,6 @@ def write_call(
     scalars: Mapping[str, Value],
     functions: Mapping[str, Pointer],
     size: Value,
-    in_reverse: Value,
     draw_arguments: Sequence[Value] = (),
 ) -> None:
     """Writes one call of a pass, other than a matrix product.
@@ -271,14 +267,13 @@ def write_call(
         scalars: the result of :func:`scalar_arguments`.
         functions: the addresses of vector functions by operation; other operations call the C library.
         size: the number of neurons in a row.
-        in_reverse: the number of neurons at the end of the row that run in reverse order.
         draw_arguments: the seed, the step and the first neuron's number, if the pass draws random numbers.
     """
     if isinstance(call.function, Function):
         kinds = call.function.kinds[: len(rows)]
         typed = [row.of(Bytes) if kind is Bytes else row for row, kind in zip(rows, kinds, strict=True)]
         numbers = [scalars[name] for name in call.scalars]
-        call.function.do(code, *typed, *numbers, size, in_reverse, *draw_arguments)
+        call.function.do(code, *typed, *numbers, size, *draw_arguments)
         return
     number = type(rows[0])
     if call.function in functions:

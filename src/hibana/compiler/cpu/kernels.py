@@ -37,10 +37,6 @@ of it until it is read."""
 PREPARED_UP_TO = 64 << 10
 """Maximum bytes of a sequence whose calls are prepared: in a longer call this saves little."""
 
-REVERSED = 512
-"""Neurons at the end of a thread's last row that run in reverse order, against false sharing: the prefetcher
-goes on past the end of a row, and would take cache lines from the thread that writes them."""
-
 
 class StepCall(NamedTuple):
     """A call of a compiled forward kernel for one step, ``kernel(0, pieces, arguments)``."""
@@ -145,8 +141,8 @@ class CpuKernels(NamedKernels):
         is_large = steps * step_bytes >= NONTEMPORAL_FROM and step_bytes % LINE == 0
         kernel, source = self._kernel(direction, variant, is_large)
         rows, width, grain = split_rows(steps, neurons, threads, source.max_row)
-        sizes = {"steps": steps, "neurons": neurons, "width": width, "reversed": REVERSED}
-        sizes |= {"row_bytes": row_bytes(neurons)} | self._function_addresses(source)
+        sizes = {"steps": steps, "neurons": neurons, "width": width, "row_bytes": row_bytes(neurons)}
+        sizes |= self._function_addresses(source)
         pack = argument_packer(source.arguments, sizes, names)
         return Launch(bind_kernel(kernel.address, rows, grain), pack, kernel.address, rows)
 

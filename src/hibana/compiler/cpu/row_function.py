@@ -74,18 +74,18 @@ class _Row:
     streamed: frozenset[str]
     """The rows whose numbers are written by non-temporal stores, aligned to cache lines."""
 
-    def write_block(self, index: Value, count: Value | None = None, *, prefetches: bool = False) -> None:
+    def write_block(self, index: Value, count: Value | None = None) -> None:
         """Computes all results for the block of neurons from `index` on.
 
         Args:
             index: the index of the block's first neuron in the row.
-            count: the number of neurons in the block; None: it is full.
-            prefetches: whether later blocks of sequences are prefetched.
+            count: the number of neurons in the block; None: it is full, and later blocks of sequences are
+                prefetched.
         """
         names: dict[graph.Value, str] = {}
         for name, value in self.stores.items():
             names.setdefault(value, f"{name}.{index.text[1:]}")
-        block = _Block(self, index, count, names, prefetches)
+        block = _Block(self, index, count, names)
         read = leaves(self.stores)
         later: list[tuple[str, Value]] = []
         for name, value in self.stores.items():
@@ -94,7 +94,7 @@ class _Row:
                 later.append((name, result))
                 continue
             nontemporal = name in self.streamed and count is None
-            if prefetches and name in self.sequences and not (nontemporal or value.boolean):
+            if name in block.ahead and not (nontemporal or value.boolean):
                 block.prefetch(name, to_write=True)
             block.store(name, result, nontemporal=nontemporal)
         for name, result in later:
@@ -110,7 +110,6 @@ class _Block(Analysis[Value]):
         index: Value,
         count: Value | None,
         names: Mapping[graph.Value, str],
-        prefetches: bool,
     ) -> None:
         """Computes the masks of a block; `names` are those of the results in the code.
 
@@ -118,7 +117,8 @@ class _Block(Analysis[Value]):
         """
         super().__init__()
         self.row, self.code, self.names = row, row.code, names
-        self.ahead = row.sequences if prefetches else frozenset[str]()
+        self.ahead = row.sequences if count is None else frozenset[str]()
+        """The rows of which later blocks are prefetched."""
         self.vector = row.element.of(VECTOR)
         self.index = index
         self.octet = index >> 3
@@ -211,8 +211,7 @@ def row_function(
 ) -> tuple[Function, list[str], list[str], bool]:
     """An LLVM function that computes `stores` for a row of neurons, in blocks of 32.
 
-    It takes the addresses of rows, scalars, the number of neurons ``n``, and ``in_reverse``: how many neurons
-    at the end of the row run in reverse order.
+    It takes the addresses of rows, scalars, and the number of neurons ``n``.
 
     Args:
         name: the name of the function.
@@ -238,8 +237,8 @@ def row_function(
 
     streamed = sequences if nontemporal else frozenset()
 
-    def write(code: Code, n: Value, in_reverse: Value, **arguments: Any) -> None:
-        """Writes the function: full blocks, blocks in reverse order, then the remaining neurons."""
+    def write(code: Code, n: Value, **arguments: Any) -> None:
+        """Writes the function: full blocks, then the remaining neurons."""
         vectors = {s: arguments[_identifier(s)].spread(VECTOR) for s in scalars}
         draw_arguments = {name: arguments[name] for name in _DRAW_ARGUMENTS} if draw_names else {}
         draws = Draws(code, draw_names, VECTOR, aligned=aligned, **draw_arguments) if draw_names else None
@@ -249,17 +248,14 @@ def row_function(
                 row.write_block(index, n - index)
             return
         full = n & -VECTOR
-        turn = (full - in_reverse).larger(0)
-        with code.loop(0, turn, VECTOR) as index:
-            row.write_block(index, prefetches=True)
-        with code.loop(0, full - turn, VECTOR) as back:
-            row.write_block(full - VECTOR - back)
+        with code.loop(0, full, VECTOR) as index:
+            row.write_block(index)
         remainder = n - full
         with code.when(remainder.differs(0)):
             row.write_block(full, remainder)
 
     kinds: dict[str, Kind] = {**rows, **dict.fromkeys(map(_identifier, scalars), number.element)}
-    kinds |= {"n": LONG, "in_reverse": LONG}
+    kinds["n"] = LONG
     if draw_names:
         kinds |= dict.fromkeys(_DRAW_ARGUMENTS, LONG)
     return function(name, write, kinds), list(rows), scalars, bool(draw_names)

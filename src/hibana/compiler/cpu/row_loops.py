@@ -34,9 +34,8 @@ begin in either half of a page."""
 ROW_SPACING = 448
 """Offset between the kernel's own rows, within a page."""
 
-SIZES = ("steps", "neurons", "width", "row_bytes", "reversed")
-"""Steps, neurons of a step, neurons of a row, bytes of bits of a step, and the number of neurons of the last
-row that run in reverse order."""
+SIZES = ("steps", "neurons", "width", "row_bytes")
+"""Steps, neurons of a step, neurons of a row, bytes of bits of a step."""
 
 
 class RowLoops(KernelWriter):
@@ -64,7 +63,6 @@ class RowLoops(KernelWriter):
             self.first_octet = self.first >> 3
             self.neurons = size["width"].smaller(size["neurons"] - self.first)
             self.octets = self.stride = code.constant(0)
-            self.in_reverse = (row + 1).equals(self.end).select(size["reversed"], 0)
             for i, (name, buffer) in enumerate(buffers.items()):
                 self.rows[name] = self._state_row(loop.states[name].end, buffer, i)
             self.begin_states()

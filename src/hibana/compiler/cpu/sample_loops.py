@@ -43,7 +43,6 @@ class SampleLoops(KernelWriter):
         size = self.size
         size["step_size"] = size["samples"] * size["neurons"]
         self.neurons, self.octets, self.stride = size["neurons"], size["sample_bytes"], size["padded"]
-        self.in_reverse = code.constant(0)
         scratch = [row for pass_ in self.passes for row in (*pass_.scratch, *pass_.products)]
         buffers = list(dict.fromkeys([*loop.states, *scratch]))
         by_matrix, by_rows = product(loop.number), product_at(loop.number)

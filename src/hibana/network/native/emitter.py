@@ -250,4 +250,4 @@ class Emitter(Lowering):
         addresses = {op: self.function(functions[op]) for op in called}
         for call in row_pass.sequence:
             arguments = [rows[name] for name in call.rows]
-            write_call(code, call, arguments, scalars, addresses, code.constant(size), code.constant(0))
+            write_call(code, call, arguments, scalars, addresses, code.constant(size))
