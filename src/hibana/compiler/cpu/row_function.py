@@ -74,18 +74,18 @@ class _Row:
     streamed: frozenset[str]
     """The rows whose numbers are written by non-temporal stores, aligned to cache lines."""
 
-    def write_block(self, index: Value, count: Value | None = None) -> None:
+    def write_block(self, index: Value, valid: Value | None) -> None:
         """Computes all results for the block of neurons from `index` on.
 
         Args:
             index: the index of the block's first neuron in the row.
-            count: the number of neurons in the block; None: it is full, and later blocks of sequences are
-                prefetched.
+            valid: a mask of the lanes that belong to the row; None: the block is full, and later blocks of
+                sequences are prefetched.
         """
         names: dict[graph.Value, str] = {}
         for name, value in self.stores.items():
             names.setdefault(value, f"{name}.{index.text[1:]}")
-        block = _Block(self, index, count, names)
+        block = _Block(self, index, valid, names)
         read = leaves(self.stores)
         later: list[tuple[str, Value]] = []
         for name, value in self.stores.items():
@@ -93,7 +93,7 @@ class _Row:
             if name in read:  # stored after all results have been computed from the old numbers
                 later.append((name, result))
                 continue
-            nontemporal = name in self.streamed and count is None
+            nontemporal = name in self.streamed and valid is None
             if name in block.ahead and not (nontemporal or value.boolean):
                 block.prefetch(name, to_write=True)
             block.store(name, result, nontemporal=nontemporal)
@@ -108,25 +108,20 @@ class _Block(Analysis[Value]):
         self,
         row: _Row,
         index: Value,
-        count: Value | None,
+        valid: Value | None,
         names: Mapping[graph.Value, str],
     ) -> None:
-        """Computes the masks of a block; `names` are those of the results in the code.
-
-        For other arguments see :meth:`_Row.write_block`.
-        """
+        """`names` are those of the results in the code; for other arguments see :meth:`_Row.write_block`."""
         super().__init__()
         self.row, self.code, self.names = row, row.code, names
-        self.ahead = row.sequences if count is None else frozenset[str]()
+        self.ahead = row.sequences if valid is None else frozenset[str]()
         """The rows of which later blocks are prefetched."""
         self.vector = row.element.of(VECTOR)
         self.index = index
         self.octet = index >> 3
-        self.valid = self.valid_octets = None
-        """Masks of the lanes and of the bytes of bits that belong to the row; None: the block is full."""
-        if count is not None:
-            self.valid = self.code.lane_indices(LONG.of(VECTOR)) < count.spread(VECTOR)
-            self.valid_octets = self.code.lane_indices(LONG.of(OCTETS)) * 8 < count.spread(OCTETS)
+        self.valid = valid
+        self.valid_octets = None if valid is None else valid.word().octets().differs(0)
+        """A mask of the bytes of bits that belong to the row; None: the block is full."""
         self.addresses: dict[str, Pointer] = {}
         vector = self.vector
         self.types = {"V": str(vector), "T": vector.element, "M": str(MASK), "K": vector.mangled}
@@ -245,14 +240,10 @@ def row_function(
         row = _Row(code, stores, arguments, number.element, vectors, draws, sequences, streamed)
         if short:
             with code.loop(0, n, VECTOR) as index:
-                row.write_block(index, n - index)
+                row.write_block(index, code.first_lanes((n - index).smaller(VECTOR), VECTOR))
             return
-        full = n & -VECTOR
-        with code.loop(0, full, VECTOR) as index:
-            row.write_block(index)
-        remainder = n - full
-        with code.when(remainder.differs(0)):
-            row.write_block(full, remainder)
+        for index, valid in code.vectors(n, VECTOR):
+            row.write_block(index, valid)
 
     kinds: dict[str, Kind] = {**rows, **dict.fromkeys(map(_identifier, scalars), number.element)}
     kinds["n"] = LONG
