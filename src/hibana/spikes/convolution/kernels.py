@@ -3,7 +3,9 @@
 Images are channels last, ``[images, height, width, channels]``; a row of pixels is one row of bits.
 """
 
-from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
+from collections.abc import Iterator
+
+from hibana.runtime.kernels import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import (
     SLACK,
     WORD,
@@ -14,7 +16,7 @@ from hibana.spikes.simd.lists import (
     transpose_bits,
     words_of,
 )
-from hibana.spikes.simd.rows import VECTOR, Row, horizontal_sums
+from hibana.spikes.simd.rows import VECTOR, Row, dots, in_eights, pad_list
 
 __all__ = ["Sizes", "copy_padded", "input_gradient", "windows"]
 
@@ -114,7 +116,6 @@ def input_gradient(
     tile_height: Value,
     tile_width: Value,
     row: Row,
-    unrolled: int,
 ) -> None:
     """Writes the input gradient at stride 1: computed where `bits` are set, zero elsewhere.
 
@@ -124,8 +125,7 @@ def input_gradient(
     buffer, padded with zeros, and multiplies each channel's weights with eight listed pixels at a time.
 
     The table holds, for each panel of outputs, ``[channels][kernel height][kernel width][panel]``. If the
-    dilation down is not 1, `tile_height` must be 1. `unrolled` pixels of a window's row are computed at a
-    time: all, or 1.
+    dilation down is not 1, `tile_height` must be 1.
     """
     channels, width = sizes.channels, sizes.width
     words, blocks = words_of(width * channels), words_of(channels)
@@ -182,9 +182,7 @@ def input_gradient(
                 channel_mask = masks + (channel // WORD * TILE + channel % WORD)
                 for part in range(0, TILE, WORD):
                     n.value = append_bits(code, row, channel_mask[part], code.constant(part), index, n.value)
-                with code.when(n.value > first):  # pad to a multiple of four with the last
-                    (index + n.value).store(index[n.value - 1].spread(4))
-                    n.value = (n.value + 3) & -4
+                pad_list(code, index, first, n)
             begins[channels] = n.value
             with code.loop(0, panels) as panel:
                 upper = top + sizes.padding_down - reach_down * sizes.dilation_down
@@ -201,14 +199,11 @@ def input_gradient(
                         copy_padded(code, row, to, at, start, pixel_count, panel, sizes, outputs)
                 tables = table + panel * panel_floats
                 with code.loop(0, channels) as channel:
-                    first, stop = begins[channel], begins[channel + 1]
                     weights = tables + channel * taps * row.floats
-                    buffers = out + channel, out_offsets, tile_gradient, gradient_offsets, weights
-                    eights = stop - ((stop - first) & 4)
-                    with code.loop(first, eights, 8) as i:
-                        _add_products(code, row, 8, *buffers, index + i, pitch, sizes, unrolled)
-                    with code.when(eights < stop):
-                        _add_products(code, row, 4, *buffers, index + eights, pitch, sizes, unrolled)
+                    for pixel_numbers in in_eights(code, index, begins[channel], begins[channel + 1]):
+                        gradients = [tile_gradient + gradient_offsets[k] for k in pixel_numbers]
+                        targets = [out + (out_offsets[k] + channel) for k in pixel_numbers]
+                        _add_products(code, row, targets, gradients, weights, pitch, sizes)
 
 
 def copy_padded(
@@ -242,45 +237,26 @@ def copy_padded(
 def _add_products(
     code: Code,
     row: Row,
-    entries: int,
-    out: Pointer,
-    out_offsets: Pointer,
-    tile_gradient: Pointer,
-    gradient_offsets: Pointer,
+    targets: list[Pointer],
+    gradients: list[Pointer],
     weights: Pointer,
-    index: Pointer,
     pitch: Value,
     sizes: Sizes,
-    unrolled: int,
 ) -> None:
-    """Adds one panel's products to one channel's input gradient, at the first `entries` pixels of `index`.
+    """Adds one panel's products to one channel's input gradient, at the addresses `targets`.
 
-    `out_offsets` and `gradient_offsets` are, for each pixel of the tile, the offsets into `out` and into
-    `tile_gradient`.
+    `gradients` are, for each target, the address in the padded output gradient of the first pixel that the
+    target's pixel contributes to; `weights` are those of the channel.
     """
-    numbers = [index[e].to(LONG) for e in range(entries)]
-    pixels = [tile_gradient + gradient_offsets[k] for k in numbers]
-    sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in numbers]
 
-    def add_products(factors: Pointer, gradients: list[Pointer]) -> None:
-        """Adds to each sum the products of one row of weights with the gradients at an address per sum."""
-        for v, factor in enumerate(row.load(factors)):
-            for total, at in zip(sums, gradients, strict=True):
-                total.value = factor.fused((at + VECTOR * v).load(VECTOR), total.value)
+    def offsets() -> Iterator[tuple[Value, Value]]:
+        """The offset of each row of weights, and of the row of the gradient to multiply it with."""
+        with code.loop(0, sizes.kernel_height) as i, code.loop(0, sizes.kernel_width) as j:
+            across = (sizes.kernel_width - 1 - j) * sizes.dilation_across * row.floats
+            yield (i * sizes.kernel_width + j) * row.floats, (sizes.kernel_height - 1 - i) * pitch + across
 
-    with code.loop(0, sizes.kernel_height) as i:
-        factors = weights + i * sizes.kernel_width * row.floats
-        lines = [at + (sizes.kernel_height - 1 - i) * pitch for at in pixels]
-        if unrolled > 1:
-            for j in range(unrolled):
-                add_products(factors + j * row.floats, [at + (unrolled - 1 - j) * row.floats for at in lines])
-        else:
-            with code.loop(0, sizes.kernel_width) as column:
-                across = (sizes.kernel_width - 1 - column) * sizes.dilation_across * row.floats
-                add_products(factors + column * row.floats, [at + across for at in lines])
-    totals = horizontal_sums([total.value for total in sums])
-    targets = [out + out_offsets[k] for k in numbers]
+    totals = dots(code, row, weights, gradients, offsets())
     # all loads first: padding repeats the last pixel, which must get one product only
-    results = [at.load() + totals.lane(e * VECTOR // entries) for e, at in enumerate(targets)]
+    results = [at.load() + total for at, total in zip(targets, totals, strict=True)]
     for at, value in zip(targets, results, strict=True):
         at.store(value)

@@ -106,7 +106,6 @@ class ConvolutionProduct(Product):
             tile_height=tile_height,
             tile_width=tile_width,
             row=row,
-            unrolled=geometry.unrolled,
         )
         return out.permute(0, 3, 1, 2)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from hibana.runtime.kernels import INT, Code, Floats, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import SLACK, WORD, append_bits, words_of
-from hibana.spikes.simd.rows import VECTOR, Row, add_rows, dots, load_bias, transpose
+from hibana.spikes.simd.rows import VECTOR, Row, add_rows, dots, in_eights, load_bias, pad_list, transpose
 from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
 __all__ = ["TABLE_ROWS", "forward_lists", "forward_tables", "input_gradient", "pack"]
@@ -199,8 +199,14 @@ def input_gradient(
     """
     words = words_of(inputs)
     panels = row.panels(outputs)
-    buffers = (Floats, panels * row.floats), (Longs, panels), (Shorts, tile * WORD + SLACK)
-    with code.scratch(*buffers) as (padded, addresses, index):
+
+    def panel_offsets() -> Iterator[tuple[Value, Value]]:
+        """The offset of each panel in a row of the gradient, and in the table."""
+        with code.loop(0, panels) as panel:
+            yield panel * row.floats, panel * words * (WORD * row.floats)
+
+    buffers = (Floats, panels * row.floats), (Shorts, tile * WORD + SLACK)
+    with code.scratch(*buffers) as (padded, index):
         padded.clear(panels * row.floats)
         with (
             code.loop(begin, end, BLOCK) as top,
@@ -211,13 +217,14 @@ def input_gradient(
             n = code.variable(0)
             with code.loop(word, last) as w:
                 n.value = append_bits(code, row, bits[words * i + w], (w - word) * WORD, index, n.value)
+            pad_list(code, index, code.constant(0), n)
             out = target + (inputs * i + word * WORD)
             out.clear((last * WORD).smaller(inputs) - word * WORD)
             at, is_partial = gradient + outputs * i, outputs < panels * row.floats
             with code.when(is_partial):
                 padded.copy(at, outputs)
             at = at.replace_if(is_partial, padded)
-            with code.loop(0, panels) as panel:
-                addresses[panel] = (at + row.floats * panel).address()
-            tiled = table + word * (WORD * row.floats)
-            dots(code, row, out, addresses, tiled, panels, words * (WORD * row.floats), index, n.value)
+            for numbers in in_eights(code, index, code.constant(0), n.value):
+                weights = [table + (word * WORD + k) * row.floats for k in numbers]
+                for k, total in zip(numbers, dots(code, row, at, weights, panel_offsets()), strict=True):
+                    out[k] = total

@@ -4,13 +4,13 @@ A *row* is one, two or four contiguous vectors of 16 floats. Sums stay in regist
 last.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Pointer, Value, compresses
+from hibana.runtime.kernels import FLOAT, LONG, Code, Floats, Pointer, Value, Variable, compresses
 
-__all__ = ["VECTOR", "Row", "add_rows", "compresses", "dots", "horizontal_sums", "load_bias", "panel"]
+__all__ = ["VECTOR", "Row", "add_rows", "compresses", "dots", "in_eights", "load_bias", "pad_list", "panel"]
 __all__ += ["transpose"]
 
 VECTOR = 16
@@ -118,56 +118,46 @@ def add_rows(
     wide_row.store([total.value for total in sums], target)
 
 
+def pad_list(code: Code, index: Pointer, first: Value, n: Variable) -> None:
+    """Repeats the last entry of the list ``index[first:n]`` until the length is a multiple of four."""
+    with code.when(n.value > first):
+        (index + n.value).store(index[n.value - 1].spread(4))
+        n.value = first + ((n.value - first + 3) & -4)
+
+
+def in_eights(code: Code, index: Pointer, first: Value, stop: Value) -> Iterator[list[Value]]:
+    """Yields eight entries of the list ``index[first:stop]`` at a time, and the last four if four remain.
+
+    The caller's loop writes its code twice: in a loop over eights, and for four. The length of the list is a
+    multiple of four.
+    """
+    eights = stop - ((stop - first) & 4)
+    with code.loop(first, eights, 8) as i:
+        yield [index[i + e].to(LONG) for e in range(8)]
+    with code.when(eights < stop):
+        yield [index[eights + e].to(LONG) for e in range(4)]
+
+
 def dots(
     code: Code,
     row: Row,
-    out: Pointer,
-    addresses: Pointer,
-    table: Pointer,
-    pieces: Value,
-    piece_floats: Value,
-    index: Pointer,
-    count: Value,
-) -> None:
-    """``out[k] = dot(vector, row k of table)`` for each of the `count` numbers k in `index`.
+    vector: Pointer,
+    others: Sequence[Pointer],
+    offsets: Iterable[tuple[Value, Value]],
+) -> list[Value]:
+    """The dot products of one vector with each of 4 or 8 `others`.
 
-    The vector and the rows of the table have `pieces` pieces of one :class:`Row` each. Those of the vector
-    are at `addresses`; those of a table row are `piece_floats` apart. Eight or four products are computed at
-    a time, and the last index is repeated: `index` needs room for eight more entries.
+    `offsets` yields for one row after another its offset in the vector, and its offset in the others; it
+    writes the loops over these rows.
     """
-    with code.when(count > 0):
-        (index + count).store(index[count - 1].spread(8))
-    with code.loop(0, count - 4, 8) as i:
-        _fixed_dots(code, row, 8, out, addresses, table, pieces, piece_floats, index + i)
-    eights = (count + 3) & -8
-    with code.when(eights < count):
-        _fixed_dots(code, row, 4, out, addresses, table, pieces, piece_floats, index + eights)
-
-
-def _fixed_dots(
-    code: Code,
-    row: Row,
-    entries: int,
-    out: Pointer,
-    addresses: Pointer,
-    table: Pointer,
-    pieces: Value,
-    piece_floats: Value,
-    index: Pointer,
-) -> None:
-    """Adds code for 4 or 8 dot products, as in :func:`dots`: for the first `entries` numbers in `index`."""
-    numbers = [index[e].to(LONG) for e in range(entries)]
-    rows = [table + k * row.floats for k in numbers]
-    sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in numbers]
-    with code.loop(0, pieces) as i:
-        vector_piece = Floats.from_address(addresses[i])
-        row_pieces = [at + i * piece_floats for at in rows]
-        for v, factor in enumerate(row.load(vector_piece)):
-            for total, at in zip(sums, row_pieces, strict=True):
+    sums = [code.variable(0.0, FLOAT.of(VECTOR)) for _ in others]
+    for in_vector, in_others in offsets:
+        addresses = [other + in_others for other in others]
+        for v, factor in enumerate(row.load(vector + in_vector)):
+            for total, at in zip(sums, addresses, strict=True):
                 total.value = factor.fused((at + VECTOR * v).load(VECTOR), total.value)
     totals = horizontal_sums([total.value for total in sums])
-    for e, k in enumerate(numbers):
-        out[k] = totals.lane(e * VECTOR // entries)
+    return [totals.lane(e * VECTOR // len(sums)) for e in range(len(sums))]
 
 
 def horizontal_sums(vectors: list[Value]) -> Value:
