@@ -9,10 +9,8 @@ from itertools import groupby
 from hibana.compiler.cpu.row_pass import Call, Pass
 from hibana.compiler.cpu.time_loop import UNROLLED, TimeLoop
 from hibana.compiler.graph.loops import SequenceRow
-from hibana.compiler.graph.ops import row_of
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import (
-    FLOAT,
     INT,
     LONG,
     Bytes,
@@ -20,10 +18,7 @@ from hibana.runtime.kernels import (
     Function,
     Kind,
     Pointer,
-    Type,
     Value,
-    external_function,
-    function,
     source,
 )
 
@@ -74,7 +69,7 @@ class KernelWriter(ABC):
         self.loop = loop
         self.passes = loop.passes()
         self.leaves = {name for pass_ in self.passes for name in pass_.leaves}
-        operations = sorted({op for pass_ in self.passes for op in pass_.operations} & loop.calls)
+        operations = sorted({op for pass_ in self.passes for op in pass_.operations})
         self.functions = {f"{op}_at": op for op in operations}
         self.code = Code()
         self.begin, self.end = (Value(self.code.writer, LONG, text) for text in ("%begin", "%end"))
@@ -265,7 +260,7 @@ def write_call(
         call: a call of a function of the pass, or of an operation.
         rows: the addresses of the call's rows.
         scalars: the result of :func:`scalar_arguments`.
-        functions: the addresses of vector functions by operation; other operations call the C library.
+        functions: the addresses of vector functions by operation.
         size: the number of neurons in a row.
         draw_arguments: the seed, the step and the first neuron's number, if the pass draws random numbers.
     """
@@ -275,27 +270,6 @@ def write_call(
         numbers = [scalars[name] for name in call.scalars]
         call.function.do(code, *typed, *numbers, size, *draw_arguments)
         return
-    number = type(rows[0])
-    if call.function in functions:
-        callee = Function.at_address(functions[call.function], INT, *[number] * (len(rows) + 1), LONG)
-    else:
-        callee = _libm_row(call.function, number)
+    kinds = INT, *[type(row) for row in rows], type(rows[0]), LONG
+    callee = Function.at_address(functions[call.function], *kinds)
     callee.do(code, size.to(INT), *rows, rows[0], code.constant(MKL_MODE))
-
-
-def libm_function(op: str, number: Type) -> Function:
-    """The C library's function of one number for the operation `op`."""
-    row = row_of(op, "libm")
-    return external_function(f"{row.libm}{'f' if number is FLOAT else ''}", number, *[number] * row.arity)
-
-
-def _libm_row(op: str, kind: type[Pointer]) -> Function:
-    """A function that applies the C library's `op` to a row, with the signature of a vector function."""
-    of_number = libm_function(op, kind.element)
-
-    def body(code: Code, count: Value, source: Pointer, target: Pointer, mode: Value) -> None:
-        """Writes the loop over the numbers of a row."""
-        with code.loop(0, count.signed_to(LONG)) as j:
-            target[j] = of_number(code, source[j])
-
-    return function(f"{op}_row", body, {"count": INT, "source": kind, "target": kind, "mode": LONG})

@@ -30,7 +30,7 @@ class Pass:
     stores: Stores
     number: type[Pointer]
     calls: frozenset[str]
-    """Operations whose vector functions are arguments of the kernel; other operations call the C library."""
+    """Operations whose vector functions are arguments of the kernel."""
     sequences: frozenset[str] = frozenset()
     """Rows of sequences, which are prefetched."""
     nontemporal: bool = False
@@ -46,7 +46,7 @@ class Pass:
     products: list[str] = field(default_factory=list)
     """Rows of the results of matrix products."""
     operations: set[str] = field(default_factory=set)
-    """The operations that vector functions or the C library compute."""
+    """The operations that vector functions compute."""
 
     def __post_init__(self) -> None:
         """Splits the pass at vector functions and matrix products, and adds the calls in order."""
@@ -194,12 +194,6 @@ class _Lowering(Rewriting):
         op, *parts = expression
         value = Value(op, tuple(self._expand(part, args) for part in parts))
         return self.operation(value, OPERATIONS[op], value.args)
-
-
-def needs_no_vector_function(op: str) -> bool:
-    """Whether a kernel can compute `op` by its expansion, or by the C library's function of one number."""
-    row = OPERATIONS[op]
-    return bool(row.expansion or (row.libm and row.arity == 1))
 
 
 def _row_operands(value: Value) -> tuple[Value, ...]:

@@ -11,8 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from hibana.compiler.cpu.kernel_writer import MKL_MODE, libm_function
-from hibana.compiler.cpu.row_pass import needs_no_vector_function
+from hibana.compiler.cpu.kernel_writer import MKL_MODE
 from hibana.compiler.cpu.vector_math import FUNCTIONS, VECTOR, lane_by_lane
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported
@@ -20,6 +19,7 @@ from hibana.compiler.graph.plan import gradients
 from hibana.compiler.graph.step import Step
 from hibana.runtime.kernels import (
     DOUBLE,
+    FLOAT,
     INT,
     LONG,
     Code,
@@ -43,24 +43,22 @@ SLEEF_BYTES = {"AVX512": 64, "AVX2": 32}
 def vector_functions(step: Step, dtype: torch.dtype) -> dict[str, int]:
     """The addresses of the vector functions that `step` calls, by operation.
 
-    The forward uses the function that gives this torch's bits, otherwise hibana's own, Sleef's or the C
-    library's. Operations of the backward alone may be missing: kernels then call the C library, or compute
-    ``exp`` of float32 themselves. Raises Unsupported if an operation of the forward has no such function.
+    Each is the function that gives this torch's bits, otherwise hibana's own, Sleef's or the C library's. In
+    float32 the kernels themselves compute ``exp`` of the backward alone, and operations whose expansion is
+    based on ``exp``. Raises Unsupported if an operation has no function.
     """
     forward = {value.op for value in reachable(step.nexts) if value.is_call}
     addresses = {}
     for op in sorted(forward.union(v.op for v in reachable(gradients(step)) if v.is_call)):
-        if op == "exp" and op not in forward and dtype != torch.float64:
+        in_loop = dtype != torch.float64 and (op == "exp" or OPERATIONS[op].expansion)
+        if in_loop and op not in forward:
             continue
-        address = _exact_function(op, dtype)
-        if not address and (op in forward or not needs_no_vector_function(op)):
-            is_binary = OPERATIONS[op].arity == 2  # Sleef's functions of one number must have torch's bits
-            address = hibana_function(op, dtype) or (is_binary and sleef_function(op, dtype))
-            address = address or library_function(op, dtype)
-            if not address:
-                raise Unsupported(f"{op} of {dtype} has no function within 2 ulp")
-        if address:
-            addresses[op] = address
+        is_binary = OPERATIONS[op].arity == 2  # Sleef's functions of one number must have torch's bits
+        address = _exact_function(op, dtype) or hibana_function(op, dtype)
+        address = address or (is_binary and sleef_function(op, dtype)) or library_function(op, dtype)
+        if not address:
+            raise Unsupported(f"{op} of {dtype} has no function within 2 ulp")
+        addresses[op] = address
     return addresses
 
 
@@ -134,7 +132,9 @@ def library_function(op: str, dtype: torch.dtype) -> int:
     """
     if not OPERATIONS[op].libm:
         return 0
-    of_number = libm_function(op, _pointer_type(dtype).element)
+    number = _pointer_type(dtype).element
+    name = OPERATIONS[op].libm + ("f" if number is FLOAT else "")
+    of_number = external_function(name, number, *[number] * OPERATIONS[op].arity)
     return _row(op, dtype, VECTOR, lambda code, *arguments: lane_by_lane(code, of_number, arguments))
 
 
