@@ -21,9 +21,6 @@ from hibana.runtime.threads import pack_arguments, run
 from hibana.runtime.types import LONG
 from hibana.runtime.values import Group, Value
 
-MAX_BOUND = 512
-"""Maximum combinations of options and integers that a launcher caches."""
-
 
 class Signature:
     """The arguments of a kernel, read from the parameters of its `body`."""
@@ -47,7 +44,6 @@ class Signature:
             else:
                 self.options.append(name)
         self.names = frozenset([*self.addresses, *self.integers, *self.options])
-        self.constants = *self.options, *self.integers
 
 
 def address_of(tensor: Tensor) -> int:
@@ -71,7 +67,6 @@ class Launcher:
         self.body = body
         self.name = body.__name__
         self._kernels: dict[tuple[Hashable, ...], Kernel] = {}
-        self._bound: dict[tuple[Hashable, ...], tuple[int, bytes]] = {}
 
     @cached_property
     def signature(self) -> Signature:
@@ -88,11 +83,11 @@ class Launcher:
             missing = sorted(signature.names - arguments.keys())
             unknown = sorted(arguments.keys() - signature.names)
             raise TypeError(f"kernel {self.name}: missing {missing}, not among its arguments {unknown}")
-        constants = tuple([arguments[name] for name in signature.constants])
-        address, integers = self._bound.get(constants) or self._bind(constants)
+        kernel = self.kernel(*[arguments[name] for name in signature.options])
         tensors = [arguments[name] for name in signature.addresses]
         addresses = [0 if tensor is None else address_of(tensor) for tensor in tensors]
-        run(address, pieces, pack_arguments(addresses) + integers, grain)
+        integers = [arguments[name] for name in signature.integers]
+        run(kernel.address, pieces, pack_arguments(addresses + integers), grain)
 
     def source(self, **options: Hashable) -> str:
         """The LLVM IR of the kernel for these options."""
@@ -111,16 +106,6 @@ class Launcher:
             text = self.source(**dict(zip(self.signature.options, options, strict=True)))
             self._kernels[options] = assemble(text, self.name)
         return self._kernels[options]
-
-    def _bind(self, constants: tuple[Any, ...]) -> tuple[int, bytes]:
-        """The address of the kernel for the options in `constants`, and the packed integers after them."""
-        count = len(self.signature.options)
-        options, integers = constants[:count], constants[count:]
-        address = self.kernel(*options).address
-        if len(self._bound) >= MAX_BOUND:
-            self._bound.clear()
-        bound = self._bound[constants] = address, pack_arguments(integers)
-        return bound
 
 
 def kernel(body: Callable[..., None]) -> Launcher:

@@ -115,11 +115,6 @@ without_torch_function = torch._C.DisableTorchFunction
 """Context that disables ``__torch_function__``. No public equivalent."""
 
 
-def has_global_module_hooks() -> bool:
-    """Whether hooks are registered for all modules of the process. No public equivalent."""
-    return bool(torch.nn.modules.module._has_any_global_hook())  # type: ignore[no-untyped-call]
-
-
 def scan(*args: Any, **kwargs: Any) -> Any:
     """``scan`` as a node of an exported program. Not public yet."""
     from torch._higher_order_ops.scan import scan as higher_order_scan
