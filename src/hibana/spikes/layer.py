@@ -47,17 +47,8 @@ class SpikeLayer(nn.Module):
         return self._torch_product(input, weight, bias)
 
     def _tensors(self) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias.
-
-        They are read from ``_parameters`` if possible, since ``Module.__getattr__`` is slow. Each call of the
-        layer reads them once: reading may run a parametrization that has state (``spectral_norm``).
-        """
-        try:
-            weight, bias = self._parameters["weight"], self._parameters["bias"]
-        except KeyError:  # parametrized
-            return cast(Tensor, self.weight), cast(Tensor | None, self.bias)
-        assert weight is not None
-        return weight, bias
+        """Weight and bias; a call reads them once, since a parametrization may change at each reading."""
+        return cast(Tensor, self.weight), cast(Tensor | None, self.bias)
 
     def _forward_compiling(self, input: Tensor) -> Tensor:  # noqa: A002
         """The forward of torch's layer, for ``torch.compile``."""

@@ -54,7 +54,7 @@ def causal_convolution(
         result = convolve(images, weight[..., None], bias, geometry, provenance, mode)
         if not isinstance(result, str):
             out, explanation = result
-            return out[0].permute(1, 2, 0), str(explanation)
+            return out[0].permute(1, 2, 0), explanation
         reason = result
         history = None if history is None else inputs[:reach]
         inputs = inputs[reach:] if history is not None else inputs

@@ -62,16 +62,6 @@ def gradients(
         geometry: the sizes of the convolution.
         needed: whether to compute the gradient of the images, and of the weights.
     """
-    if geometry.skips and geometry.channels < SAFE_CHANNELS:
-        sampled = None if numbers is None else sample_pixels(numbers, geometry.stride)
-        sampled_shape = torch.Size((*shape[:2], *geometry.output))
-        adjacent = geometry._replace(image=geometry.output, stride=(1, 1))
-        to_sampled, to_weight = gradients(sampled_shape, sampled, weight, rows, adjacent, needed)
-        if to_sampled is None:
-            return None, to_weight
-        to_images = rows.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
-        to_images[:, :, :: geometry.stride[0], :: geometry.stride[1]] = to_sampled
-        return to_images, to_weight
     if numbers is None:  # torch reads only the memory format of the images
         numbers = torch.empty(shape, dtype=torch.float32, device="cpu", memory_format=torch.channels_last)
     grad = geometry.uncropped(rows.view(shape[0], *geometry.output, len(weight)).permute(0, 3, 1, 2))

@@ -63,11 +63,6 @@ class Geometry(NamedTuple):
         return functional.pad(grad, (0, 0, 0, missing)) if missing else grad
 
     @property
-    def skips(self) -> bool:
-        """Whether some pixels are in no window: windows are one pixel, and the stride is larger."""
-        return self.kernel == (1, 1) and self.padding == (0, 0) and self.stride != (1, 1)
-
-    @property
     def sizes(self) -> dict[str, int]:
         """The sizes as arguments of the kernels."""
         sizes = {"channels": self.channels, "height": self.image[0], "width": self.image[1]}

@@ -227,11 +227,10 @@ def copy_padded(
     target.clear(first * row.floats)
     (target + stop * row.floats).clear((count - stop) * row.floats)
     output_count = (outputs - panel * row.floats).smaller(row.floats)
-    for masks in row.masks(code, output_count):
-        with code.loop(first, stop) as x:
-            at, to = line + (begin + x) * outputs, target + x * row.floats
-            for v, mask in enumerate(masks):
-                (to + VECTOR * v).store((at + VECTOR * v).load(VECTOR, mask))
+    masks = row.masks(code, output_count)
+    with code.loop(first, stop) as x:
+        at, to = line + (begin + x) * outputs, target + x * row.floats
+        row.store([(at + VECTOR * v).load(VECTOR, mask) for v, mask in enumerate(masks)], to)
 
 
 def _add_products(

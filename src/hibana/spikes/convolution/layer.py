@@ -89,9 +89,7 @@ class _SpikeConvolution(SpikeLayer, nn.modules.conv._ConvNd):
     def _skips(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:  # noqa: A002
         """Whether torch gets only the pixels in windows: its backward is unsafe with all (see `dense`)."""
         return (
-            torch.is_grad_enabled()
-            and self.dimensions == 2
-            and input.shape[1] < dense.SAFE_CHANNELS
+            input.shape[1] < dense.SAFE_CHANNELS
             and max(_pair(self.stride, self.dimensions, 1)) > 1
             and self.padding in ((0, 0), "valid")
             and weight.shape[2:] == (1, 1)
@@ -149,6 +147,8 @@ def _plan(
         sides = [(total // 2, total - total // 2) for total in reach]
     else:
         sides = [(side, side) for side in _pair(padding, dimensions, 0)]
+    if kernel == (1, 1) and max(strides) > 1 and not any(map(any, sides)) and shape[1] < dense.SAFE_CHANNELS:
+        return "windows of one pixel that skip others, over few channels"
     is_zero = padding_mode == "zeros"
     (height, width), pad = _pair(tuple(shape[2:]), dimensions, 1), list[int]()
     (up, down), (left, right) = sides

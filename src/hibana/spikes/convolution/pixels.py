@@ -30,32 +30,26 @@ MOST_ROW_NUMBERS = 1 << 18
 
 
 def is_pixelwise(geometry: Geometry, outputs: int, density: float) -> bool:
-    """Whether the forward lists the spikes of each pixel, instead of the spikes under each window."""
-    fits_index = geometry.image[1] * geometry.channels <= PLACES
-    return fits_index and density <= product.crossover(outputs) and _forward_geometry_fits(geometry)
-
-
-def _forward_geometry_fits(geometry: Geometry) -> bool:
-    """Whether the geometry suits a pixel-wise forward.
+    """Whether the forward lists the spikes of each pixel, instead of the spikes under each window.
 
     Windows must overlap, not be dilated across, and have at least FEWEST_CHANNELS channels; with a stride
     above 1, at most 64 channels.
     """
-    most = WORD if max(geometry.stride) > 1 else geometry.channels
-    fits = geometry.dilation[1] == 1 and FEWEST_CHANNELS <= geometry.channels <= most
-    return fits and _windows_overlap(geometry)
+    most_channels = WORD if max(geometry.stride) > 1 else geometry.channels
+    fits_index = geometry.image[1] * geometry.channels <= PLACES
+    fits = geometry.dilation[1] == 1 and FEWEST_CHANNELS <= geometry.channels <= most_channels
+    return fits_index and density <= product.crossover(outputs) and fits and _windows_overlap(geometry)
 
 
 def is_pixelwise_for_weights(geometry: Geometry, density: float) -> bool:
-    """Whether the weight gradient lists the spikes of each pixel, instead of the spikes under each window."""
-    return density <= product.gradient_crossover() and _gradient_geometry_fits(geometry)
+    """Whether the weight gradient lists the spikes of each pixel, instead of the spikes under each window.
 
-
-def _gradient_geometry_fits(geometry: Geometry) -> bool:
-    """Whether the geometry suits a pixel-wise weight gradient: stride 1, and little padding missing."""
+    The stride must be 1, and the image at most MOST_INPUT_PIXELS times as large as the output.
+    """
     (height, width), (down, across) = geometry.image, geometry.output
     fits = height * width <= MOST_INPUT_PIXELS * down * across and geometry.channels >= FEWEST_CHANNELS
-    return geometry.stride == (1, 1) and fits and _windows_overlap(geometry)
+    is_sparse = density <= product.gradient_crossover()
+    return is_sparse and geometry.stride == (1, 1) and fits and _windows_overlap(geometry)
 
 
 def _windows_overlap(geometry: Geometry) -> bool:

@@ -28,7 +28,7 @@ def convolve(
     geometry: Geometry,
     provenance: Provenance | None,
     mode: Mode,
-) -> tuple[Tensor, product.Explanation] | str:
+) -> tuple[Tensor, str] | str:
     """The convolution of `images` per spike, with gradients, and how it was computed.
 
     Returns the reason if torch must or should compute it.

@@ -18,7 +18,7 @@ from hibana.spikes.layer import (
     pack_numbers,
 )
 from hibana.spikes.linear import product as linear
-from hibana.spikes.linear.product import Explanation, GradientMask, explanation, gradient_mask
+from hibana.spikes.linear.product import GradientMask, explanation, gradient_mask
 from hibana.spikes.planes import ONE, Planes
 from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.select import ALL, Call, Choice
@@ -76,8 +76,8 @@ class Product:
         """
         table = linear.pack_weights(weight, panel(self.key.outputs), input_.scales)
         self.table = table if input_.scales == ONE else None
-        leading = self.shape[:-1]
-        return linear.forward(input_.joint, input_.density, weight, bias, input_.scales, leading, table)
+        out = linear.forward(input_.joint, input_.density, weight, bias, input_.scales, table)
+        return out.view(*self.shape[:-1], -1).detach()
 
     def weight_gradient(self, input_: Planes, rows: Tensor, needs_bias: bool) -> Gradients:
         """The gradients of weight and, if needed, bias per spike, from gradient `rows`."""
@@ -87,7 +87,7 @@ class Product:
     def input_gradient(self, mask: GradientMask, weight: Tensor, rows: Tensor) -> Tensor:
         """The input gradient where `mask` is set, zero elsewhere, from gradient `rows`."""
         table = linear.pack_weights(weight, panel(self.key.outputs)) if self.table is None else self.table
-        return linear.input_gradient(mask, table, rows, self.key.inputs, self.shape[:-1])
+        return linear.input_gradient(mask, table, rows, self.key.inputs).view(self.shape)
 
     def dense(self, numbers: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The output by torch, no view."""
@@ -128,7 +128,7 @@ def multiply(
     provenance: Provenance | None,
     is_ordered: bool,
     mode: Mode,
-) -> tuple[Tensor, Explanation] | str:
+) -> tuple[Tensor, str] | str:
     """The output of `product` with gradients, and how it was computed.
 
     A text instead of both tells why torch must or should compute the output.

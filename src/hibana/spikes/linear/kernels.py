@@ -6,7 +6,7 @@ of each panel.
 
 from collections.abc import Iterator
 
-from hibana.runtime.kernels import INT, Code, Floats, Longs, Pointer, Shorts, Value, kernel
+from hibana.runtime.kernels import INT, Code, Floats, Longs, Shorts, Value, kernel
 from hibana.spikes.simd.lists import SLACK, WORD, append_bits, words_of
 from hibana.spikes.simd.rows import VECTOR, Row, add_rows, dots, in_eights, load_bias, pad_list, transpose
 from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
@@ -44,7 +44,12 @@ def pack(
     scale = factor.to(INT).float_from_bits().spread(VECTOR)
     with code.scratch((Floats, WORD * row.floats)) as (block,), code.loop(begin, end) as item:
         panel, word = item // words, item % words
-        count = _transpose_block(code, row, block, source, panel, word, outputs, inputs)
+        output_count = (outputs - panel * row.floats).smaller(row.floats)
+        count = (inputs - word * WORD).smaller(WORD)
+        with code.when((output_count < row.floats) | (count < WORD)):
+            block.clear(WORD * row.floats)
+        at = source + (panel * row.floats * inputs + word * WORD)
+        transpose(code, block, code.constant(row.floats), at, inputs, output_count, count)
         channel, place = code.variable(word * WORD // places), code.variable(word * WORD % places)
         with code.loop(0, WORD) as k:
             to = (k < count).select(place.value * channels + channel.value, word * WORD + k)
@@ -56,30 +61,6 @@ def pack(
             is_last = (place.value + 1).equals(places)
             channel.value += is_last.select(code.constant(1), 0)
             place.value = is_last.select(0, place.value + 1)
-
-
-def _transpose_block(
-    code: Code,
-    row: Row,
-    target: Pointer,
-    source: Pointer,
-    panel: Value,
-    word: Value,
-    outputs: Value,
-    inputs: Value,
-) -> Value:
-    """Writes the weights between 64 inputs and the outputs of one vector to `target`, ``[64][row.floats]``.
-
-    The inputs are those of word number `word`, the outputs those of vector number `panel`; missing ones are
-    zeros. Returns the number of inputs in the word, at most 64.
-    """
-    output_count = (outputs - panel * row.floats).smaller(row.floats)
-    count = (inputs - word * WORD).smaller(WORD)
-    with code.when((output_count < row.floats) | (count < WORD)):
-        target.clear(WORD * row.floats)
-    at = source + (panel * row.floats * inputs + word * WORD)
-    transpose(code, target, code.constant(row.floats), at, inputs, output_count, count)
-    return count
 
 
 @kernel

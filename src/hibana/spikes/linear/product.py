@@ -1,6 +1,5 @@
 """The linear product of bits and weights, and its gradients: allocates the results and calls the kernels."""
 
-from collections.abc import Sequence
 from math import ceil
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from hibana.spikes.select import ALL, Choice
 from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, compresses, panel
 
-__all__ = ["Explanation", "GradientMask", "Parts", "crossover", "explanation", "forward"]
+__all__ = ["GradientMask", "Parts", "crossover", "explanation", "forward"]
 __all__ += ["gradient_crossover", "gradient_mask", "input_gradient", "pack_weights", "parts"]
 __all__ += ["product_with_bits", "sum_planes", "weight_gradient", "words_per_block"]
 
@@ -60,36 +59,19 @@ def crossover(outputs: int) -> float:
     return 0.29 * panels / (panels + 0.1) if compresses() else 0.30 * panels / (panels + 0.69)
 
 
-class Explanation(NamedTuple):
-    """How a call was computed; ``str`` formats it, which would be too slow to do in each call."""
-
-    planes: int
-    density: float
-    factor: float
-    outputs: int
-    forward: bool
-    weights: bool | None
-    times: str
-    """Text with the times measured by :func:`hibana.tune`; empty without it."""
-
-    def __str__(self) -> str:
-        limit = crossover(self.outputs)
-        method = "looked up in fours, as above" if self.density > limit else "added one by one, as up to"
-        method += f" {limit:.0%}"
-        text = f"{self.density:.0%} of the input spiked"
-        if (self.planes, self.factor) != (1, 1.0):
-            times = "" if self.factor == 1.0 else f" times {self.factor:g}"
-            text = f"whole numbers to {(1 << self.planes) - 1}{times}, {self.density:.0%} of their bits set"
-        text = f"events: {text}; {method}" if self.forward else f"dense forward: {text}"
-        if self.weights is False and self.forward:
-            text += ", the weights' gradient densely"
-        return f"{text}; {self.times}" if self.times else text
-
-
-def explanation(input_: Planes, outputs: int, choice: Choice = ALL) -> Explanation:
-    """The record behind ``layer.explain()``, for a call with bits `input_` and this `choice` of products."""
-    products = choice.forward, choice.weights, choice.times
-    return Explanation(input_.bits.shape[0], input_.density, input_.factor, outputs, *products)
+def explanation(input_: Planes, outputs: int, choice: Choice = ALL) -> str:
+    """The text of ``layer.explain()`` for a call with bits `input_` and this `choice` of products."""
+    limit, density, planes = crossover(outputs), input_.density, input_.bits.shape[0]
+    method = "looked up in fours, as above" if density > limit else "added one by one, as up to"
+    method += f" {limit:.0%}"
+    text = f"{density:.0%} of the input spiked"
+    if input_.scales != ONE:
+        times = "" if input_.factor == 1.0 else f" times {input_.factor:g}"
+        text = f"whole numbers to {(1 << planes) - 1}{times}, {density:.0%} of their bits set"
+    text = f"events: {text}; {method}" if choice.forward else f"dense forward: {text}"
+    if choice.weights is False and choice.forward:
+        text += ", the weights' gradient densely"
+    return f"{text}; {choice.times}" if choice.times else text
 
 
 def gradient_crossover() -> float:
@@ -139,21 +121,18 @@ def forward(
     weight: Tensor,
     bias: Tensor | None,
     scales: Scales = ONE,
-    leading: Sequence[int] | None = None,
     table: Tensor | None = None,
 ) -> Tensor:
-    """The product of the planes in `bits`, ``[rows, planes * words]``, with `weight`.
+    """The product ``[rows, outputs]`` of the planes in `bits`, ``[rows, planes * words]``, with `weight`.
 
-    The product is ``[*leading, outputs]``; the sizes in `leading` multiply to the number of rows. `table` is
-    the packed weight, if it is packed already.
+    `table` is the packed weight, if it is packed already.
     """
     outputs = weight.shape[0]
     row = panel(outputs)
     table = pack_weights(weight, row, scales) if table is None else table
     inputs = weight.numel() // outputs if scales == ONE else table.shape[1]
     rows = bits.shape[0]
-    leading = (rows,) if leading is None else leading
-    out = torch.empty(*leading, outputs, dtype=torch.float32, device="cpu")
+    out = torch.empty(rows, outputs, dtype=torch.float32, device="cpu")
     tensors = {"bits": bits, "table": table, "bias": bias, "target": out}
     sizes = {"inputs": inputs, "outputs": outputs, "row": row}
     if density > crossover(outputs):
@@ -174,15 +153,10 @@ class GradientMask(NamedTuple):
     density: float
 
 
-def input_gradient(
-    mask: GradientMask, table: Tensor, grad: Tensor, inputs: int, leading: Sequence[int] | None = None
-) -> Tensor:
-    """``grad @ weight`` where the bits of `mask` are set, zero elsewhere; `table` holds packed weights.
-
-    The result is ``[*leading, inputs]``; the sizes in `leading` multiply to the number of rows.
-    """
+def input_gradient(mask: GradientMask, table: Tensor, grad: Tensor, inputs: int) -> Tensor:
+    """``grad @ weight`` where the bits of `mask` are set, zero elsewhere; `table` holds packed weights."""
     rows, outputs = grad.shape
-    out = torch.empty(*((rows,) if leading is None else leading), inputs, dtype=torch.float32, device="cpu")
+    out = torch.empty(rows, inputs, dtype=torch.float32, device="cpu")
     kernels.input_gradient(
         rows,
         GRAIN,

@@ -168,14 +168,15 @@ def _copy_rows(
     bias_sums: Pointer,
 ) -> None:
     """Copies `rows` rows of a panel of `output_count` outputs to `target`, and adds them to `bias_sums`."""
-    for masks in row.masks(code, output_count):
-        sums = [code.variable(value) for value in row.load(bias_sums)]
-        with code.loop(0, rows) as i:
-            for v, (mask, total) in enumerate(zip(masks, sums, strict=True)):
-                value = (gradient + (outputs * i + VECTOR * v)).load(VECTOR, mask)
-                (target + (i * row.floats + VECTOR * v)).store(value)
-                total.value += value
-        row.store([total.value for total in sums], bias_sums)
+    masks = row.masks(code, output_count)
+    sums = [code.variable(value) for value in row.load(bias_sums)]
+    with code.loop(0, rows) as i:
+        at = gradient + outputs * i
+        values = [(at + VECTOR * v).load(VECTOR, mask) for v, mask in enumerate(masks)]
+        row.store(values, target + i * row.floats)
+        for total, value in zip(sums, values, strict=True):
+            total.value += value
+    row.store([total.value for total in sums], bias_sums)
 
 
 def _transpose_columns(

@@ -44,19 +44,10 @@ class Row(NamedTuple):
         for v, value in enumerate(values):
             (at + VECTOR * v).store(value)
 
-    def masks(self, code: Code, count: Value) -> Iterator[list[Value | None]]:
-        """The masks of the vectors of a row of `count` floats, None for full vectors.
-
-        Yields twice, for a full row and for a partial row, so that the caller's loop emits code for both
-        cases.
-        """
-        with code.when(count.equals(self.floats)):
-            yield [None] * self.vectors
-        with code.when(count < self.floats):
-            yield [
-                code.first_lanes((count - VECTOR * v).larger(0).smaller(VECTOR), VECTOR)
-                for v in range(self.vectors)
-            ]
+    def masks(self, code: Code, count: Value) -> list[Value]:
+        """The masks of the vectors of a row, of which the first `count` floats are read."""
+        counts = [(count - VECTOR * v).larger(0).smaller(VECTOR) for v in range(self.vectors)]
+        return [code.first_lanes(lanes, VECTOR) for lanes in counts]
 
     @contextmanager
     def writable_panel(
