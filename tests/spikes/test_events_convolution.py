@@ -10,12 +10,11 @@ from torch import nn
 
 import hibana as hb
 from hibana import surrogate
-from hibana.spikes.bits import pack_bits
+from hibana.spikes.bits import Planes, pack_bits
 from hibana.spikes.convolution import pixels
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.convolution.product import ConvolutionProduct, windows_of
 from hibana.spikes.linear import product
-from hibana.spikes.planes import Planes
 from hibana.spikes.provenance import lookup
 from selection import examples
 from spikes.test_events import gradients

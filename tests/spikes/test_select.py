@@ -155,7 +155,7 @@ def test_products_of_few_outputs_are_by_spikes_up_to_a_lower_density(density):
 
 
 def test_what_takes_torch_no_time_asks_nothing(monkeypatch):
-    monkeypatch.setattr(shared_layer, "pack_bits", lambda *_: pytest.fail("it was looked at"))
+    monkeypatch.setattr(shared_layer, "sampled_density", lambda *_: pytest.fail("it was looked at"))
     layer = hb.Linear(128, 70)
     layer((torch.rand(30, 128) < 0.1).float())
     assert layer.explain() == "dense: torch is faster at these sizes at any density"

@@ -12,12 +12,12 @@ from hibana.compiler.graph.sparse import TracedSparseLinear
 from hibana.nn.window import LooksBack, check_sizes
 from hibana.runtime import available
 from hibana.runtime.synapses import check_synapses
+from hibana.spikes.bits import pack_binary
 from hibana.spikes.checks import is_constant_over_time, kernels_accept
 from hibana.spikes.layer import (
     UNSUPPORTED,
     SpikeLayer,
     check_mode,
-    pack_binary,
 )
 from hibana.spikes.linear.autograd import multiply_planes
 from hibana.spikes.provenance import lookup

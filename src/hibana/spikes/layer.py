@@ -9,13 +9,12 @@ from torch import Tensor, nn
 from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.runtime import available
 from hibana.spikes import select
-from hibana.spikes.bits import pack_bits, sampled_density
-from hibana.spikes.planes import Planes, pack_integers
+from hibana.spikes.bits import Planes, pack_integers, pack_multiples, sampled_density
 from hibana.spikes.provenance import Provenance, fills_memory
 
 __all__ = ["NOT_SPIKES", "SMALLEST_WORK", "SMALL_PRODUCT", "SMALL_PRODUCT_REASON", "UNSUPPORTED", "Mode"]
 __all__ += ["SpikeLayer", "check_mode", "mask_provenance", "needs_gradient"]
-__all__ += ["pack_binary", "pack_input", "pack_numbers"]
+__all__ += ["pack_input"]
 
 Mode = Literal["auto", "dense", "events"]
 
@@ -73,11 +72,6 @@ def check_mode(mode: str) -> None:
         raise ValueError(f'mode must be "auto", "dense" or "events", got {mode!r}')
 
 
-def pack_numbers(rows: Tensor) -> Planes | None:
-    """Contiguous `rows` of spikes or small whole numbers as bits; None for other numbers."""
-    return pack_binary(rows) or pack_integers(rows, lambda: rows)
-
-
 def pack_input(numbers: Tensor, rows: Callable[[], Tensor], key: select.Key, auto: bool) -> Planes | str:
     """The input of a product as bit planes; or the reason why torch must compute the product.
 
@@ -97,21 +91,10 @@ def pack_input(numbers: Tensor, rows: Callable[[], Tensor], key: select.Key, aut
             choice = select.choose(key._replace(density=select.density_bucket(density)), density)
             if not choice.any:
                 return choice.dense_reason(density)
-        planes = _pack_all(rows())
+        planes = pack_multiples(rows())
         if planes is not None:
             return planes
     return pack_integers(filled, rows) or NOT_SPIKES
-
-
-def pack_binary(rows: Tensor) -> Planes | None:
-    """Contiguous `rows` of 0 and 1 as one bit plane; None for other numbers. A sample is tested first."""
-    return None if sampled_density(rows) is None else _pack_all(rows)
-
-
-def _pack_all(rows: Tensor) -> Planes | None:
-    """Contiguous `rows` of 0 and 1 as one bit plane; None for other numbers."""
-    bits, density = pack_bits(rows)
-    return None if density is None else Planes(bits[None], density)
 
 
 def needs_gradient(*tensors: Tensor | None) -> bool:

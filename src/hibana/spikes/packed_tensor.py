@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hibana.compiler.memory_layout import unpack_bits
+from hibana.spikes.bits import pack_binary, pack_integers
 from hibana.spikes.checks import kernels_accept
-from hibana.spikes.layer import pack_numbers
 from hibana.spikes.provenance import fills_memory
 
 __all__ = ["PackedTensor"]
@@ -34,7 +34,8 @@ class PackedTensor(NamedTuple):
             return tensor
         if count % 64:
             return tensor
-        planes = pack_numbers(tensor.detach().as_strided((count // 64, 64), (64, 1)))
+        rows = tensor.detach().as_strided((count // 64, 64), (64, 1))
+        planes = pack_binary(rows) or pack_integers(rows, lambda: rows)
         if planes is None:
             return tensor
         return cls(planes.bits.view(torch.uint8), planes.factor, tensor.shape, tensor.stride())

@@ -10,9 +10,9 @@ from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
 from hibana.compiler.derivatives import unwrapped_apply
 from hibana.compiler.spike_metadata import attach
 from hibana.spikes import pooling_kernels as kernels
-from hibana.spikes.bits import pack_bits
+from hibana.spikes.bits import pack_binary, pack_bits
 from hibana.spikes.checks import check_no_time, dense_for_more, kernels_accept, pair
-from hibana.spikes.layer import needs_gradient, pack_binary
+from hibana.spikes.layer import needs_gradient
 from hibana.spikes.provenance import Provenance, lookup
 
 __all__ = ["MaxPool2d"]

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
+from hibana.spikes.bits import ONE, Planes
 from hibana.spikes.convolution import pixel_kernels as kernels
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.linear import product
-from hibana.spikes.planes import ONE, Planes
 from hibana.spikes.simd.lists import PLACES, WORD
 from hibana.spikes.simd.rows import Row, panel
 

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from hibana.spikes import select
+from hibana.spikes.bits import Planes, join_planes
 from hibana.spikes.convolution import dense, kernels, pixels
 from hibana.spikes.convolution.geometry import Geometry
 from hibana.spikes.layer import Mode, needs_gradient
 from hibana.spikes.linear import product
 from hibana.spikes.linear.autograd import Gradients, Product, multiply
-from hibana.spikes.planes import Planes, join_planes
 from hibana.spikes.provenance import Provenance
 from hibana.spikes.simd.rows import panel
 

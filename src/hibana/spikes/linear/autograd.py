@@ -9,17 +9,16 @@ from torch import Tensor
 from hibana.compiler.derivatives import unwrapped_apply, without_autocast
 from hibana.compiler.memory_layout import constant_step
 from hibana.spikes import select
+from hibana.spikes.bits import ONE, Planes, pack_multiples
 from hibana.spikes.checks import check_saved, dense_for_more
 from hibana.spikes.layer import (
     Mode,
     mask_provenance,
     needs_gradient,
     pack_input,
-    pack_numbers,
 )
 from hibana.spikes.linear import product as linear
 from hibana.spikes.linear.product import GradientMask, explanation, gradient_mask
-from hibana.spikes.planes import ONE, Planes
 from hibana.spikes.provenance import Provenance, probe
 from hibana.spikes.select import ALL, Call, Choice
 from hibana.spikes.simd.rows import panel
@@ -194,7 +193,7 @@ def _choose(product: Product, planes: Planes, numbers: Tensor, weight: Tensor, b
             lambda: product.weight_gradient(planes, rows, False),
             lambda: product.dense_gradients(numbers, weight, rows, (False, True)),
         ]
-        scan: list[Call] = [lambda: pack_numbers(product.rows(numbers))]
+        scan: list[Call] = [lambda: pack_multiples(product.rows(numbers))]
         return forward + gradient * key.learning + scan
 
     return select.choose(key, planes.density * plane_count, calls)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from hibana.runtime.kernels import float_bits
-from hibana.spikes.bits import density_of
+from hibana.spikes.bits import ONE, Planes, density_of
 from hibana.spikes.linear import kernels, weights
-from hibana.spikes.planes import ONE, Planes
 from hibana.spikes.provenance import Provenance
 from hibana.spikes.select import ALL, Choice
 from hibana.spikes.simd.lists import PLACES, WORD

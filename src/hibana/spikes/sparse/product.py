@@ -10,7 +10,7 @@ from hibana.spikes import select
 from hibana.spikes.bits import pack_bits
 from hibana.spikes.linear.autograd import Gradients, Product
 from hibana.spikes.linear.product import GradientMask
-from hibana.spikes.planes import Planes
+from hibana.spikes.bits import Planes
 from hibana.spikes.simd.lists import WORD
 from hibana.spikes.simd.rows import panel
 from hibana.spikes.sparse import Connections, kernels
