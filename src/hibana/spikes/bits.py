@@ -87,8 +87,8 @@ def sampled_density(numbers: Tensor) -> float | None:
     """The density of ones in a sample of `numbers`, which fill their memory; None if any is not 0 or 1.
 
     The sample is SAMPLED_WORDS words or more of 64 consecutive numbers. Their stride is odd: with an even
-    one, all sampled words could lie in the same columns. The scan runs on the calling thread: its result is often that
-    torch computes the product, and then no other thread should be woken.
+    one, all sampled words could lie in the same columns. The scan runs on the calling thread: its result is
+    often that torch computes the product, and then no other thread should be woken.
     """
     words = numbers.numel() // WORD
     if not words:

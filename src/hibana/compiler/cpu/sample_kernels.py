@@ -86,24 +86,13 @@ class SampleKernels(CpuKernels):
         tiles_per_thread = -(-tiles // thread_count) if thread_count else 0
         # Bytes of a thread's memory, as SampleLoops divides it: the kernel's rows, a row of zeros, the lists
         # of spikes (int32 index and number of each, int64 count per sample, int64 indices), two rows of bits.
+        number_bytes = (source.buffer_rows * per_tile + 1) * padded_neurons * self.size
         list_bytes = per_tile * padded_neurons * (4 + self.size) + 8 * per_tile + 8 * padded_neurons
-        workspace = (
-            (source.buffer_rows * per_tile + 1) * padded_neurons * self.size
-            + list_bytes
-            + padded_neurons // 4
-        )
-        workspace = -(-workspace // LINE) * LINE
-        sizes = {
-            **{
-                "steps": steps,
-                "samples": samples,
-                "neurons": neurons,
-                "padded": padded_neurons,
-                "per_tile": per_tile,
-            },
-            **{"tiles": tiles, "tiles_per_thread": tiles_per_thread, "workspace_bytes": workspace},
-            **{"sample_bytes": row_bytes(neurons), "row_bytes": samples * row_bytes(neurons)},
-        }
+        workspace = -(-(number_bytes + list_bytes + padded_neurons // 4) // LINE) * LINE
+        sizes = {"steps": steps, "samples": samples, "neurons": neurons, "padded": padded_neurons}
+        sizes |= {"tiles": tiles, "tiles_per_thread": tiles_per_thread, "per_tile": per_tile}
+        sizes |= {"sample_bytes": row_bytes(neurons), "row_bytes": samples * row_bytes(neurons)}
+        sizes["workspace_bytes"] = workspace
         sizes |= self._function_addresses(source)
         pack = argument_packer(source.arguments, sizes, (*names, "workspace"))
         run = bind_kernel(kernel.address, thread_count)

@@ -4,6 +4,7 @@ Images are channels last, ``[images, height, width, channels]``; a row of pixels
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from hibana.runtime.kernels import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import (
@@ -18,7 +19,7 @@ from hibana.spikes.simd.lists import (
 )
 from hibana.spikes.simd.rows import VECTOR, Row, dots, in_eights, pad_list
 
-__all__ = ["Sizes", "copy_padded", "input_gradient", "windows"]
+__all__ = ["PaddedGradient", "PixelBits", "Sizes", "input_gradient", "windows"]
 
 
 TILE = 128
@@ -41,6 +42,59 @@ class Sizes(Group):
     dilation_across: Value
     out_height: Value
     out_width: Value
+
+
+class PixelBits:
+    """The bits of one row of pixels of an image, which :meth:`load_row` copies to the buffer `pixels`.
+
+    `bits` are rows of pixels; the buffer has room for one word more than a row.
+    """
+
+    def __init__(self, code: Code, sizes: Sizes, bits: Pointer, pixels: Pointer) -> None:
+        self.code, self.sizes, self.bits, self.pixels = code, sizes, bits, pixels
+        self.row_words = words_of(sizes.width * sizes.channels)
+        self.pixel_words = words_of(sizes.channels)
+        """Words of the channels of one pixel."""
+        pixels[self.row_words] = 0  # :func:`bits_at` reads one word beyond the row
+
+    def load_row(self, number: Value) -> None:
+        """Copies row `number` of `bits` to the buffer."""
+        self.pixels.copy(self.bits + self.row_words * number, self.row_words)
+
+    def channel_bits(self, x: Value, word: Value) -> Value:
+        """The bits of up to 64 channels of pixel `x`, from channel 64 * `word` on."""
+        channels = self.sizes.channels
+        mask = first_bits(self.code, (channels - word * WORD).smaller(WORD))
+        return bits_at(self.pixels, x * channels + word * WORD) & mask
+
+
+class PaddedGradient(NamedTuple):
+    """The output gradient of a convolution, ``[images, height, width, outputs]``, with zeros around it."""
+
+    code: Code
+    row: Row
+    gradient: Pointer
+    outputs: Value
+    sizes: Sizes
+
+    def copy(self, target: Pointer, panel: Value, image: Value, y: Value, begin: Value, count: Value) -> None:
+        """Copies one panel of `count` pixels of row `y` of an image, from pixel `begin` on.
+
+        `target` is ``[count][panel]``.
+        """
+        code, row, sizes = self.code, self.row, self.sizes
+        inside = (y >= 0) & (y < sizes.out_height)
+        first = inside.select((0 - begin).larger(0).smaller(count), count)
+        stop = (sizes.out_width - begin).smaller(count).larger(first)
+        target.clear(first * row.floats)
+        (target + stop * row.floats).clear((count - stop) * row.floats)
+        line = self.gradient + (image * sizes.out_height + y) * sizes.out_width * self.outputs
+        source = line + (begin * self.outputs + panel * row.floats)
+        masks = row.masks(code, (self.outputs - panel * row.floats).smaller(row.floats))
+        with code.loop(first, stop) as x:
+            at = source + x * self.outputs
+            values = [(at + VECTOR * v).load(VECTOR, mask) for v, mask in enumerate(masks)]
+            row.store(values, target + x * row.floats)
 
 
 @kernel
@@ -128,7 +182,7 @@ def input_gradient(
     dilation down is not 1, `tile_height` must be 1.
     """
     channels, width = sizes.channels, sizes.width
-    words, blocks = words_of(width * channels), words_of(channels)
+    blocks = words_of(channels)
     panels = row.panels(outputs)
     taps = sizes.kernel_height * sizes.kernel_width
     panel_floats = words_of(channels * taps) * (WORD * row.floats)
@@ -141,16 +195,17 @@ def input_gradient(
     )
     line_floats = width * channels
     image_floats = sizes.height * line_floats
+    padded = PaddedGradient(code, row, gradient, outputs, sizes)
     with code.scratch(
         (Floats, per_tile * tall * pitch),
         (Longs, blocks * TILE),
-        (Longs, words + 1),
+        (Longs, words_of(width * channels) + 1),
         (Longs, TILE),
         (Longs, TILE),
         (Longs, channels + 1),
         (Shorts, channels * TILE + SLACK),
     ) as (tile_gradient, masks, pixels, gradient_offsets, out_offsets, begins, index):
-        pixels[words] = 0
+        pixel_bits = PixelBits(code, sizes, bits, pixels)
         with (
             code.loop(0, per_tile) as k,
             code.loop(0, tile_height) as down,
@@ -168,12 +223,10 @@ def input_gradient(
             masks.clear(blocks * TILE)
             with code.loop(0, count) as k, code.loop(0, height) as y:
                 (out + (k * image_floats + y * line_floats)).clear(across * channels)
-                line = (image + k) * sizes.height + top + y
-                pixels.copy(bits + words * line, words)
+                pixel_bits.load_row((image + k) * sizes.height + top + y)
                 with code.loop(0, blocks) as block, code.loop(0, across) as x:
-                    mask = bits_at(pixels, (left + x) * channels + block * WORD)
-                    mask &= first_bits(code, (channels - block * WORD).smaller(WORD))
-                    masks[block * TILE + (k * tile_height + y) * tile_width + x] = mask
+                    pixel = (k * tile_height + y) * tile_width + x
+                    masks[block * TILE + pixel] = pixel_bits.channel_bits(left + x, block)
             with code.loop(0, blocks * (TILE // WORD)) as square:
                 transpose_bits(code, masks + square * WORD)
             n = code.variable(0)
@@ -184,19 +237,12 @@ def input_gradient(
                     n.value = append_bits(code, row, channel_mask[part], code.constant(part), index, n.value)
                 pad_list(code, index, first, n)
             begins[channels] = n.value
+            upper = top + sizes.padding_down - reach_down * sizes.dilation_down
+            start = left + sizes.padding_across - reach_across
             with code.loop(0, panels) as panel:
-                upper = top + sizes.padding_down - reach_down * sizes.dilation_down
                 with code.loop(0, count) as k, code.loop(0, height + reach_down) as y:
-                    down = upper + y * sizes.dilation_down
-                    inside = (down >= 0) & (down < sizes.out_height)
-                    line = (image + k) * sizes.out_height + down
-                    start = left + sizes.padding_across - reach_across
-                    to, pixel_count = tile_gradient + (k * tall + y) * pitch, across + reach_across
-                    with code.when(~inside):
-                        to.clear(pixel_count * row.floats)
-                    with code.when(inside):
-                        at = gradient + line * sizes.out_width * outputs + panel * row.floats
-                        copy_padded(code, row, to, at, start, pixel_count, panel, sizes, outputs)
+                    to, line = tile_gradient + (k * tall + y) * pitch, upper + y * sizes.dilation_down
+                    padded.copy(to, panel, image + k, line, start, across + reach_across)
                 tables = table + panel * panel_floats
                 with code.loop(0, channels) as channel:
                     weights = tables + channel * taps * row.floats
@@ -204,33 +250,6 @@ def input_gradient(
                         gradients = [tile_gradient + gradient_offsets[k] for k in pixel_numbers]
                         targets = [out + (out_offsets[k] + channel) for k in pixel_numbers]
                         _add_products(code, row, targets, gradients, weights, pitch, sizes)
-
-
-def copy_padded(
-    code: Code,
-    row: Row,
-    target: Pointer,
-    line: Pointer,
-    begin: Value,
-    count: Value,
-    panel: Value,
-    sizes: Sizes,
-    outputs: Value,
-) -> None:
-    """Copies one panel of `count` pixels from pixel `begin` on, of a `line` of the output gradient.
-
-    Pixels outside of the line are zeros. `line` points to the panel of the first pixel, and ``target`` is
-    ``[count][panel]``.
-    """
-    first = (0 - begin).larger(0).smaller(count)
-    stop = (sizes.out_width - begin).smaller(count).larger(first)
-    target.clear(first * row.floats)
-    (target + stop * row.floats).clear((count - stop) * row.floats)
-    output_count = (outputs - panel * row.floats).smaller(row.floats)
-    masks = row.masks(code, output_count)
-    with code.loop(first, stop) as x:
-        at, to = line + (begin + x) * outputs, target + x * row.floats
-        row.store([(at + VECTOR * v).load(VECTOR, mask) for v, mask in enumerate(masks)], to)
 
 
 def _add_products(

@@ -6,14 +6,12 @@ list, and the index of a weight row is the number in the list plus an offset. In
 pixels of a window share one list per channel; each has its own offset into the output gradient.
 """
 
-from typing import NamedTuple
-
-from hibana.runtime.kernels import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
-from hibana.spikes.convolution.kernels import Sizes, copy_padded
-from hibana.spikes.simd.lists import SLACK, WORD, append_bits, bits_at, first_bits, transpose_bits, words_of
+from hibana.runtime.kernels import Code, Floats, Group, Longs, Shorts, Value, kernel
+from hibana.spikes.convolution.kernels import PaddedGradient, PixelBits, Sizes
+from hibana.spikes.simd.lists import SLACK, WORD, append_bits, transpose_bits, words_of
 from hibana.spikes.simd.rows import Row, add_rows, load_bias, transpose
 
-__all__ = ["Input", "PixelBits", "forward", "weight_gradient"]
+__all__ = ["Input", "forward", "weight_gradient"]
 
 
 class Input(Group):
@@ -21,36 +19,6 @@ class Input(Group):
 
     images: Value
     planes: Value
-
-
-class PixelBits(NamedTuple):
-    """Access to the bits of one row of pixels, which :meth:`load_row` copies to the buffer `pixels`."""
-
-    input: Input
-    sizes: Sizes
-    bits: Pointer
-    pixels: Pointer
-
-    @property
-    def row_words(self) -> Value:
-        """The number of 64-bit words of one row of pixels."""
-        return words_of(self.sizes.width * self.sizes.channels)
-
-    @property
-    def pixel_words(self) -> Value:
-        """The number of 64-bit words of the channels of one pixel."""
-        return words_of(self.sizes.channels)
-
-    def load_row(self, plane: Value, image: Value, y: Value) -> None:
-        """Copies a row of pixels to `pixels`; one extra word there makes reads beyond its end safe."""
-        at = (plane * self.input.images + image) * self.sizes.height + y
-        self.pixels.copy(self.bits + self.row_words * at, self.row_words)
-
-    def channel_bits(self, code: Code, x: Value, word: Value) -> Value:
-        """The bits of up to 64 channels of pixel `x`, from channel 64 * `word` on."""
-        channels = self.sizes.channels
-        mask = first_bits(code, (channels - word * WORD).smaller(WORD))
-        return bits_at(self.pixels, x * channels + word * WORD) & mask
 
 
 @kernel
@@ -97,15 +65,15 @@ def forward(
         lower = (upper + tile_height).smaller(sizes.out_height)
         above = upper * sizes.stride_down - sizes.padding_down
         top, bottom = above.larger(0), (above + tall).smaller(sizes.height)
-        pixel_bits = PixelBits(input_, sizes, bits, pixels)
-        pixels[pixel_bits.row_words] = 0
+        pixel_bits = PixelBits(code, sizes, bits, pixels)
         n, number = code.variable(0), code.variable(0)
         with code.loop(0, lists) as part, code.loop(0, images) as k, code.loop(top, bottom) as y:
-            pixel_bits.load_row(part // pixel_bits.pixel_words, image + k, y)
+            plane = part // pixel_bits.pixel_words
+            pixel_bits.load_row((plane * input_.images + image + k) * sizes.height + y)
             with code.loop(0, width) as x:
                 word, first[number.value] = part % pixel_bits.pixel_words, n.value
                 base = x * channels + word * WORD
-                n.value = append_bits(code, row, pixel_bits.channel_bits(code, x, word), base, index, n.value)
+                n.value = append_bits(code, row, pixel_bits.channel_bits(x, word), base, index, n.value)
                 number.value += 1
         first[number.value] = n.value
         across = sizes.dilation_across.equals(1).select(kernel_width, 1)
@@ -179,6 +147,7 @@ def weight_gradient(
     most_panels = (panels + parts_across - 1) // parts_across
     most_units = (units + parts_down - 1) // parts_down
     row_floats = sizes.kernel_width * (WORD * row.floats)
+    padded = PaddedGradient(code, row, gradient, outputs, sizes)
     with (
         code.scratch(
             (Floats, most_panels * most_units * row_floats),
@@ -194,8 +163,7 @@ def weight_gradient(
         share = part // parts_down // parts_across
         panel_begin, panel_end = panels * across // parts_across, panels * (across + 1) // parts_across
         unit_begin, unit_end = units * down // parts_down, units * (down + 1) // parts_down
-        pixel_bits = PixelBits(input_, sizes, bits, pixels)
-        pixels[pixel_bits.row_words] = 0
+        pixel_bits = PixelBits(code, sizes, bits, pixels)
         sums.clear((panel_end - panel_begin) * (unit_end - unit_begin) * row_floats)
         last = (per_part * (share + 1)).smaller(input_.images)
         with (
@@ -208,9 +176,9 @@ def weight_gradient(
                 plane, word = list_ // pixel_bits.pixel_words, list_ % pixel_bits.pixel_words
                 columns.clear(blocks * WORD)
                 with code.loop(0, count) as k, code.loop(0, rows) as y:
-                    pixel_bits.load_row(plane, image + k, top + y)
+                    pixel_bits.load_row((plane * input_.images + image + k) * sizes.height + top + y)
                     with code.loop(0, width) as x:
-                        columns[(k * tall + y) * pitch + x] = pixel_bits.channel_bits(code, x, word)
+                        columns[(k * tall + y) * pitch + x] = pixel_bits.channel_bits(x, word)
                 with code.loop(0, blocks) as b:
                     transpose_bits(code, columns + b * WORD)
                 with code.loop(0, WORD) as channel:
@@ -223,14 +191,8 @@ def weight_gradient(
             start = sizes.padding_across - reach_across
             with code.loop(panel_begin, panel_end) as panel:
                 with code.loop(0, count) as k, code.loop(0, rows + reach_down) as y:
-                    inside = (upper + y >= 0) & (upper + y < sizes.out_height)
-                    line = gradient + outputs * ((image + k) * sizes.out_height + upper + y) * sizes.out_width
                     to = tile_gradient + (k * tall + y) * pitch * row.floats
-                    with code.when(~inside):
-                        to.clear(pitch * row.floats)
-                    with code.when(inside):
-                        pixel = line + panel * row.floats
-                        copy_padded(code, row, to, pixel, start, pitch, panel, sizes, outputs)
+                    padded.copy(to, panel, image + k, upper + y, start, pitch)
                 panel_sums = sums + (panel - panel_begin) * (unit_end - unit_begin) * row_floats
                 with (
                     code.loop(unit_begin, unit_end) as unit,
