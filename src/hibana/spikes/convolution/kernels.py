@@ -3,7 +3,7 @@
 Images are channels last, ``[images, height, width, channels]``; a row of pixels is one row of bits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from hibana.runtime.kernels import Code, Floats, Group, Longs, Pointer, Shorts, Value, kernel
@@ -255,8 +255,8 @@ def input_gradient(
 def _add_products(
     code: Code,
     row: Row,
-    targets: list[Pointer],
-    gradients: list[Pointer],
+    targets: Sequence[Pointer],
+    gradients: Sequence[Pointer],
     weights: Pointer,
     pitch: Value,
     sizes: Sizes,

@@ -11,12 +11,10 @@ from hibana.spikes.simd.lists import SLACK, WORD, append_bits, words_of
 from hibana.spikes.simd.rows import VECTOR, Row, add_rows, dots, in_eights, load_bias, pad_list, transpose
 from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
-__all__ = ["TABLE_ROWS", "forward_lists", "forward_tables", "input_gradient", "pack"]
+__all__ = ["forward", "input_gradient", "pack"]
 
 BLOCK = 256
 """Rows of bits for which the input gradient reads the same block of weights."""
-TABLE_ROWS = 512
-"""Rows of bits that are looked up in the same tables."""
 
 
 @kernel
@@ -64,7 +62,7 @@ def pack(
 
 
 @kernel
-def forward_lists(
+def forward(
     code: Code,
     begin: Value,
     end: Value,
@@ -78,11 +76,13 @@ def forward_lists(
     tile: Value,
     per_tile: Value,
     row: Row,
+    by_table: bool,
 ) -> None:
     """Writes rows of outputs: the bias plus the weight rows of the inputs that spiked.
 
-    The spikes of `per_tile` rows are listed first. Then, for one block of `tile` words of inputs after
-    another, the block's weights are added to all of these rows. `bias` may be null.
+    The weights of one block of `tile` words of inputs after another are added to `per_tile` rows, whose
+    spikes are listed first. With `by_table`, the sums of the weight rows of each four inputs are looked up in
+    tables instead, and a block is one word. `bias` may be null.
     """
     words = words_of(inputs)
     tiles = (words + tile - 1) // tile
@@ -90,73 +90,46 @@ def forward_lists(
         code.scratch(
             (Floats, per_tile * row.floats),
             (Floats, row.floats),
+            (Floats, TABLES if by_table else 0),
             (Longs, tiles * per_tile + 1),
-            (Shorts, words * per_tile * WORD + SLACK),
-        ) as (block, initial, first, index),
+            (Shorts, 0 if by_table else words * per_tile * WORD + SLACK),
+        ) as (block, initial, tables, first, index),
         code.loop(begin, end, per_tile) as top,
     ):
         rows = (end - top).smaller(per_tile)
-        n = code.variable(0)
-        with code.loop(0, tiles) as t, code.loop(0, rows) as i:
-            first[t * rows + i] = n.value
-            at = bits + words * (top + i)
-            with code.loop(t * tile, ((t + 1) * tile).smaller(words)) as w:
-                n.value = append_bits(code, row, at[w], (w - t * tile) * WORD, index, n.value)
-        first[tiles * rows] = n.value
+        if not by_table:
+            n = code.variable(0)
+            with code.loop(0, tiles) as t, code.loop(0, rows) as i:
+                first[t * rows + i] = n.value
+                at = bits + words * (top + i)
+                with code.loop(t * tile, ((t + 1) * tile).smaller(words)) as w:
+                    n.value = append_bits(code, row, at[w], (w - t * tile) * WORD, index, n.value)
+            first[tiles * rows] = n.value
         with code.loop(0, row.panels(outputs)) as panel:
             load_bias(code, row, initial, bias, panel, outputs)
-            with (
-                row.writable_panel(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch),
-                code.loop(0, tiles) as t,
+            weights = table + words * panel * (WORD * row.floats)
+            with row.writable_panel(code, panel, target + outputs * top, outputs, rows, block) as (
+                out,
+                pitch,
             ):
-                tiled = table + (words * panel + tile * t) * (WORD * row.floats)
-                with code.loop(0, rows) as i:
-                    list_begin, list_end = first[t * rows + i], first[t * rows + i + 1]
-                    out_row = out + pitch * i
-                    start = initial.replace_if(t > 0, out_row)
-                    add_rows(code, row, out_row, start, tiled, index + list_begin, list_end - list_begin)
+                if by_table:
 
+                    def sums(word: Value) -> Iterator[Sum]:
+                        """Iterates over rows: the bits of a word, the row to start from, the row to write."""
+                        with code.loop(0, rows) as i:
+                            to = out + pitch * i
+                            yield (bits + words * (top + i))[word], initial.replace_if(word > 0, to), to
 
-@kernel
-def forward_tables(
-    code: Code,
-    begin: Value,
-    end: Value,
-    *,
-    bits: Longs,
-    table: Floats,
-    bias: Floats,
-    target: Floats,
-    inputs: Value,
-    outputs: Value,
-    row: Row,
-) -> None:
-    """Writes rows of outputs: the bias plus the weight rows of the inputs that spiked.
-
-    The sum of the weight rows of each four inputs is looked up in a table. `bias` may be null.
-    """
-    words = words_of(inputs)
-    block_floats = (outputs % row.floats).equals(0).select(0, code.constant(TABLE_ROWS * row.floats))
-    with (
-        code.scratch((Floats, TABLES), (Floats, block_floats), (Floats, row.floats)) as (
-            tables,
-            block,
-            initial,
-        ),
-        code.loop(begin, end, TABLE_ROWS) as top,
-        code.loop(0, row.panels(outputs)) as panel,
-    ):
-        rows = (end - top).smaller(TABLE_ROWS)
-        load_bias(code, row, initial, bias, panel, outputs)
-        with row.writable_panel(code, panel, target + outputs * top, outputs, rows, block) as (out, pitch):
-
-            def sums(word: Value) -> Iterator[Sum]:
-                """Iterates over rows: the bits of a word, the row to start from, and the row to write."""
-                with code.loop(0, rows) as i:
-                    out_row = out + pitch * i
-                    yield (bits + words * (top + i))[word], initial.replace_if(word > 0, out_row), out_row
-
-            add_subsets(code, row, tables, table + words * panel * (WORD * row.floats), inputs, sums)
+                    add_subsets(code, row, tables, weights, inputs, sums)
+                else:
+                    with code.loop(0, tiles) as t, code.loop(0, rows) as i:
+                        to, number = out + pitch * i, t * rows + i
+                        start, block_weights = (
+                            initial.replace_if(t > 0, to),
+                            weights + tile * t * (WORD * row.floats),
+                        )
+                        length = first[number + 1] - first[number]
+                        add_rows(code, row, to, start, block_weights, index + first[number], length)
 
 
 @kernel

@@ -26,9 +26,8 @@ BLOCKED_FROM = 0.06
 BLOCK_WORDS = 192
 """Words of 64 inputs in such a block, times the floats in a row of weights."""
 LISTED = 512
-"""Input rows whose spikes are listed at a time: weights that exceed the L2 cache are read once for all of
-these rows. Half as many rows if the weights are processed in blocks, since each block reads and writes the
-sums."""
+"""Input rows that are processed at a time: weights that exceed the L2 cache are read once for all of these
+rows. Half as many rows if the weights are processed in blocks, since each block reads and writes the sums."""
 DOT_WEIGHTS = 1 << 18
 """Most weights in a block of the input gradient."""
 DOT_WORDS = 8
@@ -132,15 +131,22 @@ def forward(
     inputs = weight.numel() // outputs if scales == ONE else table.shape[1]
     rows = bits.shape[0]
     out = torch.empty(rows, outputs, dtype=torch.float32, device="cpu")
-    tensors = {"bits": bits, "table": table, "bias": bias, "target": out}
-    sizes = {"inputs": inputs, "outputs": outputs, "row": row}
-    if density > crossover(outputs):
-        kernels.forward_tables(rows, GRAIN, **tensors, **sizes)
-    else:
-        in_blocks = density > BLOCKED_FROM
-        tile = min(bits.shape[1], BLOCK_WORDS // row.floats if in_blocks else PLACES // WORD)
-        per_tile = min(1 << (rows - 1).bit_length(), LISTED // 2 if in_blocks else LISTED)
-        kernels.forward_lists(rows, GRAIN, **tensors, **sizes, tile=tile, per_tile=per_tile)
+    by_table = density > crossover(outputs)
+    in_blocks = density > BLOCKED_FROM and not by_table
+    kernels.forward(
+        rows,
+        GRAIN,
+        bits=bits,
+        table=table,
+        bias=bias,
+        target=out,
+        inputs=inputs,
+        outputs=outputs,
+        tile=min(bits.shape[1], BLOCK_WORDS // row.floats if in_blocks else PLACES // WORD),
+        per_tile=min(1 << (rows - 1).bit_length(), LISTED // 2 if in_blocks else LISTED),
+        row=row,
+        by_table=by_table,
+    )
     return out
 
 
