@@ -232,7 +232,7 @@ def _bit_product(rows: "Tensor", words: "Tensor") -> "Tensor":
 
 def _synapse_sums(row_starts: "Tensor", targets: "Tensor", rows: "Tensor", x: "Tensor") -> "Tensor":
     """For each synapse the sum of ``x[:, source] rows[:, target]``; `x` are numbers, or words of bits."""
-    from hibana.spikes.planes import Planes
+    from hibana.spikes.bits import Planes
     from hibana.spikes.sparse import product
 
     neurons = rows.shape[1]
@@ -240,7 +240,7 @@ def _synapse_sums(row_starts: "Tensor", targets: "Tensor", rows: "Tensor", x: "T
     if x.dtype == rows.dtype:
         return product.sums_per_synapse(row_starts, targets, x, rows)
     sums = product.SparseProduct(rows.shape, index)
-    return sums.weight_gradient(Planes(x[None], 1.0), sums.gradient_rows(rows), False)[0]
+    return sums.weight_gradient(Planes(x[None], 1.0), sums.gradient_rows(rows))
 
 
 named_kernels.bit_product = _bit_product

@@ -663,7 +663,7 @@ def test_what_is_listed_by_pixels_gives_what_windows_give(
         found = pixels.forward(input_, weight, bias, geometry)
         of_weights = pixels.weight_gradient(input_, gradient, geometry) if stride == (1, 1) else None
         patch.setattr(product, "PART_ROWS", 1 << 40)
-        flat, _ = product.weight_gradient(windows, 0.1, gradient, inputs, False, input_.scales)
+        flat = product.weight_gradient(windows, 0.1, gradient, inputs, input_.scales)
     flat = flat.view(outputs, *kernel, channels).permute(0, 3, 1, 2)
     if of_weights is not None:
         torch.testing.assert_close(of_weights, flat, rtol=1e-4, atol=1e-4)

@@ -77,8 +77,8 @@ class Synapses:
 
             bits, density = pack_bits(rows.contiguous())
             if density is not None:
-                weight, bias = weight_gradient(bits, density, grads.contiguous(), rows.shape[1], has_bias)
-                return [weight] if bias is None else [weight, bias]
+                weight = weight_gradient(bits, density, grads.contiguous(), rows.shape[1])
+                return [weight, *([grads.sum(0)] if has_bias else [])]
         return [grads.T @ rows, *([grads.sum(0)] if has_bias else [])]
 
     @property

@@ -17,7 +17,7 @@ from hibana.spikes.simd.lists import (
     transpose_bits,
     words_of,
 )
-from hibana.spikes.simd.rows import VECTOR, Row, dots, in_eights, pad_list
+from hibana.spikes.simd.rows import Row, dots, in_eights, pad_list
 
 __all__ = ["PaddedGradient", "PixelBits", "Sizes", "input_gradient", "windows"]
 
@@ -82,19 +82,15 @@ class PaddedGradient(NamedTuple):
 
         `target` is ``[count][panel]``.
         """
-        code, row, sizes = self.code, self.row, self.sizes
+        row, sizes = self.row, self.sizes
         inside = (y >= 0) & (y < sizes.out_height)
         first = inside.select((0 - begin).larger(0).smaller(count), count)
         stop = (sizes.out_width - begin).smaller(count).larger(first)
         target.clear(first * row.floats)
         (target + stop * row.floats).clear((count - stop) * row.floats)
-        line = self.gradient + (image * sizes.out_height + y) * sizes.out_width * self.outputs
-        source = line + (begin * self.outputs + panel * row.floats)
-        masks = row.masks(code, (self.outputs - panel * row.floats).smaller(row.floats))
-        with code.loop(first, stop) as x:
-            at = source + x * self.outputs
-            values = [(at + VECTOR * v).load(VECTOR, mask) for v, mask in enumerate(masks)]
-            row.store(values, target + x * row.floats)
+        pixel = (image * sizes.out_height + y) * sizes.out_width + begin + first
+        source, block = self.gradient + pixel * self.outputs, target + first * row.floats
+        row.read_panel(self.code, panel, source, self.outputs, stop - first, block)
 
 
 @kernel

@@ -77,14 +77,14 @@ class ConvolutionProduct(Product):
         out = product.forward(windows, input_.density, kernel, bias, input_.scales)
         return out.view(-1, *geometry.output, len(kernel)).permute(0, 3, 1, 2).detach()
 
-    def weight_gradient(self, input_: Planes, rows: Tensor, needs_bias: bool) -> Gradients:
-        """The gradients of weight and, if needed, bias per spike, from gradient `rows`."""
+    def weight_gradient(self, input_: Planes, rows: Tensor) -> Tensor:
+        """The gradient of the weight per spike, from gradient `rows`."""
         geometry, density = self.geometry, input_.density
         if pixels.is_pixelwise_for_weights(geometry, density):
-            return pixels.weight_gradient(input_, rows, geometry), rows.sum(0) if needs_bias else None
-        windows, inputs = windows_of(input_.bits, geometry), self.key.inputs
-        flat, to_bias = product.weight_gradient(windows, density, rows, inputs, needs_bias, input_.scales)
-        return flat.view(-1, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2), to_bias
+            return pixels.weight_gradient(input_, rows, geometry)
+        windows = windows_of(input_.bits, geometry)
+        flat = product.weight_gradient(windows, density, rows, self.key.inputs, input_.scales)
+        return flat.view(-1, *geometry.kernel, geometry.channels).permute(0, 3, 1, 2)
 
     def input_gradient(self, mask: product.GradientMask, weight: Tensor, rows: Tensor) -> Tensor:
         """The input gradient where `mask` is set, zero elsewhere, from gradient `rows`."""

@@ -78,10 +78,10 @@ class Product:
         out = linear.forward(input_.joint, input_.density, weight, bias, input_.scales, table)
         return out.view(*self.shape[:-1], -1).detach()
 
-    def weight_gradient(self, input_: Planes, rows: Tensor, needs_bias: bool) -> Gradients:
-        """The gradients of weight and, if needed, bias per spike, from gradient `rows`."""
+    def weight_gradient(self, input_: Planes, rows: Tensor) -> Tensor:
+        """The gradient of the weight per spike, from gradient `rows`."""
         bits, density, scales = input_.joint, input_.density, input_.scales
-        return linear.weight_gradient(bits, density, rows, self.key.inputs, needs_bias, scales)
+        return linear.weight_gradient(bits, density, rows, self.key.inputs, scales)
 
     def input_gradient(self, mask: GradientMask, weight: Tensor, rows: Tensor) -> Tensor:
         """The input gradient where `mask` is set, zero elsewhere, from gradient `rows`."""
@@ -190,7 +190,7 @@ def _choose(product: Product, planes: Planes, numbers: Tensor, weight: Tensor, b
             lambda: product.dense(numbers, weight, bias),
         ]
         gradient: list[Call] = [
-            lambda: product.weight_gradient(planes, rows, False),
+            lambda: product.weight_gradient(planes, rows),
             lambda: product.dense_gradients(numbers, weight, rows, (False, True)),
         ]
         scan: list[Call] = [lambda: pack_multiples(product.rows(numbers))]
@@ -244,9 +244,8 @@ class _Multiply(torch.autograd.Function):
             to_dense_input, to_weight = product.dense_gradients(numbers, weight, rows, dense_gradients)
             to_input = to_input if to_dense_input is None else to_dense_input
         if needs_weight and numbers is None:
-            input_ = Planes(bits, ctx.density, ctx.factor)
-            to_weight, to_bias = product.weight_gradient(input_, rows, needs_bias)
-        elif needs_bias:
+            to_weight = product.weight_gradient(Planes(bits, ctx.density, ctx.factor), rows)
+        if needs_bias:
             to_bias = rows.flatten(0, -2).sum(0)
         if to_input is not None:  # not a view, so that autograd may accumulate in place
             to_input = to_input.detach()

@@ -185,17 +185,14 @@ def words_per_block(outputs: int, words: int, density: float) -> int:
     return min(max(cached, fewest), DOT_WORDS, words)
 
 
-def weight_gradient(
-    bits: Tensor, density: float, grad: Tensor, inputs: int, bias: bool, scales: Scales = ONE
-) -> tuple[Tensor, Tensor | None]:
-    """The weight gradient ``[outputs, inputs]``, and, if `bias` is set, the bias gradient; else None.
+def weight_gradient(bits: Tensor, density: float, grad: Tensor, inputs: int, scales: Scales = ONE) -> Tensor:
+    """The weight gradient ``[outputs, inputs]``.
 
     Args:
         bits: planes of the input, ``[rows, planes * words]``.
         density: the density of `bits`.
         grad: gradient of the output, ``[rows, outputs]``.
         inputs: number of inputs.
-        bias: whether to compute the bias gradient.
         scales: factor of each plane.
     """
     columns = inputs if scales == ONE else WORD * bits.shape[1]
@@ -204,13 +201,11 @@ def weight_gradient(
     split = parts(rows, outputs, bits.shape[1], torch.get_num_threads())
     leading = (split.rows,) if split.rows > 1 else ()
     out = torch.empty(*leading, outputs, columns, dtype=torch.float32, device="cpu")
-    bias_out = torch.empty(*leading, outputs, dtype=torch.float32, device="cpu") if bias else None
     weights.weight_gradient(
         split.number,
         bits=bits,
         gradient=grad,
         targets=out,
-        biases=bias_out,
         total=rows,
         inputs=columns,
         outputs=outputs,
@@ -220,11 +215,10 @@ def weight_gradient(
         per_part=_ceil_div(rows, split.rows),
         row=row,
     )
-    if leading:
-        out, bias_out = out.sum(0), None if bias_out is None else bias_out.sum(0)
+    total = out.sum(0) if leading else out
     if scales != ONE:
-        out = sum_planes(out.view(outputs, len(scales), -1)[:, :, :inputs], scales)
-    return out, bias_out
+        total = sum_planes(total.view(outputs, len(scales), -1)[:, :, :inputs], scales)
+    return total
 
 
 def sum_planes(plane_gradients: Tensor, scales: Scales) -> Tensor:
@@ -262,7 +256,7 @@ def parts(rows: int, outputs: int, words: int, threads: int, most: int = PARTS) 
 def product_with_bits(rows: Tensor, bits: Tensor) -> Tensor:
     """``rows^T B``, ``[N, N]``, of numbers ``[rows, N]`` and `bits` ``[rows, words]`` with N bits a row."""
     neurons = rows.shape[1]
-    return weight_gradient(bits, density_of(bits, neurons), rows, neurons, bias=False)[0]
+    return weight_gradient(bits, density_of(bits, neurons), rows, neurons)
 
 
 def gradient_mask(support: Provenance | None, length: int) -> GradientMask | None:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from hibana.runtime.kernels import Code, Floats, Longs, Pointer, Shorts, Value, kernel
 from hibana.spikes.simd.lists import SLACK, WORD, append_bits, transpose_bits, words_of
-from hibana.spikes.simd.rows import VECTOR, Row, add_rows, transpose
+from hibana.spikes.simd.rows import Row, add_rows, transpose
 from hibana.spikes.simd.subsets import TABLES, Sum, add_subsets
 
 __all__ = ["weight_gradient"]
@@ -27,7 +27,6 @@ def weight_gradient(
     bits: Longs,
     gradient: Floats,
     targets: Floats,
-    biases: Floats,
     total: Value,
     inputs: Value,
     outputs: Value,
@@ -41,7 +40,7 @@ def weight_gradient(
 
     A part copies one block of gradient rows after another to a buffer that stays in the cache. It adds to the
     sum of each input the rows where the input spiked: from a list of these rows, or (`by_table`) from tables
-    of sums of four rows. `targets` and `biases` have one result per range of rows; `biases` may be null.
+    of sums of four rows. `targets` has one result per range of rows.
     """
     words, panels = words_of(inputs), row.panels(outputs)
     most_wide = (panels + parts_across - 1) // parts_across
@@ -51,12 +50,11 @@ def weight_gradient(
             (Floats, TABLES),
             (Floats, most_wide * most_deep * (WORD * row.floats)),
             (Floats, most_wide * (GRADIENTS * row.floats)),
-            (Floats, most_wide * row.floats),
             (Longs, most_deep * (WORD * LENGTH)),
             (Longs, WORD),
             (Longs, LISTED * WORD + 1),
             (Shorts, LISTED * WORD * GRADIENTS + SLACK),
-        ) as (tables, sums, block_rows, bias_sums, columns, square, first, index),
+        ) as (tables, sums, block_rows, columns, square, first, index),
         code.loop(begin, end) as part,
     ):
         across, down = part // parts_down % parts_across, part % parts_down
@@ -66,29 +64,20 @@ def weight_gradient(
         panel_count, word_count = panel_end - panel_begin, word_end - word_begin
         sums.clear(panel_count * word_count * (WORD * row.floats))
         block_rows.clear(panel_count * (GRADIENTS * row.floats))
-        bias_sums.clear(panel_count * row.floats)
         row_end = (per_part * (share + 1)).smaller(total)
         with code.loop(per_part * share, row_end, GRADIENTS) as top:
             rows = (row_end - top).smaller(GRADIENTS)
             with code.loop(0, panel_count) as panel:
-                _copy_rows(
-                    code,
-                    row,
-                    gradient + (outputs * top + (panel_begin + panel) * row.floats),
-                    outputs,
-                    rows,
-                    (outputs - (panel_begin + panel) * row.floats).smaller(row.floats),
-                    block_rows + panel * (GRADIENTS * row.floats),
-                    bias_sums + panel * row.floats,
-                )
+                block = block_rows + panel * (GRADIENTS * row.floats)
+                row.read_panel(code, panel_begin + panel, gradient + outputs * top, outputs, rows, block)
             with code.loop(0, word_count) as d:
                 source = bits + (words * top + word_begin + d)
                 _transpose_columns(code, source, words, rows, columns + d * (WORD * LENGTH), square)
-            block = _Block(code, row, rows, panel_count, word_count, block_rows, columns, sums)
+            data = _Block(code, row, rows, panel_count, word_count, block_rows, columns, sums)
             if by_table:
-                _add_by_table(block, tables)
+                _add_by_table(data, tables)
             else:
-                _add_by_list(block, first, index)
+                _add_by_list(data, first, index)
         with code.loop(0, panel_count) as panel:
             output = (panel_begin + panel) * row.floats
             output_count = (outputs - output).smaller(row.floats)
@@ -98,8 +87,6 @@ def weight_gradient(
                 to = targets + (outputs * inputs * share + output * inputs + input_)
                 input_count = (inputs - input_).smaller(WORD)
                 transpose(code, to, inputs, at, code.constant(row.floats), input_count, output_count)
-            with code.when(biases.is_not_null() & down.equals(0)):
-                (biases + (outputs * share + output)).copy(bias_sums + panel * row.floats, output_count)
 
 
 class _Block(NamedTuple):
@@ -155,28 +142,6 @@ def _add_by_list(block: _Block, first: Pointer, index: Pointer) -> None:
             gradients = block.gradients + panel * (GRADIENTS * row.floats)
             at = block.sums + ((panel * block.word_count + word) * WORD + k) * row.floats
             add_rows(code, row, at, at, gradients, index + first[k], first[k + 1] - first[k])
-
-
-def _copy_rows(
-    code: Code,
-    row: Row,
-    gradient: Pointer,
-    outputs: Value,
-    rows: Value,
-    output_count: Value,
-    target: Pointer,
-    bias_sums: Pointer,
-) -> None:
-    """Copies `rows` rows of a panel of `output_count` outputs to `target`, and adds them to `bias_sums`."""
-    masks = row.masks(code, output_count)
-    sums = [code.variable(value) for value in row.load(bias_sums)]
-    with code.loop(0, rows) as i:
-        at = gradient + outputs * i
-        values = [(at + VECTOR * v).load(VECTOR, mask) for v, mask in enumerate(masks)]
-        row.store(values, target + i * row.floats)
-        for total, value in zip(sums, values, strict=True):
-            total.value += value
-    row.store([total.value for total in sums], bias_sums)
 
 
 def _transpose_columns(

@@ -44,10 +44,17 @@ class Row(NamedTuple):
         for v, value in enumerate(values):
             (at + VECTOR * v).store(value)
 
-    def masks(self, code: Code, count: Value) -> list[Value]:
-        """The masks of the vectors of a row, of which the first `count` floats are read."""
-        counts = [(count - VECTOR * v).larger(0).smaller(VECTOR) for v in range(self.vectors)]
-        return [code.first_lanes(lanes, VECTOR) for lanes in counts]
+    def read_panel(
+        self, code: Code, panel: Value, source: Pointer, outputs: Value, count: Value, block: Pointer
+    ) -> None:
+        """Copies a panel of `count` rows of `source`, ``[count, outputs]``, to `block`, padded with zeros."""
+        output_count = (outputs - panel * self.floats).smaller(self.floats)
+        lanes = [(output_count - VECTOR * v).larger(0).smaller(VECTOR) for v in range(self.vectors)]
+        masks = [code.first_lanes(width, VECTOR) for width in lanes]
+        with code.loop(0, count) as k:
+            at = source + (outputs * k + panel * self.floats)
+            values = [(at + VECTOR * v).load(VECTOR, mask) for v, mask in enumerate(masks)]
+            self.store(values, block + self.floats * k)
 
     @contextmanager
     def writable_panel(

@@ -171,13 +171,13 @@ class SparseProduct(Product):
             return sums
         return sums[:, self.skip : self.steps].transpose(0, 1).clone(memory_format=torch.contiguous_format)
 
-    def weight_gradient(self, input_: Planes, rows: Tensor, needs_bias: bool) -> tuple[Tensor, Tensor | None]:
-        """The gradients of the weights ``[synapses]`` and, if needed, of the bias."""
+    def weight_gradient(self, input_: Planes, rows: Tensor) -> Tensor:
+        """The gradients of the weights, ``[synapses]``."""
         bits, synapses = input_.joint, self.index.synapses
         to_weight = torch.empty(synapses, dtype=torch.float32, device="cpu")
         parts = min(bits.shape[1], max(torch.get_num_threads(), -(-synapses // PART_SYNAPSES)))
         kernels.weight_gradient(parts, gradient=rows, target=to_weight, parts=parts, **self._arguments(bits))
-        return to_weight, rows.sum((0, 1)) if needs_bias else None
+        return to_weight
 
     def input_gradient(self, mask: GradientMask, weight: Tensor, rows: Tensor) -> Tensor:
         """The input gradient: where `mask` is set and zero elsewhere, or everywhere if that is faster."""
