@@ -39,16 +39,11 @@ def write(path: Path, data: bytes | bytearray, *, mode: int = 0o666, durable: bo
             temporary.unlink()
         raise
     if durable and os.name != "nt":  # Windows can't open folders
-        _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Waits until the disk has the entries of `folder`."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def sweep(folder: Path, age: float = ABANDONED) -> None:
