@@ -31,8 +31,7 @@ class Function:
 
     def __call__(self, code: Code, *arguments: Value | Pointer) -> Value:
         """Emits a call and returns its result."""
-        if self.result is None:
-            raise TypeError(f"{self.identifier} returns nothing: call it by do()")
+        assert self.result is not None, f"{self.identifier} returns nothing: call it by do()"
         return Value(code.writer, self.result, code.writer.let("", self._call(code, arguments)))
 
     def do(self, code: Code, *arguments: Value | Pointer) -> None:

@@ -108,6 +108,5 @@ class Launcher:
         return self._kernels[options]
 
 
-def kernel(body: Callable[..., None]) -> Launcher:
-    """Decorator that returns the :class:`Launcher` of `body`."""
-    return Launcher(body)
+kernel = Launcher
+"""Decorator of the `body` of a kernel."""

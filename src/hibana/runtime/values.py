@@ -114,7 +114,7 @@ class Value:
 
     def lowest_set_bit(self) -> "Value":
         """The position of the lowest set bit; the number of bits of the element if no bit is set."""
-        return self.call("cttz", self.constant(BIT, 0))
+        return self.call("cttz", constant(self.writer, BIT, 0))
 
     def fused(self, factor: "Value", term: "Value") -> "Value":
         """``self * factor + term``, rounded once if the processor has an instruction for it, else twice."""
@@ -213,11 +213,7 @@ class Value:
             if other.type != self.type:
                 raise TypeError(f"operands of a kernel must have one type, got {self.type} and {other.type}")
             return other
-        return self.constant(self.type, other)
-
-    def constant(self, type_: Type, number: float) -> "Value":
-        """The constant `number` of `type_`, in each lane."""
-        return constant(self.writer, type_, number)
+        return constant(self.writer, self.type, other)
 
     def undefined(self, type_: Type) -> "Value":
         """An undefined value of `type_`."""

@@ -101,7 +101,7 @@ class Draws:
 
 VECTORS = Numbers(
     add=operator.add,
-    rotate_left=lambda word, by: word.call("fshl", word, word.constant(word.type, by)),
+    rotate_left=lambda word, by: word.call("fshl", word, word.lift(by)),
     real=lambda word: word.real(FLOAT),
     double=lambda word: word.to(LONG).real(DOUBLE),
     bits=Value.float_bits,

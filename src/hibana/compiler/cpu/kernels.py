@@ -160,7 +160,7 @@ class CpuKernels(NamedKernels):
     ) -> None:
         """Runs a kernel once, on the addresses of the tensors in `arguments`; others are those of `_bind`."""
         launch = self._bind_all(direction, variant, shape, matrices, arguments)
-        launch.run([_address(value) for value in arguments.values()])
+        launch.kernel(launch.pack([_address(value) for value in arguments.values()]))
 
     def _bind_all(
         self,

@@ -38,10 +38,6 @@ class Launch(NamedTuple):
     workspace: int | None = None
     """Bytes of the memory that is the last argument of a run; None without such an argument."""
 
-    def run(self, values: Sequence[int]) -> None:
-        """Runs the kernel; `values` are the arguments that differ from launch to launch."""
-        self.kernel(self.pack(values))
-
 
 def argument_packer(
     arguments: Sequence[str], constants: Mapping[str, int], names: Sequence[str]

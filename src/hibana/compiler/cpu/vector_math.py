@@ -36,7 +36,7 @@ def exp_of_float32(x: Value) -> Value:
 def poisson(code: Code, u: Value, rate: Value, p_zero: Value) -> Value:
     """The numbers of :func:`hibana.compiler.draws.poisson`; the loop over k runs until all lanes are done."""
     count, probability = code.variable(u.lift(0)), code.variable(p_zero)
-    total, k = code.variable(p_zero), code.variable(u.constant(u.type.of(1), 0))
+    total, k = code.variable(p_zero), code.variable(0, u.type.of(1))
     is_above = u >= p_zero
     with code.when(is_above.word().differs(0)), code.do_while() as repeat_if:
         k.value = k.value + 1
