@@ -7,10 +7,9 @@ from torch import Tensor
 
 from hibana.runtime.synapses import check_synapses, remember
 from hibana.spikes import select
-from hibana.spikes.bits import pack_bits
+from hibana.spikes.bits import Planes, pack_bits
 from hibana.spikes.linear.autograd import Gradients, Product
 from hibana.spikes.linear.product import GradientMask
-from hibana.spikes.bits import Planes
 from hibana.spikes.simd.lists import WORD
 from hibana.spikes.simd.rows import panel
 from hibana.spikes.sparse import Connections, kernels
