@@ -17,6 +17,9 @@ from hibana.spikes.linear import product
 from hibana.spikes.simd.rows import panel
 from selection import examples
 
+ALWAYS_DENSE = "dense: no window covers the image", "dense: windows of one pixel that skip others"
+"""How the explanations of convolutions begin that torch computes in every mode."""
+
 
 def _spikes(*shape, density):
     return (torch.rand(shape) < density).float()

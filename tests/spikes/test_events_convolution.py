@@ -17,10 +17,7 @@ from hibana.spikes.convolution.product import ConvolutionProduct, windows_of
 from hibana.spikes.linear import product
 from hibana.spikes.provenance import lookup
 from selection import examples
-from spikes.test_events import gradients
-
-ALWAYS_DENSE = "dense: no window covers the image", "dense: windows of one pixel that skip others"
-"""How the explanations of convolutions begin that torch computes in every mode."""
+from spikes.test_events import ALWAYS_DENSE, gradients
 
 
 def _spikes(*shape, density, last=True):

@@ -109,7 +109,7 @@ def test_bits_that_are_known_are_left_where_the_dense_product_is_faster(times, l
 
 
 def test_no_bits_are_packed_where_a_sample_is_too_dense(monkeypatch):
-    monkeypatch.setattr(shared_layer, "_pack_all", lambda rows: pytest.fail("the bits were packed"))
+    monkeypatch.setattr(shared_layer, "pack_multiples", lambda rows: pytest.fail("the bits were packed"))
     for layer, shape in ((hb.Linear(512, 256), (256, 512)), (hb.Conv2d(64, 64, 3), (8, 64, 16, 16))):
         spikes = (torch.rand(shape) < 0.9).float()
         torch.testing.assert_close(layer(spikes), layer._torch_product(spikes, layer.weight, layer.bias))

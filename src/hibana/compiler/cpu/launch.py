@@ -69,7 +69,9 @@ def argument_packer(
 def last_level_cache_bytes() -> int:
     """The size of the processor's last-level cache; 32 MB if the operating system does not tell it."""
     try:
-        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text()  # such as "32768K"
+        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(
+            encoding="ascii"
+        )  # such as "32768K"
     except OSError:
         return 32 << 20
     return int(size.rstrip().removesuffix("K")) << 10
