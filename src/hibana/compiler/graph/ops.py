@@ -213,9 +213,7 @@ OPERATIONS: dict[str, Operation] = {
             _binary("mul", "*", bounds=_product, aten=("mul",), on_booleans="and", **_PRODUCT),
             **{"finite": True, "integer": True, "zero_at_zero": True, "linear": True},
         ),
-        _with(
-            _binary("div", "/", triton="DIVIDED", effort=0.5, linear=True, **_PRODUCT),
-        ),
+        _binary("div", "/", triton="DIVIDED", effort=0.5, linear=True, **_PRODUCT),
         _with(
             Operation("neg", 1, "(-{0})", ("fneg {V} {0}",), "(-{0})", "(-{0})", "Neg", ("neg",)),
             **{"bounds": _opposite, "zero_at_zero": True, "linear": True} | _PRESERVING,
@@ -240,16 +238,9 @@ OPERATIONS: dict[str, Operation] = {
             c="(REAL)(({0} > 0) - ({0} < 0))",
         ),
         _intrinsic("copysign", "copysign", "", 2, finite=True),
-        _intrinsic(
-            "fma",
-            "fma",
-            "",
-            3,
-            aten=(),
+        _with(
+            _intrinsic("fma", "fma", "", 3, aten=(), linear=True, finite=True, **_PRODUCT),
             eager=lambda x, y, z: torch.addcmul(z, x, y),
-            linear=True,
-            finite=True,
-            **_PRODUCT,
         ),
         _with(
             Operation("fmod", 2, "fmod({0}, {1})", ("frem {V} {0}, {1}",), c="fmod@({0}, {1})", effort=8.0),

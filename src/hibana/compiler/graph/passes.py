@@ -21,7 +21,7 @@ Values of a pass depend on named leaves: ``row`` (a number per neuron), ``bits``
 ======================  ========================================================================
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from hibana.compiler.graph.analysis import Rewriting, evaluation_order, substitute
 from hibana.compiler.graph.plan import Plan, has_gradient
@@ -40,13 +40,13 @@ def forward_pass(step: Step, plan: Plan | None) -> Stores:
     stores = dict(zip(step.states, step.nexts, strict=True))
     if plan is not None:
         stores |= {f"residual{i}": value for i, value in enumerate(plan.residuals) if not value.is_input}
-    return _Forward(step).rewrite(stores)
+    return _Pass(step, (*step.states[:-1], "emitted_before")).rewrite(stores)
 
 
 def before_pass(step: Step, plan: Plan) -> Stores:
     """The previous states that the backward pass uses, computed from the residuals of the step before."""
     stores = {f"{step.states[i]}_before": step.nexts[i] for i in plan.before}
-    return _Before(step, _residuals(plan, "_earlier")).rewrite(stores)
+    return _Pass(step, (), _residuals(plan, "_earlier"), earlier=True).rewrite(stores)
 
 
 def backward_pass(step: Step, plan: Plan, *, wants_input: bool) -> Stores:
@@ -69,7 +69,8 @@ def backward_pass(step: Step, plan: Plan, *, wants_input: bool) -> Stores:
     for i, (name, grad) in enumerate(zip(step.states, step.grad_states, strict=True)):
         if grad is not None or i != len(step.states) - 1:
             stores[f"{name}_grad"] = grad or zero
-    named = _Backward(step, _residuals(plan)).rewrite(stores | sums | outer)
+    previous = [f"{name}_before" for name in step.states]
+    named = _Pass(step, previous, _residuals(plan)).rewrite(stores | sums | outer)
     for name in sums:
         named[name] = Value("add", (Value("row", data=name), named[name]))
     return named
@@ -95,12 +96,25 @@ def _residuals(plan: Plan, suffix: str = "") -> dict[Value, Value]:
 
 
 class _Pass(Rewriting):
-    """Replaces the leaves of a step by named leaves of a pass; each name is one object."""
+    """Replaces the leaves of a step by named leaves of a pass; each name is one object.
 
-    def __init__(self, step: Step, residuals: Mapping[Value, Value] | None = None) -> None:
+    Args:
+        step: the step of the cell.
+        previous: the names of the states before the step.
+        residuals: the leaves that stand for residuals.
+        earlier: whether draws are those of the step before.
+    """
+
+    def __init__(
+        self,
+        step: Step,
+        previous: Sequence[str],
+        residuals: Mapping[Value, Value] | None = None,
+        *,
+        earlier: bool = False,
+    ) -> None:
         super().__init__(residuals)
-        self.step = step
-        self.emitted = len(step.states) - 1
+        self.step, self.previous, self.earlier = step, previous, earlier
         self.named: dict[tuple[str, str], Value] = {}
 
     def _leaf(self, op: str, name: str) -> Value:
@@ -110,6 +124,14 @@ class _Pass(Rewriting):
     def on_input(self, value: Value) -> Value:
         """The row ``x``."""
         return self._leaf("row", "x")
+
+    def on_previous(self, value: Value) -> Value:
+        """The row of a state before the step."""
+        return self._leaf("row", self.previous[int(value.data)])
+
+    def on_draw(self, value: Value) -> Value:
+        """The random number of this step, or of the step before."""
+        return self._leaf("draw", f"{value.data}_earlier") if self.earlier else value
 
     def on_gate(self, value: Value) -> Value:
         """The bits of a mask: the neurons at which a state's gradient of the step before is needed."""
@@ -124,35 +146,10 @@ class _Pass(Rewriting):
         name = f"p{value.data}"
         return self._leaf("scalar", f"{name}[0]") if value.scalar else self._leaf("row", name)
 
-
-class _Forward(_Pass):
-    """Reads previous states from memory, and the last of them as the output of the step before."""
-
-    def on_previous(self, value: Value) -> Value:
-        """The row of a state before the step."""
-        is_emitted = value.data == self.emitted
-        return self._leaf("row", "emitted_before" if is_emitted else self.step.states[int(value.data)])
-
-
-class _Before(_Pass):
-    """Reads residuals and draws of the step before."""
-
-    def on_draw(self, value: Value) -> Value:
-        """The random number of the step before."""
-        return self._leaf("draw", f"{value.data}_earlier")
-
-
-class _Backward(_Pass):
-    """Reads gradients, and previous states that :func:`before_pass` computes."""
-
-    def on_previous(self, value: Value) -> Value:
-        """The row of a state before the step, which :func:`before_pass` computes."""
-        return self._leaf("row", f"{self.step.states[int(value.data)]}_before")
-
     def on_gradient(self, value: Value) -> Value:
         """The gradient of a state after the step; the output's includes the gradient from the next layer."""
         state_grad = self._leaf("row", f"{self.step.states[int(value.data)]}_grad")
-        if value.data != self.emitted:
+        if value.data != len(self.step.states) - 1:
             return state_grad
         output_grad = self._leaf("row", "emitted_grad")
         return output_grad if self.step.grad_states[-1] is None else Value("add", (output_grad, state_grad))
