@@ -169,20 +169,25 @@ def _check_may_draw(name: str) -> None:
         )
 
 
-def _like(like: Tensor, **options: Any) -> Tensor:
-    """An uninitialized tensor like the result of ``torch.rand_like(like, **options)``."""
-    options.pop("requires_grad", None)
-    return torch.empty_like(like.detach(), **{name: value for name, value in options.items() if value})
+def _filled(distribution: str, empty: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The replacement of a function such as ``torch.rand``, which fills a new tensor with random numbers.
 
+    Args:
+        distribution: ``"uniform"`` or ``"normal"``.
+        empty: ``torch.empty`` or ``torch.empty_like``, which takes the same arguments.
+    """
 
-def _empty(*size: Any, out: Tensor | None = None, **options: Any) -> Tensor:
-    """An uninitialized tensor like the result of ``torch.rand(*size, **options)``."""
-    if out is not None:
-        return out
-    size = tuple(options.get("size", size))
-    dtype = options.get("dtype") or torch.get_default_dtype()
-    device = options.get("device") or torch.get_default_device()
-    return torch.empty(*size, dtype=dtype, device=device)
+    def draw(
+        drawing: Drawing, *args: Any, requires_grad: bool = False, out: Tensor | None = None, **options: Any
+    ) -> Tensor:
+        """The numbers, with the arguments of torch's function."""
+        like = empty(*args, **options) if out is None else out.detach()
+        values: Tensor = getattr(drawing, distribution)(like)
+        if out is not None:
+            return out.copy_(values)
+        return values.requires_grad_() if requires_grad else values
+
+    return draw
 
 
 def _bernoulli(drawing: Drawing, p: Tensor | float, like: Tensor) -> Tensor:
@@ -219,10 +224,10 @@ _TENSOR: Any = Tensor
 """Its methods are descriptors, which torch's type stubs lack."""
 
 _DRAWS: dict[Any, Callable[..., Tensor | None]] = {
-    torch.rand_like: lambda drawing, x, **o: _finish(drawing.uniform(_like(x, **o)), o),
-    torch.randn_like: lambda drawing, x, **o: _finish(drawing.normal(_like(x, **o)), o),
-    torch.rand: lambda drawing, *size, **o: _finish(drawing.uniform(_empty(*size, **o)), o),
-    torch.randn: lambda drawing, *size, **o: _finish(drawing.normal(_empty(*size, **o)), o),
+    torch.rand_like: _filled("uniform", torch.empty_like),
+    torch.randn_like: _filled("normal", torch.empty_like),
+    torch.rand: _filled("uniform", torch.empty),
+    torch.randn: _filled("normal", torch.empty),
     torch.bernoulli: _torch_bernoulli,
     torch.poisson: lambda drawing, rates: drawing.poisson(rates),
     _TENSOR.bernoulli: _torch_bernoulli,
@@ -232,11 +237,3 @@ _DRAWS: dict[Any, Callable[..., Tensor | None]] = {
     functional.dropout: _dropout,
 }
 """Replacements of torch's functions, with their arguments; None means that torch's function shall run."""
-
-
-def _finish(values: Tensor, options: dict[str, Any]) -> Tensor:
-    """`values` with the options ``requires_grad`` and ``out`` of torch's function."""
-    if options.get("requires_grad"):
-        values.requires_grad_()
-    out = options.get("out")
-    return values if out is None else out.copy_(values)
