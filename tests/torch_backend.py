@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import pad
 
-from hibana.compiler.analysis.eager import Eager
+from hibana.compiler.analysis.real_values import Eager
 from hibana.compiler.backend import Backend, Kernels
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.passes import backward_pass, before_pass, forward_pass

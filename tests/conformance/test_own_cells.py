@@ -21,7 +21,6 @@ from conformance.compare import (
 from conformance.suite import CPU, SHAPE, drive, each_backend
 from hibana.cells.base import CellCache
 from hibana.cells.surrogate import ATan, Box, Sigmoid
-from hibana.compiler.graph.trace import trace
 
 NEURONS = SHAPE[-1]
 
@@ -267,26 +266,6 @@ def test_an_operation(run, name):
     for begun in (None, (torch.randn(2, 19), torch.zeros(2, 19))):
         assert_same_gradients(run, cell, inputs, begun, "outputs and states")
     assert_same_values(run, cell, 3 * torch.rand(3, run.many) - 1)
-
-
-class Scaled(hb.Cell):
-    """Whose derivative by torch is a product with 1 of a tensor of its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.linspace(0.5, 1.5, NEURONS))
-        self.register_buffer("shift", torch.linspace(-0.1, 0.2, NEURONS))
-
-    def forward(self, input_, v, s):
-        v = 0.9 * v * (1 - s) + torch.addcmul(self.shift, input_, self.gain)
-        return v, Box()(v - 0.5)
-
-
-def test_a_product_with_one_of_a_tensor_of_the_cells_is_that_tensor():
-    step = trace(Scaled(), torch.Size(SHAPE), torch.float32)
-    assert step.parameters == 2
-    assert not [call for call in step.prologue.calls if call[0] is torch.ops.aten.mul.Scalar]
-    assert_conforms(CPU, Scaled(), drive(Scaled()))  # Triton says no fma
 
 
 def test_the_step_is_read_no_matter_how_it_is_called():

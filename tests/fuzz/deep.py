@@ -18,7 +18,6 @@ import hibana as hb
 from fuzz.contexts import called, parametrized
 from fuzz.differ import Counts, Different
 from hibana import surrogate
-from hibana.compiler.memory_layout import inverse_order
 from hibana.spikes.convolution import dense
 from hibana.spikes.convolution import layer as convolution
 
@@ -250,7 +249,7 @@ def _run(net: nn.ModuleList, of: Deep, phase: str, number: int, dtype: torch.dty
     image = torch.rand(shape if of.still else (of.steps, *shape), generator=generator)
     image = ((image * 64).round() / 64 if of.still else (image < 0.4)).to(dtype)
     if not of.still:
-        image = image.permute(of.order).contiguous().permute(inverse_order(of.order))
+        image = image.permute(of.order).contiguous().permute(*map(of.order.index, range(image.ndim)))
     image.requires_grad_("image" not in of.frozen)
     h = image.expand(of.steps, *shape) if of.still else image
     results: dict[str, Any] = {}

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from hibana.compiler.analysis.binary import emits_spikes
 from hibana.compiler.backend import check_backend
 from hibana.compiler.call import (
     State,
@@ -17,7 +18,6 @@ from hibana.compiler.call import (
 from hibana.compiler.checks import SlowPathWarning, check_batch
 from hibana.compiler.explain import explain
 from hibana.compiler.gradient_warning import NetworkWarning
-from hibana.compiler.spiking import emits_spikes
 from hibana.runtime import torch_internals
 
 __all__ = [

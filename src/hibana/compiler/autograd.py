@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,20 +12,10 @@ from hibana.compiler import programs
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Kernels, Prepared
 from hibana.compiler.derivatives import check_unbatched, once_differentiable, unwrapped_apply
 from hibana.compiler.draws import new_seed
-from hibana.compiler.memory_layout import (
-    Order,
-    inverse_order,
-    memory_order,
-    permute_step,
-    step_to_order,
-    steps_contiguous,
-    to_callers_order,
-)
+from hibana.compiler.graph.plan import Plan
+from hibana.compiler.memory_layout import fills_memory, in_layout, steps_contiguous
 from hibana.compiler.spike_metadata import attach
 from hibana.compiler.tensors import tensors_of
-
-if TYPE_CHECKING:
-    from hibana.compiler.graph.plan import Plan
 
 
 class RunSpecification(NamedTuple):
@@ -33,11 +23,11 @@ class RunSpecification(NamedTuple):
 
     kernels: Kernels
     shape: torch.Size
-    """The shape of the inputs, with the dimensions in memory order."""
+    """The shape of the inputs."""
+    strides: tuple[int, ...]
+    """The strides of a step of the inputs: those of all tensors of one step, and of steps of the outputs."""
     wants_last: bool
     """Whether the caller needs the last states."""
-    order: Order | None = None
-    """The memory order of the inputs' dimensions; None if it is their own order."""
     initial_count: int = 0
     """The number of initial states: all states, or 0 for a run from zeros."""
     prepared: Prepared | None = None
@@ -55,7 +45,7 @@ def run(
 ) -> tuple[Tensor, Sequence[Tensor]]:
     """The outputs of `cell` over `inputs`, and its last states other than the output state.
 
-    Outputs have the memory format of `inputs`.
+    The steps of the outputs have the strides of the steps of `inputs`, if these fill their memory.
 
     Args:
         kernels: the kernels of the step of `cell`.
@@ -67,17 +57,14 @@ def run(
     """
     initial = () if state is None else state
     cell_tensors = tuple(tensors_of(cell).values())
-    order: Order | None = None
     # Matrices multiply neurons that are adjacent in memory; random numbers depend on the neurons' order.
-    if not (kernels.step.matrices or kernels.step.draws or inputs.is_contiguous()):
-        order = memory_order(inputs)
-    if order is None and not steps_contiguous(inputs):
+    is_in_order = bool(kernels.step.matrices or kernels.step.draws)
+    if not (steps_contiguous(inputs) if is_in_order else fills_memory(inputs[0])):
         inputs, key = inputs.contiguous(), None
-    shape = inputs.shape if order is None else torch.Size(inputs.shape[d] for d in order)
-    spec = RunSpecification(kernels, shape, wants_last, order, len(initial))
+    spec = RunSpecification(kernels, inputs.shape, inputs.stride()[1:], wants_last, len(initial))
     needs_gradient = torch.is_grad_enabled() and inputs.requires_grad
     if needs_gradient and not (initial or cell_tensors) and inputs.is_contiguous():
-        spec = spec._replace(prepared=kernels.prepare(kernels.plan, shape, wants_last))
+        spec = spec._replace(prepared=kernels.prepare(kernels.plan, inputs.shape, wants_last))
     if key is not None:
         programs.remember(cell, key, spec)
     return run_specification(spec, inputs, (*initial, *cell_tensors))
@@ -97,17 +84,6 @@ def run_specification(
         _attach_region(outputs)
         return outputs, last
     outputs, last, _ = spec.kernels.forward(_arguments(spec, inputs, tensors, None))
-    if spec.order is None:
-        return outputs, last
-    outputs, last = to_callers_order(spec.order, outputs, last)
-    # not views: a checkpoint would return them as views, which can't be written to in place
-    return outputs.detach(), [value.detach() for value in last]
-
-
-def run_prepared(spec: RunSpecification, inputs: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-    """:func:`run_specification` with prepared kernels, for a call that needs the gradient of `inputs`."""
-    outputs, *last = _apply(spec, inputs)
-    _attach_region(outputs)
     return outputs, last
 
 
@@ -124,16 +100,16 @@ def _attach_region(outputs: Tensor) -> None:
 
 
 def _arguments(
-    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...], plan: "Plan | None"
+    spec: RunSpecification, inputs: Tensor, tensors: tuple[Tensor, ...], plan: Plan | None
 ) -> ForwardArguments:
-    """The arguments of the forward kernel, in memory order.
+    """The arguments of the forward kernel.
 
     `tensors` are the initial states, then the cell's tensors; `plan`: the residuals to store, None for none.
     """
-    kernels, order, count = spec.kernels, spec.order, spec.initial_count
-    first = [step_to_order(order, t) for t in tensors[:count]] if count else kernels.zero_states
-    inputs = inputs if order is None else inputs.permute(order)
-    parameters = kernels.parameters(tensors[count:], inputs.shape[1:], order)
+    kernels, count = spec.kernels, spec.initial_count
+    initial = [in_layout(tensor.resolve_neg(), spec.strides) for tensor in tensors[:count]]
+    first = initial or kernels.zero_states
+    parameters = kernels.parameters(tensors[count:], spec.shape[1:], spec.strides)
     seed = new_seed() if kernels.step.draws else 0
     return ForwardArguments(inputs, first, parameters, plan, spec.wants_last, seed=seed)
 
@@ -151,7 +127,7 @@ class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, spec: RunSpecification, inputs: Tensor, *tensors: Tensor) -> Any:
         """The outputs and the last states; `tensors` are the initial states, then the cell's tensors."""
-        kernels, order, count, prepared = spec.kernels, spec.order, spec.initial_count, spec.prepared
+        kernels, count, prepared = spec.kernels, spec.initial_count, spec.prepared
         plan = kernels.plan
         ctx.specification = spec
         ctx.set_materialize_grads(False)
@@ -161,18 +137,14 @@ class _Run(torch.autograd.Function):
             ctx.support = None if plan.support_at is None else residuals[plan.support_at]
             return outputs, *last
         arguments = _arguments(spec, inputs, tensors, plan)
-        inputs, first, parameters, *_ = arguments
         ctx.seed = arguments.seed
         outputs, last, residuals = kernels.forward(arguments)
         saved_inputs = (_frozen_leaf(inputs),) if plan.reads_input else ()
-        initial = [first[i] for i in plan.first] if count else ()
-        ctx.save_for_backward(*saved_inputs, *initial, *tensors[count:], *parameters, *residuals)
+        initial = [arguments.first[i] for i in plan.first] if count else ()
+        saved = *saved_inputs, *initial, *tensors[count:], *arguments.parameters, *residuals
+        ctx.save_for_backward(*saved)
         is_packed = not kernels.step.matrices or inputs.shape[-1] % 8 == 0  # without padding between samples
         ctx.support = residuals[plan.support_at] if is_packed and plan.support_at is not None else None
-        if order is not None:
-            outputs, last = to_callers_order(order, outputs, last)
-            # not views: autograd would put a node of its own above this node
-            outputs, last = outputs.detach(), [value.detach() for value in last]
         return outputs, *last
 
     @staticmethod
@@ -211,29 +183,26 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         last_grads: the gradients of the last states; None for zeros.
     """
     spec = ctx.specification
-    kernels, order, count = spec.kernels, spec.order, spec.initial_count
+    kernels, count, strides = spec.kernels, spec.initial_count, spec.strides
     plan, step = kernels.plan, kernels.step
     needs_grad = ctx.needs_input_grad[1:]  # for the inputs, the initial states, the cell's tensors
     saved = iter(saved_tensors(ctx))
-    inputs = next(saved) if plan.reads_input else None
+    # A hook for saved tensors, such as one that stores them elsewhere, may return tensors with other strides.
+    inputs = in_layout(next(saved), strides) if plan.reads_input else None
     first: Sequence[Tensor | None] = kernels.zero_states
     if count:
-        saved_states = dict(zip(plan.first, islice(saved, len(plan.first)), strict=True))
+        saved_states = {i: in_layout(next(saved), strides) for i in plan.first}
         first = [saved_states.get(i) for i in range(count)]
     cell_tensors = tuple(islice(saved, len(needs_grad) - 1 - count))
-    parameters = tuple(islice(saved, step.arguments))
-    if grad_outputs is not None:
-        if order is not None:
-            grad_outputs = grad_outputs.permute(order)
-        if grad_outputs.is_neg():
-            grad_outputs = grad_outputs.resolve_neg()
-        if not steps_contiguous(grad_outputs):
-            grad_outputs = grad_outputs.contiguous()
-    grads: Sequence[Tensor | None] = kernels.zero_states[1:]
-    if last_grads:
-        grads = [None if g is None else step_to_order(order, g) for g in last_grads]
+    rows = [in_layout(row, strides) for row in islice(saved, step.parameters)]
+    parameters = (*rows, *islice(saved, step.arguments - step.parameters))
+    grad_outputs, *grads = [
+        None if grad is None else in_layout(grad.resolve_neg(), strides)
+        for grad in (grad_outputs, *(last_grads or kernels.zero_states[1:]))
+    ]
     arguments = BackwardArguments(
         spec.shape,
+        strides,
         inputs,
         first,
         parameters,
@@ -245,12 +214,6 @@ def _backward(ctx: Any, grad_outputs: Tensor | None, *last_grads: Tensor | None)
         seed=0 if spec.prepared else ctx.seed,
     )
     grad_input, first_grads, sums = kernels.backward(arguments)
-    if order is not None:
-        inverse = inverse_order(order)
-        if grad_input is not None:
-            grad_input = grad_input.permute(inverse)
-        first_grads = [None if g is None else permute_step(inverse, g) for g in first_grads]
-        sums = [permute_step(inverse, total) for total in sums]
     if len(needs_grad) == 1:
         return None, grad_input
     state_grads = (

@@ -9,42 +9,26 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, ClassVar, NamedTuple, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from hibana.compiler.memory_layout import Order, inverse_order, row_bytes, step_order, step_to_order
-
-if TYPE_CHECKING:
-    from hibana.compiler.graph.plan import Plan
-    from hibana.compiler.graph.step import Step
-
-__all__ = [
-    "Backend",
-    "BackwardArguments",
-    "ForwardArguments",
-    "Kernels",
-    "Prepared",
-    "check_backend",
-    "default_backend",
-    "kernel_class",
-    "names",
-    "refusal",
-    "register",
-]
+from hibana.compiler.graph.plan import Plan
+from hibana.compiler.graph.step import Step
+from hibana.compiler.memory_layout import in_layout, row_bytes
 
 
 class ForwardArguments(NamedTuple):
     """The arguments of a forward."""
 
     inputs: Tensor
-    """``[T, ...]``, each step contiguous."""
+    """``[T, ...]``; the steps fill their memory without gaps. All tensors of one step have their strides."""
     first: Sequence[Tensor | None]
     """The initial states; None for zeros."""
     parameters: Sequence[Tensor]
-    """The step's parameters, each one number or one per neuron, then its matrices. Contiguous."""
-    plan: "Plan | None"
+    """The step's parameters, each one number or one per neuron, then its matrices, which are contiguous."""
+    plan: Plan | None
     """The residuals to write; None for none."""
     wants_last: bool = True
     """Whether the caller needs the last states."""
@@ -59,6 +43,8 @@ class BackwardArguments(NamedTuple):
 
     shape: torch.Size
     """The shape of the sequences, ``[T, ...]``."""
+    strides: tuple[int, ...]
+    """The strides of one step of the inputs, which all tensors of one step have."""
     inputs: Tensor | None
     """The inputs, if they are a residual."""
     first: Sequence[Tensor | None]
@@ -68,7 +54,7 @@ class BackwardArguments(NamedTuple):
     residuals: Sequence[Tensor]
     """The residuals other than the inputs."""
     grad_outputs: Tensor | None
-    """The gradient of the outputs, each step contiguous; None for zeros."""
+    """The gradient of the outputs; None for zeros."""
     last_grads: Sequence[Tensor | None]
     """The gradients of the last states other than the output state; None for zeros."""
     wants_input: bool
@@ -108,12 +94,12 @@ class Kernels(ABC):
     """Whether steps may multiply by sparse matrices (:mod:`hibana.compiler.graph.sparse`)."""
     approximate: tuple[str, ...] = ()
     """Operations that the forward computes within 2 ulp of the true value, but not to PyTorch's own bits."""
-    step: "Step"
-    plan: "Plan"
+    step: Step
+    plan: Plan
     dtype: torch.dtype
 
     @abstractmethod
-    def __init__(self, step: "Step", plan: "Plan", dtype: torch.dtype) -> None:
+    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         """Raises ``Unsupported`` if this backend lacks an operation of the step."""
 
     @staticmethod
@@ -121,13 +107,13 @@ class Kernels(ABC):
         """The kind of device, ``"cpu"`` or ``"cuda"``, on which PyTorch computes the same results."""
         return "cpu"
 
-    def for_step(self, step: "Step") -> Self:
+    def for_step(self, step: Step) -> Self:
         """A copy of these kernels for a `step` that differs from their step only in its constants."""
         kernels = copy(self)
         kernels._set_step(step)
         return kernels
 
-    def _set_step(self, step: "Step") -> None:
+    def _set_step(self, step: Step) -> None:
         """Sets the step, whose constants each launch passes to the kernels."""
         self.step = step
 
@@ -145,7 +131,7 @@ class Kernels(ABC):
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients of the input and of the initial states, and of parameters, summed over time."""
 
-    def prepare(self, plan: "Plan", shape: torch.Size, wants_last: bool) -> Prepared | None:
+    def prepare(self, plan: Plan, shape: torch.Size, wants_last: bool) -> Prepared | None:
         """Kernels bound to one `shape` of sequences and the stored values of `plan`; None if no faster."""
         return None
 
@@ -159,14 +145,14 @@ class Kernels(ABC):
         return (None,) * len(self.step.states)
 
     def parameters(
-        self, cell_tensors: Sequence[Tensor], shape: torch.Size, order: Order | None = None
+        self, cell_tensors: Sequence[Tensor], shape: torch.Size, strides: Sequence[int] | None = None
     ) -> list[Tensor]:
         """The parameters of the step, each one number or one per neuron, then its matrices.
 
         Args:
             cell_tensors: the parameters and buffers of the cell.
-            shape: the shape of a step in memory order.
-            order: the memory order of a sequence's dimensions; None if it is the caller's order.
+            shape: the shape of a step.
+            strides: the strides of a step; None if it is contiguous.
         """
         count = self.step.parameters
         if not (count or self.step.matrices):
@@ -174,9 +160,8 @@ class Kernels(ABC):
         with torch.no_grad():
             values = self.step.prologue(*cell_tensors)
             parameters = [value.to(self.dtype).resolve_neg() for value in values[:count]]
-            if order is not None:
-                shape = torch.Size([shape[d] for d in step_order(inverse_order(order))])
-            rows = [v if v.numel() == 1 else step_to_order(order, v.expand(shape)) for v in parameters]
+            rows = [value if value.numel() == 1 else value.expand(shape) for value in parameters]
+            rows = [row.contiguous() if strides is None else in_layout(row, strides) for row in rows]
             # not the index tensors of sparse matrices: their checks are remembered for these very tensors
             matrices = [t.detach().resolve_neg() if t.is_floating_point() else t for t in values[count:]]
             return rows + matrices
@@ -211,8 +196,6 @@ class Backend:
 
 
 _BACKENDS: dict[str, Backend] = {}
-_DEFAULTS: dict[str, str] = {}
-"""The name of the backend that ``"auto"`` chooses, by type of device."""
 
 
 def register(backend: Backend) -> None:
@@ -223,8 +206,6 @@ def register(backend: Backend) -> None:
     if backend.name in names():
         raise ValueError(f"backend {backend.name!r} is there already")
     _BACKENDS[backend.name] = backend
-    for device in backend.devices:
-        _DEFAULTS.setdefault(device, backend.name)
 
 
 def names() -> tuple[str, ...]:
@@ -239,8 +220,8 @@ def check_backend(name: str) -> None:
 
 
 def default_backend(device: str) -> str:
-    """The name of the backend that ``"auto"`` chooses on a type of device."""
-    return _DEFAULTS.get(device, "cpu")
+    """The name of the backend that ``"auto"`` chooses on a type of device: the first that serves it."""
+    return next((backend.name for backend in _BACKENDS.values() if device in backend.devices), "cpu")
 
 
 def refusal(name: str, device: str) -> str:

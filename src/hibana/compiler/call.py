@@ -105,8 +105,6 @@ def run_cell(
         # The key and the cell's attributes determine a call; setting an attribute clears the cell's cache.
         key = _key(backend, inputs, wants_last, state is not None)
         spec = programs.recall(cell, key)
-        if spec is not None and spec.prepared is not None:
-            return autograd.run_prepared(spec, inputs)
         if spec is not None:
             initial = () if state is None else checked_state(cell, inputs, state)
             return autograd.run_specification(spec, inputs, (*initial, *tensors_of(cell).values()))

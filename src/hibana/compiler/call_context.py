@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from hibana.cells.surrogate import in_forward_mode
 from hibana.runtime import torch_internals
 
 run_active = False
@@ -20,7 +21,6 @@ _CURRENT_RUN: ContextVar[Any] = ContextVar("hibana.run", default=None)
 # Global lookups: attribute lookups would take a tenth of a small call.
 _is_dynamo_compiling = torch.compiler.is_dynamo_compiling
 _modes, _jit_trace = torch_internals.dispatch_mode_count, torch_internals.jit_trace
-_transform = torch_internals.current_transform
 
 
 def current_run() -> Any:
@@ -66,14 +66,7 @@ def is_traced(inputs: Tensor) -> bool:
 
 def is_traced_or_transformed(inputs: Tensor) -> bool:
     """Whether a trace, a ``torch.func`` transform or a forward-mode derivative sees a call on `inputs`."""
-    return (
-        _is_dynamo_compiling()
-        or (type(inputs) is not Tensor and type(inputs) is not nn.Parameter)
-        or _modes() > 0
-        or torch_internals.is_forward_mode()
-        or _transform() is not None
-        or _jit_trace() is not None
-    )
+    return is_traced(inputs) or in_forward_mode() or _jit_trace() is not None
 
 
 def is_fx_proxy(inputs: Any) -> bool:

@@ -32,14 +32,11 @@ def once_differentiable(backward: Callable[..., Any], instead: str) -> Callable[
 
     def once(ctx: Any, *grads: Tensor | None) -> Any:
         """The gradients of the node `ctx`; with grad mode on, they raise if they are differentiated."""
-        if torch.is_autocast_enabled("cpu"):
-            with torch.autocast("cpu", enabled=False):
-                return once(ctx, *grads)
         check_unbatched(grads)
-        if not torch.is_grad_enabled():
-            return backward(ctx, *grads)
-        with torch.no_grad():
+        with without_autocast(), torch.no_grad():
             results = backward(ctx, *grads)
+        if not torch.is_grad_enabled():
+            return results
         results = results if isinstance(results, tuple) else (results,)
         tensors = [g for g in results if isinstance(g, Tensor)]
         message = f"differentiated twice, but can be differentiated once (once_differentiable): {instead}"

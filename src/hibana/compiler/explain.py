@@ -4,18 +4,14 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from hibana.cells import Cell
+from hibana.compiler.equations import REFERENCE, Report, explain_cell
 from hibana.compiler.torch_layers import ORIGINAL_CLASS, add_hint
-
-if TYPE_CHECKING:
-    from hibana.compiler.equations import Report
-
-__all__ = ["explain", "preserve_state", "describe_axes"]
 
 
 def explain(
@@ -82,10 +78,8 @@ _HINT = "hb.explain of one layer has its equations; code=True adds the code"
 
 def _reports(
     module: nn.Module, shape: tuple[int, ...] | None, dtype: torch.dtype, backend: str
-) -> "Iterator[tuple[str, Report]]":
+) -> Iterator[tuple[str, Report]]:
     """The name of each layer of `module` that has a report, and the report."""
-    from hibana.compiler.equations import REFERENCE, Report, explain_cell
-
     reported_modules: set[nn.Module] = set()
     labels: set[str] = set()
     for name, part in module.named_modules():
@@ -182,7 +176,7 @@ def describe_axes(inputs: Tensor) -> str:
     )
 
 
-def _table(net: nn.Module, reports: "dict[str, Report]", calls: dict[str, _Call]) -> list[str]:
+def _table(net: nn.Module, reports: dict[str, Report], calls: dict[str, _Call]) -> list[str]:
     """The lines of a table of the layers of `net` that have a report or were called."""
     call_columns = ["input", "output", "not zero", "time"] if calls else []
     columns = ["layer", "class", *call_columns, "keeps", "gradient", "runs"]
@@ -211,7 +205,7 @@ def _share(values: Tensor) -> str:
     return f"{values.count_nonzero() / max(1, values.numel()):.0%}"
 
 
-def _code(reports: "dict[str, Report]") -> Iterator[str]:
+def _code(reports: dict[str, Report]) -> Iterator[str]:
     """The equations and the code of each cell, once, under the names of its layers."""
     layers: dict[str, list[str]] = {}
     for name, report in reports.items():

@@ -7,8 +7,7 @@ from weakref import WeakSet
 from torch import Tensor
 
 from hibana.cells import Cell
-
-__all__ = ["NO_DERIVATIVE", "NetworkWarning", "has_derivative", "warn_without_derivative"]
+from hibana.compiler.graph.plan import passes_gradient
 
 
 class NetworkWarning(RuntimeWarning):
@@ -25,8 +24,6 @@ _CHECKED: "WeakSet[Cell]" = WeakSet()
 
 def has_derivative(outputs: Tensor) -> bool:
     """Whether a gradient of `outputs`, the outputs of a cell, can reach its inputs."""
-    from hibana.compiler.graph.plan import passes_gradient  # imported with the first compiled step
-
     node: Any = outputs.grad_fn
     if node is not None and node.name() == "ToCopyBackward0":  # to half precision
         node = node.next_functions[0][0]

@@ -1,15 +1,43 @@
-"""The memory layout of sequences: the order of their dimensions, and truth values as bits."""
+"""The memory layout of sequences: the strides of their steps, and truth values as bits."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-Order = tuple[int, ...]
-"""A permutation of a sequence's dimensions; in memory order their strides decrease."""
 
 
 def steps_contiguous(tensor: Tensor) -> bool:
     """Whether each step of `tensor`, ``[T, ...]``, is contiguous; its stride over time is arbitrary."""
     return tensor.is_contiguous() or tensor[0].is_contiguous()
+
+
+def fills_memory(tensor: Tensor) -> bool:
+    """Whether `tensor` fills its memory without gaps, in any order of dimensions."""
+    if tensor.is_contiguous():
+        return True
+    size = 1
+    for stride, extent in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if extent != 1:
+            if stride != size:
+                return False
+            size *= extent
+    return True
+
+
+def in_layout(tensor: Tensor, strides: Sequence[int]) -> Tensor:
+    """`tensor`, a step or a sequence ``[T, ...]``, copied unless its steps have these `strides`.
+
+    A tensor of one number, which all neurons share, is never copied.
+    """
+    if tensor.numel() == 1:
+        return tensor
+    first = tensor.ndim - len(strides)  # 1 for a sequence, 0 for a step
+    dimensions = zip(tensor.shape[first:], tensor.stride()[first:], strides, strict=True)
+    if all(size == 1 or stride == target for size, stride, target in dimensions):
+        return tensor
+    over_time = (tensor.shape[first:].numel(),) * first
+    copy = torch.empty_strided(tensor.shape, (*over_time, *strides), dtype=tensor.dtype, device=tensor.device)
+    return copy.copy_(tensor)
 
 
 def constant_step(sequence: Tensor) -> Tensor | None:
@@ -24,53 +52,18 @@ def constant_step(sequence: Tensor) -> Tensor | None:
     return first if torch.equal(sequence[1:-1], sequence[:-2]) else None
 
 
-def inverse_order(order: Order) -> Order:
-    """The permutation that undoes `order`."""
-    return tuple(sorted(range(len(order)), key=order.__getitem__))
-
-
-def step_to_order(order: Order | None, value: Tensor) -> Tensor:
-    """`value`, a tensor of one step, contiguous in the memory `order` of a sequence; None: its own order."""
-    value = value.resolve_neg()
-    return value.contiguous() if order is None else value.permute(step_order(order)).contiguous()
-
-
-def permute_step(order: Order, value: Tensor) -> Tensor:
-    """`value`, a tensor of one step, permuted by the `order` of a sequence's dimensions."""
-    return value.permute(step_order(order))
-
-
-def step_order(order: Order) -> Order:
-    """The order of a step's dimensions in a sequence of this `order`, whose first dimension is time."""
-    return tuple(dimension - 1 for dimension in order[1:])
-
-
-def to_callers_order(order: Order, outputs: Tensor, last: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """Outputs and last states in memory `order`, permuted to the caller's order."""
-    inverse = inverse_order(order)
-    return outputs.permute(inverse), [permute_step(inverse, value) for value in last]
-
-
-def memory_order(inputs: Tensor) -> Order | None:
-    """The order of dimensions that makes the steps of `inputs` contiguous; None if they are, or can't be."""
-    if steps_contiguous(inputs):
-        return None
-    strides = inputs.stride()
-    order = (0, *sorted(range(1, inputs.ndim), key=lambda dimension: -strides[dimension]))
-    return order if inputs.permute(order)[0].is_contiguous() else None
-
-
 def expand_over_time(step: Tensor, steps: int) -> Tensor:
     """The tensor `step` expanded over time, ``[T, ...]``, by way of its memory order.
 
     Torch's sum of the gradient over time then reads memory in order. In another order, such as that of
     channels-last tensors, the sum takes ten times as long.
     """
-    order = None if torch.compiler.is_compiling() else memory_order(step[None])
-    if order is None:
+    if torch.compiler.is_compiling() or step.is_contiguous() or not fills_memory(step):
         return step.expand(steps, *step.shape)
-    in_memory_order = step.permute(step_order(order))
-    return in_memory_order.expand(steps, *in_memory_order.shape).permute(inverse_order(order))
+    order = sorted(range(step.ndim), key=step.stride, reverse=True)
+    in_memory_order = step.permute(order)
+    sequence = in_memory_order.expand(steps, *in_memory_order.shape)
+    return sequence.permute(0, *(1 + order.index(dimension) for dimension in range(step.ndim)))
 
 
 def row_bytes(count: int) -> int:

@@ -7,45 +7,41 @@ stored as bits, and :data:`bit_product` is faster than a dense product.
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from hibana.compiler.backend import BackwardArguments, ForwardArguments, Kernels
+from hibana.compiler.graph.plan import Plan
+from hibana.compiler.graph.step import Step
+from hibana.compiler.graph.synapses import Operand, operands
 from hibana.compiler.memory_layout import row_bytes, unpack_bits
 
-if TYPE_CHECKING:
-    from hibana.compiler.graph.plan import Plan
-    from hibana.compiler.graph.step import Step
-    from hibana.compiler.graph.synapses import Operand
+bit_product: Any = None
+"""The function of two tensors that returns ``rows^T B``, of float32 rows and rows B of as many bits, in whole
+64-bit words. :mod:`hibana` sets it."""
+synapse_sums: Any = None
+"""The function that returns the sum for each synapse, from the row starts and targets of sparse synapses, the
+gradients of their targets, and rows of numbers or, for float32 gradients, of bits of their sources.
+:mod:`hibana` sets it."""
 
-bit_product: Callable[[Tensor, Tensor], Tensor] | None = None
-"""``rows^T B`` for float32 rows and rows B of as many bits, in whole 64-bit words. :mod:`hibana` sets it."""
-synapse_sums: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
-"""From the row starts and targets of sparse synapses, float32 rows of gradients of their targets, and rows of
-numbers or of bits of their sources, to the sum for each synapse. :mod:`hibana` sets it."""
-MOST_TERMS = 1 << 24
-"""Maximum numbers that torch multiplies at once for the gradient of sparse synapses without a kernel."""
-
-Named: TypeAlias = dict[str, Any]
+Named = dict[str, Any]
 """Tensors, numbers and addresses by the names of a kernel's arguments; None is a null address."""
-Variant: TypeAlias = "Plan | bool | None"
+Variant = Plan | bool | None
 """The plan of the residuals that a forward writes, or whether a backward computes the input's gradient."""
 
 
 class NamedKernels(Kernels):
     """Allocates the tensors that a run writes, and launches a kernel with its arguments by name."""
 
-    operands: "Sequence[Operand]" = ()
-    """The operands of the step's matrix products; each gives one matrix product over the whole sequence."""
-
-    def _set_step(self, step: "Step") -> None:
-        """Sets the step, and the names of its arguments in the kernels."""
+    def _set_step(self, step: Step) -> None:
+        """Sets the step, the operands of its products, and the names of its arguments in the kernels."""
         super()._set_step(step)
+        self._operands = operands(step)
+        """The operands of matrix products; the gradient of each is one product over the whole sequence."""
         states = step.states
         self._initial_names = tuple(f"{name}_first" for name in states)
         self._initial_grad_names = tuple(f"{name}_first_grad" for name in states)
@@ -76,9 +72,13 @@ class NamedKernels(Kernels):
         """`sequence` in a dtype that the kernels read and write."""
         return sequence
 
-    def _new_sequence(self, read: Tensor, shape: torch.Size, may_offset: bool) -> Tensor:
-        """An uninitialized sequence for the results of a kernel that reads the sequence `read`."""
-        return read.new_empty(shape)
+    def _new_sequence(self, read: Tensor, may_offset: bool) -> Tensor:
+        """An uninitialized sequence for the results of a kernel that reads the sequence `read`.
+
+        It has the shape of `read` and the strides of its steps, which follow one another.
+        """
+        strides = read[0].numel(), *read.stride()[1:]
+        return torch.empty_strided(read.shape, strides, dtype=read.dtype, device=read.device)
 
     def forward(self, arguments: ForwardArguments) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Allocates the results and runs the forward kernel; returns the outputs, last states and residuals.
@@ -89,11 +89,11 @@ class NamedKernels(Kernels):
         inputs, initial, parameters, plan, wants_last, may_offset, seed = arguments
         shape, count = inputs.shape, self.step.parameters
         read_inputs = self._readable(inputs)
-        outputs = self._new_sequence(read_inputs, shape, may_offset)
+        outputs = self._new_sequence(read_inputs, may_offset)
         last: list[Tensor] = []
         if wants_last:
             states = len(initial) - (inputs.dtype == self.dtype)
-            last = [inputs.new_empty(shape[1:], dtype=self.dtype) for _ in range(states)]
+            last = [torch.empty_like(inputs[0], dtype=self.dtype) for _ in range(states)]
         layouts = self.residual_shapes(shape[0], shape[1:]) if plan else []
         residuals = [inputs.new_empty(residual_shape, dtype=dtype) for residual_shape, dtype in layouts]
         kernel_arguments: Named = {
@@ -113,25 +113,27 @@ class NamedKernels(Kernels):
         self, arguments: BackwardArguments
     ) -> tuple[Tensor | None, list[Tensor | None], list[Tensor]]:
         """The gradients as :meth:`Kernels.backward`; a matrix has the gradient of :func:`sum_over_time`."""
-        shape, inputs, initial, parameters, residuals, grad_outputs, last_grads = arguments[:7]
-        step_shape, count, wants_input = shape[1:], self.step.parameters, arguments.wants_input
+        shape, strides, inputs, initial, parameters, residuals, grad_outputs, last_grads = arguments[:8]
+        count, wants_input = self.step.parameters, arguments.wants_input
         tensors = (*residuals, grad_outputs, inputs, *last_grads, *parameters, *initial)
         template = next((t for t in tensors if t is not None), None)
         if template is None:  # all gradients are zero
             template = torch.empty(0, dtype=self.dtype, device=self.device())
         if grad_outputs is None:
-            grad_outputs = template.new_zeros(step_shape, dtype=self.dtype).expand(shape)
+            zeros = template.new_zeros(shape[1:].numel(), dtype=self.dtype)
+            grad_outputs = zeros.as_strided(shape, (0, *strides))
         input_dtype = grad_outputs.dtype
         if len(last_grads) == len(initial) and (last_grad := last_grads[-1]) is not None:
             grad_outputs = grad_outputs.to(self.dtype, copy=True)
             grad_outputs[-1] += last_grad
         read_grads = self._readable(grad_outputs)
         read_inputs = None if inputs is None else self._readable(inputs)
-        grad_input = self._new_sequence(read_grads, shape, arguments.may_offset) if wants_input else None
+        grad_input = self._new_sequence(read_grads, arguments.may_offset) if wants_input else None
         initial_grads: list[Tensor | None] = [None] * len(initial)
+        one_step = read_grads[0]
         if arguments.wants_first:
-            initial_grads = [template.new_empty(step_shape, dtype=self.dtype) for _ in initial]
-        sums = [template.new_empty(step_shape, dtype=self.dtype) for _ in self.step.grad_sums]
+            initial_grads = [torch.empty_like(one_step, dtype=self.dtype) for _ in initial]
+        sums = [torch.empty_like(one_step, dtype=self.dtype) for _ in self.step.grad_sums]
         kernel_arguments: Named = {
             **{
                 "input": read_inputs,
@@ -148,7 +150,7 @@ class NamedKernels(Kernels):
         kernel_arguments |= {f"sum{i}_all": tensor for i, tensor in enumerate(sums)}
         kernel_arguments |= dict(zip(self.plan.names, residuals, strict=True))
         gradients = {} if grad_input is None else {self.step.grad_input: grad_input}
-        for i, operand in enumerate(self.operands):
+        for i, operand in enumerate(self._operands):
             if operand.gradient not in gradients:  # several products may share one gradient
                 gradients[operand.gradient] = kernel_arguments[f"outer{i}_all"] = template.new_empty(
                     shape, dtype=self.dtype
@@ -157,7 +159,7 @@ class NamedKernels(Kernels):
         if grad_input is not None:
             grad_input = grad_input.to(input_dtype)
         stored = dict(zip(self.plan.stored, residuals, strict=True))
-        for operand, matrix in zip(self.operands, self.step.summed_at, strict=True):
+        for operand, matrix in zip(self._operands, self.step.summed_at, strict=True):
             residual = inputs if operand.residual.is_input else stored[operand.residual]
             assert residual is not None
             first = None if operand.state is None else initial[operand.state]
@@ -167,7 +169,7 @@ class NamedKernels(Kernels):
 
 
 def sum_over_time(
-    operand: "Operand",
+    operand: Operand,
     residual: Tensor,
     first: Tensor | None,
     gradient: Tensor,
@@ -188,50 +190,28 @@ def sum_over_time(
     gradient = gradient.reshape(steps, math.prod(gradient.shape[1:-1]), neurons)
     columns = row_bytes(neurons) if operand.residual.boolean else neurons
     residual = residual.reshape(*gradient.shape[:2], columns)
-    product = _product if index is None else partial(_sparse_product, *index)
     if operand.state is None:
-        total = product(gradient, residual, operand.residual.boolean)
+        total = _product(gradient, residual, operand.residual.boolean, index)
     else:
-        total = product(gradient[1:], residual[:-1], operand.residual.boolean)
+        total = _product(gradient[1:], residual[:-1], operand.residual.boolean, index)
     if first is not None:
-        total = total + product(gradient[:1], first.reshape(1, -1, neurons), False)
+        total = total + _product(gradient[:1], first.reshape(1, -1, neurons), False, index)
     return total.T if operand.is_left and index is None else total
 
 
-def _product(gradient: Tensor, residual: Tensor, is_bits: bool) -> Tensor:
-    """``gradient^T residual``, summed over the first two dimensions.
+def _product(
+    gradient: Tensor, residual: Tensor, is_bits: bool, index: tuple[Tensor, Tensor] | None
+) -> Tensor:
+    """``gradient^T residual``, summed over the first two dimensions, or its sums at the synapses of `index`.
 
     `residual` is the input of a recurrent product that the forward stored. With `is_bits` it holds 8 spikes a
     byte, of as many neurons as `gradient` has.
     """
     rows, residual = gradient.flatten(0, 1), residual.flatten(0, 1)
-    if not is_bits:
-        return rows.T @ residual
-    if bit_product is not None and _has_kernel(rows):
-        return bit_product(rows, _words(residual))
-    return rows.T @ unpack_bits(residual, rows.shape[1]).to(rows.dtype)
-
-
-def _sparse_product(
-    row_starts: Tensor, targets: Tensor, gradient: Tensor, residual: Tensor, is_bits: bool
-) -> Tensor:
-    """The sum over the first two dimensions of ``residual[source] gradient[target]``, for each synapse."""
-    rows, residual = gradient.flatten(0, 1), residual.flatten(0, 1)
-    if synapse_sums is not None and _has_kernel(rows):
-        return synapse_sums(row_starts, targets, rows, _words(residual) if is_bits else residual)
-    x = unpack_bits(residual, rows.shape[1]).to(rows.dtype) if is_bits else residual
-    sources = torch.repeat_interleave(row_starts.diff(), output_size=targets.numel())
-    part = max(1, MOST_TERMS // max(1, len(rows)))
-    parts = [slice(first, first + part) for first in range(0, targets.numel(), part)]
-    sums = [(x[:, sources[p]] * rows[:, targets[p]]).sum(0) for p in parts]
-    return torch.cat(sums) if sums else rows.new_zeros(0)
-
-
-def _has_kernel(rows: Tensor) -> bool:
-    """Whether :data:`bit_product` and :data:`synapse_sums` take the gradient `rows`."""
-    return rows.dtype == torch.float32 and len(rows) > 0 and rows.device.type == "cpu"
-
-
-def _words(octets: Tensor) -> Tensor:
-    """Rows of bytes as rows of 64-bit words."""
-    return pad(octets, (0, -octets.shape[1] % 8)).view(torch.int64)
+    if is_bits and rows.dtype == torch.float32 and len(rows) and rows.device.type == "cpu":
+        words = pad(residual, (0, -residual.shape[1] % 8)).view(torch.int64)
+        product: Tensor = bit_product(rows, words) if index is None else synapse_sums(*index, rows, words)
+    else:
+        numbers = unpack_bits(residual, rows.shape[1]).to(rows.dtype) if is_bits else residual
+        product = rows.T @ numbers if index is None else synapse_sums(*index, rows, numbers)
+    return product

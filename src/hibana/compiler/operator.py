@@ -250,9 +250,11 @@ def _backward(
 ) -> list[Tensor]:
     """The gradients of the inputs, of the initial states, and of those cell tensors that are `learned`."""
     kernels = _kernels(step, backend, inputs, runs=True)
+    inputs = _with_contiguous_steps(inputs)
     arguments = BackwardArguments(
         inputs.shape,
-        _with_contiguous_steps(inputs),
+        inputs.stride()[1:],
+        inputs,
         _initial_states(kernels, first),
         kernels.parameters(cell_tensors, inputs.shape[1:]),
         residuals,
@@ -287,39 +289,35 @@ def _(inputs: Tensor, first: Any, cell_tensors: Tensors, *arguments: Any) -> lis
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     """Saves the tensors of a call of ``hibana::unroll`` for :func:`_gradient`."""
-    sequence, first, cell_tensors, ctx.step, ctx.backend, keep, seed = inputs
+    sequence, first, cell_tensors, ctx.text, ctx.backend, keep, seed = inputs
     if not keep:
         raise RuntimeError(
             "hibana::unroll was called with keep=False, and has no gradient: call it with keep=True"
         )
-    kernels = _kernels(ctx.step, ctx.backend, sequence)
-    ctx.states, ctx.first_count, ctx.reads_input = (
-        len(kernels.step.states),
-        len(first),
-        kernels.plan.reads_input,
-    )
-    ctx.shape, ctx.learned = sequence.shape, [t.requires_grad for t in cell_tensors]
-    read = [sequence] if ctx.reads_input else []
-    ctx.draws = seed is not None
-    ctx.save_for_backward(*read, *first, *cell_tensors, *output[ctx.states :], *([seed] * ctx.draws))
+    ctx.kernels = _kernels(ctx.text, ctx.backend, sequence)
+    ctx.shape, ctx.first_count, ctx.draws = sequence.shape, len(first), seed is not None
+    ctx.learned = [t.requires_grad for t in cell_tensors]
+    read = [sequence] if ctx.kernels.plan.reads_input else []
+    residuals = output[len(ctx.kernels.step.states) :]
+    ctx.save_for_backward(*read, *first, *cell_tensors, *residuals, *([seed] * ctx.draws))
 
 
 def _gradient(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
     """The gradients of the arguments of ``hibana::unroll``, computed by ``hibana::unroll_backward``."""
-    saved, first_count = list(ctx.saved_tensors), ctx.first_count
+    saved, first_count, states = list(ctx.saved_tensors), ctx.first_count, len(ctx.kernels.step.states)
     seed = saved.pop() if ctx.draws else None
     template = next(g for g in grads if g is not None)
     # `hibana::unroll_backward` reads only shape and dtype of inputs that are no residual
-    inputs = saved.pop(0) if ctx.reads_input else template.new_empty(()).expand(ctx.shape)
+    inputs = saved.pop(0) if ctx.kernels.plan.reads_input else template.new_empty(()).expand(ctx.shape)
     end = first_count + len(ctx.learned)
-    outputs, *last = grads[: ctx.states]
+    outputs, *last = grads[:states]
     outputs = inputs.new_zeros(()).expand(ctx.shape) if outputs is None else outputs
     last = [inputs.new_zeros(ctx.shape[1:]) if g is None else g for g in last]
     arguments = saved[:first_count], saved[first_count:end], saved[end:], outputs, last
     grad_input, *other_grads = torch.ops.hibana.unroll_backward(
-        inputs, *arguments, ctx.step, ctx.backend, ctx.learned, seed
+        inputs, *arguments, ctx.text, ctx.backend, ctx.learned, seed
     )
-    learned_grads = iter(other_grads[ctx.states :])  # after the gradient of each initial state
+    learned_grads = iter(other_grads[states:])  # after the gradient of each initial state
     cell_grads = [next(learned_grads) if is_learned else None for is_learned in ctx.learned]
     # torch takes no gradient for an argument with its default value, such as a missing seed
     return grad_input, other_grads[:first_count], cell_grads, None, None, None, *[None] * ctx.draws

@@ -3,29 +3,46 @@
 - A cell remembers its runs and kernels while nothing that its step reads has changed (:func:`recall`,
   :func:`remember`). The key of a run holds backend, shape, strides, dtype, threads and so on.
 - All cells share one dictionary. Cells of one class with equal hyper-parameters and tensors of equal shapes
-  share kernels (:func:`kernels_of`), and so do steps that differ only in their constants
-  (:mod:`hibana.compiler.compiling`).
+  share kernels (:func:`kernels_of`), and so do steps that differ only in their constants.
 
 A backend is imported when a step is first compiled for it.
 """
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from hibana.cells import Cell
 from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
-from hibana.compiler.backend import Backend, Kernels, register
-from hibana.compiler.bounded_dict import BoundedDict
+from hibana.compiler.analysis.bounds import guard_products
+from hibana.compiler.backend import Backend, Kernels, kernel_class, register
 from hibana.compiler.graph.dependencies import Dependencies, dependencies_of
-from hibana.compiler.graph.objects import has_hooks, tensor_properties
+from hibana.compiler.graph.objects import has_hooks
 from hibana.compiler.graph.ops import Unsupported
+from hibana.compiler.graph.plan import make_plan
+from hibana.compiler.graph.serial import structure_key
+from hibana.compiler.graph.synapses import required_residuals, with_computed_operands
+from hibana.compiler.graph.trace import trace
 from hibana.compiler.tensors import shape_class, tensors_of
 
 SHARED_PROGRAMS = 1280
-_SHARED: "BoundedDict[Hashable, Kernels | str]" = BoundedDict(SHARED_PROGRAMS)
+"""Maximum entries of :data:`_SHARED`."""
+CELL_PROGRAMS = 128
+"""Maximum programs and runs per cell, which differ in backend, shape, dtype or threads."""
+_SHARED: dict[Hashable, Kernels | str] = {}
 """Kernels by the fingerprint of a cell and by the structure of a step, or the reason for their absence."""
+
+
+def _store(cache: dict[Hashable, Any], size: int, key: Hashable, entry: Any) -> None:
+    """Stores `entry` in a `cache` of at most `size` entries, which is emptied first if it is full.
+
+    Programs that are in use stay alive. Another thread may use the cache at the same time.
+    """
+    if len(cache) >= size:
+        cache.clear()
+    cache[key] = entry
 
 
 def kernels_of(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> Kernels:
@@ -37,7 +54,8 @@ def kernels_of(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) 
     key = (backend, shape, dtype)
     result: Kernels | str | None = dependencies.cache.get(key)
     if result is None:
-        result = dependencies.cache[key] = _shared_kernels(cell, dependencies.key, backend, shape, dtype)
+        result = _shared_kernels(cell, dependencies.key, backend, shape, dtype)
+        _store(dependencies.cache, CELL_PROGRAMS, key, result)
     if isinstance(result, str):
         raise Unsupported(result)
     return result
@@ -47,32 +65,23 @@ def recall(cell: Cell, run: Hashable) -> Any:
     """The result of :func:`remember` for the key `run`; None if an object that the step reads has changed."""
     cache: CellCache | None = cell.__dict__.get(CACHE_ATTRIBUTE)
     dependencies: Dependencies | None = None if cache is None else cache.dependencies
-    if dependencies is None or not (_is_bare(cell) and dependencies.is_unchanged()):
+    if dependencies is None or not _is_bare(cell):
         return None
-    return dependencies.cache.get(_run_key(cell, run))
+    # Setting an attribute of the cell clears its cache; replacing a tensor in place of another does not.
+    has_tensors = cell._parameters or cell._buffers
+    is_unchanged = dependencies.is_valid_for(cell) if has_tensors else dependencies.is_unchanged()
+    return dependencies.cache.get(run) if is_unchanged else None
 
 
 def remember(cell: Cell, run: Hashable, result: Any) -> None:
     """Stores `result` under the key `run` for :func:`recall`, unless `cell` holds modules or has hooks."""
     if _is_bare(cell):
-        dependencies_of(cell).cache[_run_key(cell, run)] = result
+        _store(dependencies_of(cell).cache, CELL_PROGRAMS, run, result)
 
 
 def _is_bare(cell: Cell) -> bool:
     """Whether `cell` holds no module and has no hook."""
     return not (cell._modules or has_hooks(cell))
-
-
-def _run_key(cell: Cell, run: Hashable) -> Hashable:
-    """`run` with the properties of the cell's parameters and buffers, but not their values.
-
-    Setting an attribute of the cell clears its cache; replacing a tensor in place of another does not.
-    """
-    parameters, buffers = cell._parameters, cell._buffers
-    if not (parameters or buffers):
-        return run
-    devices = [None if t is None else t.device for t in (*parameters.values(), *buffers.values())]
-    return run, tensor_properties(parameters), tensor_properties(buffers), *devices
 
 
 def _shared_kernels(
@@ -84,14 +93,38 @@ def _shared_kernels(
     result = _SHARED.get(exact_key) or _SHARED.get(any_size_key)
     if result:
         return result
-    from hibana.compiler.compiling import compile_cell
-
     try:
-        kernels = compile_cell(cell, backend, shape, dtype, _SHARED)
+        kernels = _compile(cell, backend, shape, dtype)
     except Unsupported as reason:
-        _SHARED[exact_key] = str(reason)
+        _store(_SHARED, SHARED_PROGRAMS, exact_key, str(reason))
         return str(reason)
-    _SHARED[any_size_key if kernels.step.any_size else exact_key] = kernels
+    _store(_SHARED, SHARED_PROGRAMS, any_size_key if kernels.step.any_size else exact_key, kernels)
+    return kernels
+
+
+def _compile(cell: Cell, backend: str, shape: torch.Size, dtype: torch.dtype) -> Kernels:
+    """Traces the step of `cell`, plans its residuals and makes its kernels for steps of `shape`.
+
+    Steps that differ only in their constants share the kernels of the first such step. Raises Unsupported if
+    the step can't be compiled, with the reason.
+    """
+    traced_step = trace(cell, shape, dtype, kernel_class(backend).device(), draws=True, sparse=True)
+    step = with_computed_operands(guard_products(traced_step))
+    key = backend, dtype, structure_key(step)
+    shared = _SHARED.get(key)
+    if isinstance(shared, Kernels):
+        shared.check(shape)
+        # The plan of the kernels refers to the values of their own step, so only constants are replaced.
+        constants = {name: getattr(step, name) for name in ("constants", "prologue", "epilogue", "any_size")}
+        return shared.for_step(replace(shared.step, **constants))
+    kernels_class = kernel_class(backend, bool(step.matrices))
+    if step.sparse and not kernels_class.takes_sparse:
+        raise Unsupported(f"backend {backend!r} computes no sparse synapses")
+    if step.draws and not kernels_class.takes_draws:
+        raise Unsupported(f"the step draws random numbers, and backend {backend!r} draws none")
+    kernels = kernels_class(step, make_plan(step, required_residuals(step)), dtype)
+    kernels.check(shape)
+    _store(_SHARED, SHARED_PROGRAMS, key, kernels)
     return kernels
 
 

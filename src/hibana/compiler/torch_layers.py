@@ -9,20 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    *(
-        "TORCH_LAYERS",
-        "ORIGINAL_CLASS",
-        "add_hint",
-        "faster_layers",
-        "is_user_class",
-        "layer_list",
-        "role_of",
-        "spatial_dims",
-    ),
-    "has_channel_axis",
-]
-
 CALL = nn.Module._call_impl.__code__
 """The code of torch's call of a module; a frame with it names the module."""
 ORIGINAL_CLASS = "_hibana_was"

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from hibana.compiler.call_context import fx_leaf_call, is_fx_proxy
+from hibana.compiler.memory_layout import fills_memory
 from hibana.runtime import available
 from hibana.spikes import select
 from hibana.spikes.bits import Planes, pack_integers, pack_multiples, sampled_density
-from hibana.spikes.provenance import Provenance, fills_memory
+from hibana.spikes.provenance import Provenance
 
 __all__ = ["NOT_SPIKES", "SMALLEST_WORK", "SMALL_PRODUCT", "SMALL_PRODUCT_REASON", "UNSUPPORTED", "Mode"]
 __all__ += ["SpikeLayer", "check_mode", "mask_provenance", "needs_gradient"]

@@ -5,10 +5,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hibana.compiler.memory_layout import unpack_bits
+from hibana.compiler.memory_layout import fills_memory, unpack_bits
 from hibana.spikes.bits import pack_binary, pack_integers
 from hibana.spikes.checks import kernels_accept
-from hibana.spikes.provenance import fills_memory
 
 __all__ = ["PackedTensor"]
 

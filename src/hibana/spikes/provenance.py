@@ -5,29 +5,18 @@ uncertain is treated as dense: the gradient is computed everywhere unless only t
 it. A hook on a node of autograd (``Node.register_prehook``) is not detected.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from hibana.compiler.spike_metadata import Observers, gradient_region_of, metadata_of, register_view
+from hibana.compiler.spike_metadata import GradientRegion, region_of, register_view
 from hibana.runtime import torch_internals
 from hibana.spikes.bits import pack_bits
 
-__all__ = ["Provenance", "fills_memory", "lookup", "register_view", "probe"]
+__all__ = ["Provenance", "lookup", "register_view", "probe"]
 
 
-class Provenance(NamedTuple):
+class Provenance(GradientRegion):
     """Where the gradient of a tensor is needed."""
-
-    length: int
-    """Elements of each piece of the mask; pieces are in memory order."""
-    mask: Tensor
-    """``[pieces, bytes]``, set where the gradient is needed."""
-    is_spikes: bool
-    """Whether the mask is set exactly where the tensor had spikes when it was emitted."""
-    observers: Observers
-    """Tensors whose hooks would see a restricted gradient."""
 
     def rows(self, length: int) -> Tensor | None:
         """The mask ``[rows, words]`` of rows of `length` elements; None if rows do not begin at a word."""
@@ -70,21 +59,5 @@ def probe() -> Tensor:
 
 def lookup(tensor: Tensor) -> Provenance | None:
     """Where the gradient of `tensor` is needed; None, for everywhere, if no layer has attached a mask."""
-    attached = metadata_of(tensor)
-    region = None if attached is None else gradient_region_of(tensor, attached)
-    if attached is None or region is None or not fills_memory(tensor):
-        return None
-    return Provenance(attached.length, region.mask, region.is_spikes, region.observers)
-
-
-def fills_memory(tensor: Tensor) -> bool:
-    """Whether `tensor` fills its memory without gaps, in any order of dimensions."""
-    if tensor.is_contiguous():
-        return True
-    size = 1
-    for stride, extent in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if extent != 1:
-            if stride != size:
-                return False
-            size *= extent
-    return True
+    region = region_of(tensor)
+    return None if region is None else Provenance(*region)

@@ -5,12 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hibana.compiler.analysis.eager import Eager
-from hibana.compiler.graph.analysis import Rewriting, reachable
+from hibana.compiler.graph.analysis import Analysis, Rewriting, reachable
 from hibana.compiler.graph.ops import Operation
 from hibana.compiler.graph.step import Step, Value
-
-__all__ = ["Range", "RealValues", "measured_ranges", "simplified_nexts"]
 
 Range = tuple[float, float]
 """Smallest and largest number over calibration data."""
@@ -67,6 +64,19 @@ class _Simplified(Rewriting):
         if row.name == "sign":
             return make("sub", *(make("to_float", make(op, x, zero)) for op in ("gt", "lt")))
         return super().operation(value, row, args)
+
+
+class Eager(Analysis[Tensor]):
+    """Tensors of values, computed by PyTorch in `dtype`; a subclass defines the tensors of leaves."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+
+    def operation(self, value: Value, row: Operation, args: list[Tensor]) -> Tensor:
+        """The result of PyTorch's function for the operation `row`."""
+        result = row.function(*args)
+        return result if row.boolean else result.to(self.dtype)
 
 
 class RealValues(Eager):

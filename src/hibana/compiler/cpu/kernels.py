@@ -114,9 +114,9 @@ class CpuKernels(NamedKernels):
             self._kernels.setdefault(key, (kernel, source))
         return self._kernels[key]
 
-    def _new_sequence(self, read: Tensor, shape: torch.Size, may_offset: bool) -> Tensor:
-        """A tensor of `shape` without 4K aliasing between it and `read`."""
-        return unaliased(read, shape, may_offset)
+    def _new_sequence(self, read: Tensor, may_offset: bool) -> Tensor:
+        """A sequence like `read` without 4K aliasing between the two."""
+        return unaliased(read, may_offset)
 
     def _bind(
         self,

@@ -92,18 +92,21 @@ def split_rows(steps: int, neurons: int, threads: int, max_width: int) -> tuple[
     return -(-neurons // width), width, max(1, SMALLEST_SHARE // (steps * width))
 
 
-def unaliased(read: Tensor, shape: torch.Size, may_offset: bool = True) -> Tensor:
-    """A new tensor of `shape` for the results of a kernel that reads `read`, without 4K aliasing.
+def unaliased(read: Tensor, may_offset: bool = True) -> Tensor:
+    """A new sequence for the results of a kernel that reads the sequence `read`, without 4K aliasing.
 
-    A large tensor begins :data:`OUTPUT_OFFSET` bytes after `read` modulo a page, since stores and loads at
-    equal places of a page wait for one another. Without `may_offset` it begins at the start of its storage.
+    It has the shape of `read` and the strides of its steps, which follow one another. A large sequence begins
+    :data:`OUTPUT_OFFSET` bytes after `read` modulo a page, since stores and loads at equal places of a page
+    wait for one another. Without `may_offset` it begins at the start of its storage.
     """
-    count, dtype = shape.numel(), read.dtype
-    if not may_offset or count * dtype.itemsize < ALIASING_FROM:
-        if read.shape == shape and read.is_contiguous():
-            return torch.empty_like(read)  # half the time of `torch.empty`, which parses a shape from Python
-        return torch.empty(shape, dtype=dtype, device="cpu")
+    count, dtype = read.numel(), read.dtype
+    is_small = not may_offset or count * dtype.itemsize < ALIASING_FROM
+    if is_small and read.is_contiguous():
+        return torch.empty_like(read)  # half the time of other functions, which parse a shape from Python
+    strides = read[0].numel(), *read.stride()[1:]
+    if is_small:
+        return torch.empty_strided(read.shape, strides, dtype=dtype, device="cpu")
     buffer = torch.empty(count + PAGE // dtype.itemsize, dtype=dtype, device="cpu")
     shift = (read.data_ptr() + OUTPUT_OFFSET - buffer.data_ptr()) & (PAGE - LINE)
-    buffer.set_(buffer.untyped_storage(), shift // dtype.itemsize, shape, ())
+    buffer.set_(buffer.untyped_storage(), shift // dtype.itemsize, read.shape, strides)
     return buffer.data  # a tensor whose version counter is 0

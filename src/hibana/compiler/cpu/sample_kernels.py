@@ -13,9 +13,6 @@ from hibana.compiler.cpu.kernels import CpuKernels
 from hibana.compiler.cpu.launch import Launch, argument_packer
 from hibana.compiler.cpu.product import padded, table_stride
 from hibana.compiler.cpu.row_function import LINE
-from hibana.compiler.graph import synapses
-from hibana.compiler.graph.plan import Plan
-from hibana.compiler.graph.step import Step
 from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.named_kernels import Named, Variant
 from hibana.runtime.kernels import bind_kernel
@@ -33,11 +30,6 @@ class SampleKernels(CpuKernels):
 
     takes_sparse: ClassVar = True
     about: ClassVar = "cpu: one native kernel forward and one back, sample by sample, with products per spike"
-
-    def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
-        """Finds the vector functions of `step`, and the vectors that its matrices multiply."""
-        super().__init__(step, plan, dtype)
-        self.operands = synapses.operands(step)
 
     def _bind_all(
         self,

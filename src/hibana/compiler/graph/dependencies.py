@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from hibana.cells import Cell
 from hibana.cells.base import CACHE_ATTRIBUTE, CellCache
-from hibana.compiler.bounded_dict import BoundedDict
 from hibana.compiler.graph.names import names_in
 from hibana.compiler.graph.objects import (
     CONSTANT,
@@ -36,8 +35,6 @@ from hibana.compiler.graph.objects import (
 )
 from hibana.compiler.graph.ops import Unsupported
 
-CACHED = 128
-"""Maximum programs and calls per cell, which differ in backend, shape, dtype or threads."""
 _UNREAD = frozenset(vars(nn.Module())) | {CACHE_ATTRIBUTE}
 """Attributes of a module that no step computes with."""
 _CALLED_IMPLICITLY = {"__getattr__", "backward", "forward", "jvp", "setup_context", "vmap"}
@@ -77,8 +74,8 @@ class Dependencies:
         :func:`hibana.compiler.graph.objects.snapshot`."""
         self.variables: list[tuple[Mapping[str, Any], str, Any]] = []
         """Global variables: their dictionary, name and value."""
-        self.cache: dict[Hashable, Any] = BoundedDict(CACHED)
-        """Programs and calls of the module, valid while its dependencies are unchanged."""
+        self.cache: dict[Hashable, Any] = {}
+        """Programs and calls of the module, valid while its dependencies are unchanged; for its callers."""
         self._indices: dict[int, int] = {}
         """The index of each object, by its id."""
         self._alive: list[object] = []

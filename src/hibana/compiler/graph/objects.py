@@ -30,10 +30,10 @@ _READS_STATE = {
     *("get_default_dtype", "get_float32_matmul_precision", "get_num_interop_threads", "get_num_threads"),
     *("get_rng_state", "initial_seed", "is_anomaly_enabled", "is_autocast_enabled", "is_grad_enabled"),
     *("is_inference_mode_enabled", "seed"),
-    *("_get_extobj_dict", "getbufsize", "geterr", "geterrcall", "get_printoptions"),
+    *("_get_extobj_dict", "getbufsize", "geterr", "geterrcall", "get_printoptions", "numpy.random"),
     *("__import__", "breakpoint", "compile", "eval", "exec", "globals", "id", "input", "open"),
 }
-"""Functions of torch, NumPy and Python whose result depends on a global state."""
+"""Functions of torch, NumPy and Python whose result depends on a global state, as all of ``numpy.random``."""
 _OPERATIONS = {"OpOverload", "OpOverloadPacket", "ScriptFunction", "_ArrayFunctionDispatcher", "ufunc"}
 """Names of the types of functions of torch and NumPy."""
 _DESCRIPTORS = types.ClassMethodDescriptorType, types.MethodDescriptorType, types.WrapperDescriptorType
@@ -126,7 +126,7 @@ def contents(value: Any) -> tuple[Hashable, Mapping[Any, Any]] | None:
     kind: type = type(value)
     if isinstance(value, nn.Module):
         # parameters and buffers separately, since hibana.cells.ranges distinguishes them
-        tensors = tensor_properties(value._parameters), tensor_properties(value._buffers)
+        tensors = _tensor_properties(value._parameters), _tensor_properties(value._buffers)
         return (value.training, has_hooks(value), *tensors), {**vars(value), **value._modules}
     if kind is types.ModuleType or (isinstance(value, types.ModuleType) and does_not_change(value)):
         return Identity(value), vars(value)
@@ -175,9 +175,11 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def tensor_properties(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
-    """The names, shapes, dtypes and ``requires_grad`` of `tensors`."""
-    properties = [None if t is None else (t.shape, t.dtype, t.requires_grad) for t in tensors.values()]
+def _tensor_properties(tensors: Mapping[str, Tensor | None]) -> tuple[Hashable, ...]:
+    """The names, shapes, dtypes, devices and ``requires_grad`` of `tensors`."""
+    properties = [
+        None if t is None else (t.shape, t.dtype, t.device, t.requires_grad) for t in tensors.values()
+    ]
     return (*tensors, *properties)
 
 

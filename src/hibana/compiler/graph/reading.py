@@ -196,20 +196,10 @@ class Reading:
             self._read_pointwise(node)
         elif target is torch.ops.aten.scalar_tensor.default:
             self.values[node] = self.number(node.args[-1])
-        elif self._is_unchanged(node):
-            node.replace_all_uses_with(used[0])
         else:
             if writes(node) and len({id(n.meta["val"]) for n in sharing_memory(node)}) > 1:
                 raise Unsupported(f"{target} writes into a tensor with another name")
             self.once.add(node)
-
-    def _is_unchanged(self, node: fx.Node) -> bool:
-        """Whether `node` is a product with 1, as in the derivatives of ``addcmul`` and other operations."""
-        if node.target is not torch.ops.aten.mul.Scalar or type(node.args[1]) not in (int, float):
-            return False
-        (source,) = node.all_input_nodes
-        same_dtype = bool(source.meta["val"].dtype == node.meta["val"].dtype)
-        return same_dtype and bool(node.args[1] == 1) and not any(map(writes, self.graph.nodes))
 
     def _is_narrowed(self, node: fx.Node) -> bool:
         """Whether `node` converts a gradient to the narrower dtype of a tensor of the cell."""

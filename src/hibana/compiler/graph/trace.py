@@ -5,9 +5,6 @@ The cell's ``forward`` and its gradient run on small tensors while their ATen op
 (:mod:`hibana.compiler.graph.reading`).
 """
 
-import random
-import sys
-from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import replace
@@ -66,19 +63,15 @@ def _trace(cell: Cell, shape: torch.Size, dtype: torch.dtype, device: str) -> St
     # two sizes for each dimension that no tensor of the cell determines
     small_shapes = [torch.Size(size if n < 0 else n for n in shape_class(tensors, shape)) for size in (2, 3)]
     copy = _copy(cell, tensors)
-    graphs, keys, reads_size, draws = [], [], False, []
+    graphs, keys, reads_size = [], [], False
     for small_shape in small_shapes:
-        random_state = _random_state()
         graph, graph_reads_size = joint_graph(copy, tensors, small_shape, dtype, "cpu")
         graphs.append(graph)
         reads_size = reads_size or graph_reads_size
         dependencies = Dependencies(copy)
         keys.append((dependencies.key, dependencies.refusal))
-        draws.append(_random_state() != random_state)
     if keys[0] != keys[1]:
         raise Unsupported("the step changes what it holds besides its states, as a counter does")
-    if all(draws):
-        raise Unsupported("the step draws random numbers of Python's or NumPy's")
     if not reads_size and str(graphs[0]) == str(graphs[1]):
         step = Reading(cell, tensors, graphs[0], small_shapes[0], dtype, device).step()
         return replace(step, any_size=True)
@@ -102,11 +95,3 @@ def _copy(cell: Cell, tensors: dict[str, Tensor]) -> Cell:
         if (kind := traced_kind(module)) is not type(module):
             module.__class__ = kind
     return copy
-
-
-def _random_state() -> Hashable:
-    """The state of the global random generators of Python and NumPy."""
-    # numpy.random is loaded on first use
-    numpy_random = sys.modules.get("numpy.random")
-    words, position = numpy_random.get_state()[1:3] if numpy_random else ((), 0)
-    return random.getstate(), tuple(words), position

@@ -18,7 +18,6 @@ from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.plan import Plan, gradients
 from hibana.compiler.graph.step import Step
-from hibana.compiler.graph.synapses import operands
 from hibana.compiler.memory_layout import row_bytes
 from hibana.compiler.named_kernels import Named, NamedKernels, Variant
 from hibana.compiler.triton.language import Language
@@ -55,7 +54,6 @@ class GpuKernels(NamedKernels):
     def __init__(self, step: Step, plan: Plan, dtype: torch.dtype) -> None:
         self.plan = plan
         self.dtype = dtype
-        self.operands = operands(step)
         self.language = Language(str(dtype).removeprefix("torch."), is_interpreted(), bool(step.matrices))
         operations = self.language.dialect.operations
         for value in reachable([*step.nexts, *gradients(step)]):
@@ -150,7 +148,7 @@ class SampleKernels(GpuKernels):
         named |= {f"M{i}_at": _plain(matrix) for i, matrix in enumerate(matrices)}
         named |= {f"M{i}_transposed_at": _plain(matrix.mT) for i, matrix in enumerate(matrices)}
         wide = max(INNER, 1 << (features - 1).bit_length())
-        named |= {"steps": steps, "neurons": samples * features, "row_bytes": samples * row_bytes(features)}
+        named |= {"steps": steps, "step_size": samples * features, "row_bytes": samples * row_bytes(features)}
         named |= {"size": wide.bit_length(), "samples": samples, "features": features}
         named |= {"sample_bytes": row_bytes(features), "SAMPLES": SAMPLES, "NEURONS": wide, "INNER": INNER}
         named["workspace"] = torch.empty(samples, features, dtype=self.dtype, device=device)

@@ -93,7 +93,7 @@ def multiplied(x, matrix, workspace, sample, neuron, here, features, INNER: tl.c
 _OF_NEURONS = (
     "lo = tl.program_id(0).to(tl.int64) * BLOCK",
     "j = tl.arange(0, BLOCK)",
-    "there = j < neurons - lo",
+    "there = j < step_size - lo",
     "octet = j // 8",
     "bit = j % 8",
     "eighth = tl.arange(0, BLOCK // 8)",
@@ -144,16 +144,10 @@ def program(
         *(["workspace += lo * features"] if by_samples else []),
         *body,
     ]
-    shared = ["steps", "neurons", "row_bytes", "size", "BLOCK: tl.constexpr"]
+    shared = ["steps", "step_size", "row_bytes", "size", "BLOCK: tl.constexpr"]
     if by_samples:
-        sizes = ("SAMPLES", "NEURONS", "INNER")
-        shared[-1:] = [
-            "workspace",
-            "samples",
-            "features",
-            "sample_bytes",
-            *(f"{n}: tl.constexpr" for n in sizes),
-        ]
+        shared[-1:] = ["workspace", "samples", "features", "sample_bytes"]
+        shared += [f"{size}: tl.constexpr" for size in ("SAMPLES", "NEURONS", "INNER")]
     text = f"def {name}({', '.join([*arguments, *shared])}):\n{block(lines)}\n"
     return f"{MULTIPLIED}\n\n{text}" if by_samples else text
 

@@ -44,7 +44,7 @@ def over_neurons(
     """Runs `kernel` with `arguments` by name over all blocks of neurons."""
     if not neurons:
         return
-    sizes = {"steps": steps, "neurons": neurons, "row_bytes": row_bytes(neurons)}
+    sizes = {"steps": steps, "step_size": neurons, "row_bytes": row_bytes(neurons)}
     sizes["size"] = neurons.bit_length()
     if interpreted:
         sizes["BLOCK"] = INTERPRETED_BLOCK

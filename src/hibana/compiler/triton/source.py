@@ -60,7 +60,7 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
     }
     loaded = {name: _load(row, row.base, "there", language) for name, row in rows.items() if name in now}
     loaded_earlier = {
-        f"{name}_earlier": _load(row, f"{row.base} - {_stride(row)}", "there & ~is_first", language)
+        f"{name}_earlier": _load(row, f"{row.base} - {row.stride}", "there & ~is_first", language)
         for name, row in rows.items()
         if f"{name}_earlier" in then
     }
@@ -69,14 +69,17 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
     lines, results = statements(loop.stores, _leaf_variables(now), language.dialect)
     stores = [_store(row, results.pop(name), language) for name, row in rows.items() if name in loop.stores]
     direction, time = ("+", "t") if loop.forwards else ("-", "steps - 1 - t")
-    drawing = [*_draw_steps(time, language), *draws({**now, **then}, language)] if step.draws else []
+    drawing = []
+    if step.draws:  # `now` and `earlier` are the indices of this step and of the step before
+        drawing = [f"now = tl.full({language.shape}, {time}, tl.int32)", "earlier = now - 1"]
+        drawing += draws({**now, **then}, language)
     body = [
         *_load_parameters({**then, **now}, language),
         *(_load_or_zero(f"{name}_first", pointer, language) for name, pointer in loop.initial.items()),
         *(_load_or_zero(name, row.start, language) for name, row in loop.states.items()),
     ]
     if not loop.forwards:
-        body += [f"{row.base} += (steps - 1).to(tl.int64) * {_stride(row)}" for row in rows.values()]
+        body += [f"{row.base} += (steps - 1).to(tl.int64) * {row.stride}" for row in rows.values()]
     iteration = [
         *(f"{name} = {text}" for name, text in loaded.items() if name not in earlier_names),
         *([f"is_first = tl.full({language.shape}, {time}, tl.int32) == 0"] if loop.before else []),
@@ -86,14 +89,19 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
         *(f"{name} = tl.where(is_first, {name}_first, {text})" for name, text in rebuilt.items()),
         *lines,
         *(line for store in stores for line in store),
-        *_assign_together(results),
+        *(f"{name}_next = {text}" for name, text in results.items()),  # all from the old values
+        *(f"{name} = {name}_next" for name in results),
         *(f"{name} = {earlier}" for name, earlier in earlier_names.items()),
-        *(f"{row.base} {direction}= {_stride(row)}" for row in rows.values()),
+        *(f"{row.base} {direction}= {row.stride}" for row in rows.values()),
     ]
     body += [
         *(f"{name} = {loaded[name]}" for name in earlier_names),
         *("for t in range(steps):", block(iteration)),
-        *(_store_unless_none(row.end, name) for name, row in loop.states.items() if row.end),
+        *(
+            f"if {row.end} is not None:\n    tl.store({row.end} + j, {name}, there)"
+            for name, row in loop.states.items()
+            if row.end
+        ),
     ]
     bits = [row.base for row in rows.values() if row.bits]
     numbers = [row.base for row in rows.values() if not row.bits]
@@ -106,11 +114,6 @@ def _source(loop: Loop, step: Step, language: Language) -> str:
     return program(
         loop.direction, arguments, [*numbers, *_parameter_rows({**then, **now})], bits, body, language
     )
-
-
-def _stride(row: SequenceRow) -> str:
-    """The distance of two steps of a sequence, in numbers or in bytes of bits."""
-    return "neurons" if row.stride == "step_size" else row.stride
 
 
 def _load(row: SequenceRow, pointer: str, where: str, language: Language) -> str:
@@ -169,24 +172,9 @@ def _shared(step: Step, stores: Mapping[str, Value]) -> tuple[str, ...]:
     return ("constants", *(f"p{i}_at" for i in range(step.parameters)), *matrices, *seed)
 
 
-def _draw_steps(time: str, language: Language) -> list[str]:
-    """Statements for the index of the step in draws, ``now``, and of the step before."""
-    return [f"now = tl.full({language.shape}, {time}, tl.int32)", "earlier = now - 1"]
-
-
 def _load_or_zero(name: str, pointer: str, language: Language) -> str:
     """A statement that loads `name` from `pointer`, or sets it to zero if that is None, or an empty name."""
     zero = f"{name} = {language.number(0)}"
     if not pointer:
         return zero
     return f"if {pointer} is None:\n    {zero}\nelse:\n    {name} = tl.load({pointer} + j, there)"
-
-
-def _store_unless_none(pointer: str, name: str) -> str:
-    """A statement that stores `name` at `pointer` unless that is None."""
-    return f"if {pointer} is not None:\n    tl.store({pointer} + j, {name}, there)"
-
-
-def _assign_together(values: Mapping[str, str]) -> list[str]:
-    """Assignments of all `values` to their variables, after all have been computed from the old values."""
-    return [*(f"{n}_next = {text}" for n, text in values.items()), *(f"{n} = {n}_next" for n in values)]
