@@ -76,11 +76,13 @@ NETWORKS = {
 
 
 def simulate(program, folder):
-    """The last line that the testbench prints, and the module's file."""
+    """The last line that the testbench prints, and the class of each sample."""
     path, bench = program.write(folder / "net.v")
     subprocess.run(["iverilog", "-g2005", "-o", folder / "net", path, bench], check=True)
     done = subprocess.run([folder / "net"], check=True, capture_output=True, text=True)
-    return next(line for line in reversed(done.stdout.splitlines()) if line.endswith("equal")), path
+    lines = [line.split() for line in done.stdout.splitlines()]
+    classes = [int(line[3]) for line in lines if line[:1] == ["sample"]]
+    return next(" ".join(line) for line in lines if line[-1] == "equal"), classes
 
 
 @needs_simulator
@@ -93,10 +95,9 @@ def test_every_spike_and_output_equals_pytorch(name, adders, tmp_path):
     net, _ = quantize(make().eval(), inputs)
     assert net(inputs).any()
     program = to_verilog(net, inputs, samples=3, adders=adders)
-    line, path = simulate(program, tmp_path)
-    assert line == "3 of 3 equal"
+    assert simulate(program, tmp_path)[0] == "3 of 3 equal"
     if shutil.which("verilator"):
-        subprocess.run(["verilator", "--lint-only", "-Wall", path], check=True)
+        subprocess.run(["verilator", "--lint-only", "-Wall", tmp_path / "net.v"], check=True)
 
 
 @needs_simulator
@@ -108,6 +109,21 @@ def test_inputs_that_stay_the_same_over_time(tmp_path):
         simulate(to_verilog(quantize(nn.Sequential(*layers), inputs)[0], inputs), tmp_path)[0]
         == "3 of 3 equal"
     )
+
+
+@needs_simulator
+def test_the_class_of_the_largest_of_negative_outputs(tmp_path):
+    torch.manual_seed(3)
+    inputs = torch.rand(8, 12, 6)
+    layers = nn.Sequential(nn.Linear(6, 12), hb.LIF(3.0, threshold=0.1), nn.Linear(12, 4), hb.LI())
+    with torch.no_grad():
+        layers[2].bias.fill_(-2)
+    net, _ = quantize(layers, inputs)
+    outputs = net.net(net.integer_input(inputs))
+    assert outputs.max() < 0
+    expected = outputs.amax(0).argmax(-1)
+    assert len(expected.unique()) > 1
+    assert simulate(to_verilog(net, inputs, scores="max"), tmp_path) == ("12 of 12 equal", expected.tolist())
 
 
 @needs_simulator
