@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hibana.compiler.backend import Prepared
 from hibana.compiler.cpu.kernel_writer import Source
-from hibana.compiler.cpu.launch import Launch, argument_packer, last_level_cache_bytes, split_rows, unaliased
+from hibana.compiler.cpu.launch import Launch, argument_packer, split_rows, unaliased
 from hibana.compiler.cpu.row_function import LINE, NUMBERS
 from hibana.compiler.cpu.row_loops import RowLoops
 from hibana.compiler.cpu.sample_loops import SampleLoops
@@ -30,7 +30,7 @@ from hibana.runtime.kernels import Kernel, address_of, assemble, bind_kernel
 SHAPES = 256
 """Maximum shapes of sequences that the kernels of all steps of one structure stay bound to."""
 
-NONTEMPORAL_FROM = last_level_cache_bytes() // 4
+NONTEMPORAL_FROM = 8 << 20
 """Bytes of a sequence from which it is written by non-temporal stores: the last-level cache would keep little
 of it until it is read."""
 

@@ -3,7 +3,6 @@
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -64,17 +63,6 @@ def argument_packer(
     select = itemgetter(*(position[name] for name in arguments))
     pack = struct.Struct(f"{len(arguments)}q").pack
     return lambda values: pack(*select((*constant_values, *values)))
-
-
-def last_level_cache_bytes() -> int:
-    """The size of the processor's last-level cache; 32 MB if the operating system does not tell it."""
-    try:
-        size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size").read_text(
-            encoding="ascii"
-        )  # such as "32768K"
-    except OSError:
-        return 32 << 20
-    return int(size.rstrip().removesuffix("K")) << 10
 
 
 def split_rows(steps: int, neurons: int, threads: int, max_width: int) -> tuple[int, int, int]:
