@@ -10,8 +10,6 @@ __all__ = ["Geometry", "Pair", "has_image_window"]
 
 Pair = tuple[int, int]
 """A size or step as (down, across)."""
-UNROLLED = 5
-"""Most pixels of a window's row that kernels unroll."""
 TILE_WIDTH = 32
 """Most pixels in a row of a tile."""
 
@@ -38,11 +36,6 @@ class Geometry(NamedTuple):
         """Distance from the first to the last pixel of a window."""
         (down, across), (height, width) = self.dilation, self.kernel
         return down * (height - 1), across * (width - 1)
-
-    @property
-    def unrolled(self) -> int:
-        """Pixels of a window's row that kernels unroll: all if few and not dilated, else 1."""
-        return self.kernel[1] if self.kernel[1] <= UNROLLED and self.dilation[1] == 1 else 1
 
     def tile(self, most: int) -> tuple[int, int, int]:
         """A tile of at most `most` pixels: number of images, and height and width in pixels.

@@ -25,6 +25,8 @@ BEYOND_L2 = 1 << 19
 """Number of float32 weights from which on they exceed the L2 cache."""
 CACHED_FLOATS = 1 << 14
 """Float32 values of a gradient that stay in the L1 and L2 caches."""
+UNROLLED = 5
+"""Most pixels of a window's row that the weight gradient unrolls."""
 MOST_ROW_NUMBERS = 1 << 18
 """Most numbers in the rows of pixels that a window spans, with channels padded to 64."""
 
@@ -94,12 +96,14 @@ def _images_per_tile(planes: int, outputs: int, geometry: Geometry) -> int:
 
 
 def _unrolled(geometry: Geometry, row: Row) -> int:
-    """Pixels of a window's row that the weight gradient unrolls: all if the sums fit into registers, else 1.
+    """Pixels of a window's row that the weight gradient unrolls: all if they are adjacent and few, else 1.
 
-    A vector of 16 floats is one of 32 registers with AVX-512, and two or more of 16 registers without.
+    Their sums must fit into registers. A vector of 16 floats is one of 32 registers with AVX-512, and two or
+    more of 16 registers without.
     """
-    most = 24 if row.compresses else 6
-    return geometry.unrolled if row.vectors * geometry.unrolled <= most else 1
+    width, most_vectors = geometry.kernel[1], 24 if row.compresses else 6
+    is_few = width <= UNROLLED and row.vectors * width <= most_vectors
+    return width if is_few and geometry.dilation[1] == 1 else 1
 
 
 def parts(rows: int, outputs: int, planes: int, geometry: Geometry, threads: int) -> product.Parts:
