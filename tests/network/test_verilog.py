@@ -127,6 +127,13 @@ def test_the_class_of_the_largest_of_negative_outputs(tmp_path):
 
 
 @needs_simulator
+def test_one_step_with_one_output(tmp_path):
+    inputs = torch.rand(1, 2, 2)
+    net, _ = quantize(nn.Sequential(hb.LIF(2.0, threshold=0.2), hb.Window(2, 1, 1)), inputs)
+    assert simulate(to_verilog(net, inputs), tmp_path)[0] == "2 of 2 equal"
+
+
+@needs_simulator
 def test_the_testbench_finds_a_changed_weight(tmp_path):
     torch.manual_seed(0)
     inputs = torch.rand(10, 2, 4)

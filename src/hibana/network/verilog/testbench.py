@@ -32,7 +32,11 @@ def testbench(unit: Unit, net: Quantized, inputs: Tensor, spike_arrays: dict[str
     in_memory = [spikes[node.name].flatten(2)[..., unit.activations[node].order] for node in layers]
     parts = [*((part, torch.uint8) for part in (numbers, *in_memory)), (results, torch.int32)]
     columns = [
-        part.transpose(0, 1).reshape(samples * steps, -1).long().to(kind).contiguous().view(torch.uint8)
+        part.transpose(0, 1)
+        .reshape(samples * steps, -1)
+        .long()
+        .to(kind, memory_format=torch.contiguous_format)  # also of a single column, which may have any stride
+        .view(torch.uint8)
         for part, kind in parts
     ]
     rows = torch.cat(columns, 1).flip(1).numpy()
