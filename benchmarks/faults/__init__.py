@@ -1,6 +1,6 @@
-"""Fault injection: what fails in use is made to fail here, and what hibana promises of it is checked.
+"""Fault injection: causes failures that occur in use, and checks what hibana promises for them.
 
-``python -m benchmarks.faults`` runs all sections and prints a line for each kind of trial; ``--only`` names
-sections, ``--quick`` tries each a few times. Nothing of the benchmark's environment is used: it runs where
-hibana with its extras is installed.
+``python -m benchmarks.faults`` runs all sections and prints one line per kind of trial. ``--only`` selects
+sections; ``--quick`` makes a few trials of each kind. It needs hibana with its extras, but not the
+environment of the other benchmarks.
 """

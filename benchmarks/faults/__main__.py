@@ -1,4 +1,4 @@
-"""``python -m benchmarks.faults``: a line for each kind of trial, and 1 if any failed."""
+"""``python -m benchmarks.faults``: prints one line per kind of trial; exits with 1 if a trial failed."""
 
 import argparse
 import sys
@@ -15,7 +15,7 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Tally]]] = {
     "folder": training.one_folder,
     "caches": caches.caches,
     "flips": damaged.flips,
-    "files": damaged.strangers,
+    "files": damaged.damaged_files,
     "first-calls": threads.first_calls,
     "forks": threads.forks,
     "concurrent": threads.concurrent,
@@ -24,7 +24,7 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Tally]]] = {
 
 
 def main() -> int:
-    """Runs the sections that were asked for; 1 if a trial failed."""
+    """Runs the selected sections; returns 1 if a trial failed, else 0."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.faults", description=__doc__.partition("\n")[0]
     )
@@ -32,14 +32,16 @@ def main() -> int:
     parser.add_argument(
         "--only", nargs="+", choices=SECTIONS, default=[*SECTIONS], metavar="SECTION", help=names
     )
-    parser.add_argument("--quick", action="store_true", help="a few trials of each kind: does it run at all")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few trials of each kind, to test this program"
+    )
     options = parser.parse_args()
-    began, failed = time.perf_counter(), 0
+    start, failed = time.perf_counter(), 0
     for name in options.only:
         for tally in SECTIONS[name](options.quick):
             print(tally, flush=True)
             failed += len(tally.failures)
-    print(f"{failed} failures, {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"{failed} failures, {time.perf_counter() - start:.0f} s", flush=True)
     return 1 if failed else 0
 
 

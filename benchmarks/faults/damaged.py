@@ -1,4 +1,4 @@
-"""Files of strangers: each kind damaged in many ways, and what hibana makes of them."""
+"""Damaged and malicious files of each kind that hibana reads."""
 
 import io
 import json
@@ -11,48 +11,52 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.trial import Tally, begun, run, scratch
+from benchmarks.faults.trial import Tally, run, scratch, start
 
-__all__ = ["flips", "strangers"]
+__all__ = ["damaged_files", "flips"]
 
 SECONDS, MEGABYTES = {"NIR": 5.0}, 500.0
-"""Processor time that a file of a kind may take, 2 seconds if not listed, and memory."""
-HANGING = 60.0
-"""Seconds of waiting after which a file has no end; the machine may be busy."""
+"""Largest processor time of a file by its kind (others: 2 seconds), and largest memory in megabytes."""
+TIMEOUT = 60.0
+"""Seconds of waiting after which a file counts as hanging. It is long because the machine may be busy."""
 
 
 def flips(quick: bool) -> Iterator[Tally]:
-    """Checkpoints with one bit changed: all are refused."""
+    """Trials of checkpoints with one flipped bit; all must be refused."""
     with scratch() as folder, _Worker(folder) as worker:
-        whole, chance = worker.files["checkpoint"].read_bytes(), random.Random(0)
+        content, chance = worker.files["checkpoint"].read_bytes(), random.Random(0)
         tally = Tally("checkpoints with one bit flipped, all refused")
         for _ in range(2 if quick else 1000):
-            at = chance.randrange(8 * len(whole))
-            data = bytearray(whole)
+            at = chance.randrange(8 * len(content))
+            data = bytearray(content)
             data[at // 8] ^= 1 << at % 8
             worker.judge(tally, "checkpoint", bytes(data), refused=True)
         yield tally
 
 
-def strangers(quick: bool) -> Iterator[Tally]:
-    """Damaged and hostile files of each kind: a result or a sentence, in little time and memory."""
+def damaged_files(quick: bool) -> Iterator[Tally]:
+    """Trials of damaged and malicious files of each kind.
+
+    Each file must give a result or a short error message, within the limits of time and memory.
+    """
     with scratch() as folder, _Worker(folder) as worker:
         for kind, path in worker.files.items():
-            whole, chance = path.read_bytes(), random.Random(1)
+            content, chance = path.read_bytes(), random.Random(1)
             tally = Tally(f"damaged files: {kind}")
             for hostile in HOSTILE[kind]:
-                worker.judge(tally, kind, hostile(whole), refused=True)
+                worker.judge(tally, kind, hostile(content), refused=True)
             for trial in range(8 if quick else 1000):
                 cut = trial % 4 == 3
-                data = whole[: chance.randrange(len(whole))] if cut else _changed(whole, chance)
-                # a text that was cut may be an edited one
+                data = content[: chance.randrange(len(content))] if cut else _changed(content, chance)
+                # a truncated text file may still be valid
                 refused = kind == "checkpoint" or (cut and kind == ".npy")
                 worker.judge(tally, kind, data, refused=refused)
             yield tally
 
 
-def _changed(whole: bytes, chance: random.Random) -> bytes:
-    data = bytearray(whole)
+def _changed(content: bytes, chance: random.Random) -> bytes:
+    """Changes 1, 2 or 16 bytes, and sometimes inserts up to 63 random bytes."""
+    data = bytearray(content)
     for _ in range(chance.choice((1, 1, 1, 2, 16))):
         data[chance.randrange(len(data))] ^= chance.randrange(1, 256)
     if chance.random() < 0.1:
@@ -62,13 +66,13 @@ def _changed(whole: bytes, chance: random.Random) -> bytes:
 
 
 class _Worker:
-    """A process that opens files, begun anew whenever one ended it; and a good file of each kind."""
+    """A process that opens files, restarted after a crash; and an undamaged file of each kind."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        made = run(["-c", MAKE, folder])
-        if fault := made.fault(0):
-            raise RuntimeError(f"the files of the trials can't be made: {fault}")
+        result = run(["-c", MAKE, folder])
+        if fault := result.fault(0):
+            raise RuntimeError(f"the files of the trials cannot be created: {fault}")
         names = {"checkpoint": "run/checkpoint.ckpt", "NIR": "net.nir", "YAML": "run/settings.yaml"}
         self.files = {kind: folder / name for kind, name in {**names, ".npy": "in.npy"}.items()}
         self.process: subprocess.Popen[str] | None = None
@@ -80,31 +84,34 @@ class _Worker:
         self._end()
 
     def judge(self, tally: Tally, kind: str, data: bytes, *, refused: bool) -> None:
-        """Adds to `tally` what becomes of `data` as a file of `kind`; `refused`: it must be."""
+        """Opens `data` as a file of `kind` and adds the outcome to `tally`.
+
+        With `refused`, it is a fault if the file is read.
+        """
         path = self.folder / f"trial{self.files[kind].suffix}"
         path.write_bytes(data)
-        answer = self._asked(kind, path)
+        answer = self._open(kind, path)
         if answer is None:
             tally.add(f"no answer; {self._end()}")
             return
-        what, said, spent, waited, megabytes = answer
-        tally.refused += what == "sentence"
-        fault = said if what == "traceback" else None
-        if refused and what == "read" and data != self.files[kind].read_bytes():
-            fault = "it was read"
-        if spent > SECONDS.get(kind, 2.0) or (waited > HANGING / 2):
-            fault = f"it took {spent:.1f} s: {said}"
+        outcome, message, seconds, elapsed, megabytes = answer
+        tally.refused += outcome == "sentence"
+        fault = message if outcome == "traceback" else None
+        if refused and outcome == "read" and data != self.files[kind].read_bytes():
+            fault = "the file was read"
+        if seconds > SECONDS.get(kind, 2.0) or (elapsed > TIMEOUT / 2):
+            fault = f"{seconds:.1f} s: {message}"
         if megabytes > MEGABYTES:
-            fault = f"it took {megabytes:.0f} MB: {said}"
-            self._end()  # the memory of a process that was started for it would be counted again
-        tally.add(fault, spent, megabytes)
+            fault = f"{megabytes:.0f} MB: {message}"
+            self._end()  # the peak memory of child processes cannot be reset
+        tally.add(fault, seconds, megabytes)
 
-    def _asked(self, kind: str, path: Path) -> Any:
+    def _open(self, kind: str, path: Path) -> Any:
         if self.process is None:
-            warm = [word for name, file in self.files.items() for word in (name, file)]
-            arguments = ["-m", "benchmarks.faults.worker", self.files["checkpoint"], *warm]
+            examples = [word for name, file in self.files.items() for word in (name, file)]
+            arguments = ["-m", "benchmarks.faults.worker", self.files["checkpoint"], *examples]
             command = [str(word) for word in arguments]
-            self.process = begun(command, stdin=True)
+            self.process = start(command, stdin=True)
             self._line()
         assert self.process.stdin is not None
         try:
@@ -118,7 +125,7 @@ class _Worker:
     def _line(self) -> str:
         assert self.process is not None
         assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], HANGING)
+        ready, _, _ = select.select([self.process.stdout], [], [], TIMEOUT)
         return self.process.stdout.readline() if ready else ""
 
     def _end(self) -> str:
@@ -127,7 +134,7 @@ class _Worker:
         self.process.kill()
         _, errors = self.process.communicate()
         code, self.process = self.process.returncode, None
-        return f"its process ended with {code}: {errors[-200:]}"
+        return f"exit code {code}: {errors[-200:]}"
 
 
 MAKE = """
@@ -147,11 +154,11 @@ numpy.save(folder / "in.npy", numpy.random.default_rng(0).random((5, 8, 8), nump
 """
 
 
-def _zip_bomb(whole: bytes) -> bytes:
-    """The checkpoint with a part that is 2 GB of zeros, packed."""
+def _zip_bomb(content: bytes) -> bytes:
+    """Adds a compressed part of 2 GB of zeros to a checkpoint."""
     out = io.BytesIO()
     with (
-        zipfile.ZipFile(io.BytesIO(whole)) as old,
+        zipfile.ZipFile(io.BytesIO(content)) as old,
         zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as new,
     ):
         for entry in old.infolist():
@@ -163,29 +170,31 @@ def _zip_bomb(whole: bytes) -> bytes:
 
 
 def _npy(descr: str, shape: str) -> Callable[[bytes], bytes]:
+    """Returns a function that returns an .npy file with this header and 64 bytes of data."""
     head = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
-    return lambda whole: b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(64)
+    return lambda content: b"\x93NUMPY\x01\x00" + struct.pack("<H", len(head)) + head + bytes(64)
 
 
-def _aliases(whole: bytes) -> bytes:
+def _aliases(content: bytes) -> bytes:
+    """A YAML file whose nested aliases expand to 10^10 items."""
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
     return "\n".join([*lines, "layers: *a9"]).encode()
 
 
 HOSTILE: dict[str, list[Callable[[bytes], bytes]]] = {
-    "checkpoint": [_zip_bomb, lambda whole: b"", lambda whole: b"PK\x03\x04" + bytes(100)],
-    "NIR": [lambda whole: b"", lambda whole: whole[:8] + bytes(1 << 16)],
+    "checkpoint": [_zip_bomb, lambda content: b"", lambda content: b"PK\x03\x04" + bytes(100)],
+    "NIR": [lambda content: b"", lambda content: content[:8] + bytes(1 << 16)],
     "YAML": [
         _aliases,
-        lambda whole: b"layers: " + b"[" * 100_000,
-        lambda whole: b"layers: " + b"{a: " * 5_000,
-        lambda whole: b"- " * 50_000,
-        lambda whole: b"\xff\xfe\x00",
-        lambda whole: b"layers: !!python/object/apply:os.system ['false']",
+        lambda content: b"layers: " + b"[" * 100_000,
+        lambda content: b"layers: " + b"{a: " * 5_000,
+        lambda content: b"- " * 50_000,
+        lambda content: b"\xff\xfe\x00",
+        lambda content: b"layers: !!python/object/apply:os.system ['false']",
     ],
     ".npy": [
-        lambda whole: b"",
+        lambda content: b"",
         _npy("'<f4'", "(1000000000000, 8, 8)"),
         _npy("'<f4'", "(" + "9" * 40 + ",)"),
         _npy("'|O'", "(5, 8, 8)"),

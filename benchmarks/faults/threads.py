@@ -1,9 +1,9 @@
-"""Threads, forks and growth: what a server does to a library in a day."""
+"""Concurrent calls, forks and memory growth, as in a server that runs for days."""
 
 import time
 from collections.abc import Iterator
 
-from benchmarks.faults.trial import Tally, begun, ended, run
+from benchmarks.faults.trial import Tally, run, start, wait
 
 __all__ = ["concurrent", "first_calls", "forks", "growth"]
 
@@ -13,15 +13,15 @@ from torch import nn
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(10, 2000), hb.IF(detach_reset=True), nn.Linear(2000, 3), hb.LI())
 inputs = [torch.rand(8, 64, 10) for _ in range(8)]
-found, gate = [None] * 8, threading.Barrier(8)
+results, gate = [None] * 8, threading.Barrier(8)
 def call(at):
     gate.wait()
-    found[at] = net(inputs[at])
+    results[at] = net(inputs[at])
 threads = [threading.Thread(target=call, args=(at,)) for at in range(8)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
 for at in range(8):
-    assert torch.equal(found[at], net(inputs[at])), f"thread {at} has other numbers"
+    assert torch.equal(results[at], net(inputs[at])), f"the results of thread {at} differ"
 """
 
 FORKS = """
@@ -63,19 +63,19 @@ def step(net, x):
     return [out, *torch.autograd.grad(out.square().sum(), list(net.parameters()))]
 nets = [model(seed) for seed in range(workers)]
 inputs = [[torch.rand(5, 3, 6) for _ in range(4)] for _ in nets]
-wanted = [[step(net, x) for x in given] for net, given in zip(nets, inputs)]
+expected = [[step(net, x) for x in samples] for net, samples in zip(nets, inputs)]
 gate, wrong, problems = threading.Barrier(workers), [0] * workers, []
 def work(at):
     gate.wait()
     for number in range(calls // workers):
-        which = number % 4
+        index = number % 4
         try:
-            found = step(nets[at], inputs[at][which])
+            results = step(nets[at], inputs[at][index])
         except Exception as error:
             wrong[at] += 1
             problems.append(repr(error))
             continue
-        wrong[at] += not all(torch.equal(a, b) for a, b in zip(found, wanted[at][which]))
+        wrong[at] += not all(torch.equal(a, b) for a, b in zip(results, expected[at][index]))
 threads = [threading.Thread(target=work, args=(at,)) for at in range(workers)]
 for thread in threads: thread.start()
 for thread in threads: thread.join()
@@ -86,14 +86,14 @@ assert not problems, problems[:3]
 GROWTH = """
 import gc, sys, torch, hibana as hb
 torch.set_num_threads(1)
-what, count = sys.argv[1], int(sys.argv[2])
+kind, count = sys.argv[1], int(sys.argv[2])
 def resident():
     gc.collect()
     (line,) = (line for line in open("/proc/self/status") if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
 x = torch.rand(3, 4, requires_grad=True)
 def call(number):
-    if what == "values":
+    if kind == "values":
         out = hb.IF(0.5 + number / 16384, detach_reset=number % 2 == 0)(x)
     else:
         shape = 1 + number % 100, 1 + number // 100
@@ -106,53 +106,58 @@ for number in range(count):
     call(number)
 print(resident() - before)
 """
-ALLOWED = 50.0
-"""Megabytes."""
+LARGEST_GROWTH = 50.0
+"""In megabytes."""
 
 
 def first_calls(quick: bool) -> Iterator[Tally]:
-    """Processes of eight threads whose first calls of a network come at once; every tenth finds no kernel."""
+    """Trials of processes with eight threads that call a network for the first time at the same moment.
+
+    In every tenth trial one process has no kernel cache.
+    """
     tally = Tally("processes of eight threads, first calls at once")
     for trial in range(1 if quick else 100):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         caches = ({"HIBANA_CACHE": "off"}, {}) if trial % 10 == 0 else ({}, {})
-        for process in [begun(["-c", FIRST], **cache) for cache in caches]:
-            end = ended(process, began)
-            tally.add(end.fault(0), end.seconds)
+        for process in [start(["-c", FIRST], **cache) for cache in caches]:
+            result = wait(process, start_time)
+            tally.add(result.fault(0), result.seconds)
     yield tally
 
 
 def forks(quick: bool) -> Iterator[Tally]:
-    """Processes that fork after a call; children call the same layer and a new one."""
-    tally = Tally("forks: four children of a process that has called")
+    """Trials of processes that fork after a call; the children call the same layer and a new layer."""
+    tally = Tally("forks: four children of a process with compiled kernels")
     for _ in range(1 if quick else 20):
-        end = run(["-c", FORKS])
-        tally.add(end.fault(0), end.seconds)
+        result = run(["-c", FORKS])
+        tally.add(result.fault(0), result.seconds)
     yield tally
 
 
 def concurrent(quick: bool) -> Iterator[Tally]:
-    """Independent models in eight threads, forward and backward, against the same calls one by one."""
+    """Trials of independent models in eight threads, forward and backward, compared with sequential calls."""
     calls = 800 if quick else 100_000
     tally = Tally("concurrent calls of independent models")
-    end = run(["-c", CONCURRENT, calls])
-    wrong = int(end.out.split()[0]) if end.out.split() else calls
+    result = run(["-c", CONCURRENT, calls])
+    wrong = int(result.out.split()[0]) if result.out.split() else calls
     tally.tries = calls
-    tally.seconds = end.seconds
-    tally.failures = [end.fault(0) or "other numbers"] * wrong if wrong else []
-    if not wrong and (fault := end.fault(0)):
+    tally.seconds = result.seconds
+    tally.failures = [result.fault(0) or "different numbers"] * wrong if wrong else []
+    if not wrong and (fault := result.fault(0)):
         tally.failures.append(fault)
     yield tally
 
 
 def growth(quick: bool) -> Iterator[Tally]:
-    """Memory after many values of a hyper-parameter, and after many shapes."""
-    for what, kind in (("values", "values of a hyper-parameter"), ("shapes", "shapes")):
+    """Trials of the memory growth over many values of a hyperparameter, and over many shapes."""
+    for argument, kind in (("values", "values of a hyperparameter"), ("shapes", "shapes")):
         count = 300 if quick else 10_000
-        tally = Tally(f"{kind}, growth within {ALLOWED:.0f} MB")
-        end = run(["-c", GROWTH, what, count])
-        fault = end.fault(0)
-        grown = 0.0 if fault else float(end.out.split()[-1])
-        tally.add(fault or (f"grew by {grown:.0f} MB" if grown > ALLOWED else None), end.seconds, grown)
+        tally = Tally(f"{kind}, growth within {LARGEST_GROWTH:.0f} MB")
+        result = run(["-c", GROWTH, argument, count])
+        fault = result.fault(0)
+        growth = 0.0 if fault else float(result.out.split()[-1])
+        if growth > LARGEST_GROWTH:
+            fault = f"{growth:.0f} MB more"
+        tally.add(fault, result.seconds, growth)
         tally.tries = count
         yield tally

@@ -1,7 +1,7 @@
-"""Opens files that others damaged, one at a time, and says how it went: run as a program by :mod:`.damaged`.
+"""Opens damaged files, one at a time, and reports the outcome; :mod:`.damaged` runs it as a program.
 
-A line ``KIND PATH`` comes in, a line of JSON goes out: what became of it, the time of the processor that it
-took, here and in processes that were started for it, and the most memory that it took.
+It reads lines ``KIND PATH`` and answers each with a JSON list: outcome, message, processor time in seconds
+(of this process and its children), elapsed time in seconds, and peak memory in megabytes.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from pathlib import Path
 
 warnings.simplefilter("ignore")
 CHECKPOINT = Path()
-"""A good one, for the samples that are given to it."""
+"""An undamaged checkpoint, which predicts the samples of damaged .npy files."""
 
 
 def _checkpoint(path: Path) -> None:
@@ -41,14 +41,14 @@ def _yaml(path: Path) -> None:
 def _npy(path: Path) -> None:
     from hibana.cli import main
 
-    told = io.StringIO()
-    with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
+    errors = io.StringIO()
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         code = main(["predict", str(CHECKPOINT), str(path)])
     if code:
-        raise ValueError(f"{code}: {told.getvalue()}")
+        raise ValueError(f"{code}: {errors.getvalue()}")
 
 
-OPENED: dict[str, Callable[[Path], None]] = {
+READERS: dict[str, Callable[[Path], None]] = {
     "checkpoint": _checkpoint,
     "NIR": _nir,
     "YAML": _yaml,
@@ -57,59 +57,63 @@ OPENED: dict[str, Callable[[Path], None]] = {
 
 
 def _outcome(kind: str, path: Path) -> tuple[str, str]:
-    """``read``, ``sentence`` or ``traceback``, and the words."""
+    """Opens a file; returns the outcome (``read``, ``sentence`` or ``traceback``) and the message."""
     try:
-        OPENED[kind](path)
+        READERS[kind](path)
     except (ValueError, TypeError, FileNotFoundError) as error:
-        said = str(error)
-        long = len(said) > 2000 or not said.strip()
-        return ("traceback", f"no sentence: {said[:200]!r}") if long else ("sentence", said)
-    except BaseException:  # whatever a file makes of it is what is looked for
+        message = str(error)
+        if len(message) > 2000 or not message.strip():
+            return "traceback", f"no sentence: {message[:200]!r}"
+        return "sentence", message
+    except BaseException:  # the trials look for any other exception
         return "traceback", traceback.format_exc()
     return "read", ""
 
 
 def _seconds() -> float:
-    spent = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return sum(one.ru_utime + one.ru_stime for one in spent)
+    """Returns the processor time of this process and its finished children."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def _megabytes(name: str) -> float:
+    """Returns the entry `name` of this process's status, in megabytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def _begin() -> float:
-    """What this process has now; its high-water mark begins anew."""
+def _reset_peak() -> float:
+    """Resets the peak memory of this process; returns its present memory in megabytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return _megabytes("VmRSS")
 
 
-def _most(before: float) -> float:
-    """The most that this process had more than `before`, or that a process had which it started.
+def _peak(before: float) -> float:
+    """Returns the peak memory since :func:`_reset_peak` returned `before`, in megabytes.
 
-    Linux counts what this process has as memory of the one that it starts, which is seen only beyond that.
+    The peak is that of this process above `before`, or that of a child process. Linux counts the memory of
+    this process as memory of its children, so a child counts only if its peak is larger.
     """
-    started = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     highest = _megabytes("VmHWM")
-    return max(highest - before, started if started > highest + 1 else 0.0)
+    return max(highest - before, of_children if of_children > highest + 1 else 0.0)
 
 
 def main() -> None:
-    """Answers until its input ends."""
+    """Answers lines until the end of the input."""
     global CHECKPOINT
     CHECKPOINT = Path(sys.argv[1])
-    limit = 6 << 30  # so that a file can't take the machine
+    limit = 6 << 30  # protects the machine from files that allocate without limit
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     for kind, path in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
-        OPENED[kind](Path(path))  # imports what it takes, which is no part of a trial
+        READERS[kind](Path(path))  # loads all modules before the first trial
     print(flush=True)
     for line in sys.stdin:
         kind, _, path = line.rstrip("\n").partition(" ")
-        before, began, spent = _begin(), time.perf_counter(), _seconds()
-        what, said = _outcome(kind, Path(path))
-        waited = time.perf_counter() - began
-        print(json.dumps([what, said, _seconds() - spent, waited, _most(before)]), flush=True)
+        before, start, used = _reset_peak(), time.perf_counter(), _seconds()
+        outcome, message = _outcome(kind, Path(path))
+        elapsed = time.perf_counter() - start
+        print(json.dumps([outcome, message, _seconds() - used, elapsed, _peak(before)]), flush=True)
 
 
 if __name__ == "__main__":
