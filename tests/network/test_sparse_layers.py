@@ -141,8 +141,42 @@ def test_recurrent_synapses_are_the_same_in_programs(name, tmp_path):
     expected = net(x)
     check_programs(net, x, tmp_path, expected)
     assert torch.equal(hb.convert.export(net, x).module()(x), expected)
-    with pytest.raises(Unsupported, match=r"layer '2': .* (integer form|no form here)"):
-        hb.quantize(net, x)
+    if name != "sparse":
+        with pytest.raises(Unsupported, match=r"layer '2': .* (integer form|no form here)"):
+            hb.quantize(net, x)
+
+
+@pytest.mark.parametrize("connectivity", [0.05, 0.3])
+def test_recurrent_synapses_are_the_same_in_integers(connectivity, tmp_path):
+    torch.manual_seed(0)
+    synapses = hb.SparseLinear(40, 40, connectivity)
+    net = nn.Sequential(hb.Linear(9, 40), hb.Recurrent(hb.LIFCell(threshold=0.3), 40, synapses))
+    x = (torch.rand(12, 3, 9) < 0.5).float()
+    small, _ = hb.quantize(net, x)
+    recurrent, dense = small.net[1].cell.m0.T.double(), synapses.to_dense().detach().double()
+    scales = dense.abs().amax(1, keepdim=True) / recurrent.abs().amax(1, keepdim=True).clamp(min=1)
+    assert (recurrent[dense == 0] == 0).all()
+    assert torch.allclose(recurrent * scales, dense, atol=0.005)
+    program = hb.convert.to_c(small, x)
+    assert ("m0_targets" in program.source or "m0_places" in program.source) == (connectivity < 0.1)
+    binary = compiled(program, tmp_path, len(x))
+    expected = small.net(small.integer_input(x)).double()
+    assert 0.05 < expected.mean() < 0.95
+    assert torch.equal(outputs_of(binary, program, small.integer_input(x))[0], expected)
+    assert torch.equal(hb.compile(small, x)(x), small(x))
+
+
+def test_training_in_integers_moves_the_weights_of_recurrent_synapses_alone():
+    synapses = hb.SparseLinear(20, 20, 0.2)
+    net = nn.Sequential(hb.Linear(9, 20), hb.Recurrent(hb.LIFCell(threshold=0.3), 20, synapses), hb.LI())
+    x = (torch.rand(12, 3, 9) < 0.5).float()
+    aware = hb.convert.quantization_aware(net, x)
+    aware(x).sum().backward()
+    gradient = aware.plain[1].recurrent.weight.grad
+    assert gradient.count_nonzero() > 10
+    assert not gradient[synapses.to_dense() == 0].any()
+    aware.plain[1].recurrent.weight.data.add_(0.1)
+    assert (aware.quantized().net[1].cell.m0.T[synapses.to_dense() == 0] == 0).all()
 
 
 @pytest.mark.parametrize("name", RECURRENT)

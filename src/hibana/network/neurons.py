@@ -25,6 +25,13 @@ from hibana.spikes.sparse import Connections
 
 __all__ = ["NeuronLayer", "sparse_matrix", "trace_layer", "trace_step"]
 
+SPARSE_BELOW = 1 / 8
+"""Fraction of weights other than zero below which a matrix of integers is stored as synapses.
+
+A synapse takes three bytes of a C program, and a weight of a dense matrix one byte; a dense row is added in
+vectors of eight numbers.
+"""
+
 
 @dataclass
 class NeuronLayer:
@@ -130,7 +137,11 @@ def trace_layer(node: Node, order: Tensor, dtype: torch.dtype) -> NeuronLayer:
                 f"layer {node.name!r}: its step multiplies samples of shape {node.shape} by a matrix that is "
                 f"{list(values.shape)} and not [{node.size}, {node.size}]"
             )
-        return values.reshape(node.size, -1)[order][:, order]
+        values = values.reshape(node.size, -1)[order][:, order]
+        present, is_integer = values.nonzero(as_tuple=True), bool((values == values.round()).all())
+        if is_integer and len(present[0]) < SPARSE_BELOW * values.numel():
+            return Connections.from_pairs(*present, (node.size, node.size), None, values[present])
+        return values
 
     initial_state = tuple(in_order(state) for state in states)
     parameters = tuple(parameter(values) for values in tensors[: step.parameters])

@@ -15,6 +15,8 @@ from hibana.network.integer_network import Quantized
 from hibana.network.layers.sliding import sliding_window
 from hibana.network.lowering import in_order
 from hibana.network.neurons import NeuronLayer, trace_layer
+from hibana.network.synapses import by_output
+from hibana.spikes.sparse import Connections
 
 __all__ = ["Arithmetic", "FloatArithmetic", "IntegerArithmetic"]
 
@@ -144,7 +146,10 @@ class IntegerArithmetic:
                 vector = self._integer_step(layer, {"operand": product.operand}, bounds)[1]["operand"]
                 factors = (0, 1) if product.is_binary else (vector.low, vector.high)
                 weights = layer.matrix(product.matrix, product.transposed)
-                assert isinstance(weights, Tensor)  # integer steps have no sparse matrices
+                if isinstance(weights, Connections):
+                    assert weights.weights is not None
+                    (by_neuron,) = by_output(weights.targets, layer.node.size, weights.weights)
+                    weights = by_neuron.T
                 bounds[f"product{i}"] = self._sum_bounds(weights, None, factors)
                 self._check(layer.node, "a sum", bounds[f"product{i}"])
             _, results, largest = self._integer_step(layer, layer.stores, bounds)

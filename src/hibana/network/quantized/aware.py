@@ -2,10 +2,11 @@
 
 import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from hibana.cells import Cell
 from hibana.compiler import emits_spikes
@@ -22,6 +23,7 @@ from hibana.network.quantized.cell import FixedCell, fixed_cell, measure_ranges
 from hibana.network.reader import read
 from hibana.nn.delay import fix_delays
 from hibana.nn.layers import OverTime, Recurrent, with_gradient
+from hibana.nn.sparse_linear import SparseLinear
 
 __all__ = ["QuantizationAware", "quantization_aware"]
 
@@ -62,6 +64,9 @@ class QuantizationAware(Quantized):
 
     def __init__(self, network: Network, bits: int, calibration: Tensor) -> None:
         fix_delays(network.net)
+        for node in network.nodes:
+            if isinstance(node.module, Recurrent) and type(node.module.recurrent) is SparseLinear:
+                node.module.recurrent = _MaskedLinear(node.module.recurrent)
         index = {node: i for i, node in enumerate(network.nodes)}
         layers = tuple(_layer(node, network.output, index) for node in network.nodes)
         super().__init__(_integer_copy(network.net, layers), *_input_scale(network.input), 1.0, bits)
@@ -188,6 +193,26 @@ class QuantizationAware(Quantized):
         with module.register_forward_pre_hook(lambda module, args: inputs.append(args[0])):
             self.plain(calibration)
         self.ranges[layer.name] = measure_ranges(layer.name, self._cell(layer), layer.shape, inputs[0])
+
+
+class _MaskedLinear(nn.Linear):
+    """A dense linear layer in place of recurrent `synapses`; weights without a synapse are and stay zero."""
+
+    mask: Tensor
+    """1 for each weight of a synapse, ``[outputs, inputs]``, and 0 elsewhere."""
+
+    def __init__(self, synapses: SparseLinear) -> None:
+        inputs, outputs, bias = synapses.in_features, synapses.out_features, synapses.bias
+        super().__init__(inputs, outputs, bias is not None, device="meta")
+        self.weight = nn.Parameter(synapses.to_dense().detach(), synapses.weight.requires_grad)
+        self.register_parameter("bias", cast(nn.Parameter | None, bias))
+        mask = torch.zeros_like(self.weight.detach())
+        mask[synapses.targets.long(), synapses.sources] = 1
+        self.register_buffer("mask", mask)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch.nn.Linear's name for it
+        """The sums over all synapses, ``[..., outputs]``."""
+        return functional.linear(input, self.weight * self.mask, self.bias)
 
 
 def quantization_aware(net: nn.Module, calibration: Tensor, bits: int = 8) -> QuantizationAware:
