@@ -42,7 +42,7 @@ class GradientRegion(NamedTuple):
 def attach(
     tensor: Tensor, length: int, mask: Tensor, observers: Observers = (), *, is_spikes: bool = False
 ) -> None:
-    """Attaches the region in which the gradient of a float32 `tensor` is needed.
+    """Attaches the region where the gradient of a float32 `tensor` is needed.
 
     Args:
         tensor: the tensor object, which fills its memory.

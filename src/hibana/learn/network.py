@@ -69,7 +69,7 @@ class NeuronLayer:
         return torch.zeros(tuple(shape), dtype=state_dtype(like.dtype), device=like.device)
 
     def decay(self, example: Tensor) -> Tensor:
-        """The factor by which the memory of a leaky readout decays at each step, such as ``1 - 1/tau`` of LI.
+        """The decay factor of a leaky readout's memory per step, such as ``1 - 1/tau`` of LI.
 
         `example` is a tensor with the dtype and device of the result, a scalar.
 

@@ -115,7 +115,7 @@ class _Block(Analysis[Value]):
         super().__init__()
         self.row, self.code, self.names = row, row.code, names
         self.ahead = row.sequences if valid is None else frozenset[str]()
-        """The rows of which later blocks are prefetched."""
+        """The rows whose later blocks are prefetched."""
         self.vector = row.element.of(VECTOR)
         self.index = index
         self.octet = index >> 3
