@@ -138,9 +138,11 @@ def trace_layer(node: Node, order: Tensor, dtype: torch.dtype) -> NeuronLayer:
                 f"{list(values.shape)} and not [{node.size}, {node.size}]"
             )
         values = values.reshape(node.size, -1)[order][:, order]
-        present, is_integer = values.nonzero(as_tuple=True), bool((values == values.round()).all())
-        if is_integer and len(present[0]) < SPARSE_BELOW * values.numel():
-            return Connections.from_pairs(*present, (node.size, node.size), None, values[present])
+        sources, targets = values.nonzero(as_tuple=True)
+        is_integer = bool((values == values.round()).all())
+        if is_integer and len(sources) < SPARSE_BELOW * values.numel():
+            weights = values[sources, targets]
+            return Connections.from_pairs(sources, targets, (node.size, node.size), None, weights)
         return values
 
     initial_state = tuple(in_order(state) for state in states)
