@@ -25,7 +25,7 @@ def example(monkeypatch):
 def test_the_loss_of_the_last_steps_is_the_sum_of_its_chunks(example, chunk):
     torch.manual_seed(0)
     outputs, labels = torch.randn(10, 4, 3), torch.randint(3, (4,))
-    loss = example.loss_of_steps(labels, 6, 4)
+    loss = example.chunk_loss(labels, 6, 4)
     parts = [loss(first, outputs[first : first + chunk]) for first in range(0, 10, chunk)]
     found = sum(one for one in parts if one is not None)
     each = [functional.cross_entropy(y, labels) for y in outputs[6:]]

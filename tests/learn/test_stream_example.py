@@ -19,5 +19,5 @@ def test_a_spotter_learns_while_it_listens_and_a_copy_that_stopped_does_not():
             spotter.hear(digits[:, count % 2][:, None], torch.tensor([3 + count % 2]))
     assert not any(map(torch.equal, before, learning.net.parameters()))
     assert all(map(torch.equal, before, stopped.net.parameters()))
-    assert learning.share(20) == 1.0
-    assert stopped.share(20) < 1.0
+    assert learning.accuracy(20) == 1.0
+    assert stopped.accuracy(20) < 1.0

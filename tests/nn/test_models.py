@@ -67,7 +67,7 @@ def test_outputs_and_gradients_are_those_of_the_dense_network(name):
 
 
 def test_a_residual_network_works_per_spike_above_its_sums():
-    net = sew_resnet((3, 16, 16), 5, depth=10, width=8)
+    net = sew_resnet((3, 16, 16), 5, depth=10, width=16)
     for inner in net.modules():
         if isinstance(inner, hb.Conv2d):
             inner.mode = "events"
@@ -101,7 +101,7 @@ def test_the_product_of_attention_is_the_same_in_either_order():
         (lambda: spiking_vgg((3, 8, 8), 10, depth=12), "depth must be one of 8, 11, .* got 12"),
         (
             lambda: spikformer((3, 8, 8), 10, width=30),
-            "width must be a multiple of 8 and of heads, 4, got 30",
+            "width must be a multiple of 8 and of heads=4, got 30",
         ),
         (lambda: sew_resnet((700,), 10), r"shape must be .* got \(700,\)"),
     ],

@@ -1,4 +1,4 @@
-"""The command that injects faults: its quick form passes, and what it looks for it finds."""
+"""The command that injects faults: its quick form passes, and it finds faults."""
 
 import sys
 
@@ -10,7 +10,7 @@ if not sys.platform.startswith("linux"):
     pytest.skip("faults are injected on Linux", allow_module_level=True)
 
 from benchmarks.faults import __main__ as faults
-from benchmarks.faults.trial import Ended, Tally, run
+from benchmarks.faults.trial import Result, Tally, run
 
 
 @pytest.mark.slow
@@ -27,7 +27,7 @@ from benchmarks.faults.trial import Ended, Tally, run
 def test_a_section_passes_in_its_quick_form(section, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["faults", "--quick", "--only", section])
     assert faults.main() == 0, capsys.readouterr().out
-    assert " tried," in capsys.readouterr().out
+    assert " trials," in capsys.readouterr().out
 
 
 def test_a_failure_is_counted_shown_and_the_exit_code(monkeypatch, capsys):
@@ -41,27 +41,26 @@ def test_a_failure_is_counted_shown_and_the_exit_code(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["faults", "--only", "forks"])
     assert faults.main() == 1
     out = capsys.readouterr().out
-    assert "2 tried,     1 failed, at most 1.50 s" in out
+    assert "2 trials,     1 failed, at most 1.50 s" in out
     assert "it broke" in out
 
 
 @pytest.mark.parametrize(
-    ("end", "says"),
+    ("result", "expected"),
     [
-        (Ended(0, "", "", 1.0), None),
-        (Ended(2, "", "refused", 1.0), "it ended with 2: refused"),
-        (Ended(None, "", "", 1.0), "it hung"),
-        (Ended(0, "", "Traceback (most recent call last)", 1.0), "it ended with 0: Traceback"),
+        (Result(0, "", "", 1.0), None),
+        (Result(2, "", "refused", 1.0), "exit code 2: refused"),
+        (Result(None, "", "", 1.0), "the process hung"),
+        (Result(0, "", "Traceback (most recent call last)", 1.0), "exit code 0: Traceback"),
     ],
 )
-def test_an_end_is_judged(end, says):
-    fault = end.fault(0)
-    assert fault is None if says is None else fault.startswith(says)
+def test_faults_are_described(result, expected):
+    fault = result.fault(0)
+    assert fault is None if expected is None else fault.startswith(expected)
 
 
-def test_other_numbers_in_a_thread_are_found():
+def test_different_numbers_in_a_thread_are_found():
     from benchmarks.faults.threads import CONCURRENT
 
-    spoilt = CONCURRENT.replace("wanted[at][which]))", "wanted[at][which - 1]))")
-    end = run(["-c", spoilt, 80])
-    assert int(end.out) == 80
+    changed = CONCURRENT.replace("expected[at][index]))", "expected[at][index - 1]))")
+    assert int(run(["-c", changed, 80]).out) == 80
