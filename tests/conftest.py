@@ -84,3 +84,8 @@ def _no_run_is_left():
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+def pytest_collectstart():
+    """Seeds the random numbers that a test module draws when it is imported."""
+    torch.manual_seed(0)
