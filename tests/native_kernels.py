@@ -25,7 +25,7 @@ from hibana.compiler.triton.source import backward_source, forward_source, funct
 
 TARGET = GPUTarget("cuda", 90, 32)
 OPTIONS = {"num_warps": 4, "enable_fp_fusion": False, "enable_reflect_ftz": False}
-COUNTS = ("steps", "neurons", "row_bytes", "size", "input_step", "grad_outputs_step")
+COUNTS = ("steps", "step_size", "row_bytes", "size", "input_step", "grad_outputs_step")
 COUNTS += ("samples", "features", "sample_bytes")
 BLOCKS = {"BLOCK": 512, "SAMPLES": 16, "NEURONS": 64, "INNER": 16}
 SEQUENCES = ("input", "outputs", "grad_outputs", "grad_input")
