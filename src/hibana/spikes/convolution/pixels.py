@@ -35,7 +35,8 @@ def is_pixelwise(geometry: Geometry, outputs: int, density: float) -> bool:
     """Whether the forward lists the spikes of each pixel, instead of the spikes under each window.
 
     Windows must overlap, not be dilated across, and have at least FEWEST_CHANNELS channels; with a stride
-    above 1, at most 64 channels.
+    above 1, at most WORD (64) channels. A row of the image must have at most PLACES numbers, because lists
+    store positions in a row. Above the crossover density, tables of sums over windows are faster.
     """
     most_channels = WORD if max(geometry.stride) > 1 else geometry.channels
     fits_index = geometry.image[1] * geometry.channels <= PLACES
