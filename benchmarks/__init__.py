@@ -1,1 +1,1 @@
-"""What hibana costs beside ``torch.relu`` and beside its peers: ``python -m benchmarks``."""
+"""Time and memory of hibana compared with ``torch.relu`` and other libraries: ``python -m benchmarks``."""

@@ -1,8 +1,9 @@
-"""120 cells: a linear layer and a convolution in mode "auto" beside torch's, where both are small.
+"""Times small linear layers and convolutions of hibana (mode "auto") and of torch in 120 combinations.
 
-64 or 2,048 rows (of a convolution: pixels) of 16 to 128 channels, at densities of 2 to 100%; the linear layer
-multiplies as often as the convolution, whose windows are 3x3. The spikes come from nowhere, as in
-:mod:`benchmarks.grid`. Least time of calls in turn; of calls of microseconds, many are timed at once.
+A combination has 64 or 2,048 rows (for a convolution: pixels) of 16 to 128 channels, at a density of 2 to
+100% spikes. The linear layer has as many multiplications as the 3x3 convolution. The spikes are plain
+tensors, about which hibana has recorded nothing in advance. The reported time is the shortest of alternating
+calls. Calls of a few microseconds are timed in groups.
 """
 
 import copy
@@ -19,122 +20,132 @@ from benchmarks import measure
 from benchmarks.grid import SLOWER, inference, training
 from benchmarks.tables import grouped, number, table
 
-__all__ = ["CALL", "jobs", "section"]
+__all__ = ["CALL_OVERHEAD", "jobs", "section"]
 
 Row = dict[str, Any]
 DENSITIES = (0.02, 0.05, 0.1, 0.3, 1.0)
 CHANNELS = (16, 64, 128)
 ROWS = {64: (4, 4, 4), 2048: (8, 16, 16)}
-"""Rows of a linear layer; images, their height and width for a convolution."""
-CALL = 3e-6
-"""Seconds that a call may take longer than torch's, whatever the ratio: Python's own."""
-_AT_ONCE = 2e-4
-"""Seconds of calls that are timed at once, at least."""
+"""Rows of a linear layer: the number, height and width of images with as many pixels for a convolution."""
+CALL_OVERHEAD = 3e-6
+"""Seconds that a call may take longer than torch's at any ratio, for the time that Python needs."""
+_MIN_TIMED_SECONDS = 2e-4
+"""Calls are repeated until one timing takes at least so many seconds."""
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """What can be run on its own: a layer, rows and channels, at all densities and both passes."""
-    cells = [(kind, rows, of) for kind in ("linear", "convolution") for rows in ROWS for of in CHANNELS]
+    """One job per kind of layer, rows and channels, which measures all densities and both passes."""
+    cells = [
+        (kind, rows, channels) for kind in ("linear", "convolution") for rows in ROWS for channels in CHANNELS
+    ]
     return {
-        f"cells/{kind}-{rows}x{of}": partial(_times, kind, rows, of, quick)
-        for kind, rows, of in (cells[::6] if quick else cells)
+        f"cells/{kind}-{rows}x{channels}": partial(_measure_cells, kind, rows, channels, quick)
+        for kind, rows, channels in (cells[::6] if quick else cells)
     }
 
 
-def _times(kind: str, rows: int, channels: int, quick: bool) -> list[Row]:
+def _measure_cells(kind: str, rows: int, channels: int, quick: bool) -> list[Row]:
     hb.keep_memory()
     return [
         row
         for density in (DENSITIES[::4] if quick else DENSITIES)
-        for row in _cell(kind, rows, channels, density, quick)
+        for row in _measure_cell(kind, rows, channels, density, quick)
     ]
 
 
-def _cell(kind: str, rows: int, channels: int, density: float, quick: bool) -> list[Row]:
-    """Both layers' times in both passes, if they agree."""
+def _measure_cell(kind: str, rows: int, channels: int, density: float, quick: bool) -> list[Row]:
+    """Times of both layers in inference and training, or one row with an error if the outputs differ."""
     torch.manual_seed(0)
-    images, *sides = ROWS[rows]
+    count, *sides = ROWS[rows]
     if kind == "linear":
         dense: nn.Module = nn.Linear(9 * channels, channels)
         spikes = (torch.rand(rows, 9 * channels) < density).float()
     else:
         dense = nn.Conv2d(channels, channels, 3, padding=1).to(memory_format=torch.channels_last)
-        spikes = (torch.rand(images, channels, *sides) < density).float()
+        spikes = (torch.rand(count, channels, *sides) < density).float()
         spikes = spikes.contiguous(memory_format=torch.channels_last)
     ours = hb.events.adopt(copy.deepcopy(dense))
-    about = {"layer": kind, "rows": rows, "channels": channels, "density": density}
+    columns = {"layer": kind, "rows": rows, "channels": channels, "density": density}
     with torch.no_grad():
-        wanted = dense(spikes)
-        if not torch.allclose(ours(spikes), wanted, rtol=1e-3, atol=1e-3):
-            return [{**about, "contender": "hibana", "error": "outputs differ"}]
-    found = []
+        expected = dense(spikes)
+        if not torch.allclose(ours(spikes), expected, rtol=1e-3, atol=1e-3):
+            return [{**columns, "contender": "hibana", "error": "outputs differ"}]
+    results = []
     for name, call in (
         ("inference", inference),
-        ("training", partial(training, gradient=torch.randn_like(wanted))),
+        ("training", partial(training, gradient=torch.randn_like(expected))),
     ):
-        seconds = _least({"torch": call(dense, spikes), "hibana": call(ours, spikes)}, quick)
-        said = {"torch": "", "hibana": ours.explain()}
-        found += [
-            {**about, "pass": name, "contender": who, "said": said[who], "ms": taken * 1e3}
-            for who, taken in seconds.items()
+        seconds = _shortest_times({"torch": call(dense, spikes), "hibana": call(ours, spikes)}, quick)
+        explanations = {"torch": "", "hibana": ours.explain()}
+        results += [
+            {
+                **columns,
+                "pass": name,
+                "contender": contender,
+                "said": explanations[contender],
+                "ms": shortest * 1e3,
+            }
+            for contender, shortest in seconds.items()
         ]
-    return found
+    return results
 
 
-def _least(calls: dict[str, Callable[[], None]], quick: bool) -> dict[str, float]:
-    """Seconds of a call of each; a cell that is slower is measured again before it counts."""
+def _shortest_times(calls: dict[str, Callable[[], None]], quick: bool) -> dict[str, float]:
+    """Shortest seconds of one call of each contender, measured again up to twice if hibana is slower."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    began = clock()
+    start = clock()
     for call in calls.values():
         call()  # may compile kernels
     for call in calls.values():
-        began = clock()
+        start = clock()
         call()
-    count = max(1, int(_AT_ONCE / max(clock() - began, 1e-7)))
-    several = {who: partial(_repeated, call, count) for who, call in calls.items()}
+    count = max(1, int(_MIN_TIMED_SECONDS / max(clock() - start, 1e-7)))
+    repeated_calls = {contender: partial(_repeat, call, count) for contender, call in calls.items()}
     seconds: dict[str, float] = {}
-    for budget, at_least in ((0.0, 1),) if quick else ((0.5, 7), (2.0, 20), (2.0, 20)):
-        for who, taken in measure.rounds(several, budget_s=budget, at_least=at_least, clock=clock).items():
-            seconds[who] = min(seconds.get(who, float("inf")), min(taken) / count)
+    for budget, min_rounds in ((0.0, 1),) if quick else ((0.5, 7), (2.0, 20), (2.0, 20)):
+        for contender, times in measure.rounds(
+            repeated_calls, budget_s=budget, min_rounds=min_rounds, clock=clock
+        ).items():
+            seconds[contender] = min(seconds.get(contender, float("inf")), min(times) / count)
         if not _is_slower(seconds):
             break
     return seconds
 
 
-def _repeated(call: Callable[[], None], count: int) -> None:
+def _repeat(call: Callable[[], None], count: int) -> None:
     for _ in range(count):
         call()
 
 
 def _is_slower(seconds: dict[str, float]) -> bool:
-    """Whether hibana's call takes longer, by more than what a call of Python may take."""
-    ours, torchs = seconds["hibana"], seconds["torch"]
-    return ours > SLOWER * torchs and ours > torchs + CALL
+    """Whether hibana exceeds torch by the ratio :data:`SLOWER` and by :data:`CALL_OVERHEAD` seconds."""
+    hibana, dense = seconds["hibana"], seconds["torch"]
+    return hibana > SLOWER * dense and hibana > dense + CALL_OVERHEAD
 
 
 def section(rows: list[Row]) -> Iterator[str]:
-    """How many cells are slower, a table of ratios by layer, rows, channels, pass and density."""
+    """Lines of the report: how many combinations are slower than torch, and a table of the ratios."""
     groups = grouped([row for row in rows if "ms" in row], "layer", "rows", "channels", "pass", "density")
     seconds = {
-        key: {who: row["ms"] / 1e3 for who, row in group.items()}
+        key: {contender: row["ms"] / 1e3 for contender, row in group.items()}
         for key, group in groups.items()
         if {"hibana", "torch"} <= group.keys()
     }
     slower = sum(map(_is_slower, seconds.values()))
-    beyond = sum(each["hibana"] > SLOWER * each["torch"] for each in seconds.values())
+    above_ratio = sum(pair["hibana"] > SLOWER * pair["torch"] for pair in seconds.values())
     yield (
         'Small layers in mode `"auto"`: time to torch\'s layer of the same sizes, the least of calls in '
-        f"turn; spikes come from nowhere. {beyond} of {len(seconds)} cells take {SLOWER:g} and more of "
-        f"torch's time, {slower} of them by more than {CALL * 1e6:g} µs a call. The last column is the "
-        "largest difference of the line, in µs a call.\n"
+        f"turn; spikes come from nowhere. {above_ratio} of {len(seconds)} cells take {SLOWER:g} and more of "
+        f"torch's time, {slower} of them by more than {CALL_OVERHEAD * 1e6:g} µs a call. The last column is "
+        "the largest difference of the line, in µs a call.\n"
     )
     densities = sorted({key[-1] for key in seconds})
     lines = []
     for line in dict.fromkeys(key[:-1] for key in seconds):
-        of = [seconds.get((*line, density)) for density in densities]
-        ratios = [number(each["hibana"] / each["torch"] if each else None) for each in of]
-        most = max((each["hibana"] - each["torch"]) * 1e6 for each in of if each)
+        pairs = [seconds.get((*line, density)) for density in densities]
+        ratios = [number(pair["hibana"] / pair["torch"] if pair else None) for pair in pairs]
+        largest = max((pair["hibana"] - pair["torch"]) * 1e6 for pair in pairs if pair)
         kind, count, channels, name = line
-        lines.append([kind, f"{count:,}", str(channels), name, *ratios, f"{most:+.1f}"])
+        lines.append([kind, f"{count:,}", str(channels), name, *ratios, f"{largest:+.1f}"])
     head = ["layer", "rows", "channels", "pass", *(f"{density:.0%}" for density in densities), "most, µs"]
     yield from table(head, lines)

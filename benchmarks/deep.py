@@ -1,13 +1,13 @@
-"""Deep convolutional networks with batch normalization beside ReLU: a step of training and inference.
+"""Times training steps and inference of deep convolutional networks with batch normalization.
 
-``[T=4, batch 16, 3x32x32]``, the image shown at each step. Every contender has the same weights, image and
-layers; what differs is the neuron and, for hibana, the layers whose work follows the spikes. The shift of
-each batch normalization is such that its neurons fire at the rate asked for, with the statistics of the
-batch in training and with the running ones, which are made to be those, in evaluation. The ReLU network
-computes each step, as the others do: ``relu`` in torch's own order of memory, ``relu-last`` channels last,
-in which torch is faster.
+The input is ``[T=4, batch 16, 3x32x32]``, the same image at each step. All contenders have the same weights,
+image and layers; only the neurons differ and, for hibana, the layers that work per spike. The shift of each
+batch normalization is tuned so that its neurons fire at a given rate. The running statistics are set to
+those of the batch, so that evaluation has the same rate as training. The ReLU networks compute every time
+step, too: ``relu`` with contiguous images, ``relu-last`` with channels-last images, which torch computes
+faster.
 
-With ``python -m benchmarks.deep`` it runs on any version of hibana that is on the path, one network a call.
+``python -m benchmarks.deep`` measures one network with any version of hibana on the Python path.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import hibana as hb
 from benchmarks.steps import inference, training_step
 from benchmarks.tables import grouped, number, table
 
-__all__ = ["NETWORKS", "build", "jobs", "sample", "section", "tuned"]
+__all__ = ["NETWORKS", "build", "jobs", "sample", "section", "tune_weights"]
 
 Row = dict[str, Any]
 STEPS, BATCH, CLASSES = 4, 16, 10
@@ -38,7 +38,7 @@ SURROGATES = ("Step", "Box", "Triangle")
 
 
 class Neurons(nn.Module):
-    """The neurons of `contender` behind a convolution and its batch normalization, over time."""
+    """A convolution, its batch normalization and the neurons of `contender`, over time."""
 
     def __init__(self, contender: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Neurons(nn.Module):
 
 
 class Block(nn.Module):
-    """A residual block: the neurons of two convolutions, and what came in, added."""
+    """A residual block: two :class:`Neurons` in a row, plus the input or a shortcut of it."""
 
     def __init__(self, contender: str, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -71,7 +71,7 @@ class Block(nn.Module):
 
 
 class MeanOfSteps(nn.Module):
-    """A linear layer on the mean over the image: ``[T, B, C, H, W]`` to classes at each step."""
+    """A linear layer on the mean over the pixels: ``[T, B, C, H, W]`` to ``[T, B, classes]``."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -120,17 +120,17 @@ NETWORKS: dict[str, tuple[str, Callable[[str], Iterator[nn.Module]]]] = {
 
 
 class Images(nn.Module):
-    """`net` over the image at each step; ReLU's may get copies that lie channels last."""
+    """Applies `net` to the same image at each step; for ``relu-last`` the copies are channels-last."""
 
     def __init__(self, net: nn.Sequential, contender: str) -> None:
         super().__init__()
-        self.net, self.last = net, contender == "relu-last"
+        self.net, self.channels_last = net, contender == "relu-last"
 
     def forward(self, image: Tensor) -> Tensor:
         inputs = image.expand(STEPS, *image.shape)
-        if self.last:
-            last = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-            inputs = last.view(STEPS, len(image), *image.shape[1:])
+        if self.channels_last:
+            channels_last = inputs.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+            inputs = channels_last.view(STEPS, len(image), *image.shape[1:])
         return cast(Tensor, self.net(inputs))
 
 
@@ -139,128 +139,135 @@ def build(name: str, contender: str, weights: dict[str, Tensor] | None = None) -
     torch.manual_seed(0)
     net = nn.Sequential(*NETWORKS[name][1](contender))
     if weights is not None:
-        net.load_state_dict(weights, strict=False)  # a peer's neuron has buffers of its own
+        net.load_state_dict(weights, strict=False)  # a peer's neuron may have further buffers
     if contender == "relu-last":
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Images(net, contender)
 
 
 def sample() -> tuple[Tensor, Tensor]:
-    """Images of normal numbers, and a class for each."""
+    """A batch of normally distributed images, and a random class for each."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(BATCH, *SHAPE, generator=generator)
     return images, torch.randint(0, CLASSES, (BATCH,), generator=generator)
 
 
 @torch.no_grad()
-def tuned(name: str, contender: str, image: Tensor, rate: float) -> tuple[dict[str, Tensor], list[float]]:
-    """Weights with which each layer of neurons fires at `rate`, and the rates that they reach."""
+def tune_weights(
+    name: str, contender: str, image: Tensor, rate: float
+) -> tuple[dict[str, Tensor], list[float]]:
+    """Returns weights with which each layer of neurons fires at `rate`, and the rates of the layers."""
     net = cast(Images, build(name, contender))
-    reached: list[float] = []
+    rates: list[float] = []
 
-    def settle(part: Neurons, given: tuple[Tensor, ...]) -> None:
-        """Bisects the shift of the normalization, and has running statistics be those of the batch."""
+    def tune_shift(part: Neurons, inputs: tuple[Tensor, ...]) -> None:
+        """Finds the shift of the normalization by bisection; sets its running statistics to the batch's."""
         low, high = -3.0, 3.0
-        below = part.below(*given)
+        below = part.below(*inputs)
         part.norm.momentum = 1.0
-        part.below(*given)
+        part.below(*inputs)
         part.norm.momentum = 0.1
         for _ in range(14):
             shift = (low + high) / 2
             firing = float(part.neurons(below + shift).mean())
             low, high = (low, shift) if firing > rate else (shift, high)
         part.norm.bias.fill_(shift)
-        reached.append(firing)
+        rates.append(firing)
 
     for part in net.modules():
         if isinstance(part, Neurons):
-            part.register_forward_pre_hook(settle)
+            part.register_forward_pre_hook(tune_shift)
     net(image)
-    return net.net.state_dict(), reached
+    return net.net.state_dict(), rates
 
 
-def measured(name: str, contenders: list[str], rounds: int, clock: Callable[[], float]) -> list[Row]:
-    """Seconds of each contender in turn, round after round, and its ratio to ReLU's in the same round."""
+def measure_network(name: str, contenders: list[str], rounds: int, clock: Callable[[], float]) -> list[Row]:
+    """Times the contenders alternately; rows have the median and the ratios to the ReLU networks."""
     hb.keep_memory()
     torch.set_flush_denormal(True)
     image, targets = sample()
-    weights, firing = tuned(name, "hibana", image, RATE)
+    weights, firing = tune_weights(name, "hibana", image, RATE)
     rows = []
     for kind in ("training step", "inference"):
-        nets = {who: build(name, who, weights).train(kind == "training step") for who in contenders}
+        nets = {
+            contender: build(name, contender, weights).train(kind == "training step")
+            for contender in contenders
+        }
         call = partial(training_step, targets=targets) if kind == "training step" else inference
-        calls = {who: call(net, image) for who, net in nets.items()}
-        seconds: dict[str, list[float]] = {who: [] for who in calls}
-        for each in calls.values():
-            each()
-            each()
+        calls = {contender: call(net, image) for contender, net in nets.items()}
+        seconds: dict[str, list[float]] = {contender: [] for contender in calls}
+        for call_ in calls.values():
+            call_()
+            call_()
         order = list(calls)
-        for turn in range(rounds):
-            first = turn % len(order)
-            for who in order[first:] + order[:first]:
-                began = clock()
-                calls[who]()
-                seconds[who].append(clock() - began)
-        for who, found in seconds.items():
-            beside = {
-                relu: statistics.median(a / b for a, b in zip(found, seconds[relu], strict=True))
+        for round_ in range(rounds):
+            first = round_ % len(order)
+            for contender in order[first:] + order[:first]:
+                start = clock()
+                calls[contender]()
+                seconds[contender].append(clock() - start)
+        for contender, times in seconds.items():
+            ratios = {
+                relu: statistics.median(a / b for a, b in zip(times, seconds[relu], strict=True))
                 for relu in seconds
                 if relu.startswith("relu")
             }
-            about = {"network": name, "rate": RATE, "rates": firing, "pass": kind, "contender": who}
-            times = {"ms": 1e3 * statistics.median(found), "ms_low": 1e3 * min(found), "calls": rounds}
-            rows.append({**about, **times, "of": beside})
+            columns = {"network": name, "rate": RATE, "rates": firing, "pass": kind, "contender": contender}
+            summary = {"ms": 1e3 * statistics.median(times), "ms_low": 1e3 * min(times), "calls": rounds}
+            rows.append({**columns, **summary, "of": ratios})
     return rows
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """One network a job, beside the peers that are there."""
-    return {f"deep/{name}": partial(_beside_peers, name, 1 if quick else 15) for name in NETWORKS}
+    """One job per network, which compares hibana with ReLU and the installed peers."""
+    return {f"deep/{name}": partial(_measure_with_peers, name, 1 if quick else 15) for name in NETWORKS}
 
 
-def _beside_peers(name: str, rounds: int) -> list[Row]:
+def _measure_with_peers(name: str, rounds: int) -> list[Row]:
     from benchmarks import peers
 
     usable, _ = peers.available()
     contenders = ["relu", "relu-last", *(f"hibana+{surrogate}" for surrogate in SURROGATES), *usable]
-    return measured(name, contenders, rounds, time.perf_counter)
+    return measure_network(name, contenders, rounds, time.perf_counter)
 
 
 def section(rows: list[Row]) -> Iterator[str]:
-    """A table for each network and pass, for the report."""
+    """Lines of the report: a table for each network and pass."""
     yield (
         f"[T={STEPS}, batch {BATCH}, {'x'.join(map(str, SHAPE))}], the image at each step; each layer fires "
         f"at {RATE:.0%}. `relu-last` is the ReLU network channels last in memory.\n"
     )
-    for (name, kind), found in grouped(rows, "network", "pass").items():
+    for (name, kind), group in grouped(rows, "network", "pass").items():
         yield f"{NETWORKS[name][0]}, {kind}:\n"
         lines = [
-            [who, number(row["ms"]), *(number(row["of"].get(relu)) for relu in ("relu", "relu-last"))]
-            for who, row in found.items()
+            [contender, number(row["ms"]), *(number(row["of"].get(relu)) for relu in ("relu", "relu-last"))]
+            for contender, row in group.items()
         ]
         yield from table(["", "ms", "to relu", "to relu-last"], lines)
 
 
 def main() -> None:
-    """One network, printed."""
+    """Measures one network and prints the rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("network", choices=NETWORKS)
     parser.add_argument("--contenders", nargs="+", default=["relu", "relu-last", "hibana", "hibana+Box"])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--processor-time", action="store_true", help="of all threads, instead of the clock")
+    parser.add_argument(
+        "--processor-time", action="store_true", help="processor time of all threads instead of wall time"
+    )
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     clock = time.process_time if options.processor_time else time.perf_counter
-    rows = measured(options.network, options.contenders, options.rounds, clock)
+    rows = measure_network(options.network, options.contenders, options.rounds, clock)
     if options.json:
         print(json.dumps(rows))
         return
     print(f"{NETWORKS[options.network][0]}, firing {' '.join(f'{r:.3f}' for r in rows[0]['rates'])}")
     for row in rows:
-        beside = ", ".join(f"{ratio:.3f} of {who}" for who, ratio in row["of"].items())
-        print(f"{row['pass']:14} {row['contender']:16} {row['ms']:8.1f} ms  {beside}")
+        ratios = ", ".join(f"{ratio:.3f} of {contender}" for contender, ratio in row["of"].items())
+        print(f"{row['pass']:14} {row['contender']:16} {row['ms']:8.1f} ms  {ratios}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""A grid of layers, densities and batches: hibana's layers in mode "auto" beside torch's own.
+"""Times layers of hibana (mode "auto") and of torch over a grid of sizes, densities and batches.
 
-The input are spikes that come from nowhere, so that their bits have to be made; in training it takes a
-gradient, all of which is computed. Everything that hibana knows of a layer below would only help it. With
-one thread, time is that of the processor, which others at work on the machine disturb less. A cell that is
-slower is measured again before it counts.
+The input is a plain tensor of spikes. This is the slowest case for hibana: it has recorded nothing about the
+spikes in advance, so each call must pack their bits, and in training it must compute the full gradient of
+the input. With one thread, processor time is measured, which other processes disturb less than wall time. A
+combination that seems slower is measured for longer before it counts as slower.
 """
 
 import copy
@@ -23,9 +23,9 @@ __all__ = ["DENSITIES", "SLOWER", "inference", "jobs", "training"]
 Row = dict[str, Any]
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 SLOWER = 1.05
-"""A cell counts as slower from this ratio on."""
+"""Smallest ratio to torch's time that counts as slower."""
 _STEPS = 4
-"""Time steps, which are joined with the batch."""
+"""Time steps; they are joined with the batch."""
 
 
 class _Size(NamedTuple):
@@ -34,84 +34,96 @@ class _Size(NamedTuple):
     title: str
     layer: Callable[[], nn.Module]
     shape: tuple[int, ...]
-    trains: bool = True
+    can_train: bool = True
+    """Whether the layer's backward is measured."""
 
 
 def _sizes() -> dict[str, _Size]:
-    found = {}
+    sizes = {}
     for width in (64, 256, 1024, 4096):
-        found[f"linear/{width}"] = _Size(f"linear {width}", partial(nn.Linear, width, width), (width,))
+        sizes[f"linear/{width}"] = _Size(f"linear {width}", partial(nn.Linear, width, width), (width,))
     for channels, pixels in ((8, 64), (32, 32), (128, 16), (256, 4)):
         for kernel in (1, 3, 5):
             for stride in (1, 2):
                 name = f"{channels} at {pixels}x{pixels}, {kernel}x{kernel}" + ("/2" if stride == 2 else "")
                 layer = partial(nn.Conv2d, channels, channels, kernel, stride, kernel // 2)
                 key = f"conv/{channels}c{kernel}s{stride}-{pixels}"
-                safe = channels >= 16 or (kernel, stride) != (1, 2)  # torch 2.13 writes beyond its memory
-                found[key] = _Size(name, layer, (channels, pixels, pixels), safe)
-    return found
+                # elsewhere torch 2.13 writes beyond its memory in the backward
+                can_train = channels >= 16 or (kernel, stride) != (1, 2)
+                sizes[key] = _Size(name, layer, (channels, pixels, pixels), can_train)
+    return sizes
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """What can be run on its own: a layer, at all densities and batches."""
+    """One job per size of layer, which measures all densities and batches."""
     sizes = _sizes()
     names = ["linear/64", "conv/8c1s1-64"] if quick else list(sizes)
-    return {f"grid/{name}": partial(_times, sizes[name], quick) for name in names}
+    return {f"grid/{name}": partial(_measure_size, sizes[name], quick) for name in names}
 
 
-def _times(size: _Size, quick: bool) -> list[Row]:
+def _measure_size(size: _Size, quick: bool) -> list[Row]:
     hb.keep_memory()
     rows = []
     for batch in (1,) if quick else (1, 16, 256):
         if batch * _STEPS * torch.Size(size.shape).numel() > 1 << 24:
-            continue  # 64 MB and more of input
+            continue  # 64 MB or more of input
         for density in DENSITIES[::6] if quick else DENSITIES:
-            rows += _cell(size, batch, density, quick)
+            rows += _measure_cell(size, batch, density, quick)
     return rows
 
 
-def _cell(size: _Size, batch: int, density: float, quick: bool) -> list[Row]:
-    """Both layers' times at one density, if they agree."""
+def _measure_cell(size: _Size, batch: int, density: float, quick: bool) -> list[Row]:
+    """Times of both layers at one density, or one row with an error if the outputs differ."""
     torch.manual_seed(0)
     dense = size.layer()
     spikes = (torch.rand(_STEPS * batch, *size.shape) < density).float()
-    if spikes.ndim == 4:  # as torch is fastest
+    if spikes.ndim == 4:  # the fastest memory format of torch
         spikes = spikes.contiguous(memory_format=torch.channels_last)
         dense = dense.to(memory_format=torch.channels_last)
     ours = hb.events.adopt(copy.deepcopy(dense))
-    about = {"size": size.title, "batch": batch, "density": density}
+    columns = {"size": size.title, "batch": batch, "density": density}
     with torch.no_grad():
-        wanted = dense(spikes)
-        if not torch.allclose(ours(spikes), wanted, rtol=1e-3, atol=1e-3):
-            return [{**about, "contender": "hibana", "error": "outputs differ"}]
-    gradient = torch.randn_like(wanted)
+        expected = dense(spikes)
+        if not torch.allclose(ours(spikes), expected, rtol=1e-3, atol=1e-3):
+            return [{**columns, "contender": "hibana", "error": "outputs differ"}]
+    gradient = torch.randn_like(expected)
     rows: list[Row] = []
     passes = {"forward": inference}
-    if size.trains:
+    if size.can_train:
         passes["training"] = partial(training, gradient=gradient)
     for kind, call in passes.items():
-        calls = {who: call(layer, spikes) for who, layer in (("torch", dense), ("hibana", ours))}
-        seconds = _seconds(calls, quick)
-        said = {"torch": "", "hibana": ours.explain()}
+        calls = {contender: call(layer, spikes) for contender, layer in (("torch", dense), ("hibana", ours))}
+        seconds = _call_seconds(calls, quick)
+        explanations = {"torch": "", "hibana": ours.explain()}
         rows += [
-            {**about, "pass": kind, "contender": who, "said": said[who], "ms": min(taken) * 1e3}
-            for who, taken in seconds.items()
+            {
+                **columns,
+                "pass": kind,
+                "contender": contender,
+                "said": explanations[contender],
+                "ms": min(times) * 1e3,
+            }
+            for contender, times in seconds.items()
         ]
     return rows
 
 
-def _seconds(calls: dict[str, Callable[[], None]], quick: bool) -> dict[str, list[float]]:
-    """Of each call, in turn; of more calls where hibana seems slower."""
+def _call_seconds(calls: dict[str, Callable[[], None]], quick: bool) -> dict[str, list[float]]:
+    """Seconds of alternating calls by contender, with further calls if hibana seems slower."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    seconds = measure.rounds(calls, budget_s=0.05 if quick else 1.0, at_least=2 if quick else 7, clock=clock)
+    seconds = measure.rounds(
+        calls, budget_s=0.05 if quick else 1.0, min_rounds=2 if quick else 7, clock=clock
+    )
     if not quick and min(seconds["hibana"]) > SLOWER * min(seconds["torch"]):
-        for who, more in measure.rounds(calls, budget_s=3.0, at_least=20, clock=clock).items():
-            seconds[who] += more
+        for contender, further_times in measure.rounds(
+            calls, budget_s=3.0, min_rounds=20, clock=clock
+        ).items():
+            seconds[contender] += further_times
     return seconds
 
 
 def inference(layer: nn.Module, spikes: Tensor) -> Callable[[], None]:
-    """A call of `layer` where no gradient is wanted."""
+    """Returns a function that calls `layer` in inference mode."""
 
     def call() -> None:
         with torch.inference_mode():
@@ -121,8 +133,11 @@ def inference(layer: nn.Module, spikes: Tensor) -> Callable[[], None]:
 
 
 def training(layer: nn.Module, spikes: Tensor, gradient: Tensor) -> Callable[[], None]:
-    """A call of `layer` and its backward from a `gradient` of its output, with the gradient of the spikes."""
-    inputs = spikes.clone().requires_grad_()  # in the order in which they lie
+    """Returns a function that calls `layer` and its backward for a `gradient` of the output.
+
+    The backward includes the gradient of the spikes.
+    """
+    inputs = spikes.clone().requires_grad_()  # keeps the memory format
 
     def call() -> None:
         inputs.grad = None

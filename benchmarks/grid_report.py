@@ -1,4 +1,4 @@
-"""The part of the report about the grid of layers: how many cells are slower than torch, and a picture."""
+"""The report's section and picture of :mod:`benchmarks.grid`: layers of hibana and torch by density."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -13,12 +13,12 @@ from benchmarks.tables import Row, grouped, number, table
 __all__ = ["picture", "section"]
 
 _PASSES = ("forward", "training")
-_SHOWN = 12
-"""Of the slowest cells."""
+_SLOWEST_COUNT = 12
+"""Rows in the table of the slowest combinations."""
 
 
 def section(rows: list[Row]) -> Iterable[str]:
-    """How many cells of each pass are slower, by how much, and the slowest of them."""
+    """Lines of the report: quantiles of the ratio to torch's time per pass, and the slowest combinations."""
     yield (
         'Spikes into a layer of torch and into hibana\'s in mode `"auto"`, four steps of each batch joined; '
         "the least of at least seven calls in turn. Below 1, red in the picture, hibana is faster. What "
@@ -27,47 +27,49 @@ def section(rows: list[Row]) -> Iterable[str]:
     ratios = _ratios(rows)
     lines = []
     for kind in _PASSES:
-        of = [ratio for (*_, which), (ratio, _) in ratios.items() if which == kind]
-        slower = sum(ratio > SLOWER for ratio in of)
-        shares = [number(float(q)) for q in np.quantile(of, (0.0, 0.25, 0.5, 0.75, 1.0))] if of else []
-        lines.append([kind, str(len(of)), f"{slower} ({slower / max(1, len(of)):.0%})", *shares])
+        values = [ratio for (*_, row_kind), (ratio, _) in ratios.items() if row_kind == kind]
+        slower = sum(ratio > SLOWER for ratio in values)
+        quantiles = (
+            [number(float(q)) for q in np.quantile(values, (0.0, 0.25, 0.5, 0.75, 1.0))] if values else []
+        )
+        lines.append([kind, str(len(values)), f"{slower} ({slower / max(1, len(values)):.0%})", *quantiles])
     yield from table(["pass", "cells", "slower than torch by 5%", "least", "", "median", "", "most"], lines)
-    worst = sorted(ratios.items(), key=lambda item: -item[1][0])[:_SHOWN]
+    worst = sorted(ratios.items(), key=lambda item: -item[1][0])[:_SLOWEST_COUNT]
     lines = [
-        [size, str(batch), f"{density:.0%}", kind, number(ratio), said]
-        for (size, batch, density, kind), (ratio, said) in worst
+        [size, str(batch), f"{density:.0%}", kind, number(ratio), explanation]
+        for (size, batch, density, kind), (ratio, explanation) in worst
     ]
     yield "The slowest cells, and what was chosen:\n"
     yield from table(["layer", "batch", "density", "pass", "to torch", "said"], lines)
 
 
 def picture(rows: list[Row]) -> Any:
-    """Each cell's ratio to torch's time as a colour: a panel a pass, a line a layer and batch."""
+    """Draws the ratio to torch's time as colours: one panel per pass, one line per layer and batch."""
     ratios = _ratios(rows)
     densities = sorted({density for _, _, density, _ in ratios})
     lines = list(dict.fromkeys((size, batch) for size, batch, _, _ in ratios))
     figure, panels = plt.subplots(1, 2, figsize=(8, 0.6 + 0.14 * len(lines)), sharey=True, squeeze=False)
     for panel, kind in zip(panels[0], _PASSES, strict=True):
         values = np.full((len(lines), len(densities)), np.nan)
-        for (size, batch, density, which), (ratio, _) in ratios.items():
-            if which == kind:
+        for (size, batch, density, row_kind), (ratio, _) in ratios.items():
+            if row_kind == kind:
                 values[lines.index((size, batch)), densities.index(density)] = ratio
-        drawn = panel.imshow(values, aspect="auto", cmap="RdBu", norm=LogNorm(1 / 8, 8))
+        image = panel.imshow(values, aspect="auto", cmap="RdBu", norm=LogNorm(1 / 8, 8))
         panel.set_title(kind)
         panel.set_xticks(range(len(densities)), [f"{density:.0%}" for density in densities], fontsize="small")
         panel.set_xlabel("spikes")
     panels[0][0].set_yticks(
         range(len(lines)), [f"{size}, batch {batch}" for size, batch in lines], fontsize=5
     )
-    ratios_shown = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
-    bar = figure.colorbar(drawn, ax=panels[0].tolist(), label="time to torch's", shrink=0.5)
-    bar.set_ticks(ratios_shown, labels=[f"{ratio:g}" for ratio in ratios_shown])
+    ticks = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8]
+    bar = figure.colorbar(image, ax=panels[0].tolist(), label="time to torch's", shrink=0.5)
+    bar.set_ticks(ticks, labels=[f"{ratio:g}" for ratio in ticks])
     bar.minorticks_off()
     return figure
 
 
 def _ratios(rows: list[Row]) -> dict[tuple[str, int, float, str], tuple[float, str]]:
-    """Hibana's time to torch's, and what was chosen, by layer, batch, density and pass."""
+    """Ratio to torch's time and hibana's explanation of its choice, by layer, batch, density and pass."""
     groups = grouped([row for row in rows if "ms" in row], "size", "batch", "density", "pass")
     return {
         (size, batch, density, kind): (group["hibana"]["ms"] / group["torch"]["ms"], group["hibana"]["said"])

@@ -1,4 +1,7 @@
-"""One layer: each neuron of :data:`benchmarks.peers.CASES` beside ``torch.relu``, heap warm and cold."""
+"""Times one layer of neurons and ``torch.relu``, with a warm and with a cold heap.
+
+The heap is warm if freed memory stays in the process (``hb.keep_memory``), and cold with glibc's defaults.
+"""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -21,25 +24,27 @@ Row = dict[str, Any]
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """What can be run on its own: a size with a heap, and the memory of one neuron."""
+    """One job per size, heap and neuron, and one per neuron that measures the memory."""
     sizes = _QUICK if quick else SIZES
-    found: dict[str, Callable[[], list[Row]]] = {}
+    jobs: dict[str, Callable[[], list[Row]]] = {}
     for heap in ("warm", "cold"):
         for size, shape in sizes.items():
             budget = 0.2 if quick else (6.0 if heap == "warm" else 3.0)
             for name in peers.CASES:
-                found[f"layers/{heap}/{size}/{name}"] = partial(_times, size, shape, name, heap, budget)
+                jobs[f"layers/{heap}/{size}/{name}"] = partial(
+                    _measure_eager, size, shape, name, heap, budget
+                )
     for size in sizes:
         for name in ("step",) if quick else ("step", "atan"):
-            found[f"layers/compiled/{size}/{name}"] = partial(_compiled, size, sizes[size], name)
+            jobs[f"layers/compiled/{size}/{name}"] = partial(_measure_compiled, size, sizes[size], name)
     largest = list(sizes)[-1 if quick else 1]
     for name in peers.CASES:
-        found[f"layers/memory/{name}"] = partial(_memory, name, largest, sizes[largest])
-    return found
+        jobs[f"layers/memory/{name}"] = partial(_measure_memory, name, largest, sizes[largest])
+    return jobs
 
 
 def cell(case: peers.Case) -> hb.Cell:
-    """Hibana's cell for `case`."""
+    """The cell of hibana that computes `case`."""
     surrogate = getattr(hb.surrogate, case.surrogate)()
     if case.leaky:
         return hb.LIFCell(2.0, 1.0, surrogate, case.detach_reset)
@@ -47,27 +52,27 @@ def cell(case: peers.Case) -> hb.Cell:
 
 
 def sequence(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """An input that makes about 9% of the neurons fire in each step, and a gradient of the output."""
+    """An input with which about 9% of the neurons fire in each step, and a gradient of the output."""
     generator = torch.Generator().manual_seed(0)
     inputs = 0.1 + 0.5 * torch.randn(shape, generator=generator)
     return inputs, torch.randn(shape, generator=generator)
 
 
 def contender(name: str, case: peers.Case) -> tuple[Callable[[Tensor], Tensor], str]:
-    """What `name` makes of a sequence, and what exactly that is."""
+    """The layer of contender `name` over a sequence, and its description as code."""
     if name == "relu":
         return torch.relu, "torch.relu"
     if name == "hibana":
         layer = hb.OverTime(cell(case))
         return layer, f"hibana.OverTime({layer.cell!r})"
-    built = peers.PEERS[name.removesuffix(peers.COMPILED)].layer(case)
+    peer_layer = peers.PEERS[name.removesuffix(peers.COMPILED)].layer(case)
     if name.endswith(peers.COMPILED):
-        return torch.compile(built.module), f"torch.compile({built.described})"
-    return built.module, built.described
+        return torch.compile(peer_layer.module), f"torch.compile({peer_layer.description})"
+    return peer_layer.module, peer_layer.description
 
 
 def forward_backward(layer: Callable[[Tensor], Tensor], inputs: Tensor, grad_outputs: Tensor) -> Call:
-    """A call that runs `layer` and its backward, and keeps nothing."""
+    """Returns a function that runs `layer` and its backward and discards the results."""
 
     def call() -> None:
         torch.autograd.grad(layer(inputs), inputs, grad_outputs)
@@ -76,7 +81,7 @@ def forward_backward(layer: Callable[[Tensor], Tensor], inputs: Tensor, grad_out
 
 
 def inference(layer: Callable[[Tensor], Tensor], inputs: Tensor) -> Call:
-    """A call that runs `layer` where no gradient is wanted."""
+    """Returns a function that runs `layer` in inference mode."""
 
     def call() -> None:
         with torch.inference_mode():
@@ -85,57 +90,59 @@ def inference(layer: Callable[[Tensor], Tensor], inputs: Tensor) -> Call:
     return call
 
 
-def _times(size: str, shape: tuple[int, int], name: str, heap: str, budget_s: float) -> list[Row]:
-    about = {"size": size, "heap": heap, "case": name}
+def _measure_eager(size: str, shape: tuple[int, int], name: str, heap: str, budget_s: float) -> list[Row]:
+    columns = {"size": size, "heap": heap, "case": name}
     if heap == "warm" and not hb.keep_memory():
-        return [{**about, "contender": "all", "error": "only glibc's mallopt keeps the heap warm"}]
+        return [{**columns, "contender": "all", "error": "only glibc's mallopt keeps the heap warm"}]
     usable, _ = peers.available()
-    return _compared(about, shape, list(usable), budget_s)
+    return _measure_contenders(columns, shape, list(usable), budget_s)
 
 
-def _compiled(size: str, shape: tuple[int, int], name: str) -> list[Row]:
-    """The peers whose documentation speaks of ``torch.compile``, through it; it needs a C++ compiler."""
-    about = {"size": size, "heap": "warm", "case": name}
+def _measure_compiled(size: str, shape: tuple[int, int], name: str) -> list[Row]:
+    """Times of the peers that recommend ``torch.compile``, compiled by it; needs a C++ compiler."""
+    columns = {"size": size, "heap": "warm", "case": name}
     if shutil.which("c++") is None:
-        return [{**about, "contender": "peers", "error": "torch.compile needs a C++ compiler"}]
+        return [{**columns, "contender": "peers", "error": "torch.compile needs a C++ compiler"}]
     hb.keep_memory()
     usable, _ = peers.available()
     others = [peer + peers.COMPILED for peer in peers.COMPILABLE if peer in usable]
-    return _compared(about, shape, others, budget_s=6.0)
+    return _measure_contenders(columns, shape, others, budget_s=6.0)
 
 
-def _compared(about: Row, shape: tuple[int, int], others: list[str], budget_s: float) -> list[Row]:
-    """Everybody's times, hibana's only if it agrees with its reference at this very size."""
-    case = peers.CASES[about["case"]]
+def _measure_contenders(
+    columns: Row, shape: tuple[int, int], others: list[str], budget_s: float
+) -> list[Row]:
+    """Times of all contenders; hibana is timed only if it agrees with its reference loop at this size."""
+    case = peers.CASES[columns["case"]]
     inputs, grad_outputs = sequence(shape)
-    red = agreement.disagreement(cell(case), inputs, grad_outputs)
-    rows: list[Row] = [{**about, "contender": "hibana", "error": red}] if red else []
-    names = ["relu", *([] if red else ["hibana"]), *others]
-    return rows + [{**about, **row} for row in _rows(case, names, inputs, grad_outputs, budget_s)]
+    difference = agreement.disagreement(cell(case), inputs, grad_outputs)
+    rows: list[Row] = [{**columns, "contender": "hibana", "error": difference}] if difference else []
+    names = ["relu", *([] if difference else ["hibana"]), *others]
+    return rows + [{**columns, **row} for row in _measure_passes(case, names, inputs, grad_outputs, budget_s)]
 
 
-def _rows(
+def _measure_passes(
     case: peers.Case, contenders: list[str], inputs: Tensor, grad_outputs: Tensor, budget_s: float
 ) -> Iterator[Row]:
-    wanted = inputs.clone().requires_grad_()
+    differentiable_inputs = inputs.clone().requires_grad_()
     passes: dict[str, Callable[[Callable[[Tensor], Tensor]], Call]] = {
-        "forward+backward": lambda layer: forward_backward(layer, wanted, grad_outputs),
+        "forward+backward": lambda layer: forward_backward(layer, differentiable_inputs, grad_outputs),
         "inference": lambda layer: inference(layer, inputs),
     }
     for kind, call in passes.items():
         layers = {name: contender(name, case) for name in contenders}
         budget = budget_s if kind == "forward+backward" else budget_s / 2
         seconds = measure.rounds(
-            {name: call(layer) for name, (layer, _) in layers.items()}, budget_s=budget, at_least=3
+            {name: call(layer) for name, (layer, _) in layers.items()}, budget_s=budget, min_rounds=3
         )
-        for name, (layer, described) in layers.items():
+        for name, (layer, description) in layers.items():
             with torch.inference_mode():
                 firing = float((layer(inputs) > 0).float().mean())
             summary = measure.summary(seconds[name])
-            yield {"pass": kind, "contender": name, "is": described, "firing": firing, **summary}
+            yield {"pass": kind, "contender": name, "is": description, "firing": firing, **summary}
 
 
-def _memory(case: str, size: str, shape: tuple[int, int]) -> list[Row]:
+def _measure_memory(case: str, size: str, shape: tuple[int, int]) -> list[Row]:
     usable, _ = peers.available()
     rows = []
     for name in ("relu", "hibana", *usable):
@@ -145,11 +152,11 @@ def _memory(case: str, size: str, shape: tuple[int, int]) -> list[Row]:
 
 
 def peak(name: str, case: str, steps: int, neurons: int) -> dict[str, float]:
-    """Megabytes that two passes forward and backward of one layer take, above what stood before them."""
+    """Peak memory of two forward and backward passes of one layer, in MB; see ``peak_above_baseline``."""
     inputs, grad_outputs = sequence((steps, neurons))
     inputs.requires_grad_()
     layer, _ = contender(name, peers.CASES[case])
-    small = inputs[:, :8].detach().requires_grad_()
-    forward_backward(layer, small, grad_outputs[:, :8])()  # what is compiled or loaded once is no layer's
+    small_inputs = inputs[:, :8].detach().requires_grad_()
+    forward_backward(layer, small_inputs, grad_outputs[:, :8])()  # compiles and loads before the measurement
     call = forward_backward(layer, inputs, grad_outputs)
     return measure.peak_above_baseline(call)

@@ -1,6 +1,6 @@
-"""How time and memory are measured: interleaved rounds, medians, the heap warm or cold, a process for a peak.
+"""Measures the time of alternating calls and the peak memory of a process.
 
-Nothing here knows what is measured.
+The modules of the single benchmarks define the calls that are measured.
 """
 
 import gc
@@ -14,42 +14,42 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Others", "in_process", "peak_above_baseline", "rounds", "summary"]
+__all__ = ["OtherProcesses", "in_process", "peak_above_baseline", "rounds", "summary"]
 
 
 def rounds(
     contenders: Mapping[str, Callable[[], object]],
     *,
     budget_s: float,
-    at_least: int = 5,
-    at_most: int = 40,
+    min_rounds: int = 5,
+    max_rounds: int = 40,
     stretch_s: float = 0.02,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds that each call of each contender takes, measured in turn, round after round.
+    """Calls the contenders alternately, round after round; returns the seconds of each call by contender.
 
-    A contender's turn is an untimed call, so that it finds its data where its own calls leave them, and
-    then timed calls for about `stretch_s`; a slow one has one call a turn. Each round starts with another
-    contender. Rounds go on until `budget_s` is spent, at least `at_least` and at most `at_most`. Seconds are
-    those of `clock`.
+    In its turn a contender makes one untimed call, which puts its data into the processor's caches, and then
+    timed calls for about `stretch_s`. A contender with a slow call makes only one timed call per turn. Each
+    round starts with the next contender. Rounds end when `budget_s` is spent, but there are at least
+    `min_rounds` and at most `max_rounds` of them. All seconds are measured with `clock`.
     """
-    calls = {name: _calls_in(stretch_s, call, clock) for name, call in contenders.items()}
+    calls_per_turn = {name: _calls_in(stretch_s, call, clock) for name, call in contenders.items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
-    began = clock()
-    for turn in range(at_most):
-        if turn >= at_least and clock() - began > budget_s:
+    start = clock()
+    for turn in range(max_rounds):
+        if turn >= min_rounds and clock() - start > budget_s:
             break
         first = turn % len(order)
         for name in order[first:] + order[:first]:
-            if calls[name] > 1:
+            if calls_per_turn[name] > 1:
                 contenders[name]()
-            seconds[name] += [_seconds(contenders[name], clock) for _ in range(calls[name])]
+            seconds[name] += [_seconds(contenders[name], clock) for _ in range(calls_per_turn[name])]
     return seconds
 
 
 def _calls_in(stretch_s: float, call: Callable[[], object], clock: Callable[[], float]) -> int:
-    """How many calls fit into `stretch_s`, seen from the second one: the first may compile."""
+    """The number of calls, 1 to 20, that fit into `stretch_s`. The first, untimed call may compile."""
     call()
     return max(1, min(20, int(stretch_s / max(_seconds(call, clock), 1e-9))))
 
@@ -57,62 +57,68 @@ def _calls_in(stretch_s: float, call: Callable[[], object], clock: Callable[[], 
 def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
     gc.disable()
     try:
-        began = clock()
+        start = clock()
         call()
-        return clock() - began
+        return clock() - start
     finally:
         gc.enable()
 
 
 def summary(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles in milliseconds, and how many calls they are of."""
+    """Median and quartiles of `seconds` in milliseconds, and the number of calls."""
     low, median, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
     return {"ms": median * 1e3, "ms_low": low * 1e3, "ms_high": high * 1e3, "calls": len(seconds)}
 
 
-class Others:
-    """Watches how much of all cores other processes use, where the system tells (Linux); 0 elsewhere."""
+class OtherProcesses:
+    """Measures how much of the processor other processes use, on Linux; elsewhere the share is 0."""
 
     def __init__(self) -> None:
-        self._began, self._busy, self._own = time.perf_counter(), _busy_s(), _own_s()
+        self._start, self._busy_at_start, self._own_at_start = (
+            time.perf_counter(),
+            _system_seconds(),
+            _process_seconds(),
+        )
 
     def share(self) -> float:
-        """Their part of the processor since this was made, 0 to 1."""
-        elsewhere = (_busy_s() - self._busy) - (_own_s() - self._own)
-        return max(0.0, elsewhere / (time.perf_counter() - self._began) / (os.cpu_count() or 1))
+        """Share of all cores that other processes used since this object was created, 0 to 1."""
+        elsewhere = (_system_seconds() - self._busy_at_start) - (_process_seconds() - self._own_at_start)
+        return max(0.0, elsewhere / (time.perf_counter() - self._start) / (os.cpu_count() or 1))
 
 
-def _busy_s() -> float:
+def _system_seconds() -> float:
+    """Processor seconds of all processes since the start of the system; without /proc, of this process."""
     stat = Path("/proc/stat")
     if not stat.exists():
-        return _own_s()
+        return _process_seconds()
     ticks = [int(value) for value in stat.read_text().split("\n", 1)[0].split()[1:9]]
     idle = ticks[3] + ticks[4]  # idle, and waiting for input and output
     return (sum(ticks) - idle) / os.sysconf("SC_CLK_TCK")
 
 
-def _own_s() -> float:
+def _process_seconds() -> float:
+    """Processor seconds of this process and of its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
 
 def peak_above_baseline(call: Callable[[], object]) -> dict[str, float]:
-    """Megabytes that the process holds at most during two calls, above what it holds before them.
+    """Peak memory of this process during two calls minus its memory before them, and the latter, in MB.
 
-    Meant for a process of its own, see :func:`in_process`; it resets the kernel's mark of the peak where
-    the kernel allows it, and otherwise takes the highest mark so far as the baseline.
+    Use it in a new process, see :func:`in_process`. On Linux the peak is reset before the calls. On other
+    systems the baseline is the highest peak so far.
     """
     gc.collect()
     mark = Path("/proc/self/clear_refs")
     if mark.exists():
-        mark.write_text("5")  # Linux: the mark starts again from what is resident now
-    baseline = _peak_mb()
+        mark.write_text("5")  # resets the peak to the current resident memory
+    baseline = _peak_megabytes()
     call()
     call()
-    return {"mb": _peak_mb() - baseline, "baseline_mb": baseline}
+    return {"mb": _peak_megabytes() - baseline, "baseline_mb": baseline}
 
 
-def _peak_mb() -> float:
+def _peak_megabytes() -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         import resource  # not on Windows
@@ -126,17 +132,19 @@ def _peak_mb() -> float:
 def in_process(
     module: str, function: str, *arguments: object, python: str = sys.executable, **variables: str
 ) -> Any:
-    """What `function` of `module` returns for `arguments`, all of them JSON, in a fresh process of `python`.
+    """Calls ``module.function(*arguments)`` in a new process of `python`; returns its result.
+
+    Arguments and result are passed as JSON; `variables` are added to the environment.
 
     Raises:
-        RuntimeError: if the process ends with an error; the message is its standard error.
+        RuntimeError: if the process fails; the message contains its standard error.
     """
     code = (
         "import importlib, json, sys\n"
         "module, function, arguments = json.loads(sys.stdin.read())\n"
         "print(json.dumps(getattr(importlib.import_module(module), function)(*arguments)))\n"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [python, "-W", "ignore", "-c", code],
         input=json.dumps([module, function, arguments]),
         env={**os.environ, **variables},
@@ -144,6 +152,6 @@ def in_process(
         check=False,
         text=True,
     )
-    if done.returncode != 0:
-        raise RuntimeError(f"{module}.{function}{arguments} failed:\n{done.stderr}")
-    return json.loads(done.stdout.splitlines()[-1])
+    if result.returncode != 0:
+        raise RuntimeError(f"{module}.{function}{arguments} failed:\n{result.stderr}")
+    return json.loads(result.stdout.splitlines()[-1])

@@ -1,10 +1,10 @@
-"""``python -m benchmarks.microcircuit``: the real-time factor of the cortical microcircuit against its scale.
+"""``python -m benchmarks.microcircuit``: the real-time factor of the cortical microcircuit at several scales.
 
     python -m benchmarks.microcircuit [--scales 0.05 0.1 0.2 0.5 1] [--seconds 3] [--repeat 3] [--out FILE]
     python -m benchmarks.microcircuit --draw FILE.json --out FILE.png      # only the figure
 
-Each run is ``examples/microcircuit.py`` in a process of its own, with one and with two threads in turn. The
-real-time factor is the number of seconds that one second of the model takes; the best of all repetitions
+Each run starts ``examples/microcircuit.py`` in a new process, alternately with one and with two threads. The
+real-time factor is the number of seconds that simulating one second takes; the best repetition
 counts. Scale 1 needs 6 GB of memory. ``--out`` names the figure (PNG); a JSON file beside it has the numbers.
 """
 
@@ -21,17 +21,17 @@ NUMBERS = re.compile(r"built in (?P<build>[\d.]+) s.*real-time factor (?P<factor
 
 
 def run(scale: float, seconds: float, threads: int) -> tuple[float, float]:
-    """The build time in seconds and the real-time factor of one run of the example."""
+    """Runs the example once; returns the build time in seconds and the real-time factor."""
     command = [sys.executable, EXAMPLE, "--scale", str(scale), "--seconds", str(seconds)]
-    done = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
-    numbers = NUMBERS.search(done.stdout)
+    result = subprocess.run([*command, "--threads", str(threads)], capture_output=True, text=True, check=True)
+    numbers = NUMBERS.search(result.stdout)
     if numbers is None:
-        raise RuntimeError(f"{EXAMPLE.name} printed no real-time factor: {done.stdout!r}")
+        raise RuntimeError(f"{EXAMPLE.name} printed no real-time factor: {result.stdout!r}")
     return float(numbers["build"]), float(numbers["factor"])
 
 
 def measure(scales: list[float], seconds: float, repeat: int) -> dict[str, list[list[float]]]:
-    """For one and for two threads, a row [scale, build time, real-time factor] for each scale."""
+    """Rows [scale, build time, real-time factor] by the number of threads, "1" or "2"."""
     rows: dict[str, list[list[float]]] = {"1": [], "2": []}
     for scale in scales:
         runs = [{threads: run(scale, seconds, int(threads)) for threads in rows} for _ in range(repeat)]
@@ -70,9 +70,10 @@ def draw(rows: dict[str, list[list[float]]], file: Path) -> None:
 
 
 def main() -> None:
+    """Measures, or reads the numbers of an earlier run, and draws the figure."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--scales", type=float, nargs="+", default=[0.05, 0.1, 0.2, 0.5, 1])
-    parser.add_argument("--seconds", type=float, default=3, help="length of the model's time in each run")
+    parser.add_argument("--seconds", type=float, default=3, help="simulated seconds of each run")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("microcircuit.png"))
     parser.add_argument("--draw", type=Path, metavar="FILE.json", help="draw the numbers of an earlier run")

@@ -1,8 +1,8 @@
-"""Whole networks at a given firing rate: a step of training and inference beside the same ReLU network.
+"""Times training steps and inference of networks at several firing rates, compared with a ReLU network.
 
-Every contender has the same weights, the same input spikes and the same code around its neurons: layer by
-layer over ``[T, batch, ...]``, the products of all time steps in one call, which is how each of them runs
-fastest. What differs is the neuron and, for hibana, the layers whose work follows the spikes.
+All contenders have the same weights, the same input spikes and the same code around the neurons: each layer
+computes the whole sequence ``[T, batch, ...]`` in one call, which is fastest for all of them. Only the
+neurons differ and, for hibana, the layers that work per spike.
 """
 
 import shutil
@@ -30,14 +30,15 @@ _GRID = 4096  # weights are multiples of 1/4096: sums of them are exact, in any 
 Layer = nn.Module | Literal["neuron"]
 
 EVENTS = hasattr(hb, "events")
-NO_EVENTS = "this version has no layers whose work follows the spikes"
+NO_EVENTS = "this version of hibana has no layers that work per spike"
 OURS = ["hibana", "hibana-atan", "hibana-dense"] if EVENTS else ["hibana-dense"]
-"""hibana with its own layers, by surrogate (``Step`` first), and with the dense ones of ``torch.nn``."""
+"""Contenders of hibana: with layers that work per spike, for the surrogates Step and ATan, and with the dense
+layers of ``torch.nn``."""
 
 
 @dataclass(frozen=True)
 class Network:
-    """Layers between an input of `shape` and the readout, and the sequence and batch of one step."""
+    """Layers for samples of `shape`, and the time steps and batch of a training step."""
 
     title: str
     shape: tuple[int, ...]
@@ -63,22 +64,22 @@ NETWORKS = {
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """What can be run on its own: a network at a firing rate, and the memory of each at T = 32."""
-    found: dict[str, Callable[[], list[Row]]] = {}
+    """One job per network and firing rate, and one per network that measures the memory at T = 32."""
+    all_jobs: dict[str, Callable[[], list[Row]]] = {}
     for name in NETWORKS:
         for rate in RATES[1:2] if quick else RATES:
-            found[f"networks/{name}/{rate:.0%}"] = partial(_times, name, rate, quick)
+            all_jobs[f"networks/{name}/{rate:.0%}"] = partial(_measure_eager, name, rate, quick)
     for name in NETWORKS:
-        found[f"networks/cold/{name}"] = partial(_times, name, 0.05, quick, warm=False)
+        all_jobs[f"networks/cold/{name}"] = partial(_measure_eager, name, 0.05, quick, warm=False)
     for name in NETWORKS:
-        found[f"networks/compiled/{name}"] = partial(_compiled, name, 0.05, quick)
+        all_jobs[f"networks/compiled/{name}"] = partial(_measure_compiled, name, 0.05, quick)
     for name in NETWORKS:
-        found[f"networks/memory/{name}"] = partial(_memory, name, 2 if quick else 32)
-    return found
+        all_jobs[f"networks/memory/{name}"] = partial(_measure_memory, name, 2 if quick else 32)
+    return all_jobs
 
 
 def build(network: Network, contender: str, weights: Weights) -> nn.Sequential:
-    """`network` with the neurons of `contender`, and of hibana with its layers too."""
+    """Builds `network` with the neurons of `contender`, and for hibana also with its layers."""
     net = nn.Sequential()
     for layer in network.layers():
         if isinstance(layer, str):
@@ -86,11 +87,11 @@ def build(network: Network, contender: str, weights: Weights) -> nn.Sequential:
         else:
             net.append(hb.EachStep(layer) if isinstance(layer, nn.Conv2d | nn.MaxPool2d) else layer)
     if weights:
-        net.load_state_dict(weights, strict=False)  # a peer's neuron has buffers of its own
+        net.load_state_dict(weights, strict=False)  # a peer's neuron may have further buffers
     if contender in ("hibana", "hibana-atan"):
         hb.events.adopt(net)
     if contender.endswith(peers.COMPILED):
-        net.compile(dynamic=False)  # every size is met once; with sizes unknown the convolutions fail
+        net.compile(dynamic=False)  # with dynamic sizes the convolutions fail
     return net
 
 
@@ -106,7 +107,7 @@ def _neuron(contender: str) -> nn.Module:
 
 
 class _Reference(nn.Module):
-    """The same neuron through the reference loop: what the gate compares with."""
+    """The neuron computed by the reference loop, with which the other contenders must agree."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class _Reference(nn.Module):
 
 
 def sample(network: Network, rate: float, steps: int) -> tuple[Tensor, Tensor]:
-    """Poisson spikes at `rate` per step, ``[T, batch, ...]``, and a class for each image."""
+    """Random spikes ``[T, batch, ...]`` with probability `rate` per step, and a class for each sample."""
     generator = torch.Generator().manual_seed(1)
     shape = (steps, network.batch, *network.shape)
     inputs = (torch.rand(shape, generator=generator) < rate).float()
@@ -125,10 +126,11 @@ def sample(network: Network, rate: float, steps: int) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def tuned(network: Network, rate: float, inputs: Tensor) -> tuple[Weights, list[float]]:
-    """Weights with which each layer of neurons fires at `rate`, and the rates that they reach.
+def tune_weights(network: Network, rate: float, inputs: Tensor) -> tuple[Weights, list[float]]:
+    """Returns weights with which each layer of neurons fires at `rate`, and the rates of the layers.
 
-    The initial weights of ``torch.nn``, and on top of the biases of each layer one current, by bisection.
+    The weights are torch's initial weights on a grid. A constant is added to the biases of each layer; it is
+    found by bisection.
     """
     torch.manual_seed(2)
     net = build(network, "hibana-dense", {})
@@ -154,73 +156,78 @@ def tuned(network: Network, rate: float, inputs: Tensor) -> tuple[Weights, list[
 
 
 def disagreement(network: Network, weights: Weights, inputs: Tensor, targets: Tensor) -> str | None:
-    """What differs between hibana's network and the dense one through the reference loop, or None.
+    """Describes how hibana's networks differ from the dense network with the reference loop, or None.
 
-    All sums of the forward pass are exact, so outputs must be equal; gradients close.
+    All sums of the forward pass are exact, so outputs must be equal; gradients must be equal up to rounding.
     """
     outcomes = []
-    for name in (*(who for who in OURS if who != "hibana-atan"), "reference"):
+    for name in (*(contender for contender in OURS if contender != "hibana-atan"), "reference"):
         net = build(network, name, weights)
         outputs = net(inputs)
         functional.cross_entropy(outputs.mean(0), targets).backward()
         gradients = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
         outcomes.append((outputs.detach(), dict(zip(weights, gradients, strict=True))))
-    *ours, (wanted, wanted_gradients) = outcomes
-    for got, got_gradients in ours:
-        if not torch.equal(got, wanted):
-            return f"outputs differ in {int((got != wanted).sum())} of {got.numel()} places"
-        if red := agreement.gradients_differ(got_gradients, wanted_gradients):
-            return red
+    *ours, (expected, expected_gradients) = outcomes
+    for actual, actual_gradients in ours:
+        if not torch.equal(actual, expected):
+            return f"outputs differ in {int((actual != expected).sum())} of {actual.numel()} places"
+        if difference := agreement.gradients_differ(actual_gradients, expected_gradients):
+            return difference
     return None
 
 
-def _times(name: str, rate: float, quick: bool, warm: bool = True) -> list[Row]:
+def _measure_eager(name: str, rate: float, quick: bool, warm: bool = True) -> list[Row]:
     usable, _ = peers.available()
-    return _compared(name, rate, list(usable), quick, warm)
+    return _measure_contenders(name, rate, list(usable), quick, warm)
 
 
-def _compiled(name: str, rate: float, quick: bool) -> list[Row]:
-    """The peers that speak of ``torch.compile`` in their documentation, the whole network through it."""
+def _measure_compiled(name: str, rate: float, quick: bool) -> list[Row]:
+    """Times of the networks of peers that recommend ``torch.compile``, compiled by it."""
     if shutil.which("c++") is None:
         return [{"network": name, "contender": "peers", "error": "torch.compile needs a C++ compiler"}]
     usable, _ = peers.available()
-    return _compared(
+    return _measure_contenders(
         name, rate, [peer + peers.COMPILED for peer in peers.COMPILABLE if peer in usable], quick
     )
 
 
-def _compared(name: str, rate: float, others: list[str], quick: bool, warm: bool = True) -> list[Row]:
-    """Everybody's times; `warm` keeps freed memory in the process, as :func:`hibana.keep_memory` does."""
+def _measure_contenders(
+    name: str, rate: float, others: list[str], quick: bool, warm: bool = True
+) -> list[Row]:
+    """Times of all contenders; if `warm`, :func:`hibana.keep_memory` keeps freed memory in the process."""
     if warm:
         hb.keep_memory()
     network = NETWORKS[name]
     inputs, targets = sample(network, rate, network.steps)
-    weights, rates = tuned(network, rate, inputs)
-    about = {"network": name, "rate": rate, "rates": rates, "heap": "warm" if warm else "cold"}
-    red = disagreement(network, weights, inputs, targets)
-    ours = [] if red else OURS
-    rows: list[Row] = [{**about, "contender": "hibana", "error": red}] if red else []
+    weights, rates = tune_weights(network, rate, inputs)
+    columns = {"network": name, "rate": rate, "rates": rates, "heap": "warm" if warm else "cold"}
+    difference = disagreement(network, weights, inputs, targets)
+    ours = [] if difference else OURS
+    rows: list[Row] = [{**columns, "contender": "hibana", "error": difference}] if difference else []
     if not EVENTS:
-        rows.append({**about, "contender": "hibana", "error": NO_EVENTS})
+        rows.append({**columns, "contender": "hibana", "error": NO_EVENTS})
     calls = {"training step": partial(training_step, targets=targets), "inference": inference}
     for kind, call in calls.items():
-        nets = {who: build(network, who, weights) for who in ("relu", *ours, *others)}
-        passes = {who: call(net, inputs) for who, net in nets.items()}
-        for who in [who for who in others if who.endswith(peers.COMPILED)]:
-            if reason := _not_compiled(passes[who]):
-                rows.append({**about, "pass": kind, "contender": who, "error": reason})
-                del nets[who], passes[who]
+        nets = {contender: build(network, contender, weights) for contender in ("relu", *ours, *others)}
+        passes = {contender: call(net, inputs) for contender, net in nets.items()}
+        for contender in [contender for contender in others if contender.endswith(peers.COMPILED)]:
+            if reason := _compilation_error(passes[contender]):
+                rows.append({**columns, "pass": kind, "contender": contender, "error": reason})
+                del nets[contender], passes[contender]
         seconds = measure.rounds(
             passes,
             budget_s=0.5 if quick else {"training step": 35.0, "inference": 15.0}[kind],
-            at_least=1 if quick else 5,
+            min_rounds=1 if quick else 5,
         )
-        rows += [{**about, "pass": kind, "contender": who, **measure.summary(seconds[who])} for who in nets]
+        rows += [
+            {**columns, "pass": kind, "contender": contender, **measure.summary(seconds[contender])}
+            for contender in nets
+        ]
     return rows
 
 
-def _not_compiled(call: Callable[[], None]) -> str:
-    """What ``torch.compile`` raises at the first `call`, or ``""``: its errors are of many classes."""
+def _compilation_error(call: Callable[[], None]) -> str:
+    """The message of the error that ``torch.compile`` raises at the first `call`, or ``""``."""
     try:
         call()
     except Exception as error:  # reported in the table
@@ -228,24 +235,24 @@ def _not_compiled(call: Callable[[], None]) -> str:
     return ""
 
 
-def _memory(name: str, steps: int) -> list[Row]:
+def _measure_memory(name: str, steps: int) -> list[Row]:
     network, rate = NETWORKS[name], 0.05
-    weights, rates = tuned(network, rate, sample(network, rate, steps)[0])
+    weights, rates = tune_weights(network, rate, sample(network, rate, steps)[0])
     usable, _ = peers.available()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
         torch.save(weights, path)
-        for who in ("relu", *OURS, *usable):
-            peak = measure.in_process("benchmarks.networks", "peak", name, who, rate, steps, str(path))
-            rows.append({"network": name, "steps": steps, "rates": rates, "contender": who, **peak})
+        for contender in ("relu", *OURS, *usable):
+            peak = measure.in_process("benchmarks.networks", "peak", name, contender, rate, steps, str(path))
+            rows.append({"network": name, "steps": steps, "rates": rates, "contender": contender, **peak})
     return rows
 
 
 def peak(name: str, contender: str, rate: float, steps: int, weights: str) -> dict[str, float]:
-    """Megabytes that two steps of training take, above what stood before them."""
+    """Peak memory of two training steps, in MB; see ``peak_above_baseline``."""
     network = NETWORKS[name]
     inputs, targets = sample(network, rate, steps)
     net = build(network, contender, torch.load(weights))
-    training_step(net, inputs[:2, :2], targets[:2])()  # what is compiled or loaded once is no network's
+    training_step(net, inputs[:2, :2], targets[:2])()  # compiles and loads before the measurement
     return measure.peak_above_baseline(training_step(net, inputs, targets))

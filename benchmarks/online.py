@@ -1,8 +1,8 @@
-"""Learning online: each rule beside backpropagation through time, and SpikingJelly's beside hibana's.
+"""Times the rules of ``hb.learn.online``, backpropagation through time, and SpikingJelly's online rules.
 
-One thread whatever was asked for, and processor time, which a busy machine changes least. The network is a
-recurrent layer of LIF neurons and a leaky readout; the loss is asked at every step. Against SpikingJelly it
-is feed-forward with a readout without memory, which is what its rules know.
+All measurements use one thread and processor time, which other processes disturb least. The network is a
+recurrent layer of LIF neurons with a leaky readout, and the loss includes every step. The comparison with
+SpikingJelly uses a feed-forward network with a linear readout, because its rules support no recurrence.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,20 +23,20 @@ __all__ = ["jobs", "peak", "section"]
 
 BATCH, INPUTS, NEURONS, CLASSES, STEPS = 64, 700, 256, 20, 100
 INPUT_RATE, RATE = 0.04, 0.05
-"""Spikes per step of an input; of a neuron, to which its weights are scaled."""
+"""Spikes per step of an input, and of a neuron; the weights are scaled to reach the latter."""
 RULES = ("d-rtrl", "e-prop", "ottt", "pp-prop")
-LONG = 10_000
+LONG_SEQUENCE = 10_000
 """Steps of the long sequence whose memory is measured."""
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """A sequence, single steps, SpikingJelly, and memory."""
-    budget, at_least = (0.0, 1) if quick else (60.0, 7)
+    """Four jobs: a recurrent network by sequence and by step, a feed-forward network, and memory."""
+    budget, min_rounds = (0.0, 1) if quick else (60.0, 7)
     return {
-        "online/sequence": partial(_sequence, budget, at_least),
-        "online/step": partial(_steps, 2 if quick else 20),
-        "online/feed-forward": partial(_feed_forward, budget, at_least),
-        "online/memory": partial(_memory, 300 if quick else LONG),
+        "online/sequence": partial(_measure_sequence, budget, min_rounds),
+        "online/step": partial(_measure_steps, 2 if quick else 20),
+        "online/feed-forward": partial(_measure_feed_forward, budget, min_rounds),
+        "online/memory": partial(_measure_memory, 300 if quick else LONG_SEQUENCE),
     }
 
 
@@ -48,7 +48,7 @@ def _network(kind: str) -> nn.Module:
         net = nn.Sequential(
             first, hb.Recurrent(cell, NEURONS), hb.Linear(NEURONS, CLASSES, bias=False), hb.LI(tau=20.0)
         )
-    else:  # the neurons of SpikingJelly's contender
+    else:  # the neurons that are compared with SpikingJelly's
         surrogate = hb.surrogate.Sigmoid(alpha=4.0)
         neurons = hb.LIF(tau=2.0, surrogate=surrogate, reset="subtract", detach_reset=True)
         net = nn.Sequential(first, neurons, hb.Linear(NEURONS, CLASSES))
@@ -65,16 +65,16 @@ def _labels() -> Tensor:
     return torch.randint(0, CLASSES, (BATCH,), generator=torch.Generator().manual_seed(2))
 
 
-def _loss_of_step(labels: Tensor) -> Callable[[int, Tensor], Tensor]:
+def _step_loss(labels: Tensor) -> Callable[[int, Tensor], Tensor]:
     return lambda t, y: functional.cross_entropy(y, labels) / STEPS
 
 
-def _through_time(net: nn.Module, x: Tensor, labels: Tensor) -> None:
+def _backpropagation(net: nn.Module, x: Tensor, labels: Tensor) -> None:
     net.zero_grad()
     functional.cross_entropy(net(x).flatten(0, 1), labels.repeat(len(x))).backward()
 
 
-def _by_sequence(learner: hb.learn.Online, x: Tensor, labels: Tensor, chunk: int) -> None:
+def _online_sequence(learner: hb.learn.Online, x: Tensor, labels: Tensor, chunk: int) -> None:
     def loss(first: int, outputs: Tensor) -> Tensor:
         targets = labels.repeat(len(outputs))
         return functional.cross_entropy(outputs.flatten(0, 1), targets) * (len(outputs) / STEPS)
@@ -83,24 +83,31 @@ def _by_sequence(learner: hb.learn.Online, x: Tensor, labels: Tensor, chunk: int
     learner.sequence(x, loss, chunk=chunk, by_chunk=True)
 
 
-def _sequence(budget: float, at_least: int) -> list[Row]:
+def _measure_sequence(budget: float, min_rounds: int) -> list[Row]:
     hb.keep_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     x, labels, net = _spikes(STEPS, BATCH), _labels(), _network("recurrent")
-    calls: dict[str, Callable[[], object]] = {"backpropagation": partial(_through_time, net, x, labels)}
+    calls: dict[str, Callable[[], object]] = {"backpropagation": partial(_backpropagation, net, x, labels)}
     for rule in RULES:
         learner = hb.learn.online(net, rule)
         for chunk in (STEPS, STEPS // 2):
-            calls[f"{rule}, chunk={chunk}"] = partial(_by_sequence, learner, x, labels, chunk)
-    found = measure.rounds(calls, budget_s=budget, at_least=at_least, at_most=15, clock=process_time)
+            calls[f"{rule}, chunk={chunk}"] = partial(_online_sequence, learner, x, labels, chunk)
+    seconds_by_contender = measure.rounds(
+        calls, budget_s=budget, min_rounds=min_rounds, max_rounds=15, clock=process_time
+    )
     return [
-        {"kind": "sequence", "contender": who, **measure.summary(seconds), "least_ms": min(seconds) * 1e3}
-        for who, seconds in found.items()
+        {
+            "kind": "sequence",
+            "contender": contender,
+            **measure.summary(seconds),
+            "least_ms": min(seconds) * 1e3,
+        }
+        for contender, seconds in seconds_by_contender.items()
     ]
 
 
-def _steps(count: int) -> list[Row]:
+def _measure_steps(count: int) -> list[Row]:
     hb.keep_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -109,37 +116,44 @@ def _steps(count: int) -> list[Row]:
     for rule in RULES:
         learner, seconds = hb.learn.online(net, rule), []
         for t in range(3 + count):
-            began = process_time()
+            start = process_time()
             net.zero_grad()
             functional.cross_entropy(learner.step(x[t]), labels).backward()
-            seconds.append(process_time() - began)
-        seconds = seconds[3:]  # the first steps trace the cell, and find no traces
+            seconds.append(process_time() - start)
+        seconds = seconds[3:]  # the first steps trace the cell and create the eligibility traces
         rows.append(
             {"kind": "step", "contender": rule, **measure.summary(seconds), "least_ms": min(seconds) * 1e3}
         )
     return rows
 
 
-def _feed_forward(budget: float, at_least: int) -> list[Row]:
+def _measure_feed_forward(budget: float, min_rounds: int) -> list[Row]:
     hb.keep_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     x, labels, net = _spikes(STEPS, BATCH), _labels(), _network("feed-forward")
     learner = hb.learn.online(net, "ottt")
     calls: dict[str, Callable[[], object]] = {
-        "hibana, ottt": partial(_by_sequence, learner, x, labels, STEPS),
-        "hibana, backpropagation": partial(_through_time, net, x, labels),
+        "hibana, ottt": partial(_online_sequence, learner, x, labels, STEPS),
+        "hibana, backpropagation": partial(_backpropagation, net, x, labels),
     }
-    calls |= _spikingjelly(net, x, labels)
-    found = measure.rounds(calls, budget_s=budget, at_least=at_least, at_most=15, clock=process_time)
+    calls |= _spikingjelly_calls(net, x, labels)
+    seconds_by_contender = measure.rounds(
+        calls, budget_s=budget, min_rounds=min_rounds, max_rounds=15, clock=process_time
+    )
     return [
-        {"kind": "feed-forward", "contender": who, **measure.summary(seconds), "least_ms": min(seconds) * 1e3}
-        for who, seconds in found.items()
+        {
+            "kind": "feed-forward",
+            "contender": contender,
+            **measure.summary(seconds),
+            "least_ms": min(seconds) * 1e3,
+        }
+        for contender, seconds in seconds_by_contender.items()
     ]
 
 
-def _spikingjelly(net: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Callable[[], object]]:
-    """SpikingJelly's online rules and its backpropagation, with the weights of `net`; nothing without it."""
+def _spikingjelly_calls(net: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Callable[[], object]]:
+    """Calls of SpikingJelly's rules and backpropagation with the weights of `net`; {} if not installed."""
     try:
         from spikingjelly.activation_based import functional as over_time
         from spikingjelly.activation_based import layer, neuron, surrogate
@@ -148,8 +162,8 @@ def _spikingjelly(net: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Callab
     options: dict[str, Any] = {"tau": 2.0, "decay_input": False, "v_reset": None, "detach_reset": True}
     options["surrogate_function"] = surrogate.Sigmoid(alpha=4.0)
 
-    def made(whole: type[nn.Sequential], neurons: nn.Module) -> nn.Module:
-        peer = whole(nn.Linear(INPUTS, NEURONS, bias=False), neurons, nn.Linear(NEURONS, CLASSES))
+    def build(container: type[nn.Sequential], neurons: nn.Module) -> nn.Module:
+        peer = container(nn.Linear(INPUTS, NEURONS, bias=False), neurons, nn.Linear(NEURONS, CLASSES))
         peer.load_state_dict(net.state_dict())
         return peer
 
@@ -160,30 +174,30 @@ def _spikingjelly(net: nn.Module, x: Tensor, labels: Tensor) -> dict[str, Callab
             (functional.cross_entropy(peer(step), labels) / len(x)).backward()
             over_time.detach_net(peer)
 
-    def through_time(peer: nn.Module) -> None:
+    def backpropagation(peer: nn.Module) -> None:
         over_time.reset_net(peer)
-        _through_time(peer, x, labels)
+        _backpropagation(peer, x, labels)
 
     return {
-        "SpikingJelly, ottt": partial(online, made(layer.OTTTSequential, neuron.OTTTLIFNode(**options))),
-        "SpikingJelly, sltt": partial(online, made(nn.Sequential, neuron.SLTTLIFNode(**options))),
+        "SpikingJelly, ottt": partial(online, build(layer.OTTTSequential, neuron.OTTTLIFNode(**options))),
+        "SpikingJelly, sltt": partial(online, build(nn.Sequential, neuron.SLTTLIFNode(**options))),
         "SpikingJelly, backpropagation": partial(
-            through_time, made(nn.Sequential, neuron.LIFNode(step_mode="m", **options))
+            backpropagation, build(nn.Sequential, neuron.LIFNode(step_mode="m", **options))
         ),
     }
 
 
-def _memory(steps: int) -> list[Row]:
+def _measure_memory(steps: int) -> list[Row]:
     rows = []
     for rule in RULES:
         for count in (STEPS, steps):
-            found = measure.in_process("benchmarks.online", "peak", rule, count, OMP_NUM_THREADS="1")
-            rows.append({"kind": "memory", "contender": rule, "steps": count, **found})
+            megabytes = measure.in_process("benchmarks.online", "peak", rule, count, OMP_NUM_THREADS="1")
+            rows.append({"kind": "memory", "contender": rule, "steps": count, **megabytes})
     return rows
 
 
 def peak(rule: str, steps: int) -> dict[str, float]:
-    """Megabytes of a process that learns a sequence, made step by step: at most, and before it."""
+    """Peak and baseline memory, in MB, of a process that learns a sequence generated step by step."""
     torch.set_num_threads(1)
     labels, learner = _labels(), hb.learn.online(_network("recurrent"), rule)
 
@@ -192,11 +206,11 @@ def peak(rule: str, steps: int) -> dict[str, float]:
         for _ in range(steps):
             yield (torch.rand(BATCH, INPUTS, generator=generator) < INPUT_RATE).float()
 
-    return measure.peak_above_baseline(lambda: learner.sequence(stream(), _loss_of_step(labels)))
+    return measure.peak_above_baseline(lambda: learner.sequence(stream(), _step_loss(labels)))
 
 
 def section(rows: list[Row]) -> Iterator[str]:
-    """Tables of times and of memory, for the report."""
+    """Lines of the report: tables of times and of memory."""
     by_kind: dict[str, list[Row]] = {}
     for row in rows:
         by_kind.setdefault(row["kind"], []).append(row)
@@ -212,12 +226,12 @@ def section(rows: list[Row]) -> Iterator[str]:
     }
     for kind, (title, reference) in titles.items():
         if kind in by_kind:
-            found = {row["contender"]: row["least_ms"] for row in by_kind[kind]}
-            base = found.get(reference)
-            head, lines = [title, "ms"], [[who, number(ms)] for who, ms in found.items()]
+            times = {row["contender"]: row["least_ms"] for row in by_kind[kind]}
+            base = times.get(reference)
+            head, lines = [title, "ms"], [[contender, number(ms)] for contender, ms in times.items()]
             if base is not None:
                 head.append(f"of {reference}")
-                lines = [[*line, number(ms / base)] for line, ms in zip(lines, found.values(), strict=True)]
+                lines = [[*line, number(ms / base)] for line, ms in zip(lines, times.values(), strict=True)]
             yield from table(head, lines)
     if "memory" in by_kind:
         head = ["memory of the process, MB", "steps", "at most", "before"]

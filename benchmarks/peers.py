@@ -1,7 +1,8 @@
-"""Each peer's neuron over time, ``[T, ...] -> [T, ...]``, as its documentation has it and as it runs fastest.
+"""Neurons of other libraries (peers) over time, ``[T, ...] -> [T, ...]``.
 
-A peer is used through its public classes only. Where it lacks a surrogate or a reset, the nearest it has
-stands in, and among several as near, the one that was fastest here; what was used is part of every result.
+Each peer is used through its public classes, as its documentation shows, in its fastest form. If a peer lacks
+a surrogate or a reset, the most similar one is used, and the fastest of several that are equally similar. The
+results contain the code of each neuron.
 """
 
 import importlib
@@ -20,14 +21,14 @@ __all__ = ["CASES", "COMPILABLE", "COMPILED", "PEERS", "Case", "Layer", "Peer", 
 
 
 COMPILED = "+compile"
-"""Ends the name of a peer that is run through ``torch.compile``."""
+"""Suffix of the names of peers that are compiled with ``torch.compile``."""
 COMPILABLE = ("spikingjelly", "norse")
-"""The peers whose documentation speaks of ``torch.compile``; the others are slower through it."""
+"""Peers whose documentation recommends ``torch.compile``; it makes the others slower."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """A neuron to be timed; a leak halves the potential in each step."""
+    """A neuron that is timed. If `leaky`, each step halves the potential."""
 
     title: str
     surrogate: Literal["Step", "Box", "ATan"]
@@ -46,15 +47,15 @@ CASES = {
 
 @dataclass(frozen=True)
 class Layer:
-    """A peer's neuron over time, and in one line which class with which arguments it is."""
+    """A peer's neuron over time, and its class and arguments as one line of code."""
 
     module: nn.Module
-    described: str
+    description: str
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A library that is compared with."""
+    """Another library: its title, its distribution and module, and a function that builds its neuron."""
 
     title: str
     distribution: str
@@ -63,7 +64,7 @@ class Peer:
 
 
 def available() -> tuple[dict[str, Peer], dict[str, str]]:
-    """The peers that can be used, and why each of the others can't, by distribution."""
+    """The usable peers, and the reasons why the others are not usable, by distribution."""
     usable, reasons = {}, {}
     for name, peer in PEERS.items():
         try:
@@ -75,12 +76,12 @@ def available() -> tuple[dict[str, Peer], dict[str, str]]:
         if version == PINS[name]:
             usable[name] = peer
         else:
-            reasons[name] = f"is installed at {version}, wanted {PINS[name]}"
+            reasons[name] = f"version {version} is installed, but {PINS[name]} is required"
     return usable, reasons
 
 
 class _SnnTorch(nn.Module):
-    """snnTorch's loop: one call of the neuron a step, its membrane potential passed on."""
+    """snnTorch's loop: one call of the neuron per step, which passes on the membrane potential."""
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
@@ -101,7 +102,7 @@ def _snntorch(case: Case) -> Layer:
 
     name = "atan" if case.surrogate == "ATan" else "heaviside"
     beta = 0.5 if case.leaky else 1.0
-    # its delayed reset is detached; without the delay the gradient flows through it
+    # snnTorch detaches a delayed reset; without the delay the gradient flows through the reset
     neuron = snntorch.Leaky(
         beta=beta,
         spike_grad=getattr(surrogate, name)(),
@@ -131,7 +132,7 @@ class _SpikingJelly(nn.Module):
 def _spikingjelly(case: Case) -> Layer:
     from spikingjelly.activation_based import neuron, surrogate
 
-    # LeakyKReLU and Rect would be Step and Box to the letter, but leave its fused operator: slower
+    # LeakyKReLU and Rect are exactly Step and Box, but slower: the fused operator does not support them
     name = "ATan" if case.surrogate == "ATan" else "PiecewiseQuadratic"
     kind, leak = ("LIFNode", {"tau": 2.0, "decay_input": False}) if case.leaky else ("IFNode", {})
     node = getattr(neuron, kind)(
@@ -140,16 +141,19 @@ def _spikingjelly(case: Case) -> Layer:
         detach_reset=case.detach_reset,
         step_mode="m",
     )
-    shown = "".join(f"{key}={value}, " for key, value in leak.items())
+    arguments_text = "".join(f"{key}={value}, " for key, value in leak.items())
     return Layer(
         _SpikingJelly(node),
-        f"spikingjelly.activation_based.neuron.{kind}({shown}surrogate_function=surrogate.{name}(), "
+        f"spikingjelly.activation_based.neuron.{kind}({arguments_text}surrogate_function=surrogate.{name}(), "
         f"detach_reset={case.detach_reset}, step_mode='m')",
     )
 
 
 class _Norse(nn.Module):
-    """Norse's cell lifted over time, from an explicit state: its own would make the reset a leaf."""
+    """Norse's cell lifted over time, with an explicit initial state.
+
+    Norse's default state would be a leaf that requires a gradient.
+    """
 
     def __init__(self, cell: nn.Module, state: Callable[..., Any]) -> None:
         super().__init__()
@@ -170,17 +174,17 @@ def _norse(case: Case) -> Layer:
     method = "super" if case.surrogate == "ATan" else "triangle"
     if not case.leaky:
         cell = norse.IAFCell(norse.IAFParameters(method=method))
-        shown = f"IAFCell(IAFParameters(method='{method}'))"
-        return Layer(_Norse(cell, norse.IAFFeedForwardState), f"norse.torch.Lift({shown})")
+        arguments_text = f"IAFCell(IAFParameters(method='{method}'))"
+        return Layer(_Norse(cell, norse.IAFFeedForwardState), f"norse.torch.Lift({arguments_text})")
     # v/2 + x/2 against a threshold of 1/2 is v/2 + x against 1
     half = torch.tensor(0.5)
     cell = norse.LIFBoxCell(norse.LIFBoxParameters(tau_mem_inv=half, v_th=half, method=method), dt=1.0)
-    shown = f"LIFBoxCell(LIFBoxParameters(tau_mem_inv=0.5, v_th=0.5, method='{method}'), dt=1.0)"
-    return Layer(_Norse(cell, norse.LIFBoxFeedForwardState), f"norse.torch.Lift({shown})")
+    arguments_text = f"LIFBoxCell(LIFBoxParameters(tau_mem_inv=0.5, v_th=0.5, method='{method}'), dt=1.0)"
+    return Layer(_Norse(cell, norse.LIFBoxFeedForwardState), f"norse.torch.Lift({arguments_text})")
 
 
 class _Sinabs(nn.Module):
-    """sinabs' layer; time is its second axis, so the sequence goes in as a batch of one, without a copy."""
+    """A layer of sinabs, whose second axis is time; the sequence becomes a batch of one, without a copy."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -195,12 +199,12 @@ class _Sinabs(nn.Module):
 def _sinabs(case: Case) -> Layer:
     from sinabs import activation, layers
 
-    surrogate, shown = {
+    surrogate, arguments_text = {
         "Step": (activation.Heaviside(window=0.0), "Heaviside(window=0.0)"),
         "Box": (activation.Heaviside(window=0.5), "Heaviside(window=0.5)"),
         "ATan": (activation.SingleExponential(), "SingleExponential()"),
     }[case.surrogate]
-    # its reset to a value is detached; the gradient flows through its subtraction
+    # sinabs detaches a reset to a value; the gradient flows through a reset by subtraction
     reset = "MembraneReset" if case.detach_reset else "MembraneSubtract"
     arguments = {
         "spike_fn": activation.SingleSpike,
@@ -215,7 +219,7 @@ def _sinabs(case: Case) -> Layer:
         kind = "IAF("
     return Layer(
         _Sinabs(layer),
-        f"sinabs.layers.{kind}spike_fn=SingleSpike, reset_fn={reset}(), surrogate_grad_fn={shown})",
+        f"sinabs.layers.{kind}spike_fn=SingleSpike, reset_fn={reset}(), surrogate_grad_fn={arguments_text})",
     )
 
 

@@ -1,4 +1,4 @@
-"""The pictures of the report: bars of ratios for one layer, time against firing rate, time against size."""
+"""Draws the report's pictures: ratios for one layer, time by firing rate, time by size."""
 
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ CASE_TITLES = {
 }
 NETWORK_TITLES = {"mlp": "MLP 784-512-512-10", "conv": "conv net 32c3-64c3-512-10"}
 _WITH_SURROGATE = {**TITLES, "hibana": "hibana, Step"}
-"""The same where hibana stands with several surrogates."""
+"""Titles for pictures that show hibana with several surrogates."""
 _COLOURS = {
     "hibana": "#e4572e",
     "hibana-dense": "#c9b037",
@@ -64,7 +64,7 @@ _COLOURS = {
     "spyx": "#eeca3b",
 }
 _DARK = ("networks",)
-"""Pictures that README.md shows, which are also drawn for GitHub's dark mode, as ``NAME-dark.png``."""
+"""Pictures in README.md; they are also drawn for GitHub's dark mode, as ``NAME-dark.png``."""
 _STYLE: dict[Any, Any] = {
     "figure.dpi": 150,
     "font.size": 9,
@@ -78,21 +78,21 @@ _STYLE: dict[Any, Any] = {
 
 
 def draw(parts: dict[str, list[Row]], folder: Path) -> list[str]:
-    """Draws what there are results for, as PNG files in `folder`; returns their names."""
-    drawn = []
+    """Draws a PNG file in `folder` for each part that has results; returns the names of the parts."""
+    names = []
     with mpl.rc_context(_STYLE):
-        for name, picture in _PICTURES.items():
+        for name, draw_picture in _DRAW_FUNCTIONS.items():
             rows = [row for row in parts.get(name, []) if "ms" in row and row.get("heap") != "cold"]
             if name == "networks":  # measured at one firing rate
                 rows += [row for row in parts.get("networks/compiled", []) if _is_compiled(row)]
             rows = [row for row in rows if row["contender"] != "hibana-python"]
             if rows:
-                _save(picture(rows), folder / f"{name}.png")
+                _save(draw_picture(rows), folder / f"{name}.png")
                 if name in _DARK:
                     with mpl.rc_context({**style.library["dark_background"], "savefig.transparent": True}):
-                        _save(picture(rows), folder / f"{name}-dark.png")
-                drawn.append(name)
-    return drawn
+                        _save(draw_picture(rows), folder / f"{name}-dark.png")
+                names.append(name)
+    return names
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -110,13 +110,13 @@ def _is_compiled(row: Row) -> bool:
 
 
 def _layers(rows: list[Row]) -> Any:
-    """Ratios to ReLU, heap warm: a row of panels for each size, a column for each pass."""
+    """Draws ratios to ReLU with a warm heap: a row of panels for each size, a column for each pass."""
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     figure, grid = plt.subplots(
         len(sizes),
         len(passes),
-        figsize=(4.1 * len(passes), 2.2 * len(sizes)),  # a page's column wide
+        figsize=(4.1 * len(passes), 2.2 * len(sizes)),  # the width of a page's column
         squeeze=False,
         sharey=True,
         layout="constrained",
@@ -168,15 +168,15 @@ def _bars(axes: Axes, rows: list[Row]) -> None:
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("")
     axes.grid(axis="y", alpha=0.3)
-    axes.set_xticks(range(len(cases)), [_stacked(CASE_TITLES[case]) for case in cases], fontsize=7.5)
+    axes.set_xticks(range(len(cases)), [_with_line_breaks(CASE_TITLES[case]) for case in cases], fontsize=7.5)
 
 
-def _stacked(title: str) -> str:
+def _with_line_breaks(title: str) -> str:
     return title.replace(", ", "\n").replace("through the", "through\nthe")
 
 
 def _networks(rows: list[Row]) -> Any:
-    """Time against firing rate: a panel for each network and pass."""
+    """Draws the time by firing rate: a panel for each network and pass."""
     panels = list(dict.fromkeys((row["network"], row["pass"]) for row in rows))
     columns = 2 if len(panels) > 1 else 1
     figure, grid = plt.subplots(
@@ -187,17 +187,17 @@ def _networks(rows: list[Row]) -> Any:
         layout="constrained",
     )
     for (network, kind), axes in zip(panels, grid.flat, strict=False):
-        some = [row for row in rows if row["network"] == network and row["pass"] == kind]
+        panel_rows = [row for row in rows if row["network"] == network and row["pass"] == kind]
         for name in TITLES:
-            own = sorted((row["rate"] * 100, row["ms"]) for row in some if row["contender"] == name)
-            if own:
-                _line(axes, name, own, _WITH_SURROGATE[name])
+            points = sorted((row["rate"] * 100, row["ms"]) for row in panel_rows if row["contender"] == name)
+            if points:
+                _line(axes, name, points, _WITH_SURROGATE[name])
         axes.set_title(f"{NETWORK_TITLES[network]}, {kind}")
         axes.set_xlabel("firing rate, % of neurons per step")
         axes.set_ylabel("ms")
         axes.set_xscale("log")
         axes.set_yscale("log")
-        rates = sorted({row["rate"] * 100 for row in some})
+        rates = sorted({row["rate"] * 100 for row in panel_rows})
         axes.set_xticks(rates, [f"{rate:g}" for rate in rates])
         axes.minorticks_off()
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -210,7 +210,7 @@ def _networks(rows: list[Row]) -> Any:
 
 
 def _recurrent(rows: list[Row]) -> Any:
-    """Milliseconds of everybody: a panel for each pass, a group of bars for each size."""
+    """Draws milliseconds of all contenders: a panel for each pass, a group of bars for each size."""
     passes = list(dict.fromkeys(row["pass"] for row in rows))
     sizes = list(dict.fromkeys(row["size"] for row in rows))
     names = [name for name in TITLES if any(row["contender"] == name for row in rows)]
@@ -219,12 +219,12 @@ def _recurrent(rows: list[Row]) -> Any:
     )
     width = 0.84 / len(names)
     for kind, axes in zip(passes, grid[:, 0], strict=True):
-        own = {(row["contender"], row["size"]): row["ms"] for row in rows if row["pass"] == kind}
+        times = {(row["contender"], row["size"]): row["ms"] for row in rows if row["pass"] == kind}
         for index, name in enumerate(names):
             bars = [
-                (at + (index - (len(names) - 1) / 2) * width, own[name, size])
+                (at + (index - (len(names) - 1) / 2) * width, times[name, size])
                 for at, size in enumerate(sizes)
-                if (name, size) in own
+                if (name, size) in times
             ]
             if bars:
                 axes.bar(
@@ -236,31 +236,31 @@ def _recurrent(rows: list[Row]) -> Any:
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
         axes.grid(axis="y", alpha=0.3)
-        axes.set_xticks(range(len(sizes)), [_of_size(size) for size in sizes])
+        axes.set_xticks(range(len(sizes)), [_size_label(size) for size in sizes])
     figure.legend(*_entries(grid[:, 0]), loc="outside upper center", ncols=6)
     return figure
 
 
-def _of_size(size: str) -> str:
+def _size_label(size: str) -> str:
     steps, batch, neurons = size.split("x")
     return f"T = {steps}, batch {batch},\nH = {neurons}"
 
 
 def _scaling(rows: list[Row]) -> Any:
-    """Time of IF forward and backward against the steps and against the neurons."""
+    """Draws the time of IF forward and backward by the number of steps and of neurons."""
     figure, grid = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     for along, axis, fixed, axes in (
         ("steps", 0, "20,000 neurons", grid[0]),
         ("neurons", 1, "16 steps", grid[1]),
     ):
         for name in TITLES:
-            own = [
+            points = [
                 (row["shape"][axis], row["ms"])
                 for row in rows
                 if row.get("along") == along and row["contender"] == name
             ]
-            if own:
-                _line(axes, name, own, TITLES[name])
+            if points:
+                _line(axes, name, points, TITLES[name])
         axes.set_title(f"IF forward and backward, {fixed}")
         axes.set_xlabel(f"{along}")
         axes.set_ylabel("ms")
@@ -290,15 +290,16 @@ def _line(axes: Axes, name: str, points: list[tuple[float, float]], label: str) 
 
 
 def _entries(panels: Any) -> tuple[list[Any], list[str]]:
-    found: dict[str, Any] = {}
+    """Handles and labels of a legend for all `panels`, each label once, in the order of ``TITLES``."""
+    handles: dict[str, Any] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    titles = [title for name in TITLES for title in {TITLES[name], _WITH_SURROGATE[name]} if title in found]
-    return [found[title] for title in titles], titles
+            handles.setdefault(label, handle)
+    titles = [title for name in TITLES for title in {TITLES[name], _WITH_SURROGATE[name]} if title in handles]
+    return [handles[title] for title in titles], titles
 
 
-_PICTURES = {
+_DRAW_FUNCTIONS = {
     "layers": _layers,
     "networks": _networks,
     "recurrent": _recurrent,

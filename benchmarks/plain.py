@@ -1,7 +1,8 @@
-"""Networks of plain ``torch.nn``: as written, after ``hb.optimize``, and wired by hand.
+"""Times networks of plain ``torch.nn`` layers and neurons: unchanged, optimized, and wired by hand.
 
-``as written`` wraps each layer of images in ``EachStep``, which is the least that runs. Every contender has
-the same weights; the shifts before the neurons are such that each layer fires at the rate asked for.
+``as written`` only wraps each layer for images in ``EachStep``, which is required to run it. ``optimized`` is
+the result of ``hb.optimize``, and ``by hand`` uses hibana's layers directly. All contenders have the same
+weights, which are scaled so that each layer of neurons fires at the rate :data:`RATE`.
 """
 
 import copy
@@ -73,7 +74,7 @@ def _tutorial_events() -> nn.Module:
 
 
 def _resnet() -> nn.Module:
-    """ResNet-18 of torchvision with neurons for ReLU."""
+    """ResNet-18 of torchvision with neurons instead of ReLU."""
     from torchvision.models import resnet18
 
     net: nn.Module = resnet18(num_classes=CLASSES)
@@ -95,7 +96,7 @@ NETWORKS: dict[str, tuple[str, Callable[[], nn.Module], tuple[int, ...]]] = {
 
 
 class _Joined(nn.Module):
-    """A network of images with time and batch joined; its neurons get time back."""
+    """A network that computes images with time and batch in one dimension; only its neurons see time."""
 
     def __init__(self, net: nn.Module, steps: int) -> None:
         super().__init__()
@@ -119,44 +120,46 @@ class _WithTime(nn.Module):
         return spikes.flatten(0, 1)
 
 
-def _as_written(layers: nn.Sequential) -> nn.Module:
-    return nn.Sequential(*(hb.EachStep(one) if isinstance(one, _IMAGES) else one for one in layers))
+def _wrap_images(layers: nn.Sequential) -> nn.Module:
+    return nn.Sequential(*(hb.EachStep(layer) if isinstance(layer, _IMAGES) else layer for layer in layers))
 
 
-def _by_hand(layers: nn.Sequential) -> nn.Module:
-    """The fast layers, put together as one who knows them would."""
-    left, wired = list(hb.events.adopt(layers)), []
-    while left:
-        one = left.pop(0)
-        if isinstance(one, nn.Conv2d) and isinstance(left[0], nn.BatchNorm2d):
-            wired.append(hb.Normalized(hb.EachStep(nn.Sequential(one, left.pop(0))), left.pop(0)))
+def _wire_by_hand(layers: nn.Sequential) -> nn.Module:
+    """Replaces torch's layers by hibana's, as an experienced user would, without ``hb.optimize``."""
+    remaining, modules = list(hb.events.adopt(layers)), []
+    while remaining:
+        layer = remaining.pop(0)
+        if isinstance(layer, nn.Conv2d) and isinstance(remaining[0], nn.BatchNorm2d):
+            modules.append(
+                hb.Normalized(hb.EachStep(nn.Sequential(layer, remaining.pop(0))), remaining.pop(0))
+            )
         else:
-            wired.append(hb.EachStep(one) if isinstance(one, _IMAGES) else one)
-    return nn.Sequential(*wired)
+            modules.append(hb.EachStep(layer) if isinstance(layer, _IMAGES) else layer)
+    return nn.Sequential(*modules)
 
 
 @torch.no_grad()
 def _tune(net: nn.Module, inputs: Tensor) -> None:
-    """Scales the weights before each layer of neurons, so that it fires at :data:`RATE`."""
+    """Scales the weights before each layer of neurons so that the layer fires at :data:`RATE`."""
     weighted: list[nn.Module] = []
 
-    def settle(neurons: nn.Module, given: tuple[Tensor, ...]) -> Tensor:
+    def scale_weights(neurons: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
         low, high = 1e-3, 1e3
         for _ in range(16):
             factor = (low * high) ** 0.5
-            firing = float(neurons.forward(given[0] * factor).mean())
+            firing = float(neurons.forward(inputs[0] * factor).mean())
             low, high = (low, factor) if firing > RATE else (factor, high)
         for parameter in weighted[-1].parameters(recurse=False):
             parameter *= factor
-        return given[0] * factor
+        return inputs[0] * factor
 
     hooks = []
     for part in net.modules():
         if isinstance(part, hb.IF | hb.LIF):
-            hooks.append(part.register_forward_pre_hook(settle))
+            hooks.append(part.register_forward_pre_hook(scale_weights))
         elif isinstance(part, nn.Conv2d | nn.Linear | nn.BatchNorm2d):
             hooks.append(part.register_forward_pre_hook(lambda part, _: weighted.append(part)))
-    for momentum in (1.0, 0.1):  # running statistics are those of the batch
+    for momentum in (1.0, 0.1):  # sets the running statistics to those of the batch
         for part in net.modules():
             if isinstance(part, nn.BatchNorm2d):
                 part.momentum = momentum
@@ -166,27 +169,27 @@ def _tune(net: nn.Module, inputs: Tensor) -> None:
         hook.remove()
 
 
-def _made(name: str, inputs: Tensor) -> dict[str, nn.Module]:
-    """Every contender, with equal weights."""
+def _build_contenders(name: str, inputs: Tensor) -> dict[str, nn.Module]:
+    """All contenders for network `name`, with equal weights."""
     torch.manual_seed(0)
     plain = NETWORKS[name][1]()
-    written = _as_written(plain) if isinstance(plain, nn.Sequential) else _Joined(plain, len(inputs))
-    _tune(written, inputs)
+    wrapped = _wrap_images(plain) if isinstance(plain, nn.Sequential) else _Joined(plain, len(inputs))
+    _tune(wrapped, inputs)
     optimized = copy.deepcopy(plain)
-    if isinstance(written, _Joined):
-        optimized.load_state_dict(written.net.state_dict())
+    if isinstance(wrapped, _Joined):
+        optimized.load_state_dict(wrapped.net.state_dict())
     hb.optimize(optimized, inputs, verbose=False)
-    by_hand = {"by hand": _by_hand(copy.deepcopy(plain))} if isinstance(plain, nn.Sequential) else {}
-    return {"as written": copy.deepcopy(written), "optimized": optimized, **by_hand}
+    by_hand = {"by hand": _wire_by_hand(copy.deepcopy(plain))} if isinstance(plain, nn.Sequential) else {}
+    return {"as written": copy.deepcopy(wrapped), "optimized": optimized, **by_hand}
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """One network a job."""
-    budget, at_least = (0.0, 1) if quick else (20.0, 15)
-    return {f"plain/{name}": partial(_measured, name, budget, at_least) for name in NETWORKS}
+    """One job per network."""
+    budget, min_rounds = (0.0, 1) if quick else (20.0, 15)
+    return {f"plain/{name}": partial(_measure_network, name, budget, min_rounds) for name in NETWORKS}
 
 
-def _measured(name: str, budget: float, at_least: int) -> list[Row]:
+def _measure_network(name: str, budget: float, min_rounds: int) -> list[Row]:
     hb.keep_memory()
     torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(1)
@@ -195,29 +198,36 @@ def _measured(name: str, budget: float, at_least: int) -> list[Row]:
     targets = torch.randint(0, CLASSES, (shape[1],), generator=generator)
     rows = []
     for kind in ("training step", "inference"):
-        nets = {who: net.train(kind == "training step") for who, net in _made(name, inputs).items()}
+        nets = {
+            contender: net.train(kind == "training step")
+            for contender, net in _build_contenders(name, inputs).items()
+        }
         call = partial(training_step, targets=targets) if kind == "training step" else inference
-        found = rounds(
-            {who: call(net, inputs) for who, net in nets.items()}, budget_s=budget, at_least=at_least
+        seconds_by_contender = rounds(
+            {contender: call(net, inputs) for contender, net in nets.items()},
+            budget_s=budget,
+            min_rounds=min_rounds,
         )
-        apart = _apart(nets, inputs)
-        for who, seconds in found.items():
-            about = {"network": name, "pass": kind, "contender": who, "apart": apart[who]}
-            rows.append({**about, **summary(seconds)})
+        differences = _output_differences(nets, inputs)
+        for contender, seconds in seconds_by_contender.items():
+            columns = {"network": name, "pass": kind, "contender": contender, "apart": differences[contender]}
+            rows.append({**columns, **summary(seconds)})
     return rows
 
 
-def _apart(nets: dict[str, nn.Module], inputs: Tensor) -> dict[str, float]:
-    """The mean difference of each one's outputs from those as written, as a share of their mean."""
+def _output_differences(nets: dict[str, nn.Module], inputs: Tensor) -> dict[str, float]:
+    """Mean absolute difference of the outputs from the unchanged network's, relative to the latter's mean."""
     with torch.no_grad():
-        outputs = {who: net(inputs) for who, net in nets.items()}
-    wanted = outputs["as written"]
-    scale = wanted.abs().mean()
-    return {who: float((found - wanted).abs().mean() / scale) for who, found in outputs.items()}
+        outputs = {contender: net(inputs) for contender, net in nets.items()}
+    expected = outputs["as written"]
+    scale = expected.abs().mean()
+    return {
+        contender: float((output - expected).abs().mean() / scale) for contender, output in outputs.items()
+    }
 
 
 def section(rows: list[Row]) -> Iterator[str]:
-    """A line for each network and pass, for the report."""
+    """Lines of the report: a table with a line for each network and pass."""
     yield (
         "Networks of plain `torch.nn` and neurons: each layer of images in an `EachStep` (a ResNet with time "
         "and batch joined by hand), the same network after `hb.optimize`, and the fast layers put together "
@@ -227,8 +237,8 @@ def section(rows: list[Row]) -> Iterator[str]:
     lines = []
     for (name, kind), group in grouped(rows, "network", "pass").items():
         first = group["as written"]["ms"]
-        others = [group.get(who, {}) for who in ("optimized", "by hand")]
+        others = [group.get(contender, {}) for contender in ("optimized", "by hand")]
         line = [NETWORKS[name][0], kind, number(first)]
-        line += [number(each["ms"] / first if each else None) for each in others]
+        line += [number(row["ms"] / first if row else None) for row in others]
         lines.append([*line, f"{others[0]['apart']:.1e}"])
     yield from table(["network", "pass", "as written, ms", "`hb.optimize`", "by hand", "apart"], lines)

@@ -1,8 +1,8 @@
-"""Recurrent networks 700 → H → 20: a training step and inference beside torch's own and other libraries'.
+"""Times training steps and inference of recurrent networks 700 → H → 20 of hibana, torch and other libraries.
 
-The networks that the field trains on speech and gestures. Everybody is given the same spikes, and the spiking
-ones the same weights; hibana's network fires at :data:`RATE`, which is the fair case for it: what the dense
-products of all others take does not depend on how much fires.
+Such networks are trained on speech and gestures. All contenders get the same input spikes, and the spiking
+networks have the same weights. hibana's time depends on the firing rate, which is set to :data:`RATE`; the
+others multiply dense matrices, and their time does not depend on it.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 
 class Size(NamedTuple):
-    """The sequence, the batch and the recurrent neurons of one step of training, and the inputs."""
+    """Time steps, batch, recurrent neurons and input features of a training step."""
 
     steps: int
     batch: int
@@ -38,22 +38,22 @@ SIZES = {f"{t}x{b}x{h}": Size(t, b, h) for t, b, h in ((100, 64, 128), (100, 128
 SIZES["1000x32x256"] = Size(1000, 32, 256)
 _QUICK = {"5x4x16": Size(5, 4, 16)}
 OURS = {"hibana": hb.surrogate.Step(), "hibana-box": hb.surrogate.Box(), "hibana-atan": hb.surrogate.ATan()}
-"""hibana's contenders and their surrogates; without a gradient they are one and the same."""
+"""hibana's contenders and their surrogates. In inference they compute the same."""
 RATE = 0.045
-"""How much of the recurrent neurons fires in a step, after scaling the weights of the input."""
+"""Fraction of the recurrent neurons that fires in a step; the input weights are scaled to reach it."""
 _INPUT_RATE = 0.02
 _CLASSES = 20
 _GRID = 4096  # weights are multiples of 1/4096: sums of them are exact, in any order
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """What can be run on its own: everybody's times at a size, and everybody's memory."""
-    found: dict[str, Callable[[], list[Row]]] = {}
+    """Two jobs per size: the times and the memory of all contenders."""
+    all_jobs: dict[str, Callable[[], list[Row]]] = {}
     for size in _QUICK if quick else SIZES:
-        found[f"recurrent/{size}"] = partial(_times, size, quick)
+        all_jobs[f"recurrent/{size}"] = partial(_measure_times, size, quick)
     for size in _QUICK if quick else SIZES:
-        found[f"recurrent/memory/{size}"] = partial(_memory, size)
-    return found
+        all_jobs[f"recurrent/memory/{size}"] = partial(_measure_memory, size)
+    return all_jobs
 
 
 def sample(size: Size) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def sample(size: Size) -> tuple[Tensor, Tensor]:
 
 
 def network(weights: Weights, surrogate: hb.surrogate.Surrogate, *, reference: bool = False) -> nn.Module:
-    """Hibana's network, or the same through torch's linear layers and the reference loop."""
+    """Builds hibana's network, or with `reference` one of torch's linear layers and the reference loop."""
     linear = nn.Linear if reference else hb.Linear
     neurons, inputs = weights["input"].shape
     cell = hb.LIFCell(tau=TAU, detach_reset=True, surrogate=surrogate)
@@ -82,7 +82,7 @@ def network(weights: Weights, surrogate: hb.surrogate.Surrogate, *, reference: b
 
 
 def build(contender: str, weights: Weights) -> recurrent_peers.Built:
-    """The network of `contender`, and in one line what its recurrent layer is."""
+    """The network of `contender`, and its recurrent layer as one line of code."""
     if contender in OURS:
         surrogate = OURS[contender]
         net = network(weights, surrogate)
@@ -91,18 +91,19 @@ def build(contender: str, weights: Weights) -> recurrent_peers.Built:
 
 
 def contenders() -> list[str]:
-    """Everybody who shares this process: hibana, torch, and the peers that are installed."""
+    """Names of the contenders that run in this process: hibana, torch, and the installed peers."""
     usable, _ = peers.available()
-    there = {*usable, *recurrent_peers.TORCH, "gru-equal"}
-    others = [name for name in recurrent_peers.BUILD if name in there]
+    usable_names = {*usable, *recurrent_peers.TORCH, "gru-equal"}
+    others = [name for name in recurrent_peers.BUILD if name in usable_names]
     return [*OURS, *others]
 
 
 @torch.no_grad()
-def tuned(size: Size, inputs: Tensor) -> tuple[Weights, dict[str, float]]:
-    """Weights with which the neurons fire at :data:`RATE`, and where each surrogate lets a gradient through.
+def tune_weights(size: Size, inputs: Tensor) -> tuple[Weights, dict[str, float]]:
+    """Returns weights with which the neurons fire at :data:`RATE`, and the fractions of :func:`densities`.
 
-    The initial weights of ``torch.nn``, those of the input times one number, by bisection, all on a grid.
+    The weights are torch's initial weights on a grid; those of the input are scaled by a factor that is found
+    by bisection.
     """
     torch.manual_seed(2)
     shapes = {"input": size.inputs, "recurrent": size.neurons}
@@ -120,7 +121,7 @@ def tuned(size: Size, inputs: Tensor) -> tuple[Weights, dict[str, float]]:
 
 @torch.no_grad()
 def densities(weights: Weights, inputs: Tensor) -> dict[str, float]:
-    """How much of the neurons fires in a step, and how much of them the surrogate of each of ours sees."""
+    """Fractions of neurons that fire (``"firing"``), and by contender with a nonzero surrogate gradient."""
     cell = hb.LIFCell(tau=TAU)
     current = functional.linear(inputs, weights["input"])
     state = cell.initial_state(current[0])
@@ -134,7 +135,10 @@ def densities(weights: Weights, inputs: Tensor) -> dict[str, float]:
 
 
 def training_step(net: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
-    """Forward, cross entropy of the mean over time, and backward; gradients are let go of first."""
+    """Returns a function that clears the gradients and runs forward, cross entropy and backward.
+
+    The loss is the cross entropy of the mean output over time.
+    """
 
     def call() -> None:
         net.zero_grad()
@@ -146,7 +150,7 @@ def training_step(net: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[
 def disagreement(
     weights: Weights, surrogate: hb.surrogate.Surrogate, inputs: Tensor, targets: Tensor
 ) -> str | None:
-    """What differs between hibana's network and the same through the reference loop, or None."""
+    """Describes how hibana's network differs from the same network with the reference loop, or None."""
     outcomes = []
     for reference in (False, True):
         net = network(weights, surrogate, reference=reference)
@@ -154,67 +158,75 @@ def disagreement(
         functional.cross_entropy(outputs.mean(0), targets).backward()
         grads = [parameter.grad for parameter in net.parameters() if parameter.grad is not None]
         outcomes.append((outputs.detach(), dict(zip(weights, grads, strict=True))))
-    (got, got_gradients), (wanted, wanted_gradients) = outcomes
-    if not torch.equal(got, wanted):
-        return f"outputs differ in {int((got != wanted).sum())} of {got.numel()} places"
-    return agreement.gradients_differ(got_gradients, wanted_gradients)
+    (actual, actual_gradients), (expected, expected_gradients) = outcomes
+    if not torch.equal(actual, expected):
+        return f"outputs differ in {int((actual != expected).sum())} of {actual.numel()} places"
+    return agreement.gradients_differ(actual_gradients, expected_gradients)
 
 
-def _times(name: str, quick: bool) -> list[Row]:
+def _measure_times(name: str, quick: bool) -> list[Row]:
     hb.keep_memory()
     size = (_QUICK | SIZES)[name]
     inputs, targets = sample(size)
-    weights, seen = tuned(size, inputs)
-    about = {"size": name, "firing": seen["firing"]}
-    red = {who: disagreement(weights, surrogate, inputs, targets) for who, surrogate in OURS.items()}
-    rows: list[Row] = [{**about, "contender": who, "error": why} for who, why in red.items() if why]
-    names = [who for who in contenders() if not red.get(who)]
+    weights, fractions = tune_weights(size, inputs)
+    columns = {"size": name, "firing": fractions["firing"]}
+    differences = {
+        contender: disagreement(weights, surrogate, inputs, targets) for contender, surrogate in OURS.items()
+    }
+    rows: list[Row] = [
+        {**columns, "contender": contender, "error": difference}
+        for contender, difference in differences.items()
+        if difference
+    ]
+    names = [contender for contender in contenders() if not differences.get(contender)]
     for kind in ("training step", "inference"):
-        taking_part = [who for who in names if kind == "training step" or who not in list(OURS)[1:]]
-        nets = {who: build(who, weights) for who in taking_part}
-        calls = {who: _call(kind, net.module, inputs, targets) for who, net in nets.items()}
+        timed_contenders = [
+            contender for contender in names if kind == "training step" or contender not in list(OURS)[1:]
+        ]
+        nets = {contender: build(contender, weights) for contender in timed_contenders}
+        calls = {contender: _timed_call(kind, net.module, inputs, targets) for contender, net in nets.items()}
         seconds = measure.rounds(
             calls,
             budget_s=0.2 if quick else {"training step": 40.0, "inference": 20.0}[kind],
-            at_least=1 if quick else 3,
+            min_rounds=1 if quick else 3,
         )
-        for who, net in nets.items():
-            row = {**about, "pass": kind, "contender": who, "is": net.described}
-            if who in OURS:
-                row["window"] = seen[who]
-            rows.append({**row, **measure.summary(seconds[who])})
-    spyx = recurrent_spyx.measured(*_for_spyx(size), quick)
+        for contender, net in nets.items():
+            row = {**columns, "pass": kind, "contender": contender, "is": net.description}
+            if contender in OURS:
+                row["window"] = fractions[contender]
+            rows.append({**row, **measure.summary(seconds[contender])})
+    spyx = recurrent_spyx.measure_times(*_spyx_arguments(size), quick)
     return rows + [{"size": name, **row} for row in spyx]
 
 
-def _for_spyx(size: Size) -> tuple[float, ...]:
+def _spyx_arguments(size: Size) -> tuple[float, ...]:
     return (*size, _CLASSES, _INPUT_RATE, TAU, torch.get_num_threads())
 
 
-def _call(kind: str, net: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
+def _timed_call(kind: str, net: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
     return inference(net, inputs) if kind == "inference" else training_step(net, inputs, targets)
 
 
-def _memory(name: str) -> list[Row]:
+def _measure_memory(name: str) -> list[Row]:
     size = (_QUICK | SIZES)[name]
     inputs, targets = sample(size)
-    weights, _ = tuned(size, inputs)
-    for who in OURS:  # so that no process below compiles: that takes memory too
-        training_step(build(who, weights).module, inputs, targets)()
+    weights, _ = tune_weights(size, inputs)
+    for contender in OURS:  # fills the kernel cache, because compiling takes memory too
+        training_step(build(contender, weights).module, inputs, targets)()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "weights.pt"
         torch.save(weights, path)
-        for who in contenders():
-            peak = measure.in_process("benchmarks.recurrent", "peak", who, list(size), str(path))
-            rows.append({"network": name, "contender": who, **peak})
-    spyx = recurrent_spyx.memory(*_for_spyx(size))
+        for contender in contenders():
+            peak = measure.in_process("benchmarks.recurrent", "peak", contender, list(size), str(path))
+            rows.append({"network": name, "contender": contender, **peak})
+    spyx = recurrent_spyx.measure_memory(*_spyx_arguments(size))
     return rows + [{"network": name, **row} for row in spyx]
 
 
 def peak(contender: str, size: list[int], weights: str) -> dict[str, float]:
-    """Megabytes that two steps of training take, above what stood before them."""
+    """Peak memory of two training steps, in MB; see ``peak_above_baseline``."""
     inputs, targets = sample(Size(*size))
     net = build(contender, torch.load(weights)).module
-    training_step(net, inputs[:2, :2], targets[:2])()  # what is compiled or loaded once is no network's
+    training_step(net, inputs[:2, :2], targets[:2])()  # compiles and loads before the measurement
     return measure.peak_above_baseline(training_step(net, inputs, targets))

@@ -1,8 +1,8 @@
 """Recurrent networks of torch and of other libraries, ``[T, batch, inputs] -> [T, batch, classes]``.
 
-Around each recurrent layer stand the same linear layers and, for the spiking ones, the same integrator: only
-the recurrent layer differs. A peer's loop is its own, as its documentation has it, with its surrogate nearest
-to a window and a reset to zero.
+All networks have the same linear layers around the recurrent layer, and the spiking networks also the same
+leaky readout; only the recurrent layer differs. Each library's layer is used as its documentation shows, with
+a reset to zero and the surrogate that is most similar to a window.
 """
 
 import math
@@ -17,7 +17,7 @@ import hibana as hb
 __all__ = ["BUILD", "TAU", "TORCH", "Built", "Weights"]
 
 Weights = dict[str, Tensor]
-"""Of the ``input`` [H, inputs], ``recurrent`` [H, H] and of the ``readout`` [classes, H], in this order."""
+"""Matrices ``input`` [H, inputs], ``recurrent`` [H, H] and ``readout`` [classes, H], in this order."""
 TAU = 20.0
 """Time constant of the membranes, in steps."""
 _BETA = 1 - 1 / TAU
@@ -25,10 +25,10 @@ TORCH = {"gru": nn.GRU, "lstm": nn.LSTM, "rnn": nn.RNN}
 
 
 class Built(NamedTuple):
-    """A network, and in one line what its recurrent layer is."""
+    """A network, and its recurrent layer as one line of code."""
 
     module: nn.Module
-    described: str
+    description: str
 
 
 def _linear(weight: Tensor) -> nn.Linear:
@@ -37,15 +37,17 @@ def _linear(weight: Tensor) -> nn.Linear:
     return layer
 
 
-def _around(weights: Weights, layer: nn.Module, described: str, *, has_inputs: bool = False) -> Built:
-    """`layer` between the weights of the input, unless it has its own, and the readout."""
+def _build_network(
+    weights: Weights, layer: nn.Module, description: str, *, has_inputs: bool = False
+) -> Built:
+    """Puts `layer` between input weights, unless `has_inputs`: it contains them, and readout."""
     first = [] if has_inputs else [_linear(weights["input"])]
     readout = [_linear(weights["readout"]), hb.LI(tau=TAU)]
-    return Built(nn.Sequential(*first, layer, *readout), described)
+    return Built(nn.Sequential(*first, layer, *readout), description)
 
 
 class _Outputs(nn.Module):
-    """A layer of torch's without its last state."""
+    """A recurrent layer that returns ``(outputs, state)``, reduced to its outputs."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -57,14 +59,14 @@ class _Outputs(nn.Module):
 
 
 def _torch(kind: Any, weights: Weights) -> Built:
-    """Its own weights: they are of another size, and its time does not depend on them."""
+    """A network with a recurrent layer of torch, with torch's initial weights."""
     neurons, inputs = weights["input"].shape
     net = nn.Sequential(_Outputs(kind(inputs, neurons)), _linear(weights["readout"]))
     return Built(net, f"torch.nn.{kind.__name__}(inputs, H)")
 
 
 class _SnnTorch(nn.Module):
-    """snnTorch's loop: one call of the neuron a step, its spikes and its membrane potential passed on."""
+    """snnTorch's loop: one call of the neuron per step, which passes on the spikes and the potential."""
 
     def __init__(self, neuron: nn.Module) -> None:
         super().__init__()
@@ -90,12 +92,12 @@ def _snntorch(weights: Weights) -> Built:
         reset_mechanism="zero",
     )
     neuron.recurrent = _linear(weights["recurrent"])
-    described = f"snntorch.RLeaky(beta={_BETA}, spike_grad=surrogate.heaviside(), reset_mechanism='zero')"
-    return _around(weights, _SnnTorch(neuron), f"{described}, a loop over time")
+    description = f"snntorch.RLeaky(beta={_BETA}, spike_grad=surrogate.heaviside(), reset_mechanism='zero')"
+    return _build_network(weights, _SnnTorch(neuron), f"{description}, a loop over time")
 
 
 class _SpikingJelly(nn.Module):
-    """SpikingJelly's container in steps of its own, reset before each sequence."""
+    """SpikingJelly's container in multi-step mode, reset before each sequence."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -120,32 +122,32 @@ def _spikingjelly(weights: Weights) -> Built:
         detach_reset=True,
     )
     container = layer.LinearRecurrentContainer(node, neurons, neurons, bias=False, step_mode="m")
-    with torch.no_grad():  # it multiplies the input joined to what came out a step earlier
+    with torch.no_grad():  # it multiplies the input concatenated with the previous output
         container.rc.weight.copy_(torch.cat([torch.eye(neurons), weights["recurrent"]], 1))
-    described = (
+    description = (
         f"spikingjelly.activation_based.layer.LinearRecurrentContainer(LIFNode(tau={TAU}, decay_input=False, "
         "surrogate_function=PiecewiseQuadratic(), detach_reset=True), H, H, bias=False, step_mode='m')"
     )
-    return _around(weights, _SpikingJelly(container), described)
+    return _build_network(weights, _SpikingJelly(container), description)
 
 
 def _norse(weights: Weights) -> Built:
     import norse.torch as norse
 
     neurons, inputs = weights["input"].shape
-    one = torch.tensor(1.0)  # with the 100 that is its default the gradient is no number after some steps
+    one = torch.tensor(1.0)  # the default, 100, makes the gradient NaN after some steps
     parameters = norse.LIFParameters(method="triangle", alpha=one)
     layer = norse.LIFRecurrent(inputs, neurons, parameters, autapses=True)
     with torch.no_grad():
         layer.input_weights.copy_(weights["input"])
         layer.recurrent_weights.copy_(weights["recurrent"])
-    shown = "LIFParameters(method='triangle', alpha=1)"
-    described = f"norse.torch.LIFRecurrent(inputs, H, {shown}, autapses=True)"
-    return _around(weights, _Outputs(layer), described, has_inputs=True)
+    arguments_text = "LIFParameters(method='triangle', alpha=1)"
+    description = f"norse.torch.LIFRecurrent(inputs, H, {arguments_text}, autapses=True)"
+    return _build_network(weights, _Outputs(layer), description, has_inputs=True)
 
 
 class _Sinabs(nn.Module):
-    """sinabs' layer; time is its second axis, so the sequence goes in as a batch of one, without a copy."""
+    """A layer of sinabs, whose second axis is time; the sequence becomes a batch of one, without a copy."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -169,20 +171,20 @@ def _sinabs(weights: Weights) -> Built:
         norm_input=False,
     )
     layer.tau_mem.requires_grad_(False)
-    described = (
+    description = (
         "sinabs.layers.LIFRecurrent(tau_mem=-1/log(0.95), nn.Linear(H, H), spike_fn=SingleSpike, "
         "reset_fn=MembraneReset(), surrogate_grad_fn=Heaviside(window=0.5), norm_input=False)"
     )
-    return _around(weights, _Sinabs(layer), described)
+    return _build_network(weights, _Sinabs(layer), description)
 
 
 def _gru_of_equal_parameters(weights: Weights) -> Built:
-    """A GRU of the width that gives it as many parameters as the spiking network has."""
+    """A network with a GRU that has as many parameters as the spiking network."""
     inputs = weights["input"].shape[1]
     classes = len(weights["readout"])
-    wanted = sum(value.numel() for value in weights.values())
-    half = (3 * inputs + 6 + classes) / 6  # 3 w^2 + (3 inputs + 6 biases + classes) w = wanted
-    width = round((half * half + wanted / 3) ** 0.5 - half)
+    parameter_count = sum(value.numel() for value in weights.values())
+    half = (3 * inputs + 6 + classes) / 6  # 3 w^2 + (3 inputs + 6 biases + classes) w = parameter_count
+    width = round((half * half + parameter_count / 3) ** 0.5 - half)
     net = nn.Sequential(_Outputs(nn.GRU(inputs, width)), nn.Linear(width, classes, bias=False))
     return Built(net, "torch.nn.GRU(inputs, w), w for as many parameters as the spiking network")
 
@@ -199,4 +201,4 @@ BUILD: dict[str, Callable[[Weights], Built]] = {
     "norse": _norse,
     "sinabs": _sinabs,
 }
-"""What makes the network of each contender that is not hibana."""
+"""Functions that build the networks of all contenders except hibana, by name."""

@@ -1,4 +1,4 @@
-"""The part of the report about recurrent networks: everybody's times, and hibana's beside them."""
+"""The report's section of :mod:`benchmarks.recurrent`: times of recurrent networks, and hibana's speedups."""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,7 +12,7 @@ _EAGER = ("snntorch", "spikingjelly", "norse", "sinabs")
 
 
 def section(rows: list[Row]) -> Iterable[str]:
-    """Milliseconds by size and pass, then how many times faster hibana is, and at which density."""
+    """Lines of the report: milliseconds by size and pass, then hibana's speedups by surrogate."""
     yield (
         "A network 700 → H recurrent neurons → 20, its input spikes of 2% of the 700, its recurrent neurons "
         "leaky, with a reset to zero through which no gradient flows. A training step is forward, cross "
@@ -25,7 +25,11 @@ def section(rows: list[Row]) -> Iterable[str]:
     if groups:
         yield "**Milliseconds**\n"
         lines = [
-            [_of(size), kind, *(number(group[name]["ms"] if name in group else None) for name in names)]
+            [
+                _size_text(size),
+                kind,
+                *(number(group[name]["ms"] if name in group else None) for name in names),
+            ]
             for (size, kind), group in groups.items()
         ]
         yield from table(["T, batch, H", "pass", *(titles[name] for name in names)], lines)
@@ -34,42 +38,42 @@ def section(rows: list[Row]) -> Iterable[str]:
             "window only; without a gradient the surrogate does not matter.\n"
         )
         head = ["T, batch, H", "pass", "surrogate", "firing", "in the window", "than GRU", "promised"]
-        lines = [line for (size, kind), group in groups.items() for line in _ahead(size, kind, group)]
+        lines = [line for (size, kind), group in groups.items() for line in _speedup_rows(size, kind, group)]
         yield from table([*head, "than the fastest eager peer", "promised", "than spyx"], lines)
 
 
-def _ahead(size: str, kind: str, group: dict[str, Row]) -> Iterator[list[str]]:
-    """A line for each of hibana's surrogates."""
+def _speedup_rows(size: str, kind: str, group: dict[str, Row]) -> Iterator[list[str]]:
+    """Rows of the table of speedups: one for each of hibana's surrogates."""
     for name, surrogate in _OURS.items():
         if name not in group:
             continue
         row = group[name]
         rivals = [group[peer]["ms"] for peer in _EAGER if peer in group]
-        than_gru, than_peer, than_spyx = (
+        over_gru, over_peer, over_spyx = (
             ms / row["ms"] if ms else None
-            for ms in (_ms(group, "gru"), min(rivals, default=None), _ms(group, "spyx"))
+            for ms in (_milliseconds(group, "gru"), min(rivals, default=None), _milliseconds(group, "spyx"))
         )
-        everywhere = row["window"] == 1  # nothing is promised of a gradient that matters everywhere
-        of_gru = None if everywhere else promises.recurrent(size)
-        of_peer = None if everywhere else promises.RECURRENT_AHEAD
+        has_full_gradient = row["window"] == 1  # for these surrogates there is no promise
+        promised_over_gru = None if has_full_gradient else promises.recurrent(size)
+        promised_over_peer = None if has_full_gradient else promises.RECURRENT_SPEEDUP
         inference = kind == "inference"
         yield [
-            _of(size),
+            _size_text(size),
             kind,
             "–" if inference else surrogate,
             f"{row['firing']:.1%}",
             "–" if inference else f"{row['window']:.1%}",
-            bold(than_gru),
-            promises.kept(than_gru, at_least=of_gru),
-            number(than_peer),
-            promises.kept(than_peer, at_least=of_peer) if promises.recurrent(size) else "",
-            number(than_spyx),
+            bold(over_gru),
+            promises.check_mark(over_gru, at_least=promised_over_gru),
+            number(over_peer),
+            promises.check_mark(over_peer, at_least=promised_over_peer) if promises.recurrent(size) else "",
+            number(over_spyx),
         ]
 
 
-def _ms(group: dict[str, Row], name: str) -> float | None:
+def _milliseconds(group: dict[str, Row], name: str) -> float | None:
     return group[name]["ms"] if name in group else None
 
 
-def _of(size: str) -> str:
+def _size_text(size: str) -> str:
     return size.replace("x", ", ")

@@ -1,8 +1,9 @@
-"""spyx, which is JAX: in a process of its own, by the Python of an environment that the user made for it.
+"""Measures spyx, a library for JAX, in a separate environment that the user has created.
 
-``python -m benchmarks --spyx PYTHON`` names it; JAX has no place in the environment of the other peers. The
-process is kept to as many processors as the others have threads. Here only the standard library is imported
-before it is known which Python this is.
+``python -m benchmarks --spyx PYTHON`` names the Python of that environment; JAX is not installed in the
+environment of the other peers. The measuring process may use as many processors as the other contenders have
+threads. The functions :func:`times` and :func:`peak` run in that process, so this module imports only the
+standard library at the top.
 """
 
 import os
@@ -12,24 +13,24 @@ from typing import Any
 
 from benchmarks import measure
 
-__all__ = ["VARIABLE", "measured", "memory"]
+__all__ = ["VARIABLE", "measure_memory", "measure_times"]
 
 VARIABLE = "HIBANA_BENCH_SPYX"
-"""The environment variable with which the option travels to the jobs."""
+"""The environment variable that passes the option to the processes of the jobs."""
 _CHECKOUT = Path(__file__).parents[1]
 
 
-def measured(*arguments: Any) -> list[dict[str, Any]]:
-    """Rows of spyx' times, from :func:`times` in its own environment; or one with the reason why not."""
-    return [{"contender": "spyx", **row} for row in _in_its_environment("times", arguments)]
+def measure_times(*arguments: Any) -> list[dict[str, Any]]:
+    """Runs :func:`times` in spyx's environment; returns its rows, or one row with the error."""
+    return [{"contender": "spyx", **row} for row in _run_in_environment("times", arguments)]
 
 
-def memory(*arguments: Any) -> list[dict[str, Any]]:
-    """A row of spyx' memory, from :func:`peak` in its own environment; or one with the reason why not."""
-    return [{"contender": "spyx", **row} for row in _in_its_environment("peak", arguments)]
+def measure_memory(*arguments: Any) -> list[dict[str, Any]]:
+    """Runs :func:`peak` in spyx's environment; returns its row, or one row with the error."""
+    return [{"contender": "spyx", **row} for row in _run_in_environment("peak", arguments)]
 
 
-def _in_its_environment(function: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+def _run_in_environment(function: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
     python = os.environ.get(VARIABLE, "")
     if not python:
         return [{"error": "--spyx names no Python of an environment with spyx and jax in it"}]
@@ -53,21 +54,21 @@ def times(
     threads: int,
     quick: bool,
 ) -> list[dict[str, Any]]:
-    """A training step and inference, jitted, each after the call that compiles it."""
-    calls, described = _calls(steps, batch, neurons, inputs, classes, rate, tau, threads)
+    """Times of a jitted training step and jitted inference, without compiling them."""
+    calls, description = _calls(steps, batch, neurons, inputs, classes, rate, tau, threads)
     rows = []
     for kind, call in calls.items():
         seconds = measure.rounds(
-            {"spyx": call}, budget_s=0.2 if quick else 10.0, at_least=1 if quick else 5, at_most=40
+            {"spyx": call}, budget_s=0.2 if quick else 10.0, min_rounds=1 if quick else 5, max_rounds=40
         )
-        rows.append({"pass": kind, "is": described, **measure.summary(seconds["spyx"])})
+        rows.append({"pass": kind, "is": description, **measure.summary(seconds["spyx"])})
     return rows
 
 
 def peak(
     steps: int, batch: int, neurons: int, inputs: int, classes: int, rate: float, tau: float, threads: int
 ) -> list[dict[str, float]]:
-    """Megabytes that two steps of training take; compiling comes first, and is not counted."""
+    """Peak memory of two training steps, in MB, without compiling them."""
     calls, _ = _calls(steps, batch, neurons, inputs, classes, rate, tau, threads)
     return [measure.peak_above_baseline(calls["training step"])]
 
@@ -75,6 +76,7 @@ def peak(
 def _calls(
     steps: int, batch: int, neurons: int, inputs: int, classes: int, rate: float, tau: float, threads: int
 ) -> tuple[dict[str, Callable[[], object]], str]:
+    """Compiles a training step and inference; returns calls of both, and the network as code."""
     if hasattr(os, "sched_setaffinity"):  # before JAX counts the processors
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import jax
@@ -113,8 +115,8 @@ def _calls(
         "training step": lambda: jax.block_until_ready(gradient(weights, spikes, targets)),
         "inference": lambda: jax.block_until_ready(forward(weights, spikes)),
     }
-    described = (
+    description = (
         f"spyx.nn.RLIF((H,), beta={decay}, activation=axn.boxcar(1, 1)) through spyx.nn.run in jax.jit; "
         f"spyx {spyx.__version__}, jax {jax.__version__}"
     )
-    return calls, described
+    return calls, description

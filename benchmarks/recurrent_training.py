@@ -1,8 +1,8 @@
-"""A recurrent network trained with its step compiled, and by the reference loop: does it learn the same?
+"""Trains a recurrent network with a compiled step and with the reference loop, to compare the results.
 
-Sums of a compiled step are taken in another order, so that two trainings part at the first spike that
-differs by rounding. What must not differ is where they arrive: the test accuracy, the loss of the last epoch
-and the firing rate, over seeds. Everything but the backend is the same for both.
+A compiled step adds numbers in another order, so two trainings diverge after the first spike that differs by
+rounding. Over several seeds, the test accuracy, the loss of the last epoch and the firing rate must still be
+the same. Only the backend differs between the trainings.
 """
 
 import time
@@ -26,17 +26,22 @@ _NEURONS, _BATCH, _EPOCHS, _RATE = 64, 64, 12, 2e-3
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """For each data set, one training each way for every seed."""
+    """One job per data set, which trains with both backends for every seed."""
     epochs, seeds = (1, SEEDS[:1]) if quick else (_EPOCHS, SEEDS)
-    return {f"training/recurrent/{data}": partial(_both, data, seeds, epochs) for data in DATA}
+    return {
+        f"training/recurrent/{data}": partial(_train_with_both_backends, data, seeds, epochs) for data in DATA
+    }
 
 
-def _both(data: str, seeds: tuple[int, ...], epochs: int) -> list[Row]:
+def _train_with_both_backends(data: str, seeds: tuple[int, ...], epochs: int) -> list[Row]:
     return [_train(data, backend, seed, epochs) for seed in seeds for backend in _BACKENDS]
 
 
 def _data(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Training and test parts, inputs ``[samples, T, features]``: images row by row, or frames."""
+    """Inputs ``[samples, T, features]`` and labels for training and test.
+
+    A time step of the input is a row of an image, or a frame of speech.
+    """
     from hibana.data import Digits, SpokenDigits
 
     data = Digits() if name == "digits" else SpokenDigits()
@@ -46,7 +51,7 @@ def _data(name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
 
 
 class _Net(nn.Module):
-    """Features to 64 recurrent LIF neurons to the scores; it gives their mean over time, and the spikes."""
+    """64 recurrent LIF neurons and a linear readout; returns its mean over time, and the spikes."""
 
     def __init__(self, features: int, backend: str, seed: int) -> None:
         super().__init__()
@@ -64,21 +69,22 @@ class _Net(nn.Module):
 
 
 def _train(data: str, backend: str, seed: int, epochs: int) -> Row:
-    (inputs, labels), (test, wanted) = _data(data)
+    """Trains for `epochs`; returns test accuracy, last loss, firing rate and seconds."""
+    (inputs, labels), (test, test_labels) = _data(data)
     net = _Net(inputs.shape[-1], backend, seed)
     optimizer = torch.optim.Adam(net.parameters(), lr=_RATE)
     generator = torch.Generator().manual_seed(seed)
-    began, losses = time.perf_counter(), []
+    start, losses = time.perf_counter(), []
     for _ in range(epochs):
         losses = []
-        for chosen in torch.randperm(len(inputs), generator=generator).split(_BATCH):
+        for indices in torch.randperm(len(inputs), generator=generator).split(_BATCH):
             optimizer.zero_grad()
-            scores, _ = net(inputs[chosen].transpose(0, 1))
-            loss = functional.cross_entropy(scores, labels[chosen])
+            scores, _ = net(inputs[indices].transpose(0, 1))
+            loss = functional.cross_entropy(scores, labels[indices])
             loss.backward()
             optimizer.step()
             losses.append(loss.item())
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - start
     with torch.inference_mode():
         scores, spikes = net(test.transpose(0, 1))
     return {
@@ -86,7 +92,7 @@ def _train(data: str, backend: str, seed: int, epochs: int) -> Row:
         "contender": backend,
         "seed": seed,
         "epochs": epochs,
-        "accuracy": float((scores.argmax(1) == wanted).float().mean()),
+        "accuracy": float((scores.argmax(1) == test_labels).float().mean()),
         "loss": sum(losses) / len(losses),
         "firing": float(spikes.mean()),
         "seconds": seconds,

@@ -1,4 +1,4 @@
-"""From results to a page of tables in Markdown: what was promised beside what came out."""
+"""Writes the report: a page of Markdown tables with the measurements and the promised limits."""
 
 import itertools
 import json
@@ -27,27 +27,27 @@ _Results = dict[str, dict[str, Any]]
 
 
 def write(out: Path, name: str = "benchmarks") -> str:
-    """Writes `name`.md and its pictures from `name`/results.json in `out`; returns the page.
+    """Writes the report `name`.md and its pictures from `name`/results.json in `out`; returns its text.
 
     Raises:
-        FileNotFoundError: if there are no results there.
+        FileNotFoundError: if results.json does not exist.
     """
     folder = out / name
     results: _Results = json.loads((folder / "results.json").read_text())
     parts: dict[str, list[Row]] = {}
     abouts: dict[str, list[Row]] = {}
     for job, result in results.items():
-        parts.setdefault(_part(job), []).extend(result["rows"])
-        abouts.setdefault(_part(job), []).append(result["about"])
-    drawn = pictures.draw(parts, folder)
-    shown = {part: f"{name}/{part}.png" for part in drawn}
-    page = "\n".join(_page(results, parts, abouts, shown, _elsewhere(out, name)))
+        parts.setdefault(_part_of_job(job), []).extend(result["rows"])
+        abouts.setdefault(_part_of_job(job), []).append(result["about"])
+    pictures_by_part = pictures.draw(parts, folder)
+    picture_paths = {part: f"{name}/{part}.png" for part in pictures_by_part}
+    page = "\n".join(_page(results, parts, abouts, picture_paths, _other_pages(out, name)))
     (out / f"{name}.md").write_text(page + "\n")
     return page
 
 
-def _elsewhere(out: Path, name: str) -> dict[str, str]:
-    """The pages of other machines in `out`, and on which processors each was measured."""
+def _other_pages(out: Path, name: str) -> dict[str, str]:
+    """The reports of other machines in `out`: their processors by file name."""
     pages = {}
     for path in sorted(out.glob("*/results.json")):
         results: _Results = json.loads(path.read_text())
@@ -57,18 +57,19 @@ def _elsewhere(out: Path, name: str) -> dict[str, str]:
     return pages
 
 
-def _part(job: str) -> str:
+def _part_of_job(job: str) -> str:
+    """The section of the report to which a job belongs: the first one or two parts of its name."""
     first, second, *_ = [*job.split("/"), ""]
-    own = second in ("compiled", "memory", "recurrent") or (first, second) == ("networks", "cold")
-    return f"{first}/{second}" if own else first
+    has_own_section = second in ("compiled", "memory", "recurrent") or (first, second) == ("networks", "cold")
+    return f"{first}/{second}" if has_own_section else first
 
 
 def _page(
     results: _Results,
     parts: dict[str, list[Row]],
     abouts: dict[str, list[Row]],
-    drawn: dict[str, str],
-    elsewhere: dict[str, str],
+    pictures_by_part: dict[str, str],
+    other_pages: dict[str, str],
 ) -> Iterable[str]:
     yield "# Benchmarks\n"
     yield (
@@ -77,7 +78,7 @@ def _page(
         "round after round. Times are medians; a ratio is to ReLU in the same run. `python -m benchmarks "
         "--list` names the parts, `--only` runs some of them.\n"
     )
-    yield from (f"Measured elsewhere too: [{where}]({page}).\n" for page, where in elsewhere.items())
+    yield from (f"Measured elsewhere too: [{where}]({page}).\n" for page, where in other_pages.items())
     yield from _provenance(results)
     sections: dict[str, tuple[str, Callable[[list[Row]], Iterable[str]]]] = {
         "layers": ("One layer", _layers),
@@ -99,31 +100,37 @@ def _page(
         "grid": ("Layers beside torch's own, by density", grid_report.section),
         "compile": ("First use", _first_use),
         "training": ("Fashion-MNIST, trained", _training),
-        "training/recurrent": ("Recurrent networks, trained compiled and by the reference loop", _each_way),
+        "training/recurrent": (
+            "Recurrent networks, trained compiled and by the reference loop",
+            _both_backends,
+        ),
         "gpu": ("One layer on a GPU", _gpu),
     }
     for name, (title, section) in sections.items():
         if name in parts:
             yield f"## {title}\n"
-            yield _measured_on(abouts[name])
-            if name in drawn:
-                yield f"![{title}]({drawn[name]})\n"
+            yield _machine_line(abouts[name])
+            if name in pictures_by_part:
+                yield f"![{title}]({pictures_by_part[name]})\n"
             yield from section(parts[name])
             yield from (
-                f"**Not timed:** {_where(row)}: {row['error']}\n" for row in parts[name] if "error" in row
+                f"**Not timed:** {_row_description(row)}: {row['error']}\n"
+                for row in parts[name]
+                if "error" in row
             )
-    used = {
+    descriptions = {
         row["is"]
         for part in ("layers", "recurrent")
         for row in parts.get(part, [])
         if "is" in row and not row["contender"].startswith(("relu", "hibana"))
     }
-    if used:
+    if descriptions:
         yield "## What was compared\n"
-        yield from (f"- `{described}`" for described in sorted(used))
+        yield from (f"- `{described}`" for described in sorted(descriptions))
 
 
 def _provenance(results: _Results) -> Iterable[str]:
+    """Lines of the report: versions, and warnings about other processes, quick runs and missing peers."""
     abouts = [result["about"] for result in results.values()]
     newest = max(abouts, key=lambda about: str(about["when"]))["versions"]
     yield ", ".join(f"{name} {version}" for name, version in newest.items() if name != "hibana") + ".\n"
@@ -140,14 +147,14 @@ def _provenance(results: _Results) -> Iterable[str]:
     yield from (f"**{TITLES[peer]} is missing:** {why}\n" for peer, why in missing.items())
 
 
-def _measured_on(abouts: list[Row]) -> str:
-    """On what, and with which states of hibana, a part was measured."""
+def _machine_line(abouts: list[Row]) -> str:
+    """The processor, threads and commits of hibana with which a part was measured, as a line of Markdown."""
     where = sorted({f"{about['processor']}; {about['threads']} threads" for about in abouts})
     commits = sorted({about["versions"]["hibana"] for about in abouts})
     return f"*{'; '.join(where)}; hibana {', '.join(commits)}.*\n"
 
 
-def _where(row: Row) -> str:
+def _row_description(row: Row) -> str:
     return ", ".join(
         str(row[key])
         for key in ("size", "batch", "shape", "case", "network", "rate", "density", "contender")
@@ -156,14 +163,14 @@ def _where(row: Row) -> str:
 
 
 def _layers(rows: list[Row]) -> Iterable[str]:
-    """A table for each pass and heap: the ratio to ReLU of everybody, by neuron and size."""
+    """Lines of the report: for each pass and heap a table of ratios to ReLU by neuron and size."""
     yield "An input that makes 9% of the neurons fire in each step (LIF: 6%).\n"
     for heap, kind in itertools.product(("warm", "cold"), ("forward+backward", "inference")):
-        some = [row for row in rows if row.get("pass") == kind and row["heap"] == heap]
-        if some:
-            how = "kept by mallopt" if heap == "warm" else "as glibc's defaults leave it"
+        section_rows = [row for row in rows if row.get("pass") == kind and row["heap"] == heap]
+        if section_rows:
+            heap_description = "kept by mallopt" if heap == "warm" else "as glibc's defaults leave it"
             of = "forward" if kind == "inference" else kind
-            yield f"**{kind}, heap {heap}** ({how}), as ratios to ReLU {of}\n"
+            yield f"**{kind}, heap {heap}** ({heap_description}), as ratios to ReLU {of}\n"
             yield from _ratios(
                 ["neuron", "size"],
                 {
@@ -171,12 +178,13 @@ def _layers(rows: list[Row]) -> Iterable[str]:
                         group,
                         promises.layer(case, kind, heap, size),
                     )
-                    for (case, size), group in grouped(some, "case", "size").items()
+                    for (case, size), group in grouped(section_rows, "case", "size").items()
                 },
             )
 
 
 def _networks(rows: list[Row]) -> Iterable[str]:
+    """Lines of the report: a table of ratios to the ReLU network by network, pass and firing rate."""
     yield (
         "Poisson spikes as input and biases that make each hidden layer fire at the rate of the line. A "
         "training step is forward, cross entropy, backward and SGD. As ratios to the ReLU network.\n"
@@ -197,26 +205,28 @@ def _networks(rows: list[Row]) -> Iterable[str]:
 def _ratios(
     heads: list[str], groups: dict[tuple[str, ...], tuple[dict[str, Row], promises.Promise]]
 ) -> list[str]:
-    """One line a group: ReLU in milliseconds, others as ratios to it, hibana against the fastest peer."""
-    seen = {name for group, _ in groups.values() for name in group}
-    others = [name for name in TITLES if name in seen and name not in ("relu", "hibana")]
+    """Lines of a table with a row per group: ReLU's milliseconds, ratios to it, and hibana's speedup."""
+    present_names = {name for group, _ in groups.values() for name in group}
+    others = [name for name in TITLES if name in present_names and name not in ("relu", "hibana")]
     compiled = any(name.endswith("+compile") for name in others)
     head = [*heads, "ReLU, ms", "**hibana**", "promised", *(TITLES[name] for name in others)]
     head += ["fastest peer / hibana", "promised"]
     lines = []
-    for keys, (group, (at_most, ahead)) in groups.items():
+    for keys, (group, (at_most, min_speedup)) in groups.items():
         ratio = {name: row["ms"] / group["relu"]["ms"] for name, row in group.items()}
         rivals = [ratio[name] for name in others if name in pictures.PEERS and name in ratio]
         ours = ratio.get("hibana")
-        faster = min(rivals) / ours if rivals and ours else None
-        line = [*keys, number(group["relu"]["ms"]), bold(ours), promises.kept(ours, at_most=at_most)]
+        speedup = min(rivals) / ours if rivals and ours else None
+        line = [*keys, number(group["relu"]["ms"]), bold(ours), promises.check_mark(ours, at_most=at_most)]
         line += [number(ratio.get(name)) for name in others]
-        lines.append([*line, number(faster), "" if compiled else promises.kept(faster, at_least=ahead)])
+        lines.append(
+            [*line, number(speedup), "" if compiled else promises.check_mark(speedup, at_least=min_speedup)]
+        )
     return table(head, lines)
 
 
 def _memory(rows: list[Row]) -> Iterable[str]:
-    """Megabytes above the baseline of a process of its own."""
+    """Lines of the report: megabytes by neuron or network and contender."""
     what = "case" if "case" in rows[0] else "network"
     groups = grouped([row for row in rows if "mb" in row], what)
     names = [name for name in TITLES if any(name in group for group in groups.values())]
@@ -229,13 +239,14 @@ def _memory(rows: list[Row]) -> Iterable[str]:
         share = mb["hibana"] / min(rivals) if rivals and "hibana" in mb else None
         title = titles.get(key, key.replace("x", ", "))
         line = [title + size, *(number(mb.get(name)) for name in names), number(share)]
-        lines.append([*line, promises.kept(share, at_most=promises.MEMORY_OF_LEANEST_PEER.get(key))])
+        lines.append([*line, promises.check_mark(share, at_most=promises.MEMORY_OF_LEANEST_PEER.get(key))])
     yield "Peak of a process of its own above what it held before, in MB, forward and backward.\n"
     head = [what if what == "network" else "neuron", *(TITLES[name] for name in names)]
     yield from table([*head, "hibana / leanest peer", "promised"], lines)
 
 
 def _scaling(rows: list[Row]) -> Iterable[str]:
+    """Lines of the report: growth of the time with steps and neurons, and the time of a small call."""
     for along in ("steps", "neurons"):
         ours = [
             row for row in rows if row.get("along") == along and row["contender"] == "hibana" and "ms" in row
@@ -253,21 +264,25 @@ def _scaling(rows: list[Row]) -> Iterable[str]:
         yield "**What a call costs**: forward at [1, 10]\n"
         limit = next(row["ms"] for row in call if not row["contender"].startswith("hibana")) * 1e3
         lines = [[row["contender"], row["ms"] * 1e3] for row in call]
-        marks = [promises.kept(us, at_most=limit) if who.startswith("hibana") else "" for who, us in lines]
-        cells = [[who, f"{us:.1f}", mark] for (who, us), mark in zip(lines, marks, strict=True)]
+        marks = [
+            promises.check_mark(us, at_most=limit) if contender.startswith("hibana") else ""
+            for contender, us in lines
+        ]
+        cells = [[contender, f"{us:.1f}", mark] for (contender, us), mark in zip(lines, marks, strict=True)]
         yield from table(["", "µs", "promised"], cells)
 
 
 def _first_use(rows: list[Row]) -> Iterable[str]:
+    """Lines of the report: seconds of compiling, loading and importing."""
     lines = []
     for row in rows:
         limit = promises.FIRST_USE.get(row["what"])
-        lines.append([row["what"], f"{row['s']:.3f}", promises.kept(row["s"], at_most=limit)])
+        lines.append([row["what"], f"{row['s']:.3f}", promises.check_mark(row["s"], at_most=limit)])
     yield from table(["", "s", "promised"], lines)
 
 
 def _training(rows: list[Row]) -> Iterable[str]:
-    """A line for each contender: the median epoch, and the mean and the range of its seeds."""
+    """Lines of the report: per contender the median epoch, and the mean and range of the accuracy."""
     lines = []
     titles = {"relu-once": "ReLU, shown the image once", **TITLES, "relu": "ReLU, shown it at each step"}
     for name, title in titles.items():
@@ -284,28 +299,28 @@ def _training(rows: list[Row]) -> Iterable[str]:
     yield from table(["", "s per epoch", "test accuracy", "hidden firing", "epochs"], lines)
 
 
-def _each_way(rows: list[Row]) -> Iterable[str]:
-    """Accuracy, loss and firing rate of the same training through either backend, seed beside seed."""
+def _both_backends(rows: list[Row]) -> Iterable[str]:
+    """Lines of the report: accuracy, loss and firing rate of both backends, by data set and seed."""
     lines = []
     for (data, seed), group in grouped(rows, "data", "seed").items():
-        ways = [group[backend] for backend in ("auto", "reference")]
+        runs_by_backend = [group[backend] for backend in ("auto", "reference")]
         lines.append(
             [
                 str(data),
                 str(seed),
-                *(f"{way['accuracy']:.1%}" for way in ways),
-                *(f"{way['loss']:.3f}" for way in ways),
-                *(f"{way['firing']:.1%}" for way in ways),
-                *(f"{way['seconds']:.1f}" for way in ways),
+                *(f"{way['accuracy']:.1%}" for way in runs_by_backend),
+                *(f"{way['loss']:.3f}" for way in runs_by_backend),
+                *(f"{way['firing']:.1%}" for way in runs_by_backend),
+                *(f"{way['seconds']:.1f}" for way in runs_by_backend),
             ]
         )
-    named = ("test accuracy", "loss of the last epoch", "firing", "s")
-    head = [f"{what}, {way}" for what in named for way in ("compiled", "reference")]
+    column_titles = ("test accuracy", "loss of the last epoch", "firing", "s")
+    head = [f"{what}, {way}" for what in column_titles for way in ("compiled", "reference")]
     yield from table(["", "seed", *head], lines)
 
 
 def _gpu(rows: list[Row]) -> Iterable[str]:
-    """Ratios to ReLU, and which part of the copy bandwidth hibana reaches."""
+    """Lines of the report: ratios to ReLU, and hibana's bandwidth relative to a copy."""
     timed = [row for row in rows if "ms" in row]
     for card in sorted({(row["device"], row["driver"], row["cuda"]) for row in timed}):
         yield "{}, driver {}, CUDA {}.\n".format(*card)
@@ -319,11 +334,11 @@ def _gpu(rows: list[Row]) -> Iterable[str]:
         line += [f"{group['relu']['ms'] * 1e3:.0f}", f"{group['copy']['gb_s']:.0f}", bold(ours)]
         line += [
             f"{share:.0%}" if share else "–",
-            promises.kept(share, at_least=promises.gpu_share(size, kind)),
+            promises.check_mark(share, at_least=promises.gpu_share(size, kind)),
         ]
         line += [number(ratio.get(name)) for name in rivals]
-        ahead = theirs / ours if ours and theirs else None
-        lines.append([*line, promises.kept(ahead, at_least=promises.GPU_AHEAD)])
+        min_speedup = theirs / ours if ours and theirs else None
+        lines.append([*line, promises.check_mark(min_speedup, at_least=promises.GPU_SPEEDUP)])
     if lines:
         head = ["neuron", "size", "pass", "ReLU, µs", "copy, GB/s", "**hibana**", "of copy", "promised"]
         yield from table([*head, "SpikingJelly", "loop", "loop, torch.compile", "promised"], lines)

@@ -1,7 +1,7 @@
-"""The command inside the environment of the peers: its jobs, one process each, and what they gave.
+"""Runs the jobs of the benchmarks, each in its own process, and writes the report from all stored results.
 
-A job is a part of the benchmark small enough to be measured on its own. Results are kept as JSON, by job, so
-that jobs can be run one at a time; the table and the pictures are made anew from all that is there.
+A job is a part of the benchmarks that can be run alone. Its results are stored in a JSON file under the name
+of the job, so jobs can be run at different times. The report contains all stored results.
 """
 
 import argparse
@@ -17,29 +17,29 @@ from typing import Any
 
 from benchmarks import environment
 
-__all__ = ["main", "wanted"]
+__all__ = ["main", "matches"]
 
 PARTS = (
     *("layers", "networks", "streaming", "recurrent", "scaling", "compile"),
     *("deep", "plain", "cells", "online", "sparse", "grid", "training", "gpu"),
 )
-_ASKED_FOR = ("deep", "plain", "cells", "online", "sparse", "grid", "training", "gpu")
-"""Parts that run only if they are named."""
+_OPTIONAL_PARTS = ("deep", "plain", "cells", "online", "sparse", "grid", "training", "gpu")
+"""Parts that run only if ``--only`` names them."""
 
 
 def main() -> int:
-    """Runs the jobs that were asked for and writes the report; 1 if one of them failed."""
+    """Runs the jobs that the options select and writes the report; returns 1 if a job failed."""
     options = _parser().parse_args()
     if options.job:
-        return _do(options.job, options)
-    names = [name for name in _jobs(options.quick) if wanted(name, options.only)]
+        return _run_job(options.job, options)
+    names = [name for name in _jobs(options.quick) if matches(name, options.only)]
     if options.list:
         print("\n".join(names))
         return 0
     if not names and not options.report:
-        print(f"no job matches --only {' '.join(options.only)}; --list names them all", file=sys.stderr)
+        print(f"no job matches --only {' '.join(options.only)}; see --list for the names", file=sys.stderr)
         return 2
-    failed = [] if options.report else [name for name in names if not _run(name, options)]
+    failed = [] if options.report else [name for name in names if not _run_in_process(name, options)]
     from benchmarks import report
 
     print(report.write(options.out, options.name))
@@ -53,17 +53,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--only",
         nargs="+",
-        default=[part for part in PARTS if part not in _ASKED_FOR],
+        default=[part for part in PARTS if part not in _OPTIONAL_PARTS],
         metavar="PART",
-        help=f"parts ({', '.join(PARTS)}) or jobs, by the beginning of their names; "
-        f"all but {', '.join(_ASKED_FOR)}",
+        help=f"parts ({', '.join(PARTS)}), jobs, or the first components of their names; "
+        f"the default is all parts except {', '.join(_OPTIONAL_PARTS)}",
     )
-    parser.add_argument("--quick", action="store_true", help="small sizes and few rounds: does it run at all")
-    parser.add_argument("--list", action="store_true", help="name the jobs that would run")
-    parser.add_argument("--report", action="store_true", help="only write the report from the results there")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
-    parser.add_argument("--out", type=Path, default=Path("bench-results"), help="folder for what is written")
-    parser.add_argument("--name", default="benchmarks", help="name of the page: another one for each machine")
+    parser.add_argument(
+        "--quick", action="store_true", help="small sizes and few rounds, to test the benchmarks"
+    )
+    parser.add_argument("--list", action="store_true", help="print the names of the selected jobs")
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing; write the report from the stored results"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench-results"), help="folder of results and report"
+    )
+    parser.add_argument("--name", default="benchmarks", help="name of the report; use one per machine")
     parser.add_argument(
         "--spyx",
         default="",
@@ -119,26 +125,26 @@ def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
     return {name: job for part in parts for name, job in part.jobs(quick).items()}
 
 
-def wanted(name: str, only: list[str]) -> bool:
-    """Whether job `name` is one of `only`, or belongs to one of these parts."""
-    return any(name == wanted or name.startswith(wanted.rstrip("/") + "/") for wanted in only)
+def matches(name: str, only: list[str]) -> bool:
+    """Whether job `name` is one of `only`, or lies below one of them in its path."""
+    return any(name == prefix or name.startswith(prefix.rstrip("/") + "/") for prefix in only)
 
 
-def _run(name: str, options: argparse.Namespace) -> bool:
-    """Runs a job in a process of its own and puts what it gave beside the results that are there."""
-    began = time.perf_counter()
+def _run_in_process(name: str, options: argparse.Namespace) -> bool:
+    """Runs a job in a new process and stores its rows in results.json; returns whether it succeeded."""
+    start = time.perf_counter()
     print(f"{name} ... ", end="", file=sys.stderr, flush=True)
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.run", "--job", name]
     command += ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
-    done = subprocess.run(command, capture_output=True, check=False, text=True, env=_variables(options))
-    print(f"{time.perf_counter() - began:.0f} s", end="", file=sys.stderr)
-    if done.returncode != 0:
-        print(f", failed:\n{done.stderr}", file=sys.stderr)
+    result = subprocess.run(command, capture_output=True, check=False, text=True, env=_variables(options))
+    print(f"{time.perf_counter() - start:.0f} s", end="", file=sys.stderr)
+    if result.returncode != 0:
+        print(f", failed:\n{result.stderr}", file=sys.stderr)
         return False
     path = options.out / options.name / "results.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(path.read_text()) if path.exists() else {}
-    results[name] = json.loads(done.stdout.splitlines()[-1])
+    results[name] = json.loads(result.stdout.splitlines()[-1])
     path.write_text(json.dumps(results, indent=1) + "\n")
     others = results[name]["about"]["others"]
     print(f", others had {others:.0%} of the processor" if others > 0.02 else "", file=sys.stderr)
@@ -151,20 +157,21 @@ def _variables(options: argparse.Namespace) -> dict[str, str]:
     return {**os.environ, **variables, "HIBANA_BENCH_BRAINEVENT": options.brainevent}
 
 
-def _do(name: str, options: argparse.Namespace) -> int:
-    """The job itself: its rows and where they come from, as JSON on the last line."""
+def _run_job(name: str, options: argparse.Namespace) -> int:
+    """Runs a job in this process and prints its rows and their provenance as JSON on the last line."""
     import torch
 
     from benchmarks import measure
 
     torch.set_num_threads(options.threads)
-    others = measure.Others()
+    others = measure.OtherProcesses()
     rows = _jobs(options.quick)[name]()
-    print(json.dumps({"rows": rows, "about": {"others": others.share(), **_about(options)}}))
+    print(json.dumps({"rows": rows, "about": {"others": others.share(), **_provenance(options)}}))
     return 0
 
 
-def _about(options: argparse.Namespace) -> dict[str, Any]:
+def _provenance(options: argparse.Namespace) -> dict[str, Any]:
+    """The time, machine and versions of a measurement, and why peers are missing."""
     import llvmlite
     import torch
 
@@ -200,8 +207,8 @@ def _processor() -> str:
 
 def _commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    done = subprocess.run(command, capture_output=True, check=False, text=True)
-    return done.stdout.strip() or "no checkout"
+    result = subprocess.run(command, capture_output=True, check=False, text=True)
+    return result.stdout.strip() or "no checkout"
 
 
 if __name__ == "__main__":

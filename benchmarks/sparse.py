@@ -1,9 +1,9 @@
-"""Training a layer of sparse synapses: ``hb.SparseLinear`` beside dense layers and other sparse products.
+"""Times training steps of ``hb.SparseLinear``, of dense layers and of other sparse products.
 
-A call is the forward of [T=100, batch 32, 2048] spikes and the backward to weights and input. The input is a
-leaf, whose gradient is needed everywhere, or the output of ``hb.IF``, whose surrogate needs part of it; all
-contenders then include the time of ``hb.IF``. brainevent is JAX, and runs in an environment that the user
-made for it: ``python -m benchmarks --only sparse --brainevent PYTHON``.
+A call is the forward of [T=100, batch 32, 2048] spikes and the backward to weights and input. The input is
+either a leaf, which needs its full gradient, or the output of ``hb.IF``, whose surrogate needs only part of
+it; the times then include ``hb.IF``. brainevent is a library for JAX. It runs in a separate environment that
+the user has created: ``python -m benchmarks --only sparse --brainevent PYTHON``.
 """
 
 import os
@@ -18,7 +18,7 @@ from benchmarks.tables import Row, grouped, number, table
 __all__ = ["VARIABLE", "brainevent", "jobs", "peak", "section"]
 
 VARIABLE = "HIBANA_BENCH_BRAINEVENT"
-"""The environment variable with which the option travels to the jobs."""
+"""The environment variable that passes the option to the processes of the jobs."""
 NEURONS, STEPS, BATCH, RATE = 2048, 100, 32, 0.03
 CONNECTIVITY = {"1%": 0.01, "5%": 0.05, "10%": 0.1}
 CONTENDERS = ("hb.SparseLinear", "hb.Linear", "masked torch.nn.Linear", "torch.sparse")
@@ -26,9 +26,9 @@ _CHECKOUT = Path(__file__).parents[1]
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """One job for each connectivity, and the memory of a training step with Adam."""
-    timed = {f"sparse/{name}": partial(_timed, name, quick) for name in CONNECTIVITY}
-    return {**timed, "sparse/memory": partial(_memory, quick)}
+    """One job per connectivity, and one that measures the memory of a training step with Adam."""
+    timing_jobs = {f"sparse/{name}": partial(_measure_times, name, quick) for name in CONNECTIVITY}
+    return {**timing_jobs, "sparse/memory": partial(_measure_memory, quick)}
 
 
 def _sizes(quick: bool) -> tuple[int, int]:
@@ -36,8 +36,10 @@ def _sizes(quick: bool) -> tuple[int, int]:
     return (128, 4) if quick else (NEURONS, STEPS)
 
 
-def _calls(who: str, connectivity: float, neurons: int) -> tuple[Callable[[Any], Any], list[Any]]:
-    """The product of a contender, and its parameters."""
+def _layer_and_parameters(
+    contender: str, connectivity: float, neurons: int
+) -> tuple[Callable[[Any], Any], list[Any]]:
+    """The function or layer of a contender that maps spikes to outputs, and its parameters."""
     import torch
     from torch.nn import functional
 
@@ -46,14 +48,14 @@ def _calls(who: str, connectivity: float, neurons: int) -> tuple[Callable[[Any],
     torch.manual_seed(0)
     layer = hb.SparseLinear(neurons, neurons, connectivity)
     weight, bias = layer.to_dense().detach(), layer.bias
-    if who == "hb.SparseLinear":
+    if contender == "hb.SparseLinear":
         return layer, list(layer.parameters())
-    if who == "torch.sparse":
+    if contender == "torch.sparse":
         matrix = weight.to_sparse_csr().requires_grad_()
         return lambda x: (torch.sparse.mm(matrix, x.flatten(0, -2).T).T + bias).view_as(x), [matrix, bias]
     mask, dense = weight != 0, hb.Linear(neurons, neurons)
     dense.weight.data, dense.bias.data = weight, bias.data
-    if who == "hb.Linear":
+    if contender == "hb.Linear":
         return dense, list(dense.parameters())
     return lambda x: functional.linear(x, dense.weight * mask, dense.bias), list(dense.parameters())
 
@@ -61,12 +63,13 @@ def _calls(who: str, connectivity: float, neurons: int) -> tuple[Callable[[Any],
 def _training_step(
     call: Callable[[Any], Any], parameters: list[Any], x: Any, gradient: Any, neurons: Any
 ) -> None:
+    """Runs `call` and its backward from `gradient`; `neurons` is a layer between `x` and `call`, or None."""
     for tensor in (x, *parameters):
         tensor.grad = None
     call(x if neurons is None else neurons(x)).backward(gradient)
 
 
-def _timed(name: str, quick: bool) -> list[Row]:
+def _measure_times(name: str, quick: bool) -> list[Row]:
     import torch
 
     import hibana as hb
@@ -79,16 +82,18 @@ def _timed(name: str, quick: bool) -> list[Row]:
     gradient, rows = torch.randn(steps, BATCH, size), []
     for kind, x, neurons in (("leaf", spikes, None), ("hb.IF", currents, hb.IF(detach_reset=True))):
         calls = {}
-        for who in CONTENDERS:
-            layer, parameters = _calls(who, CONNECTIVITY[name], size)
-            calls[who] = partial(_training_step, layer, parameters, x, gradient, neurons)
-        seconds = measure.rounds(calls, budget_s=0.1 if quick else 20.0, at_least=1 if quick else 7)
+        for contender in CONTENDERS:
+            layer, parameters = _layer_and_parameters(contender, CONNECTIVITY[name], size)
+            calls[contender] = partial(_training_step, layer, parameters, x, gradient, neurons)
+        seconds = measure.rounds(calls, budget_s=0.1 if quick else 20.0, min_rounds=1 if quick else 7)
         rows += [
-            {"kind": kind, "connectivity": name, "contender": who, **measure.summary(times)}
-            for who, times in seconds.items()
+            {"kind": kind, "connectivity": name, "contender": contender, **measure.summary(times)}
+            for contender, times in seconds.items()
         ]
-    other = _brainevent_rows(CONNECTIVITY[name], size, steps, torch.get_num_threads(), quick)
-    return rows + [{"kind": "leaf", "connectivity": name, "contender": "brainevent", **row} for row in other]
+    brainevent_rows = _brainevent_rows(CONNECTIVITY[name], size, steps, torch.get_num_threads(), quick)
+    return rows + [
+        {"kind": "leaf", "connectivity": name, "contender": "brainevent", **row} for row in brainevent_rows
+    ]
 
 
 def _brainevent_rows(*arguments: Any) -> list[Row]:
@@ -113,7 +118,9 @@ def brainevent(connectivity: float, neurons: int, steps: int, threads: int, quic
 
     generator = np.random.default_rng(0)
     sources, targets = (generator.random((neurons, neurons)) < connectivity).nonzero()
-    starts = np.searchsorted(sources, np.arange(neurons + 1)).astype(np.int32)  # may not be traced
+    starts = np.searchsorted(sources, np.arange(neurons + 1)).astype(
+        np.int32
+    )  # CSR needs concrete row starts
     indices = jnp.asarray(targets, jnp.int32)
     weight = jnp.asarray(generator.standard_normal(len(sources)), jnp.float32)
     spikes = jnp.asarray(generator.random((steps * BATCH, neurons)) < RATE, jnp.float32)
@@ -124,34 +131,34 @@ def brainevent(connectivity: float, neurons: int, steps: int, threads: int, quic
         def product(weight: Any, spikes: Any) -> Any:
             return BinaryArray(spikes) @ CSR((weight, indices, starts), shape=(neurons, neurons))
 
-        out, pull = jax.vjp(product, weight, spikes)
-        return out, pull(gradient)
+        out, vjp = jax.vjp(product, weight, spikes)
+        return out, vjp(gradient)
 
     def call() -> None:
         jax.block_until_ready(train(weight, spikes, gradient, indices))
 
-    seconds = measure.rounds({"": call}, budget_s=0.1 if quick else 15.0, at_least=1 if quick else 5)
+    seconds = measure.rounds({"": call}, budget_s=0.1 if quick else 15.0, min_rounds=1 if quick else 5)
     return measure.summary(seconds[""])
 
 
-def _memory(quick: bool) -> list[Row]:
+def _measure_memory(quick: bool) -> list[Row]:
     size, _ = _sizes(quick)
     rows = []
     for name, connectivity in CONNECTIVITY.items():
-        for who in ("hb.SparseLinear", "hb.Linear"):
-            found = measure.in_process("benchmarks.sparse", "peak", who, connectivity, 4 * size)
-            rows.append({"kind": "memory", "connectivity": name, "contender": who, **found})
+        for contender in ("hb.SparseLinear", "hb.Linear"):
+            megabytes = measure.in_process("benchmarks.sparse", "peak", contender, connectivity, 4 * size)
+            rows.append({"kind": "memory", "connectivity": name, "contender": contender, **megabytes})
     return rows
 
 
-def peak(who: str, connectivity: float, neurons: int) -> dict[str, float]:
-    """Megabytes that weights, gradients and Adam's state take at most during two training steps."""
+def peak(contender: str, connectivity: float, neurons: int) -> dict[str, float]:
+    """Peak memory of two training steps with Adam, in MB; see ``peak_above_baseline``."""
     import torch
 
     import hibana as hb
 
     def train() -> None:
-        is_sparse, sizes = who == "hb.SparseLinear", (neurons, neurons)
+        is_sparse, sizes = contender == "hb.SparseLinear", (neurons, neurons)
         layer = hb.SparseLinear(*sizes, connectivity) if is_sparse else hb.Linear(*sizes)
         optimizer = torch.optim.Adam(layer.parameters())
         layer((torch.rand(2, BATCH, neurons) < RATE).float()).square().sum().backward()
@@ -161,7 +168,7 @@ def peak(who: str, connectivity: float, neurons: int) -> dict[str, float]:
 
 
 def section(rows: list[Row]) -> Iterator[str]:
-    """Tables of times and of memory, for the report."""
+    """Lines of the report: tables of times and of memory."""
     yield (
         f"[T={STEPS}, batch {BATCH}, {NEURONS}] spikes, {RATE:.0%} firing, to {NEURONS} neurons; forward and "
         "backward to weights and input, ms. Input: a leaf, or the output of `hb.IF`, which is timed too.\n"
@@ -169,10 +176,11 @@ def section(rows: list[Row]) -> Iterator[str]:
     for kind in ("leaf", "hb.IF"):
         groups = grouped([row for row in rows if row["kind"] == kind and "ms" in row], "connectivity")
         names = sorted(
-            {who for group in groups.values() for who in group}, key=[*CONTENDERS, "brainevent"].index
+            {contender for group in groups.values() for contender in group},
+            key=[*CONTENDERS, "brainevent"].index,
         )
         lines = [
-            [name, *(number(group.get(who, {}).get("ms")) for who in names)]
+            [name, *(number(group.get(contender, {}).get("ms")) for contender in names)]
             for (name,), group in groups.items()
         ]
         if lines:

@@ -1,4 +1,4 @@
-"""What is timed of a network: a training step, and inference."""
+"""The calls of a network that the benchmarks time: a training step and inference."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,11 @@ __all__ = ["inference", "training_step"]
 
 
 def training_step(net: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[], None]:
-    """Forward, cross entropy of the mean output, backward and an update at a rate of 0: the weights stay."""
+    """Returns a function that runs forward, cross entropy, backward and an SGD update.
+
+    The loss is the cross entropy of the mean output over time. With a learning rate of 0
+    the weights stay constant.
+    """
     optimizer = torch.optim.SGD(net.parameters(), lr=0.0)
 
     def call() -> None:
@@ -22,7 +26,7 @@ def training_step(net: nn.Module, inputs: Tensor, targets: Tensor) -> Callable[[
 
 
 def inference(net: nn.Module, inputs: Tensor) -> Callable[[], None]:
-    """The mean output where no gradient is wanted."""
+    """Returns a function that computes the mean output over time in inference mode."""
 
     def call() -> None:
         with torch.inference_mode():

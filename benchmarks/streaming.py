@@ -1,11 +1,12 @@
-"""One step a call, the state carried: a compiled stream beside `hibana.run`, the peers and a ReLU network.
+"""Times networks that compute one time step per call and carry their state between calls.
 
-And whole sequences by the compiled program, beside the network; and with gradients, steps one at a time and
-a backward through all of them, as a policy in a loop with its world learns.
+Three groups of jobs: a stream of a compiled program, ``hb.run``, peers and a ReLU network without gradients;
+single steps followed by a backward through all of them, as in reinforcement learning; and whole sequences
+with the compiled program and with the network.
 
-Batch 1, one thread, no gradients; 5% of the inputs spike. Every contender has the same layers and weights; a
-peer's neuron is called step by step with its state, as its documentation has it. The stream must give what
-the network gives in evaluation before it is timed.
+Streams have batch 1, one thread, and 5% of the inputs spike. All contenders have the same layers and weights.
+A peer's neuron is called step by step with its state, as its documentation shows. The outputs of the stream
+must equal those of the network before it is timed.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,8 +24,8 @@ __all__ = ["NETWORKS", "SEQUENCES", "jobs", "section"]
 
 Row = dict[str, Any]
 Layer = nn.Module | Literal["neuron"]
-RATE, STEPS, DECAY, LEARNED = 0.05, 64, 0.5, 200
-"""Part of the inputs that spikes, steps of a stream, of a LIF neuron's leak, and steps with a gradient."""
+RATE, STEPS, DECAY, GRADIENT_STEPS = 0.05, 64, 0.5, 200
+"""Fraction of inputs that spike; steps of a stream; decay of a neuron per step; steps with gradients."""
 PEERS = ("snntorch", "spikingjelly", "norse", "sinabs")
 
 
@@ -68,34 +69,37 @@ SEQUENCES: dict[str, _Sequence] = {
         partial(_images, 3, 64 * 64),
     ),
 }
-"""Of each its title, T and a step's shape, the part of the inputs that are not zero or None of an input that
-stays the same, batches, and layers.
+"""Title, shape (T and a sample's shape), fraction of nonzero inputs, two batch sizes, and layers.
+
+The fraction is None for an input that is the same at each step.
 """
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """A job for each network, of steps and of sequences."""
-    steps = {f"streaming/{name}": partial(_times, name, quick) for name in NETWORKS}
-    steps |= {f"streaming/gradients-{name}": partial(_gradients, name, quick) for name in NETWORKS}
-    return steps | {f"streaming/sequence-{name}": partial(_sequences, name, quick) for name in SEQUENCES}
+    """One job per network for a stream and for gradients, and one per entry of :data:`SEQUENCES`."""
+    steps = {f"streaming/{name}": partial(_measure_stream, name, quick) for name in NETWORKS}
+    steps |= {f"streaming/gradients-{name}": partial(_measure_gradients, name, quick) for name in NETWORKS}
+    return steps | {
+        f"streaming/sequence-{name}": partial(_measure_sequences, name, quick) for name in SEQUENCES
+    }
 
 
 def section(rows: list[Row]) -> Iterable[str]:
-    """A line for each network: microseconds a step, and ratios."""
+    """Lines of the report: tables of the three groups of jobs."""
     yield (
         "A step of a stream a call, batch 1, no gradients, in µs. `hb.compile` is `stream.step`; ReLU is the "
         "same layers without states.\n"
     )
     steps = [row for row in rows if "network" in row]
-    yield from _beside_peers(
+    yield from _table_with_peers(
         steps, "network", "hb.compile", {"hibana": "**hb.compile**", "hibana-run": "hb.run"}, 1e3
     )
     yield (
-        f"{LEARNED} steps of a stream, a call each, and a backward through all of them, batch 1, in ms. ReLU "
-        "is the same layers without states.\n"
+        f"{GRADIENT_STEPS} steps of a stream, a call each, and a backward through all of them, batch 1, in "
+        "ms. ReLU is the same layers without states.\n"
     )
-    learned = [row for row in rows if "learned" in row]
-    yield from _beside_peers(learned, "learned", "hb.run", {"hibana-run": "**hb.run**"}, 1.0)
+    gradient_rows = [row for row in rows if "learned" in row]
+    yield from _table_with_peers(gradient_rows, "learned", "hb.run", {"hibana-run": "**hb.run**"}, 1.0)
     yield "Whole sequences: the time of `program(inputs)` as a ratio to that of `net(inputs)`.\n"
     groups = grouped([row for row in rows if "sequence" in row], "sequence", "size")
     ratios = {key: group["program"]["ms"] / group["net"]["ms"] for key, group in groups.items()}
@@ -106,59 +110,63 @@ def section(rows: list[Row]) -> Iterable[str]:
     yield from table(["network", "batch 1", "batch 128 (convolutions 16)"], lines)
 
 
-def _beside_peers(rows: list[Row], key: str, title: str, ours: dict[str, str], unit: float) -> Iterable[str]:
-    """A line for each network: ReLU, the first of `ours` in bold, all others, and ratios.
+def _table_with_peers(
+    rows: list[Row], key: str, title: str, ours: dict[str, str], unit: float
+) -> Iterable[str]:
+    """Lines of a table with a row per network: times of ReLU, hibana and the peers, and two ratios.
 
     Args:
-        rows: with a time for each contender.
-        key: of a row's network.
-        title: of the first of `ours`, in the heads of the ratios.
-        ours: the contenders of hibana, and their heads.
-        unit: what milliseconds are multiplied by.
+        rows: measurements, one per network and contender.
+        key: the key of the network's name in a row.
+        title: name of hibana's first contender in the column titles of the ratios.
+        ours: column titles by contender of hibana; the first column is bold.
+        unit: factor that converts milliseconds to the unit of the table.
     """
     names, (first, *_) = ["relu", *ours, *PEERS], ours
     heads = ["ReLU", *ours.values(), *(peers.PEERS[name].title for name in PEERS)]
     lines = []
     for (network,), group in grouped(rows, key).items():
-        taken = {name: row["ms"] * unit for name, row in group.items()}
-        fastest = min((taken[name] for name in PEERS if name in taken), default=None)
-        shown = [bold(taken.get(n)) if n == first else number(taken.get(n)) for n in names]
-        ratios = [taken[first] / taken["relu"], fastest / taken[first] if fastest else None]
-        lines.append([NETWORKS[str(network)][0], *shown, *map(number, ratios)])
+        times = {name: row["ms"] * unit for name, row in group.items()}
+        fastest = min((times[name] for name in PEERS if name in times), default=None)
+        cells = [bold(times.get(n)) if n == first else number(times.get(n)) for n in names]
+        ratios = [times[first] / times["relu"], fastest / times[first] if fastest else None]
+        lines.append([NETWORKS[str(network)][0], *cells, *map(number, ratios)])
     yield from table(["network", *heads, f"{title} / ReLU", f"fastest peer / {title}"], lines)
 
 
-def _times(name: str, quick: bool) -> list[Row]:
+def _measure_stream(name: str, quick: bool) -> list[Row]:
     torch.set_num_threads(1)
-    _, shape, layers = NETWORKS[name]
+    _, shape, make_layers = NETWORKS[name]
     torch.manual_seed(0)
     inputs = (torch.rand(STEPS, 1, *shape) < RATE).float()
-    made = _scaled(layers())
+    layers = _scale_weights(make_layers())
     with torch.no_grad():
-        net = _ours(made)
+        net = _hibana_network(layers)
         program = hb.compile(net, inputs)
-        wanted, stream = net(inputs), program.stream()
-        if not 0 < wanted.mean() < 0.5 or not torch.equal(
-            torch.stack([stream.step(x) for x in inputs]), wanted
+        expected, stream = net(inputs), program.stream()
+        if not 0 < expected.mean() < 0.5 or not torch.equal(
+            torch.stack([stream.step(x) for x in inputs]), expected
         ):
-            raise RuntimeError(f"{name}: the stream does not give what the network gives")
+            raise RuntimeError(f"{name}: the outputs of the stream differ from those of the network")
         contenders: dict[str, Callable[[], object]] = {
-            "relu": _over(_relu(made), inputs),
-            "hibana": _over(stream.step, inputs),
-            "hibana-run": _over(_run(net), inputs),
+            "relu": _call_each_step(_relu_network(layers), inputs),
+            "hibana": _call_each_step(stream.step, inputs),
+            "hibana-run": _call_each_step(_step_by_run(net), inputs),
         }
         available, _ = peers.available()
-        contenders |= {peer: _over(_STEPS[peer](made), inputs) for peer in PEERS if peer in available}
-        seconds = measure.rounds(contenders, budget_s=1.0 if quick else 20.0, at_least=5, stretch_s=0.02)
-    firing = float(wanted.mean())
+        contenders |= {
+            peer: _call_each_step(_MAKE_STEP[peer](layers), inputs) for peer in PEERS if peer in available
+        }
+        seconds = measure.rounds(contenders, budget_s=1.0 if quick else 20.0, min_rounds=5, stretch_s=0.02)
+    firing = float(expected.mean())
     return [
-        {"network": name, "contender": who, "firing": firing, **_a_step(measure.summary(taken))}
-        for who, taken in seconds.items()
+        {"network": name, "contender": contender, "firing": firing, **_per_step(measure.summary(times))}
+        for contender, times in seconds.items()
     ]
 
 
-def _scaled(layers: list[Layer]) -> list[Layer]:
-    """`layers` with weights by which they spike, and whose sums are exact."""
+def _scale_weights(layers: list[Layer]) -> list[Layer]:
+    """Scales the weights so that the neurons spike, and rounds them to a grid on which sums are exact."""
     with torch.no_grad():
         for layer in layers:
             if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -168,18 +176,18 @@ def _scaled(layers: list[Layer]) -> list[Layer]:
     return layers
 
 
-def _gradients(name: str, quick: bool) -> list[Row]:
+def _measure_gradients(name: str, quick: bool) -> list[Row]:
     torch.set_num_threads(1)
-    _, shape, layers = NETWORKS[name]
+    _, shape, make_layers = NETWORKS[name]
     torch.manual_seed(0)
-    inputs = (torch.rand(LEARNED, 1, *shape) < RATE).float()
-    made = _scaled(layers())
-    parameters = [p for layer in made if isinstance(layer, nn.Module) for p in layer.parameters()]
-    net = _ours(made, surrogate="ATan", detach_reset=True)
+    inputs = (torch.rand(GRADIENT_STEPS, 1, *shape) < RATE).float()
+    layers = _scale_weights(make_layers())
+    parameters = [p for layer in layers if isinstance(layer, nn.Module) for p in layer.parameters()]
+    net = _hibana_network(layers, surrogate="ATan", detach_reset=True)
 
-    def learns(step_of: Callable[[], Callable[[Tensor], Tensor]]) -> Callable[[], object]:
+    def training_call(make_step: Callable[[], Callable[[Tensor], Tensor]]) -> Callable[[], object]:
         def call() -> None:
-            step, total = step_of(), torch.zeros(())
+            step, total = make_step(), torch.zeros(())
             for x in inputs:
                 total = total + step(x).square().sum()
             for parameter in parameters:
@@ -188,27 +196,33 @@ def _gradients(name: str, quick: bool) -> list[Row]:
 
         return call
 
-    contenders = {"relu": learns(lambda: _relu(made)), "hibana-run": learns(lambda: _run(net))}
-    for _ in range(2):  # the second goes by what the first prepared
+    contenders = {
+        "relu": training_call(lambda: _relu_network(layers)),
+        "hibana-run": training_call(lambda: _step_by_run(net)),
+    }
+    for _ in range(2):  # hb.run reuses what it prepared in the first call
         contenders["hibana-run"]()
-    found = [parameter.grad for parameter in parameters]
-    wanted = torch.autograd.grad(net(inputs).square().sum(), parameters)
-    for one, other in zip(found, wanted, strict=True):
-        if one is None or (one - other).abs().max() > 1e-3 * other.abs().max():
-            raise RuntimeError(f"{name}: steps do not have the gradient of the sequence")
+    gradients = [parameter.grad for parameter in parameters]
+    expected = torch.autograd.grad(net(inputs).square().sum(), parameters)
+    for actual, expected_gradient in zip(gradients, expected, strict=True):
+        if actual is None or (actual - expected_gradient).abs().max() > 1e-3 * expected_gradient.abs().max():
+            raise RuntimeError(f"{name}: the gradients of single steps differ from those of the sequence")
     available, _ = peers.available()
     for peer in PEERS:
         if peer in available:
-            contenders[peer] = learns(partial(_STEPS[peer], made))
-    seconds = measure.rounds(contenders, budget_s=1.0 if quick else 30.0, at_least=5)
-    return [{"learned": name, "contender": who, **measure.summary(taken)} for who, taken in seconds.items()]
+            contenders[peer] = training_call(partial(_MAKE_STEP[peer], layers))
+    seconds = measure.rounds(contenders, budget_s=1.0 if quick else 30.0, min_rounds=5)
+    return [
+        {"learned": name, "contender": contender, **measure.summary(times)}
+        for contender, times in seconds.items()
+    ]
 
 
-def _sequences(name: str, quick: bool) -> list[Row]:
+def _measure_sequences(name: str, quick: bool) -> list[Row]:
     torch.set_num_threads(1)
-    _, (steps, *shape), rate, batches, layers = SEQUENCES[name]
+    _, (steps, *shape), rate, batches, make_layers = SEQUENCES[name]
     torch.manual_seed(0)
-    net, rows = _ours(layers()), list[Row]()
+    net, rows = _hibana_network(make_layers()), list[Row]()
     for size, batch in zip(("one", "many"), batches, strict=True):
         if rate is None:
             inputs = torch.rand(batch, *shape).expand(steps, batch, *shape)
@@ -217,46 +231,50 @@ def _sequences(name: str, quick: bool) -> list[Row]:
             inputs = spikes.float() if rate < 1 else torch.rand(steps, batch, *shape)
         program = hb.compile(net, inputs)
         with torch.no_grad():
-            if not torch.allclose(program(inputs), net(inputs), atol=0.5):  # a spike may come a step later
-                raise RuntimeError(f"{name}: the program does not give what the network gives")
+            if not torch.allclose(
+                program(inputs), net(inputs), atol=0.5
+            ):  # rounding may delay a spike by a step
+                raise RuntimeError(f"{name}: the outputs of the program differ from those of the network")
             contenders = {"net": partial(net, inputs), "program": partial(program, inputs)}
-            seconds = measure.rounds(contenders, budget_s=1.0 if quick else 20.0, at_least=5)
+            seconds = measure.rounds(contenders, budget_s=1.0 if quick else 20.0, min_rounds=5)
         rows += [
-            {"sequence": name, "size": size, "contender": who, **measure.summary(taken)}
-            for who, taken in seconds.items()
+            {"sequence": name, "size": size, "contender": contender, **measure.summary(times)}
+            for contender, times in seconds.items()
         ]
     return rows
 
 
-def _a_step(summary: dict[str, float]) -> dict[str, float]:
+def _per_step(summary: dict[str, float]) -> dict[str, float]:
+    """Divides the milliseconds of a `summary` by the number of steps."""
     return {key: value / STEPS if key.startswith("ms") else value for key, value in summary.items()}
 
 
-def _over(step: Callable[[Tensor], object], inputs: Tensor) -> Callable[[], object]:
-    """All steps of `inputs`, one call each."""
+def _call_each_step(step: Callable[[Tensor], object], inputs: Tensor) -> Callable[[], object]:
+    """Returns a function that calls `step` once for each step of `inputs`."""
     steps = list(inputs.unbind())
     return lambda: [step(x) for x in steps]
 
 
-def _ours(layers: list[Layer], **options: Any) -> nn.Sequential:
-    """Neurons of hibana, and layers that know no time at each step."""
-    made: list[nn.Module] = []
+def _hibana_network(layers: list[Layer], **options: Any) -> nn.Sequential:
+    """A network over time of `layers`, with hibana's LIF neurons for ``"neuron"``."""
+    modules: list[nn.Module] = []
     for layer in layers:
         if layer == "neuron":
-            made.append(hb.LIF(tau=1 / DECAY, **options))
+            modules.append(hb.LIF(tau=1 / DECAY, **options))
         elif isinstance(layer, nn.Flatten):
-            made.append(nn.Flatten(2))
+            modules.append(nn.Flatten(2))
         else:
             assert isinstance(layer, nn.Module)
-            made.append(layer if isinstance(layer, nn.Linear) else hb.EachStep(layer))
-    return nn.Sequential(*made).eval()
+            modules.append(layer if isinstance(layer, nn.Linear) else hb.EachStep(layer))
+    return nn.Sequential(*modules).eval()
 
 
-def _relu(layers: list[Layer]) -> nn.Module:
+def _relu_network(layers: list[Layer]) -> nn.Module:
     return nn.Sequential(*(nn.ReLU() if isinstance(layer, str) else layer for layer in layers)).eval()
 
 
-def _run(net: nn.Module) -> Callable[[Tensor], Tensor]:
+def _step_by_run(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A function that computes the next step of `net` with ``hb.run``."""
     state: Any = None
 
     def step(x: Tensor) -> Tensor:
@@ -269,7 +287,7 @@ def _run(net: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 def _stateful(layers: list[Layer], neuron: Callable[[], Callable[[Tensor, Any], Any]]) -> Callable[..., Any]:
-    """A step of `layers` in which each neuron has a state of its own, passed on."""
+    """A function that computes the next step of `layers` and carries the state of each neuron."""
     calls: list[tuple[Any, bool]] = [
         (neuron(), True) if isinstance(layer, str) else (layer, False) for layer in layers
     ]
@@ -290,8 +308,8 @@ def _snntorch(layers: list[Layer]) -> Callable[..., Any]:
     import snntorch
 
     def neuron() -> Callable[[Tensor, Any], Any]:
-        made = snntorch.Leaky(beta=DECAY, reset_mechanism="zero")
-        return lambda x, membrane: made(x, torch.zeros_like(x) if membrane is None else membrane)
+        leaky = snntorch.Leaky(beta=DECAY, reset_mechanism="zero")
+        return lambda x, membrane: leaky(x, torch.zeros_like(x) if membrane is None else membrane)
 
     return _stateful(layers, neuron)
 
@@ -299,11 +317,11 @@ def _snntorch(layers: list[Layer]) -> Callable[..., Any]:
 def _spikingjelly(layers: list[Layer]) -> Callable[..., Any]:
     from spikingjelly.activation_based import neuron
 
-    made = [
+    modules = [
         neuron.LIFNode(tau=1 / DECAY, decay_input=False, step_mode="s") if isinstance(layer, str) else layer
         for layer in layers
     ]
-    return nn.Sequential(*made).eval()
+    return nn.Sequential(*modules).eval()
 
 
 def _norse(layers: list[Layer]) -> Callable[..., Any]:
@@ -323,12 +341,12 @@ def _sinabs(layers: list[Layer]) -> Callable[..., Any]:
 
     def neuron() -> Callable[[Tensor, Any], Any]:
         layer: Any = peers.PEERS["sinabs"].layer(case).module.layer
-        return lambda x, _: (layer(x[:, None])[:, 0], None)  # which keeps its state itself
+        return lambda x, _: (layer(x[:, None])[:, 0], None)  # the layer carries its state itself
 
     return _stateful(layers, neuron)
 
 
-_STEPS = {"snntorch": _snntorch, "spikingjelly": _spikingjelly, "norse": _norse, "sinabs": _sinabs}
+_MAKE_STEP = {"snntorch": _snntorch, "spikingjelly": _spikingjelly, "norse": _norse, "sinabs": _sinabs}
 
 if __name__ == "__main__":
     print("\n".join(section([row for job in jobs(False).values() for row in job()])))

@@ -1,11 +1,11 @@
-"""A network really trained on Fashion-MNIST: seconds per epoch beside ReLU and the peers, accuracy beside it.
+"""Trains a network on Fashion-MNIST with hibana, ReLU and the peers: seconds per epoch and test accuracy.
 
-The image is the input current of each of T steps. Everybody has the same network, initial weights, order of
-images, optimizer, schedule and penalty on activity; the neuron is IF with a detached reset, with a box for
-a surrogate, and for the peers, of which most have no box, arctan or the nearest they have. Whoever computes
-dense products has the first one computed once for all steps, as hibana does by itself. ``relu`` computes
-all T steps as everybody does; ``relu-once`` is the ordinary network, which is shown the image once.
-Numbers too small to be normal are flushed to zero for everybody, or AdamW's averages slow down.
+The image is the input current of each of T steps. All contenders have the same network, initial weights,
+order of images, optimizer, learning-rate schedule and activity penalty. The neuron is IF with a detached
+reset. hibana uses the Box surrogate; most peers do not have it and use arctan or the most similar one. All
+contenders compute the product of the image with the first weights only once. ``relu`` computes all T steps
+like the spiking networks, ``relu-once`` only one step. Denormal numbers are flushed to zero for all
+contenders, because they slow AdamW's averages down.
 """
 
 import gzip
@@ -31,7 +31,7 @@ _STEPS, _BATCH, _EPOCHS, _RATE, _PENALTY = 8, 128, 6, 1e-3, 1.0
 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
-    """One training for each contender and seed: of ReLU and hibana five, of the others one."""
+    """One job per contender and seed: five seeds for ``relu-once`` and hibana, one for the others."""
     return {
         f"training/{name}/{seed}": partial(
             _train, name, seed, 1 if quick else _EPOCHS, 1280 if quick else None
@@ -42,10 +42,10 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 
 def images(kind: str) -> tuple[Tensor, Tensor]:
-    """Fashion-MNIST's ``"train"`` or ``"t10k"`` images, ``[N, 784]`` in 0 to 1, and their classes.
+    """Reads Fashion-MNIST's ``"train"`` or ``"t10k"`` images, ``[N, 784]`` in 0 to 1, and their classes.
 
     Raises:
-        FileNotFoundError: if the folder of ``HIBANA_FASHION_MNIST`` does not have the four idx files.
+        FileNotFoundError: if the folder ``HIBANA_FASHION_MNIST`` does not contain the idx files.
     """
     folder = Path(os.environ.get("HIBANA_FASHION_MNIST", "/usr/share/datasets/fashion-mnist"))
     pixels = _idx(folder / f"{kind}-images-idx3-ubyte.gz", header=16).reshape(-1, 784)
@@ -58,7 +58,7 @@ def _idx(path: Path, header: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 
 
 class Net(nn.Module):
-    """784-512-512-10 over T steps of the same image; forward gives the mean output and the hidden spikes."""
+    """784-512-512-10 over T steps of one image; returns the mean output and the hidden layers' spikes."""
 
     def __init__(self, contender: str, seed: int = 0) -> None:
         super().__init__()
@@ -83,7 +83,8 @@ def _neuron(contender: str) -> nn.Module:
     return peers.PEERS[contender].layer(peers.CASES["atan"]).module
 
 
-def _train(contender: str, seed: int, epochs: int, first: int | None) -> list[Row]:
+def _train(contender: str, seed: int, epochs: int, image_count: int | None) -> list[Row]:
+    """Trains with the first `image_count` images, or with all if it is None; returns one row."""
     if contender == "hibana" and not networks.EVENTS:
         return [{"contender": contender, "error": networks.NO_EVENTS}]
     usable, reasons = peers.available()
@@ -91,7 +92,7 @@ def _train(contender: str, seed: int, epochs: int, first: int | None) -> list[Ro
         return [{"contender": contender, "error": reasons[contender]}]
     hb.keep_memory()
     torch.set_flush_denormal(True)
-    pixels, classes = (part[:first] for part in images("train"))
+    pixels, classes = (part[:image_count] for part in images("train"))
     net = Net(contender, seed)
     batches = len(pixels) // _BATCH
     optimizer = torch.optim.AdamW(net.parameters(), lr=_RATE)
@@ -99,18 +100,17 @@ def _train(contender: str, seed: int, epochs: int, first: int | None) -> list[Ro
     generator = torch.Generator().manual_seed(seed)
     seconds = []
     for _ in range(epochs):
-        began = time.perf_counter()
+        start = time.perf_counter()
         for indices in torch.randperm(len(pixels), generator=generator)[: batches * _BATCH].view(-1, _BATCH):
             optimizer.zero_grad()
             scores, spikes = net(pixels[indices])
             loss = functional.cross_entropy(scores, classes[indices])
             if not contender.startswith("relu"):
-                total = Tensor.sum
-                loss = loss + _PENALTY * sum(total(layer) / layer.numel() for layer in spikes)
+                loss = loss + _PENALTY * sum(layer.sum() / layer.numel() for layer in spikes)
             loss.backward()
             optimizer.step()
             schedule.step()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(time.perf_counter() - start)
     return [{"contender": contender, "seed": seed, "epochs": epochs, "epoch_s": seconds, **_evaluate(net)}]
 
 
@@ -118,11 +118,11 @@ def _train(contender: str, seed: int, epochs: int, first: int | None) -> list[Ro
 def _evaluate(net: Net) -> dict[str, float]:
     """Accuracy and mean firing rate of the hidden layers on the test images."""
     pixels, classes = images("t10k")
-    right, firing = 0, []
-    began = time.perf_counter()
-    for some, wanted in zip(pixels.split(1000), classes.split(1000), strict=True):
-        scores, spikes = net(some)
-        right += int((scores.argmax(1) == wanted).sum())
+    correct, firing = 0, []
+    start = time.perf_counter()
+    for batch, batch_labels in zip(pixels.split(1000), classes.split(1000), strict=True):
+        scores, spikes = net(batch)
+        correct += int((scores.argmax(1) == batch_labels).sum())
         firing.append(torch.stack([layer.gt(0).float().mean() for layer in spikes]).mean())
-    seconds = time.perf_counter() - began
-    return {"accuracy": right / len(pixels), "firing": float(torch.stack(firing).mean()), "test_s": seconds}
+    seconds = time.perf_counter() - start
+    return {"accuracy": correct / len(pixels), "firing": float(torch.stack(firing).mean()), "test_s": seconds}

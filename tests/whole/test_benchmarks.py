@@ -61,7 +61,7 @@ def test_contenders_are_called_in_turn_and_each_is_timed_as_often():
     seconds = measure.rounds(
         {name: lambda name=name: called.append(name) for name in "ab"},
         budget_s=0.0,
-        at_least=3,
+        min_rounds=3,
         stretch_s=0.0,
     )
     assert {name: len(taken) for name, taken in seconds.items()} == {"a": 3, "b": 3}
@@ -74,9 +74,9 @@ def test_a_failure_in_a_process_of_its_own_is_not_swallowed():
 
 
 def test_jobs_are_picked_by_whole_parts_of_their_names():
-    assert run.wanted("layers/warm/16x65536", ["layers"])
-    assert run.wanted("layers/warm/16x65536", ["layers/warm/16x65536"])
-    assert not run.wanted("layers/warm/16x65536", ["layers/w", "networks"])
+    assert run.matches("layers/warm/16x65536", ["layers"])
+    assert run.matches("layers/warm/16x65536", ["layers/warm/16x65536"])
+    assert not run.matches("layers/warm/16x65536", ["layers/w", "networks"])
 
 
 def test_the_report_shows_ratios_what_was_promised_and_what_was_not_timed(tmp_path: Path):
@@ -121,7 +121,7 @@ def test_a_small_job_times_both_layers(module, job, passes, densities):
 @pytest.mark.parametrize("name", deep.NETWORKS)
 def test_the_neurons_of_a_deep_network_fire_as_asked_for_in_both_modes(name):
     image, _ = deep.sample()
-    weights, rates = deep.tuned(name, "hibana", image[:2], 0.16)
+    weights, rates = deep.tune_weights(name, "hibana", image[:2], 0.16)
     assert all(abs(rate - 0.16) < 0.01 for rate in rates)
     net = deep.build(name, "hibana", weights)
     seen = []
@@ -137,7 +137,7 @@ def test_the_neurons_of_a_deep_network_fire_as_asked_for_in_both_modes(name):
 
 @pytest.mark.slow
 def test_a_deep_network_is_timed_beside_relu():
-    found = deep.measured("vgg", ["relu", "hibana"], 1, time.process_time)
+    found = deep.measure_network("vgg", ["relu", "hibana"], 1, time.process_time)
     assert {(row["pass"], row["contender"]) for row in found} == {
         (kind, who) for kind in ("training step", "inference") for who in ("relu", "hibana")
     }
@@ -163,7 +163,7 @@ def small() -> recurrent.Size:
 
 def test_a_recurrent_network_fires_at_the_rate_and_the_window_is_told(small):
     inputs, _ = recurrent.sample(small)
-    weights, seen = recurrent.tuned(small, inputs)
+    weights, seen = recurrent.tune_weights(small, inputs)
     first, layer, *_ = recurrent.network(weights, hb.surrogate.Step()).children()
     with torch.no_grad():
         firing = float(layer(first(inputs)).mean())
@@ -175,13 +175,13 @@ def test_a_recurrent_network_fires_at_the_rate_and_the_window_is_told(small):
 @pytest.mark.parametrize("surrogate", recurrent.OURS.values(), ids=str)
 def test_a_recurrent_network_agrees_with_the_same_through_the_reference(small, surrogate):
     inputs, targets = recurrent.sample(small)
-    weights, _ = recurrent.tuned(small, inputs)
+    weights, _ = recurrent.tune_weights(small, inputs)
     assert recurrent.disagreement(weights, surrogate, inputs, targets) is None
 
 
 def test_one_recurrent_weight_that_differs_turns_the_gate_red(monkeypatch, small):
     inputs, targets = recurrent.sample(small)
-    weights, _ = recurrent.tuned(small, inputs)
+    weights, _ = recurrent.tune_weights(small, inputs)
     network = recurrent.network
 
     def off(weights, surrogate, *, reference=False):
@@ -218,10 +218,10 @@ def test_every_rule_takes_the_benchmarks_sequence_and_its_loss(monkeypatch):
     monkeypatch.setattr(online, "STEPS", 6)
     monkeypatch.setattr(online, "BATCH", 4)
     x, labels, net = online._spikes(6, 4), online._labels(), online._network("recurrent")
-    online._through_time(net, x, labels)
+    online._backpropagation(net, x, labels)
     exact = [weights.grad.clone() for weights in net.parameters()]
     for rule in online.RULES:
-        online._by_sequence(hb.learn.online(net, rule), x, labels, 4)
+        online._online_sequence(hb.learn.online(net, rule), x, labels, 4)
         torch.testing.assert_close(net[2].weight.grad, exact[2])  # the readout's own
         assert all(weights.grad.abs().sum() > 0 for weights in net.parameters())
 
@@ -230,7 +230,7 @@ def test_contenders_of_sparse_synapses_compute_the_same_gradients():
     x, gradient = (torch.rand(2, 3, 40) < 0.3).float().requires_grad_(), torch.randn(2, 3, 40)
     gradients = []
     for who in sparse.CONTENDERS:
-        layer, parameters = sparse._calls(who, 0.2, 40)
+        layer, parameters = sparse._layer_and_parameters(who, 0.2, 40)
         sparse._training_step(layer, parameters, x, gradient, None)
         gradients.append((x.grad, parameters[1].grad, layer(x)))
     for other in gradients[1:]:
