@@ -1,6 +1,5 @@
-"""A differential fuzzer: what nobody wrote, run as hibana runs it and as PyTorch alone does.
+"""A differential fuzzer: runs random programs with hibana and with plain PyTorch, and compares the results.
 
-``python -m fuzz`` (with ``tests`` on the path) runs it for a number of cases or of minutes, in processes of
-their own, and prints each finding as the smallest program that shows it; ``tests/compiler/test_fuzz.py``
-runs a part.
+``python -m fuzz`` (with ``tests`` on the path) runs a number of cases or of minutes in subprocesses. It
+prints each finding as the smallest program that shows it. ``tests/compiler/test_fuzz.py`` runs a few cases.
 """

@@ -1,7 +1,7 @@
 """Runs the fuzzer: ``PYTHONPATH=tests python -m fuzz --cases 100000`` or ``--minutes 60``.
 
-Each batch is a process of its own, so that a crash is a finding like any other. What is found is printed as
-the smallest program that shows it, with the case; the last line is the count. Exits with 1 if anything was.
+Each batch runs in a new process, so that a crash is reported like other findings. A finding is printed as the
+smallest program that shows it, with the case. The last line counts the cases. Exits with 1 after a finding.
 """
 
 import argparse
@@ -29,19 +29,19 @@ BATCHES = {
     "sparse": 100,
     "circuits": 20,
 }
-"""Programs in a batch."""
-LIMIT = 1200
-"""Seconds that a batch may take."""
+"""Programs per batch."""
+TIMEOUT = 1200
+"""Largest seconds of a batch."""
 
 
 def main() -> int:
-    """The command."""
+    """Runs the command; returns 1 if there were findings, else 0."""
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__)
-    parser.add_argument("--cases", type=int, default=10_000, help="how many cases to run, at least")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="when to end, whatever the cases")
-    parser.add_argument("--only", choices=BATCHES, help="one kind of program; all in turn, if not given")
-    parser.add_argument("--seed", type=int, default=0, help="of the first batch")
-    parser.add_argument("--variations", type=int, default=200, help="cases of each step")
+    parser.add_argument("--cases", type=int, default=10_000, help="smallest number of cases")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end after this time")
+    parser.add_argument("--only", choices=BATCHES, help="one kind of program (default: all)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the first batch")
+    parser.add_argument("--variations", type=int, default=200, help="cases per step")
     parser.add_argument("--batch", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.batch:
@@ -51,60 +51,60 @@ def main() -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    total, findings, begun, number = Counts(), [], time.monotonic(), options.seed
+    total, findings, start, batch = Counts(), [], time.monotonic(), options.seed
     kinds = [options.only] if options.only else list(BATCHES)
-    while total.all < options.cases and time.monotonic() - begun < 60 * options.minutes:
+    while total.all < options.cases and time.monotonic() - start < 60 * options.minutes:
         for kind in kinds:
-            counted, found = _in_a_process(kind, number, options.variations)
-            total.compared += counted["compared"]
-            total.refused += counted["refused"]
-            total.invalid += counted["invalid"]
-            total.beside_nan += counted["beside_nan"]
-            for finding in found:
+            counts, new_findings = _run_in_process(kind, batch, options.variations)
+            total.compared += counts["compared"]
+            total.refused += counts["refused"]
+            total.invalid += counts["invalid"]
+            total.one_sided_nan += counts["one_sided_nan"]
+            for finding in new_findings:
                 findings.append(finding)
-                print(f"\n{kind}, seed {number}: {finding}", flush=True)
-        number += 1
+                print(f"\n{kind}, seed {batch}: {finding}", flush=True)
+        batch += 1
     print(
-        f"\n{total.all} cases in {time.monotonic() - begun:.0f} s: {total.compared} compared "
-        f"({total.beside_nan} with NaN in one run alone, where allowed), "
-        f"{total.refused} refused by name and compared under auto, {total.invalid} refused by PyTorch, "
+        f"\n{total.all} cases in {time.monotonic() - start:.0f} s: {total.compared} compared "
+        f"({total.one_sided_nan} with an allowed NaN in one of the two runs), "
+        f"{total.refused} refused with a message and compared with auto, {total.invalid} refused by PyTorch "
         f"or with another spike by rounding; {len(findings)} findings"
     )
     return int(bool(findings))
 
 
-def _in_a_process(kind: str, number: int, count: int) -> tuple[dict[str, int], list[str]]:
+def _run_in_process(kind: str, batch: int, count: int) -> tuple[dict[str, int], list[str]]:
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "batch.json"
-        command = [sys.executable, "-X", "faulthandler", "-m", "fuzz", "--only", kind, "--seed", str(number)]
+        command = [sys.executable, "-X", "faulthandler", "-m", "fuzz", "--only", kind, "--seed", str(batch)]
         command += ["--variations", str(count), "--batch", str(target)]
         try:
-            ended = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
-            how = f"exit {ended.returncode}\n{ended.stderr[-1500:]}"
+            process = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
+            outcome = f"exit {process.returncode}\n{process.stderr[-1500:]}"
         except subprocess.TimeoutExpired:
-            how = f"no end within {LIMIT} s"
+            outcome = f"not finished after {TIMEOUT} s"
         if target.exists():
             result = json.loads(target.read_text())
             return result["counts"], result["findings"]
         last = target.with_suffix(".last")
-        return asdict(Counts()), [f"{how}\n{last.read_text() if last.exists() else ''}"]
+        return asdict(Counts()), [f"{outcome}\n{last.read_text() if last.exists() else ''}"]
 
 
-def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
-    """One batch; what it is at stands in a file beside `target`, if it should crash."""
+def _run_batch(kind: str, batch: int, count: int, target: Path) -> None:
+    """Runs a batch and writes its results to `target`; a file beside it names the last case, for crashes."""
     warnings.simplefilter("ignore")
-    counts, found = Counts(), []
+    counts, findings = Counts(), []
     last = target.with_suffix(".last")
 
-    def stated(program: Any) -> None:
+    def record(program: Any) -> None:
         last.write_text(str(program))
 
     def write() -> None:
-        target.write_text(json.dumps({"counts": asdict(counts), "findings": found}))
+        target.write_text(json.dumps({"counts": asdict(counts), "findings": findings}))
 
     if kind in ("sizes", "circuits"):
         section = sizes if kind == "sizes" else circuits
-        found += section.run(number, BATCHES[kind], counts, stated)
+        findings += section.run(batch, BATCHES[kind], counts, record)
         write()
         return
     strategy, compare = {
@@ -117,10 +117,10 @@ def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
 
     @given(strategy)
     def run(program: Any) -> None:
-        stated(program)
+        record(program)
         compare(program)
 
-    limited = settings(
+    limits = settings(
         max_examples=BATCHES[kind],
         database=None,
         deadline=None,
@@ -129,11 +129,11 @@ def _run_batch(kind: str, number: int, count: int, target: Path) -> None:
         print_blob=False,
     )
     try:
-        seed(number)(limited(run))()
+        seed(batch)(limits(run))()
     except Different as difference:
-        found.append(str(difference))
+        findings.append(str(difference))
     except BaseExceptionGroup as group:
-        found += [str(difference) for difference in group.exceptions]
+        findings += [str(difference) for difference in group.exceptions]
     write()
 
 

@@ -1,4 +1,4 @@
-"""Random small networks in integers: circuits in a simulator, and C programs, equal PyTorch in every output.
+"""Compares random small integer networks in Verilog and C with PyTorch; all outputs must be equal.
 
 The testbench of a circuit also compares every spike.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from fuzz.differ import Counts
-from fuzz.sizes import Net, compare_in_c, drawn, outputs_of
+from fuzz.sizes import Net, compare_in_c, outputs_of, random_net
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import CProgram, quantize, to_c, to_verilog
 from hibana.network.verilog import VerilogProgram
@@ -20,12 +20,12 @@ from hibana.network.verilog import VerilogProgram
 __all__ = ["run"]
 
 
-def run(number: int, count: int, counts: Counts, state: Callable[[Net], None]) -> list[str]:
-    """Compares `count` networks from that of `number` on; `state` is told each network before it runs."""
+def run(batch: int, count: int, counts: Counts, record: Callable[[Net], None]) -> list[str]:
+    """Compares the `count` networks of a batch; calls `record` with each network before it runs."""
     findings, programs = list[str](), list[tuple[Net, CProgram, torch.Tensor]]()
-    for seed in range(number * count, (number + 1) * count):
-        net = drawn(seed)
-        state(net)
+    for seed in range(batch * count, (batch + 1) * count):
+        net = random_net(seed)
+        record(net)
         if outputs_of(net.layers, net.example) is None:
             counts.invalid += 1
             continue
@@ -45,12 +45,12 @@ def run(number: int, count: int, counts: Counts, state: Callable[[Net], None]) -
 
 
 def _simulate(circuit: VerilogProgram, samples: int) -> list[str]:
-    """The last lines of the testbench, unless it finds all `samples` equal."""
-    with tempfile.TemporaryDirectory() as name:
-        target, bench = circuit.write(Path(name) / "net.v")
-        command = ["iverilog", "-g2005", "-o", f"{name}/net", target, bench]
+    """The end of the testbench's output as a finding, unless all `samples` are equal."""
+    with tempfile.TemporaryDirectory() as folder:
+        target, bench = circuit.write(Path(folder) / "net.v")
+        command = ["iverilog", "-g2005", "-o", f"{folder}/net", target, bench]
         compiled = subprocess.run(command, capture_output=True, text=True, check=False)
         if compiled.returncode:
             return [compiled.stderr[-1000:]]
-        ran = subprocess.run([f"{name}/net"], capture_output=True, text=True, check=False, timeout=300)
-    return [] if f"{samples} of {samples} equal\n" in ran.stdout else [ran.stdout[-500:]]
+        result = subprocess.run([f"{folder}/net"], capture_output=True, text=True, check=False, timeout=300)
+    return [] if f"{samples} of {samples} equal\n" in result.stdout else [result.stdout[-500:]]

@@ -1,25 +1,25 @@
-"""The contexts in which a network is called: plainly, or by a transform of PyTorch around each layer."""
+"""Contexts in which a network is called: directly, or with a transform of PyTorch around each layer."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
-__all__ = ["CONTEXTS", "called", "parametrized"]
+__all__ = ["CONTEXTS", "call_in_context", "parametrize_weights"]
 
 PARAMETRIZED = "parametrized"
 CONTEXTS = ["functional_call", "checkpoint", "reentrant checkpoint", PARAMETRIZED]
 
 
 class _Halved(nn.Module):
-    """A parametrization that keeps weights on their grid."""
+    """A parametrization by half of the weights, which are then still multiples of a power of two."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * 0.5
 
 
-def parametrized(net: nn.Module, context: str) -> nn.Module:
-    """`net`, its weights and delays parametrized if the `context` says so."""
+def parametrize_weights(net: nn.Module, context: str) -> nn.Module:
+    """Parametrizes the weights and delays of `net` if the `context` is ``"parametrized"``; returns `net`."""
     if context == PARAMETRIZED:
         for layer in list(net.modules()):
             for name in ("weight", "delay"):
@@ -28,11 +28,11 @@ def parametrized(net: nn.Module, context: str) -> nn.Module:
     return net
 
 
-def called(layer: nn.Module, h: Tensor, context: str) -> Tensor:
-    """What `layer` makes of `h` in the `context`."""
+def call_in_context(layer: nn.Module, h: Tensor, context: str) -> Tensor:
+    """The output of `layer` for `h`, computed in the `context`."""
     out: Tensor
     match context:
-        case "functional_call":  # with tensors that are not parameters, whose gradients go on to these
+        case "functional_call":  # with tensors computed from the parameters
             tensors = {name: parameter * 1.0 for name, parameter in layer.named_parameters()}
             out = torch.func.functional_call(layer, tensors, (h,))
         case "checkpoint" | "reentrant checkpoint":

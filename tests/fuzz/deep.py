@@ -1,8 +1,7 @@
-"""Random networks of convolutions, normalizations and neurons, with residual sums, beside torch's own.
+"""Compares random networks of convolutions, normalizations, neurons and residual sums with torch's layers.
 
-Weights lie on a grid of 1/64, so that sums of spikes are exact in any order. In evaluation spikes are equal
-to the last bit. In training mean and variance differ in their last digits, which may make another spike now
-and then: such a case is not compared further.
+Weights are multiples of 1/64, so sums of spikes are exact in any order. In evaluation the spikes must be
+equal. In training mean and variance differ by rounding; if that changes a spike, the comparison ends.
 """
 
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import hibana as hb
-from fuzz.contexts import called, parametrized
+from fuzz.contexts import call_in_context, parametrize_weights
 from fuzz.differ import Counts, Different
 from hibana import surrogate
 from hibana.spikes.convolution import dense
@@ -25,38 +24,38 @@ __all__ = ["Deep", "compare", "deep"]
 
 LAYERS = ["Conv", "Conv strided", "Conv 1x1 strided", "Block", "MaxPool", "Neurons"]
 NEURONS = ["IF", "IF, ATan", "LIF, Triangle", "LIF, a learned tau", "IF, a threshold a channel"]
-"""Of no surrogate that has a step beside its threshold, over which rounding would take a gradient."""
+"""With surrogates that are continuous around the threshold, so rounding hardly changes a gradient."""
 PHASES = ["training", "training", "evaluation", "evaluation, no gradient", "training, no gradient"]
-TOUCHES = ["data", "mul_", "hook", "retain"]
+CHANGES = ["data", "mul_", "hook", "retain"]
 FROZEN = ["weights", "norms", "neurons", "image"]
 CONTEXTS = ["functional_call", "checkpoint", "parametrized"]
 ORDERS = [(0, 1, 2, 3, 4), (0, 1, 3, 4, 2), (0, 2, 3, 4, 1), (1, 0, 2, 3, 4), (0, 3, 4, 1, 2)]
-FEW = 1e-3
-"""Of the spikes, that may be others where moments were rounded in another way."""
-NEAR = 1e-6
-"""How far a potential that is so near its threshold may be rounded to the other side."""
-FEWEST = 16
-"""Numbers to normalize a channel over: the gradient of two, which become 1 and -1, is all rounding."""
+SPIKE_FRACTION = 1e-3
+"""Largest fraction of different spikes after a normalization whose mean and variance differ by rounding."""
+THRESHOLD_DISTANCE = 1e-6
+"""Rounding may move a potential across the threshold if their distance is smaller."""
+MIN_COUNT = 16
+"""Numbers per normalized channel; of only two, which become 1 and -1, the gradient is pure rounding."""
 
 
 @dataclass(frozen=True)
 class Deep:
-    """Layers, what is done to the output of some, and how the network is run."""
+    """A random case: layers, changes to the outputs of some layers, and how the network runs."""
 
     layers: tuple[str, ...] = ("Conv", "Block")
-    touched: dict[int, str] = field(default_factory=dict)
+    changes: dict[int, str] = field(default_factory=dict)
     phases: tuple[str, ...] = ("training", "evaluation")
-    """Of the calls, two of each: the first makes ready what the second finds."""
+    """Each phase is called twice, because the second call uses what the first has prepared."""
     neurons: str = "IF"
     frozen: frozenset[str] = frozenset()
     affine: bool = True
     momentum: float | None = 0.1
     tracked: bool = True
-    still: bool = False
-    """Whether the image is the same at each step."""
+    constant_image: bool = False
+    """Whether all steps have the same image."""
     order: tuple[int, ...] = ORDERS[0]
-    """In which the dimensions of the images lie in memory."""
-    seen: int = 7
+    """Order of the images' dimensions in memory."""
+    input_channels: int = 7
     """Channels of the images."""
     steps: int = 3
     batch: int = 2
@@ -64,27 +63,27 @@ class Deep:
     size: int = 8
     mode: str = "events"
     context: str = "plain"
-    """How its layers are called."""
+    """How the layers are called, see :mod:`fuzz.contexts`."""
     seed: int = 0
 
 
 @st.composite
 def deep(draw: st.DrawFn) -> Deep:
-    """A network of images."""
+    """Draws a network for images."""
     layers = tuple(draw(st.lists(st.sampled_from(LAYERS), min_size=1, max_size=4)))
     places = st.integers(0, len(layers) - 1)
     return Deep(
         layers,
-        draw(st.dictionaries(places, st.sampled_from(TOUCHES), max_size=2)),
+        draw(st.dictionaries(places, st.sampled_from(CHANGES), max_size=2)),
         tuple(draw(st.sampled_from(PHASES)) for _ in range(2)),
         draw(st.sampled_from(NEURONS)),
         draw(st.frozensets(st.sampled_from(FROZEN), max_size=3)),
         affine=draw(st.booleans()),
         momentum=draw(st.sampled_from([0.1, None])),
         tracked=draw(st.booleans()),
-        still=draw(st.booleans()),
+        constant_image=draw(st.booleans()),
         order=draw(st.sampled_from(ORDERS)),
-        seen=draw(st.sampled_from([7, 16, 64])),
+        input_channels=draw(st.sampled_from([7, 16, 64])),
         steps=draw(st.sampled_from([3, 1, 4])),
         batch=draw(st.sampled_from([2, 1, 5, 16])),
         channels=draw(st.sampled_from([16, 5, 32, 64, 40])),
@@ -96,57 +95,55 @@ def deep(draw: st.DrawFn) -> Deep:
 
 
 class Block(nn.Module):
-    """What two layers make of spikes, and the spikes, added."""
+    """A residual block: the sum of `path` and the input."""
 
-    def __init__(self, path: nn.Module, ours: bool) -> None:
+    def __init__(self, path: nn.Module, use_hibana: bool) -> None:
         super().__init__()
-        self.path, self.add = path, hb.events.add if ours else torch.add
+        self.path, self.add = path, hb.events.add if use_hibana else torch.add
 
     def forward(self, spikes: Tensor) -> Tensor:
         return self.add(self.path(spikes), spikes)
 
 
-def built(of: Deep, *, ours: bool) -> nn.ModuleList:
-    """The network, of hibana's layers or of torch's around the reference loop."""
-    torch.manual_seed(of.seed)
-    layers, before = nn.ModuleList(), of.seen
+def build(network: Deep, *, use_hibana: bool) -> nn.ModuleList:
+    """Builds the network of hibana's layers (`use_hibana`), or of torch's layers with the reference loop."""
+    torch.manual_seed(network.seed)
+    layers, channels = nn.ModuleList(), network.input_channels
 
     def layer(inputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
-        kind = hb.Conv2d if ours else nn.Conv2d
-        convolved = kind(inputs, of.channels, kernel, stride, kernel // 2, bias=False)
-        norm = nn.BatchNorm2d(
-            of.channels, affine=of.affine, momentum=of.momentum, track_running_stats=of.tracked
-        )
+        kind = hb.Conv2d if use_hibana else nn.Conv2d
+        convolved = kind(inputs, network.channels, kernel, stride, kernel // 2, bias=False)
+        norm = nn.BatchNorm2d(network.channels, 1e-5, network.momentum, network.affine, network.tracked)
         with torch.no_grad():
             convolved.weight.mul_(64 * 4).round_().div_(64)
-            if of.affine:
+            if network.affine:
                 norm.weight.uniform_(0.5, 1.5)
                 norm.bias.normal_(0.5)
-        each, neurons = hb.EachStep(nn.Sequential(convolved, norm)), _neurons(of)
-        convolved.weight.requires_grad_("weights" not in of.frozen)
-        norm.requires_grad_("norms" not in of.frozen)
-        neurons.requires_grad_("neurons" not in of.frozen)
-        if ours:
-            convolved.mode = of.mode
+        each, neurons = hb.EachStep(nn.Sequential(convolved, norm)), _neurons(network)
+        convolved.weight.requires_grad_("weights" not in network.frozen)
+        norm.requires_grad_("norms" not in network.frozen)
+        neurons.requires_grad_("neurons" not in network.frozen)
+        if use_hibana:
+            convolved.mode = network.mode
             return hb.Normalized(each, neurons)
         neurons.backend = "reference"
         norm.register_forward_pre_hook(_to_channels_last)
         norm.register_forward_hook(lambda *arguments: arguments[-1].contiguous())
         return nn.Sequential(each, neurons)
 
-    for word in of.layers:
-        if word == "MaxPool":
-            layers.append(hb.EachStep((hb.events.MaxPool2d if ours else nn.MaxPool2d)(2)))
-        elif word == "Neurons":
+    for name in network.layers:
+        if name == "MaxPool":
+            layers.append(hb.EachStep((hb.events.MaxPool2d if use_hibana else nn.MaxPool2d)(2)))
+        elif name == "Neurons":
             layers.append(hb.IF(0.5, surrogate.Box(), detach_reset=True))
-            layers[-1].backend = "auto" if ours else "reference"
-        elif word == "Block" and before == of.channels:
-            layers.append(Block(nn.Sequential(layer(before), layer(before)), ours))
+            layers[-1].backend = "auto" if use_hibana else "reference"
+        elif name == "Block" and channels == network.channels:
+            layers.append(Block(nn.Sequential(layer(channels), layer(channels)), use_hibana))
         else:
-            pixel = "1x1" in word and before >= dense.SAFE_CHANNELS  # below which torch ends the process
-            layers.append(layer(before, 1 if pixel else 3, 2 if "strided" in word else 1))
-            before = of.channels
-    return parametrized(layers, of.context)
+            pixel = "1x1" in name and channels >= dense.SAFE_CHANNELS  # with fewer channels torch crashes
+            layers.append(layer(channels, 1 if pixel else 3, 2 if "strided" in name else 1))
+            channels = network.channels
+    return parametrize_weights(layers, network.context)
 
 
 def _to_channels_last(norm: nn.Module, inputs: tuple[Tensor]) -> Tensor:
@@ -155,12 +152,12 @@ def _to_channels_last(norm: nn.Module, inputs: tuple[Tensor]) -> Tensor:
     Moments over channels-last images are rounded up to 60 times as much as over contiguous ones (torch 2.13).
     """
     if inputs[0].requires_grad:
-        inputs[0].register_hook(Tensor.contiguous)  # torch's convolution is not safe with channels last
+        inputs[0].register_hook(Tensor.contiguous)  # torch's convolution may crash with channels last
     return inputs[0].contiguous(memory_format=torch.channels_last)
 
 
-def _neurons(of: Deep) -> hb.OverTime:
-    match of.neurons:
+def _neurons(network: Deep) -> hb.OverTime:
+    match network.neurons:
         case "IF, ATan":
             return hb.IF(1.0, surrogate.ATan())
         case "LIF, Triangle":
@@ -168,108 +165,112 @@ def _neurons(of: Deep) -> hb.OverTime:
         case "LIF, a learned tau":
             return hb.LIF(learn="tau", surrogate=surrogate.ATan())
         case "IF, a threshold a channel":
-            return hb.IF(torch.rand(of.channels, 1, 1) + 0.5, surrogate.Triangle())
+            return hb.IF(torch.rand(network.channels, 1, 1) + 0.5, surrogate.Triangle())
     return hb.IF(1.0, surrogate.Step(), detach_reset=True)
 
 
-def compare(of: Deep, counts: Counts) -> None:
-    """One case.
+def compare(network: Deep, counts: Counts) -> None:
+    """Runs a case with hibana and torch and counts it.
 
     Raises:
-        Different: if what comes out, or a gradient, is not that of torch's layers.
+        Different: if an output or a gradient differs from that of torch's layers.
     """
     with mock.patch.object(convolution, "SMALLEST_WORK", 0):
-        _compare(of, counts)
+        _compare(network, counts)
 
 
-def _compare(of: Deep, counts: Counts) -> None:
-    ours, theirs = built(of, ours=True), built(of, ours=False)
-    exact = built(of, ours=False).double()
-    phases = [phase for phase in of.phases for _ in range(2)]
-    nearest: list[float] = []
-    for layer in exact.modules():
+def _compare(network: Deep, counts: Counts) -> None:
+    nets = [build(network, use_hibana=use_hibana) for use_hibana in (True, False, False)]
+    nets[2].double()
+    phases = [phase for phase in network.phases for _ in range(2)]
+    distances: list[float] = []
+    for layer in nets[2].modules():
         if isinstance(layer, hb.OverTime):
-            layer.register_forward_pre_hook(partial(_measured, nearest))
+            layer.register_forward_pre_hook(partial(_record_distance, distances))
     for number, phase in enumerate(phases):
-        nearest[:] = [float("inf")]
-        found, wanted, ideal = (
-            _run(net, of, phase, number, dtype)
-            for net, dtype in ((ours, torch.float32), (theirs, torch.float32), (exact, torch.float64))
+        distances[:] = [float("inf")]
+        actual, expected, exact = (
+            _run(net, network, phase, number, dtype)
+            for net, dtype in zip(nets, (torch.float32, torch.float32, torch.float64), strict=True)
         )
-        if isinstance(wanted, Exception):
+        if isinstance(expected, Exception):
             counts.invalid += 1
             return
-        if isinstance(found, Exception):
-            raise Different(f"{type(found).__name__}: {found}\n{of}") from found
-        if _fewest(of, wanted) < FEWEST:
+        if isinstance(actual, Exception):
+            raise Different(f"{type(actual).__name__}: {actual}\n{network}") from actual
+        if _smallest_count(network, expected) < MIN_COUNT:
             counts.invalid += 1
             return
-        assert not isinstance(ideal, Exception)
-        for name, value in sorted(wanted.items(), key=lambda item: not item[0].startswith("output")):
-            got = found.get(name)
-            if value is None or got is None:
-                if value is not got:
-                    there = "none" if got is None else "one"
-                    raise Different(f"{name}: there is {there} in call {number}\n{of}")
+        assert not isinstance(exact, Exception)
+        for name, reference in sorted(expected.items(), key=lambda item: not item[0].startswith("output")):
+            value = actual.get(name)
+            if reference is None or value is None:
+                if reference is not value:
+                    presence = "missing" if value is None else "unexpected"
+                    raise Different(f"{name}: {presence} in call {number}\n{network}")
             elif name.startswith("output"):
-                unlike = int(got.ne(value).sum()) if got.shape == value.shape else value.numel()
+                same_shape = value.shape == reference.shape
+                different = int(value.ne(reference).sum()) if same_shape else reference.numel()
                 trained = any(phase.startswith("training") for phase in phases[: number + 1])
-                by_batch = trained or not of.tracked  # moments of this batch, or of one before
-                if unlike > (FEW * value.numel() if by_batch else 0):
-                    if by_batch and nearest[0] < NEAR:  # a spike in a layer that is not compared
+                by_batch = trained or not network.tracked  # moments of this batch or of an earlier one
+                if different > (SPIKE_FRACTION * reference.numel() if by_batch else 0):
+                    if by_batch and distances[0] < THRESHOLD_DISTANCE:  # a spike inside a layer
                         counts.invalid += 1
                         return
-                    raise Different(f"{name}: {unlike} spikes differ in call {number}\n{of}")
-                if unlike or ideal[name].ne(value).any():
-                    counts.invalid += 1  # a spike for another, by rounding
+                    raise Different(f"{name}: {different} spikes differ in call {number}\n{network}")
+                if different or exact[name].ne(reference).any():
+                    counts.invalid += 1  # rounding changed a spike
                     return
             else:
-                scale, off = ideal[name].abs().max().item(), (ideal[name] - value).abs().max().item()
-                near = (got - ideal[name]).abs().max().item() <= 2e-4 * scale + 8 * off + 1e-5
-                if got.shape != value.shape or not near:
-                    raise Different(
-                        f"{name}: {(got - value).abs().max().item():.3g} off in call {number}\n{of}"
-                    )
+                correct = exact[name]
+                scale, rounding = correct.abs().max().item(), (correct - reference).abs().max().item()
+                error = (value - correct).abs().max().item()
+                if value.shape != reference.shape or not error <= 2e-4 * scale + 8 * rounding + 1e-5:
+                    off = (value - reference).abs().max().item()
+                    raise Different(f"{name}: {off:.3g} off in call {number}\n{network}")
     counts.compared += 1
 
 
-def _measured(nearest: list[float], layer: hb.OverTime, inputs: tuple[Tensor]) -> None:
-    """Notes how near any potential of `layer` comes to its threshold, without being just there."""
+def _record_distance(distances: list[float], layer: hb.OverTime, inputs: tuple[Tensor]) -> None:
+    """Puts the smallest nonzero distance of a potential from its threshold into ``distances[0]``."""
     cell: Any = layer.cell
-    away = (hb.record(cell, inputs[0].detach())["v"] - cell.threshold).abs()
-    nearest[0] = away[away > 0].min().clamp(max=nearest[0]).item() if away.any() else nearest[0]
+    distance = (hb.record(cell, inputs[0].detach())["v"] - cell.threshold).abs()
+    if distance.any():
+        distances[0] = distance[distance > 0].min().clamp(max=distances[0]).item()
 
 
-def _fewest(of: Deep, wanted: dict[str, Any]) -> float:
-    """How many numbers a channel is normalized over, at least."""
-    outputs = [value for name, value in wanted.items() if name.startswith("output")]
-    return min(value.numel() for value in outputs) / of.channels / (of.steps if of.still else 1)
+def _smallest_count(network: Deep, expected: dict[str, Any]) -> float:
+    """Smallest count of numbers over which a channel is normalized."""
+    smallest = min(value.numel() for name, value in expected.items() if name.startswith("output"))
+    return smallest / network.channels / (network.steps if network.constant_image else 1)
 
 
-def _run(net: nn.ModuleList, of: Deep, phase: str, number: int, dtype: torch.dtype) -> Any:
-    """What every layer gives, what was looked at, every gradient, and the running statistics."""
-    generator = torch.Generator().manual_seed(of.seed + number)
+def _run(net: nn.ModuleList, network: Deep, phase: str, number: int, dtype: torch.dtype) -> Any:
+    """Outputs of all layers, gradients, and running statistics by name, or the exception of the call."""
+    generator = torch.Generator().manual_seed(network.seed + number)
     if net.training != phase.startswith("training"):
-        net.train(not net.training)  # which also forgets what the last call made ready
+        net.train(not net.training)  # also discards what the last call prepared
     net.zero_grad()
-    if of.context == "checkpoint":
-        # a recomputation ends as soon as it can, before a norm or after it, which counts its input once more
+    if network.context == "checkpoint":
+        # the recomputation may or may not include a normalization, which then counts its batch twice
         for module in net.modules():
             if isinstance(module, torch.nn.modules.batchnorm._NormBase):
                 module.reset_running_stats()
-    shape = of.batch, of.seen, of.size, of.size
-    image = torch.rand(shape if of.still else (of.steps, *shape), generator=generator)
-    image = ((image * 64).round() / 64 if of.still else (image < 0.4)).to(dtype)
-    if not of.still:
-        image = image.permute(of.order).contiguous().permute(*map(of.order.index, range(image.ndim)))
-    image.requires_grad_("image" not in of.frozen)
-    h = image.expand(of.steps, *shape) if of.still else image
+    shape = network.batch, network.input_channels, network.size, network.size
+    image = torch.rand(shape if network.constant_image else (network.steps, *shape), generator=generator)
+    image = ((image * 64).round() / 64 if network.constant_image else (image < 0.4)).to(dtype)
+    if not network.constant_image:
+        image = (
+            image.permute(network.order).contiguous().permute(*map(network.order.index, range(image.ndim)))
+        )
+    image.requires_grad_("image" not in network.frozen)
+    h = image.expand(network.steps, *shape) if network.constant_image else image
     results: dict[str, Any] = {}
     try:
         with torch.set_grad_enabled("no gradient" not in phase):
             for place, layer in enumerate(net):
-                h = called(layer, h, of.context)
-                _touch(h, of.touched.get(place), generator, place, results)
+                h = call_in_context(layer, h, network.context)
+                _change(h, network.changes.get(place), generator, place, results)
                 results[f"output {place}"] = h.detach().clone()
         factors = torch.randn(h.shape, generator=generator).to(dtype)
         if h.requires_grad:
@@ -278,23 +279,23 @@ def _run(net: nn.ModuleList, of: Deep, phase: str, number: int, dtype: torch.dty
         return error
     results["gradient of the image"] = image.grad
     results |= {f"gradient of {name}": p.grad for name, p in net.named_parameters()}
-    if of.context != "checkpoint":
+    if network.context != "checkpoint":
         results |= {f"buffer {name}": b.clone() for name, b in net.named_buffers() if b.is_floating_point()}
     return {name: value() if callable(value) else value for name, value in results.items()}
 
 
-def _touch(
-    h: Tensor, how: str | None, generator: torch.Generator, place: int, results: dict[str, Any]
+def _change(
+    h: Tensor, change: str | None, generator: torch.Generator, place: int, results: dict[str, Any]
 ) -> None:
     mask = torch.rand(h.shape, generator=generator) < 0.5
-    match how:
+    match change:
         case "data":
             h.data.mul_(mask.to(h))
         case "mul_":
             with torch.no_grad():
                 h.mul_(mask.to(h))
         case "hook" if h.requires_grad:
-            h.register_hook(lambda grad: results.__setitem__(f"seen at {place}", grad.clone()))
+            h.register_hook(lambda grad: results.__setitem__(f"gradient at {place}", grad.clone()))
         case "retain" if h.requires_grad:
             h.retain_grad()
-            results[f"seen at {place}"] = lambda: h.grad
+            results[f"gradient at {place}"] = lambda: h.grad

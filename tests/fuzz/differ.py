@@ -1,4 +1,4 @@
-"""One case of a step: the compiled run beside the reference loop."""
+"""Compares the compiled run of a random step with the reference loop."""
 
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -19,114 +19,114 @@ from hibana.compiler.graph.trace import trace
 
 __all__ = ["Counts", "Different", "compare", "compare_all"]
 
-NAMED = (Unsupported, ValueError, TypeError, NotImplementedError)
-"""What a call may raise where it can't serve, with a sentence."""
+REFUSALS = (Unsupported, ValueError, TypeError, NotImplementedError)
+"""Errors with which hibana may refuse a step, if they have a message."""
 
 
-class Different(AssertionError):  # noqa: N818 # it names a state of affairs, as Unsupported does
-    """A run that is not the reference's, nor refused by name."""
+class Different(AssertionError):  # noqa: N818 # a name without "Error", like Unsupported
+    """The results of a run differ from the reference, or the run failed without a proper message."""
 
 
 @dataclass
 class Counts:
-    """What became of cases."""
+    """Numbers of cases by outcome."""
 
     compared: int = 0
     refused: int = 0
-    """By a named error of the compiled backend; what ``"auto"`` gave was compared all the same."""
+    """Refused by the compiled backend with a message; the results of ``"auto"`` were compared instead."""
     invalid: int = 0
-    """PyTorch itself raises, in the reference loop."""
-    beside_nan: int = 0
-    """Of those compared: a gradient is NaN in one run alone, as docs/how/numerics.md allows."""
+    """PyTorch raises an error in the reference loop."""
+    one_sided_nan: int = 0
+    """Compared cases in which a gradient is NaN in only one run, as docs/how/numerics.md allows."""
 
     @property
     def all(self) -> int:
-        """Cases run."""
+        """Number of all cases."""
         return self.compared + self.refused + self.invalid
 
 
 @dataclass
-class _Found:
+class _Results:
     values: dict[str, Tensor]
     grads: dict[str, Tensor | None]
 
 
 def compare_all(step: Step, count: int, counts: Counts) -> None:
-    """So many cases of a step; fewer of one that is refused, where the reference is compared with itself.
+    """Compares a step in `count` cases, or in an eighth of them if the compiled backend refuses the step.
 
     Raises:
-        Different: for the first that is not the reference's.
+        Different: at the first case whose results differ from the reference.
     """
-    kind = step.kind()
+    cell_class = step.kind()
     before = counts.compared
-    for made, variation in enumerate(variations(0, count)):
-        if made >= count // 8 and counts.compared == before:
+    for position, variation in enumerate(variations(0, count)):
+        if position >= count // 8 and counts.compared == before:
             return
-        compare(step, kind, variation, counts)
+        compare(step, cell_class, variation, counts)
 
 
 def compare(
-    step: Step, kind: type[hb.Cell], variation: Variation, counts: Counts, backend: str = "cpu"
+    step: Step, cell_class: type[hb.Cell], variation: Variation, counts: Counts, backend: str = "cpu"
 ) -> None:
-    """One case.
+    """Compares one case and counts it.
 
     Raises:
-        Different: if it is not the reference's, with the step and the case.
+        Different: if the results differ from the reference; the message contains the step and the case.
     """
-    cell = _cell(kind, variation)
+    cell = _cell(cell_class, variation)
     try:
-        wanted = _run(cell, variation, "reference")
-    except Exception:  # whatever PyTorch says
+        expected = _run(cell, variation, "reference")
+    except Exception:  # PyTorch refuses the step
         counts.invalid += 1
-        _ends(cell, variation, backend)
+        _run_without_crash(cell, variation, backend)
         return
     try:
-        found = _run(cell, variation, backend)
+        actual = _run(cell, variation, backend)
         counts.compared += 1
-    except NAMED as error:
-        _is_a_sentence(step, variation, error)
+    except REFUSALS as error:
+        _check_message(step, variation, error)
         counts.refused += 1
         try:
-            found = _run(cell, variation, "auto")
-            wanted = _run(cell, variation, "reference", middle=False)
-        except NAMED as error:
-            _is_a_sentence(step, variation, error)
+            actual = _run(cell, variation, "auto")
+            expected = _run(cell, variation, "reference", vectorized=False)
+        except REFUSALS as error:
+            _check_message(step, variation, error)
             return
         except Exception as error:
             raise _different(step, variation, f"auto raises {type(error).__name__}: {error}") from error
     except Exception as error:
         raise _different(step, variation, f"{type(error).__name__}: {error}") from error
     try:
-        for name, value in wanted.values.items():
-            assert_same(found.values[name], value, name)
-            _assert_same_signs(found.values[name], value, name)
+        for name, value in expected.values.items():
+            assert_same(actual.values[name], value, name)
+            _assert_same_signs(actual.values[name], value, name)
         if variation.dtype in TOLERANCE:
-            counts.beside_nan += _assert_close(cell, variation, found, wanted)
+            counts.one_sided_nan += _assert_close(cell, variation, actual, expected)
     except AssertionError as error:
         raise _different(step, variation, str(error)) from error
 
 
-def _cell(kind: type[hb.Cell], variation: Variation) -> hb.Cell:
-    cell = kind(variation.shape[-1], variation.kind, **SETTINGS[variation.setting % len(SETTINGS)])
+def _cell(cell_class: type[hb.Cell], variation: Variation) -> hb.Cell:
+    cell = cell_class(variation.shape[-1], variation.kind, **SETTINGS[variation.setting % len(SETTINGS)])
     if variation.dtype == torch.float64:
         cell = cell.double()
         cell.each = cell.each.double()
     return cell
 
 
-def _run(cell: hb.Cell, variation: Variation, backend: str, *, middle: bool = True) -> _Found:
-    """What `backend` makes of it; the reference, if `middle`, with the zeros of the middle of a tensor."""
+def _run(cell: hb.Cell, variation: Variation, backend: str, *, vectorized: bool = True) -> _Results:
+    """Outputs, last states and gradients of `backend`; see :class:`_VectorizedZeros` for `vectorized`."""
     cell.__dict__["count"] = 0
     cell.zero_grad()
     inputs = variation.inputs().requires_grad_()
-    carried = torch.float64 if variation.dtype == torch.float64 else torch.float32
-    state = variation.begun(3, carried)
+    state_dtype = torch.float64 if variation.dtype == torch.float64 else torch.float32
+    state = variation.initial_state(3, state_dtype)
     if state is not None:
         state = tuple(value.requires_grad_() for value in state)
-    chooses = middle and backend == "reference" and "imum(" in str(cell.__doc__)
-    with _Middle() if chooses else nullcontext():
+    vectorized = vectorized and backend == "reference" and "imum(" in str(cell.__doc__)
+    with _VectorizedZeros() if vectorized else nullcontext():
         outputs, last = hb.unroll(cell, inputs, state, backend=backend)
-    values = {"what is emitted": outputs.detach().clone()}
+    values = {"output": outputs.detach().clone()}
     values |= {f"last {name}": value.detach().clone() for name, value in zip("uvs", last, strict=True)}
     grads: dict[str, Tensor | None] = {}
     loss = _loss(outputs, last, variation)
@@ -137,7 +137,7 @@ def _run(cell: hb.Cell, variation: Variation, backend: str, *, middle: bool = Tr
         names += [f"gradient of {name}" for name, _ in cell.named_parameters()]
         leaves = [inputs, *(state or ()), *cell.parameters()]
         grads = dict(zip(names, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True))
-    return _Found(values, grads)
+    return _Results(values, grads)
 
 
 def _loss(outputs: Tensor, last: tuple[Tensor, ...], variation: Variation) -> Tensor | None:
@@ -163,79 +163,79 @@ def _loss(outputs: Tensor, last: tuple[Tensor, ...], variation: Variation) -> Te
     return None
 
 
-def _assert_same_signs(found: Tensor, wanted: Tensor, what: str) -> None:
-    different = (found.signbit() != wanted.signbit()) & ~wanted.isnan()
-    assert not different.any(), f"{what}: {int(different.sum())} zeros of another sign"
+def _assert_same_signs(actual: Tensor, expected: Tensor, name: str) -> None:
+    different = (actual.signbit() != expected.signbit()) & ~expected.isnan()
+    assert not different.any(), f"{name}: {int(different.sum())} zeros of another sign"
 
 
-def _assert_close(cell: hb.Cell, variation: Variation, found: _Found, wanted: _Found) -> bool:
-    """Whether gradients that are NaN had to be left out: zero times infinity is zero in kernels alone."""
+def _assert_close(cell: hb.Cell, variation: Variation, actual: _Results, expected: _Results) -> bool:
+    """Compares gradients; returns whether NaNs were skipped, because in kernels 0 * infinity is 0."""
     tolerance = TOLERANCE[variation.dtype]
     try:
-        _each_close(found, wanted, 1.0, tolerance)
+        _each_close(actual, expected, 1.0, tolerance)
     except AssertionError:
-        flow = _largest_gradient(cell, variation)
+        scale = _largest_gradient(cell, variation)
         try:
-            _each_close(found, wanted, flow, tolerance)
+            _each_close(actual, expected, scale, tolerance)
         except AssertionError:
-            both_ways = not _is_finite(variation, wanted)
-            if not both_ways and not _is_guarded(cell, variation):
+            has_infinity = not _is_finite(variation, expected)
+            if not has_infinity and not _is_guarded(cell, variation):
                 raise
-            _each_close(_without_nan(found, wanted, both_ways), wanted, flow, tolerance)
+            _each_close(_without_nan(actual, expected, has_infinity), expected, scale, tolerance)
             return True
     return False
 
 
-def _is_finite(variation: Variation, wanted: _Found) -> bool:
-    """Whether what is read and what is left is finite."""
-    begun = variation.begun(3, torch.float64) or ()
-    return all(bool(t.isfinite().all()) for t in (variation.inputs(), *begun, *wanted.values.values()))
+def _is_finite(variation: Variation, expected: _Results) -> bool:
+    """Whether inputs, initial state, outputs and last states are finite."""
+    state = variation.initial_state(3, torch.float64) or ()
+    return all(bool(t.isfinite().all()) for t in (variation.inputs(), *state, *expected.values.values()))
 
 
 def _is_guarded(cell: hb.Cell, variation: Variation) -> bool:
-    """Whether a derivative of the step may be infinite, so that kernels guard products of gradients."""
-    carried = torch.float64 if variation.dtype == torch.float64 else torch.float32
-    step = trace(cell, torch.Size(variation.shape), carried, draws=True)
+    """Whether kernels guard products of gradients, because a derivative of the step may be infinite."""
+    state_dtype = torch.float64 if variation.dtype == torch.float64 else torch.float32
+    step = trace(cell, torch.Size(variation.shape), state_dtype, draws=True)
     return gradients(guard_products(step)) != gradients(step)
 
 
-def _without_nan(found: _Found, wanted: _Found, both_ways: bool) -> _Found:
-    """`found`, with gradients of `wanted` where those are NaN; if `both_ways`, where either is."""
+def _without_nan(actual: _Results, expected: _Results, has_infinity: bool) -> _Results:
+    """`actual` with the gradients of `expected` where those are NaN; if `has_infinity`, where either is."""
     grads: dict[str, Tensor | None] = {}
-    for name, grad in found.grads.items():
-        other = wanted.grads[name]
+    for name, grad in actual.grads.items():
+        replacement = expected.grads[name]
         if grad is not None:
-            other = torch.zeros_like(grad) if other is None else other
-            nan = other.isnan() | grad.isnan() if both_ways else other.isnan()
-            grad = torch.where(nan, other, grad)
+            replacement = torch.zeros_like(grad) if replacement is None else replacement
+            is_nan = replacement.isnan() | grad.isnan() if has_infinity else replacement.isnan()
+            grad = torch.where(is_nan, replacement, grad)
         grads[name] = grad
-    return _Found(found.values, grads)
+    return _Results(actual.values, grads)
 
 
-def _each_close(found: _Found, wanted: _Found, scale: float, tolerance: float) -> None:
-    for name, grad in wanted.grads.items():
+def _each_close(actual: _Results, expected: _Results, scale: float, tolerance: float) -> None:
+    for name, grad in expected.grads.items():
         if grad is None:
-            got = found.grads.get(name)
-            assert got is None or not got.nan_to_num(1.0).any(), f"{name}: the reference has none"
+            other = actual.grads.get(name)
+            assert other is None or not other.nan_to_num(1.0).any(), f"{name}: the reference has none"
             continue
-        assert_close(found.grads.get(name), grad, grad.new_tensor(scale), tolerance, name)
+        assert_close(actual.grads.get(name), grad, grad.new_tensor(scale), tolerance, name)
 
 
-class _Middle(TorchDispatchMode):
-    """Has PyTorch choose between zeros of two signs as it does in the middle of a tensor, at its end too."""
+class _VectorizedZeros(TorchDispatchMode):
+    """Chooses between 0.0 and -0.0 in all elements as PyTorch's vectorized code, also in the last few."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func not in (torch.ops.aten.maximum.default, torch.ops.aten.minimum.default):
             return func(*args, **(kwargs or {}))
-        one, other = args
-        if one.dtype == torch.bool or one.dtype != other.dtype:
-            return func(one, other)
-        first = one > other if func is torch.ops.aten.maximum.default else one < other
-        return torch.where(first | one.isnan(), one, other)
+        first, second = args
+        if first.dtype == torch.bool or first.dtype != second.dtype:
+            return func(first, second)
+        is_first = first > second if func is torch.ops.aten.maximum.default else first < second
+        return torch.where(is_first | first.isnan(), first, second)
 
 
-class _Watching(TorchDispatchMode):
-    """Watches how large numbers come, which is what rounding is relative to."""
+class _LargestNumber(TorchDispatchMode):
+    """Records the largest finite number that an operation returns, to which rounding is relative."""
 
     largest = 1.0
 
@@ -248,24 +248,24 @@ class _Watching(TorchDispatchMode):
 
 
 def _largest_gradient(cell: hb.Cell, variation: Variation) -> float:
-    """The largest number met in the reference's forward and backward."""
-    with _Watching() as watching:
+    """The largest number in the reference's forward and backward."""
+    with _LargestNumber() as recorder:
         _run(cell, variation, "reference")
-    return watching.largest
+    return recorder.largest
 
 
-def _is_a_sentence(step: Step, variation: Variation, error: Exception) -> None:
+def _check_message(step: Step, variation: Variation, error: Exception) -> None:
     if len(str(error).split()) < 3:
-        raise _different(step, variation, f"{type(error).__name__} without a sentence: {error}") from error
+        raise _different(step, variation, f"{type(error).__name__} without a message: {error}") from error
 
 
-def _ends(cell: hb.Cell, variation: Variation, backend: str) -> None:
-    """Runs what PyTorch refuses: it may raise anything, if only it does not crash."""
+def _run_without_crash(cell: hb.Cell, variation: Variation, backend: str) -> None:
+    """Runs a case that PyTorch refuses; it may raise any exception, but must not crash."""
     try:
         _run(cell, variation, backend)
-    except Exception:  # as PyTorch does
+    except Exception:  # PyTorch raises, too
         return
 
 
-def _different(step: Step, variation: Variation, what: str) -> Different:
-    return Different(f"{what}\n{step}\n{variation}")
+def _different(step: Step, variation: Variation, message: str) -> Different:
+    return Different(f"{message}\n{step}\n{variation}")

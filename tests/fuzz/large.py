@@ -1,6 +1,6 @@
-"""Random layers some of whose sizes are large, beside torch's own: what is counted, divided, and kept near.
+"""Compares random layers of large sizes with torch's layers.
 
-Networks of many small layers (:mod:`fuzz.networks`, :mod:`fuzz.deep`) never leave a kernel's first piece.
+Large layers are computed in several tiles; those of :mod:`fuzz.networks` and :mod:`fuzz.deep` fit into one.
 """
 
 import copy
@@ -17,29 +17,29 @@ from fuzz.differ import Counts, Different
 
 __all__ = ["Large", "compare", "large"]
 
-LOGARITHM = 12
-"""Of a size, at most; of one in some layers five more."""
-NUMBERS = 3e6
-"""Of each tensor, at most."""
-WORK = 1e8
-"""Multiplications, at most."""
+MAX_LOG2_SIZE = 12
+"""Base-2 logarithm of the largest size; in half of the layers one size has an exponent up to five larger."""
+MAX_ELEMENTS = 3e6
+"""Largest number of elements of a tensor."""
+MAX_MULTIPLICATIONS = 1e8
+"""Largest number of multiplications."""
 PRECISION = 2e-6
-"""Of a sum, to the sum of what is added without signs."""
-SAFE = 4000
-"""Outputs of a convolution at a stride, of more of which torch's backward (2.13) ends the process."""
+"""Largest error of a sum relative to the sum of the absolute values of its terms."""
+MAX_STRIDED_OUTPUTS = 4000
+"""With more output channels, torch 2.13's backward of a strided convolution crashes."""
 
 
 @dataclass(frozen=True)
 class Large:
-    """A layer, its sizes and its input."""
+    """A random case: a layer, its sizes and its input."""
 
     kind: str = "Linear"
     inputs: int = 64
     outputs: int = 16
     rows: int = 32
-    """Or images, or steps."""
+    """Rows of a linear layer, images of a convolution or pooling, steps of a window."""
     height: int = 1
-    """Of images; or the batch of a window."""
+    """Height of the images, or batch of a window."""
     width: int = 1
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
@@ -47,11 +47,11 @@ class Large:
     dilation: tuple[int, int] = (1, 1)
     bias: bool = True
     density: float = 0.1
-    most: int = 1
-    """The largest whole number of the input."""
-    few: bool = False
-    """Whether the gradient is mostly zero."""
-    below: str = "a leaf"
+    largest_input: int = 1
+    """Largest number of the input, whose numbers are integers."""
+    has_sparse_gradient: bool = False
+    """Whether the output's gradient is mostly zero."""
+    source: str = "a leaf"
     mode: str = "events"
     threads: int = 2
     seed: int = 0
@@ -59,9 +59,9 @@ class Large:
 
 @st.composite
 def large(draw: st.DrawFn) -> Large:
-    """A layer that torch has done in moments."""
+    """Draws a layer that torch computes quickly."""
     kind = draw(st.sampled_from(["Linear", "Conv2d", "Conv2d", "Conv1d", "Window", "MaxPool2d"]))
-    exponents = [draw(st.integers(0, LOGARITHM)) for _ in range(5)]
+    exponents = [draw(st.integers(0, MAX_LOG2_SIZE)) for _ in range(5)]
     if draw(st.booleans()):
         exponents[draw(st.integers(0, 4))] += 5
     sizes = [(1 << exponent) + draw(st.integers(-(1 << exponent) // 2, 2)) for exponent in exponents]
@@ -80,131 +80,131 @@ def large(draw: st.DrawFn) -> Large:
     elif kind == "Window":
         width, stride, padding = 1, (1, 1), (0, 0)
         kernel, dilation = (kernel[0], 1), (dilation[0], 1)
-    found = Large(
+    case = Large(
         kind,
         *(inputs, outputs, rows, height, width, kernel, stride, padding, dilation),
         bias=draw(st.booleans()),
         density=draw(st.sampled_from([0.0, 0.01, 0.05, 0.2, 0.5, 1.0])),
-        most=draw(st.sampled_from([1, 1, 1, 3, 15])),
-        few=draw(st.booleans()),
-        below=draw(st.sampled_from(["a leaf", "a leaf", "nothing", "neurons"])),
+        largest_input=draw(st.sampled_from([1, 1, 1, 3, 15])),
+        has_sparse_gradient=draw(st.booleans()),
+        source=draw(st.sampled_from(["a leaf", "a leaf", "nothing", "neurons"])),
         mode=draw(st.sampled_from(["events", "events", "auto"])),
         threads=draw(st.integers(1, 3)),
         seed=draw(st.integers(0, 1000)),
     )
-    assume(_fits(found))
-    return found
+    assume(_fits(case))
+    return case
 
 
-def _fits(of: Large) -> bool:
-    """Whether there is an output, nothing is too large, and torch's own layer does it."""
-    if of.kind.startswith("Conv") and max(of.stride) > 1 and of.outputs > SAFE:
+def _fits(case: Large) -> bool:
+    """Whether the output is not empty, no tensor is too large, and torch's layer does not crash."""
+    if case.kind.startswith("Conv") and max(case.stride) > 1 and case.outputs > MAX_STRIDED_OUTPUTS:
         return False
-    reach = [d * (k - 1) for d, k in zip(of.dilation, of.kernel, strict=True)]
+    kernel_extents = [d * (k - 1) for d, k in zip(case.dilation, case.kernel, strict=True)]
     out = [
-        (size + 2 * padding - around - 1) // step + 1
-        for size, padding, around, step in zip(
-            (of.height, of.width), of.padding, reach, of.stride, strict=True
+        (size + 2 * padding - extent - 1) // step + 1
+        for size, padding, extent, step in zip(
+            (case.height, case.width), case.padding, kernel_extents, case.stride, strict=True
         )
     ]
-    if of.kind == "Window":
-        out = [of.height, 1]
-    elif of.kind == "MaxPool2d":
-        out = [size // window for size, window in zip((of.height, of.width), of.kernel, strict=True)]
-    pixels, weights = of.rows * out[0] * out[1], of.inputs * of.outputs * of.kernel[0] * of.kernel[1]
-    numbers = of.rows * of.inputs * of.height * of.width, pixels * of.outputs, weights
-    return min(out) > 0 and max(numbers) <= NUMBERS and pixels * weights <= WORK
+    if case.kind == "Window":
+        out = [case.height, 1]
+    elif case.kind == "MaxPool2d":
+        out = [size // window for size, window in zip((case.height, case.width), case.kernel, strict=True)]
+    pixels = case.rows * out[0] * out[1]
+    weights = case.inputs * case.outputs * case.kernel[0] * case.kernel[1]
+    numbers = case.rows * case.inputs * case.height * case.width, pixels * case.outputs, weights
+    return min(out) > 0 and max(numbers) <= MAX_ELEMENTS and pixels * weights <= MAX_MULTIPLICATIONS
 
 
-def compare(of: Large, counts: Counts) -> None:
-    """Raises :class:`Different` if outputs or gradients are not torch's."""
+def compare(case: Large, counts: Counts) -> None:
+    """Raises :class:`Different` if outputs or gradients differ from those of torch's layer."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(of.threads)
+    torch.set_num_threads(case.threads)
     try:
-        _compare(of)
+        _compare(case)
     finally:
         torch.set_num_threads(threads)
     counts.compared += 1
 
 
-def _compare(of: Large) -> None:
-    torch.manual_seed(of.seed)
-    layer, dense = _layers(of)
-    x = _input(of)
+def _compare(case: Large) -> None:
+    torch.manual_seed(case.seed)
+    layer, dense = _layers(case)
+    x = _input(case)
     with torch.no_grad():
         gradient = torch.randn(dense(x).shape)
-    if of.few:
+    if case.has_sparse_gradient:
         gradient *= torch.rand(gradient.shape) < 0.02
-    got = _outcome(of, layer, x, gradient)
-    wanted = _outcome(of, dense, x.contiguous(), gradient)  # torch's backward is not safe with channels last
-    without_signs = copy.deepcopy(dense).double()
+    actual = _outcome(case, layer, x, gradient)
+    # torch's backward may crash with channels last
+    expected = _outcome(case, dense, x.contiguous(), gradient)
+    absolute_layer = copy.deepcopy(dense).double()
     with torch.no_grad():
-        for parameter in without_signs.parameters():
+        for parameter in absolute_layer.parameters():
             parameter.abs_()
-    scales = _outcome(of, without_signs, x.double(), gradient.double().abs())
-    for name, found, right, scale in zip(("output", *_names(of)), got, wanted, scales, strict=True):
-        if not bool(((found - right).abs() <= PRECISION * scale.abs().float() + 1e-30).all()):
-            most = float(((found - right).abs() / (scale.abs() + 1e-30)).max())
-            said = getattr(layer, "explain", str)()
-            raise Different(f"{name} differs by {most:.1e} of what is added\n{of}\n{said}")
+    scales = _outcome(case, absolute_layer, x.double(), gradient.double().abs())
+    for name, value, right, scale in zip(("output", *_names(case)), actual, expected, scales, strict=True):
+        error = (value - right).abs()
+        if not bool((error <= PRECISION * scale.abs().float() + 1e-30).all()):
+            ratio = float((error / (scale.abs() + 1e-30)).max())
+            explanation = getattr(layer, "explain", str)()
+            raise Different(f"{name} differs by {ratio:.1e} of its absolute terms\n{case}\n{explanation}")
 
 
-def _layers(of: Large) -> tuple[nn.Module, nn.Module]:
-    how: dict[str, Any] = {"stride": of.stride, "padding": of.padding, "dilation": of.dilation}
+def _layers(case: Large) -> tuple[nn.Module, nn.Module]:
+    sizes: dict[str, Any] = {"kernel_size": case.kernel, "stride": case.stride, "padding": case.padding}
+    sizes["dilation"] = case.dilation
+    ends, bias = (case.inputs, case.outputs), case.bias
     pair: tuple[nn.Module, nn.Module]
-    if of.kind == "Linear":
-        pair = (
-            hb.Linear(of.inputs, of.outputs, bias=of.bias),
-            nn.Linear(of.inputs, of.outputs, bias=of.bias),
-        )
-    elif of.kind == "Conv2d":
-        given = of.inputs, of.outputs, of.kernel
-        pair = hb.Conv2d(*given, **how, bias=of.bias), nn.Conv2d(*given, **how, bias=of.bias)
-    elif of.kind == "Conv1d":
-        how = {name: value[1] for name, value in how.items()}
-        given_1d = of.inputs, of.outputs, of.kernel[1]
-        pair = hb.events.Conv1d(*given_1d, **how, bias=of.bias), nn.Conv1d(*given_1d, **how, bias=of.bias)
-    elif of.kind == "Window":
-        sizes = of.inputs, of.outputs, of.kernel[0]
-        pair = tuple(hb.Window(*sizes, dilation=of.dilation[0], bias=of.bias) for _ in range(2))
+    if case.kind == "Linear":
+        pair = hb.Linear(*ends, bias=bias), nn.Linear(*ends, bias=bias)
+    elif case.kind == "Conv2d":
+        pair = hb.Conv2d(*ends, **sizes, bias=bias), nn.Conv2d(*ends, **sizes, bias=bias)
+    elif case.kind == "Conv1d":
+        sizes = {name: value[1] for name, value in sizes.items()}
+        pair = hb.events.Conv1d(*ends, **sizes, bias=bias), nn.Conv1d(*ends, **sizes, bias=bias)
+    elif case.kind == "Window":
+        windows = [hb.Window(*ends, case.kernel[0], dilation=case.dilation[0], bias=bias) for _ in range(2)]
+        pair = windows[0], windows[1]
         pair[1].mode = "dense"
     else:
-        return hb.events.MaxPool2d(of.kernel), nn.MaxPool2d(of.kernel)
+        return hb.events.MaxPool2d(case.kernel), nn.MaxPool2d(case.kernel)
     pair[0].load_state_dict(pair[1].state_dict())
-    pair[0].mode = of.mode
+    pair[0].mode = case.mode
     return pair
 
 
-def _input(of: Large) -> Tensor:
-    shape: tuple[int, ...] = of.rows, of.inputs
-    if of.kind in ("Conv2d", "MaxPool2d"):
-        shape = *shape, of.height, of.width
-    elif of.kind == "Conv1d":
-        shape = *shape, of.width
-    elif of.kind == "Window":
-        shape = of.rows, of.height, of.inputs
-    most = 1 if of.below == "neurons" or of.kind == "MaxPool2d" else of.most
-    numbers = ((torch.rand(shape) < of.density) * torch.randint(1, most + 1, shape)).float()
+def _input(case: Large) -> Tensor:
+    shape: tuple[int, ...] = case.rows, case.inputs
+    if case.kind in ("Conv2d", "MaxPool2d"):
+        shape = *shape, case.height, case.width
+    elif case.kind == "Conv1d":
+        shape = *shape, case.width
+    elif case.kind == "Window":
+        shape = case.rows, case.height, case.inputs
+    largest = 1 if case.source == "neurons" or case.kind == "MaxPool2d" else case.largest_input
+    numbers = ((torch.rand(shape) < case.density) * torch.randint(1, largest + 1, shape)).float()
     return numbers.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else numbers
 
 
-def _outcome(of: Large, layer: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
-    """The output, and gradients of the input, if it has one, and of the parameters."""
-    given = x.detach().clone(memory_format=torch.preserve_format)
-    if of.below != "nothing":
-        given.requires_grad_()
-    spikes = given
-    if of.below == "neurons":  # one step of which spikes are what came in, and the derivative is 1 or 0
-        spikes = hb.IF(0.5, hb.surrogate.Box(0.6))(given[None])[0]
+def _outcome(case: Large, layer: nn.Module, x: Tensor, gradient: Tensor) -> list[Tensor]:
+    """The output, the gradient of the input if it is a leaf, and the gradients of the parameters."""
+    leaf = x.detach().clone(memory_format=torch.preserve_format)
+    if case.source != "nothing":
+        leaf.requires_grad_()
+    spikes = leaf
+    if case.source == "neurons":  # one step with spikes equal to the input and a derivative of 1 or 0
+        spikes = hb.IF(0.5, hb.surrogate.Box(0.6))(leaf[None])[0]
     out = layer(spikes)
     if out.requires_grad:
-        out.backward(gradient)  # in which alone what nobody sees is left out
-    gradients = [each.grad for each in (given, *layer.parameters()) if each.requires_grad]
-    return [out.detach(), *(each for each in gradients if each is not None)]
+        out.backward(gradient)  # only `backward` skips unneeded parts of the gradient
+    gradients = [tensor.grad for tensor in (leaf, *layer.parameters()) if tensor.requires_grad]
+    return [out.detach(), *(tensor for tensor in gradients if tensor is not None)]
 
 
-def _names(of: Large) -> list[str]:
-    names = ["the input's gradient"] if of.below != "nothing" else []
-    if of.kind != "MaxPool2d":
-        names += ["the weights' gradient", "the bias's gradient"][: 1 + of.bias]
+def _names(case: Large) -> list[str]:
+    names = ["the input's gradient"] if case.source != "nothing" else []
+    if case.kind != "MaxPool2d":
+        names += ["the weights' gradient", "the bias's gradient"][: 1 + case.bias]
     return names

@@ -1,4 +1,4 @@
-"""Random networks whose layers work per spike, or neurons, and what happens between them."""
+"""Random networks of layers that work per spike and of neurons, with changes to tensors between layers."""
 
 from dataclasses import dataclass, field
 
@@ -10,7 +10,7 @@ import hibana as hb
 from fuzz.contexts import CONTEXTS
 from hibana import surrogate
 
-__all__ = ["WRITES", "Network", "built", "inputs", "networks"]
+__all__ = ["WRITES", "Network", "build", "inputs", "networks"]
 
 SURROGATES = [surrogate.Step(), surrogate.Box(), surrogate.Triangle(), surrogate.ATan()]
 INPUTS = [
@@ -26,17 +26,17 @@ INPUTS = [
 ]
 INPUTS += ["almost spikes", "double"]
 WRITES = ["mul_", "zero_", "masked_fill_", "index", "detach", "view", "one", "minus zero", "data"]
-LOOKS = ["hook", "retain", "detached branch", "second use", "asked for", "total", "total and hook"]
+OBSERVATIONS = ["hook", "retain", "detached branch", "second use", "asked for", "total", "total and hook"]
 USES = ["all", "last step", "one output", "some rows", "mean over time", "large", "with state"]
 
 
 @dataclass(frozen=True)
 class Network:
-    """Layers, each with what happens to its output, and how the network is run."""
+    """A random case: layers, changes to the outputs of some layers, and how the network runs."""
 
     layers: tuple[str, ...] = ("Linear", "IF", "Linear")
-    touched: dict[int, str] = field(default_factory=dict)
-    """What is done to the output of a layer, by its place."""
+    changes: dict[int, str] = field(default_factory=dict)
+    """Writes to the output of a layer, or observations of its gradient, by the layer's position."""
     steps: int = 3
     batch: int = 2
     width: int = 5
@@ -46,17 +46,17 @@ class Network:
     use: str = "all"
     mode: str = "events"
     context: str = "plain"
-    """How its layers are called, and its gradients asked for."""
+    """How the layers are called, see :mod:`fuzz.contexts`."""
     seed: int = 0
 
 
 @st.composite
 def networks(draw: st.DrawFn) -> Network:
-    """A network of images or of features."""
+    """Draws a network for images or for features."""
     images = draw(st.booleans())
-    words = ["Conv2d", "Conv2d strided", "MaxPool2d", "IF", "IF", "AvgPool2d", "Masked", "ReLU"]
+    kinds = ["Conv2d", "Conv2d strided", "MaxPool2d", "IF", "IF", "AvgPool2d", "Masked", "ReLU"]
     if not images:
-        words = [
+        kinds = [
             "Linear",
             "Linear",
             "IF",
@@ -70,15 +70,15 @@ def networks(draw: st.DrawFn) -> Network:
             "Window",
             "Delayed",
         ]
-    layers = [draw(st.sampled_from(words)) for _ in range(draw(st.integers(1, 5)))]
+    layers = [draw(st.sampled_from(kinds)) for _ in range(draw(st.integers(1, 5)))]
     if images and draw(st.booleans()):
         layers += ["Flatten", draw(st.sampled_from(["Linear", "IF"])), "Linear"]
     layers = ["IF" if draw(st.booleans()) else layers[0], *layers]
-    places = st.integers(0, len(layers) - 1)
-    touched = draw(st.dictionaries(places, st.sampled_from(WRITES + LOOKS), max_size=2))
+    positions = st.integers(0, len(layers) - 1)
+    changes = draw(st.dictionaries(positions, st.sampled_from(WRITES + OBSERVATIONS), max_size=2))
     return Network(
         tuple(layers),
-        touched,
+        changes,
         steps=draw(st.sampled_from([3, 1, 2, 8])),
         batch=draw(st.sampled_from([2, 1, 64, 40])),
         width=draw(st.sampled_from([5, 1, 16, 64, 33])),
@@ -94,7 +94,7 @@ def networks(draw: st.DrawFn) -> Network:
 
 class _FlattenSteps(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        """The same numbers as half as many steps of twice the batch, if that can be."""
+        """Halves the steps and doubles the batch if the steps are even, else joins both into one step."""
         if x.shape[0] % 2 or x.ndim != 3:
             return x.flatten(0, 1)[None]
         return x.reshape(x.shape[0] // 2, x.shape[1] * 2, x.shape[2])
@@ -106,68 +106,64 @@ class _Transpose(nn.Module):
 
 
 class _Masked(nn.Module):
-    """Dropout whose mask does not depend on how numbers lie in memory, as torch's does."""
+    """Dropout with a fixed mask; the mask of torch's dropout depends on the memory layout."""
 
     def forward(self, x: Tensor) -> Tensor:
-        places = torch.arange(x.numel()).view(x.shape)
-        return x * (places % 7 > 2).to(x)
+        positions = torch.arange(x.numel()).view(x.shape)
+        return x * (positions % 7 > 2).to(x)
 
 
-def built(network: Network) -> nn.Sequential:
-    """The network with dense layers; its widths stay what they are."""
-    w, size = network.width, 6
-    features, images = (
-        w,
-        any(word in ("Conv2d", "Conv2d strided", "MaxPool2d", "Flatten") for word in network.layers),
-    )
-    images = images or any("2d" in word for word in network.layers)
-    made: list[nn.Module] = []
-    sigma = SURROGATES[network.surrogate]
-    for word in network.layers:
-        match word:
+def build(network: Network) -> nn.Sequential:
+    """Builds the network with dense layers."""
+    width, size = network.width, 6
+    features, images = width, any("2d" in kind or kind == "Flatten" for kind in network.layers)
+    modules: list[nn.Module] = []
+    surrogate_ = SURROGATES[network.surrogate]
+    for kind in network.layers:
+        match kind:
             case "IF":
-                made.append(hb.IF(0.5, sigma, detach_reset=network.detach_reset))
+                modules.append(hb.IF(0.5, surrogate_, detach_reset=network.detach_reset))
             case "LI":
-                made.append(hb.LI(2.0))
+                modules.append(hb.LI(2.0))
             case "Recurrent":
-                made.append(hb.Recurrent(hb.IFCell(0.5, sigma), features))
+                modules.append(hb.Recurrent(hb.IFCell(0.5, surrogate_), features))
             case "Linear":
-                made.append(nn.Linear(features, w))
-                features = w
+                modules.append(nn.Linear(features, width))
+                features = width
             case "Window":
-                made.append(hb.Window(features, w, 3))
-                features = w
+                modules.append(hb.Window(features, width, 3))
+                features = width
             case "Delayed":
-                made.append(hb.DelayedLinear(features, w, 4, sigma=float(network.seed % 2)))
-                features = w
+                modules.append(hb.DelayedLinear(features, width, 4, sigma=float(network.seed % 2)))
+                features = width
             case "Conv2d":
-                made.append(hb.EachStep(nn.Conv2d(w, w, 3, padding=1)))
+                modules.append(hb.EachStep(nn.Conv2d(width, width, 3, padding=1)))
             case "Conv2d strided":
-                made.append(hb.EachStep(nn.Conv2d(w, w, (1, 3), (2, 1), padding=(0, 1))))
+                modules.append(hb.EachStep(nn.Conv2d(width, width, (1, 3), (2, 1), padding=(0, 1))))
                 size = (size + 1) // 2
             case "MaxPool2d":
-                made.append(
+                modules.append(
                     hb.EachStep(nn.MaxPool2d(2, ceil_mode=False, padding=0) if size > 1 else nn.Identity())
                 )
             case "AvgPool2d":
-                made.append(hb.EachStep(nn.AvgPool2d(2, 1)))
+                modules.append(hb.EachStep(nn.AvgPool2d(2, 1)))
             case "Masked":
-                made.append(_Masked())
+                modules.append(_Masked())
             case "ReLU":
-                made.append(nn.ReLU())
+                modules.append(nn.ReLU())
             case "Flatten":
-                made.append(nn.Flatten(2))
+                modules.append(nn.Flatten(2))
                 features = 0
             case "Flatten steps":
-                made.append(_FlattenSteps())
+                modules.append(_FlattenSteps())
             case "Transpose":
-                made.append(_Transpose())
-    net = nn.Sequential(*made)
-    return _fitted(net, network, images)
+                modules.append(_Transpose())
+    net = nn.Sequential(*modules)
+    return _fit_sizes(net, network, images)
 
 
-def _fitted(net: nn.Sequential, network: Network, images: bool) -> nn.Sequential:
-    """`net` with linear layers of the sizes that come to them, and weights on a grid."""
+def _fit_sizes(net: nn.Sequential, network: Network, images: bool) -> nn.Sequential:
+    """Adapts the layers of `net` to the sizes of their inputs and rounds the weights to multiples of 1/64."""
     x = inputs(network, images).detach().float()
     with torch.no_grad():
         for place, layer in enumerate(net):
@@ -184,6 +180,7 @@ def _fitted(net: nn.Sequential, network: Network, images: bool) -> nn.Sequential
 
 
 def inputs(network: Network, images: bool) -> Tensor:
+    """The network's random input ``[T, batch, width, ...]``, with 6x6 pixels if `images`."""
     generator = torch.Generator().manual_seed(network.seed)
     space = (6, 6) if images else ()
     shape = (network.steps, network.batch, network.width, *space)

@@ -1,9 +1,8 @@
-"""Networks in which sizes coincide: width, channels, steps and samples are all 1 or all the same number.
+"""Compares networks with coinciding sizes: width, channels, steps and samples are 1 or the same number.
 
 Each network runs in PyTorch, as a native program whose buffers lie between protected pages, as C with the
-address and undefined-behaviour sanitizers, in onnxruntime, as what NIR reads of it, and some of them in whole
-numbers. Weights and inputs are multiples of 1/8, so
-every sum is exact and all results must be equal.
+address and undefined-behaviour sanitizers, in onnxruntime, and after a round trip through NIR; some also run
+with integers. Weights and inputs are multiples of 1/8, so every sum is exact and all results must be equal.
 """
 
 import math
@@ -25,28 +24,30 @@ from fuzz.differ import Counts
 from hibana.compiler.graph.ops import Unsupported
 from hibana.network import CProgram, to_c, to_onnx
 
-__all__ = ["Net", "compare_in_c", "drawn", "outputs_of", "run"]
+__all__ = ["Net", "compare_in_c", "outputs_of", "random_net", "run"]
 
 STYLES = ("each", "each", "flatten", "reshape", "view", "squeeze", "squeeze steps", "direct")
 
 
-class Called(nn.Module):
-    """A layer for samples without time, called in one of the ways in which users write it."""
+class Wrapped(nn.Module):
+    """A layer for samples without time; `style` is one of the ways in which users apply it over time."""
 
-    def __init__(self, layer: nn.Module, style: str, seen: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, layer: nn.Module, style: str, input_shape: tuple[int, ...], shape: tuple[int, ...]
+    ) -> None:
         super().__init__()
-        self.layer, self.style, self.seen, self.shape = layer, style, seen, shape
+        self.layer, self.style, self.input_shape, self.shape = layer, style, input_shape, shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """The layer on each sample of each step."""
+        """Applies the layer to each sample of each step."""
         match self.style:
             case "flatten":
                 return self.layer(x.flatten(0, 1)).unflatten(0, (x.size(0), x.size(1)))
             case "reshape":
                 steps, batch = x.shape[0], x.shape[1]
-                return self.layer(x.reshape(steps * batch, *self.seen)).view(steps, batch, *self.shape)
+                return self.layer(x.reshape(steps * batch, *self.input_shape)).view(steps, batch, *self.shape)
             case "view":
-                return self.layer(x.view(-1, *self.seen)).reshape(x.size(0), -1, *self.shape)
+                return self.layer(x.view(-1, *self.input_shape)).reshape(x.size(0), -1, *self.shape)
             case "squeeze":
                 return self.layer(x.squeeze(1)).unsqueeze(1)
             case "squeeze steps":
@@ -56,18 +57,18 @@ class Called(nn.Module):
         return self.layer(x)
 
     def extra_repr(self) -> str:
-        return f"{self.style!r}, {self.seen} -> {self.shape}"
+        return f"{self.style!r}, {self.input_shape} -> {self.shape}"
 
 
 class Reshaped(nn.Module):
-    """Other dimensions for the same numbers."""
+    """Reshapes samples by one of several operations."""
 
-    def __init__(self, how: str, shape: tuple[int, ...]) -> None:
+    def __init__(self, operation: str, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.how, self.shape = how, shape
+        self.operation, self.shape = operation, shape
 
     def forward(self, x: Tensor) -> Tensor:
-        match self.how:
+        match self.operation:
             case "flatten":
                 return x.flatten(2)
             case "flatten all":
@@ -81,11 +82,11 @@ class Reshaped(nn.Module):
         return x.reshape(x.size(0), x.size(1), *self.shape)
 
     def extra_repr(self) -> str:
-        return f"{self.how!r}, {self.shape}"
+        return f"{self.operation!r}, {self.shape}"
 
 
 class Branch(nn.Module):
-    """The sum of what a layer of the same shape gives and its input."""
+    """The sum of a layer's output and half of its input, which has the same shape."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -103,21 +104,21 @@ class Net:
     layers: nn.Sequential
     example: Tensor
     other: Tensor
-    """Inputs with other numbers of steps and samples."""
+    """Inputs with more steps and samples."""
 
     def __str__(self) -> str:
         return f"seed {self.seed}, example {list(self.example.shape)}:\n{self.layers}"
 
 
-def drawn(seed: int) -> Net:
-    """The network of this number."""
+def random_net(seed: int) -> Net:
+    """Draws a random network."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     n = draw.choice([2, 3, 4, 5])
     steps, batch = draw.choice([(n, 1), (n, 1), (n, n), (1, 1), (1, n), (2 * n, 1)])
     channels = draw.choice([1, 1, n])
     shape: tuple[int, ...] = draw.choice([(channels, n, n), (channels, n), (n,), (1, n, 1), (n, n, n)])
-    before, layers = shape, list[nn.Module]()
+    input_shape, layers = shape, list[nn.Module]()
     for _ in range(draw.randint(2, 5)):
         layer, shape = _layer(draw, shape, n)
         layers.append(layer)
@@ -125,16 +126,16 @@ def drawn(seed: int) -> Net:
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.copy_((parameter * 16).round().clamp(-8, 8) / 8)
-    most = draw.choice([1, 8])
+    levels = draw.choice([1, 8])
 
     def inputs(*sizes: int) -> Tensor:
-        return torch.randint(0, most + 1, (*sizes, *before)).float() / most
+        return torch.randint(0, levels + 1, (*sizes, *input_shape)).float() / levels
 
     return Net(seed, net, inputs(steps, batch), inputs(steps + 1, batch + 2))
 
 
 def _layer(draw: random.Random, shape: tuple[int, ...], n: int) -> tuple[nn.Module, tuple[int, ...]]:
-    """A layer for samples of `shape`, and the shape that it gives."""
+    """Draws a layer for samples of `shape`; returns the layer and the shape of its outputs."""
     weighted = "linear" if len(shape) == 1 else "convolution"
     channels, *sides = shape
     outputs = draw.choice([1, n])
@@ -147,14 +148,14 @@ def _layer(draw: random.Random, shape: tuple[int, ...], n: int) -> tuple[nn.Modu
             layer: nn.Module = nn.Linear(channels, outputs, bias=draw.random() < 0.5)
             if draw.random() < 0.3:
                 layer = nn.Sequential(layer, _normalization(draw, nn.BatchNorm1d, outputs))
-            return _called(draw, layer, shape, (outputs,))
+            return _wrap(draw, layer, shape, (outputs,))
         case "convolution":
             groups = channels if outputs == channels and draw.random() < 0.3 else 1
             kind, norm = (nn.Conv1d, nn.BatchNorm1d) if len(sides) == 1 else (nn.Conv2d, nn.BatchNorm2d)
             layer = kind(channels, outputs, 3, padding=1, groups=groups, bias=draw.random() < 0.5)
             if draw.random() < 0.3:
                 layer = nn.Sequential(layer, _normalization(draw, norm, outputs))
-            return _called(draw, layer, shape, (outputs, *sides))
+            return _wrap(draw, layer, shape, (outputs, *sides))
         case "neurons":
             return _neurons(draw, shape), shape
         case "delay":
@@ -168,13 +169,13 @@ def _layer(draw: random.Random, shape: tuple[int, ...], n: int) -> tuple[nn.Modu
         case "pool" if sides:
             if draw.random() < 0.3:
                 mean = nn.AdaptiveAvgPool1d(1) if len(sides) == 1 else nn.AdaptiveAvgPool2d(1)
-                return _called(draw, mean if n in (2, 4) else nn.Identity(), shape, shape)
+                return _wrap(draw, mean if n in (2, 4) else nn.Identity(), shape, shape)
             maximum, average = (
                 (nn.MaxPool1d, nn.AvgPool1d) if len(sides) == 1 else (nn.MaxPool2d, nn.AvgPool2d)
             )
             layer = maximum(3, 1, 1) if draw.random() < 0.5 else average(1)
-            return _called(draw, layer, shape, shape)
-    how, other = draw.choice(
+            return _wrap(draw, layer, shape, shape)
+    operation, new_shape = draw.choice(
         [
             ("flatten", (channels * math.prod(sides),)),
             ("unsqueeze", (1, *shape)),
@@ -186,18 +187,18 @@ def _layer(draw: random.Random, shape: tuple[int, ...], n: int) -> tuple[nn.Modu
             ("squeeze all", shape),
         ][: 8 if draw.random() < 0.2 else 6]
     )
-    return (Reshaped(how, other), other) if 0 < len(other) < 4 else (nn.Identity(), shape)
+    return (Reshaped(operation, new_shape), new_shape) if 0 < len(new_shape) < 4 else (nn.Identity(), shape)
 
 
-def _called(
-    draw: random.Random, layer: nn.Module, seen: tuple[int, ...], shape: tuple[int, ...]
+def _wrap(
+    draw: random.Random, layer: nn.Module, input_shape: tuple[int, ...], shape: tuple[int, ...]
 ) -> tuple[nn.Module, tuple[int, ...]]:
     style = draw.choice(STYLES)
-    return (hb.EachStep(layer) if style == "each" else Called(layer, style, seen, shape)), shape
+    return (hb.EachStep(layer) if style == "each" else Wrapped(layer, style, input_shape, shape)), shape
 
 
 def _normalization(draw: random.Random, kind: Any, channels: int) -> nn.Module:
-    """Batch normalization in exact numbers: a factor of 2, or of 1."""
+    """Batch normalization without rounding: the factor is 1 or 2."""
     norm: nn.Module = kind(channels, eps=0.0, affine=draw.random() < 0.5)
     norm.running_mean.copy_(torch.randint(-2, 3, (channels,)) / 8)
     norm.running_var.fill_(draw.choice([0.25, 1.0]))
@@ -205,7 +206,7 @@ def _normalization(draw: random.Random, kind: Any, channels: int) -> nn.Module:
 
 
 def _neurons(draw: random.Random, shape: tuple[int, ...]) -> nn.Module:
-    """Neurons with a threshold of any shape that broadcasts to theirs."""
+    """Neurons with a threshold of a random shape that broadcasts to `shape`."""
     sides = [side if draw.random() < 0.5 else 1 for side in shape[draw.randint(0, len(shape)) :]]
     threshold = torch.randint(1, 8, (*[1] * (len(sides) == len(shape) and draw.random() < 0.3), *sides)) / 8
     if len(shape) == 1 and draw.random() < 0.2:
@@ -213,32 +214,30 @@ def _neurons(draw: random.Random, shape: tuple[int, ...]) -> nn.Module:
     return hb.IF(threshold) if draw.random() < 0.6 else hb.LIF(2.0, threshold)
 
 
-def run(number: int, count: int, counts: Counts, state: Callable[[Net], None]) -> list[str]:
-    """Compares `count` networks from that of `number` on; `state` is told each network before it runs."""
+def run(batch: int, count: int, counts: Counts, record: Callable[[Net], None]) -> list[str]:
+    """Compares the `count` networks of a batch; calls `record` with each network before it runs."""
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as state_of_onnx
+    from onnxruntime.capi import onnxruntime_pybind11_state as onnx_state
 
-    onnx_errors = state_of_onnx.Fail, state_of_onnx.InvalidArgument, state_of_onnx.RuntimeException
+    onnx_errors = onnx_state.Fail, onnx_state.InvalidArgument, onnx_state.RuntimeException
     torch.set_num_threads(1)
     findings, programs = list[str](), list[tuple[Net, CProgram, Tensor]]()
-    for seed in range(number * count, (number + 1) * count):
-        net = drawn(seed)
-        state(net)
+    for seed in range(batch * count, (batch + 1) * count):
+        net = random_net(seed)
+        record(net)
         expected = outputs_of(net.layers, net.example)
         if expected is None:
             counts.invalid += 1
             continue
         try:
-            whole, steps, *others = guard.run(
-                net.layers, net.example, [net.example, net.other], seed % 2 == 0
-            )
+            native_outputs = guard.run(net.layers, net.example, [net.example, net.other], seed % 2 == 0)
         except Unsupported:
             counts.refused += 1
             continue
         counts.compared += 1
-        other = outputs_of(net.layers, net.other)
-        results = {"native": whole, "native steps": steps}
-        results |= {"native, other sizes": others[0], "native steps, other sizes": others[1]}
+        expected_other = outputs_of(net.layers, net.other)
+        ways = ("native", "native steps", "native, other sizes", "native steps, other sizes")
+        results = dict(zip(ways, native_outputs, strict=True))
         try:
             model = to_onnx(net.layers, net.example).SerializeToString()
         except Unsupported:
@@ -256,9 +255,9 @@ def run(number: int, count: int, counts: Counts, state: Callable[[Net], None]) -
             counts.refused += 1
         results |= _through_nir(net)
         if seed % 4 == 0:
-            findings += _in_whole_numbers(net)
+            findings += _compare_integers(net)
         for name, result in results.items():
-            right = other if name.endswith("sizes") else expected
+            right = expected_other if name.endswith("sizes") else expected
             if right is None or not torch.equal(result, right):
                 findings.append(f"{name} differs: {net}")
     return findings + compare_in_c(programs)
@@ -275,36 +274,37 @@ def outputs_of(net: nn.Module, inputs: Tensor) -> Tensor | None:
 
 
 def _through_nir(net: Net) -> dict[str, Tensor]:
-    """The outputs of what is read from the network's NIR graph; nothing if NIR cannot say what it does."""
+    """Outputs of the network after a round trip through NIR, or {} if NIR cannot represent it."""
     try:
-        again = hb.nir.read(hb.nir.write(net.layers, input_shape=tuple(net.example.shape[2:])))
+        read_net = hb.nir.read(hb.nir.write(net.layers, input_shape=tuple(net.example.shape[2:])))
     except ValueError:
         return {}
     with torch.no_grad():
-        return {"NIR": again(net.example), "NIR, other sizes": again(net.other)}
+        return {"NIR": read_net(net.example), "NIR, other sizes": read_net(net.other)}
 
 
-def _in_whole_numbers(net: Net) -> list[str]:
-    """Findings about the network in whole numbers: as a native program and in PyTorch."""
+def _compare_integers(net: Net) -> list[str]:
+    """Compares the quantized network as a native program with PyTorch; returns the findings."""
     try:
-        whole, _ = hb.quantize(net.layers, net.example)
+        integers, _ = hb.quantize(net.layers, net.example)
     except Unsupported:
         return []
-    native, steps = guard.run(whole.net, whole.integer_input(net.example), [whole.integer_input(net.example)])
+    inputs = integers.integer_input(net.example)
+    sequence_outputs, step_outputs = guard.run(integers.net, inputs, [inputs])
     with torch.no_grad():
-        expected = whole.net(whole.integer_input(net.example))
-    same = torch.equal(native, expected) and torch.equal(steps, expected)
-    return [] if same else [f"whole numbers differ: {net}"]
+        expected = integers.net(inputs)
+    same = torch.equal(sequence_outputs, expected) and torch.equal(step_outputs, expected)
+    return [] if same else [f"integers differ: {net}"]
 
 
-_MAIN = """
+_MAIN_PROGRAM = """
 #include <stdio.h>
 {includes}
 static double number;
 {functions}
 int main(void) {{ {calls} return 0; }}
 """
-_RUN = """
+_RUN_FUNCTION = """
 static void run_{name}(int samples, int steps) {{
     static {name}_state net;
     static {kind} input[{upper}_INPUTS];
@@ -325,20 +325,20 @@ static void run_{name}(int samples, int steps) {{
 
 
 def compare_in_c(programs: list[tuple[Net, CProgram, Tensor]]) -> list[str]:
-    """The networks whose programs in C give something else, compiled into one file with sanitizers."""
+    """Compiles all C programs into one executable with sanitizers; returns the networks that differ."""
     if not programs:
         return []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sources = [program.write(folder / f"{program.name}.c")[0] for _, program, _ in programs]
         functions = [
-            _RUN.format(name=p.name, upper=p.name.upper(), kind=p.input, number=p.kind)
+            _RUN_FUNCTION.format(name=p.name, upper=p.name.upper(), kind=p.input, number=p.kind)
             for _, p, _ in programs
         ]
         calls = [f"run_{p.name}({net.example.shape[1]}, {net.example.shape[0]});" for net, p, _ in programs]
         main = folder / "main.c"
         main.write_text(
-            _MAIN.format(
+            _MAIN_PROGRAM.format(
                 includes="\n".join(f'#include "{p.name}.h"' for _, p, _ in programs),
                 functions="".join(functions),
                 calls=" ".join(calls),
@@ -349,14 +349,14 @@ def compare_in_c(programs: list[tuple[Net, CProgram, Tensor]]) -> list[str]:
         if compiled.returncode:
             return [f"C does not compile: {compiled.stderr[-1500:]}"]
         numbers = [n for net, *_ in programs for n in net.example.transpose(0, 1).flatten().tolist()]
-        ran = subprocess.run(
+        result = subprocess.run(
             [folder / "run"], input=" ".join(map(str, numbers)), capture_output=True, text=True, check=False
         )
-    lines = ran.stdout.splitlines()
+    lines = result.stdout.splitlines()
     findings = []
-    if ran.returncode:
+    if result.returncode:
         net = programs[min(len(lines), len(programs) - 1)][0]
-        findings.append(f"C ends with {ran.returncode}: {net}\n{ran.stderr[-1500:]}")
+        findings.append(f"C ends with {result.returncode}: {net}\n{result.stderr[-1500:]}")
     for (net, _, expected), line in zip(programs, lines, strict=False):
         outputs = torch.tensor([float.fromhex(word) for word in line.split()], dtype=torch.float64)
         steps, batch = expected.shape[:2]

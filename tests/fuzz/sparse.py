@@ -1,4 +1,4 @@
-"""Random sparse cells and networks beside dense matrices and a loop over time."""
+"""Compares random networks with sparse synapses with dense matrices and a loop over time."""
 
 from dataclasses import dataclass
 
@@ -14,33 +14,34 @@ from hibana.spikes.sparse import Connections
 __all__ = ["Sparse", "compare", "sparse"]
 
 PRECISION = {torch.float32: 1e-3, torch.float64: 1e-10}
-"""Of a gradient, to its largest number; sums of float32 with both signs lose digits over the steps."""
+"""Largest error of a gradient relative to its largest number; float32 sums lose digits over the steps."""
 FORMS = ["recurrent", "with delays", "two products", "on the input", "layers"]
 
 
 @dataclass(frozen=True)
 class Sparse:
-    """A network with sparse synapses, its sizes and its input."""
+    """A random case: a network with sparse synapses, its sizes and its input."""
 
     form: str
     neurons: int
     batch: int
     steps: int
     synapses: int
-    """With repetitions; in each row in the order of targets if `is_sorted`, else in any order."""
+    """Number of synapses; two may have the same source and target."""
     is_sorted: bool
+    """Whether the synapses of a source are in the order of their targets."""
     bias: bool
     surrogate: int
     gradient_scale: float
     piece: int
-    """Steps of the first of two calls; all for one call."""
+    """Steps of the first of two calls; if it has all steps, there is only one call."""
     threads: int
     seed: int
 
 
 @st.composite
 def sparse(draw: st.DrawFn) -> Sparse:
-    """A network of up to 150 neurons, from no synapses to more than one per pair of neurons."""
+    """Draws a network of up to 150 neurons with zero to 1.5 synapses per pair of neurons."""
     steps = draw(st.integers(1, 8))
     neurons = draw(st.sampled_from([1, 2, 3, 7, 8, 9, 20, 63, 64, 65, 150]))
     return Sparse(
@@ -59,49 +60,49 @@ def sparse(draw: st.DrawFn) -> Sparse:
     )
 
 
-def compare(of: Sparse, counts: Counts) -> None:
+def compare(case: Sparse, counts: Counts) -> None:
     """Raises :class:`Different` if the spikes or the gradients are not those of dense matrices."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(of.threads)
+    torch.set_num_threads(case.threads)
     try:
         for dtype in PRECISION:
-            _compare(of, dtype)
+            _compare(case, dtype)
     finally:
         torch.set_num_threads(threads)
     counts.compared += 1
 
 
-def _compare(of: Sparse, dtype: torch.dtype) -> None:
-    torch.manual_seed(of.seed)
-    network = _Network(of).to(dtype)
-    x = (torch.randint(-8, 24, (of.steps, of.batch, of.neurons)) / 16).to(dtype).requires_grad_()
+def _compare(case: Sparse, dtype: torch.dtype) -> None:
+    torch.manual_seed(case.seed)
+    network = _Network(case).to(dtype)
+    x = (torch.randint(-8, 24, (case.steps, case.batch, case.neurons)) / 16).to(dtype).requires_grad_()
     leaves, weighting = [x, *network.parameters()], torch.randn(x.shape, dtype=dtype)
     unused = sum(0 * leaf.sum() for leaf in leaves)  # without synapses the outputs depend on no leaf
     outputs, expected = network(x), network.dense(x)
     if not torch.equal(outputs, expected):
-        raise Different(f"{(outputs != expected).sum()} outputs differ in {dtype}\n{of}")
-    grads, expected_grads = (
+        raise Different(f"{(outputs != expected).sum()} outputs differ in {dtype}\n{case}")
+    grads, dense_grads = (
         torch.autograd.grad((y * weighting).sum() + unused, leaves, retain_graph=True)
         for y in (outputs, expected)
     )
-    for name, grad, right in zip(
-        ("x", *dict(network.named_parameters())), grads, expected_grads, strict=True
+    for name, grad, dense_grad in zip(
+        ("x", *dict(network.named_parameters())), grads, dense_grads, strict=True
     ):
         error, largest = (
-            float(nn.functional.pad(n.abs().flatten(), (0, 1)).max()) for n in (grad - right, right)
+            float(nn.functional.pad(n.abs().flatten(), (0, 1)).max()) for n in (grad - dense_grad, dense_grad)
         )
         if not error <= PRECISION[dtype] * max(1.0, largest):
-            raise Different(f"the gradient of {name} differs by {error:.1e} in {dtype}\n{of}")
+            raise Different(f"the gradient of {name} differs by {error:.1e} in {dtype}\n{case}")
 
 
 class _Cell(hb.Cell):
-    """A neuron on a dyadic grid, with further sparse synapses of its own."""
+    """A neuron whose values are multiples of powers of two, with further sparse synapses in some forms."""
 
-    def __init__(self, of: Sparse) -> None:
+    def __init__(self, case: Sparse) -> None:
         super().__init__()
-        self.surrogate = SURROGATES[of.surrogate]()
-        self.on_input = _synapses(of) if of.form == "on the input" else None
-        self.second = _synapses(of) if of.form == "two products" else None
+        self.surrogate = SURROGATES[case.surrogate]()
+        self.on_input = _synapses(case) if case.form == "on the input" else None
+        self.second = _synapses(case) if case.form == "two products" else None
 
     def forward(self, x, v, s):
         if self.on_input is not None:
@@ -113,26 +114,26 @@ class _Cell(hb.Cell):
 
 
 class _Network(nn.Module):
-    def __init__(self, of: Sparse) -> None:
+    def __init__(self, case: Sparse) -> None:
         super().__init__()
-        self.of, synapses = of, _synapses(of, 4 if of.form == "with delays" else 0)
-        self.layer = hb.Recurrent(_Cell(of), of.neurons, synapses, gradient_scale=of.gradient_scale)
-        is_deep = of.form == "layers"
-        self.below, self.above = (_synapses(of, d) if is_deep else nn.Identity() for d in (0, 2))
+        self.case, synapses = case, _synapses(case, 4 if case.form == "with delays" else 0)
+        self.layer = hb.Recurrent(_Cell(case), case.neurons, synapses, gradient_scale=case.gradient_scale)
+        is_deep = case.form == "layers"
+        self.below, self.above = (_synapses(case, d) if is_deep else nn.Identity() for d in (0, 2))
 
     def forward(self, inputs: Tensor) -> Tensor:
         net = nn.Sequential(self.below, self.layer, self.above)
-        if self.of.piece == self.of.steps:
+        if self.case.piece == self.case.steps:
             return net(inputs)
-        first, state = hb.run(net, inputs[: self.of.piece])
-        return torch.cat([first, hb.run(net, inputs[self.of.piece :], state)[0]])
+        first, state = hb.run(net, inputs[: self.case.piece])
+        return torch.cat([first, hb.run(net, inputs[self.case.piece :], state)[0]])
 
     def dense(self, inputs: Tensor) -> Tensor:
-        """The same outputs, by a loop over time and dense matrices."""
+        """Computes the outputs with a loop over time and dense matrices."""
         cell, v, spikes = self.layer.cell, torch.zeros_like(inputs[0]), [torch.zeros_like(inputs[0])]
         for current in _dense(self.below, [*inputs]):
             feedback = _dense(self.layer.recurrent, spikes)[-1]
-            x = current + feedback.detach() + (feedback - feedback.detach()) * self.of.gradient_scale
+            x = current + feedback.detach() + (feedback - feedback.detach()) * self.case.gradient_scale
             x = x if cell.on_input is None else x + _dense(cell.on_input, [x])[0]
             x = x if cell.second is None else x - _dense(cell.second, spikes[-1:])[0] * 0.5
             v = 0.5 * v * (1 - spikes[-1]) + x
@@ -140,23 +141,24 @@ class _Network(nn.Module):
         return torch.stack(_dense(self.above, spikes[1:]))
 
 
-def _synapses(of: Sparse, longest_delay: int = 0) -> hb.SparseLinear:
-    """Random synapses with weights and biases on a dyadic grid."""
-    n = of.neurons
-    sources, targets = torch.randint(n, (2, of.synapses))
-    delays = torch.randint(longest_delay + 1, (of.synapses,))
-    order = ((sources * 8 + delays) * n + targets * of.is_sorted).argsort(stable=True)
+def _synapses(case: Sparse, longest_delay: int = 0) -> hb.SparseLinear:
+    """Random synapses whose weights are multiples of 1/32 and whose biases are 1/8."""
+    n = case.neurons
+    sources, targets = torch.randint(n, (2, case.synapses))
+    delays = torch.randint(longest_delay + 1, (case.synapses,))
+    order = ((sources * 8 + delays) * n + targets * case.is_sorted).argsort(stable=True)
     starts = nn.functional.pad(torch.bincount(sources, minlength=n).cumsum(0), (1, 0))
     stored_delays = delays[order].to(torch.uint8) if longest_delay else None
-    weights = torch.randint(-32, 33, (of.synapses,)) / 32
-    layer = hb.SparseLinear(n, n, Connections(starts, targets[order].int(), stored_delays, weights), of.bias)
+    weights = torch.randint(-32, 33, (case.synapses,)) / 32
+    connections = Connections(starts, targets[order].int(), stored_delays, weights)
+    layer = hb.SparseLinear(n, n, connections, case.bias)
     if layer.bias is not None:
         nn.init.constant_(layer.bias, 0.125)
     return layer
 
 
 def _dense(layer: nn.Module, inputs: list[Tensor]) -> list[Tensor]:
-    """The outputs of `layer` at each step of `inputs`, for synapses by one dense matrix per delay."""
+    """Outputs of `layer` for each step of `inputs`, with one dense matrix per delay."""
     if not isinstance(layer, hb.SparseLinear):
         return inputs
     results = [torch.zeros_like(step) for step in inputs]

@@ -1,4 +1,4 @@
-"""Random steps as Python text: numbers, truth values, integers, aliases and writes, one statement a line."""
+"""Random steps as Python text with numbers, booleans, integers, aliases and in-place writes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,8 @@ from hibana import surrogate
 
 __all__ = ["SETTINGS", "SURROGATES", "Step", "steps"]
 
-# {n} is a number, {b} a truth value, {i} an integer, each a tensor; {w} a number that the step made itself;
-# {c} is a number of Python. ODD are words that a compiled step may refuse, by name.
+# Placeholders: {n} is a tensor of numbers, {b} of booleans, {i} of integers; {w} is a tensor of numbers that
+# the step has created; {c} is a Python number. hibana may refuse the templates named ODD with a message.
 NUMBERS = """
 {n} + {n} ; {n} - {n} ; {n} * {n} ; {n} / ({n}.abs() + 1) ; {n} / {n} ; -{n} ; {n} * {c} ; {c} - {n}
 {n} + {c} ; {n} * {n} + {n} ; {n}.abs() ; torch.relu({n}) ; torch.sqrt({n}.abs()) ; {n}.clamp(-0.5, 0.7)
@@ -117,12 +117,12 @@ SETTINGS: list[dict[str, Any]] = [
     for number in (0.5, 1, 1.0, True, 0, -0.0, False)
     for truth, integer in ((True, 2), (1, 3))
 ]
-"""Attributes of a cell; those that are equal to Python are not the same to a step."""
+"""Attributes of a cell; values that compare equal in Python, as 1 and True, differ for a step."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a cell of three states, as text."""
+    """The statements of a step of a cell with three states."""
 
     lines: tuple[str, ...]
 
@@ -130,14 +130,14 @@ class Step:
         return "\n".join(("def forward(self, x, u, v, s):", *(f"    {line}" for line in self.lines)))
 
     def kind(self) -> type[hb.Cell]:
-        """A class of cells that make this step."""
+        """Returns a cell class with this step as its ``forward``."""
         namespace: dict[str, Any] = {"torch": torch, "nn": nn, "hb": hb}
         exec(str(self), namespace)
         return type("Fuzzed", (_Fuzzed,), {"forward": namespace["forward"], "__doc__": str(self)})
 
 
 class _Fuzzed(hb.Cell):
-    """What steps may use."""
+    """A cell with the attributes that steps may use."""
 
     def __init__(self, neurons: int = 1, kind: int = 0, **settings: Any) -> None:
         super().__init__()
@@ -153,25 +153,25 @@ class _Fuzzed(hb.Cell):
 
 @st.composite
 def steps(draw: st.DrawFn) -> Step:
-    """A step of one to ten statements, and what it returns: numbers made in it, or given to it."""
-    known = {"n": ["x", "u", "v", "s"], "b": [], "i": [], "w": []}
+    """Draws a step of one to ten statements and a return of variables."""
+    variables = {"n": ["x", "u", "v", "s"], "b": [], "i": [], "w": []}
     lines: list[str] = []
-    odd = draw(st.sampled_from([False, False, False, False, True]))
+    allow_odd = draw(st.sampled_from([False, False, False, False, True]))
 
     def value(kind: str) -> str:
-        if not known[kind]:
-            first = {"b": "v > 0.3", "i": "(x > 0).int()", "w": "x * 1"}[kind]
-            made(kind if kind != "w" else "n", first)
-        return draw(st.sampled_from([*reversed(known[kind])]))
+        if not variables[kind]:
+            expression = {"b": "v > 0.3", "i": "(x > 0).int()", "w": "x * 1"}[kind]
+            assign(kind if kind != "w" else "n", expression)
+        return draw(st.sampled_from([*reversed(variables[kind])]))
 
-    def made(kind: str, text: str) -> None:
+    def assign(kind: str, text: str) -> None:
         name = f"{kind}{len(lines)}"
         lines.append(f"{name} = {text}")
-        known[kind].append(name)
+        variables[kind].append(name)
         if kind == "n":
-            known["w"].append(name)
+            variables["w"].append(name)
 
-    def filled(template: str) -> str:
+    def fill(template: str) -> str:
         for kind in "wnbi":
             while "{" + kind + "}" in template:
                 template = template.replace("{" + kind + "}", value(kind), 1)
@@ -180,13 +180,13 @@ def steps(draw: st.DrawFn) -> Step:
         return template
 
     for _ in range(draw(st.integers(1, 10))):
-        kind = draw(st.sampled_from(["n", "n", "n", "b", "b", "", *("i" * odd)]))
-        strange = kind == "i" or (odd and draw(st.booleans()))
-        text = filled(draw(st.sampled_from((ODD if strange else PLAIN)[kind])))
+        kind = draw(st.sampled_from(["n", "n", "n", "b", "b", "", *("i" * allow_odd)]))
+        is_odd = kind == "i" or (allow_odd and draw(st.booleans()))
+        text = fill(draw(st.sampled_from((ODD if is_odd else PLAIN)[kind])))
         if kind == "":
             lines.append(text)
         else:
-            made(kind, text)
+            assign(kind, text)
     returned = [value("n"), value("n")]
     match draw(st.sampled_from(["spikes", "spikes", "number", "truth"])):
         case "spikes":

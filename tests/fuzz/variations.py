@@ -1,4 +1,4 @@
-"""The ways in which one step is run: shapes, layouts, dtypes, values, states, and what a loss is made of."""
+"""Random ways to run a step: shapes, memory layouts, dtypes, values, initial states and losses."""
 
 import random
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 @dataclass(frozen=True)
 class Variation:
-    """One case of a step."""
+    """One way to run a step."""
 
     shape: tuple[int, ...] = (5,)
     steps: int = 3
@@ -37,24 +37,24 @@ class Variation:
     values: str = "uniform"
     layout: str = "contiguous"
     state: str | None = None
-    """The values of the state begun with; None is at rest."""
+    """Kind of values of the initial state; None for the resting state."""
     use: str = "outputs"
     setting: int = 0
     kind: int = 0
-    """Which surrogate."""
+    """Index of the surrogate."""
     hook: bool = False
-    """Whether the gradient of what is emitted is changed by a hook."""
+    """Whether a hook changes the gradient of the output."""
     seed: int = 0
 
     def inputs(self) -> Tensor:
-        """The sequence, made anew."""
+        """A new tensor with the input sequence."""
         generator = torch.Generator().manual_seed(self.seed)
         steps = 1 if self.layout == "constant" else self.steps
-        made = _values((steps, *self.shape), self.values, generator).to(self.dtype)
-        return _laid_out(made, self.layout, self.steps)
+        values = _values((steps, *self.shape), self.values, generator).to(self.dtype)
+        return _apply_layout(values, self.layout, self.steps)
 
-    def begun(self, states: int, dtype: torch.dtype) -> tuple[Tensor, ...] | None:
-        """The state, made anew."""
+    def initial_state(self, states: int, dtype: torch.dtype) -> tuple[Tensor, ...] | None:
+        """New tensors with the initial state, or None for the resting state."""
         if self.state is None:
             return None
         generator = torch.Generator().manual_seed(self.seed + 1)
@@ -63,18 +63,18 @@ class Variation:
 
 def _values(shape: tuple[int, ...], kind: str, generator: torch.Generator) -> Tensor:
     uniform = 3 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1
-    chosen = torch.rand(shape, generator=generator, dtype=torch.float64)
+    selector = torch.rand(shape, generator=generator, dtype=torch.float64)
     match kind:
         case "spikes":
             return (uniform > 0).double()
         case "signed zeros":
-            return torch.where(chosen < 0.4, -0.0, torch.where(chosen < 0.6, 0.0, uniform))
+            return torch.where(selector < 0.4, -0.0, torch.where(selector < 0.6, 0.0, uniform))
         case "not a number":
-            return torch.where(chosen < 0.2, torch.nan, uniform)
+            return torch.where(selector < 0.2, torch.nan, uniform)
         case "infinite":
-            return torch.where(chosen < 0.1, torch.inf, torch.where(chosen < 0.2, -torch.inf, uniform))
+            return torch.where(selector < 0.1, torch.inf, torch.where(selector < 0.2, -torch.inf, uniform))
         case "denormal":
-            return torch.where(chosen < 0.5, uniform * 1e-40, uniform)
+            return torch.where(selector < 0.5, uniform * 1e-40, uniform)
         case "large":
             return uniform * 1e6
         case "whole":
@@ -82,31 +82,31 @@ def _values(shape: tuple[int, ...], kind: str, generator: torch.Generator) -> Te
     return uniform
 
 
-def _laid_out(made: Tensor, layout: str, steps: int) -> Tensor:
+def _apply_layout(values: Tensor, layout: str, steps: int) -> Tensor:
     match layout:
-        case "turned" if made.ndim > 2:
-            return made.transpose(1, -1).contiguous().transpose(1, -1)
+        case "turned" if values.ndim > 2:
+            return values.transpose(1, -1).contiguous().transpose(1, -1)
         case "strided":
-            room = made.new_zeros(*made.shape[:-1], 2 * made.shape[-1])
-            room[..., ::2] = made
-            return room[..., ::2]
+            doubled = values.new_zeros(*values.shape[:-1], 2 * values.shape[-1])
+            doubled[..., ::2] = values
+            return doubled[..., ::2]
         case "offset":
-            return torch.cat([made.new_zeros(1), made.flatten()])[1:].view(made.shape)
+            return torch.cat([values.new_zeros(1), values.flatten()])[1:].view(values.shape)
         case "constant":
-            return made.expand(steps, *made.shape[1:])
+            return values.expand(steps, *values.shape[1:])
         case "expanded":
-            return made[..., :1].expand_as(made)
+            return values[..., :1].expand_as(values)
         case "reversed steps":
-            return made.transpose(0, -1).contiguous().transpose(0, -1)
+            return values.transpose(0, -1).contiguous().transpose(0, -1)
         case "every other step":
-            return torch.stack([made, made], 1).flatten(0, 1)[::2]
+            return torch.stack([values, values], 1).flatten(0, 1)[::2]
         case "negated":
-            return torch._neg_view(-made)
-    return made
+            return torch._neg_view(-values)
+    return values
 
 
 def variations(seed: int, count: int) -> Iterator[Variation]:
-    """`count` variations, the plain ones first: one thing is changed, then several at once."""
+    """Yields `count` variations: first with one changed field, then with several."""
     plain = Variation(seed=seed)
     yield plain
     fields: dict[str, list[Any]] = {
@@ -121,15 +121,15 @@ def variations(seed: int, count: int) -> Iterator[Variation]:
         "steps": [1, 2, 7],
         "hook": [True],
     }
-    single = [replace(plain, **{name: value}) for name, values in fields.items() for value in values]
-    chosen = random.Random(seed)
-    made = 1
+    single = [replace(plain, **{name: value}) for name, options in fields.items() for value in options]
+    rng = random.Random(seed)
+    total = 1
     for variation in single[: count // 3]:
-        made += 1
+        total += 1
         yield variation
-    while made < count:
-        made += 1
-        drawn = {name: chosen.choice(values) for name, values in fields.items() if chosen.random() < 0.6}
-        if chosen.random() < 0.05:
-            drawn["dtype"] = chosen.choice(DTYPES)
-        yield replace(plain, seed=seed + made, **drawn)
+    while total < count:
+        total += 1
+        changes = {name: rng.choice(options) for name, options in fields.items() if rng.random() < 0.6}
+        if rng.random() < 0.05:
+            changes["dtype"] = rng.choice(DTYPES)
+        yield replace(plain, seed=seed + total, **changes)
