@@ -150,12 +150,12 @@ def _open(path: Path) -> Iterator[Any]:
     import soundfile
 
     with reading(f"recording {path}"), soundfile.SoundFile(path) as file:
-        if path.stat().st_size < _declared_size(path):
+        if path.stat().st_size < _size_in_header(path):
             raise ValueError("it is truncated")
         yield file
 
 
-def _declared_size(path: Path) -> int:
+def _size_in_header(path: Path) -> int:
     """The size in bytes that the header of a WAV or AIFF file declares; 0 for other files.
 
     Programs that write to a pipe declare about 2^31 or 2^32 bytes, because they do not know the size.
