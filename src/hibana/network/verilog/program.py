@@ -145,11 +145,11 @@ def to_verilog(
         raise ValueError(f"adders must be one of {', '.join(map(str, ADDERS))}, got {adders}")
     unit = build_unit(net, example, "net", scores, partial(_Unit, adders=adders))
     assert isinstance(unit, _Unit)
-    machine, programs = _machine(unit)
+    machine, state_ranges = _machine(unit)
     arrays = list(machine.circuit.arrays.values())
     constants = sum(a.bits * a.count for a in arrays if a.values is not None)
     changing = sum(a.bits * a.count for a in arrays if a.values is None)
-    source = module_text(unit, machine, programs, str(net))
+    source = module_text(unit, machine, state_ranges, str(net))
     bench, recording = testbench(unit, net, example[:, :samples], unit.spike_arrays())
     count, inputs = machine.circuit.state + 1, unit.network.input.size
     return VerilogProgram(source, bench, recording, constants, changing, count, inputs, len(example))
