@@ -1,4 +1,4 @@
-"""Recordings in iniVation's ``.aedat4``, of which one is written here byte by byte, and read by the decoder.
+"""Recordings in iniVation's format ``.aedat4``: the tests write files byte by byte and decode them.
 
 Format: https://docs.inivation.com, *AEDAT 4.0*: a line, a header and packets, each a FlatBuffer.
 """
@@ -24,23 +24,23 @@ XML = """<dv version="2.0"><node name="outInfo" path="/mainloop/Recorder/outInfo
 <attr key="source" type="string">camera</attr></node></node></node></dv>"""
 
 
-def sized(content: bytes) -> bytes:
+def with_size(content: bytes) -> bytes:
     return struct.pack("<I", len(content)) + content
 
 
 def packet(events: list[tuple[int, int, int, int]]) -> bytes:
-    """Of stream 0: a table with a vector of (time in µs, x, y, on)."""
+    """A packet of stream 0: a table with a vector of events (time in µs, x, y, on)."""
     table = struct.pack("<I4s3H2xiI", 16, b"EVTS", 6, 8, 4, 8, 4)
     elements = b"".join(struct.pack("<qhhB3x", *event) for event in events)
-    content = sized(table + struct.pack("<I", len(events)) + elements)
+    content = with_size(table + struct.pack("<I", len(events)) + elements)
     return struct.pack("<II", 0, len(content)) + content
 
 
-def written(path, *packets):
-    """A file without compression, whose table of packets is nowhere."""
+def write_recording(path, *packets):
+    """Writes an uncompressed file without a table of packets, and returns `path`."""
     header = struct.pack("<I4s5H2xiiqI", 20, b"IOHE", 10, 20, 4, 8, 16, 12, 0, -1, 4)
-    text = sized(XML.encode()) + b"\0"
-    path.write_bytes(b"#!AER-DAT4.0\r\n" + sized(header + text) + b"".join(map(packet, packets)))
+    text = with_size(XML.encode()) + b"\0"
+    path.write_bytes(b"#!AER-DAT4.0\r\n" + with_size(header + text) + b"".join(map(packet, packets)))
     return path
 
 
@@ -48,7 +48,7 @@ def test_a_recording_is_read(tmp_path):
     pytest.importorskip("aedat", reason="aedat is not installed")
     pytest.importorskip("tonic", reason="the extra data is not installed")
     events = [(10, 1, 2, 1), (20, 3, 4, 0), (35, 33, 30, 1)]
-    path = written(tmp_path / "one.aedat4", events[:2], events[2:])
+    path = write_recording(tmp_path / "one.aedat4", events[:2], events[2:])
     assert np.array_equal(read_events(path), events)
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(ValueError, match=r"recording .*one\.aedat4"):
@@ -62,20 +62,20 @@ def test_a_folder_of_recordings_is_a_data_set(tmp_path):
         (tmp_path / kind).mkdir()
         for number in range(6):
             events = [(100 * step, column, 5 + number, step % 2) for step in range(40)]
-            written(tmp_path / kind / f"{number}.aedat4", events)
-    found = data.Events(tmp_path, size=34, steps=8)
-    found.setup("fit")
-    inputs, label = found.train_dataloader().dataset[0]
+            write_recording(tmp_path / kind / f"{number}.aedat4", events)
+    dataset = data.Events(tmp_path, size=34, steps=8)
+    dataset.setup("fit")
+    inputs, label = dataset.train_dataloader().dataset[0]
     assert inputs.shape == (8, 2, 34, 34)
     assert inputs.float().sum() == 8 * 2
     assert torch.nonzero(inputs.float().sum((0, 1, 2))).item() == (3, 30)[int(label)]
 
 
-def test_what_reads_it_is_named_where_it_is_missing(tmp_path, monkeypatch):
+def test_the_error_names_the_missing_decoder(tmp_path, monkeypatch):
     pytest.importorskip("lightning", reason="the extra train is not installed")
     monkeypatch.setitem(sys.modules, "aedat", None)
     (tmp_path / "class").mkdir()
-    written(tmp_path / "class" / "one.aedat4", [(1, 1, 1, 1)])
+    write_recording(tmp_path / "class" / "one.aedat4", [(1, 1, 1, 1)])
     with pytest.raises(ModuleNotFoundError) as error:
         read_events(tmp_path / "class" / "one.aedat4")
     assert (

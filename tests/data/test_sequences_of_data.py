@@ -1,4 +1,4 @@
-"""Sequences at hand, recordings kept as bits, and samples of unequal length in batches."""
+"""The data set MNIST-1D, which a package generates."""
 
 import random
 
@@ -10,7 +10,7 @@ from hibana import data
 
 
 @pytest.mark.slow
-def test_mnist_1d_is_made_by_its_authors_package_from_its_seed():
+def test_mnist_1d_is_generated_by_its_package_and_leaves_random_states_unchanged():
     pytest.importorskip("mnist1d")
     sequences = data.MNIST1D()
     before = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()  # noqa: NPY002
@@ -25,7 +25,7 @@ def test_mnist_1d_is_made_by_its_authors_package_from_its_seed():
     assert joined.mean().abs() < 1e-4
     assert (joined.std() - 1).abs() < 1e-3
     assert torch.cat([split.labels for split in parts]).bincount().tolist() == [500] * 10
-    again = data.MNIST1D(steps=20)
-    again.setup()
-    assert torch.equal(again.test.labels, sequences.test.labels)
-    assert torch.equal(again.test.inputs[:, [0, -1]], sequences.test.inputs[:, [0, -1]])  # stretched
+    shorter = data.MNIST1D(steps=20)
+    shorter.setup()
+    assert torch.equal(shorter.test.labels, sequences.test.labels)
+    assert torch.equal(shorter.test.inputs[:, [0, -1]], sequences.test.inputs[:, [0, -1]])  # stretched

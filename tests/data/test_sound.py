@@ -1,4 +1,4 @@
-"""Recordings of sound by class: levels against their formula, training, and files that can't be read."""
+"""Recordings of sound by class: levels compared with their formula, training, and damaged files."""
 
 import json
 import math
@@ -27,8 +27,8 @@ def tone(pitch, seconds=0.4, rate=16_000, level=0.3):
     return level * waves * np.sin(np.pi * time / seconds)
 
 
-def written(folder, rates=(16_000,), count=20, ending="wav"):
-    """Low and high tones of several pitches, lengths and levels, as ``class/number.wav``."""
+def write_tones(folder, rates=(16_000,), count=20, ending="wav"):
+    """Writes low and high tones of several pitches, lengths and levels to ``class/number.wav``."""
     draws = np.random.default_rng(0)
     for k in range(count):
         name, pitch = ("low", 200) if k % 2 else ("high", 900)
@@ -40,7 +40,7 @@ def written(folder, rates=(16_000,), count=20, ending="wav"):
     return folder
 
 
-def test_levels_are_the_formula_by_torch_stft():
+def test_levels_equal_the_formula_computed_by_torch():
     rate, length, hop = 16_000, 400, 160
     samples = tone(440) + 0.01 * np.random.default_rng(1).normal(size=6400)
     window = torch.hann_window(length, periodic=True, dtype=torch.float64)
@@ -54,8 +54,8 @@ def test_levels_are_the_formula_by_torch_stft():
         triangle = torch.minimum((hertz - low) / (peak - low), (high - hertz) / (high - peak))
         bands.append(power @ triangle.clamp(min=0))
     energy = torch.stack(bands, 1)
-    wanted = (10 * torch.log10(energy / energy.max())).clamp(min=-80)
-    torch.testing.assert_close(torch.from_numpy(sound.log_mel(samples, rate)), wanted, rtol=1e-3, atol=1e-2)
+    expected = (10 * torch.log10(energy / energy.max())).clamp(min=-80)
+    torch.testing.assert_close(torch.from_numpy(sound.log_mel(samples, rate)), expected, rtol=1e-3, atol=1e-2)
 
 
 @pytest.mark.parametrize("rate", [16_000, 22_050, 44_100, 48_000])
@@ -73,21 +73,21 @@ def test_a_tone_is_loudest_in_its_band_at_any_rate(rate):
     np.testing.assert_allclose(levels[10, near], other[10, near], atol=1.0)
 
 
-def test_silence_and_less_than_a_frame_are_levels_too():
+def test_silence_and_recordings_shorter_than_a_frame_have_levels():
     assert (sound.log_mel(np.zeros(1600), 16_000) == -80).all()
     assert sound.log_mel(np.ones(3), 16_000).shape == (1, 40)
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
-def test_a_folder_is_told_described_and_trained_on(tmp_path, capsys, ending):
-    folder = written(tmp_path / "tones", (16_000, 44_100), ending=ending)
+def test_a_folder_of_sound_is_summarized_and_trained_on(tmp_path, capsys, ending):
+    folder = write_tones(tmp_path / "tones", (16_000, 44_100), ending=ending)
     assert user_data.kind_of(folder) == "sound"
     run = tmp_path / "run"
     assert main(["train", "--data", str(folder), *SMALL, "--seed", "1", "--out", str(run)]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "20 recordings of sound, 0.2" in printed
-    assert "at 16,000 to 44,100 Hz, 40 mel bands to 8,000 Hz every 10 ms" in printed
-    assert "2 classes" in printed
+    output = " ".join(capsys.readouterr().out.split())
+    assert "20 recordings of sound, 0.2" in output
+    assert "at 16,000 to 44,100 Hz, 40 mel bands to 8,000 Hz every 10 ms" in output
+    assert "2 classes" in output
     soundfile.write(tmp_path / "new.wav", tone(210, 0.3), 22_050)
     soundfile.write(tmp_path / "phone.wav", tone(210, 0.3, 8000), 8000)
     assert main(["predict", str(run), str(tmp_path / "new.wav")]) == 0
@@ -96,21 +96,21 @@ def test_a_folder_is_told_described_and_trained_on(tmp_path, capsys, ending):
     assert "there is no sound above" in " ".join("".join(capsys.readouterr()).split())
 
 
-def test_the_same_levels_are_made_again_from_the_description(tmp_path):
-    folder = written(tmp_path / "tones", (8000, 16_000))
+def test_the_description_computes_the_same_levels(tmp_path):
+    folder = write_tones(tmp_path / "tones", (8000, 16_000))
     settings = train.Settings(data=str(folder), steps=24, lengths="pad")
-    made = settings.samples()
-    made.setup()
-    assert isinstance(made, data.Sound)
-    assert made.shape == (40,)
-    said = json.loads(json.dumps(made.description.to_plain()))
-    again = user_data.description_from_plain(said)
-    assert again.inputs.highest == 4000
-    raw = again.read(folder)
-    inputs = again.inputs.tensor(raw.values)
+    dataset = settings.samples()
+    dataset.setup()
+    assert isinstance(dataset, data.Sound)
+    assert dataset.shape == (40,)
+    plain = json.loads(json.dumps(dataset.description.to_plain()))
+    description = user_data.description_from_plain(plain)
+    assert description.inputs.highest == 4000
+    raw = description.read(folder)
+    inputs = description.inputs.tensor(raw.values)
     assert inputs.shape == (20, 24, 40)
-    first = made.training[0][0]
-    assert any(torch.equal(first, each) for each in inputs)
+    first = dataset.training[0][0]
+    assert any(torch.equal(first, sample) for sample in inputs)
 
 
 DAMAGED = {
@@ -118,18 +118,18 @@ DAMAGED = {
     "samples": np.zeros([0, 1]),
     "finite": np.array([0.0, np.nan, 0.0] * 500),
 }
-"""Contents of files that are refused, by a word of the message."""
+"""Contents of files that are refused: for each, a word of the error message."""
 
 
 @pytest.mark.parametrize("word", DAMAGED)
-def test_files_that_are_damaged_are_named_in_a_sentence(tmp_path, word):
-    folder = written(tmp_path / "tones", count=6)
+def test_damaged_files_are_named_in_a_one_line_error(tmp_path, word):
+    folder = write_tones(tmp_path / "tones", count=6)
     path, content = folder / "low" / "99.wav", DAMAGED[word]
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         soundfile.write(path, content, 8000, subtype="FLOAT")
-    words = rf"99\.wav can't be read: .*{word if word != 'text' else ''}"
-    with pytest.raises(ValueError, match=words) as error:
+    message = rf"99\.wav can't be read: .*{word if word != 'text' else ''}"
+    with pytest.raises(ValueError, match=message) as error:
         data.Sound(folder).setup()
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Data of one's own: read as people have them, told in a line, and used again from a checkpoint."""
+"""Users' own data: reading files in common layouts, the summary line, and reading after training."""
 
 import csv
 import json
@@ -25,37 +25,37 @@ SMALL = ["--layers", "16", "--epochs", "3", "--steps", "4", "--batch-size", "8"]
 
 
 def table(path, rows=80, *, header=True, separator=",", gaps=False):
-    """Two kinds of plants, told apart by their height; a colour that says nothing; a number of the row."""
-    drawn = np.random.default_rng(0)
+    """Writes a table of two kinds of plants that differ in height, with a random colour and a row number."""
+    random = np.random.default_rng(0)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, delimiter=separator)
         if header:
             writer.writerow(["id", "height", "width", "colour", "kind"])
         for row in range(rows):
             kind = row % 4 == 0
-            height = "" if gaps and row % 10 == 5 else f"{drawn.normal(3 if kind else -3):.3f}"
-            colour = drawn.choice(["red", "blue"])
-            writer.writerow([row, height, f"{drawn.normal():.3f}", colour, "tree" if kind else "herb"])
+            height = "" if gaps and row % 10 == 5 else f"{random.normal(3 if kind else -3):.3f}"
+            colour = random.choice(["red", "blue"])
+            writer.writerow([row, height, f"{random.normal():.3f}", colour, "tree" if kind else "herb"])
     return path
 
 
 def pictures(folder, count=24):
-    """Light and dark pictures of several sizes."""
-    drawn = np.random.default_rng(0)
+    """Writes light and dark pictures of several sizes to `folder`."""
+    random = np.random.default_rng(0)
     for number in range(count):
         kind = ("dark", "light")[number % 2]
         (folder / kind).mkdir(parents=True, exist_ok=True)
         size = 8 + number % 5
-        pixels = drawn.integers(0, 60, [size, size + 3]) + 190 * (number % 2)
+        pixels = random.integers(0, 60, [size, size + 3]) + 190 * (number % 2)
         Image.fromarray(pixels.astype(np.uint8)).save(folder / kind / f"{number:02}.png")
     return folder
 
 
 def waves(count=40):
     """Slow and fast waves of unequal length, two features each, with their labels."""
-    drawn = np.random.default_rng(0)
+    random = np.random.default_rng(0)
     kinds = ["slow" if number % 2 else "fast" for number in range(count)]
-    lengths = drawn.integers(10, 30, count)
+    lengths = random.integers(10, 30, count)
     frames = []
     for kind, length in zip(kinds, lengths, strict=True):
         time = np.arange(length) * (0.2 if kind == "slow" else 1.5)
@@ -64,14 +64,14 @@ def waves(count=40):
 
 
 def recordings(folder, count=24):
-    """Events that move up or down over 6x5 pixels, in four formats."""
-    drawn = np.random.default_rng(0)
+    """Writes recordings of events that move up or down over 6x5 pixels, in four formats."""
+    random = np.random.default_rng(0)
     for number in range(count):
         kind = ("down", "up")[number % 2]
         (folder / kind).mkdir(parents=True, exist_ok=True)
-        t = np.sort(drawn.integers(0, 1000, 60))
+        t = np.sort(random.integers(0, 1000, 60))
         y = t // 200 if kind == "down" else 4 - t // 200
-        x, p = drawn.integers(0, 6, 60), drawn.integers(0, 2, 60)
+        x, p = random.integers(0, 6, 60), random.integers(0, 2, 60)
         path = folder / kind / f"{number:02}"
         match number % 4:
             case 0:
@@ -90,39 +90,39 @@ def recordings(folder, count=24):
 
 
 def read(path, **options):
-    """The data set at `path`, read."""
-    made = user_data.KINDS[user_data.kind_of(path, grouped="group" in options)](path, **options)
-    made.setup()
-    return made
+    """The data set of the file or folder at `path`, after its ``setup``."""
+    data = user_data.KINDS[user_data.kind_of(path, grouped="group" in options)](path, **options)
+    data.setup()
+    return data
 
 
-def test_a_table_is_told_in_a_line(tmp_path):
-    made = read(table(tmp_path / "plants.csv", gaps=True))
-    assert made.summary == (
+def test_a_table_is_summarized_in_a_line(tmp_path):
+    data = read(table(tmp_path / "plants.csv", gaps=True))
+    assert data.summary == (
         "plants.csv: 80 rows, 2 numbers, 1 category, 3.3% missing, filled with the median, "
         "left out as they identify rows (--columns uses them): `id`, "
         "label `kind`: 2 classes (training part: herb 42, tree 14)"
     )
-    assert [len(part) for part in (made.training, made.validation, made.test)] == [56, 8, 16]
-    assert made.shape == (4,)  # two numbers, two colours
+    assert [len(part) for part in (data.training, data.validation, data.test)] == [56, 8, 16]
+    assert data.shape == (4,)  # two numbers, two colours
 
 
-def test_parts_hold_each_class_in_its_share_and_follow_from_the_seed():
+def test_parts_are_stratified_and_depend_on_the_seed():
     labels = ["a"] * 60 + ["b"] * 30 + ["c"] * 3
     first = user_data.samples.draw_parts(labels, 0, stratified=True)
     assert sorted([*first[0], *first[1], *first[2]]) == list(range(93))
     for part, counts in zip(first, ((42, 21, 1), (6, 3, 1), (12, 6, 1)), strict=True):
         assert tuple([labels[index] for index in part].count(kind) for kind in "abc") == counts
-    again, other = (user_data.samples.draw_parts(labels, seed, stratified=True) for seed in (0, 1))
-    assert first == again != other
+    same, other = (user_data.samples.draw_parts(labels, seed, stratified=True) for seed in (0, 1))
+    assert first == same != other
 
 
-def test_scales_are_learned_on_the_training_part_alone(tmp_path):
-    made = read(table(tmp_path / "plants.csv"))
-    inputs = made.training.inputs
+def test_scales_are_fitted_to_the_training_part_only(tmp_path):
+    data = read(table(tmp_path / "plants.csv"))
+    inputs = data.training.inputs
     assert torch.allclose(inputs.mean(0), torch.zeros(4), atol=1e-6)
     assert torch.allclose(inputs.std(0, correction=0), torch.ones(4), atol=1e-5)
-    assert not torch.allclose(made.test.inputs.mean(0), torch.zeros(4), atol=1e-3)
+    assert not torch.allclose(data.test.inputs.mean(0), torch.zeros(4), atol=1e-3)
     unit = read(tmp_path / "plants.csv", unit=True)
     assert unit.training.inputs.min() == 0
     assert unit.training.inputs.max() == 1
@@ -142,12 +142,12 @@ def test_scales_are_learned_on_the_training_part_alone(tmp_path):
         ("5.1,3.5,y", ["3,4,0", "1,0,1"], False),
     ],
 )
-def test_names_of_columns_may_be_numbers_that_count_on(tmp_path, first, rows, header):
+def test_names_of_columns_may_be_consecutive_numbers(tmp_path, first, rows, header):
     (tmp_path / "mine.csv").write_text("\n".join([first, *rows * 3]) + "\n")
-    found, _ = read_table(tmp_path / "mine.csv")
-    assert len(found) == 6 + (not header)
+    frame, _ = read_table(tmp_path / "mine.csv")
+    assert len(frame) == 6 + (not header)
     if header:
-        assert list(found.columns)[1:] == first.split(",")[1:]
+        assert list(frame.columns)[1:] == first.split(",")[1:]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
@@ -168,65 +168,65 @@ FRUIT = "größe;süße;klasse\n" + "".join(
 
 @pytest.mark.cover(2)
 @pytest.mark.parametrize(
-    ("encoding", "said"),
+    ("encoding", "note"),
     [("utf-8", ""), ("utf-8-sig", ""), ("utf-16", ""), ("latin-1", "not UTF-8, read as cp1252, ")],
 )
 @pytest.mark.parametrize("decimal", [",", "."])
 @pytest.mark.parametrize("header", [True, False])
-def test_encodings_and_decimal_marks_hold_the_same_numbers(tmp_path, encoding, said, decimal, header):
+def test_encodings_and_decimal_marks_hold_the_same_numbers(tmp_path, encoding, note, decimal, header):
     path = tmp_path / "fruit.csv"
     text = FRUIT.replace(",", decimal)
     path.write_bytes((text if header else text.partition("\n")[2]).encode(encoding))
-    made = read(path)
+    data = read(path)
     comma = "numbers with a decimal comma, " if decimal == "," else ""
-    assert made.summary.startswith(f"fruit.csv: {said}{comma}40 rows, 2 numbers, label `")
-    assert made.names == ("apfel", "kürbis")
-    columns = made.description.inputs.columns
+    assert data.summary.startswith(f"fruit.csv: {note}{comma}40 rows, 2 numbers, label `")
+    assert data.names == ("apfel", "kürbis")
+    columns = data.description.inputs.columns
     assert [column.name for column in columns] == (["größe", "süße"] if header else ["column 1", "column 2"])
-    raw = made.read(path).values.to_numpy()
+    raw = data.read(path).values.to_numpy()
     assert raw.tolist() == [[float(f"{k % 7 - 3}.{k % 10}"), k + 0.5] for k in range(40)]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
-def test_sequences_say_how_their_files_are_read(tmp_path, encoding):
+def test_the_summary_of_sequences_states_encoding_and_decimal_mark(tmp_path, encoding):
     for k in range(20):
         path = tmp_path / "waves" / "ab"[k % 2] / f"{k}.csv"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes("\n".join(["é;e", *(f"{t},5;1" for t in range(5 + k % 2))]).encode(encoding))
-    said = "" if encoding == "utf-8" else "not UTF-8, read as cp1252, "
+    note = "" if encoding == "utf-8" else "not UTF-8, read as cp1252, "
     assert read(tmp_path / "waves").summary.startswith(
-        f"waves: {said}numbers with a decimal comma, 20 sequences of 2 features"
+        f"waves: {note}numbers with a decimal comma, 20 sequences of 2 features"
     )
 
 
-def test_what_is_left_out_of_a_table_is_left_out_when_it_is_read_again(tmp_path):
+def test_a_table_read_by_its_description_omits_the_same_rows(tmp_path):
     path = table(tmp_path / "plants.csv", gaps=True)
     frame = pandas.read_csv(path)
     frame.loc[::9, "kind"] = None
     first = hb.data.Table(frame)
     first.setup()
-    again = hb.data.Table(frame, description=first.description)
-    again.setup()
+    second = hb.data.Table(frame, description=first.description)
+    second.setup()
     assert len(first.test) < 16
-    assert "9 samples without a label left out" in again.summary
+    assert "9 samples without a label left out" in second.summary
     for part in ("training", "validation", "test"):
-        assert torch.equal(getattr(first, part).inputs, getattr(again, part).inputs)
-        assert torch.equal(getattr(first, part).labels, getattr(again, part).labels)
+        assert torch.equal(getattr(first, part).inputs, getattr(second, part).inputs)
+        assert torch.equal(getattr(first, part).labels, getattr(second, part).labels)
 
 
-def test_a_table_to_test_with_has_the_columns_of_the_training_part_in_any_order(tmp_path):
+def test_a_test_table_may_have_the_columns_in_any_order(tmp_path):
     frame = pandas.read_csv(table(tmp_path / "plants.csv"))
     other = frame[["kind", "width", "colour", "id", "height"]]
-    made = [hb.data.Table(frame, test=test) for test in (frame, other)]
-    for each in made:
-        each.setup()
-    assert torch.equal(made[0].test.inputs, made[1].test.inputs)
-    assert torch.equal(made[0].test.labels, made[1].test.labels)
+    tables = [hb.data.Table(frame, test=test) for test in (frame, other)]
+    for table_ in tables:
+        table_.setup()
+    assert torch.equal(tables[0].test.inputs, tables[1].test.inputs)
+    assert torch.equal(tables[0].test.labels, tables[1].test.labels)
     with pytest.raises(ValueError, match=r"test must have labels \('kind'\)"):
         hb.data.Table(frame, test=frame.rename(columns={"kind": "sort"})).setup()
 
 
-def test_samples_without_a_label_are_named_and_neither_right_nor_wrong(tmp_path, capsys):
+def test_samples_without_a_label_are_classified_but_not_scored(tmp_path, capsys):
     path = table(tmp_path / "plants.csv")
     assert main(["train", "--data", str(path), "--out", str(tmp_path / "run"), *SMALL]) == 0
     frame = pandas.read_csv(path)
@@ -239,15 +239,15 @@ def test_samples_without_a_label_are_named_and_neither_right_nor_wrong(tmp_path,
     assert "of 40 right" in lines[-1]
 
 
-def test_a_long_table_is_held_against_the_label_that_was_trained_on(tmp_path):
+def test_a_long_table_is_read_with_the_label_of_the_training(tmp_path):
     rows = [(n, "ab"[n % 2], step * (n % 2), n % 3) for n in range(30) for step in range(5)]
     frame = pandas.DataFrame(rows, columns=["case", "sort", "value", "group"])
     frame["group"] = frame["group"].map({0: "x", 1: "y", 2: "z"})
     frame.to_csv(tmp_path / "long.csv", index=False)
-    made = read(tmp_path / "long.csv", group="case", label="sort", steps=5)
-    assert made.description.read(tmp_path / "long.csv").labels == ["a", "b"] * 15
+    data = read(tmp_path / "long.csv", group="case", label="sort", steps=5)
+    assert data.description.read(tmp_path / "long.csv").labels == ["a", "b"] * 15
     frame.drop(columns="sort").to_csv(tmp_path / "new.csv", index=False)
-    assert made.description.read(tmp_path / "new.csv").labels is None
+    assert data.description.read(tmp_path / "new.csv").labels is None
 
 
 def test_parquet_and_frames_hold_the_same_as_csv(tmp_path):
@@ -255,26 +255,26 @@ def test_parquet_and_frames_hold_the_same_as_csv(tmp_path):
     path = table(tmp_path / "plants.csv")
     frame = pandas.read_csv(path)
     frame.to_parquet(tmp_path / "plants.parquet")
-    wanted = read(path).test.inputs
-    assert torch.equal(read(tmp_path / "plants.parquet").test.inputs, wanted)
+    expected = read(path).test.inputs
+    assert torch.equal(read(tmp_path / "plants.parquet").test.inputs, expected)
     in_memory = hb.data.Table(frame)
     in_memory.setup()
-    assert torch.equal(in_memory.test.inputs, wanted)
+    assert torch.equal(in_memory.test.inputs, expected)
 
 
-def test_pictures_of_several_sizes_become_one(tmp_path):
-    made = read(pictures(tmp_path / "tones"))
-    assert made.summary.startswith(
+def test_pictures_of_several_sizes_are_resized_to_one(tmp_path):
+    data = read(pictures(tmp_path / "tones"))
+    assert data.summary.startswith(
         "tones: 24 pictures, grey, 8x11 to 12x15 pixels resized to 25x32, label `class`"
     )
-    assert made.shape == (25, 32)
-    shown, label = made.test[0]
-    assert 0 <= shown.min() < shown.max() <= 1
-    assert made.names[int(label)] == "dark"
+    assert data.shape == (25, 32)
+    pixels, label = data.test[0]
+    assert 0 <= pixels.min() < pixels.max() <= 1
+    assert data.names[int(label)] == "dark"
     assert read(tmp_path / "tones", size=6).shape == (6, 6)
 
 
-def test_what_lies_among_pictures_and_is_none_is_no_class_and_no_picture(tmp_path):
+def test_files_that_are_not_pictures_are_ignored_in_a_folder_of_pictures(tmp_path):
     folder = pictures(tmp_path / "tones")
     for name in (
         "dark/.DS_Store",
@@ -286,41 +286,41 @@ def test_what_lies_among_pictures_and_is_none_is_no_class_and_no_picture(tmp_pat
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("1")
     (folder / "__MACOSX" / "dark").mkdir(parents=True)
-    made = read(folder)
-    assert made.summary.startswith("tones: 24 pictures, grey")
-    assert made.names == ("dark", "light")
+    data = read(folder)
+    assert data.summary.startswith("tones: 24 pictures, grey")
+    assert data.names == ("dark", "light")
 
 
-def test_channels_of_arrays_that_come_last_come_first(tmp_path):
+def test_arrays_with_channels_last_are_transposed(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, [20, 6, 5, 3], np.uint8)
-    made = [user_data.Arrays(each, labels=[0, 1] * 10) for each in (images, images.transpose(0, 3, 1, 2))]
-    for each in made:
-        each.setup()
-        assert each.shape == (3, 6, 5)
-    assert made[0].summary.startswith("Arrays: 20 arrays of 6x5x3, turned to 3x6x5, ")
-    assert torch.equal(made[0].test[0][0], made[1].test[0][0])
-    description = made[0].description
-    read = [description.read(each) for each in (images, images.transpose(0, 3, 1, 2))]
-    assert all(np.array_equal(each.values, images.transpose(0, 3, 1, 2)) for each in read)
+    layouts = images, images.transpose(0, 3, 1, 2)
+    channels_last, channels_first = (user_data.Arrays(layout, labels=[0, 1] * 10) for layout in layouts)
+    for data in (channels_last, channels_first):
+        data.setup()
+        assert data.shape == (3, 6, 5)
+    assert channels_last.summary.startswith("Arrays: 20 arrays of 6x5x3, turned to 3x6x5, ")
+    assert torch.equal(channels_last.test[0][0], channels_first.test[0][0])
+    description = channels_last.description
+    assert all(np.array_equal(description.read(layout).values, layouts[1]) for layout in layouts)
     with pytest.raises(ValueError, match=r"must have the shape \[N, 3, 6, 5\]"):
         description.inputs.difference_from_training(description.read(images[:, :5]).values)
 
 
 @pytest.mark.parametrize("shape", [(20, 6, 4), (20,), (20, 6)])
-def test_arrays_that_are_no_pictures_are_never_turned(shape):
-    made = user_data.Arrays(np.random.default_rng(0).random([20, 4, 6]), labels=[0, 1] * 10)
-    made.setup()
+def test_arrays_other_than_pictures_are_never_transposed(shape):
+    data = user_data.Arrays(np.random.default_rng(0).random([20, 4, 6]), labels=[0, 1] * 10)
+    data.setup()
     with pytest.raises(ValueError, match=r"must have the shape \[N, 4, 6\]"):
-        made.description.inputs.difference_from_training(made.description.read(np.zeros(shape)).values)
+        data.description.inputs.difference_from_training(data.description.read(np.zeros(shape)).values)
 
 
-def test_a_folder_is_of_the_kind_of_most_of_its_files(tmp_path):
+def test_the_kind_of_a_folder_is_the_kind_of_most_of_its_files(tmp_path):
     def kind(**counts):
-        folder = tmp_path / "-".join(f"{count}{ends}" for ends, count in counts.items())
-        for ends, count in counts.items():
+        folder = tmp_path / "-".join(f"{count}{extension}" for extension, count in counts.items())
+        for extension, count in counts.items():
             for number in range(count):
                 (folder / "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
-                (folder / "ab"[number % 2] / f"{number}.{ends}").write_text("t,x,y,p\n1,2,3,0\n")
+                (folder / "ab"[number % 2] / f"{number}.{extension}").write_text("t,x,y,p\n1,2,3,0\n")
         return user_data.kind_of(folder)
 
     assert kind(png=3, txt=1, npy=1) == "images"
@@ -335,26 +335,26 @@ def test_colour_transparency_and_sixteen_bits(tmp_path):
         Image.new("RGB", (4, 4), (255, 0, 0)).save(kind / f"{number}.png")
     Image.new("RGBA", (4, 4), (0, 0, 0, 0)).save(kind / "clear.png")
     Image.fromarray(np.full([4, 4], 65535, np.uint16)).save(kind / "deep.png")
-    made = read(tmp_path / "mixed")
-    inputs = made.description.inputs
-    assert made.shape == (3, 4, 4)
+    data = read(tmp_path / "mixed")
+    inputs = data.description.inputs
+    assert data.shape == (3, 4, 4)
     pixels = inputs.tensor([kind / name for name in ("1.png", "clear.png", "deep.png")])
     assert pixels[:, :, 0, 0].tolist() == [[255, 0, 0], [255, 255, 255], [255, 255, 255]]
 
 
-def test_parts_that_are_given_are_kept(tmp_path):
+def test_predefined_parts_are_used(tmp_path):
     for part, count in (("train", 40), ("test", 6)):
-        pictures(tmp_path / "given" / part, count)
-    made = read(tmp_path / "given")
-    assert [len(part) for part in (made.training, made.validation, made.test)] == [36, 4, 6]
+        pictures(tmp_path / "parts" / part, count)
+    data = read(tmp_path / "parts")
+    assert [len(part) for part in (data.training, data.validation, data.test)] == [36, 4, 6]
     x, y = np.arange(60.0).reshape(30, 2), np.arange(30) % 2
-    np.savez(tmp_path / "given.npz", x_train=x[:20], y_train=y[:20], x_test=x[20:], y_test=y[20:])
-    arrays = read(tmp_path / "given.npz")
+    np.savez(tmp_path / "parts.npz", x_train=x[:20], y_train=y[:20], x_test=x[20:], y_test=y[20:])
+    arrays = read(tmp_path / "parts.npz")
     assert [len(part) for part in (arrays.training, arrays.validation, arrays.test)] == [18, 2, 10]
 
 
 def long_table(frames, kinds):
-    """A row a step, of the sequences that `case` tells apart."""
+    """A frame with one row for each step of each sequence; the column `case` numbers the sequences."""
     rows = [
         (n, t, *row, kind)
         for n, (f, kind) in enumerate(zip(frames, kinds, strict=True))
@@ -364,9 +364,9 @@ def long_table(frames, kinds):
 
 
 def folder_by_class(folder, frames, kinds):
-    for number, (each, kind) in enumerate(zip(frames, kinds, strict=True)):
+    for number, (frame, kind) in enumerate(zip(frames, kinds, strict=True)):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-        pandas.DataFrame(each, columns=["x", "y"]).to_csv(folder / kind / f"{number}.csv", index=False)
+        pandas.DataFrame(frame, columns=["x", "y"]).to_csv(folder / kind / f"{number}.csv", index=False)
     return folder
 
 
@@ -377,49 +377,49 @@ def test_sequences_are_the_same_from_folders_long_tables_ts_files_and_memory(tmp
     (tmp_path / "waves.ts").write_text("@classLabel true slow fast\n@data\n" + "\n".join(lines) + "\n")
     in_memory = hb.data.Sequences(frames, labels=kinds, steps=12)
     in_memory.setup()
-    for made in (read(tmp_path / "long.csv", group="case", steps=12), read(tmp_path / "waves.ts", steps=12)):
-        assert "40 sequences of 2 features, 10 to 29 steps, stretched to 12" in made.summary
-        assert torch.equal(made.training.inputs, in_memory.training.inputs)
-        assert torch.equal(made.test.labels, in_memory.test.labels)
+    for data in (read(tmp_path / "long.csv", group="case", steps=12), read(tmp_path / "waves.ts", steps=12)):
+        assert "40 sequences of 2 features, 10 to 29 steps, stretched to 12" in data.summary
+        assert torch.equal(data.training.inputs, in_memory.training.inputs)
+        assert torch.equal(data.test.labels, in_memory.test.labels)
     assert read(tmp_path / "long.csv", group="case").description.target.name == "speed"
     folder = read(folder_by_class(tmp_path / "folder", frames, kinds), steps=12)
     assert folder.training.inputs.shape == in_memory.training.inputs.shape
 
 
-def test_rows_of_a_sequence_are_put_in_the_order_of_their_time(tmp_path):
+def test_rows_of_a_sequence_are_sorted_by_time(tmp_path):
     table = long_table(*waves())
     table.to_csv(tmp_path / "long.csv", index=False)
-    wanted = read(tmp_path / "long.csv", group="case", steps=12)
-    assert "in the order" not in wanted.summary
-    within = [part.sample(frac=1, random_state=1) for _, part in table.groupby("case")]
-    pandas.concat(within).to_csv(tmp_path / "long.csv", index=False)
-    found = read(tmp_path / "long.csv", group="case", steps=12)
-    assert "rows put in the order of 'time'" in found.summary
-    assert torch.equal(found.training.inputs, wanted.training.inputs)
-    again = table.assign(time=table["time"] // 2 * -1)  # a time stands twice
-    again.to_csv(tmp_path / "long.csv", index=False)
+    expected = read(tmp_path / "long.csv", group="case", steps=12)
+    assert "in the order" not in expected.summary
+    shuffled = [part.sample(frac=1, random_state=1) for _, part in table.groupby("case")]
+    pandas.concat(shuffled).to_csv(tmp_path / "long.csv", index=False)
+    result = read(tmp_path / "long.csv", group="case", steps=12)
+    assert "rows put in the order of 'time'" in result.summary
+    assert torch.equal(result.training.inputs, expected.training.inputs)
+    repeated = table.assign(time=table["time"] // 2 * -1)  # each time occurs twice
+    repeated.to_csv(tmp_path / "long.csv", index=False)
     assert "in the order" not in read(tmp_path / "long.csv", group="case", steps=12).summary
 
 
 def test_sequences_are_stretched_or_padded():
     frames = [np.arange(float(n))[:, None] for n in (3, 5, *[4] * 20)]
     for lengths, ends in (("stretch", (1.0, 1.0)), ("pad", (0.0, 1.0))):
-        made = hb.data.Sequences(frames, labels=[0, 1] * 11, steps=5, lengths=lengths)
-        made.setup()
-        shown = made.description.inputs.tensor(frames[:2])
-        scale = made.description.inputs.scale
+        data = hb.data.Sequences(frames, labels=[0, 1] * 11, steps=5, lengths=lengths)
+        data.setup()
+        tensor = data.description.inputs.tensor(frames[:2])
+        scale = data.description.inputs.scale
         last = [scale(torch.tensor([[2.0]])).item() * ends[0], scale(torch.tensor([[4.0]])).item() * ends[1]]
-        assert shown[:, -1, 0].tolist() == pytest.approx(last)
+        assert tensor[:, -1, 0].tolist() == pytest.approx(last)
 
 
 def test_recordings_in_four_formats_are_binned_alike(tmp_path):
-    made = read(recordings(tmp_path / "moves"), steps=5)
-    assert made.summary.startswith("moves: 24 recordings, 1,440 events on 5x6 pixels, 5 bins of")
-    assert made.shape == (2, 5, 6)
-    spikes, label = made.test[0]
+    data = read(recordings(tmp_path / "moves"), steps=5)
+    assert data.summary.startswith("moves: 24 recordings, 1,440 events on 5x6 pixels, 5 bins of")
+    assert data.shape == (2, 5, 6)
+    spikes, label = data.test[0]
     assert set(spikes.unique().tolist()) == {0.0, 1.0}
-    rows = spikes.sum(dim=(1, 3)).argmax(1)  # the row in which most events fell, bin by bin
-    assert rows.tolist() == ([0, 1, 2, 3, 4] if made.names[int(label)] == "down" else [4, 3, 2, 1, 0])
+    rows = spikes.sum(dim=(1, 3)).argmax(1)  # the row with the most events in each bin
+    assert rows.tolist() == ([0, 1, 2, 3, 4] if data.names[int(label)] == "down" else [4, 3, 2, 1, 0])
     counted = read(tmp_path / "moves", steps=5, bins="counts")
     assert counted.test[0][0].sum() > spikes.sum()
 
@@ -431,36 +431,36 @@ def test_recordings_in_four_formats_are_binned_alike(tmp_path):
         ("x y p ts", "xypt"), ('"x","y","t","p"', "xytp"), ("# p x y t", "pxyt"),
     ],
 )  # fmt: skip
-def test_recordings_in_csv_are_known_by_the_names_of_their_columns_in_any_order(tmp_path, header, order):
-    mark = next((each for each in ",;" if each in header), " ")
+def test_recordings_in_csv_are_detected_by_the_names_of_their_columns(tmp_path, header, order):
+    mark = next((character for character in ",;" if character in header), " ")
     for folder, names, columns, between in (("as", header, order, mark), ("txyp", "t,x,y,p", "txyp", ",")):
-        drawn = np.random.default_rng(0)
+        random = np.random.default_rng(0)
         for number in range(20):
             path = tmp_path / folder / "ab"[number % 2] / f"{number}.csv"
             path.parent.mkdir(parents=True, exist_ok=True)
             events = {
-                "t": np.sort(drawn.integers(0, 1000, 50)), "x": drawn.integers(0, 7, 50),
-                "y": drawn.integers(0, 4, 50), "p": drawn.integers(0, 2, 50),
+                "t": np.sort(random.integers(0, 1000, 50)), "x": random.integers(0, 7, 50),
+                "y": random.integers(0, 4, 50), "p": random.integers(0, 2, 50),
             }  # fmt: skip
             rows = zip(*(events[column] for column in columns), strict=True)
             path.write_text("\n".join([names, *(between.join(map(str, row)) for row in rows)]))
-    made, plain = read(tmp_path / "as"), read(tmp_path / "txyp")
-    assert made.summary.startswith(
+    data, plain = read(tmp_path / "as"), read(tmp_path / "txyp")
+    assert data.summary.startswith(
         "as: 20 recordings, 1,000 events by the names of their columns (--kind sequences if they are none)"
     )
-    assert made.shape == (2, 4, 7)
-    assert torch.equal(made.training.inputs, plain.training.inputs)
+    assert data.shape == (2, 4, 7)
+    assert torch.equal(data.training.inputs, plain.training.inputs)
     assert isinstance(user_data.Sequences(tmp_path / "txyp").splits()[0].inputs, torch.Tensor)
 
 
 @pytest.mark.parametrize("first", ["x,y,p\n1,2,3", "x,y,p,t,q\n1,2,0,3,4"])
-def test_a_csv_by_class_that_names_no_events_is_a_sequence(tmp_path, first):
+def test_a_csv_without_the_columns_of_events_is_a_sequence(tmp_path, first):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "one.csv").write_text(first)
     assert user_data.kind_of(tmp_path) == "sequences"
 
 
-def test_a_recording_whose_columns_have_other_names_is_refused_and_remarks_are_left_out(tmp_path):
+def test_recordings_with_unknown_columns_are_refused_and_comments_ignored(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "one.txt").write_text("x y p when\n1 2 0 3\n")
     with pytest.raises(ValueError, match="can't be read: there is no 't' among x, y, p, when"):
@@ -473,34 +473,34 @@ def test_a_recording_whose_columns_have_other_names_is_refused_and_remarks_are_l
 
 
 @pytest.mark.parametrize("kind", ["table", "images", "sequences", "events", "arrays"])
-def test_one_command_trains_and_the_checkpoint_names_samples_elsewhere(kind, tmp_path, capsys, monkeypatch):
+def test_one_command_trains_and_the_moved_checkpoint_classifies_samples(kind, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     frames, kinds = waves()
-    options, more = [], "mine"
+    options, new_samples = [], "mine"
     match kind:
         case "table":
-            source = more = table(tmp_path / "mine.csv")
+            source = new_samples = table(tmp_path / "mine.csv")
         case "images":
-            source, more = pictures(tmp_path / "mine"), tmp_path / "mine" / "light"
+            source, new_samples = pictures(tmp_path / "mine"), tmp_path / "mine" / "light"
         case "sequences":
             rows = [(n, *row, kinds[n]) for n, f in enumerate(frames) for row in f]
-            source = more = tmp_path / "mine.csv"
+            source = new_samples = tmp_path / "mine.csv"
             pandas.DataFrame(rows, columns=["case", "x", "z", "speed"]).to_csv(source, index=False)
             options = ["--group", "case"]
         case "events":
-            source, more = recordings(tmp_path / "mine"), tmp_path / "mine" / "up"
+            source, new_samples = recordings(tmp_path / "mine"), tmp_path / "mine" / "up"
         case "arrays":
-            source = more = tmp_path / "mine.npz"
+            source = new_samples = tmp_path / "mine.npz"
             labels = np.array(["low", "high"])[np.arange(40) % 2]
             np.savez(source, x=np.arange(40)[:, None] % 2 * 4.0 + np.eye(40)[:, :3], y=labels)
     assert main(["train", "--data", source.name, *options, *SMALL]) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith(f"{source.name}: ")
-    assert "linear classifier" in printed
+    output = capsys.readouterr().out
+    assert output.startswith(f"{source.name}: ")
+    assert "linear classifier" in output
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "hibana-runs" / "mine-0").rename(tmp_path / "elsewhere" / "run")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    assert main(["predict", "run", str(more), "--json"]) == 0
+    assert main(["predict", "run", str(new_samples), "--json"]) == 0
     answers = json.loads(capsys.readouterr().out)
     model = train.load(tmp_path / "elsewhere" / "run")
     names = model.description.target.classes
@@ -508,65 +508,65 @@ def test_one_command_trains_and_the_checkpoint_names_samples_elsewhere(kind, tmp
     assert len(answers) > 5
     assert {answer[label] for answer in answers} <= set(names)
     assert all(sum(answer["probabilities"].values()) == pytest.approx(1, abs=1e-4) for answer in answers)
-    assert main(["predict", "run", str(more), "--csv"]) == 0
+    assert main(["predict", "run", str(new_samples), "--csv"]) == 0
     first = capsys.readouterr().out.splitlines()[0]
     assert first.startswith(f"sample,{label},{names[0]},{names[1]}")
-    assert main(["predict", "run"]) == 0  # the data are where they were
+    assert main(["predict", "run"]) == 0  # reads the training data at their original path
     assert "accuracy" in capsys.readouterr().out
     assert main(["convert", "run", "net.pt2"]) == 0
 
 
-def test_balanced_weights_have_a_rare_class_count_as_much():
+def test_balanced_weights_give_all_classes_equal_influence():
     target = user_data.target.fit_target("kind", ["a"] * 30 + ["b"] * 10, range(40), None)
     assert target.weights() == pytest.approx((2 / 3, 2.0))
     objective = hb.loss.named("membrane-mean", weights=target.weights())
     outputs, labels = torch.tensor([[[1.0, 0.0]] * 30 + [[0.0, 3.0]] * 10]), torch.tensor([0] * 30 + [1] * 10)
-    each = torch.nn.functional.cross_entropy(outputs[0], labels, reduction="none")
-    assert objective(outputs, labels) == pytest.approx((each[:30].mean() + each[30:].mean()).item() / 2)
+    losses = torch.nn.functional.cross_entropy(outputs[0], labels, reduction="none")
+    assert objective(outputs, labels) == pytest.approx((losses[:30].mean() + losses[30:].mean()).item() / 2)
 
 
-def test_what_is_described_comes_back_from_plain_values(tmp_path):
-    for made in (
+def test_descriptions_are_restored_from_plain_values(tmp_path):
+    for data in (
         read(table(tmp_path / "plants.csv", gaps=True)),
         read(pictures(tmp_path / "tones")),
         read(recordings(tmp_path / "moves"), steps=3),
     ):
-        said = made.description.to_plain()
-        assert user_data.description_from_plain(json.loads(json.dumps(said))) == made.description
+        plain = data.description.to_plain()
+        assert user_data.description_from_plain(json.loads(json.dumps(plain))) == data.description
         for broken in (
-            {**said, "kind": "os"},
-            {**said, "inputs": {}},
-            {**said, "inputs": {**said["inputs"], "more": 1}},
-            {**said, "target": {**said["target"], "mean": float("nan")}},
-            {**said, "target": {**said["target"], "classes": ["a"] * 3}},
-            {**said, "target": {**said["target"], "name": 3}},
+            {**plain, "kind": "os"},
+            {**plain, "inputs": {}},
+            {**plain, "inputs": {**plain["inputs"], "more": 1}},
+            {**plain, "target": {**plain["target"], "mean": float("nan")}},
+            {**plain, "target": {**plain["target"], "classes": ["a"] * 3}},
+            {**plain, "target": {**plain["target"], "name": 3}},
             [],
         ):
             with pytest.raises(ValueError, match="must"):
                 user_data.description_from_plain(broken)
 
 
-def test_a_checkpoint_without_its_description_or_with_another_is_refused(tmp_path):
+def test_a_checkpoint_with_a_missing_or_different_description_is_refused(tmp_path):
     settings = train.Settings(data=str(table(tmp_path / "plants.csv")), layers="4", steps=2)
     samples = settings.samples()
     samples.setup()
     model = train.build_classifier(settings, samples)
-    whole = {"hyper_parameters": dict(model.hyper), "state_dict": model.state_dict()}
-    whole["description"] = model.description.to_plain()
+    contents = {"hyper_parameters": dict(model.hyper), "state_dict": model.state_dict()}
+    contents["description"] = model.description.to_plain()
     for broken in (
-        {name: value for name, value in whole.items() if name != "description"},
-        {**whole, "description": {**whole["description"], "kind": "images"}},
-        {**whole, "hyper_parameters": {**whole["hyper_parameters"], "shape": [5]}},
-        {**whole, "hyper_parameters": {**whole["hyper_parameters"], "kind": None}},
+        {name: value for name, value in contents.items() if name != "description"},
+        {**contents, "description": {**contents["description"], "kind": "images"}},
+        {**contents, "hyper_parameters": {**contents["hyper_parameters"], "shape": [5]}},
+        {**contents, "hyper_parameters": {**contents["hyper_parameters"], "kind": None}},
     ):
         checkpoint.write(broken, tmp_path / "broken.ckpt")
         with pytest.raises(ValueError, match="checkpoint must be a file that `hibana train` wrote"):
             train.load(tmp_path / "broken.ckpt")
-    checkpoint.write(whole, tmp_path / "whole.ckpt")
-    assert train.load(tmp_path / "whole.ckpt").description == samples.description
+    checkpoint.write(contents, tmp_path / "complete.ckpt")
+    assert train.load(tmp_path / "complete.ckpt").description == samples.description
 
 
-def test_a_class_that_a_file_names_needs_consent(tmp_path, monkeypatch):
+def test_a_class_named_in_a_settings_file_must_be_trusted(tmp_path, monkeypatch):
     (tmp_path / "newcomer.py").write_text(
         "import hibana as hb\nclass Data(hb.data.DataSet):\n    shape, classes = (3,), 2\n"
     )
@@ -577,16 +577,16 @@ def test_a_class_that_a_file_names_needs_consent(tmp_path, monkeypatch):
     assert train.read(tmp_path / "theirs.yaml", trust=["newcomer:Data"]).data_set.classes == 2
 
 
-def test_a_class_of_which_nothing_is_tested_has_no_recall_and_no_share_in_the_balanced_accuracy(tmp_path):
-    drawn = np.random.default_rng(0)
+def test_an_untested_class_has_no_recall_and_is_excluded_from_balanced_accuracy(tmp_path):
+    random = np.random.default_rng(0)
     labels = ["common"] * 60 + ["rare"] * 10 + ["single"]
-    frame = pandas.DataFrame({"a": drawn.normal(size=71), "label": labels})
+    frame = pandas.DataFrame({"a": random.normal(size=71), "label": labels})
     settings = hb.train.Settings(layers="8", epochs=1, steps=2)
     _, outcome = hb.train.fit(settings, tmp_path / "run", samples=hb.data.Table(frame))
     assert np.isnan(outcome.recalls["single"])
-    tested = [outcome.recalls[name] for name in ("common", "rare")]
-    assert not np.isnan(tested).any()
-    assert outcome.balanced == pytest.approx(sum(tested) / 2)
+    recalls = [outcome.recalls[name] for name in ("common", "rare")]
+    assert not np.isnan(recalls).any()
+    assert outcome.balanced == pytest.approx(sum(recalls) / 2)
 
 
 def test_pictures_of_floating_point_numbers_are_refused(tmp_path):
@@ -598,7 +598,7 @@ def test_pictures_of_floating_point_numbers_are_refused(tmp_path):
         read(tmp_path / "maps")
 
 
-def test_few_threads_for_little_work(monkeypatch):
+def test_small_networks_use_one_thread(monkeypatch):
     from hibana.train import threads as train_threads
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -609,7 +609,7 @@ def test_few_threads_for_little_work(monkeypatch):
         assert train_threads.choose(model) == threads
 
 
-def test_the_error_of_quantities_is_printed_for_samples_with_labels(tmp_path, monkeypatch, capsys):
+def test_predict_prints_the_error_of_predicted_quantities(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     rows = "".join(f"{i / 3:.3f},{i % 7},{i / 9:.3f}\n" for i in range(60))
     (tmp_path / "slope.csv").write_text(f"a,b,y\n{rows}")

@@ -38,13 +38,13 @@ def sorted_by_class(name, numbers):
     ],
     ids=["from 0", "floats", "backwards", "shuffled", "with gaps"],
 )
-def test_columns_that_number_the_rows_are_left_out_whatever_their_name(tmp_path, name, numbers):
+def test_columns_that_number_the_rows_are_left_out_under_any_name(tmp_path, name, numbers):
     sorted_by_class(name, numbers).to_csv(tmp_path / "sorted.csv", index=False)
-    made = read(tmp_path / "sorted.csv")
-    assert [column.name for column in made.description.inputs.columns] == ["x", "y1"]
-    assert f"left out as they identify rows (--columns uses them): `{name}`" in made.summary
-    asked = read(tmp_path / "sorted.csv", columns=[name, "x"])
-    assert [column.name for column in asked.description.inputs.columns] == [name, "x"]
+    dataset = read(tmp_path / "sorted.csv")
+    assert [column.name for column in dataset.description.inputs.columns] == ["x", "y1"]
+    assert f"left out as they identify rows (--columns uses them): `{name}`" in dataset.summary
+    selected = read(tmp_path / "sorted.csv", columns=[name, "x"])
+    assert [column.name for column in selected.description.inputs.columns] == [name, "x"]
 
 
 @pytest.mark.parametrize(
@@ -57,10 +57,10 @@ def test_columns_that_number_the_rows_are_left_out_whatever_their_name(tmp_path,
     ],
     ids=["repeated", "fractions", "measured", "missing"],
 )
-def test_measured_numbers_are_kept(numbers):
-    made = data.Table(sorted_by_class("size", numbers))
-    made.setup()
-    assert [column.name for column in made.description.inputs.columns] == ["size", "x", "y1"]
+def test_measured_numbers_stay_in_the_inputs(numbers):
+    dataset = data.Table(sorted_by_class("size", numbers))
+    dataset.setup()
+    assert [column.name for column in dataset.description.inputs.columns] == ["size", "x", "y1"]
 
 
 def test_a_long_table_of_sequences_leaves_row_numbers_out_too(tmp_path):
@@ -70,9 +70,9 @@ def test_a_long_table_of_sequences_leaves_row_numbers_out_too(tmp_path):
     frame["x"] = np.random.default_rng(0).normal(size=200).round(3)
     frame["kind"] = np.where(frame["case"] < 10, "a", "b")
     frame.to_csv(tmp_path / "long.csv", index=False)
-    made = read(tmp_path / "long.csv", group="case")
-    assert made.description.inputs.features == ("x",)
-    assert "left out as they number the rows: `number`" in made.summary
+    dataset = read(tmp_path / "long.csv", group="case")
+    assert dataset.description.inputs.features == ("x",)
+    assert "left out as they number the rows: `number`" in dataset.summary
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_japanese_tables_are_read_and_the_encoding_is_reported(
     assert out.startswith("sample,判定,")
 
 
-def test_an_encoding_that_does_not_exist_or_fit_is_refused(tmp_path):
+def test_unknown_and_wrong_encodings_are_refused(tmp_path):
     (tmp_path / "parts.csv").write_bytes(JAPANESE.encode("cp932"))
     for encoding in ("sjs", "utf-8"):
         with pytest.raises(
@@ -151,16 +151,16 @@ def test_truncated_recordings_of_sound_are_refused(tmp_path, ending):
     ("names", "label"),
     [("class,time,value", "class"), ("x,y,kind", "y"), ("x,y,z,kind", "kind"), ("y,Target,kind", "Target")],
 )
-def test_the_label_is_a_column_with_a_usual_name_or_the_last(names, label):
+def test_the_label_is_the_column_with_a_common_name_or_the_last(names, label):
     frame = pandas.DataFrame({name: [k % 3 for k in range(30)] for name in names.split(",")})
-    made = data.Table(frame)
-    made.setup()
-    assert f"label `{label}`: 3 classes" in made.summary
+    dataset = data.Table(frame)
+    dataset.setup()
+    assert f"label `{label}`: 3 classes" in dataset.summary
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A run on sound, one on a table, and one on arrays."""
+    """A folder with training runs on sound, on a table, and on arrays."""
     soundfile = pytest.importorskip("soundfile", reason="the extra sound is not installed")
     folder = tmp_path_factory.mktemp("runs")
     for number in range(12):
@@ -177,7 +177,7 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("run", "file", "words"),
+    ("run", "file", "message"),
     [
         ("tones", "missing.wav", "samples must be in a file or folder, there is no "),
         ("tones", "table.csv", "recordings of sound must be files of type .wav, .flac, .ogg, .opus, .mp3, "),
@@ -185,12 +185,12 @@ def runs(tmp_path_factory):
         ("arrays", "table.csv", "table.csv can't be read: it is not a NumPy file of numbers"),
     ],
 )
-def test_predict_says_what_is_wrong_with_a_file(runs, capsys, run, file, words):
+def test_predict_names_a_wrong_file_and_the_reason(runs, capsys, run, file, message):
     assert main(["predict", str(runs / f"run-{run}"), str(runs / file)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert words in err
+    assert message in err
 
 
 def test_a_list_of_files_may_be_in_cp932(tmp_path):
@@ -199,5 +199,5 @@ def test_a_list_of_files_may_be_in_cp932(tmp_path):
         np.savetxt(tmp_path / f"試料{number}.csv", np.ones([5, 2]) * number, delimiter=",")
         rows.append(f"試料{number}.csv,{('良品', '悪い')[number % 2]}")
     (tmp_path / "一覧.csv").write_bytes("\n".join(rows).encode("cp932"))
-    made = read(tmp_path / "一覧.csv")
-    assert (made.kind, made.names) == ("sequences", ("悪い", "良品"))
+    dataset = read(tmp_path / "一覧.csv")
+    assert (dataset.kind, dataset.names) == ("sequences", ("悪い", "良品"))
