@@ -45,6 +45,7 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _measure_cells(kind: str, rows: int, channels: int, quick: bool) -> list[Row]:
+    """Rows of one job: times of both layers at all densities and in both passes."""
     hb.keep_memory()
     return [
         row
@@ -134,10 +135,10 @@ def section(rows: list[Row]) -> Iterator[str]:
     slower = sum(map(_is_slower, seconds.values()))
     above_ratio = sum(pair["hibana"] > SLOWER * pair["torch"] for pair in seconds.values())
     yield (
-        'Small layers in mode `"auto"`: time to torch\'s layer of the same sizes, the least of calls in '
-        f"turn; spikes come from nowhere. {above_ratio} of {len(seconds)} cells take {SLOWER:g} and more of "
-        f"torch's time, {slower} of them by more than {CALL_OVERHEAD * 1e6:g} µs a call. The last column is "
-        "the largest difference of the line, in µs a call.\n"
+        'Time of small layers in mode `"auto"` divided by torch\'s time, each the shortest of alternating '
+        f"calls. {above_ratio} of {len(seconds)} combinations take at least {SLOWER:g} times torch's "
+        f"time, {slower} of them by more than {CALL_OVERHEAD * 1e6:g} µs per call. The last column is the "
+        "largest difference of the row, in µs per call.\n"
     )
     densities = sorted({key[-1] for key in seconds})
     lines = []
@@ -147,5 +148,5 @@ def section(rows: list[Row]) -> Iterator[str]:
         largest = max((pair["hibana"] - pair["torch"]) * 1e6 for pair in pairs if pair)
         kind, count, channels, name = line
         lines.append([kind, f"{count:,}", str(channels), name, *ratios, f"{largest:+.1f}"])
-    head = ["layer", "rows", "channels", "pass", *(f"{density:.0%}" for density in densities), "most, µs"]
+    head = ["layer", "rows", "channels", "pass", *(f"{density:.0%}" for density in densities), "largest, µs"]
     yield from table(head, lines)

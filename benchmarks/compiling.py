@@ -24,6 +24,7 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _first_use(repetitions: int) -> list[Row]:
+    """Median seconds over `repetitions` new processes per measurement."""
     seconds_by_title: dict[str, list[float]] = {}
     calls = {
         "first_call": "IF and its backward",
@@ -70,6 +71,7 @@ def first_network() -> float:
 
 
 def _seconds(module: Any, inputs: Any) -> float:
+    """Seconds of one forward and backward of `module`."""
     import torch
 
     torch.relu(torch.rand(4, 8, requires_grad=True)).sum().backward()  # autograd's engine starts its threads

@@ -82,6 +82,7 @@ class MeanOfSteps(nn.Module):
 
 
 def _neuron(contender: str) -> nn.Module:
+    """The neurons of `contender`: ReLU, IF of hibana with a surrogate, or IF of a peer."""
     if contender.startswith("relu"):
         return nn.ReLU()
     if contender.startswith("hibana"):
@@ -93,6 +94,7 @@ def _neuron(contender: str) -> nn.Module:
 
 
 def _vgg(contender: str) -> Iterator[nn.Module]:
+    """Modules of the VGG network: pairs of convolutions with 64, 128 and 256 channels, and poolings."""
     pooling = hb.events.MaxPool2d if contender.startswith("hibana") else nn.MaxPool2d
     inputs = SHAPE[0]
     for outputs in VGG:
@@ -104,6 +106,7 @@ def _vgg(contender: str) -> Iterator[nn.Module]:
 
 
 def _residual(contender: str) -> Iterator[nn.Module]:
+    """Modules of the residual network: a convolution and six blocks with 32 to 128 channels."""
     inputs = RESIDUAL[0]
     yield Neurons(contender, SHAPE[0], inputs)
     for stage, outputs in enumerate(RESIDUAL):
@@ -224,6 +227,7 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _measure_with_peers(name: str, rounds: int) -> list[Row]:
+    """Rows of one job: hibana with several surrogates, ReLU and the installed peers."""
     from benchmarks import peers
 
     usable, _ = peers.available()
@@ -234,8 +238,8 @@ def _measure_with_peers(name: str, rounds: int) -> list[Row]:
 def section(rows: list[Row]) -> Iterator[str]:
     """Lines of the report: a table for each network and pass."""
     yield (
-        f"[T={STEPS}, batch {BATCH}, {'x'.join(map(str, SHAPE))}], the image at each step; each layer fires "
-        f"at {RATE:.0%}. `relu-last` is the ReLU network channels last in memory.\n"
+        f"[T={STEPS}, batch {BATCH}, {'x'.join(map(str, SHAPE))}], the same image at each step; each layer "
+        f"fires at {RATE:.0%}. `relu-last` is the ReLU network with channels-last images.\n"
     )
     for (name, kind), group in grouped(rows, "network", "pass").items():
         yield f"{NETWORKS[name][0]}, {kind}:\n"

@@ -41,9 +41,7 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _no_device() -> list[Row]:
-    return [
-        {"contender": "everybody", "error": "there is no CUDA device here, so nothing was measured on one"}
-    ]
+    return [{"contender": "everybody", "error": "there is no CUDA device, so nothing was measured"}]
 
 
 def measure_layer(
@@ -86,6 +84,7 @@ def _loop(cell: hb.Cell, inputs: Tensor) -> Tensor:
 def _measure_calls(
     calls: dict[str, layers.Call], cell: hb.Cell, inputs: Tensor, kind: str, budget_s: float
 ) -> list[Row]:
+    """Times the calls of one pass; rows have the bandwidth, or the error of a contender that fails."""
     batches, counts, rows = {}, {}, []
     for name, call in calls.items():
         try:

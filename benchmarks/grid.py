@@ -39,6 +39,7 @@ class _Size(NamedTuple):
 
 
 def _sizes() -> dict[str, _Size]:
+    """The measured layers by name: linear layers, and convolutions with several kernels and strides."""
     sizes = {}
     for width in (64, 256, 1024, 4096):
         sizes[f"linear/{width}"] = _Size(f"linear {width}", partial(nn.Linear, width, width), (width,))
@@ -62,6 +63,7 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _measure_size(size: _Size, quick: bool) -> list[Row]:
+    """Rows of one job: times of a layer at all batches and densities."""
     hb.keep_memory()
     rows = []
     for batch in (1,) if quick else (1, 16, 256):

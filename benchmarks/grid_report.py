@@ -20,9 +20,9 @@ _SLOWEST_COUNT = 12
 def section(rows: list[Row]) -> Iterable[str]:
     """Lines of the report: quantiles of the ratio to torch's time per pass, and the slowest combinations."""
     yield (
-        'Spikes into a layer of torch and into hibana\'s in mode `"auto"`, four steps of each batch joined; '
-        "the least of at least seven calls in turn. Below 1, red in the picture, hibana is faster. What "
-        "takes torch less than a millisecond is left to it, and then differs by what a call costs.\n"
+        'Layers of torch and of hibana in mode `"auto"` with spikes as input; the four steps of a batch are '
+        "joined. Each time is the shortest of at least seven alternating calls. Below 1, red in the picture, "
+        "hibana is faster. If torch takes less than a millisecond, hibana calls torch's kernel.\n"
     )
     ratios = _ratios(rows)
     lines = []
@@ -33,14 +33,16 @@ def section(rows: list[Row]) -> Iterable[str]:
             [number(float(q)) for q in np.quantile(values, (0.0, 0.25, 0.5, 0.75, 1.0))] if values else []
         )
         lines.append([kind, str(len(values)), f"{slower} ({slower / max(1, len(values)):.0%})", *quantiles])
-    yield from table(["pass", "cells", "slower than torch by 5%", "least", "", "median", "", "most"], lines)
+    yield from table(
+        ["pass", "combinations", "slower than torch by 5%", "smallest", "", "median", "", "largest"], lines
+    )
     worst = sorted(ratios.items(), key=lambda item: -item[1][0])[:_SLOWEST_COUNT]
     lines = [
         [size, str(batch), f"{density:.0%}", kind, number(ratio), explanation]
         for (size, batch, density, kind), (ratio, explanation) in worst
     ]
-    yield "The slowest cells, and what was chosen:\n"
-    yield from table(["layer", "batch", "density", "pass", "to torch", "said"], lines)
+    yield "The slowest combinations, and the kernels that hibana chose:\n"
+    yield from table(["layer", "batch", "density", "pass", "to torch", "choice"], lines)
 
 
 def picture(rows: list[Row]) -> Any:

@@ -26,21 +26,23 @@ Row = dict[str, Any]
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     """One job per size, heap and neuron, and one per neuron that measures the memory."""
     sizes = _QUICK if quick else SIZES
-    jobs: dict[str, Callable[[], list[Row]]] = {}
+    job_functions: dict[str, Callable[[], list[Row]]] = {}
     for heap in ("warm", "cold"):
         for size, shape in sizes.items():
             budget = 0.2 if quick else (6.0 if heap == "warm" else 3.0)
             for name in peers.CASES:
-                jobs[f"layers/{heap}/{size}/{name}"] = partial(
+                job_functions[f"layers/{heap}/{size}/{name}"] = partial(
                     _measure_eager, size, shape, name, heap, budget
                 )
     for size in sizes:
         for name in ("step",) if quick else ("step", "atan"):
-            jobs[f"layers/compiled/{size}/{name}"] = partial(_measure_compiled, size, sizes[size], name)
+            job_functions[f"layers/compiled/{size}/{name}"] = partial(
+                _measure_compiled, size, sizes[size], name
+            )
     largest = list(sizes)[-1 if quick else 1]
     for name in peers.CASES:
-        jobs[f"layers/memory/{name}"] = partial(_measure_memory, name, largest, sizes[largest])
-    return jobs
+        job_functions[f"layers/memory/{name}"] = partial(_measure_memory, name, largest, sizes[largest])
+    return job_functions
 
 
 def cell(case: peers.Case) -> hb.Cell:
@@ -91,6 +93,7 @@ def inference(layer: Callable[[Tensor], Tensor], inputs: Tensor) -> Call:
 
 
 def _measure_eager(size: str, shape: tuple[int, int], name: str, heap: str, budget_s: float) -> list[Row]:
+    """Times of hibana, ReLU and the peers without ``torch.compile``."""
     columns = {"size": size, "heap": heap, "case": name}
     if heap == "warm" and not hb.keep_memory():
         return [{**columns, "contender": "all", "error": "only glibc's mallopt keeps the heap warm"}]
@@ -124,6 +127,7 @@ def _measure_contenders(
 def _measure_passes(
     case: peers.Case, contenders: list[str], inputs: Tensor, grad_outputs: Tensor, budget_s: float
 ) -> Iterator[Row]:
+    """Yields a row per pass and contender: times, the contender's code, and its firing rate."""
     differentiable_inputs = inputs.clone().requires_grad_()
     passes: dict[str, Callable[[Callable[[Tensor], Tensor]], Call]] = {
         "forward+backward": lambda layer: forward_backward(layer, differentiable_inputs, grad_outputs),
@@ -143,6 +147,7 @@ def _measure_passes(
 
 
 def _measure_memory(case: str, size: str, shape: tuple[int, int]) -> list[Row]:
+    """Peak memory of each contender, each in a new process."""
     usable, _ = peers.available()
     rows = []
     for name in ("relu", "hibana", *usable):

@@ -55,6 +55,7 @@ def _calls_in(stretch_s: float, call: Callable[[], object], clock: Callable[[], 
 
 
 def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
+    """Seconds of one call, without garbage collection."""
     gc.disable()
     try:
         start = clock()
@@ -119,6 +120,7 @@ def peak_above_baseline(call: Callable[[], object]) -> dict[str, float]:
 
 
 def _peak_megabytes() -> float:
+    """Largest resident memory of this process so far, in MB."""
     status = Path("/proc/self/status")
     if not status.exists():
         import resource  # not on Windows

@@ -65,17 +65,17 @@ NETWORKS = {
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     """One job per network and firing rate, and one per network that measures the memory at T = 32."""
-    all_jobs: dict[str, Callable[[], list[Row]]] = {}
+    job_functions: dict[str, Callable[[], list[Row]]] = {}
     for name in NETWORKS:
         for rate in RATES[1:2] if quick else RATES:
-            all_jobs[f"networks/{name}/{rate:.0%}"] = partial(_measure_eager, name, rate, quick)
+            job_functions[f"networks/{name}/{rate:.0%}"] = partial(_measure_eager, name, rate, quick)
     for name in NETWORKS:
-        all_jobs[f"networks/cold/{name}"] = partial(_measure_eager, name, 0.05, quick, warm=False)
+        job_functions[f"networks/cold/{name}"] = partial(_measure_eager, name, 0.05, quick, warm=False)
     for name in NETWORKS:
-        all_jobs[f"networks/compiled/{name}"] = partial(_measure_compiled, name, 0.05, quick)
+        job_functions[f"networks/compiled/{name}"] = partial(_measure_compiled, name, 0.05, quick)
     for name in NETWORKS:
-        all_jobs[f"networks/memory/{name}"] = partial(_measure_memory, name, 2 if quick else 32)
-    return all_jobs
+        job_functions[f"networks/memory/{name}"] = partial(_measure_memory, name, 2 if quick else 32)
+    return job_functions
 
 
 def build(network: Network, contender: str, weights: Weights) -> nn.Sequential:
@@ -96,6 +96,7 @@ def build(network: Network, contender: str, weights: Weights) -> nn.Sequential:
 
 
 def _neuron(contender: str) -> nn.Module:
+    """The neurons of `contender`: ReLU, IF of hibana or a peer, or the reference loop."""
     if contender == "relu":
         return nn.ReLU()
     if contender == "reference":
@@ -236,6 +237,7 @@ def _compilation_error(call: Callable[[], None]) -> str:
 
 
 def _measure_memory(name: str, steps: int) -> list[Row]:
+    """Peak memory of a training step of each contender, each in a new process."""
     network, rate = NETWORKS[name], 0.05
     weights, rates = tune_weights(network, rate, sample(network, rate, steps)[0])
     usable, _ = peers.available()

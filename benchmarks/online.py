@@ -41,6 +41,7 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _network(kind: str) -> nn.Module:
+    """The recurrent or the feed-forward network, with weights scaled to the firing rate :data:`RATE`."""
     torch.manual_seed(0)
     cell = hb.LIFCell(tau=20.0, surrogate="Triangle")
     first = hb.Linear(INPUTS, NEURONS, bias=False)
@@ -75,6 +76,8 @@ def _backpropagation(net: nn.Module, x: Tensor, labels: Tensor) -> None:
 
 
 def _online_sequence(learner: hb.learn.Online, x: Tensor, labels: Tensor, chunk: int) -> None:
+    """Learns one sequence online in chunks of `chunk` steps."""
+
     def loss(first: int, outputs: Tensor) -> Tensor:
         targets = labels.repeat(len(outputs))
         return functional.cross_entropy(outputs.flatten(0, 1), targets) * (len(outputs) / STEPS)
@@ -84,6 +87,7 @@ def _online_sequence(learner: hb.learn.Online, x: Tensor, labels: Tensor, chunk:
 
 
 def _measure_sequence(budget: float, min_rounds: int) -> list[Row]:
+    """Times of learning a sequence by each rule, in one and in two chunks, and by backpropagation."""
     hb.keep_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -108,6 +112,7 @@ def _measure_sequence(budget: float, min_rounds: int) -> list[Row]:
 
 
 def _measure_steps(count: int) -> list[Row]:
+    """Times of single steps of each rule."""
     hb.keep_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -128,6 +133,7 @@ def _measure_steps(count: int) -> list[Row]:
 
 
 def _measure_feed_forward(budget: float, min_rounds: int) -> list[Row]:
+    """Times of learning a sequence with a feed-forward network, by hibana and by SpikingJelly."""
     hb.keep_memory()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
@@ -188,6 +194,7 @@ def _spikingjelly_calls(net: nn.Module, x: Tensor, labels: Tensor) -> dict[str, 
 
 
 def _measure_memory(steps: int) -> list[Row]:
+    """Peak memory of learning a short and a long sequence by each rule, each in a new process."""
     rows = []
     for rule in RULES:
         for count in (STEPS, steps):
@@ -216,8 +223,8 @@ def section(rows: list[Row]) -> Iterator[str]:
         by_kind.setdefault(row["kind"], []).append(row)
     yield (
         f"{INPUTS} inputs ({INPUT_RATE:.0%} spike) to {NEURONS} neurons and {CLASSES} outputs, batch "
-        f"{BATCH}, {STEPS} steps, loss at each; processor time of one thread, the least of the rounds, ms. "
-        "[Learning online](learning-online.md) says what each rule is.\n"
+        f"{BATCH}, {STEPS} steps, loss at each; shortest processor time of one thread, ms. "
+        "[Learning online](learning-online.md) describes the rules.\n"
     )
     titles = {
         "sequence": ("a recurrent layer, by `sequence`", "backpropagation"),
@@ -234,7 +241,7 @@ def section(rows: list[Row]) -> Iterator[str]:
                 lines = [[*line, number(ms / base)] for line, ms in zip(lines, times.values(), strict=True)]
             yield from table(head, lines)
     if "memory" in by_kind:
-        head = ["memory of the process, MB", "steps", "at most", "before"]
+        head = ["memory of the process, MB", "steps", "peak", "before"]
         yield from table(
             head,
             [

@@ -97,6 +97,7 @@ class _SnnTorch(nn.Module):
 
 
 def _snntorch(case: Case) -> Layer:
+    """The neuron of snnTorch for `case`."""
     import snntorch
     from snntorch import surrogate
 
@@ -130,6 +131,7 @@ class _SpikingJelly(nn.Module):
 
 
 def _spikingjelly(case: Case) -> Layer:
+    """SpikingJelly's neuron for `case`."""
     from spikingjelly.activation_based import neuron, surrogate
 
     # LeakyKReLU and Rect are exactly Step and Box, but slower: the fused operator does not support them
@@ -169,6 +171,7 @@ class _Norse(nn.Module):
 
 
 def _norse(case: Case) -> Layer:
+    """Norse's neuron for `case`."""
     import norse.torch as norse
 
     method = "super" if case.surrogate == "ATan" else "triangle"
@@ -197,6 +200,7 @@ class _Sinabs(nn.Module):
 
 
 def _sinabs(case: Case) -> Layer:
+    """The neuron of sinabs for `case`."""
     from sinabs import activation, layers
 
     surrogate, arguments_text = {

@@ -125,7 +125,7 @@ def _layers(rows: list[Row]) -> Any:
         for kind, axes in zip(passes, line, strict=True):
             _bars(axes, [row for row in rows if row["size"] == size and row["pass"] == kind])
             axes.set_title(f"[{size.replace('x', ', ')}], {kind}")
-        line[0].set_ylabel("time / ReLU's")
+        line[0].set_ylabel("time / time of ReLU")
     names = [name for name in TITLES if any(row["contender"] == name for row in rows)]
     handles = [
         Line2D([], [], color=_colour(name), lw=1.2, ls="--")
@@ -139,6 +139,7 @@ def _layers(rows: list[Row]) -> Any:
 
 
 def _bars(axes: Axes, rows: list[Row]) -> None:
+    """Draws a bar per neuron and contender with the ratio to ReLU, and hibana's ratios as numbers."""
     cases = [case for case in CASE_TITLES if any(row["case"] == case for row in rows)]
     names = [name for name in TITLES if name != "relu" and any(row["contender"] == name for row in rows)]
     width = 0.74 / len(names)  # the gaps have room for the numbers
@@ -276,6 +277,7 @@ def _scaling(rows: list[Row]) -> Any:
 
 
 def _line(axes: Axes, name: str, points: list[tuple[float, float]], label: str) -> None:
+    """Draws the line of one contender; hibana's is thicker, ReLU's is dashed."""
     ours = name.startswith("hibana")
     axes.plot(
         *zip(*points, strict=True),

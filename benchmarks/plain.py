@@ -111,6 +111,8 @@ class _Joined(nn.Module):
 
 
 class _WithTime(nn.Module):
+    """Applies `neurons` to a tensor with time and batch in one dimension."""
+
     def __init__(self, neurons: nn.Module, steps: int) -> None:
         super().__init__()
         self.neurons, self.steps = neurons, steps
@@ -144,6 +146,7 @@ def _tune(net: nn.Module, inputs: Tensor) -> None:
     weighted: list[nn.Module] = []
 
     def scale_weights(neurons: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Scales the input by a factor, found by bisection, at which `neurons` fire at :data:`RATE`."""
         low, high = 1e-3, 1e3
         for _ in range(16):
             factor = (low * high) ** 0.5
@@ -190,6 +193,7 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 
 
 def _measure_network(name: str, budget: float, min_rounds: int) -> list[Row]:
+    """Rows of one job: times of all contenders in training and inference, and differences of outputs."""
     hb.keep_memory()
     torch.set_flush_denormal(True)
     generator = torch.Generator().manual_seed(1)
@@ -229,9 +233,9 @@ def _output_differences(nets: dict[str, nn.Module], inputs: Tensor) -> dict[str,
 def section(rows: list[Row]) -> Iterator[str]:
     """Lines of the report: a table with a line for each network and pass."""
     yield (
-        "Networks of plain `torch.nn` and neurons: each layer of images in an `EachStep` (a ResNet with time "
-        "and batch joined by hand), the same network after `hb.optimize`, and the fast layers put together "
-        "by hand. Apart: the mean difference of the outputs, as a share of their mean; rounding may flip a "
+        "Networks of plain `torch.nn` layers and neurons: with each layer for images in an `EachStep` (the "
+        "ResNet with time and batch joined), after `hb.optimize`, and with hibana's layers wired by hand. "
+        "The last column is the mean difference of the outputs relative to their mean; rounding may flip a "
         "spike.\n"
     )
     lines = []
@@ -241,4 +245,4 @@ def section(rows: list[Row]) -> Iterator[str]:
         line = [NETWORKS[name][0], kind, number(first)]
         line += [number(row["ms"] / first if row else None) for row in others]
         lines.append([*line, f"{others[0]['apart']:.1e}"])
-    yield from table(["network", "pass", "as written, ms", "`hb.optimize`", "by hand", "apart"], lines)
+    yield from table(["network", "pass", "as written, ms", "`hb.optimize`", "by hand", "difference"], lines)

@@ -48,12 +48,12 @@ _GRID = 4096  # weights are multiples of 1/4096: sums of them are exact, in any 
 
 def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
     """Two jobs per size: the times and the memory of all contenders."""
-    all_jobs: dict[str, Callable[[], list[Row]]] = {}
+    job_functions: dict[str, Callable[[], list[Row]]] = {}
     for size in _QUICK if quick else SIZES:
-        all_jobs[f"recurrent/{size}"] = partial(_measure_times, size, quick)
+        job_functions[f"recurrent/{size}"] = partial(_measure_times, size, quick)
     for size in _QUICK if quick else SIZES:
-        all_jobs[f"recurrent/memory/{size}"] = partial(_measure_memory, size)
-    return all_jobs
+        job_functions[f"recurrent/memory/{size}"] = partial(_measure_memory, size)
+    return job_functions
 
 
 def sample(size: Size) -> tuple[Tensor, Tensor]:
@@ -165,6 +165,7 @@ def disagreement(
 
 
 def _measure_times(name: str, quick: bool) -> list[Row]:
+    """Rows of one job: times of all contenders at a size, in training and inference."""
     hb.keep_memory()
     size = (_QUICK | SIZES)[name]
     inputs, targets = sample(size)
@@ -208,6 +209,7 @@ def _timed_call(kind: str, net: nn.Module, inputs: Tensor, targets: Tensor) -> C
 
 
 def _measure_memory(name: str) -> list[Row]:
+    """Rows of one job: peak memory of each contender, each in a new process."""
     size = (_QUICK | SIZES)[name]
     inputs, targets = sample(size)
     weights, _ = tune_weights(size, inputs)

@@ -82,6 +82,7 @@ class _SnnTorch(nn.Module):
 
 
 def _snntorch(weights: Weights) -> Built:
+    """The network with snnTorch's recurrent layer."""
     import snntorch
     from snntorch import surrogate
 
@@ -112,6 +113,7 @@ class _SpikingJelly(nn.Module):
 
 
 def _spikingjelly(weights: Weights) -> Built:
+    """The network with SpikingJelly's recurrent container."""
     from spikingjelly.activation_based import layer, neuron, surrogate
 
     neurons = len(weights["recurrent"])
@@ -132,6 +134,7 @@ def _spikingjelly(weights: Weights) -> Built:
 
 
 def _norse(weights: Weights) -> Built:
+    """The network with Norse's recurrent layer, which contains the input weights."""
     import norse.torch as norse
 
     neurons, inputs = weights["input"].shape
@@ -160,6 +163,7 @@ class _Sinabs(nn.Module):
 
 
 def _sinabs(weights: Weights) -> Built:
+    """The network with sinabs' recurrent layer."""
     from sinabs import activation, layers
 
     layer = layers.LIFRecurrent(

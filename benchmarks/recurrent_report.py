@@ -14,10 +14,10 @@ _EAGER = ("snntorch", "spikingjelly", "norse", "sinabs")
 def section(rows: list[Row]) -> Iterable[str]:
     """Lines of the report: milliseconds by size and pass, then hibana's speedups by surrogate."""
     yield (
-        "A network 700 → H recurrent neurons → 20, its input spikes of 2% of the 700, its recurrent neurons "
-        "leaky, with a reset to zero through which no gradient flows. A training step is forward, cross "
-        "entropy of the mean over time, and backward. GRU, LSTM and RNN are torch's, as wide, on the same "
-        "input. Whether a neuron spikes decides what hibana takes, and nothing of what the others take.\n"
+        "A network 700 → H recurrent neurons → 20. In each step 2% of the inputs spike. The neurons are "
+        "leaky, with a detached reset to zero. A training step is forward, cross entropy of the mean over "
+        "time and backward. GRU, LSTM and RNN are torch's, with the same width and input. Only hibana's "
+        "time depends on the firing rate.\n"
     )
     groups = grouped([row for row in rows if "ms" in row], "size", "pass")
     names = [name for name in pictures.TITLES if any(name in group for group in groups.values())]
@@ -34,12 +34,12 @@ def section(rows: list[Row]) -> Iterable[str]:
         ]
         yield from table(["T, batch, H", "pass", *(titles[name] for name in names)], lines)
         yield (
-            "**How many times faster hibana is.** The gradient comes back to the neurons in the surrogate's "
-            "window only; without a gradient the surrogate does not matter.\n"
+            "**Speedup of hibana.** Only neurons within the surrogate's window receive a gradient; in "
+            "inference the surrogate is not used.\n"
         )
-        head = ["T, batch, H", "pass", "surrogate", "firing", "in the window", "than GRU", "promised"]
+        head = ["T, batch, H", "pass", "surrogate", "firing", "in the window", "over GRU", "promised"]
         lines = [line for (size, kind), group in groups.items() for line in _speedup_rows(size, kind, group)]
-        yield from table([*head, "than the fastest eager peer", "promised", "than spyx"], lines)
+        yield from table([*head, "over the fastest eager peer", "promised", "over spyx"], lines)
 
 
 def _speedup_rows(size: str, kind: str, group: dict[str, Row]) -> Iterator[list[str]]:

@@ -31,6 +31,7 @@ def measure_memory(*arguments: Any) -> list[dict[str, Any]]:
 
 
 def _run_in_environment(function: str, arguments: tuple[Any, ...]) -> list[dict[str, Any]]:
+    """Calls a function of this module with the Python that the option ``--spyx`` names."""
     python = os.environ.get(VARIABLE, "")
     if not python:
         return [{"error": "--spyx names no Python of an environment with spyx and jax in it"}]

@@ -35,13 +35,12 @@ def write(out: Path, name: str = "benchmarks") -> str:
     folder = out / name
     results: _Results = json.loads((folder / "results.json").read_text())
     parts: dict[str, list[Row]] = {}
-    abouts: dict[str, list[Row]] = {}
+    provenances: dict[str, list[Row]] = {}
     for job, result in results.items():
         parts.setdefault(_part_of_job(job), []).extend(result["rows"])
-        abouts.setdefault(_part_of_job(job), []).append(result["about"])
-    pictures_by_part = pictures.draw(parts, folder)
-    picture_paths = {part: f"{name}/{part}.png" for part in pictures_by_part}
-    page = "\n".join(_page(results, parts, abouts, picture_paths, _other_pages(out, name)))
+        provenances.setdefault(_part_of_job(job), []).append(result["about"])
+    picture_paths = {part: f"{name}/{part}.png" for part in pictures.draw(parts, folder)}
+    page = "\n".join(_page(results, parts, provenances, picture_paths, _other_pages(out, name)))
     (out / f"{name}.md").write_text(page + "\n")
     return page
 
@@ -67,41 +66,45 @@ def _part_of_job(job: str) -> str:
 def _page(
     results: _Results,
     parts: dict[str, list[Row]],
-    abouts: dict[str, list[Row]],
-    pictures_by_part: dict[str, str],
+    provenances: dict[str, list[Row]],
+    picture_paths: dict[str, str],
     other_pages: dict[str, str],
 ) -> Iterable[str]:
+    """Yields the lines of the report: versions, then a section for each part that has results."""
     yield "# Benchmarks\n"
     yield (
-        "Written by `python -m benchmarks` in a checkout: it makes an environment with the pinned peers in "
-        "it, checks that hibana agrees with its reference loop, and only then measures, everybody in turn, "
-        "round after round. Times are medians; a ratio is to ReLU in the same run. `python -m benchmarks "
-        "--list` names the parts, `--only` runs some of them.\n"
+        "Written by `python -m benchmarks` in a checkout. The command creates an environment with pinned "
+        "versions of the peers. It times hibana only where it agrees with its reference loop, and calls all "
+        "contenders alternately. Times are medians; ratios are to ReLU in the same run. `python -m "
+        "benchmarks --list` prints the names of the jobs, `--only` selects some of them.\n"
     )
-    yield from (f"Measured elsewhere too: [{where}]({page}).\n" for page, where in other_pages.items())
+    yield from (
+        f"Measurements on another machine: [{processors}]({page}).\n"
+        for page, processors in other_pages.items()
+    )
     yield from _provenance(results)
     sections: dict[str, tuple[str, Callable[[list[Row]], Iterable[str]]]] = {
         "layers": ("One layer", _layers),
-        "layers/compiled": ("One layer, peers through torch.compile", _layers),
+        "layers/compiled": ("One layer, peers compiled with torch.compile", _layers),
         "layers/memory": ("Memory of one layer", _memory),
-        "networks": ("Whole networks, by firing rate", _networks),
-        "networks/cold": ("Whole networks without keep_memory, 5% firing", _networks),
-        "networks/compiled": ("Whole networks, peers through torch.compile", _networks),
+        "networks": ("Networks, by firing rate", _networks),
+        "networks/cold": ("Networks without keep_memory, 5% firing", _networks),
+        "networks/compiled": ("Networks, peers compiled with torch.compile", _networks),
         "networks/memory": ("Memory of a training step, T = 32, 5% firing", _memory),
-        "streaming": ("One step a call", streaming.section),
+        "streaming": ("One step per call", streaming.section),
         "recurrent": ("Recurrent", recurrent_report.section),
         "recurrent/memory": ("Memory of a training step of a recurrent network", _memory),
         "scaling": ("Scaling", _scaling),
         "deep": ("Deep convolutional networks", deep.section),
         "plain": ("Networks of plain torch.nn", plain.section),
-        "cells": ("Small layers beside torch's own", cells.section),
+        "cells": ("Small layers of hibana and torch", cells.section),
         "online": ("Learning online", online.section),
         "sparse": ("Sparse synapses", sparse.section),
-        "grid": ("Layers beside torch's own, by density", grid_report.section),
+        "grid": ("Layers of hibana and torch, by density", grid_report.section),
         "compile": ("First use", _first_use),
-        "training": ("Fashion-MNIST, trained", _training),
+        "training": ("Training on Fashion-MNIST", _training),
         "training/recurrent": (
-            "Recurrent networks, trained compiled and by the reference loop",
+            "Training of recurrent networks, compiled and with the reference loop",
             _both_backends,
         ),
         "gpu": ("One layer on a GPU", _gpu),
@@ -109,9 +112,9 @@ def _page(
     for name, (title, section) in sections.items():
         if name in parts:
             yield f"## {title}\n"
-            yield _machine_line(abouts[name])
-            if name in pictures_by_part:
-                yield f"![{title}]({pictures_by_part[name]})\n"
+            yield _machine_line(provenances[name])
+            if name in picture_paths:
+                yield f"![{title}]({picture_paths[name]})\n"
             yield from section(parts[name])
             yield from (
                 f"**Not timed:** {_row_description(row)}: {row['error']}\n"
@@ -125,36 +128,37 @@ def _page(
         if "is" in row and not row["contender"].startswith(("relu", "hibana"))
     }
     if descriptions:
-        yield "## What was compared\n"
-        yield from (f"- `{described}`" for described in sorted(descriptions))
+        yield "## Code of the contenders\n"
+        yield from (f"- `{description}`" for description in sorted(descriptions))
 
 
 def _provenance(results: _Results) -> Iterable[str]:
     """Lines of the report: versions, and warnings about other processes, quick runs and missing peers."""
-    abouts = [result["about"] for result in results.values()]
-    newest = max(abouts, key=lambda about: str(about["when"]))["versions"]
+    provenances = [result["about"] for result in results.values()]
+    newest = max(provenances, key=lambda about: str(about["when"]))["versions"]
     yield ", ".join(f"{name} {version}" for name, version in newest.items() if name != "hibana") + ".\n"
-    disturbed = [
-        f"{name} ({result['about']['others']:.0%} of it)"
+    disturbed_jobs = [
+        f"{name} ({result['about']['others']:.0%})"
         for name, result in results.items()
         if result["about"]["others"] > 0.02
     ]
-    if disturbed:
-        yield f"Other programs used the processor during {', '.join(disturbed)}.\n"
-    if any(about["quick"] for about in abouts):
-        yield "**Quick runs are among these: they show that it works, not how fast it is.**\n"
-    missing = {peer: why for about in abouts for peer, why in about["missing"].items()}
+    if disturbed_jobs:
+        yield f"Other programs used a share of the processor during {', '.join(disturbed_jobs)}.\n"
+    if any(about["quick"] for about in provenances):
+        yield "**Some results are from quick runs, which only test the benchmarks.**\n"
+    missing = {peer: why for about in provenances for peer, why in about["missing"].items()}
     yield from (f"**{TITLES[peer]} is missing:** {why}\n" for peer, why in missing.items())
 
 
-def _machine_line(abouts: list[Row]) -> str:
+def _machine_line(provenances: list[Row]) -> str:
     """The processor, threads and commits of hibana with which a part was measured, as a line of Markdown."""
-    where = sorted({f"{about['processor']}; {about['threads']} threads" for about in abouts})
-    commits = sorted({about["versions"]["hibana"] for about in abouts})
+    where = sorted({f"{about['processor']}; {about['threads']} threads" for about in provenances})
+    commits = sorted({about["versions"]["hibana"] for about in provenances})
     return f"*{'; '.join(where)}; hibana {', '.join(commits)}.*\n"
 
 
 def _row_description(row: Row) -> str:
+    """The size, case and contender of a row as text."""
     return ", ".join(
         str(row[key])
         for key in ("size", "batch", "shape", "case", "network", "rate", "density", "contender")
@@ -164,11 +168,11 @@ def _row_description(row: Row) -> str:
 
 def _layers(rows: list[Row]) -> Iterable[str]:
     """Lines of the report: for each pass and heap a table of ratios to ReLU by neuron and size."""
-    yield "An input that makes 9% of the neurons fire in each step (LIF: 6%).\n"
+    yield "With this input 9% of the neurons fire in each step (LIF: 6%).\n"
     for heap, kind in itertools.product(("warm", "cold"), ("forward+backward", "inference")):
         section_rows = [row for row in rows if row.get("pass") == kind and row["heap"] == heap]
         if section_rows:
-            heap_description = "kept by mallopt" if heap == "warm" else "as glibc's defaults leave it"
+            heap_description = "freed memory stays in the process" if heap == "warm" else "glibc's defaults"
             of = "forward" if kind == "inference" else kind
             yield f"**{kind}, heap {heap}** ({heap_description}), as ratios to ReLU {of}\n"
             yield from _ratios(
@@ -186,8 +190,8 @@ def _layers(rows: list[Row]) -> Iterable[str]:
 def _networks(rows: list[Row]) -> Iterable[str]:
     """Lines of the report: a table of ratios to the ReLU network by network, pass and firing rate."""
     yield (
-        "Poisson spikes as input and biases that make each hidden layer fire at the rate of the line. A "
-        "training step is forward, cross entropy, backward and SGD. As ratios to the ReLU network.\n"
+        "The input is Poisson spikes; biases are set so that each hidden layer fires at the given rate. A "
+        "training step is forward, cross entropy, backward and SGD. Times are ratios to the ReLU network.\n"
     )
     groups = grouped([row for row in rows if "ms" in row], "network", "pass", "rate")
     yield from _ratios(
@@ -215,9 +219,14 @@ def _ratios(
     for keys, (group, (at_most, min_speedup)) in groups.items():
         ratio = {name: row["ms"] / group["relu"]["ms"] for name, row in group.items()}
         rivals = [ratio[name] for name in others if name in pictures.PEERS and name in ratio]
-        ours = ratio.get("hibana")
-        speedup = min(rivals) / ours if rivals and ours else None
-        line = [*keys, number(group["relu"]["ms"]), bold(ours), promises.check_mark(ours, at_most=at_most)]
+        hibana_ratio = ratio.get("hibana")
+        speedup = min(rivals) / hibana_ratio if rivals and hibana_ratio else None
+        line = [
+            *keys,
+            number(group["relu"]["ms"]),
+            bold(hibana_ratio),
+            promises.check_mark(hibana_ratio, at_most=at_most),
+        ]
         line += [number(ratio.get(name)) for name in others]
         lines.append(
             [*line, number(speedup), "" if compiled else promises.check_mark(speedup, at_least=min_speedup)]
@@ -227,8 +236,8 @@ def _ratios(
 
 def _memory(rows: list[Row]) -> Iterable[str]:
     """Lines of the report: megabytes by neuron or network and contender."""
-    what = "case" if "case" in rows[0] else "network"
-    groups = grouped([row for row in rows if "mb" in row], what)
+    key_name = "case" if "case" in rows[0] else "network"
+    groups = grouped([row for row in rows if "mb" in row], key_name)
     names = [name for name in TITLES if any(name in group for group in groups.values())]
     titles = pictures.CASE_TITLES | pictures.NETWORK_TITLES
     size = f", {rows[0]['size'].replace('x', ' x ')}" if "size" in rows[0] else ""
@@ -240,19 +249,19 @@ def _memory(rows: list[Row]) -> Iterable[str]:
         title = titles.get(key, key.replace("x", ", "))
         line = [title + size, *(number(mb.get(name)) for name in names), number(share)]
         lines.append([*line, promises.check_mark(share, at_most=promises.MEMORY_OF_LEANEST_PEER.get(key))])
-    yield "Peak of a process of its own above what it held before, in MB, forward and backward.\n"
-    head = [what if what == "network" else "neuron", *(TITLES[name] for name in names)]
+    yield "Peak memory of a new process during forward and backward, minus its memory before, in MB.\n"
+    head = ["network" if key_name == "network" else "neuron", *(TITLES[name] for name in names)]
     yield from table([*head, "hibana / leanest peer", "promised"], lines)
 
 
 def _scaling(rows: list[Row]) -> Iterable[str]:
     """Lines of the report: growth of the time with steps and neurons, and the time of a small call."""
     for along in ("steps", "neurons"):
-        ours = [
+        hibana_rows = [
             row for row in rows if row.get("along") == along and row["contender"] == "hibana" and "ms" in row
         ]
-        if len(ours) > 1:
-            first, last = ours[0], ours[-1]
+        if len(hibana_rows) > 1:
+            first, last = hibana_rows[0], hibana_rows[-1]
             axis = 0 if along == "steps" else 1
             grown, slower = last["shape"][axis] / first["shape"][axis], last["ms"] / first["ms"]
             yield (
@@ -261,7 +270,7 @@ def _scaling(rows: list[Row]) -> Iterable[str]:
             )
     call = [row for row in rows if "along" not in row]
     if call:
-        yield "**What a call costs**: forward at [1, 10]\n"
+        yield "**Time of a small call**: forward at [1, 10]\n"
         limit = next(row["ms"] for row in call if not row["contender"].startswith("hibana")) * 1e3
         lines = [[row["contender"], row["ms"] * 1e3] for row in call]
         marks = [
@@ -284,7 +293,7 @@ def _first_use(rows: list[Row]) -> Iterable[str]:
 def _training(rows: list[Row]) -> Iterable[str]:
     """Lines of the report: per contender the median epoch, and the mean and range of the accuracy."""
     lines = []
-    titles = {"relu-once": "ReLU, shown the image once", **TITLES, "relu": "ReLU, shown it at each step"}
+    titles = {"relu-once": "ReLU, one step", **TITLES, "relu": "ReLU, the same image at each step"}
     for name, title in titles.items():
         runs = [row for row in rows if row["contender"] == name and "epoch_s" in row]
         if not runs:
@@ -308,14 +317,16 @@ def _both_backends(rows: list[Row]) -> Iterable[str]:
             [
                 str(data),
                 str(seed),
-                *(f"{way['accuracy']:.1%}" for way in runs_by_backend),
-                *(f"{way['loss']:.3f}" for way in runs_by_backend),
-                *(f"{way['firing']:.1%}" for way in runs_by_backend),
-                *(f"{way['seconds']:.1f}" for way in runs_by_backend),
+                *(f"{backend_name['accuracy']:.1%}" for backend_name in runs_by_backend),
+                *(f"{backend_name['loss']:.3f}" for backend_name in runs_by_backend),
+                *(f"{backend_name['firing']:.1%}" for backend_name in runs_by_backend),
+                *(f"{backend_name['seconds']:.1f}" for backend_name in runs_by_backend),
             ]
         )
     column_titles = ("test accuracy", "loss of the last epoch", "firing", "s")
-    head = [f"{what}, {way}" for what in column_titles for way in ("compiled", "reference")]
+    head = [
+        f"{title}, {backend_name}" for title in column_titles for backend_name in ("compiled", "reference")
+    ]
     yield from table(["", "seed", *head], lines)
 
 
@@ -328,17 +339,17 @@ def _gpu(rows: list[Row]) -> Iterable[str]:
     lines = []
     for (size, case, kind), group in grouped(timed, "size", "case", "pass").items():
         ratio = {name: row["ms"] / group["relu"]["ms"] for name, row in group.items()}
-        ours, theirs = ratio.get("hibana"), ratio.get("spikingjelly")
-        share = group["hibana"]["of_copy"] if ours else None
+        hibana_ratio, peer_ratio = ratio.get("hibana"), ratio.get("spikingjelly")
+        share = group["hibana"]["of_copy"] if hibana_ratio else None
         line = [pictures.CASE_TITLES[case], size.replace("x", " x "), kind]
-        line += [f"{group['relu']['ms'] * 1e3:.0f}", f"{group['copy']['gb_s']:.0f}", bold(ours)]
+        line += [f"{group['relu']['ms'] * 1e3:.0f}", f"{group['copy']['gb_s']:.0f}", bold(hibana_ratio)]
         line += [
             f"{share:.0%}" if share else "–",
             promises.check_mark(share, at_least=promises.gpu_share(size, kind)),
         ]
         line += [number(ratio.get(name)) for name in rivals]
-        min_speedup = theirs / ours if ours and theirs else None
-        lines.append([*line, promises.check_mark(min_speedup, at_least=promises.GPU_SPEEDUP)])
+        speedup = peer_ratio / hibana_ratio if hibana_ratio and peer_ratio else None
+        lines.append([*line, promises.check_mark(speedup, at_least=promises.GPU_SPEEDUP)])
     if lines:
         head = ["neuron", "size", "pass", "ReLU, µs", "copy, GB/s", "**hibana**", "of copy", "promised"]
         yield from table([*head, "SpikingJelly", "loop", "loop, torch.compile", "promised"], lines)

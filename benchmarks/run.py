@@ -49,6 +49,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    """The parser of the command-line options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument(
         "--only",
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _jobs(quick: bool) -> dict[str, Callable[[], list[dict[str, Any]]]]:
+    """All jobs by name; a job returns the rows of its measurements."""
     from benchmarks import (
         cells,
         compiling,
@@ -197,6 +199,7 @@ def _provenance(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _processor() -> str:
+    """The processor's name, number of cores and size of the L3 cache."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -70,6 +70,7 @@ def _training_step(
 
 
 def _measure_times(name: str, quick: bool) -> list[Row]:
+    """Rows of one job: times of all contenders at a connectivity, for both kinds of input."""
     import torch
 
     import hibana as hb
@@ -97,9 +98,10 @@ def _measure_times(name: str, quick: bool) -> list[Row]:
 
 
 def _brainevent_rows(*arguments: Any) -> list[Row]:
+    """Measures brainevent in its environment; returns one row with its times or the error."""
     python = os.environ.get(VARIABLE, "")
     if not python:
-        return [{"error": "--brainevent names no Python of an environment with brainevent and jax in it"}]
+        return [{"error": "--brainevent names no Python of an environment with brainevent and jax"}]
     try:
         path = {"PYTHONPATH": str(_CHECKOUT)}
         return [measure.in_process("benchmarks.sparse", "brainevent", *arguments, python=python, **path)]
@@ -142,6 +144,7 @@ def brainevent(connectivity: float, neurons: int, steps: int, threads: int, quic
 
 
 def _measure_memory(quick: bool) -> list[Row]:
+    """Rows of one job: peak memory of SparseLinear and Linear, each in a new process."""
     size, _ = _sizes(quick)
     rows = []
     for name, connectivity in CONNECTIVITY.items():
@@ -171,7 +174,7 @@ def section(rows: list[Row]) -> Iterator[str]:
     """Lines of the report: tables of times and of memory."""
     yield (
         f"[T={STEPS}, batch {BATCH}, {NEURONS}] spikes, {RATE:.0%} firing, to {NEURONS} neurons; forward and "
-        "backward to weights and input, ms. Input: a leaf, or the output of `hb.IF`, which is timed too.\n"
+        "backward to weights and input, ms. The input is a leaf, or the output of `hb.IF`, which is timed.\n"
     )
     for kind in ("leaf", "hb.IF"):
         groups = grouped([row for row in rows if row["kind"] == kind and "ms" in row], "connectivity")

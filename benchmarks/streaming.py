@@ -58,8 +58,8 @@ def _images(channels: int, features: int) -> list[Layer]:
 _Sequence = tuple[str, tuple[int, ...], float | None, tuple[int, int], Callable[[], list[Layer]]]
 SEQUENCES: dict[str, _Sequence] = {
     "spikes": ("784-512-512-10, T=25, 5% of the inputs", (25, 784), RATE, (1, 128), _wide),
-    "dense": ("the same, an input that is dense", (25, 784), 1.0, (1, 128), _wide),
-    "constant": ("the same, dense and alike at each step", (25, 784), None, (1, 128), _wide),
+    "dense": ("the same, dense inputs", (25, 784), 1.0, (1, 128), _wide),
+    "constant": ("the same, dense inputs, constant over time", (25, 784), None, (1, 128), _wide),
     "events": (
         *("events 1x28x28, 32c3-p2-64c3-p2-10, T=8", (8, 1, 28, 28), RATE, (1, 16)),
         partial(_images, 1, 64 * 49),
@@ -87,16 +87,16 @@ def jobs(quick: bool) -> dict[str, Callable[[], list[Row]]]:
 def section(rows: list[Row]) -> Iterable[str]:
     """Lines of the report: tables of the three groups of jobs."""
     yield (
-        "A step of a stream a call, batch 1, no gradients, in µs. `hb.compile` is `stream.step`; ReLU is the "
-        "same layers without states.\n"
+        "Time per step of a stream, one step per call, batch 1, no gradients, in µs. `hb.compile` is "
+        "`stream.step`; ReLU is the same network with ReLU.\n"
     )
     steps = [row for row in rows if "network" in row]
     yield from _table_with_peers(
         steps, "network", "hb.compile", {"hibana": "**hb.compile**", "hibana-run": "hb.run"}, 1e3
     )
     yield (
-        f"{GRADIENT_STEPS} steps of a stream, a call each, and a backward through all of them, batch 1, in "
-        "ms. ReLU is the same layers without states.\n"
+        f"{GRADIENT_STEPS} steps of a stream, one step per call, and a backward through all steps, batch 1, "
+        "in ms.\n"
     )
     gradient_rows = [row for row in rows if "learned" in row]
     yield from _table_with_peers(gradient_rows, "learned", "hb.run", {"hibana-run": "**hb.run**"}, 1.0)
@@ -135,6 +135,7 @@ def _table_with_peers(
 
 
 def _measure_stream(name: str, quick: bool) -> list[Row]:
+    """Rows of one job: times of a step of a stream by each contender."""
     torch.set_num_threads(1)
     _, shape, make_layers = NETWORKS[name]
     torch.manual_seed(0)
@@ -177,6 +178,7 @@ def _scale_weights(layers: list[Layer]) -> list[Layer]:
 
 
 def _measure_gradients(name: str, quick: bool) -> list[Row]:
+    """Rows of one job: times of single steps and a backward through all of them."""
     torch.set_num_threads(1)
     _, shape, make_layers = NETWORKS[name]
     torch.manual_seed(0)
@@ -186,6 +188,8 @@ def _measure_gradients(name: str, quick: bool) -> list[Row]:
     net = _hibana_network(layers, surrogate="ATan", detach_reset=True)
 
     def training_call(make_step: Callable[[], Callable[[Tensor], Tensor]]) -> Callable[[], object]:
+        """Returns a function that runs all steps with a new state, and the backward."""
+
         def call() -> None:
             step, total = make_step(), torch.zeros(())
             for x in inputs:
@@ -219,6 +223,7 @@ def _measure_gradients(name: str, quick: bool) -> list[Row]:
 
 
 def _measure_sequences(name: str, quick: bool) -> list[Row]:
+    """Rows of one job: times of sequences by the network and by its compiled program."""
     torch.set_num_threads(1)
     _, (steps, *shape), rate, batches, make_layers = SEQUENCES[name]
     torch.manual_seed(0)
@@ -305,6 +310,7 @@ def _stateful(layers: list[Layer], neuron: Callable[[], Callable[[Tensor, Any], 
 
 
 def _snntorch(layers: list[Layer]) -> Callable[..., Any]:
+    """A function that computes the next step with snnTorch's neurons."""
     import snntorch
 
     def neuron() -> Callable[[Tensor, Any], Any]:
@@ -315,6 +321,7 @@ def _snntorch(layers: list[Layer]) -> Callable[..., Any]:
 
 
 def _spikingjelly(layers: list[Layer]) -> Callable[..., Any]:
+    """A function that computes the next step with SpikingJelly's neurons."""
     from spikingjelly.activation_based import neuron
 
     modules = [
@@ -325,6 +332,7 @@ def _spikingjelly(layers: list[Layer]) -> Callable[..., Any]:
 
 
 def _norse(layers: list[Layer]) -> Callable[..., Any]:
+    """A function that computes the next step with Norse's neurons."""
     import norse.torch as norse
 
     half = torch.tensor(DECAY)
@@ -337,6 +345,7 @@ def _norse(layers: list[Layer]) -> Callable[..., Any]:
 
 
 def _sinabs(layers: list[Layer]) -> Callable[..., Any]:
+    """A function that computes the next step with sinabs' neurons."""
     case = peers.Case("LIF", "ATan", leaky=True)
 
     def neuron() -> Callable[[Tensor, Any], Any]:

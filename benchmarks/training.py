@@ -76,6 +76,7 @@ class Net(nn.Module):
 
 
 def _neuron(contender: str) -> nn.Module:
+    """The neurons of `contender`: ReLU, IF of hibana with Box, or IF of a peer."""
     if contender.startswith("relu"):
         return nn.ReLU()
     if contender.startswith("hibana"):

@@ -12,7 +12,7 @@ CONTEXTS = ["functional_call", "checkpoint", "reentrant checkpoint", PARAMETRIZE
 
 
 class _Halved(nn.Module):
-    """A parametrization by half of the weights, which are then still multiples of a power of two."""
+    """A parametrization that halves weights; the results are exact, as weights are dyadic fractions."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * 0.5

@@ -287,6 +287,7 @@ def _run(net: nn.ModuleList, network: Deep, phase: str, number: int, dtype: torc
 def _change(
     h: Tensor, change: str | None, generator: torch.Generator, place: int, results: dict[str, Any]
 ) -> None:
+    """Writes to `h`, or puts its gradient into `results`, as `change` says."""
     mask = torch.rand(h.shape, generator=generator) < 0.5
     match change:
         case "data":

@@ -197,6 +197,7 @@ def _change(
     extra_losses: list[Tensor],
     observed: list[Any],
 ) -> None:
+    """Writes to `h`, observes its gradient in `results` or adds a loss of `h`, as `change` says."""
     generator = torch.Generator().manual_seed(seed + place)
     mask = (torch.rand(h.shape, generator=generator) < 0.5).to(h)
     name = f"hooked gradient of layer {place}"
