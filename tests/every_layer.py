@@ -1,7 +1,7 @@
-"""Every public layer with an input, and what it must give: for tests of the ways of calling a module.
+"""Every public layer with an input and its expected output, for tests of the ways of calling a module.
 
-Layers are found, not listed: one that is new is tried in each way, at the arguments below or at its defaults.
-Layers of events stand here twice more, on spikes: alone, and above the layer that made them.
+Layers are discovered: the tests also call a new layer, with the arguments below or with its defaults.
+Layers of `hb.events` have two more cases: with spikes as inputs, and above the neurons that emit them.
 """
 
 import copy
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 import hibana as hb
 
-__all__ = ["CASES", "FEW", "LAYERS", "Above", "made", "near", "reference"]
+__all__ = ["CASES", "FEW", "LAYERS", "Above", "build", "near", "reference"]
 
-smooth = hb.surrogate.ATan()
+SURROGATE = hb.surrogate.ATan()
 
 ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
-    "OverTime": lambda: hb.OverTime(hb.IFCell(surrogate=smooth)),
+    "OverTime": lambda: hb.OverTime(hb.IFCell(surrogate=SURROGATE)),
     "EachStep": lambda: hb.EachStep(nn.Linear(4, 4)),
-    "Recurrent": lambda: hb.Recurrent(hb.LIFCell(surrogate=smooth), 4),
+    "Recurrent": lambda: hb.Recurrent(hb.LIFCell(surrogate=SURROGATE), 4),
     "Delay": lambda: hb.Delay(torch.tensor([0.0, 1.0, 2.0, 1.0])),
     "DelayedLinear": lambda: hb.DelayedLinear(4, 4, max_delay=2),
-    "DelayedRecurrent": lambda: hb.DelayedRecurrent(hb.LIFCell(surrogate=smooth), 4, 2),
+    "DelayedRecurrent": lambda: hb.DelayedRecurrent(hb.LIFCell(surrogate=SURROGATE), 4, 2),
     "Window": lambda: hb.Window(4, 4, 2),
     "Linear": lambda: hb.Linear(4, 4),
     "SparseLinear": lambda: hb.SparseLinear(4, 4, 0.6),
@@ -34,19 +34,19 @@ ARGUMENTS: dict[str, Callable[[], nn.Module]] = {
     "AdaptiveAvgPool2d": lambda: hb.events.AdaptiveAvgPool2d(2),
     "AdaptiveMaxPool2d": lambda: hb.events.AdaptiveMaxPool2d(2),
     "Upsample": lambda: hb.events.Upsample(scale_factor=2),
-    "StepsDropout": lambda: hb.StepsDropout().eval(),  # in training no two calls are alike
-    "ThresholdBatchNorm2d": lambda: hb.ThresholdBatchNorm2d(2).eval(),  # torch.func takes no training of it
+    "StepsDropout": lambda: hb.StepsDropout().eval(),  # in training each call draws another mask
+    "ThresholdBatchNorm2d": lambda: hb.ThresholdBatchNorm2d(2).eval(),  # torch.func can't train it
     "Normalized": lambda: hb.Normalized(
-        hb.EachStep(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))), hb.IF(surrogate=smooth)
+        hb.EachStep(nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))), hb.IF(surrogate=SURROGATE)
     ).eval(),  # as above
     "Checkpointed": lambda: hb.Checkpointed(nn.Linear(4, 4)),
     "MaxPool2d": lambda: hb.events.MaxPool2d(2),
     "Flatten": lambda: hb.events.Flatten(),
 }
-OF_EVENTS = ("Linear", "SparseLinear", "Conv1d", "Conv2d", "Window", "DelayedLinear", "MaxPool2d", "Flatten")
+ON_SPIKES = ("Linear", "SparseLinear", "Conv1d", "Conv2d", "Window", "DelayedLinear", "MaxPool2d", "Flatten")
 
 
-def found_layers() -> dict[str, type[nn.Module]]:
+def public_layers() -> dict[str, type[nn.Module]]:
     modules = (hb, hb.events)
     public = {name: getattr(module, name) for module in modules for name in module.__all__}
     return {
@@ -56,17 +56,17 @@ def found_layers() -> dict[str, type[nn.Module]]:
     }
 
 
-LAYERS = sorted(found_layers())
-CASES = [*LAYERS, *(f"{name} {how}" for name in OF_EVENTS for how in ("of spikes", "above IF"))]
+LAYERS = sorted(public_layers())
+CASES = [*LAYERS, *(f"{name} {how}" for name in ON_SPIKES for how in ("of spikes", "above IF"))]
 
 FEW = ["CubaLIF", "IF", "LI", "PLIF", "Delay", "DelayedRecurrent", "EachStep", "Normalized", "Recurrent"]
 FEW += ["Conv2d above IF", "DelayedLinear of spikes", "Linear above IF", "MaxPool2d of spikes", "Window"]
-"""A case of each sort, for what takes a process of its own."""
+"""Cases of each kind, for tests that start a process."""
 assert set(FEW) <= set(CASES)
 
 
 class Above(nn.Module):
-    """`layer` above neurons, whose bits and support it uses."""
+    """`layer` above neurons; it uses their packed spikes and the support of their surrogate."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -76,11 +76,11 @@ class Above(nn.Module):
         return self.layer(self.neurons(x))  # type: ignore[no-any-return]
 
 
-def made(case: str) -> tuple[nn.Module, Tensor]:
-    """A layer, and an input for it."""
+def build(case: str) -> tuple[nn.Module, Tensor]:
+    """Returns the layer of `case` and an input for it."""
     torch.manual_seed(0)
     name, _, how = case.partition(" ")
-    layer = ARGUMENTS.get(name, found_layers()[name])()
+    layer = ARGUMENTS.get(name, public_layers()[name])()
     images = name.endswith("2d") or name == "Upsample" or (how and name == "Flatten")
     x = 2 * torch.rand((3, 2, 4, 4, 4) if name == "Conv3d" else (3, 2, 4, 4) if images else (3, 2, 4))
     if how:
@@ -92,7 +92,7 @@ def made(case: str) -> tuple[nn.Module, Tensor]:
 
 
 def reference(layer: nn.Module, x: Tensor) -> Tensor:
-    """What the loop, or torch's own layer, makes of `x`."""
+    """The output of `layer` for `x`, computed by the reference loop or by torch's layer."""
     if isinstance(layer, Above):
         return reference(layer.layer, reference(layer.neurons, x))
     if isinstance(layer, nn.Sequential):
@@ -102,26 +102,27 @@ def reference(layer: nn.Module, x: Tensor) -> Tensor:
     if isinstance(layer, hb.OverTime):
         return hb.unroll(layer.cell, x, backend="reference")[0]
     if isinstance(layer, hb.Recurrent | hb.DelayedRecurrent):
-        again = copy.copy(layer)
-        again.backend = "reference"
-        return again(x)  # type: ignore[no-any-return]
+        looped = copy.copy(layer)
+        looped.backend = "reference"
+        return looped(x)  # type: ignore[no-any-return]
     if isinstance(layer, hb.EachStep):
         return torch.stack([layer.module(step) for step in x])
     if isinstance(layer, hb.Delay):
         delays = layer.delay.long().tolist()
-        later = [nn.functional.pad(x[: len(x) - d, :, i], (0, 0, d, 0)) for i, d in enumerate(delays)]
-        return torch.stack(later, -1)
+        delayed = [nn.functional.pad(x[: len(x) - d, :, i], (0, 0, d, 0)) for i, d in enumerate(delays)]
+        return torch.stack(delayed, -1)
     if isinstance(layer, hb.Window | hb.DelayedLinear):
         weight = layer.weight if isinstance(layer, hb.Window) else layer.kernel()
-        before = nn.functional.pad(x.permute(1, 2, 0), (weight.shape[2] - 1, 0))
-        return nn.functional.conv1d(before, weight, layer.bias).permute(2, 0, 1)
+        padded = nn.functional.pad(x.permute(1, 2, 0), (weight.shape[2] - 1, 0))
+        return nn.functional.conv1d(padded, weight, layer.bias).permute(2, 0, 1)
     if isinstance(layer, hb.SparseLinear):
         return nn.functional.linear(x, layer.to_dense(), layer.bias)
-    if type(layer).__name__ in OF_EVENTS:
+    if type(layer).__name__ in ON_SPIKES:
         return getattr(nn, type(layer).__name__).forward(layer, x)  # type: ignore[no-any-return]
     return layer(x)  # type: ignore[no-any-return]
 
 
-def near(found: Tensor, wanted: Tensor) -> None:
-    tolerance = {"rtol": 2e-2, "atol": 2e-2} if found.dtype == torch.bfloat16 else {}
-    torch.testing.assert_close(found, wanted, **tolerance)
+def near(result: Tensor, expected: Tensor) -> None:
+    """Asserts that two tensors are close; bfloat16 to 2%."""
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if result.dtype == torch.bfloat16 else {}
+    torch.testing.assert_close(result, expected, **tolerance)

@@ -1,15 +1,15 @@
-"""A batch of gradients (``is_grads_batched``, ``torch.vmap``) is refused: kernels read one at a time."""
+"""A batch of gradients (``is_grads_batched``, ``torch.vmap``) raises an error: kernels read one."""
 
 import pytest
 import torch
 
-from every_layer import made
+from every_layer import build
 
 
 @pytest.mark.parametrize("name", ["IF", "Recurrent", "Linear above IF"])
 @pytest.mark.parametrize("by_vmap", [False, True])
 def test_a_batch_of_gradients_is_refused(name, by_vmap):
-    layer, x = made(name)
+    layer, x = build(name)
     outputs = layer(x.requires_grad_())
     grads = torch.randn(3, *outputs.shape)
 

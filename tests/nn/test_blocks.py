@@ -1,4 +1,4 @@
-"""Parts of deep networks: dropout over time, normalization to a threshold, blocks that keep their border."""
+"""Parts of deep networks: dropout over time, normalization to a threshold, checkpointed blocks."""
 
 import copy
 import random
@@ -24,14 +24,14 @@ def test_a_neuron_is_dropped_for_all_steps_or_none():
     assert layer(x) is x
 
 
-def test_the_gradient_of_dropped_neurons_is_nothing():
+def test_the_gradient_of_dropped_neurons_is_zero():
     x = torch.rand(4, 2, 30, requires_grad=True)
     out = hb.StepsDropout(0.5)(x)
     out.sum().backward()
     torch.testing.assert_close(x.grad, out.detach() / x.detach())
 
 
-def test_normalisation_to_a_threshold_is_that_of_torch_with_another_weight():
+def test_normalization_to_a_threshold_equals_torchs_with_another_weight():
     ours, theirs = hb.ThresholdBatchNorm2d(5, threshold=0.5, alpha=0.7), nn.BatchNorm2d(5)
     nn.init.constant_(theirs.weight, 0.35)
     x = torch.randn(3, 4, 5, 6, 6)
@@ -42,7 +42,7 @@ def test_normalisation_to_a_threshold_is_that_of_torch_with_another_weight():
     assert torch.equal(ours.weight.data, torch.full((5,), 0.35))
 
 
-def test_normalisation_to_a_threshold_folds():
+def test_normalization_to_a_threshold_can_be_folded():
     net = nn.Sequential(hb.EachStep(nn.Conv2d(2, 5, 3)), hb.EachStep(hb.ThresholdBatchNorm2d(5)))
     x = torch.randn(3, 4, 2, 6, 6)
     net(x)
@@ -60,7 +60,7 @@ def test_normalisation_to_a_threshold_folds():
         (lambda: hb.ThresholdBatchNorm2d(3, alpha=-1.0), "alpha must be positive, got -1.0"),
     ],
 )
-def test_what_can_not_be_is_refused(call, message):
+def test_invalid_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
@@ -84,15 +84,15 @@ def test_checkpointed_blocks_have_the_gradients_and_statistics_of_the_plain_ones
     checked = nn.Sequential(*(hb.Checkpointed(block) for block in copy.deepcopy(plain)))
     x = torch.rand(4, 3, 2, 8, 8)
     for _ in range(2):
-        found = []
+        results = []
         for net in (plain, checked):
             net.zero_grad()
             out = net(x)
             out.mul(torch.linspace(-1, 1, out.numel()).view(out.shape)).sum().backward()
             gradients = [p.grad for p in net.parameters()]
-            found.append([out.detach(), *gradients, *(b.clone() for b in net.buffers())])
-        for got, wanted in zip(*found, strict=True):
-            torch.testing.assert_close(got, wanted)
+            results.append([out.detach(), *gradients, *(b.clone() for b in net.buffers())])
+        for result, expected in zip(*results, strict=True):
+            torch.testing.assert_close(result, expected)
     assert torch.equal(plain.eval()(x), checked.eval()(x))
 
 
@@ -109,11 +109,11 @@ def _checked_by(use_reentrant):
     return checked
 
 
-def _kept(network, x):
+def _checkpointed(network, x):
     return nn.Sequential(*map(hb.Checkpointed, network))(x)
 
 
-def _kept_of_views(network, x):
+def _checkpointed_views(network, x):
     for block in network:
         flat = x.flatten(1)
         x = hb.Checkpointed(nn.Sequential(nn.Unflatten(1, x.shape[1:]), block))(flat)
@@ -156,8 +156,8 @@ def _residual(drawn):
 
 
 WAYS = {
-    "kept": _kept,
-    "kept of views": _kept_of_views,
+    "module": _checkpointed,
+    "module on views": _checkpointed_views,
     "checkpoint": _checked_by(False),
     "reentrant": _checked_by(True),
 }
@@ -166,18 +166,18 @@ WAYS = {
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("draw", [_linear, _convolutional, _residual])
-def test_a_checkpoint_is_computed_again_as_it_was_whatever_the_sizes(way, draw):
+def test_recomputing_a_checkpoint_changes_no_result_at_any_size(way, draw):
     drawn = random.Random(0)
     torch.manual_seed(0)
     for _ in range(examples(15 if draw is _linear else 6)):
         layers, shape = draw(drawn)
-        sigma = drawn.choice([hb.surrogate.Step(), hb.surrogate.Box(), hb.surrogate.ATan()])
-        neurons = [hb.IF(drawn.choice([0.05, 0.2, 1.0]), sigma, detach_reset=True) for _ in layers]
+        surrogate = drawn.choice([hb.surrogate.Step(), hb.surrogate.Box(), hb.surrogate.ATan()])
+        neurons = [hb.IF(drawn.choice([0.05, 0.2, 1.0]), surrogate, detach_reset=True) for _ in layers]
         network = nn.Sequential(*(nn.Sequential(*a, b) for a, b in zip(layers, neurons, strict=True)))
         for parameter in network.parameters():
             parameter.data.mul_(64).round_().div_(64)  # sums are exact in any order
         x = (torch.rand(shape) < 0.2).float().requires_grad_()
-        found = []
+        results = []
         for call in (_plain, WAYS[way]):
             for _ in range(2):
                 x.grad = None
@@ -185,39 +185,39 @@ def test_a_checkpoint_is_computed_again_as_it_was_whatever_the_sizes(way, draw):
                 out = call(network, x)
                 torch.manual_seed(1)
                 (out * torch.randint(-4, 5, out.shape)).sum().backward()
-            found.append([out.detach(), x.grad, *(p.grad.clone() for p in network.parameters())])
-        for got, wanted in zip(*found, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+            results.append([out.detach(), x.grad, *(p.grad.clone() for p in network.parameters())])
+        for result, expected in zip(*results, strict=True):
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_kept_at_a_border_are_bits():
-    kept, pack = [], PackedTensor.pack
+def test_spikes_between_blocks_are_saved_as_bits():
+    saved, pack = [], PackedTensor.pack
     spikes = (torch.rand(4, 2, 16, 8, 8) < 0.2).float().requires_grad_()
     block = hb.Checkpointed(_blocks()[1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PackedTensor, "pack", lambda tensor: kept.append(pack(tensor)) or kept[-1])
+        patch.setattr(PackedTensor, "pack", lambda tensor: saved.append(pack(tensor)) or saved[-1])
         block(spikes)
-    (border,) = (each for each in kept if isinstance(each, PackedTensor))
+    (border,) = (each for each in saved if isinstance(each, PackedTensor))
     assert border.shape == spikes.shape
     assert border.bits.nbytes == spikes.nbytes / 32
 
 
 @pytest.mark.cover(2)
 @pytest.mark.parametrize("factor", [1.0, 0.25, 1 / 0.7])
-@pytest.mark.parametrize("most", [1, 3, 15])
+@pytest.mark.parametrize("highest", [1, 3, 15])
 @pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1)])
-def test_a_tensor_comes_back_from_bits_as_it_was(factor, most, order):
-    x = (torch.randint(0, most + 1, (4, 16, 8, 10)) * factor).permute(order)
-    kept = PackedTensor.pack(x)
-    assert isinstance(kept, PackedTensor)
-    back = PackedTensor.unpack(kept)
-    assert torch.equal(back, x)
-    assert back.stride() == x.stride()
+def test_unpacking_restores_a_packed_tensor(factor, highest, order):
+    x = (torch.randint(0, highest + 1, (4, 16, 8, 10)) * factor).permute(order)
+    packed = PackedTensor.pack(x)
+    assert isinstance(packed, PackedTensor)
+    unpacked = PackedTensor.unpack(packed)
+    assert torch.equal(unpacked, x)
+    assert unpacked.stride() == x.stride()
 
 
 @pytest.mark.parametrize(
     "x", [torch.rand(80, 64), torch.ones(2, 64), torch.ones(80, 64)[:, ::2]], ids=range(3)
 )
-def test_what_bits_can_not_say_or_need_not_is_kept_as_it_is(x):
+def test_tensors_that_are_not_packed_are_returned_unchanged(x):
     assert PackedTensor.pack(x) is x
     assert PackedTensor.unpack(x) is x

@@ -7,7 +7,7 @@ from torch import nn
 import hibana as hb
 from hibana.nn import checking
 
-pytestmark = pytest.mark.filterwarnings("error::hibana.NetworkWarning")  # those of silent layers too
+pytestmark = pytest.mark.filterwarnings("error::hibana.NetworkWarning")  # also for silent layers
 
 
 def over_time(*layers, features=5):
@@ -27,7 +27,7 @@ class Compared(hb.Cell):
 
 
 class ComparedInPython(Compared):
-    """The same, which no kernel serves."""
+    """The same neuron with a branch in Python, which no kernel supports."""
 
     def forward(self, input_, v_previous, s_previous):
         if input_.detach().sum().item() < 0:
@@ -76,7 +76,7 @@ def test_neurons_of_a_tensor_of_thresholds_are_named():
     ],
     ids=["spikes", "smooth", "readout", "recurrent", "reference"],
 )
-def test_of_a_layer_that_passes_a_gradient_on_nothing_is_said(layer):
+def test_a_layer_that_passes_a_gradient_on_gets_no_hint(layer):
     net, x = over_time(layer, nn.Linear(8, 3))
     net(x).sum().backward()
     assert net[0].weight.grad.any()
@@ -84,12 +84,12 @@ def test_of_a_layer_that_passes_a_gradient_on_nothing_is_said(layer):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_few_steps_from_rest_say_nothing_of_the_gradient(steps):
+def test_few_steps_from_rest_give_no_hint(steps):
     net, x = over_time(hb.IF(threshold=100.0))
     assert not hb.check(net, x[:steps]).hints
 
 
-def test_of_no_sample_nothing_is_said():
+def test_an_empty_batch_is_accepted():
     net, x = over_time(hb.IF())
     net(x[:, :0]).sum().backward()
     assert "read as 6 steps of 0 samples" in repr(hb.check(net, x[:, :0]))
@@ -108,7 +108,7 @@ IMAGES = torch.rand(4, 2, 3, 8, 8)
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_layer_that_knows_no_time_says_each_step(layer, sizes):
+def test_the_error_of_an_image_layer_recommends_each_step(layer, sizes):
     name = type(layer).__name__
     with pytest.raises(
         ValueError, match=rf"input of {name} must be \[N, channels, {sizes}\].*EachStep\({name}"
@@ -139,8 +139,8 @@ WRONG = {
 @pytest.mark.parametrize("name", WRONG)
 @torch.no_grad()
 def test_check_names_the_first_layer_with_a_wrong_axis(name):
-    layers, shape, named = WRONG[name]
-    with pytest.raises(ValueError, match=rf"layer {named}.*(EachStep|Flatten\(2\))"):
+    layers, shape, layer_name = WRONG[name]
+    with pytest.raises(ValueError, match=rf"layer {layer_name}.*(EachStep|Flatten\(2\))"):
         hb.check(nn.Sequential(*layers), torch.rand(shape))
 
 
@@ -157,10 +157,10 @@ def convolutional():
     )
 
 
-def test_check_of_a_sound_network_says_nothing_and_changes_nothing():
+def test_check_of_a_correct_network_reports_and_changes_nothing():
     net = convolutional()
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    drawn = torch.get_rng_state()
+    generator_state = torch.get_rng_state()
     checked = hb.check(net, IMAGES)
     assert repr(checked).splitlines() == [
         "<hb.check of Sequential>",
@@ -169,7 +169,7 @@ def test_check_of_a_sound_network_says_nothing_and_changes_nothing():
     ]
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(parameter.grad is None for parameter in net.parameters())
-    assert torch.equal(torch.get_rng_state(), drawn)
+    assert torch.equal(torch.get_rng_state(), generator_state)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
@@ -186,7 +186,7 @@ def test_check_of_recurrent_layers_with_delays(layer):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_nan_in_an_input_is_found_though_no_output_shows_it(value):
+def test_nan_in_an_input_is_reported_even_if_all_outputs_are_finite(value):
     net, x = over_time(hb.LIF(), nn.Linear(8, 3), hb.LI())
     x[3, 1, 2] = value
     silent, outputs = nn.Sequential(net[0], net[1]), net(x)
@@ -226,14 +226,14 @@ def test_check_names_the_module_and_the_step_that_make_infinity():
 
 
 class Grows(hb.Cell):
-    """Its hidden state overflows; what it emits does not show it."""
+    """Its hidden state overflows while its output stays finite."""
 
     def forward(self, input_, u_previous, v_previous):
         u = u_previous * 1e20 + input_
         return u, v_previous + (u > 1).float()
 
 
-def test_check_looks_at_the_states_of_a_cell():
+def test_check_inspects_the_states_of_a_cell():
     net, x = over_time(hb.OverTime(Grows()))
     with torch.no_grad(), hb.check(net), pytest.raises(ValueError, match=r"state u of layer '1' .*at step 2"):
         net(x)

@@ -1,4 +1,4 @@
-"""`hb.Delay` and `hb.DelayedLinear`: what comes out later, in pieces, and learned by interpolation."""
+"""`hb.Delay` and `hb.DelayedLinear`: their outputs, runs in pieces, and delays learned by interpolation."""
 
 import copy
 
@@ -11,48 +11,48 @@ from torch import nn
 import hibana as hb
 
 
-def later(x, steps):
-    """`x`, ``[T, ...]``, moved on by `steps`, with zeros before."""
+def delayed(x, steps):
+    """`x`, ``[T, ...]``, delayed by `steps`, starting with zeros."""
     return torch.cat([torch.zeros_like(x[:steps]), x[: len(x) - steps]]) if steps else x
 
 
-def test_each_neuron_has_its_own_delay():
+def test_each_neuron_has_a_separate_delay():
     x = torch.rand(9, 3, 4)
-    found = hb.Delay(torch.tensor([0.0, 1.0, 5.0, 8.0]))(x)
-    assert torch.equal(found, torch.stack([later(x[..., n], d) for n, d in enumerate([0, 1, 5, 8])], -1))
+    result = hb.Delay(torch.tensor([0.0, 1.0, 5.0, 8.0]))(x)
+    assert torch.equal(result, torch.stack([delayed(x[..., n], d) for n, d in enumerate([0, 1, 5, 8])], -1))
     images = torch.rand(9, 3, 2, 4, 5)
-    assert torch.equal(hb.Delay(3)(images), later(images, 3))
+    assert torch.equal(hb.Delay(3)(images), delayed(images, 3))
     by_channel = hb.Delay(torch.tensor([0.0, 2.0])[:, None, None])(images)
-    assert torch.equal(by_channel, torch.stack([images[:, :, 0], later(images[:, :, 1], 2)], 2))
+    assert torch.equal(by_channel, torch.stack([images[:, :, 0], delayed(images[:, :, 1], 2)], 2))
 
 
 def test_a_learned_delay_is_interpolated_in_training_and_rounded_in_evaluation():
     layer = hb.Delay(torch.tensor([0.0, 1.25, 2.75]), 4, learn=True, sigma=0.0)
     x = torch.rand(8, 2, 3)
-    found = layer(x)
-    wanted = [x[..., 0], 0.75 * later(x[..., 1], 1) + 0.25 * later(x[..., 1], 2)]
-    wanted.append(0.25 * later(x[..., 2], 2) + 0.75 * later(x[..., 2], 3))
-    torch.testing.assert_close(found, torch.stack(wanted, -1))
+    result = layer(x)
+    expected = [x[..., 0], 0.75 * delayed(x[..., 1], 1) + 0.25 * delayed(x[..., 1], 2)]
+    expected.append(0.25 * delayed(x[..., 2], 2) + 0.75 * delayed(x[..., 2], 3))
+    torch.testing.assert_close(result, torch.stack(expected, -1))
     assert torch.equal(
-        layer.eval()(x), torch.stack([x[..., 0], later(x[..., 1], 1), later(x[..., 2], 3)], -1)
+        layer.eval()(x), torch.stack([x[..., 0], delayed(x[..., 1], 1), delayed(x[..., 2], 3)], -1)
     )
     assert layer.steps.tolist() == [0, 1, 3]
 
 
 @pytest.mark.parametrize("sigma", [0.0, 0.5, 3.0])
-def test_every_synapse_has_its_own_delay(sigma):
+def test_every_synapse_has_a_separate_delay(sigma):
     layer = hb.DelayedLinear(3, 4, 6, sigma=sigma)
     x = (torch.rand(10, 40, 3) < 0.3).float()
-    back = torch.arange(7.0)
-    distance = back - layer.delay[..., None]
+    lags = torch.arange(7.0)
+    distance = lags - layer.delay[..., None]
     kernel = (1 - distance.abs()).clamp(min=0) if sigma == 0 else torch.exp(-(distance**2) / (2 * sigma**2))
     kernel = layer.weight[..., None] * kernel / kernel.sum(-1, keepdim=True)
     for mode in ("events", "dense"):
         layer.mode = mode
-        wanted = sum(later(x, k) @ kernel[..., k].T for k in range(7)) + layer.bias
-        torch.testing.assert_close(layer(x), wanted)
+        expected = sum(delayed(x, k) @ kernel[..., k].T for k in range(7)) + layer.bias
+        torch.testing.assert_close(layer(x), expected)
         assert layer.explain().startswith(mode)
-    rounded = sum(later(x, k) @ (layer.weight * (layer.steps == k)).T for k in range(7)) + layer.bias
+    rounded = sum(delayed(x, k) @ (layer.weight * (layer.steps == k)).T for k in range(7)) + layer.bias
     torch.testing.assert_close(layer.eval()(x), rounded)
     layer.mode = "events"
     with torch.no_grad():
@@ -63,21 +63,21 @@ def test_every_synapse_has_its_own_delay(sigma):
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "bias"), [(70, 3, True), (64, 130, False), (1, 1, True)])
-def test_whole_delays_are_added_spike_by_spike(inputs, outputs, bias):
+def test_integer_delays_are_added_spike_by_spike(inputs, outputs, bias):
     layer = hb.DelayedLinear(inputs, outputs, 9, bias).eval()
     layer.mode = "events"
     for density in (0.0, 0.05, 1.0):
         x = (torch.rand(13, 5, inputs) < density).float()
         layer.mode = "dense"
-        wanted = layer(x)
+        expected = layer(x)
         layer.mode = "events"
         with torch.no_grad():
-            torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(layer(x), expected, rtol=1e-4, atol=1e-5)
             assert "one addition per synapse" in layer.explain()
 
 
 def gradients(layer, mode, x, training, below=None):
-    """Of a layer's parameters, and of what `below` made of `x`, if it is one."""
+    """Outputs and parameter gradients; with a layer `below`, also the gradient of `x`."""
     layer.mode = mode
     layer.train(training).zero_grad()
     current = x.clone().requires_grad_()
@@ -86,26 +86,26 @@ def gradients(layer, mode, x, training, below=None):
     (out * torch.randn(out.shape)).sum().backward()
     assert layer.explain().startswith(mode)
     assert mode == "dense" or "one addition per synapse" in layer.explain()
-    found = [out, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
-    return found if below is None else [*found, current.grad]
+    results = [out, *(p.grad.clone() for p in layer.parameters() if p.grad is not None)]
+    return results if below is None else [*results, current.grad]
 
 
 @pytest.mark.parametrize(("inputs", "outputs", "bias"), [(70, 3, True), (64, 130, False), (1, 1, True)])
 @pytest.mark.parametrize("training", [True, False])
-def test_between_two_steps_each_synapse_is_added_to_with_its_gradient(inputs, outputs, bias, training):
+def test_outputs_and_gradients_of_fractional_delays_equal_the_dense_ones(inputs, outputs, bias, training):
     torch.manual_seed(0)
     layer = hb.DelayedLinear(inputs, outputs, 9, bias, sigma=0.0)
     with torch.no_grad():
-        layer.delay[0, 0] = 9.0  # the longest
+        layer.delay[0, 0] = 9.0  # the maximum
     for density in (0.0, 0.05, 1.0):
         x = (torch.rand(13, 5, inputs) < density).float()
-        by_events, densely = (gradients(layer, mode, x, training) for mode in ("events", "dense"))
-        for found, wanted in zip(by_events, densely, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        by_events, by_product = (gradients(layer, mode, x, training) for mode in ("events", "dense"))
+        for by_event, dense in zip(by_events, by_product, strict=True):
+            torch.testing.assert_close(by_event, dense, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_a_gradient_passes_delayed_synapses_where_the_layer_below_takes_one(training):
+def test_the_gradient_of_a_layer_below_equals_the_dense_one(training):
     torch.manual_seed(0)
     layer = hb.DelayedLinear(64, 10, 9, sigma=0.0)
     current = torch.randn(13, 5, 64) * 0.6
@@ -114,23 +114,23 @@ def test_a_gradient_passes_delayed_synapses_where_the_layer_below_takes_one(trai
             gradients(layer, mode, current, training, below) for mode in ("events", "dense")
         )
         assert by_events[-1].any()
-        for found, wanted in zip(by_events, densely, strict=True):
-            torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        for result, expected in zip(by_events, densely, strict=True):
+            torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_a_gradient_that_is_looked_at_is_everywhere_with_delayed_synapses():
+def test_a_retained_gradient_of_spikes_is_complete():
     torch.manual_seed(0)
     layer = hb.DelayedLinear(64, 10, 9, sigma=0.0)
     neurons = hb.LIF(surrogate=hb.surrogate.Box(width=0.1))
-    found = []
+    grads = []
     for layer.mode in ("events", "dense"):
         torch.manual_seed(1)
         spikes = neurons((torch.randn(13, 5, 64) * 0.6).requires_grad_())
         spikes.retain_grad()
         layer(spikes).square().sum().backward()
         assert layer.explain().startswith(layer.mode)
-        found.append(spikes.grad)
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+        grads.append(spikes.grad)
+    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-4)
 
 
 @given(cuts=st.lists(st.integers(1, 11), unique=True, max_size=5).map(sorted))
@@ -156,10 +156,10 @@ def test_its_gradient_is_that_of_the_interpolation():
     for layer in (hb.Delay(torch.rand(3) * 4, 4, learn=True), hb.DelayedLinear(3, 2, 4)):
         layer.double()
         x = torch.rand(7, 2, 3, dtype=torch.float64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda *given, layer=layer: layer(given[0]), (x, *layer.parameters()))
+        assert torch.autograd.gradcheck(lambda *args, layer=layer: layer(args[0]), (x, *layer.parameters()))
 
 
-def test_a_delay_that_an_optimiser_takes_beyond_its_range_is_turned_back():
+def test_a_delay_beyond_its_range_is_reflected():
     layer = hb.Delay(torch.tensor([1.0, 1.0, 0.0, 4.0]), 4, learn=True, sigma=1.0)
     with torch.no_grad():
         layer.delay.copy_(torch.tensor([-0.5, 4.75, 0.0, 4.0]))  # the last two are at their bounds
@@ -174,7 +174,7 @@ def test_a_delay_that_an_optimiser_takes_beyond_its_range_is_turned_back():
     [lambda: hb.Delay(torch.rand(3) * 4, 4, learn=True), lambda: hb.DelayedLinear(3, 2, 9)],
     ids=["Delay", "DelayedLinear"],
 )
-def test_delays_that_are_fixed_are_whole_in_training_too(layer):
+def test_fixed_delays_are_integers_in_training_too(layer):
     torch.manual_seed(0)
     layer = layer()
     x = (torch.rand(12, 40, 3) < 0.3).float()
@@ -186,24 +186,24 @@ def test_delays_that_are_fixed_are_whole_in_training_too(layer):
     assert not layer.delay.requires_grad
 
 
-def test_a_lag_is_found():
+def test_training_recovers_the_lags():
     torch.manual_seed(0)
     x = (torch.rand(100, 8, 4) < 0.1).float()
     lags = torch.tensor([1, 9, 4, 6])
-    wanted = torch.stack([later(x[..., n], lag) for n, lag in enumerate(lags)], -1)
+    expected = torch.stack([delayed(x[..., n], lag) for n, lag in enumerate(lags)], -1)
     layer = hb.Delay(torch.full([4], 5.0), 10, learn=True)
     optimizer = torch.optim.Adam(layer.parameters(), 0.2)
     for step in range(80):
         hb.narrow_delays(layer, step / 79)
         optimizer.zero_grad()
-        (layer(x) - wanted).square().mean().backward()
+        (layer(x) - expected).square().mean().backward()
         optimizer.step()
     assert torch.equal(layer.steps, lags)
-    assert torch.equal(layer.eval()(x), wanted)
+    assert torch.equal(layer.eval()(x), expected)
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "message"),
     [
         (lambda: hb.Delay(-1.0), r"delay must lie in \[0, max_delay\], in steps, got -1.0"),
         (lambda: hb.Delay(3.0, 2), r"delay must lie in \[0, max_delay\], in steps, got 3.0, max_delay=2"),
@@ -221,8 +221,8 @@ def test_a_lag_is_found():
         (lambda: hb.narrow_delays(hb.Delay(1.0), 1.5), r"progress must lie in \[0, 1\], got 1.5"),
     ],
 )
-def test_what_makes_no_sense_is_refused(call, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
 
 
@@ -234,10 +234,10 @@ def test_long_delays_are_added_one_by_one(longest, one_by_one):
 
 
 OUTSIDE = [-0.6, -1e9, 9.4, 1e9, torch.inf, -torch.inf, 9.0, 0.0]
-"""Delays of a layer whose longest is 9 steps; the bounds too."""
+"""Delays for a layer with `max_delay` 9: outside of the range, and at its bounds."""
 
 
-class Itself(nn.Module):
+class Identity(nn.Module):
     """A parametrization that changes nothing."""
 
     def forward(self, value):
@@ -245,7 +245,7 @@ class Itself(nn.Module):
 
 
 def with_delays(layer, how):
-    """A function of the input that computes `layer` with tensors that are no parameters, holding the same."""
+    """A function of the input that computes `layer` with equal tensors instead of its parameters."""
     held = {name: parameter.detach().clone() for name, parameter in layer.named_parameters()}
     if how == "functional_call":
         return lambda x: torch.func.functional_call(layer, held, (x,))
@@ -253,7 +253,7 @@ def with_delays(layer, how):
         stacked = {name: tensor[None] for name, tensor in held.items()}
         return lambda x: torch.vmap(lambda each: torch.func.functional_call(layer, each, (x,)))(stacked)[0]
     parametrized = copy.deepcopy(layer)
-    nn.utils.parametrize.register_parametrization(parametrized, "delay", Itself())
+    nn.utils.parametrize.register_parametrization(parametrized, "delay", Identity())
     return parametrized
 
 
@@ -269,10 +269,10 @@ def test_any_tensor_of_delays_is_reflected_into_its_range(how, mode, sigma, trai
     with torch.no_grad():
         layer.delay[2] = torch.tensor(OUTSIDE)
     x = (torch.rand(13, 4, len(OUTSIDE)) < 0.3).float()
-    called = with_delays(layer, how)
+    substituted = with_delays(layer, how)
     with torch.no_grad():
-        torch.testing.assert_close(called(x), layer(x))
-    torch.testing.assert_close(called(x), layer(x))
+        torch.testing.assert_close(substituted(x), layer(x))
+    torch.testing.assert_close(substituted(x), layer(x))
 
 
 @pytest.mark.parametrize("how", ["functional_call", "vmap", "parametrization"])
@@ -300,12 +300,12 @@ def test_no_delay_lies_outside_its_range(delay, learn):
         synapses.delay[0, 0] = delay
     spikes = (torch.rand(13, 4, 2) < 0.5).float()
     for synapses.training in (True, False):
-        found = synapses(spikes)
+        outputs = synapses(spikes)
         assert "one addition per synapse" in synapses.explain()
-        assert found[..., 1:].isfinite().all()
+        assert outputs[..., 1:].isfinite().all()
 
 
-def test_a_fixed_layer_stays_fixed_where_its_delays_are_no_parameter():
+def test_a_fixed_layer_stays_fixed_with_substituted_delays():
     layer = hb.DelayedLinear(3, 2, 9)
     hb.fix_delays(layer)
     x = torch.rand(13, 4, 3)

@@ -1,4 +1,4 @@
-"""Codings against their closed forms."""
+"""Input codings against their closed forms."""
 
 import math
 
@@ -89,7 +89,7 @@ def test_delta_reconstructs_a_slow_signal_to_its_threshold():
     assert spikes.sum() > 50
 
 
-def test_delta_of_a_still_signal_is_silent_and_on_and_off_never_meet():
+def test_delta_of_a_constant_signal_is_silent_and_on_and_off_exclude_each_other():
     assert encode.delta(torch.full([5, 2, 3], 4.0), 0.1).sum() == 0
     spikes = encode.delta(torch.randn(100, 2, 3, generator=seeded()), 0.5)
     assert (spikes[:, :, 0] * spikes[:, :, 1]).sum() == 0
@@ -112,7 +112,7 @@ def test_population_scales_with_the_interval():
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "words"),
+    ("call", "error", "message"),
     [
         (lambda: encode.constant(torch.ones(2, dtype=torch.int64), 3), TypeError, "values.float()"),
         (lambda: encode.constant([1.0], 3), TypeError, "got list"),
@@ -130,10 +130,10 @@ def test_population_scales_with_the_interval():
         (lambda: encode.named("morse"), ValueError, "constant, poisson, latency, population; got 'morse'"),
     ],
 )
-def test_bad_input_gets_a_sentence(call, error, words):
-    with pytest.raises(error, match=words):
+def test_invalid_arguments_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
         call()
 
 
-def test_codings_are_found_by_name():
+def test_named_returns_a_coding():
     assert encode.named("poisson") is encode.poisson

@@ -1,4 +1,4 @@
-"""What an inference takes: every count by hand on small networks; prices, levels of memory, counters."""
+"""Energy of an inference: every count by hand on small networks; prices, memory levels, counters."""
 
 import pytest
 import torch
@@ -27,51 +27,51 @@ def network(*, bias=True):
 def test_a_spiking_network_by_hand():
     net, x = network(), spikes(4, 6, 3)
     net[0].weight.abs_().mul_(4)
-    found = energy(net, x).network
+    result = energy(net, x).network
     hidden = net[1](net[0](x))
-    first, second, given = (int(each.sum()) for each in (x, hidden, hidden))
-    assert given > 0
+    first, second, emitted = (int(tensor.sum()) for tensor in (x, hidden, hidden))
+    assert emitted > 0
     acs = first * 5 + second * 2
     steps = 4 * 6
     biases = steps * 7
     # IF: 1 - s, times v, plus the input; less the threshold; LI: v times its decay, plus the input
     of_neurons = {"additions": 3 * 5 + 1 * 2, "multiplications": 1 * 5 + 1 * 2}
-    assert found.additions == pytest.approx((acs + biases + steps * of_neurons["additions"]) / 6)
-    assert found.multiplications == pytest.approx(steps * of_neurons["multiplications"] / 6)
-    assert found.reads == pytest.approx(
+    assert result.additions == pytest.approx((acs + biases + steps * of_neurons["additions"]) / 6)
+    assert result.multiplications == pytest.approx(steps * of_neurons["multiplications"] / 6)
+    assert result.reads == pytest.approx(
         {
             ("weights", SMALL): (acs + biases) / 6,
             ("states", SMALL): (acs + steps * 7) / 6,
             ("activations", SMALL): (first + second + steps * 7) / 6,
         }
     )
-    assert found.writes == pytest.approx(
-        {("states", SMALL): (acs + steps * 7) / 6, ("activations", SMALL): given / 6}
+    assert result.writes == pytest.approx(
+        {("states", SMALL): (acs + steps * 7) / 6, ("activations", SMALL): emitted / 6}
     )
-    accesses = sum(found.reads.values()) + sum(found.writes.values())
-    assert found.memory == pytest.approx(accesses * 10e-12 / 2)
-    assert found.arithmetic == pytest.approx(found.additions * 0.9e-12 + found.multiplications * 3.7e-12)
-    assert sum(found.layers.values()) == pytest.approx(found.joules)
-    assert set(found.layers) == {"0", "1", "2", "3"}
-    assert found.uncounted == ()
+    accesses = sum(result.reads.values()) + sum(result.writes.values())
+    assert result.memory == pytest.approx(accesses * 10e-12 / 2)
+    assert result.arithmetic == pytest.approx(result.additions * 0.9e-12 + result.multiplications * 3.7e-12)
+    assert sum(result.layers.values()) == pytest.approx(result.joules)
+    assert set(result.layers) == {"0", "1", "2", "3"}
+    assert result.uncounted == ()
 
 
 def test_a_dense_network_by_hand():
     dense = nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 2))
     x = torch.rand(6, 3)
-    found = energy(network(), x.expand(4, 6, 3), against=(dense, x[None])).against
-    assert (found.multiplications, found.additions) == (25, 25 + 7)
-    assert found.reads == {("weights", SMALL): 32, ("activations", SMALL): 8}
-    assert found.writes == {("activations", SMALL): 7}
-    assert found.uncounted == ("ReLU",)
+    result = energy(network(), x.expand(4, 6, 3), against=(dense, x[None])).against
+    assert (result.multiplications, result.additions) == (25, 25 + 7)
+    assert result.reads == {("weights", SMALL): 32, ("activations", SMALL): 8}
+    assert result.writes == {("activations", SMALL): 7}
+    assert result.uncounted == ("ReLU",)
 
 
 def test_zeros_and_ones_are_values_to_a_dense_network():
     dense = nn.Sequential(nn.Linear(3, 5))
     x = spikes(1, 6, 3)
-    found = energy(dense, x, against=dense)
-    assert found.against.multiplications == 15
-    assert found.network.multiplications == 0
+    result = energy(dense, x, against=dense)
+    assert result.against.multiplications == 15
+    assert result.network.multiplications == 0
     same = x.expand(4, 6, 3)
     assert energy(dense, same, against=dense).against.multiplications == 15
 
@@ -89,18 +89,18 @@ def test_a_convolution_by_hand():
     net = nn.Sequential(hb.EachStep(nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False)), hb.IF())
     net.requires_grad_(False)
     x = spikes(4, 2, 2, 7, 6)
-    found = energy(net, x).network
+    result = energy(net, x).network
     count = SynOps()
     with count.watch(net):
         outputs = net(x)
     acs = count.compute()["acs"].item()
     assert outputs.shape[2:] == (3, 4, 3)
-    assert found.reads[("weights", SMALL)] == acs
+    assert result.reads[("weights", SMALL)] == acs
     updates = 4 * 36
-    assert found.additions == acs + 3 * updates
-    assert found.reads[("states", SMALL)] == acs + updates
+    assert result.additions == acs + 3 * updates
+    assert result.reads[("states", SMALL)] == acs + updates
     values = energy(net, x + 0.5).network
-    every = 3 * sum(
+    taps = 3 * sum(
         1
         for row in range(4)
         for column in range(3)
@@ -108,17 +108,17 @@ def test_a_convolution_by_hand():
         for j in range(3)
         if 0 <= 2 * row - 1 + i < 7 and 0 <= 2 * column - 1 + j < 6
     )
-    assert values.multiplications == 4 * every * 2 + updates
-    assert values.reads[("weights", SMALL)] == 4 * every * 2
-    assert values.writes[("activations", SMALL)] == 4 * 36 + outputs_of(net, x + 0.5) / 2
+    assert values.multiplications == 4 * taps * 2 + updates
+    assert values.reads[("weights", SMALL)] == 4 * taps * 2
+    assert values.writes[("activations", SMALL)] == 4 * 36 + spike_count(net, x + 0.5) / 2
 
 
-def outputs_of(net, x):
+def spike_count(net, x):
     return int(net(x).sum())
 
 
 @pytest.mark.parametrize("padding", ["same", "valid", 2])
-def test_what_a_convolution_gives_is_written_once(padding):
+def test_each_output_of_a_convolution_is_written_once(padding):
     line, image = nn.Conv1d(2, 3, 3, padding=padding), nn.Conv2d(2, 3, 3, padding=padding, dilation=2)
     for layer, shape in ((line, (2, 9)), (image, (2, 9, 8))):
         x = torch.rand(5, 4, *shape)
@@ -140,15 +140,15 @@ def test_what_a_convolution_gives_is_written_once(padding):
     ],
     ids=lambda layer: type(layer).__name__,
 )
-def test_synaptic_operations_are_those_of_syn_ops(layer):
+def test_synaptic_operations_equal_those_of_syn_ops(layer):
     net, x = nn.Sequential(layer, hb.LI()).requires_grad_(False).eval(), spikes(7, 2, 3, rate=0.6)
     count = SynOps()
     with count.watch(net):
         net(x)
     synapses = [module for module in net.modules() if getattr(module, "weight", None) is not None]
     biases = sum(module.bias is not None for module in synapses) * 7 * net(x).shape[2]
-    found = energy(net, x).network
-    words = sum(count for (what, _), count in found.reads.items() if what == "weights")
+    result = energy(net, x).network
+    words = sum(count for (kind, _), count in result.reads.items() if kind == "weights")
     assert words == count.compute()["acs"].item() + biases
     assert words > 0
 
@@ -157,8 +157,8 @@ def test_a_large_memory_costs_more():
     sizes = {40: (SMALL, 10), 80: ("32 KiB SRAM", 20), 500: ("1 MiB SRAM", 100), 600: ("DRAM", 1300)}
     for features, (level, joules) in sizes.items():
         layer = nn.Linear(features, features, bias=False).requires_grad_(False)
-        found = energy(layer, spikes(2, 3, features)).network
-        assert [where for what, where in found.reads if what == "weights"] == [level]
+        result = energy(layer, spikes(2, 3, features)).network
+        assert [memory for kind, memory in result.reads if kind == "weights"] == [level]
         (price,) = [e for name, (_, e) in LEVELS.items() if name == level]
         assert price == pytest.approx(joules * 1e-12)
 
@@ -178,29 +178,29 @@ def test_narrow_numbers_cost_less():
 def test_batches_add_up_and_the_mode_stays():
     net, x = network().train(), spikes(4, 6, 3)
     net[1].eval()
-    whole = energy(net, x)
+    full = energy(net, x)
     parts = energy(net, [(x[:, :2], "labels"), x[:, 2:]])
-    assert whole.network.reads == pytest.approx(parts.network.reads)
-    assert whole.network.joules == pytest.approx(parts.network.joules)
+    assert full.network.reads == pytest.approx(parts.network.reads)
+    assert full.network.joules == pytest.approx(parts.network.joules)
     assert [module.training for module in net] == [True, False, True, True]
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net)
-    for nothing in ([], x[:, :0], torch.ones(3)):
+    for empty in ([], x[:, :0], torch.ones(3)):
         with pytest.raises(ValueError, match=r"data must hold at least one sample, \[T, batch, ...\]"):
-            energy(net, nothing)
+            energy(net, empty)
 
 
-def test_what_is_not_counted_is_named():
-    class Own(nn.Module):
+def test_uncounted_modules_are_named():
+    class Doubling(nn.Module):
         def forward(self, x):
             return x * 2
 
-    net = nn.Sequential(nn.Linear(3, 4), Own(), hb.IF()).requires_grad_(False)
-    found = energy(net, spikes(4, 6, 3))
-    assert found.network.uncounted == ("Own",)
-    assert "- not counted: Own\n" in f"{found}\n"
+    net = nn.Sequential(nn.Linear(3, 4), Doubling(), hb.IF()).requires_grad_(False)
+    result = energy(net, spikes(4, 6, 3))
+    assert result.network.uncounted == ("Doubling",)
+    assert "- not counted: Doubling\n" in f"{result}\n"
 
 
-def test_weights_beside_inner_layers_are_said_not_to_be_counted():
+def test_modules_with_weights_beside_inner_layers_are_named_as_uncounted():
     class Attending(nn.Module):
         def __init__(self):
             super().__init__()

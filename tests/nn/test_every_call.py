@@ -1,6 +1,6 @@
-"""Every public layer through every way of calling a module: the reference's numbers, or an error that helps.
+"""Every public layer in every way of calling a module: the reference's results, or a helpful error.
 
-What takes a process is in `test_every_process.py`.
+Tests of several processes are in `test_every_process.py`.
 """
 
 import copy
@@ -22,21 +22,21 @@ from torch.utils.checkpoint import checkpoint
 
 import hibana as hb
 from conformance.suite import CELLS
-from every_layer import CASES, LAYERS, Above, made, near, reference
+from every_layer import CASES, LAYERS, Above, build, near, reference
 
 pytestmark = [
     pytest.mark.cover(1),
     pytest.mark.filterwarnings(
         "ignore::torch.jit.TracerWarning",
         "ignore::DeprecationWarning",
-        "ignore:.*torch.jit.* is deprecated:FutureWarning",  # of the test's own call of torch.jit
+        "ignore:.*torch.jit.* is deprecated:FutureWarning",  # from the calls of torch.jit in this file
     ),
 ]
 
 
 @pytest.fixture(params=CASES)
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
-    return made(request.param)
+    return build(request.param)
 
 
 @pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
@@ -50,12 +50,12 @@ def test_every_neuron_has_a_layer() -> None:
     assert {kind.__name__.removesuffix("Cell") for kind in CELLS} <= set(LAYERS)
 
 
-ADDED = ("Linear", "Conv1d", "Conv2d", "Window", "DelayedLinear")
+LINEAR = ("Linear", "Conv1d", "Conv2d", "Window", "DelayedLinear")
 
 
-@pytest.mark.parametrize("name", [f"{kind} {how}" for kind in ADDED for how in ("of spikes", "above IF")])
-def test_what_is_of_spikes_is_added_per_spike(name: str) -> None:
-    layer, x = made(name)
+@pytest.mark.parametrize("name", [f"{kind} {how}" for kind in LINEAR for how in ("of spikes", "above IF")])
+def test_products_with_spikes_are_added_per_spike(name: str) -> None:
+    layer, x = build(name)
     layer(x.requires_grad_())
     assert getattr(layer, "layer", layer).explain().startswith("events")
 
@@ -63,44 +63,44 @@ def test_what_is_of_spikes_is_added_per_spike(name: str) -> None:
 def test_gradients(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     x.requires_grad_()
-    learned = [x, *(p for p in layer.parameters())]
-    for found, wanted in zip(
-        torch.autograd.grad(layer(x).square().sum(), learned),
-        torch.autograd.grad(reference(layer, x).square().sum(), learned),
+    differentiated = [x, *(p for p in layer.parameters())]
+    for grad, expected in zip(
+        torch.autograd.grad(layer(x).square().sum(), differentiated),
+        torch.autograd.grad(reference(layer, x).square().sum(), differentiated),
         strict=True,
     ):
-        near(found, wanted)
+        near(grad, expected)
 
 
-OF_IMAGES = (
+IMAGE_LAYERS = (
     "Conv1d",
     "Conv2d",
     "MaxPool2d",
     "Flatten",
-)  # their batch is the first axis, that of neurons the second
-ONE_BATCH = [case for case in CASES if case not in {f"{name} above IF" for name in OF_IMAGES}]
+)  # the batch is their first axis; for neurons it is the second
+ONE_BATCH = [case for case in CASES if case not in {f"{name} above IF" for name in IMAGE_LAYERS}]
 
 
 @pytest.mark.parametrize("name", ONE_BATCH)
-def test_a_batch_of_none(name: str) -> None:
-    layer, x = made(name)
-    of_images = x.ndim > 3 or name.startswith("Conv1d")  # whose first axis is the batch
-    none = (x[:0] if of_images else x[:, :0]).requires_grad_()
-    outputs, wanted = layer(none), list(layer(x).shape)
-    wanted[not of_images] = 0
-    assert list(outputs.shape) == wanted
-    learned = [none, *(p for p in layer.parameters())]
-    found = torch.autograd.grad(outputs.sum(), learned)
-    assert [grad.shape for grad in found] == [p.shape for p in learned]
-    assert not any(grad.any() for grad in found)
+def test_an_empty_batch(name: str) -> None:
+    layer, x = build(name)
+    batch_first = x.ndim > 3 or name.startswith("Conv1d")  # else the second axis
+    empty = (x[:0] if batch_first else x[:, :0]).requires_grad_()
+    outputs, expected_shape = layer(empty), list(layer(x).shape)
+    expected_shape[not batch_first] = 0
+    assert list(outputs.shape) == expected_shape
+    differentiated = [empty, *(p for p in layer.parameters())]
+    grads = torch.autograd.grad(outputs.sum(), differentiated)
+    assert [grad.shape for grad in grads] == [p.shape for p in differentiated]
+    assert not any(grad.any() for grad in grads)
 
 
 def test_autocast(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     with torch.autocast("cpu", torch.bfloat16):
-        found, wanted = layer(x), reference(layer, x)
-    assert found.dtype in (wanted.dtype, torch.float32)
-    near(found.to(wanted.dtype), wanted)
+        outputs, expected = layer(x), reference(layer, x)
+    assert outputs.dtype in (expected.dtype, torch.float32)
+    near(outputs.to(expected.dtype), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -116,19 +116,19 @@ def test_other_dtypes(case: tuple[nn.Module, Tensor], dtype: torch.dtype) -> Non
 
 def test_another_default_dtype(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
-    wanted = reference(layer, x)
+    expected = reference(layer, x)
     torch.set_default_dtype(torch.float64)
     try:
-        near(layer(x), wanted)
+        near(layer(x), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
 def test_another_default_device(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
-    wanted = reference(layer, x)
+    expected = reference(layer, x)
     with torch.device("meta"):
-        near(layer(x), wanted)
+        near(layer(x), expected)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
@@ -143,15 +143,15 @@ def test_jit_trace(case: tuple[nn.Module, Tensor], frozen: bool, tmp_path: Path)
     loaded = torch.jit.load(str(tmp_path / "traced.pt"))
     near(loaded(other), reference(layer, other))
     if not frozen:
-        (found,) = torch.autograd.grad(loaded(other).square().sum(), other)
-        near(found, torch.autograd.grad(reference(layer, other).square().sum(), other)[0])
+        (grad,) = torch.autograd.grad(loaded(other).square().sum(), other)
+        near(grad, torch.autograd.grad(reference(layer, other).square().sum(), other)[0])
 
 
 def test_fx(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     traced = torch.fx.symbolic_trace(nn.Sequential(nn.Identity(), layer))
-    seen_through = {Above: ["1.neurons", "1.layer"], hb.Normalized: ["1.0", "1.1"]}
-    parts = seen_through.get(type(layer), ["1"])
+    traced_into = {Above: ["1.neurons", "1.layer"], hb.Normalized: ["1.0", "1.1"]}
+    parts = traced_into.get(type(layer), ["1"])
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"] == ["0", *parts]
     near(traced(x), reference(layer, x))
 
@@ -181,25 +181,25 @@ def test_forward_mode(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x, x.cos())
-        found, wanted = (forward_ad.unpack_dual(f(dual)) for f in (layer, lambda x: reference(layer, x)))
-        near(found.primal, wanted.primal)
-        assert found.tangent is not None
-        near(found.tangent, wanted.tangent)
+        result, expected = (forward_ad.unpack_dual(f(dual)) for f in (layer, lambda x: reference(layer, x)))
+        near(result.primal, expected.primal)
+        assert result.tangent is not None
+        near(result.tangent, expected.tangent)
 
 
 def test_a_second_derivative(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     x.requires_grad_()
 
-    def twice(run: Callable[[Tensor], Tensor]) -> Tensor:
+    def second_gradient(run: Callable[[Tensor], Tensor]) -> Tensor:
         (grad,) = torch.autograd.grad((run(x) * x.mean()).square().sum(), x, create_graph=True)
         return torch.autograd.grad(grad.square().sum(), x)[0]
 
-    wanted = twice(lambda x: reference(layer, x))
+    expected = second_gradient(lambda x: reference(layer, x))
     parts = list(layer.modules())
-    if any(map(differentiated_once, parts)):
+    if any(map(lacks_second_derivative, parts)):
         with pytest.raises(RuntimeError, match=r'backend = "reference"|mode = "dense"'):
-            twice(layer)
+            second_gradient(layer)
     for part in parts:
         if isinstance(part, hb.OverTime | hb.Recurrent | hb.DelayedRecurrent):
             part.backend = "reference"
@@ -207,16 +207,16 @@ def test_a_second_derivative(case: tuple[nn.Module, Tensor]) -> None:
             part.__class__ = nn.MaxPool2d
         elif getattr(part, "mode", "") in ("auto", "events"):
             part.mode = "dense"
-    near(twice(layer), wanted)
+    near(second_gradient(layer), expected)
 
 
-def differentiated_once(part: nn.Module) -> bool:
+def lacks_second_derivative(part: nn.Module) -> bool:
     over_time = isinstance(part, hb.OverTime | hb.Recurrent | hb.DelayedRecurrent)
     return over_time or getattr(part, "mode", "") == "events"
 
 
-def test_a_second_derivative_is_never_left_out_in_silence() -> None:
-    """Torch's once_differentiable leaves it out where the gradient that arrives is a constant."""
+def test_a_missing_second_derivative_is_an_error() -> None:
+    """Torch's once_differentiable drops it silently if the incoming gradient is a constant."""
     events = hb.Linear(4, 4)
     events.mode = "events"
     for layer in (hb.IF(surrogate=hb.surrogate.ATan()), events):
@@ -227,7 +227,7 @@ def test_a_second_derivative_is_never_left_out_in_silence() -> None:
             torch.autograd.grad((grad * weight).sum(), weight)
 
 
-def test_the_backend_is_chosen_in_a_layer() -> None:
+def test_a_layer_takes_the_backend_as_an_argument() -> None:
     layer = hb.IF(0.5, backend="reference")
     assert layer.backend == pickle.loads(pickle.dumps(layer)).backend == "reference"
     assert "backend='reference'" in repr(layer)
@@ -243,9 +243,9 @@ def test_checkpoint(case: tuple[nn.Module, Tensor], reentrant: bool) -> None:
     layer, x = case
     x.requires_grad_()
     outputs = checkpoint(layer, x, use_reentrant=reentrant)
-    wanted = reference(layer, x)
-    near(outputs, wanted)
-    near(torch.autograd.grad(wanted.square().sum(), x)[0], _gradient(outputs, x))
+    expected = reference(layer, x)
+    near(outputs, expected)
+    near(torch.autograd.grad(expected.square().sum(), x)[0], _gradient(outputs, x))
 
 
 def _gradient(outputs: Tensor, x: Tensor) -> Tensor:
@@ -258,31 +258,31 @@ def _gradient(outputs: Tensor, x: Tensor) -> Tensor:
 def test_meta_and_fake(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     shape = reference(layer, x).shape
-    found = copy.deepcopy(layer).to("meta")(x.to("meta"))
-    assert (found.shape, found.device.type) == (shape, "meta")
+    result = copy.deepcopy(layer).to("meta")(x.to("meta"))
+    assert (result.shape, result.device.type) == (shape, "meta")
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         assert layer(mode.from_tensor(x)).shape == shape
 
 
-@pytest.mark.parametrize("again", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
-def test_copies(case: tuple[nn.Module, Tensor], again: Callable[[nn.Module], nn.Module]) -> None:
+@pytest.mark.parametrize("clone", [copy.copy, copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_copies(case: tuple[nn.Module, Tensor], clone: Callable[[nn.Module], nn.Module]) -> None:
     layer, x = case
-    near(again(layer)(x), reference(layer, x))
+    near(clone(layer)(x), reference(layer, x))
 
 
 def test_threads(case: tuple[nn.Module, Tensor]) -> None:
     layer, x = case
     with ThreadPoolExecutor(4) as pool:
-        for found in pool.map(layer, [x] * 16):
-            near(found, reference(layer, x))
+        for outputs in pool.map(layer, [x] * 16):
+            near(outputs, reference(layer, x))
 
 
-def test_for_onnx_the_loop_is_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_exporter_to_onnx_unrolls_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, x = hb.IF(), torch.rand(3, 2, 4)
-    own = lambda: [n for n in torch.export.export(layer, (x,)).graph.nodes if "hibana" in str(n.target)]  # noqa: E731
-    assert own()
+    loops = lambda: [n for n in torch.export.export(layer, (x,)).graph.nodes if "hibana" in str(n.target)]  # noqa: E731
+    assert loops()
     monkeypatch.setattr("torch.onnx.is_in_onnx_export", lambda: True)
-    assert not own()
+    assert not loops()
 
 
 class Random(hb.Cell):
@@ -290,14 +290,14 @@ class Random(hb.Cell):
         return (v + input_ + torch.normal(input_, 0.5),)
 
 
-def test_a_fall_back_is_said_once_with_its_reason() -> None:
+def test_a_fallback_warns_once_with_its_reason() -> None:
     layer, x = hb.OverTime(Random()), torch.rand(3, 2)
     hb.compiler.checks._WARNED.clear()
-    with pytest.warns(hb.SlowPathWarning, match="Random is run by the reference loop.*to fix it") as found:
+    with pytest.warns(hb.SlowPathWarning, match="Random is run by the reference loop.*to fix it") as warned:
         layer(x)
-    assert "draws random numbers" in str(found[0].message)
+    assert "draws random numbers" in str(warned[0].message)
     step = Random.forward.__code__
-    assert (found[0].filename, found[0].lineno) == (step.co_filename, step.co_firstlineno)
+    assert (warned[0].filename, warned[0].lineno) == (step.co_filename, step.co_firstlineno)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layer(x)
@@ -308,10 +308,10 @@ def test_a_fall_back_is_said_once_with_its_reason() -> None:
 SCRIPT = """
 import sys, torch, hibana as hb
 sys.path.insert(0, {tests!r})
-from every_layer import CASES, FEW, made, near, reference
+from every_layer import CASES, FEW, build, near, reference
 folder, process, which = sys.argv[1:]
 for name in FEW if which == "few" else CASES:
-    layer, x = made(name)
+    layer, x = build(name)
     path = f"{{folder}}/{{name}}.pt2"
     if process == "second":
         with torch.no_grad():
@@ -320,9 +320,9 @@ for name in FEW if which == "few" else CASES:
     torch._dynamo.reset()
     x.requires_grad_()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    found, wanted = compiled(x), reference(layer, x)
-    near(found, wanted)
-    near(*(torch.autograd.grad(outputs.square().sum(), x)[0] for outputs in (found, wanted)))
+    result, expected = compiled(x), reference(layer, x)
+    near(result, expected)
+    near(*(torch.autograd.grad(outputs.square().sum(), x)[0] for outputs in (result, expected)))
     with torch.no_grad():
         torch.export.save(torch.export.export(layer, (x.detach(),)), path)
 """
@@ -333,11 +333,11 @@ for name in FEW if which == "few" else CASES:
 def test_compiled_exported_saved_and_loaded_elsewhere(which: str, tmp_path: Path) -> None:
     script = SCRIPT.format(tests=str(Path(__file__).parents[1]))
     for process in ("first", "second"):
-        done = subprocess.run(
+        finished = subprocess.run(
             [sys.executable, "-W", "ignore", "-c", script, str(tmp_path), process, which],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
             capture_output=True,
             text=True,
             timeout=3600,  # a machine may be busy
         )
-        assert done.returncode == 0, done.stderr
+        assert finished.returncode == 0, finished.stderr

@@ -1,7 +1,6 @@
-"""Every public layer in other processes: forked, sent to new ones, shared between two; several by Inductor.
-Metrics counted by two together.
+"""Every public layer in forked, spawned and distributed processes, and in graphs that Inductor compiles.
 
-Processes take seconds to begin, so one takes layers of each sort, or all, one after the other.
+Processes take seconds to start, so each process runs several layers, one after the other.
 """
 
 import os
@@ -15,12 +14,12 @@ import pytest
 @pytest.mark.slow
 @pytest.mark.parametrize("which", ["few", pytest.param("all", marks=pytest.mark.exhaustive)])
 @pytest.mark.parametrize("how", ["forked", "spawned", "compiled"])
-def test_layers_give_the_references_numbers(how: str, which: str) -> None:
-    done = subprocess.run(
+def test_layers_agree_with_the_reference_in_other_processes(how: str, which: str) -> None:
+    process = subprocess.run(
         [sys.executable, str(Path(__file__).parents[1] / "every_process.py"), how, which],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,
         text=True,
         timeout=3600,  # a machine may be busy
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr

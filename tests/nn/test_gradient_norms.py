@@ -1,4 +1,4 @@
-"""The gradients that are drawn are those that autograd gives through the reference loop."""
+"""The norms for plots equal those of autograd through the reference loop."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def network(*, adopt=False, surrogate=SMOOTH, width=64):
         net[0].weight.mul_(4)
     if adopt:
         hb.events.adopt(net)
-        net[2].mode = "events"  # of so few torch is sooner done
+        net[2].mode = "events"  # at this size "auto" would be dense
     return net
 
 
@@ -59,12 +59,12 @@ def by_hand(net, inputs, labels):
 @pytest.mark.parametrize("surrogate", [hb.surrogate.ATan(), hb.surrogate.Step(), hb.surrogate.Box()])
 def test_norms_are_autograds_through_the_reference(of, adopt, surrogate):
     net, (inputs, labels) = network(adopt=adopt, surrogate=surrogate), batch()
-    wanted = by_hand(net, inputs, labels)[of]
+    expected_norms = by_hand(net, inputs, labels)[of]
     norms = gradient_norms(net, objective, inputs, labels, of=of)
     if adopt:
-        assert net[2].explain().startswith("events")  # which leaves gradients out where nobody looks
+        assert net[2].explain().startswith("events")  # skips gradients that nothing reads
     assert list(norms) == ["1", "3"]
-    for norm, expected in zip(norms.values(), wanted, strict=True):
+    for norm, expected in zip(norms.values(), expected_norms, strict=True):
         assert norm.shape == (12,)
         assert (norm > 0).all()
         assert torch.allclose(norm, expected, rtol=1e-4, atol=1e-8)
@@ -82,29 +82,29 @@ def test_gradients_of_parameters_and_training_mode_stay():
     assert not net.training
 
 
-def test_inputs_carry_what_flows_back_through_time():
+def test_gradients_at_inputs_include_later_steps():
     net, (inputs, labels) = network(), batch()
 
-    def at_the_end(outputs, labels):
+    def last_step_loss(outputs, labels):
         return nn.functional.cross_entropy(outputs[-1], labels)
 
-    above = gradient_norms(net, at_the_end, inputs, labels)["3"]
-    through = gradient_norms(net, at_the_end, inputs, labels, of="inputs")["3"]
-    assert (above[:-1] == 0).all()
-    assert torch.allclose(through, above[-1] * (1 - 1 / 8) ** torch.arange(11.0, -1, -1))
+    at_outputs = gradient_norms(net, last_step_loss, inputs, labels)["3"]
+    at_inputs = gradient_norms(net, last_step_loss, inputs, labels, of="inputs")["3"]
+    assert (at_outputs[:-1] == 0).all()
+    assert torch.allclose(at_inputs, at_outputs[-1] * (1 - 1 / 8) ** torch.arange(11.0, -1, -1))
 
 
 def test_an_input_that_does_not_change_has_a_gradient_at_each_step():
     net, (inputs, labels) = network(), batch()
     still = inputs[:1].expand(12, -1, -1)
     norms = gradient_norms(hb.events.adopt(net), objective, still, labels, of="inputs")["1"]
-    wanted = gradient_norms(network(), objective, still.contiguous(), labels, of="inputs")["1"]
-    assert torch.allclose(norms, wanted, rtol=1e-4)
+    expected = gradient_norms(network(), objective, still.contiguous(), labels, of="inputs")["1"]
+    assert torch.allclose(norms, expected, rtol=1e-4)
     assert norms[0] != norms[-1]
 
 
-def test_each_step_of_what_was_spread_over_time_has_its_own():
-    class Spread(nn.Module):
+def test_each_step_of_an_expanded_output_has_a_gradient():
+    class Expanded(nn.Module):
         def __init__(self, copied):
             super().__init__()
             self.copied, self.first, self.second = copied, hb.LI(), hb.LIF(surrogate=SMOOTH)
@@ -114,11 +114,11 @@ def test_each_step_of_what_was_spread_over_time_has_its_own():
             return self.second(last.contiguous() if self.copied else last)
 
     inputs, labels = batch()
-    spread, copied = (
-        gradient_norms(Spread(c), objective, inputs, labels, of="inputs") for c in (False, True)
+    expanded, copied = (
+        gradient_norms(Expanded(c), objective, inputs, labels, of="inputs") for c in (False, True)
     )
-    assert torch.allclose(spread["second"], copied["second"], rtol=1e-4)
-    assert torch.allclose(spread["first"], copied["first"], rtol=1e-4)
+    assert torch.allclose(expanded["second"], copied["second"], rtol=1e-4)
+    assert torch.allclose(expanded["first"], copied["first"], rtol=1e-4)
 
 
 def test_recurrent_layers_and_layers_called_twice():
@@ -136,7 +136,7 @@ def test_recurrent_layers_and_layers_called_twice():
     assert all((norm > 0).any() for norm in norms.values())
 
 
-def test_a_layer_that_the_loss_does_not_use_has_none():
+def test_the_norms_of_an_unused_layer_are_zero():
     class Aside(nn.Module):
         def __init__(self):
             super().__init__()

@@ -1,4 +1,4 @@
-"""A padded batch is its samples one by one: losses, gradients, penalties, rates, predictions, starts."""
+"""A padded batch equals its samples one by one: losses, gradients, penalties, rates, predictions."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def samples():
 
 
 def padded(sequences):
-    """With values after the ends that would be seen."""
+    """Inputs ``[T, batch, features]``, padded with 0.7, and their lengths."""
     inputs, lengths = padding.pad(sequences)
     return padding.masked(inputs, lengths, 0.7), lengths
 
@@ -39,42 +39,42 @@ def gradients(net, value):
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES, ids=repr)
-def test_the_loss_its_gradients_and_decisions_are_those_of_the_samples_alone(objective):
+def test_loss_gradients_and_accuracy_are_those_of_the_samples_alone(objective):
     net, sequences, target = network(), samples(), torch.tensor([0, 3, 1, 4])
     inputs, lengths = padded(sequences)
     outputs = net(inputs)
     alone = [net(sequence[:, None]) for sequence in sequences]
     each = torch.stack([objective(one, label[None]) for one, label in zip(alone, target, strict=True)])
-    together = objective(outputs, target, lengths)
-    torch.testing.assert_close(together, each.mean())
-    for one, other in zip(gradients(net, together), gradients(net, each.mean()), strict=True):
+    batched = objective(outputs, target, lengths)
+    torch.testing.assert_close(batched, each.mean())
+    for one, other in zip(gradients(net, batched), gradients(net, each.mean()), strict=True):
         torch.testing.assert_close(one, other)
     torch.testing.assert_close(objective.scores(outputs, lengths), torch.cat([*map(objective.scores, alone)]))
-    right = [objective.accuracy(one, label[None]) for one, label in zip(alone, target, strict=True)]
-    torch.testing.assert_close(objective.accuracy(outputs, target, lengths), torch.stack(right).mean())
+    accuracies = [objective.accuracy(one, label[None]) for one, label in zip(alone, target, strict=True)]
+    torch.testing.assert_close(objective.accuracy(outputs, target, lengths), torch.stack(accuracies).mean())
 
 
-def test_whole_lengths_are_no_lengths():
+def test_full_lengths_equal_no_lengths():
     outputs, target = torch.rand(7, 3, 4, dtype=torch.float64), torch.tensor([0, 3, 1])
     for objective in OBJECTIVES:
-        whole = objective(outputs, target, torch.full([3], 7))
-        torch.testing.assert_close(whole, objective(outputs, target))
+        value = objective(outputs, target, torch.full([3], 7))
+        torch.testing.assert_close(value, objective(outputs, target))
 
 
-def test_penalties_are_those_of_all_steps_that_are_there():
+def test_penalties_ignore_padded_steps():
     net, sequences = network(), samples()
     inputs, lengths = padded(sequences)
     spikes = net[:2](inputs)
     joined = torch.cat([net[:2](sequence[:, None]) for sequence in sequences])
     for penalty in (loss.rate_penalty, loss.silence_penalty):
         bound = 0.01 if penalty is loss.rate_penalty else 0.9
-        found, wanted = penalty(spikes, bound, lengths), penalty(joined, bound)
-        assert wanted > 0
-        torch.testing.assert_close(found, wanted)
+        result, expected = penalty(spikes, bound, lengths), penalty(joined, bound)
+        assert expected > 0
+        torch.testing.assert_close(result, expected)
         parameters = list(net[0].parameters())
         for one, other in zip(
-            torch.autograd.grad(found, parameters, retain_graph=True),
-            torch.autograd.grad(wanted, parameters, retain_graph=True),
+            torch.autograd.grad(result, parameters, retain_graph=True),
+            torch.autograd.grad(expected, parameters, retain_graph=True),
             strict=True,
         ):
             torch.testing.assert_close(one, other)
@@ -93,14 +93,14 @@ def test_activity_is_that_of_the_samples_alone():
     assert spikes.keys() == {"1", "2"}
 
 
-def test_the_rate_that_weights_are_scaled_to_is_that_of_the_samples_own_steps():
+def test_scale_to_rate_ignores_padded_steps():
     lengths = torch.randint(1, 20, (40,))
     inputs, _ = padded([torch.rand(int(length), 6) for length in lengths])
     inputs = padding.masked(inputs, lengths, 50.0)
     net = nn.Sequential(nn.Linear(6, 80), hb.LIF(), nn.Linear(80, 80), hb.LIF())
-    started = scale_to_rate(net, inputs, 0.1, lengths)
+    scaled = scale_to_rate(net, inputs, 0.1, lengths)
     rates = activity(net, inputs, lengths)[1].rates()
-    assert rates == pytest.approx(started)
+    assert rates == pytest.approx(scaled)
     assert list(rates.values()) == pytest.approx([0.1, 0.1], abs=0.01)
 
 
@@ -110,14 +110,14 @@ def test_a_target_at_each_step():
     target[2:4, 0] = -100
     lengths = torch.tensor([6, 2, 5])
     objective = loss.EveryStep()
-    wanted, right = [], []
+    losses, hits = [], []
     for sample, length in enumerate(lengths):
-        asked = [t for t in range(int(length)) if target[t, sample] != -100]
-        steps = outputs[asked, sample]
-        wanted.append(nn.functional.cross_entropy(steps, target[asked, sample]))
-        right += (steps.argmax(1) == target[asked, sample]).tolist()
-    torch.testing.assert_close(objective(outputs, target, lengths), torch.stack(wanted).mean())
-    assert objective.accuracy(outputs, target, lengths).item() == pytest.approx(sum(right) / len(right))
+        labelled = [t for t in range(int(length)) if target[t, sample] != -100]
+        steps = outputs[labelled, sample]
+        losses.append(nn.functional.cross_entropy(steps, target[labelled, sample]))
+        hits += (steps.argmax(1) == target[labelled, sample]).tolist()
+    torch.testing.assert_close(objective(outputs, target, lengths), torch.stack(losses).mean())
+    assert objective.accuracy(outputs, target, lengths).item() == pytest.approx(sum(hits) / len(hits))
     with pytest.raises(ValueError, match=r"one class index per step and sample, \[6, 3\], got shape \(3,\)"):
         objective(outputs, target[0])
 
@@ -134,7 +134,7 @@ def test_padding_and_the_last_step():
 
 
 @pytest.mark.parametrize(
-    ("lengths", "error", "words"),
+    ("lengths", "error", "message"),
     [
         (
             torch.tensor([0, 3]),
@@ -146,14 +146,14 @@ def test_padding_and_the_last_step():
         (torch.tensor([3.0, 1.0]), TypeError, "lengths must be whole numbers of steps, got torch.float32"),
     ],
 )
-def test_lengths_that_are_refused(lengths, error, words):
-    with pytest.raises(error, match=words):
+def test_invalid_lengths_are_refused(lengths, error, message):
+    with pytest.raises(error, match=message):
         loss.Rate()(torch.zeros(4, 2, 3), torch.tensor([0, 1]), lengths)
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         loss.rate_penalty(torch.zeros(4, 2, 3), 0.1, lengths)
 
 
-def test_a_network_without_spikes_is_told_of():
+def test_a_network_without_spiking_layers_warns():
     net = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     with pytest.warns(
         UserWarning, match="net has no spiking layer of hibana, so that no rate can be set; its"

@@ -51,7 +51,7 @@ def test_tet_is_the_mean_over_time_of_each_steps_loss():
     assert weighted == pytest.approx(0.8 * sum(each) / 15 + 0.2 * drawn)
 
 
-def test_the_time_to_first_spike_answers_where_a_spike_would_have_saved_time(spikes):
+def test_the_gradient_of_the_first_spike_time_is_the_number_of_saved_steps(spikes):
     spikes.requires_grad_()
     loss.FirstSpike().scores(spikes)[0].sum().backward()
     assert spikes.grad[:, 0, 1].tolist() == [4.0, 0.0, 0.0, 0.0]  # without it: never, at T = 4
@@ -60,7 +60,7 @@ def test_the_time_to_first_spike_answers_where_a_spike_would_have_saved_time(spi
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_smoothed_labels_ask_a_little_of_every_class(name):
+def test_label_smoothing_mixes_in_the_mean_loss_of_all_classes(name):
     outputs = torch.rand(1, 1, 3, dtype=torch.float64)
     plain = [loss.named(name)(outputs, torch.tensor([target])).item() for target in range(3)]
     smoothed = loss.named(name, 0.3)(outputs, torch.tensor([1])).item()
@@ -97,55 +97,55 @@ def test_the_rate_penalty_acts_above_its_target_only():
 
 
 @pytest.mark.parametrize("penalty", [loss.rate_penalty, loss.silence_penalty])
-def test_the_gradient_of_a_penalty_is_that_of_a_mean_and_takes_no_memory_for_each_spike(penalty):
+def test_the_gradient_of_a_penalty_is_exact_and_expanded_over_spikes(penalty):
     spikes = (torch.rand(5, 3, 4, 2) < 0.3).float().requires_grad_()
     level = 0.1 if penalty is loss.rate_penalty else 0.9
-    (found,) = torch.autograd.grad(penalty(spikes, level), spikes)
+    (grad,) = torch.autograd.grad(penalty(spikes, level), spikes)
     if penalty is loss.rate_penalty:
-        wanted = (spikes.mean() / level - 1).square()
+        expected = (spikes.mean() / level - 1).square()
     else:
-        wanted = (1 - spikes.mean((0, 1)) / level).clamp(min=0).square().mean()
-    assert torch.equal(penalty(spikes, level), wanted)
-    assert torch.equal(found, torch.autograd.grad(wanted, spikes)[0])
-    assert found.any()
-    assert found.stride()[:2] == (0, 0)
+        expected = (1 - spikes.mean((0, 1)) / level).clamp(min=0).square().mean()
+    assert torch.equal(penalty(spikes, level), expected)
+    assert torch.equal(grad, torch.autograd.grad(expected, spikes)[0])
+    assert grad.any()
+    assert grad.stride()[:2] == (0, 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("penalty", [loss.rate_penalty, loss.silence_penalty])
-def test_more_spikes_than_a_half_number_counts_are_no_infinity(penalty, dtype):
+def test_penalties_of_many_spikes_in_half_precision_are_finite(penalty, dtype):
     spikes = torch.ones(700, 100, 2, dtype=dtype).requires_grad_()
     means = spikes.mean() if penalty is loss.rate_penalty else spikes.mean((0, 1))
     assert torch.equal(means, torch.ones_like(means))
-    found = penalty(spikes, 0.5)
-    assert found.dtype == dtype
-    assert found == (1.0 if penalty is loss.rate_penalty else 0.0)
-    (grad,) = torch.autograd.grad(found, spikes)
+    penalty_value = penalty(spikes, 0.5)
+    assert penalty_value.dtype == dtype
+    assert penalty_value == (1.0 if penalty is loss.rate_penalty else 0.0)
+    (grad,) = torch.autograd.grad(penalty_value, spikes)
     wanted = torch.autograd.grad((means / 0.5 - 1).relu().square(), spikes) if means.ndim == 0 else [0 * grad]
     assert torch.equal(grad, wanted[0])
 
 
-def test_of_no_neurons_the_penalties_are_no_number_as_a_mean_of_none_is():
+def test_penalties_of_no_neurons_are_nan_like_an_empty_mean():
     assert loss.rate_penalty(torch.ones(3, 2, 0), 0.5).isnan()
     assert loss.silence_penalty(torch.ones(3, 2, 0), 0.5).isnan()
 
 
-def test_the_silence_penalty_looks_at_single_neurons():
+def test_the_silence_penalty_is_computed_per_neuron():
     spikes = torch.zeros(10, 1, 4)
     spikes[0, :, 0] = 1.0  # rates 0.1, 0, 0, 0
     assert loss.silence_penalty(spikes, 0.1).item() == pytest.approx(3 / 4)
     assert loss.silence_penalty(spikes, 0.2).item() == pytest.approx((0.25 + 3) / 4)
 
 
-def test_a_silent_neuron_is_reached_below_the_threshold_except_by_step():
-    for shape, moved in [(surrogate.ATan(), True), (surrogate.Step(), False)]:
+def test_silent_neurons_get_a_gradient_from_smooth_surrogates_only():
+    for surrogate_, has_gradient in [(surrogate.ATan(), True), (surrogate.Step(), False)]:
         v = torch.full([1, 1, 1], -0.5, requires_grad=True)
-        loss.silence_penalty(shape(v), 0.1).backward()
-        assert bool(v.grad < 0) is moved
+        loss.silence_penalty(surrogate_(v), 0.1).backward()
+        assert bool(v.grad < 0) is has_gradient
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "words"),
+    ("call", "error", "message"),
     [
         (lambda: loss.Rate()(torch.ones(2, 3), torch.ones(2).long()), ValueError, r"\[T, batch, classes\]"),
         (lambda: loss.Rate()(torch.ones(0, 2, 3), torch.ones(2).long()), ValueError, "T at least 1"),
@@ -159,6 +159,6 @@ def test_a_silent_neuron_is_reached_below_the_threshold_except_by_step():
         (lambda: loss.named("hinge"), ValueError, "first-spike, tet; got 'hinge'"),
     ],
 )
-def test_bad_input_gets_a_sentence(call, error, words):
-    with pytest.raises(error, match=words):
+def test_invalid_arguments_are_refused(call, error, message):
+    with pytest.raises(error, match=message):
         call()

@@ -1,4 +1,4 @@
-"""Counts of activity against counts made another way; of two processes: `test_every_process.py`."""
+"""Activity metrics against independent counts; `every_process.py` tests them in two processes."""
 
 import math
 
@@ -21,7 +21,7 @@ def test_the_rate_of_unequal_batches_is_that_of_all_samples():
     assert metric.compute().item() == pytest.approx(torch.cat(parts, dim=1).mean().item())
 
 
-def test_nothing_seen_has_no_rate():
+def test_the_rate_without_updates_is_nan():
     with pytest.warns(UserWarning, match="compute"):
         assert math.isnan(FiringRate().compute())
 
@@ -43,11 +43,11 @@ LAYERS = {
 }
 
 
-def reached_one_by_one(layer, position, shape):
-    """How many outputs change when one input does, with weights that cannot cancel."""
-    filled = nn.init.ones_
+def count_reached_outputs(layer, position, shape):
+    """The number of outputs that change if the input at `position` does; all weights are 1."""
+    fill = nn.init.ones_
     for parameter in layer.parameters():
-        filled(parameter)
+        fill(parameter)
     impulse = torch.zeros(1, *shape)
     impulse[(0, *position)] = 1.0
     with torch.no_grad():
@@ -58,7 +58,7 @@ def reached_one_by_one(layer, position, shape):
 def test_each_spike_costs_the_outputs_that_it_changes(name):
     layer, shape = LAYERS[name]
     spikes = binary(3, *shape)
-    expected = sum(reached_one_by_one(layer, p[1:].tolist(), shape) for p in spikes.nonzero())
+    expected = sum(count_reached_outputs(layer, p[1:].tolist(), shape) for p in spikes.nonzero())
     kind, count = operations(layer, spikes)
     assert (kind, int(count)) == ("acs", expected)
 
@@ -164,10 +164,10 @@ def test_a_layer_that_is_not_counted_is_an_error():
         operations(nn.Conv2d(1, 1, 3, padding_mode="circular"), torch.ones(1, 1, 4, 4))
 
 
-def test_neurons_that_nan_silenced_are_told_from_others():
+def test_neurons_silenced_by_nan_cause_a_warning():
     layer, silent = hb.IF(), SilentNeurons()
     inputs = torch.full([6, 2, 4], 0.6)
     inputs[3:, 1, 2] = torch.nan
     with pytest.warns(hb.NetworkWarning, match="1 of 4 neurons were given NaN or infinity"):
         silent.update(layer(inputs), inputs=inputs)
-    silent.update(layer(inputs), torch.tensor([6, 3]), inputs)  # what is after its end is none of it
+    silent.update(layer(inputs), torch.tensor([6, 3]), inputs)  # steps after the end are ignored

@@ -1,4 +1,4 @@
-"""Networks of the literature: their sizes, any image, and the gradients of their dense twins."""
+"""Networks of the literature: their sizes, images of any shape, and gradients against dense networks."""
 
 import copy
 
@@ -27,7 +27,7 @@ def test_any_image_and_number_of_classes(name, shape):
 
 
 @pytest.mark.parametrize(
-    ("depth", "parameters"),  # those of torchvision's networks of this name for 1,000 classes
+    ("depth", "parameters"),  # of torchvision's networks of these names for 1,000 classes
     [(18, 11_689_512), (34, 21_797_672), (50, 25_557_032), (101, 44_549_160), (152, 60_192_808)],
 )
 def test_sew_resnet_has_the_weights_of_resnet(depth, parameters):
@@ -55,15 +55,15 @@ def test_outputs_and_gradients_are_those_of_the_dense_network(name):
         if isinstance(inner, hb.OverTime):
             inner.backend = "reference"
     events = copy.deepcopy(net).float()
-    found = []
+    results = []
     for each, input_ in ((net, x.double()), (exact, x.double()), (events, x)):
         out = each(input_)
         out.square().sum().backward()
-        found.append([out.detach(), *(p.grad for p in each.parameters())])
-    for got, wanted in zip(found[0], found[1], strict=True):
-        torch.testing.assert_close(got, wanted)
-    assert all(gradient.isfinite().all() for gradient in found[2])
-    assert any(gradient.count_nonzero() for gradient in found[2][1:])
+        results.append([out.detach(), *(p.grad for p in each.parameters())])
+    for result, expected in zip(results[0], results[1], strict=True):
+        torch.testing.assert_close(result, expected)
+    assert all(gradient.isfinite().all() for gradient in results[2])
+    assert any(gradient.count_nonzero() for gradient in results[2][1:])
 
 
 def test_a_residual_network_works_per_spike_above_its_sums():
@@ -72,26 +72,26 @@ def test_a_residual_network_works_per_spike_above_its_sums():
         if isinstance(inner, hb.Conv2d):
             inner.mode = "events"
     net(torch.rand(2, 4, 3, 16, 16))
-    said = [inner.explain() for inner in net.modules() if isinstance(inner, hb.Conv2d)]
-    assert sum(each.startswith("events: whole numbers") for each in said) >= 3
-    assert [each for each in said if each.startswith("dense")] == said[:1]  # of the picture
+    explanations = [inner.explain() for inner in net.modules() if isinstance(inner, hb.Conv2d)]
+    assert sum(each.startswith("events: whole numbers") for each in explanations) >= 3
+    assert [each for each in explanations if each.startswith("dense")] == explanations[:1]  # reads the image
 
 
 def test_the_product_of_attention_is_the_same_in_either_order():
     torch.manual_seed(0)
     net = spikformer((4, 4), 3, depth=1, width=16, heads=2, poolings=0)
     (attention,) = (m for m in net.modules() if hasattr(m, "query"))
-    seen = []
-    attention.neurons.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    made = {}
+    products = []
+    attention.neurons.register_forward_pre_hook(lambda _, args: products.append(args[0]))
+    maps = {}
     for part in ("query", "key", "value"):
-        getattr(attention, part).register_forward_hook(lambda _, __, out, part=part: made.update({part: out}))
+        getattr(attention, part).register_forward_hook(lambda _, __, out, part=part: maps.update({part: out}))
     for shape in ((4, 4), (2, 2)):  # 16 tokens, and 4, of 8 spikes in each head
         attention(torch.randint(0, 2, (3, 2, 16, *shape)).float())
-        query, key, value = (made[part].flatten(3).unflatten(2, (2, 8)) for part in ("query", "key", "value"))
-        similar = torch.einsum("tbhci,tbhcj->tbhij", query, key)
-        wanted = torch.einsum("tbhij,tbhcj->tbhci", similar, value) * 0.25
-        assert torch.equal(seen.pop(), wanted.flatten(2, 3).unflatten(3, shape))
+        query, key, value = (maps[part].flatten(3).unflatten(2, (2, 8)) for part in ("query", "key", "value"))
+        similarity = torch.einsum("tbhci,tbhcj->tbhij", query, key)
+        expected = torch.einsum("tbhij,tbhcj->tbhci", similarity, value) * 0.25
+        assert torch.equal(products.pop(), expected.flatten(2, 3).unflatten(3, shape))
 
 
 @pytest.mark.parametrize(
@@ -106,12 +106,12 @@ def test_the_product_of_attention_is_the_same_in_either_order():
         (lambda: sew_resnet((700,), 10), r"shape must be .* got \(700,\)"),
     ],
 )
-def test_what_can_not_be_is_refused(call, message):
+def test_invalid_arguments_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
 
 
-def test_hibana_train_builds_them_by_name():
+def test_hibana_train_builds_networks_by_name():
     net = architecture.build("examples.deep_networks:spiking_vgg", (1, 8, 8), 4, hb.LIFCell)
     assert net(torch.rand(1, 2, 1, 8, 8)).shape == (1, 2, 4)
     assert all(isinstance(m.cell, hb.LIFCell) for m in net.modules() if type(m) is hb.OverTime)

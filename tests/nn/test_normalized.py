@@ -1,4 +1,4 @@
-"""``hb.Normalized``: equal to `nn.Sequential`, with the same names."""
+"""``hb.Normalized``: equal to `nn.Sequential`, with the same names in its state dict."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""``hb.optimize``: plain networks of ``torch.nn``, changed in place to what runs fast."""
+"""``hb.optimize``: plain networks of ``torch.nn``, changed in place to faster layers."""
 
 import copy
 import pickle
@@ -16,9 +16,9 @@ from hibana.nn.over_steps import OVER_STEPS
 X = torch.rand(4, 3, 2, 16, 16)
 
 
-def plain():
+def build_network():
     return nn.Sequential(
-        nn.Conv2d(2, 16, 3, padding=1, bias=False),  # whose gradient would be what was rounded
+        nn.Conv2d(2, 16, 3, padding=1, bias=False),  # a bias's gradient would be rounding errors
         nn.BatchNorm2d(16),
         hb.IF(),
         nn.MaxPool2d(2),
@@ -33,8 +33,8 @@ def plain():
     )
 
 
-def wrapped(net):
-    """The same modules, each of images in an EachStep of its own."""
+def with_each_step(net):
+    """A copy of `net` with each image layer in an EachStep."""
     needs = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten)
     return nn.Sequential(*(hb.EachStep(m) if isinstance(m, needs) else m for m in copy.deepcopy(net)))
 
@@ -45,20 +45,20 @@ def results(net, inputs, factors=None):
     outputs = net(x)
     factors = torch.linspace(-1, 1, outputs.numel()).view(outputs.shape)
     (outputs * factors).sum().backward()
-    found = {"outputs": outputs.detach(), "input": x.grad}
-    found |= {name.replace("module.", ""): p.grad for name, p in net.named_parameters()}
-    return found | {name.replace("module.", ""): b.clone() for name, b in net.named_buffers()}
+    tensors = {"outputs": outputs.detach(), "input": x.grad}
+    tensors |= {name.replace("module.", ""): p.grad for name, p in net.named_parameters()}
+    return tensors | {name.replace("module.", ""): b.clone() for name, b in net.named_buffers()}
 
 
-def same(found, wanted, share=2e-4):
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
-        scale = wanted[name].abs().max().item()  # of sums over a batch some are near zero
-        torch.testing.assert_close(value, wanted[name], rtol=0, atol=share * scale + min(share, 1e-6))
+def same(result, expected, bound=2e-4):
+    assert result.keys() == expected.keys()
+    for name, value in result.items():
+        scale = expected[name].abs().max().item()  # some sums over a batch are near zero
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=bound * scale + min(bound, 1e-6))
 
 
 def test_the_network_itself_is_returned():
-    net = plain()
+    net = build_network()
     assert hb.optimize(net, verbose=False) is net
     assert hb.optimize(net, X, verbose=False) is net
     assert hb.optimize(net, undo=True) is net
@@ -66,7 +66,7 @@ def test_the_network_itself_is_returned():
 
 
 def test_the_table_is_printed_and_explain_names_the_changed_layers(capsys):
-    net = hb.optimize(plain())
+    net = hb.optimize(build_network())
     assert capsys.readouterr().out == table(net) + "\n"
     assert "0      Conv2d       per spike, over time" in table(net)
     assert "Conv2d, optimized" in hb.explain(net, X)
@@ -75,9 +75,9 @@ def test_the_table_is_printed_and_explain_names_the_changed_layers(capsys):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_outputs_gradients_and_statistics_are_those_of_each_step(training):
-    net = plain()
-    reference = wrapped(net).train(training)
+def test_outputs_gradients_and_statistics_equal_those_with_each_step(training):
+    net = build_network()
+    reference = with_each_step(net).train(training)
     names = [*net.state_dict()]
     tensors = [id(p) for p in (*net.parameters(), *net.buffers())]
     hb.optimize(net, verbose=False)
@@ -89,43 +89,43 @@ def test_outputs_gradients_and_statistics_are_those_of_each_step(training):
 
 
 def test_an_image_shown_at_each_step_is_computed_once():
-    net = hb.optimize(plain(), verbose=False)
-    image, seen = torch.rand(3, 2, 16, 16), []
+    net = hb.optimize(build_network(), verbose=False)
+    image, batches = torch.rand(3, 2, 16, 16), []
     convolution = net[0]._conv_forward
-    net[0]._conv_forward = lambda images, *rest: seen.append(len(images)) or convolution(images, *rest)
-    once = net(image.expand(4, *image.shape))
-    written_out = net(image.expand(4, *image.shape).contiguous())
-    assert seen == [3, 12]
-    torch.testing.assert_close(once, written_out, rtol=1e-4, atol=1e-4)
+    net[0]._conv_forward = lambda images, *rest: batches.append(len(images)) or convolution(images, *rest)
+    expanded = net(image.expand(4, *image.shape))
+    copied = net(image.expand(4, *image.shape).contiguous())
+    assert batches == [3, 12]
+    torch.testing.assert_close(expanded, copied, rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_undone_byte_for_byte():
-    net = plain()
-    own = hb.Linear(10, 4)
-    net.append(nn.Sequential(own, nn.Linear(4, 2)))
+def test_undo_restores_types_and_attributes():
+    net = build_network()
+    user_layer = hb.Linear(10, 4)
+    net.append(nn.Sequential(user_layer, nn.Linear(4, 2)))
     before = [(type(m), {k: v for k, v in vars(m).items() if k != "_reason"}.keys()) for m in net.modules()]
     hb.optimize(net, verbose=False)
     assert "10     Linear       per spike" in table(net)
     hb.optimize(net, undo=True, verbose=False)
     assert [type(m) for m in net.modules()] == [kind for kind, _ in before]
-    assert type(own) is hb.Linear
+    assert type(user_layer) is hb.Linear
     for module, (_, names) in zip(net.modules(), before, strict=True):
         assert not {name for name in vars(module) if "was" in name}
         assert {*names} <= {*vars(module)}
 
 
-def test_a_network_without_images_is_what_it_was(capsys):
+def test_a_network_without_images_computes_the_same(capsys):
     net = nn.Sequential(
         nn.Linear(20, 64), hb.IF(), nn.BatchNorm1d(5), nn.Flatten(2), nn.Linear(64, 3), hb.LI()
     )
     x = torch.rand(6, 5, 20)
-    wanted = net.eval()(x)
+    expected = net.eval()(x)
     hb.optimize(net, x)
-    torch.testing.assert_close(net(x), wanted)
+    torch.testing.assert_close(net(x), expected)
     assert "2      BatchNorm1d  left: takes axis 1 for features" in capsys.readouterr().out
 
 
-def test_what_is_in_each_step_stays_so():
+def test_layers_in_each_step_compute_the_same():
     each = hb.EachStep(nn.Sequential(nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8)))
     net = nn.Sequential(each, hb.IF())
     reference = copy.deepcopy(net)
@@ -133,41 +133,41 @@ def test_what_is_in_each_step_stays_so():
     same(results(net, X), results(reference, X))
 
 
-def test_images_without_time_go_through_as_before():
+def test_images_without_time_give_the_same_outputs():
     net = nn.Sequential(
         nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14 * 14, 2)
     )
     images = torch.rand(5, 2, 16, 16)
-    wanted = net.eval()(images)
+    expected = net.eval()(images)
     hb.optimize(net, images, verbose=False)
-    torch.testing.assert_close(net(images), wanted)
+    torch.testing.assert_close(net(images), expected)
 
 
-def test_subclasses_and_hooks_are_kept():
-    class Mine(nn.Linear):
+def test_subclasses_and_hooks_stay():
+    class UserLinear(nn.Linear):
         pass
 
-    net, seen = nn.Sequential(nn.Linear(3, 4), hb.IF(), Mine(4, 2)), []
-    net[0].register_forward_hook(lambda *_: seen.append(1))
+    net, calls = nn.Sequential(nn.Linear(3, 4), hb.IF(), UserLinear(4, 2)), []
+    net[0].register_forward_hook(lambda *_: calls.append(1))
     hb.optimize(net, verbose=False)
-    assert type(net[2]) is Mine
+    assert type(net[2]) is UserLinear
     assert "left: a subclass of Linear" in table(net)
     net(torch.rand(2, 5, 3))
-    assert seen
+    assert calls
 
 
 def test_it_is_copied_and_pickled():
-    net = plain()
+    net = build_network()
     hb.optimize(net, verbose=False)
     net(X)
-    for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-        assert type(again[0]) is type(net[0]) is OVER_STEPS[nn.Conv2d]
-        torch.testing.assert_close(again.eval()(X), net.eval()(X))
+    for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+        assert type(copied[0]) is type(net[0]) is OVER_STEPS[nn.Conv2d]
+        torch.testing.assert_close(copied.eval()(X), net.eval()(X))
     modules = dict(net.named_modules())
     assert [*modules] == ["", *map(str, range(12)), *(f"{i}.cell" for i in (2, 6, 11))] or len(modules) == 16
 
 
-def test_modules_that_are_added_later_are_called():
+def test_modules_added_later_are_called():
     net = nn.Sequential(nn.Linear(3, 4), hb.IF())
     hb.optimize(net, verbose=False)
     net(torch.rand(2, 5, 3))
@@ -175,7 +175,7 @@ def test_modules_that_are_added_later_are_called():
     assert net(torch.rand(2, 5, 3)).shape == (2, 5, 7)
 
 
-def test_a_difference_is_an_error_and_nothing_is_changed(monkeypatch):
+def test_a_different_result_is_an_error_and_changes_nothing(monkeypatch):
     net = nn.Sequential(nn.Linear(20, 64), hb.LI())
     monkeypatch.setattr(hb.Linear, "forward", lambda self, x: torch.zeros(*x.shape[:-1], 64))
     with pytest.raises(RuntimeError, match="gives something else"):
@@ -184,14 +184,14 @@ def test_a_difference_is_an_error_and_nothing_is_changed(monkeypatch):
     assert type(net[0]) is nn.Linear
 
 
-def test_what_a_changed_network_raises_is_raised_and_nothing_is_changed():
+def test_an_error_of_the_network_is_raised_and_changes_nothing():
     net = nn.Sequential(nn.Conv2d(2, 4, 3), hb.IF(), nn.Flatten(), nn.Linear(5, 3))
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         hb.optimize(net, X, verbose=False)
     assert [type(module) for module in net] == [nn.Conv2d, hb.IF, nn.Flatten, nn.Linear]
 
 
-def test_hibana_train_optimises_its_network():
+def test_hibana_train_optimizes_its_network():
     from hibana.train import Settings, architecture
     from hibana.train.firing_rates import activity
     from hibana.train.network import Network
@@ -208,28 +208,28 @@ def test_hibana_train_optimises_its_network():
 
 
 class Drawing(hb.Cell):
-    """Fires by chance."""
+    """A neuron that fires at random."""
 
     def forward(self, input_, s_previous):
         return ((torch.rand_like(input_) < input_).to(input_.dtype),)
 
 
-def test_a_network_that_draws_is_changed_and_the_generator_is_left():
+def test_optimizing_a_random_network_leaves_the_generator_unchanged():
     net = nn.Sequential(nn.Linear(8, 16), hb.OverTime(Drawing()), nn.Linear(16, 3))
     example, before = torch.rand(4, 3, 8), torch.get_rng_state()
     assert "per spike" in table(hb.optimize(net, example, verbose=False))
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_optimised_network_becomes_a_program():
+def test_an_optimized_network_can_be_exported():
     from hibana.convert import export
 
-    net = plain().eval()
+    net = build_network().eval()
     hb.optimize(net, verbose=False)
     torch.testing.assert_close(export(net, X).module()(X), net(X), rtol=1e-3, atol=1e-4)
 
 
-def test_synapses_within_a_step_stay_a_part_of_it():
+def test_recurrent_synapses_stay_layers_of_torch():
     net = nn.Sequential(hb.Linear(6, 8), hb.Recurrent(hb.LIFCell(threshold=0.2), 8), nn.Linear(8, 3), hb.LI())
     x = torch.rand(5, 2, 6)
     before = net(x)
@@ -240,8 +240,8 @@ def test_synapses_within_a_step_stay_a_part_of_it():
     torch.testing.assert_close(net(x), before)
 
 
-class OwnForward(nn.Module):
-    """Two layers, called in a `forward` of the user's."""
+class UserForward(nn.Module):
+    """Two layers, called in a user-defined `forward`."""
 
     def __init__(self):
         super().__init__()
@@ -253,11 +253,11 @@ class OwnForward(nn.Module):
 
 
 @pytest.mark.dynamo
-@pytest.mark.parametrize("own_forward", [False, True])
-def test_under_torch_compile_an_optimized_network_keeps_its_layers_per_spike(own_forward):
-    net = OwnForward() if own_forward else nn.Sequential(nn.Linear(6, 8), hb.IF(), nn.Linear(8, 3))
+@pytest.mark.parametrize("user_forward", [False, True])
+def test_under_torch_compile_an_optimized_network_keeps_its_layers_per_spike(user_forward):
+    net = UserForward() if user_forward else nn.Sequential(nn.Linear(6, 8), hb.IF(), nn.Linear(8, 3))
     assert hb.optimize(net, verbose=False) is net
-    first, _, last = net.layers if own_forward else net
+    first, _, last = net.layers if user_forward else net
     last.mode = "events"
     x = torch.rand(5, 2, 6)
     torch._dynamo.reset()
@@ -268,7 +268,7 @@ def test_under_torch_compile_an_optimized_network_keeps_its_layers_per_spike(own
     assert first.weight.grad is not None
     copied = pickle.loads(pickle.dumps(net))
     assert torch.equal(copied(x), net(x))
-    assert type(hb.optimize(net, undo=True)) in (OwnForward, nn.Sequential)
+    assert type(hb.optimize(net, undo=True)) in (UserForward, nn.Sequential)
 
 
 @pytest.mark.parametrize("how", ["zeros", "prune"])
@@ -280,7 +280,7 @@ def test_a_pruned_layer_of_a_network_without_gradients_becomes_sparse(how, capsy
     else:
         net[0].weight.data *= torch.rand(50, 40) < 0.04
     x = torch.rand(6, 3, 40).round()
-    plain, expected = list(net), net(x).detach()
+    layers, expected = list(net), net(x).detach()
     hb.optimize(net, x, verbose=False)
     assert type(net[0]) is hb.Linear  # an optimizer may have its parameters
     hb.optimize(net.eval().requires_grad_(False), x)
@@ -289,5 +289,5 @@ def test_a_pruned_layer_of_a_network_without_gradients_becomes_sparse(how, capsy
     assert f"sparse, {net[0].targets.numel()} of 2,000 weights" in capsys.readouterr().out
     torch.testing.assert_close(net(x), expected)
     hb.optimize(net, undo=True)
-    assert list(net) == plain
+    assert list(net) == layers
     assert type(net[0]) is nn.Linear

@@ -1,4 +1,4 @@
-"""``hb.optimize`` of networks with a ``forward`` of their own, for sequences and for images."""
+"""``hb.optimize`` of networks with a user-defined ``forward``, for sequences and for images."""
 
 import copy
 import pickle
@@ -12,12 +12,12 @@ from hibana.nn.optimize import table
 from nn.test_optimize import X, results, same
 
 
-def conv(inputs=8, outputs=8, **named):
-    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False, **named)
+def conv(inputs=8, outputs=8, **options):
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False, **options)
 
 
 class Chain(nn.Module):
-    """Convolution, normalization, neurons, twice; the neurons are one module."""
+    """Convolution, normalization and neurons, twice; both calls of the neurons use one module."""
 
     def __init__(self):
         super().__init__()
@@ -32,7 +32,7 @@ class Chain(nn.Module):
 
 
 class Image(Chain):
-    """Written for images: axis 1 is channels."""
+    """A ``forward`` written for images: axis 1 holds the channels."""
 
     def forward(self, x):
         x = self.neurons(self.bn1(self.conv1(x)))
@@ -41,7 +41,7 @@ class Image(Chain):
 
 
 class Wrapped(Chain):
-    """Its layers of images in EachStep."""
+    """The network with its image layers in EachStep."""
 
     def __init__(self):
         super().__init__()
@@ -55,8 +55,8 @@ class Wrapped(Chain):
         return self.readout(x.mean((-1, -2))).mean(0)
 
 
-class OfImages(nn.Module):
-    """Neurons called with steps and batch joined."""
+class JoinedSteps(nn.Module):
+    """Neurons that are called with steps and batch joined."""
 
     def __init__(self, neurons, steps):
         super().__init__()
@@ -67,21 +67,21 @@ class OfImages(nn.Module):
 
 
 class Flattened(nn.Module):
-    """A network of images by hand: time and batch joined around it, and taken apart for its neurons."""
+    """Calls a network of images with time and batch joined, and separates them for its neurons."""
 
     def __init__(self, net, steps):
         super().__init__()
         self.net = copy.deepcopy(net)
         for name, module in list(self.net.named_modules()):
             if isinstance(module, hb.OverTime):
-                self.net.set_submodule(name, OfImages(module, steps))
+                self.net.set_submodule(name, JoinedSteps(module, steps))
 
     def forward(self, x):
         return self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
 
 def by_hand(net):
-    """The same network with its layers of images in EachStep."""
+    """A copy of `net` with its image layers in EachStep."""
     net = copy.deepcopy(net)
     for name, module in list(net.named_modules()):
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.MaxPool2d | nn.AdaptiveAvgPool2d):
@@ -89,15 +89,15 @@ def by_hand(net):
     return net
 
 
-def alike(net, reference, x=X, **named):
-    """Outputs, gradients and statistics of two passes, in training and in evaluation."""
+def check_alike(net, reference, x=X, **factors):
+    """Checks outputs, gradients and statistics of two passes, in training and in evaluation."""
     for training in (True, False):
         net.train(training)
         reference.train(training)
         for _ in range(2):
-            found, wanted = results(net, x, **named), results(reference, x, **named)
-            wanted = {name.removeprefix("net."): value for name, value in wanted.items()}
-            same(found, wanted)
+            results_, expected = results(net, x, **factors), results(reference, x, **factors)
+            expected = {name.removeprefix("net."): value for name, value in expected.items()}
+            same(results_, expected)
 
 
 def row(net, name):
@@ -110,12 +110,12 @@ def test_results_are_those_of_each_step():
     tensors = [id(t) for t in (*net.parameters(), *net.buffers())]
     hb.optimize(net, X, verbose=False)
     assert row(net, "bn1").endswith("over time")
-    alike(net, reference)
+    check_alike(net, reference)
     assert [*net.state_dict()] == names
     assert [id(t) for t in (*net.parameters(), *net.buffers())] == tensors
 
 
-def test_each_step_in_a_forward_of_its_own():
+def test_each_step_in_a_users_forward():
     net = Wrapped()
     reference = copy.deepcopy(net)
     before = pickle.dumps(net)
@@ -124,25 +124,25 @@ def test_each_step_in_a_forward_of_its_own():
     hb.optimize(net, undo=True, verbose=False)
     assert pickle.dumps(net) == before
     hb.optimize(net, X, verbose=False)
-    alike(net, reference)
+    check_alike(net, reference)
 
 
-def test_hooks_see_what_they_saw():
+def test_hooks_receive_the_same_values():
     net = Chain()
     reference = by_hand(net)
     hb.optimize(net, X, verbose=False)
-    seen = []
+    means = []
     for each in (net, reference):
-        each.neurons.register_forward_hook(lambda _, args, out: seen.append((args[0].mean(), out.mean())))
+        each.neurons.register_forward_hook(lambda _, args, out: means.append((args[0].mean(), out.mean())))
         each(X)
-    assert len(seen) == 4
-    torch.testing.assert_close(seen[:2], seen[2:], rtol=1e-4, atol=1e-5)
+    assert len(means) == 4
+    torch.testing.assert_close(means[:2], means[2:], rtol=1e-4, atol=1e-5)
     for each in (net, reference):
         each.neurons.register_full_backward_hook(lambda *_: None)
-    alike(net, reference)
+    check_alike(net, reference)
 
 
-def test_what_is_neither_eager_nor_float32_is_the_plain_network():
+def test_other_dtypes_and_transforms_agree_with_the_plain_network():
     net = Chain().eval()
     reference = by_hand(net)
     hb.optimize(net, X, verbose=False)
@@ -152,20 +152,20 @@ def test_what_is_neither_eager_nor_float32_is_the_plain_network():
     net, reference = net.float(), reference.float()
     torch.testing.assert_close(hb.run(net, X)[0], reference(X), rtol=1e-3, atol=1e-4)
     parameters = dict(net.named_parameters())
-    called = torch.func.functional_call(net, parameters, (X,))
-    torch.testing.assert_close(called, reference(X), rtol=1e-3, atol=1e-4)
+    outputs = torch.func.functional_call(net, parameters, (X,))
+    torch.testing.assert_close(outputs, reference(X), rtol=1e-3, atol=1e-4)
 
 
 def test_it_is_copied_and_pickled():
     for kind in (Chain, Image):
         net = kind().eval()
         hb.optimize(net, X, verbose=False)
-        wanted = net(X)
-        for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
-            assert isinstance(again, kind)
-            torch.testing.assert_close(again(X), wanted)
-            hb.optimize(again, undo=True, verbose=False)
-            assert type(again) is kind
+        expected = net(X)
+        for copied in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
+            assert isinstance(copied, kind)
+            torch.testing.assert_close(copied(X), expected)
+            hb.optimize(copied, undo=True, verbose=False)
+            assert type(copied) is kind
 
 
 def test_a_network_of_images_is_called_with_steps_joined():
@@ -174,15 +174,15 @@ def test_a_network_of_images_is_called_with_steps_joined():
     hb.optimize(net, X, verbose=False)
     assert row(net, "-").split(maxsplit=2)[1:] == ["Image", "called with time and batch joined"]
     assert isinstance(net, Image)
-    alike(net, reference)
+    check_alike(net, reference)
     assert [*net.state_dict()] == names
     assert "joined" in table(hb.optimize(Image(), X[:, :1], verbose=False))
     with pytest.raises(ValueError, match=r"must be \[T, batch, \.\.\.\] of 5 dimensions"):
         net(X[0])
-    whole, _ = hb.run(net.eval(), X)
+    full, _ = hb.run(net.eval(), X)
     first, state = hb.run(net, X[:2])
     rest, _ = hb.run(net, X[2:], state)
-    torch.testing.assert_close(torch.cat([first, rest]), whole)
+    torch.testing.assert_close(torch.cat([first, rest]), full)
 
 
 TORCHVISION = {
@@ -214,7 +214,7 @@ def test_a_small_resnet_of_torchvision(training):
 
 
 def check_optimized(net, x, training):
-    """Outputs, gradients and statistics of `net` and of the same network with its steps joined by hand."""
+    """Checks outputs, gradients and statistics of `net` against the network with its steps joined by hand."""
     reference, names = Flattened(net, len(x)), [*net.state_dict()]
     before = pickle.dumps(net)
     hb.optimize(net, x, verbose=False)
@@ -225,12 +225,12 @@ def check_optimized(net, x, training):
     hb.optimize(net, x, verbose=False)
     net.train(training)
     reference.train(training)
-    found, wanted = results(net, x), results(reference, x)
+    result, expected = results(net, x), results(reference, x)
     share = 1e-9 if x.dtype == torch.float64 else 2e-4
-    same(found, {name.removeprefix("net."): value for name, value in wanted.items()}, share)
+    same(result, {name.removeprefix("net."): value for name, value in expected.items()}, share)
 
 
-def test_one_that_means_two_things_is_refused():
+def test_an_ambiguous_forward_is_refused():
     class Two(Image):
         def forward(self, x):
             x = self.neurons(self.bn1(self.conv1(x)))

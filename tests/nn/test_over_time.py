@@ -1,4 +1,4 @@
-"""Cells over time: `unroll`, `run` and `record`, and what they refuse."""
+"""Cells over time: `unroll`, `run` and `record`, and their errors."""
 
 import math
 
@@ -13,7 +13,7 @@ import hibana as hb
 
 
 class Trace(hb.Cell):
-    """A cell of one's own, which emits a potential."""
+    """A user-defined cell that emits a potential."""
 
     def forward(self, input_, u_previous, v_previous):
         u = 0.5 * u_previous + input_
@@ -21,7 +21,7 @@ class Trace(hb.Cell):
 
 
 def network():
-    """With weights of few bits, so that a matrix product is exact whatever it is batched with."""
+    """A network with weights of few bits, so that matrix products are exact for any batch size."""
     torch.manual_seed(2)
     net = nn.Sequential(
         nn.Linear(3, 6), hb.IF(threshold=0.3), nn.Linear(6, 4), hb.LIF(tau=3.0, threshold=0.2), hb.LI()
@@ -59,12 +59,12 @@ def test_every_call_starts_at_rest():
 
 def test_gradients_flow_through_the_state():
     cell, inputs = Trace(), torch.rand(6, 2, requires_grad=True)
-    whole, _ = hb.unroll(cell, inputs)
-    (expected,) = torch.autograd.grad(whole.sum(), inputs)
+    outputs, _ = hb.unroll(cell, inputs)
+    (expected,) = torch.autograd.grad(outputs.sum(), inputs)
     first, state = hb.unroll(cell, inputs[:2])
     second, _ = hb.unroll(cell, inputs[2:], state)
-    (pieced,) = torch.autograd.grad(first.sum() + second.sum(), inputs)
-    torch.testing.assert_close(pieced, expected)
+    (in_pieces,) = torch.autograd.grad(first.sum() + second.sum(), inputs)
+    torch.testing.assert_close(in_pieces, expected)
 
 
 def test_a_layer_called_twice_has_two_states():
@@ -77,14 +77,14 @@ def test_a_layer_called_twice_has_two_states():
             return self.neuron(self.neuron(inputs) * 0.7)
 
     inputs = torch.rand(9, 2)
-    whole, state = hb.run(Twice(), inputs)
+    full, state = hb.run(Twice(), inputs)
     assert state.keys() == {"neuron", "neuron#1"}
     first, state = hb.run(Twice(), inputs[:4])
     second, _ = hb.run(Twice(), inputs[4:], state)
-    assert torch.equal(torch.cat([first, second]), whole)
+    assert torch.equal(torch.cat([first, second]), full)
 
 
-def test_record_gives_every_state_by_name():
+def test_record_returns_every_state_by_name():
     inputs = torch.rand(15, 3, 2)
     states = hb.record(hb.IFCell(), inputs)
     potentials, spikes = article.over_time(inputs)
@@ -104,7 +104,7 @@ def test_float64_stays_float64():
     assert {outputs.dtype, *(value.dtype for value in state)} == {torch.float64}
 
 
-def test_hyper_parameters_may_be_tensors_and_change():
+def test_hyperparameters_may_be_tensors_and_change():
     cell = hb.IFCell(threshold=torch.tensor([0.5, 2.0]))
     inputs = torch.full([1, 2], 1.0)
     assert hb.unroll(cell, inputs)[0].tolist() == [[1.0, 0.0]]
@@ -141,7 +141,7 @@ def state(*shape, **options):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "error", "words"),
+    ("inputs", "error", "message"),
     [
         (torch.zeros([]), ValueError, r"inputs must have time first, \[T, ...\]"),
         (torch.zeros(0, 3), ValueError, r"inputs must have at least one time step, got shape \(0, 3\)"),
@@ -151,18 +151,18 @@ def state(*shape, **options):
         ([[0.0]], TypeError, r"inputs must be a tensor \[T, ...\], got list"),
     ],
 )
-def test_inputs_that_are_refused(inputs, error, words):
+def test_invalid_inputs_are_refused(inputs, error, message):
     for call in (lambda: hb.unroll(hb.IFCell(), inputs), lambda: hb.record(hb.IFCell(), inputs)):
-        with pytest.raises(error, match=words):
+        with pytest.raises(error, match=message):
             call()
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         hb.IF()(inputs)
-    with pytest.raises(error, match=words):
+    with pytest.raises(error, match=message):
         hb.run(hb.IF(), inputs)
 
 
 @pytest.mark.parametrize(
-    ("begun", "error", "words"),
+    ("initial", "error", "message"),
     [
         ((state(3), state(4)), ValueError, r"state s must have the shape .*, \(3,\), got \(4,\)"),
         ((state(2, 3), state(3)), ValueError, r"state v must have the shape .*, \(3,\), got \(2, 3\)"),
@@ -173,35 +173,35 @@ def test_inputs_that_are_refused(inputs, error, words):
         ((state(3).long(), state(3)), TypeError, "state v must be floating point, got torch.int64"),
     ],
 )
-def test_states_that_are_refused(begun, error, words):
-    with pytest.raises(error, match=words):
-        hb.unroll(hb.IFCell(), torch.zeros(4, 3), begun)
+def test_invalid_states_are_refused(initial, error, message):
+    with pytest.raises(error, match=message):
+        hb.unroll(hb.IFCell(), torch.zeros(4, 3), initial)
 
 
 def test_run_refuses_a_state_of_another_network():
     net, inputs = network(), torch.rand(4, 2, 3)
-    _, begun = hb.run(net, inputs)
+    _, first = hb.run(net, inputs)
     with pytest.raises(ValueError, match="state has no entry for layer '4'; it has 1, 3"):
-        hb.run(net, inputs, {name: begun[name] for name in ("1", "3")})
+        hb.run(net, inputs, {name: first[name] for name in ("1", "3")})
     with pytest.raises(ValueError, match="state has entries for layers that were not called: other"):
-        hb.run(net, inputs, {**begun, "other": begun["1"]})
+        hb.run(net, inputs, {**first, "other": first["1"]})
     assert torch.equal(net(inputs), hb.run(net, inputs)[0])
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, -math.inf, math.nan, torch.tensor([1.0, 0.0])])
 @pytest.mark.parametrize("kind", [hb.IFCell, hb.LIFCell, hb.IF, hb.LIF, hb.IzhikevichCell])
-def test_thresholds_that_are_refused(kind, value):
+def test_invalid_thresholds_are_refused(kind, value):
     with pytest.raises(ValueError, match="threshold must be positive and finite, got"):
         kind(threshold=value)
 
 
 @pytest.mark.parametrize("value", ["1", True, None])
-def test_thresholds_that_are_no_numbers(value):
+def test_thresholds_that_are_not_numbers_are_refused(value):
     with pytest.raises(TypeError, match="threshold must be a float or a tensor, got"):
         hb.IFCell(threshold=value)
 
 
-def test_what_is_no_cell_and_no_backend_is_refused():
+def test_other_modules_and_backends_are_refused():
     with pytest.raises(TypeError, match=r"cell must be a hibana.Cell, one step of a neuron, got ReLU"):
         hb.OverTime(nn.ReLU())
     with pytest.raises(TypeError, match=r"cell must be a hibana.Cell, one step of a neuron, got IF"):

@@ -1,4 +1,4 @@
-"""Tensors that a parametrization computes: every layer reads each of them once a call, whatever serves it."""
+"""Every layer evaluates each parametrization once per call, whichever kernel runs it."""
 
 import copy
 import os
@@ -11,14 +11,14 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import hibana as hb
-from every_layer import CASES, made
+from every_layer import CASES, build
 from hibana.compiler.graph.ops import Unsupported
 
-smooth = hb.surrogate.ATan()
+SURROGATE = hb.surrogate.ATan()
 
 
-class Counted(nn.Module):
-    """Changes nothing, and counts how often it is asked, in a buffer, since a step may be traced once."""
+class CallCounter(nn.Module):
+    """The identity; a buffer counts the evaluations, because a step may be traced only once."""
 
     def __init__(self):
         super().__init__()
@@ -29,17 +29,17 @@ class Counted(nn.Module):
         return value * (calls / calls).to(value.dtype)
 
 
-def counted(module):
-    """`module`, each parameter of which is computed by a :class:`Counted`; and these, by name."""
-    found = {}
+def count_calls(module):
+    """Parametrizes each parameter of `module` by a :class:`CallCounter`; returns the counts by name."""
+    counts = {}
     for path, inner in list(module.named_modules()):
         for name in list(inner._parameters):
             if inner._parameters[name] is not None:
-                parametrize.register_parametrization(inner, name, Counted())
-                found[f"{path}.{name}"] = inner.parametrizations[name][0]
-    for each in found.values():
+                parametrize.register_parametrization(inner, name, CallCounter())
+                counts[f"{path}.{name}"] = inner.parametrizations[name][0]
+    for each in counts.values():
         each.calls.zero_()
-    return found
+    return counts
 
 
 OTHERS = {
@@ -68,46 +68,46 @@ OTHERS = {
 }
 
 
-def layer_of(case):
-    layer, x = OTHERS[case]() if case in OTHERS else made(case)
+def build_layer(case):
+    layer, x = OTHERS[case]() if case in OTHERS else build(case)
     if hasattr(layer, "mode") and case in OTHERS:
         assert layer.mode == "auto"
     return layer, x
 
 
 @pytest.mark.parametrize("case", [*CASES, *OTHERS])
-@pytest.mark.parametrize("gradient", [True, False])
-def test_every_layer_reads_each_of_its_tensors_once_a_call(case, gradient):
-    layer, x = layer_of(case)
-    found = counted(layer)
-    with torch.set_grad_enabled(gradient):
+@pytest.mark.parametrize("grad_enabled", [True, False])
+def test_every_layer_reads_each_of_its_tensors_once_a_call(case, grad_enabled):
+    layer, x = build_layer(case)
+    counts = count_calls(layer)
+    with torch.set_grad_enabled(grad_enabled):
         for calls in (1, 2, 3):
             layer(x)
-            assert {name: each.calls.item() for name, each in found.items()} == dict.fromkeys(found, calls)
+            assert {name: each.calls.item() for name, each in counts.items()} == dict.fromkeys(counts, calls)
 
 
 @pytest.mark.parametrize("kind", [hb.Window, hb.Delay, hb.DelayedLinear, hb.Recurrent])
 def test_a_layer_with_a_state_reads_each_of_its_tensors_once_a_call(kind):
-    layer, x = layer_of(kind.__name__)
-    found = counted(layer)
+    layer, x = build_layer(kind.__name__)
+    counts = count_calls(layer)
     _, state = layer(x, return_state=True)
     layer(x, state, return_state=True)
-    assert {each.calls.item() for each in found.values()} <= {2.0}
+    assert {each.calls.item() for each in counts.values()} <= {2.0}
 
 
 CELLS = {
-    "LIF": lambda backend: hb.LIF(nn.Parameter(torch.full((4,), 2.0)), surrogate=smooth, backend=backend),
+    "LIF": lambda backend: hb.LIF(nn.Parameter(torch.full((4,), 2.0)), surrogate=SURROGATE, backend=backend),
     "Recurrent": lambda backend: hb.Recurrent(
-        hb.LIFCell(nn.Parameter(torch.full((4,), 2.0)), surrogate=smooth), 4, backend=backend
+        hb.LIFCell(nn.Parameter(torch.full((4,), 2.0)), surrogate=SURROGATE), 4, backend=backend
     ),
     "a convolution": lambda backend: hb.Recurrent(
-        hb.LIFCell(nn.Parameter(torch.full((4, 1), 2.0)), surrogate=smooth),
+        hb.LIFCell(nn.Parameter(torch.full((4, 1), 2.0)), surrogate=SURROGATE),
         4,
         nn.Conv1d(4, 4, 3, padding=1),
         backend=backend,
     ),
     "delayed": lambda backend: hb.DelayedRecurrent(
-        hb.LIFCell(nn.Parameter(torch.full((4,), 2.0)), surrogate=smooth), 4, 2, backend=backend
+        hb.LIFCell(nn.Parameter(torch.full((4,), 2.0)), surrogate=SURROGATE), 4, 2, backend=backend
     ),
 }
 
@@ -122,14 +122,14 @@ def test_neurons_read_each_of_their_tensors_once_a_call(name, backend):
     plain = CELLS[name](backend)
     layer = copy.deepcopy(plain)
     x = torch.rand(*((7, 2, 4, 5) if name == "a convolution" else (7, 2, 4)))
-    found = counted(layer)
+    counts = count_calls(layer)
     for calls in (1, 2):
         outputs = layer(x)
-        assert {each.calls.item() for each in found.values()} == {calls}
+        assert {each.calls.item() for each in counts.values()} == {calls}
     torch.testing.assert_close(outputs, plain(x))
     outputs.square().sum().backward()
     plain(x).square().sum().backward()
-    for (_, inner), (_, wanted) in zip(
+    for (_, parameter), (_, expected) in zip(
         sorted(
             (n.replace("parametrizations.", "").replace(".original", ""), p)
             for n, p in layer.named_parameters()
@@ -137,66 +137,66 @@ def test_neurons_read_each_of_their_tensors_once_a_call(name, backend):
         sorted(plain.named_parameters()),
         strict=True,
     ):
-        torch.testing.assert_close(inner.grad, wanted.grad)
+        torch.testing.assert_close(parameter.grad, expected.grad)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_a_computed_value_is_kept_in_its_range_as_a_parameter_is(backend):
-    plain = hb.LIF(nn.Parameter(torch.full((4,), 2.0)), surrogate=smooth, backend=backend)
+def test_a_parametrized_value_stays_in_its_range_as_a_parameter_does(backend):
+    plain = hb.LIF(nn.Parameter(torch.full((4,), 2.0)), surrogate=SURROGATE, backend=backend)
     layer = copy.deepcopy(plain)
-    counted(layer)
-    learned = plain.cell._parameters["tau"], layer.cell.parametrizations.tau.original
+    count_calls(layer)
+    tensors = plain.cell._parameters["tau"], layer.cell.parametrizations.tau.original
     with torch.no_grad():
-        for each in learned:
-            each.copy_(torch.tensor([0.25, 1.0, 1.5, -0.5]))  # of at least 1
+        for each in tensors:
+            each.copy_(torch.tensor([0.25, 1.0, 1.5, -0.5]))  # tau must be at least 1
     x = 1.5 * torch.rand(30, 2, 4)
     outputs = layer(x), plain(x)
     assert torch.equal(*outputs)
     for each in outputs:
         each.sum().backward()
-    torch.testing.assert_close(*[each.grad for each in learned])
+    torch.testing.assert_close(*[each.grad for each in tensors])
 
 
 def test_recording_reads_each_tensor_of_a_cell_once():
     cell = hb.LIFCell(nn.Parameter(torch.full((4,), 2.0)))
-    found = counted(cell)
+    counts = count_calls(cell)
     hb.record(cell, torch.rand(7, 2, 4))
-    assert [each.calls.item() for each in found.values()] == [1]
+    assert [each.calls.item() for each in counts.values()] == [1]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_graph_computes_recurrent_synapses_once(backend):
-    # In a process of its own: after thousands of other tests Dynamo may break this graph.
+    # In a new process: after thousands of other tests Dynamo may break this graph.
     code = "import sys; from nn.test_parametrized import recurrent_graph; recurrent_graph(sys.argv[1])"
-    search = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    done = subprocess.run(
-        [sys.executable, "-c", code, backend], env={**os.environ, **search}, capture_output=True, text=True
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    process = subprocess.run(
+        [sys.executable, "-c", code, backend], env={**os.environ, **path}, capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def recurrent_graph(backend):
-    """The test itself."""
+    """The test's body, which the new process runs."""
     torch.manual_seed(0)
-    layer = hb.Recurrent(hb.LIFCell(threshold=0.3, surrogate=smooth), 16, backend=backend)
+    layer = hb.Recurrent(hb.LIFCell(threshold=0.3, surrogate=SURROGATE), 16, backend=backend)
     parametrizations.spectral_norm(layer.recurrent)
-    called, compiled = copy.deepcopy(layer), torch.compile(layer, backend="eager")
+    eager, compiled = copy.deepcopy(layer), torch.compile(layer, backend="eager")
     x = torch.rand(7, 2, 16)
     for _ in range(2):
-        torch.testing.assert_close(compiled(x), called(x))
-    u, wanted = (each.recurrent.parametrizations.weight[0]._u for each in (layer, called))
-    torch.testing.assert_close(u, wanted)
+        torch.testing.assert_close(compiled(x), eager(x))
+    u, expected = (each.recurrent.parametrizations.weight[0]._u for each in (layer, eager))
+    torch.testing.assert_close(u, expected)
 
 
-def test_what_explains_a_layer_computes_nothing_of_it():
-    layer = hb.Recurrent(hb.LIFCell(surrogate=smooth), 4)
-    found = counted(layer)
+def test_explain_evaluates_no_parametrization():
+    layer = hb.Recurrent(hb.LIFCell(surrogate=SURROGATE), 4)
+    counts = count_calls(layer)
     assert "backend    cpu" in hb.explain(layer)
-    assert [each.calls.item() for each in found.values()] == [0]
+    assert [each.calls.item() for each in counts.values()] == [0]
 
 
-def test_a_step_that_writes_to_what_it_is_given_is_refused_by_name():
+def test_a_step_that_writes_to_its_tensors_is_refused_by_name():
     class Writes(hb.Cell):
         def __init__(self):
             super().__init__()

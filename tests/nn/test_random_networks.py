@@ -1,4 +1,4 @@
-"""Random networks of torch's and hibana's layers: optimised and not, they are the same; and undone again."""
+"""Random networks of torch's and hibana's layers: optimized they compute the same, and undo restores them."""
 
 import copy
 import pickle
@@ -98,7 +98,7 @@ def network(seed):
 
 
 def by_hand(net):
-    """The same network, its layers of images in EachStep."""
+    """A copy of `net` with its image layers wrapped in EachStep."""
     net = copy.deepcopy(net)
     kinds = (nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.Flatten)
     for name, module in list(net.named_modules()):
@@ -107,24 +107,24 @@ def by_hand(net):
     return net
 
 
-SUMMED = torch.finfo(torch.float32).eps / 2 * STEPS * BATCH * SIDE * SIDE
-"""Relative error that a sum over all steps and pixels may have in float32, one number after the other.
+SUM_ERROR = torch.finfo(torch.float32).eps / 2 * STEPS * BATCH * SIDE * SIDE
+"""Bound of the relative error of a sequential float32 sum over all steps and pixels.
 
 Source: Higham (2002), *Accuracy and stability of numerical algorithms*, section 4.2.
 """
-TIMES = 4
-"""How many times as far from the exact result as a network that is off by :data:`SUMMED` another may be."""
-FLIPPED = 1e-3
-"""Error of outputs, as a share of the largest, up to which no layer has a spike more or less."""
+ERROR_FACTOR = 4
+"""Allowed error, relative to the error of a network perturbed by :data:`SUM_ERROR`."""
+NO_FLIP = 1e-3
+"""Output error, relative to the largest output, up to which no layer gained or lost a spike."""
 
 
-MARGIN = 4
-"""Networks off by :data:`SUMMED` that show whether a potential is as near to its threshold: each has an even
-chance to come to lie on the other side."""
+PERTURBATIONS = 4
+"""Number of networks perturbed by :data:`SUM_ERROR` to detect potentials this near to their threshold: each
+moves such a potential across the threshold with probability 1/2."""
 
 
 def exact(net):
-    """`net` in float64, its neurons by the reference loop."""
+    """A copy of `net` in float64 whose neurons use the reference loop."""
     net = copy.deepcopy(net).double()
     for module in net.modules():
         if isinstance(module, hb.OverTime):
@@ -133,61 +133,61 @@ def exact(net):
 
 
 def rounded(net, x, generator):
-    """`net` and `x`, each number off by up to :data:`SUMMED`, and channels last in memory.
+    """`net` and `x` with relative errors of up to :data:`SUM_ERROR`, and channels last in memory.
 
-    PyTorch then adds up a normalization's numbers in float32, as hibana does, and else in float64.
+    In this layout PyTorch sums a normalization's values in float32, as hibana does; otherwise in float64.
     """
 
-    def off(values):
-        return values * (1 + SUMMED * (2 * torch.rand(values.shape, generator=generator) - 1))
+    def perturbed(values):
+        return values * (1 + SUM_ERROR * (2 * torch.rand(values.shape, generator=generator) - 1))
 
     net = copy.deepcopy(net)
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.copy_(off(parameter))
-    return net.to(memory_format=torch.channels_last), off(x).movedim(2, -1).contiguous().movedim(-1, 2)
+            parameter.copy_(perturbed(parameter))
+    return net.to(memory_format=torch.channels_last), perturbed(x).movedim(2, -1).contiguous().movedim(-1, 2)
 
 
 def largest(values):
     return values.abs().max().item() if values.numel() else 0.0
 
 
-def agree(found, plain, off, wanted):
-    """Checks that `found` are the `wanted` exact results but for rounding.
+def compare(optimized, plain, perturbed, exact_results):
+    """Checks that the results `optimized` equal `exact_results` up to rounding.
 
-    What errors of sums become on their way, through a normalization of few numbers above all, two plain
-    networks say: `plain`, and one whose parameters and inputs are `off` by such an error.
+    Two plain networks measure how rounding errors of sums grow, above all in a normalization of few
+    numbers: `plain`, and one whose parameters and inputs are `perturbed` by such an error.
     """
-    assert found.keys() == wanted.keys()
-    gradients = max(largest(wanted[name]) for name in found if name != "outputs")
-    for name, value in found.items():
-        error = max(largest(each[name].double() - wanted[name]) for each in (plain, off))
-        # before a normalization, the gradient of a bias is what was rounded of larger ones
-        scale = gradients if name.endswith(".bias") else largest(wanted[name])
-        allowed = TIMES * (error + SUMMED * scale)
-        apart = largest(value.double() - wanted[name])
-        assert apart <= allowed, (
-            f"{name} is off by {apart}, {apart / allowed:.1f} times what rounding explains"
+    assert optimized.keys() == exact_results.keys()
+    gradients = max(largest(exact_results[name]) for name in optimized if name != "outputs")
+    for name, value in optimized.items():
+        error = max(largest(each[name].double() - exact_results[name]) for each in (plain, perturbed))
+        # before a normalization, the gradient of a bias is the rounding error of larger gradients
+        scale = gradients if name.endswith(".bias") else largest(exact_results[name])
+        allowed = ERROR_FACTOR * (error + SUM_ERROR * scale)
+        difference = largest(value.double() - exact_results[name])
+        assert difference <= allowed, (
+            f"{name} is off by {difference}, {difference / allowed:.1f} times what rounding explains"
         )
 
 
-def taken(draw, references, seed):
-    """Inputs at which no rounding makes a spike more or less, and what the references make of them.
+def draw_stable_inputs(draw, references, seed):
+    """Draws inputs for which rounding changes no spike; returns them with the results of the references.
 
-    There are none where a potential stays at a threshold, whatever the inputs.
+    Fails after 20 draws, for example if a potential stays at its threshold for all inputs.
     """
     for _ in range(20):
         x = torch.rand(STEPS, BATCH, 2, SIDE, SIDE, generator=draw) * 2
         copies = [copy.deepcopy(net) for net in references]
         plain, double = copies
-        others = [rounded(plain, x, draw) for _ in range(MARGIN)]  # before a call changes running statistics
+        nets = [rounded(plain, x, draw) for _ in range(PERTURBATIONS)]  # before calls change their statistics
         with torch.no_grad():
-            outputs = [net(near) for net, near in others[1:]]
-        (other, near), *_ = others
-        of = results(plain, x), results(other, near), results(double, x.double())
-        *found, exact = [each["outputs"] for each in of]
-        if all(largest(each.double() - exact) <= FLIPPED * largest(exact) for each in (*found, *outputs)):
-            return x, of, copies
+            outputs = [net(noisy_x) for net, noisy_x in nets[1:]]
+        (noisy_net, noisy_x), *_ = nets
+        references_ = results(plain, x), results(noisy_net, noisy_x), results(double, x.double())
+        *rough, exact = [each["outputs"] for each in references_]
+        if all(largest(each.double() - exact) <= NO_FLIP * largest(exact) for each in (*rough, *outputs)):
+            return x, references_, copies
     raise AssertionError(f"network {seed}: rounding changes its spikes at each of 20 inputs")
 
 
@@ -205,15 +205,15 @@ def check(seed):
     for training in (True, True, False):
         for each in (net, *references):
             each.train(training)
-        x, wanted, references = taken(draw, references, seed)
-        found = results(net, x)
-        gone = [name for name, value in found.items() if value is None]
-        assert gone == [name for name, value in wanted[0].items() if value is None]
-        agree(*({name: each[name] for name in each if name not in gone} for each in (found, *wanted)))
+        x, triple, references = draw_stable_inputs(draw, references, seed)
+        result = results(net, x)
+        absent = [name for name, value in result.items() if value is None]
+        assert absent == [name for name, value in triple[0].items() if value is None]
+        compare(*({name: each[name] for name in each if name not in absent} for each in (result, *triple)))
 
 
 @pytest.mark.parametrize(
     "seed", [pytest.param(seed, marks=pytest.mark.exhaustive if seed >= 10 else ()) for seed in range(30)]
 )
-def test_optimised_and_undone(seed):
+def test_optimize_changes_no_result_and_can_be_undone(seed):
     check(seed)

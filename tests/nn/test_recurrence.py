@@ -1,4 +1,4 @@
-"""The recurrent layer: its equation, its state over chunks, and where its gradient stops."""
+"""The recurrent layer: its equation, its state over chunks, its gradient and its compilation."""
 
 import copy
 
@@ -42,16 +42,16 @@ def test_without_feedback_it_is_the_layer_over_time():
 
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: type(cell).__name__)
-def test_chunks_equal_the_whole(cell):
+def test_chunks_equal_the_full_sequence(cell):
     net = nn.Sequential(hb.Recurrent(cell, 4), hb.Recurrent(hb.LIFCell(), 4), hb.LI())
     x = torch.rand(12, 3, 4)
-    whole, ended = hb.run(net, x)
+    full, final = hb.run(net, x)
     state, parts = None, []
     for chunk in x.split(5):
         outputs, state = hb.run(net, chunk, state)
         parts.append(outputs)
-    assert torch.equal(torch.cat(parts), whole)
-    assert all(torch.equal(a, b) for k in ended for a, b in zip(ended[k], state[k], strict=True))
+    assert torch.equal(torch.cat(parts), full)
+    assert all(torch.equal(a, b) for k in final for a, b in zip(final[k], state[k], strict=True))
 
 
 def test_the_gradient_stops_where_the_state_is_detached():
@@ -91,7 +91,7 @@ def test_the_gradient_through_the_synapses_is_scaled_and_the_spikes_are_not(recu
     x = (2 * torch.rand(12, 3, 8)).requires_grad_()
     layer = hb.Recurrent(hb.LIFCell(tau=20.0, surrogate="ATan"), 8, recurrent, gradient_scale=1.0)
     for parameter in layer.recurrent.parameters():
-        nn.init.uniform_(parameter, 0.0, 0.2)  # so that what comes through them adds up
+        nn.init.uniform_(parameter, 0.0, 0.2)  # positive, so that the gradients through them add up
     spikes, sizes = [], []
     for scale in (1.0, 0.5, 0.0):
         layer.gradient_scale = scale
@@ -127,7 +127,7 @@ def test_a_scaled_gradient_is_no_operation_of_the_step():
     assert plain != scaled
 
 
-def test_over_many_steps_the_default_gradient_grows_less_than_the_whole():
+def test_over_many_steps_the_default_gradient_grows_less_than_the_full_one():
     torch.manual_seed(0)
     x = (0.3 * torch.rand(100, 8, 64)).requires_grad_()
     growth = {}
@@ -150,7 +150,7 @@ def test_half_precision_carries_its_state_in_float32():
     assert {part.dtype for part in state} == {torch.float32}
 
 
-def test_bad_input_gets_a_sentence():
+def test_errors_name_the_bad_argument():
     with pytest.raises(TypeError, match=r"cell must be a hibana\.Cell"):
         hb.Recurrent(hb.IF(), 4)
     with pytest.raises(ValueError, match=r"inputs must be \[T, B, 4\].*\(3, 2, 5\)"):
@@ -161,7 +161,7 @@ def compiled(layer):
     return "sample by sample" in hb.explain(layer)
 
 
-def on_a_grid(layer):
+def quantize_weights(layer):
     """`layer` with weights whose sums over spikes are exact in any order."""
     with torch.no_grad():
         layer.recurrent.weight.copy_(torch.randint(-8, 9, layer.recurrent.weight.shape) / 16)
@@ -171,21 +171,21 @@ def on_a_grid(layer):
 @pytest.mark.parametrize("kind", few(SPIKING), ids=lambda kind: kind.__name__)
 def test_every_cell_of_the_package_is_compiled_and_spikes_as_its_loop_does(kind):
     torch.manual_seed(2)
-    layer = on_a_grid(hb.Recurrent(kind(), 21))
+    layer = quantize_weights(hb.Recurrent(kind(), 21))
     x = drive(layer.cell, (14, 5, 21)).requires_grad_()
-    found = layer(x)
-    grads = torch.autograd.grad(found.square().sum(), [x, *layer.parameters()], allow_unused=True)
+    spikes = layer(x)
+    grads = torch.autograd.grad(spikes.square().sum(), [x, *layer.parameters()], allow_unused=True)
     assert compiled(layer)
     layer.backend = "reference"
-    wanted = layer(x)
-    assert torch.equal(found, wanted)
-    assert found.any()
-    expected = torch.autograd.grad(wanted.square().sum(), [x, *layer.parameters()], allow_unused=True)
-    for one, other in zip(grads, expected, strict=True):
+    expected = layer(x)
+    assert torch.equal(spikes, expected)
+    assert spikes.any()
+    grads_expected = torch.autograd.grad(expected.square().sum(), [x, *layer.parameters()], allow_unused=True)
+    for one, other in zip(grads, grads_expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * float(other.abs().max() + 1e-6))
 
 
-def test_a_recurrent_convolution_runs_step_by_step_and_says_so():
+def test_a_recurrent_convolution_runs_step_by_step_and_explain_says_so():
     torch.manual_seed(3)
     for convolution in (nn.Conv2d(4, 4, 3, padding=1), hb.Conv2d(4, 4, 3, padding=1)):
         layer, x = hb.Recurrent(hb.LIFCell(tau=3.0), 4, convolution), 2 * torch.rand(6, 2, 4, 5, 7)
@@ -196,7 +196,7 @@ def test_a_recurrent_convolution_runs_step_by_step_and_says_so():
         assert "each step is called in Python" in hb.explain(layer)
 
 
-def test_a_module_put_in_place_of_another_is_the_one_that_runs():
+def test_a_replaced_module_is_used():
     layer, x = hb.Recurrent(hb.IFCell(), 4), 2 * torch.rand(10, 3, 4)
     layer(x)
     layer.recurrent = nn.Linear(4, 4, bias=False)
@@ -206,7 +206,7 @@ def test_a_module_put_in_place_of_another_is_the_one_that_runs():
     assert len(list(layer.parameters())) == 1
 
 
-def test_weights_may_be_made_of_others():
+def test_weights_may_be_parametrized():
     torch.manual_seed(4)
     linear = nn.utils.parametrizations.weight_norm(nn.Linear(6, 6, bias=False))
     layer, x = hb.Recurrent(hb.LIFCell(surrogate=hb.surrogate.ATan()), 6, linear), 3 * torch.rand(8, 3, 6)
@@ -231,7 +231,7 @@ def test_a_product_gives_its_gradient_only_where_the_surrogate_lets_it_through(s
 
 
 class AddedLast(hb.Cell):
-    """A leaky neuron, whose code no other test has."""
+    """A leaky neuron whose code no other test compiles."""
 
     def forward(self, input_, v_previous, s_previous):
         v = v_previous * 0.5 * (1 - s_previous) + input_
@@ -239,7 +239,7 @@ class AddedLast(hb.Cell):
 
 
 class AddedFirst(hb.Cell):
-    """The same neuron by another step, which is compiled anew."""
+    """The same neuron with other code, which is compiled separately."""
 
     def forward(self, input_, v_previous, s_previous):
         v = input_ + v_previous * 0.5 * (1 - s_previous)
@@ -250,15 +250,15 @@ class AddedFirst(hb.Cell):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("density", [0.0, 0.03, 0.24, 1.0])
 @pytest.mark.parametrize("kind", [AddedLast, AddedFirst])
-def test_spikes_are_listed_alike_by_one_instruction_and_one_by_one(kind, density, dtype, monkeypatch):
+def test_both_ways_to_list_spikes_agree(kind, density, dtype, monkeypatch):
     from hibana.compiler.cpu import product
 
     if kind is AddedFirst:
         monkeypatch.setattr(product, "compresses", lambda: False)
     generator = torch.Generator().manual_seed(2)
     driven = (torch.rand(5, 3, 70, generator=generator) < density).to(dtype)
-    weights = torch.randint(-8, 9, (70, 70), generator=generator).to(dtype) / 64  # whose sums are exact
-    found = []
+    weights = torch.randint(-8, 9, (70, 70), generator=generator).to(dtype) / 64  # sums are exact
+    results = []
     for backend in ("cpu", "reference"):
         layer = hb.Recurrent(kind(), 70, backend=backend).to(dtype)
         with torch.no_grad():
@@ -266,14 +266,14 @@ def test_spikes_are_listed_alike_by_one_instruction_and_one_by_one(kind, density
         x = (2 * driven).requires_grad_()
         spikes = layer(x)
         spikes.square().sum().backward()
-        found.append((spikes.detach(), x.grad, layer.recurrent.weight.grad))
-    (spikes, *grads), (wanted, *right) = found
-    assert torch.equal(spikes, wanted)
-    assert bool(wanted.any()) == (density > 0)
-    torch.testing.assert_close(grads, right)
+        results.append((spikes.detach(), x.grad, layer.recurrent.weight.grad))
+    (spikes, *grads), (expected, *expected_grads) = results
+    assert torch.equal(spikes, expected)
+    assert bool(expected.any()) == (density > 0)
+    torch.testing.assert_close(grads, expected_grads)
 
 
-def _optimised(layer):
+def _optimized(layer):
     hb.optimize(layer, verbose=False)
     return layer
 
@@ -283,28 +283,28 @@ class Doubling(hb.Linear):
         return 2 * super().forward(input)
 
 
-@pytest.mark.parametrize("change", [_optimised, hb.events.adopt], ids=lambda change: change.__name__)
+@pytest.mark.parametrize("change", [_optimized, hb.events.adopt], ids=lambda change: change.__name__)
 def test_a_linear_layer_that_works_per_spike_is_compiled_as_torchs(change, monkeypatch):
     torch.manual_seed(0)
     plain = nn.Linear(8, 8)
-    given = change(copy.deepcopy(plain))
-    assert type(given) is hb.Linear
-    layers = [hb.Recurrent(hb.LIFCell(threshold=0.3), 8, each) for each in (plain, given)]
+    changed = change(copy.deepcopy(plain))
+    assert type(changed) is hb.Linear
+    layers = [hb.Recurrent(hb.LIFCell(threshold=0.3), 8, synapses) for synapses in (plain, changed)]
     texts = [hb.explain(layer) for layer in layers]
     assert texts[0] == texts[1]
     assert "one native kernel" in texts[1]
     x = torch.rand(9, 3, 8)
     monkeypatch.setattr(hb.Linear, "forward", None)
     outputs = [layer(x) for layer in layers]
-    for each in outputs:
-        each.square().sum().backward()
+    for synapses in outputs:
+        synapses.square().sum().backward()
     assert outputs[0].sum() > 0
     assert torch.equal(*outputs)
-    assert torch.equal(plain.weight.grad, given.weight.grad)
-    assert torch.equal(plain.bias.grad, given.bias.grad)
+    assert torch.equal(plain.weight.grad, changed.weight.grad)
+    assert torch.equal(plain.bias.grad, changed.bias.grad)
 
 
-def test_calls_of_such_a_layer_by_itself_compile_nothing_anew():
+def test_calling_the_synapses_alone_recompiles_nothing():
     layer = hb.Recurrent(hb.LIFCell(), 512, hb.Linear(512, 512))
     x = torch.rand(3, 2, 512)
     layer(x)
@@ -314,25 +314,25 @@ def test_calls_of_such_a_layer_by_itself_compile_nothing_anew():
     assert dependencies_of(layer.step()).key == before
 
 
-def test_a_forward_of_its_own_is_what_a_linear_layer_does():
+def test_an_overridden_forward_of_a_linear_layer_is_used():
     torch.manual_seed(0)
     twice, plain = Doubling(8, 8), nn.Linear(8, 8)
-    own = copy.deepcopy(twice)
-    own.__class__ = hb.Linear
-    own.forward = lambda x: 2 * functional.linear(x, own.weight, own.bias)
+    bound = copy.deepcopy(twice)
+    bound.__class__ = hb.Linear
+    bound.forward = lambda x: 2 * functional.linear(x, bound.weight, bound.bias)
     with torch.no_grad():
         plain.weight.copy_(2 * twice.weight)
         plain.bias.copy_(2 * twice.bias)
     x = torch.rand(9, 3, 8)
-    wanted, *found = (hb.Recurrent(hb.LIFCell(threshold=0.3), 8, each)(x) for each in (plain, twice, own))
-    for each in found:
-        torch.testing.assert_close(each, wanted)
+    expected, *rest = (hb.Recurrent(hb.LIFCell(threshold=0.3), 8, each)(x) for each in (plain, twice, bound))
+    for each in rest:
+        torch.testing.assert_close(each, expected)
 
 
-def test_a_convolution_that_works_per_spike_feeds_back_what_torchs_does():
+def test_a_convolution_per_spike_feeds_back_the_same_as_torchs():
     torch.manual_seed(0)
     plain = nn.Conv2d(2, 2, 3, padding=1)
-    given = hb.events.adopt(copy.deepcopy(plain))
+    adopted = hb.events.adopt(copy.deepcopy(plain))
     x = torch.rand(6, 2, 2, 5, 5)
-    one, two = (hb.Recurrent(hb.LIFCell(threshold=0.3), 2, each)(x) for each in (plain, given))
-    torch.testing.assert_close(one, two)
+    expected, result = (hb.Recurrent(hb.LIFCell(threshold=0.3), 2, each)(x) for each in (plain, adopted))
+    torch.testing.assert_close(expected, result)

@@ -1,4 +1,4 @@
-"""The spiking Rocket: its rates, its closed-form readout, unequal lengths, refusals."""
+"""The spiking Rocket: rates, closed-form readout, unequal lengths, errors."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hibana.nn.models.ridge import ridge
 
 
 def series(count: int, steps: int = 60, channels: int = 1, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Noise with a bump that rises slowly or falls slowly, anywhere: ``[T, N, channels]`` and classes."""
+    """Noise with a slowly rising or falling bump at a random time: ``[T, N, channels]``, and its class."""
     generator = torch.Generator().manual_seed(seed)
     values = 0.3 * torch.randn(steps, count, channels, generator=generator)
     labels = torch.arange(count) % 2
@@ -36,14 +36,14 @@ def fitted() -> tuple[torch.nn.Module, Tensor, Tensor, float]:
 
 @pytest.mark.parametrize("shape", [(12, 30), (30, 5)])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_leave_one_out_is_what_a_fit_without_the_sample_gives(
+def test_leave_one_out_equals_a_fit_without_the_sample(
     shape: tuple[int, int], weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr("hibana.nn.models.ridge.PENALTIES", torch.tensor([0.1]))
     features, targets = torch.randn(shape).double(), torch.randn(shape[0], 2).double()
     weights = torch.rand(shape[0]).double() + 0.5 if weighted else torch.ones(shape[0]).double()
-    found = ridge(features, targets, weights if weighted else None)
+    result = ridge(features, targets, weights if weighted else None)
 
     share = weights / weights.sum()
     deviation = (share @ (features - share @ features).square()).sqrt()
@@ -52,16 +52,16 @@ def test_leave_one_out_is_what_a_fit_without_the_sample_gives(
     for left_out in range(shape[0]):
         rest = torch.arange(shape[0]) != left_out
         x, y, w = features[rest] / deviation, targets[rest], weights[rest]
-        middle, centre = w @ x / w.sum(), w @ y / w.sum()
-        x, y = x - middle, y - centre
+        mean, target_mean = w @ x / w.sum(), w @ y / w.sum()
+        x, y = x - mean, y - target_mean
         slope = torch.linalg.solve(
             x.T @ (w[:, None] * x) + penalty * torch.eye(shape[1]).double(), x.T @ (w[:, None] * y)
         )
-        expected = (features[left_out] / deviation - middle) @ slope + centre
-        torch.testing.assert_close(found.held_out[left_out], expected)
+        expected = (features[left_out] / deviation - mean) @ slope + target_mean
+        torch.testing.assert_close(result.held_out[left_out], expected)
 
 
-def test_penalty_is_the_one_of_least_error() -> None:
+def test_the_penalty_has_the_least_error() -> None:
     torch.manual_seed(0)
     noise = ridge(torch.randn(50, 200), torch.randn(50, 1))
     line = torch.randn(200, 3)
@@ -70,23 +70,23 @@ def test_penalty_is_the_one_of_least_error() -> None:
     assert noise.held_out.abs().mean() < 1
 
 
-def test_constant_features_weigh_nothing() -> None:
+def test_constant_features_have_weight_zero() -> None:
     features = torch.cat([torch.full((20, 1), 0.3), torch.linspace(0, 1, 20)[:, None]], dim=1)
-    found = ridge(features, features[:, 1:])
-    assert float(found.weight[0, 0]) == 0
-    assert found.weight.isfinite().all()
+    result = ridge(features, features[:, 1:])
+    assert float(result.weight[0, 0]) == 0
+    assert result.weight.isfinite().all()
 
 
-def test_finds_a_pattern_wherever_it_lies(fitted) -> None:
+def test_recognizes_a_pattern_at_any_position(fitted) -> None:
     net, _, _, held_out = fitted
     inputs, labels = series(200, seed=1)
-    right = float((scores(net, inputs).argmax(1) == labels).float().mean())
-    assert right > 0.9
-    assert abs(held_out - right) < 0.1  # leave-one-out says what to expect
+    accuracy = float((scores(net, inputs).argmax(1) == labels).float().mean())
+    assert accuracy > 0.9
+    assert abs(held_out - accuracy) < 0.1  # leave-one-out predicts the accuracy
     assert 0.08 < float(net.rates(inputs).mean()) < 0.18
 
 
-def test_weights_are_whole_numbers_and_scores_are_those_of_the_rates(fitted) -> None:
+def test_weights_are_integers_and_scores_follow_from_the_rates(fitted) -> None:
     net, inputs, _, _ = fitted
     for _, window in net._windows():
         assert set(window.weight.unique().tolist()) == {-2.0, -1.0, 1.0, 2.0}
@@ -104,14 +104,14 @@ def test_cross_entropy_is_calibrated(fitted) -> None:
 
 def test_streams_in_chunks(fitted) -> None:
     net, inputs, _, _ = fitted
-    whole = net(inputs[:, :4])
+    full = net(inputs[:, :4])
     first, state = hb.run(net, inputs[:25, :4])
     second, _ = hb.run(net, inputs[25:, :4], state)
-    torch.testing.assert_close(torch.cat([first, second]), whole)
+    torch.testing.assert_close(torch.cat([first, second]), full)
 
 
 @needs_cc
-def test_in_c_it_gives_the_same_scores(tmp_path: Path) -> None:
+def test_the_c_program_computes_the_same_scores(tmp_path: Path) -> None:
     inputs, labels = series(20, steps=40)
     net = hb.models.rocket((1,), 2, steps=40, neurons=4)
     net.fit(inputs, labels)
@@ -123,14 +123,14 @@ def test_in_c_it_gives_the_same_scores(tmp_path: Path) -> None:
     torch.testing.assert_close(sums / 40, scores(net, inputs[:, :4]).double(), atol=1e-4, rtol=1e-4)
 
 
-def test_unequal_lengths_count_as_each_series_alone() -> None:
+def test_a_padded_series_equals_the_series_alone() -> None:
     inputs, labels = series(24, channels=3)
     lengths = torch.tensor([60, 40, 51] * 8)
     padded = hb.lengths.masked(inputs, lengths)
     polluted = hb.lengths.masked(inputs, lengths, 1e3)
     nets = [hb.models.rocket((3,), 2, steps=60) for _ in range(2)]
-    found = [net.fit(part, labels, lengths) for net, part in zip(nets, (padded, polluted), strict=True)]
-    assert found[0] == found[1]
+    fits = [net.fit(part, labels, lengths) for net, part in zip(nets, (padded, polluted), strict=True)]
+    assert fits[0] == fits[1]
     for one, other in zip(*(net.state_dict().values() for net in nets), strict=True):
         assert torch.equal(one, other)
     rates = nets[0].rates(polluted, lengths)
@@ -139,12 +139,12 @@ def test_unequal_lengths_count_as_each_series_alone() -> None:
         torch.testing.assert_close(rates[number], alone[0])
 
 
-def test_neurons_listen_to_few_channels() -> None:
+def test_neurons_read_few_channels() -> None:
     net = hb.models.rocket((20,), 2, steps=30)
-    heard = torch.cat([(window.weight != 0).all(2).sum(1) for _, window in net._windows()])
-    assert int(heard.min()) == 1
-    assert int(heard.max()) == 9
-    assert float(heard.float().mean()) < 5
+    channels = torch.cat([(window.weight != 0).all(2).sum(1) for _, window in net._windows()])
+    assert int(channels.min()) == 1
+    assert int(channels.max()) == 9
+    assert float(channels.float().mean()) < 5
 
 
 def test_learns_a_quantity() -> None:
@@ -156,18 +156,18 @@ def test_learns_a_quantity() -> None:
     torch.testing.assert_close(scores(net, inputs[:, 60:])[:, 0], speed[60:], atol=0.1, rtol=0)
 
 
-def test_weights_of_classes_move_the_balance() -> None:
+def test_class_weights_shift_the_predictions() -> None:
     inputs, labels = series(40, seed=3)
     inputs = inputs + 2 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(0))
     plain, heavy = (hb.models.rocket((1,), 2, steps=60) for _ in range(2))
     plain.fit(inputs, labels)
     heavy.fit(inputs, labels, weights=(1.0, 50.0))
     test = torch.randn(60, 50, 1, generator=torch.Generator().manual_seed(1))
-    named = [int(scores(net, test).argmax(1).sum()) for net in (plain, heavy)]
-    assert named[1] > named[0]
+    counts = [int(scores(net, test).argmax(1).sum()) for net in (plain, heavy)]
+    assert counts[1] > counts[0]
 
 
-def test_learns_further_by_gradient(fitted) -> None:
+def test_can_be_trained_by_gradient(fitted) -> None:
     _, inputs, labels, _ = fitted
     net = hb.models.rocket((1,), 2, steps=60, neurons=4).requires_grad_()
     net.fit(inputs, labels)
@@ -177,7 +177,7 @@ def test_learns_further_by_gradient(fitted) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"shape": (2, 3)}, r"shape must be \(channels,\)"),
         ({"shape": (0,)}, "channels must be a whole number"),
@@ -188,8 +188,8 @@ def test_learns_further_by_gradient(fitted) -> None:
         ({"period": -1}, "period must be a whole number"),
     ],
 )
-def test_refuses_sizes(options: dict[str, object], says: str) -> None:
-    with pytest.raises(ValueError, match=says):
+def test_refuses_sizes(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         hb.models.rocket(**{"shape": (1,), "classes": 2, "steps": 20, **options})  # type: ignore[arg-type]
 
 
@@ -215,21 +215,21 @@ def test_refuses_data() -> None:
 
 
 @pytest.mark.parametrize("period", [pytest.param(0, marks=pytest.mark.slow), 3])
-def test_in_whole_numbers_it_answers_alike(period: int) -> None:
+def test_the_quantized_network_predicts_the_same_classes(period: int) -> None:
     inputs, labels = series(40)
     net = hb.models.rocket((1,), 2, steps=60, period=period)
     net.fit(inputs, labels)
     small, report = hb.quantize(net, inputs, 8)
     for layer in report.layers:
         if layer.name.endswith("window"):
-            assert layer.weight_error == 0  # -1 and 2 are multiples of one number
+            assert layer.weight_error == 0  # -1 and 2 are multiples of one step size
     assert float((scores(small, inputs).argmax(1) == scores(net, inputs).argmax(1)).float().mean()) >= 0.95
-    test, wanted = series(200, seed=1)
-    assert float((scores(small, test).argmax(1) == wanted).float().mean()) > 0.88
+    test, classes = series(200, seed=1)
+    assert float((scores(small, test).argmax(1) == classes).float().mean()) > 0.88
 
 
 @needs_cc
-def test_in_c_in_whole_numbers_it_is_bit_equal(tmp_path: Path) -> None:
+def test_the_quantized_c_program_is_bit_equal(tmp_path: Path) -> None:
     inputs, labels = series(20, steps=40)
     net = hb.models.rocket((1,), 2, steps=40, neurons=4, period=3)
     net.fit(inputs, labels)
@@ -241,14 +241,14 @@ def test_in_c_in_whole_numbers_it_is_bit_equal(tmp_path: Path) -> None:
     assert torch.equal(outputs.double(), small.net(small.integer_input(inputs[:, :4])).double())
 
 
-def test_neurons_that_rest_spike_less_and_not_within_their_period() -> None:
+def test_refractory_neurons_spike_less_and_not_within_their_period() -> None:
     inputs, labels = series(40)
     net = hb.models.rocket((1,), 2, steps=60, period=3)
     assert net.fit(inputs, labels) > 0.85
     assert 0.04 < float(net.rates(inputs).mean()) < 0.14
     held_out = ridge(net.rates(inputs), 2.0 * torch.nn.functional.one_hot(labels).double() - 1).held_out
-    wanted = 2.0 * torch.nn.functional.one_hot(labels).double() - 1
-    assert net.error == pytest.approx(float((held_out - wanted).square().mean()))
+    targets = 2.0 * torch.nn.functional.one_hot(labels).double() - 1
+    assert net.error == pytest.approx(float((held_out - targets).square().mean()))
     spikes = net.branches[0][:-1](inputs)
     for k in (1, 2, 3):
         assert not bool((spikes[k:] * spikes[:-k]).any())

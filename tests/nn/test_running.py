@@ -1,4 +1,4 @@
-"""`run`: the state travels with the call, into threads, checkpoints, graphs and runs within runs."""
+"""`run`: the state in threads, checkpoints, compiled graphs and nested runs."""
 
 import threading
 
@@ -13,7 +13,7 @@ from hibana.compiler import call_context
 
 
 def network():
-    """It spikes for inputs up to 4, in each layer."""
+    """A network in which each layer spikes for inputs up to 4."""
     torch.manual_seed(3)
     return nn.Sequential(
         nn.Linear(3, 8), hb.LIF(tau=3.0, threshold=0.2), nn.Linear(8, 4), hb.PLIF(threshold=0.1), hb.LI()
@@ -38,7 +38,7 @@ class Checkpointed(nn.Module):
         return x
 
 
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # the outer one's, within it
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of the outer one
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_a_checkpointed_part_of_a_run_is_refused(use_reentrant, nested):
@@ -47,7 +47,7 @@ def test_a_checkpointed_part_of_a_run_is_refused(use_reentrant, nested):
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_run_within_a_checkpointed_function_begins_at_its_state_again(use_reentrant):
+def test_a_checkpointed_run_is_recomputed_from_its_initial_state(use_reentrant):
     net, x = network(), 4 * torch.rand(4, 2, 3)
     _, state = hb.run(net, 4 * torch.rand(5, 2, 3))
     state = {k: tuple(v.detach() for v in values) for k, values in state.items()}
@@ -61,13 +61,13 @@ def test_a_run_within_a_checkpointed_function_begins_at_its_state_again(use_reen
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_checkpoint_without_gradients_is_a_call_like_any(use_reentrant):
+def test_a_checkpoint_without_gradients_runs_as_a_plain_call(use_reentrant):
     net, x = network(), 4 * torch.rand(9, 2, 3)
     _, state = hb.run(net, x)
-    within = {f"net.{name}": values for name, values in state.items()}
+    renamed = {f"net.{name}": values for name, values in state.items()}
     with torch.no_grad():
-        found, _ = hb.run(Checkpointed(net, use_reentrant), x, within)
-    assert torch.equal(found, hb.run(net, x, state)[0])
+        outputs, _ = hb.run(Checkpointed(net, use_reentrant), x, renamed)
+    assert torch.equal(outputs, hb.run(net, x, state)[0])
 
 
 def test_a_checkpoint_of_torch_distributed_is_refused():
@@ -78,7 +78,7 @@ def test_a_checkpoint_of_torch_distributed_is_refused():
         hb.run(net, torch.rand(4, 2, 3, requires_grad=True))
 
 
-def test_what_a_layer_calls_by_itself_is_within_no_run():
+def test_unroll_within_recurrent_synapses_is_not_part_of_the_run():
     def averaged(net, x):
         return hb.unroll(hb.LICell(), x[None])[0][0]
 
@@ -86,7 +86,7 @@ def test_what_a_layer_calls_by_itself_is_within_no_run():
     assert torch.equal(hb.run(layer, x)[0], layer(x))
 
 
-def test_after_a_run_no_layer_asks_for_one():
+def test_no_run_is_active_after_a_run():
     hb.run(network(), torch.rand(4, 2, 3))
     assert not call_context.run_active
 
@@ -97,27 +97,27 @@ def test_a_run_and_plain_calls_of_one_network_in_threads_are_independent():
     _, state = hb.run(net, x)
     resumed, _ = hb.run(net, x, state)
     assert not torch.equal(resumed, plain)
-    wrong = []
+    failures = []
 
     def running():
         while not stop.is_set():
             if not torch.equal(hb.run(net, x, state)[0], resumed):
-                wrong.append("a run")
+                failures.append("a run")
 
     threads = [threading.Thread(target=running) for _ in range(2)]
     for thread in threads:
         thread.start()
     try:
-        wrong.extend("a plain call" for _ in range(300) if not torch.equal(net(x), plain))
+        failures.extend("a plain call" for _ in range(300) if not torch.equal(net(x), plain))
     finally:
         stop.set()
         for thread in threads:
             thread.join()
-    assert not wrong
+    assert not failures
 
 
 class Inner(nn.Module):
-    """A network that runs a part of it by itself."""
+    """A network that calls `run` for one of its parts."""
 
     def __init__(self):
         super().__init__()
@@ -129,7 +129,7 @@ class Inner(nn.Module):
         return outputs
 
 
-def test_a_run_within_a_run_carries_its_own_state():
+def test_a_nested_run_carries_a_separate_state():
     net, x = Inner(), torch.rand(6, 2, 3)
     outputs, state = hb.run(net, x)
     assert state.keys() == {"before"}
@@ -138,7 +138,7 @@ def test_a_run_within_a_run_carries_its_own_state():
 
 
 class Direct(nn.Module):
-    """Calls its layer's ``forward``, and asks for its state."""
+    """Calls ``forward`` of its layer and requests the state."""
 
     def __init__(self):
         super().__init__()
@@ -149,12 +149,12 @@ class Direct(nn.Module):
         return outputs
 
 
-def test_a_layer_whose_forward_is_called_directly_goes_on_from_its_state():
+def test_run_continues_a_layer_whose_forward_is_called_directly():
     net, x = Direct(), torch.rand(8, 2, 3)
-    whole, ended = hb.run(net, x)
+    full, ended = hb.run(net, x)
     _, state = hb.run(net, x[:3])
     rest, last = hb.run(net, x[3:], state)
-    assert torch.equal(rest, whole[3:])
+    assert torch.equal(rest, full[3:])
     assert last.keys() == {"layer"}
     assert all(torch.equal(a, b) for a, b in zip(last["layer"], ended["layer"], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(last["layer"], net.last, strict=True))
@@ -189,26 +189,26 @@ def test_states_that_a_run_would_lose_are_refused(net, message):
     x = torch.rand(4, 2, 3)
     with pytest.raises(ValueError, match=message):
         hb.run(net, x)
-    assert hb.IF()(x).shape == x.shape  # and nothing of it stays
+    assert hb.IF()(x).shape == x.shape  # the failed run has ended
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own look
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch reads .grad
 @pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning"
 )  # Dynamo does, of Function
-def test_a_run_of_a_compiled_network_goes_on_from_its_state():
+def test_a_run_of_a_compiled_network_continues_from_its_state():
     net, x = network(), 4 * torch.rand(8, 2, 3)
     compiled = torch.compile(net, backend="eager")
     assert torch.equal(compiled(x), net(x))
-    whole, _ = hb.run(net, x)
+    full, _ = hb.run(net, x)
     _, state = hb.run(compiled, x[:3])
     rest, _ = hb.run(compiled, x[3:], state)
-    torch.testing.assert_close(rest, whole[3:])
+    torch.testing.assert_close(rest, full[3:])
     assert torch.equal(compiled(x), net(x))
 
 
 @pytest.mark.parametrize("layer", [hb.LIF(), hb.LI(), hb.Recurrent(hb.LIFCell(), 4)], ids=repr)
-def test_a_second_backward_through_a_state_says_to_detach_it(layer):
+def test_the_error_of_a_second_backward_says_to_detach_the_state(layer):
     net = nn.Sequential(nn.Linear(3, 4), layer)
     outputs, state = hb.run(net, torch.rand(5, 2, 3))
     outputs.sum().backward()
@@ -219,7 +219,7 @@ def test_a_second_backward_through_a_state_says_to_detach_it(layer):
     hb.run(net, torch.rand(5, 2, 3), state)[0].sum().backward()
 
 
-def test_layers_over_time_are_no_part_of_what_knows_no_time():
+def test_modules_of_single_steps_refuse_layers_over_time():
     for make in (hb.EachStep, lambda inner: hb.Recurrent(hb.IFCell(), 3, inner)):
         for layer in (hb.IF(), hb.Recurrent(hb.IFCell(), 3)):
             with pytest.raises(ValueError, match=f"'1' is {type(layer).__name__}"):
@@ -228,7 +228,7 @@ def test_layers_over_time_are_no_part_of_what_knows_no_time():
                 make(hb.IF())
 
 
-def test_inputs_without_time_are_told_where_that_can_be_known():
+def test_inputs_without_a_time_axis_are_refused():
     for layer in (hb.IF(), hb.LI()):
         for call in (
             layer,
@@ -244,31 +244,31 @@ def test_inputs_without_time_are_told_where_that_can_be_known():
 
 
 @pytest.mark.parametrize("cell", [hb.IF, hb.CubaLIF, hb.PLIF])
-def test_a_step_like_an_earlier_one_is_what_it_would_be_without(cell):
+def test_single_steps_equal_one_call_over_all_steps(cell):
     torch.manual_seed(0)
     net, inputs = nn.Sequential(nn.Linear(4, 6), cell()), torch.rand(9, 2, 4) * 3
     net[0].weight.data.abs_()
-    whole = net(inputs)
-    assert 0 < whole.mean() < 1
+    full = net(inputs)
+    assert 0 < full.mean() < 1
     outputs, state = hb.run(net, inputs[:1])
     steps = [outputs]
     for x in inputs[1:]:
         outputs, state = hb.run(net, x[None], state)
         steps.append(outputs)
-    assert torch.equal(torch.cat(steps), whole)
-    weights = torch.rand_like(whole)
-    for one, two in zip(
-        torch.autograd.grad((whole * weights).sum(), [*net.parameters()]),
+    assert torch.equal(torch.cat(steps), full)
+    weights = torch.rand_like(full)
+    for full_grad, step_grad in zip(
+        torch.autograd.grad((full * weights).sum(), [*net.parameters()]),
         torch.autograd.grad((torch.cat(steps) * weights).sum(), [*net.parameters()]),
         strict=True,
     ):
-        torch.testing.assert_close(one, two)
+        torch.testing.assert_close(full_grad, step_grad)
 
 
-def test_a_state_that_is_like_no_earlier_one_is_looked_at():
+def test_a_state_of_another_form_is_checked():
     layer, x = hb.LIF(), torch.rand(1, 2, 4)
     _, state = hb.run(layer, x)
-    wanted, ended = hb.run(layer, x, state)
+    expected, ended = hb.run(layer, x, state)
     v, s = state[""]
     wide = torch.stack([v, s], -1)
     for same in (
@@ -279,17 +279,17 @@ def test_a_state_that_is_like_no_earlier_one_is_looked_at():
         (nn.Parameter(v), s),
     ):
         outputs, last = hb.run(layer, x, {"": same})
-        assert torch.equal(outputs, wanted)
+        assert torch.equal(outputs, expected)
         assert all(map(torch.equal, last[""], ended[""]))
-    for wrong, says in (
+    for wrong, message in (
         ((v[:1], s), r"state v must have the shape of one step of inputs, \(2, 4\), got \(1, 4\)"),
         ((v,), r"state must be the tensors \(v, s\) of LIFCell, got 1 tensors"),
         ((v, s.bool()), "state s must be floating point"),
         ((v, None), "state s must be a tensor, got NoneType"),
     ):
-        with pytest.raises((ValueError, TypeError), match=says):
+        with pytest.raises((ValueError, TypeError), match=message):
             hb.run(layer, x, {"": wrong})
-    ended[""][1].zero_()  # is no part of what was emitted
-    assert torch.equal(hb.run(layer, x, state)[0], wanted)
+    ended[""][1].zero_()  # shares no memory with the outputs
+    assert torch.equal(hb.run(layer, x, state)[0], expected)
     layer.cell.threshold = 1e-3
     assert hb.run(layer, x, state)[0].all()

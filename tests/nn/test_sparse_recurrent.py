@@ -1,4 +1,4 @@
-"""Sparse synapses in a step: compiled in time and memory of the synapses, checked, and never out of date."""
+"""Sparse synapses in a step: compiled, checked, and read again after a change."""
 
 import copy
 
@@ -12,7 +12,7 @@ from hibana.runtime.synapses import check_synapses
 
 
 class Spiking(hb.Cell):
-    """A neuron whose spikes come back through sparse synapses from `n` to `outputs` neurons."""
+    """A neuron with sparse recurrent synapses from `n` to `outputs` neurons."""
 
     def __init__(self, n, outputs):
         super().__init__()
@@ -29,8 +29,8 @@ def on_grid(layer):
     return layer
 
 
-def expected(layer, x):
-    """The outputs of a recurrent layer, by the reference loop and a dense matrix."""
+def dense_outputs(layer, x):
+    """The outputs of a recurrent layer, computed by the reference loop with a dense matrix."""
     n = layer.features
     dense = hb.Recurrent(layer.cell, n, nn.Linear(n, n), backend="reference")
     with torch.no_grad():
@@ -47,18 +47,18 @@ def test_the_step_is_compiled_and_explained():
     assert hb.explain(Spiking(9, 9)).count("@ M0") == 2
 
 
-def test_rewired_synapses_count_at_the_next_call():
+def test_rewired_synapses_are_used_at_the_next_call():
     torch.manual_seed(0)
     layer = hb.Recurrent(hb.LIFCell(), 20, on_grid(hb.SparseLinear(20, 20, 0.2)))
     x = torch.randint(0, 32, (8, 3, 20)) / 16
-    assert torch.equal(layer(x), expected(layer, x))
+    assert torch.equal(layer(x), dense_outputs(layer, x))
     with torch.no_grad():
         layer.recurrent.targets.copy_((layer.recurrent.targets + 7) % 20)
-    assert torch.equal(layer(x), expected(layer, x))
+    assert torch.equal(layer(x), dense_outputs(layer, x))
     other = on_grid(hb.SparseLinear(20, 20, 0.4))
     layer.recurrent.targets, layer.recurrent.row_starts = other.targets, other.row_starts
     layer.recurrent.weight = other.weight
-    assert torch.equal(layer(x), expected(layer, x))
+    assert torch.equal(layer(x), dense_outputs(layer, x))
     copied = copy.deepcopy(layer)
     copied.load_state_dict(layer.state_dict())
     assert torch.equal(copied(x), layer(x))
@@ -99,7 +99,7 @@ def test_tensors_of_another_kind_are_refused():
 
 
 @pytest.mark.parametrize(("outputs", "dtype"), [(12, torch.float32), (9, torch.bfloat16)])
-def test_other_sizes_and_dtypes_take_the_loop(outputs, dtype):
+def test_other_sizes_and_dtypes_are_unsupported_by_the_kernels(outputs, dtype):
     cell, x = Spiking(9, outputs), torch.rand(4, 2, 9)
     cell.synapses.weight.data = cell.synapses.weight.data.to(dtype)
     with pytest.raises(Unsupported, match="sparse synapses from 9 to"):

@@ -1,4 +1,4 @@
-"""Statistics of spikes that are stored as events, against numpy's on the dense spikes."""
+"""Statistics of spikes stored as events, against numpy's on the dense spikes."""
 
 import numpy as np
 import pytest
@@ -59,8 +59,8 @@ def test_synchrony_and_correlations_are_those_of_binned_counts(bin_width, dt, st
     chosen = [n for n in range(N) if n != 7][:12]
     matrix = torch.corrcoef(counts[:, chosen].T)
     pairs = matrix[tuple(torch.triu_indices(12, 12, 1))]
-    found = trains().correlations(bin_width, dt, most=12)
-    torch.testing.assert_close(found, pairs, equal_nan=True)
+    correlations = trains().correlations(bin_width, dt, most=12)
+    torch.testing.assert_close(correlations, pairs, equal_nan=True)
 
 
 def test_without_spikes_there_are_no_pairs_and_no_synchrony():

@@ -1,4 +1,4 @@
-"""`hb.Window`: torch's convolution over time, padded on the left; in pieces, on spikes, within networks."""
+"""`hb.Window` against torch's convolution, padded on the left: in pieces, on spikes, in networks."""
 
 import copy
 
@@ -16,7 +16,7 @@ from selection import examples
 
 
 def written(layer, x):
-    """The equation, as torch's own convolution has it: ``[T, batch, channels] -> [T, batch, outputs]``."""
+    """The outputs by torch's convolution: ``[T, batch, channels] -> [T, batch, outputs]``."""
     reach = (layer.kernel_size - 1) * layer.dilation
     padded = functional.pad(x.permute(1, 2, 0), (reach, 0))
     out = functional.conv1d(padded, layer.weight, layer.bias, dilation=layer.dilation, groups=layer.groups)
@@ -61,31 +61,31 @@ def test_it_is_torchs_convolution_padded_on_the_left(
 
 @pytest.mark.parametrize("groups", [1, 6])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_values_that_are_no_spikes_and_depthwise_ones_are_torchs(groups, dtype):
+def test_dense_and_depthwise_convolutions_equal_torchs(groups, dtype):
     layer = hb.Window(6, 12, 3, 2, groups=groups).to(dtype)
     x, weights = torch.randn(9, 40, 6, dtype=dtype), torch.randn(9, 40, 12, dtype=dtype)
-    found = results(layer, layer, x, weights)
-    for one, other in zip(found, results(lambda x: written(layer, x), layer, x, weights), strict=True):
+    result = results(layer, layer, x, weights)
+    for one, other in zip(result, results(lambda x: written(layer, x), layer, x, weights), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
     assert layer.explain().startswith("dense")
 
 
-@pytest.mark.parametrize("last", [False, True])
-def test_at_each_pixel_of_images_stands_the_same_convolution(last):
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_are_convolved_pixel_by_pixel(channels_last):
     layer = hb.Window(4, 5, 3)
     layer.mode = "events"
     neurons = hb.IF()
     x = 2 * torch.rand(7, 3, 4, 6, 8)
-    if last:
+    if channels_last:
         x = x.movedim(2, -1).contiguous().movedim(-1, 2)
     x.requires_grad_()
-    found = layer(neurons(x))
+    outputs = layer(neurons(x))
     assert layer.explain().startswith("events")
     flat = neurons(x).movedim(2, -1).reshape(7, 3 * 6 * 8, 4)
-    wanted = written(layer, flat).view(7, 3, 6, 8, 5).movedim(-1, 2)
-    torch.testing.assert_close(found, wanted)
+    expected = written(layer, flat).view(7, 3, 6, 8, 5).movedim(-1, 2)
+    torch.testing.assert_close(outputs, expected)
     weights = torch.randn(7, 3, 5, 6, 8)
-    grads = [torch.autograd.grad((out * weights).sum(), x)[0] for out in (found, wanted)]
+    grads = [torch.autograd.grad((out * weights).sum(), x)[0] for out in (outputs, expected)]
     torch.testing.assert_close(*grads)
     x.grad = None
     (layer(neurons(x)) * weights).sum().backward()
@@ -93,7 +93,7 @@ def test_at_each_pixel_of_images_stands_the_same_convolution(last):
 
 
 def network():
-    """With weights of few bits, so that sums are exact in any order."""
+    """A network with weights of few bits, so that sums are exact in any order."""
     net = nn.Sequential(
         hb.Window(3, 8, 3),
         hb.LIF(threshold=0.3),
@@ -133,7 +133,7 @@ def test_many_spikes_in_pieces_are_added_one_by_one():
 
 
 @pytest.mark.parametrize("sigma", [surrogate.Step(), surrogate.Box(), surrogate.ATan()], ids=repr)
-def test_the_gradient_is_left_out_only_where_the_surrogate_would_lose_it(sigma):
+def test_skipped_gradients_change_no_parameter_gradient(sigma):
     net = nn.Sequential(
         nn.Linear(5, 64), hb.IF(1.0, sigma), hb.Window(64, 32, 3), hb.IF(1.0, sigma), nn.Linear(32, 2)
     )
@@ -171,7 +171,7 @@ def test_it_is_compiled_with_its_network():
 
 
 @pytest.mark.parametrize(
-    ("call", "words"),
+    ("call", "message"),
     [
         (lambda: hb.Window(3, 4, 0), "kernel_size must be a whole number of at least 1, got 0"),
         (lambda: hb.Window(3, 4, 2, dilation=1.5), "dilation must be a whole number of at least 1, got 1.5"),
@@ -187,6 +187,6 @@ def test_it_is_compiled_with_its_network():
         ),
     ],
 )
-def test_what_makes_no_sense_is_refused(call, words):
-    with pytest.raises(ValueError, match=words):
+def test_invalid_arguments_are_refused(call, message):
+    with pytest.raises(ValueError, match=message):
         call()
