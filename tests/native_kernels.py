@@ -1,6 +1,6 @@
-"""Compiles Triton's kernels for a GPU that need not be there, and prints the arithmetic in them as JSON.
+"""Compiles Triton's kernels for a GPU, without one, and prints their arithmetic instructions as JSON.
 
-Run in a process of its own: Triton compiles nothing where ``TRITON_INTERPRET=1`` was set.
+Run as a separate process, because ``TRITON_INTERPRET=1`` disables Triton's compiler.
 """
 
 import json
@@ -12,8 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import hibana as hb
-from conformance.suite import CELLS, SURROGATES
-from conformance.suite import made as kind_made
+from conformance.suite import CELLS, SURROGATES, build
 from hibana.compiler.graph.analysis import reachable
 from hibana.compiler.graph.ops import OPERATIONS
 from hibana.compiler.graph.plan import make_plan
@@ -36,7 +35,7 @@ ARITHMETIC = re.compile(r"\b(?:add|sub|mul|div|fma|sqrt|rsqrt|ex2|neg)\.[\w.]*f(
 def arithmetic(text: str, name: str, language: Language, bits: set[str], sequences: str = "") -> list[str]:
     """The floating-point instructions of the kernel called `name` in `text`.
 
-    `sequences` is what the input and the output are made of, if they are of half precision.
+    `sequences` is Triton's pointer type of input and output, if they are in half precision.
     """
     kernel = kernel_of(text, name, language)
     function = kernel if language.by_samples else kernel.fn
@@ -55,14 +54,14 @@ def arithmetic(text: str, name: str, language: Language, bits: set[str], sequenc
     signature = {argument: kind(argument) for argument in arguments}
     constants = {(arguments.index(a),): None for a, k in signature.items() if k == "constexpr"}
     constants |= {(arguments.index(a),): size for a, size in BLOCKS.items() if a in arguments}
-    made = triton.compile(ASTSource(function, signature, constants), target=TARGET, options=OPTIONS)
-    return sorted(set(ARITHMETIC.findall(made.asm["ptx"])))
+    compiled = triton.compile(ASTSource(function, signature, constants), target=TARGET, options=OPTIONS)
+    return sorted(set(ARITHMETIC.findall(compiled.asm["ptx"])))
 
 
 def main() -> None:
     cells, functions, calls = {}, {}, {}
     kinds = {**{kind.__name__: kind() for kind in CELLS}, "LIFCell detached": hb.LIFCell(detach_reset=True)}
-    kinds |= {f"IFCell {kind.__name__}": hb.IFCell(surrogate=kind_made(kind)) for kind in SURROGATES}
+    kinds |= {f"IFCell {kind.__name__}": hb.IFCell(surrogate=build(kind)) for kind in SURROGATES}
     for title, cell in kinds.items():
         step = trace(cell, torch.Size([5]), torch.float32, "cuda")
         plan, language = make_plan(step), Language("float32", False)
@@ -76,9 +75,9 @@ def main() -> None:
                     arithmetic(text, name, language, bits, half)
             calls[f"{title}, {name}"] = any(value.is_call for value in reachable(roots))
     for real in ("float32", "float64"):
-        said = Language(real, False).dialect.operations
+        operations = Language(real, False).dialect.operations
         calls_of_one = (op for op, row in OPERATIONS.items() if row.call and row.arity == 1)
-        for op in sorted({*calls_of_one, "root"} & said.keys()):
+        for op in sorted({*calls_of_one, "root"} & operations.keys()):
             text = function_source(Language(real, False), op)
             functions[f"{op}, {real}"] = arithmetic(text, "function", Language(real, False), set())
     print(json.dumps({"cells": cells, "functions": functions, "calls": calls, "products": products()}))
@@ -86,7 +85,7 @@ def main() -> None:
 
 def products() -> dict[str, list[str]]:
     """The arithmetic of a recurrent step, which multiplies by a matrix."""
-    found = {}
+    instructions = {}
     for dtype in (torch.float32, torch.float64):
         language = Language(str(dtype).removeprefix("torch."), False, by_samples=True)
         layer = hb.Recurrent(hb.IFCell(), 5).to(dtype)
@@ -95,8 +94,8 @@ def products() -> dict[str, list[str]]:
         bits = {f"residual{i}_all" for i, value in enumerate(plan.residuals) if value.boolean}
         back = backward_source(step, plan, language, wants_input=True)
         for name, text in {"forward": forward_source(step, plan, language), "backward": back}.items():
-            found[f"{language.real}, {name}"] = arithmetic(text, name, language, bits)
-    return found
+            instructions[f"{language.real}, {name}"] = arithmetic(text, name, language, bits)
+    return instructions
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The residuals of a step: no set of few values is better."""
+"""The residuals of a step: no set of up to three values is cheaper."""
 
 from itertools import combinations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hibana as hb
-from conformance.suite import CELLS, SURROGATES, made, takes
+from conformance.suite import CELLS, SURROGATES, build, takes
 from hibana.compiler.graph.plan import make_plan
 from hibana.compiler.graph.residuals import Search, cheapest_residuals
 from hibana.compiler.graph.trace import trace
@@ -20,7 +20,7 @@ def kinds():
 
 @pytest.mark.parametrize(("kind", "surrogate"), list(kinds()), ids=lambda kind: kind and kind.__name__)
 def test_no_set_of_up_to_three_values_is_better(kind, surrogate):
-    cell = kind(surrogate=made(surrogate)) if surrogate else kind()
+    cell = kind(surrogate=build(surrogate)) if surrogate else kind()
     step = trace(cell, torch.Size([5]), torch.float32)
     roots = [g for g in (step.grad_input, *step.grad_states, *step.grad_sums) if g is not None]
     search, residuals = Search(step, roots), cheapest_residuals(step, roots)

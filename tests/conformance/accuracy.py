@@ -1,8 +1,8 @@
-"""How far the functions that are not PyTorch's own bits are from the true values, in units in the last place.
+"""Errors of the functions that differ from PyTorch's bits, in units in the last place.
 
-``python -m conformance.accuracy [float32] [float64] [NAME ...]``, from the folder ``tests``, goes over all
-2**32 numbers of 32 bits, 250 million pairs of them, and ten million numbers or pairs of 64 bits: a minute for
-each function.
+``python -m conformance.accuracy [float32] [float64] [NAME ...]``, in ``tests``, evaluates all 2**32
+numbers of 32 bits, 250 million pairs of them, and ten million numbers or pairs of 64 bits: one minute per
+function.
 """
 
 import ctypes
@@ -18,10 +18,10 @@ from hibana.compiler.cpu.vector_functions import hibana_function, library_functi
 from hibana.compiler.graph.ops import OPERATIONS
 
 EXTENDED = np.finfo(np.longdouble).nmant > 60
-"""Whether this processor has numbers that hold the true value of one of 64 bits."""
+"""Whether ``longdouble`` is precise enough to measure errors of 64-bit results."""
 
 PIECE = 1 << 17
-"""Numbers that are compared at a time: few enough for a cache."""
+"""Numbers compared at a time; they fit a cache."""
 
 Numbers = np.ndarray
 
@@ -51,35 +51,35 @@ TRUTH: dict[str, Callable[..., Numbers]] = {
 }
 
 
-def served_by(name: str, dtype: torch.dtype) -> int:
-    """The address of the function that stands in for PyTorch's, or 0."""
+def function_address(name: str, dtype: torch.dtype) -> int:
+    """The address of the function that replaces PyTorch's, or 0."""
     address = hibana_function(name, dtype)
     if not address and OPERATIONS[name].arity == 2:
         address = sleef_function(name, dtype)
     return address or library_function(name, dtype)
 
 
-def applied(address: int, *given: Tensor) -> Tensor:
-    """What the function at `address` makes of rows."""
-    found = torch.empty_like(given[0])
-    pointers = [ctypes.c_void_p] * (len(given) + 1)
+def apply(address: int, *inputs: Tensor) -> Tensor:
+    """The result of the row function at `address` for `inputs`."""
+    result = torch.empty_like(inputs[0])
+    pointers = [ctypes.c_void_p] * (len(inputs) + 1)
     prototype = ctypes.CFUNCTYPE(None, ctypes.c_int32, *pointers, ctypes.c_int64)
-    prototype(address)(found.numel(), *(x.data_ptr() for x in given), found.data_ptr(), 0)
-    return found
+    prototype(address)(result.numel(), *(x.data_ptr() for x in inputs), result.data_ptr(), 0)
+    return result
 
 
-def distance(name: str, *given: Tensor) -> float:
-    """The largest error over `given`, in units in the last place of the result."""
-    address = served_by(name, given[0].dtype)
-    assert address, f"{name} is not served in {given[0].dtype}"
-    wide = np.float64 if given[0].dtype == torch.float32 else np.longdouble
-    found = applied(address, *given).numpy()
+def distance(name: str, *inputs: Tensor) -> float:
+    """The largest error over `inputs`, in units in the last place of the result."""
+    address = function_address(name, inputs[0].dtype)
+    assert address, f"{name} is not served in {inputs[0].dtype}"
+    wide = np.float64 if inputs[0].dtype == torch.float32 else np.longdouble
+    result = apply(address, *inputs).numpy()
     with np.errstate(all="ignore"):
-        exact = TRUTH[name](*(x.numpy().astype(wide) for x in given))
-        rounded = exact.astype(found.dtype)
-        same = (found == rounded) | (np.isnan(found) & np.isnan(rounded))
-        found, exact, rounded = found[~same], exact[~same], rounded[~same]
-        error = np.abs(found.astype(wide) - exact) / _unit(rounded, wide)
+        exact = TRUTH[name](*(x.numpy().astype(wide) for x in inputs))
+        rounded = exact.astype(result.dtype)
+        same = (result == rounded) | (np.isnan(result) & np.isnan(rounded))
+        result, exact, rounded = result[~same], exact[~same], rounded[~same]
+        error = np.abs(result.astype(wide) - exact) / _unit(rounded, wide)
     return float(np.where(np.isnan(error), np.inf, error).max(initial=0))
 
 
@@ -93,32 +93,32 @@ def _unit(numbers: Numbers, wide: type) -> Numbers:
     return np.maximum(exponents - np.int64(23 << 52), least).view(np.float64)
 
 
-def of_any_bits(count: int, dtype: torch.dtype, seed: int) -> Tensor:
-    """`count` numbers of every exponent alike, of both signs."""
+def random_bits(count: int, dtype: torch.dtype, seed: int) -> Tensor:
+    """`count` numbers of both signs, with equally likely exponents."""
     generator = torch.Generator().manual_seed(seed)
-    whole, bits = (torch.int32, 31) if dtype == torch.float32 else (torch.int64, 63)
-    drawn = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator, dtype=torch.int64)
-    return (drawn >> (63 - bits)).to(whole).view(dtype)
+    integer, width = (torch.int32, 31) if dtype == torch.float32 else (torch.int64, 63)
+    bits_ = torch.randint(-(2**63), 2**63 - 1, (count,), generator=generator, dtype=torch.int64)
+    return (bits_ >> (63 - width)).to(integer).view(dtype)
 
 
 def sample(name: str, count: int, dtype: torch.dtype, seed: int = 1) -> tuple[Tensor, ...]:
-    """Numbers of every exponent, and as many where functions bend; the second argument shuffled."""
+    """Numbers of every exponent, and as many of moderate size; a second argument is shuffled."""
     generator = torch.Generator().manual_seed(seed)
 
     def part(size: float) -> Tensor:
         return size * (2 * torch.rand(count // 4, generator=generator, dtype=dtype) - 1)
 
-    x = torch.cat([of_any_bits(count // 4, dtype, seed), part(800), part(40), part(2)])
+    x = torch.cat([random_bits(count // 4, dtype, seed), part(800), part(40), part(2)])
     if OPERATIONS[name].arity == 1:
         return (x,)
-    y = torch.cat([of_any_bits(count // 2, dtype, seed + 1), part(9), part(40)])[
+    y = torch.cat([random_bits(count // 2, dtype, seed + 1), part(9), part(40)])[
         torch.randperm(x.numel(), generator=generator)
     ]
     return (x.abs() if name == "pow" else x), y
 
 
-def swept(name: str, dtype: torch.dtype) -> float:
-    """The largest error over all 2**32 numbers, or over some ten or 250 million of those that there are."""
+def sweep(name: str, dtype: torch.dtype) -> float:
+    """The largest error over all 2**32 numbers, or over 10 or 250 million samples."""
     if dtype == torch.float64:
         return max(distance(name, *sample(name, 1_000_000, dtype, seed)) for seed in range(10))
     if OPERATIONS[name].arity == 2:
@@ -128,24 +128,24 @@ def swept(name: str, dtype: torch.dtype) -> float:
 
 
 class Alone(hb.Cell):
-    """A step that is one function of its input, and nothing else."""
+    """A step that is one function of its input."""
 
-    def __init__(self, of: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.of = of
+        self.function = function
 
     def forward(self, x: Tensor, v: Tensor) -> tuple[Tensor]:
-        return (self.of(x),)
+        return (self.function(x),)
 
 
 def main() -> None:
     dtypes = {"float32": torch.float32, "float64": torch.float64}
-    asked = [dtypes.pop(word) for word in sys.argv[1:] if word in dtypes]
+    chosen = [dtypes.pop(word) for word in sys.argv[1:] if word in dtypes]
     names = [word for word in sys.argv[1:] if word in TRUTH] or list(TRUTH)
-    for dtype in asked or dtypes.values():
+    for dtype in chosen or dtypes.values():
         for name in names:
-            if (dtype == torch.float32 or EXTENDED) and served_by(name, dtype):
-                print(f"{name}, {dtype}: {swept(name, dtype):.3f}", flush=True)
+            if (dtype == torch.float32 or EXTENDED) and function_address(name, dtype):
+                print(f"{name}, {dtype}: {sweep(name, dtype):.3f}", flush=True)
 
 
 if __name__ == "__main__":

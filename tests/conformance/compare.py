@@ -1,8 +1,8 @@
-"""The comparators that the conformance suite stands on; they are themselves tested, in test_compare.py.
+"""The comparisons of the conformance suite; test_compare.py tests them.
 
-What is emitted and the states must be the reference's to the last bit. Gradients are sums in another
-order, so they agree to rounding: each relative to the largest gradient that flowed through its neuron at
-its step or after, for that is what it was summed from.
+Outputs and states must equal the reference's bit for bit. Gradients are sums in another order, so they agree
+up to rounding: each relative to the largest gradient of its neuron's states at its step or later, because it
+is a sum of these gradients.
 """
 
 import copy
@@ -17,41 +17,40 @@ import hibana as hb
 Run = Callable[[hb.Cell, Tensor, tuple[Tensor, ...] | None], tuple[Tensor, tuple[Tensor, ...]]]
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 USES = {"outputs and states": (True, True), "outputs only": (True, False), "states only": (False, True)}
-"""What a loss is made of: the emitted sequence, the states that a run ends in."""
+"""Terms of a loss: the outputs, the last states."""
 
 
-def assert_same(found: Tensor, expected: Tensor, what: str) -> None:
-    """The same shape, dtype and values; NaN is the same as NaN."""
-    assert found.shape == expected.shape, f"{what}: shape {found.shape}, expected {expected.shape}"
-    assert found.dtype == expected.dtype, f"{what}: {found.dtype}, expected {expected.dtype}"
-    different = (found != expected) & ~(found.isnan() & expected.isnan())
+def assert_same(result: Tensor, expected: Tensor, name: str) -> None:
+    """Asserts the same shape, dtype and values; NaN equals NaN."""
+    assert result.shape == expected.shape, f"{name}: shape {result.shape}, expected {expected.shape}"
+    assert result.dtype == expected.dtype, f"{name}: {result.dtype}, expected {expected.dtype}"
+    different = (result != expected) & ~(result.isnan() & expected.isnan())
     assert not different.any(), (
-        f"{what}: {int(different.sum())} of {found.numel()} differ, the first at "
-        f"{different.nonzero()[0].tolist()}: {found[different][0]!r}, expected {expected[different][0]!r}"
+        f"{name}: {int(different.sum())} of {result.numel()} differ, the first at "
+        f"{different.nonzero()[0].tolist()}: {result[different][0]!r}, expected {expected[different][0]!r}"
     )
 
 
 def assert_close(
-    found: Tensor | None, expected: Tensor | None, scale: Tensor, tolerance: float, what: str
+    result: Tensor | None, expected: Tensor | None, scale: Tensor, tolerance: float, name: str
 ) -> None:
-    """`found` is `expected` but for `tolerance`, relative to `scale` or to itself where that is larger.
+    """Asserts that `result` is close to `expected`: within `tolerance` times `scale` or `expected`.
 
-    No gradient and a gradient of zero are the same, in that order only: what the reference gives a
-    gradient must get one.
+    If `expected` is None, `result` may be None or zero; else `result` must not be None.
     """
     if expected is None:
-        assert found is None or not found.any(), f"{what}: a gradient that the reference does not have"
+        assert result is None or not result.any(), f"{name}: a gradient that the reference does not have"
         return
-    assert found is not None, f"{what}: no gradient"
-    assert found.shape == expected.shape, f"{what}: shape {found.shape}, expected {expected.shape}"
-    assert found.dtype == expected.dtype, f"{what}: {found.dtype}, expected {expected.dtype}"
+    assert result is not None, f"{name}: no gradient"
+    assert result.shape == expected.shape, f"{name}: shape {result.shape}, expected {expected.shape}"
+    assert result.dtype == expected.dtype, f"{name}: {result.dtype}, expected {expected.dtype}"
     finite = expected.isfinite()
-    assert_same(found.masked_fill(finite, 0), expected.masked_fill(finite, 0), f"{what}, not finite")
+    assert_same(result.masked_fill(finite, 0), expected.masked_fill(finite, 0), f"{name}, not finite")
     allowed = tolerance * torch.maximum(scale.expand_as(expected).to(expected.dtype), expected.abs())
-    wrong = finite & ~((found - expected).abs() <= allowed)
+    wrong = finite & ~((result - expected).abs() <= allowed)
     assert not wrong.any(), (
-        f"{what}: {int(wrong.sum())} of {found.numel()} differ, the first at {wrong.nonzero()[0].tolist()}: "
-        f"{found[wrong][0]!r}, expected {expected[wrong][0]!r} within {allowed[wrong][0].item():.3g}"
+        f"{name}: {int(wrong.sum())} of {result.numel()} differ, the first at {wrong.nonzero()[0].tolist()}: "
+        f"{result[wrong][0]!r}, expected {expected[wrong][0]!r} within {allowed[wrong][0].item():.3g}"
     )
 
 
@@ -65,7 +64,7 @@ class Gradients:
 
 
 def on_its_device(run: Run, cell: hb.Cell, *tensors: Tensor) -> tuple[hb.Cell, list[Tensor]]:
-    """`cell` and `tensors` where `run` has its device; a copy of them, if that is not the CPU."""
+    """`cell` and `tensors` on the device of `run`; copies, unless that is the CPU."""
     device = getattr(run, "device", "cpu")
     if device == "cpu":
         return cell, list(tensors)
@@ -75,24 +74,24 @@ def on_its_device(run: Run, cell: hb.Cell, *tensors: Tensor) -> tuple[hb.Cell, l
 def reference(
     cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The specification."""
+    """Outputs and last states by the reference loop."""
     return hb.unroll(cell, inputs, state, backend="reference")
 
 
 def assert_conforms(run: Run, cell: hb.Cell, inputs: Tensor, *, uses: Sequence[str] = tuple(USES)) -> None:
-    """`run` is the reference loop: values, and every gradient, from rest and from a state."""
+    """Asserts that `run` has the reference's values and gradients, from rest and from an initial state."""
     cell, (inputs,) = on_its_device(run, cell, inputs)
-    begun = reference(cell, inputs.detach().flip(0), None)[1]
-    for state in (None, tuple(value.detach().clone() for value in begun)):
+    initial = reference(cell, inputs.detach().flip(0), None)[1]
+    for state in (None, tuple(value.detach().clone() for value in initial)):
         assert_same_gradients(run, cell, inputs, state, *uses)
 
 
 def assert_same_values(
     run: Run, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None = None
 ) -> None:
-    """What `run` emits and ends in is the reference's, bit for bit, with nothing kept for a backward."""
-    cell, (inputs, *begun) = on_its_device(run, cell, inputs, *(state or ()))
-    state = tuple(begun) if state else None
+    """Asserts that outputs and last states of `run` equal the reference's bit for bit, without autograd."""
+    cell, (inputs, *initial) = on_its_device(run, cell, inputs, *(state or ()))
+    state = tuple(initial) if state else None
     with torch.no_grad():
         _assert_same_run(run(cell, inputs, state), reference(cell, inputs, state), cell)
 
@@ -100,42 +99,42 @@ def assert_same_values(
 def assert_same_gradients(
     run: Run, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None, *uses: str
 ) -> None:
-    """A loss of what each of `uses` names has the reference's gradients; values are compared on the way."""
-    cell, (inputs, *begun) = on_its_device(run, cell, inputs, *(state or ()))
-    state = tuple(begun) if state else None
+    """Asserts that values, and the gradients of one loss per entry of `uses`, are the reference's."""
+    cell, (inputs, *initial) = on_its_device(run, cell, inputs, *(state or ()))
+    state = tuple(initial) if state else None
     inputs = inputs.detach().requires_grad_()
     state = None if state is None else tuple(value.detach().requires_grad_() for value in state)
     weights = _weights(cell, inputs)
-    theirs, steps = reference(cell, inputs, state), _steps(cell, inputs, state)
+    expected_run, steps = reference(cell, inputs, state), _steps(cell, inputs, state)
     tolerance = TOLERANCE[inputs.dtype if inputs.dtype == torch.float64 else torch.float32]
     for use in uses:
-        ours = run(cell, inputs, state)
-        _assert_same_run(ours, theirs, cell)
-        found = _gradients(_loss(*ours, weights, use), cell, inputs, state)
-        expected = _gradients(_loss(*theirs, weights, use), cell, inputs, state, again=True)
+        run_ = run(cell, inputs, state)
+        _assert_same_run(run_, expected_run, cell)
+        grads = _gradients(_loss(*run_, weights, use), cell, inputs, state)
+        expected = _gradients(_loss(*expected_run, weights, use), cell, inputs, state, retain=True)
         flow = _flow(*steps, inputs, weights, use)
-        begin = f"{cell}, {'at rest' if state is None else 'from a state'}, {use}"
-        assert_close(found.inputs, expected.inputs, flow, tolerance, f"{begin}: gradient of the input")
+        label = f"{cell}, {'at rest' if state is None else 'from a state'}, {use}"
+        assert_close(grads.inputs, expected.inputs, flow, tolerance, f"{label}: gradient of the input")
         first = flow[0] if len(flow) else flow
-        for name, one, other in zip(cell.state_names(), found.state, expected.state, strict=False):
-            assert_close(one, other, first, tolerance, f"{begin}: gradient of the first {name}")
-        for name, other in expected.learned.items():
-            assert_close(found.learned[name], other, flow.sum(), tolerance, f"{begin}: gradient of {name}")
+        for name, grad, target in zip(cell.state_names(), grads.state, expected.state, strict=False):
+            assert_close(grad, target, first, tolerance, f"{label}: gradient of the first {name}")
+        for name, target in expected.learned.items():
+            assert_close(grads.learned[name], target, flow.sum(), tolerance, f"{label}: gradient of {name}")
 
 
-def _assert_same_run(found: tuple[Tensor, tuple], expected: tuple[Tensor, tuple], cell: hb.Cell) -> None:
-    assert_same(found[0], expected[0], f"{cell}: what is emitted")
-    for name, one, other in zip(cell.state_names(), found[1], expected[1], strict=True):
+def _assert_same_run(result: tuple[Tensor, tuple], expected: tuple[Tensor, tuple], cell: hb.Cell) -> None:
+    assert_same(result[0], expected[0], f"{cell}: outputs")
+    for name, one, other in zip(cell.state_names(), result[1], expected[1], strict=True):
         assert_same(one, other, f"{cell}: last {name}")
 
 
 def _weights(cell: hb.Cell, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
     generator = torch.Generator().manual_seed(11)
 
-    def some(shape: torch.Size) -> Tensor:
+    def draw(shape: torch.Size) -> Tensor:
         return torch.randn(shape, generator=generator, dtype=torch.float64).to(inputs)
 
-    return some(inputs.shape), [some(inputs.shape[1:]) for _ in cell.state_names()]
+    return draw(inputs.shape), [draw(inputs.shape[1:]) for _ in cell.state_names()]
 
 
 def _loss(
@@ -149,17 +148,17 @@ def _loss(
 
 
 def _gradients(
-    loss: Tensor, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None, *, again: bool = False
+    loss: Tensor, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None, *, retain: bool = False
 ) -> Gradients:
     learned = {name: tensor for name, tensor in cell.named_parameters() if tensor.requires_grad}
-    wanted = [inputs, *(state or ()), *learned.values()]
+    sources = [inputs, *(state or ()), *learned.values()]
     if not loss.requires_grad:
-        found = [None] * len(wanted)
+        grads = [None] * len(sources)
     else:
-        found = list(torch.autograd.grad(loss, wanted, allow_unused=True, retain_graph=again))
+        grads = list(torch.autograd.grad(loss, sources, allow_unused=True, retain_graph=retain))
     count = len(state or ())
     return Gradients(
-        found[0], tuple(found[1 : 1 + count]), dict(zip(learned, found[1 + count :], strict=True))
+        grads[0], tuple(grads[1 : 1 + count]), dict(zip(learned, grads[1 + count :], strict=True))
     )
 
 
@@ -167,13 +166,13 @@ Steps = tuple[Tensor, tuple[Tensor, ...] | None, list[list[Tensor]]]
 
 
 def _steps(cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None) -> Steps:
-    """What the reference emits, its last states, and those of each step that require a gradient."""
-    steps, emitted, now = [], [], state
+    """Outputs and last states of the reference, and the states of each step that require a gradient."""
+    steps, emitted, state_ = [], [], state
     for input_ in inputs:
-        outputs, now = reference(cell, input_[None], now)
+        outputs, state_ = reference(cell, input_[None], state_)
         emitted.append(outputs[0])
-        steps.append([value for value in now if value.requires_grad])
-    return torch.stack(emitted), now, steps
+        steps.append([value for value in state_ if value.requires_grad])
+    return torch.stack(emitted), state_, steps
 
 
 def _flow(
@@ -184,14 +183,14 @@ def _flow(
     weights: tuple[Tensor, list[Tensor]],
     use: str,
 ) -> Tensor:
-    """The largest gradient of any state, per neuron, at each step or after; in the reference."""
+    """The reference's largest gradient of any state, per neuron, at each step or later."""
     loss = _loss(emitted, last, weights, use)
     flat = [value for values in steps for value in values]
     if not (flat and loss.requires_grad):
         return torch.zeros_like(inputs)
-    found = iter(torch.autograd.grad(loss, flat, allow_unused=True, retain_graph=True))
+    grads = iter(torch.autograd.grad(loss, flat, allow_unused=True, retain_graph=True))
     largest = []
     for values, input_ in zip(steps, inputs.detach(), strict=True):
-        grads = [grad.abs() for grad in (next(found) for _ in values) if grad is not None]
-        largest.append(torch.stack([torch.zeros_like(input_), *grads]).nan_to_num(0, 0, 0).amax(0))
+        sizes = [grad.abs() for grad in (next(grads) for _ in values) if grad is not None]
+        largest.append(torch.stack([torch.zeros_like(input_), *sizes]).nan_to_num(0, 0, 0).amax(0))
     return torch.stack(largest).flip(0).cummax(0).values.flip(0)

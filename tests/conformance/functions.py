@@ -1,6 +1,6 @@
-"""Some eighty pointwise functions of torch and torch.nn.functional that people write into a step.
+"""Eighty pointwise functions of torch and torch.nn.functional that users write into a step.
 
-``python -m conformance.functions``, from the folder ``tests``, says which the CPU's kernels serve.
+``python -m conformance.functions``, in the folder ``tests``, prints which of them the CPU's kernels support.
 """
 
 from collections.abc import Callable
@@ -88,7 +88,7 @@ FUNCTIONS = {**ONE, **{name if name not in ONE else f"{name}, two": f for name, 
 
 
 class Applied(hb.Cell):
-    """A step that applies one function: to what it carries and its input, or to those two."""
+    """A step that applies one function to a mix of input and state, or to this mix and its mirror image."""
 
     def __init__(self, function: Function) -> None:
         super().__init__()
@@ -103,13 +103,13 @@ class Applied(hb.Cell):
 
 
 def refusals() -> dict[str, str]:
-    """For each function that is not compiled, why."""
-    found = {}
+    """The reason per function that is not compiled."""
+    reasons = {}
     for name, function in FUNCTIONS.items():
         report = hb.explain(Applied(function)).split("source", 1)[0]
         if "reference loop" in report:
-            found[name] = report.partition("because ")[2].strip()
-    return found
+            reasons[name] = report.partition("because ")[2].strip()
+    return reasons
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
-"""What the suite runs over: the backends, and the package's own cells and surrogates, discovered.
+"""Parameters of the suite: the backends, and the package's cells and surrogates, which are discovered.
 
-A new backend is one more name in ``BACKENDS``; a new cell or surrogate edits nothing here.
+A new backend is one more name in ``BACKENDS``; a new cell or surrogate needs no edit.
 """
 
 import importlib.metadata
@@ -20,18 +20,18 @@ from hibana import cells, surrogate
 from hibana.cells.surrogate import Formula, Surrogate
 
 SHAPE = (9, 3, 23)
-"""Sequences of the suite, but where the shape is the point: 69 neurons, no multiple of anything; twice the
-four steps that kernels do at once, and one."""
+"""Default shape of sequences: 69 neurons, no multiple of a vector width; kernels process four steps at once,
+so 9 steps are two such groups and a rest of one."""
 
 
 @dataclass(frozen=True)
 class Backend:
-    """Runs of one backend, and where its tensors lie."""
+    """A function that runs a cell on one backend, and the device of its tensors."""
 
     name: str
     device: str = "cpu"
     many: int = 20001
-    """Neurons that take several rows or blocks."""
+    """Number of neurons that span several rows or blocks."""
 
     def __call__(
         self, cell: hb.Cell, inputs: Tensor, state: tuple[Tensor, ...] | None
@@ -68,8 +68,8 @@ def final_kinds(root: type, module: str) -> list[type]:
             yield child
             yield from below(child)
 
-    found = {kind for kind in below(root) if kind.__module__ == module and getattr(kind, "__final__", False)}
-    return sorted(found, key=lambda kind: kind.__name__)
+    kinds = {kind for kind in below(root) if kind.__module__ == module and getattr(kind, "__final__", False)}
+    return sorted(kinds, key=lambda kind: kind.__name__)
 
 
 CELLS = final_kinds(hb.Cell, cells.__name__)
@@ -77,26 +77,26 @@ SURROGATES = final_kinds(Surrogate, surrogate.__name__)
 
 
 REPRESENTATIVE = ("CubaLIFCell", "IFCell", "LICell", "PLIFCell")
-"""Cells with two states before the spikes, none learned, no spikes, one learned."""
+"""Cells with two states before the spikes, with no parameter, without spikes, with a parameter."""
 
 
 def few(kinds: list[type]) -> list:
-    """`kinds` for a test that is about modules, not equations: representative cells, and all exhaustively."""
-    stand = [kind.__name__ in REPRESENTATIVE for kind in kinds]
+    """`kinds` for tests of modules, not equations: all but representative cells are marked exhaustive."""
+    representative = [kind.__name__ in REPRESENTATIVE for kind in kinds]
     return [
-        pytest.param(kind, marks=() if stands else pytest.mark.exhaustive)
-        for kind, stands in zip(kinds, stand, strict=True)
+        pytest.param(kind, marks=() if is_default else pytest.mark.exhaustive)
+        for kind, is_default in zip(kinds, representative, strict=True)
     ]
 
 
 def few_values(values: list[tuple[type, str]]) -> list:
-    """Of hyper-parameters by kind and name the first of each kind and of each name, and all exhaustively."""
-    kinds, names, found = set(), set(), []
+    """Pairs of cell and name: all but the first of each cell and of each name are marked exhaustive."""
+    kinds, names, cases = set(), set(), []
     for kind, name in values:
-        stands = kind not in kinds or name not in names
+        is_default = kind not in kinds or name not in names
         kinds.add(kind), names.add(name)
-        found.append(pytest.param(kind, name, marks=() if stands else pytest.mark.exhaustive))
-    return found
+        cases.append(pytest.param(kind, name, marks=() if is_default else pytest.mark.exhaustive))
+    return cases
 
 
 def takes(kind: type, name: str) -> bool:
@@ -104,18 +104,18 @@ def takes(kind: type, name: str) -> bool:
     return name in inspect.signature(kind).parameters
 
 
-def bell(x: Tensor) -> Tensor:
-    """A derivative of a user's own."""
+def gaussian_bell(x: Tensor) -> Tensor:
+    """A user-defined derivative."""
     return torch.exp(-(x * x))
 
 
-def made(kind: type[Surrogate]) -> Surrogate:
-    """A surrogate of `kind`."""
-    return Formula(bell) if kind is Formula else kind()
+def build(kind: type[Surrogate]) -> Surrogate:
+    """Returns a surrogate of `kind`."""
+    return Formula(gaussian_bell) if kind is Formula else kind()
 
 
 def drive(cell: hb.Cell, shape: tuple[int, ...] = SHAPE, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Input so strong that a part of the neurons spikes at each step, found by raising it."""
+    """Input that is raised until more than 15% of the outputs are spikes."""
     generator = torch.Generator().manual_seed(5)
     noise = torch.rand(shape, generator=generator, dtype=torch.float64) - 0.25
     for exponent in range(-4, 40):

@@ -1,10 +1,10 @@
-"""Every cell and every surrogate of the package, on every backend; of each cell whatever a loss may use."""
+"""Every cell and every surrogate of the package on every backend, with losses of outputs and of states."""
 
 import pytest
 import torch
 
 from conformance.compare import assert_conforms, assert_same_gradients, assert_same_values
-from conformance.suite import CELLS, SHAPE, SURROGATES, drive, each_backend, few, made, takes
+from conformance.suite import CELLS, SHAPE, SURROGATES, build, drive, each_backend, few, takes
 from hibana.cells import IFCell, LIFCell
 from hibana.cells.surrogate import ATan
 
@@ -43,7 +43,7 @@ def test_each_cell_in_float64(run, kind):
 @each_backend
 @pytest.mark.parametrize("kind", SURROGATES)
 def test_each_surrogate(run, kind):
-    cell = IFCell(surrogate=made(kind), detach_reset=True)
+    cell = IFCell(surrogate=build(kind), detach_reset=True)
     assert_conforms(run, cell, drive(cell), uses=["outputs and states"])
 
 
@@ -58,7 +58,7 @@ def test_each_reset(run, kind, reset, detach_reset):
 
 @each_backend
 def test_a_potential_at_its_lower_bound_passes_its_gradient(run):
-    """On every release of torch, whose clamp has a derivative of 1 or of 0 there."""
+    """Also in releases of torch whose clamp has a derivative of 0 at its bound."""
     cell = LIFCell(tau=2.0, reset="subtract", lower_bound=0.0, surrogate=ATan())
     inputs = torch.zeros(3, 1, 1, requires_grad=True)
     outputs, _ = run(cell, inputs, None)
@@ -67,27 +67,27 @@ def test_a_potential_at_its_lower_bound_passes_its_gradient(run):
 
 
 def tied(cell, shape=SHAPE):
-    """Input that takes two neurons in five to their threshold exactly, found by Newton's method."""
-    seen = []
+    """Input that takes 40% of the neurons exactly to their threshold, by Newton's method."""
+    arguments = []
 
-    def watched(x):
-        seen.append(x)
+    def recording(x):
+        arguments.append(x)
         return surrogate(x)
 
     surrogate, noise = cell.surrogate, drive(cell, shape)
     state, inputs, ties = cell.initial_state(noise[0]), [], []
-    vars(cell)["surrogate"] = watched
+    vars(cell)["surrogate"] = recording
     for input_ in noise:
-        aimed = input_
+        target = input_
         for _ in range(4):
-            aimed = aimed.detach().requires_grad_()
-            cell(aimed, *state)
-            (slope,) = torch.autograd.grad(seen[-1].sum(), aimed, allow_unused=True)
-            aimed = (aimed - seen[-1] / slope).detach()
-        wanted = (torch.rand(shape[1:]) < 0.4) & aimed.isfinite()
-        inputs.append(torch.where(wanted, aimed, input_))
+            target = target.detach().requires_grad_()
+            cell(target, *state)
+            (slope,) = torch.autograd.grad(arguments[-1].sum(), target, allow_unused=True)
+            target = (target - arguments[-1] / slope).detach()
+        chosen = (torch.rand(shape[1:]) < 0.4) & target.isfinite()
+        inputs.append(torch.where(chosen, target, input_))
         state = tuple(value.detach() for value in cell(inputs[-1], *state))
-        ties.append(seen[-1] == 0)
+        ties.append(arguments[-1] == 0)
     vars(cell)["surrogate"] = surrogate
     assert torch.stack(ties).float().mean() > 0.1
     return torch.stack(inputs)

@@ -1,4 +1,4 @@
-"""The suite is tested itself: each fault of a backend turns it red."""
+"""Tests of the suite: it detects each fault of a backend."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from hibana.cells.surrogate import ATan
 
 
 class _Scaled(torch.autograd.Function):
-    """The identity, whose gradient is changed by a function of it."""
+    """The identity; `change` maps its gradient."""
 
     @staticmethod
     def forward(ctx, x, change):
@@ -23,7 +23,7 @@ class _Scaled(torch.autograd.Function):
         return ctx.change(grad), None
 
 
-def spoiled(x, index, value):
+def with_value(x, index, value):
     x = x.clone()
     x.view(-1)[index] = value
     return x
@@ -98,22 +98,22 @@ def ignored_state(cell, inputs, state):
 
 
 FAULTS = {
-    "a spike too few": changed_output(lambda x: spoiled(x, first_spike(x), 0)),
-    "a spike too many": changed_output(lambda x: spoiled(x, first_spike(1 - x), 1)),
-    "a NaN": changed_output(lambda x: spoiled(x, -1, torch.nan)),
+    "a spike too few": changed_output(lambda x: with_value(x, first_spike(x), 0)),
+    "a spike too many": changed_output(lambda x: with_value(x, first_spike(1 - x), 1)),
+    "a NaN": changed_output(lambda x: with_value(x, -1, torch.nan)),
     "another dtype": changed_output(Tensor.bfloat16),
     "another shape": changed_output(lambda x: x[..., :-1]),
     "a potential off by its last bit": changed_state(
-        lambda x: spoiled(x, 7, x.view(-1)[7].nextafter(x.new_tensor(9e9)).item())
+        lambda x: with_value(x, 7, x.view(-1)[7].nextafter(x.new_tensor(9e9)).item())
     ),
-    "a NaN in a state": changed_state(lambda x: spoiled(x, 0, torch.nan)),
-    "the state begun with is ignored": ignored_state,
+    "a NaN in a state": changed_state(lambda x: with_value(x, 0, torch.nan)),
+    "the initial state is ignored": ignored_state,
     "a gradient off by 1%": changed_gradient(lambda g: 1.01 * g),
     "one gradient off by 1%": changed_gradient(
-        lambda g: spoiled(g, int(g.abs().argmax()), 1.01 * g.flatten()[g.abs().argmax()])
+        lambda g: with_value(g, int(g.abs().argmax()), 1.01 * g.flatten()[g.abs().argmax()])
     ),
-    "a NaN in the gradient": changed_gradient(lambda g: spoiled(g, 5, torch.nan)),
-    "an infinite gradient": changed_gradient(lambda g: spoiled(g, 5, torch.inf)),
+    "a NaN in the gradient": changed_gradient(lambda g: with_value(g, 5, torch.nan)),
+    "an infinite gradient": changed_gradient(lambda g: with_value(g, 5, torch.inf)),
     "a gradient of zero": changed_gradient(lambda g: 0 * g),
     "a gradient a step late": changed_gradient(lambda g: g.roll(1, 0)),
     "no gradient": changed_gradient(lambda g: None),
@@ -127,7 +127,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_each_fault_is_seen(fault, dtype):
+def test_each_fault_is_detected(fault, dtype):
     cell = hb.PLIFCell(surrogate=ATan()).to(dtype)
     inputs = drive(cell, dtype=dtype)
     with pytest.raises(AssertionError, match="PLIFCell"):
@@ -135,15 +135,15 @@ def test_each_fault_is_seen(fault, dtype):
 
 
 @pytest.mark.parametrize("kind", CELLS)
-def test_a_gradient_off_by_one_percent_is_seen_in_each_cell(kind):
+def test_a_gradient_error_of_one_percent_is_detected_in_each_cell(kind):
     cell = kind()
     with pytest.raises(AssertionError, match="gradient of the input"):
         assert_same_gradients(FAULTS["a gradient off by 1%"], cell, drive(cell), None, "outputs and states")
 
 
-def test_a_nan_of_the_references_own_must_be_there_too():
+def test_a_nan_of_the_reference_must_be_reproduced():
     cell = hb.LIFCell(surrogate=ATan())
-    inputs = spoiled(drive(cell, SHAPE), 200, torch.nan)
+    inputs = with_value(drive(cell, SHAPE), 200, torch.nan)
     assert_conforms(reference, cell, inputs)
     hidden = changed_gradient(lambda g: g.nan_to_num())
     with pytest.raises(AssertionError, match="not finite"):

@@ -1,4 +1,4 @@
-"""What a trace could freeze: sizes, counters, random numbers, aliases, and the values of attributes."""
+"""Values that a trace could freeze: sizes, counters, random numbers, aliases, and attributes."""
 
 import random
 
@@ -13,7 +13,7 @@ from hibana.compiler.graph.dependencies import Dependencies
 from hibana.compiler.graph.ops import Unsupported
 from hibana.compiler.graph.trace import trace
 
-spike = hb.surrogate.ATan()
+SURROGATE = hb.surrogate.ATan()
 
 
 class Step(hb.Cell):
@@ -23,7 +23,7 @@ class Step(hb.Cell):
 
     def forward(self, input_, v_previous, s_previous):
         v = self.operation(input_, v_previous, s_previous)
-        return v, spike(v - 1)
+        return v, SURROGATE(v - 1)
 
 
 SIZED = {
@@ -61,11 +61,11 @@ class Counts(hb.Cell):
 class Appends(hb.Cell):
     def __init__(self):
         super().__init__()
-        self.seen = []
+        self.calls = []
 
     def forward(self, input_, v):
-        self.seen.append(1)
-        return (0.5 * v + (input_ if len(self.seen) < 5 else 2 * input_),)
+        self.calls.append(1)
+        return (0.5 * v + (input_ if len(self.calls) < 5 else 2 * input_),)
 
 
 COUNT = 0
@@ -85,7 +85,7 @@ class Draws(hb.Cell):
 
 class DrawsByNumPy(hb.Cell):
     def forward(self, input_, v):
-        return (0.5 * v + (input_ if numpy.random.random_sample() < 0.999 else 2 * input_),)  # noqa: NPY002 - which all share
+        return (0.5 * v + (input_ if numpy.random.random_sample() < 0.999 else 2 * input_),)  # noqa: NPY002 - the global generator
 
 
 @pytest.mark.parametrize("kind", [Counts, Appends, CountsGlobally, Draws, DrawsByNumPy])
@@ -100,7 +100,7 @@ def test_a_trace_leaves_the_cell_as_it_was(kind):
     assert torch.equal(hb.unroll(kind(), inputs)[0], hb.unroll(kind(), inputs, backend="reference")[0])
 
 
-def written(alias):
+def writes_through(alias):
     def operation(x, v, s):
         u = 0.5 * v + x
         alias(u).mul_(2)
@@ -110,15 +110,15 @@ def written(alias):
 
 
 ALIASES = {
-    "detached": written(lambda u: u.detach()),
-    "data": written(lambda u: u.data),
-    "a view": written(lambda u: u.view_as(u.detach())),
-    "twice": written(lambda u: u.detach().data),
+    "detached": writes_through(lambda u: u.detach()),
+    "data": writes_through(lambda u: u.data),
+    "a view": writes_through(lambda u: u.view_as(u.detach())),
+    "twice": writes_through(lambda u: u.detach().data),
 }
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_a_write_through_an_alias_is_seen_or_refused(name):
+def test_a_write_through_an_alias_is_followed_or_refused(name):
     inputs = torch.rand(5, 7)
     expected = hb.unroll(Step(ALIASES[name]), inputs, backend="reference")[0]
     assert torch.equal(hb.unroll(Step(ALIASES[name]), inputs)[0], expected)
@@ -131,25 +131,25 @@ def test_a_write_through_an_alias_is_compiled(name):
     assert torch.equal(CPU(Step(ALIASES[name]), inputs, None)[0], expected)
 
 
-def put_in_its_place(which):
+def set_data(target):
     def operation(x, v, s):
         w = x * 1
-        (w if which == "made" else v).data = 2 * x + v
+        (w if target == "new" else v).data = 2 * x + v
         return 0.5 * w + v
 
     return operation
 
 
-@pytest.mark.parametrize("which", ["made", "a state"])
-def test_a_tensor_whose_data_is_set_is_refused(which):
-    cell, inputs = Step(put_in_its_place(which)), torch.rand(5, 7)
+@pytest.mark.parametrize("target", ["new", "a state"])
+def test_a_tensor_whose_data_is_set_is_refused(target):
+    cell, inputs = Step(set_data(target)), torch.rand(5, 7)
     with pytest.raises(Unsupported, match=r"by `\.data =`"):
         hb.unroll(cell, inputs, backend="cpu")
     expected = hb.unroll(cell, inputs, backend="reference")[0]
     assert torch.equal(hb.unroll(cell, inputs)[0], expected)
 
 
-def test_what_was_taken_without_a_gradient_by_data_is_no_constant():
+def test_data_of_a_state_is_no_constant():
     assert_conforms(CPU, Step(lambda x, v, s: 0.5 * v + x * v.data), torch.rand(5, 7))
 
 
@@ -163,17 +163,17 @@ class Holds(hb.Cell):
 
 
 def test_one_and_true_and_one_point_zero_are_three_programs():
-    found = [hb.unroll(Holds(held), torch.ones(1, 2))[0][0, 0].item() for held in (True, 1, 1.0)]
-    assert found == [1, 2, 3]
+    results = [hb.unroll(Holds(held), torch.ones(1, 2))[0][0, 0].item() for held in (True, 1, 1.0)]
+    assert results == [1, 2, 3]
 
 
-def test_minus_zero_is_another_hyper_parameter_than_zero():
+def test_minus_zero_is_distinguished_from_zero():
     assert Dependencies(Holds(0.0)).key != Dependencies(Holds(-0.0)).key
     assert Dependencies(Holds(float("nan"))).key == Dependencies(Holds(float("nan"))).key
 
 
 class Adjustable(hb.surrogate.Surrogate):
-    """Its slope is changed in training."""
+    """A surrogate whose slope changes during training."""
 
     def __init__(self, slope):
         object.__setattr__(self, "slope", slope)
@@ -200,21 +200,21 @@ def annealed_formula():
     return hb.surrogate.Formula(formula), change
 
 
-@pytest.mark.parametrize("annealed", [annealed_surrogate, annealed_formula])
-def test_a_surrogate_that_changes_is_followed(annealed):
-    surrogate, change = annealed()
+@pytest.mark.parametrize("build", [annealed_surrogate, annealed_formula])
+def test_a_surrogate_that_changes_is_followed(build):
+    surrogate, change = build()
     cell = hb.IFCell(surrogate=surrogate)
-    found = []
+    slopes = []
     for slope in (1.0, 1.0, 3.0):
         change(slope)
         inputs = torch.full([1, 4], 0.5, requires_grad=True)
         hb.unroll(cell, inputs)[0].sum().backward()
-        found.append(inputs.grad[0, 0].item())
-    assert found == [1, 1, 3]
+        slopes.append(inputs.grad[0, 0].item())
+    assert slopes == [1, 1, 3]
 
 
-def negative(tensor):
-    """`tensor` as a view whose signs are turned when it is read."""
+def negated_view(tensor):
+    """A view equal to `tensor` whose memory holds its negation."""
     view = torch._neg_view(-tensor)
     assert view.is_neg()
     return view
@@ -222,28 +222,28 @@ def negative(tensor):
 
 @each_backend
 @pytest.mark.parametrize("cell", [hb.LIFCell(), hb.PLIFCell()], ids=["bare", "with a parameter"])
-def test_views_of_turned_sign_are_read_as_they_are(run, cell):
+def test_negated_views_are_read_correctly(run, cell):
     inputs, v = 2 * torch.rand(5, 3, 7), torch.rand(3, 7)
     state = (v, (v > 0.5).to(v.dtype))
     grad = torch.randn(5, 3, 7)
 
-    def ran(inputs, state, grad):
+    def run_all(inputs, state, grad):
         inputs = inputs.detach().requires_grad_()
         outputs, last = run(cell, inputs, state)
         grads = torch.autograd.grad([outputs, last[0]], inputs, [grad, grad[0]])
         return outputs, *last, *grads
 
-    expected = ran(inputs, state, grad)
-    found = ran(negative(inputs), tuple(map(negative, state)), negative(grad))
-    assert all(map(torch.equal, found, expected))
-    rested, again = run(cell, inputs, None), run(cell, negative(inputs), None)
-    assert torch.equal(rested[0], again[0])
+    expected = run_all(inputs, state, grad)
+    result = run_all(negated_view(inputs), tuple(map(negated_view, state)), negated_view(grad))
+    assert all(map(torch.equal, result, expected))
+    plain, negated = run(cell, inputs, None), run(cell, negated_view(inputs), None)
+    assert torch.equal(plain[0], negated[0])
 
 
-def test_a_buffer_of_turned_sign_is_read_as_it_is():
+def test_a_negated_buffer_is_read_correctly():
     inputs = 2 * torch.rand(5, 7)
     threshold = torch.linspace(0.5, 1, 7)
     cell = hb.IFCell(threshold=threshold)
     expected = CPU(cell, inputs, None)[0]
-    cell._buffers["threshold"] = negative(threshold)
+    cell._buffers["threshold"] = negated_view(threshold)
     assert torch.equal(CPU(cell, inputs, None)[0], expected)

@@ -1,4 +1,4 @@
-"""Cells that nobody wrote: random steps over the words that people use."""
+"""Generated cells: random steps of common operations."""
 
 from dataclasses import dataclass
 
@@ -17,36 +17,36 @@ NEURONS = 13
 
 
 @dataclass(frozen=True)
-class Word:
+class Term:
     """A function of numbers, as Python text."""
 
     text: str
     arguments: int
 
 
-WORDS = [
-    *(Word(f"({{0}} {sign} {{1}})", 2) for sign in "+-*"),
-    *(Word(text, 1) for text in ("(-{0})", "{0}.abs()", "torch.tanh({0})", "torch.relu({0})")),
-    *(Word(text, 1) for text in ("torch.exp(-{0}.abs())", "({0} * 0.5) ** 2", "torch.tanh({0}) ** 3")),
+TERMS = [
+    *(Term(f"({{0}} {sign} {{1}})", 2) for sign in "+-*"),
+    *(Term(text, 1) for text in ("(-{0})", "{0}.abs()", "torch.tanh({0})", "torch.relu({0})")),
+    *(Term(text, 1) for text in ("torch.exp(-{0}.abs())", "({0} * 0.5) ** 2", "torch.tanh({0}) ** 3")),
     *(
-        Word(text, 1)
+        Term(text, 1)
         for text in ("({0}.abs() + 0.5) ** 0.5", "({0} * {0} + 1) ** -1", "{0}.clamp(-0.6, 0.7)")
     ),
     *(
-        Word(text, 1)
+        Term(text, 1)
         for text in ("torch.sin({0})", "torch.atan({0})", "{0}.detach()", "{0}.clone().mul_(0.7)")
     ),
     *(
-        Word(text, 2)
+        Term(text, 2)
         for text in ("torch.maximum({0}, {1})", "torch.minimum({0}, {1})", "{0} / ({1}.abs() + 1)")
     ),
     *(
-        Word(text, 2)
+        Term(text, 2)
         for text in ("({0} >= {1}).to({0})", "{0}.clone().add_({1})", "{0}.masked_fill({1} < 0, 0.2)")
     ),
-    Word("torch.where({0} > {1}, {2}, {0})", 3),
-    Word("torch.where(({0} > 0) & ({1} <= {2}), {1}, {2})", 3),
-    Word("torch.where(~({0} < {1}) | ({2} != 0), {2}, {1})", 3),
+    Term("torch.where({0} > {1}, {2}, {0})", 3),
+    Term("torch.where(({0} > 0) & ({1} <= {2}), {1}, {2})", 3),
+    Term("torch.where(~({0} < {1}) | ({2} != 0), {2}, {1})", 3),
 ]
 LEAVES = ["x", "u", "v", "s", "self.number", "self.each", "self.learned", "self.learned_each", "(x - 0.3)"]
 LEAVES += ["(x * 0 + 0.5)", "(x * 0 + 2)"]
@@ -56,7 +56,7 @@ def expressions():
     leaf = st.sampled_from(LEAVES).map(lambda name: f"(x * 0 + {name})" if "self" in name else name)
     return st.recursive(
         leaf,
-        lambda inner: st.sampled_from(WORDS).flatmap(
+        lambda inner: st.sampled_from(TERMS).flatmap(
             lambda word: st.tuples(*[inner] * word.arguments).map(lambda parts: word.text.format(*parts))
         ),
         max_leaves=8,
@@ -65,7 +65,7 @@ def expressions():
 
 @st.composite
 def cells(draw):
-    """A cell of three states, the last of which spikes, or not."""
+    """A cell with three states; the last one is binary or smooth."""
     lines = [
         f"u_next = 0.6 * u + 0.5 * torch.tanh({draw(expressions())})",
         f"v_next = {draw(st.sampled_from(['v * (1 - s)', 'v - s', 'torch.where(s > 0, 0.1, v)']))} * 0.8 + "

@@ -1,4 +1,4 @@
-"""What a run keeps for its backward, and what it says of where a gradient can matter."""
+"""The tensors that a run saves for its backward, and the support of its derivative."""
 
 import pytest
 import torch
@@ -11,17 +11,17 @@ from hibana.cells.surrogate import ATan, Box, Step, Triangle
 
 @each_backend
 @pytest.mark.parametrize(("kind", "bits"), [(Step(), 1), (Box(), 2), (ATan(), 32)], ids=str)
-def test_how_much_a_backward_keeps(run, kind, bits):
-    kept = []
+def test_the_number_of_saved_bits(run, kind, bits):
+    sizes = []
 
     def count(tensor):
-        kept.append(tensor.numel() * tensor.element_size() * 8)
+        sizes.append(tensor.numel() * tensor.element_size() * 8)
         return tensor
 
     cell, (inputs,) = on_its_device(run, hb.IFCell(surrogate=kind, detach_reset=True), torch.rand(25, 512))
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         run(cell, inputs.requires_grad_(), None)
-    assert sum(kept) == bits * inputs.numel()
+    assert sum(sizes) == bits * inputs.numel()
 
 
 @each_backend
@@ -35,14 +35,14 @@ def test_support_is_where_the_derivative_is_not_zero(run, kind):
     bits = outputs.grad_fn.support.cpu()
     assert bits.shape == (6, 10)
     places = torch.arange(77)
-    found = (bits[:, places // 8] >> (places % 8)) & 1
-    assert torch.equal(found.bool(), (kind.derivative(v - 1.0) != 0).cpu())
+    unpacked = (bits[:, places // 8] >> (places % 8)) & 1
+    assert torch.equal(unpacked.bool(), (kind.derivative(v - 1.0) != 0).cpu())
     assert not (bits[:, -1] >> (77 % 8)).any()
 
 
 @each_backend
 @pytest.mark.parametrize("kind", [Step(), Box(), Triangle(), ATan()], ids=lambda kind: type(kind).__name__)
-def test_the_support_of_a_step_is_the_bits_of_what_was_emitted(run, kind):
+def test_the_support_of_step_is_the_bits_of_the_spikes(run, kind):
     cell, (inputs,) = on_its_device(
         run, hb.IFCell(surrogate=kind, detach_reset=True), 0.8 * torch.rand(6, 77)
     )
@@ -52,17 +52,17 @@ def test_the_support_of_a_step_is_the_bits_of_what_was_emitted(run, kind):
     if not isinstance(kind, Step):
         return
     places = torch.arange(77)
-    found = (node.support.cpu()[:, places // 8] >> (places % 8)) & 1
-    assert torch.equal(found.float(), outputs.detach().cpu())
-    assert 0 < found.sum() < found.numel()
+    unpacked = (node.support.cpu()[:, places // 8] >> (places % 8)) & 1
+    assert torch.equal(unpacked.float(), outputs.detach().cpu())
+    assert 0 < unpacked.sum() < unpacked.numel()
 
 
-@pytest.mark.parametrize("wanted", [True, False])
-def test_what_is_put_out_is_a_tensor_that_nobody_wrote_to(wanted):
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_outputs_are_no_views_and_have_version_zero(requires_grad):
     cell = hb.IFCell(detach_reset=True)
-    outputs, (last, _) = CPU(cell, torch.rand(4, 40_000, requires_grad=wanted), None)
+    outputs, (last, _) = CPU(cell, torch.rand(4, 40_000, requires_grad=requires_grad), None)
     memory = outputs.untyped_storage().nbytes()
-    assert memory > outputs.nbytes, "not of the size whose place in memory is chosen"
+    assert memory > outputs.nbytes, "too small for a chosen offset in memory"
     for tensor in (outputs, last):
         assert tensor._version == 0
         assert tensor._base is None

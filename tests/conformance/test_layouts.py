@@ -1,4 +1,4 @@
-"""Memory in any order of dimensions: the reference's values, and an output that lies as its input does."""
+"""Memory in any order of dimensions: the reference's values, and outputs with the strides of the input."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ def _channels_last(*shape):
 
 
 class PerChannel(hb.Cell):
-    """IF with a threshold and a leak for each channel, learned."""
+    """IF with a learned threshold per channel and a learned leak per neuron."""
 
     def __init__(self):
         super().__init__()
@@ -30,7 +30,7 @@ class PerChannel(hb.Cell):
         return v, hb.surrogate.ATan()(v - self.threshold)
 
 
-def _outcome(call, cell, inputs, state):
+def _results(call, cell, inputs, state):
     inputs, state = inputs.detach().requires_grad_(), tuple(s.detach().requires_grad_() for s in state)
     outputs, last = call(cell, inputs, state)
     weights = torch.linspace(-1, 2, outputs.numel()).view(SHAPE).to(inputs)
@@ -45,22 +45,22 @@ def _outcome(call, cell, inputs, state):
 def test_channels_last(run, make):
     cell, (inputs,) = on_its_device(run, make(), _channels_last(*SHAPE))
     state = tuple(torch.rand(SHAPE[1:]).to(inputs) for _ in cell.state_names())
-    outputs, last, gradients = _outcome(run, cell, inputs, state)
-    wanted, wanted_last, wanted_gradients = _outcome(reference, cell, inputs, state)
-    assert torch.equal(outputs, wanted)
+    outputs, last, gradients = _results(run, cell, inputs, state)
+    expected, expected_last, expected_gradients = _results(reference, cell, inputs, state)
+    assert torch.equal(outputs, expected)
     assert outputs.stride() == inputs.stride()
-    for got, value in zip(last, wanted_last, strict=True):
-        assert torch.equal(got, value)
-    for got, value in zip(gradients, wanted_gradients, strict=True):
-        torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-5)
+    for result, value in zip(last, expected_last, strict=True):
+        assert torch.equal(result, value)
+    for result, value in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(result, value, rtol=1e-4, atol=1e-5)
     with torch.no_grad():
-        again, _ = run(cell, inputs, state)
-    assert torch.equal(again, wanted)
-    assert again.stride() == inputs.stride()
+        repeated, _ = run(cell, inputs, state)
+    assert torch.equal(repeated, expected)
+    assert repeated.stride() == inputs.stride()
 
 
 @each_backend
-def test_the_output_hangs_on_the_layers_own_node_and_may_be_changed_in_place(run):
+def test_the_output_has_the_layers_node_and_may_be_changed_in_place(run):
     cell, (inputs,) = on_its_device(run, hb.IFCell(), _channels_last(*SHAPE))
     outputs, _ = run(cell, inputs.requires_grad_(), None)
     assert hasattr(outputs.grad_fn, "support")
@@ -74,36 +74,36 @@ def test_a_constant_current_in_channels_last(run):
     spikes, _ = run(cell, current.expand(SHAPE), None)
     assert torch.equal(spikes, reference(cell, current.expand(SHAPE), None)[0])
     spikes.sum().backward()
-    got, current.grad = current.grad, None
+    grad, current.grad = current.grad, None
     reference(cell, current.expand(SHAPE), None)[0].sum().backward()
-    torch.testing.assert_close(got, current.grad)
+    torch.testing.assert_close(grad, current.grad)
 
 
 @each_backend
-def test_what_is_repeated_in_the_order_of_its_memory(run):
-    once = torch.rand(2, 8, 3, 5).contiguous(memory_format=torch.channels_last)
-    cell, (once,) = on_its_device(run, hb.IFCell(surrogate=hb.surrogate.Box()), once)
-    seen = []
+def test_an_expanded_step_keeps_its_memory_order(run):
+    step = torch.rand(2, 8, 3, 5).contiguous(memory_format=torch.channels_last)
+    cell, (step,) = on_its_device(run, hb.IFCell(surrogate=hb.surrogate.Box()), step)
+    grads = []
     for call in (run, reference):
-        begun = once.detach().requires_grad_()
-        inputs = expand_over_time(begun, 6)
-        assert torch.equal(inputs, begun.expand(6, 2, 8, 3, 5))
-        assert inputs.stride() == (0, *once.stride())
+        leaf = step.detach().requires_grad_()
+        inputs = expand_over_time(leaf, 6)
+        assert torch.equal(inputs, leaf.expand(6, 2, 8, 3, 5))
+        assert inputs.stride() == (0, *step.stride())
         outputs, _ = call(cell, inputs, None)
         weighted = outputs * torch.linspace(-1, 1, 6, device=outputs.device).view(6, 1, 1, 1, 1)
         weighted.sum().backward()
-        seen.append(begun.grad)
-    torch.testing.assert_close(*seen)
+        grads.append(leaf.grad)
+    torch.testing.assert_close(*grads)
 
 
-def test_the_gradient_of_what_is_repeated_lies_as_it_does():
-    once = torch.rand(2, 8, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
-    seen = []
-    middle = once * 1
-    middle.register_hook(lambda grad: seen.append(grad.stride()))
+def test_the_gradient_of_an_expanded_step_has_its_strides():
+    step = torch.rand(2, 8, 3, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    strides = []
+    middle = step * 1
+    middle.register_hook(lambda grad: strides.append(grad.stride()))
     spikes = hb.OverTime(hb.IFCell(detach_reset=True))(expand_over_time(middle, 6))
     spikes.sum().backward()
-    assert seen == [once.stride()]
+    assert strides == [step.stride()]
 
 
 LAYOUTS = {
@@ -120,13 +120,13 @@ LAYOUTS = {
 def test_one_cell_takes_layouts_in_turn(run):
     cell, (inputs,) = on_its_device(run, hb.IFCell(), _channels_last(*SHAPE))
     for name in (*LAYOUTS, *reversed(LAYOUTS), *LAYOUTS):
-        found = []
+        results = []
         for call in (run, reference):
             x = LAYOUTS[name](inputs).detach().requires_grad_()
             outputs, _ = call(cell, x, None)
             outputs.mul(torch.linspace(-1, 2, outputs.numel()).view(SHAPE).to(x)).sum().backward()
             with torch.no_grad():
-                again, _ = call(cell, x, None)
-            found.append([outputs.detach(), again, x.grad])
-        for got, wanted in zip(*found, strict=True):
-            torch.testing.assert_close(got, wanted, rtol=1e-6, atol=1e-6, msg=name)
+                without_grad, _ = call(cell, x, None)
+            results.append([outputs.detach(), without_grad, x.grad])
+        for result, expected in zip(*results, strict=True):
+            torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6, msg=name)

@@ -1,4 +1,4 @@
-"""Steps of hundreds of operations: planned by a cut, and written so that they compile soon."""
+"""Steps of hundreds of operations: planned by a minimum cut, and compiled in little time."""
 
 import sys
 
@@ -66,32 +66,32 @@ def test_a_long_step_over_rows_of_any_width(cell, shape):
     assert_conforms(CPU, cell, 40 * torch.rand(shape))
 
 
-def test_a_step_of_a_thousand_operations_keeps_no_more_than_its_states():
+def test_a_step_of_a_thousand_operations_saves_only_input_and_state():
     step = trace(Euler(250), torch.Size([5]), torch.float32)
     assert make_plan(step).bits() == 64, "the input and the potential"
 
 
-def backwards(step, calls):
+def gradient_loop(step, calls):
     """The loop of the gradient of `step` over rows of neurons."""
     loop = backward_loop(step, make_plan(step), wants_input=True)
     return TimeLoop(**vars(loop), number=Floats, calls=calls, by_rows=True)
 
 
-def test_nothing_is_as_deep_as_a_step_is_long():
+def test_no_recursion_is_as_deep_as_a_step_is_long():
     """A chain of operations longer than Python's stack, from the trace to the kernel's source."""
     before, limit = sys.getrecursionlimit(), 300
     sys.setrecursionlimit(limit)
     try:
         step = trace(Euler(limit), torch.Size([5]), torch.float32)
-        source = RowLoops(step, backwards(step, frozenset())).source()
+        source = RowLoops(step, gradient_loop(step, frozenset())).source()
     finally:
         sys.setrecursionlimit(before)
     assert source.text.count("fmul") > limit
 
 
-def test_what_a_kernel_computes_with_lies_on_a_small_stack():
+def test_a_kernel_needs_a_small_stack():
     step = trace(HodgkinHuxley(12), torch.Size([5]), torch.float32)
-    source = RowLoops(step, backwards(step, frozenset({"exp"}))).source()
-    rooms = [line.split("[")[1].split(" x ") for line in source.text.splitlines() if "alloca" in line]
-    assert sum(4 * int(count) for count, _ in rooms) < 2 << 20
+    source = RowLoops(step, gradient_loop(step, frozenset({"exp"}))).source()
+    allocations = [line.split("[")[1].split(" x ") for line in source.text.splitlines() if "alloca" in line]
+    assert sum(4 * int(count) for count, _ in allocations) < 2 << 20
     assert source.max_row >= 64

@@ -1,4 +1,4 @@
-"""Every kind of object that a step can read is followed or refused: none goes stale."""
+"""Every kind of object that a step can read is followed or refused, so that no change is missed."""
 
 import builtins
 import collections
@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 import hibana as hb
-from conformance.suite import CELLS, SURROGATES, made
+from conformance.suite import CELLS, SURROGATES, build
 from hibana.compiler.graph.dependencies import Dependencies
 from hibana.compiler.graph.ops import Unsupported
 
@@ -37,7 +37,7 @@ sys.modules["config_of_a_test"] = CONFIG
 
 
 class Scaled(hb.Cell):
-    """Scales its state by what it reads of an object, and its spikes' derivative too."""
+    """Scales its state by a number that `read` returns for an object."""
 
     def __init__(self, held, read):
         super().__init__()
@@ -222,11 +222,11 @@ def with_slope(held):
     return held
 
 
-def in_closure():
+def variable_of_closure():
     return reading(*closure())
 
 
-def of_method():
+def bound_method():
     held = Holder(0.5)
     return held.read, called, set_attribute(held, "value")
 
@@ -313,11 +313,11 @@ FOLLOWED = {
         with_keyword, lambda: with_keyword.__kwdefaults__.update(slope=0.25)
     ),
     "the code of a function": replaced_code,
-    "a variable of a closure": in_closure,
+    "a variable of a closure": variable_of_closure,
     "a partial": lambda: reading(
         functools.partial(first_of, listed := [0.5]), lambda: listed.insert(0, 0.25)
     ),
-    "a bound method": of_method,
+    "a bound method": bound_method,
     "a function that torch decorates": decorated,
     "a global number": lambda: reading(of_global, set_global("SLOPE")),
     "a global number, through another function": lambda: reading(of_global_by_another, set_global("SLOPE")),
@@ -398,7 +398,7 @@ def _settings_of_numpy_stay():
         yield
 
 
-def restored(monkeypatch):
+def restore_after(monkeypatch):
     for name in ("SLOPE", "WEIGHT", "of_global"):
         monkeypatch.setitem(globals(), name, globals()[name])
     monkeypatch.setattr(with_default, "__defaults__", (0.5,))
@@ -413,38 +413,38 @@ def restored(monkeypatch):
     monkeypatch.setattr(builtins, "slope_of_builtins", 0.5, raising=False)
 
 
-def both(cell):
-    found = []
-    with warnings.catch_warnings(record=True) as said:
+def compare_backends(cell):
+    results = []
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for backend in ("auto", "reference"):
             inputs = INPUTS.clone().requires_grad_()
             outputs, _ = hb.unroll(cell, inputs, backend=backend)
-            found.append((outputs.detach(), *torch.autograd.grad(outputs.sum(), inputs)))
-    for got, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-6, atol=0)
-    return found[0][0], [one for one in said if issubclass(one.category, hb.SlowPathWarning)]
+            results.append((outputs.detach(), *torch.autograd.grad(outputs.sum(), inputs)))
+    for result, expected in zip(*results, strict=True):
+        torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)
+    return results[0][0], [warning for warning in caught if issubclass(warning.category, hb.SlowPathWarning)]
 
 
 @pytest.mark.parametrize("name", FOLLOWED)
 def test_an_object_that_is_followed(name, monkeypatch):
-    restored(monkeypatch)
+    restore_after(monkeypatch)
     held, read, change = FOLLOWED[name]()
     cell = Scaled(held, read)
-    before, said = both(cell)
-    assert not said
+    before, warned = compare_backends(cell)
+    assert not warned
     assert "reference loop" not in hb.explain(cell)
-    assert torch.equal(both(cell)[0], before)
+    assert torch.equal(compare_backends(cell)[0], before)
     change()
-    after, said = both(cell)
-    assert not said
+    after, warned = compare_backends(cell)
+    assert not warned
     assert not torch.equal(after, before)
-    assert torch.equal(both(Scaled(held, read))[0], after)
+    assert torch.equal(compare_backends(Scaled(held, read))[0], after)
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_object_that_is_refused(name, monkeypatch):
-    restored(monkeypatch)
+    restore_after(monkeypatch)
     held, read, change = REFUSED[name]()
     cell = Scaled(held, read)
     reason = r"the step may (read|call) .*(can change unseen|can give another result|make it a tensor)"
@@ -452,11 +452,11 @@ def test_an_object_that_is_refused(name, monkeypatch):
         hb.unroll(cell, INPUTS, backend="cpu")
     assert "reference loop, because the step may " in hb.explain(cell)
     monkeypatch.setattr("hibana.compiler.checks._WARNED", set())
-    _, said = both(cell)
-    assert len(said) == 1
+    _, warned = compare_backends(cell)
+    assert len(warned) == 1
     change()
-    _, said = both(cell)
-    assert not said
+    _, warned = compare_backends(cell)
+    assert not warned
 
 
 def test_a_global_that_a_formula_reads_is_followed(monkeypatch):
@@ -464,15 +464,15 @@ def test_a_global_that_a_formula_reads_is_followed(monkeypatch):
     grads = []
     for slope in (0.5, 0.25):
         monkeypatch.setitem(globals(), "SLOPE", slope)
-        _, said = both(cell)
-        assert not said
+        _, warned = compare_backends(cell)
+        assert not warned
         inputs = INPUTS.clone().requires_grad_()
         grads += torch.autograd.grad(hb.unroll(cell, inputs)[0].sum(), inputs)
     assert not torch.equal(*grads)
 
 
 class Learned(hb.Cell):
-    """Reads a tensor, a parameter or one that is loose, by no operation of its own."""
+    """Reads a parameter or another tensor without an operation of torch."""
 
     def __init__(self, read):
         super().__init__()
@@ -484,7 +484,7 @@ class Learned(hb.Cell):
         return (v_previous * self.read(self) + input_,)
 
 
-def changed(cell):
+def change_tensors(cell):
     with torch.no_grad():
         cell.weight.mul_(0.5)
         cell.loose[0].mul_(0.5)
@@ -509,23 +509,23 @@ def test_a_tensor_that_is_read_by_no_operation_is_refused(name):
     with pytest.raises(Unsupported, match=r"the step looks at|the step may call"):
         hb.unroll(cell, INPUTS, backend="cpu")
     for _ in range(2):
-        both(cell)
-        changed(cell)
+        compare_backends(cell)
+        change_tensors(cell)
 
 
-class Hung(hb.Cell):
-    """Has what its step does not read."""
+class WithUnread(hb.Cell):
+    """A cell with an attribute that its step does not read."""
 
-    def __init__(self, kept):
+    def __init__(self, unread):
         super().__init__()
-        self.kept = kept
+        self.unread = unread
         self.decay = 0.5
 
     def forward(self, input_, v_previous):
         return (v_previous * self.decay + input_,)
 
     def report(self):
-        return self.kept
+        return self.unread
 
 
 UNREAD = {
@@ -541,34 +541,34 @@ UNREAD = {
 
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("name", UNREAD)
-@pytest.mark.parametrize("kind", [Hung, hb.LIFCell])
-def test_what_a_step_does_not_read_is_not_refused(name, kind):
+@pytest.mark.parametrize("kind", [WithUnread, hb.LIFCell])
+def test_unread_objects_are_not_refused(name, kind):
     cell = kind() if kind is hb.LIFCell else kind(UNREAD[name]())
-    cell.kept = UNREAD[name]()
+    cell.unread = UNREAD[name]()
     hb.unroll(cell, INPUTS, backend="cpu")
     assert cell._hibana.dependencies.cache, "nothing was remembered"
-    _, said = both(cell)
-    assert not said
+    _, warned = compare_backends(cell)
+    assert not warned
 
 
-def test_what_a_step_reads_by_a_name_that_it_computes_counts_whatever_it_is():
-    class Computes(Hung):
+def test_all_attributes_count_if_the_step_computes_a_name():
+    class Computes(WithUnread):
         def forward(self, input_, v_previous):
             return (v_previous * getattr(self, "dec" + "ay") + input_,)
 
     hb.unroll(Computes(0.5), INPUTS, backend="cpu")
-    with pytest.raises(Unsupported, match=r"the step may read self\.kept, of type _thread\.lock"):
+    with pytest.raises(Unsupported, match=r"the step may read self\.unread, of type _thread\.lock"):
         hb.unroll(Computes(threading.Lock()), INPUTS, backend="cpu")
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_every_surrogate_is_followed(surrogate):
-    assert Dependencies(hb.IFCell(surrogate=made(surrogate))).refusal == ""
+    assert Dependencies(hb.IFCell(surrogate=build(surrogate))).refusal == ""
 
 
 @pytest.mark.parametrize("kind", CELLS)
 def test_every_cell_of_the_package_is_followed_and_costs_a_call_nothing(kind):
-    found = Dependencies(kind())
-    assert found.refusal == ""
-    assert found.watched == []
-    assert found.variables == []
+    dependencies = Dependencies(kind())
+    assert dependencies.refusal == ""
+    assert dependencies.watched == []
+    assert dependencies.variables == []

@@ -1,4 +1,4 @@
-"""Cells of a user's own: any pointwise step, whatever its hyper-parameters are made of."""
+"""User-defined cells: any pointwise step with any kind of hyper-parameters."""
 
 import copy
 import inspect
@@ -58,7 +58,7 @@ class Logic(hb.Cell):
 
 
 class InPlace(hb.Cell):
-    """Operations in place, on what the step has made itself."""
+    """In-place operations on tensors that the step created."""
 
     def forward(self, input_, v_previous, s_previous):
         v = v_previous * 0.5
@@ -70,14 +70,14 @@ class InPlace(hb.Cell):
 
 
 class Rate(hb.Cell):
-    """What it emits is smooth."""
+    """Emits a smooth rate."""
 
     def forward(self, input_, r_previous):
         return (r_previous + 0.2 * (torch.tanh(input_) - r_previous),)
 
 
 class NamedLikeARow(hb.Cell):
-    """States whose names are those that a kernel uses for things of its own."""
+    """States with names that a kernel uses internally."""
 
     def forward(self, i, x, p0, c, x_grad, kept0, a_before, n):
         new = i - x * 0.5 + torch.tanh(p0) * c
@@ -87,7 +87,7 @@ class NamedLikeARow(hb.Cell):
 
 
 class Dictionary(hb.Cell):
-    """Settings in a dictionary that may change, a module of torch's, one tensor per neuron to be learned."""
+    """Settings in a dictionary that may change, a module of torch, and a learned tensor per neuron."""
 
     def __init__(self):
         super().__init__()
@@ -105,7 +105,7 @@ class Dictionary(hb.Cell):
 
 
 class Nested(hb.Cell):
-    """Holds modules, which are pointwise, and one of them has a parameter."""
+    """Contains pointwise modules; one of them has a parameter."""
 
     def __init__(self):
         super().__init__()
@@ -154,7 +154,7 @@ CELLS = {
     "logic": Logic,
     "in place": InPlace,
     "smooth": Rate,
-    "names of a kernel's own": NamedLikeARow,
+    "internal names of kernels": NamedLikeARow,
     "a dictionary": Dictionary,
     "modules inside": Nested,
     "numbers": lambda: Settings(0.6, 3.0, 0.1),
@@ -173,32 +173,32 @@ CELLS = {
 
 @each_backend
 @pytest.mark.parametrize("name", CELLS)
-def test_a_cell_of_ones_own(run, name):
+def test_a_user_defined_cell(run, name):
     cell = CELLS[name]()
     inputs = 1.5 * torch.rand(SHAPE) - 0.2
     assert_conforms(run, cell, inputs)
 
 
 @each_backend
-def test_an_entry_of_a_dictionary_that_changes_is_used(run):
+def test_a_changed_entry_of_a_dictionary_is_used(run):
     cell, inputs = Dictionary(), torch.ones(4, NEURONS)
     assert_same_values(run, cell, inputs)
-    here, (given,) = on_its_device(run, cell, inputs)
-    before, _ = run(here, given, None)
-    here.settings["gain"] = 0.2
-    assert_same_values(run, here, inputs)
-    assert not torch.equal(run(here, given, None)[0], before)
+    cell_, (inputs_,) = on_its_device(run, cell, inputs)
+    before, _ = run(cell_, inputs_, None)
+    cell_.settings["gain"] = 0.2
+    assert_same_values(run, cell_, inputs)
+    assert not torch.equal(run(cell_, inputs_, None)[0], before)
 
 
 @each_backend
 @pytest.mark.parametrize("name", ["words", "learned per neuron"])
-def test_a_cell_of_ones_own_in_float64(run, name):
+def test_a_user_defined_cell_in_float64(run, name):
     cell = CELLS[name]().double()
     assert_same_values(run, cell, 1.5 * torch.rand(SHAPE).double() - 0.2)
     assert_conforms(run, cell, 1.5 * torch.rand(SHAPE).double() - 0.2)
 
 
-def test_they_spike_and_they_rest():
+def test_the_cells_spike_sometimes():
     for name in CELLS.keys() - {"smooth", "a dictionary"}:
         make = CELLS[name]
         outputs, _ = hb.unroll(make(), 1.5 * torch.rand(SHAPE) - 0.2, backend="reference")
@@ -206,7 +206,7 @@ def test_they_spike_and_they_rest():
         assert 0.02 < share < 0.98, f"{name}: {share}"
 
 
-def forward_of(operation):
+def cell_of(operation):
     class Applied(hb.Cell):
         def forward(self, input_, v_previous, s_previous):
             v = 0.5 * v_previous * (1 - s_previous) + operation(input_, v_previous)
@@ -239,7 +239,7 @@ OPERATIONS = {
 }
 
 
-AS_FUNCTIONS = (
+TESTED_ALONE = (
     "sin and cos",
     "log",
     "log2",
@@ -252,34 +252,34 @@ AS_FUNCTIONS = (
     "reciprocal",
     "relu",
 )
-"""Operations that `test_functions.py` compiles each by itself."""
+"""Operations that `test_functions.py` compiles one at a time."""
 
 
 @each_backend
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.exhaustive if name in AS_FUNCTIONS else ()) for name in OPERATIONS],
+    [pytest.param(name, marks=pytest.mark.exhaustive if name in TESTED_ALONE else ()) for name in OPERATIONS],
 )
 def test_an_operation(run, name):
-    cell = forward_of(OPERATIONS[name])
+    cell = cell_of(OPERATIONS[name])
     inputs = 2 * torch.rand(8, 2, 19) - 0.6
-    for begun in (None, (torch.randn(2, 19), torch.zeros(2, 19))):
-        assert_same_gradients(run, cell, inputs, begun, "outputs and states")
+    for initial in (None, (torch.randn(2, 19), torch.zeros(2, 19))):
+        assert_same_gradients(run, cell, inputs, initial, "outputs and states")
     assert_same_values(run, cell, 3 * torch.rand(3, run.many) - 1)
 
 
-def test_the_step_is_read_no_matter_how_it_is_called():
+def test_the_step_is_traced_in_any_autograd_mode():
     cell = hb.IFCell(surrogate=ATan())
     inputs = drive(cell)
     expected, _ = hb.unroll(cell, inputs, backend="reference")
     for context in (torch.no_grad, torch.inference_mode):
-        for kind in (ATan(alpha=1.5), ATan(alpha=2.5)):  # each read anew, in this context
+        for kind in (ATan(alpha=1.5), ATan(alpha=2.5)):  # each is traced again in this context
             with context():
                 assert torch.equal(hb.unroll(hb.IFCell(surrogate=kind), inputs, backend="cpu")[0], expected)
             assert_same_gradients(CPU, hb.IFCell(surrogate=kind), inputs, None, "outputs only")
 
 
-def test_a_step_says_its_states_by_the_names_of_its_parameters():
+def test_states_are_named_after_the_parameters_of_forward():
     assert Spread.state_names() == ("fast", "slow", "trace", "s")
     assert list(inspect.signature(Spread.forward).parameters)[2] == "fast_previous"
 
@@ -292,7 +292,7 @@ NAMES = [name for name in sorted({*INTERNAL, *CellCache.__slots__, *OTHERS}) if 
 
 
 class Named(hb.Cell):
-    """Reads a number that has some name."""
+    """Reads a number from the attribute `name`."""
 
     def __init__(self, name, value):
         super().__init__()
@@ -333,12 +333,12 @@ def test_an_attribute_may_have_any_name(name):
         assert name in vars(cell) or name in cell.state_dict()
 
 
-def test_the_name_that_is_hibanas_own_is_refused():
+def test_the_reserved_name_is_refused():
     with pytest.raises(AttributeError, match="_hibana is reserved for hibana"):
         Named("_hibana", 1.0)
 
 
-def test_a_parameter_whose_name_begins_with_log_is_the_users():
+def test_a_parameter_whose_name_begins_with_log_stays_unchanged():
     cell = Named("log_gain", nn.Parameter(torch.tensor(0.5)))
     cell.gain = 1.0
     assert [name for name, _ in cell.named_parameters()] == ["log_gain"]

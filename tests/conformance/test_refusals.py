@@ -1,4 +1,4 @@
-"""What can't be compiled is refused by name, with the reason, and left to the reference loop otherwise."""
+"""Steps that can't be compiled: an error with the reason, or by default the reference loop."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ REASONS = {
 
 
 @pytest.mark.parametrize("write", ["no", "before"])
-def test_what_gives_a_copy_or_not_is_compiled_where_nothing_is_written_after(write):
+def test_operations_that_may_copy_are_compiled_if_no_write_follows(write):
     class Copied(hb.Cell):
         def forward(self, input_, v):
             doubled = input_ * 2
@@ -63,26 +63,26 @@ def test_what_gives_a_copy_or_not_is_compiled_where_nothing_is_written_after(wri
             return (v + torch.reshape(input=doubled.contiguous(), shape=v.shape),)
 
     for inputs in (torch.rand(4, 2, 3), torch.rand(4, 3, 2).mT):
-        found, _ = hb.unroll(Copied(), inputs, backend="cpu")
-        assert torch.equal(found, reference(Copied(), inputs, None)[0])
+        outputs, _ = hb.unroll(Copied(), inputs, backend="cpu")
+        assert torch.equal(outputs, reference(Copied(), inputs, None)[0])
 
 
-def test_a_write_to_what_is_a_copy_or_not_is_heard_of_as_the_inputs_lie():
+def test_a_write_to_a_possible_copy_agrees_in_every_layout():
     for inputs in (torch.rand(4, 2, 3), torch.rand(4, 3, 2).mT):
-        found, _ = hb.unroll(Contiguous(), inputs)
-        assert torch.equal(found, reference(Contiguous(), inputs, None)[0])
+        outputs, _ = hb.unroll(Contiguous(), inputs)
+        assert torch.equal(outputs, reference(Contiguous(), inputs, None)[0])
 
 
 @each_backend
 @pytest.mark.parametrize("kind", REASONS)
-def test_what_cannot_be_compiled(run, kind):
+def test_unsupported_steps_are_refused_and_run_by_the_reference(run, kind):
     cell, (inputs,) = on_its_device(run, kind(), torch.rand(4, 2, 3))
     with pytest.raises(RuntimeError, match=REASONS[kind]):
         run(cell, inputs, None)
     torch.manual_seed(0)
-    found, _ = hb.unroll(cell, inputs)
+    outputs, _ = hb.unroll(cell, inputs)
     torch.manual_seed(0)
-    assert torch.equal(found, reference(cell, inputs, None)[0])
+    assert torch.equal(outputs, reference(cell, inputs, None)[0])
 
 
 @each_backend
@@ -90,11 +90,11 @@ def test_a_transform_of_torch_func(run):
     cell, (inputs,) = on_its_device(run, hb.IFCell(), torch.rand(5, 4, 3))
     with pytest.raises(RuntimeError, match=r"transforms of torch\.func"):
         torch.func.vmap(lambda x: run(cell, x, None)[0], 1, 1)(inputs)
-    found = torch.func.vmap(lambda x: hb.unroll(cell, x)[0], 1, 1)(inputs)
-    assert torch.equal(found, reference(cell, inputs, None)[0])
+    outputs = torch.func.vmap(lambda x: hb.unroll(cell, x)[0], 1, 1)(inputs)
+    assert torch.equal(outputs, reference(cell, inputs, None)[0])
 
 
-def test_a_device_that_no_backend_knows():
+def test_a_device_that_no_backend_supports():
     inputs = torch.empty(4, 3, device="meta")
     for name, reason in {"cpu": "it serves cpu, not meta", "triton": "Triton"}.items():
         with pytest.raises(RuntimeError, match=rf"backend '{name}' can't serve this call: .*{reason}"):

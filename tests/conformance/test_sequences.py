@@ -1,4 +1,4 @@
-"""Sequences of every shape, length and layout, and a current that stays the same."""
+"""Sequences of every shape, length and layout, and constant currents."""
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ def test_a_single_step_of_each_cell(run, kind):
 @pytest.mark.parametrize("nontemporal_from", [0, cpu.NONTEMPORAL_FROM])
 def test_several_steps_at_once(kind, steps, nontemporal_from, monkeypatch):
     monkeypatch.setattr(cpu, "NONTEMPORAL_FROM", nontemporal_from)
-    monkeypatch.setattr(programs, "_SHARED", {})  # what is ready for a shape was made with the other
+    monkeypatch.setattr(programs, "_SHARED", {})  # cached programs used the other limit
     cell = kind()
     inputs = drive(cell, (steps, 2, 64))
     assert_same_values(CPU, cell, inputs)
@@ -69,73 +69,73 @@ LAYOUTS = {
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_each_layout(run, name):
     cell, (inputs,) = on_its_device(run, hb.IFCell(detach_reset=True), 0.9 * LAYOUTS[name]())
-    begun = tuple(torch.rand_like(inputs[0]) for _ in cell.state_names())
+    initial = tuple(torch.rand_like(inputs[0]) for _ in cell.state_names())
     weights = torch.randn(inputs.shape).to(inputs)
-    seen = []
+    results = []
     for call in (run, reference):
-        given = inputs.detach().requires_grad_()
-        outputs, last = call(cell, given, begun)
-        (gradient,) = torch.autograd.grad(outputs, given, weights)
-        seen.append((outputs, *last, gradient))
-    for found, expected in zip(*seen, strict=True):
-        assert_same(found, expected, name)
+        leaf = inputs.detach().requires_grad_()
+        outputs, last = call(cell, leaf, initial)
+        (gradient,) = torch.autograd.grad(outputs, leaf, weights)
+        results.append((outputs, *last, gradient))
+    for result, expected in zip(*results, strict=True):
+        assert_same(result, expected, name)
 
 
 @each_backend
 def test_steps_apart_in_memory_are_not_copied(run, monkeypatch):
-    def copied(tensor):
+    def refuse_copy(tensor):
         raise AssertionError(f"a copy of {tuple(tensor.shape)}")
 
-    cell, (whole,) = on_its_device(run, hb.IFCell(), torch.rand(12, 20))
-    expected, _ = reference(cell, whole[::2], None)
-    monkeypatch.setattr(torch.Tensor, "contiguous", copied)
-    for inputs in (whole[::2], whole[:1].expand(6, 20)):
+    cell, (full,) = on_its_device(run, hb.IFCell(), torch.rand(12, 20))
+    expected, _ = reference(cell, full[::2], None)
+    monkeypatch.setattr(torch.Tensor, "contiguous", refuse_copy)
+    for inputs in (full[::2], full[:1].expand(6, 20)):
         run(cell, inputs, None)
-    assert torch.equal(run(cell, whole[::2], None)[0], expected)
+    assert torch.equal(run(cell, full[::2], None)[0], expected)
 
 
 def constant(run, steps=6):
-    """One step of input and what it is spread to over time."""
-    (once,) = on_its_device(run, hb.IFCell(), 0.8 * torch.rand(3, 21))[1]
-    once.requires_grad_()
-    return once, once.expand(steps, 3, 21)
+    """One step of input, and its expansion over time."""
+    (step,) = on_its_device(run, hb.IFCell(), 0.8 * torch.rand(3, 21))[1]
+    step.requires_grad_()
+    return step, step.expand(steps, 3, 21)
 
 
 @each_backend
-@pytest.mark.parametrize("asked", ["backward", "grad", "grad of both"])
-def test_the_gradient_of_a_constant_current_however_it_is_asked_for(run, asked):
+@pytest.mark.parametrize("way", ["backward", "grad", "grad of both"])
+def test_the_gradient_of_a_constant_current_in_every_way_to_request_it(run, way):
     cell, _ = on_its_device(run, hb.IFCell(surrogate=ATan()))
-    seen = []
-    once, _ = constant(run)
+    grads = []
+    step, _ = constant(run)
     for leaf in (True, False):
         for call in (run, reference):
-            source = once if leaf else once * 1
+            source = step if leaf else step * 1
             inputs = source.expand(6, 3, 21)
             outputs, _ = call(cell, inputs, None)
-            if asked == "backward":
-                once.grad = None
+            if way == "backward":
+                step.grad = None
                 outputs.sum().backward()
-                seen.append(once.grad)
+                grads.append(step.grad)
             else:
-                other = [inputs] if asked == "grad of both" else []
-                seen.append(torch.autograd.grad(outputs.sum(), [source, *other])[0])
-    torch.testing.assert_close(seen[0], seen[1])
-    torch.testing.assert_close(seen[2], seen[3])
+                other = [inputs] if way == "grad of both" else []
+                grads.append(torch.autograd.grad(outputs.sum(), [source, *other])[0])
+    torch.testing.assert_close(grads[0], grads[1])
+    torch.testing.assert_close(grads[2], grads[3])
 
 
 @each_backend
 @pytest.mark.parametrize("detach", [False, True])
 def test_a_constant_current(run, detach):
     cell, _ = on_its_device(run, hb.LIFCell(surrogate=ATan(), detach_reset=detach))
-    seen = []
-    once, inputs = constant(run)
-    weights = torch.randn(inputs.shape).to(once)
+    results = []
+    step, inputs = constant(run)
+    weights = torch.randn(inputs.shape).to(step)
     for call in (run, reference):
         outputs, last = call(cell, inputs, None)
-        (gradient,) = torch.autograd.grad((outputs * weights).sum() + last[0].sum(), once)
-        seen.append((outputs, last, gradient))
-    (found, _, ours), (expected, _, theirs) = seen
-    assert_same(found, expected, "what is emitted")
-    for one, other in zip(seen[0][1], seen[1][1], strict=True):
+        (gradient,) = torch.autograd.grad((outputs * weights).sum() + last[0].sum(), step)
+        results.append((outputs, last, gradient))
+    (outputs_, _, grad), (expected, _, expected_grad) = results
+    assert_same(outputs_, expected, "outputs")
+    for one, other in zip(results[0][1], results[1][1], strict=True):
         assert_same(one, other, "last state")
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(grad, expected_grad, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""A hyper-parameter that changes is used, however it is nested; cells alike share a program."""
+"""A changed hyper-parameter is used, however it is nested; equal cells share a program."""
 
 import copy
 import functools
@@ -24,7 +24,7 @@ def auto(cell, inputs, state):
 
 
 class Scaled(hb.Cell):
-    """Applies what it holds to its state."""
+    """Calls `apply` with `held` and the state."""
 
     def __init__(self, held, apply):
         super().__init__()
@@ -51,7 +51,7 @@ def by_call(held, x):
     return held(x)
 
 
-def test_functions_that_differ_only_in_what_they_hold_are_different():
+def test_functions_that_differ_in_their_constants_are_distinguished():
     for make in (
         lambda factor: functools.partial(times, factor=factor),
         lambda factor: Factor(factor).times,
@@ -62,15 +62,15 @@ def test_functions_that_differ_only_in_what_they_hold_are_different():
             assert_same_values(auto, Scaled(make(factor), by_call), INPUTS)
 
 
-def test_a_formula_in_the_place_of_another_is_not_taken_for_it():
-    for factor in range(1, 9):  # the memory of one is the next one's from the second on
+def test_a_formula_at_the_address_of_a_deleted_one_is_distinguished():
+    for factor in range(1, 9):  # the allocator reuses the address of the deleted one
         cell = hb.IFCell(surrogate=Formula(eval(f"lambda x: {factor}.5 / (1 + x * x)")))
         assert_same_gradients(auto, cell, INPUTS, None, "outputs only")
         del cell
         gc.collect()
 
 
-def test_an_attribute_that_is_set_anew_is_used():
+def test_a_changed_attribute_is_used():
     cell = hb.LIFCell(surrogate=ATan())
     others = {"tau": 5.0, "threshold": 0.5, "reset": "subtract", "detach_reset": True, "surrogate": ATan(3.0)}
     for name, value in others.items():
@@ -79,26 +79,26 @@ def test_an_attribute_that_is_set_anew_is_used():
         assert_same_gradients(auto, cell, INPUTS, None, "outputs and states")
 
 
-def test_an_attribute_that_is_set_to_what_it_was_is_not_followed_again():
+def test_setting_an_attribute_to_its_value_keeps_the_cached_dependencies():
     cell = hb.LIFCell()
     auto(cell, INPUTS, None)
     before = dependencies_of(cell)
-    cell.train(cell.training)  # as a loop that calls `net.train()` at each step does
+    cell.train(cell.training)  # as in a loop that calls `net.train()` at each step
     cell.surrogate = cell.surrogate
     assert dependencies_of(cell) is before
     cell.eval()
     assert dependencies_of(cell) is not before
 
 
-class OfItsClass(hb.Cell):
+class WithClassAttribute(hb.Cell):
     factor = 0.5
 
     def forward(self, input_, v_previous):
         return (v_previous * self.factor + input_,)
 
 
-def test_an_attribute_that_is_deleted_gives_way_to_its_class_s():
-    cell = OfItsClass()
+def test_the_class_attribute_is_used_after_deleting_the_instances():
+    cell = WithClassAttribute()
     cell.factor = 0.25
     assert_same_values(CPU, cell, INPUTS)
     del cell.factor
@@ -119,10 +119,10 @@ def test_a_cell_in_training_may_differ_from_one_in_evaluation():
 def test_hooks_on_a_cell_run_at_each_step():
     cell = hb.IFCell()
     auto(cell, INPUTS, None)
-    seen = []
-    handle = cell.register_forward_hook(lambda *_: seen.append(1))
+    calls = []
+    handle = cell.register_forward_hook(lambda *_: calls.append(1))
     auto(cell, INPUTS, None)
-    assert len(seen) == len(INPUTS)
+    assert len(calls) == len(INPUTS)
     with pytest.raises(RuntimeError, match="hooks on IFCell are to run at each step"):
         hb.unroll(cell, INPUTS, backend="cpu")
     handle.remove()
@@ -139,7 +139,7 @@ def program(cell, shape=(4,), dtype=torch.float32, backend="cpu"):
     return programs.kernels_of(cell, backend, torch.Size(shape), dtype)
 
 
-def test_cells_alike_share_a_program():
+def test_equal_cells_share_a_program():
     assert program(hb.LIFCell(3.0)) is program(hb.LIFCell(3.0))
     assert program(hb.LIFCell(3.0)) is not program(hb.LIFCell(4.0))
     assert program(hb.LIFCell(3.0)) is program(hb.LIFCell(3.0), (9,))
@@ -168,7 +168,7 @@ def test_copies_are_independent(copied):
         assert torch.equal(auto(cell, INPUTS, None)[0], expected)
 
 
-def test_a_state_is_a_tensor_of_its_own():
+def test_states_share_no_memory_with_the_outputs():
     for inputs in (INPUTS, INPUTS.bfloat16()):
         outputs, state = auto(hb.IFCell(), inputs, None)
         expected = [value.clone() for value in reference(hb.IFCell(), inputs, None)[1]]
@@ -178,7 +178,7 @@ def test_a_state_is_a_tensor_of_its_own():
             assert value.untyped_storage().nbytes() == value.numel() * 4
 
 
-def test_a_frozen_parameter_is_told_from_a_buffer_of_its_name():
+def test_a_frozen_parameter_is_distinguished_from_a_buffer():
     def cells():
         buffer, frozen = hb.LIFCell(torch.tensor(3.0)), hb.LIFCell(nn.Parameter(torch.tensor(3.0)))
         frozen.requires_grad_(False)
@@ -190,7 +190,7 @@ def test_a_frozen_parameter_is_told_from_a_buffer_of_its_name():
 
 
 @each_backend
-def test_a_new_value_of_a_number_builds_nothing(run):
+def test_another_value_of_a_number_uses_the_same_source(run):
     one, other = (program(c, backend=run.name) for c in (hb.LIFCell(3.0), hb.LIFCell(4.0, threshold=0.7)))
     assert one is not other
     for direction in ("forward", "backward"):
@@ -198,18 +198,18 @@ def test_a_new_value_of_a_number_builds_nothing(run):
 
 
 def leaking(held, v):
-    """A leak for each neuron, or for all."""
+    """Multiplies `v` by a leak per neuron, or by one for all."""
     return v * torch.sigmoid(held)
 
 
-def _put(cell, leak):
+def _replace(cell, leak):
     cell._parameters["held"] = nn.Parameter(leak)
 
 
-PUT = {
+REPLACEMENTS = {
     "written in place": lambda cell: cell.held.data.fill_(-1.0),
-    "one for each neuron, unseen": lambda cell: _put(cell, torch.linspace(-1, 1, 4)),
-    "one for all, unseen": lambda cell: _put(cell, torch.tensor([2.0])),
+    "one for each neuron, unseen": lambda cell: _replace(cell, torch.linspace(-1, 1, 4)),
+    "one for all, unseen": lambda cell: _replace(cell, torch.tensor([2.0])),
     "frozen": lambda cell: cell.held.requires_grad_(False),
     "learned again": lambda cell: cell.held.requires_grad_(True),
     "a buffer, unseen": lambda cell: cell._buffers.update(held=cell._parameters.pop("held").detach()),
@@ -218,32 +218,32 @@ PUT = {
 
 
 @each_backend
-def test_tensors_that_are_put_in_the_place_of_others_are_used(run):
+def test_replaced_tensors_are_used(run):
     cell = Scaled(nn.Parameter(torch.tensor([0.5])), leaking)
-    for name, put in PUT.items():
-        put(cell)
+    for name, replace in REPLACEMENTS.items():
+        replace(cell)
         for _ in range(2):
-            found = []
+            results = []
             for call in (run, reference):
                 x = INPUTS.clone().requires_grad_()
                 outputs, _ = call(cell, x, None)
-                wanted = [x, *(p for p in cell.parameters() if p.requires_grad)]
-                found.append([outputs, *torch.autograd.grad((outputs**2).sum(), wanted)])
-            for got, value in zip(*found, strict=True):
-                torch.testing.assert_close(got, value, rtol=1e-5, atol=1e-5, msg=name)
+                sources = [x, *(p for p in cell.parameters() if p.requires_grad)]
+                results.append([outputs, *torch.autograd.grad((outputs**2).sum(), sources)])
+            for result, expected in zip(*results, strict=True):
+                torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_a_layer_called_with_parameters_of_others_uses_these():
+def test_functional_call_uses_the_substituted_parameters():
     layer = hb.OverTime(Scaled(nn.Parameter(torch.tensor([0.5])), leaking))
     others = [torch.tensor([0.5]), torch.linspace(-1, 1, 4), torch.tensor([-2.0]), torch.linspace(1, 2, 4)]
     for leak in (*others, *others):
-        wanted, _ = reference(Scaled(leak, leaking), INPUTS, None)
-        assert torch.equal(torch.func.functional_call(layer, {"cell.held": leak}, (INPUTS,)), wanted)
+        expected, _ = reference(Scaled(leak, leaking), INPUTS, None)
+        assert torch.equal(torch.func.functional_call(layer, {"cell.held": leak}, (INPUTS,)), expected)
         assert torch.equal(layer(INPUTS), reference(layer.cell, INPUTS, None)[0])
 
 
 class Times(nn.Module):
-    """A number that is learned, times what comes in."""
+    """Multiplies its input by a learned number."""
 
     def __init__(self, number):
         super().__init__()
@@ -254,7 +254,7 @@ class Times(nn.Module):
 
 
 class Both(hb.Cell):
-    """What two modules, or two parameters, make of the potential and of the input."""
+    """Applies two modules, or two parameters, to the potential and to the input."""
 
     def __init__(self, leak, weight):
         super().__init__()
@@ -270,7 +270,7 @@ class Both(hb.Cell):
 @each_backend
 @pytest.mark.parametrize("make", [Times, lambda number: nn.Parameter(torch.tensor([number]))])
 @pytest.mark.parametrize("first", ["one", "two"])
-def test_one_of_two_names_is_told_from_two_alike(run, make, first):
+def test_one_shared_tensor_is_distinguished_from_two_equal_ones(run, make, first):
     one = make(0.5)
     cells = {"one": Both(one, one), "two": Both(make(0.5), make(2.0))}
     for name in (first, *cells, *cells):

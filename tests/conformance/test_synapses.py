@@ -1,4 +1,4 @@
-"""Products inside a step: spikes are the reference's wherever all sums are exact, gradients to tolerance."""
+"""Products inside a step: spikes equal the reference's if all sums are exact; gradients are close."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from hibana.cells.surrogate import ATan, Box, Step
 from selection import examples
 
 SHAPES = [(6, 5, 8), (9, 33, 63), (4, 2, 3, 20), (7, 130), (3, 1, 500), (1, 4, 16)]
-"""``[T, ..., neurons]``: sizes that are whole bytes, words and panels, and sizes that are none."""
+"""``[T, ..., neurons]``: sizes that are and are not multiples of bytes, words and panels."""
 
 
 def grid(*shape: int, parts: int = 32) -> torch.Tensor:
@@ -27,7 +27,7 @@ def inputs(shape: tuple[int, ...], seed: int = 0) -> torch.Tensor:
 
 
 class Spiking(hb.Cell):
-    """A neuron whose spikes come back through `fed_back`; leaks and thresholds are dyadic."""
+    """A neuron with feedback of its spikes through `fed_back`; leaks and thresholds are dyadic."""
 
     def __init__(self, neurons, surrogate=None, detach=False):
         super().__init__()
@@ -67,7 +67,7 @@ class LowRank(Spiking):
         return s @ (matrix - torch.diag(torch.diagonal(matrix)))
 
 
-class Added(Spiking):
+class WithAddmm(Spiking):
     def fed_back(self, s):
         return torch.addmm(self.bias, s, self.weight) if s.ndim == 2 else s @ self.weight + self.bias
 
@@ -77,13 +77,13 @@ class FromTheLeft(Spiking):
         return (self.weight @ s.mT).mT if s.ndim > 1 else s @ self.weight.T
 
 
-class Summed(Spiking):
+class WithEinsum(Spiking):
     def fed_back(self, s):
         return torch.einsum("...i,ij->...j", s, self.weight)
 
 
 class BothWays(Spiking):
-    """One matrix, and the same transposed."""
+    """Feedback through a matrix and through its transpose."""
 
     def fed_back(self, s):
         return nn.functional.linear(s, self.weight) + 0.25 * (s @ self.weight)
@@ -96,7 +96,7 @@ class OfTheInput(Spiking):
 
 
 class TwoLayers(Spiking):
-    """A layer on a layer within the step, and feedback from the one above; a leak for each neuron."""
+    """Two layers within the step, with feedback from the upper one and a leak per neuron."""
 
     def forward(self, input_, v_previous, s_previous, above_previous, spikes_previous):
         v = self.bias.abs() * v_previous * (1 - s_previous) + input_ + spikes_previous @ self.weight
@@ -105,12 +105,12 @@ class TwoLayers(Spiking):
         return v, s, above, self.surrogate(above - 1)
 
 
-FORMS = [Spiking, WithBias, FromTheRight, Masked, LowRank, Added, FromTheLeft, Summed, BothWays]
+FORMS = [Spiking, WithBias, FromTheRight, Masked, LowRank, WithAddmm, FromTheLeft, WithEinsum, BothWays]
 
 
 ALL = [*FORMS, OfTheInput, TwoLayers]
 RANKS = [(9, 33, 63), (4, 2, 3, 20), (7, 130)]
-"""A form is told from another by its rank; sizes are the kernel's, which is all forms' own."""
+"""Forms differ in their rank only; all use one kernel, which the other sizes test."""
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_triton_refuses_more_neurons_than_a_program_holds():
     with pytest.raises(RuntimeError, match="520 neurons is wider than the 512"):
         hb.unroll(cell, inputs((1, 1, 520)), backend="triton")
     layer = hb.Recurrent(hb.IFCell(), 520, backend="triton").double()
-    assert layer(inputs((2, 1, 520))).shape == (2, 1, 520)  # its cell alone is compiled
+    assert layer(inputs((2, 1, 520))).shape == (2, 1, 520)  # only its cell is compiled
 
 
 @pytest.mark.parametrize("detach", [False, True])
@@ -150,23 +150,23 @@ def test_every_kind_of_surrogate_conforms(surrogate, detach):
 
 
 @pytest.mark.parametrize("kind", SURROGATES, ids=lambda kind: kind.__name__)
-def test_every_surrogate_of_the_package_serves(kind):
+def test_every_surrogate_of_the_package_conforms(kind):
     if kind.__name__ == "Formula":
         pytest.skip("it takes a function")
     torch.manual_seed(3)
     assert_conforms(CPU, Spiking(24, kind()), inputs((6, 5, 24)), uses=("outputs and states",))
 
 
-def test_a_state_to_begin_with_may_be_any_number():
+def test_an_initial_state_may_hold_any_numbers():
     torch.manual_seed(4)
     cell, x = TwoLayers(20), inputs((5, 7, 20))
     state = tuple(grid(7, 20, parts=8) for _ in cell.state_names())
     for backend in ("cpu", "reference"):
-        found = hb.unroll(cell, x, state, backend=backend)
+        result = hb.unroll(cell, x, state, backend=backend)
         if backend == "cpu":
-            first = found
-    assert torch.equal(first[0], found[0])
-    assert all(torch.equal(a, b) for a, b in zip(first[1], found[1], strict=True))
+            first = result
+    assert torch.equal(first[0], result[0])
+    assert all(torch.equal(a, b) for a, b in zip(first[1], result[1], strict=True))
 
 
 @settings(max_examples=examples(4), suppress_health_check=list(HealthCheck))
@@ -214,16 +214,16 @@ def test_a_constant_input_of_zero_stride_conforms():
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def test_another_batch_is_served_by_the_same_program():
+def test_one_program_runs_any_batch_size():
     torch.manual_seed(7)
     cell = Spiking(24)
     for batch in (2, 5, 24, 1):
         x = inputs((4, batch, 24), seed=batch)
-        found, wanted = (hb.unroll(cell, x, backend=backend)[0] for backend in ("cpu", "reference"))
-        assert torch.equal(found, wanted)
+        result, expected = (hb.unroll(cell, x, backend=backend)[0] for backend in ("cpu", "reference"))
+        assert torch.equal(result, expected)
 
 
-def test_layers_above_see_where_the_gradient_matters_only_if_the_bits_are_laid_out_so():
+def test_gradients_below_an_events_layer_for_aligned_and_unaligned_sizes():
     for neurons in (24, 23):
         torch.manual_seed(8)
         layer = hb.OverTime(Spiking(neurons, Step(), detach=True)).float()
@@ -239,12 +239,12 @@ def test_layers_above_see_where_the_gradient_matters_only_if_the_bits_are_laid_o
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_what_is_kept_is_bits():
-    kept = []
+def test_the_saved_sequence_is_bits():
+    saved = []
     cell = Spiking(64, Step(), detach=True).float()
     x = inputs((10, 8, 64)).float().requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
         hb.unroll(cell, x, backend="cpu")
-    sequences = [t for t in kept if t.shape[:1] == (10,)]
+    sequences = [t for t in saved if t.shape[:1] == (10,)]
     assert [t.dtype for t in sequences] == [torch.uint8]
     assert sequences[0].numel() == 10 * 8 * 64 // 8

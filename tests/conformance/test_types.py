@@ -1,4 +1,4 @@
-"""Truth values and numbers: what PyTorch's promotion of types gives, or refused by name."""
+"""Truth values and numbers: type promotion as in PyTorch, or an error that names the operation."""
 
 import math
 
@@ -11,7 +11,7 @@ from conformance.compare import assert_conforms
 from conformance.suite import CPU, each_backend
 from hibana.compiler.graph.ops import Unsupported
 
-spike = hb.surrogate.ATan()
+SURROGATE = hb.surrogate.ATan()
 
 
 class Step(hb.Cell):
@@ -21,7 +21,7 @@ class Step(hb.Cell):
 
     def forward(self, input_, v_previous, s_previous):
         v = self.operation(input_, v_previous, s_previous)
-        return v, spike(v - 1)
+        return v, SURROGATE(v - 1)
 
 
 SERVED = {
@@ -96,12 +96,12 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_not_served_is_refused_by_name_and_left_to_the_reference(name):
+def test_unsupported_types_are_refused_by_name_and_run_by_the_reference(name):
     inputs = 2 * torch.randn(5, 7)
     with pytest.raises(Unsupported, match=r"aten::|torch\."):
         hb.unroll(Step(REFUSED[name]), inputs, backend="cpu")
-    found, _ = hb.unroll(Step(REFUSED[name]), inputs)
-    assert torch.equal(found, hb.unroll(Step(REFUSED[name]), inputs, backend="reference")[0])
+    outputs, _ = hb.unroll(Step(REFUSED[name]), inputs)
+    assert torch.equal(outputs, hb.unroll(Step(REFUSED[name]), inputs, backend="reference")[0])
 
 
 def test_minus_zero_keeps_its_sign():
@@ -122,8 +122,8 @@ BOUNDED = {
     "relu": torch.relu,
     "relu6": functional.relu6,
     "hardtanh": lambda x: functional.hardtanh(x, 0.0, 1.0),
-    "clamp from what is no number": lambda x: x.clamp(min=math.nan),
-    "clamp to what is no number": lambda x: x.clamp(max=math.nan),
+    "clamp from no number": lambda x: x.clamp(min=math.nan),
+    "clamp to no number": lambda x: x.clamp(max=math.nan),
 }
 
 
@@ -135,8 +135,8 @@ def test_a_zero_within_its_bounds_keeps_its_sign(name, dtype):
         pytest.skip("this torch (2.10) ignores bounds that are no numbers")
     inputs = torch.tensor([0.0, -0.0, 1.0, -1.0, math.nan], dtype=dtype).repeat_interleave(7)[None]
     cell = Step(lambda x, v, s: BOUNDED[name](x))
-    (_, (found, _)), (_, (wanted, _)) = (hb.unroll(cell, inputs, backend=b) for b in ("cpu", "reference"))
-    assert torch.equal(found.isnan(), wanted.isnan())
-    numbers = ~wanted.isnan()
-    assert torch.equal(found[numbers], wanted[numbers])
-    assert torch.equal(found[numbers].signbit(), wanted[numbers].signbit())
+    (_, (result, _)), (_, (expected, _)) = (hb.unroll(cell, inputs, backend=b) for b in ("cpu", "reference"))
+    assert torch.equal(result.isnan(), expected.isnan())
+    numbers = ~expected.isnan()
+    assert torch.equal(result[numbers], expected[numbers])
+    assert torch.equal(result[numbers].signbit(), expected[numbers].signbit())

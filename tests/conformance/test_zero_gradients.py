@@ -1,6 +1,6 @@
-"""Kernels take zeros for absent gradients, and zero times an unbounded derivative is zero.
+"""Kernels use zeros for absent gradients, and zero times an unbounded derivative is zero.
 
-Inputs and initial states hold zeros, where the derivatives of these steps are infinite or NaN.
+Inputs and initial states contain zeros, at which the derivatives of these steps are infinite or NaN.
 """
 
 from itertools import chain, combinations
@@ -12,19 +12,19 @@ from torch import nn
 import hibana as hb
 from conformance.suite import each_backend
 
-spike = hb.surrogate.ATan()
+SURROGATE = hb.surrogate.ATan()
 
 
 class Root(hb.Cell):
     def forward(self, input_, e, v, s):
         v = 0.5 * v * (1 - s) + input_
-        return torch.sqrt(v.abs()), v, spike(v - 0.6)
+        return torch.sqrt(v.abs()), v, SURROGATE(v - 0.6)
 
 
 class RootFedBack(hb.Cell):
     def forward(self, input_, e, v, s):
         v = 0.5 * v + input_ - 0.1 * e * s
-        return torch.sqrt(v.abs()), v, spike(v - 0.6)
+        return torch.sqrt(v.abs()), v, SURROGATE(v - 0.6)
 
 
 class EmitsRoot(hb.Cell):
@@ -36,25 +36,25 @@ class EmitsRoot(hb.Cell):
 class Logarithm(hb.Cell):
     def forward(self, input_, e, v, s):
         v = 0.5 * v * (1 - s) + input_
-        return torch.exp(torch.log(v.abs())), v, spike(v - 0.6)
+        return torch.exp(torch.log(v.abs())), v, SURROGATE(v - 0.6)
 
 
 class Sign(hb.Cell):
     def forward(self, input_, e, v, s):
         v = 0.5 * v * (1 - s) + input_
-        return v / v.abs().clamp(min=0.0), v, spike(v - 0.6)
+        return v / v.abs().clamp(min=0.0), v, SURROGATE(v - 0.6)
 
 
 class Chosen(hb.Cell):
     def forward(self, input_, e, v, s):
         v = 0.5 * v * (1 - s) + input_
-        return torch.where(v > 0, torch.sqrt(v), 0 * v), v, spike(v - 0.6)
+        return torch.where(v > 0, torch.sqrt(v), 0 * v), v, SURROGATE(v - 0.6)
 
 
 class Floored(hb.Cell):
     def forward(self, input_, e, v, s):
         v = 0.5 * v + input_
-        return torch.floor(torch.sqrt(v.abs())), v, spike(v - 0.6)
+        return torch.floor(torch.sqrt(v.abs())), v, SURROGATE(v - 0.6)
 
 
 class Learned(hb.Cell):
@@ -69,7 +69,7 @@ class Learned(hb.Cell):
     def forward(self, input_, e, v, s):
         v = 0.5 * v * (1 - s) + input_
         e = torch.sqrt((v * self.gain).abs()) + v * torch.sqrt(self.decay) + v * 3 / (self.scale + 1e-9)
-        return e, v, spike(v - 0.6)
+        return e, v, SURROGATE(v - 0.6)
 
 
 class Synapses(hb.Cell):
@@ -79,10 +79,10 @@ class Synapses(hb.Cell):
 
     def forward(self, input_, e, v, s):
         v = 0.5 * v + input_ + self.synapses(s)
-        return torch.sqrt(v.abs()), v, spike(v - 0.6)
+        return torch.sqrt(v.abs()), v, SURROGATE(v - 0.6)
 
 
-OWN = [Root, RootFedBack, EmitsRoot, Logarithm, Sign, Chosen, Floored, Learned, Synapses]
+KINDS = [Root, RootFedBack, EmitsRoot, Logarithm, Sign, Chosen, Floored, Learned, Synapses]
 
 
 def numbers(dtype: torch.dtype) -> torch.Tensor:
@@ -93,7 +93,7 @@ def numbers(dtype: torch.dtype) -> torch.Tensor:
     return inputs
 
 
-def grads_of(cell, inputs, state, used, backend):
+def gradients(cell, inputs, state, used, backend):
     """Gradients of the input, the initial states and the parameters, for a loss of the values `used`."""
     cell.zero_grad()
     x = inputs.clone().requires_grad_()
@@ -108,8 +108,8 @@ def grads_of(cell, inputs, state, used, backend):
 @pytest.mark.cover(1)
 @each_backend
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("kind", OWN)
-def test_gradients_are_the_references_where_it_has_numbers_and_zero_where_it_has_none(kind, dtype, run):
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_the_references_or_zero_if_it_has_none(kind, dtype, run):
     torch.manual_seed(1)
     cell = kind().to(dtype)
     inputs = numbers(dtype)
@@ -119,31 +119,31 @@ def test_gradients_are_the_references_where_it_has_numbers_and_zero_where_it_has
     losses = chain.from_iterable(combinations(range(1 + count), size) for size in {1, count, 1 + count})
     for used in losses:
         for state in (None, first):
-            what = f"a loss of {used}, {'at rest' if state is None else 'from a state'}"
-            found, expected = (grads_of(cell, inputs, state, used, name) for name in (run.name, "reference"))
-            for name, wanted in expected.items():
-                if wanted is None:
+            case = f"a loss of {used}, {'at rest' if state is None else 'from a state'}"
+            grads, expected = (gradients(cell, inputs, state, used, name) for name in (run.name, "reference"))
+            for name, target in expected.items():
+                if target is None:
                     special += 1
-                    assert not found[name].any(), f"{what}: the gradient of {name} is not zero"
+                    assert not grads[name].any(), f"{case}: the gradient of {name} is not zero"
                     continue
-                special += not wanted.isfinite().all()
-                got = torch.where(wanted.isnan(), wanted, found[name])
+                special += not target.isfinite().all()
+                grad = torch.where(target.isnan(), target, grads[name])
                 torch.testing.assert_close(
-                    got, wanted, equal_nan=True, msg=lambda m, name=name, what=what: f"{what}, {name}: {m}"
+                    grad, target, equal_nan=True, msg=lambda m, name=name, case=case: f"{case}, {name}: {m}"
                 )
     assert special > 0
 
 
 def test_zero_times_an_infinite_derivative_is_zero_where_autograd_has_nan():
     inputs = torch.tensor([[0.0, 0.25], [0.0, 1.0]])
-    found, expected = (grads_of_first(Chosen(), inputs, name) for name in ("cpu", "reference"))
+    result, expected = (gradient_of_first_state(Chosen(), inputs, name) for name in ("cpu", "reference"))
     assert expected[:, 0].isnan().all()
-    assert found[:, 0].eq(0).all()
-    assert found[:, 1].gt(0).all()
-    torch.testing.assert_close(found[:, 1], expected[:, 1])
+    assert result[:, 0].eq(0).all()
+    assert result[:, 1].gt(0).all()
+    torch.testing.assert_close(result[:, 1], expected[:, 1])
 
 
-def grads_of_first(cell, inputs, backend):
+def gradient_of_first_state(cell, inputs, backend):
     x = inputs.clone().requires_grad_()
     hb.unroll(cell, x, backend=backend)[1][0].sum().backward()
     return x.grad
