@@ -1,4 +1,4 @@
-"""Programs in C, compiled and run: what the tests of `hibana convert` stand on."""
+"""Compiles and runs exported C programs, for the tests of `hibana convert`."""
 
 import shutil
 import subprocess
@@ -15,16 +15,16 @@ CC = shutil.which("cc")
 needs_cc = pytest.mark.skipif(CC is None, reason="no C compiler, cc")
 
 
-def main_of(program, steps, events, again, fields):
+def main_of(program, steps, events, constant_input, fields):
     """A program that reads samples and writes outputs and `fields` of the struct each step, then scores."""
     name, upper = program.name, program.name.upper()
     form = "%a" if program.kind in ("float", "double") else "%ld"
     cast = "(double)" if form == "%a" else "(long)"
-    given = "if (input[i] != 0) list[count++] = (unsigned short)i;" if events else ""
+    append_event = "if (input[i] != 0) list[count++] = (unsigned short)i;" if events else ""
     call = (
         f"{name}_step_events(&net, list, count)"
         if events
-        else f"{name}_step(&net, {'t ? 0 : input' if again else 'input'})"
+        else f"{name}_step(&net, {'t ? 0 : input' if constant_input else 'input'})"
     )
     each = "\n".join(
         f"            for (size_t i = 0; i < sizeof net.{field} / sizeof *net.{field}; i++)\n"
@@ -50,7 +50,7 @@ int main(void) {{
             for (size_t i = 0; i < {upper}_INPUTS; i++) {{
                 if (scanf("%lf", &number) != 1) return 1;
                 input[i] = ({program.input})number;
-                {given}
+                {append_event}
             }}
             {call};
             {name}_output(&net, output);
@@ -72,20 +72,20 @@ def compiled(
     steps,
     *,
     events=False,
-    again=False,
+    constant_input=False,
     fields=(),
     compiler=("cc",),
     flags=(*WARNINGS, *SANITIZERS, "-O1"),
 ):
-    """The path of a program that runs `program` on what it reads."""
+    """The path of an executable that runs `program` on the samples in its standard input."""
     source, _ = program.write(folder / f"{program.name}.c")
-    whole = folder / "main.c"
-    whole.write_text(main_of(program, steps, events, again, fields))
+    main = folder / "main.c"
+    main.write_text(main_of(program, steps, events, constant_input, fields))
     binary = folder / "run"
-    made = subprocess.run(
-        [*compiler, *flags, "-o", binary, source, whole, "-lm"], capture_output=True, text=True, check=False
+    result = subprocess.run(
+        [*compiler, *flags, "-o", binary, source, main, "-lm"], capture_output=True, text=True, check=False
     )
-    assert made.returncode == 0, made.stderr
+    assert result.returncode == 0, result.stderr
     return binary
 
 

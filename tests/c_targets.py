@@ -49,61 +49,61 @@ void _start(void) {
     }
 }
 """
-"""A system of two calls, read and write, and an end."""
+"""C code for a system without libc: it reads inputs, writes outputs, and exits at the end of the inputs."""
 
 
-def _built(program, folder, more, flags):
+def _build(program, folder, system_code, flags):
     """The path of `program`, compiled by zig."""
     source, _ = program.write(folder / "net.c")
-    whole = folder / "whole.c"
-    whole.write_text(MEMORY % {"input": program.input, "kind": program.kind} + more)
+    main_file = folder / "main.c"
+    main_file.write_text(MEMORY % {"input": program.input, "kind": program.kind} + system_code)
     command = [sys.executable, "-m", "ziglang", "cc", *flags, "-O2", "-nostdlib", "-fno-builtin"]
-    command += ["-o", folder / "whole", source, whole]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return folder / "whole"
+    command += ["-o", folder / "main", source, main_file]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return folder / "main"
 
 
 def in_wasmtime(program, folder, inputs):
-    """What `program` puts out for `inputs` ``[T, batch, ...]``, as WebAssembly."""
+    """The outputs of `program` for `inputs` ``[T, batch, ...]``, as WebAssembly."""
     import wasmtime
 
-    exports = [f"-Wl,--export={name}" for name in ("inputs", "outputs", "begin", "go")]
-    flags = ["-target", "wasm32-freestanding", *WARNINGS, "-Wl,--no-entry", *exports]
+    export_flags = [f"-Wl,--export={name}" for name in ("inputs", "outputs", "begin", "go")]
+    flags = ["-target", "wasm32-freestanding", *WARNINGS, "-Wl,--no-entry", *export_flags]
     store = wasmtime.Store()
-    module = wasmtime.Module.from_file(store.engine, str(_built(program, folder, "", flags)))
-    made = wasmtime.Instance(store, module, []).exports(store)
-    memory = made["memory"]
-    found = []
+    module = wasmtime.Module.from_file(store.engine, str(_build(program, folder, "", flags)))
+    exports = wasmtime.Instance(store, module, []).exports(store)
+    memory = exports["memory"]
+    outputs = []
     for sample in inputs.transpose(0, 1):
-        made["begin"](store)
+        exports["begin"](store)
         for step in sample:
-            memory.write(store, _packed(program.input, step), made["inputs"](store))
-            made["go"](store)
-            at = made["outputs"](store)
+            memory.write(store, _pack(program.input, step), exports["inputs"](store))
+            exports["go"](store)
+            at = exports["outputs"](store)
             end = at + struct.calcsize(FORMATS[program.kind]) * program.outputs
-            found.append(_unpacked(program.kind, memory.read(store, at, end)))
-    return torch.stack(found).view(inputs.shape[1], len(inputs), -1).transpose(0, 1)
+            outputs.append(_unpack(program.kind, memory.read(store, at, end)))
+    return torch.stack(outputs).view(inputs.shape[1], len(inputs), -1).transpose(0, 1)
 
 
 def in_qemu(program, folder, inputs, processor, system="eabihf"):
-    """What `program` puts out for `inputs` ``[T, batch, ...]``, on an ARM Cortex-M."""
+    """The outputs of `program` for `inputs` ``[T, batch, ...]``, on an ARM Cortex-M."""
     target = ["-target", f"thumb-freestanding-{system}", f"-mcpu={processor}"]
     flags = [*target, *WARNINGS[1:-1], "-std=gnu99", "-Wl,-e,_start"]
-    binary = _built(program, folder, SYSTEM % {"steps": len(inputs)}, flags)
-    given = b"".join(_packed(program.input, step) for sample in inputs.transpose(0, 1) for step in sample)
-    run = subprocess.run(["qemu-arm", binary], input=given, capture_output=True, check=False, timeout=600)
+    binary = _build(program, folder, SYSTEM % {"steps": len(inputs)}, flags)
+    data = b"".join(_pack(program.input, step) for sample in inputs.transpose(0, 1) for step in sample)
+    run = subprocess.run(["qemu-arm", binary], input=data, capture_output=True, check=False, timeout=600)
     assert run.returncode == 0, run.stderr
-    return _unpacked(program.kind, run.stdout).view(inputs.shape[1], len(inputs), -1).transpose(0, 1)
+    return _unpack(program.kind, run.stdout).view(inputs.shape[1], len(inputs), -1).transpose(0, 1)
 
 
-def _packed(kind, values):
+def _pack(kind, values):
     numbers = values.flatten().tolist()
     if kind not in ("float", "double"):
         numbers = [int(number) for number in numbers]
     return struct.pack(f"<{len(numbers)}{FORMATS[kind]}", *numbers)
 
 
-def _unpacked(kind, raw):
+def _unpack(kind, raw):
     count = len(raw) // struct.calcsize(FORMATS[kind])
     return torch.tensor(struct.unpack(f"<{count}{FORMATS[kind]}", bytes(raw)), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The specification of programs: a network in PyTorch that takes its sums in their order."""
+"""The specification of programs: networks in PyTorch that add in the same order as native and C programs."""
 
 from typing import Any
 
@@ -20,23 +20,23 @@ __all__ = ["in_order"]
 
 
 class OrderedLinear(nn.Module):
-    """``sum_i x_i w_i + b``: one input after the other, the bias last; inputs in the order `places`."""
+    """``sum_i x_i w_i + b``, added one by one for the inputs `i` in the order `indices`, then the bias."""
 
-    def __init__(self, layer: nn.Linear, places: Tensor | None) -> None:
+    def __init__(self, layer: nn.Linear, indices: Tensor | None) -> None:
         super().__init__()
         self.layer = layer
-        self.places = range(layer.in_features) if places is None else places.tolist()
+        self.indices = range(layer.in_features) if indices is None else indices.tolist()
 
     def forward(self, inputs: Tensor) -> Tensor:
         weight = self.layer.weight
         total = inputs.new_zeros(*inputs.shape[:-1], len(weight))
-        for i in self.places:
+        for i in self.indices:
             total = total + inputs[..., i, None] * weight[:, i]
         return total if self.layer.bias is None else total + self.layer.bias
 
 
 class OrderedConvolution(nn.Module):
-    """A convolution, one tap after the other, as the pixels under it lie, the bias last."""
+    """A convolution that adds one tap after the other, in the memory order of the pixels, then the bias."""
 
     def __init__(self, node: Node, channels_last: bool) -> None:
         super().__init__()
@@ -55,13 +55,13 @@ class OrderedConvolution(nn.Module):
         ]
         below, right = reach[0] - top - images.shape[2], reach[1] - left - images.shape[3]
         padded = functional.pad(images, (left, max(0, right), top, max(0, below)))
-        groups, of_group = self.layer.groups, len(weight) // self.layer.groups
-        total = images.new_zeros(len(images), groups, of_group, rows, columns)
+        groups, per_group = self.layer.groups, len(weight) // self.layer.groups
+        total = images.new_zeros(len(images), groups, per_group, rows, columns)
         for c, ky, kx in self._order(weight.shape[1]):
             y, x = ky * window.dilation[0], kx * window.dilation[1]
-            seen = padded[:, c :: weight.shape[1], y:, x:][:, :, :: window.stride[0], :: window.stride[1]]
-            tap = weight[:, c, ky, kx].view(1, groups, of_group, 1, 1)
-            total = total + seen[:, :, None, :rows, :columns] * tap
+            pixels = padded[:, c :: weight.shape[1], y:, x:][:, :, :: window.stride[0], :: window.stride[1]]
+            tap = weight[:, c, ky, kx].view(1, groups, per_group, 1, 1)
+            total = total + pixels[:, :, None, :rows, :columns] * tap
         flat = total.flatten(1, 2)
         if self.layer.bias is not None:
             flat = flat + self.layer.bias.view(-1, 1, 1)
@@ -75,14 +75,14 @@ class OrderedConvolution(nn.Module):
 
 
 class OrderedWindow(nn.Module):
-    """A convolution over time, or delayed synapses: what arrives from the earliest step first, bias last.
+    """A convolution over time, or delayed synapses, which adds the earliest step first, and the bias last.
 
-    Of one step the inputs add one after the other, in the order `places`.
+    The inputs of each step are added one by one, in the order `indices`.
     """
 
-    def __init__(self, layer: Window | DelayedLinear, places: Tensor) -> None:
+    def __init__(self, layer: Window | DelayedLinear, indices: Tensor) -> None:
         super().__init__()
-        self.layer, self.places = layer, places
+        self.layer, self.indices = layer, indices
 
     def forward(self, inputs: Tensor) -> Tensor:
         layer = self.layer
@@ -93,34 +93,34 @@ class OrderedWindow(nn.Module):
         outputs, inner, taps = kernel.shape
         rows = inputs.movedim(2, -1)  # [T, batch, ..., channels]
         total = rows.new_zeros(*rows.shape[:-1], outputs)
-        of_group = outputs // groups
+        per_group = outputs // groups
         features = inputs.ndim == 3
-        order = self.places.tolist() if features else range(rows.shape[-1])
+        order = self.indices.tolist() if features else range(rows.shape[-1])
         for k in range(taps):
             lag = (taps - 1 - k) * dilation
             if lag >= len(rows):
                 continue
-            seen = torch.cat([rows.new_zeros(lag, *rows.shape[1:]), rows[: len(rows) - lag]])
+            delayed = torch.cat([rows.new_zeros(lag, *rows.shape[1:]), rows[: len(rows) - lag]])
             for c in order:
                 group = c // inner
-                to = slice(group * of_group, (group + 1) * of_group)
-                total[..., to] = total[..., to] + seen[..., c, None] * kernel[to, c % inner, k]
+                to = slice(group * per_group, (group + 1) * per_group)
+                total[..., to] = total[..., to] + delayed[..., c, None] * kernel[to, c % inner, k]
         total = total if layer.bias is None else total + layer.bias
         return total.movedim(-1, 2)
 
 
 def in_order(net: nn.Module, example: Tensor) -> nn.Module:
-    """A copy of `net` in evaluation that adds inputs one by one, the earliest step first, the bias last.
+    """A copy of `net` in evaluation mode that adds inputs one by one, the earliest step first, the bias last.
 
-    A product that a cell writes itself (``x @ w``) is not followed.
+    Products that a cell computes itself (``x @ w``) keep PyTorch's order.
     """
     network = read(net, example)
-    held = Unit(network, FloatArithmetic(network.dtype), "net", "sum", len(example)).activations
+    activations = Unit(network, FloatArithmetic(network.dtype), "net", "sum", len(example)).activations
     net = network.net
-    for node in held:
+    for node in activations:
         if not node.inputs:
             continue
-        source = held[node.inputs[0]]
+        source = activations[node.inputs[0]]
         if node.kind == "linear":
             net.set_submodule(node.name, OrderedLinear(node.module, source.order))
         elif node.kind == "convolution":

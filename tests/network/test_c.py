@@ -1,4 +1,4 @@
-"""A network as a file of C: the same spikes, bit for bit, and nothing that C does not say."""
+"""Export of networks to C: the same spikes as PyTorch, bit for bit, and errors for unsupported operations."""
 
 import math
 import re
@@ -12,7 +12,7 @@ from torch import nn
 
 import hibana as hb
 from c_programs import check_programs, compiled, needs_cc, outputs_of
-from hibana import events
+from hibana import EachStep, events
 from hibana.compiler.c.source import dialect
 from hibana.compiler.graph.ops import OPERATIONS, Unsupported
 from hibana.network import quantize, to_c
@@ -20,16 +20,12 @@ from ordered import in_order
 from selection import examples
 
 
-def images(*layers):
+def flattened(*layers):
     return nn.Sequential(*layers, nn.Flatten(2))
 
 
-def each(module):
-    return hb.EachStep(module)
-
-
-class Talking(hb.Cell):
-    """Synapses inside the step, on spikes of this step and on a potential of the one before."""
+class FastSynapses(hb.Cell):
+    """Synapses inside the step: on spikes of this step, and on the potential of the previous step."""
 
     def __init__(self, neurons):
         super().__init__()
@@ -44,8 +40,8 @@ class Talking(hb.Cell):
         return v, hb.Heaviside.apply(v - 1)
 
 
-class Own(hb.Cell):
-    """Operations of all sorts that IEEE determines, and truth values in the state."""
+class IeeeOperations(hb.Cell):
+    """Operations whose results IEEE 754 determines, and Boolean values in the state."""
 
     def forward(self, input_, slow_previous, v_previous, s_previous):
         slow = torch.where(s_previous > 0, slow_previous + 0.25, slow_previous * 0.5).clamp(0, 2)
@@ -57,9 +53,9 @@ class Own(hb.Cell):
 class Residual(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv1, self.if1 = each(nn.Conv2d(2, 4, 3, padding=1)), hb.IF(0.25)
-        self.conv2, self.if2 = each(nn.Conv2d(4, 4, 3, padding=1, bias=False)), hb.IF(0.25)
-        self.pool, self.out = each(nn.AvgPool2d(2)), nn.Linear(4 * 3 * 3, 3)
+        self.conv1, self.if1 = EachStep(nn.Conv2d(2, 4, 3, padding=1)), hb.IF(0.25)
+        self.conv2, self.if2 = EachStep(nn.Conv2d(4, 4, 3, padding=1, bias=False)), hb.IF(0.25)
+        self.pool, self.out = EachStep(nn.AvgPool2d(2)), nn.Linear(4 * 3 * 3, 3)
 
     def forward(self, x):
         x = self.if1(self.conv1(x))
@@ -68,11 +64,11 @@ class Residual(nn.Module):
 
 
 class Means(nn.Module):
-    """Means over all of an image, and parts that are nothing in evaluation."""
+    """Means over all pixels of images, and modules that do nothing in evaluation mode."""
 
     def __init__(self):
         super().__init__()
-        self.conv, self.pool = each(nn.Conv2d(2, 4, 3, padding=1)), each(nn.AdaptiveAvgPool2d(1))
+        self.conv, self.pool = EachStep(nn.Conv2d(2, 4, 3, padding=1)), EachStep(nn.AdaptiveAvgPool2d(1))
         self.neurons, self.out = (
             hb.Checkpointed(nn.Sequential(hb.StepsDropout(), hb.IF(0.25))),
             nn.Linear(4, 3),
@@ -94,35 +90,35 @@ CELLS = {
     "Izhikevich": lambda: hb.Izhikevich(dt=0.5),
     "LI": lambda: hb.LI(4.0),
     "Recurrent": lambda: hb.Recurrent(hb.LIFCell(threshold=0.2), 9, nn.Linear(9, 9)),
-    "Talking": lambda: hb.OverTime(Talking(9)),
-    "Own": lambda: hb.OverTime(Own()),
+    "FastSynapses": lambda: hb.OverTime(FastSynapses(9)),
+    "IeeeOperations": lambda: hb.OverTime(IeeeOperations()),
 }
 NETWORKS = {
     "convolutions": (
-        lambda: images(
-            each(events.Conv2d(2, 6, 3, padding=1)), hb.IF(0.3), each(events.MaxPool2d(2)),
-            each(nn.Conv2d(6, 4, 3, stride=2, padding=2, dilation=2, groups=2)), hb.LIF(threshold=0.2),
+        lambda: flattened(
+            EachStep(events.Conv2d(2, 6, 3, padding=1)), hb.IF(0.3), EachStep(events.MaxPool2d(2)),
+            EachStep(nn.Conv2d(6, 4, 3, stride=2, padding=2, dilation=2, groups=2)), hb.LIF(threshold=0.2),
         ),
         (2, 9, 8),
     ),
     "pooling": (
         lambda: nn.Sequential(
-            each(nn.AvgPool2d(3, 2, padding=1)), each(nn.MaxPool2d(2, 1)), hb.IF(0.4),
-            each(nn.MaxPool2d(3, 2, padding=1)), nn.Flatten(2), nn.Linear(8, 3, bias=False), hb.LI(),
+            EachStep(nn.AvgPool2d(3, 2, padding=1)), EachStep(nn.MaxPool2d(2, 1)), hb.IF(0.4),
+            EachStep(nn.MaxPool2d(3, 2, padding=1)), nn.Flatten(2), nn.Linear(8, 3, bias=False), hb.LI(),
         ),
         (2, 9, 7),
     ),
     "sequences": (
-        lambda: images(
-            each(nn.Conv1d(3, 4, 3, padding="same")), hb.IF(0.2), each(nn.AvgPool1d(2)),
-            each(nn.Conv1d(4, 2, 2)), hb.IF(0.2), each(nn.MaxPool1d(2)),
+        lambda: flattened(
+            EachStep(nn.Conv1d(3, 4, 3, padding="same")), hb.IF(0.2), EachStep(nn.AvgPool1d(2)),
+            EachStep(nn.Conv1d(4, 2, 2)), hb.IF(0.2), EachStep(nn.MaxPool1d(2)),
         ),
         (3, 9),
     ),
     "residual": (Residual, (2, 6, 6)),
     "means": (Means, (2, 4, 4)),
-    "nothing but delays": (lambda: nn.Sequential(hb.Delay(2.0), hb.Delay(1.0)), (3,)),
-    "nothing but neurons": (lambda: nn.Sequential(hb.IF(0.5)), (5,)),
+    "only delays": (lambda: nn.Sequential(hb.Delay(2.0), hb.Delay(1.0)), (3,)),
+    "only neurons": (lambda: nn.Sequential(hb.IF(0.5)), (5,)),
     "delayed recurrent": (
         lambda: nn.Sequential(nn.Linear(6, 9), hb.DelayedRecurrent(hb.LIFCell(threshold=0.2), 9, 5), hb.LI()),
         (6,),
@@ -133,7 +129,7 @@ NETWORKS = {
 
 def normalized():
     net = nn.Sequential(
-        nn.Unflatten(2, (1, 6)), each(nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3))),
+        nn.Unflatten(2, (1, 6)), EachStep(nn.Sequential(nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3))),
         hb.IF(0.5), nn.Flatten(2), nn.Dropout(0.5), nn.Linear(12, 4), hb.LI(),
     )  # fmt: skip
     nn.init.uniform_(net[1].module[1].weight, 0.5, 2)
@@ -145,7 +141,7 @@ NETWORKS["normalized"] = (normalized, (6, 3))
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_spikes_in_programs_as_in_pytorch(cell, tmp_path):
+def test_programs_of_every_cell_spike_as_in_pytorch(cell, tmp_path):
     net = nn.Sequential(nn.Linear(6, 9), CELLS[cell](), nn.Linear(9, 3), hb.LI())
     if cell == "Izhikevich":
         net[0].weight.data *= 60
@@ -153,7 +149,7 @@ def test_every_cell_spikes_in_programs_as_in_pytorch(cell, tmp_path):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_layer_gives_in_programs_what_it_does_in_pytorch(name, tmp_path):
+def test_programs_of_every_layer_return_the_outputs_of_pytorch(name, tmp_path):
     make, shape = NETWORKS[name]
     net = make().eval()
     dtype = torch.float64 if name == "double" else torch.float32
@@ -162,22 +158,22 @@ def test_every_layer_gives_in_programs_what_it_does_in_pytorch(name, tmp_path):
 
 @settings(max_examples=examples(6))
 @given(st.data())
-def test_networks_of_all_sorts_spike_in_programs_as_in_pytorch(tmp_path_factory, data):
+def test_programs_of_random_networks_spike_as_in_pytorch(tmp_path_factory, data):
     torch.manual_seed(data.draw(st.integers(0, 99)))
-    draw = lambda *of: data.draw(st.sampled_from(of))  # noqa: E731
+    draw = lambda *choices: data.draw(st.sampled_from(choices))  # noqa: E731
     channels, side = draw(1, 2, 3, 8), data.draw(st.integers(4, 9))
     layers, shape = [], (channels, side, side)
     for _ in range(data.draw(st.integers(0, 2))):
         kernel, stride = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
-        made = nn.Conv2d(shape[0], draw(1, 3, 8, 16), kernel, stride, kernel // 2, dilation=draw(1, 2))
+        conv = nn.Conv2d(shape[0], draw(1, 3, 8, 16), kernel, stride, kernel // 2, dilation=draw(1, 2))
         try:
-            shape = tuple(made(torch.zeros(1, *shape)).shape[1:])
+            shape = tuple(conv(torch.zeros(1, *shape)).shape[1:])
         except RuntimeError:  # the kernel is larger than the image
             continue
-        layers += [each(made), draw(hb.IF, hb.LIF, hb.ALIF)(threshold=0.2)]
+        layers += [EachStep(conv), draw(hb.IF, hb.LIF, hb.ALIF)(threshold=0.2)]
         if shape[1] > 1 and data.draw(st.booleans()):
             pool = draw(nn.MaxPool2d, nn.AvgPool2d)(2, data.draw(st.integers(1, 2)), padding=draw(0, 1))
-            layers.append(each(pool))
+            layers.append(EachStep(pool))
             shape = tuple(pool(torch.zeros(1, *shape)).shape[1:])
     size, hidden = math.prod(shape), 2 * data.draw(st.integers(1, 4))
     bias = data.draw(st.booleans())
@@ -193,60 +189,60 @@ def test_networks_of_all_sorts_spike_in_programs_as_in_pytorch(tmp_path_factory,
 
 
 @needs_cc
-@pytest.mark.parametrize("whole", [False, True], ids=["floats", "whole numbers"])
-def test_rows_are_added_together_whatever_their_number(whole, tmp_path):
+@pytest.mark.parametrize("integers", [False, True], ids=["floats", "integers"])
+def test_programs_add_any_number_of_active_rows_exactly(integers, tmp_path):
     net = nn.Sequential(nn.Linear(11, 11), hb.IF(0.5), nn.Linear(11, 16), hb.LI()).eval()
     with torch.no_grad():
         net[0].weight.copy_(torch.eye(11) + 0.01 * torch.rand(11, 11))
-    active = torch.arange(12)[:, None] > torch.arange(11)  # sample n has n inputs, and so many spikes
+    active = torch.arange(12)[:, None] > torch.arange(11)  # sample n has n inputs and n spikes
     inputs = (active * (0.7 + 0.3 * torch.rand(12, 11))).expand(1, 12, 11)
-    twin = in_order(net, inputs)
-    if whole:
+    reference = in_order(net, inputs)
+    if integers:
         net, _ = quantize(net, inputs)
-        inputs, twin = net.integer_input(inputs), net.net
+        inputs, reference = net.integer_input(inputs), net.net
     with torch.no_grad():
-        assert twin[:2](inputs).sum(-1).flatten().tolist() == list(range(12))
-        wanted = twin(inputs).double()
-    program = to_c(net, inputs if not whole else inputs.float() * net.input_scale)
+        assert reference[:2](inputs).sum(-1).flatten().tolist() == list(range(12))
+        expected = reference(inputs).double()
+    program = to_c(net, inputs if not integers else inputs.float() * net.input_scale)
     outputs, *_ = outputs_of(compiled(program, tmp_path, 1), program, inputs)
-    assert torch.equal(outputs, wanted)
+    assert torch.equal(outputs, expected)
 
 
 @needs_cc
-def test_a_list_of_events_and_an_input_that_stays_are_the_same_as_numbers(tmp_path):
+def test_event_lists_and_constant_inputs_give_the_same_outputs_as_dense_inputs(tmp_path):
     net = nn.Sequential(
-        nn.Unflatten(2, (1, 6)), each(nn.AvgPool2d(2)), nn.Flatten(2), nn.Linear(9, 4), hb.LI()
+        nn.Unflatten(2, (1, 6)), EachStep(nn.AvgPool2d(2)), nn.Flatten(2), nn.Linear(9, 4), hb.LI()
     )
-    for n, made in enumerate((net, net[3:])):
+    for n, part in enumerate((net, net[3:])):
         shape = (6, 6) if n == 0 else (9,)
         inputs = (torch.rand(1, 3, *shape) < 0.5).float().expand(4, 3, *shape)
         (tmp_path / str(n)).mkdir()
-        _, program = check_programs(made, inputs, tmp_path / str(n), events=True)
-        binary = compiled(program, tmp_path / str(n), 4, again=True)
+        _, program = check_programs(part, inputs, tmp_path / str(n), events=True)
+        binary = compiled(program, tmp_path / str(n), 4, constant_input=True)
         with torch.no_grad():
-            assert torch.equal(outputs_of(binary, program, inputs)[0].float(), in_order(made, inputs)(inputs))
+            assert torch.equal(outputs_of(binary, program, inputs)[0].float(), in_order(part, inputs)(inputs))
 
 
 @needs_cc
 @pytest.mark.parametrize(
-    ("scores", "taken"),
+    ("scores", "expected"),
     [
         ("max", lambda o: o.amax(0)),
         ("last", lambda o: o[-1]),
         ("first", lambda o: -(o == 0).double().cumprod(0).sum(0)),
     ],
 )
-def test_scores_are_taken_over_time(scores, taken, tmp_path):
-    made = hb.IF(0.5) if scores == "first" else hb.LI(2.0)
-    net, inputs = nn.Sequential(nn.Linear(3, 4), made), torch.randn(5, 2, 3)
+def test_scores_reduce_the_outputs_over_time(scores, expected, tmp_path):
+    neurons = hb.IF(0.5) if scores == "first" else hb.LI(2.0)
+    net, inputs = nn.Sequential(nn.Linear(3, 4), neurons), torch.randn(5, 2, 3)
     program = to_c(net, inputs, scores=scores)
-    outputs, found, _ = outputs_of(compiled(program, tmp_path, 5), program, inputs)
-    assert torch.equal(found, taken(outputs))
+    outputs, result, _ = outputs_of(compiled(program, tmp_path, 5), program, inputs)
+    assert torch.equal(result, expected(outputs))
 
 
 MEMORY = [
-    (NETWORKS["convolutions"][0], (2, 9, 8), 4 * (108 + 6 + 108 + 4) + 2 * 16),  # weights, and an order
-    (lambda: [nn.Linear(6, 9), CELLS["Talking"]()], (6,), 4 * (54 + 9 + 81 + 81 + 9 + 9)),
+    (NETWORKS["convolutions"][0], (2, 9, 8), 4 * (108 + 6 + 108 + 4) + 2 * 16),  # weights, pixel order
+    (lambda: [nn.Linear(6, 9), CELLS["FastSynapses"]()], (6,), 4 * (54 + 9 + 81 + 81 + 9 + 9)),
     (
         lambda: [hb.DelayedLinear(5, 9, 300), hb.IF(), hb.Delay(torch.rand(9) * 5), hb.Window(9, 2, 3)],
         (5,), 4 * (45 + 9 + 54 + 2) + 2 * 45 + 9 + 6,  # weights, delays, and starts of rows
@@ -256,22 +252,22 @@ MEMORY = [
 
 @needs_cc
 @pytest.mark.parametrize(("layers", "shape", "constants"), MEMORY)
-def test_the_header_says_how_much_memory_there_is(layers, shape, constants, tmp_path):
+def test_the_header_states_the_memory_use(layers, shape, constants, tmp_path):
     program = to_c(nn.Sequential(*layers()), torch.rand(2, 1, *shape))
     program.write(tmp_path / "net.c")
     main = 'int main(void) { printf("%zu", sizeof(net_state)); return 0; }'
     (tmp_path / "size.c").write_text(f'#include "net.h"\n#include <stdio.h>\n{main}')
     subprocess.run(["cc", "-std=c99", "-o", tmp_path / "size", tmp_path / "size.c"], check=True)
-    said = subprocess.run([tmp_path / "size"], capture_output=True, text=True, check=True).stdout
-    assert int(said) == program.changing_bytes
+    size_text = subprocess.run([tmp_path / "size"], capture_output=True, text=True, check=True).stdout
+    assert int(size_text) == program.changing_bytes
     assert program.constant_bytes == constants
-    assert f"{constants:,} bytes of constants, {int(said):,} that change" in program.header
+    assert f"{constants:,} bytes of constants, {int(size_text):,} that change" in program.header
 
 
 @pytest.mark.parametrize(
     ("first", "second", "most"), [(nn.Linear, nn.Linear, 24), (hb.Window, hb.DelayedLinear, 120)]
 )
-def test_operations_are_counted_at_most_and_at_the_rates_seen(first, second, most):
+def test_costs_count_the_most_operations_and_those_at_the_measured_rates(first, second, most):
     layers = first(4, 6, *[5] * (first is hb.Window)), second(6, 2, *[9] * (second is hb.DelayedLinear))
     net = nn.Sequential(layers[0], hb.IF(1e-9), layers[1], hb.IF(1e9))
     nn.init.ones_(net[0].weight)
@@ -285,7 +281,7 @@ def test_operations_are_counted_at_most_and_at_the_rates_seen(first, second, mos
     assert last.additions == 2 * 5  # v * (1 - s) + x, and v - threshold > 0
 
 
-def test_what_c_does_not_say_is_refused_by_name():
+def test_unsupported_operations_and_layers_are_named_in_the_error():
     class Strange(hb.Cell):
         def forward(self, input_, v_previous):
             return (torch.erfinv(input_ * 0.1),)
@@ -298,7 +294,7 @@ def test_what_c_does_not_say_is_refused_by_name():
     with pytest.raises(Unsupported, match=r"'mean' in .*: mean must be over all sides"):
         to_c(Mean(), x)
     with pytest.raises(Unsupported, match=r"layer '0\.module': padding_mode='reflect'"):
-        to_c(nn.Sequential(each(nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"))), x[:, :, None])
+        to_c(nn.Sequential(EachStep(nn.Conv1d(1, 1, 3, padding=1, padding_mode="reflect"))), x[:, :, None])
     with pytest.raises(Unsupported, match=r"float32 or float64, got torch.float16"):
         to_c(nn.Sequential(hb.IF()), x.half())
 
@@ -308,30 +304,30 @@ class Mean(nn.Module):
         return x.mean(0)
 
 
-def test_what_is_given_is_checked():
+def test_arguments_are_checked():
     net, x = nn.Sequential(nn.Linear(3, 2), hb.IF()), torch.rand(2, 1, 3)
-    for given_, error, says in (
+    for arguments, error, message in (
         ({"name": "1net"}, ValueError, "name must be letters.*'1net'"),
         ({"scores": "mean"}, ValueError, "scores must be one of sum, max, last, first, got 'mean'"),
         ({"example": x[0]}, ValueError, r"example must be \[T, batch, ...\].*\(1, 3\)"),
         ({"example": x.int()}, TypeError, "example must be a floating-point tensor.*int32"),
     ):
-        with pytest.raises(error, match=says):
-            to_c(net, **{"example": x, **given_})
+        with pytest.raises(error, match=message):
+            to_c(net, **{"example": x, **arguments})
     net[0].weight.data[0, 0] = torch.nan
     with pytest.raises(ValueError, match="layer '0': its weights must be finite"):
         to_c(net, x)
 
 
-def test_functions_whose_last_bit_no_standard_says_are_named():
+def test_functions_that_no_standard_rounds_exactly_are_listed():
     program = to_c(nn.Sequential(hb.EIF()), torch.rand(2, 1, 3))
     assert program.functions == ("exp",)
     assert "exp: no standard defines" in program.header
-    assert to_c(nn.Sequential(hb.OverTime(Own())), torch.rand(2, 1, 3)).functions == ()
+    assert to_c(nn.Sequential(hb.OverTime(IeeeOperations())), torch.rand(2, 1, 3)).functions == ()
 
 
 @needs_cc
-def test_the_spikes_of_an_exponential_neuron_are_pytorchs_but_for_rounding(tmp_path):
+def test_exponential_neurons_spike_as_in_pytorch_except_for_rounding(tmp_path):
     net = nn.Sequential(nn.Linear(6, 9), hb.EIF(threshold=0.5), nn.Linear(9, 9), hb.EIF()).eval()
     with torch.no_grad():
         for layer in net[::2]:
@@ -340,9 +336,9 @@ def test_the_spikes_of_an_exponential_neuron_are_pytorchs_but_for_rounding(tmp_p
     program = to_c(net, inputs)
     outputs, *_ = outputs_of(compiled(program, tmp_path, 30), program, inputs)
     with torch.no_grad():
-        wanted = in_order(net, inputs)(inputs)
-    assert 0.02 < wanted.mean() < 0.98
-    assert (outputs.float() == wanted).float().mean() > 0.99
+        expected = in_order(net, inputs)(inputs)
+    assert 0.02 < expected.mean() < 0.98
+    assert (outputs.float() == expected).float().mean() > 0.99
 
 
 @pytest.mark.parametrize(
@@ -356,20 +352,20 @@ def test_names_of_classes_and_layers_stay_in_comments(text):
     program = to_c(net, torch.rand(2, 1, 3))
     for file in (program.source, program.header):
         assert "EVIL" in file
-        spliced = file.replace("??/", "\\").replace("\\\n", "")  # what a compiler does first
+        spliced = file.replace("??/", "\\").replace("\\\n", "")  # a compiler's first step
         assert "EVIL" not in re.sub(r"/\*.*?\*/", "", spliced, flags=re.DOTALL)
 
 
-def test_the_table_says_in_c_all_but_a_few_functions():
-    said = dialect("float").operations
-    assert {name for name in OPERATIONS if name not in said} == {"erfinv", "poisson"}
-    assert all("REAL" not in words and "@" not in words for words in said.values())
+def test_the_c_dialect_implements_all_operations_except_two():
+    operations = dialect("float").operations
+    assert {name for name in OPERATIONS if name not in operations} == {"erfinv", "poisson"}
+    assert all("REAL" not in text and "@" not in text for text in operations.values())
 
 
 @needs_cc
-def test_a_program_includes_its_header_whatever_the_file_is_called(tmp_path):
+def test_a_program_includes_its_header_under_any_file_name(tmp_path):
     net = nn.Sequential(nn.Linear(3, 2), hb.IF())
-    source, header = to_c(net, torch.rand(4, 1, 3), name="own").write(tmp_path / "other.c")
+    source, header = to_c(net, torch.rand(4, 1, 3), name="net2").write(tmp_path / "other.c")
     assert (source.name, header.name) == ("other.c", "other.h")
     subprocess.run(["cc", "-c", "-o", tmp_path / "other.o", source], check=True)
 

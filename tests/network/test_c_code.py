@@ -1,4 +1,4 @@
-"""The C of loops that are built by a Code, beside what LLVM makes of the same loops."""
+"""C code generated from kernels' loops, compared with the same loops compiled by LLVM."""
 
 import ctypes
 import subprocess
@@ -33,24 +33,24 @@ def filled(code: Code, begin: Value, end: Value, *, out: Longs) -> None:
 
 
 @needs_cc
-def test_loops_give_in_c_what_they_do_in_llvm(tmp_path):
+def test_loops_compute_the_same_in_c_and_llvm(tmp_path):
     native = (ctypes.c_int64 * 22)()
     built = assemble(filled.source(), "filled")
     run(built.address, 1, pack_arguments([ctypes.addressof(native)]))
     writer = CWriter()
     fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)
-    printed = 'for (int i = 0; i < 22; i++) printf("%ld ", (long)out[i]);'
-    main = "\n".join(["static int64_t out[22];", *writer.take_lines(), printed])
+    print_loop = 'for (int i = 0; i < 22; i++) printf("%ld ", (long)out[i]);'
+    main = "\n".join(["static int64_t out[22];", *writer.take_lines(), print_loop])
     file, binary = tmp_path / "loops.c", tmp_path / "loops"
     file.write_text(f"#include <stdint.h>\n#include <stdio.h>\nint main(void) {{\n{main}\n}}\n")
     command = ["cc", "-std=c99", "-Wall", "-Wextra", "-Werror", "-o", binary, file]
     subprocess.run(command, check=True)
-    said = subprocess.run([binary], capture_output=True, text=True, check=True).stdout
-    assert [int(number) for number in said.split()] == list(native)
+    output = subprocess.run([binary], capture_output=True, text=True, check=True).stdout
+    assert [int(number) for number in output.split()] == list(native)
     assert len(set(native)) > 15
 
 
-def test_c_is_written_as_people_write_it():
+def test_generated_c_is_readable():
     writer = CWriter()
     fill(Code(writer), Longs(writer, writer.array("out", "int64_t")), 11)
     lines = [line.strip() for line in writer.take_lines()]
@@ -64,7 +64,7 @@ def test_c_is_written_as_people_write_it():
         assert line in lines
 
 
-def test_a_value_that_was_read_before_a_change_needs_a_name():
+def test_a_value_read_before_a_possible_change_needs_a_name():
     writer = CWriter()
     code, out = Code(writer), Longs(writer, writer.array("out", "int32_t"))
     first = out[0]
@@ -75,7 +75,7 @@ def test_a_value_that_was_read_before_a_change_needs_a_name():
         pass
 
 
-def test_names_are_not_those_of_an_outer_block():
+def test_inner_blocks_do_not_reuse_names_of_outer_blocks():
     writer = CWriter()
     code = Code(writer)
     for _ in range(2):

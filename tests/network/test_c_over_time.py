@@ -1,4 +1,4 @@
-"""Windows and delays as C: rings of steps that give what PyTorch does, bit for bit."""
+"""Windows and delays in C: the same outputs as PyTorch, bit for bit."""
 
 from dataclasses import replace
 
@@ -8,17 +8,12 @@ from torch import nn
 
 import hibana as hb
 from c_programs import check_programs, compiled, needs_cc, outputs_of
-from hibana import loss
+from hibana import EachStep, loss
 from hibana.cli import convert, main
 from hibana.network import quantize, to_c
 from hibana.train import activity, load
 from network.test_quantize import check as check_integers
 from ordered import in_order
-
-
-def each(module):
-    return hb.EachStep(module)
-
 
 NETWORKS = {
     "windows": (
@@ -34,15 +29,16 @@ NETWORKS = {
     ),
     "windows at each pixel": (
         lambda: nn.Sequential(
-            hb.Window(2, 4, 3), hb.IF(0.2), each(nn.MaxPool2d(2)), hb.Window(4, 6, 2, dilation=3, groups=2),
-            hb.IF(0.1), nn.Flatten(2), hb.Window(24, 6, 2, groups=2), hb.IF(0.1), nn.Linear(6, 3),
+            hb.Window(2, 4, 3), hb.IF(0.2), EachStep(nn.MaxPool2d(2)),
+            hb.Window(4, 6, 2, dilation=3, groups=2), hb.IF(0.1), nn.Flatten(2),
+            hb.Window(24, 6, 2, groups=2), hb.IF(0.1), nn.Linear(6, 3),
         ),
         (2, 5, 4),
     ),
-    "windows on what lies in another order": (
+    "windows on a convolution's memory layout": (
         lambda: nn.Sequential(
-            each(nn.Conv2d(2, 4, 2)), hb.IF(0.2), nn.Flatten(2), hb.Window(48, 6, 2, groups=2), hb.IF(0.1),
-            nn.Linear(6, 3),
+            EachStep(nn.Conv2d(2, 4, 2)), hb.IF(0.2), nn.Flatten(2), hb.Window(48, 6, 2, groups=2),
+            hb.IF(0.1), nn.Linear(6, 3),
         ),
         (2, 5, 4),
     ),
@@ -53,18 +49,18 @@ NETWORKS = {
         ),
         (5,),
     ),
-    "an image in the order of neither a convolution nor PyTorch": (
+    "an image in a third memory layout": (
         lambda: nn.Sequential(
-            each(nn.Conv2d(1, 2, 2)), hb.IF(0.2), nn.Flatten(2), nn.Unflatten(2, (1, 24)), hb.Window(1, 1, 2),
-            hb.IF(1.0), nn.Flatten(2), nn.Linear(24, 3),
+            EachStep(nn.Conv2d(1, 2, 2)), hb.IF(0.2), nn.Flatten(2), nn.Unflatten(2, (1, 24)),
+            hb.Window(1, 1, 2), hb.IF(1.0), nn.Flatten(2), nn.Linear(24, 3),
         ),
         (1, 5, 4),
     ),
     "delays": (
         lambda: nn.Sequential(
-            hb.Delay(torch.rand(2, 4, 4) * 3), each(nn.Conv2d(2, 3, 2)),
+            hb.Delay(torch.rand(2, 4, 4) * 3), EachStep(nn.Conv2d(2, 3, 2)),
             hb.Delay(torch.tensor([0.0, 1, 2]).view(3, 1, 1)), hb.IF(0.1), hb.Delay(1.0),
-            each(nn.MaxPool2d(2)), hb.Delay(1.0), nn.Flatten(2), hb.DelayedLinear(3, 4, 3, bias=False),
+            EachStep(nn.MaxPool2d(2)), hb.Delay(1.0), nn.Flatten(2), hb.DelayedLinear(3, 4, 3, bias=False),
         ),
         (2, 4, 4),
     ),
@@ -74,44 +70,44 @@ NETWORKS = {
 @pytest.mark.cover(1)
 @pytest.mark.slow
 @needs_cc
-@pytest.mark.parametrize("numbers", [True, False], ids=["numbers", "events"])
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "events"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_windows_and_delays_are_the_same_in_c(name, numbers, tmp_path):
+def test_windows_and_delays_are_the_same_in_c(name, dense, tmp_path):
     make, shape = NETWORKS[name]
     torch.manual_seed(1)
     net, inputs = make().eval(), torch.rand(9, 3, *shape)
-    inputs = inputs if numbers else (inputs < 0.4).float()
+    inputs = inputs if dense else (inputs < 0.4).float()
     for layer, rate in activity(net, inputs)[1].rates().items():
         assert 0 < rate < 1, layer
-    check_programs(net, inputs, tmp_path, events=not numbers)
-    check_integers(net, inputs, tmp_path, events=not numbers)
+    check_programs(net, inputs, tmp_path, events=not dense)
+    check_integers(net, inputs, tmp_path, events=not dense)
 
 
 @needs_cc
-def test_an_input_that_stays_still_goes_on_in_a_window(tmp_path):
+def test_a_constant_input_fills_the_window_in_c(tmp_path):
     net = nn.Sequential(hb.Window(3, 4, 3), hb.LI()).eval()
     inputs = torch.rand(1, 2, 3).expand(6, 2, 3)
     program = to_c(net, inputs)
-    outputs, *_ = outputs_of(compiled(program, tmp_path, 6, again=True), program, inputs)
+    outputs, *_ = outputs_of(compiled(program, tmp_path, 6, constant_input=True), program, inputs)
     with torch.no_grad():
         assert torch.equal(outputs.float(), in_order(net, inputs)(inputs))
 
 
-def test_a_window_without_bias_in_groups_is_bounded_group_by_group():
+def test_a_grouped_window_without_bias_is_bounded_group_by_group():
     net = nn.Sequential(hb.Window(64, 64, 3, groups=64, bias=False), hb.LI())
     inputs = torch.ones(2, 1, 64)
-    small, _ = quantize(net, inputs)
+    quantized, _ = quantize(net, inputs)
     from hibana.network.c import program
 
-    numbers = program.build_unit(small, inputs, "net", "sum").arithmetic
-    window = next(node for node in numbers.bounds if node.kind == "window")
-    low, high = numbers.bounds[window]
+    arithmetic = program.build_unit(quantized, inputs, "net", "sum").arithmetic
+    window = next(node for node in arithmetic.bounds if node.kind == "window")
+    low, high = arithmetic.bounds[window]
     assert -3 * 127 <= low < high <= 3 * 127
 
 
 @pytest.mark.slow
 @needs_cc
-def test_the_network_that_sequences_get_by_default_decides_in_c_as_in_pytorch(tmp_path):
+def test_the_default_network_for_sequences_classifies_in_c_as_in_pytorch(tmp_path):
     target = tmp_path / "net.c"
     assert main(["train", "--data", "mnist-1d", "--epochs", "1", "--out", str(tmp_path)]) == 0
     assert main(["convert", str(tmp_path / "checkpoint.ckpt"), str(target)]) == 0
@@ -126,11 +122,11 @@ def test_the_network_that_sequences_get_by_default_decides_in_c_as_in_pytorch(tm
     binary = compiled(program, tmp_path, len(inputs), flags=("-O1",))
     _, scores, classes = outputs_of(binary, program, inputs)
     with torch.no_grad():
-        wanted = model.objective.scores(in_order(model.net, inputs)(inputs))
-        assert torch.equal(scores.float(), wanted)
+        expected = model.objective.scores(in_order(model.net, inputs)(inputs))
+        assert torch.equal(scores.float(), expected)
         assert classes == model.objective.scores(model.net(inputs)).argmax(1).tolist()
     assert len(set(classes)) > 3
 
 
-def test_c_decides_as_every_loss_that_a_command_can_name():
+def test_every_named_loss_has_a_reduction_in_c():
     assert set(convert._REDUCTIONS) == set(loss.NAMES)

@@ -1,4 +1,4 @@
-"""The same spikes on every target."""
+"""Exported C programs on WebAssembly and ARM: the same outputs as PyTorch."""
 
 import torch
 from torch import nn
@@ -17,33 +17,33 @@ def network():
     ).eval()  # fmt: skip
 
 
-def wanted(net, inputs):
-    """The program, what it is given, and what it has to put out, in floats and in whole numbers."""
-    small, _ = hb.quantize(net, inputs)
-    whole = small.integer_input(inputs)
+def float_and_integer_programs(net, inputs):
+    """Yields (program, inputs, expected outputs) for `net` in floats, then in integers."""
+    quantized, _ = hb.quantize(net, inputs)
+    integers = quantized.integer_input(inputs)
     with torch.no_grad():
         yield to_c(net, inputs), inputs, in_order(net, inputs)(inputs).double()
-        yield to_c(small, inputs), whole, small.net(whole).double()
+        yield to_c(quantized, inputs), integers, quantized.net(integers).double()
 
 
 @needs_zig
 @needs_wasmtime
 def test_webassembly_spikes_as_pytorch(tmp_path):
-    for program, given, outputs in wanted(network(), torch.rand(6, 3, 7)):
-        assert torch.equal(in_wasmtime(program, tmp_path, given), outputs)
+    for program, program_inputs, outputs in float_and_integer_programs(network(), torch.rand(6, 3, 7)):
+        assert torch.equal(in_wasmtime(program, tmp_path, program_inputs), outputs)
         assert outputs.count_nonzero() > 0
 
 
 @needs_zig
 @needs_qemu
 def test_a_cortex_m4_spikes_as_pytorch(tmp_path):
-    for program, given, outputs in wanted(network(), torch.rand(6, 3, 7)):
-        assert torch.equal(in_qemu(program, tmp_path, given, "cortex_m4+vfp4d16sp"), outputs)
+    for program, program_inputs, outputs in float_and_integer_programs(network(), torch.rand(6, 3, 7)):
+        assert torch.equal(in_qemu(program, tmp_path, program_inputs, "cortex_m4+vfp4d16sp"), outputs)
 
 
 @needs_zig
 @needs_qemu
 def test_a_cortex_m0_adds_and_compares_without_a_library(tmp_path):
     net = nn.Sequential(nn.Linear(7, 9), hb.IF(0.3), nn.Linear(9, 4), hb.LI())
-    _, (program, given, outputs) = wanted(net, torch.rand(6, 3, 7))
-    assert torch.equal(in_qemu(program, tmp_path, given, "cortex_m0", "eabi"), outputs)
+    _, (program, program_inputs, outputs) = float_and_integer_programs(net, torch.rand(6, 3, 7))
+    assert torch.equal(in_qemu(program, tmp_path, program_inputs, "cortex_m0", "eabi"), outputs)

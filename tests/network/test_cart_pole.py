@@ -1,4 +1,4 @@
-"""The example of a spiking policy on a cart: its physics, and that a stream pushes as the network does."""
+"""The example of a spiking policy on a cart: its training, and equal forces from a stream and the network."""
 
 import torch
 
@@ -6,7 +6,7 @@ import hibana as hb
 from examples import cart_pole
 
 
-def test_a_stream_pushes_as_the_network_does():
+def test_a_stream_and_the_network_push_alike():
     torch.manual_seed(0)
     net = cart_pole.policy(16)
     before = [weights.clone() for weights in net.parameters()]

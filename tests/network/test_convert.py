@@ -1,4 +1,4 @@
-"""From a ReLU network to spikes, and from a network to a program without hibana."""
+"""Conversion of ReLU networks to spiking networks, and export to programs that run without hibana."""
 
 import copy
 import subprocess
@@ -13,8 +13,8 @@ from hibana.network import accuracy_over_time, export
 from hibana.network.fold import fold_batchnorm
 
 
-def settled(model, x):
-    """`model` in evaluation, its batch normalization having seen `x`, with weights of its own."""
+def calibrated(model, x):
+    """`model` in evaluation mode, with random normalization weights and the running statistics of `x`."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -24,7 +24,7 @@ def settled(model, x):
     return model.eval()
 
 
-class Named(nn.Module):
+class NamedLayer(nn.Module):
     """A layer called `name`, another, and a ReLU between them."""
 
     def __init__(self, name):
@@ -38,7 +38,7 @@ class Named(nn.Module):
 
 @pytest.mark.parametrize("name", ['a"b', "import", "graph", "meta", "readout", "relu", "new\nline"])
 def test_a_layer_may_have_any_name(name):
-    model, x = Named(name), torch.rand(50, 3)
+    model, x = NamedLayer(name), torch.rand(50, 3)
     network, _ = hb.from_ann(model, x, T=256, percentile=100)
     assert len([*network.children()]) == 4
     torch.testing.assert_close(network(x.expand(256, 50, 3))[-1] / 256, model(x), rtol=0.0, atol=0.05)
@@ -52,7 +52,7 @@ def mlp():
 
 
 class Residual(nn.Module):
-    """Functions and modules, one ReLU used twice, a shortcut, both poolings, and a norm that stands alone."""
+    """Functions, modules, one ReLU used twice, a shortcut, both poolings, and a norm before any layer."""
 
     def __init__(self):
         super().__init__()
@@ -93,14 +93,14 @@ CASES = {
 def test_the_error_falls_as_one_over_t(case):
     make, shape = CASES[case]
     x = torch.randn(64, *shape)
-    model = settled(make(), x)
+    model = calibrated(make(), x)
     before = copy.deepcopy(model.state_dict())
     network, _ = hb.from_ann(model, x, T=1, percentile=100)
     with torch.no_grad():
-        wanted = model(x)
+        expected = model(x)
         outputs = network(x.expand(512, *x.shape))
     means = {steps: outputs[steps - 1] / steps for steps in (32, 512)}
-    error = {steps: float((mean - wanted).abs().mean() / wanted.std()) for steps, mean in means.items()}
+    error = {steps: float((mean - expected).abs().mean() / expected.std()) for steps, mean in means.items()}
     assert error[512] < 0.01
     assert error[512] < error[32] / 8  # 16 times the steps
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -110,17 +110,17 @@ def test_max_pooling_emits_spikes_whose_count_is_the_largest_count():
     model = nn.Sequential(nn.Identity(), nn.ReLU(), nn.MaxPool1d(2))
     x = torch.rand(5, 3, 8)
     network, _ = hb.from_ann(model, x, T=1, percentile=100)
-    seen = {}
+    spikes = {}
     for name in ("_1", "_2"):
-        network.get_submodule(name).register_forward_hook(lambda m, i, o, n=name: seen.update({n: o}))
+        network.get_submodule(name).register_forward_hook(lambda m, i, o, n=name: spikes.update({n: o}))
     with torch.no_grad():
         network(x.expand(20, *x.shape))
-    pooled = seen["_2"]
+    pooled = spikes["_2"]
     assert set(pooled.unique().tolist()) == {0.0, 1.0}
-    assert torch.equal(pooled.sum(0), nn.functional.max_pool1d(seen["_1"].sum(0), 2))
+    assert torch.equal(pooled.sum(0), nn.functional.max_pool1d(spikes["_1"].sum(0), 2))
 
 
-def test_half_a_threshold_to_start_with_rounds_to_the_nearest():
+def test_an_initial_potential_of_half_a_threshold_rounds_to_the_nearest():
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
     nn.init.ones_(model[0].weight)
     x = torch.linspace(0, 1, 33)[:, None]
@@ -142,9 +142,9 @@ def test_the_threshold_is_the_percentile_of_the_activations():
         assert (cell.reset, cell.initial) == ("subtract", pytest.approx(threshold / 2))
 
 
-def test_the_report_says_what_happened():
+def test_the_report_lists_layers_errors_and_accuracy():
     x = torch.randn(100, 6)
-    model = settled(mlp(), x)
+    model = calibrated(mlp(), x)
     labels = model(x).argmax(1)
     network, report = hb.from_ann(model, (x, labels), T=100)
     assert [layer.neurons for layer in report.layers] == [20, 12]
@@ -174,7 +174,7 @@ class Branching(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "message"),
     [
         (nn.Sequential(nn.Linear(3, 3), nn.GELU()), "layer '1': GELU"),
         (nn.Sequential(nn.Linear(3, 3), Sigmoidal()), "sigmoid"),
@@ -183,13 +183,13 @@ class Branching(nn.Module):
         (nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)), "running statistics"),
     ],
 )
-def test_what_cannot_be_converted_is_named(model, says):
-    with pytest.raises(ValueError, match=says):
+def test_unsupported_layers_are_named_in_the_error(model, message):
+    with pytest.raises(ValueError, match=message):
         hb.from_ann(model, torch.rand(8, 3))
 
 
-def torchvisions(name):
-    """A small network of torchvision's."""
+def torchvision_network(name):
+    """A small network of the torchvision family `name`."""
     models = pytest.importorskip("torchvision.models")
     if name == "resnet":
         return models.ResNet(models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=5)
@@ -202,19 +202,19 @@ def torchvisions(name):
 @pytest.mark.parametrize("name", ["resnet", "mobilenet", "densenet"])
 def test_networks_of_torchvision(name):
     x = torch.rand(6, 3, 32, 32)
-    model = settled(torchvisions(name), x)
+    model = calibrated(torchvision_network(name), x)
     network, _ = hb.from_ann(model, x, T=2, percentile=100)
     with torch.no_grad():
-        wanted = model(x)
-        off = [
-            float((network(x.expand(T, *x.shape))[-1] / T - wanted).abs().max() / wanted.abs().max())
+        expected = model(x)
+        errors = [
+            float((network(x.expand(T, *x.shape))[-1] / T - expected).abs().max() / expected.abs().max())
             for T in (16, 256)
         ]
-    assert off[1] < 0.1
-    assert off[1] < off[0] / 2
+    assert errors[1] < 0.1
+    assert errors[1] < errors[0] / 2
 
 
-def test_a_rectifier_with_an_end_is_clipped_there():
+def test_relu6_is_clipped_at_six():
     model = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU6(), nn.Linear(1, 1, bias=False))
     nn.init.ones_(model[0].weight)
     nn.init.ones_(model[2].weight)
@@ -224,7 +224,7 @@ def test_a_rectifier_with_an_end_is_clipped_there():
     torch.testing.assert_close(network(x.expand(256, 3, 1))[-1] / 256, model(x), rtol=0.0, atol=0.03)
 
 
-class Joining(nn.Module):
+class Concatenation(nn.Module):
     def __init__(self, axis):
         super().__init__()
         self.one, self.two, self.out, self.axis = nn.Linear(3, 4), nn.Linear(3, 4), nn.Linear(8, 2), axis
@@ -235,11 +235,11 @@ class Joining(nn.Module):
 
 @pytest.mark.parametrize("axis", [1, -1])
 def test_values_of_different_thresholds_are_concatenated(axis):
-    model, x = Joining(axis), torch.rand(20, 3)
+    model, x = Concatenation(axis), torch.rand(20, 3)
     network, _ = hb.from_ann(model, x, T=256, percentile=100)
     torch.testing.assert_close(network(x.expand(256, 20, 3))[-1] / 256, model(x), rtol=0.0, atol=0.05)
     with pytest.raises(ValueError, match="concatenated"):
-        hb.from_ann(Joining(0), x)
+        hb.from_ann(Concatenation(0), x)
 
 
 def test_a_silent_layer_is_named():
@@ -250,7 +250,7 @@ def test_a_silent_layer_is_named():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "message"),
     [
         ({"T": 0}, "T must"),
         ({"T": 2.5}, "T must"),
@@ -258,8 +258,8 @@ def test_a_silent_layer_is_named():
         ({"percentile": 101}, "perc"),
     ],
 )
-def test_wrong_arguments(arguments, says):
-    with pytest.raises(ValueError, match=says):
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message):
         hb.from_ann(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), torch.rand(4, 2), **arguments)
     with pytest.raises(ValueError, match="calibration_data"):
         hb.from_ann(nn.ReLU(), [])
@@ -268,7 +268,7 @@ def test_wrong_arguments(arguments, says):
 # ---- folding, layers at each step, an initial potential --------------------------------------------
 
 
-def test_a_layer_with_two_uses_is_not_folded_into():
+def test_normalization_is_not_folded_into_a_layer_used_twice():
     class Shared(nn.Module):
         def __init__(self):
             super().__init__()
@@ -279,14 +279,14 @@ def test_a_layer_with_two_uses_is_not_folded_into():
             return x + self.bn(x)
 
     x = torch.randn(64, 2, 3, 3)
-    model = settled(Shared(), x)
+    model = calibrated(Shared(), x)
     torch.testing.assert_close(fold_batchnorm(torch.fx.symbolic_trace(model))(x), model(x))
 
 
-def test_each_step_is_the_module_at_each_step():
+def test_each_step_applies_the_module_to_each_step():
     x, module = torch.randn(4, 3, 2, 5, 5), nn.Conv2d(2, 3, 3)
-    wanted = torch.stack([module(step) for step in x])
-    torch.testing.assert_close(hb.EachStep(module)(x), wanted)
+    expected = torch.stack([module(step) for step in x])
+    torch.testing.assert_close(hb.EachStep(module)(x), expected)
     constant = x[:1].expand(4, *x.shape[1:])
     outputs = hb.EachStep(module).eval()(constant)
     assert outputs.stride(0) == 0
@@ -313,9 +313,9 @@ import sys
 sys.modules["hibana"] = None  # importing it raises
 import torch
 cases = torch.load(sys.argv[1], weights_only=True)
-for path, (inputs, wanted) in cases.items():
+for path, (inputs, outputs) in cases.items():
     program = torch.export.load(path).module()
-    for x, y in zip(inputs, wanted, strict=True):
+    for x, y in zip(inputs, outputs, strict=True):
         assert torch.equal(program(x), y), (path, (program(x) - y).abs().max())
 assert [name for name in sys.modules if name.partition(".")[0] == "hibana"] == ["hibana"]
 print(len(cases), "equal")
@@ -335,11 +335,11 @@ def converted():
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 4)
     )
-    return hb.from_ann(settled(model, x), x, T=1)[0]
+    return hb.from_ann(calibrated(model, x), x, T=1)[0]
 
 
 @pytest.mark.slow
-def test_a_program_runs_where_hibana_is_not(tmp_path):
+def test_an_exported_program_runs_without_hibana(tmp_path):
     cases = {}
     for make, *sizes in (
         *((make, (6, 2)) for make in (spiking, converted)),
@@ -362,8 +362,8 @@ def test_a_program_runs_where_hibana_is_not(tmp_path):
     assert run.stdout.strip() == "5 equal", run.stderr
 
 
-class Several(nn.Module):
-    """Layers beside one another, each on as much of the input as makes it spike."""
+class ManyLayers(nn.Module):
+    """Layers in parallel, each with a gain of the input that makes it spike."""
 
     def __init__(self):
         super().__init__()
@@ -380,8 +380,8 @@ class Several(nn.Module):
 
 
 @pytest.mark.slow
-def test_every_layer_in_a_program_of_any_time_gives_what_it_does():
-    net = Several().eval()
+def test_every_layer_exported_with_dynamic_time_returns_the_same_outputs():
+    net = ManyLayers().eval()
     program = export(net, torch.rand(5, 2, 9), dynamic_time=True, dynamic_batch=True).module()
     for steps, batch in ((1, 1), (40, 3)):
         x = torch.rand(steps, batch, 9)
@@ -393,7 +393,7 @@ def test_every_layer_in_a_program_of_any_time_gives_what_it_does():
         assert 0 < spikes.mean() < 1
 
 
-def test_any_number_of_samples_is_any_after_a_program_of_as_many_as_the_example():
+def test_dynamic_batch_works_after_an_export_with_a_fixed_batch():
     net = nn.Sequential(nn.Linear(6, 9), hb.IF()).eval()
     export(net, torch.rand(4, 2, 6), dynamic_time=True)
     program = export(net, torch.rand(4, 2, 6), dynamic_time=True, dynamic_batch=True).module()
@@ -416,6 +416,6 @@ def test_windows_and_delays_are_exported_for_any_time(dynamic):
         with torch.no_grad():
             assert torch.equal(program.module()(x), net(x))
             assert 0 < net(x).mean() < 1
-        parts = [part for part in program.graph_module.modules() if hasattr(part, "graph")]
-        counts.append(sum(len(part.graph.nodes) for part in parts))
+        graphs = [module for module in program.graph_module.modules() if hasattr(module, "graph")]
+        counts.append(sum(len(module.graph.nodes) for module in graphs))
     assert (counts[0] == counts[1]) == dynamic

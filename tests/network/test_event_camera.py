@@ -1,4 +1,4 @@
-"""The example of an event camera: its events, and that a file played gives what the network gives."""
+"""The example of an event camera: its recordings, and a played file classified as by the network."""
 
 import sys
 
@@ -13,10 +13,10 @@ from examples import event_camera
 from hibana.data.user_data.events import read_events
 
 
-def test_a_file_played_gives_what_the_network_gives_on_its_recording(tmp_path):
+def test_a_played_file_is_classified_as_by_the_network(tmp_path):
     torch.manual_seed(0)
-    drawn = np.random.default_rng(0)
-    event_camera.write_recordings(tmp_path, 5, drawn)
+    random = np.random.default_rng(0)
+    event_camera.write_recordings(tmp_path, 5, random)
     data = hb.data.Events(tmp_path, size=event_camera.SIDE, steps=event_camera.WINDOWS, batch_size=8)
     data.setup()
     assert data.names == tuple(sorted(event_camera.SHAPES))
@@ -34,17 +34,17 @@ def test_a_file_played_gives_what_the_network_gives_on_its_recording(tmp_path):
     stream = hb.compile(net, inputs).stream()
     played = list(event_camera.play(stream, events, width, fast=True))
     with torch.no_grad():
-        wanted = net.eval()(inputs)
-    sure = wanted.topk(2).values.diff().abs().flatten() > 1e-3
-    found = torch.tensor([answer.shape for answer in played])
-    assert torch.equal(found[sure], wanted.argmax(2).flatten()[sure])
-    assert sure.sum() > len(played) / 2
+        expected = net.eval()(inputs)
+    decisive = expected.topk(2).values.diff().abs().flatten() > 1e-3
+    classes = torch.tensor([answer.shape for answer in played])
+    assert torch.equal(classes[decisive], expected.argmax(2).flatten()[decisive])
+    assert decisive.sum() > len(played) / 2
 
 
 def test_the_example_runs(monkeypatch, capsys):
     arguments = ["--fast", "--recordings", "5", "--epochs", "1", "--seconds", "0.5"]
     monkeypatch.setattr(sys, "argv", ["event_camera.py", *arguments])
     event_camera.main()
-    said = capsys.readouterr().out
-    assert "99th percentile" in said
-    assert "(shown: circle)" in said
+    output = capsys.readouterr().out
+    assert "99th percentile" in output
+    assert "(shown: circle)" in output

@@ -7,7 +7,7 @@ from torch import nn
 import hibana as hb
 
 exir = pytest.importorskip("executorch.exir", reason="executorch is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # ExecuTorch's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # ExecuTorch's warnings
 
 
 @pytest.mark.parametrize("dynamic_time", [False, True])

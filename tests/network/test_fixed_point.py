@@ -1,4 +1,4 @@
-"""Integers for any cell: ten cells with synapses of their own, the same bits in PyTorch and in C."""
+"""Quantized user-defined cells: ten cells with recurrent synapses, bit for bit the same in PyTorch and C."""
 
 import math
 import warnings
@@ -69,7 +69,7 @@ class AdaptiveThreshold(WithSynapses):
 
 
 class Adaptive(WithSynapses):
-    """A current that follows the potential, of one time constant for each neuron."""
+    """A current that follows the potential, with one time constant for each neuron."""
 
     def __init__(self):
         super().__init__()
@@ -82,7 +82,7 @@ class Adaptive(WithSynapses):
 
 
 class Exponential(WithSynapses):
-    """An upstroke and a saturating synapse: functions without a form in integers of their own."""
+    """An upstroke and a saturating synapse: exp and tanh, which have no integer operation."""
 
     def forward(self, input_, i_previous, v_previous, s_previous):
         i = torch.tanh(i_previous * 0.8 + s_previous @ self.w + input_)
@@ -137,8 +137,8 @@ CELLS = [
 ]
 
 
-class Compared(hb.Cell):
-    """Each comparison with a constant that is no multiple of the input's unit, and one that is."""
+class Comparisons(hb.Cell):
+    """Every comparison with a constant: some multiples of the input's unit, some between two multiples."""
 
     def forward(self, input_, v_previous, s_previous):
         v = v_previous * (1 - s_previous) + input_
@@ -158,15 +158,15 @@ def network(cell):
 @pytest.mark.parametrize("cell", CELLS)
 def test_cells_with_synapses_are_the_same_in_c(cell, tmp_path):
     net, inputs = network(cell).eval(), torch.rand(20, 12, 5)
-    small, report = hb.quantize(net, inputs[:, :8])
-    assert small.net[1].cell.m0.abs().max() == 127
-    program = to_c(small, inputs)
-    whole = small.integer_input(inputs)
+    quantized, report = hb.quantize(net, inputs[:, :8])
+    assert quantized.net[1].cell.m0.abs().max() == 127
+    program = to_c(quantized, inputs)
+    integers = quantized.integer_input(inputs)
     with torch.no_grad():
-        states = hb.record(small.net[1].cell, small.net[0](whole))
-        expected = torch.cat([small.net(whole), *states.values()], -1).double()
+        states = hb.record(quantized.net[1].cell, quantized.net[0](integers))
+        expected = torch.cat([quantized.net(integers), *states.values()], -1).double()
     path = compiled_in_c(program, tmp_path, len(inputs), fields=[f"{name}_2" for name in states])
-    outputs, _, _ = outputs_of(path, program, whole)
+    outputs, _, _ = outputs_of(path, program, integers)
     assert torch.equal(outputs, expected)
     assert torch.equal(expected, expected.round())
     assert 0.01 < states[next(reversed(states))].mean() < 0.9
@@ -175,7 +175,7 @@ def test_cells_with_synapses_are_the_same_in_c(cell, tmp_path):
 
 def test_comparisons_with_constants_are_exact():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(4, 50, bias=False), hb.OverTime(Compared()))
+    net = nn.Sequential(nn.Linear(4, 50, bias=False), hb.OverTime(Comparisons()))
     with torch.no_grad():
         net[0].weight.copy_(torch.randint(-6, 7, (50, 4)) / 8)
         net[0].weight[:, 0] = 7 / 8
@@ -186,15 +186,15 @@ def test_comparisons_with_constants_are_exact():
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_state_follows_that_in_floats(cell):
-    """For one step from the states of a run in floats, all states are right to a few units."""
+def test_every_state_follows_the_float_state(cell):
+    """One step from the states of a float run changes all states correctly to a few units."""
     net, inputs = network(cell).eval(), torch.rand(20, 12, 5)
     aware = hb.convert.quantization_aware(net, inputs)
     fixed = aware.net[1].cell
     units = [fixed.get_buffer(f"u{i + 1}").double() for i in range(len(cell.state_names()))]
-    layer, given = aware.plain[1].cell.double(), net[0](inputs).double().detach()
-    state = layer.initial_state(given[0])
-    for current in given:
+    layer, currents = aware.plain[1].cell.double(), net[0](inputs).double().detach()
+    state = layer.initial_state(currents[0])
+    for current in currents:
         after = layer(current, *state)
         integers = [(s / u).round() for s, u in zip(state, units, strict=True)]
         computed = fixed((current / fixed.u0).round(), *(n.to(aware.dtype) for n in integers))
@@ -223,5 +223,5 @@ def test_cells_with_synapses_learn_in_integers(cell):
     assert torch.cosine_similarity(gradient.flatten(), real.flatten(), dim=0) > 0.5
     with torch.no_grad():
         w -= 0.05 * gradient / gradient.norm()
-    small, _ = hb.quantize(aware, inputs)
-    assert torch.equal(small(inputs), aware(inputs).detach())
+    quantized, _ = hb.quantize(aware, inputs)
+    assert torch.equal(quantized(inputs), aware(inputs).detach())

@@ -1,4 +1,4 @@
-"""Batch normalization folded: the same outputs in evaluation, the network's own structure kept."""
+"""Folding of batch normalization: the same outputs in evaluation mode, and the same structure of modules."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 import hibana as hb
 
 
-def _trained(net, x):
+def _with_statistics(net, x):
     net.train()
     for _ in range(3):
         net(x)
@@ -18,8 +18,8 @@ def _trained(net, x):
     return net.eval()
 
 
-class Own(nn.Module):
-    """Calls its layers in another order than it holds them."""
+class Reordered(nn.Module):
+    """Calls its layers in another order than it defines them."""
 
     def __init__(self):
         super().__init__()
@@ -42,9 +42,9 @@ class Own(nn.Module):
         lambda: nn.Sequential(hb.EachStep(nn.BatchNorm2d(2)), hb.LI()),
     ],
 )
-def test_outputs_stay(make):
+def test_outputs_stay_the_same(make):
     x = torch.rand(5, 3, 2, 6, 6)
-    net = _trained(make(), x)
+    net = _with_statistics(make(), x)
     folded = hb.fold_batchnorm(net)
     assert type(folded) is nn.Sequential
     assert not any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in folded.modules())
@@ -52,17 +52,17 @@ def test_outputs_stay(make):
     assert any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in net.modules())
 
 
-def test_a_module_of_ones_own():
+def test_a_user_defined_module():
     x = torch.rand(5, 3, 2, 6, 6)
-    net = _trained(Own(), x)
+    net = _with_statistics(Reordered(), x)
     folded = hb.fold_batchnorm(net)
-    assert isinstance(folded, Own)
+    assert isinstance(folded, Reordered)
     assert isinstance(folded.norm.module, nn.Identity)
     assert isinstance(folded.conv.module, hb.Conv2d)
     torch.testing.assert_close(folded(x).mean(), net(x).mean(), rtol=0.02, atol=0.0)  # ties may turn over
 
 
-def test_what_cannot_be_folded_is_named():
+def test_layers_that_cannot_be_folded_are_named():
     with pytest.raises(ValueError, match="layer 1: no linear layer or convolution before it"):
         hb.fold_batchnorm(nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4)))
     with pytest.raises(ValueError, match="layer 1: batch normalization without running statistics"):
@@ -101,7 +101,7 @@ class Aliased(nn.Module):
 
 
 class Between(Twice):
-    """Calls the normalization once where it has no convolution to be folded into."""
+    """Calls the normalization once after a convolution, and once after a ReLU."""
 
     def forward(self, x):
         return self.norm(torch.relu(self.norm(self.one(x))))
@@ -115,14 +115,14 @@ def spectral():
 @pytest.mark.parametrize("make", [Twice, Aliased, Between, spectral])
 def test_every_call_is_folded(make):
     x = torch.rand(5, 3, 2, 6, 6)
-    net = _trained(make(), x)
+    net = _with_statistics(make(), x)
     folded = hb.fold_batchnorm(net)
     assert type(folded) is type(net)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     torch.testing.assert_close(folded(x), net(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_network_that_is_called_with_steps_joined_is_refused():
+def test_an_optimized_network_that_joins_time_and_batch_is_refused():
     class Images(nn.Module):
         def __init__(self):
             super().__init__()

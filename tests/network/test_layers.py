@@ -1,4 +1,4 @@
-"""A kind of layer added from outside is read, compiled, exported and counted; a gap is refused by name."""
+"""Layer kinds registered by users are compiled, exported and counted; missing targets are named in errors."""
 
 import pytest
 import torch
@@ -26,13 +26,13 @@ class PReLU(LayerKind):
         return step.op("PRelu", [*inputs, step.constant(self.slopes(node))])
 
     def lower(self, node, to):
-        read = to.activations[node.inputs[0]]
-        numbers, out = to.numbers(read), to.temporary(node.size)
-        slopes = to.constant(self.slopes(node).expand(node.shape).flatten()[read.order])
+        source = to.activations[node.inputs[0]]
+        source_values, out = to.numbers(source), to.temporary(node.size)
+        slopes = to.constant(self.slopes(node).expand(node.shape).flatten()[source.order])
         for at, width in to.vectors(node.size):
-            x = (numbers + at).load(width)
+            x = (source_values + at).load(width)
             (out + at).store((x > 0).select(x, x * (slopes + at).load(width)))
-        return Activations(node, read.order, out)
+        return Activations(node, source.order, out)
 
 
 @pytest.fixture
@@ -42,11 +42,11 @@ def prelu():
     del LAYERS["prelu"]
 
 
-def dense():
+def dense_network():
     return nn.Sequential(nn.Linear(5, 40), nn.PReLU(), hb.LIF(threshold=0.1)), torch.randn(6, 2, 5)
 
 
-def images():
+def image_network():
     slopes = nn.PReLU(4)
     nn.init.uniform_(slopes.weight)
     layers = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), slopes)
@@ -54,8 +54,8 @@ def images():
 
 
 @pytest.mark.usefixtures("prelu")
-@pytest.mark.parametrize("network", [dense, images])
-def test_a_kind_from_outside_is_compiled_and_exported(network, tmp_path):
+@pytest.mark.parametrize("network", [dense_network, image_network])
+def test_a_registered_kind_is_compiled_and_exported(network, tmp_path):
     torch.manual_seed(0)
     net, x = network()
     graph = check_programs(net, x, tmp_path)[0].graph
@@ -66,8 +66,8 @@ def test_a_kind_from_outside_is_compiled_and_exported(network, tmp_path):
 
 
 @pytest.mark.usefixtures("prelu")
-@pytest.mark.parametrize("network", [dense, images])
-def test_a_kind_from_outside_is_written_as_onnx(network):
+@pytest.mark.parametrize("network", [dense_network, image_network])
+def test_a_registered_kind_is_written_as_onnx(network):
     pytest.importorskip("onnx", reason="onnx is not installed")
     runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     torch.manual_seed(0)
@@ -81,7 +81,7 @@ def test_a_kind_from_outside_is_written_as_onnx(network):
 
 @pytest.mark.usefixtures("prelu")
 def test_a_target_that_a_kind_does_not_define_is_named():
-    net, x = dense()
+    net, x = dense_network()
     with pytest.raises(Unsupported, match=r"layer '1': PReLU has no integer form"):
         hb.quantize(net, x)
     pytest.importorskip("nir", reason="the extra nir is not installed")
@@ -89,8 +89,8 @@ def test_a_target_that_a_kind_does_not_define_is_named():
         hb.nir.write(net)
 
 
-def test_a_layer_of_no_kind_and_a_name_that_is_taken_are_refused():
-    net, x = dense()
+def test_unregistered_layers_and_duplicate_names_are_refused():
+    net, x = dense_network()
     with pytest.raises(Unsupported, match=r"layer '1': PReLU is not a supported layer"):
         hb.compile(net, x)
     with pytest.raises(ValueError, match="name must be new among kinds of layers, got 'sum'"):
@@ -98,19 +98,19 @@ def test_a_layer_of_no_kind_and_a_name_that_is_taken_are_refused():
 
 
 def test_a_kind_of_a_subclass_comes_before_the_kind_of_its_base():
-    class Doubled(nn.Linear):
+    class DoubleLinear(nn.Linear):
         def forward(self, inputs):
             return 2 * super().forward(inputs)
 
-    class Doubling(LayerKind):
-        name, types = "doubling", (Doubled,)
+    class DoubleLinearKind(LayerKind):
+        name, types = "doubling", (DoubleLinear,)
 
-    register(Doubling())
+    register(DoubleLinearKind())
     try:
-        assert kind_of(Doubled(2, 3)) is LAYERS["doubling"]
+        assert kind_of(DoubleLinear(2, 3)) is LAYERS["doubling"]
         assert kind_of(nn.Linear(2, 3)) is LAYERS["linear"]
-        with pytest.raises(Unsupported, match="layer '0': Doubled has no native form"):
-            hb.compile(nn.Sequential(Doubled(5, 3), hb.IF()), torch.rand(4, 1, 5))
+        with pytest.raises(Unsupported, match="layer '0': DoubleLinear has no native form"):
+            hb.compile(nn.Sequential(DoubleLinear(5, 3), hb.IF()), torch.rand(4, 1, 5))
     finally:
         del LAYERS["doubling"]
 

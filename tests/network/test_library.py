@@ -1,4 +1,4 @@
-"""Libraries for microcontrollers: the classes of 20 samples in emulators, and the sketch on this machine."""
+"""Libraries for microcontrollers: classes of 20 samples in emulators, and the sketch run on this machine."""
 
 import json
 import select
@@ -56,7 +56,7 @@ TO_PORT = "static void put(char letter) { %s = letter; }"
 
 @dataclass(frozen=True)
 class Board:
-    """A compiler, an emulator, and how a program sends a letter."""
+    """A compiler, an emulator, and the C code of ``put``, which sends a letter."""
 
     compiler: str
     flags: tuple[str, ...]
@@ -66,7 +66,7 @@ class Board:
 
 
 BARE = ("-nostdlib", "-lgcc", "-fno-tree-loop-distribute-patterns")
-"""Without a C library, and without loops that the compiler turns into calls of memset."""
+"""Flags that link no C library, and keep the compiler from replacing loops by calls of memset."""
 SECTIONS = (*BARE, "-Wl,--section-start=.vectors=0,-Ttext=0x100,-Tdata=0x20001000,-e,main")
 BOARDS = {
     "cortex-m0+": Board(
@@ -118,17 +118,17 @@ def networks():
 
 
 def build(command):
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BOARDS)
-def test_a_microcontroller_finds_the_classes_of_pytorch(name, tmp_path):
+def test_a_microcontroller_returns_the_classes_of_pytorch(name, tmp_path):
     board = BOARDS[name]
-    for needed in (board.compiler, board.emulator[0]):
-        if shutil.which(needed) is None:
-            pytest.skip(f"{needed} is not installed")
+    for tool in (board.compiler, board.emulator[0]):
+        if shutil.which(tool) is None:
+            pytest.skip(f"{tool} is not installed")
     for kind, program, inputs, classes in networks():
         write_library(program, tmp_path, inputs[:, 0], classes[0])
         samples = "\n".join(array("flat", "uint8_t", inputs[0])).replace(f"flat[{SAMPLES * 64}]", "flat[]")
@@ -141,32 +141,32 @@ def test_a_microcontroller_finds_the_classes_of_pytorch(name, tmp_path):
 
 
 def _first_line(emulator):
-    """The first line that a program prints in an emulator, which is then ended: the program never ends."""
+    """The first line that a program prints in an emulator; kills the emulator, as the program never ends."""
     options = ["-display", "none", "-monitor", "none", "-serial", "stdio"]
-    running = subprocess.Popen([*emulator, *options], stdin=subprocess.DEVNULL, stdout=-1, stderr=-2)
+    process = subprocess.Popen([*emulator, *options], stdin=subprocess.DEVNULL, stdout=-1, stderr=-2)
     try:
         text, end = b"", time.monotonic() + 60
         while (
-            b"\n" not in text and select.select([running.stdout], [], [], max(0, end - time.monotonic()))[0]
+            b"\n" not in text and select.select([process.stdout], [], [], max(0, end - time.monotonic()))[0]
         ):
-            letters = running.stdout.read1()
+            letters = process.stdout.read1()
             if not letters:
                 break
             text += letters
         return text.decode().strip()
     finally:
-        running.kill()
-        running.communicate()
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="no compilers cc and c++")
-@pytest.mark.parametrize("changes", [False, True])
-def test_the_sketch_prints_the_class_of_pytorch(changes, tmp_path):
+@pytest.mark.parametrize("varies", [False, True])
+def test_the_sketch_prints_the_class_of_pytorch(varies, tmp_path):
     for _, program, inputs, classes in networks():
         sample, expected = inputs[:, 3], classes[3]
-        write_library(program, tmp_path, sample.flip(1) if changes else sample, expected)
+        write_library(program, tmp_path, sample.flip(1) if varies else sample, expected)
         sketch = tmp_path / "examples" / "net" / "net.ino"
-        if changes:  # the first step differs, so the sketch holds all steps
+        if varies:  # the first step differs, so the sketch holds all steps
             write_library(program, tmp_path, torch.cat([sample[:1] * 0, sample[1:]]), expected)
             assert "sample[512]" in sketch.read_text()
         (tmp_path / "Arduino.h").write_text(ARDUINO)
@@ -176,8 +176,8 @@ def test_the_sketch_prints_the_class_of_pytorch(changes, tmp_path):
         include, net = f"-I{tmp_path / 'src'}", tmp_path / "net.o"
         build(["cc", "-Wall", "-Wextra", "-Werror", "-c", tmp_path / "src" / "net.c", "-o", net])
         build(["c++", "-Wall", "-Wextra", include, tmp_path / "main.cpp", net, "-o", tmp_path / "main"])
-        printed = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout
-        assert printed == f"class {expected}\n"
+        output = subprocess.run([tmp_path / "main"], capture_output=True, text=True, check=True).stdout
+        assert output == f"class {expected}\n"
 
 
 def test_every_build_system_finds_the_source(tmp_path):

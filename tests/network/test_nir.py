@@ -1,4 +1,4 @@
-"""Exchange through NIR: what is written comes back spike for spike, and what is wrong is named."""
+"""Exchange through NIR: written networks are read with equal spikes, and errors name the node or layer."""
 
 import re
 import struct
@@ -25,13 +25,13 @@ def spikes_of(net, inputs):
         return net(inputs)
 
 
-def chain(*nodes, edges=None, **named):
+def chain(*nodes, edges=None, **named_nodes):
     """A graph of nodes one after the other, unchecked by nir itself."""
-    named = {**{f"n{i}": node for i, node in enumerate(nodes)}, **named}
-    names = list(named)
+    named_nodes = {**{f"n{i}": node for i, node in enumerate(nodes)}, **named_nodes}
+    names = list(named_nodes)
     edges = list(pairwise(names)) if edges is None else edges
     checked = {} if not HAS_RESET else {"type_check": False}
-    return nir.NIRGraph(nodes=named, edges=edges, **checked)
+    return nir.NIRGraph(nodes=named_nodes, edges=edges, **checked)
 
 
 def ports(*nodes, shape=(3,), out=(3,), **kwargs):
@@ -56,7 +56,7 @@ CONVOLUTIONS = [
 
 
 @pytest.mark.parametrize("layer", CONVOLUTIONS, ids=repr)
-def test_convolutions_pool_and_flatten_come_back(layer, tmp_path):
+def test_convolutions_pool_and_flatten_are_read_as_written(layer, tmp_path):
     shape = (4, 9) if "Conv1d" in repr(layer) else (4, 9, 7)
     features = layer(torch.zeros(1, *shape)).numel()
     net = nn.Sequential(hb.EachStep(layer), hb.LIF(3.0, 0.1), nn.Flatten(2), nn.Linear(features, 3), hb.LI())
@@ -68,9 +68,9 @@ def test_convolutions_pool_and_flatten_come_back(layer, tmp_path):
 def test_a_normalization_is_folded():
     net = nn.Sequential(hb.EachStep(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)))).eval()
     net[0].module[1].running_var.uniform_(0.5, 2)
-    back, x = read(write(net, input_shape=(2, 6, 6))), torch.randn(6, 2, 2, 6, 6)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in back.modules())
-    torch.testing.assert_close(back(x), net(x), rtol=1e-4, atol=1e-5)
+    network, x = read(write(net, input_shape=(2, 6, 6))), torch.randn(6, 2, 2, 6, 6)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    torch.testing.assert_close(network(x), net(x), rtol=1e-4, atol=1e-5)
 
 
 def on_grid(net):
@@ -115,14 +115,14 @@ SUBTRACTING_CELLS = [
 @pytest.mark.parametrize("recurrent", [False, True])
 @pytest.mark.parametrize("cell", [*CELLS, *SUBTRACTING_CELLS, *CELLS_WITH_RESET * HAS_RESET], ids=repr)
 @pytest.mark.cover(1)
-def test_neurons_come_back(cell, recurrent, tmp_path):
+def test_neurons_are_read_as_written(cell, recurrent, tmp_path):
     neurons = hb.Recurrent(cell, 4, nn.Linear(4, 4)) if recurrent else hb.OverTime(cell)
     net, x = on_grid(nn.Sequential(nn.Linear(5, 4), neurons)), torch.randint(-64, 192, (40, 3, 5)) / 64
     graph = write(net, tmp_path / "net.nir", dt=0.7)
     for source in (graph, tmp_path / "net.nir"):
-        back = read(source)
-        assert torch.equal(spikes_of(back, x), spikes_of(net, x))
-        assert [name for name, _ in back.named_children()] == ["0", "1"]
+        network = read(source)
+        assert torch.equal(spikes_of(network, x), spikes_of(net, x))
+        assert [name for name, _ in network.named_children()] == ["0", "1"]
     assert spikes_of(net, x).any()
 
 
@@ -144,7 +144,7 @@ def test_a_reset_by_subtraction_is_an_integrator_a_threshold_and_a_scale():
     ],
     ids=repr,
 )
-def test_poolings_that_nir_has_not_are_written_as_chains(pool):
+def test_poolings_without_a_nir_node_are_written_as_chains(pool):
     net = on_grid(nn.Sequential(hb.EachStep(nn.Conv2d(2, 3, 3)), hb.IF(0.5), hb.EachStep(pool)))
     x = torch.randint(-64, 192, (12, 3, 2, 9, 9)) / 64
     torch.testing.assert_close(spikes_of(read(write(net, input_shape=(2, 9, 9))), x), spikes_of(net, x))
@@ -169,13 +169,13 @@ def test_additions_and_layers_called_twice():
     assert sum(isinstance(node, nir.IF) for node in graph.nodes.values()) == 2
 
 
-def test_what_was_read_is_written_again_without_saying_shape_or_dt(tmp_path):
+def test_a_network_read_from_nir_is_written_without_shape_and_dt(tmp_path):
     net = nn.Sequential(hb.EachStep(nn.Conv2d(1, 2, 3)), hb.LIF(4.0, 0.1))
     x = torch.rand(5, 2, 1, 6, 6)
-    back = read(write(net, dt=0.25, input_shape=(1, 6, 6)))
-    assert back.meta == {"input_shape": (1, 6, 6), "dt": 0.25}
-    again = write(back, tmp_path / "again.nir")
-    np.testing.assert_allclose(again.nodes["1"].tau, 1.0)
+    network = read(write(net, dt=0.25, input_shape=(1, 6, 6)))
+    assert network.meta == {"input_shape": (1, 6, 6), "dt": 0.25}
+    rewritten = write(network, tmp_path / "again.nir")
+    np.testing.assert_allclose(rewritten.nodes["1"].tau, 1.0)
     assert torch.equal(spikes_of(read(tmp_path / "again.nir"), x), spikes_of(net, x))
     assert not list(tmp_path.glob("*.part"))
 
@@ -190,12 +190,12 @@ DELAYED_LAYERS = [
 
 
 @pytest.mark.parametrize("layer", DELAYED_LAYERS, ids=repr)
-def test_windows_and_delays_come_back(layer, tmp_path):
+def test_windows_and_delays_are_read_as_written(layer, tmp_path):
     net = nn.Sequential(layer, hb.LI(tau=3.0)).eval()
     x = torch.rand(12, 2, 3)
     write(net, tmp_path / "net.nir", input_shape=(3,), dt=1e-3)
-    again = read(tmp_path / "net.nir")
-    torch.testing.assert_close(again(x), net(x))
+    network = read(tmp_path / "net.nir")
+    torch.testing.assert_close(network(x), net(x))
 
 
 def test_delays_are_in_seconds():
@@ -218,7 +218,7 @@ def test_a_window_over_images_is_refused():
         write(nn.Sequential(hb.Window(3, 4, 2)), input_shape=(3, 8, 8))
 
 
-def test_state_goes_on_through_run():
+def test_state_continues_in_run():
     net = read(write(nn.Sequential(nn.Linear(3, 4), hb.Recurrent(hb.LIFCell(3.0, 0.2), 4))))
     x = torch.rand(8, 2, 3)
     first, state = hb.run(net, x[:3])
@@ -226,7 +226,7 @@ def test_state_goes_on_through_run():
     assert torch.equal(torch.cat([first, rest]), net(x))
 
 
-# ---- what the nodes mean ---------------------------------------------------------------------------
+# ---- equations of the nodes ------------------------------------------------------------------------
 
 
 def euler(x, tau, r, leak, threshold, reset, dt):
@@ -252,28 +252,28 @@ def test_lif_follows_its_differential_equation(r, leak):
     assert 0.02 < net(x).mean() < 0.9
 
 
-def test_cubalif_gain_goes_through_both_stages():
+def test_cubalif_gain_is_applied_in_both_stages():
     fields = {"tau_syn": 4e-3, "tau_mem": 2e-3, "r": 3.0, "w_in": 5.0, "v_leak": 0.0, "v_threshold": 0.5}
     net = read(ports(nir.CubaLIF(**{k: np.full(3, v) for k, v in fields.items()})), dt=1e-3).double()
     x = torch.rand(100, 2, 3, dtype=torch.float64) * 0.08
     i = v = torch.zeros(2, 3, dtype=torch.float64)
-    wanted = []
+    expected = []
     for current in x:
         i = i + 0.25 * (-i + 5.0 * current)
         v = v + 0.5 * (-v + 3.0 * i)
-        wanted.append((v > 0.5).double())
-        v = v * (1 - wanted[-1])
-    assert torch.equal(net(x), torch.stack(wanted))
+        expected.append((v > 0.5).double())
+        v = v * (1 - expected[-1])
+    assert torch.equal(net(x), torch.stack(expected))
     assert 0.02 < net(x).mean() < 0.9
 
 
 @pytest.mark.parametrize("tau", [10 / 3, 2.7182818284590452, 1.0000001, torch.full((3,), 10 / 3)])
 @pytest.mark.parametrize("dt", [1e-4, 0.3])
-def test_a_time_constant_comes_back_to_its_last_bit(tmp_path, tau, dt):
+def test_a_time_constant_is_read_to_its_last_bit(tmp_path, tau, dt):
     write(nn.Sequential(nn.Linear(2, 3), hb.LIF(tau)), tmp_path / "net.nir", dt=dt)
-    back = _neuron(read(tmp_path / "net.nir")).tau
-    assert type(back) is type(tau)
-    assert torch.equal(torch.as_tensor(back), torch.as_tensor(tau))
+    network = _neuron(read(tmp_path / "net.nir")).tau
+    assert type(network) is type(tau)
+    assert torch.equal(torch.as_tensor(network), torch.as_tensor(tau))
 
 
 def test_time_constants_are_seconds_even_if_metadata_contradicts():
@@ -305,7 +305,7 @@ def test_sum_pooling_and_scale():
     assert kinds == {nir.Input, nir.SumPool2d, nir.Scale, nir.Output}
 
 
-def test_a_gain_before_a_recurrent_neuron_is_also_on_the_way_back():
+def test_a_gain_before_a_recurrent_neuron_also_scales_the_recurrent_input():
     weight = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
     nodes = {"input": nir.Input(np.array([3])), "rec.lif": lif(3, tau=4e-3, r=2.0, threshold=0.3),
              "rec.w": nir.Linear(weight), "output": nir.Output(np.array([3]))}  # fmt: skip
@@ -313,12 +313,12 @@ def test_a_gain_before_a_recurrent_neuron_is_also_on_the_way_back():
     net = read(chain(edges=edges, **nodes), dt=1e-3)
     x = torch.rand(40, 2, 3)
     v = s = torch.zeros(2, 3)
-    wanted = []
+    expected = []
     for current in x:
         v = 0.75 * v * (1 - s) + 0.5 * (current + s @ torch.tensor(weight).T)
         s = (v > 0.3).float()
-        wanted.append(s)
-    assert torch.equal(net(x), torch.stack(wanted))
+        expected.append(s)
+    assert torch.equal(net(x), torch.stack(expected))
 
 
 def test_a_graph_in_a_graph_in_a_graph():
@@ -331,11 +331,11 @@ def test_a_graph_in_a_graph_in_a_graph():
     assert torch.equal(net(x), read(ports(*nodes, out=(2,)), dt=1e-3)(x))
 
 
-# ---- what cannot be said ---------------------------------------------------------------------------
+# ---- layers without a NIR node ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("layer", "says"),
+    ("layer", "message"),
     [
         (hb.CubaLIF(reset="subtract"), 'reset="subtract"'),
         (hb.LIF(lower_bound=-1.0), "lower_bound=-1.0"),
@@ -348,13 +348,13 @@ def test_a_graph_in_a_graph_in_a_graph():
         (hb.IF(torch.ones(3)), "must match the size"),
     ],
 )
-def test_what_nir_cannot_say_names_the_layer(layer, says):
-    with pytest.raises(ValueError, match=rf"layer '1['.].*{re.escape(says)}"):
+def test_layers_that_nir_cannot_represent_are_named(layer, message):
+    with pytest.raises(ValueError, match=rf"layer '1['.].*{re.escape(message)}"):
         write(nn.Sequential(nn.Linear(2, 4), layer))
 
 
 @pytest.mark.parametrize(
-    ("layer", "says"),
+    ("layer", "message"),
     [
         (nn.MaxPool2d(2), "max-pooling only of spikes"),
         (nn.AvgPool2d(2, ceil_mode=True), "ceil_mode"),
@@ -363,14 +363,14 @@ def test_what_nir_cannot_say_names_the_layer(layer, says):
         (nn.Flatten(0), "time and batch"),
     ],
 )
-def test_what_nir_cannot_say_of_images_names_the_layer(layer, says):
+def test_image_layers_that_nir_cannot_represent_are_named(layer, message):
     with pytest.raises(ValueError, match="input_shape must be given"):
         write(nn.Sequential(hb.EachStep(layer)))
-    with pytest.raises(ValueError, match=rf"layer '0.module'.*{says}"):
+    with pytest.raises(ValueError, match=rf"layer '0.module'.*{message}"):
         write(nn.Sequential(hb.EachStep(layer)), input_shape=(1, 6, 6))
 
 
-def test_what_only_training_needs_is_a_warning_that_names_the_layers():
+def test_a_warning_names_the_layers_that_only_training_needs():
     net = nn.Sequential(
         nn.Linear(2, 3), hb.IF(surrogate=hb.surrogate.ATan()), nn.Dropout(0.1), nn.Linear(3, 3),
         hb.LIF(detach_reset=True), nn.Linear(3, 2), hb.IF(),
@@ -395,11 +395,11 @@ def test_an_old_nir_has_no_reset_potential():
         write(nn.Sequential(nn.Linear(2, 3), hb.IF(reset=-0.1)))
 
 
-# ---- files and graphs that are wrong ---------------------------------------------------------------
+# ---- invalid files and graphs ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("graph", "says"),
+    ("graph", "message"),
     [
         (lambda: ports(nir.Linear(np.eye(4))), r"node 'n1' \(Linear\): takes 4 inputs.*\(3,\)"),
         (lambda: ports(nir.Affine(np.eye(3), np.ones(2))), r"node 'n1' \(Affine\): (.|\n)*bias"),
@@ -414,8 +414,8 @@ def test_an_old_nir_has_no_reset_potential():
         (lambda: ports(nir.Linear(np.eye(3)), edges=[("n0", "n1"), ("n0", "n1"), ("n1", "n2")]), "twice"),
     ],
 )
-def test_a_graph_that_does_not_fit_names_the_node(graph, says):
-    with pytest.raises(ValueError, match=says):
+def test_a_graph_that_does_not_fit_names_the_node(graph, message):
+    with pytest.raises(ValueError, match=message):
         read(graph(), dt=1e-3)
 
 
@@ -449,8 +449,8 @@ def test_an_unknown_edge_and_a_dead_end():
         read(graph, dt=1e-3)
 
 
-def put(path, nodes, edges=()):
-    """A file made by hand: nodes as dictionaries of fields."""
+def write_file(path, nodes, edges=()):
+    """Writes a NIR file with `nodes`, a dictionary of fields for each name, and returns its path."""
     with h5py.File(path, "w") as file:
         top = file.create_group("node")
         top["type"] = "NIRGraph"
@@ -467,7 +467,7 @@ LINE = [("input", "x"), ("x", "output")]
 
 
 @pytest.mark.parametrize(
-    ("fields", "says"),
+    ("fields", "message"),
     [
         (
             {"type": "Izhikevich", "a": 0.1, "r": np.ones(3)},
@@ -478,14 +478,14 @@ LINE = [("input", "x"), ("x", "output")]
         ({"weight": np.eye(3)}, "node 'x' has no type"),
     ],
 )
-def test_a_file_with_strange_nodes(tmp_path, fields, says):
-    path = put(tmp_path / "x.nir", {"input": IN, "x": fields, "output": OUT}, LINE)
-    with pytest.raises(ValueError, match=says):
+def test_a_file_with_invalid_nodes(tmp_path, fields, message):
+    path = write_file(tmp_path / "x.nir", {"input": IN, "x": fields, "output": OUT}, LINE)
+    with pytest.raises(ValueError, match=message):
         read(path)
 
 
 def test_a_file_that_claims_to_be_huge_is_not_loaded(tmp_path):
-    path = put(tmp_path / "x.nir", {"input": IN, "x": {"type": "Linear"}, "output": OUT}, LINE)
+    path = write_file(tmp_path / "x.nir", {"input": IN, "x": {"type": "Linear"}, "output": OUT}, LINE)
     with h5py.File(path, "r+") as file:
         file["node/nodes/x"].create_dataset(
             "weight", (10**6, 10**6), "f4", chunks=(64, 64), compression="gzip"
@@ -499,19 +499,19 @@ def test_a_layer_whose_output_would_be_huge(tmp_path):
     conv = {"type": "Conv2d", "weight": np.ones((1, 1, 1, 1)), "bias": np.ones(1), "stride": [1, 1],
             "padding": [10**6, 10**6], "dilation": [1, 1], "groups": 1}  # fmt: skip
     image = {"type": "Input", "shape": [1, 8, 8]}
-    path = put(tmp_path / "x.nir", {"input": image, "x": conv, "output": OUT}, LINE)
+    path = write_file(tmp_path / "x.nir", {"input": image, "x": conv, "output": OUT}, LINE)
     with pytest.raises(ValueError, match=r"node 'x' \(Conv2d\).*max_bytes"):
         read(path)
 
 
 def test_a_delay_whose_past_would_be_huge(tmp_path):
     image, late = {"type": "Input", "shape": [3]}, {"type": "Delay", "delay": np.full(3, 1e9)}
-    path = put(tmp_path / "x.nir", {"input": image, "x": late, "output": OUT}, LINE)
-    for dt, says in (
+    path = write_file(tmp_path / "x.nir", {"input": image, "x": late, "output": OUT}, LINE)
+    for dt, message in (
         (1e-4, r"delay must be at most 16,777,216 steps"),
         (1e2, r"\(10000000, 3\), takes 120,"),
     ):
-        with pytest.raises(ValueError, match=rf"node 'x' \(Delay\): .*{says}"):
+        with pytest.raises(ValueError, match=rf"node 'x' \(Delay\): .*{message}"):
             read(path, dt=dt, max_bytes=10**8)
     assert read(path, dt=1e6).x.reach == 1000
 
@@ -529,24 +529,24 @@ NAMES = [
     "a.forward",
 ]
 NAMES += ["add", "flatten", "ﬁ", 'a"b', "a b", "a\\", "a/b", "a.b", "a", ".", "", "*/", "é", "0"]
-IN_FILES = [name for name in NAMES if "/" not in name and name not in (".", "")]  # HDF5 takes those for paths
+IN_FILES = [name for name in NAMES if "/" not in name and name not in (".", "")]  # HDF5 reads those as paths
 
 
-def named(names):
-    """A linear layer under each name, one after the other; the weights tell each from the others."""
+def graph_of_names(names):
+    """A chain with one linear layer for each of `names`, and the layers, which have different weights."""
     layers = [nir.Linear(torch.randn(3, 3).numpy()) for _ in names]
     line = {"input": nir.Input(np.array([3])), **dict(zip(names, layers, strict=True))}
     return chain(**{**line, "output": nir.Output(np.array([3]))}), layers
 
 
 @pytest.mark.parametrize("names", [*([name] for name in NAMES), NAMES, NAMES[::-1]], ids=str)
-def test_any_name_of_a_node_is_a_layer(names, tmp_path):
-    graph, layers = named(names)
+def test_a_node_may_have_any_name(names, tmp_path):
+    graph, layers = graph_of_names(names)
     net, x = read(graph), torch.randn(2, 1, 3)
-    wanted = x
+    expected = x
     for layer in layers:
-        wanted = wanted @ torch.from_numpy(layer.weight).T
-    torch.testing.assert_close(net(x), wanted, rtol=1e-4, atol=1e-4)
+        expected = expected @ torch.from_numpy(layer.weight).T
+    torch.testing.assert_close(net(x), expected, rtol=1e-4, atol=1e-4)
     assert len({*net.state_dict()}) == len(names)
     net.load_state_dict(net.state_dict())
     write(net, tmp_path / "net.nir")
@@ -555,7 +555,7 @@ def test_any_name_of_a_node_is_a_layer(names, tmp_path):
 
 
 @pytest.mark.parametrize("name", ['a"b', "import", "graph", "meta", "add", "a/b", "??/", "*/", "new\nline"])
-def test_any_name_of_a_layer_is_written(tmp_path, name):
+def test_a_layer_may_have_any_name(tmp_path, name):
     net = nn.Sequential()
     net.add_module(name, nn.Linear(3, 2))
     write(net, tmp_path / "x.nir")
@@ -563,29 +563,29 @@ def test_any_name_of_a_layer_is_written(tmp_path, name):
     assert torch.equal(read(tmp_path / "x.nir")(x), net(x))
 
 
-def test_links_and_bottomless_groups_are_not_followed(tmp_path):
-    path = put(tmp_path / "x.nir", {"input": IN, "x": {"type": "Linear"}, "output": OUT}, LINE)
+def test_links_and_recursive_groups_are_not_followed(tmp_path):
+    path = write_file(tmp_path / "x.nir", {"input": IN, "x": {"type": "Linear"}, "output": OUT}, LINE)
     with h5py.File(path, "r+") as file:
         file["node/nodes/x/weight"] = h5py.ExternalLink("/etc/hostname", "/weight")
     with pytest.raises(ValueError, match="nodes/x/weight is a link"):
         read(path)
     with h5py.File(path, "r+") as file:
         del file["node/nodes/x/weight"]
-        file["node/nodes/x/again"] = file["node/nodes"]  # a hard link to what holds it
+        file["node/nodes/x/again"] = file["node/nodes"]  # a hard link to its parent
     with pytest.raises(ValueError, match="recursion"):
         read(path)
 
 
-def test_values_kept_outside_the_file_are_not_read(tmp_path):
+def test_values_stored_outside_the_file_are_not_read(tmp_path):
     (tmp_path / "raw").write_bytes(bytes(36))
-    path = put(tmp_path / "x.nir", {"input": IN, "x": {"type": "Linear"}, "output": OUT}, LINE)
+    path = write_file(tmp_path / "x.nir", {"input": IN, "x": {"type": "Linear"}, "output": OUT}, LINE)
     with h5py.File(path, "r+") as file:
         file["node/nodes/x"].create_dataset("weight", (3, 3), "f4", external=[(str(tmp_path / "raw"), 0, 36)])
     with pytest.raises(ValueError, match="nodes/x/weight keeps its values outside"):
         read(path)
 
 
-def test_no_file_and_not_a_file(tmp_path):
+def test_missing_and_invalid_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.nir"):
         read(tmp_path / "none.nir")
     (tmp_path / "text.nir").write_text("hello")
@@ -595,9 +595,9 @@ def test_no_file_and_not_a_file(tmp_path):
         read(3)
 
 
-def _own_tree(path, graphs=160):
-    """A file whose table of groups holds itself: HDF5 walks over it until its stack overflows."""
-    put(path, {"input": IN, **{f"n{i:03d}": {"type": "Scale"} for i in range(graphs)}, "output": OUT})
+def _recursive_tree(path, graphs=160):
+    """A file whose table of groups contains itself: HDF5 walks over it until its stack overflows."""
+    write_file(path, {"input": IN, **{f"n{i:03d}": {"type": "Scale"} for i in range(graphs)}, "output": OUT})
     data = bytearray(path.read_bytes())
     at = -1
     while (at := data.find(b"TREE", at + 1)) >= 0:
@@ -609,21 +609,21 @@ def _own_tree(path, graphs=160):
     return path
 
 
-def _bomb(path):
-    """A file of 1 MB in which sixteen numbers are 1 GB of zeros, packed."""
-    put(path, {"input": IN, "x": {"type": "Scale"}, "output": OUT}, LINE)
+def _decompression_bomb(path):
+    """A file of 1 MB whose data set of sixteen numbers decompresses to 1 GB of zeros."""
+    write_file(path, {"input": IN, "x": {"type": "Scale"}, "output": OUT}, LINE)
     packer = zlib.compressobj(9, wbits=-15)
-    block = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)  # which may follow itself
-    checksum = ((64 << 24) % 65521 << 16) + 1  # Adler-32 of as many zeros
-    packed = b"x\xda" + 64 * block + packer.flush() + checksum.to_bytes(4, "big")
+    block = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)  # may be repeated
+    checksum = ((64 << 24) % 65521 << 16) + 1  # Adler-32 of the zeros
+    compressed = b"x\xda" + 64 * block + packer.flush() + checksum.to_bytes(4, "big")
     with h5py.File(path, "r+") as file:
         values = file["node/nodes/x"].create_dataset("scale", (16,), "f4", chunks=(16,), compression="gzip")
-        values.id.write_direct_chunk((0,), packed)
+        values.id.write_direct_chunk((0,), compressed)
     return path
 
 
-@pytest.mark.parametrize("make", [_own_tree, _bomb])
-def test_what_would_crash_or_fill_this_process_is_a_sentence(tmp_path, make):
+@pytest.mark.parametrize("make", [_recursive_tree, _decompression_bomb])
+def test_files_that_crash_hdf5_or_fill_the_memory_raise_an_error(tmp_path, make):
     resource = pytest.importorskip("resource", reason="memory is not measured here")
     path = make(tmp_path / "x.nir")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -636,7 +636,7 @@ ENDLESS = """
 import signal, sys, time
 sys.path.insert(0, {folder!r})
 import file
-file.refusal = lambda *arguments: any(iter(int, 1))  # as HDF5 does: deaf to signals
+file.refusal = lambda *arguments: any(iter(int, 1))  # an endless loop that ignores signals, as in HDF5
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
 file.main(sys.argv[1], int(sys.argv[2]))
@@ -650,8 +650,8 @@ file.main(sys.argv[1], int(sys.argv[2]))
         ("import sys; sys.modules['resource'] = None\n", 3.0, "reading it does not end"),  # as on Windows
     ],
 )
-def test_what_would_take_no_end_is_a_sentence(tmp_path, monkeypatch, program, patience, message):
-    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+def test_files_that_never_end_raise_an_error(tmp_path, monkeypatch, program, patience, message):
+    path = write_file(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
     (tmp_path / "program.py").write_text(program + ENDLESS.format(folder=str(file.PROGRAM.parent)))
     monkeypatch.setattr(file, "PROGRAM", tmp_path / "program.py")
     monkeypatch.setattr(file, "PATIENCE", patience)
@@ -660,7 +660,7 @@ def test_what_would_take_no_end_is_a_sentence(tmp_path, monkeypatch, program, pa
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "says"),
+    ("key", "value", "message"),
     [
         ("edges", 3.0, "must have pairs of names as edges"),
         ("edges", np.zeros((2, 3)), "must have pairs of names as edges"),
@@ -671,23 +671,23 @@ def test_what_would_take_no_end_is_a_sentence(tmp_path, monkeypatch, program, pa
         ("metadata/dt", np.zeros(2), "dt must be positive and finite seconds"),
     ],
 )
-def test_a_file_with_strange_edges_or_notes(tmp_path, key, value, says):
-    path = put(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
+def test_a_file_with_invalid_edges_or_metadata(tmp_path, key, value, message):
+    path = write_file(tmp_path / "x.nir", {"input": IN, "output": OUT}, [("input", "output")])
     with h5py.File(path, "r+") as contents:
         if key in contents["node"]:
             del contents["node"][key]
         contents["node"][key] = value
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         read(path)
     with h5py.File(path, "r+") as contents:
         contents["node"].pop("metadata", None)
-        contents["node"]["metadata"] = 3.0  # no group, so it says no dt
+        contents["node"]["metadata"] = 3.0  # not a group, so dt is unknown
         contents["node"].pop("edges")
         contents["node"]["edges"] = np.array([("input", "output")], h5py.string_dtype())
     assert read(path).meta["dt"] is None
 
 
-# ---- a neuron without a leak: writers that count a step, and writers that count a second ---------------
+# ---- neurons without a leak: writers scale the input by step or by second ---------------------------
 
 
 def _integrators(r, n=3, kind="IF"):
@@ -702,7 +702,7 @@ def _integrators(r, n=3, kind="IF"):
     ("r", "dt", "gain"),
     [
         (1.0, None, 1.0),
-        (1e4, None, 1.0),  # as SpikingJelly writes by default, with no note of dt
+        (1e4, None, 1.0),  # SpikingJelly's default, without dt in the metadata
         (1.0 / 1e-3, 1e-3, 1.0),
         (np.float32(1 / 3e-4), 3e-4, 1.0),
         (1.0, 1e-3, 1.0),
@@ -714,5 +714,5 @@ def _integrators(r, n=3, kind="IF"):
 def test_one_over_dt_is_a_gain_of_one(kind, r, dt, gain):
     x = torch.rand(20, 2, 3)
     net = hb.IF() if kind == "IF" else hb.LI()
-    wanted = net(x * torch.tensor(gain))
-    assert torch.equal(read(_integrators(r, kind=kind), dt=dt)(x), wanted)
+    expected = net(x * torch.tensor(gain))
+    assert torch.equal(read(_integrators(r, kind=kind), dt=dt)(x), expected)

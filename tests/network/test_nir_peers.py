@@ -1,6 +1,6 @@
-"""Networks of hibana in other simulators: equal spikes at each step, or the reason of a difference.
+"""Networks of hibana in other simulators: equal spikes at each step, or the reason for a difference.
 
-Left out where the other libraries are not installed; benchmarks/nir_peers.py says how to install them.
+Skipped if the other libraries are not installed; benchmarks/nir_peers.py describes their installation.
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ from benchmarks import nir_peers
 from benchmarks.nir_peers import norse, rockpool, sinabs, snntorch, spikingjelly
 from hibana.network.nir import read, write
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # what the peers warn of is theirs
+pytestmark = pytest.mark.filterwarnings("ignore")  # the peers' warnings
 
 
 PEERS = [
@@ -59,17 +59,17 @@ NETWORKS = {
 }  # fmt: skip
 DIFFERENT = {
     ("snntorch", "if"): "runs IF as a leak of 0.9 a step",
-    ("snntorch", "recurrent if"): "knows no recurrent IF",
+    ("snntorch", "recurrent if"): "has no recurrent IF",
     ("snntorch", "recurrent bias"): "leaves the recurrent bias out at the first step",
     ("snntorch", "flatten"): "counts Flatten's dimensions with the batch",
     ("norse", "lif"): "ignores the r of a LIF",
     ("norse", "recurrent lif"): "ignores the r of a LIF",
     ("norse", "recurrent bias"): "leaves the recurrent bias out at the first step",
-    ("norse", "pooling"): "knows no AvgPool2d",
+    ("norse", "pooling"): "has no AvgPool2d",
     ("norse", "flatten"): "counts Flatten's dimensions with the batch",
-    ("spikingjelly", "if"): "wants an IF's r to be 1 / dt",
+    ("spikingjelly", "if"): "requires r = 1 / dt for an IF",
     ("spikingjelly", "recurrent bias"): "leaves the recurrent bias out at the first step",
-    ("spikingjelly", "recurrent if"): "wants an IF's r to be 1 / dt",
+    ("spikingjelly", "recurrent if"): "requires r = 1 / dt for an IF",
     **{
         ("sinabs", name): "subtracts the threshold, several times a step; decays by exp(-1/tau)"
         for name in NETWORKS
@@ -89,41 +89,41 @@ def test_the_same_spikes_at_each_step(peer, name):
     inputs = torch.rand(50, 4, *shape)
     graph = write(net, dt=1e-4, input_shape=shape)
     with torch.no_grad():
-        wanted = net(inputs)
-        assert torch.equal(read(graph)(inputs), wanted)
-    assert 0.01 < wanted.bool().float().mean() < 0.99 or name == "pooling"
-    same = equal(peer, graph, inputs, wanted)
+        expected = net(inputs)
+        assert torch.equal(read(graph)(inputs), expected)
+    assert 0.01 < expected.bool().float().mean() < 0.99 or name == "pooling"
+    same = runs_equally(peer, graph, inputs, expected)
     assert same == ((peer.__name__, name) not in DIFFERENT), DIFFERENT.get((peer.__name__, name))
 
 
-def equal(peer, graph, inputs, wanted):
-    """Whether `peer` gives `wanted`; what it cannot run differs."""
+def runs_equally(peer, graph, inputs, expected):
+    """Whether `peer` returns `expected`; False if it cannot run the network."""
     try:
         outputs = peer(graph, inputs)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         warnings.warn(f"{peer.__name__} raised {error!r}", stacklevel=2)
         return False
-    return torch.equal(outputs, wanted)
+    return torch.equal(outputs, expected)
 
 
 @pytest.mark.parametrize("neuron", ["IFNode", "LIFNode", "CUBALIFNode"])
 @pytest.mark.parametrize("dt", [1e-4, 1e-3])
-def test_what_spikingjelly_writes_spikes_as_it_does_there(tmp_path, neuron, dt):
+def test_networks_written_by_spikingjelly_spike_as_in_spikingjelly(tmp_path, neuron, dt):
     exchange = pytest.importorskip("spikingjelly.activation_based.nir_exchange")
     from spikingjelly.activation_based import functional
     from spikingjelly.activation_based import neuron as neurons
 
-    given = {"c_decay": 0.5, "v_decay": 0.75} if neuron == "CUBALIFNode" else {}
-    net = nn.Sequential(nn.Linear(5, 8), getattr(neurons, neuron)(v_threshold=0.4, **given))
+    decays = {"c_decay": 0.5, "v_decay": 0.75} if neuron == "CUBALIFNode" else {}
+    net = nn.Sequential(nn.Linear(5, 8), getattr(neurons, neuron)(v_threshold=0.4, **decays))
     functional.set_step_mode(net, "m")
     inputs = torch.rand(50, 4, 5)
     graph = exchange.export_to_nir(net, inputs, save_path=tmp_path / "x.nir", dt=dt)
     functional.reset_net(net)
     with torch.no_grad():
-        wanted = net(inputs)
-        assert 0.01 < wanted.mean() < 0.99
+        expected = net(inputs)
+        assert 0.01 < expected.mean() < 0.99
         for source in (graph, tmp_path / "x.nir"):
-            assert torch.equal(read(source, dt=dt)(inputs), wanted)
+            assert torch.equal(read(source, dt=dt)(inputs), expected)
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +141,12 @@ def digits():
         ("sinabs", nir_peers.dynapcnn_network, nir_peers.dynapcnn),
     ],
 )
-def test_trained_networks_spike_alike_with_the_numbers_of_a_chip(digits, module, make, simulate):
+def test_trained_networks_spike_alike_in_the_simulation_of_a_chip(digits, module, make, simulate):
     pytest.importorskip(module)
     spikes, classes = digits
     net = make()
     nir_peers.train(net, spikes, classes, epochs=2)
     with torch.no_grad():
-        chip, numbers = simulate(net, spikes[:, 1697:])
-    assert torch.equal(chip, numbers)
+        chip, integers = simulate(net, spikes[:, 1697:])
+    assert torch.equal(chip, integers)
     assert (chip.sum(0).argmax(1) == classes[1697:]).double().mean() > 0.4

@@ -1,4 +1,4 @@
-"""A network as ONNX: the loop over time in it, and the same spikes where sums are exact."""
+"""Networks as ONNX, including the loop over time: the same spikes if sums are exact."""
 
 from importlib.util import find_spec
 
@@ -25,13 +25,13 @@ def in_openvino(model, inputs):
     import openvino
 
     core = openvino.Core()
-    read = core.read_model(model.SerializeToString())
-    compiled = core.compile_model(read, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    onnx_model = core.read_model(model.SerializeToString())
+    compiled = core.compile_model(onnx_model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return torch.from_numpy(compiled([inputs.numpy()])[0])
 
 
-def larger(layer, by):
-    layer.weight.data *= by
+def scale_weights(layer, factor):
+    layer.weight.data *= factor
     return layer
 
 
@@ -92,21 +92,21 @@ without_openvino = pytest.mark.skipif(find_spec("openvino") is None, reason="ope
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "all other cells")) for name in NETWORKS]
 )
-def test_whole_numbers_are_the_same_elsewhere_for_any_time_and_batch(name, outputs_of):
+def test_quantized_networks_are_the_same_in_onnx_for_any_time_and_batch(name, outputs_of):
     make, shape = NETWORKS[name]
     torch.manual_seed(0)
     inputs = torch.rand(7, 3, *shape)
-    small, _ = hb.quantize(make().eval(), inputs)
-    model = to_onnx(small, inputs[:2, :1])
-    for given in (inputs, inputs[:4, :2]):
-        whole = small.integer_input(given)
+    quantized, _ = hb.quantize(make().eval(), inputs)
+    model = to_onnx(quantized, inputs[:2, :1])
+    for part in (inputs, inputs[:4, :2]):
+        integers = quantized.integer_input(part)
         with torch.no_grad():
-            wanted = small.net(whole)
-        assert wanted.count_nonzero() > 0
-        assert torch.equal(outputs_of(model, whole), wanted)
+            expected = quantized.net(integers)
+        assert expected.count_nonzero() > 0
+        assert torch.equal(outputs_of(model, integers), expected)
 
 
-def test_a_network_in_floats_is_the_same_to_rounding():
+def test_a_float_network_is_the_same_up_to_rounding():
     net = nn.Sequential(nn.Linear(5, 4), hb.LI(3.0)).eval()
     inputs = torch.rand(6, 2, 5)
     with torch.no_grad():
@@ -114,7 +114,7 @@ def test_a_network_in_floats_is_the_same_to_rounding():
 
 
 @pytest.mark.parametrize("cell", [hb.IzhikevichCell(dt=0.5), hb.EIFCell(), hb.QIFCell()], ids=repr)
-def test_neurons_with_an_upstroke_spike_the_same_in_floats(cell):
+def test_float_neurons_with_an_upstroke_spike_the_same(cell):
     torch.manual_seed(0)
     net, scale = nn.Sequential(hb.OverTime(cell)), 40 if isinstance(cell, hb.IzhikevichCell) else 1
     inputs = torch.rand(30, 2, 8) * scale
@@ -124,14 +124,14 @@ def test_neurons_with_an_upstroke_spike_the_same_in_floats(cell):
     assert torch.equal(in_onnxruntime(to_onnx(net, inputs), inputs), expected)
 
 
-def test_its_size_does_not_grow_with_time():
+def test_the_models_size_does_not_grow_with_time():
     net = nn.Sequential(hb.Window(5, 4, 3), hb.CubaLIF(), hb.Delay(2.0), hb.DelayedLinear(4, 2, 2), hb.LI())
     short, long = (to_onnx(net, torch.rand(steps, 1, 5)).ByteSize() for steps in (1, 300))
     assert short == long
 
 
 @pytest.mark.parametrize("name", ["windows and delays", "windows and delays of images"])
-def test_windows_and_delays_in_floats_are_the_same_to_rounding(name):
+def test_float_windows_and_delays_are_the_same_up_to_rounding(name):
     make, shape = NETWORKS[name]
     torch.manual_seed(0)
     net, inputs = make().eval()[:1], torch.rand(9, 2, *shape)
@@ -140,7 +140,7 @@ def test_windows_and_delays_in_floats_are_the_same_to_rounding(name):
             torch.testing.assert_close(in_onnxruntime(to_onnx(layer, inputs[:2]), inputs), layer(inputs))
 
 
-def test_what_onnx_does_not_say_is_refused_by_name():
+def test_operations_without_onnx_form_are_named_in_the_error():
     class Strange(hb.Cell):
         def forward(self, input_, v_previous):
             return (torch.log1p(v_previous.abs()) + input_,)

@@ -1,4 +1,4 @@
-"""The page of a network: one file, opened from disk in headless Chromium, drawn to."""
+"""The HTML page of a network: opened from disk in headless Chromium, with strokes drawn by events."""
 
 import http.server
 import json
@@ -59,23 +59,23 @@ def browser():
     options.binary_location = chromium
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1280,1000"):
         options.add_argument(flag)
-    opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield opened
-    opened.quit()
+    chrome = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield chrome
+    chrome.quit()
 
 
-def opened(browser, path):
+def open_page(browser, path):
     browser.get(path.as_uri())
-    until = time.monotonic() + 600
+    deadline = time.monotonic() + 600
     while browser.execute_script("return document.body.dataset.ready") != "yes":
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     return browser
 
 
 @pytest.mark.parametrize("kind", ["mouse", "touch"])
 def test_drawn_strokes_give_the_digit(kind, browser):
-    page = opened(browser, SHIPPED)
+    page = open_page(browser, SHIPPED)
     assert {digit: page.execute_script(DRAW, strokes, kind) for digit, strokes in STROKES.items()} == {
         digit: digit for digit in STROKES
     }
@@ -83,21 +83,21 @@ def test_drawn_strokes_give_the_digit(kind, browser):
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_fits_and_speaks_both_languages(width, browser):
-    page = opened(browser, SHIPPED)
+    page = open_page(browser, SHIPPED)
     size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
     page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     lead = "return document.querySelector('[data-text=lead]').textContent"
-    said = []
+    leads = []
     for _ in range(2):
         page.execute_script("document.getElementById('language').click()")
-        said.append(page.execute_script(lead))
+        leads.append(page.execute_script(lead))
         assert page.execute_script("return document.documentElement.scrollWidth") <= width
-    assert sum("スパイキング" in each for each in said) == 1
+    assert sum("スパイキング" in text for text in leads) == 1
     assert page.get_log("browser") == []
 
 
 @pytest.fixture
-def served(tmp_path):
+def page_url(tmp_path):
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
             pass
@@ -112,22 +112,22 @@ def served(tmp_path):
         server.shutdown()
 
 
-def test_a_frame_is_as_high_as_what_it_shows(browser, served):
-    inside = "const d = document.querySelector('iframe').contentDocument; return d && d.body && "
+def test_a_frame_is_as_high_as_its_content(browser, page_url):
+    document = "const d = document.querySelector('iframe').contentDocument; return d && d.body && "
     for width in (1280, 390, 1280):
         size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
         browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.get(served)
-        until = time.monotonic() + 60
-        while browser.execute_script(f"{inside}d.body.dataset.ready") != "yes":
-            assert time.monotonic() < until
+        browser.get(page_url)
+        deadline = time.monotonic() + 60
+        while browser.execute_script(f"{document}d.body.dataset.ready") != "yes":
+            assert time.monotonic() < deadline
             time.sleep(0.05)
         time.sleep(0.2)
-        shown, frame = browser.execute_script(
-            f"{inside}[d.documentElement.scrollHeight, document.querySelector('iframe').clientHeight]"
+        content, frame = browser.execute_script(
+            f"{document}[d.documentElement.scrollHeight, document.querySelector('iframe').clientHeight]"
         )
-        assert frame <= shown <= frame + 1
-        assert browser.execute_script(f"{inside}d.body.offsetHeight") >= frame - 1
+        assert frame <= content <= frame + 1
+        assert browser.execute_script(f"{document}d.body.offsetHeight") >= frame - 1
 
 
 def test_the_page_loads_nothing():
@@ -136,24 +136,24 @@ def test_the_page_loads_nothing():
 
 
 @needs_zig
-def test_a_page_spikes_as_pytorch(browser, tmp_path):
+def test_a_page_computes_the_spikes_of_pytorch(browser, tmp_path):
     net = nn.Sequential(nn.Flatten(2), nn.Linear(20, 12), hb.IF(0.3), nn.Linear(12, 3), hb.LI()).eval()
     x = torch.rand(1, 2, 4, 5).expand(6, 2, 4, 5)
     path = tmp_path / "page.html"
     path.write_text(to_page(net, x, title="<b>mine</b>"), encoding="utf-8")
-    page = opened(browser, path)
-    shown = json.loads(page.execute_script("return JSON.stringify(frames.map((f) => [...f.output]))"))
+    page = open_page(browser, path)
+    outputs = json.loads(page.execute_script("return JSON.stringify(frames.map((f) => [...f.output]))"))
     spikes = page.execute_script("return frames.map((f) => [...f.layers[0]])")
-    small, _ = hb.quantize(net, x)
-    whole = small.integer_input(x)
+    quantized, _ = hb.quantize(net, x)
+    integers = quantized.integer_input(x)
     with torch.no_grad():
-        assert small.net(whole)[:, 0].tolist() == shown
-        assert small.net[:3](whole)[:, 0].tolist() == spikes
+        assert quantized.net(integers)[:, 0].tolist() == outputs
+        assert quantized.net[:3](integers)[:, 0].tolist() == spikes
     assert page.title == "<b>mine</b>"
     assert page.execute_script("return document.querySelector('h1').textContent") == "<b>mine</b>"
 
 
-def test_no_name_leaves_its_place_in_the_page(monkeypatch):
+def test_names_are_escaped_in_the_page(monkeypatch):
     monkeypatch.setattr("hibana.network.page.build.webassembly", lambda program: b"")
     name = '</script><!--<script>"@WASM@'
     net = nn.Sequential(nn.Flatten(2), nn.Linear(20, 3))
@@ -165,7 +165,7 @@ def test_no_name_leaves_its_place_in_the_page(monkeypatch):
     assert [layer["name"] for layer in json.loads(content)["layers"]] == [name]
 
 
-def test_what_is_no_drawing_is_refused():
+def test_inputs_that_are_not_constant_images_are_refused():
     net = nn.Sequential(nn.Linear(3, 2), hb.IF())
     with pytest.raises(ValueError, match=r"example must hold images .*\(2, 1, 3\)"):
         to_page(net, torch.rand(2, 1, 3))

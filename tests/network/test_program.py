@@ -1,4 +1,4 @@
-"""A network as one native program: what it returns, step by step and over sequences, and what it refuses."""
+"""Networks compiled to one native program: outputs of steps and of sequences, and refused inputs."""
 
 import copy
 import pickle
@@ -25,7 +25,7 @@ def mlp(*sizes, cell=hb.LIF):
 
 
 def dyadic(net, scale=64):
-    """`net`, with weights of which all sums are exact."""
+    """Rounds the weights of `net` to multiples of 1 / `scale`, whose sums are exact, and returns `net`."""
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.Conv1d):
@@ -39,8 +39,8 @@ def test_layers_of_all_sizes(size):
     check_programs(dyadic(mlp(5, size, 3)), (torch.rand(9, 2, 5) < 0.5).float())
 
 
-class OnInput(nn.Module):
-    """A branch that is added to the input, which lies in another order than what a convolution gives."""
+class InputResidual(nn.Module):
+    """A branch added to the input, whose memory layout differs from that of a convolution's output."""
 
     def __init__(self):
         super().__init__()
@@ -50,17 +50,17 @@ class OnInput(nn.Module):
         return self.neurons(self.conv(x)) + x * 0.5
 
 
-def test_images_are_put_in_the_order_in_which_they_are_read():
+def test_images_are_reordered_for_the_layer_that_reads_them():
     unflattened = nn.Sequential(
         hb.EachStep(nn.Conv2d(1, 4, 3, padding=1)), hb.IF(0.25), nn.Flatten(2), nn.Unflatten(2, (8, 3, 3)),
         hb.EachStep(nn.Conv2d(8, 2, 2)), hb.IF(0.25), hb.EachStep(nn.MaxPool2d(2, 1)),
     )  # fmt: skip
-    for net, shape in ((OnInput(), (2, 5, 5)), (unflattened, (1, 3, 6))):
+    for net, shape in ((InputResidual(), (2, 5, 5)), (unflattened, (1, 3, 6))):
         inputs = (torch.rand(8, 3, *shape) < 0.5).float()
         with torch.no_grad():
-            wanted = dyadic(net.eval())(inputs)
-        assert 0 < wanted.mean() < 1
-        assert torch.equal(hb.compile(net, inputs)(inputs), wanted)
+            expected = dyadic(net.eval())(inputs)
+        assert 0 < expected.mean() < 1
+        assert torch.equal(hb.compile(net, inputs)(inputs), expected)
 
 
 def test_a_stream_that_two_threads_use_raises_an_error():
@@ -97,11 +97,11 @@ def test_a_program_reads_tensors_with_the_negative_bit(negate):
 
 
 def test_neither_a_program_nor_a_stream_is_copied(program):
-    for made in (program, program.stream()):
+    for copyable in (program, program.stream()):
         with pytest.raises(TypeError, match="save the network, and compile"):
-            pickle.dumps(made)
+            pickle.dumps(copyable)
         with pytest.raises(TypeError, match="save the network, and compile"):
-            copy.deepcopy(made)
+            copy.deepcopy(copyable)
 
 
 @pytest.mark.parametrize("name", ["spiking_vgg", "sew_resnet"])
@@ -116,9 +116,9 @@ def test_deep_models_are_compiled(name):
             net(inputs)
     net.eval()
     with torch.no_grad():
-        wanted = in_order(net, inputs)(inputs)
-    assert wanted.std() > 0.01
-    torch.testing.assert_close(hb.compile(net, inputs)(inputs), wanted)
+        expected = in_order(net, inputs)(inputs)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(hb.compile(net, inputs)(inputs), expected)
 
 
 STEPS = [1, 2, 3, 4, 5, 7, 8, 11, 24, 25, 26, 31]
@@ -130,38 +130,38 @@ def test_a_dense_input_is_multiplied_for_several_steps_at_once(sizes, dtype):
     torch.manual_seed(0)
     net = mlp(*sizes).to(dtype)
     inputs = torch.randn(max(STEPS), 3, sizes[0], dtype=dtype)
-    inputs[5] *= torch.rand(sizes[0]) < 0.1  # among steps that are dense, one that is not
+    inputs[5] *= torch.rand(sizes[0]) < 0.1  # one sparse step among dense steps
     with torch.no_grad():
-        wanted = in_order(net, inputs)(inputs)
+        expected = in_order(net, inputs)(inputs)
     program = hb.compile(net, inputs)
     stream = program.stream(3)
-    assert torch.equal(torch.stack([stream.step(x) for x in inputs]), wanted)
+    assert torch.equal(torch.stack([stream.step(x) for x in inputs]), expected)
     for steps in STEPS:
-        assert torch.equal(program(inputs[:steps]), wanted[:steps])
-    without = mlp(*sizes).to(dtype)
-    for layer in without[::2]:
+        assert torch.equal(program(inputs[:steps]), expected[:steps])
+    without_bias = mlp(*sizes).to(dtype)
+    for layer in without_bias[::2]:
         layer.bias = None
     with torch.no_grad():
-        wanted = in_order(without, inputs)(inputs)
-    assert torch.equal(hb.compile(without, inputs)(inputs), wanted)
+        expected = in_order(without_bias, inputs)(inputs)
+    assert torch.equal(hb.compile(without_bias, inputs)(inputs), expected)
 
 
-def test_an_input_that_stays_the_same_is_multiplied_once():
-    for made, shape in (
+def test_a_constant_input_is_multiplied_once():
+    for network, shape in (
         (mlp(6, 20, 3), (6,)),
         (nn.Sequential(hb.IF(0.3), nn.Linear(4, 2)), (4,)),
         (nn.Sequential(hb.EachStep(nn.Conv2d(2, 3, 3)), hb.EachStep(nn.AvgPool2d(2)), hb.IF(0.1)), (2, 8, 8)),
-        (OnInput(), (2, 5, 5)),
+        (InputResidual(), (2, 5, 5)),
         (nn.Sequential(nn.Linear(3, 2)), (3,)),
     ):
         inputs = torch.rand(2, *shape).expand(9, 2, *shape)
         assert inputs.stride(0) == 0
-        program = hb.compile(made.eval(), inputs)
+        program = hb.compile(network.eval(), inputs)
         stream = program.stream(2)
         first = stream.run(inputs[:4])
-        wanted = program(inputs.contiguous())
-        assert torch.equal(program(inputs), wanted)
-        assert torch.equal(torch.cat([first, stream.run(inputs[4:])]), wanted)
+        expected = program(inputs.contiguous())
+        assert torch.equal(program(inputs), expected)
+        assert torch.equal(torch.cat([first, stream.run(inputs[4:])]), expected)
         wrong = torch.full([2, *shape], torch.nan).expand(9, 2, *shape)
         with pytest.raises(ValueError, match="NaN"):
             program(wrong)
@@ -170,8 +170,8 @@ def test_an_input_that_stays_the_same_is_multiplied_once():
 @pytest.fixture
 def net():
     torch.manual_seed(0)
-    made = nn.Sequential(nn.Linear(6, 70), hb.LIF(threshold=0.1), nn.Linear(70, 3), hb.LI())
-    return made.eval()
+    layers = nn.Sequential(nn.Linear(6, 70), hb.LIF(threshold=0.1), nn.Linear(70, 3), hb.LI())
+    return layers.eval()
 
 
 @pytest.fixture
@@ -184,29 +184,29 @@ def program(net, inputs):
     return hb.compile(net, inputs)
 
 
-def test_a_step_takes_tensors_arrays_and_places_of_spikes(program, inputs):
+def test_a_step_takes_tensors_arrays_and_indices_of_spikes(program, inputs):
     streams = [program.stream() for _ in range(5)]
     for x in inputs:
-        wanted = streams[0].step(x)
+        expected = streams[0].step(x)
         array = streams[1].step(x.numpy())
         assert isinstance(array, np.ndarray)
         assert array.shape == (1, 3)
         assert streams[2].step(x[0]).shape == (3,)
-        places = x[0].nonzero().flatten()
-        given = [places, places.numpy().astype(np.int32), places.tolist() * 2]
-        for one in (torch.from_numpy(array), streams[3].events(given[1]), streams[4].events(given[2])):
-            assert torch.equal(one, wanted)
+        indices = x[0].nonzero().flatten()
+        integers, repeated = indices.numpy().astype(np.int32), indices.tolist() * 2
+        for output in (torch.from_numpy(array), streams[3].events(integers), streams[4].events(repeated)):
+            assert torch.equal(output, expected)
     assert torch.equal(streams[2].state["1"][0], streams[0].state["1"][0])
 
 
-def test_strided_inputs_are_read_as_they_are(program, inputs):
+def test_strided_inputs_need_no_copy(program, inputs):
     wide = torch.rand(12, 1, 12)[..., ::2]
     assert not wide.is_contiguous()
     assert torch.equal(program(wide), program(wide.contiguous()))
     assert torch.equal(program.stream().step(wide[0]), program(wide[:1])[0])
 
 
-def test_the_state_is_that_of_run(net, program, inputs):
+def test_a_streams_state_equals_the_state_of_run(net, program, inputs):
     stream = program.stream()
     first = stream.run(inputs[:5])
     saved = stream.state
@@ -214,8 +214,8 @@ def test_the_state_is_that_of_run(net, program, inputs):
     torch.testing.assert_close(first, outputs.detach())
     assert saved.keys() == state.keys()
     for name, tensors in state.items():
-        for one, two in zip(saved[name], tensors, strict=True):
-            torch.testing.assert_close(one, two.detach())
+        for actual, expected in zip(saved[name], tensors, strict=True):
+            torch.testing.assert_close(actual, expected.detach())
     rest = stream.run(inputs[5:])
     stream.reset()
     assert torch.equal(stream.run(inputs[:5]), first)
@@ -225,19 +225,19 @@ def test_the_state_is_that_of_run(net, program, inputs):
     torch.testing.assert_close(hb.run(net, inputs[5:], saved)[0], net(inputs)[5:])
 
 
-def test_spikes_can_be_looked_at(net, program, inputs):
-    stream, seen = program.stream(), []
+def test_a_stream_returns_the_spikes_of_a_layer(net, program, inputs):
+    stream, spikes = program.stream(), []
     for x in inputs:
         stream.step(x)
-        seen.append(stream.spikes("1"))
+        spikes.append(stream.spikes("1"))
     with torch.no_grad():
-        assert torch.equal(torch.stack(seen), net[:2](inputs))
-    assert 0 < torch.stack(seen).mean() < 1
+        assert torch.equal(torch.stack(spikes), net[:2](inputs))
+    assert 0 < torch.stack(spikes).mean() < 1
     with pytest.raises(ValueError, match="layer must be one of the layers of neurons, 1, 3, got '0'"):
         stream.spikes("0")
 
 
-def test_weights_are_those_that_were_compiled_until_they_are_updated(net, program, inputs):
+def test_a_program_uses_the_compiled_weights_until_update_is_called(net, program, inputs):
     before, stream = program(inputs), program.stream()
     stream.run(inputs[:6])
     state = stream.state
@@ -262,26 +262,26 @@ def test_weights_are_those_that_were_compiled_until_they_are_updated(net, progra
 
 def test_streams_in_threads_are_independent(program):
     inputs = (torch.rand(6, 400, 1, 6) < 0.4).float()
-    wanted, found = [program(x) for x in inputs], [None] * len(inputs)
+    expected, outputs = [program(x) for x in inputs], [None] * len(inputs)
 
     def work(i):
         stream = program.stream()
-        found[i] = torch.stack([stream.step(x) for x in inputs[i]])
+        outputs[i] = torch.stack([stream.step(x) for x in inputs[i]])
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(map(torch.equal, wanted, found))
+    assert all(map(torch.equal, expected, outputs))
 
 
 def test_a_batch_is_split_among_torchs_threads(program):
     inputs = (torch.rand(40, 300, 6) < 0.4).float()
-    wanted, threads = program(inputs), torch.get_num_threads()
+    expected, threads = program(inputs), torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        assert torch.equal(program(inputs), wanted)
+        assert torch.equal(program(inputs), expected)
         stream = program.stream(300)
         stream.run(inputs)
         state = stream.state
@@ -294,14 +294,14 @@ def test_a_batch_is_split_among_torchs_threads(program):
         torch.set_num_threads(threads)
 
 
-def test_input_that_makes_no_sense_is_refused_and_changes_nothing(program, inputs):
+def test_invalid_inputs_are_refused_and_leave_the_state_unchanged(program, inputs):
     stream = program.stream()
     stream.run(inputs)
     state, x = stream.state, inputs[0] + 0.5
     wrong = x.clone()
     wrong[0, 5] = torch.nan
     pair = program.stream(2)
-    for call, error, says in (
+    for call, error, message in (
         (lambda: stream.step(wrong), ValueError, "inputs must be numbers, got NaN"),
         (lambda: stream.step(x[:, :5]), ValueError, r"x must be \[1, 6\], got \(1, 5\)"),
         (lambda: stream.step(x.double()), TypeError, "x must be of torch.float32.*float64"),
@@ -319,7 +319,7 @@ def test_input_that_makes_no_sense_is_refused_and_changes_nothing(program, input
         (lambda: program(inputs * torch.nan), ValueError, "NaN"),
         (lambda: program.stream(0), ValueError, "batch must be a whole number of at least 1, got 0"),
     ):
-        with pytest.raises(error, match=says):
+        with pytest.raises(error, match=message):
             call()
     assert all(map(torch.equal, stream.state["1"], state["1"]))
     assert torch.equal(stream.events([]), stream_after(program, state).step(torch.zeros(1, 6)))
@@ -332,16 +332,16 @@ def stream_after(program, state):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_network_in_whole_numbers_is_compiled_as_it_computes(net, dtype):
+def test_a_compiled_quantized_network_returns_the_same_outputs(net, dtype):
     inputs = torch.rand(12, 3, 6, dtype=dtype)
     quantized, _ = hb.quantize(net.to(dtype), inputs)
-    wanted, program = quantized(inputs), hb.compile(quantized, inputs)
-    assert wanted.dtype == dtype
-    assert wanted.abs().max() > 0.1
-    assert torch.equal(program(inputs), wanted)
+    expected, program = quantized(inputs), hb.compile(quantized, inputs)
+    assert expected.dtype == dtype
+    assert expected.abs().max() > 0.1
+    assert torch.equal(program(inputs), expected)
     assert torch.equal(program(inputs[:1].expand(12, 3, 6)), quantized(inputs[:1].expand(12, 3, 6)))
     stream = program.stream(3)
-    assert torch.equal(torch.stack([stream.step(x) for x in inputs]), wanted)
+    assert torch.equal(torch.stack([stream.step(x) for x in inputs]), expected)
     state = stream.state
     with pytest.raises(ValueError, match=r"may take 12 steps from rest.*got 13; reset the stream"):
         stream.step(inputs[0])
@@ -349,7 +349,7 @@ def test_a_network_in_whole_numbers_is_compiled_as_it_computes(net, dtype):
         program(torch.cat([inputs, inputs[:1]]))
     assert all(map(torch.equal, stream.state["1"], state["1"]))
     stream.reset()
-    assert torch.equal(stream.run(inputs), wanted)
+    assert torch.equal(stream.run(inputs), expected)
     with pytest.raises(ValueError, match="NaN"):
         program.stream(3).step(inputs[0] * torch.nan)
     one, other = program.stream(), program.stream()
@@ -361,18 +361,18 @@ def test_a_network_in_whole_numbers_is_compiled_as_it_computes(net, dtype):
             one.events(wrong)
 
 
-def test_another_programs_state_is_refused_and_changes_nothing(program, inputs):
+def test_another_programs_state_is_refused_and_leaves_the_state_unchanged(program, inputs):
     stream = program.stream()
     stream.run(inputs)
     state = stream.state
     other = hb.compile(mlp(6, 5, 3), inputs).stream().state
-    for wrong, says in (
+    for wrong, message in (
         (other, r"state of layer '1' must be tensors of \[\(1, 70\), \(1, 70\)\], got \[\(1, 5\)"),
         ({"1": state["1"]}, "state must have an entry for each layer, 1, 3, got 1"),
         (None, "state must have an entry for each layer, 1, 3, got NoneType"),
         ({**state, "1": (state["1"][0], state["1"][1] + 0.5)}, "layer '1': spikes must be 0 or 1"),
     ):
-        with pytest.raises(ValueError, match=says):
+        with pytest.raises(ValueError, match=message):
             stream.state = wrong
     assert all(map(torch.equal, stream.state["1"], state["1"]))
 
@@ -383,7 +383,7 @@ def test_layers_that_cannot_be_compiled_are_named():
             return (v_previous + input_ * torch.rand_like(input_),)
 
     x = torch.rand(2, 1, 3)
-    for net, example, says in (
+    for net, example, message in (
         (nn.Sequential(nn.GELU(), hb.IF()), x, "layer '0': GELU"),
         (
             nn.Sequential(nn.Linear(3, 2), hb.OverTime(Strange())),
@@ -392,7 +392,7 @@ def test_layers_that_cannot_be_compiled_are_named():
         ),
         (nn.Sequential(hb.IF()), x.half(), "float16"),
     ):
-        with pytest.raises(Unsupported, match=says):
+        with pytest.raises(Unsupported, match=message):
             hb.compile(net, example)
     with pytest.raises(ValueError, match=r"example must be \[T, batch, ...\]"):
         hb.compile(nn.Sequential(hb.IF()), x[0])

@@ -1,4 +1,4 @@
-"""Whole numbers: the same spikes in PyTorch and in C, bit for bit; no product, no overflow."""
+"""Quantized networks: the same spikes in PyTorch and in C, bit for bit; no product, no overflow."""
 
 import copy
 import itertools
@@ -61,7 +61,7 @@ class Logarithm(hb.Cell):
 
 def with_cell(cell):
     net = nn.Sequential(nn.Linear(6, 9), CELLS[cell](), nn.Linear(9, 3), hb.LI()).eval()
-    if cell == "Izhikevich":  # whose input is in mV per ms
+    if cell == "Izhikevich":  # its input is in mV per ms
         with torch.no_grad():
             net[0].weight.mul_(60)
     return net
@@ -75,26 +75,28 @@ def images():
     ).eval()  # fmt: skip
 
 
-def check(net, inputs, folder, **how):
-    """The quantised network's outputs in C are those in PyTorch."""
-    small, report = hb.quantize(net, inputs)
-    program = to_c(small, inputs)
-    whole = small.integer_input(inputs)
+def check(net, inputs, folder, **options):
+    """Checks that the quantized `net` returns the same outputs in C as in PyTorch for `inputs`."""
+    quantized, report = hb.quantize(net, inputs)
+    program = to_c(quantized, inputs)
+    integers = quantized.integer_input(inputs)
     with torch.no_grad():
-        wanted = small.net(whole).flatten(2).double()
-    outputs, scores, classes = outputs_of(compiled(program, folder, len(inputs), **how), program, whole)
-    assert torch.equal(outputs, wanted)
-    assert torch.equal(scores, wanted.sum(0))
+        expected = quantized.net(integers).flatten(2).double()
+    binary = compiled(program, folder, len(inputs), **options)
+    outputs, scores, classes = outputs_of(binary, program, integers)
+    assert torch.equal(outputs, expected)
+    assert torch.equal(scores, expected.sum(0))
     assert classes == scores.argmax(1).tolist()
-    assert torch.allclose(small(inputs).double(), (wanted * small.output_scale).view(small(inputs).shape))
-    assert wanted.count_nonzero() > 0
-    return small, report, program
+    scaled = quantized(inputs)
+    assert torch.allclose(scaled.double(), (expected * quantized.output_scale).view(scaled.shape))
+    assert expected.count_nonzero() > 0
+    return quantized, report, program
 
 
 @pytest.mark.slow
 @needs_cc
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_cell_in_whole_numbers_is_the_same_in_c(cell, tmp_path):
+def test_every_quantized_cell_is_the_same_in_c(cell, tmp_path):
     net = with_cell(cell)
     _, report, program = check(net, torch.rand(12, 3, 6), tmp_path)
     assert report.layers[1].agreement > 0.95
@@ -104,7 +106,7 @@ def test_every_cell_in_whole_numbers_is_the_same_in_c(cell, tmp_path):
 
 @needs_cc
 @pytest.mark.parametrize("inputs", [1, 2, 3, 4])
-def test_layers_of_few_inputs_are_programs_without_warnings(inputs, tmp_path):
+def test_layers_of_few_inputs_compile_without_warnings(inputs, tmp_path):
     net = nn.Sequential(nn.Linear(inputs, inputs), hb.IF(0.05), nn.Linear(inputs, 1, bias=False)).eval()
     nn.init.constant_(net[0].weight, 0.2)
     for flags in (*WARNINGS, "-O2"), (*WARNINGS, "-O3"):
@@ -113,17 +115,17 @@ def test_layers_of_few_inputs_are_programs_without_warnings(inputs, tmp_path):
 
 
 @needs_cc
-def test_a_convolutional_network_in_whole_numbers_is_the_same_in_c(tmp_path):
-    small, report, program = check(images(), torch.rand(5, 2, 1, 8, 8), tmp_path)
+def test_a_quantized_convolutional_network_is_the_same_in_c(tmp_path):
+    quantized, report, program = check(images(), torch.rand(5, 2, 1, 8, 8), tmp_path)
     assert [layer.what for layer in report.layers if layer.weight_error][:1] == ["Conv2d"]
     assert all(layer.weight_error < 0.02 for layer in report.layers)
-    assert small.net[0].module[0].weight.abs().max() == 127
+    assert quantized.net[0].module[0].weight.abs().max() == 127
     assert program.constant_bytes < 4 * sum(p.numel() for p in images().parameters())
 
 
 @settings(max_examples=examples(2))
 @given(st.data())
-def test_networks_of_all_sorts_in_whole_numbers_are_the_same_in_c(tmp_path_factory, data):
+def test_random_quantized_networks_are_the_same_in_c(tmp_path_factory, data):
     torch.manual_seed(data.draw(st.integers(0, 99)))
     sizes = data.draw(st.lists(st.integers(1, 40), min_size=2, max_size=3))
     layers = []
@@ -136,7 +138,7 @@ def test_networks_of_all_sorts_in_whole_numbers_are_the_same_in_c(tmp_path_facto
 
 
 def products(program):
-    """The products of numbers in the functions of a program; places in memory are left out."""
+    """The lines of a program's functions that multiply numbers, except for address computations."""
     code = re.sub(r"/\*.*?\*/", "", program.source, flags=re.DOTALL)
     code = re.sub(r"\[[^]]*\]|\w+ \*const .*", "", code)
     code = re.sub(r"net_w\d \+ [^,;)]*", "", code)
@@ -144,16 +146,16 @@ def products(program):
     return [line.strip() for line in code.splitlines() if re.search(r"[\w\])] \* [\w(]", line)]
 
 
-def test_if_networks_multiply_nothing_but_the_first_layers_image():
+def test_if_networks_multiply_only_the_input_of_the_first_layer():
     net = nn.Sequential(nn.Linear(9, 7), hb.IF(0.3), nn.Linear(7, 5), hb.IF(0.3), nn.Linear(5, 2), hb.LI())
     spikes = (torch.rand(4, 3, 9) < 0.5).float()
-    small, _ = hb.quantize(net, spikes)
-    by_numbers = [  # two rows at once, and one that is left
+    quantized, _ = hb.quantize(net, spikes)
+    by_numbers = [  # two rows at once, and the last row
         "net->current1 += (int32_t)(int16_t)(x * a) + (int32_t)(int16_t)(y * b);",
         "net->current1 += x * row;",
     ]
-    assert small.input_range == (0, 1)
-    assert products(to_c(small, spikes)) == by_numbers  # of net_step; net_step_events has none
+    assert quantized.input_range == (0, 1)
+    assert products(to_c(quantized, spikes)) == by_numbers  # of net_step; net_step_events has none
     assert products(to_c(net, spikes)) != by_numbers  # v * (1 - s), in floating point
     deep = nn.Sequential(*images()[:4], hb.IF(0.2), nn.Flatten(2), nn.Linear(24, 3), hb.LI())
     inputs = torch.rand(3, 2, 1, 8, 8)
@@ -172,18 +174,18 @@ def test_a_potential_that_may_overflow_is_refused_with_its_layer():
 def test_bounds_hold_on_the_worst_input():
     net = nn.Sequential(nn.Linear(4, 1, bias=False), hb.IF(1e6), nn.Linear(1, 1), hb.LI())
     inputs = torch.rand(6, 1, 4)
-    small, _ = hb.quantize(net, inputs)
-    worst = torch.where(small.net[0].weight < 0, 255.0, 0.0).expand(6, 1, 4).to(small.dtype)
-    (v, _), *_ = hb.run(small.net, worst)[1].values()
-    bounds = _bounds(small, inputs)
+    quantized, _ = hb.quantize(net, inputs)
+    worst = torch.where(quantized.net[0].weight < 0, 255.0, 0.0).expand(6, 1, 4).to(quantized.dtype)
+    (v, _), *_ = hb.run(quantized.net, worst)[1].values()
+    bounds = _bounds(quantized, inputs)
     assert bounds["v_state"][0] == int(v.min())
 
 
-def _bounds(small, inputs):
+def _bounds(quantized, inputs):
     from hibana.network.c import program
 
-    written = program.build_unit(small, inputs, "net", "sum")
-    return next(iter(written.arithmetic.leaf_bounds.values()))
+    unit = program.build_unit(quantized, inputs, "net", "sum")
+    return next(iter(unit.arithmetic.leaf_bounds.values()))
 
 
 def test_a_leak_bounds_the_potential_for_any_number_of_steps():
@@ -200,37 +202,37 @@ def test_a_leak_bounds_the_potential_for_any_number_of_steps():
 def test_a_leak_is_rounded_to_the_nearest(tau):
     v = torch.arange(-1000, 1000, dtype=torch.float64)
     cell = fixed_cell("1", hb.LICell(tau), (len(v),), torch.tensor(0.1), 127, None)
-    (left,) = cell(torch.zeros_like(v), v)
-    assert torch.equal(left, left.round())
-    assert (left - v * (1 - 1 / tau)).abs().max() <= 0.5 + 1000 * 2**-16
+    (result,) = cell(torch.zeros_like(v), v)
+    assert torch.equal(result, result.round())
+    assert (result - v * (1 - 1 / tau)).abs().max() <= 0.5 + 1000 * 2**-16
     assert any(op == "parameter" for op, *_ in cell.program) == (tau in (1.0, 3.0, 100.0))  # else shifts
 
 
-def test_readouts_have_one_scale_and_what_spikes_a_scale_a_channel():
+def test_readouts_have_one_scale_and_spiking_layers_one_for_each_channel():
     net = nn.Sequential(nn.Linear(3, 4), hb.IF(), nn.Linear(4, 3), hb.LI())
     with torch.no_grad():
         net[0].weight[0] *= 100
         net[2].weight[0] *= 100
-    small, _ = hb.quantize(net, torch.rand(4, 2, 3))
-    assert small.net[0].weight.abs().amax(1).tolist() == [127] * 4
-    assert small.net[2].weight.abs().amax(1)[1:].max() < 10
-    assert torch.allclose(small(torch.ones(4, 2, 3)), net(torch.ones(4, 2, 3)), rtol=0.2, atol=2)
+    quantized, _ = hb.quantize(net, torch.rand(4, 2, 3))
+    assert quantized.net[0].weight.abs().amax(1).tolist() == [127] * 4
+    assert quantized.net[2].weight.abs().amax(1)[1:].max() < 10
+    assert torch.allclose(quantized(torch.ones(4, 2, 3)), net(torch.ones(4, 2, 3)), rtol=0.2, atol=2)
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-def test_numbers_in_another_shape_have_one_scale(recurrent):
+def test_reshaped_layers_have_one_scale(recurrent):
     torch.manual_seed(0)
     neurons = hb.Recurrent(hb.IFCell(0.4), 8) if recurrent else hb.IF(0.4)
     net = nn.Sequential(hb.EachStep(nn.Conv2d(1, 2, 3, padding=1)), nn.Flatten(2), neurons).eval()
     x = torch.rand(5, 3, 1, 2, 2)
-    small, report = hb.quantize(net, x)
+    quantized, report = hb.quantize(net, x)
     assert report.layers[-1].agreement > 0.9
-    assert torch.equal(hb.compile(small, x)(x), small(x))
+    assert torch.equal(hb.compile(quantized, x)(x), quantized(x))
 
 
-def test_what_has_no_form_in_whole_numbers_is_refused_by_name():
+def test_operations_without_an_integer_form_are_named_in_the_error():
     x = torch.rand(2, 1, 3)
-    for cell, says in (
+    for cell, message in (
         (Drawing(), "the step of Drawing draws random numbers"),
         (
             Remainder(),
@@ -238,16 +240,16 @@ def test_what_has_no_form_in_whole_numbers_is_refused_by_name():
         ),
         (Logarithm(), "Logarithm: log is not finite on the range of its argument, -"),
     ):
-        with pytest.raises(Unsupported, match=f"layer '1': {re.escape(says)}"):
+        with pytest.raises(Unsupported, match=f"layer '1': {re.escape(message)}"):
             hb.quantize(nn.Sequential(nn.Linear(3, 2), hb.OverTime(cell)), x)
     with pytest.raises(ValueError, match="bits must be a whole number from 2 to 8, got 16"):
         hb.quantize(nn.Sequential(hb.IF()), x, bits=16)
-    small, _ = hb.quantize(nn.Sequential(nn.Linear(3, 2), hb.IF()), x)
+    quantized, _ = hb.quantize(nn.Sequential(nn.Linear(3, 2), hb.IF()), x)
     with pytest.raises(ValueError, match="at most the 2 steps within which nothing overflows, got 3"):
-        small(torch.rand(3, 1, 3))
+        quantized(torch.rand(3, 1, 3))
 
 
-def test_the_report_says_what_changed():
+def test_the_report_measures_the_quantization_error():
     net = nn.Sequential(nn.Linear(3, 4), hb.IF(0.3), nn.Linear(4, 3), hb.LI())
     x = torch.rand(4, 20, 3)
     coarse, fine = (hb.quantize(net, x, bits=bits)[1] for bits in (2, 8))
@@ -257,7 +259,7 @@ def test_the_report_says_what_changed():
     assert all(layer.name in str(fine) for layer in fine.layers)
 
 
-def trained(aware, x, y, steps=30, rate=1e-2):
+def train(aware, x, y, steps=30, rate=1e-2):
     optimizer = torch.optim.Adam(aware.parameters(), rate)
     losses = []
     for _ in range(steps):
@@ -270,9 +272,9 @@ def trained(aware, x, y, steps=30, rate=1e-2):
 
 @pytest.mark.cover(1)
 @pytest.mark.slow
-@pytest.mark.parametrize("learns", [False, True], ids=["", "learning its values"])
+@pytest.mark.parametrize("learns", [False, True], ids=["", "learned parameters"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_what_is_computed_in_training_is_the_network_in_whole_numbers_bit_for_bit(cell, learns):
+def test_quantization_aware_training_computes_the_quantized_network_bit_for_bit(cell, learns):
     torch.manual_seed(0)
     net, x, y = with_cell(cell).train(), torch.rand(12, 20, 6), torch.randint(3, (20,))
     for layer in net.modules():
@@ -280,30 +282,30 @@ def test_what_is_computed_in_training_is_the_network_in_whole_numbers_bit_for_bi
             tau = ["tau"] if isinstance(vars(type(layer)).get("tau"), AtLeast) else []
             layer._learn(["threshold", *tau])
     aware = hb.convert.quantization_aware(net, x, bits=4)
-    trained(aware, x, y, steps=3)
-    seen = []
-    hooks = [layer.register_forward_hook(lambda m, a, o: seen.append(o)) for layer in aware.net]
+    train(aware, x, y, steps=3)
+    training_outputs = []
+    hooks = [layer.register_forward_hook(lambda m, a, o: training_outputs.append(o)) for layer in aware.net]
     outputs = aware(x)
     for hook in hooks:
         hook.remove()
     in_training = hb.run(aware.net, aware.integer_input(x))[1]
     assert outputs.requires_grad
     assert all(layer.cell.float_cell for layer in aware.net[1::2])
-    small, report = hb.quantize(aware, x)
-    given, layers = small.integer_input(x), []
-    assert torch.equal(small.whole_input(x), given)  # its name until now
+    quantized, report = hb.quantize(aware, x)
+    values, layers = quantized.integer_input(x), []
+    assert torch.equal(quantized.whole_input(x), values)  # deprecated name
     with torch.no_grad():
-        for layer in small.net:
-            given = layer(given)
-            layers.append(given)
-    for whole, computed in zip(layers, seen, strict=True):
-        assert torch.equal(whole.double(), computed.detach().double())
-    for name, states in hb.run(small.net, small.integer_input(x))[1].items():
-        for whole, computed in zip(states, in_training[name], strict=True):
-            assert torch.equal(whole.double(), computed.detach().double())
-            assert torch.equal(whole, whole.round())
+        for layer in quantized.net:
+            values = layer(values)
+            layers.append(values)
+    for integers, floats in zip(layers, training_outputs, strict=True):
+        assert torch.equal(integers.double(), floats.detach().double())
+    for name, states in hb.run(quantized.net, quantized.integer_input(x))[1].items():
+        for integers, floats in zip(states, in_training[name], strict=True):
+            assert torch.equal(integers.double(), floats.detach().double())
+            assert torch.equal(integers, integers.round())
     assert 0 < layers[1].double().mean() < 1
-    assert torch.equal(small(x), outputs.detach())
+    assert torch.equal(quantized(x), outputs.detach())
     assert abs(report.layers[1].agreement - 1) < 1e-9
     if learns:
         learned = [p for name, p in aware.named_parameters() if ".cell." in name and p.requires_grad]
@@ -311,7 +313,7 @@ def test_what_is_computed_in_training_is_the_network_in_whole_numbers_bit_for_bi
         assert all(p.grad.abs().sum() > 0 for p in learned)
 
 
-def test_training_computes_in_what_holds_every_product():
+def test_training_uses_a_dtype_that_represents_every_product():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 40), hb.LIF(3.0, 30.0), nn.Linear(40, 2), hb.LI())
     x = torch.rand(30, 200, 6)
@@ -319,16 +321,16 @@ def test_training_computes_in_what_holds_every_product():
     assert aware.dtype == torch.float64
     aware(x)
     in_training = hb.run(aware.net, aware.integer_input(x))[1]["1"][0]
-    small, _ = hb.quantize(aware, x)
-    assert torch.equal(hb.run(small.net, small.integer_input(x))[1]["1"][0], in_training.detach())
+    quantized, _ = hb.quantize(aware, x)
+    assert torch.equal(hb.run(quantized.net, quantized.integer_input(x))[1]["1"][0], in_training.detach())
     on_spikes = nn.Sequential(nn.Linear(6, 40), hb.LIF(4.0), nn.Linear(40, 2), hb.LI())
     assert hb.convert.quantization_aware(on_spikes, x.round()).dtype == torch.float32
     on_spikes[1] = hb.LIF(4.0, learn="tau")
     assert hb.convert.quantization_aware(on_spikes, x.round()).dtype == torch.float64
 
 
-def test_gradients_in_training_are_those_of_the_network_in_its_own_units():
-    """Where rounding changes nothing: weights, thresholds and inputs that are multiples of their scales."""
+def test_gradients_in_training_equal_those_of_the_float_network():
+    """Weights, thresholds and inputs are multiples of their scales, so that rounding changes nothing."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 7), hb.IF(2.0, "ATan"), nn.Linear(7, 2), hb.LI()).double()
     with torch.no_grad():
@@ -345,45 +347,45 @@ def test_gradients_in_training_are_those_of_the_network_in_its_own_units():
         assert torch.allclose(aware.plain.get_parameter(name).grad, values.grad, rtol=1e-5, atol=1e-5), name
 
 
-def test_training_in_whole_numbers_learns_and_is_quantised_as_it_is():
+def test_quantization_aware_training_learns_and_quantizes_without_error():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 30), hb.LIF(3.0, 0.5), hb.Linear(30, 4), hb.LI())
     x, y = (torch.rand(4, 64, 20) < 0.3).float(), torch.randint(4, (64,))
     aware = hb.convert.quantization_aware(net, x, bits=3)
     cell = aware.net[1].cell
-    losses = trained(aware, x, y)
+    losses = train(aware, x, y)
     assert losses[-1] < losses[0] - 0.2
-    assert aware.net[1].cell is not cell  # its gradients came at the first step,
+    assert aware.net[1].cell is not cell  # rebuilt with gradients at the first step,
     cell = aware.net[1].cell
-    trained(aware, x, y, steps=1)
-    assert aware.net[1].cell is cell  # and what is compiled for it serves all others
+    train(aware, x, y, steps=1)
+    assert aware.net[1].cell is cell  # and reused at all others
     assert aware.plain[0].bias.abs().max() > 0.01
-    small, report = hb.quantize(aware, x)
-    assert small.bits == 3
+    quantized, report = hb.quantize(aware, x)
+    assert quantized.bits == 3
     assert all(layer.weight_error == 0 and layer.agreement > 1 - 1e-9 for layer in report.layers)
-    assert torch.equal(small(x), aware(x).detach())
+    assert torch.equal(quantized(x), aware(x).detach())
     assert hb.quantize(net, x, bits=3)[1].layers[0].weight_error > 0.05
     with pytest.raises(ValueError, match="bits must be 3, which the network was trained with, got 8"):
         hb.quantize(aware, x, bits=8)
 
 
-def test_a_network_in_training_is_copied_saved_and_goes_on(tmp_path):
+def test_a_quantization_aware_network_is_copied_saved_and_trained_on(tmp_path):
     torch.manual_seed(0)
     make = lambda: nn.Sequential(nn.Linear(5, 9), hb.PLIF(3.0, 0.2), nn.Linear(9, 2), hb.LI())  # noqa: E731
     x, y = torch.rand(4, 8, 5), torch.randint(2, (8,))
     aware = hb.convert.quantization_aware(make(), x)
-    trained(aware, x, y, steps=2)
+    train(aware, x, y, steps=2)
     torch.save(aware.state_dict(), tmp_path / "state.pt")
-    again = hb.convert.quantization_aware(make(), x)
-    again.load_state_dict(torch.load(tmp_path / "state.pt"))
+    loaded = hb.convert.quantization_aware(make(), x)
+    loaded.load_state_dict(torch.load(tmp_path / "state.pt"))
     copied = copy.deepcopy(aware)
-    for other in (again, copied):
+    for other in (loaded, copied):
         assert torch.equal(other(x), aware(x))
-    trained(copied, x, y, steps=2)
+    train(copied, x, y, steps=2)
     assert not torch.equal(copied(x), aware(x))
 
 
-def test_batch_normalisation_is_folded_and_dropout_stays_before_training_in_whole_numbers():
+def test_quantization_aware_folds_batch_normalization_and_applies_dropout():
     torch.manual_seed(0)
     net = images()
     net.insert(7, nn.Dropout(0.5))
@@ -392,5 +394,5 @@ def test_batch_normalisation_is_folded_and_dropout_stays_before_training_in_whol
     assert aware.training
     assert not any(isinstance(layer, nn.BatchNorm2d) for layer in aware.modules())
     assert not torch.equal(aware(x), aware(x))
-    small, _ = hb.quantize(aware, x)
-    assert torch.equal(small(x), aware.eval()(x).detach())
+    quantized, _ = hb.quantize(aware, x)
+    assert torch.equal(quantized(x), aware.eval()(x).detach())

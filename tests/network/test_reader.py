@@ -1,4 +1,4 @@
-"""What can be read as a graph gives the network's own numbers; what can't is refused naming the layer."""
+"""Reading networks as graphs: programs return the network's outputs, and errors name unsupported layers."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from ordered import in_order
 
 
 class Net(nn.Module):
-    """Layers that each test calls in its own way."""
+    """Layers without a forward method, for subclasses."""
 
     def __init__(self):
         super().__init__()
@@ -20,7 +20,7 @@ class Net(nn.Module):
         self.out = nn.Linear(64, 3)
 
 
-class Joined(Net):
+class JoinsTimeAndBatch(Net):
     """Joins time and batch itself."""
 
     def forward(self, x, scale=1.0, *, spikes=False):
@@ -44,32 +44,32 @@ class Scaled(nn.Module):
         return x * self.gain
 
 
-class Times(nn.Module):
+class Multiplies(nn.Module):
     """Multiplies two values."""
 
     def forward(self, x):
         return x * torch.sigmoid(x)
 
 
-class Falls(nn.Module):
-    """Drops values in evaluation too."""
+class Drops(nn.Module):
+    """Also drops values in evaluation mode."""
 
     def forward(self, x):
         return functional.dropout(x, 0.9)
 
 
-class Two(nn.Module):
+class TwoInputs(nn.Module):
     def forward(self, x, y):
         return x + y
 
 
-class Several(nn.Module):
+class TwoOutputs(nn.Module):
     def forward(self, x):
         return x, x
 
 
 class Applied(nn.Module):
-    """Applies neurons, or nothing, to the result of a function of the input."""
+    """Applies `function` to the input, then `neurons` if there are any."""
 
     def __init__(self, function, neurons=None):
         super().__init__()
@@ -79,18 +79,18 @@ class Applied(nn.Module):
         return self.neurons(self.function(x))
 
 
-def unpacked(x):
+def reshape_by_shape(x):
     steps, batch, *_ = x.shape
     return x.reshape(steps * batch, 3).reshape(steps, batch, 3)
 
 
-def unpacked_slice(x):
+def reshape_by_slice(x):
     steps, batch, *_ = x.shape[:2]
     return x.reshape(steps * batch, 3).reshape(steps, batch, 3)
 
 
-class Held(nn.Module):
-    """Holds a layer where it can't be found."""
+class HidesLayer(nn.Module):
+    """Holds a layer in a list, where PyTorch does not register it."""
 
     def __init__(self):
         super().__init__()
@@ -107,7 +107,7 @@ ONE = torch.rand(4, 1, 1, 5, 5)
 
 def test_time_and_batch_may_be_joined_by_hand():
     torch.manual_seed(0)
-    net = Joined()
+    net = JoinsTimeAndBatch()
     for _ in range(5):
         net(IMAGES)
     net.eval()
@@ -120,7 +120,7 @@ def test_time_and_batch_may_be_joined_by_hand():
     assert program(IMAGES).std() > 0
 
 
-def test_rates_of_sums_are_those_of_the_example():
+def test_rates_of_sums_are_measured_on_the_example():
     class Sum(nn.Module):
         def __init__(self):
             super().__init__()
@@ -135,20 +135,20 @@ def test_rates_of_sums_are_those_of_the_example():
     assert graph.nodes[3].value_range == (0, 2)
 
 
-def test_parametrised_layers_are_read_as_they_compute():
+def test_parametrized_layers_are_read_with_their_computed_weights():
     torch.manual_seed(0)
     layer = parametrizations.spectral_norm(nn.Conv2d(1, 4, 3))
-    each = hb.EachStep(nn.Sequential(layer, nn.BatchNorm2d(4)))
-    net = nn.Sequential(each, hb.IF(0.3), nn.Flatten(2), parametrizations.weight_norm(nn.Linear(64, 3)))
+    layers = hb.EachStep(nn.Sequential(layer, nn.BatchNorm2d(4)))
+    net = nn.Sequential(layers, hb.IF(0.3), nn.Flatten(2), parametrizations.weight_norm(nn.Linear(64, 3)))
     net(IMAGES)
-    nn.init.uniform_(each.module[1].weight, 1, 2)
+    nn.init.uniform_(layers.module[1].weight, 1, 2)
     net.eval()
     torch.testing.assert_close(hb.compile(net, IMAGES)(IMAGES), in_order(net, IMAGES)(IMAGES))
     torch.testing.assert_close(in_order(net, IMAGES)(IMAGES).mean(), net(IMAGES).mean(), rtol=0.05, atol=0.01)
     assert isinstance(net[3].parametrizations, nn.ModuleDict)
 
 
-def test_pruned_layers_are_read_as_they_compute():
+def test_pruned_layers_are_read_with_their_masked_weights():
     net = nn.Sequential(nn.Linear(3, 8), hb.IF(0.1), nn.Linear(8, 2)).eval()
     prune.l1_unstructured(net[0], "weight", 0.5)
     program = hb.compile(net, ROWS)
@@ -165,17 +165,17 @@ def test_a_network_of_one_layer_is_read():
 
 UNREADABLE = [
     (nn.Sequential(nn.Linear(3, 3), Branching()), r"layer '1': Branching\.forward cannot be traced: "),
-    (nn.Sequential(nn.Linear(3, 3), Times()), "'sigmoid' in layer '1': sigmoid is not supported"),
+    (nn.Sequential(nn.Linear(3, 3), Multiplies()), "'sigmoid' in layer '1': sigmoid is not supported"),
     (nn.Sequential(nn.Linear(3, 3), Scaled()), r"'1\.gain' is a tensor outside of a layer"),
-    (nn.Sequential(nn.Linear(3, 3), Falls()), "'dropout' in layer '1' .*, and drops some in evaluation"),
+    (nn.Sequential(nn.Linear(3, 3), Drops()), "'dropout' in layer '1' .*, and drops some in evaluation"),
     (nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3)), "layer '1': LayerNorm is not a supported layer"),
     (nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 3)), "layer '1': GRU is not a supported layer"),
     (nn.Sequential(nn.Linear(3, 3), nn.Flatten()), r"layer '1' makes \[5, 6\] of \[5, 2, 3\]"),
-    (nn.Sequential(hb.IF(), Held()), r"layer '1': Held\.forward cannot be traced: "),
-    (Two(), r"Two\.forward cannot be traced: it takes a second input, 'y'"),
-    (Several(), "net must return one tensor"),
-    (Applied(unpacked), r"Applied\.forward cannot be traced"),
-    (Applied(unpacked_slice), "Applied"),
+    (nn.Sequential(hb.IF(), HidesLayer()), r"layer '1': HidesLayer\.forward cannot be traced: "),
+    (TwoInputs(), r"TwoInputs\.forward cannot be traced: it takes a second input, 'y'"),
+    (TwoOutputs(), "net must return one tensor"),
+    (Applied(reshape_by_shape), r"Applied\.forward cannot be traced"),
+    (Applied(reshape_by_slice), "Applied"),
     (Applied(lambda x: x.flatten(1), hb.IF()), r"'flatten' in Applied\.forward makes \[5, 72\]", IMAGES),
     (Applied(lambda x: x.flatten(0, 1), hb.IF()), "IF is called with time and batch joined", IMAGES),
     (Applied(lambda x: x.flatten(0, 1), hb.IF()), "IF is called with time and batch joined", ONE),
@@ -188,13 +188,13 @@ UNREADABLE = [
 
 
 @pytest.mark.parametrize("case", UNREADABLE, ids=lambda case: type(case[0]).__name__)
-def test_what_cannot_be_read_is_named(case):
-    net, says, example = (*case, ROWS)[:3]
-    with pytest.raises((Unsupported, ValueError), match=says):
+def test_unreadable_networks_are_named_in_the_error(case):
+    net, message, example = (*case, ROWS)[:3]
+    with pytest.raises((Unsupported, ValueError), match=message):
         hb.compile(net.eval(), example)
 
 
-def test_a_layer_that_does_not_take_the_example_is_named():
+def test_a_layer_that_rejects_the_example_is_named():
     with pytest.raises(RuntimeError) as raised:
         hb.compile(nn.Sequential(nn.Linear(4, 3), hb.IF()), ROWS)
     assert raised.value.__notes__ == ["layer '0' (Linear) was given the shape [5, 2, 3]"]
@@ -209,8 +209,8 @@ def test_recurrent_neurons_are_named_and_counted_in_the_table():
     assert [row.split()[-2] for row in (one, two)] == [str(3 * 7 + 9), str(3 * 6 + 9)]
 
 
-class Unflattened(nn.Module):
-    """A convolution on images of which time and batch are joined by hand."""
+class JoinedConvolution(nn.Module):
+    """A convolution on images, which joins time and batch by flatten and unflatten."""
 
     def __init__(self):
         super().__init__()
@@ -221,9 +221,9 @@ class Unflattened(nn.Module):
 
 
 @pytest.mark.parametrize("batch", [1, 2])
-def test_one_channel_of_one_sample_is_not_taken_for_the_batch(batch):
+def test_one_channel_of_one_sample_is_not_mistaken_for_the_batch(batch):
     torch.manual_seed(0)
-    net = nn.Sequential(Unflattened(), hb.EachStep(nn.Conv2d(2, 3, 3, padding=1)), hb.LI()).eval()
+    net = nn.Sequential(JoinedConvolution(), hb.EachStep(nn.Conv2d(2, 3, 3, padding=1)), hb.LI()).eval()
     x = torch.rand(4, batch, 1, 5, 5)
     with torch.no_grad():
         expected = net(x)
@@ -233,7 +233,7 @@ def test_one_channel_of_one_sample_is_not_taken_for_the_batch(batch):
 
 
 @pytest.mark.parametrize("shape", [(3,), (5, 1), (5, 3), (3, 1, 1), (1, 3, 1, 1)])
-def test_values_of_a_cell_broadcast_as_in_pytorch_where_width_is_the_number_of_channels(shape):
+def test_cell_parameters_broadcast_as_in_pytorch_if_width_equals_channels(shape):
     torch.manual_seed(0)
     threshold = torch.rand(shape) * 0.5 + 0.1
     neurons = hb.LIF(threshold=threshold)
@@ -244,9 +244,9 @@ def test_values_of_a_cell_broadcast_as_in_pytorch_where_width_is_the_number_of_c
     assert 0 < expected.mean() < 1
     assert torch.equal(hb.compile(net, x)(x), expected)
     assert torch.equal(in_order(net, x)(x), expected)
-    quantised = hb.quantize(net, x)[0]
+    quantized = hb.quantize(net, x)[0]
     with torch.no_grad():
-        assert torch.equal(hb.compile(quantised, x)(x), quantised(x))
+        assert torch.equal(hb.compile(quantized, x)(x), quantized(x))
     windowed = nn.Sequential(hb.Window(3, 3, 2), neurons).eval()
     images = torch.rand(6, 2, 3, 5, 3)
     with torch.no_grad():
@@ -254,7 +254,7 @@ def test_values_of_a_cell_broadcast_as_in_pytorch_where_width_is_the_number_of_c
 
 
 @pytest.mark.parametrize("name", ["weight", "bias"])
-def test_tensors_of_other_sizes_than_the_settings_say_are_refused(name):
+def test_tensors_whose_sizes_contradict_the_settings_are_refused(name):
     """PyTorch takes sizes from tensors, and broadcasts a bias of one number."""
     layer = nn.Linear(3, 4)
     setattr(layer, name, nn.Parameter(torch.rand((2, 3) if name == "weight" else 1)))
@@ -266,7 +266,7 @@ def test_tensors_of_other_sizes_than_the_settings_say_are_refused(name):
         hb.compile(net, ROWS)
 
 
-def test_a_mean_over_a_sequence_is_of_all_of_it():
+def test_a_mean_over_a_sequence_covers_all_of_it():
     mean = hb.EachStep(nn.AdaptiveAvgPool1d(1))
     net = nn.Sequential(hb.EachStep(nn.Conv1d(1, 3, 3, padding=1)), mean, hb.LI()).eval()
     x = torch.rand(6, 2, 1, 5)
@@ -274,7 +274,7 @@ def test_a_mean_over_a_sequence_is_of_all_of_it():
         torch.testing.assert_close(hb.compile(net, x)(x), net(x))
 
 
-def test_normalisation_without_weights_of_its_own():
+def test_normalization_without_weights():
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8, affine=False))
     net = nn.Sequential(hb.EachStep(layers), hb.IF(0.5), nn.Linear(8, 2), hb.LI())

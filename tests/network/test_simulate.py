@@ -1,4 +1,4 @@
-"""``hb.simulate``: the spikes of a loop in PyTorch for any number of threads, chunk by chunk."""
+"""``hb.simulate``: the same spikes as a loop in PyTorch, for any number of threads and chunks."""
 
 import importlib.util
 import json
@@ -32,8 +32,8 @@ class Refractory(hb.Cell):
         return torch.where(spikes > 0, 0, v), torch.where(spikes > 0, 3, torch.relu(countdown - 1)), spikes
 
 
-class Plain(hb.Cell):
-    """Spikes by a surrogate, and an initial potential."""
+class SurrogateLIF(hb.Cell):
+    """Neurons with a surrogate gradient and an initial potential."""
 
     def forward(self, input_, v, spikes):
         v = 0.75 * v * (1 - spikes) + input_
@@ -60,8 +60,8 @@ def expected(net, steps, inputs=None):
     delays = synapses.delays if synapses.delays is not None else torch.zeros_like(synapses.targets)
     shape = synapses.reach + 1, net.features, net.features
     dense = torch.zeros(shape, dtype=synapses.weight.dtype)
-    places = (delays.long(), synapses.targets.long(), synapses.sources)
-    dense.index_put_(places, synapses.weight.detach(), accumulate=True)
+    indices = (delays.long(), synapses.targets.long(), synapses.sources)
+    dense.index_put_(indices, synapses.weight.detach(), accumulate=True)
     zeros = dense.new_zeros(1, net.features)
     cell_state = net.cell.initial_state(zeros)
     spikes, potentials = [zeros] * (len(dense) - 1) + [cell_state[-1]], []
@@ -98,8 +98,8 @@ def threads(request):
         (1, 0, {}),
         (5, 7, {"dtype": torch.float64}),
         (64, None, {"bias": False}),
-        (200, None, {"cell": Plain}),
-        (200, 3, {"cell": Plain, "bias": False}),
+        (200, None, {"cell": SurrogateLIF}),
+        (200, 3, {"cell": SurrogateLIF, "bias": False}),
         (260, 40, {"bias": False}),
         (70, 255, {}),
     ],
@@ -117,18 +117,18 @@ def test_spikes_and_states_of_the_loop(threads, neurons, longest, options):
     assert torch.equal(dense(record).to(dtype), spikes)
     assert torch.equal(record.counts, spikes.sum(0).long())
     assert torch.equal(record.states["v"], potentials[6::7, selected])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(last[""], state, strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(last[""], state, strict=True))
 
 
 @pytest.mark.parametrize("longest", [None, 0, 9])
 def test_state_continues_in_simulate_and_in_run(longest):
-    net, inputs = network(130, longest, cell=Plain), torch.rand(60, 130) * 0.6
+    net, inputs = network(130, longest, cell=SurrogateLIF), torch.rand(60, 130) * 0.6
     spikes, last = hb.run(net, inputs[:, None])
     first, state = hb.simulate(net, 20, inputs[:20])
     second, state = hb.simulate(net, 20, inputs[20:40], state)
     third, state = hb.run(net, inputs[40:, None], state)
     assert torch.equal(torch.cat([dense(first), dense(second), third[:, 0]]), spikes[:, 0])
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(state[""], last[""], strict=True))
+    assert all(torch.equal(left, right) for left, right in zip(state[""], last[""], strict=True))
 
 
 def test_other_networks_run_in_chunks():
@@ -158,19 +158,19 @@ def test_interruption_returns_the_record_so_far(monkeypatch, capsys):
         return run(self, steps)
 
     torch.manual_seed(4)
-    whole, _ = hb.simulate(net, 60)
+    complete, _ = hb.simulate(net, 60)
     monkeypatch.setattr(simulation.Simulation, "advance", advance)
     torch.manual_seed(4)
     record, state = hb.simulate(net, 1000, progress=True)
     assert signal.getsignal(signal.SIGINT) is before
     assert record.steps == 30
-    assert torch.equal(dense(record), dense(whole)[:30])
-    assert torch.equal(state[""][-2][0], dense(whole)[29])
+    assert torch.equal(dense(record), dense(complete)[:30])
+    assert torch.equal(state[""][-2][0], dense(complete)[29])
     assert "30 of 1,000 steps" in capsys.readouterr().err
 
 
-def test_what_has_no_program_warns_and_runs():
-    class Graded(Plain):
+def test_cells_without_a_program_warn_and_run():
+    class Graded(SurrogateLIF):
         def forward(self, input_, v, spikes):
             v = 0.5 * v + input_
             return v, torch.where(v > 1, v / v, v * 0)
@@ -223,5 +223,5 @@ def test_rates_of_the_microcircuit_are_those_of_nest():
     torch.manual_seed(1)
     record, _ = hb.simulate(net, 15_000, state=state)
     trains = record.spikes.between(5000).split(sizes).values()
-    rates = torch.tensor([float(each.rates(example.STEP).mean()) for each in trains])
+    rates = torch.tensor([float(train.rates(example.STEP).mean()) for train in trains])
     assert ((rates / nest - 1).abs() < 0.15).all(), rates / nest

@@ -1,4 +1,4 @@
-"""Networks in which sizes coincide, on buffers between protected pages: ``python -m fuzz --only sizes``."""
+"""Networks whose sizes coincide, on buffers between protected pages: ``python -m fuzz --only sizes``."""
 
 import os
 import shutil
@@ -23,13 +23,13 @@ def _run(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
-def test_sizes_that_coincide_give_the_same_and_nothing_is_read_outside_a_buffer():
-    ran = _run("-m", "fuzz", "--only", "sizes", "--cases", "20", "--seed", "0")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert int(ran.stdout.split(": ")[1].split(" compared")[0]) >= 20, ran.stdout
+def test_equal_sizes_give_equal_outputs_and_no_access_outside_a_buffer():
+    result = _run("-m", "fuzz", "--only", "sizes", "--cases", "20", "--seed", "0")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert int(result.stdout.split(": ")[1].split(" compared")[0]) >= 20, result.stdout
 
 
-GUARDED = """
+GUARD_PROGRAM = """
 import torch
 import guard
 import hibana as hb
@@ -45,8 +45,8 @@ guard.run(net, x, [x], True)
 """
 
 
-def test_a_program_that_writes_one_number_too_many_ends():
-    """The guard itself: the same network runs, and crashes if each array is a number short."""
-    ran = _run("-c", GUARDED)
-    assert ran.stdout == "True\n", ran.stderr
-    assert ran.returncode < 0
+def test_a_program_that_writes_one_number_too_many_crashes():
+    """Tests the guard: a network runs, and crashes if each array is one number short."""
+    result = _run("-c", GUARD_PROGRAM)
+    assert result.stdout == "True\n", result.stderr
+    assert result.returncode < 0

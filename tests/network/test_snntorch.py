@@ -8,7 +8,7 @@ import hibana as hb
 from hibana.compiler.graph.ops import Unsupported
 
 pytest.importorskip("snntorch", reason="snntorch is not installed")
-pytestmark = pytest.mark.filterwarnings("ignore")  # snnTorch's own
+pytestmark = pytest.mark.filterwarnings("ignore")  # snnTorch's warnings
 
 
 def chain_on_grid(*layers):

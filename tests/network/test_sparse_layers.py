@@ -1,4 +1,4 @@
-"""Sparse layers in everything that is made of a graph: native programs, C, integers, ONNX and NIR."""
+"""Sparse layers in native programs, C, quantized networks, ONNX and NIR."""
 
 import pytest
 import torch
@@ -22,17 +22,17 @@ def on_grid(net):
 def network(case):
     """A network with sparse layers, one of them without synapses, and inputs on the grid of its weights."""
     torch.manual_seed(0)
-    none, zeros = torch.zeros(6, 6, dtype=torch.bool), torch.zeros(6, 6, dtype=torch.int64)
+    no_synapses, zeros = torch.zeros(6, 6, dtype=torch.bool), torch.zeros(6, 6, dtype=torch.int64)
     x = torch.randint(0, 17, (9, 3, 1, 4, 5)) / 16
     if case == "spikes":
         first, last = hb.SparseLinear(20, 20, 0.3), hb.SparseLinear(20, 6, 0.3)
-        layers = [first, hb.IF(0.1), last, hb.IF(0.1), hb.SparseLinear(6, 6, none), hb.LI()]
+        layers = [first, hb.IF(0.1), last, hb.IF(0.1), hb.SparseLinear(6, 6, no_synapses), hb.LI()]
         return on_grid(nn.Sequential(*layers)), (x > 0.6).float().flatten(2)
     layers = [
         *(hb.EachStep(nn.Conv2d(1, 2, 2)), hb.IF(0.3), nn.Flatten(2)),  # its channels are last in memory
         *(hb.SparseLinear(24, 20, 0.3, delays=torch.randint(0, 5, (20, 24))), hb.IF(0.1)),
         *(hb.SparseLinear(20, 6, 0.3, delays=torch.randint(0, 3, (6, 20))), hb.IF(0.1)),
-        *(hb.SparseLinear(6, 6, none, delays=zeros), hb.LI()),
+        *(hb.SparseLinear(6, 6, no_synapses, delays=zeros), hb.LI()),
     ]
     return on_grid(nn.Sequential(*layers)), x
 
@@ -60,18 +60,18 @@ def test_a_native_program_and_its_stream_give_the_outputs_of_pytorch(case):
 @pytest.mark.parametrize("bits", [None, 8])
 def test_c_gives_the_outputs_of_pytorch(case, bits, tmp_path):
     net, x = network(case)
-    small, report = (net, None) if bits is None else hb.quantize(net, x, bits)
-    inputs = x if bits is None else small.integer_input(x)
-    program = hb.convert.to_c(small, x)
-    expected = (net if bits is None else small.net)(inputs).double()
+    quantized, report = (net, None) if bits is None else hb.quantize(net, x, bits)
+    inputs = x if bits is None else quantized.integer_input(x)
+    program = hb.convert.to_c(quantized, x)
+    expected = (net if bits is None else quantized.net)(inputs).double()
     for events in {False, case == "spikes"}:
         binary = compiled(program, tmp_path, len(x), events=events)
         assert torch.equal(outputs_of(binary, program, inputs)[0], expected)
-    assert torch.equal(hb.compile(small, x)(x), small(x))
+    assert torch.equal(hb.compile(quantized, x)(x), quantized(x))
     assert report is None or all(layer.weight_error < 0.01 for layer in report.layers)
 
 
-def test_training_in_integers_moves_the_weights_of_synapses():
+def test_quantization_aware_training_updates_the_weights_of_synapses():
     net, x = network("spikes")
     aware = hb.convert.quantization_aware(nn.Sequential(*net[:3], hb.LI()), x)
     aware(x).sum().backward()
@@ -101,7 +101,7 @@ def test_an_export_to_torch_computes_the_same_for_any_number_of_steps(delays):
     assert torch.equal(program(x), layer(x))
 
 
-class Two(hb.Cell):
+class TwoMatrices(hb.Cell):
     """Neurons with two sparse matrices in their step."""
 
     def __init__(self):
@@ -119,7 +119,7 @@ RECURRENT = {
     "sparse with delays": lambda: hb.Recurrent(
         hb.IFCell(0.3), 20, hb.SparseLinear(20, 20, 0.2, delays=DELAYS)
     ),
-    "two in a cell": lambda: hb.OverTime(Two()),
+    "two in a cell": lambda: hb.OverTime(TwoMatrices()),
     "dense with delays": lambda: hb.DelayedRecurrent(hb.IFCell(0.3), 20, 4),
 }
 
@@ -152,21 +152,21 @@ def test_recurrent_synapses_are_the_same_in_integers(connectivity, tmp_path):
     synapses = hb.SparseLinear(40, 40, connectivity)
     net = nn.Sequential(hb.Linear(9, 40), hb.Recurrent(hb.LIFCell(threshold=0.3), 40, synapses))
     x = (torch.rand(12, 3, 9) < 0.5).float()
-    small, _ = hb.quantize(net, x)
-    recurrent, dense = small.net[1].cell.m0.T.double(), synapses.to_dense().detach().double()
+    quantized, _ = hb.quantize(net, x)
+    recurrent, dense = quantized.net[1].cell.m0.T.double(), synapses.to_dense().detach().double()
     scales = dense.abs().amax(1, keepdim=True) / recurrent.abs().amax(1, keepdim=True).clamp(min=1)
     assert (recurrent[dense == 0] == 0).all()
     assert torch.allclose(recurrent * scales, dense, atol=0.005)
-    program = hb.convert.to_c(small, x)
+    program = hb.convert.to_c(quantized, x)
     assert ("m0_targets" in program.source or "m0_places" in program.source) == (connectivity < 0.1)
     binary = compiled(program, tmp_path, len(x))
-    expected = small.net(small.integer_input(x)).double()
+    expected = quantized.net(quantized.integer_input(x)).double()
     assert 0.05 < expected.mean() < 0.95
-    assert torch.equal(outputs_of(binary, program, small.integer_input(x))[0], expected)
-    assert torch.equal(hb.compile(small, x)(x), small(x))
+    assert torch.equal(outputs_of(binary, program, quantized.integer_input(x))[0], expected)
+    assert torch.equal(hb.compile(quantized, x)(x), quantized(x))
 
 
-def test_training_in_integers_moves_the_weights_of_recurrent_synapses_alone():
+def test_quantization_aware_training_updates_only_existing_recurrent_synapses():
     synapses = hb.SparseLinear(20, 20, 0.2)
     net = nn.Sequential(hb.Linear(9, 20), hb.Recurrent(hb.LIFCell(threshold=0.3), 20, synapses), hb.LI())
     x = (torch.rand(12, 3, 9) < 0.5).float()
@@ -193,7 +193,7 @@ def test_recurrent_synapses_are_the_same_in_onnx_and_nir_or_refused(name, tmp_pa
         assert torch.equal(hb.nir.read(tmp_path / "net.nir")(net[:2](x)), net(x))
 
 
-def test_a_large_recurrent_layer_is_no_matrix():
+def test_a_large_recurrent_layer_needs_no_dense_matrix():
     synapses = hb.SparseLinear(8000, 8000, hb.connect.fixed_in_degree(5))
     program = hb.compile(hb.Recurrent(hb.LIFCell(), 8000, synapses), torch.rand(2, 1, 8000))
     operations = program.graph.nodes[1].layer.operations(program.graph.nodes[1], torch.float32)
@@ -203,7 +203,7 @@ def test_a_large_recurrent_layer_is_no_matrix():
 
 @pytest.mark.parametrize("delays", [None, torch.randint(0, 4, (8, 9))])
 @pytest.mark.parametrize("bias", [False, True])
-def test_batch_normalization_is_folded_into_weights_of_synapses(delays, bias):
+def test_batch_normalization_is_folded_into_the_weights_of_synapses(delays, bias):
     norm = nn.BatchNorm1d(8, momentum=1.0)
     net, x = nn.Sequential(hb.SparseLinear(9, 8, 0.5, bias, delays), hb.EachStep(norm)), torch.rand(6, 5, 9)
     net(3 * x)
@@ -234,7 +234,7 @@ def test_a_relu_network_with_sparse_layers_becomes_spiking_unless_it_has_delays(
         lambda layer: setattr(layer, "delays", layer.delays[1:]),
     ],
 )
-def test_indices_that_lead_outside_of_arrays_are_refused(change, monkeypatch):
+def test_indices_outside_of_arrays_are_refused(change, monkeypatch):
     net = nn.Sequential(hb.SparseLinear(20, 20, 0.3, delays=torch.ones(20, 20)), hb.IF())
     change(net[0])
     monkeypatch.setattr(type(net[0]), "outputs_after", lambda layer, history, inputs: inputs)

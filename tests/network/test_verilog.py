@@ -1,4 +1,4 @@
-"""A network as Verilog: its testbench, in a simulator, finds every spike and output equal to PyTorch's."""
+"""Networks as Verilog: a simulated testbench compares every spike and output with PyTorch."""
 
 import shutil
 import subprocess
@@ -19,8 +19,8 @@ needs_simulator = pytest.mark.skipif(
 )
 
 
-class Talking(hb.Cell):
-    """A cell of a user, with synapses inside the step."""
+class RecurrentLIF(hb.Cell):
+    """A user-defined cell with synapses inside the step."""
 
     def __init__(self, neurons):
         super().__init__()
@@ -53,7 +53,7 @@ NETWORKS = {
         lambda: nn.Sequential(nn.Linear(5, 6), hb.Recurrent(hb.LIFCell(4.0, threshold=0.2), 6)),
         (5,),
     ),
-    "cell of a user": (lambda: nn.Sequential(nn.Linear(5, 6), hb.OverTime(Talking(6))), (5,)),
+    "user-defined cell": (lambda: nn.Sequential(nn.Linear(5, 6), hb.OverTime(RecurrentLIF(6))), (5,)),
     "delays and windows": (
         lambda: nn.Sequential(
             hb.Window(3, 4, 3), hb.IF(0.2), hb.Delay(2.0), hb.DelayedLinear(4, 3, 3), hb.IF(0.2)
@@ -79,8 +79,8 @@ def simulate(program, folder):
     """The last line that the testbench prints, and the class of each sample."""
     path, bench = program.write(folder / "net.v")
     subprocess.run(["iverilog", "-g2005", "-o", folder / "net", path, bench], check=True)
-    done = subprocess.run([folder / "net"], check=True, capture_output=True, text=True)
-    lines = [line.split() for line in done.stdout.splitlines()]
+    result = subprocess.run([folder / "net"], check=True, capture_output=True, text=True)
+    lines = [line.split() for line in result.stdout.splitlines()]
     classes = [int(line[3]) for line in lines if line[:1] == ["sample"]]
     return next(" ".join(line) for line in lines if line[-1] == "equal"), classes
 
@@ -101,7 +101,7 @@ def test_every_spike_and_output_equals_pytorch(name, adders, tmp_path):
 
 
 @needs_simulator
-def test_inputs_that_stay_the_same_over_time(tmp_path):
+def test_inputs_that_are_constant_over_time(tmp_path):
     torch.manual_seed(0)
     inputs = torch.rand(1, 3, 1, 6, 6).expand(8, 3, 1, 6, 6)
     layers = [hb.EachStep(nn.Conv2d(1, 2, 3)), hb.IF(0.3), nn.Flatten(2), nn.Linear(32, 3)]

@@ -64,8 +64,8 @@ def test_the_serial_port_answers_with_the_outputs_and_the_class(tmp_path):
     (tmp_path / "host.v").write_text(HOST.format(inputs=5, commands="\n".join(commands)))
     files = [path, top, tmp_path / "host.v"]
     subprocess.run(["iverilog", "-g2005", "-s", "host", "-o", tmp_path / "host", *files], check=True)
-    ran = subprocess.run([tmp_path / "host"], check=True, capture_output=True, text=True, timeout=60)
-    received = torch.tensor([int(word) for word in ran.stdout.split()]).view(3, -1)
+    result = subprocess.run([tmp_path / "host"], check=True, capture_output=True, text=True, timeout=60)
+    received = torch.tensor([int(word) for word in result.stdout.split()]).view(3, -1)
     assert not received[:, 0].any()  # the class at rest
     steps = received[:, 1:].reshape(3, 6, 13)
     numbers = steps[..., :12].reshape(3, 6, 3, 4) * torch.tensor([1, 1 << 8, 1 << 16, 1 << 24])
