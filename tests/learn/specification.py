@@ -1,6 +1,6 @@
-"""The rules of :mod:`hibana.learn` as a loop over steps in plain PyTorch: what the engine must compute.
+"""The rules of :mod:`hibana.learn` as a loop over steps in plain PyTorch: the reference for the engine.
 
-Each neuron has a trace of each of its synapses and parameters, for each of its states, in full.
+Each neuron stores one trace for each pair of a synapse (or parameter) and a state, without approximation.
 """
 
 import torch
@@ -11,70 +11,71 @@ import hibana as hb
 
 
 def gradients(net, x, loss, rule):
-    """The gradients of a layer's weights, recurrent weights and own parameters by D-RTRL, e-prop or PP-Prop.
+    """The gradients of a layer's weights, recurrent weights and cell parameters by D-RTRL, e-prop or PP-Prop.
 
     Args:
-        net: a linear map, a layer of neurons, a linear map, and maybe a leaky readout; no biases.
+        net: a linear map, a layer of neurons, a linear map, and optionally a leaky readout; no biases.
         x: ``[T, batch, inputs]``.
-        loss: from the number of a step and the output there.
+        loss: a function of the step's index and the output ``[batch, outputs]``.
         rule: the rule.
 
     Returns:
-        By the name of the parameter in `net`.
+        The gradients by the parameter's name in `net`.
     """
     layer, cell = net[1], net[1].cell
     leak = 1 - 1 / net[3].cell.tau if len(net) > 3 else 0.0
     recurrent = layer.recurrent.weight.detach() if isinstance(layer, hb.Recurrent) else None
     state = cell.initial_state(net[0](x[0]).detach())
-    remembered = torch.zeros((), dtype=x.dtype)
-    traces, found = {}, {}
+    readout = torch.zeros((), dtype=x.dtype)
+    traces, grads = {}, {}
     for t, inputs in enumerate(x):
-        sent = {"0.weight": inputs}
+        presynaptic = {"0.weight": inputs}
         total = net[0](inputs).detach()
         if recurrent is not None:
-            sent["1.recurrent.weight"] = state[-1]
+            presynaptic["1.recurrent.weight"] = state[-1]
             total = total + state[-1] @ recurrent.T
         after, by_input, by_state, by_parameter = jacobians(cell, total, state)
         if recurrent is not None and rule.keeps_self_synapse:
             by_state[:, -1] += by_input * recurrent.diagonal() * layer.gradient_scale
         emitted = after[-1].requires_grad_()
-        outputs = net[2](emitted) + leak * remembered
+        outputs = net[2](emitted) + leak * readout
         signal = torch.autograd.grad(loss(t, outputs), emitted)[0]
-        for name, one in sent.items():
+        for name, activity in presynaptic.items():
             scale = layer.gradient_scale if "recurrent" in name else 1.0
-            move = rank_one if isinstance(rule, hb.learn.PPProp) else whole
-            traces[name], of_emitted = move(traces.get(name), one, by_input, by_state, leak, rule)
-            found[name] = found.get(name, 0) + scale * torch.einsum("bn,bnm->nm", signal, of_emitted)
+            advance = rank_one if isinstance(rule, hb.learn.PPProp) else full_rank
+            traces[name], trace = advance(traces.get(name), activity, by_input, by_state, leak, rule)
+            grads[name] = grads.get(name, 0) + scale * torch.einsum("bn,bnm->nm", signal, trace)
         for name, direct in by_parameter.items():
-            traces[name], of_emitted = moved(traces.get(name), direct[..., None], by_state, leak)
-            grad = (signal * of_emitted[..., 0]).sum_to_size(cell.get_parameter(name).shape)
-            found[f"1.cell.{name}"] = found.get(f"1.cell.{name}", 0) + grad
-        state, remembered = tuple(one.detach() for one in after), outputs.detach()
-    return found
+            traces[name], trace = next_traces(traces.get(name), direct[..., None], by_state, leak)
+            grad = (signal * trace[..., 0]).sum_to_size(cell.get_parameter(name).shape)
+            grads[f"1.cell.{name}"] = grads.get(f"1.cell.{name}", 0) + grad
+        state, readout = tuple(tensor.detach() for tensor in after), outputs.detach()
+    return grads
 
 
 def jacobians(cell, input_, state):
-    """The states after a step, and derivatives of each, ``[states, batch, neurons]``: by the input, by the
-    states before (second index), and by each parameter."""
+    """The states after a step, and the derivatives of each, ``[states, batch, neurons]``: by the input, by
+    previous states (second index), and by each parameter (a dictionary)."""
     values = {name: p.detach().expand(input_.shape).clone() for name, p in cell.named_parameters()}
-    leaves = [one.detach().clone().requires_grad_() for one in (input_, *state, *values.values())]
+    leaves = [x.detach().clone().requires_grad_() for x in (input_, *state, *values.values())]
     count = 1 + len(state)
-    given = dict(zip(values, leaves[count:], strict=True))
-    after = functional_call(cell, given, tuple(leaves[:count]))
+    parameters = dict(zip(values, leaves[count:], strict=True))
+    after = functional_call(cell, parameters, tuple(leaves[:count]))
     rows = []
-    for one in after:
-        ones = torch.ones_like(one)
-        grads = torch.autograd.grad(one + 0 * leaves[0], leaves, ones, retain_graph=True, allow_unused=True)
-        rows.append(torch.stack([torch.zeros_like(one) if g is None else g for g in grads]))
-    all_ = torch.stack(rows)
-    by_parameter = {name: all_[:, count + i] for i, name in enumerate(values)}
-    return [one.detach() for one in after], all_[:, 0], all_[:, 1:count].clone(), by_parameter
+    for x in after:
+        ones = torch.ones_like(x)
+        grads = torch.autograd.grad(x + 0 * leaves[0], leaves, ones, retain_graph=True, allow_unused=True)
+        rows.append(torch.stack([torch.zeros_like(x) if g is None else g for g in grads]))
+    derivatives = torch.stack(rows)
+    by_parameter = {name: derivatives[:, count + i] for i, name in enumerate(values)}
+    after = [x.detach() for x in after]
+    return after, derivatives[:, 0], derivatives[:, 1:count].clone(), by_parameter
 
 
-def moved(before, direct, by_state, leak, decay=1.0):
-    """Traces ``[states, batch, neurons, n]`` and the memory of a readout after a step; and what is emitted.
+def next_traces(before, direct, by_state, leak, decay=1.0):
+    """Traces e ``[states, batch, neurons, n]`` and z (filtered by the readout) after a step, as ((e, z), z).
 
-    e_t = decay J e_(t-1) + direct,   z_t = decay leak z_(t-1) + e_t of the emitted state
+    e_t = decay J e_(t-1) + direct,   z_t = decay leak z_(t-1) + e_t[last state]
     """
     if before is None:
         return (direct, direct[-1]), direct[-1]
@@ -84,16 +85,16 @@ def moved(before, direct, by_state, leak, decay=1.0):
     return (e, z), z
 
 
-def whole(before, sent: Tensor, by_input, by_state, leak, _):
-    """D-RTRL and e-prop: a trace of each synapse."""
-    direct = by_input[..., None] * sent[:, None]
-    return moved(before, direct, by_state, leak)
+def full_rank(before, activity: Tensor, by_input, by_state, leak, _):
+    """D-RTRL and e-prop: one trace for each synapse."""
+    direct = by_input[..., None] * activity[:, None]
+    return next_traces(before, direct, by_state, leak)
 
 
-def rank_one(before, sent: Tensor, by_input, by_state, leak, rule):
-    """PP-Prop: the product of a trace of the neuron and one of the input."""
-    of_neuron, of_input = before or (None, torch.zeros_like(sent))
+def rank_one(before, activity: Tensor, by_input, by_state, leak, rule):
+    """PP-Prop: the product of a trace for each neuron and a trace for each input."""
+    neuron_traces, input_trace = before or (None, torch.zeros_like(activity))
     direct = (1 - rule.decay) * by_input[..., None]
-    of_neuron, emitted = moved(of_neuron, direct, by_state, leak, rule.decay)
-    of_input = rule.decay * of_input + sent
-    return (of_neuron, of_input), emitted * of_input[:, None]
+    neuron_traces, filtered = next_traces(neuron_traces, direct, by_state, leak, rule.decay)
+    input_trace = rule.decay * input_trace + activity
+    return (neuron_traces, input_trace), filtered * input_trace[:, None]

@@ -1,4 +1,4 @@
-"""Learning online: gradients against backpropagation through time, each rule against its formula by hand."""
+"""Online learning: gradients compared with backpropagation through time, and rules with their formulas."""
 
 import copy
 import functools
@@ -21,15 +21,15 @@ RULES = ("d-rtrl", "e-prop", "ottt", "pp-prop")
 
 
 class Resonate(hb.Cell):
-    """Two states that act on each other, no reset, a parameter of its own: no cell of hibana's."""
+    """A user-defined cell: two states that act on each other, no reset, and a learned parameter."""
 
     def __init__(self):
         super().__init__()
-        self.turn = nn.Parameter(torch.tensor(0.4, dtype=torch.get_default_dtype()))
+        self.coupling = nn.Parameter(torch.tensor(0.4, dtype=torch.get_default_dtype()))
 
     def forward(self, input_, w_previous, v_previous, s_previous):
-        w = 0.9 * w_previous + self.turn * v_previous
-        v = 0.8 * v_previous - self.turn * w_previous + input_
+        w = 0.9 * w_previous + self.coupling * v_previous
+        v = 0.8 * v_previous - self.coupling * w_previous + input_
         return w, v, ATan()(v - 1)
 
 
@@ -42,7 +42,7 @@ def spikes(*shape, seed=0, dtype=DOUBLE):
 
 
 def loss_of(x, outputs, signals="each"):
-    """The loss of a step: a linear and a quadratic term, at each step or at the last four alone."""
+    """The loss of a step: a linear plus a quadratic term; for `signals` "end" only at the last four steps."""
     weight = torch.randn(outputs, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
 
     def loss(t, y):
@@ -53,10 +53,10 @@ def loss_of(x, outputs, signals="each"):
     return loss
 
 
-def through_time(net, x, loss):
+def bptt(net, x, loss):
     net.zero_grad()
     losses = [loss(t, y) for t, y in enumerate(net(x))]
-    sum(one for one in losses if one is not None).backward()
+    sum(term for term in losses if term is not None).backward()
     return grads(net)
 
 
@@ -64,9 +64,9 @@ def by_steps(net, x, loss, rule):
     net.zero_grad()
     learner = hb.learn.online(net, rule)
     for t, input_ in enumerate(x):
-        one = loss(t, learner.step(input_))
-        if one is not None:
-            one.backward()
+        term = loss(t, learner.step(input_))
+        if term is not None:
+            term.backward()
     return grads(net)
 
 
@@ -76,21 +76,21 @@ def by_sequence(net, x, loss, rule, chunk):
     return grads(net)
 
 
-def likeness(found, exact):
-    """Cosine and ratio of the norms."""
-    a, b = (torch.cat([one[name].flatten() for name in exact]) for one in (found, exact))
+def similarity(result, exact):
+    """The cosine between all gradients of `result` and of `exact`, and the ratio of their norms."""
+    a, b = (torch.cat([g[name].flatten() for name in exact]) for g in (result, exact))
     return float(a @ b / (a.norm() * b.norm())), float(a.norm() / b.norm())
 
 
-def check_exact(found, exact, part=1e-9, names=True):
-    assert not names or found.keys() == exact.keys()
-    for name, one in exact.items():
-        assert one.abs().max() > 0, name
-        assert (found[name] - one).abs().max() <= part * one.abs().max(), name
+def check_exact(result, exact, tolerance=1e-9, names=True):
+    assert not names or result.keys() == exact.keys()
+    for name, grad in exact.items():
+        assert grad.abs().max() > 0, name
+        assert (result[name] - grad).abs().max() <= tolerance * grad.abs().max(), name
 
 
-def strong(net, x):
-    """`net`, the weights of its first layer made so large that its neurons spike."""
+def amplify(net, x):
+    """Scales the weights of the first layer of `net` until its neurons spike, and returns `net`."""
     weights = net[0]
     for _ in range(40):
         with torch.no_grad():
@@ -103,26 +103,26 @@ def strong(net, x):
 
 def network(layer, readout, inputs=6, neurons=5):
     torch.manual_seed(0)
-    behind = [] if readout == "linear" else [hb.LI(tau=4.0)]
-    return nn.Sequential(nn.Linear(inputs, neurons), layer, nn.Linear(neurons, 3), *behind).double()
+    end = [] if readout == "linear" else [hb.LI(tau=4.0)]
+    return nn.Sequential(nn.Linear(inputs, neurons), layer, nn.Linear(neurons, 3), *end).double()
 
 
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("signals", ["each", "end"])
 @pytest.mark.parametrize("readout", ["linear", "leaky"])
 @pytest.mark.parametrize("kind", [*SPIKING, Resonate], ids=lambda kind: kind.__name__)
-def test_one_layer_has_the_gradient_of_backpropagation_through_time(kind, readout, signals):
+def test_one_layer_has_the_gradients_of_backpropagation_through_time(kind, readout, signals):
     cell = kind() if kind is Resonate else kind(surrogate=ATan())
     x = spikes(15, 3, 6)
-    net = strong(network(hb.OverTime(cell), readout), x)
+    net = amplify(network(hb.OverTime(cell), readout), x)
     loss = loss_of(x, 3, signals)
-    exact = through_time(net, x, loss)
+    exact = bptt(net, x, loss)
     check_exact(by_steps(net, x, loss, "d-rtrl"), exact)
     check_exact(by_sequence(net, x, loss, "d-rtrl", 7), exact)
 
 
 class AfterReset(hb.Cell):
-    """Its potential is that after the reset, and no function of its spike, nor the spike of it."""
+    """Its state is the potential after the reset; neither v nor s is a function of the other."""
 
     def forward(self, input_, v_previous, s_previous):
         v = 0.8 * v_previous + input_
@@ -130,8 +130,8 @@ class AfterReset(hb.Cell):
         return v - s, s
 
 
-class Repeating(hb.Cell):
-    """It emits a state, and keeps one that has no derivative."""
+class DelayedOutput(hb.Cell):
+    """Emits the previous output, and has one state without a derivative."""
 
     def __init__(self):
         super().__init__()
@@ -142,8 +142,8 @@ class Repeating(hb.Cell):
         return y_previous.detach(), v, v
 
 
-SPECIFIED = {
-    "Repeating": Repeating,
+CELLS = {
+    "DelayedOutput": DelayedOutput,
     "LIF": lambda: hb.LIFCell(tau=3.0, surrogate=ATan()),
     "ALIF": lambda: hb.ALIFCell(surrogate=ATan()),
     "ResonateAndFire": lambda: hb.ResonateAndFireCell(surrogate=ATan()),
@@ -158,65 +158,65 @@ SPECIFIED = {
 @pytest.mark.parametrize("rule", [hb.learn.DRTRL(), hb.learn.EProp(), hb.learn.PPProp(decay=0.8)], ids=str)
 @pytest.mark.parametrize("readout", ["linear", "leaky"])
 @pytest.mark.parametrize("scale", [None, 1.0, 0.5])
-@pytest.mark.parametrize("cell", SPECIFIED)
-def test_rules_are_their_specification(cell, scale, readout, rule):
-    """Of a layer with recurrent synapses, whose gradient has this scale, or without."""
+@pytest.mark.parametrize("cell", CELLS)
+def test_rules_equal_their_specification(cell, scale, readout, rule):
+    """`scale` is the gradient scale of recurrent synapses; None for a layer without them."""
     torch.manual_seed(0)
-    cell = SPECIFIED[cell]()
+    cell = CELLS[cell]()
     layer = hb.OverTime(cell) if scale is None else hb.Recurrent(cell, 5, gradient_scale=scale)
-    behind = [] if readout == "linear" else [hb.LI(tau=4.0)]
+    end = [] if readout == "linear" else [hb.LI(tau=4.0)]
     x, bias = spikes(20, 4, 6), {"bias": False}
-    net = nn.Sequential(nn.Linear(6, 5, **bias), layer, nn.Linear(5, 3, **bias), *behind)
-    net = strong(net.double(), x)
+    net = nn.Sequential(nn.Linear(6, 5, **bias), layer, nn.Linear(5, 3, **bias), *end)
+    net = amplify(net.double(), x)
     loss = loss_of(x, 3)
     if type(cell) is Resonate and readout == "linear" and isinstance(rule, hb.learn.PPProp):
-        rule = hb.learn.EProp()  # where the trace of each input serves all neurons, PP-Prop keeps it
+        rule = hb.learn.EProp()  # PP-Prop equals e-prop if all neurons share the traces of inputs
     exact = specification.gradients(net, x, loss, rule)
     check_exact(by_steps(net, x, loss, rule), exact, names=False)
     for chunk in (7, 20):
         check_exact(by_sequence(net, x, loss, rule, chunk), exact, names=False)
 
 
-def test_ottt_has_the_whole_gradient_of_what_a_cell_learns():
+def test_ottt_has_the_full_gradient_of_cell_parameters():
     x = spikes(25, 4, 6)
     cell = hb.LIFCell(tau=3.0, surrogate=ATan(), learn=("tau", "threshold"))
-    net = strong(network(hb.OverTime(cell), "linear"), x)
+    net = amplify(network(hb.OverTime(cell), "linear"), x)
     loss = loss_of(x, 3)
-    exact, found = (
-        {name: one for name, one in all_.items() if "cell" in name}
-        for all_ in (through_time(net, x, loss), by_sequence(net, x, loss, "ottt", 7))
+    exact, result = (
+        {name: grad for name, grad in gradients.items() if "cell" in name}
+        for gradients in (bptt(net, x, loss), by_sequence(net, x, loss, "ottt", 7))
     )
     assert len(exact) == 2
-    check_exact(found, exact)
+    check_exact(result, exact)
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", [hb.IFCell, hb.LIFCell, hb.CubaLIFCell], ids=lambda kind: kind.__name__)
-def test_where_all_neurons_have_the_same_trace_every_rule_has_the_whole_gradient(kind, rule):
+def test_every_rule_has_the_full_gradient_if_neurons_share_a_trace(kind, rule):
     layer = hb.OverTime(kind(surrogate=ATan(), reset="subtract", detach_reset=True))
     x = spikes(20, 4, 6)
-    net = strong(network(layer, "linear"), x)
-    exact = through_time(net, x, loss_of(x, 3))
+    net = amplify(network(layer, "linear"), x)
+    exact = bptt(net, x, loss_of(x, 3))
     check_exact(by_steps(net, x, loss_of(x, 3), rule), exact)
     check_exact(by_sequence(net, x, loss_of(x, 3), rule, 7), exact)
 
 
-@pytest.mark.parametrize(("pool", "changes"), [(nn.AvgPool2d(2), False), (nn.MaxPool2d(2), True)], ids=str)
-def test_a_readout_remembers_what_linear_maps_made_of_spikes(pool, changes):
+@pytest.mark.parametrize(("pool", "omits"), [(nn.AvgPool2d(2), False), (nn.MaxPool2d(2), True)], ids=str)
+def test_layers_between_neurons_and_readout_are_exact_if_linear(pool, omits):
     torch.manual_seed(0)
     x = spikes(15, 3, 1, 6, 6)
     convolution = hb.EachStep(nn.Conv2d(1, 4, 3))
     nn.init.uniform_(convolution.module.weight, -0.2, 0.4)
     layers = convolution, hb.LIF(surrogate=ATan()), hb.EachStep(pool), nn.Flatten(2), nn.Linear(16, 3)
-    net = strong(nn.Sequential(*layers, hb.LI(tau=4.0)).double(), x)
-    exact = through_time(net, x, loss_of(x, 3))
-    found = by_steps(net, x, loss_of(x, 3), "d-rtrl")
-    said = "left out: the derivative of '2' at the earlier steps that '5' remembers"
-    assert (said in hb.learn.explain(net)) == changes
-    if changes:
-        assert likeness(found, exact)[0] < 0.9999
+    net = amplify(nn.Sequential(*layers, hb.LI(tau=4.0)).double(), x)
+    exact = bptt(net, x, loss_of(x, 3))
+    result = by_steps(net, x, loss_of(x, 3), "d-rtrl")
+    note = "left out: the derivative of '2' at the earlier steps that '5' remembers"
+    assert (note in hb.learn.explain(net)) == omits
+    if omits:
+        assert similarity(result, exact)[0] < 0.9999
     else:
-        check_exact(found, exact)
+        check_exact(result, exact)
 
 
 def learned_readout():
@@ -231,8 +231,8 @@ def frozen_layer():
     return net, spikes(10, 4, 6)
 
 
-def convolved(layer, *shape):
-    """A convolution, neurons, and a linear readout, for images of this shape."""
+def convolutional(layer, *shape):
+    """A convolution, neurons, and a linear readout, with spikes of the image shape `shape`."""
     torch.manual_seed(0)
     convolution = hb.EachStep(layer)
     x = spikes(12, 2, *shape)
@@ -244,18 +244,18 @@ def convolved(layer, *shape):
 EXACT = {
     "a learned readout": learned_readout,
     "a frozen layer": frozen_layer,
-    "a convolution": lambda: convolved(nn.Conv2d(2, 3, 3), 2, 7, 6),
-    "a stride": lambda: convolved(nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False), 2, 7, 6),
-    "a dilation": lambda: convolved(nn.Conv2d(2, 3, 3, dilation=2), 2, 7, 6),
-    "one dimension": lambda: convolved(hb.events.Conv1d(2, 3, 4, padding=1), 2, 9),
+    "a convolution": lambda: convolutional(nn.Conv2d(2, 3, 3), 2, 7, 6),
+    "a stride": lambda: convolutional(nn.Conv2d(2, 3, 3, stride=2, padding=1, bias=False), 2, 7, 6),
+    "a dilation": lambda: convolutional(nn.Conv2d(2, 3, 3, dilation=2), 2, 7, 6),
+    "one dimension": lambda: convolutional(hb.events.Conv1d(2, 3, 4, padding=1), 2, 9),
 }
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_gradients_are_those_of_backpropagation_through_time(name):
+def test_gradients_equal_backpropagation_through_time(name):
     net, x = EXACT[name]()
-    net = strong(net.double(), x)
-    exact = through_time(net, x, loss_of(x, 3))
+    net = amplify(net.double(), x)
+    exact = bptt(net, x, loss_of(x, 3))
     check_exact(by_steps(net, x, loss_of(x, 3), "d-rtrl"), exact)
     check_exact(by_sequence(net, iter(x), loss_of(x, 3), "d-rtrl", 5), exact)
 
@@ -270,7 +270,7 @@ def chain(*layers, sizes=(6, 5, 8, 3)):
 
 CHAINS = {
     "recurrent LIF": lambda: chain(hb.Recurrent(hb.LIFCell(surrogate=ATan()), 5), hb.ALIF(surrogate=ATan())),
-    "CubaLIF, all alike": lambda: chain(
+    "CubaLIF, equal neurons": lambda: chain(
         hb.CubaLIF(surrogate=ATan()), hb.LIF(surrogate=ATan(), reset="subtract", detach_reset=True)
     ),
     "with a bias": lambda: chain(
@@ -283,32 +283,32 @@ CHAINS = {
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", CHAINS)
-def test_chunks_are_their_steps(name, rule):
+def test_chunks_equal_single_steps(name, rule):
     x, loss = spikes(17, 4, 6), loss_of(spikes(17, 4, 6), 3)
-    net = strong(CHAINS[name]().double(), x)
+    net = amplify(CHAINS[name]().double(), x)
     exact = by_steps(net, x, loss, rule)
     for chunk in (3, 30):
         check_exact(by_sequence(net, x, loss, rule, chunk), exact)
     net.zero_grad()
-    outputs = hb.learn.online(net, rule)(x)  # all of the sequence, for any loss
+    outputs = hb.learn.online(net, rule)(x)  # the full sequence, for any loss
     torch.testing.assert_close(outputs, net(x))
     sum(loss(t, y) for t, y in enumerate(outputs)).backward()
     check_exact(grads(net), exact)
 
 
-def test_a_loss_may_be_asked_once_a_chunk():
+def test_a_loss_may_be_called_once_per_chunk():
     x, loss = spikes(17, 4, 6), loss_of(spikes(17, 4, 6), 3)
-    net = strong(CHAINS["recurrent LIF"]().double(), x)
-    exact, asked = by_sequence(net, x, loss, "d-rtrl", 5), []
+    net = amplify(CHAINS["recurrent LIF"]().double(), x)
+    exact, calls = by_sequence(net, x, loss, "d-rtrl", 5), []
 
-    def of_chunk(first, outputs):
-        asked.append((first, tuple(outputs.shape)))
+    def chunk_loss(first, outputs):
+        calls.append((first, tuple(outputs.shape)))
         return sum(loss(first + t, y) for t, y in enumerate(outputs))
 
     net.zero_grad()
-    hb.learn.online(net).sequence(x, of_chunk, chunk=5, by_chunk=True)
+    hb.learn.online(net).sequence(x, chunk_loss, chunk=5, by_chunk=True)
     check_exact(grads(net), exact)
-    assert asked == [(0, (5, 4, 3)), (5, (5, 4, 3)), (10, (5, 4, 3)), (15, (2, 4, 3))]
+    assert calls == [(0, (5, 4, 3)), (5, (5, 4, 3)), (10, (5, 4, 3)), (15, (2, 4, 3))]
 
 
 def test_large_layers_in_float32_agree_with_small_steps():
@@ -317,12 +317,12 @@ def test_large_layers_in_float32_agree_with_small_steps():
     net = nn.Sequential(
         nn.Linear(40, 160), hb.Recurrent(hb.LIFCell(surrogate=ATan()), 160), nn.Linear(160, 3), hb.LI(tau=4.0)
     )
-    net = strong(net, x)
+    net = amplify(net, x)
     exact = by_sequence(net.double(), x.double(), loss_of(x.double(), 3), "d-rtrl", 20)
     net.float()
-    for chunk in (1, 7, 20):  # of which one goes through the traces by their kernel, and one products by bits
-        found = by_sequence(net, x, loss_of(x, 3), "d-rtrl", chunk)
-        cosine, norm = likeness({k: g.double() for k, g in found.items()}, exact)
+    for chunk in (1, 7, 20):  # with kernels for traces (1) and for products of bits
+        result = by_sequence(net, x, loss_of(x, 3), "d-rtrl", chunk)
+        cosine, norm = similarity({k: g.double() for k, g in result.items()}, exact)
         assert cosine >= 0.9999
         assert abs(norm - 1) < 1e-3
 
@@ -330,41 +330,42 @@ def test_large_layers_in_float32_agree_with_small_steps():
 def test_two_losses_of_a_step_may_have_a_backward_each():
     x = spikes(12, 4, 6, dtype=torch.float32)
     torch.manual_seed(0)
-    net = strong(nn.Sequential(nn.Linear(6, 5), hb.LIF(surrogate=ATan()), nn.Linear(5, 3), hb.LI()), x)
+    net = amplify(nn.Sequential(nn.Linear(6, 5), hb.LIF(surrogate=ATan()), nn.Linear(5, 3), hb.LI()), x)
     exact = by_steps(net, x, loss_of(x, 3), "d-rtrl")
     net.zero_grad()
     learner = hb.learn.online(net)
-    for t, one in enumerate(x):
-        loss = loss_of(x, 3)(t, learner.step(one))
+    for t, inputs in enumerate(x):
+        loss = loss_of(x, 3)(t, learner.step(inputs))
         (loss / 4).backward(retain_graph=True)
         (loss * 3 / 4).backward()
-    found = grads(net)
-    for name, one in exact.items():
-        torch.testing.assert_close(found[name], one, rtol=1e-4, atol=1e-5)
+    result = grads(net)
+    for name, grad in exact.items():
+        torch.testing.assert_close(result[name], grad, rtol=1e-4, atol=1e-5)
 
 
-def test_outputs_and_states_are_those_of_the_network():
+def test_outputs_equal_the_networks_outputs():
     torch.manual_seed(0)
     x = spikes(20, 4, 6, dtype=torch.float32)
-    net = strong(nn.Sequential(nn.Linear(6, 5), hb.Recurrent(hb.LIFCell(), 5), nn.Linear(5, 3), hb.LI()), x)
+    layers = nn.Linear(6, 5), hb.Recurrent(hb.LIFCell(), 5), nn.Linear(5, 3), hb.LI()
+    net = amplify(nn.Sequential(*layers), x)
     learner = hb.learn.online(net)
     with torch.no_grad():
-        wanted = torch.stack([learner.step(one) for one in x])
-    torch.testing.assert_close(wanted, net(x))
+        outputs = torch.stack([learner.step(inputs) for inputs in x])
+    torch.testing.assert_close(outputs, net(x))
     learner.reset()
-    torch.testing.assert_close(learner.step(x[0]), wanted[0])
+    torch.testing.assert_close(learner.step(x[0]), outputs[0])
 
 
 def presynaptic(x, decay):
-    trace, found = torch.zeros_like(x[0]), []
-    for one in x:
-        trace = decay * trace + one
-        found.append(trace)
-    return torch.stack(found)
+    trace, traces = torch.zeros_like(x[0]), []
+    for inputs in x:
+        trace = decay * trace + inputs
+        traces.append(trace)
+    return torch.stack(traces)
 
 
 def signals_and_states(net, x, loss, names):
-    """For each step, the loss's gradient of the spikes and the states of the first layer, readout linear."""
+    """The loss gradients of the first layer's spikes, and its states `names`; for a linear readout."""
     with torch.no_grad():
         states = hb.record(net[1].cell, net[0](x))
     emitted = states["s"].clone().requires_grad_()
@@ -373,77 +374,77 @@ def signals_and_states(net, x, loss, names):
 
 
 @pytest.mark.parametrize("reset", [0.0, "subtract"])
-def test_ottt_is_a_trace_of_the_input(reset):
+def test_ottt_is_the_product_of_a_signal_and_an_input_trace(reset):
     x = spikes(25, 4, 6)
-    net = strong(network(hb.LIF(tau=4.0, surrogate=ATan(), reset=reset), "linear"), x)
-    found = by_steps(net, x, loss_of(x, 3), "ottt")["0.weight"]
+    net = amplify(network(hb.LIF(tau=4.0, surrogate=ATan(), reset=reset), "linear"), x)
+    result = by_steps(net, x, loss_of(x, 3), "ottt")["0.weight"]
     signal, (v,) = signals_and_states(net, x, loss_of(x, 3), "v")
-    by_hand = torch.einsum("tbj,tbi->ji", signal * ATan().derivative(v - 1), presynaptic(x, 0.75))
-    torch.testing.assert_close(found, by_hand)
+    expected = torch.einsum("tbj,tbi->ji", signal * ATan().derivative(v - 1), presynaptic(x, 0.75))
+    torch.testing.assert_close(result, expected)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_nothing_of_earlier_steps_is_kept(rule):
+def test_earlier_steps_are_not_stored(rule):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 5), hb.Recurrent(hb.LIFCell(), 5), nn.Linear(5, 3), hb.LI(tau=4.0))
     learner, optimizer = hb.learn.online(net, rule), torch.optim.SGD(net.parameters(), 0.01)
 
-    def live():
+    def live_numbers():
         gc.collect()
-        return sum(one.numel() for one in gc.get_objects() if type(one) in (torch.Tensor, nn.Parameter))
+        return sum(x.numel() for x in gc.get_objects() if type(x) in (torch.Tensor, nn.Parameter))
 
     counts = []
     for _ in range(4):
-        for one in spikes(10, 4, 6, dtype=torch.float32):
-            learner.step(one).square().sum().backward()
+        for inputs in spikes(10, 4, 6, dtype=torch.float32):
+            learner.step(inputs).square().sum().backward()
             optimizer.step()
             optimizer.zero_grad()
-        counts.append(live())
-    assert counts[3] <= counts[2]  # less where tensors of other tests were released meanwhile
+        counts.append(live_numbers())
+    assert counts[3] <= counts[2]  # less if tensors of other tests were released meanwhile
 
 
-def test_where_all_neurons_leak_alike_an_input_has_one_trace():
+def test_neurons_with_equal_leaks_share_one_trace_per_input():
     torch.manual_seed(0)
     layer = hb.LIF(surrogate=ATan(), reset="subtract", detach_reset=True)
     net = nn.Sequential(nn.Linear(6, 5), layer, nn.Linear(5, 3)).double()
     learner = hb.learn.online(net)
     x = spikes(3, 4, 6)
-    for one in x:
-        learner.step(one)
+    for inputs in x:
+        learner.step(inputs)
     assert learner.trace_numbers == {"1": 4 * 7}
     net[1].cell.detach_reset = False
     learner.step(x[0])
     with pytest.raises(ValueError, match=r"layer '1' has the traces of a cell .* call reset\(\)"):
         learner.step(x[1])
     learner.reset()
-    for one in x:
-        learner.step(one)
+    for inputs in x:
+        learner.step(inputs)
     assert learner.trace_numbers == {"1": 4 * 5 * 7}
 
 
-def test_a_hyper_parameter_may_change():
+def test_a_hyperparameter_may_change():
     x = spikes(10, 4, 6)
-    net = strong(network(hb.LIF(surrogate=ATan()), "linear"), x)
+    net = amplify(network(hb.LIF(surrogate=ATan()), "linear"), x)
     learner = hb.learn.online(net)
     learner.sequence(x, loss_of(x, 3))
     net[1].cell.tau = 7.0
-    exact = through_time(net, x, loss_of(x, 3))
+    exact = bptt(net, x, loss_of(x, 3))
     net.zero_grad()
     learner.sequence(x, loss_of(x, 3))
     check_exact(grads(net), exact)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_without_kernels_the_gradients_are_the_same(rule, monkeypatch):
+def test_the_reference_loop_has_the_same_gradients(rule, monkeypatch):
     x = spikes(12, 4, 6)
-    net = strong(network(hb.Recurrent(Repeating(), 5), "leaky"), x)
+    net = amplify(network(hb.Recurrent(DelayedOutput(), 5), "leaky"), x)
     exact = by_sequence(net, x, loss_of(x, 3), rule, 5)
     by_reference = functools.partial(hb.learn.rule_cells.unroll_layer, backend="reference")
     monkeypatch.setattr(hb.learn.rule_cells, "unroll_layer", by_reference)
     check_exact(by_sequence(net, x, loss_of(x, 3), rule, 5), exact)
 
 
-class Hard(hb.Cell):
+class HardThreshold(hb.Cell):
     """A spike without a derivative."""
 
     def forward(self, input_, v_previous, s_previous):
@@ -452,14 +453,14 @@ class Hard(hb.Cell):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_layer_whose_spikes_have_no_derivative_learns_nothing(rule):
+def test_a_layer_of_spikes_without_derivative_learns_nothing(rule):
     x = spikes(10, 4, 6)
-    net = strong(network(hb.OverTime(Hard()), "leaky"), x)
-    exact = through_time(net, x, loss_of(x, 3))
-    found = by_sequence(net, x, loss_of(x, 3), rule, 4)
-    check_exact(found, {name: one for name, one in exact.items() if name[0] == "2"}, names=False)
+    net = amplify(network(hb.OverTime(HardThreshold()), "leaky"), x)
+    exact = bptt(net, x, loss_of(x, 3))
+    result = by_sequence(net, x, loss_of(x, 3), rule, 4)
+    check_exact(result, {name: grad for name, grad in exact.items() if name[0] == "2"}, names=False)
     assert not exact["0.weight"].any()
-    assert not found["0.weight"].any()
+    assert not result["0.weight"].any()
 
 
 class Counting(hb.Cell):
@@ -501,27 +502,27 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("net", "kind", "said"), REFUSED, ids=[one[2] for one in REFUSED])
-def test_a_network_that_no_rule_knows_is_refused(net, kind, said):
-    with pytest.raises(kind, match=said):
+@pytest.mark.parametrize(("net", "error", "message"), REFUSED, ids=[case[2] for case in REFUSED])
+def test_unsupported_networks_are_refused(net, error, message):
+    with pytest.raises(error, match=message):
         hb.learn.online(net)
 
 
-def test_a_rule_that_there_is_not_is_refused():
+def test_unknown_rules_are_refused():
     with pytest.raises(ValueError, match="rule must be one of d-rtrl, e-prop, ottt, pp-prop; got 'rtrl'"):
         hb.learn.online(sequential(), "rtrl")
     with pytest.raises(TypeError, match=r"rule must be a hibana.learn.Rule or its name, got 3"):
         hb.learn.online(sequential(), 3)
 
 
-def test_a_cell_that_no_rule_can_follow_is_named():
+def test_unsupported_cells_are_named():
     learner = hb.learn.online(nn.Sequential(nn.Linear(6, 5), hb.OverTime(Counting())), "ottt")
     with pytest.raises(ValueError, match="layer '1', Counting, can't be learned online"):
         learner.step(torch.rand(4, 6))
 
 
-class Shared(hb.Cell):
-    """A learned parameter of which each neuron uses more than its own number."""
+class SharedParameter(hb.Cell):
+    """A learned parameter whose elements are not used neuron by neuron."""
 
     emits_spikes = True
 
@@ -535,7 +536,7 @@ class Shared(hb.Cell):
 
 
 @pytest.mark.parametrize(
-    ("numbers", "read", "said"),
+    ("numbers", "read", "message"),
     [
         (5, torch.mean, "is not used neuron by neuron"),
         (5, lambda leak: leak[0], "is not used neuron by neuron"),
@@ -543,9 +544,9 @@ class Shared(hb.Cell):
         (2, lambda leak: leak[0], "does not broadcast to its neurons"),
     ],
 )
-def test_a_learned_parameter_that_neurons_share_is_refused(numbers, read, said):
-    learner = hb.learn.online(nn.Sequential(nn.Linear(6, 5), hb.OverTime(Shared(numbers, read))))
-    with pytest.raises(ValueError, match=f"layer '1', Shared, .*{said}"):
+def test_a_learned_parameter_that_neurons_share_is_refused(numbers, read, message):
+    learner = hb.learn.online(nn.Sequential(nn.Linear(6, 5), hb.OverTime(SharedParameter(numbers, read))))
+    with pytest.raises(ValueError, match=f"layer '1', SharedParameter, .*{message}"):
         learner.step(torch.rand(4, 6))
 
 
@@ -556,7 +557,7 @@ def test_ottt_needs_one_leak(cell):
         learner.step(torch.rand(4, 6))
 
 
-def test_a_wrong_call_is_named():
+def test_wrong_arguments_are_named():
     learner = hb.learn.online(sequential(nn.Linear(5, 3)))
     with pytest.raises(TypeError, match=r"x must be a floating-point tensor, got torch.int64"):
         learner.step(torch.zeros(4, 6, dtype=torch.int64))
@@ -579,7 +580,7 @@ def test_a_wrong_call_is_named():
         hb.learn.PPProp(decay=1)
 
 
-def test_a_backward_that_comes_too_late_is_named():
+def test_a_backward_pass_after_the_next_step_is_refused():
     learner = hb.learn.online(sequential(nn.Linear(5, 3)))
     early = learner.step(torch.rand(4, 6))
     learner.step(torch.rand(4, 6))
@@ -587,30 +588,30 @@ def test_a_backward_that_comes_too_late_is_named():
         early.sum().backward()
 
 
-def test_a_network_that_was_optimised_learns_as_before():
-    found = []
-    for optimised in (False, True):
+def test_an_optimized_network_learns_as_before():
+    gradients = []
+    for optimized in (False, True):
         torch.manual_seed(0)
         convolution = nn.Conv2d(1, 4, 3)
         net = nn.Sequential(
-            convolution if optimised else hb.EachStep(convolution),
+            convolution if optimized else hb.EachStep(convolution),
             hb.IF(threshold=0.3),
-            nn.Flatten() if optimised else nn.Flatten(2),
+            nn.Flatten() if optimized else nn.Flatten(2),
             nn.Linear(4 * 36, 2),
             hb.LI(),
         )
-        if optimised:
+        if optimized:
             hb.optimize(net, verbose=False)
         learner = hb.learn.online(net)
         for x in torch.rand(4, 3, 1, 8, 8):
             learner.step(x).square().sum().backward()
-        found.append([parameter.grad for parameter in net.parameters()])
-    for one, other in zip(*found, strict=True):
-        assert one.abs().sum() > 0
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        gradients.append([parameter.grad for parameter in net.parameters()])
+    for grad, expected in zip(*gradients, strict=True):
+        assert grad.abs().sum() > 0
+        torch.testing.assert_close(grad, expected, rtol=1e-4, atol=1e-5)
 
 
-class Late(hb.Cell):
+class Delayed(hb.Cell):
     """Emits from its state before the step, so a step's output does not depend on its input."""
 
     def forward(self, x, u_previous, s_previous):
@@ -621,34 +622,34 @@ class Late(hb.Cell):
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_a_later_layer_may_emit_before_it_uses_its_input(rule, backend):
     torch.manual_seed(0)
-    x, found = torch.rand(12, 2, 3), []
-    layers = nn.Linear(3, 8), hb.LIF(threshold=0.2), nn.Linear(8, 4), hb.OverTime(Late(), backend=backend)
+    x, gradients = torch.rand(12, 2, 3), []
+    layers = nn.Linear(3, 8), hb.LIF(threshold=0.2), nn.Linear(8, 4), hb.OverTime(Delayed(), backend=backend)
     net = nn.Sequential(*layers)
     for weights in net.parameters():
         nn.init.uniform_(weights, 0.1, 0.5)
     learner = hb.learn.online(net, rule)
-    for way in ("step", "steps", "sequence"):
+    for method in ("step", "steps", "sequence"):
         net.zero_grad()
         learner.reset()
-        if way == "sequence":
+        if method == "sequence":
             learner.sequence(x, lambda _, y: y.square().sum(), chunk=5)
-        for part in x.split(1 if way == "step" else 5) if way != "sequence" else ():
+        for part in x.split(1 if method == "step" else 5) if method != "sequence" else ():
             learner.steps(part).square().sum().backward()
-        found.append(layers[2].weight.grad.clone())
-    assert found[0].abs().max() > 0
-    torch.testing.assert_close(found[1], found[0])
-    torch.testing.assert_close(found[2], found[0])
+        gradients.append(layers[2].weight.grad.clone())
+    assert gradients[0].abs().max() > 0
+    torch.testing.assert_close(gradients[1], gradients[0])
+    torch.testing.assert_close(gradients[2], gradients[0])
 
 
-SAVED = {
+LAYERS = {
     "recurrent": lambda: [nn.Linear(3, 8), hb.Recurrent(hb.LIFCell(threshold=0.2), 8)],
     "learned": lambda: [nn.Linear(3, 8), hb.PLIF(threshold=0.2)],
     "subtracted": lambda: [nn.Linear(3, 8), hb.LIF(threshold=0.2, reset="subtract", detach_reset=False)],
-    "alike": lambda: [nn.Linear(3, 8), hb.IF(0.2, detach_reset=True, reset="subtract")],
+    "equal": lambda: [nn.Linear(3, 8), hb.IF(0.2, detach_reset=True, reset="subtract")],
 }
 
 
-def saved_and_loaded(learner, tmp_path):
+def save_and_load(learner, tmp_path):
     torch.save(learner.state_dict(), tmp_path / "state.pt")
     new = hb.learn.online(copy.deepcopy(learner.net), learner.rule)
     new.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -657,30 +658,30 @@ def saved_and_loaded(learner, tmp_path):
 
 @pytest.mark.cover(1)
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("name", SAVED)
-@pytest.mark.parametrize("how", ["state", "pickle", "deepcopy"])
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("method", ["state", "pickle", "deepcopy"])
 @pytest.mark.parametrize("chunk", [1, 4])
-def test_a_learner_that_is_saved_and_loaded_goes_on_as_before(rule, name, how, chunk, tmp_path):
+def test_a_saved_and_loaded_learner_continues_as_before(rule, name, method, chunk, tmp_path):
     torch.manual_seed(0)
-    learner = hb.learn.online(nn.Sequential(*SAVED[name](), nn.Linear(8, 2), hb.LI(tau=5.0)), rule)
+    learner = hb.learn.online(nn.Sequential(*LAYERS[name](), nn.Linear(8, 2), hb.LI(tau=5.0)), rule)
     x = torch.rand(16, 2, 3)
 
-    def learn(one, steps):
+    def learn(learner, steps):
         for part in steps.split(chunk):
-            one.steps(part).square().sum().backward()
+            learner.steps(part).square().sum().backward()
 
     learn(learner, x[:8])
     learner.net.zero_grad()
-    if how == "state":
-        other = saved_and_loaded(learner, tmp_path)
+    if method == "state":
+        other = save_and_load(learner, tmp_path)
     else:
-        other = pickle.loads(pickle.dumps(learner)) if how == "pickle" else copy.deepcopy(learner)
+        other = pickle.loads(pickle.dumps(learner)) if method == "pickle" else copy.deepcopy(learner)
     assert other.net is not learner.net
-    for one in (learner, other):
-        learn(one, x[8:])
-    for here, there in zip(learner.net.parameters(), other.net.parameters(), strict=True):
-        assert here.grad.abs().max() > 0
-        assert torch.equal(here.grad, there.grad)
+    for continued in (learner, other):
+        learn(continued, x[8:])
+    for parameter, copied in zip(learner.net.parameters(), other.net.parameters(), strict=True):
+        assert parameter.grad.abs().max() > 0
+        assert torch.equal(parameter.grad, copied.grad)
     fresh = hb.learn.online(copy.deepcopy(learner.net), rule)
     fresh.net.zero_grad()
     learn(fresh, x[8:])

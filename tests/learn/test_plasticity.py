@@ -1,4 +1,4 @@
-"""Plasticity: each rule against its formula written out densely; weights change within the sequence."""
+"""Plasticity: each rule compared with dense formulas; weights change within the sequence."""
 
 import pytest
 import torch
@@ -10,8 +10,8 @@ from hibana.compiler.graph.ops import Unsupported
 RULE = {"tau_pre": 8.0, "tau_post": 5.0, "a_plus": 0.004, "a_minus": 0.005}
 
 
-class Competing(hb.Cell):
-    """A threshold that grows with each spike, and inhibition of all other neurons: a product in a step."""
+class WinnerTakeAll(hb.Cell):
+    """A threshold that grows with each spike, and inhibition of all other neurons by a matrix product."""
 
     def __init__(self, neurons):
         super().__init__()
@@ -24,7 +24,7 @@ class Competing(hb.Cell):
 
 
 class Exponential(hb.Cell):
-    """A step that calls a vector function, with a number for each neuron."""
+    """A step that calls a vector function (exp), with a threshold for each neuron."""
 
     def __init__(self, neurons):
         super().__init__()
@@ -39,7 +39,7 @@ CELLS = {
     "IF": lambda neurons: hb.IFCell(),
     "LIF": lambda neurons: hb.LIFCell(tau=5.0, reset="subtract"),
     "CubaLIF": lambda neurons: hb.CubaLIFCell(),
-    "a product": Competing,
+    "a product": WinnerTakeAll,
     "a function": Exponential,
 }
 
@@ -55,7 +55,7 @@ def layer(inputs, outputs, *, bias=False, dtype=torch.float32, seed=0):
     return linear
 
 
-def by_hand(
+def simulate(
     linear,
     cell,
     x,
@@ -71,41 +71,41 @@ def by_hand(
     reward=None,
     tau_eligibility=None,
 ):
-    """Weights, spikes and state after a sequence: sums over samples and pairs, one after the other."""
+    """The weights (their change if not `changing`), spikes and state of a sequence, by dense formulas."""
     weight = linear.weight.detach().clone()
-    total = torch.zeros_like(weight)
+    total_change = torch.zeros_like(weight)
     state = cell.initial_state(x.new_zeros(x.shape[1], len(weight)))
     pre, post = torch.zeros_like(x[0]), torch.zeros_like(state[-1])
     eligibility, emitted = x.new_zeros(x.shape[1], *weight.shape), []
     for t, sent in enumerate(x):
         state = cell(nn.functional.linear(sent, weight, linear.bias), *state)
-        fired = state[-1].detach()
+        spikes = state[-1].detach()
         if nearest:
             pre = torch.where(sent > 0, 1.0, pre - pre / tau_pre)
-            post = torch.where(fired > 0, 1.0, post - post / tau_post)
+            post = torch.where(spikes > 0, 1.0, post - post / tau_post)
         else:
             pre = pre - pre / tau_pre + sent
-            post = post - post / tau_post + fired
+            post = post - post / tau_post + spikes
         plus = a_plus * (bounds[1] - weight) if soft else torch.full_like(weight, a_plus)
         minus = a_minus * (weight - bounds[0]) if soft else torch.full_like(weight, a_minus)
-        each = plus * fired[:, :, None] * pre[:, None, :] - minus * post[:, :, None] * sent[:, None, :]
+        change = plus * spikes[:, :, None] * pre[:, None, :] - minus * post[:, :, None] * sent[:, None, :]
         if reward is not None:
             if tau_eligibility:
-                eligibility = eligibility - eligibility / tau_eligibility + each / tau_eligibility
+                eligibility = eligibility - eligibility / tau_eligibility + change / tau_eligibility
             else:
-                eligibility = each
-            each = eligibility * reward[t][:, None, None]
-        total += each.sum(0)
+                eligibility = change
+            change = eligibility * reward[t][:, None, None]
+        total_change += change.sum(0)
         if changing:
-            weight = weight + each.sum(0)
+            weight = weight + change.sum(0)
             if bounds is not None:
                 weight = weight.clamp(*bounds)
-        emitted.append(fired)
-    return (weight if changing else total), torch.stack(emitted), (*state, pre, post)
+        emitted.append(spikes)
+    return (weight if changing else total_change), torch.stack(emitted), (*state, pre, post)
 
 
-def close(found, expected):
-    torch.testing.assert_close(found.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
+def assert_close(result, expected):
+    torch.testing.assert_close(result.detach(), expected.detach(), rtol=1e-4, atol=1e-5)
 
 
 OPTIONS = {
@@ -122,21 +122,21 @@ OPTIONS = {
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_weights_follow_the_rule(options, batch, backend):
+def test_weights_equal_the_formula(options, batch, backend):
     linear, x = layer(37, 21), spikes(50, batch, 37)
     if "bounds" in options:
         linear.weight.data.clamp_(*options["bounds"])
-    expected, emitted, state = by_hand(linear, hb.LIFCell(tau=5.0), x, **RULE, **options)
+    expected, emitted, state = simulate(linear, hb.LIFCell(tau=5.0), x, **RULE, **options)
     rule = hb.learn.STDP(linear, hb.LIF(tau=5.0), backend=backend, **RULE, **options)
-    found, last = rule(x, return_state=True)
-    assert 0.02 < found.mean() < 0.8
-    torch.testing.assert_close(found, emitted)
-    close(linear.weight, expected)
+    result, last = rule(x, return_state=True)
+    assert 0.02 < result.mean() < 0.8
+    torch.testing.assert_close(result, emitted)
+    assert_close(linear.weight, expected)
     if options == OPTIONS["hard"]:
-        reached = {round(value, 6) for value in expected.flatten().tolist()}
-        assert {*options["bounds"][batch > 1 :]} <= reached
-    for one, other in zip(last, state, strict=True):
-        close(one, other)
+        limits = {round(value, 6) for value in expected.flatten().tolist()}
+        assert {*options["bounds"][batch > 1 :]} <= limits
+    for actual, value in zip(last, state, strict=True):
+        assert_close(actual, value)
 
 
 @pytest.mark.cover(1)
@@ -146,41 +146,41 @@ def test_any_cell_and_size(kind, inputs, outputs, batch):
     linear, x = layer(inputs, outputs, bias=True), spikes(40, batch, inputs)
     linear.bias.data.abs_().mul_(0.3)
     cell = CELLS[kind](outputs)
-    expected, emitted, state = by_hand(linear, cell, x, **RULE)
-    found, last = hb.learn.STDP(linear, hb.OverTime(cell), backend="cpu", **RULE)(x, return_state=True)
-    assert 0 < found.mean() < 1
-    torch.testing.assert_close(found, emitted)
-    close(linear.weight, expected)
-    for one, other in zip(last, state, strict=True):
-        close(one, other)
+    expected, emitted, state = simulate(linear, cell, x, **RULE)
+    result, last = hb.learn.STDP(linear, hb.OverTime(cell), backend="cpu", **RULE)(x, return_state=True)
+    assert 0 < result.mean() < 1
+    torch.testing.assert_close(result, emitted)
+    assert_close(linear.weight, expected)
+    for actual, value in zip(last, state, strict=True):
+        assert_close(actual, value)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_inputs_of_turned_sign_are_read_as_they_are(backend):
-    changed = []
+def test_inputs_with_the_negative_bit_are_read_correctly(backend):
+    results = []
     for inputs in (spikes(30, 2, 20), torch._neg_view(-spikes(30, 2, 20))):
         linear = layer(20, 5)
         emitted = hb.learn.STDP(linear, hb.LIF(tau=5.0), **RULE, backend=backend)(inputs)
-        changed.append((emitted, linear.weight))
-    assert all(map(torch.equal, *changed))
+        results.append((emitted, linear.weight))
+    assert all(map(torch.equal, *results))
 
 
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
 def test_a_sequence_in_two_calls(backend, batch):
     x = spikes(40, batch, 20)
-    whole, parts = layer(20, 9), layer(20, 9)
-    expected = hb.learn.STDP(whole, hb.LIF(tau=5.0), backend=backend, **RULE)(x)
-    rule = hb.learn.STDP(parts, hb.LIF(tau=5.0), backend=backend, **RULE)
+    at_once, in_two = layer(20, 9), layer(20, 9)
+    expected = hb.learn.STDP(at_once, hb.LIF(tau=5.0), backend=backend, **RULE)(x)
+    rule = hb.learn.STDP(in_two, hb.LIF(tau=5.0), backend=backend, **RULE)
     first, state = rule(x[:15], return_state=True)
-    before = [one.clone() for one in state]
+    before = [tensor.clone() for tensor in state]
     second = rule(x[15:], state)
     assert all(map(torch.equal, state, before))
     torch.testing.assert_close(torch.cat([first, second]), expected)
-    close(parts.weight, whole.weight)
+    assert_close(in_two.weight, at_once.weight)
 
 
-def test_only_weights_of_pairs_change():
+def test_only_weights_of_active_inputs_change():
     linear, x = layer(30, 8), spikes(40, 1, 30, rate=0.3)
     x[..., 10:] = 0
     before = linear.weight.detach().clone()
@@ -191,7 +191,7 @@ def test_only_weights_of_pairs_change():
 
 def test_double_precision_runs_in_pytorch():
     linear, x = layer(20, 9, dtype=torch.float64), spikes(40, 2, 20, dtype=torch.float64)
-    expected, emitted, _ = by_hand(linear, hb.LIFCell(), x, **RULE)
+    expected, emitted, _ = simulate(linear, hb.LIFCell(), x, **RULE)
     assert torch.equal(hb.learn.STDP(linear, hb.LIF(), **RULE)(x), emitted)
     torch.testing.assert_close(linear.weight.detach(), expected)
     with pytest.raises(Unsupported, match=r"float32 on the CPU, got torch\.float64"):
@@ -204,12 +204,12 @@ def test_gradient_is_minus_the_change_of_constant_weights(options):
     if "bounds" in options:
         linear.weight.data.clamp_(*options["bounds"])
     before = linear.weight.detach().clone()
-    expected, emitted, _ = by_hand(linear, hb.LIFCell(), x, changing=False, **RULE, **options)
+    expected, emitted, _ = simulate(linear, hb.LIFCell(), x, changing=False, **RULE, **options)
     rule = hb.learn.STDP(linear, hb.LIF(), **RULE, **options)
     assert torch.equal(rule.gradient(x), emitted)
-    close(linear.weight.grad, -expected)
-    rule.gradient(x)  # which adds
-    close(linear.weight.grad, -2 * expected)
+    assert_close(linear.weight.grad, -expected)
+    rule.gradient(x)  # adds to the gradient
+    assert_close(linear.weight.grad, -2 * expected)
     assert torch.equal(linear.weight, before)
 
 
@@ -221,74 +221,74 @@ def test_reward_modulates_eligibility(options, tau_eligibility):
     if "bounds" in options:
         linear.weight.data.clamp_(*options["bounds"])
     reward = torch.randn(40, 3, generator=torch.Generator().manual_seed(1))
-    more = {"reward": reward, "tau_eligibility": tau_eligibility}
-    change, emitted, _ = by_hand(linear, hb.LIFCell(), x, changing=False, **RULE, **options, **more)
+    reward_args = {"reward": reward, "tau_eligibility": tau_eligibility}
+    change, emitted, _ = simulate(linear, hb.LIFCell(), x, changing=False, **RULE, **options, **reward_args)
     expected = linear.weight.detach() + change
     if "bounds" in options:
         expected = expected.clamp(*options["bounds"])
     rule = hb.learn.RewardModulatedSTDP(linear, hb.LIF(), tau_eligibility=tau_eligibility, **RULE, **options)
     assert torch.equal(rule(x), emitted)
     rule.reward(reward)
-    close(linear.weight, expected)
+    assert_close(linear.weight, expected)
 
 
-def test_oja_is_its_equation():
+def test_oja_equals_its_equation():
     linear, x = layer(20, 9), spikes(40, 3, 20)
     before = linear.weight.detach().clone()
     emitted = hb.unroll(hb.LIFCell(), linear(x))[0].detach()
     pre, post, change = torch.zeros(3, 20), torch.zeros(3, 9), torch.zeros(9, 20)
-    for sent, fired in zip(x, emitted, strict=True):
-        pre, post = pre * (1 - 1 / 5) + sent, post * (1 - 1 / 3) + fired
+    for presynaptic, postsynaptic in zip(x, emitted, strict=True):
+        pre, post = pre * (1 - 1 / 5) + presynaptic, post * (1 - 1 / 3) + postsynaptic
         for a, b in zip(pre, post, strict=True):
             change += b[:, None] * (a - b[:, None] * before)
     rule = hb.learn.Oja(linear, hb.LIF(), tau_pre=5.0, tau_post=3.0, rate=0.2)
     assert torch.equal(rule(x), emitted)
-    close(linear.weight.detach(), before + 0.2 * change / (40 * 3))
+    assert_close(linear.weight.detach(), before + 0.2 * change / (40 * 3))
     assert (linear.weight - before).abs().max() > 1e-3
 
 
-def test_oja_normalises_whatever_the_rate():
-    """Weights settle where growth and decay agree; those of inputs that spike together are largest."""
-    together = spikes(400, 1, 1, rate=0.2).expand(-1, -1, 8)
-    x, found = torch.cat([together, spikes(400, 1, 8, rate=0.2, seed=1)], 2), []
+def test_oja_normalizes_at_any_rate():
+    """Weights converge to a balance of growth and decay; inputs that spike together have the largest."""
+    synchronous = spikes(400, 1, 1, rate=0.2).expand(-1, -1, 8)
+    x, result = torch.cat([synchronous, spikes(400, 1, 8, rate=0.2, seed=1)], 2), []
     for rate in (0.5, 1.0):
         linear = layer(16, 3)
         nn.init.uniform_(linear.weight, 0.1, 0.4)
         rule = hb.learn.Oja(linear, hb.LIF(tau=2.0), tau_pre=2.0, tau_post=2.0, rate=rate)
         for _ in range(200):
             rule(x)
-        found.append(linear.weight.detach())
-    torch.testing.assert_close(*found, atol=0.02, rtol=0.02)
-    assert found[0][:, :8].min() > 1.05 * found[0][:, 8:].max()
-    assert found[0].norm(dim=1).max() < 5
+        result.append(linear.weight.detach())
+    torch.testing.assert_close(*result, atol=0.02, rtol=0.02)
+    assert result[0][:, :8].min() > 1.05 * result[0][:, 8:].max()
+    assert result[0].norm(dim=1).max() < 5
 
 
-def test_arguments_that_oja_refuses():
-    for changed, said in [
+def test_oja_refuses_invalid_arguments():
+    for options, message in [
         ({"rate": -1.0}, "rate must be finite and at least 0, got -1.0"),
         ({"rate": float("nan")}, "rate must be finite and at least 0, got nan"),
         ({"tau_pre": 0.5}, "tau_pre is in time steps and must be at least 1, got 0.5"),
     ]:
-        with pytest.raises(ValueError, match=said):
-            hb.learn.Oja(layer(4, 3), hb.LIF(), **{"tau_pre": 2.0, "tau_post": 2.0, **changed})
+        with pytest.raises(ValueError, match=message):
+            hb.learn.Oja(layer(4, 3), hb.LIF(), **{"tau_pre": 2.0, "tau_post": 2.0, **options})
     with pytest.raises(ValueError, match="inputs must be spikes, 0 or 1"):
         hb.learn.Oja(layer(4, 3), hb.LIF(), tau_pre=2.0, tau_post=2.0)(torch.full((5, 1, 4), 0.5))
 
 
 @pytest.mark.parametrize("reward", [0.5, torch.tensor([1.0, -1.0, 0.0]), torch.rand(12, 1)])
 def test_rewards_broadcast(reward):
-    x, found = spikes(12, 3, 20), []
-    for given in (reward, torch.as_tensor(reward).expand(12, 3)):
+    x, result = spikes(12, 3, 20), []
+    for value in (reward, torch.as_tensor(reward).expand(12, 3)):
         linear = layer(20, 9)
         rule = hb.learn.RewardModulatedSTDP(linear, hb.LIF(), tau_eligibility=6.0, **RULE)
         rule(x)
-        rule.reward(given)
-        found.append(linear.weight.detach())
-    assert torch.equal(*found)
-    assert not torch.equal(found[0], layer(20, 9).weight)
+        rule.reward(value)
+        result.append(linear.weight.detach())
+    assert torch.equal(*result)
+    assert not torch.equal(result[0], layer(20, 9).weight)
 
 
-class Drawing(hb.Cell):
+class Sorting(hb.Cell):
     """A step that can't be compiled."""
 
     emits_spikes = True
@@ -297,18 +297,18 @@ class Drawing(hb.Cell):
         return (hb.spike(input_.sort().values - 0.3),)
 
 
-def test_a_cell_that_is_not_compiled():
+def test_a_cell_that_cannot_be_compiled():
     linear, x = layer(20, 9), spikes(10, 2, 20)
     with pytest.raises(Unsupported):
-        hb.learn.STDP(linear, hb.OverTime(Drawing()), backend="cpu", **RULE)(x)
-    expected, emitted, _ = by_hand(linear, Drawing(), x, **RULE)
-    with pytest.warns(hb.SlowPathWarning, match="Drawing is run by the reference loop"):
-        assert torch.equal(hb.learn.STDP(linear, hb.OverTime(Drawing()), **RULE)(x), emitted)
-    close(linear.weight, expected)
+        hb.learn.STDP(linear, hb.OverTime(Sorting()), backend="cpu", **RULE)(x)
+    expected, emitted, _ = simulate(linear, Sorting(), x, **RULE)
+    with pytest.warns(hb.SlowPathWarning, match="Sorting is run by the reference loop"):
+        assert torch.equal(hb.learn.STDP(linear, hb.OverTime(Sorting()), **RULE)(x), emitted)
+    assert_close(linear.weight, expected)
 
 
 @pytest.mark.parametrize(
-    ("changed", "error", "said"),
+    ("options", "error", "message"),
     [
         ({"linear": nn.Conv2d(1, 2, 3)}, TypeError, "linear must be a torch.nn.Linear or .*, got Conv2d"),
         ({"neurons": hb.LIFCell()}, TypeError, "neurons must be a layer of neurons, .* got LIFCell"),
@@ -323,19 +323,19 @@ def test_a_cell_that_is_not_compiled():
     ],
 )
 @pytest.mark.parametrize("kind", [hb.learn.STDP, hb.learn.RewardModulatedSTDP])
-def test_arguments_that_are_refused(kind, changed, error, said):
-    given = {"linear": nn.Linear(4, 3), "neurons": hb.LIF(), **RULE, **changed}
-    with pytest.raises(error, match=said):
-        kind(given.pop("linear"), given.pop("neurons"), **given)
+def test_invalid_arguments_are_refused(kind, options, error, message):
+    arguments = {"linear": nn.Linear(4, 3), "neurons": hb.LIF(), **RULE, **options}
+    with pytest.raises(error, match=message):
+        kind(arguments.pop("linear"), arguments.pop("neurons"), **arguments)
 
 
-def test_a_backend_that_is_refused():
+def test_an_unknown_backend_is_refused():
     with pytest.raises(ValueError, match="backend must be one of auto, cpu, reference; got 'triton'"):
         hb.learn.STDP(nn.Linear(4, 3), hb.LIF(), backend="triton", **RULE)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-def test_inputs_that_are_refused(backend):
+def test_invalid_inputs_are_refused(backend):
     linear, x = layer(20, 9), spikes(10, 2, 20)
     before = linear.weight.detach().clone()
     rule = hb.learn.STDP(linear, hb.LIF(), backend=backend, **RULE)
@@ -357,7 +357,7 @@ def test_inputs_that_are_refused(backend):
     assert linear.weight.grad is None
 
 
-def test_rewards_that_are_refused():
+def test_invalid_rewards_are_refused():
     rule = hb.learn.RewardModulatedSTDP(layer(20, 9), hb.LIF(), **RULE)
     with pytest.raises(RuntimeError, match="run a sequence first"):
         rule.reward(1.0)

@@ -63,7 +63,7 @@ def state_by_synapse(layer, optimizer):
     ("rule", "delays"), [*((rule, False) for rule in RULES), ("DeepR", True), ("SET", True)]
 )
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_rows_stay_sorted_and_state_follows(rule, optimizer, delays):
+def test_rows_stay_sorted_and_state_follows_its_synapse(rule, optimizer, delays):
     net = network(delays=delays)
     layer = net[0]
     parameter, versions = layer.weight, (layer.targets._version, layer.row_starts._version)
@@ -80,13 +80,13 @@ def test_rows_stay_sorted_and_state_follows(rule, optimizer, delays):
         assert layer.weight is parameter
         assert len(keys) == len(layer.targets) == layer.row_starts[-1] == count
         assert keys == sorted(keys)
-        kept, new = before["weight"].keys() & keys, keys - before["weight"].keys()
+        common, new = before["weight"].keys() & keys, keys - before["weight"].keys()
         moved += len(new)
         for name, values in after.items():
             assert all(values[key] == 0 for key in new)
             if name != "weight":  # DEEP R changes weights
-                removed_and_added = {key for key in kept if after["weight"][key] == 0}
-                assert all(values[key] == before[name][key] for key in kept - removed_and_added)
+                removed_and_added = {key for key in common if after["weight"][key] == 0}
+                assert all(values[key] == before[name][key] for key in common - removed_and_added)
     assert moved > 0
     assert layer.targets._version > versions[0]
     assert layer.row_starts._version > versions[1]
@@ -94,7 +94,7 @@ def test_rows_stay_sorted_and_state_follows(rule, optimizer, delays):
         assert torch.equal(layer.delays.sort().values, delays_before)
 
 
-def test_deep_r_keeps_signs_and_removes_exactly_what_crosses_zero():
+def test_deep_r_keeps_signs_and_removes_weights_that_cross_zero():
     net = network()
     layer = net[0]
     optimizer = torch.optim.SGD([layer.weight], lr=0.1)
@@ -143,15 +143,15 @@ def test_new_pairs_are_uniform():
     counts, generator = torch.zeros(20), np.random.default_rng(0)
     present = torch.tensor([0, 3, 4, 11, 19])
     for _ in range(4000):
-        drawn = draw_absent(present, 3, 20, generator)
-        assert drawn.unique().numel() == 3
-        counts[drawn] += 1
+        pairs = draw_absent(present, 3, 20, generator)
+        assert pairs.unique().numel() == 3
+        counts[pairs] += 1
     assert counts[present].sum() == 0
     absent = counts[counts > 0]
     assert len(absent) == 15
     assert ((absent - 800).square() / (800 * 0.8)).sum() < 36  # chi-squared: exceeded with probability 0.1%
-    everything = draw_absent(present, 15, 20, generator)
-    assert sorted([*everything.tolist(), *present.tolist()]) == list(range(20))
+    all_absent = draw_absent(present, 15, 20, generator)
+    assert sorted([*all_absent.tolist(), *present.tolist()]) == list(range(20))
 
 
 def test_set_removes_the_weakest_of_each_sign():
@@ -165,8 +165,8 @@ def test_set_removes_the_weakest_of_each_sign():
     after = synapses(layer, layer.weight)
     for sign in (-1, 1):
         by_strength = sorted((abs(w), key) for key, w in before.items() if w * sign > 0)
-        kept = {key for key in after if after[key] * sign > 0}
-        assert kept == {key for _, key in by_strength[len(by_strength) // 2 :]}
+        remaining = {key for key in after if after[key] * sign > 0}
+        assert remaining == {key for _, key in by_strength[len(by_strength) // 2 :]}
 
 
 @pytest.mark.parametrize("block", [1 << 20, 20])
@@ -202,7 +202,7 @@ def test_rigl_adds_the_pairs_with_the_largest_gradients(block, monkeypatch):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_same_seed_same_synapses_and_resumes(rule):
+def test_equal_seeds_give_equal_synapses_also_after_resuming(rule):
     def run(pieces, seed=0):
         net = network()
         optimizer = torch.optim.Adam(net.parameters(), lr=0.02)

@@ -1,4 +1,4 @@
-"""The example that compares rules: its loss, and how settings are chosen."""
+"""The example that compares rules: its loss, and the selection of settings."""
 
 import json
 import sys
@@ -27,17 +27,17 @@ def test_the_loss_of_the_last_steps_is_the_sum_of_its_chunks(example, chunk):
     outputs, labels = torch.randn(10, 4, 3), torch.randint(3, (4,))
     loss = example.chunk_loss(labels, 6, 4)
     parts = [loss(first, outputs[first : first + chunk]) for first in range(0, 10, chunk)]
-    found = sum(one for one in parts if one is not None)
-    each = [functional.cross_entropy(y, labels) for y in outputs[6:]]
-    torch.testing.assert_close(found, torch.stack(each).mean())
+    total = sum(part for part in parts if part is not None)
+    losses = [functional.cross_entropy(y, labels) for y in outputs[6:]]
+    torch.testing.assert_close(total, torch.stack(losses).mean())
 
 
-def test_the_first_seed_chooses_by_validation_and_the_table_shows_the_chosen(example, monkeypatch, tmp_path):
+def test_the_first_seed_selects_settings_by_validation(example, monkeypatch, tmp_path):
     def run(task, kind, readout, rule, seed, settings):
-        right = 0.5 + settings.learning_rate
-        named = {"task": task.name, "network": kind, "readout": readout, "rule": rule, "seed": seed}
-        results = {"epochs": 12, "validation": right, "test": 0.9 - right + seed / 10}
-        return {**named, **settings._asdict(), **results}
+        accuracy = 0.5 + settings.learning_rate
+        labels = {"task": task.name, "network": kind, "readout": readout, "rule": rule, "seed": seed}
+        results = {"epochs": 12, "validation": accuracy, "test": 0.9 - accuracy + seed / 10}
+        return {**labels, **settings._asdict(), **results}
 
     monkeypatch.setattr(example, "run", run)
     task = example.TASKS["mnist-1d"]

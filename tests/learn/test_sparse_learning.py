@@ -104,9 +104,9 @@ def test_state_of_sparse_traces_is_restored():
     continued = hb.learn.online(net)
     continued.load_state_dict(learner.state_dict())
     grads = []
-    for each in (learner, continued):
+    for current in (learner, continued):
         net.zero_grad()
-        each.steps(x[4:]).square().sum().backward()
+        current.steps(x[4:]).square().sum().backward()
         grads.append(sparse.weight.grad.clone())
     assert torch.equal(*grads)
     assert "synapse" in hb.learn.explain(net)
